@@ -1,0 +1,15 @@
+//! The hardware that daxlab emulates: a DAX device over shared memory, the words that pin its pages, the ledger of who
+//! owns which page since when, and the few runtime pieces (clock, generator, wait queue) that everything above shares.
+//!
+//! This crate knows no files. A pin holder, a waiter and an owner are opaque numbers here; what they mean is decided
+//! by the crates above. Imports run down only: `workloads -> rdma-sim -> fs-sim -> emulator`.
+
+pub mod gate;
+pub mod registry;
+pub mod rng;
+pub mod sync;
+pub mod time;
+pub mod wait;
+pub mod world;
+
+pub use world::World;

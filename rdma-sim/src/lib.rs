@@ -1,0 +1,1 @@
+//! The software RDMA NIC: verbs, queue pairs, protection, the in-process transport.

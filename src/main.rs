@@ -1,0 +1,2 @@
+//! The `daxlab` command.
+fn main() {}

@@ -1,0 +1,1 @@
+//! Races between registrations and layout changes, the jobs that describe them, and the oracle.
