@@ -4,12 +4,17 @@
 //! This crate knows no files. A pin holder, a waiter and an owner are opaque numbers here; what they mean is decided
 //! by the crates above. Imports run down only: `workloads -> rdma-sim -> fs-sim -> emulator`.
 
+pub mod device;
 pub mod gate;
+pub mod ledger;
+pub mod pin;
 pub mod registry;
 pub mod rng;
 pub mod sync;
 pub mod time;
+pub mod trace;
 pub mod wait;
+pub mod words;
 pub mod world;
 
 pub use world::World;

@@ -61,3 +61,9 @@ impl Clock {
         }
     }
 }
+
+/// The machine's calendar time, for the heads of log files: since 1970-01-01 UTC, zero if the machine's clock stands before.
+/// Nothing simulated reads it.
+pub fn since_epoch() -> Duration {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default()
+}

@@ -17,6 +17,9 @@ mod rcu;
 
 pub use rcu::Rcu;
 pub use std::sync::Arc;
+/// A value set once and then read without a lock. Set it under a [`Mutex`] of the facade: two setters at once would block
+/// each other where no explorer can see it.
+pub use std::sync::OnceLock;
 
 #[cfg(daxlab_loom)]
 use loom as backend;
@@ -28,6 +31,12 @@ use std as backend;
 /// Atomic integers of the chosen backend.
 pub mod atomic {
     pub use super::backend::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
+}
+
+/// The machine's own atomics, whatever the backend: for words that live in a shared mapping, where an explorer's atomics
+/// (larger than 8 bytes, and not plain memory) can't stand. Nothing that two threads agree by may use them.
+pub mod machine {
+    pub use std::sync::atomic::{AtomicU64, Ordering};
 }
 
 /// Threads of the chosen backend. There is no sleep: waiting is [`crate::wait`]'s business.

@@ -1,0 +1,388 @@
+//! The DAX device: a region of shared memory that simulated files live in and simulated NICs write to.
+//!
+//! It owns the mapping and the file behind it (an anonymous memory file, or an image). Invariants: an access either lies
+//! wholly inside the device or fails without touching anything; concurrent accesses never tear an aligned 8-byte word;
+//! memory is used only where something was written. Kernel counterpart: `struct dax_device` (drivers/dax/super.c) over
+//! `pmem_dax_direct_access` (drivers/nvdimm/pmem.c).
+//!
+//! Nothing here orders anything: bytes are copied by relaxed word accesses (see `copy`), as a real DMA does it. What makes a
+//! copy visible to somebody is what tells him of it: a completion, a mutex, a pin word.
+//!
+//! # Drop order
+//! [`Device`] unmaps in `drop`, then its file closes and with it the image's lock goes. So no other run can take the image
+//! while this one could still write to it.
+
+mod copy;
+#[cfg(all(test, not(any(daxlab_loom, daxlab_shuttle))))]
+mod tests;
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::{Path, PathBuf};
+use std::ptr::NonNull;
+
+use rustix::fs::{FallocateFlags, FlockOperation, MemfdFlags};
+use rustix::mm::{MapFlags, MsyncFlags, ProtFlags};
+
+use crate::pin::PageRange;
+use crate::sync::machine::{AtomicU64, Ordering};
+
+/// Bytes in a page, the unit of a pin.
+pub const PAGE: u64 = 4096;
+/// Bytes in a folio, the unit of a device's size.
+pub const FOLIO: u64 = 2 << 20;
+/// The largest device: 1 TiB.
+pub const MAX_BYTES: u64 = 1 << 40;
+
+/// Why a device could not be had.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The size is none a device can have.
+    #[error("a device of {asked} bytes: the size must be a multiple of 2 MiB, at least 2 MiB and at most 1 TiB")]
+    Size {
+        /// Bytes asked for.
+        asked: u64,
+    },
+    /// Another run, or another device of this one, uses the image.
+    #[error("image {path}: in use by another run (it holds the lock); wait for its end or name another image")]
+    Locked {
+        /// The image.
+        path: PathBuf,
+    },
+    /// The image exists and is smaller than the device asked for. It was left alone.
+    #[error(
+        "image {path}: {found} bytes, but a device of {asked} was asked for; ask for less, enlarge it with `truncate -s`, or name another image"
+    )]
+    TooSmall {
+        /// The image.
+        path: PathBuf,
+        /// Bytes asked for.
+        asked: u64,
+        /// Bytes found.
+        found: u64,
+    },
+    /// The path names a folder, a pipe or a device node.
+    #[error("image {path}: not a regular file; name a file, or a path that does not exist yet")]
+    NotAFile {
+        /// The path.
+        path: PathBuf,
+    },
+    /// The operating system refused.
+    #[error("{what}: {source}")]
+    Os {
+        /// What was tried, on what.
+        what: String,
+        /// Its error.
+        source: io::Error,
+    },
+}
+
+/// Why an access was refused. Nothing was read or written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AccessError {
+    /// Not wholly inside the device.
+    #[error("{len} bytes at offset {offset} of a device of {bytes} bytes")]
+    OutOfRange {
+        /// First byte asked for.
+        offset: u64,
+        /// How many bytes.
+        len: u64,
+        /// The size of the device in bytes.
+        bytes: u64,
+    },
+    /// An atomic access that is not aligned to its 8 bytes.
+    #[error("atomic access at offset {offset}, which is not a multiple of 8")]
+    Misaligned {
+        /// The byte asked for.
+        offset: u64,
+    },
+}
+
+/// What is behind the mapping.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Medium {
+    Memory,
+    Image(PathBuf),
+}
+
+/// See the module. Shared freely between threads; every method takes `&self`.
+#[derive(Debug)]
+pub struct Device {
+    base: NonNull<u8>,
+    bytes: u64,
+    medium: Medium,
+    file: File,
+}
+
+// SAFETY: the mapping belongs to no thread, and shared access to its bytes is by atomic words only.
+unsafe impl Send for Device {}
+// SAFETY: as above.
+unsafe impl Sync for Device {}
+
+impl Device {
+    /// A device of `bytes` in anonymous shared memory, all zero. Memory is taken page by page as it is written.
+    ///
+    /// # Errors
+    /// [`OpenError::Size`], or [`OpenError::Os`].
+    pub fn memory(bytes: u64) -> Result<Device, OpenError> {
+        check_size(bytes)?;
+        let os = |source: rustix::io::Errno| OpenError::Os {
+            what: format!("making a memory device of {bytes} bytes"),
+            source: source.into(),
+        };
+        let file = rustix::fs::memfd_create("daxlab", MemfdFlags::CLOEXEC).map_err(os)?;
+        rustix::fs::ftruncate(&file, bytes).map_err(os)?;
+        Device::map(file.into(), bytes, Medium::Memory)
+    }
+
+    /// A device of `bytes` over the image file at `path`: made sparse if there is none (or an empty one), else opened as it
+    /// is; of a larger one the first `bytes` are used. The file stays locked (`flock`) for the life of the device, and must
+    /// not be truncated by others meanwhile: as with any mapped file, an access past its end is a SIGBUS, and so is a
+    /// write for which its filesystem has no room left.
+    ///
+    /// # Errors
+    /// Any [`OpenError`]; an image that existed is unchanged then.
+    pub fn image(path: &Path, bytes: u64) -> Result<Device, OpenError> {
+        check_size(bytes)?;
+        let named = || path.to_path_buf();
+        let os =
+            |what: &str, source: io::Error| OpenError::Os { what: format!("{what} image {}", path.display()), source };
+        // Looked at before opening: opening a pipe would block.
+        if path.metadata().is_ok_and(|found| !found.is_file()) {
+            return Err(OpenError::NotAFile { path: named() });
+        }
+        let mut options = OpenOptions::new();
+        let file = options.read(true).write(true).create(true).truncate(false).open(path);
+        let file = file.map_err(|error| os("opening", error))?;
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::WOULDBLOCK) => return Err(OpenError::Locked { path: named() }),
+            Err(error) => return Err(os("locking", error.into())),
+        }
+        let found = file.metadata().map_err(|error| os("looking at", error))?.len();
+        if found == 0 {
+            file.set_len(bytes).map_err(|error| os("enlarging", error))?;
+        } else if found < bytes {
+            return Err(OpenError::TooSmall { path: named(), asked: bytes, found });
+        }
+        Device::map(file, bytes, Medium::Image(named()))
+    }
+
+    fn map(file: File, bytes: u64, medium: Medium) -> Result<Device, OpenError> {
+        let os = |source| OpenError::Os { what: format!("mapping a device of {bytes} bytes"), source };
+        let len = usize::try_from(bytes).map_err(|error| os(io::Error::other(error)))?;
+        // SAFETY: a fresh mapping at an address of the kernel's choice overlaps nothing of ours.
+        let base = unsafe {
+            rustix::mm::mmap(
+                std::ptr::null_mut(),
+                len,
+                ProtFlags::READ | ProtFlags::WRITE,
+                MapFlags::SHARED | MapFlags::NORESERVE,
+                &file,
+                0,
+            )
+        };
+        let base = NonNull::new(base.map_err(|error| os(error.into()))?.cast())
+            .ok_or_else(|| os(io::Error::other("mapped at address 0")))?;
+        Ok(Device { base, bytes, medium, file })
+    }
+
+    /// Its size in bytes: a multiple of 2 MiB.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Its size in 4 KiB pages.
+    pub fn pages(&self) -> u64 {
+        self.bytes / PAGE
+    }
+
+    /// The image's path; none for a memory device.
+    pub fn path(&self) -> Option<&Path> {
+        match &self.medium {
+            Medium::Memory => None,
+            Medium::Image(path) => Some(path),
+        }
+    }
+
+    /// The file behind the device, of at least [`Device::bytes`] bytes: for mapping it elsewhere, such as into a guest.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+
+    /// Reads `into.len()` bytes at byte `offset`.
+    ///
+    /// # Errors
+    /// [`AccessError::OutOfRange`].
+    pub fn read(&self, offset: u64, into: &mut [u8]) -> Result<(), AccessError> {
+        let at = self.at(offset, into.len() as u64)?;
+        // SAFETY: inside the mapping, whose ends are word-aligned; everybody accesses it as words.
+        unsafe { copy::load(at, into) };
+        Ok(())
+    }
+
+    /// Writes `from` at byte `offset`. Bytes beside it are never disturbed, whoever writes them meanwhile.
+    ///
+    /// # Errors
+    /// [`AccessError::OutOfRange`].
+    pub fn write(&self, offset: u64, from: &[u8]) -> Result<(), AccessError> {
+        let at = self.at(offset, from.len() as u64)?;
+        // SAFETY: inside the mapping, whose ends are word-aligned; everybody accesses it as words.
+        unsafe { copy::store(at, from) };
+        Ok(())
+    }
+
+    /// Copies `len` bytes from byte `src` to byte `dst`; the two may overlap.
+    ///
+    /// # Errors
+    /// [`AccessError::OutOfRange`].
+    pub fn copy_within(&self, src: u64, dst: u64, len: u64) -> Result<(), AccessError> {
+        let (from, to) = (self.at(src, len)?, self.at(dst, len)?);
+        if (src | dst | len).is_multiple_of(8) && src.abs_diff(dst) >= len {
+            // SAFETY: both lie inside the mapping, are aligned, and do not overlap. `len` fits: the mapping is longer.
+            unsafe { copy::copy_words(to, from, (len / 8) as usize) };
+            return Ok(());
+        }
+        // By way of a private piece; from the end if the source's tail would be overwritten before it is read.
+        let mut piece = [0u8; PAGE as usize];
+        let mut done = 0;
+        while done < len {
+            let now = (len - done).min(PAGE);
+            let skip = if dst > src { len - done - now } else { done };
+            let piece = &mut piece[..now as usize];
+            self.read(src + skip, piece)?;
+            self.write(dst + skip, piece)?;
+            done += now;
+        }
+        Ok(())
+    }
+
+    /// Sets every byte of `pages` to `byte`. Takes memory for pages that had none; see [`Device::discard`].
+    ///
+    /// # Errors
+    /// [`AccessError::OutOfRange`].
+    pub fn fill(&self, pages: PageRange, byte: u8) -> Result<(), AccessError> {
+        let (offset, len) = self.bytes_of(pages)?;
+        let at = self.at(offset, len)?;
+        // SAFETY: whole pages inside the mapping. `len` fits: the mapping is longer.
+        unsafe { copy::fill_words(at, u64::from_ne_bytes([byte; 8]), (len / 8) as usize) };
+        Ok(())
+    }
+
+    /// [`Device::fill`] with 0.
+    ///
+    /// # Errors
+    /// [`AccessError::OutOfRange`].
+    pub fn zero(&self, pages: PageRange) -> Result<(), AccessError> {
+        self.fill(pages, 0)
+    }
+
+    /// Gives the memory (or the image's disk space) behind `pages` back; they read as zero from then on, and take memory
+    /// again when written. True if it was given back; false if what holds the device can't punch holes and the pages were
+    /// overwritten with zeros instead. The device keeps its size, and accesses that run meanwhile see old bytes or zeros.
+    ///
+    /// A real device has nothing like it (its memory is always there): it exists so that a run over a large sparse device
+    /// stays as small as its live data.
+    ///
+    /// # Errors
+    /// [`AccessError::OutOfRange`].
+    pub fn discard(&self, pages: PageRange) -> Result<bool, AccessError> {
+        let (offset, len) = self.bytes_of(pages)?;
+        if len == 0 {
+            return Ok(true);
+        }
+        let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        if rustix::fs::fallocate(&self.file, punch, offset, len).is_ok() {
+            return Ok(true);
+        }
+        self.zero(pages)?;
+        Ok(false)
+    }
+
+    /// Loads the 8 bytes at `offset`, in the machine's byte order. SeqCst, like all the atomics here: an RDMA atomic is
+    /// ordered against everything of its queue pair.
+    ///
+    /// # Errors
+    /// [`AccessError::OutOfRange`], [`AccessError::Misaligned`].
+    pub fn load_u64(&self, offset: u64) -> Result<u64, AccessError> {
+        Ok(self.word(offset)?.load(Ordering::SeqCst))
+    }
+
+    /// Stores `value` to the 8 bytes at `offset`; never torn. Errors as [`Device::load_u64`].
+    ///
+    /// # Errors
+    /// [`AccessError::OutOfRange`], [`AccessError::Misaligned`].
+    pub fn store_u64(&self, offset: u64, value: u64) -> Result<(), AccessError> {
+        self.word(offset)?.store(value, Ordering::SeqCst);
+        Ok(())
+    }
+
+    /// Adds `value` to the 8 bytes at `offset`, wrapping, and returns what stood there. RDMA FETCH_ADD.
+    ///
+    /// # Errors
+    /// [`AccessError::OutOfRange`], [`AccessError::Misaligned`].
+    pub fn fetch_add_u64(&self, offset: u64, value: u64) -> Result<u64, AccessError> {
+        Ok(self.word(offset)?.fetch_add(value, Ordering::SeqCst))
+    }
+
+    /// Puts `new` into the 8 bytes at `offset` if `expected` stands there; returns what stood there. RDMA CMP_SWAP.
+    ///
+    /// # Errors
+    /// [`AccessError::OutOfRange`], [`AccessError::Misaligned`].
+    pub fn compare_exchange_u64(&self, offset: u64, expected: u64, new: u64) -> Result<u64, AccessError> {
+        let outcome = self.word(offset)?.compare_exchange(expected, new, Ordering::SeqCst, Ordering::SeqCst);
+        Ok(outcome.unwrap_or_else(|found| found))
+    }
+
+    /// Writes what was stored to the image and waits until its disk has it. Nothing to do for a memory device.
+    ///
+    /// # Errors
+    /// What `msync` or `fdatasync` returned; what is durable is unknown then.
+    pub fn sync(&self) -> io::Result<()> {
+        if self.medium == Medium::Memory {
+            return Ok(());
+        }
+        // SAFETY: the whole mapping, which is alive; msync changes no byte of it.
+        unsafe { rustix::mm::msync(self.base.as_ptr().cast(), self.bytes as usize, MsyncFlags::SYNC)? };
+        Ok(rustix::fs::fdatasync(&self.file)?)
+    }
+
+    /// The address of byte `offset`, from which `len` bytes lie inside the device.
+    fn at(&self, offset: u64, len: u64) -> Result<*mut u8, AccessError> {
+        if offset > self.bytes || len > self.bytes - offset {
+            return Err(AccessError::OutOfRange { offset, len, bytes: self.bytes });
+        }
+        // SAFETY: at most one past the end of the mapping.
+        Ok(unsafe { self.base.as_ptr().add(offset as usize) })
+    }
+
+    /// The word at `offset`.
+    fn word(&self, offset: u64) -> Result<&AtomicU64, AccessError> {
+        let at = self.at(offset, 8)?;
+        if !offset.is_multiple_of(8) {
+            return Err(AccessError::Misaligned { offset });
+        }
+        // SAFETY: inside the mapping, which lives as long as `self`; aligned, because the mapping is; words only.
+        Ok(unsafe { AtomicU64::from_ptr(at.cast()) })
+    }
+
+    /// Byte offset and length of `pages`; checked for overflow, not against the device's size.
+    fn bytes_of(&self, pages: PageRange) -> Result<(u64, u64), AccessError> {
+        let (offset, len) = (pages.start().saturating_mul(PAGE), pages.len().saturating_mul(PAGE));
+        self.at(offset, len)?;
+        Ok((offset, len))
+    }
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        // SAFETY: our own mapping, of which no reference outlives `self`. An error could only mean that it isn't mapped.
+        let _ = unsafe { rustix::mm::munmap(self.base.as_ptr().cast(), self.bytes as usize) };
+    }
+}
+
+fn check_size(asked: u64) -> Result<(), OpenError> {
+    let fine = asked.is_multiple_of(FOLIO) && (FOLIO..=MAX_BYTES).contains(&asked);
+    if fine { Ok(()) } else { Err(OpenError::Size { asked }) }
+}

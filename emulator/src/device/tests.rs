@@ -1,0 +1,255 @@
+//! Tests of the device: accesses against a plain byte vector, concurrency by words, images and their refusals.
+
+use super::*;
+use crate::sync::thread;
+use proptest::prelude::*;
+
+const SIZE: u64 = FOLIO;
+
+fn device() -> Device {
+    Device::memory(SIZE).expect("a memory file of 2 MiB")
+}
+
+fn pages(start: u64, len: u64) -> PageRange {
+    PageRange::new(start, len)
+}
+
+#[test]
+fn sizes_that_no_device_has_are_refused() {
+    for asked in [0, 1, PAGE, FOLIO - 1, FOLIO + PAGE, MAX_BYTES + FOLIO, u64::MAX] {
+        assert!(matches!(Device::memory(asked), Err(OpenError::Size { asked: a }) if a == asked), "{asked}");
+    }
+}
+
+#[test]
+fn a_terabyte_is_sparse() {
+    let device = Device::memory(MAX_BYTES).unwrap();
+    assert_eq!(device.pages(), 1 << 28);
+    device.write(MAX_BYTES - 3, b"end").unwrap();
+    let mut end = [0; 4];
+    device.read(MAX_BYTES - 4, &mut end).unwrap();
+    assert_eq!(&end, b"\0end");
+    let used = rustix::fs::fstat(device.fd()).unwrap().st_blocks * 512;
+    assert!((1..=FOLIO as i64).contains(&used), "{used} bytes used");
+}
+
+/// Every access at the edges of the device fails whole or succeeds whole, and never panics.
+#[test]
+fn out_of_range_is_an_error_and_touches_nothing() {
+    let device = device();
+    device.fill(pages(0, device.pages()), 0xaa).unwrap();
+    let outside = |offset, len| AccessError::OutOfRange { offset, len, bytes: SIZE };
+    for offset in [SIZE - 7, SIZE, SIZE + 1, u64::MAX] {
+        assert_eq!(device.read(offset, &mut [0; 8]), Err(outside(offset, 8)));
+        assert_eq!(device.write(offset, &[0; 8]), Err(outside(offset, 8)));
+        assert_eq!(device.copy_within(offset, 0, 8), Err(outside(offset, 8)));
+        assert_eq!(device.copy_within(0, offset, 8), Err(outside(offset, 8)));
+        assert_eq!(device.load_u64(offset), Err(outside(offset, 8)));
+        assert_eq!(device.fetch_add_u64(offset, 1), Err(outside(offset, 8)));
+    }
+    for range in [pages(device.pages(), 1), pages(0, device.pages() + 1), pages(u64::MAX, 1), pages(1, u64::MAX)] {
+        assert!(matches!(device.zero(range), Err(AccessError::OutOfRange { .. })), "{range}");
+        assert!(matches!(device.discard(range), Err(AccessError::OutOfRange { .. })), "{range}");
+    }
+    assert_eq!(device.store_u64(12, 0), Err(AccessError::Misaligned { offset: 12 }));
+    assert_eq!(device.read(SIZE, &mut []), Ok(()), "nothing, at the very end");
+    let mut all = vec![0; SIZE as usize];
+    device.read(0, &mut all).unwrap();
+    assert!(all.iter().all(|byte| *byte == 0xaa));
+}
+
+#[test]
+fn atomics_say_what_stood_there() {
+    let device = device();
+    device.store_u64(64, 5).unwrap();
+    assert_eq!(device.compare_exchange_u64(64, 4, 9), Ok(5));
+    assert_eq!(device.compare_exchange_u64(64, 5, u64::MAX), Ok(5));
+    assert_eq!(device.fetch_add_u64(64, 2), Ok(u64::MAX));
+    assert_eq!(device.load_u64(64), Ok(1));
+    let mut bytes = [0; 8];
+    device.read(64, &mut bytes).unwrap();
+    assert_eq!(u64::from_ne_bytes(bytes), 1, "the same memory");
+}
+
+#[test]
+fn discard_gives_memory_back_and_reads_zero() {
+    let device = device();
+    device.fill(pages(0, 512), 7).unwrap();
+    let used = || rustix::fs::fstat(device.fd()).unwrap().st_blocks * 512;
+    let before = used();
+    assert_eq!(device.discard(pages(16, 480)), Ok(true));
+    assert!(used() < before);
+    let byte = |offset| {
+        let mut byte = [9];
+        device.read(offset, &mut byte).unwrap();
+        byte[0]
+    };
+    assert_eq!([byte(16 * PAGE - 1), byte(16 * PAGE), byte(496 * PAGE - 1), byte(496 * PAGE)], [7, 0, 0, 7]);
+    assert_eq!(rustix::fs::fstat(device.fd()).unwrap().st_size as u64, SIZE, "the size stays");
+    assert_eq!(device.discard(pages(3, 0)), Ok(true));
+}
+
+#[derive(Clone, Debug)]
+enum Op {
+    Write(u64, Vec<u8>),
+    Read(u64, usize),
+    Copy(u64, u64, u64),
+    Fill(u64, u64, u8),
+    Discard(u64, u64),
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    // Short lengths take the loop of words, long ones the string instruction; odd ones leave heads and tails.
+    let len = || prop_oneof![0u64..40, 700u64..900, 4000u64..20_000];
+    let at = || 0..6 * PAGE;
+    prop_oneof![
+        (at(), len(), any::<u8>())
+            .prop_map(|(at, len, salt)| Op::Write(at, (0..len).map(|n| (n as u8).wrapping_mul(31) ^ salt).collect())),
+        (at(), len()).prop_map(|(at, len)| Op::Read(at, len as usize)),
+        (at(), at(), len()).prop_map(|(src, dst, len)| Op::Copy(src, dst, len)),
+        (at(), at(), len()).prop_map(|(src, dst, len)| Op::Copy(src & !7, dst & !7, len & !7)),
+        (0u64..10, 0u64..4, any::<u8>()).prop_map(|(start, len, byte)| Op::Fill(start, len, byte)),
+        (0u64..10, 0u64..4).prop_map(|(start, len)| Op::Discard(start, len)),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+
+    /// Any sequence of accesses does to the device what it does to a byte vector; whole device compared after each.
+    #[test]
+    fn agrees_with_a_byte_vector(ops in prop::collection::vec(op(), 1..20)) {
+        let device = device();
+        let mut model = vec![0u8; 16 * PAGE as usize];
+        for op in ops {
+            match op {
+                Op::Write(at, bytes) => {
+                    device.write(at, &bytes).unwrap();
+                    model[at as usize..][..bytes.len()].copy_from_slice(&bytes);
+                }
+                Op::Read(at, len) => {
+                    let mut found = vec![0x55; len];
+                    device.read(at, &mut found).unwrap();
+                    prop_assert_eq!(&found, &model[at as usize..][..len]);
+                }
+                Op::Copy(src, dst, len) => {
+                    device.copy_within(src, dst, len).unwrap();
+                    model.copy_within(src as usize..(src + len) as usize, dst as usize);
+                }
+                Op::Fill(start, len, byte) => {
+                    device.fill(pages(start, len), byte).unwrap();
+                    model[(start * PAGE) as usize..][..(len * PAGE) as usize].fill(byte);
+                }
+                Op::Discard(start, len) => {
+                    device.discard(pages(start, len)).unwrap();
+                    model[(start * PAGE) as usize..][..(len * PAGE) as usize].fill(0);
+                }
+            }
+            let mut found = vec![0x55; model.len()];
+            device.read(0, &mut found).unwrap();
+            prop_assert!(found == model, "the device differs from the model");
+        }
+    }
+}
+
+/// Writers of neighbouring bytes in one word, at full speed: nobody's byte is lost to another's merge.
+#[test]
+fn neighbours_in_a_word_do_not_disturb_each_other() {
+    let device = device();
+    thread::scope(|scope| {
+        for lane in 0..3u64 {
+            let device = &device;
+            scope.spawn(move || {
+                // Bytes 5..8, 8..11 and 11..14: two words, every one shared by two writers.
+                for round in 0..20_000u32 {
+                    let bytes = [round as u8, (round >> 8) as u8, lane as u8];
+                    device.write(5 + lane * 3, &bytes).unwrap();
+                    let mut found = [0; 3];
+                    device.read(5 + lane * 3, &mut found).unwrap();
+                    assert_eq!(found, bytes, "round {round} of writer {lane}");
+                }
+            });
+        }
+    });
+}
+
+/// A block copied by one thread while another rewrites it: words may mix, but no word is torn, whichever way it is copied.
+#[test]
+fn a_racing_copy_never_tears_a_word() {
+    let device = device();
+    let pattern = |byte: u8| vec![byte; PAGE as usize];
+    let (ones, twos) = (pattern(0x11), pattern(0x22));
+    let whole = |bytes: &[u8]| bytes.as_chunks::<8>().0.iter().all(|w| [[0; 8], [0x11; 8], [0x22; 8]].contains(w));
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            for round in 0..5_000 {
+                device.write(0, if round % 2 == 0 { &ones } else { &twos }).unwrap();
+            }
+        });
+        scope.spawn(|| {
+            for round in 0..5_000 {
+                let mut found = pattern(0);
+                // Long and short copies: the string instruction and the loop of words.
+                let len = if round % 2 == 0 { PAGE } else { 256 };
+                device.read(0, &mut found[..len as usize]).unwrap();
+                assert!(whole(&found), "torn in round {round}");
+                device.copy_within(0, PAGE, len).unwrap();
+                device.read(PAGE, &mut found).unwrap();
+                assert!(whole(&found), "torn by a copy in round {round}");
+            }
+        });
+    });
+}
+
+#[test]
+fn atomic_adds_from_several_threads_all_count() {
+    let device = device();
+    thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| {
+                for _ in 0..10_000 {
+                    device.fetch_add_u64(4096, 1).unwrap();
+                }
+            });
+        }
+    });
+    assert_eq!(device.load_u64(4096), Ok(30_000));
+}
+
+#[test]
+fn an_image_is_made_sparse_kept_and_locked() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("pmem.img");
+    {
+        let device = Device::image(&path, 64 * FOLIO).unwrap();
+        assert_eq!(device.path(), Some(path.as_path()));
+        let found = path.metadata().unwrap();
+        assert_eq!(found.len(), 64 * FOLIO);
+        assert!(std::os::unix::fs::MetadataExt::blocks(&found) * 512 < FOLIO, "not sparse");
+        device.write(FOLIO + 5, b"persists").unwrap();
+        device.sync().unwrap();
+        assert!(matches!(Device::image(&path, FOLIO), Err(OpenError::Locked { .. })), "a second device got in");
+    }
+    assert_eq!(&std::fs::read(&path).unwrap()[FOLIO as usize + 5..][..8], b"persists");
+    let again = Device::image(&path, 2 * FOLIO).unwrap();
+    assert_eq!((again.bytes(), path.metadata().unwrap().len()), (2 * FOLIO, 64 * FOLIO), "a larger image is fine");
+    let mut found = [0; 8];
+    again.read(FOLIO + 5, &mut found).unwrap();
+    assert_eq!(&found, b"persists");
+    assert!(again.read(2 * FOLIO, &mut found).is_err(), "what lies behind the device can't be reached");
+}
+
+#[test]
+fn an_image_that_does_not_fit_is_refused_and_left_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let small = folder.path().join("small.img");
+    std::fs::write(&small, b"precious").unwrap();
+    let error = Device::image(&small, FOLIO).unwrap_err();
+    assert!(matches!(error, OpenError::TooSmall { asked: FOLIO, found: 8, .. }), "{error:?}");
+    let text = error.to_string();
+    assert!(text.contains("small.img: 8 bytes, but a device of 2097152 was asked for"), "{text}");
+    assert_eq!(std::fs::read(&small).unwrap(), b"precious");
+    assert!(matches!(Device::image(folder.path(), FOLIO), Err(OpenError::NotAFile { .. })));
+    let error = Device::image(&folder.path().join("no/such/folder"), FOLIO).unwrap_err();
+    assert!(matches!(&error, OpenError::Os { source, .. } if source.kind() == std::io::ErrorKind::NotFound), "{error}");
+}

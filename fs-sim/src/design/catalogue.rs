@@ -1,0 +1,152 @@
+//! Which designs there are: the presets, and those of files named on the command line.
+//!
+//! Invariant: names are unique across presets and files, so that a result's `name` says one thing.
+
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use super::parse::parse_beside;
+use super::{Design, Preset, presets};
+use crate::input::{InputError, Source};
+
+/// The word of `--design` that stands for every preset.
+pub(super) const ALL: &str = "all";
+
+/// A design and where it comes from. Serialises as `{name, axes{…}, about}`.
+#[derive(Clone, Debug, Serialize)]
+pub struct Entry {
+    /// The design.
+    #[serde(flatten)]
+    pub design: Design,
+    /// Whose position it is, or which file defines it.
+    pub about: String,
+    /// Whether it is the built-in that must show stale DMA; a design of a file never is.
+    pub negative_control: bool,
+}
+
+impl From<&Preset> for Entry {
+    fn from(preset: &Preset) -> Entry {
+        Entry { design: preset.design(), about: preset.about.to_owned(), negative_control: preset.negative_control }
+    }
+}
+
+/// The designs that can be named: presets first, then files in the order they were loaded.
+#[derive(Clone, Debug)]
+pub struct Catalogue {
+    entries: Vec<Entry>,
+    /// Canonical paths of the files loaded, and where their designs are in `entries`.
+    files: Vec<(PathBuf, std::ops::Range<usize>)>,
+}
+
+impl Default for Catalogue {
+    /// The presets alone.
+    fn default() -> Self {
+        let entries = presets().iter().map(Entry::from).collect();
+        Catalogue { entries, files: Vec::new() }
+    }
+}
+
+impl Catalogue {
+    /// Every entry: presets in the document's order, then files in load order.
+    pub fn entries(&self) -> &[Entry] {
+        &self.entries
+    }
+
+    /// The entry of that name.
+    pub fn find(&self, name: &str) -> Option<&Entry> {
+        self.entries.iter().find(|entry| entry.design.name == name)
+    }
+
+    /// Every name, in the order of [`entries`](Self::entries).
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.entries.iter().map(|entry| entry.design.name.as_str())
+    }
+
+    /// Adds the designs of a text; returns them. On an error nothing is added.
+    ///
+    /// # Errors
+    /// As [`parse`](super::parse()), and a name that another loaded file took.
+    pub fn add(&mut self, source: &Source) -> Result<&[Entry], InputError> {
+        let entries = parse_beside(source, self)?;
+        let from = self.entries.len();
+        self.entries.extend(entries);
+        Ok(&self.entries[from..])
+    }
+
+    /// Loads a TOML file; returns its designs. A file named a second time isn't read again.
+    ///
+    /// # Errors
+    /// The file can't be read, or as [`add`](Self::add).
+    pub fn load(&mut self, path: &Path) -> Result<&[Entry], InputError> {
+        let source = Source::read(path)?;
+        // The file was just read, so this fails only if it went away meanwhile; then the path is as good a key.
+        let canonical = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+        let known = self.files.iter().find(|(file, _)| *file == canonical).map(|(_, range)| range.clone());
+        let range = match known {
+            Some(range) => range,
+            None => {
+                let from = self.entries.len();
+                let range = from..from + self.add(&source)?.len();
+                self.files.push((canonical, range.clone()));
+                range
+            }
+        };
+        Ok(&self.entries[range])
+    }
+
+    /// Whether a word of `--design` is a path to a file rather than a name.
+    pub fn is_path(word: &str) -> bool {
+        word.contains('/') || word.ends_with(".toml")
+    }
+
+    /// Resolves a list as `--design` takes it: names, paths to TOML files (all their designs) and `all` (every preset), between commas.
+    ///
+    /// Files are loaded first, so a name may stand before the file that defines it. The order is the list's; a design named twice
+    /// comes once.
+    ///
+    /// # Errors
+    /// An empty item, a name nobody defines (the nearest one is suggested, all are listed), a file that can't be used.
+    pub fn resolve(&mut self, list: &str) -> Result<Vec<Entry>, InputError> {
+        let source = Source::new("<designs>", list);
+        let mut items = Vec::new();
+        let mut at = 0;
+        for item in list.split(',') {
+            let word = item.trim();
+            let start = at + (item.len() - item.trim_start().len());
+            items.push((word, start..start + word.len()));
+            at += item.len() + 1;
+        }
+        for (word, _) in items.iter().filter(|(word, _)| Self::is_path(word)) {
+            self.load(Path::new(word))?;
+        }
+        let mut designs: Vec<Entry> = Vec::new();
+        for (word, span) in items {
+            let found: Vec<Entry> = match word {
+                "" => return Err(self.empty_item(&source, span)),
+                ALL => presets().iter().map(Entry::from).collect(),
+                word if Self::is_path(word) => self.load(Path::new(word))?.to_vec(),
+                word => match self.find(word) {
+                    Some(entry) => vec![entry.clone()],
+                    None => return Err(self.unknown(&source, span, word)),
+                },
+            };
+            for entry in found {
+                if designs.iter().all(|known| known.design.name != entry.design.name) {
+                    designs.push(entry);
+                }
+            }
+        }
+        Ok(designs)
+    }
+
+    fn empty_item(&self, source: &Source, span: std::ops::Range<usize>) -> InputError {
+        source
+            .error(span, "a design's name is missing")
+            .help("name designs between commas, like `rfc-v2,kara` or `all`; `daxlab designs` lists them")
+    }
+
+    fn unknown(&self, source: &Source, span: std::ops::Range<usize>, word: &str) -> InputError {
+        source.unknown_word(span, "design", word, self.names().chain([ALL]))
+    }
+}

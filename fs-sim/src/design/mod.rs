@@ -1,0 +1,97 @@
+//! Designs: what the simulated kernel does where leases, long-term pins and layout changes meet.
+//!
+//! A [`Design`] is a name and one choice per axis ([`Axes`]). **The kernel is handed `Axes`, so that no code can read a design's
+//! name**: a copy of a preset under another name behaves the same, and a preset with one axis changed behaves by that axis.
+//! The presets ([`presets`]) are the positions taken in the discussions of 2019 and later; users add their own in TOML
+//! ([`parse`]), and a [`Catalogue`] resolves what `--design` names.
+//!
+//! Invariant: `Axes` that leave this module through a preset or a file passed [`Axes::check`]: `n/a` stands only with gate
+//! `refuse`, and nothing demands a lease that nobody could hold.
+//!
+//! Kernel counterpart: mainline has one design, spread over `fs/locks.c`, `fs/dax.c` (`dax_layout_busy_page`) and `mm/gup.c`
+//! (`FOLL_LONGTERM`).
+
+mod axes;
+mod catalogue;
+mod parse;
+mod presets;
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+
+use serde::{Deserialize, Deserializer, Serialize};
+use toml::Value;
+
+pub use axes::{
+    Axes, Axis, BreakTimeout, ChangeRule, Conflict, GateScope, LastCloseRule, LeaseLost, LeaseRules, NOT_APPLICABLE,
+    PassRule, PinGate, UnlockRule,
+};
+pub use catalogue::{Catalogue, Entry};
+pub use parse::parse;
+pub use presets::{Preset, presets};
+
+use crate::input;
+
+/// Longest name of a design, in bytes: names head the columns of tables and become names of files.
+pub const NAME_BYTES_MAX: usize = 40;
+
+/// One design: a name for people, axes for the kernel.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Design {
+    /// What tables, results and `--design` call it.
+    pub name: String,
+    /// What it does.
+    pub axes: Axes,
+}
+
+impl Design {
+    /// The design as a TOML document that [`parse`] reads back, each axis with its choices beside it.
+    pub fn to_toml(&self) -> String {
+        let mut text = format!("name = {}\n\n", Value::from(self.name.as_str()));
+        for axis in Axis::ALL {
+            let setting = format!("{} = \"{}\"", axis.name(), self.axes.get(axis));
+            text.push_str(&format!("{setting:<42} # {}\n", axis.choices().join(" · ")));
+        }
+        text
+    }
+}
+
+impl fmt::Display for Design {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.name)
+    }
+}
+
+/// Which writes count as a layout change (SEMANTICS section 4, the filesystem option `write_break`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum WriteBreak {
+    /// Those that allocate, extend or unshare.
+    #[default]
+    Precise,
+    /// Every write, as XFS does: overwrites under an exclusive lease are ETXTBSY.
+    Conservative,
+}
+
+/// Options of a volume, the same under every design. In TOML: `write_break = "precise"`, `lease_break_time = "45s"`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct VolumeOptions {
+    /// Which writes count as a layout change.
+    pub write_break: WriteBreak,
+    /// How long a broken lease's owner has before `break_timeout` applies; sampled when a break starts. Zero = no limit.
+    /// Default 45 s, the kernel's `/proc/sys/fs/lease-break-time`.
+    #[serde(deserialize_with = "time")]
+    pub lease_break_time: std::time::Duration,
+}
+
+impl Default for VolumeOptions {
+    fn default() -> Self {
+        VolumeOptions { write_break: WriteBreak::default(), lease_break_time: std::time::Duration::from_secs(45) }
+    }
+}
+
+fn time<'de, D: Deserializer<'de>>(deserializer: D) -> Result<std::time::Duration, D::Error> {
+    input::Duration::deserialize(deserializer).map(Into::into)
+}

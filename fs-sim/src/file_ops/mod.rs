@@ -1,0 +1,11 @@
+//! System calls on files, one file a family, and the one driver of all layout changes.
+//!
+//! It owns the path from a call to a published layout. Invariants: whatever alters a file's map or size goes through
+//! [`change`]; whatever copies bytes holds short-term pins, or the ticket and blocks nobody else can reach.
+
+pub mod change;
+pub mod fallocate;
+pub mod open;
+pub mod rw;
+pub mod stat;
+pub mod truncate;

@@ -1,0 +1,51 @@
+//! `stat` and `fiemap`: looking at a file without touching it.
+//!
+//! It owns nothing. Both break no lease and take no lock.
+
+use crate::errno::Errno;
+use crate::extent_map::{FiemapExtent, Layout};
+use crate::inode::Ino;
+use crate::process::fd_table::Fd;
+use crate::process::task::Task;
+use crate::range::BlockRange;
+
+/// What `stat` tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stat {
+    /// The inode's number.
+    pub ino: Ino,
+    /// Size in bytes.
+    pub size: u64,
+    /// Allocated 4 KiB blocks.
+    pub blocks: u64,
+    /// Names.
+    pub links: u32,
+}
+
+impl Task {
+    /// Tells about the file open as `fd`.
+    ///
+    /// # Errors
+    /// EBADF, EINVAL (not a file).
+    pub fn stat(&self, fd: Fd) -> Result<Stat, Errno> {
+        self.syscall(|| {
+            let description = self.description(fd)?;
+            let (inode, _) = description.file().ok_or(Errno::EINVAL)?;
+            let (size, blocks) = inode.layout(|layout| (layout.size(), layout.mapped_blocks()));
+            let links = inode.life.lock().links;
+            Ok(Stat { ino: inode.ino(), size, blocks, links })
+        })
+    }
+
+    /// The extents of the file open as `fd` in a block range, in file order.
+    ///
+    /// # Errors
+    /// EBADF, EINVAL (not a file).
+    pub fn fiemap(&self, fd: Fd, range: BlockRange) -> Result<Vec<FiemapExtent>, Errno> {
+        self.syscall(|| {
+            let description = self.description(fd)?;
+            let (inode, _) = description.file().ok_or(Errno::EINVAL)?;
+            Ok(inode.layout(|layout: &Layout| layout.fiemap(range)))
+        })
+    }
+}

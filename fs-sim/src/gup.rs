@@ -1,0 +1,495 @@
+//! Pinning a range of a file: the only way to its pages.
+//!
+//! It owns the protocol between whoever wants a file's pages and whoever changes the file's layout. Kernel counterpart:
+//! `pin_user_pages_fast` with its recheck (mm/gup.c), and the 2019 RFC's lease check in `FOLL_LONGTERM`.
+//!
+//! # The recheck, and why it suffices
+//! A pinner reads the inode's generation, then draws its read point R from the ledger, then reads the map, pins what the map
+//! says, and reads the generation again. If it is the same *number* (it never takes a value twice), no block left, moved or
+//! joined the file in between, so the pages pinned are the file's. A change shuts the pages that leave before it publishes,
+//! and publishes before it reopens them: a pin that comes too early is seen by the change, one that comes too late is
+//! refused by the door or undone by the recheck. R lies after the first look at the generation, so a stamp newer than R can
+//! only mean that the page left after the map was read; it never blames a page that merely arrived.
+//!
+//! A long-term pin is *committed* (listed in [`crate::holders`]) before its registration returns, and counts in the gates of
+//! the leases it was let through under from before its first pin until after its last unpin.
+
+use emulator::ledger::Stamp;
+use emulator::pin::{PageRange, Pin, PinError, PinKind};
+use emulator::race_point;
+use emulator::sync::atomic::Ordering;
+use emulator::sync::{Arc, thread};
+use emulator::wait::{WaitFor, WaitQueue, Waiter};
+
+use crate::Kernel;
+use crate::anon::AnonMemory;
+use crate::design::{GateScope, PinGate};
+use crate::errno::Errno;
+use crate::extent_map::{Extent, ExtentState, Layout, Piece};
+use crate::holders::{Holder, HolderId, PinHolder};
+use crate::inode::Inode;
+use crate::lease::Lease;
+use crate::process::Process;
+use crate::process::address_space::Backing;
+use crate::process::description::{Deferred, Description};
+use crate::process::task::Task;
+use crate::range::BlockRange;
+
+/// Who wants a long-term pin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LongTermUser {
+    /// An RDMA region. It can fault at access where the design says so.
+    Rdma,
+    /// Anybody else: an AF_XDP umem, io_uring fixed buffers, a guest. They can't fault.
+    Other,
+}
+
+/// A request for long-term access to mapped memory.
+#[derive(Clone, Copy, Debug)]
+pub struct Want {
+    /// First address.
+    pub va: u64,
+    /// Length in bytes.
+    pub len: u64,
+    /// Whether the device will write.
+    pub write: bool,
+    /// Who asks.
+    pub user: LongTermUser,
+}
+
+/// What a request for long-term access got.
+#[derive(Debug)]
+pub enum Registration {
+    /// Pinned file pages.
+    Pinned(Pinned),
+    /// A file range that is looked up and pinned for the moment of each access.
+    OnDemand(OnDemand),
+    /// Anonymous memory, which nobody truncates.
+    Anonymous {
+        /// The memory.
+        memory: Arc<AnonMemory>,
+        /// Byte offset in it.
+        offset: u64,
+    },
+}
+
+/// Pinned pages of a file, as a device holds them. Give it back with [`Pinned::release`].
+#[derive(Debug)]
+pub struct Pinned {
+    pub(crate) inode: Arc<Inode>,
+    pub(crate) holder: Arc<Holder>,
+    pins: Vec<Pin>,
+    /// Drawn before the map was read.
+    pub(crate) read_point: Stamp,
+    /// Byte offset of the region's first byte in the file.
+    pub(crate) file_offset: u64,
+    pub(crate) len: u64,
+    held_file: Option<Arc<Description>>,
+    registrant: Arc<Process>,
+}
+
+/// A range of a process's memory that is faulted in at each access (on-demand paging).
+#[derive(Debug)]
+pub struct OnDemand {
+    pub(crate) process: Arc<Process>,
+    pub(crate) va: u64,
+    /// Length in bytes.
+    pub len: u64,
+    pub(crate) write: bool,
+}
+
+/// The pieces of a file range, pinned for the time of one access.
+pub(crate) struct ShortPins {
+    pins: Vec<Pin>,
+    /// The file's pieces, mapped or holes, in file order.
+    pub(crate) pieces: Vec<Piece>,
+    /// The file's size in bytes when the pieces were read.
+    pub(crate) size: u64,
+    /// Drawn before the map was read.
+    pub(crate) read_point: Stamp,
+}
+
+/// Why a try to pin did not hold.
+enum Miss {
+    /// A door was shut, or the map changed: look again.
+    Again,
+    /// It can't be.
+    Errno(Errno),
+}
+
+impl Kernel {
+    fn pin_pieces(
+        self: &Arc<Self>,
+        inode: &Inode,
+        generation: u64,
+        pieces: &[Piece],
+        kind: PinKind,
+    ) -> Result<Vec<Pin>, Miss> {
+        let mut pins = Vec::with_capacity(pieces.len());
+        let mut refused = None;
+        for piece in pieces {
+            let Piece::Mapped(extent) = piece else { continue };
+            match self.pins.pin(pages_of(extent), kind) {
+                Ok(pin) => pins.push(pin),
+                Err(error) => {
+                    refused = Some((error, pages_of(extent)));
+                    break;
+                }
+            }
+        }
+        race_point!("gup: pinned, not rechecked");
+        if let Some((error, pages)) = refused {
+            self.unpin_all(pins);
+            if error.orphan_seen() {
+                self.reap_orphans(pages);
+            }
+            return Err(match error {
+                PinError::Closed(_) => Miss::Again,
+                PinError::CountFull(_) => Miss::Errno(Errno::ENOMEM),
+                PinError::OutOfRange => Miss::Errno(Errno::EIO),
+            });
+        }
+        if inode.generation() != generation && !self.sabotage.no_recheck {
+            self.unpin_all(pins);
+            return Err(Miss::Again);
+        }
+        Ok(pins)
+    }
+
+    /// Drops pins; frees what was orphaned and waited for them.
+    pub(crate) fn unpin_all(self: &Arc<Self>, pins: Vec<Pin>) {
+        for pin in pins {
+            let pages = pin.range();
+            if self.pins.unpin(pin).orphan_seen {
+                self.reap_orphans(pages);
+            }
+        }
+    }
+
+    /// Pins the pieces of a file range for one access. Never refused: it waits for doors to reopen.
+    pub(crate) fn pin_short(
+        self: &Arc<Self>,
+        inode: &Inode,
+        range: BlockRange,
+        task: Option<&Task>,
+    ) -> Result<ShortPins, Errno> {
+        loop {
+            let generation = inode.generation();
+            let read_point = self.ledger.read_point();
+            let (pieces, size) = inode.layout(|layout| (pieces_in(layout, range), layout.size()));
+            race_point!("gup: map read, not pinned");
+            match self.pin_pieces(inode, generation, &pieces, PinKind::Short) {
+                Ok(pins) => return Ok(ShortPins { pins, pieces, size, read_point }),
+                Err(Miss::Errno(errno)) => return Err(errno),
+                Err(Miss::Again) => self.wait_for_doors(inode, task),
+            }
+        }
+    }
+
+    /// Ends an access.
+    pub(crate) fn unpin_short(self: &Arc<Self>, pins: ShortPins) {
+        self.unpin_all(pins.pins);
+    }
+
+    /// A pin met a shut door or a changed map: waits until no page of the inode is shut. Doors are shut only while pins drain
+    /// that their holders are about to drop, so this wait is not interruptible.
+    fn wait_for_doors(&self, inode: &Inode, task: Option<&Task>) {
+        self.counters.pin_retries.add(1);
+        let (mut shut, queue) = inode.ticket.doors();
+        // The door is mostly shut for less than a sleep and a wake-up take.
+        for _ in 0..DOOR_SPINS {
+            if !shut {
+                return;
+            }
+            thread::yield_now();
+            shut = inode.ticket.doors().0;
+        }
+        let ready = || match inode.ticket.doors().0 {
+            true => std::task::Poll::Pending,
+            false => std::task::Poll::Ready(()),
+        };
+        let how = WaitFor::uninterruptible("pages of a layout change");
+        let own;
+        let waiter: &Arc<Waiter> = match task {
+            Some(task) => {
+                task.note_waited();
+                task.waiter()
+            }
+            None => {
+                own = self.new_waiter();
+                &own
+            }
+        };
+        // Uninterruptible and without a deadline: it can only end by its condition.
+        let _ended = WaitQueue::wait(queue, &self.world, waiter, how, ready);
+    }
+}
+
+/// How often a pinner yields before it sleeps in front of a shut door.
+const DOOR_SPINS: u32 = 32;
+
+/// The device pages of an extent.
+pub(crate) fn pages_of(extent: &Extent) -> PageRange {
+    PageRange::new(extent.block, u64::from(extent.len))
+}
+
+/// The pieces of a layout in a range that may reach to infinity.
+pub(crate) fn pieces_in(layout: &Layout, range: BlockRange) -> Vec<Piece> {
+    layout.pieces(range.start, range.len()).collect()
+}
+
+/// What stands behind a piece of mapped memory.
+pub(crate) enum Target {
+    File { description: Arc<Description>, offset: u64 },
+    Anon { memory: Arc<AnonMemory>, offset: u64 },
+}
+
+impl Process {
+    /// What is mapped at `va..va+len`, which must lie in one mapping; with a reference of its own on a file.
+    ///
+    /// # Errors
+    /// EINVAL if it does not, EFAULT if `write` and the mapping is read-only.
+    pub(crate) fn target(&self, va: u64, len: u64, write: bool) -> Result<Target, Errno> {
+        let mm = self.mm.lock();
+        let mapping = mm.find(va, len).filter(|_| len > 0).ok_or(Errno::EINVAL)?;
+        if write && !mapping.write {
+            return Err(Errno::EFAULT);
+        }
+        let delta = va - mapping.start;
+        Ok(match &mapping.backing {
+            Backing::File { description, offset } => {
+                Target::File { description: description.get(), offset: offset + delta }
+            }
+            Backing::Anon { memory, offset } => Target::Anon { memory: Arc::clone(memory), offset: offset + delta },
+        })
+    }
+}
+
+impl Task {
+    /// Registers mapped memory for long-term access by a device. `object` answers for the pins from the moment it is
+    /// committed, which is before this returns.
+    ///
+    /// # Errors
+    /// EINVAL (length 0, or beyond the mapping), EFAULT (protection, or a read-only request over a hole or past the end),
+    /// EOPNOTSUPP, EPERM (the gate), EAGAIN (a layout change waits), ETXTBSY (must allocate under somebody's lease), ENOMEM
+    /// (locked memory, or a pin count at its bound), ENOSPC. Refused, nothing stays pinned.
+    pub fn register(&self, want: Want, object: Arc<dyn PinHolder>) -> Result<Registration, Errno> {
+        self.syscall(|| {
+            match self.process().target(want.va, want.len, want.write)? {
+                Target::Anon { memory, offset } => Ok(Registration::Anonymous { memory, offset }),
+                Target::File { description, offset } => {
+                    // The reference taken with the target covers this call; a region that holds its file takes its own.
+                    let registered = self.register_file(want, &description, offset, object);
+                    let mut deferred = Deferred::default();
+                    description.put(&mut deferred);
+                    self.kernel().run_deferred(deferred);
+                    registered
+                }
+            }
+        })
+    }
+
+    /// Registers mapped memory for access by faults, whatever the gate: an explicit on-demand region pins nothing, and every
+    /// design lets it through. What is mapped is only looked at; each access looks again.
+    ///
+    /// # Errors
+    /// EINVAL (length 0, or beyond the mapping), EFAULT (protection).
+    pub fn register_on_demand(&self, want: Want) -> Result<Registration, Errno> {
+        self.syscall(|| match self.process().target(want.va, want.len, want.write)? {
+            Target::Anon { memory, offset } => Ok(Registration::Anonymous { memory, offset }),
+            Target::File { description, .. } => {
+                let mut deferred = Deferred::default();
+                description.put(&mut deferred);
+                self.kernel().run_deferred(deferred);
+                let Want { va, len, write, .. } = want;
+                Ok(Registration::OnDemand(OnDemand { process: Arc::clone(self.process()), va, len, write }))
+            }
+        })
+    }
+
+    fn register_file(
+        &self,
+        want: Want,
+        description: &Arc<Description>,
+        offset: u64,
+        object: Arc<dyn PinHolder>,
+    ) -> Result<Registration, Errno> {
+        let kernel = self.kernel();
+        let (inode, _) = description.file().ok_or(Errno::EINVAL)?;
+        let range = BlockRange::of_bytes(offset, want.len);
+        let exclusive = match kernel.axes.pin_gate {
+            _ if kernel.axes.gate_scope == GateScope::RdmaOnly && want.user != LongTermUser::Rdma => {
+                return Err(Errno::EOPNOTSUPP);
+            }
+            PinGate::Refuse => return Err(Errno::EOPNOTSUPP),
+            PinGate::Fault if want.user != LongTermUser::Rdma => return Err(Errno::EOPNOTSUPP),
+            PinGate::Fault => {
+                let (process, Want { va, len, write, .. }) = (Arc::clone(self.process()), want);
+                return Ok(Registration::OnDemand(OnDemand { process, va, len, write }));
+            }
+            PinGate::Open => None,
+            PinGate::Lease => Some(false),
+            PinGate::Unbreakable => Some(true),
+        };
+        if inode.ticket.waiting_on().is_some_and(|waited| waited.overlaps(range)) {
+            return Err(Errno::EAGAIN);
+        }
+        let leases = match exclusive {
+            None => Vec::new(),
+            Some(exclusive) => inode.leases.enter_gates(kernel.axes.lease_rules, self.pid(), range, exclusive)?,
+        };
+        let pages = range.len();
+        let charged = kernel.charge(self.process(), pages);
+        let pinned = charged.and_then(|()| {
+            let pinned = self.pin_long(inode, range, want.write);
+            pinned.inspect_err(|_| kernel.uncharge(self.process(), pages))
+        });
+        match pinned {
+            Ok((pins, read_point)) => {
+                race_point!("gup: rechecked, not committed");
+                let held_file = (kernel.axes.mr_holds_lease == Some(true)).then(|| description.get());
+                let held_pages = pins.iter().map(Pin::range).collect();
+                let holder = self.commit(inode, range, held_pages, leases, object);
+                Ok(Registration::Pinned(Pinned {
+                    inode: Arc::clone(inode),
+                    holder,
+                    pins,
+                    read_point,
+                    file_offset: offset,
+                    len: want.len,
+                    held_file,
+                    registrant: Arc::clone(self.process()),
+                }))
+            }
+            Err(errno) => {
+                kernel.leave_gates(inode, &leases);
+                Err(errno)
+            }
+        }
+    }
+
+    fn commit(
+        &self,
+        inode: &Arc<Inode>,
+        range: BlockRange,
+        pages: Arc<[PageRange]>,
+        leases: Vec<Arc<Lease>>,
+        object: Arc<dyn PinHolder>,
+    ) -> Arc<Holder> {
+        let kernel = self.kernel();
+        let id = HolderId(kernel.next_holder.fetch_add(1, Ordering::Relaxed));
+        let holder = Arc::new(Holder { id, pid: self.pid(), ino: inode.ino(), range, pages, leases, object });
+        inode.holders.commit(Arc::clone(&holder));
+        kernel.trace("pinned", id.0, inode.ino().0, holder.pages.first().copied());
+        // A change that has shut its doors and met our pins without a name to them must judge again.
+        if inode.ticket.doors().0 {
+            kernel.pins.drained().wake_all();
+        }
+        holder
+    }
+
+    /// Long-term pins of a file range: allocates and cleans what is missing, then pins and rechecks.
+    fn pin_long(&self, inode: &Arc<Inode>, range: BlockRange, write: bool) -> Result<(Vec<Pin>, Stamp), Errno> {
+        let kernel = self.kernel();
+        loop {
+            let generation = inode.generation();
+            let read_point = kernel.ledger.read_point();
+            let (pieces, size) = inode.layout(|layout| (pieces_in(layout, range), layout.size()));
+            if range.end > size.div_ceil(crate::BLOCK) {
+                return Err(Errno::EFAULT);
+            }
+            if pieces.iter().any(|piece| matches!(piece, Piece::Hole { .. })) {
+                if !write {
+                    return Err(Errno::EFAULT);
+                }
+                self.fault_in(inode, range)?;
+                continue;
+            }
+            if pieces.iter().any(|piece| matches!(piece, Piece::Mapped(e) if e.shared)) {
+                // Nothing shares blocks yet; when reflink comes, the pin unshares first.
+                return Err(Errno::EOPNOTSUPP);
+            }
+            if pieces.iter().any(|piece| matches!(piece, Piece::Mapped(e) if e.state == ExtentState::Unwritten)) {
+                kernel.clean_unwritten(inode, range);
+                continue;
+            }
+            race_point!("gup: map read, not pinned");
+            match kernel.pin_pieces(inode, generation, &pieces, PinKind::Long) {
+                Ok(pins) => return Ok((pins, read_point)),
+                Err(Miss::Errno(errno)) => return Err(errno),
+                Err(Miss::Again) => {
+                    kernel.wait_for_doors(inode, Some(self));
+                    if inode.ticket.waiting_on().is_some_and(|waited| waited.overlaps(range)) {
+                        return Err(Errno::EAGAIN);
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl Kernel {
+    fn charge(&self, process: &Process, pages: u64) -> Result<(), Errno> {
+        let before = process.locked_pages.fetch_add(pages, Ordering::Relaxed);
+        if before.saturating_add(pages) > self.memlock_pages {
+            self.uncharge(process, pages);
+            return Err(Errno::ENOMEM);
+        }
+        Ok(())
+    }
+
+    fn uncharge(&self, process: &Process, pages: u64) {
+        process.locked_pages.fetch_sub(pages, Ordering::Relaxed);
+    }
+
+    fn leave_gates(&self, inode: &Inode, leases: &[Arc<Lease>]) {
+        for lease in leases {
+            if lease.gate.leave() {
+                self.gate_emptied(inode, lease);
+            }
+        }
+    }
+
+    /// Asks a holder to let go; see [`PinHolder::revoke`].
+    pub(crate) fn revoke(self: &Arc<Self>, holder: &Holder) {
+        self.counters.revocations.add(1);
+        self.trace("revoked", holder.id.0, holder.ino.0, holder.pages.first().copied());
+        holder.object.revoke(self);
+    }
+}
+
+impl Pinned {
+    /// Length in bytes.
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Whether it holds no byte; a registration never does.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The inode whose pages these were when they were pinned, and the file range.
+    pub fn file_range(&self) -> (crate::inode::Ino, BlockRange) {
+        (self.inode.ino(), self.holder.range)
+    }
+
+    /// Whether active leases of `pid` would let it register this range itself (for `receiver-lease`).
+    pub fn is_covered_for(&self, kernel: &Kernel, pid: crate::process::Pid) -> bool {
+        let exclusive = kernel.axes.pin_gate == PinGate::Unbreakable;
+        self.inode.leases.covers(kernel.axes.lease_rules, pid, self.holder.range, exclusive)
+    }
+
+    /// The end of the registration: unpins every page exactly once, takes the holder off the list, leaves the leases' gates,
+    /// gives the locked memory back. References it held on its file go to `deferred`.
+    pub fn release(self, kernel: &Arc<Kernel>, deferred: &mut Deferred) {
+        kernel.trace("unpinned", self.holder.id.0, self.inode.ino().0, self.holder.pages.first().copied());
+        kernel.unpin_all(self.pins);
+        self.inode.holders.remove(&self.holder);
+        kernel.leave_gates(&self.inode, &self.holder.leases);
+        kernel.uncharge(&self.registrant, self.holder.range.len());
+        if let Some(description) = self.held_file {
+            description.put(deferred);
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! Committed holders: who holds long-term pins on an inode's blocks.
+//!
+//! It owns the answer to "who blocks this change?". Invariants: a holder is listed from before its registration returns
+//! until after its last page is unpinned, so a verdict against a layout change can always name somebody; a pin that is
+//! still to be rechecked is never listed. Kernel counterpart: none today, which is part of the discussion; the 2019 RFC's
+//! `struct file_file_pin`.
+
+use std::collections::BTreeMap;
+
+use emulator::pin::PageRange;
+use emulator::sync::atomic::{AtomicU64, Ordering};
+use emulator::sync::{Arc, Mutex};
+use emulator::wait::WaitQueue;
+
+use crate::Kernel;
+use crate::inode::Ino;
+use crate::lease::Lease;
+use crate::process::Pid;
+use crate::process::fd_table::Fd;
+use crate::range::BlockRange;
+
+/// A holder's number. Never reused within a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct HolderId(pub u64);
+
+/// Who a holder is, for people and for `blockers`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HolderInfo {
+    /// Its kind, such as `"RDMA region"`.
+    pub kind: &'static str,
+    /// The processes that could let go of it now; for an RDMA region those that hold its context.
+    pub processes: Vec<Pid>,
+    /// The descriptor under which the first of them holds the context, if there is one.
+    pub fd: Option<Fd>,
+    /// The context's number, if there is one.
+    pub context: Option<u64>,
+    /// The region's key, if there is one.
+    pub region: Option<u32>,
+}
+
+/// What the kernel may ask of whoever registered a long-term pin. Implemented by the crates above.
+pub trait PinHolder: Send + Sync + 'static {
+    /// Who it is.
+    fn describe(&self) -> HolderInfo;
+
+    /// Demands that the pins be let go. Idempotent, returns at once, called with no lock held. Its completion *is* the
+    /// unpin, which comes once accesses in flight have drained.
+    fn revoke(&self, kernel: &Arc<Kernel>);
+}
+
+/// One committed holder.
+pub struct Holder {
+    /// Its number.
+    pub id: HolderId,
+    /// Who registered it; stays so after any unlock or passing.
+    pub pid: Pid,
+    /// The inode it was registered on.
+    pub ino: Ino,
+    /// The file range it was registered for.
+    pub range: BlockRange,
+    /// The pages it holds, in file order.
+    pub pages: Arc<[PageRange]>,
+    /// The leases it was let through under; it counts in the gate of each.
+    pub(crate) leases: Vec<Arc<Lease>>,
+    /// Whoever answers for it.
+    pub object: Arc<dyn PinHolder>,
+}
+
+impl std::fmt::Debug for Holder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Holder").field("id", &self.id).field("pid", &self.pid).field("range", &self.range).finish()
+    }
+}
+
+impl Holder {
+    /// Whether any of its pages lies in one of `pages`.
+    pub fn holds_any_of(&self, pages: &[PageRange]) -> bool {
+        self.pages.iter().any(|held| pages.iter().any(|page| held.intersect(*page).is_some()))
+    }
+}
+
+/// The committed holders of one inode, by first file block.
+#[derive(Debug, Default)]
+pub(crate) struct Holders {
+    list: Mutex<BTreeMap<(u64, HolderId), Arc<Holder>>>,
+    /// The longest range ever listed, in blocks: bounds how far before a range its holders can start.
+    longest: AtomicU64,
+    pub(crate) changed: WaitQueue,
+}
+
+impl Holders {
+    pub(crate) fn commit(&self, holder: Arc<Holder>) {
+        let mut list = self.list.lock();
+        self.longest.fetch_max(holder.range.len(), Ordering::Relaxed);
+        list.insert((holder.range.start, holder.id), holder);
+    }
+
+    /// Takes a holder off the list and wakes whoever waits for it to be gone.
+    pub(crate) fn remove(&self, holder: &Holder) {
+        self.list.lock().remove(&(holder.range.start, holder.id));
+        self.changed.wake_all();
+    }
+
+    /// Those registered for a file range that overlaps `range`.
+    pub(crate) fn registered_in(&self, range: BlockRange) -> Vec<Arc<Holder>> {
+        let list = self.list.lock();
+        let first = range.start.saturating_sub(self.longest.load(Ordering::Relaxed));
+        list.range((first, HolderId(0))..)
+            .take_while(|((start, _), _)| *start < range.end)
+            .filter(|(_, holder)| holder.range.overlaps(range))
+            .map(|(_, holder)| Arc::clone(holder))
+            .collect()
+    }
+
+    /// Those that hold any of `pages`, registered in `range`.
+    pub(crate) fn holding(&self, range: BlockRange, pages: &[PageRange]) -> Vec<Arc<Holder>> {
+        let mut found = self.registered_in(range);
+        found.retain(|holder| holder.holds_any_of(pages));
+        found
+    }
+
+    /// Those let through under `lease`.
+    pub(crate) fn under_lease(&self, lease: &Arc<Lease>) -> Vec<Arc<Holder>> {
+        let list = self.list.lock();
+        list.values().filter(|holder| holder.leases.iter().any(|held| Arc::ptr_eq(held, lease))).cloned().collect()
+    }
+
+    /// All of them.
+    pub(crate) fn all(&self) -> Vec<Arc<Holder>> {
+        self.list.lock().values().cloned().collect()
+    }
+}

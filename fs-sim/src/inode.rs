@@ -1,0 +1,229 @@
+//! Inodes: a file's layout, its generation, its ticket for layout changes, and who leases and pins it.
+//!
+//! It owns the order of a file's layout changes. Invariants: the layout is published as one value ([`Rcu`]), by the ticket's
+//! holder or under `map_lock`; the generation changes whenever a block joins, leaves or moves, before a block that left
+//! can be reused, and never takes a value twice; nobody waits with an inode's mutex held. Kernel counterpart: `struct
+//! inode`, with the ticket in the place of `i_rwsem` and `invalidate_lock`, minus being held across waits.
+
+use std::collections::VecDeque;
+
+use emulator::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use emulator::sync::{Arc, Mutex, Rcu};
+use emulator::wait::{WaitFor, WaitQueue, WaiterId};
+
+use crate::errno::Errno;
+use crate::extent_map::Layout;
+use crate::holders::Holders;
+use crate::lease::table::LeaseTable;
+use crate::process::Pid;
+use crate::process::task::Task;
+use crate::range::BlockRange;
+use crate::waits::{Ended, Look, Need};
+
+/// An inode's number. Never reused within a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Ino(pub u64);
+
+/// See the module.
+#[derive(Debug)]
+pub struct Inode {
+    ino: Ino,
+    /// Never takes a value twice; see the module.
+    generation: AtomicU64,
+    layout: Rcu<Layout>,
+    /// Serialises publications of the layout that need no ticket (unwritten to written).
+    pub(crate) map_lock: Mutex<()>,
+    pub(crate) life: Mutex<Life>,
+    pub(crate) ticket: Ticket,
+    pub(crate) leases: LeaseTable,
+    pub(crate) holders: Holders,
+}
+
+/// What keeps an inode from being evicted.
+#[derive(Debug)]
+pub(crate) struct Life {
+    pub(crate) links: u32,
+    pub(crate) opens: u64,
+    pub(crate) evicted: bool,
+}
+
+impl Inode {
+    pub(crate) fn new(ino: Ino) -> Inode {
+        Inode {
+            ino,
+            generation: AtomicU64::new(1),
+            layout: Rcu::new(Layout::default()),
+            map_lock: Mutex::new(()),
+            life: Mutex::new(Life { links: 1, opens: 0, evicted: false }),
+            ticket: Ticket::default(),
+            leases: LeaseTable::default(),
+            holders: Holders::default(),
+        }
+    }
+
+    /// Its number.
+    pub fn ino(&self) -> Ino {
+        self.ino
+    }
+
+    /// Runs `look` on the current layout, without a lock. `look` must not block.
+    pub fn layout<R>(&self, look: impl FnOnce(&Layout) -> R) -> R {
+        self.layout.read(look)
+    }
+
+    /// The current generation.
+    pub(crate) fn generation(&self) -> u64 {
+        // ORDERING: SeqCst. A pinner reads it before the map and again after its pin; the second read must not be
+        // satisfied from before the pin's read-modify-write.
+        self.generation.load(Ordering::SeqCst)
+    }
+
+    /// Publishes a layout with other blocks than before. What leaves is shut, or its loss is the design's will. Serialised by
+    /// `map_lock`.
+    pub(crate) fn publish(&self, layout: Layout) {
+        self.layout.replace(layout);
+        // ORDERING: SeqCst, after the map and before the pages reopen: a pinner that gets through the reopened door sees it.
+        self.generation.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// Publishes a layout with the same blocks in the same places: generation unchanged. Serialised by `map_lock`.
+    pub(crate) fn publish_same_blocks(&self, layout: Layout) {
+        self.layout.replace(layout);
+    }
+}
+
+/// The queue for layout changes of one inode: a state, not a lock. Its holder may wait for leases and pins; the next change
+/// waits for the ticket, interruptibly and first come first served. Unlock, close, deregistration never need it.
+#[derive(Debug, Default)]
+pub(crate) struct Ticket {
+    state: Mutex<TicketState>,
+    changed: WaitQueue,
+    /// Whether the holder is waiting for leases or long-term pins: a look before taking the lock.
+    waiting_hint: AtomicBool,
+    /// How many doors (closings of pages) the holder has shut: pinners that meet one wait until there is none.
+    doors: AtomicU32,
+    reopened: WaitQueue,
+}
+
+#[derive(Debug, Default)]
+struct TicketState {
+    holder: Option<(WaiterId, Pid)>,
+    queue: VecDeque<WaiterId>,
+    waiting: Option<BlockRange>,
+}
+
+/// Holds an inode's ticket; dropping it lets the next change in.
+pub(crate) struct TicketGuard<'a>(&'a Ticket);
+
+impl Ticket {
+    /// Takes the ticket, waiting interruptibly behind those who came first.
+    ///
+    /// # Errors
+    /// EINTR, or EDEADLK if the wait would close a cycle.
+    pub(crate) fn take(&self, task: &Task) -> Result<TicketGuard<'_>, Errno> {
+        self.take_or_give_up(task, false)
+    }
+
+    /// As [`Ticket::take`], but not behind a change that waits for leases or long-term pins: for faults and pins that must
+    /// allocate.
+    ///
+    /// # Errors
+    /// ETXTBSY in that case.
+    pub(crate) fn take_unless_waiting(&self, task: &Task) -> Result<TicketGuard<'_>, Errno> {
+        self.take_or_give_up(task, true)
+    }
+
+    fn take_or_give_up(&self, task: &Task, unless_waiting: bool) -> Result<TicketGuard<'_>, Errno> {
+        let me = (task.waiter().id(), task.pid());
+        {
+            let mut state = self.state.lock();
+            if state.holder.is_none() && state.queue.is_empty() {
+                state.holder = Some(me);
+                return Ok(TicketGuard(self));
+            }
+            state.queue.push_back(me.0);
+        }
+        let outcome = task.block_on(&self.changed, WaitFor::interruptible("layout change ahead"), || {
+            let mut state = self.state.lock();
+            match state.holder {
+                Some(_) if unless_waiting && state.waiting.is_some() => Look::Ready(Err(Errno::ETXTBSY)),
+                Some((_, pid)) => Look::Blocked(vec![Need { any_of: vec![pid] }]),
+                // Somebody is before us, awake and about to take it.
+                None if state.queue.front() != Some(&me.0) => Look::Blocked(Vec::new()),
+                None => {
+                    state.queue.pop_front();
+                    state.holder = Some(me);
+                    Look::Ready(Ok(()))
+                }
+            }
+        });
+        let failure = match outcome {
+            Ok(Ok(())) => return Ok(TicketGuard(self)),
+            Ok(Err(errno)) => errno,
+            Err(Ended::Deadlock) => Errno::EDEADLK,
+            Err(Ended::Interrupted | Ended::TimedOut) => Errno::EINTR,
+        };
+        self.state.lock().queue.retain(|waiter| *waiter != me.0);
+        self.changed.wake_all();
+        Err(failure)
+    }
+
+    /// The range on which the present change waits for leases or long-term pins, if it does.
+    pub(crate) fn waiting_on(&self) -> Option<BlockRange> {
+        // ORDERING: Acquire pairs with the Release in `set_waiting`; a look that comes too early is as good as a request
+        // that came too early: the change finds its result committed and judges it.
+        if !self.waiting_hint.load(Ordering::Acquire) {
+            return None;
+        }
+        self.state.lock().waiting
+    }
+
+    /// Whether any change is under way.
+    pub(crate) fn holder(&self) -> Option<Pid> {
+        self.state.lock().holder.map(|(_, pid)| pid)
+    }
+
+    /// Where those wait who wait for the present change to finish.
+    pub(crate) fn changed(&self) -> &WaitQueue {
+        &self.changed
+    }
+
+    pub(crate) fn shut_door(&self) {
+        self.doors.fetch_add(1, Ordering::SeqCst);
+    }
+
+    pub(crate) fn door_reopened(&self) {
+        if self.doors.fetch_sub(1, Ordering::SeqCst) == 1 {
+            self.reopened.wake_all();
+        }
+    }
+
+    /// Whether any of this inode's pages may be shut, and where to wait until none is.
+    pub(crate) fn doors(&self) -> (bool, &WaitQueue) {
+        (self.doors.load(Ordering::SeqCst) > 0, &self.reopened)
+    }
+}
+
+impl TicketGuard<'_> {
+    /// Says that this change waits for leases or long-term pins in `range`: new ones there are refused meanwhile.
+    pub(crate) fn set_waiting(&self, range: Option<BlockRange>) {
+        self.0.state.lock().waiting = range;
+        self.0.waiting_hint.store(range.is_some(), Ordering::Release);
+        self.0.changed.wake_all();
+    }
+}
+
+impl Drop for TicketGuard<'_> {
+    fn drop(&mut self) {
+        {
+            let mut state = self.0.state.lock();
+            state.holder = None;
+            state.waiting = None;
+        }
+        self.0.waiting_hint.store(false, Ordering::Release);
+        self.0.changed.wake_all();
+    }
+}
+
+/// How [`Inode`]s are shared.
+pub type InodeRef = Arc<Inode>;

@@ -1,0 +1,64 @@
+//! From the TOML parser's errors to [`InputError`]: the span is kept, serde's English becomes ours.
+//!
+//! serde names unknown fields and variants together with what it expected in the text of its message; the message's form is
+//! part of serde's stable behaviour and pinned by tests here. A message that isn't recognised is shown as it is.
+
+use serde::de::DeserializeOwned;
+
+use super::{InputError, Source};
+
+/// In a custom serde error, what follows this mark becomes the help line.
+pub(super) const HELP_MARK: &str = "\nhelp: ";
+
+impl Source {
+    /// Deserialises the text as TOML.
+    ///
+    /// For exact spans give the types `#[serde(deny_unknown_fields)]`, wrap values that are judged later in `toml::Spanned`, and
+    /// avoid `flatten`, `untagged` and internally tagged enums: serde buffers those and the spans are lost.
+    ///
+    /// # Errors
+    /// The text isn't TOML, or isn't a `T`.
+    pub fn parse_toml<T: DeserializeOwned>(&self) -> Result<T, InputError> {
+        toml::from_str(self.text()).map_err(|error| self.toml_error(&error))
+    }
+
+    /// Turns an error of the TOML parser over this text into an [`InputError`].
+    pub fn toml_error(&self, error: &toml::de::Error) -> InputError {
+        let message = error.message().trim_end();
+        let (message, help) = match message.split_once(HELP_MARK) {
+            Some((message, help)) => (message, Some(help)),
+            None => (message, None),
+        };
+        let Some(span) = error.span() else {
+            return with_help(self.error_overall(message), help);
+        };
+        if let Some((word, expected)) = unknown(message, "unknown field `") {
+            return self.unknown_word(span, "key", word, expected);
+        }
+        if let Some((word, expected)) = unknown(message, "unknown variant `") {
+            return self.unknown_word(span, "value", word, expected);
+        }
+        if let Some(key) = message.strip_prefix("missing field `").and_then(|rest| rest.strip_suffix('`')) {
+            return self.error(span, format!("missing key `{key}`")).label("in this table");
+        }
+        with_help(self.error(span, message), help)
+    }
+}
+
+fn with_help(error: InputError, help: Option<&str>) -> InputError {
+    match help {
+        Some(help) => error.help(help),
+        None => error,
+    }
+}
+
+/// Splits "unknown field `x`, expected one of `a`, `b`" into the word and what was expected. The word itself is the user's and may
+/// hold anything, so the split is at the last separator.
+fn unknown<'m>(message: &'m str, prefix: &str) -> Option<(&'m str, Vec<&'m str>)> {
+    let rest = message.strip_prefix(prefix)?;
+    match rest.rsplit_once("`, expected ") {
+        // Names stand between backticks: every second piece.
+        Some((word, expected)) => Some((word, expected.split('`').skip(1).step_by(2).collect())),
+        None => rest.rsplit_once("`, there are no ").map(|(word, _)| (word, Vec::new())),
+    }
+}

@@ -1,0 +1,341 @@
+//! Errors in input text, reported one way: what was found, where (source, line, column, the line itself), and what to do.
+//!
+//! Everything a user writes for daxlab (designs, jobs, scenarios, the list after `--design`) is a [`Source`]; whatever is wrong in
+//! it becomes an [`InputError`]. The module owns the position arithmetic, the rendering, the suggestion of a near word
+//! ([`nearest`]) and the values written with units ([`Duration`], [`Size`]).
+//!
+//! Invariant: an error is built from any text and any span without a panic, and its rendering shows one line of the source,
+//! never the whole of it. Nothing is guessed: a value that isn't exactly understood is an error.
+
+mod from_toml;
+#[cfg(test)]
+mod tests;
+mod units;
+
+use std::fmt;
+use std::io::Read;
+use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
+
+use annotate_snippets::{Annotation, AnnotationKind, Group, Level, Origin, Renderer, Snippet, normalize_untrusted_str};
+
+pub use units::{Duration, Size, UnitError};
+
+/// The longest text [`Source::read`] accepts, in bytes. Designs, jobs and scenarios are a few KiB; the bound keeps a mistaken
+/// path (a disk image, `/dev/zero`) from being read whole.
+pub const TEXT_BYTES_MAX: usize = 1 << 20;
+
+/// A named piece of input text. Cloning shares the text.
+#[derive(Clone, Debug)]
+pub struct Source {
+    name: Arc<str>,
+    text: Arc<str>,
+}
+
+impl Source {
+    /// Wraps `text`; `name` is what errors call it: a path as the user gave it, or a word in angle
+    /// brackets for text that is no file (`<designs>`).
+    pub fn new(name: impl Into<Arc<str>>, text: impl Into<Arc<str>>) -> Self {
+        Source { name: name.into(), text: text.into() }
+    }
+
+    /// Reads a file whole.
+    ///
+    /// # Errors
+    /// The file can't be read, is longer than [`TEXT_BYTES_MAX`], or isn't UTF-8 (the error points at the first bad byte).
+    pub fn read(path: &Path) -> Result<Self, InputError> {
+        let name = path.display().to_string();
+        let mut bytes = Vec::new();
+        std::fs::File::open(path)
+            .and_then(|file| file.take(TEXT_BYTES_MAX as u64 + 1).read_to_end(&mut bytes))
+            .map_err(|error| {
+                InputError::unplaced(format!("cannot read `{name}`: {error}"))
+                    .help("give the path of a text file that exists and may be read")
+            })?;
+        if bytes.len() > TEXT_BYTES_MAX {
+            return Err(InputError::unplaced(format!("`{name}` is longer than {}", Size(TEXT_BYTES_MAX as u64)))
+                .help("this doesn't look like a text written for daxlab: check the path"));
+        }
+        match String::from_utf8(bytes) {
+            Ok(text) => Ok(Source::new(name, text)),
+            Err(error) => {
+                let at = error.utf8_error().valid_up_to();
+                let readable = Source::new(name, String::from_utf8_lossy(error.as_bytes()).into_owned());
+                Err(readable
+                    .error(at..at + 1, "the text is not UTF-8")
+                    .label("first byte that isn't")
+                    .help("save the file as UTF-8"))
+            }
+        }
+    }
+
+    /// What errors call this text.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The text itself.
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// An error at `span` (bytes of [`text`](Self::text)). A span that leaves the text or cuts a character is clamped.
+    pub fn error(&self, span: Range<usize>, title: impl Into<String>) -> InputError {
+        let start = self.boundary_at_or_before(span.start);
+        let end = span.end.clamp(start, self.text.len());
+        let end = (end..self.text.len()).find(|&at| self.text.is_char_boundary(at)).unwrap_or(self.text.len());
+        InputError::new(Parts {
+            title: title.into(),
+            source: Some(self.clone()),
+            place: Some(self.place(start..end)),
+            label: None,
+            help: None,
+        })
+    }
+
+    /// An error about the text as a whole: no line is shown.
+    pub fn error_overall(&self, title: impl Into<String>) -> InputError {
+        InputError::new(Parts { title: title.into(), source: Some(self.clone()), place: None, label: None, help: None })
+    }
+
+    /// A word that isn't one of `candidates`. `what` names its role: "key", "design", "gate".
+    ///
+    /// The label suggests the nearest candidate when one is near, the help line lists them all.
+    pub fn unknown_word<'a>(
+        &self,
+        span: Range<usize>,
+        what: &str,
+        word: &str,
+        candidates: impl IntoIterator<Item = &'a str>,
+    ) -> InputError {
+        let candidates: Vec<&str> = candidates.into_iter().collect();
+        let mut error = self.error(span, format!("unknown {what} `{}`", shown(word)));
+        if let Some(near) = nearest(word, candidates.iter().copied()) {
+            error = error.label(format!("did you mean `{near}`?"));
+        }
+        match candidates.is_empty() {
+            true => error.help("nothing is expected here"),
+            false => error.help(format!("it can be {}", or_list(candidates))),
+        }
+    }
+
+    /// 1-based line and column of a byte offset. Columns count characters; an offset past the end is the end.
+    pub fn line_column(&self, offset: usize) -> (usize, usize) {
+        let offset = self.boundary_at_or_before(offset);
+        let before = &self.text[..offset];
+        let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
+        let line = before.bytes().filter(|&byte| byte == b'\n').count() + 1;
+        let mut in_line = &before[line_start..];
+        if self.text[offset..].starts_with('\n') {
+            // The offset is inside a CR LF: that is the line's end, not a column of its own.
+            in_line = in_line.strip_suffix('\r').unwrap_or(in_line);
+        }
+        (line, in_line.chars().count() + 1)
+    }
+
+    fn boundary_at_or_before(&self, offset: usize) -> usize {
+        let mut offset = offset.min(self.text.len());
+        while !self.text.is_char_boundary(offset) {
+            offset -= 1;
+        }
+        offset
+    }
+
+    /// `span` must lie on character boundaries inside the text.
+    fn place(&self, span: Range<usize>) -> Place {
+        let (line, column) = self.line_column(span.start);
+        let line_start = self.text[..span.start].rfind('\n').map_or(0, |newline| newline + 1);
+        let line_end = self.text[span.start..].find('\n').map_or(self.text.len(), |newline| span.start + newline);
+        Place { line, column, line_bytes: line_start..line_end, span }
+    }
+}
+
+/// Something wrong in input text, or a text that could not be read.
+///
+/// `Display` is one paragraph without colour and without a leading `error:`, the title first:
+///
+/// ```text
+/// unknown key `pin_gat`
+///  --> my.toml:3:1
+///   |
+/// 3 | pin_gat = "open"
+///   | ^^^^^^^ did you mean `pin_gate`?
+///   |
+///   = help: it can be `name`, `base` or `pin_gate`
+/// ```
+///
+/// One machine word, so that parsers can return it by value everywhere.
+#[derive(Debug, thiserror::Error)]
+pub struct InputError(Box<Parts>);
+
+#[derive(Debug)]
+struct Parts {
+    title: String,
+    source: Option<Source>,
+    place: Option<Place>,
+    label: Option<String>,
+    help: Option<String>,
+}
+
+/// Where in its source an error points.
+#[derive(Debug)]
+struct Place {
+    line: usize,
+    column: usize,
+    span: Range<usize>,
+    line_bytes: Range<usize>,
+}
+
+impl InputError {
+    fn new(parts: Parts) -> Self {
+        InputError(Box::new(parts))
+    }
+
+    /// An error that has no text to point into: a file that can't be read.
+    pub fn unplaced(title: impl Into<String>) -> Self {
+        InputError::new(Parts { title: title.into(), source: None, place: None, label: None, help: None })
+    }
+
+    /// Sets the words under the marked span.
+    #[must_use]
+    pub fn label(mut self, label: impl Into<String>) -> Self {
+        self.0.label = Some(label.into());
+        self
+    }
+
+    /// Sets the help line: what to do about it.
+    #[must_use]
+    pub fn help(mut self, help: impl Into<String>) -> Self {
+        self.0.help = Some(help.into());
+        self
+    }
+
+    /// What is wrong, in one sentence.
+    pub fn title(&self) -> &str {
+        &self.0.title
+    }
+
+    /// The words under the marked span.
+    pub fn label_text(&self) -> Option<&str> {
+        self.0.label.as_deref()
+    }
+
+    /// What to do about it.
+    pub fn help_text(&self) -> Option<&str> {
+        self.0.help.as_deref()
+    }
+
+    /// The name of the source, if there is a source.
+    pub fn source_name(&self) -> Option<&str> {
+        self.0.source.as_ref().map(Source::name)
+    }
+
+    /// 1-based line, if the error has a place.
+    pub fn line(&self) -> Option<usize> {
+        self.0.place.as_ref().map(|place| place.line)
+    }
+
+    /// 1-based column in characters, if the error has a place.
+    pub fn column(&self) -> Option<usize> {
+        self.0.place.as_ref().map(|place| place.column)
+    }
+
+    /// The bytes of the source the error marks, if it has a place.
+    pub fn span(&self) -> Option<Range<usize>> {
+        self.0.place.as_ref().map(|place| place.span.clone())
+    }
+
+    /// The same paragraph as `Display`, with ANSI colours for a terminal.
+    pub fn styled(&self) -> String {
+        self.render(&Renderer::styled())
+    }
+
+    fn render(&self, renderer: &Renderer) -> String {
+        let parts = &*self.0;
+        let title = Level::ERROR.no_name().primary_title(parts.title.as_str());
+        let mut group = Group::with_title(title);
+        if let Some(source) = &parts.source {
+            group = match &parts.place {
+                Some(place) => group.element(snippet(source, place, parts.label.as_deref())),
+                None => group.element(Origin::path(shown(&source.name))),
+            };
+        }
+        if let Some(help) = &parts.help {
+            group = group.element(Level::HELP.message(normalize_untrusted_str(help)));
+        }
+        renderer.render(&[group])
+    }
+}
+
+impl fmt::Display for InputError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.render(&Renderer::plain()))
+    }
+}
+
+/// The marked line alone; the renderer cuts it to the width of a terminal.
+fn snippet<'a>(source: &'a Source, place: &Place, label: Option<&'a str>) -> Snippet<'a, Annotation<'a>> {
+    let line = &source.text[place.line_bytes.clone()];
+    let line = match source.text[place.line_bytes.end..].starts_with('\n') {
+        true => line.strip_suffix('\r').unwrap_or(line),
+        false => line,
+    };
+    // A span over several lines is marked on its first.
+    let mark = |at: usize| (at - place.line_bytes.start).min(line.len());
+    Snippet::source(line)
+        .path(shown(&source.name))
+        .line_start(place.line)
+        .annotation(AnnotationKind::Primary.span(mark(place.span.start)..mark(place.span.end)).label(label))
+}
+
+/// The candidate a mistyped word most likely meant; `None` when nothing is near.
+///
+/// Near = at most a third of the longer word's characters changed (insert, delete, replace, swap of neighbours; at least one
+/// allowed), case ignored. Of equally near candidates the first wins, so that messages are stable.
+pub fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    /// Longer than any name a user can mistype; bounds the quadratic comparison.
+    const WORD_BYTES_MAX: usize = 128;
+    if word.len() > WORD_BYTES_MAX {
+        return None;
+    }
+    let lower = word.to_lowercase();
+    candidates
+        .into_iter()
+        .filter(|candidate| candidate.len() <= WORD_BYTES_MAX)
+        .filter_map(|candidate| {
+            let distance = strsim::osa_distance(&lower, &candidate.to_lowercase());
+            let longer = word.chars().count().max(candidate.chars().count());
+            let shares_some = distance < longer;
+            (shares_some && distance <= (longer / 3).max(1)).then_some((distance, candidate))
+        })
+        .min_by_key(|&(distance, _)| distance)
+        .map(|(_, candidate)| candidate)
+}
+
+/// A word of the user's as it is quoted in a message: control characters escaped, cut when very long.
+pub fn shown(word: &str) -> String {
+    const SHOWN_CHARS: usize = 80;
+    let mut chars = word.chars();
+    let mut text = String::new();
+    for c in chars.by_ref().take(SHOWN_CHARS) {
+        match c.is_control() {
+            true => text.extend(c.escape_default()),
+            false => text.push(c),
+        }
+    }
+    if chars.next().is_some() {
+        text.push('…');
+    }
+    text
+}
+
+/// "`a`, `b` or `c`".
+pub fn or_list<'a>(words: impl IntoIterator<Item = &'a str>) -> String {
+    let quoted: Vec<String> = words.into_iter().map(|word| format!("`{word}`")).collect();
+    match quoted.split_last() {
+        None => String::new(),
+        Some((last, [])) => last.clone(),
+        Some((last, rest)) => format!("{} or {last}", rest.join(", ")),
+    }
+}

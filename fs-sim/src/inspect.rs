@@ -1,0 +1,206 @@
+//! Questions about the kernel's state: who leases, who pins, who blocks; and the check of everything at the end of a run.
+//!
+//! It owns no state. Invariant: nothing here changes anything, and every answer names who it speaks of. Kernel counterpart:
+//! /proc/locks, /proc/PID/fdinfo, debugfs.
+
+use std::collections::BTreeMap;
+
+use emulator::sync::Arc;
+
+use crate::Kernel;
+use crate::errno::Errno;
+use crate::extent_map::Layout;
+use crate::holders::Holder;
+use crate::inode::{Ino, Inode};
+use crate::lease::table::State;
+use crate::lease::{Kind, LeaseId};
+use crate::process::Pid;
+use crate::process::fd_table::Fd;
+use crate::process::task::Task;
+use crate::range::BlockRange;
+
+/// Where a lease stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LeaseState {
+    /// In force.
+    Held,
+    /// Being broken.
+    Breaking,
+    /// Without an open file, kept by pins.
+    Zombie,
+}
+
+/// A lease, as seen from outside.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LeaseInfo {
+    /// Its number.
+    pub id: LeaseId,
+    /// Who took it.
+    pub pid: Pid,
+    /// Its kind.
+    pub kind: Kind,
+    /// The file blocks it is about.
+    pub range: BlockRange,
+    /// Where it stands.
+    pub state: LeaseState,
+    /// Pins taken under it that still live.
+    pub pins: u64,
+}
+
+/// How many blocks are where.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Usage {
+    /// Allocated to files or orphaned.
+    pub allocated: u64,
+    /// Of these, orphaned now.
+    pub orphaned: u64,
+    /// Orphaned at most so far.
+    pub orphaned_peak: u64,
+    /// Free.
+    pub free: u64,
+}
+
+impl Task {
+    /// The inode of the file open as `fd`, for questions.
+    ///
+    /// # Errors
+    /// EBADF, EINVAL (not a file).
+    pub fn inode(&self, fd: Fd) -> Result<Arc<Inode>, Errno> {
+        let description = self.description(fd)?;
+        description.file().map(|(inode, _)| Arc::clone(inode)).ok_or(Errno::EINVAL)
+    }
+}
+
+impl Inode {
+    /// Its leases, in the order they were taken.
+    pub fn leases(&self) -> Vec<LeaseInfo> {
+        self.leases
+            .lock()
+            .iter()
+            .map(|entry| LeaseInfo {
+                id: entry.lease.id,
+                pid: entry.pid,
+                kind: entry.kind,
+                range: entry.range,
+                state: match entry.state {
+                    State::Held => LeaseState::Held,
+                    State::Breaking { .. } => LeaseState::Breaking,
+                    State::Zombie => LeaseState::Zombie,
+                },
+                pins: entry.lease.gate.inside(),
+            })
+            .collect()
+    }
+
+    /// The committed holders of its pages.
+    pub fn holders(&self) -> Vec<Arc<Holder>> {
+        self.holders.all()
+    }
+}
+
+impl Kernel {
+    /// All inodes that still exist, by number.
+    pub fn inodes(&self) -> Vec<(Ino, Arc<Inode>)> {
+        self.inodes.snapshot()
+    }
+
+    /// How many blocks are where.
+    pub fn usage(&self) -> Usage {
+        Usage {
+            allocated: self.allocator.allocated_blocks(),
+            orphaned: self.orphans.count(),
+            orphaned_peak: self.orphans.peak(),
+            free: self.allocator.free_blocks(),
+        }
+    }
+
+    /// A process by number, while it lives.
+    pub fn process(&self, pid: Pid) -> Option<Arc<crate::process::Process>> {
+        self.processes.get(pid)
+    }
+
+    /// Who is blocked in a system call, as words: task, process, and the processes it needs.
+    pub fn blocked(&self) -> Vec<String> {
+        let sleepers: BTreeMap<_, _> =
+            self.world.sleepers().into_iter().map(|sleeper| (sleeper.waiter, sleeper.reason)).collect();
+        self.waits
+            .blocked()
+            .into_iter()
+            .map(|(waiter, pid, needs)| {
+                let reason = sleepers.get(&waiter).copied().unwrap_or("waking up");
+                let needs: Vec<String> = needs
+                    .iter()
+                    .map(|need| need.any_of.iter().map(|pid| pid.to_string()).collect::<Vec<_>>().join(" or "))
+                    .collect();
+                format!("task {} of process {pid}: {reason}, needs [{}]", waiter.0, needs.join("; "))
+            })
+            .collect()
+    }
+
+    /// Checks, with every process gone, the invariants that concern the end of a run (SEMANTICS section 8); what is broken,
+    /// in words. Invariants 1, 2 and 8 are recorded while running; 7 is the oracle's, which knows who wrote what.
+    pub fn check_at_rest(&self) -> Vec<String> {
+        let mut broken = self.violations();
+        for (pid, _) in self.processes.snapshot() {
+            broken.push(format!("process {pid} is still there at the end"));
+        }
+        for (unit, word) in self.pins.busy_words(16) {
+            broken.push(format!("invariant 3: a pin word is not zero at the end: {unit:?} {word:?}"));
+        }
+        for (ino, inode) in self.inodes.snapshot() {
+            for holder in inode.holders.all() {
+                broken.push(format!("invariant 3: inode {} still lists holder {} at the end", ino.0, holder.id.0));
+            }
+            for lease in inode.leases() {
+                broken
+                    .push(format!("invariant 3: inode {} still has lease {} at the end: {lease:?}", ino.0, lease.id.0));
+            }
+        }
+        broken.extend(self.check_owners());
+        let counters = &self.counters;
+        let (owed, told) = (counters.notices_owed.get(), counters.sigio_sent.get() + counters.sigio_unsent.get());
+        if owed != told {
+            broken.push(format!("invariant 5: {owed} lease owners had to be told, {told} were"));
+        }
+        for waiter in self.blocked() {
+            broken.push(format!("invariant 6: still blocked at the end: {waiter}"));
+        }
+        broken
+    }
+
+    /// Invariant 4: every block has one owner, and the allocator's books agree with the files'.
+    fn check_owners(&self) -> Vec<String> {
+        let mut broken = Vec::new();
+        let mut owners: BTreeMap<u64, (u64, Ino)> = BTreeMap::new();
+        let mut mapped = 0;
+        for (ino, inode) in self.inodes.snapshot() {
+            let extents: Vec<_> = inode.layout(|layout: &Layout| layout.extents().collect());
+            for extent in extents {
+                let pages = crate::gup::pages_of(&extent);
+                mapped += pages.len();
+                let before = owners.range(..pages.end()).next_back();
+                if let Some((start, (end, other))) = before
+                    && *end > pages.start()
+                {
+                    broken.push(format!(
+                        "invariant 4: device pages {}..{} of inode {} overlap {start}..{end} of inode {}",
+                        pages.start(),
+                        pages.end(),
+                        ino.0,
+                        other.0
+                    ));
+                }
+                owners.insert(pages.start(), (pages.end(), ino));
+            }
+        }
+        let orphaned = self.orphans.count();
+        let allocated = self.allocator.allocated_blocks();
+        if mapped + orphaned != allocated {
+            broken.push(format!(
+                "invariant 4: files map {mapped} blocks and {orphaned} are orphaned, but {allocated} are allocated"
+            ));
+        }
+        broken.extend(self.allocator.check());
+        broken
+    }
+}

@@ -1,0 +1,178 @@
+//! The simulated kernel as a whole: one machine, one volume, one design.
+//!
+//! It owns everything that is shared between processes. Invariant: it reads a design's axes, never its name; the name does not
+//! reach this crate's behaviour at all. Kernel counterpart: the kernel, as far as this lab needs one.
+
+use std::any::{Any, TypeId};
+use std::collections::BTreeMap;
+
+use emulator::World;
+use emulator::device::Device;
+use emulator::ledger::Ledger;
+use emulator::pin::{PageRange, PinTable};
+use emulator::registry::Registry;
+use emulator::sync::atomic::{AtomicU32, AtomicU64};
+use emulator::sync::{Arc, Mutex};
+use emulator::trace::{Event, Trace};
+
+use crate::counters::Counters;
+use crate::design::{Axes, VolumeOptions};
+use crate::dma::Finding;
+use crate::inode::{Ino, Inode};
+use crate::process::{Pid, Process};
+use crate::volume::{Allocator, Orphans};
+use crate::waits::WaitGraph;
+
+/// Rules broken on purpose, to prove that the oracle sees it. Everything false in every real run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sabotage {
+    /// Pins of a file range are not rechecked against the inode's generation.
+    pub no_recheck: bool,
+    /// Layout changes free blocks without closing their pages to pins first.
+    pub free_without_close: bool,
+}
+
+/// How a kernel is set up.
+#[derive(Clone, Copy, Debug)]
+pub struct Config {
+    /// The design, by its axes.
+    pub axes: Axes,
+    /// Options of the volume.
+    pub options: VolumeOptions,
+    /// `RLIMIT_MEMLOCK` of every process, in pages.
+    pub memlock_pages: u64,
+    /// Rules broken on purpose.
+    pub sabotage: Sabotage,
+}
+
+impl Config {
+    /// A kernel under `axes`, everything else as by default: no limit on locked memory, nothing broken.
+    pub fn new(axes: Axes) -> Config {
+        Config { axes, options: VolumeOptions::default(), memlock_pages: u64::MAX / 2, sabotage: Sabotage::default() }
+    }
+}
+
+/// See the module.
+pub struct Kernel {
+    pub(crate) world: Arc<World>,
+    pub(crate) device: Device,
+    pub(crate) pins: PinTable,
+    pub(crate) ledger: Ledger,
+    pub(crate) allocator: Allocator,
+    pub(crate) orphans: Orphans,
+    pub(crate) axes: Axes,
+    pub(crate) options: VolumeOptions,
+    pub(crate) memlock_pages: u64,
+    pub(crate) sabotage: Sabotage,
+    pub(crate) processes: Registry<Pid, Arc<Process>>,
+    pub(crate) inodes: Registry<Ino, Arc<Inode>>,
+    pub(crate) names: Mutex<BTreeMap<String, Arc<Inode>>>,
+    pub(crate) waits: WaitGraph,
+    /// What the kernel counts about itself.
+    pub counters: Counters,
+    pub(crate) findings: Mutex<Vec<Finding>>,
+    pub(crate) violations: Mutex<Vec<String>>,
+    /// What the crates above keep for the machine as a whole, such as a NIC.
+    drivers: Mutex<BTreeMap<TypeId, Arc<dyn Any + Send + Sync>>>,
+    tracer: Trace,
+    pub(crate) next_pid: AtomicU32,
+    pub(crate) next_ino: AtomicU64,
+    pub(crate) next_description: AtomicU64,
+    pub(crate) next_lease: AtomicU64,
+    pub(crate) next_holder: AtomicU64,
+    pub(crate) next_waiter: AtomicU64,
+}
+
+impl std::fmt::Debug for Kernel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Kernel").field("axes", &self.axes).finish_non_exhaustive()
+    }
+}
+
+/// How many violations are kept in words; a run with one has failed already.
+const VIOLATIONS_MAX: usize = 64;
+
+impl Kernel {
+    /// A kernel on `device`, with an empty volume over all of it.
+    ///
+    /// # Errors
+    /// The pin words or the ledger could not be mapped.
+    pub fn new(world: Arc<World>, device: Device, config: Config) -> std::io::Result<Arc<Kernel>> {
+        let pages = device.pages();
+        Ok(Arc::new(Kernel {
+            pins: PinTable::new(pages)?,
+            ledger: Ledger::new(pages)?,
+            allocator: Allocator::new(pages),
+            orphans: Orphans::default(),
+            world,
+            device,
+            axes: config.axes,
+            options: config.options,
+            memlock_pages: config.memlock_pages,
+            sabotage: config.sabotage,
+            processes: Registry::new(),
+            inodes: Registry::new(),
+            names: Mutex::new(BTreeMap::new()),
+            waits: WaitGraph::default(),
+            counters: Counters::default(),
+            findings: Mutex::new(Vec::new()),
+            violations: Mutex::new(Vec::new()),
+            drivers: Mutex::new(BTreeMap::new()),
+            tracer: Trace::new(),
+            next_pid: AtomicU32::new(1),
+            next_ino: AtomicU64::new(1),
+            next_description: AtomicU64::new(1),
+            next_lease: AtomicU64::new(1),
+            next_holder: AtomicU64::new(1),
+            next_waiter: AtomicU64::new(1),
+        }))
+    }
+
+    /// The world it runs in.
+    pub fn world(&self) -> &Arc<World> {
+        &self.world
+    }
+
+    /// The design it runs under.
+    pub fn axes(&self) -> &Axes {
+        &self.axes
+    }
+
+    /// This machine's one `T`, such as its NIC; made by `make` when first asked for. `make` must touch nothing of this kernel.
+    pub fn driver<T: Any + Send + Sync>(&self, make: impl FnOnce() -> T) -> Arc<T> {
+        let driver = {
+            let mut drivers = self.drivers.lock();
+            let slot = drivers.entry(TypeId::of::<T>());
+            Arc::clone(slot.or_insert_with(|| Arc::new(make())))
+        };
+        driver.downcast::<T>().expect("what stands under the TypeId of T was made as a T")
+    }
+
+    /// The stale accesses found, the first [`crate::dma::FINDINGS_MAX`] of them.
+    pub fn findings(&self) -> Vec<Finding> {
+        self.findings.lock().clone()
+    }
+
+    /// The broken invariants found so far, in words.
+    pub fn violations(&self) -> Vec<String> {
+        self.violations.lock().clone()
+    }
+
+    /// Records a broken invariant.
+    #[cold]
+    pub(crate) fn violated(&self, what: String) {
+        let mut violations = self.violations.lock();
+        if violations.len() < VIOLATIONS_MAX {
+            violations.push(what);
+        }
+    }
+
+    /// Notes an event for the traces of findings: `actor` and `ino` as numbers, and the first pages concerned.
+    pub(crate) fn trace(&self, kind: &'static str, actor: u64, ino: u64, pages: Option<PageRange>) {
+        self.tracer.record(self.world.now(), kind, actor, ino, pages);
+    }
+
+    pub(crate) fn trace_about(&self, pages: PageRange) -> Vec<Event> {
+        self.tracer.about(pages, 32)
+    }
+}

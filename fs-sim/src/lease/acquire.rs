@@ -1,0 +1,314 @@
+//! Taking a layout lease: the grant tables, conversion, downgrade.
+//!
+//! It owns the decision whether a request is granted, refused, or must break others first. Invariants: a request that
+//! fails has changed nothing of the caller's; conversion on one description is atomic; while a break is pending nobody else
+//! is let in. Kernel counterpart: `generic_add_lease` (fs/locks.c) for the shape; the tables are the proposals'.
+
+use emulator::gate::Gate;
+use emulator::sync::Arc;
+use emulator::sync::atomic::Ordering;
+use emulator::wait::WaitFor;
+
+use super::table::{BreakTo, Entry, State};
+use super::{Kind, Lease, LeaseId, Mode};
+use crate::Kernel;
+use crate::design::LeaseRules;
+use crate::errno::Errno;
+use crate::inode::Inode;
+use crate::process::description::{Access, Description};
+use crate::process::fd_table::Fd;
+use crate::process::task::Task;
+use crate::range::BlockRange;
+use crate::waits::{Ended, Look, Need};
+
+/// What one entry in the way says to a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Answer {
+    Grant,
+    Refuse,
+    Break(BreakTo),
+}
+
+/// The grant table of `man-page` rules: held by another open file, asked, overlapping.
+fn man_page_answer(held: Kind, asked: Kind) -> Answer {
+    match (held.mode, held.unbreakable, asked.mode) {
+        (Mode::Read, _, Mode::Read) => Answer::Grant,
+        (Mode::Read, false, Mode::Write) => Answer::Break(BreakTo::Nothing),
+        (Mode::Read, true, Mode::Write) => Answer::Refuse,
+        (Mode::Write, false, Mode::Read) => Answer::Break(BreakTo::Read),
+        (Mode::Write, false, Mode::Write) => Answer::Break(BreakTo::Nothing),
+        (Mode::Write, true, _) => Answer::Refuse,
+    }
+}
+
+/// Whether an entry still stands in the way of a request for `asked`.
+fn stands_in_way(entry: &Entry, range: BlockRange, asked: Kind) -> bool {
+    entry.range.overlaps(range) && man_page_answer(entry.kind, asked) != Answer::Grant
+}
+
+impl Kernel {
+    pub(crate) fn new_lease(&self) -> Arc<Lease> {
+        Arc::new(Lease { id: LeaseId(self.next_lease.fetch_add(1, Ordering::Relaxed)), gate: Gate::new() })
+    }
+}
+
+/// A request, checked.
+struct Request<'a> {
+    inode: &'a Arc<Inode>,
+    description: &'a Arc<Description>,
+    kind: Kind,
+    range: BlockRange,
+}
+
+impl Task {
+    /// Takes a layout lease of `kind` on `range` of the file open as `fd` (`fcntl(F_SETLEASE, F_LAYOUT|…)` of the
+    /// proposals), or converts what the same description holds there. Waits where the rules say so.
+    ///
+    /// # Errors
+    /// EBADF, EINVAL (no layout leases in this design, +U under `chinner` rules, an empty range, not a file), EACCES (access
+    /// mode), ETXTBSY (an exclusive lease is in the way), EAGAIN (a break or a change is pending), EBUSY or EDEADLK
+    /// (conversion that weakens a pinned lease), EINTR.
+    pub fn lease(&self, fd: Fd, kind: Kind, range: BlockRange) -> Result<(), Errno> {
+        self.syscall(|| {
+            let description = self.description(fd)?;
+            let (inode, access) = description.file().ok_or(Errno::EINVAL)?;
+            self.check_request(kind, range, access)?;
+            self.acquire(&Request { inode, description: &description, kind, range })
+        })
+    }
+
+    fn check_request(&self, kind: Kind, range: BlockRange, access: Access) -> Result<(), Errno> {
+        let rules = self.kernel().axes.lease_rules;
+        let known = match rules {
+            LeaseRules::None => false,
+            LeaseRules::ManPage => true,
+            LeaseRules::Chinner => !kind.unbreakable,
+        };
+        if !known || range.is_empty() {
+            return Err(Errno::EINVAL);
+        }
+        let allowed = if kind.is_exclusive(rules) { access.write } else { access.read };
+        if allowed { Ok(()) } else { Err(Errno::EACCES) }
+    }
+
+    fn acquire(&self, request: &Request<'_>) -> Result<(), Errno> {
+        let kernel = self.kernel();
+        let mut broken_by_us: Vec<LeaseId> = Vec::new();
+        loop {
+            self.await_pending_change(request)?;
+            let mut owners = Vec::new();
+            {
+                let mut entries = request.inode.leases.lock();
+                match kernel.axes.lease_rules {
+                    LeaseRules::Chinner => self.judge_chinner(&entries, request)?,
+                    LeaseRules::ManPage | LeaseRules::None => {
+                        self.judge_man_page(&mut entries, request, &mut broken_by_us, &mut owners)?;
+                    }
+                }
+                let clear = !entries.iter().any(|entry| {
+                    broken_by_us.contains(&entry.lease.id) && stands_in_way(entry, request.range, request.kind)
+                });
+                if clear {
+                    let installed = self.enter(&mut entries, request);
+                    drop(entries);
+                    match installed {
+                        Installed::Done(lost) => {
+                            self.granted(request, &lost);
+                            return Ok(());
+                        }
+                        Installed::Pinned(leases) => {
+                            self.settle_pinned_leases(request.inode, &leases)?;
+                            continue;
+                        }
+                    }
+                }
+            }
+            kernel.tell_owners(request.inode, &owners);
+            self.wait_for_break(request.inode, &broken_by_us, |entry| {
+                stands_in_way(entry, request.range, request.kind)
+            })?;
+        }
+    }
+
+    /// While a layout change waits, overlapping requests get EAGAIN; under `chinner` rules they wait for it to finish.
+    fn await_pending_change(&self, request: &Request<'_>) -> Result<(), Errno> {
+        let kernel = self.kernel();
+        let pending = || request.inode.ticket.waiting_on().is_some_and(|range| range.overlaps(request.range));
+        if !pending() {
+            return Ok(());
+        }
+        if kernel.axes.lease_rules != LeaseRules::Chinner {
+            return Err(Errno::EAGAIN);
+        }
+        let own_pins = || {
+            let range = request.inode.ticket.waiting_on();
+            range.is_some_and(|range| request.inode.holders.registered_in(range).iter().any(|h| h.pid == self.pid()))
+        };
+        let how = WaitFor::interruptible("layout change that broke the lease");
+        let outcome = self.block_on(request.inode.ticket.changed(), how, || {
+            if !pending() {
+                Look::Ready(Ok(()))
+            } else if own_pins() {
+                kernel.counters.deadlocks.add(1);
+                Look::Ready(Err(Errno::EDEADLK))
+            } else {
+                let changer = request.inode.ticket.holder();
+                Look::Blocked(changer.map(|pid| Need { any_of: vec![pid] }).into_iter().collect())
+            }
+        });
+        match outcome {
+            Ok(result) => result,
+            Err(Ended::Deadlock) => Err(Errno::EDEADLK),
+            Err(Ended::Interrupted | Ended::TimedOut) => Err(Errno::EINTR),
+        }
+    }
+
+    /// `chinner` rules: leases of different processes coexist, but for write against write.
+    fn judge_chinner(&self, entries: &[Entry], request: &Request<'_>) -> Result<(), Errno> {
+        let refused = request.kind.mode == Mode::Write
+            && entries.iter().any(|entry| {
+                entry.kind.mode == Mode::Write && entry.pid != self.pid() && entry.range.overlaps(request.range)
+            });
+        if refused { Err(Errno::ETXTBSY) } else { Ok(()) }
+    }
+
+    /// `man-page` rules: refusals first, then the breaks that this request must begin.
+    fn judge_man_page(
+        &self,
+        entries: &mut [Entry],
+        request: &Request<'_>,
+        broken_by_us: &mut Vec<LeaseId>,
+        owners: &mut Vec<crate::process::Pid>,
+    ) -> Result<(), Errno> {
+        let foreign =
+            |entry: &&mut Entry| entry.file != request.description.id() && entry.range.overlaps(request.range);
+        if entries.iter_mut().filter(foreign).any(|e| man_page_answer(e.kind, request.kind) == Answer::Refuse) {
+            return Err(Errno::ETXTBSY);
+        }
+        let pending_elsewhere = entries
+            .iter_mut()
+            .filter(foreign)
+            .any(|e| matches!(e.state, State::Breaking { .. }) && !broken_by_us.contains(&e.lease.id));
+        if pending_elsewhere {
+            return Err(Errno::EAGAIN);
+        }
+        for entry in entries.iter_mut().filter(foreign) {
+            if let Answer::Break(to) = man_page_answer(entry.kind, request.kind) {
+                owners.extend(self.kernel().begin_break(entry, to));
+                if !broken_by_us.contains(&entry.lease.id) {
+                    broken_by_us.push(entry.lease.id);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Converts what the description holds in the range and adds what is missing. Where pins live under a lease that would
+    /// lose strength or be split, `unlock_while_pinned` decides: unless it says `release`, nothing is done.
+    fn enter(&self, entries: &mut Vec<Entry>, request: &Request<'_>) -> Installed {
+        let kernel = self.kernel();
+        let rules = kernel.axes.lease_rules;
+        let own = |e: &Entry| {
+            e.file == request.description.id() && e.state != State::Zombie && e.range.overlaps(request.range)
+        };
+        let diminished = |e: &Entry| {
+            let weaker = e.kind.is_exclusive(rules) && !request.kind.is_exclusive(rules);
+            weaker || !request.range.contains(e.range)
+        };
+        if !kernel.unlock_releases() {
+            let pinned = entries.iter().filter(|e| own(e) && diminished(e) && e.is_pinned());
+            let pinned: Vec<Arc<Lease>> = pinned.map(|e| Arc::clone(&e.lease)).collect();
+            if !pinned.is_empty() {
+                return Installed::Pinned(pinned);
+            }
+        }
+        let mut lost = Vec::new();
+        let mut missing = vec![request.range];
+        let mut kept = Vec::with_capacity(entries.len() + 1);
+        for mut entry in entries.drain(..) {
+            if !own(&entry) {
+                kept.push(entry);
+            } else if !diminished(&entry) && !entry.lease.gate.is_closed() {
+                missing = missing.iter().flat_map(|part| part.minus(entry.range)).collect();
+                entry.kind = request.kind;
+                entry.state = State::Held;
+                kept.push(entry);
+            } else {
+                // The parts outside the request go on as leases of their own; pins of the old one have lost it.
+                for range in entry.range.minus(request.range) {
+                    kept.push(Entry { lease: kernel.new_lease(), range, ..entry.clone() });
+                }
+                if entry.lease.gate.close().0 > 0 {
+                    lost.push(entry.lease);
+                }
+            }
+        }
+        for range in missing {
+            kept.push(Entry {
+                lease: kernel.new_lease(),
+                file: request.description.id(),
+                custody: Arc::clone(request.description.custody()),
+                pid: self.pid(),
+                kind: request.kind,
+                range,
+                state: State::Held,
+            });
+        }
+        *entries = kept;
+        Installed::Done(lost)
+    }
+
+    fn granted(&self, request: &Request<'_>, lost: &[Arc<Lease>]) {
+        let kernel = self.kernel();
+        request.inode.leases.changed.wake_all();
+        for lease in lost {
+            kernel.lease_lost(request.inode, lease);
+        }
+        if request.kind.is_exclusive(kernel.axes.lease_rules) {
+            let broken = request.inode.holders.registered_in(request.range);
+            let outlived = |lease: &Arc<Lease>| lease.gate.is_closed();
+            if broken.iter().any(|holder| holder.pid != self.pid() && holder.leases.iter().any(outlived)) {
+                kernel.counters.broken_exclusivity.add(1);
+            }
+        }
+        kernel.trace("lease granted", self.pid().0.into(), request.inode.ino().0, None);
+    }
+
+    /// Turns a write lease into read+U, as proposed after `fallocate`, atomically and without letting anybody in between.
+    ///
+    /// # Errors
+    /// EINVAL unless the rules are `man-page`; EAGAIN unless the description holds unbroken write leases over all of `range`.
+    pub fn downgrade_lease(&self, fd: Fd, range: BlockRange) -> Result<(), Errno> {
+        self.syscall(|| {
+            let description = self.description(fd)?;
+            let (inode, access) = description.file().ok_or(Errno::EINVAL)?;
+            self.check_request(Kind::READ_U, range, access)?;
+            let request = Request { inode, description: &description, kind: Kind::READ_U, range };
+            let mut entries = inode.leases.lock();
+            let unbroken = entries.iter().filter(|entry| {
+                entry.file == description.id() && entry.kind.mode == Mode::Write && entry.state == State::Held
+            });
+            if !range.is_covered_by(unbroken.map(|entry| entry.range)) {
+                return Err(Errno::EAGAIN);
+            }
+            let installed = self.enter(&mut entries, &request);
+            drop(entries);
+            match installed {
+                Installed::Done(lost) => {
+                    self.granted(&request, &lost);
+                    Ok(())
+                }
+                // A downgrade never waits: a lease that must be split first is unlocked in parts first.
+                Installed::Pinned(_) => Err(Errno::EBUSY),
+            }
+        })
+    }
+}
+
+/// What came of putting a granted request into the table.
+enum Installed {
+    /// Done; these leases were lost although pins live under them.
+    Done(Vec<Arc<Lease>>),
+    /// Nothing done: pins live under these leases, which would lose strength or be split.
+    Pinned(Vec<Arc<Lease>>),
+}

@@ -1,0 +1,131 @@
+//! The leases of one inode.
+//!
+//! It owns the entries and the queue of those who wait for them to change. Invariants: entries of one description never
+//! overlap; an entry being broken grants nothing; a zombie has no description left and reaches over the whole file.
+
+use emulator::sync::{Arc, Mutex, MutexGuard};
+use emulator::time::Nanos;
+use emulator::wait::WaitQueue;
+
+use super::{Kind, Lease};
+use crate::design::LeaseRules;
+use crate::errno::Errno;
+use crate::process::Pid;
+use crate::process::custody::Custody;
+use crate::process::description::DescriptionId;
+use crate::range::BlockRange;
+
+/// Where an entry stands in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum State {
+    /// In force.
+    Held,
+    /// Being broken: to nothing, or to a read lease.
+    Breaking {
+        /// What it is being broken to.
+        to: BreakTo,
+        /// When its time is over; none means never.
+        deadline: Option<Nanos>,
+        /// The owner was sent SIGKILL; when the time is over again, it is taken by force.
+        killed: bool,
+    },
+    /// Its open description is gone; pins taken under it keep it.
+    Zombie,
+}
+
+/// What a break leaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum BreakTo {
+    Nothing,
+    Read,
+}
+
+/// One lease in the table.
+#[derive(Clone, Debug)]
+pub(crate) struct Entry {
+    pub(crate) lease: Arc<Lease>,
+    pub(crate) file: DescriptionId,
+    pub(crate) custody: Arc<Custody>,
+    /// The process that took it: the lease holder, and the one who is signalled.
+    pub(crate) pid: Pid,
+    pub(crate) kind: Kind,
+    pub(crate) range: BlockRange,
+    pub(crate) state: State,
+}
+
+impl Entry {
+    /// Those who could release it: whoever holds the open description, or the setter if only mappings are left.
+    pub(crate) fn releasers(&self) -> Vec<Pid> {
+        let processes = self.custody.processes();
+        if processes.is_empty() { vec![self.pid] } else { processes }
+    }
+
+    /// Whether pins live that were taken under it.
+    pub(crate) fn is_pinned(&self) -> bool {
+        self.lease.gate.inside() > 0
+    }
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(crate) struct LeaseTable {
+    entries: Mutex<Vec<Entry>>,
+    pub(crate) changed: WaitQueue,
+}
+
+impl LeaseTable {
+    /// The entries, locked. Never wait, signal or revoke with them in hand.
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Vec<Entry>> {
+        self.entries.lock()
+    }
+
+    /// Lets a long-term pin of `range` by `pid` through: counts it in the gate of every lease of `pid` that is needed to
+    /// cover the range. `exclusive` asks for exclusive leases only.
+    ///
+    /// # Errors
+    /// EPERM if the caller's active leases don't cover the range; EAGAIN if they would, were one not being broken.
+    pub(crate) fn enter_gates(
+        &self,
+        rules: LeaseRules,
+        pid: Pid,
+        range: BlockRange,
+        exclusive: bool,
+    ) -> Result<Vec<Arc<Lease>>, Errno> {
+        let entries = self.lock();
+        let suits = |entry: &&Entry| {
+            entry.pid == pid
+                && entry.range.overlaps(range)
+                && entry.state != State::Zombie
+                && (!exclusive || entry.kind.is_exclusive(rules))
+        };
+        let active: Vec<&Entry> = entries.iter().filter(suits).filter(|entry| entry.state == State::Held).collect();
+        if !range.is_covered_by(active.iter().map(|entry| entry.range)) {
+            let with_broken = range.is_covered_by(entries.iter().filter(suits).map(|entry| entry.range));
+            return Err(if with_broken { Errno::EAGAIN } else { Errno::EPERM });
+        }
+        let mut through: Vec<Arc<Lease>> = Vec::with_capacity(active.len());
+        for entry in active {
+            // A lease whose gate is shut is on its way out (an unlock waits for its pins).
+            if entry.lease.gate.enter().is_err() {
+                for lease in through {
+                    // The table's lock is held: nobody can have shut this gate since we entered.
+                    let _last = lease.gate.leave();
+                }
+                return Err(Errno::EPERM);
+            }
+            through.push(Arc::clone(&entry.lease));
+        }
+        Ok(through)
+    }
+
+    /// Whether active leases of `pid` cover `range`.
+    pub(crate) fn covers(&self, rules: LeaseRules, pid: Pid, range: BlockRange, exclusive: bool) -> bool {
+        let entries = self.lock();
+        range.is_covered_by(
+            entries
+                .iter()
+                .filter(|e| e.pid == pid && e.state == State::Held && (!exclusive || e.kind.is_exclusive(rules)))
+                .map(|entry| entry.range),
+        )
+    }
+}

@@ -1,0 +1,406 @@
+//! Tasks: the threads of simulated processes, and their system calls that concern processes.
+//!
+//! It owns the frame of every system call. Invariants: a call of a dead process never runs; a process's exit runs when its
+//! last call has left; releases scheduled by a call run at its end, with no lock held. Kernel counterpart: `task_struct`,
+//! `exit_to_user_mode_loop`, `task_work_run`.
+
+use emulator::sync::Arc;
+use emulator::sync::atomic::{AtomicBool, Ordering};
+use emulator::wait::{Waiter, WaiterId};
+
+use super::Process;
+use super::address_space::Backing;
+use super::custody::Custody;
+use super::description::{Deferred, Description, DescriptionId, Open, OpenObject, Pass};
+use super::fd_table::Fd;
+use super::signals::{SigInfo, Signal};
+use super::{Pid, signals};
+use crate::Kernel;
+use crate::anon::AnonMemory;
+use crate::errno::Errno;
+
+/// See the module. One thread of the lab drives one task at a time.
+#[derive(Debug)]
+pub struct Task {
+    kernel: Arc<Kernel>,
+    process: Arc<Process>,
+    waiter: Arc<Waiter>,
+    /// Whether a call since the last [`Task::take_waited`] had to wait.
+    waited: AtomicBool,
+}
+
+/// What `recv_fd` found in the inbox.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Received {
+    /// A descriptor was installed.
+    Fd(Fd),
+    /// The message's descriptor was dropped by the design's rule: `MSG_CTRUNC`.
+    Truncated,
+}
+
+impl Kernel {
+    /// A waiter for work that no task does.
+    pub(crate) fn new_waiter(&self) -> Arc<Waiter> {
+        Waiter::new(WaiterId(self.next_waiter.fetch_add(1, Ordering::Relaxed)))
+    }
+
+    /// A new process with one task.
+    pub fn spawn(self: &Arc<Self>) -> Task {
+        let process = self.new_process();
+        self.spawn_task(process)
+    }
+
+    pub(crate) fn spawn_task(self: &Arc<Self>, process: Arc<Process>) -> Task {
+        let waiter = self.new_waiter();
+        process.waiters.lock().push(Arc::clone(&waiter));
+        Task { kernel: Arc::clone(self), process, waiter, waited: AtomicBool::new(false) }
+    }
+
+    pub(crate) fn new_description(&self, open: Open, custody: Arc<Custody>) -> Arc<Description> {
+        Description::new(DescriptionId(self.next_description.fetch_add(1, Ordering::Relaxed)), open, custody)
+    }
+}
+
+impl Drop for Task {
+    /// A thread's end: it no longer counts as somebody who could act for its process.
+    fn drop(&mut self) {
+        self.process.waiters.lock().retain(|waiter| !Arc::ptr_eq(waiter, &self.waiter));
+    }
+}
+
+impl Task {
+    /// The kernel it runs on.
+    pub fn kernel(&self) -> &Arc<Kernel> {
+        &self.kernel
+    }
+
+    /// Its process.
+    pub fn process(&self) -> &Arc<Process> {
+        &self.process
+    }
+
+    /// Its process's number.
+    pub fn pid(&self) -> Pid {
+        self.process.pid()
+    }
+
+    /// Its place to wait.
+    pub fn waiter(&self) -> &Arc<Waiter> {
+        &self.waiter
+    }
+
+    /// Whether a call since the last look had to wait for somebody.
+    pub fn take_waited(&self) -> bool {
+        self.waited.swap(false, Ordering::Relaxed)
+    }
+
+    pub(crate) fn note_waited(&self) {
+        self.waited.store(true, Ordering::Relaxed);
+    }
+
+    /// The frame of a system call.
+    pub(crate) fn syscall<R>(&self, body: impl FnOnce() -> Result<R, Errno>) -> Result<R, Errno> {
+        if let Err(shut) = self.process.life.enter() {
+            if shut.last {
+                self.kernel.exit_process(&self.process);
+            }
+            return Err(Errno::Dead);
+        }
+        let result = body();
+        if self.process.life.leave() {
+            self.kernel.exit_process(&self.process);
+        }
+        result
+    }
+
+    /// The description behind `fd`. It stays alive while the caller uses it: closing meanwhile only unlinks the number.
+    pub(crate) fn description(&self, fd: Fd) -> Result<Arc<Description>, Errno> {
+        self.process.fds.lock().get(fd).cloned()
+    }
+
+    /// Puts a description (with the reference the caller holds) into the table.
+    pub(crate) fn install(&self, description: Arc<Description>) -> Result<Fd, Errno> {
+        description.custody().held_by(self.pid());
+        let installed = self.process.fds.lock().install(description);
+        installed.map_err(|description| {
+            description.custody().gone_from(self.pid());
+            let mut deferred = Deferred::default();
+            description.put(&mut deferred);
+            self.kernel.run_deferred(deferred);
+            Errno::EMFILE
+        })
+    }
+
+    /// Installs an object of a crate above. `make` gets the custody by which the object can tell who holds it.
+    ///
+    /// # Errors
+    /// EMFILE.
+    pub fn install_object(
+        &self,
+        make: impl FnOnce(Arc<Custody>) -> Arc<dyn OpenObject>,
+    ) -> Result<(Fd, Arc<dyn OpenObject>), Errno> {
+        self.syscall(|| {
+            let custody = Arc::new(Custody::default());
+            let object = make(Arc::clone(&custody));
+            let description = self.kernel.new_description(Open::Object(Arc::clone(&object)), custody);
+            Ok((self.install(description)?, object))
+        })
+    }
+
+    /// The object behind `fd`.
+    ///
+    /// # Errors
+    /// EBADF if nothing is open there, EINVAL if it is a file.
+    pub fn object(&self, fd: Fd) -> Result<Arc<dyn OpenObject>, Errno> {
+        self.syscall(|| match self.description(fd)?.open() {
+            Open::Object(object) => Ok(Arc::clone(object)),
+            Open::File { .. } => Err(Errno::EINVAL),
+        })
+    }
+
+    /// Closes a descriptor. The number is free at once; if this was the last reference, the release happens here and may
+    /// wait where the design says `wait-killable` (a fatal signal ends that wait).
+    ///
+    /// # Errors
+    /// EBADF; EINTR if the wait was ended by a fatal signal.
+    pub fn close(&self, fd: Fd) -> Result<(), Errno> {
+        self.syscall(|| {
+            let description = self.process.fds.lock().take(fd)?;
+            self.close_description(&description)
+        })
+    }
+
+    fn close_description(&self, description: &Arc<Description>) -> Result<(), Errno> {
+        description.custody().gone_from(self.pid());
+        if description.put_is_last() {
+            let mut deferred = Deferred::default();
+            match description.open() {
+                Open::File { inode, .. } => {
+                    self.kernel.release_file(inode, description.id(), Some(self), &mut deferred);
+                }
+                Open::Object(object) => object.release(&self.kernel, &mut deferred),
+            }
+            self.kernel.run_deferred(deferred);
+        }
+        if self.process.is_dying() { Err(Errno::EINTR) } else { Ok(()) }
+    }
+
+    /// A second descriptor for the same open description.
+    ///
+    /// # Errors
+    /// EBADF, EMFILE.
+    pub fn dup(&self, fd: Fd) -> Result<Fd, Errno> {
+        self.syscall(|| {
+            let description = self.process.fds.lock().get(fd)?.get();
+            self.install(description)
+        })
+    }
+
+    /// Makes `to` a descriptor for what `from` is; what was open at `to` is closed first, as by [`Task::close`].
+    ///
+    /// # Errors
+    /// EBADF; EINTR as for [`Task::close`].
+    pub fn dup2(&self, from: Fd, to: Fd) -> Result<Fd, Errno> {
+        self.syscall(|| {
+            if from == to {
+                return self.description(from).map(|_| to);
+            }
+            if to.0 as usize >= super::fd_table::FDS_MAX {
+                return Err(Errno::EBADF);
+            }
+            let replaced = {
+                let mut fds = self.process.fds.lock();
+                let description = fds.get(from)?.get();
+                // The custody's lock is a leaf too, but not under this one: it is told after.
+                fds.replace(to, description)
+            };
+            self.description(from)?.custody().held_by(self.pid());
+            match replaced {
+                Some(description) => self.close_description(&description).map(|()| to),
+                None => Ok(to),
+            }
+        })
+    }
+
+    /// A child with copies of the descriptors, the address space and the dispositions. Leases stay the parent's; an object
+    /// that may not pass by fork is not inherited.
+    ///
+    /// # Errors
+    /// None but the caller's death.
+    pub fn fork(&self) -> Result<Task, Errno> {
+        self.syscall(|| {
+            let child = self.kernel.new_process();
+            let inherited: Vec<(Fd, Arc<Description>)> =
+                self.process.fds.lock().iter().map(|(fd, description)| (fd, description.get())).collect();
+            let mut deferred = Deferred::default();
+            for (fd, description) in inherited {
+                let passes = match description.open() {
+                    Open::File { .. } => true,
+                    Open::Object(object) => object.may_pass(&self.kernel, Pass::Fork),
+                };
+                if passes {
+                    description.custody().held_by(child.pid());
+                    child.fds.lock().replace(fd, description);
+                } else {
+                    description.put(&mut deferred);
+                }
+            }
+            let memory = self.process.mm.lock().fork();
+            *child.mm.lock() = memory;
+            let dispositions = self.process.signals.lock().inherit();
+            *child.signals.lock() = dispositions;
+            self.kernel.run_deferred(deferred);
+            Ok(self.kernel.spawn_task(child))
+        })
+    }
+
+    /// Another thread of the same process.
+    pub fn thread(&self) -> Task {
+        self.kernel.spawn_task(Arc::clone(&self.process))
+    }
+
+    /// Sends a descriptor to `pid`'s inbox (`sendmsg` with SCM_RIGHTS).
+    ///
+    /// # Errors
+    /// EBADF; EPERM if the design denies passing it; ECONNREFUSED if the receiver is gone; EAGAIN if its inbox is full.
+    pub fn send_fd(&self, pid: Pid, fd: Fd) -> Result<(), Errno> {
+        self.syscall(|| {
+            let description = self.process.fds.lock().get(fd)?.get();
+            let sent = self.send_description(pid, &description);
+            if sent.is_err() {
+                let mut deferred = Deferred::default();
+                description.put(&mut deferred);
+                self.kernel.run_deferred(deferred);
+            }
+            sent
+        })
+    }
+
+    fn send_description(&self, pid: Pid, description: &Arc<Description>) -> Result<(), Errno> {
+        let receiver = self.kernel.processes.get(pid).ok_or(Errno::ECONNREFUSED)?;
+        // Custody first, then the judgement: whoever registers a pin meanwhile announces it first and looks at the custody
+        // then, so that one of the two sees the other.
+        description.custody().entered_queue();
+        let sent = match description.open() {
+            Open::Object(object) if !object.may_pass(&self.kernel, Pass::Send) => Err(Errno::EPERM),
+            _ => receiver.inbox.push(description),
+        };
+        sent.inspect_err(|_| description.custody().left_queue())
+    }
+
+    /// Takes the oldest message from the inbox (`recvmsg`).
+    ///
+    /// # Errors
+    /// EAGAIN if there is none; EMFILE.
+    pub fn recv_fd(&self) -> Result<Received, Errno> {
+        self.syscall(|| {
+            let description = self.process.inbox.pop().ok_or(Errno::EAGAIN)?;
+            let passes = match description.open() {
+                Open::File { .. } => true,
+                Open::Object(object) => object.may_pass(&self.kernel, Pass::Receive(self.pid())),
+            };
+            if passes {
+                let custody = Arc::clone(description.custody());
+                let installed = self.install(description);
+                custody.left_queue();
+                return installed.map(Received::Fd);
+            }
+            description.custody().left_queue();
+            let mut deferred = Deferred::default();
+            description.put(&mut deferred);
+            self.kernel.run_deferred(deferred);
+            Ok(Received::Truncated)
+        })
+    }
+
+    /// Sends a signal.
+    ///
+    /// # Errors
+    /// ESRCH if there is no such process.
+    pub fn kill(&self, pid: Pid, signal: Signal) -> Result<(), Errno> {
+        self.syscall(|| {
+            if self.kernel.processes.get(pid).is_none() {
+                return Err(Errno::ESRCH);
+            }
+            let _delivery: signals::Delivery = self.kernel.send_signal(pid, SigInfo { signal, ino: None });
+            Ok(())
+        })
+    }
+
+    /// Takes what is queued for the handler, oldest first.
+    pub fn take_signals(&self) -> Vec<SigInfo> {
+        let taken = self.process.signals.lock().take();
+        self.waiter.signals_taken();
+        taken
+    }
+
+    /// Ends the process: `exit_group`.
+    pub fn exit(&self) {
+        self.kernel.shut_down(&self.process);
+    }
+
+    /// Maps `len` bytes of the file open as `fd` from byte `offset` (page aligned) on, shared. The mapping holds the open
+    /// file. Returns its address.
+    ///
+    /// # Errors
+    /// EBADF, EACCES (access mode), EINVAL (length 0, alignment, not a file), ENOMEM.
+    pub fn mmap(&self, fd: Fd, offset: u64, len: u64, write: bool) -> Result<u64, Errno> {
+        self.syscall(|| {
+            if !offset.is_multiple_of(crate::BLOCK) || offset.checked_add(len).is_none_or(|end| end > crate::FILE_MAX) {
+                return Err(Errno::EINVAL);
+            }
+            let description = self.process.fds.lock().get(fd)?.get();
+            let allowed = description.file().map(|(_, access)| access.read && (access.write || !write));
+            let mapped = match allowed {
+                Some(true) => {
+                    let backing = Backing::File { description, offset };
+                    self.process.mm.lock().map(len, write, backing)
+                }
+                refused => {
+                    let errno = if refused.is_none() { Errno::EINVAL } else { Errno::EACCES };
+                    Err((errno, Backing::File { description, offset }))
+                }
+            };
+            mapped.map_err(|(errno, backing)| {
+                if let Backing::File { description, .. } = backing {
+                    let mut deferred = Deferred::default();
+                    description.put(&mut deferred);
+                    self.kernel.run_deferred(deferred);
+                }
+                errno
+            })
+        })
+    }
+
+    /// Maps `len` zero bytes of anonymous shared memory. Returns its address, and the memory for the program's own use.
+    ///
+    /// # Errors
+    /// EINVAL (length 0), ENOMEM (more than [`crate::ANON_MAX`] bytes, too many mappings).
+    pub fn mmap_anonymous(&self, len: u64) -> Result<(u64, Arc<AnonMemory>), Errno> {
+        self.syscall(|| {
+            if len > crate::ANON_MAX {
+                return Err(Errno::ENOMEM);
+            }
+            let memory = Arc::new(AnonMemory::new(crate::round_up(len).unwrap_or(0) as usize));
+            let backing = Backing::Anon { memory: Arc::clone(&memory), offset: 0 };
+            let start = self.process.mm.lock().map(len, true, backing).map_err(|(errno, _)| errno)?;
+            Ok((start, memory))
+        })
+    }
+
+    /// Unmaps `va..va+len`. Never waits, whatever is pinned behind it.
+    ///
+    /// # Errors
+    /// EINVAL (alignment, length 0).
+    pub fn munmap(&self, va: u64, len: u64) -> Result<(), Errno> {
+        self.syscall(|| {
+            let mappings = self.process.mm.lock().unmap(va, len)?;
+            let mut deferred = Deferred::default();
+            for mapping in mappings {
+                mapping.put(&mut deferred);
+            }
+            self.kernel.run_deferred(deferred);
+            Ok(())
+        })
+    }
+}

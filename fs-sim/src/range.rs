@@ -1,0 +1,99 @@
+//! Ranges of a file, in 4 KiB blocks.
+//!
+//! It owns the arithmetic of half-open block ranges, the last of which may reach to infinity. Invariant: `start <= end`.
+
+/// `start..end` in file blocks; `end == u64::MAX` is infinity.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct BlockRange {
+    /// First block.
+    pub start: u64,
+    /// One past the last block.
+    pub end: u64,
+}
+
+impl BlockRange {
+    /// The whole file: `[0, infinity)`.
+    pub const ALL: BlockRange = BlockRange { start: 0, end: u64::MAX };
+
+    /// `start..end`, empty if `end` is smaller.
+    pub fn new(start: u64, end: u64) -> BlockRange {
+        BlockRange { start, end: end.max(start) }
+    }
+
+    /// From `start` to infinity.
+    pub fn from(start: u64) -> BlockRange {
+        BlockRange { start, end: u64::MAX }
+    }
+
+    /// The blocks that the byte range `offset..offset+len` touches.
+    pub fn of_bytes(offset: u64, len: u64) -> BlockRange {
+        let end = offset.saturating_add(len).div_ceil(crate::BLOCK);
+        BlockRange::new(offset / crate::BLOCK, end)
+    }
+
+    /// Whether it holds no block.
+    pub fn is_empty(self) -> bool {
+        self.start >= self.end
+    }
+
+    /// How many blocks.
+    pub fn len(self) -> u64 {
+        self.end - self.start
+    }
+
+    /// Whether the two share a block.
+    pub fn overlaps(self, other: BlockRange) -> bool {
+        self.start.max(other.start) < self.end.min(other.end)
+    }
+
+    /// Whether `other` lies inside.
+    pub fn contains(self, other: BlockRange) -> bool {
+        other.is_empty() || (self.start <= other.start && other.end <= self.end)
+    }
+
+    /// What the two share.
+    pub fn intersect(self, other: BlockRange) -> BlockRange {
+        BlockRange::new(self.start.max(other.start), self.end.min(other.end))
+    }
+
+    /// What is left of this range without `other`: at most two parts, none empty.
+    pub fn minus(self, other: BlockRange) -> impl Iterator<Item = BlockRange> {
+        let left = BlockRange::new(self.start, self.end.min(other.start));
+        let right = BlockRange::new(self.start.max(other.end), self.end);
+        let (left, right) = if self.overlaps(other) { (left, right) } else { (self, BlockRange::new(0, 0)) };
+        [left, right].into_iter().filter(|part| !part.is_empty())
+    }
+
+    /// Whether the ranges of `parts` together hold all of this one.
+    pub fn is_covered_by(self, parts: impl IntoIterator<Item = BlockRange>) -> bool {
+        let mut parts: Vec<BlockRange> = parts.into_iter().collect();
+        parts.sort_unstable();
+        let mut reached = self.start;
+        for part in parts {
+            if part.start > reached {
+                break;
+            }
+            reached = reached.max(part.end);
+        }
+        reached >= self.end
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn minus_and_cover() {
+        let r = BlockRange::new;
+        let minus = |a: BlockRange, b| a.minus(b).collect::<Vec<_>>();
+        assert_eq!(minus(r(2, 8), r(4, 6)), [r(2, 4), r(6, 8)]);
+        assert_eq!(minus(r(2, 8), r(0, 4)), [r(4, 8)]);
+        assert_eq!(minus(r(2, 8), r(0, 9)), []);
+        assert_eq!(minus(r(2, 8), r(8, 9)), [r(2, 8)]);
+        assert!(r(2, 8).is_covered_by([r(5, 9), r(0, 5)]));
+        assert!(!r(2, 8).is_covered_by([r(6, 9), r(0, 5)]));
+        assert_eq!(BlockRange::of_bytes(4095, 2), r(0, 2));
+        assert_eq!(BlockRange::of_bytes(4096, 1), r(1, 2));
+    }
+}

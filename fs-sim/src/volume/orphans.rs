@@ -1,0 +1,192 @@
+//! Blocks that left their file while pinned.
+//!
+//! It owns the list of orphaned blocks: they belong to no file, stay allocated (charged as used) and are freed when nothing
+//! pins them any more. Invariants: an orphaned block is either on the list or in the hands of exactly one reaper; it is freed
+//! exactly once; and as long as it is on the list, some pin is still to report it (or somebody has been told and is on his
+//! way here). Kernel counterpart: none for blocks; a page with `FOLL_LONGTERM` pins that its file has let go.
+//!
+//! # Who frees
+//! [`emulator::pin`] keeps a mark (`ORPHAN`) on every word with pins of an orphaned range; the unpin that empties a marked
+//! word says `orphan_seen`, and its caller comes to [`Orphans::reap`] with the pages it had pinned. A *reaper* takes what the
+//! list has of these pages into its hands, under the list's mutex, and then, without a lock, shuts the door on it. What
+//! freezes is freed. What doesn't goes back on the list, is marked and reopened, and *after all of this* is looked at.
+//!
+//! # Why no orphan is lost
+//! Let the last pin of a block go while a reaper has the block in its hands. The one who unpinned finds nothing on the list
+//! and leaves. It passed through the mutex before the reaper put the block back (else it would have found it), so the
+//! reaper's look afterwards sees the word without that pin: the block is *uncovered*, and the reaper takes it again.
+//!
+//! A block is covered, and may be left, only if one of its words is seen pinned **and** marked: nobody clears a mark while
+//! pins are there, so the unpin that empties the word is still to come, will see the mark, and will find the block on the list.
+//! A pin without a mark covers nothing (it came after the marking, from a stale look at a map): the reaper shuts the door
+//! again, and marks it.
+//!
+//! # Why it ends
+//! A reaper repeats itself only for pages that a pin left, or newly pinned, since it marked them. Nobody finds orphaned
+//! pages in a map, so new pins come only from looks at the old one: at most one for each thread, which then rechecks.
+
+use std::collections::BTreeMap;
+
+use emulator::pin::{Contended, Frozen, PageRange, PinTable, Unit};
+use emulator::race_point;
+use emulator::sync::{Mutex, thread};
+
+/// How often a reaper yields to another close of its pages. No two closes can want pages without an owner, so this bounds
+/// what follows from a broken rule: the pages stay on the list and are missed at the end.
+const CONTENDED_MAX: u32 = 1000;
+
+/// See the module.
+#[derive(Debug, Default)]
+pub struct Orphans(Mutex<List>);
+
+#[derive(Debug, Default)]
+struct List {
+    /// Start to end; disjoint and not adjacent.
+    runs: BTreeMap<u64, u64>,
+    /// Blocks on the list or in a reaper's hands.
+    blocks: u64,
+    peak: u64,
+}
+
+impl List {
+    /// Puts `pages` on the list, joined with their neighbours.
+    fn put(&mut self, pages: PageRange) {
+        let (mut start, mut end) = (pages.start(), pages.end());
+        while let Some((&its_start, &its_end)) = self.runs.range(..=end).next_back()
+            && its_end >= start
+        {
+            self.runs.remove(&its_start);
+            (start, end) = (start.min(its_start), end.max(its_end));
+        }
+        if start < end {
+            self.runs.insert(start, end);
+        }
+    }
+
+    /// Takes off the list what it has of `pages`.
+    fn take(&mut self, pages: PageRange) -> Vec<PageRange> {
+        let mut taken = Vec::new();
+        while let Some((&start, &end)) = self.runs.range(..pages.end()).next_back()
+            && end > pages.start()
+            && !pages.is_empty()
+        {
+            self.runs.remove(&start);
+            let (from, to) = (start.max(pages.start()), end.min(pages.end()));
+            taken.push(PageRange::new(from, to - from));
+            for (start, end) in [(start, from), (to, end)] {
+                if start < end {
+                    self.runs.insert(start, end);
+                }
+            }
+        }
+        taken
+    }
+}
+
+impl Orphans {
+    /// Puts `pages` on the list: they are about to leave their file while pinned. Mark their words with
+    /// [`Closing::orphan`](emulator::pin::Closing::orphan), and after
+    /// [`Orphaned::reopen`](emulator::pin::Orphaned::reopen) call [`Orphans::reap`] for them, **whatever it said**: pages among
+    /// them that nothing pins, or that were unpinned before they were on the list, have nobody else to free them.
+    pub fn insert(&self, pages: PageRange) {
+        let mut list = self.0.lock();
+        list.put(pages);
+        list.blocks += pages.len();
+    }
+
+    /// Frees, through `free`, whatever of `pages` is on the list and not pinned. To be called when an unpin of `pages` (or the
+    /// undo of a refused pin) reported `orphan_seen`, and after orphaned pages were reopened. `free` is called with no
+    /// lock held. Never waits.
+    ///
+    /// After a power cut, when no pin survives, a call for the whole device empties the list.
+    pub fn reap<'t, const FANOUT: usize>(
+        &self,
+        pages: PageRange,
+        pins: &'t PinTable<FANOUT>,
+        mut free: impl FnMut(Frozen<'t, FANOUT>),
+    ) {
+        let mut hands = self.0.lock().take(pages);
+        while let Some(run) = hands.pop() {
+            race_point!("reap: in hand, not shut");
+            let Some(closing) = close(run, pins) else {
+                self.0.lock().put(run);
+                continue;
+            };
+            match closing.freeze() {
+                Ok(frozen) => {
+                    free(frozen);
+                    self.0.lock().blocks -= run.len();
+                }
+                Err(closing) => {
+                    self.0.lock().put(run);
+                    race_point!("reap: on the list, not marked");
+                    // What it says is one of the things that the look below sees.
+                    let _told = closing.orphan().reopen();
+                    race_point!("reap: reopened, not looked at");
+                    let uncovered = uncovered(run, pins);
+                    let mut list = self.0.lock();
+                    uncovered.into_iter().for_each(|pages| hands.extend(list.take(pages)));
+                }
+            }
+        }
+        let mut list = self.0.lock();
+        list.peak = list.peak.max(list.blocks);
+    }
+
+    /// Blocks orphaned now.
+    pub fn count(&self) -> u64 {
+        self.0.lock().blocks
+    }
+
+    /// The most blocks that were orphaned at one time, as found by the reapers when they were done: pages that left in one
+    /// extent with a pinned one, and were free at once, don't count.
+    pub fn peak(&self) -> u64 {
+        self.0.lock().peak
+    }
+
+    /// The pages on the list, in device order: all that are orphaned, unless somebody is reaping.
+    pub fn pages(&self) -> Vec<PageRange> {
+        self.0.lock().runs.iter().map(|(start, end)| PageRange::new(*start, end - start)).collect()
+    }
+}
+
+fn close<const FANOUT: usize>(run: PageRange, pins: &PinTable<FANOUT>) -> Option<emulator::pin::Closing<'_, FANOUT>> {
+    for _ in 0..CONTENDED_MAX {
+        match pins.close(run) {
+            Ok(closing) => return Some(closing),
+            Err(Contended) => thread::yield_now(),
+        }
+    }
+    None
+}
+
+/// The runs of `pages` for which no unpin is still to report: no word of theirs, page, folio or giant folio, is both pinned
+/// and marked. Looks at pages one by one only below a folio that says that something is pinned there.
+fn uncovered<const FANOUT: usize>(pages: PageRange, pins: &PinTable<FANOUT>) -> Vec<PageRange> {
+    let fanout = FANOUT as u64;
+    // Relaxed loads do: an unpin that came too early to find these pages on the list went through its mutex before us.
+    let word = |level, index| pins.word(Unit { level, index }).unwrap_or_default();
+    let covers = |level, index| {
+        let word = word(level, index);
+        word.is_pinned() && word.has_orphan()
+    };
+    let mut found: Vec<PageRange> = Vec::new();
+    let mut add = |start: u64, len: u64| match found.last_mut() {
+        Some(last) if last.end() == start => *last = PageRange::new(last.start(), last.len() + len),
+        _ => found.push(PageRange::new(start, len)),
+    };
+    let mut at = pages.start();
+    while at < pages.end() {
+        let folio = at / fanout;
+        let end = pages.end().min((folio + 1) * fanout);
+        if covers(2, folio / fanout) || covers(1, folio) {
+            // All of the folio's pages are covered.
+        } else if word(1, folio).has_below() {
+            (at..end).filter(|page| !covers(0, *page)).for_each(|page| add(page, 1));
+        } else {
+            add(at, end - at);
+        }
+        at = end;
+    }
+    found
+}

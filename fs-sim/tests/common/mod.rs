@@ -1,0 +1,495 @@
+//! The test lab: a simulated kernel on a small device, actors, calls that block, and a stand-in for a NIC.
+//!
+//! It owns no behaviour of its own. "Blocked" is a fact read from the kernel's register of sleepers, never a guess by time;
+//! time itself stands still until a test moves it ([`Lab::advance`]). A lab that ends ([`Lab::end`]) has every process exit
+//! and asks the kernel for everything that must hold at rest.
+#![allow(dead_code, reason = "each test file uses its part")]
+#![allow(clippy::unwrap_used, reason = "a test that can't go on ends")]
+
+use std::any::Any;
+use std::time::Duration;
+
+use emulator::World;
+use emulator::device::Device;
+use emulator::sync::atomic::{AtomicBool, Ordering};
+use emulator::sync::thread::{self, JoinHandle};
+use emulator::sync::{Arc, Mutex};
+use fs_sim::design::{Axes, BreakTimeout, ChangeRule, LeaseRules, PinGate, VolumeOptions, presets};
+use fs_sim::file_ops::open::Flags;
+use fs_sim::gup::{LongTermUser, OnDemand, Pinned, Registration, Want};
+use fs_sim::holders::{HolderInfo, PinHolder};
+use fs_sim::inode::Inode;
+use fs_sim::inspect::LeaseInfo;
+use fs_sim::lease::Kind;
+use fs_sim::process::custody::Custody;
+use fs_sim::process::description::{Access, Deferred, OpenObject, Pass};
+use fs_sim::process::fd_table::Fd;
+use fs_sim::process::signals::{Disposition, SigInfo, Signal};
+use fs_sim::range::BlockRange;
+use fs_sim::{BLOCK, Config, Errno, Kernel, Sabotage, Task};
+
+/// The bytes of the device under a lab, unless it asks for another: 1024 blocks.
+pub(crate) const DEVICE: u64 = 4 << 20;
+/// The break time of every lab.
+pub(crate) const BREAK_TIME: Duration = Duration::from_millis(20);
+
+pub(crate) fn preset(name: &str) -> Axes {
+    presets().iter().find(|preset| preset.name == name).unwrap_or_else(|| panic!("no preset {name}")).axes
+}
+
+/// Runs `dialogue` under every preset; a failing test's output names the one that failed last.
+pub(crate) fn every_preset(dialogue: impl Fn(Axes)) {
+    for preset in presets() {
+        eprintln!("under {}", preset.name);
+        dialogue(preset.axes);
+    }
+}
+
+/// Runs `dialogue` under every preset whose lease rules are these.
+pub(crate) fn every_preset_with(rules: LeaseRules, dialogue: impl Fn(Axes)) {
+    every_preset(|axes| {
+        if axes.lease_rules == rules {
+            dialogue(axes);
+        }
+    });
+}
+
+/// A kind of lease that is exclusive under these rules and lets a long-term pin through any gate.
+pub(crate) fn exclusive(axes: Axes) -> Kind {
+    match axes.lease_rules {
+        LeaseRules::Chinner => Kind::WRITE,
+        LeaseRules::ManPage | LeaseRules::None => Kind::READ_U,
+    }
+}
+
+/// Whether a file range can be pinned at all, given the lease that the design wants.
+pub(crate) fn can_pin(axes: Axes) -> bool {
+    !matches!(axes.pin_gate, PinGate::Refuse | PinGate::Fault)
+}
+
+/// Whether the gate asks for a lease.
+pub(crate) fn needs_lease(axes: Axes) -> bool {
+    matches!(axes.pin_gate, PinGate::Lease | PinGate::Unbreakable)
+}
+
+/// Spins until `found` finds something. It must come: what is awaited is already under way.
+pub(crate) fn soon<T>(what: &str, mut found: impl FnMut() -> Option<T>) -> T {
+    for _ in 0..50_000_000u64 {
+        if let Some(found) = found() {
+            return found;
+        }
+        thread::yield_now();
+    }
+    panic!("never came: {what}");
+}
+
+pub(crate) struct Lab {
+    pub(crate) kernel: Arc<Kernel>,
+    pub(crate) world: Arc<World>,
+}
+
+impl Lab {
+    pub(crate) fn new(axes: Axes) -> Lab {
+        Lab::with(axes, |_| {})
+    }
+
+    /// A lab whose configuration is changed by `adjust`.
+    pub(crate) fn with(axes: Axes, adjust: impl FnOnce(&mut Config)) -> Lab {
+        Lab::on(DEVICE, axes, adjust)
+    }
+
+    /// A lab on a device of `bytes`.
+    pub(crate) fn on(bytes: u64, axes: Axes, adjust: impl FnOnce(&mut Config)) -> Lab {
+        let options = VolumeOptions { lease_break_time: BREAK_TIME, ..VolumeOptions::default() };
+        let mut config = Config { options, ..Config::new(axes) };
+        adjust(&mut config);
+        let world = Arc::new(World::manual(0x0dd5_eed5));
+        let device = Device::memory(bytes).expect("a device of memory");
+        let kernel = Kernel::new(Arc::clone(&world), device, config).expect("a kernel");
+        Lab { kernel, world }
+    }
+
+    /// A process that handles every signal.
+    pub(crate) fn actor(&self) -> Actor {
+        Actor::adopt(self.kernel.spawn()).handling()
+    }
+
+    /// A process that leaves every signal to its default action.
+    pub(crate) fn fragile(&self) -> Actor {
+        Actor::adopt(self.kernel.spawn())
+    }
+
+    /// Lets virtual time pass.
+    pub(crate) fn advance(&self, span: Duration) {
+        self.world.advance(span);
+    }
+
+    /// What `kernel.check_at_rest` finds after everybody's exit. Actors are passed so that none is forgotten.
+    pub(crate) fn end<const N: usize>(self, actors: [&Actor; N]) {
+        for actor in actors {
+            actor.exit();
+        }
+        assert_eq!(self.kernel.check_at_rest(), Vec::<String>::new());
+        assert_eq!(self.kernel.counters.stale_dma.get(), 0, "invariant 2");
+    }
+
+    pub(crate) fn stale(&self) -> u64 {
+        self.kernel.counters.stale_dma.get()
+    }
+}
+
+/// A task and the process it belongs to.
+#[derive(Clone)]
+pub(crate) struct Actor(pub(crate) Arc<Task>);
+
+impl std::ops::Deref for Actor {
+    type Target = Task;
+    fn deref(&self) -> &Task {
+        &self.0
+    }
+}
+
+impl Actor {
+    pub(crate) fn adopt(task: Task) -> Actor {
+        Actor(Arc::new(task))
+    }
+
+    pub(crate) fn handling(self) -> Actor {
+        for signal in [Signal::Sigio, Signal::Sigterm, Signal::Sigusr1] {
+            self.process().set_disposition(signal, Disposition::Handler);
+        }
+        self
+    }
+
+    /// A second thread of the process.
+    pub(crate) fn another_thread(&self) -> Actor {
+        Actor::adopt(self.0.thread())
+    }
+
+    pub(crate) fn child(&self) -> Actor {
+        Actor::adopt(self.0.fork().expect("fork"))
+    }
+
+    pub(crate) fn creates(&self, name: &str) -> Fd {
+        self.0.open(name, Flags::create()).expect("create")
+    }
+
+    pub(crate) fn opens(&self, name: &str) -> Fd {
+        self.0.open(name, Flags::open(Access::BOTH)).expect("open")
+    }
+
+    /// A file of `blocks` written blocks, block `n` filled with `tag + n`.
+    pub(crate) fn writes_file(&self, name: &str, blocks: u64, tag: u8) -> Fd {
+        let fd = self.creates(name);
+        for block in 0..blocks {
+            self.fills(fd, block, tag.wrapping_add(block as u8)).expect("write");
+        }
+        fd
+    }
+
+    pub(crate) fn fills(&self, fd: Fd, block: u64, byte: u8) -> Result<usize, Errno> {
+        self.0.write(fd, block * BLOCK, &[byte; BLOCK as usize])
+    }
+
+    /// The first byte of every block of the file.
+    pub(crate) fn bytes_of(&self, fd: Fd) -> Vec<u8> {
+        let size = self.0.stat(fd).unwrap().size;
+        let mut all = vec![0xee; size as usize];
+        assert_eq!(self.0.read(fd, 0, &mut all), Ok(size as usize));
+        all.chunks(BLOCK as usize)
+            .map(|block| {
+                assert!(block.iter().all(|byte| *byte == block[0]), "a block of mixed bytes");
+                block[0]
+            })
+            .collect()
+    }
+
+    /// Everything that can be seen of a file.
+    pub(crate) fn portrait(&self, fd: Fd) -> Portrait {
+        let stat = self.0.stat(fd).unwrap();
+        let mut bytes = vec![0xee; stat.size as usize];
+        assert_eq!(self.0.read(fd, 0, &mut bytes), Ok(bytes.len()));
+        Portrait { size: stat.size, blocks: stat.blocks, extents: self.0.fiemap(fd, BlockRange::ALL).unwrap(), bytes }
+    }
+
+    pub(crate) fn inode_of(&self, fd: Fd) -> Arc<Inode> {
+        self.0.inode(fd).expect("a file")
+    }
+
+    pub(crate) fn leases(&self, fd: Fd) -> Vec<LeaseInfo> {
+        self.inode_of(fd).leases()
+    }
+
+    /// The kinds and ranges of the leases on the file.
+    pub(crate) fn held(&self, fd: Fd) -> Vec<(Kind, BlockRange)> {
+        let mut held: Vec<_> = self.leases(fd).iter().map(|lease| (lease.kind, lease.range)).collect();
+        held.sort_by_key(|(_, range)| *range);
+        held
+    }
+
+    /// The signals that came since the last look.
+    pub(crate) fn signals(&self) -> Vec<Signal> {
+        self.0.take_signals().iter().map(|info: &SigInfo| info.signal).collect()
+    }
+
+    /// Starts a call that blocks; returns once it does, for the stated reason.
+    pub(crate) fn blocks<R: Send + 'static>(
+        &self,
+        reason: &'static str,
+        call: impl FnOnce(&Task) -> R + Send + 'static,
+    ) -> Blocked<R> {
+        let task = Arc::clone(&self.0);
+        let blocked = Blocked { task: Arc::clone(&self.0), thread: thread::spawn(move || call(&task)) };
+        blocked.expect_blocked(reason);
+        blocked
+    }
+
+    fn sleeps_on(&self) -> Option<&'static str> {
+        let id = self.0.waiter().id();
+        self.0.kernel().world().sleepers().iter().find(|sleeper| sleeper.waiter == id).map(|sleeper| sleeper.reason)
+    }
+}
+
+/// Size, allocation, extents, bytes.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Portrait {
+    size: u64,
+    blocks: u64,
+    extents: Vec<fs_sim::extent_map::FiemapExtent>,
+    bytes: Vec<u8>,
+}
+
+/// A call in progress that waits.
+pub(crate) struct Blocked<R> {
+    task: Arc<Task>,
+    thread: JoinHandle<R>,
+}
+
+impl<R> Blocked<R> {
+    /// Waits until the call sleeps for this reason (it is on its way there).
+    pub(crate) fn expect_blocked(&self, reason: &'static str) {
+        let actor = Actor(Arc::clone(&self.task));
+        soon(reason, || {
+            let now = actor.sleeps_on();
+            if now == Some(reason) {
+                return Some(());
+            }
+            assert!(!self.thread.is_finished(), "the call returned instead of blocking on {reason:?}");
+            None
+        });
+    }
+
+    /// Whether the call has returned.
+    pub(crate) fn is_over(&self) -> bool {
+        self.thread.is_finished()
+    }
+
+    /// The call's result: whatever it waited for has happened.
+    pub(crate) fn finish(self) -> R {
+        self.thread.join().expect("the call panicked")
+    }
+}
+
+/// What a fake NIC's region holds.
+enum Slot {
+    /// Registration is under way.
+    Coming,
+    Pinned(Pinned),
+    OnDemand(OnDemand),
+    Gone,
+}
+
+/// A region of the fake NIC: the pins of one registration.
+pub(crate) struct Region {
+    custody: Arc<Custody>,
+    slot: Mutex<Slot>,
+    pub(crate) revoked: AtomicBool,
+    /// A revoked region drops its pins only when told to: its DMA is still in flight.
+    pub(crate) dma_in_flight: AtomicBool,
+}
+
+impl PinHolder for Region {
+    fn describe(&self) -> HolderInfo {
+        HolderInfo {
+            kind: "test region",
+            processes: self.custody.processes(),
+            fd: None,
+            context: None,
+            region: None,
+        }
+    }
+
+    fn revoke(&self, kernel: &Arc<Kernel>) {
+        self.revoked.store(true, Ordering::SeqCst);
+        if !self.dma_in_flight.load(Ordering::SeqCst) {
+            self.let_go(kernel);
+        }
+    }
+}
+
+impl Region {
+    fn take(&self) -> Option<Pinned> {
+        let mut slot = self.slot.lock();
+        match std::mem::replace(&mut *slot, Slot::Gone) {
+            Slot::Pinned(pinned) => Some(pinned),
+            Slot::Coming => {
+                *slot = Slot::Coming;
+                None
+            }
+            Slot::OnDemand(_) | Slot::Gone => None,
+        }
+    }
+
+    /// Unpins, from whatever context.
+    pub(crate) fn let_go(&self, kernel: &Arc<Kernel>) {
+        if let Some(pinned) = self.take() {
+            let mut deferred = Deferred::default();
+            pinned.release(kernel, &mut deferred);
+            kernel.run_deferred(deferred);
+        }
+    }
+
+    /// `dereg_mr`.
+    pub(crate) fn dereg(&self, actor: &Task) {
+        self.let_go(actor.kernel());
+        *self.slot.lock() = Slot::Gone;
+    }
+
+    pub(crate) fn is_pinned(&self) -> bool {
+        matches!(&*self.slot.lock(), Slot::Pinned(_))
+    }
+
+    /// A DMA into the region; EFAULT once it is gone.
+    pub(crate) fn dma_write(&self, kernel: &Arc<Kernel>, offset: u64, from: &[u8]) -> Result<(), Errno> {
+        match &*self.slot.lock() {
+            Slot::Pinned(pinned) => pinned.dma_write(kernel, offset, from),
+            Slot::OnDemand(region) => region.dma_write(kernel, offset, from),
+            Slot::Coming | Slot::Gone => Err(Errno::EFAULT),
+        }
+    }
+
+    /// A DMA out of the region; EFAULT once it is gone.
+    pub(crate) fn dma_read(&self, kernel: &Arc<Kernel>, offset: u64, into: &mut [u8]) -> Result<(), Errno> {
+        match &*self.slot.lock() {
+            Slot::Pinned(pinned) => pinned.dma_read(kernel, offset, into),
+            Slot::OnDemand(region) => region.dma_read(kernel, offset, into),
+            Slot::Coming | Slot::Gone => Err(Errno::EFAULT),
+        }
+    }
+}
+
+/// A stand-in for an RDMA context: a descriptor whose release drops the pins of its regions.
+pub(crate) struct Nic {
+    custody: Arc<Custody>,
+    regions: Mutex<Vec<Arc<Region>>>,
+}
+
+impl OpenObject for Nic {
+    fn release(&self, kernel: &Arc<Kernel>, deferred: &mut Deferred) {
+        let regions: Vec<_> = self.regions.lock().drain(..).collect();
+        for region in regions {
+            if let Some(pinned) = region.take() {
+                pinned.release(kernel, deferred);
+            }
+            *region.slot.lock() = Slot::Gone;
+        }
+    }
+
+    fn may_pass(&self, _kernel: &Kernel, _pass: Pass) -> bool {
+        true
+    }
+
+    fn as_any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync> {
+        self
+    }
+}
+
+impl Nic {
+    pub(crate) fn open(actor: &Task) -> (Fd, Arc<Nic>) {
+        let (fd, object) = actor
+            .install_object(|custody| Arc::new(Nic { custody, regions: Mutex::new(Vec::new()) }))
+            .expect("a context");
+        let nic = object.as_any().downcast::<Nic>().unwrap_or_else(|_| panic!("not a Nic"));
+        (fd, nic)
+    }
+
+    /// `reg_mr` by `actor` of `len` bytes at `va`.
+    pub(crate) fn register(&self, actor: &Task, want: Want) -> Result<Arc<Region>, Errno> {
+        let region = Arc::new(Region {
+            custody: Arc::clone(&self.custody),
+            slot: Mutex::new(Slot::Coming),
+            revoked: AtomicBool::new(false),
+            dma_in_flight: AtomicBool::new(false),
+        });
+        let slot = match actor.register(want, Arc::clone(&region) as Arc<dyn PinHolder>)? {
+            Registration::Pinned(pinned) => Slot::Pinned(pinned),
+            Registration::OnDemand(region) => Slot::OnDemand(region),
+            Registration::Anonymous { .. } => Slot::Gone,
+        };
+        *region.slot.lock() = slot;
+        if region.revoked.load(Ordering::SeqCst) {
+            // It came while the registration was under way.
+            region.let_go(actor.kernel());
+        }
+        self.regions.lock().push(Arc::clone(&region));
+        Ok(region)
+    }
+
+    /// A registration that the device may write through, of blocks `blocks` of the file open as `fd`.
+    pub(crate) fn pins(&self, actor: &Task, fd: Fd, blocks: std::ops::Range<u64>) -> Result<Arc<Region>, Errno> {
+        let len = (blocks.end - blocks.start) * BLOCK;
+        let va = actor.mmap(fd, blocks.start * BLOCK, len, true)?;
+        let region = self.register(actor, Want { va, len, write: true, user: LongTermUser::Rdma });
+        actor.munmap(va, len)?;
+        region
+    }
+
+    /// As [`Nic::pins`], for reading only.
+    pub(crate) fn pins_for_reading(&self, actor: &Task, fd: Fd, blocks: std::ops::Range<u64>) -> Result<Arc<Region>, Errno> {
+        let len = (blocks.end - blocks.start) * BLOCK;
+        let va = actor.mmap(fd, blocks.start * BLOCK, len, false)?;
+        let region = self.register(actor, Want { va, len, write: false, user: LongTermUser::Rdma });
+        actor.munmap(va, len)?;
+        region
+    }
+}
+
+/// A file of written blocks that `who` holds a long-term pin on, under the lease that the design wants.
+pub(crate) struct PinnedFile {
+    pub(crate) who: Actor,
+    pub(crate) fd: Fd,
+    pub(crate) nic_fd: Fd,
+    pub(crate) nic: Arc<Nic>,
+    pub(crate) region: Arc<Region>,
+}
+
+/// The setup of most scenarios: `who` writes a file of `blocks`, leases it as the gate wants, and pins `pinned`. None where
+/// the design refuses long-term pins.
+pub(crate) fn pinned_file(lab: &Lab, name: &str, blocks: u64, pinned: std::ops::Range<u64>) -> Option<PinnedFile> {
+    let axes = *lab.kernel.axes();
+    if !can_pin(axes) {
+        return None;
+    }
+    let who = lab.actor();
+    let fd = who.writes_file(name, blocks, 1);
+    if needs_lease(axes) {
+        who.lease(fd, exclusive(axes), BlockRange::ALL).expect("lease");
+    }
+    let (nic_fd, nic) = Nic::open(&who);
+    let region = nic.pins(&who, fd, pinned).expect("pin");
+    Some(PinnedFile { who, fd, nic_fd, nic, region })
+}
+
+pub(crate) fn sabotaged(no_recheck: bool, free_without_close: bool) -> Sabotage {
+    Sabotage { no_recheck, free_without_close }
+}
+
+/// The presets under which a change of this kind of holder's pins has this outcome.
+pub(crate) fn rule_of(axes: Axes, own: bool) -> ChangeRule {
+    if own { axes.holder_change } else { axes.stranger_change }
+}
+
+/// The same axes with breaks that never time out.
+pub(crate) fn patient(axes: Axes) -> Axes {
+    Axes { break_timeout: BreakTimeout::Never, ..axes }
+}
