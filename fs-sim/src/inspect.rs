@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 
+use emulator::pin::PageRange;
 use emulator::sync::Arc;
 
 use crate::Kernel;
@@ -172,12 +173,10 @@ impl Kernel {
     fn check_owners(&self) -> Vec<String> {
         let mut broken = Vec::new();
         let mut owners: BTreeMap<u64, (u64, Ino)> = BTreeMap::new();
-        let mut mapped = 0;
         for (ino, inode) in self.inodes.snapshot() {
             let extents: Vec<_> = inode.layout(|layout: &Layout| layout.extents().collect());
             for extent in extents {
                 let pages = crate::gup::pages_of(&extent);
-                mapped += pages.len();
                 let before = owners.range(..pages.end()).next_back();
                 if let Some((start, (end, other))) = before
                     && *end > pages.start()
@@ -193,13 +192,8 @@ impl Kernel {
                 owners.insert(pages.start(), (pages.end(), ino));
             }
         }
-        let orphaned = self.orphans.count();
-        let allocated = self.allocator.allocated_blocks();
-        if mapped + orphaned != allocated {
-            broken.push(format!(
-                "invariant 4: files map {mapped} blocks and {orphaned} are orphaned, but {allocated} are allocated"
-            ));
-        }
+        let mapped = owners.iter().map(|(start, (end, _))| PageRange::new(*start, end - start));
+        broken.extend(self.allocator.check_owned(mapped.chain(self.orphans.pages())));
         broken.extend(self.allocator.check());
         broken
     }

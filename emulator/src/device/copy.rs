@@ -12,7 +12,7 @@
 //! of words copies 4 KiB in 65 ns where `memcpy` takes 29. From [`BULK_WORDS`] on, x86-64 therefore uses `rep movsq`: its
 //! elements are quadwords, and an aligned quadword is never torn (Intel SDM volume 3, 8.1.1), so it *is* a sequence of
 //! relaxed word accesses in no particular order. Measured against `memcpy` of the same bytes, interleaved, private memory
-//! at several alignments: 4 KiB 1.0–1.13 times its time, 64 KiB 1.0, 1 MiB 0.8–0.9; up to 20 ns slower below 4 KiB.
+//! at several alignments: 4 KiB 1.0–1.13 times its time, 64 KiB 1.0, 1 MiB 0.8–0.9; 9 to 27 ns slower below 4 KiB.
 
 use crate::sync::machine::{AtomicU64, Ordering};
 

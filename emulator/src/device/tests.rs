@@ -160,13 +160,16 @@ fn neighbours_in_a_word_do_not_disturb_each_other() {
         for lane in 0..3u64 {
             let device = &device;
             scope.spawn(move || {
-                // Bytes 5..8, 8..11 and 11..14: two words, every one shared by two writers.
-                for round in 0..20_000u32 {
-                    let bytes = [round as u8, (round >> 8) as u8, lane as u8];
-                    device.write(5 + lane * 3, &bytes).unwrap();
-                    let mut found = [0; 3];
-                    device.read(5 + lane * 3, &mut found).unwrap();
-                    assert_eq!(found, bytes, "round {round} of writer {lane}");
+                // Bytes 9..11, 11..13 and 13..15 of one word. What a neighbour's stale merge takes away is missing when
+                // its writer comes back. Many rounds: the threads may begin on one processor.
+                let at = 9 + lane * 2;
+                let mut bytes = [0; 2];
+                for round in 0..2_000_000u32 {
+                    let mut found = [0xff; 2];
+                    device.read(at, &mut found).unwrap();
+                    assert_eq!(found, bytes, "before round {round} of writer {lane}");
+                    bytes = [round as u8, (round >> 8) as u8];
+                    device.write(at, &bytes).unwrap();
                 }
             });
         }
@@ -182,12 +185,14 @@ fn a_racing_copy_never_tears_a_word() {
     let whole = |bytes: &[u8]| bytes.as_chunks::<8>().0.iter().all(|w| [[0; 8], [0x11; 8], [0x22; 8]].contains(w));
     thread::scope(|scope| {
         scope.spawn(|| {
-            for round in 0..5_000 {
-                device.write(0, if round % 2 == 0 { &ones } else { &twos }).unwrap();
+            for round in 0..40_000 {
+                let len = if round % 4 < 2 { PAGE } else { 256 };
+                let pattern = if round % 2 == 0 { &ones } else { &twos };
+                device.write(0, &pattern[..len as usize]).unwrap();
             }
         });
         scope.spawn(|| {
-            for round in 0..5_000 {
+            for round in 0..20_000 {
                 let mut found = pattern(0);
                 // Long and short copies: the string instruction and the loop of words.
                 let len = if round % 2 == 0 { PAGE } else { 256 };

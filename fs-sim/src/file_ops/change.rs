@@ -386,9 +386,9 @@ impl Kernel {
                 Departing::Orphaned(pages, orphaned) => {
                     self.ledger.stamp(pages, Ownership::Orphaned);
                     self.trace("orphaned", inode.ino().0, inode.ino().0, Some(pages));
-                    if orphaned.reopen().orphan_seen {
-                        reap.push(pages);
-                    }
+                    // Whatever it says: the pages of the range that nothing pins have nobody else to free them.
+                    let _last_left_meanwhile = orphaned.reopen();
+                    reap.push(pages);
                 }
             }
         }
