@@ -2,7 +2,8 @@
 //!
 //! It owns one 64-bit word. Passing in is one atomic add whose old value says whether the door was open; a refused entry
 //! undoes itself with a full [`Gate::leave`]. Invariants: after [`Gate::close`] nobody who enters stays inside, so the count
-//! only falls; exactly one leaver of a closed gate is told that it was the last. The same few lines serve as a lease's gate
+//! only falls; somebody is told once a closed gate is empty, and nobody before (a refused entry that comes later is told
+//! again: what the last one out does must bear repeating). The same few lines serve as a lease's gate
 //! word (pins taken under it), a memory region's in-flight count, and a process's count of system calls in progress. Kernel
 //! counterpart: `percpu_ref_kill` and `percpu_ref_tryget_live`, without the per-cpu part.
 
@@ -76,7 +77,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn last_one_out_of_a_closed_gate_is_told_once() {
+    fn whoever_leaves_a_closed_gate_empty_is_told() {
         let gate = Gate::new();
         gate.enter().unwrap();
         gate.enter().unwrap();

@@ -29,7 +29,7 @@ impl Nanos {
 pub enum Clock {
     /// The machine's monotonic clock.
     Real(std::time::Instant),
-    /// A clock that [`Clock::set_at_least`] moves; nanoseconds.
+    /// A clock that [`crate::World::advance`] moves; nanoseconds.
     Virtual(AtomicU64),
 }
 

@@ -2,6 +2,7 @@
 //!
 //! Run: `RUSTFLAGS="--cfg daxlab_loom" cargo test -p emulator --test loom_gate --release`.
 #![cfg(daxlab_loom)]
+#![allow(clippy::unwrap_used, reason = "helpers of tests panic as tests do")]
 
 use std::task::Poll;
 

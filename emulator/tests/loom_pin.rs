@@ -4,6 +4,7 @@
 //! what `fs-sim` does, reduced to one inode of one block range: {generation, map}. What a pinned page protects is loom's own
 //! cell, so that an access without a happens-before relation is found as such, not by the value it leaves behind.
 #![cfg(daxlab_loom)]
+#![allow(clippy::unwrap_used, reason = "helpers of tests panic as tests do")]
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::task::Poll;

@@ -5,6 +5,7 @@
 //! own, so that an access while the block is somebody else's is seen at once, and at the end every block is in exactly
 //! one place and every word is zero.
 #![cfg(not(any(daxlab_loom, daxlab_shuttle)))]
+#![allow(clippy::unwrap_used, reason = "helpers of tests panic as tests do")]
 
 use std::task::Poll;
 
@@ -90,7 +91,10 @@ impl Machine {
         let generation = file.generation.load(Ordering::Acquire);
         let block = file.block.load(Ordering::Acquire);
         let range = part(*BLOCKS.get(usize::try_from(block).ok()?)?);
-        match self.table.pin(range, kind) {
+        race::point("map read");
+        let result = self.table.pin(range, kind);
+        race::point("pinned");
+        match result {
             Ok(pin) if file.generation.load(Ordering::Acquire) == generation => {
                 let users = self.users[block as usize].fetch_add(1, Ordering::SeqCst);
                 assert!(users < FROZEN, "pinned {range} while it was frozen");
@@ -278,7 +282,8 @@ fn blocks_change_hands_under_pins_and_none_is_lost() {
     blocks.sort_unstable();
     assert_eq!(blocks, (0..BLOCKS.len()).collect::<Vec<_>>(), "each block is in one place");
     // The two sides met, or all of this says nothing.
-    let met: [(&str, fn(&Tally) -> u64); 7] = [
+    type Count = fn(&Tally) -> u64;
+    let met: [(&str, Count); 7] = [
         ("pinned", |t| t.pinned),
         ("refused", |t| t.refused),
         ("rolled back", |t| t.rolled_back),

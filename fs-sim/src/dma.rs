@@ -75,7 +75,7 @@ impl Kernel {
         let before = self.ledger.check(pages, since);
         race_point!("dma: checked, not copied");
         let result = body();
-        let after = self.ledger.check(pages, since);
+        let after = self.ledger.check_after_copy(pages, since);
         match (before, after) {
             (Access::Current, Access::Current) => {}
             (_, Access::Stale { page, .. }) | (Access::Stale { page, .. }, _) => self.found_stale(page, pages, subject),

@@ -10,7 +10,7 @@ const FOLIO: PageRange = PageRange::new(0, 4);
 const GIANT: PageRange = PageRange::new(0, 16);
 
 fn table() -> Table {
-    Table::with_fanout(32).unwrap()
+    Table::with_fanout(32).expect("a few words of address space")
 }
 
 fn page(index: u64) -> Unit {
@@ -108,7 +108,7 @@ fn a_waiters_flag_follows_the_busy_word_and_leaves_with_the_closer() {
     let closing = table.close(PageRange::new(0, 2)).unwrap();
     let other = table.close(PageRange::new(2, 1)).unwrap();
     assert!(closing.flag_waiter(true) && other.flag_waiter(false));
-    assert_eq!(table.bits(folio), BELOW | WAITERS | 2 * CLOSE_BELOW | 1, "the folio's pin is in the way of both");
+    assert_eq!(table.bits(folio), BELOW | WAITERS | (2 * CLOSE_BELOW) | 1, "the folio's pin is in the way of both");
     let _ = table.unpin(folio_pin);
     assert!(!closing.flag_waiter(true), "no short-term pin is left");
     assert!(closing.flag_waiter(false));
