@@ -3,7 +3,7 @@
 //! It owns one node for every task blocked in a system call. A node names what the task needs: *all* of its needs must be
 //! met, each by *any* of the processes listed for it. Invariant: at every moment some task of every cycle can move, or its
 //! wait has a deadline, or a signal may end it by design (`wait-killable`); the task that would close a cycle of waits
-//! without one gets EDEADLK instead **[chosen]**. Kernel counterpart: `posix_locks_deadlock` (fs/locks.c).
+//! without one gets EDEADLK instead **\[chosen\]**. Kernel counterpart: `posix_locks_deadlock` (fs/locks.c).
 
 use std::collections::BTreeMap;
 use std::task::Poll;

@@ -2,7 +2,7 @@
 //!
 //! It owns the changes of a file's map that are not a matter of size alone. Invariants: allocation gives unwritten blocks,
 //! which read as zeros; a hole punched over part of a block zeroes that part; a block that is pinned never turns unwritten
-//! without the holders' design having its say **[chosen]**. Kernel counterpart: `xfs_file_fallocate`.
+//! without the holders' design having its say **\[chosen\]**. Kernel counterpart: `xfs_file_fallocate`.
 
 use emulator::pin::PageRange;
 use emulator::sync::Arc;
@@ -131,7 +131,7 @@ impl Change for Punch {
 }
 
 /// Allocates the holes of a range, and turns its whole blocks unwritten where they are written: for unpinned blocks that is
-/// not a layout change, for pinned ones it counts as one **[chosen]**. Where the design lets a change go on under pins, the
+/// not a layout change, for pinned ones it counts as one **\[chosen\]**. Where the design lets a change go on under pins, the
 /// pinned blocks are overwritten with zeros instead and stay written.
 struct Zero {
     /// Every block that the bytes touch.

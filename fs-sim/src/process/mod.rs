@@ -1,7 +1,7 @@
 //! Simulated processes: what the kernel keeps for each.
 //!
 //! It owns a process's descriptor table, address space, signals, inbox and its death. Invariants: a process exits exactly
-//! once, by whoever is last out of its system calls after its door was shut ([`Process::life`]); nothing it held survives
+//! once, by whoever is last out of its system calls after its door was shut (`life`); nothing it held survives
 //! the exit unless somebody else holds it too; no lock of a process is held while a reference is released. Kernel
 //! counterpart: `task_struct`, `do_exit` (kernel/exit.c), `task_work_run` for what is deferred.
 
