@@ -13,7 +13,7 @@
 
 use std::task::Poll;
 
-use crate::sync::atomic::{AtomicU32, Ordering, fence};
+use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 use crate::sync::{Arc, Condvar, Mutex};
 use crate::time::Nanos;
 use crate::world::World;
@@ -52,6 +52,8 @@ const FATAL: u32 = 2;
 pub struct Waiter {
     id: WaiterId,
     pending: AtomicU32,
+    /// How often it was told to look again.
+    wakes: AtomicU64,
     /// True once woken and not yet consumed.
     token: Mutex<bool>,
     woken: Condvar,
@@ -60,7 +62,13 @@ pub struct Waiter {
 impl Waiter {
     /// A waiter with nothing pending.
     pub fn new(id: WaiterId) -> Arc<Waiter> {
-        Arc::new(Waiter { id, pending: AtomicU32::new(0), token: Mutex::new(false), woken: Condvar::new() })
+        Arc::new(Waiter {
+            id,
+            pending: AtomicU32::new(0),
+            wakes: AtomicU64::new(0),
+            token: Mutex::new(false),
+            woken: Condvar::new(),
+        })
     }
 
     /// Its number.
@@ -90,8 +98,16 @@ impl Waiter {
         }
     }
 
+    /// How often it was woken so far. What a sleeper saw when this was less may have changed since, and it is going to look
+    /// again; while it is the same, nobody who knew of the sleep has said that anything changed.
+    pub fn wakes(&self) -> u64 {
+        self.wakes.load(Ordering::SeqCst)
+    }
+
     /// Leaves a token; the present or next sleep ends once to look again.
     pub(crate) fn unpark(&self) {
+        // ORDERING: SeqCst, before the token: who consumed the token, or comes after the waker's next step, sees it.
+        self.wakes.fetch_add(1, Ordering::SeqCst);
         *self.token.lock() = true;
         self.woken.notify_all();
     }

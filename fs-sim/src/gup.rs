@@ -350,6 +350,7 @@ impl Task {
                 let held_file = (kernel.axes.mr_holds_lease == Some(true)).then(|| description.get());
                 let held_pages = pins.iter().map(Pin::range).collect();
                 let holder = self.commit(inode, range, held_pages, leases, object);
+                kernel.revoke_if_lease_lost(inode, &holder);
                 Ok(Registration::Pinned(Pinned {
                     inode: Arc::clone(inode),
                     holder,

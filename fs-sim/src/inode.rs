@@ -143,7 +143,10 @@ impl Ticket {
             }
             state.queue.push_back(me.0);
         }
-        let outcome = task.block_on(&self.changed, WaitFor::interruptible("layout change ahead"), || {
+        // A fault waits only for what is about to finish, and has no way to report an interruption.
+        let reason = "layout change ahead";
+        let how = if unless_waiting { WaitFor::killable(reason) } else { WaitFor::interruptible(reason) };
+        let outcome = task.block_on(&self.changed, how, || {
             let mut state = self.state.lock();
             match state.holder {
                 Some(_) if unless_waiting && state.waiting.is_some() => Look::Ready(Err(Errno::ETXTBSY)),

@@ -8,8 +8,8 @@
 use std::collections::BTreeMap;
 use std::task::Poll;
 
-use emulator::sync::Mutex;
-use emulator::wait::{Sleep, WaitError, WaitFor, WaitQueue, WaiterId};
+use emulator::sync::{Arc, Mutex};
+use emulator::wait::{Sleep, WaitError, WaitFor, WaitQueue, Waiter, WaiterId};
 
 use crate::process::Pid;
 use crate::process::task::Task;
@@ -42,10 +42,21 @@ pub(crate) enum Ended {
 
 #[derive(Debug)]
 struct Node {
+    waiter: Arc<Waiter>,
+    /// How often it had been woken when it began to look; see [`Node::is_stale`].
+    wakes: u64,
     pid: Pid,
     needs: Vec<Need>,
     /// A deadline or a fatal signal by design ends this wait: it is nobody's deadlock.
     bounded: bool,
+}
+
+impl Node {
+    /// Woken since it looked: its needs may be met already, and it is about to look (and to judge) again itself. So whoever
+    /// meets a need and wakes, and then waits for the one it woke, does not take it for blocked.
+    fn is_stale(&self) -> bool {
+        self.waiter.wakes() != self.wakes
+    }
 }
 
 /// See the module.
@@ -53,25 +64,19 @@ struct Node {
 pub(crate) struct WaitGraph(Mutex<BTreeMap<WaiterId, Node>>);
 
 impl WaitGraph {
-    /// Records that `waiter` of `pid` needs `needs`. False (and nothing recorded) if that closes a cycle.
-    fn record(
-        &self,
-        waiter: WaiterId,
-        pid: Pid,
-        needs: Vec<Need>,
-        bounded: bool,
-        tasks_of: impl Fn(Pid) -> Vec<WaiterId>,
-    ) -> bool {
+    /// Records that a task is blocked. False (and nothing recorded) if that closes a cycle.
+    fn record(&self, node: Node, tasks_of: impl Fn(Pid) -> Vec<WaiterId>) -> bool {
         let involved: BTreeMap<Pid, Vec<WaiterId>> = {
             let nodes = self.0.lock();
-            let pids = nodes.values().flat_map(|node| &node.needs).chain(&needs).flat_map(|need| &need.any_of);
+            let pids = nodes.values().flat_map(|node| &node.needs).chain(&node.needs).flat_map(|need| &need.any_of);
             pids.copied().collect::<std::collections::BTreeSet<_>>()
         }
         .into_iter()
         .map(|pid| (pid, tasks_of(pid)))
         .collect();
+        let waiter = node.waiter.id();
         let mut nodes = self.0.lock();
-        nodes.insert(waiter, Node { pid, needs, bounded });
+        nodes.insert(waiter, node);
         let cycle = is_stuck(&nodes, waiter, &involved);
         if cycle {
             nodes.remove(&waiter);
@@ -93,7 +98,7 @@ impl WaitGraph {
 /// members of the set could meet.
 fn is_stuck(nodes: &BTreeMap<WaiterId, Node>, waiter: WaiterId, tasks: &BTreeMap<Pid, Vec<WaiterId>>) -> bool {
     let mut stuck: std::collections::BTreeSet<WaiterId> =
-        nodes.iter().filter(|(_, node)| !node.bounded).map(|(waiter, _)| *waiter).collect();
+        nodes.iter().filter(|(_, node)| !node.bounded && !node.is_stale()).map(|(waiter, _)| *waiter).collect();
     loop {
         let helpless = |pid: &Pid| {
             // An unknown or dead process is about to let go of everything: it is not helpless.
@@ -132,22 +137,32 @@ impl Task {
             Some(process) if !process.is_dying() => process.waiters.lock().iter().map(|waiter| waiter.id()).collect(),
             _ => Vec::new(),
         };
-        let mut recorded: Option<Vec<Need>> = None;
-        let outcome = queue.wait(&kernel.world, self.waiter(), how, || match look() {
-            Look::Ready(value) => Poll::Ready(Ok(value)),
-            Look::Blocked(needs) => {
-                if recorded.as_ref() != Some(&needs) {
-                    if !kernel.waits.record(id, self.pid(), needs.clone(), bounded, tasks_of) {
-                        kernel.counters.deadlocks.add(1);
-                        return Poll::Ready(Err(Ended::Deadlock));
+        let waiter = self.waiter();
+        let mut looks = 0;
+        let outcome = queue.wait(&kernel.world, waiter, how, || {
+            let wakes = waiter.wakes();
+            // While it looks it is not blocked: what it finds may be the end of the wait, and others act on it at once.
+            if looks > 1 {
+                kernel.waits.forget(id);
+            }
+            looks += 1;
+            match look() {
+                Look::Ready(value) => Poll::Ready(Ok(value)),
+                // The first look is before anybody could wake this task: too early to be recorded.
+                Look::Blocked(_) if looks == 1 => Poll::Pending,
+                Look::Blocked(needs) => {
+                    let node = Node { waiter: Arc::clone(waiter), wakes, pid: self.pid(), needs, bounded };
+                    if kernel.waits.record(node, tasks_of) {
+                        return Poll::Pending;
                     }
-                    recorded = Some(needs);
+                    kernel.counters.deadlocks.add(1);
+                    Poll::Ready(Err(Ended::Deadlock))
                 }
-                Poll::Pending
             }
         });
-        if recorded.is_some() {
+        if looks > 1 {
             kernel.waits.forget(id);
+            self.note_waited();
         }
         match outcome {
             Ok(ended) => ended,
@@ -163,7 +178,8 @@ mod tests {
 
     fn node(pid: u32, needs: &[&[u32]], bounded: bool) -> Node {
         let needs = needs.iter().map(|any| Need { any_of: any.iter().map(|p| Pid(*p)).collect() }).collect();
-        Node { pid: Pid(pid), needs, bounded }
+        let waiter = Waiter::new(WaiterId(u64::from(pid)));
+        Node { wakes: waiter.wakes(), waiter, pid: Pid(pid), needs, bounded }
     }
 
     /// One task a process, numbered alike.
@@ -181,6 +197,16 @@ mod tests {
         assert!(!stuck(&[(1, &[&[2]], false), (2, &[&[3]], false)], 1), "3 is awake");
         assert!(!stuck(&[(1, &[&[2, 3]], false), (2, &[&[1]], false)], 1), "3 could do it as well");
         assert!(stuck(&[(1, &[&[3], &[2]], false), (2, &[&[1]], false)], 1), "all needs must be met");
+    }
+
+    #[test]
+    fn who_was_woken_since_it_looked_is_not_taken_for_blocked() {
+        let graph: BTreeMap<WaiterId, Node> =
+            [(WaiterId(1), node(1, &[&[2]], false)), (WaiterId(2), node(2, &[&[1]], false))].into();
+        let tasks = (1..3).map(|pid| (Pid(pid), vec![WaiterId(u64::from(pid))])).collect();
+        assert!(is_stuck(&graph, WaiterId(1), &tasks));
+        graph[&WaiterId(2)].waiter.interrupt(false);
+        assert!(!is_stuck(&graph, WaiterId(1), &tasks), "2 is about to look again");
     }
 
     #[test]

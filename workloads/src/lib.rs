@@ -1,1 +1,15 @@
 //! Races between registrations and layout changes, the jobs that describe them, and the oracle.
+//!
+//! | module | gives |
+//! |---|---|
+//! | [`job`] | job files: read, checked, the built-in one |
+//! | [`choices`] | what every actor is going to do, from one seed |
+//! | [`race`] | the race itself |
+//! | [`oracle`] | payloads that prove where they belong, and the reading back of everything |
+//!
+//! Imports run down only: this crate drives `rdma-sim` and `fs-sim` and hands numbers to `reports`.
+
+pub mod choices;
+pub mod job;
+pub mod oracle;
+pub mod race;

@@ -155,6 +155,7 @@ impl Task {
         };
         let generation = inode.generation();
         let outcome = self.change_under(&ticket, inode, change, patience);
+        inode.leases.change_over();
         if outcome.is_err() && inode.generation() != generation {
             kernel.violated(format!("invariant 8: a failed change of inode {} was visible", inode.ino().0));
         }
@@ -246,6 +247,10 @@ impl Task {
         };
         if doors.free.iter().chain(&doors.orphan).any(|closing| !closing.census().is_zero()) {
             kernel.counters.closes_met_pin.add(1);
+        }
+        if !expected.revoke.is_empty() {
+            // Their accesses in flight take their time.
+            ticket.set_waiting(Some(plan.touches));
         }
         if !self.drain(inode, plan, &expected, &doors)? {
             return Ok(None);

@@ -58,11 +58,11 @@ impl Kernel {
     }
 
     /// The inode called `name` or a new one, counted as open.
-    fn lookup_or_create(&self, name: &str, exclusive: bool) -> Result<Arc<Inode>, Errno> {
+    fn lookup_or_create(self: &Arc<Self>, name: &str, exclusive: bool) -> Result<Arc<Inode>, Errno> {
         loop {
             match self.lookup(name) {
                 Ok(inode) if exclusive => {
-                    self.drop_count(&inode);
+                    self.drop_open(&inode);
                     return Err(Errno::EEXIST);
                 }
                 Ok(inode) => return Ok(inode),

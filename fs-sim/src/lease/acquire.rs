@@ -5,8 +5,8 @@
 //! is let in. Kernel counterpart: `generic_add_lease` (fs/locks.c) for the shape; the tables are the proposals'.
 
 use emulator::gate::Gate;
-use emulator::sync::Arc;
 use emulator::sync::atomic::Ordering;
+use emulator::sync::{Arc, MutexGuard};
 use emulator::wait::WaitFor;
 
 use super::table::{BreakTo, Entry, State};
@@ -46,10 +46,23 @@ fn stands_in_way(entry: &Entry, range: BlockRange, asked: Kind) -> bool {
     entry.range.overlaps(range) && man_page_answer(entry.kind, asked) != Answer::Grant
 }
 
+/// Whether a request would give a lease that is being broken new life: its holder may only convert it to what the break
+/// leaves, or unlock it.
+fn renews_what_is_broken(entry: &Entry, request: &Request<'_>) -> bool {
+    let State::Breaking { to, .. } = entry.state else { return false };
+    let own = entry.file == request.description.id() && entry.range.overlaps(request.range);
+    own && !(to == BreakTo::Read && request.kind == Kind::READ)
+}
+
 impl Kernel {
     pub(crate) fn new_lease(&self) -> Arc<Lease> {
         Arc::new(Lease { id: LeaseId(self.next_lease.fetch_add(1, Ordering::Relaxed)), gate: Gate::new() })
     }
+}
+
+/// Whether a change that is not over has settled on the request's range.
+fn is_settled(request: &Request<'_>, entries: &MutexGuard<'_, Vec<Entry>>) -> bool {
+    request.inode.leases.settled_on(entries).overlaps(request.range)
 }
 
 /// A request, checked.
@@ -99,6 +112,14 @@ impl Task {
             let mut owners = Vec::new();
             {
                 let mut entries = request.inode.leases.lock();
+                if is_settled(request, &entries) {
+                    drop(entries);
+                    self.wait_out_change(request)?;
+                    continue;
+                }
+                if entries.iter().any(|entry| renews_what_is_broken(entry, request)) {
+                    return Err(Errno::EAGAIN);
+                }
                 match kernel.axes.lease_rules {
                     LeaseRules::Chinner => self.judge_chinner(&entries, request)?,
                     LeaseRules::ManPage | LeaseRules::None => {
@@ -163,6 +184,23 @@ impl Task {
         }
     }
 
+    /// A change has settled with the leases that were there and is about to be published: a lease that came now would be
+    /// neither told nor heeded, so it comes after the change.
+    fn wait_out_change(&self, request: &Request<'_>) -> Result<(), Errno> {
+        let inode = request.inode;
+        let how = WaitFor::interruptible("layout change under way");
+        let outcome = self.block_on(&inode.leases.changed, how, || {
+            let settled = is_settled(request, &inode.leases.lock());
+            if settled && inode.ticket.waiting_on().is_none() {
+                let changer = inode.ticket.holder();
+                Look::Blocked(changer.map(|pid| Need { any_of: vec![pid] }).into_iter().collect())
+            } else {
+                Look::Ready(())
+            }
+        });
+        outcome.map_err(|ended| if ended == Ended::Deadlock { Errno::EDEADLK } else { Errno::EINTR })
+    }
+
     /// `chinner` rules: leases of different processes coexist, but for write against write.
     fn judge_chinner(&self, entries: &[Entry], request: &Request<'_>) -> Result<(), Errno> {
         let refused = request.kind.mode == Mode::Write
@@ -185,10 +223,14 @@ impl Task {
         if entries.iter_mut().filter(foreign).any(|e| man_page_answer(e.kind, request.kind) == Answer::Refuse) {
             return Err(Errno::ETXTBSY);
         }
-        let pending_elsewhere = entries
-            .iter_mut()
-            .filter(foreign)
-            .any(|e| matches!(e.state, State::Breaking { .. }) && !broken_by_us.contains(&e.lease.id));
+        // A break whose time is over, left behind by a breaker that gave up, is carried on by whoever asks next.
+        let now = self.kernel().world.now();
+        let pending_elsewhere = entries.iter_mut().filter(foreign).any(|e| match e.state {
+            State::Breaking { deadline, .. } => {
+                deadline.is_none_or(|deadline| now < deadline) && !broken_by_us.contains(&e.lease.id)
+            }
+            State::Held | State::Zombie => false,
+        });
         if pending_elsewhere {
             return Err(Errno::EAGAIN);
         }
@@ -211,9 +253,10 @@ impl Task {
         let own = |e: &Entry| {
             e.file == request.description.id() && e.state != State::Zombie && e.range.overlaps(request.range)
         };
+        let unchanged = |e: &Entry| e.kind == request.kind && e.state == State::Held;
         let diminished = |e: &Entry| {
             let weaker = e.kind.is_exclusive(rules) && !request.kind.is_exclusive(rules);
-            weaker || !request.range.contains(e.range)
+            !unchanged(e) && (weaker || !request.range.contains(e.range))
         };
         if !kernel.unlock_releases() {
             let pinned = entries.iter().filter(|e| own(e) && diminished(e) && e.is_pinned());

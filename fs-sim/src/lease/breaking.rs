@@ -13,6 +13,7 @@ use super::{Kind, Lease, LeaseId, Mode};
 use crate::Kernel;
 use crate::design::{BreakTimeout, LeaseLost};
 use crate::errno::Errno;
+use crate::holders::Holder;
 use crate::inode::Inode;
 use crate::process::Pid;
 use crate::process::signals::{Delivery, SigInfo, Signal};
@@ -61,6 +62,21 @@ impl Kernel {
             for holder in inode.holders.under_lease(lease) {
                 self.revoke(&holder);
             }
+        }
+    }
+
+    /// A registration has been committed: a lease that went after its gate was passed and before anybody could name the new
+    /// holder is lost for it as for the others.
+    pub(crate) fn revoke_if_lease_lost(self: &Arc<Self>, inode: &Inode, holder: &Holder) {
+        if self.axes.on_lease_lost != Some(LeaseLost::Abort) {
+            return;
+        }
+        let lost = {
+            let entries = inode.leases.lock();
+            holder.leases.iter().any(|lease| !entries.iter().any(|entry| Arc::ptr_eq(&entry.lease, lease)))
+        };
+        if lost {
+            self.revoke(holder);
         }
     }
 

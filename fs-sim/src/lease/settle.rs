@@ -126,6 +126,8 @@ impl Task {
                 let verdict = if touched(entry) { verdict(entry) } else { Verdict::Ignore };
                 kernel.carry_out(verdict, entry, &mut judgement)
             });
+            let settled = if judgement.in_way.is_empty() { range } else { BlockRange::new(0, 0) };
+            inode.leases.settle_on(&entries, settled);
         }
         if !judgement.lost.is_empty() || !judgement.owners.is_empty() {
             inode.leases.changed.wake_all();
@@ -138,12 +140,17 @@ impl Task {
     }
 
     /// Whether a lease of somebody else stands against an allocation in `range` by a fault or a pin, which may neither break
-    /// nor wait. An own read+U does not forbid what its own pin needs.
+    /// nor wait. An own read+U does not forbid what its own pin needs. If none does, the change has settled.
     pub(crate) fn leases_conflict(&self, inode: &Inode, range: BlockRange) -> bool {
         let axes = &self.kernel().axes;
         let entries = inode.leases.lock();
         let foreign = entries.iter().filter(|entry| entry.pid != self.pid() && entry.range.overlaps(range));
-        foreign.map(|entry| judge(axes, entry, self.pid(), false)).any(|verdict| verdict != Verdict::Ignore)
+        let mut verdicts = foreign.map(|entry| judge(axes, entry, self.pid(), false));
+        let conflict = verdicts.any(|verdict| verdict != Verdict::Ignore);
+        if !conflict {
+            inode.leases.settle_on(&entries, range);
+        }
+        conflict
     }
 
     /// Waits until none of `leases` is in the table any more.

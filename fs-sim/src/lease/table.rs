@@ -3,6 +3,7 @@
 //! It owns the entries and the queue of those who wait for them to change. Invariants: entries of one description never
 //! overlap; an entry being broken grants nothing; a zombie has no description left and reaches over the whole file.
 
+use emulator::sync::atomic::{AtomicU64, Ordering};
 use emulator::sync::{Arc, Mutex, MutexGuard};
 use emulator::time::Nanos;
 use emulator::wait::WaitQueue;
@@ -66,17 +67,48 @@ impl Entry {
     }
 }
 
+/// Why a pin was not let through.
+struct Refusal {
+    errno: Errno,
+    /// It was counted in some gate for a moment.
+    was_inside: bool,
+}
+
 /// See the module.
 #[derive(Debug, Default)]
 pub(crate) struct LeaseTable {
     entries: Mutex<Vec<Entry>>,
     pub(crate) changed: WaitQueue,
+    /// The blocks of the layout change that has settled with the leases and is not over yet; written and read with the
+    /// entries locked, so that a lease is either judged by the change or comes after it.
+    settled: [AtomicU64; 2],
 }
 
 impl LeaseTable {
     /// The entries, locked. Never wait, signal or revoke with them in hand.
     pub(crate) fn lock(&self) -> MutexGuard<'_, Vec<Entry>> {
         self.entries.lock()
+    }
+
+    /// The change in progress has settled on `range`: from now on nobody is granted a lease there until it is over.
+    pub(crate) fn settle_on(&self, _entries: &MutexGuard<'_, Vec<Entry>>, range: BlockRange) {
+        // ORDERING: the entries' lock orders both.
+        self.settled[0].store(range.start, Ordering::Relaxed);
+        self.settled[1].store(range.end, Ordering::Relaxed);
+    }
+
+    /// The blocks on which a change has settled; empty if none has.
+    pub(crate) fn settled_on(&self, _entries: &MutexGuard<'_, Vec<Entry>>) -> BlockRange {
+        BlockRange::new(self.settled[0].load(Ordering::Relaxed), self.settled[1].load(Ordering::Relaxed))
+    }
+
+    /// The change in progress is over.
+    pub(crate) fn change_over(&self) {
+        {
+            let entries = self.lock();
+            self.settle_on(&entries, BlockRange::new(0, 0));
+        }
+        self.changed.wake_all();
     }
 
     /// Lets a long-term pin of `range` by `pid` through: counts it in the gate of every lease of `pid` that is needed to
@@ -91,7 +123,26 @@ impl LeaseTable {
         range: BlockRange,
         exclusive: bool,
     ) -> Result<Vec<Arc<Lease>>, Errno> {
-        let entries = self.lock();
+        let entered = {
+            let entries = self.lock();
+            Self::enter_each(&entries, rules, pid, range, exclusive)
+        };
+        entered.map_err(|refusal| {
+            if refusal.was_inside {
+                // Who waits for a shut gate to empty may have counted us.
+                self.changed.wake_all();
+            }
+            refusal.errno
+        })
+    }
+
+    fn enter_each(
+        entries: &[Entry],
+        rules: LeaseRules,
+        pid: Pid,
+        range: BlockRange,
+        exclusive: bool,
+    ) -> Result<Vec<Arc<Lease>>, Refusal> {
         let suits = |entry: &&Entry| {
             entry.pid == pid
                 && entry.range.overlaps(range)
@@ -101,17 +152,18 @@ impl LeaseTable {
         let active: Vec<&Entry> = entries.iter().filter(suits).filter(|entry| entry.state == State::Held).collect();
         if !range.is_covered_by(active.iter().map(|entry| entry.range)) {
             let with_broken = range.is_covered_by(entries.iter().filter(suits).map(|entry| entry.range));
-            return Err(if with_broken { Errno::EAGAIN } else { Errno::EPERM });
+            let errno = if with_broken { Errno::EAGAIN } else { Errno::EPERM };
+            return Err(Refusal { errno, was_inside: false });
         }
         let mut through: Vec<Arc<Lease>> = Vec::with_capacity(active.len());
         for entry in active {
             // A lease whose gate is shut is on its way out (an unlock waits for its pins).
             if entry.lease.gate.enter().is_err() {
                 for lease in through {
-                    // The table's lock is held: nobody can have shut this gate since we entered.
+                    // The table's lock is held: what waits for this gate looks again when it is woken.
                     let _last = lease.gate.leave();
                 }
-                return Err(Errno::EPERM);
+                return Err(Refusal { errno: Errno::EPERM, was_inside: true });
             }
             through.push(Arc::clone(&entry.lease));
         }

@@ -119,9 +119,7 @@ impl Task {
         for lease in leases {
             let how = WaitFor::interruptible("unlock while pinned");
             if let Err(ended) = self.wait_for_gate(inode, lease, how) {
-                for lease in leases {
-                    lease.gate.reopen();
-                }
+                reopen_gates(inode, leases);
                 return Err(if ended == Ended::Deadlock { Errno::EDEADLK } else { Errno::EINTR });
             }
         }
@@ -130,13 +128,28 @@ impl Task {
 
     /// Shuts a lease's gate and waits until no pin is left inside. It stays shut, whatever the outcome.
     pub(super) fn wait_for_gate(&self, inode: &Inode, lease: &Arc<Lease>, how: WaitFor) -> Result<(), Ended> {
-        let _count = lease.gate.close();
         self.block_on(&inode.leases.changed, how, || {
-            if lease.gate.inside() == 0 {
+            // At every look: another thread that waited for the same gate and was interrupted has opened it again.
+            if lease.gate.close().0 == 0 {
                 return Look::Ready(());
             }
             let holders = inode.holders.under_lease(lease);
             Look::Blocked(holders.iter().map(|holder| Need { any_of: holder.object.describe().processes }).collect())
         })
     }
+}
+
+/// An unlock was given up: lets pins in again, unless the lease has ended otherwise meanwhile; whoever else waits for one
+/// of these gates shuts it again.
+fn reopen_gates(inode: &Inode, leases: &[Arc<Lease>]) {
+    {
+        let entries = inode.leases.lock();
+        let held = |lease: &&Arc<Lease>| {
+            entries.iter().any(|entry| Arc::ptr_eq(&entry.lease, lease) && entry.state != State::Zombie)
+        };
+        for lease in leases.iter().filter(held) {
+            lease.gate.reopen();
+        }
+    }
+    inode.leases.changed.wake_all();
 }

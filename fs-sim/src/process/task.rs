@@ -208,13 +208,9 @@ impl Task {
             if to.0 as usize >= super::fd_table::FDS_MAX {
                 return Err(Errno::EBADF);
             }
-            let replaced = {
-                let mut fds = self.process.fds.lock();
-                let description = fds.get(from)?.get();
-                // The custody's lock is a leaf too, but not under this one: it is told after.
-                fds.replace(to, description)
-            };
-            self.description(from)?.custody().held_by(self.pid());
+            let description = self.process.fds.lock().get(from)?.get();
+            description.custody().held_by(self.pid());
+            let replaced = self.process.fds.lock().replace(to, description);
             match replaced {
                 Some(description) => self.close_description(&description).map(|()| to),
                 None => Ok(to),
@@ -329,9 +325,12 @@ impl Task {
 
     /// Takes what is queued for the handler, oldest first.
     pub fn take_signals(&self) -> Vec<SigInfo> {
-        let taken = self.process.signals.lock().take();
-        self.waiter.signals_taken();
-        taken
+        // Forgotten first: a signal that comes between the two is taken or interrupts, never neither.
+        let waiters = self.process.waiters.lock().clone();
+        for waiter in waiters {
+            waiter.signals_taken();
+        }
+        self.process.signals.lock().take()
     }
 
     /// Ends the process: `exit_group`.

@@ -33,6 +33,9 @@ pub(crate) const DEVICE: u64 = 4 << 20;
 /// The break time of every lab.
 pub(crate) const BREAK_TIME: Duration = Duration::from_millis(20);
 
+/// Why a pinner sleeps that met a shut door.
+pub(crate) const DOORS: &str = "pages of a layout change";
+
 pub(crate) fn preset(name: &str) -> Axes {
     presets().iter().find(|preset| preset.name == name).unwrap_or_else(|| panic!("no preset {name}")).axes
 }
@@ -244,9 +247,15 @@ impl Actor {
         blocked
     }
 
+    /// Why this task sleeps, once it has looked, found itself blocked, and is in the graph of waits (in front of a shut door
+    /// it never is).
     fn sleeps_on(&self) -> Option<&'static str> {
+        let kernel = self.0.kernel();
         let id = self.0.waiter().id();
-        self.0.kernel().world().sleepers().iter().find(|sleeper| sleeper.waiter == id).map(|sleeper| sleeper.reason)
+        let sleeper = kernel.world().sleepers().into_iter().find(|sleeper| sleeper.waiter == id)?;
+        let listed = format!("task {} of process {}: {}", id.0, self.0.pid(), sleeper.reason);
+        let blocked = sleeper.reason == DOORS || kernel.blocked().iter().any(|line| line.starts_with(&listed));
+        blocked.then_some(sleeper.reason)
     }
 }
 
@@ -310,13 +319,7 @@ pub(crate) struct Region {
 
 impl PinHolder for Region {
     fn describe(&self) -> HolderInfo {
-        HolderInfo {
-            kind: "test region",
-            processes: self.custody.processes(),
-            fd: None,
-            context: None,
-            region: None,
-        }
+        HolderInfo { kind: "test region", processes: self.custody.processes(), fd: None, context: None, region: None }
     }
 
     fn revoke(&self, kernel: &Arc<Kernel>) {
@@ -445,7 +448,12 @@ impl Nic {
     }
 
     /// As [`Nic::pins`], for reading only.
-    pub(crate) fn pins_for_reading(&self, actor: &Task, fd: Fd, blocks: std::ops::Range<u64>) -> Result<Arc<Region>, Errno> {
+    pub(crate) fn pins_for_reading(
+        &self,
+        actor: &Task,
+        fd: Fd,
+        blocks: std::ops::Range<u64>,
+    ) -> Result<Arc<Region>, Errno> {
         let len = (blocks.end - blocks.start) * BLOCK;
         let va = actor.mmap(fd, blocks.start * BLOCK, len, false)?;
         let region = self.register(actor, Want { va, len, write: false, user: LongTermUser::Rdma });

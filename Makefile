@@ -1,0 +1,55 @@
+# `make test` is the whole check: packages, format, lints, tests, doc tests, loom and shuttle models, the slow races, and
+# every command that README.md shows. `make help` lists the parts.
+
+SHELL := /bin/bash
+CARGO ?= cargo
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+
+# Debian packages that some checks need: HdrHistogram's own log processor, and a Java to run it.
+PACKAGES := libhdrhistogram-java default-jre-headless
+
+.PHONY: help test packages fmt clippy unit doc loom shuttle release-tests hdr readme
+
+help:
+	@echo 'make test           everything below, in this order'
+	@echo 'make packages       install missing Debian packages (as root or by sudo), or say which are missing'
+	@echo 'make fmt clippy     formatting, and lints with warnings denied'
+	@echo 'make unit doc       all tests, all doc tests (plain `cargo test --workspace` runs the same)'
+	@echo 'make loom shuttle   models of the pin engine; exploration of reg_mr against truncate'
+	@echo 'make release-tests  races over many seeds, sabotage, rates: what needs optimised code'
+	@echo "make hdr            HdrHistogram's own tools read what a race writes"
+	@echo 'make readme         every command that README.md shows'
+
+test: packages fmt clippy unit doc loom shuttle release-tests hdr readme
+	@echo 'make test: all parts passed'
+
+packages:
+	@scripts/packages $(PACKAGES)
+
+fmt:
+	$(CARGO) fmt --all --check
+
+clippy:
+	$(CARGO) clippy --workspace --all-targets -- -D warnings
+
+unit:
+	$(CARGO) test --workspace --lib --bins --tests
+
+doc:
+	$(CARGO) test --workspace --doc
+	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --workspace --no-deps --quiet
+
+loom:
+	RUSTFLAGS='--cfg daxlab_loom' CARGO_TARGET_DIR=$(TARGET)/loom $(CARGO) test -p emulator --release --test 'loom_*'
+
+shuttle:
+	RUSTFLAGS='--cfg daxlab_shuttle' CARGO_TARGET_DIR=$(TARGET)/shuttle $(CARGO) test -p rdma-sim --release --test 'shuttle_*'
+
+release-tests:
+	DAXLAB_SLOW=1 $(CARGO) test --release --test seeds --test sabotage --test designs_are_values
+
+hdr:
+	scripts/hdr-check
+
+readme:
+	scripts/readme-commands

@@ -1,0 +1,183 @@
+//! Copies in flight on all sides while regions end in two ways at once: whoever comes first, everything is let go of once,
+//! and no copy lands in a block that was given away.
+
+use emulator::sync::atomic::{AtomicU64, Ordering};
+use emulator::sync::{Arc, race, thread};
+use fs_sim::file_ops::open::Flags;
+use fs_sim::process::signals::Signal;
+use fs_sim::range::BlockRange;
+use fs_sim::{Errno, Kernel, Task};
+use rdma_sim::{AccessFlags, Nic, Op, Qp, Status, WorkRequest};
+
+use crate::harness::*;
+
+const ALL: AccessFlags = AccessFlags::ALL;
+const BLOCKS: u64 = 8;
+
+/// One way for a region of `b` to end. Called once, while copies are in flight.
+type End = fn(kernel: &Arc<Kernel>, admin: &Task, b: &Side, own: &Task, target: &FileMap);
+
+fn dereg(_: &Arc<Kernel>, _: &Task, b: &Side, own: &Task, target: &FileMap) {
+    let found = b.ctx.dereg_mr(own, &target.mr);
+    assert!(matches!(found, Ok(()) | Err(Errno::EBADF | Errno::EINVAL | Errno::Dead)), "{found:?}");
+    assert!(found.is_err() || target.mr.is_released(), "deregistered means unpinned");
+}
+
+fn close(_: &Arc<Kernel>, _: &Task, b: &Side, own: &Task, _: &FileMap) {
+    let found = own.close(b.fd);
+    assert!(matches!(found, Ok(()) | Err(Errno::EBADF | Errno::EINTR | Errno::Dead)), "{found:?}");
+}
+
+fn exit(_: &Arc<Kernel>, _: &Task, _: &Side, own: &Task, _: &FileMap) {
+    own.exit();
+}
+
+fn kill(_: &Arc<Kernel>, admin: &Task, b: &Side, _: &Task, _: &FileMap) {
+    let found = admin.kill(b.task.pid(), Signal::Sigkill);
+    assert!(matches!(found, Ok(()) | Err(Errno::ESRCH)), "{found:?}");
+}
+
+fn truncate(_: &Arc<Kernel>, admin: &Task, _: &Side, _: &Task, _: &FileMap) {
+    let found = admin.truncate("data", 0);
+    assert!(matches!(found, Ok(()) | Err(Errno::ETXTBSY)), "{found:?}");
+}
+
+fn unlock(_: &Arc<Kernel>, _: &Task, _: &Side, own: &Task, target: &FileMap) {
+    let found = own.unlock(target.fd, BlockRange::ALL);
+    assert!(matches!(found, Ok(()) | Err(Errno::EAGAIN | Errno::EBUSY | Errno::EBADF | Errno::Dead)), "{found:?}");
+}
+
+/// Posts to the victim region until it is refused; how many copies went through.
+fn storm(a: &Side, local: &Buffer, target: &FileMap, progress: &AtomicU64) -> u64 {
+    let (remote_addr, rkey) = target.remote(0);
+    let len = (BLOCKS * PAGE) as u32;
+    for round in 0.. {
+        let (op, len) = match round % 3 {
+            0 => (Op::Write, len),
+            1 => (Op::Read, len),
+            _ => (Op::FetchAdd { add: 1 }, 8),
+        };
+        let request = WorkRequest { wr_id: round, op, local: local.sge(0, len), remote_addr, rkey, signaled: true };
+        a.qp.post_send(request).unwrap();
+        let done = a.cq.poll_one().expect("one thread posts here");
+        match done.status {
+            Status::Success => {
+                progress.fetch_add(1, Ordering::SeqCst);
+            }
+            Status::RemoteAccessError | Status::RetryExceeded => return round,
+            other => panic!("{other:?}: {:?}", done.vendor_err),
+        }
+    }
+    unreachable!("the range has no end")
+}
+
+fn round(preset: &str, ends: [End; 2], seed: u64, copies: &AtomicU64) {
+    let kernel = machine(preset);
+    let b = side(&kernel, 16);
+    let target = b.file("data", BLOCKS * PAGE, ALL);
+    let requesters: Vec<(Side, Buffer, Arc<Qp>)> = (0..2)
+        .map(|_| {
+            let a = side(&kernel, 16);
+            let config =
+                rdma_sim::QpConfig { send_cq: Arc::clone(&b.cq), recv_cq: Arc::clone(&b.cq), max_send: 1, max_recv: 1 };
+            let end = b.ctx.create_qp(&b.task, &b.pd, config).unwrap();
+            Qp::connect(&a.qp, &end).unwrap();
+            let local = a.anon(BLOCKS * PAGE, ALL);
+            (a, local, end)
+        })
+        .collect();
+    let admin = kernel.spawn();
+    let progress = AtomicU64::new(0);
+    let arm = |index: u64| race::arm(kernel.world().stream("storm", seed * 8 + index), 0.2);
+    thread::scope(|scope| {
+        for (index, (a, local, _)) in requesters.iter().enumerate() {
+            let (target, arm, progress) = (&target, &arm, &progress);
+            scope.spawn(move || {
+                arm(index as u64);
+                copies.fetch_add(storm(a, local, target, progress), Ordering::Relaxed);
+            });
+        }
+        let enders: Vec<_> = ends
+            .into_iter()
+            .enumerate()
+            .map(|(index, end)| {
+                let (kernel, b, target, arm, progress) = (&kernel, &b, &target, &arm, &progress);
+                let (admin, own) = (admin.thread(), b.task.thread());
+                scope.spawn(move || {
+                    arm(4 + index as u64);
+                    // Not before the storm blows; nothing ends it before us.
+                    while progress.load(Ordering::SeqCst) < seed % 16 {
+                        thread::yield_now();
+                    }
+                    end(kernel, &admin, b, &own, target);
+                })
+            })
+            .collect();
+        for ender in enders {
+            ender.join().unwrap();
+        }
+        // Neither way may have ended the region (a refused truncate, an unlock that revokes nothing): now it ends.
+        b.task.exit();
+    });
+    assert!(target.mr.is_released());
+    // The blocks go to somebody else at once: a copy that came too late would show.
+    let next = admin.open("next", Flags::create()).unwrap();
+    admin.write(next, 0, &vec![1; (BLOCKS * PAGE) as usize]).unwrap();
+    assert_eq!(contents(&admin, next, 0, 64), [1; 64]);
+    let mut tasks = vec![&admin];
+    tasks.extend(requesters.iter().map(|(a, ..)| &a.task));
+    expect_rest(&kernel, &tasks);
+    assert_eq!(Nic::of(&kernel).live_regions(), 0);
+}
+
+#[test]
+fn copies_in_flight_meet_every_pair_of_ends() {
+    let ends: [End; 6] = [dereg, close, exit, kill, truncate, unlock];
+    let copies = AtomicU64::new(0);
+    let mut seed = 0;
+    for preset in ["revoke", "gunthorpe", "rfc-v2", "man-page", "odp", "revoke", "gunthorpe"] {
+        for first in ends {
+            for second in ends {
+                seed += 1;
+                round(preset, [first, second], seed, &copies);
+            }
+        }
+    }
+    assert!(copies.load(Ordering::Relaxed) > seed, "the storm never got through");
+}
+
+#[test]
+fn registration_meets_revocation() {
+    let kernel = machine("revoke");
+    let admin = kernel.spawn();
+    for seed in 0..200 {
+        let b = side(&kernel, 4);
+        let name = format!("data{seed}");
+        let (_, va) = b.leased(&name, BLOCKS * PAGE);
+        let held = b.reg(va, PAGE, ALL).unwrap();
+        let found = thread::scope(|scope| {
+            let stranger = scope.spawn(|| {
+                race::arm(kernel.world().stream("registration", seed * 2), 0.3);
+                admin.truncate(&name, 0)
+            });
+            race::arm(kernel.world().stream("registration", seed * 2 + 1), 0.3);
+            let found = b.reg(va + PAGE, (BLOCKS - 1) * PAGE, ALL);
+            race::disarm();
+            assert_eq!(stranger.join().unwrap(), Ok(()));
+            found
+        });
+        assert!(held.is_revoked() && held.is_released());
+        // Whichever came first: what was pinned before is revoked, and nothing is pinned after.
+        match found {
+            Ok(mr) => assert!(mr.is_revoked() && mr.is_released(), "{seed}"),
+            Err(errno) => assert!(
+                matches!(errno, Errno::EIO | Errno::EFAULT | Errno::EPERM | Errno::EAGAIN | Errno::ETXTBSY),
+                "{seed}: {errno:?}"
+            ),
+        }
+        assert_eq!(b.ctx.file_pins(), 0, "{seed}");
+        b.task.exit();
+        admin.unlink(&name).unwrap();
+    }
+    expect_rest(&kernel, &[&admin]);
+}

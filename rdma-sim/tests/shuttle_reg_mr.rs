@@ -1,0 +1,142 @@
+//! `reg_mr` against `truncate`, on schedules drawn from a seed: through both crates, with a copy after it.
+//!
+//! Run with `RUSTFLAGS="--cfg daxlab_shuttle" cargo test -p rdma-sim --test shuttle_reg_mr --release`. The number of schedules
+//! can be set by `DAXLAB_SCHEDULES`. A schedule that fails prints its seed; `DAXLAB_SEED` runs that one again.
+#![cfg(daxlab_shuttle)]
+#![allow(clippy::unwrap_used, reason = "helpers of tests panic as tests do")]
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use emulator::World;
+use emulator::device::Device;
+use emulator::sync::{Arc, thread};
+use fs_sim::design::{Axes, presets};
+use fs_sim::file_ops::open::Flags;
+use fs_sim::lease::Kind;
+use fs_sim::process::signals::{Disposition, Signal};
+use fs_sim::range::BlockRange;
+use fs_sim::{Config, Errno, Kernel, Sabotage};
+use rdma_sim::{AccessFlags, Context, Nic, Op, Qp, QpConfig, Status, WorkRequest};
+use shuttle::Runner;
+use shuttle::scheduler::{PctScheduler, RandomScheduler};
+
+const PAGE: u64 = 4096;
+const BLOCKS: u64 = 2;
+
+fn axes(preset: &str) -> Axes {
+    presets().iter().find(|found| found.name == preset).expect("a preset").axes
+}
+
+fn config(preset: &str, sabotage: Sabotage) -> Config {
+    let mut config = Config::new(axes(preset));
+    config.sabotage = sabotage;
+    config
+}
+
+/// A program registers a leased file and lets its peer write to it, while another program truncates it and takes the blocks
+/// for itself. Every invariant is checked at the end.
+fn reg_mr_against_truncate(config: Config) {
+    let device = Device::memory(2 << 20).unwrap();
+    let kernel = Kernel::new(Arc::new(World::manual(1)), device, config).unwrap();
+    let owner = kernel.spawn();
+    owner.process().set_disposition(Signal::Sigio, Disposition::Handler);
+    let fd = owner.open("data", Flags::create()).unwrap();
+    owner.write(fd, 0, &[1; (BLOCKS * PAGE) as usize]).unwrap();
+    owner.lease(fd, Kind::READ_U, BlockRange::ALL).unwrap();
+    let va = owner.mmap(fd, 0, BLOCKS * PAGE, true).unwrap();
+
+    let stranger = kernel.spawn();
+    let truncater = thread::spawn(move || {
+        let truncated = stranger.truncate("data", 0);
+        assert!(matches!(truncated, Ok(()) | Err(Errno::ETXTBSY)), "{truncated:?}");
+        stranger.exit();
+    });
+    // A stranger gets no further than the lease: sometimes it is given back at the worst moment.
+    let own = owner.thread();
+    let unlocker = thread::spawn(move || {
+        let unlocked = own.unlock(fd, BlockRange::ALL);
+        assert!(matches!(unlocked, Ok(()) | Err(Errno::EAGAIN | Errno::EBUSY)), "{unlocked:?}");
+    });
+
+    let (_, context) = Context::open(&owner).unwrap();
+    let pd = context.alloc_pd(&owner).unwrap();
+    let cq = context.create_cq(&owner, 4).unwrap();
+    let pair = [(); 2].map(|()| {
+        let (send_cq, recv_cq) = (Arc::clone(&cq), Arc::clone(&cq));
+        context.create_qp(&owner, &pd, QpConfig { send_cq, recv_cq, max_send: 2, max_recv: 2 }).unwrap()
+    });
+    Qp::connect(&pair[0], &pair[1]).unwrap();
+    let (buffer, _) = owner.mmap_anonymous(PAGE).unwrap();
+    let local = context.reg_mr(&owner, &pd, buffer, PAGE, AccessFlags::LOCAL_READ).unwrap();
+
+    if let Ok(target) = context.reg_mr(&owner, &pd, va, BLOCKS * PAGE, AccessFlags::ALL) {
+        let local = rdma_sim::Sge { lkey: local.lkey(), addr: buffer, len: 8 };
+        let (remote_addr, rkey) = (va + PAGE, target.rkey());
+        pair[0].post_send(WorkRequest { wr_id: 1, op: Op::Write, local, remote_addr, rkey, signaled: true }).unwrap();
+        let done = cq.poll_one().expect("posted and executed by this thread");
+        // Both ends are of one context: an abort takes the local region as well.
+        let aborted = [Status::RemoteAccessError, Status::LocalProtectionError, Status::Flushed];
+        assert!(done.status == Status::Success || aborted.contains(&done.status), "{done:?}");
+    }
+    truncater.join().unwrap();
+    unlocker.join().unwrap();
+    owner.exit();
+    assert_eq!(kernel.counters.stale_dma.get(), 0, "stale: {:?}", kernel.findings());
+    assert_eq!(kernel.check_at_rest(), Vec::<String>::new());
+    assert_eq!(Nic::of(&kernel).live_regions(), 0);
+}
+
+/// How often a schedule by priorities changes them: one preemption is enough to stop a registration at its worst moment.
+const CHANGES: usize = 3;
+
+/// Runs the schedule of `seed`: an even one is random at every step, an odd one goes by random priorities that change at
+/// few random steps (after a first run that only counts the steps), which lets one thread finish inside another's window.
+fn run_schedule(seed: u64, config: Config) {
+    let mut settings = shuttle::Config::new();
+    // A failing schedule is named by its seed; the default writes its steps out as well.
+    settings.failure_persistence = shuttle::FailurePersistence::None;
+    let body = move || reg_mr_against_truncate(config);
+    if seed.is_multiple_of(2) {
+        Runner::new(RandomScheduler::new_from_seed(seed, 1), settings).run(body);
+    } else {
+        Runner::new(PctScheduler::new_from_seed(seed, CHANGES, 2), settings).run(body);
+    }
+}
+
+/// What a failing schedule says, or nothing.
+fn failure(seed: u64, config: Config) -> Option<String> {
+    let panic = catch_unwind(AssertUnwindSafe(|| run_schedule(seed, config))).err()?;
+    let text = panic.downcast_ref::<String>().cloned();
+    Some(text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned())).unwrap_or_default())
+}
+
+fn setting(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name}={text}: not a number")))
+}
+
+#[test]
+fn no_schedule_shows_a_stale_copy_or_a_leak() {
+    let designs = ["rfc-v2", "revoke", "gunthorpe", "man-page"];
+    let schedules = setting("DAXLAB_SCHEDULES").unwrap_or(2_000);
+    let seeds = setting("DAXLAB_SEED").map_or(0..schedules, |seed| seed..seed + 1);
+    for preset in designs {
+        for seed in seeds.clone() {
+            if let Some(what) = failure(seed, config(preset, Sabotage::default())) {
+                panic!("{preset}, DAXLAB_SEED={seed}: {what}");
+            }
+        }
+    }
+}
+
+#[test]
+fn without_the_recheck_a_schedule_fails_and_its_seed_replays_it() {
+    let broken = || config("rfc-v2", Sabotage { no_recheck: true, ..Sabotage::default() });
+    let (seed, first) = (0..50_000)
+        .find_map(|seed| failure(seed, broken()).map(|what| (seed, what)))
+        .expect("a pin that is not rechecked meets a truncate sooner or later");
+    assert!(first.contains("stale"), "seed {seed}: {first}");
+    for _ in 0..3 {
+        assert_eq!(failure(seed, broken()).as_deref(), Some(first.as_str()), "seed {seed}");
+    }
+    assert_eq!(failure(seed, config("rfc-v2", Sabotage::default())), None, "the recheck is what it lacked");
+}

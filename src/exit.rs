@@ -1,0 +1,59 @@
+//! Exit codes and the way errors are told.
+//!
+//! It owns the mapping from what went wrong to the contract's numbers. Invariant: an error message says what was asked, what
+//! was found and what to do; its code says whose turn it is.
+
+use std::fmt;
+use std::io::ErrorKind;
+use std::process::ExitCode;
+
+/// Shown by `--help`.
+pub(crate) const CODES: &str = "Exit codes: 0 fine; 1 a violation or failed expectation was found; 2 wrong usage or input; \
+                         3 could not run (missing program, no permission).";
+
+/// A violation or a failed expectation was found.
+pub(crate) const FOUND: u8 = 1;
+/// Wrong usage or input.
+pub(crate) const USAGE: u8 = 2;
+/// Could not run.
+pub(crate) const CANNOT: u8 = 3;
+
+/// The machine could not do what was asked although the request was sound.
+#[derive(Debug)]
+pub(crate) struct CannotRun(pub(crate) String);
+
+impl fmt::Display for CannotRun {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for CannotRun {}
+
+/// Tells an error on stderr and gives its exit code: [`USAGE`], but for [`CannotRun`]. A closed stdout is no error.
+pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
+    if error
+        .chain()
+        .any(|cause| cause.downcast_ref::<std::io::Error>().is_some_and(|io| io.kind() == ErrorKind::BrokenPipe))
+    {
+        return ExitCode::SUCCESS;
+    }
+    let text = format!("{error:#}");
+    let prefix = if text.starts_with("error") { "" } else { "error: " };
+    eprintln!("{prefix}{text}");
+    let cannot = error.chain().any(|cause| cause.is::<CannotRun>());
+    ExitCode::from(if cannot { CANNOT } else { USAGE })
+}
+
+/// Writes a result to stdout. A reader that went away is success.
+///
+/// # Errors
+/// Whatever else stdout says.
+pub(crate) fn print(text: &str) -> anyhow::Result<()> {
+    use std::io::Write;
+    let mut stdout = std::io::stdout().lock();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+        other => other.map_err(Into::into),
+    }
+}

@@ -1,0 +1,60 @@
+//! The live status line.
+//!
+//! It owns what is shown while a race runs. Invariant: it writes to stderr only, and nothing at all but a line per design
+//! where stderr is no terminal.
+
+use std::cell::RefCell;
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use workloads::race::{DesignRun, Progress, Snapshot};
+
+/// See the module.
+pub(crate) struct StatusLine {
+    bar: ProgressBar,
+    /// Which design runs, as `[3/10] rfc-v2`.
+    head: RefCell<String>,
+}
+
+impl StatusLine {
+    /// A status line on stderr.
+    pub(crate) fn new() -> StatusLine {
+        let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(8));
+        if let Ok(style) = ProgressStyle::with_template("{spinner} {wide_msg}") {
+            bar.set_style(style);
+        }
+        StatusLine { bar, head: RefCell::default() }
+    }
+}
+
+impl Progress for StatusLine {
+    fn started(&self, index: usize, of: usize, design: &DesignRun, _duration: Duration) {
+        let head = format!("[{}/{of}] {}", index + 1, design.name);
+        if self.bar.is_hidden() {
+            eprintln!("{head}");
+        } else {
+            self.bar.set_message(head.clone());
+        }
+        *self.head.borrow_mut() = head;
+    }
+
+    fn snapshot(&self, now: &Snapshot) {
+        self.bar.set_message(format!(
+            "{}  {:.1} s  {} ops  {} truncates  {} registrations  {} DMAs  {} stale",
+            self.head.borrow(),
+            now.elapsed_ns as f64 / 1e9,
+            now.operations,
+            now.truncates,
+            now.registrations,
+            now.dma,
+            now.stale,
+        ));
+        self.bar.tick();
+    }
+}
+
+impl Drop for StatusLine {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+    }
+}

@@ -1,0 +1,132 @@
+//! `daxlab race`: the truncate/pin race under every design.
+//!
+//! It owns the command's arguments. Everything is checked before anything runs or is written: job, designs, output folder.
+
+use std::io::IsTerminal;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::Args;
+use fs_sim::Sabotage;
+use fs_sim::design::Catalogue;
+use fs_sim::input::Duration;
+use reports::text;
+use workloads::job::Job;
+use workloads::race::{self, DesignRun, RaceConfig, RaceError, StopFlag};
+
+use crate::exit;
+use crate::progress::StatusLine;
+
+/// The widest table printed where the terminal's width is unknown.
+const WIDTH: usize = 120;
+
+/// Arguments of `daxlab race`.
+#[derive(Debug, Args)]
+pub(crate) struct RaceArgs {
+    /// Job file (TOML); without it the built-in job runs
+    #[arg(value_name = "JOB.toml")]
+    job: Option<PathBuf>,
+    /// Designs to run: names of presets, TOML files, or `all`
+    #[arg(long, value_name = "D,…|all", default_value = "all")]
+    design: String,
+    /// How long each design runs, with a unit: `10s`, `500ms`
+    #[arg(long, value_name = "TIME")]
+    duration: Option<Duration>,
+    /// How many actor threads; the job's roles are scaled in proportion
+    #[arg(long, value_name = "N")]
+    threads: Option<u32>,
+    /// Seed of every random choice; printed by every run
+    #[arg(long, value_name = "S")]
+    seed: Option<u64>,
+    /// Folder for result.json, *.hlog, *.hgrm and report.html
+    #[arg(long, value_name = "DIR", default_value = "daxlab-out")]
+    out: PathBuf,
+    /// A short run: about a second per design
+    #[arg(long)]
+    quick: bool,
+    /// Break a rule on purpose, to see that the oracle sees it
+    #[arg(long, value_name = "RULE", hide = true)]
+    sabotage: Option<Rule>,
+}
+
+/// A rule to break on purpose.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum Rule {
+    /// Pins of a file range are not rechecked.
+    NoRecheck,
+    /// Blocks are freed without closing their pages.
+    FreeWithoutClose,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// Wrong input (exit code 2), or the machine can't run it (exit code 3).
+pub(crate) fn run(args: RaceArgs) -> anyhow::Result<ExitCode> {
+    let job = match &args.job {
+        Some(path) => Job::read(path)?,
+        None => Job::built_in(),
+    };
+    let job = if args.quick { job.quick() } else { job };
+    let job = match args.threads {
+        Some(threads) => job.with_threads(threads).map_err(anyhow::Error::msg)?,
+        None => job,
+    };
+    let duration_per_design = args.duration.map_or(job.duration, |duration| duration.0);
+    if duration_per_design.is_zero() {
+        anyhow::bail!("--duration 0s would race nothing; say how long each design runs, such as 500ms or 10s");
+    }
+    let mut catalogue = Catalogue::default();
+    let designs = catalogue.resolve(&args.design)?;
+    let designs = designs
+        .into_iter()
+        .map(|entry| DesignRun {
+            name: entry.design.name,
+            axes: entry.design.axes,
+            negative_control: entry.negative_control,
+        })
+        .collect();
+    let config = RaceConfig {
+        duration_per_design,
+        seed: args.seed.or(job.seed).unwrap_or(1),
+        designs,
+        threads: None,
+        sabotage: match args.sabotage {
+            None => Sabotage::default(),
+            Some(Rule::NoRecheck) => Sabotage { no_recheck: true, ..Sabotage::default() },
+            Some(Rule::FreeWithoutClose) => Sabotage { free_without_close: true, ..Sabotage::default() },
+        },
+        job,
+    };
+    let seed = config.seed;
+    reports::check_writable(&args.out)?;
+
+    let stop = StopFlag::default();
+    let handler = stop.clone();
+    ctrlc::set_handler(move || handler.stop())
+        .map_err(|error| exit::CannotRun(format!("no handler for Ctrl-C could be installed: {error}")))?;
+    let started = emulator::time::since_epoch();
+    eprintln!("seed {seed}");
+    let status = StatusLine::new();
+    let report = race::run(config, &status, &stop).map_err(cannot_run)?;
+    drop(status);
+
+    reports::write_run(&args.out, &report.result, &report.latencies, started)
+        .context("the race ran, but its results could not be written")?;
+    let terminal = std::io::stdout().is_terminal();
+    let width = terminal_size::terminal_size().filter(|_| terminal).map_or(WIDTH, |(width, _)| usize::from(width.0));
+    exit::print(&text::tables(&report.result, &text::Options { width, ansi: terminal }))?;
+    eprintln!("seed {seed}; results in {}", args.out.display());
+    Ok(if report.failed { ExitCode::from(exit::FOUND) } else { ExitCode::SUCCESS })
+}
+
+/// Whose turn it is: a request that can't be met is the user's, a machine that can't meet it is not.
+fn cannot_run(error: RaceError) -> anyhow::Error {
+    match error {
+        RaceError::NoDesign | RaceError::Threads(_) => error.into(),
+        RaceError::Device(_) | RaceError::Machine(_) | RaceError::Files { .. } => {
+            exit::CannotRun(error.to_string()).into()
+        }
+    }
+}

@@ -1,0 +1,46 @@
+//! Every preset over many seeds: the negative control shows stale DMA every time, nobody else ever does, and the two sides of
+//! the race really meet. One seed in plain `cargo test`; twenty, and the counts that need optimised code, in `make test`.
+
+mod common;
+
+use common::{counter, designs, race, result, slow};
+
+#[test]
+fn only_the_negative_control_corrupts() {
+    for seed in 1..=if slow() { 20 } else { 1 } {
+        let out = tempfile::tempdir().unwrap();
+        let run = race(out.path(), &["--quick", "--seed", &seed.to_string()]);
+        let stderr = String::from_utf8_lossy(&run.stderr);
+        assert_eq!(run.status.code(), Some(0), "seed {seed}: {stderr}\n{}", String::from_utf8_lossy(&run.stdout));
+        let result = result(out.path());
+        let designs = designs(&result);
+        assert_eq!(designs.len(), 10);
+        for (name, design) in designs {
+            let stale = counter(design, "stale_dma");
+            assert_eq!(stale > 0, name == "unsafe", "seed {seed}: {name} shows {stale} stale DMA");
+            assert_eq!(design["verdict"] == "corrupts", name == "unsafe", "seed {seed}: {name}");
+            if slow() {
+                meets(&name, design, seed);
+            }
+        }
+    }
+}
+
+/// The counts that the issue of the race asks of every preset whose axes allow it.
+fn meets(name: &str, design: &serde_json::Value, seed: u64) {
+    assert!(counter(design, "truncate_done") >= 1000, "seed {seed}: {name}: {}", counter(design, "truncate_done"));
+    assert!(counter(design, "pin_retries") > 0, "seed {seed}: {name}: no pin met a door");
+    let gate = design["axes"]["pin_gate"].as_str().unwrap();
+    if gate == "refuse" {
+        assert_eq!(counter(design, "registrations_granted"), 0, "{name} refuses");
+    } else {
+        let granted = counter(design, "registrations_granted");
+        assert!(granted >= 1000, "seed {seed}: {name}: {granted} registrations");
+        let dma = counter(design, "dma_operations");
+        assert!(dma >= 10_000, "seed {seed}: {name}: {dma} DMAs");
+    }
+    let proceeds = |axis: &str| design["axes"][axis] == "proceed";
+    if !(proceeds("stranger_change") && proceeds("holder_change")) {
+        assert!(counter(design, "closes_met_pin") > 0, "seed {seed}: {name}: no close met a pin");
+    }
+}

@@ -1,0 +1,241 @@
+//! Distributions of lengths, times and counts, as jobs state them: `{ dist = "exponential", mean = "200us" }`.
+//!
+//! It owns the reading, checking and drawing of them. Invariant: what is drawn lies within the bounds, which were checked
+//! against what the job can use, so that no drawn value is ever clipped silently elsewhere.
+
+use fs_sim::input::{Duration, InputError, Size, Source};
+use rand::{Rng, RngExt};
+use rand_distr::Distribution as _;
+use serde::Deserialize;
+
+use super::given::Given;
+
+/// A quantity with its own unit, counted in its smallest unit.
+pub(super) trait Quantity: Copy + std::fmt::Display {
+    /// Nanoseconds, bytes, pieces.
+    fn units(self) -> u64;
+    /// The quantity of so many.
+    fn of_units(units: u64) -> Self;
+}
+
+impl Quantity for Duration {
+    fn units(self) -> u64 {
+        u64::try_from(self.0.as_nanos()).unwrap_or(u64::MAX)
+    }
+    fn of_units(units: u64) -> Self {
+        Duration(std::time::Duration::from_nanos(units))
+    }
+}
+
+impl Quantity for Size {
+    fn units(self) -> u64 {
+        self.0
+    }
+    fn of_units(units: u64) -> Self {
+        Size(units)
+    }
+}
+
+impl Quantity for u64 {
+    fn units(self) -> u64 {
+        self
+    }
+    fn of_units(units: u64) -> Self {
+        units
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Shape {
+    Constant,
+    Uniform,
+    Exponential,
+    Normal,
+    LogNormal,
+}
+
+/// A distribution as it stands in a job. Which keys belong to which `dist` is checked by [`Raw::check`].
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Raw<Q> {
+    dist: Given<Shape>,
+    value: Option<Given<Q>>,
+    mean: Option<Given<Q>>,
+    median: Option<Given<Q>>,
+    std_dev: Option<Given<Q>>,
+    sigma: Option<Given<f64>>,
+    min: Option<Given<Q>>,
+    max: Option<Given<Q>>,
+}
+
+/// What a drawn value may be.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits<'a> {
+    pub(super) key: &'a str,
+    pub(super) min: u64,
+    pub(super) max: u64,
+    /// Why not more, for the error's help line.
+    pub(super) because: &'a str,
+}
+
+/// A checked distribution over whole numbers: nanoseconds, bytes or pieces.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Distribution {
+    form: Form,
+    min: u64,
+    max: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Form {
+    Constant,
+    Uniform,
+    Exponential { mean: f64 },
+    Normal { mean: f64, std_dev: f64 },
+    LogNormal { ln_median: f64, sigma: f64 },
+}
+
+impl Distribution {
+    /// The smallest value drawn.
+    pub fn min(&self) -> u64 {
+        self.min
+    }
+
+    /// The largest value drawn.
+    pub fn max(&self) -> u64 {
+        self.max
+    }
+
+    /// Draws a value.
+    pub fn draw(&self, rng: &mut impl Rng) -> u64 {
+        let drawn = match self.form {
+            Form::Constant => return self.min,
+            Form::Uniform => return rng.random_range(self.min..=self.max),
+            Form::Exponential { mean } => {
+                let drawn: f64 = rand_distr::Exp1.sample(rng);
+                mean * drawn
+            }
+            Form::Normal { mean, std_dev } => mean + std_dev * standard_normal(rng),
+            Form::LogNormal { ln_median, sigma } => (ln_median + sigma * standard_normal(rng)).exp(),
+        };
+        // The cast saturates, and the checks have excluded NaN.
+        (drawn.round() as u64).clamp(self.min, self.max)
+    }
+}
+
+fn standard_normal(rng: &mut impl Rng) -> f64 {
+    rand_distr::StandardNormal.sample(rng)
+}
+
+impl<Q: Quantity> Raw<Q> {
+    /// The distribution as it can be drawn from.
+    ///
+    /// # Errors
+    /// A key that the distribution lacks or does not know, bounds that are backwards, a value that can't be used.
+    pub(super) fn check(&self, source: &Source, limits: Limits<'_>) -> Result<Distribution, InputError> {
+        self.check_keys(source)?;
+        for given in [&self.value, &self.mean, &self.median, &self.min, &self.max].into_iter().flatten() {
+            check_within(source, given, limits)?;
+        }
+        let min = self.min.as_ref().map_or(limits.min, |given| given.value.units());
+        let max = self.max.as_ref().map_or(limits.max, |given| given.value.units());
+        if let (Some(given_min), Some(given_max)) = (&self.min, &self.max)
+            && min > max
+        {
+            let title = format!("`{}` runs backwards, from {} to {}", limits.key, given_min.value, given_max.value);
+            return Err(given_max.error(source, title).help("`min` is the smaller one"));
+        }
+        for (key, given) in [("mean", &self.mean), ("median", &self.median)] {
+            if let Some(given) = given
+                && !(min..=max).contains(&given.value.units())
+            {
+                let title = format!("the {key} of `{}` is not between its bounds", limits.key);
+                let bounds = format!("the bounds are {} and {}", Q::of_units(min), Q::of_units(max));
+                return Err(given.error(source, title).help(bounds));
+            }
+        }
+        let units = |given: &Option<Given<Q>>| given.as_ref().map_or(0.0, |given| given.value.units() as f64);
+        let (min, max, form) = match self.dist.value {
+            Shape::Constant => {
+                let value = self.value.as_ref().map_or(min, |given| given.value.units());
+                (value, value, Form::Constant)
+            }
+            Shape::Uniform => (min, max, Form::Uniform),
+            Shape::Exponential => (min, max, Form::Exponential { mean: units(&self.mean) }),
+            Shape::Normal => (min, max, Form::Normal { mean: units(&self.mean), std_dev: units(&self.std_dev) }),
+            Shape::LogNormal => {
+                let ln_median = units(&self.median).max(1.0).ln();
+                (min, max, Form::LogNormal { ln_median, sigma: self.sigma(source)? })
+            }
+        };
+        Ok(Distribution { form, min, max })
+    }
+
+    fn sigma(&self, source: &Source) -> Result<f64, InputError> {
+        /// Beyond this the distribution is its two bounds and nothing in between.
+        const SIGMA_MAX: f64 = 10.0;
+        let Some(sigma) = &self.sigma else { return Ok(0.0) };
+        match (0.0..=SIGMA_MAX).contains(&sigma.value) {
+            true => Ok(sigma.value),
+            false => Err(sigma
+                .error(source, format!("sigma is {}", sigma.value))
+                .help(format!("the standard deviation of the logarithm, a number from 0 to {SIGMA_MAX}"))),
+        }
+    }
+
+    /// Every key that the shape needs is there, and no other.
+    fn check_keys(&self, source: &Source) -> Result<(), InputError> {
+        // (needed, merely known)
+        let (name, needed, known): (_, &[&str], &[&str]) = match self.dist.value {
+            Shape::Constant => ("constant", &["value"], &[]),
+            Shape::Uniform => ("uniform", &["min", "max"], &[]),
+            Shape::Exponential => ("exponential", &["mean"], &["min", "max"]),
+            Shape::Normal => ("normal", &["mean", "std_dev"], &["min", "max"]),
+            Shape::LogNormal => ("lognormal", &["median", "sigma"], &["min", "max"]),
+        };
+        let usage = || {
+            let optional: Vec<String> = known.iter().map(|key| format!("and may have `{key}`")).collect();
+            let needed: Vec<String> = needed.iter().map(|key| format!("`{key}`")).collect();
+            format!("`{name}` needs {} {}", needed.join(" and "), optional.join(" ")).trim_end().to_owned()
+        };
+        let place = |given: &Option<Given<Q>>| given.as_ref().map(|given| given.place.clone());
+        let stated = [
+            ("value", place(&self.value)),
+            ("mean", place(&self.mean)),
+            ("median", place(&self.median)),
+            ("std_dev", place(&self.std_dev)),
+            ("sigma", self.sigma.as_ref().map(|given| given.place.clone())),
+            ("min", place(&self.min)),
+            ("max", place(&self.max)),
+        ];
+        for (key, place) in stated {
+            match place {
+                None if needed.contains(&key) => {
+                    let title = format!("this distribution has no `{key}`");
+                    return Err(self.dist.error(source, title).help(usage()));
+                }
+                Some(place) if !needed.contains(&key) && !known.contains(&key) => {
+                    let title = format!("`{key}` means nothing to a {name} distribution");
+                    return Err(place.error(source, title).help(usage()));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+fn check_within<Q: Quantity>(source: &Source, given: &Given<Q>, limits: Limits<'_>) -> Result<(), InputError> {
+    let units = given.value.units();
+    if (limits.min..=limits.max).contains(&units) {
+        return Ok(());
+    }
+    let (too, bound) = if units < limits.min { ("small", limits.min) } else { ("large", limits.max) };
+    let most = if units < limits.min { "least" } else { "most" };
+    Err(given.error(source, format!("{} is too {too} for `{}`", given.value, limits.key)).help(format!(
+        "it can be {} at {most}: {}",
+        Q::of_units(bound),
+        limits.because
+    )))
+}

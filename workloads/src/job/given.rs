@@ -1,0 +1,69 @@
+//! Values as a job file states them: with the place they stand at, or taken over from the built-in job.
+//!
+//! Invariant: a place always belongs to the text that is being read; a value taken over from the built-in job has none.
+
+use std::ops::Range;
+
+use fs_sim::input::{InputError, Source};
+use serde::{Deserialize, Deserializer};
+use toml::Spanned;
+
+/// A value and where it stands.
+#[derive(Clone, Debug)]
+pub(super) struct Given<T> {
+    pub(super) value: T,
+    pub(super) place: Place,
+}
+
+/// Where a value stands in the text that is being read; nowhere if it was taken over from the built-in job.
+#[derive(Clone, Debug)]
+pub(super) struct Place(Option<Range<usize>>);
+
+impl Place {
+    /// An error that points here, or at the text as a whole.
+    pub(super) fn error(&self, source: &Source, title: impl Into<String>) -> InputError {
+        match &self.0 {
+            Some(span) => source.error(span.clone(), title),
+            None => source.error_overall(title),
+        }
+    }
+}
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Given<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let spanned = Spanned::<T>::deserialize(deserializer)?;
+        Ok(Given { place: Place(Some(spanned.span())), value: spanned.into_inner() })
+    }
+}
+
+impl<T> Given<T> {
+    /// The same value without its place, for another text's reader.
+    pub(super) fn taken_over(self) -> Self {
+        Given { place: Place(None), ..self }
+    }
+
+    /// An error that points at the value.
+    pub(super) fn error(&self, source: &Source, title: impl Into<String>) -> InputError {
+        self.place.error(source, title)
+    }
+
+    /// Whether the text that is being read states it.
+    pub(super) fn is_stated(&self) -> bool {
+        self.place.0.is_some()
+    }
+}
+
+impl Given<f64> {
+    /// The value as a probability.
+    ///
+    /// # Errors
+    /// It is not from 0 to 1.
+    pub(super) fn probability(&self, source: &Source, key: &str) -> Result<f64, InputError> {
+        match (0.0..=1.0).contains(&self.value) {
+            true => Ok(self.value),
+            false => Err(self
+                .error(source, format!("`{key}` is {}, which is no probability", self.value))
+                .help("write a number from 0 (never) to 1 (always)")),
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! The text of a job, as read: every key with its place, nothing judged yet.
+//!
+//! It owns the list of sections and keys. Invariant: after [`Text::or`] with the built-in job every key has a value but
+//! those that mean something by their absence (`run.threads`, `run.seed`).
+
+use fs_sim::design::WriteBreak;
+use fs_sim::input::{Duration, Size};
+use serde::Deserialize;
+
+use super::distribution::Raw;
+use super::given::Given;
+
+macro_rules! section {
+    ($(#[$doc:meta])* $name:ident { $($key:ident: $ty:ty),+ $(,)? }) => {
+        $(#[$doc])*
+        #[derive(Clone, Debug, Default, Deserialize)]
+        #[serde(deny_unknown_fields)]
+        pub(super) struct $name {
+            $(pub(super) $key: Option<Given<$ty>>,)+
+        }
+
+        impl $name {
+            #[cfg(test)]
+            pub(super) const KEYS: &'static [&'static str] = &[$(stringify!($key)),+];
+
+            /// What is not stated here is as in `built_in`.
+            fn or(self, built_in: Self) -> Self {
+                $name { $($key: self.$key.or(built_in.$key.map(Given::taken_over)),)+ }
+            }
+        }
+    };
+}
+
+section!(Device { size: Size });
+section!(Volume { lease_break_time: Duration, write_break: WriteBreak });
+section!(Files { count: u64, size: Size, popularity: Popularity });
+section!(Run { duration: Duration, quick_duration: Duration, threads: u32, seed: u64 });
+section!(RacePoints { probability: f64 });
+section!(Registrants {
+    count: u32,
+    regions_max: u32,
+    region_length: Raw<Size>,
+    region_lifetime: Raw<Duration>,
+    read_only: f64,
+    whole_file_lease: f64,
+    rude: f64,
+    dma_burst: Raw<u64>,
+    dma_length: Raw<Size>,
+    pause: Raw<Duration>,
+});
+section!(Mix {
+    register: u32,
+    dma: u32,
+    change: u32,
+    unlock: u32,
+    close: u32,
+    pass: u32,
+    fork: u32,
+    exit: u32,
+    kill: u32,
+});
+section!(DmaMix { write: u32, read: u32, compare_swap: u32, fetch_add: u32 });
+section!(Truncaters { count: u32, size: Raw<Size>, by_path: f64, unaligned: f64, pause: Raw<Duration>, });
+section!(Punchers { count: u32, length: Raw<Size>, zero_range: f64, pause: Raw<Duration>, });
+section!(DirectIo { count: u32, length: Raw<Size>, write: f64, pause: Raw<Duration>, });
+section!(Extenders {
+    count: u32,
+    length: Raw<Size>,
+    fallocate: f64,
+    shared: f64,
+    recreate: f64,
+    pause: Raw<Duration>,
+});
+section!(Reaper { patience: Duration });
+
+/// How often each file is chosen.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Popularity {
+    pub(super) dist: Given<PopularityShape>,
+    pub(super) exponent: Option<Given<f64>>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum PopularityShape {
+    Uniform,
+    Zipf,
+}
+
+macro_rules! text {
+    ($($section:ident: $ty:ident),+ $(,)?) => {
+        /// A whole job file.
+        #[derive(Clone, Debug, Default, Deserialize)]
+        #[serde(deny_unknown_fields, default)]
+        pub(super) struct Text {
+            pub(super) name: Option<Given<String>>,
+            $(pub(super) $section: $ty,)+
+        }
+
+        impl Text {
+            /// Every key, as `section.key`.
+            #[cfg(test)]
+            pub(super) fn keys() -> Vec<String> {
+                let mut keys = vec!["name".to_owned()];
+                $(keys.extend($ty::KEYS.iter().map(|key| format!("{}.{key}", stringify!($section))));)+
+                keys
+            }
+
+            /// What is not stated here is as in `built_in`.
+            pub(super) fn or(self, built_in: Text) -> Text {
+                Text {
+                    name: self.name.or(built_in.name.map(Given::taken_over)),
+                    $($section: self.$section.or(built_in.$section),)+
+                }
+            }
+        }
+    };
+}
+
+text! {
+    device: Device,
+    volume: Volume,
+    files: Files,
+    run: Run,
+    race_points: RacePoints,
+    registrants: Registrants,
+    mix: Mix,
+    dma_mix: DmaMix,
+    truncaters: Truncaters,
+    punchers: Punchers,
+    direct_io: DirectIo,
+    extenders: Extenders,
+    reaper: Reaper,
+}

@@ -1,0 +1,93 @@
+//! Reading everything back at the end of a run: invariant 7, byte by byte.
+
+use std::collections::BTreeSet;
+
+use fs_sim::Task;
+use fs_sim::file_ops::open::Flags;
+use fs_sim::process::description::Access;
+
+use super::check;
+
+/// How many foreign words are told in full.
+const TOLD_MAX: usize = 16;
+/// Bytes read at once.
+const CHUNK: usize = 1 << 20;
+
+/// What reading all files back has found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Accounts {
+    /// Files read.
+    pub(crate) files: u64,
+    /// Bytes read.
+    pub(crate) bytes: u64,
+    /// Pieces of up to 1 MiB in which a foreign word was found.
+    pub(crate) foreign: u64,
+    /// The first of them, in words.
+    pub(crate) told: Vec<String>,
+    /// What could not be accounted for at all.
+    pub(crate) unaccounted: Vec<String>,
+}
+
+/// Reads every file of `names` that exists from beginning to end. `task` is the only process left; an inode that none of the
+/// names leads to should not be there.
+pub(crate) fn read_back(task: &Task, names: &[String]) -> Accounts {
+    let mut accounts = Accounts::default();
+    let mut reached = BTreeSet::new();
+    let mut buffer = vec![0; CHUNK];
+    for name in names {
+        let Ok(fd) = task.open(name, Flags::open(Access::READ)) else { continue };
+        let stat = task.stat(fd);
+        match stat {
+            Ok(stat) => {
+                reached.insert(stat.ino);
+                accounts.files += 1;
+                accounts.read_file(task, fd, name, stat.ino.0, stat.size, &mut buffer);
+            }
+            Err(errno) => accounts.unaccounted.push(format!("{name} can't be looked at: {errno}")),
+        }
+        if let Err(errno) = task.close(fd) {
+            accounts.unaccounted.push(format!("{name} can't be closed: {errno}"));
+        }
+    }
+    for (ino, _) in task.kernel().inodes() {
+        if !reached.contains(&ino) {
+            accounts.unaccounted.push(format!("inode {} exists without name and without process", ino.0));
+        }
+    }
+    accounts
+}
+
+impl Accounts {
+    fn read_file(
+        &mut self,
+        task: &Task,
+        fd: fs_sim::process::fd_table::Fd,
+        name: &str,
+        ino: u64,
+        size: u64,
+        buffer: &mut [u8],
+    ) {
+        let mut offset = 0;
+        while offset < size {
+            let read = match task.read(fd, offset, buffer) {
+                Ok(0) => {
+                    self.unaccounted.push(format!("{name} ends at byte {offset}, but its size is {size}"));
+                    return;
+                }
+                Ok(read) => read,
+                Err(errno) => {
+                    self.unaccounted.push(format!("{name} can't be read at byte {offset}: {errno}"));
+                    return;
+                }
+            };
+            self.bytes += read as u64;
+            if let Err(foreign) = check(&buffer[..read], ino, offset) {
+                self.foreign += 1;
+                if self.told.len() < TOLD_MAX {
+                    self.told.push(format!("{name}, {foreign}"));
+                }
+            }
+            offset += read as u64;
+        }
+    }
+}

@@ -1,0 +1,193 @@
+//! What the actors of one race share: the simulated machine, the job, and a place for each actor to be seen at.
+//!
+//! It owns the list of processes that are there, so that whoever supervises can find the process behind a blocked task.
+//! Invariant: a process is on the list from before its first system call until its task is dropped. Everything else here is
+//! one-way: actors publish, the supervisor reads. Kernel counterpart: /proc.
+
+use std::collections::BTreeMap;
+use std::ops::Deref;
+use std::task::Poll;
+use std::time::Duration;
+
+use emulator::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use emulator::sync::{Arc, Mutex};
+use emulator::wait::{WaitFor, WaitQueue, WaiterId};
+use fs_sim::process::Pid;
+use fs_sim::{Kernel, Task};
+
+use super::registrant::Passed;
+use super::tally::Tally;
+use crate::job::{Job, Role};
+
+/// What an actor shows of itself while the race runs. Written by its own thread only.
+#[derive(Debug, Default)]
+pub(super) struct Live {
+    pub(super) operations: AtomicU64,
+    pub(super) truncates: AtomicU64,
+    pub(super) registrations: AtomicU64,
+    pub(super) dma: AtomicU64,
+}
+
+impl Live {
+    /// Shows what `tally` has by now.
+    pub(super) fn publish(&self, tally: &Tally) {
+        let counters = &tally.counters;
+        // ORDERING: Relaxed: numbers for a status line, each right by itself.
+        self.operations.store(counters.operations, Ordering::Relaxed);
+        self.truncates.store(counters.truncate_done, Ordering::Relaxed);
+        self.registrations.store(counters.registrations_granted, Ordering::Relaxed);
+        self.dma.store(counters.dma_operations, Ordering::Relaxed);
+    }
+}
+
+/// One actor, as others see it. Alone in its cache lines.
+#[derive(Debug)]
+#[repr(align(128))]
+pub(super) struct Slot {
+    pub(super) role: Role,
+    pub(super) live: Live,
+    /// The process that a registrant is at the moment; 0 between lives.
+    pub(super) pid: AtomicU32,
+    /// What was said about contexts on their way to it.
+    pub(super) mail: Mutex<Vec<Passed>>,
+}
+
+/// What bounds a run besides its clock.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    /// The most choices that an actor takes; for tests that compare them.
+    pub(super) choices_max: u64,
+    /// After the stop: how long the run waits for the last actor before it goes on without him. Generous: a machine that is
+    /// busy with other things is no deadlock.
+    pub(super) watchdog: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits { choices_max: u64::MAX, watchdog: Duration::from_secs(30) }
+    }
+}
+
+/// See the module.
+pub(super) struct Arena {
+    pub(super) kernel: Arc<Kernel>,
+    pub(super) job: Job,
+    pub(super) seed: u64,
+    pub(super) slots: Vec<Slot>,
+    pub(super) limits: Limits,
+    stopping: AtomicBool,
+    /// Where pausing actors and the supervisor sleep.
+    pub(super) changed: WaitQueue,
+    processes: Mutex<BTreeMap<WaiterId, Pid>>,
+    pub(super) running: AtomicU32,
+}
+
+impl Arena {
+    pub(super) fn new(kernel: Arc<Kernel>, job: Job, seed: u64, limits: Limits) -> Arena {
+        let slot = |role| Slot { role, live: Live::default(), pid: AtomicU32::new(0), mail: Mutex::new(Vec::new()) };
+        let slots: Vec<Slot> = job.actors().into_iter().map(slot).collect();
+        let running = AtomicU32::new(slots.len() as u32);
+        Arena {
+            kernel,
+            job,
+            seed,
+            slots,
+            limits,
+            stopping: AtomicBool::new(false),
+            changed: WaitQueue::new(),
+            processes: Mutex::new(BTreeMap::new()),
+            running,
+        }
+    }
+
+    /// The name of file number `index`.
+    pub(super) fn file_name(index: u64) -> String {
+        format!("file-{index}")
+    }
+
+    /// The name of an extender's own file.
+    pub(super) fn own_file_name(actor: usize) -> String {
+        format!("own-{actor}")
+    }
+
+    /// Every name that a file of the race can have.
+    pub(super) fn file_names(&self) -> Vec<String> {
+        let shared = (0..self.job.files.count).map(Arena::file_name);
+        shared.chain((0..self.slots.len()).map(Arena::own_file_name)).collect()
+    }
+
+    /// Asks every actor to come to its end.
+    pub(super) fn stop(&self) {
+        self.stopping.store(true, Ordering::SeqCst);
+        self.changed.wake_all();
+    }
+
+    /// Whether actors are to come to their end.
+    pub(super) fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Relaxed)
+    }
+
+    /// How many actors have not finished.
+    pub(super) fn unfinished(&self) -> u32 {
+        self.running.load(Ordering::SeqCst)
+    }
+
+    /// One actor has finished, in whatever way.
+    pub(super) fn finished(&self) {
+        self.running.fetch_sub(1, Ordering::SeqCst);
+        self.changed.wake_all();
+    }
+
+    /// Lets `task` sleep for `ns` nanoseconds, or until the race stops or a signal comes.
+    pub(super) fn pause(&self, task: &Task, ns: u64) {
+        if ns == 0 {
+            return;
+        }
+        let world = self.kernel.world();
+        let how = WaitFor::interruptible(PAUSE).until(Some(world.now().after(Duration::from_nanos(ns))));
+        let ready = || if self.is_stopping() { Poll::Ready(()) } else { Poll::Pending };
+        // However it ended: the pause is over.
+        let _ended = self.changed.wait(world, task.waiter(), how, ready);
+    }
+
+    /// A new process.
+    pub(super) fn spawn(self: &Arc<Self>) -> Proc {
+        self.adopt(self.kernel.spawn())
+    }
+
+    /// A process that was forked.
+    pub(super) fn adopt(self: &Arc<Self>, task: Task) -> Proc {
+        self.processes.lock().insert(task.waiter().id(), task.pid());
+        Proc { arena: Arc::clone(self), task }
+    }
+
+    /// The process whose task sleeps as `waiter`.
+    pub(super) fn process_of(&self, waiter: WaiterId) -> Option<Pid> {
+        self.processes.lock().get(&waiter).copied()
+    }
+}
+
+/// Why a pausing actor sleeps, as the register of sleepers calls it.
+pub(super) const PAUSE: &str = "pause between two steps";
+
+/// A process of the race and its one task.
+pub(super) struct Proc {
+    arena: Arc<Arena>,
+    task: Task,
+}
+
+impl Deref for Proc {
+    type Target = Task;
+
+    fn deref(&self) -> &Task {
+        &self.task
+    }
+}
+
+impl Drop for Proc {
+    fn drop(&mut self) {
+        // A process never outlives the actor that drove it, not even one that panicked.
+        self.task.exit();
+        self.arena.processes.lock().remove(&self.task.waiter().id());
+    }
+}

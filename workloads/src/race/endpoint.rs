@@ -1,0 +1,187 @@
+//! One program's view of the NIC: a loopback pair of queue pairs on a context, a local buffer, and bursts of work requests.
+//!
+//! It owns the objects made on the context (the context owns them in turn: closing it ends them). Invariant: what a WRITE
+//! carries was made for the file and offset that its region was registered for, and what a READ brings is checked against
+//! them; whether the region still is that file's is not this module's business, but the race's.
+
+use emulator::sync::Arc;
+use fs_sim::anon::AnonMemory;
+use fs_sim::{Errno, Task};
+use rdma_sim::{AccessFlags, Context, Cq, Mr, Op, Pd, Qp, QpConfig, QpState, Sge, Status, WorkRequest};
+
+use super::tally::Tally;
+use crate::choices::{Request, Requests, Verb};
+use crate::job::DMA_BYTES_MAX;
+use crate::oracle;
+
+/// A region as whoever uses it must know it: what a program would tell its peer.
+#[derive(Clone, Debug)]
+pub(super) struct Window {
+    pub(super) mr: Arc<Mr>,
+    /// The inode and the byte offset in it that it was registered for.
+    pub(super) ino: u64,
+    pub(super) offset: u64,
+    /// Whether remote writes and atomics are allowed.
+    pub(super) writable: bool,
+}
+
+/// What came of a burst.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Burst {
+    /// All requests were done.
+    Done,
+    /// One failed; the queue pair works again.
+    Failed,
+    /// The context does not work any more.
+    Dead,
+}
+
+/// Local memory of a process, large enough for the longest request.
+#[derive(Clone)]
+pub(super) struct Buffer {
+    va: u64,
+    memory: Arc<AnonMemory>,
+}
+
+impl Buffer {
+    pub(super) fn map(task: &Task) -> Result<Buffer, Errno> {
+        let (va, memory) = task.mmap_anonymous(DMA_BYTES_MAX)?;
+        Ok(Buffer { va, memory })
+    }
+}
+
+/// See the module.
+pub(super) struct Endpoint {
+    pub(super) context: Arc<Context>,
+    pub(super) pd: Arc<Pd>,
+    cq: Arc<Cq>,
+    qp: Arc<Qp>,
+    peer: Arc<Qp>,
+    buffer: Buffer,
+    local: Arc<Mr>,
+    /// Bytes on their way between the buffer and the oracle.
+    staging: Vec<u8>,
+    sequence: u64,
+}
+
+/// Sends that may be queued; they are executed as they are posted.
+const QUEUE: u32 = 16;
+
+impl Endpoint {
+    /// Makes what it takes on `context`: a completion queue, two connected queue pairs, the buffer registered.
+    pub(super) fn new(task: &Task, context: Arc<Context>, pd: Arc<Pd>, buffer: Buffer) -> Result<Endpoint, Errno> {
+        let cq = context.create_cq(task, 2 * QUEUE)?;
+        let config = QpConfig { send_cq: Arc::clone(&cq), recv_cq: Arc::clone(&cq), max_send: QUEUE, max_recv: QUEUE };
+        let qp = context.create_qp(task, &pd, config.clone())?;
+        let peer = context.create_qp(task, &pd, config)?;
+        // A pair fails to connect only if the context was aborted or closed a moment ago.
+        Qp::connect(&qp, &peer).map_err(|_| Errno::EIO)?;
+        let local = context.reg_mr(task, &pd, buffer.va, DMA_BYTES_MAX, AccessFlags::LOCAL_WRITE)?;
+        Ok(Endpoint { context, pd, cq, qp, peer, buffer, local, staging: Vec::new(), sequence: 0 })
+    }
+
+    /// Posts `count` of `requests` on `window`, one after the other, until one fails.
+    pub(super) fn burst(
+        &mut self,
+        tally: &mut Tally,
+        task: &Task,
+        writer: u8,
+        window: &Window,
+        requests: Requests,
+        count: u64,
+    ) -> Burst {
+        for request in requests.take(count as usize) {
+            if !self.request(tally, task, writer, window, request) {
+                return self.recover();
+            }
+        }
+        Burst::Done
+    }
+
+    /// One work request; false if it failed.
+    fn request(&mut self, tally: &mut Tally, task: &Task, writer: u8, window: &Window, request: Request) -> bool {
+        let len = window.mr.len();
+        let verb = if window.writable { request.verb } else { Verb::Read };
+        let (at, bytes) = match verb {
+            Verb::Write | Verb::Read => {
+                let bytes = request.length.min(len / oracle::WORD * oracle::WORD);
+                (request.place.below((len - bytes) / oracle::WORD + 1) * oracle::WORD, bytes)
+            }
+            // Regions begin at a line of their file and have at least one.
+            Verb::CompareSwap | Verb::FetchAdd => {
+                (oracle::sequence_word_at(request.place.below(len / oracle::LINE) * oracle::LINE), oracle::WORD)
+            }
+        };
+        let place = window.offset + at;
+        self.sequence += 1;
+        let op = match verb {
+            Verb::Write => {
+                self.staging.resize(bytes as usize, 0);
+                oracle::fill(&mut self.staging, window.ino, place, writer, self.sequence);
+                if self.buffer.memory.write(0, &self.staging).is_err() {
+                    return false;
+                }
+                Op::Write
+            }
+            Verb::Read => Op::Read,
+            Verb::CompareSwap => {
+                Op::CompareSwap { compare: 0, swap: oracle::sequence_word(window.ino, place, self.sequence) }
+            }
+            Verb::FetchAdd => Op::FetchAdd { add: 1 },
+        };
+        let local = Sge { lkey: self.local.lkey(), addr: self.buffer.va, len: bytes as u32 };
+        let (remote_addr, rkey) = (window.mr.va() + at, window.mr.rkey());
+        let request = WorkRequest { wr_id: self.sequence, op, local, remote_addr, rkey, signaled: true };
+        self.post(tally, task, request) && self.check_read(tally, window, op, place, bytes)
+    }
+
+    /// Posts, and takes the completion; false if there is none of success.
+    fn post(&mut self, tally: &mut Tally, task: &Task, request: WorkRequest) -> bool {
+        let world = task.kernel().world();
+        task.take_waited();
+        let start = world.now();
+        if self.qp.post_send(request).is_err() {
+            return false;
+        }
+        // A queue pair that nobody else uses executes what is posted before it returns.
+        let completion = self.cq.poll_one();
+        let end = world.now();
+        match completion {
+            Some(done) if done.status == Status::Success && done.wr_id == request.wr_id => {
+                tally.dma(u64::from(request.local.len), start, end, task.take_waited());
+                true
+            }
+            Some(done) => {
+                tally.counters.refusals += u64::from(done.status == Status::RemoteAccessError);
+                false
+            }
+            None => false,
+        }
+    }
+
+    fn check_read(&mut self, tally: &mut Tally, window: &Window, op: Op, place: u64, bytes: u64) -> bool {
+        if op != Op::Read {
+            return true;
+        }
+        self.staging.resize(bytes as usize, 0);
+        if self.buffer.memory.read(0, &mut self.staging).is_err() {
+            return false;
+        }
+        tally.checked("an RDMA READ", oracle::check(&self.staging, window.ino, place));
+        true
+    }
+
+    /// After a failure: both queue pairs through RESET and back to RTS.
+    fn recover(&mut self) -> Burst {
+        if self.context.is_aborted() || self.qp.state() == QpState::Destroyed {
+            return Burst::Dead;
+        }
+        let reset = self.qp.reset().and_then(|()| self.peer.reset());
+        // What was flushed meanwhile is nobody's result any more.
+        while self.cq.poll_one().is_some() {}
+        match reset.and_then(|()| Qp::connect(&self.qp, &self.peer)) {
+            Ok(()) => Burst::Failed,
+            Err(_) => Burst::Dead,
+        }
+    }
+}

@@ -1,0 +1,152 @@
+//! From what was observed to a result: invariants, findings, counters, the verdict.
+//!
+//! It owns the judgement. Invariant: it looks at what happened and at whether the run was meant to go wrong (the negative
+//! control), never at a design's name. Kernel counterpart: none.
+
+use emulator::sync::Arc;
+use fs_sim::design::Axis;
+use fs_sim::dma::Finding;
+use rdma_sim::Nic;
+use reports::{DesignResult, OpLatencies, Verdict, result};
+
+use super::DesignRun;
+use super::arena::Arena;
+use super::supervisor::Ended;
+use crate::oracle;
+
+/// What the invariants that the negative control is there to break begin with, in words.
+const EXPECTED: [&str; 3] = ["invariant 1:", "invariant 2:", "invariant 7:"];
+
+/// Reads everything back, checks the machine at rest, and judges.
+pub(super) fn judge(arena: &Arc<Arena>, design: &DesignRun, ended: Ended) -> (DesignResult, OpLatencies) {
+    let mut foreign = ended.tally.foreign_reads;
+    let mut broken = ended.broken.clone();
+    broken.extend(ended.tally.told.iter().map(|told| format!("invariant 7: {told}")));
+    if ended.left_behind {
+        broken.push("the files were not read back: the machine is not at rest".to_owned());
+        broken.extend(arena.kernel.violations());
+    } else {
+        let admin = arena.kernel.spawn();
+        let accounts = oracle::read_back(&admin, &arena.file_names());
+        admin.exit();
+        drop(admin);
+        foreign += accounts.foreign;
+        broken.extend(accounts.told.iter().map(|told| format!("invariant 7: at the end, {told}")));
+        broken.extend(accounts.unaccounted.iter().map(|what| format!("invariant 7: {what}")));
+        broken.extend(arena.kernel.check_at_rest());
+        let regions = Nic::of(&arena.kernel).live_regions();
+        if regions > 0 {
+            broken.push(format!("invariant 3: {regions} memory regions live without a process"));
+        }
+    }
+    let counters = counters(arena, &ended);
+    let stale = counters.stale_dma;
+    if stale > 0 {
+        broken.push(format!("invariant 2: {stale} accesses landed in blocks that had left their file or offset"));
+    }
+    if design.negative_control {
+        broken.retain(|what| !EXPECTED.iter().any(|expected| what.starts_with(expected)));
+        if stale == 0 {
+            broken.push("the negative control showed no stale DMA: the detector saw nothing".to_owned());
+        }
+    }
+    let refused_all = counters.registrations_granted == 0 && counters.registrations_refused > 0;
+    let verdict = verdict(stale > 0 || foreign > 0, refused_all, waits(arena));
+    let latencies = ended.tally.latencies();
+    let mut result = DesignResult::new(&design.name, verdict);
+    result.axes = Axis::ALL.map(|axis| (axis.name().to_owned(), design.axes.get(axis).to_owned())).into();
+    result.latency_ns = latencies.summaries();
+    result.elapsed_ns = ended.elapsed;
+    result.operations = counters.operations;
+    result.operations_per_second = result::per_second(counters.operations, ended.elapsed);
+    result.counters = counters;
+    result.expected_corruption = design.negative_control;
+    for what in broken {
+        result.push_violation(what);
+    }
+    for finding in arena.kernel.findings() {
+        result.push_finding(told(finding));
+    }
+    // What was found beyond the bound of those kept in full.
+    result.findings_dropped = stale.saturating_sub(result.findings.len() as u64);
+    (result, latencies)
+}
+
+/// Whether anything waited for a long-term pin.
+fn waits(arena: &Arena) -> bool {
+    arena.kernel.counters.waits_for_long_term_pin.get() > 0
+}
+
+/// The judgement in one word: the worst that was seen.
+fn verdict(corrupts: bool, refuses: bool, stalls: bool) -> Verdict {
+    match (corrupts, refuses, stalls) {
+        (true, ..) => Verdict::Corrupts,
+        (_, true, _) => Verdict::Refuses,
+        (.., true) => Verdict::Stalls,
+        _ => Verdict::Safe,
+    }
+}
+
+/// The actors' counters, and the machine's own.
+fn counters(arena: &Arena, ended: &Ended) -> reports::Counters {
+    let kernel = &arena.kernel.counters;
+    let nic = Nic::of(&arena.kernel);
+    // Killed by their own choice, or by the end of the run: not the design's doing.
+    let not_by_design = ended.tally.chosen_kills + ended.killed_at_end;
+    reports::Counters {
+        stale_dma: kernel.stale_dma.get(),
+        orphan_dma: kernel.orphan_dma.get(),
+        orphaned_blocks_peak: arena.kernel.usage().orphaned_peak,
+        zombie_leases_peak: kernel.zombie_leases.peak(),
+        sigio_sent: kernel.sigio_sent.get(),
+        processes_killed: kernel.processes_killed.get().saturating_sub(not_by_design),
+        mrs_aborted: nic.counters.mrs_aborted.get(),
+        deadlocks: kernel.deadlocks.get(),
+        pin_retries: kernel.pin_retries.get(),
+        closes_met_pin: kernel.closes_met_pin.get(),
+        lease_breaks: kernel.lease_breaks.get(),
+        lease_timeouts: kernel.lease_timeouts.get(),
+        ..ended.tally.counters
+    }
+}
+
+fn told(finding: Finding) -> reports::Finding {
+    let owner = |(ino, block): (fs_sim::inode::Ino, u64)| format!("inode {} block {block}", ino.0);
+    let region = match &finding.region {
+        Some(info) => {
+            let number = |what: &str, number: Option<u64>| number.map_or(String::new(), |n| format!(", {what} {n}"));
+            let processes: Vec<String> = info.processes.iter().map(|pid| pid.to_string()).collect();
+            format!(
+                "{}{}{} of process {}",
+                info.kind,
+                number("context", info.context),
+                number("key", info.region.map(u64::from)),
+                if processes.is_empty() { "none any more".to_owned() } else { processes.join(", ") }
+            )
+        }
+        None => "a system call's own copy".to_owned(),
+    };
+    let old_owner = owner(finding.old_owner);
+    let new_owner = finding.new_owner.map_or_else(|| "nobody".to_owned(), owner);
+    reports::Finding {
+        kind: "stale_dma".to_owned(),
+        detail: format!("device page {} was reached for {old_owner} and belongs to {new_owner}", finding.page),
+        region,
+        old_owner,
+        new_owner,
+        trace: finding.trace.iter().map(ToString::to_string).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_worst_that_was_seen_is_the_verdict() {
+        assert_eq!(verdict(true, true, true), Verdict::Corrupts);
+        assert_eq!(verdict(false, true, true), Verdict::Refuses);
+        assert_eq!(verdict(false, false, true), Verdict::Stalls);
+        assert_eq!(verdict(false, false, false), Verdict::Safe);
+    }
+}

@@ -1,0 +1,251 @@
+//! The thread that is no actor: starts the others, watches, kills what an administrator would kill, and brings all of it to
+//! an end that is bounded whatever happens.
+//!
+//! It owns the run's clock and its end. Invariants: a process that blocks in `close` longer than the job's patience is
+//! killed, as by an administrator, and only then; after the stop everybody is given the time to finish by himself, then
+//! killed (which is not the design's doing); whoever is blocked even then is named, and the run ends without him.
+//! Kernel counterpart: khungtaskd, and the person who reads its messages.
+
+use std::collections::BTreeMap;
+use std::task::Poll;
+use std::time::Duration;
+
+use emulator::race_point;
+use emulator::sync::thread::{self, JoinHandle};
+use emulator::sync::{Arc, Mutex, race};
+use emulator::time::Nanos;
+use emulator::wait::{WaitFor, WaiterId};
+use fs_sim::process::Pid;
+use fs_sim::process::signals::{SigInfo, Signal};
+
+use super::arena::{Arena, PAUSE};
+use super::changers::Worker;
+use super::registrant::Registrant;
+use super::tally::Tally;
+use super::{Snapshot, StopFlag};
+use crate::choices::{Choice, Choices};
+
+/// How often the supervisor looks.
+const ROUND: Duration = Duration::from_millis(1);
+/// How often it tells how things stand.
+const TELL: Duration = Duration::from_millis(200);
+/// After the stop: how long somebody may sleep before he is killed.
+const GRACE: Duration = Duration::from_millis(20);
+/// What a blocked close sleeps for, as the register of sleepers calls it.
+const CLOSING: &str = "close while pinned";
+
+/// The choices that were taken, actor by actor; for tests.
+pub(super) type Taken = Mutex<BTreeMap<usize, Vec<Choice>>>;
+
+/// How the run came to its end.
+#[derive(Debug, Default)]
+pub(super) struct Ended {
+    /// What all actors counted.
+    pub(super) tally: Tally,
+    /// Processes killed because they blocked in `close`.
+    pub(super) reaped: u64,
+    /// Processes killed after the stop.
+    pub(super) killed_at_end: u64,
+    /// Nanoseconds from the start of the first actor to the stop.
+    pub(super) elapsed: u64,
+    /// Whether the stop came from outside.
+    pub(super) interrupted: bool,
+    /// Actors that did not finish, and what went wrong with others.
+    pub(super) broken: Vec<String>,
+    /// Whether actors were left behind: the machine is not at rest.
+    pub(super) left_behind: bool,
+}
+
+/// Runs every actor of `arena` for `duration`, or until `stop`.
+pub(super) fn supervise(
+    arena: &Arc<Arena>,
+    duration: Duration,
+    stop: &StopFlag,
+    tell: &mut dyn FnMut(&Snapshot),
+    taken: Option<&Arc<Taken>>,
+) -> Ended {
+    let world = Arc::clone(arena.kernel.world());
+    let start = world.now();
+    let mut actors: Vec<(usize, JoinHandle<Tally>)> = Vec::with_capacity(arena.slots.len());
+    for actor in 0..arena.slots.len() {
+        let (arena, taken) = (Arc::clone(arena), taken.map(Arc::clone));
+        actors.push((actor, thread::spawn(move || run_actor(&arena, actor, taken.as_deref()))));
+    }
+    let mut watch = Watch { arena, asleep_since: BTreeMap::new() };
+    let mut ended = Ended::default();
+    let deadline = start.after(duration);
+    let mut next_tell = start.after(TELL);
+    while arena.unfinished() > 0 {
+        let now = world.now();
+        ended.interrupted = stop.is_set();
+        if now >= deadline || ended.interrupted {
+            break;
+        }
+        if now >= next_tell {
+            tell(&Snapshot::of(arena, now.since(start)));
+            next_tell = now.after(TELL);
+        }
+        ended.reaped += watch.reap(now);
+        watch.sleep(now.after(ROUND).min(deadline));
+    }
+    ended.elapsed = world.now().since(start);
+    arena.stop();
+    ended.killed_at_end = watch.wind_up();
+    if arena.unfinished() > 0 {
+        ended.left_behind = true;
+        ended.broken.extend(watch.name_the_blocked());
+    }
+    for (actor, handle) in actors {
+        // With somebody left behind, those who have finished can't be told from him but by waiting: nobody is joined.
+        if ended.left_behind {
+            break;
+        }
+        match handle.join() {
+            Ok(tally) => ended.tally.merge(tally),
+            Err(panic) => {
+                let said = panic.downcast_ref::<String>().map(String::as_str);
+                let said = said.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("without a word");
+                ended.broken.push(format!("actor {actor} panicked: {said}"));
+            }
+        }
+    }
+    ended
+}
+
+/// The supervisor's memory of who sleeps since when.
+struct Watch<'a> {
+    arena: &'a Arc<Arena>,
+    asleep_since: BTreeMap<WaiterId, (&'static str, Nanos)>,
+}
+
+impl Watch<'_> {
+    /// Sleeps until `until`, or until the last actor has finished.
+    fn sleep(&self, until: Nanos) {
+        let arena = self.arena;
+        // A waiter of its own, not a process's: nobody can signal it.
+        let waiter = emulator::wait::Waiter::new(WaiterId(u64::MAX));
+        let how = WaitFor::uninterruptible("supervisor's next round").until(Some(until));
+        let ready = || if arena.unfinished() == 0 { Poll::Ready(()) } else { Poll::Pending };
+        let _ended = arena.changed.wait(arena.kernel.world(), &waiter, how, ready);
+    }
+
+    /// Those who have slept for one reason since `patience` ago or longer, with the reason.
+    fn asleep_for(&mut self, now: Nanos, patience: Duration) -> Vec<(WaiterId, &'static str)> {
+        let mut since = BTreeMap::new();
+        for sleeper in self.arena.kernel.world().sleepers() {
+            let before = self.asleep_since.get(&sleeper.waiter).filter(|(reason, _)| *reason == sleeper.reason);
+            since.insert(sleeper.waiter, before.copied().unwrap_or((sleeper.reason, now)));
+        }
+        self.asleep_since = since;
+        let patience = u64::try_from(patience.as_nanos()).unwrap_or(u64::MAX);
+        let long = self.asleep_since.iter().filter(|(_, (_, since))| now.since(*since) >= patience);
+        long.map(|(waiter, (reason, _))| (*waiter, *reason)).collect()
+    }
+
+    fn kill(&self, pid: Pid) {
+        race_point!("supervisor: about to kill");
+        self.arena.kernel.send_signal(pid, SigInfo { signal: Signal::Sigkill, ino: None });
+    }
+
+    /// The administrator's round: kills whoever has blocked in `close` for too long. How many that were.
+    fn reap(&mut self, now: Nanos) -> u64 {
+        let patience = self.arena.job.reaper_patience;
+        let mut reaped = 0;
+        for (waiter, reason) in self.asleep_for(now, patience) {
+            if reason == CLOSING
+                && let Some(pid) = self.arena.process_of(waiter)
+            {
+                self.kill(pid);
+                reaped += 1;
+            }
+        }
+        reaped
+    }
+
+    /// After the stop: waits for everybody, and kills who sleeps on. How many processes that were.
+    fn wind_up(&mut self) -> u64 {
+        let world = Arc::clone(self.arena.kernel.world());
+        let give_up = world.now().after(self.arena.limits.watchdog);
+        self.asleep_since.clear();
+        let mut killed = 0;
+        while self.arena.unfinished() > 0 && world.now() < give_up {
+            for (waiter, reason) in self.asleep_for(world.now(), GRACE) {
+                let process = self.arena.process_of(waiter).filter(|_| reason != PAUSE);
+                let alive = |pid: &Pid| self.arena.kernel.process(*pid).is_some_and(|process| !process.is_dying());
+                if let Some(pid) = process.filter(alive) {
+                    self.kill(pid);
+                    killed += 1;
+                }
+            }
+            self.sleep(world.now().after(ROUND));
+        }
+        killed
+    }
+
+    /// Invariant 6 is broken: who is blocked, and by whom.
+    fn name_the_blocked(&self) -> Vec<String> {
+        let kernel = &self.arena.kernel;
+        let mut named: Vec<String> =
+            kernel.blocked().into_iter().map(|who| format!("invariant 6: blocked for ever: {who}")).collect();
+        for sleeper in kernel.world().sleepers() {
+            named.push(format!("invariant 6: still asleep: task {}, {}", sleeper.waiter.0, sleeper.reason));
+        }
+        let (left, within) = (self.arena.unfinished(), self.arena.limits.watchdog);
+        named.push(format!("invariant 6: {left} actors did not come to their end within {within:?}"));
+        named
+    }
+}
+
+/// Says that an actor has finished, however it did.
+struct Finished<'a>(&'a Arena);
+
+impl Drop for Finished<'_> {
+    fn drop(&mut self) {
+        self.0.finished();
+    }
+}
+
+/// An actor's whole thread.
+fn run_actor(arena: &Arc<Arena>, actor: usize, taken: Option<&Taken>) -> Tally {
+    let _finished = Finished(arena);
+    race::arm(arena.kernel.world().stream("race points", actor as u64), arena.job.race_points);
+    let role = arena.slots[actor].role;
+    let choices = Choices::new(arena.seed, &arena.job, actor as u64, role);
+    let mut record = Vec::new();
+    let mut tally = Tally::default();
+    let mut registrant = Registrant::new(arena, actor);
+    let mut worker = Worker::new(arena, actor);
+    for (choice, _) in choices.zip(0..arena.limits.choices_max) {
+        if arena.is_stopping() {
+            break;
+        }
+        if taken.is_some() {
+            record.push(choice);
+        }
+        match choice {
+            Choice::Registrant(step) => registrant.step(&mut tally, &step),
+            other => worker.step(&mut tally, &other),
+        }
+        arena.slots[actor].live.publish(&tally);
+    }
+    registrant.finish(&mut tally);
+    if let Some(taken) = taken {
+        taken.lock().insert(actor, record);
+    }
+    tally
+}
+
+impl Worker {
+    /// One step of a role that works on one file at a time. Refusals and lost races are counted, and lived with.
+    fn step(&mut self, tally: &mut Tally, choice: &Choice) {
+        self.revive();
+        let (_worked, pause) = match choice {
+            Choice::Truncater(step) => (self.truncater(tally, step), step.pause),
+            Choice::Puncher(step) => (self.puncher(tally, step), step.pause),
+            Choice::DirectIo(step) => (self.direct_io(tally, step), step.pause),
+            Choice::Extender(step) => (self.extender(tally, step), step.pause),
+            Choice::Registrant(_) => (Ok(()), 0),
+        };
+        self.arena.pause(&self.task, pause);
+    }
+}

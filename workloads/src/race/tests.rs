@@ -1,0 +1,205 @@
+use super::supervisor::{Taken, supervise};
+use super::*;
+use crate::choices::Choices;
+use emulator::sync::thread;
+use emulator::wait::{WaitFor, WaitQueue};
+use fs_sim::design::{ChangeRule, LastCloseRule, PinGate, presets};
+use reports::Verdict;
+use std::task::Poll;
+
+/// Long enough that a run always ends by something else.
+const NEVER: Duration = Duration::from_secs(3600);
+
+fn preset(name: &str) -> DesignRun {
+    let preset = presets().iter().find(|preset| preset.name == name).unwrap();
+    let negative_control = preset.axes.stranger_change == ChangeRule::Proceed;
+    DesignRun { name: name.to_owned(), axes: preset.axes, negative_control }
+}
+
+/// A run that ends when every actor has taken so many choices.
+fn limited(design: &DesignRun, seed: u64, choices_max: u64) -> DesignResult {
+    let limits = Limits { choices_max, ..Limits::default() };
+    let arena = arena(&Job::built_in(), design, seed, Sabotage::default(), limits).unwrap();
+    let ended = supervise(&arena, NEVER, &StopFlag::new(), &mut |_| {}, None);
+    assert!(!ended.interrupted);
+    outcome::judge(&arena, design, ended).0
+}
+
+fn timed(designs: Vec<DesignRun>, seed: u64, sabotage: Sabotage) -> RaceReport {
+    let job = Job::built_in().quick();
+    let duration_per_design = job.duration;
+    let config = RaceConfig { job, designs, seed, duration_per_design, threads: None, sabotage };
+    run(config, &Quiet, &StopFlag::new()).unwrap()
+}
+
+/// Seed 7 under two designs that could hardly differ more: one refuses, in the other everybody waits and many are killed.
+#[test]
+fn two_runs_with_one_seed_take_the_same_10000_choices_whatever_becomes_of_them() {
+    const CHOICES: u64 = 10_000;
+    let job = Job::built_in();
+    let take = |name: &str| {
+        let taken = Arc::new(Taken::default());
+        let limits = Limits { choices_max: CHOICES, ..Limits::default() };
+        let arena = arena(&job, &preset(name), 7, Sabotage::default(), limits).unwrap();
+        let ended = supervise(&arena, NEVER, &StopFlag::new(), &mut |_| {}, Some(&taken));
+        assert_eq!(ended.broken, [""; 0]);
+        std::mem::take(&mut *taken.lock())
+    };
+    let (first, second) = (take("rfc-v2"), take("chinner-2025"));
+    assert_eq!(first.len(), job.actors().len());
+    for (actor, role) in job.actors().into_iter().enumerate() {
+        assert_eq!(first[&actor].len() as u64, CHOICES, "actor {actor}");
+        assert!(first[&actor] == second[&actor], "actor {actor} chose otherwise in the second run");
+        let drawn: Vec<_> = Choices::new(7, &job, actor as u64, role).take(CHOICES as usize).collect();
+        assert!(first[&actor] == drawn, "actor {actor} chose otherwise than its stream says");
+    }
+}
+
+#[test]
+fn every_preset_comes_to_the_verdict_that_its_axes_imply_and_breaks_nothing() {
+    for preset in presets() {
+        let name = preset.name;
+        let design = self::preset(name);
+        let result = limited(&design, 3, 4_000);
+        assert_eq!(result.violations, [""; 0], "{name}");
+        let counters = &result.counters;
+        let axes = &preset.axes;
+        let expected = match () {
+            () if axes.stranger_change == ChangeRule::Proceed => Verdict::Corrupts,
+            () if axes.pin_gate == PinGate::Refuse => Verdict::Refuses,
+            () if axes.last_close_while_pinned == Some(LastCloseRule::WaitKillable) => Verdict::Stalls,
+            () => Verdict::Safe,
+        };
+        assert_eq!(result.verdict, expected, "{name}: {counters:?}");
+        assert_eq!(counters.stale_dma > 0, expected == Verdict::Corrupts, "{name}");
+        assert!(counters.truncate_done > 0 && counters.punch_done > 0, "{name}: {counters:?}");
+        assert!(counters.reads > 0 && counters.writes > 0 && counters.extends > 0, "{name}: {counters:?}");
+        assert!(counters.pin_retries > 0, "{name}: nobody met");
+        let refuses = expected == Verdict::Refuses;
+        assert_eq!(counters.registrations_granted == 0, refuses, "{name}: {counters:?}");
+        assert_eq!(counters.dma_operations == 0, refuses, "{name}: {counters:?}");
+        assert_eq!(counters.processes_killed > 0, expected == Verdict::Stalls, "{name}: {counters:?}");
+        if expected != Verdict::Corrupts {
+            assert!(counters.closes_met_pin > 0, "{name}: no close met a pin");
+        }
+        let times = &result.latency_ns;
+        assert_eq!(times["truncate"].count, counters.truncate_done, "{name}");
+        assert_eq!(times["register"].count, counters.registrations_granted, "{name}");
+        assert_eq!(times["dma"].count, counters.dma_operations, "{name}");
+        assert_eq!(result.operations, counters.operations);
+    }
+}
+
+/// A change that only ever waits for the change before it can't be part of a deadlock.
+#[test]
+fn where_nobody_leases_or_pins_nobody_is_told_of_a_deadlock() {
+    let result = limited(&preset("mainline"), 5, 4_000);
+    assert_eq!(result.counters.deadlocks, 0);
+    assert!(result.counters.truncate_waited > 0, "changes did meet: {:?}", result.counters);
+}
+
+#[test]
+fn a_rule_broken_on_purpose_is_found_on_4_of_5_seeds_and_nothing_is_found_without() {
+    let failures =
+        |sabotage: Sabotage| (1..=5).filter(|seed| timed(vec![preset("rfc-v2")], *seed, sabotage).failed).count();
+    assert_eq!(failures(Sabotage::default()), 0);
+    let (no_recheck, free_without_close) = (true, true);
+    assert!(failures(Sabotage { no_recheck, ..Sabotage::default() }) >= 4);
+    assert!(failures(Sabotage { free_without_close, ..Sabotage::default() }) >= 4);
+}
+
+#[test]
+fn a_negative_control_that_shows_nothing_is_a_violation() {
+    let design = DesignRun { negative_control: true, ..preset("rfc-v2") };
+    let result = limited(&design, 1, 200);
+    assert_eq!(result.violations, ["the negative control showed no stale DMA: the detector saw nothing"]);
+    assert!(result.expected_corruption);
+}
+
+#[test]
+fn corruption_that_nobody_expected_is_a_violation_with_evidence() {
+    let design = DesignRun { negative_control: false, ..preset("unsafe") };
+    let result = limited(&design, 1, 2_000);
+    assert!(result.violations.iter().any(|what| what.starts_with("invariant 2: ")), "{:?}", result.violations);
+    assert!(!result.findings.is_empty());
+    assert_eq!(result.finding_count(), result.counters.stale_dma);
+    assert!(
+        result.findings.iter().any(|finding| !finding.trace.is_empty() && finding.region.starts_with("RDMA region"))
+    );
+}
+
+#[test]
+fn the_stop_flag_ends_a_race_which_is_reported_as_far_as_it_came() {
+    struct StopAtFirstSight<'a>(&'a StopFlag);
+    impl Progress for StopAtFirstSight<'_> {
+        fn snapshot(&self, snapshot: &Snapshot) {
+            assert!(snapshot.operations >= snapshot.dma);
+            self.0.stop();
+        }
+    }
+    let stop = StopFlag::new();
+    let config = RaceConfig {
+        job: Job::built_in(),
+        designs: vec![preset("rfc-v2"), preset("kara")],
+        seed: 2,
+        duration_per_design: NEVER,
+        threads: Some(4),
+        sabotage: Sabotage::default(),
+    };
+    let report = run(config, &StopAtFirstSight(&stop), &stop).unwrap();
+    assert!(report.result.interrupted && !report.failed, "{:?}", report.result.designs[0].violations);
+    let names: Vec<&str> = report.result.designs.iter().map(|design| design.name.as_str()).collect();
+    assert_eq!(names, ["rfc-v2"], "the second design did not begin");
+    assert_eq!(report.result.job.threads, 4);
+    assert!(report.result.designs[0].operations > 0);
+    assert_eq!(report.latencies.len(), 1);
+}
+
+#[test]
+fn an_actor_that_never_comes_to_its_end_is_named_and_left_behind() {
+    let limits = Limits { choices_max: 50, watchdog: Duration::from_millis(300) };
+    let design = preset("rfc-v2");
+    let arena = arena(&Job::built_in(), &design, 1, Sabotage::default(), limits).unwrap();
+    // One more than there are threads, and somebody in a sleep that no signal ends.
+    arena.running.fetch_add(1, Ordering::SeqCst);
+    let stuck = arena.spawn();
+    let (queue, over) = (Arc::new(WaitQueue::new()), Arc::new(AtomicBool::new(false)));
+    let sleeper = {
+        let (arena, queue, over) = (Arc::clone(&arena), Arc::clone(&queue), Arc::clone(&over));
+        thread::spawn(move || {
+            let how = WaitFor::uninterruptible("something that never comes");
+            let ready = || if over.load(Ordering::SeqCst) { Poll::Ready(()) } else { Poll::Pending };
+            queue.wait(arena.kernel.world(), stuck.waiter(), how, ready)
+        })
+    };
+    let ended = supervise(&arena, NEVER, &stopped(), &mut |_| {}, None);
+    assert!(ended.left_behind);
+    let (result, _) = outcome::judge(&arena, &design, ended);
+    let said = |what: &str| result.violations.iter().any(|violation| violation.contains(what));
+    assert!(said("something that never comes"), "{:?}", result.violations);
+    assert!(said("1 actors did not come to their end within 300ms"), "{:?}", result.violations);
+    over.store(true, Ordering::SeqCst);
+    queue.wake_all();
+    sleeper.join().unwrap().unwrap();
+}
+
+fn stopped() -> StopFlag {
+    let stop = StopFlag::new();
+    stop.stop();
+    stop
+}
+
+#[test]
+fn what_cannot_be_run_is_an_error() {
+    let config = |designs, threads| RaceConfig {
+        job: Job::built_in(),
+        designs,
+        seed: 1,
+        duration_per_design: NEVER,
+        threads,
+        sabotage: Sabotage::default(),
+    };
+    let error = |config| run(config, &Quiet, &stopped()).unwrap_err().to_string();
+    assert!(error(config(Vec::new(), None)).starts_with("a race needs a design"));
+    assert!(error(config(vec![preset("kara")], Some(1))).starts_with("a race needs from 2 threads"));
+}
