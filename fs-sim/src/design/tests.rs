@@ -1,3 +1,5 @@
+//! Designs against the contract's table, and every way a design file can be wrong.
+
 use proptest::prelude::*;
 
 use super::*;

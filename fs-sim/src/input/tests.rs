@@ -1,3 +1,5 @@
+//! Errors in input: their place, their words, and values with units.
+
 use std::time::Duration as StdDuration;
 
 use proptest::prelude::*;

@@ -260,7 +260,7 @@ impl Actor {
 }
 
 /// Size, allocation, extents, bytes.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Portrait {
     size: u64,
     blocks: u64,

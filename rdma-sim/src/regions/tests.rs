@@ -1,3 +1,5 @@
+//! The table of regions: keys, revocation against copies in flight.
+
 #![allow(clippy::unwrap_used, reason = "helpers of tests panic as tests do")]
 
 use std::collections::BTreeMap;

@@ -71,6 +71,15 @@ fn storm(a: &Side, local: &Buffer, target: &FileMap, progress: &AtomicU64) -> u6
     unreachable!("the range has no end")
 }
 
+/// Lets nobody wait for the progress of a thread that has ended, however.
+struct Ended<'a>(&'a AtomicU64);
+
+impl Drop for Ended<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_add(1 << 32, Ordering::SeqCst);
+    }
+}
+
 fn round(preset: &str, ends: [End; 2], seed: u64, copies: &AtomicU64) {
     let kernel = machine(preset);
     let b = side(&kernel, 16);
@@ -93,6 +102,7 @@ fn round(preset: &str, ends: [End; 2], seed: u64, copies: &AtomicU64) {
         for (index, (a, local, _)) in requesters.iter().enumerate() {
             let (target, arm, progress) = (&target, &arm, &progress);
             scope.spawn(move || {
+                let _ended = Ended(progress);
                 arm(index as u64);
                 copies.fetch_add(storm(a, local, target, progress), Ordering::Relaxed);
             });
@@ -180,4 +190,35 @@ fn registration_meets_revocation() {
         admin.unlink(&name).unwrap();
     }
     expect_rest(&kernel, &[&admin]);
+}
+
+#[test]
+fn registration_meets_the_contexts_end() {
+    for by_exit in [false, true] {
+        let kernel = machine("rfc-v2");
+        for seed in 0..200 {
+            let b = side(&kernel, 4);
+            let name = format!("data{seed}");
+            let (_, va) = b.leased(&name, BLOCKS * PAGE);
+            let own = b.task.thread();
+            let found = thread::scope(|scope| {
+                scope.spawn(|| {
+                    race::arm(kernel.world().stream("end", seed * 2), 0.3);
+                    if by_exit { own.exit() } else { own.close(b.fd).unwrap() }
+                });
+                race::arm(kernel.world().stream("end", seed * 2 + 1), 0.3);
+                let found = b.reg(va, BLOCKS * PAGE, ALL);
+                race::disarm();
+                found
+            });
+            match found {
+                Ok(mr) => assert!(mr.is_released(), "{seed}"),
+                Err(errno) => assert!(matches!(errno, Errno::EBADF | Errno::Dead), "{seed}: {errno:?}"),
+            }
+            assert_eq!(b.ctx.file_pins(), 0, "{seed}");
+            b.task.exit();
+            assert_eq!(Nic::of(&kernel).live_regions(), 0, "{seed}");
+        }
+        expect_rest(&kernel, &[]);
+    }
 }

@@ -94,7 +94,7 @@ impl Check<'_> {
         }
     }
 
-    fn time<'g>(&self, key: &str, given: &'g Given<Duration>, max: u64) -> Result<Duration, InputError> {
+    fn time(&self, key: &str, given: &Given<Duration>, max: u64) -> Result<Duration, InputError> {
         let ns = given.value.units();
         let title = match ns {
             0 => format!("`{key}` is no time at all"),

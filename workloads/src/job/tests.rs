@@ -1,3 +1,5 @@
+//! Job files: the built-in one, and every way a job can be wrong.
+
 use super::text::Text;
 use super::*;
 

@@ -54,7 +54,7 @@ fn seal(ino: u64, number: u64) -> u64 {
 
 /// 24 bits, never 0, that differ for nearly every (inode, line).
 fn tag(ino: u64, number: u64) -> u64 {
-    let line = (ino & low(INODE_BITS)) << NUMBER_BITS | number / WORDS_IN_LINE;
+    let line = ((ino & low(INODE_BITS)) << NUMBER_BITS) | (number / WORDS_IN_LINE);
     (line.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> SEQUENCE_BITS) | 1
 }
 

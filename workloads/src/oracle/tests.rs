@@ -1,3 +1,5 @@
+//! The oracle: what it accepts, and each thing it has to see.
+
 use super::*;
 
 const INO: u64 = 12;

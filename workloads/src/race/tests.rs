@@ -1,3 +1,5 @@
+//! Races in small: choices, outcomes, verdicts.
+
 use super::supervisor::{Taken, supervise};
 use super::*;
 use crate::choices::Choices;
@@ -11,7 +13,7 @@ use std::task::Poll;
 const NEVER: Duration = Duration::from_secs(3600);
 
 fn preset(name: &str) -> DesignRun {
-    let preset = presets().iter().find(|preset| preset.name == name).unwrap();
+    let preset = presets().iter().find(|preset| preset.name == name).expect("a preset");
     let negative_control = preset.axes.stranger_change == ChangeRule::Proceed;
     DesignRun { name: name.to_owned(), axes: preset.axes, negative_control }
 }
@@ -19,7 +21,7 @@ fn preset(name: &str) -> DesignRun {
 /// A run that ends when every actor has taken so many choices.
 fn limited(design: &DesignRun, seed: u64, choices_max: u64) -> DesignResult {
     let limits = Limits { choices_max, ..Limits::default() };
-    let arena = arena(&Job::built_in(), design, seed, Sabotage::default(), limits).unwrap();
+    let arena = arena(&Job::built_in(), design, seed, Sabotage::default(), limits).expect("a machine");
     let ended = supervise(&arena, NEVER, &StopFlag::new(), &mut |_| {}, None);
     assert!(!ended.interrupted);
     outcome::judge(&arena, design, ended).0
@@ -29,7 +31,7 @@ fn timed(designs: Vec<DesignRun>, seed: u64, sabotage: Sabotage) -> RaceReport {
     let job = Job::built_in().quick();
     let duration_per_design = job.duration;
     let config = RaceConfig { job, designs, seed, duration_per_design, threads: None, sabotage };
-    run(config, &Quiet, &StopFlag::new()).unwrap()
+    run(config, &Quiet, &StopFlag::new()).expect("a race")
 }
 
 /// Seed 7 under two designs that could hardly differ more: one refuses, in the other everybody waits and many are killed.

@@ -1,0 +1,945 @@
+//! Dialogues about layout changes: SEMANTICS section 4, and the scenarios of section 6 in which one process changes a file
+//! that another (or it itself) leases or pins. Outcomes are stated per axis value, so they hold for every preset.
+#![allow(clippy::unwrap_used, reason = "a test that can't go on ends")]
+
+mod common;
+
+use std::time::Duration;
+
+use common::{
+    Actor, BREAK_TIME, Lab, Nic, can_pin, every_preset, every_preset_with, exclusive, needs_lease, patient,
+    pinned_file, preset, soon,
+};
+use emulator::sync::atomic::Ordering;
+use fs_sim::design::{Axes, BreakTimeout, ChangeRule, LeaseRules, UnlockRule, WriteBreak};
+use fs_sim::file_ops::fallocate::Mode;
+use fs_sim::file_ops::open::Flags;
+use fs_sim::inspect::LeaseState;
+use fs_sim::lease::Kind;
+use fs_sim::process::description::Access;
+use fs_sim::process::fd_table::Fd;
+use fs_sim::process::signals::{Disposition, Signal};
+use fs_sim::range::BlockRange;
+use fs_sim::{BLOCK, Errno, Task};
+
+const ALL: BlockRange = BlockRange::ALL;
+const KEEP: Mode = Mode::Allocate { keep_size: true };
+const ZERO: Mode = Mode::ZeroRange { keep_size: true };
+
+type Call = fn(&Task, Fd) -> Result<(), Errno>;
+
+fn write(task: &Task, fd: Fd, block: u64) -> Result<(), Errno> {
+    task.write(fd, block * BLOCK, &[0x77; BLOCK as usize]).map(|_| ())
+}
+
+/// On the file of [`canvas`]: calls that change its layout, and what they do to the four written blocks 0..4.
+const CHANGES: [(&str, Call); 10] = [
+    ("path truncate", |t, _| t.truncate("data", BLOCK)),
+    ("ftruncate", |t, fd| t.ftruncate(fd, 0)),
+    ("growing ftruncate", |t, fd| t.ftruncate(fd, 9 * BLOCK)),
+    ("punch", |t, fd| t.fallocate(fd, Mode::PunchHole, BLOCK, BLOCK)),
+    ("allocate", |t, fd| t.fallocate(fd, KEEP, 4 * BLOCK, BLOCK)),
+    ("allocate behind the end", |t, fd| t.fallocate(fd, KEEP, 8 * BLOCK, BLOCK)),
+    ("zero range over a hole", |t, fd| t.fallocate(fd, ZERO, 3 * BLOCK, 2 * BLOCK)),
+    ("write into a hole", |t, fd| write(t, fd, 4)),
+    ("extending write", |t, fd| write(t, fd, 6)),
+    ("open with O_TRUNC", |t, _| {
+        let fd = t.open("data", Flags { truncate: true, ..Flags::open(Access::BOTH) })?;
+        t.close(fd)
+    }),
+];
+
+/// Of [`CHANGES`], those that take written blocks away.
+const DEPARTURES: [(&str, Call); 4] = [CHANGES[0], CHANGES[1], CHANGES[3], CHANGES[9]];
+
+/// On the same file: calls without an effect on its layout.
+const NO_CHANGES: [(&str, Call); 8] = [
+    ("overwrite", |t, fd| write(t, fd, 1)),
+    ("write into an unwritten block", |t, fd| write(t, fd, 5)),
+    ("zero range over written blocks", |t, fd| t.fallocate(fd, ZERO, 0, 2 * BLOCK)),
+    ("ftruncate to the same size", |t, fd| t.ftruncate(fd, 6 * BLOCK)),
+    ("path truncate to the same size", |t, _| t.truncate("data", 6 * BLOCK)),
+    ("punch a hole", |t, fd| t.fallocate(fd, Mode::PunchHole, 4 * BLOCK, BLOCK)),
+    ("punch half a block", |t, fd| t.fallocate(fd, Mode::PunchHole, 100, BLOCK)),
+    ("allocate what is there", |t, fd| t.fallocate(fd, KEEP, 5 * BLOCK, BLOCK)),
+];
+
+/// "data": blocks 0..4 written, 4 a hole, 5 unwritten, size 6 blocks.
+fn canvas(a: &Actor) -> Fd {
+    let fd = a.writes_file("data", 4, 1);
+    a.fallocate(fd, Mode::Allocate { keep_size: false }, 5 * BLOCK, BLOCK).unwrap();
+    fd
+}
+
+/// S06, S05 (`chinner`), S31: an exclusive lease of somebody else, nothing pinned: `stranger_change` for every change.
+#[test]
+fn s06_stranger_meets_an_exclusive_lease() {
+    every_preset(|axes| {
+        let kinds: &[Kind] = match axes.lease_rules {
+            LeaseRules::None => return,
+            LeaseRules::ManPage => &[Kind::READ_U, Kind::WRITE_U],
+            LeaseRules::Chinner => &[Kind::WRITE],
+        };
+        for kind in kinds {
+            for (what, change) in CHANGES {
+                let lab = Lab::new(axes);
+                let (a, b) = (lab.actor(), lab.actor());
+                let fa = canvas(&a);
+                let fb = b.opens("data");
+                a.lease(fa, *kind, ALL).unwrap();
+                let before = a.portrait(fa);
+                match axes.stranger_change {
+                    ChangeRule::Fail => {
+                        assert_eq!(change(&b, fb), Err(Errno::ETXTBSY), "{what} under {kind}");
+                        assert_eq!(a.portrait(fa), before, "{what}: a failed change was never visible");
+                        assert_eq!(a.signals(), [], "{what}: no signal when a check fails first");
+                    }
+                    ChangeRule::Wait => {
+                        let changing = b.blocks("exclusive lease", move |b| change(b, fb));
+                        assert_eq!(a.portrait(fa), before);
+                        assert_eq!(a.signals(), [], "{what}: no signal under wait");
+                        a.unlock(fa, ALL).unwrap();
+                        assert_eq!(changing.finish(), Ok(()), "{what}");
+                        assert_ne!(a.portrait(fa), before);
+                    }
+                    ChangeRule::Revoke => {
+                        assert_eq!(change(&b, fb), Ok(()), "{what}");
+                        assert_eq!(a.signals(), [Signal::Sigio], "{what}: its lease was removed");
+                        assert_eq!(a.held(fa), []);
+                    }
+                    ChangeRule::Proceed | ChangeRule::Orphan => {
+                        assert_eq!(change(&b, fb), Ok(()), "{what}");
+                        assert_eq!((a.signals(), a.held(fa).len()), (vec![], 1));
+                    }
+                }
+                lab.end([&a, &b]);
+            }
+        }
+    });
+}
+
+/// S31: the squatter is named, and killing it clears the way.
+#[test]
+fn s31_killing_the_squatter_clears_the_way() {
+    let lab = Lab::new(preset("rfc-v2"));
+    let (a, b) = (lab.actor(), lab.actor());
+    let fa = canvas(&a);
+    a.lease(fa, Kind::READ_U, ALL).unwrap();
+    assert_eq!(b.truncate("data", 0), Err(Errno::ETXTBSY));
+    let fb = b.opens("data");
+    assert_eq!(b.leases(fb).iter().map(|lease| lease.pid).collect::<Vec<_>>(), [a.pid()]);
+    b.kill(a.pid(), Signal::Sigkill).unwrap();
+    assert_eq!(b.truncate("data", 0), Ok(()));
+    lab.end([&a, &b]);
+}
+
+/// S01, S05: a breakable lease of somebody else: signalled, and every change waits until it is given back.
+#[test]
+fn s01_stranger_breaks_a_breakable_lease() {
+    every_preset(|axes| {
+        let kinds: &[Kind] = match axes.lease_rules {
+            LeaseRules::None => return,
+            LeaseRules::ManPage => &[Kind::READ, Kind::WRITE],
+            LeaseRules::Chinner => &[Kind::READ],
+        };
+        for kind in kinds {
+            for (what, change) in CHANGES {
+                let lab = Lab::new(axes);
+                let (a, b) = (lab.actor(), lab.actor());
+                let fa = canvas(&a);
+                let fb = b.opens("data");
+                a.lease(fa, *kind, ALL).unwrap();
+                let before = a.portrait(fa);
+                let changing = b.blocks("lease break", move |b| change(b, fb));
+                assert_eq!(a.signals(), [Signal::Sigio], "{what}");
+                assert_eq!(a.portrait(fa), before, "{what}");
+                a.unlock(fa, ALL).unwrap();
+                assert_eq!(changing.finish(), Ok(()), "{what}");
+                assert_ne!(a.portrait(fa), before, "{what}");
+                lab.end([&a, &b]);
+            }
+        }
+    });
+}
+
+/// S01: the break time ends the wait as `break_timeout` says.
+#[test]
+fn s01_change_waits_no_longer_than_the_break_time() {
+    every_preset(|axes| {
+        if axes.lease_rules == LeaseRules::None {
+            return;
+        }
+        let lab = Lab::new(axes);
+        let (a, b) = (lab.actor(), lab.actor());
+        let fa = canvas(&a);
+        a.lease(fa, Kind::READ, ALL).unwrap();
+        let changing = b.blocks("lease break", |b| b.truncate("data", 0));
+        let deadline = lab.world.sleepers()[0].deadline;
+        assert_eq!(deadline.is_none(), axes.break_timeout == BreakTimeout::Never);
+        lab.advance(BREAK_TIME);
+        match axes.break_timeout {
+            BreakTimeout::Never => a.unlock(fa, ALL).unwrap(),
+            BreakTimeout::Kill | BreakTimeout::Force => {}
+        }
+        assert_eq!(changing.finish(), Ok(()));
+        assert_eq!(a.process().is_dying(), axes.break_timeout == BreakTimeout::Kill);
+        lab.end([&a, &b]);
+    });
+}
+
+/// Section 1, "judged by effect", and S08 (precise), S35: what has no effect on the layout asks nobody.
+#[test]
+fn s08_no_effect_is_no_change() {
+    every_preset(|axes| {
+        for kind in [Kind::READ, Kind::READ_U, Kind::WRITE, Kind::WRITE_U] {
+            let known = match axes.lease_rules {
+                LeaseRules::None => false,
+                LeaseRules::ManPage => true,
+                LeaseRules::Chinner => !kind.unbreakable,
+            };
+            if !known {
+                continue;
+            }
+            let lab = Lab::new(axes);
+            let (a, b) = (lab.actor(), lab.actor());
+            let fa = canvas(&a);
+            let fb = b.opens("data");
+            a.lease(fa, kind, ALL).unwrap();
+            for (what, call) in NO_CHANGES {
+                assert_eq!(call(&b, fb), Ok(()), "stranger: {what} under {kind}");
+                assert_eq!(call(&a, fa), Ok(()), "holder: {what} under {kind}");
+            }
+            assert_eq!((a.signals(), b.signals()), (vec![], vec![]));
+            assert_eq!(a.held(fa), [(kind, ALL)]);
+            lab.end([&a, &b]);
+        }
+    });
+}
+
+/// S08, `write_break = conservative`: an overwrite is a change; a zeroed or truncated-to-the-same-size file still is none.
+#[test]
+fn s08_conservative_takes_every_write_for_a_change() {
+    every_preset_with(LeaseRules::ManPage, |axes| {
+        let lab = Lab::with(axes, |config| config.options.write_break = WriteBreak::Conservative);
+        let (a, b) = (lab.actor(), lab.actor());
+        let fa = canvas(&a);
+        let fb = b.opens("data");
+        a.lease(fa, Kind::READ_U, ALL).unwrap();
+        let before = a.portrait(fa);
+        for (who, fd, rule) in [(&b, fb, axes.stranger_change), (&a, fa, axes.holder_change)] {
+            match rule {
+                ChangeRule::Fail => {
+                    assert_eq!(write(who, fd, 1), Err(Errno::ETXTBSY));
+                    assert_eq!(a.portrait(fa), before);
+                    assert_eq!(a.signals(), []);
+                }
+                ChangeRule::Revoke => {
+                    assert_eq!(write(who, fd, 1), Ok(()));
+                    assert_eq!((a.signals(), a.held(fa)), (vec![Signal::Sigio], vec![]));
+                    a.lease(fa, Kind::READ_U, ALL).unwrap();
+                }
+                _ => assert_eq!(write(who, fd, 1), Ok(())),
+            }
+        }
+        assert_eq!(b.ftruncate(fb, 6 * BLOCK), Ok(()));
+        a.unlock(fa, ALL).unwrap();
+        assert_eq!(write(&b, fb, 1), Ok(()), "nobody's lease, nobody's business");
+        lab.end([&a, &b]);
+    });
+}
+
+/// S02, S07, S32 without pins: the holder's own changes.
+#[test]
+fn s02_s07_the_holders_own_changes() {
+    every_preset(|axes| {
+        for (what, change) in CHANGES {
+            for kind in [Kind::READ, Kind::READ_U, Kind::WRITE, Kind::WRITE_U] {
+                let lab = Lab::new(axes);
+                let a = lab.actor();
+                let fa = canvas(&a);
+                if a.lease(fa, kind, ALL) == Err(Errno::EINVAL) {
+                    assert!(axes.lease_rules == LeaseRules::None || kind.unbreakable);
+                    lab.end([&a]);
+                    continue;
+                }
+                let before = a.portrait(fa);
+                let man_page = axes.lease_rules == LeaseRules::ManPage;
+                // (outcome, signalled, lease kept)
+                let (outcome, told, kept) = match (man_page, kind, axes.holder_change) {
+                    (true, Kind::READ, _) => (Ok(()), true, false),
+                    (true, Kind::READ_U, ChangeRule::Fail) => (Err(Errno::ETXTBSY), false, true),
+                    (true, Kind::READ_U, ChangeRule::Wait) => (Err(Errno::EDEADLK), false, true),
+                    (true, Kind::READ_U, ChangeRule::Revoke) => (Ok(()), true, false),
+                    _ => (Ok(()), false, true),
+                };
+                assert_eq!(change(&a, fa), outcome, "{what} under {kind}");
+                assert_eq!(a.signals(), vec![Signal::Sigio; usize::from(told)], "{what} under {kind}");
+                assert_eq!(a.held(fa).len(), usize::from(kept), "{what} under {kind}");
+                assert_eq!(a.portrait(fa) == before, outcome.is_err(), "{what} under {kind}");
+                lab.end([&a]);
+            }
+        }
+    });
+}
+
+/// S03: A read; B write; A changes.
+#[test]
+fn s03_a_reader_changes_while_another_holds_write() {
+    let lab = Lab::new(preset("man-page"));
+    let (a, b) = (lab.actor(), lab.actor());
+    let fa = canvas(&a);
+    let fb = b.opens("data");
+    a.lease(fa, Kind::READ, ALL).unwrap();
+    let asking = b.blocks("lease break", move |b| b.lease(fb, Kind::WRITE, ALL));
+    let _told = a.signals();
+    a.unlock(fa, ALL).unwrap();
+    asking.finish().unwrap();
+    let changing = a.blocks("lease break", |a| a.truncate("data", 0));
+    assert_eq!(b.signals(), [Signal::Sigio]);
+    b.unlock(fb, ALL).unwrap();
+    assert_eq!(changing.finish(), Ok(()));
+    lab.end([&a, &b]);
+
+    every_preset_with(LeaseRules::Chinner, |axes| {
+        let lab = Lab::new(axes);
+        let (a, b) = (lab.actor(), lab.actor());
+        let fa = canvas(&a);
+        let fb = b.opens("data");
+        a.lease(fa, Kind::READ, ALL).unwrap();
+        b.lease(fb, Kind::WRITE, ALL).unwrap();
+        let before = a.portrait(fa);
+        assert_eq!(a.truncate("data", 0), Err(Errno::ETXTBSY));
+        assert_eq!((a.portrait(fa), b.signals(), b.held(fb).len()), (before, vec![], 2), "B undisturbed");
+        lab.end([&a, &b]);
+    });
+}
+
+/// S02, S04 under `chinner` rules: the holder of write is not notified and waits for the others' read leases.
+#[test]
+fn s04_chinner_writer_waits_for_readers() {
+    every_preset_with(LeaseRules::Chinner, |axes| {
+        for own in [Kind::READ, Kind::WRITE] {
+            let lab = Lab::new(patient(axes));
+            let (a, b) = (lab.actor(), lab.actor());
+            let fa = canvas(&a);
+            let fb = b.opens("data");
+            a.lease(fa, Kind::READ, ALL).unwrap();
+            b.lease(fb, own, ALL).unwrap();
+            assert_eq!((a.signals(), b.signals()), (vec![], vec![]), "they coexist");
+            let changing = b.blocks("lease break", |b| b.truncate("data", BLOCK));
+            assert_eq!(a.signals(), [Signal::Sigio]);
+            a.unlock(fa, ALL).unwrap();
+            assert_eq!(changing.finish(), Ok(()));
+            assert_eq!((b.signals(), b.held(fb)), (vec![], vec![(own, ALL)]));
+            lab.end([&a, &b]);
+        }
+    });
+}
+
+/// Section 3, `chinner`: a notified reader drops its lease and asks again: the request waits for the change to finish.
+#[test]
+fn s53_chinner_reader_asks_again_and_waits_for_the_change() {
+    every_preset_with(LeaseRules::Chinner, |axes| {
+        let lab = Lab::new(patient(axes));
+        let (a, b, c) = (lab.actor(), lab.actor(), lab.actor());
+        let fa = canvas(&a);
+        let fc = c.opens("data");
+        a.lease(fa, Kind::READ, ALL).unwrap();
+        c.lease(fc, Kind::READ, ALL).unwrap();
+        let changing = b.blocks("lease break", |b| b.truncate("data", BLOCK));
+        a.unlock(fa, ALL).unwrap();
+        let _told = a.signals();
+        let again = a.blocks("layout change that broke the lease", move |a| a.lease(fa, Kind::READ, ALL));
+        assert_eq!(a.leases(fa).iter().filter(|lease| lease.pid == a.pid()).count(), 0);
+        a.kill(a.pid(), Signal::Sigusr1).unwrap();
+        assert_eq!(again.finish(), Err(Errno::EINTR), "interruptible");
+        let _usr1 = a.signals();
+        let again = a.blocks("layout change that broke the lease", move |a| a.lease(fa, Kind::READ, ALL));
+        c.unlock(fc, ALL).unwrap();
+        assert_eq!(changing.finish(), Ok(()));
+        assert_eq!(again.finish(), Ok(()));
+        assert_eq!(a.held(fa), [(Kind::READ, ALL)]);
+        lab.end([&a, &b, &c]);
+    });
+}
+
+/// S53: while a change waits: new leases EAGAIN (`chinner`: wait), new long-term pins EAGAIN, reads and overwrites go on.
+#[test]
+fn s53_what_goes_on_while_a_change_waits() {
+    every_preset(|axes| {
+        if !can_pin(axes) {
+            return;
+        }
+        let lab = Lab::new(patient(axes));
+        let (a, b, c) = (lab.actor(), lab.actor(), lab.actor());
+        let fa = canvas(&a);
+        let fc = c.opens("data");
+        if needs_lease(axes) {
+            c.lease(fc, exclusive(axes), BlockRange::new(0, 1)).unwrap();
+        }
+        a.lease(fa, Kind::READ, BlockRange::new(1, 4)).unwrap();
+        let (_, nic) = Nic::open(&c);
+        let va = c.mmap(fc, 0, 6 * BLOCK, true).unwrap();
+        // From byte 1 on, so that C's exclusive lease on block 0 has no say, but for its own new pin of block 1.
+        let changing = b.blocks("lease break", |b| b.truncate("data", BLOCK));
+        if axes.lease_rules == LeaseRules::Chinner {
+            let asking = c.blocks("layout change that broke the lease", move |c| c.lease(fc, Kind::READ, ALL));
+            c.kill(c.pid(), Signal::Sigusr1).unwrap();
+            assert_eq!(asking.finish(), Err(Errno::EINTR));
+            let _usr1 = c.signals();
+        } else {
+            assert_eq!(c.lease(fc, Kind::READ, BlockRange::new(2, 3)), Err(Errno::EAGAIN));
+        }
+        let pinned = nic.pins(&c, fc, 0..1);
+        assert!(pinned.is_ok(), "outside the waiting change's range: {:?}", pinned.err());
+        assert_eq!(nic.pins(&c, fc, 1..2).err(), Some(Errno::EAGAIN));
+        let mut byte = [0];
+        assert_eq!((c.read(fc, 3 * BLOCK, &mut byte), byte), (Ok(1), [4]), "old contents");
+        assert_eq!((c.load(va + 2 * BLOCK, &mut byte), byte), (Ok(()), [3]));
+        assert_eq!(write(&c, fc, 3), Ok(()));
+        assert_eq!(c.store(va + BLOCK, &[9]), Ok(()));
+        assert_eq!(c.store(va + 4 * BLOCK, &[9]), Err(Errno::SIGBUS), "a fault that must allocate never waits");
+        a.unlock(fa, ALL).unwrap();
+        assert_eq!(changing.finish(), Ok(()));
+        assert_eq!(c.load(va + BLOCK, &mut byte), Err(Errno::SIGBUS), "past the new end");
+        assert_eq!(c.bytes_of(fc), [1]);
+        c.munmap(va, 6 * BLOCK).unwrap();
+        lab.end([&a, &b, &c]);
+    });
+}
+
+/// S14: a stranger changes blocks that are pinned under an exclusive lease.
+#[test]
+fn s14_stranger_meets_long_term_pins() {
+    every_preset(|axes| {
+        for (what, change) in DEPARTURES {
+            let lab = Lab::new(axes);
+            let Some(a) = pinned_file(&lab, "data", 4, 0..4) else { continue };
+            let b = lab.actor();
+            let fb = b.opens("data");
+            let before = a.who.portrait(a.fd);
+            match axes.stranger_change {
+                ChangeRule::Fail => {
+                    assert_eq!(change(&b, fb), Err(Errno::ETXTBSY), "{what}");
+                    assert_eq!(a.who.portrait(a.fd), before);
+                    assert_eq!(a.who.signals(), []);
+                    assert_eq!(a.region.dma_write(&lab.kernel, 0, &[7; 64]), Ok(()), "its region is unharmed");
+                }
+                ChangeRule::Wait => {
+                    let changing = b.blocks("exclusive lease", move |b| change(b, fb));
+                    assert_eq!(a.who.portrait(a.fd), before);
+                    a.region.dereg(&a.who);
+                    a.who.unlock(a.fd, ALL).unwrap();
+                    assert_eq!(changing.finish(), Ok(()), "{what}");
+                }
+                ChangeRule::Revoke => {
+                    assert_eq!(change(&b, fb), Ok(()), "{what}");
+                    assert!(a.region.revoked.load(Ordering::SeqCst) && !a.region.is_pinned());
+                    assert_eq!(a.who.signals(), [Signal::Sigio]);
+                }
+                ChangeRule::Orphan => unreachable!("no preset lets strangers orphan"),
+                ChangeRule::Proceed => {
+                    assert_eq!(change(&b, fb), Ok(()), "{what}");
+                    assert_eq!(a.region.dma_write(&lab.kernel, BLOCK, &[7; 64]), Ok(()));
+                    assert_eq!(lab.stale(), 1, "the negative control must show it");
+                    a.who.exit();
+                    b.exit();
+                    assert_eq!(lab.kernel.check_at_rest(), Vec::<String>::new());
+                    continue;
+                }
+            }
+            lab.end([&a.who, &b]);
+        }
+    });
+}
+
+/// S14 with pins alone, no lease: the same axis; under `orphan` (of a user's own design) the stranger goes on harmlessly.
+#[test]
+fn s14_stranger_meets_pins_without_a_lease() {
+    for rule in [ChangeRule::Fail, ChangeRule::Wait, ChangeRule::Revoke, ChangeRule::Orphan] {
+        for (what, change) in DEPARTURES {
+            let axes = Axes { stranger_change: rule, holder_change: rule, ..preset("unsafe") };
+            let lab = Lab::new(axes);
+            let a = pinned_file(&lab, "data", 4, 0..4).unwrap();
+            let b = lab.actor();
+            let fb = b.opens("data");
+            let before = a.who.portrait(a.fd);
+            let used = lab.kernel.usage().allocated;
+            match rule {
+                ChangeRule::Fail => {
+                    assert_eq!(change(&b, fb), Err(Errno::ETXTBSY), "{what}");
+                    assert_eq!(a.who.portrait(a.fd), before);
+                }
+                ChangeRule::Wait => {
+                    let changing = b.blocks("long-term pins", move |b| change(b, fb));
+                    assert_eq!(a.who.portrait(a.fd), before);
+                    assert_eq!(a.region.dma_write(&lab.kernel, 0, &[7; 64]), Ok(()), "S49: it goes on meanwhile");
+                    a.region.dereg(&a.who);
+                    assert_eq!(changing.finish(), Ok(()), "{what}");
+                }
+                ChangeRule::Revoke => {
+                    assert_eq!(change(&b, fb), Ok(()), "{what}");
+                    assert_eq!(lab.kernel.counters.revocations.get(), 1);
+                }
+                ChangeRule::Orphan => {
+                    assert_eq!(change(&b, fb), Ok(()), "{what}");
+                    let gone = 4 - b.stat(fb).unwrap().blocks;
+                    let usage = lab.kernel.usage();
+                    assert_eq!((usage.allocated, usage.orphaned), (used, gone), "{what}: charged as used");
+                    assert_eq!(a.region.dma_write(&lab.kernel, BLOCK, &[7; 64]), Ok(()));
+                    assert_eq!((lab.stale(), lab.kernel.counters.orphan_dma.get()), (0, 1));
+                    a.region.dereg(&a.who);
+                    let usage = lab.kernel.usage();
+                    assert_eq!((usage.allocated, usage.orphaned, usage.orphaned_peak), (used - gone, 0, gone));
+                }
+                ChangeRule::Proceed => unreachable!(),
+            }
+            lab.end([&a.who, &b]);
+        }
+    }
+}
+
+/// S15 with pins: what is neither leased nor pinned by others may change; an unpinned range under a whole-file exclusive
+/// lease is `stranger_change` all the same.
+#[test]
+fn s15_unpinned_ranges() {
+    every_preset(|axes| {
+        if !needs_lease(axes) {
+            return;
+        }
+        let lab = Lab::new(axes);
+        let (a, b) = (lab.actor(), lab.actor());
+        let fa = a.writes_file("data", 8, 1);
+        let fb = b.opens("data");
+        a.lease(fa, exclusive(axes), BlockRange::new(0, 4)).unwrap();
+        let (_, nic) = Nic::open(&a);
+        let region = nic.pins(&a, fa, 0..2).unwrap();
+        assert_eq!(b.fallocate(fb, Mode::PunchHole, 4 * BLOCK, 4 * BLOCK), Ok(()), "behind the lease");
+        let punch: Call = |b, fb| b.fallocate(fb, Mode::PunchHole, 3 * BLOCK, BLOCK);
+        match axes.stranger_change {
+            ChangeRule::Fail => assert_eq!(punch(&b, fb), Err(Errno::ETXTBSY)),
+            ChangeRule::Wait => {
+                let changing = b.blocks("exclusive lease", move |b| punch(b, fb));
+                b.kill(b.pid(), Signal::Sigterm).unwrap();
+                assert_eq!(changing.finish(), Err(Errno::EINTR));
+            }
+            ChangeRule::Revoke => {
+                assert_eq!(punch(&b, fb), Ok(()));
+                assert_eq!(a.held(fa), []);
+                assert!(region.revoked.load(Ordering::SeqCst), "on_lease_lost = abort takes the pins elsewhere too");
+            }
+            ChangeRule::Proceed | ChangeRule::Orphan => unreachable!("no such preset needs a lease"),
+        }
+        lab.end([&a, &b]);
+    });
+}
+
+/// S32: the holder's own truncate under its own region.
+#[test]
+fn s32_holder_changes_under_its_own_pins() {
+    every_preset(|axes| {
+        for (what, change) in DEPARTURES {
+            let kinds: &[Kind] = match axes.lease_rules {
+                LeaseRules::None => &[],
+                LeaseRules::ManPage => &[Kind::READ_U, Kind::WRITE_U],
+                LeaseRules::Chinner => &[Kind::READ, Kind::WRITE],
+            };
+            for kind in kinds.iter().filter(|_| can_pin(axes)) {
+                let lab = Lab::new(axes);
+                let a = lab.actor();
+                let fa = a.writes_file("data", 4, 1);
+                a.lease(fa, *kind, ALL).unwrap();
+                let (_, nic) = Nic::open(&a);
+                let region = nic.pins(&a, fa, 0..4).unwrap();
+                let before = a.portrait(fa);
+                let used = lab.kernel.usage().allocated;
+                match axes.holder_change {
+                    ChangeRule::Fail => {
+                        assert_eq!(change(&a, fa), Err(Errno::ETXTBSY), "{what} under {kind}");
+                        assert_eq!(a.portrait(fa), before);
+                    }
+                    ChangeRule::Orphan => {
+                        assert_eq!(change(&a, fa), Ok(()), "{what} under {kind}");
+                        assert_eq!(region.dma_write(&lab.kernel, BLOCK, &[7; 64]), Ok(()));
+                        assert_eq!(lab.kernel.counters.orphan_dma.get(), 1);
+                        assert_eq!(lab.kernel.usage().allocated, used, "freed at the last unpin");
+                        region.dereg(&a);
+                        assert_eq!(lab.kernel.usage().allocated, a.stat(fa).unwrap().blocks);
+                    }
+                    ChangeRule::Revoke => {
+                        assert_eq!(change(&a, fa), Ok(()), "{what} under {kind}");
+                        assert!(region.revoked.load(Ordering::SeqCst));
+                    }
+                    ChangeRule::Wait => unreachable!("no preset that pins waits for its own"),
+                    ChangeRule::Proceed => {
+                        assert_eq!(change(&a, fa), Ok(()), "{what} under {kind}");
+                        assert_eq!(region.dma_write(&lab.kernel, BLOCK, &[7; 64]), Ok(()));
+                        assert_eq!(lab.stale(), 1, "stale only in `unsafe`");
+                        a.exit();
+                        assert_eq!(lab.kernel.check_at_rest(), Vec::<String>::new());
+                        continue;
+                    }
+                }
+                assert_eq!(lab.stale(), 0);
+                lab.end([&a]);
+            }
+        }
+    });
+}
+
+/// Section 4: under an own write or write+U lease, unpinned ranges may change while others are pinned.
+#[test]
+fn own_write_lease_lets_unpinned_ranges_change() {
+    every_preset(|axes| {
+        if !needs_lease(axes) {
+            return;
+        }
+        let kind = if axes.lease_rules == LeaseRules::Chinner { Kind::WRITE } else { Kind::WRITE_U };
+        let lab = Lab::new(axes);
+        let a = lab.actor();
+        let fa = a.writes_file("data", 4, 1);
+        a.lease(fa, kind, ALL).unwrap();
+        let (_, nic) = Nic::open(&a);
+        let region = nic.pins(&a, fa, 0..2).unwrap();
+        assert_eq!(a.fallocate(fa, Mode::PunchHole, 2 * BLOCK, BLOCK), Ok(()));
+        assert_eq!(a.ftruncate(fa, 9 * BLOCK), Ok(()));
+        assert_eq!(a.ftruncate(fa, 2 * BLOCK), Ok(()));
+        assert!(region.is_pinned() && !region.revoked.load(Ordering::SeqCst));
+        assert_eq!(a.bytes_of(fa), [1, 2]);
+        lab.end([&a]);
+    });
+}
+
+/// Section 1 [chosen]: turning a pinned block unwritten counts as a change; where it goes on, the block is zeroed in place.
+#[test]
+fn zero_range_over_pinned_blocks_counts_as_a_change() {
+    every_preset(|axes| {
+        let lab = Lab::new(axes);
+        let Some(a) = pinned_file(&lab, "data", 4, 1..2) else { return };
+        let b = lab.actor();
+        let fb = b.opens("data");
+        assert_eq!(a.who.fallocate(a.fd, ZERO, 3 * BLOCK, BLOCK), Ok(()), "unpinned: no change, whoever leases");
+        let before = a.who.portrait(a.fd);
+        let zero: Call = |t, fd| t.fallocate(fd, ZERO, 0, 3 * BLOCK);
+        match axes.stranger_change {
+            ChangeRule::Fail => {
+                assert_eq!(zero(&b, fb), Err(Errno::ETXTBSY));
+                assert_eq!(a.who.portrait(a.fd), before);
+            }
+            ChangeRule::Wait => {
+                let changing = b.blocks("exclusive lease", move |b| zero(b, fb));
+                a.region.dereg(&a.who);
+                a.who.unlock(a.fd, ALL).unwrap();
+                assert_eq!(changing.finish(), Ok(()));
+            }
+            ChangeRule::Revoke => assert_eq!(zero(&b, fb), Ok(())),
+            ChangeRule::Proceed | ChangeRule::Orphan => {
+                assert_eq!(zero(&b, fb), Ok(()));
+                assert_eq!(a.region.dma_write(&lab.kernel, 0, &[8; BLOCK as usize]), Ok(()));
+                assert_eq!(a.who.bytes_of(a.fd), [0, 8, 0, 0], "the pinned block stays written, and the file's");
+            }
+        }
+        assert_eq!(lab.stale(), 0);
+        lab.end([&a.who, &b]);
+    });
+    let lab = Lab::new(preset("chinner-2019"));
+    let a = pinned_file(&lab, "data", 4, 1..2).unwrap();
+    assert_eq!(a.who.fallocate(a.fd, ZERO, 0, 3 * BLOCK), Ok(()), "holder_change = orphan");
+    assert_eq!(lab.kernel.usage().orphaned, 0, "nothing left the file");
+    assert_eq!(a.region.dma_write(&lab.kernel, 0, &[8; BLOCK as usize]), Ok(()));
+    assert_eq!(a.who.bytes_of(a.fd), [0, 8, 0, 4]);
+    lab.end([&a.who]);
+}
+
+/// Section 4, step 2, with pins under a breakable lease (`chinner`): the holder is signalled; what it still pins then is
+/// judged; `kill` ends a holder that only waits.
+#[test]
+fn chinner_reader_with_pins_is_broken_first() {
+    every_preset_with(LeaseRules::Chinner, |axes| {
+        for answer in ["gives back", "is stubborn"] {
+            let lab = Lab::new(axes);
+            let (a, b) = (lab.actor(), lab.actor());
+            let fa = a.writes_file("data", 4, 1);
+            a.lease(fa, Kind::READ, ALL).unwrap();
+            let (_, nic) = Nic::open(&a);
+            let region = nic.pins(&a, fa, 0..2).unwrap();
+            let changing = b.blocks("lease break", |b| b.truncate("data", 0));
+            assert_eq!(a.signals(), [Signal::Sigio]);
+            assert_eq!(a.unlock(fa, ALL), Err(Errno::EBUSY), "unlock_while_pinned = busy");
+            assert_eq!(nic.pins(&a, fa, 2..3).err(), Some(Errno::EAGAIN), "it is being broken");
+            if answer == "gives back" || axes.break_timeout == BreakTimeout::Never {
+                region.dereg(&a);
+                a.unlock(fa, ALL).unwrap();
+            } else {
+                lab.advance(BREAK_TIME);
+            }
+            assert_eq!(changing.finish(), Ok(()), "A {answer}");
+            let killed = answer == "is stubborn" && axes.break_timeout == BreakTimeout::Kill;
+            assert_eq!(a.process().is_dying(), killed);
+            lab.end([&a, &b]);
+        }
+    });
+}
+
+/// `force` under a breakable lease with pins, of a user's own design: the lease goes, and the pins are judged by
+/// `stranger_change`, with the owner already told.
+#[test]
+fn pins_left_after_a_forced_break_are_judged() {
+    let axes = Axes { break_timeout: BreakTimeout::Force, ..preset("chinner-2019") };
+    let lab = Lab::new(axes);
+    let (a, b) = (lab.actor(), lab.actor());
+    let fa = a.writes_file("data", 4, 1);
+    a.lease(fa, Kind::READ, ALL).unwrap();
+    let (_, nic) = Nic::open(&a);
+    let region = nic.pins(&a, fa, 0..2).unwrap();
+    let before = a.portrait(fa);
+    let changing = b.blocks("lease break", |b| b.truncate("data", 0));
+    lab.advance(BREAK_TIME);
+    assert_eq!(changing.finish(), Err(Errno::ETXTBSY));
+    assert_eq!((a.portrait(fa), a.held(fa), region.is_pinned()), (before, vec![], true));
+    lab.end([&a, &b]);
+}
+
+/// S35: truncate to the same size breaks no layout lease; see also `s08_no_effect_is_no_change`. Blocks kept behind the end
+/// of the file are part of the layout, and taking them away is a change.
+#[test]
+fn s35_truncate_to_the_same_size_with_blocks_behind_the_end() {
+    let lab = Lab::new(preset("rfc-v2"));
+    let (a, b) = (lab.actor(), lab.actor());
+    let fa = canvas(&a);
+    a.fallocate(fa, KEEP, 6 * BLOCK, 2 * BLOCK).unwrap();
+    a.lease(fa, Kind::READ_U, ALL).unwrap();
+    let before = a.portrait(fa);
+    assert_eq!(b.truncate("data", 6 * BLOCK), Err(Errno::ETXTBSY));
+    assert_eq!(a.portrait(fa), before);
+    a.unlock(fa, ALL).unwrap();
+    assert_eq!(b.truncate("data", 6 * BLOCK), Ok(()));
+    assert_eq!(a.stat(fa).unwrap().blocks, 5);
+    lab.end([&a, &b]);
+}
+
+/// S44: ENOSPC in the middle, under a lease: nothing changed, and nothing leaked.
+#[test]
+fn s44_enospc_changes_nothing() {
+    every_preset(|axes| {
+        let lab = Lab::on(2 << 20, axes, |_| {});
+        let a = lab.actor();
+        let fa = canvas(&a);
+        let leased = axes.lease_rules != LeaseRules::None;
+        if leased {
+            a.lease(fa, Kind::WRITE, ALL).unwrap();
+        }
+        let (before, usage) = (a.portrait(fa), lab.kernel.usage());
+        let calls: [(&str, Call); 4] = [
+            ("allocate", |t, fd| t.fallocate(fd, Mode::Allocate { keep_size: false }, 0, 600 * BLOCK)),
+            ("zero range", |t, fd| t.fallocate(fd, Mode::ZeroRange { keep_size: false }, 2 * BLOCK, 600 * BLOCK)),
+            ("write", |t, fd| t.write(fd, 3 * BLOCK, &vec![1; 600 * BLOCK as usize]).map(|_| ())),
+            ("allocate far away", |t, fd| t.fallocate(fd, KEEP, 1 << 40, 600 * BLOCK)),
+        ];
+        for (what, call) in calls {
+            assert_eq!(call(&a, fa), Err(Errno::ENOSPC), "{what}");
+            assert_eq!((a.portrait(fa), lab.kernel.usage()), (before.clone(), usage), "{what}");
+        }
+        assert_eq!(a.fallocate(fa, KEEP, 0, usage.free * BLOCK), Ok(()), "all that is free can still be had");
+        assert_eq!(lab.kernel.usage().free, 1, "blocks 4 of 6 and 5 were there already");
+        if leased {
+            assert_eq!(a.held(fa), [(Kind::WRITE, ALL)]);
+        }
+        lab.end([&a]);
+    });
+}
+
+/// Every interruptible wait of a change, a lease request and an unlock: EINTR, nothing changed, nobody left behind.
+#[test]
+fn eintr_of_every_wait() {
+    struct Case {
+        reason: &'static str,
+        axes: Axes,
+        lease: Option<Kind>,
+        pinned: bool,
+    }
+    let open = |rule| Axes { stranger_change: rule, ..preset("unsafe") };
+    let cases = [
+        Case { reason: "lease break", axes: preset("man-page"), lease: Some(Kind::READ), pinned: false },
+        Case { reason: "exclusive lease", axes: preset("chinner-2025"), lease: Some(Kind::WRITE), pinned: false },
+        Case { reason: "long-term pins", axes: open(ChangeRule::Wait), lease: None, pinned: true },
+        Case { reason: "pins draining", axes: open(ChangeRule::Revoke), lease: None, pinned: true },
+    ];
+    for Case { reason, axes, lease, pinned } in cases {
+        for (what, change) in DEPARTURES {
+            let lab = Lab::new(axes);
+            let (a, b, c) = (lab.actor(), lab.actor(), lab.actor());
+            let fa = canvas(&a);
+            let (fb, fc) = (b.opens("data"), c.opens("data"));
+            if let Some(kind) = lease {
+                a.lease(fa, kind, ALL).unwrap();
+            }
+            let (_, nic) = Nic::open(&a);
+            let region = pinned.then(|| nic.pins(&a, fa, 0..4).unwrap());
+            if let Some(region) = &region {
+                region.dma_in_flight.store(true, Ordering::SeqCst);
+            }
+            let before = a.portrait(fa);
+            let changing = b.blocks(reason, move |b| change(b, fb));
+            let behind = c.blocks("layout change ahead", move |c| c.ftruncate(fc, 9 * BLOCK));
+            c.kill(c.pid(), Signal::Sigusr1).unwrap();
+            assert_eq!(behind.finish(), Err(Errno::EINTR), "in the queue behind {reason}");
+            let _usr1 = c.signals();
+            b.kill(b.pid(), Signal::Sigusr1).unwrap();
+            assert_eq!(changing.finish(), Err(Errno::EINTR), "{what}, {reason}");
+            assert_eq!(a.portrait(fa), before, "{what}, {reason}");
+            assert_eq!(lab.kernel.blocked(), Vec::<String>::new());
+            // Whoever comes next is not behind anybody's ghost.
+            if let Some(region) = region {
+                region.let_go(&lab.kernel);
+            }
+            if lease.is_some() {
+                a.unlock(fa, ALL).unwrap();
+            }
+            assert_eq!(c.ftruncate(fc, 9 * BLOCK), Ok(()));
+            lab.end([&a, &b, &c]);
+        }
+    }
+}
+
+/// Revoke: its completion is the unpin. Meanwhile the change waits with the doors shut: new leases and pins EAGAIN.
+#[test]
+fn revoke_waits_for_dma_in_flight() {
+    let lab = Lab::new(preset("revoke"));
+    let a = pinned_file(&lab, "data", 4, 0..4).unwrap();
+    let (b, c) = (lab.actor(), lab.actor());
+    let fc = c.opens("data");
+    a.region.dma_in_flight.store(true, Ordering::SeqCst);
+    let changing = b.blocks("pins draining", |b| b.truncate("data", 0));
+    assert!(a.region.revoked.load(Ordering::SeqCst));
+    assert_eq!(a.region.dma_write(&lab.kernel, 0, &[1; 64]), Ok(()), "the one in flight");
+    assert_eq!(c.lease(fc, Kind::READ_U, ALL), Err(Errno::EAGAIN));
+    a.region.let_go(&lab.kernel);
+    assert_eq!(changing.finish(), Ok(()));
+    assert_eq!(c.lease(fc, Kind::READ_U, ALL), Ok(()));
+    assert_eq!(a.who.bytes_of(a.fd), []);
+    lab.end([&a.who, &b, &c]);
+}
+
+/// S48: two read holders change at once under a design that waits: EDEADLK to one, the other proceeds.
+#[test]
+fn s48_two_readers_change_at_once() {
+    let lab = Lab::new(preset("chinner-2025"));
+    let (a, b) = (lab.actor(), lab.actor());
+    let fa = canvas(&a);
+    let fb = b.opens("data");
+    for (actor, fd) in [(&a, fa), (&b, fb)] {
+        actor.process().set_disposition(Signal::Sigio, Disposition::Ignore);
+        actor.lease(fd, Kind::READ, ALL).unwrap();
+    }
+    let (_, nic) = Nic::open(&b);
+    let region = nic.pins(&b, fb, 0..1).unwrap();
+    let changing = a.blocks("lease break", move |a| a.ftruncate(fa, 0));
+    assert_eq!(b.ftruncate(fb, BLOCK), Err(Errno::EDEADLK));
+    assert_eq!(lab.kernel.counters.deadlocks.get(), 1);
+    assert_eq!(b.unlock(fb, ALL), Err(Errno::EBUSY));
+    region.dereg(&b);
+    b.unlock(fb, ALL).unwrap();
+    assert_eq!(changing.finish(), Ok(()));
+    lab.end([&a, &b]);
+}
+
+/// Section 4: EDEADLK of each wait that can close a cycle; a process with a free thread is not helpless.
+#[test]
+fn edeadlk_of_each_cycle() {
+    // A change that would wait for the changer's own pins, at once.
+    let waits = Axes { stranger_change: ChangeRule::Wait, holder_change: ChangeRule::Wait, ..preset("unsafe") };
+    let lab = Lab::new(waits);
+    let a = pinned_file(&lab, "data", 4, 0..4).unwrap();
+    assert_eq!(a.who.ftruncate(a.fd, 0), Err(Errno::EDEADLK));
+    assert_eq!(a.who.bytes_of(a.fd), [1, 2, 3, 4]);
+
+    // B waits for A's pins; A, alone, asks for what B alone can give.
+    for second_thread in [false, true] {
+        let b = lab.actor();
+        let other = b.writes_file(if second_thread { "g" } else { "f" }, 1, 1);
+        let (_, nic) = Nic::open(&b);
+        let region = nic.pins(&b, other, 0..1).unwrap();
+        let helper = second_thread.then(|| b.another_thread());
+        let changing = b.blocks("long-term pins", |b| b.truncate("data", 0));
+        let name = if second_thread { "g" } else { "f" };
+        match helper {
+            None => assert_eq!(a.who.truncate(name, 0), Err(Errno::EDEADLK), "a cycle"),
+            Some(helper) => {
+                let own = a.who.blocks("long-term pins", move |a| a.truncate(name, 0));
+                region.dereg(&helper);
+                assert_eq!(own.finish(), Ok(()), "the other thread could help");
+            }
+        }
+        b.kill(b.pid(), Signal::Sigusr1).unwrap();
+        assert_eq!(changing.finish(), Err(Errno::EINTR));
+        b.exit();
+    }
+    lab.end([&a.who]);
+
+    // The queue for layout changes is part of the graph.
+    let lab = Lab::new(waits);
+    let a = pinned_file(&lab, "data", 4, 0..4).unwrap();
+    let b = lab.actor();
+    let _other = b.writes_file("f", 1, 1);
+    let changing = b.blocks("long-term pins", |b| b.truncate("data", 0));
+    assert_eq!(a.who.ftruncate(a.fd, 8 * BLOCK), Err(Errno::EDEADLK), "behind B, who waits for A");
+    a.region.dereg(&a.who);
+    assert_eq!(changing.finish(), Ok(()));
+    lab.end([&a.who, &b]);
+
+    // `chinner`: asking again for a lease while holding pins that the change waits for.
+    let axes = Axes { unlock_while_pinned: Some(UnlockRule::Release), ..preset("chinner-2025") };
+    let lab = Lab::new(axes);
+    let a = lab.actor();
+    let fa = a.writes_file("data", 4, 1);
+    a.lease(fa, Kind::READ, ALL).unwrap();
+    let (_, nic) = Nic::open(&a);
+    let region = nic.pins(&a, fa, 0..1).unwrap();
+    let b = lab.actor();
+    let changing = b.blocks("lease break", |b| b.truncate("data", 0));
+    let _told = a.signals();
+    a.unlock(fa, ALL).unwrap();
+    changing.expect_blocked("long-term pins");
+    assert_eq!(a.lease(fa, Kind::READ, ALL), Err(Errno::EDEADLK));
+    region.dereg(&a);
+    assert_eq!(changing.finish(), Ok(()));
+    lab.end([&a, &b]);
+}
+
+/// Invariant 5: a change with several leases in its way judges them all before it tells anybody.
+#[test]
+fn any_fail_wins_before_any_signal() {
+    let lab = Lab::new(preset("man-page"));
+    let (a, b, c) = (lab.actor(), lab.actor(), lab.actor());
+    let fa = canvas(&a);
+    let fb = b.opens("data");
+    a.lease(fa, Kind::READ, BlockRange::new(0, 2)).unwrap();
+    b.lease(fb, Kind::READ_U, BlockRange::new(2, 4)).unwrap();
+    assert_eq!(c.truncate("data", 0), Err(Errno::ETXTBSY));
+    assert_eq!((a.signals(), a.leases(fa)[0].state), (vec![], LeaseState::Held));
+    b.unlock(fb, ALL).unwrap();
+    let changing = c.blocks("lease break", |c| c.truncate("data", 0));
+    assert_eq!(a.signals(), [Signal::Sigio]);
+    // What was settled is judged again: an exclusive lease taken meanwhile outside the waiting range can't come.
+    assert_eq!(b.lease(fb, Kind::READ_U, BlockRange::new(2, 4)), Err(Errno::EAGAIN));
+    lab.advance(BREAK_TIME + Duration::from_millis(1));
+    assert_eq!(changing.finish(), Ok(()));
+    lab.end([&a, &b, &c]);
+}
+
+/// Changes come one after the other, first come first served, and each is judged when its turn comes.
+#[test]
+fn changes_queue_in_order() {
+    let lab = Lab::new(preset("man-page"));
+    let (a, b, c) = (lab.actor(), lab.actor(), lab.actor());
+    let fa = canvas(&a);
+    a.lease(fa, Kind::READ, ALL).unwrap();
+    let first = b.blocks("lease break", |b| b.truncate("data", 2 * BLOCK));
+    let second = c.blocks("layout change ahead", |c| c.truncate("data", 3 * BLOCK));
+    a.unlock(fa, ALL).unwrap();
+    assert_eq!((first.finish(), second.finish()), (Ok(()), Ok(())));
+    assert_eq!(a.bytes_of(fa), [1, 2, 0], "shrunk first, grown after");
+    soon("nobody blocked", || lab.kernel.blocked().is_empty().then_some(()));
+    lab.end([&a, &b, &c]);
+}
