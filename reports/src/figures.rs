@@ -93,9 +93,11 @@ const LEFT_BEHIND: &[Figure] = &[
 
 const KERNEL: &[Figure] = &[
     count("SIGIO", "signals sent to lease holders", |c| c.sigio_sent),
-    count("killed", "processes killed when a lease break timed out", |c| c.processes_killed),
+    count("killed", "processes killed: a lease break timed out, or an administrator ended a close that hung", |c| {
+        c.processes_killed
+    }),
     count("aborted", "memory regions aborted by revocation or a lost lease", |c| c.mrs_aborted),
-    alarm("deadlk", "deadlocks: cycles of waits without a waker or deadline", |c| c.deadlocks),
+    count("EDEADLK", "calls refused because their wait would have closed a cycle of waits", |c| c.deadlocks),
 ];
 
 fn columns(figures: &[Figure], designs: &[DesignResult]) -> Vec<Column> {
@@ -123,8 +125,8 @@ pub(crate) fn verdict_text(design: &DesignResult) -> String {
 pub(crate) const STAR_NOTE: &str =
     "the negative control: corruption is expected here and proves that the detector sees it";
 
-const VERDICT_NOTE: &str =
-    "safe: all went through · refuses: callers turned away · stalls: callers blocked · corrupts: data damaged";
+const VERDICT_NOTE: &str = "safe: no harm, no wait for a long-term pin · refuses: no region was registered · stalls: a call waited for a long-term pin \
+     · corrupts: data damaged";
 
 /// Verdict, counters and, where there are any, broken invariants of each design.
 pub(crate) fn outcomes(designs: &[DesignResult]) -> Vec<Group> {
