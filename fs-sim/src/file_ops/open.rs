@@ -109,6 +109,10 @@ impl Task {
             if name.is_empty() || name.len() > NAME_MAX || !(flags.access.read || flags.access.write) {
                 return Err(Errno::EINVAL);
             }
+            // Before anything is created or truncated, as `get_unused_fd_flags` comes first.
+            if self.process().fds.lock().is_full() {
+                return Err(Errno::EMFILE);
+            }
             let inode = match flags.create {
                 true => kernel.lookup_or_create(name, flags.exclusive)?,
                 false => kernel.lookup(name)?,

@@ -24,7 +24,7 @@ pub struct FdTable(BTreeMap<Fd, Arc<Description>>);
 impl FdTable {
     /// Installs a description at the lowest free number.
     pub(crate) fn install(&mut self, description: Arc<Description>) -> Result<Fd, Arc<Description>> {
-        if self.0.len() >= FDS_MAX {
+        if self.is_full() {
             return Err(description);
         }
         let mut lowest = 0;
@@ -36,6 +36,11 @@ impl FdTable {
         }
         self.0.insert(Fd(lowest), description);
         Ok(Fd(lowest))
+    }
+
+    /// Whether no number is free.
+    pub(crate) fn is_full(&self) -> bool {
+        self.0.len() >= FDS_MAX
     }
 
     /// Puts a description at `fd`; returns what was there.

@@ -103,7 +103,7 @@ impl LocalMemory<'_> {
         self.range().read(self.qp, Need::LocalRead, at, into).map_err(Failure::local)
     }
 
-    /// Copies to the message's byte `at` on. Errors as [`LocalMemory::read`].
+    /// Copies to the message's byte `at` on.
     ///
     /// # Errors
     /// A local protection error, or a local operation error if the device fails.
