@@ -12,7 +12,6 @@
 //! [`Device`] unmaps in `drop`, then its file closes and with it the image's lock goes. So no other run can take the image
 //! while this one could still write to it.
 
-mod copy;
 #[cfg(all(test, not(any(daxlab_loom, daxlab_shuttle))))]
 mod tests;
 
@@ -25,6 +24,7 @@ use std::ptr::NonNull;
 use rustix::fs::{FallocateFlags, FlockOperation, MemfdFlags};
 use rustix::mm::{MapFlags, MsyncFlags, ProtFlags};
 
+use crate::copy;
 use crate::pin::PageRange;
 use crate::sync::machine::{AtomicU64, Ordering};
 

@@ -4,9 +4,11 @@
 //! This crate knows no files. A pin holder, a waiter and an owner are opaque numbers here; what they mean is decided
 //! by the crates above. Imports run down only: `workloads -> rdma-sim -> fs-sim -> emulator`.
 
+mod copy;
 pub mod device;
 pub mod gate;
 pub mod ledger;
+pub mod memory;
 pub mod pin;
 pub mod registry;
 pub mod rng;

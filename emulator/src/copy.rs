@@ -1,6 +1,7 @@
-//! Copies that may race: between the device's shared words and private memory, and within the device.
+//! Copies that may race: between shared words (the device's, a [`crate::memory::Memory`]'s) and private memory, and within the
+//! device.
 //!
-//! It owns the one place where bytes of the device are touched. Invariant: every access to shared memory is a relaxed atomic
+//! It owns the one place where shared bytes are touched. Invariant: every access to shared memory is a relaxed atomic
 //! access to an aligned 8-byte word, so that a DMA and a CPU store to the same page are a race of the *emulated* machine,
 //! with a torn or mixed result in units of a word, and never undefined behaviour of the emulator. Kernel counterpart:
 //! `memcpy_flushcache` and `copy_mc_to_user`, which meet the device's own DMA in the same way.
@@ -45,7 +46,7 @@ fn split(at: *const u8, len: usize) -> (usize, usize, usize) {
 ///
 /// # Safety
 /// The words that hold the bytes are as [`word`] demands.
-pub(super) unsafe fn load(from: *mut u8, into: &mut [u8]) {
+pub(crate) unsafe fn load(from: *mut u8, into: &mut [u8]) {
     let (head, words, tail) = split(from, into.len());
     if head > 0 {
         let skew = from.addr() % WORD;
@@ -74,7 +75,7 @@ pub(super) unsafe fn load(from: *mut u8, into: &mut [u8]) {
 ///
 /// # Safety
 /// The words that hold the bytes are as [`word`] demands.
-pub(super) unsafe fn store(to: *mut u8, from: &[u8]) {
+pub(crate) unsafe fn store(to: *mut u8, from: &[u8]) {
     let (head, words, tail) = split(to, from.len());
     if head > 0 {
         let skew = to.addr() % WORD;
@@ -101,7 +102,7 @@ pub(super) unsafe fn store(to: *mut u8, from: &[u8]) {
 ///
 /// # Safety
 /// Both runs are words as [`word`] demands, and do not overlap.
-pub(super) unsafe fn copy_words(to: *mut u8, from: *mut u8, words: usize) {
+pub(crate) unsafe fn copy_words(to: *mut u8, from: *mut u8, words: usize) {
     // SAFETY: passed on to the caller.
     if !unsafe { bulk_copy(to, from, words) } {
         for at in (0..words * WORD).step_by(WORD) {
@@ -117,7 +118,7 @@ pub(super) unsafe fn copy_words(to: *mut u8, from: *mut u8, words: usize) {
 ///
 /// # Safety
 /// They are as [`word`] demands.
-pub(super) unsafe fn fill_words(to: *mut u8, value: u64, words: usize) {
+pub(crate) unsafe fn fill_words(to: *mut u8, value: u64, words: usize) {
     #[cfg(all(target_arch = "x86_64", not(miri)))]
     // SAFETY: `words` quadwords at `to` are the caller's to write; `rep stosq` stores aligned quadwords, none torn, and the
     // direction flag is clear on entry to `asm!`. The block is not `nomem`, so the compiler keeps accesses around it.
