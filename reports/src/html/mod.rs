@@ -37,6 +37,7 @@ struct Page {
     seed: u64,
     interrupted: bool,
     facts: Vec<(String, String)>,
+    parameters: Vec<(String, String)>,
     verdicts: Vec<VerdictView>,
     expected: bool,
     star: &'static str,
@@ -135,6 +136,7 @@ pub fn page(run: &RunResult, latencies: &[OpLatencies]) -> Result<String, askama
         seed: run.seed,
         interrupted: run.interrupted,
         facts: facts(run),
+        parameters: parameters(run),
         verdicts: verdicts.filter(|verdict| !verdict.designs.is_empty()).collect(),
         expected: designs.iter().any(|design| design.expected_corruption),
         star: figures::STAR_NOTE,
@@ -156,19 +158,25 @@ fn starred_name(design: &DesignResult) -> String {
     format!("{}{star}", one_line(&design.name, 24))
 }
 
+/// How many of a job's parameters the page lists.
+const PARAMETERS_MAX: usize = 200;
+
 /// What ran, beside seed and job name.
 fn facts(run: &RunResult) -> Vec<(String, String)> {
     let job = &run.job;
     let operations: u64 = run.designs.iter().fold(0, |sum, design| sum.saturating_add(design.operations));
-    let mut facts = vec![
+    vec![
         ("designs".to_owned(), run.designs.len().to_string()),
         ("a design".to_owned(), human::nanoseconds(job.duration_ns)),
         ("threads".to_owned(), job.threads.to_string()),
         ("operations".to_owned(), human::count(operations)),
-    ];
-    let parameters = job.parameters.iter().take(40);
-    facts.extend(parameters.map(|(name, value)| (one_line(name, 40), one_line(value, 80))));
-    facts
+    ]
+}
+
+/// The job's parameters, as the job file spells them.
+fn parameters(run: &RunResult) -> Vec<(String, String)> {
+    let parameters = run.job.parameters.iter().take(PARAMETERS_MAX);
+    parameters.map(|(name, value)| (one_line(name, 40), one_line(value, 120))).collect()
 }
 
 fn table(caption: &'static str, groups: &[Group], designs: &[DesignResult]) -> TableView {
