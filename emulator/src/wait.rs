@@ -104,6 +104,12 @@ impl Waiter {
         self.wakes.load(Ordering::SeqCst)
     }
 
+    /// Makes the present sleep evaluate its condition once more, whether or not its queue was woken: for conditions that depend
+    /// on more than the queue's state.
+    pub fn look_again(&self) {
+        self.unpark();
+    }
+
     /// Leaves a token; the present or next sleep ends once to look again.
     pub(crate) fn unpark(&self) {
         // ORDERING: SeqCst, before the token: who consumed the token, or comes after the waker's next step, sees it.

@@ -250,10 +250,10 @@ impl Pinned {
     /// # Errors
     /// EINVAL if misaligned, EFAULT outside the region, EIO if the device fails.
     pub fn dma_atomic(&self, kernel: &Kernel, offset: u64, op: AtomicOp) -> Result<u64, Errno> {
+        self.check(offset, 8)?;
         if !(self.file_offset + offset).is_multiple_of(8) {
             return Err(Errno::EINVAL);
         }
-        self.check(offset, 8)?;
         let (pages, nth, skip, _) = self.pieces(offset, 8).next().ok_or(Errno::EFAULT)?;
         let subject = Subject { region: Some(self), ino: self.inode.ino(), file_block: self.file_block(nth) };
         kernel.atomic_at(pages, skip, self.read_point, &subject, op)
@@ -341,7 +341,7 @@ impl OnDemand {
     /// # Errors
     /// EINVAL if misaligned, EFAULT if the page can't be had now, EIO if the device fails.
     pub fn dma_atomic(&self, kernel: &Arc<Kernel>, offset: u64, op: AtomicOp) -> Result<u64, Errno> {
-        if !(self.va + offset).is_multiple_of(8) {
+        if !self.va.wrapping_add(offset).is_multiple_of(8) {
             return Err(Errno::EINVAL);
         }
         self.fault(kernel, offset, 8, true, |inode, pins, at| {

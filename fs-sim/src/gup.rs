@@ -191,20 +191,20 @@ impl Kernel {
         self.unpin_all(pins.pins);
     }
 
-    /// A pin met a shut door or a changed map: waits until no page of the inode is shut. Doors are shut only while pins drain
+    /// A pin met a shut door or a changed map: waits until the doors it met are open again. Doors are shut only while pins drain
     /// that their holders are about to drop, so this wait is not interruptible.
     fn wait_for_doors(&self, inode: &Inode, task: Option<&Task>) {
         self.counters.pin_retries.add(1);
-        let (mut shut, queue) = inode.ticket.doors();
+        let (reopenings, (_, queue)) = (inode.ticket.reopenings(), inode.ticket.doors());
+        let shut = || inode.ticket.doors().0 && inode.ticket.reopenings() == reopenings;
         // The door is mostly shut for less than a sleep and a wake-up take.
         for _ in 0..DOOR_SPINS {
-            if !shut {
+            thread::yield_now();
+            if !shut() {
                 return;
             }
-            thread::yield_now();
-            shut = inode.ticket.doors().0;
         }
-        let ready = || match inode.ticket.doors().0 {
+        let ready = || match shut() {
             true => std::task::Poll::Pending,
             false => std::task::Poll::Ready(()),
         };
@@ -487,6 +487,10 @@ impl Pinned {
         kernel.trace("unpinned", self.holder.id.0, self.inode.ino().0, self.holder.pages.first().copied());
         kernel.unpin_all(self.pins);
         self.inode.holders.remove(&self.holder);
+        if self.inode.ticket.doors().0 {
+            // A change that revoked this holder may be waiting for it to be gone.
+            kernel.pins.drained().wake_all();
+        }
         kernel.leave_gates(&self.inode, &self.holder.leases);
         kernel.uncharge(&self.registrant, self.holder.range.len());
         if let Some(description) = self.held_file {
@@ -494,3 +498,6 @@ impl Pinned {
         }
     }
 }
+
+#[cfg(all(test, not(any(daxlab_loom, daxlab_shuttle))))]
+mod tests;

@@ -81,9 +81,18 @@ impl Inode {
     /// Publishes a layout with other blocks than before. What leaves is shut, or its loss is the design's will. Serialised by
     /// `map_lock`.
     pub(crate) fn publish(&self, layout: Layout) {
-        self.layout.replace(layout);
-        // ORDERING: SeqCst, after the map and before the pages reopen: a pinner that gets through the reopened door sees it.
+        // ORDERING: SeqCst, both. The first, before the map: whoever reads the new map with a generation (and a read point)
+        // from before it is caught by the recheck, so a block that just joined is never pinned with a read point older than
+        // its last departure. The second, after the map and before the pages reopen: whoever read the old map is caught.
         self.generation.fetch_add(1, Ordering::SeqCst);
+        self.layout.replace(layout);
+        self.generation.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// Marks the change that holds `ticket` as waiting on `range`; lease requests that wait for it look again.
+    pub(crate) fn set_waiting(&self, ticket: &TicketGuard<'_>, range: BlockRange) {
+        ticket.set_waiting(range);
+        self.leases.changed.wake_all();
     }
 
     /// Publishes a layout with the same blocks in the same places: generation unchanged. Serialised by `map_lock`.
@@ -102,6 +111,8 @@ pub(crate) struct Ticket {
     waiting_hint: AtomicBool,
     /// How many doors (closings of pages) the holder has shut: pinners that meet one wait until there is none.
     doors: AtomicU32,
+    /// How often a door was reopened: who waits at one goes on then, even if the next is shut already.
+    reopenings: AtomicU64,
     reopened: WaitQueue,
 }
 
@@ -150,7 +161,7 @@ impl Ticket {
             let mut state = self.state.lock();
             match state.holder {
                 Some(_) if unless_waiting && state.waiting.is_some() => Look::Ready(Err(Errno::ETXTBSY)),
-                Some((_, pid)) => Look::Blocked(vec![Need { any_of: vec![pid] }]),
+                Some((waiter, _)) => Look::Blocked(vec![Need::task(waiter)]),
                 // Somebody is before us, awake and about to take it.
                 None if state.queue.front() != Some(&me.0) => Look::Blocked(Vec::new()),
                 None => {
@@ -181,9 +192,9 @@ impl Ticket {
         self.state.lock().waiting
     }
 
-    /// Whether any change is under way.
-    pub(crate) fn holder(&self) -> Option<Pid> {
-        self.state.lock().holder.map(|(_, pid)| pid)
+    /// The task whose change is under way.
+    pub(crate) fn holder(&self) -> Option<WaiterId> {
+        self.state.lock().holder.map(|(waiter, _)| waiter)
     }
 
     /// Where those wait who wait for the present change to finish.
@@ -196,9 +207,14 @@ impl Ticket {
     }
 
     pub(crate) fn door_reopened(&self) {
-        if self.doors.fetch_sub(1, Ordering::SeqCst) == 1 {
-            self.reopened.wake_all();
-        }
+        self.reopenings.fetch_add(1, Ordering::SeqCst);
+        self.doors.fetch_sub(1, Ordering::SeqCst);
+        self.reopened.wake_all();
+    }
+
+    /// How often doors were reopened so far.
+    pub(crate) fn reopenings(&self) -> u64 {
+        self.reopenings.load(Ordering::SeqCst)
     }
 
     /// Whether any of this inode's pages may be shut, and where to wait until none is.
@@ -209,9 +225,13 @@ impl Ticket {
 
 impl TicketGuard<'_> {
     /// Says that this change waits for leases or long-term pins in `range`: new ones there are refused meanwhile.
-    pub(crate) fn set_waiting(&self, range: Option<BlockRange>) {
-        self.0.state.lock().waiting = range;
-        self.0.waiting_hint.store(range.is_some(), Ordering::Release);
+    fn set_waiting(&self, range: BlockRange) {
+        {
+            let mut state = self.0.state.lock();
+            state.waiting = Some(range);
+            // With the lock held: the hint never lags behind a later holder's.
+            self.0.waiting_hint.store(true, Ordering::Release);
+        }
         self.0.changed.wake_all();
     }
 }
@@ -222,8 +242,8 @@ impl Drop for TicketGuard<'_> {
             let mut state = self.0.state.lock();
             state.holder = None;
             state.waiting = None;
+            self.0.waiting_hint.store(false, Ordering::Release);
         }
-        self.0.waiting_hint.store(false, Ordering::Release);
         self.0.changed.wake_all();
     }
 }

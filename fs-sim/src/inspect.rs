@@ -131,7 +131,11 @@ impl Kernel {
                 let reason = sleepers.get(&waiter).copied().unwrap_or("waking up");
                 let needs: Vec<String> = needs
                     .iter()
-                    .map(|need| need.any_of.iter().map(|pid| pid.to_string()).collect::<Vec<_>>().join(" or "))
+                    .map(|need| {
+                        let processes = need.any_of.iter().map(|pid| format!("process {pid}"));
+                        let task = need.task.iter().map(|task| format!("task {}", task.0));
+                        processes.chain(task).collect::<Vec<_>>().join(" or ")
+                    })
                     .collect();
                 format!("task {} of process {pid}: {reason}, needs [{}]", waiter.0, needs.join("; "))
             })

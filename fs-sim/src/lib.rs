@@ -34,7 +34,7 @@ pub const BLOCK: u64 = 4096;
 /// The largest file, in bytes: 1 EiB, far from any arithmetic's edge.
 pub const FILE_MAX: u64 = 1 << 60;
 
-/// The largest anonymous mapping, in bytes.
+/// The most anonymous memory that a process may have mapped, in bytes.
 pub const ANON_MAX: u64 = 1 << 30;
 
 /// `bytes` rounded up to whole blocks; none if that overflows.

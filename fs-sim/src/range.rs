@@ -38,7 +38,7 @@ impl BlockRange {
 
     /// How many blocks.
     pub fn len(self) -> u64 {
-        self.end - self.start
+        self.end.saturating_sub(self.start)
     }
 
     /// Whether the two share a block.

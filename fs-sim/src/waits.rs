@@ -5,7 +5,7 @@
 //! wait has a deadline, or a signal may end it by design (`wait-killable`); the task that would close a cycle of waits
 //! without one gets EDEADLK instead **\[chosen\]**. Kernel counterpart: `posix_locks_deadlock` (fs/locks.c).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::task::Poll;
 
 use emulator::sync::{Arc, Mutex};
@@ -14,11 +14,25 @@ use emulator::wait::{Sleep, WaitError, WaitFor, WaitQueue, Waiter, WaiterId};
 use crate::process::Pid;
 use crate::process::task::Task;
 
-/// One thing a blocked task needs: any of these processes can bring it about.
+/// One thing a blocked task needs: any of these can bring it about.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Need {
-    /// Those who can.
+    /// Any task of any of these processes.
     pub any_of: Vec<Pid>,
+    /// Or this one task, whatever else its process could do.
+    pub task: Option<WaiterId>,
+}
+
+impl Need {
+    /// What any of these processes can bring about.
+    pub(crate) fn any_of(processes: Vec<Pid>) -> Need {
+        Need { any_of: processes, task: None }
+    }
+
+    /// What only this task can.
+    pub(crate) fn task(task: WaiterId) -> Need {
+        Need { any_of: Vec::new(), task: Some(task) }
+    }
 }
 
 /// What a blocked task finds when it looks.
@@ -66,22 +80,39 @@ pub(crate) struct WaitGraph(Mutex<BTreeMap<WaiterId, Node>>);
 impl WaitGraph {
     /// Records that a task is blocked. False (and nothing recorded) if that closes a cycle.
     fn record(&self, node: Node, tasks_of: impl Fn(Pid) -> Vec<WaiterId>) -> bool {
-        let involved: BTreeMap<Pid, Vec<WaiterId>> = {
-            let nodes = self.0.lock();
-            let pids = nodes.values().flat_map(|node| &node.needs).chain(&node.needs).flat_map(|need| &need.any_of);
-            pids.copied().collect::<std::collections::BTreeSet<_>>()
-        }
-        .into_iter()
-        .map(|pid| (pid, tasks_of(pid)))
-        .collect();
         let waiter = node.waiter.id();
-        let mut nodes = self.0.lock();
-        nodes.insert(waiter, node);
-        let cycle = is_stuck(&nodes, waiter, &involved);
-        if cycle {
-            nodes.remove(&waiter);
+        let mut tasks: BTreeMap<Pid, Vec<WaiterId>> = BTreeMap::new();
+        loop {
+            let unknown: BTreeSet<Pid> = {
+                let mut nodes = self.0.lock();
+                let pids = nodes.values().chain([&node]).flat_map(|node| &node.needs).flat_map(|need| &need.any_of);
+                let unknown: BTreeSet<Pid> = pids.copied().filter(|pid| !tasks.contains_key(pid)).collect();
+                if unknown.is_empty() {
+                    nodes.insert(waiter, node);
+                    let cycle = is_stuck(&nodes, waiter, &tasks);
+                    if cycle {
+                        nodes.remove(&waiter);
+                    }
+                    return !cycle;
+                }
+                unknown
+            };
+            // Looked up without the graph's lock; whoever was recorded meanwhile may need others still.
+            tasks.extend(unknown.into_iter().map(|pid| (pid, tasks_of(pid))));
         }
-        !cycle
+    }
+
+    /// Those who could meet a need have become fewer, `pid` being no longer one of them: whoever needs it looks again, and may
+    /// find that its wait has closed a cycle.
+    pub(crate) fn gone(&self, pid: Pid) {
+        let concerned: Vec<Arc<Waiter>> = {
+            let nodes = self.0.lock();
+            let needs = |node: &&Node| !node.bounded && node.needs.iter().any(|need| need.any_of.contains(&pid));
+            nodes.values().filter(needs).map(|node| Arc::clone(&node.waiter)).collect()
+        };
+        for waiter in concerned {
+            waiter.look_again();
+        }
     }
 
     fn forget(&self, waiter: WaiterId) {
@@ -97,7 +128,7 @@ impl WaitGraph {
 /// Whether `waiter` can never go on: the greatest set of unbounded waits in which everybody has a need that only blocked
 /// members of the set could meet.
 fn is_stuck(nodes: &BTreeMap<WaiterId, Node>, waiter: WaiterId, tasks: &BTreeMap<Pid, Vec<WaiterId>>) -> bool {
-    let mut stuck: std::collections::BTreeSet<WaiterId> =
+    let mut stuck: BTreeSet<WaiterId> =
         nodes.iter().filter(|(_, node)| !node.bounded && !node.is_stale()).map(|(waiter, _)| *waiter).collect();
     loop {
         let helpless = |pid: &Pid| {
@@ -108,7 +139,12 @@ fn is_stuck(nodes: &BTreeMap<WaiterId, Node>, waiter: WaiterId, tasks: &BTreeMap
             .iter()
             .filter(|waiter| {
                 nodes.get(waiter).is_none_or(|node| {
-                    !node.needs.iter().any(|need| !need.any_of.is_empty() && need.any_of.iter().all(helpless))
+                    !node.needs.iter().any(|need| {
+                        let somebody = !need.any_of.is_empty() || need.task.is_some();
+                        somebody
+                            && need.any_of.iter().all(helpless)
+                            && need.task.iter().all(|task| stuck.contains(task))
+                    })
                 })
             })
             .copied()
@@ -177,7 +213,8 @@ mod tests {
     use super::*;
 
     fn node(pid: u32, needs: &[&[u32]], bounded: bool) -> Node {
-        let needs = needs.iter().map(|any| Need { any_of: any.iter().map(|p| Pid(*p)).collect() }).collect();
+        let needs =
+            needs.iter().map(|any| Need { any_of: any.iter().map(|p| Pid(*p)).collect(), task: None }).collect();
         let waiter = Waiter::new(WaiterId(u64::from(pid)));
         Node { wakes: waiter.wakes(), waiter, pid: Pid(pid), needs, bounded }
     }

@@ -405,7 +405,8 @@ fn conversions() {
         let a = lab.actor();
         let f = a.creates("data");
         let (read, write, write_u) = (Kind::READ, Kind::WRITE, Kind::WRITE_U);
-        let steps: &[(Kind, BlockRange, &[(Kind, BlockRange)])] = &[
+        type Held = (Kind, BlockRange);
+        let steps: &[(Kind, BlockRange, &[Held])] = &[
             (read, r(0, 4), &[(read, r(0, 4))]),
             (write, r(0, 4), &[(write, r(0, 4))]),
             (read, r(0, 4), &[(read, r(0, 4))]),

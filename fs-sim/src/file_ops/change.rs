@@ -9,7 +9,7 @@ use emulator::ledger::Ownership;
 use emulator::pin::{Closing, Frozen, Orphaned, PageRange};
 use emulator::race_point;
 use emulator::sync::{Arc, thread};
-use emulator::wait::WaitFor;
+use emulator::wait::{Sleep, WaitFor};
 
 use crate::Kernel;
 use crate::design::ChangeRule;
@@ -88,9 +88,15 @@ pub(crate) enum Patience {
     Never,
 }
 
+/// How many separate runs of pages one change may shut: half of what the marks in a parent's word can count, so that two
+/// such changes can go on at once under one 1 GiB folio. A file in more pieces is taken down in steps.
+pub(crate) const CLOSINGS_MAX: usize = 1 << 14;
+
 /// What the committed holders of the leaving pages come to under the design.
 #[derive(Debug, Default)]
 struct Verdict {
+    /// Everybody who was judged: whoever else appears makes it void.
+    judged: Vec<HolderId>,
     wait_for: Vec<Arc<Holder>>,
     revoke: Vec<Arc<Holder>>,
     /// Pages that are freed although pinned.
@@ -116,13 +122,14 @@ struct Cleared<'t> {
 /// New blocks for a change; given back if it does not come to that.
 struct Fresh<'k> {
     kernel: &'k Kernel,
+    inode: &'k Inode,
     pages: Vec<PageRange>,
 }
 
 impl Drop for Fresh<'_> {
     fn drop(&mut self) {
         for pages in self.pages.drain(..) {
-            self.kernel.free_unreached(pages);
+            self.kernel.free_unreached(self.inode, pages);
         }
     }
 }
@@ -179,8 +186,7 @@ impl Task {
             }
             if patience == Patience::Never {
                 self.settle_without_waiting(inode, &plan)?;
-            } else if let Settled::InTheWay(leases) = self.settle(inode, plan.touches, &plan.leaving)? {
-                ticket.set_waiting(Some(plan.touches));
+            } else if let Settled::InTheWay(leases) = self.settle(inode, ticket, plan.touches, &plan.leaving)? {
                 self.wait_for_leases(inode, &leases)?;
                 continue;
             }
@@ -225,23 +231,31 @@ impl Task {
         if plan.leaving.is_empty() {
             return Ok(Some(Cleared { departing: Vec::new(), kept: Vec::new(), _doors: None }));
         }
+        if plan.leaving.len() > CLOSINGS_MAX {
+            return Err(Errno::ENOMEM);
+        }
         let axes = &kernel.axes;
-        let blind = axes.stranger_change == ChangeRule::Proceed && axes.holder_change == ChangeRule::Proceed;
+        // Nothing that only turns unwritten is freed, so there is nothing to go blindly about.
+        let leaves = plan.fate == Fate::Leaves;
+        let blind = leaves && axes.stranger_change == ChangeRule::Proceed && axes.holder_change == ChangeRule::Proceed;
         let mut expected = if blind { Verdict::default() } else { self.decide(inode, plan)? };
         if !expected.wait_for.is_empty() {
-            ticket.set_waiting(Some(plan.touches));
+            inode.set_waiting(ticket, plan.touches);
             self.wait_for_holders(inode, plan, &expected.wait_for)?;
             return Ok(None);
         }
-        if blind || kernel.sabotage.free_without_close {
-            let (forged, kept) = match plan.fate {
-                Fate::Leaves => (plan.leaving.as_slice(), Vec::new()),
-                Fate::TurnsUnwritten => (&[][..], plan.leaving.clone()),
-            };
-            let departing = forged.iter().map(|pages| Departing::Freed(kernel.pins.forge(*pages))).collect();
-            return Ok(Some(Cleared { departing, kept, _doors: None }));
+        if blind || (leaves && kernel.sabotage.free_without_close) {
+            let forged = plan.leaving.iter().map(|pages| Departing::Freed(kernel.pins.forge(*pages)));
+            return Ok(Some(Cleared { departing: forged.collect(), kept: Vec::new(), _doors: None }));
+        }
+        if plan.touches.is_empty() && !expected.judged.is_empty() {
+            // Pins came since the plan was made: now it is a change, and the leases are to be asked.
+            return Ok(None);
         }
         let Some(mut doors) = self.shut(inode, plan, &expected) else {
+            if self.waiter().interrupted(Sleep::Interruptible) {
+                return Err(Errno::EINTR);
+            }
             thread::yield_now();
             return Ok(None);
         };
@@ -250,7 +264,7 @@ impl Task {
         }
         if !expected.revoke.is_empty() {
             // Their accesses in flight take their time.
-            ticket.set_waiting(Some(plan.touches));
+            inode.set_waiting(ticket, plan.touches);
         }
         if !self.drain(inode, plan, &expected, &doors)? {
             return Ok(None);
@@ -259,6 +273,8 @@ impl Task {
         for closing in doors.free.drain(..) {
             match closing.freeze() {
                 Ok(frozen) => departing.push(Departing::Freed(frozen)),
+                // Pinned for a file that the pages belonged to before: only where somebody may proceed.
+                Err(closing) if kernel.tolerates_pins() => expected.forged.push(closing.range()),
                 // A pin that came, met the door and is about to undo itself: look again.
                 Err(_) => return Ok(None),
             }
@@ -271,9 +287,7 @@ impl Task {
             }
             Fate::Leaves => {
                 for closing in doors.orphan.drain(..) {
-                    let pages = closing.range();
-                    kernel.orphans.insert(pages);
-                    departing.push(Departing::Orphaned(pages, closing.orphan()));
+                    departing.push(Departing::Orphaned(closing.range(), closing.orphan()));
                 }
                 departing.extend(expected.forged.iter().map(|pages| Departing::Freed(kernel.pins.forge(*pages))));
             }
@@ -287,12 +301,13 @@ impl Task {
         let mut verdict = Verdict::default();
         let mut waits_for_itself = false;
         for holder in inode.holders.holding(plan.range, &plan.leaving) {
+            verdict.judged.push(holder.id);
             let own = holder.pid == self.pid();
             let rule = if own { kernel.axes.holder_change } else { kernel.axes.stranger_change };
             match rule {
                 ChangeRule::Fail => return Err(Errno::ETXTBSY),
                 ChangeRule::Wait => {
-                    waits_for_itself |= own;
+                    waits_for_itself |= own && holder.object.describe().processes == [self.pid()];
                     verdict.wait_for.push(holder);
                 }
                 ChangeRule::Revoke => verdict.revoke.push(holder),
@@ -334,20 +349,23 @@ impl Task {
         for holder in &expected.revoke {
             kernel.revoke(holder);
         }
-        let known: Vec<HolderId> = expected.revoke.iter().map(|holder| holder.id).collect();
         let unknown = || {
-            inode.holders.holding(plan.range, &plan.leaving).iter().any(|holder| {
-                let foreseen = common(&holder.pages, &plan.leaving);
-                let kept = without(&without(&foreseen, &expected.orphaned), &expected.forged);
-                !known.contains(&holder.id) && !kept.is_empty()
-            })
+            let holders = inode.holders.holding(plan.range, &plan.leaving);
+            holders.iter().any(|holder| !expected.judged.contains(&holder.id))
+        };
+        // Where somebody may go on over pins, those of nobody's judging are left alone: they can be of another file's holder.
+        let shorts_only = kernel.tolerates_pins();
+        let revoked_left = || {
+            let holders = inode.holders.holding(plan.range, &plan.leaving);
+            holders.iter().any(|holder| expected.revoke.iter().any(|revoked| revoked.id == holder.id))
         };
         let how = WaitFor::interruptible("pins draining");
         let outcome = self.block_on(kernel.pins.drained(), how, || {
             if unknown() {
                 return Look::Ready(false);
             }
-            let busy = doors.free.iter().any(|closing| closing.flag_waiter(false))
+            let busy = (shorts_only && revoked_left())
+                || doors.free.iter().any(|closing| closing.flag_waiter(shorts_only))
                 || doors.orphan.iter().any(|closing| closing.flag_waiter(true));
             if busy { Look::Blocked(Vec::new()) } else { Look::Ready(true) }
         });
@@ -370,7 +388,7 @@ impl Task {
             if left.is_empty() {
                 return Look::Ready(());
             }
-            Look::Blocked(left.iter().map(|holder| Need { any_of: holder.object.describe().processes }).collect())
+            Look::Blocked(left.iter().map(|holder| Need::any_of(holder.object.describe().processes)).collect())
         });
         match outcome {
             Ok(()) => Ok(()),
@@ -381,25 +399,30 @@ impl Task {
 }
 
 impl Kernel {
+    /// Whether somebody may go on over pins: then pages can carry pins of files they no longer belong to.
+    fn tolerates_pins(&self) -> bool {
+        self.axes.stranger_change == ChangeRule::Proceed || self.axes.holder_change == ChangeRule::Proceed
+    }
+
     /// Stamps and lets go of pages that have left a file.
     fn depart(&self, inode: &Inode, cleared: Cleared<'_>, fate: Fate) {
-        let mut reap = Vec::new();
         for pages in cleared.departing {
             match pages {
                 Departing::Freed(frozen) if fate == Fate::TurnsUnwritten => drop(frozen),
                 Departing::Freed(frozen) => self.free(frozen),
-                Departing::Orphaned(pages, orphaned) => {
-                    self.ledger.stamp(pages, Ownership::Orphaned);
-                    self.trace("orphaned", inode.ino().0, inode.ino().0, Some(pages));
-                    // Whatever it says: the pages of the range that nothing pins have nobody else to free them.
-                    let _last_left_meanwhile = orphaned.reopen();
-                    reap.push(pages);
-                }
+                Departing::Orphaned(pages, orphaned) => self.leave_behind(inode, pages, orphaned),
             }
         }
-        for pages in reap {
-            self.reap_orphans(pages);
-        }
+    }
+
+    /// Pages without a file that are pinned: listed once the door is open, so that no reaper meets it, and then looked at,
+    /// whatever the reopening says: those that nothing pins have nobody else to free them.
+    fn leave_behind(&self, inode: &Inode, pages: PageRange, orphaned: Orphaned<'_>) {
+        self.ledger.stamp(pages, Ownership::Orphaned);
+        self.trace("orphaned", inode.ino().0, inode.ino().0, Some(pages));
+        let _last_left_meanwhile = orphaned.reopen();
+        self.orphans.insert(pages);
+        self.reap_orphans(pages);
     }
 
     /// Gives blocks to the allocator; invariant 1 is checked here.
@@ -407,10 +430,8 @@ impl Kernel {
         let pages = frozen.range();
         self.ledger.stamp(pages, Ownership::Changed);
         self.trace("freed", 0, 0, Some(pages));
-        let proceeds =
-            self.axes.stranger_change == ChangeRule::Proceed || self.axes.holder_change == ChangeRule::Proceed;
         // Behind a door that is really shut a count can only be a refused pin on its way to undo itself.
-        if !proceeds && frozen.is_forged() && !self.pins.census(pages).is_zero() {
+        if !self.tolerates_pins() && frozen.is_forged() && !self.pins.census(pages).is_zero() {
             self.violated(format!(
                 "invariant 1: device pages {}..{} went to the allocator while pinned",
                 pages.start(),
@@ -421,18 +442,23 @@ impl Kernel {
     }
 
     /// New blocks for a change of `inode`, near its others.
-    fn fresh(&self, inode: &Inode, blocks: u64) -> Result<Fresh<'_>, Errno> {
+    fn fresh<'k>(&'k self, inode: &'k Inode, blocks: u64) -> Result<Fresh<'k>, Errno> {
         let pages = match blocks {
             0 => Vec::new(),
+            // Refused before it takes what is left away from everybody for a moment.
+            _ if blocks > self.allocator.free_blocks() => return Err(Errno::ENOSPC),
             _ => self.allocator.alloc(blocks, crate::volume::GroupHint(inode.ino().0)).map_err(|_| Errno::ENOSPC)?,
         };
-        Ok(Fresh { kernel: self, pages })
+        Ok(Fresh { kernel: self, inode, pages })
     }
 
     /// Gives back blocks that no file ever reached.
-    fn free_unreached(&self, pages: PageRange) {
-        let Departing::Freed(frozen) = self.depart_unconditionally(pages) else { return };
-        self.free(frozen);
+    fn free_unreached(&self, inode: &Inode, pages: PageRange) {
+        match self.depart_unconditionally(pages) {
+            Departing::Freed(frozen) => self.free(frozen),
+            // Somebody with a map of long ago is just about to undo a pin.
+            Departing::Orphaned(pages, orphaned) => self.leave_behind(inode, pages, orphaned),
+        }
     }
 
     /// Frees what was orphaned in `pages` and is pinned no longer.
@@ -447,16 +473,20 @@ impl Kernel {
             inode.layout(|layout| layout.extents().map(|extent| crate::gup::pages_of(&extent)).collect());
         self.trace("evicted", inode.ino().0, inode.ino().0, leaving.first().copied());
         inode.ticket.shut_door();
-        let mut departing = Vec::with_capacity(leaving.len());
-        for pages in leaving {
-            departing.push(if self.axes.stranger_change == ChangeRule::Proceed {
-                Departing::Freed(self.pins.forge(pages))
-            } else {
-                self.depart_unconditionally(pages)
-            });
+        {
+            let _publishing = inode.map_lock.lock();
+            inode.publish(Layout::default());
         }
-        inode.publish(Layout::default());
-        self.depart(inode, Cleared { departing, kept: Vec::new(), _doors: None }, Fate::Leaves);
+        // Nobody has the file open: what still pins it is long-term, or about to find the map changed. One range at a time, so
+        // that no number of extents is too many.
+        for pages in leaving {
+            let departing = match self.axes.stranger_change {
+                ChangeRule::Proceed => Departing::Freed(self.pins.forge(pages)),
+                _ => self.depart_unconditionally(pages),
+            };
+            let cleared = Cleared { departing: vec![departing], kept: Vec::new(), _doors: None };
+            self.depart(inode, cleared, Fate::Leaves);
+        }
         inode.ticket.door_reopened();
         self.inodes.remove(inode.ino());
     }
@@ -470,10 +500,7 @@ impl Kernel {
             };
             return match closing.freeze() {
                 Ok(frozen) => Departing::Freed(frozen),
-                Err(closing) => {
-                    self.orphans.insert(pages);
-                    Departing::Orphaned(pages, closing.orphan())
-                }
+                Err(closing) => Departing::Orphaned(pages, closing.orphan()),
             };
         }
     }

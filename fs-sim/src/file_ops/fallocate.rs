@@ -104,6 +104,29 @@ impl Change for Allocate {
     }
 }
 
+/// What a fault needs: the blocks of a range that lies inside the file, judged with the ticket held, so that nothing is
+/// allocated behind an end that a truncate has just set.
+struct Fault(BlockRange);
+
+impl Fault {
+    fn allocation(&self) -> Allocate {
+        Allocate { range: self.0, size_min: 0, state: ExtentState::Written }
+    }
+}
+
+impl Change for Fault {
+    fn plan(&self, layout: &Layout) -> Result<Option<Plan>, Errno> {
+        if self.0.end > layout.size().div_ceil(BLOCK) {
+            return Err(Errno::EFAULT);
+        }
+        self.allocation().plan(layout)
+    }
+
+    fn apply(&self, kernel: &Kernel, layout: &Layout, ready: &Ready<'_>) -> Layout {
+        self.allocation().apply(kernel, layout, ready)
+    }
+}
+
 /// Takes the whole blocks of a byte range out of the file and zeroes the partial ones.
 struct Punch {
     offset: u64,
@@ -217,9 +240,7 @@ impl Task {
     /// EBADF (not open for writing), EINVAL (length 0, not a file), EFBIG, ENOSPC (nothing changed); ETXTBSY, EDEADLK, EINTR
     /// as the design says.
     pub fn fallocate(&self, fd: Fd, mode: Mode, offset: u64, len: u64) -> Result<(), Errno> {
-        self.syscall(|| {
-            let description = self.description(fd)?;
-            let (inode, access) = description.file().ok_or(Errno::EINVAL)?;
+        self.with_file(fd, |_, inode, access| {
             if !access.write {
                 return Err(Errno::EBADF);
             }
@@ -280,8 +301,10 @@ impl Task {
     }
 
     /// Allocates the holes of a range as written zeros for a fault or a pin, which must not wait under a conflict.
+    ///
+    /// # Errors
+    /// EFAULT beyond the end of the file; ETXTBSY under a conflict; ENOSPC.
     pub(crate) fn fault_in(&self, inode: &Arc<Inode>, range: BlockRange) -> Result<(), Errno> {
-        let change = Allocate { range, size_min: 0, state: ExtentState::Written };
-        self.change(inode, &change, Patience::Never).map(|_| ())
+        self.change(inode, &Fault(range), Patience::Never).map(|_| ())
     }
 }

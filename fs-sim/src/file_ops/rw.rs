@@ -85,9 +85,7 @@ impl Task {
     /// # Errors
     /// EBADF (not open for reading), EINVAL (not a file), EIO.
     pub fn read(&self, fd: Fd, offset: u64, into: &mut [u8]) -> Result<usize, Errno> {
-        self.syscall(|| {
-            let description = self.description(fd)?;
-            let (inode, access) = description.file().ok_or(Errno::EINVAL)?;
+        self.with_file(fd, |_, inode, access| {
             if !access.read {
                 return Err(Errno::EBADF);
             }
@@ -115,9 +113,7 @@ impl Task {
     /// EBADF (not open for writing), EINVAL (not a file), EFBIG, ENOSPC, EIO; where it is a layout change: ETXTBSY, EDEADLK,
     /// EINTR as the design says.
     pub fn write(&self, fd: Fd, offset: u64, from: &[u8]) -> Result<usize, Errno> {
-        self.syscall(|| {
-            let description = self.description(fd)?;
-            let (inode, access) = description.file().ok_or(Errno::EINVAL)?;
+        self.with_file(fd, |_, inode, access| {
             if !access.write {
                 return Err(Errno::EBADF);
             }
@@ -204,7 +200,12 @@ impl Task {
                         .pieces
                         .iter()
                         .all(|piece| matches!(piece, Piece::Mapped(extent) if extent.state == ExtentState::Written));
-                    let stored = there.then(|| self.kernel().write_short(inode, &pins, *offset, from));
+                    // Looked at together with the pieces: a truncate may have come since the fault.
+                    let inside = range.end * BLOCK <= pins.size.next_multiple_of(BLOCK);
+                    let stored = match inside {
+                        true => there.then(|| self.kernel().write_short(inode, &pins, *offset, from)),
+                        false => Some(Err(Errno::SIGBUS)),
+                    };
                     self.kernel().unpin_short(pins);
                     if let Some(stored) = stored {
                         return stored;

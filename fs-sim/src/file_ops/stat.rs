@@ -28,9 +28,7 @@ impl Task {
     /// # Errors
     /// EBADF, EINVAL (not a file).
     pub fn stat(&self, fd: Fd) -> Result<Stat, Errno> {
-        self.syscall(|| {
-            let description = self.description(fd)?;
-            let (inode, _) = description.file().ok_or(Errno::EINVAL)?;
+        self.with_file(fd, |_, inode, _| {
             let (size, blocks) = inode.layout(|layout| (layout.size(), layout.mapped_blocks()));
             let links = inode.life.lock().links;
             Ok(Stat { ino: inode.ino(), size, blocks, links })
@@ -42,10 +40,6 @@ impl Task {
     /// # Errors
     /// EBADF, EINVAL (not a file).
     pub fn fiemap(&self, fd: Fd, range: BlockRange) -> Result<Vec<FiemapExtent>, Errno> {
-        self.syscall(|| {
-            let description = self.description(fd)?;
-            let (inode, _) = description.file().ok_or(Errno::EINVAL)?;
-            Ok(inode.layout(|layout: &Layout| layout.fiemap(range)))
-        })
+        self.with_file(fd, |_, inode, _| Ok(inode.layout(|layout: &Layout| layout.fiemap(range))))
     }
 }

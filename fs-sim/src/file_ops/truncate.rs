@@ -92,9 +92,7 @@ impl Task {
     /// # Errors
     /// EBADF, EINVAL (not open for writing, not a file), EFBIG; ETXTBSY, EDEADLK, EINTR as the design says.
     pub fn ftruncate(&self, fd: Fd, size: u64) -> Result<(), Errno> {
-        self.syscall(|| {
-            let description = self.description(fd)?;
-            let (inode, access) = description.file().ok_or(Errno::EINVAL)?;
+        self.with_file(fd, |_, inode, access| {
             if !access.write {
                 return Err(Errno::EINVAL);
             }

@@ -10,6 +10,7 @@ use emulator::sync::{Arc, MutexGuard};
 use emulator::wait::WaitFor;
 
 use super::table::{BreakTo, Entry, State};
+use super::unlock::reopen_gates;
 use super::{Kind, Lease, LeaseId, Mode};
 use crate::Kernel;
 use crate::design::LeaseRules;
@@ -82,11 +83,9 @@ impl Task {
     /// mode), ETXTBSY (an exclusive lease is in the way), EAGAIN (a break or a change is pending), EBUSY or EDEADLK
     /// (conversion that weakens a pinned lease), EINTR.
     pub fn lease(&self, fd: Fd, kind: Kind, range: BlockRange) -> Result<(), Errno> {
-        self.syscall(|| {
-            let description = self.description(fd)?;
-            let (inode, access) = description.file().ok_or(Errno::EINVAL)?;
+        self.with_file(fd, |description, inode, access| {
             self.check_request(kind, range, access)?;
-            self.acquire(&Request { inode, description: &description, kind, range })
+            self.acquire(&Request { inode, description, kind, range })
         })
     }
 
@@ -105,6 +104,16 @@ impl Task {
     }
 
     fn acquire(&self, request: &Request<'_>) -> Result<(), Errno> {
+        let mut shut = Vec::new();
+        let outcome = self.try_acquire(request, &mut shut);
+        if outcome.is_err() {
+            reopen_gates(request.inode, &shut);
+        }
+        outcome
+    }
+
+    /// As [`Task::acquire`]; the gates of the leases in `shut` were shut on the way, for a conversion.
+    fn try_acquire(&self, request: &Request<'_>, shut: &mut Vec<Arc<Lease>>) -> Result<(), Errno> {
         let kernel = self.kernel();
         let mut broken_by_us: Vec<LeaseId> = Vec::new();
         loop {
@@ -139,6 +148,7 @@ impl Task {
                         }
                         Installed::Pinned(leases) => {
                             self.settle_pinned_leases(request.inode, &leases)?;
+                            shut.extend(leases);
                             continue;
                         }
                     }
@@ -174,7 +184,7 @@ impl Task {
                 Look::Ready(Err(Errno::EDEADLK))
             } else {
                 let changer = request.inode.ticket.holder();
-                Look::Blocked(changer.map(|pid| Need { any_of: vec![pid] }).into_iter().collect())
+                Look::Blocked(changer.map(Need::task).into_iter().collect())
             }
         });
         match outcome {
@@ -193,7 +203,7 @@ impl Task {
             let settled = is_settled(request, &inode.leases.lock());
             if settled && inode.ticket.waiting_on().is_none() {
                 let changer = inode.ticket.holder();
-                Look::Blocked(changer.map(|pid| Need { any_of: vec![pid] }).into_iter().collect())
+                Look::Blocked(changer.map(Need::task).into_iter().collect())
             } else {
                 Look::Ready(())
             }
@@ -322,11 +332,9 @@ impl Task {
     /// # Errors
     /// EINVAL unless the rules are `man-page`; EAGAIN unless the description holds unbroken write leases over all of `range`.
     pub fn downgrade_lease(&self, fd: Fd, range: BlockRange) -> Result<(), Errno> {
-        self.syscall(|| {
-            let description = self.description(fd)?;
-            let (inode, access) = description.file().ok_or(Errno::EINVAL)?;
+        self.with_file(fd, |description, inode, access| {
             self.check_request(Kind::READ_U, range, access)?;
-            let request = Request { inode, description: &description, kind: Kind::READ_U, range };
+            let request = Request { inode, description, kind: Kind::READ_U, range };
             let mut entries = inode.leases.lock();
             let unbroken = entries.iter().filter(|entry| {
                 entry.file == description.id() && entry.kind.mode == Mode::Write && entry.state == State::Held

@@ -144,7 +144,7 @@ impl Task {
             let how = WaitFor::interruptible("lease break").until(deadline);
             let outcome = self.block_on(&inode.leases.changed, how, || {
                 let held: Vec<Entry> = inode.leases.lock().iter().filter(pending).cloned().collect();
-                let needs: Vec<Need> = held.iter().map(|entry| Need { any_of: entry.releasers() }).collect();
+                let needs: Vec<Need> = held.iter().map(|entry| Need::any_of(entry.releasers())).collect();
                 if needs.is_empty() { Look::Ready(()) } else { Look::Blocked(needs) }
             });
             match outcome {

@@ -13,7 +13,7 @@ use crate::Kernel;
 use crate::design::{Axes, ChangeRule, LeaseRules};
 use crate::errno::Errno;
 use crate::holders::Holder;
-use crate::inode::Inode;
+use crate::inode::{Inode, TicketGuard};
 use crate::process::Pid;
 use crate::process::task::Task;
 use crate::range::BlockRange;
@@ -98,7 +98,13 @@ impl Task {
     ///
     /// # Errors
     /// ETXTBSY or EDEADLK as the design says; then nothing was done.
-    pub(crate) fn settle(&self, inode: &Inode, range: BlockRange, leaving: &[PageRange]) -> Result<Settled, Errno> {
+    pub(crate) fn settle(
+        &self,
+        inode: &Inode,
+        ticket: &TicketGuard<'_>,
+        range: BlockRange,
+        leaving: &[PageRange],
+    ) -> Result<Settled, Errno> {
         let kernel = self.kernel();
         let axes = &kernel.axes;
         let holders = inode.holders.holding(range, leaving);
@@ -112,10 +118,12 @@ impl Task {
             let others_write =
                 entries.iter().any(|entry| touched(entry) && entry.pid != self.pid() && entry.kind.mode == Mode::Write);
             let verdict = |entry: &Entry| judge(axes, entry, self.pid(), others_write);
-            let failure = entries.iter().filter(|entry| touched(entry)).find_map(|entry| match verdict(entry) {
+            let failures = entries.iter().filter(|entry| touched(entry)).filter_map(|entry| match verdict(entry) {
                 Verdict::Fail(errno) => Some(errno),
                 _ => None,
             });
+            // A refusal by somebody comes before the deadlock with oneself.
+            let failure = failures.min_by_key(|errno| *errno == Errno::EDEADLK);
             if let Some(errno) = failure {
                 if errno == Errno::EDEADLK {
                     kernel.counters.deadlocks.add(1);
@@ -131,6 +139,10 @@ impl Task {
         }
         if !judgement.lost.is_empty() || !judgement.owners.is_empty() {
             inode.leases.changed.wake_all();
+        }
+        if !judgement.in_way.is_empty() {
+            // Before anybody is told: an owner that answers at once finds the change waiting.
+            inode.set_waiting(ticket, range);
         }
         kernel.tell_owners(inode, &judgement.owners);
         for lease in &judgement.lost {
@@ -183,9 +195,9 @@ impl Task {
 fn needs_of(inode: &Inode, entry: &Entry) -> Vec<Need> {
     if entry.state == State::Zombie {
         let holders = inode.holders.under_lease(&entry.lease);
-        return holders.iter().map(|holder| Need { any_of: holder.object.describe().processes }).collect();
+        return holders.iter().map(|holder| Need::any_of(holder.object.describe().processes)).collect();
     }
-    vec![Need { any_of: entry.releasers() }]
+    vec![Need::any_of(entry.releasers())]
 }
 
 impl Kernel {

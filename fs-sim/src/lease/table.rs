@@ -149,15 +149,26 @@ impl LeaseTable {
                 && entry.state != State::Zombie
                 && (!exclusive || entry.kind.is_exclusive(rules))
         };
-        let active: Vec<&Entry> = entries.iter().filter(suits).filter(|entry| entry.state == State::Held).collect();
+        // A lease whose gate is shut is on its way out (an unlock waits for its pins).
+        let lets_in = |entry: &&Entry| entry.state == State::Held && !entry.lease.gate.is_closed();
+        let mut active: Vec<&Entry> = entries.iter().filter(suits).filter(lets_in).collect();
         if !range.is_covered_by(active.iter().map(|entry| entry.range)) {
-            let with_broken = range.is_covered_by(entries.iter().filter(suits).map(|entry| entry.range));
+            let broken = |entry: &&Entry| lets_in(entry) || matches!(entry.state, State::Breaking { .. });
+            let with_broken = range.is_covered_by(entries.iter().filter(suits).filter(broken).map(|entry| entry.range));
             let errno = if with_broken { Errno::EAGAIN } else { Errno::EPERM };
             return Err(Refusal { errno, was_inside: false });
         }
+        // Only as many as are needed: a lease that no pin needs stays free to go.
+        active.sort_unstable_by_key(|entry| (entry.range.start, std::cmp::Reverse(entry.range.end)));
+        let mut reached = range.start;
+        active.retain(|entry| {
+            let needed = reached < range.end && entry.range.end > reached;
+            reached = if needed { entry.range.end } else { reached };
+            needed
+        });
         let mut through: Vec<Arc<Lease>> = Vec::with_capacity(active.len());
         for entry in active {
-            // A lease whose gate is shut is on its way out (an unlock waits for its pins).
+            // Shut since we looked: an unlock has just begun to wait.
             if entry.lease.gate.enter().is_err() {
                 for lease in through {
                     // The table's lock is held: what waits for this gate looks again when it is woken.

@@ -45,10 +45,9 @@ impl Task {
     /// # Errors
     /// EBADF, EINVAL (not a file); EAGAIN if nothing is held there; EBUSY, EDEADLK or EINTR as `unlock_while_pinned` says.
     pub fn unlock(&self, fd: Fd, range: BlockRange) -> Result<(), Errno> {
-        self.syscall(|| {
-            let description = self.description(fd)?;
-            let (inode, _) = description.file().ok_or(Errno::EINVAL)?;
+        self.with_file(fd, |description, inode, _| {
             let kernel = self.kernel();
+            let mut shut = Vec::new();
             let lost = loop {
                 let mut entries = inode.leases.lock();
                 let own = |entry: &Entry| {
@@ -63,7 +62,11 @@ impl Task {
                     break self.remove_leases(&mut entries, range, own);
                 }
                 drop(entries);
-                self.settle_pinned_leases(inode, &pinned)?;
+                if let Err(errno) = self.settle_pinned_leases(inode, &pinned) {
+                    reopen_gates(inode, &shut);
+                    return Err(errno);
+                }
+                shut.extend(pinned);
             };
             inode.leases.changed.wake_all();
             for lease in &lost {
@@ -134,14 +137,14 @@ impl Task {
                 return Look::Ready(());
             }
             let holders = inode.holders.under_lease(lease);
-            Look::Blocked(holders.iter().map(|holder| Need { any_of: holder.object.describe().processes }).collect())
+            Look::Blocked(holders.iter().map(|holder| Need::any_of(holder.object.describe().processes)).collect())
         })
     }
 }
 
 /// An unlock was given up: lets pins in again, unless the lease has ended otherwise meanwhile; whoever else waits for one
 /// of these gates shuts it again.
-fn reopen_gates(inode: &Inode, leases: &[Arc<Lease>]) {
+pub(super) fn reopen_gates(inode: &Inode, leases: &[Arc<Lease>]) {
     {
         let entries = inode.leases.lock();
         let held = |lease: &&Arc<Lease>| {

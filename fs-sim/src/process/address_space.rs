@@ -82,6 +82,12 @@ impl Default for AddressSpace {
 }
 
 impl AddressSpace {
+    /// Bytes of anonymous memory mapped.
+    pub(crate) fn anonymous(&self) -> u64 {
+        let anonymous = |mapping: &&Mapping| matches!(mapping.backing, Backing::Anon { .. });
+        self.mappings.values().filter(anonymous).map(|mapping| mapping.len).sum()
+    }
+
     /// Maps `len` bytes (rounded up to pages) at a fresh address.
     pub(crate) fn map(&mut self, len: u64, write: bool, backing: Backing) -> Result<u64, (Errno, Backing)> {
         if len == 0 {

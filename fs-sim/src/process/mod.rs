@@ -94,12 +94,21 @@ impl Process {
 }
 
 impl Kernel {
-    /// A new process with nothing open. Its first task comes from [`Kernel::spawn_task`].
+    /// A new process with nothing open, and as if inside a call until [`Kernel::born`]: a signal that ends it before it is
+    /// whole finds it there, and what it was given meanwhile is given back.
     pub(crate) fn new_process(&self) -> Arc<Process> {
         let pid = Pid(self.next_pid.fetch_add(1, Ordering::Relaxed));
         let process = Arc::new(Process::new(pid));
+        let _nobody_knows_it = process.life.enter();
         self.processes.insert(pid, Arc::clone(&process));
         process
+    }
+
+    /// A process is whole: it lives, or dies of what it was sent meanwhile.
+    pub(crate) fn born(self: &Arc<Self>, process: &Arc<Process>) {
+        if process.life.leave() {
+            self.exit_process(process);
+        }
     }
 
     /// Ends `process`: shuts its door, interrupts its sleeps, and lets the last one out do the exit.
@@ -136,5 +145,6 @@ impl Kernel {
         }
         self.processes.remove(process.pid);
         self.run_deferred(deferred);
+        self.waits.gone(process.pid);
     }
 }

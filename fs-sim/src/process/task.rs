@@ -11,13 +11,14 @@ use emulator::wait::{Waiter, WaiterId};
 use super::Process;
 use super::address_space::Backing;
 use super::custody::Custody;
-use super::description::{Deferred, Description, DescriptionId, Open, OpenObject, Pass};
+use super::description::{Access, Deferred, Description, DescriptionId, Open, OpenObject, Pass};
 use super::fd_table::Fd;
 use super::signals::{SigInfo, Signal};
 use super::{Pid, signals};
 use crate::Kernel;
 use crate::anon::AnonMemory;
 use crate::errno::Errno;
+use crate::inode::Inode;
 
 /// See the module. One thread of the lab drives one task at a time.
 #[derive(Debug)]
@@ -47,7 +48,9 @@ impl Kernel {
     /// A new process with one task.
     pub fn spawn(self: &Arc<Self>) -> Task {
         let process = self.new_process();
-        self.spawn_task(process)
+        let task = self.spawn_task(Arc::clone(&process));
+        self.born(&process);
+        task
     }
 
     pub(crate) fn spawn_task(self: &Arc<Self>, process: Arc<Process>) -> Task {
@@ -65,6 +68,7 @@ impl Drop for Task {
     /// A thread's end: it no longer counts as somebody who could act for its process.
     fn drop(&mut self) {
         self.process.waiters.lock().retain(|waiter| !Arc::ptr_eq(waiter, &self.waiter));
+        self.kernel.waits.gone(self.pid());
     }
 }
 
@@ -116,6 +120,26 @@ impl Task {
     /// The description behind `fd`. It stays alive while the caller uses it: closing meanwhile only unlinks the number.
     pub(crate) fn description(&self, fd: Fd) -> Result<Arc<Description>, Errno> {
         self.process.fds.lock().get(fd).cloned()
+    }
+
+    /// The frame of a system call on the open file behind `fd`. The call holds a reference of its own (`fdget`), so that a
+    /// close of the descriptor by another thread releases the file after it, not under it.
+    pub(crate) fn with_file<R>(
+        &self,
+        fd: Fd,
+        body: impl FnOnce(&Arc<Description>, &Arc<Inode>, Access) -> Result<R, Errno>,
+    ) -> Result<R, Errno> {
+        self.syscall(|| {
+            let description = self.process.fds.lock().get(fd)?.get();
+            let result = match description.file() {
+                Some((inode, access)) => body(&description, inode, access),
+                None => Err(Errno::EINVAL),
+            };
+            let mut deferred = Deferred::default();
+            description.put(&mut deferred);
+            self.kernel.run_deferred(deferred);
+            result
+        })
     }
 
     /// Puts a description (with the reference the caller holds) into the table.
@@ -172,6 +196,7 @@ impl Task {
 
     fn close_description(&self, description: &Arc<Description>) -> Result<(), Errno> {
         description.custody().gone_from(self.pid());
+        self.kernel.waits.gone(self.pid());
         if description.put_is_last() {
             let mut deferred = Deferred::default();
             match description.open() {
@@ -246,7 +271,9 @@ impl Task {
             let dispositions = self.process.signals.lock().inherit();
             *child.signals.lock() = dispositions;
             self.kernel.run_deferred(deferred);
-            Ok(self.kernel.spawn_task(child))
+            let task = self.kernel.spawn_task(Arc::clone(&child));
+            self.kernel.born(&child);
+            Ok(task)
         })
     }
 
@@ -377,7 +404,7 @@ impl Task {
     /// EINVAL (length 0), ENOMEM (more than [`crate::ANON_MAX`] bytes, too many mappings).
     pub fn mmap_anonymous(&self, len: u64) -> Result<(u64, Arc<AnonMemory>), Errno> {
         self.syscall(|| {
-            if len > crate::ANON_MAX {
+            if self.process.mm.lock().anonymous().saturating_add(len) > crate::ANON_MAX {
                 return Err(Errno::ENOMEM);
             }
             let memory = Arc::new(AnonMemory::new(crate::round_up(len).unwrap_or(0) as usize));

@@ -6,6 +6,8 @@
 #![allow(dead_code, reason = "each test file uses its part")]
 #![allow(clippy::unwrap_used, reason = "a test that can't go on ends")]
 
+pub(crate) mod changes;
+
 use std::any::Any;
 use std::time::Duration;
 
@@ -77,7 +79,7 @@ pub(crate) fn needs_lease(axes: Axes) -> bool {
 
 /// Spins until `found` finds something. It must come: what is awaited is already under way.
 pub(crate) fn soon<T>(what: &str, mut found: impl FnMut() -> Option<T>) -> T {
-    for _ in 0..50_000_000u64 {
+    for _ in 0..20_000_000u64 {
         if let Some(found) = found() {
             return found;
         }
@@ -295,6 +297,7 @@ impl<R> Blocked<R> {
 
     /// The call's result: whatever it waited for has happened.
     pub(crate) fn finish(self) -> R {
+        soon("the end of a blocked call", || self.thread.is_finished().then_some(()));
         self.thread.join().expect("the call panicked")
     }
 }

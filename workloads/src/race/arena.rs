@@ -57,14 +57,16 @@ pub(super) struct Slot {
 pub(super) struct Limits {
     /// The most choices that an actor takes; for tests that compare them.
     pub(super) choices_max: u64,
-    /// After the stop: how long the run waits for the last actor before it goes on without him. Generous: a machine that is
-    /// busy with other things is no deadlock.
+    /// After the stop: how long nobody may move before that is a standstill. Generous: a machine that is busy with other
+    /// things is no deadlock.
+    pub(super) standstill: Duration,
+    /// After the stop: how long the run waits for the last actor before it goes on without him.
     pub(super) watchdog: Duration,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Limits { choices_max: u64::MAX, watchdog: Duration::from_secs(30) }
+        Limits { choices_max: u64::MAX, standstill: Duration::from_secs(5), watchdog: Duration::from_secs(30) }
     }
 }
 
@@ -144,7 +146,8 @@ impl Arena {
             return;
         }
         let world = self.kernel.world();
-        let how = WaitFor::interruptible(PAUSE).until(Some(world.now().after(Duration::from_nanos(ns))));
+        let how =
+            WaitFor::interruptible("pause between two steps").until(Some(world.now().after(Duration::from_nanos(ns))));
         let ready = || if self.is_stopping() { Poll::Ready(()) } else { Poll::Pending };
         // However it ended: the pause is over.
         let _ended = self.changed.wait(world, task.waiter(), how, ready);
@@ -166,9 +169,6 @@ impl Arena {
         self.processes.lock().get(&waiter).copied()
     }
 }
-
-/// Why a pausing actor sleeps, as the register of sleepers calls it.
-pub(super) const PAUSE: &str = "pause between two steps";
 
 /// A process of the race and its one task.
 pub(super) struct Proc {

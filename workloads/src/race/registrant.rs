@@ -15,7 +15,7 @@ use fs_sim::lease::Kind;
 use fs_sim::process::Pid;
 use fs_sim::process::description::Access;
 use fs_sim::process::fd_table::Fd;
-use fs_sim::process::signals::{Disposition, Signal};
+use fs_sim::process::signals::{Disposition, SigInfo, Signal};
 use fs_sim::process::task::Received;
 use fs_sim::range::BlockRange;
 use fs_sim::{BLOCK, Errno};
@@ -442,8 +442,8 @@ impl Life {
             slot.mail.lock().retain(|letter| letter.to != to || letter.context != context);
             return Err(errno);
         }
-        // It may have died since.
-        let _told = tally.call(self.task.kill(to, Signal::Sigusr1));
+        // As by an owned socket: the bell rings even if the sender dies at this moment, so nobody sleeps on unread mail.
+        arena.kernel.send_signal(to, SigInfo { signal: Signal::Sigusr1, ino: None });
         Ok(())
     }
 

@@ -2,9 +2,10 @@
 //! an end that is bounded whatever happens.
 //!
 //! It owns the run's clock and its end. Invariants: a process that blocks in `close` longer than the job's patience is
-//! killed, as by an administrator, and only then; after the stop everybody is given the time to finish by himself, then
-//! killed (which is not the design's doing); whoever is blocked even then is named, and the run ends without him.
-//! Kernel counterpart: khungtaskd, and the person who reads its messages.
+//! killed, as by an administrator, and only then; after the stop everybody who can move exits, which wakes whoever waited
+//! for him, and so on until nobody is left. If that comes to a standstill, somebody sleeps without a waker: invariant 6 is
+//! broken, the sleepers are named and killed, and whoever does not even then come to his end is left behind. Kernel
+//! counterpart: khungtaskd, and the person who reads its messages.
 
 use std::collections::BTreeMap;
 use std::task::Poll;
@@ -15,10 +16,11 @@ use emulator::sync::thread::{self, JoinHandle};
 use emulator::sync::{Arc, Mutex, race};
 use emulator::time::Nanos;
 use emulator::wait::{WaitFor, WaiterId};
+use emulator::world::Sleeper;
 use fs_sim::process::Pid;
 use fs_sim::process::signals::{SigInfo, Signal};
 
-use super::arena::{Arena, PAUSE};
+use super::arena::Arena;
 use super::changers::Worker;
 use super::registrant::Registrant;
 use super::tally::Tally;
@@ -29,8 +31,6 @@ use crate::choices::{Choice, Choices};
 const ROUND: Duration = Duration::from_millis(1);
 /// How often it tells how things stand.
 const TELL: Duration = Duration::from_millis(200);
-/// After the stop: how long somebody may sleep before he is killed.
-const GRACE: Duration = Duration::from_millis(20);
 /// What a blocked close sleeps for, as the register of sleepers calls it.
 const CLOSING: &str = "close while pinned";
 
@@ -44,7 +44,7 @@ pub(super) struct Ended {
     pub(super) tally: Tally,
     /// Processes killed because they blocked in `close`.
     pub(super) reaped: u64,
-    /// Processes killed after the stop.
+    /// Processes killed after the stop: not the design's doing.
     pub(super) killed_at_end: u64,
     /// Nanoseconds from the start of the first actor to the stop.
     pub(super) elapsed: u64,
@@ -90,10 +90,12 @@ pub(super) fn supervise(
     }
     ended.elapsed = world.now().since(start);
     arena.stop();
-    ended.killed_at_end = watch.wind_up();
+    ended.killed_at_end = watch.wind_up(&mut ended.broken);
     if arena.unfinished() > 0 {
         ended.left_behind = true;
-        ended.broken.extend(watch.name_the_blocked());
+        let (left, within) = (arena.unfinished(), arena.limits.watchdog);
+        ended.broken.push(format!("invariant 6: {left} actors did not come to their end within {within:?}"));
+        ended.broken.extend(watch.blocked());
     }
     for (actor, handle) in actors {
         // With somebody left behind, those who have finished can't be told from him but by waiting: nobody is joined.
@@ -115,7 +117,7 @@ pub(super) fn supervise(
 /// The supervisor's memory of who sleeps since when.
 struct Watch<'a> {
     arena: &'a Arc<Arena>,
-    asleep_since: BTreeMap<WaiterId, (&'static str, Nanos)>,
+    asleep_since: BTreeMap<WaiterId, (Sleeper, Nanos)>,
 }
 
 impl Watch<'_> {
@@ -129,17 +131,17 @@ impl Watch<'_> {
         let _ended = arena.changed.wait(arena.kernel.world(), &waiter, how, ready);
     }
 
-    /// Those who have slept for one reason since `patience` ago or longer, with the reason.
-    fn asleep_for(&mut self, now: Nanos, patience: Duration) -> Vec<(WaiterId, &'static str)> {
+    /// Those who have slept for one reason since `patience` ago or longer.
+    fn asleep_for(&mut self, now: Nanos, patience: Duration) -> Vec<Sleeper> {
         let mut since = BTreeMap::new();
         for sleeper in self.arena.kernel.world().sleepers() {
-            let before = self.asleep_since.get(&sleeper.waiter).filter(|(reason, _)| *reason == sleeper.reason);
-            since.insert(sleeper.waiter, before.copied().unwrap_or((sleeper.reason, now)));
+            let before = self.asleep_since.get(&sleeper.waiter).filter(|(before, _)| before.reason == sleeper.reason);
+            let at = before.map_or(now, |(_, since)| *since);
+            since.insert(sleeper.waiter, (sleeper, at));
         }
         self.asleep_since = since;
-        let patience = u64::try_from(patience.as_nanos()).unwrap_or(u64::MAX);
-        let long = self.asleep_since.iter().filter(|(_, (_, since))| now.since(*since) >= patience);
-        long.map(|(waiter, (reason, _))| (*waiter, *reason)).collect()
+        let long = self.asleep_since.values().filter(|(_, since)| now >= since.after(patience));
+        long.map(|(sleeper, _)| sleeper.clone()).collect()
     }
 
     fn kill(&self, pid: Pid) {
@@ -151,9 +153,9 @@ impl Watch<'_> {
     fn reap(&mut self, now: Nanos) -> u64 {
         let patience = self.arena.job.reaper_patience;
         let mut reaped = 0;
-        for (waiter, reason) in self.asleep_for(now, patience) {
-            if reason == CLOSING
-                && let Some(pid) = self.arena.process_of(waiter)
+        for sleeper in self.asleep_for(now, patience) {
+            if sleeper.reason == CLOSING
+                && let Some(pid) = self.arena.process_of(sleeper.waiter)
             {
                 self.kill(pid);
                 reaped += 1;
@@ -162,17 +164,21 @@ impl Watch<'_> {
         reaped
     }
 
-    /// After the stop: waits for everybody, and kills who sleeps on. How many processes that were.
-    fn wind_up(&mut self) -> u64 {
+    /// After the stop: waits for everybody to come to his end. Should that come to a standstill, names the sleepers in
+    /// `broken` and kills them. How many processes were killed.
+    fn wind_up(&mut self, broken: &mut Vec<String>) -> u64 {
         let world = Arc::clone(self.arena.kernel.world());
         let give_up = world.now().after(self.arena.limits.watchdog);
         self.asleep_since.clear();
         let mut killed = 0;
         while self.arena.unfinished() > 0 && world.now() < give_up {
-            for (waiter, reason) in self.asleep_for(world.now(), GRACE) {
-                let process = self.arena.process_of(waiter).filter(|_| reason != PAUSE);
-                let alive = |pid: &Pid| self.arena.kernel.process(*pid).is_some_and(|process| !process.is_dying());
-                if let Some(pid) = process.filter(alive) {
+            killed += self.reap(world.now());
+            let still = self.asleep_for(world.now(), self.arena.limits.standstill);
+            let nobody_moves = still.len() >= self.arena.unfinished() as usize;
+            if broken.is_empty() && nobody_moves && still.iter().all(|sleeper| sleeper.deadline.is_none()) {
+                broken.push("invariant 6: everybody left is asleep, and nobody is left to wake them".to_owned());
+                broken.extend(self.blocked());
+                for pid in still.iter().filter_map(|sleeper| self.arena.process_of(sleeper.waiter)) {
                     self.kill(pid);
                     killed += 1;
                 }
@@ -182,17 +188,12 @@ impl Watch<'_> {
         killed
     }
 
-    /// Invariant 6 is broken: who is blocked, and by whom.
-    fn name_the_blocked(&self) -> Vec<String> {
+    /// Who is blocked, and by whom.
+    fn blocked(&self) -> Vec<String> {
         let kernel = &self.arena.kernel;
-        let mut named: Vec<String> =
-            kernel.blocked().into_iter().map(|who| format!("invariant 6: blocked for ever: {who}")).collect();
-        for sleeper in kernel.world().sleepers() {
-            named.push(format!("invariant 6: still asleep: task {}, {}", sleeper.waiter.0, sleeper.reason));
-        }
-        let (left, within) = (self.arena.unfinished(), self.arena.limits.watchdog);
-        named.push(format!("invariant 6: {left} actors did not come to their end within {within:?}"));
-        named
+        let blocked = kernel.blocked().into_iter().map(|who| format!("invariant 6: blocked: {who}"));
+        let asleep = kernel.world().sleepers().into_iter();
+        blocked.chain(asleep.map(|one| format!("invariant 6: asleep: task {}, {}", one.waiter.0, one.reason))).collect()
     }
 }
 

@@ -95,7 +95,7 @@ fn every_preset_comes_to_the_verdict_that_its_axes_imply_and_breaks_nothing() {
 /// A change that only ever waits for the change before it can't be part of a deadlock.
 #[test]
 fn where_nobody_leases_or_pins_nobody_is_told_of_a_deadlock() {
-    let result = limited(&preset("mainline"), 5, 4_000);
+    let result = limited(&preset("mainline"), 5, 40_000);
     assert_eq!(result.counters.deadlocks, 0);
     assert!(result.counters.truncate_waited > 0, "changes did meet: {:?}", result.counters);
 }
@@ -157,32 +157,66 @@ fn the_stop_flag_ends_a_race_which_is_reported_as_far_as_it_came() {
     assert_eq!(report.latencies.len(), 1);
 }
 
-#[test]
-fn an_actor_that_never_comes_to_its_end_is_named_and_left_behind() {
-    let limits = Limits { choices_max: 50, watchdog: Duration::from_millis(300) };
+/// A thread that sleeps as one more actor, for `how`, until `over`; and what it takes to end it.
+struct Sleepless {
+    queue: Arc<WaitQueue>,
+    over: Arc<AtomicBool>,
+    thread: thread::JoinHandle<()>,
+}
+
+impl Sleepless {
+    fn join(arena: &Arc<Arena>, how: WaitFor) -> Sleepless {
+        arena.running.fetch_add(1, Ordering::SeqCst);
+        let process = arena.spawn();
+        let (queue, over) = (Arc::new(WaitQueue::new()), Arc::new(AtomicBool::new(false)));
+        let (arena, sleeps_on, ends) = (Arc::clone(arena), Arc::clone(&queue), Arc::clone(&over));
+        let thread = thread::spawn(move || {
+            let ready = || if ends.load(Ordering::SeqCst) { Poll::Ready(()) } else { Poll::Pending };
+            let _interrupted = sleeps_on.wait(arena.kernel.world(), process.waiter(), how, ready);
+            drop(process);
+            arena.finished();
+        });
+        Sleepless { queue, over, thread }
+    }
+
+    fn end(self) {
+        self.over.store(true, Ordering::SeqCst);
+        self.queue.wake_all();
+        self.thread.join().expect("no panic");
+    }
+}
+
+/// What a run says in which one more actor sleeps for `how`.
+fn with_a_sleeper(how: WaitFor) -> (bool, DesignResult) {
+    let (standstill, watchdog) = (Duration::from_millis(200), Duration::from_millis(600));
+    let limits = Limits { choices_max: 50, standstill, watchdog };
     let design = preset("rfc-v2");
-    let arena = arena(&Job::built_in(), &design, 1, Sabotage::default(), limits).unwrap();
-    // One more than there are threads, and somebody in a sleep that no signal ends.
-    arena.running.fetch_add(1, Ordering::SeqCst);
-    let stuck = arena.spawn();
-    let (queue, over) = (Arc::new(WaitQueue::new()), Arc::new(AtomicBool::new(false)));
-    let sleeper = {
-        let (arena, queue, over) = (Arc::clone(&arena), Arc::clone(&queue), Arc::clone(&over));
-        thread::spawn(move || {
-            let how = WaitFor::uninterruptible("something that never comes");
-            let ready = || if over.load(Ordering::SeqCst) { Poll::Ready(()) } else { Poll::Pending };
-            queue.wait(arena.kernel.world(), stuck.waiter(), how, ready)
-        })
-    };
+    let arena = arena(&Job::built_in(), &design, 1, Sabotage::default(), limits).expect("a machine");
+    let sleeper = Sleepless::join(&arena, how);
     let ended = supervise(&arena, NEVER, &stopped(), &mut |_| {}, None);
-    assert!(ended.left_behind);
+    let left_behind = ended.left_behind;
     let (result, _) = outcome::judge(&arena, &design, ended);
+    sleeper.end();
+    (left_behind, result)
+}
+
+#[test]
+fn whoever_sleeps_without_a_waker_is_named_and_killed() {
+    let (left_behind, result) = with_a_sleeper(WaitFor::interruptible("something that never comes"));
+    assert!(!left_behind, "a signal ends this sleep");
+    let said = |what: &str| result.violations.iter().any(|violation| violation.contains(what));
+    assert!(said("nobody is left to wake them") && said("something that never comes"), "{:?}", result.violations);
+    assert_eq!(result.violations.len(), 2, "all else is in order: {:?}", result.violations);
+    assert_eq!(result.counters.processes_killed, 0, "not by the design");
+}
+
+#[test]
+fn whoever_no_signal_can_wake_is_named_and_left_behind() {
+    let (left_behind, result) = with_a_sleeper(WaitFor::uninterruptible("something that never comes"));
+    assert!(left_behind);
     let said = |what: &str| result.violations.iter().any(|violation| violation.contains(what));
     assert!(said("something that never comes"), "{:?}", result.violations);
-    assert!(said("1 actors did not come to their end within 300ms"), "{:?}", result.violations);
-    over.store(true, Ordering::SeqCst);
-    queue.wake_all();
-    sleeper.join().unwrap().unwrap();
+    assert!(said("1 actors did not come to their end within 600ms"), "{:?}", result.violations);
 }
 
 fn stopped() -> StopFlag {

@@ -1,0 +1,327 @@
+//! Dialogues about layout changes that meet long-term pins: SEMANTICS section 4 step 3, S14, S15, S32, and what a broken
+//! lease leaves pinned. Outcomes are stated per axis value, so they hold for every preset.
+#![allow(clippy::unwrap_used, reason = "a test that can't go on ends")]
+
+mod common;
+
+use common::changes::{ALL, Call, DEPARTURES, ZERO};
+use common::{
+    BREAK_TIME, Lab, Nic, can_pin, every_preset, every_preset_with, exclusive, needs_lease, pinned_file, preset,
+};
+use emulator::sync::atomic::Ordering;
+use fs_sim::design::{Axes, BreakTimeout, ChangeRule, LeaseRules};
+use fs_sim::file_ops::fallocate::Mode;
+use fs_sim::lease::Kind;
+use fs_sim::process::signals::Signal;
+use fs_sim::range::BlockRange;
+use fs_sim::{BLOCK, Errno};
+
+/// S14: a stranger changes blocks that are pinned under an exclusive lease.
+#[test]
+fn s14_stranger_meets_long_term_pins() {
+    every_preset(|axes| {
+        for (what, change) in DEPARTURES {
+            let lab = Lab::new(axes);
+            let Some(a) = pinned_file(&lab, "data", 4, 0..4) else { continue };
+            let b = lab.actor();
+            let fb = b.opens("data");
+            let before = a.who.portrait(a.fd);
+            match axes.stranger_change {
+                ChangeRule::Fail => {
+                    assert_eq!(change(&b, fb), Err(Errno::ETXTBSY), "{what}");
+                    assert_eq!(a.who.portrait(a.fd), before);
+                    assert_eq!(a.who.signals(), []);
+                    assert_eq!(a.region.dma_write(&lab.kernel, 0, &[7; 64]), Ok(()), "its region is unharmed");
+                }
+                ChangeRule::Wait => {
+                    let changing = b.blocks("exclusive lease", move |b| change(b, fb));
+                    assert_eq!(a.who.portrait(a.fd), before);
+                    a.region.dereg(&a.who);
+                    a.who.unlock(a.fd, ALL).unwrap();
+                    assert_eq!(changing.finish(), Ok(()), "{what}");
+                }
+                ChangeRule::Revoke => {
+                    assert_eq!(change(&b, fb), Ok(()), "{what}");
+                    assert!(a.region.revoked.load(Ordering::SeqCst) && !a.region.is_pinned());
+                    assert_eq!(a.who.signals(), [Signal::Sigio]);
+                }
+                ChangeRule::Orphan => unreachable!("no preset lets strangers orphan"),
+                ChangeRule::Proceed => {
+                    assert_eq!(change(&b, fb), Ok(()), "{what}");
+                    assert_eq!(a.region.dma_write(&lab.kernel, BLOCK, &[7; 64]), Ok(()));
+                    assert_eq!(lab.stale(), 1, "the negative control must show it");
+                    a.who.exit();
+                    b.exit();
+                    assert_eq!(lab.kernel.check_at_rest(), Vec::<String>::new());
+                    continue;
+                }
+            }
+            lab.end([&a.who, &b]);
+        }
+    });
+}
+
+/// S14 with pins alone, no lease: the same axis; under `orphan` (of a user's own design) the stranger goes on harmlessly.
+#[test]
+fn s14_stranger_meets_pins_without_a_lease() {
+    for rule in [ChangeRule::Fail, ChangeRule::Wait, ChangeRule::Revoke, ChangeRule::Orphan] {
+        for (what, change) in DEPARTURES {
+            let axes = Axes { stranger_change: rule, holder_change: rule, ..preset("unsafe") };
+            let lab = Lab::new(axes);
+            let a = pinned_file(&lab, "data", 4, 0..4).unwrap();
+            let b = lab.actor();
+            let fb = b.opens("data");
+            let before = a.who.portrait(a.fd);
+            let used = lab.kernel.usage().allocated;
+            match rule {
+                ChangeRule::Fail => {
+                    assert_eq!(change(&b, fb), Err(Errno::ETXTBSY), "{what}");
+                    assert_eq!(a.who.portrait(a.fd), before);
+                }
+                ChangeRule::Wait => {
+                    let changing = b.blocks("long-term pins", move |b| change(b, fb));
+                    assert_eq!(a.who.portrait(a.fd), before);
+                    assert_eq!(a.region.dma_write(&lab.kernel, 0, &[7; 64]), Ok(()), "S49: it goes on meanwhile");
+                    a.region.dereg(&a.who);
+                    assert_eq!(changing.finish(), Ok(()), "{what}");
+                }
+                ChangeRule::Revoke => {
+                    assert_eq!(change(&b, fb), Ok(()), "{what}");
+                    assert_eq!(lab.kernel.counters.revocations.get(), 1);
+                }
+                ChangeRule::Orphan => {
+                    assert_eq!(change(&b, fb), Ok(()), "{what}");
+                    let gone = 4 - b.stat(fb).unwrap().blocks;
+                    let usage = lab.kernel.usage();
+                    assert_eq!((usage.allocated, usage.orphaned), (used, gone), "{what}: charged as used");
+                    assert_eq!(a.region.dma_write(&lab.kernel, BLOCK, &[7; 64]), Ok(()));
+                    assert_eq!((lab.stale(), lab.kernel.counters.orphan_dma.get()), (0, 1));
+                    a.region.dereg(&a.who);
+                    let usage = lab.kernel.usage();
+                    assert_eq!((usage.allocated, usage.orphaned, usage.orphaned_peak), (used - gone, 0, gone));
+                }
+                ChangeRule::Proceed => unreachable!(),
+            }
+            lab.end([&a.who, &b]);
+        }
+    }
+}
+
+/// Section 4, step 1: pins that no breakable lease covers fail a change before anybody's lease is broken for it.
+#[test]
+fn pins_that_refuse_come_before_any_signal() {
+    for own in [false, true] {
+        let axes = Axes { stranger_change: ChangeRule::Fail, holder_change: ChangeRule::Fail, ..preset("unsafe") };
+        let lab = Lab::new(axes);
+        let a = pinned_file(&lab, "data", 4, 3..4).unwrap();
+        let (b, c) = (lab.actor(), lab.actor());
+        let fc = c.opens("data");
+        c.lease(fc, Kind::READ, ALL).unwrap();
+        let changer = if own { &a.who } else { &b };
+        assert_eq!(changer.truncate("data", BLOCK), Err(Errno::ETXTBSY));
+        assert_eq!((c.signals(), c.held(fc)), (vec![], vec![(Kind::READ, ALL)]));
+        assert_eq!(lab.kernel.counters.lease_breaks.get(), 0);
+        lab.end([&a.who, &b, &c]);
+    }
+}
+
+/// S15 with pins: what is neither leased nor pinned by others may change; an unpinned range under a whole-file exclusive
+/// lease is `stranger_change` all the same.
+#[test]
+fn s15_unpinned_ranges() {
+    every_preset(|axes| {
+        if !needs_lease(axes) {
+            return;
+        }
+        let lab = Lab::new(axes);
+        let (a, b) = (lab.actor(), lab.actor());
+        let fa = a.writes_file("data", 8, 1);
+        let fb = b.opens("data");
+        a.lease(fa, exclusive(axes), BlockRange::new(0, 4)).unwrap();
+        let (_, nic) = Nic::open(&a);
+        let region = nic.pins(&a, fa, 0..2).unwrap();
+        assert_eq!(b.fallocate(fb, Mode::PunchHole, 4 * BLOCK, 4 * BLOCK), Ok(()), "behind the lease");
+        let punch: Call = |b, fb| b.fallocate(fb, Mode::PunchHole, 3 * BLOCK, BLOCK);
+        match axes.stranger_change {
+            ChangeRule::Fail => assert_eq!(punch(&b, fb), Err(Errno::ETXTBSY)),
+            ChangeRule::Wait => {
+                let changing = b.blocks("exclusive lease", move |b| punch(b, fb));
+                b.kill(b.pid(), Signal::Sigterm).unwrap();
+                assert_eq!(changing.finish(), Err(Errno::EINTR));
+            }
+            ChangeRule::Revoke => {
+                assert_eq!(punch(&b, fb), Ok(()));
+                assert_eq!(a.held(fa), []);
+                assert!(region.revoked.load(Ordering::SeqCst), "on_lease_lost = abort takes the pins elsewhere too");
+            }
+            ChangeRule::Proceed | ChangeRule::Orphan => unreachable!("no such preset needs a lease"),
+        }
+        lab.end([&a, &b]);
+    });
+}
+
+/// S32: the holder's own truncate under its own region.
+#[test]
+fn s32_holder_changes_under_its_own_pins() {
+    every_preset(|axes| {
+        for (what, change) in DEPARTURES {
+            let kinds: &[Kind] = match axes.lease_rules {
+                LeaseRules::None => &[],
+                LeaseRules::ManPage => &[Kind::READ_U, Kind::WRITE_U],
+                LeaseRules::Chinner => &[Kind::READ, Kind::WRITE],
+            };
+            for kind in kinds.iter().filter(|_| can_pin(axes)) {
+                let lab = Lab::new(axes);
+                let a = lab.actor();
+                let fa = a.writes_file("data", 4, 1);
+                a.lease(fa, *kind, ALL).unwrap();
+                let (_, nic) = Nic::open(&a);
+                let region = nic.pins(&a, fa, 0..4).unwrap();
+                let before = a.portrait(fa);
+                let used = lab.kernel.usage().allocated;
+                match axes.holder_change {
+                    ChangeRule::Fail => {
+                        assert_eq!(change(&a, fa), Err(Errno::ETXTBSY), "{what} under {kind}");
+                        assert_eq!(a.portrait(fa), before);
+                    }
+                    ChangeRule::Orphan => {
+                        assert_eq!(change(&a, fa), Ok(()), "{what} under {kind}");
+                        assert_eq!(region.dma_write(&lab.kernel, BLOCK, &[7; 64]), Ok(()));
+                        assert_eq!(lab.kernel.counters.orphan_dma.get(), 1);
+                        assert_eq!(lab.kernel.usage().allocated, used, "freed at the last unpin");
+                        region.dereg(&a);
+                        assert_eq!(lab.kernel.usage().allocated, a.stat(fa).unwrap().blocks);
+                    }
+                    ChangeRule::Revoke => {
+                        assert_eq!(change(&a, fa), Ok(()), "{what} under {kind}");
+                        assert!(region.revoked.load(Ordering::SeqCst));
+                    }
+                    ChangeRule::Wait => unreachable!("no preset that pins waits for its own"),
+                    ChangeRule::Proceed => {
+                        assert_eq!(change(&a, fa), Ok(()), "{what} under {kind}");
+                        assert_eq!(region.dma_write(&lab.kernel, BLOCK, &[7; 64]), Ok(()));
+                        assert_eq!(lab.stale(), 1, "stale only in `unsafe`");
+                        a.exit();
+                        assert_eq!(lab.kernel.check_at_rest(), Vec::<String>::new());
+                        continue;
+                    }
+                }
+                assert_eq!(lab.stale(), 0);
+                lab.end([&a]);
+            }
+        }
+    });
+}
+
+/// Section 4: under an own write or write+U lease, unpinned ranges may change while others are pinned.
+#[test]
+fn own_write_lease_lets_unpinned_ranges_change() {
+    every_preset(|axes| {
+        if !needs_lease(axes) {
+            return;
+        }
+        let kind = if axes.lease_rules == LeaseRules::Chinner { Kind::WRITE } else { Kind::WRITE_U };
+        let lab = Lab::new(axes);
+        let a = lab.actor();
+        let fa = a.writes_file("data", 4, 1);
+        a.lease(fa, kind, ALL).unwrap();
+        let (_, nic) = Nic::open(&a);
+        let region = nic.pins(&a, fa, 0..2).unwrap();
+        assert_eq!(a.fallocate(fa, Mode::PunchHole, 2 * BLOCK, BLOCK), Ok(()));
+        assert_eq!(a.ftruncate(fa, 9 * BLOCK), Ok(()));
+        assert_eq!(a.ftruncate(fa, 2 * BLOCK), Ok(()));
+        assert!(region.is_pinned() && !region.revoked.load(Ordering::SeqCst));
+        assert_eq!(a.bytes_of(fa), [1, 2]);
+        lab.end([&a]);
+    });
+}
+
+/// Section 1 [chosen]: turning a pinned block unwritten counts as a change; where it goes on, the block is zeroed in place.
+#[test]
+fn zero_range_over_pinned_blocks_counts_as_a_change() {
+    every_preset(|axes| {
+        let lab = Lab::new(axes);
+        let Some(a) = pinned_file(&lab, "data", 4, 1..2) else { return };
+        let b = lab.actor();
+        let fb = b.opens("data");
+        assert_eq!(a.who.fallocate(a.fd, ZERO, 3 * BLOCK, BLOCK), Ok(()), "unpinned: no change, whoever leases");
+        let before = a.who.portrait(a.fd);
+        let zero: Call = |t, fd| t.fallocate(fd, ZERO, 0, 3 * BLOCK);
+        match axes.stranger_change {
+            ChangeRule::Fail => {
+                assert_eq!(zero(&b, fb), Err(Errno::ETXTBSY));
+                assert_eq!(a.who.portrait(a.fd), before);
+            }
+            ChangeRule::Wait => {
+                let changing = b.blocks("exclusive lease", move |b| zero(b, fb));
+                a.region.dereg(&a.who);
+                a.who.unlock(a.fd, ALL).unwrap();
+                assert_eq!(changing.finish(), Ok(()));
+            }
+            ChangeRule::Revoke => assert_eq!(zero(&b, fb), Ok(())),
+            ChangeRule::Proceed | ChangeRule::Orphan => {
+                assert_eq!(zero(&b, fb), Ok(()));
+                assert_eq!(a.region.dma_write(&lab.kernel, 0, &[8; BLOCK as usize]), Ok(()));
+                assert_eq!(a.who.bytes_of(a.fd), [0, 8, 0, 0], "the pinned block stays written, and the file's");
+            }
+        }
+        assert_eq!(lab.stale(), 0);
+        lab.end([&a.who, &b]);
+    });
+    let lab = Lab::new(preset("chinner-2019"));
+    let a = pinned_file(&lab, "data", 4, 1..2).unwrap();
+    assert_eq!(a.who.fallocate(a.fd, ZERO, 0, 3 * BLOCK), Ok(()), "holder_change = orphan");
+    assert_eq!(lab.kernel.usage().orphaned, 0, "nothing left the file");
+    assert_eq!(a.region.dma_write(&lab.kernel, 0, &[8; BLOCK as usize]), Ok(()));
+    assert_eq!(a.who.bytes_of(a.fd), [0, 8, 0, 4]);
+    lab.end([&a.who]);
+}
+
+/// Section 4, step 2, with pins under a breakable lease (`chinner`): the holder is signalled; what it still pins then is
+/// judged; `kill` ends a holder that only waits.
+#[test]
+fn chinner_reader_with_pins_is_broken_first() {
+    every_preset_with(LeaseRules::Chinner, |axes| {
+        for answer in ["gives back", "is stubborn"] {
+            let lab = Lab::new(axes);
+            let (a, b) = (lab.actor(), lab.actor());
+            let fa = a.writes_file("data", 4, 1);
+            a.lease(fa, Kind::READ, ALL).unwrap();
+            let (_, nic) = Nic::open(&a);
+            let region = nic.pins(&a, fa, 0..2).unwrap();
+            let changing = b.blocks("lease break", |b| b.truncate("data", 0));
+            assert_eq!(a.signals(), [Signal::Sigio]);
+            assert_eq!(a.unlock(fa, ALL), Err(Errno::EBUSY), "unlock_while_pinned = busy");
+            assert_eq!(nic.pins(&a, fa, 2..3).err(), Some(Errno::EAGAIN), "it is being broken");
+            if answer == "gives back" || axes.break_timeout == BreakTimeout::Never {
+                region.dereg(&a);
+                a.unlock(fa, ALL).unwrap();
+            } else {
+                lab.advance(BREAK_TIME);
+            }
+            assert_eq!(changing.finish(), Ok(()), "A {answer}");
+            let killed = answer == "is stubborn" && axes.break_timeout == BreakTimeout::Kill;
+            assert_eq!(a.process().is_dying(), killed);
+            lab.end([&a, &b]);
+        }
+    });
+}
+
+/// `force` under a breakable lease with pins, of a user's own design: the lease goes, and the pins are judged by
+/// `stranger_change`, with the owner already told.
+#[test]
+fn pins_left_after_a_forced_break_are_judged() {
+    let axes = Axes { break_timeout: BreakTimeout::Force, ..preset("chinner-2019") };
+    let lab = Lab::new(axes);
+    let (a, b) = (lab.actor(), lab.actor());
+    let fa = a.writes_file("data", 4, 1);
+    a.lease(fa, Kind::READ, ALL).unwrap();
+    let (_, nic) = Nic::open(&a);
+    let region = nic.pins(&a, fa, 0..2).unwrap();
+    let before = a.portrait(fa);
+    let changing = b.blocks("lease break", |b| b.truncate("data", 0));
+    lab.advance(BREAK_TIME);
+    assert_eq!(changing.finish(), Err(Errno::ETXTBSY));
+    assert_eq!((a.portrait(fa), a.held(fa), region.is_pinned()), (before, vec![], true));
+    lab.end([&a, &b]);
+}

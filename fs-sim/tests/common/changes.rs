@@ -1,0 +1,59 @@
+//! Calls that change the layout of one file, calls that do not, and the file they are made for.
+
+use fs_sim::file_ops::fallocate::Mode;
+use fs_sim::file_ops::open::Flags;
+use fs_sim::process::description::Access;
+use fs_sim::process::fd_table::Fd;
+use fs_sim::range::BlockRange;
+use fs_sim::{BLOCK, Errno, Task};
+
+use super::Actor;
+
+pub(crate) const ALL: BlockRange = BlockRange::ALL;
+pub(crate) const KEEP: Mode = Mode::Allocate { keep_size: true };
+pub(crate) const ZERO: Mode = Mode::ZeroRange { keep_size: true };
+
+pub(crate) type Call = fn(&Task, Fd) -> Result<(), Errno>;
+
+pub(crate) fn write(task: &Task, fd: Fd, block: u64) -> Result<(), Errno> {
+    task.write(fd, block * BLOCK, &[0x77; BLOCK as usize]).map(|_| ())
+}
+
+/// On the file of [`canvas`]: calls that change its layout, and what they do to the four written blocks 0..4.
+pub(crate) const CHANGES: [(&str, Call); 10] = [
+    ("path truncate", |t, _| t.truncate("data", BLOCK)),
+    ("ftruncate", |t, fd| t.ftruncate(fd, 0)),
+    ("growing ftruncate", |t, fd| t.ftruncate(fd, 9 * BLOCK)),
+    ("punch", |t, fd| t.fallocate(fd, Mode::PunchHole, BLOCK, BLOCK)),
+    ("allocate", |t, fd| t.fallocate(fd, KEEP, 4 * BLOCK, BLOCK)),
+    ("allocate behind the end", |t, fd| t.fallocate(fd, KEEP, 8 * BLOCK, BLOCK)),
+    ("zero range over a hole", |t, fd| t.fallocate(fd, ZERO, 3 * BLOCK, 2 * BLOCK)),
+    ("write into a hole", |t, fd| write(t, fd, 4)),
+    ("extending write", |t, fd| write(t, fd, 6)),
+    ("open with O_TRUNC", |t, _| {
+        let fd = t.open("data", Flags { truncate: true, ..Flags::open(Access::BOTH) })?;
+        t.close(fd)
+    }),
+];
+
+/// Of [`CHANGES`], those that take written blocks away.
+pub(crate) const DEPARTURES: [(&str, Call); 4] = [CHANGES[0], CHANGES[1], CHANGES[3], CHANGES[9]];
+
+/// On the same file: calls without an effect on its layout.
+pub(crate) const NO_CHANGES: [(&str, Call); 8] = [
+    ("overwrite", |t, fd| write(t, fd, 1)),
+    ("write into an unwritten block", |t, fd| write(t, fd, 5)),
+    ("zero range over written blocks", |t, fd| t.fallocate(fd, ZERO, 0, 2 * BLOCK)),
+    ("ftruncate to the same size", |t, fd| t.ftruncate(fd, 6 * BLOCK)),
+    ("path truncate to the same size", |t, _| t.truncate("data", 6 * BLOCK)),
+    ("punch a hole", |t, fd| t.fallocate(fd, Mode::PunchHole, 4 * BLOCK, BLOCK)),
+    ("punch half a block", |t, fd| t.fallocate(fd, Mode::PunchHole, 100, BLOCK)),
+    ("allocate what is there", |t, fd| t.fallocate(fd, KEEP, 5 * BLOCK, BLOCK)),
+];
+
+/// "data": blocks 0..4 written, 4 a hole, 5 unwritten, size 6 blocks.
+pub(crate) fn canvas(a: &Actor) -> Fd {
+    let fd = a.writes_file("data", 4, 1);
+    a.fallocate(fd, Mode::Allocate { keep_size: false }, 5 * BLOCK, BLOCK).unwrap();
+    fd
+}
