@@ -1,5 +1,6 @@
 //! The command line's contract: bad input is told with its place, exits with 2 and writes nothing; an interrupted race still
 //! reports; a closed pipe is no error.
+#![allow(clippy::unwrap_used, reason = "a test that can't go on ends")]
 
 mod common;
 

@@ -1,5 +1,6 @@
 //! The house rules that no compiler checks: imports run down only, the concurrency facade is the only door to the
 //! originals, every module says what it owns, and texts carry no trace of a machine.
+#![allow(clippy::unwrap_used, reason = "a test that can't go on ends")]
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,5 +1,6 @@
 //! Every preset over many seeds: the negative control shows stale DMA every time, nobody else ever does, and the two sides of
 //! the race really meet. One seed in plain `cargo test`; twenty, and the counts that need optimised code, in `make test`.
+#![allow(clippy::unwrap_used, reason = "a test that can't go on ends")]
 
 mod common;
 

@@ -133,7 +133,7 @@ fn s09_two_read_holders_pin_the_same_pages() {
         let mut regions = Vec::new();
         for (actor, fd) in [(&a, fa), (&b, fb)] {
             actor.lease(fd, kind, ALL).unwrap();
-            let (_, nic) = Nic::open(&**actor);
+            let (_, nic) = Nic::open(actor);
             regions.push(nic.pins(actor, fd, 0..4).unwrap());
         }
         assert_eq!(regions[0].dma_write(&lab.kernel, 0, &[9; 4096]), Ok(()));

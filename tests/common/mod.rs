@@ -1,5 +1,7 @@
 //! What the tests of the command share: running it, and reading the result it wrote.
 
+#![allow(dead_code, reason = "each test file uses its part")]
+
 use std::path::Path;
 use std::process::{Command, Output};
 
