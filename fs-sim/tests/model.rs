@@ -84,6 +84,10 @@ enum Op {
     Store(usize, u64, u64, u8),
     /// A registration through the mapping, one DMA write, and its end.
     Dma(usize, u8),
+    /// A store through a mapping of the last block, from the end of the file to the end of the block.
+    StoreTail(usize, u8),
+    /// One of the calls above, from so many bytes behind the end of the file on.
+    Grow(usize, u8, u64, u64),
 }
 
 /// Mostly small and at odd places, sometimes block aligned, sometimes large.
@@ -114,6 +118,8 @@ fn op() -> impl Strategy<Value = Op> {
         4 => (slot(), bytes(32), 1..3 * BLOCK).prop_map(|(s, at, len)| Op::Load(s, at, len)),
         5 => (slot(), bytes(32), 1..3 * BLOCK, 1..=255u8).prop_map(|(s, at, len, byte)| Op::Store(s, at, len, byte)),
         2 => (slot(), 1..=255u8).prop_map(|(s, byte)| Op::Dma(s, byte)),
+        3 => (slot(), 1..=255u8).prop_map(|(s, byte)| Op::StoreTail(s, byte)),
+        3 => (slot(), 0..4u8, 0..BLOCK, 1..2 * BLOCK).prop_map(|(s, call, gap, len)| Op::Grow(s, call, gap, len)),
     ]
 }
 
@@ -194,7 +200,32 @@ impl Run {
         fits
     }
 
+    /// Calls that are stated relative to the end of the file, as absolute ones.
     fn step(&mut self, op: &Op) {
+        let size = |slot: usize| self.slots[slot].as_ref().map_or(0, |slot| self.files[&slot.ino].size);
+        match *op {
+            Op::StoreTail(slot, byte) => {
+                let size = size(slot);
+                let tail = size.next_multiple_of(BLOCK) - size;
+                if tail > 0 {
+                    self.absolute(&Op::Map(slot, size / BLOCK * BLOCK, BLOCK));
+                    self.absolute(&Op::Store(slot, BLOCK - tail, tail, byte));
+                }
+            }
+            Op::Grow(slot, call, gap, len) => {
+                let at = size(slot) + gap;
+                self.absolute(&match call {
+                    0 => Op::Write(slot, at, len, 0xdd),
+                    1 => Op::Ftruncate(slot, at + len),
+                    2 => Op::Zero(slot, false, at, len),
+                    _ => Op::Allocate(slot, false, at, len),
+                });
+            }
+            _ => self.absolute(op),
+        }
+    }
+
+    fn absolute(&mut self, op: &Op) {
         match *op {
             Op::Open { name, create, exclusive, truncate } => {
                 self.open(name, Flags { access: Access::BOTH, create, exclusive, truncate });
@@ -232,6 +263,7 @@ impl Run {
                     self.check(slot);
                 }
             }
+            Op::StoreTail(..) | Op::Grow(..) => unreachable!("relative"),
         }
         assert_eq!(self.lab.kernel.usage().free, self.free(), "after {op:?}");
     }
@@ -364,7 +396,9 @@ impl Run {
                 }
                 self.actor.close(context).unwrap();
             }
-            Op::Open { .. } | Op::Close(_) | Op::Unlink(_) | Op::Truncate(..) => unreachable!("not on a slot"),
+            Op::Open { .. } | Op::Close(_) | Op::Unlink(_) | Op::Truncate(..) | Op::StoreTail(..) | Op::Grow(..) => {
+                unreachable!("not on a slot, or relative")
+            }
         }
         self.files.insert(ino, file);
     }

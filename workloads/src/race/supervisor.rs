@@ -174,7 +174,8 @@ impl Watch<'_> {
         while self.arena.unfinished() > 0 && world.now() < give_up {
             killed += self.reap(world.now());
             let still = self.asleep_for(world.now(), self.arena.limits.standstill);
-            let nobody_moves = still.len() >= self.arena.unfinished() as usize;
+            // Nobody asleep is nobody left: the last one has finished a moment ago.
+            let nobody_moves = !still.is_empty() && still.len() >= self.arena.unfinished() as usize;
             if broken.is_empty() && nobody_moves && still.iter().all(|sleeper| sleeper.deadline.is_none()) {
                 broken.push("invariant 6: everybody left is asleep, and nobody is left to wake them".to_owned());
                 broken.extend(self.blocked());
