@@ -5,8 +5,8 @@ SHELL := /bin/bash
 CARGO ?= cargo
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
-# Debian packages that some checks need: HdrHistogram's own log processor, and a Java to run it.
-PACKAGES := libhdrhistogram-java default-jre-headless
+# Debian packages that some checks need: HdrHistogram's own log processor, a Java to run it, and Python to read JSON.
+PACKAGES := libhdrhistogram-java default-jre-headless python3
 
 .PHONY: help test packages fmt clippy unit doc loom shuttle release-tests hdr readme
 

@@ -590,14 +590,15 @@ fn any_fail_wins_before_any_signal() {
 #[test]
 fn changes_queue_in_order() {
     let lab = Lab::new(preset("man-page"));
-    let (a, b, c) = (lab.actor(), lab.actor(), lab.actor());
+    let (a, b, c, d) = (lab.actor(), lab.actor(), lab.actor(), lab.actor());
     let fa = canvas(&a);
     a.lease(fa, Kind::READ, ALL).unwrap();
     let first = b.blocks("lease break", |b| b.truncate("data", 2 * BLOCK));
-    let second = c.blocks("layout change ahead", |c| c.truncate("data", 3 * BLOCK));
+    let second = c.blocks("layout change ahead", |c| c.truncate("data", BLOCK));
+    let third = d.blocks("layout change ahead", |d| d.truncate("data", 3 * BLOCK));
     a.unlock(fa, ALL).unwrap();
-    assert_eq!((first.finish(), second.finish()), (Ok(()), Ok(())));
-    assert_eq!(a.bytes_of(fa), [1, 2, 0], "shrunk first, grown after");
+    assert_eq!((first.finish(), second.finish(), third.finish()), (Ok(()), Ok(()), Ok(())));
+    assert_eq!(a.bytes_of(fa), [1, 0, 0], "shrunk, shrunk further, then grown");
     soon("nobody blocked", || lab.kernel.blocked().is_empty().then_some(()));
-    lab.end([&a, &b, &c]);
+    lab.end([&a, &b, &c, &d]);
 }
