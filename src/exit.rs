@@ -38,7 +38,15 @@ pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
     {
         return ExitCode::SUCCESS;
     }
-    let text = format!("{error:#}");
+    let text = error.chain().fold(String::new(), |text, cause| {
+        let cause = cause.to_string();
+        match () {
+            () if text.is_empty() => cause,
+            // Many errors tell their cause themselves.
+            () if text.contains(&cause) => text,
+            () => format!("{text}: {cause}"),
+        }
+    });
     let prefix = if text.starts_with("error") { "" } else { "error: " };
     eprintln!("{prefix}{text}");
     let cannot = error.chain().any(|cause| cause.is::<CannotRun>());

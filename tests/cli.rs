@@ -43,6 +43,16 @@ fn wrong_unit_in_a_job() {
 }
 
 #[test]
+fn a_job_that_cannot_be_run() {
+    bad_job("[device]\nsize = \"2MiB\"\n", &["too small", "bad.toml:2:8", "need"]);
+    bad_job(
+        "[registrants]\nregion_lifetime = { dist = \"uniform\", min = \"5ms\", max = \"1ms\" }\n",
+        &["backwards", "bad.toml:2:58"],
+    );
+    bad_job("[mix]\nregister = 0\n", &["mix", "bad.toml:2:12"]);
+}
+
+#[test]
 fn unreadable_job() {
     let out = tempfile::tempdir().unwrap();
     let run = race(&out.path().join("out"), &["no-such-job.toml"]);
