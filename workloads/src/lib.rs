@@ -11,5 +11,7 @@
 
 pub mod choices;
 pub mod job;
+pub mod ops;
 pub mod oracle;
 pub mod race;
+pub mod scenario;

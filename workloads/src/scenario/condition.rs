@@ -1,0 +1,109 @@
+//! Conditions: for which designs an outcome is stated.
+//!
+//! It owns `@unsafe,odp`, `@stranger_change=wait&pin_gate=open`, `@!lease_rules=chinner`. Invariant: a condition names only
+//! axes, values and designs that exist. A condition by axis holds for a user's own design too; one by name only for the
+//! design of that name.
+
+use std::ops::Range;
+
+use fs_sim::design::{Axes, Axis};
+use fs_sim::input::{InputError, Source};
+
+/// Any of these lists, of which all must hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Condition(Vec<Vec<Atom>>);
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Atom {
+    negated: bool,
+    test: Test,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Test {
+    Design(String),
+    Axis(Axis, String),
+    /// The option of the volume or of the machine: a real Linux.
+    Linux,
+}
+
+/// What a condition is judged for.
+#[derive(Clone, Debug)]
+pub struct Subject {
+    /// The design's name.
+    pub name: String,
+    /// Its axes.
+    pub axes: Axes,
+    /// Whether the machine is a real Linux.
+    pub linux: bool,
+}
+
+impl Condition {
+    /// Parses what stands at `span` of `source`, without the `@`. `designs` are the names that exist.
+    ///
+    /// # Errors
+    /// An unknown design, axis or value, pointed at.
+    pub(super) fn parse(source: &Source, span: Range<usize>, designs: &[&str]) -> Result<Condition, InputError> {
+        let text = &source.text()[span.clone()];
+        let mut any = Vec::new();
+        let mut at = span.start;
+        for list in text.split(',') {
+            let mut all = Vec::new();
+            let mut atom_at = at;
+            for word in list.split('&') {
+                all.push(Atom::parse(source, atom_at..atom_at + word.len(), designs)?);
+                atom_at += word.len() + 1;
+            }
+            any.push(all);
+            at += list.len() + 1;
+        }
+        Ok(Condition(any))
+    }
+
+    /// Whether it holds.
+    pub fn holds(&self, of: &Subject) -> bool {
+        self.0.iter().any(|all| all.iter().all(|atom| atom.holds(of)))
+    }
+}
+
+impl Atom {
+    fn parse(source: &Source, span: Range<usize>, designs: &[&str]) -> Result<Atom, InputError> {
+        let text = &source.text()[span.clone()];
+        let (negated, word) = match text.strip_prefix('!') {
+            Some(word) => (true, word),
+            None => (false, text),
+        };
+        let start = span.end - word.len();
+        if word.is_empty() {
+            return Err(source.error(span, "a condition is missing here").help(HELP));
+        }
+        let Some((name, value)) = word.split_once('=') else {
+            if word == "linux" {
+                return Ok(Atom { negated, test: Test::Linux });
+            }
+            if !designs.contains(&word) {
+                return Err(source.unknown_word(start..span.end, "design", word, designs.iter().copied()));
+            }
+            return Ok(Atom { negated, test: Test::Design(word.to_owned()) });
+        };
+        let Some(axis) = Axis::from_name(name) else {
+            let axes = Axis::ALL.iter().map(|axis| axis.name());
+            return Err(source.unknown_word(start..start + name.len(), "axis", name, axes));
+        };
+        if !axis.choices().contains(&value) {
+            return Err(source.unknown_word(span.end - value.len()..span.end, name, value, axis.choices()));
+        }
+        Ok(Atom { negated, test: Test::Axis(axis, value.to_owned()) })
+    }
+
+    fn holds(&self, of: &Subject) -> bool {
+        let holds = match &self.test {
+            Test::Design(name) => of.name == *name,
+            Test::Axis(axis, value) => of.axes.get(*axis) == value,
+            Test::Linux => of.linux,
+        };
+        holds != self.negated
+    }
+}
+
+const HELP: &str = "write a design's name, `axis=value` or `linux`; `!` negates, `&` is and, `,` is or";

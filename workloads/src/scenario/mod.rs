@@ -1,0 +1,244 @@
+//! Scenarios: scripts of simulated processes, operations and expectations, and what becomes of them under each design.
+//!
+//! It owns the language. Reading order: [`parse`] (text to [`Scenario`]), [`condition`] (which design an outcome is stated
+//! for), [`run`] (a scenario on a [`machine::Machine`]), [`sim`] (the simulated machine). Invariants: a scenario that was
+//! parsed names only operations, kinds and designs that exist; a step has exactly one stated outcome under every design it
+//! is run with, known before anything runs; nothing in a run depends on time passing or on a guess about who sleeps.
+//! Kernel counterpart: packetdrill and `xfs_io` scripts, for the style.
+
+pub mod condition;
+mod lex;
+pub mod machine;
+mod parse;
+
+use std::ops::Range;
+use std::time::Duration;
+
+use fs_sim::design::VolumeOptions;
+use fs_sim::input::Source;
+
+use crate::ops::Op;
+use condition::Condition;
+
+/// A parsed scenario.
+#[derive(Clone, Debug)]
+pub struct Scenario {
+    /// `S18`: what stands before the colon of the first line, or the file's name without its ending.
+    pub id: String,
+    /// What stands after it.
+    pub title: String,
+    /// Where it was read from.
+    pub source: Source,
+    /// The machine it starts with.
+    pub setup: Setup,
+    /// What happens, in order.
+    pub steps: Vec<Step>,
+}
+
+/// The machine that a scenario starts with.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Setup {
+    /// The device's size in bytes.
+    pub device: u64,
+    /// The volume's options.
+    pub options: VolumeOptions,
+    /// `RLIMIT_MEMLOCK` of every process, in bytes; none is no limit.
+    pub memlock: Option<u64>,
+    /// The files that are there.
+    pub files: Vec<FileSetup>,
+    /// Whether it can run on a real Linux too.
+    pub linux: bool,
+}
+
+/// A file that is there at the start.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FileSetup {
+    /// Its name.
+    pub name: String,
+    /// Its size in bytes.
+    pub size: u64,
+    /// What it holds.
+    pub contents: Contents,
+}
+
+/// What a file holds at the start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Contents {
+    /// This byte everywhere.
+    Byte(u8),
+    /// No block.
+    Hole,
+    /// Allocated, unwritten blocks.
+    Unwritten,
+}
+
+/// A process of a scenario, or one thread of it: `A`, `A.2`. `system` is the machine itself.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Actor {
+    /// The process's name.
+    pub process: String,
+    /// Which of its threads; the first is 1.
+    pub thread: u32,
+}
+
+/// The actor that is the machine itself: an ordinary process that is always there.
+pub const SYSTEM: &str = "system";
+
+impl std::fmt::Display for Actor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.thread {
+            1 => f.write_str(&self.process),
+            thread => write!(f, "{}.{thread}", self.process),
+        }
+    }
+}
+
+/// One line of a scenario.
+#[derive(Clone, Debug)]
+pub struct Step {
+    /// Where it stands, in bytes of the source.
+    pub span: Range<usize>,
+    /// Only under designs for which this holds.
+    pub guard: Option<Condition>,
+    /// What happens.
+    pub action: Action,
+    /// What must come of it: never empty.
+    pub expected: Vec<Alternative>,
+    /// Whether it is the question that the scenario asks (`=>`): its outcome is shown in the matrix.
+    pub asks: bool,
+}
+
+/// What happens in a step.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Action {
+    /// An actor performs an operation.
+    Perform {
+        /// Who.
+        actor: Actor,
+        /// What.
+        op: Op,
+        /// The name that its result gets.
+        bind: Option<String>,
+    },
+    /// An actor's blocked call has returned. Speaks of the designs under which it blocked.
+    Returns(Actor),
+    /// A signal comes from outside.
+    Kill {
+        /// To whom.
+        process: String,
+        /// Which.
+        signal: &'static str,
+    },
+    /// Time passes.
+    Advance(Duration),
+    /// A look at the machine.
+    Expect(Query),
+}
+
+/// A look at the machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Query {
+    /// At what.
+    pub subject: Subject,
+    /// Of which file or process; empty where the subject needs none.
+    pub of: String,
+}
+
+/// What can be looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Subject {
+    /// The signals a process has been sent and handled since the last look.
+    Signals,
+    /// Whether a process lives.
+    Process,
+    /// Whether a process is blocked, and on what.
+    Blocked,
+    /// A file's layout leases.
+    Leases,
+    /// How many long-term pins (registrations) a file has.
+    Pins,
+    /// Who stands against a layout change of a file.
+    Blockers,
+    /// How many blocks are orphaned.
+    Orphans,
+    /// Whether stale DMA was seen.
+    Stale,
+    /// Locked memory of a process.
+    Locked,
+    /// A file's size.
+    Size,
+    /// How many blocks a file has.
+    Blocks,
+}
+
+/// What the argument of a look is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Of {
+    /// A file.
+    File,
+    /// A process.
+    Process,
+    /// Nothing.
+    Nothing,
+}
+
+impl Subject {
+    /// All of them.
+    pub const ALL: [Subject; 11] = [
+        Subject::Signals,
+        Subject::Process,
+        Subject::Blocked,
+        Subject::Leases,
+        Subject::Pins,
+        Subject::Blockers,
+        Subject::Orphans,
+        Subject::Stale,
+        Subject::Locked,
+        Subject::Size,
+        Subject::Blocks,
+    ];
+
+    /// Its word, what it is about, whether a real Linux can tell, and what it tells.
+    pub fn facts(self) -> (&'static str, Of, bool, &'static str) {
+        match self {
+            Subject::Signals => {
+                ("signals", Of::Process, true, "Signals handled since the last look, oldest first; `none`.")
+            }
+            Subject::Process => ("process", Of::Process, true, "`alive` or `dead`."),
+            Subject::Blocked => {
+                ("blocked", Of::Process, false, "What the process's calls wait for, in quotes; `no` if none does.")
+            }
+            Subject::Leases => (
+                "leases",
+                Of::File,
+                false,
+                "Layout leases as `A:read+U`, with `[first..end)` in blocks unless whole, and `:breaking` or `:zombie`; `none`.",
+            ),
+            Subject::Pins => ("pins", Of::File, false, "How many pages long-term pins hold, counted per registration."),
+            Subject::Blockers => (
+                "blockers",
+                Of::File,
+                false,
+                "Who stands against a layout change, as `A:read+U`, `A:ctx:mr` by the names of the scenario; `none`.",
+            ),
+            Subject::Orphans => ("orphans", Of::Nothing, false, "How many blocks are orphaned."),
+            Subject::Stale => ("stale", Of::Nothing, false, "`some` if stale DMA was seen so far, else `none`."),
+            Subject::Locked => ("locked", Of::Process, false, "How many pages of memory the process has locked."),
+            Subject::Size => ("size", Of::File, true, "The file's size."),
+            Subject::Blocks => ("blocks", Of::File, false, "How many blocks the file has."),
+        }
+    }
+}
+
+/// One stated outcome.
+#[derive(Clone, Debug)]
+pub struct Alternative {
+    /// Where it stands.
+    pub span: Range<usize>,
+    /// The outcome in words: `ok`, `ok read`, `ETXTBSY`, `blocks`.
+    pub outcome: String,
+    /// The scenario ends here for such a design: it refuses the setup.
+    pub ends: bool,
+    /// For which designs; none: for all that no other alternative names.
+    pub condition: Option<Condition>,
+}
