@@ -7,6 +7,7 @@ mod designs;
 mod exit;
 mod progress;
 mod race;
+mod scenario;
 
 use std::process::ExitCode;
 
@@ -24,6 +25,8 @@ struct Cli {
 enum Command {
     /// Run the truncate/pin race under every design and compare
     Race(race::RaceArgs),
+    /// Run scenarios under every design, each outcome held against the stated one
+    Scenario(scenario::ScenarioArgs),
     /// Show the designs and their axes
     Designs(designs::DesignsArgs),
 }
@@ -31,6 +34,7 @@ enum Command {
 fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Race(args) => race::run(args),
+        Command::Scenario(args) => scenario::run(args),
         Command::Designs(args) => designs::run(args),
     };
     outcome.unwrap_or_else(|error| exit::report(&error))

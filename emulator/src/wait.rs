@@ -54,9 +54,17 @@ pub struct Waiter {
     pending: AtomicU32,
     /// How often it was told to look again.
     wakes: AtomicU64,
-    /// True once woken and not yet consumed.
-    token: Mutex<bool>,
+    token: Mutex<Token>,
     woken: Condvar,
+}
+
+/// A sleep and its end.
+#[derive(Debug, Default)]
+struct Token {
+    /// Left by a wake-up, and not yet consumed.
+    woken: bool,
+    /// The waiter's thread is in [`Waiter::park`].
+    parked: bool,
 }
 
 impl Waiter {
@@ -66,7 +74,7 @@ impl Waiter {
             id,
             pending: AtomicU32::new(0),
             wakes: AtomicU64::new(0),
-            token: Mutex::new(false),
+            token: Mutex::new(Token::default()),
             woken: Condvar::new(),
         })
     }
@@ -114,13 +122,20 @@ impl Waiter {
     pub(crate) fn unpark(&self) {
         // ORDERING: SeqCst, before the token: who consumed the token, or comes after the waker's next step, sees it.
         self.wakes.fetch_add(1, Ordering::SeqCst);
-        *self.token.lock() = true;
+        self.token.lock().woken = true;
         self.woken.notify_all();
+    }
+
+    /// Whether its thread sleeps, and nobody has told it to look again.
+    pub(crate) fn is_asleep(&self) -> bool {
+        let token = self.token.lock();
+        token.parked && !token.woken
     }
 
     fn park(&self, world: &World, deadline: Option<Nanos>) {
         let mut token = self.token.lock();
-        while !*token {
+        token.parked = true;
+        while !token.woken {
             match world.real_time_left(deadline) {
                 None => token = self.woken.wait(token),
                 #[cfg(not(any(daxlab_loom, daxlab_shuttle)))]
@@ -128,7 +143,7 @@ impl Waiter {
                 Some(_) => break,
             }
         }
-        *token = false;
+        *token = Token::default();
     }
 }
 

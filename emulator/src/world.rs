@@ -85,6 +85,24 @@ impl World {
             .collect()
     }
 
+    /// Whether exactly `threads` sleep at this moment, every one with nothing to look at again: then, if no other thread runs
+    /// on this world, nothing moves until somebody from outside acts. Needs a virtual clock. An exact answer, not a guess:
+    /// of two looks in a row the first finds every sleeper asleep, and the second finds each asleep and not woken since.
+    pub fn is_quiescent(&self, threads: usize) -> bool {
+        let look = || {
+            let sleepers = self.sleepers.lock();
+            // The count before the state: a wake-up in between shows in the next look's count.
+            let sleeper = |(id, (waiter, _)): (&WaiterId, &(Arc<Waiter>, WaitFor))| {
+                let wakes = waiter.wakes();
+                waiter.is_asleep().then_some((*id, wakes))
+            };
+            let asleep: Option<Vec<(WaiterId, u64)>> = sleepers.iter().map(sleeper).collect();
+            asleep.filter(|asleep| asleep.len() == threads)
+        };
+        let first = look();
+        first.is_some() && first == look()
+    }
+
     pub(crate) fn fell_asleep(&self, waiter: &Arc<Waiter>, how: WaitFor) {
         let before = self.sleepers.lock().insert(waiter.id(), (Arc::clone(waiter), how));
         debug_assert!(before.is_none(), "a waiter sleeps on one queue at a time");

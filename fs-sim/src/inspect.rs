@@ -105,6 +105,11 @@ impl Kernel {
         self.inodes.snapshot()
     }
 
+    /// The inode of that name.
+    pub fn named(&self, name: &str) -> Option<Arc<Inode>> {
+        self.names.lock().get(name).cloned()
+    }
+
     /// How many blocks are where.
     pub fn usage(&self) -> Usage {
         Usage {

@@ -11,6 +11,7 @@
 //! | [`text`] | the comparison table for a terminal |
 //! | [`html`] | `report.html`, self-contained |
 //! | [`plot`] | the percentile plot, as SVG |
+//! | [`scenarios`] | results of scenarios as text, JSON, JUnit XML |
 //! | [`writer`] | a whole output folder, all of it or nothing |
 //! | [`human`] | numbers as people read them |
 //!
@@ -40,6 +41,7 @@ pub mod html;
 pub mod human;
 pub mod plot;
 pub mod result;
+pub mod scenarios;
 pub mod text;
 pub mod writer;
 

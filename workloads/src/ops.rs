@@ -77,6 +77,8 @@ pub enum Param {
     Size,
     /// Two sizes: offset and length; the length may be `inf`.
     Range,
+    /// As [`Param::Range`], of bytes that are moved: at most [`DATA_MAX`] of them.
+    Data,
     /// As [`Param::Range`], or nothing: the whole.
     MaybeRange,
     /// A byte: one printable character, or `zeros`.
@@ -90,6 +92,9 @@ pub enum Param {
     /// Any of these words, in any order.
     Flags(&'static [&'static str]),
 }
+
+/// The most bytes that one operation moves: 64 MiB.
+pub const DATA_MAX: u64 = 64 << 20;
 
 /// The signals that can be named.
 pub const SIGNALS: [&str; 5] = ["SIGIO", "SIGUSR1", "SIGTERM", "SIGKILL", "SIGCONT"];
@@ -193,10 +198,10 @@ verbs! {
     "Files" {
         Open "open" (file: Param::File, access: Param::Choice(&["r", "w", "rw", "path"]), flags: Param::Flags(&["create", "excl", "trunc", "nonblock"])) -> Fd Linux
             "Opens a file; `path` is O_PATH.";
-        Read "read" (fd: FD, range: Param::Range) Linux "Reads. The value tells the bytes: `a` if all are that, `a:4KiB,zeros:4KiB` if not, `eof` if none.";
-        Write "write" (fd: FD, range: Param::Range, byte: Param::Byte) Linux "Writes the byte all over the range.";
-        SubmitRead "submit_read" (fd: FD, range: Param::Range) -> Io Simulation "Starts direct I/O that stays in flight, its pages pinned short-term (io_submit).";
-        SubmitWrite "submit_write" (fd: FD, range: Param::Range, byte: Param::Byte) -> Io Simulation "As `submit_read`, writing.";
+        Read "read" (fd: FD, range: Param::Data) Linux "Reads. The value tells the bytes: `a` if all are that, `a:4KiB,zeros:4KiB` if not, `eof` if none.";
+        Write "write" (fd: FD, range: Param::Data, byte: Param::Byte) Linux "Writes the byte all over the range.";
+        SubmitRead "submit_read" (fd: FD, range: Param::Data) -> Io Simulation "Starts direct I/O that stays in flight, its pages pinned short-term (io_submit).";
+        SubmitWrite "submit_write" (fd: FD, range: Param::Data, byte: Param::Byte) -> Io Simulation "As `submit_read`, writing.";
         Complete "complete" (io: IO) Simulation "Lets direct I/O in flight finish. The value of a read is as for `read`.";
         Truncate "truncate" (file: Param::File, size: Param::Size) Linux "Sets the size, by path.";
         Ftruncate "ftruncate" (fd: FD, size: Param::Size) Linux "Sets the size, through a descriptor.";
@@ -220,8 +225,8 @@ verbs! {
         End "end" (program: PROGRAM) Linux "Ends a running program.";
     }
     "Leases" {
-        Lease "lease" (fd: FD, mode: Param::Choice(&["read", "write"]), flags: Param::Flags(&["unbreakable"]), range: Param::MaybeRange) Simulation
-            "Takes a layout lease, or converts the one held. Rounded outward to blocks.";
+        Lease "lease" (fd: FD, mode: Param::Choice(&["read", "write", "exclusive"]), flags: Param::Flags(&["unbreakable"]), range: Param::MaybeRange) Simulation
+            "Takes a layout lease, or converts the one held. Rounded outward to blocks. `exclusive` is the kind that gates ask for: `write` under `chinner` rules, else `read unbreakable`.";
         Unlock "unlock" (fd: FD, range: Param::MaybeRange) Simulation "Gives a layout lease back.";
         Downgrade "downgrade" (fd: FD, range: Param::MaybeRange) Simulation "Turns a write lease into read+U.";
         SetLease "setlease" (fd: FD, lease: Param::Choice(&["read", "write", "unlock"])) Linux "An ordinary lease: F_SETLEASE with F_RDLCK, F_WRLCK or F_UNLCK.";
@@ -234,8 +239,8 @@ verbs! {
         MmapAnon "mmap_anon" (length: Param::Size) -> Map Linux "Maps anonymous shared memory.";
         MmapDevDax "mmap_devdax" (length: Param::Size) -> Map Simulation "Maps device-DAX memory: pages that belong to no file.";
         Munmap "munmap" (map: MAP, range: Param::MaybeRange) Linux "Unmaps a mapping, or a part of it.";
-        Load "load" (map: MAP, range: Param::Range) Linux "Reads through a mapping; the value is as for `read`.";
-        Store "store" (map: MAP, range: Param::Range, byte: Param::Byte) Linux "Writes through a mapping.";
+        Load "load" (map: MAP, range: Param::Data) Linux "Reads through a mapping; the value is as for `read`.";
+        Store "store" (map: MAP, range: Param::Data, byte: Param::Byte) Linux "Writes through a mapping.";
     }
     "RDMA" {
         RdmaOpen "rdma_open" () -> Context Simulation "Opens the NIC.";
@@ -247,9 +252,9 @@ verbs! {
         BindMw "bind_mw" (qp: QP, window: WINDOW, mr: REGION, range: Param::Range) Simulation "Binds a window to a part of a region; length 0 unbinds.";
         DeallocMw "dealloc_mw" (window: WINDOW) Simulation "Deallocates a window.";
         Connect "connect" (own: CONTEXT, peer: CONTEXT) -> Qp Simulation "A queue pair on each of two contexts, connected. The name stands for this side's end.";
-        RdmaWrite "rdma_write" (qp: QP, remote: REMOTE, range: Param::Range, byte: Param::Byte) Simulation
-            "Writes into the peer's region. Fails with the completion's status: `remote_access_error`, `flushed`, …";
-        RdmaRead "rdma_read" (qp: QP, remote: REMOTE, range: Param::Range) Simulation "Reads the peer's region; the value is as for `read`.";
+        RdmaWrite "rdma_write" (qp: QP, remote: REMOTE, range: Param::Data, byte: Param::Byte) Simulation
+            "Writes into the peer's region. Fails with the completion's status, such as `remote_access_error` or `flushed`.";
+        RdmaRead "rdma_read" (qp: QP, remote: REMOTE, range: Param::Data) Simulation "Reads the peer's region; the value is as for `read`.";
         FetchAdd "fetch_add" (qp: QP, remote: REMOTE, offset: Param::Size, add: Param::Number) Simulation "Adds to 8 bytes; the value is what was there.";
         AtomicWrite "atomic_write" (qp: QP, remote: REMOTE, offset: Param::Size, value: Param::Number) Simulation "Writes 8 bytes, never torn.";
         Flush "flush" (qp: QP, remote: REMOTE, range: Param::Range, placement: Param::Choice(&["global", "persistent"])) Simulation "RDMA FLUSH.";
@@ -258,14 +263,14 @@ verbs! {
     }
     "Other holders of pages" {
         UmemRegister "umem" (map: MAP, range: Param::Range) -> Umem Simulation "Registers an AF_XDP umem.";
-        UmemReceive "umem_receive" (umem: UMEM, range: Param::Range, byte: Param::Byte) Simulation "A packet arrives in the umem.";
+        UmemReceive "umem_receive" (umem: UMEM, range: Param::Data, byte: Param::Byte) Simulation "A packet arrives in the umem.";
         FixedBuffers "fixed_buffers" (map: MAP, range: Param::Range) -> Ring Simulation "Registers io_uring fixed buffers.";
-        RingRead "ring_read" (ring: RING, range: Param::Range, byte: Param::Byte) Simulation "An I/O reads into the fixed buffers.";
+        RingRead "ring_read" (ring: RING, range: Param::Data, byte: Param::Byte) Simulation "An I/O reads into the fixed buffers.";
         GuestAttach "guest_attach" (fd: FD) -> Guest Simulation "Exports an open file to a guest as its persistent memory.";
         GuestFlush "guest_flush" (guest: GUEST) Simulation "The guest flushes.";
         GuestDetach "guest_detach" (guest: GUEST) Simulation "The guest is gone.";
         LayoutGet "layoutget" (fd: FD, range: Param::Range, access: Param::Choice(&["r", "rw"])) -> BlockLayout Simulation "A block-layout client (pNFS) takes a layout.";
-        LayoutWrite "layout_write" (layout: BLOCK_LAYOUT, range: Param::Range, byte: Param::Byte) Simulation "The client writes to the device directly.";
+        LayoutWrite "layout_write" (layout: BLOCK_LAYOUT, range: Param::Data, byte: Param::Byte) Simulation "The client writes to the device directly.";
         LayoutReturn "layoutreturn" (layout: BLOCK_LAYOUT) Simulation "The client returns its layout.";
     }
     "The system" {
@@ -297,7 +302,7 @@ impl Verb {
                 Param::Bound(_) => (*name).to_owned(),
                 Param::Process => "PROCESS".to_owned(),
                 Param::Size | Param::Number => name.to_uppercase(),
-                Param::Range => "OFFSET LENGTH".to_owned(),
+                Param::Range | Param::Data => "OFFSET LENGTH".to_owned(),
                 Param::MaybeRange => "[OFFSET LENGTH]".to_owned(),
                 Param::Byte => "BYTE".to_owned(),
                 Param::Signal => "SIGNAL".to_owned(),
@@ -408,6 +413,21 @@ impl Op {
     }
 }
 
+/// Every operation as the reference page in `docs/scenarios.md` lists it: a table for each section, in Markdown.
+pub fn reference() -> String {
+    let mut page = String::new();
+    let mut section = "";
+    for verb in Verb::ALL {
+        if verb.section() != section {
+            section = verb.section();
+            page += &format!("\n### {section}\n\n| operation | on Linux | what it does |\n|---|---|---|\n");
+        }
+        let linux = if verb.on() == On::Linux { "yes" } else { "" };
+        page += &format!("| `{}` | {linux} | {} |\n", verb.usage().replace('|', "\\|"), verb.doc().replace('|', "\\|"));
+    }
+    page
+}
+
 /// The bytes that an operation read, in the words of scenarios: `a` if all `asked` are that, `eof` if there is none, else runs
 /// with their lengths in bytes, `a:4096,zeros:4096`; at most [`RUNS_MAX`] of them.
 pub fn describe_bytes(bytes: &[u8], asked: usize) -> String {
@@ -448,6 +468,20 @@ mod tests {
             assert!(Verb::ALL[..n].iter().all(|other| other.name() != verb.name()));
             assert!(verb.doc().ends_with('.') && !verb.section().is_empty());
         }
+    }
+
+    #[test]
+    fn the_reference_page_lists_this_table() {
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/scenarios.md");
+        let page = std::fs::read_to_string(&path).unwrap();
+        let (before, listed) = page.split_once("checked by a test -->\n").unwrap();
+        let (listed, after) = listed.split_once("\n<!-- end -->").unwrap();
+        if std::env::var_os("DAXLAB_WRITE_REFERENCE").is_some() {
+            let page = format!("{before}checked by a test -->\n{}\n<!-- end -->{after}", reference().trim_end());
+            std::fs::write(path, page).unwrap();
+            return;
+        }
+        assert!(listed == reference().trim_end(), "out of date: run this test with DAXLAB_WRITE_REFERENCE=1");
     }
 
     #[test]

@@ -10,6 +10,9 @@ pub mod condition;
 mod lex;
 pub mod machine;
 mod parse;
+pub mod run;
+pub mod sim;
+pub mod suite;
 
 use std::ops::Range;
 use std::time::Duration;

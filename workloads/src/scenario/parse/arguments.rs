@@ -8,7 +8,7 @@ use fs_sim::input::{self, InputError, Size, UnitError};
 
 use super::super::lex::Token;
 use super::{Bound, Parser};
-use crate::ops::{Arg, ByteRange, Kind, Param, SIGNALS, Verb};
+use crate::ops::{Arg, ByteRange, DATA_MAX, Kind, Param, SIGNALS, Verb};
 
 impl<'a> Parser<'a> {
     /// Reads `tokens` by the signature of `verb`.
@@ -59,16 +59,21 @@ impl<'a> Parser<'a> {
             Param::Byte => Arg::Byte(self.byte(token)?),
             Param::Signal => Arg::Word(self.choice(token, "signal", &SIGNALS)?),
             Param::Choice(words) => Arg::Word(self.choice(token, "word", words)?),
-            Param::Range | Param::MaybeRange => {
+            Param::Range | Param::Data | Param::MaybeRange => {
                 let Some((len, rest)) = rest.split_first() else {
                     let title = "a length is missing behind the offset";
                     return Err(self.source.error(token.span.clone(), title).help(format!("write `{}`", verb.usage())));
                 };
                 let offset = self.size(token.text, token.span.clone())?;
+                let at = len.span.clone();
                 let len = match len.text {
                     "inf" => u64::MAX,
-                    text => self.size(text, len.span.clone())?,
+                    text => self.size(text, at.clone())?,
                 };
+                if param == Param::Data && len > DATA_MAX {
+                    let title = format!("`{verb}` moves at most {} at once", Size(DATA_MAX));
+                    return Err(self.source.error(at, title));
+                }
                 return Ok((Arg::Range(Some(ByteRange { offset, len })), rest));
             }
             Param::Flags(_) => unreachable!("flags were read above"),

@@ -1,0 +1,56 @@
+//! The three formats of one small report.
+
+use super::*;
+
+fn report() -> ScenarioReport {
+    let mut report = ScenarioReport::new("simulation", vec!["kara".into(), "odp".into(), "mainline".into()]);
+    let cell = |design: &str, verdict, outcome: &str, failure| Cell {
+        design: design.into(),
+        verdict,
+        outcome: outcome.into(),
+        failure,
+    };
+    let failure = CellFailure {
+        line: 7,
+        text: "B: truncate data 0 => ok".into(),
+        expected: "ok".into(),
+        got: "ETXTBSY <&>".into(),
+        state: vec!["inode 1: leases A:read+U".into()],
+    };
+    report.scenarios.push(ScenarioRow {
+        id: "S14".into(),
+        title: "truncate a pinned page".into(),
+        file: "s14.scn".into(),
+        cells: vec![
+            cell("kara", CellVerdict::Failed, "", Some(failure)),
+            cell("odp", CellVerdict::Passed, "ok", None),
+            cell("mainline", CellVerdict::NotApplicable, "EOPNOTSUPP", None),
+        ],
+    });
+    report
+}
+
+#[test]
+fn text_shows_line_failure_matrix_and_sum() {
+    let text = text(&report(), 100);
+    assert!(text.starts_with("S14      FAIL  truncate a pinned page (1 passed, 1 n/a, 1 failed)\n"), "{text}");
+    for part in ["s14.scn:7: B: truncate", "expected ok", "got      ETXTBSY", "inode 1: leases", "n/a", "1 scenarios"] {
+        assert!(text.contains(part), "{part:?} in {text}");
+    }
+    assert!(text.lines().all(|line| line.chars().count() <= 100), "{text}");
+}
+
+#[test]
+fn junit_counts_failures_and_skips_and_escapes() {
+    let xml = junit(&report()).unwrap();
+    assert!(xml.contains("tests=\"3\"") && xml.contains("failures=\"1\""), "{xml}");
+    assert!(xml.contains("<skipped") && xml.contains("ETXTBSY &lt;&amp;&gt;"), "{xml}");
+}
+
+#[test]
+fn json_names_every_verdict_in_words() {
+    let json = serde_json::to_value(report()).unwrap();
+    assert_eq!(json["scenarios"][0]["cells"][2]["verdict"], "not_applicable");
+    assert_eq!(json["scenarios"][0]["cells"][0]["failure"]["line"], 7);
+    assert_eq!(json["schema"], "daxlab-scenarios");
+}

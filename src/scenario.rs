@@ -1,0 +1,126 @@
+//! `daxlab scenario`: the suite, and a user's own scenarios.
+//!
+//! It owns the command's arguments. Everything is parsed and checked before anything runs.
+
+use std::io::IsTerminal;
+use std::path::Path;
+use std::process::ExitCode;
+
+use clap::{Args, Subcommand, ValueEnum};
+use fs_sim::Sabotage;
+use fs_sim::design::{Catalogue, Entry};
+use fs_sim::input::{InputError, Source};
+use reports::scenarios;
+use workloads::scenario::{Scenario, suite};
+
+use crate::exit;
+
+/// Run scenarios under every design and hold their outcomes against the stated ones
+#[derive(Debug, Args)]
+pub(crate) struct ScenarioArgs {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// List the built-in scenarios
+    List,
+    /// Print a built-in scenario
+    Show {
+        /// Its id, such as S18
+        #[arg(value_name = "ID")]
+        id: String,
+    },
+    /// Run built-in scenarios (without arguments: all), or files of your own
+    Run(RunArgs),
+}
+
+#[derive(Debug, Args)]
+struct RunArgs {
+    /// Ids of built-in scenarios, or paths of files
+    #[arg(value_name = "ID|FILE")]
+    what: Vec<String>,
+    /// Designs to run under: names of presets, TOML files, or `all`
+    #[arg(long, value_name = "D,…|all", default_value = "all")]
+    design: String,
+    /// How to print the results
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    format: Format,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Format {
+    /// One line a scenario, then a matrix
+    Text,
+    /// Every cell, for programs
+    Json,
+    /// JUnit XML, for CI systems
+    Junit,
+}
+
+/// The widest matrix printed where the terminal's width is unknown.
+const WIDTH: usize = 160;
+
+/// Runs the command.
+///
+/// # Errors
+/// Wrong input (exit code 2).
+pub(crate) fn run(args: ScenarioArgs) -> anyhow::Result<ExitCode> {
+    let mut catalogue = Catalogue::default();
+    match args.command {
+        Command::List => {
+            let names: Vec<&str> = catalogue.names().collect();
+            let lines = suite::built_in(&names)?;
+            let lines = lines.iter().map(|scenario| format!("{:<8} {}\n", scenario.id, scenario.title));
+            exit::print(&lines.collect::<String>())?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Show { id } => {
+            let names: Vec<&str> = catalogue.names().collect();
+            let scenarios = suite::built_in(&names)?;
+            exit::print(named(&scenarios, &id)?.source.text())?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Run(args) => run_scenarios(&mut catalogue, &args),
+    }
+}
+
+fn named<'s>(scenarios: &'s [Scenario], id: &str) -> Result<&'s Scenario, InputError> {
+    suite::find(scenarios, id).ok_or_else(|| {
+        let source = Source::new("<scenario>", id);
+        let ids = scenarios.iter().map(|scenario| scenario.id.as_str());
+        source.unknown_word(0..id.len(), "scenario", id, ids)
+    })
+}
+
+fn run_scenarios(catalogue: &mut Catalogue, args: &RunArgs) -> anyhow::Result<ExitCode> {
+    let designs: Vec<Entry> = catalogue.resolve(&args.design)?;
+    let names: Vec<&str> = catalogue.names().collect();
+    let built_in = suite::built_in(&names)?;
+    let mut scenarios = Vec::new();
+    for what in &args.what {
+        scenarios.push(match is_path(what) {
+            true => Scenario::parse(&Source::read(Path::new(what))?, &names)?,
+            false => named(&built_in, what)?.clone(),
+        });
+    }
+    if args.what.is_empty() {
+        scenarios = built_in;
+    }
+    let report = suite::run_simulated(&scenarios, &designs, Sabotage::default())?;
+    let terminal = std::io::stdout().is_terminal();
+    let width = terminal_size::terminal_size().filter(|_| terminal).map_or(WIDTH, |(width, _)| usize::from(width.0));
+    let text = match args.format {
+        Format::Text => scenarios::text(&report, width),
+        Format::Json => serde_json::to_string_pretty(&report)? + "\n",
+        Format::Junit => scenarios::junit(&report)?,
+    };
+    exit::print(&text)?;
+    Ok(if report.failed() { ExitCode::from(exit::FOUND) } else { ExitCode::SUCCESS })
+}
+
+/// Whether a word names a file rather than a built-in scenario.
+fn is_path(word: &str) -> bool {
+    word.contains('/') || word.ends_with(".scn")
+}

@@ -1,0 +1,275 @@
+//! Running a scenario: step by step on a machine, each outcome held against the stated one.
+//!
+//! It owns the verdict. Invariants: before anything runs, every step is known to have exactly one stated outcome under every
+//! design asked for ([`check`]); a run stops at the first outcome that is not the stated one, with the machine's state of
+//! that moment. Kernel counterpart: packetdrill's `run_script`.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use fs_sim::input::InputError;
+
+use super::condition::Subject;
+use super::machine::{Machine, Progress, Trouble};
+use super::{Action, Actor, Alternative, Query, Scenario, Step};
+
+/// What came of a scenario under one design.
+#[derive(Debug)]
+pub enum Verdict {
+    /// Every outcome was as stated.
+    Passed {
+        /// The outcomes of its questions.
+        outcomes: Vec<String>,
+    },
+    /// The design refuses the setup, as stated.
+    NotApplicable {
+        /// The refusing step's operation.
+        step: String,
+        /// Its outcome.
+        outcome: String,
+    },
+    /// An outcome was not as stated, or an invariant was broken.
+    Failed(Failure),
+    /// The machine can't run it.
+    NotRun(String),
+    /// Whether calls were blocked could not be told.
+    Inconclusive(String),
+}
+
+/// Something came out otherwise than stated.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// 1-based line.
+    pub line: usize,
+    /// The line.
+    pub text: String,
+    /// The stated outcome.
+    pub expected: String,
+    /// What came out.
+    pub got: String,
+    /// Leases, pins and blocked calls at that moment.
+    pub state: Vec<String>,
+}
+
+/// Checks that under every one of `subjects` each step has exactly one stated outcome and a question is reached, or the
+/// design refuses the setup.
+///
+/// # Errors
+/// A step with none or several for a design, at its place.
+pub fn check(scenario: &Scenario, subjects: &[Subject]) -> Result<(), InputError> {
+    subjects.iter().try_for_each(|subject| check_one(scenario, subject))
+}
+
+fn check_one(scenario: &Scenario, subject: &Subject) -> Result<(), InputError> {
+    let mut asked = false;
+    for step in applicable(scenario, subject) {
+        let stated = stated(scenario, step, subject)?;
+        asked |= step.asks;
+        if stated.ends {
+            return Ok(());
+        }
+    }
+    match asked {
+        true => Ok(()),
+        false => Err(scenario
+            .source
+            .error_overall(format!("{} asks nothing under {}: no `=>` is reached", scenario.id, subject.name))
+            .help("let each design reach a step with `=>`, or end with `n/a`")),
+    }
+}
+
+fn applicable<'s>(scenario: &'s Scenario, subject: &'s Subject) -> impl Iterator<Item = &'s Step> {
+    scenario.steps.iter().filter(|step| step.guard.as_ref().is_none_or(|guard| guard.holds(subject)))
+}
+
+/// The one outcome that is stated for a design.
+fn stated<'s>(scenario: &Scenario, step: &'s Step, subject: &Subject) -> Result<&'s Alternative, InputError> {
+    let holds = |alternative: &&Alternative| alternative.condition.as_ref().is_some_and(|c| c.holds(subject));
+    let mut by_condition = step.expected.iter().filter(holds);
+    match (by_condition.next(), by_condition.next()) {
+        (Some(one), None) => Ok(one),
+        (Some(_), Some(second)) => Err(scenario
+            .source
+            .error(second.span.clone(), format!("a second outcome for {}", subject.name))
+            .help("let the conditions of a step exclude each other")),
+        (None, _) => step.expected.iter().find(|alternative| alternative.condition.is_none()).ok_or_else(|| {
+            scenario
+                .source
+                .error(step.span.clone(), format!("no outcome is stated for {}", subject.name))
+                .help("add one without a condition, or one for this design")
+        }),
+    }
+}
+
+/// Whether `got` is what `expected` states: a plain `ok` is any success, and a plain `blocks` any reason.
+fn agrees(expected: &str, got: &str) -> bool {
+    let general = matches!(expected, "ok" | "blocks");
+    expected == got || (general && got.split(' ').next() == Some(expected))
+}
+
+/// Runs `scenario` on `machine` under the design of `subject`.
+///
+/// # Errors
+/// The scenario asks for what can't be (see [`Trouble::Script`]), or ends while somebody is still blocked; at its place.
+pub fn run(scenario: &Scenario, subject: &Subject, machine: Box<dyn Machine + '_>) -> Result<Verdict, InputError> {
+    check_one(scenario, subject)?;
+    let mut run =
+        Run { scenario, subject, machine, blocked: BTreeMap::new(), outcomes: Vec::new(), judged_stale: false };
+    let verdict = run.steps();
+    let leftover = run.leftover();
+    let violations = run.machine.finish();
+    let verdict = verdict?;
+    if let (Verdict::Passed { .. }, Some(error)) = (&verdict, leftover) {
+        return Err(error);
+    }
+    if let (Verdict::Passed { .. } | Verdict::NotApplicable { .. }, Some(_)) = (&verdict, violations.first()) {
+        return Ok(Verdict::Failed(Failure {
+            line: scenario.source.text().lines().count(),
+            text: "(the end)".to_owned(),
+            expected: "no invariant broken".to_owned(),
+            got: violations.join("; "),
+            state: Vec::new(),
+        }));
+    }
+    Ok(verdict)
+}
+
+struct Run<'s> {
+    scenario: &'s Scenario,
+    subject: &'s Subject,
+    machine: Box<dyn Machine + 's>,
+    /// Who is in a blocked call, and where it began.
+    blocked: BTreeMap<Actor, Range<usize>>,
+    outcomes: Vec<String>,
+    judged_stale: bool,
+}
+
+/// How a step ended.
+enum Came {
+    /// To these words.
+    Out(String),
+    /// It does not concern this design.
+    ToNothing,
+}
+
+impl<'s> Run<'s> {
+    fn steps(&mut self) -> Result<Verdict, InputError> {
+        for step in applicable(self.scenario, self.subject) {
+            let stated = stated(self.scenario, step, self.subject)?;
+            let got = match self.act(step) {
+                Ok(Came::Out(got)) => got,
+                Ok(Came::ToNothing) => continue,
+                Err(Trouble::Script(what)) => return Err(self.scenario.source.error(step.span.clone(), what)),
+                Err(Trouble::CannotRun(what)) => return Ok(Verdict::NotRun(what)),
+                Err(Trouble::Inconclusive(what)) => return Ok(Verdict::Inconclusive(what)),
+            };
+            if !agrees(&stated.outcome, &got) {
+                return Ok(Verdict::Failed(self.failure(step, &stated.outcome, got)));
+            }
+            if stated.ends {
+                let outcome = got;
+                return Ok(Verdict::NotApplicable { step: words_of(&step.action), outcome });
+            }
+            if step.asks {
+                self.outcomes.push(stated.outcome.split(' ').next().unwrap_or_default().to_owned());
+            }
+        }
+        self.last_look()
+    }
+
+    /// Stale DMA that no step stated is a failure.
+    fn last_look(&mut self) -> Result<Verdict, InputError> {
+        let query = Query { subject: super::Subject::Stale, of: String::new() };
+        let stale = self.machine.ask(&query).is_ok_and(|answer| answer == "some");
+        if stale && !self.judged_stale {
+            let last = self.scenario.steps.last().expect("a parsed scenario has steps");
+            return Ok(Verdict::Failed(self.failure(last, "no stale DMA", "stale DMA".to_owned())));
+        }
+        Ok(Verdict::Passed { outcomes: std::mem::take(&mut self.outcomes) })
+    }
+
+    fn act(&mut self, step: &Step) -> Result<Came, Trouble> {
+        let came = match &step.action {
+            Action::Perform { actor, op, bind } => {
+                if let Some(since) = self.blocked.get(actor) {
+                    let (line, _) = self.scenario.source.line_column(since.start);
+                    let (what, instead) =
+                        ("is still in the call of line", "let it return first, or use another thread");
+                    return Err(Trouble::Script(format!("{actor} {what} {line}: {instead}, such as `{actor}.2`")));
+                }
+                match self.machine.perform(actor, op, bind.as_deref())? {
+                    Progress::Done(outcome) => outcome,
+                    Progress::Blocked(reason) => {
+                        self.blocked.insert(actor.clone(), step.span.clone());
+                        blocks(&reason)
+                    }
+                }
+            }
+            Action::Returns(actor) => {
+                if !self.blocked.contains_key(actor) {
+                    return Ok(Came::ToNothing);
+                }
+                match self.machine.progress(actor)? {
+                    Progress::Done(outcome) => {
+                        self.blocked.remove(actor);
+                        outcome
+                    }
+                    Progress::Blocked(reason) => blocks(&reason),
+                }
+            }
+            Action::Kill { process, signal } => {
+                self.machine.kill(process, signal)?;
+                "ok".to_owned()
+            }
+            Action::Advance(span) => {
+                self.machine.advance(*span)?;
+                "ok".to_owned()
+            }
+            Action::Expect(query) => {
+                self.judged_stale |= query.subject == super::Subject::Stale;
+                self.machine.ask(query)?
+            }
+        };
+        Ok(Came::Out(came))
+    }
+
+    fn failure(&self, step: &Step, expected: &str, got: String) -> Failure {
+        let source = &self.scenario.source;
+        Failure {
+            line: source.line_column(step.span.start).0,
+            text: source.text()[step.span.clone()].to_owned(),
+            expected: expected.to_owned(),
+            got,
+            state: self.machine.state(),
+        }
+    }
+
+    /// The first call that is blocked at the end, unless its process is gone: the scenario forgot it.
+    fn leftover(&mut self) -> Option<InputError> {
+        let actors: Vec<(Actor, Range<usize>)> = self.blocked.clone().into_iter().collect();
+        let still = actors.into_iter().find(|(actor, _)| {
+            let progress = self.machine.progress(actor);
+            matches!(progress, Ok(Progress::Blocked(_)))
+        });
+        still.map(|(actor, at)| {
+            self.scenario
+                .source
+                .error(at, format!("the scenario ends under {} while {actor} is still blocked here", self.subject.name))
+                .help("let what it waits for happen, or `kill` it; then `returns` states what came of it")
+        })
+    }
+}
+
+fn blocks(reason: &str) -> String {
+    if reason.is_empty() { "blocks".to_owned() } else { format!("blocks {reason}") }
+}
+
+fn words_of(action: &Action) -> String {
+    match action {
+        Action::Perform { op, .. } => op.verb.name().to_owned(),
+        Action::Returns(_) => "returns".to_owned(),
+        Action::Kill { .. } => "kill".to_owned(),
+        Action::Advance(_) => "advance".to_owned(),
+        Action::Expect(query) => format!("expect {}", query.subject.facts().0),
+    }
+}

@@ -1,0 +1,133 @@
+//! The crew: one thread of this program for each thread of a scenario's processes.
+//!
+//! It owns the threads and the calls in progress. Invariants: a worker has at most one call; [`Crew::settle`] returns when every
+//! call has ended or its thread sleeps on the simulated kernel's own queues, and nothing is under way that could wake one.
+
+use std::collections::BTreeMap;
+use std::sync::mpsc::{Sender, channel};
+
+use emulator::World;
+use emulator::sync::thread::{self, JoinHandle};
+use emulator::sync::{Arc, Mutex};
+use fs_sim::Task;
+
+use super::calls::Done;
+use crate::scenario::Actor;
+use crate::scenario::machine::Trouble;
+
+type Job = Box<dyn FnOnce(&Task) -> Done + Send>;
+
+struct Worker {
+    task: Arc<Task>,
+    jobs: Sender<Job>,
+    /// What came of the call.
+    done: Arc<Mutex<Option<Done>>>,
+    thread: JoinHandle<()>,
+    busy: Option<Call>,
+}
+
+/// A call in progress.
+struct Call {
+    bind: Option<String>,
+}
+
+/// What a call came to, and the name for what it made.
+pub(super) struct Finished {
+    pub(super) actor: Actor,
+    pub(super) done: Done,
+    pub(super) bind: Option<String>,
+}
+
+/// See the module.
+#[derive(Default)]
+pub(super) struct Crew(BTreeMap<Actor, Worker>);
+
+/// How long a call may run on without ending or sleeping, in nanoseconds: a net under the machine's own errors, far beyond what
+/// any call takes.
+const RUNAWAY: u64 = 60_000_000_000;
+
+impl Crew {
+    /// The task of an actor.
+    pub(super) fn task(&self, actor: &Actor) -> Option<&Arc<Task>> {
+        self.0.get(actor).map(|worker| &worker.task)
+    }
+
+    /// Any task of a process.
+    pub(super) fn task_of(&self, process: &str) -> Option<&Arc<Task>> {
+        self.0.iter().find(|(actor, _)| actor.process == process).map(|(_, worker)| &worker.task)
+    }
+
+    /// Everybody, with whether a call is in progress.
+    pub(super) fn all(&self) -> impl Iterator<Item = (&Actor, &Arc<Task>, bool)> {
+        self.0.iter().map(|(actor, worker)| (actor, &worker.task, worker.busy.is_some()))
+    }
+
+    /// Gives `task` a thread of its own.
+    pub(super) fn hire(&mut self, actor: Actor, task: Task) {
+        let task = Arc::new(task);
+        let (jobs, work) = channel::<Job>();
+        let done = Arc::new(Mutex::new(None));
+        let (own_task, own_done) = (Arc::clone(&task), Arc::clone(&done));
+        let thread = thread::spawn(move || {
+            for job in work {
+                let result = job(&own_task);
+                *own_done.lock() = Some(result);
+            }
+        });
+        self.0.insert(actor, Worker { task, jobs, done, thread, busy: None });
+    }
+
+    /// Begins a call.
+    pub(super) fn begin(&mut self, actor: &Actor, bind: Option<String>, job: Job) -> Result<(), Trouble> {
+        let worker = self.0.get_mut(actor).ok_or_else(|| Trouble::Script(format!("{actor} does not exist")))?;
+        worker.busy = Some(Call { bind });
+        worker.jobs.send(job).map_err(|_| Trouble::Script(format!("{actor} is gone")))
+    }
+
+    /// Waits for quiescence; the calls that have ended since, in the order of their actors.
+    pub(super) fn settle(&mut self, world: &World, clock: &World) -> Result<Vec<Finished>, Trouble> {
+        let since = clock.now();
+        loop {
+            let under_way =
+                self.0.values().filter(|worker| worker.busy.is_some() && worker.done.lock().is_none()).count();
+            if under_way == 0 || world.is_quiescent(under_way) {
+                break;
+            }
+            if clock.now().since(since) > RUNAWAY {
+                return Err(Trouble::Inconclusive("a call neither ends nor sleeps".to_owned()));
+            }
+            thread::yield_now();
+        }
+        let mut finished = Vec::new();
+        for (actor, worker) in &mut self.0 {
+            if worker.busy.is_none() {
+                continue;
+            }
+            if let Some(done) = worker.done.lock().take() {
+                let call = worker.busy.take();
+                finished.push(Finished { actor: actor.clone(), done, bind: call.and_then(|call| call.bind) });
+            }
+        }
+        Ok(finished)
+    }
+
+    /// Whether the actor's call is in progress.
+    pub(super) fn is_busy(&self, actor: &Actor) -> bool {
+        self.0.get(actor).is_some_and(|worker| worker.busy.is_some())
+    }
+
+    /// Ends every process and every thread.
+    pub(super) fn dismiss(&mut self) -> Vec<String> {
+        for worker in self.0.values() {
+            worker.task.exit();
+        }
+        let mut wrong = Vec::new();
+        for (actor, worker) in std::mem::take(&mut self.0) {
+            drop(worker.jobs);
+            if worker.thread.join().is_err() {
+                wrong.push(format!("{actor} panicked"));
+            }
+        }
+        wrong
+    }
+}

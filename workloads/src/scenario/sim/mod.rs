@@ -1,0 +1,248 @@
+//! The simulated machine that scenarios run on.
+//!
+//! It owns one simulated kernel with a virtual clock, the processes of one scenario, and the names that the scenario has given
+//! to things. Invariant: between two steps the machine is quiescent ([`crew`]), so what a step sees follows from the steps
+//! before it alone. Kernel counterpart: none; it is the user's side of the system call boundary.
+//!
+//! A signal that finds a process outside a call runs its handler at once, as on a real machine; one that finds all of its
+//! threads in calls stays pending, and ends those that a signal ends.
+
+mod calls;
+mod crew;
+mod files;
+mod looks;
+mod rdma;
+mod things;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use emulator::World;
+use emulator::device::Device;
+use emulator::sync::Arc;
+use fs_sim::design::Axes;
+use fs_sim::file_ops::fallocate::Mode;
+use fs_sim::file_ops::open::Flags;
+use fs_sim::process::Pid;
+use fs_sim::process::signals::{Disposition, SigInfo, Signal};
+use fs_sim::{Config, Errno, Kernel, Sabotage, Task};
+use rdma_sim::Nic;
+
+use self::calls::Call;
+use self::crew::Crew;
+use self::things::{Made, Thing};
+use super::machine::{Machine, Progress, Trouble};
+use super::{Actor, Contents, FileSetup, Query, Setup};
+use crate::ops::Op;
+
+/// See the module.
+pub struct Simulation {
+    kernel: Arc<Kernel>,
+    world: Arc<World>,
+    /// For the net under a call that never ends.
+    clock: World,
+    crew: Crew,
+    pids: BTreeMap<Pid, String>,
+    names: BTreeMap<String, Thing>,
+    /// Outcomes of calls that had blocked and have ended since.
+    returned: BTreeMap<Actor, String>,
+    /// Signals handled, by process, and not looked at yet.
+    handled: BTreeMap<String, Vec<Signal>>,
+    wrong: Vec<String>,
+}
+
+impl Simulation {
+    /// A machine for a scenario under a design.
+    ///
+    /// # Errors
+    /// [`Trouble::CannotRun`] if its memory can't be mapped; [`Trouble::Script`] if its files don't fit.
+    pub fn new(setup: &Setup, axes: Axes, sabotage: Sabotage) -> Result<Simulation, Trouble> {
+        let cannot = |error: std::io::Error| Trouble::CannotRun(format!("no simulated device: {error}"));
+        let world = Arc::new(World::manual(1));
+        let device = Device::memory(setup.device).map_err(|error| Trouble::CannotRun(error.to_string()))?;
+        let memlock_pages = setup.memlock.map_or(u64::MAX / 2, |bytes| bytes / fs_sim::BLOCK);
+        let config = Config { options: setup.options, memlock_pages, sabotage, ..Config::new(axes) };
+        let kernel = Kernel::new(Arc::clone(&world), device, config).map_err(cannot)?;
+        let maker = kernel.spawn();
+        for file in &setup.files {
+            make_file(&maker, file).map_err(|errno| {
+                let size = fs_sim::input::Size(file.size);
+                Trouble::Script(format!("the file `{}` of {size} could not be made: {errno}", file.name))
+            })?;
+        }
+        maker.exit();
+        Ok(Simulation {
+            kernel,
+            world,
+            clock: World::real(1),
+            crew: Crew::default(),
+            pids: BTreeMap::new(),
+            names: BTreeMap::new(),
+            returned: BTreeMap::new(),
+            handled: BTreeMap::new(),
+            wrong: Vec::new(),
+        })
+    }
+
+    /// Makes sure that the actor exists.
+    fn meet(&mut self, actor: &Actor) -> Result<(), Trouble> {
+        if self.crew.task(actor).is_some() {
+            return Ok(());
+        }
+        let task = match self.crew.task_of(&actor.process) {
+            Some(task) => task.thread(),
+            None if actor.thread == 1 => self.kernel.spawn(),
+            None => return Err(Trouble::Script(format!("{} does not exist yet", actor.process))),
+        };
+        if actor.thread == 1 {
+            for signal in [Signal::Sigio, Signal::Sigusr1] {
+                task.process().set_disposition(signal, Disposition::Handler);
+            }
+        }
+        self.hire(actor.clone(), task);
+        Ok(())
+    }
+
+    fn hire(&mut self, actor: Actor, task: Task) {
+        self.pids.insert(task.pid(), actor.process.clone());
+        self.crew.hire(actor, task);
+    }
+
+    /// Waits for quiescence, notes what has ended, runs signal handlers.
+    fn settle(&mut self) -> Result<(), Trouble> {
+        loop {
+            for finished in self.crew.settle(&self.world, &self.clock)? {
+                match (finished.done.made, finished.bind) {
+                    (Some(Made::Thing(thing)), Some(name)) => {
+                        self.names.insert(name, thing);
+                    }
+                    (Some(Made::Process(task)), Some(name)) => {
+                        self.hire(Actor { process: name, thread: 1 }, task);
+                    }
+                    _ => {}
+                }
+                self.returned.insert(finished.actor, finished.done.outcome);
+            }
+            if !self.run_handlers() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Runs the handlers of processes that have a thread outside a call. True if one ran: others may have something to do now.
+    fn run_handlers(&mut self) -> bool {
+        let mut ran = false;
+        let free: Vec<(String, Arc<Task>)> = self
+            .crew
+            .all()
+            .filter(|(_, _, busy)| !busy)
+            .map(|(actor, task, _)| (actor.process.clone(), Arc::clone(task)))
+            .collect();
+        for (process, task) in free {
+            let signals = task.take_signals();
+            ran |= !signals.is_empty();
+            self.handled.entry(process).or_default().extend(signals.iter().map(|info| info.signal));
+        }
+        ran
+    }
+
+    fn process(&self, name: &str) -> Result<&Arc<Task>, Trouble> {
+        self.crew.task_of(name).ok_or_else(|| Trouble::Script(format!("{name} does not exist yet")))
+    }
+
+    fn where_it_stands(&mut self, actor: &Actor) -> Progress {
+        match self.returned.remove(actor) {
+            Some(outcome) => Progress::Done(outcome),
+            None => Progress::Blocked(self.reason(actor)),
+        }
+    }
+}
+
+/// A file of the setup, made by a process of its own.
+fn make_file(maker: &Task, file: &FileSetup) -> Result<(), Errno> {
+    let fd = maker.open(&file.name, Flags::create())?;
+    let whole = file.size > 0;
+    match file.contents {
+        Contents::Hole => maker.ftruncate(fd, file.size)?,
+        Contents::Unwritten if whole => {
+            maker.fallocate(fd, Mode::Allocate { keep_size: false }, 0, file.size)?;
+        }
+        Contents::Byte(byte) => {
+            let bytes = vec![byte; file.size.min(1 << 20) as usize];
+            let mut at = 0;
+            while at < file.size {
+                let len = (file.size - at).min(bytes.len() as u64);
+                maker.write(fd, at, &bytes[..len as usize])?;
+                at += len;
+            }
+        }
+        Contents::Unwritten => {}
+    }
+    maker.close(fd)
+}
+
+impl Machine for Simulation {
+    fn perform(&mut self, actor: &Actor, op: &Op, bind: Option<&str>) -> Result<Progress, Trouble> {
+        self.meet(actor)?;
+        let task = Arc::clone(self.process(&actor.process)?);
+        if task.process().is_dying() {
+            return Err(Trouble::Script(format!("{} is dead", actor.process)));
+        }
+        if self.crew.is_busy(actor) {
+            return Err(Trouble::Script(format!("{actor} is still in a call")));
+        }
+        let call = self.prepare(op)?;
+        self.returned.remove(actor);
+        self.crew.begin(actor, bind.map(str::to_owned), Box::new(move |task| call.run(task)))?;
+        self.settle()?;
+        Ok(self.where_it_stands(actor))
+    }
+
+    fn progress(&mut self, actor: &Actor) -> Result<Progress, Trouble> {
+        Ok(self.where_it_stands(actor))
+    }
+
+    fn kill(&mut self, process: &str, signal: &'static str) -> Result<(), Trouble> {
+        let pid = self.process(process)?.pid();
+        self.kernel.send_signal(pid, SigInfo { signal: things::signal(signal), ino: None });
+        self.settle()
+    }
+
+    fn advance(&mut self, span: Duration) -> Result<(), Trouble> {
+        self.world.advance(span);
+        self.settle()
+    }
+
+    fn ask(&mut self, query: &Query) -> Result<String, Trouble> {
+        self.look(query)
+    }
+
+    fn state(&self) -> Vec<String> {
+        self.portrait()
+    }
+
+    fn finish(mut self: Box<Self>) -> Vec<String> {
+        let mut wrong = std::mem::take(&mut self.wrong);
+        self.names.clear();
+        wrong.extend(self.crew.dismiss());
+        wrong.extend(self.kernel.check_at_rest());
+        let regions = Nic::of(&self.kernel).live_regions();
+        if regions > 0 {
+            wrong.push(format!("invariant 3: {regions} memory regions live on after their contexts"));
+        }
+        wrong
+    }
+}
+
+impl Drop for Simulation {
+    fn drop(&mut self) {
+        self.crew.dismiss();
+    }
+}
+
+impl Simulation {
+    /// The call that `op` is, with every name replaced by what it stands for.
+    fn prepare(&self, op: &Op) -> Result<Call, Trouble> {
+        Call::new(op, self)
+    }
+}

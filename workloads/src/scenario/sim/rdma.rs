@@ -1,0 +1,113 @@
+//! Calls about the NIC.
+//!
+//! It owns the small programs that a scenario's one-line operations stand for: the buffer, its registration, the posting and the
+//! polling around an `rdma_write`.
+
+use emulator::sync::Arc;
+use fs_sim::{Errno, Task};
+use rdma_sim::{AccessFlags, Context, Op, Qp, QpConfig, Sge, Status, WorkRequest};
+
+use super::calls::{Call, Reply, Stop};
+use super::things::{OpenContext, QpEnd, Thing, snake};
+use crate::ops::{ByteRange, Verb, describe_bytes};
+
+/// How many completions a scenario's queues hold.
+const DEPTH: u32 = 64;
+
+/// Performs a call of this family.
+pub(super) fn perform(call: &Call, task: &Task) -> Result<Reply, Stop> {
+    let op = &call.op;
+    match op.verb {
+        Verb::RdmaOpen => {
+            let (fd, context) = Context::open(task)?;
+            let pd = context.alloc_pd(task)?;
+            let cq = context.create_cq(task, DEPTH)?;
+            Reply::made(Thing::Context(OpenContext { fd, context, pd, cq }))
+        }
+        Verb::RegMr => {
+            let (on, (va, _), range) = (call.context(0)?, call.map(1)?, op.range(2));
+            let va = va.checked_add(range.offset).ok_or(Errno::EINVAL)?;
+            let mr = on.context.reg_mr(task, &on.pd, va, range.len, access(call))?;
+            Reply::made(Thing::Region(mr))
+        }
+        Verb::DeregMr => {
+            let mr = call.region(0)?;
+            mr.context().dereg_mr(task, mr)?;
+            Ok(Reply::default())
+        }
+        Verb::Connect => connect(call, task),
+        Verb::RdmaWrite => transfer(call, task, Op::Write, op.range(2), Some(op.byte(3))),
+        Verb::RdmaRead => transfer(call, task, Op::Read, op.range(2), None),
+        Verb::FetchAdd => {
+            let range = ByteRange { offset: op.number(2), len: 8 };
+            transfer(call, task, Op::FetchAdd { add: op.number(3) }, range, None)
+        }
+        Verb::Event => {
+            let event = call.context(0)?.context.poll_event();
+            Reply::value(event.map_or("none".to_owned(), |event| snake(&format!("{event:?}"))))
+        }
+        _ => Err(Stop::Word(format!("`{}` is not simulated", op.verb))),
+    }
+}
+
+fn access(call: &Call) -> AccessFlags {
+    let flags = match call.op.has(3, "ro") {
+        true => AccessFlags { remote_read: true, ..AccessFlags::LOCAL_READ },
+        false => AccessFlags::ALL,
+    };
+    if call.op.has(3, "odp") { flags.on_demand() } else { flags }
+}
+
+fn connect(call: &Call, task: &Task) -> Result<Reply, Stop> {
+    let (own, peer) = (call.context(0)?, call.context(1)?);
+    let end = |on: &OpenContext, task: &Task| {
+        let config =
+            QpConfig { send_cq: Arc::clone(&on.cq), recv_cq: Arc::clone(&on.cq), max_send: DEPTH, max_recv: DEPTH };
+        on.context.create_qp(task, &on.pd, config)
+    };
+    let qp = end(own, task)?;
+    let other = match &call.peer {
+        // A thread for the moment: the process's own may be in a call.
+        Some(peer_task) => end(peer, &peer_task.thread())?,
+        None => return Err(Stop::Errno(Errno::EINVAL)),
+    };
+    Qp::connect(&qp, &other).map_err(|_| Errno::EINVAL)?;
+    Reply::made(Thing::Qp(QpEnd { own: own.clone(), qp }))
+}
+
+/// One request of this process at the peer's region, with a buffer of its own, from post to completion.
+fn transfer(call: &Call, task: &Task, op: Op, range: ByteRange, byte: Option<u8>) -> Result<Reply, Stop> {
+    let (end, remote) = (call.qp(0)?, call.region(1)?);
+    let ByteRange { offset, len } = range;
+    let (va, memory) = task.mmap_anonymous(len.max(1))?;
+    if let Some(byte) = byte {
+        memory.write(0, &vec![byte; len as usize])?;
+    }
+    let context = &end.own.context;
+    let local = context.reg_mr(task, &end.own.pd, va, len.max(1), AccessFlags::LOCAL_WRITE)?;
+    let request = WorkRequest {
+        wr_id: 1,
+        op,
+        local: Sge { lkey: local.lkey(), addr: va, len: len as u32 },
+        remote_addr: remote.va().wrapping_add(offset),
+        rkey: remote.rkey(),
+        signaled: true,
+    };
+    let posted = end.qp.post_send(request).map_err(|error| Stop::Errno(error.errno()));
+    let completion = posted.and_then(|()| end.own.cq.poll_one().ok_or(Stop::Errno(Errno::EAGAIN)));
+    let mut bytes = vec![0; len as usize];
+    let copied = memory.read(0, &mut bytes);
+    context.dereg_mr(task, &local)?;
+    task.munmap(va, len.max(1))?;
+    let completion = completion?;
+    copied?;
+    match (completion.status, op) {
+        (Status::Success, Op::Read) => Reply::value(describe_bytes(&bytes, bytes.len())),
+        (Status::Success, Op::FetchAdd { .. }) => {
+            let before = bytes.first_chunk().map_or(0, |eight| u64::from_ne_bytes(*eight));
+            Reply::value(before.to_string())
+        }
+        (Status::Success, _) => Ok(Reply::default()),
+        (failed, _) => Err(Stop::Word(snake(&format!("{failed:?}")))),
+    }
+}

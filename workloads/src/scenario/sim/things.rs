@@ -1,0 +1,121 @@
+//! What names stand for, and words for the machine's own values.
+//!
+//! It owns nothing but the translation.
+
+use emulator::sync::Arc;
+use fs_sim::Task;
+use fs_sim::process::fd_table::Fd;
+use fs_sim::process::signals::Signal;
+use fs_sim::range::BlockRange;
+use rdma_sim::{Context, Cq, Mr, Pd, Qp};
+
+use crate::ops::ByteRange;
+
+/// What a name stands for. A descriptor's number means something in every process that has it.
+#[derive(Clone)]
+pub(super) enum Thing {
+    Fd(Fd),
+    Context(OpenContext),
+    Map { va: u64, len: u64 },
+    Region(Arc<Mr>),
+    Qp(QpEnd),
+}
+
+/// An RDMA context with the domain and the queue that everything of a scenario uses.
+#[derive(Clone)]
+pub(super) struct OpenContext {
+    pub(super) fd: Fd,
+    pub(super) context: Arc<Context>,
+    pub(super) pd: Arc<Pd>,
+    pub(super) cq: Arc<Cq>,
+}
+
+/// One end of a connection.
+#[derive(Clone)]
+pub(super) struct QpEnd {
+    pub(super) own: OpenContext,
+    pub(super) qp: Arc<Qp>,
+}
+
+impl Thing {
+    /// The descriptor, if it is one.
+    pub(super) fn fd(&self) -> Option<Fd> {
+        match self {
+            Thing::Fd(fd) => Some(*fd),
+            Thing::Context(context) => Some(context.fd),
+            Thing::Map { .. } | Thing::Region(_) | Thing::Qp(_) => None,
+        }
+    }
+
+    /// The same thing under another descriptor.
+    pub(super) fn at(&self, fd: Fd) -> Thing {
+        match self {
+            Thing::Context(context) => Thing::Context(OpenContext { fd, ..context.clone() }),
+            _ => Thing::Fd(fd),
+        }
+    }
+}
+
+/// What a call made.
+pub(super) enum Made {
+    Thing(Thing),
+    Process(Task),
+}
+
+/// A signal by its word, which the operation's signature has checked.
+pub(super) fn signal(word: &str) -> Signal {
+    match word {
+        "SIGIO" => Signal::Sigio,
+        "SIGUSR1" => Signal::Sigusr1,
+        "SIGTERM" => Signal::Sigterm,
+        _ => Signal::Sigkill,
+    }
+}
+
+/// A signal's word.
+pub(super) fn signal_word(signal: Signal) -> &'static str {
+    match signal {
+        Signal::Sigio => "SIGIO",
+        Signal::Sigusr1 => "SIGUSR1",
+        Signal::Sigterm => "SIGTERM",
+        Signal::Sigkill => "SIGKILL",
+    }
+}
+
+/// The blocks of a range of bytes, rounded outward; all of them for none.
+pub(super) fn blocks(range: Option<ByteRange>) -> BlockRange {
+    match range {
+        None => BlockRange::ALL,
+        Some(ByteRange { offset, len: u64::MAX }) => BlockRange::from(offset / fs_sim::BLOCK),
+        Some(ByteRange { offset, len }) => BlockRange::of_bytes(offset, len),
+    }
+}
+
+/// `RemoteAccessError { … }` as `remote_access_error`: the words of scenarios are the names of the code.
+pub(super) fn snake(debug: &str) -> String {
+    let mut word = String::new();
+    for c in debug.chars().take_while(|c| c.is_alphanumeric()) {
+        if c.is_uppercase() && !word.is_empty() {
+            word.push('_');
+        }
+        word.extend(c.to_lowercase());
+    }
+    word
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_the_code_become_words() {
+        assert_eq!(snake("QpAccess { qp_num: 3 }"), "qp_access");
+        assert_eq!(snake("Fatal"), "fatal");
+    }
+
+    #[test]
+    fn ranges_round_outward() {
+        assert_eq!(blocks(Some(ByteRange { offset: 4095, len: 2 })), BlockRange::new(0, 2));
+        assert_eq!(blocks(Some(ByteRange { offset: 8192, len: u64::MAX })), BlockRange::from(2));
+    }
+}

@@ -1,0 +1,160 @@
+//! The suite: the scenarios that daxlab brings along, and runs of many scenarios under many designs.
+//!
+//! It owns the list of built-in scenarios and the sharing out of a run to threads. Invariant: the order of a report's rows
+//! and cells is that of the scenarios and designs asked for, whoever ran them.
+
+use std::num::NonZero;
+
+use emulator::sync::Mutex;
+use emulator::sync::atomic::{AtomicUsize, Ordering};
+use emulator::sync::thread;
+use fs_sim::Sabotage;
+use fs_sim::design::Entry;
+use fs_sim::input::{InputError, Source};
+use reports::scenarios::{Cell, CellFailure, CellVerdict, ScenarioReport, ScenarioRow};
+
+use super::Scenario;
+use super::condition::Subject;
+use super::machine::Machine;
+use super::machine::Trouble;
+use super::run::{self, Verdict};
+use super::sim::Simulation;
+
+include!(concat!(env!("OUT_DIR"), "/scenarios.rs"));
+
+/// The built-in scenarios, in the order of their ids.
+///
+/// # Errors
+/// One of them is wrong: a bug, which a test would have found.
+pub fn built_in(designs: &[&str]) -> Result<Vec<Scenario>, InputError> {
+    let mut scenarios: Vec<Scenario> = BUILT_IN
+        .iter()
+        .map(|(name, text)| Scenario::parse(&Source::new(*name, *text), designs))
+        .collect::<Result<_, _>>()?;
+    scenarios.sort_by_key(|scenario| order(&scenario.id));
+    Ok(scenarios)
+}
+
+/// `S7b` after `S7a`, before `S12`; what has no number last.
+fn order(id: &str) -> (String, u64, String) {
+    let letters: String = id.chars().take_while(|c| !c.is_ascii_digit()).collect();
+    let digits: String = id.chars().skip(letters.chars().count()).take_while(char::is_ascii_digit).collect();
+    let rest = id.get(letters.len() + digits.len()..).unwrap_or_default().to_owned();
+    let rank = if letters == "S" { String::new() } else { letters };
+    (rank, digits.parse().unwrap_or(u64::MAX), rest)
+}
+
+/// The scenario that somebody called by its id, whatever the case.
+pub fn find<'s>(scenarios: &'s [Scenario], id: &str) -> Option<&'s Scenario> {
+    scenarios.iter().find(|scenario| scenario.id.eq_ignore_ascii_case(id))
+}
+
+/// Runs every scenario under every design on simulated machines, on as many threads as the machine has processors.
+///
+/// # Errors
+/// A scenario states no outcome for a design, or two, or asks for what can't be.
+pub fn run_simulated(
+    scenarios: &[Scenario],
+    designs: &[Entry],
+    sabotage: Sabotage,
+) -> Result<ScenarioReport, InputError> {
+    let subjects: Vec<Subject> = designs
+        .iter()
+        .map(|entry| Subject { name: entry.design.name.clone(), axes: entry.design.axes, linux: false })
+        .collect();
+    for scenario in scenarios {
+        run::check(scenario, &subjects)?;
+    }
+    let cells = scenarios.len() * subjects.len();
+    let next = AtomicUsize::new(0);
+    let done: Mutex<Vec<Option<Result<Cell, InputError>>>> = Mutex::new((0..cells).map(|_| None).collect());
+    let threads = std::thread::available_parallelism().map_or(1, NonZero::get).min(cells.max(1));
+    thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                loop {
+                    let n = next.fetch_add(1, Ordering::Relaxed);
+                    if n >= cells {
+                        return;
+                    }
+                    let (scenario, subject) = (&scenarios[n / subjects.len()], &subjects[n % subjects.len()]);
+                    let machine = Simulation::new(&scenario.setup, subject.axes, sabotage);
+                    let cell = cell(scenario, subject, machine.map(|machine| Box::new(machine) as Box<dyn Machine>));
+                    done.lock()[n] = Some(cell);
+                }
+            });
+        }
+    });
+    let mut cells = std::mem::take(&mut *done.lock()).into_iter().flatten();
+    let mut report = ScenarioReport::new("simulation", subjects.iter().map(|subject| subject.name.clone()).collect());
+    for scenario in scenarios {
+        let cells: Vec<Cell> = cells.by_ref().take(subjects.len()).collect::<Result<_, _>>()?;
+        report.scenarios.push(row(scenario, cells));
+    }
+    Ok(report)
+}
+
+/// A row of a report.
+pub fn row(scenario: &Scenario, cells: Vec<Cell>) -> ScenarioRow {
+    ScenarioRow {
+        id: scenario.id.clone(),
+        title: scenario.title.clone(),
+        file: scenario.source.name().to_owned(),
+        cells,
+    }
+}
+
+/// Runs one scenario under one design on a machine (or tells why there is none).
+///
+/// # Errors
+/// As [`run::run`].
+pub fn cell(
+    scenario: &Scenario,
+    subject: &Subject,
+    machine: Result<Box<dyn Machine + '_>, Trouble>,
+) -> Result<Cell, InputError> {
+    let machine = match machine {
+        Ok(machine) => machine,
+        Err(Trouble::Script(what)) => return Err(scenario.source.error_overall(what)),
+        Err(Trouble::CannotRun(why) | Trouble::Inconclusive(why)) => {
+            return Ok(told(subject, CellVerdict::NotRun, why));
+        }
+    };
+    Ok(match run::run(scenario, subject, machine)? {
+        Verdict::Passed { outcomes } => {
+            let mut outcomes = outcomes;
+            outcomes.dedup();
+            Cell {
+                design: subject.name.clone(),
+                verdict: CellVerdict::Passed,
+                outcome: outcomes.join(", "),
+                failure: None,
+            }
+        }
+        Verdict::NotApplicable { step, outcome } => Cell {
+            design: subject.name.clone(),
+            verdict: CellVerdict::NotApplicable,
+            outcome: format!("{step}: {outcome}"),
+            failure: None,
+        },
+        Verdict::Failed(failure) => Cell {
+            design: subject.name.clone(),
+            verdict: CellVerdict::Failed,
+            outcome: failure.got.clone(),
+            failure: Some(CellFailure {
+                line: failure.line,
+                text: failure.text,
+                expected: failure.expected,
+                got: failure.got,
+                state: failure.state,
+            }),
+        },
+        Verdict::NotRun(why) => told(subject, CellVerdict::NotRun, why),
+        Verdict::Inconclusive(why) => told(subject, CellVerdict::Inconclusive, why),
+    })
+}
+
+fn told(subject: &Subject, verdict: CellVerdict, why: String) -> Cell {
+    let failure = CellFailure { got: why, ..CellFailure::default() };
+    Cell { design: subject.name.clone(), verdict, outcome: String::new(), failure: Some(failure) }
+}
