@@ -29,6 +29,7 @@ use crate::extent_map::{Extent, ExtentState, Layout, Piece};
 use crate::holders::{Holder, HolderId, PinHolder};
 use crate::inode::Inode;
 use crate::lease::Lease;
+use crate::lease::table::Gate;
 use crate::process::Process;
 use crate::process::address_space::Backing;
 use crate::process::description::{Deferred, Description};
@@ -336,7 +337,10 @@ impl Task {
         }
         let leases = match exclusive {
             None => Vec::new(),
-            Some(exclusive) => inode.leases.enter_gates(kernel.axes.lease_rules, self.pid(), range, exclusive)?,
+            Some(exclusive) => {
+                let gate = Gate { exclusive, zombies_pass: kernel.sabotage.zombie_lets_pin };
+                inode.leases.enter_gates(kernel.axes.lease_rules, self.pid(), range, gate)?
+            }
         };
         let pages = range.len();
         let charged = kernel.charge(self.process(), pages);

@@ -30,6 +30,16 @@ pub struct Sabotage {
     pub no_recheck: bool,
     /// Layout changes free blocks without closing their pages to pins first.
     pub free_without_close: bool,
+    /// Exclusive leases don't stand against requests for others.
+    pub no_lease_conflict: bool,
+    /// A break's time is never over.
+    pub no_break_timeout: bool,
+    /// A break is told to whoever holds the open file, instead of to the process that took the lease.
+    pub signal_to_holder: bool,
+    /// Releases that a release schedules are forgotten.
+    pub no_nested_release: bool,
+    /// A zombie lease lets long-term pins through.
+    pub zombie_lets_pin: bool,
 }
 
 /// How a kernel is set up.

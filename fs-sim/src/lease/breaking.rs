@@ -23,7 +23,9 @@ use crate::waits::{Ended, Look, Need};
 impl Kernel {
     /// The deadline of a break that starts now.
     fn break_deadline(&self) -> Option<Nanos> {
-        let never = self.axes.break_timeout == BreakTimeout::Never || self.options.lease_break_time.is_zero();
+        let never = self.axes.break_timeout == BreakTimeout::Never
+            || self.options.lease_break_time.is_zero()
+            || self.sabotage.no_break_timeout;
         (!never).then(|| self.world.now().after(self.options.lease_break_time))
     }
 
@@ -37,7 +39,10 @@ impl Kernel {
         entry.state = State::Breaking { to, deadline: self.break_deadline(), killed: false };
         self.counters.lease_breaks.add(1);
         self.counters.notices_owed.add(1);
-        Some(entry.pid)
+        match self.sabotage.signal_to_holder {
+            true => entry.releasers().first().copied(),
+            false => Some(entry.pid),
+        }
     }
 
     /// Tells lease owners that their lease is being broken or was removed.

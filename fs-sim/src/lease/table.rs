@@ -67,6 +67,15 @@ impl Entry {
     }
 }
 
+/// What a pin has to show at the gate of the leases.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Gate {
+    /// Only exclusive leases count.
+    pub(crate) exclusive: bool,
+    /// Zombies count too: never, unless broken on purpose.
+    pub(crate) zombies_pass: bool,
+}
+
 /// Why a pin was not let through.
 struct Refusal {
     errno: Errno,
@@ -112,7 +121,7 @@ impl LeaseTable {
     }
 
     /// Lets a long-term pin of `range` by `pid` through: counts it in the gate of every lease of `pid` that is needed to
-    /// cover the range. `exclusive` asks for exclusive leases only.
+    /// cover the range. `gate` says which count.
     ///
     /// # Errors
     /// EPERM if the caller's active leases don't cover the range; EAGAIN if they would, were one not being broken.
@@ -121,11 +130,11 @@ impl LeaseTable {
         rules: LeaseRules,
         pid: Pid,
         range: BlockRange,
-        exclusive: bool,
+        gate: Gate,
     ) -> Result<Vec<Arc<Lease>>, Errno> {
         let entered = {
             let entries = self.lock();
-            Self::enter_each(&entries, rules, pid, range, exclusive)
+            Self::enter_each(&entries, rules, pid, range, gate)
         };
         entered.map_err(|refusal| {
             if refusal.was_inside {
@@ -141,16 +150,18 @@ impl LeaseTable {
         rules: LeaseRules,
         pid: Pid,
         range: BlockRange,
-        exclusive: bool,
+        gate: Gate,
     ) -> Result<Vec<Arc<Lease>>, Refusal> {
+        let zombie_passes = |entry: &&Entry| gate.zombies_pass && entry.state == State::Zombie;
         let suits = |entry: &&Entry| {
             entry.pid == pid
                 && entry.range.overlaps(range)
-                && entry.state != State::Zombie
-                && (!exclusive || entry.kind.is_exclusive(rules))
+                && (entry.state != State::Zombie || zombie_passes(entry))
+                && (!gate.exclusive || entry.kind.is_exclusive(rules))
         };
         // A lease whose gate is shut is on its way out (an unlock waits for its pins).
-        let lets_in = |entry: &&Entry| entry.state == State::Held && !entry.lease.gate.is_closed();
+        let lets_in =
+            |entry: &&Entry| (entry.state == State::Held && !entry.lease.gate.is_closed()) || zombie_passes(entry);
         let mut active: Vec<&Entry> = entries.iter().filter(suits).filter(lets_in).collect();
         if !range.is_covered_by(active.iter().map(|entry| entry.range)) {
             let broken = |entry: &&Entry| lets_in(entry) || matches!(entry.state, State::Breaking { .. });
@@ -167,7 +178,7 @@ impl LeaseTable {
             needed
         });
         let mut through: Vec<Arc<Lease>> = Vec::with_capacity(active.len());
-        for entry in active {
+        for entry in active.into_iter().filter(|entry| entry.state != State::Zombie) {
             // Shut since we looked: an unlock has just begun to wait.
             if entry.lease.gate.enter().is_err() {
                 for lease in through {

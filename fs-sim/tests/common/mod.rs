@@ -492,7 +492,7 @@ pub(crate) fn pinned_file(lab: &Lab, name: &str, blocks: u64, pinned: std::ops::
 }
 
 pub(crate) fn sabotaged(no_recheck: bool, free_without_close: bool) -> Sabotage {
-    Sabotage { no_recheck, free_without_close }
+    Sabotage { no_recheck, free_without_close, ..Sabotage::default() }
 }
 
 /// The presets under which a change of this kind of holder's pins has this outcome.

@@ -13,6 +13,8 @@ mod parse;
 pub mod run;
 pub mod sim;
 pub mod suite;
+#[cfg(all(test, not(any(daxlab_loom, daxlab_shuttle))))]
+mod tests;
 
 use std::ops::Range;
 use std::time::Duration;
