@@ -1,0 +1,97 @@
+//! `daxlab scenario`: its exit codes, its formats, and its errors.
+#![allow(clippy::unwrap_used, reason = "a test that can't go on ends")]
+
+mod common;
+
+use std::fs;
+use std::process::Output;
+
+use common::daxlab;
+
+/// Runs `daxlab scenario` with `args`.
+fn scenario(args: &[&str]) -> Output {
+    daxlab().arg("scenario").args(args).output().unwrap()
+}
+
+/// Runs a scenario of this text under `designs`.
+fn run_text(text: &str, designs: &str, format: &str) -> Output {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("mine.scn");
+    fs::write(&file, text).unwrap();
+    scenario(&["run", file.to_str().unwrap(), "--design", designs, "--format", format])
+}
+
+fn stdout(run: &Output) -> String {
+    String::from_utf8(run.stdout.clone()).unwrap()
+}
+
+const GOOD: &str = "# MINE: truncate under a read lease\nfile data 64KiB\nA: f = open data rw
+A: lease f read -> ok | EINVAL n/a @lease_rules=none\nB: truncate data 0 => blocks\nA: unlock f\nB: returns -> ok\n";
+
+#[test]
+fn the_whole_suite_passes_under_every_preset() {
+    let run = scenario(&["run", "--format", "json"]);
+    let report: serde_json::Value = serde_json::from_str(&stdout(&run)).unwrap();
+    let mut failed = Vec::new();
+    for row in report["scenarios"].as_array().unwrap() {
+        let cells = row["cells"].as_array().unwrap();
+        assert_eq!(cells.len(), 10, "{row}");
+        let bad = |cell: &&serde_json::Value| !["passed", "not_applicable"].contains(&cell["verdict"].as_str().unwrap());
+        failed.extend(cells.iter().filter(bad).map(|cell| format!("{}: {cell}", row["id"])));
+    }
+    assert!(failed.is_empty() && run.status.code() == Some(0), "{failed:#?}");
+}
+
+#[test]
+fn list_and_show() {
+    let list = stdout(&scenario(&["list"]));
+    assert!(list.lines().any(|line| line.starts_with("S14 ")), "{list}");
+    assert!(stdout(&scenario(&["show", "s14"])).starts_with("# S14: "));
+    let unknown = scenario(&["show", "S99"]);
+    assert_eq!(unknown.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&unknown.stderr).contains("unknown scenario `S99`"));
+}
+
+#[test]
+fn a_file_of_ones_own_in_every_format() {
+    let text = run_text(GOOD, "kara,mainline", "text");
+    assert_eq!(text.status.code(), Some(0));
+    assert!(stdout(&text).starts_with("MINE     pass  truncate under a read lease (1 passed, 1 n/a)"));
+    let json: serde_json::Value = serde_json::from_str(&stdout(&run_text(GOOD, "kara,mainline", "json"))).unwrap();
+    assert_eq!(json["scenarios"][0]["cells"][0]["outcome"], "blocks");
+    assert_eq!(json["scenarios"][0]["cells"][1]["verdict"], "not_applicable");
+    let junit = stdout(&run_text(GOOD, "kara,mainline", "junit"));
+    assert!(junit.contains("<testsuite ") && junit.contains("<skipped"), "{junit}");
+}
+
+#[test]
+fn a_wrong_outcome_exits_with_1_and_shows_the_state() {
+    let run = run_text(&GOOD.replace("=> blocks", "=> ETXTBSY"), "kara", "text");
+    let text = stdout(&run);
+    assert_eq!(run.status.code(), Some(1), "{text}");
+    for part in ["mine.scn:5: B: truncate data 0", "expected ETXTBSY", "got      blocks lease break", "A:read:breaking"] {
+        assert!(text.contains(part), "{part:?} in {text}");
+    }
+}
+
+#[test]
+fn a_wrong_script_exits_with_2_and_points() {
+    let cases = [
+        (GOOD.replace("unlock f", "unlok f"), "mine.scn:6:4", "unknown operation"),
+        (GOOD.replace("unlock f", "unlock g"), "mine.scn:6:11", "nothing above is called `g`"),
+        (GOOD.replace("=> blocks", "=> blocks @karra"), "mine.scn:5:31", "did you mean `kara`"),
+        (GOOD.replace("A: unlock f", "A: exit\nA: exit"), "mine.scn:7:1", "A is dead"),
+        (GOOD.replace("A: unlock f\nB: returns -> ok\n", ""), "mine.scn:5:1", "still blocked here"),
+    ];
+    for (text, place, what) in cases {
+        let run = run_text(&text, "kara", "text");
+        let stderr = String::from_utf8_lossy(&run.stderr).into_owned();
+        assert_eq!(run.status.code(), Some(2), "{stderr}");
+        assert!(stderr.contains(place) && stderr.contains(what), "{place} {what} in {stderr}");
+        assert!(run.stdout.is_empty());
+    }
+    let missing = scenario(&["run", "no/such.scn"]);
+    assert_eq!(missing.status.code(), Some(2));
+    let design = scenario(&["run", "S14", "--design", "nobody"]);
+    assert_eq!(design.status.code(), Some(2));
+}
