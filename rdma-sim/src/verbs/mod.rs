@@ -6,7 +6,9 @@
 pub mod context;
 pub mod cq;
 pub mod mr;
+pub mod mw;
 pub mod pd;
 pub mod qp;
+pub mod rereg;
 pub mod state;
 pub mod work;
