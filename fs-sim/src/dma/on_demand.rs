@@ -120,6 +120,9 @@ impl OnDemand {
         write: bool,
         access: impl FnOnce(&Inode, &ShortPins, u64) -> Result<R, Errno>,
     ) -> Result<R, Errno> {
+        if len == 0 {
+            return Err(Errno::EINVAL);
+        }
         let inside = offset.checked_add(len).is_some_and(|end| end <= self.len);
         if !inside || (write && !self.write) || self.process.is_dying() {
             return Err(Errno::EFAULT);

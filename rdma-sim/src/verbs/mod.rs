@@ -3,6 +3,7 @@
 //! It owns the objects' lives: a context lives as an open description in descriptor tables, everything else belongs to a
 //! context and ends with it at the latest. Kernel counterpart: `ib_uverbs` and libibverbs.
 
+pub mod advise;
 pub mod context;
 pub mod cq;
 pub mod mr;
