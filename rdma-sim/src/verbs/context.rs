@@ -492,10 +492,12 @@ impl Context {
             return;
         }
         race_point!("abort: marked, not carried out");
-        let (qps, mrs, mws): (Vec<Arc<Qp>>, Vec<Arc<Mr>>, Vec<Arc<Mw>>) = {
+        let (qps, mrs, mws) = {
             let objects = self.objects.lock();
-            let Objects { qps, mrs, mws, .. } = &*objects;
-            (qps.values().cloned().collect(), mrs.values().cloned().collect(), mws.values().cloned().collect())
+            let qps: Vec<Arc<Qp>> = objects.qps.values().cloned().collect();
+            let mrs: Vec<Arc<Mr>> = objects.mrs.values().cloned().collect();
+            let mws: Vec<Arc<Mw>> = objects.mws.values().cloned().collect();
+            (qps, mrs, mws)
         };
         let counters = &self.nic.counters;
         counters.contexts_aborted.add(1);
