@@ -28,18 +28,29 @@ fn an_event_that_is_there_is_taken_at_once_and_once() {
     assert_eq!(b.ctx.wait_event(&a.task), Err(Errno::EBADF), "somebody else's context");
 }
 
+/// By the event alone: nothing here sends a signal, which would make the sleeper look again as well.
 #[test]
-fn a_sleeper_is_woken_by_an_abort() {
-    let kernel = machine("revoke");
+fn a_sleeper_is_woken_by_an_event() {
+    let kernel = machine("rfc-v2");
     let (a, b) = pair(&kernel);
-    let _target = b.file("data", PAGE, AccessFlags::ALL);
+    let (local, target) = (a.anon(PAGE, AccessFlags::ALL), b.anon(PAGE, AccessFlags::LOCAL_READ));
     let own = b.task.thread();
     thread::scope(|scope| {
         let waiting = scope.spawn(|| b.ctx.wait_event(&own));
         until_asleep(&kernel);
-        a.task.truncate("data", 0).unwrap();
-        assert_eq!(waiting.join().unwrap(), Ok(AsyncEvent::Fatal));
+        a.post(1, Op::Write, local.sge(0, 8), target.remote(0));
+        assert_eq!(waiting.join().unwrap(), Ok(AsyncEvent::QpAccess { qp_num: b.qp.number() }));
     });
+    expect_rest(&kernel, &[&a.task, &b.task]);
+}
+
+#[test]
+fn an_abort_is_an_event() {
+    let kernel = machine("revoke");
+    let (a, b) = pair(&kernel);
+    let _target = b.file("data", PAGE, AccessFlags::ALL);
+    a.task.truncate("data", 0).unwrap();
+    assert_eq!(b.ctx.wait_event(&b.task), Ok(AsyncEvent::Fatal));
     expect_rest(&kernel, &[&a.task, &b.task]);
 }
 
