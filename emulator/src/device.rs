@@ -348,6 +348,21 @@ impl Device {
         Ok(rustix::fs::fdatasync(&self.file)?)
     }
 
+    /// As [`Device::sync`], for `pages` only.
+    ///
+    /// # Errors
+    /// As for [`Device::sync`]; `InvalidInput` for pages that the device does not have.
+    pub fn sync_pages(&self, pages: PageRange) -> io::Result<()> {
+        let (offset, len) = self.bytes_of(pages).map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
+        if self.medium == Medium::Memory || len == 0 {
+            return Ok(());
+        }
+        let at = self.at(offset, len).map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
+        // SAFETY: whole pages inside the mapping, which is alive; msync changes no byte of it.
+        unsafe { rustix::mm::msync(at.cast(), len as usize, MsyncFlags::SYNC)? };
+        Ok(rustix::fs::fdatasync(&self.file)?)
+    }
+
     /// The address of byte `offset`, from which `len` bytes lie inside the device.
     fn at(&self, offset: u64, len: u64) -> Result<*mut u8, AccessError> {
         if offset > self.bytes || len > self.bytes - offset {

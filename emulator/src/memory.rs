@@ -73,6 +73,15 @@ impl Memory {
         word.ok_or(Beyond { offset, len: 8, bytes: self.bytes() })
     }
 
+    /// Stores `value` to the word at `offset`; never torn. SeqCst.
+    ///
+    /// # Errors
+    /// [`Beyond`].
+    pub fn store_u64(&self, offset: u64, value: u64) -> Result<(), Beyond> {
+        self.word(offset)?.store(value, Ordering::SeqCst);
+        Ok(())
+    }
+
     /// Adds `value` to the word at `offset`, wrapping, and returns what stood there. SeqCst, as the device's atomics.
     ///
     /// # Errors

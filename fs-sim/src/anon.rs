@@ -39,7 +39,7 @@ impl AnonMemory {
         self.0.write(offset, from).map_err(|_| Errno::EFAULT)
     }
 
-    /// A device's atomic on the 8 aligned bytes at `offset`; the value before.
+    /// A device's atomic on the 8 aligned bytes at `offset`; the value before, or the one stored.
     ///
     /// # Errors
     /// EINVAL if misaligned, EFAULT if the range leaves the memory.
@@ -48,6 +48,7 @@ impl AnonMemory {
             return Err(Errno::EINVAL);
         }
         match op {
+            AtomicOp::Store(value) => self.0.store_u64(offset, value).map(|()| value),
             AtomicOp::FetchAdd(addend) => self.0.fetch_add_u64(offset, addend),
             AtomicOp::CompareSwap(expected, new) => self.0.compare_exchange_u64(offset, expected, new),
         }

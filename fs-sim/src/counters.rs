@@ -78,6 +78,12 @@ pub struct Counters {
     pub waits_for_long_term_pin: Counter,
     /// Holders whose pins were revoked.
     pub revocations: Counter,
+    /// Accesses to on-demand memory that had to look their pages up.
+    pub odp_faults: Counter,
+    /// Cached translations of on-demand memory found out of date: the layout changed, or memory was unmapped.
+    pub odp_invalidations: Counter,
+    /// Pages made persistent on a device's demand (RDMA FLUSH).
+    pub pages_persisted: Counter,
     /// DMA accesses that landed in a block after it left its file or offset.
     pub stale_dma: Counter,
     /// DMA accesses that landed in an orphaned block.

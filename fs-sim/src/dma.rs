@@ -5,19 +5,18 @@
 //! page leaves the file (or the offset) it was pinned for does not go unnoticed. Kernel counterpart: none; on real hardware
 //! this is silent corruption, which is why the lab exists.
 
+pub(crate) mod on_demand;
+
 use emulator::ledger::{Access, Stamp};
 use emulator::pin::PageRange;
 use emulator::race_point;
-use emulator::sync::Arc;
 use emulator::trace::Event;
 
 use crate::errno::Errno;
 use crate::extent_map::Piece;
-use crate::gup::{OnDemand, Pinned, ShortPins, Target};
+use crate::gup::{Pinned, ShortPins};
 use crate::holders::HolderInfo;
 use crate::inode::{Ino, Inode};
-use crate::process::description::Deferred;
-use crate::range::BlockRange;
 use crate::{BLOCK, Kernel};
 
 /// A stale access: what was found, and what led there.
@@ -45,6 +44,8 @@ pub enum AtomicOp {
     CompareSwap(u64, u64),
     /// Add.
     FetchAdd(u64),
+    /// Store, whatever is there.
+    Store(u64),
 }
 
 /// One direction of a copy.
@@ -245,7 +246,18 @@ impl Pinned {
         Ok(())
     }
 
-    /// A device's atomic on 8 aligned bytes of the region; the value before.
+    /// Makes what was written to these bytes of the region durable: returns once the medium has it.
+    ///
+    /// # Errors
+    /// EFAULT outside the region, EIO if the device fails.
+    pub fn persist(&self, kernel: &Kernel, offset: u64, len: u64) -> Result<(), Errno> {
+        if offset.checked_add(len).is_none_or(|end| end > self.len) {
+            return Err(Errno::EFAULT);
+        }
+        self.pieces(offset, len).try_for_each(|(pages, _, skip, len)| kernel.persist(pages, skip, len))
+    }
+
+    /// A device's atomic on 8 aligned bytes of the region; the value before, or the one stored.
     ///
     /// # Errors
     /// EINVAL if misaligned, EFAULT outside the region, EIO if the device fails.
@@ -261,6 +273,15 @@ impl Pinned {
 }
 
 impl Kernel {
+    /// Makes `len` bytes from `skip` bytes into `pages` on durable.
+    fn persist(&self, pages: PageRange, skip: u64, len: u64) -> Result<(), Errno> {
+        let first = pages.start() + skip / BLOCK;
+        let end = pages.start() + (skip + len).div_ceil(BLOCK);
+        self.device.sync_pages(PageRange::new(first, end - first)).map_err(|_| Errno::EIO)?;
+        self.counters.pages_persisted.add(end - first);
+        Ok(())
+    }
+
     fn atomic_at(
         &self,
         pages: PageRange,
@@ -274,81 +295,8 @@ impl Kernel {
         self.watched(page, since, subject, || match op {
             AtomicOp::CompareSwap(expected, new) => self.device.compare_exchange_u64(at, expected, new),
             AtomicOp::FetchAdd(addend) => self.device.fetch_add_u64(at, addend),
+            AtomicOp::Store(value) => self.device.store_u64(at, value).map(|()| value),
         })
         .map_err(|_| Errno::EIO)
-    }
-}
-
-impl OnDemand {
-    /// Looks the range up in the process's memory as it is now, pins it for the moment, and runs `access` with the file
-    /// offset. Holes and what lies beyond the end can't be had: EFAULT, which the NIC reports as a remote access error.
-    fn fault<R>(
-        &self,
-        kernel: &Arc<Kernel>,
-        offset: u64,
-        len: usize,
-        write: bool,
-        access: impl FnOnce(&Inode, &ShortPins, u64) -> Result<R, Errno>,
-    ) -> Result<R, Errno> {
-        let len = len as u64;
-        if offset.checked_add(len).is_none_or(|end| end > self.len) || (write && !self.write) {
-            return Err(Errno::EFAULT);
-        }
-        if self.process.is_dying() {
-            return Err(Errno::EFAULT);
-        }
-        let Target::File { description, offset: at } =
-            self.process.target(self.va + offset, len, write).map_err(|_| Errno::EFAULT)?
-        else {
-            return Err(Errno::EFAULT);
-        };
-        let result = (|| {
-            let (inode, _) = description.file().ok_or(Errno::EFAULT)?;
-            let range = BlockRange::of_bytes(at, len);
-            if write {
-                kernel.clean_unwritten(inode, range);
-            }
-            let pins = kernel.pin_short(inode, range, None)?;
-            let hole = pins.pieces.iter().any(|piece| matches!(piece, Piece::Hole { .. }));
-            let result = if at + len > pins.size || hole { Err(Errno::EFAULT) } else { access(inode, &pins, at) };
-            kernel.unpin_short(pins);
-            result
-        })();
-        let mut deferred = Deferred::default();
-        description.put(&mut deferred);
-        kernel.run_deferred(deferred);
-        result
-    }
-
-    /// As [`Pinned::dma_write`], faulting the pages in for the moment.
-    ///
-    /// # Errors
-    /// EFAULT if the range can't be had now; EIO if the device fails.
-    pub fn dma_write(&self, kernel: &Arc<Kernel>, offset: u64, from: &[u8]) -> Result<(), Errno> {
-        self.fault(kernel, offset, from.len(), true, |inode, pins, at| kernel.write_short(inode, pins, at, from))
-    }
-
-    /// As [`Pinned::dma_read`], faulting the pages in for the moment.
-    ///
-    /// # Errors
-    /// EFAULT if the range can't be had now; EIO if the device fails.
-    pub fn dma_read(&self, kernel: &Arc<Kernel>, offset: u64, into: &mut [u8]) -> Result<(), Errno> {
-        self.fault(kernel, offset, into.len(), false, |inode, pins, at| kernel.read_short(inode, pins, at, into))
-    }
-
-    /// As [`Pinned::dma_atomic`], faulting the page in for the moment.
-    ///
-    /// # Errors
-    /// EINVAL if misaligned, EFAULT if the page can't be had now, EIO if the device fails.
-    pub fn dma_atomic(&self, kernel: &Arc<Kernel>, offset: u64, op: AtomicOp) -> Result<u64, Errno> {
-        if !self.va.wrapping_add(offset).is_multiple_of(8) {
-            return Err(Errno::EINVAL);
-        }
-        self.fault(kernel, offset, 8, true, |inode, pins, at| {
-            let Some(Piece::Mapped(extent)) = pins.pieces.first() else { return Err(Errno::EFAULT) };
-            let subject = Subject { region: None, ino: inode.ino(), file_block: extent.file_block };
-            let skip = at - extent.file_block * BLOCK;
-            kernel.atomic_at(crate::gup::pages_of(extent), skip, pins.read_point, &subject, op)
-        })
     }
 }

@@ -36,6 +36,8 @@ use crate::process::description::{Deferred, Description};
 use crate::process::task::Task;
 use crate::range::BlockRange;
 
+pub use crate::dma::on_demand::OnDemand;
+
 /// Who wants a long-term pin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LongTermUser {
@@ -63,7 +65,7 @@ pub struct Want {
 pub enum Registration {
     /// Pinned file pages.
     Pinned(Pinned),
-    /// A file range that is looked up and pinned for the moment of each access.
+    /// A file range that is pinned for the moment of each access, by a translation that layout changes invalidate.
     OnDemand(OnDemand),
     /// Anonymous memory, which nobody truncates.
     Anonymous {
@@ -89,25 +91,17 @@ pub struct Pinned {
     registrant: Arc<Process>,
 }
 
-/// A range of a process's memory that is faulted in at each access (on-demand paging).
-#[derive(Debug)]
-pub struct OnDemand {
-    pub(crate) process: Arc<Process>,
-    pub(crate) va: u64,
-    /// Length in bytes.
-    pub len: u64,
-    pub(crate) write: bool,
-}
-
 /// The pieces of a file range, pinned for the time of one access.
 pub(crate) struct ShortPins {
-    pins: Vec<Pin>,
+    pub(crate) pins: Vec<Pin>,
     /// The file's pieces, mapped or holes, in file order.
     pub(crate) pieces: Vec<Piece>,
     /// The file's size in bytes when the pieces were read.
     pub(crate) size: u64,
     /// Drawn before the map was read.
     pub(crate) read_point: Stamp,
+    /// The inode's generation while the pieces held.
+    pub(crate) generation: u64,
 }
 
 /// Why a try to pin did not hold.
@@ -180,10 +174,25 @@ impl Kernel {
             let (pieces, size) = inode.layout(|layout| (pieces_in(layout, range), layout.size()));
             race_point!("gup: map read, not pinned");
             match self.pin_pieces(inode, generation, &pieces, PinKind::Short) {
-                Ok(pins) => return Ok(ShortPins { pins, pieces, size, read_point }),
+                Ok(pins) => return Ok(ShortPins { pins, pieces, size, read_point, generation }),
                 Err(Miss::Errno(errno)) => return Err(errno),
                 Err(Miss::Again) => self.wait_for_doors(inode, task),
             }
+        }
+    }
+
+    /// Pins pieces that were the file's at `generation`, for one access. None if the map has changed since, or is about to:
+    /// then they are to be read again.
+    pub(crate) fn pin_translated(
+        self: &Arc<Self>,
+        inode: &Inode,
+        generation: u64,
+        pieces: &[Piece],
+    ) -> Result<Option<Vec<Pin>>, Errno> {
+        match self.pin_pieces(inode, generation, pieces, PinKind::Short) {
+            Ok(pins) => Ok(Some(pins)),
+            Err(Miss::Again) => Ok(None),
+            Err(Miss::Errno(errno)) => Err(errno),
         }
     }
 
@@ -267,6 +276,18 @@ impl Process {
 }
 
 impl Task {
+    /// Sets how many pages this process may lock, for registrations from now on; what is locked stays so. A forked child
+    /// inherits it. `setrlimit` with `RLIMIT_MEMLOCK`.
+    ///
+    /// # Errors
+    /// None but the caller's death.
+    pub fn set_memlock(&self, pages: u64) -> Result<(), Errno> {
+        self.syscall(|| {
+            self.process().memlock.store(pages, Ordering::Relaxed);
+            Ok(())
+        })
+    }
+
     /// Registers mapped memory for long-term access by a device. `object` answers for the pins from the moment it is
     /// committed, which is before this returns.
     ///
@@ -302,8 +323,7 @@ impl Task {
                 let mut deferred = Deferred::default();
                 description.put(&mut deferred);
                 self.kernel().run_deferred(deferred);
-                let Want { va, len, write, .. } = want;
-                Ok(Registration::OnDemand(OnDemand { process: Arc::clone(self.process()), va, len, write }))
+                Ok(Registration::OnDemand(OnDemand::new(Arc::clone(self.process()), &want)))
             }
         })
     }
@@ -325,8 +345,7 @@ impl Task {
             PinGate::Refuse => return Err(Errno::EOPNOTSUPP),
             PinGate::Fault if want.user != LongTermUser::Rdma => return Err(Errno::EOPNOTSUPP),
             PinGate::Fault => {
-                let (process, Want { va, len, write, .. }) = (Arc::clone(self.process()), want);
-                return Ok(Registration::OnDemand(OnDemand { process, va, len, write }));
+                return Ok(Registration::OnDemand(OnDemand::new(Arc::clone(self.process()), &want)));
             }
             PinGate::Open => None,
             PinGate::Lease => Some(false),
@@ -435,12 +454,9 @@ impl Task {
 
 impl Kernel {
     fn charge(&self, process: &Process, pages: u64) -> Result<(), Errno> {
-        let before = process.locked_pages.fetch_add(pages, Ordering::Relaxed);
-        if before.saturating_add(pages) > self.memlock_pages {
-            self.uncharge(process, pages);
-            return Err(Errno::ENOMEM);
-        }
-        Ok(())
+        let within = |locked: u64| locked.checked_add(pages).filter(|locked| *locked <= process.memlock());
+        let charged = process.locked_pages.fetch_update(Ordering::Relaxed, Ordering::Relaxed, within);
+        charged.map(|_| ()).map_err(|_| Errno::ENOMEM)
     }
 
     fn uncharge(&self, process: &Process, pages: u64) {

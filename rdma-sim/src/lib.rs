@@ -18,12 +18,17 @@ mod nic;
 mod regions;
 pub mod transport;
 pub mod verbs;
+mod windows;
 
 pub use nic::{Counters, Nic};
 pub use verbs::context::{AsyncEvent, Context};
 pub use verbs::cq::Cq;
 pub use verbs::mr::{AccessFlags, Mr};
+pub use verbs::mw::{Bind, Mw, MwType, WindowAccess};
 pub use verbs::pd::Pd;
 pub use verbs::qp::{Qp, QpConfig};
+pub use verbs::rereg::Rereg;
 pub use verbs::state::{QpState, TransitionError};
-pub use verbs::work::{Completion, Fault, Op, Opcode, PostError, Receive, Sge, Status, WorkRequest};
+pub use verbs::work::{
+    Completion, Fault, FlushLevel, Op, Opcode, Placement, PostError, Receive, Sge, Status, WorkRequest,
+};

@@ -9,6 +9,7 @@ use fs_sim::counters::Counter;
 use fs_sim::{Errno, Kernel};
 
 use crate::regions::Regions;
+use crate::windows::Windows;
 
 /// What a NIC counts about itself.
 #[derive(Debug, Default)]
@@ -28,6 +29,7 @@ pub struct Counters {
 /// See the module. Its objects are reached through [`crate::Context`].
 pub struct Nic {
     pub(crate) regions: Regions,
+    pub(crate) windows: Windows,
     /// What it counts about itself.
     pub counters: Counters,
     next_context: AtomicU64,
@@ -46,6 +48,7 @@ impl Nic {
     pub fn of(kernel: &Kernel) -> Arc<Nic> {
         kernel.driver(|| Nic {
             regions: Regions::new(),
+            windows: Windows::new(),
             counters: Counters::default(),
             next_context: AtomicU64::new(1),
             next_pd: AtomicU32::new(1),
@@ -57,6 +60,11 @@ impl Nic {
     /// How many memory regions exist, revoked ones included: 0 once every context is closed and every copy has ended.
     pub fn live_regions(&self) -> u64 {
         self.regions.live()
+    }
+
+    /// How many memory windows exist.
+    pub fn live_windows(&self) -> usize {
+        self.windows.live()
     }
 
     pub(crate) fn number_context(&self) -> u64 {

@@ -4,7 +4,7 @@
 //! counterpart: a NIC's memory translation and protection table; `rxe_pool` with `rxe_mr.c`; `percpu_ref` for the drain.
 //!
 //! # Keys
-//! A key is a 24-bit index of a slot and 8 bits that rotate with each use of the slot, so that a stale key is caught until
+//! A key is a 24-bit index of a slot (the upper half of the indices belongs to memory windows, see `windows`) and 8 bits that rotate with each use of the slot, so that a stale key is caught until
 //! the slot has been used 256 times more. Free slots are taken oldest first. Slot 0 is never used: no key is 0.
 //!
 //! # How a revocation meets a copy in flight
@@ -20,12 +20,16 @@
 //! * if the gate is closed, somebody will: after the last add or subtract of a closed gate that leaves it empty, its author
 //!   (told so by [`Gate::leave`]) or the closer looks, and by then the phase says `Closing`.
 //!
+//! A registration is *changed* in the same way: its gate is shut, the last one out is waited for, another region is put in its
+//! place under the same key, and the gate opens again. Whoever ends the region meanwhile ends the change too.
+//!
 //! The index is free again when the region is both drained and forgotten by its owner, so that a revoked region's key names
 //! nothing else while a program still holds it.
 
 use std::cell::UnsafeCell;
 use std::collections::VecDeque;
 use std::ops::Deref;
+use std::task::Poll;
 
 use emulator::gate::Gate;
 use emulator::race_point;
@@ -38,12 +42,13 @@ use fs_sim::process::description::Deferred;
 use crate::verbs::mr::Mr;
 use crate::verbs::work::Fault;
 
-/// Slots in a leaf, leaves in a branch, branches in the table: 2^24 slots, memory only where one was used.
+/// Slots in a leaf, leaves in a branch, branches in the table: 2^23 slots, memory only where one was used.
 const LEAF: usize = 64;
 const BRANCH: usize = 512;
-const ROOT: usize = 512;
+const ROOT: usize = 256;
 /// How many regions can exist at once.
 const SLOTS: u32 = (LEAF * BRANCH * ROOT) as u32;
+const _: () = assert!(SLOTS - 1 == crate::windows::FIRST - 1, "the upper half of the indices is the windows'");
 
 type Leaf = Box<[Slot]>;
 type Branch = Box<[OnceLock<Leaf>]>;
@@ -61,7 +66,9 @@ enum Phase {
     Empty,
     /// Holds a region; the gate is open.
     Live,
-    /// The gate is shut; somebody may still be inside.
+    /// The gate is shut and will open again over another region; somebody may still be inside.
+    Changing,
+    /// The gate is shut for good; somebody may still be inside.
     Closing,
     /// The backing was taken out; the owner still holds the key.
     Drained,
@@ -84,9 +91,9 @@ struct Slot {
 }
 
 // SAFETY: `region` is the only part that isn't Sync by itself. It is written in `install` (phase Empty, by the one who
-// reserved the slot) and in `drain` (phase Closing, gate shut and empty), both under `life` and both while the gate lets
-// nobody in; it is read through `Entry` alone, which exists between a successful `Gate::enter` and its `Gate::leave`.
-// `install` reopens the gate after writing, and an entry's SeqCst add comes later in that word's order, so it sees the
+// reserved the slot), in `exchange` (phase Changing, gate shut and seen empty) and in `drain` (phase Closing, gate shut and
+// empty), all under `life` and all while the gate lets nobody in; it is read through `Entry` alone, which exists between a successful `Gate::enter` and its `Gate::leave`.
+// `install` and `exchange` reopen the gate after writing, and an entry's SeqCst add comes later in that word's order, so it sees the
 // write; `drain` reads a count of zero that every leave's release subtract went into, so all reads are over.
 unsafe impl Sync for Slot where Region: Send + Sync {}
 
@@ -101,6 +108,13 @@ impl Slot {
         };
         let _nobody_inside = slot.gate.close();
         slot
+    }
+
+    /// Whether the region of `old` is in here and under change.
+    fn is_changing(&self, life: &Life, old: &Arc<Mr>) -> bool {
+        // SAFETY: phase Changing under the lock: only `exchange` writes, under the same lock.
+        let region = || unsafe { (*self.region.get()).as_ref() };
+        life.phase == Phase::Changing && region().is_some_and(|region| Arc::ptr_eq(&region.mr, old))
     }
 }
 
@@ -170,7 +184,7 @@ impl Regions {
     /// A key for a registration under way. To be followed by [`Regions::install`] or [`Regions::cancel`].
     ///
     /// # Errors
-    /// ENOMEM: 2^24 regions exist.
+    /// ENOMEM: 2^23 regions exist.
     pub(crate) fn reserve(&self) -> Result<u32, Errno> {
         let index = {
             let mut free = self.free.lock();
@@ -242,7 +256,7 @@ impl Regions {
         let slot = self.slot_of(key);
         let shut = {
             let mut life = slot.life.lock();
-            let shut = life.phase == Phase::Live;
+            let shut = matches!(life.phase, Phase::Live | Phase::Changing);
             if shut {
                 life.phase = Phase::Closing;
                 let _see_drain = slot.gate.close();
@@ -256,11 +270,62 @@ impl Regions {
         shut
     }
 
+    /// Shuts the region of a key for a change of its registration. False if it is shut already.
+    pub(crate) fn begin_change(&self, key: u32) -> bool {
+        let slot = self.slot_of(key);
+        let mut life = slot.life.lock();
+        let live = life.phase == Phase::Live;
+        if live {
+            life.phase = Phase::Changing;
+            let _asked_later = slot.gate.close();
+        }
+        live
+    }
+
+    /// Whether `old`, under change, can be exchanged now: pending while somebody is inside, false if it was ended meanwhile.
+    /// Who waits for it is woken through its context.
+    pub(crate) fn can_exchange(&self, key: u32, old: &Arc<Mr>) -> Poll<bool> {
+        let slot = self.slot_of(key);
+        let life = slot.life.lock();
+        if !slot.is_changing(&life, old) {
+            return Poll::Ready(false);
+        }
+        // Once seen empty it stays so, but for refused entries, which touch nothing.
+        if slot.gate.inside() == 0 { Poll::Ready(true) } else { Poll::Pending }
+    }
+
+    /// Puts `new`'s registration in the place of `old`'s and opens the gate: of what memory it was before, or the same if
+    /// `memory` is none. To be called once [`Regions::can_exchange`] has said so.
+    ///
+    /// # Errors
+    /// `memory` itself, if `old` was ended meanwhile.
+    pub(crate) fn exchange(
+        &self,
+        key: u32,
+        old: &Arc<Mr>,
+        new: Arc<Mr>,
+        memory: Option<Registration>,
+    ) -> Result<Option<Registration>, Option<Registration>> {
+        let slot = self.slot_of(key);
+        let mut life = slot.life.lock();
+        if !slot.is_changing(&life, old) {
+            return Err(memory);
+        }
+        // SAFETY: phase Changing under the lock, and the shut gate was seen empty: nobody reads; see `Slot`.
+        let region = unsafe { (*slot.region.get()).as_mut() };
+        let region = region.expect("a slot under change holds its region");
+        region.mr = new;
+        let before = memory.map(|memory| std::mem::replace(&mut region.memory, memory));
+        life.phase = Phase::Live;
+        slot.gate.reopen();
+        Ok(before)
+    }
+
     /// The owner of a closed region is done with its key: once drained, the slot can be used again. Called once.
     pub(crate) fn forget(&self, key: u32) {
         let reusable = {
             let mut life = self.slot_of(key).life.lock();
-            debug_assert_ne!(life.phase, Phase::Live, "forgotten while its gate is open");
+            debug_assert!(!matches!(life.phase, Phase::Live | Phase::Changing), "forgotten while its gate is open");
             life.forgotten = true;
             let drained = life.phase == Phase::Drained;
             if drained {
@@ -282,10 +347,21 @@ impl Regions {
         }
     }
 
-    /// If the slot's region is closing and nobody is inside: takes it out and releases it. Returns whose it was.
+    /// If the slot's region is closing and nobody is inside: takes it out and releases it. Returns whose it was. If it is
+    /// changing: tells the one who changes it.
     fn drain(&self, slot: &Slot, deferred: &mut Deferred) -> Option<Arc<Mr>> {
         let (region, reusable) = {
             let mut life = slot.life.lock();
+            if life.phase == Phase::Changing {
+                // SAFETY: phase Changing under the lock: only `exchange` writes, under the same lock.
+                let region = unsafe { (*slot.region.get()).as_ref() };
+                let changing = region.map(|region| Arc::clone(region.mr.context()));
+                drop(life);
+                if let Some(context) = changing {
+                    context.drained().wake_all();
+                }
+                return None;
+            }
             if life.phase != Phase::Closing || slot.gate.inside() != 0 {
                 return None;
             }

@@ -49,10 +49,14 @@ pub struct Process {
     pub(crate) inbox: Inbox,
     /// Pages locked by long-term pins that this process registered; given back at their release, also after passing.
     pub(crate) locked_pages: AtomicU64,
+    /// `RLIMIT_MEMLOCK`, in pages.
+    pub(crate) memlock: AtomicU64,
+    /// How often it unmapped memory: a translation of an address read before the last time may no longer hold.
+    pub(crate) unmaps: AtomicU64,
 }
 
 impl Process {
-    pub(crate) fn new(pid: Pid) -> Process {
+    pub(crate) fn new(pid: Pid, memlock: u64) -> Process {
         Process {
             pid,
             life: Gate::new(),
@@ -63,6 +67,8 @@ impl Process {
             waiters: Mutex::new(Vec::new()),
             inbox: Inbox::default(),
             locked_pages: AtomicU64::new(0),
+            memlock: AtomicU64::new(memlock),
+            unmaps: AtomicU64::new(0),
         }
     }
 
@@ -74,6 +80,11 @@ impl Process {
     /// Pages locked on its account.
     pub fn locked_pages(&self) -> u64 {
         self.locked_pages.load(Ordering::Relaxed)
+    }
+
+    /// How many pages it may lock: `RLIMIT_MEMLOCK`, in pages.
+    pub fn memlock(&self) -> u64 {
+        self.memlock.load(Ordering::Relaxed)
     }
 
     /// Whether it is dying or dead.
@@ -98,7 +109,7 @@ impl Kernel {
     /// whole finds it there, and what it was given meanwhile is given back.
     pub(crate) fn new_process(&self) -> Arc<Process> {
         let pid = Pid(self.next_pid.fetch_add(1, Ordering::Relaxed));
-        let process = Arc::new(Process::new(pid));
+        let process = Arc::new(Process::new(pid, self.memlock_pages));
         let _nobody_knows_it = process.life.enter();
         self.processes.insert(pid, Arc::clone(&process));
         process

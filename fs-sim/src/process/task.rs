@@ -270,6 +270,7 @@ impl Task {
             *child.mm.lock() = memory;
             let dispositions = self.process.signals.lock().inherit();
             *child.signals.lock() = dispositions;
+            child.memlock.store(self.process.memlock(), Ordering::Relaxed);
             self.kernel.run_deferred(deferred);
             let task = self.kernel.spawn_task(Arc::clone(&child));
             self.kernel.born(&child);
@@ -421,6 +422,8 @@ impl Task {
     pub fn munmap(&self, va: u64, len: u64) -> Result<(), Errno> {
         self.syscall(|| {
             let mappings = self.process.mm.lock().unmap(va, len)?;
+            // ORDERING: SeqCst, after the mappings are gone and before this call returns: an access that begins later sees it.
+            self.process.unmaps.fetch_add(1, Ordering::SeqCst);
             let mut deferred = Deferred::default();
             for mapping in mappings {
                 mapping.put(&mut deferred);

@@ -6,14 +6,17 @@
 //! piece is never moved of a request that must fail as a whole. Kernel counterpart: `mr_check_range`, `rxe_mr_copy`, `lookup_mr`
 //! (drivers/infiniband/sw/rxe/rxe_mr.c).
 
+use emulator::sync::Arc;
 use fs_sim::Errno;
 use fs_sim::dma::AtomicOp;
 use fs_sim::gup::Registration;
 
 use crate::regions::{Entry, Region};
 use crate::verbs::mr::AccessFlags;
+use crate::verbs::mw::WindowAccess;
 use crate::verbs::qp::Qp;
-use crate::verbs::work::Fault;
+use crate::verbs::work::{Fault, FlushLevel};
+use crate::windows;
 
 /// How much is copied at a time, in bytes: fits a first-level cache beside its source and destination.
 pub(crate) const CHUNK: usize = 16 << 10;
@@ -28,6 +31,8 @@ pub(crate) enum Need {
     RemoteRead,
     RemoteWrite,
     RemoteAtomic,
+    FlushGlobal,
+    FlushPersistent,
 }
 
 impl Need {
@@ -38,6 +43,18 @@ impl Need {
             Need::RemoteRead => access.remote_read,
             Need::RemoteWrite => access.remote_write,
             Need::RemoteAtomic => access.remote_atomic,
+            Need::FlushGlobal => access.flush_global,
+            Need::FlushPersistent => access.flush_persistent,
+        }
+    }
+
+    /// Windows give the peer the bytes, nothing else, and nothing to their own side.
+    fn is_met_through(self, access: WindowAccess) -> bool {
+        match self {
+            Need::RemoteRead => access.remote_read,
+            Need::RemoteWrite => access.remote_write,
+            Need::RemoteAtomic => access.remote_atomic,
+            Need::LocalRead | Need::LocalWrite | Need::FlushGlobal | Need::FlushPersistent => false,
         }
     }
 }
@@ -53,19 +70,40 @@ pub(crate) struct Range {
 impl Range {
     /// Enters the region for `need`; the range's offset in it.
     fn enter<'a>(&self, qp: &'a Qp, need: Need) -> Result<(Entry<'a>, u64), Fault> {
-        let entry = qp.context().nic().regions.enter(self.key)?;
+        if windows::is_window(self.key) {
+            return self.enter_through_window(qp, need);
+        }
+        let entry = enter_of_domain(qp, self.key)?;
         let mr = &entry.mr;
-        if mr.pd() != qp.pd() {
-            return Err(Fault::OtherDomain);
-        }
-        let offset = self.addr.checked_sub(mr.va()).ok_or(Fault::Range)?;
-        if offset.checked_add(u64::from(self.len)).is_none_or(|end| end > mr.len()) {
-            return Err(Fault::Range);
-        }
+        let offset = self.offset_in(mr.va(), mr.len())?;
         if !need.is_met_by(mr.access()) {
             return Err(Fault::Access);
         }
         Ok((entry, offset))
+    }
+
+    /// As `enter`, by the key of a window: bounded by its binding instead of its region. A binding that ends while a piece is
+    /// copied does not stop that piece.
+    fn enter_through_window<'a>(&self, qp: &'a Qp, need: Need) -> Result<(Entry<'a>, u64), Fault> {
+        let nic = qp.context().nic();
+        let bound = nic.windows.find(self.key).ok_or(Fault::UnknownKey)?.opens(self.key, qp)?;
+        let offset = self.offset_in(bound.addr, bound.len)?;
+        if !need.is_met_through(bound.access) {
+            return Err(Fault::Access);
+        }
+        let entry = nic.regions.enter(bound.mr.key())?;
+        // The context may have ended, and another region have got the slot, since the window was looked at.
+        if !Arc::ptr_eq(&entry.mr, &bound.mr) {
+            return Err(Fault::Revoked);
+        }
+        Ok((entry, offset + (bound.addr - bound.mr.va())))
+    }
+
+    /// Where the range begins in `len` bytes at `start`, if all of it lies there.
+    fn offset_in(&self, start: u64, len: u64) -> Result<u64, Fault> {
+        let offset = self.addr.checked_sub(start).ok_or(Fault::Range)?;
+        let inside = offset.checked_add(u64::from(self.len)).is_some_and(|end| end <= len);
+        if inside { Ok(offset) } else { Err(Fault::Range) }
     }
 
     /// Checks without copying. A range of no bytes skips the key.
@@ -97,9 +135,37 @@ impl Range {
         .map_err(fault_of)
     }
 
+    /// Flushes the range, or its whole region: checks, and if persistence is needed makes it so.
+    pub(crate) fn flush(&self, qp: &Qp, need: Need, level: FlushLevel) -> Result<(), Fault> {
+        let (entry, offset, len) = match level {
+            FlushLevel::Range => {
+                let (entry, offset) = self.enter(qp, need)?;
+                (entry, offset, u64::from(self.len))
+            }
+            FlushLevel::Mr => {
+                let entry = enter_of_domain(qp, self.key)?;
+                if !need.is_met_by(entry.mr.access()) {
+                    return Err(Fault::Access);
+                }
+                let len = entry.mr.len();
+                (entry, 0, len)
+            }
+        };
+        if need != Need::FlushPersistent {
+            return Ok(());
+        }
+        let kernel = qp.context().kernel();
+        match &entry.memory {
+            Registration::Pinned(pinned) => pinned.persist(kernel, offset, len).map_err(fault_of),
+            Registration::OnDemand(range) => range.persist(kernel, offset, len).map_err(fault_of),
+            // Not persistent, and never registered as such.
+            Registration::Anonymous { .. } => Err(Fault::Access),
+        }
+    }
+
     /// An atomic on the range, which is 8 bytes long; what was there.
-    pub(crate) fn atomic(&self, qp: &Qp, op: AtomicOp) -> Result<u64, Fault> {
-        let (entry, offset) = self.enter(qp, Need::RemoteAtomic)?;
+    pub(crate) fn atomic(&self, qp: &Qp, need: Need, op: AtomicOp) -> Result<u64, Fault> {
+        let (entry, offset) = self.enter(qp, need)?;
         let kernel = qp.context().kernel();
         let Region { memory, .. } = &*entry;
         match memory {
@@ -109,6 +175,13 @@ impl Range {
         }
         .map_err(fault_of)
     }
+}
+
+/// Enters the region of a key in `qp`'s domain.
+#[inline]
+fn enter_of_domain(qp: &Qp, key: u32) -> Result<Entry<'_>, Fault> {
+    let entry = qp.context().nic().regions.enter(key)?;
+    if entry.mr.pd() == qp.pd() { Ok(entry) } else { Err(Fault::OtherDomain) }
 }
 
 fn fault_of(errno: Errno) -> Fault {

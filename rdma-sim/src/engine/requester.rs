@@ -6,6 +6,7 @@
 
 use emulator::sync::Arc;
 
+use super::local;
 use super::protection::{CHUNK, Need, Range};
 use crate::transport::{Failure, Message, Transport};
 use crate::verbs::qp::Qp;
@@ -53,7 +54,7 @@ fn run_request(qp: &Qp, engine: &mut Engine, request: &WorkRequest) {
         _ => return,
     }
     match execute(qp, engine, request) {
-        Ok(()) if signaled => qp.complete_send(wr_id, op, Status::Success, local.len, Fault::None),
+        Ok(()) if signaled => qp.complete_send(wr_id, op, Status::Success, op.moves(local.len), Fault::None),
         Ok(()) => {}
         Err(Failure { status, fault }) => {
             // Its own completion first, then those behind it.
@@ -65,19 +66,26 @@ fn run_request(qp: &Qp, engine: &mut Engine, request: &WorkRequest) {
 
 fn execute(qp: &Qp, engine: &mut Engine, request: &WorkRequest) -> Result<(), Failure> {
     let WorkRequest { op, local, remote_addr, rkey, .. } = *request;
+    match op {
+        Op::BindMw(bind) => return local::bind(qp, &bind),
+        Op::LocalInvalidate { rkey } => return local::invalidate(qp, rkey),
+        _ => {}
+    }
     let link = engine.link.as_ref().ok_or(Failure::SILENT)?;
     if engine.bounce.is_empty() {
         engine.bounce = vec![0; CHUNK];
     }
-    let local = LocalMemory { qp, sge: local };
+    let memory = LocalMemory { qp, sge: local };
     // A write's first copy checks its source; the others must know before they reach the peer.
     match op {
-        Op::Write => {}
-        Op::Send => local.check(Need::LocalRead)?,
-        Op::Read | Op::CompareSwap { .. } | Op::FetchAdd { .. } => local.check(Need::LocalWrite)?,
+        Op::Send | Op::SendWithInvalidate { .. } => memory.check(Need::LocalRead)?,
+        Op::Read | Op::CompareSwap { .. } | Op::FetchAdd { .. } => memory.check(Need::LocalWrite)?,
+        // The last three move no local byte.
+        Op::Write | Op::AtomicWrite { .. } | Op::Flush { .. } | Op::BindMw(_) | Op::LocalInvalidate { .. } => {}
     }
-    let message = Message { op, remote_addr, rkey, len: request.local.len };
-    link.transport.carry(&link.peer, &message, &local, &mut engine.bounce)
+    let len = if let Op::AtomicWrite { .. } = op { 8 } else { local.len };
+    let message = Message { op, remote_addr, rkey, len };
+    link.transport.carry(&link.peer, &message, &memory, &mut engine.bounce)
 }
 
 /// The requester's end of a message's bytes.

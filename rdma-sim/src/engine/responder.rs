@@ -9,24 +9,31 @@
 //! refusals as well, as InfiniBand has it (volume 1, 9.9.3: class A and C faults of a responder) and `rxe` does. Without a
 //! receive it does not: that is the requester's failure alone.
 
+use emulator::sync::atomic::{Ordering, fence};
 use fs_sim::dma::AtomicOp;
 
+use super::local;
 use super::protection::{Need, Range};
 use super::requester::LocalMemory;
 use crate::transport::{Failure, Message};
 use crate::verbs::context::AsyncEvent;
 use crate::verbs::qp::Qp;
 use crate::verbs::state::QpState;
-use crate::verbs::work::{Fault, Op, Receive, Status};
+use crate::verbs::work::{Fault, FlushLevel, Op, Placement, Receive, Status};
 
 /// Executes a message at `peer`, on the requester's thread. `bounce` holds the bytes on their way.
 pub(crate) fn execute(peer: &Qp, message: &Message, local: &LocalMemory<'_>, bounce: &mut [u8]) -> Result<(), Failure> {
     match message.op {
         Op::Write => write(peer, message, local, bounce),
         Op::Read => read(peer, message, local, bounce),
-        Op::Send => send(peer, message, local, bounce),
+        Op::Send => send(peer, message, None, local, bounce),
+        Op::SendWithInvalidate { rkey } => send(peer, message, Some(rkey), local, bounce),
         Op::CompareSwap { compare, swap } => atomic(peer, message, local, AtomicOp::CompareSwap(compare, swap)),
         Op::FetchAdd { add } => atomic(peer, message, local, AtomicOp::FetchAdd(add)),
+        Op::AtomicWrite { value } => aligned(peer, message, Need::RemoteWrite, AtomicOp::Store(value)).map(|_| ()),
+        Op::Flush { placement, level } => flush(peer, message, placement, level),
+        // What stays on the requester's side is no message; a transport that carries it anyway finds it malformed.
+        Op::BindMw(_) | Op::LocalInvalidate { .. } => Err(refuse(peer, Status::RemoteInvalidRequest, Fault::Access)),
     }
 }
 
@@ -98,15 +105,39 @@ fn read(peer: &Qp, message: &Message, local: &LocalMemory<'_>, bounce: &mut [u8]
 }
 
 fn atomic(peer: &Qp, message: &Message, local: &LocalMemory<'_>, op: AtomicOp) -> Result<(), Failure> {
+    let before = aligned(peer, message, Need::RemoteAtomic, op)?;
+    local.write(0, &before.to_ne_bytes())
+}
+
+/// An access to 8 aligned bytes at once.
+fn aligned(peer: &Qp, message: &Message, need: Need, op: AtomicOp) -> Result<u64, Failure> {
     listening(peer)?;
     if !message.remote_addr.is_multiple_of(8) {
         return Err(refuse(peer, Status::RemoteInvalidRequest, Fault::Misaligned));
     }
-    let before = message.remote().atomic(peer, op).map_err(|fault| refuse_access(peer, fault))?;
-    local.write(0, &before.to_ne_bytes())
+    message.remote().atomic(peer, need, op).map_err(|fault| refuse_access(peer, fault))
 }
 
-fn send(peer: &Qp, message: &Message, local: &LocalMemory<'_>, bounce: &mut [u8]) -> Result<(), Failure> {
+/// A range of no bytes is checked like any other: only reads and writes may skip that.
+fn flush(peer: &Qp, message: &Message, placement: Placement, level: FlushLevel) -> Result<(), Failure> {
+    listening(peer)?;
+    // ORDERING: the writes before were copied by this thread, or by one that handed the turn on; the fence puts them before
+    // whatever anybody does who learns of this flush's completion by other means than a completion queue.
+    fence(Ordering::SeqCst);
+    let need = match placement {
+        Placement::Global => Need::FlushGlobal,
+        Placement::Persistent => Need::FlushPersistent,
+    };
+    message.remote().flush(peer, need, level).map_err(|fault| refuse_access(peer, fault))
+}
+
+fn send(
+    peer: &Qp,
+    message: &Message,
+    invalidate: Option<u32>,
+    local: &LocalMemory<'_>,
+    bounce: &mut [u8],
+) -> Result<(), Failure> {
     listening(peer)?;
     let Some(receive) = peer.take_receive() else {
         // Silent rather than not ready if it failed, and lost its receives, just now.
@@ -129,7 +160,13 @@ fn send(peer: &Qp, message: &Message, local: &LocalMemory<'_>, bounce: &mut [u8]
             return Err(refuse(peer, Status::RemoteOperationError, Fault::ReceiveMemory));
         }
     }
-    if !peer.complete_receive(receive.wr_id, Status::Success, message.len, Fault::None) {
+    if let Some(rkey) = invalidate
+        && let Err(fault) = local::invalidate_window(peer, rkey)
+    {
+        peer.complete_receive(receive.wr_id, Status::RemoteInvalidRequest, 0, fault);
+        return Err(refuse(peer, Status::RemoteAccessError, fault));
+    }
+    if !peer.complete_message(receive.wr_id, message.len, invalidate) {
         return Err(refuse(peer, Status::RemoteOperationError, Fault::ReceiveOverrun));
     }
     Ok(())

@@ -17,11 +17,11 @@ use crate::verbs::work::{Fault, Op, Status};
 pub struct Message {
     /// What the peer is to do.
     pub op: Op,
-    /// At which of its addresses (not for [`Op::Send`]).
+    /// At which of its addresses (not for sends).
     pub remote_addr: u64,
-    /// By which of its keys (not for [`Op::Send`]).
+    /// By which of its keys (not for sends).
     pub rkey: u32,
-    /// Bytes of data, in either direction.
+    /// Bytes of data, in either direction; of a flush the length of its range.
     pub len: u32,
 }
 

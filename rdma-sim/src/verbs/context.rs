@@ -12,7 +12,7 @@
 //! before it looks at the custody: of two that race at least one is refused.
 
 use std::any::Any;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::task::Poll;
 
 use emulator::race_point;
@@ -30,6 +30,7 @@ use fs_sim::{Errno, Kernel, Task};
 
 use super::cq::{self, Cq};
 use super::mr::{AccessFlags, Mr};
+use super::mw::Mw;
 use super::pd::Pd;
 use super::qp::{self, Qp, QpConfig};
 use crate::Nic;
@@ -73,13 +74,17 @@ const ABORTED: u32 = 1;
 const CLOSED: u32 = 2;
 
 #[derive(Default)]
-struct Objects {
-    /// Domains, and how many regions and queue pairs use each.
-    pds: BTreeMap<u32, u32>,
+pub(super) struct Objects {
+    /// Domains, and how many regions, windows and queue pairs use each.
+    pub(super) pds: BTreeMap<u32, u32>,
     /// Completion queues, and how often queue pairs use each.
     cqs: BTreeMap<u32, (Arc<Cq>, u32)>,
     qps: BTreeMap<u32, Arc<Qp>>,
-    mrs: BTreeMap<u32, Arc<Mr>>,
+    pub(super) mrs: BTreeMap<u32, Arc<Mr>>,
+    /// The keys of regions whose registration is being changed.
+    pub(super) changing: BTreeSet<u32>,
+    /// Memory windows, by the index in their keys.
+    pub(super) mws: BTreeMap<u32, Arc<Mw>>,
 }
 
 /// See the module.
@@ -91,6 +96,8 @@ pub struct Context {
     state: AtomicU32,
     objects: Mutex<Objects>,
     events: Mutex<VecDeque<AsyncEvent>>,
+    /// Where those wait who wait for an event.
+    arrived: WaitQueue,
     /// Regions whose file pages are pinned, from before the first look at the custody to after the last unpin.
     file_pins: AtomicU64,
     drained: WaitQueue,
@@ -112,6 +119,7 @@ impl Context {
                 state: AtomicU32::new(OPEN),
                 objects: Mutex::new(Objects::default()),
                 events: Mutex::new(VecDeque::new()),
+                arrived: WaitQueue::new(),
                 file_pins: AtomicU64::new(0),
                 drained: WaitQueue::new(),
             })
@@ -162,6 +170,26 @@ impl Context {
         self.events.lock().pop_front()
     }
 
+    /// Takes the oldest asynchronous event, waiting interruptibly until there is one. Each event goes to one taker.
+    /// `ibv_get_async_event`.
+    ///
+    /// # Errors
+    /// EBADF (the caller does not hold the context, or it was closed meanwhile), EINTR.
+    pub fn wait_event(&self, task: &Task) -> Result<AsyncEvent, Errno> {
+        self.check_caller(task)?;
+        let ready = || match self.poll_event() {
+            Some(event) => Poll::Ready(Ok(event)),
+            None if self.state.load(Ordering::SeqCst) == CLOSED => Poll::Ready(Err(Errno::EBADF)),
+            None => Poll::Pending,
+        };
+        let how = WaitFor::interruptible("an asynchronous event");
+        match self.arrived.wait(self.kernel.world(), task.waiter(), how, ready) {
+            Ok(event) => event,
+            Err(_) if task.process().is_dying() => Err(Errno::Dead),
+            Err(_) => Err(Errno::EINTR),
+        }
+    }
+
     pub(crate) fn raise(&self, event: AsyncEvent) {
         let kept = {
             let mut events = self.events.lock();
@@ -171,7 +199,9 @@ impl Context {
             }
             room
         };
-        if !kept {
+        if kept {
+            self.arrived.wake_all();
+        } else {
             self.nic.counters.events_lost.add(1);
         }
     }
@@ -181,12 +211,22 @@ impl Context {
         &self.drained
     }
 
+    pub(super) fn file_pin_made(&self) {
+        self.file_pins.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// Whether the design forbids a file's pins in this context, as it is held now, to `task`. To be asked after
+    /// [`Context::file_pin_made`].
+    pub(super) fn denies_file_pins(&self, task: &Task) -> bool {
+        self.kernel.axes().pass_context == PassRule::Deny && self.custody.shared_beyond(task.pid())
+    }
+
     pub(crate) fn file_pin_gone(&self) {
         self.file_pins.fetch_sub(1, Ordering::SeqCst);
     }
 
     /// Whether `task` may call on this context at all.
-    fn check_caller(&self, task: &Task) -> Result<(), Errno> {
+    pub(super) fn check_caller(&self, task: &Task) -> Result<(), Errno> {
         if task.process().is_dying() {
             return Err(Errno::Dead);
         }
@@ -197,7 +237,7 @@ impl Context {
     ///
     /// # Errors
     /// EIO if it was aborted, EBADF if it was closed; else what `change` says.
-    fn add<R>(&self, change: impl FnOnce(&mut Objects) -> Result<R, Errno>) -> Result<R, Errno> {
+    pub(super) fn add<R>(&self, change: impl FnOnce(&mut Objects) -> Result<R, Errno>) -> Result<R, Errno> {
         let mut objects = self.objects.lock();
         // Looked at under the lock: whoever changes the state takes the lock after, and finds what we add.
         match self.state.load(Ordering::SeqCst) {
@@ -205,6 +245,11 @@ impl Context {
             ABORTED => Err(Errno::EIO),
             _ => Err(Errno::EBADF),
         }
+    }
+
+    /// Runs `change` on the lists of a context in any state.
+    pub(super) fn with_objects<R>(&self, change: impl FnOnce(&mut Objects) -> R) -> R {
+        change(&mut self.objects.lock())
     }
 
     /// Makes a protection domain.
@@ -226,7 +271,7 @@ impl Context {
     /// Takes a protection domain down.
     ///
     /// # Errors
-    /// EBADF, EINVAL (not this context's), EBUSY (regions or queue pairs use it).
+    /// EBADF, EINVAL (not this context's), EBUSY (regions, windows or queue pairs use it).
     pub fn dealloc_pd(&self, task: &Task, pd: &Arc<Pd>) -> Result<(), Errno> {
         self.check_caller(task)?;
         let mut objects = self.objects.lock();
@@ -324,7 +369,7 @@ impl Context {
     ///
     /// # Errors
     /// EBADF (the caller does not hold the context), EIO (aborted); EINVAL (remote write or atomic without local write;
-    /// length 0, or beyond the mapping; a domain that is not this context's); EPERM (the gate; or `pass_context = deny`, file
+    /// `flush_persistent` on memory that is not persistent, as `rxe` has it; length 0, or beyond the mapping; a domain that is not this context's); EPERM (the gate; or `pass_context = deny`, file
     /// pages, and somebody else holds the context too); whatever else [`Task::register`] says. Refused, nothing stays pinned.
     pub fn reg_mr(
         self: &Arc<Self>,
@@ -348,6 +393,21 @@ impl Context {
         registered
     }
 
+    /// Gets hold of the memory that `mr` describes, for `mr` to answer for.
+    pub(super) fn register_memory(&self, task: &Task, mr: &Arc<Mr>) -> Result<Registration, Errno> {
+        let access = mr.access();
+        let want = Want { va: mr.va(), len: mr.len(), write: access.local_write, user: LongTermUser::Rdma };
+        let memory = match access.on_demand {
+            true => task.register_on_demand(want)?,
+            false => task.register(want, Arc::clone(mr) as Arc<dyn PinHolder>)?,
+        };
+        match memory {
+            // Refused before anything depends on it; anonymous memory is nobody's to give back.
+            Registration::Anonymous { .. } if access.flush_persistent => Err(Errno::EINVAL),
+            memory => Ok(memory),
+        }
+    }
+
     fn register_region(
         self: &Arc<Self>,
         task: &Task,
@@ -358,21 +418,15 @@ impl Context {
     ) -> Result<Arc<Mr>, Errno> {
         let key = self.nic.regions.reserve()?;
         let mr = Arc::new(Mr::new(key, pd.number(), access, va, len, Arc::clone(self)));
-        let want = Want { va, len, write: access.local_write, user: LongTermUser::Rdma };
-        let registration = match access.on_demand {
-            true => task.register_on_demand(want),
-            false => task.register(want, Arc::clone(&mr) as Arc<dyn PinHolder>),
-        };
-        let memory = registration.inspect_err(|_| self.nic.regions.cancel(key))?;
+        let memory = self.register_memory(task, &mr).inspect_err(|_| self.nic.regions.cancel(key))?;
         race_point!("reg_mr: committed, not stored");
         let pins_file = matches!(memory, Registration::Pinned(_));
         if pins_file {
-            self.file_pins.fetch_add(1, Ordering::SeqCst);
+            self.file_pin_made();
         }
         self.nic.regions.install(key, Region { mr: Arc::clone(&mr), memory });
         race_point!("reg_mr: stored, not listed");
-        let denied =
-            pins_file && self.kernel.axes().pass_context == PassRule::Deny && self.custody.shared_beyond(task.pid());
+        let denied = pins_file && self.denies_file_pins(task);
         let listed = match denied {
             true => Err(Errno::EPERM),
             // An abort or close since the commit could not find the region: it is taken back here.
@@ -398,7 +452,8 @@ impl Context {
     /// Ends a region's registration. Returns when the last copy in flight has ended and its pages are unpinned.
     ///
     /// # Errors
-    /// EBADF, EINVAL (not this context's, or deregistered before).
+    /// EBADF, EINVAL (not this context's, deregistered before, or an old handle of a changed region), EBUSY (windows are bound
+    /// to it, or its registration is being changed).
     pub fn dereg_mr(&self, task: &Task, mr: &Arc<Mr>) -> Result<(), Errno> {
         self.check_caller(task)?;
         {
@@ -407,6 +462,10 @@ impl Context {
             if !listed {
                 return Err(Errno::EINVAL);
             }
+            if objects.changing.contains(&mr.key()) {
+                return Err(Errno::EBUSY);
+            }
+            mr.refuse_windows()?;
             objects.mrs.remove(&mr.key());
             objects.release_pd(mr.pd());
         }
@@ -433,14 +492,20 @@ impl Context {
             return;
         }
         race_point!("abort: marked, not carried out");
-        let (qps, mrs): (Vec<Arc<Qp>>, Vec<Arc<Mr>>) = {
+        let (qps, mrs, mws) = {
             let objects = self.objects.lock();
-            (objects.qps.values().cloned().collect(), objects.mrs.values().cloned().collect())
+            let qps: Vec<Arc<Qp>> = objects.qps.values().cloned().collect();
+            let mrs: Vec<Arc<Mr>> = objects.mrs.values().cloned().collect();
+            let mws: Vec<Arc<Mw>> = objects.mws.values().cloned().collect();
+            (qps, mrs, mws)
         };
         let counters = &self.nic.counters;
         counters.contexts_aborted.add(1);
         for qp in qps {
             qp.fail();
+        }
+        for mw in mws {
+            mw.unbind();
         }
         let mut deferred = Deferred::default();
         for mr in mrs {
@@ -456,17 +521,22 @@ impl Context {
 
     /// Whether leases of `pid` of its own cover every file range that this context pins.
     fn is_covered_for(&self, kernel: &Kernel, pid: Pid) -> bool {
-        let mrs: Vec<Arc<Mr>> = self.objects.lock().mrs.values().cloned().collect();
-        mrs.iter().all(|mr| match self.nic.regions.enter(mr.key()).as_deref() {
-            Ok(Region { memory: Registration::Pinned(pinned), .. }) => pinned.is_covered_for(kernel, pid),
-            // What is not pinned, or no longer, needs no lease.
-            Ok(_) | Err(_) => true,
-        })
+        let (mrs, changing): (Vec<Arc<Mr>>, bool) = {
+            let objects = self.objects.lock();
+            (objects.mrs.values().cloned().collect(), !objects.changing.is_empty())
+        };
+        // What a region under change pins is on no list yet: nobody can vouch for it.
+        !changing
+            && mrs.iter().all(|mr| match self.nic.regions.enter(mr.key()).as_deref() {
+                Ok(Region { memory: Registration::Pinned(pinned), .. }) => pinned.is_covered_for(kernel, pid),
+                // What is not pinned, or no longer, needs no lease.
+                Ok(_) | Err(_) => true,
+            })
     }
 }
 
 impl Objects {
-    fn release_pd(&mut self, pd: u32) {
+    pub(super) fn release_pd(&mut self, pd: u32) {
         if let Some(uses) = self.pds.get_mut(&pd) {
             *uses -= 1;
         }
@@ -486,7 +556,7 @@ impl Objects {
 }
 
 impl OpenObject for Context {
-    /// The context's close: queue pairs, regions, completion queues, domains, in this order; the pins go with the regions.
+    /// The context's close: queue pairs, windows, regions, completion queues, domains, in this order; the pins go with the regions.
     /// Never waits: a region with a copy in flight is released by the last to leave it.
     fn release(&self, _kernel: &Arc<Kernel>, deferred: &mut Deferred) {
         self.state.store(CLOSED, Ordering::SeqCst);
@@ -495,9 +565,13 @@ impl OpenObject for Context {
         for qp in objects.qps.values() {
             qp.destroy();
         }
+        for mw in objects.mws.values() {
+            self.nic.windows.remove(mw);
+        }
         for mr in objects.mrs.values() {
             self.end_region(mr, deferred);
         }
+        self.arrived.wake_all();
     }
 
     fn may_pass(&self, kernel: &Kernel, pass: Pass) -> bool {

@@ -1,13 +1,13 @@
 //! Memory regions: what a program holds of a registration, and how the kernel reaches whoever answers for its pins.
 //!
-//! It owns a region's identity and rights; what it pins is in the table of regions. Invariants: rights never change; a
-//! region's pins are released once, and [`Mr::is_released`] says so only after the last page was unpinned. Kernel
+//! It owns a region's identity and rights; what it pins is in the table of regions. Invariants: rights never change (a changed
+//! registration is a new [`Mr`] under the same key, see [`super::rereg`]); a region's pins are released once, and [`Mr::is_released`] says so only after the last page was unpinned. Kernel
 //! counterpart: `struct ib_mr`, `struct ib_umem`.
 
 use std::fmt;
 
 use emulator::sync::Arc;
-use emulator::sync::atomic::{AtomicBool, Ordering};
+use emulator::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use fs_sim::gup::Registration;
 use fs_sim::holders::{HolderInfo, PinHolder};
 use fs_sim::process::description::Deferred;
@@ -26,8 +26,14 @@ pub struct AccessFlags {
     pub remote_write: bool,
     /// The peer may do atomics on it. Needs `local_write`.
     pub remote_atomic: bool,
-    /// Faulted in at each access instead of pinned (explicit on-demand paging).
+    /// Faulted in at need instead of pinned (explicit on-demand paging).
     pub on_demand: bool,
+    /// Memory windows may be bound to it.
+    pub mw_bind: bool,
+    /// The peer may flush it to where everybody sees it. `IB_ACCESS_FLUSH_GLOBAL`.
+    pub flush_global: bool,
+    /// The peer may flush it to its medium. Needs persistent memory. `IB_ACCESS_FLUSH_PERSISTENT`.
+    pub flush_persistent: bool,
 }
 
 impl AccessFlags {
@@ -38,16 +44,34 @@ impl AccessFlags {
         remote_write: false,
         remote_atomic: false,
         on_demand: false,
+        mw_bind: false,
+        flush_global: false,
+        flush_persistent: false,
     };
     /// For local data in both directions.
     pub const LOCAL_WRITE: AccessFlags = AccessFlags { local_write: true, ..AccessFlags::LOCAL_READ };
-    /// Everything, pinned.
+    /// Every access to the bytes, pinned; no window, no flush.
     pub const ALL: AccessFlags =
-        AccessFlags { local_write: true, remote_read: true, remote_write: true, remote_atomic: true, on_demand: false };
+        AccessFlags { remote_read: true, remote_write: true, remote_atomic: true, ..AccessFlags::LOCAL_WRITE };
 
     /// The same, on demand.
     pub const fn on_demand(self) -> AccessFlags {
         AccessFlags { on_demand: true, ..self }
+    }
+
+    /// The same, and windows may be bound.
+    pub const fn mw_bind(self) -> AccessFlags {
+        AccessFlags { mw_bind: true, ..self }
+    }
+
+    /// The same, and the peer may flush to everybody's view.
+    pub const fn flush_global(self) -> AccessFlags {
+        AccessFlags { flush_global: true, ..self }
+    }
+
+    /// The same, and the peer may flush to the medium.
+    pub const fn flush_persistent(self) -> AccessFlags {
+        AccessFlags { flush_persistent: true, ..self }
     }
 
     /// # Errors
@@ -67,7 +91,12 @@ pub struct Mr {
     context: Arc<Context>,
     revoked: AtomicBool,
     released: AtomicBool,
+    /// How many windows are bound to it, or [`NO_WINDOWS`].
+    windows: AtomicU32,
 }
+
+/// It is being deregistered or changed: no window can be bound any more.
+const NO_WINDOWS: u32 = u32::MAX;
 
 impl fmt::Debug for Mr {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -79,7 +108,7 @@ impl fmt::Debug for Mr {
 impl Mr {
     pub(crate) fn new(key: u32, pd: u32, access: AccessFlags, va: u64, len: u64, context: Arc<Context>) -> Mr {
         let (revoked, released) = (AtomicBool::new(false), AtomicBool::new(false));
-        Mr { key, pd, access, va, len, context, revoked, released }
+        Mr { key, pd, access, va, len, context, revoked, released, windows: AtomicU32::new(0) }
     }
 
     /// The key by which its own side names it in an [`Sge`](super::work::Sge).
@@ -140,12 +169,48 @@ impl Mr {
         self.released.load(Ordering::SeqCst)
     }
 
+    /// How many windows are bound to it.
+    pub fn windows(&self) -> u32 {
+        let windows = self.windows.load(Ordering::SeqCst);
+        if windows == NO_WINDOWS { 0 } else { windows }
+    }
+
+    /// Counts a window to be bound; false if the region is being deregistered or changed.
+    pub(crate) fn hold_for_window(&self) -> bool {
+        let one_more = |windows: u32| windows.checked_add(1).filter(|more| *more < NO_WINDOWS);
+        self.windows.fetch_update(Ordering::SeqCst, Ordering::SeqCst, one_more).is_ok()
+    }
+
+    /// A window that was counted is no longer bound.
+    pub(crate) fn window_gone(&self) {
+        self.windows.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    /// Admits no window from now on.
+    ///
+    /// # Errors
+    /// EBUSY: some are bound.
+    pub(crate) fn refuse_windows(&self) -> Result<(), Errno> {
+        let refused = self.windows.compare_exchange(0, NO_WINDOWS, Ordering::SeqCst, Ordering::SeqCst);
+        refused.map(|_| ()).map_err(|_| Errno::EBUSY)
+    }
+
+    /// Undoes [`Mr::refuse_windows`].
+    pub(crate) fn admit_windows(&self) {
+        self.windows.store(0, Ordering::SeqCst);
+    }
+
     /// The end of its registration. Called once, by whoever drained the region.
     pub(crate) fn let_go(&self, memory: Registration, deferred: &mut Deferred) {
         if let Registration::Pinned(pinned) = memory {
             pinned.release(self.context.kernel(), deferred);
             self.context.file_pin_gone();
         }
+        self.set_released();
+    }
+
+    /// What it pinned is gone, or is another handle's from now on.
+    pub(crate) fn set_released(&self) {
         self.released.store(true, Ordering::SeqCst);
         self.context.drained().wake_all();
     }

@@ -15,8 +15,9 @@ use emulator::sync::{Arc, Mutex};
 
 use super::context::Context;
 use super::cq::Cq;
+use super::mw::{Bind, Mw, MwType};
 use super::state::{Event, QpState, TransitionError};
-use super::work::{Completion, Fault, MESSAGE_MAX, Op, Opcode, PostError, Receive, Status, WorkRequest};
+use super::work::{Completion, Fault, Op, Opcode, PostError, Receive, Sge, Status, WorkRequest};
 use crate::engine::requester::{self, Engine, Link, Work};
 use crate::engine::turns::Turns;
 use crate::transport::{InProcess, Transport};
@@ -199,13 +200,41 @@ impl Qp {
         if !matches!(state, QpState::ReadyToSend | QpState::Error) {
             return Err(PostError::NotReady { qp_num: self.number, state });
         }
-        let len = request.local.len;
-        if request.op.is_atomic() && len != 8 {
-            return Err(PostError::Length { len, expected: "an atomic returns 8" });
+        request.op.check_len(request.local.len)?;
+        if let Op::BindMw(bind) = request.op {
+            self.check_window(bind.rkey, MwType::Type2)?;
         }
-        if len > MESSAGE_MAX {
-            return Err(PostError::Length { len, expected: "a message has at most 2 GiB" });
+        self.submit(request)
+    }
+
+    /// Posts the binding of a type 1 window: to the send queue, behind what was posted before. The window's new key is
+    /// returned (what `bind.rkey` says is not looked at); it opens once the binding has completed. Binding no bytes unbinds.
+    ///
+    /// # Errors
+    /// [`PostError`]; nothing was queued. A binding that turns out wrong completes with
+    /// [`Status::MemoryWindowBindError`](super::work::Status::MemoryWindowBindError), and the pair is in error.
+    pub fn bind_mw(&self, wr_id: u64, mw: &Mw, bind: Bind, signaled: bool) -> Result<u32, PostError> {
+        let state = self.state();
+        if !matches!(state, QpState::ReadyToSend | QpState::Error) {
+            return Err(PostError::NotReady { qp_num: self.number, state });
         }
+        self.check_window(mw.rkey(), MwType::Type1)?;
+        let bind = Bind { rkey: mw.issue_rkey(), ..bind };
+        let (op, local) = (Op::BindMw(bind), Sge::default());
+        self.submit(WorkRequest { wr_id, op, local, remote_addr: 0, rkey: 0, signaled })?;
+        Ok(bind.rkey)
+    }
+
+    fn check_window(&self, rkey: u32, kind: MwType) -> Result<(), PostError> {
+        let expected = match kind {
+            MwType::Type1 => "a window of type 1",
+            MwType::Type2 => "a window of type 2",
+        };
+        let found = self.context.nic().windows.find(rkey).is_some_and(|window| window.kind() == kind);
+        if found { Ok(()) } else { Err(PostError::Window { rkey, expected }) }
+    }
+
+    fn submit(&self, request: WorkRequest) -> Result<(), PostError> {
         let bound = self.config.max_send;
         self.sends
             .submit(Work::Request(request), bound as usize, |engine, work| requester::run(self, engine, work))
@@ -267,19 +296,29 @@ impl Qp {
             byte_len: 0,
             qp_num: self.number,
             vendor_err: Fault::Behind,
+            invalidated: None,
         });
     }
 
     /// Completes a receive; false if the completion found no room.
     pub(crate) fn complete_receive(&self, wr_id: u64, status: Status, byte_len: u32, vendor_err: Fault) -> bool {
-        let (opcode, qp_num) = (Opcode::Recv, self.number);
-        self.config.recv_cq.push(Completion { wr_id, status, opcode, byte_len, qp_num, vendor_err }).is_ok()
+        let (opcode, qp_num, invalidated) = (Opcode::Recv, self.number, None);
+        let done = Completion { wr_id, status, opcode, byte_len, qp_num, vendor_err, invalidated };
+        self.config.recv_cq.push(done).is_ok()
+    }
+
+    /// Completes a receive with success, of a message that invalidated a key or none; false if there was no room.
+    pub(crate) fn complete_message(&self, wr_id: u64, byte_len: u32, invalidated: Option<u32>) -> bool {
+        let (opcode, qp_num, vendor_err) = (Opcode::Recv, self.number, Fault::None);
+        let done = Completion { wr_id, status: Status::Success, opcode, byte_len, qp_num, vendor_err, invalidated };
+        self.config.recv_cq.push(done).is_ok()
     }
 
     /// Completes a send. A queue that has no room for it puts the pair into error.
     pub(crate) fn complete_send(&self, wr_id: u64, op: Op, status: Status, byte_len: u32, vendor_err: Fault) {
-        let (opcode, qp_num) = (op.opcode(), self.number);
-        if self.config.send_cq.push(Completion { wr_id, status, opcode, byte_len, qp_num, vendor_err }).is_err() {
+        let (opcode, qp_num, invalidated) = (op.opcode(), self.number, None);
+        let done = Completion { wr_id, status, opcode, byte_len, qp_num, vendor_err, invalidated };
+        if self.config.send_cq.push(done).is_err() {
             self.fail();
         }
     }

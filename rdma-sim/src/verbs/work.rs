@@ -7,6 +7,7 @@ use std::fmt;
 
 use fs_sim::Errno;
 
+use super::mw::Bind;
 use super::state::QpState;
 
 /// The longest message, in bytes: 2 GiB, as for InfiniBand.
@@ -45,6 +46,49 @@ pub enum Op {
         /// What is added.
         add: u64,
     },
+    /// As [`Op::Send`]; then the receiver's type 2 window of this key is unbound, before its receive completes.
+    SendWithInvalidate {
+        /// The window's key.
+        rkey: u32,
+    },
+    /// Stores 8 bytes at an aligned address of the peer's region, never torn. It carries them itself: the local length is 0.
+    AtomicWrite {
+        /// What is stored, in the machine's byte order.
+        value: u64,
+    },
+    /// Completes once what this queue pair wrote to the peer before is where `placement` says. The local length is that of the
+    /// remote range; nothing local is touched.
+    Flush {
+        /// Where to.
+        placement: Placement,
+        /// How much.
+        level: FlushLevel,
+    },
+    /// Binds a type 2 window of this side. Neither end of the request is used.
+    BindMw(Bind),
+    /// Unbinds a type 2 window of this side, bound on this queue pair. Neither end of the request is used.
+    LocalInvalidate {
+        /// Its key.
+        rkey: u32,
+    },
+}
+
+/// Where flushed bytes are to be. `enum ib_placement_type`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Placement {
+    /// Where everybody on the peer's machine sees them.
+    Global,
+    /// On a persistent medium.
+    Persistent,
+}
+
+/// How much is flushed. `enum ib_selectivity_level`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FlushLevel {
+    /// The range that the request names.
+    Range,
+    /// The whole region of its key.
+    Mr,
 }
 
 impl Op {
@@ -53,14 +97,35 @@ impl Op {
         match self {
             Op::Write => Opcode::Write,
             Op::Read => Opcode::Read,
-            Op::Send => Opcode::Send,
+            Op::Send | Op::SendWithInvalidate { .. } => Opcode::Send,
             Op::CompareSwap { .. } => Opcode::CompareSwap,
             Op::FetchAdd { .. } => Opcode::FetchAdd,
+            Op::AtomicWrite { .. } => Opcode::AtomicWrite,
+            Op::Flush { .. } => Opcode::Flush,
+            Op::BindMw(_) => Opcode::BindMw,
+            Op::LocalInvalidate { .. } => Opcode::LocalInvalidate,
         }
     }
 
-    pub(crate) fn is_atomic(self) -> bool {
-        matches!(self, Op::CompareSwap { .. } | Op::FetchAdd { .. })
+    /// # Errors
+    /// The local length is none that the operation can have.
+    pub(crate) fn check_len(self, len: u32) -> Result<(), PostError> {
+        let expected = match self {
+            Op::CompareSwap { .. } | Op::FetchAdd { .. } if len != 8 => "an atomic returns 8",
+            Op::AtomicWrite { .. } if len != 0 => "an atomic write carries its 8 bytes itself",
+            _ if len > MESSAGE_MAX => "a message has at most 2 GiB",
+            _ => return Ok(()),
+        };
+        Err(PostError::Length { len, expected })
+    }
+
+    /// How many bytes it moves if its local length is `len`.
+    pub(crate) fn moves(self, len: u32) -> u32 {
+        match self {
+            Op::AtomicWrite { .. } => 8,
+            Op::Flush { .. } | Op::BindMw(_) | Op::LocalInvalidate { .. } => 0,
+            _ => len,
+        }
     }
 }
 
@@ -73,9 +138,9 @@ pub struct WorkRequest {
     pub op: Op,
     /// The local end. 8 bytes for atomics.
     pub local: Sge,
-    /// The first address at the peer; unused by [`Op::Send`].
+    /// The first address at the peer; unused by sends and by what stays on this side.
     pub remote_addr: u64,
-    /// The peer's key; unused by [`Op::Send`].
+    /// The peer's key; unused by sends and by what stays on this side.
     pub rkey: u32,
     /// Whether success is to be completed too; failure always is.
     pub signaled: bool,
@@ -103,6 +168,14 @@ pub enum Opcode {
     CompareSwap,
     /// [`Op::FetchAdd`].
     FetchAdd,
+    /// [`Op::AtomicWrite`].
+    AtomicWrite,
+    /// [`Op::Flush`].
+    Flush,
+    /// [`Op::BindMw`], or a binding by [`Qp::bind_mw`](super::qp::Qp::bind_mw).
+    BindMw,
+    /// [`Op::LocalInvalidate`].
+    LocalInvalidate,
     /// A [`Receive`].
     Recv,
 }
@@ -114,8 +187,10 @@ pub enum Status {
     Success,
     /// A message was longer than the receive it met (at the receiver).
     LocalLengthError,
-    /// The device failed under a local address.
+    /// The device failed under a local address, or a key can't be invalidated.
     LocalOperationError,
+    /// A window can't be bound as asked. `IBV_WC_MW_BIND_ERR`.
+    MemoryWindowBindError,
     /// A local key, range or access was bad, or the local memory could not be had.
     LocalProtectionError,
     /// The queue pair was in error, or fell into it, before this request's turn came.
@@ -152,7 +227,7 @@ pub enum Fault {
     NotPresent = 6,
     /// The device failed.
     Device = 7,
-    /// An atomic at an address that is no multiple of 8.
+    /// An atomic or atomic write at an address that is no multiple of 8.
     Misaligned = 8,
     /// The message is longer than the receive.
     Length = 9,
@@ -166,6 +241,14 @@ pub enum Fault {
     ReceiveMemory = 13,
     /// The peer's completion queue has overflowed.
     ReceiveOverrun = 14,
+    /// A type 2 window is bound already.
+    WindowBound = 15,
+    /// A window's new key is its old one.
+    WindowKey = 16,
+    /// A type 1 window can't be invalidated.
+    WindowType = 17,
+    /// The window was bound on another queue pair.
+    OtherQp = 18,
 }
 
 impl fmt::Display for Fault {
@@ -186,6 +269,10 @@ impl fmt::Display for Fault {
             Fault::Behind => "flushed behind an earlier failure",
             Fault::ReceiveMemory => "the peer's receive points to memory it can't use",
             Fault::ReceiveOverrun => "the peer's completion queue has overflowed",
+            Fault::WindowBound => "the window is bound already",
+            Fault::WindowKey => "the window's new key is its old one",
+            Fault::WindowType => "a type 1 window can't be invalidated",
+            Fault::OtherQp => "the window was bound on another queue pair",
         })
     }
 }
@@ -205,6 +292,8 @@ pub struct Completion {
     pub qp_num: u32,
     /// Why, in detail.
     pub vendor_err: Fault,
+    /// The key that the message invalidated, of a receive. `IBV_WC_WITH_INV`.
+    pub invalidated: Option<u32>,
 }
 
 /// Why a request was not taken. Nothing was queued.
@@ -234,6 +323,14 @@ pub enum PostError {
         /// What it may be.
         expected: &'static str,
     },
+    /// The window is not of the type that this way of binding is for, or there is none of this key.
+    #[error("window {rkey:#x} can't be bound this way: {expected}")]
+    Window {
+        /// The key.
+        rkey: u32,
+        /// What it should be.
+        expected: &'static str,
+    },
 }
 
 impl PostError {
@@ -241,7 +338,7 @@ impl PostError {
     pub fn errno(self) -> Errno {
         match self {
             PostError::Full { .. } => Errno::ENOMEM,
-            PostError::NotReady { .. } | PostError::Length { .. } => Errno::EINVAL,
+            PostError::NotReady { .. } | PostError::Length { .. } | PostError::Window { .. } => Errno::EINVAL,
         }
     }
 }

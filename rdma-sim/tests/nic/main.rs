@@ -5,9 +5,14 @@
 
 mod data_path;
 mod errors;
+mod events;
+mod flush;
 mod harness;
 mod objects;
+mod odp;
 mod passing;
+mod rereg;
 mod revocation;
 mod storm;
 mod teardown;
+mod windows;

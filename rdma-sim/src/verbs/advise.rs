@@ -1,0 +1,38 @@
+//! Advice about regions: translating on-demand memory ahead of its use.
+//!
+//! It owns nothing. Invariant: advice pins nothing and changes no right; an access after it is judged as without it. Kernel
+//! counterpart: `ib_uverbs_advise_mr`, `ibv_advise_mr(3)`.
+
+use emulator::sync::Arc;
+use fs_sim::gup::Registration;
+use fs_sim::{Errno, Task};
+
+use super::context::Context;
+use super::pd::Pd;
+use super::work::Sge;
+
+impl Context {
+    /// Looks up where the bytes of `sge` are, so that the next access need not. `write`: for accesses that write.
+    /// `IBV_ADVISE_MR_ADVICE_PREFETCH` and `_WRITE`, with `IBV_ADVISE_MR_FLAG_FLUSH`: done when this returns.
+    ///
+    /// # Errors
+    /// EBADF, EINVAL (not this context's domain, or no on-demand region of it), EFAULT (outside the region, against its rights,
+    /// or not to be had now), EIO (the device failed).
+    pub fn prefetch(&self, task: &Task, pd: &Arc<Pd>, sge: Sge, write: bool) -> Result<(), Errno> {
+        self.check_caller(task)?;
+        if pd.context() != self.number() {
+            return Err(Errno::EINVAL);
+        }
+        let entry = self.nic().regions.enter(sge.lkey).map_err(|_| Errno::EFAULT)?;
+        let mr = &entry.mr;
+        if mr.pd() != pd.number() {
+            return Err(Errno::EINVAL);
+        }
+        let Registration::OnDemand(range) = &entry.memory else { return Err(Errno::EINVAL) };
+        let offset = sge.addr.checked_sub(mr.va()).ok_or(Errno::EFAULT)?;
+        if write && !mr.access().local_write {
+            return Err(Errno::EFAULT);
+        }
+        range.prefetch(self.kernel(), offset, u64::from(sge.len), write)
+    }
+}

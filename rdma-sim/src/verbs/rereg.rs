@@ -1,0 +1,153 @@
+//! Changing a region's registration: other memory, another domain, other rights, under the same key.
+//!
+//! It owns the order of the change. Invariants: whatever can fail fails before the old registration is touched, so a refused
+//! change leaves it as it was **\[chosen\]** (the man page only promises that for bad input); new pins are held before old
+//! ones are dropped, so locked memory is charged for both for a moment **\[chosen\]**; a request that meets the region between
+//! the two is refused as if the region were revoked; whoever ends the context meanwhile ends the change. Kernel counterpart:
+//! `ib_uverbs_rereg_mr`, `ibv_rereg_mr(3)`.
+
+use emulator::race_point;
+use emulator::sync::Arc;
+use emulator::wait::WaitFor;
+use fs_sim::gup::Registration;
+use fs_sim::process::description::Deferred;
+use fs_sim::{Errno, Task};
+
+use super::context::Context;
+use super::mr::{AccessFlags, Mr};
+use super::pd::Pd;
+
+/// What is to be changed; what is none stays.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Rereg<'a> {
+    /// First address and length in bytes. `IBV_REREG_MR_CHANGE_TRANSLATION`.
+    pub translation: Option<(u64, u64)>,
+    /// The domain. `IBV_REREG_MR_CHANGE_PD`.
+    pub pd: Option<&'a Arc<Pd>>,
+    /// The rights. `IBV_REREG_MR_CHANGE_ACCESS`.
+    pub access: Option<AccessFlags>,
+}
+
+impl Rereg<'_> {
+    /// Whether memory must be registered anew: for another translation, and for what the old registration was not judged for.
+    fn needs_memory(&self, old: AccessFlags) -> bool {
+        let gains = |access: AccessFlags| {
+            let more = |old: bool, new: bool| new && !old;
+            more(old.local_write, access.local_write)
+                || more(old.flush_persistent, access.flush_persistent)
+                || old.on_demand != access.on_demand
+        };
+        self.translation.is_some() || self.access.is_some_and(gains)
+    }
+}
+
+impl Context {
+    /// Changes a region's registration. What is returned stands for the region from now on, under the same keys; the old
+    /// handle is done with.
+    ///
+    /// A new translation, and rights that the old registration was not judged for, are registered as by
+    /// [`Context::reg_mr`], on the caller's account. Returns when the last copy to the old memory has ended and it is unpinned.
+    ///
+    /// # Errors
+    /// EBADF, EIO (aborted), EINVAL (nothing to change; not this context's; bad rights, length or domain), EBUSY (windows are
+    /// bound **\[chosen\]**, or another change is under way), and what [`Context::reg_mr`] says. The old registration is as
+    /// before.
+    pub fn rereg_mr(self: &Arc<Self>, task: &Task, mr: &Arc<Mr>, change: Rereg<'_>) -> Result<Arc<Mr>, Errno> {
+        self.check_caller(task)?;
+        let access = change.access.unwrap_or(mr.access());
+        let (va, len) = change.translation.unwrap_or((mr.va(), mr.len()));
+        access.check()?;
+        let nothing = change.translation.is_none() && change.pd.is_none() && change.access.is_none();
+        if nothing || len == 0 {
+            return Err(Errno::EINVAL);
+        }
+        let pd = change.pd.map_or(mr.pd(), |pd| pd.number());
+        self.add(|objects| {
+            if !objects.mrs.get(&mr.key()).is_some_and(|listed| Arc::ptr_eq(listed, mr)) {
+                return Err(Errno::EINVAL);
+            }
+            if objects.changing.contains(&mr.key()) {
+                return Err(Errno::EBUSY);
+            }
+            // Counted as a use of the new domain, even if it is the old one: each handle counts for its own.
+            let uses = objects.pds.get_mut(&pd).ok_or(Errno::EINVAL)?;
+            mr.refuse_windows()?;
+            *uses += 1;
+            objects.changing.insert(mr.key());
+            Ok(())
+        })?;
+        let new = Arc::new(Mr::new(mr.key(), pd, access, va, len, Arc::clone(self)));
+        let memory = if change.needs_memory(mr.access()) { self.new_memory(task, &new).map(Some) } else { Ok(None) };
+        let changed = memory.and_then(|memory| self.exchange(task, mr, &new, memory));
+        self.list_changed(mr, &new, changed)?;
+        Ok(new)
+    }
+
+    /// Registers what `new` describes, judged as a new region's is.
+    fn new_memory(&self, task: &Task, new: &Arc<Mr>) -> Result<Registration, Errno> {
+        let memory = self.register_memory(task, new)?;
+        race_point!("rereg_mr: committed, not stored");
+        if matches!(memory, Registration::Pinned(_)) {
+            self.file_pin_made();
+            if self.denies_file_pins(task) {
+                self.let_go(new, memory);
+                return Err(Errno::EPERM);
+            }
+        }
+        Ok(memory)
+    }
+
+    /// Puts the new registration in the old one's place, once the last copy has left it. EIO if the region was ended first.
+    fn exchange(&self, task: &Task, old: &Arc<Mr>, new: &Arc<Mr>, memory: Option<Registration>) -> Result<(), Errno> {
+        let regions = &self.nic().regions;
+        let begun = regions.begin_change(old.key());
+        race_point!("rereg_mr: shut, not exchanged");
+        let quiet = begun && {
+            // As in `dereg_mr`: a copy in flight is finite.
+            let how = WaitFor::uninterruptible("copies in flight");
+            let ready = || regions.can_exchange(old.key(), old);
+            self.drained().wait(self.kernel().world(), task.waiter(), how, ready).unwrap_or(false)
+        };
+        let exchanged = match quiet {
+            true => regions.exchange(old.key(), old, Arc::clone(new), memory),
+            false => Err(memory),
+        };
+        match exchanged {
+            Ok(Some(before)) => self.let_go(old, before),
+            Ok(None) => old.set_released(),
+            Err(memory) => {
+                if let Some(memory) = memory {
+                    self.let_go(new, memory);
+                }
+                return Err(Errno::EIO);
+            }
+        }
+        Ok(())
+    }
+
+    fn let_go(&self, mr: &Mr, memory: Registration) {
+        let mut deferred = Deferred::default();
+        mr.let_go(memory, &mut deferred);
+        self.kernel().run_deferred(deferred);
+    }
+
+    /// The end of a change, either way. An abort or close since it began has ended the region by its key, whichever of the two
+    /// handles was listed.
+    fn list_changed(&self, old: &Arc<Mr>, new: &Arc<Mr>, changed: Result<(), Errno>) -> Result<(), Errno> {
+        let listed = changed.and_then(|()| {
+            self.add(|objects| {
+                objects.mrs.insert(new.key(), Arc::clone(new));
+                objects.release_pd(old.pd());
+                Ok(())
+            })
+        });
+        self.with_objects(|objects| {
+            objects.changing.remove(&old.key());
+            if listed.is_err() {
+                objects.release_pd(new.pd());
+                old.admit_windows();
+            }
+        });
+        listed
+    }
+}

@@ -1,0 +1,79 @@
+//! Asynchronous events, waited for.
+
+use emulator::sync::thread;
+use fs_sim::Errno;
+use fs_sim::process::signals::Signal;
+use rdma_sim::{AccessFlags, AsyncEvent, Op, Status};
+
+use crate::harness::*;
+
+const REASON: &str = "an asynchronous event";
+
+/// Until somebody sleeps for an event.
+fn until_asleep(kernel: &fs_sim::Kernel) {
+    while !kernel.world().sleepers().iter().any(|sleeper| sleeper.reason == REASON) {
+        thread::yield_now();
+    }
+}
+
+#[test]
+fn an_event_that_is_there_is_taken_at_once_and_once() {
+    let kernel = machine("rfc-v2");
+    let (a, b) = pair(&kernel);
+    let target = b.anon(PAGE, AccessFlags::LOCAL_READ);
+    a.post(1, Op::Write, a.anon(PAGE, AccessFlags::ALL).sge(0, 8), target.remote(0));
+    a.expect(1, Status::RemoteAccessError);
+    assert_eq!(b.ctx.wait_event(&b.task), Ok(AsyncEvent::QpAccess { qp_num: b.qp.number() }));
+    assert_eq!(b.ctx.poll_event(), None);
+    assert_eq!(b.ctx.wait_event(&a.task), Err(Errno::EBADF), "somebody else's context");
+}
+
+/// By the event alone: nothing here sends a signal, which would make the sleeper look again as well.
+#[test]
+fn a_sleeper_is_woken_by_an_event() {
+    let kernel = machine("rfc-v2");
+    let (a, b) = pair(&kernel);
+    let (local, target) = (a.anon(PAGE, AccessFlags::ALL), b.anon(PAGE, AccessFlags::LOCAL_READ));
+    let own = b.task.thread();
+    thread::scope(|scope| {
+        let waiting = scope.spawn(|| b.ctx.wait_event(&own));
+        until_asleep(&kernel);
+        a.post(1, Op::Write, local.sge(0, 8), target.remote(0));
+        assert_eq!(waiting.join().unwrap(), Ok(AsyncEvent::QpAccess { qp_num: b.qp.number() }));
+    });
+    expect_rest(&kernel, &[&a.task, &b.task]);
+}
+
+#[test]
+fn an_abort_is_an_event() {
+    let kernel = machine("revoke");
+    let (a, b) = pair(&kernel);
+    let _target = b.file("data", PAGE, AccessFlags::ALL);
+    a.task.truncate("data", 0).unwrap();
+    assert_eq!(b.ctx.wait_event(&b.task), Ok(AsyncEvent::Fatal));
+    expect_rest(&kernel, &[&a.task, &b.task]);
+}
+
+#[test]
+fn a_sleep_ends_with_a_signal_the_close_or_the_process() {
+    type End = fn(&Side, &Side);
+    let ends: [(End, Errno); 3] = [
+        (|a, b| a.task.kill(b.task.pid(), Signal::Sigio).unwrap(), Errno::EINTR),
+        (|_, b| b.task.close(b.fd).unwrap(), Errno::EBADF),
+        (|a, b| a.task.kill(b.task.pid(), Signal::Sigkill).unwrap(), Errno::Dead),
+    ];
+    for (end, errno) in ends {
+        let kernel = machine("rfc-v2");
+        let (a, b) = pair(&kernel);
+        let own = b.task.thread();
+        thread::scope(|scope| {
+            let waiting = scope.spawn(|| b.ctx.wait_event(&own));
+            until_asleep(&kernel);
+            end(&a, &b);
+            let found = waiting.join().unwrap();
+            // A killed process's context is closed as well: the sleeper may find either.
+            assert!(found == Err(errno) || (errno == Errno::Dead && found == Err(Errno::EBADF)), "{found:?}");
+        });
+        expect_rest(&kernel, &[&a.task, &b.task]);
+    }
+}

@@ -1,0 +1,309 @@
+//! Changed registrations: the same keys over other memory, with other rights, in another domain.
+
+use fs_sim::Errno;
+use fs_sim::design::{PassRule, PinGate};
+use fs_sim::file_ops::open::Flags;
+use fs_sim::range::BlockRange;
+use rdma_sim::{AccessFlags, Bind, Fault, MwType, Op, QpConfig, Rereg, Status, WindowAccess};
+
+use emulator::sync::atomic::{AtomicU64, Ordering};
+use emulator::sync::{Arc, thread};
+
+use crate::harness::*;
+
+const ALL: AccessFlags = AccessFlags::ALL;
+const READ_ONLY: AccessFlags = AccessFlags { remote_read: true, ..AccessFlags::LOCAL_READ };
+
+fn translation(va: u64, len: u64) -> Rereg<'static> {
+    Rereg { translation: Some((va, len)), ..Rereg::default() }
+}
+
+fn access(access: AccessFlags) -> Rereg<'static> {
+    Rereg { access: Some(access), ..Rereg::default() }
+}
+
+#[test]
+fn another_translation_under_the_same_key() {
+    let kernel = machine("rfc-v2");
+    let (a, b) = pair(&kernel);
+    let local = a.anon(PAGE, ALL);
+    local.fill(0, b"moved on");
+    let first = b.file("first", 2 * PAGE, ALL);
+    let (second, va) = b.leased("second", 3 * PAGE);
+
+    let new = b.ctx.rereg_mr(&b.task, &first.mr, translation(va + PAGE, PAGE)).unwrap();
+    assert_eq!((new.lkey(), new.rkey(), new.va(), new.len()), (first.mr.lkey(), first.mr.rkey(), va + PAGE, PAGE));
+    assert!(first.mr.is_released() && !new.is_released());
+    assert_eq!((b.ctx.file_pins(), b.task.process().locked_pages()), (1, 1));
+    a.post(1, Op::Write, local.sge(0, 8), new.remote(0));
+    a.expect(1, Status::Success);
+    assert_eq!(contents(&b.task, second, PAGE, 8), b"moved on");
+    assert_eq!(contents(&b.task, first.fd, 0, 8), [0; 8]);
+
+    // The first file is nobody's concern any more, the second is.
+    assert_eq!(a.task.truncate("second", 0), Err(Errno::ETXTBSY));
+    b.task.unlock(first.fd, BlockRange::ALL).unwrap();
+    a.task.truncate("first", 0).unwrap();
+    // The old handle is done with.
+    assert_eq!(b.ctx.dereg_mr(&b.task, &first.mr), Err(Errno::EINVAL));
+    assert_eq!(b.ctx.rereg_mr(&b.task, &first.mr, access(ALL)).err(), Some(Errno::EINVAL));
+    // The old addresses lie outside.
+    a.post(2, Op::Write, local.sge(0, 8), (first.va, new.rkey()));
+    assert_eq!(a.expect(2, Status::RemoteAccessError).vendor_err, Fault::Range);
+    b.ctx.dereg_mr(&b.task, &new).unwrap();
+    assert_eq!(b.task.process().locked_pages(), 0);
+    expect_rest(&kernel, &[&a.task, &b.task]);
+}
+
+#[test]
+fn another_domain_keeps_the_pins() {
+    let kernel = machine("rfc-v2");
+    let (a, b) = pair(&kernel);
+    let local = a.anon(PAGE, ALL);
+    let target = b.file("data", PAGE, ALL);
+    let pd = b.ctx.alloc_pd(&b.task).unwrap();
+    // Not judged anew: without the lease a new registration would be refused.
+    b.task.unlock(target.fd, BlockRange::ALL).unwrap();
+    let new = b.ctx.rereg_mr(&b.task, &target.mr, Rereg { pd: Some(&pd), ..Rereg::default() }).unwrap();
+    assert_eq!((b.ctx.file_pins(), b.task.process().locked_pages()), (1, 1));
+    assert_eq!(b.ctx.dealloc_pd(&b.task, &pd), Err(Errno::EBUSY));
+    a.post(1, Op::Write, local.sge(0, 8), new.remote(0));
+    assert_eq!(a.expect(1, Status::RemoteAccessError).vendor_err, Fault::OtherDomain);
+
+    let config = QpConfig { send_cq: Arc::clone(&b.cq), recv_cq: Arc::clone(&b.cq), max_send: 1, max_recv: 1 };
+    let qp = b.ctx.create_qp(&b.task, &pd, config).unwrap();
+    let c = side(&kernel, 4);
+    rdma_sim::Qp::connect(&c.qp, &qp).unwrap();
+    c.post(2, Op::Write, c.anon(PAGE, ALL).sge(0, 8), new.remote(0));
+    c.expect(2, Status::Success);
+    // The domain it came from is free again.
+    b.ctx.destroy_qp(&b.task, &b.qp).unwrap();
+    b.ctx.dealloc_pd(&b.task, &b.pd).unwrap();
+    b.ctx.dereg_mr(&b.task, &new).unwrap();
+    assert_eq!((b.ctx.file_pins(), b.task.process().locked_pages()), (0, 0));
+    expect_rest(&kernel, &[&a.task, &b.task, &c.task]);
+}
+
+#[test]
+fn other_rights_hold_at_once_and_new_local_write_is_judged() {
+    let kernel = machine("rfc-v2");
+    let (a, b) = pair(&kernel);
+    let local = a.anon(PAGE, ALL);
+    let target = b.file("data", PAGE, READ_ONLY);
+    let new = b.ctx.rereg_mr(&b.task, &target.mr, access(ALL)).unwrap();
+    a.post(1, Op::Write, local.sge(0, 8), new.remote(0));
+    a.expect(1, Status::Success);
+    let less = b.ctx.rereg_mr(&b.task, &new, access(READ_ONLY)).unwrap();
+    a.post(2, Op::Read, local.sge(0, 8), less.remote(0));
+    a.expect(2, Status::Success);
+
+    b.task.unlock(target.fd, BlockRange::ALL).unwrap();
+    assert_eq!(b.ctx.rereg_mr(&b.task, &less, access(ALL)).err(), Some(Errno::EPERM), "the gate asks anew");
+    a.post(3, Op::Read, local.sge(0, 8), less.remote(0));
+    a.expect(3, Status::Success);
+    a.post(4, Op::Write, local.sge(0, 8), less.remote(0));
+    assert_eq!(a.expect(4, Status::RemoteAccessError).vendor_err, Fault::Access);
+    expect_rest(&kernel, &[&a.task, &b.task]);
+}
+
+#[test]
+fn a_refused_change_leaves_the_region_as_it_was() {
+    let kernel = machine("rfc-v2");
+    let (a, b) = pair(&kernel);
+    let local = a.anon(PAGE, ALL);
+    let target = b.file("data", 2 * PAGE, ALL.mw_bind());
+    let bare = b.task.open("bare", Flags::create()).unwrap();
+    b.task.write(bare, 0, &[7; PAGE as usize]).unwrap();
+    let unleased = b.task.mmap(bare, 0, PAGE, true).unwrap();
+    let writes = AccessFlags { remote_write: true, ..AccessFlags::LOCAL_READ };
+    let (other, anon) = (&a.pd, b.anon(PAGE, ALL));
+    let cases: [(Rereg<'_>, Errno); 8] = [
+        (Rereg::default(), Errno::EINVAL),
+        (access(writes), Errno::EINVAL),
+        (translation(target.va, 0), Errno::EINVAL),
+        (translation(target.va + PAGE, 2 * PAGE), Errno::EINVAL),
+        (translation(u64::MAX - 8, 64), Errno::EINVAL),
+        (translation(unleased, PAGE), Errno::EPERM),
+        (Rereg { pd: Some(other), ..Rereg::default() }, Errno::EINVAL),
+        (Rereg { access: Some(ALL.flush_persistent()), ..translation(anon.mr.va(), PAGE) }, Errno::EINVAL),
+    ];
+    for (change, errno) in cases {
+        assert_eq!(b.ctx.rereg_mr(&b.task, &target.mr, change).err(), Some(errno), "{change:?}");
+        a.post(1, Op::Write, local.sge(0, 8), target.remote(0));
+        a.expect(1, Status::Success);
+        assert_eq!((b.ctx.file_pins(), b.task.process().locked_pages()), (1, 2), "{change:?}");
+    }
+    assert_eq!(b.ctx.rereg_mr(&a.task, &target.mr, access(ALL)).err(), Some(Errno::EBADF));
+    assert_eq!(a.ctx.rereg_mr(&a.task, &target.mr, access(ALL)).err(), Some(Errno::EINVAL));
+
+    let mw = b.ctx.alloc_mw(&b.task, &b.pd, MwType::Type1).unwrap();
+    let bind = Bind { rkey: 0, lkey: target.mr.lkey(), addr: target.va, len: 8, access: WindowAccess::READ };
+    b.qp.bind_mw(2, &mw, bind, true).unwrap();
+    b.expect(2, Status::Success);
+    assert_eq!(b.ctx.rereg_mr(&b.task, &target.mr, access(ALL)).err(), Some(Errno::EBUSY));
+    b.ctx.dealloc_mw(&b.task, &mw).unwrap();
+    b.ctx.rereg_mr(&b.task, &target.mr, access(ALL)).unwrap();
+    expect_rest(&kernel, &[&a.task, &b.task]);
+}
+
+#[test]
+fn both_registrations_are_charged_until_the_old_one_is_gone() {
+    let kernel = machine("rfc-v2");
+    let (a, b) = pair(&kernel);
+    let target = b.file("data", 4 * PAGE, ALL);
+    b.task.set_memlock(5).unwrap();
+    let moved = translation(target.va, 2 * PAGE);
+    assert_eq!(b.ctx.rereg_mr(&b.task, &target.mr, moved).err(), Some(Errno::ENOMEM));
+    assert_eq!(b.task.process().locked_pages(), 4);
+    b.task.set_memlock(6).unwrap();
+    let new = b.ctx.rereg_mr(&b.task, &target.mr, moved).unwrap();
+    assert_eq!(b.task.process().locked_pages(), 2);
+    b.ctx.dereg_mr(&b.task, &new).unwrap();
+    assert_eq!(b.task.process().locked_pages(), 0);
+    expect_rest(&kernel, &[&a.task, &b.task]);
+}
+
+#[test]
+fn locked_memory_has_a_limit_of_its_own_for_each_process() {
+    let kernel = machine("rfc-v2");
+    let (a, b) = pair(&kernel);
+    let (fd, va) = b.leased("data", 4 * PAGE);
+    b.task.set_memlock(3).unwrap();
+    assert_eq!(b.reg(va, 4 * PAGE, ALL).err(), Some(Errno::ENOMEM));
+    assert_eq!((b.ctx.file_pins(), b.task.process().locked_pages()), (0, 0));
+    assert_eq!(b.task.inode(fd).unwrap().holders().len(), 0);
+    let child = b.task.fork().unwrap();
+    assert_eq!((child.process().memlock(), a.task.process().memlock() > 3), (3, true), "inherited, and nobody else's");
+    child.exit();
+
+    // Charged to who registered, also after passing, and given back by whoever ends it.
+    let mr = b.reg(va, 3 * PAGE, ALL).unwrap();
+    b.task.send_fd(a.task.pid(), b.fd).unwrap();
+    a.task.recv_fd().unwrap();
+    b.task.close(b.fd).unwrap();
+    assert_eq!((b.task.process().locked_pages(), a.task.process().locked_pages()), (3, 0));
+    b.ctx.dereg_mr(&a.task, &mr).unwrap();
+    assert_eq!(b.task.process().locked_pages(), 0);
+    b.task.close(fd).unwrap();
+    expect_rest(&kernel, &[&a.task, &b.task]);
+}
+
+#[test]
+fn a_change_may_turn_pins_into_faults_and_back() {
+    let kernel = machine("rfc-v2");
+    let (a, b) = pair(&kernel);
+    let local = a.anon(PAGE, ALL);
+    let target = b.file("data", PAGE, ALL);
+    let faulted = b.ctx.rereg_mr(&b.task, &target.mr, access(ALL.on_demand())).unwrap();
+    assert_eq!((b.ctx.file_pins(), b.task.process().locked_pages()), (0, 0));
+    a.post(1, Op::Write, local.sge(0, 8), faulted.remote(0));
+    a.expect(1, Status::Success);
+    let pinned = b.ctx.rereg_mr(&b.task, &faulted, access(ALL)).unwrap();
+    assert_eq!((b.ctx.file_pins(), b.task.process().locked_pages()), (1, 1));
+    a.post(2, Op::Write, local.sge(0, 8), pinned.remote(0));
+    a.expect(2, Status::Success);
+    expect_rest(&kernel, &[&a.task, &b.task]);
+}
+
+#[test]
+fn deny_judges_a_change_that_pins_as_a_registration() {
+    let mut axes = axes("man-page");
+    assert_eq!((axes.pass_context, axes.pin_gate), (PassRule::Deny, PinGate::Unbreakable));
+    axes.pass_context = PassRule::Deny;
+    let kernel = machine_with(axes);
+    let (a, b) = pair(&kernel);
+    let (_, va) = b.leased("data", PAGE);
+    let anon = b.anon(PAGE, ALL);
+    b.task.send_fd(a.task.pid(), b.fd).unwrap();
+    assert_eq!(b.ctx.rereg_mr(&b.task, &anon.mr, translation(va, PAGE)).err(), Some(Errno::EPERM));
+    assert_eq!((b.ctx.file_pins(), b.task.process().locked_pages()), (0, 0));
+    expect_rest(&kernel, &[&a.task, &b.task]);
+}
+
+/// Copies run on while a region changes to and fro between two files: each goes to one of them or is refused, every change
+/// waits for the copies that were under way, and a context that is closed meanwhile ends it all.
+#[test]
+fn changes_meet_copies_and_the_contexts_end() {
+    const CHANGES: u64 = 50;
+    for (preset, end) in [("rfc-v2", 0), ("revoke", 1), ("rfc-v2", 2), ("revoke", 2)] {
+        let kernel = machine(preset);
+        let (a, b) = pair(&kernel);
+        let local = a.anon(4 * PAGE, ALL);
+        let (_, first) = b.leased("first", 4 * PAGE);
+        let (_, second) = b.leased("second", 4 * PAGE);
+        let mut mr = b.reg(first, 4 * PAGE, ALL).unwrap();
+        let (rkey, admin, own) = (mr.rkey(), kernel.spawn(), b.task.thread());
+        let progress = AtomicU64::new(0);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                for round in 0.. {
+                    let va = if round % 2 == 0 { first } else { second };
+                    a.post(round, Op::Write, local.sge(0, 4 * PAGE as u32), (va, rkey));
+                    let done = a.cq.poll_one().expect("one thread posts here");
+                    progress.fetch_add(1, Ordering::SeqCst);
+                    if done.status == Status::Success {
+                        continue;
+                    }
+                    assert!(
+                        matches!(done.status, Status::RemoteAccessError | Status::RetryExceeded),
+                        "{:?} {:?}",
+                        done.status,
+                        done.vendor_err
+                    );
+                    // The next pair of queues, unless all is over.
+                    if b.ctx.is_aborted() || reconnect(&a, &b).is_none() {
+                        progress.fetch_add(u64::MAX / 2, Ordering::SeqCst);
+                        return;
+                    }
+                }
+            });
+            for change in 0..CHANGES {
+                let va = if change % 2 == 0 { second } else { first };
+                mr = match b.ctx.rereg_mr(&own, &mr, translation(va, 4 * PAGE)) {
+                    Ok(new) => new,
+                    Err(errno) => panic!("nothing stands in its way: {errno}"),
+                };
+                let seen = progress.load(Ordering::SeqCst);
+                while progress.load(Ordering::SeqCst) == seen {
+                    thread::yield_now();
+                }
+            }
+            match end {
+                0 => b.task.close(b.fd).unwrap(),
+                1 => admin.truncate("first", 0).unwrap(),
+                _ => {
+                    // The end comes from elsewhere, in the middle of changes.
+                    let ender = scope.spawn(|| match preset {
+                        "revoke" => admin.truncate("first", 0).unwrap(),
+                        _ => b.task.close(b.fd).unwrap(),
+                    });
+                    for change in 0.. {
+                        let va = if change % 2 == 0 { second } else { first };
+                        match b.ctx.rereg_mr(&own, &mr, translation(va, 4 * PAGE)) {
+                            Ok(new) => mr = new,
+                            Err(Errno::EAGAIN) => {}
+                            Err(errno) => {
+                                assert!(matches!(errno, Errno::EIO | Errno::EBADF), "{errno}");
+                                break;
+                            }
+                        }
+                        if ender.is_finished() && !b.ctx.is_aborted() {
+                            // The truncate found the region over the other file: nobody was in its way.
+                            b.task.close(b.fd).unwrap();
+                        }
+                    }
+                    ender.join().unwrap();
+                }
+            }
+        });
+        own.exit();
+        expect_rest(&kernel, &[&a.task, &b.task, &admin]);
+    }
+}
+
+/// Both ends of the pair anew; none if one of them is gone.
+fn reconnect(a: &Side, b: &Side) -> Option<()> {
+    a.qp.reset().ok()?;
+    b.qp.reset().ok()?;
+    rdma_sim::Qp::connect(&a.qp, &b.qp).ok()
+}
