@@ -281,7 +281,8 @@ impl Kernel {
 
 impl OnDemand {
     /// Looks the range up in the process's memory as it is now, pins it for the moment, and runs `access` with the file
-    /// offset. Holes and what lies beyond the end can't be had: EFAULT, which the NIC reports as a remote access error.
+    /// offset. What is shared is copied before it is written. Holes and what lies beyond the end can't be had: EFAULT, which
+    /// the NIC reports as a remote access error.
     fn fault<R>(
         &self,
         kernel: &Arc<Kernel>,
@@ -305,10 +306,19 @@ impl OnDemand {
         let result = (|| {
             let (inode, _) = description.file().ok_or(Errno::EFAULT)?;
             let range = BlockRange::of_bytes(at, len);
-            if write {
-                kernel.clean_unwritten(inode, range);
-            }
-            let pins = kernel.pin_short(inode, range, None)?;
+            let pins = loop {
+                if write {
+                    kernel.clean_unwritten(inode, range);
+                }
+                let pins = kernel.pin_short(inode, range, None)?;
+                if !write || !pins.pieces.iter().any(|piece| matches!(piece, Piece::Mapped(extent) if extent.shared)) {
+                    break pins;
+                }
+                kernel.unpin_short(pins);
+                // As the fault handler does for the process whose memory this is.
+                let task = kernel.spawn_task(Arc::clone(&self.process));
+                task.unshare(inode, range).map_err(|_| Errno::EFAULT)?;
+            };
             let hole = pins.pieces.iter().any(|piece| matches!(piece, Piece::Hole { .. }));
             let result = if at + len > pins.size || hole { Err(Errno::EFAULT) } else { access(inode, &pins, at) };
             kernel.unpin_short(pins);
