@@ -293,8 +293,8 @@ impl Task {
     ///
     /// # Errors
     /// EINVAL (length 0, or beyond the mapping), EFAULT (protection, or a read-only request over a hole or past the end),
-    /// EOPNOTSUPP, EPERM (the gate), EAGAIN (a layout change waits), ETXTBSY (must allocate under somebody's lease), ENOMEM
-    /// (locked memory, or a pin count at its bound), ENOSPC. Refused, nothing stays pinned.
+    /// EOPNOTSUPP, EPERM (the gate), EAGAIN (a layout change waits), ETXTBSY (must allocate or unshare under somebody's lease),
+    /// ENOMEM (locked memory, or a pin count at its bound), ENOSPC. Refused, nothing stays pinned.
     pub fn register(&self, want: Want, object: Arc<dyn PinHolder>) -> Result<Registration, Errno> {
         self.syscall(|| {
             match self.process().target(want.va, want.len, want.write)? {
@@ -412,7 +412,7 @@ impl Task {
         holder
     }
 
-    /// Long-term pins of a file range: allocates and cleans what is missing, then pins and rechecks.
+    /// Long-term pins of a file range: allocates, unshares and cleans what it must, then pins and rechecks.
     fn pin_long(&self, inode: &Arc<Inode>, range: BlockRange, write: bool) -> Result<(Vec<Pin>, Stamp), Errno> {
         let kernel = self.kernel();
         loop {
@@ -430,8 +430,9 @@ impl Task {
                 continue;
             }
             if pieces.iter().any(|piece| matches!(piece, Piece::Mapped(e) if e.shared)) {
-                // Nothing shares blocks yet; when reflink comes, the pin unshares first.
-                return Err(Errno::EOPNOTSUPP);
+                // Not only for writing: nobody copies a block on write under a device that reads it.
+                self.unshare(inode, range)?;
+                continue;
             }
             if pieces.iter().any(|piece| matches!(piece, Piece::Mapped(e) if e.state == ExtentState::Unwritten)) {
                 kernel.clean_unwritten(inode, range);

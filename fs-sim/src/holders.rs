@@ -73,9 +73,12 @@ impl std::fmt::Debug for Holder {
 }
 
 impl Holder {
-    /// Whether any of its pages lies in one of `pages`.
+    /// Whether any of its pages lies in one of `pages`, which are sorted and disjoint.
     pub fn holds_any_of(&self, pages: &[PageRange]) -> bool {
-        self.pages.iter().any(|held| pages.iter().any(|page| held.intersect(*page).is_some()))
+        self.pages.iter().any(|held| {
+            let next = pages.partition_point(|range| range.end() <= held.start());
+            pages.get(next).is_some_and(|range| range.start() < held.end())
+        })
     }
 }
 
@@ -112,7 +115,7 @@ impl Holders {
             .collect()
     }
 
-    /// Those that hold any of `pages`, registered in `range`.
+    /// Those that hold any of `pages` (sorted and disjoint), registered in `range`.
     pub(crate) fn holding(&self, range: BlockRange, pages: &[PageRange]) -> Vec<Arc<Holder>> {
         let mut found = self.registered_in(range);
         found.retain(|holder| holder.holds_any_of(pages));

@@ -15,7 +15,6 @@ use crate::errno::Errno;
 use crate::extent_map::Layout;
 use crate::holders::Holders;
 use crate::lease::table::LeaseTable;
-use crate::process::Pid;
 use crate::process::task::Task;
 use crate::range::BlockRange;
 use crate::waits::{Ended, Look, Need};
@@ -118,7 +117,7 @@ pub(crate) struct Ticket {
 
 #[derive(Debug, Default)]
 struct TicketState {
-    holder: Option<(WaiterId, Pid)>,
+    holder: Option<WaiterId>,
     queue: VecDeque<WaiterId>,
     waiting: Option<BlockRange>,
 }
@@ -144,15 +143,25 @@ impl Ticket {
         self.take_or_give_up(task, true)
     }
 
+    /// Takes the ticket if nobody has it or waits for it: for work of the kernel's own, which has no process.
+    pub(crate) fn try_take(&self, waiter: WaiterId) -> Option<TicketGuard<'_>> {
+        let mut state = self.state.lock();
+        if state.holder.is_some() || !state.queue.is_empty() {
+            return None;
+        }
+        state.holder = Some(waiter);
+        Some(TicketGuard(self))
+    }
+
     fn take_or_give_up(&self, task: &Task, unless_waiting: bool) -> Result<TicketGuard<'_>, Errno> {
-        let me = (task.waiter().id(), task.pid());
+        let me = task.waiter().id();
         {
             let mut state = self.state.lock();
             if state.holder.is_none() && state.queue.is_empty() {
                 state.holder = Some(me);
                 return Ok(TicketGuard(self));
             }
-            state.queue.push_back(me.0);
+            state.queue.push_back(me);
         }
         // A fault waits only for what is about to finish, and has no way to report an interruption.
         let reason = "layout change ahead";
@@ -161,9 +170,9 @@ impl Ticket {
             let mut state = self.state.lock();
             match state.holder {
                 Some(_) if unless_waiting && state.waiting.is_some() => Look::Ready(Err(Errno::ETXTBSY)),
-                Some((waiter, _)) => Look::Blocked(vec![Need::task(waiter)]),
+                Some(waiter) => Look::Blocked(vec![Need::task(waiter)]),
                 // Somebody is before us, awake and about to take it.
-                None if state.queue.front() != Some(&me.0) => Look::Blocked(Vec::new()),
+                None if state.queue.front() != Some(&me) => Look::Blocked(Vec::new()),
                 None => {
                     state.queue.pop_front();
                     state.holder = Some(me);
@@ -177,7 +186,7 @@ impl Ticket {
             Err(Ended::Deadlock) => Errno::EDEADLK,
             Err(Ended::Interrupted | Ended::TimedOut) => Errno::EINTR,
         };
-        self.state.lock().queue.retain(|waiter| *waiter != me.0);
+        self.state.lock().queue.retain(|waiter| *waiter != me);
         self.changed.wake_all();
         Err(failure)
     }
@@ -194,7 +203,7 @@ impl Ticket {
 
     /// The task whose change is under way.
     pub(crate) fn holder(&self) -> Option<WaiterId> {
-        self.state.lock().holder.map(|(waiter, _)| waiter)
+        self.state.lock().holder
     }
 
     /// Where those wait who wait for the present change to finish.

@@ -10,7 +10,7 @@ use emulator::sync::Arc;
 
 use crate::Kernel;
 use crate::errno::Errno;
-use crate::extent_map::Layout;
+use crate::extent_map::{ExtentState, Layout};
 use crate::holders::Holder;
 use crate::inode::{Ino, Inode};
 use crate::lease::table::State;
@@ -178,31 +178,46 @@ impl Kernel {
         broken
     }
 
-    /// Invariant 4: every block has one owner, and the allocator's books agree with the files'.
+    /// Invariant 4: every block has one owner, or is recorded as shared with the right count and marked in every map; and the
+    /// allocator's books agree with the files'.
     fn check_owners(&self) -> Vec<String> {
         let mut broken = Vec::new();
-        let mut owners: BTreeMap<u64, (u64, Ino)> = BTreeMap::new();
+        // Where the number of mappings rises and falls, along the device.
+        let mut edges: BTreeMap<u64, (i64, Vec<Ino>)> = BTreeMap::new();
         for (ino, inode) in self.inodes.snapshot() {
             let extents: Vec<_> = inode.layout(|layout: &Layout| layout.extents().collect());
             for extent in extents {
                 let pages = crate::gup::pages_of(&extent);
-                let before = owners.range(..pages.end()).next_back();
-                if let Some((start, (end, other))) = before
-                    && *end > pages.start()
-                {
-                    broken.push(format!(
-                        "invariant 4: device pages {}..{} of inode {} overlap {start}..{end} of inode {}",
-                        pages.start(),
-                        pages.end(),
-                        ino.0,
-                        other.0
-                    ));
+                let start = edges.entry(pages.start()).or_default();
+                start.0 += 1;
+                start.1.push(ino);
+                edges.entry(pages.end()).or_default().0 -= 1;
+                let shared = self.shares.counts(pages).iter().any(|(_, count)| *count > 1);
+                if shared && !(extent.shared && extent.state == ExtentState::Written) {
+                    broken.push(format!("invariant 4: {extent:?} of inode {} is shared, and not marked so", ino.0));
                 }
-                owners.insert(pages.start(), (pages.end(), ino));
             }
         }
-        let mapped = owners.iter().map(|(start, (end, _))| PageRange::new(*start, end - start));
-        broken.extend(self.allocator.check_owned(mapped.chain(self.orphans.pages())));
+        let (mut mapped, mut times, mut from) = (Vec::new(), 0, 0);
+        for (at, (change, owners)) in &edges {
+            let pages = PageRange::new(from, at - from);
+            if times > 0 {
+                mapped.push(pages);
+            }
+            for (run, count) in self.shares.counts(pages).into_iter().filter(|_| times > 0) {
+                if i64::try_from(count) != Ok(times) {
+                    let what = format!("device {run} is mapped {times} times, and recorded as {count}");
+                    broken.push(format!("invariant 4: {what}; next along the device: {owners:?}"));
+                }
+            }
+            (times, from) = (times + change, *at);
+        }
+        // What is recorded as shared must be mapped at all.
+        let recorded: Vec<PageRange> = self.shares.runs().into_iter().map(|(run, _)| run).collect();
+        for pages in crate::file_ops::without(&recorded, &mapped) {
+            broken.push(format!("invariant 4: device {pages} is recorded as shared, and no file's"));
+        }
+        broken.extend(self.allocator.check_owned(mapped.into_iter().chain(self.orphans.pages())));
         broken.extend(self.allocator.check());
         broken
     }

@@ -20,7 +20,7 @@ use crate::design::{Axes, VolumeOptions};
 use crate::dma::Finding;
 use crate::inode::{Ino, Inode};
 use crate::process::{Pid, Process};
-use crate::volume::{Allocator, Orphans};
+use crate::volume::{Allocator, Orphans, Shares};
 use crate::waits::WaitGraph;
 
 /// Rules broken on purpose, to prove that the oracle sees it. Everything false in every real run.
@@ -70,6 +70,7 @@ pub struct Kernel {
     pub(crate) ledger: Ledger,
     pub(crate) allocator: Allocator,
     pub(crate) orphans: Orphans,
+    pub(crate) shares: Shares,
     pub(crate) axes: Axes,
     pub(crate) options: VolumeOptions,
     pub(crate) memlock_pages: u64,
@@ -114,6 +115,7 @@ impl Kernel {
             ledger: Ledger::new(pages)?,
             allocator: Allocator::new(pages),
             orphans: Orphans::default(),
+            shares: Shares::default(),
             world,
             device,
             axes: config.axes,

@@ -15,6 +15,9 @@ impl BlockRange {
     /// The whole file: `[0, infinity)`.
     pub const ALL: BlockRange = BlockRange { start: 0, end: u64::MAX };
 
+    /// No block.
+    pub const NONE: BlockRange = BlockRange { start: 0, end: 0 };
+
     /// `start..end`, empty if `end` is smaller.
     pub fn new(start: u64, end: u64) -> BlockRange {
         BlockRange { start, end: end.max(start) }
@@ -54,6 +57,15 @@ impl BlockRange {
     /// What the two share.
     pub fn intersect(self, other: BlockRange) -> BlockRange {
         BlockRange::new(self.start.max(other.start), self.end.min(other.end))
+    }
+
+    /// The smallest range that holds both; an empty one adds nothing.
+    pub fn hull(self, other: BlockRange) -> BlockRange {
+        match (self.is_empty(), other.is_empty()) {
+            (_, true) => self,
+            (true, false) => other,
+            (false, false) => BlockRange::new(self.start.min(other.start), self.end.max(other.end)),
+        }
     }
 
     /// What is left of this range without `other`: at most two parts, none empty.

@@ -1,12 +1,13 @@
-//! The file system against a plain model: a byte vector and a map of blocks per file, thousands of random calls, a device
-//! small enough to be full at times. Invariants 3, 4 and 8 of SEMANTICS section 8, and 7 for one process.
+//! The file system against a plain model: a byte vector and a map of blocks per file (with names for blocks, so that files
+//! can share them), thousands of random calls, a device small enough to be full at times. Invariants 3, 4 and 8 of SEMANTICS section 8, and 7 for one process.
 #![allow(clippy::unwrap_used, reason = "a test that can't go on ends")]
 
 mod common;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use common::{Actor, Lab, Nic};
+use emulator::sync::atomic::{AtomicU64, Ordering};
 use fs_sim::design::presets;
 use fs_sim::file_ops::fallocate::Mode;
 use fs_sim::file_ops::open::Flags;
@@ -28,9 +29,27 @@ struct Model {
     size: u64,
     /// Up to the end of the last block that the size reaches into: what a mapping sees.
     bytes: Vec<u8>,
-    /// Allocated blocks; true: written.
-    blocks: BTreeMap<u64, bool>,
+    /// Allocated blocks: which, and whether they are written.
+    blocks: BTreeMap<u64, (u64, bool)>,
     linked: bool,
+}
+
+/// A number for a block of the device: which one it is, the kernel decides.
+fn fresh() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
+/// The block that byte `size` lies in, if it lies within one.
+fn tail(size: u64) -> BlockRange {
+    BlockRange::new(size / BLOCK, size.div_ceil(BLOCK))
+}
+
+/// The blocks that hold a part of a byte range.
+fn edges(at: u64, end: u64) -> BTreeSet<u64> {
+    let first = (!at.is_multiple_of(BLOCK)).then_some(at / BLOCK);
+    let last = (!end.is_multiple_of(BLOCK)).then_some(end / BLOCK);
+    first.into_iter().chain(last).collect()
 }
 
 impl Model {
@@ -55,10 +74,48 @@ impl Model {
 
     fn allocate(&mut self, range: BlockRange, written: bool) {
         for block in range.start..range.end {
-            self.blocks.entry(block).or_insert(written);
+            self.blocks.entry(block).or_insert_with(|| (fresh(), written));
         }
     }
+
+    /// Those of `blocks` that other mappings share.
+    fn shared(&self, mapped: &Mapped, blocks: impl IntoIterator<Item = u64>) -> BTreeSet<u64> {
+        let shared = |block: &u64| self.blocks.get(block).is_some_and(|(id, _)| mapped[id] > 1);
+        blocks.into_iter().filter(shared).collect()
+    }
+
+    /// Gives each of `blocks` that is mapped, a block of its own.
+    fn copy(&mut self, blocks: &BTreeSet<u64>) {
+        for block in blocks {
+            self.blocks.entry(*block).and_modify(|(id, _)| *id = fresh());
+        }
+    }
+
+    fn write(&mut self, range: BlockRange) {
+        self.allocate(range, true);
+        self.blocks.range_mut(range.start..range.end).for_each(|(_, (_, written))| *written = true);
+    }
+
+    /// The blocks and bytes in a range of blocks.
+    fn cut(&self, range: BlockRange) -> (Vec<Option<(u64, bool)>>, Vec<u8>) {
+        let blocks = (range.start..range.end).map(|block| self.blocks.get(&block).copied()).collect();
+        (blocks, self.bytes[(range.start * BLOCK) as usize..(range.end * BLOCK) as usize].to_vec())
+    }
+
+    fn paste(&mut self, at: u64, (blocks, bytes): (Vec<Option<(u64, bool)>>, Vec<u8>)) {
+        for (block, what) in (at..).zip(blocks) {
+            match what {
+                Some(what) => _ = self.blocks.insert(block, what),
+                None => _ = self.blocks.remove(&block),
+            }
+        }
+        let from = (at * BLOCK) as usize;
+        self.bytes[from..from + bytes.len()].copy_from_slice(&bytes);
+    }
 }
+
+/// How often each block is mapped.
+type Mapped = BTreeMap<u64, u64>;
 
 /// A random call. Offsets and lengths are in bytes; slots and names by number.
 #[derive(Clone, Debug)]
@@ -88,6 +145,23 @@ enum Op {
     StoreTail(usize, u8),
     /// One of the calls above, from so many bytes behind the end of the file on.
     Grow(usize, u8, u64, u64),
+    Unshare(usize, bool, u64, u64),
+    Collapse(usize, u64, u64),
+    Insert(usize, u64, u64),
+    Defragment(usize),
+    /// From one slot and offset to another, so many bytes; true: to the end of the first file.
+    Reflink((usize, u64), (usize, u64), u64, bool),
+    Dedupe((usize, u64), (usize, u64), u64, bool),
+    Exchange((usize, u64), (usize, u64), u64, bool),
+}
+
+/// Mostly block aligned, mostly small.
+fn blocks(most: u64) -> impl Strategy<Value = u64> {
+    prop_oneof![8 => (0..=12u64).prop_map(|n| n * BLOCK), 2 => (0..=most).prop_map(|n| n * BLOCK), 1 => bytes(most)]
+}
+
+fn place() -> impl Strategy<Value = (usize, u64)> {
+    (0..SLOTS, blocks(60))
 }
 
 /// Mostly small and at odd places, sometimes block aligned, sometimes large.
@@ -120,6 +194,13 @@ fn op() -> impl Strategy<Value = Op> {
         2 => (slot(), 1..=255u8).prop_map(|(s, byte)| Op::Dma(s, byte)),
         3 => (slot(), 1..=255u8).prop_map(|(s, byte)| Op::StoreTail(s, byte)),
         3 => (slot(), 0..4u8, 0..BLOCK, 1..2 * BLOCK).prop_map(|(s, call, gap, len)| Op::Grow(s, call, gap, len)),
+        2 => (slot(), any::<bool>(), bytes(300), len()).prop_map(|(s, keep, at, len)| Op::Unshare(s, keep, at, len)),
+        3 => (slot(), blocks(60), blocks(60)).prop_map(|(s, at, len)| Op::Collapse(s, at, len)),
+        3 => (slot(), blocks(60), blocks(30)).prop_map(|(s, at, len)| Op::Insert(s, at, len)),
+        1 => name().prop_map(Op::Defragment),
+        8 => (place(), place(), blocks(60), any::<bool>()).prop_map(|(a, b, len, end)| Op::Reflink(a, b, len, end)),
+        4 => (place(), place(), blocks(60), any::<bool>()).prop_map(|(a, b, len, end)| Op::Dedupe(a, b, len, end)),
+        4 => (place(), place(), blocks(60), any::<bool>()).prop_map(|(a, b, len, end)| Op::Exchange(a, b, len, end)),
     ]
 }
 
@@ -140,7 +221,15 @@ struct Run {
 
 impl Run {
     fn free(&self) -> u64 {
-        DEVICE_BLOCKS - self.files.values().map(|file| file.blocks.len() as u64).sum::<u64>()
+        DEVICE_BLOCKS - self.mapped().len() as u64
+    }
+
+    fn mapped(&self) -> Mapped {
+        let mut mapped = Mapped::new();
+        for (id, _) in self.files.values().flat_map(|file| file.blocks.values()) {
+            *mapped.entry(*id).or_default() += 1;
+        }
+        mapped
     }
 
     /// Forgets files that nothing keeps.
@@ -241,18 +330,37 @@ impl Run {
             }
             Op::Truncate(name, size) => {
                 let known = self.names.get(&name).copied();
-                let expected = known.ok_or(Errno::ENOENT).map(|_| ());
-                assert_eq!(self.actor.truncate(NAMES[name], size), expected);
-                if let Some(ino) = known {
-                    self.truncated(ino, size);
+                let truncated = self.actor.truncate(NAMES[name], size);
+                match known {
+                    Some(ino) => self.truncated(ino, size, truncated),
+                    None => assert_eq!(truncated, Err(Errno::ENOENT)),
                 }
             }
+            Op::Defragment(name) => {
+                let done = self.lab.kernel.defragment(NAMES[name]);
+                let Some(ino) = self.names.get(&name) else {
+                    return assert_eq!(done, Err(Errno::ENOENT));
+                };
+                match done {
+                    Ok(done) => {
+                        let all = self.files[ino].blocks.len() as u64;
+                        assert!([0, all].contains(&(done.moved + done.skipped)), "{done:?} of {all}");
+                    }
+                    Err(errno) => assert_eq!(errno, Errno::ENOSPC),
+                }
+            }
+            Op::Reflink(from, to, len, end) => self.remap(from, to, len, end, false),
+            Op::Dedupe(from, to, len, end) => self.remap(from, to, len, end, true),
+            Op::Exchange(a, b, len, end) => self.exchange(a, b, len, end),
             Op::Read(slot, ..)
             | Op::Write(slot, ..)
             | Op::Ftruncate(slot, ..)
             | Op::Punch(slot, ..)
             | Op::Zero(slot, ..)
             | Op::Allocate(slot, ..)
+            | Op::Unshare(slot, ..)
+            | Op::Collapse(slot, ..)
+            | Op::Insert(slot, ..)
             | Op::Map(slot, ..)
             | Op::Unmap(slot)
             | Op::Load(slot, ..)
@@ -268,15 +376,115 @@ impl Run {
         assert_eq!(self.lab.kernel.usage().free, self.free(), "after {op:?}");
     }
 
-    fn truncated(&mut self, ino: Ino, size: u64) {
-        let file = self.files.get_mut(&ino).unwrap();
-        file.resize(size);
-        file.blocks.retain(|block, _| *block < size.div_ceil(BLOCK));
+    fn truncated(&mut self, ino: Ino, size: u64, result: Result<(), Errno>) {
+        let mut file = self.files[&ino].clone();
+        let gone = file.blocks.range(size.div_ceil(BLOCK)..).next().is_some();
+        let blocks = tail(size.min(file.size));
+        let copies = if size == file.size && !gone {
+            BTreeSet::new()
+        } else {
+            file.shared(&self.mapped(), blocks.start..blocks.end)
+        };
+        if self.allocating(copies.len() as u64, result, Errno::ENOSPC) {
+            file.copy(&copies);
+            file.resize(size);
+            file.blocks.retain(|block, _| *block < size.div_ceil(BLOCK));
+            self.files.insert(ino, file);
+        }
+    }
+
+    /// Reflink, or dedupe.
+    fn remap(&mut self, from: (usize, u64), to: (usize, u64), len: u64, to_end: bool, compare: bool) {
+        let (Some(a), Some(b)) = (&self.slots[from.0], &self.slots[to.0]) else { return };
+        let ((fd_a, ino_a), (fd_b, ino_b)) = ((a.fd, a.ino), (b.fd, b.ino));
+        let (source, target) = (self.files[&ino_a].clone(), self.files[&ino_b].clone());
+        let len = if to_end { source.size.saturating_sub(from.1) } else { len };
+        let done = match compare {
+            true => self.actor.dedupe(fd_a, from.1, fd_b, to.1, len),
+            false => self.actor.reflink(fd_a, from.1, fd_b, to.1, len).map(|()| true),
+        };
+        let asked = if len == 0 && !compare { source.size.checked_sub(from.1) } else { Some(len) };
+        let aligned = from.1.is_multiple_of(BLOCK) && to.1.is_multiple_of(BLOCK);
+        let Some(asked) = asked.filter(|_| aligned) else {
+            return assert_eq!(done, Err(Errno::EINVAL));
+        };
+        if asked == 0 {
+            return assert_eq!(done, Ok(true));
+        }
+        let (end_a, end_b) = (from.1 + asked, to.1 + asked);
+        let both_end = end_a == source.size && if compare { end_b == target.size } else { end_b >= target.size };
+        let len = match asked % BLOCK {
+            part if part > 0 && !both_end && compare => asked - part,
+            _ => asked,
+        };
+        let range = |at: u64| BlockRange::of_bytes(at, len);
+        let beyond = end_a > source.size || (compare && end_b > target.size);
+        if beyond
+            || (!len.is_multiple_of(BLOCK) && !both_end)
+            || (ino_a == ino_b && range(from.1).overlaps(range(to.1)))
+        {
+            return assert_eq!(done, Err(Errno::EINVAL), "{from:?} {to:?} {asked}");
+        }
+        let same = || {
+            source.bytes[from.1 as usize..(from.1 + len) as usize] == target.bytes[to.1 as usize..(to.1 + len) as usize]
+        };
+        if compare && !same() {
+            return assert_eq!(done, Ok(false));
+        }
+        let mut copies = BTreeSet::new();
+        if !compare && to.1 > target.size {
+            let tail = tail(target.size);
+            copies = target.shared(&self.mapped(), tail.start..tail.end);
+        }
+        if !self.allocating(copies.len() as u64, done.map(|same| assert!(same)), Errno::ENOSPC) {
+            return;
+        }
+        let mut target = target;
+        if !compare && to.1 + len > target.size {
+            target.resize(to.1 + len);
+        }
+        target.copy(&copies);
+        let (mut blocks, bytes) = source.cut(range(from.1));
+        // What is unwritten is not shared.
+        blocks.iter_mut().for_each(|block| *block = block.filter(|(_, written)| *written));
+        target.paste(range(to.1).start, (blocks, bytes));
+        self.files.insert(ino_b, target);
+        self.check(from.0);
+        self.check(to.0);
+    }
+
+    fn exchange(&mut self, a: (usize, u64), b: (usize, u64), len: u64, to_end: bool) {
+        let (Some(one), Some(other)) = (&self.slots[a.0], &self.slots[b.0]) else { return };
+        let ((fd_a, ino_a), (fd_b, ino_b)) = ((one.fd, one.ino), (other.fd, other.ino));
+        let (file_a, file_b) = (self.files[&ino_a].clone(), self.files[&ino_b].clone());
+        let len = if to_end { file_a.size.saturating_sub(a.1) } else { len };
+        let done = self.actor.exchange_range(fd_a, a.1, fd_b, b.1, len);
+        let aligned = a.1.is_multiple_of(BLOCK) && b.1.is_multiple_of(BLOCK);
+        if aligned && len == 0 {
+            return assert_eq!(done, Ok(()));
+        }
+        let both_end = a.1 + len == file_a.size && b.1 + len == file_b.size;
+        let inside = a.1 + len <= file_a.size && b.1 + len <= file_b.size;
+        let (range_a, range_b) = (BlockRange::of_bytes(a.1, len), BlockRange::of_bytes(b.1, len));
+        if !aligned
+            || !inside
+            || !(len.is_multiple_of(BLOCK) || both_end)
+            || (ino_a == ino_b && range_a.overlaps(range_b))
+        {
+            return assert_eq!(done, Err(Errno::EINVAL));
+        }
+        assert_eq!(done, Ok(()));
+        let (from_a, from_b) = (file_a.cut(range_a), file_b.cut(range_b));
+        self.files.get_mut(&ino_a).unwrap().paste(range_a.start, from_b);
+        self.files.get_mut(&ino_b).unwrap().paste(range_b.start, from_a);
+        self.check(a.0);
+        self.check(b.0);
     }
 
     fn on_file(&mut self, at: usize, op: &Op) {
         let Slot { fd, ino, map } = *self.slots[at].as_ref().unwrap();
         let mut file = self.files[&ino].clone();
+        let mapped = self.mapped();
         match *op {
             Op::Read(_, at, len) => {
                 let mut found = vec![0xee; len as usize];
@@ -288,49 +496,103 @@ impl Run {
             Op::Write(_, at, len, byte) => {
                 let range = BlockRange::of_bytes(at, len);
                 let written = self.actor.write(fd, at, &vec![byte; len as usize]).map(|n| assert_eq!(n as u64, len));
-                let needed = if len == 0 { 0 } else { file.holes(range) };
+                let mut copies = file.shared(&mapped, range.start..range.end);
+                if at + len > file.size {
+                    let tail = tail(file.size);
+                    copies.extend(file.shared(&mapped, tail.start..tail.end));
+                }
+                let needed = if len == 0 { 0 } else { file.holes(range) + copies.len() as u64 };
                 if !self.allocating(needed, written, Errno::ENOSPC) || len == 0 {
                     return;
                 }
+                file.copy(&copies);
                 if at + len > file.size {
                     file.resize(at + len);
                 }
                 file.bytes[at as usize..(at + len) as usize].fill(byte);
-                (range.start..range.end).for_each(|block| _ = file.blocks.insert(block, true));
+                file.write(range);
             }
             Op::Ftruncate(_, size) => {
-                assert_eq!(self.actor.ftruncate(fd, size), Ok(()));
-                return self.truncated(ino, size);
+                let truncated = self.actor.ftruncate(fd, size);
+                return self.truncated(ino, size, truncated);
             }
             Op::Punch(_, at, len) => {
                 let punched = self.actor.fallocate(fd, Mode::PunchHole, at, len);
-                assert_eq!(punched, if len == 0 { Err(Errno::EINVAL) } else { Ok(()) });
-                if len > 0 {
+                if len == 0 {
+                    return assert_eq!(punched, Err(Errno::EINVAL));
+                }
+                let copies = file.shared(&mapped, edges(at, at + len));
+                if self.allocating(copies.len() as u64, punched, Errno::ENOSPC) {
+                    file.copy(&copies);
                     file.zero(at, at + len);
                     let (first, last) = (at.div_ceil(BLOCK), (at + len) / BLOCK);
                     file.blocks.retain(|block, _| !(first..last.max(first)).contains(block));
                 }
             }
-            Op::Zero(_, keep_size, at, len) | Op::Allocate(_, keep_size, at, len) => {
+            Op::Zero(_, keep_size, at, len)
+            | Op::Allocate(_, keep_size, at, len)
+            | Op::Unshare(_, keep_size, at, len) => {
                 let zero = matches!(op, Op::Zero(..));
-                let mode = if zero { Mode::ZeroRange { keep_size } } else { Mode::Allocate { keep_size } };
+                let mode = match op {
+                    Op::Zero(..) => Mode::ZeroRange { keep_size },
+                    Op::Allocate(..) => Mode::Allocate { keep_size },
+                    _ => Mode::UnshareRange { keep_size },
+                };
                 let done = self.actor.fallocate(fd, mode, at, len);
                 if len == 0 {
                     return assert_eq!(done, Err(Errno::EINVAL));
                 }
                 let range = BlockRange::of_bytes(at, len);
-                if !self.allocating(file.holes(range), done, Errno::ENOSPC) {
+                let grows = !keep_size && at + len > file.size;
+                let mut copies = BTreeSet::new();
+                if !matches!(op, Op::Allocate(..)) {
+                    copies = file.shared(&mapped, range.start..range.end);
+                }
+                if grows {
+                    let tail = tail(file.size);
+                    copies.extend(file.shared(&mapped, tail.start..tail.end));
+                }
+                if !self.allocating(file.holes(range) + copies.len() as u64, done, Errno::ENOSPC) {
                     return;
                 }
+                file.copy(&copies);
                 file.allocate(range, false);
-                if !keep_size && at + len > file.size {
+                if grows {
                     file.resize(at + len);
                 }
                 if zero {
                     file.zero(at, at + len);
                     let (first, last) = (at.div_ceil(BLOCK), (at + len) / BLOCK);
-                    (first..last).for_each(|block| _ = file.blocks.insert(block, false));
+                    (first..last)
+                        .for_each(|block| _ = file.blocks.entry(block).and_modify(|(_, written)| *written = false));
                 }
+            }
+            Op::Collapse(_, at, len) => {
+                let done = self.actor.fallocate(fd, Mode::CollapseRange, at, len);
+                if len == 0 || !at.is_multiple_of(BLOCK) || !len.is_multiple_of(BLOCK) || at + len >= file.size {
+                    return assert_eq!(done, Err(Errno::EINVAL));
+                }
+                assert_eq!(done, Ok(()));
+                let (first, end) = (at / BLOCK, (at + len) / BLOCK);
+                let behind = file.blocks.split_off(&end);
+                file.blocks.split_off(&first);
+                file.blocks.extend(behind.into_iter().map(|(block, what)| (block - (end - first), what)));
+                file.bytes.drain(at as usize..(at + len) as usize);
+                file.size -= len;
+            }
+            Op::Insert(_, at, len) => {
+                if file.size + len > 2 * DEVICE_BLOCKS * BLOCK {
+                    return;
+                }
+                let done = self.actor.fallocate(fd, Mode::InsertRange, at, len);
+                if len == 0 || !at.is_multiple_of(BLOCK) || !len.is_multiple_of(BLOCK) || at >= file.size {
+                    return assert_eq!(done, Err(Errno::EINVAL));
+                }
+                assert_eq!(done, Ok(()));
+                let behind = file.blocks.split_off(&(at / BLOCK));
+                file.blocks.extend(behind.into_iter().map(|(block, what)| (block + len / BLOCK, what)));
+                file.bytes.splice(at as usize..at as usize, std::iter::repeat_n(0, len as usize));
+                file.size += len;
             }
             Op::Map(_, offset, len) => {
                 self.unmap(at);
@@ -341,11 +603,11 @@ impl Run {
             Op::Unmap(_) => return self.unmap(at),
             Op::Load(_, within, len) => {
                 // Behind its end lies another mapping, perhaps.
-                let Some((va, offset, mapped)) = map.filter(|(_, _, mapped)| within < *mapped) else { return };
+                let Some((va, offset, room)) = map.filter(|(_, _, room)| within < *room) else { return };
                 let mut found = vec![0xee; len as usize];
                 let loaded = self.actor.load(va + within, &mut found);
                 let (from, to) = (offset + within, offset + within + len);
-                if within + len > mapped {
+                if within + len > room {
                     return assert_eq!(loaded, Err(Errno::SIGSEGV));
                 }
                 let expected = if to <= file.bytes.len() as u64 { Ok(()) } else { Err(Errno::SIGBUS) };
@@ -357,21 +619,23 @@ impl Run {
             }
             Op::Store(_, within, len, byte) => {
                 // Behind its end lies another mapping, perhaps.
-                let Some((va, offset, mapped)) = map.filter(|(_, _, mapped)| within < *mapped) else { return };
+                let Some((va, offset, room)) = map.filter(|(_, _, room)| within < *room) else { return };
                 let stored = self.actor.store(va + within, &vec![byte; len as usize]);
                 let (from, to) = (offset + within, offset + within + len);
-                if within + len > mapped {
+                if within + len > room {
                     return assert_eq!(stored, Err(Errno::SIGSEGV));
                 }
                 if to.next_multiple_of(BLOCK) > file.bytes.len() as u64 {
                     return assert_eq!(stored, Err(Errno::SIGBUS));
                 }
                 let range = BlockRange::of_bytes(from, len);
-                if !self.allocating(file.holes(range), stored, Errno::SIGBUS) {
+                let copies = file.shared(&mapped, range.start..range.end);
+                if !self.allocating(file.holes(range) + copies.len() as u64, stored, Errno::SIGBUS) {
                     return;
                 }
                 file.bytes[from as usize..to as usize].fill(byte);
-                (range.start..range.end).for_each(|block| _ = file.blocks.insert(block, true));
+                file.copy(&copies);
+                file.write(range);
             }
             Op::Dma(_, byte) => {
                 let Some((_, offset, len)) = map else { return };
@@ -382,23 +646,23 @@ impl Run {
                 let (context, nic) = Nic::open(&self.actor);
                 let region = nic.pins(&self.actor, fd, blocks.start..blocks.end);
                 let done = region.as_ref().map(|_| ()).map_err(|errno| *errno);
+                let copies = file.shared(&mapped, blocks.start..blocks.end);
                 let fits = if blocks.end * BLOCK > file.bytes.len() as u64 {
                     assert_eq!(done, Err(Errno::EFAULT));
                     false
                 } else {
-                    self.allocating(file.holes(blocks), done, Errno::ENOSPC)
+                    self.allocating(file.holes(blocks) + copies.len() as u64, done, Errno::ENOSPC)
                 };
                 if fits {
                     let region = region.unwrap();
                     assert_eq!(region.dma_write(&self.lab.kernel, 1, &vec![byte; len as usize - 1]), Ok(()));
                     file.bytes[offset as usize + 1..(offset + len) as usize].fill(byte);
-                    (blocks.start..blocks.end).for_each(|block| _ = file.blocks.insert(block, true));
+                    file.copy(&copies);
+                    file.write(blocks);
                 }
                 self.actor.close(context).unwrap();
             }
-            Op::Open { .. } | Op::Close(_) | Op::Unlink(_) | Op::Truncate(..) | Op::StoreTail(..) | Op::Grow(..) => {
-                unreachable!("not on a slot, or relative")
-            }
+            _ => unreachable!("not on a slot, or relative"),
         }
         self.files.insert(ino, file);
     }
@@ -410,12 +674,16 @@ impl Run {
         let stat = self.actor.stat(fd).unwrap();
         let expected = (file.size, file.blocks.len() as u64, u32::from(file.linked));
         assert_eq!((stat.size, stat.blocks, stat.links), expected);
-        let mut blocks = BTreeMap::new();
         let extents = self.actor.fiemap(fd, BlockRange::ALL).unwrap();
+        let mapped = self.mapped();
+        let mut blocks = BTreeMap::new();
         for extent in &extents {
-            assert!(extent.length > 0 && !extent.shared);
-            for block in 0..extent.length / BLOCK {
-                assert_eq!(blocks.insert(extent.logical / BLOCK + block, !extent.unwritten), None);
+            assert!(extent.length > 0 && !(extent.shared && extent.unwritten));
+            for nth in 0..extent.length / BLOCK {
+                let block = extent.logical / BLOCK + nth;
+                let (id, _) = file.blocks[&block];
+                assert!(extent.shared || mapped[&id] == 1, "block {block} is shared, and not marked so");
+                assert_eq!(blocks.insert(block, (id, !extent.unwritten)), None);
             }
         }
         assert_eq!(blocks, file.blocks);
@@ -425,7 +693,23 @@ impl Run {
         assert!(bytes[..file.size as usize] == file.bytes[..file.size as usize], "contents");
     }
 
+    /// What the model takes for one block is one on the device, and the other way round.
+    fn check_identities(&self) {
+        let (mut device, mut model) = (BTreeMap::new(), BTreeMap::new());
+        for Slot { fd, ino, .. } in self.slots.iter().flatten() {
+            for extent in self.actor.fiemap(*fd, BlockRange::ALL).unwrap() {
+                for nth in 0..extent.length / BLOCK {
+                    let (id, _) = self.files[ino].blocks[&(extent.logical / BLOCK + nth)];
+                    let page = extent.physical / BLOCK + nth;
+                    assert_eq!(*device.entry(id).or_insert(page), page);
+                    assert_eq!(*model.entry(page).or_insert(id), id);
+                }
+            }
+        }
+    }
+
     fn end(self) {
+        self.check_identities();
         (0..SLOTS).filter(|slot| self.slots[*slot].is_some()).for_each(|slot| self.check(slot));
         for name in NAMES {
             let _gone = self.actor.unlink(name);
@@ -447,8 +731,11 @@ proptest! {
         let slots = (0..SLOTS).map(|_| None).collect();
         let mut run = Run { lab, actor, files: BTreeMap::new(), names: BTreeMap::new(), slots };
         run.open(0, Flags::create());
-        for op in &ops {
+        for (n, op) in ops.iter().enumerate() {
             run.step(op);
+            if n % 8 == 0 {
+                run.check_identities();
+            }
         }
         run.end();
     }

@@ -175,10 +175,19 @@ impl OnDemand {
         let held = (|| {
             let (inode, _) = description.file().ok_or(Errno::EFAULT)?;
             let range = BlockRange::of_bytes(at, len);
-            if write {
-                kernel.clean_unwritten(inode, range);
-            }
-            let pins = kernel.pin_short(inode, range, None)?;
+            let pins = loop {
+                if write {
+                    kernel.clean_unwritten(inode, range);
+                }
+                let pins = kernel.pin_short(inode, range, None)?;
+                if !write || !pins.pieces.iter().any(|piece| matches!(piece, Piece::Mapped(extent) if extent.shared)) {
+                    break pins;
+                }
+                kernel.unpin_short(pins);
+                // As the fault handler does for the process whose memory this is.
+                let task = kernel.spawn_task(Arc::clone(&self.process));
+                task.unshare(inode, range).map_err(|_| Errno::EFAULT)?;
+            };
             self.learn(kernel, inode, unmaps, at - offset, &pins);
             Ok(Held { inode: Arc::clone(inode), pins, at })
         })();

@@ -1,4 +1,4 @@
-//! `fallocate`: allocate, punch hole, zero range; and the allocation that a fault or a pin needs.
+//! `fallocate`: allocate, punch hole, zero range, unshare range; and the allocation that a fault or a pin needs.
 //!
 //! It owns the changes of a file's map that are not a matter of size alone. Invariants: allocation gives unwritten blocks,
 //! which read as zeros; a hole punched over part of a block zeroes that part; a block that is pinned never turns unwritten
@@ -7,8 +7,9 @@
 use emulator::pin::PageRange;
 use emulator::sync::Arc;
 
-use super::change::{Change, Fate, Patience, Plan, Ready};
-use super::truncate::mapped_pages;
+use super::change::{Change, Patience, Plan, Ready};
+use super::plan::{mapped, marked, tail_block};
+use super::rw::is_writable;
 use crate::errno::Errno;
 use crate::extent_map::{Extent, ExtentState, Layout, Piece};
 use crate::gup::pieces_in;
@@ -33,6 +34,15 @@ pub enum Mode {
         /// `FALLOC_FL_KEEP_SIZE`: the size stays.
         keep_size: bool,
     },
+    /// `FALLOC_FL_COLLAPSE_RANGE`: takes the range out, and moves what is behind it up.
+    CollapseRange,
+    /// `FALLOC_FL_INSERT_RANGE`: moves what is at the offset and behind it down, and leaves a hole.
+    InsertRange,
+    /// `FALLOC_FL_UNSHARE_RANGE`: allocate what is missing, and copy what is shared.
+    UnshareRange {
+        /// `FALLOC_FL_KEEP_SIZE`: the size stays.
+        keep_size: bool,
+    },
 }
 
 /// Allocates the missing blocks of a range, as `state`.
@@ -41,6 +51,8 @@ pub(crate) struct Allocate {
     /// The size afterwards is at least this many bytes.
     pub(crate) size_min: u64,
     pub(crate) state: ExtentState,
+    /// Whether what is shared in the range becomes the file's own.
+    pub(crate) unshare: bool,
 }
 
 /// How many blocks of a range are holes.
@@ -80,12 +92,23 @@ impl Change for Allocate {
     fn plan(&self, layout: &Layout) -> Result<Option<Plan>, Errno> {
         let blocks = holes(layout, self.range);
         let size = layout.size();
-        if blocks == 0 && self.size_min <= size {
+        let grows = self.size_min > size;
+        let unshares = self.unshare && marked(layout, self.range);
+        if blocks == 0 && !grows && !unshares {
             return Ok(None);
         }
-        let touches =
-            if self.size_min > size { BlockRange::from(self.range.start.min(size / BLOCK)) } else { self.range };
-        Ok(Some(Plan::growth(touches, blocks)))
+        let touches = match grows {
+            true => BlockRange::from(self.range.start.min(size / BLOCK)),
+            false => self.range,
+        };
+        // What lies behind the old end in its block is zeroed.
+        let tail = if grows { tail_block(size) } else { BlockRange::NONE };
+        let writes = match unshares {
+            true => vec![tail.intersect(BlockRange::new(0, self.range.start)), self.range],
+            false => vec![tail],
+        };
+        let touches = (blocks > 0 || grows).then_some(touches);
+        Ok(Some(Plan { touches, blocks, writes, ..Plan::default() }))
     }
 
     fn apply(&self, kernel: &Kernel, layout: &Layout, ready: &Ready<'_>) -> Layout {
@@ -104,27 +127,49 @@ impl Change for Allocate {
     }
 }
 
-/// What a fault needs: the blocks of a range that lies inside the file, judged with the ticket held, so that nothing is
+/// What a fault or a pin needs of a range that lies inside the file, judged with the ticket held, so that nothing is
 /// allocated behind an end that a truncate has just set.
-struct Fault(BlockRange);
+struct Fault {
+    range: BlockRange,
+    /// Whether holes are filled; else only what is shared becomes the file's own.
+    allocate: bool,
+}
 
 impl Fault {
     fn allocation(&self) -> Allocate {
-        Allocate { range: self.0, size_min: 0, state: ExtentState::Written }
+        Allocate { range: self.range, size_min: 0, state: ExtentState::Written, unshare: true }
     }
 }
 
 impl Change for Fault {
     fn plan(&self, layout: &Layout) -> Result<Option<Plan>, Errno> {
-        if self.0.end > layout.size().div_ceil(BLOCK) {
+        if self.range.end > layout.size().div_ceil(BLOCK) {
             return Err(Errno::EFAULT);
         }
-        self.allocation().plan(layout)
+        match self.allocate {
+            true => self.allocation().plan(layout),
+            false if !marked(layout, self.range) => Ok(None),
+            false => Ok(Some(Plan { writes: vec![self.range], ..Plan::default() })),
+        }
     }
 
     fn apply(&self, kernel: &Kernel, layout: &Layout, ready: &Ready<'_>) -> Layout {
-        self.allocation().apply(kernel, layout, ready)
+        match self.allocate {
+            true => self.allocation().apply(kernel, layout, ready),
+            false => layout.clone(),
+        }
     }
+}
+
+/// The parts of blocks at the edges of a byte range.
+fn edges(offset: u64, end: u64) -> impl Iterator<Item = (u64, u64)> {
+    let first = (offset, offset.next_multiple_of(BLOCK).min(end));
+    let last = ((end / BLOCK * BLOCK).max(first.1), end);
+    [first, last].into_iter().filter(|(from, to)| from < to)
+}
+
+fn edge_blocks(offset: u64, end: u64) -> impl Iterator<Item = BlockRange> {
+    edges(offset, end).map(|(from, to)| BlockRange::of_bytes(from, to - from))
 }
 
 /// Takes the whole blocks of a byte range out of the file and zeroes the partial ones.
@@ -141,52 +186,74 @@ impl Punch {
 
 impl Change for Punch {
     fn plan(&self, layout: &Layout) -> Result<Option<Plan>, Errno> {
-        let leaving = mapped_pages(layout, self.whole());
-        if leaving.is_empty() {
+        let leaves = mapped(layout, self.whole()).next().is_some();
+        if !leaves && !edge_blocks(self.offset, self.end).any(|block| marked(layout, block)) {
             return Ok(None);
         }
-        Ok(Some(Plan::departure(self.whole(), leaving)))
+        Ok(Some(Plan {
+            touches: leaves.then_some(self.whole()),
+            leaves: vec![self.whole()],
+            writes: edge_blocks(self.offset, self.end).collect(),
+            ..Plan::default()
+        }))
     }
 
-    fn apply(&self, _kernel: &Kernel, layout: &Layout, _ready: &Ready<'_>) -> Layout {
+    fn apply(&self, kernel: &Kernel, layout: &Layout, _ready: &Ready<'_>) -> Layout {
+        for (from, to) in edges(self.offset, self.end) {
+            kernel.zero_within_block(layout, from, to - from);
+        }
         layout.without(self.whole()).0
     }
 }
 
-/// Allocates the holes of a range, and turns its whole blocks unwritten where they are written: for unpinned blocks that is
-/// not a layout change, for pinned ones it counts as one **\[chosen\]**. Where the design lets a change go on under pins, the
-/// pinned blocks are overwritten with zeros instead and stay written.
+/// Allocates the holes of a byte range, and turns its whole blocks unwritten where they are written: for unpinned blocks that
+/// is not a layout change, for pinned ones it counts as one **\[chosen\]**. Where the design lets a change go on under pins,
+/// the pinned blocks are overwritten with zeros instead and stay written. Shared ones are replaced by new ones.
 struct Zero {
-    /// Every block that the bytes touch.
-    all: BlockRange,
-    /// The blocks that lie in the byte range as a whole.
-    whole: BlockRange,
+    offset: u64,
+    end: u64,
     size_min: u64,
+}
+
+impl Zero {
+    /// Every block that the bytes touch.
+    fn all(&self) -> BlockRange {
+        BlockRange::of_bytes(self.offset, self.end - self.offset)
+    }
+
+    /// The blocks that lie in the byte range as a whole.
+    fn whole(&self) -> BlockRange {
+        BlockRange::new(self.offset.div_ceil(BLOCK), self.end / BLOCK)
+    }
 }
 
 impl Change for Zero {
     fn plan(&self, layout: &Layout) -> Result<Option<Plan>, Errno> {
-        let turning = written_pages(layout, self.whole);
-        let growth = Allocate { range: self.all, size_min: self.size_min, state: ExtentState::Unwritten };
-        Ok(match growth.plan(layout)? {
-            Some(plan) => Some(Plan { leaving: turning, fate: Fate::TurnsUnwritten, ..plan }),
-            None if turning.is_empty() => None,
-            None => Some(Plan {
-                range: self.all,
-                touches: BlockRange::new(0, 0),
-                leaving: turning,
-                fate: Fate::TurnsUnwritten,
-                blocks: 0,
-            }),
-        })
+        let state = ExtentState::Unwritten;
+        let growth = Allocate { range: self.all(), size_min: self.size_min, state, unshare: false };
+        let growth = growth.plan(layout)?;
+        let mut touched = mapped(layout, self.whole());
+        let turns = touched.any(|extent| extent.state == ExtentState::Written);
+        let edges: Vec<BlockRange> = edge_blocks(self.offset, self.end).collect();
+        if growth.is_none() && !turns && !edges.iter().any(|block| marked(layout, *block)) {
+            return Ok(None);
+        }
+        let mut plan = growth.unwrap_or_default();
+        // An old end inside the range is zeroed with the rest.
+        plan.writes.retain(|tail| !tail.overlaps(self.all()));
+        plan.writes.extend(edges);
+        Ok(Some(Plan { unwritten: vec![self.whole()], ..plan }))
     }
 
     fn apply(&self, kernel: &Kernel, layout: &Layout, ready: &Ready<'_>) -> Layout {
+        for (from, to) in edges(self.offset, self.end) {
+            kernel.zero_within_block(layout, from, to - from);
+        }
         if self.size_min > layout.size() {
             kernel.zero_to_block_end(layout, layout.size());
         }
-        let mut next = fill_holes(layout, self.all, ready.fresh, ExtentState::Unwritten);
-        for piece in pieces_in(layout, self.whole) {
+        let mut next = fill_holes(layout, self.all(), ready.fresh, ExtentState::Unwritten);
+        for piece in pieces_in(layout, self.whole()) {
             let Piece::Mapped(extent) = piece else { continue };
             for gone in ready.gone {
                 if let Some(cut) = gone.intersect(crate::gup::pages_of(&extent)) {
@@ -198,17 +265,6 @@ impl Change for Zero {
         let size = next.size().max(self.size_min);
         next.with_size(size)
     }
-}
-
-/// The device pages of the written blocks in a range.
-fn written_pages(layout: &Layout, range: BlockRange) -> Vec<PageRange> {
-    pieces_in(layout, range)
-        .iter()
-        .filter_map(|piece| match piece {
-            Piece::Mapped(extent) if extent.state == ExtentState::Written => Some(crate::gup::pages_of(extent)),
-            Piece::Mapped(_) | Piece::Hole { .. } => None,
-        })
-        .collect()
 }
 
 impl Kernel {
@@ -237,8 +293,9 @@ impl Task {
     /// Changes the allocation of `len` bytes at `offset` of the file open as `fd`.
     ///
     /// # Errors
-    /// EBADF (not open for writing), EINVAL (length 0, not a file), EFBIG, ENOSPC (nothing changed); ETXTBSY, EDEADLK, EINTR
-    /// as the design says.
+    /// EBADF (not open for writing), EINVAL (length 0, not a file; collapse and insert: not block aligned, a range that reaches
+    /// the end of the file, or an offset behind it), EFBIG, ENOSPC (nothing changed); ETXTBSY, EDEADLK, EINTR as the design
+    /// says.
     pub fn fallocate(&self, fd: Fd, mode: Mode, offset: u64, len: u64) -> Result<(), Errno> {
         self.with_file(fd, |_, inode, access| {
             if !access.write {
@@ -249,62 +306,67 @@ impl Task {
             }
             let end = offset.checked_add(len).filter(|end| *end <= FILE_MAX).ok_or(Errno::EFBIG)?;
             match mode {
-                Mode::Allocate { keep_size } => {
+                Mode::Allocate { keep_size } | Mode::UnshareRange { keep_size } => {
                     let size_min = if keep_size { 0 } else { end };
                     let range = BlockRange::of_bytes(offset, len);
-                    let change = Allocate { range, size_min, state: ExtentState::Unwritten };
+                    let unshare = matches!(mode, Mode::UnshareRange { .. });
+                    let change = Allocate { range, size_min, state: ExtentState::Unwritten, unshare };
                     self.change(inode, &change, Patience::Waits).map(|_| ())
                 }
-                Mode::PunchHole => self.punch(inode, offset, end),
+                Mode::PunchHole => self.change_and_zero(inode, &Punch { offset, end }, offset, end),
                 Mode::ZeroRange { keep_size } => {
                     let size_min = if keep_size { 0 } else { end };
-                    let whole = BlockRange::new(offset.div_ceil(BLOCK), end / BLOCK);
-                    let all = BlockRange::of_bytes(offset, len);
-                    self.change(inode, &Zero { all, whole, size_min }, Patience::Waits)?;
-                    self.zero_edges(inode, offset, end)
+                    self.change_and_zero(inode, &Zero { offset, end, size_min }, offset, end)
                 }
+                Mode::CollapseRange => self.collapse(inode, offset, len),
+                Mode::InsertRange => self.insert(inode, offset, len),
             }
         })
     }
 
-    fn punch(&self, inode: &Arc<Inode>, offset: u64, end: u64) -> Result<(), Errno> {
-        self.change(inode, &Punch { offset, end }, Patience::Waits)?;
-        self.zero_edges(inode, offset, end)
-    }
-
-    /// Zeroes the parts of blocks at the edges of a byte range whose whole blocks were dealt with: an overwrite.
-    fn zero_edges(&self, inode: &Arc<Inode>, offset: u64, end: u64) -> Result<(), Errno> {
-        let first = (offset, offset.next_multiple_of(BLOCK).min(end));
-        let last = ((end / BLOCK * BLOCK).max(first.1), end);
-        for (from, to) in [first, last] {
-            if from < to {
-                self.zero_part(inode, from, to)?;
+    /// Runs a change that also zeroes the parts of blocks at the edges of a byte range; where nothing changes, that is an
+    /// overwrite.
+    fn change_and_zero(&self, inode: &Arc<Inode>, change: &dyn Change, offset: u64, end: u64) -> Result<(), Errno> {
+        while !self.change(inode, change, Patience::Waits)? {
+            let mut done = true;
+            for (from, to) in edges(offset, end) {
+                done &= self.zero_part(inode, from, to)?;
+            }
+            if done {
+                break;
             }
         }
         Ok(())
     }
 
-    fn zero_part(&self, inode: &Inode, from: u64, to: u64) -> Result<(), Errno> {
+    /// Zeroes a part of a block in place. False if it is shared.
+    fn zero_part(&self, inode: &Inode, from: u64, to: u64) -> Result<bool, Errno> {
         let kernel = self.kernel();
         let pins = kernel.pin_short(inode, BlockRange::of_bytes(from, to - from), Some(self))?;
-        let written = pins
-            .pieces
-            .iter()
-            .all(|piece| matches!(piece, Piece::Mapped(extent) if extent.state == ExtentState::Written));
+        let shared = pins.pieces.iter().any(|piece| matches!(piece, Piece::Mapped(extent) if extent.shared));
         // A hole or an unwritten block reads as zeros already.
-        let zeroed = match written {
+        let zeroed = match pins.pieces.iter().all(is_writable) {
             true => kernel.write_short(inode, &pins, from, &vec![0; (to - from) as usize]),
             false => Ok(()),
         };
         kernel.unpin_short(pins);
-        zeroed
+        zeroed.map(|()| !shared)
     }
 
-    /// Allocates the holes of a range as written zeros for a fault or a pin, which must not wait under a conflict.
+    /// Allocates the holes of a range as written zeros, and copies what is shared, for a fault or a pin, which must not wait
+    /// under a conflict.
     ///
     /// # Errors
     /// EFAULT beyond the end of the file; ETXTBSY under a conflict; ENOSPC.
     pub(crate) fn fault_in(&self, inode: &Arc<Inode>, range: BlockRange) -> Result<(), Errno> {
-        self.change(inode, &Fault(range), Patience::Never).map(|_| ())
+        self.change(inode, &Fault { range, allocate: true }, Patience::Never).map(|_| ())
+    }
+
+    /// As [`Task::fault_in`], leaving holes alone: for a pin for reading.
+    ///
+    /// # Errors
+    /// As for [`Task::fault_in`].
+    pub(crate) fn unshare(&self, inode: &Arc<Inode>, range: BlockRange) -> Result<(), Errno> {
+        self.change(inode, &Fault { range, allocate: false }, Patience::Never).map(|_| ())
     }
 }

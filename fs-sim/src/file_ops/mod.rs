@@ -4,8 +4,16 @@
 //! [`change`]; whatever copies bytes holds short-term pins, or the ticket and blocks nobody else can reach.
 
 pub mod change;
+pub mod defragment;
+mod departing;
 pub mod fallocate;
+pub mod moves;
 pub mod open;
+mod pages;
+pub(crate) mod plan;
 pub mod rw;
+pub mod sharing;
 pub mod stat;
 pub mod truncate;
+
+pub(crate) use pages::without;

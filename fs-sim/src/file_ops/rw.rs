@@ -8,6 +8,7 @@ use emulator::sync::Arc;
 
 use super::change::{Change, Patience, Plan, Ready};
 use super::fallocate::{fill_holes, holes};
+use super::plan::{marked, tail_block};
 use crate::design::WriteBreak;
 use crate::errno::Errno;
 use crate::extent_map::{ExtentState, Layout, Piece};
@@ -41,14 +42,19 @@ impl Change for WriteChange<'_> {
     fn plan(&self, layout: &Layout) -> Result<Option<Plan>, Errno> {
         let blocks = holes(layout, self.range());
         let grows = self.end() > layout.size();
-        if blocks == 0 && !grows && !self.conservative {
+        let changes = blocks > 0 || grows || self.conservative;
+        if !changes && !marked(layout, self.range()) {
             return Ok(None);
         }
         let touches = match grows {
             true => BlockRange::from(self.range().start.min(layout.size() / BLOCK)),
             false => self.range(),
         };
-        Ok(Some(Plan::growth(touches, blocks)))
+        // What lies behind the old end in its block is zeroed, if the write begins behind that.
+        let tail = if grows { tail_block(layout.size()) } else { BlockRange::NONE };
+        let tail = tail.intersect(BlockRange::new(0, self.range().start));
+        let writes = vec![tail, self.range()];
+        Ok(Some(Plan { touches: changes.then_some(touches), blocks, writes, ..Plan::default() }))
     }
 
     /// Blocks that were there stay the file's while the ticket is held; new ones are reached by nobody yet.
@@ -77,6 +83,11 @@ impl Change for WriteChange<'_> {
         let size = next.size().max(self.end());
         next.with_size(size)
     }
+}
+
+/// Whether bytes can be written there in place.
+pub(crate) fn is_writable(piece: &Piece) -> bool {
+    matches!(piece, Piece::Mapped(extent) if extent.state == ExtentState::Written && !extent.shared)
 }
 
 impl Task {
@@ -143,10 +154,7 @@ impl Task {
         let range = BlockRange::of_bytes(offset, data.len() as u64);
         kernel.clean_unwritten(inode, range);
         let pins = kernel.pin_short(inode, range, Some(self))?;
-        let there = pins
-            .pieces
-            .iter()
-            .all(|piece| matches!(piece, Piece::Mapped(extent) if extent.state == ExtentState::Written));
+        let there = pins.pieces.iter().all(is_writable);
         let fits = offset + data.len() as u64 <= pins.size;
         let written = match there && fits {
             true => kernel.write_short(inode, &pins, offset, data).map(|()| true),
@@ -179,7 +187,8 @@ impl Task {
         })
     }
 
-    /// A store through a mapping. Over a hole it must allocate, and does so only where no lease stands against it.
+    /// A store through a mapping. Over a hole or a shared block it must allocate, and does so only where no lease stands
+    /// against it.
     ///
     /// # Errors
     /// SIGSEGV (nothing mapped there, or read-only), SIGBUS (beyond the end of the file, or the block can't be had).
@@ -196,10 +205,7 @@ impl Task {
                     self.fault_in(inode, range).map_err(|_| Errno::SIGBUS)?;
                     self.kernel().clean_unwritten(inode, range);
                     let pins = self.kernel().pin_short(inode, range, Some(self))?;
-                    let there = pins
-                        .pieces
-                        .iter()
-                        .all(|piece| matches!(piece, Piece::Mapped(extent) if extent.state == ExtentState::Written));
+                    let there = pins.pieces.iter().all(is_writable);
                     // Looked at together with the pieces: a truncate may have come since the fault.
                     let inside = range.end * BLOCK <= pins.size.next_multiple_of(BLOCK);
                     let stored = match inside {

@@ -3,13 +3,12 @@
 //! It owns the change "everything from the new end on goes". Invariant: bytes beyond the end of the file read as zeros if the
 //! file grows again. Kernel counterpart: `xfs_setattr_size`, `truncate_inode_pages`.
 
-use emulator::pin::PageRange;
 use emulator::sync::Arc;
 
 use super::change::{Change, Patience, Plan, Ready};
+use super::plan::{mapped, tail_block};
 use crate::errno::Errno;
-use crate::extent_map::{ExtentState, Layout, Piece};
-use crate::gup::pieces_in;
+use crate::extent_map::{ExtentState, Layout};
 use crate::inode::Inode;
 use crate::process::fd_table::Fd;
 use crate::process::task::Task;
@@ -22,14 +21,18 @@ pub(crate) struct Resize(pub(crate) u64);
 impl Change for Resize {
     fn plan(&self, layout: &Layout) -> Result<Option<Plan>, Errno> {
         let size = layout.size();
-        let first_gone = self.0.div_ceil(BLOCK);
-        let leaving = mapped_pages(layout, BlockRange::from(first_gone));
-        if self.0 == size && leaving.is_empty() {
+        let gone = BlockRange::from(self.0.div_ceil(BLOCK));
+        if self.0 == size && mapped(layout, gone).next().is_none() {
             return Ok(None);
         }
         // A size change touches everything from the smaller size on.
-        let touches = BlockRange::from(self.0.min(size) / BLOCK);
-        Ok(Some(Plan::departure(touches, leaving)))
+        let smaller = self.0.min(size);
+        Ok(Some(Plan {
+            touches: Some(BlockRange::from(smaller / BLOCK)),
+            leaves: vec![gone],
+            writes: vec![tail_block(smaller)],
+            ..Plan::default()
+        }))
     }
 
     fn apply(&self, kernel: &Kernel, layout: &Layout, _ready: &Ready<'_>) -> Layout {
@@ -39,17 +42,6 @@ impl Change for Resize {
         let (shorter, _removed) = layout.without(BlockRange::from(self.0.div_ceil(BLOCK)));
         shorter.with_size(self.0)
     }
-}
-
-/// The device pages mapped in a range.
-pub(crate) fn mapped_pages(layout: &Layout, range: BlockRange) -> Vec<PageRange> {
-    pieces_in(layout, range)
-        .iter()
-        .filter_map(|piece| match piece {
-            Piece::Mapped(extent) => Some(crate::gup::pages_of(extent)),
-            Piece::Hole { .. } => None,
-        })
-        .collect()
 }
 
 impl Kernel {

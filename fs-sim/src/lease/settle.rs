@@ -4,7 +4,6 @@
 //! signal and broken nothing; a change never waits for a lease of its own. Kernel counterpart: `break_layouts`
 //! (fs/xfs/xfs_file.c), which knows only one kind of lease.
 
-use emulator::pin::PageRange;
 use emulator::sync::Arc;
 
 use super::table::{BreakTo, Entry, State};
@@ -92,9 +91,46 @@ fn pins_refuse(axes: &Axes, holders: &[Arc<Holder>], entries: &[Entry], changer:
     })
 }
 
+/// Whether a process other than `changer` holds write in `range`.
+fn others_write(entries: &[Entry], range: BlockRange, changer: Pid) -> bool {
+    let write = |entry: &Entry| entry.range.overlaps(range) && entry.pid != changer && entry.kind.mode == Mode::Write;
+    entries.iter().any(write)
+}
+
+/// Why a change of `range` by `changer` is refused before anything is done, if it is.
+fn refusal(axes: &Axes, entries: &[Entry], range: BlockRange, holders: &[Arc<Holder>], changer: Pid) -> Option<Errno> {
+    if pins_refuse(axes, holders, entries, changer) {
+        return Some(Errno::ETXTBSY);
+    }
+    let others_write = others_write(entries, range, changer);
+    let touched = entries.iter().filter(|entry| entry.range.overlaps(range));
+    let failures = touched.filter_map(|entry| match judge(axes, entry, changer, others_write) {
+        Verdict::Fail(errno) => Some(errno),
+        _ => None,
+    });
+    // A refusal by somebody comes before the deadlock with oneself.
+    failures.min_by_key(|errno| *errno == Errno::EDEADLK)
+}
+
 impl Task {
-    /// Judges every lease that `range` touches, and the pins on `leaving`, for a layout change by this process; begins the
-    /// breaks that are needed.
+    fn refused(&self, errno: Errno) -> Errno {
+        if errno == Errno::EDEADLK {
+            self.kernel().counters.deadlocks.add(1);
+        }
+        errno
+    }
+
+    /// The first look at one of several files: what [`Task::settle`] would fail with, with nothing done.
+    ///
+    /// # Errors
+    /// ETXTBSY or EDEADLK as the design says.
+    pub(crate) fn may_settle(&self, inode: &Inode, range: BlockRange, holders: &[Arc<Holder>]) -> Result<(), Errno> {
+        let refused = refusal(&self.kernel().axes, &inode.leases.lock(), range, holders, self.pid());
+        refused.map_or(Ok(()), |errno| Err(self.refused(errno)))
+    }
+
+    /// Judges every lease that `range` touches, and `holders` (those of the pages concerned), for a layout change by this
+    /// process; begins the breaks that are needed.
     ///
     /// # Errors
     /// ETXTBSY or EDEADLK as the design says; then nothing was done.
@@ -103,33 +139,19 @@ impl Task {
         inode: &Inode,
         ticket: &TicketGuard<'_>,
         range: BlockRange,
-        leaving: &[PageRange],
+        holders: &[Arc<Holder>],
     ) -> Result<Settled, Errno> {
         let kernel = self.kernel();
         let axes = &kernel.axes;
-        let holders = inode.holders.holding(range, leaving);
         let mut judgement = Judgement::default();
         {
             let mut entries = inode.leases.lock();
-            if pins_refuse(axes, &holders, &entries, self.pid()) {
-                return Err(Errno::ETXTBSY);
+            if let Some(errno) = refusal(axes, &entries, range, holders, self.pid()) {
+                return Err(self.refused(errno));
             }
             let touched = |entry: &Entry| entry.range.overlaps(range);
-            let others_write =
-                entries.iter().any(|entry| touched(entry) && entry.pid != self.pid() && entry.kind.mode == Mode::Write);
+            let others_write = others_write(&entries, range, self.pid());
             let verdict = |entry: &Entry| judge(axes, entry, self.pid(), others_write);
-            let failures = entries.iter().filter(|entry| touched(entry)).filter_map(|entry| match verdict(entry) {
-                Verdict::Fail(errno) => Some(errno),
-                _ => None,
-            });
-            // A refusal by somebody comes before the deadlock with oneself.
-            let failure = failures.min_by_key(|errno| *errno == Errno::EDEADLK);
-            if let Some(errno) = failure {
-                if errno == Errno::EDEADLK {
-                    kernel.counters.deadlocks.add(1);
-                }
-                return Err(errno);
-            }
             entries.retain_mut(|entry| {
                 let verdict = if touched(entry) { verdict(entry) } else { Verdict::Ignore };
                 kernel.carry_out(verdict, entry, &mut judgement)

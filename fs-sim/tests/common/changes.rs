@@ -20,7 +20,7 @@ pub(crate) fn write(task: &Task, fd: Fd, block: u64) -> Result<(), Errno> {
 }
 
 /// On the file of [`canvas`]: calls that change its layout, and what they do to the four written blocks 0..4.
-pub(crate) const CHANGES: [(&str, Call); 10] = [
+pub(crate) const CHANGES: [(&str, Call); 14] = [
     ("path truncate", |t, _| t.truncate("data", BLOCK)),
     ("ftruncate", |t, fd| t.ftruncate(fd, 0)),
     ("growing ftruncate", |t, fd| t.ftruncate(fd, 9 * BLOCK)),
@@ -34,6 +34,10 @@ pub(crate) const CHANGES: [(&str, Call); 10] = [
         let fd = t.open("data", Flags { truncate: true, ..Flags::open(Access::BOTH) })?;
         t.close(fd)
     }),
+    ("collapse range", |t, fd| t.fallocate(fd, Mode::CollapseRange, BLOCK, BLOCK)),
+    ("insert range", |t, fd| t.fallocate(fd, Mode::InsertRange, BLOCK, BLOCK)),
+    ("reflink within the file", |t, fd| t.reflink(fd, 0, fd, 4 * BLOCK, BLOCK)),
+    ("exchange within the file", |t, fd| t.exchange_range(fd, 0, fd, 2 * BLOCK, BLOCK)),
 ];
 
 /// Of [`CHANGES`], those that take written blocks away.

@@ -1,0 +1,253 @@
+//! What a layout change wants, in file blocks, and what that means for device pages.
+//!
+//! It owns the translation: a change names the file blocks that leave, move, become shared, turn unwritten or are written,
+//! and [`Work`] finds the pages that must be without pins for it, the shared blocks that must be copied before they are
+//! written, and the references that end. Invariants: a block that other mappings share is never shut for leaving one of
+//! them, nor written, nor turned unwritten in place; a block without the mark is the file's alone. Kernel counterpart:
+//! `xfs_reflink_trim_around_shared` and `xfs_reflink_allocate_cow`.
+//!
+//! # Shared blocks
+//! The mark `shared` on an extent only says that its blocks *may* be shared; the counts ([`crate::volume::Shares`]) decide.
+//! A marked block is written by nobody in place: it is replaced by a copy (a layout change), or, if its other mappings are
+//! gone, shut for a moment (until whoever still reads it by way of another file has finished) and loses its mark. Shared
+//! blocks are always written: cloning leaves unwritten blocks behind as holes.
+
+use emulator::pin::PageRange;
+
+use super::pages::{common, count, merge};
+use crate::Kernel;
+use crate::extent_map::{Extent, ExtentState, Layout, Piece};
+use crate::gup::{pages_of, pieces_in};
+use crate::inode::{Inode, TicketGuard};
+use crate::range::BlockRange;
+use crate::volume::Shares;
+
+/// What a change wants of one file.
+#[derive(Debug, Default)]
+pub(crate) struct Plan {
+    /// The file blocks that leases must agree about, besides those of shared blocks that have to be copied, and of pinned
+    /// ones that would turn unwritten.
+    pub(crate) touches: Option<BlockRange>,
+    /// What is mapped here leaves the file.
+    pub(crate) leaves: Vec<BlockRange>,
+    /// What is mapped here becomes another block of this file, or of the other one.
+    pub(crate) moves: Vec<BlockRange>,
+    /// What is written here is mapped elsewhere too afterwards.
+    pub(crate) shares: Vec<BlockRange>,
+    /// What is written here turns unwritten.
+    pub(crate) unwritten: Vec<BlockRange>,
+    /// Bytes of what is mapped here are written, or it is to be the file's alone.
+    pub(crate) writes: Vec<BlockRange>,
+    /// How many new blocks are needed, besides those for copies.
+    pub(crate) blocks: u64,
+}
+
+/// Whether a range has blocks that may be shared: writing it may take more than writing.
+pub(crate) fn marked(layout: &Layout, range: BlockRange) -> bool {
+    mapped(layout, range).any(|extent| extent.shared)
+}
+
+/// The block that byte `size` lies in, if it lies within one: bytes behind an old or new end are zeroed there.
+pub(crate) fn tail_block(size: u64) -> BlockRange {
+    let block = size / crate::BLOCK;
+    if size.is_multiple_of(crate::BLOCK) { BlockRange::NONE } else { BlockRange::new(block, block + 1) }
+}
+
+/// What is mapped in a range, in file order.
+pub(crate) fn mapped(layout: &Layout, range: BlockRange) -> impl Iterator<Item = Extent> + '_ {
+    pieces_in(layout, range).into_iter().filter_map(|piece| match piece {
+        Piece::Mapped(extent) => Some(extent),
+        Piece::Hole { .. } => None,
+    })
+}
+
+/// What becomes of pages that are shut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fate {
+    /// They leave the file and go to the allocator.
+    Leaves,
+    /// They change owner, offset or sharing.
+    Moves,
+    /// They stay, and turn unwritten.
+    TurnsUnwritten,
+    /// They stay, and lose their mark: nobody has a say, but whoever reads them by way of another file finishes first.
+    LosesMark,
+}
+
+/// A plan for one file, worked out against its layout and the counts of shared blocks.
+pub(super) struct Work<'a> {
+    pub(super) inode: &'a Inode,
+    pub(super) ticket: &'a TicketGuard<'a>,
+    /// The file blocks on which leases are asked.
+    pub(super) touches: BlockRange,
+    /// The file blocks whose registrations are looked at.
+    pub(super) range: BlockRange,
+    pub(super) leaving: Vec<PageRange>,
+    pub(super) moving: Vec<PageRange>,
+    pub(super) turning: Vec<PageRange>,
+    pub(super) losing_mark: Vec<PageRange>,
+    /// All pages that pins are judged for, sorted.
+    pub(super) judged: Vec<PageRange>,
+    /// References to shared blocks that end.
+    pub(super) released: Vec<PageRange>,
+    /// Shared extents that are written, and replaced by copies first.
+    copies: Vec<Extent>,
+    /// Shared extents that would turn unwritten: holes for the change to fill.
+    vacated: Vec<BlockRange>,
+    /// Marked, though no longer shared.
+    unmarked: Vec<BlockRange>,
+    /// Where pages move.
+    moves: Vec<BlockRange>,
+    /// New blocks needed, copies of shared blocks included.
+    pub(super) blocks: u64,
+}
+
+impl<'a> Work<'a> {
+    pub(super) fn new(
+        plan: Plan,
+        layout: &Layout,
+        shares: &Shares,
+        (inode, ticket): (&'a Inode, &'a TicketGuard<'a>),
+    ) -> Work<'a> {
+        let mut work = Work {
+            inode,
+            ticket,
+            touches: plan.touches.unwrap_or(BlockRange::NONE),
+            range: BlockRange::NONE,
+            leaving: Vec::new(),
+            moving: Vec::new(),
+            turning: Vec::new(),
+            losing_mark: Vec::new(),
+            judged: Vec::new(),
+            released: Vec::new(),
+            copies: Vec::new(),
+            vacated: Vec::new(),
+            unmarked: Vec::new(),
+            moves: Vec::new(),
+            blocks: plan.blocks,
+        };
+        for range in plan.leaves.iter().chain(&plan.moves).chain(&plan.shares).chain(&plan.unwritten) {
+            work.range = work.range.hull(*range);
+        }
+        for extent in plan.leaves.iter().flat_map(|range| mapped(layout, *range)) {
+            for (part, shared) in by_sharing(shares, extent) {
+                if shared { &mut work.released } else { &mut work.leaving }.push(pages_of(&part));
+            }
+        }
+        let written = |extent: &Extent| extent.state == ExtentState::Written;
+        let moved = plan.moves.iter().flat_map(|range| mapped(layout, *range));
+        let newly_shared = plan.shares.iter().flat_map(|range| mapped(layout, *range)).filter(written);
+        // What is marked is neither pinned for long nor written in place: it can go anywhere under whoever reads it.
+        work.moving = moved.chain(newly_shared).filter(|extent| !extent.shared).map(|e| pages_of(&e)).collect();
+        for extent in plan.unwritten.iter().flat_map(|range| mapped(layout, *range)).filter(written) {
+            for (part, shared) in by_sharing(shares, extent) {
+                work.turn_unwritten(part, shared);
+            }
+        }
+        for extent in plan.writes.iter().flat_map(|range| mapped(layout, *range)).filter(|extent| extent.shared) {
+            for (part, shared) in by_sharing(shares, extent) {
+                work.write(part, shared);
+            }
+        }
+        work.moves = [plan.moves, plan.shares].concat();
+        work.judged = [&work.leaving[..], &work.moving, &work.turning].concat();
+        merge(&mut work.judged);
+        let pinned = || !inode.holders.holding(work.range, &work.judged).is_empty();
+        if !work.turning.is_empty() && pinned() {
+            plan.unwritten.iter().for_each(|range| work.touches = work.touches.hull(*range));
+        }
+        work
+    }
+
+    fn turn_unwritten(&mut self, part: Extent, shared: bool) {
+        if !shared {
+            self.turning.push(pages_of(&part));
+            self.unmarked.extend(part.shared.then(|| part.range()));
+            return;
+        }
+        // The mark of an unwritten block is in this file's map alone: the others go on with the old block.
+        self.released.push(pages_of(&part));
+        self.blocks += u64::from(part.len);
+        self.touches = self.touches.hull(part.range());
+        self.vacated.push(part.range());
+    }
+
+    fn write(&mut self, part: Extent, shared: bool) {
+        if !shared {
+            self.losing_mark.push(pages_of(&part));
+            self.unmarked.push(part.range());
+            return;
+        }
+        self.released.push(pages_of(&part));
+        self.blocks += u64::from(part.len);
+        self.touches = self.touches.hull(part.range());
+        self.copies.push(part);
+    }
+
+    /// How many runs of pages are to be shut.
+    pub(super) fn closings(&self) -> usize {
+        self.leaving.len() + self.moving.len() + self.turning.len() + self.losing_mark.len()
+    }
+
+    /// How many new blocks are needed when `orphaned` pages stay behind for their holders.
+    pub(super) fn blocks_with(&self, orphaned: &[PageRange]) -> u64 {
+        self.blocks + count(&common(&self.moving, orphaned))
+    }
+
+    /// The layout that the change is applied to: what is written and shared, and what moves but stays behind for its holders,
+    /// is replaced by copies.
+    pub(super) fn prepare(
+        &self,
+        kernel: &Kernel,
+        layout: &Layout,
+        orphaned: &[PageRange],
+        supply: &mut super::pages::Supply,
+    ) -> Layout {
+        let mut next = layout.clone();
+        for range in &self.vacated {
+            next = next.without(*range).0;
+        }
+        for range in &self.unmarked {
+            next = next.with_shared(*range, false);
+        }
+        let staying = common(&self.moving, orphaned);
+        let behind = self.moves.iter().filter(|_| !staying.is_empty()).flat_map(|range| mapped(layout, *range));
+        let behind = behind.flat_map(|extent| parts_on(extent, &staying));
+        for extent in self.copies.iter().copied().chain(behind) {
+            next = kernel.replaced_by_copy(&next, extent, &supply.take(extent.len.into()));
+        }
+        next
+    }
+}
+
+/// The parts of an extent, and whether each is shared.
+fn by_sharing(shares: &Shares, extent: Extent) -> impl Iterator<Item = (Extent, bool)> {
+    let runs = if extent.shared { shares.counts(pages_of(&extent)) } else { vec![(pages_of(&extent), 1)] };
+    runs.into_iter().map(move |(pages, count)| (part_on(extent, pages), count > 1))
+}
+
+/// The part of an extent on `pages`, which lie inside.
+fn part_on(extent: Extent, pages: PageRange) -> Extent {
+    let file_block = extent.file_block + (pages.start() - extent.block);
+    Extent { shared: extent.shared, ..Extent::new(file_block, pages.start(), pages.len(), extent.state) }
+}
+
+fn parts_on(extent: Extent, pages: &[PageRange]) -> Vec<Extent> {
+    common(&[pages_of(&extent)], pages).into_iter().map(|pages| part_on(extent, pages)).collect()
+}
+
+impl Kernel {
+    /// The layout with an extent's blocks replaced by new ones of the same contents.
+    pub(super) fn replaced_by_copy(&self, layout: &Layout, extent: Extent, fresh: &[PageRange]) -> Layout {
+        let mut done = 0;
+        let mut added = Vec::with_capacity(fresh.len());
+        for run in fresh {
+            let from = (extent.block + done) * crate::BLOCK;
+            // The blocks are the volume's own: the device has them.
+            let _in_range = self.device.copy_within(from, run.start() * crate::BLOCK, run.len() * crate::BLOCK);
+            added.push(Extent::new(extent.file_block + done, run.start(), run.len(), extent.state));
+            done += run.len();
+        }
+        layout.without(extent.range()).0.with_mapped(&added)
+    }
+}

@@ -1,0 +1,350 @@
+//! Dialogues about blocks that keep their contents and change their place: collapse and insert range (S42), and
+//! defragmentation by the system (S47). Outcomes are stated per axis value, so they hold for every preset.
+#![allow(clippy::unwrap_used, reason = "a test that can't go on ends")]
+
+mod common;
+
+use common::changes::{ALL, canvas};
+use common::{Lab, Nic, PinnedFile, can_pin, every_preset, exclusive, needs_lease, pinned_file, preset};
+use emulator::sync::atomic::Ordering;
+use fs_sim::design::{Axes, ChangeRule, LeaseRules};
+use fs_sim::file_ops::defragment::Defragmented;
+use fs_sim::file_ops::fallocate::Mode::{Allocate, CollapseRange, InsertRange, PunchHole};
+use fs_sim::lease::Kind;
+use fs_sim::process::fd_table::Fd;
+use fs_sim::range::BlockRange;
+use fs_sim::{BLOCK, Errno, FILE_MAX, Task};
+
+#[test]
+fn collapse_and_insert_move_what_is_behind() {
+    let lab = Lab::new(preset("mainline"));
+    let a = lab.actor();
+    let fd = a.writes_file("data", 6, 1);
+    a.fallocate(fd, PunchHole, 4 * BLOCK, BLOCK).unwrap();
+    a.fallocate(fd, Allocate { keep_size: true }, 8 * BLOCK, BLOCK).unwrap();
+    assert_eq!(a.fallocate(fd, CollapseRange, BLOCK, 2 * BLOCK), Ok(()));
+    assert_eq!(a.bytes_of(fd), [1, 4, 0, 6]);
+    assert_eq!(a.stat(fd).unwrap().blocks, 4, "two of six freed, one a hole, one behind the end");
+    assert_eq!(a.fallocate(fd, InsertRange, BLOCK, 3 * BLOCK), Ok(()));
+    assert_eq!(a.bytes_of(fd), [1, 0, 0, 0, 4, 0, 6]);
+    let behind = a.fiemap(fd, BlockRange::from(7)).unwrap();
+    assert_eq!(behind.iter().map(|extent| extent.logical / BLOCK).collect::<Vec<_>>(), [9], "moved there and back");
+    // A size that is no whole number of blocks stays so.
+    a.write(fd, 7 * BLOCK, b"tail").unwrap();
+    assert_eq!(a.fallocate(fd, CollapseRange, 0, BLOCK), Ok(()));
+    let (mut tail, size) = ([0; 4], a.stat(fd).unwrap().size);
+    assert_eq!((a.read(fd, size - 4, &mut tail), &tail), (Ok(4), b"tail"));
+    assert_eq!(size, 6 * BLOCK + 4);
+    lab.end([&a]);
+}
+
+/// `xfs_falloc_collapse_range`, `xfs_falloc_insert_range`.
+#[test]
+fn errnos_of_collapse_and_insert() {
+    let lab = Lab::new(preset("mainline"));
+    let a = lab.actor();
+    let fd = canvas(&a);
+    let before = a.portrait(fd);
+    let calls = [
+        (CollapseRange, 100, BLOCK, Errno::EINVAL),
+        (CollapseRange, BLOCK, 100, Errno::EINVAL),
+        (CollapseRange, 0, 0, Errno::EINVAL),
+        // To the end of the file it would be a truncate.
+        (CollapseRange, 4 * BLOCK, 2 * BLOCK, Errno::EINVAL),
+        (CollapseRange, 9 * BLOCK, BLOCK, Errno::EINVAL),
+        (InsertRange, 100, BLOCK, Errno::EINVAL),
+        (InsertRange, BLOCK, 100, Errno::EINVAL),
+        (InsertRange, 6 * BLOCK, BLOCK, Errno::EINVAL),
+        (InsertRange, 0, FILE_MAX - 5 * BLOCK, Errno::EFBIG),
+        (InsertRange, FILE_MAX, BLOCK, Errno::EFBIG),
+    ];
+    for (mode, offset, len, errno) in calls {
+        assert_eq!(a.fallocate(fd, mode, offset, len), Err(errno), "{mode:?} {offset} {len}");
+    }
+    assert_eq!(a.portrait(fd), before);
+    lab.end([&a]);
+}
+
+/// Leases conflict from the range's start on.
+#[test]
+fn leases_in_front_of_the_range_are_not_asked() {
+    every_preset(|axes| {
+        if axes.lease_rules == LeaseRules::None {
+            return;
+        }
+        let lab = Lab::new(axes);
+        let (a, b) = (lab.actor(), lab.actor());
+        let fa = canvas(&a);
+        let fb = b.opens("data");
+        a.lease(fa, Kind::READ, BlockRange::new(0, 1)).unwrap();
+        assert_eq!(b.fallocate(fb, CollapseRange, BLOCK, BLOCK), Ok(()));
+        assert_eq!(b.fallocate(fb, InsertRange, BLOCK, BLOCK), Ok(()));
+        assert_eq!((a.signals(), a.held(fa).len()), (vec![], 1));
+        a.unlock(fa, ALL).unwrap();
+        a.lease(fa, Kind::READ, BlockRange::new(100, 101)).unwrap();
+        let changing = b.blocks("lease break", move |b| b.fallocate(fb, InsertRange, BLOCK, BLOCK));
+        a.unlock(fa, ALL).unwrap();
+        assert_eq!(changing.finish(), Ok(()), "everything behind it moves");
+        lab.end([&a, &b]);
+    });
+}
+
+type Move = fn(&Task, Fd) -> Result<(), Errno>;
+
+/// What becomes of `[1, 2, 3, 4]`, of which block 2 (the third) is pinned.
+const MOVES: [(&str, Move, &[u8]); 2] = [
+    ("collapse in front of the pin", |t, fd| t.fallocate(fd, CollapseRange, BLOCK, BLOCK), &[1, 3, 4]),
+    ("insert in front of the pin", |t, fd| t.fallocate(fd, InsertRange, BLOCK, BLOCK), &[1, 0, 2, 3, 4]),
+];
+
+/// A device's write into the one pinned block: whose it is now.
+fn dma(lab: &Lab, a: &PinnedFile) {
+    assert_eq!(a.region.dma_write(&lab.kernel, 0, &[9; BLOCK as usize]), Ok(()));
+}
+
+/// S42: a stranger moves a pinned block that stays in the file.
+#[test]
+fn s42_stranger_moves_pinned_blocks() {
+    every_preset(|axes| {
+        for (what, change, result) in MOVES {
+            let lab = Lab::new(axes);
+            let Some(a) = pinned_file(&lab, "data", 4, 2..3) else { continue };
+            let b = lab.actor();
+            let fb = b.opens("data");
+            let before = a.who.portrait(a.fd);
+            match axes.stranger_change {
+                ChangeRule::Fail => {
+                    assert_eq!(change(&b, fb), Err(Errno::ETXTBSY), "{what}");
+                    assert_eq!((a.who.portrait(a.fd), a.who.signals()), (before, vec![]));
+                    dma(&lab, &a);
+                    assert_eq!(a.who.bytes_of(a.fd), [1, 2, 9, 4]);
+                }
+                ChangeRule::Wait => {
+                    let changing = b.blocks("exclusive lease", move |b| change(b, fb));
+                    a.region.dereg(&a.who);
+                    a.who.unlock(a.fd, ALL).unwrap();
+                    assert_eq!(changing.finish(), Ok(()), "{what}");
+                    assert_eq!(b.bytes_of(fb), result);
+                }
+                ChangeRule::Revoke => {
+                    assert_eq!(change(&b, fb), Ok(()), "{what}");
+                    assert!(a.region.revoked.load(Ordering::SeqCst) && !a.region.is_pinned());
+                    assert_eq!(b.bytes_of(fb), result);
+                }
+                ChangeRule::Orphan => unreachable!("no preset lets strangers orphan"),
+                ChangeRule::Proceed => {
+                    assert_eq!(change(&b, fb), Ok(()), "{what}");
+                    assert_eq!(b.bytes_of(fb), result);
+                    dma(&lab, &a);
+                    assert_eq!(lab.stale(), 1, "{what}: it is at another offset now");
+                    assert_ne!(b.bytes_of(fb), result, "{what}: and the write went there");
+                    let finding = lab.kernel.findings().pop().unwrap();
+                    assert_ne!(finding.new_owner, Some(finding.old_owner), "{what}");
+                    a.who.exit();
+                    b.exit();
+                    assert_eq!(lab.kernel.check_at_rest(), Vec::<String>::new());
+                    continue;
+                }
+            }
+            lab.end([&a.who, &b]);
+        }
+    });
+}
+
+/// S42: the holder does, under every lease that lets it pin.
+#[test]
+fn s42_holder_moves_its_pinned_blocks() {
+    every_preset(|axes| {
+        for (what, change, result) in MOVES {
+            let lab = Lab::new(axes);
+            let Some(a) = pinned_file(&lab, "data", 4, 2..3) else { continue };
+            let before = a.who.portrait(a.fd);
+            let moved = change(&a.who, a.fd);
+            match axes.holder_change {
+                ChangeRule::Fail => {
+                    assert_eq!(moved, Err(Errno::ETXTBSY), "{what}");
+                    assert_eq!(a.who.portrait(a.fd), before);
+                }
+                ChangeRule::Orphan => {
+                    assert_eq!(moved, Ok(()), "{what}");
+                    dma(&lab, &a);
+                    assert_eq!(a.who.bytes_of(a.fd), result, "{what}: the file goes on with a copy");
+                    assert_eq!(lab.kernel.counters.orphan_dma.get(), 1);
+                    assert_eq!(lab.kernel.usage().orphaned, 1);
+                    a.region.dereg(&a.who);
+                    assert_eq!(lab.kernel.usage().orphaned, 0);
+                }
+                ChangeRule::Revoke => {
+                    assert_eq!(moved, Ok(()), "{what}");
+                    assert!(a.region.revoked.load(Ordering::SeqCst));
+                }
+                ChangeRule::Wait => unreachable!("no preset that pins waits for its own"),
+                ChangeRule::Proceed => {
+                    assert_eq!(moved, Ok(()), "{what}");
+                    dma(&lab, &a);
+                    assert_eq!(lab.stale(), 1, "{what}");
+                    a.who.exit();
+                    assert_eq!(lab.kernel.check_at_rest(), Vec::<String>::new());
+                    continue;
+                }
+            }
+            lab.end([&a.who]);
+        }
+    });
+}
+
+/// The same axis for pins alone, without a lease; and a region registered after the move is current at once.
+#[test]
+fn pins_without_a_lease_meet_moves() {
+    for rule in [ChangeRule::Fail, ChangeRule::Wait, ChangeRule::Revoke, ChangeRule::Orphan] {
+        for (what, change, result) in MOVES {
+            let lab = Lab::new(Axes { stranger_change: rule, holder_change: rule, ..preset("unsafe") });
+            let a = pinned_file(&lab, "data", 4, 2..3).unwrap();
+            let b = lab.actor();
+            let fb = b.opens("data");
+            match rule {
+                ChangeRule::Fail => assert_eq!(change(&b, fb), Err(Errno::ETXTBSY), "{what}"),
+                ChangeRule::Wait => {
+                    let changing = b.blocks("long-term pins", move |b| change(b, fb));
+                    dma(&lab, &a);
+                    a.region.dereg(&a.who);
+                    assert_eq!(changing.finish(), Ok(()), "{what}");
+                    assert!(b.bytes_of(fb).contains(&9), "the write of before moved with its block");
+                }
+                _ => {
+                    assert_eq!(change(&b, fb), Ok(()), "{what}");
+                    if rule == ChangeRule::Orphan {
+                        dma(&lab, &a);
+                        assert_eq!((lab.stale(), lab.kernel.counters.orphan_dma.get()), (0, 1));
+                    }
+                    assert_eq!(b.bytes_of(fb), result, "{what}");
+                }
+            }
+            let (_, nic) = Nic::open(&b);
+            let blocks = b.stat(fb).unwrap().size / BLOCK;
+            let region = nic.pins(&b, fb, 0..blocks).unwrap();
+            assert_eq!(region.dma_write(&lab.kernel, 0, &vec![5; (blocks * BLOCK) as usize]), Ok(()));
+            assert_eq!(lab.stale(), 0, "{what}: the stamp came before the new map");
+            assert_eq!(b.bytes_of(fb), vec![5; blocks as usize]);
+            lab.end([&a.who, &b]);
+        }
+    }
+}
+
+/// A block in front of the range is not in the way, pinned or not.
+#[test]
+fn pins_in_front_of_the_range_are_not_in_the_way() {
+    every_preset(|axes| {
+        let lab = Lab::new(axes);
+        if !can_pin(axes) {
+            return;
+        }
+        let (a, b) = (lab.actor(), lab.actor());
+        let fa = a.writes_file("data", 4, 1);
+        let fb = b.opens("data");
+        if needs_lease(axes) {
+            a.lease(fa, exclusive(axes), BlockRange::new(0, 1)).unwrap();
+        }
+        let (_, nic) = Nic::open(&a);
+        let region = nic.pins(&a, fa, 0..1).unwrap();
+        for (what, change, result) in MOVES {
+            assert_eq!(change(&b, fb), Ok(()), "{what}");
+            assert_eq!(b.bytes_of(fb)[1..3], result[1..3]);
+            b.ftruncate(fb, BLOCK).unwrap();
+            (1..4).for_each(|block| _ = b.fills(fb, block, 1 + block as u8));
+        }
+        assert_eq!(region.dma_write(&lab.kernel, 0, &[9; BLOCK as usize]), Ok(()));
+        assert_eq!(b.bytes_of(fb), [9, 2, 3, 4]);
+        lab.end([&a, &b]);
+    });
+}
+
+/// A file of `blocks` written blocks, no two of them neighbours on the device.
+fn scattered(lab: &Lab, blocks: u64) -> (common::Actor, Fd) {
+    let a = lab.actor();
+    let (fd, other) = (a.creates("data"), a.creates("other"));
+    for block in 0..blocks {
+        a.fills(fd, block, 1 + block as u8).unwrap();
+        a.fills(fd, blocks + block, 0).unwrap();
+    }
+    // The blocks in between move to another file: what is left has gaps.
+    for block in 0..blocks {
+        a.fills(other, block, 0).unwrap();
+    }
+    a.exchange_range(fd, blocks * BLOCK, other, 0, blocks * BLOCK).unwrap();
+    a.ftruncate(fd, blocks * BLOCK).unwrap();
+    assert_eq!(a.fiemap(fd, ALL).unwrap().len(), blocks as usize, "scattered");
+    (a, fd)
+}
+
+/// S47: the system copies a file into one run, and skips what it may not move. It signals nobody and waits for nobody.
+#[test]
+fn s47_defragmentation_skips_what_it_may_not_move() {
+    every_preset(|axes| {
+        let lab = Lab::new(axes);
+        let (a, fd) = scattered(&lab, 8);
+        assert_eq!(lab.kernel.defragment("nothing"), Err(Errno::ENOENT));
+        let usage = lab.kernel.usage();
+        let inode = a.inode_of(fd);
+        let kinds: &[Kind] = match axes.lease_rules {
+            LeaseRules::None => &[],
+            LeaseRules::ManPage => &[Kind::READ, Kind::READ_U, Kind::WRITE, Kind::WRITE_U],
+            LeaseRules::Chinner => &[Kind::READ, Kind::WRITE],
+        };
+        for kind in kinds {
+            let before = a.portrait(fd);
+            a.lease(fd, *kind, ALL).unwrap();
+            assert_eq!(lab.kernel.defragment("data"), Ok(Defragmented { moved: 0, skipped: 8 }), "{kind}");
+            assert_eq!((a.signals(), inode.leases().len()), (vec![], 1), "nobody is told, whatever the lease");
+            assert_eq!(a.portrait(fd), before);
+            a.unlock(fd, ALL).unwrap();
+        }
+        let region = can_pin(axes).then(|| {
+            if needs_lease(axes) {
+                a.lease(fd, exclusive(axes), BlockRange::new(2, 3)).unwrap();
+            }
+            Nic::open(&a).1.pins(&a, fd, 2..3).unwrap()
+        });
+        let skipped = u64::from(region.is_some());
+        assert_eq!(lab.kernel.defragment("data"), Ok(Defragmented { moved: 8 - skipped, skipped }));
+        assert_eq!(a.bytes_of(fd), [1, 2, 3, 4, 5, 6, 7, 8]);
+        assert_eq!(lab.kernel.usage(), usage);
+        if let Some(region) = region {
+            assert_eq!(region.dma_write(&lab.kernel, 0, &[9; BLOCK as usize]), Ok(()));
+            assert_eq!((a.bytes_of(fd)[2], lab.stale()), (9, 0), "its block stayed where it was");
+            region.dereg(&a);
+            a.unlock(fd, ALL).unwrap_or(());
+            assert_eq!(lab.kernel.defragment("data"), Ok(Defragmented { moved: 8, skipped: 0 }));
+        }
+        assert_eq!(a.fiemap(fd, ALL).unwrap().len(), 1, "in one run");
+        assert_eq!(lab.kernel.defragment("data"), Ok(Defragmented::default()), "nothing left to do");
+        lab.end([&a]);
+    });
+}
+
+/// S47: a file whose layout change is under way is left alone, as are shared blocks; a full device changes nothing.
+#[test]
+fn s47_defragmentation_waits_for_nobody() {
+    let lab = Lab::on(2 << 20, preset("man-page"), |_| {});
+    let (a, fd) = scattered(&lab, 8);
+    let (b, all) = (lab.actor(), Defragmented { moved: 0, skipped: 8 });
+    a.lease(fd, Kind::READ, BlockRange::from(7)).unwrap();
+    let changing = b.blocks("lease break", |b| b.truncate("data", 7 * BLOCK));
+    assert_eq!(lab.kernel.defragment("data"), Ok(all));
+    a.unlock(fd, ALL).unwrap();
+    assert_eq!(changing.finish(), Ok(()));
+    let copy = a.creates("copy");
+    a.reflink(fd, 0, copy, 0, BLOCK).unwrap();
+    assert_eq!(lab.kernel.defragment("data"), Ok(Defragmented { moved: 6, skipped: 1 }));
+    // Fill the device but for single blocks.
+    let (filler, free) = (a.creates("filler"), lab.kernel.usage().free);
+    a.fallocate(filler, Allocate { keep_size: false }, 0, free * BLOCK).unwrap();
+    for block in (0..free).step_by(2) {
+        a.fallocate(filler, PunchHole, block * BLOCK, BLOCK).unwrap();
+    }
+    let (before, usage) = (a.portrait(filler), lab.kernel.usage());
+    assert!(usage.free > free / 2 - 1);
+    assert_eq!(lab.kernel.defragment("filler"), Err(Errno::ENOSPC));
+    assert_eq!((a.portrait(filler), lab.kernel.usage()), (before, usage));
+    lab.end([&a, &b]);
+}
