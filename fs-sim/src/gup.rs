@@ -99,6 +99,7 @@ pub struct OnDemand {
 }
 
 /// The pieces of a file range, pinned for the time of one access.
+#[derive(Debug)]
 pub(crate) struct ShortPins {
     pins: Vec<Pin>,
     /// The file's pieces, mapped or holes, in file order.

@@ -4,7 +4,9 @@
 //! [`change`]; whatever copies bytes holds short-term pins, or the ticket and blocks nobody else can reach.
 
 pub mod change;
+pub mod direct_io;
 pub mod fallocate;
+pub mod names;
 pub mod open;
 pub mod rw;
 pub mod stat;
