@@ -36,7 +36,8 @@ fn the_whole_suite_passes_under_every_preset() {
     for row in report["scenarios"].as_array().unwrap() {
         let cells = row["cells"].as_array().unwrap();
         assert_eq!(cells.len(), 10, "{row}");
-        let bad = |cell: &&serde_json::Value| !["passed", "not_applicable"].contains(&cell["verdict"].as_str().unwrap());
+        let bad =
+            |cell: &&serde_json::Value| !["passed", "not_applicable"].contains(&cell["verdict"].as_str().unwrap());
         failed.extend(cells.iter().filter(bad).map(|cell| format!("{}: {cell}", row["id"])));
     }
     assert!(failed.is_empty() && run.status.code() == Some(0), "{failed:#?}");
@@ -69,7 +70,8 @@ fn a_wrong_outcome_exits_with_1_and_shows_the_state() {
     let run = run_text(&GOOD.replace("=> blocks", "=> ETXTBSY"), "kara", "text");
     let text = stdout(&run);
     assert_eq!(run.status.code(), Some(1), "{text}");
-    for part in ["mine.scn:5: B: truncate data 0", "expected ETXTBSY", "got      blocks lease break", "A:read:breaking"] {
+    for part in ["mine.scn:5: B: truncate data 0", "expected ETXTBSY", "got      blocks lease break", "A:read:breaking"]
+    {
         assert!(text.contains(part), "{part:?} in {text}");
     }
 }

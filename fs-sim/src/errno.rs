@@ -25,7 +25,7 @@ pub enum Errno {
     EAGAIN,
     /// Out of memory, or a pin count at its bound.
     ENOMEM,
-    /// Permission denied: the descriptor's access mode does not allow this lease.
+    /// Permission denied: the descriptor's access mode does not allow this lease, the file's mode not this open.
     EACCES,
     /// Bad address: nothing is mapped there, or a read-only pin meets a hole.
     EFAULT,

@@ -92,6 +92,7 @@ pub struct Pinned {
 }
 
 /// The pieces of a file range, pinned for the time of one access.
+#[derive(Debug)]
 pub(crate) struct ShortPins {
     pub(crate) pins: Vec<Pin>,
     /// The file's pieces, mapped or holes, in file order.

@@ -11,10 +11,12 @@ use emulator::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use emulator::sync::{Arc, Mutex, Rcu};
 use emulator::wait::{WaitFor, WaitQueue, WaiterId};
 
+use crate::base_lease::table::BaseLeases;
 use crate::errno::Errno;
 use crate::extent_map::Layout;
 use crate::holders::Holders;
 use crate::lease::table::LeaseTable;
+use crate::process::Credentials;
 use crate::process::task::Task;
 use crate::range::BlockRange;
 use crate::waits::{Ended, Look, Need};
@@ -27,6 +29,10 @@ pub struct Ino(pub u64);
 #[derive(Debug)]
 pub struct Inode {
     ino: Ino,
+    /// The user that created it.
+    uid: u32,
+    /// Its permission bits.
+    mode: AtomicU32,
     /// Never takes a value twice; see the module.
     generation: AtomicU64,
     layout: Rcu<Layout>,
@@ -36,7 +42,11 @@ pub struct Inode {
     pub(crate) ticket: Ticket,
     pub(crate) leases: LeaseTable,
     pub(crate) holders: Holders,
+    pub(crate) base: BaseLeases,
 }
+
+/// The permission bits of a new file: everything to everybody **\[chosen\]**.
+const MODE_NEW: u32 = 0o777;
 
 /// What keeps an inode from being evicted.
 #[derive(Debug)]
@@ -47,9 +57,11 @@ pub(crate) struct Life {
 }
 
 impl Inode {
-    pub(crate) fn new(ino: Ino) -> Inode {
+    pub(crate) fn new(ino: Ino, uid: u32) -> Inode {
         Inode {
             ino,
+            uid,
+            mode: AtomicU32::new(MODE_NEW),
             generation: AtomicU64::new(1),
             layout: Rcu::new(Layout::default()),
             map_lock: Mutex::new(()),
@@ -57,12 +69,39 @@ impl Inode {
             ticket: Ticket::default(),
             leases: LeaseTable::default(),
             holders: Holders::default(),
+            base: BaseLeases::default(),
         }
     }
 
     /// Its number.
     pub fn ino(&self) -> Ino {
         self.ino
+    }
+
+    /// The user that owns it.
+    pub fn uid(&self) -> u32 {
+        self.uid
+    }
+
+    /// Its permission bits.
+    pub fn mode(&self) -> u32 {
+        self.mode.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_mode(&self, mode: u32) {
+        self.mode.store(mode & 0o7777, Ordering::Relaxed);
+    }
+
+    /// Whether the mode allows all of `wanted` (4 read, 2 write, 1 execute). Root reads and writes anything, and executes what
+    /// anybody may. Kernel: `inode_permission`, `generic_permission`; there are no groups here.
+    pub(crate) fn permits(&self, credentials: Credentials, wanted: u32) -> bool {
+        let mode = self.mode();
+        let allowed = match credentials.uid {
+            0 => 6 | u32::from(mode & 0o111 != 0),
+            uid if uid == self.uid => mode >> 6,
+            _ => mode,
+        };
+        wanted & !allowed == 0
     }
 
     /// Runs `look` on the current layout, without a lock. `look` must not block.

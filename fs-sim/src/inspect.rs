@@ -166,6 +166,15 @@ impl Kernel {
                     .push(format!("invariant 3: inode {} still has lease {} at the end: {lease:?}", ino.0, lease.id.0));
             }
         }
+        for (ino, inode) in self.inodes.snapshot() {
+            if !inode.base.lock().is_empty() {
+                broken.push(format!(
+                    "base leases: inode {} still counts opens, or has {:?}",
+                    ino.0,
+                    self.base_leases(&inode)
+                ));
+            }
+        }
         broken.extend(self.check_owners());
         let counters = &self.counters;
         let (owed, told) = (counters.notices_owed.get(), counters.sigio_sent.get() + counters.sigio_unsent.get());

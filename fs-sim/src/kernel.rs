@@ -11,7 +11,7 @@ use emulator::device::Device;
 use emulator::ledger::Ledger;
 use emulator::pin::{PageRange, PinTable};
 use emulator::registry::Registry;
-use emulator::sync::atomic::{AtomicU32, AtomicU64};
+use emulator::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use emulator::sync::{Arc, Mutex};
 use emulator::trace::{Event, Trace};
 
@@ -92,6 +92,7 @@ pub struct Kernel {
     pub(crate) next_lease: AtomicU64,
     pub(crate) next_holder: AtomicU64,
     pub(crate) next_waiter: AtomicU64,
+    next_number: AtomicU64,
 }
 
 impl std::fmt::Debug for Kernel {
@@ -137,6 +138,7 @@ impl Kernel {
             next_lease: AtomicU64::new(1),
             next_holder: AtomicU64::new(1),
             next_waiter: AtomicU64::new(1),
+            next_number: AtomicU64::new(1),
         }))
     }
 
@@ -158,6 +160,11 @@ impl Kernel {
             Arc::clone(slot.or_insert_with(|| Arc::new(make())))
         };
         driver.downcast::<T>().expect("what stands under the TypeId of T was made as a T")
+    }
+
+    /// A number for what has none of its own kind. Never used again within a run.
+    pub(crate) fn new_number(&self) -> u64 {
+        self.next_number.fetch_add(1, Ordering::Relaxed)
     }
 
     /// The stale accesses found, the first [`crate::dma::FINDINGS_MAX`] of them.

@@ -6,6 +6,7 @@
 //! [`file_ops::change`] (how a layout changes).
 
 pub mod anon;
+pub mod base_lease;
 pub mod counters;
 pub mod design;
 pub mod dma;

@@ -317,7 +317,7 @@ impl Run {
     fn absolute(&mut self, op: &Op) {
         match *op {
             Op::Open { name, create, exclusive, truncate } => {
-                self.open(name, Flags { access: Access::BOTH, create, exclusive, truncate });
+                self.open(name, Flags { create, exclusive, truncate, ..Flags::open(Access::BOTH) });
             }
             Op::Close(slot) => self.close(slot),
             Op::Unlink(name) => {

@@ -97,7 +97,7 @@ pub enum Param {
 pub const DATA_MAX: u64 = 64 << 20;
 
 /// The signals that can be named.
-pub const SIGNALS: [&str; 5] = ["SIGIO", "SIGUSR1", "SIGTERM", "SIGKILL", "SIGCONT"];
+pub const SIGNALS: [&str; 5] = ["SIGIO", "SIGUSR1", "SIGUSR2", "SIGTERM", "SIGKILL"];
 
 const DESCRIPTOR: Param = Param::Bound(&[Kind::Fd, Kind::Context, Kind::Umem, Kind::Ring]);
 const FD: Param = Param::Bound(&[Kind::Fd]);

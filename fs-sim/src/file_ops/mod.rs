@@ -6,8 +6,10 @@
 pub mod change;
 pub mod defragment;
 mod departing;
+pub mod direct_io;
 pub mod fallocate;
 pub mod moves;
+pub mod names;
 pub mod open;
 mod pages;
 pub(crate) mod plan;

@@ -1,12 +1,13 @@
-//! Names: create, open, unlink; and the eviction of what has neither name nor open file.
+//! Opening and creating files; and the eviction of what has neither name nor open file.
 //!
-//! It owns the link and open counts. Invariant: an inode is evicted once, when both are zero. Kernel counterpart: fs/namei.c,
+//! It owns the open counts. Invariant: an inode is evicted once, when both are zero. Kernel counterpart: fs/namei.c,
 //! `iput_final`.
 
 use emulator::sync::Arc;
 use emulator::sync::atomic::Ordering;
 
 use crate::Kernel;
+use crate::base_lease::Type;
 use crate::errno::Errno;
 use crate::inode::{Ino, Inode};
 use crate::process::custody::Custody;
@@ -25,17 +26,26 @@ pub struct Flags {
     pub exclusive: bool,
     /// `O_TRUNC`: a layout change like any other.
     pub truncate: bool,
+    /// `O_NONBLOCK`: does not wait for base leases.
+    pub nonblock: bool,
+    /// `O_PATH`: only names the file; all other flags mean nothing then.
+    pub path: bool,
 }
 
 impl Flags {
     /// Open what exists.
     pub fn open(access: Access) -> Flags {
-        Flags { access, create: false, exclusive: false, truncate: false }
+        Flags { access, create: false, exclusive: false, truncate: false, nonblock: false, path: false }
     }
 
     /// Open for reading and writing, creating it if need be.
     pub fn create() -> Flags {
-        Flags { access: Access::BOTH, create: true, exclusive: false, truncate: false }
+        Flags { create: true, ..Flags::open(Access::BOTH) }
+    }
+
+    /// Name what exists.
+    pub fn path() -> Flags {
+        Flags { path: true, ..Flags::open(Access::PATH) }
     }
 }
 
@@ -57,26 +67,26 @@ impl Kernel {
         Ok(inode)
     }
 
-    /// The inode called `name` or a new one, counted as open.
-    fn lookup_or_create(self: &Arc<Self>, name: &str, exclusive: bool) -> Result<Arc<Inode>, Errno> {
+    /// The inode called `name` or a new one of `uid`'s, counted as open; and whether it is new.
+    fn lookup_or_create(self: &Arc<Self>, name: &str, exclusive: bool, uid: u32) -> Result<(Arc<Inode>, bool), Errno> {
         loop {
             match self.lookup(name) {
                 Ok(inode) if exclusive => {
                     self.drop_open(&inode);
                     return Err(Errno::EEXIST);
                 }
-                Ok(inode) => return Ok(inode),
+                Ok(inode) => return Ok((inode, false)),
                 Err(Errno::ENOENT) => {}
                 Err(errno) => return Err(errno),
             }
-            let inode = Arc::new(Inode::new(Ino(self.next_ino.fetch_add(1, Ordering::Relaxed))));
+            let inode = Arc::new(Inode::new(Ino(self.next_ino.fetch_add(1, Ordering::Relaxed)), uid));
             inode.life.lock().opens = 1;
             let mut names = self.names.lock();
             if !names.contains_key(name) {
                 names.insert(name.to_owned(), Arc::clone(&inode));
                 drop(names);
                 self.inodes.insert(inode.ino(), Arc::clone(&inode));
-                return Ok(inode);
+                return Ok((inode, true));
             }
         }
     }
@@ -98,55 +108,54 @@ impl Kernel {
 }
 
 impl Task {
-    /// Opens a file.
+    /// Opens a file. Waits for the base leases that this breaks.
     ///
     /// # Errors
-    /// ENOENT, EEXIST, EINVAL (a name that is empty or longer than [`NAME_MAX`], neither reading nor writing), EMFILE; with
-    /// `truncate` also what [`Task::ftruncate`] says.
+    /// ENOENT, EEXIST, EINVAL (a name that is empty or longer than [`NAME_MAX`], neither reading nor writing), EMFILE, EACCES
+    /// (the file's mode), ETXTBSY (for writing, while a program runs from it), EAGAIN (`nonblock`, and a base lease is in the
+    /// way: its break goes on), EINTR; with `truncate` also what [`Task::ftruncate`] says. A file created stays, whatever
+    /// comes after.
     pub fn open(&self, name: &str, flags: Flags) -> Result<Fd, Errno> {
         self.syscall(|| {
             let kernel = self.kernel();
-            if name.is_empty() || name.len() > NAME_MAX || !(flags.access.read || flags.access.write) {
+            if name.is_empty() || name.len() > NAME_MAX || !(flags.path || flags.access.is_open()) {
                 return Err(Errno::EINVAL);
             }
             // Before anything is created or truncated, as `get_unused_fd_flags` comes first.
             if self.process().fds.lock().is_full() {
                 return Err(Errno::EMFILE);
             }
-            let inode = match flags.create {
-                true => kernel.lookup_or_create(name, flags.exclusive)?,
-                false => kernel.lookup(name)?,
+            let uid = self.process().credentials().uid;
+            let (inode, created) = match flags.create && !flags.path {
+                true => kernel.lookup_or_create(name, flags.exclusive, uid)?,
+                false => (kernel.lookup(name)?, false),
             };
-            if flags.truncate
-                && let Err(errno) = self.resize(&inode, 0)
-            {
+            let access = if flags.path { Access::PATH } else { flags.access };
+            if let Err(errno) = self.enter_inode(&inode, Flags { access, ..flags }, created) {
                 kernel.drop_open(&inode);
                 return Err(errno);
             }
-            let open = Open::File { inode, access: flags.access };
+            let open = Open::File { inode, access };
             self.install(kernel.new_description(open, Arc::new(Custody::default())))
         })
     }
 
-    /// Removes a name. The file lives on while it is open; what is pinned then becomes orphaned.
-    ///
-    /// # Errors
-    /// ENOENT.
-    pub fn unlink(&self, name: &str) -> Result<(), Errno> {
-        self.syscall(|| {
-            let kernel = self.kernel();
-            let inode = kernel.names.lock().remove(name).ok_or(Errno::ENOENT)?;
-            let over = {
-                let mut life = inode.life.lock();
-                life.links -= 1;
-                let over = life.links == 0 && life.opens == 0 && !life.evicted;
-                life.evicted |= over;
-                over
-            };
-            if over {
-                kernel.evict(&inode);
-            }
-            Ok(())
-        })
+    /// What an open must pass once the name is found: permission, programs that run from the file, base leases, truncation.
+    /// It counts as open from before it waits. Kernel: `do_open`, `do_dentry_open`, `handle_truncate`.
+    fn enter_inode(&self, inode: &Arc<Inode>, flags: Flags, created: bool) -> Result<(), Errno> {
+        let Flags { access, .. } = flags;
+        if !access.is_open() {
+            return Ok(());
+        }
+        let truncates = flags.truncate && !created;
+        let wanted = u32::from(access.read) * 4 + u32::from(access.write || truncates) * 2;
+        if !created && !inode.permits(self.process().credentials(), wanted) {
+            return Err(Errno::EACCES);
+        }
+        inode.base.lock().enter(access)?;
+        let breaker = if access.write { Type::Write } else { Type::Read };
+        let broken = self.break_base_leases(inode, breaker, flags.nonblock);
+        let entered = broken.and_then(|()| if truncates { self.resize_as_writer(inode, 0) } else { Ok(()) });
+        entered.inspect_err(|_| inode.base.lock().leave(access))
     }
 }

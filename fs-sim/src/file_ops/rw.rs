@@ -138,7 +138,7 @@ impl Task {
         })
     }
 
-    fn write_inode(&self, inode: &Arc<Inode>, offset: u64, data: &[u8]) -> Result<usize, Errno> {
+    pub(crate) fn write_inode(&self, inode: &Arc<Inode>, offset: u64, data: &[u8]) -> Result<usize, Errno> {
         let conservative = self.kernel().options.write_break == WriteBreak::Conservative;
         loop {
             let change = WriteChange { offset, data, conservative };

@@ -4,7 +4,7 @@
 
 use crate::errno::Errno;
 use crate::extent_map::{FiemapExtent, Layout};
-use crate::inode::Ino;
+use crate::inode::{Ino, Inode};
 use crate::process::fd_table::Fd;
 use crate::process::task::Task;
 use crate::range::BlockRange;
@@ -20,6 +20,18 @@ pub struct Stat {
     pub blocks: u64,
     /// Names.
     pub links: u32,
+    /// The user that owns it.
+    pub uid: u32,
+    /// Permission bits.
+    pub mode: u32,
+}
+
+impl Stat {
+    pub(crate) fn of(inode: &Inode) -> Stat {
+        let (size, blocks) = inode.layout(|layout| (layout.size(), layout.mapped_blocks()));
+        let links = inode.life.lock().links;
+        Stat { ino: inode.ino(), size, blocks, links, uid: inode.uid(), mode: inode.mode() }
+    }
 }
 
 impl Task {
@@ -28,11 +40,7 @@ impl Task {
     /// # Errors
     /// EBADF, EINVAL (not a file).
     pub fn stat(&self, fd: Fd) -> Result<Stat, Errno> {
-        self.with_file(fd, |_, inode, _| {
-            let (size, blocks) = inode.layout(|layout| (layout.size(), layout.mapped_blocks()));
-            let links = inode.life.lock().links;
-            Ok(Stat { ino: inode.ino(), size, blocks, links })
-        })
+        self.with_named_file(fd, |_, inode, _| Ok(Stat::of(inode)))
     }
 
     /// The extents of the file open as `fd` in a block range, in file order.

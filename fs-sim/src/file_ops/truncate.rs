@@ -7,9 +7,11 @@ use emulator::sync::Arc;
 
 use super::change::{Change, Patience, Plan, Ready};
 use super::plan::{mapped, tail_block};
+use crate::base_lease::Type;
 use crate::errno::Errno;
 use crate::extent_map::{ExtentState, Layout};
 use crate::inode::Inode;
+use crate::process::description::Access;
 use crate::process::fd_table::Fd;
 use crate::process::task::Task;
 use crate::range::BlockRange;
@@ -66,14 +68,22 @@ impl Kernel {
 }
 
 impl Task {
-    /// Sets the size of the file called `name`.
+    /// Sets the size of the file called `name`. Breaks every base lease first, the caller's own too, and even if the size
+    /// stays: the caller waits for itself, unless the signal it gets interrupts it. Kernel: `vfs_truncate`.
     ///
     /// # Errors
-    /// ENOENT, EFBIG; ETXTBSY, EDEADLK, EINTR as the design says.
+    /// ENOENT, EACCES (the file's mode), ETXTBSY (a program runs from it), EINTR, EFBIG; ETXTBSY, EDEADLK, EINTR as the design
+    /// says.
     pub fn truncate(&self, name: &str, size: u64) -> Result<(), Errno> {
         self.syscall(|| {
             let inode = self.kernel().lookup(name)?;
-            let resized = self.resize(&inode, size);
+            let resized = match inode.permits(self.process().credentials(), 2) {
+                true => self.as_writer(&inode, || {
+                    self.break_base_leases(&inode, Type::Write, false)?;
+                    self.resize(&inode, size)
+                }),
+                false => Err(Errno::EACCES),
+            };
             self.kernel().drop_open(&inode);
             resized
         })
@@ -90,6 +100,19 @@ impl Task {
             }
             self.resize(inode, size)
         })
+    }
+
+    /// `O_TRUNC`: a writer while it lasts, however the file is opened.
+    pub(crate) fn resize_as_writer(&self, inode: &Arc<Inode>, size: u64) -> Result<(), Errno> {
+        self.as_writer(inode, || self.resize(inode, size))
+    }
+
+    /// Runs a call that writes without a descriptor open for it. Kernel: `get_write_access`.
+    fn as_writer(&self, inode: &Inode, body: impl FnOnce() -> Result<(), Errno>) -> Result<(), Errno> {
+        inode.base.lock().enter(Access::WRITE)?;
+        let result = body();
+        inode.base.lock().leave(Access::WRITE);
+        result
     }
 
     pub(crate) fn resize(&self, inode: &Arc<Inode>, size: u64) -> Result<(), Errno> {

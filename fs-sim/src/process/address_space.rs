@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use emulator::sync::Arc;
 
-use super::description::{Deferred, Description};
+use super::description::{Deferred, Description, DescriptionId};
 use crate::anon::AnonMemory;
 use crate::errno::Errno;
 use crate::{BLOCK, round_up};
@@ -86,6 +86,15 @@ impl AddressSpace {
     pub(crate) fn anonymous(&self) -> u64 {
         let anonymous = |mapping: &&Mapping| matches!(mapping.backing, Backing::Anon { .. });
         self.mappings.values().filter(anonymous).map(|mapping| mapping.len).sum()
+    }
+
+    /// Whether some mapping holds this open file.
+    pub(crate) fn maps(&self, id: DescriptionId) -> bool {
+        let held = |mapping: &Mapping| match &mapping.backing {
+            Backing::File { description, .. } => description.id() == id,
+            Backing::Anon { .. } => false,
+        };
+        self.mappings.values().any(held)
     }
 
     /// Maps `len` bytes (rounded up to pages) at a fresh address.

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, VecDeque};
 use emulator::sync::{Arc, Mutex};
 
 use super::Pid;
-use super::description::Description;
+use super::description::{Description, DescriptionId};
 use crate::errno::Errno;
 
 /// Who holds one open description.
@@ -32,6 +32,11 @@ impl Custody {
     pub fn shared_beyond(&self, pid: Pid) -> bool {
         let held = self.0.lock();
         held.queued > 0 || held.by.keys().any(|other| *other != pid)
+    }
+
+    /// Whether it is unread in some queue.
+    pub(crate) fn is_queued(&self) -> bool {
+        self.0.lock().queued > 0
     }
 
     pub(crate) fn held_by(&self, pid: Pid) {
@@ -87,6 +92,11 @@ impl Inbox {
     /// The oldest unread description.
     pub(crate) fn pop(&self) -> Option<Arc<Description>> {
         self.0.lock().messages.pop_front()
+    }
+
+    /// Whether a description is among those unread.
+    pub(crate) fn has(&self, id: DescriptionId) -> bool {
+        self.0.lock().messages.iter().any(|description| description.id() == id)
     }
 
     /// Refuses further messages and hands out those unread.

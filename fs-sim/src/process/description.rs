@@ -58,6 +58,13 @@ impl Access {
     pub const WRITE: Access = Access { read: false, write: true };
     /// `O_RDWR`.
     pub const BOTH: Access = Access { read: true, write: true };
+    /// `O_PATH`: only names the file.
+    pub const PATH: Access = Access { read: false, write: false };
+
+    /// Whether the file was opened at all, not just named by `O_PATH`.
+    pub(crate) fn is_open(self) -> bool {
+        self.read || self.write
+    }
 }
 
 /// What is open.
@@ -161,7 +168,10 @@ impl Kernel {
 
     fn release(self: &Arc<Self>, description: &Arc<Description>, deferred: &mut Deferred) {
         match &description.open {
-            Open::File { inode, .. } => self.release_file(inode, description.id, None, deferred),
+            Open::File { inode, access } => {
+                self.release_base_lease(inode, description.id, *access);
+                self.release_file(inode, description.id, None, deferred);
+            }
             Open::Object(object) => object.release(self, deferred),
         }
     }

@@ -9,6 +9,7 @@ pub mod address_space;
 pub mod custody;
 pub mod description;
 pub mod fd_table;
+pub mod program;
 pub mod signals;
 pub mod task;
 
@@ -18,6 +19,7 @@ use emulator::sync::{Arc, Mutex};
 use emulator::wait::Waiter;
 
 use crate::Kernel;
+use crate::file_ops::direct_io;
 use address_space::AddressSpace;
 use custody::Inbox;
 use description::Deferred;
@@ -34,6 +36,25 @@ impl std::fmt::Display for Pid {
     }
 }
 
+/// On whose behalf a process acts, and what it may do that its user may not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Credentials {
+    /// The user (real, effective and saved alike); 0, root, passes every check of a file's mode.
+    pub uid: u32,
+    /// CAP_LEASE: base leases on files of other users.
+    pub cap_lease: bool,
+}
+
+impl Credentials {
+    /// Root with all it may do: what a process starts with.
+    pub const ROOT: Credentials = Credentials { uid: 0, cap_lease: true };
+
+    /// A user without privileges.
+    pub const fn user(uid: u32) -> Credentials {
+        Credentials { uid, cap_lease: false }
+    }
+}
+
 /// See the module.
 #[derive(Debug)]
 pub struct Process {
@@ -47,6 +68,10 @@ pub struct Process {
     /// Its tasks (threads) as far as waiting goes.
     pub(crate) waiters: Mutex<Vec<Arc<Waiter>>>,
     pub(crate) inbox: Inbox,
+    credentials: Mutex<Credentials>,
+    /// Direct I/O submitted and not completed.
+    pub(crate) in_flight: Mutex<Vec<direct_io::Request>>,
+    pub(crate) programs: Mutex<Vec<program::Running>>,
     /// Pages locked by long-term pins that this process registered; given back at their release, also after passing.
     pub(crate) locked_pages: AtomicU64,
     /// `RLIMIT_MEMLOCK`, in pages.
@@ -66,6 +91,9 @@ impl Process {
             signals: Mutex::new(Signals::default()),
             waiters: Mutex::new(Vec::new()),
             inbox: Inbox::default(),
+            credentials: Mutex::new(Credentials::ROOT),
+            in_flight: Mutex::new(Vec::new()),
+            programs: Mutex::new(Vec::new()),
             locked_pages: AtomicU64::new(0),
             memlock: AtomicU64::new(memlock),
             unmaps: AtomicU64::new(0),
@@ -75,6 +103,15 @@ impl Process {
     /// Its number.
     pub fn pid(&self) -> Pid {
         self.pid
+    }
+
+    /// On whose behalf it acts.
+    pub fn credentials(&self) -> Credentials {
+        *self.credentials.lock()
+    }
+
+    pub(crate) fn set_credentials(&self, credentials: Credentials) {
+        *self.credentials.lock() = credentials;
     }
 
     /// Pages locked on its account.
@@ -134,13 +171,22 @@ impl Kernel {
         }
     }
 
-    /// Gives back everything a dead process held: mappings first, then descriptors, then its inbox (as `do_exit` does).
+    /// Gives back everything a dead process held: I/O in flight and programs first, then mappings, then descriptors, then its inbox (as `do_exit` does).
     /// Idempotent. Never waits: where a last close would, the lease becomes a zombie.
     pub(crate) fn exit_process(self: &Arc<Self>, process: &Arc<Process>) {
         if process.exited.swap(true, Ordering::SeqCst) {
             return;
         }
         let mut deferred = Deferred::default();
+        let in_flight = std::mem::take(&mut *process.in_flight.lock());
+        for request in in_flight {
+            // Nobody is left to hear how it went.
+            let _unheard = request.finish(self, None, &mut deferred);
+        }
+        let programs = std::mem::take(&mut *process.programs.lock());
+        for running in programs {
+            running.end(self);
+        }
         let mappings = process.mm.lock().take_all();
         for mapping in mappings {
             mapping.put(&mut deferred);

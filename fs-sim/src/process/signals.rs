@@ -15,7 +15,7 @@ use crate::inode::Ino;
 /// The signals that the contract speaks of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Signal {
-    /// A lease of the process is being broken.
+    /// A lease of the process is being broken: the signal for it unless another was chosen.
     Sigio,
     /// Ends the process.
     Sigkill,
@@ -23,6 +23,8 @@ pub enum Signal {
     Sigterm,
     /// For the user's purposes.
     Sigusr1,
+    /// For the user's purposes.
+    Sigusr2,
 }
 
 /// What a signal does.
@@ -42,7 +44,7 @@ pub enum Disposition {
 pub struct SigInfo {
     /// Which.
     pub signal: Signal,
-    /// For SIGIO: the file whose lease is being broken.
+    /// The file whose lease is being broken, if that is why.
     pub ino: Option<Ino>,
 }
 

@@ -8,12 +8,12 @@ use emulator::sync::Arc;
 use emulator::sync::atomic::{AtomicBool, Ordering};
 use emulator::wait::{Waiter, WaiterId};
 
-use super::Process;
 use super::address_space::Backing;
 use super::custody::Custody;
 use super::description::{Access, Deferred, Description, DescriptionId, Open, OpenObject, Pass};
 use super::fd_table::Fd;
 use super::signals::{SigInfo, Signal};
+use super::{Credentials, Process};
 use super::{Pid, signals};
 use crate::Kernel;
 use crate::anon::AnonMemory;
@@ -129,6 +129,18 @@ impl Task {
         fd: Fd,
         body: impl FnOnce(&Arc<Description>, &Arc<Inode>, Access) -> Result<R, Errno>,
     ) -> Result<R, Errno> {
+        self.with_named_file(fd, |description, inode, access| match access.is_open() {
+            true => body(description, inode, access),
+            false => Err(Errno::EBADF),
+        })
+    }
+
+    /// As [`Task::with_file`], for what an `O_PATH` descriptor allows as well (`fdget_raw`).
+    pub(crate) fn with_named_file<R>(
+        &self,
+        fd: Fd,
+        body: impl FnOnce(&Arc<Description>, &Arc<Inode>, Access) -> Result<R, Errno>,
+    ) -> Result<R, Errno> {
         self.syscall(|| {
             let description = self.process.fds.lock().get(fd)?.get();
             let result = match description.file() {
@@ -200,7 +212,8 @@ impl Task {
         if description.put_is_last() {
             let mut deferred = Deferred::default();
             match description.open() {
-                Open::File { inode, .. } => {
+                Open::File { inode, access } => {
+                    self.kernel.release_base_lease(inode, description.id(), *access);
                     self.kernel.release_file(inode, description.id(), Some(self), &mut deferred);
                 }
                 Open::Object(object) => object.release(&self.kernel, &mut deferred),
@@ -268,6 +281,7 @@ impl Task {
             }
             let memory = self.process.mm.lock().fork();
             *child.mm.lock() = memory;
+            child.set_credentials(self.process.credentials());
             let dispositions = self.process.signals.lock().inherit();
             *child.signals.lock() = dispositions;
             child.memlock.store(self.process.memlock(), Ordering::Relaxed);
@@ -275,6 +289,20 @@ impl Task {
             let task = self.kernel.spawn_task(Arc::clone(&child));
             self.kernel.born(&child);
             Ok(task)
+        })
+    }
+
+    /// Changes on whose behalf the process acts: `setresuid` and `capset`. Only root may.
+    ///
+    /// # Errors
+    /// EPERM.
+    pub fn set_credentials(&self, credentials: Credentials) -> Result<(), Errno> {
+        self.syscall(|| {
+            if self.process.credentials().uid != 0 {
+                return Err(Errno::EPERM);
+            }
+            self.process.set_credentials(credentials);
+            Ok(())
         })
     }
 
@@ -377,14 +405,18 @@ impl Task {
                 return Err(Errno::EINVAL);
             }
             let description = self.process.fds.lock().get(fd)?.get();
-            let allowed = description.file().map(|(_, access)| access.read && (access.write || !write));
+            let allowed = description.file().map(|(_, access)| match access.is_open() {
+                true if access.read && (access.write || !write) => Ok(()),
+                true => Err(Errno::EACCES),
+                false => Err(Errno::EBADF),
+            });
             let mapped = match allowed {
-                Some(true) => {
+                Some(Ok(())) => {
                     let backing = Backing::File { description, offset };
                     self.process.mm.lock().map(len, write, backing)
                 }
                 refused => {
-                    let errno = if refused.is_none() { Errno::EINVAL } else { Errno::EACCES };
+                    let errno = refused.and_then(Result::err).unwrap_or(Errno::EINVAL);
                     Err((errno, Backing::File { description, offset }))
                 }
             };

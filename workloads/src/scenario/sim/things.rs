@@ -67,6 +67,7 @@ pub(super) fn signal(word: &str) -> Signal {
     match word {
         "SIGIO" => Signal::Sigio,
         "SIGUSR1" => Signal::Sigusr1,
+        "SIGUSR2" => Signal::Sigusr2,
         "SIGTERM" => Signal::Sigterm,
         _ => Signal::Sigkill,
     }
@@ -77,6 +78,7 @@ pub(super) fn signal_word(signal: Signal) -> &'static str {
     match signal {
         Signal::Sigio => "SIGIO",
         Signal::Sigusr1 => "SIGUSR1",
+        Signal::Sigusr2 => "SIGUSR2",
         Signal::Sigterm => "SIGTERM",
         Signal::Sigkill => "SIGKILL",
     }

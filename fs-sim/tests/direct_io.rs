@@ -1,0 +1,191 @@
+//! Dialogues about direct I/O in flight: SEMANTICS S16 and S49, and what xfstests generic/503 does.
+#![allow(clippy::unwrap_used, reason = "a test that can't go on ends")]
+
+mod common;
+
+use common::{DOORS, Lab, every_preset, pinned_file, preset};
+use fs_sim::design::{Axes, ChangeRule, WriteBreak};
+use fs_sim::file_ops::direct_io::{IN_FLIGHT_MAX, TRANSFER_MAX, Transfer};
+use fs_sim::file_ops::fallocate::Mode;
+use fs_sim::file_ops::open::Flags;
+use fs_sim::process::description::Access;
+use fs_sim::process::signals::Signal;
+use fs_sim::{BLOCK, Errno};
+
+const WRITE: Transfer = Transfer::Write(7);
+const DRAINING: &str = "pins draining";
+
+#[test]
+fn what_is_refused() {
+    let lab = Lab::new(preset("mainline"));
+    let a = lab.actor();
+    let f = a.writes_file("data", 2, 1);
+    for (offset, len) in [(1, BLOCK), (512, BLOCK), (0, 512), (0, BLOCK + 1), (0, TRANSFER_MAX + BLOCK)] {
+        for transfer in [Transfer::Read, WRITE] {
+            assert_eq!(a.submit_direct_io(f, offset, len, transfer).err(), Some(Errno::EINVAL), "{offset} {len}");
+        }
+    }
+    assert_eq!(a.submit_direct_io(f, fs_sim::FILE_MAX, BLOCK, WRITE).err(), Some(Errno::EFBIG));
+    assert_eq!(a.submit_direct_io(f, u64::MAX / BLOCK * BLOCK, BLOCK, Transfer::Read).err(), Some(Errno::EFBIG));
+    let reader = a.open("data", Flags::open(Access::READ)).unwrap();
+    let writer = a.open("data", Flags::open(Access::WRITE)).unwrap();
+    let named = a.open("data", Flags::path()).unwrap();
+    for (fd, transfer) in [(reader, WRITE), (writer, Transfer::Read), (named, Transfer::Read), (named, WRITE)] {
+        assert_eq!(a.submit_direct_io(fd, 0, BLOCK, transfer).err(), Some(Errno::EBADF));
+    }
+    let many: Vec<_> = (0..IN_FLIGHT_MAX).map(|_| a.submit_direct_io(f, 0, BLOCK, WRITE).unwrap()).collect();
+    assert_eq!(a.submit_direct_io(f, 0, BLOCK, WRITE).err(), Some(Errno::EAGAIN));
+    for io in many {
+        assert_eq!(io.complete(&lab.kernel, &mut []), Ok(BLOCK as usize));
+    }
+    assert_eq!(a.bytes_of(f), [7, 2]);
+    lab.end([&a]);
+}
+
+/// S16: a truncate, a punch, a zero-range against I/O in flight wait for it, in every design that knows of pins.
+#[test]
+fn changes_wait_for_io_in_flight() {
+    every_preset(|axes| {
+        if axes.stranger_change == ChangeRule::Proceed {
+            return;
+        }
+        for transfer in [Transfer::Read, WRITE] {
+            for change in 0..2 {
+                let lab = Lab::new(axes);
+                let (a, b) = (lab.actor(), lab.actor());
+                let f = a.writes_file("data", 4, 1);
+                let io = a.submit_direct_io(f, BLOCK, 2 * BLOCK, transfer).unwrap();
+                let g = b.opens("data");
+                let changing = b.blocks(DRAINING, move |task| match change {
+                    0 => task.ftruncate(g, BLOCK),
+                    _ => task.fallocate(g, Mode::PunchHole, BLOCK, BLOCK),
+                });
+                assert_eq!(a.stat(f).unwrap().size, 4 * BLOCK, "nothing is visible yet");
+                let mut got = vec![0; 2 * BLOCK as usize];
+                assert_eq!(io.complete(&lab.kernel, &mut got), Ok(2 * BLOCK as usize));
+                if transfer == Transfer::Read {
+                    assert_eq!((got[0], got[BLOCK as usize]), (2, 3), "what was there when it was submitted");
+                }
+                assert_eq!(changing.finish(), Ok(()));
+                let third = if transfer == WRITE { 7 } else { 3 };
+                assert_eq!(a.bytes_of(f), if change == 0 { vec![1] } else { vec![1, 0, third, 4] });
+                lab.end([&a, &b]);
+            }
+        }
+    });
+}
+
+/// The design that heeds no pin: the write lands in a block that is not the file's any more, and the oracle sees it.
+#[test]
+fn unsafe_truncates_under_it() {
+    let lab = Lab::new(preset("unsafe"));
+    let (a, b) = (lab.actor(), lab.actor());
+    let f = a.writes_file("data", 2, 1);
+    let io = a.submit_direct_io(f, BLOCK, BLOCK, WRITE).unwrap();
+    assert_eq!(b.truncate("data", BLOCK), Ok(()));
+    assert_eq!(lab.stale(), 0);
+    assert_eq!(io.complete(&lab.kernel, &mut []), Ok(BLOCK as usize));
+    assert_eq!(lab.stale(), 1);
+    a.exit();
+    b.exit();
+}
+
+#[test]
+fn a_change_that_waits_for_io_can_be_interrupted() {
+    let lab = Lab::new(preset("man-page"));
+    let (a, b) = (lab.actor(), lab.actor());
+    let f = a.writes_file("data", 2, 1);
+    let io = a.submit_direct_io(f, 0, BLOCK, WRITE).unwrap();
+    let truncating = b.blocks(DRAINING, |task| task.truncate("data", 0));
+    let reading = a.another_thread().blocks(DOORS, move |task| task.read(f, 0, &mut [0; 8]));
+    a.kill(b.pid(), Signal::Sigusr1).unwrap();
+    assert_eq!(truncating.finish(), Err(Errno::EINTR));
+    assert_eq!(reading.finish(), Ok(8));
+    assert_eq!(io.complete(&lab.kernel, &mut []), Ok(BLOCK as usize));
+    assert_eq!(a.bytes_of(f), [7, 2]);
+    lab.end([&a, &b]);
+}
+
+/// Holes are allocated at submission, read as zeros until completion; a write beyond the end is done at once.
+#[test]
+fn holes_and_the_end_of_the_file() {
+    every_preset(|axes| {
+        for write_break in [WriteBreak::Precise, WriteBreak::Conservative] {
+            let lab = Lab::with(axes, |config| config.options.write_break = write_break);
+            let a = lab.actor();
+            let f = a.creates("data");
+            a.ftruncate(f, 3 * BLOCK).unwrap();
+            let io = a.submit_direct_io(f, BLOCK, BLOCK, WRITE).unwrap();
+            assert_eq!(a.stat(f).unwrap().blocks, 1);
+            if write_break == WriteBreak::Precise {
+                assert_eq!(a.bytes_of(f), [0, 0, 0]);
+            }
+            assert_eq!(io.complete(&lab.kernel, &mut []), Ok(BLOCK as usize));
+            assert_eq!(a.bytes_of(f), [0, 7, 0]);
+            let io = a.submit_direct_io(f, 2 * BLOCK, 2 * BLOCK, Transfer::Write(9)).unwrap();
+            assert_eq!(a.bytes_of(f), [0, 7, 9, 9], "extending");
+            assert_eq!(io.complete(&lab.kernel, &mut []), Ok(2 * BLOCK as usize));
+            let mut got = vec![0xee; 4 * BLOCK as usize];
+            let io = a.submit_direct_io(f, 2 * BLOCK, 4 * BLOCK, Transfer::Read).unwrap();
+            assert_eq!(io.complete(&lab.kernel, &mut got), Ok(2 * BLOCK as usize), "short at the end");
+            assert_eq!((got[0], got[2 * BLOCK as usize]), (9, 0xee));
+            let io = a.submit_direct_io(f, 0, 4 * BLOCK, Transfer::Read).unwrap();
+            assert_eq!(io.complete(&lab.kernel, &mut got[1..]), Err(Errno::EFAULT), "no room");
+            for (offset, len) in [(0, 0), (9 * BLOCK, BLOCK)] {
+                let io = a.submit_direct_io(f, offset, len, Transfer::Read).unwrap();
+                assert_eq!(io.complete(&lab.kernel, &mut got), Ok(0));
+            }
+            let io = a.submit_direct_io(f, 9 * BLOCK, 0, WRITE).unwrap();
+            assert_eq!(io.complete(&lab.kernel, &mut []), Ok(0));
+            assert_eq!(a.stat(f).unwrap().size, 4 * BLOCK, "nothing written, nothing extended");
+            lab.end([&a]);
+        }
+    });
+}
+
+/// The file stays while I/O is in flight; the process's death completes a write and drops the pins.
+#[test]
+fn whoever_submitted_it_may_go() {
+    let lab = Lab::new(preset("mainline"));
+    let (a, b) = (lab.actor(), lab.actor());
+    let f = a.writes_file("data", 2, 1);
+    let io = a.submit_direct_io(f, 0, BLOCK, WRITE).unwrap();
+    a.unlink("data").unwrap();
+    a.close(f).unwrap();
+    assert_eq!(lab.kernel.usage().allocated, 2, "open, without a name or a descriptor");
+    assert_eq!(io.complete(&lab.kernel, &mut []), Ok(BLOCK as usize));
+    assert_eq!(lab.kernel.usage().allocated, 0);
+    let f = a.writes_file("data", 2, 1);
+    let io = a.submit_direct_io(f, 0, BLOCK, WRITE).unwrap();
+    let reads = a.submit_direct_io(f, BLOCK, BLOCK, Transfer::Read).unwrap();
+    let g = b.opens("data");
+    let punching = b.blocks(DRAINING, move |task| task.fallocate(g, Mode::PunchHole, BLOCK, BLOCK));
+    a.exit();
+    assert_eq!(punching.finish(), Ok(()));
+    assert_eq!(b.bytes_of(g), [7, 0]);
+    assert_eq!(io.complete(&lab.kernel, &mut []), Err(Errno::Dead));
+    assert_eq!(reads.complete(&lab.kernel, &mut [0; BLOCK as usize]), Err(Errno::Dead));
+    lab.end([&a, &b]);
+}
+
+/// S49: while a truncate waits for a long-term pin, direct I/O goes on.
+#[test]
+fn io_goes_on_beside_a_wait_for_a_long_term_pin() {
+    let axes = Axes { stranger_change: ChangeRule::Wait, holder_change: ChangeRule::Wait, ..preset("unsafe") };
+    let lab = Lab::new(axes);
+    let pinned = pinned_file(&lab, "data", 2, 0..2).unwrap();
+    let (b, fd) = (lab.actor(), pinned.fd);
+    let truncating = b.blocks("long-term pins", |task| task.truncate("data", 0));
+    for round in 0..3 {
+        let io = pinned.who.submit_direct_io(fd, 0, BLOCK, Transfer::Write(round)).unwrap();
+        assert_eq!(io.complete(&lab.kernel, &mut []), Ok(BLOCK as usize));
+    }
+    truncating.expect_blocked("long-term pins");
+    assert_eq!(pinned.who.bytes_of(fd), [2, 2]);
+    let io = pinned.who.submit_direct_io(fd, 0, BLOCK, Transfer::Write(9)).unwrap();
+    pinned.region.let_go(&lab.kernel);
+    truncating.expect_blocked(DRAINING);
+    assert_eq!(io.complete(&lab.kernel, &mut []), Ok(BLOCK as usize));
+    assert_eq!(truncating.finish(), Ok(()));
+    lab.end([&pinned.who, &b]);
+}
