@@ -217,7 +217,7 @@ verbs! {
         Unlink "unlink" (file: Param::File) Linux "Removes a name.";
         Rename "rename" (from: Param::File, to: Param::File) Linux "Renames; what had the name is replaced.";
         Link "link" (file: Param::File, name: Param::File) Linux "Gives a file a second name.";
-        Chmod "chmod" (file: Param::File) Linux "Changes the mode bits (to what they were).";
+        Chmod "chmod" (file: Param::File) Linux "Sets the mode bits to 0777.";
         Utime "utime" (file: Param::File) Linux "Sets the times.";
         Stat "stat" (file: Param::File) Linux "Looks at a file by path; the value is its size.";
         Fstat "fstat" (fd: FD) Linux "Looks at an open file; the value is its size.";
@@ -246,7 +246,7 @@ verbs! {
         RdmaOpen "rdma_open" () -> Context Simulation "Opens the NIC.";
         RegMr "reg_mr" (context: CONTEXT, map: MAP, range: Param::Range, flags: Param::Flags(&["ro", "odp", "window", "flush"])) -> Region Simulation
             "Registers memory, for every access unless `ro`; `odp`: on demand; `window`: windows may be bound; `flush`: for FLUSH of both kinds.";
-        ReregMr "rereg_mr" (mr: REGION, map: MAP, range: Param::Range) Simulation "Changes what a region covers.";
+        ReregMr "rereg_mr" (mr: REGION, map: MAP, range: Param::Range) -> Region Simulation "Changes what a region covers; the name stands for it from now on, under the same keys.";
         DeregMr "dereg_mr" (mr: REGION) Simulation "Deregisters.";
         AllocMw "alloc_mw" (context: CONTEXT) -> Window Simulation "Allocates a memory window (type 1).";
         BindMw "bind_mw" (qp: QP, window: WINDOW, mr: REGION, range: Param::Range) Simulation "Binds a window to a part of a region; length 0 unbinds.";

@@ -16,11 +16,12 @@ use super::Parser;
 const WORDS: [&str; 4] = ["blocks", "killed", "MSG_CTRUNC", "SIGBUS"];
 
 /// The completions that fail.
-pub(crate) const STATUSES: [&str; 9] = [
+pub(crate) const STATUSES: [&str; 10] = [
     "flushed",
     "local_length_error",
     "local_operation_error",
     "local_protection_error",
+    "memory_window_bind_error",
     "remote_access_error",
     "remote_invalid_request",
     "remote_operation_error",

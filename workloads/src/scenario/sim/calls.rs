@@ -4,13 +4,14 @@
 //! words. Invariant: a call touches nothing of the scenario; all it knows was taken along when it began.
 
 use emulator::sync::Arc;
+use emulator::sync::atomic::Ordering;
 use fs_sim::process::Pid;
 use fs_sim::process::fd_table::Fd;
 use fs_sim::{Errno, Task};
 use rdma_sim::Mr;
 
-use super::things::{Made, OpenContext, QpEnd, Thing};
-use super::{Simulation, files, rdma};
+use super::things::{Made, OpenContext, QpEnd, Thing, Window};
+use super::{Simulation, files, processes, rdma};
 use crate::ops::{Op, Param, Verb};
 use crate::scenario::machine::Trouble;
 
@@ -116,8 +117,10 @@ impl Call {
 
     fn perform(&self, task: &Task) -> Result<Reply, Stop> {
         match self.op.verb {
+            Verb::Memlock => Ok(files::memlock(self, task)?),
             verb if verb.section() == "RDMA" => rdma::perform(self, task),
-            _ => files::perform(self, task),
+            verb if verb.section() == "Files" => files::perform(self, task),
+            _ => processes::perform(self, task),
         }
     }
 
@@ -157,6 +160,28 @@ impl Call {
             Some(Thing::Qp(qp)) => Ok(qp),
             _ => Err(Stop::Errno(Errno::EINVAL)),
         }
+    }
+
+    /// The address and key by which a peer names the `n`th argument, a region or a window.
+    pub(super) fn remote(&self, n: usize) -> Result<(u64, u32), Stop> {
+        match self.thing(n) {
+            Some(Thing::Region(mr)) => Ok((mr.va(), mr.rkey())),
+            // ORDERING: Relaxed: the machine was at rest since it was bound.
+            Some(Thing::Window(window)) => Ok((window.base.load(Ordering::Relaxed), window.mw.rkey())),
+            _ => Err(Stop::Errno(Errno::EINVAL)),
+        }
+    }
+
+    pub(super) fn window(&self, n: usize) -> Result<&Window, Stop> {
+        match self.thing(n) {
+            Some(Thing::Window(window)) => Ok(window),
+            _ => Err(Stop::Errno(Errno::EINVAL)),
+        }
+    }
+
+    /// It is in the table of operations, and nobody here performs it.
+    pub(super) fn unknown(&self) -> Stop {
+        Stop::Word(format!("`{}` is not simulated", self.op.verb))
     }
 
     pub(super) fn thing(&self, n: usize) -> Option<&Thing> {

@@ -1,48 +1,27 @@
-//! Calls about processes, files, leases and memory.
+//! Calls about files.
 //!
 //! It owns the translation of arguments and results; the semantics are the simulated kernel's.
 
-use fs_sim::design::LeaseRules;
+use emulator::sync::{Arc, Mutex};
+use fs_sim::file_ops::direct_io::Transfer;
 use fs_sim::file_ops::fallocate::Mode;
 use fs_sim::file_ops::open::Flags;
-use fs_sim::lease::Kind;
+use fs_sim::input::Size;
 use fs_sim::process::description::Access;
-use fs_sim::process::signals::Disposition;
-use fs_sim::process::task::Received;
 use fs_sim::{Errno, Task};
-use rdma_sim::Context;
 
 use super::calls::{Call, Reply, Stop};
-use super::things::{self, Made, OpenContext, Thing, blocks};
+use super::things::{Io, Thing};
 use crate::ops::{ByteRange, Verb, describe_bytes};
 
-/// Performs a call of these families.
+/// The mode bits of a scenario's files.
+const MODE: u32 = 0o777;
+
+/// Performs a call of this family.
 pub(super) fn perform(call: &Call, task: &Task) -> Result<Reply, Stop> {
     let op = &call.op;
-    let done = || Ok(Reply::default());
+    let keep_size = || op.has(2, "keep_size");
     match op.verb {
-        Verb::Fork => {
-            let child = task.fork()?;
-            return Ok(Reply { value: None, made: Some(Made::Process(child)) });
-        }
-        Verb::Exit => task.exit(),
-        Verb::Kill => task.kill(call.pid(0), things::signal(op.word(1)))?,
-        Verb::Signal => {
-            let disposition = match op.word(1) {
-                "handler" => Disposition::Handler,
-                "ignore" => Disposition::Ignore,
-                _ => Disposition::Default,
-            };
-            task.process().set_disposition(things::signal(op.word(0)), disposition);
-        }
-        Verb::Dup => {
-            let fd = task.dup(call.fd(0)?)?;
-            return Reply::made(call.thing(0).map_or(Thing::Fd(fd), |thing| thing.at(fd)));
-        }
-        Verb::Dup2 => drop(task.dup2(call.fd(0)?, call.fd(1)?)?),
-        Verb::Close => task.close(call.fd(0)?)?,
-        Verb::Send => task.send_fd(call.pid(0), call.fd(1)?)?,
-        Verb::Recv => return receive(call, task),
         Verb::Open => return Reply::made(Thing::Fd(task.open(op.name(0), flags(call))?)),
         Verb::Read => {
             let ByteRange { offset, len } = op.range(1);
@@ -54,75 +33,54 @@ pub(super) fn perform(call: &Call, task: &Task) -> Result<Reply, Stop> {
             let ByteRange { offset, len } = op.range(1);
             task.write(call.fd(0)?, offset, &vec![op.byte(2); len as usize])?;
         }
+        Verb::SubmitRead | Verb::SubmitWrite => return submit(call, task),
+        Verb::Complete => return complete(call, task),
         Verb::Truncate => task.truncate(op.name(0), op.number(1))?,
         Verb::Ftruncate => task.ftruncate(call.fd(0)?, op.number(1))?,
-        Verb::Fallocate => fallocate(call, task, Mode::Allocate { keep_size: op.has(2, "keep_size") })?,
+        Verb::Fallocate => fallocate(call, task, Mode::Allocate { keep_size: keep_size() })?,
         Verb::Punch => fallocate(call, task, Mode::PunchHole)?,
-        Verb::Zero => fallocate(call, task, Mode::ZeroRange { keep_size: op.has(2, "keep_size") })?,
+        Verb::Zero => fallocate(call, task, Mode::ZeroRange { keep_size: keep_size() })?,
+        Verb::Collapse => fallocate(call, task, Mode::CollapseRange)?,
+        Verb::Insert => fallocate(call, task, Mode::InsertRange)?,
+        Verb::Unshare => fallocate(call, task, Mode::UnshareRange { keep_size: false })?,
+        Verb::Reflink | Verb::Dedupe | Verb::Exchange => return two_files(call, task),
         Verb::Unlink => task.unlink(op.name(0))?,
-        Verb::Fstat => return Reply::value(fs_sim::input::Size(task.stat(call.fd(0)?)?.size).to_string()),
-        Verb::Lease => {
-            let kind = match (op.word(1), op.has(2, "unbreakable")) {
-                ("read", false) => Kind::READ,
-                ("read", true) => Kind::READ_U,
-                ("exclusive", _) if task.kernel().axes().lease_rules != LeaseRules::Chinner => Kind::READ_U,
-                (_, false) => Kind::WRITE,
-                (_, true) => Kind::WRITE_U,
+        Verb::Rename => task.rename(op.name(0), op.name(1))?,
+        Verb::Link => task.link(op.name(0), op.name(1))?,
+        Verb::Chmod => task.chmod(op.name(0), MODE)?,
+        Verb::Utime => task.utime(op.name(0))?,
+        Verb::Stat => return Reply::value(Size(task.stat_name(op.name(0))?.size).to_string()),
+        Verb::Fstat => return Reply::value(Size(task.stat(call.fd(0)?)?.size).to_string()),
+        Verb::Exec => {
+            let program = task.exec(op.name(0))?;
+            return Reply::made(Thing::Program(Arc::new(Mutex::new(Some(program)))));
+        }
+        Verb::End => {
+            let program = match call.thing(0) {
+                Some(Thing::Program(program)) => program.lock().take(),
+                _ => None,
             };
-            task.lease(call.fd(0)?, kind, blocks(op.maybe_range(3)))?;
+            program.ok_or(Errno::ESRCH)?.end(task.kernel());
         }
-        Verb::Unlock => task.unlock(call.fd(0)?, blocks(op.maybe_range(1)))?,
-        Verb::Downgrade => task.downgrade_lease(call.fd(0)?, blocks(op.maybe_range(1)))?,
-        _ => return memory(call, task),
-    }
-    done()
-}
-
-fn memory(call: &Call, task: &Task) -> Result<Reply, Stop> {
-    let op = &call.op;
-    match op.verb {
-        Verb::Mmap => {
-            let ByteRange { offset, len } = op.range(1);
-            let va = task.mmap(call.fd(0)?, offset, len, !op.has(2, "ro"))?;
-            return Reply::made(Thing::Map { va, len });
-        }
-        Verb::MmapAnon => {
-            let (va, _) = task.mmap_anonymous(op.number(0))?;
-            return Reply::made(Thing::Map { va, len: op.number(0) });
-        }
-        Verb::Munmap => {
-            let (va, len) = call.map(0)?;
-            let part = op.maybe_range(1).unwrap_or(ByteRange { offset: 0, len });
-            task.munmap(va.checked_add(part.offset).ok_or(Errno::EINVAL)?, part.len)?;
-        }
-        Verb::Load => {
-            let (va, range) = (call.map(0)?.0, op.range(1));
-            let mut bytes = vec![0; range.len as usize];
-            task.load(va.checked_add(range.offset).ok_or(Errno::SIGSEGV)?, &mut bytes)?;
-            return Reply::value(describe_bytes(&bytes, bytes.len()));
-        }
-        Verb::Store => {
-            let (va, range) = (call.map(0)?.0, op.range(1));
-            let va = va.checked_add(range.offset).ok_or(Errno::SIGSEGV)?;
-            task.store(va, &vec![op.byte(2); range.len as usize])?;
-        }
-        _ => return Err(Stop::Word(format!("`{}` is not simulated", op.verb))),
+        _ => return Err(call.unknown()),
     }
     Ok(Reply::default())
 }
 
 fn flags(call: &Call) -> Flags {
     let op = &call.op;
-    let access = match op.word(1) {
-        "r" | "path" => Access::READ,
-        "w" => Access::WRITE,
-        _ => Access::BOTH,
+    let base = match op.word(1) {
+        "path" => Flags::path(),
+        "r" => Flags::open(Access::READ),
+        "w" => Flags::open(Access::WRITE),
+        _ => Flags::open(Access::BOTH),
     };
     Flags {
         create: op.has(2, "create"),
         exclusive: op.has(2, "excl"),
         truncate: op.has(2, "trunc"),
-        ..Flags::open(access)
+        nonblock: op.has(2, "nonblock"),
+        ..base
     }
 }
 
@@ -131,13 +89,44 @@ fn fallocate(call: &Call, task: &Task, mode: Mode) -> Result<(), Stop> {
     Ok(task.fallocate(call.fd(0)?, mode, offset, len)?)
 }
 
-/// What was received is recognised: a file, or one of the contexts that the scenario knows.
-fn receive(call: &Call, task: &Task) -> Result<Reply, Stop> {
-    let fd = match task.recv_fd()? {
-        Received::Fd(fd) => fd,
-        Received::Truncated => return Err(Stop::Word("MSG_CTRUNC".to_owned())),
+fn two_files(call: &Call, task: &Task) -> Result<Reply, Stop> {
+    let op = &call.op;
+    let (from, from_offset, to, ByteRange { offset, len }) = (call.fd(0)?, op.number(1), call.fd(2)?, op.range(3));
+    match op.verb {
+        Verb::Reflink => task.reflink(from, from_offset, to, offset, len)?,
+        Verb::Dedupe => {
+            let same = task.dedupe(from, from_offset, to, offset, len)?;
+            return Reply::value(if same { "same" } else { "differs" });
+        }
+        _ => task.exchange_range(from, from_offset, to, offset, len)?,
+    }
+    Ok(Reply::default())
+}
+
+fn submit(call: &Call, task: &Task) -> Result<Reply, Stop> {
+    let op = &call.op;
+    let ByteRange { offset, len } = op.range(1);
+    let (transfer, reads) = match op.verb {
+        Verb::SubmitRead => (Transfer::Read, Some(len as usize)),
+        _ => (Transfer::Write(op.byte(2)), None),
     };
-    let Ok(context) = Context::of(task, fd) else { return Reply::made(Thing::Fd(fd)) };
-    let known = call.contexts.iter().find(|known| known.context.number() == context.number());
-    Reply::made(known.map_or(Thing::Fd(fd), |known| Thing::Context(OpenContext { fd, ..known.clone() })))
+    let request = task.submit_direct_io(call.fd(0)?, offset, len, transfer)?;
+    Reply::made(Thing::Io(Arc::new(Io { request: Mutex::new(Some(request)), reads })))
+}
+
+fn complete(call: &Call, task: &Task) -> Result<Reply, Stop> {
+    let Some(Thing::Io(io)) = call.thing(0) else { return Err(Stop::Errno(Errno::EINVAL)) };
+    let request = io.request.lock().take().ok_or(Errno::EINVAL)?;
+    let mut bytes = vec![0; io.reads.unwrap_or(0)];
+    let done = request.complete(task.kernel(), &mut bytes)?;
+    match io.reads {
+        Some(asked) => Reply::value(describe_bytes(&bytes[..done.min(asked)], asked)),
+        None => Ok(Reply::default()),
+    }
+}
+
+/// `setrlimit` with RLIMIT_MEMLOCK.
+pub(super) fn memlock(call: &Call, task: &Task) -> Result<Reply, Errno> {
+    task.set_memlock(call.op.number(0) / fs_sim::BLOCK)?;
+    Ok(Reply::default())
 }

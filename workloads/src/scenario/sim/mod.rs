@@ -11,6 +11,7 @@ mod calls;
 mod crew;
 mod files;
 mod looks;
+mod processes;
 mod rdma;
 mod things;
 

@@ -4,11 +4,15 @@
 //! polling around an `rdma_write`.
 
 use emulator::sync::Arc;
+use emulator::sync::atomic::Ordering;
 use fs_sim::{Errno, Task};
-use rdma_sim::{AccessFlags, Context, Op, Qp, QpConfig, Sge, Status, WorkRequest};
+use rdma_sim::{
+    AccessFlags, Bind, Context, FlushLevel, MwType, Op, Placement, Qp, QpConfig, Rereg, Sge, Status, WindowAccess,
+    WorkRequest,
+};
 
 use super::calls::{Call, Reply, Stop};
-use super::things::{OpenContext, QpEnd, Thing, snake};
+use super::things::{OpenContext, QpEnd, Thing, Window, snake};
 use crate::ops::{ByteRange, Verb, describe_bytes};
 
 /// How many completions a scenario's queues hold.
@@ -35,6 +39,23 @@ pub(super) fn perform(call: &Call, task: &Task) -> Result<Reply, Stop> {
             mr.context().dereg_mr(task, mr)?;
             Ok(Reply::default())
         }
+        Verb::ReregMr => {
+            let (mr, (va, _), range) = (call.region(0)?, call.map(1)?, op.range(2));
+            let va = va.checked_add(range.offset).ok_or(Errno::EINVAL)?;
+            let change = Rereg { translation: Some((va, range.len)), ..Rereg::default() };
+            Reply::made(Thing::Region(mr.context().rereg_mr(task, mr, change)?))
+        }
+        Verb::AllocMw => {
+            let on = call.context(0)?;
+            let mw = on.context.alloc_mw(task, &on.pd, MwType::Type1)?;
+            Reply::made(Thing::Window(Window { mw, context: Arc::clone(&on.context), base: Arc::default() }))
+        }
+        Verb::BindMw => bind(call),
+        Verb::DeallocMw => {
+            let window = call.window(0)?;
+            window.context.dealloc_mw(task, &window.mw)?;
+            Ok(Reply::default())
+        }
         Verb::Connect => connect(call, task),
         Verb::RdmaWrite => transfer(call, task, Op::Write, op.range(2), Some(op.byte(3))),
         Verb::RdmaRead => transfer(call, task, Op::Read, op.range(2), None),
@@ -42,11 +63,19 @@ pub(super) fn perform(call: &Call, task: &Task) -> Result<Reply, Stop> {
             let range = ByteRange { offset: op.number(2), len: 8 };
             transfer(call, task, Op::FetchAdd { add: op.number(3) }, range, None)
         }
+        Verb::AtomicWrite => {
+            let range = ByteRange { offset: op.number(2), len: 0 };
+            transfer(call, task, Op::AtomicWrite { value: op.number(3) }, range, None)
+        }
+        Verb::Flush => {
+            let placement = if op.word(3) == "global" { Placement::Global } else { Placement::Persistent };
+            transfer(call, task, Op::Flush { placement, level: FlushLevel::Range }, op.range(2), None)
+        }
         Verb::Event => {
             let event = call.context(0)?.context.poll_event();
             Reply::value(event.map_or("none".to_owned(), |event| snake(&format!("{event:?}"))))
         }
-        _ => Err(Stop::Word(format!("`{}` is not simulated", op.verb))),
+        _ => Err(call.unknown()),
     }
 }
 
@@ -55,7 +84,26 @@ fn access(call: &Call) -> AccessFlags {
         true => AccessFlags { remote_read: true, ..AccessFlags::LOCAL_READ },
         false => AccessFlags::ALL,
     };
-    if call.op.has(3, "odp") { flags.on_demand() } else { flags }
+    let flags = if call.op.has(3, "odp") { flags.on_demand() } else { flags };
+    let flags = if call.op.has(3, "window") { flags.mw_bind() } else { flags };
+    if call.op.has(3, "flush") { flags.flush_global().flush_persistent() } else { flags }
+}
+
+/// Binds a window of this side to a part of a region, and waits for the binding's completion.
+fn bind(call: &Call) -> Result<Reply, Stop> {
+    let (end, window, mr, range) = (call.qp(0)?, call.window(1)?, call.region(2)?, call.op.range(3));
+    let addr = mr.va().wrapping_add(range.offset);
+    let bind = Bind { rkey: 0, lkey: mr.lkey(), addr, len: range.len, access: WindowAccess::ALL };
+    end.qp.bind_mw(1, &window.mw, bind, true).map_err(|error| Stop::Errno(error.errno()))?;
+    let completion = end.own.cq.poll_one().ok_or(Errno::EAGAIN)?;
+    match completion.status {
+        Status::Success => {
+            // ORDERING: Relaxed: whoever uses it next comes after this call.
+            window.base.store(addr, Ordering::Relaxed);
+            Ok(Reply::default())
+        }
+        failed => Err(Stop::Word(snake(&format!("{failed:?}")))),
+    }
 }
 
 fn connect(call: &Call, task: &Task) -> Result<Reply, Stop> {
@@ -77,7 +125,7 @@ fn connect(call: &Call, task: &Task) -> Result<Reply, Stop> {
 
 /// One request of this process at the peer's region, with a buffer of its own, from post to completion.
 fn transfer(call: &Call, task: &Task, op: Op, range: ByteRange, byte: Option<u8>) -> Result<Reply, Stop> {
-    let (end, remote) = (call.qp(0)?, call.region(1)?);
+    let (end, (remote_va, rkey)) = (call.qp(0)?, call.remote(1)?);
     let ByteRange { offset, len } = range;
     let (va, memory) = task.mmap_anonymous(len.max(1))?;
     if let Some(byte) = byte {
@@ -89,8 +137,8 @@ fn transfer(call: &Call, task: &Task, op: Op, range: ByteRange, byte: Option<u8>
         wr_id: 1,
         op,
         local: Sge { lkey: local.lkey(), addr: va, len: len as u32 },
-        remote_addr: remote.va().wrapping_add(offset),
-        rkey: remote.rkey(),
+        remote_addr: remote_va.wrapping_add(offset),
+        rkey,
         signaled: true,
     };
     let posted = end.qp.post_send(request).map_err(|error| Stop::Errno(error.errno()));

@@ -2,12 +2,15 @@
 //!
 //! It owns nothing but the translation.
 
-use emulator::sync::Arc;
+use emulator::sync::atomic::AtomicU64;
+use emulator::sync::{Arc, Mutex};
 use fs_sim::Task;
+use fs_sim::file_ops::direct_io::InFlightIo;
 use fs_sim::process::fd_table::Fd;
+use fs_sim::process::program::Program;
 use fs_sim::process::signals::Signal;
 use fs_sim::range::BlockRange;
-use rdma_sim::{Context, Cq, Mr, Pd, Qp};
+use rdma_sim::{Context, Cq, Mr, Mw, Pd, Qp};
 
 use crate::ops::ByteRange;
 
@@ -18,7 +21,26 @@ pub(super) enum Thing {
     Context(OpenContext),
     Map { va: u64, len: u64 },
     Region(Arc<Mr>),
+    Window(Window),
     Qp(QpEnd),
+    Io(Arc<Io>),
+    Program(Arc<Mutex<Option<Program>>>),
+}
+
+/// A memory window.
+#[derive(Clone)]
+pub(super) struct Window {
+    pub(super) mw: Arc<Mw>,
+    pub(super) context: Arc<Context>,
+    /// The first address of its present binding.
+    pub(super) base: Arc<AtomicU64>,
+}
+
+/// Direct I/O in flight, until it is completed.
+pub(super) struct Io {
+    pub(super) request: Mutex<Option<InFlightIo>>,
+    /// How many bytes a read asked for; none for a write.
+    pub(super) reads: Option<usize>,
 }
 
 /// An RDMA context with the domain and the queue that everything of a scenario uses.
@@ -43,7 +65,7 @@ impl Thing {
         match self {
             Thing::Fd(fd) => Some(*fd),
             Thing::Context(context) => Some(context.fd),
-            Thing::Map { .. } | Thing::Region(_) | Thing::Qp(_) => None,
+            _ => None,
         }
     }
 
