@@ -6,7 +6,7 @@ use fs_sim::file_ops::open::Flags;
 use fs_sim::range::BlockRange;
 use rdma_sim::{AccessFlags, Bind, Fault, MwType, Op, QpConfig, Rereg, Status, WindowAccess};
 
-use emulator::sync::atomic::{AtomicU64, Ordering};
+use emulator::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use emulator::sync::{Arc, thread};
 
 use crate::harness::*;
@@ -234,9 +234,14 @@ fn changes_meet_copies_and_the_contexts_end() {
         let mut mr = b.reg(first, 4 * PAGE, ALL).unwrap();
         let (rkey, admin, own) = (mr.rkey(), kernel.spawn(), b.task.thread());
         let progress = AtomicU64::new(0);
+        let over = AtomicBool::new(false);
         thread::scope(|scope| {
+            let _copies_end_with_us = Over(&over);
             scope.spawn(|| {
                 for round in 0.. {
+                    if over.load(Ordering::SeqCst) {
+                        return;
+                    }
                     let va = if round % 2 == 0 { first } else { second };
                     a.post(round, Op::Write, local.sge(0, 4 * PAGE as u32), (va, rkey));
                     let done = a.cq.poll_one().expect("one thread posts here");
@@ -281,7 +286,8 @@ fn changes_meet_copies_and_the_contexts_end() {
                         let va = if change % 2 == 0 { second } else { first };
                         match b.ctx.rereg_mr(&own, &mr, translation(va, 4 * PAGE)) {
                             Ok(new) => mr = new,
-                            Err(Errno::EAGAIN) => {}
+                            // The truncate waits, has taken the lease, or has taken the pages.
+                            Err(Errno::EAGAIN | Errno::EPERM | Errno::EFAULT) if preset == "revoke" => {}
                             Err(errno) => {
                                 assert!(matches!(errno, Errno::EIO | Errno::EBADF), "{errno}");
                                 break;
@@ -298,6 +304,15 @@ fn changes_meet_copies_and_the_contexts_end() {
         });
         own.exit();
         expect_rest(&kernel, &[&a.task, &b.task, &admin]);
+    }
+}
+
+/// Lets the other threads end when this one does, however.
+struct Over<'a>(&'a AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
     }
 }
 
