@@ -31,6 +31,8 @@ fn marks(a: &Actor, fd: Fd) -> Vec<bool> {
     extents.iter().flat_map(|extent| vec![extent.shared; (extent.length / BLOCK) as usize]).collect()
 }
 
+type One = fn(&Task, Fd) -> Result<(), Errno>;
+
 #[test]
 fn a_clone_costs_nothing_until_it_is_written() {
     let lab = Lab::new(preset("mainline"));
@@ -38,7 +40,7 @@ fn a_clone_costs_nothing_until_it_is_written() {
     let (data, copy) = clones(&a);
     assert_eq!((a.bytes_of(copy), lab.kernel.usage().allocated), (vec![1, 2, 3, 4], 4));
     assert_eq!((marks(&a, data), marks(&a, copy)), (vec![true; 4], vec![true; 4]));
-    let calls: [(&str, fn(&Task, Fd) -> Result<(), Errno>, &[u8]); 5] = [
+    let calls: [(&str, One, &[u8]); 5] = [
         ("write", |t, fd| t.write(fd, 0, &[9; BLOCK as usize]).map(|_| ()), &[9, 2, 3, 4]),
         ("zero range", |t, fd| t.fallocate(fd, ZERO, BLOCK, BLOCK), &[9, 0, 3, 4]),
         ("punch", |t, fd| t.fallocate(fd, PunchHole, 2 * BLOCK, BLOCK), &[9, 0, 0, 4]),
@@ -59,12 +61,14 @@ fn a_clone_costs_nothing_until_it_is_written() {
     lab.end([&a]);
 }
 
+type Edge = fn(&Task, Fd);
+
 /// Bytes beside those written are copied, whatever writes: call, mapping, punched or truncated edge.
 #[test]
 fn partial_copies_keep_the_rest() {
     let lab = Lab::new(preset("mainline"));
     let a = lab.actor();
-    let calls: [(&str, fn(&Task, Fd), std::ops::Range<usize>); 6] = [
+    let calls: [(&str, Edge, std::ops::Range<usize>); 6] = [
         ("write", |t, fd| assert_eq!(t.write(fd, 100, &[0; 50]), Ok(50)), 100..150),
         (
             "store",
@@ -99,6 +103,11 @@ fn partial_copies_keep_the_rest() {
     lab.end([&a]);
 }
 
+type Both = fn(&Task, Fd, u64, Fd, u64, u64) -> Result<bool, Errno>;
+
+/// What is called, in words and for real; two files and offsets, a length, and what comes out.
+type Refused = (&'static str, Both, Fd, u64, Fd, u64, u64, Errno);
+
 /// ioctl_ficlonerange(2), ioctl_fideduperange(2), `xfs_exchange_range_checks`.
 #[test]
 fn errnos() {
@@ -109,13 +118,12 @@ fn errnos() {
     let open = |access| a.open("f", Flags::open(access)).unwrap();
     let (reader, writer) = (open(Access::READ), open(Access::WRITE));
     let (_, nic) = (0, Nic::open(&a).0);
-    type Both = fn(&Task, Fd, u64, Fd, u64, u64) -> Result<bool, Errno>;
     let reflink: Both = |t, a, x, b, y, len| t.reflink(a, x, b, y, len).map(|()| true);
     let dedupe: Both = |t, a, x, b, y, len| t.dedupe(a, x, b, y, len);
     let exchange: Both = |t, a, x, b, y, len| t.exchange_range(a, x, b, y, len).map(|()| true);
     let before = (a.portrait(f), a.portrait(g));
     let bad = Fd(99);
-    let cases: [(&str, Both, Fd, u64, Fd, u64, u64, Errno); 25] = [
+    let cases: [Refused; 25] = [
         ("clone", reflink, bad, 0, g, 0, BLOCK, Errno::EBADF),
         ("clone", reflink, f, 0, bad, 0, BLOCK, Errno::EBADF),
         ("clone from a writer", reflink, writer, 0, g, 0, BLOCK, Errno::EBADF),
@@ -534,6 +542,9 @@ fn on_demand_writes_copy_first() {
     lab.end([&a, &b]);
 }
 
+/// A call in words and for real, and what it fails with.
+type Fails<'a> = (&'static str, Box<dyn Fn(Fd) -> Result<(), Errno> + 'a>, Errno);
+
 /// S44: no space for a copy, in the middle of anything: nothing changed, nothing leaked, and all that is free can be had.
 #[test]
 fn s44_no_space_for_copies_changes_nothing() {
@@ -550,7 +561,7 @@ fn s44_no_space_for_copies_changes_nothing() {
         a.fallocate(filler, PunchHole, block * BLOCK, BLOCK).unwrap();
     }
     let (_, nic) = Nic::open(&a);
-    let calls: [(&str, Box<dyn Fn(Fd) -> Result<(), Errno>>, Errno); 8] = [
+    let calls: [Fails<'_>; 8] = [
         ("write", Box::new(|fd| a.write(fd, 1, &vec![7; 3 * BLOCK as usize]).map(|_| ())), Errno::ENOSPC),
         ("zero range", Box::new(|fd| a.fallocate(fd, ZERO, 0, 4 * BLOCK)), Errno::ENOSPC),
         ("zero range with edges", Box::new(|fd| a.fallocate(fd, ZERO, 1, 4 * BLOCK - 2)), Errno::ENOSPC),
