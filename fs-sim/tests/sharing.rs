@@ -385,6 +385,55 @@ fn two_files_leases_are_broken_together() {
     });
 }
 
+/// Section 4: a fault that must allocate never waits behind a two-file change that waits, whichever file that is for.
+#[test]
+fn faults_do_not_wait_behind_two_file_changes() {
+    for axes in [preset("man-page"), preset("chinner-2025")] {
+        for leased in ["data", "other"] {
+            let lab = Lab::new(axes);
+            let (a, b, c) = (lab.actor(), lab.actor(), lab.actor());
+            let (data, other) = (a.writes_file("data", 4, 1), a.writes_file("other", 4, 1));
+            for name in ["data", "other"] {
+                a.fallocate(a.opens(name), PunchHole, 0, BLOCK).unwrap();
+            }
+            let free = if leased == "data" { "other" } else { "data" };
+            let (fc, beside) = (c.opens(leased), c.opens(free));
+            c.lease(fc, Kind::READ, ALL).unwrap();
+            let va = c.mmap(beside, 0, BLOCK, true).unwrap();
+            let changing = a.blocks("lease break", move |a| a.exchange_range(data, BLOCK, other, BLOCK, BLOCK));
+            assert_eq!(c.store(va, &[9]), Err(Errno::SIGBUS), "{free}: the change waits for C");
+            // And a second one, which has got no further than the first file's queue, or the second's.
+            let third = b.writes_file("a third", 4, 1);
+            let fb = b.opens(free);
+            let behind = b.blocks("layout change ahead", move |b| b.exchange_range(third, 0, fb, BLOCK, BLOCK));
+            c.unlock(fc, ALL).unwrap();
+            assert_eq!((changing.finish(), behind.finish()), (Ok(()), Ok(())));
+            assert_eq!(c.store(va, &[9]), Ok(()));
+            c.munmap(va, BLOCK).unwrap();
+            lab.end([&a, &b, &c]);
+        }
+    }
+    // The first file's ticket is held while the second's is waited for.
+    let lab = Lab::new(preset("man-page"));
+    let (a, b, c) = (lab.actor(), lab.actor(), lab.actor());
+    let (data, other) = (a.writes_file("data", 4, 1), a.writes_file("other", 4, 1));
+    a.fallocate(data, PunchHole, 0, BLOCK).unwrap();
+    let (fc, beside) = (c.opens("other"), c.opens("data"));
+    c.lease(fc, Kind::READ, ALL).unwrap();
+    let va = c.mmap(beside, 0, BLOCK, true).unwrap();
+    let truncating = b.blocks("lease break", |b| b.truncate("other", 2 * BLOCK));
+    let behind = a.blocks("layout change ahead", move |a| a.exchange_range(data, BLOCK, other, BLOCK, BLOCK));
+    assert_eq!(
+        c.store(va, &[9]),
+        Err(Errno::SIGBUS),
+        "not in the queue of a change that waits for one that waits for C"
+    );
+    c.unlock(fc, ALL).unwrap();
+    assert_eq!((truncating.finish(), behind.finish()), (Ok(()), Ok(())));
+    c.munmap(va, BLOCK).unwrap();
+    lab.end([&a, &b, &c]);
+}
+
 /// S48 with two files: A waits for B's pins, holding both tickets; what B does then waits for A, and closes the cycle.
 #[test]
 fn s48_two_file_changes_close_no_cycle() {
