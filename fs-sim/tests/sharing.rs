@@ -31,6 +31,8 @@ fn marks(a: &Actor, fd: Fd) -> Vec<bool> {
     extents.iter().flat_map(|extent| vec![extent.shared; (extent.length / BLOCK) as usize]).collect()
 }
 
+type One = fn(&Task, Fd) -> Result<(), Errno>;
+
 #[test]
 fn a_clone_costs_nothing_until_it_is_written() {
     let lab = Lab::new(preset("mainline"));
@@ -38,7 +40,7 @@ fn a_clone_costs_nothing_until_it_is_written() {
     let (data, copy) = clones(&a);
     assert_eq!((a.bytes_of(copy), lab.kernel.usage().allocated), (vec![1, 2, 3, 4], 4));
     assert_eq!((marks(&a, data), marks(&a, copy)), (vec![true; 4], vec![true; 4]));
-    let calls: [(&str, fn(&Task, Fd) -> Result<(), Errno>, &[u8]); 5] = [
+    let calls: [(&str, One, &[u8]); 5] = [
         ("write", |t, fd| t.write(fd, 0, &[9; BLOCK as usize]).map(|_| ()), &[9, 2, 3, 4]),
         ("zero range", |t, fd| t.fallocate(fd, ZERO, BLOCK, BLOCK), &[9, 0, 3, 4]),
         ("punch", |t, fd| t.fallocate(fd, PunchHole, 2 * BLOCK, BLOCK), &[9, 0, 0, 4]),
@@ -59,12 +61,14 @@ fn a_clone_costs_nothing_until_it_is_written() {
     lab.end([&a]);
 }
 
+type Edge = fn(&Task, Fd);
+
 /// Bytes beside those written are copied, whatever writes: call, mapping, punched or truncated edge.
 #[test]
 fn partial_copies_keep_the_rest() {
     let lab = Lab::new(preset("mainline"));
     let a = lab.actor();
-    let calls: [(&str, fn(&Task, Fd), std::ops::Range<usize>); 6] = [
+    let calls: [(&str, Edge, std::ops::Range<usize>); 6] = [
         ("write", |t, fd| assert_eq!(t.write(fd, 100, &[0; 50]), Ok(50)), 100..150),
         (
             "store",
@@ -99,6 +103,11 @@ fn partial_copies_keep_the_rest() {
     lab.end([&a]);
 }
 
+type Both = fn(&Task, Fd, u64, Fd, u64, u64) -> Result<bool, Errno>;
+
+/// What is called, in words and for real; two files and offsets, a length, and what comes out.
+type Refused = (&'static str, Both, Fd, u64, Fd, u64, u64, Errno);
+
 /// ioctl_ficlonerange(2), ioctl_fideduperange(2), `xfs_exchange_range_checks`.
 #[test]
 fn errnos() {
@@ -109,13 +118,12 @@ fn errnos() {
     let open = |access| a.open("f", Flags::open(access)).unwrap();
     let (reader, writer) = (open(Access::READ), open(Access::WRITE));
     let (_, nic) = (0, Nic::open(&a).0);
-    type Both = fn(&Task, Fd, u64, Fd, u64, u64) -> Result<bool, Errno>;
     let reflink: Both = |t, a, x, b, y, len| t.reflink(a, x, b, y, len).map(|()| true);
     let dedupe: Both = |t, a, x, b, y, len| t.dedupe(a, x, b, y, len);
     let exchange: Both = |t, a, x, b, y, len| t.exchange_range(a, x, b, y, len).map(|()| true);
     let before = (a.portrait(f), a.portrait(g));
     let bad = Fd(99);
-    let cases: [(&str, Both, Fd, u64, Fd, u64, u64, Errno); 25] = [
+    let cases: [Refused; 25] = [
         ("clone", reflink, bad, 0, g, 0, BLOCK, Errno::EBADF),
         ("clone", reflink, f, 0, bad, 0, BLOCK, Errno::EBADF),
         ("clone from a writer", reflink, writer, 0, g, 0, BLOCK, Errno::EBADF),
@@ -377,6 +385,55 @@ fn two_files_leases_are_broken_together() {
     });
 }
 
+/// Section 4: a fault that must allocate never waits behind a two-file change that waits, whichever file that is for.
+#[test]
+fn faults_do_not_wait_behind_two_file_changes() {
+    for axes in [preset("man-page"), preset("chinner-2025")] {
+        for leased in ["data", "other"] {
+            let lab = Lab::new(axes);
+            let (a, b, c) = (lab.actor(), lab.actor(), lab.actor());
+            let (data, other) = (a.writes_file("data", 4, 1), a.writes_file("other", 4, 1));
+            for name in ["data", "other"] {
+                a.fallocate(a.opens(name), PunchHole, 0, BLOCK).unwrap();
+            }
+            let free = if leased == "data" { "other" } else { "data" };
+            let (fc, beside) = (c.opens(leased), c.opens(free));
+            c.lease(fc, Kind::READ, ALL).unwrap();
+            let va = c.mmap(beside, 0, BLOCK, true).unwrap();
+            let changing = a.blocks("lease break", move |a| a.exchange_range(data, BLOCK, other, BLOCK, BLOCK));
+            assert_eq!(c.store(va, &[9]), Err(Errno::SIGBUS), "{free}: the change waits for C");
+            // And a second one, which has got no further than the first file's queue, or the second's.
+            let third = b.writes_file("a third", 4, 1);
+            let fb = b.opens(free);
+            let behind = b.blocks("layout change ahead", move |b| b.exchange_range(third, 0, fb, BLOCK, BLOCK));
+            c.unlock(fc, ALL).unwrap();
+            assert_eq!((changing.finish(), behind.finish()), (Ok(()), Ok(())));
+            assert_eq!(c.store(va, &[9]), Ok(()));
+            c.munmap(va, BLOCK).unwrap();
+            lab.end([&a, &b, &c]);
+        }
+    }
+    // The first file's ticket is held while the second's is waited for.
+    let lab = Lab::new(preset("man-page"));
+    let (a, b, c) = (lab.actor(), lab.actor(), lab.actor());
+    let (data, other) = (a.writes_file("data", 4, 1), a.writes_file("other", 4, 1));
+    a.fallocate(data, PunchHole, 0, BLOCK).unwrap();
+    let (fc, beside) = (c.opens("other"), c.opens("data"));
+    c.lease(fc, Kind::READ, ALL).unwrap();
+    let va = c.mmap(beside, 0, BLOCK, true).unwrap();
+    let truncating = b.blocks("lease break", |b| b.truncate("other", 2 * BLOCK));
+    let behind = a.blocks("layout change ahead", move |a| a.exchange_range(data, BLOCK, other, BLOCK, BLOCK));
+    assert_eq!(
+        c.store(va, &[9]),
+        Err(Errno::SIGBUS),
+        "not in the queue of a change that waits for one that waits for C"
+    );
+    c.unlock(fc, ALL).unwrap();
+    assert_eq!((truncating.finish(), behind.finish()), (Ok(()), Ok(())));
+    c.munmap(va, BLOCK).unwrap();
+    lab.end([&a, &b, &c]);
+}
+
 /// S48 with two files: A waits for B's pins, holding both tickets; what B does then waits for A, and closes the cycle.
 #[test]
 fn s48_two_file_changes_close_no_cycle() {
@@ -534,6 +591,9 @@ fn on_demand_writes_copy_first() {
     lab.end([&a, &b]);
 }
 
+/// A call in words and for real, and what it fails with.
+type Fails<'a> = (&'static str, Box<dyn Fn(Fd) -> Result<(), Errno> + 'a>, Errno);
+
 /// S44: no space for a copy, in the middle of anything: nothing changed, nothing leaked, and all that is free can be had.
 #[test]
 fn s44_no_space_for_copies_changes_nothing() {
@@ -550,7 +610,7 @@ fn s44_no_space_for_copies_changes_nothing() {
         a.fallocate(filler, PunchHole, block * BLOCK, BLOCK).unwrap();
     }
     let (_, nic) = Nic::open(&a);
-    let calls: [(&str, Box<dyn Fn(Fd) -> Result<(), Errno>>, Errno); 8] = [
+    let calls: [Fails<'_>; 8] = [
         ("write", Box::new(|fd| a.write(fd, 1, &vec![7; 3 * BLOCK as usize]).map(|_| ())), Errno::ENOSPC),
         ("zero range", Box::new(|fd| a.fallocate(fd, ZERO, 0, 4 * BLOCK)), Errno::ENOSPC),
         ("zero range with edges", Box::new(|fd| a.fallocate(fd, ZERO, 1, 4 * BLOCK - 2)), Errno::ENOSPC),

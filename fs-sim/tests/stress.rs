@@ -1,5 +1,5 @@
-//! Real threads on few files: readers, writers, truncaters, punchers, mappings, pinners and lease holders meet at armed race
-//! points. Every aligned 8 bytes of data say which file and which place in it they were written for, so a byte that got
+//! Real threads on few files: readers, writers, truncaters, punchers, mappings, pinners, lease holders and cloners meet at
+//! armed race points, and the system defragments. Every aligned 8 bytes of data say which file and which place in it they were written for, so a byte that got
 //! anywhere else is found by whoever reads it (invariant 7), besides what the ledger finds (invariant 2).
 #![allow(clippy::unwrap_used, reason = "a test that can't go on ends")]
 
@@ -68,6 +68,7 @@ struct Stress {
     moved: AtomicU64,
     pinned: AtomicU64,
     changed: AtomicU64,
+    cloned: AtomicU64,
 }
 
 fn name(file: u64) -> String {
@@ -272,6 +273,85 @@ impl<'a> Life<'a> {
         self.settle(unlocked, LEASE);
     }
 
+    /// Clones a part of a file into a file of its own, which nobody else knows: what it reads there never changes, and what it
+    /// writes there, nobody else ever reads.
+    fn clones(&mut self) {
+        let (file, (first, blocks)) = (self.dice.below(FILES), self.dice.blocks());
+        let private = format!("private to {}", self.actor.pid());
+        let opened = self.actor.open(&private, Flags::create());
+        let Some(own) = self.settle(opened, &[]) else { return };
+        let unlinked = self.actor.unlink(&private);
+        let actor = self.actor.clone();
+        if self.settle(unlinked, &[]).is_some() {
+            self.plays_with(own, file, first, blocks);
+        }
+        if Arc::ptr_eq(&actor.0, &self.actor.0) {
+            let closed = actor.close(own);
+            self.settle(closed, &[]);
+        }
+    }
+
+    fn plays_with(&mut self, own: Fd, file: u64, first: u64, blocks: u64) {
+        let (fd, at, len) = (self.fds[file as usize], first * BLOCK, blocks * BLOCK);
+        let cloned = self.actor.reflink(fd, at, own, at, len);
+        // The file may be shorter, and perhaps nobody else writes to it just now.
+        let short = cloned == Err(Errno::EINVAL);
+        let cloned = self.settle(cloned, &[CHANGE, &[Errno::EINVAL]].concat()).is_some();
+        if short {
+            self.writes();
+        }
+        if !cloned || self.looks_at(own, file, first, blocks).is_none() {
+            return;
+        }
+        self.stress.cloned.fetch_add(1, Ordering::Relaxed);
+        match self.dice.below(4) {
+            0 => {
+                let data = payload(FILES + 1, first, blocks, self.dice.next());
+                let written = self.actor.write(own, at, &data);
+                if self.settle(written, CHANGE).is_none() {
+                    return;
+                }
+                let mut found = vec![0; data.len()];
+                let read = self.actor.read(own, at, &mut found);
+                if self.settle(read, &[]).is_some() && found != data {
+                    self.stress.strays.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+            call => {
+                let done = match call {
+                    1 => self.actor.exchange_range(own, at, fd, at, len),
+                    2 => self.actor.dedupe(fd, at, own, at, len).map(|_| ()),
+                    _ => self.actor.fallocate(own, Mode::UnshareRange { keep_size: true }, at, len),
+                };
+                let tolerated = [CHANGE, &[Errno::EINVAL]].concat();
+                if self.settle(done, &tolerated).is_some() {
+                    let _died = self.looks_at(own, file, first, blocks);
+                }
+            }
+        }
+    }
+
+    /// Reads a private clone twice.
+    fn looks_at(&mut self, own: Fd, file: u64, first: u64, blocks: u64) -> Option<()> {
+        let mut looks = [vec![0; (blocks * BLOCK) as usize], vec![0; (blocks * BLOCK) as usize]];
+        for look in &mut looks {
+            let read = self.actor.read(own, first * BLOCK, look);
+            self.settle(read, &[])?;
+            thread::yield_now();
+        }
+        self.judge(file, first * WORDS, &looks[0]);
+        if looks[0] != looks[1] {
+            self.stress.strays.fetch_add(1, Ordering::Relaxed);
+        }
+        Some(())
+    }
+
+    /// The system moves a file's blocks together.
+    fn tidies(&mut self) {
+        let done = self.stress.kernel.defragment(&name(self.dice.below(FILES)));
+        self.settle(done, &[Errno::ENOENT, Errno::ENOSPC]);
+    }
+
     /// Names a new file like the old one, which lives on as long as somebody has it open; or takes up what others named.
     fn renames(&mut self) {
         let file = self.dice.below(FILES);
@@ -303,7 +383,7 @@ impl<'a> Life<'a> {
 /// What a thread does, over and over.
 type Trade = for<'a, 'b> fn(&'a mut Life<'b>);
 
-const TRADES: [Trade; 7] = [
+const TRADES: [Trade; 9] = [
     |life| life.reads(),
     |life| life.writes(),
     |life| life.changes(),
@@ -311,6 +391,11 @@ const TRADES: [Trade; 7] = [
     |life| life.maps(),
     |life| life.pins(),
     |life| life.watches(),
+    |life| life.clones(),
+    |life| {
+        life.clones();
+        life.tidies();
+    },
 ];
 
 /// What a layout change may come to; by path, its file may just have lost its name.
@@ -327,7 +412,8 @@ fn stress(axes: Axes, sabotage: Sabotage, seed: u64, rounds: u64) -> Stress {
     let device = Device::memory(2 << 20).expect("a device");
     let kernel = Kernel::new(Arc::new(World::real(seed)), device, config).expect("a kernel");
     let zero = || AtomicU64::new(0);
-    let stress = Stress { kernel, rounds, strays: zero(), moved: zero(), pinned: zero(), changed: zero() };
+    let stress =
+        Stress { kernel, rounds, strays: zero(), moved: zero(), pinned: zero(), changed: zero(), cloned: zero() };
     thread::scope(|scope| {
         for (number, trade) in TRADES.into_iter().enumerate() {
             let stress = &stress;
@@ -347,7 +433,8 @@ fn nothing_goes_astray_under_the_safe_designs() {
         let counters = &stress.kernel.counters;
         let (pinned, changed) = (stress.pinned.load(Ordering::Relaxed), stress.changed.load(Ordering::Relaxed));
         eprintln!(
-            "{name}: {pinned} pinned, {changed} changed, {} closes met a pin, {} retries, {} revoked, {} killed, {} EDEADLK",
+            "{name}: {pinned} pinned, {changed} changed, {} cloned, {} closes met a pin, {} retries, {} revoked, {} killed, {} EDEADLK",
+            stress.cloned.load(Ordering::Relaxed),
             counters.closes_met_pin.get(),
             counters.pin_retries.get(),
             counters.revocations.get(),
@@ -358,6 +445,7 @@ fn nothing_goes_astray_under_the_safe_designs() {
         assert_eq!(counters.stale_dma.get(), 0, "{name}: {:?}", stress.kernel.findings().first());
         assert_eq!(stress.strays.load(Ordering::Relaxed), 0, "{name}: words where they don't belong");
         assert_eq!(stress.moved.load(Ordering::Relaxed), 0, "{name}: a layout changed under an exclusive lease");
+        assert!(stress.cloned.load(Ordering::Relaxed) > 0, "{name}");
         assert!(changed > 0 && counters.closes_met_pin.get() > 0, "{name}: the two sides met");
         assert_eq!(pinned > 0, axes.pin_gate != PinGate::Refuse, "{name}");
     }

@@ -62,13 +62,25 @@ pub(crate) trait Joint {
     /// As for [`Change::plan`].
     fn plan(&self, kernel: &Kernel, layouts: &[Layout]) -> Result<Option<Vec<Plan>>, Errno>;
 
-    /// Whether it is still to be done, now that nobody can write what it looks at.
-    fn holds(&self, _kernel: &Kernel, _layouts: &[Layout]) -> bool {
-        true
+    /// Whether it is still to be done, now that nobody can write what it looks at. Since it was planned, unwritten blocks may
+    /// have turned written, and nothing else has changed.
+    fn holds(&self, _kernel: &Kernel, _planned: &[Layout], _layouts: &[Layout]) -> Holds {
+        Holds::Yes
     }
 
     /// As [`Change::apply`], one for each file.
     fn apply(&self, kernel: &Kernel, layouts: &[Layout], ready: &Ready<'_>) -> Vec<Layout>;
+}
+
+/// What a change finds when everything is shut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Holds {
+    /// It is to be done.
+    Yes,
+    /// There is nothing to be done.
+    No,
+    /// It is to be planned again.
+    Again,
 }
 
 /// A change of one file as the driver sees it.
@@ -217,8 +229,10 @@ impl Task {
                 continue;
             };
             race_point!("change: shut, not published");
-            if !kernel.publish(change, &works, &cleared, &fresh.pages) {
-                return Ok(false);
+            match kernel.publish(change, &layouts, &works, &cleared, &fresh.pages) {
+                Holds::Yes => {}
+                Holds::No => return Ok(false),
+                Holds::Again => continue,
             }
             fresh.pages.clear();
             race_point!("change: published, not freed");
@@ -485,15 +499,23 @@ impl Kernel {
         Some(Cleared { departing, kept, orphaned: verdict.orphaned, _doors: doors })
     }
 
-    /// Publishes what a change makes of its files: everything is shut that has to be. False if it is void after all.
+    /// Publishes what a change makes of its files, if it still holds: everything is shut that has to be.
     ///
     /// The locks of two maps are taken in the order of their files and held together, so that no state turns in the one while
     /// the other is made from it; nothing is waited for under them.
-    fn publish(&self, change: &dyn Joint, works: &[Work<'_>], cleared: &[Cleared<'_>], fresh: &[PageRange]) -> bool {
+    fn publish(
+        &self,
+        change: &dyn Joint,
+        planned: &[Layout],
+        works: &[Work<'_>],
+        cleared: &[Cleared<'_>],
+        fresh: &[PageRange],
+    ) -> Holds {
         let _publishing: Vec<_> = works.iter().map(|work| work.inode.map_lock.lock()).collect();
         let layouts: Vec<Layout> = works.iter().map(|work| work.inode.layout(Layout::clone)).collect();
-        if !change.holds(self, &layouts) {
-            return false;
+        let holds = change.holds(self, planned, &layouts);
+        if holds != Holds::Yes {
+            return holds;
         }
         let mut supply = super::pages::Supply::new(fresh);
         let sides = works.iter().zip(cleared).zip(&layouts);
@@ -518,6 +540,6 @@ impl Kernel {
         for (work, next) in works.iter().zip(next) {
             work.inode.publish(next);
         }
-        true
+        Holds::Yes
     }
 }

@@ -8,7 +8,7 @@
 use emulator::sync::Arc;
 use emulator::sync::atomic::{AtomicBool, Ordering};
 
-use super::change::{Joint, Patience, Plan, Ready};
+use super::change::{Holds, Joint, Patience, Plan, Ready};
 use super::plan::{mapped, tail_block};
 use crate::errno::Errno;
 use crate::extent_map::{Extent, ExtentState, Layout};
@@ -94,6 +94,17 @@ impl Remap {
         mapped(from, self.from.blocks(len)).filter(|extent| extent.state == ExtentState::Written)
     }
 
+    /// Whether the contents allow it.
+    fn compares(&self, kernel: &Kernel, layouts: &[Layout], len: u64) -> bool {
+        if !self.compare {
+            return true;
+        }
+        let (from, to) = self.places(layouts);
+        let same = kernel.same_bytes((from, self.from), (to, self.to), len);
+        self.same.store(same, Ordering::Relaxed);
+        same
+    }
+
     fn places<'a>(&self, layouts: &'a [Layout]) -> (&'a Layout, &'a Layout) {
         (&layouts[self.from.side], &layouts[self.to.side])
     }
@@ -111,7 +122,7 @@ impl Joint for Remap {
             return Ok(None);
         }
         // Looked at here so that nobody's lease is broken for files that differ.
-        if !self.holds(kernel, layouts) {
+        if !self.compares(kernel, layouts, len) {
             return Ok(None);
         }
         let mut plans: Vec<Plan> = layouts.iter().map(|_| Plan::default()).collect();
@@ -128,14 +139,15 @@ impl Joint for Remap {
         Ok(Some(plans))
     }
 
-    fn holds(&self, kernel: &Kernel, layouts: &[Layout]) -> bool {
-        if !self.compare {
-            return true;
-        }
+    fn holds(&self, kernel: &Kernel, planned: &[Layout], layouts: &[Layout]) -> Holds {
+        let (before, _) = self.places(planned);
         let (from, to) = self.places(layouts);
-        let same = self.length(from, to).is_ok_and(|len| kernel.same_bytes((from, self.from), (to, self.to), len));
-        self.same.store(same, Ordering::Relaxed);
-        same
+        let Ok(len) = self.length(from, to) else { return Holds::Again };
+        if !self.source(before, len).eq(self.source(from, len)) {
+            // What has turned written since was not shut: somebody may be writing it.
+            return Holds::Again;
+        }
+        if self.compares(kernel, layouts, len) { Holds::Yes } else { Holds::No }
     }
 
     fn apply(&self, kernel: &Kernel, layouts: &[Layout], _ready: &Ready<'_>) -> Vec<Layout> {

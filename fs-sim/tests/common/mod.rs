@@ -433,11 +433,11 @@ impl Nic {
             Registration::Anonymous { .. } => Slot::Gone,
         };
         *region.slot.lock() = slot;
-        if region.revoked.load(Ordering::SeqCst) {
-            // It came while the registration was under way.
+        self.regions.lock().push(Arc::clone(&region));
+        if region.revoked.load(Ordering::SeqCst) || actor.process().is_dying() {
+            // It came while the registration was under way; or the context was released before it knew of the region.
             region.let_go(actor.kernel());
         }
-        self.regions.lock().push(Arc::clone(&region));
         Ok(region)
     }
 
