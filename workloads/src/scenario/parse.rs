@@ -221,7 +221,7 @@ impl<'a> Parser<'a> {
                 Action::Kill { process: self.process(process)?, signal: self.choice(signal, "signal", &SIGNALS)? }
             }
             ("expect", [_, rest @ ..]) => Action::Expect(self.query(first, rest)?),
-            ("blockers", rest) => Action::Expect(self.query(first, rest)?),
+            ("blockers", [_, rest @ ..]) => Action::Expect(self.query(first, rest)?),
             (name, [_, rest @ ..]) if name.ends_with(':') => self.actors_turn(first, rest)?,
             _ => {
                 return Err(self

@@ -108,7 +108,8 @@ impl Call {
         let (outcome, made) = match self.perform(task) {
             Ok(Reply { value: None, made }) => ("ok".to_owned(), made),
             Ok(Reply { value: Some(value), made }) => (format!("ok {value}"), made),
-            Err(Stop::Errno(Errno::Dead)) => ("killed".to_owned(), None),
+            // Whatever a call was about to return, nobody is there to see it.
+            Err(_) if task.process().is_dying() => ("killed".to_owned(), None),
             Err(Stop::Errno(errno)) => (errno.to_string(), None),
             Err(Stop::Word(word)) => (word, None),
         };
