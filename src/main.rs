@@ -9,6 +9,7 @@ mod progress;
 mod race;
 mod scenario;
 
+use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -29,6 +30,12 @@ enum Command {
     Scenario(scenario::ScenarioArgs),
     /// Show the designs and their axes
     Designs(designs::DesignsArgs),
+    /// Be the parent of the processes of scenarios on the real kernel (started by this program itself)
+    #[command(hide = true)]
+    ScenarioChild,
+    /// Keep the host's lease break time short until the starter is gone (started by this program itself)
+    #[command(hide = true)]
+    LeaseBreakTime,
 }
 
 fn main() -> ExitCode {
@@ -36,6 +43,14 @@ fn main() -> ExitCode {
         Command::Race(args) => race::run(args),
         Command::Scenario(args) => scenario::run(args),
         Command::Designs(args) => designs::run(args),
+        Command::ScenarioChild => on_socket(workloads::linux::child::main),
+        Command::LeaseBreakTime => on_socket(workloads::linux::guard),
     };
     outcome.unwrap_or_else(|error| exit::report(&error))
+}
+
+/// A helper process's life: its starter's socket is its standard input.
+fn on_socket(body: fn(OwnedFd) -> std::io::Result<()>) -> anyhow::Result<ExitCode> {
+    body(std::io::stdin().as_fd().try_clone_to_owned()?)?;
+    Ok(ExitCode::SUCCESS)
 }

@@ -5,12 +5,14 @@
 //! | [`job`] | job files: read, checked, the built-in one |
 //! | [`choices`] | what every actor is going to do, from one seed |
 //! | [`race`] | the race itself |
+//! | [`linux`] | the real kernel as a machine for scenarios |
 //! | [`oracle`] | payloads that prove where they belong, and the reading back of everything |
 //!
 //! Imports run down only: this crate drives `rdma-sim` and `fs-sim` and hands numbers to `reports`.
 
 pub mod choices;
 pub mod job;
+pub mod linux;
 pub mod ops;
 pub mod oracle;
 pub mod race;

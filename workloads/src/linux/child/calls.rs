@@ -1,0 +1,195 @@
+//! The system calls that a scenario's process performs.
+//!
+//! It owns the way from a [`Request`] to the kernel, with nothing in between: no retry after a signal, no check that the
+//! kernel makes itself. Invariant: a descriptor's number is the kernel's own; what the process got is open until a request
+//! closes it. Kernel counterpart: the system call table.
+
+use std::ffi::CString;
+use std::os::fd::{AsFd, BorrowedFd, IntoRawFd, OwnedFd};
+
+use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, UTIME_NOW};
+use rustix::io::Errno;
+use rustix::net::RecvFlags;
+use rustix::process::Uid;
+use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities, set_thread_res_uid};
+
+use super::super::wire::{self, Failure, Request, Value};
+use super::memory::{self, ACCESS_MAX};
+use super::{inbox, last_errno, signals};
+use crate::ops::describe_bytes;
+
+/// Writes go out in pieces of this many bytes.
+const PIECE: u64 = 1 << 20;
+
+type Outcome = Result<Value, Failure>;
+
+/// Performs a request; `fds` came with it.
+pub(super) fn perform(request: Request, fds: Vec<OwnedFd>) -> Outcome {
+    use libc::{SYS_close, SYS_dup, SYS_fallocate, SYS_fcntl, SYS_ftruncate, SYS_kill};
+    match request {
+        Request::Spawn | Request::Fork | Request::Exit => Err(Errno::INVAL.into()),
+        Request::Handled => Ok(Value::Nothing),
+        Request::Kill { pid, signal } => done(call(SYS_kill, [pid.into(), signal.into(), 0, 0])),
+        Request::Signal { signal, disposition } => done(signals::set(signal, disposition)),
+        Request::Credentials { uid, cap_lease } => done(credentials(uid, cap_lease)),
+        Request::Dup { fd } => number(call(SYS_dup, [fd.into(), 0, 0, 0])),
+        Request::Dup2 { from, to } => done(dup2(from, to)),
+        Request::Close { fd } => done(call(SYS_close, [fd.into(), 0, 0, 0])),
+        Request::Send { fd } => done(send(fd, &fds)),
+        Request::Receive => receive(),
+        Request::Open { path, flags } => open(&path, flags),
+        Request::Read { fd, offset, len } => read(fd, offset, len),
+        Request::Write { fd, offset, len, byte } => write(fd, offset, len, byte),
+        Request::Truncate { path, size } => truncate(path, size),
+        Request::Ftruncate { fd, size } => done(call(SYS_ftruncate, [fd.into(), size, 0, 0])),
+        Request::Fallocate { fd, mode, offset, len } => {
+            done(call(SYS_fallocate, [fd.into(), mode.into(), offset, len]))
+        }
+        Request::Unlink { path } => done(rustix::fs::unlink(path)),
+        Request::Rename { from, to } => done(rustix::fs::rename(from, to)),
+        Request::Link { path, name } => done(rustix::fs::link(path, name)),
+        Request::Chmod { path } => done(chmod(&path)),
+        Request::Utime { path } => {
+            let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };
+            let now = Timestamps { last_access: now, last_modification: now };
+            done(rustix::fs::utimensat(CWD, path, &now, AtFlags::empty()))
+        }
+        Request::Stat { path } => number(rustix::fs::stat(path).map(|stat| stat.st_size)),
+        Request::Fstat { fd } => number(open_fd(fd).and_then(rustix::fs::fstat).map(|stat| stat.st_size)),
+        Request::Fcntl { fd, command, argument } => {
+            number(call(SYS_fcntl, [fd.into(), command.into(), argument.into(), 0]))
+        }
+        Request::Exec { path } => exec(path),
+        Request::Map { fd, offset, len, write } => memory::map(fd, offset, len, write),
+        Request::Unmap { at, len } => memory::unmap(at, len),
+        Request::Load { at, len } => memory::load(at, len),
+        Request::Store { at, len, byte } => memory::store(at, len, byte),
+    }
+}
+
+fn done<T>(result: Result<T, Errno>) -> Outcome {
+    result.map(|_| Value::Nothing).map_err(Into::into)
+}
+
+fn number(result: Result<i64, Errno>) -> Outcome {
+    result.map(Value::Number).map_err(Into::into)
+}
+
+/// A system call whose arguments are numbers: never an address.
+fn call(which: libc::c_long, args: [i64; 4]) -> Result<i64, Errno> {
+    // SAFETY: the calls above take no pointer, so memory is not touched; descriptors given by number belong to the scenario.
+    match unsafe { libc::syscall(which, args[0], args[1], args[2], args[3]) } {
+        -1 => Err(last_errno()),
+        value => Ok(value),
+    }
+}
+
+fn open_fd(fd: i32) -> Result<BorrowedFd<'static>, Errno> {
+    match fd {
+        ..0 => Err(Errno::BADF),
+        // SAFETY: the number came from the kernel, and the driver forgets the numbers that it has had closed.
+        fd => Ok(unsafe { BorrowedFd::borrow_raw(fd) }),
+    }
+}
+
+fn dup2(from: i32, to: i32) -> Result<(), Errno> {
+    // SAFETY: plain numbers, both of the scenario's descriptors.
+    match unsafe { libc::dup2(from, to) } {
+        -1 => Err(last_errno()),
+        _ => Ok(()),
+    }
+}
+
+fn open(path: &str, flags: i32) -> Outcome {
+    let path = CString::new(path).map_err(|_| Errno::INVAL)?;
+    // SAFETY: `path` lives across the call.
+    match unsafe { libc::openat(libc::AT_FDCWD, path.as_ptr(), flags, 0o666) } {
+        -1 => Err(last_errno().into()),
+        fd => Ok(Value::Number(fd.into())),
+    }
+}
+
+fn truncate(path: String, size: i64) -> Outcome {
+    let path = CString::new(path).map_err(|_| Errno::INVAL)?;
+    // SAFETY: `path` lives across the call.
+    match unsafe { libc::truncate(path.as_ptr(), size) } {
+        0 => Ok(Value::Nothing),
+        _ => Err(last_errno().into()),
+    }
+}
+
+fn chmod(path: &str) -> Result<(), Errno> {
+    let mode = rustix::fs::Mode::from_raw_mode(rustix::fs::stat(path)?.st_mode);
+    rustix::fs::chmod(path, mode & rustix::fs::Mode::from_raw_mode(0o7777))
+}
+
+fn read(fd: i32, offset: i64, len: u64) -> Outcome {
+    if len > ACCESS_MAX {
+        return Err(Errno::NOMEM.into());
+    }
+    let mut bytes = memory::buffer(len, 0)?;
+    let mut got = 0;
+    loop {
+        let rest = &mut bytes[got..];
+        // SAFETY: `rest` lives across the call and is as long as said.
+        let read = unsafe { libc::pread(fd, rest.as_mut_ptr().cast(), rest.len(), offset + got as i64) };
+        match usize::try_from(read) {
+            Err(_) => return Err(last_errno().into()),
+            Ok(0) => break,
+            Ok(more) => got += more,
+        }
+    }
+    Ok(Value::Bytes(describe_bytes(&bytes[..got], len as usize)))
+}
+
+fn write(fd: i32, offset: i64, len: u64, byte: u8) -> Outcome {
+    let piece = memory::buffer(len.min(PIECE), byte)?;
+    let mut written = 0;
+    loop {
+        let now = &piece[..(len - written).min(PIECE) as usize];
+        // SAFETY: `now` lives across the call and is as long as said.
+        let done = unsafe { libc::pwrite(fd, now.as_ptr().cast(), now.len(), offset + written as i64) };
+        match u64::try_from(done) {
+            Err(_) => return Err(last_errno().into()),
+            Ok(done) => written += done,
+        }
+        if written >= len {
+            return Ok(Value::Nothing);
+        }
+    }
+}
+
+fn send(fd: i32, fds: &[OwnedFd]) -> Result<(), Errno> {
+    let to = fds.first().ok_or(Errno::INVAL)?;
+    wire::send_bytes(to.as_fd(), b"fd", &[open_fd(fd)?])
+}
+
+fn receive() -> Outcome {
+    let (_, fds) = wire::receive_bytes(inbox(), &mut [0; 8], RecvFlags::empty())?;
+    match fds.into_iter().next() {
+        Some(fd) => Ok(Value::Number(fd.into_raw_fd().into())),
+        None => Err(Errno::BADMSG.into()),
+    }
+}
+
+/// Makes `uid` the real and effective user. User 0 stays the saved one, so that a later change can go anywhere.
+fn credentials(uid: u32, cap_lease: bool) -> Result<(), Errno> {
+    let zygote = rustix::process::getppid().ok_or(Errno::SRCH)?;
+    let permitted = capabilities(None)?.permitted;
+    let with = |effective: CapabilitySet| CapabilitySets { effective, permitted, inheritable: CapabilitySet::empty() };
+    set_capabilities(None, with(permitted))?;
+    set_thread_res_uid(Uid::from_raw(uid), Uid::from_raw(uid), Uid::ROOT)?;
+    let others = if uid == 0 { permitted } else { CapabilitySet::empty() };
+    let lease = if cap_lease { permitted & CapabilitySet::LEASE } else { CapabilitySet::empty() };
+    set_capabilities(None, with((others - CapabilitySet::LEASE) | lease))?;
+    super::stay_bound(zygote)
+}
+
+fn exec(path: String) -> Outcome {
+    let path = CString::new(path).map_err(|_| Errno::INVAL)?;
+    let arguments = [path.as_ptr(), std::ptr::null()];
+    let environment = [std::ptr::null()];
+    // SAFETY: the strings and the arrays, which end with null, live across the call.
+    unsafe { libc::execve(path.as_ptr(), arguments.as_ptr(), environment.as_ptr()) };
+    Err(last_errno().into())
+}

@@ -1,0 +1,134 @@
+//! Mappings of a scenario's process.
+//!
+//! It owns the addresses. Invariants: every mapping lies between two pages that stay inaccessible, and what is unmapped stays
+//! inaccessible, so that an access beside a mapping never meets another one; an access that faults ends no process but a
+//! probe's. Kernel counterpart: mmap(2), process_vm_readv(2).
+
+use rustix::io::Errno;
+
+use super::super::wire::{Failure, Value};
+use super::last_errno;
+use crate::ops::describe_bytes;
+
+/// The most bytes that one access through a mapping, or one read, touches: what is told about them is built in memory.
+pub(super) const ACCESS_MAX: u64 = 64 << 20;
+
+fn page() -> u64 {
+    rustix::param::page_size() as u64
+}
+
+/// `mmap` with the flags given; the address.
+fn mmap(at: u64, len: u64, protection: i32, flags: i32, fd: i32, offset: u64) -> Result<u64, Errno> {
+    let len = usize::try_from(len).map_err(|_| Errno::INVAL)?;
+    let offset = i64::try_from(offset).map_err(|_| Errno::INVAL)?;
+    // SAFETY: `at` is null, or lies in a reservation of this module, which holds nothing of Rust's.
+    let mapped = unsafe { libc::mmap(at as *mut libc::c_void, len, protection, flags, fd, offset) };
+    match mapped == libc::MAP_FAILED {
+        true => Err(last_errno()),
+        false => Ok(mapped as u64),
+    }
+}
+
+/// Maps a file, or anonymous memory, shared; the value is the address.
+pub(super) fn map(fd: Option<i32>, offset: u64, len: u64, write: bool) -> Result<Value, Failure> {
+    let nothing = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+    let room = len.checked_next_multiple_of(page()).and_then(|len| len.checked_add(2 * page())).ok_or(Errno::NOMEM)?;
+    let reserved = mmap(0, room, libc::PROT_NONE, nothing, -1, 0)?;
+    let protection = libc::PROT_READ | if write { libc::PROT_WRITE } else { 0 };
+    let kind = libc::MAP_SHARED | libc::MAP_FIXED | if fd.is_none() { libc::MAP_ANONYMOUS } else { 0 };
+    match mmap(reserved + page(), len, protection, kind, fd.unwrap_or(-1), offset) {
+        Ok(at) => Ok(Value::Number(at as i64)),
+        Err(errno) => {
+            // SAFETY: the reservation was made above, and nobody knows of it.
+            unsafe { libc::munmap(reserved as *mut libc::c_void, room as usize) };
+            Err(errno.into())
+        }
+    }
+}
+
+/// Unmaps: what was mapped there gives way to a reservation.
+pub(super) fn unmap(at: u64, len: u64) -> Result<Value, Failure> {
+    let nothing = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED;
+    mmap(at, len, libc::PROT_NONE, nothing, -1, 0)?;
+    Ok(Value::Nothing)
+}
+
+/// Reads `len` bytes at `at`.
+pub(super) fn load(at: u64, len: u64) -> Result<Value, Failure> {
+    let mut bytes = buffer(len, 0)?;
+    transfer(at, &mut bytes, false)?;
+    Ok(Value::Bytes(describe_bytes(&bytes, bytes.len())))
+}
+
+/// Writes `len` times `byte` at `at`.
+pub(super) fn store(at: u64, len: u64, byte: u8) -> Result<Value, Failure> {
+    let mut bytes = buffer(len, byte)?;
+    transfer(at, &mut bytes, true)?;
+    Ok(Value::Nothing)
+}
+
+/// A buffer, if it may be that long.
+pub(super) fn buffer(len: u64, byte: u8) -> Result<Vec<u8>, Failure> {
+    match len <= ACCESS_MAX {
+        true => Ok(vec![byte; len as usize]),
+        false => Err(Errno::NOMEM.into()),
+    }
+}
+
+/// Copies between `bytes` and the mapping by a system call, which fails where an instruction would fault; which signal it
+/// would have been, a probe finds out.
+fn transfer(at: u64, bytes: &mut [u8], write: bool) -> Result<(), Failure> {
+    let mut done = 0;
+    while done < bytes.len() {
+        let here = at + done as u64;
+        let own = libc::iovec { iov_base: bytes[done..].as_mut_ptr().cast(), iov_len: bytes.len() - done };
+        let mapped = libc::iovec { iov_base: here as *mut libc::c_void, iov_len: bytes.len() - done };
+        let pid = rustix::process::getpid().as_raw_nonzero().get();
+        // SAFETY: `own` is the rest of `bytes`; the kernel checks the other address, which only mappings of scenarios have.
+        let moved = unsafe {
+            match write {
+                true => libc::process_vm_writev(pid, &own, 1, &mapped, 1, 0),
+                false => libc::process_vm_readv(pid, &own, 1, &mapped, 1, 0),
+            }
+        };
+        match usize::try_from(moved) {
+            Ok(moved) if moved > 0 => done += moved,
+            Ok(_) => return Err(probe(here, write)),
+            Err(_) => match last_errno() {
+                Errno::INTR => {}
+                Errno::FAULT => return Err(probe(here, write)),
+                errno => return Err(errno.into()),
+            },
+        }
+    }
+    Ok(())
+}
+
+/// The signal that an access at `at` raises: a copy of the process makes it, and dies of it.
+fn probe(at: u64, write: bool) -> Failure {
+    // SAFETY: the process has one thread, so the copy's memory is consistent.
+    let pid = unsafe { libc::fork() };
+    if pid == 0 {
+        let cell = at as *mut u8;
+        // SAFETY: the access is meant to fault: this copy of the process does nothing else, and its memory is its own.
+        unsafe {
+            match write {
+                true => cell.write_volatile(0),
+                false => drop(cell.read_volatile()),
+            }
+            libc::_exit(0)
+        }
+    }
+    let mut status = 0;
+    // SAFETY: `status` lives across the call.
+    while unsafe { libc::waitpid(pid, &mut status, 0) } < 0 {
+        if last_errno() != Errno::INTR {
+            return last_errno().into();
+        }
+    }
+    match libc::WIFSIGNALED(status) {
+        true => Failure::Signal(libc::WTERMSIG(status)),
+        // Nothing else runs that could have mended it.
+        false => Errno::FAULT.into(),
+    }
+}

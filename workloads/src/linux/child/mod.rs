@@ -1,0 +1,163 @@
+//! The child's side: the zygote, and the processes of a scenario that it makes.
+//!
+//! It owns the loop of a process: receive a request, perform it, answer. Every process has one thread, its control socket at
+//! [`CONTROL`] and its inbox at [`INBOX`], and sleeps in `recvmsg` on [`CONTROL`] while it has nothing to do. Invariants:
+//! nothing outlives the driver (processes die with the zygote, the zygote with the driver's thread that started it); every
+//! process is a child of the zygote, which reaps it by ignoring SIGCHLD. Kernel counterpart: fork(2), prctl(2).
+
+mod calls;
+mod memory;
+mod signals;
+
+use std::os::fd::{AsFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd};
+
+use rustix::io::Errno;
+use rustix::net::RecvFlags;
+use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
+
+use super::wire::{self, Failure, Reply, Request, Value};
+
+/// Where a process has its control socket. Above all numbers that a scenario's descriptors get.
+pub(super) const CONTROL: RawFd = 200;
+/// Where a process has the socket that descriptors are sent to.
+pub(super) const INBOX: RawFd = 201;
+
+/// Runs as the zygote: what the hidden subcommand `scenario-child` calls. `control` is the driver's socket. Returns when the
+/// driver is gone; in the processes that it makes, never.
+///
+/// # Errors
+/// What is missing for it in the environment.
+pub fn main(control: OwnedFd) -> std::io::Result<()> {
+    set_parent_process_death_signal(Some(Signal::KILL))?;
+    place(control, CONTROL)?;
+    // The socket was the standard input; a copy of it there would keep it open, and give scenarios a number to hit it by.
+    place(std::fs::File::open("/dev/null")?.into(), 0)?;
+    signals::prepare_zygote()?;
+    // Files of a scenario are everybody's: who may do what is the leases' business.
+    rustix::process::umask(rustix::fs::Mode::empty());
+    let no_core = rustix::process::Rlimit { current: Some(0), maximum: None };
+    // A process that may not lower it writes a core file where the system says.
+    let _ = rustix::process::setrlimit(rustix::process::Resource::Core, no_core);
+    let zygote = rustix::process::getpid();
+    loop {
+        match wire::receive::<Request>(control_socket(), RecvFlags::empty()) {
+            Err(Errno::INTR) => {}
+            Ok(Some((Request::Spawn, fds))) => {
+                let forked = fork(fds, zygote, libc::SIGCHLD);
+                match forked {
+                    Ok(None) => serve(zygote),
+                    Ok(Some(pid)) => answer(Ok(Value::Number(pid.into()))),
+                    Err(errno) => answer(Err(errno.into())),
+                }
+            }
+            Ok(Some(_)) => answer(Err(Errno::INVAL.into())),
+            Ok(None) | Err(_) => return Ok(()),
+        }
+    }
+}
+
+/// The life of a process.
+fn serve(zygote: Pid) -> ! {
+    loop {
+        let (request, fds) = match wire::receive::<Request>(control_socket(), RecvFlags::empty()) {
+            Err(Errno::INTR) => continue,
+            Ok(Some(message)) => message,
+            Ok(None) | Err(_) => exit(),
+        };
+        let result = match request {
+            Request::Exit => exit(),
+            Request::Fork => match fork(fds, zygote, libc::CLONE_PARENT | libc::SIGCHLD) {
+                // The copy.
+                Ok(None) => continue,
+                Ok(Some(pid)) => Ok(Value::Number(pid.into())),
+                Err(errno) => Err(errno.into()),
+            },
+            request => {
+                if can_block(&request) {
+                    say(&Reply::Began { handled: signals::take() });
+                }
+                calls::perform(request, fds)
+            }
+        };
+        answer(result);
+    }
+}
+
+/// Whether the driver must be able to know what was handled before it.
+fn can_block(request: &Request) -> bool {
+    matches!(request, Request::Open { .. } | Request::Truncate { .. } | Request::Receive | Request::Exec { .. })
+}
+
+/// Makes a process with the sockets `fds`: the new one gets none, the caller its number.
+fn fork(fds: Vec<OwnedFd>, zygote: Pid, flags: i32) -> Result<Option<i32>, Errno> {
+    let mut fds = fds.into_iter();
+    let (Some(control), Some(inbox)) = (fds.next(), fds.next()) else {
+        return Err(Errno::INVAL);
+    };
+    // SAFETY: the process has one thread, so the copy's memory is consistent; without CLONE_VM it shares none of it.
+    match unsafe { libc::syscall(libc::SYS_clone, libc::c_long::from(flags), 0, 0, 0, 0) } {
+        0 => {
+            let ready = place(control, CONTROL)
+                .and_then(|()| place(inbox, INBOX))
+                .and_then(|()| stay_bound(zygote))
+                .and_then(|()| signals::prepare_process());
+            match ready {
+                Ok(()) => Ok(None),
+                Err(_) => exit(),
+            }
+        }
+        -1 => Err(last_errno()),
+        pid => i32::try_from(pid).map(Some).map_err(|_| Errno::OVERFLOW),
+    }
+}
+
+/// Dies with the zygote. To be called again after a change of credentials, which forgets it.
+fn stay_bound(zygote: Pid) -> Result<(), Errno> {
+    set_parent_process_death_signal(Some(Signal::KILL))?;
+    match getppid() == Some(zygote) {
+        true => Ok(()),
+        false => exit(),
+    }
+}
+
+/// Moves a descriptor to `number`, over what is there.
+fn place(fd: OwnedFd, number: RawFd) -> Result<(), Errno> {
+    let from = fd.into_raw_fd();
+    // SAFETY: plain numbers; the two descriptors are ours, and nothing else owns `number` but `CONTROL` and `INBOX` themselves.
+    let placed = unsafe { libc::dup3(from, number, libc::O_CLOEXEC) };
+    if placed < 0 {
+        return Err(last_errno());
+    }
+    // SAFETY: `from` was owned by `fd`, which gave it up.
+    unsafe { libc::close(from) };
+    Ok(())
+}
+
+fn control_socket() -> BorrowedFd<'static> {
+    // SAFETY: `CONTROL` is open from `main` to the end of the process.
+    unsafe { BorrowedFd::borrow_raw(CONTROL) }
+}
+
+fn inbox() -> BorrowedFd<'static> {
+    // SAFETY: `INBOX` is open from the process's making to its end.
+    unsafe { BorrowedFd::borrow_raw(INBOX) }
+}
+
+fn answer(result: Result<Value, Failure>) {
+    say(&Reply::Done { result, handled: signals::take() });
+}
+
+/// A driver that can't be told is gone: the next `recvmsg` says so.
+fn say(reply: &Reply) {
+    let _ = wire::send(control_socket().as_fd(), reply, &[]);
+}
+
+fn exit() -> ! {
+    // SAFETY: ends the process without running what the zygote's runtime registered.
+    unsafe { libc::_exit(0) }
+}
+
+/// The error of the C library's last call.
+fn last_errno() -> Errno {
+    std::io::Error::last_os_error().raw_os_error().map_or(Errno::IO, Errno::from_raw_os_error)
+}

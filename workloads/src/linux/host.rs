@@ -1,0 +1,202 @@
+//! The driver's hold on the real kernel: the zygote that makes processes, and the place where files go.
+//!
+//! It owns the zygote and the knowledge of what this kernel and this file system can do. Invariant: a [`Host`] that was made has
+//! seen its file system grant a lease, and can see where its processes sleep. Kernel counterpart: none.
+
+use std::cell::Cell;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::rc::Rc;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::net::RecvFlags;
+
+use super::watch::Watch;
+use super::wire::{self, Failure, Reply, Request, Value};
+use super::{BreakTime, child};
+use crate::scenario::machine::Trouble;
+
+/// How long the zygote may take for an answer before something is wrong with it.
+const ANSWER_MAX: Timespec = Timespec { tv_sec: 30, tv_nsec: 0 };
+
+/// What a [`Host`] needs to know.
+#[derive(Clone, Debug)]
+pub struct LinuxConfig {
+    /// The program that calls [`child::main`] for the argument `scenario-child`: `daxlab` itself.
+    pub program: PathBuf,
+    /// Where temporary directories are made; their file system is what is tested.
+    pub dir: PathBuf,
+    /// The shortened break time, for scenarios in which time passes.
+    pub break_time: Option<BreakTime>,
+}
+
+impl LinuxConfig {
+    /// This very program, and the system's directory for temporary files.
+    pub fn new() -> LinuxConfig {
+        LinuxConfig { program: PathBuf::from("/proc/self/exe"), dir: std::env::temp_dir(), break_time: None }
+    }
+}
+
+impl Default for LinuxConfig {
+    fn default() -> Self {
+        LinuxConfig::new()
+    }
+}
+
+/// See the module. Must be dropped on the thread that made it, and machines with it: the zygote dies with that thread.
+#[derive(Debug)]
+pub struct Host {
+    config: LinuxConfig,
+    file_system: FileSystem,
+    control: OwnedFd,
+    zygote: Child,
+    root: bool,
+    machines: Cell<u64>,
+    dir: tempfile::TempDir,
+}
+
+/// A file system, as far as the machine must know it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FileSystem {
+    /// `ext4`, `tmpfs`, or the magic number.
+    pub name: String,
+    /// Whether it has zero, collapse and insert range.
+    pub moves_ranges: bool,
+}
+
+impl Host {
+    /// Starts a zygote, and looks at what the machine can do.
+    ///
+    /// # Errors
+    /// [`Trouble::CannotRun`]: no directory, no leases there, no program, no look at processes.
+    pub fn start(config: LinuxConfig) -> Result<Rc<Host>, Trouble> {
+        let at = config.dir.display().to_string();
+        let cannot = |error: std::io::Error| Trouble::CannotRun(format!("no temporary directory in {at}: {error}"));
+        let dir = tempfile::Builder::new().prefix("daxlab-").tempdir_in(&config.dir).map_err(cannot)?;
+        open_to_all(dir.path()).map_err(cannot)?;
+        let file_system = probe_leases(dir.path())?;
+        let (control, theirs) = wire::pair().map_err(|errno| Trouble::CannotRun(format!("no socket: {errno}")))?;
+        let zygote = start(&config.program, "scenario-child", theirs)?;
+        let host = Host {
+            config,
+            file_system,
+            control,
+            zygote,
+            root: rustix::process::geteuid().is_root(),
+            machines: Cell::new(0),
+            dir,
+        };
+        // A process's first answer shows that the program is the right one, and that it can be watched.
+        let (_ours, theirs) = wire::pair().map_err(|errno| Trouble::CannotRun(format!("no socket: {errno}")))?;
+        let pid = host.spawn(theirs.as_fd(), theirs.as_fd())?;
+        Watch::of(pid).map(drop).map_err(|error| {
+            Trouble::CannotRun(format!("what a process sleeps in can't be read (/proc/{pid}/syscall): {error}"))
+        })?;
+        Ok(Rc::new(host))
+    }
+
+    /// Its file system.
+    pub fn file_system(&self) -> &FileSystem {
+        &self.file_system
+    }
+
+    /// Whether processes can change user.
+    pub(super) fn is_root(&self) -> bool {
+        self.root
+    }
+
+    pub(super) fn break_time(&self) -> Option<&BreakTime> {
+        self.config.break_time.as_ref()
+    }
+
+    /// A directory for one machine.
+    pub(super) fn new_dir(&self) -> Result<PathBuf, Trouble> {
+        let number = self.machines.get();
+        self.machines.set(number + 1);
+        let dir = self.dir.path().join(number.to_string());
+        let made = std::fs::create_dir(&dir).and_then(|()| open_to_all(&dir));
+        made.map(|()| dir).map_err(|error| Trouble::CannotRun(format!("no temporary directory: {error}")))
+    }
+
+    /// Makes a process with these sockets; its number.
+    pub(super) fn spawn(&self, control: BorrowedFd<'_>, inbox: BorrowedFd<'_>) -> Result<i32, Trouble> {
+        let program = self.config.program.display();
+        let gone = || Trouble::CannotRun(format!("{program} scenario-child gives no answer"));
+        wire::send(self.control.as_fd(), &Request::Spawn, &[control, inbox]).map_err(|_| gone())?;
+        let mut fds = [PollFd::new(&self.control, PollFlags::IN)];
+        match rustix::io::retry_on_intr(|| poll(&mut fds, Some(&ANSWER_MAX))) {
+            Ok(1..) => {}
+            _ => return Err(gone()),
+        }
+        match wire::receive(self.control.as_fd(), RecvFlags::DONTWAIT) {
+            Ok(Some((Reply::Done { result: Ok(Value::Number(pid)), .. }, _))) => i32::try_from(pid).map_err(|_| gone()),
+            Ok(Some((Reply::Done { result: Err(Failure::Errno(errno)), .. }, _))) => {
+                Err(Trouble::CannotRun(format!("no process: {}", Errno::from_raw_os_error(errno))))
+            }
+            _ => Err(gone()),
+        }
+    }
+}
+
+impl Drop for Host {
+    /// The zygote goes, and with it whatever processes are left.
+    fn drop(&mut self) {
+        // It may be gone already; the directory is removed in any case.
+        let _ = self.zygote.kill();
+        let _ = self.zygote.wait();
+    }
+}
+
+/// Starts the program's hidden subcommand with `socket` as its standard input, out of reach of the terminal's signals.
+pub(super) fn start(program: &Path, subcommand: &str, socket: OwnedFd) -> Result<Child, Trouble> {
+    use std::os::unix::process::CommandExt;
+    Command::new(program)
+        .arg(subcommand)
+        .stdin(Stdio::from(socket))
+        .stdout(Stdio::null())
+        .process_group(0)
+        .spawn()
+        .map_err(|error| Trouble::CannotRun(format!("{} can't be started: {error}", program.display())))
+}
+
+/// Everybody may do everything in a scenario's directory, as on the simulated machine.
+fn open_to_all(dir: &Path) -> std::io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o777))
+}
+
+/// Takes a lease on a file in `dir`.
+fn probe_leases(dir: &Path) -> Result<FileSystem, Trouble> {
+    let path = dir.join("probe");
+    let probe = || -> std::io::Result<(i64, std::io::Result<()>)> {
+        std::fs::write(&path, b"")?;
+        let file = std::fs::File::open(&path)?;
+        let magic = rustix::fs::fstatfs(&file)?.f_type;
+        // SAFETY: F_SETLEASE takes a number; the descriptor is open.
+        let set = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLEASE, libc::F_RDLCK) };
+        let leased = if set == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) };
+        drop(file);
+        std::fs::remove_file(&path)?;
+        Ok((magic, leased))
+    };
+    let (magic, leased) =
+        probe().map_err(|error| Trouble::CannotRun(format!("no file in {}: {error}", dir.display())))?;
+    let file_system = FileSystem {
+        name: match magic {
+            libc::EXT4_SUPER_MAGIC => "ext4".to_owned(),
+            libc::TMPFS_MAGIC => "tmpfs".to_owned(),
+            libc::XFS_SUPER_MAGIC => "xfs".to_owned(),
+            other => format!("file system {other:#x}"),
+        },
+        moves_ranges: matches!(magic, libc::EXT4_SUPER_MAGIC | libc::XFS_SUPER_MAGIC),
+    };
+    leased.map(|()| file_system.clone()).map_err(|error| {
+        Trouble::CannotRun(format!("{} in {} gives no leases: {error}", file_system.name, dir.display()))
+    })
+}
+
+/// The number of the descriptor that a started program finds its socket at.
+pub(super) const SOCKET: i32 = 0;
+const _: () = assert!(SOCKET < child::CONTROL);
