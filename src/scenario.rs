@@ -3,14 +3,15 @@
 //! It owns the command's arguments. Everything is parsed and checked before anything runs.
 
 use std::io::IsTerminal;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand, ValueEnum};
 use fs_sim::Sabotage;
 use fs_sim::design::{Catalogue, Entry};
 use fs_sim::input::{InputError, Source};
-use reports::scenarios;
+use reports::scenarios::{self, CellVerdict};
+use workloads::linux::suite::run_on_linux;
 use workloads::scenario::{Scenario, suite};
 
 use crate::exit;
@@ -44,9 +45,23 @@ struct RunArgs {
     /// Designs to run under: names of presets, TOML files, or `all`
     #[arg(long, value_name = "D,…|all", default_value = "all")]
     design: String,
+    /// The machine to run on; `kernel` runs the scenarios that say `linux` on this machine's own kernel
+    #[arg(long, value_enum, default_value_t = Machine::Simulation)]
+    on: Machine,
+    /// With `--on kernel`: the directory for temporary files, whose file system is tested [default: the system's]
+    #[arg(long, value_name = "DIR")]
+    dir: Option<PathBuf>,
     /// How to print the results
     #[arg(long, value_enum, default_value_t = Format::Text)]
     format: Format,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Machine {
+    /// The simulated kernel, under every design asked for
+    Simulation,
+    /// This machine's own Linux kernel
+    Kernel,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -107,8 +122,15 @@ fn run_scenarios(catalogue: &mut Catalogue, args: &RunArgs) -> anyhow::Result<Ex
     }
     if args.what.is_empty() {
         scenarios = built_in;
+        scenarios.retain(|scenario| args.on == Machine::Simulation || scenario.setup.linux);
     }
-    let report = suite::run_simulated(&scenarios, &designs, Sabotage::default())?;
+    let report = match args.on {
+        Machine::Simulation => suite::run_simulated(&scenarios, &designs, Sabotage::default())?,
+        Machine::Kernel => {
+            let dir = args.dir.clone().unwrap_or_else(std::env::temp_dir);
+            run_on_linux(&scenarios, Path::new("/proc/self/exe"), &dir)?
+        }
+    };
     let terminal = std::io::stdout().is_terminal();
     let width = terminal_size::terminal_size().filter(|_| terminal).map_or(WIDTH, |(width, _)| usize::from(width.0));
     let text = match args.format {
@@ -117,7 +139,12 @@ fn run_scenarios(catalogue: &mut Catalogue, args: &RunArgs) -> anyhow::Result<Ex
         Format::Junit => scenarios::junit(&report)?,
     };
     exit::print(&text)?;
-    Ok(if report.failed() { ExitCode::from(exit::FOUND) } else { ExitCode::SUCCESS })
+    let cells: usize = report.scenarios.iter().map(|row| row.cells.len()).sum();
+    if cells > 0 && report.count(CellVerdict::NotRun) == cells {
+        return Err(exit::CannotRun("nothing could be run; the reasons are above".to_owned()).into());
+    }
+    let wrong = report.failed() || report.count(CellVerdict::Inconclusive) > 0;
+    Ok(if wrong { ExitCode::from(exit::FOUND) } else { ExitCode::SUCCESS })
 }
 
 /// Whether a word names a file rather than a built-in scenario.

@@ -18,6 +18,7 @@ mod machine;
 mod program;
 mod request;
 mod setup;
+pub mod suite;
 mod watch;
 mod wire;
 

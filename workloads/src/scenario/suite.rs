@@ -122,14 +122,13 @@ pub fn cell(
     };
     Ok(match run::run(scenario, subject, machine)? {
         Verdict::Passed { outcomes } => {
-            let mut outcomes = outcomes;
-            outcomes.dedup();
-            Cell {
-                design: subject.name.clone(),
-                verdict: CellVerdict::Passed,
-                outcome: outcomes.join(", "),
-                failure: None,
+            let mut seen: Vec<String> = Vec::new();
+            for outcome in outcomes {
+                if !seen.contains(&outcome) {
+                    seen.push(outcome);
+                }
             }
+            Cell { design: subject.name.clone(), verdict: CellVerdict::Passed, outcome: seen.join(", "), failure: None }
         }
         Verdict::NotApplicable { step, outcome } => Cell {
             design: subject.name.clone(),
