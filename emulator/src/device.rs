@@ -26,6 +26,7 @@ use rustix::mm::{MapFlags, MsyncFlags, ProtFlags};
 
 use crate::copy;
 use crate::pin::PageRange;
+use crate::poison::{Damage, Poison};
 use crate::sync::machine::{AtomicU64, Ordering};
 
 /// Bytes in a page, the unit of a pin.
@@ -97,6 +98,15 @@ pub enum AccessError {
         /// The byte asked for.
         offset: u64,
     },
+    /// It touches a poisoned page.
+    #[error("page {page} is poisoned")]
+    Poisoned {
+        /// The first such page.
+        page: u64,
+    },
+    /// The device was taken away.
+    #[error("the device is gone")]
+    Gone,
 }
 
 /// What is behind the mapping.
@@ -113,6 +123,7 @@ pub struct Device {
     bytes: u64,
     medium: Medium,
     file: File,
+    poison: Poison,
 }
 
 // SAFETY: the mapping belongs to no thread, and shared access to its bytes is by atomic words only.
@@ -185,7 +196,25 @@ impl Device {
         };
         let base = NonNull::new(base.map_err(|error| os(error.into()))?.cast())
             .ok_or_else(|| os(io::Error::other("mapped at address 0")))?;
-        Ok(Device { base, bytes, medium, file })
+        Ok(Device { base, bytes, medium, file, poison: Poison::default() })
+    }
+
+    /// The same device mapped once more, with the same poison, and not gone even if this one is: what a machine finds when it
+    /// starts again. Both see the same bytes, and the image stays locked until both are dropped.
+    ///
+    /// # Errors
+    /// [`OpenError::Os`].
+    pub fn map_again(&self) -> Result<Device, OpenError> {
+        let file = self.file.try_clone();
+        let file = file.map_err(|source| OpenError::Os { what: "opening the device again".to_owned(), source })?;
+        let again = Device::map(file, self.bytes, self.medium.clone())?;
+        self.poison.pages().into_iter().for_each(|page| again.poison.poison(PageRange::new(page, 1)));
+        Ok(again)
+    }
+
+    /// Its poisoned pages, and the switch that takes it away.
+    pub fn poison(&self) -> &Poison {
+        &self.poison
     }
 
     /// Its size in bytes: a multiple of 2 MiB.
@@ -214,9 +243,9 @@ impl Device {
     /// Reads `into.len()` bytes at byte `offset`.
     ///
     /// # Errors
-    /// [`AccessError::OutOfRange`].
+    /// [`AccessError::OutOfRange`], [`AccessError::Poisoned`], [`AccessError::Gone`]; so for every access below.
     pub fn read(&self, offset: u64, into: &mut [u8]) -> Result<(), AccessError> {
-        let at = self.at(offset, into.len() as u64)?;
+        let at = self.sound(offset, into.len() as u64)?;
         // SAFETY: inside the mapping, whose ends are word-aligned; everybody accesses it as words.
         unsafe { copy::load(at, into) };
         Ok(())
@@ -225,9 +254,9 @@ impl Device {
     /// Writes `from` at byte `offset`. Bytes beside it are never disturbed, whoever writes them meanwhile.
     ///
     /// # Errors
-    /// [`AccessError::OutOfRange`].
+    /// [`AccessError::OutOfRange`], [`AccessError::Poisoned`], [`AccessError::Gone`].
     pub fn write(&self, offset: u64, from: &[u8]) -> Result<(), AccessError> {
-        let at = self.at(offset, from.len() as u64)?;
+        let at = self.sound(offset, from.len() as u64)?;
         // SAFETY: inside the mapping, whose ends are word-aligned; everybody accesses it as words.
         unsafe { copy::store(at, from) };
         Ok(())
@@ -238,7 +267,7 @@ impl Device {
     /// # Errors
     /// [`AccessError::OutOfRange`].
     pub fn copy_within(&self, src: u64, dst: u64, len: u64) -> Result<(), AccessError> {
-        let (from, to) = (self.at(src, len)?, self.at(dst, len)?);
+        let (from, to) = (self.sound(src, len)?, self.sound(dst, len)?);
         if (src | dst | len).is_multiple_of(8) && src.abs_diff(dst) >= len {
             // SAFETY: both lie inside the mapping, are aligned, and do not overlap. `len` fits: the mapping is longer.
             unsafe { copy::copy_words(to, from, (len / 8) as usize) };
@@ -258,13 +287,17 @@ impl Device {
         Ok(())
     }
 
-    /// Sets every byte of `pages` to `byte`. Takes memory for pages that had none; see [`Device::discard`].
+    /// Sets every byte of `pages` to `byte`, and heals them if they were poisoned. Takes memory for pages that had none; see [`Device::discard`].
     ///
     /// # Errors
     /// [`AccessError::OutOfRange`].
     pub fn fill(&self, pages: PageRange, byte: u8) -> Result<(), AccessError> {
         let (offset, len) = self.bytes_of(pages)?;
         let at = self.at(offset, len)?;
+        if let Err(Damage::Gone) = self.poison.check(pages) {
+            return Err(AccessError::Gone);
+        }
+        self.poison.clear(pages);
         // SAFETY: whole pages inside the mapping. `len` fits: the mapping is longer.
         unsafe { copy::fill_words(at, u64::from_ne_bytes([byte; 8]), (len / 8) as usize) };
         Ok(())
@@ -372,12 +405,26 @@ impl Device {
         Ok(unsafe { self.base.as_ptr().add(offset as usize) })
     }
 
+    /// As [`Device::at`], for an access that damage forbids.
+    fn sound(&self, offset: u64, len: u64) -> Result<*mut u8, AccessError> {
+        let at = self.at(offset, len)?;
+        let first = offset / PAGE;
+        self.poison.check(PageRange::new(first, (offset + len).div_ceil(PAGE) - first)).map_err(
+            |damage| match damage {
+                Damage::Page(page) => AccessError::Poisoned { page },
+                Damage::Gone => AccessError::Gone,
+            },
+        )?;
+        Ok(at)
+    }
+
     /// The word at `offset`.
     fn word(&self, offset: u64) -> Result<&AtomicU64, AccessError> {
-        let at = self.at(offset, 8)?;
+        self.at(offset, 8)?;
         if !offset.is_multiple_of(8) {
             return Err(AccessError::Misaligned { offset });
         }
+        let at = self.sound(offset, 8)?;
         // SAFETY: inside the mapping, which lives as long as `self`; aligned, because the mapping is; words only.
         Ok(unsafe { AtomicU64::from_ptr(at.cast()) })
     }

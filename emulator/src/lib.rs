@@ -10,6 +10,7 @@ pub mod gate;
 pub mod ledger;
 pub mod memory;
 pub mod pin;
+pub mod poison;
 pub mod registry;
 pub mod rng;
 pub mod sync;

@@ -250,6 +250,11 @@ impl WaitQueue {
         }
     }
 
+    /// Who is registered at this moment, in the order they came or nearly so: for questions.
+    pub fn waiting(&self) -> Vec<WaiterId> {
+        self.sleepers.lock().iter().map(|waiter| waiter.id()).collect()
+    }
+
     /// Whether anybody is registered; a hint.
     pub fn has_sleepers(&self) -> bool {
         self.armed.load(Ordering::SeqCst) != 0

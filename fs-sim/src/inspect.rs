@@ -132,17 +132,9 @@ impl Kernel {
         self.waits
             .blocked()
             .into_iter()
-            .map(|(waiter, pid, needs)| {
-                let reason = sleepers.get(&waiter).copied().unwrap_or("waking up");
-                let needs: Vec<String> = needs
-                    .iter()
-                    .map(|need| {
-                        let processes = need.any_of.iter().map(|pid| format!("process {pid}"));
-                        let task = need.task.iter().map(|task| format!("task {}", task.0));
-                        processes.chain(task).collect::<Vec<_>>().join(" or ")
-                    })
-                    .collect();
-                format!("task {} of process {pid}: {reason}, needs [{}]", waiter.0, needs.join("; "))
+            .map(|blocked| {
+                let reason = sleepers.get(&blocked.task).copied().unwrap_or("waking up");
+                crate::waits::Participant { reason, ..blocked }.to_string()
             })
             .collect()
     }

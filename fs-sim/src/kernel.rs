@@ -21,7 +21,7 @@ use crate::dma::Finding;
 use crate::inode::{Ino, Inode};
 use crate::process::{Pid, Process};
 use crate::volume::{Allocator, Orphans, Shares};
-use crate::waits::WaitGraph;
+use crate::waits::{Deadlock, WaitGraph};
 
 /// Rules broken on purpose, to prove that the oracle sees it. Everything false in every real run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -79,6 +79,7 @@ pub struct Kernel {
     pub(crate) inodes: Registry<Ino, Arc<Inode>>,
     pub(crate) names: Mutex<BTreeMap<String, Arc<Inode>>>,
     pub(crate) waits: WaitGraph,
+    pub(crate) deadlocks: Mutex<Vec<Deadlock>>,
     /// What the kernel counts about itself.
     pub counters: Counters,
     pub(crate) findings: Mutex<Vec<Finding>>,
@@ -127,6 +128,7 @@ impl Kernel {
             inodes: Registry::new(),
             names: Mutex::new(BTreeMap::new()),
             waits: WaitGraph::default(),
+            deadlocks: Mutex::new(Vec::new()),
             counters: Counters::default(),
             findings: Mutex::new(Vec::new()),
             violations: Mutex::new(Vec::new()),

@@ -3,7 +3,7 @@
 //! It owns one node for every task blocked in a system call. A node names what the task needs: *all* of its needs must be
 //! met, each by *any* of the processes listed for it. Invariant: at every moment some task of every cycle can move, or its
 //! wait has a deadline, or a signal may end it by design (`wait-killable`); the task that would close a cycle of waits
-//! without one gets EDEADLK instead **\[chosen\]**. Kernel counterpart: `posix_locks_deadlock` (fs/locks.c).
+//! without one gets EDEADLK instead **\[chosen\]**, and who was in the cycle is kept ([`Kernel::deadlocks`]). Kernel counterpart: `posix_locks_deadlock` (fs/locks.c).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::task::Poll;
@@ -11,6 +11,7 @@ use std::task::Poll;
 use emulator::sync::{Arc, Mutex};
 use emulator::wait::{Sleep, WaitError, WaitFor, WaitQueue, Waiter, WaiterId};
 
+use crate::Kernel;
 use crate::process::Pid;
 use crate::process::task::Task;
 
@@ -34,6 +35,51 @@ impl Need {
         Need { any_of: Vec::new(), task: Some(task) }
     }
 }
+
+impl std::fmt::Display for Need {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let processes = self.any_of.iter().map(|pid| format!("process {pid}"));
+        let task = self.task.iter().map(|task| format!("task {}", task.0));
+        f.write_str(&processes.chain(task).collect::<Vec<_>>().join(" or "))
+    }
+}
+
+/// A task in a cycle of waits, or one that waits in vain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Participant {
+    /// The task.
+    pub task: WaiterId,
+    /// Its process.
+    pub pid: Pid,
+    /// What it waits for, or would have waited for, in words.
+    pub reason: &'static str,
+    /// All of these it needs.
+    pub needs: Vec<Need>,
+}
+
+impl std::fmt::Display for Participant {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let needs: Vec<String> = self.needs.iter().map(Need::to_string).collect();
+        write!(f, "task {} of process {}: {}, needs [{}]", self.task.0, self.pid, self.reason, needs.join("; "))
+    }
+}
+
+/// A cycle of waits that somebody was kept from closing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Deadlock {
+    /// Those in the cycle; the first is the one that got EDEADLK.
+    pub participants: Vec<Participant>,
+}
+
+impl std::fmt::Display for Deadlock {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let participants: Vec<String> = self.participants.iter().map(Participant::to_string).collect();
+        write!(f, "deadlock: {}", participants.join(" <- "))
+    }
+}
+
+/// How many deadlocks are kept with their participants; all are counted.
+pub const DEADLOCKS_MAX: usize = 64;
 
 /// What a blocked task finds when it looks.
 pub(crate) enum Look<T> {
@@ -60,6 +106,7 @@ struct Node {
     /// How often it had been woken when it began to look; see [`Node::is_stale`].
     wakes: u64,
     pid: Pid,
+    reason: &'static str,
     needs: Vec<Need>,
     /// A deadline or a fatal signal by design ends this wait: it is nobody's deadlock.
     bounded: bool,
@@ -71,33 +118,58 @@ impl Node {
     fn is_stale(&self) -> bool {
         self.waiter.wakes() != self.wakes
     }
+
+    fn participant(&self) -> Participant {
+        Participant { task: self.waiter.id(), pid: self.pid, reason: self.reason, needs: self.needs.clone() }
+    }
 }
+
+/// The tasks of each process that somebody needs; none for one that is dying and about to let go of everything.
+type Tasks = BTreeMap<Pid, Vec<WaiterId>>;
 
 /// See the module.
 #[derive(Debug, Default)]
 pub(crate) struct WaitGraph(Mutex<BTreeMap<WaiterId, Node>>);
 
 impl WaitGraph {
-    /// Records that a task is blocked. False (and nothing recorded) if that closes a cycle.
-    fn record(&self, node: Node, tasks_of: impl Fn(Pid) -> Vec<WaiterId>) -> bool {
+    /// Records that a task is blocked; where that closes a cycle nothing is recorded, and it gets the cycle, itself first.
+    fn record(&self, node: Node, tasks_of: impl Fn(Pid) -> Vec<WaiterId>) -> Result<(), Deadlock> {
         let waiter = node.waiter.id();
-        let mut tasks: BTreeMap<Pid, Vec<WaiterId>> = BTreeMap::new();
+        let mut tasks = Tasks::new();
         loop {
             let unknown: BTreeSet<Pid> = {
                 let mut nodes = self.0.lock();
-                let pids = nodes.values().chain([&node]).flat_map(|node| &node.needs).flat_map(|need| &need.any_of);
-                let unknown: BTreeSet<Pid> = pids.copied().filter(|pid| !tasks.contains_key(pid)).collect();
+                let unknown = unknown(nodes.values().chain([&node]), &tasks);
                 if unknown.is_empty() {
                     nodes.insert(waiter, node);
-                    let cycle = is_stuck(&nodes, waiter, &tasks);
-                    if cycle {
-                        nodes.remove(&waiter);
+                    let stuck = stuck(&nodes, &tasks);
+                    if !stuck.contains(&waiter) {
+                        return Ok(());
                     }
-                    return !cycle;
+                    let participants = cycle_of(&nodes, waiter, &stuck, &tasks);
+                    nodes.remove(&waiter);
+                    return Err(Deadlock { participants });
                 }
                 unknown
             };
             // Looked up without the graph's lock; whoever was recorded meanwhile may need others still.
+            tasks.extend(unknown.into_iter().map(|pid| (pid, tasks_of(pid))));
+        }
+    }
+
+    /// The greatest set of unbounded waits that nobody awake can end.
+    fn stuck(&self, tasks_of: impl Fn(Pid) -> Vec<WaiterId>) -> Vec<Participant> {
+        let mut tasks = Tasks::new();
+        loop {
+            let unknown = {
+                let nodes = self.0.lock();
+                let unknown = unknown(nodes.values(), &tasks);
+                if unknown.is_empty() {
+                    let stuck = stuck(&nodes, &tasks);
+                    return stuck.iter().filter_map(|task| nodes.get(task)).map(Node::participant).collect();
+                }
+                unknown
+            };
             tasks.extend(unknown.into_iter().map(|pid| (pid, tasks_of(pid))));
         }
     }
@@ -119,38 +191,34 @@ impl WaitGraph {
         self.0.lock().remove(&waiter);
     }
 
-    /// Who is blocked, and what each needs.
-    pub(crate) fn blocked(&self) -> Vec<(WaiterId, Pid, Vec<Need>)> {
-        self.0.lock().iter().map(|(waiter, node)| (*waiter, node.pid, node.needs.clone())).collect()
+    /// Who is blocked, why, and what each needs.
+    pub(crate) fn blocked(&self) -> Vec<Participant> {
+        self.0.lock().values().map(Node::participant).collect()
     }
 }
 
-/// Whether `waiter` can never go on: the greatest set of unbounded waits in which everybody has a need that only blocked
-/// members of the set could meet.
-fn is_stuck(nodes: &BTreeMap<WaiterId, Node>, waiter: WaiterId, tasks: &BTreeMap<Pid, Vec<WaiterId>>) -> bool {
+/// The processes that `nodes` need and `tasks` doesn't know yet.
+fn unknown<'n>(nodes: impl Iterator<Item = &'n Node>, tasks: &Tasks) -> BTreeSet<Pid> {
+    let pids = nodes.flat_map(|node| &node.needs).flat_map(|need| &need.any_of);
+    pids.copied().filter(|pid| !tasks.contains_key(pid)).collect()
+}
+
+/// Those who can never go on: the greatest set of unbounded waits in which everybody has a need that only blocked members
+/// of the set could meet.
+fn stuck(nodes: &BTreeMap<WaiterId, Node>, tasks: &Tasks) -> BTreeSet<WaiterId> {
     let mut stuck: BTreeSet<WaiterId> =
         nodes.iter().filter(|(_, node)| !node.bounded && !node.is_stale()).map(|(waiter, _)| *waiter).collect();
     loop {
-        let helpless = |pid: &Pid| {
-            // An unknown or dead process is about to let go of everything: it is not helpless.
-            tasks.get(pid).is_some_and(|tasks| !tasks.is_empty() && tasks.iter().all(|task| stuck.contains(task)))
-        };
         let freed: Vec<WaiterId> = stuck
             .iter()
             .filter(|waiter| {
-                nodes.get(waiter).is_none_or(|node| {
-                    !node.needs.iter().any(|need| {
-                        let somebody = !need.any_of.is_empty() || need.task.is_some();
-                        somebody
-                            && need.any_of.iter().all(helpless)
-                            && need.task.iter().all(|task| stuck.contains(task))
-                    })
-                })
+                let hopeless = |node: &Node| node.needs.iter().any(|need| is_hopeless(need, &stuck, tasks));
+                !nodes.get(waiter).is_some_and(hopeless)
             })
             .copied()
             .collect();
         if freed.is_empty() {
-            return stuck.contains(&waiter);
+            return stuck;
         }
         for waiter in freed {
             stuck.remove(&waiter);
@@ -158,7 +226,78 @@ fn is_stuck(nodes: &BTreeMap<WaiterId, Node>, waiter: WaiterId, tasks: &BTreeMap
     }
 }
 
+/// Whether only members of `stuck` could meet the need.
+fn is_hopeless(need: &Need, stuck: &BTreeSet<WaiterId>, tasks: &Tasks) -> bool {
+    let helpless = |pid: &Pid| {
+        // An unknown or dead process is about to let go of everything: it is not helpless.
+        tasks.get(pid).is_some_and(|tasks| !tasks.is_empty() && tasks.iter().all(|task| stuck.contains(task)))
+    };
+    let somebody = !need.any_of.is_empty() || need.task.is_some();
+    somebody && need.any_of.iter().all(helpless) && need.task.iter().all(|task| stuck.contains(task))
+}
+
+/// Of the stuck ones those that `first` waits for, directly or not; not those who merely wait behind the cycle. It leads.
+fn cycle_of(
+    nodes: &BTreeMap<WaiterId, Node>,
+    first: WaiterId,
+    stuck: &BTreeSet<WaiterId>,
+    tasks: &Tasks,
+) -> Vec<Participant> {
+    let mut found = vec![first];
+    let mut at = 0;
+    while let Some(node) = found.get(at).and_then(|task| nodes.get(task)) {
+        at += 1;
+        for need in node.needs.iter().filter(|need| is_hopeless(need, stuck, tasks)) {
+            let tasks = need.any_of.iter().filter_map(|pid| tasks.get(pid)).flatten().chain(&need.task);
+            for task in tasks {
+                if !found.contains(task) {
+                    found.push(*task);
+                }
+            }
+        }
+    }
+    found.iter().filter_map(|task| nodes.get(task)).map(Node::participant).collect()
+}
+
+impl Kernel {
+    /// The tasks that could act for `pid`; none if it is dying.
+    fn tasks_of(&self, pid: Pid) -> Vec<WaiterId> {
+        match self.processes.get(pid) {
+            Some(process) if !process.is_dying() => process.waiters.lock().iter().map(|waiter| waiter.id()).collect(),
+            _ => Vec::new(),
+        }
+    }
+
+    /// The cycles of waits that somebody was kept from closing (EDEADLK), with their participants: the first
+    /// [`DEADLOCKS_MAX`] of them. All are counted in [`crate::counters::Counters::deadlocks`].
+    pub fn deadlocks(&self) -> Vec<Deadlock> {
+        self.deadlocks.lock().clone()
+    }
+
+    /// Those who wait, without a deadline, for what only others of them could bring about: the greatest such set. For
+    /// whoever finds everybody asleep; empty unless somebody who could have helped has ended since they fell asleep.
+    pub fn stuck(&self) -> Vec<Participant> {
+        self.waits.stuck(|pid| self.tasks_of(pid))
+    }
+
+    pub(crate) fn note_deadlock(&self, deadlock: Deadlock) {
+        self.counters.deadlocks.add(1);
+        let mut deadlocks = self.deadlocks.lock();
+        if deadlocks.len() < DEADLOCKS_MAX {
+            deadlocks.push(deadlock);
+        }
+    }
+}
+
 impl Task {
+    /// This task was kept from waiting for what only its own process could bring about: EDEADLK, with `reason` the wait that
+    /// was not begun.
+    pub(crate) fn note_self_deadlock(&self, reason: &'static str) {
+        let needs = vec![Need::any_of(vec![self.pid()])];
+        let myself = Participant { task: self.waiter().id(), pid: self.pid(), reason, needs };
+        self.kernel().note_deadlock(Deadlock { participants: vec![myself] });
+    }
+
     /// Blocks this task on `queue` until `look` says ready, keeping the wait graph true on the way.
     pub(crate) fn block_on<T>(
         &self,
@@ -169,10 +308,6 @@ impl Task {
         let kernel = self.kernel();
         let id = self.waiter().id();
         let bounded = how.deadline.is_some() || how.sleep == Sleep::Killable;
-        let tasks_of = |pid: Pid| match kernel.processes.get(pid) {
-            Some(process) if !process.is_dying() => process.waiters.lock().iter().map(|waiter| waiter.id()).collect(),
-            _ => Vec::new(),
-        };
         let waiter = self.waiter();
         let mut looks = 0;
         let outcome = queue.wait(&kernel.world, waiter, how, || {
@@ -187,12 +322,15 @@ impl Task {
                 // The first look is before anybody could wake this task: too early to be recorded.
                 Look::Blocked(_) if looks == 1 => Poll::Pending,
                 Look::Blocked(needs) => {
-                    let node = Node { waiter: Arc::clone(waiter), wakes, pid: self.pid(), needs, bounded };
-                    if kernel.waits.record(node, tasks_of) {
-                        return Poll::Pending;
+                    let reason = how.reason;
+                    let node = Node { waiter: Arc::clone(waiter), wakes, pid: self.pid(), reason, needs, bounded };
+                    match kernel.waits.record(node, |pid| kernel.tasks_of(pid)) {
+                        Ok(()) => Poll::Pending,
+                        Err(deadlock) => {
+                            kernel.note_deadlock(deadlock);
+                            Poll::Ready(Err(Ended::Deadlock))
+                        }
                     }
-                    kernel.counters.deadlocks.add(1);
-                    Poll::Ready(Err(Ended::Deadlock))
                 }
             }
         });
@@ -216,7 +354,11 @@ mod tests {
         let needs =
             needs.iter().map(|any| Need { any_of: any.iter().map(|p| Pid(*p)).collect(), task: None }).collect();
         let waiter = Waiter::new(WaiterId(u64::from(pid)));
-        Node { wakes: waiter.wakes(), waiter, pid: Pid(pid), needs, bounded }
+        Node { wakes: waiter.wakes(), waiter, pid: Pid(pid), reason: "a test", needs, bounded }
+    }
+
+    fn is_stuck(nodes: &BTreeMap<WaiterId, Node>, who: WaiterId, tasks: &Tasks) -> bool {
+        super::stuck(nodes, tasks).contains(&who)
     }
 
     /// One task a process, numbered alike.
@@ -234,6 +376,30 @@ mod tests {
         assert!(!stuck(&[(1, &[&[2]], false), (2, &[&[3]], false)], 1), "3 is awake");
         assert!(!stuck(&[(1, &[&[2, 3]], false), (2, &[&[1]], false)], 1), "3 could do it as well");
         assert!(stuck(&[(1, &[&[3], &[2]], false), (2, &[&[1]], false)], 1), "all needs must be met");
+    }
+
+    #[test]
+    fn a_cycle_names_its_members_and_not_those_who_wait_behind_it() {
+        let graph = WaitGraph::default();
+        let tasks_of = |pid: Pid| vec![WaiterId(u64::from(pid.0))];
+        for (pid, needs) in [(1, 2), (2, 3), (4, 1), (5, 6)] {
+            assert_eq!(graph.record(node(pid, &[&[needs]], false), tasks_of), Ok(()));
+        }
+        assert_eq!(graph.stuck(tasks_of), []);
+        let deadlock = graph.record(node(3, &[&[1]], false), tasks_of).unwrap_err();
+        let members: Vec<u32> = deadlock.participants.iter().map(|participant| participant.pid.0).collect();
+        assert_eq!(members, [3, 1, 2], "the refused one first");
+        assert_eq!(
+            deadlock.to_string(),
+            "deadlock: task 3 of process 3: a test, needs [process 1] <- task 1 of process 1: a test, needs [process 2] \
+             <- task 2 of process 2: a test, needs [process 3]"
+        );
+        assert_eq!(graph.blocked().len(), 4, "the refused one waits for nobody");
+        // Had it been let in, those behind the cycle were stuck as well.
+        let refused = node(3, &[&[1]], false);
+        graph.0.lock().insert(WaiterId(3), refused);
+        let stuck: Vec<u32> = graph.stuck(tasks_of).iter().map(|participant| participant.pid.0).collect();
+        assert_eq!(stuck, [1, 2, 3, 4]);
     }
 
     #[test]

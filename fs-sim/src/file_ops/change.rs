@@ -320,7 +320,7 @@ impl Task {
             }
         }
         if waits_for_itself {
-            kernel.counters.deadlocks.add(1);
+            self.note_self_deadlock("long-term pins");
             return Err(Errno::EDEADLK);
         }
         merge(&mut verdict.orphaned);

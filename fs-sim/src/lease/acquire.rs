@@ -180,7 +180,7 @@ impl Task {
             if !pending() {
                 Look::Ready(Ok(()))
             } else if own_pins() {
-                kernel.counters.deadlocks.add(1);
+                self.note_self_deadlock("layout change that broke the lease");
                 Look::Ready(Err(Errno::EDEADLK))
             } else {
                 let changer = request.inode.ticket.holder();

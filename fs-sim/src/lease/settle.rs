@@ -115,7 +115,7 @@ fn refusal(axes: &Axes, entries: &[Entry], range: BlockRange, holders: &[Arc<Hol
 impl Task {
     fn refused(&self, errno: Errno) -> Errno {
         if errno == Errno::EDEADLK {
-            self.kernel().counters.deadlocks.add(1);
+            self.note_self_deadlock("exclusive lease");
         }
         errno
     }

@@ -114,7 +114,7 @@ impl Task {
         }
         for lease in leases {
             if inode.holders.under_lease(lease).iter().any(|holder| holder.pid == self.pid()) {
-                kernel.counters.deadlocks.add(1);
+                self.note_self_deadlock("unlock while pinned");
                 return Err(Errno::EDEADLK);
             }
         }
