@@ -84,6 +84,10 @@ pub struct Counters {
     pub odp_invalidations: Counter,
     /// Pages made persistent on a device's demand (RDMA FLUSH).
     pub pages_persisted: Counter,
+    /// Layouts of block-layout clients recalled.
+    pub layout_recalls: Counter,
+    /// Layouts of block-layout clients fenced because they were not returned in time.
+    pub layout_fences: Counter,
     /// DMA accesses that landed in a block after it left its file or offset.
     pub stale_dma: Counter,
     /// DMA accesses that landed in an orphaned block.

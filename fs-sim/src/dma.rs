@@ -13,7 +13,7 @@ use emulator::race_point;
 use emulator::trace::Event;
 
 use crate::errno::Errno;
-use crate::extent_map::Piece;
+use crate::extent_map::{Extent, Piece};
 use crate::gup::{Pinned, ShortPins};
 use crate::holders::HolderInfo;
 use crate::inode::{Ino, Inode};
@@ -135,6 +135,32 @@ impl Kernel {
             Copy::In(bytes) => self.device.write(offset, bytes),
         })
         .map_err(|_| Errno::EIO)
+    }
+
+    /// Reads part of an extent that somebody outside knows by its device blocks: `skip` bytes into `extent`.
+    pub(crate) fn read_extent(
+        &self,
+        ino: Ino,
+        extent: &Extent,
+        skip: u64,
+        since: Stamp,
+        into: &mut [u8],
+    ) -> Result<(), Errno> {
+        let subject = Subject { region: None, ino, file_block: extent.file_block };
+        self.copy(crate::gup::pages_of(extent), skip, since, &subject, Copy::Out(into))
+    }
+
+    /// Writes part of an extent; see [`Kernel::read_extent`].
+    pub(crate) fn write_extent(
+        &self,
+        ino: Ino,
+        extent: &Extent,
+        skip: u64,
+        since: Stamp,
+        from: &[u8],
+    ) -> Result<(), Errno> {
+        let subject = Subject { region: None, ino, file_block: extent.file_block };
+        self.copy(crate::gup::pages_of(extent), skip, since, &subject, Copy::In(from))
     }
 
     /// Copies between memory and a file range held by short-term pins. Holes read as zeros; writing one is EFAULT.

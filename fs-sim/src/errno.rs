@@ -49,6 +49,14 @@ pub enum Errno {
     EOPNOTSUPP,
     /// The other side of the socket is gone.
     ECONNREFUSED,
+    /// Nothing is registered there (any more): an AF_XDP socket without umem, a ring without buffers.
+    ENXIO,
+    /// The volume is not mounted, or its device is gone.
+    ENODEV,
+    /// An AF_XDP socket lost its umem: what `SO_ERROR` tells once.
+    ENETDOWN,
+    /// The I/O's buffers were taken away.
+    ECANCELED,
     /// An access through a mapping beyond the end of its file, or to a block that can't be had. Not an errno: the
     /// process would get this signal instead of a value.
     SIGBUS,

@@ -329,7 +329,8 @@ impl Task {
         })
     }
 
-    fn register_file(
+    /// Long-term access to `want.len` bytes from byte `offset` of the file, whatever is mapped.
+    pub(crate) fn register_file(
         &self,
         want: Want,
         description: &Arc<Description>,

@@ -5,6 +5,13 @@
 //! still to be rechecked is never listed. Kernel counterpart: none today, which is part of the discussion; the 2019 RFC's
 //! `struct file_file_pin`.
 
+pub mod block_layout;
+pub mod fixed_buffers;
+pub mod guest;
+mod region;
+pub mod umem;
+
+use std::any::Any;
 use std::collections::BTreeMap;
 
 use emulator::pin::PageRange;
@@ -13,10 +20,15 @@ use emulator::sync::{Arc, Mutex};
 use emulator::wait::WaitQueue;
 
 use crate::Kernel;
+use crate::errno::Errno;
+use crate::file_ops::open::Flags;
 use crate::inode::Ino;
 use crate::lease::Lease;
-use crate::process::Pid;
+use crate::process::custody::Custody;
+use crate::process::description::{Access, Description, Open, OpenObject};
 use crate::process::fd_table::Fd;
+use crate::process::task::Task;
+use crate::process::{Pid, Process};
 use crate::range::BlockRange;
 
 /// A holder's number. Never reused within a run.
@@ -38,10 +50,51 @@ pub struct HolderInfo {
     pub region: Option<u32>,
 }
 
+impl HolderInfo {
+    /// A holder that lives in a descriptor, without a context or a key.
+    fn in_descriptor(kind: &'static str, custody: &Arc<Custody>, registrant: &Process) -> HolderInfo {
+        let processes = custody.processes();
+        let fd = (processes.first() == Some(&registrant.pid())).then(|| registrant.fd_of(custody)).flatten();
+        HolderInfo { kind, processes, fd, context: None, region: None }
+    }
+}
+
+/// The object as the kind that a call wants.
+///
+/// # Errors
+/// EINVAL: it is another kind.
+fn downcast<T: Any + Send + Sync>(object: Arc<dyn OpenObject>) -> Result<Arc<T>, Errno> {
+    object.as_any().downcast::<T>().map_err(|_| Errno::EINVAL)
+}
+
+impl Task {
+    /// An open description of its own, as that of a server, for the file open as `fd`. In nobody's table.
+    ///
+    /// # Errors
+    /// EBADF, EINVAL (not a file), EACCES (`suits` doesn't like how it is open); what an open meets ([`Task::open`]).
+    fn open_again(&self, fd: Fd, suits: impl FnOnce(Access) -> bool) -> Result<Arc<Description>, Errno> {
+        self.with_file(fd, |_, inode, access| {
+            if !suits(access) {
+                return Err(Errno::EACCES);
+            }
+            // It is open as `fd`, so it can't be on its way out.
+            inode.life.lock().opens += 1;
+            self.enter_inode(inode, Flags::open(access), false).inspect_err(|_| self.kernel().drop_open(inode))?;
+            let open = Open::File { inode: Arc::clone(inode), access };
+            Ok(self.kernel().new_description(open, Arc::new(Custody::default())))
+        })
+    }
+}
+
 /// What the kernel may ask of whoever registered a long-term pin. Implemented by the crates above.
 pub trait PinHolder: Send + Sync + 'static {
     /// Who it is.
     fn describe(&self) -> HolderInfo;
+
+    /// Who holds the descriptor it lives in, if it lives in one: also those that hold it unread in a queue.
+    fn custody(&self) -> Option<Arc<Custody>> {
+        None
+    }
 
     /// Demands that the pins be let go. Idempotent, returns at once, called with no lock held. Its completion *is* the
     /// unpin, which comes once accesses in flight have drained.

@@ -14,7 +14,8 @@ use emulator::wait::{WaitFor, WaitQueue, WaiterId};
 use crate::base_lease::table::BaseLeases;
 use crate::errno::Errno;
 use crate::extent_map::Layout;
-use crate::holders::Holders;
+use crate::holders::block_layout::BlockLayouts;
+use crate::holders::{Holder, HolderId, Holders};
 use crate::lease::table::LeaseTable;
 use crate::process::Credentials;
 use crate::process::task::Task;
@@ -43,6 +44,7 @@ pub struct Inode {
     pub(crate) leases: LeaseTable,
     pub(crate) holders: Holders,
     pub(crate) base: BaseLeases,
+    pub(crate) block_layouts: BlockLayouts,
 }
 
 /// The permission bits of a new file: everything to everybody **\[chosen\]**.
@@ -70,6 +72,7 @@ impl Inode {
             leases: LeaseTable::default(),
             holders: Holders::default(),
             base: BaseLeases::default(),
+            block_layouts: BlockLayouts::default(),
         }
     }
 
@@ -127,9 +130,10 @@ impl Inode {
         self.generation.fetch_add(1, Ordering::SeqCst);
     }
 
-    /// Marks the change that holds `ticket` as waiting on `range`; lease requests that wait for it look again.
-    pub(crate) fn set_waiting(&self, ticket: &TicketGuard<'_>, range: BlockRange) {
-        ticket.set_waiting(range);
+    /// Marks the change that holds `ticket`, and that has met `pins`, as waiting on `range`; lease requests that wait for it look
+    /// again.
+    pub(crate) fn set_waiting(&self, ticket: &TicketGuard<'_>, range: BlockRange, pins: &[Arc<Holder>]) {
+        ticket.set_waiting(range, pins.iter().map(|holder| holder.id).collect());
         self.leases.changed.wake_all();
     }
 
@@ -159,6 +163,18 @@ struct TicketState {
     holder: Option<WaiterId>,
     queue: VecDeque<WaiterId>,
     waiting: Option<BlockRange>,
+    /// The pins that a waiting change met.
+    pins: Vec<HolderId>,
+}
+
+/// A ticket as seen from outside.
+pub(crate) struct Line {
+    pub(crate) holder: Option<WaiterId>,
+    /// The range on which the holder's change waits for others, if it does.
+    pub(crate) waiting: Option<BlockRange>,
+    /// The pins that it met.
+    pub(crate) pins: Vec<HolderId>,
+    pub(crate) queue: Vec<WaiterId>,
 }
 
 /// Holds an inode's ticket; dropping it lets the next change in.
@@ -240,6 +256,13 @@ impl Ticket {
         self.state.lock().waiting
     }
 
+    /// Who changes, on what the change waits, and who queues behind it.
+    pub(crate) fn line(&self) -> Line {
+        let state = self.state.lock();
+        let queue = state.queue.iter().copied().collect();
+        Line { holder: state.holder, waiting: state.waiting, pins: state.pins.clone(), queue }
+    }
+
     /// The task whose change is under way.
     pub(crate) fn holder(&self) -> Option<WaiterId> {
         self.state.lock().holder
@@ -273,10 +296,11 @@ impl Ticket {
 
 impl TicketGuard<'_> {
     /// Says that this change waits for leases or long-term pins in `range`: new ones there are refused meanwhile.
-    fn set_waiting(&self, range: BlockRange) {
+    fn set_waiting(&self, range: BlockRange, pins: Vec<HolderId>) {
         {
             let mut state = self.0.state.lock();
             state.waiting = Some(range);
+            state.pins = pins;
             // With the lock held: the hint never lags behind a later holder's.
             self.0.waiting_hint.store(true, Ordering::Release);
         }
@@ -290,6 +314,7 @@ impl Drop for TicketGuard<'_> {
             let mut state = self.0.state.lock();
             state.holder = None;
             state.waiting = None;
+            state.pins.clear();
             self.0.waiting_hint.store(false, Ordering::Release);
         }
         self.0.changed.wake_all();

@@ -3,6 +3,8 @@
 //! It owns no state. Invariant: nothing here changes anything, and every answer names who it speaks of. Kernel counterpart:
 //! /proc/locks, /proc/PID/fdinfo, debugfs.
 
+pub mod blockers;
+
 use std::collections::BTreeMap;
 
 use emulator::pin::PageRange;

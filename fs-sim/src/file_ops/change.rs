@@ -221,6 +221,9 @@ impl Task {
             if !self.settle_all(&works, patience)? {
                 continue;
             }
+            if !self.recall_layouts(&works, patience)? {
+                continue;
+            }
             race_point!("change: settled, not shut");
             let Some(verdicts) = self.decide_all(&works)? else { continue };
             let needed = works.iter().zip(&verdicts).map(|(work, verdict)| work.blocks_with(&verdict.orphaned)).sum();
@@ -282,7 +285,7 @@ impl Task {
         let verdicts = works.iter().map(|work| self.decide(work)).collect::<Result<Vec<Verdict>, Errno>>()?;
         for (work, verdict) in works.iter().zip(&verdicts) {
             if !verdict.wait_for.is_empty() {
-                work.inode.set_waiting(work.ticket, work.touches);
+                work.inode.set_waiting(work.ticket, work.touches, &verdict.wait_for);
                 self.wait_for_holders(work, &verdict.wait_for)?;
                 return Ok(None);
             }
@@ -356,7 +359,7 @@ impl Task {
         for (work, verdict) in works.iter().zip(&verdicts) {
             if !verdict.revoke.is_empty() {
                 // Their accesses in flight take their time.
-                work.inode.set_waiting(work.ticket, work.touches);
+                work.inode.set_waiting(work.ticket, work.touches, &verdict.revoke);
             }
         }
         if all_shut().next().is_some() && !self.drain(works, &verdicts, &doors, patience)? {

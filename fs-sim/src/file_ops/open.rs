@@ -142,7 +142,7 @@ impl Task {
 
     /// What an open must pass once the name is found: permission, programs that run from the file, base leases, truncation.
     /// It counts as open from before it waits. Kernel: `do_open`, `do_dentry_open`, `handle_truncate`.
-    fn enter_inode(&self, inode: &Arc<Inode>, flags: Flags, created: bool) -> Result<(), Errno> {
+    pub(crate) fn enter_inode(&self, inode: &Arc<Inode>, flags: Flags, created: bool) -> Result<(), Errno> {
         let Flags { access, .. } = flags;
         if !access.is_open() {
             return Ok(());

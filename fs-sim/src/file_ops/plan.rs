@@ -75,9 +75,9 @@ pub(super) enum Fate {
 }
 
 /// A plan for one file, worked out against its layout and the counts of shared blocks.
-pub(super) struct Work<'a> {
-    pub(super) inode: &'a Inode,
-    pub(super) ticket: &'a TicketGuard<'a>,
+pub(crate) struct Work<'a> {
+    pub(crate) inode: &'a Inode,
+    pub(crate) ticket: &'a TicketGuard<'a>,
     /// The file blocks on which leases are asked.
     pub(super) touches: BlockRange,
     /// The file blocks whose registrations are looked at.
@@ -181,6 +181,17 @@ impl<'a> Work<'a> {
         self.blocks += u64::from(part.len);
         self.touches = self.touches.hull(part.range());
         self.copies.push(part);
+    }
+
+    /// The file blocks whose device blocks a client that knows them must forget or be asked about: those that leases are asked
+    /// about, and those that turn unwritten, which are no layout change for users.
+    pub(crate) fn concerns_clients(&self) -> BlockRange {
+        self.touches.hull(self.range)
+    }
+
+    /// Whether it only adds blocks: all that was mapped stays what it was.
+    pub(crate) fn only_adds(&self) -> bool {
+        self.judged.is_empty() && self.released.is_empty() && self.losing_mark.is_empty()
     }
 
     /// How many runs of pages are to be shut.

@@ -89,6 +89,18 @@ impl Task {
         })
     }
 
+    /// As [`Task::lease`], on an open description that need not be in the caller's table.
+    pub(crate) fn lease_file(
+        &self,
+        description: &Arc<Description>,
+        inode: &Arc<Inode>,
+        kind: Kind,
+        range: BlockRange,
+    ) -> Result<(), Errno> {
+        self.check_request(kind, range, Access::BOTH)?;
+        self.acquire(&Request { inode, description, kind, range })
+    }
+
     fn check_request(&self, kind: Kind, range: BlockRange, access: Access) -> Result<(), Errno> {
         let rules = self.kernel().axes.lease_rules;
         let known = match rules {

@@ -13,6 +13,7 @@ use crate::design::{Axes, ChangeRule, LeaseRules};
 use crate::errno::Errno;
 use crate::holders::Holder;
 use crate::inode::{Inode, TicketGuard};
+use crate::inspect::blockers::Effect;
 use crate::process::Pid;
 use crate::process::task::Task;
 use crate::range::BlockRange;
@@ -40,13 +41,26 @@ struct Judgement {
 
 /// What one lease says to a change of its range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Verdict {
+pub(crate) enum Verdict {
     Ignore,
     Fail(Errno),
     Break,
     WaitFor,
     /// Taken away, its owner told.
     Remove,
+}
+
+impl Verdict {
+    /// What it means for the change.
+    pub(crate) fn effect(self) -> Effect {
+        match self {
+            Verdict::Fail(_) => Effect::Refuses,
+            Verdict::WaitFor => Effect::WaitedFor,
+            Verdict::Break => Effect::Broken,
+            Verdict::Remove => Effect::Revoked,
+            Verdict::Ignore => Effect::Ignored,
+        }
+    }
 }
 
 fn by_rule(rule: ChangeRule, own: bool) -> Verdict {
@@ -60,7 +74,7 @@ fn by_rule(rule: ChangeRule, own: bool) -> Verdict {
     }
 }
 
-fn judge(axes: &Axes, entry: &Entry, changer: Pid, others_write: bool) -> Verdict {
+pub(crate) fn judge(axes: &Axes, entry: &Entry, changer: Pid, others_write: bool) -> Verdict {
     let own = entry.pid == changer;
     let exclusive = entry.kind.is_exclusive(axes.lease_rules);
     match (own, axes.lease_rules) {
@@ -92,7 +106,7 @@ fn pins_refuse(axes: &Axes, holders: &[Arc<Holder>], entries: &[Entry], changer:
 }
 
 /// Whether a process other than `changer` holds write in `range`.
-fn others_write(entries: &[Entry], range: BlockRange, changer: Pid) -> bool {
+pub(crate) fn others_write(entries: &[Entry], range: BlockRange, changer: Pid) -> bool {
     let write = |entry: &Entry| entry.range.overlaps(range) && entry.pid != changer && entry.kind.mode == Mode::Write;
     entries.iter().any(write)
 }
@@ -164,7 +178,7 @@ impl Task {
         }
         if !judgement.in_way.is_empty() {
             // Before anybody is told: an owner that answers at once finds the change waiting.
-            inode.set_waiting(ticket, range);
+            inode.set_waiting(ticket, range, holders);
         }
         kernel.tell_owners(inode, &judgement.owners);
         for lease in &judgement.lost {

@@ -28,6 +28,11 @@ impl Custody {
         self.0.lock().by.keys().copied().collect()
     }
 
+    /// How many socket queues hold it unread.
+    pub fn queued(&self) -> u32 {
+        self.0.lock().queued
+    }
+
     /// Whether a process other than `pid`, or a queue, holds it.
     pub fn shared_beyond(&self, pid: Pid) -> bool {
         let held = self.0.lock();

@@ -325,6 +325,10 @@ impl PinHolder for Region {
         HolderInfo { kind: "test region", processes: self.custody.processes(), fd: None, context: None, region: None }
     }
 
+    fn custody(&self) -> Option<Arc<Custody>> {
+        Some(Arc::clone(&self.custody))
+    }
+
     fn revoke(&self, kernel: &Arc<Kernel>) {
         self.revoked.store(true, Ordering::SeqCst);
         if !self.dma_in_flight.load(Ordering::SeqCst) {

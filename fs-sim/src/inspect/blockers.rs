@@ -1,0 +1,461 @@
+//! Who blocks whom: for one file, everything that stands against a change of its layout, and everybody who waits.
+//!
+//! It owns no state and decides nothing: each lease and pin is judged by the very function that a change is judged by, once for
+//! the change that is under way, and once for a change by a process that has nothing to do with the file (so that a refusal,
+//! which leaves nobody waiting, has its reason named too). What is told of custody is the present: who could let go *now*,
+//! whether or not the one who took the lease or registered the pin lives. An answer is a snapshot, exact while nobody moves.
+//! Kernel counterpart: none, which was one of the objections of 2019 ("lsof can't tell"); /proc/locks names an inode only.
+
+use std::fmt;
+
+use emulator::sync::Arc;
+use emulator::time::Nanos;
+use emulator::wait::WaiterId;
+use serde::Serialize;
+
+use crate::Kernel;
+use crate::design::ChangeRule;
+use crate::file_ops::plan::mapped;
+use crate::gup::pages_of;
+use crate::holders::Holder;
+use crate::holders::block_layout::BlockLayout;
+use crate::inode::{Ino, Inode};
+use crate::lease::Lease;
+use crate::lease::settle;
+use crate::lease::table::{Entry, State};
+use crate::process::Pid;
+use crate::process::custody::Custody;
+use crate::range::BlockRange;
+use crate::waits::Participant;
+
+/// A range of file blocks; no end means infinity.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Blocks {
+    /// First block.
+    pub start: u64,
+    /// One past the last block.
+    pub end: Option<u64>,
+}
+
+impl From<BlockRange> for Blocks {
+    fn from(range: BlockRange) -> Blocks {
+        Blocks { start: range.start, end: (range.end != u64::MAX).then_some(range.end) }
+    }
+}
+
+impl fmt::Display for Blocks {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.end {
+            Some(end) => write!(f, "blocks {}..{end}", self.start),
+            None => write!(f, "blocks {}..", self.start),
+        }
+    }
+}
+
+/// What a lease, a pin or a client's layout does to the change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Effect {
+    /// The change fails.
+    Refuses,
+    /// The change waits until it is gone.
+    WaitedFor,
+    /// It is being broken or recalled, or will be: the change waits, for a time that the design bounds or does not.
+    Broken,
+    /// It is taken away; the change waits only for accesses in flight.
+    Revoked,
+    /// The change goes on, and leaves the pinned blocks behind.
+    Orphaned,
+    /// The change goes on as if it were not there.
+    Ignored,
+}
+
+impl Effect {
+    /// Whether the change can't go on by itself.
+    pub fn blocks(self) -> bool {
+        matches!(self, Effect::Refuses | Effect::WaitedFor | Effect::Broken)
+    }
+
+    /// What pins meet under a rule.
+    fn of_pin(rule: ChangeRule) -> Effect {
+        match rule {
+            ChangeRule::Fail => Effect::Refuses,
+            ChangeRule::Wait => Effect::WaitedFor,
+            ChangeRule::Revoke => Effect::Revoked,
+            ChangeRule::Orphan => Effect::Orphaned,
+            ChangeRule::Proceed => Effect::Ignored,
+        }
+    }
+}
+
+impl fmt::Display for Effect {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Effect::Refuses => "refuses",
+            Effect::WaitedFor => "is waited for",
+            Effect::Broken => "is broken",
+            Effect::Revoked => "is revoked",
+            Effect::Orphaned => "is left its blocks",
+            Effect::Ignored => "is ignored",
+        })
+    }
+}
+
+/// How a process could let go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Releaser {
+    /// The process.
+    pub pid: u32,
+    /// Its lowest descriptor of the open file, the context, the socket; none if it has only a mapping.
+    pub fd: Option<u32>,
+}
+
+/// What stands against a change.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "what", rename_all = "kebab-case")]
+pub enum Cause {
+    /// A layout lease.
+    Lease {
+        /// Its number.
+        lease: u64,
+        /// Its kind, such as `read+U`.
+        kind: String,
+        /// `held`, `breaking` or `zombie`.
+        state: &'static str,
+        /// Who took it.
+        taker: u32,
+        /// The pins that were taken under it, by number: what keeps a zombie.
+        pins: Vec<u64>,
+    },
+    /// A long-term pin.
+    Pin {
+        /// Its number.
+        holder: u64,
+        /// Its kind, such as `RDMA region`.
+        kind: &'static str,
+        /// Who registered it.
+        registrant: u32,
+        /// The context it belongs to.
+        context: Option<u64>,
+        /// The region's key.
+        region: Option<u32>,
+        /// The leases it was let through under, by number.
+        leases: Vec<u64>,
+    },
+    /// The layout of a block-layout client.
+    BlockLayout {
+        /// The client's process.
+        client: u32,
+        /// It has been told to return it.
+        recalled: bool,
+    },
+}
+
+/// One thing that stands against a change, and who could do something about it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Blocker {
+    /// What it is.
+    #[serde(flatten)]
+    pub cause: Cause,
+    /// The inode.
+    pub ino: u64,
+    /// The file blocks it is about.
+    pub range: Blocks,
+    /// What it does to the change.
+    pub effect: Effect,
+    /// When its time is over, in nanoseconds of the kernel's clock.
+    pub deadline_ns: Option<u64>,
+    /// Those who could end it now.
+    pub releasers: Vec<Releaser>,
+    /// It is unread in this many socket queues.
+    pub queued: u32,
+}
+
+/// Somebody who waits.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Waiting {
+    /// The task.
+    pub task: u64,
+    /// Its process.
+    pub pid: u32,
+    /// What for, in words.
+    pub reason: String,
+    /// All of these it needs, in words.
+    pub needs: Vec<String>,
+    /// When it gives up or acts, in nanoseconds of the kernel's clock.
+    pub deadline_ns: Option<u64>,
+}
+
+/// A layout change that is under way and waits.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct BlockedChange {
+    /// Who.
+    pub who: Waiting,
+    /// The file blocks it waits on.
+    pub range: Blocks,
+    /// What stands against it.
+    pub blockers: Vec<Blocker>,
+}
+
+/// See the module.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Blockers {
+    /// The inode.
+    pub ino: u64,
+    /// The change that waits now, if one does.
+    pub blocked: Option<BlockedChange>,
+    /// The changes that queue behind it (or behind one that is about to finish), first come first.
+    pub queued: Vec<Waiting>,
+    /// Everybody else who waits for something of this file: lease requests, unlocks, closes.
+    pub others: Vec<Waiting>,
+    /// What a change of `asked` by a stranger would meet.
+    pub stranger: Vec<Blocker>,
+    /// The range of that question.
+    pub asked: Blocks,
+}
+
+impl Blockers {
+    /// Of what a stranger's change would meet, what would refuse it or make it wait.
+    pub fn against_stranger(&self) -> impl Iterator<Item = &Blocker> {
+        self.stranger.iter().filter(|blocker| blocker.effect.blocks())
+    }
+}
+
+/// No process: for the question what a stranger would meet.
+const STRANGER: Pid = Pid(0);
+
+impl Kernel {
+    /// Who blocks changes of the whole of `ino`; none if there is no such inode.
+    pub fn blockers(&self, ino: Ino) -> Option<Blockers> {
+        self.blockers_of(ino, BlockRange::ALL)
+    }
+
+    /// Who blocks changes of `ino`: what is under way, and what a stranger's change of `range` would meet.
+    pub fn blockers_of(&self, ino: Ino, range: BlockRange) -> Option<Blockers> {
+        let inode = self.inodes.get(ino)?;
+        let line = inode.ticket.line();
+        let mut waiting = self.waiting();
+        let mut take = |task: WaiterId| {
+            let at = waiting.iter().position(|(waiter, _)| *waiter == task)?;
+            Some(waiting.remove(at).1)
+        };
+        let holders = inode.holders.all();
+        let blocked = line.holder.and_then(|task| {
+            let range = line.waiting?;
+            let who = take(task)?;
+            let met: Vec<_> = holders.iter().filter(|holder| line.pins.contains(&holder.id)).cloned().collect();
+            let blockers = self.judged(&inode, range, &met, Pid(who.pid));
+            Some(BlockedChange { who, range: range.into(), blockers })
+        });
+        let queued = line.queue.into_iter().filter_map(&mut take).collect();
+        let queues =
+            [&inode.leases.changed, &inode.holders.changed, inode.ticket.changed(), &inode.block_layouts.changed];
+        let others = queues.into_iter().flat_map(|queue| queue.waiting()).filter_map(&mut take).collect();
+        let pages = inode.layout(|layout| mapped(layout, range).map(|extent| pages_of(&extent)).collect::<Vec<_>>());
+        let met: Vec<_> = holders.into_iter().filter(|holder| holder.holds_any_of(&pages)).collect();
+        let stranger = self.judged(&inode, range, &met, STRANGER);
+        Some(Blockers { ino: ino.0, blocked, queued, others, stranger, asked: range.into() })
+    }
+
+    /// Everybody who is blocked.
+    fn waiting(&self) -> Vec<(WaiterId, Waiting)> {
+        let sleepers = self.world.sleepers();
+        let waiting = |blocked: Participant| {
+            let sleeper = sleepers.iter().find(|sleeper| sleeper.waiter == blocked.task);
+            let waiting = Waiting {
+                task: blocked.task.0,
+                pid: blocked.pid.0,
+                reason: blocked.reason.to_owned(),
+                needs: blocked.needs.iter().map(ToString::to_string).collect(),
+                deadline_ns: sleeper.and_then(|sleeper| sleeper.deadline).map(|Nanos(ns)| ns),
+            };
+            (blocked.task, waiting)
+        };
+        self.waits.blocked().into_iter().map(waiting).collect()
+    }
+
+    /// What a change of `range` by `changer` meets: leases, the pins `met`, clients, in this order.
+    fn judged(&self, inode: &Inode, range: BlockRange, met: &[Arc<Holder>], changer: Pid) -> Vec<Blocker> {
+        let entries = inode.leases.lock().clone();
+        let holders = inode.holders.all();
+        let touched = || entries.iter().filter(|entry| entry.range.overlaps(range));
+        let others_write = settle::others_write(&entries, range, changer);
+        let mut blockers: Vec<Blocker> = touched()
+            .map(|entry| {
+                let effect = settle::judge(&self.axes, entry, changer, others_write).effect();
+                self.lease_blocker(inode, entry, &holders, effect)
+            })
+            .collect();
+        blockers.extend(met.iter().map(|holder| {
+            let own = holder.pid == changer;
+            let rule = if own { self.axes.holder_change } else { self.axes.stranger_change };
+            self.pin_blocker(inode, holder, Effect::of_pin(rule))
+        }));
+        let layouts = inode.block_layouts.all();
+        let clients = layouts.iter().filter(|layout| layout.range().overlaps(range) && layout.pid() != changer);
+        blockers.extend(clients.map(|layout| self.layout_blocker(inode, layout)));
+        blockers
+    }
+
+    fn lease_blocker(&self, inode: &Inode, entry: &Entry, holders: &[Arc<Holder>], effect: Effect) -> Blocker {
+        let under = |holder: &&Arc<Holder>| holder.leases.iter().any(|held| Arc::ptr_eq(held, &entry.lease));
+        let pins: Vec<&Arc<Holder>> = holders.iter().filter(under).collect();
+        let (state, deadline) = match entry.state {
+            State::Held => ("held", None),
+            State::Breaking { deadline, .. } => ("breaking", deadline),
+            State::Zombie => ("zombie", None),
+        };
+        let mut releasers = self.releasers_of(&entry.custody);
+        if releasers.is_empty() {
+            releasers = self.mappers_of(entry);
+        }
+        let mut queued = entry.custody.queued();
+        if releasers.is_empty() && queued == 0 {
+            // Only pins keep it: a zombie, or an open file that regions hold.
+            for pin in &pins {
+                queued += pin.object.custody().map_or(0, |custody| custody.queued());
+                for releaser in self.releasers_of_pin(pin) {
+                    if !releasers.contains(&releaser) {
+                        releasers.push(releaser);
+                    }
+                }
+            }
+        }
+        let cause = Cause::Lease {
+            lease: entry.lease.id.0,
+            kind: entry.kind.to_string(),
+            state,
+            taker: entry.pid.0,
+            pins: pins.iter().map(|holder| holder.id.0).collect(),
+        };
+        let deadline_ns = deadline.map(|Nanos(ns)| ns);
+        Blocker { cause, ino: inode.ino().0, range: entry.range.into(), effect, deadline_ns, releasers, queued }
+    }
+
+    fn pin_blocker(&self, inode: &Inode, holder: &Arc<Holder>, effect: Effect) -> Blocker {
+        let info = holder.object.describe();
+        let cause = Cause::Pin {
+            holder: holder.id.0,
+            kind: info.kind,
+            registrant: holder.pid.0,
+            context: info.context,
+            region: info.region,
+            leases: holder.leases.iter().map(|lease: &Arc<Lease>| lease.id.0).collect(),
+        };
+        let queued = holder.object.custody().map_or(0, |custody| custody.queued());
+        let releasers = self.releasers_of_pin(holder);
+        let range = holder.range.into();
+        Blocker { cause, ino: inode.ino().0, range, effect, deadline_ns: None, releasers, queued }
+    }
+
+    fn layout_blocker(&self, inode: &Inode, layout: &BlockLayout) -> Blocker {
+        let recall = layout.recall();
+        let cause = Cause::BlockLayout { client: layout.pid().0, recalled: recall.is_some() };
+        let deadline_ns = recall.and_then(|recall| recall.deadline).map(|Nanos(ns)| ns);
+        let releasers = layout.custody().map(|custody| self.releasers_of(custody)).unwrap_or_default();
+        let range = layout.range().into();
+        Blocker { cause, ino: inode.ino().0, range, effect: Effect::Broken, deadline_ns, releasers, queued: 0 }
+    }
+
+    /// The processes that have a descriptor with this custody, and which.
+    fn releasers_of(&self, custody: &Arc<Custody>) -> Vec<Releaser> {
+        let releaser = |pid: Pid| {
+            let fd = self.processes.get(pid).and_then(|process| process.fd_of(custody));
+            Releaser { pid: pid.0, fd: fd.map(|fd| fd.0) }
+        };
+        custody.processes().into_iter().map(releaser).collect()
+    }
+
+    /// The processes that map the open file of a lease.
+    fn mappers_of(&self, entry: &Entry) -> Vec<Releaser> {
+        let processes = self.processes.snapshot().into_iter();
+        let mappers = processes.filter(|(_, process)| process.mm.lock().maps(entry.file));
+        mappers.map(|(pid, _)| Releaser { pid: pid.0, fd: None }).collect()
+    }
+
+    fn releasers_of_pin(&self, holder: &Holder) -> Vec<Releaser> {
+        if let Some(custody) = holder.object.custody() {
+            return self.releasers_of(&custody);
+        }
+        // It says who, and under which descriptor the first of them has it.
+        let info = holder.object.describe();
+        let fds = [info.fd].into_iter().chain(std::iter::repeat(None));
+        let named = info.processes.iter().zip(fds);
+        named.map(|(pid, fd)| Releaser { pid: pid.0, fd: fd.map(|fd| fd.0) }).collect()
+    }
+}
+
+impl fmt::Display for Blocker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.cause {
+            Cause::Lease { lease, kind, state, taker, pins } => {
+                write!(f, "{state} {kind} lease {lease} of process {taker}")?;
+                if !pins.is_empty() {
+                    let pins: Vec<String> = pins.iter().map(u64::to_string).collect();
+                    write!(f, ", pins {}", pins.join(" "))?;
+                }
+            }
+            Cause::Pin { holder, kind, registrant, context, region, .. } => {
+                write!(f, "{kind}")?;
+                if let Some(region) = region {
+                    write!(f, " {region:#x}")?;
+                }
+                if let Some(context) = context {
+                    write!(f, " of context {context}")?;
+                }
+                write!(f, ", pin {holder} of process {registrant}")?;
+            }
+            Cause::BlockLayout { client, recalled } => {
+                write!(f, "{}block layout of client {client}", if *recalled { "recalled " } else { "" })?;
+            }
+        }
+        write!(f, ", {}: {}", self.range, self.effect)?;
+        let can: Vec<String> = self
+            .releasers
+            .iter()
+            .map(|releaser| match releaser.fd {
+                Some(fd) => format!("process {} (fd {fd})", releaser.pid),
+                None => format!("process {}", releaser.pid),
+            })
+            .chain((self.queued > 0).then(|| format!("whoever reads it from {} queue(s)", self.queued)))
+            .collect();
+        match can.is_empty() {
+            true => f.write_str("; nobody could release it"),
+            false => write!(f, "; {} could release it", can.join(", ")),
+        }
+    }
+}
+
+impl fmt::Display for Waiting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "task {} of process {}: {}", self.task, self.pid, self.reason)
+    }
+}
+
+impl fmt::Display for Blockers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "inode {}", self.ino)?;
+        if let Some(blocked) = &self.blocked {
+            writeln!(f, "  blocked change of {}, {}", blocked.range, blocked.who)?;
+            for blocker in &blocked.blockers {
+                writeln!(f, "    {blocker}")?;
+            }
+        }
+        for waiting in &self.queued {
+            writeln!(f, "  queued change, {waiting}")?;
+        }
+        for waiting in &self.others {
+            writeln!(f, "  waiting, {waiting}")?;
+        }
+        writeln!(
+            f,
+            "  a stranger's change of {} meets{}",
+            self.asked,
+            if self.stranger.is_empty() { " nothing" } else { "" }
+        )?;
+        for blocker in &self.stranger {
+            writeln!(f, "    {blocker}")?;
+        }
+        Ok(())
+    }
+}

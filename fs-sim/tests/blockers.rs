@@ -1,0 +1,324 @@
+//! Dialogues about the question "who blocks whom?", and about cycles of waits. SEMANTICS section 8 (invariant 6) and the
+//! scenarios S22, S30, S31, S48.
+#![allow(clippy::unwrap_used, reason = "a test that can't go on ends")]
+
+mod common;
+
+use common::{
+    Actor, BREAK_TIME, Lab, every_preset, every_preset_with, exclusive, needs_lease, patient, pinned_file, preset,
+    rule_of,
+};
+use fs_sim::design::{Axes, ChangeRule, GateScope, LastCloseRule, LeaseRules, UnlockRule};
+use fs_sim::holders::block_layout::IoMode;
+use fs_sim::inode::Ino;
+use fs_sim::inspect::blockers::{Blocker, Blockers, Blocks, Cause, Effect, Releaser};
+use fs_sim::lease::Kind;
+use fs_sim::process::fd_table::Fd;
+use fs_sim::process::task::Received;
+use fs_sim::range::BlockRange;
+use fs_sim::{BLOCK, Errno};
+
+const ALL: BlockRange = BlockRange::ALL;
+
+fn ask(lab: &Lab, ino: Ino) -> Blockers {
+    lab.kernel.blockers(ino).expect("the inode is there")
+}
+
+fn releaser(who: &Actor, fd: Fd) -> Releaser {
+    Releaser { pid: who.pid().0, fd: Some(fd.0) }
+}
+
+fn leases(blockers: &[Blocker]) -> Vec<&Blocker> {
+    blockers.iter().filter(|blocker| matches!(blocker.cause, Cause::Lease { .. })).collect()
+}
+
+fn pins(blockers: &[Blocker]) -> Vec<&Blocker> {
+    blockers.iter().filter(|blocker| matches!(blocker.cause, Cause::Pin { .. })).collect()
+}
+
+fn pins_of(found: &Blockers) -> Vec<&Blocker> {
+    pins(&found.stranger)
+}
+
+fn effect_of(rule: ChangeRule) -> Effect {
+    match rule {
+        ChangeRule::Fail => Effect::Refuses,
+        ChangeRule::Wait => Effect::WaitedFor,
+        ChangeRule::Revoke => Effect::Revoked,
+        ChangeRule::Orphan => Effect::Orphaned,
+        ChangeRule::Proceed => Effect::Ignored,
+    }
+}
+
+/// S30: inode, range, lease, process, descriptor and pin are named, in every design in which there is a pin.
+#[test]
+fn s30_lease_and_pin_are_named_with_process_and_descriptor() {
+    every_preset(|axes| {
+        let lab = Lab::new(axes);
+        let Some(file) = pinned_file(&lab, "data", 4, 1..3) else { return };
+        let a = &file.who;
+        let inode = a.inode_of(file.fd);
+        let found = ask(&lab, inode.ino());
+        let pins = pins(&found.stranger);
+        assert_eq!(pins.len(), 1);
+        assert_eq!((pins[0].ino, pins[0].range), (inode.ino().0, Blocks { start: 1, end: Some(3) }));
+        assert_eq!(pins[0].effect, effect_of(axes.stranger_change));
+        assert_eq!(pins[0].releasers, [releaser(a, file.nic_fd)]);
+        let Cause::Pin { kind, registrant, leases: under, .. } = &pins[0].cause else { unreachable!() };
+        assert_eq!((*kind, *registrant, under.len()), ("test region", a.pid().0, usize::from(needs_lease(axes))));
+        let leases = leases(&found.stranger);
+        assert_eq!(leases.len(), usize::from(needs_lease(axes)));
+        for lease in leases {
+            let Cause::Lease { lease: number, kind, state, taker, pins } = &lease.cause else { unreachable!() };
+            assert_eq!((kind.as_str(), *state, *taker), (exclusive(axes).to_string().as_str(), "held", a.pid().0));
+            assert_eq!((under.as_slice(), pins.len()), ([*number].as_slice(), 1), "each names the other");
+            assert_eq!(lease.releasers, [releaser(a, file.fd)]);
+            assert_eq!(lease.effect, effect_of_lease(axes));
+        }
+        assert!(found.blocked.is_none() && found.queued.is_empty() && found.others.is_empty());
+        assert_eq!(found.asked, Blocks { start: 0, end: None });
+
+        let elsewhere = lab.kernel.blockers_of(inode.ino(), BlockRange::new(3, 4)).unwrap();
+        assert!(pins_of(&elsewhere).is_empty(), "block 3 is not pinned");
+        lab.end([a]);
+    });
+}
+
+/// What an exclusive lease does to a stranger's change.
+fn effect_of_lease(axes: Axes) -> Effect {
+    match axes.stranger_change {
+        ChangeRule::Orphan | ChangeRule::Proceed => Effect::Ignored,
+        rule => effect_of(rule),
+    }
+}
+
+/// S30 for a zombie: the lease is named with the pins that keep it and with those who could drop them, in whatever process
+/// the context is now.
+#[test]
+fn s30_zombies_and_passed_contexts_are_named_by_their_present_custody() {
+    every_preset(|axes| {
+        let lab = Lab::new(axes);
+        let Some(file) = pinned_file(&lab, "data", 4, 0..4) else { return };
+        let (a, b) = (&file.who, lab.actor());
+        let ino = a.inode_of(file.fd).ino();
+        a.send_fd(b.pid(), file.nic_fd).unwrap();
+        let in_flight = ask(&lab, ino);
+        assert_eq!(pins(&in_flight.stranger)[0].queued, 1, "unread in a queue");
+        a.exit();
+        let orphaned = ask(&lab, ino);
+        let pins_now = pins(&orphaned.stranger);
+        if axes.last_close_while_pinned == Some(LastCloseRule::Revoke) {
+            assert_eq!(pins_now, Vec::<&Blocker>::new(), "revoked with the last close");
+            return lab.end([a, &b]);
+        }
+        assert_eq!((pins_now[0].releasers.as_slice(), pins_now[0].queued), ([].as_slice(), 1), "nobody but a reader");
+        assert!(orphaned.to_string().contains("whoever reads it from 1 queue(s) could release it"), "{orphaned}");
+
+        let Ok(Received::Fd(fd)) = b.recv_fd() else { panic!("a descriptor") };
+        let passed = ask(&lab, ino);
+        let pins_now = pins(&passed.stranger);
+        assert_eq!((pins_now[0].releasers.as_slice(), pins_now[0].queued), ([releaser(&b, fd)].as_slice(), 0));
+        let Cause::Pin { registrant, holder, .. } = &pins_now[0].cause else { unreachable!() };
+        assert_eq!(*registrant, a.pid().0, "and who registered it, though dead");
+        let zombies: Vec<_> = leases(&passed.stranger);
+        let keeps = matches!(axes.last_close_while_pinned, Some(LastCloseRule::Zombie | LastCloseRule::WaitKillable))
+            && needs_lease(axes);
+        let held = axes.mr_holds_lease == Some(true) && needs_lease(axes);
+        assert_eq!(zombies.len(), usize::from(keeps || held));
+        for zombie in zombies {
+            let Cause::Lease { state, pins, taker, .. } = &zombie.cause else { unreachable!() };
+            assert_eq!(*state, if held { "held" } else { "zombie" });
+            assert_eq!((pins.as_slice(), *taker), ([*holder].as_slice(), a.pid().0));
+            assert_eq!(zombie.releasers, [releaser(&b, fd)], "whoever has the context");
+            assert_eq!(zombie.effect, effect_of_lease(axes));
+        }
+        lab.end([a, &b]);
+    });
+}
+
+/// S30: a change that waits, the changes that queue behind it, and a lease request that waits with them.
+#[test]
+fn s30_who_waits_for_whom_and_why() {
+    every_preset(|axes| {
+        let lab = Lab::new(axes);
+        let Some(file) = pinned_file(&lab, "data", 4, 0..4) else { return };
+        if rule_of(axes, false) != ChangeRule::Wait {
+            return lab.end([&file.who]);
+        }
+        let (b, c, d) = (lab.actor(), lab.actor(), lab.actor());
+        let ino = file.who.inode_of(file.fd).ino();
+        let fd = d.opens("data");
+        let reason = if needs_lease(axes) { "exclusive lease" } else { "long-term pins" };
+        let change = b.blocks(reason, |task| task.truncate("data", 2 * BLOCK));
+        let behind = c.blocks("layout change ahead", |task| task.truncate("data", BLOCK));
+        let asks = (axes.lease_rules == LeaseRules::Chinner)
+            .then(|| d.blocks("layout change that broke the lease", move |task| task.lease(fd, Kind::READ, ALL)));
+        let found = ask(&lab, ino);
+        let blocked = found.blocked.as_ref().expect("a blocked change");
+        assert_eq!((blocked.who.pid, blocked.who.reason.as_str()), (b.pid().0, reason));
+        assert_eq!((blocked.who.task, blocked.who.needs.len()), (b.waiter().id().0, 1));
+        assert_eq!(blocked.who.needs, [format!("process {}", file.who.pid())]);
+        assert_eq!(blocked.range, Blocks { start: 2, end: None });
+        assert!(blocked.blockers.iter().all(|blocker| blocker.effect == Effect::WaitedFor));
+        assert_eq!(
+            (leases(&blocked.blockers).len(), pins(&blocked.blockers).len()),
+            (usize::from(needs_lease(axes)), 1)
+        );
+        assert_eq!(found.queued.iter().map(|waiting| waiting.pid).collect::<Vec<_>>(), [c.pid().0]);
+        assert_eq!(found.queued[0].needs, [format!("task {}", b.waiter().id().0)]);
+        let others: Vec<u32> = found.others.iter().map(|waiting| waiting.pid).collect();
+        assert_eq!(others, asks.iter().map(|_| d.pid().0).collect::<Vec<_>>());
+        let text = found.to_string();
+        assert!(text.contains(&format!("blocked change of blocks 2.., task {}", b.waiter().id().0)), "{text}");
+        assert!(text.contains("test region, pin 1 of process 1, blocks 0..4: is waited for; process 1 (fd "), "{text}");
+        file.who.exit();
+        assert_eq!(change.finish(), Ok(()));
+        if let Some(asks) = asks {
+            // Granted before or after the next change; in the first case that one breaks it.
+            asks.finish().unwrap();
+            d.unlock(fd, ALL).unwrap();
+        }
+        assert_eq!(behind.finish(), Ok(()));
+        assert_eq!(ask(&lab, ino).blocked, None);
+        lab.end([&file.who, &b, &c, &d]);
+    });
+}
+
+/// A breakable lease with its deadline, one that only a mapping holds, and a block-layout client.
+#[test]
+fn broken_leases_mapped_ones_and_clients_are_named() {
+    every_preset_with(LeaseRules::ManPage, |axes| {
+        let lab = Lab::new(axes);
+        let (a, b, c) = (lab.actor(), lab.actor(), lab.actor());
+        let f = a.writes_file("data", 4, 1);
+        let ino = a.inode_of(f).ino();
+        a.lease(f, Kind::READ, BlockRange::new(0, 2)).unwrap();
+        a.mmap(f, 0, BLOCK, false).unwrap();
+        a.close(f).unwrap();
+        let mapped = ask(&lab, ino);
+        assert_eq!(mapped.stranger[0].releasers, [Releaser { pid: a.pid().0, fd: None }], "only a mapping is left");
+        assert_eq!(mapped.stranger[0].effect, Effect::Broken);
+        let g = c.opens("data");
+        let (layout_fd, _) = c.layoutget(g, BlockRange::new(1, 4), IoMode::Read).unwrap();
+        let change = b.blocks("lease break", |task| task.truncate("data", 0));
+        let found = ask(&lab, ino);
+        let deadline = Some(lab.world.now().after(BREAK_TIME).0);
+        let blocked = found.blocked.unwrap();
+        let told: Vec<_> = blocked.blockers.iter().map(|b| (b.effect, b.deadline_ns, b.releasers.clone())).collect();
+        let mapper = vec![Releaser { pid: a.pid().0, fd: None }];
+        assert_eq!(told, [(Effect::Broken, deadline, mapper), (Effect::Broken, None, vec![releaser(&c, layout_fd)])]);
+        assert_eq!(blocked.who.deadline_ns, deadline);
+        let Cause::Lease { state, .. } = &blocked.blockers[0].cause else { unreachable!() };
+        assert_eq!(*state, "breaking");
+        lab.advance(BREAK_TIME);
+        change.expect_blocked("block layout recall");
+        let found = ask(&lab, ino).blocked.unwrap();
+        let client = Cause::BlockLayout { client: c.pid().0, recalled: true };
+        assert_eq!(found.blockers.iter().map(|b| &b.cause).collect::<Vec<_>>(), [&client]);
+        assert_eq!(found.blockers[0].deadline_ns, Some(lab.world.now().after(BREAK_TIME * 2).0));
+        c.layoutreturn(layout_fd).unwrap();
+        assert_eq!(change.finish(), Ok(()));
+        lab.end([&a, &b, &c]);
+    });
+}
+
+/// S31: who squats on an exclusive lease is named; its death clears it.
+#[test]
+fn s31_the_squatter_is_named() {
+    every_preset(|axes| {
+        if axes.lease_rules == LeaseRules::None {
+            return;
+        }
+        let lab = Lab::new(axes);
+        let a = lab.actor();
+        let f = a.writes_file("data", 1, 1);
+        let ino = a.inode_of(f).ino();
+        a.lease(f, exclusive(axes), ALL).unwrap();
+        let child = a.child();
+        let found = ask(&lab, ino);
+        assert_eq!(found.stranger[0].releasers, [releaser(&a, f), releaser(&child, f)], "the child has it too");
+        let blocks = matches!(axes.stranger_change, ChangeRule::Fail | ChangeRule::Wait);
+        assert_eq!(found.against_stranger().count(), usize::from(blocks));
+        a.exit();
+        assert_eq!(ask(&lab, ino).stranger[0].releasers, [releaser(&child, f)]);
+        child.exit();
+        assert_eq!(ask(&lab, ino).stranger, []);
+        lab.end([&a, &child]);
+    });
+}
+
+/// The small holders are named like the others (S36), and the answer can be written down.
+#[test]
+fn s36_small_holders_are_named_and_the_answer_is_json() {
+    every_preset(|axes| {
+        if !common::can_pin(axes) || axes.gate_scope != GateScope::All {
+            return;
+        }
+        let lab = Lab::new(axes);
+        let a = lab.actor();
+        let f = a.writes_file("data", 2, 1);
+        if needs_lease(axes) {
+            a.lease(f, exclusive(axes), ALL).unwrap();
+        }
+        let va = a.mmap(f, 0, 2 * BLOCK, true).unwrap();
+        let (xdp, _) = a.xdp_socket().unwrap();
+        a.register_umem(xdp, va, BLOCK).unwrap();
+        let found = ask(&lab, a.inode_of(f).ino());
+        let pins = pins(&found.stranger);
+        assert_eq!(pins[0].releasers, [releaser(&a, xdp)]);
+        assert!(pins[0].to_string().starts_with("AF_XDP umem, pin 1 of process 1, blocks 0..1: "), "{}", pins[0]);
+        let json = serde_json::to_value(&found).unwrap();
+        let last = json["stranger"].as_array().unwrap().last().unwrap();
+        assert_eq!(last["what"], "pin");
+        assert_eq!(last["kind"], "AF_XDP umem");
+        assert_eq!(last["range"], serde_json::json!({ "start": 0, "end": 1 }));
+        assert_eq!(last["releasers"], serde_json::json!([{ "pid": a.pid().0, "fd": xdp.0 }]));
+        assert_eq!(json["asked"]["end"], serde_json::Value::Null);
+        lab.end([&a]);
+    });
+}
+
+/// S48 and invariant 6: who is kept from closing a cycle is recorded with everybody in it.
+#[test]
+fn s48_a_cycle_is_recorded_with_its_participants() {
+    let axes =
+        patient(Axes { stranger_change: ChangeRule::Wait, holder_change: ChangeRule::Wait, ..preset("man-page") });
+    let lab = Lab::new(axes);
+    let (a, b) = (lab.actor(), lab.actor());
+    let (fa, fb) = (a.writes_file("one", 2, 1), b.writes_file("two", 2, 1));
+    a.lease(fa, Kind::READ_U, ALL).unwrap();
+    b.lease(fb, Kind::READ_U, ALL).unwrap();
+    let blocked = a.blocks("exclusive lease", |task| task.truncate("two", 0));
+    assert_eq!((lab.kernel.deadlocks(), lab.kernel.stuck()), (vec![], vec![]), "b is awake");
+    assert_eq!(b.truncate("one", 0), Err(Errno::EDEADLK));
+    let deadlocks = lab.kernel.deadlocks();
+    let members: Vec<_> = deadlocks[0].participants.iter().map(|p| (p.task, p.pid, p.reason)).collect();
+    assert_eq!(
+        members,
+        [(b.waiter().id(), b.pid(), "exclusive lease"), (a.waiter().id(), a.pid(), "exclusive lease")],
+        "the refused one first"
+    );
+    assert_eq!(deadlocks.len() as u64, lab.kernel.counters.deadlocks.get());
+    assert!(lab.kernel.stuck().is_empty(), "it was refused, so nobody is stuck");
+    b.unlock(fb, ALL).unwrap();
+    assert_eq!(blocked.finish(), Ok(()));
+    lab.end([&a, &b]);
+}
+
+/// A process that would wait for itself is a cycle of one; all such refusals are counted, the first are kept.
+#[test]
+fn waiting_for_oneself_is_a_cycle_of_one() {
+    let lab = Lab::new(Axes { unlock_while_pinned: Some(UnlockRule::Wait), ..preset("man-page") });
+    let file = pinned_file(&lab, "data", 2, 0..2).unwrap();
+    let a = &file.who;
+    for _ in 0..fs_sim::waits::DEADLOCKS_MAX + 3 {
+        assert_eq!(a.unlock(file.fd, ALL), Err(Errno::EDEADLK));
+    }
+    let deadlocks = lab.kernel.deadlocks();
+    assert_eq!(deadlocks.len(), fs_sim::waits::DEADLOCKS_MAX, "bounded");
+    assert_eq!(lab.kernel.counters.deadlocks.get(), fs_sim::waits::DEADLOCKS_MAX as u64 + 3);
+    let [only] = &deadlocks[0].participants[..] else { panic!("a cycle of one") };
+    assert_eq!((only.pid, only.reason), (a.pid(), "unlock while pinned"));
+    assert_eq!(only.needs[0].any_of, [a.pid()]);
+    lab.end([a]);
+}
