@@ -76,6 +76,11 @@ impl Poison {
         self.marks.fetch_sub(healed.len() as u64, Ordering::Relaxed);
     }
 
+    /// Whether nothing is poisoned and the device is there.
+    pub fn is_clean(&self) -> bool {
+        self.marks.load(Ordering::Relaxed) == 0
+    }
+
     /// The poisoned pages, in order.
     pub fn pages(&self) -> Vec<u64> {
         self.pages.lock().iter().copied().collect()

@@ -339,6 +339,7 @@ impl Task {
     ) -> Result<Registration, Errno> {
         let kernel = self.kernel();
         let (inode, _) = description.file().ok_or(Errno::EINVAL)?;
+        kernel.mount.check()?;
         let range = BlockRange::of_bytes(offset, want.len);
         let exclusive = match kernel.axes.pin_gate {
             _ if kernel.axes.gate_scope == GateScope::RdmaOnly && want.user != LongTermUser::Rdma => {
@@ -376,6 +377,10 @@ impl Task {
                 let held_pages = pins.iter().map(Pin::range).collect();
                 let holder = self.commit(inode, range, held_pages, leases, object);
                 kernel.revoke_if_lease_lost(inode, &holder);
+                if kernel.mount.check().is_err() {
+                    // The device is being removed, and whoever does it may have missed this one.
+                    kernel.revoke(&holder);
+                }
                 Ok(Registration::Pinned(Pinned {
                     inode: Arc::clone(inode),
                     holder,

@@ -181,6 +181,10 @@ impl Holders {
         list.values().filter(|holder| holder.leases.iter().any(|held| Arc::ptr_eq(held, lease))).cloned().collect()
     }
 
+    pub(crate) fn is_empty(&self) -> bool {
+        self.list.lock().is_empty()
+    }
+
     /// All of them.
     pub(crate) fn all(&self) -> Vec<Arc<Holder>> {
         self.list.lock().values().cloned().collect()

@@ -20,6 +20,8 @@ use crate::design::{Axes, VolumeOptions};
 use crate::dma::Finding;
 use crate::inode::{Ino, Inode};
 use crate::process::{Pid, Process};
+use crate::volume::journal::Journal;
+use crate::volume::mount::Mount;
 use crate::volume::{Allocator, Orphans, Shares};
 use crate::waits::{Deadlock, WaitGraph};
 
@@ -71,6 +73,10 @@ pub struct Kernel {
     pub(crate) allocator: Allocator,
     pub(crate) orphans: Orphans,
     pub(crate) shares: Shares,
+    pub(crate) journal: Journal,
+    pub(crate) mount: Mount,
+    /// Inodes that are gone but for the pins on what were their blocks.
+    pub(crate) ghosts: Registry<Ino, Arc<Inode>>,
     pub(crate) axes: Axes,
     pub(crate) options: VolumeOptions,
     pub(crate) memlock_pages: u64,
@@ -118,6 +124,9 @@ impl Kernel {
             allocator: Allocator::new(pages),
             orphans: Orphans::default(),
             shares: Shares::default(),
+            journal: Journal::default(),
+            mount: Mount::default(),
+            ghosts: Registry::new(),
             world,
             device,
             axes: config.axes,

@@ -181,6 +181,7 @@ impl Task {
         patience: Patience,
     ) -> Result<bool, Errno> {
         let kernel = self.kernel();
+        kernel.device_there()?;
         let mut tickets: Vec<TicketGuard<'_>> = Vec::with_capacity(inodes.len());
         for inode in inodes {
             tickets.push(match patience {
@@ -238,6 +239,8 @@ impl Task {
                 Holds::Again => continue,
             }
             fresh.pages.clear();
+            let changed: Vec<&Inode> = sides.iter().map(|(inode, _)| *inode).collect();
+            kernel.journal.commit(&changed);
             race_point!("change: published, not freed");
             for (work, cleared) in works.iter().zip(cleared) {
                 for departing in cleared.departing {

@@ -57,6 +57,7 @@ impl Kernel {
     fn leave_behind(&self, inode: &Inode, pages: PageRange, orphaned: Orphaned<'_>) {
         self.ledger.stamp(pages, Ownership::Orphaned);
         self.trace("orphaned", inode.ino().0, inode.ino().0, Some(pages));
+        self.journal.left_behind(pages);
         let _last_left_meanwhile = orphaned.reopen();
         self.orphans.insert(pages);
         self.reap_orphans(pages);
@@ -75,6 +76,7 @@ impl Kernel {
                 pages.end()
             ));
         }
+        self.journal.freed(pages);
         self.allocator.free(frozen);
     }
 
@@ -115,12 +117,14 @@ impl Kernel {
             let _publishing = inode.map_lock.lock();
             inode.publish(Layout::default());
         }
+        self.journal.evicted(inode.ino());
         // Nobody has the file open: what still pins it is long-term, or about to find the map changed. One range at a time, so
         // that no number of extents is too many. What is not on the list of shared blocks is this file's alone.
         for extent in leaving {
             self.release_shared(inode, crate::gup::pages_of(&extent));
         }
         inode.ticket.door_reopened();
+        self.remember_holders_of(inode);
         self.inodes.remove(inode.ino());
     }
 

@@ -13,6 +13,7 @@ pub mod names;
 pub mod open;
 mod pages;
 pub(crate) mod plan;
+pub mod poison;
 pub mod rw;
 pub mod sharing;
 pub mod stat;

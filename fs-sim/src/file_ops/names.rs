@@ -56,6 +56,7 @@ impl Task {
     /// ENOENT.
     pub fn unlink(&self, name: &str) -> Result<(), Errno> {
         self.syscall(|| {
+            self.kernel().mount.check()?;
             let inode = self.kernel().names.lock().remove(name).ok_or(Errno::ENOENT)?;
             self.kernel().drop_link(&inode);
             Ok(())
@@ -69,6 +70,7 @@ impl Task {
     /// ENOENT, EINVAL (a new name that is empty or longer than [`NAME_MAX`]).
     pub fn rename(&self, from: &str, to: &str) -> Result<(), Errno> {
         self.syscall(|| {
+            self.kernel().mount.check()?;
             let replaced = {
                 let mut names = self.kernel().names.lock();
                 let inode = Arc::clone(names.get(from).ok_or(Errno::ENOENT)?);

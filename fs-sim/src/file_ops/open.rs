@@ -54,7 +54,8 @@ pub const NAME_MAX: usize = 255;
 
 impl Kernel {
     /// The inode called `name`, counted as open until [`Kernel::drop_open`].
-    pub(crate) fn lookup(&self, name: &str) -> Result<Arc<Inode>, Errno> {
+    pub(crate) fn lookup(self: &Arc<Self>, name: &str) -> Result<Arc<Inode>, Errno> {
+        self.mount.check()?;
         let names = self.names.lock();
         let inode = names.get(name).cloned().ok_or(Errno::ENOENT)?;
         drop(names);
@@ -64,7 +65,9 @@ impl Kernel {
         }
         life.opens += 1;
         drop(life);
-        Ok(inode)
+        // Again, now that it counts: see `Mount::check`.
+        let mounted = self.mount.check();
+        mounted.inspect_err(|_| self.drop_open(&inode)).map(|()| inode)
     }
 
     /// The inode called `name` or a new one of `uid`'s, counted as open; and whether it is new.
@@ -86,6 +89,13 @@ impl Kernel {
                 names.insert(name.to_owned(), Arc::clone(&inode));
                 drop(names);
                 self.inodes.insert(inode.ino(), Arc::clone(&inode));
+                if let Err(errno) = self.mount.check() {
+                    // Never seen by the unmount that was quicker.
+                    self.names.lock().remove(name);
+                    inode.life.lock().links = 0;
+                    self.drop_open(&inode);
+                    return Err(errno);
+                }
                 return Ok((inode, true));
             }
         }
@@ -111,7 +121,7 @@ impl Task {
     /// Opens a file. Waits for the base leases that this breaks.
     ///
     /// # Errors
-    /// ENOENT, EEXIST, EINVAL (a name that is empty or longer than [`NAME_MAX`], neither reading nor writing), EMFILE, EACCES
+    /// ENOENT, EEXIST, ENODEV (not mounted, or the device is gone), EINVAL (a name that is empty or longer than [`NAME_MAX`], neither reading nor writing), EMFILE, EACCES
     /// (the file's mode), ETXTBSY (for writing, while a program runs from it), EAGAIN (`nonblock`, and a base lease is in the
     /// way: its break goes on), EINTR; with `truncate` also what [`Task::ftruncate`] says. A file created stays, whatever
     /// comes after.

@@ -78,6 +78,7 @@ impl Change for WriteChange<'_> {
             let from = self.offset.max(start);
             let to = self.end().min(start + u64::from(extent.len) * BLOCK);
             let window = (from - self.offset) as usize..(to - self.offset) as usize;
+            kernel.heal_for_write(crate::gup::pages_of(&extent), self.offset, self.data.len() as u64);
             let _in_range = kernel.device.write(extent.block * BLOCK + (from - start), &self.data[window]);
         }
         let size = next.size().max(self.end());
@@ -106,6 +107,7 @@ impl Task {
 
     fn read_inode(&self, inode: &Inode, offset: u64, into: &mut [u8]) -> Result<usize, Errno> {
         let kernel = self.kernel();
+        kernel.device_there()?;
         let size = inode.layout(Layout::size);
         let len = (into.len() as u64).min(size.saturating_sub(offset));
         if len == 0 {
@@ -141,6 +143,7 @@ impl Task {
     pub(crate) fn write_inode(&self, inode: &Arc<Inode>, offset: u64, data: &[u8]) -> Result<usize, Errno> {
         let conservative = self.kernel().options.write_break == WriteBreak::Conservative;
         loop {
+            self.kernel().check_write(inode, offset, data.len() as u64)?;
             let change = WriteChange { offset, data, conservative };
             if self.change(inode, &change, Patience::Waits)? || self.overwrite(inode, offset, data)? {
                 return Ok(data.len());
@@ -156,6 +159,12 @@ impl Task {
         let pins = kernel.pin_short(inode, range, Some(self))?;
         let there = pins.pieces.iter().all(is_writable);
         let fits = offset + data.len() as u64 <= pins.size;
+        if there && fits {
+            for piece in &pins.pieces {
+                let Piece::Mapped(extent) = piece else { continue };
+                kernel.heal_for_write(crate::gup::pages_of(extent), offset, data.len() as u64);
+            }
+        }
         let written = match there && fits {
             true => kernel.write_short(inode, &pins, offset, data).map(|()| true),
             false => Ok(false),
@@ -167,7 +176,7 @@ impl Task {
     /// A load through a mapping.
     ///
     /// # Errors
-    /// SIGSEGV (nothing mapped there), SIGBUS (beyond the end of the file).
+    /// SIGSEGV (nothing mapped there), SIGBUS (beyond the end of the file, or a poisoned page).
     pub fn load(&self, va: u64, into: &mut [u8]) -> Result<(), Errno> {
         self.through_mapping(va, into.len(), false, |target| match target {
             Target::Anon { memory, offset } => memory.read(*offset, into),
@@ -191,7 +200,8 @@ impl Task {
     /// against it.
     ///
     /// # Errors
-    /// SIGSEGV (nothing mapped there, or read-only), SIGBUS (beyond the end of the file, or the block can't be had).
+    /// SIGSEGV (nothing mapped there, or read-only), SIGBUS (beyond the end of the file, the block can't be had, or it is
+    /// poisoned).
     pub fn store(&self, va: u64, from: &[u8]) -> Result<(), Errno> {
         self.through_mapping(va, from.len(), true, |target| match target {
             Target::Anon { memory, offset } => memory.write(*offset, from),
@@ -230,8 +240,11 @@ impl Task {
     ) -> Result<(), Errno> {
         self.syscall(|| {
             let target = self.process().target(va, len as u64, write).map_err(|_| Errno::SIGSEGV)?;
-            let result = access(&target);
+            let mut result = access(&target);
             if let Target::File { description, .. } = target {
+                // What would be an error of a system call.
+                let failed = result == Err(Errno::EIO) || self.kernel().device_there().is_err();
+                result = if failed { Err(Errno::SIGBUS) } else { result };
                 let mut deferred = Deferred::default();
                 description.put(&mut deferred);
                 self.kernel().run_deferred(deferred);

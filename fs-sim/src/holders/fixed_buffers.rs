@@ -9,7 +9,7 @@ use std::any::Any;
 
 use emulator::sync::{Arc, Mutex};
 
-use super::region::{Region, Shut};
+use super::region::Region;
 use super::{HolderInfo, PinHolder, downcast};
 use crate::Kernel;
 use crate::errno::Errno;
@@ -202,7 +202,7 @@ impl Task {
         self.move_fixed(fd, buffer, |kernel, region, done, piece| {
             let read = self.read(file, at.saturating_add(done), piece)?;
             let written = region.write(kernel, buffer.offset + done, &piece[..read]);
-            written.unwrap_or_else(|Shut| Err(Errno::ECANCELED)).map(|()| read)
+            written.unwrap_or(Err(Errno::ECANCELED)).map(|()| read)
         })
     }
 
@@ -212,7 +212,7 @@ impl Task {
     /// As [`Task::read_fixed`], and what [`Task::write`] says.
     pub fn write_fixed(&self, fd: Fd, buffer: FixedBuffer, file: Fd, at: u64) -> Result<u64, Errno> {
         self.move_fixed(fd, buffer, |kernel, region, done, piece| {
-            region.read(kernel, buffer.offset + done, piece).unwrap_or_else(|Shut| Err(Errno::ECANCELED))?;
+            region.read(kernel, buffer.offset + done, piece).unwrap_or(Err(Errno::ECANCELED))?;
             self.write(file, at.saturating_add(done), piece)
         })
     }

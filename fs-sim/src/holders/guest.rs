@@ -10,7 +10,7 @@ use std::any::Any;
 
 use emulator::sync::{Arc, Mutex};
 
-use super::region::{Accessed, Region, Shut};
+use super::region::{Accessed, Region};
 use super::{HolderInfo, PinHolder, downcast};
 use crate::design::{LeaseRules, PinGate};
 use crate::errno::Errno;
@@ -84,7 +84,7 @@ impl OpenObject for GuestExport {
 
 impl GuestExport {
     fn access(&self, access: impl FnOnce(&Region) -> Accessed) -> Result<(), Errno> {
-        access(&self.region).unwrap_or_else(|Shut| Err(Errno::EIO))
+        access(&self.region).unwrap_or(Err(Errno::EIO))
     }
 
     /// The inode exported.

@@ -9,7 +9,7 @@ use std::any::Any;
 use emulator::sync::atomic::{AtomicBool, Ordering};
 use emulator::sync::{Arc, Mutex};
 
-use super::region::{Accessed, Region, Shut};
+use super::region::{Accessed, Region};
 use super::{HolderInfo, PinHolder, downcast};
 use crate::Kernel;
 use crate::errno::Errno;
@@ -90,7 +90,7 @@ impl XdpSocket {
 
     fn packet(&self, access: impl FnOnce(&Region) -> Accessed) -> Result<(), Errno> {
         let umem = self.umem().ok_or(Errno::ENXIO)?;
-        access(&umem.region).unwrap_or_else(|Shut| Err(Errno::ENXIO))
+        access(&umem.region).unwrap_or(Err(Errno::ENXIO))
     }
 
     /// A packet arrives: the card writes it into the umem at byte `offset`. The error is what a call of the program would say.

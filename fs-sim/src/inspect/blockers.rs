@@ -225,14 +225,15 @@ impl Blockers {
 const STRANGER: Pid = Pid(0);
 
 impl Kernel {
-    /// Who blocks changes of the whole of `ino`; none if there is no such inode.
+    /// Who blocks changes of the whole of `ino`; none if there is no such inode. One that was evicted is there as long as pins
+    /// hold what were its blocks (and nothing blocks it: they are nobody's).
     pub fn blockers(&self, ino: Ino) -> Option<Blockers> {
         self.blockers_of(ino, BlockRange::ALL)
     }
 
     /// Who blocks changes of `ino`: what is under way, and what a stranger's change of `range` would meet.
     pub fn blockers_of(&self, ino: Ino, range: BlockRange) -> Option<Blockers> {
-        let inode = self.inodes.get(ino)?;
+        let inode = self.inodes.get(ino).or_else(|| self.ghosts.get(ino))?;
         let line = inode.ticket.line();
         let mut waiting = self.waiting();
         let mut take = |task: WaiterId| {

@@ -160,6 +160,24 @@ impl Allocator {
         aligned.or_else(|| take(false))
     }
 
+    /// Marks `pages` as allocated: a mount's finding. False if some were allocated already (or are outside the device); those
+    /// before them stay marked.
+    pub(crate) fn claim(&self, pages: PageRange) -> bool {
+        if pages.end() > self.pages {
+            return false;
+        }
+        let mut at = pages.start();
+        while at < pages.end() {
+            let index = at / self.group_pages;
+            let end = pages.end().min((index + 1) * self.group_pages);
+            if !self.groups[index as usize].with(|extents| extents.claim(PageRange::new(at, end - at))) {
+                return false;
+            }
+            at = end;
+        }
+        true
+    }
+
     /// Takes back blocks that nobody can reach any more: the token proves their pages frozen. They are free before the
     /// token's end reopens them; so whoever gets them next may find the door still shut for a moment, as a pin does that
     /// meets any layout change.

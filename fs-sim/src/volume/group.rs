@@ -74,6 +74,16 @@ impl FreeExtents {
         self.take_run(blocks.min(self.largest()).max(1), false)
     }
 
+    /// Takes `run` if all of it is free.
+    pub(super) fn claim(&mut self, run: PageRange) -> bool {
+        let before = self.by_start.range(..=run.start()).next_back();
+        let free = before.is_some_and(|(start, len)| run.end() <= start + len);
+        if free {
+            self.take(run);
+        }
+        free
+    }
+
     /// Takes `run`, which lies in one free extent.
     fn take(&mut self, run: PageRange) {
         let Some((&start, &len)) = self.by_start.range(..=run.start()).next_back() else { return };

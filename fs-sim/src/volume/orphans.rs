@@ -39,8 +39,9 @@ const CONTENDED_MAX: u32 = 1000;
 #[derive(Debug, Default)]
 pub struct Orphans(Mutex<List>);
 
+/// Runs of pages, joined where they touch.
 #[derive(Debug, Default)]
-struct List {
+pub(super) struct List {
     /// Start to end; disjoint and not adjacent.
     runs: BTreeMap<u64, u64>,
     /// Blocks on the list or in a reaper's hands.
@@ -50,7 +51,7 @@ struct List {
 
 impl List {
     /// Puts `pages` on the list, joined with their neighbours.
-    fn put(&mut self, pages: PageRange) {
+    pub(super) fn put(&mut self, pages: PageRange) {
         let (mut start, mut end) = (pages.start(), pages.end());
         while let Some((&its_start, &its_end)) = self.runs.range(..=end).next_back()
             && its_end >= start
@@ -64,7 +65,7 @@ impl List {
     }
 
     /// Takes off the list what it has of `pages`.
-    fn take(&mut self, pages: PageRange) -> Vec<PageRange> {
+    pub(super) fn take(&mut self, pages: PageRange) -> Vec<PageRange> {
         let mut taken = Vec::new();
         while let Some((&start, &end)) = self.runs.range(..pages.end()).next_back()
             && end > pages.start()
@@ -80,6 +81,11 @@ impl List {
             }
         }
         taken
+    }
+
+    /// All of them, in device order.
+    pub(super) fn pages(&self) -> Vec<PageRange> {
+        self.runs.iter().map(|(start, end)| PageRange::new(*start, end - start)).collect()
     }
 }
 
@@ -146,7 +152,7 @@ impl Orphans {
 
     /// The pages on the list, in device order: all that are orphaned, unless somebody is reaping.
     pub fn pages(&self) -> Vec<PageRange> {
-        self.0.lock().runs.iter().map(|(start, end)| PageRange::new(*start, end - start)).collect()
+        self.0.lock().pages()
     }
 }
 

@@ -1,0 +1,85 @@
+//! The journal: what of the volume a power cut leaves.
+//!
+//! It owns, for every inode, the layout as of its last committed change, and the *free-pending* blocks: those that have left
+//! their file in a committed change while pinned. (A block that is in no layout and not free-pending is free, whether or not
+//! the allocator had come to it before the cut.) A change commits once, both files of one that concerns two together, after its map is published and before any block that left is freed
+//! **\[chosen\]**: its metadata is durable when the call returns, and a block is never free while a committed layout names it.
+//! Bytes are durable once stored: the power-fail domain includes the CPU's caches **\[chosen\]** (eADR); names are durable as
+//! they are.
+//!
+//! Invariants: no block is in two committed layouts (unless shared) or in one and free-pending; after the cut nothing commits.
+//! Kernel counterpart: the log of XFS (fs/xfs/xfs_log.c), whose extent-free intents and their done items
+//! (fs/xfs/xfs_extfree_item.c) the free-pending blocks are.
+
+use std::collections::BTreeMap;
+
+use emulator::pin::PageRange;
+use emulator::sync::Mutex;
+
+use super::orphans::List;
+use crate::extent_map::Layout;
+use crate::inode::{Ino, Inode};
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(crate) struct Journal(Mutex<Records>);
+
+#[derive(Debug, Default)]
+struct Records {
+    layouts: BTreeMap<Ino, Layout>,
+    pending: List,
+    cut: bool,
+}
+
+/// What the journal holds at the moment of a cut.
+#[derive(Debug, Default)]
+pub(crate) struct Contents {
+    pub(crate) layouts: BTreeMap<Ino, Layout>,
+    pub(crate) pending: Vec<PageRange>,
+}
+
+impl Journal {
+    /// Commits a change of these inodes: what stands published now, so that of two who commit at once the later one is not
+    /// undone by the earlier.
+    pub(crate) fn commit(&self, changed: &[&Inode]) {
+        let mut records = self.0.lock();
+        if !records.cut {
+            for inode in changed {
+                let layout = inode.layout(Layout::clone);
+                records.layouts.insert(inode.ino(), layout);
+            }
+        }
+    }
+
+    /// Commits an inode's end.
+    pub(crate) fn evicted(&self, ino: Ino) {
+        let mut records = self.0.lock();
+        if !records.cut {
+            records.layouts.remove(&ino);
+        }
+    }
+
+    /// `pages` have left their file and are pinned: free-pending.
+    pub(crate) fn left_behind(&self, pages: PageRange) {
+        let mut records = self.0.lock();
+        if !records.cut {
+            records.pending.put(pages);
+        }
+    }
+
+    /// `pages` are about to be free in the allocator's books.
+    pub(crate) fn freed(&self, pages: PageRange) {
+        let mut records = self.0.lock();
+        if !records.cut {
+            let _intents = records.pending.take(pages);
+        }
+    }
+
+    /// Ends all commits, runs `at_the_cut`, and hands out what is durable.
+    pub(crate) fn cut(&self, at_the_cut: impl FnOnce()) -> Contents {
+        let mut records = self.0.lock();
+        records.cut = true;
+        at_the_cut();
+        Contents { layouts: std::mem::take(&mut records.layouts), pending: records.pending.pages() }
+    }
+}

@@ -1,0 +1,341 @@
+//! Dialogues about poisoned pages, power cuts, unmounting and the loss of the device. SEMANTICS sections 3 and 4, and the
+//! scenarios S41, S45, S46, S51, S52.
+#![allow(clippy::unwrap_used, reason = "a test that can't go on ends")]
+
+mod common;
+
+use common::changes::{CHANGES, NO_CHANGES, canvas};
+use common::{Lab, Nic, PinnedFile, can_pin, every_preset, pinned_file, preset};
+use emulator::sync::Arc;
+use emulator::sync::atomic::Ordering;
+use emulator::sync::thread;
+use fs_sim::design::{Axes, ChangeRule, GateScope, LastCloseRule};
+use fs_sim::file_ops::fallocate::Mode;
+use fs_sim::file_ops::open::Flags;
+use fs_sim::holders::block_layout::IoMode;
+use fs_sim::process::description::Access;
+use fs_sim::range::BlockRange;
+use fs_sim::volume::Recovered;
+use fs_sim::{BLOCK, Config, Errno, Kernel};
+
+const PAGE: usize = BLOCK as usize;
+
+/// S45: the DMA that touches the poisoned page errs; other pages, other regions and other files are unaffected.
+#[test]
+fn s45_a_poisoned_page_under_a_pin() {
+    every_preset(|axes| {
+        let lab = Lab::new(axes);
+        let Some(PinnedFile { who: a, fd, nic, region, .. }) = pinned_file(&lab, "data", 4, 0..4) else { return };
+        let second = nic.pins(&a, fd, 2..4).unwrap();
+        let ino = a.inode_of(fd).ino();
+        lab.kernel.poison(ino, 1).unwrap();
+        let mut byte = [0];
+        assert_eq!(region.dma_read(&lab.kernel, BLOCK, &mut byte), Err(Errno::EIO));
+        assert_eq!(region.dma_write(&lab.kernel, BLOCK, &[7; PAGE]), Err(Errno::EIO), "a DMA heals nothing");
+        assert_eq!((region.dma_read(&lab.kernel, 0, &mut byte), byte), (Ok(()), [1]));
+        assert_eq!((region.dma_read(&lab.kernel, 2 * BLOCK, &mut byte), byte), (Ok(()), [3]));
+        assert_eq!((second.dma_read(&lab.kernel, 0, &mut byte), byte), (Ok(()), [3]), "another region");
+        lab.kernel.clear_poison(ino, 1).unwrap();
+        assert_eq!((region.dma_read(&lab.kernel, BLOCK, &mut byte), byte), (Ok(()), [0]), "healed, its contents lost");
+        lab.end([&a]);
+    });
+}
+
+/// What system calls, loads and stores meet, and which of them heal.
+#[test]
+fn who_heals_a_poisoned_page() {
+    let lab = Lab::new(preset("mainline"));
+    let a = lab.actor();
+    let f = a.writes_file("data", 4, 1);
+    let va = a.mmap(f, 0, 4 * BLOCK, true).unwrap();
+    let ino = a.inode_of(f).ino();
+    let mut byte = [0];
+    let mut page = [0; PAGE];
+    lab.kernel.poison(ino, 1).unwrap();
+    assert_eq!(a.read(f, BLOCK, &mut byte), Err(Errno::EIO));
+    assert_eq!(a.load(va + BLOCK, &mut byte), Err(Errno::SIGBUS));
+    assert_eq!(a.store(va + BLOCK, &[9; PAGE]), Err(Errno::SIGBUS), "a store heals nothing");
+    assert_eq!(a.write(f, BLOCK, &[9]), Err(Errno::EIO), "nor does part of a page");
+    assert_eq!(a.write(f, BLOCK / 2, &[9; PAGE]), Err(Errno::EIO), "nor do two parts");
+    assert_eq!(a.write(f, BLOCK - 1, &[9; 3 * PAGE + 1]), Err(Errno::EIO), "nor a write that is not aligned");
+    assert_eq!((a.read(f, 0, &mut byte), byte), (Ok(1), [1]), "the neighbour was not written");
+    assert_eq!(a.write(f, BLOCK, &[9; PAGE]), Ok(PAGE), "the whole page does");
+    assert_eq!((a.load(va + BLOCK, &mut page), page), (Ok(()), [9; PAGE]));
+
+    // By an extending write, which is a layout change.
+    lab.kernel.poison(ino, 3).unwrap();
+    assert_eq!(a.write(f, 3 * BLOCK + 1, &[8; PAGE]), Err(Errno::EIO));
+    assert_eq!(a.stat(f).unwrap().size, 4 * BLOCK, "and nothing grew");
+    assert_eq!(a.write(f, 3 * BLOCK, &[8; 2 * PAGE]), Ok(2 * PAGE));
+    assert_eq!(a.bytes_of(f), [1, 9, 3, 8, 8]);
+
+    // By being zeroed, and by being given to another file.
+    lab.kernel.poison(ino, 0).unwrap();
+    a.fallocate(f, Mode::ZeroRange { keep_size: true }, 0, BLOCK).unwrap();
+    assert_eq!((a.store(va, &[4]), a.load(va, &mut byte), byte), (Ok(()), Ok(()), [4]));
+    lab.kernel.poison(ino, 2).unwrap();
+    a.truncate("data", 0).unwrap();
+    let all = a.creates("all");
+    assert_eq!(a.write(all, 0, &vec![5; 1024 * PAGE]), Ok(1024 * PAGE));
+    assert!(a.bytes_of(all).iter().all(|byte| *byte == 5));
+
+    assert_eq!(lab.kernel.poison(fs_sim::inode::Ino(99), 0), Err(Errno::ENOENT));
+    assert_eq!(lab.kernel.poison(ino, 7), Err(Errno::ENXIO), "a hole has no page");
+    lab.end([&a]);
+}
+
+/// Cuts the power and mounts what is left, under the same design.
+fn cut_and_recover(lab: &Lab) -> (Lab, Recovered) {
+    let durable = lab.kernel.power_cut().expect("the device, once more");
+    let config = Config::new(*lab.kernel.axes());
+    let (kernel, recovered) = Kernel::recover(Arc::clone(&lab.world), durable, config).expect("a kernel");
+    (Lab { kernel, world: Arc::clone(&lab.world) }, recovered)
+}
+
+/// Every change and every call that is none is durable when it returns: after a cut each file is what it was.
+#[test]
+fn a_completed_call_survives_a_power_cut() {
+    every_preset(|axes| {
+        for (name, call) in CHANGES.iter().chain(&NO_CHANGES) {
+            let lab = Lab::new(axes);
+            let a = lab.actor();
+            let f = canvas(&a);
+            call(&a, f).unwrap();
+            let before = a.portrait(f);
+            let free = lab.kernel.usage().free;
+            let (after, recovered) = cut_and_recover(&lab);
+            assert_eq!(recovered, Recovered { names: 1, ..Recovered::default() }, "{name}");
+            assert_eq!(a.read(f, 0, &mut [0]), Err(Errno::Dead), "{name}: nothing of the old machine goes on");
+            let b = after.actor();
+            assert_eq!(b.portrait(b.opens("data")), before, "{name}");
+            assert_eq!(after.kernel.usage().free, free, "{name}");
+            after.end([&b]);
+        }
+    });
+}
+
+/// S46: a cut while blocks are orphaned; recovery frees them exactly once, and removes what was open without a name.
+#[test]
+fn s46_recovery_frees_orphaned_blocks_exactly_once() {
+    every_preset(|axes| {
+        if !can_pin(axes) || axes.stranger_change == ChangeRule::Proceed {
+            return;
+        }
+        let lab = Lab::new(axes);
+        let PinnedFile { who: a, fd, region, .. } = pinned_file(&lab, "data", 8, 0..4).unwrap();
+        let b = lab.actor();
+        let kept = b.writes_file("kept", 3, 40);
+        let nameless = b.writes_file("nameless", 5, 60);
+        b.unlink("nameless").unwrap();
+        b.unlink("data").unwrap();
+        // The last reference is a mapping's: munmap never waits.
+        let va = a.mmap(fd, 0, BLOCK, false).unwrap();
+        a.close(fd).unwrap();
+        a.munmap(va, BLOCK).unwrap();
+        let revoked = axes.last_close_while_pinned == Some(LastCloseRule::Revoke);
+        let held = axes.mr_holds_lease == Some(true);
+        let orphaned = lab.kernel.usage().orphaned;
+        assert_eq!(orphaned, if revoked || held { 0 } else { 4 });
+        let bytes = b.bytes_of(kept);
+        let (after, recovered) = cut_and_recover(&lab);
+        assert_eq!(
+            recovered,
+            Recovered { names: 1, freed_pending: orphaned, removed_inodes: 1 + u64::from(held && !revoked) },
+        );
+        assert_eq!(
+            (region.dma_write(&lab.kernel, 0, &[1]).is_err(), b.stat(nameless).err()),
+            (true, Some(Errno::Dead))
+        );
+        let c = after.actor();
+        assert_eq!(c.bytes_of(c.opens("kept")), bytes);
+        assert_eq!(after.kernel.usage().free, 1024 - 3);
+        assert_eq!(c.open("nameless", Flags::open(Access::READ)), Err(Errno::ENOENT));
+        let all = c.creates("all");
+        assert_eq!(c.write(all, 0, &vec![9; 1021 * PAGE]), Ok(1021 * PAGE), "all of it can be had again, once");
+        assert_eq!(c.write(all, 1021 * BLOCK, &[9]), Err(Errno::ENOSPC));
+        after.end([&c]);
+    });
+}
+
+/// A change that has not come through is not durable, nor is a half of it; who slept dies; leases and pins are gone.
+#[test]
+fn a_cut_during_a_change_leaves_the_layout_before_it() {
+    let axes = Axes { stranger_change: ChangeRule::Wait, ..preset("man-page") };
+    let lab = Lab::new(axes);
+    let file = pinned_file(&lab, "data", 4, 0..4).unwrap();
+    let b = lab.actor();
+    let before = file.who.portrait(file.fd);
+    let blocked = b.blocks("exclusive lease", |task| task.truncate("data", 0));
+    let (after, recovered) = cut_and_recover(&lab);
+    // Whatever it comes to in a machine without power.
+    let _nobody_sees_it = blocked.finish();
+    assert_eq!(lab.kernel.check_at_rest(), Vec::<String>::new(), "the old machine ends in order");
+    assert_eq!(recovered.freed_pending, 0);
+    let c = after.actor();
+    let f = c.opens("data");
+    assert_eq!(c.portrait(f), before);
+    assert_eq!((c.leases(f), c.inode_of(f).holders().len()), (vec![], 0));
+    c.truncate("data", 0).unwrap();
+    let (last, _) = cut_and_recover(&after);
+    let d = last.actor();
+    assert_eq!(d.stat(d.opens("data")).unwrap().blocks, 0, "and again");
+    assert_ne!(d.inode_of(d.creates("new")).ino(), d.inode_of(d.opens("data")).ino());
+    last.end([&d]);
+}
+
+/// A power cut at any moment of a storm of changes: what is mounted has every block once.
+#[test]
+fn a_cut_in_a_storm_is_consistent() {
+    for round in 0..20u64 {
+        let lab = Lab::new(preset("mainline"));
+        let writers: Vec<_> = (0..3u64)
+            .map(|n| {
+                let a = lab.actor();
+                thread::spawn(move || {
+                    for step in 0u64.. {
+                        let name = format!("file{}", (n + step) % 4);
+                        let done = a.open(&name, Flags::create()).and_then(|fd| {
+                            a.write(fd, (step * 7 % 40) * BLOCK, &[n as u8; 3 * PAGE])?;
+                            a.fallocate(fd, Mode::PunchHole, (step * 5 % 40) * BLOCK, 4 * BLOCK)?;
+                            if step % 5 == 0 {
+                                a.unlink(&name)?;
+                            }
+                            a.ftruncate(fd, (step * 11 % 50) * BLOCK)?;
+                            a.close(fd)
+                        });
+                        if done == Err(Errno::Dead) || done == Err(Errno::EINTR) {
+                            return step;
+                        }
+                    }
+                    0
+                })
+            })
+            .collect();
+        while lab.kernel.usage().allocated < 20 + round {
+            thread::yield_now();
+        }
+        let durable = lab.kernel.power_cut().unwrap();
+        for writer in writers {
+            writer.join().expect("a writer");
+        }
+        let (kernel, _) = Kernel::recover(Arc::clone(&lab.world), durable, Config::new(preset("mainline"))).unwrap();
+        assert_eq!(kernel.check_at_rest(), Vec::<String>::new(), "round {round}");
+        assert_eq!(kernel.usage().orphaned, 0);
+    }
+}
+
+/// S51: busy while a file is open or anything is pinned; else nothing can be opened any more.
+#[test]
+fn s51_unmount() {
+    every_preset(|axes| {
+        let lab = Lab::new(axes);
+        let a = lab.actor();
+        let f = a.writes_file("data", 4, 1);
+        assert_eq!(lab.kernel.unmount(), Err(Errno::EBUSY), "open");
+        let va = a.mmap(f, 0, BLOCK, false).unwrap();
+        a.close(f).unwrap();
+        assert_eq!(lab.kernel.unmount(), Err(Errno::EBUSY), "mapped");
+        a.munmap(va, BLOCK).unwrap();
+        if let Some(file) = pinned_file(&lab, "pinned", 4, 0..2) {
+            let who = &file.who;
+            if axes.last_close_while_pinned == Some(LastCloseRule::WaitKillable) {
+                who.mmap(file.fd, 0, BLOCK, false).unwrap();
+            }
+            who.close(file.fd).unwrap();
+            if file.region.is_pinned() {
+                who.unlink("pinned").unwrap();
+                assert_eq!(lab.kernel.unmount(), Err(Errno::EBUSY), "pinned, if only as orphans");
+            }
+            who.exit();
+        }
+        assert_eq!(lab.kernel.unmount(), Ok(()));
+        assert_eq!(lab.kernel.unmount(), Err(Errno::ENODEV));
+        assert_eq!(a.open("data", Flags::open(Access::READ)), Err(Errno::ENODEV));
+        assert_eq!(a.open("new", Flags::create()), Err(Errno::ENODEV));
+        assert_eq!((a.unlink("data"), a.truncate("data", 0)), (Err(Errno::ENODEV), Err(Errno::ENODEV)));
+        lab.end([&a]);
+    });
+}
+
+/// An open that comes with an unmount makes it busy or fails; never both succeed, and a failed unmount disturbs nobody.
+#[test]
+fn an_open_and_an_unmount_at_once() {
+    let mut outcomes = [0, 0];
+    for _ in 0..300 {
+        let lab = Lab::new(preset("mainline"));
+        let (a, b) = (lab.actor(), lab.actor());
+        let f = a.creates("data");
+        a.close(f).unwrap();
+        let kernel = Arc::clone(&lab.kernel);
+        let unmounter = thread::spawn(move || kernel.unmount());
+        let opener = thread::spawn(move || (b.open("data", Flags::open(Access::READ)), b.open("new", Flags::create())));
+        match (unmounter.join().unwrap(), opener.join().unwrap()) {
+            (Ok(()), (Err(Errno::ENODEV), Err(Errno::ENODEV))) => outcomes[0] += 1,
+            (Err(Errno::EBUSY), (Ok(_), Ok(_))) => outcomes[1] += 1,
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(outcomes[0] + outcomes[1], 300);
+}
+
+/// S52: the device is removed under pins and a guest: contexts aborted, flushes fail, removal completes in every design.
+#[test]
+fn s52_device_removal_with_pins_and_a_guest() {
+    every_preset(|axes| {
+        let lab = Lab::new(axes);
+        let file = pinned_file(&lab, "data", 4, 0..4);
+        let g = lab.actor();
+        let exported = g.writes_file("guest", 4, 1);
+        let guest = g.export_to_guest(exported).ok();
+        assert_eq!(guest.is_some(), can_pin(axes) && axes.gate_scope == GateScope::All);
+        let va = g.mmap(exported, 0, BLOCK, true).unwrap();
+        let c = lab.actor();
+        let shared = c.writes_file("shared", 2, 1);
+        let (_, layout) = c.layoutget(shared, BlockRange::new(0, 2), IoMode::ReadWrite).unwrap();
+        // Orphaned pins count as well.
+        let orphan =
+            (axes.stranger_change != ChangeRule::Proceed).then(|| pinned_file(&lab, "gone", 2, 0..2)).flatten();
+        if let Some(orphan) = &orphan {
+            orphan.who.unlink("gone").unwrap();
+            let va = orphan.who.mmap(orphan.fd, 0, BLOCK, false).unwrap();
+            orphan.who.close(orphan.fd).unwrap();
+            orphan.who.munmap(va, BLOCK).unwrap();
+        }
+        if let Some(file) = &file {
+            file.region.dma_in_flight.store(true, Ordering::SeqCst);
+        }
+        let kernel = Arc::clone(&lab.kernel);
+        let removal = thread::spawn(move || kernel.remove_device());
+        if let Some(file) = &file {
+            common::soon("the revocation", || file.region.revoked.load(Ordering::SeqCst).then_some(()));
+            assert!(!removal.is_finished());
+            assert_eq!(file.region.dma_write(&lab.kernel, 0, &[1]), Ok(()), "in flight");
+            assert_eq!(g.open("data", Flags::open(Access::READ)), Err(Errno::ENODEV));
+            file.region.let_go(&lab.kernel);
+        }
+        common::soon("the end of the removal", || removal.is_finished().then_some(()));
+        removal.join().unwrap();
+        if let Some((_, guest)) = &guest {
+            assert_eq!(
+                (guest.flush(&lab.kernel), guest.read(&lab.kernel, 0, &mut [0])),
+                (Err(Errno::EIO), Err(Errno::EIO))
+            );
+        }
+        assert!(orphan.iter().all(|orphan| orphan.region.revoked.load(Ordering::SeqCst)));
+        assert!(layout.is_fenced());
+        assert_eq!(layout.write(&lab.kernel, 0, &[1]), Err(Errno::EIO));
+        assert_eq!((g.read(exported, 0, &mut [0]), g.write(exported, 0, &[1])), (Err(Errno::EIO), Err(Errno::EIO)));
+        assert_eq!((g.load(va, &mut [0]), g.store(va, &[1])), (Err(Errno::SIGBUS), Err(Errno::SIGBUS)));
+        assert_eq!(g.ftruncate(exported, 0), Err(Errno::EIO));
+        let (_, nic) = Nic::open(&g);
+        let late = nic.pins(&g, exported, 0..1).err();
+        if can_pin(axes) {
+            assert_eq!(late, Some(Errno::ENODEV), "no new pins");
+        }
+        assert_eq!(lab.kernel.unmount(), Err(Errno::ENODEV));
+        for actor in file.iter().map(|file| &file.who).chain(orphan.iter().map(|orphan| &orphan.who)) {
+            actor.exit();
+        }
+        lab.end([&g, &c]);
+    });
+}
