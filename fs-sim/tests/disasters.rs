@@ -339,3 +339,34 @@ fn s52_device_removal_with_pins_and_a_guest() {
         lab.end([&g, &c]);
     });
 }
+
+/// Shared blocks, hard links and a clone that was written: counted and named again as before.
+#[test]
+fn shared_blocks_and_names_survive_a_cut() {
+    every_preset(|axes| {
+        let lab = Lab::new(axes);
+        let a = lab.actor();
+        let (f, g) = (a.writes_file("one", 4, 1), a.creates("two"));
+        a.reflink(f, 0, g, 0, 4 * BLOCK).unwrap();
+        a.fills(g, 1, 90).unwrap();
+        a.link("one", "first").unwrap();
+        a.rename("two", "second").unwrap();
+        a.chmod("second", 0o640).unwrap();
+        let free = lab.kernel.usage().free;
+        let (after, recovered) = cut_and_recover(&lab);
+        assert_eq!(recovered, Recovered { names: 3, ..Recovered::default() });
+        assert_eq!(after.kernel.usage().free, free);
+        assert_eq!(after.kernel.check_at_rest(), Vec::<String>::new(), "shared with the right count");
+        let b = after.actor();
+        let (f, g) = (b.opens("first"), b.opens("second"));
+        assert_eq!((b.bytes_of(f), b.bytes_of(g)), (vec![1, 2, 3, 4], vec![1, 90, 3, 4]));
+        assert_eq!((b.stat(f).unwrap().links, b.inode_of(g).mode()), (2, 0o640));
+        b.fills(f, 0, 70).unwrap();
+        assert_eq!(b.bytes_of(g), [1, 90, 3, 4], "copied on write, still");
+        b.unlink("one").unwrap();
+        b.unlink("first").unwrap();
+        b.close(f).unwrap();
+        assert_eq!(b.bytes_of(g), [1, 90, 3, 4]);
+        after.end([&b]);
+    });
+}

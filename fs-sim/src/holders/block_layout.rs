@@ -238,9 +238,9 @@ impl Kernel {
 
 impl Task {
     /// Gives a block-layout client the layout of `range` of the file open as `fd` (`LAYOUTGET`), in a descriptor of its own; the
-    /// calling process stands for the client. For [`IoMode::ReadWrite`], holes are allocated as written zeros **\[chosen\]** and
-    /// shared blocks copied, which is a layout change by the client. Its own changes never recall its layouts; granted again, they are stale in no
-    /// part, only incomplete.
+    /// calling process stands for the client. For [`IoMode::ReadWrite`] holes are allocated as written zeros **\[chosen\]**
+    /// and shared blocks copied first, which is a layout change by the client. What it adds itself later is in none of the
+    /// layouts it holds already: it asks again.
     ///
     /// # Errors
     /// EBADF; EINVAL (not a file; an empty range, or one that reaches beyond the last block of the file **\[chosen\]**); EACCES
