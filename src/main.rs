@@ -3,6 +3,7 @@
 //! Exit codes are a contract: 0 fine, 1 a violation or failed expectation was found, 2 wrong usage or input, 3 could not run.
 //! Results go to stdout, progress and messages to stderr; a closed pipe is no error.
 
+mod ctl;
 mod designs;
 mod exit;
 mod progress;
@@ -28,6 +29,8 @@ enum Command {
     Race(race::RaceArgs),
     /// Run scenarios under every design, each outcome held against the stated one
     Scenario(scenario::ScenarioArgs),
+    /// Ask a running race who leases, who pins, who blocks
+    Ctl(ctl::CtlArgs),
     /// Show the designs and their axes
     Designs(designs::DesignsArgs),
     /// Be the parent of the processes of scenarios on the real kernel (started by this program itself)
@@ -42,6 +45,7 @@ fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Race(args) => race::run(args),
         Command::Scenario(args) => scenario::run(args),
+        Command::Ctl(args) => ctl::run(args),
         Command::Designs(args) => designs::run(args),
         Command::ScenarioChild => on_socket(workloads::linux::child::main),
         Command::LeaseBreakTime => on_socket(workloads::linux::guard),

@@ -6,24 +6,29 @@
 use std::cell::RefCell;
 use std::time::Duration;
 
+use emulator::sync::Arc;
+use fs_sim::Kernel;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use workloads::control::Server;
 use workloads::race::{DesignRun, Progress, Snapshot};
 
 /// See the module.
 pub(crate) struct StatusLine {
     bar: ProgressBar,
+    /// Where the machine that runs can be asked.
+    control: Option<Server>,
     /// Which design runs, as `[3/10] rfc-v2`.
     head: RefCell<String>,
 }
 
 impl StatusLine {
-    /// A status line on stderr.
-    pub(crate) fn new() -> StatusLine {
+    /// A status line on stderr; whoever asks at `control` is told of the machine that runs.
+    pub(crate) fn new(control: Option<Server>) -> StatusLine {
         let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(8));
         if let Ok(style) = ProgressStyle::with_template("{spinner} {wide_msg}") {
             bar.set_style(style);
         }
-        StatusLine { bar, head: RefCell::default() }
+        StatusLine { bar, control, head: RefCell::default() }
     }
 }
 
@@ -36,6 +41,12 @@ impl Progress for StatusLine {
             self.bar.set_message(head.clone());
         }
         *self.head.borrow_mut() = head;
+    }
+
+    fn machine(&self, kernel: &Arc<Kernel>) {
+        if let Some(control) = &self.control {
+            control.publish(kernel);
+        }
     }
 
     fn snapshot(&self, now: &Snapshot) {

@@ -2,8 +2,8 @@
 //!
 //! It owns the command's arguments. Everything is checked before anything runs or is written: job, designs, output folder.
 
-use std::io::IsTerminal;
-use std::path::PathBuf;
+use std::io::{ErrorKind, IsTerminal};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context;
@@ -12,6 +12,7 @@ use fs_sim::Sabotage;
 use fs_sim::design::Catalogue;
 use fs_sim::input::Duration;
 use reports::text;
+use workloads::control::Server;
 use workloads::job::Job;
 use workloads::race::{self, DesignRun, RaceConfig, RaceError, StopFlag};
 
@@ -42,6 +43,9 @@ pub(crate) struct RaceArgs {
     /// Folder for result.json, *.hlog, *.hgrm and report.html
     #[arg(long, value_name = "DIR", default_value = "daxlab-out")]
     out: PathBuf,
+    /// Listen at this socket: `daxlab ctl SOCKET blockers FILE` asks the race that runs
+    #[arg(long, value_name = "SOCKET")]
+    control: Option<PathBuf>,
     /// A short run: about a second per design
     #[arg(long)]
     quick: bool,
@@ -102,13 +106,14 @@ pub(crate) fn run(args: RaceArgs) -> anyhow::Result<ExitCode> {
     let seed = config.seed;
     reports::check_writable(&args.out)?;
 
+    let control = args.control.as_deref().map(listen).transpose()?;
     let stop = StopFlag::default();
     let handler = stop.clone();
     ctrlc::set_handler(move || handler.stop())
         .map_err(|error| exit::CannotRun(format!("no handler for Ctrl-C could be installed: {error}")))?;
     let started = emulator::time::since_epoch();
     eprintln!("seed {seed}");
-    let status = StatusLine::new();
+    let status = StatusLine::new(control);
     let report = race::run(config, &status, &stop).map_err(cannot_run)?;
     drop(status);
 
@@ -119,6 +124,23 @@ pub(crate) fn run(args: RaceArgs) -> anyhow::Result<ExitCode> {
     exit::print(&text::tables(&report.result, &text::Options { width, ansi: terminal }))?;
     eprintln!("seed {seed}; results in {}", args.out.display());
     Ok(if report.failed { ExitCode::from(exit::FOUND) } else { ExitCode::SUCCESS })
+}
+
+/// Listens at `path`. A path that can't be a socket is the user's to change; a machine that can't make one is not.
+fn listen(path: &Path) -> anyhow::Result<Server> {
+    Server::listen(path).map_err(|error| {
+        let at = path.display();
+        match error.kind() {
+            ErrorKind::AddrInUse => {
+                anyhow::anyhow!("--control {at}: somebody listens there already; choose another path")
+            }
+            ErrorKind::InvalidInput => {
+                anyhow::anyhow!("--control {at}: {error}; a socket's path has at most 107 bytes, choose a shorter one")
+            }
+            ErrorKind::NotFound => anyhow::anyhow!("--control {at}: its folder does not exist"),
+            _ => exit::CannotRun(format!("no socket at {at}: {error}")).into(),
+        }
+    })
 }
 
 /// Whose turn it is: a request that can't be met is the user's, a machine that can't meet it is not.

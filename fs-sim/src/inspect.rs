@@ -107,6 +107,11 @@ impl Kernel {
         self.inodes.snapshot()
     }
 
+    /// Every name, in order.
+    pub fn file_names(&self) -> Vec<String> {
+        self.names.lock().keys().cloned().collect()
+    }
+
     /// The inode of that name.
     pub fn named(&self, name: &str) -> Option<Arc<Inode>> {
         self.names.lock().get(name).cloned()

@@ -60,7 +60,7 @@ impl Kind {
 
     /// Whether it is a descriptor, which can be closed, duplicated and passed.
     pub fn is_descriptor(self) -> bool {
-        matches!(self, Kind::Fd | Kind::Context | Kind::Umem | Kind::Ring)
+        matches!(self, Kind::Fd | Kind::Context | Kind::Umem | Kind::Ring | Kind::BlockLayout | Kind::Guest)
     }
 }
 
@@ -99,7 +99,8 @@ pub const DATA_MAX: u64 = 64 << 20;
 /// The signals that can be named.
 pub const SIGNALS: [&str; 5] = ["SIGIO", "SIGUSR1", "SIGUSR2", "SIGTERM", "SIGKILL"];
 
-const DESCRIPTOR: Param = Param::Bound(&[Kind::Fd, Kind::Context, Kind::Umem, Kind::Ring]);
+const DESCRIPTOR: Param =
+    Param::Bound(&[Kind::Fd, Kind::Context, Kind::Umem, Kind::Ring, Kind::BlockLayout, Kind::Guest]);
 const FD: Param = Param::Bound(&[Kind::Fd]);
 const MAP: Param = Param::Bound(&[Kind::Map]);
 const CONTEXT: Param = Param::Bound(&[Kind::Context]);
@@ -237,7 +238,7 @@ verbs! {
     "Memory" {
         Mmap "mmap" (fd: FD, range: Param::Range, flags: Param::Flags(&["ro"])) -> Map Linux "Maps a range of a file, shared.";
         MmapAnon "mmap_anon" (length: Param::Size) -> Map Linux "Maps anonymous shared memory.";
-        MmapDevDax "mmap_devdax" (length: Param::Size) -> Map Simulation "Maps device-DAX memory: pages that belong to no file.";
+        MmapDevDax "mmap_devdax" (length: Param::Size) -> Map Simulation "Maps device-DAX memory: a device of its own, without a file system whose layout could change.";
         Munmap "munmap" (map: MAP, range: Param::MaybeRange) Linux "Unmaps a mapping, or a part of it.";
         Load "load" (map: MAP, range: Param::Data) Linux "Reads through a mapping; the value is as for `read`.";
         Store "store" (map: MAP, range: Param::Data, byte: Param::Byte) Linux "Writes through a mapping.";
@@ -265,8 +266,9 @@ verbs! {
         UmemRegister "umem" (map: MAP, range: Param::Range) -> Umem Simulation "Registers an AF_XDP umem.";
         UmemReceive "umem_receive" (umem: UMEM, range: Param::Data, byte: Param::Byte) Simulation "A packet arrives in the umem.";
         FixedBuffers "fixed_buffers" (map: MAP, range: Param::Range) -> Ring Simulation "Registers io_uring fixed buffers.";
-        RingRead "ring_read" (ring: RING, range: Param::Data, byte: Param::Byte) Simulation "An I/O reads into the fixed buffers.";
+        RingRead "ring_read" (ring: RING, range: Param::Data, from: FD, at: Param::Size) Simulation "An I/O reads a file at AT into the fixed buffers.";
         GuestAttach "guest_attach" (fd: FD) -> Guest Simulation "Exports an open file to a guest as its persistent memory.";
+        GuestStore "guest_store" (guest: GUEST, range: Param::Data, byte: Param::Byte) Simulation "The guest stores.";
         GuestFlush "guest_flush" (guest: GUEST) Simulation "The guest flushes.";
         GuestDetach "guest_detach" (guest: GUEST) Simulation "The guest is gone.";
         LayoutGet "layoutget" (fd: FD, range: Param::Range, access: Param::Choice(&["r", "rw"])) -> BlockLayout Simulation "A block-layout client (pNFS) takes a layout.";
@@ -276,7 +278,7 @@ verbs! {
     "The system" {
         Defragment "defragment" (file: Param::File) Simulation "The system moves the file's blocks together; the value is `moved:N skipped:N` in blocks.";
         Poison "poison" (file: Param::File, offset: Param::Size) Simulation "The page under this offset goes bad.";
-        PowerCut "power_cut" () Simulation "The power fails, and the machine boots again: processes are gone, the volume is recovered.";
+        PowerCut "power_cut" () Simulation "The power fails, and the machine boots again: every process is gone, the volume is recovered; the value is `pending:N removed:N`, blocks freed that were orphaned and inodes removed that had no name.";
         Unmount "unmount" () Simulation "Unmounts the volume.";
         RemoveDevice "remove_device" () Simulation "Takes the device away.";
     }

@@ -10,6 +10,7 @@ use emulator::sync::Arc;
 use emulator::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use fs_sim::gup::Registration;
 use fs_sim::holders::{HolderInfo, PinHolder};
+use fs_sim::process::custody::Custody;
 use fs_sim::process::description::Deferred;
 use fs_sim::{Errno, Kernel};
 
@@ -227,6 +228,10 @@ impl PinHolder for Mr {
             context: Some(self.context.number()),
             region: Some(self.key),
         }
+    }
+
+    fn custody(&self) -> Option<Arc<Custody>> {
+        Some(Arc::clone(self.context.custody()))
     }
 
     /// Aborts the whole context: a NIC can't take one region away from a program that doesn't expect it.

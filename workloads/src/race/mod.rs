@@ -157,6 +157,11 @@ pub trait Progress {
         let _ = (index, of, design, duration);
     }
 
+    /// The machine of the design that has just begun.
+    fn machine(&self, kernel: &Arc<Kernel>) {
+        let _ = kernel;
+    }
+
     /// How the present design stands; a few times a second.
     fn snapshot(&self, snapshot: &Snapshot) {
         let _ = snapshot;
@@ -198,6 +203,7 @@ pub fn run(config: RaceConfig, progress: &dyn Progress, stop: &StopFlag) -> Resu
         }
         progress.started(index, of, design, config.duration_per_design);
         let arena = arena(&job, design, config.seed, config.sabotage, Limits::default())?;
+        progress.machine(&arena.kernel);
         let mut tell = |snapshot: &Snapshot| progress.snapshot(snapshot);
         let ended = supervisor::supervise(&arena, config.duration_per_design, stop, &mut tell, None);
         report.result.interrupted |= ended.interrupted;

@@ -224,7 +224,7 @@ impl Subject {
                 "blockers",
                 Of::File,
                 false,
-                "Who stands against a layout change, as `A:read+U`, `A:ctx:mr` by the names of the scenario; `none`.",
+                "What refuses a layout change of the file or makes it wait, by the names of the scenario: a lease as `A:f:read+U` (`A(B:ctx):read+U:zombie` if others than its taker could release it), a pin as `A:ctx:mr[0..512)`; `none`.",
             ),
             Subject::Orphans => ("orphans", Of::Nothing, false, "How many blocks are orphaned."),
             Subject::Stale => ("stale", Of::Nothing, false, "`some` if stale DMA was seen so far, else `none`."),

@@ -11,7 +11,7 @@ use fs_sim::{Errno, Task};
 use rdma_sim::Mr;
 
 use super::things::{Made, OpenContext, QpEnd, Thing, Window};
-use super::{Simulation, files, processes, rdma};
+use super::{Simulation, files, holders, processes, rdma};
 use crate::ops::{Op, Param, Verb};
 use crate::scenario::machine::Trouble;
 
@@ -121,6 +121,8 @@ impl Call {
             Verb::Memlock => Ok(files::memlock(self, task)?),
             verb if verb.section() == "RDMA" => rdma::perform(self, task),
             verb if verb.section() == "Files" => files::perform(self, task),
+            verb if verb.section() == "Other holders of pages" => holders::perform(self, task),
+            verb if verb.section() == "The system" => holders::system(self, task),
             _ => processes::perform(self, task),
         }
     }

@@ -5,11 +5,14 @@
 use emulator::sync::Arc;
 use fs_sim::inode::Inode;
 use fs_sim::inspect::LeaseState;
+use fs_sim::inspect::blockers::{Blocker, Cause};
 use fs_sim::process::Pid;
+use fs_sim::process::fd_table::Fd;
 use fs_sim::range::BlockRange;
 
 use super::Simulation;
 use super::things::{Thing, signal_word};
+use crate::ops::Kind;
 use crate::scenario::machine::Trouble;
 use crate::scenario::{Actor, Query, Subject};
 
@@ -84,43 +87,88 @@ impl Simulation {
         list(words, " ")
     }
 
-    /// Leases and pins that stand against a change of the whole file, by the names of the scenario.
+    /// What stands against the change that is blocked, or against a stranger's change of the whole file, by the names of the
+    /// scenario: `A:f:read+U`, `B:ctx:mr[0..512)`.
     fn blockers(&self, inode: &Inode) -> String {
-        let mut words = match self.leases(inode).as_str() {
-            "none" => Vec::new(),
-            leases => leases.split(' ').map(str::to_owned).collect(),
+        let Some(found) = self.kernel.blockers(inode.ino()) else { return "none".to_owned() };
+        let blocking = match &found.blocked {
+            Some(change) => &change.blockers,
+            None => &found.stranger,
         };
-        for holder in inode.holders() {
-            let info = holder.object.describe();
-            let who: Vec<String> = info.processes.iter().map(|pid| self.process_name(*pid)).collect();
-            let name = |found: Option<&String>| found.cloned().unwrap_or_else(|| "?".to_owned());
-            let context = self.names.iter().find(|(_, thing)| match thing {
-                Thing::Context(context) => Some(context.context.number()) == info.context,
-                _ => false,
-            });
-            let region = self.names.iter().find(|(_, thing)| match thing {
-                Thing::Region(mr) => Some(mr.rkey()) == info.region,
-                _ => false,
-            });
-            let (context, region) = (name(context.map(|(name, _)| name)), name(region.map(|(name, _)| name)));
-            words.push(format!("{}:{context}:{region}", list(who, "+")));
-        }
+        let mut words: Vec<String> =
+            blocking.iter().filter(|blocker| blocker.effect.blocks()).map(|blocker| self.blocker(blocker)).collect();
         words.sort();
         list(words, " ")
+    }
+
+    fn blocker(&self, blocker: &Blocker) -> String {
+        let end = blocker.range.end.unwrap_or(u64::MAX);
+        let range = part(BlockRange::new(blocker.range.start, end));
+        let via = |kinds: &[Kind]| {
+            let who: Vec<String> = blocker
+                .releasers
+                .iter()
+                .map(|releaser| {
+                    let process = self.process_name(Pid(releaser.pid));
+                    let fd = releaser.fd.map_or("-".to_owned(), |fd| self.descriptor(&process, Fd(fd), kinds));
+                    format!("{process}:{fd}")
+                })
+                .chain((blocker.queued > 0).then(|| "queue:-".to_owned()))
+                .collect();
+            if who.is_empty() { "nobody:-".to_owned() } else { who.join("+") }
+        };
+        match &blocker.cause {
+            Cause::Lease { kind, state, taker, .. } => {
+                let state = if *state == "held" { String::new() } else { format!(":{state}") };
+                let (taker, via) = (self.process_name(Pid(*taker)), via(&[Kind::Fd, Kind::Context]));
+                let own = via.strip_prefix(&format!("{taker}:")).filter(|rest| !rest.contains('+'));
+                match own {
+                    Some(fd) => format!("{taker}:{fd}:{kind}{range}{state}"),
+                    None => format!("{taker}({via}):{kind}{range}{state}"),
+                }
+            }
+            Cause::Pin { kind, region, .. } => {
+                let region = self.names.iter().find(|(_, thing)| match thing {
+                    Thing::Region(mr) => Some(mr.rkey()) == *region,
+                    _ => false,
+                });
+                let what = region.map_or(kind.replace(' ', "-"), |(name, _)| name.clone());
+                format!("{}:{what}{range}", via(&[Kind::Context, Kind::Umem, Kind::Ring, Kind::Guest]))
+            }
+            Cause::BlockLayout { recalled, .. } => {
+                let state = if *recalled { ":recalled" } else { "" };
+                format!("{}:layout{range}{state}", via(&[Kind::BlockLayout]))
+            }
+        }
+    }
+
+    /// The name of a descriptor of `process`: one that it gave itself, if it can be told.
+    fn descriptor(&self, process: &str, fd: Fd, kinds: &[Kind]) -> String {
+        let fits = |thing: &Thing| thing.fd() == Some(fd) && kinds.contains(&thing.kind());
+        let mut names = self.names.iter().filter(|(_, thing)| fits(thing)).map(|(name, _)| name);
+        let own = names.clone().find(|name| self.namers.get(*name).is_some_and(|namer| namer == process));
+        own.or(names.next()).cloned().unwrap_or_else(|| format!("fd{}", fd.0))
     }
 
     /// Leases, pins and blocked calls, for a report.
     pub(super) fn portrait(&self) -> Vec<String> {
         let mut lines = Vec::new();
         for (ino, inode) in self.kernel.inodes() {
-            lines.push(format!("inode {}: leases {}; pins {}", ino.0, self.leases(&inode), self.blockers(&inode)));
+            let pages: u64 = inode.holders().iter().map(|holder| holder.range.len()).sum();
+            lines.push(format!("inode {}: leases {}; {pages} pages pinned", ino.0, self.leases(&inode)));
+            lines.extend(
+                self.kernel
+                    .blockers(ino)
+                    .iter()
+                    .flat_map(|found| found.to_string().lines().skip(1).map(str::to_owned).collect::<Vec<_>>()),
+            );
         }
         for (actor, _, busy) in self.crew.all() {
             if busy {
                 lines.push(format!("{actor} is blocked: {}", self.reason(actor)));
             }
         }
-        lines.extend(self.kernel.blocked());
+        lines.extend(self.kernel.deadlocks().iter().map(|deadlock| format!("EDEADLK: {deadlock}")));
         lines
     }
 }

@@ -10,6 +10,7 @@
 mod calls;
 mod crew;
 mod files;
+mod holders;
 mod looks;
 mod processes;
 mod rdma;
@@ -34,17 +35,20 @@ use self::crew::Crew;
 use self::things::{Made, Thing};
 use super::machine::{Machine, Progress, Trouble};
 use super::{Actor, Contents, FileSetup, Query, Setup};
-use crate::ops::Op;
+use crate::ops::{Op, Verb};
 
 /// See the module.
 pub struct Simulation {
     kernel: Arc<Kernel>,
+    config: Config,
     world: Arc<World>,
     /// For the net under a call that never ends.
     clock: World,
     crew: Crew,
     pids: BTreeMap<Pid, String>,
     names: BTreeMap<String, Thing>,
+    /// The process that gave each name.
+    namers: BTreeMap<String, String>,
     /// Outcomes of calls that had blocked and have ended since.
     returned: BTreeMap<Actor, String>,
     /// Signals handled, by process, and not looked at yet.
@@ -74,11 +78,13 @@ impl Simulation {
         maker.exit();
         Ok(Simulation {
             kernel,
+            config,
             world,
             clock: World::real(1),
             crew: Crew::default(),
             pids: BTreeMap::new(),
             names: BTreeMap::new(),
+            namers: BTreeMap::new(),
             returned: BTreeMap::new(),
             handled: BTreeMap::new(),
             wrong: Vec::new(),
@@ -115,6 +121,7 @@ impl Simulation {
             for finished in self.crew.settle(&self.world, &self.clock)? {
                 match (finished.done.made, finished.bind) {
                     (Some(Made::Thing(thing)), Some(name)) => {
+                        self.namers.insert(name.clone(), finished.actor.process.clone());
                         self.names.insert(name, thing);
                     }
                     (Some(Made::Process(task)), Some(name)) => {
@@ -125,6 +132,7 @@ impl Simulation {
                 self.returned.insert(finished.actor, finished.done.outcome);
             }
             if !self.run_handlers() {
+                self.note_stuck();
                 return Ok(());
             }
         }
@@ -145,6 +153,36 @@ impl Simulation {
             self.handled.entry(process).or_default().extend(signals.iter().map(|info| info.signal));
         }
         ran
+    }
+
+    /// Everybody is at rest: whoever waits for ever now is a deadlock that nobody was told of.
+    fn note_stuck(&mut self) {
+        let stuck = self.kernel.stuck();
+        if stuck.is_empty() {
+            return;
+        }
+        let who: Vec<String> = stuck.iter().map(ToString::to_string).collect();
+        let finding = format!("invariant 6: a deadlock: {}", who.join("; "));
+        if !self.wrong.contains(&finding) {
+            self.wrong.push(finding);
+        }
+    }
+
+    /// The power fails under `actor`'s call, and the machine boots again.
+    fn power_cut(&mut self) -> Result<Progress, Trouble> {
+        let cannot = |error: String| Trouble::CannotRun(format!("no power cut: {error}"));
+        let durable = self.kernel.power_cut().map_err(|error| cannot(error.to_string()))?;
+        self.wrong.extend(self.crew.dismiss());
+        self.names.clear();
+        self.namers.clear();
+        self.pids.clear();
+        self.returned.clear();
+        self.wrong.extend(self.kernel.violations());
+        let recovered = Kernel::recover(Arc::clone(&self.world), durable, self.config);
+        let (kernel, recovered) = recovered.map_err(|error| cannot(error.to_string()))?;
+        self.kernel = kernel;
+        let (pending, removed) = (recovered.freed_pending, recovered.removed_inodes);
+        Ok(Progress::Done(format!("ok pending:{pending} removed:{removed}")))
     }
 
     fn process(&self, name: &str) -> Result<&Arc<Task>, Trouble> {
@@ -192,7 +230,10 @@ impl Machine for Simulation {
         if self.crew.is_busy(actor) {
             return Err(Trouble::Script(format!("{actor} is still in a call")));
         }
-        let call = self.prepare(op)?;
+        if op.verb == Verb::PowerCut {
+            return self.power_cut();
+        }
+        let call = Call::new(op, self)?;
         self.returned.remove(actor);
         self.crew.begin(actor, bind.map(str::to_owned), Box::new(move |task| call.run(task)))?;
         self.settle()?;
@@ -238,12 +279,5 @@ impl Machine for Simulation {
 impl Drop for Simulation {
     fn drop(&mut self) {
         self.crew.dismiss();
-    }
-}
-
-impl Simulation {
-    /// The call that `op` is, with every name replaced by what it stands for.
-    fn prepare(&self, op: &Op) -> Result<Call, Trouble> {
-        Call::new(op, self)
     }
 }

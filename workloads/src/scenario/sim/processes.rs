@@ -107,7 +107,8 @@ fn memory(call: &Call, task: &Task) -> Result<Reply, Stop> {
             let va = task.mmap(call.fd(0)?, offset, len, !op.has(2, "ro"))?;
             return Reply::made(Thing::Map { va, len });
         }
-        Verb::MmapAnon => {
+        // Device-DAX memory is like anonymous memory in all that matters here: no file system, nobody who truncates it.
+        Verb::MmapAnon | Verb::MmapDevDax => {
             let (va, _) = task.mmap_anonymous(op.number(0))?;
             return Reply::made(Thing::Map { va, len: op.number(0) });
         }

@@ -6,13 +6,17 @@ use emulator::sync::atomic::AtomicU64;
 use emulator::sync::{Arc, Mutex};
 use fs_sim::Task;
 use fs_sim::file_ops::direct_io::InFlightIo;
+use fs_sim::holders::block_layout::BlockLayout;
+use fs_sim::holders::fixed_buffers::Ring;
+use fs_sim::holders::guest::GuestExport;
+use fs_sim::holders::umem::XdpSocket;
 use fs_sim::process::fd_table::Fd;
 use fs_sim::process::program::Program;
 use fs_sim::process::signals::Signal;
 use fs_sim::range::BlockRange;
 use rdma_sim::{Context, Cq, Mr, Mw, Pd, Qp};
 
-use crate::ops::ByteRange;
+use crate::ops::{ByteRange, Kind};
 
 /// What a name stands for. A descriptor's number means something in every process that has it.
 #[derive(Clone)]
@@ -25,6 +29,10 @@ pub(super) enum Thing {
     Qp(QpEnd),
     Io(Arc<Io>),
     Program(Arc<Mutex<Option<Program>>>),
+    Umem(Fd, Arc<XdpSocket>),
+    Ring(Fd, Arc<Ring>),
+    BlockLayout(Fd, Arc<BlockLayout>),
+    Guest(Fd, Arc<GuestExport>),
 }
 
 /// A memory window.
@@ -65,7 +73,26 @@ impl Thing {
         match self {
             Thing::Fd(fd) => Some(*fd),
             Thing::Context(context) => Some(context.fd),
+            Thing::Umem(fd, _) | Thing::Ring(fd, _) | Thing::BlockLayout(fd, _) | Thing::Guest(fd, _) => Some(*fd),
             _ => None,
+        }
+    }
+
+    /// What it is.
+    pub(super) fn kind(&self) -> Kind {
+        match self {
+            Thing::Fd(_) => Kind::Fd,
+            Thing::Context(_) => Kind::Context,
+            Thing::Map { .. } => Kind::Map,
+            Thing::Region(_) => Kind::Region,
+            Thing::Window(_) => Kind::Window,
+            Thing::Qp(_) => Kind::Qp,
+            Thing::Io(_) => Kind::Io,
+            Thing::Program(_) => Kind::Program,
+            Thing::Umem(..) => Kind::Umem,
+            Thing::Ring(..) => Kind::Ring,
+            Thing::BlockLayout(..) => Kind::BlockLayout,
+            Thing::Guest(..) => Kind::Guest,
         }
     }
 
@@ -73,6 +100,10 @@ impl Thing {
     pub(super) fn at(&self, fd: Fd) -> Thing {
         match self {
             Thing::Context(context) => Thing::Context(OpenContext { fd, ..context.clone() }),
+            Thing::Umem(_, socket) => Thing::Umem(fd, Arc::clone(socket)),
+            Thing::Ring(_, ring) => Thing::Ring(fd, Arc::clone(ring)),
+            Thing::BlockLayout(_, layout) => Thing::BlockLayout(fd, Arc::clone(layout)),
+            Thing::Guest(_, guest) => Thing::Guest(fd, Arc::clone(guest)),
             _ => Thing::Fd(fd),
         }
     }

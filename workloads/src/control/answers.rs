@@ -1,0 +1,137 @@
+//! Answers to what is asked at a control socket.
+//!
+//! It owns the lookup of files and the words. Invariant: every line names the inode it speaks of.
+
+use std::fmt::Write as _;
+
+use emulator::sync::Arc;
+use fs_sim::Kernel;
+use fs_sim::inode::{Ino, Inode};
+use fs_sim::inspect::LeaseState;
+use fs_sim::range::BlockRange;
+use serde_json::{Value, json};
+
+use super::protocol::{Request, Response};
+
+/// How many names an error lists.
+const NAMES_LISTED: usize = 8;
+
+/// Answers `request` about `kernel`.
+pub(super) fn answer(kernel: &Arc<Kernel>, request: &Request) -> Response {
+    match request {
+        Request::Blockers { file } => match find(kernel, file) {
+            Some((_, inode)) => blockers(kernel, &inode),
+            None => unknown(kernel, file),
+        },
+        Request::Leases { file } => each(kernel, file.as_deref(), leases),
+        Request::Pins { file } => each(kernel, file.as_deref(), pins),
+    }
+}
+
+fn blockers(kernel: &Kernel, inode: &Inode) -> Response {
+    let Some(found) = kernel.blockers(inode.ino()) else {
+        return Response::Refused { why: format!("inode {} is gone", inode.ino().0) };
+    };
+    match serde_json::to_value(&found) {
+        Ok(data) => Response::Answer { text: found.to_string(), data },
+        Err(error) => Response::Refused { why: error.to_string() },
+    }
+}
+
+/// A file by its name or its inode's number.
+fn find(kernel: &Kernel, file: &str) -> Option<(Ino, Arc<Inode>)> {
+    let named = kernel.named(file);
+    let numbered = || {
+        let number = Ino(file.parse().ok()?);
+        kernel.inodes().into_iter().find(|(ino, _)| *ino == number).map(|(_, inode)| inode)
+    };
+    named.or_else(numbered).map(|inode| (inode.ino(), inode))
+}
+
+fn unknown(kernel: &Kernel, file: &str) -> Response {
+    let mut names = kernel.file_names();
+    let more = names.len().saturating_sub(NAMES_LISTED);
+    names.truncate(NAMES_LISTED);
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    let why = format!("there is no file or inode `{file}`; there are {}{more}", names.join(", "));
+    Response::Refused { why }
+}
+
+/// One answer put together from those about each file: text and data.
+fn each(kernel: &Kernel, file: Option<&str>, about: impl Fn(Ino, &Inode) -> (String, Vec<Value>)) -> Response {
+    let inodes = match file {
+        Some(file) => match find(kernel, file) {
+            Some(found) => vec![found],
+            None => return unknown(kernel, file),
+        },
+        None => kernel.inodes(),
+    };
+    let (mut text, mut data) = (String::new(), Vec::new());
+    for (ino, inode) in inodes {
+        let (lines, values) = about(ino, &inode);
+        text += &lines;
+        data.extend(values);
+    }
+    if text.is_empty() {
+        text.push_str("none\n");
+    }
+    Response::Answer { text, data: Value::Array(data) }
+}
+
+fn end(range: BlockRange) -> Option<u64> {
+    (range.end != u64::MAX).then_some(range.end)
+}
+
+fn words(range: BlockRange) -> String {
+    end(range).map_or(format!("{}..", range.start), |end| format!("{}..{end}", range.start))
+}
+
+fn leases(ino: Ino, inode: &Inode) -> (String, Vec<Value>) {
+    let (mut text, mut data) = (String::new(), Vec::new());
+    for lease in inode.leases() {
+        let state = match lease.state {
+            LeaseState::Held => "held",
+            LeaseState::Breaking => "breaking",
+            LeaseState::Zombie => "zombie",
+        };
+        let (kind, pid, id) = (lease.kind.to_string(), lease.pid.0, lease.id.0);
+        // Writing to a String never fails.
+        let _ = writeln!(
+            text,
+            "inode {}: {state} {kind} lease {id} of process {pid}, blocks {}, {} pins under it",
+            ino.0,
+            words(lease.range),
+            lease.pins
+        );
+        data.push(json!({
+            "ino": ino.0, "lease": id, "kind": kind, "state": state, "pid": pid, "pins": lease.pins,
+            "range": { "start": lease.range.start, "end": end(lease.range) },
+        }));
+    }
+    (text, data)
+}
+
+fn pins(ino: Ino, inode: &Inode) -> (String, Vec<Value>) {
+    let (mut text, mut data) = (String::new(), Vec::new());
+    for holder in inode.holders() {
+        let info = holder.object.describe();
+        let held_by: Vec<u32> = info.processes.iter().map(|pid| pid.0).collect();
+        let region = info.region.map_or(String::new(), |region| format!(" {region:#x}"));
+        let context = info.context.map_or(String::new(), |context| format!(" of context {context}"));
+        let _ = writeln!(
+            text,
+            "inode {}: {}{region}{context}, pin {} of process {}, blocks {}, held by {held_by:?}",
+            ino.0,
+            info.kind,
+            holder.id.0,
+            holder.pid.0,
+            words(holder.range)
+        );
+        data.push(json!({
+            "ino": ino.0, "pin": holder.id.0, "kind": info.kind, "registrant": holder.pid.0, "processes": held_by,
+            "context": info.context, "region": info.region,
+            "range": { "start": holder.range.start, "end": end(holder.range) },
+        }));
+    }
+    (text, data)
+}
