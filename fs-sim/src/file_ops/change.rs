@@ -29,6 +29,7 @@ use crate::holders::{Holder, HolderId};
 use crate::inode::{Inode, TicketGuard};
 use crate::lease::settle::Settled;
 use crate::process::task::Task;
+use crate::range::BlockRange;
 use crate::waits::{Ended, Look, Need};
 
 pub(crate) use super::plan::Plan;
@@ -184,10 +185,22 @@ impl Task {
         kernel.device_there()?;
         let mut tickets: Vec<TicketGuard<'_>> = Vec::with_capacity(inodes.len());
         for inode in inodes {
-            tickets.push(match patience {
-                Patience::Waits => inode.ticket.take(self)?,
-                Patience::Never => inode.ticket.take_unless_waiting(self)?,
-            });
+            let ticket = match (patience, tickets.is_empty()) {
+                (Patience::Never, _) => inode.ticket.take_unless_waiting(self)?,
+                (Patience::Waits, true) => inode.ticket.take(self)?,
+                (Patience::Waits, false) => match inode.ticket.try_take(self.waiter().id()) {
+                    Some(ticket) => ticket,
+                    None => {
+                        // Who has it may wait for long: faults must not wait for us in front of the first file meanwhile.
+                        tickets
+                            .iter()
+                            .zip(inodes)
+                            .for_each(|(held, inode)| inode.set_waiting(held, BlockRange::NONE, &[]));
+                        inode.ticket.take(self)?
+                    }
+                },
+            };
+            tickets.push(ticket);
         }
         let sides: Vec<(&Inode, &TicketGuard<'_>)> = inodes.iter().map(|inode| inode.as_ref()).zip(&tickets).collect();
         let generations: Vec<u64> = inodes.iter().map(|inode| inode.generation()).collect();
@@ -277,6 +290,9 @@ impl Task {
                 Settled::InTheWay(leases) => in_the_way.push((work.inode, leases)),
             }
         }
+        if !in_the_way.is_empty() {
+            say_waiting(works, &[], |verdict| &verdict.wait_for);
+        }
         for (inode, leases) in &in_the_way {
             self.wait_for_leases(inode, leases)?;
         }
@@ -288,7 +304,7 @@ impl Task {
         let verdicts = works.iter().map(|work| self.decide(work)).collect::<Result<Vec<Verdict>, Errno>>()?;
         for (work, verdict) in works.iter().zip(&verdicts) {
             if !verdict.wait_for.is_empty() {
-                work.inode.set_waiting(work.ticket, work.touches, &verdict.wait_for);
+                say_waiting(works, &verdicts, |verdict| &verdict.wait_for);
                 self.wait_for_holders(work, &verdict.wait_for)?;
                 return Ok(None);
             }
@@ -359,11 +375,9 @@ impl Task {
         if all_shut().any(|shut| !shut.closing.census().is_zero()) {
             kernel.counters.closes_met_pin.add(1);
         }
-        for (work, verdict) in works.iter().zip(&verdicts) {
-            if !verdict.revoke.is_empty() {
-                // Their accesses in flight take their time.
-                work.inode.set_waiting(work.ticket, work.touches, &verdict.revoke);
-            }
+        if verdicts.iter().any(|verdict| !verdict.revoke.is_empty()) {
+            // Their accesses in flight take their time.
+            say_waiting(works, &verdicts, |verdict| &verdict.revoke);
         }
         if all_shut().next().is_some() && !self.drain(works, &verdicts, &doors, patience)? {
             return Ok(None);
@@ -428,6 +442,14 @@ impl Task {
             Err(Ended::Interrupted | Ended::TimedOut) => Err(Errno::EINTR),
             Err(Ended::Deadlock) => Err(Errno::EDEADLK),
         }
+    }
+}
+
+/// Says of every file of a change that it waits, whichever of them it is for: new leases and long-term pins in its way are
+/// refused, and a fault that must allocate there doesn't wait behind it.
+fn say_waiting(works: &[Work<'_>], verdicts: &[Verdict], whose: impl Fn(&Verdict) -> &[Arc<Holder>]) {
+    for (n, work) in works.iter().enumerate() {
+        work.inode.set_waiting(work.ticket, work.touches, verdicts.get(n).map_or(&[], &whose));
     }
 }
 

@@ -178,6 +178,7 @@ impl<'a> Work<'a> {
             self.unmarked.push(part.range());
             return;
         }
+        self.released.push(pages_of(&part));
         self.blocks += u64::from(part.len);
         self.touches = self.touches.hull(part.range());
         self.copies.push(part);
