@@ -329,6 +329,7 @@ fn what_breaks_nothing() {
     assert_eq!(b.write(named, 0, &[0; 8]), Err(Errno::EBADF));
     assert_eq!(b.ftruncate(named, 0), Err(Errno::EBADF));
     assert_eq!(b.mmap(named, 0, BLOCK, false), Err(Errno::EBADF));
+    assert_eq!(b.reflink(named, 0, named, 0, 0), Err(Errno::EBADF));
     assert_eq!(b.fallocate(named, Mode::Allocate { keep_size: false }, 0, BLOCK), Err(Errno::EBADF));
     assert_eq!(b.open("other", Flags { create: true, ..Flags::path() }), Err(Errno::ENOENT), "creates nothing");
     b.unlink("data").unwrap();

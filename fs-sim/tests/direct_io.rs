@@ -189,3 +189,24 @@ fn io_goes_on_beside_a_wait_for_a_long_term_pin() {
     assert_eq!(truncating.finish(), Ok(()));
     lab.end([&pinned.who, &b]);
 }
+
+/// A clone waits for a write in flight to the source, as for one to the target: a block is never written once it is shared.
+#[test]
+fn a_clone_waits_for_writes_in_flight() {
+    let lab = Lab::new(preset("man-page"));
+    let (a, b) = (lab.actor(), lab.actor());
+    let (source, target) = (a.writes_file("data", 2, 1), a.writes_file("copy", 2, 4));
+    for fd in [source, target] {
+        let io = a.submit_direct_io(fd, 0, BLOCK, WRITE).unwrap();
+        let (from, to) = (b.opens("data"), b.opens("copy"));
+        let cloning = b.blocks(DRAINING, move |task| task.reflink(from, 0, to, 0, BLOCK));
+        assert_eq!(io.complete(&lab.kernel, &mut []), Ok(BLOCK as usize));
+        assert_eq!(cloning.finish(), Ok(()));
+        assert_eq!((a.bytes_of(source), a.bytes_of(target)), (vec![7, 2], vec![7, 5]));
+    }
+    let io = a.submit_direct_io(target, 0, BLOCK, Transfer::Write(9)).unwrap();
+    assert_eq!(a.bytes_of(target), [7, 5], "copied by now, written on completion");
+    assert_eq!(io.complete(&lab.kernel, &mut []), Ok(BLOCK as usize));
+    assert_eq!((a.bytes_of(source), a.bytes_of(target)), (vec![7, 2], vec![9, 5]), "the sharer keeps its own");
+    lab.end([&a, &b]);
+}

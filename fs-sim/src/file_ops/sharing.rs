@@ -263,6 +263,7 @@ impl Task {
                 [a.get(), b.get()]
             };
             let result = match (descriptions[0].file(), descriptions[1].file()) {
+                (Some((_, a)), Some((_, b))) if !a.is_open() || !b.is_open() => Err(Errno::EBADF),
                 (Some(a), Some(b)) => body(a, b),
                 _ => Err(Errno::EINVAL),
             };
