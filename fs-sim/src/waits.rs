@@ -321,6 +321,8 @@ impl Task {
                 Look::Ready(value) => Poll::Ready(Ok(value)),
                 // The first look is before anybody could wake this task: too early to be recorded.
                 Look::Blocked(_) if looks == 1 => Poll::Pending,
+                // A signal is about to end this wait: it closes no cycle, and is no link of one.
+                Look::Blocked(_) if waiter.interrupted(how.sleep) => Poll::Pending,
                 Look::Blocked(needs) => {
                     let reason = how.reason;
                     let node = Node { waiter: Arc::clone(waiter), wakes, pid: self.pid(), reason, needs, bounded };
@@ -348,7 +350,12 @@ impl Task {
 
 #[cfg(all(test, not(any(daxlab_loom, daxlab_shuttle))))]
 mod tests {
+    use emulator::World;
+    use emulator::device::Device;
+
     use super::*;
+    use crate::process::signals::{Disposition, Signal};
+    use crate::{Config, Kernel};
 
     fn node(pid: u32, needs: &[&[u32]], bounded: bool) -> Node {
         let needs =
@@ -410,6 +417,25 @@ mod tests {
         assert!(is_stuck(&graph, WaiterId(1), &tasks));
         graph[&WaiterId(2)].waiter.interrupt(false);
         assert!(!is_stuck(&graph, WaiterId(1), &tasks), "2 is about to look again");
+    }
+
+    #[test]
+    fn a_signal_that_is_pending_ends_a_wait_before_it_can_be_a_deadlock() {
+        let device = Device::memory(4 << 20).unwrap();
+        let axes = crate::design::presets()[0].axes;
+        let kernel = Kernel::new(Arc::new(World::manual(1)), device, Config::new(axes)).unwrap();
+        let task = kernel.spawn();
+        let queue = WaitQueue::new();
+        let for_itself = || {
+            let how = WaitFor::interruptible("itself");
+            task.block_on(&queue, how, || Look::<()>::Blocked(vec![Need::any_of(vec![task.pid()])]))
+        };
+        assert_eq!(for_itself(), Err(Ended::Deadlock));
+        task.process().set_disposition(Signal::Sigusr1, Disposition::Handler);
+        task.kill(task.pid(), Signal::Sigusr1).unwrap();
+        assert_eq!(for_itself(), Err(Ended::Interrupted));
+        task.take_signals();
+        assert_eq!(for_itself(), Err(Ended::Deadlock));
     }
 
     #[test]
