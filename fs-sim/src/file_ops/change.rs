@@ -291,7 +291,7 @@ impl Task {
             }
         }
         if !in_the_way.is_empty() {
-            say_waiting(works, &[], |verdict| &verdict.wait_for);
+            say_waiting(works, |n| holders(&works[n]));
         }
         for (inode, leases) in &in_the_way {
             self.wait_for_leases(inode, leases)?;
@@ -304,7 +304,7 @@ impl Task {
         let verdicts = works.iter().map(|work| self.decide(work)).collect::<Result<Vec<Verdict>, Errno>>()?;
         for (work, verdict) in works.iter().zip(&verdicts) {
             if !verdict.wait_for.is_empty() {
-                say_waiting(works, &verdicts, |verdict| &verdict.wait_for);
+                say_waiting(works, |n| verdicts[n].wait_for.clone());
                 self.wait_for_holders(work, &verdict.wait_for)?;
                 return Ok(None);
             }
@@ -377,7 +377,7 @@ impl Task {
         }
         if verdicts.iter().any(|verdict| !verdict.revoke.is_empty()) {
             // Their accesses in flight take their time.
-            say_waiting(works, &verdicts, |verdict| &verdict.revoke);
+            say_waiting(works, |n| verdicts[n].revoke.clone());
         }
         if all_shut().next().is_some() && !self.drain(works, &verdicts, &doors, patience)? {
             return Ok(None);
@@ -447,9 +447,10 @@ impl Task {
 
 /// Says of every file of a change that it waits, whichever of them it is for: new leases and long-term pins in its way are
 /// refused, and a fault that must allocate there doesn't wait behind it.
-fn say_waiting(works: &[Work<'_>], verdicts: &[Verdict], whose: impl Fn(&Verdict) -> &[Arc<Holder>]) {
+/// `met` are the pins in the way of the `n`th.
+fn say_waiting(works: &[Work<'_>], met: impl Fn(usize) -> Vec<Arc<Holder>>) {
     for (n, work) in works.iter().enumerate() {
-        work.inode.set_waiting(work.ticket, work.touches, verdicts.get(n).map_or(&[], &whose));
+        work.inode.set_waiting(work.ticket, work.touches, &met(n));
     }
 }
 
