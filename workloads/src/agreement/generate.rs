@@ -149,61 +149,79 @@ pub(super) fn files(rng: &mut Rng) -> Vec<FileSetup> {
     ["data", "more"].into_iter().take(count).map(|name| file(name, rng)).collect()
 }
 
-/// How often an operation is chosen, relative to the others.
-const WEIGHTS: &[(Verb, u32)] = &[
-    (Verb::Open, 26),
-    (Verb::SetLease, 24),
-    (Verb::Close, 10),
-    (Verb::Dup, 4),
-    (Verb::Dup2, 3),
-    (Verb::Fork, 4),
-    (Verb::Send, 4),
-    (Verb::Recv, 4),
-    (Verb::GetLease, 2),
-    (Verb::SetOwn, 3),
-    (Verb::SetSig, 3),
-    (Verb::Kill, 4),
-    (Verb::Signal, 1),
-    (Verb::Exit, 2),
-    (Verb::Truncate, 6),
-    (Verb::Ftruncate, 3),
-    (Verb::Fallocate, 2),
-    (Verb::Punch, 2),
-    (Verb::Zero, 1),
-    (Verb::Collapse, 1),
-    (Verb::Insert, 1),
-    (Verb::Read, 3),
-    (Verb::Write, 3),
-    (Verb::Mmap, 3),
-    (Verb::Munmap, 2),
-    (Verb::Load, 2),
-    (Verb::Store, 2),
-    (Verb::Unlink, 1),
-    (Verb::Rename, 1),
-    (Verb::Link, 1),
-    (Verb::Chmod, 1),
-    (Verb::Utime, 1),
-    (Verb::Stat, 1),
-    (Verb::Fstat, 1),
+/// What a sequence is mostly about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Flavour {
+    /// Who has which lease, and who waits for whom.
+    Leases,
+    /// What is where in a file, through which door.
+    Contents,
+}
+
+/// How often an operation is chosen in either flavour, relative to the others.
+const WEIGHTS: &[(Verb, u32, u32)] = &[
+    (Verb::Open, 30, 20),
+    (Verb::SetLease, 30, 4),
+    (Verb::Close, 12, 6),
+    (Verb::Dup, 4, 2),
+    (Verb::Dup2, 3, 2),
+    (Verb::Fork, 3, 3),
+    (Verb::Send, 4, 1),
+    (Verb::Recv, 4, 1),
+    (Verb::GetLease, 1, 1),
+    (Verb::SetOwn, 3, 1),
+    (Verb::SetSig, 3, 1),
+    (Verb::Kill, 3, 1),
+    (Verb::Signal, 1, 1),
+    (Verb::Exit, 1, 1),
+    (Verb::Truncate, 5, 6),
+    (Verb::Ftruncate, 2, 8),
+    (Verb::Fallocate, 1, 6),
+    (Verb::Punch, 1, 6),
+    (Verb::Zero, 1, 5),
+    (Verb::Collapse, 1, 5),
+    (Verb::Insert, 1, 5),
+    (Verb::Read, 1, 10),
+    (Verb::Write, 1, 12),
+    (Verb::Mmap, 2, 14),
+    (Verb::Munmap, 2, 4),
+    (Verb::Load, 1, 14),
+    (Verb::Store, 1, 14),
+    (Verb::Unlink, 1, 2),
+    (Verb::Rename, 1, 2),
+    (Verb::Link, 1, 2),
+    (Verb::Chmod, 1, 1),
+    (Verb::Utime, 1, 1),
+    (Verb::Stat, 1, 3),
+    (Verb::Fstat, 1, 3),
 ];
 
+/// In how many of a hundred steps a process without descriptors opens something.
+const OPENS_FIRST: u32 = 75;
+
 /// Chooses the next step; none if nobody can act.
-pub(super) fn next(rng: &mut Rng, view: &View, range: Range) -> Option<Move> {
+pub(super) fn next(rng: &mut Rng, view: &View, range: Range, flavour: Flavour) -> Option<Move> {
     let able: Vec<&String> = view.processes.keys().filter(|name| view.can_act(name)).collect();
     let process = one(rng, &able)?.to_string();
+    if view.fds_of(&process).next().is_none() && rng.random_range(0..100) < OPENS_FIRST {
+        return chosen(rng, view, range, &process, Verb::Open);
+    }
+    let weights: Vec<(Verb, u32)> = WEIGHTS
+        .iter()
+        .map(|(verb, leases, contents)| (*verb, if flavour == Flavour::Leases { *leases } else { *contents }))
+        .collect();
+    let total: u32 = weights.iter().map(|(_, weight)| weight).sum();
     // Most verbs need a thing that the process may not have: then another is drawn.
     for _ in 0..100 {
-        let total: u32 = WEIGHTS.iter().map(|(_, weight)| weight).sum();
         let mut drawn = rng.random_range(0..total);
-        let fits = |(_, weight): &&(Verb, u32)| match drawn.checked_sub(*weight) {
+        let verb = weights.iter().find(|(_, weight)| match drawn.checked_sub(*weight) {
             Some(rest) => {
                 drawn = rest;
                 false
             }
             None => true,
-        };
-        let verb = WEIGHTS.iter().find(fits).map(|(verb, _)| *verb)?;
-        if let Some(step) = chosen(rng, view, range, &process, verb) {
+        });
+        if let Some(step) = chosen(rng, view, range, &process, verb?.0) {
             return Some(step);
         }
     }
@@ -220,10 +238,12 @@ fn chosen(rng: &mut Rng, view: &View, range: Range, process: &str, verb: Verb) -
     let args = match verb {
         Verb::Open => {
             let access = *one(rng, &["r", "r", "r", "rw", "rw", "w", "w", "path"])?;
-            let flags = [("create", 10), ("excl", 2), ("trunc", 8), ("nonblock", 45)];
+            let file = file(rng);
+            let create = if file == "data" { 5 } else { 60 };
+            let flags = [("create", create), ("excl", 2), ("trunc", 8), ("nonblock", 30)];
             let flags = flags.iter().filter(|(_, percent)| rng.random_range(0..100) < *percent).map(|(flag, _)| *flag);
             let flags = flags.collect();
-            vec![name(file(rng)), Arg::Word(access), Arg::Words(flags)]
+            vec![name(file), Arg::Word(access), Arg::Words(flags)]
         }
         Verb::SetLease => {
             vec![name(one(rng, &fds)?), Arg::Word(one(rng, &["read", "read", "write", "write", "unlock"])?)]
@@ -283,7 +303,7 @@ fn one<'a, T>(rng: &mut Rng, all: &'a [T]) -> Option<&'a T> {
 }
 
 fn file(rng: &mut Rng) -> &'static str {
-    ["data", "data", "data", "data", "data", "more", "new"][rng.random_range(0..7)]
+    ["data", "data", "data", "data", "data", "data", "data", "more", "new"][rng.random_range(0..9)]
 }
 
 /// Mostly whole blocks.

@@ -12,6 +12,7 @@ mod shrink;
 mod tests;
 mod text;
 
+use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use emulator::rng;
@@ -24,13 +25,13 @@ use crate::race::StopFlag;
 use crate::scenario::machine::{Machine, Trouble};
 use crate::scenario::sim::Simulation;
 use crate::scenario::{FileSetup, Setup};
-use generate::{Move, View};
+use generate::{Flavour, Move, View};
 use pair::{Pair, Stop};
 
 /// The device of a simulated machine: far more than a sequence's files need.
 const DEVICE: u64 = 16 << 20;
 /// The fewest and most steps of a sequence.
-const STEPS: std::ops::RangeInclusive<usize> = 4..=14;
+const STEPS: std::ops::RangeInclusive<usize> = 4..=16;
 
 /// What to compare.
 #[derive(Clone, Debug)]
@@ -56,6 +57,8 @@ pub struct AgreementReport {
     pub agreed: u64,
     /// Those in which it could not be told whether a call was blocked.
     pub inconclusive: u64,
+    /// How often operations came to what, such as `open blocks`; and what was seen beside them: `signals SIGIO`, `lease none`.
+    pub outcomes: BTreeMap<String, u64>,
     /// Why no sequence could be run, or no further one.
     pub not_run: Option<String>,
     /// The first difference, after which there is no further sequence.
@@ -145,7 +148,7 @@ fn compare(makers: &Makers<'_>, range: generate::Range, seed: u64, sequences: u6
             break;
         }
         report.run += 1;
-        match sequence(makers, range, seed, index) {
+        match sequence(makers, range, seed, index, &mut report.outcomes) {
             Ok(()) => report.agreed += 1,
             Err((_, Stop::Inconclusive(_))) => report.inconclusive += 1,
             Err((_, Stop::NotRun(why))) => {
@@ -171,7 +174,13 @@ struct Tried {
 }
 
 /// Chooses and makes the steps of one sequence.
-fn sequence(makers: &Makers<'_>, range: generate::Range, seed: u64, index: u64) -> Result<(), (Tried, Stop)> {
+fn sequence(
+    makers: &Makers<'_>,
+    range: generate::Range,
+    seed: u64,
+    index: u64,
+    outcomes: &mut BTreeMap<String, u64>,
+) -> Result<(), (Tried, Stop)> {
     let mut rng = rng::stream(seed, "agreement", index);
     let files = generate::files(&mut rng);
     let mut tried = Tried { files, processes: rng.random_range(2..=3), steps: Vec::new() };
@@ -179,13 +188,17 @@ fn sequence(makers: &Makers<'_>, range: generate::Range, seed: u64, index: u64) 
         Ok(pair) => pair,
         Err(stop) => return Err((tried, stop)),
     };
+    let flavour = if rng.random_range(0..3) < 2 { Flavour::Leases } else { Flavour::Contents };
     for _ in 0..rng.random_range(STEPS) {
-        let Some(step) = generate::next(&mut rng, &pair.view, range) else { break };
+        let Some(step) = generate::next(&mut rng, &pair.view, range, flavour) else { break };
         tried.steps.push(step.clone());
         if let Err(stop) = pair.make(&step) {
             pair.finish();
             return Err((tried, stop));
         }
+    }
+    for (outcome, count) in &pair.outcomes {
+        *outcomes.entry(outcome.clone()).or_default() += count;
     }
     match pair.finish().first() {
         None => Ok(()),

@@ -37,13 +37,16 @@ pub(super) struct Pair<'m> {
     pub(super) view: View,
     blocked: BTreeMap<String, Move>,
     pub(super) lines: Vec<Line>,
+    /// What operations came to, signals that were handled, and deaths, with how often.
+    pub(super) outcomes: BTreeMap<String, u64>,
 }
 
 type Answer = Result<String, Trouble>;
 
 impl<'m> Pair<'m> {
     pub(super) fn new(left: Box<dyn Machine + 'm>, right: Box<dyn Machine + 'm>, view: View) -> Pair<'m> {
-        Pair { left, right, view, blocked: BTreeMap::new(), lines: Vec::new() }
+        let (blocked, lines, outcomes) = (BTreeMap::new(), Vec::new(), BTreeMap::new());
+        Pair { left, right, view, blocked, lines, outcomes }
     }
 
     /// Makes both do `step`, and compares everything that can be seen.
@@ -54,6 +57,7 @@ impl<'m> Pair<'m> {
         let actor = actor(&step.process);
         let text = text::step(step);
         let outcome = self.both(text, |machine| machine.perform(&actor, &step.op, step.bind.as_deref()).map(words))?;
+        self.count(&format!("{} {}", step.op.verb, first_word(&outcome)));
         self.view.named += 1;
         let known = self.view.processes.entry(step.process.clone()).or_default();
         known.met = true;
@@ -92,6 +96,7 @@ impl<'m> Pair<'m> {
                 continue;
             }
             let step = self.blocked.remove(&name);
+            self.count(&format!("returns {}", first_word(&outcome)));
             if let Some(known) = self.view.processes.get_mut(&name) {
                 known.blocked = false;
             }
@@ -105,18 +110,23 @@ impl<'m> Pair<'m> {
     fn lives(&mut self) -> Result<(), Stop> {
         for name in self.living() {
             let alive = self.look(Subject::Process, &name)? == "alive";
-            match alive {
-                true => drop(self.lines.pop()),
-                false => drop(self.view.processes.entry(name).and_modify(|known| known.dead = true)),
+            if alive {
+                self.lines.pop();
+            } else {
+                self.count("process dead");
+                self.view.processes.entry(name).and_modify(|known| known.dead = true);
             }
         }
         Ok(())
     }
 
     fn signals(&mut self) -> Result<(), Stop> {
-        for name in self.living() {
-            if self.view.can_act(&name) && self.look(Subject::Signals, &name)? == "none" {
+        for name in self.living().into_iter().filter(|name| self.view.can_act(name)).collect::<Vec<_>>() {
+            let handled = self.look(Subject::Signals, &name)?;
+            if handled == "none" {
                 self.lines.pop();
+            } else {
+                handled.split(' ').for_each(|signal| self.count(&format!("signals {signal}")));
             }
         }
         Ok(())
@@ -133,10 +143,15 @@ impl<'m> Pair<'m> {
             let op = Op { verb: Verb::GetLease, args: vec![Arg::Name(fd)] };
             let actor = actor(&process);
             let step = Move { process, op, bind: None };
-            self.both(text::step(&step), |machine| machine.perform(&actor, &step.op, None).map(words))?;
+            let lease = self.both(text::step(&step), |machine| machine.perform(&actor, &step.op, None).map(words))?;
+            self.count(&format!("lease {}", lease.trim_start_matches("ok ")));
             self.lines.pop();
         }
         Ok(())
+    }
+
+    fn count(&mut self, what: &str) {
+        *self.outcomes.entry(what.to_owned()).or_default() += 1;
     }
 
     fn look(&mut self, subject: Subject, of: &str) -> Result<String, Stop> {
@@ -166,6 +181,10 @@ const BLOCKS: &str = "blocks";
 
 fn actor(process: &str) -> Actor {
     Actor { process: process.to_owned(), thread: 1 }
+}
+
+fn first_word(outcome: &str) -> &str {
+    outcome.split(' ').next().unwrap_or_default()
 }
 
 /// Why it blocks, only the simulation can tell.
