@@ -43,7 +43,7 @@ fn op(verb: Verb, words: &[&str]) -> Op {
             Param::File | Param::Bound(_) | Param::Process => Arg::Name(words.next().unwrap().to_owned()),
             Param::Size | Param::Number => Arg::Number(number(words.next().unwrap())),
             Param::Range | Param::MaybeRange if words.peek().is_none() => Arg::Range(None),
-            Param::Range | Param::MaybeRange => Arg::Range(Some(ByteRange {
+            Param::Range | Param::MaybeRange | Param::Data => Arg::Range(Some(ByteRange {
                 offset: number(words.next().unwrap()),
                 len: number(words.next().unwrap()),
             })),

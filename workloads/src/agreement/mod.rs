@@ -85,10 +85,13 @@ pub struct Difference {
     pub simulation: String,
 }
 
-/// Two ways to make a machine, and the files that both begin with.
+/// A way to make a machine.
+type Maker<'m> = dyn Fn(&Setup) -> Result<Box<dyn Machine + 'm>, Trouble> + 'm;
+
+/// How the two machines are made; the left one's word counts.
 struct Makers<'m> {
-    left: &'m dyn Fn(&Setup) -> Result<Box<dyn Machine + 'm>, Trouble>,
-    right: &'m dyn Fn(&Setup) -> Result<Box<dyn Machine + 'm>, Trouble>,
+    left: &'m Maker<'m>,
+    right: &'m Maker<'m>,
 }
 
 impl<'m> Makers<'m> {
