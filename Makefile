@@ -46,7 +46,7 @@ shuttle:
 	RUSTFLAGS='--cfg daxlab_shuttle' CARGO_TARGET_DIR=$(TARGET)/shuttle $(CARGO) test -p rdma-sim --release --test 'shuttle_*'
 
 release-tests:
-	DAXLAB_SLOW=1 $(CARGO) test --release --test seeds --test sabotage --test designs_are_values
+	DAXLAB_SLOW=1 $(CARGO) test --release --test seeds --test sabotage --test designs_are_values --test linux_agreement
 
 hdr:
 	scripts/hdr-check

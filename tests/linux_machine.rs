@@ -43,7 +43,7 @@ fn op(verb: Verb, words: &[&str]) -> Op {
             Param::File | Param::Bound(_) | Param::Process => Arg::Name(words.next().unwrap().to_owned()),
             Param::Size | Param::Number => Arg::Number(number(words.next().unwrap())),
             Param::Range | Param::MaybeRange if words.peek().is_none() => Arg::Range(None),
-            Param::Range | Param::MaybeRange => Arg::Range(Some(ByteRange {
+            Param::Range | Param::MaybeRange | Param::Data => Arg::Range(Some(ByteRange {
                 offset: number(words.next().unwrap()),
                 len: number(words.next().unwrap()),
             })),
@@ -204,9 +204,9 @@ fn descriptors_pass_through_sockets_unread() {
          B: getlease h -> ok none
          B: close h
          C: g = open data w nonblock
-         A: y = recv -> blocks
+         A: y = recv -> EAGAIN
          B: send A x
-         A: returns -> ok
+         A: y = recv
          A: fstat y -> ok 64KiB");
 }
 

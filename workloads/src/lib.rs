@@ -5,14 +5,15 @@
 //! | [`job`] | job files: read, checked, the built-in one |
 //! | [`choices`] | what every actor is going to do, from one seed |
 //! | [`race`] | the race itself |
-//! | [`linux`] | the real kernel as a machine for scenarios |
 //! | [`scenario`] | scenarios: the language, the suite, runs on simulated machines |
 //! | [`linux`] | the real kernel as a machine for scenarios |
 //! | [`control`] | asking a running machine who blocks whom |
+//! | [`agreement`] | random sequences on the real kernel and on the simulated machine, compared |
 //! | [`oracle`] | payloads that prove where they belong, and the reading back of everything |
 //!
 //! Imports run down only: this crate drives `rdma-sim` and `fs-sim` and hands numbers to `reports`.
 
+pub mod agreement;
 pub mod choices;
 pub mod control;
 pub mod job;

@@ -8,7 +8,6 @@ use std::path::Path;
 
 use libc::c_int;
 
-use super::child;
 use super::machine::{Names, Thing};
 use super::watch::Place;
 use super::wire::{Disposition, Request};
@@ -30,7 +29,6 @@ pub(super) fn blocks_in(verb: Verb) -> Option<Place> {
         Verb::Open => anywhere(libc::SYS_openat),
         Verb::Truncate => anywhere(libc::SYS_truncate),
         Verb::Exec => anywhere(libc::SYS_execve),
-        Verb::Recv => Some(Place { number: libc::SYS_recvmsg, first: Some(child::INBOX as u64) }),
         _ => None,
     }
 }
@@ -53,6 +51,7 @@ pub(super) fn is_calm(verb: Verb) -> bool {
             | Verb::Stat
             | Verb::Fstat
             | Verb::GetLease
+            | Verb::Recv
             | Verb::SetOwn
             | Verb::SetSig
             | Verb::Signal

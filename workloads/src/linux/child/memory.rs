@@ -11,7 +11,7 @@ use super::last_errno;
 use crate::ops::describe_bytes;
 
 /// The most bytes that one access through a mapping, or one read, touches: what is told about them is built in memory.
-pub(super) const ACCESS_MAX: u64 = 64 << 20;
+const ACCESS_MAX: u64 = 64 << 20;
 
 fn page() -> u64 {
     rustix::param::page_size() as u64

@@ -85,7 +85,7 @@ fn serve(zygote: Pid) -> ! {
 
 /// Whether the driver must be able to know what was handled before it.
 fn can_block(request: &Request) -> bool {
-    matches!(request, Request::Open { .. } | Request::Truncate { .. } | Request::Receive | Request::Exec { .. })
+    matches!(request, Request::Open { .. } | Request::Truncate { .. } | Request::Exec { .. })
 }
 
 /// Makes a process with the sockets `fds`: the new one gets none, the caller its number.

@@ -105,11 +105,14 @@ impl Call {
 
     /// Performs it, on the worker's thread.
     pub(super) fn run(self, task: &Task) -> Done {
-        let (outcome, made) = match self.perform(task) {
+        let result = self.perform(task);
+        // A process that died in a call never sees what it came to.
+        if task.process().is_dying() && self.op.verb != Verb::Exit {
+            return Done { outcome: "killed".to_owned(), made: None };
+        }
+        let (outcome, made) = match result {
             Ok(Reply { value: None, made }) => ("ok".to_owned(), made),
             Ok(Reply { value: Some(value), made }) => (format!("ok {value}"), made),
-            // Whatever a call was about to return, nobody is there to see it.
-            Err(_) if task.process().is_dying() => ("killed".to_owned(), None),
             Err(Stop::Errno(errno)) => (errno.to_string(), None),
             Err(Stop::Word(word)) => (word, None),
         };

@@ -1,0 +1,72 @@
+//! Random sequences of system calls, on this machine's own kernel and on the simulation: both must say the same.
+//!
+//! A few hundred by default, 10,000 with `DAXLAB_SLOW=1`. Where the machine can't (no leases on the file system of temporary files, no
+//! look at processes) the reason is printed as `not run`, and nothing is claimed.
+
+use std::path::PathBuf;
+
+use fs_sim::Sabotage;
+use fs_sim::design::Catalogue;
+use workloads::agreement::{self, AgreementConfig, AgreementReport};
+use workloads::linux::LinuxConfig;
+use workloads::race::StopFlag;
+
+fn config(sequences: u64, seed: u64, dir: PathBuf) -> AgreementConfig {
+    AgreementConfig {
+        sequences,
+        seed,
+        linux: LinuxConfig { program: PathBuf::from(env!("CARGO_BIN_EXE_daxlab")), dir, ..LinuxConfig::new() },
+        axes: Catalogue::default()
+            .find("mainline")
+            .map(|entry| entry.design.axes)
+            .unwrap_or_else(|| panic!("a preset")),
+        sabotage: Sabotage::default(),
+    }
+}
+
+fn tell(report: &AgreementReport) {
+    println!("{} sequences, {} agreed, {} inconclusive", report.run, report.agreed, report.inconclusive);
+    if let Some(why) = &report.not_run {
+        println!("not run: {why}");
+    }
+}
+
+fn check(report: &AgreementReport, sequences: u64) {
+    tell(report);
+    if let Some(difference) = &report.difference {
+        panic!(
+            "the real kernel: {}; the simulation: {}\n{}",
+            difference.linux, difference.simulation, difference.scenario
+        );
+    }
+    assert!(!report.failed(), "{} of {} sequences are inconclusive", report.inconclusive, report.run);
+    assert!(report.not_run.is_some() || report.run == sequences);
+    assert_eq!(report.agreed + report.inconclusive, report.run);
+}
+
+fn sequences(fast: u64, slow: u64) -> u64 {
+    if std::env::var_os("DAXLAB_SLOW").is_some() { slow } else { fast }
+}
+
+#[test]
+fn the_simulation_is_what_the_kernel_does() {
+    let sequences = sequences(300, 10_000);
+    let report = agreement::run(&config(sequences, 1, std::env::temp_dir()), &StopFlag::new());
+    check(&report, sequences);
+    // Agreement on nothing would be no news.
+    for seen in ["open blocks", "open EAGAIN", "returns ok", "setlease ok", "signals SIGIO", "lease write", "load ok"] {
+        assert!(report.not_run.is_some() || report.outcomes.contains_key(seen), "no sequence had `{seen}`");
+    }
+}
+
+#[test]
+fn the_kernel_is_what_the_kernel_does() {
+    let sequences = sequences(100, 1000);
+    check(&agreement::run_against_itself(&config(sequences, 2, std::env::temp_dir()), &StopFlag::new()), sequences);
+}
+
+#[test]
+fn a_place_without_files_is_not_run() {
+    let report = agreement::run(&config(10, 1, PathBuf::from("/proc")), &StopFlag::new());
+    assert!(report.not_run.is_some() && report.run == 0 && report.agreed == 0);
+}

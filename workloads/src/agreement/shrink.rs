@@ -1,0 +1,101 @@
+//! What is left of a difference.
+//!
+//! It owns the search for a shorter sequence that still differs. Invariants: every candidate is run on fresh machines; at most
+//! [`RUNS_MAX`] are; the result differs, however it does. Kernel counterpart: none; Hypothesis and proptest, for the style.
+
+use super::generate::View;
+use super::pair::{Pair, Stop};
+use super::{Difference, Makers, Tried, text};
+use crate::ops::{Arg, Verb};
+
+/// The most candidates tried.
+const RUNS_MAX: u32 = 400;
+
+/// The shortest sequence found that differs, as a scenario. None if the difference does not come back.
+pub(super) fn shortest(makers: &Makers<'_>, tried: Tried, index: u64) -> Option<Difference> {
+    let mut runs = 0;
+    let mut differs = |candidate: &Tried| {
+        runs += 1;
+        if runs > RUNS_MAX { None } else { difference(makers, candidate, index) }
+    };
+    let mut best = tried;
+    let mut found = differs(&best)?;
+    loop {
+        let mut shorter = false;
+        // From the end, where steps are that nothing else needs.
+        for n in (0..best.steps.len()).rev() {
+            let mut candidate = best.clone();
+            candidate.steps.remove(n);
+            if let Some(difference) = differs(&candidate) {
+                (best, found, shorter) = (candidate, difference, true);
+            }
+        }
+        for n in 0..best.steps.len() {
+            for candidate in simpler(&best, n) {
+                if let Some(difference) = differs(&candidate) {
+                    (best, found, shorter) = (candidate, difference, true);
+                    break;
+                }
+            }
+        }
+        if best.files.len() > 1 {
+            let mut candidate = best.clone();
+            candidate.files.truncate(1);
+            if let Some(difference) = differs(&candidate) {
+                (best, found, shorter) = (candidate, difference, true);
+            }
+        }
+        if !shorter {
+            return Some(found);
+        }
+    }
+}
+
+/// The same with a simpler step `n`: without a flag, or with `open` in place of `dup`'s like.
+fn simpler(tried: &Tried, n: usize) -> Vec<Tried> {
+    let mut candidates = Vec::new();
+    for (at, arg) in tried.steps[n].op.args.iter().enumerate() {
+        if let Arg::Words(words) = arg {
+            for gone in 0..words.len() {
+                let mut fewer = words.clone();
+                fewer.remove(gone);
+                let mut candidate = tried.clone();
+                candidate.steps[n].op.args[at] = Arg::Words(fewer);
+                candidates.push(candidate);
+            }
+        }
+        if let (Arg::Word("rw"), Verb::Open) = (arg, tried.steps[n].op.verb) {
+            let mut candidate = tried.clone();
+            candidate.steps[n].op.args[at] = Arg::Word("r");
+            candidates.push(candidate);
+        }
+    }
+    candidates
+}
+
+/// Runs a sequence; what differs, if anything does. Steps that can't be made (their thing was never made) are left out.
+fn difference(makers: &Makers<'_>, tried: &Tried, index: u64) -> Option<Difference> {
+    let mut pair: Pair<'_> = makers.pair(&tried.files, View::new(tried.processes)).ok()?;
+    let mut differs = None;
+    for step in &tried.steps {
+        if !pair.view.allows(step) {
+            continue;
+        }
+        match pair.make(step) {
+            Ok(()) => {}
+            Err(Stop::Differ { left, right }) => {
+                differs = Some((left, right));
+                break;
+            }
+            Err(Stop::NotRun(_) | Stop::Inconclusive(_)) => break,
+        }
+    }
+    let blocked: Vec<String> = pair.blocked().map(str::to_owned).collect();
+    let lines = pair.lines.clone();
+    let wrong = pair.finish();
+    let (linux, simulation) =
+        differs.or_else(|| wrong.first().map(|wrong| ("nothing wrong".to_owned(), wrong.clone())))?;
+    let title = format!("difference-{index}: the real kernel and the simulation differ");
+    let scenario = text::scenario(&title, &tried.files, &lines, &simulation, &blocked);
+    Some(Difference { index, scenario, linux, simulation })
+}

@@ -1,0 +1,65 @@
+//! Steps as the language of scenarios writes them.
+//!
+//! It owns the way back from an operation to its words. Invariant: what it writes, the parser reads as the same operation.
+
+use fs_sim::input::Size;
+
+use super::generate::Move;
+use super::pair::Line;
+use crate::ops::{Arg, Op, Param};
+use crate::scenario::{Contents, FileSetup};
+
+/// `A: f = open data rw`.
+pub(super) fn step(step: &Move) -> String {
+    let bind = step.bind.as_ref().map(|name| format!("{name} = ")).unwrap_or_default();
+    format!("{}: {bind}{}", step.process, op(&step.op))
+}
+
+fn op(op: &Op) -> String {
+    let mut words = vec![op.verb.name().to_owned()];
+    for (arg, (_, param)) in op.args.iter().zip(op.verb.params()) {
+        match (arg, param) {
+            (Arg::Name(name), _) => words.push(name.clone()),
+            (Arg::Number(number), Param::Number) => words.push(number.to_string()),
+            (Arg::Number(number), _) => words.push(Size(*number).to_string()),
+            (Arg::Range(None), _) => {}
+            (Arg::Range(Some(range)), _) => {
+                words.push(Size(range.offset).to_string());
+                words.push(if range.len == u64::MAX { "inf".to_owned() } else { Size(range.len).to_string() });
+            }
+            (Arg::Byte(0), _) => words.push("zeros".to_owned()),
+            (Arg::Byte(byte), _) => words.push(char::from(*byte).to_string()),
+            (Arg::Word(word), _) => words.push((*word).to_owned()),
+            (Arg::Words(all), _) => words.extend(all.iter().map(|word| (*word).to_owned())),
+        }
+    }
+    words.join(" ")
+}
+
+fn file(file: &FileSetup) -> String {
+    let contents = match file.contents {
+        Contents::Byte(byte) => char::from(byte).to_string(),
+        Contents::Hole => "hole".to_owned(),
+        Contents::Unwritten => "unwritten".to_owned(),
+    };
+    format!("file {} {} {contents}", file.name, Size(file.size))
+}
+
+/// A whole scenario whose last step is its question; `other` is what the other machine answers there. Whoever is `blocked` is
+/// killed behind it.
+pub(super) fn scenario(title: &str, files: &[FileSetup], lines: &[Line], other: &str, blocked: &[String]) -> String {
+    let mut text = format!("# {title}\nlinux\n");
+    for setup in files {
+        text += &format!("{}\n", file(setup));
+    }
+    for (n, Line { text: step, outcome }) in lines.iter().enumerate() {
+        match n + 1 == lines.len() {
+            false => text += &format!("{step} -> {outcome}\n"),
+            true => text += &format!("{step} => {outcome}  # elsewhere: {other}\n"),
+        }
+    }
+    for name in blocked {
+        text += &format!("kill {name} SIGKILL\n{name}: returns -> killed\n");
+    }
+    text
+}
