@@ -431,8 +431,9 @@ fn the_default_action_ends_the_holder() {
     file(&a);
     let f = reads(&a);
     a.set_base_lease(f, READ).unwrap();
-    assert!(b.open("data", now(Access::WRITE)).is_ok(), "nothing is in the way any more");
+    assert_eq!(b.open("data", now(Access::WRITE)), Err(Errno::EAGAIN), "what was in the way when it was told counts");
     assert!(a.process().is_dying());
+    assert!(b.open("data", now(Access::WRITE)).is_ok(), "nothing is in the way any more");
     assert_eq!(lab.kernel.counters.lease_timeouts.get(), 0);
     lab.end([&a, &b]);
 }

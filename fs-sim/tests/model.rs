@@ -444,6 +444,8 @@ impl Run {
             target.resize(to.1 + len);
         }
         target.copy(&copies);
+        // Within one file what is cloned is the block that the zeroing of the tail has left there.
+        let source = if ino_a == ino_b { target.clone() } else { source };
         let (mut blocks, bytes) = source.cut(range(from.1));
         // What is unwritten is not shared.
         blocks.iter_mut().for_each(|block| *block = block.filter(|(_, written)| *written));

@@ -245,8 +245,8 @@ verbs! {
     }
     "RDMA" {
         RdmaOpen "rdma_open" () -> Context Simulation "Opens the NIC.";
-        RegMr "reg_mr" (context: CONTEXT, map: MAP, range: Param::Range, flags: Param::Flags(&["ro", "odp", "window", "flush"])) -> Region Simulation
-            "Registers memory, for every access unless `ro`; `odp`: on demand; `window`: windows may be bound; `flush`: for FLUSH of both kinds.";
+        RegMr "reg_mr" (context: CONTEXT, map: MAP, range: Param::Range, flags: Param::Flags(&["ro", "on_demand", "window", "flush"])) -> Region Simulation
+            "Registers memory, for every access unless `ro`; `on_demand`: faulted in at each access; `window`: windows may be bound; `flush`: for FLUSH of both kinds.";
         ReregMr "rereg_mr" (mr: REGION, map: MAP, range: Param::Range) -> Region Simulation "Changes what a region covers; the name stands for it from now on, under the same keys.";
         DeregMr "dereg_mr" (mr: REGION) Simulation "Deregisters.";
         AllocMw "alloc_mw" (context: CONTEXT) -> Window Simulation "Allocates a memory window (type 1).";

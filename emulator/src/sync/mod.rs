@@ -41,6 +41,11 @@ pub mod machine {
 
 /// Threads of the chosen backend. There is no sleep: waiting is [`crate::wait`]'s business.
 pub mod thread {
+    /// How many threads can run at once on the machine this runs on; 1 if it does not tell.
+    pub fn parallelism() -> usize {
+        std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+    }
+
     pub use super::backend::thread::{JoinHandle, spawn, yield_now};
     #[cfg(not(daxlab_loom))]
     pub use super::backend::thread::{Scope, ScopedJoinHandle, scope};

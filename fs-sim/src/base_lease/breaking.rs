@@ -82,8 +82,15 @@ impl Task {
         kernel.time_out_base_leases(inode);
         let span = kernel.options.lease_break_time;
         let deadline = (!span.is_zero()).then(|| kernel.world.now().after(span));
-        let notices = inode.base.lock().begin_break(breaker, deadline);
+        let (notices, in_the_way) = {
+            let mut books = inode.base.lock();
+            (books.begin_break(breaker, deadline), books.in_the_way(breaker).next().is_some())
+        };
         kernel.tell_base_owners(inode, &notices);
+        if nonblock && in_the_way {
+            // Decided by the leases as they were: an owner whom its signal kills gives way too late.
+            return Err(Errno::EAGAIN);
+        }
         loop {
             let (blocked, forced_at) = {
                 let books = inode.base.lock();
@@ -93,9 +100,6 @@ impl Task {
             };
             if !blocked {
                 return Ok(());
-            }
-            if nonblock {
-                return Err(Errno::EAGAIN);
             }
             let outcome = self.block_on(&inode.base.changed, WaitFor::interruptible(REASON).until(forced_at), || {
                 let in_the_way: Vec<Entry> = inode.base.lock().in_the_way(breaker).cloned().collect();

@@ -3,8 +3,6 @@
 //! It owns the list of built-in scenarios and the sharing out of a run to threads. Invariant: the order of a report's rows
 //! and cells is that of the scenarios and designs asked for, whoever ran them.
 
-use std::num::NonZero;
-
 use emulator::sync::Mutex;
 use emulator::sync::atomic::{AtomicUsize, Ordering};
 use emulator::sync::thread;
@@ -68,7 +66,7 @@ pub fn run_simulated(
     let cells = scenarios.len() * subjects.len();
     let next = AtomicUsize::new(0);
     let done: Mutex<Vec<Option<Result<Cell, InputError>>>> = Mutex::new((0..cells).map(|_| None).collect());
-    let threads = std::thread::available_parallelism().map_or(1, NonZero::get).min(cells.max(1));
+    let threads = thread::parallelism().min(cells.max(1));
     thread::scope(|scope| {
         for _ in 0..threads {
             scope.spawn(|| {

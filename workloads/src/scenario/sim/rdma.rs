@@ -84,7 +84,7 @@ fn access(call: &Call) -> AccessFlags {
         true => AccessFlags { remote_read: true, ..AccessFlags::LOCAL_READ },
         false => AccessFlags::ALL,
     };
-    let flags = if call.op.has(3, "odp") { flags.on_demand() } else { flags };
+    let flags = if call.op.has(3, "on_demand") { flags.on_demand() } else { flags };
     let flags = if call.op.has(3, "window") { flags.mw_bind() } else { flags };
     if call.op.has(3, "flush") { flags.flush_global().flush_persistent() } else { flags }
 }
