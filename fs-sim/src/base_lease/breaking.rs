@@ -9,7 +9,7 @@ use emulator::time::Nanos;
 use emulator::wait::WaitFor;
 
 use super::Type;
-use super::table::{Entry, Notice};
+use super::table::{Books, Entry, Notice};
 use crate::Kernel;
 use crate::errno::Errno;
 use crate::inode::Inode;
@@ -83,14 +83,17 @@ impl Task {
         let span = kernel.options.lease_break_time;
         let deadline = (!span.is_zero()).then(|| kernel.world.now().after(span));
         let notices = inode.base.lock().begin_break(breaker, deadline);
+        if !notices.is_empty() {
+            // Who waits already has another deadline now.
+            inode.base.changed.wake_all();
+        }
         kernel.tell_base_owners(inode, &notices);
         loop {
-            let (blocked, forced_at) = {
-                let books = inode.base.lock();
-                let forced_at: Option<Nanos> =
-                    books.in_the_way(breaker).filter_map(|entry| entry.forced_at(breaker)).min();
+            let look = |books: &Books| -> (bool, Option<Nanos>) {
+                let forced_at = books.in_the_way(breaker).filter_map(|entry| entry.forced_at(breaker)).min();
                 (books.in_the_way(breaker).next().is_some(), forced_at)
             };
+            let (blocked, forced_at) = look(&inode.base.lock());
             if !blocked {
                 return Ok(());
             }
@@ -98,13 +101,17 @@ impl Task {
                 return Err(Errno::EAGAIN);
             }
             let outcome = self.block_on(&inode.base.changed, WaitFor::interruptible(REASON).until(forced_at), || {
-                let in_the_way: Vec<Entry> = inode.base.lock().in_the_way(breaker).cloned().collect();
-                let needs: Vec<Need> =
-                    in_the_way.iter().map(|entry| Need::any_of(kernel.base_releasers(entry))).collect();
-                if needs.is_empty() { Look::Ready(()) } else { Look::Blocked(needs) }
+                let in_the_way: Vec<Entry> = {
+                    let books = inode.base.lock();
+                    if look(&books) != (true, forced_at) {
+                        return Look::Ready(());
+                    }
+                    books.in_the_way(breaker).cloned().collect()
+                };
+                Look::Blocked(in_the_way.iter().map(|entry| Need::any_of(kernel.base_releasers(entry))).collect())
             });
             match outcome {
-                Ok(()) => return Ok(()),
+                Ok(()) => {}
                 Err(Ended::TimedOut) => kernel.time_out_base_leases(inode),
                 Err(Ended::Interrupted) => return Err(Errno::EINTR),
                 Err(Ended::Deadlock) => return Err(Errno::EDEADLK),
