@@ -236,7 +236,7 @@ fn a_writer_can_only_give_back() {
     lab.end([&a, &b]);
 }
 
-/// To read, then to nothing: two signals, two deadlines.
+/// To read, then to nothing: two signals, two deadlines. The reader sleeps until the later one, unless somebody looks at the lease.
 #[test]
 fn a_second_break_has_its_own_deadline() {
     let lab = lab();
@@ -250,6 +250,8 @@ fn a_second_break_has_its_own_deadline() {
     assert_eq!(a.signals(), [Signal::Sigio; 2]);
     assert_eq!(a.get_base_lease(f), Ok(None));
     lab.advance(BREAK_TIME / 2);
+    reading.expect_blocked(BREAK);
+    assert_eq!(a.get_base_lease(f), Ok(None));
     assert!(reading.finish().is_ok(), "downgraded after its break time");
     assert_eq!(base(&lab, &a, f)[0].held, Type::Read);
     assert_eq!(base(&lab, &a, f)[0].deadline, Some(Nanos(0).after(BREAK_TIME * 3 / 2)));

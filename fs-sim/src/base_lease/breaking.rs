@@ -9,7 +9,7 @@ use emulator::time::Nanos;
 use emulator::wait::WaitFor;
 
 use super::Type;
-use super::table::{Entry, Notice};
+use super::table::{Books, Entry, Notice};
 use crate::Kernel;
 use crate::errno::Errno;
 use crate::inode::Inode;
@@ -86,29 +86,36 @@ impl Task {
             let mut books = inode.base.lock();
             (books.begin_break(breaker, deadline), books.in_the_way(breaker).next().is_some())
         };
+        if !notices.is_empty() {
+            // Who waits already has another deadline now.
+            inode.base.changed.wake_all();
+        }
         kernel.tell_base_owners(inode, &notices);
         if nonblock && in_the_way {
             // Decided by the leases as they were: an owner whom its signal kills gives way too late.
             return Err(Errno::EAGAIN);
         }
         loop {
-            let (blocked, forced_at) = {
-                let books = inode.base.lock();
-                let forced_at: Option<Nanos> =
-                    books.in_the_way(breaker).filter_map(|entry| entry.forced_at(breaker)).min();
+            let look = |books: &Books| -> (bool, Option<Nanos>) {
+                let forced_at = books.in_the_way(breaker).filter_map(|entry| entry.forced_at(breaker)).min();
                 (books.in_the_way(breaker).next().is_some(), forced_at)
             };
+            let (blocked, forced_at) = look(&inode.base.lock());
             if !blocked {
                 return Ok(());
             }
             let outcome = self.block_on(&inode.base.changed, WaitFor::interruptible(REASON).until(forced_at), || {
-                let in_the_way: Vec<Entry> = inode.base.lock().in_the_way(breaker).cloned().collect();
-                let needs: Vec<Need> =
-                    in_the_way.iter().map(|entry| Need::any_of(kernel.base_releasers(entry))).collect();
-                if needs.is_empty() { Look::Ready(()) } else { Look::Blocked(needs) }
+                let in_the_way: Vec<Entry> = {
+                    let books = inode.base.lock();
+                    if look(&books) != (true, forced_at) {
+                        return Look::Ready(());
+                    }
+                    books.in_the_way(breaker).cloned().collect()
+                };
+                Look::Blocked(in_the_way.iter().map(|entry| Need::any_of(kernel.base_releasers(entry))).collect())
             });
             match outcome {
-                Ok(()) => return Ok(()),
+                Ok(()) => {}
                 Err(Ended::TimedOut) => kernel.time_out_base_leases(inode),
                 Err(Ended::Interrupted) => return Err(Errno::EINTR),
                 Err(Ended::Deadlock) => return Err(Errno::EDEADLK),

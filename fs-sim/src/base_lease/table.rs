@@ -100,13 +100,14 @@ impl Entry {
         self.held == Type::Write || breaker == Type::Write
     }
 
-    /// When force ends its conflict with `breaker`, if it does. A writer waits for the removal: a downgrade, perhaps of an
-    /// earlier break, does not help it.
+    /// How long `breaker` sleeps at most before it looks for what is over. A writer waits for the removal: a downgrade, perhaps
+    /// of an earlier break, does not help it. A reader would be helped by the downgrade, but as in Linux it sleeps until the
+    /// removal as soon as one is pending (`fl_break_time`), unless somebody else looks at the lease meanwhile.
     pub(crate) fn forced_at(&self, breaker: Type) -> Option<Nanos> {
         let unlock_at = self.unlock_at.filter(|_| self.unlocking);
         match breaker {
             Type::Write => unlock_at,
-            Type::Read => [self.downgrade_at, unlock_at].into_iter().flatten().min(),
+            Type::Read => unlock_at.or(self.downgrade_at),
         }
     }
 
