@@ -156,7 +156,10 @@ impl<'m> Pair<'m> {
 
     fn look(&mut self, subject: Subject, of: &str) -> Result<String, Stop> {
         let query = Query { subject, of: of.to_owned() };
-        self.both(format!("expect {} {of}", subject.facts().0), |machine| machine.ask(&query))
+        self.both(format!("expect {} {of}", subject.facts().0), |machine| {
+            let answer = machine.ask(&query)?;
+            Ok(if subject == Subject::Signals { each_once(&answer) } else { answer })
+        })
     }
 
     fn living(&self) -> Vec<String> {
@@ -178,6 +181,18 @@ impl<'m> Pair<'m> {
 }
 
 const BLOCKS: &str = "blocks";
+
+/// Signals without those that came before in the same step: whether the handler of one runs before the next comes, so that
+/// they don't merge, is a matter of processors.
+fn each_once(signals: &str) -> String {
+    let mut seen: Vec<&str> = Vec::new();
+    for signal in signals.split(' ') {
+        if !seen.contains(&signal) {
+            seen.push(signal);
+        }
+    }
+    seen.join(" ")
+}
 
 fn actor(process: &str) -> Actor {
     Actor { process: process.to_owned(), thread: 1 }

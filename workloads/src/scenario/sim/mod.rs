@@ -150,7 +150,14 @@ impl Simulation {
         for (process, task) in free {
             let signals = task.take_signals();
             ran |= !signals.is_empty();
-            self.handled.entry(process).or_default().extend(signals.iter().map(|info| info.signal));
+            // Of a standard signal that is pending twice the handler runs once.
+            let mut pending: Vec<Signal> = Vec::new();
+            for info in signals {
+                if !pending.contains(&info.signal) {
+                    pending.push(info.signal);
+                }
+            }
+            self.handled.entry(process).or_default().extend(pending);
         }
         ran
     }
