@@ -9,7 +9,7 @@ use emulator::sync::atomic::Ordering;
 use emulator::sync::{Arc, MutexGuard};
 use emulator::wait::WaitFor;
 
-use super::table::{BreakTo, Entry, State};
+use super::table::{Asking, BreakTo, Entry, State};
 use super::unlock::reopen_gates;
 use super::{Kind, Lease, LeaseId, Mode};
 use crate::Kernel;
@@ -128,6 +128,16 @@ impl Task {
     fn try_acquire(&self, request: &Request<'_>, shut: &mut Vec<Arc<Lease>>) -> Result<(), Errno> {
         let kernel = self.kernel();
         let mut broken_by_us: Vec<LeaseId> = Vec::new();
+        // First come, first served: who would get in the way of one that waits already comes too late.
+        let overtakes = |asking: &Asking| {
+            let at_odds = |a, b| man_page_answer(a, b) != Answer::Grant;
+            asking.range.overlaps(request.range)
+                && (at_odds(asking.kind, request.kind) || at_odds(request.kind, asking.kind))
+        };
+        let man_page = kernel.axes.lease_rules == LeaseRules::ManPage;
+        if man_page && request.inode.leases.is_behind(request.description.id(), overtakes) {
+            return Err(Errno::EAGAIN);
+        }
         loop {
             self.await_pending_change(request)?;
             let mut owners = Vec::new();
@@ -166,6 +176,8 @@ impl Task {
                     }
                 }
             }
+            let (file, kind, range) = (request.description.id(), request.kind, request.range);
+            let _in_line = request.inode.leases.waits(Asking { file, kind, range });
             kernel.tell_owners(request.inode, &owners);
             self.wait_for_break(request.inode, &broken_by_us, |entry| {
                 stands_in_way(entry, request.range, request.kind)

@@ -83,10 +83,32 @@ struct Refusal {
     was_inside: bool,
 }
 
+/// A request that waits for the leases in its way to be given back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Asking {
+    pub(crate) file: DescriptionId,
+    pub(crate) kind: Kind,
+    pub(crate) range: BlockRange,
+}
+
+/// Keeps a request on the list of those that wait.
+pub(crate) struct Waiting<'a>(&'a LeaseTable, Asking);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        let mut asking = self.0.asking.lock();
+        if let Some(at) = asking.iter().position(|other| *other == self.1) {
+            asking.remove(at);
+        }
+    }
+}
+
 /// See the module.
 #[derive(Debug, Default)]
 pub(crate) struct LeaseTable {
     entries: Mutex<Vec<Entry>>,
+    /// Requests that wait for breaks they have begun, in the order they came.
+    asking: Mutex<Vec<Asking>>,
     pub(crate) changed: WaitQueue,
     /// The blocks of the layout change that has settled with the leases and is not over yet; written and read with the
     /// entries locked, so that a lease is either judged by the change or comes after it.
@@ -97,6 +119,17 @@ impl LeaseTable {
     /// The entries, locked. Never wait, signal or revoke with them in hand.
     pub(crate) fn lock(&self) -> MutexGuard<'_, Vec<Entry>> {
         self.entries.lock()
+    }
+
+    /// Lists a request while it waits.
+    pub(crate) fn waits(&self, asking: Asking) -> Waiting<'_> {
+        self.asking.lock().push(asking);
+        Waiting(self, asking)
+    }
+
+    /// Whether a request of another open file waits that `stands_against` this one.
+    pub(crate) fn is_behind(&self, file: DescriptionId, stands_against: impl Fn(&Asking) -> bool) -> bool {
+        self.asking.lock().iter().any(|asking| asking.file != file && stands_against(asking))
     }
 
     /// The change in progress has settled on `range`: from now on nobody is granted a lease there until it is over.
