@@ -32,7 +32,7 @@ use crate::lease::Lease;
 use crate::lease::table::Gate;
 use crate::process::Process;
 use crate::process::address_space::Backing;
-use crate::process::description::{Deferred, Description};
+use crate::process::description::{Deferred, Description, DescriptionId};
 use crate::process::task::Task;
 use crate::range::BlockRange;
 
@@ -375,7 +375,8 @@ impl Task {
                 race_point!("gup: rechecked, not committed");
                 let held_file = (kernel.axes.mr_holds_lease == Some(true)).then(|| description.get());
                 let held_pages = pins.iter().map(Pin::range).collect();
-                let holder = self.commit(inode, range, held_pages, leases, object);
+                let holds_file = (held_file.is_some() || object.keeps_file()).then(|| description.id());
+                let holder = self.commit(inode, range, held_pages, leases, holds_file, object);
                 kernel.revoke_if_lease_lost(inode, &holder);
                 if kernel.mount.check().is_err() {
                     // The device is being removed, and whoever does it may have missed this one.
@@ -405,11 +406,12 @@ impl Task {
         range: BlockRange,
         pages: Arc<[PageRange]>,
         leases: Vec<Arc<Lease>>,
+        holds_file: Option<DescriptionId>,
         object: Arc<dyn PinHolder>,
     ) -> Arc<Holder> {
         let kernel = self.kernel();
         let id = HolderId(kernel.next_holder.fetch_add(1, Ordering::Relaxed));
-        let holder = Arc::new(Holder { id, pid: self.pid(), ino: inode.ino(), range, pages, leases, object });
+        let holder = Arc::new(Holder { id, pid: self.pid(), ino: inode.ino(), range, pages, leases, holds_file, object });
         inode.holders.commit(Arc::clone(&holder));
         kernel.trace("pinned", id.0, inode.ino().0, holder.pages.first().copied());
         // A change that has shut its doors and met our pins without a name to them must judge again.

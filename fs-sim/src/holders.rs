@@ -25,7 +25,7 @@ use crate::file_ops::open::Flags;
 use crate::inode::Ino;
 use crate::lease::Lease;
 use crate::process::custody::Custody;
-use crate::process::description::{Access, Description, Open, OpenObject};
+use crate::process::description::{Access, Description, DescriptionId, Open, OpenObject};
 use crate::process::fd_table::Fd;
 use crate::process::task::Task;
 use crate::process::{Pid, Process};
@@ -96,6 +96,11 @@ pub trait PinHolder: Send + Sync + 'static {
         None
     }
 
+    /// Whether it keeps the file open that it pins, whatever the design says of regions.
+    fn keeps_file(&self) -> bool {
+        false
+    }
+
     /// Demands that the pins be let go. Idempotent, returns at once, called with no lock held. Its completion *is* the
     /// unpin, which comes once accesses in flight have drained.
     fn revoke(&self, kernel: &Arc<Kernel>);
@@ -115,6 +120,9 @@ pub struct Holder {
     pub pages: Arc<[PageRange]>,
     /// The leases it was let through under; it counts in the gate of each.
     pub(crate) leases: Vec<Arc<Lease>>,
+    /// The open file that it keeps open, and with it that file's leases: a region where the design says so (`mr_holds_lease`),
+    /// under any gate; a guest's export always.
+    pub(crate) holds_file: Option<DescriptionId>,
     /// Whoever answers for it.
     pub object: Arc<dyn PinHolder>,
 }

@@ -8,7 +8,7 @@ use common::{
     Actor, BREAK_TIME, Lab, every_preset, every_preset_with, exclusive, needs_lease, patient, pinned_file, preset,
     rule_of,
 };
-use fs_sim::design::{Axes, ChangeRule, GateScope, LastCloseRule, LeaseRules, UnlockRule};
+use fs_sim::design::{Axes, ChangeRule, GateScope, LastCloseRule, LeaseRules, PinGate, UnlockRule};
 use fs_sim::holders::block_layout::IoMode;
 use fs_sim::inode::Ino;
 use fs_sim::inspect::blockers::{Blocker, Blockers, Blocks, Cause, Effect, Releaser};
@@ -134,6 +134,39 @@ fn s30_zombies_and_passed_contexts_are_named_by_their_present_custody() {
         }
         lab.end([a, &b]);
     });
+}
+
+/// S30: a lease that nobody has a descriptor of is named with those who keep its file open, whatever gate they went through:
+/// regions where the design says so, a guest's export always. A region that only stands under the lease could not release it.
+#[test]
+fn s30_who_keeps_the_file_open_could_release_its_lease() {
+    let keeping = Axes { pin_gate: PinGate::Open, mr_holds_lease: Some(true), ..preset("man-page") };
+    let lab = Lab::new(keeping);
+    let a = lab.actor();
+    let f = a.writes_file("data", 2, 1);
+    let ino = a.inode_of(f).ino();
+    let (nic_fd, nic) = common::Nic::open(&a);
+    let _region = nic.pins(&a, f, 0..2).unwrap();
+    a.lease(f, Kind::READ_U, ALL).unwrap();
+    a.close(f).unwrap();
+    let found = ask(&lab, ino);
+    assert_eq!(leases(&found.stranger)[0].releasers, [releaser(&a, nic_fd)]);
+    lab.end([&a]);
+
+    let lab = Lab::new(preset("man-page"));
+    let a = lab.actor();
+    let f = a.writes_file("disk", 2, 1);
+    let ino = a.inode_of(f).ino();
+    let (guest, _export) = a.export_to_guest(f).unwrap();
+    let (_, nic) = common::Nic::open(&a);
+    let _region = nic.pins(&a, f, 0..2).unwrap();
+    a.close(f).unwrap();
+    let found = ask(&lab, ino);
+    assert_eq!(pins(&found.stranger).len(), 2);
+    let lease = leases(&found.stranger)[0];
+    let Cause::Lease { pins, .. } = &lease.cause else { unreachable!() };
+    assert_eq!((lease.releasers.as_slice(), pins.len()), ([releaser(&a, guest)].as_slice(), 2));
+    lab.end([&a]);
 }
 
 /// S30: a change that waits, the changes that queue behind it, and a lease request that waits with them.

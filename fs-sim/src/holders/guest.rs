@@ -57,6 +57,10 @@ impl PinHolder for GuestExport {
         Some(Arc::clone(&self.custody))
     }
 
+    fn keeps_file(&self) -> bool {
+        true
+    }
+
     fn revoke(&self, kernel: &Arc<Kernel>) {
         let mut deferred = Deferred::default();
         self.region.shut(kernel, &mut deferred);

@@ -124,7 +124,7 @@ pub enum Cause {
         state: &'static str,
         /// Who took it.
         taker: u32,
-        /// The pins that were taken under it, by number: what keeps a zombie.
+        /// The pins that were taken under it or keep its open file, by number: what keeps a zombie.
         pins: Vec<u64>,
     },
     /// A long-term pin.
@@ -299,7 +299,10 @@ impl Kernel {
     }
 
     fn lease_blocker(&self, inode: &Inode, entry: &Entry, holders: &[Arc<Holder>], effect: Effect) -> Blocker {
-        let under = |holder: &&Arc<Holder>| holder.leases.iter().any(|held| Arc::ptr_eq(held, &entry.lease));
+        let under = |holder: &&Arc<Holder>| {
+            let through = holder.leases.iter().any(|held| Arc::ptr_eq(held, &entry.lease));
+            through || holder.holds_file == Some(entry.file)
+        };
         let pins: Vec<&Arc<Holder>> = holders.iter().filter(under).collect();
         let (state, deadline) = match entry.state {
             State::Held => ("held", None),
@@ -312,8 +315,10 @@ impl Kernel {
         }
         let mut queued = entry.custody.queued();
         if releasers.is_empty() && queued == 0 {
-            // Only pins keep it: a zombie, or an open file that regions hold.
-            for pin in &pins {
+            // Only pins keep it: those that hold its open file, else all of those under it (a zombie, a close that waits).
+            let holds = |pin: &Arc<Holder>| pin.holds_file == Some(entry.file);
+            let held = pins.iter().any(|pin| holds(pin));
+            for pin in pins.iter().filter(|pin| !held || holds(pin)) {
                 queued += pin.object.custody().map_or(0, |custody| custody.queued());
                 for releaser in self.releasers_of_pin(pin) {
                     if !releasers.contains(&releaser) {

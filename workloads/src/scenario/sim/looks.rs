@@ -120,7 +120,7 @@ impl Simulation {
         match &blocker.cause {
             Cause::Lease { kind, state, taker, .. } => {
                 let state = if *state == "held" { String::new() } else { format!(":{state}") };
-                let (taker, via) = (self.process_name(Pid(*taker)), via(&[Kind::Fd, Kind::Context]));
+                let (taker, via) = (self.process_name(Pid(*taker)), via(&LEASE_KEEPERS));
                 let own = via.strip_prefix(&format!("{taker}:")).filter(|rest| !rest.contains('+'));
                 match own {
                     Some(fd) => format!("{taker}:{fd}:{kind}{range}{state}"),
@@ -172,6 +172,9 @@ impl Simulation {
         lines
     }
 }
+
+/// What can keep a lease: its open file, or the holders of pins that outlive every descriptor of it.
+const LEASE_KEEPERS: [Kind; 5] = [Kind::Fd, Kind::Context, Kind::Umem, Kind::Ring, Kind::Guest];
 
 fn list(words: Vec<String>, between: &str) -> String {
     if words.is_empty() { "none".to_owned() } else { words.join(between) }
