@@ -179,11 +179,12 @@ impl Simulation {
     fn power_cut(&mut self) -> Result<Progress, Trouble> {
         let cannot = |error: String| Trouble::CannotRun(format!("no power cut: {error}"));
         let durable = self.kernel.power_cut().map_err(|error| cannot(error.to_string()))?;
+        let in_calls = self.crew.all().filter(|(_, _, busy)| *busy).map(|(actor, _, _)| actor.clone());
+        self.returned = in_calls.map(|actor| (actor, "killed".to_owned())).collect();
         self.wrong.extend(self.crew.dismiss());
         self.names.clear();
         self.namers.clear();
         self.pids.clear();
-        self.returned.clear();
         self.wrong.extend(self.kernel.violations());
         let recovered = Kernel::recover(Arc::clone(&self.world), durable, self.config);
         let (kernel, recovered) = recovered.map_err(|error| cannot(error.to_string()))?;
