@@ -411,7 +411,8 @@ impl Task {
     ) -> Arc<Holder> {
         let kernel = self.kernel();
         let id = HolderId(kernel.next_holder.fetch_add(1, Ordering::Relaxed));
-        let holder = Arc::new(Holder { id, pid: self.pid(), ino: inode.ino(), range, pages, leases, holds_file, object });
+        let holder =
+            Arc::new(Holder { id, pid: self.pid(), ino: inode.ino(), range, pages, leases, holds_file, object });
         inode.holders.commit(Arc::clone(&holder));
         kernel.trace("pinned", id.0, inode.ino().0, holder.pages.first().copied());
         // A change that has shut its doors and met our pins without a name to them must judge again.

@@ -182,7 +182,6 @@ impl Task {
         patience: Patience,
     ) -> Result<bool, Errno> {
         let kernel = self.kernel();
-        kernel.device_there()?;
         let mut tickets: Vec<TicketGuard<'_>> = Vec::with_capacity(inodes.len());
         for inode in inodes {
             let ticket = match (patience, tickets.is_empty()) {
@@ -222,6 +221,8 @@ impl Task {
     ) -> Result<bool, Errno> {
         let kernel = self.kernel();
         loop {
+            // Each time: it may have been removed while this change waited.
+            kernel.device_there()?;
             let layouts: Vec<Layout> = sides.iter().map(|(inode, _)| inode.layout(Layout::clone)).collect();
             let Some(plans) = change.plan(kernel, &layouts)? else {
                 return Ok(false);
