@@ -43,6 +43,21 @@ fn the_whole_suite_passes_under_every_preset() {
     assert!(failed.is_empty() && run.status.code() == Some(0), "{failed:#?}");
 }
 
+/// Every scenario of the contract is there, perhaps in parts: S07a, S07b.
+#[test]
+fn the_suite_has_s01_to_s53() {
+    let list = stdout(&scenario(&["list"]));
+    let ids: Vec<&str> = list.lines().filter_map(|line| line.split(' ').next()).collect();
+    let there = |n: u32| {
+        let id = format!("S{n:02}");
+        ids.iter()
+            .any(|found| found.strip_prefix(id.as_str()).is_some_and(|rest| rest.chars().all(char::is_alphabetic)))
+    };
+    let missing: Vec<u32> = (1..=53).filter(|n| !there(*n)).collect();
+    assert_eq!(missing, Vec::<u32>::new());
+    assert!(ids.len() > 100, "{} scenarios", ids.len());
+}
+
 #[test]
 fn list_and_show() {
     let list = stdout(&scenario(&["list"]));

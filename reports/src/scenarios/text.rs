@@ -91,7 +91,8 @@ fn matrix(report: &ScenarioReport, width: usize) -> String {
 /// A cell in a few letters.
 fn shown(cell: &Cell) -> String {
     match cell.verdict {
-        CellVerdict::Passed => cell.outcome.clone(),
+        // Statuses are long words: they break at their underscores.
+        CellVerdict::Passed => cell.outcome.replace('_', " "),
         CellVerdict::NotApplicable => "n/a".to_owned(),
         CellVerdict::Failed => "FAIL".to_owned(),
         CellVerdict::NotRun => "not run".to_owned(),
