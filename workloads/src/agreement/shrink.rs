@@ -3,10 +3,10 @@
 //! It owns the search for a shorter sequence that still differs. Invariants: every candidate is run on fresh machines; at most
 //! [`RUNS_MAX`] are; the result differs, however it does. Kernel counterpart: none; Hypothesis and proptest, for the style.
 
-use super::generate::View;
+use super::generate::{Move, View};
 use super::pair::{Pair, Stop};
 use super::{Difference, Makers, Tried, text};
-use crate::ops::{Arg, Verb};
+use crate::ops::{Arg, Kind, Param, Verb};
 
 /// The most candidates tried.
 const RUNS_MAX: u32 = 400;
@@ -51,9 +51,22 @@ pub(super) fn shortest(makers: &Makers<'_>, tried: Tried, index: u64) -> Option<
     }
 }
 
-/// The same with a simpler step `n`: without a flag, or with `open` in place of `dup`'s like.
+/// The same with a simpler step `n`: without a flag, for reading only, or on a thing that was made earlier.
 fn simpler(tried: &Tried, n: usize) -> Vec<Tried> {
     let mut candidates = Vec::new();
+    for (at, arg) in tried.steps[n].op.args.iter().enumerate() {
+        let params = tried.steps[n].op.verb.params();
+        let (Arg::Name(name), Some((_, Param::Bound(_)))) = (arg, params.get(at)) else { continue };
+        let makes = |step: &Move| step.bind.is_some() && step.op.verb.binds() != Some(Kind::Process);
+        let makers = tried.steps[..n].iter().filter(|step| makes(step));
+        // Only what comes before its own maker: so this ends.
+        for maker in makers.take_while(|step| step.bind.as_ref() != Some(name)) {
+            let mut candidate = tried.clone();
+            candidate.steps[n].process.clone_from(&maker.process);
+            candidate.steps[n].op.args[at] = Arg::Name(maker.bind.clone().unwrap_or_default());
+            candidates.push(candidate);
+        }
+    }
     for (at, arg) in tried.steps[n].op.args.iter().enumerate() {
         if let Arg::Words(words) = arg {
             for gone in 0..words.len() {
