@@ -65,6 +65,19 @@ struct Token {
     woken: bool,
     /// The waiter's thread is in [`Waiter::park`].
     parked: bool,
+    /// Where threads take turns: it is this one's.
+    granted: bool,
+}
+
+/// Where a sleeper stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Standing {
+    /// Its thread runs.
+    Running,
+    /// It sleeps, and nobody has told it to look again.
+    Asleep,
+    /// It was told to, and waits for its turn.
+    Woken,
 }
 
 impl Waiter {
@@ -120,21 +133,36 @@ impl Waiter {
 
     /// Leaves a token; the present or next sleep ends once to look again.
     pub(crate) fn unpark(&self) {
-        // ORDERING: SeqCst, before the token: who consumed the token, or comes after the waker's next step, sees it.
-        self.wakes.fetch_add(1, Ordering::SeqCst);
-        self.token.lock().woken = true;
+        {
+            let mut token = self.token.lock();
+            // ORDERING: SeqCst, before the token: who consumed the token, or comes after the waker's next step, sees it.
+            self.wakes.fetch_add(1, Ordering::SeqCst);
+            token.woken = true;
+        }
         self.woken.notify_all();
     }
 
-    /// Whether its thread sleeps, and nobody has told it to look again.
-    pub(crate) fn is_asleep(&self) -> bool {
+    /// Where it stands, and how often it was woken so far; the two at one moment.
+    pub(crate) fn standing(&self) -> (Standing, u64) {
         let token = self.token.lock();
-        token.parked && !token.woken
+        let standing = match (token.parked, token.woken) {
+            (true, false) => Standing::Asleep,
+            (true, true) if !token.granted => Standing::Woken,
+            _ => Standing::Running,
+        };
+        (standing, self.wakes())
+    }
+
+    /// Where threads take turns: lets it go on.
+    pub(crate) fn grant(&self) {
+        self.token.lock().granted = true;
+        self.woken.notify_all();
     }
 
     fn park(&self, world: &World, deadline: Option<Nanos>) {
         let mut token = self.token.lock();
         token.parked = true;
+        world.stirred();
         while !token.woken {
             match world.real_time_left(deadline) {
                 None => token = self.woken.wait(token),
@@ -142,6 +170,9 @@ impl Waiter {
                 Some(left) if !left.is_zero() => token = self.woken.wait_for(token, left),
                 Some(_) => break,
             }
+        }
+        while world.takes_turns() && !token.granted {
+            token = self.woken.wait(token);
         }
         *token = Token::default();
     }

@@ -7,9 +7,9 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::rng::{self, Rng};
-use crate::sync::{Arc, Mutex};
+use crate::sync::{Arc, Condvar, Mutex};
 use crate::time::{Clock, Nanos};
-use crate::wait::{WaitFor, Waiter, WaiterId};
+use crate::wait::{Standing, WaitFor, Waiter, WaiterId};
 
 /// Somebody asleep, as [`World::sleepers`] tells it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,12 +22,47 @@ pub struct Sleeper {
     pub deadline: Option<Nanos>,
 }
 
+/// What [`World::rest`] found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rest {
+    /// Some thread runs.
+    Moving,
+    /// Everybody waits, and this one, of those who were told to look again, has waited longest: [`World::grant`] lets it.
+    Turn(WaiterId),
+    /// Everybody sleeps, and nobody has been told to look again: nothing moves until somebody from outside acts.
+    Quiet,
+}
+
+/// A sleep in progress.
+#[derive(Debug)]
+struct Sleep {
+    waiter: Arc<Waiter>,
+    how: WaitFor,
+    /// How many sleeps had begun before it.
+    order: u64,
+}
+
+#[derive(Debug, Default)]
+struct Sleeps {
+    by_waiter: BTreeMap<WaiterId, Sleep>,
+    begun: u64,
+}
+
+/// Tells whoever watches a world in which threads take turns that something has moved.
+#[derive(Debug, Default)]
+struct Watch {
+    moves: Mutex<u64>,
+    moved: Condvar,
+}
+
 /// See the module.
 #[derive(Debug)]
 pub struct World {
     clock: Clock,
     seed: u64,
-    sleepers: Mutex<BTreeMap<WaiterId, (Arc<Waiter>, WaitFor)>>,
+    sleeps: Mutex<Sleeps>,
+    /// Only where threads take turns.
+    watch: Option<Watch>,
 }
 
 impl World {
@@ -41,8 +76,14 @@ impl World {
         World::new(Clock::manual(), seed)
     }
 
+    /// As [`World::manual`], and whoever was woken goes on only when it is granted a turn ([`World::grant`]): so what happens
+    /// depends on the order of turns, and on no processor.
+    pub fn in_turns(seed: u64) -> World {
+        World { watch: Some(Watch::default()), ..World::manual(seed) }
+    }
+
     fn new(clock: Clock, seed: u64) -> World {
-        World { clock, seed, sleepers: Mutex::new(BTreeMap::new()) }
+        World { clock, seed, sleeps: Mutex::new(Sleeps::default()), watch: None }
     }
 
     /// The seed everything random is derived from.
@@ -64,13 +105,11 @@ impl World {
     pub fn advance(&self, span: Duration) {
         self.clock.set_at_least(self.now().after(span));
         let now = self.now();
-        let due: Vec<Arc<Waiter>> = self
-            .sleepers
-            .lock()
-            .values()
-            .filter(|(_, how)| how.deadline.is_some_and(|deadline| deadline <= now))
-            .map(|(waiter, _)| Arc::clone(waiter))
-            .collect();
+        let due: Vec<Arc<Waiter>> = {
+            let sleeps = self.sleeps.lock();
+            let due = |sleep: &&Sleep| sleep.how.deadline.is_some_and(|deadline| deadline <= now);
+            sleeps.by_waiter.values().filter(due).map(|sleep| Arc::clone(&sleep.waiter)).collect()
+        };
         for waiter in due {
             waiter.unpark();
         }
@@ -78,38 +117,93 @@ impl World {
 
     /// Everybody asleep at this moment, by waiter.
     pub fn sleepers(&self) -> Vec<Sleeper> {
-        let sleepers = self.sleepers.lock();
-        sleepers
-            .iter()
-            .map(|(waiter, (_, how))| Sleeper { waiter: *waiter, reason: how.reason, deadline: how.deadline })
-            .collect()
+        let sleeps = self.sleeps.lock();
+        let sleeper = |(waiter, sleep): (&WaiterId, &Sleep)| Sleeper {
+            waiter: *waiter,
+            reason: sleep.how.reason,
+            deadline: sleep.how.deadline,
+        };
+        sleeps.by_waiter.iter().map(sleeper).collect()
     }
 
-    /// Whether exactly `threads` sleep at this moment, every one with nothing to look at again: then, if no other thread runs
-    /// on this world, nothing moves until somebody from outside acts. Needs a virtual clock. An exact answer, not a guess:
-    /// of two looks in a row the first finds every sleeper asleep, and the second finds each asleep and not woken since.
-    pub fn is_quiescent(&self, threads: usize) -> bool {
+    /// Whether the `threads` that are in calls on this world, and no others are, all wait. Needs a virtual clock. An exact
+    /// answer, not a guess: of two looks in a row the first finds everybody waiting, and the second finds everybody waiting and
+    /// not woken since; so between the two there was a moment at which all did.
+    pub fn rest(&self, threads: usize) -> Rest {
         let look = || {
-            let sleepers = self.sleepers.lock();
-            // The count before the state: a wake-up in between shows in the next look's count.
-            let sleeper = |(id, (waiter, _)): (&WaiterId, &(Arc<Waiter>, WaitFor))| {
-                let wakes = waiter.wakes();
-                waiter.is_asleep().then_some((*id, wakes))
-            };
-            let asleep: Option<Vec<(WaiterId, u64)>> = sleepers.iter().map(sleeper).collect();
-            asleep.filter(|asleep| asleep.len() == threads)
+            let sleeps = self.sleeps.lock();
+            let mut waiting: Vec<(u64, WaiterId, Standing, u64)> = Vec::with_capacity(threads);
+            for (id, sleep) in &sleeps.by_waiter {
+                let (standing, wakes) = sleep.waiter.standing();
+                waiting.push((sleep.order, *id, standing, wakes));
+            }
+            let all = waiting.len() == threads && waiting.iter().all(|(_, _, at, _)| *at != Standing::Running);
+            waiting.sort_unstable_by_key(|(order, ..)| *order);
+            all.then_some(waiting)
         };
         let first = look();
-        first.is_some() && first == look()
+        match &first {
+            Some(waiting) if first == look() => {
+                let woken = waiting.iter().find(|(_, _, standing, _)| *standing == Standing::Woken);
+                woken.map_or(Rest::Quiet, |(_, id, ..)| Rest::Turn(*id))
+            }
+            _ => Rest::Moving,
+        }
+    }
+
+    /// Lets one who was woken go on, where threads take turns.
+    pub fn grant(&self, turn: WaiterId) {
+        let waiter = self.sleeps.lock().by_waiter.get(&turn).map(|sleep| Arc::clone(&sleep.waiter));
+        if let Some(waiter) = waiter {
+            waiter.grant();
+        }
+    }
+
+    /// The one that has waited longest of those who were woken and wait for their turn, whoever else runs.
+    pub fn next_turn(&self) -> Option<WaiterId> {
+        let sleeps = self.sleeps.lock();
+        let woken = sleeps.by_waiter.iter().filter(|(_, sleep)| sleep.waiter.standing().0 == Standing::Woken);
+        woken.min_by_key(|(_, sleep)| sleep.order).map(|(id, _)| *id)
+    }
+
+    pub(crate) fn takes_turns(&self) -> bool {
+        self.watch.is_some()
+    }
+
+    /// Something has moved: a thread went to sleep, or a call has ended.
+    pub fn stirred(&self) {
+        if let Some(watch) = &self.watch {
+            *watch.moves.lock() += 1;
+            watch.moved.notify_all();
+        }
+    }
+
+    /// How often something moved so far, where threads take turns.
+    pub fn moves(&self) -> u64 {
+        self.watch.as_ref().map_or(0, |watch| *watch.moves.lock())
+    }
+
+    /// Waits until something has moved since there were `moves`, or until `patience` is over.
+    #[cfg(not(any(daxlab_loom, daxlab_shuttle)))]
+    pub fn wait_for_move(&self, moves: u64, patience: Duration) {
+        if let Some(watch) = &self.watch {
+            let now = watch.moves.lock();
+            if *now == moves {
+                let _looked_at_again_by_the_caller = watch.moved.wait_for(now, patience);
+            }
+        }
     }
 
     pub(crate) fn fell_asleep(&self, waiter: &Arc<Waiter>, how: WaitFor) {
-        let before = self.sleepers.lock().insert(waiter.id(), (Arc::clone(waiter), how));
+        let mut sleeps = self.sleeps.lock();
+        let sleep = Sleep { waiter: Arc::clone(waiter), how, order: sleeps.begun };
+        sleeps.begun += 1;
+        let before = sleeps.by_waiter.insert(waiter.id(), sleep);
         debug_assert!(before.is_none(), "a waiter sleeps on one queue at a time");
     }
 
     pub(crate) fn woke_up(&self, waiter: &Arc<Waiter>) {
-        self.sleepers.lock().remove(&waiter.id());
+        self.sleeps.lock().by_waiter.remove(&waiter.id());
     }
 
     /// The real time left until `deadline`: none if there is no deadline or the clock is virtual (then [`World::advance`]

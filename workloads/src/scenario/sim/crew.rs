@@ -5,7 +5,10 @@
 
 use std::collections::BTreeMap;
 use std::sync::mpsc::{Sender, channel};
+use std::time::Duration;
 
+use emulator::time::Nanos;
+use emulator::world::Rest;
 use emulator::World;
 use emulator::sync::thread::{self, JoinHandle};
 use emulator::sync::{Arc, Mutex};
@@ -45,6 +48,10 @@ pub(super) struct Crew(BTreeMap<Actor, Worker>);
 /// How long a call may run on without ending or sleeping, in nanoseconds: a net under the machine's own errors, far beyond what
 /// any call takes.
 const RUNAWAY: u64 = 60_000_000_000;
+/// How often the next move is looked for before this thread sleeps until it comes.
+const SPINS: u32 = 64;
+/// How long it sleeps at most before it looks whether somebody spins.
+const PATIENCE: Duration = Duration::from_millis(50);
 
 impl Crew {
     /// The task of an actor.
@@ -72,6 +79,7 @@ impl Crew {
             for job in work {
                 let result = job(&own_task);
                 *own_done.lock() = Some(result);
+                own_task.kernel().world().stirred();
             }
         });
         self.0.insert(actor, Worker { task, jobs, done, thread, busy: None });
@@ -84,19 +92,22 @@ impl Crew {
         worker.jobs.send(job).map_err(|_| Trouble::Script(format!("{actor} is gone")))
     }
 
-    /// Waits for quiescence; the calls that have ended since, in the order of their actors.
+    /// Waits until everybody is at rest, letting those who were woken go on one after the other, longest sleeper first; the calls
+    /// that have ended since, in the order of their actors.
     pub(super) fn settle(&mut self, world: &World, clock: &World) -> Result<Vec<Finished>, Trouble> {
         let since = clock.now();
         loop {
+            let moves = world.moves();
             let under_way =
                 self.0.values().filter(|worker| worker.busy.is_some() && worker.done.lock().is_none()).count();
-            if under_way == 0 || world.is_quiescent(under_way) {
+            if under_way == 0 {
                 break;
             }
-            if clock.now().since(since) > RUNAWAY {
-                return Err(Trouble::Inconclusive("a call neither ends nor sleeps".to_owned()));
+            match world.rest(under_way) {
+                Rest::Quiet => break,
+                Rest::Turn(turn) => world.grant(turn),
+                Rest::Moving => self.watch(world, clock, moves, since)?,
             }
-            thread::yield_now();
         }
         let mut finished = Vec::new();
         for (actor, worker) in &mut self.0 {
@@ -111,20 +122,50 @@ impl Crew {
         Ok(finished)
     }
 
+    /// Somebody runs: waits for the next move.
+    fn watch(&self, world: &World, clock: &World, moves: u64, since: Nanos) -> Result<(), Trouble> {
+        for _ in 0..SPINS {
+            if world.moves() != moves {
+                return Ok(());
+            }
+            thread::yield_now();
+        }
+        world.wait_for_move(moves, PATIENCE);
+        if clock.now().since(since) > RUNAWAY {
+            return Err(Trouble::Inconclusive("a call neither ends nor sleeps".to_owned()));
+        }
+        // Who runs on without a move may be spinning until somebody who was woken goes on.
+        if world.moves() == moves
+            && let Some(turn) = world.next_turn()
+        {
+            world.grant(turn);
+        }
+        Ok(())
+    }
+
     /// Whether the actor's call is in progress.
     pub(super) fn is_busy(&self, actor: &Actor) -> bool {
         self.0.get(actor).is_some_and(|worker| worker.busy.is_some())
     }
 
     /// Ends every process and every thread.
-    pub(super) fn dismiss(&mut self) -> Vec<String> {
+    pub(super) fn dismiss(&mut self, world: &World, clock: &World) -> Vec<String> {
         for worker in self.0.values() {
             worker.task.exit();
         }
         let mut wrong = Vec::new();
+        // Whoever sleeps has been told to look again, and needs its turn for that.
+        if let Err(trouble) = self.settle(world, clock) {
+            wrong.push(trouble.to_string());
+        }
+        let stuck: Vec<Actor> =
+            self.0.iter().filter(|(_, worker)| worker.busy.is_some()).map(|(actor, _)| actor.clone()).collect();
         for (actor, worker) in std::mem::take(&mut self.0) {
             drop(worker.jobs);
-            if worker.thread.join().is_err() {
+            if stuck.contains(&actor) {
+                // Its thread can't be joined: it sleeps on although its process is dead.
+                wrong.push(format!("invariant 6: {actor} is still in a call although its process has ended"));
+            } else if worker.thread.join().is_err() {
                 wrong.push(format!("{actor} panicked"));
             }
         }

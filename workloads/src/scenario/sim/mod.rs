@@ -63,7 +63,7 @@ impl Simulation {
     /// [`Trouble::CannotRun`] if its memory can't be mapped; [`Trouble::Script`] if its files don't fit.
     pub fn new(setup: &Setup, axes: Axes, sabotage: Sabotage) -> Result<Simulation, Trouble> {
         let cannot = |error: std::io::Error| Trouble::CannotRun(format!("no simulated device: {error}"));
-        let world = Arc::new(World::manual(1));
+        let world = Arc::new(World::in_turns(1));
         let device = Device::memory(setup.device).map_err(|error| Trouble::CannotRun(error.to_string()))?;
         let memlock_pages = setup.memlock.map_or(u64::MAX / 2, |bytes| bytes / fs_sim::BLOCK);
         let config = Config { options: setup.options, memlock_pages, sabotage, ..Config::new(axes) };
@@ -181,7 +181,7 @@ impl Simulation {
         let durable = self.kernel.power_cut().map_err(|error| cannot(error.to_string()))?;
         let in_calls = self.crew.all().filter(|(_, _, busy)| *busy).map(|(actor, _, _)| actor.clone());
         self.returned = in_calls.map(|actor| (actor, "killed".to_owned())).collect();
-        self.wrong.extend(self.crew.dismiss());
+        self.wrong.extend(self.crew.dismiss(&self.world, &self.clock));
         self.names.clear();
         self.namers.clear();
         self.pids.clear();
@@ -274,7 +274,7 @@ impl Machine for Simulation {
     fn finish(mut self: Box<Self>) -> Vec<String> {
         let mut wrong = std::mem::take(&mut self.wrong);
         self.names.clear();
-        wrong.extend(self.crew.dismiss());
+        wrong.extend(self.crew.dismiss(&self.world, &self.clock));
         wrong.extend(self.kernel.check_at_rest());
         let regions = Nic::of(&self.kernel).live_regions();
         if regions > 0 {
@@ -286,6 +286,6 @@ impl Machine for Simulation {
 
 impl Drop for Simulation {
     fn drop(&mut self) {
-        self.crew.dismiss();
+        self.crew.dismiss(&self.world, &self.clock);
     }
 }
