@@ -54,7 +54,10 @@ pub(crate) fn run(args: CtlArgs) -> anyhow::Result<ExitCode> {
         Question::Pins { file } => Request::Pins { file },
     };
     let answer = ask(&args.socket, &request).map_err(|error| match error {
-        ControlError::Answer(_) => anyhow::Error::from(error),
+        ControlError::Answer(_) | ControlError::TooLong => anyhow::Error::from(error),
+        ControlError::Connect { ref error, ref path } if error.kind() == std::io::ErrorKind::InvalidInput => {
+            anyhow::anyhow!("{}: {error}; a socket's path has at most 107 bytes", path.display())
+        }
         other => exit::CannotRun(other.to_string()).into(),
     })?;
     match answer {

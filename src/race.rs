@@ -3,6 +3,7 @@
 //! It owns the command's arguments. Everything is checked before anything runs or is written: job, designs, output folder.
 
 use std::io::{ErrorKind, IsTerminal};
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -131,8 +132,11 @@ fn listen(path: &Path) -> anyhow::Result<Server> {
     Server::listen(path).map_err(|error| {
         let at = path.display();
         match error.kind() {
-            ErrorKind::AddrInUse => {
+            ErrorKind::AddrInUse if is_socket(path) => {
                 anyhow::anyhow!("--control {at}: somebody listens there already; choose another path")
+            }
+            ErrorKind::AddrInUse => {
+                anyhow::anyhow!("--control {at}: this is there, and no socket; choose another path")
             }
             ErrorKind::InvalidInput => {
                 anyhow::anyhow!("--control {at}: {error}; a socket's path has at most 107 bytes, choose a shorter one")
@@ -141,6 +145,10 @@ fn listen(path: &Path) -> anyhow::Result<Server> {
             _ => exit::CannotRun(format!("no socket at {at}: {error}")).into(),
         }
     })
+}
+
+fn is_socket(path: &Path) -> bool {
+    std::fs::symlink_metadata(path).is_ok_and(|metadata| metadata.file_type().is_socket())
 }
 
 /// Whose turn it is: a request that can't be met is the user's, a machine that can't meet it is not.

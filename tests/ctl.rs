@@ -93,5 +93,7 @@ fn a_socket_in_use_or_too_long_is_refused_before_anything_runs() {
     };
     refused(&dir.path().join("ctl"), "somebody listens there already");
     refused(&dir.path().join("x".repeat(120)), "107 bytes");
+    std::fs::write(dir.path().join("file"), "").unwrap();
+    refused(&dir.path().join("file"), "no socket");
     refused(&dir.path().join("no/ctl"), "folder does not exist");
 }

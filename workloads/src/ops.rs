@@ -218,7 +218,7 @@ verbs! {
         Unlink "unlink" (file: Param::File) Linux "Removes a name.";
         Rename "rename" (from: Param::File, to: Param::File) Linux "Renames; what had the name is replaced.";
         Link "link" (file: Param::File, name: Param::File) Linux "Gives a file a second name.";
-        Chmod "chmod" (file: Param::File) Linux "Sets the mode bits to 0777.";
+        Chmod "chmod" (file: Param::File) Linux "Sets the mode bits, to what they are.";
         Utime "utime" (file: Param::File) Linux "Sets the times.";
         Stat "stat" (file: Param::File) Linux "Looks at a file by path; the value is its size.";
         Fstat "fstat" (fd: FD) Linux "Looks at an open file; the value is its size.";

@@ -160,7 +160,13 @@ fn compare(makers: &Makers<'_>, range: generate::Range, seed: u64, sequences: u6
                 break;
             }
             Err((tried, Stop::Differ { .. })) => {
-                report.difference = shrink::shortest(makers, tried, index);
+                let found = shrink::shortest(makers, tried.clone(), index);
+                report.difference = Some(found.unwrap_or_else(|| Difference {
+                    index,
+                    scenario: tried.steps.iter().map(|step| text::step(step) + "\n").collect(),
+                    linux: "differed once, and not again".to_owned(),
+                    simulation: "the same steps agree when they are made again".to_owned(),
+                }));
                 break;
             }
         }

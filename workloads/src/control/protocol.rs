@@ -67,6 +67,9 @@ pub enum ControlError {
         /// Why.
         error: io::Error,
     },
+    /// The question is longer than [`REQUEST_MAX`].
+    #[error("the question is longer than {REQUEST_MAX} bytes; no file has such a name")]
+    TooLong,
     /// The conversation broke off.
     #[error("the conversation broke off: {0}")]
     Talk(#[from] io::Error),
@@ -86,6 +89,9 @@ pub fn ask(path: &Path, request: &Request) -> Result<Response, ControlError> {
     stream.set_write_timeout(Some(PATIENCE))?;
     let mut line = serde_json::to_string(request)?;
     line.push('\n');
+    if line.len() as u64 > REQUEST_MAX {
+        return Err(ControlError::TooLong);
+    }
     stream.write_all(line.as_bytes())?;
     let mut answer = String::new();
     BufReader::new(stream.take(ANSWER_MAX)).read_line(&mut answer)?;

@@ -68,8 +68,9 @@ pub(super) fn signal_number(name: &str) -> c_int {
         "SIGIO" => libc::SIGIO,
         "SIGUSR1" => libc::SIGUSR1,
         "SIGTERM" => libc::SIGTERM,
-        "SIGCONT" => libc::SIGCONT,
-        _ => libc::SIGKILL,
+        "SIGUSR2" => libc::SIGUSR2,
+        "SIGKILL" => libc::SIGKILL,
+        other => unreachable!("operations name only the signals of {:?}: {other}", crate::ops::SIGNALS),
     }
 }
 

@@ -12,7 +12,7 @@ use fs_sim::design::{Axes, LeaseRules, presets};
 use fs_sim::input::InputError;
 use reports::scenarios::{Cell, ScenarioReport};
 
-use super::{BreakTime, Host, Linux, LinuxConfig};
+use super::{BreakTime, Host, Linux, LinuxConfig, LongBreakTime};
 use crate::ops::Verb;
 use crate::scenario::condition::Subject;
 use crate::scenario::machine::{Machine, Trouble};
@@ -47,10 +47,12 @@ pub fn run_on_linux(scenarios: &[Scenario], program: &Path, dir: &Path) -> Resul
     let mut cells: Vec<Option<Result<Cell, InputError>>> = scenarios.iter().map(|_| None).collect();
     let (timed, plain): (Vec<usize>, Vec<usize>) = (0..scenarios.len()).partition(|n| time_passes(&scenarios[*n]));
     let host = Host::start(config.clone());
+    // Nobody else shortens the host's break time while breaks are not to time out.
+    let long = LongBreakTime::hold();
     for n in plain {
         cells[n] = Some(one(&scenarios[n], &subject, &host));
     }
-    drop(host);
+    drop((host, long));
     if !timed.is_empty() {
         // What can't be shortened is told by every one that asks for it.
         let break_time = BreakTime::shorten(program).ok();

@@ -283,7 +283,11 @@ impl<'a> Parser<'a> {
         };
         if verb_at.text == "returns" && bind.is_none() {
             return match arguments {
-                [] => Ok(Action::Returns(actor)),
+                [] if self.actors.contains_key(&actor) => Ok(Action::Returns(actor)),
+                [] => {
+                    let at = who.span.start..who.span.end - 1;
+                    Err(self.source.error(at, format!("{actor} has done nothing yet that could return")))
+                }
                 [extra, ..] => Err(self.extra(extra)),
             };
         }

@@ -122,6 +122,11 @@ pub fn run(scenario: &Scenario, subject: &Subject, machine: Box<dyn Machine + '_
     if let (Verdict::Passed { .. }, Some(error)) = (&verdict, leftover) {
         return Err(error);
     }
+    if matches!(&verdict, Verdict::Passed { outcomes } if outcomes.is_empty()) {
+        let title = format!("{} asks nothing under {}: no `=>` came to anything", scenario.id, subject.name);
+        let help = "`returns` says nothing where the call did not block: ask in a step that every design reaches";
+        return Err(scenario.source.error_overall(title).help(help));
+    }
     if let (Verdict::Passed { .. } | Verdict::NotApplicable { .. }, Some(_)) = (&verdict, violations.first()) {
         return Ok(Verdict::Failed(Failure {
             line: scenario.source.text().lines().count(),
@@ -193,9 +198,17 @@ impl<'s> Run<'s> {
             Action::Perform { actor, op, bind } => {
                 if let Some(since) = self.blocked.get(actor) {
                     let (line, _) = self.scenario.source.line_column(since.start);
-                    let (what, instead) =
-                        ("is still in the call of line", "let it return first, or use another thread");
-                    return Err(Trouble::Script(format!("{actor} {what} {line}: {instead}, such as `{actor}.2`")));
+                    return Err(Trouble::Script(match self.machine.progress(actor)? {
+                        Progress::Done(outcome) => {
+                            format!(
+                                "{actor}'s call of line {line} has come to `{outcome}`: state it by `returns` first"
+                            )
+                        }
+                        Progress::Blocked(_) => format!(
+                            "{actor} is still in the call of line {line}: let it return first, or use another thread, \
+                             such as `{actor}.2`"
+                        ),
+                    }));
                 }
                 match self.machine.perform(actor, op, bind.as_deref())? {
                     Progress::Done(outcome) => outcome,
@@ -244,18 +257,20 @@ impl<'s> Run<'s> {
         }
     }
 
-    /// The first call that is blocked at the end, unless its process is gone: the scenario forgot it.
+    /// The first call that blocked and of which no step stated what came, unless its process is gone.
     fn leftover(&mut self) -> Option<InputError> {
         let actors: Vec<(Actor, Range<usize>)> = self.blocked.clone().into_iter().collect();
-        let still = actors.into_iter().find(|(actor, _)| {
-            let progress = self.machine.progress(actor);
-            matches!(progress, Ok(Progress::Blocked(_)))
-        });
-        still.map(|(actor, at)| {
-            self.scenario
-                .source
-                .error(at, format!("the scenario ends under {} while {actor} is still blocked here", self.subject.name))
-                .help("let what it waits for happen, or `kill` it; then `returns` states what came of it")
+        actors.into_iter().find_map(|(actor, at)| {
+            let what = match self.machine.progress(&actor) {
+                Ok(Progress::Blocked(_)) => format!("while {actor} is still blocked here"),
+                Ok(Progress::Done(outcome)) if outcome != "killed" => {
+                    format!("and no step states what came of {actor}'s call here: `{outcome}`")
+                }
+                _ => return None,
+            };
+            let title = format!("the scenario ends under {} {what}", self.subject.name);
+            let help = "let what it waits for happen, or `kill` it; then `returns` states what came of it";
+            Some(self.scenario.source.error(at, title).help(help))
         })
     }
 }

@@ -60,6 +60,10 @@ fn what_does_not_parse_is_shown_where_it_stands() {
     wrong_body("A: exit -> ok @pin_gate=opne", 25, "unknown pin_gate `opne`");
     wrong_body("when @ A: exit", 7, "a condition is missing");
     wrong_body("kill B SIGTERM", 6, "unknown process `B`");
+    wrong_body("Z: returns => ok", 1, "Z has done nothing yet");
+    wrong_body("A: exit => ok @kara @odp", 15, "`@kara` in the middle");
+    wrong_body("A: exit => ok -> EIO", 15, "`->` in the middle");
+    wrong_body("A: exit => EIO EIO", 16, "one word too many");
     wrong_body("advance 45", 9, "has no unit");
     wrong_body("expect leases data", 1, "what must come of it is missing");
     wrong_body("expect leasez data -> none", 8, "unknown thing to look at");
@@ -111,6 +115,8 @@ fn the_scripts_own_mistakes_are_errors_at_their_line() {
     let blocked = "A: f = open data rw\nA: lease f read\nB: truncate data 0 => blocks";
     at(blocked, 5, "still blocked here");
     at(&format!("{blocked}\nB: exit"), 6, "still in the call of line 5");
+    at(&format!("{blocked}\nA: unlock f"), 5, "no step states what came of B's call here: `ok`");
+    at(&format!("{blocked}\nA: unlock f\nB: exit"), 7, "has come to `ok`");
     at(&format!("{blocked}\nA.2: exit\nA: exit"), 7, "is dead");
     at("A: exit => ok\nB.2: exit", 4, "does not exist yet");
 }
@@ -131,7 +137,7 @@ fn a_wrong_outcome_is_shown_with_the_state_of_leases_and_pins() {
 fn time_is_moved_by_the_script_alone_and_returns_speaks_where_it_blocked() {
     let body = "A: f = open data rw\nA: lease f read -> ok | EINVAL @lease_rules=none\nB: truncate data 0 => blocks | ok @lease_rules=none
         advance 44s\nexpect size data -> 64KiB | 0B @lease_rules=none\nadvance 1s\nB: returns -> ok | blocks @break_timeout=never
-        kill A SIGKILL\nB: returns -> ok\nexpect size data -> 0B";
+        when @!break_timeout=kill kill A SIGKILL\nB: returns -> ok\nexpect size data -> 0B";
     let report = run(&with_body(body), "all").unwrap();
     assert_eq!(report.count(CellVerdict::Passed), 10, "{report:#?}");
 }

@@ -122,6 +122,21 @@ impl<'a> Parser<'a> {
                     .help("`ok`, `blocks`, `killed`, an errno, or the status of a completion"));
             }
         }
+        let stray = |token: &&Token<'a>| {
+            !token.quoted && (matches!(token.text, "->" | "=>" | "n/a") || token.text.starts_with('@'))
+        };
+        if let Some(stray) = part.iter().find(stray) {
+            return Err(self
+                .source
+                .error(stray.span.clone(), format!("`{}` in the middle of an outcome", stray.text))
+                .help(
+                    "an outcome is `OUTCOME [n/a] [@CONDITION]`; `|` stands between outcomes, `,` is or in a condition",
+                ));
+        }
+        let has_value = matches!(first.text, "ok" | "blocks") || matches!(action, Action::Expect(_));
+        if let (false, Some(extra)) = (has_value, part.get(1)) {
+            return Err(self.extra(extra).help("only `ok` and `blocks` say more"));
+        }
         let outcome = part.iter().map(|token| token.text).collect::<Vec<_>>().join(" ");
         Ok(Alternative { span, outcome, ends, condition })
     }

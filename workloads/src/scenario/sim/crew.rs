@@ -7,11 +7,11 @@ use std::collections::BTreeMap;
 use std::sync::mpsc::{Sender, channel};
 use std::time::Duration;
 
-use emulator::time::Nanos;
-use emulator::world::Rest;
 use emulator::World;
 use emulator::sync::thread::{self, JoinHandle};
 use emulator::sync::{Arc, Mutex};
+use emulator::time::Nanos;
+use emulator::world::Rest;
 use fs_sim::Task;
 
 use super::calls::Done;

@@ -253,7 +253,11 @@ impl Machine for Simulation {
     }
 
     fn kill(&mut self, process: &str, signal: &'static str) -> Result<(), Trouble> {
-        let pid = self.process(process)?.pid();
+        let task = self.process(process)?;
+        if task.process().is_dying() {
+            return Err(Trouble::Script(format!("{process} is dead")));
+        }
+        let pid = task.pid();
         self.kernel.send_signal(pid, SigInfo { signal: things::signal(signal), ino: None });
         self.settle()
     }
