@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use emulator::sync::Arc;
+use emulator::wait::Sleep;
 
 use super::{Pid, Process};
 use crate::Kernel;
@@ -119,9 +120,12 @@ impl Kernel {
     }
 }
 
+/// One thread is to run the handler: the first that has no signal pending yet, so the main thread if it can. Kernel:
+/// `complete_signal`.
 fn interrupt(process: &Process) {
     let waiters = process.waiters.lock().clone();
-    for waiter in waiters {
+    let free = waiters.iter().find(|waiter| !waiter.interrupted(Sleep::Interruptible));
+    if let Some(waiter) = free.or(waiters.first()) {
         waiter.interrupt(false);
     }
 }
