@@ -110,11 +110,11 @@ impl Slot {
         slot
     }
 
-    /// Whether the region of `old` is in here and under change.
-    fn is_changing(&self, life: &Life, old: &Arc<Mr>) -> bool {
-        // SAFETY: phase Changing under the lock: only `exchange` writes, under the same lock.
+    /// Whether the region of `mr` is in here, at this phase of its life. `life` is the slot's, locked.
+    fn holds(&self, life: &Life, phase: Phase, mr: &Arc<Mr>) -> bool {
+        // SAFETY: every write of it is made under the lock that `life` is behind; see `Slot`.
         let region = || unsafe { (*self.region.get()).as_ref() };
-        life.phase == Phase::Changing && region().is_some_and(|region| Arc::ptr_eq(&region.mr, old))
+        life.phase == phase && region().is_some_and(|region| Arc::ptr_eq(&region.mr, mr))
     }
 }
 
@@ -270,11 +270,12 @@ impl Regions {
         shut
     }
 
-    /// Shuts the region of a key for a change of its registration. False if it is shut already.
-    pub(crate) fn begin_change(&self, key: u32) -> bool {
-        let slot = self.slot_of(key);
+    /// Shuts the region of `old` for a change of its registration. False if it is shut already, or gone: then the slot may be
+    /// another region's, whoever's.
+    pub(crate) fn begin_change(&self, old: &Arc<Mr>) -> bool {
+        let slot = self.slot_of(old.key());
         let mut life = slot.life.lock();
-        let live = life.phase == Phase::Live;
+        let live = slot.holds(&life, Phase::Live, old);
         if live {
             life.phase = Phase::Changing;
             let _asked_later = slot.gate.close();
@@ -284,10 +285,10 @@ impl Regions {
 
     /// Whether `old`, under change, can be exchanged now: pending while somebody is inside, false if it was ended meanwhile.
     /// Who waits for it is woken through its context.
-    pub(crate) fn can_exchange(&self, key: u32, old: &Arc<Mr>) -> Poll<bool> {
-        let slot = self.slot_of(key);
+    pub(crate) fn can_exchange(&self, old: &Arc<Mr>) -> Poll<bool> {
+        let slot = self.slot_of(old.key());
         let life = slot.life.lock();
-        if !slot.is_changing(&life, old) {
+        if !slot.holds(&life, Phase::Changing, old) {
             return Poll::Ready(false);
         }
         // Once seen empty it stays so, but for refused entries, which touch nothing.
@@ -301,14 +302,13 @@ impl Regions {
     /// `memory` itself, if `old` was ended meanwhile.
     pub(crate) fn exchange(
         &self,
-        key: u32,
         old: &Arc<Mr>,
         new: Arc<Mr>,
         memory: Option<Registration>,
     ) -> Result<Option<Registration>, Option<Registration>> {
-        let slot = self.slot_of(key);
+        let slot = self.slot_of(old.key());
         let mut life = slot.life.lock();
-        if !slot.is_changing(&life, old) {
+        if !slot.holds(&life, Phase::Changing, old) {
             return Err(memory);
         }
         // SAFETY: phase Changing under the lock, and the shut gate was seen empty: nobody reads; see `Slot`.

@@ -100,16 +100,16 @@ impl Context {
     /// Puts the new registration in the old one's place, once the last copy has left it. EIO if the region was ended first.
     fn exchange(&self, task: &Task, old: &Arc<Mr>, new: &Arc<Mr>, memory: Option<Registration>) -> Result<(), Errno> {
         let regions = &self.nic().regions;
-        let begun = regions.begin_change(old.key());
+        let begun = regions.begin_change(old);
         race_point!("rereg_mr: shut, not exchanged");
         let quiet = begun && {
             // As in `dereg_mr`: a copy in flight is finite.
             let how = WaitFor::uninterruptible("copies in flight");
-            let ready = || regions.can_exchange(old.key(), old);
+            let ready = || regions.can_exchange(old);
             self.drained().wait(self.kernel().world(), task.waiter(), how, ready).unwrap_or(false)
         };
         let exchanged = match quiet {
-            true => regions.exchange(old.key(), old, Arc::clone(new), memory),
+            true => regions.exchange(old, Arc::clone(new), memory),
             false => Err(memory),
         };
         match exchanged {

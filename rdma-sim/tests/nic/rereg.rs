@@ -2,7 +2,10 @@
 
 use fs_sim::Errno;
 use fs_sim::design::{PassRule, PinGate};
+use fs_sim::file_ops::direct_io::Transfer;
+use fs_sim::file_ops::fallocate::Mode;
 use fs_sim::file_ops::open::Flags;
+use fs_sim::lease::Kind;
 use fs_sim::range::BlockRange;
 use rdma_sim::{AccessFlags, Bind, Fault, MwType, Op, QpConfig, Rereg, Status, WindowAccess};
 
@@ -222,6 +225,52 @@ fn deny_judges_a_change_that_pins_as_a_registration() {
 
 /// Copies run on while a region changes to and fro between two files: each goes to one of them or is refused, every change
 /// waits for the copies that were under way, and a context that is closed meanwhile ends it all.
+/// A change still fetching its new memory when its context is closed finds its slot with somebody else: a region of another
+/// process, which it must not touch.
+#[test]
+fn a_change_whose_context_was_closed_leaves_the_slots_next_region_alone() {
+    let kernel = machine("rfc-v2");
+    let (a, c) = pair(&kernel);
+    let local = a.anon(PAGE, ALL);
+    local.fill(0, b"for C");
+    let b = side(&kernel, 4);
+    let first = b.anon(PAGE, ALL);
+    // A hole is punched under direct I/O: the change of the registration waits for the end of both.
+    let second = b.task.open("second", Flags::create()).unwrap();
+    b.task.fallocate(second, Mode::Allocate { keep_size: false }, 0, 2 * PAGE).unwrap();
+    b.task.lease(second, Kind::WRITE_U, BlockRange::ALL).unwrap();
+    let va = b.task.mmap(second, 0, PAGE, true).unwrap();
+    let io = b.task.submit_direct_io(second, 0, PAGE, Transfer::Read).unwrap();
+    let (puncher, changer, closer) = (b.task.thread(), b.task.thread(), b.task.thread());
+    let asleep = |reason: &str| {
+        while !kernel.world().sleepers().iter().any(|sleeper| sleeper.reason == reason) {
+            thread::yield_now();
+        }
+    };
+    let target = thread::scope(|scope| {
+        let punch = scope.spawn(|| puncher.fallocate(second, Mode::PunchHole, 0, PAGE));
+        asleep("pins draining");
+        let change = scope.spawn(|| b.ctx.rereg_mr(&changer, &first.mr, translation(va, PAGE)).map(drop));
+        asleep("pages of a layout change");
+        closer.close(b.fd).unwrap();
+        let target = c.anon(PAGE, ALL);
+        assert_eq!(target.mr.lkey() >> 8, first.mr.lkey() >> 8, "the slot is C's now");
+        io.complete(&kernel, &mut [0; PAGE as usize]).unwrap();
+        punch.join().unwrap().unwrap();
+        assert_eq!(change.join().unwrap(), Err(Errno::EIO));
+        target
+    });
+    a.post(1, Op::Write, local.sge(0, 5), target.remote(0));
+    a.expect(1, Status::Success);
+    assert_eq!(target.bytes(0, 5), b"for C");
+    assert!(!target.mr.is_revoked() && !c.ctx.is_aborted());
+    // Nothing is kept of what the change had fetched.
+    assert_eq!(b.task.process().locked_pages(), 0);
+    b.task.unlock(second, BlockRange::ALL).unwrap();
+    a.task.truncate("second", 0).unwrap();
+    expect_rest(&kernel, &[&a.task, &c.task, &b.task]);
+}
+
 #[test]
 fn changes_meet_copies_and_the_contexts_end() {
     const CHANGES: u64 = 50;
