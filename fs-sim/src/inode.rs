@@ -76,6 +76,16 @@ impl Inode {
         }
     }
 
+    /// Counts one open file (or call by path) more. False if it was evicted.
+    pub(crate) fn count_open(&self) -> bool {
+        let mut life = self.life.lock();
+        if life.evicted {
+            return false;
+        }
+        life.opens += 1;
+        true
+    }
+
     /// Its number.
     pub fn ino(&self) -> Ino {
         self.ino

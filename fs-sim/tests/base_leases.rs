@@ -6,6 +6,8 @@ mod common;
 use std::time::Duration;
 
 use common::{Actor, BREAK_TIME, Blocked, Lab, Nic, every_preset, preset};
+use emulator::sync::atomic::{AtomicBool, Ordering};
+use emulator::sync::{race, thread};
 use emulator::time::Nanos;
 use fs_sim::base_lease::{Info, Request, Type};
 use fs_sim::file_ops::fallocate::Mode;
@@ -603,6 +605,37 @@ fn names_move_under_a_lease() {
         assert_eq!(b.stat(third).unwrap().links, 1);
         lab.end([&a, &b]);
     });
+}
+
+/// rename(2): where a name is replaced, there is no moment at which it leads nowhere.
+#[test]
+fn a_rename_over_a_name_is_atomic() {
+    let lab = lab();
+    let (a, b) = (lab.actor(), lab.actor());
+    let first = a.creates("data");
+    a.close(first).unwrap();
+    let (over, seed) = (AtomicBool::new(false), lab.world.stream("looker", 0));
+    let looks = thread::scope(|scope| {
+        let looker = scope.spawn(|| {
+            race::arm(seed, 0.5);
+            let mut looks = 0;
+            while !over.load(Ordering::SeqCst) {
+                looks += 1;
+                let stat = b.stat_name("data");
+                assert!(stat.is_ok(), "look {looks}: {stat:?}");
+            }
+            looks
+        });
+        for _ in 0..3000 {
+            let new = a.creates("new");
+            a.close(new).unwrap();
+            a.rename("new", "data").unwrap();
+        }
+        over.store(true, Ordering::SeqCst);
+        looker.join().unwrap()
+    });
+    assert!(looks > 0);
+    lab.end([&a, &b]);
 }
 
 #[test]

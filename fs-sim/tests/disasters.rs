@@ -6,9 +6,8 @@ mod common;
 
 use common::changes::{CHANGES, NO_CHANGES, canvas};
 use common::{Lab, Nic, PinnedFile, can_pin, every_preset, pinned_file, preset};
-use emulator::sync::Arc;
 use emulator::sync::atomic::Ordering;
-use emulator::sync::thread;
+use emulator::sync::{Arc, race, thread};
 use fs_sim::design::{Axes, ChangeRule, GateScope, LastCloseRule};
 use fs_sim::file_ops::fallocate::Mode;
 use fs_sim::file_ops::open::Flags;
@@ -260,22 +259,79 @@ fn s51_unmount() {
 /// An open that comes with an unmount makes it busy or fails; never both succeed, and a failed unmount disturbs nobody.
 #[test]
 fn an_open_and_an_unmount_at_once() {
-    let mut outcomes = [0, 0];
-    for _ in 0..300 {
+    let (mut unmounted, mut opened) = (0, 0);
+    // Whoever is started first mostly wins; both are, in turn.
+    for round in 0..ROUNDS_MAX {
+        if round >= ROUNDS && unmounted > 0 && opened > 0 {
+            return;
+        }
         let lab = Lab::new(preset("mainline"));
         let (a, b) = (lab.actor(), lab.actor());
         let f = a.creates("data");
         a.close(f).unwrap();
-        let kernel = Arc::clone(&lab.kernel);
-        let unmounter = thread::spawn(move || kernel.unmount());
-        let opener = thread::spawn(move || (b.open("data", Flags::open(Access::READ)), b.open("new", Flags::create())));
-        match (unmounter.join().unwrap(), opener.join().unwrap()) {
-            (Ok(()), (Err(Errno::ENODEV), Err(Errno::ENODEV))) => outcomes[0] += 1,
-            (Err(Errno::EBUSY), (Ok(_), Ok(_))) => outcomes[1] += 1,
+        let opens = || (b.open("data", Flags::open(Access::READ)), b.open("new", Flags::create()));
+        match at_once(round % 2 == 0, || lab.kernel.unmount(), opens) {
+            (Ok(()), (Err(Errno::ENODEV), Err(Errno::ENODEV))) => unmounted += 1,
+            (Err(Errno::EBUSY), (Ok(_), Ok(_))) => opened += 1,
             other => panic!("{other:?}"),
         }
     }
-    assert_eq!(outcomes[0] + outcomes[1], 300);
+    panic!("in {ROUNDS_MAX} rounds {unmounted} unmounts and {opened} opens were first");
+}
+
+/// How often two calls are made at once, and how often at most to see each of them come first.
+const ROUNDS: u32 = 300;
+const ROUNDS_MAX: u32 = 100 * ROUNDS;
+
+/// Runs both at once, on threads of their own; `first_leads` says which is started first.
+fn at_once<A: Send, B: Send>(
+    first_leads: bool,
+    first: impl FnOnce() -> A + Send,
+    second: impl FnOnce() -> B + Send,
+) -> (A, B) {
+    thread::scope(|scope| match first_leads {
+        true => {
+            let first = scope.spawn(first);
+            let second = scope.spawn(second);
+            (first.join().unwrap(), second.join().unwrap())
+        }
+        false => {
+            let second = scope.spawn(second);
+            let first = scope.spawn(first);
+            (first.join().unwrap(), second.join().unwrap())
+        }
+    })
+}
+
+/// Names stand still once the volume is unmounted.
+#[test]
+fn names_and_an_unmount_at_once() {
+    let (mut before, mut after) = (0, 0);
+    for round in 0..ROUNDS_MAX {
+        if round >= ROUNDS && before > 0 && after > 0 {
+            return;
+        }
+        let lab = Lab::new(preset("mainline"));
+        let (a, b) = (lab.actor(), lab.actor());
+        for name in ["data", "more"] {
+            let f = a.creates(name);
+            a.close(f).unwrap();
+        }
+        let unmount = || lab.kernel.unmount().map(|()| lab.kernel.file_names());
+        let seed = lab.world.stream("changes", round.into());
+        let changes = || {
+            race::arm(seed, 0.5);
+            (b.rename("data", "moved"), b.unlink("more"))
+        };
+        let (unmounted, changed) = at_once(round % 2 == 0, unmount, changes);
+        assert_eq!(unmounted, Ok(lab.kernel.file_names()), "{changed:?}");
+        match changed {
+            (Ok(()), Ok(())) => before += 1,
+            (Ok(()) | Err(Errno::ENODEV), Err(Errno::ENODEV)) => after += 1,
+            other => panic!("{other:?}"),
+        }
+    }
+    panic!("in {ROUNDS_MAX} rounds the names were changed {before} times before and {after} times after");
 }
 
 /// S52: the device is removed under pins and a guest: contexts aborted, flushes fail, removal completes in every design.

@@ -4,7 +4,10 @@
 //! either kind (Linux asks for delegations only, which user space can't hold here). Kernel counterpart: `vfs_rename`,
 //! `vfs_link`, `vfs_unlink`, `notify_change` (fs/namei.c, fs/attr.c). All names lie in one directory that anybody may change.
 
-use emulator::sync::Arc;
+use std::collections::BTreeMap;
+
+use emulator::race_point;
+use emulator::sync::{Arc, MutexGuard};
 
 use super::open::NAME_MAX;
 use super::stat::Stat;
@@ -18,6 +21,22 @@ fn check_new_name(name: &str) -> Result<(), Errno> {
 }
 
 impl Kernel {
+    /// The names of a mounted volume, to be changed: an unmount that begins later looks at them only afterwards.
+    ///
+    /// # Errors
+    /// ENODEV.
+    pub(crate) fn mounted_names(&self) -> Result<MutexGuard<'_, BTreeMap<String, Arc<Inode>>>, Errno> {
+        loop {
+            // Waits for an unmount that is looking, so without the lock, which that one takes.
+            self.mount.check()?;
+            race_point!("names: mounted, not locked");
+            let names = self.names.lock();
+            if self.mount.is_mounted() {
+                return Ok(names);
+            }
+        }
+    }
+
     /// One name less; evicts the inode if that was the last thing that kept it.
     fn drop_link(self: &Arc<Self>, inode: &Arc<Inode>) {
         let over = {
@@ -53,26 +72,24 @@ impl Task {
     /// Removes a name. The file lives on while it is open; what is pinned then becomes orphaned.
     ///
     /// # Errors
-    /// ENOENT.
+    /// ENOENT, ENODEV (not mounted, or the device is gone).
     pub fn unlink(&self, name: &str) -> Result<(), Errno> {
         self.syscall(|| {
-            self.kernel().mount.check()?;
-            let inode = self.kernel().names.lock().remove(name).ok_or(Errno::ENOENT)?;
+            let inode = self.kernel().mounted_names()?.remove(name).ok_or(Errno::ENOENT)?;
             self.kernel().drop_link(&inode);
             Ok(())
         })
     }
 
-    /// Gives the file called `from` the name `to` instead; what was called so loses that name. Two names of one file stay as
-    /// they are.
+    /// Gives the file called `from` the name `to` instead; what was called so loses that name. At no moment is there no file
+    /// called `to`, if there was one (rename(2)). Two names of one file stay as they are.
     ///
     /// # Errors
-    /// ENOENT, EINVAL (a new name that is empty or longer than [`NAME_MAX`]).
+    /// ENOENT, EINVAL (a new name that is empty or longer than [`NAME_MAX`]), ENODEV (not mounted, or the device is gone).
     pub fn rename(&self, from: &str, to: &str) -> Result<(), Errno> {
         self.syscall(|| {
-            self.kernel().mount.check()?;
             let replaced = {
-                let mut names = self.kernel().names.lock();
+                let mut names = self.kernel().mounted_names()?;
                 let inode = Arc::clone(names.get(from).ok_or(Errno::ENOENT)?);
                 check_new_name(to)?;
                 if names.get(to).is_some_and(|there| Arc::ptr_eq(there, &inode)) {

@@ -3,6 +3,7 @@
 //! It owns the open counts. Invariant: an inode is evicted once, when both are zero. Kernel counterpart: fs/namei.c,
 //! `iput_final`.
 
+use emulator::race_point;
 use emulator::sync::Arc;
 use emulator::sync::atomic::Ordering;
 
@@ -55,19 +56,18 @@ pub const NAME_MAX: usize = 255;
 impl Kernel {
     /// The inode called `name`, counted as open until [`Kernel::drop_open`].
     pub(crate) fn lookup(self: &Arc<Self>, name: &str) -> Result<Arc<Inode>, Errno> {
-        self.mount.check()?;
-        let names = self.names.lock();
-        let inode = names.get(name).cloned().ok_or(Errno::ENOENT)?;
-        drop(names);
-        let mut life = inode.life.lock();
-        if life.evicted {
-            return Err(Errno::ENOENT);
+        loop {
+            self.mount.check()?;
+            let inode = self.names.lock().get(name).cloned().ok_or(Errno::ENOENT)?;
+            race_point!("lookup: found, not counted");
+            if inode.count_open() {
+                // Again, now that it counts: see `Mount::check`.
+                let mounted = self.mount.check();
+                return mounted.inspect_err(|_| self.drop_open(&inode)).map(|()| inode);
+            }
+            // Names go before the links they count for, so by now the name means another file (a rename replaces at once) or
+            // none. This one again it can't mean.
         }
-        life.opens += 1;
-        drop(life);
-        // Again, now that it counts: see `Mount::check`.
-        let mounted = self.mount.check();
-        mounted.inspect_err(|_| self.drop_open(&inode)).map(|()| inode)
     }
 
     /// The inode called `name` or a new one of `uid`'s, counted as open; and whether it is new.
@@ -84,18 +84,11 @@ impl Kernel {
             }
             let inode = Arc::new(Inode::new(Ino(self.next_ino.fetch_add(1, Ordering::Relaxed)), uid));
             inode.life.lock().opens = 1;
-            let mut names = self.names.lock();
+            let mut names = self.mounted_names()?;
             if !names.contains_key(name) {
                 names.insert(name.to_owned(), Arc::clone(&inode));
                 drop(names);
                 self.inodes.insert(inode.ino(), Arc::clone(&inode));
-                if let Err(errno) = self.mount.check() {
-                    // Never seen by the unmount that was quicker.
-                    self.names.lock().remove(name);
-                    inode.life.lock().links = 0;
-                    self.drop_open(&inode);
-                    return Err(errno);
-                }
                 return Ok((inode, true));
             }
         }

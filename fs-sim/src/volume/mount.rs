@@ -44,6 +44,11 @@ impl Mount {
         }
     }
 
+    /// Whether it is mounted, and nobody is looking to change that.
+    pub(crate) fn is_mounted(&self) -> bool {
+        self.0.load(Ordering::SeqCst) == MOUNTED
+    }
+
     pub(crate) fn lose(&self) {
         self.0.store(LOST, Ordering::SeqCst);
     }
