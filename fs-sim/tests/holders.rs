@@ -10,7 +10,7 @@ use emulator::sync::Arc;
 use fs_sim::design::{Axes, ChangeRule, GateScope};
 use fs_sim::file_ops::fallocate::Mode;
 use fs_sim::holders::block_layout::IoMode;
-use fs_sim::holders::fixed_buffers::FixedBuffer;
+use fs_sim::holders::fixed_buffers::{BUFFERS_MAX, FixedBuffer};
 use fs_sim::holders::guest::GuestExport;
 use fs_sim::holders::umem::XdpSocket;
 use fs_sim::process::fd_table::Fd;
@@ -185,6 +185,36 @@ fn changes_over_umem_and_fixed_buffers() {
             lab.end([&a, &b]);
         }
     });
+}
+
+/// S36: each buffer is a holder of its own and the table is taken away as a whole, also the largest: by the revocation of one
+/// of its buffers, and of all.
+#[test]
+fn the_largest_table_is_revoked() {
+    let lab = Lab::new(preset("revoke"));
+    let (a, b) = (lab.actor(), lab.actor());
+    a.set_memlock(1 << 30).unwrap();
+    let [va, other] = ["data", "other"].map(|name| {
+        let f = a.writes_file(name, 1, 1);
+        a.lease(f, exclusive(preset("revoke")), ALL).unwrap();
+        a.mmap(f, 0, BLOCK, true).unwrap()
+    });
+    let mut memory = vec![(va, BLOCK); BUFFERS_MAX];
+    memory[BUFFERS_MAX / 2] = (other, BLOCK);
+    let (fd, ring) = a.io_uring().unwrap();
+    let left = || (ring.buffers(), a.process().locked_pages());
+    a.register_buffers(fd, &memory).unwrap();
+    assert_eq!(left(), (BUFFERS_MAX, BUFFERS_MAX as u64));
+    b.truncate("other", 0).unwrap();
+    assert_eq!((left(), lab.kernel.counters.revocations.get()), ((0, 0), 1));
+
+    // A table that was taken away says nothing about the next one.
+    a.unregister_buffers(fd).unwrap();
+    a.register_buffers(fd, &vec![(va, BLOCK); BUFFERS_MAX]).unwrap();
+    assert_eq!(left(), (BUFFERS_MAX, BUFFERS_MAX as u64));
+    b.truncate("data", 0).unwrap();
+    assert_eq!((left(), lab.kernel.counters.revocations.get()), ((0, 0), 1 + BUFFERS_MAX as u64));
+    lab.end([&a, &b]);
 }
 
 fn export(axes: Axes, lab: &Lab, blocks: u64) -> Option<(Actor, Fd, Fd, Arc<GuestExport>)> {

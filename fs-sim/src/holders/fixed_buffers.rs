@@ -7,6 +7,7 @@
 
 use std::any::Any;
 
+use emulator::sync::atomic::{AtomicBool, Ordering};
 use emulator::sync::{Arc, Mutex};
 
 use super::region::Region;
@@ -49,6 +50,8 @@ struct Table {
     registrant: Arc<Process>,
     /// Each with its length in bytes.
     buffers: Vec<(Region, u64)>,
+    /// Every buffer is a holder of its own, and the revocation of the first takes all of them away.
+    revoked: AtomicBool,
 }
 
 impl Table {
@@ -70,6 +73,10 @@ impl PinHolder for Table {
     }
 
     fn revoke(&self, kernel: &Arc<Kernel>) {
+        // Somebody else may be at it still: whoever needs the pins gone waits for that anyway.
+        if self.revoked.swap(true, Ordering::SeqCst) {
+            return;
+        }
         let mut deferred = Deferred::default();
         self.shut(kernel, &mut deferred);
         kernel.run_deferred(deferred);
@@ -152,6 +159,7 @@ impl Task {
             custody: Arc::clone(&ring.custody),
             registrant: Arc::clone(self.process()),
             buffers: memory.iter().map(|(_, len)| (Region::new(*len), *len)).collect(),
+            revoked: AtomicBool::new(false),
         });
         let mut deferred = Deferred::default();
         let registered = memory.iter().zip(&table.buffers).try_for_each(|((va, len), (region, _))| {
