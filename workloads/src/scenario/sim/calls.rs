@@ -57,8 +57,8 @@ pub(super) struct Call {
     /// What its arguments stand for: one for each, where it is a name of a thing.
     things: Vec<Option<Thing>>,
     pids: Vec<Option<Pid>>,
-    /// Every context there is, to recognise one that is received.
-    pub(super) contexts: Vec<OpenContext>,
+    /// For `recv`: everything there is that a descriptor can be of, to recognise what is received.
+    pub(super) known: Vec<Thing>,
     /// A task of the process at the other end, for `connect`.
     pub(super) peer: Option<Arc<Task>>,
 }
@@ -83,11 +83,11 @@ impl Call {
             things.push(thing);
             pids.push(pid);
         }
-        let contexts = machine.names.values().filter_map(|thing| match thing {
-            Thing::Context(context) => Some(context.clone()),
-            _ => None,
-        });
-        let mut call = Call { op: op.clone(), things, pids, contexts: contexts.collect(), peer: None };
+        let known = match op.verb {
+            Verb::Recv => machine.names.values().filter(|thing| thing.fd().is_some()).cloned().collect(),
+            _ => Vec::new(),
+        };
+        let mut call = Call { op: op.clone(), things, pids, known, peer: None };
         if op.verb == Verb::Connect {
             call.peer = call.holder_of_peer(machine)?;
         }

@@ -9,10 +9,9 @@ use fs_sim::process::Credentials;
 use fs_sim::process::signals::Disposition;
 use fs_sim::process::task::Received;
 use fs_sim::{Errno, Task};
-use rdma_sim::Context;
 
 use super::calls::{Call, Reply, Stop};
-use super::things::{self, Made, OpenContext, Thing, blocks};
+use super::things::{self, Made, Thing, blocks};
 use crate::ops::{ByteRange, Verb, describe_bytes};
 
 /// Performs a call of these families.
@@ -50,15 +49,15 @@ pub(super) fn perform(call: &Call, task: &Task) -> Result<Reply, Stop> {
     Ok(Reply::default())
 }
 
-/// What was received is recognised: a file, or one of the contexts that the scenario knows.
+/// What was received is recognised: a file, or one of the objects that the scenario knows.
 fn receive(call: &Call, task: &Task) -> Result<Reply, Stop> {
     let fd = match task.recv_fd()? {
         Received::Fd(fd) => fd,
         Received::Truncated => return Err(Stop::Word("MSG_CTRUNC".to_owned())),
     };
-    let Ok(context) = Context::of(task, fd) else { return Reply::made(Thing::Fd(fd)) };
-    let known = call.contexts.iter().find(|known| known.context.number() == context.number());
-    Reply::made(known.map_or(Thing::Fd(fd), |known| Thing::Context(OpenContext { fd, ..known.clone() })))
+    let Ok(object) = task.object(fd) else { return Reply::made(Thing::Fd(fd)) };
+    let known = call.known.iter().find(|known| known.is(&object));
+    Reply::made(known.map_or(Thing::Fd(fd), |known| known.at(fd)))
 }
 
 fn lease(call: &Call, task: &Task) -> Result<Reply, Stop> {

@@ -10,6 +10,7 @@ use fs_sim::holders::block_layout::BlockLayout;
 use fs_sim::holders::fixed_buffers::Ring;
 use fs_sim::holders::guest::GuestExport;
 use fs_sim::holders::umem::XdpSocket;
+use fs_sim::process::description::OpenObject;
 use fs_sim::process::fd_table::Fd;
 use fs_sim::process::program::Program;
 use fs_sim::process::signals::Signal;
@@ -93,6 +94,21 @@ impl Thing {
             Thing::Ring(..) => Kind::Ring,
             Thing::BlockLayout(..) => Kind::BlockLayout,
             Thing::Guest(..) => Kind::Guest,
+        }
+    }
+
+    /// Whether its descriptor is of this very object.
+    pub(super) fn is(&self, object: &Arc<dyn OpenObject>) -> bool {
+        fn same<T>(own: &Arc<T>, object: &Arc<dyn OpenObject>) -> bool {
+            std::ptr::addr_eq(Arc::as_ptr(own), Arc::as_ptr(object))
+        }
+        match self {
+            Thing::Context(own) => same(&own.context, object),
+            Thing::Umem(_, socket) => same(socket, object),
+            Thing::Ring(_, ring) => same(ring, object),
+            Thing::BlockLayout(_, layout) => same(layout, object),
+            Thing::Guest(_, guest) => same(guest, object),
+            _ => false,
         }
     }
 
