@@ -253,9 +253,10 @@ verbs! {
         BindMw "bind_mw" (qp: QP, window: WINDOW, mr: REGION, range: Param::Range) Simulation "Binds a window to a part of a region; length 0 unbinds.";
         DeallocMw "dealloc_mw" (window: WINDOW) Simulation "Deallocates a window.";
         Connect "connect" (own: CONTEXT, peer: CONTEXT) -> Qp Simulation "A queue pair on each of two contexts, connected. The name stands for this side's end.";
-        RdmaWrite "rdma_write" (qp: QP, remote: REMOTE, range: Param::Data, byte: Param::Byte) Simulation
-            "Writes into the peer's region. Fails with the completion's status, such as `remote_access_error` or `flushed`.";
-        RdmaRead "rdma_read" (qp: QP, remote: REMOTE, range: Param::Data) Simulation "Reads the peer's region; the value is as for `read`.";
+        RdmaWrite "rdma_write" (qp: QP, remote: REMOTE, range: Param::Data, byte: Param::Byte, flags: Param::Flags(&["bad_key"])) Simulation
+            "Writes into the peer's region. Fails with the completion's status, such as `remote_access_error` or `flushed`. `bad_key`: this side's buffer is named by a key that is no region's.";
+        RdmaRead "rdma_read" (qp: QP, remote: REMOTE, range: Param::Data, flags: Param::Flags(&["bad_key"])) Simulation
+            "Reads the peer's region; the value is as for `read`. `bad_key` is as for `rdma_write`.";
         FetchAdd "fetch_add" (qp: QP, remote: REMOTE, offset: Param::Size, add: Param::Number) Simulation "Adds to 8 bytes; the value is what was there.";
         AtomicWrite "atomic_write" (qp: QP, remote: REMOTE, offset: Param::Size, value: Param::Number) Simulation "Writes 8 bytes, never torn.";
         Flush "flush" (qp: QP, remote: REMOTE, range: Param::Range, placement: Param::Choice(&["global", "persistent"])) Simulation "RDMA FLUSH.";
@@ -278,7 +279,7 @@ verbs! {
     "The system" {
         Defragment "defragment" (file: Param::File) Simulation "The system moves the file's blocks together; the value is `moved:N skipped:N` in blocks.";
         Poison "poison" (file: Param::File, offset: Param::Size) Simulation "The page under this offset goes bad.";
-        PowerCut "power_cut" () Simulation "The power fails, and the machine boots again: every process is gone, the volume is recovered; the value is `pending:N removed:N`, blocks freed that were orphaned and inodes removed that had no name.";
+        PowerCut "power_cut" () Simulation "The power fails, and the machine boots again: every process is gone (calls in progress are `killed`), the volume is recovered; the value is `pending:N removed:N`, blocks freed that were orphaned and inodes removed that had no name.";
         Unmount "unmount" () Simulation "Unmounts the volume.";
         RemoveDevice "remove_device" () Simulation "Takes the device away.";
     }

@@ -168,6 +168,8 @@ pub enum Subject {
     Orphans,
     /// Whether stale DMA was seen.
     Stale,
+    /// How often exclusivity was broken.
+    BrokenExclusivity,
     /// Locked memory of a process.
     Locked,
     /// A file's size.
@@ -189,7 +191,7 @@ pub enum Of {
 
 impl Subject {
     /// All of them.
-    pub const ALL: [Subject; 11] = [
+    pub const ALL: [Subject; 12] = [
         Subject::Signals,
         Subject::Process,
         Subject::Blocked,
@@ -198,6 +200,7 @@ impl Subject {
         Subject::Blockers,
         Subject::Orphans,
         Subject::Stale,
+        Subject::BrokenExclusivity,
         Subject::Locked,
         Subject::Size,
         Subject::Blocks,
@@ -228,6 +231,12 @@ impl Subject {
             ),
             Subject::Orphans => ("orphans", Of::Nothing, false, "How many blocks are orphaned."),
             Subject::Stale => ("stale", Of::Nothing, false, "`some` if stale DMA was seen so far, else `none`."),
+            Subject::BrokenExclusivity => (
+                "broken_exclusivity",
+                Of::Nothing,
+                false,
+                "How many exclusive leases were granted so far while pins of an exclusive lease that was lost were alive in their range.",
+            ),
             Subject::Locked => ("locked", Of::Process, false, "How many pages of memory the process has locked."),
             Subject::Size => ("size", Of::File, true, "The file's size."),
             Subject::Blocks => ("blocks", Of::File, false, "How many blocks the file has."),

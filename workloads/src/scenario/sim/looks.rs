@@ -48,6 +48,7 @@ impl Simulation {
                 let stale = self.kernel.counters.stale_dma.get() > 0;
                 if stale { "some" } else { "none" }.to_owned()
             }
+            Subject::BrokenExclusivity => self.kernel.counters.broken_exclusivity.get().to_string(),
             Subject::Locked => self.process(of)?.process().locked_pages().to_string(),
             Subject::Size => fs_sim::input::Size(self.inode(of)?.layout(|layout| layout.size())).to_string(),
             Subject::Blocks => self.inode(of)?.layout(|layout| layout.mapped_blocks()).to_string(),

@@ -57,19 +57,25 @@ pub(super) fn perform(call: &Call, task: &Task) -> Result<Reply, Stop> {
             Ok(Reply::default())
         }
         Verb::Connect => connect(call, task),
-        Verb::RdmaWrite => transfer(call, task, Op::Write, op.range(2), Some(op.byte(3))),
-        Verb::RdmaRead => transfer(call, task, Op::Read, op.range(2), None),
+        Verb::RdmaWrite => {
+            let local = Local { byte: Some(op.byte(3)), bad_key: op.has(4, "bad_key") };
+            transfer(call, task, Op::Write, op.range(2), local)
+        }
+        Verb::RdmaRead => {
+            let local = Local { byte: None, bad_key: op.has(3, "bad_key") };
+            transfer(call, task, Op::Read, op.range(2), local)
+        }
         Verb::FetchAdd => {
             let range = ByteRange { offset: op.number(2), len: 8 };
-            transfer(call, task, Op::FetchAdd { add: op.number(3) }, range, None)
+            transfer(call, task, Op::FetchAdd { add: op.number(3) }, range, Local::default())
         }
         Verb::AtomicWrite => {
             let range = ByteRange { offset: op.number(2), len: 0 };
-            transfer(call, task, Op::AtomicWrite { value: op.number(3) }, range, None)
+            transfer(call, task, Op::AtomicWrite { value: op.number(3) }, range, Local::default())
         }
         Verb::Flush => {
             let placement = if op.word(3) == "global" { Placement::Global } else { Placement::Persistent };
-            transfer(call, task, Op::Flush { placement, level: FlushLevel::Range }, op.range(2), None)
+            transfer(call, task, Op::Flush { placement, level: FlushLevel::Range }, op.range(2), Local::default())
         }
         Verb::Event => {
             let event = call.context(0)?.context.poll_event();
@@ -123,12 +129,24 @@ fn connect(call: &Call, task: &Task) -> Result<Reply, Stop> {
     Reply::made(Thing::Qp(QpEnd { own: own.clone(), qp }))
 }
 
+/// This side's buffer of a request.
+#[derive(Clone, Copy, Default)]
+struct Local {
+    /// What it is filled with.
+    byte: Option<u8>,
+    /// It is named by a key that is no region's.
+    bad_key: bool,
+}
+
+/// A key of the slot that is never used: 0 is no region's.
+const NO_KEY: u32 = 0;
+
 /// One request of this process at the peer's region, with a buffer of its own, from post to completion.
-fn transfer(call: &Call, task: &Task, op: Op, range: ByteRange, byte: Option<u8>) -> Result<Reply, Stop> {
+fn transfer(call: &Call, task: &Task, op: Op, range: ByteRange, buffer: Local) -> Result<Reply, Stop> {
     let (end, (remote_va, rkey)) = (call.qp(0)?, call.remote(1)?);
     let ByteRange { offset, len } = range;
     let (va, memory) = task.mmap_anonymous(len.max(1))?;
-    if let Some(byte) = byte {
+    if let Some(byte) = buffer.byte {
         memory.write(0, &vec![byte; len as usize])?;
     }
     let context = &end.own.context;
@@ -136,7 +154,7 @@ fn transfer(call: &Call, task: &Task, op: Op, range: ByteRange, byte: Option<u8>
     let request = WorkRequest {
         wr_id: 1,
         op,
-        local: Sge { lkey: local.lkey(), addr: va, len: len as u32 },
+        local: Sge { lkey: if buffer.bad_key { NO_KEY } else { local.lkey() }, addr: va, len: len as u32 },
         remote_addr: remote_va.wrapping_add(offset),
         rkey,
         signaled: true,
