@@ -1,8 +1,9 @@
 //! Defragmentation by the system: a file's blocks are copied into one run of the device.
 //!
 //! It owns a layout change that no process asked for: it judges as a stranger, signals nobody and waits for nobody. Invariant:
-//! what it may not move at once stays where it is: pinned blocks, shared ones, those under *any* lease **\[chosen\]** (an
-//! exclusive one forbids it, and background work is no reason to break another), and those that somebody is just using.
+//! what it may not move at once stays where it is: pinned blocks, shared ones, those that a block-layout client knows, those
+//! under *any* lease **\[chosen\]** (an exclusive one forbids it, and background work is no reason to break another or to
+//! recall a layout), and those that somebody is just using.
 //! Kernel counterpart: xfs_fsr(8), which gives a whole file up where this skips blocks.
 
 use emulator::pin::Frozen;
@@ -56,7 +57,7 @@ impl Kernel {
         Ok(Defragmented { moved, skipped: layout.mapped_blocks() - moved })
     }
 
-    /// The extents that nobody leases, pins or shares. Leases on them are refused until the change is over.
+    /// The extents that nobody leases, pins, shares or knows by a block layout. Leases on them are refused until the change is over.
     fn movable(&self, inode: &Inode, layout: &Layout) -> Vec<Extent> {
         let mut free = vec![BlockRange::ALL];
         let mut forbid = |range: BlockRange| {
@@ -68,6 +69,8 @@ impl Kernel {
             inode.leases.settle_on(&entries, BlockRange::ALL);
         }
         inode.holders().iter().for_each(|holder| forbid(holder.range));
+        // None can be granted while the ticket is held.
+        inode.block_layouts.all().iter().for_each(|client| forbid(client.range()));
         let extents = free.iter().flat_map(|range| mapped(layout, *range));
         extents.filter(|extent| !extent.shared).collect()
     }
