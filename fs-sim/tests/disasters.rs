@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::changes::{CHANGES, NO_CHANGES, canvas};
+use common::changes::{CHANGES, NO_CHANGES, canvas, scattered};
 use common::{Lab, Nic, PinnedFile, can_pin, every_preset, pinned_file, preset};
 use emulator::sync::Arc;
 use emulator::sync::atomic::Ordering;
@@ -114,6 +114,24 @@ fn a_completed_call_survives_a_power_cut() {
     });
 }
 
+/// What the system changes by itself is as durable, and what it freed is free: others have it at the cut.
+#[test]
+fn a_defragmentation_survives_a_power_cut() {
+    every_preset(|axes| {
+        let lab = Lab::new(axes);
+        let (a, fd) = scattered(&lab, 8);
+        assert_eq!(lab.kernel.defragment("data").map(|done| done.moved), Ok(8));
+        let (all, free) = (a.creates("all"), lab.kernel.usage().free);
+        assert_eq!(a.write(all, 0, &vec![99; free as usize * PAGE]), Ok(free as usize * PAGE));
+        let before = (a.portrait(fd), a.portrait(all));
+        let (after, _) = cut_and_recover(&lab);
+        let b = after.actor();
+        assert_eq!((b.portrait(b.opens("data")), b.portrait(b.opens("all"))), before);
+        assert_eq!(b.bytes_of(b.opens("data")), [1, 2, 3, 4, 5, 6, 7, 8]);
+        after.end([&b]);
+    });
+}
+
 /// S46: a cut while blocks are orphaned; recovery frees them exactly once, and removes what was open without a name.
 #[test]
 fn s46_recovery_frees_orphaned_blocks_exactly_once() {
@@ -190,7 +208,7 @@ fn a_cut_in_a_storm_is_consistent() {
         let lab = Lab::new(preset("mainline"));
         let writers: Vec<_> = (0..3u64)
             .map(|n| {
-                let a = lab.actor();
+                let (a, kernel) = (lab.actor(), Arc::clone(&lab.kernel));
                 thread::spawn(move || {
                     for step in 0u64.. {
                         let name = format!("file{}", (n + step) % 4);
@@ -201,6 +219,8 @@ fn a_cut_in_a_storm_is_consistent() {
                                 a.unlink(&name)?;
                             }
                             a.ftruncate(fd, (step * 11 % 50) * BLOCK)?;
+                            // Gone, full or without power: its own affair.
+                            let _done = kernel.defragment(&name);
                             a.close(fd)
                         });
                         if done == Err(Errno::Dead) || done == Err(Errno::EINTR) {

@@ -3,8 +3,8 @@
 //! It owns a layout change that no process asked for: it judges as a stranger, signals nobody and waits for nobody. Invariant:
 //! what it may not move at once stays where it is: pinned blocks, shared ones, those that a block-layout client knows, those
 //! under *any* lease **\[chosen\]** (an exclusive one forbids it, and background work is no reason to break another or to
-//! recall a layout), and those that somebody is just using.
-//! Kernel counterpart: xfs_fsr(8), which gives a whole file up where this skips blocks.
+//! recall a layout), and those that somebody is just using. What it did is durable before any block it left is free. Kernel
+//! counterpart: xfs_fsr(8), which gives a whole file up where this skips blocks.
 
 use emulator::pin::Frozen;
 use emulator::sync::Arc;
@@ -106,6 +106,7 @@ impl Kernel {
             }
             if moved > 0 {
                 inode.publish(next);
+                self.journal.commit(&[inode]);
             }
         }
         // What it didn't come to goes back.
