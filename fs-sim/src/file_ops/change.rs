@@ -65,8 +65,11 @@ pub(crate) trait Joint {
 
     /// Whether it is still to be done, now that nobody can write what it looks at. Since it was planned, unwritten blocks may
     /// have turned written, and nothing else has changed.
-    fn holds(&self, _kernel: &Kernel, _planned: &[Layout], _layouts: &[Layout]) -> Holds {
-        Holds::Yes
+    ///
+    /// # Errors
+    /// EIO: what it looks at is poisoned.
+    fn holds(&self, _kernel: &Kernel, _planned: &[Layout], _layouts: &[Layout]) -> Result<Holds, Errno> {
+        Ok(Holds::Yes)
     }
 
     /// As [`Change::apply`], one for each file.
@@ -233,6 +236,7 @@ impl Task {
             if works.iter().map(Work::closings).sum::<usize>() > CLOSINGS_MAX {
                 return Err(Errno::ENOMEM);
             }
+            works.iter().try_for_each(|work| work.check_copies(kernel))?;
             if !self.settle_all(&works, patience)? {
                 continue;
             }
@@ -247,7 +251,7 @@ impl Task {
                 continue;
             };
             race_point!("change: shut, not published");
-            match kernel.publish(change, &layouts, &works, &cleared, &fresh.pages) {
+            match kernel.publish(change, &layouts, &works, &cleared, &fresh.pages)? {
                 Holds::Yes => {}
                 Holds::No => return Ok(false),
                 Holds::Again => continue,
@@ -533,6 +537,9 @@ impl Kernel {
     ///
     /// The locks of two maps are taken in the order of their files and held together, so that no state turns in the one while
     /// the other is made from it; nothing is waited for under them.
+    ///
+    /// # Errors
+    /// EIO: what has to be copied or compared is poisoned. Nothing is published then.
     fn publish(
         &self,
         change: &dyn Joint,
@@ -540,17 +547,18 @@ impl Kernel {
         works: &[Work<'_>],
         cleared: &[Cleared<'_>],
         fresh: &[PageRange],
-    ) -> Holds {
+    ) -> Result<Holds, Errno> {
         let _publishing: Vec<_> = works.iter().map(|work| work.inode.map_lock.lock()).collect();
         let layouts: Vec<Layout> = works.iter().map(|work| work.inode.layout(Layout::clone)).collect();
-        let holds = change.holds(self, planned, &layouts);
+        let holds = change.holds(self, planned, &layouts)?;
         if holds != Holds::Yes {
-            return holds;
+            return Ok(holds);
         }
         let mut supply = super::pages::Supply::new(fresh);
         let sides = works.iter().zip(cleared).zip(&layouts);
-        let prepared: Vec<Layout> =
-            sides.map(|((work, cleared), layout)| work.prepare(self, layout, &cleared.orphaned, &mut supply)).collect();
+        let prepared = sides
+            .map(|((work, cleared), layout)| work.prepare(self, layout, &cleared.orphaned, &mut supply))
+            .collect::<Result<Vec<Layout>, Errno>>()?;
         let mut gone = Vec::new();
         for (work, cleared) in works.iter().zip(cleared) {
             for pages in &cleared.kept {
@@ -570,6 +578,6 @@ impl Kernel {
         for (work, next) in works.iter().zip(next) {
             work.inode.publish(next);
         }
-        Holds::Yes
+        Ok(Holds::Yes)
     }
 }

@@ -95,14 +95,14 @@ impl Remap {
     }
 
     /// Whether the contents allow it.
-    fn compares(&self, kernel: &Kernel, layouts: &[Layout], len: u64) -> bool {
+    fn compares(&self, kernel: &Kernel, layouts: &[Layout], len: u64) -> Result<bool, Errno> {
         if !self.compare {
-            return true;
+            return Ok(true);
         }
         let (from, to) = self.places(layouts);
-        let same = kernel.same_bytes((from, self.from), (to, self.to), len);
+        let same = kernel.same_bytes((from, self.from), (to, self.to), len)?;
         self.same.store(same, Ordering::Relaxed);
-        same
+        Ok(same)
     }
 
     fn places<'a>(&self, layouts: &'a [Layout]) -> (&'a Layout, &'a Layout) {
@@ -122,7 +122,7 @@ impl Joint for Remap {
             return Ok(None);
         }
         // Looked at here so that nobody's lease is broken for files that differ.
-        if !self.compares(kernel, layouts, len) {
+        if !self.compares(kernel, layouts, len)? {
             return Ok(None);
         }
         let mut plans: Vec<Plan> = layouts.iter().map(|_| Plan::default()).collect();
@@ -139,15 +139,15 @@ impl Joint for Remap {
         Ok(Some(plans))
     }
 
-    fn holds(&self, kernel: &Kernel, planned: &[Layout], layouts: &[Layout]) -> Holds {
+    fn holds(&self, kernel: &Kernel, planned: &[Layout], layouts: &[Layout]) -> Result<Holds, Errno> {
         let (before, _) = self.places(planned);
         let (from, to) = self.places(layouts);
-        let Ok(len) = self.length(from, to) else { return Holds::Again };
+        let Ok(len) = self.length(from, to) else { return Ok(Holds::Again) };
         if !self.source(before, len).eq(self.source(from, len)) {
             // What has turned written since was not shut: somebody may be writing it.
-            return Holds::Again;
+            return Ok(Holds::Again);
         }
-        if self.compares(kernel, layouts, len) { Holds::Yes } else { Holds::No }
+        Ok(if self.compares(kernel, layouts, len)? { Holds::Yes } else { Holds::No })
     }
 
     fn apply(&self, kernel: &Kernel, layouts: &[Layout], _ready: &Ready<'_>) -> Vec<Layout> {
@@ -227,23 +227,28 @@ impl Joint for Exchange {
 
 impl Kernel {
     /// Whether two places hold the same bytes. Exact when nobody can write them.
-    fn same_bytes(&self, a: (&Layout, Place), b: (&Layout, Place), len: u64) -> bool {
+    ///
+    /// # Errors
+    /// EIO: one can't be read.
+    fn same_bytes(&self, a: (&Layout, Place), b: (&Layout, Place), len: u64) -> Result<bool, Errno> {
         let mut found = [[0u8; BLOCK as usize]; 2];
-        (0..len.div_ceil(BLOCK)).all(|nth| {
+        for nth in 0..len.div_ceil(BLOCK) {
             let part = (len - nth * BLOCK).min(BLOCK) as usize;
             for ((layout, place), bytes) in [a, b].into_iter().zip(&mut found) {
                 let block = place.offset / BLOCK + nth;
                 match layout.lookup(block).filter(|extent| extent.state == ExtentState::Written) {
                     Some(extent) => {
-                        // The block is the volume's own: the device has it.
                         let at = (extent.block + (block - extent.file_block)) * BLOCK;
-                        let _in_range = self.device.read(at, bytes);
+                        self.device.read(at, bytes).map_err(|_| Errno::EIO)?;
                     }
                     None => bytes.fill(0),
                 }
             }
-            found[0][..part] == found[1][..part]
-        })
+            if found[0][..part] != found[1][..part] {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 }
 
@@ -338,7 +343,7 @@ impl Task {
     ///
     /// # Errors
     /// EBADF (source not open for reading), EINVAL (not block aligned, beyond the end of a file, overlapping in one file, not a
-    /// file), ENOSPC; ETXTBSY, EDEADLK, EINTR as the design says.
+    /// file), EIO (a block of either is poisoned), ENOSPC; ETXTBSY, EDEADLK, EINTR as the design says.
     pub fn dedupe(&self, src: Fd, src_off: u64, dst: Fd, dst_off: u64, len: u64) -> Result<bool, Errno> {
         self.with_two_files(src, dst, |(from, may), (to, _)| {
             // Every process owns every file here: the target may be deduplicated whatever it is open for.
