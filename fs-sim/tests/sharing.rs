@@ -10,6 +10,7 @@ use emulator::sync::atomic::Ordering;
 use fs_sim::design::{Axes, ChangeRule, LeaseRules, PinGate};
 use fs_sim::file_ops::fallocate::Mode::{CollapseRange, PunchHole, UnshareRange};
 use fs_sim::file_ops::open::Flags;
+use fs_sim::holders::block_layout::IoMode;
 use fs_sim::lease::Kind;
 use fs_sim::process::description::Access;
 use fs_sim::process::fd_table::Fd;
@@ -185,6 +186,46 @@ fn dedupe_shares_what_is_the_same_and_leaves_the_rest() {
         assert_eq!(marks(&a, g), [true, true, true, false]);
         lab.end([&a, &c]);
     });
+}
+
+/// Two places in one file: what lies between them is nobody's business, held by whomever and however.
+#[test]
+fn what_lies_between_two_places_is_not_asked() {
+    every_preset(|axes| {
+        let lab = Lab::new(axes);
+        let (a, b) = (lab.actor(), lab.actor());
+        let fa = a.writes_file("data", 12, 1);
+        let fb = b.opens("data");
+        let leased = axes.lease_rules != LeaseRules::None;
+        if leased {
+            b.lease(fb, exclusive(axes), BlockRange::new(1, 10)).unwrap();
+        }
+        let region = can_pin(axes).then(|| Nic::open(&b).1.pins(&b, fb, 5..6).unwrap());
+        let (_, layout) = b.layoutget(fb, BlockRange::new(7, 8), IoMode::ReadWrite).unwrap();
+        assert_eq!(a.exchange_range(fa, 0, fa, 10 * BLOCK, BLOCK), Ok(()));
+        assert_eq!(a.reflink(fa, 0, fa, 10 * BLOCK, BLOCK), Ok(()));
+        assert_eq!((b.signals(), b.held(fb).len(), layout.recall()), (vec![], usize::from(leased), None));
+        assert!(region.iter().all(|region| region.is_pinned()));
+        assert_eq!(a.bytes_of(fa), [11, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]);
+        lab.end([&a, &b]);
+    });
+}
+
+/// While such a change waits for one of them, leases come and go in between.
+#[test]
+fn a_change_of_two_places_waits_at_them_alone() {
+    let lab = Lab::new(preset("man-page"));
+    let (a, b) = (lab.actor(), lab.actor());
+    let fa = a.writes_file("data", 12, 1);
+    let fb = b.opens("data");
+    b.lease(fb, Kind::READ, BlockRange::new(10, 11)).unwrap();
+    let changing = a.blocks("lease break", move |a| a.exchange_range(fa, 0, fa, 10 * BLOCK, BLOCK));
+    assert_eq!(b.lease(fb, Kind::READ, BlockRange::new(5, 6)), Ok(()));
+    assert_eq!(b.lease(fb, Kind::READ, BlockRange::new(0, 1)), Err(Errno::EAGAIN));
+    b.unlock(fb, BlockRange::new(10, 11)).unwrap();
+    assert_eq!(changing.finish(), Ok(()));
+    assert_eq!(b.held(fb), [(Kind::READ, BlockRange::new(5, 6))]);
+    lab.end([&a, &b]);
 }
 
 /// However much is asked for, one call compares and shares 16 MiB, and says so: nobody waits for more than that.

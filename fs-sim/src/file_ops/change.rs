@@ -29,7 +29,7 @@ use crate::holders::{Holder, HolderId};
 use crate::inode::{Inode, TicketGuard};
 use crate::lease::settle::Settled;
 use crate::process::task::Task;
-use crate::range::BlockRange;
+use crate::range::BlockRanges;
 use crate::waits::{Ended, Look, Need};
 
 pub(crate) use super::plan::Plan;
@@ -197,7 +197,7 @@ impl Task {
                         tickets
                             .iter()
                             .zip(inodes)
-                            .for_each(|(held, inode)| inode.set_waiting(held, BlockRange::NONE, &[]));
+                            .for_each(|(held, inode)| inode.set_waiting(held, &BlockRanges::default(), &[]));
                         inode.ticket.take(self)?
                     }
                 },
@@ -278,19 +278,19 @@ impl Task {
     fn settle_all(&self, works: &[Work<'_>], patience: Patience) -> Result<bool, Errno> {
         if patience == Patience::Never {
             // A fault's way: any conflict refuses it, and nobody is signalled.
-            let conflict = works.iter().any(|work| self.leases_conflict(work.inode, work.touches));
+            let conflict = works.iter().any(|work| self.leases_conflict(work.inode, &work.touches));
             return if conflict { Err(Errno::ETXTBSY) } else { Ok(true) };
         }
         let holders = |work: &Work<'_>| work.inode.holders.holding(work.range, &work.judged);
         if works.len() > 1 {
             // Whoever refuses does so before anybody is told, whichever file it is about.
             for work in works {
-                self.may_settle(work.inode, work.touches, &holders(work))?;
+                self.may_settle(work.inode, &work.touches, &holders(work))?;
             }
         }
         let mut in_the_way = Vec::new();
         for work in works {
-            match self.settle(work.inode, work.ticket, work.touches, &holders(work))? {
+            match self.settle(work.inode, work.ticket, &work.touches, &holders(work))? {
                 Settled::Clear => {}
                 Settled::InTheWay(leases) => in_the_way.push((work.inode, leases)),
             }
@@ -455,7 +455,7 @@ impl Task {
 /// `met` are the pins in the way of the `n`th.
 fn say_waiting(works: &[Work<'_>], met: impl Fn(usize) -> Vec<Arc<Holder>>) {
     for (n, work) in works.iter().enumerate() {
-        work.inode.set_waiting(work.ticket, work.touches, &met(n));
+        work.inode.set_waiting(work.ticket, &work.touches, &met(n));
     }
 }
 

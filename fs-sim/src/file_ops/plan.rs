@@ -20,7 +20,7 @@ use crate::errno::Errno;
 use crate::extent_map::{Extent, ExtentState, Layout, Piece};
 use crate::gup::{pages_of, pieces_in};
 use crate::inode::{Inode, TicketGuard};
-use crate::range::BlockRange;
+use crate::range::{BlockRange, BlockRanges};
 use crate::volume::Shares;
 
 /// What a change wants of one file.
@@ -28,7 +28,7 @@ use crate::volume::Shares;
 pub(crate) struct Plan {
     /// The file blocks that leases must agree about, besides those of shared blocks that have to be copied, and of pinned
     /// ones that would turn unwritten.
-    pub(crate) touches: Option<BlockRange>,
+    pub(crate) touches: BlockRanges,
     /// What is mapped here leaves the file.
     pub(crate) leaves: Vec<BlockRange>,
     /// What is mapped here becomes another block of this file, or of the other one.
@@ -82,9 +82,11 @@ pub(crate) struct Work<'a> {
     pub(crate) inode: &'a Inode,
     pub(crate) ticket: &'a TicketGuard<'a>,
     /// The file blocks on which leases are asked.
-    pub(super) touches: BlockRange,
+    pub(super) touches: BlockRanges,
     /// The file blocks whose registrations are looked at.
     pub(super) range: BlockRange,
+    /// The file blocks that leave, move, become shared or turn unwritten.
+    changing: BlockRanges,
     pub(super) leaving: Vec<PageRange>,
     pub(super) moving: Vec<PageRange>,
     pub(super) turning: Vec<PageRange>,
@@ -117,8 +119,9 @@ impl<'a> Work<'a> {
         let mut work = Work {
             inode,
             ticket,
-            touches: plan.touches.unwrap_or(BlockRange::NONE),
+            touches: plan.touches,
             range: BlockRange::NONE,
+            changing: BlockRanges::default(),
             leaving: Vec::new(),
             moving: Vec::new(),
             turning: Vec::new(),
@@ -133,8 +136,9 @@ impl<'a> Work<'a> {
             blocks: plan.blocks,
         };
         for range in plan.leaves.iter().chain(&plan.moves).chain(&plan.shares).chain(&plan.unwritten) {
-            work.range = work.range.hull(*range);
+            work.changing.add(*range);
         }
+        work.range = work.changing.hull();
         for extent in plan.leaves.iter().flat_map(|range| mapped(layout, *range)) {
             for (part, shared) in by_sharing(shares, extent) {
                 if shared { &mut work.released } else { &mut work.leaving }.push(pages_of(&part));
@@ -160,7 +164,7 @@ impl<'a> Work<'a> {
         merge(&mut work.judged);
         let pinned = || !inode.holders.holding(work.range, &work.judged).is_empty();
         if !work.turning.is_empty() && pinned() {
-            plan.unwritten.iter().for_each(|range| work.touches = work.touches.hull(*range));
+            work.touches.extend(plan.unwritten.iter().copied());
         }
         work
     }
@@ -174,7 +178,7 @@ impl<'a> Work<'a> {
         // The mark of an unwritten block is in this file's map alone: the others go on with the old block.
         self.released.push(pages_of(&part));
         self.blocks += u64::from(part.len);
-        self.touches = self.touches.hull(part.range());
+        self.touches.add(part.range());
         self.vacated.push(part.range());
     }
 
@@ -186,15 +190,17 @@ impl<'a> Work<'a> {
         }
         self.released.push(pages_of(&part));
         self.blocks += u64::from(part.len);
-        self.touches = self.touches.hull(part.range());
+        self.touches.add(part.range());
         let whole = overwrites.is_some_and(|range| range.contains(part.range()));
         if whole { &mut self.overwritten } else { &mut self.copies }.push(part);
     }
 
     /// The file blocks whose device blocks a client that knows them must forget or be asked about: those that leases are asked
     /// about, and those that turn unwritten, which are no layout change for users.
-    pub(crate) fn concerns_clients(&self) -> BlockRange {
-        self.touches.hull(self.range)
+    pub(crate) fn concerns_clients(&self) -> BlockRanges {
+        let mut all = self.touches.clone();
+        all.extend(self.changing.iter());
+        all
     }
 
     /// Whether it only adds blocks: all that was mapped stays what it was.

@@ -56,7 +56,7 @@ impl Change for WriteChange<'_> {
         let writes = vec![tail, self.range()];
         let whole = (self.offset | self.data.len() as u64).is_multiple_of(BLOCK);
         let overwrites = whole.then_some(self.range());
-        Ok(Some(Plan { touches: changes.then_some(touches), blocks, writes, overwrites, ..Plan::default() }))
+        Ok(Some(Plan { touches: changes.then_some(touches).into(), blocks, writes, overwrites, ..Plan::default() }))
     }
 
     /// Blocks that were there stay the file's while the ticket is held; new ones are reached by nobody yet.

@@ -144,12 +144,12 @@ impl Joint for Remap {
         }
         let mut plans: Vec<Plan> = layouts.iter().map(|_| Plan::default()).collect();
         if self.source(from, len).any(|extent| !extent.shared) {
-            plans[self.from.side] = Plan { touches: Some(source), shares: vec![source], ..Plan::default() };
+            plans[self.from.side] = Plan { touches: source.into(), shares: vec![source], ..Plan::default() };
         }
         let plan = &mut plans[self.to.side];
         let from_end = BlockRange::from(target.start.min(to.size() / BLOCK));
         let touched = if grows { from_end } else { target };
-        plan.touches = Some(plan.touches.unwrap_or(touched).hull(touched));
+        plan.touches.add(touched);
         plan.leaves = vec![target];
         let tail = if grows { tail_block(to.size()) } else { BlockRange::NONE };
         plan.writes = vec![tail.intersect(BlockRange::new(0, target.start))];
@@ -221,7 +221,7 @@ impl Joint for Exchange {
         let mut plans: Vec<Plan> = layouts.iter().map(|_| Plan::default()).collect();
         for (place, blocks) in [(self.a, from), (self.b, to)] {
             let plan = &mut plans[place.side];
-            plan.touches = Some(plan.touches.map_or(blocks, |other| other.hull(blocks)));
+            plan.touches.add(blocks);
             plan.moves.push(blocks);
         }
         Ok(Some(plans))
