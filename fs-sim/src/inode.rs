@@ -19,7 +19,7 @@ use crate::holders::{Holder, HolderId, Holders};
 use crate::lease::table::LeaseTable;
 use crate::process::Credentials;
 use crate::process::task::Task;
-use crate::range::BlockRange;
+use crate::range::BlockRanges;
 use crate::waits::{Ended, Look, Need};
 
 /// An inode's number. Never reused within a run.
@@ -140,10 +140,10 @@ impl Inode {
         self.generation.fetch_add(1, Ordering::SeqCst);
     }
 
-    /// Marks the change that holds `ticket`, and that has met `pins`, as waiting on `range`; lease requests that wait for it look
+    /// Marks the change that holds `ticket`, and that has met `pins`, as waiting on `ranges`; lease requests that wait for it look
     /// again.
-    pub(crate) fn set_waiting(&self, ticket: &TicketGuard<'_>, range: BlockRange, pins: &[Arc<Holder>]) {
-        ticket.set_waiting(range, pins.iter().map(|holder| holder.id).collect());
+    pub(crate) fn set_waiting(&self, ticket: &TicketGuard<'_>, ranges: &BlockRanges, pins: &[Arc<Holder>]) {
+        ticket.set_waiting(ranges.clone(), pins.iter().map(|holder| holder.id).collect());
         self.leases.changed.wake_all();
     }
 
@@ -172,7 +172,7 @@ pub(crate) struct Ticket {
 struct TicketState {
     holder: Option<WaiterId>,
     queue: VecDeque<WaiterId>,
-    waiting: Option<BlockRange>,
+    waiting: Option<BlockRanges>,
     /// The pins that a waiting change met.
     pins: Vec<HolderId>,
 }
@@ -181,7 +181,7 @@ struct TicketState {
 pub(crate) struct Line {
     pub(crate) holder: Option<WaiterId>,
     /// The range on which the holder's change waits for others, if it does.
-    pub(crate) waiting: Option<BlockRange>,
+    pub(crate) waiting: Option<BlockRanges>,
     /// The pins that it met.
     pub(crate) pins: Vec<HolderId>,
     pub(crate) queue: Vec<WaiterId>,
@@ -257,20 +257,20 @@ impl Ticket {
     }
 
     /// The range on which the present change waits for leases or long-term pins, if it does.
-    pub(crate) fn waiting_on(&self) -> Option<BlockRange> {
+    pub(crate) fn waiting_on(&self) -> Option<BlockRanges> {
         // ORDERING: Acquire pairs with the Release in `set_waiting`; a look that comes too early is as good as a request
         // that came too early: the change finds its result committed and judges it.
         if !self.waiting_hint.load(Ordering::Acquire) {
             return None;
         }
-        self.state.lock().waiting
+        self.state.lock().waiting.clone()
     }
 
     /// Who changes, on what the change waits, and who queues behind it.
     pub(crate) fn line(&self) -> Line {
         let state = self.state.lock();
         let queue = state.queue.iter().copied().collect();
-        Line { holder: state.holder, waiting: state.waiting, pins: state.pins.clone(), queue }
+        Line { holder: state.holder, waiting: state.waiting.clone(), pins: state.pins.clone(), queue }
     }
 
     /// The task whose change is under way.
@@ -306,10 +306,10 @@ impl Ticket {
 
 impl TicketGuard<'_> {
     /// Says that this change waits for leases or long-term pins in `range`: new ones there are refused meanwhile.
-    fn set_waiting(&self, range: BlockRange, pins: Vec<HolderId>) {
+    fn set_waiting(&self, ranges: BlockRanges, pins: Vec<HolderId>) {
         {
             let mut state = self.0.state.lock();
-            state.waiting = Some(range);
+            state.waiting = Some(ranges);
             state.pins = pins;
             // With the lock held: the hint never lags behind a later holder's.
             self.0.waiting_hint.store(true, Ordering::Release);

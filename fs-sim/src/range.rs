@@ -91,6 +91,67 @@ impl BlockRange {
     }
 }
 
+/// Blocks of a file that lie apart: ranges in order, no two of which overlap or touch.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct BlockRanges(Vec<BlockRange>);
+
+impl BlockRanges {
+    pub(crate) fn add(&mut self, range: BlockRange) {
+        if range.is_empty() {
+            return;
+        }
+        // Those that it overlaps or touches become one with it.
+        let from = self.0.partition_point(|part| part.end < range.start);
+        let to = self.0.partition_point(|part| part.start <= range.end);
+        let joined = self.0[from..to].iter().fold(range, |joined, part| joined.hull(*part));
+        self.0.splice(from..to, [joined]);
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = BlockRange> + '_ {
+        self.0.iter().copied()
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub(crate) fn overlaps(&self, range: BlockRange) -> bool {
+        let at = self.0.partition_point(|part| part.end <= range.start);
+        self.0.get(at).is_some_and(|part| part.overlaps(range))
+    }
+
+    /// The smallest range that holds them all.
+    pub(crate) fn hull(&self) -> BlockRange {
+        self.0.iter().fold(BlockRange::NONE, |hull, part| hull.hull(*part))
+    }
+}
+
+impl Extend<BlockRange> for BlockRanges {
+    fn extend<T: IntoIterator<Item = BlockRange>>(&mut self, ranges: T) {
+        ranges.into_iter().for_each(|range| self.add(range));
+    }
+}
+
+impl FromIterator<BlockRange> for BlockRanges {
+    fn from_iter<T: IntoIterator<Item = BlockRange>>(ranges: T) -> BlockRanges {
+        let mut all = BlockRanges::default();
+        all.extend(ranges);
+        all
+    }
+}
+
+impl From<Option<BlockRange>> for BlockRanges {
+    fn from(range: Option<BlockRange>) -> BlockRanges {
+        range.into_iter().collect()
+    }
+}
+
+impl From<BlockRange> for BlockRanges {
+    fn from(range: BlockRange) -> BlockRanges {
+        Some(range).into()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -107,5 +168,21 @@ mod tests {
         assert!(!r(2, 8).is_covered_by([r(6, 9), r(0, 5)]));
         assert_eq!(BlockRange::of_bytes(4095, 2), r(0, 2));
         assert_eq!(BlockRange::of_bytes(4096, 1), r(1, 2));
+    }
+
+    #[test]
+    fn ranges_apart() {
+        let r = BlockRange::new;
+        let of = |ranges: &[BlockRange]| ranges.iter().copied().collect::<BlockRanges>();
+        let apart = of(&[r(8, 9), r(0, 2), r(5, 5)]);
+        assert_eq!(apart.0, [r(0, 2), r(8, 9)]);
+        assert_eq!(apart.hull(), r(0, 9));
+        for (range, meets) in [(r(2, 8), false), (r(1, 3), true), (r(7, 9), true), (r(9, 20), false), (r(8, 8), false)]
+        {
+            assert_eq!(apart.overlaps(range), meets, "{range:?}");
+        }
+        assert_eq!(of(&[r(0, 2), r(8, 9), r(2, 4)]).0, [r(0, 4), r(8, 9)], "what touches is one");
+        assert_eq!(of(&[r(0, 2), r(4, 5), r(8, 9), BlockRange::from(1)]).0, [BlockRange::ALL]);
+        assert!(BlockRanges::from(BlockRange::NONE).is_empty() && !BlockRanges::default().overlaps(BlockRange::ALL));
     }
 }

@@ -4,11 +4,12 @@
 
 mod common;
 
-use common::changes::{CHANGES, NO_CHANGES, canvas};
-use common::{Lab, Nic, PinnedFile, can_pin, every_preset, pinned_file, preset};
+use common::changes::{CHANGES, NO_CHANGES, canvas, scattered};
+use common::{Actor, Lab, Nic, PinnedFile, can_pin, every_preset, pinned_file, preset};
 use emulator::sync::atomic::Ordering;
 use emulator::sync::{Arc, race, thread};
 use fs_sim::design::{Axes, ChangeRule, GateScope, LastCloseRule};
+use fs_sim::file_ops::defragment::Defragmented;
 use fs_sim::file_ops::fallocate::Mode;
 use fs_sim::file_ops::open::Flags;
 use fs_sim::holders::block_layout::IoMode;
@@ -83,6 +84,116 @@ fn who_heals_a_poisoned_page() {
     lab.end([&a]);
 }
 
+/// Fills all blocks that are free with `byte` and frees them again, poisoned or not.
+fn litters(lab: &Lab, a: &Actor, byte: u8, poisoned: bool) {
+    let (fd, free) = (a.creates("litter"), lab.kernel.usage().free);
+    a.write(fd, 0, &vec![byte; free as usize * PAGE]).unwrap();
+    for block in (0..free).filter(|_| poisoned) {
+        lab.kernel.poison(a.inode_of(fd).ino(), block).unwrap();
+    }
+    a.close(fd).unwrap();
+    a.unlink("litter").unwrap();
+}
+
+/// A change that would have to copy what is lost fails and changes nothing: nobody gets a block's bytes of before for it.
+#[test]
+fn what_cannot_be_read_is_not_copied() {
+    let lab = Lab::new(preset("mainline"));
+    let a = lab.actor();
+    let (f, g) = (a.writes_file("one", 4, 1), a.creates("two"));
+    a.reflink(f, 0, g, 0, 4 * BLOCK).unwrap();
+    litters(&lab, &a, 42, false);
+    let va = a.mmap(g, 0, 4 * BLOCK, true).unwrap();
+    lab.kernel.poison(a.inode_of(f).ino(), 2).unwrap();
+    let picture = || (a.stat(g).unwrap(), a.fiemap(g, BlockRange::ALL).unwrap(), lab.kernel.usage());
+    let before = picture();
+    assert_eq!(a.store(va + 2 * BLOCK, &[7]), Err(Errno::SIGBUS));
+    assert_eq!(a.store(va + 2 * BLOCK, &[7; PAGE]), Err(Errno::SIGBUS), "a store heals nothing");
+    assert_eq!(a.write(g, 2 * BLOCK, &[7]), Err(Errno::EIO));
+    assert_eq!(a.fallocate(g, Mode::UnshareRange { keep_size: true }, 0, 4 * BLOCK), Err(Errno::EIO));
+    assert_eq!(a.fallocate(g, Mode::PunchHole, 2 * BLOCK + 100, 2 * BLOCK - 100), Err(Errno::EIO));
+    assert_eq!(a.ftruncate(g, 2 * BLOCK + 100), Err(Errno::EIO));
+    assert_eq!(a.layoutget(g, BlockRange::new(2, 3), IoMode::ReadWrite).err(), Some(Errno::EIO));
+    assert_eq!(picture(), before);
+    assert_eq!(
+        (a.read(g, 2 * BLOCK, &mut [0]), a.load(va + 2 * BLOCK, &mut [0])),
+        (Err(Errno::EIO), Err(Errno::SIGBUS))
+    );
+    assert_eq!((a.store(va + BLOCK, &[7; PAGE]), a.fills(g, 3, 8)), (Ok(()), Ok(PAGE)), "its neighbours are copied");
+
+    // What is overwritten as a whole is not copied: it heals, for this file alone.
+    assert_eq!(a.fills(g, 2, 9), Ok(PAGE));
+    assert_eq!(a.bytes_of(g), [1, 7, 9, 8]);
+    assert_eq!(a.read(f, 2 * BLOCK, &mut [0]), Err(Errno::EIO));
+    lab.end([&a]);
+}
+
+/// A new block that is poisoned is healed by the copy that it takes.
+#[test]
+fn copies_heal_new_blocks() {
+    let lab = Lab::new(preset("mainline"));
+    let (a, f) = scattered(&lab, 8);
+    let g = a.creates("clone");
+    a.reflink(f, 0, g, 0, BLOCK).unwrap();
+    litters(&lab, &a, 42, true);
+    let mut two = [0; 2];
+    assert_eq!((a.write(g, 0, &[6]), a.read(g, 0, &mut two), two), (Ok(1), Ok(2), [6, 1]));
+    assert_eq!(lab.kernel.defragment("data").map(|done| done.moved), Ok(7), "all but the one that was shared");
+    assert_eq!(a.bytes_of(f), [1, 2, 3, 4, 5, 6, 7, 8]);
+    lab.end([&a]);
+}
+
+/// Defragmentation leaves a poisoned block where it is, and only that.
+#[test]
+fn defragmentation_skips_what_cannot_be_read() {
+    let lab = Lab::new(preset("mainline"));
+    let (a, f) = scattered(&lab, 8);
+    litters(&lab, &a, 42, false);
+    lab.kernel.poison(a.inode_of(f).ino(), 1).unwrap();
+    assert_eq!(lab.kernel.defragment("data"), Ok(Defragmented { moved: 7, skipped: 1 }));
+    assert_eq!(a.read(f, BLOCK, &mut [0]), Err(Errno::EIO));
+    lab.kernel.clear_poison(a.inode_of(f).ino(), 1).unwrap();
+    assert_eq!(a.bytes_of(f), [1, 0, 3, 4, 5, 6, 7, 8]);
+    assert_eq!(lab.kernel.defragment("data"), Ok(Defragmented { moved: 8, skipped: 0 }));
+    lab.end([&a]);
+}
+
+/// What cannot be read is the same as nothing: deduplicating it would take the other file's good block away.
+#[test]
+fn dedupe_of_what_cannot_be_read() {
+    let lab = Lab::new(preset("mainline"));
+    let a = lab.actor();
+    let (f, g) = (a.writes_file("one", 2, 5), a.writes_file("two", 2, 5));
+    a.fills(g, 1, 5).unwrap();
+    lab.kernel.poison(a.inode_of(f).ino(), 1).unwrap();
+    let extents = a.fiemap(g, BlockRange::ALL).unwrap();
+    assert_eq!(a.dedupe(f, 0, g, 0, 2 * BLOCK), Err(Errno::EIO));
+    assert_eq!(a.dedupe(g, 0, f, 0, 2 * BLOCK), Err(Errno::EIO), "nor is the block to be got back this way");
+    assert_eq!((a.bytes_of(g), a.fiemap(g, BlockRange::ALL).unwrap()), (vec![5, 5], extents));
+    assert_eq!(a.read(f, BLOCK, &mut [0]), Err(Errno::EIO));
+    lab.end([&a]);
+}
+
+/// A holder that moves its pinned block leaves it behind and goes on with a copy, where there is one to be had.
+#[test]
+fn a_poisoned_block_cannot_be_left_behind_for_a_copy() {
+    every_preset(|axes| {
+        if axes.holder_change != ChangeRule::Orphan {
+            return;
+        }
+        let lab = Lab::new(axes);
+        let Some(PinnedFile { who: a, fd, region, .. }) = pinned_file(&lab, "data", 4, 2..3) else { return };
+        lab.kernel.poison(a.inode_of(fd).ino(), 2).unwrap();
+        let before = (a.fiemap(fd, BlockRange::ALL).unwrap(), lab.kernel.usage());
+        assert_eq!(a.fallocate(fd, Mode::CollapseRange, BLOCK, BLOCK), Err(Errno::EIO));
+        assert_eq!((a.fiemap(fd, BlockRange::ALL).unwrap(), lab.kernel.usage()), before);
+        lab.kernel.clear_poison(a.inode_of(fd).ino(), 2).unwrap();
+        assert_eq!(region.dma_write(&lab.kernel, 0, &[9; PAGE]), Ok(()));
+        assert_eq!(a.bytes_of(fd), [1, 2, 9, 4], "it is the file's still");
+        lab.end([&a]);
+    });
+}
+
 /// Cuts the power and mounts what is left, under the same design.
 fn cut_and_recover(lab: &Lab) -> (Lab, Recovered) {
     let durable = lab.kernel.power_cut().expect("the device, once more");
@@ -110,6 +221,24 @@ fn a_completed_call_survives_a_power_cut() {
             assert_eq!(after.kernel.usage().free, free, "{name}");
             after.end([&b]);
         }
+    });
+}
+
+/// What the system changes by itself is as durable, and what it freed is free: others have it at the cut.
+#[test]
+fn a_defragmentation_survives_a_power_cut() {
+    every_preset(|axes| {
+        let lab = Lab::new(axes);
+        let (a, fd) = scattered(&lab, 8);
+        assert_eq!(lab.kernel.defragment("data").map(|done| done.moved), Ok(8));
+        let (all, free) = (a.creates("all"), lab.kernel.usage().free);
+        assert_eq!(a.write(all, 0, &vec![99; free as usize * PAGE]), Ok(free as usize * PAGE));
+        let before = (a.portrait(fd), a.portrait(all));
+        let (after, _) = cut_and_recover(&lab);
+        let b = after.actor();
+        assert_eq!((b.portrait(b.opens("data")), b.portrait(b.opens("all"))), before);
+        assert_eq!(b.bytes_of(b.opens("data")), [1, 2, 3, 4, 5, 6, 7, 8]);
+        after.end([&b]);
     });
 }
 
@@ -189,7 +318,7 @@ fn a_cut_in_a_storm_is_consistent() {
         let lab = Lab::new(preset("mainline"));
         let writers: Vec<_> = (0..3u64)
             .map(|n| {
-                let a = lab.actor();
+                let (a, kernel) = (lab.actor(), Arc::clone(&lab.kernel));
                 thread::spawn(move || {
                     for step in 0u64.. {
                         let name = format!("file{}", (n + step) % 4);
@@ -200,6 +329,8 @@ fn a_cut_in_a_storm_is_consistent() {
                                 a.unlink(&name)?;
                             }
                             a.ftruncate(fd, (step * 11 % 50) * BLOCK)?;
+                            // Gone, full or without power: its own affair.
+                            let _done = kernel.defragment(&name);
                             a.close(fd)
                         });
                         if done == Err(Errno::Dead) || done == Err(Errno::EINTR) {

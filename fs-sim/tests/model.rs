@@ -400,7 +400,7 @@ impl Run {
         let (source, target) = (self.files[&ino_a].clone(), self.files[&ino_b].clone());
         let len = if to_end { source.size.saturating_sub(from.1) } else { len };
         let done = match compare {
-            true => self.actor.dedupe(fd_a, from.1, fd_b, to.1, len),
+            true => self.actor.dedupe(fd_a, from.1, fd_b, to.1, len).map(|same| same.is_some()),
             false => self.actor.reflink(fd_a, from.1, fd_b, to.1, len).map(|()| true),
         };
         let asked = if len == 0 && !compare { source.size.checked_sub(from.1) } else { Some(len) };

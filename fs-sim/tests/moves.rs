@@ -4,12 +4,13 @@
 
 mod common;
 
-use common::changes::{ALL, canvas};
+use common::changes::{ALL, canvas, scattered};
 use common::{Lab, Nic, PinnedFile, can_pin, every_preset, exclusive, needs_lease, pinned_file, preset};
 use emulator::sync::atomic::Ordering;
 use fs_sim::design::{Axes, ChangeRule, LeaseRules};
 use fs_sim::file_ops::defragment::Defragmented;
 use fs_sim::file_ops::fallocate::Mode::{Allocate, CollapseRange, InsertRange, PunchHole};
+use fs_sim::holders::block_layout::IoMode;
 use fs_sim::lease::Kind;
 use fs_sim::process::fd_table::Fd;
 use fs_sim::range::BlockRange;
@@ -259,24 +260,6 @@ fn pins_in_front_of_the_range_are_not_in_the_way() {
     });
 }
 
-/// A file of `blocks` written blocks, no two of them neighbours on the device.
-fn scattered(lab: &Lab, blocks: u64) -> (common::Actor, Fd) {
-    let a = lab.actor();
-    let (fd, other) = (a.creates("data"), a.creates("other"));
-    for block in 0..blocks {
-        a.fills(fd, block, 1 + block as u8).unwrap();
-        a.fills(fd, blocks + block, 0).unwrap();
-    }
-    // The blocks in between move to another file: what is left has gaps.
-    for block in 0..blocks {
-        a.fills(other, block, 0).unwrap();
-    }
-    a.exchange_range(fd, blocks * BLOCK, other, 0, blocks * BLOCK).unwrap();
-    a.ftruncate(fd, blocks * BLOCK).unwrap();
-    assert_eq!(a.fiemap(fd, ALL).unwrap().len(), blocks as usize, "scattered");
-    (a, fd)
-}
-
 /// S47: the system copies a file into one run, and skips what it may not move. It signals nobody and waits for nobody.
 #[test]
 fn s47_defragmentation_skips_what_it_may_not_move() {
@@ -319,6 +302,25 @@ fn s47_defragmentation_skips_what_it_may_not_move() {
         assert_eq!(a.fiemap(fd, ALL).unwrap().len(), 1, "in one run");
         assert_eq!(lab.kernel.defragment("data"), Ok(Defragmented::default()), "nothing left to do");
         lab.end([&a]);
+    });
+}
+
+/// S47: a client that writes the device directly pins nothing: its layout alone says where its blocks have to stay.
+#[test]
+fn s47_defragmentation_leaves_block_layouts_true() {
+    every_preset(|axes| {
+        let lab = Lab::new(axes);
+        let (a, fd) = scattered(&lab, 8);
+        let client = lab.actor();
+        let g = client.opens("data");
+        let (layout_fd, layout) = client.layoutget(g, BlockRange::new(2, 5), IoMode::ReadWrite).unwrap();
+        assert_eq!(lab.kernel.defragment("data"), Ok(Defragmented { moved: 5, skipped: 3 }));
+        assert_eq!((layout.recall(), layout.is_fenced()), (None, false), "nobody is asked for anything");
+        assert_eq!(layout.write(&lab.kernel, 2 * BLOCK, &[9; 3 * BLOCK as usize]), Ok(()));
+        assert_eq!((a.bytes_of(fd), lab.stale()), (vec![1, 2, 9, 9, 9, 6, 7, 8], 0));
+        client.layoutreturn(layout_fd).unwrap();
+        assert_eq!(lab.kernel.defragment("data"), Ok(Defragmented { moved: 8, skipped: 0 }));
+        lab.end([&a, &client]);
     });
 }
 

@@ -10,6 +10,7 @@ use emulator::sync::atomic::Ordering;
 use fs_sim::design::{Axes, ChangeRule, LeaseRules, PinGate};
 use fs_sim::file_ops::fallocate::Mode::{CollapseRange, PunchHole, UnshareRange};
 use fs_sim::file_ops::open::Flags;
+use fs_sim::holders::block_layout::IoMode;
 use fs_sim::lease::Kind;
 use fs_sim::process::description::Access;
 use fs_sim::process::fd_table::Fd;
@@ -119,7 +120,7 @@ fn errnos() {
     let (reader, writer) = (open(Access::READ), open(Access::WRITE));
     let (_, nic) = (0, Nic::open(&a).0);
     let reflink: Both = |t, a, x, b, y, len| t.reflink(a, x, b, y, len).map(|()| true);
-    let dedupe: Both = |t, a, x, b, y, len| t.dedupe(a, x, b, y, len);
+    let dedupe: Both = |t, a, x, b, y, len| t.dedupe(a, x, b, y, len).map(|same| same.is_some());
     let exchange: Both = |t, a, x, b, y, len| t.exchange_range(a, x, b, y, len).map(|()| true);
     let before = (a.portrait(f), a.portrait(g));
     let bad = Fd(99);
@@ -155,8 +156,8 @@ fn errnos() {
     }
     // Nothing to do is no error.
     assert_eq!(a.reflink(f, 4 * BLOCK, f, 4 * BLOCK, 0), Err(Errno::EINVAL), "it overlaps itself");
-    assert_eq!(a.dedupe(f, 0, g, 0, 0), Ok(true));
-    assert_eq!(a.dedupe(f, 0, g, 0, 100), Ok(true), "rounded down to nothing");
+    assert_eq!(a.dedupe(f, 0, g, 0, 0), Ok(Some(0)));
+    assert_eq!(a.dedupe(f, 0, g, 0, 100), Ok(Some(0)), "rounded down to nothing");
     assert_eq!(a.exchange_range(f, 0, g, 0, 0), Ok(()));
     assert_eq!((a.portrait(f), a.portrait(g)), before);
     lab.end([&a]);
@@ -175,16 +176,81 @@ fn dedupe_shares_what_is_the_same_and_leaves_the_rest() {
             }
         }
         let before = (a.portrait(f), a.portrait(g));
-        assert_eq!(a.dedupe(f, 0, g, 0, 4 * BLOCK), Ok(false), "nobody's lease is broken for files that differ");
+        assert_eq!(a.dedupe(f, 0, g, 0, 4 * BLOCK), Ok(None), "nobody's lease is broken for files that differ");
         assert_eq!((a.portrait(f), a.portrait(g), c.signals()), (before.0, before.1, vec![]));
         c.exit();
-        assert_eq!(a.dedupe(f, 0, g, 0, 3 * BLOCK), Ok(true));
+        assert_eq!(a.dedupe(f, 0, g, 0, 3 * BLOCK), Ok(Some(3 * BLOCK)));
         assert_eq!(lab.kernel.usage().allocated, 5);
         assert_eq!((a.bytes_of(f), a.bytes_of(g)), (vec![1, 2, 3, 4], vec![1, 2, 3, 77]));
-        assert_eq!(a.dedupe(f, 0, g, 0, 3 * BLOCK), Ok(true), "once more: no effect");
+        assert_eq!(a.dedupe(f, 0, g, 0, 3 * BLOCK), Ok(Some(3 * BLOCK)), "once more: no effect");
         assert_eq!(marks(&a, g), [true, true, true, false]);
         lab.end([&a, &c]);
     });
+}
+
+/// Two places in one file: what lies between them is nobody's business, held by whomever and however.
+#[test]
+fn what_lies_between_two_places_is_not_asked() {
+    every_preset(|axes| {
+        let lab = Lab::new(axes);
+        let (a, b) = (lab.actor(), lab.actor());
+        let fa = a.writes_file("data", 12, 1);
+        let fb = b.opens("data");
+        let leased = axes.lease_rules != LeaseRules::None;
+        if leased {
+            b.lease(fb, exclusive(axes), BlockRange::new(1, 10)).unwrap();
+        }
+        let region = can_pin(axes).then(|| Nic::open(&b).1.pins(&b, fb, 5..6).unwrap());
+        let (_, layout) = b.layoutget(fb, BlockRange::new(7, 8), IoMode::ReadWrite).unwrap();
+        assert_eq!(a.exchange_range(fa, 0, fa, 10 * BLOCK, BLOCK), Ok(()));
+        assert_eq!(a.reflink(fa, 0, fa, 10 * BLOCK, BLOCK), Ok(()));
+        assert_eq!((b.signals(), b.held(fb).len(), layout.recall()), (vec![], usize::from(leased), None));
+        assert!(region.iter().all(|region| region.is_pinned()));
+        assert_eq!(a.bytes_of(fa), [11, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]);
+        lab.end([&a, &b]);
+    });
+}
+
+/// While such a change waits for one of them, leases come and go in between.
+#[test]
+fn a_change_of_two_places_waits_at_them_alone() {
+    let lab = Lab::new(preset("man-page"));
+    let (a, b) = (lab.actor(), lab.actor());
+    let fa = a.writes_file("data", 12, 1);
+    let fb = b.opens("data");
+    b.lease(fb, Kind::READ, BlockRange::new(10, 11)).unwrap();
+    let changing = a.blocks("lease break", move |a| a.exchange_range(fa, 0, fa, 10 * BLOCK, BLOCK));
+    assert_eq!(b.lease(fb, Kind::READ, BlockRange::new(5, 6)), Ok(()));
+    assert_eq!(b.lease(fb, Kind::READ, BlockRange::new(0, 1)), Err(Errno::EAGAIN));
+    b.unlock(fb, BlockRange::new(10, 11)).unwrap();
+    assert_eq!(changing.finish(), Ok(()));
+    assert_eq!(b.held(fb), [(Kind::READ, BlockRange::new(5, 6))]);
+    lab.end([&a, &b]);
+}
+
+/// However much is asked for, one call compares and shares 16 MiB, and says so: nobody waits for more than that.
+#[test]
+fn a_dedupe_is_bounded() {
+    let lab = Lab::new(preset("mainline"));
+    let a = lab.actor();
+    let (f, g) = (a.creates("f"), a.creates("g"));
+    let (size, bound) = (1 << 40, 16 << 20);
+    a.ftruncate(f, size).unwrap();
+    a.ftruncate(g, size).unwrap();
+    for block in [0, bound / BLOCK - 1, bound / BLOCK] {
+        a.fills(f, block, 7).unwrap();
+        a.fills(g, block, 7).unwrap();
+    }
+    a.fills(g, 5, 0).unwrap();
+    a.fills(g, size / BLOCK - 1, 8).unwrap();
+    assert_eq!(a.dedupe(f, 0, g, 0, size), Ok(Some(bound)), "how they end is not looked at");
+    assert_eq!(lab.kernel.usage().allocated, 5, "two blocks shared, one zeroed block gone");
+    assert_eq!(a.dedupe(f, bound, g, bound, bound), Ok(Some(bound)), "the next piece");
+    assert_eq!(a.dedupe(f, size - bound, g, size - bound, 2 * bound), Err(Errno::EINVAL), "beyond the end");
+    assert_eq!(a.dedupe(f, size - bound, g, size - bound, bound), Ok(None));
+    assert_eq!(a.dedupe(f, 0, f, bound, size - bound), Err(Errno::EINVAL), "the whole of it would overlap");
+    assert_eq!(lab.kernel.usage().allocated, 4);
+    lab.end([&a]);
 }
 
 #[test]
@@ -210,8 +276,12 @@ type Pair = fn(&Task, Fd, Fd) -> Result<(), Errno>;
 const PAIRS: [(&str, Pair); 5] = [
     ("reflink from it", |t, data, other| t.reflink(data, 0, other, 0, 4 * BLOCK)),
     ("reflink over it", |t, data, other| t.reflink(other, 0, data, 0, 4 * BLOCK)),
-    ("dedupe from it", |t, data, other| t.dedupe(data, 0, other, 0, 4 * BLOCK).map(|same| assert!(same))),
-    ("dedupe it", |t, data, other| t.dedupe(other, 0, data, 0, 4 * BLOCK).map(|same| assert!(same))),
+    ("dedupe from it", |t, data, other| {
+        t.dedupe(data, 0, other, 0, 4 * BLOCK).map(|same| assert_eq!(same, Some(4 * BLOCK)))
+    }),
+    ("dedupe it", |t, data, other| {
+        t.dedupe(other, 0, data, 0, 4 * BLOCK).map(|same| assert_eq!(same, Some(4 * BLOCK)))
+    }),
     ("exchange it", |t, data, other| t.exchange_range(data, BLOCK, other, BLOCK, 2 * BLOCK)),
 ];
 

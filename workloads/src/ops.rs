@@ -213,7 +213,7 @@ verbs! {
         Insert "insert" (fd: FD, range: Param::Range) Linux "FALLOC_FL_INSERT_RANGE.";
         Unshare "unshare" (fd: FD, range: Param::Range) Simulation "FALLOC_FL_UNSHARE_RANGE.";
         Reflink "reflink" (from: FD, from_offset: Param::Size, to: FD, to_range: Param::Range) Simulation "FICLONERANGE: `to` shares the blocks of `from`.";
-        Dedupe "dedupe" (from: FD, from_offset: Param::Size, to: FD, to_range: Param::Range) Simulation "FIDEDUPERANGE: shares if the bytes are the same; the value is `same` or `differs`.";
+        Dedupe "dedupe" (from: FD, from_offset: Param::Size, to: FD, to_range: Param::Range) Simulation "FIDEDUPERANGE: shares, of no more than the first 16 MiB, if the bytes are the same; the value is `same` or `differs`.";
         Exchange "exchange" (a: FD, a_offset: Param::Size, b: FD, b_range: Param::Range) Simulation "Exchanges the blocks of two ranges (XFS_IOC_EXCHANGE_RANGE).";
         Unlink "unlink" (file: Param::File) Linux "Removes a name.";
         Rename "rename" (from: Param::File, to: Param::File) Linux "Renames; what had the name is replaced.";

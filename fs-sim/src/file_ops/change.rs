@@ -29,7 +29,7 @@ use crate::holders::{Holder, HolderId};
 use crate::inode::{Inode, TicketGuard};
 use crate::lease::settle::Settled;
 use crate::process::task::Task;
-use crate::range::BlockRange;
+use crate::range::BlockRanges;
 use crate::waits::{Ended, Look, Need};
 
 pub(crate) use super::plan::Plan;
@@ -65,8 +65,11 @@ pub(crate) trait Joint {
 
     /// Whether it is still to be done, now that nobody can write what it looks at. Since it was planned, unwritten blocks may
     /// have turned written, and nothing else has changed.
-    fn holds(&self, _kernel: &Kernel, _planned: &[Layout], _layouts: &[Layout]) -> Holds {
-        Holds::Yes
+    ///
+    /// # Errors
+    /// EIO: what it looks at is poisoned.
+    fn holds(&self, _kernel: &Kernel, _planned: &[Layout], _layouts: &[Layout]) -> Result<Holds, Errno> {
+        Ok(Holds::Yes)
     }
 
     /// As [`Change::apply`], one for each file.
@@ -194,7 +197,7 @@ impl Task {
                         tickets
                             .iter()
                             .zip(inodes)
-                            .for_each(|(held, inode)| inode.set_waiting(held, BlockRange::NONE, &[]));
+                            .for_each(|(held, inode)| inode.set_waiting(held, &BlockRanges::default(), &[]));
                         inode.ticket.take(self)?
                     }
                 },
@@ -233,6 +236,7 @@ impl Task {
             if works.iter().map(Work::closings).sum::<usize>() > CLOSINGS_MAX {
                 return Err(Errno::ENOMEM);
             }
+            works.iter().try_for_each(|work| work.check_copies(kernel))?;
             if !self.settle_all(&works, patience)? {
                 continue;
             }
@@ -247,7 +251,7 @@ impl Task {
                 continue;
             };
             race_point!("change: shut, not published");
-            match kernel.publish(change, &layouts, &works, &cleared, &fresh.pages) {
+            match kernel.publish(change, &layouts, &works, &cleared, &fresh.pages)? {
                 Holds::Yes => {}
                 Holds::No => return Ok(false),
                 Holds::Again => continue,
@@ -274,19 +278,19 @@ impl Task {
     fn settle_all(&self, works: &[Work<'_>], patience: Patience) -> Result<bool, Errno> {
         if patience == Patience::Never {
             // A fault's way: any conflict refuses it, and nobody is signalled.
-            let conflict = works.iter().any(|work| self.leases_conflict(work.inode, work.touches));
+            let conflict = works.iter().any(|work| self.leases_conflict(work.inode, &work.touches));
             return if conflict { Err(Errno::ETXTBSY) } else { Ok(true) };
         }
         let holders = |work: &Work<'_>| work.inode.holders.holding(work.range, &work.judged);
         if works.len() > 1 {
             // Whoever refuses does so before anybody is told, whichever file it is about.
             for work in works {
-                self.may_settle(work.inode, work.touches, &holders(work))?;
+                self.may_settle(work.inode, &work.touches, &holders(work))?;
             }
         }
         let mut in_the_way = Vec::new();
         for work in works {
-            match self.settle(work.inode, work.ticket, work.touches, &holders(work))? {
+            match self.settle(work.inode, work.ticket, &work.touches, &holders(work))? {
                 Settled::Clear => {}
                 Settled::InTheWay(leases) => in_the_way.push((work.inode, leases)),
             }
@@ -451,7 +455,7 @@ impl Task {
 /// `met` are the pins in the way of the `n`th.
 fn say_waiting(works: &[Work<'_>], met: impl Fn(usize) -> Vec<Arc<Holder>>) {
     for (n, work) in works.iter().enumerate() {
-        work.inode.set_waiting(work.ticket, work.touches, &met(n));
+        work.inode.set_waiting(work.ticket, &work.touches, &met(n));
     }
 }
 
@@ -533,6 +537,9 @@ impl Kernel {
     ///
     /// The locks of two maps are taken in the order of their files and held together, so that no state turns in the one while
     /// the other is made from it; nothing is waited for under them.
+    ///
+    /// # Errors
+    /// EIO: what has to be copied or compared is poisoned. Nothing is published then.
     fn publish(
         &self,
         change: &dyn Joint,
@@ -540,17 +547,18 @@ impl Kernel {
         works: &[Work<'_>],
         cleared: &[Cleared<'_>],
         fresh: &[PageRange],
-    ) -> Holds {
+    ) -> Result<Holds, Errno> {
         let _publishing: Vec<_> = works.iter().map(|work| work.inode.map_lock.lock()).collect();
         let layouts: Vec<Layout> = works.iter().map(|work| work.inode.layout(Layout::clone)).collect();
-        let holds = change.holds(self, planned, &layouts);
+        let holds = change.holds(self, planned, &layouts)?;
         if holds != Holds::Yes {
-            return holds;
+            return Ok(holds);
         }
         let mut supply = super::pages::Supply::new(fresh);
         let sides = works.iter().zip(cleared).zip(&layouts);
-        let prepared: Vec<Layout> =
-            sides.map(|((work, cleared), layout)| work.prepare(self, layout, &cleared.orphaned, &mut supply)).collect();
+        let prepared = sides
+            .map(|((work, cleared), layout)| work.prepare(self, layout, &cleared.orphaned, &mut supply))
+            .collect::<Result<Vec<Layout>, Errno>>()?;
         let mut gone = Vec::new();
         for (work, cleared) in works.iter().zip(cleared) {
             for pages in &cleared.kept {
@@ -570,6 +578,6 @@ impl Kernel {
         for (work, next) in works.iter().zip(next) {
             work.inode.publish(next);
         }
-        Holds::Yes
+        Ok(Holds::Yes)
     }
 }

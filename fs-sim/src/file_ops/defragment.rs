@@ -1,14 +1,15 @@
 //! Defragmentation by the system: a file's blocks are copied into one run of the device.
 //!
 //! It owns a layout change that no process asked for: it judges as a stranger, signals nobody and waits for nobody. Invariant:
-//! what it may not move at once stays where it is: pinned blocks, shared ones, those under *any* lease **\[chosen\]** (an
-//! exclusive one forbids it, and background work is no reason to break another), and those that somebody is just using.
-//! Kernel counterpart: xfs_fsr(8), which gives a whole file up where this skips blocks.
+//! what it may not move at once stays where it is: pinned blocks, shared ones, those that a block-layout client knows, those
+//! under *any* lease **\[chosen\]** (an exclusive one forbids it, and background work is no reason to break another or to
+//! recall a layout), and those that somebody is just using. What it did is durable before any block it left is free. Kernel
+//! counterpart: xfs_fsr(8), which gives a whole file up where this skips blocks.
 
-use emulator::pin::Frozen;
+use emulator::pin::{Frozen, PageRange};
 use emulator::sync::Arc;
 
-use super::plan::mapped;
+use super::plan::{mapped, parts_beside};
 use crate::Kernel;
 use crate::errno::Errno;
 use crate::extent_map::{Extent, Layout};
@@ -30,7 +31,8 @@ impl Kernel {
     /// that lies in one run already is left alone.
     ///
     /// # Errors
-    /// ENOENT; ENOSPC if no run of free blocks is long enough: nothing changed.
+    /// ENOENT; ENOSPC if no run of free blocks is long enough, EIO if a block turned unreadable meanwhile or the device is
+    /// gone: nothing changed.
     pub fn defragment(self: &Arc<Self>, name: &str) -> Result<Defragmented, Errno> {
         let inode = self.lookup(name)?;
         let done = self.defragment_inode(&inode);
@@ -56,7 +58,7 @@ impl Kernel {
         Ok(Defragmented { moved, skipped: layout.mapped_blocks() - moved })
     }
 
-    /// The extents that nobody leases, pins or shares. Leases on them are refused until the change is over.
+    /// The extents that can be read, and that nobody leases, pins, shares or knows by a block layout. Leases on them are refused until the change is over.
     fn movable(&self, inode: &Inode, layout: &Layout) -> Vec<Extent> {
         let mut free = vec![BlockRange::ALL];
         let mut forbid = |range: BlockRange| {
@@ -68,8 +70,12 @@ impl Kernel {
             inode.leases.settle_on(&entries, BlockRange::ALL);
         }
         inode.holders().iter().for_each(|holder| forbid(holder.range));
-        let extents = free.iter().flat_map(|range| mapped(layout, *range));
-        extents.filter(|extent| !extent.shared).collect()
+        // None can be granted while the ticket is held.
+        inode.block_layouts.all().iter().for_each(|client| forbid(client.range()));
+        let extents = free.iter().flat_map(|range| mapped(layout, *range)).filter(|extent| !extent.shared);
+        let poisoned: Vec<PageRange> =
+            self.device.poison().pages().into_iter().map(|page| PageRange::new(page, 1)).collect();
+        extents.flat_map(|extent| parts_beside(extent, &poisoned)).collect()
     }
 
     /// Shuts what can be shut at once, copies it into one run, publishes, frees. The number of blocks moved.
@@ -89,30 +95,36 @@ impl Kernel {
             let frozen = self.pins.close(pages_of(extent)).ok().and_then(|closing| closing.freeze().ok());
             departing.extend(frozen.map(|frozen| (*extent, frozen)));
         }
-        let mut supply = super::pages::Supply::new(&fresh.pages);
-        let mut moved = 0;
-        {
-            let _publishing = inode.map_lock.lock();
-            let mut next = inode.layout(Layout::clone);
-            for (extent, _) in &departing {
-                // Its state may have turned written since it was looked at.
-                for extent in mapped(&next.clone(), extent.range()) {
-                    moved += u64::from(extent.len);
-                    next = self.replaced_by_copy(&next, extent, &supply.take(extent.len.into()));
-                }
+        let extents: Vec<Extent> = departing.iter().map(|(extent, _)| *extent).collect();
+        let copied = self.publish_copies(inode, &extents, &fresh.pages);
+        if let Ok(rest) = &copied {
+            // What it didn't come to goes back.
+            fresh.pages.clone_from(rest);
+            for (extent, frozen) in departing {
+                self.trace("defragmented", 0, inode.ino().0, Some(pages_of(&extent)));
+                self.free(frozen);
             }
-            if moved > 0 {
-                inode.publish(next);
-            }
-        }
-        // What it didn't come to goes back.
-        fresh.pages = supply.rest();
-        for (extent, frozen) in departing {
-            self.trace("defragmented", 0, inode.ino().0, Some(pages_of(&extent)));
-            self.free(frozen);
         }
         inode.ticket.door_reopened();
-        Ok(moved)
+        copied.map(|_| extents.iter().map(|extent| u64::from(extent.len)).sum())
+    }
+
+    /// Publishes copies of `extents`, which are shut, in `fresh`, and commits. What is left of `fresh`.
+    fn publish_copies(&self, inode: &Inode, extents: &[Extent], fresh: &[PageRange]) -> Result<Vec<PageRange>, Errno> {
+        let mut supply = super::pages::Supply::new(fresh);
+        let _publishing = inode.map_lock.lock();
+        let mut next = inode.layout(Layout::clone);
+        for extent in extents {
+            // Its state may have turned written since it was looked at.
+            for extent in mapped(&next.clone(), extent.range()) {
+                next = self.replaced_by_copy(&next, extent, &supply.take(extent.len.into()))?;
+            }
+        }
+        if !extents.is_empty() {
+            inode.publish(next);
+            self.journal.commit(&[inode]);
+        }
+        Ok(supply.rest())
     }
 }
 

@@ -107,7 +107,7 @@ impl Change for Allocate {
             true => vec![tail.intersect(BlockRange::new(0, self.range.start)), self.range],
             false => vec![tail],
         };
-        let touches = (blocks > 0 || grows).then_some(touches);
+        let touches = (blocks > 0 || grows).then_some(touches).into();
         Ok(Some(Plan { touches, blocks, writes, ..Plan::default() }))
     }
 
@@ -191,7 +191,7 @@ impl Change for Punch {
             return Ok(None);
         }
         Ok(Some(Plan {
-            touches: leaves.then_some(self.whole()),
+            touches: leaves.then_some(self.whole()).into(),
             leaves: vec![self.whole()],
             writes: edge_blocks(self.offset, self.end).collect(),
             ..Plan::default()

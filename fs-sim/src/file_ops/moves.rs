@@ -24,7 +24,7 @@ impl Change for Collapse {
             return Err(Errno::EINVAL);
         }
         Ok(Some(Plan {
-            touches: Some(BlockRange::from(self.0.start)),
+            touches: BlockRange::from(self.0.start).into(),
             leaves: vec![self.0],
             moves: vec![BlockRange::from(self.0.end)],
             ..Plan::default()
@@ -50,7 +50,7 @@ impl Change for Insert {
             return Err(Errno::EINVAL);
         }
         let behind = BlockRange::from(self.0.start);
-        Ok(Some(Plan { touches: Some(behind), moves: vec![behind], ..Plan::default() }))
+        Ok(Some(Plan { touches: behind.into(), moves: vec![behind], ..Plan::default() }))
     }
 
     fn apply(&self, _kernel: &Kernel, layout: &Layout, _ready: &Ready<'_>) -> Layout {

@@ -14,12 +14,13 @@
 
 use emulator::pin::PageRange;
 
-use super::pages::{common, count, merge};
+use super::pages::{common, count, merge, without};
 use crate::Kernel;
+use crate::errno::Errno;
 use crate::extent_map::{Extent, ExtentState, Layout, Piece};
 use crate::gup::{pages_of, pieces_in};
 use crate::inode::{Inode, TicketGuard};
-use crate::range::BlockRange;
+use crate::range::{BlockRange, BlockRanges};
 use crate::volume::Shares;
 
 /// What a change wants of one file.
@@ -27,7 +28,7 @@ use crate::volume::Shares;
 pub(crate) struct Plan {
     /// The file blocks that leases must agree about, besides those of shared blocks that have to be copied, and of pinned
     /// ones that would turn unwritten.
-    pub(crate) touches: Option<BlockRange>,
+    pub(crate) touches: BlockRanges,
     /// What is mapped here leaves the file.
     pub(crate) leaves: Vec<BlockRange>,
     /// What is mapped here becomes another block of this file, or of the other one.
@@ -38,6 +39,8 @@ pub(crate) struct Plan {
     pub(crate) unwritten: Vec<BlockRange>,
     /// Bytes of what is mapped here are written, or it is to be the file's alone.
     pub(crate) writes: Vec<BlockRange>,
+    /// Of that, blocks that are overwritten as a whole: what they held is not copied.
+    pub(crate) overwrites: Option<BlockRange>,
     /// How many new blocks are needed, besides those for copies.
     pub(crate) blocks: u64,
 }
@@ -79,9 +82,11 @@ pub(crate) struct Work<'a> {
     pub(crate) inode: &'a Inode,
     pub(crate) ticket: &'a TicketGuard<'a>,
     /// The file blocks on which leases are asked.
-    pub(super) touches: BlockRange,
+    pub(super) touches: BlockRanges,
     /// The file blocks whose registrations are looked at.
     pub(super) range: BlockRange,
+    /// The file blocks that leave, move, become shared or turn unwritten.
+    changing: BlockRanges,
     pub(super) leaving: Vec<PageRange>,
     pub(super) moving: Vec<PageRange>,
     pub(super) turning: Vec<PageRange>,
@@ -92,6 +97,8 @@ pub(crate) struct Work<'a> {
     pub(super) released: Vec<PageRange>,
     /// Shared extents that are written, and replaced by copies first.
     copies: Vec<Extent>,
+    /// Shared extents that are overwritten, and replaced by new blocks first.
+    overwritten: Vec<Extent>,
     /// Shared extents that would turn unwritten: holes for the change to fill.
     vacated: Vec<BlockRange>,
     /// Marked, though no longer shared.
@@ -112,8 +119,9 @@ impl<'a> Work<'a> {
         let mut work = Work {
             inode,
             ticket,
-            touches: plan.touches.unwrap_or(BlockRange::NONE),
+            touches: plan.touches,
             range: BlockRange::NONE,
+            changing: BlockRanges::default(),
             leaving: Vec::new(),
             moving: Vec::new(),
             turning: Vec::new(),
@@ -121,14 +129,16 @@ impl<'a> Work<'a> {
             judged: Vec::new(),
             released: Vec::new(),
             copies: Vec::new(),
+            overwritten: Vec::new(),
             vacated: Vec::new(),
             unmarked: Vec::new(),
             moves: Vec::new(),
             blocks: plan.blocks,
         };
         for range in plan.leaves.iter().chain(&plan.moves).chain(&plan.shares).chain(&plan.unwritten) {
-            work.range = work.range.hull(*range);
+            work.changing.add(*range);
         }
+        work.range = work.changing.hull();
         for extent in plan.leaves.iter().flat_map(|range| mapped(layout, *range)) {
             for (part, shared) in by_sharing(shares, extent) {
                 if shared { &mut work.released } else { &mut work.leaving }.push(pages_of(&part));
@@ -146,7 +156,7 @@ impl<'a> Work<'a> {
         }
         for extent in plan.writes.iter().flat_map(|range| mapped(layout, *range)).filter(|extent| extent.shared) {
             for (part, shared) in by_sharing(shares, extent) {
-                work.write(part, shared);
+                work.write(part, shared, plan.overwrites);
             }
         }
         work.moves = [plan.moves, plan.shares].concat();
@@ -154,7 +164,7 @@ impl<'a> Work<'a> {
         merge(&mut work.judged);
         let pinned = || !inode.holders.holding(work.range, &work.judged).is_empty();
         if !work.turning.is_empty() && pinned() {
-            plan.unwritten.iter().for_each(|range| work.touches = work.touches.hull(*range));
+            work.touches.extend(plan.unwritten.iter().copied());
         }
         work
     }
@@ -168,11 +178,11 @@ impl<'a> Work<'a> {
         // The mark of an unwritten block is in this file's map alone: the others go on with the old block.
         self.released.push(pages_of(&part));
         self.blocks += u64::from(part.len);
-        self.touches = self.touches.hull(part.range());
+        self.touches.add(part.range());
         self.vacated.push(part.range());
     }
 
-    fn write(&mut self, part: Extent, shared: bool) {
+    fn write(&mut self, part: Extent, shared: bool, overwrites: Option<BlockRange>) {
         if !shared {
             self.losing_mark.push(pages_of(&part));
             self.unmarked.push(part.range());
@@ -180,14 +190,17 @@ impl<'a> Work<'a> {
         }
         self.released.push(pages_of(&part));
         self.blocks += u64::from(part.len);
-        self.touches = self.touches.hull(part.range());
-        self.copies.push(part);
+        self.touches.add(part.range());
+        let whole = overwrites.is_some_and(|range| range.contains(part.range()));
+        if whole { &mut self.overwritten } else { &mut self.copies }.push(part);
     }
 
     /// The file blocks whose device blocks a client that knows them must forget or be asked about: those that leases are asked
     /// about, and those that turn unwritten, which are no layout change for users.
-    pub(crate) fn concerns_clients(&self) -> BlockRange {
-        self.touches.hull(self.range)
+    pub(crate) fn concerns_clients(&self) -> BlockRanges {
+        let mut all = self.touches.clone();
+        all.extend(self.changing.iter());
+        all
     }
 
     /// Whether it only adds blocks: all that was mapped stays what it was.
@@ -205,15 +218,26 @@ impl<'a> Work<'a> {
         self.blocks + count(&common(&self.moving, orphaned))
     }
 
+    /// Whether what has to be copied can be read: asked before anybody is told of the change.
+    ///
+    /// # Errors
+    /// EIO.
+    pub(super) fn check_copies(&self, kernel: &Kernel) -> Result<(), Errno> {
+        self.copies.iter().try_for_each(|extent| kernel.check_sound(pages_of(extent)))
+    }
+
     /// The layout that the change is applied to: what is written and shared, and what moves but stays behind for its holders,
     /// is replaced by copies.
+    ///
+    /// # Errors
+    /// EIO: something is poisoned that has to be copied.
     pub(super) fn prepare(
         &self,
         kernel: &Kernel,
         layout: &Layout,
         orphaned: &[PageRange],
         supply: &mut super::pages::Supply,
-    ) -> Layout {
+    ) -> Result<Layout, Errno> {
         let mut next = layout.clone();
         for range in &self.vacated {
             next = next.without(*range).0;
@@ -225,9 +249,12 @@ impl<'a> Work<'a> {
         let behind = self.moves.iter().filter(|_| !staying.is_empty()).flat_map(|range| mapped(layout, *range));
         let behind = behind.flat_map(|extent| parts_on(extent, &staying));
         for extent in self.copies.iter().copied().chain(behind) {
-            next = kernel.replaced_by_copy(&next, extent, &supply.take(extent.len.into()));
+            next = kernel.replaced_by_copy(&next, extent, &supply.take(extent.len.into()))?;
         }
-        next
+        for extent in &self.overwritten {
+            next = replaced(&next, *extent, &supply.take(extent.len.into()));
+        }
+        Ok(next)
     }
 }
 
@@ -243,22 +270,46 @@ fn part_on(extent: Extent, pages: PageRange) -> Extent {
     Extent { shared: extent.shared, ..Extent::new(file_block, pages.start(), pages.len(), extent.state) }
 }
 
+/// The parts of an extent that are not on `pages`.
+pub(super) fn parts_beside(extent: Extent, pages: &[PageRange]) -> impl Iterator<Item = Extent> + use<> {
+    without(&[pages_of(&extent)], pages).into_iter().map(move |pages| part_on(extent, pages))
+}
+
 fn parts_on(extent: Extent, pages: &[PageRange]) -> Vec<Extent> {
     common(&[pages_of(&extent)], pages).into_iter().map(|pages| part_on(extent, pages)).collect()
 }
 
+/// Where each run of new blocks goes in an extent that they replace: extents for them, in file order.
+fn replacements(extent: Extent, fresh: &[PageRange]) -> Vec<Extent> {
+    let mut next = extent.file_block;
+    let place = |run: &PageRange| {
+        let placed = Extent::new(next, run.start(), run.len(), extent.state);
+        next += run.len();
+        placed
+    };
+    fresh.iter().map(place).collect()
+}
+
+/// The layout with an extent's blocks replaced by new ones.
+fn replaced(layout: &Layout, extent: Extent, fresh: &[PageRange]) -> Layout {
+    layout.without(extent.range()).0.with_mapped(&replacements(extent, fresh))
+}
+
 impl Kernel {
     /// The layout with an extent's blocks replaced by new ones of the same contents.
-    pub(super) fn replaced_by_copy(&self, layout: &Layout, extent: Extent, fresh: &[PageRange]) -> Layout {
-        let mut done = 0;
-        let mut added = Vec::with_capacity(fresh.len());
-        for run in fresh {
-            let from = (extent.block + done) * crate::BLOCK;
-            // The blocks are the volume's own: the device has them.
-            let _in_range = self.device.copy_within(from, run.start() * crate::BLOCK, run.len() * crate::BLOCK);
-            added.push(Extent::new(extent.file_block + done, run.start(), run.len(), extent.state));
-            done += run.len();
+    ///
+    /// # Errors
+    /// EIO: a block is poisoned, or the device is gone.
+    pub(super) fn replaced_by_copy(
+        &self,
+        layout: &Layout,
+        extent: Extent,
+        fresh: &[PageRange],
+    ) -> Result<Layout, Errno> {
+        for copy in replacements(extent, fresh) {
+            let from = extent.block + (copy.file_block - extent.file_block);
+            self.copy_blocks(PageRange::new(from, copy.len.into()), copy.block)?;
         }
-        layout.without(extent.range()).0.with_mapped(&added)
+        Ok(replaced(layout, extent, fresh))
     }
 }

@@ -1,8 +1,9 @@
 //! Poisoned blocks of files: making them, and the write that heals them.
 //!
 //! It owns no state; the device does. Invariants: a poisoned block is healed only by what overwrites the whole of it through
-//! the driver: a `write` whose offset and length are multiples of 4 KiB, or zeroing. A store, a partial write and a DMA
-//! heal nothing and fail (SIGBUS, EIO, EIO). Kernel counterpart: `dax_recovery_write` and `pmem_recovery_write`
+//! the driver: a `write` whose offset and length are multiples of 4 KiB, zeroing, or a copy into it. A store, a partial write
+//! and a DMA heal nothing and fail (SIGBUS, EIO, EIO). What cannot be read is neither copied nor the same as anything: a
+//! change that would have to copy it fails before anything is published. Kernel counterpart: `dax_recovery_write` and `pmem_recovery_write`
 //! (drivers/nvdimm/pmem.c), which demand the alignment; `ndctl inject-error` and `ndctl clear-errors`.
 
 use emulator::pin::PageRange;
@@ -43,6 +44,24 @@ impl Kernel {
             return Ok(());
         }
         self.device.zero(page).map_err(|_| Errno::EIO)
+    }
+
+    /// Whether every one of `pages` can be read.
+    ///
+    /// # Errors
+    /// EIO.
+    pub(super) fn check_sound(&self, pages: PageRange) -> Result<(), Errno> {
+        self.device.poison().check(pages).map_err(|_| Errno::EIO)
+    }
+
+    /// Copies the blocks `from` into as many new ones from `to` on that nobody else can reach yet, healing those.
+    ///
+    /// # Errors
+    /// EIO.
+    pub(super) fn copy_blocks(&self, from: PageRange, to: u64) -> Result<(), Errno> {
+        self.check_sound(from)?;
+        self.device.poison().clear(PageRange::new(to, from.len()));
+        self.device.copy_within(from.start() * BLOCK, to * BLOCK, from.len() * BLOCK).map_err(|_| Errno::EIO)
     }
 
     /// Whether a `write` of these bytes can be done: over poisoned blocks only as whole pages.

@@ -54,7 +54,9 @@ impl Change for WriteChange<'_> {
         let tail = if grows { tail_block(layout.size()) } else { BlockRange::NONE };
         let tail = tail.intersect(BlockRange::new(0, self.range().start));
         let writes = vec![tail, self.range()];
-        Ok(Some(Plan { touches: changes.then_some(touches), blocks, writes, ..Plan::default() }))
+        let whole = (self.offset | self.data.len() as u64).is_multiple_of(BLOCK);
+        let overwrites = whole.then_some(self.range());
+        Ok(Some(Plan { touches: changes.then_some(touches).into(), blocks, writes, overwrites, ..Plan::default() }))
     }
 
     /// Blocks that were there stay the file's while the ticket is held; new ones are reached by nobody yet.

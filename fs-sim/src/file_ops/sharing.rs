@@ -6,7 +6,7 @@
 //! `xfs_exchange_range`.
 
 use emulator::sync::Arc;
-use emulator::sync::atomic::{AtomicBool, Ordering};
+use emulator::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::change::{Holds, Joint, Patience, Plan, Ready};
 use super::plan::{mapped, tail_block};
@@ -18,6 +18,10 @@ use crate::process::fd_table::Fd;
 use crate::process::task::Task;
 use crate::range::BlockRange;
 use crate::{BLOCK, FILE_MAX, Kernel};
+
+/// The most bytes that one dedupe compares, as in the file systems that compare under their locks.
+/// Kernel: `BTRFS_MAX_DEDUPE_LEN`, `OCFS2_MAX_DEDUPE_LEN`.
+const DEDUPE_MAX: u64 = 16 << 20;
 
 /// A range of one of the files of a change.
 #[derive(Clone, Copy, Debug)]
@@ -54,8 +58,17 @@ struct Remap {
     len: u64,
     /// Only if both places hold the same bytes (and then without a change of size).
     compare: bool,
-    /// What the comparison came to; true where nothing is compared.
-    same: AtomicBool,
+    compared: Compared,
+}
+
+/// What a dedupe has found out about its two places.
+#[derive(Debug, Default)]
+struct Compared {
+    /// They were looked at before anybody was told of the change: once is enough, what counts is the look at what is shut.
+    looked: AtomicBool,
+    differ: AtomicBool,
+    /// How many bytes it is about.
+    bytes: AtomicU64,
 }
 
 impl Remap {
@@ -86,7 +99,10 @@ impl Remap {
             (part, false) if self.compare => len - part,
             (_, false) => return Err(Errno::EINVAL),
         };
-        if overlap(self.from, self.to, len) { Err(Errno::EINVAL) } else { Ok(len) }
+        if overlap(self.from, self.to, len) {
+            return Err(Errno::EINVAL);
+        }
+        Ok(if self.compare { len.min(DEDUPE_MAX) } else { len })
     }
 
     /// The written extents of the source: what is unwritten there becomes a hole, as it does in XFS.
@@ -95,14 +111,14 @@ impl Remap {
     }
 
     /// Whether the contents allow it.
-    fn compares(&self, kernel: &Kernel, layouts: &[Layout], len: u64) -> bool {
+    fn compares(&self, kernel: &Kernel, layouts: &[Layout], len: u64) -> Result<bool, Errno> {
         if !self.compare {
-            return true;
+            return Ok(true);
         }
         let (from, to) = self.places(layouts);
-        let same = kernel.same_bytes((from, self.from), (to, self.to), len);
-        self.same.store(same, Ordering::Relaxed);
-        same
+        let same = kernel.same_bytes((from, self.from), (to, self.to), len)?;
+        self.compared.differ.store(!same, Ordering::Relaxed);
+        Ok(same)
     }
 
     fn places<'a>(&self, layouts: &'a [Layout]) -> (&'a Layout, &'a Layout) {
@@ -118,36 +134,37 @@ impl Joint for Remap {
         let grows = !self.compare && self.to.offset + len > to.size();
         let there: Vec<Extent> = mapped(to, target).collect();
         let wanted = moved(self.source(from, len), source, target);
+        self.compared.bytes.store(len, Ordering::Relaxed);
         if len == 0 || (!grows && there == wanted) {
             return Ok(None);
         }
         // Looked at here so that nobody's lease is broken for files that differ.
-        if !self.compares(kernel, layouts, len) {
+        if !self.compared.looked.swap(true, Ordering::Relaxed) && !self.compares(kernel, layouts, len)? {
             return Ok(None);
         }
         let mut plans: Vec<Plan> = layouts.iter().map(|_| Plan::default()).collect();
         if self.source(from, len).any(|extent| !extent.shared) {
-            plans[self.from.side] = Plan { touches: Some(source), shares: vec![source], ..Plan::default() };
+            plans[self.from.side] = Plan { touches: source.into(), shares: vec![source], ..Plan::default() };
         }
         let plan = &mut plans[self.to.side];
         let from_end = BlockRange::from(target.start.min(to.size() / BLOCK));
         let touched = if grows { from_end } else { target };
-        plan.touches = Some(plan.touches.unwrap_or(touched).hull(touched));
+        plan.touches.add(touched);
         plan.leaves = vec![target];
         let tail = if grows { tail_block(to.size()) } else { BlockRange::NONE };
         plan.writes = vec![tail.intersect(BlockRange::new(0, target.start))];
         Ok(Some(plans))
     }
 
-    fn holds(&self, kernel: &Kernel, planned: &[Layout], layouts: &[Layout]) -> Holds {
+    fn holds(&self, kernel: &Kernel, planned: &[Layout], layouts: &[Layout]) -> Result<Holds, Errno> {
         let (before, _) = self.places(planned);
         let (from, to) = self.places(layouts);
-        let Ok(len) = self.length(from, to) else { return Holds::Again };
+        let Ok(len) = self.length(from, to) else { return Ok(Holds::Again) };
         if !self.source(before, len).eq(self.source(from, len)) {
             // What has turned written since was not shut: somebody may be writing it.
-            return Holds::Again;
+            return Ok(Holds::Again);
         }
-        if self.compares(kernel, layouts, len) { Holds::Yes } else { Holds::No }
+        Ok(if self.compares(kernel, layouts, len)? { Holds::Yes } else { Holds::No })
     }
 
     fn apply(&self, kernel: &Kernel, layouts: &[Layout], _ready: &Ready<'_>) -> Vec<Layout> {
@@ -204,7 +221,7 @@ impl Joint for Exchange {
         let mut plans: Vec<Plan> = layouts.iter().map(|_| Plan::default()).collect();
         for (place, blocks) in [(self.a, from), (self.b, to)] {
             let plan = &mut plans[place.side];
-            plan.touches = Some(plan.touches.map_or(blocks, |other| other.hull(blocks)));
+            plan.touches.add(blocks);
             plan.moves.push(blocks);
         }
         Ok(Some(plans))
@@ -227,23 +244,32 @@ impl Joint for Exchange {
 
 impl Kernel {
     /// Whether two places hold the same bytes. Exact when nobody can write them.
-    fn same_bytes(&self, a: (&Layout, Place), b: (&Layout, Place), len: u64) -> bool {
+    ///
+    /// # Errors
+    /// EIO: one can't be read.
+    fn same_bytes(&self, a: (&Layout, Place), b: (&Layout, Place), len: u64) -> Result<bool, Errno> {
         let mut found = [[0u8; BLOCK as usize]; 2];
-        (0..len.div_ceil(BLOCK)).all(|nth| {
+        for nth in 0..len.div_ceil(BLOCK) {
             let part = (len - nth * BLOCK).min(BLOCK) as usize;
-            for ((layout, place), bytes) in [a, b].into_iter().zip(&mut found) {
+            let written = [a, b].map(|(layout, place)| {
                 let block = place.offset / BLOCK + nth;
-                match layout.lookup(block).filter(|extent| extent.state == ExtentState::Written) {
-                    Some(extent) => {
-                        // The block is the volume's own: the device has it.
-                        let at = (extent.block + (block - extent.file_block)) * BLOCK;
-                        let _in_range = self.device.read(at, bytes);
-                    }
+                let extent = layout.lookup(block).filter(|extent| extent.state == ExtentState::Written)?;
+                Some((extent.block + (block - extent.file_block)) * BLOCK)
+            });
+            if written == [None, None] {
+                continue;
+            }
+            for (at, bytes) in written.into_iter().zip(&mut found) {
+                match at {
+                    Some(at) => self.device.read(at, bytes).map_err(|_| Errno::EIO)?,
                     None => bytes.fill(0),
                 }
             }
-            found[0][..part] == found[1][..part]
-        })
+            if found[0][..part] != found[1][..part] {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 }
 
@@ -302,7 +328,7 @@ impl Task {
         (dst, dst_off): (&Arc<Inode>, u64),
         len: u64,
         compare: bool,
-    ) -> Result<bool, Errno> {
+    ) -> Result<Option<u64>, Errno> {
         if !src_off.is_multiple_of(BLOCK) || !dst_off.is_multiple_of(BLOCK) {
             return Err(Errno::EINVAL);
         }
@@ -311,9 +337,10 @@ impl Task {
             to: Place { side: to, offset: dst_off },
             len,
             compare,
-            same: AtomicBool::new(true),
+            compared: Compared::default(),
         })?;
-        Ok(remap.same.load(Ordering::Relaxed))
+        let Compared { differ, bytes, .. } = remap.compared;
+        Ok((!differ.into_inner()).then(|| bytes.into_inner()))
     }
 
     /// Maps `len` bytes at `src_off` of one file at `dst_off` of another (or of the same) too, in the place of what was there;
@@ -333,13 +360,15 @@ impl Task {
         })
     }
 
-    /// Shares the blocks of `len` bytes of two files if they hold the same bytes: then true. A length that ends neither at a
-    /// block nor at the end of both files is rounded down. `FIDEDUPERANGE`, ioctl_fideduperange(2).
+    /// Shares the blocks of `len` bytes of two files if they hold the same bytes: how many bytes it was then, none if they
+    /// differ. A length that ends neither at a block nor at the end of both files is rounded down, and no more than 16 MiB
+    /// are looked at **\[chosen\]**: "This limit will be enforced silently by the filesystem". `FIDEDUPERANGE` and its
+    /// `bytes_deduped`, ioctl_fideduperange(2).
     ///
     /// # Errors
     /// EBADF (source not open for reading), EINVAL (not block aligned, beyond the end of a file, overlapping in one file, not a
-    /// file), ENOSPC; ETXTBSY, EDEADLK, EINTR as the design says.
-    pub fn dedupe(&self, src: Fd, src_off: u64, dst: Fd, dst_off: u64, len: u64) -> Result<bool, Errno> {
+    /// file), EIO (a block of either is poisoned), ENOSPC; ETXTBSY, EDEADLK, EINTR as the design says.
+    pub fn dedupe(&self, src: Fd, src_off: u64, dst: Fd, dst_off: u64, len: u64) -> Result<Option<u64>, Errno> {
         self.with_two_files(src, dst, |(from, may), (to, _)| {
             // Every process owns every file here: the target may be deduplicated whatever it is open for.
             if !may.read {

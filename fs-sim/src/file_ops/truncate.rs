@@ -30,7 +30,7 @@ impl Change for Resize {
         // A size change touches everything from the smaller size on.
         let smaller = self.0.min(size);
         Ok(Some(Plan {
-            touches: Some(BlockRange::from(smaller / BLOCK)),
+            touches: BlockRange::from(smaller / BLOCK).into(),
             leaves: vec![gone],
             writes: vec![tail_block(smaller)],
             ..Plan::default()

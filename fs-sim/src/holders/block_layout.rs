@@ -32,7 +32,7 @@ use crate::process::custody::Custody;
 use crate::process::description::{Access, Deferred, Description, OpenObject, Pass};
 use crate::process::fd_table::Fd;
 use crate::process::task::Task;
-use crate::range::BlockRange;
+use crate::range::{BlockRange, BlockRanges};
 use crate::waits::{Ended, Look, Need};
 use crate::{BLOCK, Kernel};
 
@@ -85,8 +85,8 @@ impl BlockLayouts {
         self.held.lock().clone()
     }
 
-    fn overlapping(&self, range: BlockRange) -> Vec<Arc<BlockLayout>> {
-        self.held.lock().iter().filter(|layout| layout.range.overlaps(range)).cloned().collect()
+    fn overlapping(&self, ranges: &BlockRanges) -> Vec<Arc<BlockLayout>> {
+        self.held.lock().iter().filter(|layout| ranges.overlaps(layout.range)).cloned().collect()
     }
 
     fn remove(&self, layout: &BlockLayout) {
@@ -329,7 +329,7 @@ impl Task {
         let in_way: Vec<(&Work<'_>, Vec<Arc<BlockLayout>>)> = works
             .iter()
             .map(|work| {
-                let mut layouts = work.inode.block_layouts.overlapping(work.concerns_clients());
+                let mut layouts = work.inode.block_layouts.overlapping(&work.concerns_clients());
                 layouts.retain(|layout| layout.pid != self.pid() || !work.only_adds());
                 (work, layouts)
             })
@@ -339,7 +339,7 @@ impl Task {
             return Err(Errno::ETXTBSY);
         }
         for (work, layouts) in &in_way {
-            work.inode.set_waiting(work.ticket, work.concerns_clients(), &[]);
+            work.inode.set_waiting(work.ticket, &work.concerns_clients(), &[]);
             for layout in layouts {
                 if layout.pid == self.pid() {
                     layout.shut();

@@ -25,7 +25,7 @@ use crate::lease::settle;
 use crate::lease::table::{Entry, State};
 use crate::process::Pid;
 use crate::process::custody::Custody;
-use crate::range::BlockRange;
+use crate::range::{BlockRange, BlockRanges};
 use crate::waits::Participant;
 
 /// A range of file blocks; no end means infinity.
@@ -242,11 +242,11 @@ impl Kernel {
         };
         let holders = inode.holders.all();
         let blocked = line.holder.and_then(|task| {
-            let range = line.waiting?;
+            let ranges = line.waiting?;
             let who = take(task)?;
             let met: Vec<_> = holders.iter().filter(|holder| line.pins.contains(&holder.id)).cloned().collect();
-            let blockers = self.judged(&inode, range, &met, Pid(who.pid));
-            Some(BlockedChange { who, range: range.into(), blockers })
+            let blockers = self.judged(&inode, &ranges, &met, Pid(who.pid));
+            Some(BlockedChange { who, range: ranges.hull().into(), blockers })
         });
         let queued = line.queue.into_iter().filter_map(&mut take).collect();
         let queues =
@@ -254,7 +254,7 @@ impl Kernel {
         let others = queues.into_iter().flat_map(|queue| queue.waiting()).filter_map(&mut take).collect();
         let pages = inode.layout(|layout| mapped(layout, range).map(|extent| pages_of(&extent)).collect::<Vec<_>>());
         let met: Vec<_> = holders.into_iter().filter(|holder| holder.holds_any_of(&pages)).collect();
-        let stranger = self.judged(&inode, range, &met, STRANGER);
+        let stranger = self.judged(&inode, &range.into(), &met, STRANGER);
         Some(Blockers { ino: ino.0, blocked, queued, others, stranger, asked: range.into() })
     }
 
@@ -275,12 +275,12 @@ impl Kernel {
         self.waits.blocked().into_iter().map(waiting).collect()
     }
 
-    /// What a change of `range` by `changer` meets: leases, the pins `met`, clients, in this order.
-    fn judged(&self, inode: &Inode, range: BlockRange, met: &[Arc<Holder>], changer: Pid) -> Vec<Blocker> {
+    /// What a change of `ranges` by `changer` meets: leases, the pins `met`, clients, in this order.
+    fn judged(&self, inode: &Inode, ranges: &BlockRanges, met: &[Arc<Holder>], changer: Pid) -> Vec<Blocker> {
         let entries = inode.leases.lock().clone();
         let holders = inode.holders.all();
-        let touched = || entries.iter().filter(|entry| entry.range.overlaps(range));
-        let others_write = settle::others_write(&entries, range, changer);
+        let touched = || entries.iter().filter(|entry| ranges.overlaps(entry.range));
+        let others_write = settle::others_write(&entries, ranges, changer);
         let mut blockers: Vec<Blocker> = touched()
             .map(|entry| {
                 let effect = settle::judge(&self.axes, entry, changer, others_write).effect();
@@ -293,7 +293,7 @@ impl Kernel {
             self.pin_blocker(inode, holder, Effect::of_pin(rule))
         }));
         let layouts = inode.block_layouts.all();
-        let clients = layouts.iter().filter(|layout| layout.range().overlaps(range) && layout.pid() != changer);
+        let clients = layouts.iter().filter(|layout| ranges.overlaps(layout.range()) && layout.pid() != changer);
         blockers.extend(clients.map(|layout| self.layout_blocker(inode, layout)));
         blockers
     }

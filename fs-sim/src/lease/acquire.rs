@@ -188,7 +188,7 @@ impl Task {
     /// While a layout change waits, overlapping requests get EAGAIN; under `chinner` rules they wait for it to finish.
     fn await_pending_change(&self, request: &Request<'_>) -> Result<(), Errno> {
         let kernel = self.kernel();
-        let pending = || request.inode.ticket.waiting_on().is_some_and(|range| range.overlaps(request.range));
+        let pending = || request.inode.ticket.waiting_on().is_some_and(|ranges| ranges.overlaps(request.range));
         if !pending() {
             return Ok(());
         }
@@ -196,8 +196,9 @@ impl Task {
             return Err(Errno::EAGAIN);
         }
         let own_pins = || {
-            let range = request.inode.ticket.waiting_on();
-            range.is_some_and(|range| request.inode.holders.registered_in(range).iter().any(|h| h.pid == self.pid()))
+            let holders = &request.inode.holders;
+            let own_in = |range| holders.registered_in(range).iter().any(|holder| holder.pid == self.pid());
+            request.inode.ticket.waiting_on().is_some_and(|ranges| ranges.iter().any(own_in))
         };
         let how = WaitFor::interruptible("layout change that broke the lease");
         let outcome = self.block_on(request.inode.ticket.changed(), how, || {

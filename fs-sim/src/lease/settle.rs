@@ -16,7 +16,7 @@ use crate::inode::{Inode, TicketGuard};
 use crate::inspect::blockers::Effect;
 use crate::process::Pid;
 use crate::process::task::Task;
-use crate::range::BlockRange;
+use crate::range::{BlockRange, BlockRanges};
 use crate::waits::{Ended, Look, Need};
 
 /// Where the settling of a change stands.
@@ -105,19 +105,25 @@ fn pins_refuse(axes: &Axes, holders: &[Arc<Holder>], entries: &[Entry], changer:
     })
 }
 
-/// Whether a process other than `changer` holds write in `range`.
-pub(crate) fn others_write(entries: &[Entry], range: BlockRange, changer: Pid) -> bool {
-    let write = |entry: &Entry| entry.range.overlaps(range) && entry.pid != changer && entry.kind.mode == Mode::Write;
+/// Whether a process other than `changer` holds write in `ranges`.
+pub(crate) fn others_write(entries: &[Entry], ranges: &BlockRanges, changer: Pid) -> bool {
+    let write = |entry: &Entry| ranges.overlaps(entry.range) && entry.pid != changer && entry.kind.mode == Mode::Write;
     entries.iter().any(write)
 }
 
-/// Why a change of `range` by `changer` is refused before anything is done, if it is.
-fn refusal(axes: &Axes, entries: &[Entry], range: BlockRange, holders: &[Arc<Holder>], changer: Pid) -> Option<Errno> {
+/// Why a change of `ranges` by `changer` is refused before anything is done, if it is.
+fn refusal(
+    axes: &Axes,
+    entries: &[Entry],
+    ranges: &BlockRanges,
+    holders: &[Arc<Holder>],
+    changer: Pid,
+) -> Option<Errno> {
     if pins_refuse(axes, holders, entries, changer) {
         return Some(Errno::ETXTBSY);
     }
-    let others_write = others_write(entries, range, changer);
-    let touched = entries.iter().filter(|entry| entry.range.overlaps(range));
+    let others_write = others_write(entries, ranges, changer);
+    let touched = entries.iter().filter(|entry| ranges.overlaps(entry.range));
     let failures = touched.filter_map(|entry| match judge(axes, entry, changer, others_write) {
         Verdict::Fail(errno) => Some(errno),
         _ => None,
@@ -138,12 +144,12 @@ impl Task {
     ///
     /// # Errors
     /// ETXTBSY or EDEADLK as the design says.
-    pub(crate) fn may_settle(&self, inode: &Inode, range: BlockRange, holders: &[Arc<Holder>]) -> Result<(), Errno> {
-        let refused = refusal(&self.kernel().axes, &inode.leases.lock(), range, holders, self.pid());
+    pub(crate) fn may_settle(&self, inode: &Inode, ranges: &BlockRanges, holders: &[Arc<Holder>]) -> Result<(), Errno> {
+        let refused = refusal(&self.kernel().axes, &inode.leases.lock(), ranges, holders, self.pid());
         refused.map_or(Ok(()), |errno| Err(self.refused(errno)))
     }
 
-    /// Judges every lease that `range` touches, and `holders` (those of the pages concerned), for a layout change by this
+    /// Judges every lease that `ranges` touch, and `holders` (those of the pages concerned), for a layout change by this
     /// process; begins the breaks that are needed.
     ///
     /// # Errors
@@ -152,7 +158,7 @@ impl Task {
         &self,
         inode: &Inode,
         ticket: &TicketGuard<'_>,
-        range: BlockRange,
+        ranges: &BlockRanges,
         holders: &[Arc<Holder>],
     ) -> Result<Settled, Errno> {
         let kernel = self.kernel();
@@ -160,17 +166,17 @@ impl Task {
         let mut judgement = Judgement::default();
         {
             let mut entries = inode.leases.lock();
-            if let Some(errno) = refusal(axes, &entries, range, holders, self.pid()) {
+            if let Some(errno) = refusal(axes, &entries, ranges, holders, self.pid()) {
                 return Err(self.refused(errno));
             }
-            let touched = |entry: &Entry| entry.range.overlaps(range);
-            let others_write = others_write(&entries, range, self.pid());
+            let touched = |entry: &Entry| ranges.overlaps(entry.range);
+            let others_write = others_write(&entries, ranges, self.pid());
             let verdict = |entry: &Entry| judge(axes, entry, self.pid(), others_write);
             entries.retain_mut(|entry| {
                 let verdict = if touched(entry) { verdict(entry) } else { Verdict::Ignore };
                 kernel.carry_out(verdict, entry, &mut judgement)
             });
-            let settled = if judgement.in_way.is_empty() { range } else { BlockRange::new(0, 0) };
+            let settled = if judgement.in_way.is_empty() { ranges.hull() } else { BlockRange::new(0, 0) };
             inode.leases.settle_on(&entries, settled);
         }
         if !judgement.lost.is_empty() || !judgement.owners.is_empty() {
@@ -178,7 +184,7 @@ impl Task {
         }
         if !judgement.in_way.is_empty() {
             // Before anybody is told: an owner that answers at once finds the change waiting.
-            inode.set_waiting(ticket, range, holders);
+            inode.set_waiting(ticket, ranges, holders);
         }
         kernel.tell_owners(inode, &judgement.owners);
         for lease in &judgement.lost {
@@ -187,16 +193,16 @@ impl Task {
         if judgement.in_way.is_empty() { Ok(Settled::Clear) } else { Ok(Settled::InTheWay(judgement.in_way)) }
     }
 
-    /// Whether a lease of somebody else stands against an allocation in `range` by a fault or a pin, which may neither break
+    /// Whether a lease of somebody else stands against an allocation in `ranges` by a fault or a pin, which may neither break
     /// nor wait. An own read+U does not forbid what its own pin needs. If none does, the change has settled.
-    pub(crate) fn leases_conflict(&self, inode: &Inode, range: BlockRange) -> bool {
+    pub(crate) fn leases_conflict(&self, inode: &Inode, ranges: &BlockRanges) -> bool {
         let axes = &self.kernel().axes;
         let entries = inode.leases.lock();
-        let foreign = entries.iter().filter(|entry| entry.pid != self.pid() && entry.range.overlaps(range));
+        let foreign = entries.iter().filter(|entry| entry.pid != self.pid() && ranges.overlaps(entry.range));
         let mut verdicts = foreign.map(|entry| judge(axes, entry, self.pid(), false));
         let conflict = verdicts.any(|verdict| verdict != Verdict::Ignore);
         if !conflict {
-            inode.leases.settle_on(&entries, range);
+            inode.leases.settle_on(&entries, ranges.hull());
         }
         conflict
     }

@@ -110,7 +110,8 @@ pub(crate) struct LeaseTable {
     /// Requests that wait for breaks they have begun, in the order they came.
     asking: Mutex<Vec<Asking>>,
     pub(crate) changed: WaitQueue,
-    /// The blocks of the layout change that has settled with the leases and is not over yet; written and read with the
+    /// The blocks of the layout change that has settled with the leases and is not over yet, with what lies between them (a
+    /// request there comes after it, soon); written and read with the
     /// entries locked, so that a lease is either judged by the change or comes after it.
     settled: [AtomicU64; 2],
 }

@@ -7,7 +7,7 @@ use fs_sim::process::fd_table::Fd;
 use fs_sim::range::BlockRange;
 use fs_sim::{BLOCK, Errno, Task};
 
-use super::Actor;
+use super::{Actor, Lab};
 
 pub(crate) const ALL: BlockRange = BlockRange::ALL;
 pub(crate) const KEEP: Mode = Mode::Allocate { keep_size: true };
@@ -60,4 +60,22 @@ pub(crate) fn canvas(a: &Actor) -> Fd {
     let fd = a.writes_file("data", 4, 1);
     a.fallocate(fd, Mode::Allocate { keep_size: false }, 5 * BLOCK, BLOCK).unwrap();
     fd
+}
+
+/// "data": `blocks` written blocks, no two of them neighbours on the device.
+pub(crate) fn scattered(lab: &Lab, blocks: u64) -> (Actor, Fd) {
+    let a = lab.actor();
+    let (fd, other) = (a.creates("data"), a.creates("other"));
+    for block in 0..blocks {
+        a.fills(fd, block, 1 + block as u8).unwrap();
+        a.fills(fd, blocks + block, 0).unwrap();
+    }
+    // The blocks in between move to another file: what is left has gaps.
+    for block in 0..blocks {
+        a.fills(other, block, 0).unwrap();
+    }
+    a.exchange_range(fd, blocks * BLOCK, other, 0, blocks * BLOCK).unwrap();
+    a.ftruncate(fd, blocks * BLOCK).unwrap();
+    assert_eq!(a.fiemap(fd, ALL).unwrap().len(), blocks as usize, "scattered");
+    (a, fd)
 }

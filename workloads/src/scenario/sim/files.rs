@@ -96,7 +96,7 @@ fn two_files(call: &Call, task: &Task) -> Result<Reply, Stop> {
         Verb::Reflink => task.reflink(from, from_offset, to, offset, len)?,
         Verb::Dedupe => {
             let same = task.dedupe(from, from_offset, to, offset, len)?;
-            return Reply::value(if same { "same" } else { "differs" });
+            return Reply::value(if same.is_some() { "same" } else { "differs" });
         }
         _ => task.exchange_range(from, from_offset, to, offset, len)?,
     }
