@@ -57,12 +57,12 @@ pub struct BlockLayout {
     /// The written extents in the range, in file order.
     extents: Vec<Extent>,
     read_point: Stamp,
-    /// Counts I/O in flight; shut once the layout was returned or fenced.
+    /// Counts I/O in flight; shut once the layout was returned or fenced. Whoever leaves it last then ends the layout.
     gate: Gate,
     /// When its time is over; none until it is recalled.
     recalled: Mutex<Option<Recall>>,
     fenced: AtomicBool,
-    /// Keeps the inode.
+    /// Keeps the file open until no I/O is in flight any more: an unlinked file's blocks stay as long.
     file: Mutex<Option<Arc<Description>>>,
 }
 
@@ -125,26 +125,37 @@ impl BlockLayout {
         self.custody.get()
     }
 
-    /// Shuts it, and takes it off the list if no I/O is in flight; else the last I/O does.
-    fn shut(&self) {
+    /// Shuts it, and ends it if no I/O is in flight; else the last I/O does.
+    fn shut(&self, deferred: &mut Deferred) {
         let (inside, _) = self.gate.close();
         if inside == 0 {
-            self.inode.block_layouts.remove(self);
+            self.end(deferred);
         }
     }
 
-    fn access(&self, body: impl FnOnce() -> Result<(), Errno>) -> Result<(), Errno> {
-        let entered = self.gate.enter();
-        if let Err(shut) = entered {
-            if shut.last {
-                self.inode.block_layouts.remove(self);
-            }
-            return Err(Errno::EIO);
+    /// What whoever leaves the shut gate last does, and may do again: takes it off the list and lets go of the file, whose
+    /// blocks nobody can reach by it any more.
+    fn end(&self, deferred: &mut Deferred) {
+        self.inode.block_layouts.remove(self);
+        let file = self.file.lock().take();
+        if let Some(file) = file {
+            file.put(deferred);
         }
-        race_point!("block layout: entered");
-        let result = body();
-        if self.gate.leave() {
-            self.inode.block_layouts.remove(self);
+    }
+
+    fn access(&self, kernel: &Arc<Kernel>, body: impl FnOnce() -> Result<(), Errno>) -> Result<(), Errno> {
+        let (result, last) = match self.gate.enter() {
+            Ok(()) => {
+                race_point!("block layout: entered");
+                let result = body();
+                (result, self.gate.leave())
+            }
+            Err(shut) => (Err(Errno::EIO), shut.last),
+        };
+        if last {
+            let mut deferred = Deferred::default();
+            self.end(&mut deferred);
+            kernel.run_deferred(deferred);
         }
         result
     }
@@ -167,9 +178,9 @@ impl BlockLayout {
     ///
     /// # Errors
     /// EFAULT outside the layout's range; EIO once it was returned or fenced, or if the device fails.
-    pub fn read(&self, kernel: &Kernel, offset: u64, into: &mut [u8]) -> Result<(), Errno> {
+    pub fn read(&self, kernel: &Arc<Kernel>, offset: u64, into: &mut [u8]) -> Result<(), Errno> {
         self.check(offset, into.len() as u64)?;
-        self.access(|| {
+        self.access(kernel, || {
             into.fill(0);
             let len = into.len() as u64;
             self.parts(offset, len).try_for_each(|(extent, skip, part)| {
@@ -182,12 +193,12 @@ impl BlockLayout {
     ///
     /// # Errors
     /// EACCES for a layout that is to be read; else as [`BlockLayout::read`].
-    pub fn write(&self, kernel: &Kernel, offset: u64, from: &[u8]) -> Result<(), Errno> {
+    pub fn write(&self, kernel: &Arc<Kernel>, offset: u64, from: &[u8]) -> Result<(), Errno> {
         if self.mode == IoMode::Read {
             return Err(Errno::EACCES);
         }
         self.check(offset, from.len() as u64)?;
-        self.access(|| {
+        self.access(kernel, || {
             self.parts(offset, from.len() as u64).try_for_each(|(extent, skip, part)| {
                 kernel.write_extent(self.inode.ino(), extent, skip, self.read_point, &from[part])
             })
@@ -197,11 +208,7 @@ impl BlockLayout {
 
 impl OpenObject for BlockLayout {
     fn release(&self, _kernel: &Arc<Kernel>, deferred: &mut Deferred) {
-        self.shut();
-        let file = self.file.lock().take();
-        if let Some(file) = file {
-            file.put(deferred);
-        }
+        self.shut(deferred);
     }
 
     /// A client's session is its own.
@@ -216,12 +223,14 @@ impl OpenObject for BlockLayout {
 
 impl Kernel {
     /// Takes a client's access away: what it has in flight drains, then its layout is gone.
-    pub(crate) fn fence(&self, layout: &BlockLayout) {
+    pub(crate) fn fence(self: &Arc<Self>, layout: &BlockLayout) {
         if !layout.fenced.swap(true, Ordering::SeqCst) {
             self.counters.layout_fences.add(1);
             self.trace("fenced", layout.pid.0.into(), layout.inode.ino().0, None);
         }
-        layout.shut();
+        let mut deferred = Deferred::default();
+        layout.shut(&mut deferred);
+        self.run_deferred(deferred);
     }
 
     /// Tells a client, once, that its layout is wanted back.
@@ -342,7 +351,9 @@ impl Task {
             work.inode.set_waiting(work.ticket, work.concerns_clients(), &[]);
             for layout in layouts {
                 if layout.pid == self.pid() {
-                    layout.shut();
+                    let mut deferred = Deferred::default();
+                    layout.shut(&mut deferred);
+                    self.kernel().run_deferred(deferred);
                 } else {
                     let _told = self.kernel().recall(layout);
                 }
@@ -391,3 +402,6 @@ impl Task {
         self.close(fd)
     }
 }
+
+#[cfg(all(test, not(any(daxlab_loom, daxlab_shuttle))))]
+mod tests;
