@@ -37,7 +37,8 @@ pub struct Inode {
     /// Never takes a value twice; see the module.
     generation: AtomicU64,
     layout: Rcu<Layout>,
-    /// Serialises publications of the layout that need no ticket (unwritten to written).
+    /// Serialises publications of the layout with each other (unwritten turns written without a ticket), each together with
+    /// its commit to the journal.
     pub(crate) map_lock: Mutex<()>,
     pub(crate) life: Mutex<Life>,
     pub(crate) ticket: Ticket,

@@ -6,7 +6,7 @@ mod common;
 
 use common::changes::{CHANGES, NO_CHANGES, canvas};
 use common::{Lab, Nic, PinnedFile, can_pin, every_preset, pinned_file, preset};
-use emulator::sync::atomic::Ordering;
+use emulator::sync::atomic::{AtomicU64, Ordering};
 use emulator::sync::{Arc, race, thread};
 use fs_sim::design::{Axes, ChangeRule, GateScope, LastCloseRule};
 use fs_sim::file_ops::fallocate::Mode;
@@ -425,4 +425,41 @@ fn shared_blocks_and_names_survive_a_cut() {
         assert_eq!(b.bytes_of(g), [1, 90, 3, 4]);
         after.end([&b]);
     });
+}
+
+/// A cut in the middle of an exchange, beside writes to both files that are no layout changes: both halves are durable or
+/// none, so no block is in two files.
+#[test]
+fn of_a_change_of_two_files_no_half_is_durable() {
+    const BLOCKS: u64 = 1024;
+    for round in 0..100u64 {
+        let lab = Lab::on(16 << 20, preset("mainline"), |_| {});
+        let a = lab.actor();
+        let files = [a.creates("one"), a.creates("two")];
+        for (fd, byte) in files.into_iter().zip(1..) {
+            a.fallocate(fd, Mode::Allocate { keep_size: false }, 0, BLOCKS * BLOCK).unwrap();
+            a.fills(fd, 0, byte).unwrap();
+        }
+        let steps = Arc::new(AtomicU64::new(0));
+        let (task, counter) = (a.another_thread(), Arc::clone(&steps));
+        let exchanging = thread::spawn(move || {
+            while task.exchange_range(files[0], 0, files[1], 0, BLOCK).is_ok() {
+                counter.fetch_add(1, Ordering::SeqCst);
+            }
+        });
+        let writing = files.map(|fd| {
+            let task = a.another_thread();
+            // Each turns an unwritten block written.
+            thread::spawn(move || (1..BLOCKS).all(|block| task.write(fd, block * BLOCK, &[3]).is_ok()))
+        });
+        common::soon("some exchanges", || (steps.load(Ordering::SeqCst) > 5 + round % 40).then_some(()));
+        let durable = lab.kernel.power_cut().unwrap();
+        exchanging.join().unwrap();
+        for thread in writing {
+            let _cut_or_done = thread.join().unwrap();
+        }
+        let config = Config::new(*lab.kernel.axes());
+        let (kernel, _) = Kernel::recover(Arc::clone(&lab.world), durable, config).unwrap();
+        assert_eq!(kernel.check_at_rest(), Vec::<String>::new(), "round {round}");
+    }
 }

@@ -253,8 +253,6 @@ impl Task {
                 Holds::Again => continue,
             }
             fresh.pages.clear();
-            let changed: Vec<&Inode> = sides.iter().map(|(inode, _)| *inode).collect();
-            kernel.journal.commit(&changed);
             race_point!("change: published, not freed");
             for (work, cleared) in works.iter().zip(cleared) {
                 for departing in cleared.departing {
@@ -529,10 +527,11 @@ impl Kernel {
         Some(Cleared { departing, kept, orphaned: verdict.orphaned, _doors: doors })
     }
 
-    /// Publishes what a change makes of its files, if it still holds: everything is shut that has to be.
+    /// Publishes and commits what a change makes of its files, if it still holds: everything is shut that has to be.
     ///
     /// The locks of two maps are taken in the order of their files and held together, so that no state turns in the one while
-    /// the other is made from it; nothing is waited for under them.
+    /// the other is made from it, and nobody commits the one, by such a turn, without the other; nothing is waited for under
+    /// them.
     fn publish(
         &self,
         change: &dyn Joint,
@@ -570,6 +569,9 @@ impl Kernel {
         for (work, next) in works.iter().zip(next) {
             work.inode.publish(next);
         }
+        race_point!("change: published, not committed");
+        let changed: Vec<&Inode> = works.iter().map(|work| work.inode).collect();
+        self.journal.commit(&changed);
         Holds::Yes
     }
 }
