@@ -222,7 +222,7 @@ impl Task {
         let kernel = self.kernel();
         loop {
             // Each time: it may have been removed while this change waited.
-            kernel.device_there()?;
+            kernel.device_stays()?;
             let layouts: Vec<Layout> = sides.iter().map(|(inode, _)| inode.layout(Layout::clone)).collect();
             let Some(plans) = change.plan(kernel, &layouts)? else {
                 return Ok(false);
@@ -246,6 +246,7 @@ impl Task {
             let Some(cleared) = self.clear_pages(&works, verdicts, patience)? else {
                 continue;
             };
+            kernel.device_stays()?;
             race_point!("change: shut, not published");
             match kernel.publish(change, &layouts, &works, &cleared, &fresh.pages) {
                 Holds::Yes => {}

@@ -253,13 +253,17 @@ impl Task {
     ///
     /// # Errors
     /// EBADF; EINVAL (not a file; an empty range, or one that reaches beyond the last block of the file **\[chosen\]**); EACCES
-    /// (open mode); EAGAIN while a layout change of the file waits; EMFILE; what an allocation says.
+    /// (open mode); EAGAIN while a layout change of the file waits; EMFILE; ENODEV (the device is being removed); what an
+    /// allocation says.
     pub fn layoutget(&self, fd: Fd, range: BlockRange, mode: IoMode) -> Result<(Fd, Arc<BlockLayout>), Errno> {
         let file = self.open_again(fd, |access: Access| access.read && (access.write || mode == IoMode::Read))?;
         let layout = self.grant(&file, range, mode)?;
-        let installed = self.install_object(|custody| {
-            let _first = layout.custody.set(custody);
-            Arc::clone(&layout) as Arc<dyn OpenObject>
+        // Whoever removes the device meanwhile may have missed this one.
+        let installed = self.kernel().mount.check().and_then(|()| {
+            self.install_object(|custody| {
+                let _first = layout.custody.set(custody);
+                Arc::clone(&layout) as Arc<dyn OpenObject>
+            })
         });
         match installed {
             Ok((fd, _)) => Ok((fd, layout)),
@@ -276,6 +280,7 @@ impl Task {
     fn grant(&self, file: &Arc<Description>, range: BlockRange, mode: IoMode) -> Result<Arc<BlockLayout>, Errno> {
         let granted = self.syscall(|| {
             let (inode, _) = file.file().ok_or(Errno::EINVAL)?;
+            self.kernel().mount.check()?;
             loop {
                 let outside = range.end > inode.layout(Layout::size).div_ceil(BLOCK);
                 if range.is_empty() || outside {
