@@ -174,6 +174,8 @@ struct TicketState {
     holder: Option<WaiterId>,
     queue: VecDeque<WaiterId>,
     waiting: Option<BlockRange>,
+    /// The range in which it last shut doors and found pins behind them: for questions, nobody is refused for it.
+    draining: Option<BlockRange>,
     /// The pins that a waiting change met.
     pins: Vec<HolderId>,
 }
@@ -271,7 +273,7 @@ impl Ticket {
     pub(crate) fn line(&self) -> Line {
         let state = self.state.lock();
         let queue = state.queue.iter().copied().collect();
-        Line { holder: state.holder, waiting: state.waiting, pins: state.pins.clone(), queue }
+        Line { holder: state.holder, waiting: state.waiting.or(state.draining), pins: state.pins.clone(), queue }
     }
 
     /// The task whose change is under way.
@@ -306,6 +308,11 @@ impl Ticket {
 }
 
 impl TicketGuard<'_> {
+    /// Says that this change waits behind shut doors in `range`.
+    pub(crate) fn set_draining(&self, range: BlockRange) {
+        self.0.state.lock().draining = Some(range);
+    }
+
     /// Says that this change waits for leases or long-term pins in `range`: new ones there are refused meanwhile.
     fn set_waiting(&self, range: BlockRange, pins: Vec<HolderId>) {
         {
@@ -325,6 +332,7 @@ impl Drop for TicketGuard<'_> {
             let mut state = self.0.state.lock();
             state.holder = None;
             state.waiting = None;
+            state.draining = None;
             state.pins.clear();
             self.0.waiting_hint.store(false, Ordering::Release);
         }

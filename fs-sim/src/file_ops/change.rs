@@ -28,6 +28,7 @@ use crate::extent_map::Layout;
 use crate::holders::{Holder, HolderId};
 use crate::inode::{Inode, TicketGuard};
 use crate::lease::settle::Settled;
+use crate::process::Pid;
 use crate::process::task::Task;
 use crate::range::BlockRange;
 use crate::waits::{Ended, Look, Need};
@@ -108,14 +109,16 @@ pub(crate) enum Patience {
 
 impl Patience {
     fn drains(self) -> WaitFor {
-        const REASON: &str = "pins draining";
         match self {
-            Patience::Waits => WaitFor::interruptible(REASON),
+            Patience::Waits => WaitFor::interruptible(DRAINING),
             // A fault has no way to report an interruption.
-            Patience::Never => WaitFor::killable(REASON),
+            Patience::Never => WaitFor::killable(DRAINING),
         }
     }
 }
+
+/// Why a change waits with its doors shut.
+const DRAINING: &str = "pins draining";
 
 /// How many separate runs of pages one change may shut: half of what the marks in a parent's word can count, so that two
 /// such changes can go on at once under one 1 GiB folio. A file in more pieces is taken down in steps.
@@ -407,7 +410,7 @@ impl Task {
                 let judged = if kernel.goes_blindly() { &work.turning } else { &work.judged };
                 let holders = work.inode.holders.holding(work.range, judged);
                 if holders.iter().any(|holder| !verdict.judged.contains(&holder.id)) {
-                    return Look::Ready(false);
+                    return Look::Ready(Ok(false));
                 }
                 let revoked = |id: HolderId| verdict.revoke.iter().any(|revoked| revoked.id == id);
                 busy |= shorts_only && holders.iter().any(|holder| revoked(holder.id));
@@ -415,13 +418,31 @@ impl Task {
             for shut in doors.iter().flatten().flat_map(|doors| &doors.shut) {
                 busy = busy || shut.closing.flag_waiter(shut.orphan || shorts_only);
             }
-            if busy { Look::Blocked(Vec::new()) } else { Look::Ready(true) }
+            if busy { self.drains_behind(works, doors) } else { Look::Ready(Ok(true)) }
         });
         match outcome {
-            Ok(drained) => Ok(drained),
+            Ok(drained) => drained,
             Err(Ended::Interrupted | Ended::TimedOut) => Err(Errno::EINTR),
             Err(Ended::Deadlock) => Err(Errno::EDEADLK),
         }
+    }
+
+    /// Who could end the pins behind the doors: calls and DMA in progress end by themselves, direct I/O is its process's to
+    /// complete. Ready with EDEADLK if only this very task could, whatever its patience.
+    fn drains_behind(&self, works: &[Work<'_>], doors: &[Option<Doors<'_>>]) -> Look<Result<bool, Errno>> {
+        for work in works {
+            work.ticket.set_draining(work.concerns_clients());
+        }
+        let mut pages: Vec<PageRange> =
+            doors.iter().flatten().flat_map(|doors| &doors.shut).map(|shut| shut.closing.range()).collect();
+        merge(&mut pages);
+        let mut pids: Vec<Pid> = self.kernel().io_on(&pages).iter().map(|io| io.pid).collect();
+        pids.dedup();
+        if pids.contains(&self.pid()) && self.process().waiters.lock().len() == 1 {
+            self.note_self_deadlock(DRAINING);
+            return Look::Ready(Err(Errno::EDEADLK));
+        }
+        Look::Blocked(pids.into_iter().map(|pid| Need::any_of(vec![pid])).collect())
     }
 
     /// With the doors open: waits until none of `holders` is left.
@@ -457,7 +478,7 @@ fn say_waiting(works: &[Work<'_>], met: impl Fn(usize) -> Vec<Arc<Holder>>) {
 impl Kernel {
     /// Whether nobody's pins have a say about blocks that leave or move. (Nothing that only turns unwritten is freed, so there
     /// is nothing to go blindly about.)
-    fn goes_blindly(&self) -> bool {
+    pub(crate) fn goes_blindly(&self) -> bool {
         self.axes.stranger_change == ChangeRule::Proceed && self.axes.holder_change == ChangeRule::Proceed
     }
 
