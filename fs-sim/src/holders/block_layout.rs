@@ -385,9 +385,13 @@ impl Task {
             let how = WaitFor::interruptible("block layout recall").until(next);
             let outcome = self.block_on(&inode.block_layouts.changed, how, || {
                 let held = inode.block_layouts.held.lock();
-                let left = layouts.iter().filter(|layout| held.iter().any(|other| Arc::ptr_eq(other, layout)));
-                let clients: Vec<Need> = left.map(|layout| Need::any_of(vec![layout.pid])).collect();
-                if clients.is_empty() { Look::Ready(()) } else { Look::Blocked(clients) }
+                let left = || layouts.iter().filter(|layout| held.iter().any(|other| Arc::ptr_eq(other, layout)));
+                if left().next().is_none() {
+                    return Look::Ready(());
+                }
+                // Of a shut one the I/O in flight is left, which ends by itself: nobody is needed for it.
+                let open = left().filter(|layout| !layout.gate.is_closed());
+                Look::Blocked(open.map(|layout| Need::any_of(vec![layout.pid])).collect())
             });
             match outcome {
                 Ok(()) => return Ok(()),

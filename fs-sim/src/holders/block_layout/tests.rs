@@ -2,6 +2,7 @@
 
 use emulator::World;
 use emulator::device::Device;
+use emulator::sync::thread;
 
 use super::*;
 use crate::Config;
@@ -66,4 +67,28 @@ fn an_unlinked_file_stays_while_its_clients_io_is_in_flight() {
         assert_eq!(client.kernel.usage().allocated, 0, "the last I/O let go of it");
         client.end();
     }
+}
+
+/// A client that takes blocks away while its own I/O on them is in flight waits for it, as for any I/O: that is nobody's
+/// deadlock.
+#[test]
+fn a_clients_own_change_waits_for_its_own_io() {
+    let client = client();
+    let mut truncating = None;
+    let written = client.writes(|| {
+        let task = Arc::clone(&client.task);
+        let fd = client.file;
+        let call = thread::spawn(move || task.ftruncate(fd, 0));
+        let asleep = || client.kernel.waits.blocked().iter().any(|waiting| waiting.reason == "block layout recall");
+        while !asleep() {
+            assert!(!call.is_finished(), "it returned: {:?}", client.kernel.deadlocks());
+            thread::yield_now();
+        }
+        assert_eq!(client.task.stat(client.file).map(|stat| stat.size), Ok(4 * BLOCK), "not before the I/O has ended");
+        truncating = Some(call);
+    });
+    assert_eq!(written, Ok(()));
+    assert_eq!(truncating.map(|call| call.join().expect("the call")), Some(Ok(())));
+    assert_eq!(client.kernel.counters.deadlocks.get(), 0);
+    client.end();
 }
