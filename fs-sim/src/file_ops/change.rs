@@ -236,6 +236,10 @@ impl Task {
             if works.iter().map(Work::closings).sum::<usize>() > CLOSINGS_MAX {
                 return Err(Errno::ENOMEM);
             }
+            // A hint, before anybody is told or asked; what is free when it is needed decides.
+            if works.iter().map(|work| work.blocks).sum::<u64>() > kernel.allocator.free_blocks() {
+                return Err(Errno::ENOSPC);
+            }
             if !self.settle_all(&works, patience)? {
                 continue;
             }
@@ -246,6 +250,9 @@ impl Task {
             let Some(verdicts) = self.decide_all(&works)? else { continue };
             let needed = works.iter().zip(&verdicts).map(|(work, verdict)| work.blocks_with(&verdict.orphaned)).sum();
             let mut fresh = kernel.fresh(sides[0].0, needed)?;
+            if !self.end_own_layouts(&works)? {
+                continue;
+            }
             let Some(cleared) = self.clear_pages(&works, verdicts, patience)? else {
                 continue;
             };

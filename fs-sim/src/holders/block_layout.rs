@@ -80,6 +80,9 @@ pub(crate) struct BlockLayouts {
     pub(crate) changed: WaitQueue,
 }
 
+/// A part of a change and the layouts that stand against it.
+type InWay<'w> = (&'w Work<'w>, Vec<Arc<BlockLayout>>);
+
 impl BlockLayouts {
     pub(crate) fn all(&self) -> Vec<Arc<BlockLayout>> {
         self.held.lock().clone()
@@ -334,37 +337,52 @@ impl Task {
     }
 
     /// Recalls the layouts that others hold where a change does something, waits until they are returned, and fences those
-    /// whose time is over. A client that takes blocks away itself knows of it: its own layouts there end at once
-    /// **\[chosen\]**; those where it only adds blocks stay. False if anything was in the way: all is to be judged again.
+    /// whose time is over. False if anything was in the way: all is to be judged again.
     ///
     /// # Errors
-    /// ETXTBSY for a change that never waits; EINTR; EDEADLK.
+    /// ETXTBSY for a change that never waits, also where it would meet its own; EINTR; EDEADLK.
     pub(crate) fn recall_layouts(&self, works: &[Work<'_>], patience: Patience) -> Result<bool, Errno> {
-        let in_way: Vec<(&Work<'_>, Vec<Arc<BlockLayout>>)> = works
-            .iter()
-            .map(|work| {
-                let mut layouts = work.inode.block_layouts.overlapping(work.concerns_clients());
-                layouts.retain(|layout| layout.pid != self.pid() || !work.only_adds());
-                (work, layouts)
-            })
-            .filter(|(_, layouts)| !layouts.is_empty())
-            .collect();
-        if !in_way.is_empty() && patience == Patience::Never {
+        let in_way = self.layouts_in_way(works, false);
+        if patience == Patience::Never && !(in_way.is_empty() && self.layouts_in_way(works, true).is_empty()) {
             return Err(Errno::ETXTBSY);
         }
-        for (work, layouts) in &in_way {
+        self.until_gone(&in_way, |layout| {
+            let _told = self.kernel().recall(layout);
+        })
+    }
+
+    /// A client that takes blocks away itself knows of it: its own layouts there end at once **\[chosen\]**, once nothing
+    /// refuses the change any more; those where it only adds blocks stay. False if I/O had to be waited for, or could have
+    /// been: all is to be judged again.
+    ///
+    /// # Errors
+    /// EINTR.
+    pub(crate) fn end_own_layouts(&self, works: &[Work<'_>]) -> Result<bool, Errno> {
+        self.until_gone(&self.layouts_in_way(works, true), |layout| {
+            let mut deferred = Deferred::default();
+            layout.shut(&mut deferred);
+            self.kernel().run_deferred(deferred);
+        })
+    }
+
+    /// The layouts that stand against a change: those of others, or its own.
+    fn layouts_in_way<'w>(&self, works: &'w [Work<'w>], own: bool) -> Vec<InWay<'w>> {
+        let concerned = works.iter().filter(|work| !(own && work.only_adds()));
+        let in_way = concerned.map(|work| {
+            let mut layouts = work.inode.block_layouts.overlapping(work.concerns_clients());
+            layouts.retain(|layout| (layout.pid == self.pid()) == own);
+            (work, layouts)
+        });
+        in_way.filter(|(_, layouts)| !layouts.is_empty()).collect()
+    }
+
+    /// Does `demand` to each of these layouts, and waits until they are gone. True if there was none.
+    fn until_gone(&self, in_way: &[InWay<'_>], demand: impl Fn(&BlockLayout)) -> Result<bool, Errno> {
+        for (work, layouts) in in_way {
             work.inode.set_waiting(work.ticket, work.concerns_clients(), &[]);
-            for layout in layouts {
-                if layout.pid == self.pid() {
-                    let mut deferred = Deferred::default();
-                    layout.shut(&mut deferred);
-                    self.kernel().run_deferred(deferred);
-                } else {
-                    let _told = self.kernel().recall(layout);
-                }
-            }
+            layouts.iter().for_each(|layout| demand(layout));
         }
-        for (work, layouts) in &in_way {
+        for (work, layouts) in in_way {
             self.wait_for_layouts(work.inode, layouts)?;
         }
         Ok(in_way.is_empty())
