@@ -105,6 +105,20 @@ pub(crate) struct ShortPins {
     pub(crate) generation: u64,
 }
 
+/// What the design's gate has for a long-term user.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Admission {
+    /// Pins.
+    Pins,
+    /// Pins, under a lease.
+    PinsUnder {
+        /// Whether it must be an exclusive one.
+        exclusive: bool,
+    },
+    /// Faults.
+    OnDemand,
+}
+
 /// Why a try to pin did not hold.
 enum Miss {
     /// A door was shut, or the map changed: look again.
@@ -341,18 +355,12 @@ impl Task {
         let (inode, _) = description.file().ok_or(Errno::EINVAL)?;
         kernel.mount.check()?;
         let range = BlockRange::of_bytes(offset, want.len);
-        let exclusive = match kernel.axes.pin_gate {
-            _ if kernel.axes.gate_scope == GateScope::RdmaOnly && want.user != LongTermUser::Rdma => {
-                return Err(Errno::EOPNOTSUPP);
-            }
-            PinGate::Refuse => return Err(Errno::EOPNOTSUPP),
-            PinGate::Fault if want.user != LongTermUser::Rdma => return Err(Errno::EOPNOTSUPP),
-            PinGate::Fault => {
+        let exclusive = match kernel.admission(want.user)? {
+            Admission::OnDemand => {
                 return Ok(Registration::OnDemand(OnDemand::new(Arc::clone(self.process()), &want)));
             }
-            PinGate::Open => None,
-            PinGate::Lease => Some(false),
-            PinGate::Unbreakable => Some(true),
+            Admission::Pins => None,
+            Admission::PinsUnder { exclusive } => Some(exclusive),
         };
         if inode.ticket.waiting_on().is_some_and(|waited| waited.overlaps(range)) {
             return Err(Errno::EAGAIN);
@@ -464,6 +472,24 @@ impl Task {
 }
 
 impl Kernel {
+    /// What the gate has for `user`, whatever it holds and wants.
+    ///
+    /// # Errors
+    /// EOPNOTSUPP: nothing.
+    pub(crate) fn admission(&self, user: LongTermUser) -> Result<Admission, Errno> {
+        let rdma = user == LongTermUser::Rdma;
+        if self.axes.gate_scope == GateScope::RdmaOnly && !rdma {
+            return Err(Errno::EOPNOTSUPP);
+        }
+        match self.axes.pin_gate {
+            PinGate::Fault if rdma => Ok(Admission::OnDemand),
+            PinGate::Refuse | PinGate::Fault => Err(Errno::EOPNOTSUPP),
+            PinGate::Open => Ok(Admission::Pins),
+            PinGate::Lease => Ok(Admission::PinsUnder { exclusive: false }),
+            PinGate::Unbreakable => Ok(Admission::PinsUnder { exclusive: true }),
+        }
+    }
+
     fn charge(&self, process: &Process, pages: u64) -> Result<(), Errno> {
         let within = |locked: u64| locked.checked_add(pages).filter(|locked| *locked <= process.memlock());
         let charged = process.locked_pages.fetch_update(Ordering::Relaxed, Ordering::Relaxed, within);

@@ -136,11 +136,14 @@ impl std::fmt::Debug for Holder {
 impl Holder {
     /// Whether any of its pages lies in one of `pages`, which are sorted and disjoint.
     pub fn holds_any_of(&self, pages: &[PageRange]) -> bool {
-        self.pages.iter().any(|held| {
-            let next = pages.partition_point(|range| range.end() <= held.start());
-            pages.get(next).is_some_and(|range| range.start() < held.end())
-        })
+        self.pages.iter().any(|held| meets(*held, pages))
     }
+}
+
+/// Whether a page of `held` lies in one of `pages`, which are sorted and disjoint.
+pub(crate) fn meets(held: PageRange, pages: &[PageRange]) -> bool {
+    let next = pages.partition_point(|range| range.end() <= held.start());
+    pages.get(next).is_some_and(|range| range.start() < held.end())
 }
 
 /// The committed holders of one inode, by first file block.

@@ -37,7 +37,8 @@ pub struct Inode {
     /// Never takes a value twice; see the module.
     generation: AtomicU64,
     layout: Rcu<Layout>,
-    /// Serialises publications of the layout that need no ticket (unwritten to written).
+    /// Serialises publications of the layout with each other (unwritten turns written without a ticket), each together with
+    /// its commit to the journal.
     pub(crate) map_lock: Mutex<()>,
     pub(crate) life: Mutex<Life>,
     pub(crate) ticket: Ticket,
@@ -173,6 +174,8 @@ struct TicketState {
     holder: Option<WaiterId>,
     queue: VecDeque<WaiterId>,
     waiting: Option<BlockRanges>,
+    /// The range in which it last shut doors and found pins behind them: for questions, nobody is refused for it.
+    draining: Option<BlockRanges>,
     /// The pins that a waiting change met.
     pins: Vec<HolderId>,
 }
@@ -270,7 +273,8 @@ impl Ticket {
     pub(crate) fn line(&self) -> Line {
         let state = self.state.lock();
         let queue = state.queue.iter().copied().collect();
-        Line { holder: state.holder, waiting: state.waiting.clone(), pins: state.pins.clone(), queue }
+        let waiting = state.waiting.clone().or_else(|| state.draining.clone());
+        Line { holder: state.holder, waiting, pins: state.pins.clone(), queue }
     }
 
     /// The task whose change is under way.
@@ -305,6 +309,11 @@ impl Ticket {
 }
 
 impl TicketGuard<'_> {
+    /// Says that this change waits behind shut doors in `ranges`.
+    pub(crate) fn set_draining(&self, ranges: BlockRanges) {
+        self.0.state.lock().draining = Some(ranges);
+    }
+
     /// Says that this change waits for leases or long-term pins in `range`: new ones there are refused meanwhile.
     fn set_waiting(&self, ranges: BlockRanges, pins: Vec<HolderId>) {
         {
@@ -324,6 +333,7 @@ impl Drop for TicketGuard<'_> {
             let mut state = self.0.state.lock();
             state.holder = None;
             state.waiting = None;
+            state.draining = None;
             state.pins.clear();
             self.0.waiting_hint.store(false, Ordering::Release);
         }

@@ -9,6 +9,7 @@ use common::{
     rule_of,
 };
 use fs_sim::design::{Axes, ChangeRule, GateScope, LastCloseRule, LeaseRules, PinGate, UnlockRule};
+use fs_sim::file_ops::direct_io::Transfer;
 use fs_sim::holders::block_layout::IoMode;
 use fs_sim::inode::Ino;
 use fs_sim::inspect::blockers::{Blocker, Blockers, Blocks, Cause, Effect, Releaser};
@@ -354,4 +355,44 @@ fn waiting_for_oneself_is_a_cycle_of_one() {
     assert_eq!((only.pid, only.reason), (a.pid(), "unlock while pinned"));
     assert_eq!(only.needs[0].any_of, [a.pid()]);
     lab.end([a]);
+}
+
+/// Direct I/O in flight blocks a change as well: the change is there, with the process that could complete the I/O.
+#[test]
+fn io_in_flight_is_named() {
+    every_preset(|axes| {
+        let lab = Lab::new(axes);
+        let (a, b) = (lab.actor(), lab.actor());
+        let f = a.writes_file("data", 4, 1);
+        let io = a.submit_direct_io(f, BLOCK, 2 * BLOCK, Transfer::Read).unwrap();
+        let ino = a.inode_of(f).ino();
+        let ignored = axes.stranger_change == ChangeRule::Proceed && axes.holder_change == ChangeRule::Proceed;
+        let expected = Blocker {
+            cause: Cause::DirectIo { process: a.pid().0 },
+            ino: ino.0,
+            range: Blocks { start: 1, end: Some(3) },
+            effect: if ignored { Effect::Ignored } else { Effect::WaitedFor },
+            deadline_ns: None,
+            releasers: vec![releaser(&a, f)],
+            queued: 0,
+        };
+        let found = ask(&lab, ino);
+        assert_eq!(found.stranger, std::slice::from_ref(&expected));
+        assert!(found.blocked.is_none());
+        assert!(lab.kernel.blockers_of(ino, BlockRange::new(0, 1)).unwrap().stranger.is_empty(), "block 0 has none");
+        if !ignored {
+            let blocked = b.blocks("pins draining", |task| task.truncate("data", BLOCK));
+            let found = ask(&lab, ino);
+            let change = found.blocked.expect("the change that waits");
+            assert_eq!((change.who.pid, change.who.needs), (b.pid().0, vec![format!("process {}", a.pid())]));
+            assert_eq!(change.range, Blocks { start: 1, end: None });
+            assert_eq!(change.blockers, [expected]);
+            io.complete(&lab.kernel, &mut [0; 2 * BLOCK as usize]).unwrap();
+            blocked.finish().unwrap();
+        } else {
+            io.complete(&lab.kernel, &mut [0; 2 * BLOCK as usize]).unwrap();
+        }
+        assert!(ask(&lab, ino).stranger.is_empty(), "nothing in flight");
+        lab.end([&a, &b]);
+    });
 }

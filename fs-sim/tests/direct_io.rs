@@ -210,3 +210,33 @@ fn a_clone_waits_for_writes_in_flight() {
     assert_eq!((a.bytes_of(source), a.bytes_of(target)), (vec![7, 2], vec![9, 5]), "the sharer keeps its own");
     lab.end([&a, &b]);
 }
+
+/// Only whoever has I/O in flight can end it: a process with one thread that would wait for its own gets EDEADLK, and so
+/// does the second of two that would wait for each other's. Another thread can end it.
+#[test]
+fn io_in_flight_and_deadlocks() {
+    let lab = Lab::new(preset("man-page"));
+    let (a, b) = (lab.actor(), lab.actor());
+    let (f, g) = (a.writes_file("data", 2, 1), b.writes_file("other", 2, 4));
+    let io = a.submit_direct_io(f, 0, BLOCK, Transfer::Read).unwrap();
+    assert_eq!(a.ftruncate(f, 0), Err(Errno::EDEADLK));
+    let deadlocks = lab.kernel.deadlocks();
+    let [itself] = &deadlocks[0].participants[..] else { panic!("a cycle of one") };
+    assert_eq!((itself.pid, itself.reason), (a.pid(), DRAINING));
+    assert_eq!(itself.needs[0].any_of, [a.pid()]);
+    assert_eq!(a.ftruncate(f, BLOCK), Ok(()), "elsewhere it has none");
+
+    let other = b.submit_direct_io(g, 0, BLOCK, Transfer::Read).unwrap();
+    let waiting = a.blocks(DRAINING, |task| task.truncate("other", 0));
+    assert_eq!(b.truncate("data", 0), Err(Errno::EDEADLK));
+    assert_eq!(lab.kernel.deadlocks()[1].participants.len(), 2);
+    other.complete(&lab.kernel, &mut [0; BLOCK as usize]).unwrap();
+    assert_eq!(waiting.finish(), Ok(()));
+
+    let thread = a.another_thread();
+    let waiting = a.blocks(DRAINING, move |task| task.ftruncate(f, 0));
+    io.complete(&lab.kernel, &mut [0; BLOCK as usize]).unwrap();
+    assert_eq!(waiting.finish(), Ok(()));
+    drop(thread);
+    lab.end([&a, &b]);
+}

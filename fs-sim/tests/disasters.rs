@@ -6,7 +6,7 @@ mod common;
 
 use common::changes::{CHANGES, NO_CHANGES, canvas, scattered};
 use common::{Actor, Lab, Nic, PinnedFile, can_pin, every_preset, pinned_file, preset};
-use emulator::sync::atomic::Ordering;
+use emulator::sync::atomic::{AtomicU64, Ordering};
 use emulator::sync::{Arc, race, thread};
 use fs_sim::design::{Axes, ChangeRule, GateScope, LastCloseRule};
 use fs_sim::file_ops::defragment::Defragmented;
@@ -556,4 +556,115 @@ fn shared_blocks_and_names_survive_a_cut() {
         assert_eq!(b.bytes_of(g), [1, 90, 3, 4]);
         after.end([&b]);
     });
+}
+
+/// A cut in the middle of an exchange, beside writes to both files that are no layout changes: both halves are durable or
+/// none, so no block is in two files.
+#[test]
+fn of_a_change_of_two_files_no_half_is_durable() {
+    const BLOCKS: u64 = 1024;
+    for round in 0..100u64 {
+        let lab = Lab::on(16 << 20, preset("mainline"), |_| {});
+        let a = lab.actor();
+        let files = [a.creates("one"), a.creates("two")];
+        for (fd, byte) in files.into_iter().zip(1..) {
+            a.fallocate(fd, Mode::Allocate { keep_size: false }, 0, BLOCKS * BLOCK).unwrap();
+            a.fills(fd, 0, byte).unwrap();
+        }
+        let steps = Arc::new(AtomicU64::new(0));
+        let (task, counter) = (a.another_thread(), Arc::clone(&steps));
+        let exchanging = thread::spawn(move || {
+            while task.exchange_range(files[0], 0, files[1], 0, BLOCK).is_ok() {
+                counter.fetch_add(1, Ordering::SeqCst);
+            }
+        });
+        let writing = files.map(|fd| {
+            let task = a.another_thread();
+            // Each turns an unwritten block written.
+            thread::spawn(move || (1..BLOCKS).all(|block| task.write(fd, block * BLOCK, &[3]).is_ok()))
+        });
+        common::soon("some exchanges", || (steps.load(Ordering::SeqCst) > 5 + round % 40).then_some(()));
+        let durable = lab.kernel.power_cut().unwrap();
+        exchanging.join().unwrap();
+        for thread in writing {
+            let _cut_or_done = thread.join().unwrap();
+        }
+        let config = Config::new(*lab.kernel.axes());
+        let (kernel, _) = Kernel::recover(Arc::clone(&lab.world), durable, config).unwrap();
+        assert_eq!(kernel.check_at_rest(), Vec::<String>::new(), "round {round}");
+    }
+}
+
+/// While the device is being removed, which waits for a DMA in flight, no client gets a layout; removal ends.
+#[test]
+fn no_layout_is_granted_while_the_device_is_removed() {
+    let lab = Lab::new(preset("man-page"));
+    let file = pinned_file(&lab, "data", 4, 0..4).unwrap();
+    let c = lab.actor();
+    let other = c.writes_file("other", 4, 1);
+    file.region.dma_in_flight.store(true, Ordering::SeqCst);
+    let kernel = Arc::clone(&lab.kernel);
+    let removal = thread::spawn(move || kernel.remove_device());
+    common::soon("the revocation", || file.region.revoked.load(Ordering::SeqCst).then_some(()));
+    assert_eq!(c.layoutget(other, BlockRange::new(0, 4), IoMode::Read).err(), Some(Errno::ENODEV));
+    assert_eq!(c.layoutget(other, BlockRange::new(0, 4), IoMode::ReadWrite).err(), Some(Errno::ENODEV));
+    file.region.let_go(&lab.kernel);
+    common::soon("the end of the removal", || removal.is_finished().then_some(()));
+    lab.end([&file.who, &c]);
+}
+
+/// A layout that is granted as removal begins is refused, or fenced: removal ends either way, with nobody returning it.
+#[test]
+fn a_layout_and_a_removal_at_once() {
+    for _ in 0..200 {
+        let lab = Lab::new(preset("mainline"));
+        let c = lab.actor();
+        let f = c.writes_file("data", 4, 1);
+        let task = c.another_thread();
+        let asking = thread::spawn(move || {
+            let mut held = Vec::new();
+            loop {
+                match task.layoutget(f, BlockRange::new(0, 4), IoMode::Read) {
+                    Ok((fd, layout)) => held.push((fd, layout)),
+                    Err(errno) => return (errno, held),
+                }
+                if let Some((fd, _)) = (held.len() > 8).then(|| held.swap_remove(0)) {
+                    task.layoutreturn(fd).unwrap();
+                }
+            }
+        });
+        let kernel = Arc::clone(&lab.kernel);
+        let removal = thread::spawn(move || kernel.remove_device());
+        common::soon("the end of the removal", || removal.is_finished().then_some(()));
+        let (errno, held) = asking.join().unwrap();
+        assert_eq!(errno, Errno::ENODEV);
+        assert!(held.iter().all(|(_, layout)| layout.is_fenced()));
+        lab.end([&c]);
+    }
+}
+
+/// A change that waits when the removal begins is EIO, whatever it waits for, and although the device is there until the last
+/// DMA has ended.
+#[test]
+fn a_change_that_waits_for_pins_when_the_device_is_removed() {
+    let waits = Axes { stranger_change: ChangeRule::Wait, ..preset("unsafe") };
+    for (axes, reason) in [(waits, "long-term pins"), (preset("revoke"), "pins draining")] {
+        let lab = Lab::new(axes);
+        let [first, second] = ["data", "other"].map(|name| pinned_file(&lab, name, 4, 0..4).unwrap());
+        for file in [&first, &second] {
+            file.region.dma_in_flight.store(true, Ordering::SeqCst);
+        }
+        let b = lab.actor();
+        let waiting = b.blocks(reason, |task| task.truncate("data", 0));
+        let kernel = Arc::clone(&lab.kernel);
+        let removal = thread::spawn(move || kernel.remove_device());
+        common::soon("the revocation", || second.region.revoked.load(Ordering::SeqCst).then_some(()));
+        first.region.let_go(&lab.kernel);
+        assert_eq!(waiting.finish(), Err(Errno::EIO), "{reason}");
+        assert_eq!(first.who.stat(first.fd).unwrap().size, 4 * BLOCK);
+        assert!(!removal.is_finished());
+        second.region.let_go(&lab.kernel);
+        common::soon("the end of the removal", || removal.is_finished().then_some(()));
+        lab.end([&first.who, &second.who, &b]);
+    }
 }

@@ -7,12 +7,13 @@ mod common;
 use common::changes::DEPARTURES;
 use common::{Actor, BREAK_TIME, Lab, can_pin, every_preset, exclusive, needs_lease, preset, rule_of};
 use emulator::sync::Arc;
-use fs_sim::design::{Axes, ChangeRule, GateScope};
+use fs_sim::design::{Axes, ChangeRule, GateScope, LeaseRules};
 use fs_sim::file_ops::fallocate::Mode;
 use fs_sim::holders::block_layout::IoMode;
 use fs_sim::holders::fixed_buffers::{BUFFERS_MAX, FixedBuffer};
 use fs_sim::holders::guest::GuestExport;
 use fs_sim::holders::umem::XdpSocket;
+use fs_sim::lease::Kind;
 use fs_sim::process::fd_table::Fd;
 use fs_sim::process::signals::Signal;
 use fs_sim::range::BlockRange;
@@ -435,4 +436,40 @@ fn a_fault_does_not_wait_for_a_client() {
     let empty = client.creates("empty");
     assert_eq!(client.export_to_guest(empty).err(), Some(Errno::EINVAL));
     lab.end([&client, &b]);
+}
+
+/// What the design refuses to every guest it refuses before anybody's lease is broken for it.
+#[test]
+fn a_refused_export_breaks_no_lease() {
+    every_preset(|axes| {
+        if others_can_pin(axes) || axes.lease_rules == LeaseRules::None {
+            return;
+        }
+        let lab = Lab::new(axes);
+        let (a, b) = (lab.actor(), lab.actor());
+        let f = a.writes_file("data", 4, 1);
+        let g = b.opens("data");
+        b.lease(g, Kind::WRITE, ALL).unwrap();
+        assert_eq!(a.export_to_guest(f).err(), Some(Errno::EOPNOTSUPP));
+        assert_eq!((b.signals(), b.held(g)), (vec![], vec![(Kind::WRITE, ALL)]));
+        lab.end([&a, &b]);
+    });
+}
+
+/// A change for which there is no space leaves a client's own layouts alone.
+#[test]
+fn a_clients_own_change_without_space() {
+    let lab = Lab::new(preset("mainline"));
+    let client = lab.actor();
+    let (f, g) = (client.writes_file("data", 4, 1), client.creates("clone"));
+    client.reflink(f, 0, g, 0, 4 * BLOCK).unwrap();
+    let (_, layout) = client.layoutget(f, BlockRange::new(0, 4), IoMode::Read).unwrap();
+    let filler = client.creates("filler");
+    let full = (0..).map_while(|block| client.fills(filler, block, 9).ok()).count() as u64;
+    assert_eq!(client.write(f, 0, &[7]), Err(Errno::ENOSPC), "it is shared, and has to be copied");
+    assert_eq!(layout.read(&lab.kernel, 0, &mut [0]), Ok(()));
+    client.ftruncate(filler, (full - 1) * BLOCK).unwrap();
+    assert_eq!(client.write(f, 0, &[7]), Ok(1));
+    assert_eq!(layout.read(&lab.kernel, 0, &mut [0]), Err(Errno::EIO), "what it knows is no longer so");
+    lab.end([&client]);
 }

@@ -602,3 +602,24 @@ fn changes_queue_in_order() {
     soon("nobody blocked", || lab.kernel.blocked().is_empty().then_some(()));
     lab.end([&a, &b, &c, &d]);
 }
+
+/// S44: what there is no space for is refused before anybody is told or asked: a lease, breakable or exclusive, stays.
+#[test]
+fn s44_a_change_without_space_breaks_no_lease() {
+    every_preset(|axes| {
+        if axes.lease_rules == LeaseRules::None {
+            return;
+        }
+        for kind in [Kind::READ, exclusive(axes)] {
+            let lab = Lab::new(axes);
+            let (a, b) = (lab.actor(), lab.actor());
+            let f = a.writes_file("data", 4, 1);
+            a.lease(f, kind, ALL).unwrap();
+            let g = b.opens("data");
+            let more = (lab.kernel.usage().free + 1) * BLOCK;
+            assert_eq!(b.fallocate(g, Mode::Allocate { keep_size: true }, 4 * BLOCK, more), Err(Errno::ENOSPC));
+            assert_eq!((a.signals(), a.held(f)), (vec![], vec![(kind, ALL)]));
+            lab.end([&a, &b]);
+        }
+    });
+}

@@ -28,6 +28,7 @@ use crate::extent_map::Layout;
 use crate::holders::{Holder, HolderId};
 use crate::inode::{Inode, TicketGuard};
 use crate::lease::settle::Settled;
+use crate::process::Pid;
 use crate::process::task::Task;
 use crate::range::BlockRanges;
 use crate::waits::{Ended, Look, Need};
@@ -111,14 +112,16 @@ pub(crate) enum Patience {
 
 impl Patience {
     fn drains(self) -> WaitFor {
-        const REASON: &str = "pins draining";
         match self {
-            Patience::Waits => WaitFor::interruptible(REASON),
+            Patience::Waits => WaitFor::interruptible(DRAINING),
             // A fault has no way to report an interruption.
-            Patience::Never => WaitFor::killable(REASON),
+            Patience::Never => WaitFor::killable(DRAINING),
         }
     }
 }
+
+/// Why a change waits with its doors shut.
+const DRAINING: &str = "pins draining";
 
 /// How many separate runs of pages one change may shut: half of what the marks in a parent's word can count, so that two
 /// such changes can go on at once under one 1 GiB folio. A file in more pieces is taken down in steps.
@@ -225,7 +228,7 @@ impl Task {
         let kernel = self.kernel();
         loop {
             // Each time: it may have been removed while this change waited.
-            kernel.device_there()?;
+            kernel.device_stays()?;
             let layouts: Vec<Layout> = sides.iter().map(|(inode, _)| inode.layout(Layout::clone)).collect();
             let Some(plans) = change.plan(kernel, &layouts)? else {
                 return Ok(false);
@@ -237,6 +240,10 @@ impl Task {
                 return Err(Errno::ENOMEM);
             }
             works.iter().try_for_each(|work| work.check_copies(kernel))?;
+            // A hint, before anybody is told or asked; what is free when it is needed decides.
+            if works.iter().map(|work| work.blocks).sum::<u64>() > kernel.allocator.free_blocks() {
+                return Err(Errno::ENOSPC);
+            }
             if !self.settle_all(&works, patience)? {
                 continue;
             }
@@ -247,9 +254,13 @@ impl Task {
             let Some(verdicts) = self.decide_all(&works)? else { continue };
             let needed = works.iter().zip(&verdicts).map(|(work, verdict)| work.blocks_with(&verdict.orphaned)).sum();
             let mut fresh = kernel.fresh(sides[0].0, needed)?;
+            if !self.end_own_layouts(&works)? {
+                continue;
+            }
             let Some(cleared) = self.clear_pages(&works, verdicts, patience)? else {
                 continue;
             };
+            kernel.device_stays()?;
             race_point!("change: shut, not published");
             match kernel.publish(change, &layouts, &works, &cleared, &fresh.pages)? {
                 Holds::Yes => {}
@@ -257,8 +268,6 @@ impl Task {
                 Holds::Again => continue,
             }
             fresh.pages.clear();
-            let changed: Vec<&Inode> = sides.iter().map(|(inode, _)| *inode).collect();
-            kernel.journal.commit(&changed);
             race_point!("change: published, not freed");
             for (work, cleared) in works.iter().zip(cleared) {
                 for departing in cleared.departing {
@@ -412,7 +421,7 @@ impl Task {
                 let judged = if kernel.goes_blindly() { &work.turning } else { &work.judged };
                 let holders = work.inode.holders.holding(work.range, judged);
                 if holders.iter().any(|holder| !verdict.judged.contains(&holder.id)) {
-                    return Look::Ready(false);
+                    return Look::Ready(Ok(false));
                 }
                 let revoked = |id: HolderId| verdict.revoke.iter().any(|revoked| revoked.id == id);
                 busy |= shorts_only && holders.iter().any(|holder| revoked(holder.id));
@@ -420,13 +429,31 @@ impl Task {
             for shut in doors.iter().flatten().flat_map(|doors| &doors.shut) {
                 busy = busy || shut.closing.flag_waiter(shut.orphan || shorts_only);
             }
-            if busy { Look::Blocked(Vec::new()) } else { Look::Ready(true) }
+            if busy { self.drains_behind(works, doors) } else { Look::Ready(Ok(true)) }
         });
         match outcome {
-            Ok(drained) => Ok(drained),
+            Ok(drained) => drained,
             Err(Ended::Interrupted | Ended::TimedOut) => Err(Errno::EINTR),
             Err(Ended::Deadlock) => Err(Errno::EDEADLK),
         }
+    }
+
+    /// Who could end the pins behind the doors: calls and DMA in progress end by themselves, direct I/O is its process's to
+    /// complete. Ready with EDEADLK if only this very task could, whatever its patience.
+    fn drains_behind(&self, works: &[Work<'_>], doors: &[Option<Doors<'_>>]) -> Look<Result<bool, Errno>> {
+        for work in works {
+            work.ticket.set_draining(work.concerns_clients());
+        }
+        let mut pages: Vec<PageRange> =
+            doors.iter().flatten().flat_map(|doors| &doors.shut).map(|shut| shut.closing.range()).collect();
+        merge(&mut pages);
+        let mut pids: Vec<Pid> = self.kernel().io_on(&pages).iter().map(|io| io.pid).collect();
+        pids.dedup();
+        if pids.contains(&self.pid()) && self.process().waiters.lock().len() == 1 {
+            self.note_self_deadlock(DRAINING);
+            return Look::Ready(Err(Errno::EDEADLK));
+        }
+        Look::Blocked(pids.into_iter().map(|pid| Need::any_of(vec![pid])).collect())
     }
 
     /// With the doors open: waits until none of `holders` is left.
@@ -462,7 +489,7 @@ fn say_waiting(works: &[Work<'_>], met: impl Fn(usize) -> Vec<Arc<Holder>>) {
 impl Kernel {
     /// Whether nobody's pins have a say about blocks that leave or move. (Nothing that only turns unwritten is freed, so there
     /// is nothing to go blindly about.)
-    fn goes_blindly(&self) -> bool {
+    pub(crate) fn goes_blindly(&self) -> bool {
         self.axes.stranger_change == ChangeRule::Proceed && self.axes.holder_change == ChangeRule::Proceed
     }
 
@@ -533,10 +560,11 @@ impl Kernel {
         Some(Cleared { departing, kept, orphaned: verdict.orphaned, _doors: doors })
     }
 
-    /// Publishes what a change makes of its files, if it still holds: everything is shut that has to be.
+    /// Publishes and commits what a change makes of its files, if it still holds: everything is shut that has to be.
     ///
     /// The locks of two maps are taken in the order of their files and held together, so that no state turns in the one while
-    /// the other is made from it; nothing is waited for under them.
+    /// the other is made from it, and nobody commits the one, by such a turn, without the other; nothing is waited for under
+    /// them.
     ///
     /// # Errors
     /// EIO: what has to be copied or compared is poisoned. Nothing is published then.
@@ -578,6 +606,9 @@ impl Kernel {
         for (work, next) in works.iter().zip(next) {
             work.inode.publish(next);
         }
+        race_point!("change: published, not committed");
+        let changed: Vec<&Inode> = works.iter().map(|work| work.inode).collect();
+        self.journal.commit(&changed);
         Ok(Holds::Yes)
     }
 }

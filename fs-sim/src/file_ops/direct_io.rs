@@ -1,9 +1,10 @@
 //! Direct I/O in flight: submitted by one call, completed by another.
 //!
-//! It owns the short-term pins of I/O between the two. Invariants: they are dropped exactly once, by completion or by the
+//! It owns the short-term pins of I/O between the two, and the answer to whose they are. Invariants: they are dropped exactly once, by completion or by the
 //! process's death; the open file stays until then; a write lands in the blocks that were the file's when it was submitted,
 //! which can't leave meanwhile. Kernel counterpart: `io_submit`, `io_getevents`, `exit_aio` (fs/aio.c), `iomap_dio_rw`.
 
+use emulator::pin::PageRange;
 use emulator::sync::Arc;
 
 use super::change::Patience;
@@ -13,11 +14,13 @@ use crate::design::WriteBreak;
 use crate::errno::Errno;
 use crate::extent_map::{ExtentState, Layout};
 use crate::gup::ShortPins;
-use crate::inode::Inode;
-use crate::process::Process;
+use crate::holders::meets;
+use crate::inode::{Ino, Inode};
+use crate::process::custody::Custody;
 use crate::process::description::{Deferred, Description};
 use crate::process::fd_table::Fd;
 use crate::process::task::Task;
+use crate::process::{Pid, Process};
 use crate::range::BlockRange;
 use crate::{BLOCK, FILE_MAX, Kernel};
 
@@ -90,7 +93,12 @@ impl Task {
             };
             let id = self.kernel().new_number();
             let request = Request { id, description: description.get(), pins, offset, len, transfer };
+            let pinned = request.pins.is_some();
             self.process().in_flight.lock().push(request);
+            if pinned {
+                // A change that has shut its doors and met our pins looks again, and finds whose they are.
+                self.kernel().pins.drained().wake_all();
+            }
             Ok(InFlightIo { process: Arc::clone(self.process()), id })
         })
     }
@@ -127,6 +135,34 @@ impl Task {
     }
 }
 
+/// Direct I/O in flight as others see it.
+pub(crate) struct Seen {
+    /// Whose it is: only this process can complete it.
+    pub(crate) pid: Pid,
+    pub(crate) ino: Ino,
+    /// The file blocks that are transferred.
+    pub(crate) range: BlockRange,
+    /// Of the open file.
+    pub(crate) custody: Arc<Custody>,
+}
+
+impl Kernel {
+    /// The I/O in flight that pins any of `pages`, which are sorted and disjoint; by process, each in no order.
+    pub(crate) fn io_on(&self, pages: &[PageRange]) -> Vec<Seen> {
+        let mut found = Vec::new();
+        for (pid, process) in self.processes.snapshot() {
+            let in_flight = process.in_flight.lock();
+            let pinning = in_flight.iter().filter(|request| request.pins_any_of(pages));
+            found.extend(pinning.filter_map(|request| {
+                let (inode, _) = request.description.file()?;
+                let range = BlockRange::of_bytes(request.offset, request.len);
+                Some(Seen { pid, ino: inode.ino(), range, custody: Arc::clone(request.description.custody()) })
+            }));
+        }
+        found
+    }
+}
+
 impl InFlightIo {
     /// Completes the I/O: copies (a read into the front of `into`, which is as long as was asked for) and drops the pins. The
     /// number of bytes transferred; a read is short at the end that the file had when it was submitted.
@@ -148,6 +184,10 @@ impl InFlightIo {
 }
 
 impl Request {
+    fn pins_any_of(&self, pages: &[PageRange]) -> bool {
+        self.pins.iter().flat_map(|pins| &pins.pins).any(|pin| meets(pin.range(), pages))
+    }
+
     /// Transfers, unpins, lets go of the file. Without a buffer (its process is gone) a read transfers nothing.
     pub(crate) fn finish(
         self,

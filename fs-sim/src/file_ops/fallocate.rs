@@ -275,7 +275,7 @@ impl Kernel {
         if !inode.layout(|layout| pieces_in(layout, range).iter().any(unwritten)) {
             return;
         }
-        let publishing = inode.map_lock.lock();
+        let _publishing = inode.map_lock.lock();
         // With the map locked nothing is published, so what is unwritten now can neither be written nor leave.
         let pieces = inode.layout(|layout| pieces_in(layout, range));
         let mut next = inode.layout(Layout::clone);
@@ -286,7 +286,7 @@ impl Kernel {
             next = next.with_state(blocks, ExtentState::Written);
         }
         inode.publish_same_blocks(next);
-        drop(publishing);
+        // Locked still: else it could commit half of what another change has published since.
         self.journal.commit(&[inode]);
     }
 }

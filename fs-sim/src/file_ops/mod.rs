@@ -19,4 +19,4 @@ pub mod sharing;
 pub mod stat;
 pub mod truncate;
 
-pub(crate) use pages::without;
+pub(crate) use pages::{merge, without};

@@ -6,7 +6,7 @@
 use emulator::pin::PageRange;
 
 /// Sorts and joins overlapping and touching ranges.
-pub(super) fn merge(ranges: &mut Vec<PageRange>) {
+pub(crate) fn merge(ranges: &mut Vec<PageRange>) {
     ranges.sort_unstable_by_key(|range| range.start());
     let mut merged: Vec<PageRange> = Vec::with_capacity(ranges.len());
     for range in ranges.drain(..).filter(|range| !range.is_empty()) {

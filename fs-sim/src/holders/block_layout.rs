@@ -57,12 +57,12 @@ pub struct BlockLayout {
     /// The written extents in the range, in file order.
     extents: Vec<Extent>,
     read_point: Stamp,
-    /// Counts I/O in flight; shut once the layout was returned or fenced.
+    /// Counts I/O in flight; shut once the layout was returned or fenced. Whoever leaves it last then ends the layout.
     gate: Gate,
     /// When its time is over; none until it is recalled.
     recalled: Mutex<Option<Recall>>,
     fenced: AtomicBool,
-    /// Keeps the inode.
+    /// Keeps the file open until no I/O is in flight any more: an unlinked file's blocks stay as long.
     file: Mutex<Option<Arc<Description>>>,
 }
 
@@ -79,6 +79,9 @@ pub(crate) struct BlockLayouts {
     held: Mutex<Vec<Arc<BlockLayout>>>,
     pub(crate) changed: WaitQueue,
 }
+
+/// A part of a change and the layouts that stand against it.
+type InWay<'w> = (&'w Work<'w>, Vec<Arc<BlockLayout>>);
 
 impl BlockLayouts {
     pub(crate) fn all(&self) -> Vec<Arc<BlockLayout>> {
@@ -125,26 +128,37 @@ impl BlockLayout {
         self.custody.get()
     }
 
-    /// Shuts it, and takes it off the list if no I/O is in flight; else the last I/O does.
-    fn shut(&self) {
+    /// Shuts it, and ends it if no I/O is in flight; else the last I/O does.
+    fn shut(&self, deferred: &mut Deferred) {
         let (inside, _) = self.gate.close();
         if inside == 0 {
-            self.inode.block_layouts.remove(self);
+            self.end(deferred);
         }
     }
 
-    fn access(&self, body: impl FnOnce() -> Result<(), Errno>) -> Result<(), Errno> {
-        let entered = self.gate.enter();
-        if let Err(shut) = entered {
-            if shut.last {
-                self.inode.block_layouts.remove(self);
-            }
-            return Err(Errno::EIO);
+    /// What whoever leaves the shut gate last does, and may do again: takes it off the list and lets go of the file, whose
+    /// blocks nobody can reach by it any more.
+    fn end(&self, deferred: &mut Deferred) {
+        self.inode.block_layouts.remove(self);
+        let file = self.file.lock().take();
+        if let Some(file) = file {
+            file.put(deferred);
         }
-        race_point!("block layout: entered");
-        let result = body();
-        if self.gate.leave() {
-            self.inode.block_layouts.remove(self);
+    }
+
+    fn access(&self, kernel: &Arc<Kernel>, body: impl FnOnce() -> Result<(), Errno>) -> Result<(), Errno> {
+        let (result, last) = match self.gate.enter() {
+            Ok(()) => {
+                race_point!("block layout: entered");
+                let result = body();
+                (result, self.gate.leave())
+            }
+            Err(shut) => (Err(Errno::EIO), shut.last),
+        };
+        if last {
+            let mut deferred = Deferred::default();
+            self.end(&mut deferred);
+            kernel.run_deferred(deferred);
         }
         result
     }
@@ -167,9 +181,9 @@ impl BlockLayout {
     ///
     /// # Errors
     /// EFAULT outside the layout's range; EIO once it was returned or fenced, or if the device fails.
-    pub fn read(&self, kernel: &Kernel, offset: u64, into: &mut [u8]) -> Result<(), Errno> {
+    pub fn read(&self, kernel: &Arc<Kernel>, offset: u64, into: &mut [u8]) -> Result<(), Errno> {
         self.check(offset, into.len() as u64)?;
-        self.access(|| {
+        self.access(kernel, || {
             into.fill(0);
             let len = into.len() as u64;
             self.parts(offset, len).try_for_each(|(extent, skip, part)| {
@@ -182,12 +196,12 @@ impl BlockLayout {
     ///
     /// # Errors
     /// EACCES for a layout that is to be read; else as [`BlockLayout::read`].
-    pub fn write(&self, kernel: &Kernel, offset: u64, from: &[u8]) -> Result<(), Errno> {
+    pub fn write(&self, kernel: &Arc<Kernel>, offset: u64, from: &[u8]) -> Result<(), Errno> {
         if self.mode == IoMode::Read {
             return Err(Errno::EACCES);
         }
         self.check(offset, from.len() as u64)?;
-        self.access(|| {
+        self.access(kernel, || {
             self.parts(offset, from.len() as u64).try_for_each(|(extent, skip, part)| {
                 kernel.write_extent(self.inode.ino(), extent, skip, self.read_point, &from[part])
             })
@@ -197,11 +211,7 @@ impl BlockLayout {
 
 impl OpenObject for BlockLayout {
     fn release(&self, _kernel: &Arc<Kernel>, deferred: &mut Deferred) {
-        self.shut();
-        let file = self.file.lock().take();
-        if let Some(file) = file {
-            file.put(deferred);
-        }
+        self.shut(deferred);
     }
 
     /// A client's session is its own.
@@ -216,12 +226,14 @@ impl OpenObject for BlockLayout {
 
 impl Kernel {
     /// Takes a client's access away: what it has in flight drains, then its layout is gone.
-    pub(crate) fn fence(&self, layout: &BlockLayout) {
+    pub(crate) fn fence(self: &Arc<Self>, layout: &BlockLayout) {
         if !layout.fenced.swap(true, Ordering::SeqCst) {
             self.counters.layout_fences.add(1);
             self.trace("fenced", layout.pid.0.into(), layout.inode.ino().0, None);
         }
-        layout.shut();
+        let mut deferred = Deferred::default();
+        layout.shut(&mut deferred);
+        self.run_deferred(deferred);
     }
 
     /// Tells a client, once, that its layout is wanted back.
@@ -244,13 +256,17 @@ impl Task {
     ///
     /// # Errors
     /// EBADF; EINVAL (not a file; an empty range, or one that reaches beyond the last block of the file **\[chosen\]**); EACCES
-    /// (open mode); EAGAIN while a layout change of the file waits; EMFILE; what an allocation says.
+    /// (open mode); EAGAIN while a layout change of the file waits; EMFILE; ENODEV (the device is being removed); what an
+    /// allocation says.
     pub fn layoutget(&self, fd: Fd, range: BlockRange, mode: IoMode) -> Result<(Fd, Arc<BlockLayout>), Errno> {
         let file = self.open_again(fd, |access: Access| access.read && (access.write || mode == IoMode::Read))?;
         let layout = self.grant(&file, range, mode)?;
-        let installed = self.install_object(|custody| {
-            let _first = layout.custody.set(custody);
-            Arc::clone(&layout) as Arc<dyn OpenObject>
+        // Whoever removes the device meanwhile may have missed this one.
+        let installed = self.kernel().mount.check().and_then(|()| {
+            self.install_object(|custody| {
+                let _first = layout.custody.set(custody);
+                Arc::clone(&layout) as Arc<dyn OpenObject>
+            })
         });
         match installed {
             Ok((fd, _)) => Ok((fd, layout)),
@@ -267,6 +283,7 @@ impl Task {
     fn grant(&self, file: &Arc<Description>, range: BlockRange, mode: IoMode) -> Result<Arc<BlockLayout>, Errno> {
         let granted = self.syscall(|| {
             let (inode, _) = file.file().ok_or(Errno::EINVAL)?;
+            self.kernel().mount.check()?;
             loop {
                 let outside = range.end > inode.layout(Layout::size).div_ceil(BLOCK);
                 if range.is_empty() || outside {
@@ -320,35 +337,52 @@ impl Task {
     }
 
     /// Recalls the layouts that others hold where a change does something, waits until they are returned, and fences those
-    /// whose time is over. A client that takes blocks away itself knows of it: its own layouts there end at once
-    /// **\[chosen\]**; those where it only adds blocks stay. False if anything was in the way: all is to be judged again.
+    /// whose time is over. False if anything was in the way: all is to be judged again.
     ///
     /// # Errors
-    /// ETXTBSY for a change that never waits; EINTR; EDEADLK.
+    /// ETXTBSY for a change that never waits, also where it would meet its own; EINTR; EDEADLK.
     pub(crate) fn recall_layouts(&self, works: &[Work<'_>], patience: Patience) -> Result<bool, Errno> {
-        let in_way: Vec<(&Work<'_>, Vec<Arc<BlockLayout>>)> = works
-            .iter()
-            .map(|work| {
-                let mut layouts = work.inode.block_layouts.overlapping(&work.concerns_clients());
-                layouts.retain(|layout| layout.pid != self.pid() || !work.only_adds());
-                (work, layouts)
-            })
-            .filter(|(_, layouts)| !layouts.is_empty())
-            .collect();
-        if !in_way.is_empty() && patience == Patience::Never {
+        let in_way = self.layouts_in_way(works, false);
+        if patience == Patience::Never && !(in_way.is_empty() && self.layouts_in_way(works, true).is_empty()) {
             return Err(Errno::ETXTBSY);
         }
-        for (work, layouts) in &in_way {
+        self.until_gone(&in_way, |layout| {
+            let _told = self.kernel().recall(layout);
+        })
+    }
+
+    /// A client that takes blocks away itself knows of it: its own layouts there end at once **\[chosen\]**, once nothing
+    /// refuses the change any more; those where it only adds blocks stay. False if I/O had to be waited for, or could have
+    /// been: all is to be judged again.
+    ///
+    /// # Errors
+    /// EINTR.
+    pub(crate) fn end_own_layouts(&self, works: &[Work<'_>]) -> Result<bool, Errno> {
+        self.until_gone(&self.layouts_in_way(works, true), |layout| {
+            let mut deferred = Deferred::default();
+            layout.shut(&mut deferred);
+            self.kernel().run_deferred(deferred);
+        })
+    }
+
+    /// The layouts that stand against a change: those of others, or its own.
+    fn layouts_in_way<'w>(&self, works: &'w [Work<'w>], own: bool) -> Vec<InWay<'w>> {
+        let concerned = works.iter().filter(|work| !(own && work.only_adds()));
+        let in_way = concerned.map(|work| {
+            let mut layouts = work.inode.block_layouts.overlapping(&work.concerns_clients());
+            layouts.retain(|layout| (layout.pid == self.pid()) == own);
+            (work, layouts)
+        });
+        in_way.filter(|(_, layouts)| !layouts.is_empty()).collect()
+    }
+
+    /// Does `demand` to each of these layouts, and waits until they are gone. True if there was none.
+    fn until_gone(&self, in_way: &[InWay<'_>], demand: impl Fn(&BlockLayout)) -> Result<bool, Errno> {
+        for (work, layouts) in in_way {
             work.inode.set_waiting(work.ticket, &work.concerns_clients(), &[]);
-            for layout in layouts {
-                if layout.pid == self.pid() {
-                    layout.shut();
-                } else {
-                    let _told = self.kernel().recall(layout);
-                }
-            }
+            layouts.iter().for_each(|layout| demand(layout));
         }
-        for (work, layouts) in &in_way {
+        for (work, layouts) in in_way {
             self.wait_for_layouts(work.inode, layouts)?;
         }
         Ok(in_way.is_empty())
@@ -369,9 +403,13 @@ impl Task {
             let how = WaitFor::interruptible("block layout recall").until(next);
             let outcome = self.block_on(&inode.block_layouts.changed, how, || {
                 let held = inode.block_layouts.held.lock();
-                let left = layouts.iter().filter(|layout| held.iter().any(|other| Arc::ptr_eq(other, layout)));
-                let clients: Vec<Need> = left.map(|layout| Need::any_of(vec![layout.pid])).collect();
-                if clients.is_empty() { Look::Ready(()) } else { Look::Blocked(clients) }
+                let left = || layouts.iter().filter(|layout| held.iter().any(|other| Arc::ptr_eq(other, layout)));
+                if left().next().is_none() {
+                    return Look::Ready(());
+                }
+                // Of a shut one the I/O in flight is left, which ends by itself: nobody is needed for it.
+                let open = left().filter(|layout| !layout.gate.is_closed());
+                Look::Blocked(open.map(|layout| Need::any_of(vec![layout.pid])).collect())
             });
             match outcome {
                 Ok(()) => return Ok(()),
@@ -391,3 +429,6 @@ impl Task {
         self.close(fd)
     }
 }
+
+#[cfg(all(test, not(any(daxlab_loom, daxlab_shuttle))))]
+mod tests;

@@ -12,10 +12,10 @@ use emulator::sync::{Arc, Mutex};
 
 use super::region::{Accessed, Region};
 use super::{HolderInfo, PinHolder, downcast};
-use crate::design::{LeaseRules, PinGate};
+use crate::design::LeaseRules;
 use crate::errno::Errno;
 use crate::extent_map::Layout;
-use crate::gup::{LongTermUser, Registration, Want};
+use crate::gup::{Admission, LongTermUser, Registration, Want};
 use crate::inode::{Ino, Inode};
 use crate::lease::Kind;
 use crate::process::Process;
@@ -198,7 +198,8 @@ impl Task {
                 if len == 0 {
                     return Err(Errno::EINVAL);
                 }
-                if matches!(kernel.axes.pin_gate, PinGate::Lease | PinGate::Unbreakable) {
+                // Asked first: what is refused to every guest breaks nobody's lease.
+                if let Admission::PinsUnder { .. } = kernel.admission(LongTermUser::Other)? {
                     self.lease_file(&file, inode, exclusive_kind(kernel.axes.lease_rules), BlockRange::ALL)?;
                 }
                 let want = Want { va: 0, len, write: true, user: LongTermUser::Other };

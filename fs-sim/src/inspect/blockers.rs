@@ -8,6 +8,7 @@
 
 use std::fmt;
 
+use emulator::pin::PageRange;
 use emulator::sync::Arc;
 use emulator::time::Nanos;
 use emulator::wait::WaiterId;
@@ -15,6 +16,8 @@ use serde::Serialize;
 
 use crate::Kernel;
 use crate::design::ChangeRule;
+use crate::file_ops::direct_io::Seen;
+use crate::file_ops::merge;
 use crate::file_ops::plan::mapped;
 use crate::gup::pages_of;
 use crate::holders::Holder;
@@ -52,7 +55,7 @@ impl fmt::Display for Blocks {
     }
 }
 
-/// What a lease, a pin or a client's layout does to the change.
+/// What a lease, a pin, a client's layout or I/O in flight does to the change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Effect {
@@ -142,6 +145,11 @@ pub enum Cause {
         /// The leases it was let through under, by number.
         leases: Vec<u64>,
     },
+    /// Direct I/O in flight, with its short-term pins.
+    DirectIo {
+        /// Who submitted it.
+        process: u32,
+    },
     /// The layout of a block-layout client.
     BlockLayout {
         /// The client's process.
@@ -221,6 +229,13 @@ impl Blockers {
     }
 }
 
+/// The pages mapped in a range, sorted.
+fn pages_in(inode: &Inode, range: BlockRange) -> Vec<PageRange> {
+    let mut pages = inode.layout(|layout| mapped(layout, range).map(|extent| pages_of(&extent)).collect());
+    merge(&mut pages);
+    pages
+}
+
 /// No process: for the question what a stranger would meet.
 const STRANGER: Pid = Pid(0);
 
@@ -252,7 +267,7 @@ impl Kernel {
         let queues =
             [&inode.leases.changed, &inode.holders.changed, inode.ticket.changed(), &inode.block_layouts.changed];
         let others = queues.into_iter().flat_map(|queue| queue.waiting()).filter_map(&mut take).collect();
-        let pages = inode.layout(|layout| mapped(layout, range).map(|extent| pages_of(&extent)).collect::<Vec<_>>());
+        let pages = pages_in(&inode, range);
         let met: Vec<_> = holders.into_iter().filter(|holder| holder.holds_any_of(&pages)).collect();
         let stranger = self.judged(&inode, &range.into(), &met, STRANGER);
         Some(Blockers { ino: ino.0, blocked, queued, others, stranger, asked: range.into() })
@@ -275,7 +290,7 @@ impl Kernel {
         self.waits.blocked().into_iter().map(waiting).collect()
     }
 
-    /// What a change of `ranges` by `changer` meets: leases, the pins `met`, clients, in this order.
+    /// What a change of `ranges` by `changer` meets: leases, the pins `met`, clients, I/O in flight, in this order.
     fn judged(&self, inode: &Inode, ranges: &BlockRanges, met: &[Arc<Holder>], changer: Pid) -> Vec<Blocker> {
         let entries = inode.leases.lock().clone();
         let holders = inode.holders.all();
@@ -295,6 +310,9 @@ impl Kernel {
         let layouts = inode.block_layouts.all();
         let clients = layouts.iter().filter(|layout| ranges.overlaps(layout.range()) && layout.pid() != changer);
         blockers.extend(clients.map(|layout| self.layout_blocker(inode, layout)));
+        let mut pages: Vec<PageRange> = ranges.iter().flat_map(|range| pages_in(inode, range)).collect();
+        merge(&mut pages);
+        blockers.extend(self.io_on(&pages).iter().map(|io| self.io_blocker(io)));
         blockers
     }
 
@@ -363,6 +381,15 @@ impl Kernel {
         Blocker { cause, ino: inode.ino().0, range, effect: Effect::Broken, deadline_ns, releasers, queued: 0 }
     }
 
+    fn io_blocker(&self, io: &Seen) -> Blocker {
+        let cause = Cause::DirectIo { process: io.pid.0 };
+        let effect = if self.goes_blindly() { Effect::Ignored } else { Effect::WaitedFor };
+        // Whoever else has the open file can't complete it.
+        let fd = self.processes.get(io.pid).and_then(|process| process.fd_of(&io.custody));
+        let releasers = vec![Releaser { pid: io.pid.0, fd: fd.map(|fd| fd.0) }];
+        Blocker { cause, ino: io.ino.0, range: io.range.into(), effect, deadline_ns: None, releasers, queued: 0 }
+    }
+
     /// The processes that have a descriptor with this custody, and which.
     fn releasers_of(&self, custody: &Arc<Custody>) -> Vec<Releaser> {
         let releaser = |pid: Pid| {
@@ -411,6 +438,7 @@ impl fmt::Display for Blocker {
                 }
                 write!(f, ", pin {holder} of process {registrant}")?;
             }
+            Cause::DirectIo { process } => write!(f, "direct I/O in flight of process {process}")?,
             Cause::BlockLayout { client, recalled } => {
                 write!(f, "{}block layout of client {client}", if *recalled { "recalled " } else { "" })?;
             }

@@ -39,8 +39,8 @@ pub(crate) struct Contents {
 }
 
 impl Journal {
-    /// Commits a change of these inodes: what stands published now, so that of two who commit at once the later one is not
-    /// undone by the earlier.
+    /// Commits what stands published of these inodes. Called with the locks of their maps held since it was published: so of
+    /// two who commit at once the later one is not undone by the earlier, and of a change of two files no half is committed.
     pub(crate) fn commit(&self, changed: &[&Inode]) {
         let mut records = self.0.lock();
         if !records.cut {

@@ -49,6 +49,11 @@ impl Mount {
         self.0.load(Ordering::SeqCst) == MOUNTED
     }
 
+    /// Whether the device was removed, or is being removed, or the power was cut.
+    pub(crate) fn is_lost(&self) -> bool {
+        self.0.load(Ordering::SeqCst) == LOST
+    }
+
     pub(crate) fn lose(&self) {
         self.0.store(LOST, Ordering::SeqCst);
     }
@@ -80,9 +85,9 @@ impl Kernel {
         if busy { Err(Errno::EBUSY) } else { Ok(()) }
     }
 
-    /// Removes the device under the volume (S52): no file is opened and nothing is registered any more, every long-term pin is
-    /// revoked and every block-layout client fenced as by a change under `revoke`, whatever the design says; when their
-    /// accesses in flight have drained, the device is gone: reads and writes are EIO, loads and stores SIGBUS. Always
+    /// Removes the device under the volume (S52): no file is opened, nothing is registered, no layout is granted and no file is
+    /// changed any more; every long-term pin is revoked and every block-layout client fenced as by a change under `revoke`,
+    /// whatever the design says; when their accesses in flight have drained, the device is gone: reads and writes are EIO, loads and stores SIGBUS. Always
     /// completes; must not be called by a thread that an access in flight waits for.
     pub fn remove_device(self: &Arc<Self>) {
         self.mount.lose();
@@ -130,6 +135,15 @@ impl Kernel {
             }
         }
         self.ghosts.insert(inode.ino(), Arc::clone(inode));
+    }
+
+    /// Whether what a change would do can last: no longer once the device is being removed, however long accesses in flight
+    /// keep it, so that what a change that waits meets does not depend on which of its pins goes last.
+    ///
+    /// # Errors
+    /// EIO.
+    pub(crate) fn device_stays(&self) -> Result<(), Errno> {
+        if self.mount.is_lost() { Err(Errno::EIO) } else { self.device_there() }
     }
 
     /// Whether the device is there.

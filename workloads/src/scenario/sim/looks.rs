@@ -136,6 +136,7 @@ impl Simulation {
                 let what = region.map_or(kind.replace(' ', "-"), |(name, _)| name.clone());
                 format!("{}:{what}{range}", via(&[Kind::Context, Kind::Umem, Kind::Ring, Kind::Guest]))
             }
+            Cause::DirectIo { .. } => format!("{}:direct-io{range}", via(&[Kind::Fd])),
             Cause::BlockLayout { recalled, .. } => {
                 let state = if *recalled { ":recalled" } else { "" };
                 format!("{}:layout{range}{state}", via(&[Kind::BlockLayout]))
