@@ -231,7 +231,8 @@ fn death_by_signal() {
     lab.end([&a, &b, &child]);
 }
 
-/// A pending signal interrupts any thread's wait until it is taken, and no longer.
+/// A pending signal interrupts the waits of the thread that is to run its handler, until it is taken, and no longer; a second
+/// one is another thread's meanwhile.
 #[test]
 fn taking_signals_ends_their_effect_on_every_thread() {
     let lab = Lab::new(preset("man-page"));
@@ -240,8 +241,10 @@ fn taking_signals_ends_their_effect_on_every_thread() {
     a.lease(f, Kind::READ, ALL).unwrap();
     let helper = b.another_thread();
     b.kill(b.pid(), Signal::Sigusr1).unwrap();
-    assert_eq!(helper.truncate("data", 0), Err(Errno::EINTR), "pending");
-    assert_eq!(b.signals(), [Signal::Sigusr1], "taken by the other thread");
+    assert_eq!(b.truncate("data", 0), Err(Errno::EINTR), "pending for the main thread");
+    b.kill(b.pid(), Signal::Sigusr1).unwrap();
+    assert_eq!(helper.truncate("data", 0), Err(Errno::EINTR), "the main thread has one already");
+    assert_eq!(b.signals(), [Signal::Sigusr1; 2], "taken by the other thread");
     let changing = helper.blocks("lease break", |helper| helper.truncate("data", 0));
     a.unlock(f, ALL).unwrap();
     assert_eq!(changing.finish(), Ok(()));
