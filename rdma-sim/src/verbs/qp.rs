@@ -212,7 +212,7 @@ impl Qp {
     ///
     /// # Errors
     /// [`PostError`]; nothing was queued. A binding that turns out wrong completes with
-    /// [`Status::MemoryWindowBindError`](super::work::Status::MemoryWindowBindError), and the pair is in error.
+    /// [`Status::MemoryWindowBindError`], and the pair is in error.
     pub fn bind_mw(&self, wr_id: u64, mw: &Mw, bind: Bind, signaled: bool) -> Result<u32, PostError> {
         let state = self.state();
         if !matches!(state, QpState::ReadyToSend | QpState::Error) {

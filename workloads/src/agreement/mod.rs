@@ -1,7 +1,7 @@
 //! Random sequences of operations on the real kernel and on the simulated machine, compared.
 //!
-//! It owns the claim that the simulation's ordinary leases and files are Linux's. Reading order: [`generate`] (what is tried),
-//! [`pair`] (how two machines are compared), [`shrink`] (what is left of a difference), [`text`] (how it is told). Invariants: a sequence
+//! It owns the claim that the simulation's ordinary leases and files are Linux's. Reading order: `generate` (what is tried),
+//! `pair` (how two machines are compared), `shrink` (what is left of a difference), `text` (how it is told). Invariants: a sequence
 //! depends on (seed, index) and on what both machines agreed on; sequences contain no break timeouts; what could not be run is
 //! never counted as agreement. Kernel counterpart: the kernel.
 

@@ -1,8 +1,8 @@
 //! The real kernel as a machine for scenarios.
 //!
-//! It owns real processes on real files. Reading order: [`wire`] (what driver and processes say to each other), [`child`] (the
-//! process's side), [`host`] (what makes processes), [`watch`] (where a process sleeps), [`machine`] ([`Linux`], the driver's side),
-//! [`request`] (operations as system calls), [`break_time`] (the one host-wide setting). Invariants: a result is the kernel's own;
+//! It owns real processes on real files. Reading order: `wire` (what driver and processes say to each other), [`child`] (the
+//! process's side), `host` (what makes processes), `watch` (where a process sleeps), `machine` ([`Linux`], the driver's side),
+//! `request` (operations as system calls), `break_time` (the one host-wide setting). Invariants: a result is the kernel's own;
 //! nothing is decided by a pause; everything that was made is gone when the [`Host`] is. Kernel counterpart: the kernel.
 //!
 //! "Blocked" means: over several looks the process sleeps, interruptibly, in the very system call it was asked to make, while nothing else is

@@ -1,6 +1,6 @@
 //! Scenarios: scripts of simulated processes, operations and expectations, and what becomes of them under each design.
 //!
-//! It owns the language. Reading order: [`parse`] (text to [`Scenario`]), [`condition`] (which design an outcome is stated
+//! It owns the language. Reading order: `parse` (text to [`Scenario`]), [`condition`] (which design an outcome is stated
 //! for), [`run`] (a scenario on a [`machine::Machine`]), [`sim`] (the simulated machine). Invariants: a scenario that was
 //! parsed names only operations, kinds and designs that exist; a step has exactly one stated outcome under every design it
 //! is run with, known before anything runs; nothing in a run depends on time passing or on a guess about who sleeps.

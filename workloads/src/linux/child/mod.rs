@@ -1,7 +1,7 @@
 //! The child's side: the zygote, and the processes of a scenario that it makes.
 //!
 //! It owns the loop of a process: receive a request, perform it, answer. Every process has one thread, its control socket at
-//! [`CONTROL`] and its inbox at [`INBOX`], and sleeps in `recvmsg` on [`CONTROL`] while it has nothing to do. Invariants:
+//! `CONTROL` and its inbox at `INBOX`, and sleeps in `recvmsg` on `CONTROL` while it has nothing to do. Invariants:
 //! nothing outlives the driver (processes die with the zygote, the zygote with the driver's thread that started it); every
 //! process is a child of the zygote, which reaps it by ignoring SIGCHLD. Kernel counterpart: fork(2), prctl(2).
 

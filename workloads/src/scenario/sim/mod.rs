@@ -1,7 +1,7 @@
 //! The simulated machine that scenarios run on.
 //!
 //! It owns one simulated kernel with a virtual clock, the processes of one scenario, and the names that the scenario has given
-//! to things. Invariant: between two steps the machine is quiescent ([`crew`]), so what a step sees follows from the steps
+//! to things. Invariant: between two steps the machine is quiescent (`crew`), so what a step sees follows from the steps
 //! before it alone. Kernel counterpart: none; it is the user's side of the system call boundary.
 //!
 //! A signal that finds a process outside a call runs its handler at once, as on a real machine; one that finds all of its
