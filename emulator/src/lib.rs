@@ -16,6 +16,8 @@ pub mod rng;
 pub mod sync;
 pub mod time;
 pub mod trace;
+#[cfg(not(any(daxlab_loom, daxlab_shuttle)))]
+pub mod vhost_user;
 pub mod wait;
 pub mod words;
 pub mod world;
