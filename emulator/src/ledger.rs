@@ -154,6 +154,37 @@ impl Ledger {
         Stamp(self.pages.words()[page as usize].load(Ordering::Acquire).max(above).max(top))
     }
 
+    /// The runs of `range` whose newest event came after `since`, with its stamp, in order; neighbours of one stamp are one run.
+    ///
+    /// # Panics
+    /// If the range leaves the device.
+    pub fn newer_in(&self, range: PageRange, since: Stamp) -> Vec<(PageRange, Stamp)> {
+        let mut newer: Vec<(PageRange, Stamp)> = Vec::new();
+        let mut at = range.start();
+        while at < range.end() {
+            // Folio by folio: of a large range next to nothing has changed, and one look at its words says so.
+            let stop = range.end().min((at | (FOLIO - 1)) + 1);
+            let folio = PageRange::new(at, stop - at);
+            at = stop;
+            if self.check(folio, since) == Access::Current {
+                continue;
+            }
+            for page in folio.pages() {
+                let stamp = self.newest(page);
+                if !stamp.newer_than(since) {
+                    continue;
+                }
+                match newer.last_mut() {
+                    Some((run, last)) if run.end() == page && *last == stamp => {
+                        *run = PageRange::new(run.start(), run.len() + 1);
+                    }
+                    _ => newer.push((PageRange::new(page, 1), stamp)),
+                }
+            }
+        }
+        newer
+    }
+
     /// What an access to `range` means to a registration as of `since`: the worst over its pages. For the look before a
     /// copy: what is stale already is seen, and the copy can't have begun before the look.
     ///

@@ -43,8 +43,10 @@ pub use crate::dma::on_demand::OnDemand;
 pub enum LongTermUser {
     /// An RDMA region. It can fault at access where the design says so.
     Rdma,
-    /// Anybody else: an AF_XDP umem, io_uring fixed buffers, a guest. They can't fault.
+    /// Anybody else: an AF_XDP umem, io_uring fixed buffers, a guest of which nobody knows how to unmap it. They can't fault.
     Other,
+    /// A guest from which its memory can be taken away. It can't fault either, but be unmapped before a page changes, once.
+    Unmappable,
 }
 
 /// A request for long-term access to mapped memory.
@@ -76,7 +78,8 @@ pub enum Registration {
     },
 }
 
-/// Pinned pages of a file, as a device holds them. Give it back with [`Pinned::release`].
+/// Pages of a file as a device holds them: pinned, or (where the design says so of somebody who can be unmapped) only listed to
+/// be told of. Give it back with [`Pinned::release`].
 #[derive(Debug)]
 pub struct Pinned {
     pub(crate) inode: Arc<Inode>,
@@ -117,6 +120,17 @@ pub(crate) enum Admission {
     },
     /// Faults.
     OnDemand,
+    /// Nothing but to be told before a page changes.
+    Told,
+}
+
+/// What is to be known of a holder, besides who it is.
+struct Draft {
+    range: BlockRange,
+    pages: Arc<[PageRange]>,
+    leases: Vec<Arc<Lease>>,
+    holds_file: Option<DescriptionId>,
+    told: bool,
 }
 
 /// Why a try to pin did not hold.
@@ -359,6 +373,7 @@ impl Task {
             Admission::OnDemand => {
                 return Ok(Registration::OnDemand(OnDemand::new(Arc::clone(self.process()), &want)));
             }
+            Admission::Told => return self.register_told(inode, range, want, object).map(Registration::Pinned),
             Admission::Pins => None,
             Admission::PinsUnder { exclusive } => Some(exclusive),
         };
@@ -384,12 +399,9 @@ impl Task {
                 let held_file = (kernel.axes.mr_holds_lease == Some(true)).then(|| description.get());
                 let held_pages = pins.iter().map(Pin::range).collect();
                 let holds_file = (held_file.is_some() || object.keeps_file()).then(|| description.id());
-                let holder = self.commit(inode, range, held_pages, leases, holds_file, object);
+                let draft = Draft { range, pages: held_pages, leases, holds_file, told: false };
+                let holder = self.commit(inode, draft, object);
                 kernel.revoke_if_lease_lost(inode, &holder);
-                if kernel.mount.check().is_err() {
-                    // The device is being removed, and whoever does it may have missed this one.
-                    kernel.revoke(&holder);
-                }
                 Ok(Registration::Pinned(Pinned {
                     inode: Arc::clone(inode),
                     holder,
@@ -408,26 +420,65 @@ impl Task {
         }
     }
 
-    fn commit(
-        &self,
-        inode: &Arc<Inode>,
-        range: BlockRange,
-        pages: Arc<[PageRange]>,
-        leases: Vec<Arc<Lease>>,
-        holds_file: Option<DescriptionId>,
-        object: Arc<dyn PinHolder>,
-    ) -> Arc<Holder> {
+    fn commit(&self, inode: &Arc<Inode>, draft: Draft, object: Arc<dyn PinHolder>) -> Arc<Holder> {
         let kernel = self.kernel();
         let id = HolderId(kernel.next_holder.fetch_add(1, Ordering::Relaxed));
+        let Draft { range, pages, leases, holds_file, told } = draft;
         let holder =
-            Arc::new(Holder { id, pid: self.pid(), ino: inode.ino(), range, pages, leases, holds_file, object });
-        inode.holders.commit(Arc::clone(&holder));
-        kernel.trace("pinned", id.0, inode.ino().0, holder.pages.first().copied());
+            Arc::new(Holder { id, pid: self.pid(), ino: inode.ino(), range, pages, told, leases, holds_file, object });
+        inode.list_of(&holder).commit(Arc::clone(&holder));
+        kernel.trace(if told { "mapped" } else { "pinned" }, id.0, inode.ino().0, holder.pages.first().copied());
         // A change that has shut its doors and met our pins without a name to them must judge again.
         if inode.ticket.doors().0 {
             kernel.pins.drained().wake_all();
         }
+        if kernel.mount.check().is_err() {
+            // The device is being removed, and whoever does it may have missed this one.
+            kernel.revoke(&holder);
+        }
         holder
+    }
+
+    /// Long-term access without pins to `want.len` bytes from the file's start: allocates, unshares and cleans what it must, then
+    /// lists `object` among those who are told before a page of theirs changes. With the ticket held: the blocks stay where
+    /// they are until then, and no change has begun that could miss it.
+    fn register_told(
+        &self,
+        inode: &Arc<Inode>,
+        range: BlockRange,
+        want: Want,
+        object: Arc<dyn PinHolder>,
+    ) -> Result<Pinned, Errno> {
+        let kernel = self.kernel();
+        loop {
+            self.fault_in(inode, range)?;
+            kernel.clean_unwritten(inode, range);
+            let ticket = inode.ticket.take_unless_waiting(self);
+            // As for a pin: a change waits.
+            let _ticket = ticket.map_err(|errno| if errno == Errno::ETXTBSY { Errno::EAGAIN } else { errno })?;
+            let read_point = kernel.ledger.read_point();
+            let usable = |extent: &Extent| extent.state == ExtentState::Written && !extent.shared;
+            let pages: Option<Vec<PageRange>> = inode.layout(|layout| {
+                let pieces = pieces_in(layout, range).into_iter();
+                let pages = |piece| match piece {
+                    Piece::Mapped(extent) if usable(&extent) => Some(pages_of(&extent)),
+                    Piece::Mapped(_) | Piece::Hole { .. } => None,
+                };
+                pieces.map(pages).collect()
+            });
+            let Some(pages) = pages else { continue };
+            let draft = Draft { range, pages: pages.into(), leases: Vec::new(), holds_file: None, told: true };
+            return Ok(Pinned {
+                inode: Arc::clone(inode),
+                holder: self.commit(inode, draft, object),
+                pins: Vec::new(),
+                read_point,
+                file_offset: range.start * crate::BLOCK,
+                len: want.len,
+                held_file: None,
+                registrant: Arc::clone(self.process()),
+            });
+        }
     }
 
     /// Long-term pins of a file range: allocates, unshares and cleans what it must, then pins and rechecks.
@@ -483,6 +534,7 @@ impl Kernel {
         }
         match self.axes.pin_gate {
             PinGate::Fault if rdma => Ok(Admission::OnDemand),
+            PinGate::Fault if user == LongTermUser::Unmappable => Ok(Admission::Told),
             PinGate::Refuse | PinGate::Fault => Err(Errno::EOPNOTSUPP),
             PinGate::Open => Ok(Admission::Pins),
             PinGate::Lease => Ok(Admission::PinsUnder { exclusive: false }),
@@ -541,15 +593,18 @@ impl Pinned {
     /// The end of the registration: unpins every page exactly once, takes the holder off the list, leaves the leases' gates,
     /// gives the locked memory back. References it held on its file go to `deferred`.
     pub fn release(self, kernel: &Arc<Kernel>, deferred: &mut Deferred) {
-        kernel.trace("unpinned", self.holder.id.0, self.inode.ino().0, self.holder.pages.first().copied());
+        let event = if self.holder.told { "unmapped" } else { "unpinned" };
+        kernel.trace(event, self.holder.id.0, self.inode.ino().0, self.holder.pages.first().copied());
         kernel.unpin_all(self.pins);
-        self.inode.holders.remove(&self.holder);
+        self.inode.list_of(&self.holder).remove(&self.holder);
         if self.inode.ticket.doors().0 {
             // A change that revoked this holder may be waiting for it to be gone.
             kernel.pins.drained().wake_all();
         }
         kernel.leave_gates(&self.inode, &self.holder.leases);
-        kernel.uncharge(&self.registrant, self.holder.range.len());
+        if !self.holder.told {
+            kernel.uncharge(&self.registrant, self.holder.range.len());
+        }
         if let Some(description) = self.held_file {
             description.put(deferred);
         }

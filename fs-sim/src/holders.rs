@@ -48,6 +48,8 @@ pub struct HolderInfo {
     pub context: Option<u64>,
     /// The region's key, if there is one.
     pub region: Option<u32>,
+    /// The virtual machine that has it mapped, in words, if one outside of this kernel does.
+    pub guest: Option<String>,
 }
 
 impl HolderInfo {
@@ -55,7 +57,7 @@ impl HolderInfo {
     fn in_descriptor(kind: &'static str, custody: &Arc<Custody>, registrant: &Process) -> HolderInfo {
         let processes = custody.processes();
         let fd = (processes.first() == Some(&registrant.pid())).then(|| registrant.fd_of(custody)).flatten();
-        HolderInfo { kind, processes, fd, context: None, region: None }
+        HolderInfo { kind, processes, fd, context: None, region: None, guest: None }
     }
 }
 
@@ -118,6 +120,10 @@ pub struct Holder {
     pub range: BlockRange,
     /// The pages it holds, in file order.
     pub pages: Arc<[PageRange]>,
+    /// It pins nothing: it is told before these pages change, and the change waits until it has let go. In [`Inode::mapped`].
+    ///
+    /// [`Inode::mapped`]: crate::inode::Inode
+    pub(crate) told: bool,
     /// The leases it was let through under; it counts in the gate of each.
     pub(crate) leases: Vec<Arc<Lease>>,
     /// The open file that it keeps open, and with it that file's leases: a region where the design says so (`mr_holds_lease`),

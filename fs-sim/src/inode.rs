@@ -44,6 +44,9 @@ pub struct Inode {
     pub(crate) ticket: Ticket,
     pub(crate) leases: LeaseTable,
     pub(crate) holders: Holders,
+    /// Holders that pin nothing, and are told before their pages change; listed and unlisted with the ticket held, or on the
+    /// way out.
+    pub(crate) mapped: Holders,
     pub(crate) base: BaseLeases,
     pub(crate) block_layouts: BlockLayouts,
 }
@@ -72,9 +75,15 @@ impl Inode {
             ticket: Ticket::default(),
             leases: LeaseTable::default(),
             holders: Holders::default(),
+            mapped: Holders::default(),
             base: BaseLeases::default(),
             block_layouts: BlockLayouts::default(),
         }
+    }
+
+    /// The list that a holder is on.
+    pub(crate) fn list_of(&self, holder: &Holder) -> &Holders {
+        if holder.told { &self.mapped } else { &self.holders }
     }
 
     /// Counts one open file (or call by path) more. False if it was evicted.

@@ -157,7 +157,7 @@ impl Kernel {
             broken.push(format!("invariant 3: a pin word is not zero at the end: {unit:?} {word:?}"));
         }
         for (ino, inode) in self.inodes.snapshot() {
-            for holder in inode.holders.all() {
+            for holder in inode.holders.all().into_iter().chain(inode.mapped.all()) {
                 broken.push(format!("invariant 3: inode {} still lists holder {} at the end", ino.0, holder.id.0));
             }
             for lease in inode.leases() {

@@ -42,6 +42,8 @@ pub struct Sabotage {
     pub no_nested_release: bool,
     /// A zombie lease lets long-term pins through.
     pub zombie_lets_pin: bool,
+    /// Layout changes neither unmap guests that pin nothing nor wait for them.
+    pub no_unmap: bool,
 }
 
 /// How a kernel is set up.
@@ -156,6 +158,11 @@ impl Kernel {
     /// The world it runs in.
     pub fn world(&self) -> &Arc<World> {
         &self.world
+    }
+
+    /// The device under the volume: its file, for mapping pieces of it elsewhere. Whoever writes through it is watched by nobody.
+    pub fn device(&self) -> &Device {
+        &self.device
     }
 
     /// The design it runs under.

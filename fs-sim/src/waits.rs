@@ -12,6 +12,7 @@ use emulator::sync::{Arc, Mutex};
 use emulator::wait::{Sleep, WaitError, WaitFor, WaitQueue, Waiter, WaiterId};
 
 use crate::Kernel;
+use crate::holders::Holder;
 use crate::process::Pid;
 use crate::process::task::Task;
 
@@ -22,17 +23,25 @@ pub struct Need {
     pub any_of: Vec<Pid>,
     /// Or this one task, whatever else its process could do.
     pub task: Option<WaiterId>,
+    /// Or somebody outside of this kernel, in words: nobody can say that it never will.
+    pub outside: Option<String>,
 }
 
 impl Need {
     /// What any of these processes can bring about.
     pub(crate) fn any_of(processes: Vec<Pid>) -> Need {
-        Need { any_of: processes, task: None }
+        Need { any_of: processes, task: None, outside: None }
+    }
+
+    /// What the virtual machine can that has a holder's memory mapped, if one has.
+    pub(crate) fn of_guest(holder: &Holder) -> Option<Need> {
+        let guest = holder.object.describe().guest?;
+        Some(Need { any_of: Vec::new(), task: None, outside: Some(guest) })
     }
 
     /// What only this task can.
     pub(crate) fn task(task: WaiterId) -> Need {
-        Need { any_of: Vec::new(), task: Some(task) }
+        Need { any_of: Vec::new(), task: Some(task), outside: None }
     }
 }
 
@@ -40,7 +49,8 @@ impl std::fmt::Display for Need {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let processes = self.any_of.iter().map(|pid| format!("process {pid}"));
         let task = self.task.iter().map(|task| format!("task {}", task.0));
-        f.write_str(&processes.chain(task).collect::<Vec<_>>().join(" or "))
+        let outside = self.outside.iter().cloned();
+        f.write_str(&processes.chain(task).chain(outside).collect::<Vec<_>>().join(" or "))
     }
 }
 
@@ -233,7 +243,10 @@ fn is_hopeless(need: &Need, stuck: &BTreeSet<WaiterId>, tasks: &Tasks) -> bool {
         tasks.get(pid).is_some_and(|tasks| !tasks.is_empty() && tasks.iter().all(|task| stuck.contains(task)))
     };
     let somebody = !need.any_of.is_empty() || need.task.is_some();
-    somebody && need.any_of.iter().all(helpless) && need.task.iter().all(|task| stuck.contains(task))
+    somebody
+        && need.outside.is_none()
+        && need.any_of.iter().all(helpless)
+        && need.task.iter().all(|task| stuck.contains(task))
 }
 
 /// Of the stuck ones those that `first` waits for, directly or not; not those who merely wait behind the cycle. It leads.
@@ -358,8 +371,7 @@ mod tests {
     use crate::{Config, Kernel};
 
     fn node(pid: u32, needs: &[&[u32]], bounded: bool) -> Node {
-        let needs =
-            needs.iter().map(|any| Need { any_of: any.iter().map(|p| Pid(*p)).collect(), task: None }).collect();
+        let needs = needs.iter().map(|any| Need::any_of(any.iter().map(|p| Pid(*p)).collect())).collect();
         let waiter = Waiter::new(WaiterId(u64::from(pid)));
         Node { wakes: waiter.wakes(), waiter, pid: Pid(pid), reason: "a test", needs, bounded }
     }

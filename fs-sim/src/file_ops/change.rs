@@ -254,6 +254,9 @@ impl Task {
             let Some(verdicts) = self.decide_all(&works)? else { continue };
             let needed = works.iter().zip(&verdicts).map(|(work, verdict)| work.blocks_with(&verdict.orphaned)).sum();
             let mut fresh = kernel.fresh(sides[0].0, needed)?;
+            if !self.unmap_guests(&works, patience)? {
+                continue;
+            }
             if !self.end_own_layouts(&works)? {
                 continue;
             }
@@ -429,7 +432,7 @@ impl Task {
             for shut in doors.iter().flatten().flat_map(|doors| &doors.shut) {
                 busy = busy || shut.closing.flag_waiter(shut.orphan || shorts_only);
             }
-            if busy { self.drains_behind(works, doors) } else { Look::Ready(Ok(true)) }
+            if busy { self.drains_behind(works, verdicts, doors) } else { Look::Ready(Ok(true)) }
         });
         match outcome {
             Ok(drained) => drained,
@@ -439,10 +442,21 @@ impl Task {
     }
 
     /// Who could end the pins behind the doors: calls and DMA in progress end by themselves, direct I/O is its process's to
-    /// complete. Ready with EDEADLK if only this very task could, whatever its patience.
-    fn drains_behind(&self, works: &[Work<'_>], doors: &[Option<Doors<'_>>]) -> Look<Result<bool, Errno>> {
-        for work in works {
+    /// complete, and a guest's frontend unmaps it. Ready with EDEADLK if only this very task could, whatever its patience.
+    fn drains_behind(
+        &self,
+        works: &[Work<'_>],
+        verdicts: &[Verdict],
+        doors: &[Option<Doors<'_>>],
+    ) -> Look<Result<bool, Errno>> {
+        let mut needs = Vec::new();
+        for (work, verdict) in works.iter().zip(verdicts) {
             work.ticket.set_draining(work.concerns_clients());
+            if !verdict.revoke.is_empty() {
+                let left = work.inode.holders.holding(work.range, &work.judged);
+                let revoked = left.iter().filter(|left| verdict.revoke.iter().any(|revoked| revoked.id == left.id));
+                needs.extend(revoked.filter_map(|holder| Need::of_guest(holder)));
+            }
         }
         let mut pages: Vec<PageRange> =
             doors.iter().flatten().flat_map(|doors| &doors.shut).map(|shut| shut.closing.range()).collect();
@@ -453,7 +467,8 @@ impl Task {
             self.note_self_deadlock(DRAINING);
             return Look::Ready(Err(Errno::EDEADLK));
         }
-        Look::Blocked(pids.into_iter().map(|pid| Need::any_of(vec![pid])).collect())
+        needs.extend(pids.into_iter().map(|pid| Need::any_of(vec![pid])));
+        Look::Blocked(needs)
     }
 
     /// With the doors open: waits until none of `holders` is left.
@@ -480,7 +495,7 @@ impl Task {
 /// Says of every file of a change that it waits, whichever of them it is for: new leases and long-term pins in its way are
 /// refused, and a fault that must allocate there doesn't wait behind it.
 /// `met` are the pins in the way of the `n`th.
-fn say_waiting(works: &[Work<'_>], met: impl Fn(usize) -> Vec<Arc<Holder>>) {
+pub(super) fn say_waiting(works: &[Work<'_>], met: impl Fn(usize) -> Vec<Arc<Holder>>) {
     for (n, work) in works.iter().enumerate() {
         work.inode.set_waiting(work.ticket, &work.touches, &met(n));
     }

@@ -1,7 +1,7 @@
 //! Defragmentation by the system: a file's blocks are copied into one run of the device.
 //!
 //! It owns a layout change that no process asked for: it judges as a stranger, signals nobody and waits for nobody. Invariant:
-//! what it may not move at once stays where it is: pinned blocks, shared ones, those that a block-layout client knows, those
+//! what it may not move at once stays where it is: pinned blocks, shared ones, those that a block-layout client knows or a guest has mapped, those
 //! under *any* lease **\[chosen\]** (an exclusive one forbids it, and background work is no reason to break another or to
 //! recall a layout), and those that somebody is just using. What it did is durable before any block it left is free. Kernel
 //! counterpart: xfs_fsr(8), which gives a whole file up where this skips blocks.
@@ -70,6 +70,8 @@ impl Kernel {
             inode.leases.settle_on(&entries, BlockRange::ALL);
         }
         inode.holders().iter().for_each(|holder| forbid(holder.range));
+        // A guest would be unmapped for good.
+        inode.mapped.all().iter().for_each(|holder| forbid(holder.range));
         // None can be granted while the ticket is held.
         inode.block_layouts.all().iter().for_each(|client| forbid(client.range()));
         let extents = free.iter().flat_map(|range| mapped(layout, *range)).filter(|extent| !extent.shared);

@@ -18,5 +18,6 @@ pub mod rw;
 pub mod sharing;
 pub mod stat;
 pub mod truncate;
+mod unmap;
 
 pub(crate) use pages::{merge, without};

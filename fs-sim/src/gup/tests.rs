@@ -115,7 +115,7 @@ struct Nobody;
 
 impl PinHolder for Nobody {
     fn describe(&self) -> HolderInfo {
-        HolderInfo { kind: "nobody", processes: Vec::new(), fd: None, context: None, region: None }
+        HolderInfo { kind: "nobody", processes: Vec::new(), fd: None, context: None, region: None, guest: None }
     }
 
     fn revoke(&self, _kernel: &Arc<Kernel>) {}

@@ -5,9 +5,23 @@
 //! exist; revoked, it has no pieces, and flushes fail from then on, for good; its lease ends with it, never before its pins.
 //! Kernel counterpart: none; QEMU's `memory-backend-file,share=on` over a DAX file, pinned by vfio, and virtio-pmem's flush
 //! (drivers/nvdimm/virtio_pmem.c; VirtIO 1.3 section 5.19).
+//!
+//! # Mappings
+//! Behind an export there can be a [`GuestMapping`]: a real virtual machine, whose loads and stores this kernel neither sees nor
+//! stops. As far as the export is concerned that is one access more, which is in flight from the first [`GuestExport::pieces`]
+//! until [`GuestExport::unmapped`]: as with any other, what takes the export away demands its end, and the pins, the lease and
+//! the blocks go when it has ended.
+//!
+//! Since it can be demanded, such a guest is admitted where the gate is `fault` too: it holds neither lease nor pins then, and
+//! whatever is about to change a block of it has it unmapped first, and waits. All of it, and for good **\[chosen\]**: nothing
+//! in virtio-pmem tells a guest that a page is back. Kernel counterpart: `mmu_notifier_invalidate_range_start` for a memory
+//! slot (virt/kvm/kvm_main.c), without the fault that brings the page back.
 
 use std::any::Any;
+use std::fmt;
 
+use emulator::ledger::Stamp;
+use emulator::pin::PageRange;
 use emulator::sync::{Arc, Mutex};
 
 use super::region::{Accessed, Region};
@@ -15,7 +29,7 @@ use super::{HolderInfo, PinHolder, downcast};
 use crate::design::LeaseRules;
 use crate::errno::Errno;
 use crate::extent_map::Layout;
-use crate::gup::{Admission, LongTermUser, Registration, Want};
+use crate::gup::{Admission, LongTermUser, Pinned, Registration, Want};
 use crate::inode::{Ino, Inode};
 use crate::lease::Kind;
 use crate::process::Process;
@@ -37,20 +51,75 @@ pub struct GuestPiece {
     pub len: u64,
 }
 
+/// The mapping of an export in a virtual machine, which this kernel can only ask for its end.
+pub trait GuestMapping: Send + Sync + 'static {
+    /// Demands that no piece of the export stays mapped, nor is mapped again. Its completion is [`GuestExport::unmapped`], from
+    /// inside this call or later from anywhere. Called at most once, with no lock held; must return without waiting. It can come before the call that made the export has returned, and at the same
+    /// time as [`GuestExport::pieces`] hands pieces out: those are to be unmapped as well.
+    fn unmap(&self);
+
+    /// Who it is, for people, such as `guest at /run/a.sock, QEMU process 4711`. Must neither wait nor call the kernel.
+    fn describe(&self) -> String;
+}
+
+/// What of an export's file a guest may reach by a mapping at this moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Exposure {
+    /// Bytes that have left the file (or its offset) since the export and are nobody's or another's now, though still mapped.
+    pub exposed_bytes: u64,
+    /// Bytes that have left the file and are kept for the guest: mapped, and no harm to anybody.
+    pub orphaned_bytes: u64,
+    /// Where the exposed bytes are, in file order.
+    pub pieces: Vec<GuestPiece>,
+}
+
 /// See the module.
-#[derive(Debug)]
 pub struct GuestExport {
     custody: Arc<Custody>,
     registrant: Arc<Process>,
     ino: Ino,
     region: Region,
+    mapping: Option<Arc<dyn GuestMapping>>,
+    state: Mutex<State>,
+}
+
+impl fmt::Debug for GuestExport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mapping = self.mapping.as_ref().map(|mapping| mapping.describe());
+        f.debug_struct("GuestExport").field("ino", &self.ino).field("mapping", &mapping).finish_non_exhaustive()
+    }
+}
+
+#[derive(Debug)]
+struct State {
     /// What the lease lives and dies with.
-    file: Mutex<Option<Arc<Description>>>,
+    file: Option<Arc<Description>>,
+    /// Where the file lay when it was exported.
+    view: Option<View>,
+    mapped: Mapped,
+    /// The descriptor is gone.
+    ended: bool,
+}
+
+/// Pages in file order, and a read point from before they were looked up.
+#[derive(Clone, Debug)]
+struct View {
+    pages: Arc<[PageRange]>,
+    read_point: Stamp,
+}
+
+/// Whether a virtual machine may have pieces mapped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Mapped {
+    NotYet,
+    Now,
+    NoMore,
 }
 
 impl PinHolder for GuestExport {
     fn describe(&self) -> HolderInfo {
-        HolderInfo::in_descriptor("guest export", &self.custody, &self.registrant)
+        let guest = self.mapping.as_ref().map(|mapping| mapping.describe());
+        HolderInfo { guest, ..HolderInfo::in_descriptor("guest export", &self.custody, &self.registrant) }
     }
 
     fn custody(&self) -> Option<Arc<Custody>> {
@@ -63,17 +132,28 @@ impl PinHolder for GuestExport {
 
     fn revoke(&self, kernel: &Arc<Kernel>) {
         let mut deferred = Deferred::default();
-        self.region.shut(kernel, &mut deferred);
+        let shut = self.region.shut(kernel, &mut deferred);
         kernel.run_deferred(deferred);
+        if let Some(mapping) = self.mapping.as_ref().filter(|_| shut) {
+            mapping.unmap();
+        }
     }
 }
 
 impl OpenObject for GuestExport {
     fn release(&self, kernel: &Arc<Kernel>, deferred: &mut Deferred) {
-        self.region.shut(kernel, deferred);
-        let file = self.file.lock().take();
+        let shut = self.region.shut(kernel, deferred);
+        let (mapped, file) = {
+            let mut state = self.state.lock();
+            state.ended = true;
+            let mapped = state.mapped == Mapped::Now;
+            (mapped, if mapped { None } else { state.file.take() })
+        };
         if let Some(file) = file {
             file.put(deferred);
+        }
+        if let Some(mapping) = self.mapping.as_ref().filter(|_| shut && mapped) {
+            mapping.unmap();
         }
     }
 
@@ -96,19 +176,91 @@ impl GuestExport {
         self.ino
     }
 
-    /// Where the file lies on the device, in file order; nothing once it was revoked.
+    /// Where the file lies on the device, in file order and in as few pieces as that takes; nothing once it was revoked. With a
+    /// mapping behind the export, these may be mapped from now on until [`GuestExport::unmapped`], and nothing afterwards.
     pub fn pieces(&self, kernel: &Arc<Kernel>) -> Vec<GuestPiece> {
-        let pieces = self.region.access(kernel, |registration| {
-            let Registration::Pinned(pinned) = registration else { return Vec::new() };
-            let mut file_offset = 0;
-            let piece = |pages: &emulator::pin::PageRange| {
-                let (device_offset, len) = (pages.start() * BLOCK, pages.len() * BLOCK);
-                file_offset += len;
-                GuestPiece { file_offset: file_offset - len, device_offset, len }
+        let pages = match self.mapping {
+            Some(_) => self.hand_out(kernel),
+            None => self.state.lock().view.as_ref().filter(|_| !self.is_revoked()).map(|view| Arc::clone(&view.pages)),
+        };
+        let mut pieces = Vec::new();
+        let mut file_offset = 0;
+        for pages in pages.iter().flat_map(|pages| pages.iter()) {
+            push_piece(&mut pieces, file_offset, *pages);
+            file_offset += pages.len() * BLOCK;
+        }
+        pieces
+    }
+
+    /// The pages for a mapping, which holds the region from now on; none if it may map nothing.
+    fn hand_out(&self, kernel: &Arc<Kernel>) -> Option<Arc<[PageRange]>> {
+        if !self.region.hold(kernel) {
+            return None;
+        }
+        let (keeps, pages) = {
+            let mut state = self.state.lock();
+            let may = state.mapped != Mapped::NoMore && !state.ended && !self.region.is_shut();
+            let begins = may && state.mapped == Mapped::NotYet && state.view.is_some();
+            if begins {
+                state.mapped = Mapped::Now;
+            }
+            (begins, state.view.as_ref().filter(|_| may).map(|view| Arc::clone(&view.pages)))
+        };
+        if !keeps {
+            self.region.let_go(kernel);
+        }
+        pages
+    }
+
+    /// Nothing of the export is mapped, nor ever will be: what [`GuestMapping::unmap`] demands, or the guest is gone. If the
+    /// export was revoked or its descriptor is gone, its pins and its lease go with this call, else with its end. Idempotent.
+    ///
+    /// The end of the descriptor (close, exit, a fatal signal) is no such statement: it demands it. So whoever knows that the
+    /// guest is gone says so before closing, and lease and pins go with the close.
+    pub fn unmapped(&self, kernel: &Arc<Kernel>) {
+        let (was_mapped, file) = {
+            let mut state = self.state.lock();
+            let was_mapped = state.mapped == Mapped::Now;
+            state.mapped = Mapped::NoMore;
+            (was_mapped, if state.ended { state.file.take() } else { None })
+        };
+        if was_mapped {
+            self.region.let_go(kernel);
+        }
+        if let Some(file) = file {
+            let mut deferred = Deferred::default();
+            file.put(&mut deferred);
+            kernel.run_deferred(deferred);
+        }
+    }
+
+    /// What the guest could do harm to now: the pages it may have mapped (or, without a mapping, reaches by [`GuestExport::write`])
+    /// that another event of the ledger took from the file since it was exported. Exact while no layout changes.
+    pub fn exposure(&self, kernel: &Kernel) -> Exposure {
+        let view = {
+            let state = self.state.lock();
+            let reached = match self.mapping {
+                Some(_) => state.mapped == Mapped::Now,
+                None => !self.is_revoked(),
             };
-            pinned.holder.pages.iter().map(piece).collect()
-        });
-        pieces.unwrap_or_default()
+            state.view.clone().filter(|_| reached)
+        };
+        let mut exposure = Exposure::default();
+        let Some(View { pages, read_point }) = view else { return exposure };
+        let mut file_offset = 0;
+        for run in pages.iter() {
+            for (pages, stamp) in kernel.ledger.newer_in(*run, read_point) {
+                let bytes = pages.len() * BLOCK;
+                if stamp.is_orphan() {
+                    exposure.orphaned_bytes += bytes;
+                } else {
+                    exposure.exposed_bytes += bytes;
+                    push_piece(&mut exposure.pieces, file_offset + (pages.start() - run.start()) * BLOCK, pages);
+                }
+            }
+            file_offset += run.len() * BLOCK;
+        }
+        exposure
     }
 
     /// The guest loads from byte `offset`.
@@ -155,6 +307,23 @@ impl Task {
     /// EBADF, EINVAL (not a file, or empty), EACCES (not open for reading and writing), EMFILE; what [`Task::lease`] and
     /// [`Task::register`] say. Refused, nothing stays leased or pinned.
     pub fn export_to_guest(&self, fd: Fd) -> Result<(Fd, Arc<GuestExport>), Errno> {
+        self.export(fd, None)
+    }
+
+    /// As [`Task::export_to_guest`], with a virtual machine behind it that can be asked to unmap what it has. So it is admitted
+    /// where the gate is `fault` too.
+    ///
+    /// # Errors
+    /// As for [`Task::export_to_guest`]; EAGAIN: a layout change waits.
+    pub fn export_to_guest_mapped(
+        &self,
+        fd: Fd,
+        mapping: Arc<dyn GuestMapping>,
+    ) -> Result<(Fd, Arc<GuestExport>), Errno> {
+        self.export(fd, Some(mapping))
+    }
+
+    fn export(&self, fd: Fd, mapping: Option<Arc<dyn GuestMapping>>) -> Result<(Fd, Arc<GuestExport>), Errno> {
         let file = self.open_again(fd, |access| access == Access::BOTH)?;
         let (inode, _) = file.file().ok_or(Errno::EINVAL)?;
         let inode = Arc::clone(inode);
@@ -165,7 +334,13 @@ impl Task {
                 registrant: Arc::clone(self.process()),
                 ino: inode.ino(),
                 region: Region::new(len),
-                file: Mutex::new(Some(Arc::clone(&file))),
+                mapping,
+                state: Mutex::new(State {
+                    file: Some(Arc::clone(&file)),
+                    view: None,
+                    mapped: Mapped::NotYet,
+                    ended: false,
+                }),
             })
         });
         // Once made, the object has the file's reference, and releases it whatever happens.
@@ -192,19 +367,24 @@ impl Task {
     fn attach(&self, export: &Arc<GuestExport>, inode: &Arc<Inode>, len: u64) -> Result<(), Errno> {
         self.syscall(|| {
             let kernel = self.kernel();
-            let file = export.file.lock().as_ref().map(Description::get).ok_or(Errno::EBADF)?;
+            let file = export.state.lock().file.as_ref().map(Description::get).ok_or(Errno::EBADF)?;
             let mut deferred = Deferred::default();
             let attached = (|| {
                 if len == 0 {
                     return Err(Errno::EINVAL);
                 }
                 // Asked first: what is refused to every guest breaks nobody's lease.
-                if let Admission::PinsUnder { .. } = kernel.admission(LongTermUser::Other)? {
+                let user = if export.mapping.is_some() { LongTermUser::Unmappable } else { LongTermUser::Other };
+                if let Admission::PinsUnder { .. } = kernel.admission(user)? {
                     self.lease_file(&file, inode, exclusive_kind(kernel.axes.lease_rules), BlockRange::ALL)?;
                 }
-                let want = Want { va: 0, len, write: true, user: LongTermUser::Other };
+                let want = Want { va: 0, len, write: true, user };
                 let holder = Arc::clone(export) as Arc<dyn PinHolder>;
                 let registration = self.register_file(want, &file, 0, holder)?;
+                if let Registration::Pinned(Pinned { holder, read_point, .. }) = &registration {
+                    let view = View { pages: Arc::clone(&holder.pages), read_point: *read_point };
+                    export.state.lock().view = Some(view);
+                }
                 export.region.install(kernel, registration, &mut deferred);
                 Ok(())
             })();
@@ -212,6 +392,17 @@ impl Task {
             kernel.run_deferred(deferred);
             attached
         })
+    }
+}
+
+/// Adds a run of pages that lies at byte `file_offset`, joined with the piece before where both the file and the device go on.
+fn push_piece(pieces: &mut Vec<GuestPiece>, file_offset: u64, pages: PageRange) {
+    let (device_offset, len) = (pages.start() * BLOCK, pages.len() * BLOCK);
+    match pieces.last_mut() {
+        Some(last) if (last.file_offset + last.len, last.device_offset + last.len) == (file_offset, device_offset) => {
+            last.len += len;
+        }
+        _ => pieces.push(GuestPiece { file_offset, device_offset, len }),
     }
 }
 

@@ -86,10 +86,7 @@ impl Region {
 
     /// Runs `look` with the registration, which stays until it returns.
     pub(crate) fn access<R>(&self, kernel: &Arc<Kernel>, look: impl FnOnce(&Registration) -> R) -> Result<R, Shut> {
-        if let Err(shut) = self.gate.enter() {
-            if shut.last {
-                self.last_out(kernel);
-            }
+        if !self.hold(kernel) {
             return Err(Shut);
         }
         let registration = match &*self.slot.lock() {
@@ -100,9 +97,7 @@ impl Region {
         let result = registration.as_deref().map(look).ok_or(Shut);
         // Before leaving: the one who takes it out wants the only reference.
         drop(registration);
-        if self.gate.leave() {
-            self.last_out(kernel);
-        }
+        self.let_go(kernel);
         result
     }
 
@@ -112,6 +107,27 @@ impl Region {
         let (_inside, shut) = self.gate.close();
         self.drain(kernel, deferred);
         shut
+    }
+
+    /// Enters for as long as something may use the memory by another way than these copies, until [`Region::let_go`]. False if
+    /// it was shut.
+    pub(crate) fn hold(&self, kernel: &Arc<Kernel>) -> bool {
+        match self.gate.enter() {
+            Ok(()) => true,
+            Err(shut) => {
+                if shut.last {
+                    self.last_out(kernel);
+                }
+                false
+            }
+        }
+    }
+
+    /// Ends one [`Region::hold`]. Called with no lock held.
+    pub(crate) fn let_go(&self, kernel: &Arc<Kernel>) {
+        if self.gate.leave() {
+            self.last_out(kernel);
+        }
     }
 
     /// Whether it was shut.

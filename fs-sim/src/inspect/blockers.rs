@@ -130,7 +130,7 @@ pub enum Cause {
         /// The pins that were taken under it or keep its open file, by number: what keeps a zombie.
         pins: Vec<u64>,
     },
-    /// A long-term pin.
+    /// A long-term pin, or what a guest has mapped instead.
     Pin {
         /// Its number.
         holder: u64,
@@ -144,6 +144,12 @@ pub enum Cause {
         region: Option<u32>,
         /// The leases it was let through under, by number.
         leases: Vec<u64>,
+        /// The virtual machine that has it mapped, in words.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        guest: Option<String>,
+        /// It pins nothing, and is told before its pages change.
+        #[serde(skip_serializing_if = "std::ops::Not::not")]
+        told: bool,
     },
     /// Direct I/O in flight, with its short-term pins.
     DirectIo {
@@ -255,7 +261,7 @@ impl Kernel {
             let at = waiting.iter().position(|(waiter, _)| *waiter == task)?;
             Some(waiting.remove(at).1)
         };
-        let holders = inode.holders.all();
+        let holders: Vec<_> = inode.holders.all().into_iter().chain(inode.mapped.all()).collect();
         let blocked = line.holder.and_then(|task| {
             let ranges = line.waiting?;
             let who = take(task)?;
@@ -264,8 +270,13 @@ impl Kernel {
             Some(BlockedChange { who, range: ranges.hull().into(), blockers })
         });
         let queued = line.queue.into_iter().filter_map(&mut take).collect();
-        let queues =
-            [&inode.leases.changed, &inode.holders.changed, inode.ticket.changed(), &inode.block_layouts.changed];
+        let queues = [
+            &inode.leases.changed,
+            &inode.holders.changed,
+            &inode.mapped.changed,
+            inode.ticket.changed(),
+            &inode.block_layouts.changed,
+        ];
         let others = queues.into_iter().flat_map(|queue| queue.waiting()).filter_map(&mut take).collect();
         let pages = pages_in(&inode, range);
         let met: Vec<_> = holders.into_iter().filter(|holder| holder.holds_any_of(&pages)).collect();
@@ -305,7 +316,8 @@ impl Kernel {
         blockers.extend(met.iter().map(|holder| {
             let own = holder.pid == changer;
             let rule = if own { self.axes.holder_change } else { self.axes.stranger_change };
-            self.pin_blocker(inode, holder, Effect::of_pin(rule))
+            let effect = if holder.told { Effect::Revoked } else { Effect::of_pin(rule) };
+            self.pin_blocker(inode, holder, effect)
         }));
         let layouts = inode.block_layouts.all();
         let clients = layouts.iter().filter(|layout| ranges.overlaps(layout.range()) && layout.pid() != changer);
@@ -365,6 +377,8 @@ impl Kernel {
             context: info.context,
             region: info.region,
             leases: holder.leases.iter().map(|lease: &Arc<Lease>| lease.id.0).collect(),
+            guest: info.guest,
+            told: holder.told,
         };
         let queued = holder.object.custody().map_or(0, |custody| custody.queued());
         let releasers = self.releasers_of_pin(holder);
@@ -428,7 +442,7 @@ impl fmt::Display for Blocker {
                     write!(f, ", pins {}", pins.join(" "))?;
                 }
             }
-            Cause::Pin { holder, kind, registrant, context, region, .. } => {
+            Cause::Pin { holder, kind, registrant, context, region, guest, told, .. } => {
                 write!(f, "{kind}")?;
                 if let Some(region) = region {
                     write!(f, " {region:#x}")?;
@@ -436,7 +450,10 @@ impl fmt::Display for Blocker {
                 if let Some(context) = context {
                     write!(f, " of context {context}")?;
                 }
-                write!(f, ", pin {holder} of process {registrant}")?;
+                if let Some(guest) = guest {
+                    write!(f, " ({guest})")?;
+                }
+                write!(f, ", {} {holder} of process {registrant}", if *told { "mapping" } else { "pin" })?;
             }
             Cause::DirectIo { process } => write!(f, "direct I/O in flight of process {process}")?,
             Cause::BlockLayout { client, recalled } => {

@@ -86,7 +86,7 @@ impl Kernel {
     }
 
     /// Removes the device under the volume (S52): no file is opened, nothing is registered, no layout is granted and no file is
-    /// changed any more; every long-term pin is revoked and every block-layout client fenced as by a change under `revoke`,
+    /// changed any more; every long-term pin is revoked, every guest unmapped and every block-layout client fenced as by a change under `revoke`,
     /// whatever the design says; when their accesses in flight have drained, the device is gone: reads and writes are EIO, loads and stores SIGBUS. Always
     /// completes; must not be called by a thread that an access in flight waits for.
     pub fn remove_device(self: &Arc<Self>) {
@@ -94,7 +94,7 @@ impl Kernel {
         self.trace("device is being removed", 0, 0, None);
         let inodes = self.all_inodes();
         for inode in &inodes {
-            for holder in inode.holders.all() {
+            for holder in inode.holders.all().into_iter().chain(inode.mapped.all()) {
                 self.revoke(&holder);
             }
             for layout in inode.block_layouts.all() {
@@ -112,6 +112,7 @@ impl Kernel {
         };
         for inode in &inodes {
             wait(&inode.holders.changed, &|| inode.holders.is_empty());
+            wait(&inode.mapped.changed, &|| inode.mapped.is_empty());
             wait(&inode.block_layouts.changed, &|| inode.block_layouts.all().is_empty());
         }
         self.device.poison().lose_device();

@@ -322,7 +322,8 @@ pub(crate) struct Region {
 
 impl PinHolder for Region {
     fn describe(&self) -> HolderInfo {
-        HolderInfo { kind: "test region", processes: self.custody.processes(), fd: None, context: None, region: None }
+        let processes = self.custody.processes();
+        HolderInfo { kind: "test region", processes, fd: None, context: None, region: None, guest: None }
     }
 
     fn custody(&self) -> Option<Arc<Custody>> {

@@ -227,6 +227,7 @@ impl PinHolder for Mr {
             processes,
             context: Some(self.context.number()),
             region: Some(self.key),
+            guest: None,
         }
     }
 
