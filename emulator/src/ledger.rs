@@ -315,6 +315,12 @@ mod tests {
                     let since = Stamp(since << 1);
                     prop_assert_eq!(ledger.check(range, since), plain.check(range, since));
                     prop_assert_eq!(ledger.check_after_copy(range, since), plain.check(range, since));
+                    let newer = ledger.newer_in(range, since);
+                    let flat: Vec<_> = newer.iter().flat_map(|(run, stamp)| run.pages().map(|page| (page, *stamp))).collect();
+                    let pages = range.pages().map(|page| (page, plain.0[page as usize]));
+                    prop_assert_eq!(flat, pages.filter(|(_, s)| s.event() > since.event()).collect::<Vec<_>>());
+                    let split = newer.windows(2).any(|two| two[0].0.end() == two[1].0.start() && two[0].1 == two[1].1);
+                    prop_assert!(!split, "as few runs as can be");
                 }
                 let page = range.start().min(PAGES - 1);
                 prop_assert_eq!(ledger.newest(page), plain.0[page as usize]);

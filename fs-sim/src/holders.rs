@@ -9,6 +9,7 @@ pub mod block_layout;
 pub mod fixed_buffers;
 pub mod guest;
 mod region;
+pub mod stale;
 pub mod umem;
 
 use std::any::Any;

@@ -18,6 +18,7 @@ use emulator::trace::{Event, Trace};
 use crate::counters::Counters;
 use crate::design::{Axes, VolumeOptions};
 use crate::dma::Finding;
+use crate::holders::stale::StaleWatch;
 use crate::inode::{Ino, Inode};
 use crate::process::{Pid, Process};
 use crate::volume::journal::Journal;
@@ -77,6 +78,7 @@ pub struct Kernel {
     pub(crate) shares: Shares,
     pub(crate) journal: Journal,
     pub(crate) mount: Mount,
+    pub(crate) stale: StaleWatch,
     /// Inodes that are gone but for the pins on what were their blocks.
     pub(crate) ghosts: Registry<Ino, Arc<Inode>>,
     pub(crate) axes: Axes,
@@ -128,6 +130,7 @@ impl Kernel {
             shares: Shares::default(),
             journal: Journal::default(),
             mount: Mount::default(),
+            stale: StaleWatch::default(),
             ghosts: Registry::new(),
             world,
             device,

@@ -33,6 +33,13 @@ impl Need {
         Need { any_of: processes, task: None, outside: None }
     }
 
+    /// What those can who could let go of a holder's pins: the processes, or, left behind by all of them, its guest.
+    pub(crate) fn of_holder(holder: &Holder) -> Need {
+        let info = holder.object.describe();
+        let outside = info.guest.filter(|_| info.processes.is_empty());
+        Need { any_of: info.processes, task: None, outside }
+    }
+
     /// What the virtual machine can that has a holder's memory mapped, if one has.
     pub(crate) fn of_guest(holder: &Holder) -> Option<Need> {
         let guest = holder.object.describe().guest?;

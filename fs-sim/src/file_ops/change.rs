@@ -129,11 +129,11 @@ pub(crate) const CLOSINGS_MAX: usize = 1 << 14;
 
 /// What the committed holders of the judged pages come to under the design.
 #[derive(Debug, Default)]
-struct Verdict {
+pub(super) struct Verdict {
     /// Everybody who was judged: whoever else appears makes it void.
     judged: Vec<HolderId>,
     wait_for: Vec<Arc<Holder>>,
-    revoke: Vec<Arc<Holder>>,
+    pub(super) revoke: Vec<Arc<Holder>>,
     /// Pages that are freed or moved although pinned.
     forged: Vec<PageRange>,
     /// Pages that are kept for their holders.
@@ -254,7 +254,7 @@ impl Task {
             let Some(verdicts) = self.decide_all(&works)? else { continue };
             let needed = works.iter().zip(&verdicts).map(|(work, verdict)| work.blocks_with(&verdict.orphaned)).sum();
             let mut fresh = kernel.fresh(sides[0].0, needed)?;
-            if !self.unmap_guests(&works, patience)? {
+            if !self.unmap_guests(&works, &verdicts, patience)? {
                 continue;
             }
             if !self.end_own_layouts(&works)? {
@@ -432,7 +432,7 @@ impl Task {
             for shut in doors.iter().flatten().flat_map(|doors| &doors.shut) {
                 busy = busy || shut.closing.flag_waiter(shut.orphan || shorts_only);
             }
-            if busy { self.drains_behind(works, verdicts, doors) } else { Look::Ready(Ok(true)) }
+            if busy { self.drains_behind(works, doors) } else { Look::Ready(Ok(true)) }
         });
         match outcome {
             Ok(drained) => drained,
@@ -442,21 +442,10 @@ impl Task {
     }
 
     /// Who could end the pins behind the doors: calls and DMA in progress end by themselves, direct I/O is its process's to
-    /// complete, and a guest's frontend unmaps it. Ready with EDEADLK if only this very task could, whatever its patience.
-    fn drains_behind(
-        &self,
-        works: &[Work<'_>],
-        verdicts: &[Verdict],
-        doors: &[Option<Doors<'_>>],
-    ) -> Look<Result<bool, Errno>> {
-        let mut needs = Vec::new();
-        for (work, verdict) in works.iter().zip(verdicts) {
+    /// complete. Ready with EDEADLK if only this very task could, whatever its patience.
+    fn drains_behind(&self, works: &[Work<'_>], doors: &[Option<Doors<'_>>]) -> Look<Result<bool, Errno>> {
+        for work in works {
             work.ticket.set_draining(work.concerns_clients());
-            if !verdict.revoke.is_empty() {
-                let left = work.inode.holders.holding(work.range, &work.judged);
-                let revoked = left.iter().filter(|left| verdict.revoke.iter().any(|revoked| revoked.id == left.id));
-                needs.extend(revoked.filter_map(|holder| Need::of_guest(holder)));
-            }
         }
         let mut pages: Vec<PageRange> =
             doors.iter().flatten().flat_map(|doors| &doors.shut).map(|shut| shut.closing.range()).collect();
@@ -467,8 +456,7 @@ impl Task {
             self.note_self_deadlock(DRAINING);
             return Look::Ready(Err(Errno::EDEADLK));
         }
-        needs.extend(pids.into_iter().map(|pid| Need::any_of(vec![pid])));
-        Look::Blocked(needs)
+        Look::Blocked(pids.into_iter().map(|pid| Need::any_of(vec![pid])).collect())
     }
 
     /// With the doors open: waits until none of `holders` is left.
@@ -482,7 +470,7 @@ impl Task {
             if left.is_empty() {
                 return Look::Ready(());
             }
-            Look::Blocked(left.iter().map(|holder| Need::any_of(holder.object.describe().processes)).collect())
+            Look::Blocked(left.iter().map(|holder| Need::of_holder(holder)).collect())
         });
         match outcome {
             Ok(()) => Ok(()),

@@ -77,6 +77,7 @@ impl Kernel {
             ));
         }
         self.journal.freed(pages);
+        self.watch_freed(pages);
         self.allocator.free(frozen);
     }
 
@@ -88,6 +89,7 @@ impl Kernel {
             _ if blocks > self.allocator.free_blocks() => return Err(Errno::ENOSPC),
             _ => self.allocator.alloc(blocks, crate::volume::GroupHint(inode.ino().0)).map_err(|_| Errno::ENOSPC)?,
         };
+        self.unwatch_given(&pages);
         Ok(Fresh { kernel: self, inode, pages })
     }
 

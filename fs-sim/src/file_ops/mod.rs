@@ -14,6 +14,7 @@ pub mod open;
 mod pages;
 pub(crate) mod plan;
 pub mod poison;
+pub mod provision;
 pub mod rw;
 pub mod sharing;
 pub mod stat;

@@ -1,65 +1,94 @@
-//! Guests that pin nothing are unmapped before a change takes blocks from them.
+//! Guests are unmapped before a change takes blocks from them.
 //!
-//! It owns the step of a layout change that comes before any door is shut: whoever is listed in [`Inode::mapped`] on pages that
-//! are about to leave, move, become shared or turn unwritten has everything demanded back, and the change waits, with all doors
-//! open. Invariant: from this step until the change is over nobody maps pages of the file, for that takes the ticket, which the
-//! change has; so what is freed is mapped by nobody. Eviction meets no mapping: an export keeps its file open until it is
-//! unmapped. Defragmentation goes round what is mapped ([`super::defragment`]): it waits for nobody. Kernel counterpart:
-//! `unmap_mapping_range` with `mmu_notifier_invalidate_range_start`, which a truncate calls before `dax_break_layout`.
+//! It owns the step of a layout change that comes before any door is shut. Whoever is listed in [`Inode::mapped`], without pins,
+//! on pages that are about to leave, move, become shared or turn unwritten has everything demanded back, and so has a pinned
+//! guest that the verdict revokes; the change waits for both with all doors open, since a frontend that does not answer must
+//! stop nobody else. Invariant: from this step until the change is over nobody maps pages of the file without pins, for that
+//! takes the ticket, which the change has; so what is freed is mapped by nobody. Eviction meets no mapping: an export keeps its
+//! file open until it is unmapped. Defragmentation goes round what is mapped ([`super::defragment`]): it waits for nobody.
+//! Kernel counterpart: `unmap_mapping_range` with `mmu_notifier_invalidate_range_start`, which a truncate calls before it frees.
 //!
 //! [`Inode::mapped`]: crate::inode::Inode
 
 use emulator::sync::Arc;
 use emulator::wait::WaitFor;
 
-use super::change::{Patience, say_waiting};
+use super::change::{Patience, Verdict, say_waiting};
 use super::plan::Work;
 use crate::errno::Errno;
-use crate::holders::Holder;
+use crate::holders::{Holder, HolderId, Holders};
 use crate::process::task::Task;
 use crate::waits::{Ended, Look, Need};
 
 /// Why a change waits for a guest.
 const UNMAPPING: &str = "guest to be unmapped";
 
+impl Patience {
+    fn unmaps(self) -> WaitFor {
+        match self {
+            Patience::Waits => WaitFor::interruptible(UNMAPPING),
+            // A fault has no way to report an interruption.
+            Patience::Never => WaitFor::killable(UNMAPPING),
+        }
+    }
+}
+
 impl Task {
     /// Has the guests in the way of a change unmapped. False if there were any: they were waited for, plan again. What is
     /// demanded stays demanded, also if this is interrupted.
-    pub(super) fn unmap_guests(&self, works: &[Work<'_>], patience: Patience) -> Result<bool, Errno> {
-        let mapped: Vec<Vec<Arc<Holder>>> = works.iter().map(|work| self.mapped_in_the_way(work)).collect();
-        if mapped.iter().all(Vec::is_empty) {
+    pub(super) fn unmap_guests(
+        &self,
+        works: &[Work<'_>],
+        verdicts: &[Verdict],
+        patience: Patience,
+    ) -> Result<bool, Errno> {
+        let in_the_way = |(work, verdict)| self.guests_in_the_way(work, verdict);
+        let guests: Vec<Vec<Arc<Holder>>> = works.iter().zip(verdicts).map(in_the_way).collect();
+        if guests.iter().all(Vec::is_empty) {
             return Ok(true);
         }
-        say_waiting(works, |n| mapped[n].clone());
-        for holder in mapped.iter().flatten() {
+        say_waiting(works, |n| guests[n].clone());
+        for holder in guests.iter().flatten() {
             self.kernel().revoke(holder);
         }
-        for work in works {
-            let how = match patience {
-                Patience::Waits => WaitFor::interruptible(UNMAPPING),
-                // A fault has no way to report an interruption.
-                Patience::Never => WaitFor::killable(UNMAPPING),
-            };
-            let outcome = self.block_on(&work.inode.mapped.changed, how, || {
-                let left = self.mapped_in_the_way(work);
-                match left.is_empty() {
-                    true => Look::Ready(()),
-                    false => Look::Blocked(left.iter().filter_map(|holder| Need::of_guest(holder)).collect()),
-                }
-            });
-            match outcome {
-                Ok(()) => {}
-                Err(Ended::Interrupted | Ended::TimedOut) => return Err(Errno::EINTR),
-                Err(Ended::Deadlock) => return Err(Errno::EDEADLK),
-            }
+        for (work, guests) in works.iter().zip(&guests) {
+            let awaited: Vec<HolderId> = guests.iter().map(|guest| guest.id).collect();
+            self.wait_for_guests(work, &work.inode.mapped, &awaited, patience)?;
+            self.wait_for_guests(work, &work.inode.holders, &awaited, patience)?;
         }
         Ok(false)
     }
 
-    fn mapped_in_the_way(&self, work: &Work<'_>) -> Vec<Arc<Holder>> {
+    /// Those that pin nothing and are told, and of those revoked the ones that a virtual machine has mapped.
+    fn guests_in_the_way(&self, work: &Work<'_>, verdict: &Verdict) -> Vec<Arc<Holder>> {
         if self.kernel().sabotage.no_unmap {
             return Vec::new();
         }
-        work.inode.mapped.holding(work.range, &work.judged)
+        let mut guests = work.inode.mapped.holding(work.range, &work.judged);
+        guests.extend(verdict.revoke.iter().filter(|holder| holder.object.describe().guest.is_some()).cloned());
+        guests
+    }
+
+    /// Waits until none of `awaited` is listed.
+    fn wait_for_guests(
+        &self,
+        work: &Work<'_>,
+        list: &Holders,
+        awaited: &[HolderId],
+        patience: Patience,
+    ) -> Result<(), Errno> {
+        let outcome = self.block_on(&list.changed, patience.unmaps(), || {
+            let mut left = list.holding(work.range, &work.judged);
+            left.retain(|holder| awaited.contains(&holder.id));
+            match left.is_empty() {
+                true => Look::Ready(()),
+                false => Look::Blocked(left.iter().filter_map(|holder| Need::of_guest(holder)).collect()),
+            }
+        });
+        match outcome {
+            Ok(()) => Ok(()),
+            Err(Ended::Interrupted | Ended::TimedOut) => Err(Errno::EINTR),
+            Err(Ended::Deadlock) => Err(Errno::EDEADLK),
+        }
     }
 }

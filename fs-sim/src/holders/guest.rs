@@ -25,7 +25,7 @@ use emulator::pin::PageRange;
 use emulator::sync::{Arc, Mutex};
 
 use super::region::{Accessed, Region};
-use super::{HolderInfo, PinHolder, downcast};
+use super::{HolderId, HolderInfo, PinHolder, downcast};
 use crate::design::LeaseRules;
 use crate::errno::Errno;
 use crate::extent_map::Layout;
@@ -104,6 +104,7 @@ struct State {
 /// Pages in file order, and a read point from before they were looked up.
 #[derive(Clone, Debug)]
 struct View {
+    holder: HolderId,
     pages: Arc<[PageRange]>,
     read_point: Stamp,
 }
@@ -134,7 +135,13 @@ impl PinHolder for GuestExport {
         let mut deferred = Deferred::default();
         let shut = self.region.shut(kernel, &mut deferred);
         kernel.run_deferred(deferred);
-        if let Some(mapping) = self.mapping.as_ref().filter(|_| shut) {
+        if !shut {
+            return;
+        }
+        if self.state.lock().mapped != Mapped::Now {
+            self.reaches_nothing(kernel);
+        }
+        if let Some(mapping) = &self.mapping {
             mapping.unmap();
         }
     }
@@ -152,8 +159,10 @@ impl OpenObject for GuestExport {
         if let Some(file) = file {
             file.put(deferred);
         }
-        if let Some(mapping) = self.mapping.as_ref().filter(|_| shut && mapped) {
-            mapping.unmap();
+        match &self.mapping {
+            Some(mapping) if mapped && shut => mapping.unmap(),
+            _ if mapped => {}
+            _ => self.reaches_nothing(kernel),
         }
     }
 
@@ -224,6 +233,7 @@ impl GuestExport {
             state.mapped = Mapped::NoMore;
             (was_mapped, if state.ended { state.file.take() } else { None })
         };
+        self.reaches_nothing(kernel);
         if was_mapped {
             self.region.let_go(kernel);
         }
@@ -231,6 +241,14 @@ impl GuestExport {
             let mut deferred = Deferred::default();
             file.put(&mut deferred);
             kernel.run_deferred(deferred);
+        }
+    }
+
+    /// Nobody gets at its pages by this export any more.
+    fn reaches_nothing(&self, kernel: &Kernel) {
+        let holder = self.state.lock().view.as_ref().map(|view| view.holder);
+        if let Some(holder) = holder {
+            kernel.stale.end(holder);
         }
     }
 
@@ -246,7 +264,7 @@ impl GuestExport {
             state.view.clone().filter(|_| reached)
         };
         let mut exposure = Exposure::default();
-        let Some(View { pages, read_point }) = view else { return exposure };
+        let Some(View { pages, read_point, .. }) = view else { return exposure };
         let mut file_offset = 0;
         for run in pages.iter() {
             for (pages, stamp) in kernel.ledger.newer_in(*run, read_point) {
@@ -382,7 +400,8 @@ impl Task {
                 let holder = Arc::clone(export) as Arc<dyn PinHolder>;
                 let registration = self.register_file(want, &file, 0, holder)?;
                 if let Registration::Pinned(Pinned { holder, read_point, .. }) = &registration {
-                    let view = View { pages: Arc::clone(&holder.pages), read_point: *read_point };
+                    let view = View { holder: holder.id, pages: Arc::clone(&holder.pages), read_point: *read_point };
+                    kernel.stale.begin(view.holder, &view.pages);
                     export.state.lock().view = Some(view);
                 }
                 export.region.install(kernel, registration, &mut deferred);

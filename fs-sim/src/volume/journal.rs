@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 use emulator::pin::PageRange;
 use emulator::sync::Mutex;
 
-use super::orphans::List;
+use super::orphans::PageList;
 use crate::extent_map::Layout;
 use crate::inode::{Ino, Inode};
 
@@ -27,7 +27,7 @@ pub(crate) struct Journal(Mutex<Records>);
 #[derive(Debug, Default)]
 struct Records {
     layouts: BTreeMap<Ino, Layout>,
-    pending: List,
+    pending: PageList,
     cut: bool,
 }
 

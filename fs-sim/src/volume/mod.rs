@@ -19,5 +19,6 @@ mod tests;
 
 pub use allocator::{Allocator, Corruption, GroupHint, NoSpace};
 pub use orphans::Orphans;
+pub(crate) use orphans::PageList;
 pub use recovery::{Durable, Recovered};
 pub use shares::Shares;

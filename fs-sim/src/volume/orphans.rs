@@ -37,11 +37,11 @@ const CONTENDED_MAX: u32 = 1000;
 
 /// See the module.
 #[derive(Debug, Default)]
-pub struct Orphans(Mutex<List>);
+pub struct Orphans(Mutex<PageList>);
 
 /// Runs of pages, joined where they touch.
 #[derive(Debug, Default)]
-pub(super) struct List {
+pub(crate) struct PageList {
     /// Start to end; disjoint and not adjacent.
     runs: BTreeMap<u64, u64>,
     /// Blocks on the list or in a reaper's hands.
@@ -49,9 +49,9 @@ pub(super) struct List {
     peak: u64,
 }
 
-impl List {
+impl PageList {
     /// Puts `pages` on the list, joined with their neighbours.
-    pub(super) fn put(&mut self, pages: PageRange) {
+    pub(crate) fn put(&mut self, pages: PageRange) {
         let (mut start, mut end) = (pages.start(), pages.end());
         while let Some((&its_start, &its_end)) = self.runs.range(..=end).next_back()
             && its_end >= start
@@ -65,7 +65,7 @@ impl List {
     }
 
     /// Takes off the list what it has of `pages`.
-    pub(super) fn take(&mut self, pages: PageRange) -> Vec<PageRange> {
+    pub(crate) fn take(&mut self, pages: PageRange) -> Vec<PageRange> {
         let mut taken = Vec::new();
         while let Some((&start, &end)) = self.runs.range(..pages.end()).next_back()
             && end > pages.start()
@@ -84,7 +84,7 @@ impl List {
     }
 
     /// All of them, in device order.
-    pub(super) fn pages(&self) -> Vec<PageRange> {
+    pub(crate) fn pages(&self) -> Vec<PageRange> {
         self.runs.iter().map(|(start, end)| PageRange::new(*start, end - start)).collect()
     }
 }

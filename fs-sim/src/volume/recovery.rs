@@ -13,7 +13,7 @@ use emulator::pin::PageRange;
 use emulator::sync::Arc;
 use emulator::sync::atomic::Ordering;
 
-use super::orphans::List;
+use super::orphans::PageList;
 use crate::extent_map::Layout;
 use crate::gup::pages_of;
 use crate::inode::{Ino, Inode};
@@ -91,7 +91,7 @@ impl Kernel {
         let empty: Vec<Ino> = links.keys().copied().filter(|ino| !layouts.contains_key(ino)).collect();
         let all = empty.into_iter().map(|ino| (ino, Layout::default())).chain(layouts);
         let mut inodes: BTreeMap<Ino, Arc<Inode>> = BTreeMap::new();
-        let mut claimed = List::default();
+        let mut claimed = PageList::default();
         for (ino, layout) in all {
             kernel.claim_layout(&layout, &mut claimed);
             inodes.insert(ino, kernel.mount_inode(ino, layout, links.get(&ino)));
@@ -133,7 +133,7 @@ impl Kernel {
 
     /// Marks the blocks of a layout as allocated. What an earlier layout (or another part of this one) has `claimed` already must
     /// be marked as shared, and is counted so.
-    fn claim_layout(&self, layout: &Layout, claimed: &mut List) {
+    fn claim_layout(&self, layout: &Layout, claimed: &mut PageList) {
         for extent in layout.extents() {
             let pages = pages_of(&extent);
             let again = claimed.take(pages);

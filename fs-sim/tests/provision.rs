@@ -1,0 +1,53 @@
+//! Dialogues about files made to measure.
+#![allow(clippy::unwrap_used, reason = "a test that can't go on ends")]
+
+mod common;
+
+use common::changes::{ALL, scattered};
+use common::{Lab, preset};
+use fs_sim::file_ops::defragment::Defragmented;
+use fs_sim::{BLOCK, Errno};
+
+/// Files to measure: exactly as many runs as asked for, zero, written; or none at all.
+#[test]
+fn provisioned_files() {
+    let lab = Lab::new(preset("mainline"));
+    let a = lab.actor();
+    for runs in [1, 2, 3, 7, 128, 200] {
+        assert_eq!(a.provision("data", 200 * BLOCK, Some(runs)), Ok(()), "{runs}");
+        assert_eq!(lab.kernel.runs_of("data"), Ok(runs));
+        let fd = a.opens("data");
+        assert_eq!(a.bytes_of(fd), [0; 200]);
+        assert!(a.fiemap(fd, ALL).unwrap().iter().all(|extent| !extent.unwritten), "{runs}");
+        assert_eq!(a.provision("data", BLOCK, None), Err(Errno::EEXIST));
+        if runs > 1 {
+            assert_eq!(lab.kernel.defragment("data"), Ok(Defragmented { moved: 200, skipped: 0 }), "{runs}");
+            assert_eq!(lab.kernel.runs_of("data"), Ok(1));
+        }
+        // What the blocks held is not the next file's.
+        (0..200).for_each(|block| assert!(a.fills(fd, block, 7).is_ok()));
+        a.close(fd).unwrap();
+        a.unlink("data").unwrap();
+    }
+    for (bytes, runs, errno) in [
+        (0, None, Errno::EINVAL),
+        (BLOCK + 1, None, Errno::EINVAL),
+        (4 * BLOCK, Some(0), Errno::EINVAL),
+        (4 * BLOCK, Some(5), Errno::EINVAL),
+        (u64::MAX, None, Errno::EFBIG),
+        (common::DEVICE + BLOCK, None, Errno::ENOSPC),
+    ] {
+        assert_eq!(a.provision("data", bytes, runs), Err(errno), "{bytes} {runs:?}");
+        assert_eq!(lab.kernel.runs_of("data"), Err(Errno::ENOENT));
+    }
+    // No run is as long as the file: not in one piece, but in some.
+    let (b, _) = scattered(&lab, 200);
+    b.unlink("other").unwrap();
+    b.exit();
+    let free = lab.kernel.usage().free;
+    assert_eq!(a.provision("more", free * BLOCK, Some(1)), Err(Errno::ENOSPC));
+    assert_eq!((lab.kernel.runs_of("more"), lab.kernel.usage().free), (Err(Errno::ENOENT), free));
+    assert_eq!(a.provision("more", free * BLOCK, None), Ok(()));
+    assert!(lab.kernel.runs_of("more").unwrap() > 1);
+    lab.end([&a, &b]);
+}
