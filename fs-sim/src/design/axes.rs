@@ -80,7 +80,8 @@ choices! {
         Lease = "lease",
         /// An exclusive one, else EPERM; a zombie never suffices.
         Unbreakable = "unbreakable",
-        /// Nothing is pinned: registered, and faulted in at each access. Holders that can't fault: EOPNOTSUPP.
+        /// Nothing is pinned: registered, and faulted in at each access. Holders that can't fault: EOPNOTSUPP, but for a guest
+        /// that can be unmapped, which is before a block of it changes.
         Fault = "fault",
     }
 

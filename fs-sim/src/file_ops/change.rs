@@ -252,11 +252,11 @@ impl Task {
             }
             race_point!("change: settled, not shut");
             let Some(verdicts) = self.decide_all(&works)? else { continue };
-            let needed = works.iter().zip(&verdicts).map(|(work, verdict)| work.blocks_with(&verdict.orphaned)).sum();
-            let mut fresh = kernel.fresh(sides[0].0, needed)?;
             if !self.unmap_guests(&works, &verdicts, patience)? {
                 continue;
             }
+            let needed = works.iter().zip(&verdicts).map(|(work, verdict)| work.blocks_with(&verdict.orphaned)).sum();
+            let mut fresh = kernel.fresh(sides[0].0, needed)?;
             if !self.end_own_layouts(&works)? {
                 continue;
             }

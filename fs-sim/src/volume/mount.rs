@@ -88,7 +88,7 @@ impl Kernel {
     /// Removes the device under the volume (S52): no file is opened, nothing is registered, no layout is granted and no file is
     /// changed any more; every long-term pin is revoked, every guest unmapped and every block-layout client fenced as by a change under `revoke`,
     /// whatever the design says; when their accesses in flight have drained, the device is gone: reads and writes are EIO, loads and stores SIGBUS. Always
-    /// completes; must not be called by a thread that an access in flight waits for.
+    /// completes; must not be called by a thread that an access in flight, or the unmapping of a guest, waits for.
     pub fn remove_device(self: &Arc<Self>) {
         self.mount.lose();
         self.trace("device is being removed", 0, 0, None);
