@@ -11,22 +11,33 @@
 //! # Drop order
 //! [`Device`] unmaps in `drop`, then its file closes and with it the image's lock goes. So no other run can take the image
 //! while this one could still write to it.
+//!
+//! # What makes stores durable
+//! `fdatasync` of the file, alone. It covers every dirty page of it, whichever process stored, and through whichever mapping:
+//! the kernel write-protects a page's mappings before it writes it back, and the next store dirties the page again
+//! (`folio_mkclean`, `->page_mkwrite`). `msync(MS_SYNC)` is the same `vfs_fsync_range` (mm/msync.c), so both would do the work twice.
+//! `tests/durability.rs` asks the kernel: after [`Device::sync`], `cachestat` counts no dirty page.
 
 #[cfg(all(test, not(any(daxlab_loom, daxlab_shuttle))))]
 mod tests;
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::ops::Range;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
 
-use rustix::fs::{FallocateFlags, FlockOperation, MemfdFlags};
+use rustix::fs::{FallocateFlags, FlockOperation, MemfdFlags, OFlags, SeekFrom};
 use rustix::mm::{MapFlags, MsyncFlags, ProtFlags};
 
 use crate::copy;
+use crate::persistence::PAGE_WORDS;
 use crate::pin::PageRange;
 use crate::poison::{Damage, Poison};
+use crate::sync::atomic::AtomicU32;
 use crate::sync::machine::{AtomicU64, Ordering};
 
 /// Bytes in a page, the unit of a pin.
@@ -40,20 +51,26 @@ pub const MAX_BYTES: u64 = 1 << 40;
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// The size is none a device can have.
-    #[error("a device of {asked} bytes: the size must be a multiple of 2 MiB, at least 2 MiB and at most 1 TiB")]
+    #[error(
+        "a device of {asked} bytes: the size must be a multiple of 2 MiB, at least 2 MiB and at most 1 TiB; {} bytes would do",
+        nearest(*asked)
+    )]
     Size {
         /// Bytes asked for.
         asked: u64,
     },
-    /// Another run, or another device of this one, uses the image.
-    #[error("image {path}: in use by another run (it holds the lock); wait for its end or name another image")]
+    /// Another run, or another device of this one, uses the image, or a guest that has outlived its server.
+    #[error(
+        "image {path}: in use (its lock is held) by another run, or by a guest that is still attached although its server has ended; end it (`fuser {path}` tells the process) or name another image"
+    )]
     Locked {
         /// The image.
         path: PathBuf,
     },
     /// The image exists and is smaller than the device asked for. It was left alone.
     #[error(
-        "image {path}: {found} bytes, but a device of {asked} was asked for; ask for less, enlarge it with `truncate -s`, or name another image"
+        "image {path}: {found} bytes, but a device of {asked} was asked for; {}enlarge it with `truncate -s {asked}` (its bytes stay), or name another image",
+        smaller(*found)
     )]
     TooSmall {
         /// The image.
@@ -124,6 +141,10 @@ pub struct Device {
     medium: Medium,
     file: File,
     poison: Poison,
+    /// The descriptor that another process handed over: the image's lock may hang on it.
+    handed_over: Option<OwnedFd>,
+    /// The error of the first sync that failed, 0 as long as none did.
+    sync_error: AtomicU32,
 }
 
 // SAFETY: the mapping belongs to no thread, and shared access to its bytes is by atomic words only.
@@ -180,6 +201,47 @@ impl Device {
         Device::map(file, bytes, Medium::Image(named()))
     }
 
+    /// A device of `bytes` over the file behind `fd`, which another process opened (and locked) as an image or made as a memory
+    /// device. Nothing is created or enlarged, and no lock is taken; one that hangs on `fd` stays as long as the device.
+    ///
+    /// The file is opened once more: a failed write-back is reported once for each open file
+    /// (`file_check_and_advance_wb_err`, mm/filemap.c), so over a shared one the other process's sync could take the report that
+    /// ours has to make. A file that can't be opened again, because it is on no filesystem (`ENXIO`), is used as it is.
+    ///
+    /// # Errors
+    /// [`OpenError::Size`], [`OpenError::NotAFile`], [`OpenError::TooSmall`], [`OpenError::Os`] (such as a descriptor that can't write).
+    pub fn from_fd(fd: OwnedFd, bytes: u64) -> Result<Device, OpenError> {
+        check_size(bytes)?;
+        let entry = format!("/proc/self/fd/{}", fd.as_raw_fd());
+        let named = std::fs::read_link(&entry).unwrap_or_else(|_| PathBuf::from(&entry));
+        let os = |what: &str, source: io::Error| OpenError::Os { what: format!("{what} {}", named.display()), source };
+        let given = File::from(fd);
+        let looked = given.metadata().map_err(|error| os("looking at", error))?;
+        if !looked.is_file() {
+            return Err(OpenError::NotAFile { path: named });
+        }
+        if looked.len() < bytes {
+            return Err(OpenError::TooSmall { path: named, asked: bytes, found: looked.len() });
+        }
+        let mode = rustix::fs::fcntl_getfl(&given).map_err(|error| os("looking at", error.into()))?;
+        if !mode.contains(OFlags::RDWR) {
+            return Err(os(
+                "using",
+                io::Error::new(io::ErrorKind::PermissionDenied, "not open for reading and writing"),
+            ));
+        }
+        let (file, handed_over) = match OpenOptions::new().read(true).write(true).open(&entry) {
+            Ok(again) => (again, Some(given.into())),
+            Err(error) if error.raw_os_error() == Some(rustix::io::Errno::NXIO.raw_os_error()) => (given, None),
+            Err(error) => return Err(os("opening again", error)),
+        };
+        let memory = looked.nlink() == 0 && named.as_os_str().as_bytes().starts_with(MEMFD_LINK);
+        let medium = if memory { Medium::Memory } else { Medium::Image(named) };
+        let mut device = Device::map(file, bytes, medium)?;
+        device.handed_over = handed_over;
+        Ok(device)
+    }
+
     fn map(file: File, bytes: u64, medium: Medium) -> Result<Device, OpenError> {
         let os = |source| OpenError::Os { what: format!("mapping a device of {bytes} bytes"), source };
         let len = usize::try_from(bytes).map_err(|error| os(io::Error::other(error)))?;
@@ -196,7 +258,8 @@ impl Device {
         };
         let base = NonNull::new(base.map_err(|error| os(error.into()))?.cast())
             .ok_or_else(|| os(io::Error::other("mapped at address 0")))?;
-        Ok(Device { base, bytes, medium, file, poison: Poison::default() })
+        let (poison, sync_error) = (Poison::default(), AtomicU32::new(0));
+        Ok(Device { base, bytes, medium, file, poison, handed_over: None, sync_error })
     }
 
     /// The same device mapped once more, with the same poison, and not gone even if this one is: what a machine finds when it
@@ -205,9 +268,11 @@ impl Device {
     /// # Errors
     /// [`OpenError::Os`].
     pub fn map_again(&self) -> Result<Device, OpenError> {
-        let file = self.file.try_clone();
-        let file = file.map_err(|source| OpenError::Os { what: "opening the device again".to_owned(), source })?;
-        let again = Device::map(file, self.bytes, self.medium.clone())?;
+        let os = |source| OpenError::Os { what: "opening the device again".to_owned(), source };
+        let file = self.file.try_clone().map_err(os)?;
+        let handed_over = self.handed_over.as_ref().map(OwnedFd::try_clone).transpose().map_err(os)?;
+        let mut again = Device::map(file, self.bytes, self.medium.clone())?;
+        again.handed_over = handed_over;
         self.poison.pages().into_iter().for_each(|page| again.poison.poison(PageRange::new(page, 1)));
         Ok(again)
     }
@@ -368,17 +433,15 @@ impl Device {
         Ok(outcome.unwrap_or_else(|found| found))
     }
 
-    /// Writes what was stored to the image and waits until its disk has it. Nothing to do for a memory device.
+    /// Writes what was stored to the image, by whatever process and mapping, and waits until its disk has it. Nothing to do for a
+    /// memory device.
     ///
     /// # Errors
-    /// What `msync` or `fdatasync` returned; what is durable is unknown then.
+    /// What `fdatasync` returned; what is durable is unknown then, and stays unknown: the kernel takes pages it could not write for
+    /// clean, and the next `fdatasync` succeeds (`mapping_set_error`, include/linux/pagemap.h). So from the first failure on every
+    /// sync of this device returns that error.
     pub fn sync(&self) -> io::Result<()> {
-        if self.medium == Medium::Memory {
-            return Ok(());
-        }
-        // SAFETY: the whole mapping, which is alive; msync changes no byte of it.
-        unsafe { rustix::mm::msync(self.base.as_ptr().cast(), self.bytes as usize, MsyncFlags::SYNC)? };
-        Ok(rustix::fs::fdatasync(&self.file)?)
+        self.write_back(|| rustix::fs::fdatasync(&self.file))
     }
 
     /// As [`Device::sync`], for `pages` only.
@@ -386,14 +449,59 @@ impl Device {
     /// # Errors
     /// As for [`Device::sync`]; `InvalidInput` for pages that the device does not have.
     pub fn sync_pages(&self, pages: PageRange) -> io::Result<()> {
-        let (offset, len) = self.bytes_of(pages).map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
-        if self.medium == Medium::Memory || len == 0 {
+        let refused = |error| io::Error::new(io::ErrorKind::InvalidInput, error);
+        let (offset, len) = self.bytes_of(pages).map_err(refused)?;
+        let at = self.at(offset, len).map_err(refused)?;
+        if len == 0 {
             return Ok(());
         }
-        let at = self.at(offset, len).map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
         // SAFETY: whole pages inside the mapping, which is alive; msync changes no byte of it.
-        unsafe { rustix::mm::msync(at.cast(), len as usize, MsyncFlags::SYNC)? };
-        Ok(rustix::fs::fdatasync(&self.file)?)
+        self.write_back(|| unsafe { rustix::mm::msync(at.cast(), len as usize, MsyncFlags::SYNC) })
+    }
+
+    /// `write`, unless there is nothing to write to or an earlier one failed.
+    fn write_back(&self, write: impl FnOnce() -> rustix::io::Result<()>) -> io::Result<()> {
+        if self.medium == Medium::Memory {
+            return Ok(());
+        }
+        // ORDERING: Relaxed: no data hangs on it. A sync that begins after a failed one returned sees its store, because
+        // whoever orders the two orders the store as well.
+        match self.sync_error.load(Ordering::Relaxed) {
+            0 => write().map_err(|error| {
+                self.sync_error.store(error.raw_os_error().unsigned_abs(), Ordering::Relaxed);
+                error.into()
+            }),
+            failed => Err(io::Error::from_raw_os_error(failed.cast_signed())),
+        }
+    }
+
+    /// The words of `page`, poisoned or not: for what happens to the medium itself.
+    ///
+    /// # Errors
+    /// [`AccessError::OutOfRange`].
+    pub(crate) fn page_words(&self, page: u64) -> Result<&[AtomicU64; PAGE_WORDS], AccessError> {
+        let at = self.at(page.saturating_mul(PAGE), PAGE)?;
+        // SAFETY: a whole page inside the mapping, which lives as long as `self`; aligned; everybody accesses it as words.
+        Ok(unsafe { &*at.cast() })
+    }
+
+    /// The first pages of `among` that take memory or disk space, up to where a hole begins; `end..end` if all are a hole. All of
+    /// them, if what holds the device can't tell. Pages that are stored to meanwhile may or may not count.
+    pub(crate) fn data_pages(&self, among: Range<u64>) -> Range<u64> {
+        let end = among.end.min(self.pages());
+        if among.start >= end {
+            return end..end;
+        }
+        let clamp = |byte: u64| byte.clamp(among.start.saturating_mul(PAGE), end.saturating_mul(PAGE));
+        // (The file's position that this moves is nobody's: everything else is mapped, or says where.)
+        let seek = |to| rustix::fs::seek(&self.file, to).map(clamp);
+        let start = match seek(SeekFrom::Data(clamp(0))) {
+            Ok(start) => start,
+            Err(rustix::io::Errno::NXIO) => return end..end,
+            Err(_) => return among.start..end,
+        };
+        let stop = seek(SeekFrom::Hole(start)).unwrap_or(clamp(u64::MAX));
+        start / PAGE..stop.div_ceil(PAGE)
     }
 
     /// The address of byte `offset`, from which `len` bytes lie inside the device.
@@ -444,7 +552,22 @@ impl Drop for Device {
     }
 }
 
+/// What the kernel calls a memory file in `/proc/PID/fd` (`memfd_create`, mm/memfd.c).
+const MEMFD_LINK: &[u8] = b"/memfd:";
+
 fn check_size(asked: u64) -> Result<(), OpenError> {
-    let fine = asked.is_multiple_of(FOLIO) && (FOLIO..=MAX_BYTES).contains(&asked);
-    if fine { Ok(()) } else { Err(OpenError::Size { asked }) }
+    if asked == nearest(asked) { Ok(()) } else { Err(OpenError::Size { asked }) }
+}
+
+/// The size a device can have that is `asked`, or the next larger one, or the largest.
+fn nearest(asked: u64) -> u64 {
+    asked.clamp(FOLIO, MAX_BYTES).next_multiple_of(FOLIO)
+}
+
+/// What to ask for instead of more than an image of `found` bytes has, if there is something.
+fn smaller(found: u64) -> String {
+    match found / FOLIO * FOLIO {
+        0 => String::new(),
+        fits => format!("ask for at most {fits}, "),
+    }
 }

@@ -9,6 +9,7 @@ pub mod device;
 pub mod gate;
 pub mod ledger;
 pub mod memory;
+pub mod persistence;
 pub mod pin;
 pub mod poison;
 pub mod registry;

@@ -258,3 +258,14 @@ fn an_image_that_does_not_fit_is_refused_and_left_alone() {
     let error = Device::image(&folder.path().join("no/such/folder"), FOLIO).unwrap_err();
     assert!(matches!(&error, OpenError::Os { source, .. } if source.kind() == std::io::ErrorKind::NotFound), "{error}");
 }
+
+#[test]
+fn after_a_failed_sync_none_succeeds() {
+    let folder = tempfile::tempdir().unwrap();
+    let device = Device::image(&folder.path().join("image"), FOLIO).unwrap();
+    device.sync().unwrap();
+    assert!(device.write_back(|| Err(rustix::io::Errno::IO)).is_err());
+    let error = device.sync().unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(rustix::io::Errno::IO.raw_os_error()));
+    assert!(device.sync_pages(pages(0, 1)).is_err());
+}

@@ -36,7 +36,7 @@ pub mod atomic {
 /// The machine's own atomics, whatever the backend: for words that live in a shared mapping, where an explorer's atomics
 /// (larger than 8 bytes, and not plain memory) can't stand. Nothing that two threads agree by may use them.
 pub mod machine {
-    pub use std::sync::atomic::{AtomicU64, Ordering};
+    pub use std::sync::atomic::{AtomicU64, Ordering, fence};
 }
 
 /// Threads of the chosen backend. There is no sleep: waiting is [`crate::wait`]'s business.

@@ -1,0 +1,298 @@
+//! The power-cut model: which stores to a device survive when its machine loses power.
+//!
+//! It owns a second image of a device, the *durable* one, beside the *live* one that everybody reads and writes. The model is
+//! a platform with ADR and without eADR: what has reached the memory controller survives, what is in a CPU cache does not, unless
+//! its 64-byte line happened to be evicted. Stores go to the live image alone; [`Durable::flush`] brings ranges of the
+//! durable one up to date (a guest's FLUSH, `fsync`, an NIC's flush); [`Durable::cut`] is the power cut:
+//!
+//! | a 64-byte line | after the cut |
+//! |---|---|
+//! | equal in both images | is what it was |
+//! | stored to since its last flush | the durable or the live version, whole, by a choice that depends on (seed, line number) alone |
+//!
+//! Invariants: a line of the durable image is never older than the last flush of its range that returned; it is never a mix
+//! of two versions, unless somebody stored to the line all through the flush ([`Flushed::lines_unsettled`]); a page that is a
+//! hole in both images takes no memory and no time.
+//!
+//! What the model leaves out: a cache evicts a line at any time, so a line that was stored to twice since its flush could
+//! survive as of the first store. Nobody sees a guest's stores, so only its last version is known. Counterparts: redb's and
+//! the kernel's crash tests work the same way (dm-log-writes); Linux `arch_wb_cache_pmem`, SNIA NVM programming model
+//! (persistence domain).
+//!
+//! # Several at once
+//! Both images are shared memory, so that one process can flush what another one cuts ([`Durable::fd`], [`Durable::from_fd`]).
+//! Two flushes that copy the same line at once could leave the older version behind. So whoever copied looks again once its
+//! copy is visible, and copies again as long as the images differ: a flush ends with the two equal, or it hands
+//! over to somebody who will look after it. A cut or a restore must not run beside a flush: the caller ends flushes first.
+
+use std::ops::Range;
+use std::os::fd::{BorrowedFd, OwnedFd};
+
+use rand::Rng;
+
+use crate::device::{AccessError, Device, OpenError, PAGE};
+use crate::pin::PageRange;
+use crate::rng;
+use crate::sync::machine::{AtomicU64, Ordering, fence};
+
+/// Bytes in a cache line, the unit that a power cut keeps or loses.
+pub const LINE: u64 = 64;
+const LINE_WORDS: usize = LINE as usize / 8;
+/// Words in a page.
+pub(crate) const PAGE_WORDS: usize = PAGE as usize / 8;
+/// How often a page is looked at before a flush leaves it to those who go on storing to it.
+const LOOKS: u32 = 16;
+
+type Page = [AtomicU64; PAGE_WORDS];
+
+/// What a hole reads as. Only ever compared with and copied from.
+static HOLE: Page = [const { AtomicU64::new(0) }; PAGE_WORDS];
+
+/// See the module.
+#[derive(Debug)]
+pub struct Durable {
+    copy: Device,
+}
+
+/// What a flush did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Flushed {
+    /// Bytes of pages that were looked at: those that are no hole in both images.
+    pub bytes_compared: u64,
+    /// Bytes of lines that differed and were copied, and of pages that had become holes.
+    pub bytes_copied: u64,
+    /// Lines that were stored to each time they were looked at. Each of their 8-byte words is at least as new as the start of
+    /// the flush, but they may stem from different moments.
+    pub lines_unsettled: u64,
+}
+
+/// What a power cut did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cut {
+    /// Lines that were stored to, with a different content, since their last flush.
+    pub lines_unflushed: u64,
+    /// Those of them that had been evicted to the memory in time.
+    pub lines_survived: u64,
+}
+
+impl Durable {
+    /// A durable image in memory, equal to what `live` holds now. It takes as much memory as `live` has data.
+    ///
+    /// # Errors
+    /// As [`Device::memory`].
+    pub fn new(live: &Device) -> Result<Durable, OpenError> {
+        let durable = Durable { copy: Device::memory(live.bytes())? };
+        let all = durable.flush(live, Some(0..live.bytes()));
+        all.map_err(|error| OpenError::Os {
+            what: "copying the device".to_owned(),
+            source: std::io::Error::other(error),
+        })?;
+        Ok(durable)
+    }
+
+    /// The durable image that another process made, over what its [`Durable::fd`] was duplicated to.
+    ///
+    /// # Errors
+    /// As [`Device::from_fd`].
+    pub fn from_fd(fd: OwnedFd, bytes: u64) -> Result<Durable, OpenError> {
+        Ok(Durable { copy: Device::from_fd(fd, bytes)? })
+    }
+
+    /// The memory file behind the durable image.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.copy.fd()
+    }
+
+    /// Its size in bytes, that of the live device.
+    pub fn bytes(&self) -> u64 {
+        self.copy.bytes()
+    }
+
+    /// Makes durable what was stored to `ranges` (bytes) of `live` before the call, whoever stored it; what is stored meanwhile
+    /// may or may not be. Works by whole pages: the rest of a page that a range touches is flushed too.
+    ///
+    /// # Errors
+    /// [`AccessError::OutOfRange`] for a range that is not inside both images; nothing was flushed then.
+    pub fn flush(
+        &self,
+        live: &Device,
+        ranges: impl IntoIterator<Item = Range<u64>, IntoIter: Clone>,
+    ) -> Result<Flushed, AccessError> {
+        let ranges = ranges.into_iter().filter(|range| !range.is_empty());
+        for range in ranges.clone() {
+            let bytes = live.bytes().min(self.bytes());
+            if range.end > bytes {
+                return Err(AccessError::OutOfRange { offset: range.start, len: range.end - range.start, bytes });
+            }
+        }
+        let mut done = Flushed::default();
+        for range in ranges {
+            mirror(live, &self.copy, range.start / PAGE..range.end.div_ceil(PAGE), &mut done)?;
+        }
+        Ok(done)
+    }
+
+    /// Cuts the power: decides for each line that was not flushed whether it survives, and keeps the outcome in the durable image. The
+    /// live one stays as it is until [`Durable::restore`]. A given `seed` decides the same for the same line, whatever
+    /// else was not flushed. Every second line survives in the mean.
+    ///
+    /// # Errors
+    /// [`AccessError::OutOfRange`] if `live` has another size.
+    pub fn cut(&self, live: &Device, seed: u64) -> Result<Cut, AccessError> {
+        self.same_size(live)?;
+        let mut done = Cut::default();
+        for run in Runs::over(live, &self.copy, 0..live.pages()) {
+            for page in run.pages {
+                let now = if run.from { live.page_words(page)? } else { &HOLE };
+                let kept = if run.to { self.copy.page_words(page)? } else { &HOLE };
+                for (at, (now, kept)) in lines(now).zip(lines(kept)).enumerate() {
+                    if !differ(now, kept) {
+                        continue;
+                    }
+                    done.lines_unflushed += 1;
+                    let line = page * (PAGE / LINE) + at as u64;
+                    if rng::stream(seed, "power cut", line).next_u64() >> 63 == 1 {
+                        done.lines_survived += 1;
+                        // Only now, because looking at the copy's page would take memory for a hole.
+                        let kept = self.copy.page_words(page)?.as_chunks::<LINE_WORDS>().0;
+                        copy_line(now, &kept[at]);
+                    }
+                }
+            }
+        }
+        Ok(done)
+    }
+
+    /// The power comes back: `live` becomes what is durable. Nobody may be using it.
+    ///
+    /// # Errors
+    /// [`AccessError::OutOfRange`] if `live` has another size; [`AccessError::Gone`] if it was taken away and can't give memory back.
+    pub fn restore(&self, live: &Device) -> Result<(), AccessError> {
+        self.same_size(live)?;
+        mirror(&self.copy, live, 0..live.pages(), &mut Flushed::default())
+    }
+
+    fn same_size(&self, live: &Device) -> Result<(), AccessError> {
+        match self.bytes() {
+            bytes if bytes == live.bytes() => Ok(()),
+            bytes => Err(AccessError::OutOfRange { offset: 0, len: live.bytes(), bytes }),
+        }
+    }
+}
+
+/// Makes `pages` of `to` what they are in `from`.
+fn mirror(from: &Device, to: &Device, pages: Range<u64>, done: &mut Flushed) -> Result<(), AccessError> {
+    for run in Runs::over(from, to, pages) {
+        let len = run.pages.end - run.pages.start;
+        done.bytes_compared += len * PAGE;
+        if run.from {
+            for page in run.pages {
+                mirror_page(from, to, page, run.to, done)?;
+            }
+            continue;
+        }
+        to.discard(PageRange::new(run.pages.start, len))?;
+        done.bytes_copied += len * PAGE;
+        // Somebody may have stored to the hole meanwhile, and somebody else have flushed that before it was discarded.
+        for run in Runs::over(from, to, run.pages).filter(|run| run.from) {
+            for page in run.pages {
+                mirror_page(from, to, page, run.to, done)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Makes `page` of `to` (a hole unless `there`) what it is in `from`, which is no hole.
+fn mirror_page(from: &Device, to: &Device, page: u64, there: bool, done: &mut Flushed) -> Result<(), AccessError> {
+    let now = from.page_words(page)?;
+    if !there && !lines(now).zip(lines(&HOLE)).any(|(now, hole)| differ(now, hole)) {
+        return Ok(());
+    }
+    let kept = to.page_words(page)?;
+    let mut moved = 0;
+    for _ in 0..LOOKS {
+        moved = 0;
+        for (now, kept) in lines(now).zip(lines(kept)) {
+            if differ(now, kept) {
+                copy_line(now, kept);
+                moved += 1;
+            }
+        }
+        if moved == 0 {
+            return Ok(());
+        }
+        done.bytes_copied += moved * LINE;
+        // ORDERING: SeqCst, between our copy and our next look. It keeps the look from being satisfied before the copy is
+        // visible (which release and acquire would allow): else another flush could copy a newer version in between, ours
+        // land on top of it, and both of us have seen the images equal.
+        fence(Ordering::SeqCst);
+    }
+    done.lines_unsettled += moved;
+    Ok(())
+}
+
+fn lines(page: &Page) -> impl Iterator<Item = &[AtomicU64; LINE_WORDS]> {
+    page.as_chunks::<LINE_WORDS>().0.iter()
+}
+
+/// Whether two lines differ. Relaxed: what was stored before a flush was ordered before it by whatever asked for the flush.
+fn differ(a: &[AtomicU64; LINE_WORDS], b: &[AtomicU64; LINE_WORDS]) -> bool {
+    a.iter().zip(b).fold(0, |any, (a, b)| any | (a.load(Ordering::Relaxed) ^ b.load(Ordering::Relaxed))) != 0
+}
+
+fn copy_line(from: &[AtomicU64; LINE_WORDS], to: &[AtomicU64; LINE_WORDS]) {
+    for (from, to) in from.iter().zip(to) {
+        to.store(from.load(Ordering::Relaxed), Ordering::Relaxed);
+    }
+}
+
+/// Pages of two devices that are no hole in both, in order, split where one of them changes between hole and data.
+struct Runs<'a> {
+    from: &'a Device,
+    to: &'a Device,
+    at: u64,
+    end: u64,
+    /// The run of data of either that is at `at`, or the first behind it.
+    from_data: Range<u64>,
+    to_data: Range<u64>,
+}
+
+/// Pages, and which side has data there.
+struct Run {
+    pages: Range<u64>,
+    from: bool,
+    to: bool,
+}
+
+impl<'a> Runs<'a> {
+    fn over(from: &'a Device, to: &'a Device, pages: Range<u64>) -> Runs<'a> {
+        let none = pages.start..pages.start;
+        Runs { from, to, at: pages.start, end: pages.end, from_data: none.clone(), to_data: none }
+    }
+}
+
+impl Iterator for Runs<'_> {
+    type Item = Run;
+
+    fn next(&mut self) -> Option<Run> {
+        for (device, data) in [(self.from, &mut self.from_data), (self.to, &mut self.to_data)] {
+            if data.end <= self.at && self.at < self.end {
+                *data = device.data_pages(self.at..self.end);
+            }
+        }
+        self.at = self.at.max(self.from_data.start.min(self.to_data.start));
+        if self.at >= self.end {
+            return None;
+        }
+        let (from, to) = (self.from_data.start <= self.at, self.to_data.start <= self.at);
+        let edge = |data: &Range<u64>, inside: bool| if inside { data.end } else { data.start };
+        let end = edge(&self.from_data, from).min(edge(&self.to_data, to));
+        let pages = self.at..end;
+        self.at = end;
+        Some(Run { pages, from, to })
+    }
+}
+
+#[cfg(all(test, not(any(daxlab_loom, daxlab_shuttle))))]
+mod tests;
