@@ -8,19 +8,20 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 # Debian packages that some checks need: HdrHistogram's own log processor, a Java to run it, and Python to read JSON.
 PACKAGES := libhdrhistogram-java default-jre-headless python3
 
-.PHONY: help test packages fmt clippy unit doc loom shuttle release-tests hdr readme
+.PHONY: help test packages fmt clippy unit doc guests loom shuttle release-tests hdr readme
 
 help:
 	@echo 'make test           everything below, in this order'
 	@echo 'make packages       install missing Debian packages (as root or by sudo), or say which are missing'
 	@echo 'make fmt clippy     formatting, and lints with warnings denied'
 	@echo 'make unit doc       all tests, all doc tests (plain `cargo test --workspace` runs the same)'
+	@echo 'make guests         real guests under two QEMUs, fetched once into ~/.cache/daxlab without root'
 	@echo 'make loom shuttle   models of the pin engine; exploration of reg_mr against truncate'
 	@echo 'make release-tests  races over many seeds, sabotage, rates: what needs optimised code'
 	@echo "make hdr            HdrHistogram's own tools read what a race writes"
 	@echo 'make readme         every command that README.md shows'
 
-test: packages fmt clippy unit doc loom shuttle release-tests hdr readme
+test: packages fmt clippy unit doc guests loom shuttle release-tests hdr readme
 	@echo 'make test: all parts passed'
 
 packages:
@@ -38,6 +39,10 @@ unit:
 doc:
 	$(CARGO) test --workspace --doc
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --workspace --no-deps --quiet
+
+guests:
+	scripts/guest-packages
+	DAXLAB_GUESTS=1 $(CARGO) test --test guests
 
 loom:
 	RUSTFLAGS='--cfg daxlab_loom' CARGO_TARGET_DIR=$(TARGET)/loom $(CARGO) test -p emulator --release --test 'loom_*'

@@ -1,0 +1,116 @@
+//! Real guests over persistent memory: what a guest writes and syncs is in the host's file, byte for byte.
+//!
+//! Runs with `DAXLAB_GUESTS=1`, as `make guests` does. Every machine that can't be had says `not run` with its reason.
+#![allow(clippy::unwrap_used, reason = "a test that can't go on ends")]
+
+mod guest;
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::time::Duration;
+
+use guest::Machine;
+
+/// No power of two, and not the size of anything else: a device of this size is ours.
+const SIZE: u64 = 66 << 20;
+
+/// A sparse file of `size` bytes.
+fn image(path: &Path, size: u64) {
+    File::create(path).unwrap().set_len(size).unwrap();
+}
+
+/// What `seq FIRST LAST` prints, in the guest and here: every byte is known, and no two pieces are alike.
+fn seq(first: u32, last: u32) -> String {
+    (first..=last).map(|number| format!("{number}\n")).collect()
+}
+
+/// Whether the file at `path` has `expected` at `offset`; tells the first byte that differs.
+fn assert_bytes(path: &Path, offset: u64, expected: &[u8]) {
+    let mut found = vec![0; expected.len()];
+    File::open(path).unwrap().read_exact_at(&mut found, offset).unwrap();
+    let differs = found.iter().zip(expected).position(|(found, expected)| found != expected);
+    assert_eq!(differs, None, "first byte that differs, from {offset}");
+}
+
+/// The content of a file in an unmounted ext4, by the machine's debugfs.
+fn dumped(machine: &Machine, image: &Path, name: &str, to: &Path) -> Vec<u8> {
+    let request = format!("dump {name} {}", to.display());
+    let run = machine.tool("debugfs").arg("-R").arg(request).arg(image).output().unwrap();
+    assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
+    fs::read(to).unwrap()
+}
+
+/// Asserts that e2fsck, on the host, finds nothing to say about an unmounted ext4.
+fn assert_clean(machine: &Machine, image: &Path) {
+    let run = machine.tool("e2fsck").arg("-fn").arg(image).output().unwrap();
+    assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stdout));
+}
+
+#[test]
+fn qemus_own_device_keeps_what_a_guest_syncs() {
+    guest::each("QEMU's own virtio-pmem", |machine| {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("pmem.img");
+        image(&path, SIZE);
+        let mut guest = machine.boot().virtio_pmem(&path, SIZE).start();
+
+        // Probe.
+        assert_eq!(guest.ok("cat /sys/block/pmem0/size"), (SIZE / 512).to_string());
+
+        // The raw device, over more than one piece of 2 MiB.
+        let raw = seq(1, 700_000);
+        guest.ok("seq 1 700000 | dd of=/dev/pmem0 bs=4k seek=256 iflag=fullblock conv=fsync,notrunc 2>/dev/null");
+        assert_bytes(&path, 1 << 20, raw.as_bytes());
+
+        // A file system: what was synced is whole after a reset that writes nothing back.
+        guest.ok("mkfs.ext4 -q -b 4096 /dev/pmem0 && mount -o dax /dev/pmem0 /mnt");
+        assert!(guest.ok("grep /mnt /proc/mounts").contains("dax=always"));
+        guest.ok("seq 1 200000 >/mnt/synced && fsync /mnt/synced");
+        guest.reset();
+        guest.ok("mount -o dax /dev/pmem0 /mnt");
+        guest.ok("seq 1 200000 | cmp - /mnt/synced && umount /mnt");
+        guest.poweroff();
+
+        let found = dumped(machine, &path, "synced", &dir.path().join("synced"));
+        assert!(found == seq(1, 200_000).as_bytes(), "{} bytes, and not the guest's", found.len());
+        assert_clean(machine, &path);
+    });
+}
+
+#[test]
+fn a_guest_answers_and_its_ends_are_told() {
+    guest::each("the harness", |machine| {
+        let mut guest = machine.boot().start();
+
+        let output = guest.run("echo one; echo two >&2; printf three; exit 7");
+        assert_eq!((output.status, output.text.as_str()), (7, "one\ntwo\nthree"));
+        assert_eq!(guest.run("exit 0").text, "");
+        // Long in both directions, in several lines, with bytes that a terminal would take for its own.
+        assert_eq!(guest.run(&format!("# {}\nseq 1 9000", "x".repeat(20_000))).text, seq(1, 9000));
+        assert_eq!(guest.ok("printf '\\003\\004\\r\\021' | od -An -tx1"), "03 04 0d 11");
+
+        // A command is answered once, and apart from the one that waits behind it.
+        let first = guest.launch("echo first; exit 1").unwrap();
+        let second = guest.launch("echo second; exit 2").unwrap();
+        assert_eq!(guest.finish(first, Duration::from_secs(60)).unwrap().status, 1);
+        assert_eq!(guest.finish(second, Duration::from_secs(60)).unwrap().text, "second\n");
+
+        // What was in memory is gone after a restart.
+        guest.ok("echo x >/tmp/mark");
+        guest.reboot();
+        assert_eq!(guest.run("test -e /tmp/mark").status, 1);
+
+        // A wait that is too long, and a guest that is gone, are errors that show the console.
+        guest.ok("echo 'a word on the console' >/dev/console");
+        let late = guest.try_run("sleep 1000", Duration::from_millis(1)).unwrap_err();
+        assert!(late.contains("sleep 1000") && late.contains("not within 1ms"), "{late}");
+        let mut other = machine.boot().start();
+        let killed = other.pid();
+        other.ok("echo 'a word on the console' >/dev/console");
+        assert!(std::process::Command::new("kill").args(["-KILL", &killed.to_string()]).status().unwrap().success());
+        let gone = other.try_run("true", Duration::from_secs(60)).unwrap_err();
+        assert!(gone.contains("signal: 9") && gone.contains("a word on the console"), "{gone}");
+        assert!(!other.is_running());
+    });
+}
