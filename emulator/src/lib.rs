@@ -14,6 +14,7 @@ pub mod pin;
 pub mod poison;
 pub mod registry;
 pub mod rng;
+pub mod socket;
 pub mod sync;
 pub mod time;
 pub mod trace;

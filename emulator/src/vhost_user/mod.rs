@@ -6,6 +6,21 @@
 //! everything is durable. Counterparts: QEMU's `hw/virtio/vhost-user-test-device.c` and `hw/virtio/virtio-pmem.c`, Linux
 //! drivers/nvdimm/virtio_pmem.c; VirtIO 1.3 section 5.19 (PMEM device) and 2.10 (shared memory regions).
 
+mod backend;
+mod channel;
+mod mapping;
+mod memory;
+pub mod pmem;
+mod queue;
+mod server;
+mod stats;
+mod wake;
+
+pub use crate::socket::{ListenError, listen};
+pub use mapping::Unmapped;
+pub use server::Server;
+pub use stats::Stats;
+
 use std::os::fd::BorrowedFd;
 
 /// A piece of a guest's device, all in bytes.

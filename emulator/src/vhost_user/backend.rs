@@ -1,0 +1,320 @@
+//! The device as the frontend's messages see it.
+//!
+//! It owns what was negotiated and the table of the guest's memory; a message that is wrong, or comes before what it builds on,
+//! is an error, and the connection ends with it (there is no other way to tell a frontend that did not ask for an answer).
+//! Invariant: nothing is done for a message before all of it was checked. Counterparts: QEMU's docs/interop/vhost-user.rst,
+//! libvhost-user; on the frontend's side hw/virtio/vhost-user.c.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+
+use vhost::VhostUserMemoryRegionBase;
+use vhost::vhost_user::message::{
+    VhostTransferStateDirection, VhostTransferStatePhase, VhostUserConfigFlags, VhostUserInflight, VhostUserLog,
+    VhostUserMemoryRegion, VhostUserProtocolFeatures, VhostUserShMemConfig, VhostUserSharedMsg,
+    VhostUserSingleMemoryRegion, VhostUserVirtioFeatures, VhostUserVringAddrFlags, VhostUserVringState,
+};
+use vhost::vhost_user::{Error, GpuBackend, Result, VhostUserBackendReqHandler};
+use virtio_bindings::bindings::virtio_config::VIRTIO_F_VERSION_1;
+use virtio_bindings::bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
+
+use super::mapping::Mapping;
+use super::memory::{FileId, MemoryTable, REGIONS_MAX, RegionInfo};
+use super::pmem::{self, Config};
+use super::queue::Queue;
+use super::stats::Counters;
+use super::wake::Waits;
+use crate::sync::{Arc, Mutex};
+
+const EVENT_IDX: u64 = 1 << VIRTIO_RING_F_EVENT_IDX;
+
+/// What a driver may take.
+pub(super) fn features() -> u64 {
+    let standard = 1 << VIRTIO_F_VERSION_1 | EVENT_IDX | 1 << VIRTIO_RING_F_INDIRECT_DESC;
+    standard | pmem::F_SHMEM_REGION | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits()
+}
+
+/// What a frontend may take.
+fn protocol_features() -> VhostUserProtocolFeatures {
+    VhostUserProtocolFeatures::SHMEM
+        | VhostUserProtocolFeatures::BACKEND_REQ
+        | VhostUserProtocolFeatures::BACKEND_SEND_FD
+        | VhostUserProtocolFeatures::REPLY_ACK
+        | VhostUserProtocolFeatures::CONFIG
+        | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
+        | VhostUserProtocolFeatures::MQ
+}
+
+/// Without these nothing is mapped: what nobody acknowledges could never be known to be gone.
+fn needed_to_map() -> VhostUserProtocolFeatures {
+    VhostUserProtocolFeatures::SHMEM | VhostUserProtocolFeatures::BACKEND_REQ | VhostUserProtocolFeatures::REPLY_ACK
+}
+
+#[derive(Debug)]
+struct Negotiated {
+    owned: bool,
+    /// None until a driver took the device.
+    features: Option<u64>,
+    protocol: u64,
+    memory: MemoryTable,
+    /// Where the guest has the device, once it was seen. Kept over resets: a guest that can't be told otherwise reads it before
+    /// the memory table comes again, and QEMU puts the device where it was.
+    start: u64,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Backend {
+    bytes: u64,
+    queue: Arc<Queue>,
+    mapping: Arc<Mapping>,
+    counters: Arc<Counters>,
+    waits: Arc<Waits>,
+    /// Only the thread that handles messages looks at it.
+    negotiated: Mutex<Negotiated>,
+}
+
+fn refused(why: impl std::error::Error + Send + Sync + 'static) -> Error {
+    Error::ReqHandlerError(io::Error::other(why))
+}
+
+fn check(right: bool, what: &'static str) -> Result<()> {
+    if right { Ok(()) } else { Err(Error::InvalidOperation(what)) }
+}
+
+fn region_info(region: &VhostUserMemoryRegion) -> RegionInfo {
+    RegionInfo {
+        guest_address: region.guest_phys_addr,
+        size: region.memory_size,
+        frontend_address: region.user_addr,
+        file_offset: region.mmap_offset,
+    }
+}
+
+impl Backend {
+    pub(super) fn new(
+        bytes: u64,
+        own: FileId,
+        queue: Arc<Queue>,
+        mapping: Arc<Mapping>,
+        counters: Arc<Counters>,
+        waits: Arc<Waits>,
+    ) -> Backend {
+        let negotiated =
+            Negotiated { owned: false, features: None, protocol: 0, memory: MemoryTable::new(own), start: 0 };
+        Backend { bytes, queue, mapping, counters, waits, negotiated: Mutex::new(negotiated) }
+    }
+
+    /// Whether the frontend is able to map pieces, and to tell that it did.
+    pub(super) fn can_map(&self) -> bool {
+        let needed = needed_to_map().bits();
+        self.negotiated.lock().protocol & needed == needed
+    }
+
+    /// The only queue there is.
+    fn queue(&self, index: u32) -> Result<&Queue> {
+        check(index == 0, "there is one queue, number 0")?;
+        Ok(&self.queue)
+    }
+
+    fn set_memory(&self, memory: MemoryTable) {
+        self.queue.set_memory(memory.ram());
+        let start = memory.device_start(&self.mapping.mapped());
+        let mut negotiated = self.negotiated.lock();
+        negotiated.start = start.unwrap_or(negotiated.start);
+        let old = std::mem::replace(&mut negotiated.memory, memory);
+        drop(negotiated);
+        drop(old);
+    }
+
+    fn memory(&self) -> MemoryTable {
+        self.negotiated.lock().memory.clone()
+    }
+}
+
+impl VhostUserBackendReqHandler for Backend {
+    fn set_owner(&self) -> Result<()> {
+        let mut negotiated = self.negotiated.lock();
+        check(!negotiated.owned, "SET_OWNER twice")?;
+        negotiated.owned = true;
+        Ok(())
+    }
+
+    fn reset_owner(&self) -> Result<()> {
+        // Withdrawn from the protocol, because what it resets was never agreed upon; libvhost-user disables the rings.
+        self.negotiated.lock().owned = false;
+        self.queue.set_enabled(false);
+        Ok(())
+    }
+
+    fn reset_device(&self) -> Result<()> {
+        Err(Error::InvalidOperation("RESET_DEVICE was not offered"))
+    }
+
+    fn get_features(&self) -> Result<u64> {
+        Ok(features())
+    }
+
+    fn set_features(&self, taken: u64) -> Result<()> {
+        check(taken & !features() == 0, "SET_FEATURES takes features that were not offered")?;
+        let again = self.negotiated.lock().features.replace(taken).is_some();
+        self.queue.set_event_idx(taken & EVENT_IDX != 0);
+        // Who does not know SET_VRING_ENABLE has his rings enabled from the start.
+        if taken & VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits() == 0 {
+            self.queue.set_enabled(true);
+        }
+        self.counters.resets.add(u64::from(again));
+        self.mapping.attach();
+        Ok(())
+    }
+
+    fn set_mem_table(
+        &self,
+        regions: &[VhostUserMemoryRegion],
+        files: Vec<File>,
+        _postcopy: Option<bool>,
+    ) -> Result<Option<Vec<VhostUserMemoryRegionBase>>> {
+        let regions = regions.iter().map(region_info).zip(files).collect();
+        let memory = self.memory().replaced(regions).map_err(refused)?;
+        self.set_memory(memory);
+        Ok(None)
+    }
+
+    fn set_vring_num(&self, index: u32, size: u32) -> Result<()> {
+        self.queue(index)?.set_size(size).map_err(refused)
+    }
+
+    fn set_vring_addr(
+        &self,
+        index: u32,
+        _flags: VhostUserVringAddrFlags,
+        table: u64,
+        used: u64,
+        avail: u64,
+        _log: u64,
+    ) -> Result<()> {
+        let queue = self.queue(index)?;
+        let memory = self.memory();
+        let guest = |address| {
+            let outside = Error::InvalidOperation("SET_VRING_ADDR names addresses outside the guest's memory");
+            memory.guest_address(address).ok_or(outside)
+        };
+        queue.set_rings(guest(table)?, guest(avail)?, guest(used)?).map_err(refused)
+    }
+
+    fn set_vring_base(&self, index: u32, base: u32) -> Result<()> {
+        self.queue(index)?.set_base(base).map_err(refused)
+    }
+
+    fn get_vring_base(&self, index: u32) -> Result<VhostUserVringState> {
+        let next = self.queue(index)?.stop(&self.waits);
+        Ok(VhostUserVringState::new(index, u32::from(next)))
+    }
+
+    fn set_vring_kick(&self, index: u8, kick: Option<File>) -> Result<()> {
+        let queue = self.queue(u32::from(index))?;
+        let kick =
+            kick.ok_or(Error::InvalidOperation("SET_VRING_KICK without a descriptor: the queue is not polled"))?;
+        queue.start(OwnedFd::from(kick));
+        Ok(())
+    }
+
+    fn set_vring_call(&self, index: u8, call: Option<File>) -> Result<()> {
+        self.queue(u32::from(index))?.set_call(call.map(OwnedFd::from)).map_err(Error::ReqHandlerError)
+    }
+
+    fn set_vring_err(&self, index: u8, err: Option<File>) -> Result<()> {
+        self.queue(u32::from(index))?.set_err(err.map(OwnedFd::from)).map_err(Error::ReqHandlerError)
+    }
+
+    fn get_protocol_features(&self) -> Result<VhostUserProtocolFeatures> {
+        Ok(protocol_features())
+    }
+
+    fn set_protocol_features(&self, taken: u64) -> Result<()> {
+        check(taken & !protocol_features().bits() == 0, "SET_PROTOCOL_FEATURES takes features that were not offered")?;
+        self.negotiated.lock().protocol = taken;
+        Ok(())
+    }
+
+    fn get_queue_num(&self) -> Result<u64> {
+        Ok(1)
+    }
+
+    fn set_vring_enable(&self, index: u32, enable: bool) -> Result<()> {
+        self.queue(index)?.set_enabled(enable);
+        Ok(())
+    }
+
+    fn get_config(&self, offset: u32, size: u32, _flags: VhostUserConfigFlags) -> Result<Vec<u8>> {
+        let config = Config { start: self.negotiated.lock().start, size: self.bytes };
+        config.read(offset, size).ok_or(Error::InvalidOperation("GET_CONFIG outside the configuration space"))
+    }
+
+    fn set_config(&self, _offset: u32, _bytes: &[u8], _flags: VhostUserConfigFlags) -> Result<()> {
+        // A guest may write to it, and nothing changes (VirtIO 1.3 section 5.19.4: both fields are the device's).
+        Ok(())
+    }
+
+    fn set_gpu_socket(&self, _socket: GpuBackend) -> Result<()> {
+        Err(Error::InvalidOperation("GPU_SET_SOCKET: this is no display"))
+    }
+
+    fn get_shared_object(&self, _uuid: VhostUserSharedMsg) -> Result<File> {
+        Err(Error::InvalidOperation("GET_SHARED_OBJECT was not offered"))
+    }
+
+    fn get_inflight_fd(&self, _inflight: &VhostUserInflight) -> Result<(VhostUserInflight, File)> {
+        Err(Error::InvalidOperation("GET_INFLIGHT_FD was not offered"))
+    }
+
+    fn set_inflight_fd(&self, _inflight: &VhostUserInflight, _file: File) -> Result<()> {
+        Err(Error::InvalidOperation("SET_INFLIGHT_FD was not offered"))
+    }
+
+    fn get_max_mem_slots(&self) -> Result<u64> {
+        Ok(REGIONS_MAX as u64)
+    }
+
+    fn add_mem_region(
+        &self,
+        region: &VhostUserSingleMemoryRegion,
+        file: File,
+        _postcopy: Option<bool>,
+    ) -> Result<Option<VhostUserMemoryRegionBase>> {
+        let mut memory = self.memory();
+        memory.add(region_info(region), file).map_err(refused)?;
+        self.set_memory(memory);
+        Ok(None)
+    }
+
+    fn remove_mem_region(&self, region: &VhostUserSingleMemoryRegion) -> Result<()> {
+        let mut memory = self.memory();
+        memory.remove(region.guest_phys_addr, region.memory_size).map_err(refused)?;
+        self.set_memory(memory);
+        Ok(())
+    }
+
+    fn set_device_state_fd(
+        &self,
+        _direction: VhostTransferStateDirection,
+        _phase: VhostTransferStatePhase,
+        _file: File,
+    ) -> Result<Option<File>> {
+        Err(Error::InvalidOperation("SET_DEVICE_STATE_FD was not offered"))
+    }
+
+    fn check_device_state(&self) -> Result<()> {
+        Err(Error::InvalidOperation("CHECK_DEVICE_STATE was not offered"))
+    }
+
+    fn get_shmem_config(&self) -> Result<VhostUserShMemConfig> {
+        let regions = pmem::shmem_regions(self.bytes);
+        Ok(VhostUserShMemConfig::new(regions.len() as u32, &regions))
+    }
+
+    fn set_log_base(&self, _log: &VhostUserLog, _file: File) -> Result<()> {
+        Err(Error::InvalidOperation("SET_LOG_BASE was not offered"))
+    }
+}

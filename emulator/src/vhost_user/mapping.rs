@@ -1,0 +1,294 @@
+//! Which pieces of the device are mapped for the guest.
+//!
+//! It owns the list of what is or may be mapped, and the thread that changes it. Invariants: no byte is in the guest's reach that
+//! the list does not have (a piece is entered before it is asked for, and leaves when the frontend has answered that it is gone);
+//! an unmap that is demanded while pieces are being mapped wins; pieces are mapped because of a SET_FEATURES, and for
+//! nothing else. Counterparts: `vhost_user_backend_handle_shmem_map` and `..._unmap` in QEMU's hw/virtio/vhost-user.c.
+//!
+//! # Why a thread
+//! A frontend answers on the backend channel only when it does not wait for the answer to a message of its own. So whoever
+//! handles its messages must not wait for it.
+//!
+//! # What a reset does
+//! QEMU drops the mappings when the driver resets the device, tells nobody, and sends SET_FEATURES when a driver takes it again.
+//! It sends SET_FEATURES without a reset too, when a stopped machine goes on. Which of the two it was shows in its answer: it
+//! refuses a piece that it still has.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::task::Poll;
+use std::time::Duration;
+
+use super::channel::{Ask, Channel, ChannelError, Reply};
+use super::stats::Counters;
+use super::wake::{Waits, Wake, wait_readable};
+use super::{Medium, PIECES_MAX, Piece};
+use crate::device::PAGE;
+use crate::sync::{Arc, Mutex};
+use crate::wait::WaitQueue;
+
+/// How long [`Mapping::unmap`] waits for a frontend that does not answer.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What became of [`super::Server::unmap`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unmapped {
+    /// How many pieces were, or may have been, mapped when it was demanded.
+    pub pieces: usize,
+    /// Nothing is mapped any more: the frontend has answered for each piece, or has hung up. If not, it is still being asked.
+    pub acknowledged: bool,
+}
+
+/// How a medium's pieces are no device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum PiecesError {
+    #[error("a device of {0} pieces: at most {PIECES_MAX} can be mapped")]
+    TooMany(usize),
+    #[error("{0:?}: offsets and lengths must be multiples of 4096, and a length not 0")]
+    Unaligned(Piece),
+    #[error("{piece:?}: the pieces before it end at {expected}")]
+    Gap { piece: Piece, expected: u64 },
+    #[error("pieces of {found} bytes for a device of {expected}")]
+    Sum { found: u64, expected: u64 },
+}
+
+/// Checks that `pieces` make up a device of `bytes`, or are none.
+pub(super) fn check_pieces(pieces: &[Piece], bytes: u64) -> Result<(), PiecesError> {
+    if pieces.len() > PIECES_MAX {
+        return Err(PiecesError::TooMany(pieces.len()));
+    }
+    let mut expected = 0_u64;
+    for piece in pieces.iter().copied() {
+        let multiple =
+            [piece.guest_offset, piece.device_offset, piece.len].iter().all(|value| value.is_multiple_of(PAGE));
+        if !multiple || piece.len == 0 || piece.device_offset.checked_add(piece.len).is_none() {
+            return Err(PiecesError::Unaligned(piece));
+        }
+        if piece.guest_offset != expected {
+            return Err(PiecesError::Gap { piece, expected });
+        }
+        expected = expected.saturating_add(piece.len);
+    }
+    if pieces.is_empty() || expected == bytes {
+        Ok(())
+    } else {
+        Err(PiecesError::Sum { found: expected, expected: bytes })
+    }
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// By which the frontend is asked; none if it gave none, or is not able to map.
+    channel: Option<Arc<Channel>>,
+    /// What is mapped, or may be.
+    mapped: Vec<Piece>,
+    /// A driver took the device, and nothing was mapped for it yet.
+    attach: bool,
+    /// Nothing may be mapped.
+    unmap: bool,
+    /// Goes up with each attach and each unmap: what was begun before is not gone on with.
+    epoch: u64,
+    /// The connection ended.
+    over: bool,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Mapping {
+    bytes: u64,
+    state: Mutex<State>,
+    /// Woken when [`State::unmap`] is done with, or the connection ended.
+    settled: WaitQueue,
+    wake: Wake,
+}
+
+impl Mapping {
+    /// Nothing mapped of a device of `bytes`.
+    pub(super) fn new(bytes: u64) -> std::io::Result<Mapping> {
+        Ok(Mapping { bytes, state: Mutex::default(), settled: WaitQueue::new(), wake: Wake::new()? })
+    }
+
+    /// The frontend is asked by `channel` from now on.
+    pub(super) fn set_channel(&self, channel: Channel) {
+        self.state.lock().channel = Some(Arc::new(channel));
+        // An unmap that nobody could be asked for is asked for now.
+        self.wake.ring();
+    }
+
+    /// A driver took the device.
+    pub(super) fn attach(&self) {
+        {
+            let mut state = self.state.lock();
+            state.attach = true;
+            state.epoch += 1;
+        }
+        self.wake.ring();
+    }
+
+    /// What is mapped, or may be.
+    pub(super) fn mapped(&self) -> Vec<Piece> {
+        self.state.lock().mapped.clone()
+    }
+
+    /// Has every piece unmapped, and waits for it.
+    pub(super) fn unmap(&self, waits: &Waits) -> Unmapped {
+        let pieces = {
+            let mut state = self.state.lock();
+            state.attach = false;
+            state.epoch += 1;
+            if state.mapped.is_empty() || state.over {
+                return Unmapped { pieces: 0, acknowledged: true };
+            }
+            state.unmap = true;
+            state.mapped.len()
+        };
+        self.wake.ring();
+        let acknowledged = waits.until(&self.settled, "the frontend to unmap", Some(PATIENCE), || {
+            let state = self.state.lock();
+            // Who has no channel any more can't be asked, however long one waits.
+            match (state.unmap && !state.over, &state.channel) {
+                (false, _) => Poll::Ready(true),
+                (true, None) => Poll::Ready(false),
+                (true, Some(_)) => Poll::Pending,
+            }
+        });
+        Unmapped { pieces, acknowledged: acknowledged.unwrap_or(false) }
+    }
+
+    /// The connection ended: with it goes whatever was mapped.
+    pub(super) fn end(&self) {
+        self.state.lock().over = true;
+        self.settled.wake_all();
+        self.wake.ring();
+    }
+
+    fn is_over(&self) -> bool {
+        self.state.lock().over
+    }
+
+    /// The thread's life: until [`Mapping::end`].
+    pub(super) fn run(&self, medium: &dyn Medium, counters: &Counters) {
+        loop {
+            let (unmap, attach, epoch) = {
+                let mut state = self.state.lock();
+                if state.over {
+                    return;
+                }
+                // An attach that was demanded after an unmap is done after it; one before it was called off.
+                let attach = !state.unmap && std::mem::take(&mut state.attach);
+                (state.unmap && state.channel.is_some(), attach, state.epoch)
+            };
+            if unmap {
+                self.unmap_all(medium.fd(), counters);
+            } else if attach {
+                self.map_all(epoch, medium, counters);
+            } else if wait_readable([self.wake.as_fd()]).is_ok() {
+                self.wake.clear();
+            }
+        }
+    }
+
+    fn unmap_all(&self, file: BorrowedFd<'_>, counters: &Counters) {
+        for piece in self.mapped() {
+            if let Err(why) = self.unmap_piece(piece, file, counters) {
+                self.give_up(&why, counters);
+                return;
+            }
+        }
+        self.state.lock().unmap = false;
+        self.settled.wake_all();
+    }
+
+    /// A frontend that refuses has nothing mapped there: it dropped it at a reset.
+    fn unmap_piece(&self, piece: Piece, file: BorrowedFd<'_>, counters: &Counters) -> Result<(), ChannelError> {
+        self.ask(Ask::Unmap, piece, file)?;
+        counters.unmaps.add(1);
+        self.forget(piece);
+        Ok(())
+    }
+
+    fn map_all(&self, epoch: u64, medium: &dyn Medium, counters: &Counters) {
+        if self.state.lock().channel.is_none() {
+            counters.problem("nothing is mapped: the frontend did not negotiate SHMEM, BACKEND_REQ and REPLY_ACK, or closed the channel");
+            return;
+        }
+        let mut pieces = medium.attach();
+        if let Err(why) = check_pieces(&pieces, self.bytes) {
+            counters.problem(format!("nothing is mapped: {why}"));
+            pieces.clear();
+        }
+        if let Err(why) = self.map_pieces(epoch, &pieces, medium.fd(), counters) {
+            self.give_up(&why, counters);
+        }
+    }
+
+    fn map_pieces(
+        &self,
+        epoch: u64,
+        pieces: &[Piece],
+        file: BorrowedFd<'_>,
+        counters: &Counters,
+    ) -> Result<(), ChannelError> {
+        let before = self.mapped();
+        // Only a machine that goes on without a reset still has them.
+        for gone in before.iter().filter(|piece| !pieces.contains(piece)) {
+            self.unmap_piece(*gone, file, counters)?;
+        }
+        for piece in pieces.iter().copied() {
+            if !self.enter(epoch, piece) {
+                return Ok(());
+            }
+            match self.ask(Ask::Map, piece, file)? {
+                Reply::Done => counters.maps.add(1),
+                // It still has it from before.
+                Reply::Refused(_) if before.contains(&piece) => {}
+                Reply::Refused(error) => {
+                    counters.problem(format!(
+                        "nothing is mapped: the frontend refused {piece:?} (its error: {})",
+                        error.cast_signed()
+                    ));
+                    self.forget(piece);
+                    // A device with holes reads as zeros there: no device is better.
+                    for mapped in self.mapped() {
+                        self.unmap_piece(mapped, file, counters)?;
+                    }
+                    return Ok(());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Enters a piece that is about to be mapped; false if it must not be.
+    fn enter(&self, epoch: u64, piece: Piece) -> bool {
+        let mut state = self.state.lock();
+        if state.epoch != epoch || state.over {
+            return false;
+        }
+        if !state.mapped.contains(&piece) {
+            state.mapped.push(piece);
+        }
+        true
+    }
+
+    fn forget(&self, piece: Piece) {
+        self.state.lock().mapped.retain(|other| *other != piece);
+    }
+
+    fn ask(&self, ask: Ask, piece: Piece, file: BorrowedFd<'_>) -> Result<Reply, ChannelError> {
+        let channel = self.state.lock().channel.clone().ok_or(ChannelError::Closed)?;
+        channel.ask(ask, piece, file, &self.wake, || self.is_over())
+    }
+
+    /// The frontend can't be asked any more. What is mapped stays in the list, and is out of reach only when it hangs up.
+    fn give_up(&self, why: &ChannelError, counters: &Counters) {
+        if !matches!(why, ChannelError::Over) {
+            counters.problem(format!("mapping: {why}"));
+        }
+        {
+            let mut state = self.state.lock();
+            state.channel = None;
+            state.attach = false;
+        }
+        self.settled.wake_all();
+    }
+}

@@ -1,0 +1,425 @@
+//! The request queue: descriptor chains in, one flush for all of them, used entries out.
+//!
+//! It owns a split virtqueue and the guest memory that it and its buffers lie in. Invariants: a FLUSH is answered with success only
+//! after a flush of the medium that began after the request was taken from the queue; a chain is given back exactly once; the
+//! thread never sleeps while a request waits that it was not going to be told of. Counterparts: `virtio_pmem_flush` in QEMU's
+//! hw/virtio/virtio-pmem.c, `virtqueue_pop` and `virtio_queue_set_notification` in hw/virtio/virtio.c; VirtIO 1.3 section 2.7.
+//!
+//! # What becomes of a chain
+//! | chain | answer | used length |
+//! |---|---|---|
+//! | 4 readable bytes or more, then 4 writable or more | FLUSH: as the flush ended; other types: failure | 4 |
+//! | fewer readable bytes | failure | 4 |
+//! | fewer than 4 writable bytes, or not writable memory | none, and nothing is flushed for it | 0 |
+//! | writable before readable, a loop, longer than 32 descriptors, an index or address outside | none | 0 |
+//!
+//! A queue that contradicts itself (an index that runs ahead of the ring, a head outside the table, rings outside the guest's memory)
+//! is *broken*: nothing more is taken from it until the frontend sets it up anew, as after QEMU's `virtio_error`.
+//!
+//! # Who holds the lock
+//! The queue's thread takes requests under it and puts answers back under it, and flushes without it. In between the queue is
+//! *busy*, and [`Queue::stop`] waits. No other guest, and no other thread but the frontend's messages, ever takes it.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::task::Poll;
+
+use rustix::fs::OFlags;
+use virtio_bindings::bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
+use virtio_queue::{DescriptorChain, Queue as SplitRing, QueueOwnedT, QueueT};
+use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryMmap, Permissions};
+
+use super::Medium;
+use super::pmem::{self, REQUEST_BYTES, RESPONSE_BYTES, Request};
+use super::stats::Counters;
+use super::wake::{Waits, Wake};
+use crate::sync::machine::Ordering;
+use crate::sync::{Arc, Mutex};
+use crate::wait::WaitQueue;
+
+/// The most descriptors in the table, and so the most requests under way.
+pub(super) const SIZE_MAX: u16 = 1024;
+/// The longest chain. A driver needs 2 descriptors, and 8 if it gives every byte its own.
+const CHAIN_MAX: usize = 32;
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Queue {
+    state: Mutex<State>,
+    /// Woken when the queue is no longer busy.
+    idle: WaitQueue,
+    /// Rung when the thread has to look at anything but a kick.
+    pub(super) wake: Wake,
+}
+
+#[derive(Debug)]
+struct State {
+    ring: SplitRing,
+    memory: GuestMemoryMmap,
+    kick: Option<Arc<OwnedFd>>,
+    call: Option<OwnedFd>,
+    err: Option<OwnedFd>,
+    enabled: bool,
+    /// It contradicted itself.
+    broken: bool,
+    /// Requests were taken and not yet answered.
+    busy: bool,
+    /// The connection ended.
+    over: bool,
+}
+
+/// A chain that was taken from the queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Chain {
+    head: u16,
+    request: Option<Request>,
+    /// Where each byte of the answer goes; none for a chain that can't be answered.
+    response: Option<[GuestAddress; RESPONSE_BYTES]>,
+}
+
+impl Chain {
+    fn wants_flush(&self) -> bool {
+        self.response.is_some() && self.request == Some(Request::Flush)
+    }
+}
+
+/// What a look at the queue found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Look {
+    /// Requests; the queue is busy until they are answered.
+    Requests,
+    /// None, but some came while the guest was being asked to tell of them.
+    Again,
+    /// None: the guest tells of the next, or the queue does not run.
+    Nothing,
+}
+
+/// Why a queue is broken.
+#[derive(Debug, thiserror::Error)]
+enum Broken {
+    #[error("its rings do not lie in the guest's memory")]
+    Outside,
+    #[error(transparent)]
+    Ring(#[from] virtio_queue::Error),
+}
+
+/// How a queue may not be set up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum SetupError {
+    #[error("a queue of {0} descriptors: it must be a power of two, at most {SIZE_MAX}")]
+    Size(u32),
+    #[error("the queue's rings at guest addresses {0:#x}, {1:#x}, {2:#x}: not aligned to 16, 2 and 4 bytes")]
+    Alignment(u64, u64, u64),
+    #[error("the queue's used ring at guest address {0:#x}: outside the guest's memory")]
+    Outside(u64),
+    #[error("next request {0}: a split queue counts to 65535")]
+    Base(u32),
+}
+
+impl Queue {
+    pub(super) fn new() -> std::io::Result<Queue> {
+        let ring = SplitRing::new(SIZE_MAX).map_err(std::io::Error::other)?;
+        let state = State {
+            ring,
+            memory: GuestMemoryMmap::new(),
+            kick: None,
+            call: None,
+            err: None,
+            enabled: false,
+            broken: false,
+            busy: false,
+            over: false,
+        };
+        Ok(Queue { state: Mutex::new(state), idle: WaitQueue::new(), wake: Wake::new()? })
+    }
+
+    /// The memory that rings and buffers lie in, from now on.
+    pub(super) fn set_memory(&self, memory: GuestMemoryMmap) {
+        let old = std::mem::replace(&mut self.state.lock().memory, memory);
+        // Unmapping takes its time: not under the lock.
+        drop(old);
+    }
+
+    pub(super) fn set_size(&self, size: u32) -> Result<(), SetupError> {
+        let narrow = u16::try_from(size).map_err(|_| SetupError::Size(size))?;
+        self.state.lock().ring.try_set_size(narrow).map_err(|_| SetupError::Size(size))
+    }
+
+    /// Where the rings lie, as guest addresses. How many entries were used so far is read from the used ring, as QEMU's own
+    /// backends do: SET_VRING_BASE tells only how many were taken.
+    pub(super) fn set_rings(&self, table: u64, avail: u64, used: u64) -> Result<(), SetupError> {
+        let state = &mut *self.state.lock();
+        let ring = &mut state.ring;
+        ring.try_set_desc_table_address(GuestAddress(table))
+            .and_then(|()| ring.try_set_avail_ring_address(GuestAddress(avail)))
+            .and_then(|()| ring.try_set_used_ring_address(GuestAddress(used)))
+            .map_err(|_| SetupError::Alignment(table, avail, used))?;
+        let next = ring.used_idx(&state.memory, Ordering::Relaxed).map_err(|_| SetupError::Outside(used))?;
+        ring.set_next_used(next.0);
+        Ok(())
+    }
+
+    /// The first request to take.
+    pub(super) fn set_base(&self, base: u32) -> Result<(), SetupError> {
+        let base = u16::try_from(base).map_err(|_| SetupError::Base(base))?;
+        self.state.lock().ring.set_next_avail(base);
+        Ok(())
+    }
+
+    pub(super) fn set_event_idx(&self, negotiated: bool) {
+        self.state.lock().ring.set_event_idx(negotiated);
+    }
+
+    /// Lets requests through, or holds them back where they are.
+    pub(super) fn set_enabled(&self, enabled: bool) {
+        self.state.lock().enabled = enabled;
+        self.wake.ring();
+    }
+
+    /// Starts the queue: `kick` tells of new requests.
+    pub(super) fn start(&self, kick: OwnedFd) {
+        {
+            let state = &mut *self.state.lock();
+            state.kick = Some(Arc::new(kick));
+            state.broken = false;
+            state.ring.set_ready(true);
+        }
+        self.wake.ring();
+    }
+
+    /// What tells the guest of answers, if it is to be told. It is made non-blocking: whoever let it fill up must not hold up
+    /// the queue.
+    pub(super) fn set_call(&self, call: Option<OwnedFd>) -> std::io::Result<()> {
+        if let Some(call) = &call {
+            make_nonblocking(call)?;
+        }
+        self.state.lock().call = call;
+        Ok(())
+    }
+
+    /// What tells the frontend that the queue is broken.
+    pub(super) fn set_err(&self, err: Option<OwnedFd>) -> std::io::Result<()> {
+        if let Some(err) = &err {
+            make_nonblocking(err)?;
+        }
+        self.state.lock().err = err;
+        Ok(())
+    }
+
+    /// Stops the queue, after the requests under way were answered. Returns the first request not taken.
+    pub(super) fn stop(&self, waits: &Waits) -> u16 {
+        self.state.lock().ring.set_ready(false);
+        waits.until(&self.idle, "requests under way", None, || {
+            if self.state.lock().busy { Poll::Pending } else { Poll::Ready(()) }
+        });
+        let next = {
+            let state = &mut *self.state.lock();
+            state.kick = None;
+            state.call = None;
+            state.ring.next_avail()
+        };
+        self.wake.ring();
+        next
+    }
+
+    /// The connection ended: nothing more is taken, and nothing more is written to the guest's memory.
+    pub(super) fn end(&self) {
+        self.state.lock().over = true;
+        self.wake.ring();
+    }
+
+    /// The thread is gone, whatever it was doing: nobody waits for it.
+    pub(super) fn abandon(&self) {
+        {
+            let state = &mut *self.state.lock();
+            state.over = true;
+            state.busy = false;
+        }
+        self.idle.wake_all();
+    }
+
+    /// What to wait for besides [`Queue::wake`]; none once the connection ended.
+    pub(super) fn kick(&self) -> Option<Option<Arc<OwnedFd>>> {
+        let state = self.state.lock();
+        (!state.over).then(|| state.kick.clone())
+    }
+
+    /// Answers whatever waits, until nothing does and the guest is going to tell of the next. `batch` is scratch.
+    pub(super) fn drain(&self, medium: &dyn Medium, counters: &Counters, batch: &mut Vec<Chain>) {
+        loop {
+            match self.look(counters, batch) {
+                Look::Nothing => return,
+                Look::Again => {}
+                Look::Requests => {
+                    let flushed = flush(medium, counters, batch);
+                    self.answer(counters, batch, flushed);
+                }
+            }
+        }
+    }
+
+    /// Takes what waits into `batch`.
+    fn look(&self, counters: &Counters, batch: &mut Vec<Chain>) -> Look {
+        let state = &mut *self.state.lock();
+        if !state.runs() {
+            return Look::Nothing;
+        }
+        match state.look(batch) {
+            Ok(look) => {
+                state.busy = look == Look::Requests;
+                look
+            }
+            Err(why) => {
+                state.break_down(&why, counters);
+                Look::Nothing
+            }
+        }
+    }
+
+    /// Gives the chains of `batch` back.
+    fn answer(&self, counters: &Counters, batch: &[Chain], flushed: bool) {
+        {
+            let state = &mut *self.state.lock();
+            state.busy = false;
+            if !state.over {
+                match state.answer(batch, flushed) {
+                    Ok(true) => {
+                        counters.notifications.add(1);
+                        ring_bell(state.call.as_ref());
+                    }
+                    Ok(false) => {}
+                    Err(why) => state.break_down(&why, counters),
+                }
+            }
+        }
+        self.idle.wake_all();
+    }
+}
+
+impl State {
+    fn runs(&self) -> bool {
+        self.ring.ready() && self.enabled && !self.broken && !self.over
+    }
+
+    fn break_down(&mut self, why: &Broken, counters: &Counters) {
+        self.broken = true;
+        self.busy = false;
+        counters.problem(format!("the guest's request queue is broken: {why}"));
+        ring_bell(self.err.as_ref());
+    }
+
+    fn look(&mut self, batch: &mut Vec<Chain>) -> Result<Look, Broken> {
+        batch.clear();
+        let (ring, memory) = (&mut self.ring, &self.memory);
+        if !ring.is_valid(memory) {
+            return Err(Broken::Outside);
+        }
+        ring.disable_notification(memory)?;
+        // As many as the table has, at most: the iterator refuses an index that runs further ahead.
+        batch.extend(ring.iter(memory)?.map(|chain| parse(chain, memory)));
+        if !batch.is_empty() {
+            return Ok(Look::Requests);
+        }
+        // A request that came before the guest saw that it is to tell of them is seen here, or it tells.
+        let missed = ring.enable_notification(memory)?;
+        Ok(if missed { Look::Again } else { Look::Nothing })
+    }
+
+    /// Returns whether the guest is to be told.
+    fn answer(&mut self, batch: &[Chain], flushed: bool) -> Result<bool, Broken> {
+        let (ring, memory) = (&mut self.ring, &self.memory);
+        for chain in batch {
+            let answer = pmem::answer(chain.request, flushed).to_bytes();
+            let written = chain.response.is_some_and(|response| write(memory, response, answer));
+            ring.add_used(memory, chain.head, if written { RESPONSE_BYTES as u32 } else { 0 })?;
+        }
+        let wanted = ring.needs_notification(memory)?;
+        if ring.event_idx_enabled() {
+            return Ok(wanted);
+        }
+        let flags: u16 = memory
+            .load(GuestAddress(ring.avail_ring()), Ordering::Relaxed)
+            .map_err(virtio_queue::Error::GuestMemory)?;
+        Ok(u32::from(u16::from_le(flags)) & VRING_AVAIL_F_NO_INTERRUPT == 0)
+    }
+}
+
+/// Flushes once if any of `batch` asks for it; whether everything is durable.
+fn flush(medium: &dyn Medium, counters: &Counters, batch: &[Chain]) -> bool {
+    let count = |what: &dyn Fn(&Chain) -> bool| batch.iter().filter(|chain| what(chain)).count() as u64;
+    let malformed = count(&|chain| chain.response.is_none());
+    let flushes = count(&|chain| chain.wants_flush());
+    counters.malformed.add(malformed);
+    counters.unknown.add(batch.len() as u64 - malformed - flushes);
+    if flushes == 0 {
+        return false;
+    }
+    counters.requests.add(flushes);
+    counters.flushes.add(1);
+    counters.coalesced.add(flushes - 1);
+    match medium.flush() {
+        Ok(()) => true,
+        Err(why) => {
+            counters.failed.add(flushes);
+            counters.problem(format!("a flush failed: {why}"));
+            false
+        }
+    }
+}
+
+/// What a chain asks, and where its answer goes.
+fn parse(mut descriptors: DescriptorChain<&GuestMemoryMmap>, memory: &GuestMemoryMmap) -> Chain {
+    let head = descriptors.head_index();
+    let malformed = Chain { head, request: None, response: None };
+    let (mut request, mut read) = ([0; REQUEST_BYTES], 0);
+    let (mut response, mut room) = ([GuestAddress(0); RESPONSE_BYTES], 0);
+    let (mut whole, mut writable) = (false, false);
+    // The iterator ends a chain that contradicts itself without a word: such a one promised a next descriptor.
+    for descriptor in descriptors.by_ref().take(CHAIN_MAX) {
+        whole = !descriptor.has_next();
+        let (addr, len) = (descriptor.addr(), descriptor.len() as usize);
+        let access = if descriptor.is_write_only() { Permissions::Write } else { Permissions::Read };
+        if len > 0 && !memory.check_range(addr, len, access) {
+            return malformed;
+        }
+        if descriptor.is_write_only() {
+            writable = true;
+            for at in 0..len.min(RESPONSE_BYTES - room) {
+                response[room] = GuestAddress(addr.0 + at as u64);
+                room += 1;
+            }
+        } else if writable {
+            return malformed;
+        } else {
+            let more = len.min(REQUEST_BYTES - read);
+            if memory.read_slice(&mut request[read..read + more], addr).is_err() {
+                return malformed;
+            }
+            read += more;
+        }
+    }
+    if !whole || room < RESPONSE_BYTES {
+        return malformed;
+    }
+    Chain { head, request: Request::parse(&request[..read]), response: Some(response) }
+}
+
+/// Writes an answer; whether all of it lies in the guest's memory (which may be another since the chain was parsed).
+fn write(memory: &GuestMemoryMmap, response: [GuestAddress; RESPONSE_BYTES], answer: [u8; RESPONSE_BYTES]) -> bool {
+    let together = (1..RESPONSE_BYTES).all(|at| response[at].0 == response[0].0 + at as u64);
+    if together {
+        return memory.write_slice(&answer, response[0]).is_ok();
+    }
+    response.into_iter().zip(answer).all(|(addr, byte)| memory.write_obj(byte, addr).is_ok())
+}
+
+fn make_nonblocking(fd: &OwnedFd) -> std::io::Result<()> {
+    let flags = rustix::fs::fcntl_getfl(fd)?;
+    Ok(rustix::fs::fcntl_setfl(fd, flags | OFlags::NONBLOCK)?)
+}
+
+/// Rings an eventfd of the frontend. One that is full was rung already; one that is broken is the frontend's loss.
+fn ring_bell(bell: Option<&OwnedFd>) {
+    if let Some(bell) = bell {
+        let _rung = rustix::io::write(bell.as_fd(), &1_u64.to_ne_bytes());
+    }
+}

@@ -1,0 +1,334 @@
+//! A guest's socket: who may connect, what serves him, and his end.
+//!
+//! It owns the listening socket and all threads of a guest. Invariants: one connection is served at a time, and the next only after
+//! the medium was told that the one before is gone; that is told exactly once, after every flush and attach has returned; a panic
+//! ends the connection and nothing else. Counterparts: `vu_dispatch` of libvhost-user, QEMU's chardev sockets.
+//!
+//! Threads: one accepts, then handles the connection's messages; one serves the request queue; one maps pieces. The last two
+//! live as long as the connection.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use rustix::event::epoll;
+use vhost::vhost_user::{BackendReqHandler, Error};
+
+use super::backend::Backend;
+use super::channel::peek_channel;
+use super::mapping::{Mapping, Unmapped};
+use super::memory::FileId;
+use super::queue::Queue;
+use super::stats::{Counters, Stats};
+use super::wake::{Waits, Wake, wait_readable};
+use super::{Medium, Peer};
+use crate::device::{FOLIO, MAX_BYTES};
+use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::thread::{self, JoinHandle};
+use crate::sync::{Arc, Mutex};
+
+/// A guest's device at its socket. See the module; dropping it hangs up and waits for the threads.
+#[derive(Debug)]
+pub struct Server {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    counters: Arc<Counters>,
+    waits: Arc<Waits>,
+    /// What is served at the moment.
+    connection: Mutex<Option<Connection>>,
+    /// No further connection is accepted.
+    closing: AtomicBool,
+    /// Nor does the one there is go on.
+    aborting: AtomicBool,
+    wake: Wake,
+}
+
+#[derive(Clone, Debug)]
+struct Connection {
+    socket: Arc<UnixStream>,
+    queue: Arc<Queue>,
+    mapping: Arc<Mapping>,
+}
+
+impl Server {
+    /// Serves `medium` to whoever connects to `listener`, one after the other.
+    ///
+    /// # Errors
+    /// The operating system's, if it has no descriptors left.
+    pub fn start(listener: UnixListener, medium: Arc<dyn Medium>) -> io::Result<Server> {
+        // Who was there when the thread looked may have gone when it accepts.
+        listener.set_nonblocking(true)?;
+        let shared = Arc::new(Shared {
+            counters: Arc::default(),
+            waits: Arc::new(Waits::new()),
+            connection: Mutex::new(None),
+            closing: AtomicBool::new(false),
+            aborting: AtomicBool::new(false),
+            wake: Wake::new()?,
+        });
+        let served = Arc::clone(&shared);
+        let thread = thread::spawn(move || {
+            served.accept(&listener, &medium);
+            crate::socket::close(listener);
+        });
+        Ok(Server { shared, thread: Some(thread) })
+    }
+
+    /// Has every piece of the connection there is unmapped. Blocks until the frontend has answered for each, has hung up, or let
+    /// 10 s of real time pass; may be called again, and by several threads. What is mapped later is mapped because a driver
+    /// took the device later, and the medium gave it pieces.
+    pub fn unmap(&self) -> Unmapped {
+        let mapping = self.shared.connection.lock().as_ref().map(|connection| Arc::clone(&connection.mapping));
+        match mapping {
+            Some(mapping) => mapping.unmap(&self.shared.waits),
+            None => Unmapped { pieces: 0, acknowledged: true },
+        }
+    }
+
+    /// What was done so far.
+    pub fn stats(&self) -> Stats {
+        self.shared.counters.snapshot()
+    }
+
+    /// Whether a frontend is being served.
+    pub fn is_connected(&self) -> bool {
+        self.shared.connection.lock().is_some()
+    }
+
+    /// Accepts nobody any more, waits until the connection there is (if any) has ended, and removes the socket's file.
+    pub fn join(mut self) {
+        self.finish();
+    }
+
+    fn finish(&mut self) {
+        // ORDERING: SeqCst, before the ring that makes the thread look.
+        self.shared.closing.store(true, Ordering::SeqCst);
+        self.shared.wake.ring();
+        if let Some(thread) = self.thread.take() {
+            let _ended = thread.join();
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if self.thread.is_none() {
+            return;
+        }
+        // ORDERING: SeqCst, before the connection is looked for: one that is set up later finds it set and hangs up.
+        self.shared.aborting.store(true, Ordering::SeqCst);
+        let connection = self.shared.connection.lock().clone();
+        if let Some(connection) = connection {
+            connection.hang_up();
+        }
+        self.finish();
+    }
+}
+
+impl Shared {
+    fn accept(&self, listener: &UnixListener, medium: &Arc<dyn Medium>) {
+        while !self.closing.load(Ordering::SeqCst) {
+            match wait_readable([listener.as_fd(), self.wake.as_fd()]) {
+                Ok([_, true]) => self.wake.clear(),
+                Ok([true, false]) => match listener.accept() {
+                    Ok((socket, _)) => self.admit(socket, medium),
+                    Err(error) if is_passing(&error) => {}
+                    Err(error) => {
+                        self.counters.problem(format!("nobody is accepted any more: {error}"));
+                        return;
+                    }
+                },
+                Ok([false, false]) => {}
+                Err(error) => {
+                    self.counters.problem(format!("nobody is accepted any more: {error}"));
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Asks the medium, and serves `socket` if it says yes.
+    fn admit(&self, socket: UnixStream, medium: &Arc<dyn Medium>) {
+        let pid = rustix::net::sockopt::socket_peercred(&socket).ok();
+        let peer = Peer { pid: pid.and_then(|credentials| u32::try_from(credentials.pid.as_raw_nonzero().get()).ok()) };
+        let bytes = match medium.connect(peer) {
+            Ok(bytes) => bytes,
+            Err(why) => {
+                self.counters.refused.add(1);
+                self.counters.problem(format!("connection refused: {why}"));
+                return;
+            }
+        };
+        self.counters.connections.add(1);
+        if let Err(why) = self.serve(socket, bytes, medium) {
+            self.counters.broken.add(1);
+            self.counters.problem(format!("connection ended: {why}"));
+        }
+        medium.gone();
+    }
+
+    /// Serves a connection to its end. When it returns, every thread that called the medium is gone.
+    fn serve(&self, socket: UnixStream, bytes: u64, medium: &Arc<dyn Medium>) -> Result<(), String> {
+        if bytes == 0 || !bytes.is_multiple_of(FOLIO) || bytes > MAX_BYTES {
+            return Err(format!("a guest's device of {bytes} bytes: it must be a multiple of 2 MiB, at most 1 TiB"));
+        }
+        let os = |error: io::Error| format!("setting up: {error}");
+        socket.set_nonblocking(false).map_err(os)?;
+        let connection = Connection {
+            socket: Arc::new(socket.try_clone().map_err(os)?),
+            queue: Arc::new(Queue::new().map_err(os)?),
+            mapping: Arc::new(Mapping::new(bytes).map_err(os)?),
+        };
+        let own = FileId::of(medium.fd()).map_err(os)?;
+        let backend = Arc::new(Backend::new(
+            bytes,
+            own,
+            Arc::clone(&connection.queue),
+            Arc::clone(&connection.mapping),
+            Arc::clone(&self.counters),
+            Arc::clone(&self.waits),
+        ));
+        let ended = catch_unwind(AssertUnwindSafe(|| {
+            let mut served = Served { shared: self, connection: &connection, workers: Vec::new() };
+            served.workers.push(self.spawn(&connection, medium, serve_queue));
+            served.workers.push(self.spawn(&connection, medium, serve_mapping));
+            *self.connection.lock() = Some(connection.clone());
+            if self.aborting.load(Ordering::SeqCst) {
+                connection.hang_up();
+            }
+            handle_messages(socket, &backend, &connection.mapping)
+        }));
+        match ended {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(why)) => Err(why.to_string()),
+            Err(_) => Err("a message made its handler panic".to_owned()),
+        }
+    }
+
+    fn spawn(&self, connection: &Connection, medium: &Arc<dyn Medium>, life: Life) -> JoinHandle<()> {
+        let (connection, medium, counters) = (connection.clone(), Arc::clone(medium), Arc::clone(&self.counters));
+        thread::spawn(move || {
+            let ended = catch_unwind(AssertUnwindSafe(|| life(&connection, &*medium, &counters)));
+            let why = match ended {
+                Ok(Ok(())) => return,
+                Ok(Err(error)) => error.to_string(),
+                Err(_) => "it panicked".to_owned(),
+            };
+            counters.problem(format!("a thread of the connection ended: {why}"));
+            connection.queue.abandon();
+            connection.mapping.end();
+            connection.hang_up();
+        })
+    }
+}
+
+/// A connection and its threads. Its end, by whatever way, is theirs.
+struct Served<'a> {
+    shared: &'a Shared,
+    connection: &'a Connection,
+    workers: Vec<JoinHandle<()>>,
+}
+
+impl Drop for Served<'_> {
+    fn drop(&mut self) {
+        self.connection.end();
+        for worker in self.workers.drain(..) {
+            let _ended = worker.join();
+        }
+        *self.shared.connection.lock() = None;
+    }
+}
+
+/// What a thread does until its connection ends.
+type Life = fn(&Connection, &dyn Medium, &Counters) -> io::Result<()>;
+
+impl Connection {
+    fn hang_up(&self) {
+        let _hung_up_already = self.socket.shutdown(std::net::Shutdown::Both);
+    }
+
+    /// Sends its threads home.
+    fn end(&self) {
+        self.queue.end();
+        self.mapping.end();
+        self.hang_up();
+    }
+}
+
+/// Whether the next connection may be accepted all the same.
+fn is_passing(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted)
+}
+
+/// Handles messages until the frontend hangs up between two of them, or something is wrong.
+fn handle_messages(socket: UnixStream, backend: &Arc<Backend>, mapping: &Mapping) -> Result<(), Error> {
+    let mut handler =
+        BackendReqHandler::from_stream(socket.try_clone().map_err(Error::SocketError)?, Arc::clone(backend));
+    loop {
+        let channel = peek_channel(socket.as_fd()).map_err(Error::SocketError)?;
+        if let Some(channel) = channel.filter(|_| backend.can_map()) {
+            mapping.set_channel(channel);
+        }
+        match handler.handle_request() {
+            Ok(()) => {}
+            Err(Error::Disconnected) => return Ok(()),
+            Err(why) => return Err(why),
+        }
+    }
+}
+
+/// The queue's thread.
+fn serve_queue(connection: &Connection, medium: &dyn Medium, counters: &Counters) -> io::Result<()> {
+    const WAKE: u64 = 0;
+    const KICK: u64 = 1;
+    let queue = &*connection.queue;
+    let poll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+    epoll::add(&poll, &queue.wake, epoll::EventData::new_u64(WAKE), epoll::EventFlags::IN)?;
+    let mut kick: Option<Arc<OwnedFd>> = None;
+    let mut batch = Vec::new();
+    let mut events = Vec::with_capacity(2);
+    loop {
+        events.clear();
+        match epoll::wait(&poll, rustix::buffer::spare_capacity(&mut events), None) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        for event in &events {
+            if event.data.u64() == KICK {
+                counters.kicks.add(1);
+                continue;
+            }
+            queue.wake.clear();
+            let Some(wanted) = queue.kick() else { return Ok(()) };
+            if wanted.as_ref().map(Arc::as_ptr) == kick.as_ref().map(Arc::as_ptr) {
+                continue;
+            }
+            if let Some(old) = kick.take() {
+                epoll::delete(&poll, &*old)?;
+            }
+            if let Some(new) = wanted {
+                // Edge-triggered, and never read: every write to an eventfd is an edge, and a read could block on a descriptor
+                // that the frontend shares.
+                epoll::add(
+                    &poll,
+                    &*new,
+                    epoll::EventData::new_u64(KICK),
+                    epoll::EventFlags::IN | epoll::EventFlags::ET,
+                )?;
+                kick = Some(new);
+            }
+        }
+        queue.drain(medium, counters, &mut batch);
+    }
+}
+
+/// The mapping thread.
+fn serve_mapping(connection: &Connection, medium: &dyn Medium, counters: &Counters) -> io::Result<()> {
+    connection.mapping.run(medium, counters);
+    Ok(())
+}

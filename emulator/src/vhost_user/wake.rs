@@ -1,0 +1,81 @@
+//! How the threads of a connection wait: for file descriptors, and for one another.
+//!
+//! It owns an eventfd, and a clock with numbers for waiters. Invariants: a ring that nobody cleared yet makes the descriptor
+//! readable; rings add up to one. Counterpart: eventfd(2), fs/eventfd.c.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::task::Poll;
+use std::time::Duration;
+
+use rustix::event::{EventfdFlags, PollFd, PollFlags};
+
+use crate::World;
+use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::wait::{WaitFor, WaitQueue, Waiter, WaiterId};
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Wake(OwnedFd);
+
+impl Wake {
+    pub(super) fn new() -> io::Result<Wake> {
+        Ok(Wake(rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?))
+    }
+
+    /// Wakes whoever waits, or is about to.
+    pub(super) fn ring(&self) {
+        // Fails only where 2^64 - 2 rings are already waiting to be seen.
+        let _rung_already = rustix::io::write(&self.0, &1_u64.to_ne_bytes());
+    }
+
+    /// Forgets the rings so far. What they told of is looked at after this.
+    pub(super) fn clear(&self) {
+        let _none = rustix::io::read(&self.0, &mut [0_u8; 8]);
+    }
+}
+
+impl AsFd for Wake {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// Blocks until one of `fds` can be read, or has nobody at its other end; which ones, in their order.
+pub(super) fn wait_readable<const N: usize>(fds: [BorrowedFd<'_>; N]) -> io::Result<[bool; N]> {
+    let mut polled = fds.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
+    loop {
+        match rustix::event::poll(&mut polled, None) {
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+            Ok(_) => return Ok(polled.map(|fd| !fd.revents().is_empty())),
+        }
+    }
+}
+
+/// Where threads that are no simulated tasks wait: a clock, and a number for each wait.
+#[derive(Debug)]
+pub(super) struct Waits {
+    world: World,
+    next: AtomicU64,
+}
+
+impl Waits {
+    pub(super) fn new() -> Waits {
+        Waits { world: World::real(0), next: AtomicU64::new(0) }
+    }
+
+    /// Blocks on `queue` until `ready` yields a value, or for `limit` of real time: then nothing.
+    pub(super) fn until<T>(
+        &self,
+        queue: &WaitQueue,
+        reason: &'static str,
+        limit: Option<Duration>,
+        ready: impl FnMut() -> Poll<T>,
+    ) -> Option<T> {
+        // ORDERING: relaxed; only that no two are the same matters.
+        let waiter = Waiter::new(WaiterId(self.next.fetch_add(1, Ordering::Relaxed)));
+        let deadline = limit.map(|limit| self.world.now().after(limit));
+        queue.wait(&self.world, &waiter, WaitFor::uninterruptible(reason).until(deadline), ready).ok()
+    }
+}
