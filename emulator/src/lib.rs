@@ -6,6 +6,7 @@
 
 mod copy;
 pub mod device;
+pub mod fsdax;
 pub mod gate;
 pub mod ledger;
 pub mod memory;
