@@ -467,6 +467,7 @@ impl Task {
                 pieces.map(pages).collect()
             });
             let Some(pages) = pages else { continue };
+            race_point!("gup: map read, not listed");
             let draft = Draft { range, pages: pages.into(), leases: Vec::new(), holds_file: None, told: true };
             return Ok(Pinned {
                 inode: Arc::clone(inode),

@@ -23,7 +23,7 @@ pub struct Need {
     pub any_of: Vec<Pid>,
     /// Or this one task, whatever else its process could do.
     pub task: Option<WaiterId>,
-    /// Or somebody outside of this kernel, in words: nobody can say that it never will.
+    /// Or somebody outside of this kernel, in words, where there is neither: nobody can say that it never will.
     pub outside: Option<String>,
 }
 
@@ -249,9 +249,10 @@ fn is_hopeless(need: &Need, stuck: &BTreeSet<WaiterId>, tasks: &Tasks) -> bool {
         // An unknown or dead process is about to let go of everything: it is not helpless.
         tasks.get(pid).is_some_and(|tasks| !tasks.is_empty() && tasks.iter().all(|task| stuck.contains(task)))
     };
+    // What only somebody outside could meet is never hopeless.
     let somebody = !need.any_of.is_empty() || need.task.is_some();
     somebody
-        && need.outside.is_none()
+       
         && need.any_of.iter().all(helpless)
         && need.task.iter().all(|task| stuck.contains(task))
 }
