@@ -20,6 +20,11 @@ fn image(path: &Path, size: u64) {
     File::create(path).unwrap().set_len(size).unwrap();
 }
 
+/// Takes the first virtio-pmem device from its driver and gives it back, as a shell script.
+const REBIND: &str = "cd /sys/bus/virtio/drivers/virtio_pmem
+    device=$(ls -d virtio* | head -n 1)
+    echo $device >unbind && test ! -e /dev/pmem0 && echo $device >bind && settle && test -b /dev/pmem0";
+
 /// What `seq FIRST LAST` prints, in the guest and here: every byte is known, and no two pieces are alike.
 fn seq(first: u32, last: u32) -> String {
     (first..=last).map(|number| format!("{number}\n")).collect()
@@ -70,11 +75,35 @@ fn qemus_own_device_keeps_what_a_guest_syncs() {
         guest.reset();
         guest.ok("mount -o dax /dev/pmem0 /mnt");
         guest.ok("seq 1 200000 | cmp - /mnt/synced && umount /mnt");
+
+        // The driver goes and comes.
+        guest.ok(REBIND);
+        guest.ok("mount -o dax /dev/pmem0 /mnt && seq 1 200000 | cmp - /mnt/synced && umount /mnt");
         guest.poweroff();
 
         let found = dumped(machine, &path, "synced", &dir.path().join("synced"));
         assert!(found == seq(1, 200_000).as_bytes(), "{} bytes, and not the guest's", found.len());
         assert_clean(machine, &path);
+    });
+}
+
+#[test]
+fn an_nvdimm_without_an_info_block_is_no_dax_device() {
+    guest::each("QEMU's ACPI NVDIMM", |machine| {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("nvdimm.img");
+        image(&path, SIZE);
+        let mut guest = machine.boot().nvdimm(&path, SIZE).start();
+
+        assert_eq!(guest.ok("cat /sys/block/pmem0/size"), (SIZE / 512).to_string());
+        guest.ok("seq 1 100000 | dd of=/dev/pmem0 bs=4k iflag=fullblock conv=fsync,notrunc 2>/dev/null");
+        assert_bytes(&path, 0, seq(1, 100_000).as_bytes());
+        // The namespace is raw: its pages have no struct page in the guest, so that its ext4 refuses dax, and only dax.
+        guest.ok("mkfs.ext4 -q -b 4096 /dev/pmem0");
+        assert_ne!(guest.run("mount -o dax /dev/pmem0 /mnt").status, 0);
+        assert!(guest.ok("dmesg").contains("DAX unsupported by block device"));
+        guest.ok("mount /dev/pmem0 /mnt && umount /mnt");
+        guest.poweroff();
     });
 }
 

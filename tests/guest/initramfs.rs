@@ -26,6 +26,7 @@ mount -t tmpfs tmp /tmp
 while read -r module; do
   insmod "/modules/$module.ko" || echo "init: $module could not be loaded" >/dev/console
 done </modules/order
+settle
 stty -F /dev/ttyS1 raw -echo
 exec 3<>/dev/ttyS1
 token=$(sed 's/.*daxlab.token=\([^ ]*\).*/\1/' /proc/cmdline)
@@ -40,6 +41,12 @@ done
 
 /// `fsync FILE` in a guest: fsync(2) on a file that is there, which busybox has no command for.
 const FSYNC: &str = "#!/bin/sh\nexec dd if=/dev/null of=\"$1\" conv=notrunc,fsync status=none\n";
+
+/// `settle` in a guest: waits until every device found so far has its driver, which for namespaces of persistent memory is
+/// another thread's work (`nd_device_register`, `wait_probe_show` in drivers/nvdimm/bus.c). Without it `/dev/pmem0` comes some
+/// time after the driver was bound.
+const SETTLE: &str =
+    "#!/bin/sh\nfor bus in /sys/bus/nd/devices/ndbus*; do\n  test ! -e $bus || cat $bus/wait_probe >/dev/null\ndone\n";
 
 /// A "newc" archive as it grows.
 struct Archive(Vec<u8>);
@@ -118,6 +125,7 @@ pub(crate) fn build(tools: &Path, modules: &Path) -> io::Result<Vec<u8>> {
     archive.tree(tools, "")?;
     archive.add("init", REGULAR | 0o755, (0, 0), INIT.as_bytes());
     archive.add("sbin/fsync", REGULAR | 0o755, (0, 0), FSYNC.as_bytes());
+    archive.add("sbin/settle", REGULAR | 0o755, (0, 0), SETTLE.as_bytes());
     let mut loaded = Loaded { modules, seen: BTreeSet::new(), order: String::new(), archive };
     for name in WANTED {
         loaded.load(name)?;
