@@ -500,8 +500,15 @@ impl Device {
             Err(rustix::io::Errno::NXIO) => return end..end,
             Err(_) => return among.start..end,
         };
-        let stop = seek(SeekFrom::Hole(start)).unwrap_or(clamp(u64::MAX));
-        start / PAGE..stop.div_ceil(PAGE)
+        // In a memory file SEEK_HOLE looks at every page up to the hole, however far (50 ns each); asking page by page stops
+        // where `among` does (200 ns each).
+        let stop = if (end - among.start) * 4 >= self.pages() {
+            seek(SeekFrom::Hole(start)).unwrap_or(clamp(u64::MAX)).div_ceil(PAGE)
+        } else {
+            let data = |page: &u64| *page < end && seek(SeekFrom::Data(page * PAGE)) == Ok(page * PAGE);
+            (start / PAGE + 1..=end).find(|page| !data(page)).unwrap_or(end)
+        };
+        start / PAGE..stop
     }
 
     /// The address of byte `offset`, from which `len` bytes lie inside the device.
