@@ -251,10 +251,7 @@ fn is_hopeless(need: &Need, stuck: &BTreeSet<WaiterId>, tasks: &Tasks) -> bool {
     };
     // What only somebody outside could meet is never hopeless.
     let somebody = !need.any_of.is_empty() || need.task.is_some();
-    somebody
-       
-        && need.any_of.iter().all(helpless)
-        && need.task.iter().all(|task| stuck.contains(task))
+    somebody && need.any_of.iter().all(helpless) && need.task.iter().all(|task| stuck.contains(task))
 }
 
 /// Of the stuck ones those that `first` waits for, directly or not; not those who merely wait behind the cycle. It leads.

@@ -563,6 +563,22 @@ fn exposure_is_exact() {
     lab.end([&served.server, &b]);
 }
 
+/// Neighbours that left at different times are one piece all the same.
+#[test]
+fn exposed_neighbours_are_one_piece() {
+    let lab = Lab::new(preset("unsafe"));
+    let served = Served::new(&lab, 8).unwrap();
+    let [whole] = served.export.pieces(&lab.kernel)[..] else { panic!("not in one piece") };
+    for block in [3, 5, 4] {
+        served.server.fallocate(served.file, Mode::PunchHole, blocks(block), BLOCK).unwrap();
+    }
+    let (file_offset, len) = (blocks(3), blocks(3));
+    let device_offset = whole.device_offset + file_offset;
+    assert_eq!(served.exposure().pieces, [GuestPiece { file_offset, device_offset, len }]);
+    served.unmapped();
+    lab.end([&served.server]);
+}
+
 /// Neighbours in the file that are neighbours on the device are one piece.
 #[test]
 fn pieces_are_joined() {
