@@ -20,5 +20,6 @@ pub mod job;
 pub mod linux;
 pub mod ops;
 pub mod oracle;
+mod packets;
 pub mod race;
 pub mod scenario;
