@@ -6,6 +6,7 @@
 //! everything is durable. Counterparts: QEMU's `hw/virtio/vhost-user-test-device.c` and `hw/virtio/virtio-pmem.c`, Linux
 //! drivers/nvdimm/virtio_pmem.c; VirtIO 1.3 section 5.19 (PMEM device) and 2.10 (shared memory regions).
 
+pub mod attach;
 mod backend;
 mod channel;
 mod mapping;

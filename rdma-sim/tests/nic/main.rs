@@ -7,6 +7,7 @@ mod data_path;
 mod errors;
 mod events;
 mod flush;
+mod guest;
 mod harness;
 mod objects;
 mod odp;
