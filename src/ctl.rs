@@ -1,17 +1,19 @@
-//! `daxlab ctl`: asking a running race who leases, who pins, who blocks.
+//! `daxlab ctl`: asking a running server or race who leases, who pins, who blocks; and steering a server.
 //!
 //! It owns the command's arguments.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::str::FromStr;
 
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
+use fs_sim::input::{Size, UnitError};
 use workloads::control::protocol::{Request, Response};
 use workloads::control::{ControlError, ask};
 
 use crate::exit;
 
-/// Ask a running `daxlab race --control SOCKET`
+/// Ask and steer a running `daxlab serve`, or ask a `daxlab race --control SOCKET`
 #[derive(Debug, Args)]
 pub(crate) struct CtlArgs {
     /// The socket it listens at
@@ -21,11 +23,29 @@ pub(crate) struct CtlArgs {
     #[arg(long, global = true)]
     json: bool,
     #[command(subcommand)]
-    question: Question,
+    command: Command,
+}
+
+/// A number of bytes, with its unit unless it is 0.
+#[derive(Clone, Copy, Debug)]
+struct Bytes(u64);
+
+impl FromStr for Bytes {
+    type Err = UnitError;
+
+    fn from_str(text: &str) -> Result<Bytes, UnitError> {
+        if text == "0" { Ok(Bytes(0)) } else { text.parse().map(|Size(bytes)| Bytes(bytes)) }
+    }
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Switch {
+    On,
+    Off,
 }
 
 #[derive(Debug, Subcommand)]
-enum Question {
+enum Command {
     /// Who stands against a layout change of a file, and who waits for whom
     Blockers {
         /// The file's name, or its inode's number
@@ -41,29 +61,133 @@ enum Question {
         /// The file's name, or its inode's number
         file: Option<String>,
     },
+    /// Truncate a file, as a process of its own; waits as long as the design does, Ctrl-C gives up
+    Truncate {
+        /// The file's name
+        file: String,
+        /// Its new size, such as `64MiB` or `0`
+        size: Bytes,
+    },
+    /// Punch a hole into a file, as a process of its own
+    Punch {
+        /// The file's name
+        file: String,
+        /// Where the hole begins
+        offset: Bytes,
+        /// How long it is
+        len: Bytes,
+    },
+    /// Allocate a range of a file, as a process of its own
+    Fallocate {
+        /// The file's name
+        file: String,
+        /// Where the range begins
+        offset: Bytes,
+        /// How long it is
+        len: Bytes,
+    },
+    /// The guests, and where each stands
+    Guests,
+    /// What the guests' devices counted: requests, flushes, failures, maps
+    FlushStats,
+    /// What guests have mapped that is no longer their file's
+    Stale,
+    /// Poison blocks of a file: the host and the NIC fail on them (a guest can't be told)
+    Poison {
+        /// The file's name, or its inode's number
+        file: String,
+        /// Where the range begins
+        offset: Bytes,
+        /// How long it is; whole blocks of 4 KiB are poisoned
+        len: Bytes,
+    },
+    /// Cut the guests' power: what was not flushed survives line by line, by chance (needs `serve --power-cut-model`)
+    PowerCut {
+        /// What decides which lines survive; the server's own seed if not given
+        #[arg(long, value_name = "S")]
+        seed: Option<u64>,
+    },
+    /// Make every flush fail, or no longer
+    FailFlush {
+        /// Whether they fail
+        switch: Switch,
+    },
+    /// Take a file (without a name: all, or the image) from the guests that have it
+    Revoke {
+        /// The file's name
+        file: Option<String>,
+    },
+    /// Register a file that a guest has as an RDMA region, in the process that has it for the guest
+    RdmaReg {
+        /// The file's name
+        file: String,
+    },
+    /// Write into a region by RDMA, as a client of the NIC
+    RdmaWrite {
+        /// The region's number
+        mr: u64,
+        /// Where in the region
+        offset: Bytes,
+        /// What
+        text: String,
+    },
+    /// Read from a region by RDMA, as a client of the NIC
+    RdmaRead {
+        /// The region's number
+        mr: u64,
+        /// Where in the region
+        offset: Bytes,
+        /// How much, at most 1MiB
+        len: Bytes,
+    },
+    /// Deregister a region
+    RdmaDereg {
+        /// The region's number
+        mr: u64,
+    },
 }
 
-/// Runs the command.
+impl From<Command> for Request {
+    fn from(command: Command) -> Request {
+        match command {
+            Command::Blockers { file } => Request::Blockers { file },
+            Command::Leases { file } => Request::Leases { file },
+            Command::Pins { file } => Request::Pins { file },
+            Command::Truncate { file, size } => Request::Truncate { file, size: size.0 },
+            Command::Punch { file, offset, len } => Request::Punch { file, offset: offset.0, len: len.0 },
+            Command::Fallocate { file, offset, len } => Request::Fallocate { file, offset: offset.0, len: len.0 },
+            Command::Guests => Request::Guests,
+            Command::FlushStats => Request::FlushStats,
+            Command::Stale => Request::Stale,
+            Command::Poison { file, offset, len } => Request::Poison { file, offset: offset.0, len: len.0 },
+            Command::PowerCut { seed } => Request::PowerCut { seed },
+            Command::FailFlush { switch } => Request::FailFlush { on: matches!(switch, Switch::On) },
+            Command::Revoke { file } => Request::Revoke { file },
+            Command::RdmaReg { file } => Request::RdmaReg { file },
+            Command::RdmaWrite { mr, offset, text } => Request::RdmaWrite { mr, offset: offset.0, text },
+            Command::RdmaRead { mr, offset, len } => Request::RdmaRead { mr, offset: offset.0, len: len.0 },
+            Command::RdmaDereg { mr } => Request::RdmaDereg { mr },
+        }
+    }
+}
+
+/// Runs the command. What was tried and failed, such as a truncate that a design refuses, is exit code 1.
 ///
 /// # Errors
-/// Nobody listens there (exit code 3); the question can't be answered (exit code 2).
+/// Nobody listens there (exit code 3); the request makes no sense there (exit code 2).
 pub(crate) fn run(args: CtlArgs) -> anyhow::Result<ExitCode> {
-    let request = match args.question {
-        Question::Blockers { file } => Request::Blockers { file },
-        Question::Leases { file } => Request::Leases { file },
-        Question::Pins { file } => Request::Pins { file },
-    };
-    let answer = ask(&args.socket, &request).map_err(|error| match error {
-        ControlError::Answer(_) | ControlError::TooLong => anyhow::Error::from(error),
+    let answer = ask(&args.socket, &args.command.into()).map_err(|error| match error {
+        ControlError::Answer(_) | ControlError::TooLong | ControlError::NoSocket { .. } => anyhow::Error::from(error),
         ControlError::Connect { ref error, ref path } if error.kind() == std::io::ErrorKind::InvalidInput => {
             anyhow::anyhow!("{}: {error}; a socket's path has at most 107 bytes", path.display())
         }
         other => exit::CannotRun(other.to_string()).into(),
     })?;
-    match answer {
-        Response::Answer { data, .. } if args.json => exit::print(&(serde_json::to_string_pretty(&data)? + "\n"))?,
-        Response::Answer { text, .. } => exit::print(&text)?,
+    let (text, data, code) = match answer {
+        Response::Answer { text, data } => (text, data, ExitCode::SUCCESS),
+        Response::Failed { text, data } => (text, data, ExitCode::from(exit::FOUND)),
         Response::Refused { why } => anyhow::bail!(why),
-    }
-    Ok(ExitCode::SUCCESS)
+    };
+    exit::print(&if args.json { serde_json::to_string_pretty(&data)? + "\n" } else { text })?;
+    Ok(code)
 }

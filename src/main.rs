@@ -9,6 +9,7 @@ mod exit;
 mod progress;
 mod race;
 mod scenario;
+mod serve;
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitCode;
@@ -29,7 +30,9 @@ enum Command {
     Race(race::RaceArgs),
     /// Run scenarios under every design, each outcome held against the stated one
     Scenario(scenario::ScenarioArgs),
-    /// Ask a running race who leases, who pins, who blocks
+    /// Serve a file or an image to guests as persistent memory
+    Serve(serve::ServeArgs),
+    /// Ask and steer a running server, or ask a race
     Ctl(ctl::CtlArgs),
     /// Show the designs and their axes
     Designs(designs::DesignsArgs),
@@ -39,16 +42,21 @@ enum Command {
     /// Keep the host's lease break time short until the starter is gone (started by this program itself)
     #[command(hide = true)]
     LeaseBreakTime,
+    /// Be the process that a guest's device lives in (started by this program itself)
+    #[command(hide = true)]
+    GuestPort,
 }
 
 fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Race(args) => race::run(args),
         Command::Scenario(args) => scenario::run(args),
+        Command::Serve(args) => serve::run(args),
         Command::Ctl(args) => ctl::run(args),
         Command::Designs(args) => designs::run(args),
         Command::ScenarioChild => on_socket(workloads::linux::child::main),
         Command::LeaseBreakTime => on_socket(workloads::linux::guard),
+        Command::GuestPort => on_socket(workloads::serve::port::main),
     };
     outcome.unwrap_or_else(|error| exit::report(&error))
 }

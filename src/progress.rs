@@ -9,21 +9,21 @@ use std::time::Duration;
 use emulator::sync::Arc;
 use fs_sim::Kernel;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use workloads::control::Server;
+use workloads::control::Questions;
 use workloads::race::{DesignRun, Progress, Snapshot};
 
 /// See the module.
 pub(crate) struct StatusLine {
     bar: ProgressBar,
-    /// Where the machine that runs can be asked.
-    control: Option<Server>,
+    /// Tells whoever asks about the machine that runs.
+    control: Arc<Questions>,
     /// Which design runs, as `[3/10] rfc-v2`.
     head: RefCell<String>,
 }
 
 impl StatusLine {
-    /// A status line on stderr; whoever asks at `control` is told of the machine that runs.
-    pub(crate) fn new(control: Option<Server>) -> StatusLine {
+    /// A status line on stderr; whoever asks `control` is told of the machine that runs.
+    pub(crate) fn new(control: Arc<Questions>) -> StatusLine {
         let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(8));
         if let Ok(style) = ProgressStyle::with_template("{spinner} {wide_msg}") {
             bar.set_style(style);
@@ -44,9 +44,7 @@ impl Progress for StatusLine {
     }
 
     fn machine(&self, kernel: &Arc<Kernel>) {
-        if let Some(control) = &self.control {
-            control.publish(kernel);
-        }
+        self.control.publish(kernel);
     }
 
     fn snapshot(&self, now: &Snapshot) {

@@ -3,17 +3,18 @@
 //! It owns the command's arguments. Everything is checked before anything runs or is written: job, designs, output folder.
 
 use std::io::{ErrorKind, IsTerminal};
-use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::Args;
+use emulator::socket::ListenError;
+use emulator::sync::Arc;
 use fs_sim::Sabotage;
 use fs_sim::design::Catalogue;
 use fs_sim::input::Duration;
 use reports::text;
-use workloads::control::Server;
+use workloads::control::{Questions, Server};
 use workloads::job::Job;
 use workloads::race::{self, DesignRun, RaceConfig, RaceError, StopFlag};
 
@@ -107,14 +108,15 @@ pub(crate) fn run(args: RaceArgs) -> anyhow::Result<ExitCode> {
     let seed = config.seed;
     reports::check_writable(&args.out)?;
 
-    let control = args.control.as_deref().map(listen).transpose()?;
+    let questions = Arc::new(Questions::default());
+    let _control = args.control.as_deref().map(|path| listen(path, Arc::clone(&questions))).transpose()?;
     let stop = StopFlag::default();
     let handler = stop.clone();
     ctrlc::set_handler(move || handler.stop())
         .map_err(|error| exit::CannotRun(format!("no handler for Ctrl-C could be installed: {error}")))?;
     let started = emulator::time::since_epoch();
     eprintln!("seed {seed}");
-    let status = StatusLine::new(control);
+    let status = StatusLine::new(questions);
     let report = race::run(config, &status, &stop).map_err(cannot_run)?;
     drop(status);
 
@@ -128,27 +130,13 @@ pub(crate) fn run(args: RaceArgs) -> anyhow::Result<ExitCode> {
 }
 
 /// Listens at `path`. A path that can't be a socket is the user's to change; a machine that can't make one is not.
-fn listen(path: &Path) -> anyhow::Result<Server> {
-    Server::listen(path).map_err(|error| {
-        let at = path.display();
-        match error.kind() {
-            ErrorKind::AddrInUse if is_socket(path) => {
-                anyhow::anyhow!("--control {at}: somebody listens there already; choose another path")
-            }
-            ErrorKind::AddrInUse => {
-                anyhow::anyhow!("--control {at}: this is there, and no socket; choose another path")
-            }
-            ErrorKind::InvalidInput => {
-                anyhow::anyhow!("--control {at}: {error}; a socket's path has at most 107 bytes, choose a shorter one")
-            }
-            ErrorKind::NotFound => anyhow::anyhow!("--control {at}: its folder does not exist"),
-            _ => exit::CannotRun(format!("no socket at {at}: {error}")).into(),
+fn listen(path: &Path, questions: Arc<Questions>) -> anyhow::Result<Server> {
+    Server::listen(path, questions).map_err(|error| match error {
+        ListenError::Os { ref source, .. } if source.kind() != ErrorKind::NotFound => {
+            exit::CannotRun(format!("--control: {error}")).into()
         }
+        error => anyhow::anyhow!("--control: {error}"),
     })
-}
-
-fn is_socket(path: &Path) -> bool {
-    std::fs::symlink_metadata(path).is_ok_and(|metadata| metadata.file_type().is_socket())
 }
 
 /// Whose turn it is: a request that can't be met is the user's, a machine that can't meet it is not.

@@ -10,6 +10,8 @@ use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
+
 /// The longest path of a socket in bytes: `sun_path` of unix(7) without its end.
 pub const PATH_MAX: usize = 107;
 
@@ -81,11 +83,36 @@ pub fn listen(path: &Path) -> Result<UnixListener, ListenError> {
     UnixListener::bind(path).map_err(os)
 }
 
-/// Stops listening and removes the socket's file.
-pub fn close(listener: UnixListener) {
-    // The file goes first: once nobody listens, it may be another's.
-    if let Some(path) = listener.local_addr().ok().as_ref().and_then(|address| address.as_pathname()) {
-        let _gone_already = std::fs::remove_file(path);
+/// The file of a listener, so that it can be told from one that somebody else has put in its place since.
+#[derive(Debug)]
+pub struct Name {
+    path: PathBuf,
+    identity: Identity,
+}
+
+/// Device, inode, and when it was made, where the filesystem tells: inode numbers are used again.
+type Identity = (u32, u32, u64, Option<(i64, u32)>);
+
+impl Name {
+    /// That of `listener`; none if it has no file (any more).
+    pub fn of(listener: &UnixListener) -> Option<Name> {
+        let path = listener.local_addr().ok()?.as_pathname()?.to_owned();
+        let identity = identity(&path)?;
+        Some(Name { path, identity })
     }
-    drop(listener);
+
+    /// Removes it, unless it is gone or another's already.
+    pub fn remove(self) {
+        if identity(&self.path) == Some(self.identity) {
+            let _gone_since = std::fs::remove_file(&self.path);
+        }
+    }
+}
+
+fn identity(path: &Path) -> Option<Identity> {
+    let wanted = StatxFlags::INO | StatxFlags::BTIME;
+    let found = statx(CWD, path, AtFlags::SYMLINK_NOFOLLOW, wanted).ok()?;
+    let made = StatxFlags::from_bits_retain(found.stx_mask).contains(StatxFlags::BTIME);
+    let made = made.then_some((found.stx_btime.tv_sec, found.stx_btime.tv_nsec));
+    Some((found.stx_dev_major, found.stx_dev_minor, found.stx_ino, made))
 }

@@ -8,6 +8,7 @@
 //! | [`scenario`] | scenarios: the language, the suite, runs on simulated machines |
 //! | [`linux`] | the real kernel as a machine for scenarios |
 //! | [`control`] | asking a running machine who blocks whom |
+//! | [`serve`] | files and images as guests' persistent memory |
 //! | [`agreement`] | random sequences on the real kernel and on the simulated machine, compared |
 //! | [`oracle`] | payloads that prove where they belong, and the reading back of everything |
 //!
@@ -20,5 +21,8 @@ pub mod job;
 pub mod linux;
 pub mod ops;
 pub mod oracle;
+mod packets;
 pub mod race;
 pub mod scenario;
+#[cfg(not(any(daxlab_loom, daxlab_shuttle)))]
+pub mod serve;

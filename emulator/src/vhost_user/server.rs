@@ -24,6 +24,7 @@ use super::stats::{Counters, Stats};
 use super::wake::{Waits, Wake, wait_readable};
 use super::{Medium, Peer};
 use crate::device::{FOLIO, MAX_BYTES};
+use crate::socket::Name;
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::thread::{self, JoinHandle};
 use crate::sync::{Arc, Mutex};
@@ -72,9 +73,14 @@ impl Server {
             wake: Wake::new()?,
         });
         let served = Arc::clone(&shared);
+        let name = Name::of(&listener);
         let thread = thread::spawn(move || {
             served.accept(&listener, &medium);
-            crate::socket::close(listener);
+            // The file goes first: once nobody listens, it may be another's.
+            if let Some(name) = name {
+                name.remove();
+            }
+            drop(listener);
         });
         Ok(Server { shared, thread: Some(thread) })
     }

@@ -71,6 +71,7 @@ pub type Policy = Box<dyn FnMut(Asked) -> Result<(), i32> + Send>;
 
 struct Answering {
     policy: Mutex<Policy>,
+    file: Arc<Mutex<Option<File>>>,
     asked: Mutex<Sender<Asked>>,
 }
 
@@ -87,6 +88,7 @@ impl VhostUserFrontendReqHandler for Answering {
         assert!(fd.as_raw_fd() >= 0);
         assert_eq!(req.shmid, 0);
         assert_eq!({ req.flags }, 1, "writable");
+        *self.file.lock() = Some(duplicate(fd.as_raw_fd()).into());
         self.handle(Asked::Map(req.shm_offset, req.fd_offset, req.len))
     }
 
@@ -103,6 +105,8 @@ pub struct Guest {
     pub kick: EventFd,
     pub call: EventFd,
     pub asked: Receiver<Asked>,
+    /// The file of the last piece that was to be mapped.
+    pub file: Arc<Mutex<Option<File>>>,
     answering: Option<(JoinHandle<()>, OwnedFd)>,
     socket: UnixStream,
     /// Requests made available so far.
@@ -136,6 +140,7 @@ impl Guest {
             kick: EventFd::new(0).unwrap(),
             call: EventFd::new(0).unwrap(),
             asked: channel().1,
+            file: Arc::default(),
             answering: None,
             socket,
             avail: 0,
@@ -162,7 +167,8 @@ impl Guest {
     pub fn give_channel(&mut self, policy: Policy) {
         let (sender, asked) = channel();
         self.asked = asked;
-        let answering = Arc::new(Answering { policy: Mutex::new(policy), asked: Mutex::new(sender) });
+        let answering =
+            Arc::new(Answering { policy: Mutex::new(policy), file: Arc::clone(&self.file), asked: Mutex::new(sender) });
         let mut handler = FrontendReqHandler::new(answering).unwrap();
         handler.set_reply_ack_flag(true);
         // SAFETY: the handler owns it, and outlives the call.

@@ -4,7 +4,7 @@
 
 use std::fmt::Write as _;
 
-use emulator::sync::Arc;
+use emulator::sync::{Arc, Mutex};
 use fs_sim::Kernel;
 use fs_sim::inode::{Ino, Inode};
 use fs_sim::inspect::LeaseState;
@@ -12,20 +12,47 @@ use fs_sim::range::BlockRange;
 use serde_json::{Value, json};
 
 use super::protocol::{Request, Response};
+use super::server::{Asker, Handler};
 
 /// How many names an error lists.
 const NAMES_LISTED: usize = 8;
 
-/// Answers `request` about `kernel`.
-pub(super) fn answer(kernel: &Arc<Kernel>, request: &Request) -> Response {
-    match request {
+/// Answers questions about whichever machine runs now, and does nothing else.
+#[derive(Default)]
+pub struct Questions {
+    machine: Mutex<Option<Arc<Kernel>>>,
+}
+
+impl Questions {
+    /// Questions are about `kernel` from now on.
+    pub fn publish(&self, kernel: &Arc<Kernel>) {
+        *self.machine.lock() = Some(Arc::clone(kernel));
+    }
+}
+
+impl Handler for Questions {
+    fn handle(&self, request: &Request, _asker: &Asker<'_>) -> Response {
+        let machine = self.machine.lock().clone();
+        let Some(kernel) = machine else {
+            return Response::Refused { why: "no machine runs yet: ask again".to_owned() };
+        };
+        answer(&kernel, request).unwrap_or_else(|| Response::Refused {
+            why: "a race can be asked `blockers`, `leases` and `pins`; the rest is for `daxlab serve`".to_owned(),
+        })
+    }
+}
+
+/// Answers `request` about `kernel`; none if it is no question about files.
+pub(crate) fn answer(kernel: &Arc<Kernel>, request: &Request) -> Option<Response> {
+    Some(match request {
         Request::Blockers { file } => match find(kernel, file) {
             Some((_, inode)) => blockers(kernel, &inode),
             None => unknown(kernel, file),
         },
         Request::Leases { file } => each(kernel, file.as_deref(), leases),
         Request::Pins { file } => each(kernel, file.as_deref(), pins),
-    }
+        _ => return None,
+    })
 }
 
 fn blockers(kernel: &Kernel, inode: &Inode) -> Response {
@@ -39,7 +66,7 @@ fn blockers(kernel: &Kernel, inode: &Inode) -> Response {
 }
 
 /// A file by its name or its inode's number.
-fn find(kernel: &Kernel, file: &str) -> Option<(Ino, Arc<Inode>)> {
+pub(crate) fn find(kernel: &Kernel, file: &str) -> Option<(Ino, Arc<Inode>)> {
     let named = kernel.named(file);
     let numbered = || {
         let number = Ino(file.parse().ok()?);
@@ -48,7 +75,8 @@ fn find(kernel: &Kernel, file: &str) -> Option<(Ino, Arc<Inode>)> {
     named.or_else(numbered).map(|inode| (inode.ino(), inode))
 }
 
-fn unknown(kernel: &Kernel, file: &str) -> Response {
+/// The refusal of a question about a file that isn't there.
+pub(crate) fn unknown(kernel: &Kernel, file: &str) -> Response {
     let mut names = kernel.file_names();
     let more = names.len().saturating_sub(NAMES_LISTED);
     names.truncate(NAMES_LISTED);

@@ -4,6 +4,7 @@
 //! line and the end.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -17,7 +18,7 @@ const ANSWER_MAX: u64 = 64 << 20;
 /// How long either side waits for the other.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 
-/// A question.
+/// A question, or something to do. Sizes and offsets in bytes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "command", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Request {
@@ -36,6 +37,102 @@ pub enum Request {
         /// The file's name, or its inode's number.
         file: Option<String>,
     },
+    /// `truncate(2)`, as a process of its own.
+    Truncate {
+        /// The file's name.
+        file: String,
+        /// Its new size.
+        size: u64,
+    },
+    /// `fallocate(2)` with `FALLOC_FL_PUNCH_HOLE`, as a process of its own.
+    Punch {
+        /// The file's name.
+        file: String,
+        /// Where the hole begins.
+        offset: u64,
+        /// How long it is.
+        len: u64,
+    },
+    /// `fallocate(2)`, as a process of its own.
+    Fallocate {
+        /// The file's name.
+        file: String,
+        /// Where the range begins.
+        offset: u64,
+        /// How long it is.
+        len: u64,
+    },
+    /// The guests, and where each stands.
+    Guests,
+    /// What the guests' devices counted.
+    FlushStats,
+    /// What guests have mapped that is no longer their file's.
+    Stale,
+    /// Poisons blocks of a file.
+    Poison {
+        /// The file's name, or its inode's number.
+        file: String,
+        /// The first byte.
+        offset: u64,
+        /// How many bytes; whole blocks are poisoned.
+        len: u64,
+    },
+    /// The guests' machines lose power.
+    PowerCut {
+        /// What chooses which unflushed lines survive; the server's own if not given.
+        seed: Option<u64>,
+    },
+    /// Makes every flush fail, or no longer.
+    FailFlush {
+        /// Whether they fail.
+        on: bool,
+    },
+    /// Takes a file (all files; the image) from the guests that have it.
+    Revoke {
+        /// The file's name.
+        file: Option<String>,
+    },
+    /// Registers the whole of a file as an RDMA region of the process that has it for a guest.
+    RdmaReg {
+        /// The file's name.
+        file: String,
+    },
+    /// An RDMA WRITE into a region.
+    RdmaWrite {
+        /// The region's number.
+        mr: u64,
+        /// Where in the region.
+        offset: u64,
+        /// What.
+        text: String,
+    },
+    /// An RDMA READ from a region.
+    RdmaRead {
+        /// The region's number.
+        mr: u64,
+        /// Where in the region.
+        offset: u64,
+        /// How many bytes.
+        len: u64,
+    },
+    /// Deregisters a region.
+    RdmaDereg {
+        /// The region's number.
+        mr: u64,
+    },
+}
+
+impl Request {
+    /// Whether the answer may take any time: something has to happen first that a guest or a user decides.
+    pub fn may_wait(&self) -> bool {
+        use Request::*;
+        match self {
+            Truncate { .. } | Punch { .. } | Fallocate { .. } | PowerCut { .. } | Revoke { .. } => true,
+            RdmaReg { .. } | RdmaDereg { .. } => true,
+            Blockers { .. } | Leases { .. } | Pins { .. } | Guests | FlushStats | Stale | Poison { .. } => false,
+            FailFlush { .. } | RdmaWrite { .. } | RdmaRead { .. } => false,
+        }
+    }
 }
 
 /// An answer.
@@ -49,7 +146,14 @@ pub enum Response {
         /// For programs.
         data: serde_json::Value,
     },
-    /// It could not be answered.
+    /// It was tried, and failed: what a design or the simulated machine says.
+    Failed {
+        /// For people; ends with a line end.
+        text: String,
+        /// For programs.
+        data: serde_json::Value,
+    },
+    /// It could not be answered, or makes no sense here.
     Refused {
         /// Why, and what to do.
         why: String,
@@ -59,8 +163,14 @@ pub enum Response {
 /// Why nothing could be asked.
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {
+    /// The path names something else.
+    #[error("`{}` is no socket; `daxlab serve` and `daxlab race --control` say where they listen", path.display())]
+    NoSocket {
+        /// The path.
+        path: PathBuf,
+    },
     /// Nobody listens there.
-    #[error("nobody answers at `{}`: {error}; a race listens with `daxlab race --control {}`", path.display(), path.display())]
+    #[error("nobody answers at `{}`: {error}; a server listens at its socket's path with `.ctl` behind it, a race with `daxlab race --control {}`", path.display(), path.display())]
     Connect {
         /// The socket.
         path: PathBuf,
@@ -78,14 +188,17 @@ pub enum ControlError {
     Answer(#[from] serde_json::Error),
 }
 
-/// Asks at the socket `path`.
+/// Asks at the socket `path`. Waits as long as it takes where [`Request::may_wait`], else 10 s.
 ///
 /// # Errors
 /// [`ControlError`].
 pub fn ask(path: &Path, request: &Request) -> Result<Response, ControlError> {
     let connect = |error| ControlError::Connect { path: path.to_owned(), error };
+    if std::fs::metadata(path).is_ok_and(|found| !found.file_type().is_socket()) {
+        return Err(ControlError::NoSocket { path: path.to_owned() });
+    }
     let mut stream = UnixStream::connect(path).map_err(connect)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_read_timeout((!request.may_wait()).then_some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
     let mut line = serde_json::to_string(request)?;
     line.push('\n');

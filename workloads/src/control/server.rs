@@ -1,20 +1,72 @@
 //! The listening side of a control socket.
 //!
-//! It owns the socket's path, which it removes at its end, and one thread. Invariant: the machine asked is the one published last;
-//! a connection that sends nothing, too much or nonsense is answered or dropped, and the next one served.
+//! It owns the socket's path, which it removes at its end, and a thread for each connection, of which there are at most
+//! [`ASKERS_MAX`] at once. Invariant: a connection that sends nothing, too much or nonsense is answered or dropped, and holds up
+//! nobody; work for an asker who has gone is told so at once.
 
+use std::collections::BTreeMap;
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::os::unix::fs::FileTypeExt;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::net::Shutdown;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
+use emulator::socket::{self, ListenError};
 use emulator::sync::atomic::{AtomicBool, Ordering};
 use emulator::sync::thread::{self, JoinHandle};
 use emulator::sync::{Arc, Mutex};
-use fs_sim::Kernel;
+use rustix::event::{PollFd, PollFlags, poll};
 
-use super::answers::answer;
-use super::protocol::{PATIENCE, REQUEST_MAX, Response};
+use super::protocol::{PATIENCE, REQUEST_MAX, Request, Response};
+
+/// The most connections that are served at once.
+pub(super) const ASKERS_MAX: usize = 32;
+
+/// Does what is asked.
+pub trait Handler: Send + Sync + 'static {
+    /// Answers. Called from many threads at once; one that waits must let itself be told that `asker` has gone.
+    fn handle(&self, request: &Request, asker: &Asker<'_>) -> Response;
+}
+
+/// Who waits for an answer.
+pub struct Asker<'a> {
+    stream: &'a UnixStream,
+}
+
+impl Asker<'_> {
+    /// Runs `body`; meanwhile, if the asker hangs up (or the server ends), calls `gone` from another thread. When this returns
+    /// `gone` has been called, or never will be.
+    ///
+    /// # Errors
+    /// The machine gave no thread's means (descriptors); `body` did not run.
+    pub fn unless_gone<R>(&self, gone: impl FnOnce() + Send + 'static, body: impl FnOnce() -> R) -> io::Result<R> {
+        let (ours, theirs) = UnixStream::pair()?;
+        let asker = self.stream.try_clone()?;
+        let watcher = thread::spawn(move || {
+            if hung_up_first(&asker, &theirs) {
+                gone();
+            }
+        });
+        let result = body();
+        drop(ours);
+        let _ended = watcher.join();
+        Ok(result)
+    }
+}
+
+/// Waits until one of two hangs up; whether it was the first.
+fn hung_up_first(one: &UnixStream, other: &UnixStream) -> bool {
+    loop {
+        // Only what is told unasked: a peer that merely finished sending still waits for its answer.
+        let mut fds = [one, other].map(|stream| PollFd::from_borrowed_fd(stream.as_fd(), PollFlags::empty()));
+        match poll(&mut fds, None) {
+            Ok(_) if !fds[1].revents().is_empty() => return false,
+            Ok(_) if !fds[0].revents().is_empty() => return true,
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(_) => return false,
+        }
+    }
+}
 
 /// See the module. Its end is its drop.
 pub struct Server {
@@ -23,63 +75,80 @@ pub struct Server {
     thread: Option<JoinHandle<()>>,
 }
 
-#[derive(Default)]
 struct Shared {
-    machine: Mutex<Option<Arc<Kernel>>>,
+    handler: Arc<dyn Handler>,
     over: AtomicBool,
+    /// Those that are served now.
+    askers: Mutex<BTreeMap<u64, UnixStream>>,
 }
 
 impl Server {
     /// Listens at `path`. A socket that nobody listens at any more is replaced.
     ///
     /// # Errors
-    /// The path is too long for a socket (107 bytes), in use, or can't be made.
-    pub fn listen(path: &Path) -> io::Result<Server> {
-        let listener = match UnixListener::bind(path) {
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse && is_left_behind(path) => {
-                std::fs::remove_file(path)?;
-                UnixListener::bind(path)?
-            }
-            other => other?,
-        };
-        let shared = Arc::new(Shared::default());
+    /// [`ListenError`].
+    pub fn listen(path: &Path, handler: Arc<dyn Handler>) -> Result<Server, ListenError> {
+        let listener = socket::listen(path)?;
+        let askers = Mutex::new(BTreeMap::new());
+        let shared = Arc::new(Shared { handler, over: AtomicBool::new(false), askers });
         let served = Arc::clone(&shared);
         let thread = thread::spawn(move || {
-            for stream in listener.incoming() {
+            for (number, stream) in (0..).zip(listener.incoming()) {
                 if served.over.load(Ordering::SeqCst) {
                     return;
                 }
                 // A connection that breaks off concerns nobody else.
-                let _broken = stream.and_then(|stream| serve(stream, &served));
+                let _broken = stream.and_then(|stream| served.take(number, stream));
             }
         });
         Ok(Server { path: path.to_owned(), shared, thread: Some(thread) })
     }
 
-    /// Questions are about `kernel` from now on.
-    pub fn publish(&self, kernel: &Arc<Kernel>) {
-        *self.shared.machine.lock() = Some(Arc::clone(kernel));
+    /// Where it listens.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 }
 
-/// Whether `path` is a socket at which nobody listens.
-fn is_left_behind(path: &Path) -> bool {
-    let socket = std::fs::symlink_metadata(path).is_ok_and(|metadata| metadata.file_type().is_socket());
-    socket && UnixStream::connect(path).is_err()
+impl Shared {
+    /// Serves a connection on a thread of its own, if there is one left.
+    fn take(self: &Arc<Self>, number: u64, stream: UnixStream) -> io::Result<()> {
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_write_timeout(Some(PATIENCE))?;
+        let known = stream.try_clone()?;
+        let full = {
+            let mut askers = self.askers.lock();
+            let full = askers.len() >= ASKERS_MAX;
+            if !full {
+                askers.insert(number, known);
+            }
+            full
+        };
+        if full {
+            let why = format!("{ASKERS_MAX} others are being answered; ask again");
+            return say(&stream, &Response::Refused { why });
+        }
+        let shared = Arc::clone(self);
+        let _ends_by_itself = thread::spawn(move || {
+            let _broken = shared.serve(&stream);
+            shared.askers.lock().remove(&number);
+        });
+        Ok(())
+    }
+
+    fn serve(&self, stream: &UnixStream) -> io::Result<()> {
+        let mut line = String::new();
+        BufReader::new(stream.take(REQUEST_MAX)).read_line(&mut line)?;
+        let response = match serde_json::from_str::<Request>(&line) {
+            Err(error) => Response::Refused { why: format!("the request is not understood: {error}") },
+            Ok(request) => self.handler.handle(&request, &Asker { stream }),
+        };
+        say(stream, &response)
+    }
 }
 
-fn serve(mut stream: UnixStream, shared: &Shared) -> io::Result<()> {
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
-    let mut line = String::new();
-    BufReader::new((&stream).take(REQUEST_MAX)).read_line(&mut line)?;
-    let machine = shared.machine.lock().clone();
-    let response = match (serde_json::from_str(&line), machine) {
-        (Err(error), _) => Response::Refused { why: format!("the request is not understood: {error}") },
-        (Ok(_), None) => Response::Refused { why: "no machine runs yet: ask again".to_owned() },
-        (Ok(request), Some(kernel)) => answer(&kernel, &request),
-    };
-    let mut text = serde_json::to_string(&response)?;
+fn say(mut stream: &UnixStream, response: &Response) -> io::Result<()> {
+    let mut text = serde_json::to_string(response)?;
     text.push('\n');
     stream.write_all(text.as_bytes())
 }
@@ -91,6 +160,10 @@ impl Drop for Server {
         let _woken = UnixStream::connect(&self.path);
         if let Some(thread) = self.thread.take() {
             let _ended = thread.join();
+        }
+        // Whoever still waits for an answer gets none, and his work is told.
+        for asker in self.shared.askers.lock().values() {
+            let _hung_up = asker.shutdown(Shutdown::Both);
         }
         let _removed = std::fs::remove_file(&self.path);
     }

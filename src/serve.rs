@@ -1,0 +1,142 @@
+//! `daxlab serve`: files or an image as guests' persistent memory.
+//!
+//! It owns the command's arguments. Everything is checked before anything is made; what a guest needs is on stdout, before it is
+//! waited for.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{ArgGroup, Args, ValueHint};
+use emulator::sync::Arc;
+use fs_sim::design::Catalogue;
+use fs_sim::input::Size;
+use workloads::serve::{Config, Contents, Files, ServeError, Server, Stop, What};
+
+use crate::exit;
+
+/// Serve a file of a simulated volume, or a whole image, to guests as persistent memory (vhost-user virtio-pmem)
+#[derive(Debug, Args)]
+#[command(group(ArgGroup::new("memory").required(true).args(["image", "file"])))]
+pub(crate) struct ServeArgs {
+    /// Where a guest connects; several times for several guests
+    #[arg(long, value_name = "PATH", required = true, value_hint = ValueHint::FilePath)]
+    socket: Vec<PathBuf>,
+    /// A whole device, kept in this file; made if there is none
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    image: Option<PathBuf>,
+    /// The device's size, with a unit: `1GiB`; needed for a new image
+    #[arg(long, value_name = "SIZE", requires = "image")]
+    size: Option<Size>,
+    /// A file of a simulated volume: one for all sockets, or one for each in order
+    #[arg(long, value_name = "NAME")]
+    file: Vec<String>,
+    /// Make each file with this size, all zero
+    #[arg(long, value_name = "SIZE", requires = "file", conflicts_with = "import")]
+    create: Option<Size>,
+    /// Make each file with the contents of this file of the host
+    #[arg(long, value_name = "HOSTFILE", requires = "file", value_hint = ValueHint::FilePath)]
+    import: Option<PathBuf>,
+    /// Break each file up into so many extents
+    #[arg(long, value_name = "K", requires = "file")]
+    extents: Option<u64>,
+    /// Join each file's extents before it is served
+    #[arg(long, requires = "file")]
+    defragment: bool,
+    /// The size of the simulated volume; twice the files' if not given
+    #[arg(long, value_name = "SIZE", requires = "file")]
+    volume: Option<Size>,
+    /// What holds a file for a guest, and who wins against a truncate: a preset, or a TOML file with one design
+    #[arg(long, value_name = "D|FILE.toml", default_value = "man-page")]
+    design: String,
+    /// For a guest that has the memory as an ACPI NVDIMM of QEMU's own: write the info block that its Linux wants
+    #[arg(long)]
+    nvdimm: bool,
+    /// Keep a durable copy, brought up to date by each flush, so that `daxlab ctl power-cut` can cut the power
+    #[arg(long)]
+    power_cut_model: bool,
+    /// Seed of every random choice
+    #[arg(long, value_name = "S", default_value_t = 1)]
+    seed: u64,
+    /// Where `daxlab ctl` asks; the first socket's path with `.ctl` behind it if not given
+    #[arg(long, value_name = "SOCKET", value_hint = ValueHint::FilePath)]
+    control: Option<PathBuf>,
+    /// The QEMU to print command lines for, if not the ones that are found
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath)]
+    qemu: Option<PathBuf>,
+}
+
+/// Runs the command, until it is asked to end.
+///
+/// # Errors
+/// Wrong input (exit code 2), or the machine can't run it (exit code 3).
+pub(crate) fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
+    let config = config(args)?;
+    let stop = Arc::new(Stop::default());
+    let asked = Arc::clone(&stop);
+    ctrlc::set_handler(move || asked.ask())
+        .map_err(|error| exit::CannotRun(format!("no handler for Ctrl-C could be installed: {error}")))?;
+    let server = match Server::start(&config, Box::new(|event| eprintln!("{event}"))) {
+        Ok(server) => server,
+        Err(ServeError::Refused(why)) => {
+            eprintln!("error: {why}");
+            return Ok(ExitCode::from(exit::FOUND));
+        }
+        Err(ServeError::Cannot(why)) => return Err(exit::CannotRun(why).into()),
+        Err(wrong) => return Err(wrong.into()),
+    };
+    let ready: String = config.sockets.iter().map(|socket| format!("ready: {}\n", socket.display())).collect();
+    exit::print(&format!("{}\n{ready}", server.introduction()))?;
+    stop.wait();
+    let left = server.end();
+    if left > 0 {
+        eprintln!("ended; {left} guest(s) still attached: their flushes fail from now on");
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The arguments, checked as far as they can be without touching anything.
+fn config(args: ServeArgs) -> anyhow::Result<Config> {
+    let mut catalogue = Catalogue::default();
+    let designs = catalogue.resolve(&args.design)?;
+    let [design] = &designs[..] else {
+        anyhow::bail!("--design {}: these are {} designs; a server runs under one", args.design, designs.len());
+    };
+    let control = args.control.clone().unwrap_or_else(|| {
+        let mut path = args.socket[0].clone().into_os_string();
+        path.push(".ctl");
+        path.into()
+    });
+    Ok(Config {
+        what: what(&args)?,
+        sockets: args.socket,
+        design: design.design.name.clone(),
+        axes: design.design.axes,
+        nvdimm: args.nvdimm,
+        power_cut_model: args.power_cut_model,
+        seed: args.seed,
+        control,
+        qemu: args.qemu,
+        program: PathBuf::from("/proc/self/exe"),
+    })
+}
+
+fn what(args: &ServeArgs) -> anyhow::Result<What> {
+    if let Some(path) = &args.image {
+        return Ok(What::Image { path: path.clone(), bytes: args.size.map(|size| size.0) });
+    }
+    let contents = match (&args.create, &args.import) {
+        (Some(size), _) => Contents::Zeros(size.0),
+        (None, Some(path)) => Contents::Import(path.clone()),
+        (None, None) => anyhow::bail!(
+            "--file {}: a new volume has no files; say what is in it with --create SIZE or --import HOSTFILE",
+            args.file.join(", ")
+        ),
+    };
+    Ok(What::Files(Files {
+        names: args.file.clone(),
+        contents,
+        extents: args.extents,
+        defragment: args.defragment,
+        volume: args.volume.map(|size| size.0),
+    }))
+}

@@ -1,0 +1,133 @@
+//! Whatever can't be served is refused with a message that says why, and nothing is made or changed.
+
+use std::fs::{self, File};
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+
+use crate::common::daxlab;
+use crate::server::{MIB, Server, outcome};
+
+fn refused(dir: &Path, code: i32, words: &[&str], args: &[&str]) {
+    let before = listing(dir);
+    let (found, out, err) = outcome(&daxlab().arg("serve").args(args).current_dir(dir).output().unwrap());
+    assert_eq!(found, code, "{args:?}: {out}{err}");
+    for word in words {
+        assert!(err.contains(word), "{args:?}: `{word}` is not in: {err}");
+    }
+    assert_eq!(listing(dir), before, "{args:?}: something was left behind");
+}
+
+fn listing(dir: &Path) -> Vec<(String, u64)> {
+    let entry =
+        |entry: fs::DirEntry| (entry.file_name().to_string_lossy().into_owned(), entry.metadata().unwrap().len());
+    let mut entries: Vec<_> = fs::read_dir(dir).unwrap().map(|found| entry(found.unwrap())).collect();
+    entries.sort();
+    entries
+}
+
+#[test]
+fn sockets_that_cannot_be() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let image = ["--image", "img", "--size", "2MiB"];
+    let refused = |words: &[&str], args: &[&str]| refused(dir, 2, words, &[args, &image].concat());
+    let _listener = UnixListener::bind(dir.join("used")).unwrap();
+    fs::write(dir.join("file"), "kept").unwrap();
+    refused(&["used", "in use"], &["--socket", "used"]);
+    refused(&["120 bytes", "107"], &["--socket", &"x".repeat(120)]);
+    refused(&["file", "no socket"], &["--socket", "file"]);
+    refused(&["No such file"], &["--socket", "none/a"]);
+    refused(&["--control", "no socket"], &["--socket", "a", "--control", "file"]);
+    refused(&["--control", "in use"], &["--socket", "a", "--control", "used"]);
+    refused(&["--socket a: given twice"], &["--socket", "a", "--socket", "a"]);
+    assert_eq!(fs::read(dir.join("file")).unwrap(), b"kept");
+}
+
+#[test]
+fn images_that_cannot_be() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let refused = |code, words: &[&str], args: &[&str]| refused(dir, code, words, &[&["--socket", "a"], args].concat());
+    File::create(dir.join("small")).unwrap().set_len(2 * MIB).unwrap();
+    File::create(dir.join("odd")).unwrap().set_len(3 * MIB).unwrap();
+    fs::create_dir(dir.join("folder")).unwrap();
+    refused(2, &["small", "2097152", "4194304", "truncate -s"], &["--image", "small", "--size", "4MiB"]);
+    refused(2, &["multiple of 2 MiB"], &["--image", "new", "--size", "3MiB"]);
+    refused(2, &["multiple of 2 MiB"], &["--image", "odd"]);
+    refused(2, &["--size says how large"], &["--image", "new"]);
+    refused(2, &["not a regular file"], &["--image", "folder", "--size", "2MiB"]);
+    refused(2, &["no unit"], &["--image", "new", "--size", "2097152"]);
+    refused(2, &["--image", "--file"], &[]);
+    refused(2, &["unknown design"], &["--image", "new", "--size", "2MiB", "--design", "nosuch"]);
+}
+
+#[test]
+fn files_that_cannot_be() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let refused = |code, words: &[&str], args: &[&str]| refused(dir, code, words, &[&["--socket", "a"], args].concat());
+    File::create(dir.join("odd")).unwrap().set_len(3 * MIB).unwrap();
+    fs::write(dir.join("empty"), "").unwrap();
+    refused(2, &["--create SIZE or --import"], &["--file", "data"]);
+    refused(2, &["3145728 bytes", "such as 4MiB"], &["--file", "data", "--create", "3MiB"]);
+    refused(2, &["odd", "3145728 bytes"], &["--file", "data", "--import", "odd"]);
+    refused(2, &["empty", "0 bytes"], &["--file", "data", "--import", "empty"]);
+    refused(2, &["nothing", "No such file"], &["--file", "data", "--import", "nothing"]);
+    refused(2, &["not a regular file"], &["--file", "data", "--import", "."]);
+    refused(2, &["200 extents", "128", "--defragment"], &["--file", "data", "--create", "4MiB", "--extents", "200"]);
+    refused(2, &["--extents 0"], &["--file", "data", "--create", "4MiB", "--extents", "0"]);
+    refused(2, &["the files need 4MiB"], &["--file", "data", "--create", "4MiB", "--volume", "2MiB"]);
+    refused(2, &["multiple of 2 MiB", "--volume"], &["--file", "data", "--create", "4MiB", "--volume", "5MiB"]);
+    refused(2, &["given twice"], &["--file", "data", "--file", "data", "--create", "4MiB"]);
+    refused(
+        2,
+        &["2 files for 3 sockets"],
+        &["--socket", "b", "--socket", "c", "--file", "x", "--file", "y", "--create", "2MiB"],
+    );
+    refused(2, &["2 files for 1 socket"], &["--file", "x", "--file", "y", "--create", "2MiB"]);
+    refused(2, &["10 designs"], &["--file", "data", "--create", "4MiB", "--design", "all"]);
+    refused(1, &["mainline", "pin_gate = refuse"], &["--file", "data", "--create", "4MiB", "--design", "mainline"]);
+    refused(1, &["rfc-v2", "gate_scope = rdma-only"], &["--file", "data", "--create", "4MiB", "--design", "rfc-v2"]);
+}
+
+#[test]
+fn fragments_beyond_what_can_be_mapped_are_joined_when_asked() {
+    let dir = tempfile::tempdir().unwrap();
+    let args = ["--control", "a.ctl", "--file", "data", "--create", "4MiB", "--extents", "200", "--defragment"];
+    let server = Server::start(dir.path(), &["a"], &args);
+    assert!(server.introduction.contains("4MiB, 1 extent\n"), "{}", server.introduction);
+}
+
+#[test]
+fn what_cannot_be_asked_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let ctl = |args: &[&str]| outcome(&daxlab().arg("ctl").args(args).current_dir(dir).output().unwrap());
+    fs::write(dir.join("file"), "").unwrap();
+    let (code, _, err) = ctl(&["file", "guests"]);
+    assert!(code == 2 && err.contains("no socket"), "{code}: {err}");
+    let (code, _, err) = ctl(&["none", "guests"]);
+    assert!(code == 3 && err.contains("nobody answers"), "{code}: {err}");
+    drop(UnixListener::bind(dir.join("left")).unwrap());
+    let (code, _, err) = ctl(&["left", "guests"]);
+    assert!(code == 3 && err.contains("nobody answers"), "{code}: {err}");
+
+    let server = Server::start(dir, &["a"], &["--control", "a.ctl", "--file", "data", "--create", "4MiB"]);
+    let wrong = |args: &[&str], word: &str| {
+        let (code, out, err) = server.ctl(args);
+        assert!(code == 2 && err.contains(word), "{args:?}: {code}: {out}{err}");
+    };
+    wrong(&["truncate", "nothing", "0"], "there are data");
+    wrong(&["truncate", "data", "4096"], "no unit");
+    wrong(&["power-cut"], "--power-cut-model");
+    wrong(&["revoke", "nothing"], "there are data");
+    wrong(&["rdma-reg", "data"], "no guest has `data`");
+    wrong(&["rdma-write", "7", "0", "x"], "there are none");
+    wrong(&["poison", "data", "4MiB", "1B"], "4194304 bytes");
+    let image = tempfile::tempdir().unwrap();
+    let server = Server::start(image.path(), &["a"], &["--control", "a.ctl", "--image", "img", "--size", "2MiB"]);
+    for args in [&["truncate", "data", "0"][..], &["leases"], &["revoke", "data"]] {
+        let (code, _, err) = server.ctl(args);
+        assert!(code == 2 && err.contains("image"), "{args:?}: {code}: {err}");
+    }
+}

@@ -1,0 +1,225 @@
+//! An image: kept across restarts, by one server at a time, and whole whatever becomes of the server.
+
+use std::fs::{self, OpenOptions};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use rustix::process::Signal;
+
+use crate::common::daxlab;
+use crate::guest::Guest;
+use crate::server::{MIB, Server, Watched, outcome};
+
+const ARGS: [&str; 6] = ["--control", "a.ctl", "--image", "img", "--size", "4MiB"];
+
+/// The guest stores at byte `offset` of its device, which is one piece.
+fn store(guest: &Guest, offset: u64, bytes: &[u8]) {
+    guest.file.lock().as_ref().unwrap().write_all_at(bytes, offset).unwrap();
+}
+
+fn on_disk(dir: &Path, offset: usize, len: usize) -> Vec<u8> {
+    fs::read(dir.join("img")).unwrap()[offset..offset + len].to_owned()
+}
+
+fn port(server: &Server) -> Watched {
+    Watched::new(&server.json(&["guests"])[0]["port"])
+}
+
+fn serve_again(dir: &Path) -> (i32, String, String) {
+    outcome(&daxlab().arg("serve").args(["--socket", "again"]).args(ARGS).current_dir(dir).output().unwrap())
+}
+
+#[test]
+fn what_was_flushed_outlives_servers_and_one_server_has_an_image() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let mut server = Server::start(dir, &["a"], &ARGS);
+    assert_eq!(fs::metadata(dir.join("img")).unwrap().len(), 4 * MIB);
+    let mut guest = server.guest("a");
+    server.says("is attached");
+    store(&guest, MIB, b"flushed");
+    assert_eq!(guest.flush(), 0);
+    assert_eq!(on_disk(dir, MIB as usize, 7), b"flushed");
+
+    let args = ["--socket", "other", "--control", "other.ctl", "--image", "img", "--size", "4MiB"];
+    let second = || outcome(&daxlab().arg("serve").args(args).current_dir(dir).output().unwrap());
+    let (code, _, err) = second();
+    assert!(
+        code == 2 && err.contains("img") && err.contains("lock") && err.contains("server has ended"),
+        "{code}: {err}"
+    );
+    assert!(!dir.join("other").exists() && !dir.join("other.ctl").exists());
+
+    let port = port(&server);
+    server.terminate();
+    assert!(!dir.join("a").exists() && !dir.join("a.ctl").exists(), "sockets are removed");
+    server.says("1 guest(s) still attached");
+    store(&guest, 0, b"lost or not");
+    assert_eq!(guest.flush(), 1, "nobody can say that it is durable");
+    assert_eq!(guest.flush(), 1);
+    let (code, _, err) = second();
+    assert!(code == 2 && err.contains("server has ended"), "the guest may still write: {code}: {err}");
+    guest.hang_up();
+    port.await_end();
+
+    let server = Server::start(dir, &["a"], &ARGS);
+    let guest = server.guest("a");
+    let mut found = [0; 7];
+    guest.file.lock().as_ref().unwrap().read_exact_at(&mut found, MIB).unwrap();
+    assert_eq!(&found, b"flushed");
+}
+
+#[test]
+fn a_server_without_guests_leaves_nothing_behind() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    for _ in 0..3 {
+        // Each at once after the one before: its port is gone, and the lock with it.
+        Server::start(dir, &["a", "b"], &ARGS).terminate();
+        let names: Vec<_> = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(names, ["img"]);
+    }
+    let mut server = Server::start(dir, &["a"], &ARGS);
+    assert_eq!(server.end(Signal::INT).code(), Some(0));
+}
+
+#[test]
+fn a_killed_servers_guest_fails_and_has_what_it_flushed() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let mut server = Server::start(dir, &["a"], &ARGS);
+    let mut guest = server.guest("a");
+    store(&guest, 3 * MIB, b"flushed");
+    assert_eq!(guest.flush(), 0);
+    let port = port(&server);
+    server.end(Signal::KILL);
+    // What the guest asks can reach the port before the news of the emulator's end does; later it can't.
+    while guest.flush() == 0 {}
+    assert_eq!(guest.flush(), 1);
+    assert_eq!(on_disk(dir, 3 * MIB as usize, 7), b"flushed");
+    let (code, _, err) = serve_again(dir);
+    assert!(code == 2 && err.contains("server has ended"), "{code}: {err}");
+    guest.hang_up();
+    port.await_end();
+    assert!(!dir.join("a").exists(), "the port removed its socket");
+    // The control socket was left behind, and is replaced.
+    Server::start(dir, &["a"], &ARGS).terminate();
+}
+
+#[test]
+fn an_old_port_leaves_its_successors_socket_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let file = ["--control", "a.ctl", "--file", "data", "--create", "4MiB"];
+    let mut first = Server::start(dir, &["a"], &file);
+    let guest = first.guest("a");
+    let port = port(&first);
+    first.terminate();
+    let second = Server::start(dir, &["a"], &file);
+    guest.hang_up();
+    port.await_end();
+    second.guest("a");
+}
+
+#[test]
+fn an_image_that_cannot_be_written_back_fails_the_flush() {
+    use std::os::unix::process::CommandExt;
+    let dir = tempfile::tempdir().unwrap();
+    let mut command = daxlab();
+    // SAFETY: between fork and exec, it makes two system calls and touches nothing else.
+    unsafe { command.pre_exec(fail_fdatasync) };
+    let server = Server::run(&mut command, dir.path(), &["a"], &ARGS);
+    let mut guest = server.guest("a");
+    store(&guest, 0, b"never durable");
+    assert_eq!(guest.flush(), 1);
+    let counters = server.json(&["flush-stats"]);
+    assert_eq!(
+        (&counters[0]["counters"]["failed"], &counters[0]["counters"]["flushes"]),
+        (&1.into(), &1.into()),
+        "{counters}"
+    );
+}
+
+/// From here on this process and whatever it starts gets EIO of `fdatasync`, as from a broken disk (seccomp(2)).
+fn fail_fdatasync() -> std::io::Result<()> {
+    use libc::{BPF_ABS, BPF_JEQ, BPF_JMP, BPF_K, BPF_LD, BPF_RET, BPF_W, SECCOMP_RET_ALLOW, SECCOMP_RET_ERRNO};
+    let step = |code: u32, jt: u8, jf: u8, k: u32| libc::sock_filter { code: code as u16, jt, jf, k };
+    let mut program = [
+        // The system call's number is the first word of what a filter sees.
+        step(BPF_LD | BPF_W | BPF_ABS, 0, 0, 0),
+        step(BPF_JMP | BPF_JEQ | BPF_K, 0, 1, libc::SYS_fdatasync as u32),
+        step(BPF_RET | BPF_K, 0, 0, SECCOMP_RET_ERRNO | libc::EIO as u32),
+        step(BPF_RET | BPF_K, 0, 0, SECCOMP_RET_ALLOW),
+    ];
+    let filter = libc::sock_fprog { len: program.len() as u16, filter: program.as_mut_ptr() };
+    // SAFETY: the arguments are those of prctl(2); the filter lives through the call.
+    let set = unsafe {
+        libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
+            && libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const filter) == 0
+    };
+    if set { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+}
+
+#[test]
+fn the_power_goes_and_what_was_flushed_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path(), &["a"], &[&ARGS[..], &["--power-cut-model"]].concat());
+    let mut guest = server.guest("a");
+    store(&guest, 0, &[1; 64 * 64]);
+    assert_eq!(guest.flush(), 0);
+    store(&guest, 0, &[2; 64 * 64]);
+    let cut = server.json(&["power-cut", "--seed", "7"]);
+    assert_eq!(cut["lines_unflushed"], 64, "{cut}");
+    let survived = cut["lines_survived"].as_u64().unwrap();
+    assert!((1..64).contains(&survived), "some do and some don't: {survived}");
+    guest.was_asked();
+    assert_eq!(guest.flush(), 1, "without power nothing is durable");
+    assert_eq!(server.json(&["guests"])[0]["state"], "unmapped");
+    // The machine boots again.
+    guest.reset();
+    guest.start();
+    guest.was_asked();
+    let mut found = [0; 64 * 64];
+    guest.file.lock().as_ref().unwrap().read_exact_at(&mut found, 0).unwrap();
+    for line in found.chunks(64) {
+        assert!(line.iter().all(|byte| *byte == line[0]) && matches!(line[0], 1 | 2), "whole lines: {line:?}");
+    }
+    assert_eq!(found.chunks(64).filter(|line| line[0] == 2).count() as u64, survived);
+    assert_eq!(guest.flush(), 0, "and has power again");
+}
+
+#[test]
+fn an_image_can_be_revoked_until_the_next_guest() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path(), &["a"], &ARGS);
+    let mut guest = server.guest("a");
+    assert_eq!(server.json(&["revoke"])["unmapped"], true);
+    guest.was_asked();
+    assert_eq!(guest.flush(), 1);
+    guest.reset();
+    guest.start();
+    assert_eq!(guest.flush(), 1, "for good");
+    assert_eq!(server.json(&["guests"])[0]["state"], "revoked");
+    guest.hang_up();
+    server.says("is gone");
+    assert_eq!(server.guest("a").flush(), 0);
+}
+
+#[test]
+fn a_large_sparse_image_takes_no_memory() {
+    let dir = tempfile::tempdir().unwrap();
+    let args = ["--control", "a.ctl", "--image", "img", "--size", "32GiB"];
+    let server = Server::start(dir.path(), &["a"], &args);
+    let guest = server.guest("a");
+    store(&guest, 31 << 30, b"far out");
+    let resident = |pid: String| {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() / 1024
+    };
+    let port = server.json(&["guests"])[0]["port"].to_string();
+    let (emulator, port) = (resident(server.pid().as_raw_pid().to_string()), resident(port));
+    assert!(emulator + port < 64, "{emulator} MiB and {port} MiB");
+    let disk = OpenOptions::new().read(true).open(dir.path().join("img")).unwrap();
+    assert!(std::os::unix::fs::MetadataExt::blocks(&disk.metadata().unwrap()) < 8 * 1024);
+}

@@ -1,0 +1,14 @@
+//! `daxlab serve` and `daxlab ctl`: the real binary, with the vhost crate's frontend as the guest.
+#![allow(clippy::unwrap_used, reason = "a test that can't go on ends")]
+#![allow(unreachable_pub, dead_code, reason = "a helper of one file is no interface")]
+
+#[path = "../common/mod.rs"]
+mod common;
+#[path = "../../emulator/tests/vhost_user/guest.rs"]
+mod guest;
+
+mod bad_input;
+mod designs;
+mod image;
+mod server;
+mod steering;

@@ -1,0 +1,165 @@
+//! A server under test: started, waited for until it is ready, asked, ended.
+
+use std::io::{BufRead, BufReader};
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
+use serde_json::Value;
+
+use crate::common::daxlab;
+use crate::guest::{Asked, Guest, willing};
+
+pub const MIB: u64 = 1 << 20;
+
+/// How long anything may take before a test has failed.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// A running server, killed at the end if it still runs.
+pub struct Server {
+    child: Child,
+    dir: PathBuf,
+    pub introduction: String,
+    events: Receiver<String>,
+}
+
+impl Server {
+    /// Starts `daxlab serve` with `args` and the sockets `names`, all in `dir`, and waits until guests can connect.
+    pub fn start(dir: &Path, names: &[&str], args: &[&str]) -> Server {
+        Server::run(&mut daxlab(), dir, names, args)
+    }
+
+    pub fn run(command: &mut Command, dir: &Path, names: &[&str], args: &[&str]) -> Server {
+        command.arg("serve").current_dir(dir);
+        for name in names {
+            command.args(["--socket", name]);
+        }
+        let mut child = command.args(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut introduction = String::new();
+        let mut stdout = BufReader::new(child.stdout.take().unwrap());
+        let mut ready = 0;
+        while ready < names.len() {
+            let mut line = String::new();
+            if stdout.read_line(&mut line).unwrap() == 0 {
+                let out = child.wait_with_output().unwrap();
+                panic!("not ready: {introduction}{}", String::from_utf8_lossy(&out.stderr));
+            }
+            ready += usize::from(line.starts_with("ready: "));
+            introduction += &line;
+        }
+        let (sender, events) = channel();
+        let stderr = BufReader::new(child.stderr.take().unwrap());
+        std::thread::spawn(move || stderr.lines().map_while(Result::ok).try_for_each(|line| sender.send(line)));
+        Server { child, dir: dir.to_owned(), introduction, events }
+    }
+
+    pub fn socket(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+
+    /// A guest at the socket `name`, with a driver that has the device mapped.
+    pub fn guest(&self, name: &str) -> Guest {
+        self.attach(name).0
+    }
+
+    /// The same, and the first piece that it was asked to map.
+    pub fn attach(&self, name: &str) -> (Guest, Asked) {
+        let mut guest = Guest::connect(&self.socket(name));
+        guest.realise(willing());
+        guest.start();
+        let piece = guest.was_asked();
+        (guest, piece)
+    }
+
+    /// Waits until stderr says something with `words` in it.
+    pub fn says(&self, words: &str) -> String {
+        loop {
+            let line = self.events.recv_timeout(LIMIT).unwrap_or_else(|_| panic!("never said: {words}"));
+            if line.contains(words) {
+                return line;
+            }
+        }
+    }
+
+    pub fn ctl_command(&self, args: &[&str]) -> Command {
+        let mut command = daxlab();
+        command.arg("ctl").arg(self.dir.join("a.ctl")).args(args);
+        command
+    }
+
+    /// Asks; exit code, stdout, stderr.
+    pub fn ctl(&self, args: &[&str]) -> (i32, String, String) {
+        outcome(&self.ctl_command(args).output().unwrap())
+    }
+
+    /// Asks what must be answered; the answer as JSON.
+    pub fn json(&self, args: &[&str]) -> Value {
+        let (code, out, err) = self.ctl(&[args, &["--json"]].concat());
+        assert_eq!(code, 0, "{args:?}: {out}{err}");
+        serde_json::from_str(&out).unwrap()
+    }
+
+    /// Asks until `found` finds something in the answer.
+    pub fn until<T>(&self, args: &[&str], found: impl Fn(&Value) -> Option<T>) -> T {
+        let mut last = Value::Null;
+        for _ in 0..2_000 {
+            last = self.json(args);
+            if let Some(found) = found(&last) {
+                return found;
+            }
+        }
+        panic!("never came: {args:?}: {last}");
+    }
+
+    pub fn pid(&self) -> Pid {
+        Pid::from_raw(i32::try_from(self.child.id()).unwrap()).unwrap()
+    }
+
+    /// Sends a signal, and waits for the end.
+    pub fn end(&mut self, signal: Signal) -> ExitStatus {
+        kill_process(self.pid(), signal).unwrap();
+        self.child.wait().unwrap()
+    }
+
+    pub fn terminate(&mut self) {
+        let status = self.end(Signal::TERM);
+        assert_eq!((status.code(), status.signal()), (Some(0), None));
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+pub fn outcome(output: &Output) -> (i32, String, String) {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (output.status.code().unwrap_or(-1), text(&output.stdout), text(&output.stderr))
+}
+
+/// A process that is no child of ours, to be waited for.
+pub struct Watched(std::os::fd::OwnedFd);
+
+impl Watched {
+    pub fn new(pid: &Value) -> Watched {
+        let pid = Pid::from_raw(i32::try_from(pid.as_u64().unwrap()).unwrap()).unwrap();
+        Watched(pidfd_open(pid, PidfdFlags::empty()).unwrap())
+    }
+
+    pub fn await_end(&self) {
+        let mut fds = [PollFd::new(&self.0, PollFlags::IN)];
+        let limit = Timespec { tv_sec: LIMIT.as_secs().cast_signed(), tv_nsec: 0 };
+        assert_eq!(poll(&mut fds, Some(&limit)).unwrap(), 1, "the process does not end");
+    }
+
+    pub fn kill(&self) {
+        rustix::process::pidfd_send_signal(&self.0, Signal::KILL).unwrap();
+    }
+}

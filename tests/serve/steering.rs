@@ -1,0 +1,143 @@
+//! Steering a server: flushes that fail, guests that are named, two of them at once, the NIC beside them, and a port that dies.
+
+use std::os::unix::fs::FileExt;
+
+use crate::guest::{Asked, Guest, willing};
+use crate::server::{MIB, Server, Watched};
+
+const FILE: [&str; 6] = ["--control", "a.ctl", "--file", "data", "--create", "4MiB"];
+
+fn start(names: &[&str], more: &[&str]) -> (tempfile::TempDir, Server) {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path(), names, &[&FILE[..], more].concat());
+    (dir, server)
+}
+
+#[test]
+fn flushes_fail_as_long_as_they_are_told_to() {
+    let (_dir, server) = start(&["a"], &[]);
+    let mut guest = server.guest("a");
+    assert_eq!(guest.flush(), 0);
+    assert_eq!(server.ctl(&["fail-flush", "on"]).0, 0);
+    assert_eq!((guest.flush(), guest.flush()), (1, 1));
+    assert_eq!(server.ctl(&["fail-flush", "off"]).0, 0);
+    assert_eq!(guest.flush(), 0);
+    let counters = &server.json(&["flush-stats"])[0]["counters"];
+    assert_eq!((&counters["requests"], &counters["failed"]), (&4.into(), &2.into()), "{counters}");
+}
+
+#[test]
+fn a_guest_that_says_nothing_is_named_and_can_be_sent_away() {
+    let (_dir, server) = start(&["a"], &[]);
+    let silent = Guest::connect(&server.socket("a"));
+    server.says("is attached");
+    let guest = &server.json(&["guests"])[0];
+    assert_eq!((&guest["state"], &guest["qemu"]), (&"connected".into(), &std::process::id().into()), "{guest}");
+    assert_eq!(server.ctl(&["truncate", "data", "0"]).0, 1, "it has lease and pins");
+    assert_eq!(server.ctl(&["revoke", "data"]).0, 0);
+    assert_eq!(server.json(&["leases"]).as_array().unwrap().len(), 0);
+    assert_eq!(server.ctl(&["truncate", "data", "0"]).0, 0);
+    assert_eq!(server.json(&["guests"])[0]["state"], "revoked");
+    // The next one finds no device there.
+    silent.hang_up();
+    server.says("is gone");
+    let _turned_away = Guest::connect(&server.socket("a"));
+    assert!(server.says("turned away").contains("0 bytes"));
+}
+
+#[test]
+fn two_guests_have_one_file_or_each_its_own() {
+    let (_dir, server) = start(&["a", "b"], &[]);
+    let (mut one, mut other) = (server.guest("a"), server.guest("b"));
+    assert_eq!((one.flush(), other.flush()), (0, 0));
+    assert_eq!(server.json(&["pins", "data"]).as_array().unwrap().len(), 2);
+    one.file.lock().as_ref().unwrap().write_all_at(b"seen", 77).unwrap();
+    let guests = server.json(&["guests"]);
+    assert_eq!((&guests[0]["state"], &guests[1]["state"]), (&"mapped".into(), &"mapped".into()), "{guests}");
+    one.hang_up();
+    server.says("is gone");
+    assert_eq!(server.json(&["pins", "data"]).as_array().unwrap().len(), 1);
+    assert_eq!(other.flush(), 0);
+
+    let (_dir, server) = start(&["a", "b"], &["--file", "more", "--design", "revoke"]);
+    let (mut one, mut other) = (server.guest("a"), server.guest("b"));
+    assert_eq!(server.ctl(&["truncate", "more", "0"]).0, 0);
+    assert_eq!((one.flush(), other.flush()), (0, 1), "one was revoked");
+}
+
+#[test]
+fn what_the_nic_writes_the_guest_reads_and_the_reverse() {
+    let (_dir, server) = start(&["a"], &[]);
+    let (guest, Asked::Map(0, device, 4_194_304)) = server.attach("a") else { panic!("one piece") };
+    let region = server.json(&["rdma-reg", "data"])["mr"].to_string();
+    assert_eq!(server.ctl(&["rdma-write", &region, "1MiB", "by the NIC"]).0, 0);
+    let file = guest.file.lock().as_ref().unwrap().try_clone().unwrap();
+    let mut found = [0; 10];
+    file.read_exact_at(&mut found, device + MIB).unwrap();
+    assert_eq!(&found, b"by the NIC");
+    file.write_all_at(b"by the guest", device + 2 * MIB).unwrap();
+    let read = server.json(&["rdma-read", &region, "2MiB", "12B"]);
+    assert_eq!(read["text"], "by the guest", "{read}");
+    // Beyond the region.
+    let (code, out, _) = server.ctl(&["rdma-read", &region, "4MiB", "1B"]);
+    assert!(code == 1 && out.contains("remote access error"), "{out}");
+    // Both stand against a change, and both are named.
+    let blockers = server.json(&["blockers", "data"]);
+    let kinds: Vec<&str> =
+        blockers["stranger"].as_array().unwrap().iter().filter_map(|found| found["kind"].as_str()).collect();
+    assert!(
+        kinds.iter().any(|kind| kind.contains("guest")) && kinds.iter().any(|kind| kind.contains("RDMA")),
+        "{blockers}"
+    );
+    assert_eq!(server.json(&["pins"]).as_array().unwrap().len(), 2);
+    assert_eq!(server.ctl(&["rdma-dereg", &region]).0, 0);
+    assert_eq!(server.json(&["pins"]).as_array().unwrap().len(), 1);
+    assert_eq!(server.ctl(&["rdma-write", &region, "0", "x"]).0, 2);
+    // What is still registered goes with the guest.
+    server.json(&["rdma-reg", "data"]);
+    guest.hang_up();
+    server.says("is gone");
+    assert_eq!(server.json(&["pins"]).as_array().unwrap().len(), 0);
+}
+
+#[test]
+fn a_poisoned_block_fails_the_nic_and_not_the_guest() {
+    let (_dir, server) = start(&["a"], &[]);
+    let mut guest = server.guest("a");
+    let region = server.json(&["rdma-reg", "data"])["mr"].to_string();
+    let poisoned = server.json(&["poison", "data", "8KiB", "1B"]);
+    assert_eq!((&poisoned["blocks"], &poisoned["guest_told"]), (&1.into(), &false.into()), "{poisoned}");
+    assert_eq!(server.ctl(&["rdma-read", &region, "8KiB", "1B"]).0, 1);
+    assert_eq!(server.ctl(&["rdma-read", &region, "4KiB", "1B"]).0, 0);
+    assert_eq!(guest.flush(), 0);
+}
+
+#[test]
+fn what_a_dead_ports_guest_has_mapped_stays_pinned() {
+    let (_dir, server) = start(&["a"], &[]);
+    let guest = server.guest("a");
+    Watched::new(&server.json(&["guests"])[0]["port"]).kill();
+    server.says("pins stay until");
+    // Its process, which is this one, lives: it may have it mapped.
+    assert_eq!(server.json(&["guests"])[0]["state"], "port-lost");
+    assert_eq!(server.json(&["pins"]).as_array().unwrap().len(), 1);
+    assert_eq!(server.ctl(&["truncate", "data", "0"]).0, 1);
+    drop(guest);
+    assert_eq!(server.json(&["pins"]).as_array().unwrap().len(), 1, "a socket's end says nothing any more");
+}
+
+#[test]
+fn fragments_become_one_device() {
+    let (_dir, server) = start(&["a"], &["--extents", "128"]);
+    let mut guest = Guest::connect(&server.socket("a"));
+    guest.realise(willing());
+    guest.start();
+    let pieces: Vec<Asked> = (0..128).map(|_| guest.was_asked()).collect();
+    let mut at = 0;
+    for piece in pieces {
+        let Asked::Map(offset, _, len) = piece else { panic!("{piece:?}") };
+        assert_eq!(offset, at);
+        at += len;
+    }
+    assert_eq!((at, guest.flush()), (4 * MIB, 0));
+}

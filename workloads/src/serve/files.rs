@@ -1,0 +1,248 @@
+//! The files of a simulated volume that are served: their making, and their export to a guest.
+//!
+//! It owns no state; the kernel does. Invariants: a file that is served is a multiple of 2 MiB, as the guest's Linux wants its
+//! device, and lies in at most [`PIECES_MAX`] pieces, as its QEMU can map; an export that can't be mapped whole is given back.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use emulator::World;
+use emulator::device::{Device, FOLIO, MAX_BYTES, OpenError};
+use emulator::sync::Arc;
+use emulator::vhost_user::{PIECES_MAX, Piece};
+use fs_sim::design::Axes;
+use fs_sim::file_ops::open::Flags;
+use fs_sim::holders::guest::{GuestExport, GuestMapping};
+use fs_sim::input::Size;
+use fs_sim::process::description::Access;
+use fs_sim::process::fd_table::Fd;
+use fs_sim::{BLOCK, Config, Errno, Kernel, Task};
+use rustix::fs::SeekFrom;
+
+use super::ServeError;
+use super::ports::Holds;
+
+/// The smallest volume that is made unasked: room to play in beside the files.
+const VOLUME_MIN: u64 = 64 << 20;
+/// Bytes that are imported at once.
+const CHUNK: u64 = 1 << 20;
+
+/// The files to make.
+#[derive(Clone, Debug)]
+pub struct Files {
+    /// Their names, each once.
+    pub names: Vec<String>,
+    /// What is in them.
+    pub contents: Contents,
+    /// Into how many extents each is broken up on purpose.
+    pub extents: Option<u64>,
+    /// Whether each is defragmented before it is served.
+    pub defragment: bool,
+    /// The volume's size in bytes; if none is given, twice the files'.
+    pub volume: Option<u64>,
+}
+
+/// What is in a new file.
+#[derive(Clone, Debug)]
+pub enum Contents {
+    /// This many bytes, all zero.
+    Zeros(u64),
+    /// What is in this file of the host.
+    Import(PathBuf),
+}
+
+/// A volume with the files in it, under a design.
+pub(super) fn make(files: &Files, axes: Axes, seed: u64) -> Result<Arc<Kernel>, ServeError> {
+    let import = match &files.contents {
+        Contents::Zeros(_) => None,
+        Contents::Import(path) => Some(open_import(path)?),
+    };
+    let bytes = match (&files.contents, &import) {
+        (Contents::Zeros(bytes), _) => checked(*bytes, "--create")?,
+        (Contents::Import(path), Some(from)) => {
+            let found = from.metadata().map_err(|error| unreadable(path, &error))?.len();
+            checked(found, &format!("--import {}", path.display()))?
+        }
+        (Contents::Import(_), None) => 0,
+    };
+    if let Some(extents) = files.extents.filter(|extents| *extents == 0 || *extents > bytes / BLOCK) {
+        return Err(ServeError::Wrong(format!(
+            "--extents {extents}: a file of {} has between 1 and {}",
+            Size(bytes),
+            bytes / BLOCK
+        )));
+    }
+    let count = files.names.len() as u64;
+    let volume = match files.volume {
+        Some(volume) if volume / count < bytes => {
+            let needed = Size(bytes.saturating_mul(count));
+            return Err(ServeError::Wrong(format!("--volume {}: the files need {needed}", Size(volume))));
+        }
+        Some(volume) => volume,
+        None => bytes.saturating_mul(2 * count).clamp(VOLUME_MIN, MAX_BYTES),
+    };
+    let device = Device::memory(volume).map_err(|error| match error {
+        OpenError::Size { .. } => ServeError::Wrong(format!("the volume: {error}; --volume says its size")),
+        other => ServeError::Cannot(other.to_string()),
+    })?;
+    let config = Config::new(axes);
+    let kernel = Kernel::new(Arc::new(World::real(seed)), device, config)
+        .map_err(|error| ServeError::Cannot(format!("the volume's tables could not be mapped: {error}")))?;
+    kernel.watch_stale_guests();
+    let maker = kernel.spawn();
+    for name in &files.names {
+        let making = |errno: Errno| match errno {
+            Errno::ENOSPC => ServeError::Wrong(format!(
+                "file `{name}`: no room for {} on a volume of {}; --volume says its size",
+                Size(bytes),
+                Size(volume)
+            )),
+            errno => ServeError::Wrong(format!("file `{name}` of {} could not be made: {errno}", Size(bytes))),
+        };
+        maker.provision(name, bytes, files.extents).map_err(making)?;
+        if let (Contents::Import(path), Some(from)) = (&files.contents, &import) {
+            let fd = maker.open(name, Flags::open(Access::BOTH)).map_err(making)?;
+            copy_in(&maker, fd, from, bytes).map_err(|error| unreadable(path, &error))?;
+            maker.close(fd).map_err(making)?;
+        }
+        if files.defragment {
+            kernel.defragment(name).map_err(|errno| {
+                ServeError::Wrong(format!(
+                    "--defragment: `{name}`: {errno}: no free run of {} on a volume of {}; --volume says its size",
+                    Size(bytes),
+                    Size(volume)
+                ))
+            })?;
+        }
+    }
+    maker.exit();
+    Ok(kernel)
+}
+
+/// A size that a guest's device can have.
+fn checked(bytes: u64, what: &str) -> Result<u64, ServeError> {
+    match bytes > 0 && bytes.is_multiple_of(FOLIO) {
+        true => Ok(bytes),
+        false => Err(ServeError::Wrong(format!(
+            "{what}: {bytes} bytes; a guest's device is a multiple of 2 MiB, such as {}",
+            Size(bytes.next_multiple_of(FOLIO).max(FOLIO))
+        ))),
+    }
+}
+
+fn open_import(path: &Path) -> Result<File, ServeError> {
+    // Looked at before opening: opening a pipe would block.
+    let found = path.metadata().map_err(|error| unreadable(path, &error))?;
+    if !found.is_file() {
+        return Err(ServeError::Wrong(format!("--import {}: not a regular file", path.display())));
+    }
+    File::open(path).map_err(|error| unreadable(path, &error))
+}
+
+fn unreadable(path: &Path, error: &io::Error) -> ServeError {
+    ServeError::Wrong(format!("--import {}: {error}", path.display()))
+}
+
+/// Copies what is data in `from`; its holes are zeros already.
+fn copy_in(maker: &Task, fd: Fd, from: &File, bytes: u64) -> io::Result<()> {
+    let mut buffer = vec![0; CHUNK as usize];
+    let mut at = 0;
+    while at < bytes {
+        let data = match rustix::fs::seek(from, SeekFrom::Data(at)) {
+            Ok(data) => data,
+            // Nothing but a hole is left.
+            Err(rustix::io::Errno::NXIO) => return Ok(()),
+            Err(_) => at,
+        };
+        let end = rustix::fs::seek(from, SeekFrom::Hole(data)).unwrap_or(bytes).min(bytes);
+        at = data;
+        while at < end {
+            let chunk = &mut buffer[..CHUNK.min(end - at) as usize];
+            from.read_exact_at(chunk, at)?;
+            maker.write(fd, at, chunk).map_err(|errno| io::Error::other(format!("{errno} at byte {at}")))?;
+            at += chunk.len() as u64;
+        }
+        at = at.max(end);
+    }
+    Ok(())
+}
+
+/// Why a file can't be given to a guest.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum ExportError {
+    /// The kernel says so.
+    #[error("{call}: {errno}")]
+    Errno {
+        /// What was tried.
+        call: &'static str,
+        /// What came of it.
+        errno: Errno,
+    },
+    /// It is no size for a device.
+    #[error("the file has {bytes} bytes now; a guest's device is a multiple of 2 MiB")]
+    Size {
+        /// Its size.
+        bytes: u64,
+    },
+    /// QEMU could not map it.
+    #[error("the file lies in {pieces} extents, and at most {PIECES_MAX} can be mapped; --defragment joins them")]
+    Pieces {
+        /// How many.
+        pieces: u64,
+    },
+}
+
+/// A file with what its design demands held for it.
+pub(super) struct Exported {
+    pub(super) holds: Holds,
+    pub(super) bytes: u64,
+}
+
+/// Has a new process open the file called `name`, and take what the design demands of whoever lets a guest map it.
+///
+/// # Errors
+/// [`ExportError`]; nothing is held then.
+pub(super) fn export(
+    kernel: &Arc<Kernel>,
+    name: &str,
+    mapping: Arc<dyn GuestMapping>,
+) -> Result<Exported, ExportError> {
+    let task = kernel.spawn();
+    let exported = export_by(&task, name, mapping);
+    match exported {
+        Ok((export, bytes)) => Ok(Exported { holds: Holds { task, export }, bytes }),
+        Err(error) => {
+            task.exit();
+            Err(error)
+        }
+    }
+}
+
+fn export_by(task: &Task, name: &str, mapping: Arc<dyn GuestMapping>) -> Result<(Arc<GuestExport>, u64), ExportError> {
+    let called = |call| move |errno| ExportError::Errno { call, errno };
+    let fd = task.open(name, Flags::open(Access::BOTH)).map_err(called("open"))?;
+    let bytes = task.stat(fd).map_err(called("stat"))?.size;
+    if bytes == 0 || !bytes.is_multiple_of(FOLIO) {
+        return Err(ExportError::Size { bytes });
+    }
+    let pieces = task.kernel().runs_of(name).map_err(called("fiemap"))?;
+    if pieces > PIECES_MAX as u64 {
+        return Err(ExportError::Pieces { pieces });
+    }
+    let (_guest, export) = task.export_to_guest_mapped(fd, mapping).map_err(called("export"))?;
+    // The export has the file open for itself.
+    task.close(fd).map_err(called("close"))?;
+    Ok((export, bytes))
+}
+
+/// What of an export may be mapped now.
+pub(super) fn pieces(export: &GuestExport, kernel: &Arc<Kernel>) -> Vec<Piece> {
+    let piece = |piece: fs_sim::holders::guest::GuestPiece| Piece {
+        guest_offset: piece.file_offset,
+        device_offset: piece.device_offset,
+        len: piece.len,
+    };
+    export.pieces(kernel).into_iter().map(piece).collect()
+}

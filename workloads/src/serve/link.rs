@@ -1,0 +1,217 @@
+//! What the emulator and a port say to each other.
+//!
+//! It owns the messages (one a packet, [`crate::packets`]) and the waiting for replies. Invariants: every request gets at most
+//! one reply, by its number; a message is at most [`crate::packets::MESSAGE_MAX`] bytes, which the pieces of a device of
+//! [`PIECES_MAX`](emulator::vhost_user::PIECES_MAX) pieces keep; whoever waits stops waiting when the link ends.
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::task::Poll;
+use std::time::Duration;
+
+use emulator::World;
+use emulator::sync::Mutex;
+use emulator::sync::atomic::{AtomicU64, Ordering};
+use emulator::vhost_user::Piece;
+use emulator::wait::{WaitError, WaitFor, WaitQueue, Waiter, WaiterId};
+use rustix::io::Errno;
+use rustix::net::RecvFlags;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::packets;
+
+/// How long one side waits for the other's reply: far longer than it can take.
+pub(super) const PATIENCE: Duration = Duration::from_secs(20);
+
+/// What the emulator says.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum ToPort {
+    /// The first: what it serves. Carries the listening socket, the memory, and the durable copy if there is one.
+    Start {
+        /// The memory's length in bytes.
+        bytes: u64,
+    },
+    /// The reply to a request.
+    Reply { number: u64, reply: Granted },
+    /// Nothing may stay mapped for this connection, and flushes fail until the device is attached again with pieces.
+    /// [`FromPort::Taken`] follows.
+    Take { number: u64, connection: u64, why: Why },
+    /// Whether flushes are told to fail. A reply follows.
+    FailFlush { number: u64, on: bool },
+    /// The counters. A reply follows.
+    Count { number: u64 },
+}
+
+/// Why a guest's memory is taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum Why {
+    /// It is no longer his.
+    Revoked,
+    /// The power is gone.
+    PowerCut,
+}
+
+/// What a port is given.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum Granted {
+    /// To `Connected`: the device has this many bytes.
+    Device(u64),
+    /// To `Connected`: no, and why.
+    No(String),
+    /// To `Attach`: guest offset, device offset, length.
+    Pieces(Vec<(u64, u64, u64)>),
+    /// To `Gone`.
+    Released,
+}
+
+/// What a port says.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum FromPort {
+    /// It listens.
+    Ready,
+    /// A frontend connected; the process, if it is known. The number is the connection's from now on.
+    Connected { number: u64, pid: Option<u32> },
+    /// A driver took the device.
+    Attach { number: u64, connection: u64 },
+    /// The frontend hung up.
+    Gone { number: u64, connection: u64 },
+    /// Nothing is mapped any more.
+    Taken { number: u64, pieces: u64, acknowledged: bool },
+    /// The reply to a request.
+    Reply { number: u64, reply: Counted },
+}
+
+/// What a port answers.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum Counted {
+    /// Done.
+    Done,
+    /// Its counters, by name.
+    Counters(BTreeMap<String, u64>),
+}
+
+/// Why nothing can be had over a link.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum LinkError {
+    /// The other side is gone.
+    #[error("the other process is gone")]
+    Over,
+    /// It gave no answer.
+    #[error("the other process gives no answer")]
+    Silent,
+}
+
+/// One end of a link, on which answers of kind `A` come.
+#[derive(Debug)]
+pub(super) struct Link<A> {
+    socket: OwnedFd,
+    /// For its own waits: nobody else's waiters are there.
+    world: World,
+    next: AtomicU64,
+    replies: Mutex<Replies<A>>,
+    changed: WaitQueue,
+}
+
+#[derive(Debug)]
+struct Replies<A> {
+    over: bool,
+    /// Asked for; the answer once it is there.
+    expected: BTreeMap<u64, Option<A>>,
+}
+
+impl<A> Link<A> {
+    pub(super) fn new(socket: OwnedFd) -> Link<A> {
+        let replies = Replies { over: false, expected: BTreeMap::new() };
+        Link {
+            socket,
+            world: World::real(0),
+            next: AtomicU64::new(1),
+            replies: Mutex::new(replies),
+            changed: WaitQueue::new(),
+        }
+    }
+
+    /// A number for a request.
+    pub(super) fn number(&self) -> u64 {
+        // ORDERING: Relaxed: a number, nothing more.
+        self.next.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Says something. Never waits.
+    pub(super) fn tell(&self, what: &impl Serialize, fds: &[BorrowedFd<'_>]) -> Result<(), LinkError> {
+        packets::send(self.socket.as_fd(), what, fds).map_err(|_| LinkError::Over)
+    }
+
+    /// Says something that has a reply, and waits for it.
+    pub(super) fn ask<M: Serialize>(&self, what: impl FnOnce(u64) -> M) -> Result<A, LinkError> {
+        let number = self.number();
+        self.replies.lock().expected.insert(number, None);
+        let answered = self.tell(&what(number), &[]).and_then(|()| self.wait(number));
+        self.replies.lock().expected.remove(&number);
+        answered
+    }
+
+    fn wait(&self, number: u64) -> Result<A, LinkError> {
+        let how = WaitFor::uninterruptible("a reply").until(Some(self.world.now().after(PATIENCE)));
+        let waiter = Waiter::new(WaiterId(number));
+        let arrived = self.changed.wait(&self.world, &waiter, how, || {
+            let mut replies = self.replies.lock();
+            match replies.expected.get_mut(&number).and_then(Option::take) {
+                Some(answer) => Poll::Ready(Ok(answer)),
+                None if replies.over => Poll::Ready(Err(LinkError::Over)),
+                None => Poll::Pending,
+            }
+        });
+        arrived.unwrap_or_else(|_: WaitError| Err(LinkError::Silent))
+    }
+
+    /// A reply arrived. One that nobody waits for any more is dropped.
+    pub(super) fn replied(&self, number: u64, answer: A) {
+        if let Some(slot) = self.replies.lock().expected.get_mut(&number) {
+            *slot = Some(answer);
+        }
+        self.changed.wake_all();
+    }
+
+    /// The next message; none at the end of the link.
+    pub(super) fn next<M: DeserializeOwned>(&self) -> Option<(M, Vec<OwnedFd>)> {
+        loop {
+            match packets::receive(&self.socket, RecvFlags::empty()) {
+                // What is not understood was not for us.
+                Err(Errno::INTR | Errno::BADMSG) => {}
+                Ok(Some(message)) => return Some(message),
+                Ok(None) | Err(_) => return None,
+            }
+        }
+    }
+
+    /// The link has ended: nobody waits any more.
+    pub(super) fn over(&self) {
+        self.replies.lock().over = true;
+        self.changed.wake_all();
+    }
+
+    /// Ends it for both sides.
+    pub(super) fn hang_up(&self) {
+        // It may have ended already.
+        let _ended = rustix::net::shutdown(&self.socket, rustix::net::Shutdown::Both);
+        self.over();
+    }
+}
+
+/// Pieces as they are said.
+pub(super) fn said(pieces: &[Piece]) -> Vec<(u64, u64, u64)> {
+    pieces.iter().map(|piece| (piece.guest_offset, piece.device_offset, piece.len)).collect()
+}
+
+/// Pieces as they were said.
+pub(super) fn heard(pieces: Vec<(u64, u64, u64)>) -> Vec<Piece> {
+    let piece = |(guest_offset, device_offset, len)| Piece { guest_offset, device_offset, len };
+    pieces.into_iter().map(piece).collect()
+}

@@ -1,0 +1,340 @@
+//! Serving guests: files of a simulated volume, or an image, as persistent memory of virtual machines.
+//!
+//! It owns a server's life. Invariants: nothing is made or changed before every argument is found good, an image last; a
+//! socket's path is removed at the end; a guest survives the server's end, with flushes that fail. It is the only place where
+//! NIC and guest meet. There is no kernel counterpart; vhost-user back ends such as virtiofsd are the relatives.
+//!
+//! # Processes
+//! The *emulator* (this process) has kernel, files, NIC and control socket; each guest's device lives in a [`port`] process of
+//! its own, which outlives the emulator if it must.
+//!
+//! | module | owns |
+//! |---|---|
+//! | [`port`] | the port process |
+//! | `link` | what the emulator and a port say to each other |
+//! | `ports` | the emulator's side of a port: the guest there is, and what is held for it |
+//! | `machine` | what all guests share |
+//! | `files` | the files, their making and their export |
+//! | `nic` | RDMA regions over the same files |
+//! | `recipes` | how to attach |
+//! | `steer` | what `daxlab ctl` does |
+//! | `words` | what is said to people |
+
+mod files;
+mod link;
+mod machine;
+mod nic;
+pub mod port;
+mod ports;
+mod recipes;
+mod steer;
+mod words;
+
+use std::path::PathBuf;
+use std::task::Poll;
+
+use emulator::World;
+use emulator::device::{Device, OpenError};
+use emulator::persistence::Durable;
+use emulator::socket::{self, ListenError};
+use emulator::sync::Arc;
+use emulator::sync::atomic::{AtomicBool, Ordering};
+use emulator::wait::{WaitFor, WaitQueue, Waiter, WaiterId};
+use fs_sim::Kernel;
+use fs_sim::design::Axes;
+use fs_sim::holders::guest::GuestMapping;
+
+use self::files::ExportError;
+use self::machine::{Backing, Machine};
+use self::ports::{Holds, Port};
+use self::steer::Steering;
+use crate::control;
+
+pub use files::{Contents, Files};
+pub use machine::Events;
+
+/// What to serve, and how.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where guests connect, at least one.
+    pub sockets: Vec<PathBuf>,
+    /// What they get.
+    pub what: What,
+    /// What the design is called.
+    pub design: String,
+    /// What it does.
+    pub axes: Axes,
+    /// Whether the memory gets what the guest of an NVDIMM wants to find in it.
+    pub nvdimm: bool,
+    /// Whether a durable copy is kept, so that the power can be cut.
+    pub power_cut_model: bool,
+    /// What every choice is drawn from.
+    pub seed: u64,
+    /// Where `daxlab ctl` asks.
+    pub control: PathBuf,
+    /// The QEMU that command lines are for; if none is given, those that are found.
+    pub qemu: Option<PathBuf>,
+    /// The program that runs [`port::main`] for the argument `guest-port`: `daxlab` itself.
+    pub program: PathBuf,
+}
+
+/// What guests get.
+#[derive(Clone, Debug)]
+pub enum What {
+    /// A whole device, kept in this file of the host.
+    Image {
+        /// The file; made if there is none.
+        path: PathBuf,
+        /// The device's size in bytes; the file's if none is given.
+        bytes: Option<u64>,
+    },
+    /// Files of a simulated volume.
+    Files(Files),
+}
+
+/// Why nothing is served.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The user's to change.
+    #[error("{0}")]
+    Wrong(String),
+    /// The design admits no guest.
+    #[error("{0}")]
+    Refused(String),
+    /// The machine's.
+    #[error("{0}")]
+    Cannot(String),
+}
+
+/// Asks a server to end. Setting it twice is setting it once.
+#[derive(Debug)]
+pub struct Stop {
+    asked: AtomicBool,
+    changed: WaitQueue,
+    world: World,
+}
+
+impl Default for Stop {
+    fn default() -> Self {
+        Stop { asked: AtomicBool::new(false), changed: WaitQueue::new(), world: World::real(0) }
+    }
+}
+
+impl Stop {
+    /// Asks.
+    pub fn ask(&self) {
+        self.asked.store(true, Ordering::SeqCst);
+        self.changed.wake_all();
+    }
+
+    /// Waits until somebody asks. One thread may wait.
+    pub fn wait(&self) {
+        let how = WaitFor::uninterruptible("being asked to end");
+        let asked = || if self.asked.load(Ordering::SeqCst) { Poll::Ready(()) } else { Poll::Pending };
+        // Nothing ends it early.
+        let _asked = self.changed.wait(&self.world, &Waiter::new(WaiterId(0)), how, asked);
+    }
+}
+
+/// A server that runs. Its end is [`Server::end`], or its drop.
+pub struct Server {
+    machine: Arc<Machine>,
+    ports: Vec<Arc<Port>>,
+    /// The ports have the listeners.
+    sockets: Vec<SocketFile>,
+    control: control::Server,
+    introduction: String,
+    _residents: Vec<Holds>,
+}
+
+/// A socket's file, removed at the end.
+struct SocketFile(Option<socket::Name>);
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        if let Some(name) = self.0.take() {
+            name.remove();
+        }
+    }
+}
+
+/// The file that each socket serves; none where it is an image.
+fn pairs(config: &Config) -> Result<Vec<Option<String>>, ServeError> {
+    let wrong = |what: String| Err(ServeError::Wrong(what));
+    for (at, socket) in config.sockets.iter().enumerate() {
+        if config.sockets[..at].contains(socket) {
+            return wrong(format!("--socket {}: given twice; each guest connects at its own", socket.display()));
+        }
+    }
+    let What::Files(files) = &config.what else { return Ok(vec![None; config.sockets.len()]) };
+    if let Some((at, name)) = files.names.iter().enumerate().find(|(at, name)| files.names[..*at].contains(name)) {
+        return wrong(format!("--file {name}: given twice (number {}); sockets may share one file", at + 1));
+    }
+    match (files.names.len(), config.sockets.len()) {
+        (1, sockets) => Ok(vec![files.names.first().cloned(); sockets]),
+        (files_count, sockets) if files_count == sockets => Ok(files.names.iter().cloned().map(Some).collect()),
+        (files_count, sockets) => wrong(format!(
+            "{} for {}: give one --file for all of them, or one for each --socket in order",
+            ports::counted(files_count as u64, "file"),
+            ports::counted(sockets as u64, "socket"),
+        )),
+    }
+}
+
+impl Server {
+    /// Starts serving: when this returns, guests can connect.
+    ///
+    /// # Errors
+    /// [`ServeError`]; nothing is left behind, and an image that was there is as it was.
+    pub fn start(config: &Config, events: Events) -> Result<Server, ServeError> {
+        let files = pairs(config)?;
+        let qemus = recipes::qemus(config)?;
+        let mut listening = Vec::new();
+        for path in &config.sockets {
+            let listener = socket::listen(path).map_err(|error| not_there("--socket", error))?;
+            listening.push((SocketFile(socket::Name::of(&listener)), listener));
+        }
+        let steering = Arc::new(Steering::default());
+        let control = control::Server::listen(&config.control, Arc::clone(&steering) as Arc<dyn control::Handler>)
+            .map_err(|error| not_there("--control", error))?;
+        let (backing, held) = backing(config)?;
+        let prepared = if config.nvdimm { recipes::prepare(config, &backing)? } else { String::new() };
+        let durable = config.power_cut_model.then(|| Durable::new(backing.device())).transpose().map_err(cannot)?;
+        let machine = Arc::new(Machine::new(backing, durable, config.seed, events));
+        let residents = if config.nvdimm { residents(config, &machine)? } else { Vec::new() };
+        let mut ports = Vec::new();
+        for ((path, (_, listener)), file) in config.sockets.iter().zip(&listening).zip(files) {
+            match Port::start(&machine, &config.program, path.clone(), listener, file) {
+                Ok(port) => ports.push(port),
+                Err(error) => {
+                    machine.end();
+                    for port in &ports {
+                        let _idle_it_ends: bool = Port::part(port);
+                    }
+                    return Err(ServeError::Cannot(format!("no process for {}: {error}", path.display())));
+                }
+            }
+        }
+        steering.serve(&machine, &ports);
+        let what = words::what(config, &machine, &held);
+        let how = recipes::text(config, machine.backing(), &qemus);
+        let introduction = format!("{what}{prepared}{how}\n{}", words::to_try(config));
+        // The ports alone listen from here on: at the end of one nobody waits in vain.
+        let sockets = listening.into_iter().map(|(file, _)| file).collect();
+        Ok(Server { machine, ports, sockets, control, introduction, _residents: residents })
+    }
+
+    /// What is served, how to attach, what to try: for people.
+    pub fn introduction(&self) -> &str {
+        &self.introduction
+    }
+
+    /// Ends. Ports without a guest have ended when this returns; the others live on until their guest hangs up, and fail its
+    /// flushes. How many those are.
+    pub fn end(self) -> usize {
+        let Server { machine, ports, sockets, control, .. } = self;
+        // The paths first: once nobody listens, they may be another's.
+        drop(sockets);
+        drop(control);
+        machine.end();
+        ports.iter().filter(|port| port.part()).count()
+    }
+}
+
+/// Why nobody listens at a path: the user's to change, unless the machine can't.
+fn not_there(option: &str, error: ListenError) -> ServeError {
+    match &error {
+        ListenError::Os { source, .. } if source.kind() != std::io::ErrorKind::NotFound => {
+            ServeError::Cannot(format!("{option}: {error}"))
+        }
+        _ => ServeError::Wrong(format!("{option}: {error}")),
+    }
+}
+
+fn cannot(error: OpenError) -> ServeError {
+    match error {
+        OpenError::Os { .. } => ServeError::Cannot(error.to_string()),
+        wrong => ServeError::Wrong(wrong.to_string()),
+    }
+}
+
+/// The memory; and what the design demands of whoever serves a file of it, in words.
+fn backing(config: &Config) -> Result<(Backing, String), ServeError> {
+    match &config.what {
+        What::Image { path, bytes } => {
+            let found = || std::fs::metadata(path).map(|metadata| metadata.len());
+            let bytes = match bytes {
+                Some(bytes) => *bytes,
+                None => found().map_err(|error| {
+                    ServeError::Wrong(format!(
+                        "--image {}: {error}; --size says how large a new one is to be",
+                        path.display()
+                    ))
+                })?,
+            };
+            if config.nvdimm {
+                recipes::check_room(bytes)?;
+            }
+            let device = Device::image(path, bytes).map_err(cannot)?;
+            Ok((Backing::Image(device), String::new()))
+        }
+        What::Files(files) => {
+            let kernel = files::make(files, config.axes, config.seed)?;
+            let mut held = String::new();
+            for name in &files.names {
+                held += &trial(config, &kernel, name)?;
+            }
+            Ok((Backing::Files(kernel), held))
+        }
+    }
+}
+
+/// The guest that has a file as its NVDIMM: it comes and goes unseen, and nothing can be taken from it.
+struct Resident;
+
+impl GuestMapping for Resident {
+    /// Nobody can be asked. So whatever wants to change the file waits until the server's end.
+    fn unmap(&self) {}
+
+    fn describe(&self) -> String {
+        "whoever has it as an NVDIMM, until the server ends".to_owned()
+    }
+}
+
+/// Holds every file for guests that have it as an NVDIMM.
+fn residents(config: &Config, machine: &Machine) -> Result<Vec<Holds>, ServeError> {
+    let (What::Files(files), Some(kernel)) = (&config.what, machine.kernel()) else { return Ok(Vec::new()) };
+    let resident = |name: &String| {
+        let exported = files::export(kernel, name, Arc::new(Resident));
+        let holds = exported.map_err(|error| ServeError::Wrong(format!("--nvdimm: --file {name}: {error}")))?.holds;
+        // From here on it may be mapped.
+        let _given = files::pieces(&holds.export, kernel);
+        Ok(holds)
+    };
+    files.names.iter().map(resident).collect()
+}
+
+/// A mapping that never is one.
+struct Trial;
+
+impl GuestMapping for Trial {
+    fn unmap(&self) {}
+
+    fn describe(&self) -> String {
+        "a guest on trial".to_owned()
+    }
+}
+
+/// Exports a file as to a guest, and takes it back: what is held then, in words.
+fn trial(config: &Config, kernel: &Arc<Kernel>, name: &str) -> Result<String, ServeError> {
+    let exported = files::export(kernel, name, Arc::new(Trial));
+    match exported {
+        Ok(exported) => {
+            let held = words::held(kernel, name);
+            exported.holds.task.exit();
+            Ok(held)
+        }
+        Err(ExportError::Errno { call: "export", errno }) => Err(ServeError::Refused(words::refusal(config, errno))),
+        Err(error) => Err(ServeError::Wrong(format!("--file {name}: {error}"))),
+    }
+}

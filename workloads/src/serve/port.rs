@@ -1,0 +1,297 @@
+//! The port: the process that a guest's device lives in.
+//!
+//! It owns the listening socket, the connection and descriptors of the memory, and answers FLUSH by itself. It asks the emulator
+//! what to map, and does what the emulator says. Invariants: once the emulator is gone every flush fails, nothing is mapped any
+//! more that was not before, and nobody else is let in, until the guest hangs up: then the process ends; between a demand that
+//! nothing be mapped and the next pieces handed out, every flush fails; two ports share no lock.
+//!
+//! # Why a process
+//! QEMU can't connect such a device again, and a guest whose flush is never answered hangs in its fsync. So whoever answers
+//! must outlive the emulator, be it stopped or killed. What a hostile frontend could break, it breaks here. And the image's
+//! lock, which lives in its open file, is the port's too: no other emulator gets the image while a guest may still write to it.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixListener;
+use std::task::Poll;
+use std::time::Duration;
+
+use emulator::World;
+use emulator::device::{Device, OpenError};
+use emulator::gate::Gate;
+use emulator::persistence::Durable;
+use emulator::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use emulator::sync::{Arc, Mutex, thread};
+use emulator::vhost_user::{FlushError, Medium, Peer, Piece, Server, Stats, Unmapped};
+use emulator::wait::{WaitFor, WaitQueue, Waiter, WaiterId};
+
+use super::link::{Counted, FromPort, Granted, Link, LinkError, ToPort, Why, heard};
+use super::words;
+
+/// After how long a frontend that does not let go is asked again.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
+
+/// A port's life, from its starter's socket to the end of its last guest.
+///
+/// # Errors
+/// It could not be made: the starter is told by the end of the socket.
+pub fn main(socket: OwnedFd) -> io::Result<()> {
+    // A terminal's Ctrl-C is for the emulator. It fails only for a leader of a group, which no terminal's signal reaches either.
+    let _session = rustix::process::setsid();
+    let link = Link::new(socket);
+    let Some((ToPort::Start { bytes }, fds)) = link.next::<ToPort>() else {
+        return Ok(());
+    };
+    let mut fds = fds.into_iter();
+    let (Some(listener), Some(memory)) = (fds.next(), fds.next()) else {
+        return Err(io::Error::other("the start comes without its descriptors"));
+    };
+    let port = Arc::new(Port {
+        link,
+        memory: Memory::new(memory, bytes, fds.next()).map_err(io::Error::other)?,
+        over: AtomicBool::new(false),
+        told_to_fail: AtomicBool::new(false),
+        standing: Mutex::new(Standing::default()),
+        flushing: Gate::new(),
+        changed: WaitQueue::new(),
+        world: World::real(0),
+    });
+    let server = Server::start(UnixListener::from(listener), Arc::clone(&port) as Arc<dyn Medium>)?;
+    port.say(&FromPort::Ready);
+    thread::scope(|scope| {
+        while let Some((said, _)) = port.link.next::<ToPort>() {
+            match said {
+                ToPort::Take { number, connection, why } => {
+                    if port.take(connection, why) {
+                        let (port, server) = (&port, &server);
+                        // It ends when the frontend has answered or hung up.
+                        scope.spawn(move || port.taken(number, connection, server));
+                    } else {
+                        port.say(&FromPort::Taken { number, pieces: 0, acknowledged: true });
+                    }
+                }
+                ToPort::FailFlush { number, on } => {
+                    port.told_to_fail.store(on, Ordering::SeqCst);
+                    port.say(&FromPort::Reply { number, reply: Counted::Done });
+                }
+                ToPort::Count { number } => {
+                    let counters = port.counters(&server.stats());
+                    port.say(&FromPort::Reply { number, reply: Counted::Counters(counters) });
+                }
+                ToPort::Reply { number, reply } => port.link.replied(number, reply),
+                // Once only.
+                ToPort::Start { .. } => {}
+            }
+        }
+        port.over.store(true, Ordering::SeqCst);
+        port.link.over();
+    });
+    server.join();
+    Ok(())
+}
+
+/// What guests have mapped, and its durable copy where the power-cut model has one.
+struct Memory {
+    live: Device,
+    durable: Option<Durable>,
+    /// What flushes have compared with the copy, and copied to it, in bytes.
+    compared: AtomicU64,
+    copied: AtomicU64,
+}
+
+impl Memory {
+    fn new(memory: OwnedFd, bytes: u64, durable: Option<OwnedFd>) -> Result<Memory, OpenError> {
+        Ok(Memory {
+            live: Device::from_fd(memory, bytes)?,
+            durable: durable.map(|durable| Durable::from_fd(durable, bytes)).transpose()?,
+            compared: AtomicU64::new(0),
+            copied: AtomicU64::new(0),
+        })
+    }
+
+    /// Makes what was stored to `pieces` durable.
+    fn flush(&self, pieces: &[Piece]) -> Result<(), FlushError> {
+        if let Some(durable) = &self.durable {
+            let ranges = pieces.iter().map(|piece| piece.device_offset..piece.device_offset + piece.len);
+            let flushed = durable.flush(&self.live, ranges).map_err(io::Error::other)?;
+            // ORDERING: Relaxed: numbers for a question, each right by itself.
+            self.compared.fetch_add(flushed.bytes_compared, Ordering::Relaxed);
+            self.copied.fetch_add(flushed.bytes_copied, Ordering::Relaxed);
+        }
+        Ok(self.live.sync()?)
+    }
+}
+
+/// How this port's guest stands.
+#[derive(Default)]
+struct Standing {
+    /// The connection there is.
+    connection: Option<u64>,
+    /// How often its memory was taken.
+    takes: u64,
+    /// It has been taken, and not been given again.
+    taken: Option<Why>,
+    /// Demands that are being carried out.
+    unmapping: u32,
+    /// What the guest was given last.
+    pieces: Arc<[Piece]>,
+}
+
+/// See the module.
+struct Port {
+    link: Link<Granted>,
+    memory: Memory,
+    /// The emulator is gone.
+    over: AtomicBool,
+    told_to_fail: AtomicBool,
+    standing: Mutex<Standing>,
+    /// Flushes pass here; shut as long as the guest's memory is taken.
+    flushing: Gate,
+    changed: WaitQueue,
+    /// For waits on `changed`.
+    world: World,
+}
+
+impl Port {
+    /// Says something to an emulator that may be gone: then the end of the link tells.
+    fn say(&self, what: &FromPort) {
+        let _gone = self.link.tell(what, &[]);
+    }
+
+    /// From now on flushes of `connection` fail; true if something may be mapped for it.
+    fn take(&self, connection: u64, why: Why) -> bool {
+        let mut standing = self.standing.lock();
+        let there = standing.connection == Some(connection);
+        if there {
+            standing.takes += 1;
+            standing.taken = Some(why);
+            standing.unmapping += 1;
+            self.flushing.close();
+        }
+        there
+    }
+
+    /// Has everything unmapped, waits for the flush that began before, and says so.
+    fn taken(&self, number: u64, connection: u64, server: &Server) {
+        let gone = || self.standing.lock().connection != Some(connection);
+        let mut unmapped = server.unmap();
+        // A frontend that does not answer, or can't be asked, has it mapped until it does, or is gone.
+        while !unmapped.acknowledged && !self.wait("a frontend lets go", Some(ASK_AGAIN), gone) {
+            unmapped = Unmapped { pieces: unmapped.pieces, ..server.unmap() };
+        }
+        self.wait("a flush that has begun", None, || self.flushing.inside() == 0);
+        self.standing.lock().unmapping -= 1;
+        self.changed.wake_all();
+        let pieces = unmapped.pieces as u64;
+        self.say(&FromPort::Taken { number, pieces, acknowledged: unmapped.acknowledged });
+    }
+
+    /// Waits for something that comes by itself; false if it has not come within `limit`.
+    fn wait(&self, reason: &'static str, limit: Option<Duration>, ready: impl Fn() -> bool) -> bool {
+        let waiter = Waiter::new(WaiterId(self.link.number()));
+        let poll = || if ready() { Poll::Ready(()) } else { Poll::Pending };
+        let how = WaitFor::uninterruptible(reason).until(limit.map(|limit| self.world.now().after(limit)));
+        self.changed.wait(&self.world, &waiter, how, poll).is_ok()
+    }
+
+    fn counters(&self, stats: &Stats) -> BTreeMap<String, u64> {
+        let mut counters = words::counters(stats);
+        if self.memory.durable.is_some() {
+            // ORDERING: Relaxed: see where they are written.
+            for (name, counter) in
+                [("model_bytes_compared", &self.memory.compared), ("model_bytes_copied", &self.memory.copied)]
+            {
+                counters.insert(name.to_owned(), counter.load(Ordering::Relaxed));
+            }
+        }
+        counters
+    }
+}
+
+impl Medium for Port {
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.memory.live.fd()
+    }
+
+    fn connect(&self, peer: Peer) -> Result<u64, String> {
+        // A demand for the last guest ends with that guest, and must not meet this one.
+        self.wait("the last guest's end", None, || self.standing.lock().unmapping == 0);
+        self.flushing.reopen();
+        let mut connection = 0;
+        let granted = self.link.ask(|number| {
+            connection = number;
+            *self.standing.lock() = Standing { connection: Some(number), ..Standing::default() };
+            FromPort::Connected { number, pid: peer.pid }
+        });
+        let refused = match granted {
+            Ok(Granted::Device(bytes)) => return Ok(bytes),
+            Ok(Granted::No(why)) => why,
+            Ok(other) => format!("the emulator's answer makes no sense: {other:?}"),
+            Err(LinkError::Over) => "the emulator has ended".to_owned(),
+            Err(LinkError::Silent) => {
+                // It may be granted too late: then nobody is there.
+                self.say(&FromPort::Gone { number: 0, connection });
+                "the emulator gives no answer".to_owned()
+            }
+        };
+        self.standing.lock().connection = None;
+        Err(refused)
+    }
+
+    fn attach(&self) -> Vec<Piece> {
+        let (connection, takes) = {
+            let standing = self.standing.lock();
+            (standing.connection, standing.takes)
+        };
+        let Some(connection) = connection else { return Vec::new() };
+        let pieces = match self.link.ask(|number| FromPort::Attach { number, connection }) {
+            Ok(Granted::Pieces(pieces)) => heard(pieces),
+            Ok(_) | Err(_) => return Vec::new(),
+        };
+        let mut standing = self.standing.lock();
+        // What was taken since it was asked for is no longer ours to map; a later demand finds it mapped.
+        if pieces.is_empty() || standing.takes != takes || standing.connection != Some(connection) {
+            return Vec::new();
+        }
+        standing.taken = None;
+        standing.pieces = pieces.clone().into();
+        self.flushing.reopen();
+        pieces
+    }
+
+    fn flush(&self) -> Result<(), FlushError> {
+        if self.over.load(Ordering::SeqCst) {
+            return Err(FlushError::Gone);
+        }
+        if self.told_to_fail.load(Ordering::SeqCst) {
+            return Err(FlushError::Told);
+        }
+        let flushed = match self.flushing.enter() {
+            Ok(()) => {
+                let pieces = Arc::clone(&self.standing.lock().pieces);
+                let flushed = self.memory.flush(&pieces);
+                if !self.flushing.leave() {
+                    return flushed;
+                }
+                flushed
+            }
+            Err(_shut) => match self.standing.lock().taken {
+                Some(Why::PowerCut) => Err(FlushError::Gone),
+                Some(Why::Revoked) | None => Err(FlushError::Revoked),
+            },
+        };
+        // The last one out of a gate that was shut meanwhile.
+        self.changed.wake_all();
+        flushed
+    }
+
+    fn gone(&self) {
+        let connection = self.standing.lock().connection.take();
+        self.changed.wake_all();
+        if let Some(connection) = connection {
+            // An emulator that does not answer is gone, or will find the end of the link.
+            let _released = self.link.ask(|number| FromPort::Gone { number, connection });
+        }
+    }
+}

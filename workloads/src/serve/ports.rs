@@ -1,0 +1,444 @@
+//! The emulator's side of its ports: who is attached, and what is held for him.
+//!
+//! It owns each port's link, its thread and, for a file, the simulated process that has it for the guest: that process takes lease
+//! and pins when a guest connects, and exits when the guest is gone, which gives everything back, NIC regions included.
+//! Invariants: what is held for a guest is held until he has hung up or (his port being dead) his process is gone, and not a
+//! moment longer, unless it was taken from him and he has let go; an export is told that nothing is mapped only after the
+//! port, or the guest's end, has said so. Counterpart: `vfio_pin_pages` and the release of its container.
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixListener;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::task::Poll;
+use std::time::Duration;
+
+use emulator::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use emulator::sync::{Arc, Mutex, thread};
+use emulator::time::Nanos;
+use emulator::vhost_user::{PIECES_MAX, Piece};
+use emulator::wait::{WaitError, WaitFor, WaitQueue, Waiter};
+use fs_sim::Task;
+use fs_sim::holders::guest::{GuestExport, GuestMapping};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use super::files;
+use super::link::{Counted, FromPort, Granted, Link, LinkError, ToPort, Why, said};
+use super::machine::{Backing, Machine};
+use crate::packets;
+
+/// How long a port may take to start.
+const START_MAX: Duration = Duration::from_secs(20);
+/// How long a port without a guest may take to end.
+const END_MAX: Timespec = Timespec { tv_sec: 5, tv_nsec: 0 };
+
+/// See the module.
+pub(super) struct Port {
+    /// Where guests connect.
+    pub(super) socket: PathBuf,
+    /// The file that they get; none for an image.
+    pub(super) file: Option<String>,
+    link: Link<Counted>,
+    process: Mutex<Child>,
+    pid: u32,
+    state: Mutex<State>,
+    changed: WaitQueue,
+}
+
+#[derive(Default)]
+struct State {
+    ready: bool,
+    /// The port's process is gone.
+    ended: bool,
+    guest: Option<Arc<Guest>>,
+    /// Demands not yet fulfilled: for which connection, and why.
+    takes: BTreeMap<u64, (u64, Why)>,
+}
+
+/// A guest that is attached.
+pub(super) struct Guest {
+    pub(super) connection: u64,
+    /// The frontend's process.
+    pub(super) pid: Option<u32>,
+    pub(super) since: Nanos,
+    /// What is held for him; none for an image.
+    pub(super) holds: Option<Holds>,
+    /// How many pieces he was given last.
+    pub(super) pieces: AtomicU64,
+    /// How often he was given any.
+    pub(super) attaches: AtomicU64,
+    /// It was taken from him by hand.
+    pub(super) revoked: AtomicBool,
+    /// Tells of the process's end; none if it could not be had.
+    process: Option<OwnedFd>,
+}
+
+/// What is held for a guest.
+pub(super) struct Holds {
+    /// The process that serves him.
+    pub(super) task: Task,
+    pub(super) export: Arc<GuestExport>,
+}
+
+impl Guest {
+    /// Whether it was taken from him, by hand or by a layout change.
+    pub(super) fn is_revoked(&self) -> bool {
+        // ORDERING: SeqCst: set before the demand is made, so whoever hands out pieces later sees it.
+        let by_hand = self.revoked.load(Ordering::SeqCst);
+        by_hand || self.holds.as_ref().is_some_and(|holds| holds.export.is_revoked())
+    }
+
+    pub(super) fn who(&self) -> String {
+        self.pid.map_or("unknown process".to_owned(), |pid| format!("QEMU process {pid}"))
+    }
+}
+
+/// A guest's mapping, as the export knows it.
+struct Mapping {
+    port: Arc<Port>,
+    connection: u64,
+    who: String,
+}
+
+impl GuestMapping for Mapping {
+    fn unmap(&self) {
+        self.port.take(self.connection, Why::Revoked);
+    }
+
+    fn describe(&self) -> String {
+        self.who.clone()
+    }
+}
+
+impl Port {
+    /// Starts a port for `listener`, and a thread that attends to it.
+    pub(super) fn start(
+        machine: &Arc<Machine>,
+        program: &Path,
+        socket: PathBuf,
+        listener: &UnixListener,
+        file: Option<String>,
+    ) -> std::io::Result<Arc<Port>> {
+        let (ours, theirs) = packets::pair()?;
+        let command = Command::new(program)
+            .arg0("daxlab")
+            .arg("guest-port")
+            .stdin(Stdio::from(theirs))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()?;
+        let port = Arc::new(Port {
+            socket,
+            file,
+            link: Link::new(ours),
+            pid: command.id(),
+            process: Mutex::new(command),
+            state: Mutex::default(),
+            changed: WaitQueue::new(),
+        });
+        let mut fds: Vec<BorrowedFd<'_>> = vec![listener.as_fd(), machine.device().fd()];
+        fds.extend(machine.durable().map(|durable| durable.fd()));
+        // If it is gone already, nobody says that he is ready.
+        let _gone = port.link.tell(&ToPort::Start { bytes: machine.device().bytes() }, &fds);
+        let (attended, with) = (Arc::clone(&port), Arc::clone(machine));
+        let _ends_with_the_link = thread::spawn(move || attended.attend(&with));
+        let until = machine.waits().now().after(START_MAX);
+        let how = WaitFor::uninterruptible("a port's start").until(Some(until));
+        let started = port.changed.wait(machine.waits(), &machine.waiter(), how, || {
+            let state = port.state.lock();
+            if state.ready || state.ended { Poll::Ready(state.ready) } else { Poll::Pending }
+        });
+        if started == Ok(true) { Ok(port) } else { Err(std::io::Error::other("the port's process does not start")) }
+    }
+
+    /// Listens to the port until it is gone.
+    fn attend(self: &Arc<Self>, machine: &Arc<Machine>) {
+        while let Some((heard, _)) = self.link.next::<FromPort>() {
+            match heard {
+                FromPort::Ready => {
+                    self.state.lock().ready = true;
+                    self.changed.wake_all();
+                }
+                FromPort::Connected { number, pid } => {
+                    let reply = self.connected(machine, number, pid);
+                    self.say(&ToPort::Reply { number, reply });
+                }
+                FromPort::Attach { number, connection } => {
+                    let pieces = self.attach(machine, connection);
+                    self.say(&ToPort::Reply { number, reply: Granted::Pieces(said(&pieces)) });
+                }
+                FromPort::Gone { number, connection } => {
+                    self.gone(machine, connection);
+                    self.say(&ToPort::Reply { number, reply: Granted::Released });
+                }
+                FromPort::Taken { number, pieces, acknowledged } => self.taken(machine, number, pieces, acknowledged),
+                FromPort::Reply { number, reply } => self.link.replied(number, reply),
+            }
+        }
+        self.lost(machine);
+    }
+
+    /// Says something to a port; that it is gone is told by the end of the link.
+    fn say(&self, what: &ToPort) {
+        let _gone = self.link.tell(what, &[]);
+    }
+
+    fn shown(&self) -> std::path::Display<'_> {
+        self.socket.display()
+    }
+
+    /// A guest has connected.
+    fn connected(self: &Arc<Self>, machine: &Arc<Machine>, connection: u64, pid: Option<u32>) -> Granted {
+        let named = pid.map_or("a process".to_owned(), |pid| format!("process {pid}"));
+        match self.admit(machine, connection, pid) {
+            Ok((guest, bytes)) => {
+                machine.tell(&format!("{}: {named} is attached{}", self.shown(), held(&guest)));
+                self.state.lock().guest = Some(guest);
+                self.changed.wake_all();
+                Granted::Device(bytes)
+            }
+            Err(why) => {
+                machine.tell(&format!("{}: {named} was turned away: {why}", self.shown()));
+                Granted::No(why)
+            }
+        }
+    }
+
+    /// Takes what the guest needs.
+    fn admit(
+        self: &Arc<Self>,
+        machine: &Arc<Machine>,
+        connection: u64,
+        pid: Option<u32>,
+    ) -> Result<(Arc<Guest>, u64), String> {
+        let (holds, bytes) = match (machine.backing(), &self.file) {
+            (Backing::Files(kernel), Some(file)) => {
+                let who = pid.map_or("unknown process".to_owned(), |pid| format!("QEMU process {pid}"));
+                let who = format!("guest at {}, {who}", self.shown());
+                let mapping = Mapping { port: Arc::clone(self), connection, who };
+                let exported = files::export(kernel, file, Arc::new(mapping)).map_err(|error| error.to_string())?;
+                (Some(exported.holds), exported.bytes)
+            }
+            _ => (None, machine.device().bytes()),
+        };
+        let guest = Guest {
+            connection,
+            pid,
+            since: machine.waits().now(),
+            holds,
+            pieces: AtomicU64::new(0),
+            attaches: AtomicU64::new(0),
+            revoked: AtomicBool::new(false),
+            process: pid.and_then(watch),
+        };
+        Ok((Arc::new(guest), bytes))
+    }
+
+    /// The guest's driver takes the device: what it may map.
+    fn attach(&self, machine: &Machine, connection: u64) -> Vec<Piece> {
+        let Some(guest) = self.guest().filter(|guest| guest.connection == connection) else { return Vec::new() };
+        if guest.is_revoked() || machine.power_is_failing() {
+            return Vec::new();
+        }
+        let pieces = match (machine.backing(), &guest.holds) {
+            (Backing::Files(kernel), Some(holds)) => files::pieces(&holds.export, kernel),
+            _ => vec![Piece { guest_offset: 0, device_offset: 0, len: machine.device().bytes() }],
+        };
+        if pieces.len() > PIECES_MAX {
+            // Its holes were filled when it was pinned.
+            machine.tell(&format!(
+                "{}: the file lies in {} extents now, and QEMU can't map it",
+                self.shown(),
+                pieces.len()
+            ));
+            if let (Some(kernel), Some(holds)) = (machine.kernel(), &guest.holds) {
+                holds.export.unmapped(kernel);
+            }
+            return Vec::new();
+        }
+        // ORDERING: Relaxed: numbers for questions.
+        guest.pieces.store(pieces.len() as u64, Ordering::Relaxed);
+        if !pieces.is_empty() {
+            guest.attaches.fetch_add(1, Ordering::Relaxed);
+            machine.tell(&format!("{}: {} maps {}", self.shown(), guest.who(), counted(pieces.len() as u64, "piece")));
+        }
+        pieces
+    }
+
+    /// The guest has hung up, or his process is gone: everything goes back.
+    fn gone(&self, machine: &Machine, connection: u64) {
+        let guest = {
+            let mut state = self.state.lock();
+            let there = state.guest.take_if(|guest| guest.connection == connection);
+            state.takes.retain(|_, (of, _)| *of != connection);
+            there
+        };
+        if let Some(guest) = guest {
+            if let (Backing::Files(kernel), Some(holds)) = (machine.backing(), &guest.holds) {
+                // In this order: the end of the process would only demand it.
+                holds.export.unmapped(kernel);
+                machine.nic().forget(holds.task.pid());
+                holds.task.exit();
+            }
+            machine.tell(&format!("{}: {} is gone", self.shown(), guest.who()));
+        }
+        self.changed.wake_all();
+    }
+
+    /// Demands that nothing of `connection` stay mapped. Never waits; the demand's number.
+    pub(super) fn take(&self, connection: u64, why: Why) -> u64 {
+        let number = self.link.number();
+        self.state.lock().takes.insert(number, (connection, why));
+        // A dead port's guest may have it mapped as long as he lives.
+        self.say(&ToPort::Take { number, connection, why });
+        number
+    }
+
+    /// Takes from a guest, by hand, all that is held for him: nothing stays mapped, flushes fail, and once that is so, lease,
+    /// pins and NIC regions are gone. Never waits; the demand's number.
+    pub(super) fn revoke(&self, machine: &Machine, guest: &Guest) -> u64 {
+        guest.revoked.store(true, Ordering::SeqCst);
+        let demand = self.take(guest.connection, Why::Revoked);
+        if let Some(holds) = &guest.holds {
+            // Its exit demands the same of the export; the pins go with `GuestExport::unmapped`, the lease with them.
+            machine.nic().forget(holds.task.pid());
+            holds.task.exit();
+        }
+        demand
+    }
+
+    /// A demand was fulfilled.
+    fn taken(&self, machine: &Machine, number: u64, pieces: u64, acknowledged: bool) {
+        let (demand, guest) = {
+            let state = self.state.lock();
+            (state.takes.get(&number).copied(), state.guest.clone())
+        };
+        if let (Some((connection, why)), Some(guest)) = (demand, guest)
+            && guest.connection == connection
+        {
+            // ORDERING: Relaxed: a number for questions.
+            guest.pieces.store(0, Ordering::Relaxed);
+            if let (Why::Revoked, Backing::Files(kernel), Some(holds)) = (why, machine.backing(), &guest.holds) {
+                holds.export.unmapped(kernel);
+            }
+            let how = if acknowledged { "" } else { " (it hung up)" };
+            let why = match why {
+                Why::Revoked => "revoked",
+                Why::PowerCut => "without power",
+            };
+            let pieces = counted(pieces, "piece");
+            machine.tell(&format!("{}: {} is {why}: {pieces} unmapped{how}, flushes fail", self.shown(), guest.who()));
+        }
+        self.state.lock().takes.remove(&number);
+        self.changed.wake_all();
+    }
+
+    /// Waits until a demand was fulfilled, or its guest is gone.
+    ///
+    /// # Errors
+    /// `waiter` was interrupted.
+    pub(super) fn wait_taken(&self, machine: &Machine, number: u64, waiter: &Arc<Waiter>) -> Result<(), WaitError> {
+        self.changed.wait(machine.waits(), waiter, WaitFor::interruptible("a guest lets go"), || {
+            if self.state.lock().takes.contains_key(&number) { Poll::Pending } else { Poll::Ready(()) }
+        })
+    }
+
+    /// The port's process is gone. Its guest may not be, and what he has mapped he keeps until he ends.
+    fn lost(&self, machine: &Machine) {
+        self.state.lock().ended = true;
+        self.link.over();
+        self.changed.wake_all();
+        if machine.is_ending() {
+            return;
+        }
+        machine.tell(&format!("{}: its port has ended unexpectedly; no guest can attach there any more", self.shown()));
+        let Some(guest) = self.guest() else { return };
+        let Some(process) = &guest.process else {
+            machine.tell(&format!("{}: when its guest ends can't be seen; its pins stay", self.shown()));
+            return;
+        };
+        machine.tell(&format!("{}: its pins stay until {} has ended", self.shown(), guest.who()));
+        wait_for_end(process, None);
+        self.gone(machine, guest.connection);
+    }
+
+    /// The guest that is attached.
+    pub(super) fn guest(&self) -> Option<Arc<Guest>> {
+        self.state.lock().guest.clone()
+    }
+
+    /// Whether the port's process is gone.
+    pub(super) fn has_ended(&self) -> bool {
+        self.state.lock().ended
+    }
+
+    /// The number of the port's process.
+    pub(super) fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// Has flushes fail, or no longer.
+    pub(super) fn fail_flush(&self, on: bool) -> Result<(), LinkError> {
+        self.link.ask(|number| ToPort::FailFlush { number, on }).map(|_| ())
+    }
+
+    /// What its device counted.
+    pub(super) fn counters(&self) -> Result<BTreeMap<String, u64>, LinkError> {
+        match self.link.ask(|number| ToPort::Count { number })? {
+            Counted::Counters(counters) => Ok(counters),
+            Counted::Done => Err(LinkError::Silent),
+        }
+    }
+
+    /// Ends the link. With a guest the port lives on, and this is true; without one it ends, and this returns when it has.
+    pub(super) fn part(&self) -> bool {
+        let attached = self.guest().is_some();
+        self.link.hang_up();
+        if attached && !self.has_died() {
+            return true;
+        }
+        // It stays what it is until it is reaped here.
+        if watch(self.pid).is_some_and(|process| !wait_for_end(&process, Some(END_MAX))) {
+            // Nobody is attached to it.
+            let _gone = self.process.lock().kill();
+        }
+        let _reaped = self.has_died();
+        false
+    }
+
+    /// Whether the process has ended, as its parent sees it.
+    fn has_died(&self) -> bool {
+        self.process.lock().try_wait().is_ok_and(|status| status.is_some())
+    }
+}
+
+/// A descriptor that tells of a process's end.
+fn watch(pid: u32) -> Option<OwnedFd> {
+    let pid = rustix::process::Pid::from_raw(i32::try_from(pid).ok()?)?;
+    rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).ok()
+}
+
+/// Waits until a process has ended; false if it has not within `limit`.
+fn wait_for_end(process: &OwnedFd, limit: Option<Timespec>) -> bool {
+    loop {
+        let mut fds = [PollFd::new(process, PollFlags::IN)];
+        match poll(&mut fds, limit.as_ref()) {
+            Ok(0) => return false,
+            Ok(_) => return true,
+            Err(rustix::io::Errno::INTR) => {}
+            Err(_) => return false,
+        }
+    }
+}
+
+/// What is held for a guest, in words.
+fn held(guest: &Guest) -> String {
+    guest.holds.as_ref().map_or(String::new(), |holds| format!("; process {} holds the file for it", holds.task.pid()))
+}
+
+/// `1 piece`, `2 pieces`.
+pub(super) fn counted(number: u64, what: &str) -> String {
+    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
+}

@@ -1,0 +1,160 @@
+//! How to attach: the command lines for what is served, and what an NVDIMM wants to find in its memory.
+//!
+//! It owns the choice of what can be offered. Invariants: a memory is offered to a QEMU of its own device only if it lies in one
+//! piece; an info block is written only where nothing else lies.
+
+use std::fmt::Write as _;
+use std::os::fd::AsRawFd;
+use std::path::PathBuf;
+
+use emulator::fsdax::{self, InfoBlock, PrepareError, Prepared};
+use emulator::rng;
+use emulator::sync::Arc;
+use emulator::vhost_user::attach::{Offer, ProbeError, Qemu, Recipe, installed, probe, recipes};
+use fs_sim::extent_map::Layout;
+use fs_sim::{BLOCK, Kernel};
+use rand::Rng;
+
+use super::machine::Backing;
+use super::{Config, ServeError, What};
+
+/// The QEMUs to print command lines for.
+///
+/// # Errors
+/// One was named that is none, or can't do what is asked.
+pub(super) fn qemus(config: &Config) -> Result<Vec<Qemu>, ServeError> {
+    let Some(path) = &config.qemu else {
+        return Ok(installed(std::env::var_os("PATH").as_deref()));
+    };
+    let qemu = probe(path).map_err(|error| match error {
+        ProbeError::NotQemu { .. } => ServeError::Wrong(format!("--qemu: {error}")),
+        error => ServeError::Cannot(format!("--qemu: {error}")),
+    })?;
+    // The way that was asked for, whatever is served.
+    let (socket, memory) = if config.nvdimm { (None, config.sockets.first()) } else { (config.sockets.first(), None) };
+    let asked = Offer {
+        socket: socket.map(PathBuf::as_path),
+        memory: memory.map(PathBuf::as_path),
+        offset: 0,
+        size: fsdax::DATA,
+        nvdimm: config.nvdimm,
+    };
+    let qemus = vec![qemu];
+    match recipes(&asked, &qemus).into_iter().find(|recipe| !recipe.fits) {
+        Some(unfit) => Err(ServeError::Cannot(format!(
+            "--qemu {}: {}: {}; leave --qemu away for the command lines of every way",
+            path.display(),
+            unfit.title,
+            unfit.here
+        ))),
+        None => Ok(qemus),
+    }
+}
+
+/// A memory, or why it is none that QEMU can have as its own device's.
+struct Memory {
+    /// What is in it.
+    name: String,
+    place: Result<(PathBuf, u64), String>,
+    size: u64,
+}
+
+/// What is served, by name.
+fn memories(config: &Config, backing: &Backing) -> Vec<Memory> {
+    match (&config.what, backing) {
+        (What::Files(files), Backing::Files(kernel)) => {
+            let path = PathBuf::from(format!("/proc/{}/fd/{}", std::process::id(), kernel.device().fd().as_raw_fd()));
+            let memory = |name: &String| {
+                let size = kernel.named(name).map_or(0, |inode| inode.layout(Layout::size));
+                let place = place_of(kernel, name).map(|start| (path.clone(), start));
+                Memory { name: name.clone(), place, size }
+            };
+            files.names.iter().map(memory).collect()
+        }
+        (What::Image { path, .. }, Backing::Image(device)) => {
+            let name = path.display().to_string();
+            vec![Memory { name, place: Ok((absolute(path), 0)), size: device.bytes() }]
+        }
+        _ => Vec::new(),
+    }
+}
+
+/// Where on the device the file begins, in bytes, if it lies in one piece.
+fn place_of(kernel: &Arc<Kernel>, name: &str) -> Result<u64, String> {
+    let runs = kernel.runs_of(name).map_err(|errno| errno.to_string())?;
+    let first = kernel.named(name).and_then(|inode| inode.layout(|layout| layout.lookup(0)));
+    match (runs, first) {
+        (1, Some(extent)) => Ok(extent.block * BLOCK),
+        _ => Err(format!("`{name}` lies in {runs} extents, and QEMU's own devices want one; --defragment joins them")),
+    }
+}
+
+fn absolute(path: &std::path::Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
+}
+
+/// Puts in front of the data what the guest of an NVDIMM looks for there; what was done, in words.
+///
+/// # Errors
+/// Something else lies there, or the memory lies in pieces. It is as it was.
+pub(super) fn prepare(config: &Config, backing: &Backing) -> Result<String, ServeError> {
+    let mut done = String::new();
+    for (number, memory) in memories(config, backing).iter().enumerate() {
+        let wrong = |what: String| ServeError::Wrong(format!("--nvdimm: {}: {what}", memory.name));
+        let (_, start) = memory.place.clone().map_err(wrong)?;
+        let mut uuid = [0; 16];
+        rng::stream(config.seed, "nvdimm uuid", number as u64).fill_bytes(&mut uuid);
+        let prepared = fsdax::prepare(backing.device(), start, memory.size, uuid).map_err(|error| match error {
+            PrepareError::Sync(_) | PrepareError::Access(_) => ServeError::Cannot(error.to_string()),
+            error => wrong(error.to_string()),
+        })?;
+        let words = match prepared {
+            Prepared::Found(_) => "has its fsdax info block",
+            Prepared::Written(_) => "got an fsdax info block",
+        };
+        let _ = writeln!(done, "{} {words}", memory.name);
+    }
+    Ok(done)
+}
+
+/// Whether a memory of `bytes` has room for an info block, before anything is made.
+pub(super) fn check_room(bytes: u64) -> Result<(), ServeError> {
+    let room = InfoBlock::new(bytes, [0; 16]);
+    room.map(drop).map_err(|error| ServeError::Wrong(format!("--nvdimm: {error}; it takes at least 4 MiB")))
+}
+
+/// The command lines, for people.
+pub(super) fn text(config: &Config, backing: &Backing, qemus: &[Qemu]) -> String {
+    let mut text = String::new();
+    let memories = memories(config, backing);
+    for (at, socket) in config.sockets.iter().enumerate() {
+        let size = memories.get(at).or(memories.first()).map_or(0, |memory| memory.size);
+        let socket = absolute(socket);
+        let offer = Offer { socket: Some(&socket), memory: None, offset: 0, size, nvdimm: config.nvdimm };
+        recipes(&offer, qemus).iter().for_each(|recipe| text += &shown(recipe, None));
+    }
+    for memory in &memories {
+        match &memory.place {
+            Ok((path, offset)) => {
+                let (memory, offset, size) = (Some(path.as_path()), *offset, memory.size);
+                let offer = Offer { socket: None, memory, offset, size, nvdimm: config.nvdimm };
+                let unseen = (matches!(backing, Backing::Files(_)) && !config.nvdimm).then_some(
+                    "Such a guest comes and goes unseen, and nothing is leased or pinned for it: with --nvdimm, lease and pins are held as long as the server runs.",
+                );
+                recipes(&offer, qemus).iter().for_each(|recipe| text += &shown(recipe, unseen));
+            }
+            Err(why) => {
+                let _ = writeln!(text, "\nno way for older QEMUs: {why}");
+            }
+        }
+    }
+    text
+}
+
+fn shown(recipe: &Recipe, note: Option<&str>) -> String {
+    let mut text = format!("\n{} ({}); {}\n\n{}\n", recipe.title, recipe.works_with, recipe.here, recipe.command());
+    for (at, note) in recipe.notes.iter().map(String::as_str).chain(note).enumerate() {
+        let _ = writeln!(text, "{}  {note}", if at == 0 { "\n" } else { "" });
+    }
+    text
+}

@@ -1,0 +1,443 @@
+//! What `daxlab ctl` does to a server that runs.
+//!
+//! It owns no state but the way to the machine. Invariants: what changes a file is done by a simulated process of its own, which
+//! ends with the asking, or with the asker; whatever fails says who stands against it; nothing that is asked waits for ever
+//! but for a guest, a lease or a pin, and then it can be given up.
+
+use std::sync::OnceLock;
+
+use emulator::sync::Arc;
+use emulator::wait::{WaitError, Waiter};
+use fs_sim::extent_map::Layout;
+use fs_sim::file_ops::fallocate::Mode;
+use fs_sim::file_ops::open::Flags;
+use fs_sim::process::description::Access;
+use fs_sim::process::signals::{SigInfo, Signal};
+use fs_sim::range::BlockRange;
+use fs_sim::{BLOCK, Errno, Kernel, Task};
+use serde_json::{Value, json};
+
+use super::link::Why;
+use super::machine::Machine;
+use super::nic::{Failure, READ_MAX};
+use super::ports::{Guest, Port, counted};
+use super::words;
+use crate::control::answers;
+use crate::control::protocol::{Request, Response};
+use crate::control::{Asker, Handler};
+
+/// The most blocks that one request poisons.
+const POISON_MAX: u64 = 1 << 16;
+
+/// See the module.
+#[derive(Default)]
+pub(super) struct Steering {
+    served: OnceLock<Served>,
+}
+
+struct Served {
+    machine: Arc<Machine>,
+    ports: Vec<Arc<Port>>,
+}
+
+impl Steering {
+    /// From now on it is about these.
+    pub(super) fn serve(&self, machine: &Arc<Machine>, ports: &[Arc<Port>]) {
+        let served = Served { machine: Arc::clone(machine), ports: ports.to_vec() };
+        // Set once, by the one thread that starts the server.
+        let _first = self.served.set(served);
+    }
+}
+
+impl Handler for Steering {
+    fn handle(&self, request: &Request, asker: &Asker<'_>) -> Response {
+        match self.served.get() {
+            Some(served) => served.answer(request, asker).unwrap_or_else(|why| Response::Refused { why }),
+            None => Response::Refused { why: "the server is starting: ask again".to_owned() },
+        }
+    }
+}
+
+/// An answer, or why the request makes no sense.
+type Answered = Result<Response, String>;
+
+/// What the asker of a call that waits can do to it: hang up.
+fn cancelled_by(waiter: &Arc<Waiter>) -> impl FnOnce() + Send + 'static {
+    let waiter = Arc::clone(waiter);
+    move || waiter.interrupt(false)
+}
+
+fn no_means(error: std::io::Error) -> String {
+    format!("the server has no means left: {error}")
+}
+
+impl Served {
+    fn answer(&self, request: &Request, asker: &Asker<'_>) -> Answered {
+        match request {
+            Request::Guests => Ok(self.guests()),
+            Request::FlushStats => Ok(self.flush_stats()),
+            Request::FailFlush { on } => Ok(self.fail_flush(*on)),
+            Request::PowerCut { seed } => self.power_cut(*seed, asker),
+            Request::Revoke { file } => self.revoke(file.as_deref(), asker),
+            _ => {
+                let kernel = self.machine.kernel().ok_or("this server serves an image, in which there are no files")?;
+                self.about_files(kernel, request, asker)
+            }
+        }
+    }
+
+    fn about_files(&self, kernel: &Arc<Kernel>, request: &Request, asker: &Asker<'_>) -> Answered {
+        match request {
+            Request::Truncate { file, size } => {
+                let what = format!("truncate {file} to {size}");
+                // What a change of size is about, from the smaller size on.
+                let from = kernel.named(file).map_or(0, |inode| inode.layout(Layout::size)).min(*size);
+                let range = BlockRange::new(from / BLOCK, u64::MAX);
+                self.change(kernel, file, &what, range, asker, |task| task.truncate(file, *size))
+            }
+            Request::Punch { file, offset, len } => {
+                let what = format!("punch {file} from {offset} on {len}");
+                let range = BlockRange::of_bytes(*offset, (*len).min(u64::MAX - offset));
+                self.change(kernel, file, &what, range, asker, |task| {
+                    fallocate(task, file, Mode::PunchHole, *offset, *len)
+                })
+            }
+            Request::Fallocate { file, offset, len } => {
+                let what = format!("fallocate {file} from {offset} on {len}");
+                let range = BlockRange::of_bytes(*offset, (*len).min(u64::MAX - offset));
+                let mode = Mode::Allocate { keep_size: false };
+                self.change(kernel, file, &what, range, asker, |task| fallocate(task, file, mode, *offset, *len))
+            }
+            Request::Stale => Ok(self.stale(kernel)),
+            Request::Poison { file, offset, len } => poison(kernel, file, *offset, *len),
+            Request::RdmaReg { file } => self.rdma_reg(file, asker),
+            Request::RdmaWrite { mr, offset, text } => self.rdma_write(*mr, *offset, text),
+            Request::RdmaRead { mr, offset, len } => self.rdma_read(*mr, *offset, *len),
+            Request::RdmaDereg { mr } => self.rdma_dereg(*mr, asker),
+            question => answers::answer(kernel, question).ok_or_else(|| "this is no request for a server".to_owned()),
+        }
+    }
+
+    /// The ports that have a guest, and their guests.
+    fn attached(&self) -> impl Iterator<Item = (&Arc<Port>, Arc<Guest>)> {
+        self.ports.iter().filter_map(|port| Some((port, port.guest()?)))
+    }
+
+    /// Changes a file as a process of its own; `range` is what the change is about.
+    fn change(
+        &self,
+        kernel: &Arc<Kernel>,
+        file: &str,
+        what: &str,
+        range: BlockRange,
+        asker: &Asker<'_>,
+        call: impl FnOnce(&Task) -> Result<(), Errno>,
+    ) -> Answered {
+        let Some(inode) = kernel.named(file) else {
+            let Response::Refused { why } = answers::unknown(kernel, file) else { unreachable!() };
+            return Err(why);
+        };
+        let task = kernel.spawn();
+        let (pid, of) = (task.pid(), Arc::clone(kernel));
+        let interrupt = move || {
+            let _dropped_if_over = of.send_signal(pid, SigInfo { signal: Signal::Sigterm, ino: None });
+        };
+        let start = kernel.world().now();
+        let outcome = asker.unless_gone(interrupt, || call(&task)).map_err(no_means)?;
+        let waited = task.take_waited();
+        let elapsed_ns = kernel.world().now().since(start);
+        task.exit();
+        let mut data =
+            json!({ "call": what, "file": file, "process": pid.0, "waited": waited, "elapsed_ns": elapsed_ns });
+        match outcome {
+            Ok(()) => {
+                data["outcome"] = json!("done");
+                let waited =
+                    if waited { format!(", after {:.3} s of waiting", elapsed_ns as f64 / 1e9) } else { String::new() };
+                Ok(Response::Answer { text: format!("{what}: done{waited}\n"), data })
+            }
+            Err(errno) => {
+                data["outcome"] = json!(errno.to_string());
+                let mut text = format!("{what}: {errno}\n");
+                if let Some(found) = kernel.blockers_of(inode.ino(), range) {
+                    text += &found.to_string();
+                    data["blockers"] = serde_json::to_value(&found).unwrap_or(Value::Null);
+                }
+                Ok(Response::Failed { text, data })
+            }
+        }
+    }
+
+    fn guests(&self) -> Response {
+        let (mut text, mut data) = (String::new(), Vec::new());
+        for port in &self.ports {
+            let (line, value) = words::guest(&self.machine, port);
+            text += &line;
+            data.push(value);
+        }
+        Response::Answer { text, data: Value::Array(data) }
+    }
+
+    fn flush_stats(&self) -> Response {
+        let (mut text, mut data) = (String::new(), Vec::new());
+        for port in &self.ports {
+            let socket = port.socket.display();
+            match port.counters() {
+                Ok(counters) => {
+                    let words: Vec<String> = counters.iter().map(|(name, count)| format!("{name} {count}")).collect();
+                    text += &format!("{socket}: {}\n", words.join(", "));
+                    data.push(json!({ "socket": port.socket, "counters": counters }));
+                }
+                Err(error) => {
+                    text += &format!("{socket}: {error}\n");
+                    data.push(json!({ "socket": port.socket, "error": error.to_string() }));
+                }
+            }
+        }
+        Response::Answer { text, data: Value::Array(data) }
+    }
+
+    fn fail_flush(&self, on: bool) -> Response {
+        let (mut text, mut data) = (String::new(), Vec::new());
+        for port in &self.ports {
+            let socket = port.socket.display();
+            let outcome = match port.fail_flush(on) {
+                Ok(()) if on => "flushes fail".to_owned(),
+                Ok(()) => "flushes work again".to_owned(),
+                Err(error) => error.to_string(),
+            };
+            text += &format!("{socket}: {outcome}\n");
+            data.push(json!({ "socket": port.socket, "outcome": outcome }));
+        }
+        Response::Answer { text, data: Value::Array(data) }
+    }
+
+    /// Waits for guests to let go of what was demanded; false if the asker gave up before.
+    fn wait_taken(&self, demands: &[(&Arc<Port>, u64)], asker: &Asker<'_>) -> Result<bool, String> {
+        let waiter = self.machine.waiter();
+        let taken = asker.unless_gone(cancelled_by(&waiter), || -> Result<(), WaitError> {
+            demands.iter().try_for_each(|(port, number)| port.wait_taken(&self.machine, *number, &waiter))
+        });
+        taken.map(|taken| taken.is_ok()).map_err(no_means)
+    }
+
+    fn power_cut(&self, seed: Option<u64>, asker: &Asker<'_>) -> Answered {
+        let durable =
+            self.machine.durable().ok_or("the server keeps no durable copy; start it with --power-cut-model")?;
+        if !self.machine.fail_power() {
+            return Err("the power is failing already".to_owned());
+        }
+        let cut = self.cut(durable, seed.unwrap_or(self.machine.waits().seed()), asker);
+        self.machine.restore_power();
+        cut
+    }
+
+    fn cut(&self, durable: &emulator::persistence::Durable, seed: u64, asker: &Asker<'_>) -> Answered {
+        let guests: Vec<_> = self.attached().collect();
+        if let Some((port, guest)) = guests.iter().find(|(port, _)| port.has_ended()) {
+            let socket = port.socket.display();
+            return Err(format!("{socket}: its port has died, and {} keeps what it has mapped", guest.who()));
+        }
+        let demands: Vec<_> =
+            guests.iter().map(|(port, guest)| (*port, port.take(guest.connection, Why::PowerCut))).collect();
+        let device = self.machine.device();
+        if !self.wait_taken(&demands, asker)? {
+            return Err(
+                "given up before every guest had let go; each is without memory until its next reset".to_owned()
+            );
+        }
+        let broken = |error| format!("the durable copy: {error}");
+        let cut = durable.cut(device, seed).map_err(broken)?;
+        durable.restore(device).map_err(broken)?;
+        let (unflushed, survived) = (cut.lines_unflushed, cut.lines_survived);
+        let text = format!(
+            "power cut (seed {seed}): {} had not been flushed, of which {survived} survived; {} without power until its next reset\n",
+            counted(unflushed, "line"),
+            counted(guests.len() as u64, "guest"),
+        );
+        self.machine.tell(text.trim_end());
+        let data = json!({
+            "seed": seed, "lines_unflushed": unflushed, "lines_survived": survived, "guests": guests.len(),
+        });
+        Ok(Response::Answer { text, data })
+    }
+
+    fn revoke(&self, file: Option<&str>, asker: &Asker<'_>) -> Answered {
+        if let (Some(file), Some(kernel)) = (file, self.machine.kernel())
+            && kernel.named(file).is_none()
+        {
+            let Response::Refused { why } = answers::unknown(kernel, file) else { unreachable!() };
+            return Err(why);
+        }
+        if file.is_some() && self.machine.kernel().is_none() {
+            return Err("this server serves an image: `revoke` without a file takes it".to_owned());
+        }
+        let guests: Vec<_> =
+            self.attached().filter(|(port, _)| file.is_none() || port.file.as_deref() == file).collect();
+        let demands: Vec<_> = guests.iter().map(|(port, guest)| (*port, port.revoke(&self.machine, guest))).collect();
+        let all = self.wait_taken(&demands, asker)?;
+        let mut text = String::new();
+        for (port, guest) in &guests {
+            text += &format!("{}: taken from {}\n", port.socket.display(), guest.who());
+        }
+        if guests.is_empty() {
+            text.push_str("nobody has it\n");
+        }
+        let revoked: Vec<Value> =
+            guests.iter().map(|(port, guest)| json!({ "socket": port.socket, "qemu": guest.pid })).collect();
+        let data = json!({ "revoked": revoked, "unmapped": all });
+        Ok(Response::Answer { text, data })
+    }
+
+    fn stale(&self, kernel: &Arc<Kernel>) -> Response {
+        let (mut text, mut data) = (String::new(), Vec::new());
+        for (port, guest) in self.attached() {
+            if let Some(holds) = &guest.holds {
+                let (line, value) = words::stale(port, &guest, &holds.export.exposure(kernel));
+                text += &line;
+                data.push(value);
+            }
+        }
+        let lines = kernel.stale_guest_changed_lines();
+        text += &format!("stale_guest_changed_lines {lines}, in blocks freed beneath any guest so far\n");
+        let data = json!({ "guests": data, "stale_guest_changed_lines": lines });
+        Response::Answer { text, data }
+    }
+
+    fn rdma_reg(&self, file: &str, asker: &Asker<'_>) -> Answered {
+        let guest = self.attached().find(|(port, _)| port.file.as_deref() == Some(file));
+        let Some((port, guest)) = guest else {
+            return Err(format!(
+                "no guest has `{file}`: the region is registered by the process that has the file for one"
+            ));
+        };
+        let Some(holds) = &guest.holds else { return Err("this server serves an image".to_owned()) };
+        let (pid, kernel) = (holds.task.pid(), Arc::clone(holds.task.kernel()));
+        // What it waits for, it waits for in a call of the guest's process, which must live on: it is left to end by itself.
+        let registered =
+            asker.unless_gone(|| {}, || self.machine.nic().register(&holds.task, file)).map_err(no_means)?;
+        match registered {
+            Ok((number, region)) => {
+                let mr = &region.mr;
+                let text = format!(
+                    "region {number}: {file}, {} bytes, rkey {:#x}, of process {pid} ({})\n",
+                    mr.len(),
+                    mr.rkey(),
+                    port.socket.display(),
+                );
+                let data =
+                    json!({ "mr": number, "file": file, "bytes": mr.len(), "rkey": mr.rkey(), "process": pid.0 });
+                Ok(Response::Answer { text, data })
+            }
+            Err(errno) => {
+                let mut text = format!("rdma-reg {file}: {errno}\n");
+                let mut data = json!({ "call": "rdma-reg", "file": file, "outcome": errno.to_string() });
+                if let Some(found) = kernel.named(file).and_then(|inode| kernel.blockers(inode.ino())) {
+                    text += &found.to_string();
+                    data["blockers"] = serde_json::to_value(&found).unwrap_or(Value::Null);
+                }
+                Ok(Response::Failed { text, data })
+            }
+        }
+    }
+
+    fn region(&self, mr: u64) -> Result<Arc<super::nic::Region>, String> {
+        let regions = self.machine.nic();
+        regions.get(mr).ok_or_else(|| {
+            let numbers: Vec<String> = regions.numbers().iter().map(u64::to_string).collect();
+            let there = if numbers.is_empty() {
+                "there are none".to_owned()
+            } else {
+                format!("there are {}", numbers.join(", "))
+            };
+            format!("there is no region {mr}; {there}")
+        })
+    }
+
+    fn rdma_write(&self, mr: u64, offset: u64, text: &str) -> Answered {
+        if self.machine.power_is_failing() {
+            return Err("the power is failing".to_owned());
+        }
+        let region = self.region(mr)?;
+        let what = format!("rdma-write {mr} at {offset}, {} bytes", text.len());
+        Ok(match region.write(offset, text.as_bytes()) {
+            Ok(()) => {
+                let data = json!({ "mr": mr, "offset": offset, "bytes": text.len(), "outcome": "success" });
+                Response::Answer { text: format!("{what}: success\n"), data }
+            }
+            Err(failure) => failed(&what, mr, &failure),
+        })
+    }
+
+    fn rdma_read(&self, mr: u64, offset: u64, len: u64) -> Answered {
+        if len > READ_MAX {
+            return Err(format!("{len} bytes; at most {READ_MAX} are read at once"));
+        }
+        let region = self.region(mr)?;
+        let what = format!("rdma-read {mr} at {offset}, {len} bytes");
+        Ok(match region.read(offset, len) {
+            Ok(bytes) => {
+                let shown: String = bytes.iter().flat_map(|byte| byte.escape_ascii()).map(char::from).collect();
+                let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+                let data = json!({ "mr": mr, "offset": offset, "bytes": len, "outcome": "success", "text": shown, "hex": hex });
+                Response::Answer { text: format!("{shown}\n"), data }
+            }
+            Err(failure) => failed(&what, mr, &failure),
+        })
+    }
+
+    fn rdma_dereg(&self, mr: u64, asker: &Asker<'_>) -> Answered {
+        let region = self.region(mr)?;
+        let removed = self.machine.nic().remove(mr);
+        if removed.is_none() {
+            return Err(format!("region {mr} is being deregistered already"));
+        }
+        let done = asker.unless_gone(|| {}, || region.deregister()).map_err(no_means)?;
+        let (pid, file) = (region.owner(), &region.file);
+        let data = json!({ "mr": mr, "file": file, "process": pid.0, "outcome": done.map_or_else(|errno| errno.to_string(), |()| "done".to_owned()) });
+        Ok(match done {
+            Ok(()) => Response::Answer { text: format!("region {mr} of {file} is gone\n"), data },
+            Err(errno) => Response::Failed { text: format!("rdma-dereg {mr}: {errno}\n"), data },
+        })
+    }
+}
+
+fn failed(what: &str, mr: u64, failure: &Failure) -> Response {
+    let outcome = match failure {
+        Failure::Errno(errno) => errno.to_string(),
+        Failure::Status(status) => words::spaced(&format!("{status:?}")),
+    };
+    let data = json!({ "mr": mr, "outcome": outcome });
+    Response::Failed { text: format!("{what}: {outcome}\n"), data }
+}
+
+fn fallocate(task: &Task, file: &str, mode: Mode, offset: u64, len: u64) -> Result<(), Errno> {
+    let fd = task.open(file, Flags::open(Access::BOTH))?;
+    let done = task.fallocate(fd, mode, offset, len);
+    task.close(fd)?;
+    done
+}
+
+fn poison(kernel: &Arc<Kernel>, file: &str, offset: u64, len: u64) -> Answered {
+    let Some((ino, inode)) = answers::find(kernel, file) else {
+        let Response::Refused { why } = answers::unknown(kernel, file) else { unreachable!() };
+        return Err(why);
+    };
+    let end = offset.checked_add(len).filter(|end| *end <= inode.layout(Layout::size));
+    let Some(end) = end.filter(|_| len > 0) else {
+        return Err(format!("poison {file} from {offset} on {len}: the file has {} bytes", inode.layout(Layout::size)));
+    };
+    let blocks = offset / BLOCK..end.div_ceil(BLOCK);
+    let count = blocks.end - blocks.start;
+    if count > POISON_MAX {
+        return Err(format!("{count} blocks; at most {POISON_MAX} are poisoned at once"));
+    }
+    let holes = blocks.filter(|block| kernel.poison(ino, *block).is_err()).count() as u64;
+    let text = format!(
+        "{} of {file} poisoned{}: the host and the NIC fail on them; a guest does not notice, virtio-pmem has no way to tell it\n",
+        counted(count - holes, "block"),
+        if holes > 0 { format!(" ({} left out)", counted(holes, "hole")) } else { String::new() },
+    );
+    let data = json!({ "file": file, "blocks": count - holes, "holes": holes, "guest_told": false });
+    Ok(Response::Answer { text, data })
+}

@@ -1,0 +1,194 @@
+//! What a server says to people.
+//!
+//! It owns the words, and nothing else. Invariant: whatever is refused names the rule that refuses it.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use emulator::sync::Arc;
+use emulator::sync::atomic::Ordering;
+use emulator::vhost_user::Stats;
+use fs_sim::design::{Axis, GateScope, PinGate};
+use fs_sim::extent_map::Layout;
+use fs_sim::holders::guest::Exposure;
+use fs_sim::input::Size;
+use fs_sim::{Errno, Kernel};
+use serde_json::{Value, json};
+
+use super::machine::Machine;
+use super::ports::{Guest, Port, counted};
+use super::{Config, What};
+use crate::control::answers;
+use crate::control::protocol::{Request, Response};
+
+/// A device's counters, by name.
+pub(super) fn counters(stats: &Stats) -> BTreeMap<String, u64> {
+    let counters = [
+        ("connections", stats.connections),
+        ("refused", stats.refused),
+        ("broken", stats.broken),
+        ("kicks", stats.kicks),
+        ("notifications", stats.notifications),
+        ("requests", stats.requests),
+        ("flushes", stats.flushes),
+        ("coalesced", stats.coalesced),
+        ("failed", stats.failed),
+        ("unknown", stats.unknown),
+        ("malformed", stats.malformed),
+        ("maps", stats.maps),
+        ("unmaps", stats.unmaps),
+        ("resets", stats.resets),
+    ];
+    counters.map(|(name, count)| (name.to_owned(), count)).into()
+}
+
+/// What is held for a guest on trial, in words.
+pub(super) fn held(kernel: &Arc<Kernel>, file: &str) -> String {
+    let mut held = String::new();
+    for request in [Request::Leases { file: Some(file.to_owned()) }, Request::Pins { file: Some(file.to_owned()) }] {
+        if let Some(Response::Answer { text, .. }) = answers::answer(kernel, &request) {
+            let what = if matches!(request, Request::Leases { .. }) { "leases" } else { "pins" };
+            for line in text.lines() {
+                let _ = writeln!(held, "  {what}: {line}");
+            }
+        }
+    }
+    held
+}
+
+/// Why a design admits no guest.
+pub(super) fn refusal(config: &Config, errno: Errno) -> String {
+    let axes = &config.axes;
+    let rule = |axis: Axis| format!("{} = {}", axis.name(), axes.get(axis));
+    let why = match (axes.gate_scope, axes.pin_gate) {
+        (_, PinGate::Refuse) => format!("{}: long-term pins of files are refused to everybody", rule(Axis::PinGate)),
+        (GateScope::RdmaOnly, _) => format!("{}: only RDMA may pin files for long", rule(Axis::GateScope)),
+        _ => format!("{}, {}", rule(Axis::PinGate), rule(Axis::GateScope)),
+    };
+    format!(
+        "the design {} does not let a guest have a file ({errno}; {why}); choose another with --design, or serve an --image",
+        config.design
+    )
+}
+
+/// What is served, and what that takes.
+pub(super) fn what(config: &Config, machine: &Machine, held: &str) -> String {
+    let mut text = String::new();
+    let size = Size(machine.device().bytes());
+    match &config.what {
+        What::Image { path, .. } => {
+            let _ = writeln!(text, "image {}, {size}", path.display());
+        }
+        What::Files(files) => {
+            let _ = writeln!(text, "design {}, seed {}, volume of {size}", config.design, config.seed);
+            if let Some(kernel) = machine.kernel() {
+                for name in &files.names {
+                    let extents = counted(kernel.runs_of(name).unwrap_or(0), "extent");
+                    let bytes = kernel.named(name).map_or(0, |inode| inode.layout(Layout::size));
+                    let _ = writeln!(text, "file {name}, {}, {extents}", Size(bytes));
+                }
+            }
+            let _ = writeln!(text, "held for a guest as long as it is attached:\n{}", held.trim_end());
+        }
+    }
+    text
+}
+
+/// What `daxlab ctl` can do here.
+pub(super) fn to_try(config: &Config) -> String {
+    let at = config.control.display();
+    let mut text = "to try:\n".to_owned();
+    let mut example = |command: &str| {
+        let _ = writeln!(text, "  daxlab ctl {at} {command}");
+    };
+    example("guests");
+    if let What::Files(files) = &config.what {
+        let name = files.names.first().map_or("", String::as_str);
+        example(&format!("truncate {name} 0"));
+        example(&format!("blockers {name}"));
+        example("stale");
+    }
+    example("fail-flush on");
+    example(if config.power_cut_model { "power-cut" } else { "flush-stats" });
+    text
+}
+
+/// How the guest of a port stands, for people and for programs.
+pub(super) fn guest(machine: &Machine, port: &Port) -> (String, Value) {
+    let socket = port.socket.display();
+    let mut text = format!("{socket}");
+    let mut data = json!({ "socket": port.socket, "file": port.file, "port": port.pid() });
+    if let Some(file) = &port.file {
+        let _ = write!(text, " ({file})");
+    }
+    let ended = port.has_ended();
+    let Some(guest) = port.guest() else {
+        data["state"] = json!(if ended { "ended" } else { "none" });
+        text += if ended { ": its port has ended; no guest can attach any more\n" } else { ": no guest\n" };
+        return (text, data);
+    };
+    let (state, words) = standing(&guest, ended);
+    // ORDERING: Relaxed: numbers, each right by itself.
+    let (pieces, attaches) = (guest.pieces.load(Ordering::Relaxed), guest.attaches.load(Ordering::Relaxed));
+    let process = guest.holds.as_ref().map(|holds| holds.task.pid().0);
+    let since_ns = machine.waits().now().since(guest.since);
+    let _ = write!(text, ": {}, {words}", guest.who());
+    if let Some(process) = process {
+        let _ = write!(text, "; process {process} has the file for it");
+    }
+    let _ = writeln!(text, "; attached for {:.1} s", since_ns as f64 / 1e9);
+    data["state"] = json!(state);
+    data["qemu"] = json!(guest.pid);
+    data["process"] = json!(process);
+    data["pieces"] = json!(pieces);
+    data["attaches"] = json!(attaches);
+    data["attached_ns"] = json!(since_ns);
+    (text, data)
+}
+
+fn standing(guest: &Guest, port_ended: bool) -> (&'static str, String) {
+    // ORDERING: Relaxed: numbers, each right by itself.
+    let (pieces, attaches) = (guest.pieces.load(Ordering::Relaxed), guest.attaches.load(Ordering::Relaxed));
+    match () {
+        () if port_ended => ("port-lost", "whose port has died: what it has mapped it keeps until it ends".to_owned()),
+        () if guest.is_revoked() => ("revoked", "from which it was taken: flushes fail".to_owned()),
+        () if pieces > 0 => ("mapped", format!("{} mapped", counted(pieces, "piece"))),
+        () if attaches > 0 => ("unmapped", "nothing mapped until its next reset".to_owned()),
+        () => ("connected", "connected, no driver so far".to_owned()),
+    }
+}
+
+/// What a guest reaches that is no longer its file's.
+pub(super) fn stale(port: &Port, guest: &Guest, exposure: &Exposure) -> (String, Value) {
+    let text = format!(
+        "{}: {}: stale_guest_exposed_bytes {}, orphaned bytes {}\n",
+        port.socket.display(),
+        guest.who(),
+        exposure.exposed_bytes,
+        exposure.orphaned_bytes,
+    );
+    let pieces: Vec<Value> = exposure
+        .pieces
+        .iter()
+        .map(
+            |piece| json!({ "file_offset": piece.file_offset, "device_offset": piece.device_offset, "len": piece.len }),
+        )
+        .collect();
+    let data = json!({
+        "socket": port.socket, "file": port.file, "qemu": guest.pid,
+        "stale_guest_exposed_bytes": exposure.exposed_bytes, "orphaned_bytes": exposure.orphaned_bytes, "pieces": pieces,
+    });
+    (text, data)
+}
+
+/// `RemoteAccessError` as `remote access error`.
+pub(super) fn spaced(debug: &str) -> String {
+    let mut words = String::new();
+    for c in debug.chars() {
+        if c.is_uppercase() && !words.is_empty() {
+            words.push(' ');
+        }
+        words.extend(c.to_lowercase());
+    }
+    words
+}
