@@ -160,13 +160,12 @@ impl<'a> Boot<'a> {
         // The parent's copies of the other ends go with the command: only QEMU holds them now.
         drop(command);
         let said = Arc::new(Mutex::new(Console::default()));
-        keep(console, &said);
-        if let Some(stderr) = process.stderr.take() {
-            keep(stderr, &said);
-        }
+        let mut readers = vec![keep(console, &said)];
+        readers.extend(process.stderr.take().map(|stderr| keep(stderr, &said)));
         let lines = Lines { from: commands, buffer: Vec::new() };
         let name = format!("{} ({})", self.machine.name, self.machine.versions);
-        let mut guest = Guest { name, process, lines, console: said, boot: (token, String::new()), limit: self.limit };
+        let mut guest =
+            Guest { name, process, lines, console: said, readers, boot: (token, String::new()), limit: self.limit };
         guest.wait_ready()?;
         Ok(guest)
     }
@@ -204,7 +203,7 @@ const ENDS: [&str; 2] = ["Kernel panic - not syncing", "KVM internal error"];
 const LOOK: Duration = Duration::from_millis(500);
 
 /// Reads all that `from` says into the tail, on a thread that ends with QEMU: a console nobody reads would stop the guest.
-fn keep(mut from: impl Read + Send + 'static, console: &Arc<Mutex<Console>>) {
+fn keep(mut from: impl Read + Send + 'static, console: &Arc<Mutex<Console>>) -> thread::JoinHandle<()> {
     let console = Arc::clone(console);
     thread::spawn(move || {
         let mut chunk = [0; 4096];
@@ -214,7 +213,7 @@ fn keep(mut from: impl Read + Send + 'static, console: &Arc<Mutex<Console>>) {
             let over = console.tail.len().saturating_sub(CONSOLE_MAX);
             console.tail.drain(..over);
         }
-    });
+    })
 }
 
 /// The second serial line, as lines.
@@ -277,6 +276,8 @@ pub(crate) struct Guest {
     process: Child,
     lines: Lines,
     console: Arc<Mutex<Console>>,
+    /// The threads that read it.
+    readers: Vec<thread::JoinHandle<()>>,
     /// What the guest says at its boots, and which boot it is in.
     boot: (String, String),
     limit: Duration,
@@ -478,6 +479,10 @@ impl Guest {
                 Err(NoLine::End) => {
                     // The socket's end comes a moment before the process's.
                     let _ = self.process.wait();
+                    // And the last words may be unread yet. A reader that panicked has nothing to add.
+                    for reader in self.readers.drain(..) {
+                        let _ = reader.join();
+                    }
                     return Err(self.gone(&format!("{waited}: the guest is gone")));
                 }
                 Err(NoLine::NotYet) => {}
