@@ -3,12 +3,12 @@
 //! It owns the command's arguments. Everything is checked before anything runs or is written: job, designs, output folder.
 
 use std::io::{ErrorKind, IsTerminal};
-use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::Args;
+use emulator::socket::{ListenError, PATH_MAX};
 use fs_sim::Sabotage;
 use fs_sim::design::Catalogue;
 use fs_sim::input::Duration;
@@ -131,24 +131,24 @@ pub(crate) fn run(args: RaceArgs) -> anyhow::Result<ExitCode> {
 fn listen(path: &Path) -> anyhow::Result<Server> {
     Server::listen(path).map_err(|error| {
         let at = path.display();
-        match error.kind() {
-            ErrorKind::AddrInUse if is_socket(path) => {
+        match &error {
+            ListenError::InUse { .. } => {
                 anyhow::anyhow!("--control {at}: somebody listens there already; choose another path")
             }
-            ErrorKind::AddrInUse => {
+            ListenError::NotASocket { .. } => {
                 anyhow::anyhow!("--control {at}: this is there, and no socket; choose another path")
             }
-            ErrorKind::InvalidInput => {
-                anyhow::anyhow!("--control {at}: {error}; a socket's path has at most 107 bytes, choose a shorter one")
+            ListenError::TooLong { len, .. } => {
+                anyhow::anyhow!(
+                    "--control {at}: {len} bytes; a socket's path has at most {PATH_MAX} bytes, choose a shorter one"
+                )
             }
-            ErrorKind::NotFound => anyhow::anyhow!("--control {at}: its folder does not exist"),
-            _ => exit::CannotRun(format!("no socket at {at}: {error}")).into(),
+            ListenError::Os { source, .. } if source.kind() == ErrorKind::NotFound => {
+                anyhow::anyhow!("--control {at}: its folder does not exist")
+            }
+            ListenError::Os { source, .. } => exit::CannotRun(format!("no socket at {at}: {source}")).into(),
         }
     })
-}
-
-fn is_socket(path: &Path) -> bool {
-    std::fs::symlink_metadata(path).is_ok_and(|metadata| metadata.file_type().is_socket())
 }
 
 /// Whose turn it is: a request that can't be met is the user's, a machine that can't meet it is not.

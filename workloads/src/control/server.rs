@@ -4,10 +4,10 @@
 //! a connection that sends nothing, too much or nonsense is answered or dropped, and the next one served.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::os::unix::fs::FileTypeExt;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
+use emulator::socket::{self, ListenError};
 use emulator::sync::atomic::{AtomicBool, Ordering};
 use emulator::sync::thread::{self, JoinHandle};
 use emulator::sync::{Arc, Mutex};
@@ -33,15 +33,9 @@ impl Server {
     /// Listens at `path`. A socket that nobody listens at any more is replaced.
     ///
     /// # Errors
-    /// The path is too long for a socket (107 bytes), in use, or can't be made.
-    pub fn listen(path: &Path) -> io::Result<Server> {
-        let listener = match UnixListener::bind(path) {
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse && is_left_behind(path) => {
-                std::fs::remove_file(path)?;
-                UnixListener::bind(path)?
-            }
-            other => other?,
-        };
+    /// [`ListenError`].
+    pub fn listen(path: &Path) -> Result<Server, ListenError> {
+        let listener = socket::listen(path)?;
         let shared = Arc::new(Shared::default());
         let served = Arc::clone(&shared);
         let thread = thread::spawn(move || {
@@ -60,12 +54,6 @@ impl Server {
     pub fn publish(&self, kernel: &Arc<Kernel>) {
         *self.shared.machine.lock() = Some(Arc::clone(kernel));
     }
-}
-
-/// Whether `path` is a socket at which nobody listens.
-fn is_left_behind(path: &Path) -> bool {
-    let socket = std::fs::symlink_metadata(path).is_ok_and(|metadata| metadata.file_type().is_socket());
-    socket && UnixStream::connect(path).is_err()
 }
 
 fn serve(mut stream: UnixStream, shared: &Shared) -> io::Result<()> {
