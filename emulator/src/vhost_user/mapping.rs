@@ -26,8 +26,8 @@ use crate::device::PAGE;
 use crate::sync::{Arc, Mutex};
 use crate::wait::WaitQueue;
 
-/// How long [`Mapping::unmap`] waits for a frontend that does not answer.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How long [`super::Server::unmap`] waits for a frontend that does not answer.
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What became of [`super::Server::unmap`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -129,12 +129,13 @@ impl Mapping {
         self.state.lock().mapped.clone()
     }
 
-    /// Has every piece unmapped, and waits for it.
-    pub(super) fn unmap(&self, waits: &Waits) -> Unmapped {
+    /// Has every piece unmapped, and waits for it, but not longer than `patience`.
+    pub(super) fn unmap(&self, waits: &Waits, patience: Duration, counters: &Counters) -> Unmapped {
         let pieces = {
             let mut state = self.state.lock();
             state.attach = false;
             state.epoch += 1;
+            counters.revokes.add(1);
             if state.mapped.is_empty() || state.over {
                 return Unmapped { pieces: 0, acknowledged: true };
             }
@@ -142,7 +143,7 @@ impl Mapping {
             state.mapped.len()
         };
         self.wake.ring();
-        let acknowledged = waits.until(&self.settled, "the frontend to unmap", Some(PATIENCE), || {
+        let acknowledged = waits.until(&self.settled, "the frontend to unmap", Some(patience), || {
             let state = self.state.lock();
             // Who has no channel any more can't be asked, however long one waits.
             match (state.unmap && !state.over, &state.channel) {

@@ -204,7 +204,12 @@ mod tests {
     }
 
     fn region(guest_address: u64, size: u64, file_offset: u64) -> RegionInfo {
-        RegionInfo { guest_address, size, frontend_address: 0x7000_0000_0000 + guest_address, file_offset }
+        RegionInfo {
+            guest_address,
+            size,
+            frontend_address: 0x7000_0000_0000_u64.wrapping_add(guest_address),
+            file_offset,
+        }
     }
 
     const MIB: u64 = 1 << 20;

@@ -17,7 +17,7 @@ use vhost::vhost_user::{BackendReqHandler, Error};
 
 use super::backend::Backend;
 use super::channel::peek_channel;
-use super::mapping::{Mapping, Unmapped};
+use super::mapping::{Mapping, PATIENCE, Unmapped};
 use super::memory::FileId;
 use super::queue::Queue;
 use super::stats::{Counters, Stats};
@@ -91,7 +91,7 @@ impl Server {
     pub fn unmap(&self) -> Unmapped {
         let mapping = self.shared.connection.lock().as_ref().map(|connection| Arc::clone(&connection.mapping));
         match mapping {
-            Some(mapping) => mapping.unmap(&self.shared.waits),
+            Some(mapping) => mapping.unmap(&self.shared.waits, PATIENCE, &self.shared.counters),
             None => Unmapped { pieces: 0, acknowledged: true },
         }
     }

@@ -72,6 +72,8 @@ stats! {
     maps,
     /// Pieces unmapped.
     unmaps,
+    /// How often everything had to be unmapped.
+    revokes,
     /// How often a driver took the device after the first time of a connection: resets, reboots, rebinds.
     resets,
 }

@@ -195,8 +195,12 @@ impl Guest {
     }
 
     pub fn start_queue(&mut self) {
+        self.start_queue_at(self.avail);
+    }
+
+    pub fn start_queue_at(&mut self, base: u16) {
         self.frontend.set_vring_num(0, SIZE).unwrap();
-        self.frontend.set_vring_base(0, self.avail).unwrap();
+        self.frontend.set_vring_base(0, base).unwrap();
         self.frontend.set_vring_addr(0, &rings()).unwrap();
         self.frontend.set_vring_kick(0, &self.kick).unwrap();
         self.frontend.set_vring_call(0, &self.call).unwrap();
@@ -223,6 +227,10 @@ impl Guest {
 
     fn end(&mut self) {
         let _ = self.socket.shutdown(std::net::Shutdown::Both);
+        self.close_channel();
+    }
+
+    pub fn close_channel(&mut self) {
         if let Some((thread, socket)) = self.answering.take() {
             let _ = rustix::net::shutdown(&socket, rustix::net::Shutdown::Both);
             let _ = thread.join();

@@ -4,5 +4,7 @@
 #![allow(unreachable_pub, dead_code, reason = "a helper of one file is no interface")]
 
 mod guest;
+mod hostile;
 mod medium;
 mod orders;
+mod queue;

@@ -1,7 +1,57 @@
 //! The orders in which frontends speak: QEMU's, an old guest's, rebinds, reboots, one frontend after the other.
 
-use crate::guest::{Asked, Guest, willing};
-use crate::medium::{BYTES, Event, MIB, Served};
+use std::sync::mpsc::channel;
+
+use emulator::sync::Arc;
+use emulator::vhost_user::{Medium, Peer, Piece, Server, Unmapped, listen};
+use vhost::VhostBackend;
+use vhost::vhost_user::VhostUserFrontend;
+use vhost::vhost_user::message::{VhostUserConfigFlags, VhostUserProtocolFeatures};
+
+use crate::guest::{ALL, Asked, DEVICE, Guest, Policy, SHMEM_REGION, region, willing};
+use crate::medium::{BYTES, Event, MIB, Served, TestMedium};
+
+/// A guest that is up and running.
+fn running(served: &Served) -> Guest {
+    let mut guest = Guest::connect(&served.path());
+    guest.realise(willing());
+    guest.start();
+    assert_eq!(guest.was_asked(), Asked::Map(0, 0, BYTES));
+    guest
+}
+
+/// What QEMU does about pieces: it has one or has it not, and says which by its errors.
+fn like_qemu() -> Policy {
+    let mut mapped: Vec<(u64, u64, u64)> = Vec::new();
+    Box::new(move |asked| match asked {
+        Asked::Map(at, offset, len) if mapped.iter().all(|(other, _, _)| *other != at) => {
+            mapped.push((at, offset, len));
+            Ok(())
+        }
+        Asked::Unmap(at, offset, len) if mapped.contains(&(at, offset, len)) => {
+            mapped.retain(|piece| *piece != (at, offset, len));
+            Ok(())
+        }
+        _ => Err(14),
+    })
+}
+
+fn config(guest: &mut Guest) -> (u64, u64) {
+    let (_, bytes) = guest.frontend.get_config(0, 16, VhostUserConfigFlags::empty(), &[0; 16]).unwrap();
+    let word = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap());
+    (word(0), word(8))
+}
+
+fn fragments(pieces: u64) -> Vec<Piece> {
+    let len = BYTES / pieces / 4096 * 4096;
+    let piece = |at: u64| Piece {
+        guest_offset: at * len,
+        // The last of them first.
+        device_offset: BYTES - (at + 1) * len,
+        len,
+    };
+    (0..pieces).map(piece).collect()
+}
 
 #[test]
 fn a_guest_attaches_as_under_qemu_and_flushes() {
@@ -12,6 +62,9 @@ fn a_guest_attaches_as_under_qemu_and_flushes() {
     assert_eq!(served.medium.count(|event| *event == Event::Attach), 0, "before a driver took it");
     guest.start();
     assert_eq!(guest.was_asked(), Asked::Map(0, 0, BYTES));
+    // The second table, with the device in it.
+    let device = region(DEVICE, BYTES, 0x7e00_0000_0000, 0, &served.medium.file);
+    guest.frontend.set_mem_table(&[guest.ram_region(), device]).unwrap();
     assert_eq!(guest.flush(), 0);
     assert_eq!(guest.flush(), 0);
     assert_eq!(served.medium.flushes(), 2);
@@ -19,4 +72,366 @@ fn a_guest_attaches_as_under_qemu_and_flushes() {
     assert_eq!((stats.requests, stats.flushes, stats.failed, stats.malformed), (2, 2, 0, 0), "{stats:?}");
     assert_eq!((stats.maps, stats.resets, stats.problem.clone()), (1, 0, None), "{stats:?}");
     assert!(served.server.is_connected());
+}
+
+#[test]
+fn the_medium_learns_who_connected() {
+    let served = Served::new();
+    let mut guest = Guest::connect(&served.path());
+    guest.realise(willing());
+    let peer = Peer { pid: Some(std::process::id()) };
+    assert_eq!(*served.medium.events.lock(), [Event::Connect(peer)]);
+}
+
+#[test]
+fn a_rebind_maps_again_and_counts_from_zero() {
+    let served = Served::new();
+    let mut guest = running(&served);
+    for round in 1..=5 {
+        assert_eq!(guest.flush(), 0);
+        guest.reset();
+        guest.start();
+        assert_eq!(guest.was_asked(), Asked::Map(0, 0, BYTES), "round {round}");
+        assert_eq!(served.server.stats().resets, round);
+    }
+    assert_eq!(guest.flush(), 0);
+    assert_eq!(served.medium.count(|event| *event == Event::Attach), 6);
+}
+
+#[test]
+fn a_machine_that_was_stopped_and_goes_on_keeps_its_pieces() {
+    let served = Served::new();
+    let mut guest = Guest::connect(&served.path());
+    guest.realise(like_qemu());
+    guest.start();
+    guest.was_asked();
+    assert_eq!(guest.flush(), 0);
+    // No reset: QEMU still has the piece, the rings go on where they were.
+    assert_eq!(guest.frontend.get_vring_base(0).unwrap(), 1);
+    guest.start();
+    assert_eq!(guest.was_asked(), Asked::Map(0, 0, BYTES), "refused, because it is there");
+    assert_eq!(guest.flush(), 0);
+    assert_eq!(served.server.unmap(), Unmapped { pieces: 1, acknowledged: true });
+    assert_eq!(guest.was_asked(), Asked::Unmap(0, 0, BYTES));
+    assert_eq!(served.server.stats().problem, None);
+}
+
+#[test]
+fn pieces_that_are_the_devices_no_longer_go_before_the_new_ones_come() {
+    let served = Served::new();
+    let mut guest = Guest::connect(&served.path());
+    guest.realise(like_qemu());
+    guest.start();
+    assert_eq!(guest.was_asked(), Asked::Map(0, 0, BYTES));
+    *served.medium.pieces.lock() = fragments(2);
+    guest.frontend.get_vring_base(0).unwrap();
+    guest.start();
+    assert_eq!(guest.was_asked(), Asked::Unmap(0, 0, BYTES));
+    assert_eq!(guest.was_asked(), Asked::Map(0, BYTES / 2, BYTES / 2));
+    assert_eq!(guest.was_asked(), Asked::Map(BYTES / 2, 0, BYTES / 2));
+    assert_eq!(served.server.unmap(), Unmapped { pieces: 2, acknowledged: true });
+}
+
+#[test]
+fn an_old_guest_learns_the_start_once_it_was_seen() {
+    let served = Served::new();
+    let mut guest = Guest::connect(&served.path());
+    guest.features = ALL & !SHMEM_REGION;
+    guest.realise(willing());
+    assert_eq!(config(&mut guest), (0, BYTES), "before anything is mapped");
+    guest.start();
+    guest.was_asked();
+    let device = region(DEVICE, BYTES, 0x7e00_0000_0000, 0, &served.medium.file);
+    guest.frontend.set_mem_table(&[guest.ram_region(), device]).unwrap();
+    assert_eq!(config(&mut guest), (DEVICE, BYTES));
+    guest.reset();
+    guest.frontend.set_features(guest.features).unwrap();
+    guest.frontend.set_mem_table(&[guest.ram_region()]).unwrap();
+    assert_eq!(config(&mut guest), (DEVICE, BYTES), "it is where it was");
+    guest.frontend.set_config(0, VhostUserConfigFlags::empty(), &[7; 16]).unwrap();
+    assert_eq!(config(&mut guest), (DEVICE, BYTES), "it is the device's own");
+}
+
+#[test]
+fn a_fragmented_device_is_mapped_piece_by_piece() {
+    let served = Served::new();
+    *served.medium.pieces.lock() = fragments(128);
+    let mut guest = Guest::connect(&served.path());
+    guest.realise(willing());
+    guest.start();
+    for piece in fragments(128) {
+        assert_eq!(guest.was_asked(), Asked::Map(piece.guest_offset, piece.device_offset, piece.len));
+        // QEMU adds what it mapped, slot by slot.
+        let device = region(DEVICE + piece.guest_offset, piece.len, 1 << 45, piece.device_offset, &served.medium.file);
+        guest.frontend.add_mem_region(&device).unwrap();
+    }
+    assert!(guest.frontend.get_max_mem_slots().unwrap() >= 129);
+    assert_eq!(config(&mut guest).0, DEVICE);
+    assert_eq!(guest.flush(), 0);
+    assert_eq!(served.server.unmap(), Unmapped { pieces: 128, acknowledged: true });
+    for piece in fragments(128) {
+        assert_eq!(guest.was_asked(), Asked::Unmap(piece.guest_offset, piece.device_offset, piece.len));
+        let device = region(DEVICE + piece.guest_offset, piece.len, 1 << 45, piece.device_offset, &served.medium.file);
+        guest.frontend.remove_mem_region(&device).unwrap();
+    }
+    let stats = served.server.stats();
+    assert_eq!((stats.maps, stats.unmaps, stats.problem), (128, 128, None));
+}
+
+#[test]
+fn pieces_that_are_no_device_are_not_mapped() {
+    let whole = Piece { guest_offset: 0, device_offset: 0, len: BYTES };
+    for (pieces, says) in [
+        (vec![Piece { len: BYTES - 4096, ..whole }], "for a device of"),
+        (vec![Piece { device_offset: 512, ..whole }], "multiples of 4096"),
+        (vec![Piece { len: 100, ..whole }], "multiples of 4096"),
+        (vec![Piece { len: 0, ..whole }], "multiples of 4096"),
+        (vec![Piece { device_offset: u64::MAX - 4095, ..whole }], "multiples of 4096"),
+        (vec![Piece { guest_offset: 4096, ..whole }], "end at 0"),
+        (vec![whole, whole], "end at 6291456"),
+        (fragments(129), "at most 128"),
+    ] {
+        let served = Served::new();
+        *served.medium.pieces.lock() = pieces;
+        let (attaching, go_on) = served.medium.hold_attaches();
+        let mut guest = Guest::connect(&served.path());
+        guest.realise(willing());
+        guest.start();
+        attaching.recv().unwrap();
+        go_on.send(()).unwrap();
+        assert_eq!(guest.flush(), 0);
+        // The first attach is over when the second begins.
+        guest.frontend.set_features(ALL).unwrap();
+        attaching.recv().unwrap();
+        assert!(guest.asked.try_recv().is_err());
+        go_on.send(()).unwrap();
+        let stats = served.server.stats();
+        let problem = stats.problem.unwrap();
+        assert!(stats.maps == 0 && problem.starts_with("nothing is mapped: ") && problem.contains(says), "{problem}");
+    }
+}
+
+#[test]
+fn a_revoke_unmaps_what_is_mapped_and_a_later_driver_gets_what_there_is() {
+    let served = Served::new();
+    assert_eq!(served.server.unmap(), Unmapped { pieces: 0, acknowledged: true }, "nobody is there");
+    let mut guest = running(&served);
+    let pieces = std::mem::take(&mut *served.medium.pieces.lock());
+    assert_eq!(served.server.unmap(), Unmapped { pieces: 1, acknowledged: true });
+    assert_eq!(guest.was_asked(), Asked::Unmap(0, 0, BYTES));
+    assert_eq!(served.server.unmap(), Unmapped { pieces: 0, acknowledged: true }, "once is enough");
+    guest.reset();
+    let (attaching, go_on) = served.medium.hold_attaches();
+    guest.start();
+    attaching.recv().unwrap();
+    go_on.send(()).unwrap();
+    *served.medium.pieces.lock() = pieces;
+    guest.reset();
+    guest.start();
+    attaching.recv().unwrap();
+    go_on.send(()).unwrap();
+    // Either of the two mapped it, depending on when it looked; none asked for anything else.
+    assert_eq!(guest.was_asked(), Asked::Map(0, 0, BYTES));
+    assert_eq!(guest.flush(), 0);
+}
+
+#[test]
+fn a_revoke_while_the_medium_is_being_asked_wins() {
+    let served = Served::new();
+    let (attaching, go_on) = served.medium.hold_attaches();
+    let mut guest = Guest::connect(&served.path());
+    guest.realise(willing());
+    guest.start();
+    attaching.recv().unwrap();
+    assert_eq!(served.server.unmap(), Unmapped { pieces: 0, acknowledged: true });
+    go_on.send(()).unwrap();
+    assert_eq!(guest.flush(), 0);
+    // The first attach is over when the second begins.
+    guest.frontend.set_features(ALL).unwrap();
+    attaching.recv().unwrap();
+    assert!(guest.asked.try_recv().is_err());
+    go_on.send(()).unwrap();
+    assert_eq!(guest.was_asked(), Asked::Map(0, 0, BYTES), "for the driver that came later");
+}
+
+#[test]
+fn a_revoke_between_two_pieces_wins() {
+    let served = Served::new();
+    *served.medium.pieces.lock() = fragments(3);
+    let mut guest = Guest::connect(&served.path());
+    let (second, is_second) = channel();
+    let (answer, answers) = channel::<()>();
+    guest.realise(Box::new(move |asked| {
+        if matches!(asked, Asked::Map(at, ..) if at == BYTES / 3) {
+            second.send(()).unwrap();
+            answers.recv().unwrap();
+        }
+        Ok(())
+    }));
+    guest.start();
+    is_second.recv().unwrap();
+    std::thread::scope(|scope| {
+        let unmap = scope.spawn(|| served.server.unmap());
+        while served.server.stats().revokes == 0 {
+            std::thread::yield_now();
+        }
+        answer.send(()).unwrap();
+        assert_eq!(unmap.join().unwrap(), Unmapped { pieces: 2, acknowledged: true });
+    });
+    let third = BYTES / 3;
+    assert_eq!(guest.was_asked(), Asked::Map(0, 2 * third, third));
+    assert_eq!(guest.was_asked(), Asked::Map(third, third, third));
+    assert_eq!(guest.was_asked(), Asked::Unmap(0, 2 * third, third));
+    assert_eq!(guest.was_asked(), Asked::Unmap(third, third, third));
+    assert_eq!(guest.flush(), 0);
+    assert!(guest.asked.try_recv().is_err());
+}
+
+#[test]
+fn a_frontend_that_refuses_a_piece_gets_none() {
+    let served = Served::new();
+    *served.medium.pieces.lock() = fragments(3);
+    let third = BYTES / 3;
+    let mut guest = Guest::connect(&served.path());
+    guest.realise(Box::new(
+        move |asked| if matches!(asked, Asked::Map(at, ..) if at == 2 * third) { Err(22) } else { Ok(()) },
+    ));
+    guest.start();
+    for at in [0, third, 2 * third] {
+        assert_eq!(guest.was_asked(), Asked::Map(at, BYTES - at - third, third));
+    }
+    for at in [0, third] {
+        assert_eq!(guest.was_asked(), Asked::Unmap(at, BYTES - at - third, third));
+    }
+    let problem = served.server.stats().problem.unwrap();
+    assert!(problem.contains("the frontend refused") && problem.contains("-22"), "{problem}");
+    assert_eq!(guest.flush(), 0, "the queue is none the worse");
+}
+
+#[test]
+fn nothing_is_mapped_for_who_can_not_acknowledge() {
+    let needed = [VhostUserProtocolFeatures::SHMEM, VhostUserProtocolFeatures::REPLY_ACK];
+    for missing in needed {
+        let served = Served::new();
+        let mut guest = Guest::connect(&served.path());
+        guest.negotiate(VhostUserProtocolFeatures::all() & !missing);
+        guest.give_channel(willing());
+        guest.start();
+        assert_eq!(guest.flush(), 0);
+        while served.server.stats().problem.is_none() {
+            std::thread::yield_now();
+        }
+        assert!(served.server.stats().problem.unwrap().starts_with("nothing is mapped: the frontend did not"));
+        assert_eq!(served.medium.count(|event| *event == Event::Attach), 0);
+    }
+}
+
+#[test]
+fn one_frontend_after_the_other() {
+    let served = Served::new();
+    let gone = served.medium.tell_gone();
+    for _ in 0..3 {
+        let mut guest = running(&served);
+        assert_eq!(guest.flush(), 0);
+        guest.hang_up();
+        gone.recv().unwrap();
+    }
+    let events = served.medium.events.lock().clone();
+    assert_eq!(events.len(), 12);
+    for one in events.chunks(4) {
+        assert!(matches!(one, [Event::Connect(_), Event::Attach, Event::Flush, Event::Gone]), "{one:?}");
+    }
+    assert_eq!(served.server.stats().broken, 0);
+}
+
+#[test]
+fn a_second_frontend_waits_for_the_end_of_the_first() {
+    let served = Served::new();
+    let first = running(&served);
+    std::thread::scope(|scope| {
+        let second = scope.spawn(|| running(&served).flush());
+        first.hang_up();
+        assert_eq!(second.join().unwrap(), 0);
+    });
+    let events = served.medium.events.lock().clone();
+    let ends: Vec<_> = events.iter().filter(|event| matches!(event, Event::Connect(_) | Event::Gone)).collect();
+    assert!(matches!(ends[..3], [Event::Connect(_), Event::Gone, Event::Connect(_)]), "{ends:?}");
+}
+
+#[test]
+fn two_guests_do_not_wait_for_one_another() {
+    let (slow, quick) = (Served::new(), Served::new());
+    let (flushing, end) = slow.medium.hold_flushes();
+    let (mut first, mut second) = (running(&slow), running(&quick));
+    first.request(0, 0);
+    first.kick();
+    flushing.recv().unwrap();
+    assert_eq!(second.flush(), 0);
+    assert_eq!(first.used_index(), 0);
+    end.send(Ok(())).unwrap();
+    assert_eq!(first.answer(), (0, 4));
+}
+
+#[test]
+fn who_is_not_wanted_is_sent_away_and_the_next_is_served() {
+    let served = Served::new();
+    *served.medium.admit.lock() = Err("the file is gone".to_owned());
+    let guest = Guest::connect(&served.path());
+    assert!(guest.frontend.get_features().is_err());
+    assert_eq!(served.server.stats().problem.as_deref(), Some("connection refused: the file is gone"));
+    *served.medium.admit.lock() = Ok(BYTES);
+    assert_eq!(running(&served).flush(), 0);
+    assert_eq!(served.server.stats().refused, 1);
+    assert!(matches!(served.medium.events.lock()[0], Event::Connect(_)), "nobody else was there");
+}
+
+#[test]
+fn a_medium_of_no_size_a_guest_can_have_is_given_up_again() {
+    for bytes in [0, MIB, 3 * MIB, u64::MAX, 2 << 40] {
+        let served = Served::new();
+        let gone = served.medium.tell_gone();
+        *served.medium.admit.lock() = Ok(bytes);
+        let guest = Guest::connect(&served.path());
+        assert!(guest.frontend.get_features().is_err());
+        gone.recv().unwrap();
+        assert!(served.server.stats().problem.unwrap().contains("multiple of 2 MiB"));
+        assert_eq!(served.medium.gones(), 1);
+    }
+}
+
+#[test]
+fn a_joined_server_serves_its_guest_to_the_end_and_nobody_else() {
+    let Served { folder, medium, server } = Served::new();
+    let path = folder.path().join("guest.sock");
+    let mut guest = Guest::connect(&path);
+    guest.realise(willing());
+    guest.start();
+    std::thread::scope(|scope| {
+        let join = scope.spawn(|| server.join());
+        assert_eq!(guest.flush(), 0);
+        guest.reset();
+        guest.start();
+        assert_eq!(guest.flush(), 0);
+        guest.hang_up();
+        join.join().unwrap();
+    });
+    assert_eq!(medium.gones(), 1);
+    assert!(!path.exists());
+}
+
+#[test]
+fn a_dropped_server_hangs_up() {
+    let Served { folder, medium, server } = Served::new();
+    let path = folder.path().join("guest.sock");
+    let mut guest = Guest::connect(&path);
+    guest.realise(willing());
+    guest.start();
+    drop(server);
+    assert!(guest.frontend.get_features().is_err());
+    assert_eq!(medium.gones(), 1);
+    assert!(!path.exists());
+    // The path is free again at once.
+    let server = Server::start(listen(&path).unwrap(), Arc::clone(&medium) as Arc<dyn Medium>).unwrap();
+    drop(server);
+    drop(TestMedium::new());
 }
