@@ -1,8 +1,8 @@
 //! A guest export: a file that a virtual machine has as its persistent memory.
 //!
 //! It owns the file's open description, lease and pins for as long as the guest is attached. Invariants: an export holds what
-//! the design's gate demands (an exclusive lease where it demands any) and long-term pins over the whole file, or it does not
-//! exist; revoked, it has no pieces, and flushes fail from then on, for good; its lease ends with it, never before its pins.
+//! the design's gate demands (an exclusive lease where it demands any) and long-term pins over the whole file (none under `fault`,
+//! see below), or it does not exist; revoked, it has no pieces, and flushes fail from then on, for good; its lease ends with it, never before its pins.
 //! Kernel counterpart: none; QEMU's `memory-backend-file,share=on` over a DAX file, pinned by vfio, and virtio-pmem's flush
 //! (drivers/nvdimm/virtio_pmem.c; VirtIO 1.3 section 5.19).
 //!
@@ -54,8 +54,9 @@ pub struct GuestPiece {
 /// The mapping of an export in a virtual machine, which this kernel can only ask for its end.
 pub trait GuestMapping: Send + Sync + 'static {
     /// Demands that no piece of the export stays mapped, nor is mapped again. Its completion is [`GuestExport::unmapped`], from
-    /// inside this call or later from anywhere. Called at most once, with no lock held; must return without waiting. It can come before the call that made the export has returned, and at the same
-    /// time as [`GuestExport::pieces`] hands pieces out: those are to be unmapped as well.
+    /// inside this call or later from anywhere. Called at most once, with no lock held; must return without waiting. It can come
+    /// before the call that made the export has returned, and at the same time as [`GuestExport::pieces`] hands pieces out: those
+    /// are to be unmapped as well.
     fn unmap(&self);
 
     /// Who it is, for people, such as `guest at /run/a.sock, QEMU process 4711`. Must neither wait nor call the kernel.
