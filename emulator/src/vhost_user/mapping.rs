@@ -293,3 +293,75 @@ impl Mapping {
         self.settled.wake_all();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+    use crate::sync::thread;
+    use crate::vhost_user::{FlushError, Peer};
+
+    struct OnePiece(std::fs::File);
+
+    const BYTES: u64 = 2 << 20;
+
+    impl Medium for OnePiece {
+        fn fd(&self) -> BorrowedFd<'_> {
+            self.0.as_fd()
+        }
+
+        fn connect(&self, _peer: Peer) -> Result<u64, String> {
+            Ok(BYTES)
+        }
+
+        fn attach(&self) -> Vec<Piece> {
+            vec![Piece { guest_offset: 0, device_offset: 0, len: BYTES }]
+        }
+
+        fn flush(&self) -> Result<(), FlushError> {
+            Ok(())
+        }
+
+        fn gone(&self) {}
+    }
+
+    #[test]
+    fn who_does_not_answer_is_not_waited_for_for_ever_and_still_asked() {
+        let medium = OnePiece(std::fs::File::open("/dev/null").unwrap());
+        let (mapping, counters, waits) = (Mapping::new(BYTES).unwrap(), Counters::default(), Waits::new());
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        mapping.set_channel(Channel::new(ours.into()));
+        let answer = |code: u32| {
+            rustix::net::send(
+                &theirs,
+                &[code, 5, 8, 0, 0].map(u32::to_ne_bytes).concat(),
+                rustix::net::SendFlags::empty(),
+            )
+            .unwrap();
+        };
+        thread::scope(|scope| {
+            scope.spawn(|| mapping.run(&medium, &counters));
+            mapping.attach();
+            answer(9);
+            while counters.snapshot().maps == 0 {
+                thread::yield_now();
+            }
+            let unmapped = mapping.unmap(&waits, Duration::from_millis(1), &counters);
+            assert_eq!(unmapped, Unmapped { pieces: 1, acknowledged: false });
+            assert_eq!(mapping.mapped(), medium.attach(), "it may still be there");
+            // A driver that comes now has to wait until it is gone.
+            mapping.attach();
+            answer(10);
+            answer(9);
+            while counters.snapshot().maps == 1 {
+                thread::yield_now();
+            }
+            assert_eq!(counters.snapshot().unmaps, 1);
+            answer(10);
+            let unmapped = mapping.unmap(&waits, PATIENCE, &counters);
+            assert_eq!(unmapped, Unmapped { pieces: 1, acknowledged: true });
+            mapping.end();
+        });
+    }
+}

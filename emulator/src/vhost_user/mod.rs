@@ -9,6 +9,8 @@
 pub mod attach;
 mod backend;
 mod channel;
+#[doc(hidden)]
+pub mod fuzz;
 mod mapping;
 mod memory;
 pub mod pmem;

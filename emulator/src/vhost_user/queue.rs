@@ -243,18 +243,20 @@ impl Queue {
         (!state.over).then(|| state.kick.clone())
     }
 
-    /// Answers whatever waits, until nothing does and the guest is going to tell of the next. `batch` is scratch.
+    /// Answers whatever waits, until nothing does and the guest is going to tell of the next. `batch` is scratch. A guest that
+    /// goes on asking keeps the thread here, but no lock: [`Queue::stop`] and [`Queue::end`] come through.
     pub(super) fn drain(&self, medium: &dyn Medium, counters: &Counters, batch: &mut Vec<Chain>) {
-        loop {
-            match self.look(counters, batch) {
-                Look::Nothing => return,
-                Look::Again => {}
-                Look::Requests => {
-                    let flushed = flush(medium, counters, batch);
-                    self.answer(counters, batch, flushed);
-                }
-            }
+        while self.round(medium, counters, batch) {}
+    }
+
+    /// Answers what waits now; false if there was nothing, and nothing to look for until the guest tells.
+    pub(super) fn round(&self, medium: &dyn Medium, counters: &Counters, batch: &mut Vec<Chain>) -> bool {
+        let look = self.look(counters, batch);
+        if look == Look::Requests {
+            let flushed = flush(medium, counters, batch);
+            self.answer(counters, batch, flushed);
         }
+        look != Look::Nothing
     }
 
     /// Takes what waits into `batch`.

@@ -64,14 +64,7 @@ impl Server {
     pub fn start(listener: UnixListener, medium: Arc<dyn Medium>) -> io::Result<Server> {
         // Who was there when the thread looked may have gone when it accepts.
         listener.set_nonblocking(true)?;
-        let shared = Arc::new(Shared {
-            counters: Arc::default(),
-            waits: Arc::new(Waits::new()),
-            connection: Mutex::new(None),
-            closing: AtomicBool::new(false),
-            aborting: AtomicBool::new(false),
-            wake: Wake::new()?,
-        });
+        let shared = Arc::new(Shared::new()?);
         let served = Arc::clone(&shared);
         let name = Name::of(&listener);
         let thread = thread::spawn(move || {
@@ -137,6 +130,17 @@ impl Drop for Server {
 }
 
 impl Shared {
+    fn new() -> io::Result<Shared> {
+        Ok(Shared {
+            counters: Arc::default(),
+            waits: Arc::new(Waits::new()),
+            connection: Mutex::new(None),
+            closing: AtomicBool::new(false),
+            aborting: AtomicBool::new(false),
+            wake: Wake::new()?,
+        })
+    }
+
     fn accept(&self, listener: &UnixListener, medium: &Arc<dyn Medium>) {
         while !self.closing.load(Ordering::SeqCst) {
             match wait_readable([listener.as_fd(), self.wake.as_fd()]) {
@@ -231,6 +235,13 @@ impl Shared {
             connection.hang_up();
         })
     }
+}
+
+/// Serves one connection on this thread, to its end.
+pub(super) fn serve_one(socket: UnixStream, medium: &Arc<dyn Medium>) -> io::Result<Stats> {
+    let shared = Shared::new()?;
+    shared.admit(socket, medium);
+    Ok(shared.counters.snapshot())
 }
 
 /// A connection and its threads. Its end, by whatever way, is theirs.

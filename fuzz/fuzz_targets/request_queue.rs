@@ -1,0 +1,4 @@
+//! Any bytes, as `emulator::vhost_user::fuzz::request_queue` reads them.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| emulator::vhost_user::fuzz::request_queue(data));
