@@ -68,6 +68,10 @@ fn a_guest_attaches_as_under_qemu_and_flushes() {
     assert_eq!(guest.flush(), 0);
     assert_eq!(guest.flush(), 0);
     assert_eq!(served.medium.flushes(), 2);
+    // Counted when the answer is there, which the frontend gives after it said what it was asked.
+    while served.server.stats().maps == 0 {
+        std::thread::yield_now();
+    }
     let stats = served.server.stats();
     assert_eq!((stats.requests, stats.flushes, stats.failed, stats.malformed), (2, 2, 0, 0), "{stats:?}");
     assert_eq!((stats.maps, stats.resets, stats.problem.clone()), (1, 0, None), "{stats:?}");

@@ -103,6 +103,7 @@ fn the_queue_wraps_around_its_indices() {
     (guest.avail, guest.used) = (65530, 65530);
     guest.memory.write_obj(65530_u16, GuestAddress(AVAIL + 2)).unwrap();
     guest.memory.write_obj(65530_u16, GuestAddress(USED + 2)).unwrap();
+    guest.memory.write_obj(65530_u16, GuestAddress(AVAIL + 4 + u64::from(SIZE) * 2)).unwrap();
     guest.start();
     for _ in 0..40 {
         assert_eq!(guest.flush(), 0);
