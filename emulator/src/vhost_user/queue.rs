@@ -310,6 +310,14 @@ impl State {
     }
 
     fn look(&mut self, batch: &mut Vec<Chain>) -> Result<Look, Broken> {
+        self.take(batch)?;
+        if !batch.is_empty() {
+            return Ok(Look::Requests);
+        }
+        Ok(if self.ask_to_be_told()? { Look::Again } else { Look::Nothing })
+    }
+
+    fn take(&mut self, batch: &mut Vec<Chain>) -> Result<(), Broken> {
         batch.clear();
         let (ring, memory) = (&mut self.ring, &self.memory);
         if !ring.is_valid(memory) {
@@ -318,12 +326,12 @@ impl State {
         ring.disable_notification(memory)?;
         // As many as the table has, at most: the iterator refuses an index that runs further ahead.
         batch.extend(ring.iter(memory)?.map(|chain| parse(chain, memory)));
-        if !batch.is_empty() {
-            return Ok(Look::Requests);
-        }
-        // A request that came before the guest saw that it is to tell of them is seen here, or it tells.
-        let missed = ring.enable_notification(memory)?;
-        Ok(if missed { Look::Again } else { Look::Nothing })
+        Ok(())
+    }
+
+    /// Asks the guest to tell of the next request. Returns whether one came before it knew: of that one it does not tell.
+    fn ask_to_be_told(&mut self) -> Result<bool, Broken> {
+        Ok(self.ring.enable_notification(&self.memory)?)
     }
 
     /// Returns whether the guest is to be told.
@@ -423,5 +431,80 @@ fn make_nonblocking(fd: &OwnedFd) -> std::io::Result<()> {
 fn ring_bell(bell: Option<&OwnedFd>) {
     if let Some(bell) = bell {
         let _rung = rustix::io::write(bell.as_fd(), &1_u64.to_ne_bytes());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sync::thread;
+
+    /// A queue of 4 with one FLUSH in it: table at 0, available ring at 0x100, used ring at 0x200.
+    fn waiting() -> (Queue, GuestMemoryMmap) {
+        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x1000)]).unwrap();
+        for (at, addr, flags, next) in [(0_u64, 0x400_u64, 1_u16, 1_u16), (16, 0x410, 2, 0)] {
+            memory.write_obj(addr, GuestAddress(at)).unwrap();
+            memory.write_obj(4_u32, GuestAddress(at + 8)).unwrap();
+            memory.write_obj(flags, GuestAddress(at + 12)).unwrap();
+            memory.write_obj(next, GuestAddress(at + 14)).unwrap();
+        }
+        memory.write_obj(1_u16, GuestAddress(0x102)).unwrap();
+        let queue = Queue::new().unwrap();
+        queue.set_memory(memory.clone());
+        queue.set_size(4).unwrap();
+        queue.set_rings(0, 0x100, 0x200).unwrap();
+        queue.set_enabled(true);
+        queue.start(rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC).unwrap());
+        (queue, memory)
+    }
+
+    #[test]
+    fn a_stop_waits_until_what_was_taken_is_answered() {
+        let (queue, memory) = waiting();
+        let (counters, waits, mut batch) = (Counters::default(), Waits::new(), Vec::new());
+        assert_eq!(queue.look(&counters, &mut batch), Look::Requests);
+        thread::scope(|scope| {
+            let stop = scope.spawn(|| queue.stop(&waits));
+            while !queue.idle.has_sleepers() {
+                assert!(!stop.is_finished(), "it did not wait");
+                thread::yield_now();
+            }
+            assert_eq!(memory.read_obj::<u16>(GuestAddress(0x202)).unwrap(), 0);
+            queue.answer(&counters, &batch, true);
+            assert_eq!(stop.join().unwrap(), 1);
+        });
+        assert_eq!(memory.read_obj::<u16>(GuestAddress(0x202)).unwrap(), 1);
+        assert_eq!(queue.look(&counters, &mut batch), Look::Nothing, "it does not run");
+    }
+
+    #[test]
+    fn a_request_that_comes_while_the_guest_is_asked_to_tell_is_seen() {
+        for event_idx in [false, true] {
+            let (queue, memory) = waiting();
+            queue.set_event_idx(event_idx);
+            let (counters, mut batch) = (Counters::default(), Vec::new());
+            assert_eq!(queue.look(&counters, &mut batch), Look::Requests);
+            queue.answer(&counters, &batch, true);
+            let state = &mut *queue.state.lock();
+            state.take(&mut batch).unwrap();
+            assert!(batch.is_empty());
+            // Now: it was not told to tell, and does not.
+            memory.write_obj(2_u16, GuestAddress(0x102)).unwrap();
+            assert!(state.ask_to_be_told().unwrap());
+            assert_eq!(state.look(&mut batch).unwrap(), Look::Requests);
+            state.ring.set_next_avail(2);
+            assert_eq!(state.look(&mut batch).unwrap(), Look::Nothing);
+        }
+    }
+
+    #[test]
+    fn an_abandoned_queue_keeps_nobody() {
+        let (queue, memory) = waiting();
+        let (counters, waits, mut batch) = (Counters::default(), Waits::new(), Vec::new());
+        assert_eq!(queue.look(&counters, &mut batch), Look::Requests);
+        queue.abandon();
+        assert_eq!(queue.stop(&waits), 1);
+        queue.answer(&counters, &batch, true);
+        assert_eq!(memory.read_obj::<u16>(GuestAddress(0x202)).unwrap(), 0, "the guest is not written to any more");
     }
 }
