@@ -134,6 +134,8 @@ struct Standing {
     taken: Option<Why>,
     /// Demands that are being carried out.
     unmapping: u32,
+    /// The most pieces that the guest is going to get.
+    pieces_max: usize,
     /// What the guest was given last.
     pieces: Arc<[Piece]>,
 }
@@ -225,7 +227,10 @@ impl Medium for Port {
             FromPort::Connected { number, pid: peer.pid }
         });
         let refused = match granted {
-            Ok(Granted::Device(bytes)) => return Ok(bytes),
+            Ok(Granted::Device { bytes, pieces }) => {
+                self.standing.lock().pieces_max = usize::try_from(pieces).unwrap_or(usize::MAX);
+                return Ok(bytes);
+            }
             Ok(Granted::No(why)) => why,
             Ok(other) => format!("the emulator's answer makes no sense: {other:?}"),
             Err(LinkError::Over) => "the emulator has ended".to_owned(),
@@ -237,6 +242,10 @@ impl Medium for Port {
         };
         self.standing.lock().connection = None;
         Err(refused)
+    }
+
+    fn pieces_max(&self) -> usize {
+        self.standing.lock().pieces_max
     }
 
     fn attach(&self) -> Vec<Piece> {

@@ -193,11 +193,11 @@ impl Port {
     fn connected(self: &Arc<Self>, machine: &Arc<Machine>, connection: u64, pid: Option<u32>) -> Granted {
         let named = pid.map_or("a process".to_owned(), |pid| format!("process {pid}"));
         match self.admit(machine, connection, pid) {
-            Ok((guest, bytes)) => {
+            Ok((guest, bytes, pieces)) => {
                 machine.tell(&format!("{}: {named} is attached{}", self.shown(), held(&guest)));
                 self.state.lock().guest = Some(guest);
                 self.changed.wake_all();
-                Granted::Device(bytes)
+                Granted::Device { bytes, pieces }
             }
             Err(why) => {
                 machine.tell(&format!("{}: {named} was turned away: {why}", self.shown()));
@@ -212,16 +212,16 @@ impl Port {
         machine: &Arc<Machine>,
         connection: u64,
         pid: Option<u32>,
-    ) -> Result<(Arc<Guest>, u64), String> {
-        let (holds, bytes) = match (machine.backing(), &self.file) {
+    ) -> Result<(Arc<Guest>, u64, u64), String> {
+        let (holds, bytes, pieces) = match (machine.backing(), &self.file) {
             (Backing::Files(kernel), Some(file)) => {
                 let who = pid.map_or("unknown process".to_owned(), |pid| format!("QEMU process {pid}"));
                 let who = format!("guest at {}, {who}", self.shown());
                 let mapping = Mapping { port: Arc::clone(self), connection, who };
                 let exported = files::export(kernel, file, Arc::new(mapping)).map_err(|error| error.to_string())?;
-                (Some(exported.holds), exported.bytes)
+                (Some(exported.holds), exported.bytes, exported.pieces)
             }
-            _ => (None, machine.device().bytes()),
+            _ => (None, machine.device().bytes(), 1),
         };
         let guest = Guest {
             connection,
@@ -233,7 +233,7 @@ impl Port {
             revoked: AtomicBool::new(false),
             process: pid.and_then(watch),
         };
-        Ok((Arc::new(guest), bytes))
+        Ok((Arc::new(guest), bytes, pieces))
     }
 
     /// The guest's driver takes the device: what it may map.
