@@ -37,11 +37,8 @@ pub(super) fn features() -> u64 {
 
 /// What a frontend may take.
 fn protocol_features(memory_slots: bool) -> VhostUserProtocolFeatures {
-    let slots = if memory_slots {
-        VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
-    } else {
-        VhostUserProtocolFeatures::empty()
-    };
+    let slots =
+        if memory_slots { VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS } else { VhostUserProtocolFeatures::empty() };
     slots
         | VhostUserProtocolFeatures::SHMEM
         | VhostUserProtocolFeatures::BACKEND_REQ
@@ -241,7 +238,10 @@ impl VhostUserBackendReqHandler for Backend {
     }
 
     fn set_protocol_features(&self, taken: u64) -> Result<()> {
-        check(taken & !protocol_features(self.memory_slots).bits() == 0, "SET_PROTOCOL_FEATURES takes features that were not offered")?;
+        check(
+            taken & !protocol_features(self.memory_slots).bits() == 0,
+            "SET_PROTOCOL_FEATURES takes features that were not offered",
+        )?;
         self.negotiated.lock().protocol = taken;
         Ok(())
     }

@@ -222,7 +222,11 @@ pub(super) fn export(
     }
 }
 
-fn export_by(task: &Task, name: &str, mapping: Arc<dyn GuestMapping>) -> Result<(Arc<GuestExport>, u64, u64), ExportError> {
+fn export_by(
+    task: &Task,
+    name: &str,
+    mapping: Arc<dyn GuestMapping>,
+) -> Result<(Arc<GuestExport>, u64, u64), ExportError> {
     let called = |call| move |errno| ExportError::Errno { call, errno };
     let fd = task.open(name, Flags::open(Access::BOTH)).map_err(called("open"))?;
     let bytes = task.stat(fd).map_err(called("stat"))?.size;

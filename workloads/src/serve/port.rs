@@ -76,8 +76,13 @@ pub fn main(socket: OwnedFd) -> io::Result<()> {
                     port.say(&FromPort::Reply { number, reply: Counted::Done });
                 }
                 ToPort::Count { number } => {
-                    let counters = port.counters(&server.stats());
-                    port.say(&FromPort::Reply { number, reply: Counted::Counters(counters) });
+                    let stats = server.stats();
+                    let reply = Counted::Counters { counters: port.counters(&stats), problem: stats.problem };
+                    port.say(&FromPort::Reply { number, reply });
+                }
+                ToPort::End { number } => {
+                    port.over.store(true, Ordering::SeqCst);
+                    port.say(&FromPort::Reply { number, reply: Counted::Done });
                 }
                 ToPort::Reply { number, reply } => port.link.replied(number, reply),
                 // Once only.

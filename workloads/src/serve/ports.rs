@@ -353,6 +353,7 @@ impl Port {
         if machine.is_ending() {
             return;
         }
+        let _reaped = self.has_died();
         machine.tell(&format!("{}: its port has ended unexpectedly; no guest can attach there any more", self.shown()));
         let Some(guest) = self.guest() else { return };
         let Some(process) = &guest.process else {
@@ -384,10 +385,10 @@ impl Port {
         self.link.ask(|number| ToPort::FailFlush { number, on }).map(|_| ())
     }
 
-    /// What its device counted.
-    pub(super) fn counters(&self) -> Result<BTreeMap<String, u64>, LinkError> {
+    /// What its device counted, and the last thing that went wrong there.
+    pub(super) fn counters(&self) -> Result<(BTreeMap<String, u64>, Option<String>), LinkError> {
         match self.link.ask(|number| ToPort::Count { number })? {
-            Counted::Counters(counters) => Ok(counters),
+            Counted::Counters { counters, problem } => Ok((counters, problem)),
             Counted::Done => Err(LinkError::Silent),
         }
     }
@@ -395,6 +396,8 @@ impl Port {
     /// Ends the link. With a guest the port lives on, and this is true; without one it ends, and this returns when it has.
     pub(super) fn part(&self) -> bool {
         let attached = self.guest().is_some();
+        // Once it has answered, no flush succeeds any more. One that is dead, or does not answer, finds the end of the link.
+        let _told = self.link.ask(|number| ToPort::End { number });
         self.link.hang_up();
         if attached && !self.has_died() {
             return true;
