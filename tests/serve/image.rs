@@ -8,7 +8,7 @@ use rustix::process::Signal;
 
 use crate::common::daxlab;
 use crate::guest::Guest;
-use crate::server::{MIB, Server, Watched, outcome};
+use crate::server::{MIB, Server, Watched, flush_until_it_fails, outcome};
 
 const ARGS: [&str; 6] = ["--control", "a.ctl", "--image", "img", "--size", "4MiB"];
 
@@ -94,7 +94,7 @@ fn a_killed_servers_guest_fails_and_has_what_it_flushed() {
     let port = port(&server);
     server.end(Signal::KILL);
     // What the guest asks can reach the port before the news of the emulator's end does; later it can't.
-    while guest.flush() == 0 {}
+    flush_until_it_fails(&mut guest);
     assert_eq!(guest.flush(), 1);
     assert_eq!(on_disk(dir, 3 * MIB as usize, 7), b"flushed");
     let (code, _, err) = serve_again(dir);

@@ -9,6 +9,8 @@ mod guest;
 
 mod bad_input;
 mod designs;
+mod ends;
 mod image;
+mod recipes;
 mod server;
 mod steering;

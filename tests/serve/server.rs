@@ -139,6 +139,11 @@ impl Drop for Server {
     }
 }
 
+/// Flushes as long as the news of why it must fail is on its way to the port.
+pub fn flush_until_it_fails(guest: &mut Guest) {
+    assert!((0..1_000_000).any(|_| guest.flush() == 1), "it never fails");
+}
+
 pub fn outcome(output: &Output) -> (i32, String, String) {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     (output.status.code().unwrap_or(-1), text(&output.stdout), text(&output.stderr))

@@ -36,13 +36,15 @@ pub(super) fn features() -> u64 {
 }
 
 /// What a frontend may take.
-fn protocol_features() -> VhostUserProtocolFeatures {
-    VhostUserProtocolFeatures::SHMEM
+fn protocol_features(memory_slots: bool) -> VhostUserProtocolFeatures {
+    let slots =
+        if memory_slots { VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS } else { VhostUserProtocolFeatures::empty() };
+    slots
+        | VhostUserProtocolFeatures::SHMEM
         | VhostUserProtocolFeatures::BACKEND_REQ
         | VhostUserProtocolFeatures::BACKEND_SEND_FD
         | VhostUserProtocolFeatures::REPLY_ACK
         | VhostUserProtocolFeatures::CONFIG
-        | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
         | VhostUserProtocolFeatures::MQ
 }
 
@@ -67,6 +69,8 @@ struct Negotiated {
 #[derive(Debug)]
 pub(super) struct Backend {
     bytes: u64,
+    /// Whether a frontend may add and remove regions of its memory one by one; see [`super::PIECES_REBOOTABLE`].
+    memory_slots: bool,
     queue: Arc<Queue>,
     mapping: Arc<Mapping>,
     counters: Arc<Counters>,
@@ -95,6 +99,7 @@ fn region_info(region: &VhostUserMemoryRegion) -> RegionInfo {
 impl Backend {
     pub(super) fn new(
         bytes: u64,
+        memory_slots: bool,
         own: FileId,
         queue: Arc<Queue>,
         mapping: Arc<Mapping>,
@@ -103,7 +108,7 @@ impl Backend {
     ) -> Backend {
         let negotiated =
             Negotiated { owned: false, features: None, protocol: 0, memory: MemoryTable::new(own), start: 0 };
-        Backend { bytes, queue, mapping, counters, waits, negotiated: Mutex::new(negotiated) }
+        Backend { bytes, memory_slots, queue, mapping, counters, waits, negotiated: Mutex::new(negotiated) }
     }
 
     /// Whether the frontend is able to map pieces, and to tell that it did.
@@ -229,11 +234,14 @@ impl VhostUserBackendReqHandler for Backend {
     }
 
     fn get_protocol_features(&self) -> Result<VhostUserProtocolFeatures> {
-        Ok(protocol_features())
+        Ok(protocol_features(self.memory_slots))
     }
 
     fn set_protocol_features(&self, taken: u64) -> Result<()> {
-        check(taken & !protocol_features().bits() == 0, "SET_PROTOCOL_FEATURES takes features that were not offered")?;
+        check(
+            taken & !protocol_features(self.memory_slots).bits() == 0,
+            "SET_PROTOCOL_FEATURES takes features that were not offered",
+        )?;
         self.negotiated.lock().protocol = taken;
         Ok(())
     }

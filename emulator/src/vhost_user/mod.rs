@@ -40,6 +40,12 @@ pub struct Piece {
 /// The most pieces that a device is made of: QEMU 11.1 maps 128 in 0.2 s and aborts at 512.
 pub const PIECES_MAX: usize = 128;
 
+/// The most pieces of a device that a guest's reboot survives. Beyond the 8 regions that a memory table has room for (these and the
+/// guest's RAM), QEMU needs `CONFIGURE_MEM_SLOTS` to map more; and with it QEMU 11.1 takes each region back by itself, also those that
+/// the reset has unmapped before, and dies of it (`send_remove_regions` in hw/virtio/vhost-user.c; seen with 11.1.3 at every
+/// reset and rebind with something mapped). So it is offered only to those who need it.
+pub const PIECES_REBOOTABLE: usize = 6;
+
 /// Who connected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Peer {
@@ -75,6 +81,11 @@ pub trait Medium: Send + Sync + 'static {
     /// # Errors
     /// Why it can't have it, for people; the connection is closed.
     fn connect(&self, peer: Peer) -> Result<u64, String>;
+
+    /// At most how many pieces the guest that is connected is going to get. Asked once, after [`Medium::connect`].
+    fn pieces_max(&self) -> usize {
+        PIECES_MAX
+    }
 
     /// A driver took the device (again, after a reset): the pieces to map, at most [`PIECES_MAX`], none if it has been revoked.
     /// Called from a thread on which it may wait.

@@ -198,6 +198,8 @@ pub(super) enum ExportError {
 pub(super) struct Exported {
     pub(super) holds: Holds,
     pub(super) bytes: u64,
+    /// In how many runs of the device it lies.
+    pub(super) pieces: u64,
 }
 
 /// Has a new process open the file called `name`, and take what the design demands of whoever lets a guest map it.
@@ -212,7 +214,7 @@ pub(super) fn export(
     let task = kernel.spawn();
     let exported = export_by(&task, name, mapping);
     match exported {
-        Ok((export, bytes)) => Ok(Exported { holds: Holds { task, export }, bytes }),
+        Ok((export, bytes, pieces)) => Ok(Exported { holds: Holds { task, export }, bytes, pieces }),
         Err(error) => {
             task.exit();
             Err(error)
@@ -220,21 +222,28 @@ pub(super) fn export(
     }
 }
 
-fn export_by(task: &Task, name: &str, mapping: Arc<dyn GuestMapping>) -> Result<(Arc<GuestExport>, u64), ExportError> {
+fn export_by(
+    task: &Task,
+    name: &str,
+    mapping: Arc<dyn GuestMapping>,
+) -> Result<(Arc<GuestExport>, u64, u64), ExportError> {
     let called = |call| move |errno| ExportError::Errno { call, errno };
     let fd = task.open(name, Flags::open(Access::BOTH)).map_err(called("open"))?;
     let bytes = task.stat(fd).map_err(called("stat"))?.size;
     if bytes == 0 || !bytes.is_multiple_of(FOLIO) {
         return Err(ExportError::Size { bytes });
     }
-    let pieces = task.kernel().runs_of(name).map_err(called("fiemap"))?;
+    let kernel = task.kernel();
+    let pieces = kernel.runs_of(name).map_err(called("fiemap"))?;
     if pieces > PIECES_MAX as u64 {
         return Err(ExportError::Pieces { pieces });
     }
     let (_guest, export) = task.export_to_guest_mapped(fd, mapping).map_err(called("export"))?;
     // The export has the file open for itself.
     task.close(fd).map_err(called("close"))?;
-    Ok((export, bytes))
+    // Holes were filled when they were pinned.
+    let pieces = kernel.runs_of(name).map_err(called("fiemap"))?;
+    Ok((export, bytes, pieces))
 }
 
 /// What of an export may be mapped now.

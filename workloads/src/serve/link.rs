@@ -42,6 +42,8 @@ pub(super) enum ToPort {
     FailFlush { number: u64, on: bool },
     /// The counters. A reply follows.
     Count { number: u64 },
+    /// The emulator is about to end: every flush fails from now on. A reply follows.
+    End { number: u64 },
 }
 
 /// Why a guest's memory is taken.
@@ -58,8 +60,8 @@ pub(super) enum Why {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(super) enum Granted {
-    /// To `Connected`: the device has this many bytes.
-    Device(u64),
+    /// To `Connected`: the device has this many bytes, in this many pieces.
+    Device { bytes: u64, pieces: u64 },
     /// To `Connected`: no, and why.
     No(String),
     /// To `Attach`: guest offset, device offset, length.
@@ -92,8 +94,8 @@ pub(super) enum FromPort {
 pub(super) enum Counted {
     /// Done.
     Done,
-    /// Its counters, by name.
-    Counters(BTreeMap<String, u64>),
+    /// Its counters, by name, and the last thing that went wrong.
+    Counters { counters: BTreeMap<String, u64>, problem: Option<String> },
 }
 
 /// Why nothing can be had over a link.

@@ -76,8 +76,13 @@ pub fn main(socket: OwnedFd) -> io::Result<()> {
                     port.say(&FromPort::Reply { number, reply: Counted::Done });
                 }
                 ToPort::Count { number } => {
-                    let counters = port.counters(&server.stats());
-                    port.say(&FromPort::Reply { number, reply: Counted::Counters(counters) });
+                    let stats = server.stats();
+                    let reply = Counted::Counters { counters: port.counters(&stats), problem: stats.problem };
+                    port.say(&FromPort::Reply { number, reply });
+                }
+                ToPort::End { number } => {
+                    port.over.store(true, Ordering::SeqCst);
+                    port.say(&FromPort::Reply { number, reply: Counted::Done });
                 }
                 ToPort::Reply { number, reply } => port.link.replied(number, reply),
                 // Once only.
@@ -134,6 +139,8 @@ struct Standing {
     taken: Option<Why>,
     /// Demands that are being carried out.
     unmapping: u32,
+    /// The most pieces that the guest is going to get.
+    pieces_max: usize,
     /// What the guest was given last.
     pieces: Arc<[Piece]>,
 }
@@ -225,7 +232,10 @@ impl Medium for Port {
             FromPort::Connected { number, pid: peer.pid }
         });
         let refused = match granted {
-            Ok(Granted::Device(bytes)) => return Ok(bytes),
+            Ok(Granted::Device { bytes, pieces }) => {
+                self.standing.lock().pieces_max = usize::try_from(pieces).unwrap_or(usize::MAX);
+                return Ok(bytes);
+            }
             Ok(Granted::No(why)) => why,
             Ok(other) => format!("the emulator's answer makes no sense: {other:?}"),
             Err(LinkError::Over) => "the emulator has ended".to_owned(),
@@ -237,6 +247,10 @@ impl Medium for Port {
         };
         self.standing.lock().connection = None;
         Err(refused)
+    }
+
+    fn pieces_max(&self) -> usize {
+        self.standing.lock().pieces_max
     }
 
     fn attach(&self) -> Vec<Piece> {

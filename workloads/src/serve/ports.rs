@@ -193,11 +193,11 @@ impl Port {
     fn connected(self: &Arc<Self>, machine: &Arc<Machine>, connection: u64, pid: Option<u32>) -> Granted {
         let named = pid.map_or("a process".to_owned(), |pid| format!("process {pid}"));
         match self.admit(machine, connection, pid) {
-            Ok((guest, bytes)) => {
+            Ok((guest, bytes, pieces)) => {
                 machine.tell(&format!("{}: {named} is attached{}", self.shown(), held(&guest)));
                 self.state.lock().guest = Some(guest);
                 self.changed.wake_all();
-                Granted::Device(bytes)
+                Granted::Device { bytes, pieces }
             }
             Err(why) => {
                 machine.tell(&format!("{}: {named} was turned away: {why}", self.shown()));
@@ -212,16 +212,16 @@ impl Port {
         machine: &Arc<Machine>,
         connection: u64,
         pid: Option<u32>,
-    ) -> Result<(Arc<Guest>, u64), String> {
-        let (holds, bytes) = match (machine.backing(), &self.file) {
+    ) -> Result<(Arc<Guest>, u64, u64), String> {
+        let (holds, bytes, pieces) = match (machine.backing(), &self.file) {
             (Backing::Files(kernel), Some(file)) => {
                 let who = pid.map_or("unknown process".to_owned(), |pid| format!("QEMU process {pid}"));
                 let who = format!("guest at {}, {who}", self.shown());
                 let mapping = Mapping { port: Arc::clone(self), connection, who };
                 let exported = files::export(kernel, file, Arc::new(mapping)).map_err(|error| error.to_string())?;
-                (Some(exported.holds), exported.bytes)
+                (Some(exported.holds), exported.bytes, exported.pieces)
             }
-            _ => (None, machine.device().bytes()),
+            _ => (None, machine.device().bytes(), 1),
         };
         let guest = Guest {
             connection,
@@ -233,7 +233,7 @@ impl Port {
             revoked: AtomicBool::new(false),
             process: pid.and_then(watch),
         };
-        Ok((Arc::new(guest), bytes))
+        Ok((Arc::new(guest), bytes, pieces))
     }
 
     /// The guest's driver takes the device: what it may map.
@@ -353,6 +353,7 @@ impl Port {
         if machine.is_ending() {
             return;
         }
+        let _reaped = self.has_died();
         machine.tell(&format!("{}: its port has ended unexpectedly; no guest can attach there any more", self.shown()));
         let Some(guest) = self.guest() else { return };
         let Some(process) = &guest.process else {
@@ -384,10 +385,10 @@ impl Port {
         self.link.ask(|number| ToPort::FailFlush { number, on }).map(|_| ())
     }
 
-    /// What its device counted.
-    pub(super) fn counters(&self) -> Result<BTreeMap<String, u64>, LinkError> {
+    /// What its device counted, and the last thing that went wrong there.
+    pub(super) fn counters(&self) -> Result<(BTreeMap<String, u64>, Option<String>), LinkError> {
         match self.link.ask(|number| ToPort::Count { number })? {
-            Counted::Counters(counters) => Ok(counters),
+            Counted::Counters { counters, problem } => Ok((counters, problem)),
             Counted::Done => Err(LinkError::Silent),
         }
     }
@@ -395,6 +396,8 @@ impl Port {
     /// Ends the link. With a guest the port lives on, and this is true; without one it ends, and this returns when it has.
     pub(super) fn part(&self) -> bool {
         let attached = self.guest().is_some();
+        // Once it has answered, no flush succeeds any more. One that is dead, or does not answer, finds the end of the link.
+        let _told = self.link.ask(|number| ToPort::End { number });
         self.link.hang_up();
         if attached && !self.has_died() {
             return true;

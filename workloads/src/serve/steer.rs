@@ -183,10 +183,11 @@ impl Served {
         for port in &self.ports {
             let socket = port.socket.display();
             match port.counters() {
-                Ok(counters) => {
+                Ok((counters, problem)) => {
                     let words: Vec<String> = counters.iter().map(|(name, count)| format!("{name} {count}")).collect();
                     text += &format!("{socket}: {}\n", words.join(", "));
-                    data.push(json!({ "socket": port.socket, "counters": counters }));
+                    text.extend(problem.iter().map(|problem| format!("  last problem: {problem}\n")));
+                    data.push(json!({ "socket": port.socket, "counters": counters, "problem": problem }));
                 }
                 Err(error) => {
                     text += &format!("{socket}: {error}\n");

@@ -7,7 +7,7 @@ use std::fmt::Write as _;
 
 use emulator::sync::Arc;
 use emulator::sync::atomic::Ordering;
-use emulator::vhost_user::Stats;
+use emulator::vhost_user::{PIECES_REBOOTABLE, Stats};
 use fs_sim::design::{Axis, GateScope, PinGate};
 use fs_sim::extent_map::Layout;
 use fs_sim::holders::guest::Exposure;
@@ -83,9 +83,16 @@ pub(super) fn what(config: &Config, machine: &Machine, held: &str) -> String {
             let _ = writeln!(text, "design {}, seed {}, volume of {size}", config.design, config.seed);
             if let Some(kernel) = machine.kernel() {
                 for name in &files.names {
-                    let extents = counted(kernel.runs_of(name).unwrap_or(0), "extent");
+                    let runs = kernel.runs_of(name).unwrap_or(0);
+                    let extents = counted(runs, "extent");
                     let bytes = kernel.named(name).map_or(0, |inode| inode.layout(Layout::size));
                     let _ = writeln!(text, "file {name}, {}, {extents}", Size(bytes));
+                    if runs > PIECES_REBOOTABLE as u64 {
+                        let _ = writeln!(
+                            text,
+                            "  QEMU 11.1 dies when a guest with more than {PIECES_REBOOTABLE} extents reboots or lets its driver go; --defragment joins them"
+                        );
+                    }
                 }
             }
             let _ = writeln!(text, "held for a guest as long as it is attached:\n{}", held.trim_end());

@@ -1,0 +1,132 @@
+//! Ends: of a guest that is killed, of a port and then its guest, of a frontend that does not let go.
+
+use std::io::{BufRead, BufReader, Read};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::channel;
+
+use crate::guest::{Asked, Guest};
+use crate::server::{Server, Watched, flush_until_it_fails};
+
+const FILE: [&str; 6] = ["--control", "a.ctl", "--file", "data", "--create", "4MiB"];
+const SOCKET: &str = "DAXLAB_TEST_SOCKET";
+
+/// A guest in a process of its own, killed at the end.
+struct Elsewhere(Child);
+
+impl Elsewhere {
+    fn start(server: &Server) -> Elsewhere {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.args(["--exact", "ends::a_guest_elsewhere", "--ignored", "--nocapture"]);
+        command.env(SOCKET, server.socket("a")).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        assert!(lines.any(|line| line.unwrap().contains("is attached")), "the guest does not attach");
+        Elsewhere(child)
+    }
+
+    fn kill(mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+impl Drop for Elsewhere {
+    fn drop(&mut self) {
+        // It may have been already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+#[ignore = "the other process of tests here"]
+fn a_guest_elsewhere() {
+    let Some(socket) = std::env::var_os(SOCKET) else { return };
+    let mut guest = Guest::connect(socket.as_ref());
+    guest.realise(crate::guest::willing());
+    guest.start();
+    guest.was_asked();
+    println!("is attached");
+    let _until_killed = std::io::stdin().read(&mut [0]);
+}
+
+#[test]
+fn a_killed_guest_holds_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path(), &["a"], &FILE);
+    let guest = Elsewhere::start(&server);
+    server.json(&["rdma-reg", "data"]);
+    assert_eq!(server.json(&["pins"]).as_array().unwrap().len(), 2);
+    guest.kill();
+    server.says("is gone");
+    assert_eq!(server.json(&["pins"]).as_array().unwrap().len(), 0);
+    assert_eq!(server.json(&["leases"]).as_array().unwrap().len(), 0);
+    assert_eq!(server.ctl(&["truncate", "data", "0"]).0, 0);
+}
+
+#[test]
+fn a_dead_ports_guest_is_waited_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path(), &["a"], &[&FILE[..], &["--design", "revoke"]].concat());
+    let guest = Elsewhere::start(&server);
+    Watched::new(&server.json(&["guests"])[0]["port"]).kill();
+    server.says("pins stay until");
+    // Nobody can be asked to unmap it.
+    let asker = server.ctl_command(&["truncate", "data", "0"]).stdout(Stdio::null()).spawn();
+    server.until(&["blockers", "data"], |found| (!found["blocked"].is_null()).then_some(()));
+    assert_eq!(server.json(&["guests"])[0]["state"], "port-lost");
+    guest.kill();
+    server.says("is gone");
+    assert_eq!(asker.unwrap().wait().unwrap().code(), Some(0));
+    assert_eq!(server.json(&["guests"])[0]["state"], "ended");
+}
+
+#[test]
+fn nothing_is_freed_before_the_frontend_has_let_go() {
+    for design in ["revoke", "odp"] {
+        let dir = tempfile::tempdir().unwrap();
+        let server = Server::start(dir.path(), &["a"], &[&FILE[..], &["--design", design]].concat());
+        let mut guest = Guest::connect(&server.socket("a"));
+        let (let_go, wait) = channel::<()>();
+        guest.realise(Box::new(move |asked| match asked {
+            Asked::Map(..) => Ok(()),
+            Asked::Unmap(..) => wait.recv().map_err(|_| libc::EIO),
+        }));
+        guest.start();
+        guest.was_asked();
+        let mut asker = server.ctl_command(&["truncate", "data", "0"]).stdout(Stdio::null()).spawn().unwrap();
+        server.until(&["blockers", "data"], |found| (!found["blocked"].is_null()).then_some(()));
+        // What was asked before the demand reached the port was durable.
+        flush_until_it_fails(&mut guest);
+        assert_eq!(server.json(&["stale"])["guests"][0]["stale_guest_exposed_bytes"], 0, "{design}");
+        assert!(asker.try_wait().unwrap().is_none(), "{design}: still mapped");
+        let_go.send(()).unwrap();
+        assert_eq!(asker.wait().unwrap().code(), Some(0), "{design}");
+        assert!(matches!(guest.was_asked(), Asked::Unmap(..)));
+    }
+}
+
+#[test]
+fn a_frontend_that_never_lets_go_is_waited_for_until_it_is_gone() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path(), &["a"], &[&FILE[..], &["--design", "revoke"]].concat());
+    let mut guest = Guest::connect(&server.socket("a"));
+    let (stop, stopped) = channel::<()>();
+    guest.realise(Box::new(move |asked| match asked {
+        Asked::Map(..) => Ok(()),
+        Asked::Unmap(..) => {
+            // Until the test ends it.
+            let _ = stopped.recv();
+            Err(libc::EIO)
+        }
+    }));
+    guest.start();
+    guest.was_asked();
+    let asker = server.ctl_command(&["truncate", "data", "0"]).stdout(Stdio::null()).spawn();
+    server.until(&["blockers", "data"], |found| (!found["blocked"].is_null()).then_some(()));
+    // The socket's end is the mapping's end: QEMU's memory goes before its sockets.
+    guest.socket().shutdown(std::net::Shutdown::Both).unwrap();
+    server.says("is gone");
+    assert_eq!(asker.unwrap().wait().unwrap().code(), Some(0));
+    drop(stop);
+}
