@@ -59,6 +59,8 @@ struct Negotiated {
     /// None until a driver took the device.
     features: Option<u64>,
     protocol: u64,
+    /// A driver took the device, and its queue was not started since.
+    starting: bool,
     memory: MemoryTable,
     /// Where the guest has the device, once it was seen. Kept over resets: a guest that can't be told otherwise reads it before
     /// the memory table comes again, and QEMU puts the device where it was.
@@ -96,6 +98,21 @@ fn region_info(region: &VhostUserMemoryRegion) -> RegionInfo {
     }
 }
 
+/// A piece of the device that is told of as one more region of the guest's memory is not taken on: the frontend is told no, and
+/// goes on. QEMU 11.1 takes every region back that it was told yes for, also if the guest's reset has unmapped it before, and dies
+/// of it (`send_remove_regions` in hw/virtio/vhost-user.c). Nothing is lost: it is no memory for rings and buffers.
+///
+/// Except for pieces that it tells of before the queue starts: a machine that was stopped still has them when it goes on, and
+/// a no would keep it from starting.
+#[derive(Debug, thiserror::Error)]
+#[error("a piece of the device is no memory for rings and buffers")]
+struct Declined;
+
+/// Whether `error` answers a message with no, and is nothing that the connection ends of.
+pub(super) fn is_declined(error: &Error) -> bool {
+    matches!(error, Error::ReqHandlerError(why) if why.get_ref().is_some_and(|why| why.is::<Declined>()))
+}
+
 impl Backend {
     pub(super) fn new(
         bytes: u64,
@@ -106,8 +123,14 @@ impl Backend {
         counters: Arc<Counters>,
         waits: Arc<Waits>,
     ) -> Backend {
-        let negotiated =
-            Negotiated { owned: false, features: None, protocol: 0, memory: MemoryTable::new(own), start: 0 };
+        let negotiated = Negotiated {
+            owned: false,
+            features: None,
+            protocol: 0,
+            starting: false,
+            memory: MemoryTable::new(own),
+            start: 0,
+        };
         Backend { bytes, memory_slots, queue, mapping, counters, waits, negotiated: Mutex::new(negotiated) }
     }
 
@@ -125,12 +148,17 @@ impl Backend {
 
     fn set_memory(&self, memory: MemoryTable) {
         self.queue.set_memory(memory.ram());
-        let start = memory.device_start(&self.mapping.mapped());
-        let mut negotiated = self.negotiated.lock();
-        negotiated.start = start.unwrap_or(negotiated.start);
-        let old = std::mem::replace(&mut negotiated.memory, memory);
-        drop(negotiated);
+        self.note_start(&memory);
+        let old = std::mem::replace(&mut self.negotiated.lock().memory, memory);
+        // Unmapping takes its time: not under the lock.
         drop(old);
+    }
+
+    /// Remembers where the guest has its device, if `memory` shows it.
+    fn note_start(&self, memory: &MemoryTable) {
+        if let Some(start) = memory.device_start(&self.mapping.mapped()) {
+            self.negotiated.lock().start = start;
+        }
     }
 
     fn memory(&self) -> MemoryTable {
@@ -163,7 +191,11 @@ impl VhostUserBackendReqHandler for Backend {
 
     fn set_features(&self, taken: u64) -> Result<()> {
         check(taken & !features() == 0, "SET_FEATURES takes features that were not offered")?;
-        let again = self.negotiated.lock().features.replace(taken).is_some();
+        let again = {
+            let mut negotiated = self.negotiated.lock();
+            negotiated.starting = true;
+            negotiated.features.replace(taken).is_some()
+        };
         self.queue.set_event_idx(taken & EVENT_IDX != 0);
         // Who does not know SET_VRING_ENABLE has his rings enabled from the start.
         if taken & VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits() == 0 {
@@ -222,6 +254,7 @@ impl VhostUserBackendReqHandler for Backend {
         let kick =
             kick.ok_or(Error::InvalidOperation("SET_VRING_KICK without a descriptor: the queue is not polled"))?;
         queue.start(OwnedFd::from(kick));
+        self.negotiated.lock().starting = false;
         Ok(())
     }
 
@@ -292,7 +325,12 @@ impl VhostUserBackendReqHandler for Backend {
         _postcopy: Option<bool>,
     ) -> Result<Option<VhostUserMemoryRegionBase>> {
         let mut memory = self.memory();
+        let own = memory.is_own(&file).map_err(refused)?;
         memory.add(region_info(region), file).map_err(refused)?;
+        if own && !self.negotiated.lock().starting {
+            self.note_start(&memory);
+            return Err(refused(Declined));
+        }
         self.set_memory(memory);
         Ok(None)
     }

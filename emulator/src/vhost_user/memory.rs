@@ -105,6 +105,11 @@ impl MemoryTable {
         Ok(table)
     }
 
+    /// Whether `file` is the one that the device's bytes lie in.
+    pub(super) fn is_own(&self, file: &File) -> io::Result<bool> {
+        Ok(FileId::of(file)? == self.own)
+    }
+
     /// Adds a region.
     pub(super) fn add(&mut self, info: RegionInfo, file: File) -> Result<(), MemoryError> {
         let RegionInfo { guest_address, size, frontend_address, file_offset } = info;

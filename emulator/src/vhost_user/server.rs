@@ -15,7 +15,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use rustix::event::epoll;
 use vhost::vhost_user::{BackendReqHandler, Error};
 
-use super::backend::Backend;
+use super::backend::{Backend, is_declined};
 use super::channel::peek_channel;
 use super::mapping::{Mapping, PATIENCE, Unmapped};
 use super::memory::FileId;
@@ -295,6 +295,7 @@ fn handle_messages(socket: UnixStream, backend: &Arc<Backend>, mapping: &Mapping
         match handler.handle_request() {
             Ok(()) => {}
             Err(Error::Disconnected) => return Ok(()),
+            Err(why) if is_declined(&why) => {}
             Err(why) => return Err(why),
         }
     }
