@@ -179,7 +179,7 @@ fn more_descriptors_than_a_message_may_have() {
     let file = memfd(4096);
     survives("33 descriptors", |_, mut guest| {
         guest.realise(willing());
-        send(&guest, &message(5, 1, 0, &[]), &vec![file.as_fd(); 33]);
+        send(&guest, &message(5, 1, 0, &[]), &[file.as_fd(); 33]);
         // Whether the message is taken for none at all, or for the end: the descriptors are not kept.
         let _either_way = guest.frontend.get_features();
         let held = std::fs::read_dir("/proc/self/fd").unwrap();
