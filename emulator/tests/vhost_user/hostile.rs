@@ -233,6 +233,22 @@ fn features_flipped_on_the_way() {
 }
 
 #[test]
+fn a_panic_ends_the_connection_and_nothing_else() {
+    let stats = survives("a medium with a bug", |served, guest| {
+        let mut guest = started(guest);
+        *served.medium.panics.lock() = true;
+        guest.request(0, 0);
+        guest.kick();
+        while guest.frontend.get_features().is_ok() {
+            std::thread::yield_now();
+        }
+        assert_eq!(guest.used_index(), 0, "nobody was told that it went well");
+        assert!(served.server.stats().problem.unwrap().contains("it panicked"));
+    });
+    assert_eq!(stats.failed, 0);
+}
+
+#[test]
 fn hanging_up_while_a_flush_runs() {
     let served = Served::new();
     let gone = served.medium.tell_gone();
