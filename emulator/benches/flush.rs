@@ -10,8 +10,8 @@ mod guest;
 #[path = "../tests/vhost_user/medium.rs"]
 mod medium;
 
+use emulator::sync::atomic::Ordering;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::Ordering;
 
 use emulator::World;
 use rustix::event::{EventfdFlags, epoll, eventfd};
@@ -91,7 +91,7 @@ fn main() {
     let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
     let (there, back) = (eventfd(0, flags).unwrap(), eventfd(0, flags).unwrap());
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
-    std::thread::scope(|scope| {
+    emulator::sync::thread::scope(|scope| {
         scope.spawn(|| echo(&there, &back));
         let answer = Sleeper::on(&back);
         for turn in 0..TURNS {

@@ -179,7 +179,7 @@ fn more_descriptors_than_a_message_may_have() {
     let file = memfd(4096);
     survives("33 descriptors", |_, mut guest| {
         guest.realise(willing());
-        send(&guest, &message(5, 1, 0, &[]), &vec![file.as_fd(); 33]);
+        send(&guest, &message(5, 1, 0, &[]), &[file.as_fd(); 33]);
         // Whether the message is taken for none at all, or for the end: the descriptors are not kept.
         let _either_way = guest.frontend.get_features();
         let held = std::fs::read_dir("/proc/self/fd").unwrap();
@@ -230,6 +230,22 @@ fn features_flipped_on_the_way() {
     }
     guest.frontend.set_protocol_features(VhostUserProtocolFeatures::empty()).unwrap();
     assert!(guest.frontend.get_protocol_features().is_ok());
+}
+
+#[test]
+fn a_panic_ends_the_connection_and_nothing_else() {
+    let stats = survives("a medium with a bug", |served, guest| {
+        let mut guest = started(guest);
+        *served.medium.panics.lock() = true;
+        guest.request(0, 0);
+        guest.kick();
+        while guest.frontend.get_features().is_ok() {
+            std::thread::yield_now();
+        }
+        assert_eq!(guest.used_index(), 0, "nobody was told that it went well");
+        assert!(served.server.stats().problem.unwrap().contains("it panicked"));
+    });
+    assert_eq!(stats.failed, 0);
 }
 
 #[test]

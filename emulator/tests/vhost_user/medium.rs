@@ -32,6 +32,8 @@ pub struct TestMedium {
     gate: Mutex<Option<(Sender<()>, Receiver<Outcome>)>>,
     attach_gate: Mutex<Option<(Sender<()>, Receiver<()>)>>,
     gone: Mutex<Option<Sender<()>>>,
+    /// Flushes have a bug.
+    pub panics: Mutex<bool>,
 }
 
 impl TestMedium {
@@ -44,6 +46,7 @@ impl TestMedium {
             gate: Mutex::default(),
             attach_gate: Mutex::default(),
             gone: Mutex::default(),
+            panics: Mutex::default(),
         })
     }
 
@@ -109,6 +112,8 @@ impl Medium for TestMedium {
 
     fn flush(&self) -> Outcome {
         self.events.lock().push(Event::Flush);
+        let panics = std::mem::take(&mut *self.panics.lock());
+        assert!(!panics, "as the test wishes");
         let gate = self.gate.lock().take();
         let Some((began, ends)) = gate else { return Ok(()) };
         let _ = began.send(());

@@ -283,7 +283,8 @@ fn unknown_types_fail_and_are_not_flushed_for() {
 
 #[test]
 fn a_queue_that_contradicts_itself_stands_still_until_it_is_set_up_anew() {
-    let breaks: &[(&str, fn(&mut Guest))] = &[
+    type Break = fn(&mut Guest);
+    let breaks: &[(&str, Break)] = &[
         ("an index that runs ahead", |guest| {
             guest.memory.write_obj(guest.avail + SIZE + 1, GuestAddress(AVAIL + 2)).unwrap();
         }),
