@@ -141,3 +141,72 @@ fn fragments_become_one_device() {
     }
     assert_eq!((at, guest.flush()), (4 * MIB, 0));
 }
+
+#[test]
+fn a_file_keeps_lease_and_pins_over_a_power_cut() {
+    let (_dir, server) = start(&["a"], &["--power-cut-model", "--seed", "3"]);
+    let (mut guest, Asked::Map(0, device, _)) = server.attach("a") else { panic!("one piece") };
+    let file = guest.file.lock().as_ref().unwrap().try_clone().unwrap();
+    file.write_all_at(&[1; 4096], device + MIB).unwrap();
+    assert_eq!(guest.flush(), 0);
+    file.write_all_at(&[2; 4096], device + MIB).unwrap();
+    let cut = server.json(&["power-cut"]);
+    assert_eq!((&cut["seed"], &cut["lines_unflushed"], &cut["guests"]), (&3.into(), &64.into(), &1.into()), "{cut}");
+    guest.was_asked();
+    assert_eq!(server.json(&["pins", "data"]).as_array().unwrap().len(), 1);
+    guest.reset();
+    guest.start();
+    assert_eq!(guest.was_asked(), Asked::Map(0, device, 4 * MIB));
+    assert_eq!(guest.flush(), 0);
+    assert_eq!(server.ctl(&["truncate", "data", "0"]).0, 1, "as before");
+    let counters = &server.json(&["flush-stats"])[0]["counters"];
+    assert!(counters["model_bytes_compared"].as_u64().unwrap() >= 4096, "{counters}");
+    // Everything was flushed: nothing is lost.
+    assert_eq!(server.json(&["power-cut", "--seed", "4"])["lines_unflushed"], 0);
+}
+
+#[test]
+fn an_imported_file_is_the_guests_device() {
+    let dir = tempfile::tempdir().unwrap();
+    let host = std::fs::File::create(dir.path().join("host")).unwrap();
+    host.set_len(6 * MIB).unwrap();
+    host.write_all_at(b"first", 0).unwrap();
+    host.write_all_at(&[7; 5000], 3 * MIB - 100).unwrap();
+    host.write_all_at(b"last", 6 * MIB - 4).unwrap();
+    let args = ["--control", "a.ctl", "--file", "data", "--import", "host", "--extents", "3"];
+    let server = Server::start(dir.path(), &["a"], &args);
+    let mut guest = Guest::connect(&server.socket("a"));
+    guest.realise(willing());
+    guest.start();
+    let mut device = Vec::new();
+    for _ in 0..3 {
+        let Asked::Map(at, offset, len) = guest.was_asked() else { panic!("a map") };
+        assert_eq!(at, device.len() as u64);
+        let from = device.len();
+        device.resize(from + len as usize, 0);
+        guest.file.lock().as_ref().unwrap().read_exact_at(&mut device[from..], offset).unwrap();
+    }
+    assert!(device == std::fs::read(dir.path().join("host")).unwrap(), "byte for byte");
+}
+
+#[test]
+fn a_large_file_takes_no_memory() {
+    let dir = tempfile::tempdir().unwrap();
+    let args = ["--control", "a.ctl", "--file", "data", "--create", "32GiB", "--volume", "32GiB"];
+    let server = Server::start(dir.path(), &["a"], &args);
+    let mut guest = server.guest("a");
+    assert_eq!(guest.flush(), 0);
+    let status = std::fs::read_to_string(format!("/proc/{}/status", server.pid().as_raw_pid())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    let resident: u64 = line.trim().trim_end_matches(" kB").parse().unwrap();
+    assert!(resident < 64 << 10, "{resident} kB");
+}
+
+#[test]
+fn of_two_guests_under_chinners_rules_the_second_finds_the_file_taken() {
+    let (_dir, server) = start(&["a", "b"], &["--design", "chinner-2019"]);
+    let _first = server.guest("a");
+    let second = Guest::connect(&server.socket("b"));
+    assert!(server.says("turned away").contains("ETXTBSY"));
+    second.hang_up();
+}
