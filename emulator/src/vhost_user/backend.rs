@@ -71,7 +71,7 @@ struct Negotiated {
 #[derive(Debug)]
 pub(super) struct Backend {
     bytes: u64,
-    /// Whether a frontend may add and remove regions of its memory one by one; see [`super::PIECES_REBOOTABLE`].
+    /// Whether a frontend may add and remove regions of its memory one by one; see [`super::PIECES_IN_TABLE`].
     memory_slots: bool,
     queue: Arc<Queue>,
     mapping: Arc<Mapping>,

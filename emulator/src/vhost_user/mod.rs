@@ -40,11 +40,11 @@ pub struct Piece {
 /// The most pieces that a device is made of: QEMU 11.1 maps 128 in 0.2 s and aborts at 512.
 pub const PIECES_MAX: usize = 128;
 
-/// The most pieces of a device that a guest's reboot survives. Beyond the 8 regions that a memory table has room for (these and the
-/// guest's RAM), QEMU needs `CONFIGURE_MEM_SLOTS` to map more; and with it QEMU 11.1 takes each region back by itself, also those that
-/// the reset has unmapped before, and dies of it (`send_remove_regions` in hw/virtio/vhost-user.c; seen with 11.1.3 at every
-/// reset and rebind with something mapped). So it is offered only to those who need it.
-pub const PIECES_REBOOTABLE: usize = 6;
+/// The most pieces that fit into a plain memory table beside the guest's RAM: it has room for 8 regions. For more, QEMU needs
+/// `CONFIGURE_MEM_SLOTS`, and QEMU 11.1 does two things with it that one does without where one can: it complains of every piece that
+/// it is told no for (see the backend), and it dies at the reset of a guest whose machine was stopped and went on, for then it
+/// takes back regions that the reset has unmapped (`send_remove_regions` in hw/virtio/vhost-user.c; seen with 11.1.3).
+pub const PIECES_IN_TABLE: usize = 6;
 
 /// Who connected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -197,7 +197,7 @@ impl Shared {
         let own = FileId::of(medium.fd()).map_err(os)?;
         let backend = Arc::new(Backend::new(
             bytes,
-            medium.pieces_max() > super::PIECES_REBOOTABLE,
+            medium.pieces_max() > super::PIECES_IN_TABLE,
             own,
             Arc::clone(&connection.queue),
             Arc::clone(&connection.mapping),

@@ -4,9 +4,9 @@ use std::sync::mpsc::channel;
 
 use emulator::sync::Arc;
 use emulator::vhost_user::{Medium, Peer, Piece, Server, Unmapped, listen};
-use vhost::VhostBackend;
 use vhost::vhost_user::VhostUserFrontend;
 use vhost::vhost_user::message::{VhostUserConfigFlags, VhostUserProtocolFeatures};
+use vhost::{VhostBackend, VhostUserMemoryRegionInfo};
 
 use crate::guest::{ALL, Asked, DEVICE, Guest, Policy, SHMEM_REGION, region, willing};
 use crate::medium::{BYTES, Event, MIB, Served, TestMedium};
@@ -165,9 +165,8 @@ fn a_fragmented_device_is_mapped_piece_by_piece() {
     guest.start();
     for piece in fragments(128) {
         assert_eq!(guest.was_asked(), Asked::Map(piece.guest_offset, piece.device_offset, piece.len));
-        // QEMU adds what it mapped, slot by slot.
-        let device = region(DEVICE + piece.guest_offset, piece.len, 1 << 45, piece.device_offset, &served.medium.file);
-        guest.frontend.add_mem_region(&device).unwrap();
+        // QEMU tells of what it mapped, slot by slot. It is told no, or it would take the slot back when nothing is there any more.
+        assert!(guest.frontend.add_mem_region(&told(&served, piece)).is_err());
     }
     assert!(guest.frontend.get_max_mem_slots().unwrap() >= 129);
     assert_eq!(config(&mut guest).0, DEVICE);
@@ -175,11 +174,39 @@ fn a_fragmented_device_is_mapped_piece_by_piece() {
     assert_eq!(served.server.unmap(), Unmapped { pieces: 128, acknowledged: true });
     for piece in fragments(128) {
         assert_eq!(guest.was_asked(), Asked::Unmap(piece.guest_offset, piece.device_offset, piece.len));
-        let device = region(DEVICE + piece.guest_offset, piece.len, 1 << 45, piece.device_offset, &served.medium.file);
-        guest.frontend.remove_mem_region(&device).unwrap();
     }
     let stats = served.server.stats();
     assert_eq!((stats.maps, stats.unmaps, stats.problem), (128, 128, None));
+}
+
+/// What QEMU says of a piece that it has mapped.
+fn told(served: &Served, piece: Piece) -> VhostUserMemoryRegionInfo {
+    region(DEVICE + piece.guest_offset, piece.len, 1 << 45, piece.device_offset, &served.medium.file)
+}
+
+#[test]
+fn pieces_that_outlast_a_stop_are_memory_regions_as_the_machine_goes_on() {
+    let served = Served::new();
+    *served.medium.pieces.lock() = fragments(8);
+    let mut guest = Guest::connect(&served.path());
+    guest.realise(like_qemu());
+    guest.start();
+    for _ in 0..8 {
+        guest.was_asked();
+    }
+    guest.frontend.get_vring_base(0).unwrap();
+    // QEMU tells of all its memory before it starts the queue, and does not start if it is told no.
+    guest.frontend.set_features(ALL).unwrap();
+    for piece in fragments(8) {
+        guest.frontend.add_mem_region(&told(&served, piece)).unwrap();
+    }
+    guest.start_queue();
+    assert_eq!(guest.flush(), 0);
+    for piece in fragments(8) {
+        guest.frontend.remove_mem_region(&told(&served, piece)).unwrap();
+        assert!(guest.frontend.add_mem_region(&told(&served, piece)).is_err(), "the queue runs");
+    }
+    assert_eq!(guest.flush(), 0);
 }
 
 #[test]
