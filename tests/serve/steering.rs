@@ -38,6 +38,8 @@ fn a_guest_that_says_nothing_is_named_and_can_be_sent_away() {
     assert_eq!(server.json(&["leases"]).as_array().unwrap().len(), 0);
     assert_eq!(server.ctl(&["truncate", "data", "0"]).0, 0);
     assert_eq!(server.json(&["guests"])[0]["state"], "revoked");
+    let (code, _, err) = server.ctl(&["rdma-reg", "data"]);
+    assert!(code == 2 && err.contains("no guest has `data`"), "{code}: {err}");
     // The next one finds no device there.
     silent.hang_up();
     server.says("is gone");

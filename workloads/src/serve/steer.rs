@@ -306,7 +306,8 @@ impl Served {
     }
 
     fn rdma_reg(&self, file: &str, asker: &Asker<'_>) -> Answered {
-        let guest = self.attached().find(|(port, _)| port.file.as_deref() == Some(file));
+        let has = |(port, guest): &(&Arc<Port>, Arc<Guest>)| port.file.as_deref() == Some(file) && !guest.is_revoked();
+        let guest = self.attached().find(has);
         let Some((port, guest)) = guest else {
             return Err(format!(
                 "no guest has `{file}`: the region is registered by the process that has the file for one"
@@ -380,7 +381,9 @@ impl Served {
             Ok(bytes) => {
                 let shown: String = bytes.iter().flat_map(|byte| byte.escape_ascii()).map(char::from).collect();
                 let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-                let data = json!({ "mr": mr, "offset": offset, "bytes": len, "outcome": "success", "text": shown, "hex": hex });
+                let data = json!({
+                    "mr": mr, "offset": offset, "bytes": len, "outcome": "success", "text": shown, "hex": hex,
+                });
                 Response::Answer { text: format!("{shown}\n"), data }
             }
             Err(failure) => failed(&what, mr, &failure),
@@ -395,7 +398,8 @@ impl Served {
         }
         let done = asker.unless_gone(|| {}, || region.deregister()).map_err(no_means)?;
         let (pid, file) = (region.owner(), &region.file);
-        let data = json!({ "mr": mr, "file": file, "process": pid.0, "outcome": done.map_or_else(|errno| errno.to_string(), |()| "done".to_owned()) });
+        let outcome = done.map_or_else(|errno| errno.to_string(), |()| "done".to_owned());
+        let data = json!({ "mr": mr, "file": file, "process": pid.0, "outcome": outcome });
         Ok(match done {
             Ok(()) => Response::Answer { text: format!("region {mr} of {file} is gone\n"), data },
             Err(errno) => Response::Failed { text: format!("rdma-dereg {mr}: {errno}\n"), data },
