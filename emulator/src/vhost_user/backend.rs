@@ -203,6 +203,8 @@ impl VhostUserBackendReqHandler for Backend {
         }
         self.counters.resets.add(u64::from(again));
         self.mapping.attach();
+        // What is behind this message, the frontend waits for before the driver goes on.
+        self.mapping.await_asked(&self.waits);
         Ok(())
     }
 

@@ -79,6 +79,7 @@ impl Channel {
         ask: Ask,
         piece: Piece,
         file: BorrowedFd<'_>,
+        sent: impl FnOnce(),
         over: &Wake,
         is_over: impl Fn() -> bool,
     ) -> Result<Reply, ChannelError> {
@@ -87,6 +88,7 @@ impl Channel {
             Ask::Unmap => BackendReq::SHMEM_UNMAP as u32,
         };
         self.send(code, piece, (ask == Ask::Map).then_some(file))?;
+        sent();
         let value = self.receive(code, over, is_over)?;
         Ok(if value == 0 { Reply::Done } else { Reply::Refused(value) })
     }

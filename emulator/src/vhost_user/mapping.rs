@@ -29,6 +29,9 @@ use crate::wait::WaitQueue;
 /// How long [`super::Server::unmap`] waits for a frontend that does not answer.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 
+/// How long a driver's start is held up for a medium that has not said its pieces.
+const START_PATIENCE: Duration = Duration::from_secs(1);
+
 /// What became of [`super::Server::unmap`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Unmapped {
@@ -83,6 +86,10 @@ struct State {
     mapped: Vec<Piece>,
     /// A driver took the device, and nothing was mapped for it yet.
     attach: bool,
+    /// The same, until the frontend has been asked for the first piece, or is not going to be.
+    starting: bool,
+    /// The frontend has been asked for something, and has not answered.
+    asking: bool,
     /// Nothing may be mapped.
     unmap: bool,
     /// Goes up with each attach and each unmap: what was begun before is not gone on with.
@@ -119,9 +126,24 @@ impl Mapping {
         {
             let mut state = self.state.lock();
             state.attach = true;
+            state.starting = true;
             state.epoch += 1;
         }
         self.wake.ring();
+    }
+
+    /// Waits until the frontend has been asked for the first piece, if one is going to be mapped; to be called before it is let go on
+    /// with starting the driver. It does not wait for the answer, which comes only afterwards. A driver that runs before its
+    /// device is mapped reads zeros there, and its stores are lost.
+    ///
+    /// Never long: a medium that takes its time has the driver run without a device.
+    pub(super) fn await_asked(&self, waits: &Waits) {
+        waits.until(&self.settled, "the first piece to be asked for", Some(START_PATIENCE), || {
+            let state = self.state.lock();
+            // Whatever it has been asked for, it answers after it was let go on.
+            let ready = !state.starting || state.asking || state.unmap || state.over;
+            if ready { Poll::Ready(()) } else { Poll::Pending }
+        });
     }
 
     /// What is mapped, or may be.
@@ -134,6 +156,7 @@ impl Mapping {
         let pieces = {
             let mut state = self.state.lock();
             state.attach = false;
+            state.starting = false;
             state.epoch += 1;
             counters.revokes.add(1);
             if state.mapped.is_empty() || state.over {
@@ -182,6 +205,7 @@ impl Mapping {
                 self.unmap_all(medium.fd(), counters);
             } else if attach {
                 self.map_all(epoch, medium, counters);
+                self.started(epoch);
             } else if wait_readable([self.wake.as_fd()]).is_ok() {
                 self.wake.clear();
             }
@@ -275,9 +299,26 @@ impl Mapping {
         self.state.lock().mapped.retain(|other| *other != piece);
     }
 
+    /// What `epoch`'s driver wants mapped is, or never will be.
+    fn started(&self, epoch: u64) {
+        {
+            let mut state = self.state.lock();
+            state.starting &= state.epoch != epoch;
+        }
+        self.settled.wake_all();
+    }
+
     fn ask(&self, ask: Ask, piece: Piece, file: BorrowedFd<'_>) -> Result<Reply, ChannelError> {
         let channel = self.state.lock().channel.clone().ok_or(ChannelError::Closed)?;
-        channel.ask(ask, piece, file, &self.wake, || self.is_over())
+        let sent = || {
+            self.state.lock().asking = true;
+            self.settled.wake_all();
+        };
+        let reply = channel.ask(ask, piece, file, sent, &self.wake, || self.is_over());
+        let mut state = self.state.lock();
+        state.asking = false;
+        state.starting = false;
+        reply
     }
 
     /// The frontend can't be asked any more. What is mapped stays in the list, and is out of reach only when it hangs up.
@@ -289,6 +330,7 @@ impl Mapping {
             let mut state = self.state.lock();
             state.channel = None;
             state.attach = false;
+            state.starting = false;
         }
         self.settled.wake_all();
     }
