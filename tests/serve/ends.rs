@@ -4,8 +4,9 @@ use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::channel;
 
+use crate::attached::flush_until_it_fails;
 use crate::guest::{Asked, Guest};
-use crate::server::{Server, Watched, flush_until_it_fails};
+use crate::server::{Server, Watched};
 
 const FILE: [&str; 6] = ["--control", "a.ctl", "--file", "data", "--create", "4MiB"];
 const SOCKET: &str = "DAXLAB_TEST_SOCKET";

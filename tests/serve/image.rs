@@ -6,9 +6,10 @@ use std::path::Path;
 
 use rustix::process::Signal;
 
+use crate::attached::flush_until_it_fails;
 use crate::common::daxlab;
 use crate::guest::Guest;
-use crate::server::{MIB, Server, Watched, flush_until_it_fails, outcome};
+use crate::server::{MIB, Server, Watched, fail_fdatasync, outcome};
 
 const ARGS: [&str; 6] = ["--control", "a.ctl", "--image", "img", "--size", "4MiB"];
 
@@ -138,26 +139,6 @@ fn an_image_that_cannot_be_written_back_fails_the_flush() {
         (&1.into(), &1.into()),
         "{counters}"
     );
-}
-
-/// From here on this process and whatever it starts gets EIO of `fdatasync`, as from a broken disk (seccomp(2)).
-fn fail_fdatasync() -> std::io::Result<()> {
-    use libc::{BPF_ABS, BPF_JEQ, BPF_JMP, BPF_K, BPF_LD, BPF_RET, BPF_W, SECCOMP_RET_ALLOW, SECCOMP_RET_ERRNO};
-    let step = |code: u32, jt: u8, jf: u8, k: u32| libc::sock_filter { code: code as u16, jt, jf, k };
-    let mut program = [
-        // The system call's number is the first word of what a filter sees.
-        step(BPF_LD | BPF_W | BPF_ABS, 0, 0, 0),
-        step(BPF_JMP | BPF_JEQ | BPF_K, 0, 1, libc::SYS_fdatasync as u32),
-        step(BPF_RET | BPF_K, 0, 0, SECCOMP_RET_ERRNO | libc::EIO as u32),
-        step(BPF_RET | BPF_K, 0, 0, SECCOMP_RET_ALLOW),
-    ];
-    let filter = libc::sock_fprog { len: program.len() as u16, filter: program.as_mut_ptr() };
-    // SAFETY: the arguments are those of prctl(2); the filter lives through the call.
-    let set = unsafe {
-        libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
-            && libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const filter) == 0
-    };
-    if set { Ok(()) } else { Err(std::io::Error::last_os_error()) }
 }
 
 #[test]

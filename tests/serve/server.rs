@@ -12,7 +12,6 @@ use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 use serde_json::Value;
 
 use crate::common::daxlab;
-use crate::guest::{Asked, Guest, willing};
 
 pub const MIB: u64 = 1 << 20;
 
@@ -59,20 +58,6 @@ impl Server {
 
     pub fn socket(&self, name: &str) -> PathBuf {
         self.dir.join(name)
-    }
-
-    /// A guest at the socket `name`, with a driver that has the device mapped.
-    pub fn guest(&self, name: &str) -> Guest {
-        self.attach(name).0
-    }
-
-    /// The same, and the first piece that it was asked to map.
-    pub fn attach(&self, name: &str) -> (Guest, Asked) {
-        let mut guest = Guest::connect(&self.socket(name));
-        guest.realise(willing());
-        guest.start();
-        let piece = guest.was_asked();
-        (guest, piece)
     }
 
     /// Waits until stderr says something with `words` in it.
@@ -139,11 +124,6 @@ impl Drop for Server {
     }
 }
 
-/// Flushes as long as the news of why it must fail is on its way to the port.
-pub fn flush_until_it_fails(guest: &mut Guest) {
-    assert!((0..1_000_000).any(|_| guest.flush() == 1), "it never fails");
-}
-
 pub fn outcome(output: &Output) -> (i32, String, String) {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     (output.status.code().unwrap_or(-1), text(&output.stdout), text(&output.stderr))
@@ -167,4 +147,24 @@ impl Watched {
     pub fn kill(&self) {
         rustix::process::pidfd_send_signal(&self.0, Signal::KILL).unwrap();
     }
+}
+
+/// From here on this process and whatever it starts gets EIO of `fdatasync`, as from a broken disk (seccomp(2)).
+pub fn fail_fdatasync() -> std::io::Result<()> {
+    use libc::{BPF_ABS, BPF_JEQ, BPF_JMP, BPF_K, BPF_LD, BPF_RET, BPF_W, SECCOMP_RET_ALLOW, SECCOMP_RET_ERRNO};
+    let step = |code: u32, jt: u8, jf: u8, k: u32| libc::sock_filter { code: code as u16, jt, jf, k };
+    let mut program = [
+        // The system call's number is the first word of what a filter sees.
+        step(BPF_LD | BPF_W | BPF_ABS, 0, 0, 0),
+        step(BPF_JMP | BPF_JEQ | BPF_K, 0, 1, libc::SYS_fdatasync as u32),
+        step(BPF_RET | BPF_K, 0, 0, SECCOMP_RET_ERRNO | libc::EIO as u32),
+        step(BPF_RET | BPF_K, 0, 0, SECCOMP_RET_ALLOW),
+    ];
+    let filter = libc::sock_fprog { len: program.len() as u16, filter: program.as_mut_ptr() };
+    // SAFETY: the arguments are those of prctl(2); the filter lives through the call.
+    let set = unsafe {
+        libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
+            && libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const filter) == 0
+    };
+    if set { Ok(()) } else { Err(std::io::Error::last_os_error()) }
 }
