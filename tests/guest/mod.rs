@@ -18,7 +18,9 @@
 mod initramfs;
 mod qemu;
 
+use std::ffi::OsString;
 use std::io::Write as _;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -43,6 +45,13 @@ pub(crate) struct Machine {
 pub(crate) const CURRENT: &str = "current";
 /// QEMU and kernel of the machine's own Debian release: persistent memory is QEMU's own device.
 pub(crate) const DISTRIBUTION: &str = "distribution";
+
+/// [`Machine::qemu`] for a shell.
+const LAUNCHER: &str = r#"#!/bin/sh
+qemu=$(dirname "$0")/../qemu
+export QEMU_MODULE_DIR="$qemu/modules"
+exec "$qemu/lib/ld-linux-x86-64.so.2" --library-path "$qemu/lib" --argv0 qemu-system-x86_64 "$qemu/qemu-system-x86_64" -L "$qemu/share" "$@"
+"#;
 
 impl Machine {
     /// A boot of this machine, to be given devices and started.
@@ -86,6 +95,14 @@ impl Machine {
         command
     }
 
+    /// A `PATH` on which this machine's QEMU is the first `qemu-system-x86_64`.
+    pub(crate) fn search_path(&self) -> OsString {
+        let mut path = self.dir.join("bin").into_os_string();
+        path.push(":");
+        path.push(std::env::var_os("PATH").unwrap_or_default());
+        path
+    }
+
     fn kernel(&self) -> PathBuf {
         self.dir.join("kernel/vmlinuz")
     }
@@ -94,15 +111,22 @@ impl Machine {
         self.dir.join("initramfs")
     }
 
-    /// Writes the initramfs beside the kernel, whole or not at all: another process may be reading it, and builds the same.
-    fn build_initramfs(&self) -> io::Result<()> {
-        let built = initramfs::build(&self.dir.join("tools"), &self.dir.join("kernel/modules"))?;
-        let place = self.initramfs();
-        if fs::read(&place).is_ok_and(|there| there == built) {
+    /// Writes what is made here of what was fetched: the initramfs, and QEMU as a program to be found in a `PATH`.
+    fn build(&self) -> io::Result<()> {
+        let initramfs = initramfs::build(&self.dir.join("tools"), &self.dir.join("kernel/modules"))?;
+        self.place(&self.initramfs(), &initramfs, 0o600)?;
+        fs::create_dir_all(self.dir.join("bin"))?;
+        self.place(&self.dir.join("bin/qemu-system-x86_64"), LAUNCHER.as_bytes(), 0o755)
+    }
+
+    /// Writes a file, whole or not at all: another process may be reading it, and builds the same.
+    fn place(&self, place: &Path, content: &[u8], mode: u32) -> io::Result<()> {
+        if fs::read(place).is_ok_and(|there| there == content) {
             return Ok(());
         }
         let mut file = tempfile::NamedTempFile::new_in(&self.dir)?;
-        file.write_all(&built)?;
+        file.write_all(content)?;
+        file.as_file().set_permissions(fs::Permissions::from_mode(mode))?;
         file.persist(place)?;
         Ok(())
     }
@@ -147,7 +171,7 @@ impl Found {
                     dir: PathBuf::from(dir),
                     accel: OnceLock::new(),
                 };
-                machine.build_initramfs().unwrap_or_else(|error| panic!("{}: {error}", machine.initramfs().display()));
+                machine.build().unwrap_or_else(|error| panic!("{}: {error}", machine.dir.display()));
                 Found::Ready(machine)
             }
             _ => panic!("scripts/guest-packages said: {line}"),
@@ -167,7 +191,7 @@ impl Found {
 }
 
 /// Says a line to whoever runs the tests, also where the output of tests that pass is kept back.
-fn tell(line: &str) {
+pub(crate) fn tell(line: &str) {
     // What can't be said is no failure of the test.
     let _ = writeln!(io::stderr(), "guests: {line}");
 }

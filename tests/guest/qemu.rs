@@ -21,7 +21,7 @@ use std::net::Shutdown;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::process::{Child, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use emulator::sync::{Arc, Mutex, thread};
@@ -38,6 +38,9 @@ pub(crate) enum Accel {
 /// A guest about to be started.
 pub(crate) struct Boot<'a> {
     machine: &'a Machine,
+    /// Whose kernel and initramfs.
+    kernel: &'a Machine,
+    printed: Option<String>,
     memory_mib: u32,
     hotplug: bool,
     machine_options: String,
@@ -51,6 +54,8 @@ impl<'a> Boot<'a> {
     pub(super) fn new(machine: &'a Machine) -> Boot<'a> {
         Boot {
             machine,
+            kernel: machine,
+            printed: None,
             memory_mib: 256,
             hotplug: false,
             machine_options: String::new(),
@@ -64,6 +69,19 @@ impl<'a> Boot<'a> {
     /// Gives the guest this much memory, in MiB; 256 otherwise.
     pub(crate) fn memory(mut self, mib: u32) -> Self {
         self.memory_mib = mib;
+        self
+    }
+
+    /// Boots another machine's kernel.
+    pub(crate) fn kernel_of(mut self, other: &'a Machine) -> Self {
+        self.kernel = other;
+        self
+    }
+
+    /// Starts QEMU by this command line, as people are told to: through a shell, which finds this machine's QEMU in its `PATH`.
+    /// Processors, memory and devices are the line's; kernel, console and what [`Boot::args`] was given come behind it.
+    pub(crate) fn printed(mut self, line: &str) -> Self {
+        self.printed = Some(line.to_owned());
         self
     }
 
@@ -136,17 +154,14 @@ impl<'a> Boot<'a> {
     pub(crate) fn try_start(self) -> Result<Guest, String> {
         let accel = self.accel.unwrap_or_else(|| self.machine.accel());
         let token = token();
-        let mut command = self.machine.qemu();
-        command.args(["-nodefaults", "-no-user-config", "-display", "none", "-cpu", "max", "-accel"]);
-        command.arg(if accel == Accel::Kvm { "kvm" } else { "tcg" });
-        // Guest memory that a vhost-user backend can map.
-        command.arg("-machine").arg(format!("q35,memory-backend=m0{}", self.machine_options));
-        command.arg("-object").arg(format!("memory-backend-memfd,id=m0,size={}M,share=on", self.memory_mib));
-        let slots = if self.hotplug { ",slots=4,maxmem=64G" } else { "" };
-        command.arg("-m").arg(format!("{}M{slots}", self.memory_mib));
+        let mut command = match &self.printed {
+            Some(line) => self.by_shell(line, accel),
+            None => self.by_hand(accel),
+        };
+        command.args(["-nodefaults", "-no-user-config", "-display", "none"]);
         command.args(["-chardev", "socket,id=console,fd=1", "-serial", "chardev:console"]);
         command.args(["-chardev", "socket,id=commands,fd=0", "-serial", "chardev:commands"]);
-        command.arg("-kernel").arg(self.machine.kernel()).arg("-initrd").arg(self.machine.initramfs());
+        command.arg("-kernel").arg(self.kernel.kernel()).arg("-initrd").arg(self.kernel.initramfs());
         // A panic halts the guest, and is seen on the console; boots are quicker without messages and mitigations.
         command.arg("-append").arg(format!("console=ttyS0 quiet mitigations=off panic=0 daxlab.token={token}"));
         command.args(&self.args);
@@ -168,6 +183,29 @@ impl<'a> Boot<'a> {
             Guest { name, process, lines, console: said, readers, boot: (token, String::new()), limit: self.limit };
         guest.wait_ready()?;
         Ok(guest)
+    }
+}
+
+impl Boot<'_> {
+    /// QEMU with processors and memory.
+    fn by_hand(&self, accel: Accel) -> Command {
+        let mut command = self.machine.qemu();
+        command.args(["-cpu", "max", "-accel", if accel == Accel::Kvm { "kvm" } else { "tcg" }]);
+        // Guest memory that a vhost-user backend can map.
+        command.arg("-machine").arg(format!("q35,memory-backend=m0{}", self.machine_options));
+        command.arg("-object").arg(format!("memory-backend-memfd,id=m0,size={}M,share=on", self.memory_mib));
+        let slots = if self.hotplug { ",slots=4,maxmem=64G" } else { "" };
+        command.arg("-m").arg(format!("{}M{slots}", self.memory_mib));
+        command
+    }
+
+    /// A shell that becomes QEMU.
+    fn by_shell(&self, line: &str, accel: Accel) -> Command {
+        // A KVM that opens and runs no guest is none that QEMU falls back from.
+        let line = if accel == Accel::Tcg { line.replacen("-accel kvm ", "", 1) } else { line.to_owned() };
+        let mut command = Command::new("sh");
+        command.arg("-c").arg(format!("exec {line} \"$@\"")).arg("sh").env("PATH", self.machine.search_path());
+        command
     }
 }
 

@@ -1,56 +1,9 @@
-//! Real guests over persistent memory: what a guest writes and syncs is in the host's file, byte for byte.
-//!
-//! Runs with `DAXLAB_GUESTS=1`, as `make guests` does. Every machine that can't be had says `not run` with its reason.
-#![allow(clippy::unwrap_used, reason = "a test that can't go on ends")]
+//! QEMU's own devices over a file, and the harness itself: what everything else here is measured against.
 
-mod guest;
-
-use std::fs::{self, File};
-use std::os::unix::fs::FileExt;
-use std::path::Path;
 use std::time::Duration;
 
-use guest::Machine;
-
-/// No power of two, and not the size of anything else: a device of this size is ours.
-const SIZE: u64 = 66 << 20;
-
-/// A sparse file of `size` bytes.
-fn image(path: &Path, size: u64) {
-    File::create(path).unwrap().set_len(size).unwrap();
-}
-
-/// Takes the first virtio-pmem device from its driver and gives it back, as a shell script.
-const REBIND: &str = "cd /sys/bus/virtio/drivers/virtio_pmem
-    device=$(ls -d virtio* | head -n 1)
-    echo $device >unbind && test ! -e /dev/pmem0 && echo $device >bind && settle && test -b /dev/pmem0";
-
-/// What `seq FIRST LAST` prints, in the guest and here: every byte is known, and no two pieces are alike.
-fn seq(first: u32, last: u32) -> String {
-    (first..=last).map(|number| format!("{number}\n")).collect()
-}
-
-/// Whether the file at `path` has `expected` at `offset`; tells the first byte that differs.
-fn assert_bytes(path: &Path, offset: u64, expected: &[u8]) {
-    let mut found = vec![0; expected.len()];
-    File::open(path).unwrap().read_exact_at(&mut found, offset).unwrap();
-    let differs = found.iter().zip(expected).position(|(found, expected)| found != expected);
-    assert_eq!(differs, None, "first byte that differs, from {offset}");
-}
-
-/// The content of a file in an unmounted ext4, by the machine's debugfs.
-fn dumped(machine: &Machine, image: &Path, name: &str, to: &Path) -> Vec<u8> {
-    let request = format!("dump {name} {}", to.display());
-    let run = machine.tool("debugfs").arg("-R").arg(request).arg(image).output().unwrap();
-    assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
-    fs::read(to).unwrap()
-}
-
-/// Asserts that e2fsck, on the host, finds nothing to say about an unmounted ext4.
-fn assert_clean(machine: &Machine, image: &Path) {
-    let run = machine.tool("e2fsck").arg("-fn").arg(image).output().unwrap();
-    assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stdout));
-}
+use crate::guest;
+use crate::{REBIND, SIZE, assert_bytes, assert_clean, assert_dumped, image, seq};
 
 #[test]
 fn qemus_own_device_keeps_what_a_guest_syncs() {
@@ -81,8 +34,7 @@ fn qemus_own_device_keeps_what_a_guest_syncs() {
         guest.ok("mount -o dax /dev/pmem0 /mnt && seq 1 200000 | cmp - /mnt/synced && umount /mnt");
         guest.poweroff();
 
-        let found = dumped(machine, &path, "synced", &dir.path().join("synced"));
-        assert!(found == seq(1, 200_000).as_bytes(), "{} bytes, and not the guest's", found.len());
+        assert_dumped(machine, &path, "synced", &seq(1, 200_000));
         assert_clean(machine, &path);
     });
 }

@@ -1,0 +1,144 @@
+//! Ends: of the power, of the server, of the disk. What was flushed is there afterwards, and a guest is told what can't be flushed.
+
+use std::fs;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+
+use rustix::process::Signal;
+
+use crate::common::daxlab;
+use crate::guest::{self, CURRENT, Guest, Machine};
+use crate::served::{FORMAT, SYNCED, assert_given_up, attach, counter, held, serve_file, state};
+use crate::server::{Server, Watched, fail_fdatasync, outcome};
+use crate::{assert_clean, assert_dumped, seq};
+
+const IMAGE: [&str; 6] = ["--control", "a.ctl", "--image", "img", "--size", "66MiB"];
+
+#[test]
+fn after_a_power_cut_every_synced_file_is_whole() {
+    let Some(machine) = guest::machine(CURRENT, "a power cut") else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let server = serve_file(dir.path(), &["--power-cut-model"]);
+    let mut guest = attach(machine, &server, "a");
+    guest.ok(FORMAT);
+    for cut in 1..=2 {
+        // Ten files that are synced, and, between and after them, as many that are not: names, data and sizes.
+        guest.ok(&format!(
+            "mkdir /mnt/{cut}; for at in 0 1 2 3 4 5 6 7 8 9; do
+                seq {cut} 1${{at}}000 >/mnt/{cut}/synced$at; fsync /mnt/{cut}/synced$at
+                seq {cut} 2${{at}}000 >/mnt/{cut}/not$at; rm -f /mnt/$(({cut} - 1))/not$at; done"
+        ));
+        let lost = server.json(&["power-cut", "--seed", &cut.to_string()]);
+        let count = |name: &str| lost[name].as_u64().unwrap();
+        assert!(count("lines_survived") < count("lines_unflushed"), "{lost}");
+        assert!(count("lines_survived") > 0, "{lost}");
+        assert_eq!(state(&server, 0), "unmapped");
+        // Without power, stores go nowhere, and nobody is told that they are durable.
+        guest.run(&format!("printf late | dd of=/mnt/{cut}/synced0 bs=4 conv=notrunc"));
+        assert_ne!(guest.run(&format!("fsync /mnt/{cut}/synced0")).status, 0);
+        guest.reset();
+        assert_eq!(state(&server, 0), "mapped");
+        // 1: repaired.
+        let repaired = guest.run("e2fsck -fp /dev/pmem0");
+        assert!(repaired.status <= 1, "{}: {}", repaired.status, repaired.text);
+        guest.ok("e2fsck -fn /dev/pmem0 && mount -o dax /dev/pmem0 /mnt");
+        for before in 1..=cut {
+            guest.ok(&format!(
+                "for at in 0 1 2 3 4 5 6 7 8 9; do seq {before} 1${{at}}000 | cmp - /mnt/{before}/synced$at; done"
+            ));
+        }
+    }
+    guest.poweroff();
+}
+
+/// Asserts that a copy of the image has the synced file, after the repair that a machine does at its boot.
+fn assert_recovered(machine: &Machine, dir: &Path) {
+    let copy = dir.join("copy");
+    fs::copy(dir.join("img"), &copy).unwrap();
+    let repaired = machine.tool("e2fsck").arg("-fp").arg(&copy).output().unwrap();
+    assert!(matches!(repaired.status.code(), Some(0 | 1)), "{}", String::from_utf8_lossy(&repaired.stdout));
+    assert_clean(machine, &copy);
+    assert_dumped(machine, &copy, "synced", &seq(1, 200_000));
+}
+
+/// A server on an image ends by `end`, and its guest lives on.
+fn the_server_ends(what: &str, end: impl Fn(&mut Server)) {
+    let Some(machine) = guest::machine(CURRENT, what) else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let mut server = Server::start(dir, &["a"], &IMAGE);
+    let mut guest = attach(machine, &server, "a");
+    guest.ok(FORMAT);
+    guest.ok(SYNCED);
+    let port = Watched::new(&server.json(&["guests"])[0]["port"]);
+    end(&mut server);
+    // A flush can reach the port before the news of the end does.
+    let mut fails = || guest.run("echo lost >>/mnt/lost && fsync /mnt/lost").status != 0;
+    assert!((0..1000).any(|_| fails()));
+    assert_given_up(&mut guest);
+    guest.ok("seq 1 200000 | cmp - /mnt/synced");
+    assert_recovered(machine, dir);
+
+    // The guest may store to it as long as it lives.
+    let second = || outcome(&daxlab().args(["serve", "--socket", "b"]).args(IMAGE).current_dir(dir).output().unwrap());
+    let (code, _, err) = second();
+    assert!(code == 2 && err.contains("server has ended"), "{code}: {err}");
+    assert!(guest.is_running());
+    guest.kill();
+    port.await_end();
+    let server = Server::start(dir, &["b"], &IMAGE);
+    let mut guest = attach(machine, &server, "b");
+    guest.ok("mount -o dax /dev/pmem0 /mnt && seq 1 200000 | cmp - /mnt/synced");
+    guest.ok("seq 2 200000 >/mnt/more && fsync /mnt/more");
+    guest.poweroff();
+}
+
+#[test]
+fn a_server_that_is_asked_to_end_leaves_its_guest_without_flushes() {
+    the_server_ends("a server's end by SIGTERM", Server::terminate);
+}
+
+#[test]
+fn a_server_that_is_killed_leaves_its_guest_without_flushes() {
+    the_server_ends("a server's end by SIGKILL", |server| {
+        server.end(Signal::KILL);
+    });
+}
+
+/// The raw device, that needs no file system to fail.
+fn raw_sync(guest: &mut Guest) -> guest::Output {
+    guest.run("echo x | dd of=/dev/pmem0 bs=4k seek=9 conv=fsync,notrunc")
+}
+
+#[test]
+fn what_cannot_be_made_durable_fails_the_guests_fsync() {
+    let Some(machine) = guest::machine(CURRENT, "a disk that fails") else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let mut command = daxlab();
+    // SAFETY: between fork and exec, it makes two system calls and touches nothing else.
+    unsafe { command.pre_exec(fail_fdatasync) };
+    let broken = Server::run(&mut command, dir.path(), &["a"], &IMAGE);
+    let mut guest = attach(machine, &broken, "a");
+    let failed = raw_sync(&mut guest);
+    assert!(failed.status != 0 && failed.text.contains("error"), "{failed:?}");
+    assert!(counter(&broken, "failed") > 0);
+    guest.kill();
+
+    // A flush that fails for once is one that ext4 does not forget.
+    let other = tempfile::tempdir().unwrap();
+    let server = serve_file(other.path(), &[]);
+    let mut guest = attach(machine, &server, "a");
+    guest.ok(FORMAT);
+    guest.ok(SYNCED);
+    assert_eq!(server.ctl(&["fail-flush", "on"]).0, 0);
+    assert_given_up(&mut guest);
+    assert_eq!(server.ctl(&["fail-flush", "off"]).0, 0);
+    guest.ok("umount /mnt");
+    // The first one tells of what failed before, if nobody has been told.
+    raw_sync(&mut guest);
+    assert_eq!(raw_sync(&mut guest).status, 0);
+    guest
+        .ok("e2fsck -fp /dev/pmem0 || test $? -eq 1; mount -o dax /dev/pmem0 /mnt && seq 1 200000 | cmp - /mnt/synced");
+    assert_eq!(held(&server), (1, 1));
+    guest.poweroff();
+}
