@@ -22,7 +22,7 @@ use virtio_bindings::bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RIN
 use super::mapping::Mapping;
 use super::memory::{FileId, MemoryTable, REGIONS_MAX, RegionInfo};
 use super::pmem::{self, Config};
-use super::queue::Queue;
+use super::queue::{Queue, Rings, SetupError};
 use super::stats::Counters;
 use super::wake::Waits;
 use crate::sync::{Arc, Mutex};
@@ -104,9 +104,16 @@ fn region_info(region: &VhostUserMemoryRegion) -> RegionInfo {
 ///
 /// Except for pieces that it tells of before the queue starts: a machine that was stopped still has them when it goes on, and
 /// a no would keep it from starting.
+///
+/// Neither is a queue that no queue can be: it is the guest that says how large its rings are and where, and QEMU passes that on. The
+/// connection must not end of it, for the pieces would still be the guest's when the medium takes them for free.
 #[derive(Debug, thiserror::Error)]
-#[error("a piece of the device is no memory for rings and buffers")]
-struct Declined;
+enum Declined {
+    #[error("a piece of the device is no memory for rings and buffers")]
+    Piece,
+    #[error(transparent)]
+    Queue(SetupError),
+}
 
 /// Whether `error` answers a message with no, and is nothing that the connection ends of.
 pub(super) fn is_declined(error: &Error) -> bool {
@@ -144,6 +151,11 @@ impl Backend {
     fn queue(&self, index: u32) -> Result<&Queue> {
         check(index == 0, "there is one queue, number 0")?;
         Ok(&self.queue)
+    }
+
+    fn decline(&self, why: SetupError) -> Error {
+        self.counters.problem(format!("the guest has no request queue: {why}"));
+        refused(Declined::Queue(why))
     }
 
     fn set_memory(&self, memory: MemoryTable) {
@@ -221,7 +233,7 @@ impl VhostUserBackendReqHandler for Backend {
     }
 
     fn set_vring_num(&self, index: u32, size: u32) -> Result<()> {
-        self.queue(index)?.set_size(size).map_err(refused)
+        self.queue(index)?.set_size(size).map_err(|why| self.decline(why))
     }
 
     fn set_vring_addr(
@@ -235,11 +247,9 @@ impl VhostUserBackendReqHandler for Backend {
     ) -> Result<()> {
         let queue = self.queue(index)?;
         let memory = self.memory();
-        let guest = |address| {
-            let outside = Error::InvalidOperation("SET_VRING_ADDR names addresses outside the guest's memory");
-            memory.guest_address(address).ok_or(outside)
-        };
-        queue.set_rings(guest(table)?, guest(avail)?, guest(used)?).map_err(refused)
+        let [table, avail, used] = [table, avail, used].map(|address| memory.guest_address(address));
+        let rings = table.zip(avail).zip(used).map(|((table, avail), used)| Rings { table, avail, used });
+        queue.set_rings(rings).map_err(|why| self.decline(why))
     }
 
     fn set_vring_base(&self, index: u32, base: u32) -> Result<()> {
@@ -331,7 +341,7 @@ impl VhostUserBackendReqHandler for Backend {
         memory.add(region_info(region), file).map_err(refused)?;
         if own && !self.negotiated.lock().starting {
             self.note_start(&memory);
-            return Err(refused(Declined));
+            return Err(refused(Declined::Piece));
         }
         self.set_memory(memory);
         Ok(None)

@@ -16,7 +16,7 @@ use rustix::fs::MemfdFlags;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
-use super::queue::Queue;
+use super::queue::{Queue, Rings};
 use super::server::serve_one;
 use super::stats::Counters;
 use super::{FlushError, Medium, Peer, Piece};
@@ -129,7 +129,7 @@ pub fn request_queue(data: &[u8]) {
     queue.set_memory(memory);
     queue.set_enabled(true);
     queue.set_event_idx(flags & 1 != 0);
-    let set_up = queue.set_size(size).and_then(|()| queue.set_rings(table, avail, used));
+    let set_up = queue.set_size(size).and_then(|()| queue.set_rings(Some(Rings { table, avail, used })));
     if set_up.and_then(|()| queue.set_base(base.into())).is_err() {
         return;
     }

@@ -59,6 +59,10 @@ struct State {
     call: Option<OwnedFd>,
     err: Option<OwnedFd>,
     enabled: bool,
+    /// Its size is one a queue can have.
+    sized: bool,
+    /// Its rings are somewhere.
+    placed: bool,
     /// It contradicted itself.
     broken: bool,
     /// Requests were taken and not yet answered.
@@ -102,6 +106,14 @@ enum Broken {
     Ring(#[from] virtio_queue::Error),
 }
 
+/// Where a queue's rings lie, as guest addresses.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Rings {
+    pub(super) table: u64,
+    pub(super) avail: u64,
+    pub(super) used: u64,
+}
+
 /// How a queue may not be set up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum SetupError {
@@ -109,6 +121,8 @@ pub(super) enum SetupError {
     Size(u32),
     #[error("the queue's rings at guest addresses {0:#x}, {1:#x}, {2:#x}: not aligned to 16, 2 and 4 bytes")]
     Alignment(u64, u64, u64),
+    #[error("the queue's rings lie outside the guest's memory")]
+    Nowhere,
     #[error("the queue's used ring at guest address {0:#x}: outside the guest's memory")]
     Outside(u64),
     #[error("next request {0}: a split queue counts to 65535")]
@@ -125,6 +139,8 @@ impl Queue {
             call: None,
             err: None,
             enabled: false,
+            sized: true,
+            placed: false,
             broken: false,
             busy: false,
             over: false,
@@ -140,14 +156,21 @@ impl Queue {
     }
 
     pub(super) fn set_size(&self, size: u32) -> Result<(), SetupError> {
-        let narrow = u16::try_from(size).map_err(|_| SetupError::Size(size))?;
-        self.state.lock().ring.try_set_size(narrow).map_err(|_| SetupError::Size(size))
+        let state = &mut *self.state.lock();
+        let narrow = u16::try_from(size).ok();
+        state.sized = narrow.is_some_and(|narrow| state.ring.try_set_size(narrow).is_ok());
+        if state.sized { Ok(()) } else { Err(SetupError::Size(size)) }
     }
 
-    /// Where the rings lie, as guest addresses. How many entries were used so far is read from the used ring, as QEMU's own
+    /// Where the rings lie; none if that is not in the guest's memory. How many entries were used so far is read from the used ring, as QEMU's own
     /// backends do: SET_VRING_BASE tells only how many were taken.
-    pub(super) fn set_rings(&self, table: u64, avail: u64, used: u64) -> Result<(), SetupError> {
+    ///
+    /// A guest names sizes and addresses as it likes (QEMU passes them on), so wrong ones cost it its queue and nothing else: the queue
+    /// does not run until it was told right ones.
+    pub(super) fn set_rings(&self, rings: Option<Rings>) -> Result<(), SetupError> {
         let state = &mut *self.state.lock();
+        state.placed = false;
+        let Rings { table, avail, used } = rings.ok_or(SetupError::Nowhere)?;
         let ring = &mut state.ring;
         ring.try_set_desc_table_address(GuestAddress(table))
             .and_then(|()| ring.try_set_avail_ring_address(GuestAddress(avail)))
@@ -155,6 +178,7 @@ impl Queue {
             .map_err(|_| SetupError::Alignment(table, avail, used))?;
         let next = ring.used_idx(&state.memory, Ordering::Relaxed).map_err(|_| SetupError::Outside(used))?;
         ring.set_next_used(next.0);
+        state.placed = true;
         Ok(())
     }
 
@@ -187,12 +211,18 @@ impl Queue {
     }
 
     /// What tells the guest of answers, if it is to be told. It is made non-blocking: whoever let it fill up must not hold up
-    /// the queue.
+    /// the queue. It is rung at once if the queue runs already: a machine that goes on after a stop starts its queue before it
+    /// says whom to tell, and nobody else would tell of what was answered in between. (A guest must bear a bell for nothing;
+    /// `vu_set_vring_call_exec` in libvhost-user does the same.)
     pub(super) fn set_call(&self, call: Option<OwnedFd>) -> std::io::Result<()> {
         if let Some(call) = &call {
             make_nonblocking(call)?;
         }
-        self.state.lock().call = call;
+        let state = &mut *self.state.lock();
+        state.call = call;
+        if state.ring.ready() {
+            ring_bell(state.call.as_ref());
+        }
         Ok(())
     }
 
@@ -299,7 +329,7 @@ impl Queue {
 
 impl State {
     fn runs(&self) -> bool {
-        self.ring.ready() && self.enabled && !self.broken && !self.over
+        self.ring.ready() && self.enabled && self.sized && self.placed && !self.broken && !self.over
     }
 
     fn break_down(&mut self, why: &Broken, counters: &Counters) {
@@ -452,7 +482,7 @@ mod tests {
         let queue = Queue::new().unwrap();
         queue.set_memory(memory.clone());
         queue.set_size(4).unwrap();
-        queue.set_rings(0, 0x100, 0x200).unwrap();
+        queue.set_rings(Some(Rings { table: 0, avail: 0x100, used: 0x200 })).unwrap();
         queue.set_enabled(true);
         queue.start(rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC).unwrap());
         (queue, memory)
