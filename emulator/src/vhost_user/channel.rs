@@ -87,23 +87,33 @@ impl Channel {
             Ask::Map => BackendReq::SHMEM_MAP as u32,
             Ask::Unmap => BackendReq::SHMEM_UNMAP as u32,
         };
-        self.send(code, piece, (ask == Ask::Map).then_some(file))?;
+        self.send(code, &mmap(piece), (ask == Ask::Map).then_some(file))?;
         sent();
         let value = self.receive(code, over, is_over)?;
         Ok(if value == 0 { Reply::Done } else { Reply::Refused(value) })
     }
 
-    fn send(&self, code: u32, piece: Piece, file: Option<BorrowedFd<'_>>) -> Result<(), ChannelError> {
-        let body = VhostUserMMap {
-            shmid: SHMEM_REGION,
-            padding: [0; 7],
-            fd_offset: piece.device_offset,
-            shm_offset: piece.guest_offset,
-            len: piece.len,
-            flags: VhostUserMMapFlags::WRITABLE.bits(),
-        };
+    /// Waits until the frontend has done what it was asked before.
+    ///
+    /// Its answer alone does not say so: QEMU 11.1 answers an unmap first and takes the piece from the guest then
+    /// (`vhost_user_backend_handle_shmem_unmap`: else a `SET_MEM_TABLE` of its own could wait for us while we wait for it). But it
+    /// looks at the next request only after that. This one says nothing new: that the configuration space may have changed.
+    pub(super) fn settle(
+        &self,
+        sent: impl FnOnce(),
+        over: &Wake,
+        is_over: impl Fn() -> bool,
+    ) -> Result<(), ChannelError> {
+        let code = BackendReq::CONFIG_CHANGE_MSG as u32;
+        self.send(code, &[], None)?;
+        sent();
+        // Whether it has a use for it does not matter.
+        self.receive(code, over, is_over).map(|_| ())
+    }
+
+    fn send(&self, code: u32, body: &[u8], file: Option<BorrowedFd<'_>>) -> Result<(), ChannelError> {
         let flags = VERSION | VhostUserHeaderFlag::NEED_REPLY.bits();
-        let header = [code, flags, size_of::<VhostUserMMap>() as u32].map(u32::to_ne_bytes).concat();
+        let header = [code, flags, body.len() as u32].map(u32::to_ne_bytes).concat();
         let files: Vec<BorrowedFd<'_>> = file.into_iter().collect();
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut control = SendAncillaryBuffer::new(&mut space);
@@ -111,9 +121,9 @@ impl Channel {
             return Err(rustix::io::Errno::NOMEM.into());
         }
         // One request at a time fits into any socket's buffer, unless somebody else fills it: then it is not ours to wait.
-        let parts = [IoSlice::new(&header), IoSlice::new(body.as_slice())];
+        let parts = [IoSlice::new(&header), IoSlice::new(body)];
         let sent = rustix::net::sendmsg(&self.socket, &parts, &mut control, SendFlags::NOSIGNAL | SendFlags::DONTWAIT)?;
-        if sent == HEADER_BYTES + size_of::<VhostUserMMap>() { Ok(()) } else { Err(ChannelError::Nonsense) }
+        if sent == HEADER_BYTES + body.len() { Ok(()) } else { Err(ChannelError::Nonsense) }
     }
 
     fn receive(&self, code: u32, over: &Wake, is_over: impl Fn() -> bool) -> Result<u64, ChannelError> {
@@ -144,6 +154,19 @@ impl Channel {
         }
         Ok(reply.last_chunk().map_or(u64::MAX, |bytes| u64::from_ne_bytes(*bytes)))
     }
+}
+
+/// A piece as a request's body.
+fn mmap(piece: Piece) -> Vec<u8> {
+    let body = VhostUserMMap {
+        shmid: SHMEM_REGION,
+        padding: [0; 7],
+        fd_offset: piece.device_offset,
+        shm_offset: piece.guest_offset,
+        len: piece.len,
+        flags: VhostUserMMapFlags::WRITABLE.bits(),
+    };
+    body.as_slice().to_vec()
 }
 
 /// The backend channel that the next message on `socket` brings, if it brings one: the message is looked at and stays.

@@ -1,7 +1,7 @@
 //! Which pieces of the device are mapped for the guest.
 //!
 //! It owns the list of what is or may be mapped, and the thread that changes it. Invariants: no byte is in the guest's reach that
-//! the list does not have (a piece is entered before it is asked for, and leaves when the frontend has answered that it is gone);
+//! the list does not have (a piece is entered before it is asked for, and leaves when the frontend has taken it away);
 //! an unmap that is demanded while pieces are being mapped wins; pieces are mapped because of a SET_FEATURES, and for
 //! nothing else. Counterparts: `vhost_user_backend_handle_shmem_map` and `..._unmap` in QEMU's hw/virtio/vhost-user.c.
 //!
@@ -92,10 +92,20 @@ struct State {
     asking: bool,
     /// Nothing may be mapped.
     unmap: bool,
+    /// Nor ever again.
+    for_good: bool,
     /// Goes up with each attach and each unmap: what was begun before is not gone on with.
     epoch: u64,
     /// The connection ended.
     over: bool,
+}
+
+struct End<'a>(&'a Mapping);
+
+impl Drop for End<'_> {
+    fn drop(&mut self) {
+        self.0.end();
+    }
 }
 
 /// See the module.
@@ -125,8 +135,8 @@ impl Mapping {
     pub(super) fn attach(&self) {
         {
             let mut state = self.state.lock();
-            state.attach = true;
-            state.starting = true;
+            state.attach = !state.for_good;
+            state.starting = !state.for_good;
             state.epoch += 1;
         }
         self.wake.ring();
@@ -178,6 +188,12 @@ impl Mapping {
         Unmapped { pieces, acknowledged: acknowledged.unwrap_or(false) }
     }
 
+    /// As [`Mapping::unmap`], and nothing is mapped any more: the frontend is about to be sent away.
+    pub(super) fn unmap_for_good(&self, waits: &Waits, counters: &Counters) {
+        self.state.lock().for_good = true;
+        self.unmap(waits, PATIENCE, counters);
+    }
+
     /// The connection ended: with it goes whatever was mapped.
     pub(super) fn end(&self) {
         self.state.lock().over = true;
@@ -189,8 +205,9 @@ impl Mapping {
         self.state.lock().over
     }
 
-    /// The thread's life: until [`Mapping::end`].
+    /// The thread's life: until [`Mapping::end`]. If it ends otherwise, nobody waits for it.
     pub(super) fn run(&self, medium: &dyn Medium, counters: &Counters) {
+        let _end = End(self);
         loop {
             let (unmap, attach, epoch) = {
                 let mut state = self.state.lock();
@@ -213,21 +230,25 @@ impl Mapping {
     }
 
     fn unmap_all(&self, file: BorrowedFd<'_>, counters: &Counters) {
-        for piece in self.mapped() {
-            if let Err(why) = self.unmap_piece(piece, file, counters) {
-                self.give_up(&why, counters);
-                return;
-            }
+        if let Err(why) = self.unmap_pieces(&self.mapped(), file, counters) {
+            self.give_up(&why, counters);
+            return;
         }
         self.state.lock().unmap = false;
         self.settled.wake_all();
     }
 
     /// A frontend that refuses has nothing mapped there: it dropped it at a reset.
-    fn unmap_piece(&self, piece: Piece, file: BorrowedFd<'_>, counters: &Counters) -> Result<(), ChannelError> {
-        self.ask(Ask::Unmap, piece, file)?;
-        counters.unmaps.add(1);
-        self.forget(piece);
+    fn unmap_pieces(&self, pieces: &[Piece], file: BorrowedFd<'_>, counters: &Counters) -> Result<(), ChannelError> {
+        if pieces.is_empty() {
+            return Ok(());
+        }
+        for piece in pieces.iter().copied() {
+            self.ask(Ask::Unmap, piece, file)?;
+            counters.unmaps.add(1);
+        }
+        self.settle()?;
+        self.state.lock().mapped.retain(|piece| !pieces.contains(piece));
         Ok(())
     }
 
@@ -255,9 +276,8 @@ impl Mapping {
     ) -> Result<(), ChannelError> {
         let before = self.mapped();
         // Only a machine that goes on without a reset still has them.
-        for gone in before.iter().filter(|piece| !pieces.contains(piece)) {
-            self.unmap_piece(*gone, file, counters)?;
-        }
+        let gone: Vec<Piece> = before.iter().copied().filter(|piece| !pieces.contains(piece)).collect();
+        self.unmap_pieces(&gone, file, counters)?;
         for piece in pieces.iter().copied() {
             if !self.enter(epoch, piece) {
                 return Ok(());
@@ -271,12 +291,9 @@ impl Mapping {
                         "nothing is mapped: the frontend refused {piece:?} (its error: {})",
                         error.cast_signed()
                     ));
-                    self.forget(piece);
+                    self.state.lock().mapped.retain(|other| *other != piece);
                     // A device with holes reads as zeros there: no device is better.
-                    for mapped in self.mapped() {
-                        self.unmap_piece(mapped, file, counters)?;
-                    }
-                    return Ok(());
+                    return self.unmap_pieces(&self.mapped(), file, counters);
                 }
             }
         }
@@ -295,10 +312,6 @@ impl Mapping {
         true
     }
 
-    fn forget(&self, piece: Piece) {
-        self.state.lock().mapped.retain(|other| *other != piece);
-    }
-
     /// What `epoch`'s driver wants mapped is, or never will be.
     fn started(&self, epoch: u64) {
         {
@@ -309,12 +322,21 @@ impl Mapping {
     }
 
     fn ask(&self, ask: Ask, piece: Piece, file: BorrowedFd<'_>) -> Result<Reply, ChannelError> {
+        self.asking(|channel, sent| channel.ask(ask, piece, file, sent, &self.wake, || self.is_over()))
+    }
+
+    fn settle(&self) -> Result<(), ChannelError> {
+        self.asking(|channel, sent| channel.settle(sent, &self.wake, || self.is_over()))
+    }
+
+    /// Has `ask` ask, and say when it has.
+    fn asking<T>(&self, ask: impl FnOnce(&Channel, &dyn Fn()) -> Result<T, ChannelError>) -> Result<T, ChannelError> {
         let channel = self.state.lock().channel.clone().ok_or(ChannelError::Closed)?;
         let sent = || {
             self.state.lock().asking = true;
             self.settled.wake_all();
         };
-        let reply = channel.ask(ask, piece, file, sent, &self.wake, || self.is_over());
+        let reply = ask(&channel, &sent);
         let mut state = self.state.lock();
         state.asking = false;
         state.starting = false;
@@ -395,14 +417,61 @@ mod tests {
             // A driver that comes now has to wait until it is gone.
             mapping.attach();
             answer(10);
+            answer(2);
             answer(9);
             while counters.snapshot().maps == 1 {
                 thread::yield_now();
             }
             assert_eq!(counters.snapshot().unmaps, 1);
             answer(10);
+            answer(2);
             let unmapped = mapping.unmap(&waits, PATIENCE, &counters);
             assert_eq!(unmapped, Unmapped { pieces: 1, acknowledged: true });
+            mapping.end();
+        });
+    }
+
+    /// QEMU 11.1 answers an unmap first and does it then; it looks at nothing else on the channel meanwhile.
+    #[test]
+    fn an_unmap_is_over_when_the_frontend_looks_at_the_next_request() {
+        let medium = OnePiece(std::fs::File::open("/dev/null").unwrap());
+        let (mapping, counters, waits) = (Mapping::new(BYTES).unwrap(), Counters::default(), Waits::new());
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        mapping.set_channel(Channel::new(ours.into()));
+        let answer_next = || {
+            let mut request = [0; 256];
+            let (read, _) = rustix::net::recv(&theirs, &mut request[..], rustix::net::RecvFlags::empty()).unwrap();
+            assert!(read >= 12);
+            let code = u32::from_ne_bytes(*request.first_chunk().unwrap());
+            let answer = [code, 5, 8, 0, 0].map(u32::to_ne_bytes).concat();
+            rustix::net::send(&theirs, &answer, rustix::net::SendFlags::empty()).unwrap();
+            code
+        };
+        thread::scope(|scope| {
+            scope.spawn(|| mapping.run(&medium, &counters));
+            mapping.attach();
+            assert_eq!(answer_next(), 9);
+            while counters.snapshot().maps == 0 {
+                thread::yield_now();
+            }
+            let unmap = scope.spawn(|| mapping.unmap(&waits, PATIENCE, &counters));
+            assert_eq!(answer_next(), 10);
+            while counters.snapshot().unmaps == 0 && !unmap.is_finished() {
+                thread::yield_now();
+            }
+            // The frontend is only now unmapping.
+            let mut looked = [0; 12];
+            let peek = rustix::net::RecvFlags::PEEK | rustix::net::RecvFlags::DONTWAIT;
+            while rustix::net::recv(&theirs, &mut looked[..], peek).is_err() {
+                if unmap.is_finished() {
+                    mapping.end();
+                    panic!("it may still be mapped");
+                }
+                thread::yield_now();
+            }
+            assert!(!unmap.is_finished());
+            answer_next();
+            assert_eq!(unmap.join().unwrap(), Unmapped { pieces: 1, acknowledged: true });
             mapping.end();
         });
     }

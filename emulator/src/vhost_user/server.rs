@@ -1,7 +1,8 @@
 //! A guest's socket: who may connect, what serves him, and his end.
 //!
 //! It owns the listening socket and all threads of a guest. Invariants: one connection is served at a time, and the next only after
-//! the medium was told that the one before is gone; that is told exactly once, after every flush and attach has returned; a panic
+//! the medium was told that the one before is gone; that is told exactly once, after every flush and attach has returned; who is
+//! sent away is asked to unmap everything first, because a frontend keeps what it has mapped when its connection ends; a panic
 //! ends the connection and nothing else. Counterparts: `vu_dispatch` of libvhost-user, QEMU's chardev sockets.
 //!
 //! Threads: one accepts, then handles the connection's messages; one serves the request queue; one maps pieces. The last two
@@ -123,6 +124,7 @@ impl Drop for Server {
         self.shared.aborting.store(true, Ordering::SeqCst);
         let connection = self.shared.connection.lock().clone();
         if let Some(connection) = connection {
+            connection.mapping.unmap_for_good(&self.shared.waits, &self.shared.counters);
             connection.hang_up();
         }
         self.finish();
@@ -205,14 +207,16 @@ impl Shared {
             Arc::clone(&self.waits),
         ));
         let ended = catch_unwind(AssertUnwindSafe(|| {
-            let mut served = Served { shared: self, connection: &connection, workers: Vec::new() };
+            let mut served = Served { shared: self, connection: &connection, workers: Vec::new(), hung_up: false };
             served.workers.push(self.spawn(&connection, medium, serve_queue));
             served.workers.push(self.spawn(&connection, medium, serve_mapping));
             *self.connection.lock() = Some(connection.clone());
             if self.aborting.load(Ordering::SeqCst) {
                 connection.hang_up();
             }
-            handle_messages(socket, &backend, &connection.mapping)
+            let ended = handle_messages(socket, &backend, &mut served);
+            served.hung_up = ended.is_ok();
+            ended
         }));
         match ended {
             Ok(Ok(())) => Ok(()),
@@ -222,7 +226,8 @@ impl Shared {
     }
 
     fn spawn(&self, connection: &Connection, medium: &Arc<dyn Medium>, life: Life) -> JoinHandle<()> {
-        let (connection, medium, counters) = (connection.clone(), Arc::clone(medium), Arc::clone(&self.counters));
+        let (connection, medium) = (connection.clone(), Arc::clone(medium));
+        let (counters, waits) = (Arc::clone(&self.counters), Arc::clone(&self.waits));
         thread::spawn(move || {
             let ended = catch_unwind(AssertUnwindSafe(|| life(&connection, &*medium, &counters)));
             let why = match ended {
@@ -232,6 +237,7 @@ impl Shared {
             };
             counters.problem(format!("a thread of the connection ended: {why}"));
             connection.queue.abandon();
+            connection.mapping.unmap_for_good(&waits, &counters);
             connection.mapping.end();
             connection.hang_up();
         })
@@ -250,10 +256,29 @@ struct Served<'a> {
     shared: &'a Shared,
     connection: &'a Connection,
     workers: Vec<JoinHandle<()>>,
+    /// It was the frontend that ended it, or whoever did has had everything unmapped.
+    hung_up: bool,
+}
+
+impl Served<'_> {
+    /// Has everything unmapped, and hangs up. By a thread of its own.
+    fn send_away(&mut self) {
+        let (connection, shared) = (self.connection.clone(), self.shared);
+        let (counters, waits) = (Arc::clone(&shared.counters), Arc::clone(&shared.waits));
+        self.workers.push(thread::spawn(move || {
+            connection.queue.end();
+            connection.mapping.unmap_for_good(&waits, &counters);
+            connection.hang_up();
+        }));
+    }
 }
 
 impl Drop for Served<'_> {
     fn drop(&mut self) {
+        if !self.hung_up {
+            self.connection.queue.end();
+            self.connection.mapping.unmap_for_good(&self.shared.waits, &self.shared.counters);
+        }
         self.connection.end();
         for worker in self.workers.drain(..) {
             let _ended = worker.join();
@@ -283,20 +308,26 @@ fn is_passing(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted)
 }
 
-/// Handles messages until the frontend hangs up between two of them, or something is wrong.
-fn handle_messages(socket: UnixStream, backend: &Arc<Backend>, mapping: &Mapping) -> Result<(), Error> {
+/// Handles messages until the frontend hangs up between two of them. After one that is wrong it is sent away.
+fn handle_messages(socket: UnixStream, backend: &Arc<Backend>, served: &mut Served<'_>) -> Result<(), Error> {
     let mut handler =
         BackendReqHandler::from_stream(socket.try_clone().map_err(Error::SocketError)?, Arc::clone(backend));
+    let mut wrong = None;
     loop {
         let channel = peek_channel(socket.as_fd()).map_err(Error::SocketError)?;
         if let Some(channel) = channel.filter(|_| backend.can_map()) {
-            mapping.set_channel(channel);
+            served.connection.mapping.set_channel(channel);
         }
         match handler.handle_request() {
             Ok(()) => {}
-            Err(Error::Disconnected) => return Ok(()),
+            Err(Error::Disconnected) => return wrong.map_or(Ok(()), Err),
             Err(why) if is_declined(&why) => {}
-            Err(why) => return Err(why),
+            // It is answered on as long as it is being asked to unmap: who waits for an answer does not give one.
+            Err(why) if wrong.is_none() => {
+                wrong = Some(why);
+                served.send_away();
+            }
+            Err(_) => {}
         }
     }
 }

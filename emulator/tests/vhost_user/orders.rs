@@ -5,10 +5,13 @@ use std::sync::mpsc::channel;
 use emulator::sync::Arc;
 use emulator::vhost_user::{Medium, Peer, Piece, Server, Unmapped, listen};
 use vhost::vhost_user::VhostUserFrontend;
-use vhost::vhost_user::message::{VhostUserConfigFlags, VhostUserProtocolFeatures};
-use vhost::{VhostBackend, VhostUserMemoryRegionInfo};
+use vhost::vhost_user::message::{VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserProtocolFeatures};
+use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 
-use crate::guest::{ALL, Asked, DEVICE, Guest, Policy, SHMEM_REGION, region, willing};
+use crate::guest::{
+    ALL, Asked, DEVICE, FRONTEND, Guest, Policy, RAM, SHMEM_REGION, SIZE, borrow, readable_within, region, rings,
+    willing,
+};
 use crate::medium::{BYTES, Event, MIB, Served, TestMedium};
 
 /// A guest that is up and running.
@@ -465,4 +468,134 @@ fn a_dropped_server_hangs_up() {
     let server = Server::start(listen(&path).unwrap(), Arc::clone(&medium) as Arc<dyn Medium>).unwrap();
     drop(server);
     drop(TestMedium::new());
+}
+
+/// A machine that goes on after a stop: its queue runs before the frontend says again whom to tell. Nobody else tells of that answer.
+#[test]
+fn who_was_answered_before_there_was_anybody_to_tell_is_told() {
+    let served = Served::new();
+    let mut guest = running(&served);
+    assert_eq!(guest.flush(), 0);
+    guest.frontend.get_vring_base(0).unwrap();
+    guest.request(0, 0);
+    guest.kick();
+    guest.frontend.set_vring_num(0, SIZE).unwrap();
+    guest.frontend.set_vring_base(0, 1).unwrap();
+    guest.frontend.set_vring_addr(0, &rings()).unwrap();
+    guest.frontend.set_vring_kick(0, &guest.kick).unwrap();
+    guest.frontend.set_vring_enable(0, true).unwrap();
+    while guest.used_index() != 2 {
+        std::thread::yield_now();
+    }
+    guest.frontend.set_vring_call(0, &guest.call).unwrap();
+    assert!(readable_within(borrow(&guest.call), 0), "the answer is never heard of");
+}
+
+/// What a guest can make QEMU say: sizes and addresses of rings are its own choice.
+#[test]
+fn rings_that_a_guest_can_not_have_cost_it_its_queue_and_not_its_connection() {
+    let served = Served::new();
+    let gone = served.medium.tell_gone();
+    let mut guest = running(&served);
+    let device = region(DEVICE, BYTES, 0x7e00_0000_0000, 0, &served.medium.file);
+    guest.frontend.set_mem_table(&[guest.ram_region(), device]).unwrap();
+    let wrong: [(&str, fn(&mut Guest) -> bool); 3] = [
+        ("3 descriptors", |guest| guest.frontend.set_vring_num(0, 3).is_err()),
+        ("rings outside memory", |guest| {
+            let outside = VringConfigData { desc_table_addr: FRONTEND + RAM, ..rings() };
+            guest.frontend.set_vring_addr(0, &outside).is_err()
+        }),
+        ("rings in the device", |guest| {
+            let inside = VringConfigData { desc_table_addr: 0x7e00_0000_0000, ..rings() };
+            guest.frontend.set_vring_addr(0, &inside).is_err()
+        }),
+    ];
+    for (what, worst) in wrong {
+        guest.reset();
+        guest.start();
+        assert_eq!(guest.was_asked(), Asked::Map(0, 0, BYTES));
+        assert_eq!(guest.flush(), 0, "{what}");
+        guest.reset();
+        guest.frontend.set_vring_num(0, SIZE).unwrap();
+        guest.frontend.set_vring_base(0, 0).unwrap();
+        guest.frontend.set_vring_addr(0, &rings()).unwrap();
+        assert!(worst(&mut guest), "{what}");
+        guest.request(0, 0);
+        guest.frontend.set_vring_kick(0, &guest.kick).unwrap();
+        guest.frontend.set_vring_call(0, &guest.call).unwrap();
+        guest.frontend.set_vring_enable(0, true).unwrap();
+        guest.kick();
+        assert_eq!(guest.frontend.get_vring_base(0).unwrap(), 0, "{what}: nothing is taken");
+        assert!(gone.try_recv().is_err(), "{what}: it still has its pieces");
+    }
+    guest.reset();
+    guest.start();
+    assert_eq!(guest.flush(), 0);
+}
+
+/// The frontend did not go, it was sent away: it has its memory as long as it is told nothing else.
+#[test]
+fn who_is_sent_away_loses_the_pieces_first() {
+    type End = fn(&Served, &mut Guest);
+    let ends: [(&str, End); 3] = [
+        ("rings that are not aligned", |_, guest| {
+            // No answer is asked for, as by QEMU, which then waits for the answer to the next message.
+            guest.frontend.set_hdr_flags(VhostUserHeaderFlag::empty());
+            let odd = VringConfigData { used_ring_addr: FRONTEND + 0x6001, ..rings() };
+            guest.frontend.set_vring_addr(0, &odd).unwrap();
+        }),
+        ("a wrong message", |_, guest| assert!(guest.frontend.set_features(1 << 60).is_err())),
+        ("a bug behind the device", |served, guest| {
+            *served.medium.panics.lock() = true;
+            guest.request(0, 0);
+            guest.kick();
+        }),
+    ];
+    for (what, end) in ends {
+        let served = Served::new();
+        let gone = served.medium.tell_gone();
+        let mut guest = running(&served);
+        end(&served, &mut guest);
+        gone.recv_timeout(std::time::Duration::from_secs(60)).unwrap();
+        assert_eq!(guest.asked.try_recv(), Ok(Asked::Unmap(0, 0, BYTES)), "{what}");
+    }
+}
+
+#[test]
+fn connections_leave_no_descriptor_behind() {
+    fn held() -> usize {
+        std::fs::read_dir("/proc/self/fd").unwrap().count()
+    }
+    // Alone in its process: other tests' descriptors come and go.
+    if std::env::var_os("DAXLAB_ALONE").is_none() {
+        let this = std::env::current_exe().unwrap();
+        let name = "orders::connections_leave_no_descriptor_behind";
+        let alone = std::process::Command::new(this).args(["--exact", name]).env("DAXLAB_ALONE", "1").output().unwrap();
+        assert!(alone.status.success(), "{}", String::from_utf8_lossy(&alone.stdout));
+        assert!(String::from_utf8_lossy(&alone.stdout).contains("1 passed"));
+        return;
+    }
+    let served = Served::new();
+    let gone = served.medium.tell_gone();
+    let mut before = 0;
+    for round in 0..60 {
+        let mut guest = running(&served);
+        assert_eq!(guest.flush(), 0);
+        guest.reset();
+        guest.start();
+        guest.close_channel();
+        guest.give_channel(willing());
+        match round % 3 {
+            0 => assert!(guest.frontend.set_features(1 << 60).is_err()),
+            1 => assert!(served.server.unmap().acknowledged),
+            _ => {}
+        }
+        drop(guest);
+        gone.recv_timeout(std::time::Duration::from_secs(60)).unwrap();
+        if round == 9 {
+            before = held();
+        }
+    }
+    // One connection may be just ending.
+    assert!(held() <= before + 5, "{} descriptors after 10 connections, {} after 60", before, held());
 }
