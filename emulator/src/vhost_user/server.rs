@@ -215,7 +215,7 @@ impl Shared {
                 connection.hang_up();
             }
             let ended = handle_messages(socket, &backend, &mut served);
-            served.hung_up = ended.is_ok();
+            served.hung_up = true;
             ended
         }));
         match ended {
@@ -256,7 +256,7 @@ struct Served<'a> {
     shared: &'a Shared,
     connection: &'a Connection,
     workers: Vec<JoinHandle<()>>,
-    /// It was the frontend that ended it, or whoever did has had everything unmapped.
+    /// The frontend is gone, or has been sent away. If not, a message made its handler panic.
     hung_up: bool,
 }
 

@@ -499,7 +499,8 @@ fn rings_that_a_guest_can_not_have_cost_it_its_queue_and_not_its_connection() {
     let mut guest = running(&served);
     let device = region(DEVICE, BYTES, 0x7e00_0000_0000, 0, &served.medium.file);
     guest.frontend.set_mem_table(&[guest.ram_region(), device]).unwrap();
-    let wrong: [(&str, fn(&mut Guest) -> bool); 3] = [
+    type Wrong = fn(&mut Guest) -> bool;
+    let wrong: [(&str, Wrong); 3] = [
         ("3 descriptors", |guest| guest.frontend.set_vring_num(0, 3).is_err()),
         ("rings outside memory", |guest| {
             let outside = VringConfigData { desc_table_addr: FRONTEND + RAM, ..rings() };
