@@ -136,7 +136,7 @@ pub fn request_queue(data: &[u8]) {
     queue.start(rustix::event::eventfd(0, EventfdFlags::CLOEXEC).expect("an eventfd"));
     let mut batch = Vec::new();
     for _ in 0..ROUNDS_MAX {
-        if !queue.round(&medium, &counters, &mut batch) {
+        if !queue.round(&|| medium.flush(), &counters, &mut batch) {
             break;
         }
         assert!(batch.len() <= size as usize, "more requests than descriptors");
@@ -180,7 +180,8 @@ pub fn messages(data: &[u8]) {
     let _ended = reader.join();
     let (present, gone) = (medium.present.load(Ordering::SeqCst), medium.gone.load(Ordering::SeqCst));
     assert_eq!((present, gone), (1, 1), "told once that it is gone");
-    assert_eq!(stats.flushes, medium.flushes.load(Ordering::SeqCst));
+    // A guest that has nothing mapped is told no without it.
+    assert!(stats.flushes >= medium.flushes.load(Ordering::SeqCst));
     assert!(!stats.problem.as_deref().is_some_and(|problem| problem.contains("panic")), "{stats:?}");
 }
 

@@ -90,6 +90,10 @@ struct State {
     starting: bool,
     /// The frontend has been asked for something, and has not answered.
     asking: bool,
+    /// The thread maps what a driver wants.
+    mapping: bool,
+    /// The last driver that took the device has not all of it mapped.
+    missing: bool,
     /// Nothing may be mapped.
     unmap: bool,
     /// Nor ever again.
@@ -137,9 +141,26 @@ impl Mapping {
             let mut state = self.state.lock();
             state.attach = !state.for_good;
             state.starting = !state.for_good;
+            state.missing = true;
             state.epoch += 1;
         }
         self.wake.ring();
+    }
+
+    /// Whether the driver has all of its device mapped, or had until it was taken away. While it is being mapped, waits for it: what
+    /// is stored there before that is lost, and a flush must not say that it is durable.
+    pub(super) fn is_whole(&self, waits: &Waits) -> bool {
+        let look = || {
+            let state = self.state.lock();
+            let coming = (state.attach || state.mapping) && !state.unmap && !state.over;
+            if coming { Poll::Pending } else { Poll::Ready(!state.missing) }
+        };
+        match look() {
+            Poll::Ready(whole) => whole,
+            Poll::Pending => {
+                waits.until(&self.settled, "the device to be mapped", Some(PATIENCE), look).unwrap_or(false)
+            }
+        }
     }
 
     /// Waits until the frontend has been asked for the first piece, if one is going to be mapped; to be called before it is let go on
@@ -216,13 +237,14 @@ impl Mapping {
                 }
                 // An attach that was demanded after an unmap is done after it; one before it was called off.
                 let attach = !state.unmap && std::mem::take(&mut state.attach);
+                state.mapping |= attach;
                 (state.unmap && state.channel.is_some(), attach, state.epoch)
             };
             if unmap {
                 self.unmap_all(medium.fd(), counters);
             } else if attach {
-                self.map_all(epoch, medium, counters);
-                self.started(epoch);
+                let whole = self.map_all(epoch, medium, counters);
+                self.started(epoch, whole);
             } else if wait_readable([self.wake.as_fd()]).is_ok() {
                 self.wake.clear();
             }
@@ -252,19 +274,22 @@ impl Mapping {
         Ok(())
     }
 
-    fn map_all(&self, epoch: u64, medium: &dyn Medium, counters: &Counters) {
+    /// Maps what `epoch`'s driver wants; true if it has all of it.
+    fn map_all(&self, epoch: u64, medium: &dyn Medium, counters: &Counters) -> bool {
         if self.state.lock().channel.is_none() {
             counters.problem("nothing is mapped: the frontend did not negotiate SHMEM, BACKEND_REQ and REPLY_ACK, or closed the channel");
-            return;
+            return false;
         }
         let mut pieces = medium.attach();
         if let Err(why) = check_pieces(&pieces, self.bytes) {
             counters.problem(format!("nothing is mapped: {why}"));
             pieces.clear();
         }
-        if let Err(why) = self.map_pieces(epoch, &pieces, medium.fd(), counters) {
+        let mapped = self.map_pieces(epoch, &pieces, medium.fd(), counters);
+        mapped.unwrap_or_else(|why| {
             self.give_up(&why, counters);
-        }
+            false
+        })
     }
 
     fn map_pieces(
@@ -273,14 +298,14 @@ impl Mapping {
         pieces: &[Piece],
         file: BorrowedFd<'_>,
         counters: &Counters,
-    ) -> Result<(), ChannelError> {
+    ) -> Result<bool, ChannelError> {
         let before = self.mapped();
         // Only a machine that goes on without a reset still has them.
         let gone: Vec<Piece> = before.iter().copied().filter(|piece| !pieces.contains(piece)).collect();
         self.unmap_pieces(&gone, file, counters)?;
         for piece in pieces.iter().copied() {
             if !self.enter(epoch, piece) {
-                return Ok(());
+                return Ok(false);
             }
             match self.ask(Ask::Map, piece, file)? {
                 Reply::Done => counters.maps.add(1),
@@ -293,11 +318,12 @@ impl Mapping {
                     ));
                     self.state.lock().mapped.retain(|other| *other != piece);
                     // A device with holes reads as zeros there: no device is better.
-                    return self.unmap_pieces(&self.mapped(), file, counters);
+                    self.unmap_pieces(&self.mapped(), file, counters)?;
+                    return Ok(false);
                 }
             }
         }
-        Ok(())
+        Ok(!pieces.is_empty())
     }
 
     /// Enters a piece that is about to be mapped; false if it must not be.
@@ -313,10 +339,13 @@ impl Mapping {
     }
 
     /// What `epoch`'s driver wants mapped is, or never will be.
-    fn started(&self, epoch: u64) {
+    fn started(&self, epoch: u64, whole: bool) {
         {
             let mut state = self.state.lock();
+            state.mapping = false;
             state.starting &= state.epoch != epoch;
+            // What was taken away meanwhile is the medium's to answer for.
+            state.missing &= !whole;
         }
         self.settled.wake_all();
     }

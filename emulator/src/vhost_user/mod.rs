@@ -59,6 +59,9 @@ pub enum FlushError {
     /// What the guest had was taken away.
     #[error("revoked")]
     Revoked,
+    /// The guest's driver has no memory of ours: what it stored went nowhere.
+    #[error("the device is not mapped in the guest")]
+    Unmapped,
     /// It was told to fail.
     #[error("flushes are told to fail")]
     Told,

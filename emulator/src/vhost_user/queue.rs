@@ -28,7 +28,7 @@ use virtio_bindings::bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
 use virtio_queue::{DescriptorChain, Queue as SplitRing, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryMmap, Permissions};
 
-use super::Medium;
+use super::FlushError;
 use super::pmem::{self, REQUEST_BYTES, RESPONSE_BYTES, Request};
 use super::stats::Counters;
 use super::wake::{Waits, Wake};
@@ -85,6 +85,9 @@ impl Chain {
         self.response.is_some() && self.request == Some(Request::Flush)
     }
 }
+
+/// What makes durable whatever the guest stored before.
+pub(super) type Flush<'a> = dyn Fn() -> Result<(), FlushError> + 'a;
 
 /// What a look at the queue found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -275,15 +278,15 @@ impl Queue {
 
     /// Answers whatever waits, until nothing does and the guest is going to tell of the next. `batch` is scratch. A guest that
     /// goes on asking keeps the thread here, but no lock: [`Queue::stop`] and [`Queue::end`] come through.
-    pub(super) fn drain(&self, medium: &dyn Medium, counters: &Counters, batch: &mut Vec<Chain>) {
-        while self.round(medium, counters, batch) {}
+    pub(super) fn drain(&self, flush: &Flush<'_>, counters: &Counters, batch: &mut Vec<Chain>) {
+        while self.round(flush, counters, batch) {}
     }
 
     /// Answers what waits now; false if there was nothing, and nothing to look for until the guest tells.
-    pub(super) fn round(&self, medium: &dyn Medium, counters: &Counters, batch: &mut Vec<Chain>) -> bool {
+    pub(super) fn round(&self, flush: &Flush<'_>, counters: &Counters, batch: &mut Vec<Chain>) -> bool {
         let look = self.look(counters, batch);
         if look == Look::Requests {
-            let flushed = flush(medium, counters, batch);
+            let flushed = flush_once(flush, counters, batch);
             self.answer(counters, batch, flushed);
         }
         look != Look::Nothing
@@ -384,7 +387,7 @@ impl State {
 }
 
 /// Flushes once if any of `batch` asks for it; whether everything is durable.
-fn flush(medium: &dyn Medium, counters: &Counters, batch: &[Chain]) -> bool {
+fn flush_once(flush: &Flush<'_>, counters: &Counters, batch: &[Chain]) -> bool {
     let count = |what: &dyn Fn(&Chain) -> bool| batch.iter().filter(|chain| what(chain)).count() as u64;
     let malformed = count(&|chain| chain.response.is_none());
     let flushes = count(&|chain| chain.wants_flush());
@@ -396,11 +399,14 @@ fn flush(medium: &dyn Medium, counters: &Counters, batch: &[Chain]) -> bool {
     counters.requests.add(flushes);
     counters.flushes.add(1);
     counters.coalesced.add(flushes - 1);
-    match medium.flush() {
+    match flush() {
         Ok(()) => true,
         Err(why) => {
             counters.failed.add(flushes);
-            counters.problem(format!("a flush failed: {why}"));
+            // Why nothing is mapped was told when it was found out.
+            if !matches!(why, FlushError::Unmapped) {
+                counters.problem(format!("a flush failed: {why}"));
+            }
             false
         }
     }

@@ -23,7 +23,7 @@ use super::memory::FileId;
 use super::queue::Queue;
 use super::stats::{Counters, Stats};
 use super::wake::{Waits, Wake, wait_readable};
-use super::{Medium, Peer};
+use super::{FlushError, Medium, Peer};
 use crate::device::{FOLIO, MAX_BYTES};
 use crate::socket::Name;
 use crate::sync::atomic::{AtomicBool, Ordering};
@@ -55,6 +55,7 @@ struct Connection {
     socket: Arc<UnixStream>,
     queue: Arc<Queue>,
     mapping: Arc<Mapping>,
+    waits: Arc<Waits>,
 }
 
 impl Server {
@@ -195,6 +196,7 @@ impl Shared {
             socket: Arc::new(socket.try_clone().map_err(os)?),
             queue: Arc::new(Queue::new().map_err(os)?),
             mapping: Arc::new(Mapping::new(bytes).map_err(os)?),
+            waits: Arc::clone(&self.waits),
         };
         let own = FileId::of(medium.fd()).map_err(os)?;
         let backend = Arc::new(Backend::new(
@@ -291,6 +293,11 @@ impl Drop for Served<'_> {
 type Life = fn(&Connection, &dyn Medium, &Counters) -> io::Result<()>;
 
 impl Connection {
+    /// A flush for a guest that has its device.
+    fn flush(&self, medium: &dyn Medium) -> Result<(), FlushError> {
+        if self.mapping.is_whole(&self.waits) { medium.flush() } else { Err(FlushError::Unmapped) }
+    }
+
     fn hang_up(&self) {
         let _hung_up_already = self.socket.shutdown(std::net::Shutdown::Both);
     }
@@ -373,7 +380,7 @@ fn serve_queue(connection: &Connection, medium: &dyn Medium, counters: &Counters
                 kick = Some(new);
             }
         }
-        queue.drain(medium, counters, &mut batch);
+        queue.drain(&|| connection.flush(medium), counters, &mut batch);
     }
 }
 
