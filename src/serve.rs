@@ -31,22 +31,22 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "NAME")]
     file: Vec<String>,
     /// Make each file with this size, all zero
-    #[arg(long, value_name = "SIZE", requires = "file", conflicts_with = "import")]
+    #[arg(long, value_name = "SIZE", conflicts_with_all = ["image", "import"])]
     create: Option<Size>,
     /// Make each file with the contents of this file of the host
-    #[arg(long, value_name = "HOSTFILE", requires = "file", value_hint = ValueHint::FilePath)]
+    #[arg(long, value_name = "HOSTFILE", conflicts_with = "image", value_hint = ValueHint::FilePath)]
     import: Option<PathBuf>,
     /// Break each file up into so many extents
-    #[arg(long, value_name = "K", requires = "file")]
+    #[arg(long, value_name = "K", conflicts_with = "image")]
     extents: Option<u64>,
     /// Join each file's extents before it is served
-    #[arg(long, requires = "file")]
+    #[arg(long, conflicts_with = "image")]
     defragment: bool,
-    /// The size of the simulated volume; twice the files' if not given
-    #[arg(long, value_name = "SIZE", requires = "file")]
+    /// The size of the simulated volume; twice the files' if not given, four times with --defragment
+    #[arg(long, value_name = "SIZE", conflicts_with = "image")]
     volume: Option<Size>,
     /// What holds a file for a guest, and who wins against a truncate: a preset, or a TOML file with one design
-    #[arg(long, value_name = "D|FILE.toml", default_value = "man-page")]
+    #[arg(long, value_name = "D|FILE.toml", default_value = "man-page", conflicts_with = "image")]
     design: String,
     /// For a guest that has the memory as an ACPI NVDIMM of QEMU's own: write the info block that its Linux wants
     #[arg(long)]
@@ -89,7 +89,8 @@ pub(crate) fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
     stop.wait();
     let left = server.end();
     if left > 0 {
-        eprintln!("ended; {left} guest(s) still attached: their flushes fail from now on");
+        let guests = if left == 1 { "guest is" } else { "guests are" };
+        eprintln!("ended; {left} {guests} still attached: flushes fail there from now on");
     }
     Ok(ExitCode::SUCCESS)
 }

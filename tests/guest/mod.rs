@@ -6,7 +6,7 @@
 //! ```text
 //! guest::each("what the test is about", |machine| {
 //!     let mut guest = machine.boot().vhost_user_pmem(&socket).start();
-//!     guest.ok("mkfs.ext4 -q /dev/pmem0 && mount -o dax /dev/pmem0 /mnt");
+//!     guest.ok("mkfs.ext4 -q -b 4096 /dev/pmem0 && mount -o dax /dev/pmem0 /mnt");
 //!     guest.reboot();
 //!     assert_eq!(guest.run("mount -o dax /dev/pmem0 /mnt").status, 0);
 //!     guest.poweroff();

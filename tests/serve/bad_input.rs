@@ -58,7 +58,12 @@ fn images_that_cannot_be() {
     refused(2, &["not a regular file"], &["--image", "folder", "--size", "2MiB"]);
     refused(2, &["no unit"], &["--image", "new", "--size", "2097152"]);
     refused(2, &["--image", "--file"], &[]);
-    refused(2, &["unknown design"], &["--image", "new", "--size", "2MiB", "--design", "nosuch"]);
+    // What is said of files would have no effect.
+    for option in
+        [&["--create", "4MiB"][..], &["--extents", "2"], &["--defragment"], &["--volume", "8MiB"], &["--design", "odp"]]
+    {
+        refused(2, &["cannot be used with", option[0]], &[&["--image", "new", "--size", "2MiB"], option].concat());
+    }
 }
 
 #[test]
@@ -74,6 +79,7 @@ fn files_that_cannot_be() {
     refused(2, &["empty", "0 bytes"], &["--file", "data", "--import", "empty"]);
     refused(2, &["nothing", "No such file"], &["--file", "data", "--import", "nothing"]);
     refused(2, &["not a regular file"], &["--file", "data", "--import", "."]);
+    refused(2, &["unknown design"], &["--file", "data", "--create", "4MiB", "--design", "nosuch"]);
     refused(2, &["200 extents", "128", "--defragment"], &["--file", "data", "--create", "4MiB", "--extents", "200"]);
     refused(2, &["--extents 0"], &["--file", "data", "--create", "4MiB", "--extents", "0"]);
     refused(2, &["the files need 4MiB"], &["--file", "data", "--create", "4MiB", "--volume", "2MiB"]);
@@ -93,7 +99,7 @@ fn files_that_cannot_be() {
 #[test]
 fn fragments_beyond_what_can_be_mapped_are_joined_when_asked() {
     let dir = tempfile::tempdir().unwrap();
-    let args = ["--control", "a.ctl", "--file", "data", "--create", "4MiB", "--extents", "200", "--defragment"];
+    let args = ["--control", "a.ctl", "--file", "data", "--create", "64MiB", "--extents", "200", "--defragment"];
     let server = Server::start(dir.path(), &["a"], &args);
     assert!(server.introduction.contains("4MiB, 1 extent\n"), "{}", server.introduction);
 }

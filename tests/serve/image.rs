@@ -54,7 +54,7 @@ fn what_was_flushed_outlives_servers_and_one_server_has_an_image() {
     let port = port(&server);
     server.terminate();
     assert!(!dir.join("a").exists() && !dir.join("a.ctl").exists(), "sockets are removed");
-    server.says("1 guest(s) still attached");
+    server.says("1 guest is still attached");
     store(&guest, 0, b"lost or not");
     assert_eq!(guest.flush(), 1, "nobody can say that it is durable");
     assert_eq!(guest.flush(), 1);

@@ -396,7 +396,7 @@ fn option(before: &str, path: &Path, behind: &str) -> Vec<u8> {
 
 /// One word for a shell: bare if it may be; else in single quotes; with bytes that can't be shown, in `$'…'` (bash, zsh, ksh and POSIX
 /// 2024 know it), so that the line can be printed and copied.
-fn shell(word: &[u8]) -> String {
+pub fn shell(word: &[u8]) -> String {
     let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"_@%+=:,./-".contains(byte);
     match str::from_utf8(word) {
         Ok(text) if !text.is_empty() && word.iter().all(plain) => text.to_owned(),

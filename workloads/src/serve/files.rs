@@ -40,7 +40,7 @@ pub struct Files {
     pub extents: Option<u64>,
     /// Whether each is defragmented before it is served.
     pub defragment: bool,
-    /// The volume's size in bytes; if none is given, twice the files'.
+    /// The volume's size in bytes; if none is given, twice the files', or four times if they are to be joined.
     pub volume: Option<u64>,
 }
 
@@ -81,6 +81,8 @@ pub(super) fn make(files: &Files, axes: Axes, seed: u64) -> Result<Arc<Kernel>, 
             return Err(ServeError::Wrong(format!("--volume {}: the files need {needed}", Size(volume))));
         }
         Some(volume) => volume,
+        // Between the extents of a broken-up file lies as much again, and a file is joined in a free run of its size.
+        None if files.defragment => bytes.saturating_mul(4 * count).clamp(VOLUME_MIN, MAX_BYTES),
         None => bytes.saturating_mul(2 * count).clamp(VOLUME_MIN, MAX_BYTES),
     };
     let device = Device::memory(volume).map_err(|error| match error {
@@ -110,7 +112,7 @@ pub(super) fn make(files: &Files, axes: Axes, seed: u64) -> Result<Arc<Kernel>, 
         if files.defragment {
             kernel.defragment(name).map_err(|errno| {
                 ServeError::Wrong(format!(
-                    "--defragment: `{name}`: {errno}: no free run of {} on a volume of {}; --volume says its size",
+                    "--defragment: `{name}`: {errno}: no free run of {} on a volume of {}; --volume makes it larger",
                     Size(bytes),
                     Size(volume)
                 ))

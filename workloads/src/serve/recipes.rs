@@ -125,13 +125,13 @@ pub(super) fn check_room(bytes: u64) -> Result<(), ServeError> {
 
 /// The command lines, for people.
 pub(super) fn text(config: &Config, backing: &Backing, qemus: &[Qemu]) -> String {
-    let mut text = String::new();
+    let (mut sockets, mut text) = (String::new(), String::new());
     let memories = memories(config, backing);
     for (at, socket) in config.sockets.iter().enumerate() {
         let size = memories.get(at).or(memories.first()).map_or(0, |memory| memory.size);
         let socket = absolute(socket);
         let offer = Offer { socket: Some(&socket), memory: None, offset: 0, size, nvdimm: config.nvdimm };
-        recipes(&offer, qemus).iter().for_each(|recipe| text += &shown(recipe, None));
+        recipes(&offer, qemus).iter().for_each(|recipe| sockets += &shown(recipe, None));
     }
     for memory in &memories {
         match &memory.place {
@@ -148,7 +148,8 @@ pub(super) fn text(config: &Config, backing: &Backing, qemus: &[Qemu]) -> String
             }
         }
     }
-    text
+    // What was asked for comes first.
+    if config.nvdimm { text + &sockets } else { sockets + &text }
 }
 
 fn shown(recipe: &Recipe, note: Option<&str>) -> String {

@@ -5,8 +5,11 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
+use std::os::unix::ffi::OsStrExt as _;
+
 use emulator::sync::Arc;
 use emulator::sync::atomic::Ordering;
+use emulator::vhost_user::attach::shell;
 use emulator::vhost_user::{PIECES_IN_TABLE, Stats};
 use fs_sim::design::{Axis, GateScope, PinGate};
 use fs_sim::extent_map::Layout;
@@ -95,7 +98,12 @@ pub(super) fn what(config: &Config, machine: &Machine, held: &str) -> String {
                     }
                 }
             }
-            let _ = writeln!(text, "held for a guest as long as it is attached:\n{}", held.trim_end());
+            let whom = if config.nvdimm {
+                "held as long as this server runs"
+            } else {
+                "held for a guest as long as it is attached"
+            };
+            let _ = writeln!(text, "{whom} (as a trial had it; the numbers go on):\n{}", held.trim_end());
         }
     }
     text
@@ -103,7 +111,7 @@ pub(super) fn what(config: &Config, machine: &Machine, held: &str) -> String {
 
 /// What `daxlab ctl` can do here.
 pub(super) fn to_try(config: &Config) -> String {
-    let at = config.control.display();
+    let at = shell(config.control.as_os_str().as_bytes());
     let mut text = "to try:\n".to_owned();
     let mut example = |command: &str| {
         let _ = writeln!(text, "  daxlab ctl {at} {command}");
