@@ -48,9 +48,15 @@ pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
         }
     });
     let prefix = if text.starts_with("error") { "" } else { "error: " };
-    eprintln!("{prefix}{text}");
+    note(&format!("{prefix}{text}"));
     let cannot = error.chain().any(|cause| cause.is::<CannotRun>());
     ExitCode::from(if cannot { CANNOT } else { USAGE })
+}
+
+/// Writes a line to stderr. That nobody reads it is no error, and no reason for a panic, which `eprintln!` would make of it.
+pub(crate) fn note(line: &str) {
+    use std::io::Write;
+    let _unread = writeln!(std::io::stderr(), "{line}");
 }
 
 /// Writes a result to stdout. A reader that went away is success.

@@ -25,7 +25,7 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     image: Option<PathBuf>,
     /// The device's size, with a unit: `1GiB`; needed for a new image
-    #[arg(long, value_name = "SIZE", requires = "image")]
+    #[arg(long, value_name = "SIZE", conflicts_with = "file")]
     size: Option<Size>,
     /// A file of a simulated volume: one for all sockets, or one for each in order
     #[arg(long, value_name = "NAME")]
@@ -75,10 +75,10 @@ pub(crate) fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
     let asked = Arc::clone(&stop);
     ctrlc::set_handler(move || asked.ask())
         .map_err(|error| exit::CannotRun(format!("no handler for Ctrl-C could be installed: {error}")))?;
-    let server = match Server::start(&config, Box::new(|event| eprintln!("{event}"))) {
+    let server = match Server::start(&config, Box::new(exit::note)) {
         Ok(server) => server,
         Err(ServeError::Refused(why)) => {
-            eprintln!("error: {why}");
+            exit::note(&format!("error: {why}"));
             return Ok(ExitCode::from(exit::FOUND));
         }
         Err(ServeError::Cannot(why)) => return Err(exit::CannotRun(why).into()),
@@ -90,7 +90,7 @@ pub(crate) fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
     let left = server.end();
     if left > 0 {
         let guests = if left == 1 { "guest is" } else { "guests are" };
-        eprintln!("ended; {left} {guests} still attached: flushes fail there from now on");
+        exit::note(&format!("ended; {left} {guests} still attached: flushes fail there from now on"));
     }
     Ok(ExitCode::SUCCESS)
 }

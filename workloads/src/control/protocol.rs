@@ -123,14 +123,16 @@ pub enum Request {
 }
 
 impl Request {
-    /// Whether the answer may take any time: something has to happen first that a guest or a user decides.
+    /// Whether the answer may take any time: something has to happen first that a guest, a user or another process decides.
     pub fn may_wait(&self) -> bool {
         use Request::*;
         match self {
             Truncate { .. } | Punch { .. } | Fallocate { .. } | PowerCut { .. } | Revoke { .. } => true,
             RdmaReg { .. } | RdmaDereg { .. } => true,
-            Blockers { .. } | Leases { .. } | Pins { .. } | Guests | FlushStats | Stale | Poison { .. } => false,
-            FailFlush { .. } | RdmaWrite { .. } | RdmaRead { .. } => false,
+            // Every port is asked, and the server knows how long to wait for one that does not answer.
+            FlushStats | FailFlush { .. } => true,
+            Blockers { .. } | Leases { .. } | Pins { .. } | Guests | Stale | Poison { .. } => false,
+            RdmaWrite { .. } | RdmaRead { .. } => false,
         }
     }
 }
@@ -180,6 +182,18 @@ pub enum ControlError {
     /// The question is longer than [`REQUEST_MAX`].
     #[error("the question is longer than {REQUEST_MAX} bytes; no file has such a name")]
     TooLong,
+    /// It listens, and says nothing.
+    #[error("`{}` gives no answer within {} s", path.display(), PATIENCE.as_secs())]
+    Silent {
+        /// The socket.
+        path: PathBuf,
+    },
+    /// It ended, or could not answer.
+    #[error("`{}` hung up without an answer", path.display())]
+    HungUp {
+        /// The socket.
+        path: PathBuf,
+    },
     /// The conversation broke off.
     #[error("the conversation broke off: {0}")]
     Talk(#[from] io::Error),
@@ -207,6 +221,14 @@ pub fn ask(path: &Path, request: &Request) -> Result<Response, ControlError> {
     }
     stream.write_all(line.as_bytes())?;
     let mut answer = String::new();
-    BufReader::new(stream.take(ANSWER_MAX)).read_line(&mut answer)?;
+    let read = BufReader::new(stream.take(ANSWER_MAX)).read_line(&mut answer);
+    match read.map_err(|error| (error.kind(), error)) {
+        Err((io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut, _)) => {
+            return Err(ControlError::Silent { path: path.to_owned() });
+        }
+        Ok(0) | Err((io::ErrorKind::ConnectionReset, _)) => return Err(ControlError::HungUp { path: path.to_owned() }),
+        Ok(_) => {}
+        Err((_, error)) => return Err(error.into()),
+    }
     Ok(serde_json::from_str(&answer)?)
 }

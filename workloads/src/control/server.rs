@@ -1,14 +1,14 @@
 //! The listening side of a control socket.
 //!
-//! It owns the socket's path, which it removes at its end, and a thread for each connection, of which there are at most
-//! [`ASKERS_MAX`] at once. Invariant: a connection that sends nothing, too much or nonsense is answered or dropped, and holds up
+//! It owns the socket's path, which it removes at its end unless it is another's by then, and a thread for each connection, of
+//! which there are at most [`ASKERS_MAX`] at once. Invariant: a connection that sends nothing, too much or nonsense is answered or dropped, and holds up
 //! nobody; work for an asker who has gone is told so at once.
 
 use std::collections::BTreeMap;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::Shutdown;
 use std::os::fd::AsFd;
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
 use emulator::socket::{self, ListenError};
@@ -71,6 +71,9 @@ fn hung_up_first(one: &UnixStream, other: &UnixStream) -> bool {
 /// See the module. Its end is its drop.
 pub struct Server {
     path: PathBuf,
+    name: Option<socket::Name>,
+    /// The one that the thread accepts at.
+    listener: UnixListener,
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
 }
@@ -89,11 +92,13 @@ impl Server {
     /// [`ListenError`].
     pub fn listen(path: &Path, handler: Arc<dyn Handler>) -> Result<Server, ListenError> {
         let listener = socket::listen(path)?;
+        let name = socket::Name::of(&listener);
+        let accepted_at = listener.try_clone().map_err(|source| ListenError::Os { path: path.to_owned(), source })?;
         let askers = Mutex::new(BTreeMap::new());
         let shared = Arc::new(Shared { handler, over: AtomicBool::new(false), askers });
         let served = Arc::clone(&shared);
         let thread = thread::spawn(move || {
-            for (number, stream) in (0..).zip(listener.incoming()) {
+            for (number, stream) in (0..).zip(accepted_at.incoming()) {
                 if served.over.load(Ordering::SeqCst) {
                     return;
                 }
@@ -101,7 +106,7 @@ impl Server {
                 let _broken = stream.and_then(|stream| served.take(number, stream));
             }
         });
-        Ok(Server { path: path.to_owned(), shared, thread: Some(thread) })
+        Ok(Server { path: path.to_owned(), name, listener, shared, thread: Some(thread) })
     }
 
     /// Where it listens.
@@ -130,8 +135,8 @@ impl Shared {
         }
         let shared = Arc::clone(self);
         let _ends_by_itself = thread::spawn(move || {
+            let _known = Known { shared: &shared, number };
             let _broken = shared.serve(&stream);
-            shared.askers.lock().remove(&number);
         });
         Ok(())
     }
@@ -153,11 +158,23 @@ fn say(mut stream: &UnixStream, response: &Response) -> io::Result<()> {
     stream.write_all(text.as_bytes())
 }
 
+/// A connection on the list, as long as it is served: also if its handler panics.
+struct Known<'a> {
+    shared: &'a Shared,
+    number: u64,
+}
+
+impl Drop for Known<'_> {
+    fn drop(&mut self) {
+        self.shared.askers.lock().remove(&self.number);
+    }
+}
+
 impl Drop for Server {
     fn drop(&mut self) {
         self.shared.over.store(true, Ordering::SeqCst);
-        // The thread waits for somebody to connect.
-        let _woken = UnixStream::connect(&self.path);
+        // The thread waits for somebody to connect, at a path that may be another's by now: accept(2) fails from here on.
+        let _woken = rustix::net::shutdown(&self.listener, rustix::net::Shutdown::Both);
         if let Some(thread) = self.thread.take() {
             let _ended = thread.join();
         }
@@ -165,6 +182,8 @@ impl Drop for Server {
         for asker in self.shared.askers.lock().values() {
             let _hung_up = asker.shutdown(Shutdown::Both);
         }
-        let _removed = std::fs::remove_file(&self.path);
+        if let Some(name) = self.name.take() {
+            name.remove();
+        }
     }
 }
