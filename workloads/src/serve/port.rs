@@ -57,6 +57,7 @@ pub fn main(socket: OwnedFd) -> io::Result<()> {
         changed: WaitQueue::new(),
         world: World::real(0),
     });
+    let door = listener.try_clone()?;
     let server = Server::start(UnixListener::from(listener), Arc::clone(&port) as Arc<dyn Medium>)?;
     port.say(&FromPort::Ready);
     thread::scope(|scope| {
@@ -92,6 +93,8 @@ pub fn main(socket: OwnedFd) -> io::Result<()> {
         port.over.store(true, Ordering::SeqCst);
         port.link.over();
     });
+    // Nobody may wait here in vain, and the path may be another server's as soon as it is seen that nobody listens.
+    let _shut = rustix::net::shutdown(&door, rustix::net::Shutdown::Both);
     server.join();
     Ok(())
 }
