@@ -5,6 +5,7 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
@@ -13,7 +14,8 @@ use emulator::device::{Device, FOLIO, MAX_BYTES, OpenError};
 use emulator::sync::Arc;
 use emulator::vhost_user::{PIECES_MAX, Piece};
 use fs_sim::design::Axes;
-use fs_sim::file_ops::open::Flags;
+use fs_sim::extent_map::Extent;
+use fs_sim::file_ops::open::{Flags, NAME_MAX};
 use fs_sim::holders::guest::{GuestExport, GuestMapping};
 use fs_sim::input::Size;
 use fs_sim::process::description::Access;
@@ -67,6 +69,16 @@ pub(super) fn make(files: &Files, axes: Axes, seed: u64) -> Result<Arc<Kernel>, 
         }
         (Contents::Import(_), None) => 0,
     };
+    if bytes > MAX_BYTES {
+        let (asked, most) = (Size(bytes), Size(MAX_BYTES));
+        return Err(ServeError::Wrong(format!("a file of {asked}: a volume has at most {most}, and so has a file")));
+    }
+    if let Some(name) = files.names.iter().find(|name| name.is_empty() || name.len() > NAME_MAX) {
+        return Err(ServeError::Wrong(format!(
+            "--file `{name}`: {} bytes; a name has 1 to {NAME_MAX} bytes",
+            name.len()
+        )));
+    }
     if let Some(extents) = files.extents.filter(|extents| *extents == 0 || *extents > bytes / BLOCK) {
         return Err(ServeError::Wrong(format!(
             "--extents {extents}: a file of {} has between 1 and {}",
@@ -144,7 +156,7 @@ fn open_import(path: &Path) -> Result<File, ServeError> {
 }
 
 fn unreadable(path: &Path, error: &io::Error) -> ServeError {
-    ServeError::Wrong(format!("--import {}: {error}", path.display()))
+    super::unreadable(&format!("--import {}", path.display()), error, "")
 }
 
 /// Copies what is data in `from`; its holes are zeros already.
@@ -213,7 +225,14 @@ pub(super) fn export(
     name: &str,
     mapping: Arc<dyn GuestMapping>,
 ) -> Result<Exported, ExportError> {
-    let task = kernel.spawn();
+    export_as(kernel.spawn(), name, mapping)
+}
+
+/// The same, by `task`, the only one of its process.
+///
+/// # Errors
+/// As for [`export`]; the process has ended then.
+pub(super) fn export_as(task: Task, name: &str, mapping: Arc<dyn GuestMapping>) -> Result<Exported, ExportError> {
     let exported = export_by(&task, name, mapping);
     match exported {
         Ok((export, bytes, pieces)) => Ok(Exported { holds: Holds { task, export }, bytes, pieces }),
@@ -246,6 +265,15 @@ fn export_by(
     // Holes were filled when they were pinned.
     let pieces = kernel.runs_of(name).map_err(called("fiemap"))?;
     Ok((export, bytes, pieces))
+}
+
+/// Where on the device the file called `name` lies, in bytes.
+pub(super) fn places(kernel: &Kernel, name: &str) -> Vec<Range<u64>> {
+    let place = |extent: Extent| {
+        let start = extent.block * BLOCK;
+        start..start + u64::from(extent.len) * BLOCK
+    };
+    kernel.named(name).map_or(Vec::new(), |inode| inode.layout(|layout| layout.extents().map(place).collect()))
 }
 
 /// What of an export may be mapped now.

@@ -1,14 +1,17 @@
 //! What all guests of a server share: the memory, the simulated kernel, the power.
 //!
 //! It owns the device and, with the power-cut model, its durable copy. Invariants: while the power is failing nothing is handed
-//! out to be mapped; a durable copy is cut and restored only once nothing is mapped and no flush runs.
+//! out to be mapped, and nobody let in; a durable copy is cut and restored only once nothing is mapped and no flush runs.
+
+use std::task::Poll;
 
 use emulator::World;
 use emulator::device::Device;
+use emulator::gate::Gate;
 use emulator::persistence::Durable;
 use emulator::sync::Arc;
 use emulator::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use emulator::wait::{Waiter, WaiterId};
+use emulator::wait::{WaitError, WaitFor, WaitQueue, Waiter, WaiterId};
 use fs_sim::Kernel;
 
 use super::nic::Regions;
@@ -41,7 +44,10 @@ pub(super) struct Machine {
     /// For waits that no simulated task waits.
     waits: World,
     next_waiter: AtomicU64,
-    power_is_failing: AtomicBool,
+    /// Who needs power passes here; shut while it is failing.
+    power: Gate,
+    /// The last one left the gate.
+    powerless: WaitQueue,
     ending: AtomicBool,
     nic: Regions,
 }
@@ -54,7 +60,8 @@ impl Machine {
             events,
             waits: World::real(seed),
             next_waiter: AtomicU64::new(1),
-            power_is_failing: AtomicBool::new(false),
+            power: Gate::new(),
+            powerless: WaitQueue::new(),
             ending: AtomicBool::new(false),
             nic: Regions::default(),
         }
@@ -98,16 +105,38 @@ impl Machine {
 
     /// The power begins to fail; false if it is failing already.
     pub(super) fn fail_power(&self) -> bool {
-        !self.power_is_failing.swap(true, Ordering::SeqCst)
+        self.power.close().1
     }
 
     /// The power is back.
     pub(super) fn restore_power(&self) {
-        self.power_is_failing.store(false, Ordering::SeqCst);
+        self.power.reopen();
     }
 
     pub(super) fn power_is_failing(&self) -> bool {
-        self.power_is_failing.load(Ordering::SeqCst)
+        self.power.is_closed()
+    }
+
+    /// Runs `body`, which no power cut meets: one that comes waits for its end. None if the power is failing already.
+    pub(super) fn under_power<R>(&self, body: impl FnOnce() -> R) -> Option<R> {
+        let (done, last) = match self.power.enter() {
+            Ok(()) => (Some(body()), self.power.leave()),
+            Err(shut) => (None, shut.last),
+        };
+        if last {
+            self.powerless.wake_all();
+        }
+        done
+    }
+
+    /// With the power failing: waits until nobody is under power any more.
+    ///
+    /// # Errors
+    /// `waiter` was interrupted.
+    pub(super) fn wait_powerless(&self, waiter: &Arc<Waiter>) -> Result<(), WaitError> {
+        let how = WaitFor::interruptible("whoever is under power");
+        let nobody = || if self.power.inside() == 0 { Poll::Ready(()) } else { Poll::Pending };
+        self.powerless.wait(&self.waits, waiter, how, nobody)
     }
 
     /// From now on a port's end is no accident.

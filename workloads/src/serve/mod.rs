@@ -42,6 +42,7 @@ use emulator::sync::atomic::{AtomicBool, Ordering};
 use emulator::wait::{WaitFor, WaitQueue, Waiter, WaiterId};
 use fs_sim::Kernel;
 use fs_sim::design::Axes;
+use fs_sim::extent_map::Layout;
 use fs_sim::holders::guest::GuestMapping;
 
 use self::files::ExportError;
@@ -251,6 +252,14 @@ fn not_there(option: &str, error: ListenError) -> ServeError {
     }
 }
 
+/// Why a file of the host can't be read: the user's to change, with `hint`, unless he has no permission.
+fn unreadable(what: &str, error: &std::io::Error, hint: &str) -> ServeError {
+    match error.kind() {
+        std::io::ErrorKind::PermissionDenied => ServeError::Cannot(format!("{what}: {error}")),
+        _ => ServeError::Wrong(format!("{what}: {error}{hint}")),
+    }
+}
+
 fn cannot(error: OpenError) -> ServeError {
     match error {
         OpenError::Os { .. } => ServeError::Cannot(error.to_string()),
@@ -266,10 +275,8 @@ fn backing(config: &Config) -> Result<(Backing, String), ServeError> {
             let bytes = match bytes {
                 Some(bytes) => *bytes,
                 None => found().map_err(|error| {
-                    ServeError::Wrong(format!(
-                        "--image {}: {error}; --size says how large a new one is to be",
-                        path.display()
-                    ))
+                    let what = format!("--image {}", path.display());
+                    unreadable(&what, &error, "; --size says how large a new one is to be")
                 })?,
             };
             if config.nvdimm {
@@ -282,6 +289,9 @@ fn backing(config: &Config) -> Result<(Backing, String), ServeError> {
             let kernel = files::make(files, config.axes, config.seed)?;
             let mut held = String::new();
             for name in &files.names {
+                if config.nvdimm {
+                    recipes::check_room(kernel.named(name).map_or(0, |inode| inode.layout(Layout::size)))?;
+                }
                 held += &trial(config, &kernel, name)?;
             }
             Ok((Backing::Files(kernel), held))

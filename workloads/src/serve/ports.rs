@@ -16,12 +16,15 @@ use std::task::Poll;
 use std::time::Duration;
 
 use emulator::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use emulator::sync::{Arc, Mutex, thread};
+use emulator::sync::thread::{self, JoinHandle};
+use emulator::sync::{Arc, Mutex};
 use emulator::time::Nanos;
 use emulator::vhost_user::{PIECES_MAX, Piece};
 use emulator::wait::{WaitError, WaitFor, WaitQueue, Waiter};
 use fs_sim::Task;
 use fs_sim::holders::guest::{GuestExport, GuestMapping};
+use fs_sim::process::Pid;
+use fs_sim::process::signals::{SigInfo, Signal};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::files;
@@ -53,6 +56,8 @@ struct State {
     /// The port's process is gone.
     ended: bool,
     guest: Option<Arc<Guest>>,
+    /// The process that is about to take the file for the next one.
+    exporter: Option<Pid>,
     /// Demands not yet fulfilled: for which connection, and why.
     takes: BTreeMap<u64, (u64, Why)>,
 }
@@ -155,6 +160,8 @@ impl Port {
 
     /// Listens to the port until it is gone.
     fn attend(self: &Arc<Self>, machine: &Arc<Machine>) {
+        // An export can wait for a layout change, and that for anything, such as this port's own words.
+        let mut admission: Option<JoinHandle<()>> = None;
         while let Some((heard, _)) = self.link.next::<FromPort>() {
             match heard {
                 FromPort::Ready => {
@@ -162,14 +169,21 @@ impl Port {
                     self.changed.wake_all();
                 }
                 FromPort::Connected { number, pid } => {
-                    let reply = self.connected(machine, number, pid);
-                    self.say(&ToPort::Reply { number, reply });
+                    // The last one's has ended: so has that guest.
+                    admission.take().into_iter().for_each(ended);
+                    let (port, with) = (Arc::clone(self), Arc::clone(machine));
+                    admission = Some(thread::spawn(move || {
+                        let reply = port.connected(&with, number, pid);
+                        port.say(&ToPort::Reply { number, reply });
+                    }));
                 }
                 FromPort::Attach { number, connection } => {
                     let pieces = self.attach(machine, connection);
                     self.say(&ToPort::Reply { number, reply: Granted::Pieces(said(&pieces)) });
                 }
                 FromPort::Gone { number, connection } => {
+                    self.give_up(machine);
+                    admission.take().into_iter().for_each(ended);
                     self.gone(machine, connection);
                     self.say(&ToPort::Reply { number, reply: Granted::Released });
                 }
@@ -177,7 +191,17 @@ impl Port {
                 FromPort::Reply { number, reply } => self.link.replied(number, reply),
             }
         }
+        self.give_up(machine);
+        admission.take().into_iter().for_each(ended);
         self.lost(machine);
+    }
+
+    /// Interrupts the export that is being made for a guest, if there is one.
+    fn give_up(&self, machine: &Machine) {
+        let exporter = self.state.lock().exporter;
+        if let (Some(kernel), Some(pid)) = (machine.kernel(), exporter) {
+            let _over = kernel.send_signal(pid, SigInfo { signal: Signal::Sigterm, ino: None });
+        }
     }
 
     /// Says something to a port; that it is gone is told by the end of the link.
@@ -185,17 +209,23 @@ impl Port {
         let _gone = self.link.tell(what, &[]);
     }
 
-    fn shown(&self) -> std::path::Display<'_> {
-        self.socket.display()
+    /// Where it listens, as text: a path need be none.
+    pub(super) fn shown(&self) -> String {
+        self.socket.display().to_string()
     }
 
     /// A guest has connected.
     fn connected(self: &Arc<Self>, machine: &Arc<Machine>, connection: u64, pid: Option<u32>) -> Granted {
         let named = pid.map_or("a process".to_owned(), |pid| format!("process {pid}"));
-        match self.admit(machine, connection, pid) {
+        // A power cut finds it attached, or not at all.
+        let admitted = machine.under_power(|| {
+            let (guest, bytes, pieces) = self.admit(machine, connection, pid)?;
+            self.state.lock().guest = Some(Arc::clone(&guest));
+            Ok((guest, bytes, pieces))
+        });
+        match admitted.unwrap_or_else(|| Err("the power is failing".to_owned())) {
             Ok((guest, bytes, pieces)) => {
                 machine.tell(&format!("{}: {named} is attached{}", self.shown(), held(&guest)));
-                self.state.lock().guest = Some(guest);
                 self.changed.wake_all();
                 Granted::Device { bytes, pieces }
             }
@@ -218,7 +248,19 @@ impl Port {
                 let who = pid.map_or("unknown process".to_owned(), |pid| format!("QEMU process {pid}"));
                 let who = format!("guest at {}, {who}", self.shown());
                 let mapping = Mapping { port: Arc::clone(self), connection, who };
-                let exported = files::export(kernel, file, Arc::new(mapping)).map_err(|error| error.to_string())?;
+                let task = kernel.spawn();
+                self.state.lock().exporter = Some(task.pid());
+                let exported = files::export_as(task, file, Arc::new(mapping));
+                self.state.lock().exporter = None;
+                let exported = exported.map_err(|error| error.to_string())?;
+                if let Some(durable) = machine.durable() {
+                    // What its blocks held before, another file's maybe, is not to come back by a power cut.
+                    let flushed = durable.flush(machine.device(), files::places(kernel, file));
+                    if let Err(error) = flushed {
+                        exported.holds.task.exit();
+                        return Err(format!("the durable copy: {error}"));
+                    }
+                }
                 (Some(exported.holds), exported.bytes, exported.pieces)
             }
             _ => (None, machine.device().bytes(), 1),
@@ -434,6 +476,12 @@ fn wait_for_end(process: &OwnedFd, limit: Option<Timespec>) -> bool {
             Err(_) => return false,
         }
     }
+}
+
+/// Waits for a thread's end.
+fn ended(thread: JoinHandle<()>) {
+    // One that panicked has ended too.
+    let _ended = thread.join();
 }
 
 /// What is held for a guest, in words.

@@ -187,11 +187,11 @@ impl Served {
                     let words: Vec<String> = counters.iter().map(|(name, count)| format!("{name} {count}")).collect();
                     text += &format!("{socket}: {}\n", words.join(", "));
                     text.extend(problem.iter().map(|problem| format!("  last problem: {problem}\n")));
-                    data.push(json!({ "socket": port.socket, "counters": counters, "problem": problem }));
+                    data.push(json!({ "socket": port.shown(), "counters": counters, "problem": problem }));
                 }
                 Err(error) => {
                     text += &format!("{socket}: {error}\n");
-                    data.push(json!({ "socket": port.socket, "error": error.to_string() }));
+                    data.push(json!({ "socket": port.shown(), "error": error.to_string() }));
                 }
             }
         }
@@ -199,18 +199,22 @@ impl Served {
     }
 
     fn fail_flush(&self, on: bool) -> Response {
-        let (mut text, mut data) = (String::new(), Vec::new());
+        let (mut text, mut data, mut all) = (String::new(), Vec::new(), true);
         for port in &self.ports {
             let socket = port.socket.display();
             let outcome = match port.fail_flush(on) {
                 Ok(()) if on => "flushes fail".to_owned(),
                 Ok(()) => "flushes work again".to_owned(),
-                Err(error) => error.to_string(),
+                Err(error) => {
+                    all = false;
+                    error.to_string()
+                }
             };
             text += &format!("{socket}: {outcome}\n");
-            data.push(json!({ "socket": port.socket, "outcome": outcome }));
+            data.push(json!({ "socket": port.shown(), "outcome": outcome }));
         }
-        Response::Answer { text, data: Value::Array(data) }
+        let data = Value::Array(data);
+        if all { Response::Answer { text, data } } else { Response::Failed { text, data } }
     }
 
     /// Waits for guests to let go of what was demanded; false if the asker gave up before.
@@ -234,6 +238,11 @@ impl Served {
     }
 
     fn cut(&self, durable: &emulator::persistence::Durable, seed: u64, asker: &Asker<'_>) -> Answered {
+        let waiter = self.machine.waiter();
+        let alone = asker.unless_gone(cancelled_by(&waiter), || self.machine.wait_powerless(&waiter));
+        if alone.map_err(no_means)?.is_err() {
+            return Err("given up before whoever was about to attach had done so; nothing was cut".to_owned());
+        }
         let guests: Vec<_> = self.attached().collect();
         if let Some((port, guest)) = guests.iter().find(|(port, _)| port.has_ended()) {
             let socket = port.socket.display();
@@ -285,7 +294,7 @@ impl Served {
             text.push_str("nobody has it\n");
         }
         let revoked: Vec<Value> =
-            guests.iter().map(|(port, guest)| json!({ "socket": port.socket, "qemu": guest.pid })).collect();
+            guests.iter().map(|(port, guest)| json!({ "socket": port.shown(), "qemu": guest.pid })).collect();
         let data = json!({ "revoked": revoked, "unmapped": all });
         Ok(Response::Answer { text, data })
     }
@@ -357,12 +366,10 @@ impl Served {
     }
 
     fn rdma_write(&self, mr: u64, offset: u64, text: &str) -> Answered {
-        if self.machine.power_is_failing() {
-            return Err("the power is failing".to_owned());
-        }
         let region = self.region(mr)?;
         let what = format!("rdma-write {mr} at {offset}, {} bytes", text.len());
-        Ok(match region.write(offset, text.as_bytes()) {
+        let written = self.machine.under_power(|| region.write(offset, text.as_bytes()));
+        Ok(match written.ok_or("the power is failing")? {
             Ok(()) => {
                 let data = json!({ "mr": mr, "offset": offset, "bytes": text.len(), "outcome": "success" });
                 Response::Answer { text: format!("{what}: success\n"), data }

@@ -132,7 +132,7 @@ pub(super) fn to_try(config: &Config) -> String {
 pub(super) fn guest(machine: &Machine, port: &Port) -> (String, Value) {
     let socket = port.socket.display();
     let mut text = format!("{socket}");
-    let mut data = json!({ "socket": port.socket, "file": port.file, "port": port.pid() });
+    let mut data = json!({ "socket": port.shown(), "file": port.file, "port": port.pid() });
     if let Some(file) = &port.file {
         let _ = write!(text, " ({file})");
     }
@@ -190,7 +190,7 @@ pub(super) fn stale(port: &Port, guest: &Guest, exposure: &Exposure) -> (String,
         )
         .collect();
     let data = json!({
-        "socket": port.socket, "file": port.file, "qemu": guest.pid,
+        "socket": port.shown(), "file": port.file, "qemu": guest.pid,
         "stale_guest_exposed_bytes": exposure.exposed_bytes, "orphaned_bytes": exposure.orphaned_bytes, "pieces": pieces,
     });
     (text, data)
