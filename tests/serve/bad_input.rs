@@ -85,6 +85,15 @@ fn files_that_cannot_be() {
     refused(2, &["the files need 4MiB"], &["--file", "data", "--create", "4MiB", "--volume", "2MiB"]);
     refused(2, &["multiple of 2 MiB", "--volume"], &["--file", "data", "--create", "4MiB", "--volume", "5MiB"]);
     refused(2, &["given twice"], &["--file", "data", "--file", "data", "--create", "4MiB"]);
+    refused(2, &["--file", "1 to 255 bytes"], &["--file", "", "--create", "4MiB"]);
+    refused(2, &["--file", "1 to 255 bytes"], &["--file", &"x".repeat(256), "--create", "4MiB"]);
+    refused(2, &["8EiB", "at most"], &["--file", "data", "--create", "8EiB"]);
+    refused(2, &["--nvdimm", "at least 4 MiB"], &["--file", "data", "--create", "2MiB", "--nvdimm"]);
+    refused(2, &["--size", "--file"], &["--file", "data", "--create", "4MiB", "--size", "4MiB"]);
+    for option in ["--create=4MiB", "--import=empty", "--extents=2", "--defragment", "--volume=4MiB"] {
+        let name = option.split('=').next().unwrap();
+        refused(2, &[name, "--image"], &["--image", "odd", option]);
+    }
     refused(
         2,
         &["2 files for 3 sockets"],

@@ -7,6 +7,7 @@ mod common;
 #[path = "../../emulator/tests/vhost_user/guest.rs"]
 mod guest;
 
+mod adversity;
 mod attached;
 mod bad_input;
 mod designs;

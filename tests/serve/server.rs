@@ -37,11 +37,16 @@ impl Server {
         for name in names {
             command.args(["--socket", name]);
         }
-        let mut child = command.args(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        Server::ready(command.args(args), dir, names.len())
+    }
+
+    /// Starts `command` and waits until it is ready at so many sockets.
+    pub fn ready(command: &mut Command, dir: &Path, sockets: usize) -> Server {
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let mut introduction = String::new();
         let mut stdout = BufReader::new(child.stdout.take().unwrap());
         let mut ready = 0;
-        while ready < names.len() {
+        while ready < sockets {
             let mut line = String::new();
             if stdout.read_line(&mut line).unwrap() == 0 {
                 let out = child.wait_with_output().unwrap();
