@@ -47,7 +47,7 @@ pub(crate) fn answer(kernel: &Arc<Kernel>, request: &Request) -> Option<Response
     Some(match request {
         Request::Blockers { file } => match find(kernel, file) {
             Some((_, inode)) => blockers(kernel, &inode),
-            None => unknown(kernel, file),
+            None => Response::Refused { why: unknown(kernel, file) },
         },
         Request::Leases { file } => each(kernel, file.as_deref(), leases),
         Request::Pins { file } => each(kernel, file.as_deref(), pins),
@@ -76,13 +76,12 @@ pub(crate) fn find(kernel: &Kernel, file: &str) -> Option<(Ino, Arc<Inode>)> {
 }
 
 /// The refusal of a question about a file that isn't there.
-pub(crate) fn unknown(kernel: &Kernel, file: &str) -> Response {
+pub(crate) fn unknown(kernel: &Kernel, file: &str) -> String {
     let mut names = kernel.file_names();
     let more = names.len().saturating_sub(NAMES_LISTED);
     names.truncate(NAMES_LISTED);
     let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-    let why = format!("there is no file or inode `{file}`; there are {}{more}", names.join(", "));
-    Response::Refused { why }
+    format!("there is no file or inode `{file}`; there are {}{more}", names.join(", "))
 }
 
 /// One answer put together from those about each file: text and data.
@@ -90,7 +89,7 @@ fn each(kernel: &Kernel, file: Option<&str>, about: impl Fn(Ino, &Inode) -> (Str
     let inodes = match file {
         Some(file) => match find(kernel, file) {
             Some(found) => vec![found],
-            None => return unknown(kernel, file),
+            None => return Response::Refused { why: unknown(kernel, file) },
         },
         None => kernel.inodes(),
     };

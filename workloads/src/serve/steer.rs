@@ -134,8 +134,7 @@ impl Served {
         call: impl FnOnce(&Task) -> Result<(), Errno>,
     ) -> Answered {
         let Some(inode) = kernel.named(file) else {
-            let Response::Refused { why } = answers::unknown(kernel, file) else { unreachable!() };
-            return Err(why);
+            return Err(answers::unknown(kernel, file));
         };
         let task = kernel.spawn();
         let (pid, of) = (task.pid(), Arc::clone(kernel));
@@ -276,8 +275,7 @@ impl Served {
         if let (Some(file), Some(kernel)) = (file, self.machine.kernel())
             && kernel.named(file).is_none()
         {
-            let Response::Refused { why } = answers::unknown(kernel, file) else { unreachable!() };
-            return Err(why);
+            return Err(answers::unknown(kernel, file));
         }
         if file.is_some() && self.machine.kernel().is_none() {
             return Err("this server serves an image: `revoke` without a file takes it".to_owned());
@@ -432,8 +430,7 @@ fn fallocate(task: &Task, file: &str, mode: Mode, offset: u64, len: u64) -> Resu
 
 fn poison(kernel: &Arc<Kernel>, file: &str, offset: u64, len: u64) -> Answered {
     let Some((ino, inode)) = answers::find(kernel, file) else {
-        let Response::Refused { why } = answers::unknown(kernel, file) else { unreachable!() };
-        return Err(why);
+        return Err(answers::unknown(kernel, file));
     };
     let end = offset.checked_add(len).filter(|end| *end <= inode.layout(Layout::size));
     let Some(end) = end.filter(|_| len > 0) else {
