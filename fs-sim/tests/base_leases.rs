@@ -9,19 +9,19 @@ use common::{Actor, BREAK_TIME, Blocked, Lab, Nic, every_preset, preset};
 use emulator::sync::atomic::{AtomicBool, Ordering};
 use emulator::sync::{race, thread};
 use emulator::time::Nanos;
-use fs_sim::base_lease::{Info, Request, Type};
-use fs_sim::file_ops::fallocate::Mode;
-use fs_sim::file_ops::open::Flags;
-use fs_sim::process::Credentials;
-use fs_sim::process::description::Access;
-use fs_sim::process::fd_table::Fd;
-use fs_sim::process::signals::{Disposition, Signal};
-use fs_sim::process::task::Received;
+use fs_sim::base::numbers::Fd;
+use fs_sim::leases::posix::request::{PosixLeaseInfo, PosixLeaseRequest, PosixLeaseType};
+use fs_sim::syscalls::descriptors::Received;
+use fs_sim::syscalls::fallocate::FallocateMode;
+use fs_sim::syscalls::open::OpenFlags;
+use fs_sim::vfs::credentials::Credentials;
+use fs_sim::vfs::open_file::AccessMode;
+use fs_sim::vfs::signals::{Disposition, Signal};
 use fs_sim::{BLOCK, Errno};
 
-const READ: Request = Request::Take(Type::Read);
-const WRITE: Request = Request::Take(Type::Write);
-const UNLOCK: Request = Request::Unlock;
+const READ: PosixLeaseRequest = PosixLeaseRequest::Take(PosixLeaseType::Read);
+const WRITE: PosixLeaseRequest = PosixLeaseRequest::Take(PosixLeaseType::Write);
+const UNLOCK: PosixLeaseRequest = PosixLeaseRequest::Unlock;
 const BREAK: &str = "base lease break";
 
 fn lab() -> Lab {
@@ -36,18 +36,18 @@ fn file(who: &Actor) -> &'static str {
 }
 
 fn reads(who: &Actor) -> Fd {
-    who.open("data", Flags::open(Access::READ)).unwrap()
+    who.open("data", OpenFlags::open(AccessMode::READ)).unwrap()
 }
 
-fn now(access: Access) -> Flags {
-    Flags { nonblock: true, ..Flags::open(access) }
+fn now(access: AccessMode) -> OpenFlags {
+    OpenFlags { nonblock: true, ..OpenFlags::open(access) }
 }
 
-fn opens(who: &Actor, access: Access) -> Blocked<Result<Fd, Errno>> {
-    who.blocks(BREAK, move |task| task.open("data", Flags::open(access)))
+fn opens(who: &Actor, access: AccessMode) -> Blocked<Result<Fd, Errno>> {
+    who.blocks(BREAK, move |task| task.open("data", OpenFlags::open(access)))
 }
 
-fn base(lab: &Lab, who: &Actor, fd: Fd) -> Vec<Info> {
+fn base(lab: &Lab, who: &Actor, fd: Fd) -> Vec<PosixLeaseInfo> {
     lab.kernel.base_leases(&who.inode_of(fd))
 }
 
@@ -58,7 +58,7 @@ fn the_checks_come_in_this_order() {
     file(&root);
     user.set_credentials(Credentials::user(1000)).unwrap();
     assert_eq!(user.set_credentials(Credentials::ROOT), Err(Errno::EPERM), "no way back");
-    let (f, p) = (reads(&user), user.open("data", Flags::path()).unwrap());
+    let (f, p) = (reads(&user), user.open("data", OpenFlags::path()).unwrap());
     for request in [READ, WRITE, UNLOCK] {
         assert_eq!(user.set_base_lease(Fd(99), request), Err(Errno::EBADF));
         assert_eq!(user.set_base_lease(p, request), Err(Errno::EBADF), "O_PATH, before the owner is looked at");
@@ -68,14 +68,14 @@ fn the_checks_come_in_this_order() {
     assert_eq!(user.get_base_lease(p), Err(Errno::EBADF));
     assert_eq!(user.set_owner(p, None), Err(Errno::EBADF));
     assert_eq!(user.set_signal(p, None), Err(Errno::EBADF));
-    assert_eq!(user.set_owner(f, Some(fs_sim::process::Pid(999))), Err(Errno::ESRCH));
+    assert_eq!(user.set_owner(f, Some(fs_sim::base::numbers::Pid(999))), Err(Errno::ESRCH));
     let capable = root.child();
     capable.set_credentials(Credentials { uid: 1000, cap_lease: true }).unwrap();
     let g = reads(&capable);
     assert_eq!(capable.set_base_lease(g, READ), Ok(()), "CAP_LEASE");
     let (context, _) = Nic::open(&root);
     assert_eq!(root.set_base_lease(context, READ), Err(Errno::EINVAL), "not a regular file");
-    let own = user.open("own", Flags::create()).unwrap();
+    let own = user.open("own", OpenFlags::create()).unwrap();
     assert_eq!(user.set_base_lease(own, WRITE), Ok(()), "a file is its creator's");
     assert_eq!(user.set_base_lease(own, UNLOCK), Ok(()));
     assert_eq!(user.set_base_lease(own, UNLOCK), Err(Errno::EAGAIN), "none to give back");
@@ -87,8 +87,8 @@ fn a_read_lease_needs_a_file_that_nobody_writes() {
     let lab = lab();
     let (a, b) = (lab.actor(), lab.actor());
     file(&a);
-    for access in [Access::WRITE, Access::BOTH] {
-        let f = a.open("data", Flags::open(access)).unwrap();
+    for access in [AccessMode::WRITE, AccessMode::BOTH] {
+        let f = a.open("data", OpenFlags::open(access)).unwrap();
         assert_eq!(a.set_base_lease(f, READ), Err(Errno::EAGAIN), "its own description counts");
         let r = reads(&b);
         assert_eq!(b.set_base_lease(r, READ), Err(Errno::EAGAIN), "open for writing elsewhere");
@@ -103,9 +103,9 @@ fn a_read_lease_needs_a_file_that_nobody_writes() {
     assert_eq!(a.set_base_lease(fa, WRITE), Err(Errno::EAGAIN), "to write: not the sole open");
     b.close(fb).unwrap();
     assert_eq!(a.set_base_lease(fa, WRITE), Ok(()), "to write: the sole open, whatever its mode");
-    assert_eq!(a.get_base_lease(fa), Ok(Some(Type::Write)));
+    assert_eq!(a.get_base_lease(fa), Ok(Some(PosixLeaseType::Write)));
     assert_eq!(a.set_base_lease(fa, READ), Ok(()), "and back, on a description that can't write");
-    assert_eq!(a.get_base_lease(fa), Ok(Some(Type::Read)));
+    assert_eq!(a.get_base_lease(fa), Ok(Some(PosixLeaseType::Read)));
     lab.end([&a, &b]);
 }
 
@@ -114,15 +114,15 @@ fn a_write_lease_needs_the_only_open_description() {
     let lab = lab();
     let (a, b) = (lab.actor(), lab.actor());
     file(&a);
-    for access in [Access::READ, Access::WRITE, Access::BOTH] {
-        let f = a.open("data", Flags::open(access)).unwrap();
+    for access in [AccessMode::READ, AccessMode::WRITE, AccessMode::BOTH] {
+        let f = a.open("data", OpenFlags::open(access)).unwrap();
         let other = reads(&b);
         assert_eq!(a.set_base_lease(f, WRITE), Err(Errno::EAGAIN), "another open");
         let va = b.mmap(other, 0, BLOCK, false).unwrap();
         b.close(other).unwrap();
         assert_eq!(a.set_base_lease(f, WRITE), Err(Errno::EAGAIN), "a mapping keeps that one open");
         b.munmap(va, BLOCK).unwrap();
-        let named = b.open("data", Flags::path()).unwrap();
+        let named = b.open("data", OpenFlags::path()).unwrap();
         let (dup, child) = (a.dup(f).unwrap(), a.child());
         assert_eq!(a.set_base_lease(f, WRITE), Ok(()), "dups, a forked copy and O_PATH don't count");
         let converted = a.set_base_lease(f, READ);
@@ -140,14 +140,14 @@ fn a_write_lease_needs_the_only_open_description() {
 /// Opening for reading breaks a write lease to read; opening for writing breaks all to none.
 #[test]
 fn what_an_open_breaks() {
-    for held in [Type::Read, Type::Write] {
-        for access in [Access::READ, Access::WRITE, Access::BOTH] {
-            let (lab, conflict) = (lab(), held == Type::Write || access.write);
+    for held in [PosixLeaseType::Read, PosixLeaseType::Write] {
+        for access in [AccessMode::READ, AccessMode::WRITE, AccessMode::BOTH] {
+            let (lab, conflict) = (lab(), held == PosixLeaseType::Write || access.write);
             let (a, b) = (lab.actor(), lab.actor());
             file(&a);
             let f = reads(&a);
-            a.set_base_lease(f, Request::Take(held)).unwrap();
-            let left = if access.write { None } else { Some(Type::Read) };
+            a.set_base_lease(f, PosixLeaseRequest::Take(held)).unwrap();
+            let left = if access.write { None } else { Some(PosixLeaseType::Read) };
             let opened = b.open("data", now(access));
             if !conflict {
                 assert!(opened.is_ok() && a.signals().is_empty());
@@ -180,17 +180,17 @@ fn how_a_holder_answers() {
     file(&a);
     let f = reads(&a);
     a.set_base_lease(f, WRITE).unwrap();
-    let opening = opens(&b, Access::READ);
+    let opening = opens(&b, AccessMode::READ);
     assert_eq!(a.set_base_lease(f, WRITE), Err(Errno::EAGAIN), "who waits to open counts as open");
     assert_eq!(a.set_base_lease(f, READ), Ok(()), "downgraded in time");
     let g = opening.finish().unwrap();
-    assert_eq!(a.get_base_lease(f), Ok(Some(Type::Read)));
+    assert_eq!(a.get_base_lease(f), Ok(Some(PosixLeaseType::Read)));
     b.close(g).unwrap();
 
-    let opening = opens(&b, Access::BOTH);
+    let opening = opens(&b, AccessMode::BOTH);
     assert_eq!(a.set_base_lease(f, READ), Err(Errno::EAGAIN), "who waits to write counts as a writer");
     let c = lab.actor();
-    let h = c.blocks(BREAK, |task| task.open("data", Flags::open(Access::WRITE)));
+    let h = c.blocks(BREAK, |task| task.open("data", OpenFlags::open(AccessMode::WRITE)));
     assert_eq!(a.set_base_lease(f, UNLOCK), Ok(()));
     assert!(opening.finish().is_ok() && h.finish().is_ok());
     assert_eq!(a.signals(), [Signal::Sigio; 2], "one for each break");
@@ -205,18 +205,18 @@ fn setting_it_again_while_a_break_is_pending() {
     file(&a);
     let f = reads(&a);
     a.set_base_lease(f, WRITE).unwrap();
-    assert_eq!(b.open("data", now(Access::READ)), Err(Errno::EAGAIN));
+    assert_eq!(b.open("data", now(AccessMode::READ)), Err(Errno::EAGAIN));
     assert_eq!(a.set_base_lease(f, WRITE), Ok(()));
-    assert_eq!(a.get_base_lease(f), Ok(Some(Type::Read)), "still being broken to read");
+    assert_eq!(a.get_base_lease(f), Ok(Some(PosixLeaseType::Read)), "still being broken to read");
     assert_eq!(a.set_base_lease(f, READ), Ok(()));
     assert_eq!(a.set_base_lease(f, WRITE), Ok(()), "that break was answered; now it is a new one");
-    assert_eq!(a.get_base_lease(f), Ok(Some(Type::Write)));
-    assert_eq!(b.open("data", now(Access::WRITE)), Err(Errno::EAGAIN));
+    assert_eq!(a.get_base_lease(f), Ok(Some(PosixLeaseType::Write)));
+    assert_eq!(b.open("data", now(AccessMode::WRITE)), Err(Errno::EAGAIN));
     for request in [WRITE, READ] {
         assert_eq!(a.set_base_lease(f, request), Ok(()));
         assert_eq!(a.get_base_lease(f), Ok(None), "a break to nothing is never undone");
     }
-    let g = b.open("data", now(Access::READ)).expect("a reader does not mind what is a read lease by now");
+    let g = b.open("data", now(AccessMode::READ)).expect("a reader does not mind what is a read lease by now");
     assert_eq!(b.set_base_lease(g, READ), Err(Errno::EAGAIN), "nobody new beside it");
     assert_eq!(a.set_base_lease(f, UNLOCK), Ok(()));
     assert_eq!(b.set_base_lease(g, READ), Ok(()));
@@ -230,11 +230,11 @@ fn a_writer_can_only_give_back() {
     let (a, b) = (lab.actor(), lab.actor());
     let f = a.writes_file("data", 1, 1);
     a.set_base_lease(f, WRITE).unwrap();
-    let opening = opens(&b, Access::READ);
+    let opening = opens(&b, AccessMode::READ);
     assert_eq!(a.set_base_lease(f, READ), Err(Errno::EAGAIN));
     lab.advance(BREAK_TIME);
     assert!(opening.finish().is_ok());
-    assert_eq!(a.get_base_lease(f), Ok(Some(Type::Read)), "by its own timeout the kernel does");
+    assert_eq!(a.get_base_lease(f), Ok(Some(PosixLeaseType::Read)), "by its own timeout the kernel does");
     lab.end([&a, &b]);
 }
 
@@ -246,16 +246,16 @@ fn a_second_break_has_its_own_deadline() {
     file(&a);
     let f = reads(&a);
     a.set_base_lease(f, WRITE).unwrap();
-    let reading = opens(&b, Access::READ);
+    let reading = opens(&b, AccessMode::READ);
     lab.advance(BREAK_TIME / 2);
-    let writing = opens(&c, Access::BOTH);
+    let writing = opens(&c, AccessMode::BOTH);
     assert_eq!(a.signals(), [Signal::Sigio; 2]);
     assert_eq!(a.get_base_lease(f), Ok(None));
     lab.advance(BREAK_TIME / 2);
     reading.expect_blocked(BREAK);
     assert_eq!(a.get_base_lease(f), Ok(None));
     assert!(reading.finish().is_ok(), "downgraded after its break time");
-    assert_eq!(base(&lab, &a, f)[0].held, Type::Read);
+    assert_eq!(base(&lab, &a, f)[0].held, PosixLeaseType::Read);
     assert_eq!(base(&lab, &a, f)[0].deadline, Some(Nanos(0).after(BREAK_TIME * 3 / 2)));
     writing.expect_blocked(BREAK);
     lab.advance(BREAK_TIME / 2);
@@ -299,19 +299,19 @@ fn a_reader_that_truncates() {
     let (a, b) = (lab.actor(), lab.actor());
     file(&a);
     let f = reads(&a);
-    let truncates = Flags { truncate: true, ..now(Access::READ) };
+    let truncates = OpenFlags { truncate: true, ..now(AccessMode::READ) };
     a.set_base_lease(f, READ).unwrap();
     let g = b.open("data", truncates).unwrap();
     assert_eq!(a.stat(f).unwrap().size, 0);
-    assert_eq!((a.signals(), a.get_base_lease(f)), (vec![], Ok(Some(Type::Read))));
+    assert_eq!((a.signals(), a.get_base_lease(f)), (vec![], Ok(Some(PosixLeaseType::Read))));
     b.close(g).unwrap();
     a.set_base_lease(f, WRITE).unwrap();
     assert_eq!(b.open("data", truncates), Err(Errno::EAGAIN));
-    assert_eq!(a.get_base_lease(f), Ok(Some(Type::Read)), "to read only");
-    let exclusive = Flags { exclusive: true, truncate: true, ..Flags::create() };
+    assert_eq!(a.get_base_lease(f), Ok(Some(PosixLeaseType::Read)), "to read only");
+    let exclusive = OpenFlags { exclusive: true, truncate: true, ..OpenFlags::create() };
     assert_eq!(b.open("data", exclusive), Err(Errno::EEXIST), "before any break");
-    assert_eq!(a.get_base_lease(f), Ok(Some(Type::Read)));
-    let opened = b.open("data", Flags { truncate: true, nonblock: true, ..Flags::create() });
+    assert_eq!(a.get_base_lease(f), Ok(Some(PosixLeaseType::Read)));
+    let opened = b.open("data", OpenFlags { truncate: true, nonblock: true, ..OpenFlags::create() });
     assert_eq!(opened, Err(Errno::EAGAIN));
     assert_eq!(a.get_base_lease(f), Ok(None));
     lab.end([&a, &b]);
@@ -326,18 +326,18 @@ fn what_breaks_nothing() {
     a.set_base_lease(w, WRITE).unwrap();
     assert_eq!(child.fills(w, 0, 9), Ok(BLOCK as usize));
     assert_eq!(child.ftruncate(w, BLOCK), Ok(()));
-    assert_eq!(child.fallocate(w, Mode::Allocate { keep_size: false }, 0, 4 * BLOCK), Ok(()));
-    let named = b.open("data", Flags { truncate: true, ..Flags::path() }).unwrap();
+    assert_eq!(child.fallocate(w, FallocateMode::Allocate { keep_size: false }, 0, 4 * BLOCK), Ok(()));
+    let named = b.open("data", OpenFlags { truncate: true, ..OpenFlags::path() }).unwrap();
     assert_eq!(b.stat(named).unwrap().size, 4 * BLOCK, "O_PATH truncates nothing");
     assert_eq!(b.read(named, 0, &mut [0; 8]), Err(Errno::EBADF));
     assert_eq!(b.write(named, 0, &[0; 8]), Err(Errno::EBADF));
     assert_eq!(b.ftruncate(named, 0), Err(Errno::EBADF));
     assert_eq!(b.mmap(named, 0, BLOCK, false), Err(Errno::EBADF));
     assert_eq!(b.reflink(named, 0, named, 0, 0), Err(Errno::EBADF));
-    assert_eq!(b.fallocate(named, Mode::Allocate { keep_size: false }, 0, BLOCK), Err(Errno::EBADF));
-    assert_eq!(b.open("other", Flags { create: true, ..Flags::path() }), Err(Errno::ENOENT), "creates nothing");
+    assert_eq!(b.fallocate(named, FallocateMode::Allocate { keep_size: false }, 0, BLOCK), Err(Errno::EBADF));
+    assert_eq!(b.open("other", OpenFlags { create: true, ..OpenFlags::path() }), Err(Errno::ENOENT), "creates nothing");
     b.unlink("data").unwrap();
-    assert_eq!((a.signals(), a.get_base_lease(w)), (vec![], Ok(Some(Type::Write))));
+    assert_eq!((a.signals(), a.get_base_lease(w)), (vec![], Ok(Some(PosixLeaseType::Write))));
     lab.end([&a, &b, &child]);
 }
 
@@ -347,7 +347,7 @@ fn whom_a_break_is_told_to() {
     let (a, b, c) = (lab.actor(), lab.actor(), lab.actor());
     file(&a);
     let f = reads(&a);
-    let breaks = || assert_eq!(b.open("data", now(Access::WRITE)), Err(Errno::EAGAIN));
+    let breaks = || assert_eq!(b.open("data", now(AccessMode::WRITE)), Err(Errno::EAGAIN));
     let told = || (a.signals(), b.signals(), c.signals());
     let nobody = (vec![], vec![], vec![]);
     a.set_owner(f, Some(c.pid())).unwrap();
@@ -398,7 +398,7 @@ fn a_lease_that_was_passed_on() {
     a.set_base_lease(f, READ).unwrap();
     a.send_fd(b.pid(), f).unwrap();
     a.close(f).unwrap();
-    let opening = opens(&c, Access::BOTH);
+    let opening = opens(&c, AccessMode::BOTH);
     assert_eq!(lab.kernel.blocked().len(), 1);
     assert!(lab.kernel.blocked()[0].ends_with(&format!("needs [process {}]", b.pid())), "unread in b's queue");
     assert_eq!(a.signals(), [Signal::Sigio]);
@@ -418,7 +418,7 @@ fn with_the_setter_dead_nobody_is_told() {
     let child = a.child();
     child.set_base_lease(f, READ).unwrap();
     child.exit();
-    let opening = opens(&b, Access::WRITE);
+    let opening = opens(&b, AccessMode::WRITE);
     assert_eq!((a.signals(), a.get_base_lease(f)), (vec![], Ok(None)));
     assert_eq!(lab.kernel.counters.sigio_unsent.get(), 1);
     lab.advance(BREAK_TIME - Duration::from_nanos(1));
@@ -435,9 +435,13 @@ fn the_default_action_ends_the_holder() {
     file(&a);
     let f = reads(&a);
     a.set_base_lease(f, READ).unwrap();
-    assert_eq!(b.open("data", now(Access::WRITE)), Err(Errno::EAGAIN), "what was in the way when it was told counts");
+    assert_eq!(
+        b.open("data", now(AccessMode::WRITE)),
+        Err(Errno::EAGAIN),
+        "what was in the way when it was told counts"
+    );
     assert!(a.process().is_dying());
-    assert!(b.open("data", now(Access::WRITE)).is_ok(), "nothing is in the way any more");
+    assert!(b.open("data", now(AccessMode::WRITE)).is_ok(), "nothing is in the way any more");
     assert_eq!(lab.kernel.counters.lease_timeouts.get(), 0);
     lab.end([&a, &b]);
 }
@@ -448,7 +452,7 @@ fn a_lease_lives_with_its_open_file() {
     let lab = lab();
     let (a, b) = (lab.actor(), lab.actor());
     file(&a);
-    let probe = || b.open("data", now(Access::WRITE)).map(|fd| b.close(fd).unwrap());
+    let probe = || b.open("data", now(AccessMode::WRITE)).map(|fd| b.close(fd).unwrap());
 
     let f = reads(&a);
     a.set_base_lease(f, READ).unwrap();
@@ -463,7 +467,7 @@ fn a_lease_lives_with_its_open_file() {
     let Ok(Received::Fd(g)) = b.recv_fd() else { panic!("nothing came") };
     b.close(g).unwrap();
     assert_eq!(probe(), Err(Errno::EAGAIN), "a mapping");
-    let opening = opens(&b, Access::WRITE);
+    let opening = opens(&b, AccessMode::WRITE);
     assert!(lab.kernel.blocked()[0].ends_with(&format!("needs [process {}]", a.pid())), "who maps it");
     a.munmap(va, BLOCK).unwrap();
     assert!(opening.finish().is_ok());
@@ -479,17 +483,17 @@ fn an_interrupted_opener() {
     file(&a);
     let f = reads(&a);
     a.set_base_lease(f, WRITE).unwrap();
-    let opening = opens(&b, Access::READ);
+    let opening = opens(&b, AccessMode::READ);
     a.kill(b.pid(), Signal::Sigusr1).unwrap();
     assert_eq!(opening.finish(), Err(Errno::EINTR));
     assert_eq!(b.signals(), [Signal::Sigusr1]);
-    assert_eq!(a.get_base_lease(f), Ok(Some(Type::Read)), "still pending");
+    assert_eq!(a.get_base_lease(f), Ok(Some(PosixLeaseType::Read)), "still pending");
     assert_eq!(a.set_base_lease(f, WRITE), Ok(()), "the opener does not count any more");
     lab.advance(BREAK_TIME);
-    assert_eq!(a.get_base_lease(f), Ok(Some(Type::Read)));
-    assert_eq!(base(&lab, &a, f)[0].held, Type::Read, "whoever looks carries it out");
+    assert_eq!(a.get_base_lease(f), Ok(Some(PosixLeaseType::Read)));
+    assert_eq!(base(&lab, &a, f)[0].held, PosixLeaseType::Read, "whoever looks carries it out");
     assert_eq!(a.set_base_lease(f, WRITE), Ok(()));
-    assert_eq!(a.get_base_lease(f), Ok(Some(Type::Read)), "Linux forgets no downgrade's time: again");
+    assert_eq!(a.get_base_lease(f), Ok(Some(PosixLeaseType::Read)), "Linux forgets no downgrade's time: again");
     lab.end([&a, &b]);
 }
 
@@ -503,13 +507,13 @@ fn waits_that_could_never_end() {
     }
     for (who, name) in [(&a, "a"), (&b, "b")] {
         who.creates(name);
-        let fd = who.open(name, Flags::open(Access::READ)).unwrap();
+        let fd = who.open(name, OpenFlags::open(AccessMode::READ)).unwrap();
         who.close(Fd(fd.0 - 1)).unwrap();
         who.set_base_lease(fd, READ).unwrap();
     }
     assert_eq!(a.truncate("a", 0), Err(Errno::EDEADLK), "nobody but itself could give it back");
-    let opening = a.blocks(BREAK, |task| task.open("b", Flags::open(Access::WRITE)));
-    assert_eq!(b.open("a", Flags::open(Access::WRITE)), Err(Errno::EDEADLK));
+    let opening = a.blocks(BREAK, |task| task.open("b", OpenFlags::open(AccessMode::WRITE)));
+    assert_eq!(b.open("a", OpenFlags::open(AccessMode::WRITE)), Err(Errno::EDEADLK));
     lab.advance(Duration::from_secs(3600));
     opening.expect_blocked(BREAK);
     b.exit();
@@ -524,10 +528,10 @@ fn layout_leases_stand_apart() {
         let lab = Lab::new(axes);
         let (a, b) = (lab.actor(), lab.actor());
         let f = a.writes_file("data", 2, 1);
-        let leased = a.lease(f, fs_sim::lease::Kind::READ, fs_sim::range::BlockRange::ALL);
+        let leased = a.lease(f, fs_sim::leases::layout::kind::LeaseKind::READ, fs_sim::BlockRange::ALL);
         assert_eq!(a.set_base_lease(f, WRITE), Ok(()));
         assert_eq!(a.held(f).len(), usize::from(leased.is_ok()));
-        assert_eq!(b.open("data", now(Access::BOTH)), Err(Errno::EAGAIN));
+        assert_eq!(b.open("data", now(AccessMode::BOTH)), Err(Errno::EAGAIN));
         assert_eq!(a.held(f).len(), usize::from(leased.is_ok()), "opening breaks no layout lease");
         a.set_base_lease(f, UNLOCK).unwrap();
         assert_eq!(a.held(f).len(), usize::from(leased.is_ok()));
@@ -544,21 +548,21 @@ fn a_files_mode_comes_before_its_leases() {
     let f = reads(&a);
     a.set_base_lease(f, READ).unwrap();
     b.set_credentials(Credentials::user(7)).unwrap();
-    assert!(b.open("data", now(Access::READ)).is_ok());
+    assert!(b.open("data", now(AccessMode::READ)).is_ok());
     assert_eq!(b.chmod("data", 0o777), Err(Errno::EPERM), "not its owner");
     assert_eq!(b.utime("data"), Ok(()), "who may write may touch");
     a.chmod("data", 0o744).unwrap();
-    for access in [Access::WRITE, Access::BOTH] {
+    for access in [AccessMode::WRITE, AccessMode::BOTH] {
         assert_eq!(b.open("data", now(access)), Err(Errno::EACCES));
     }
-    let truncates = Flags { truncate: true, ..now(Access::READ) };
+    let truncates = OpenFlags { truncate: true, ..now(AccessMode::READ) };
     assert_eq!(b.open("data", truncates), Err(Errno::EACCES), "O_TRUNC needs write permission");
     assert_eq!(b.truncate("data", 0), Err(Errno::EACCES));
     assert_eq!(b.utime("data"), Err(Errno::EACCES));
     assert_eq!(b.link("data", "more"), Err(Errno::EPERM));
-    assert!(b.open("data", Flags::path()).is_ok(), "O_PATH needs none");
-    assert_eq!((a.signals(), a.get_base_lease(f)), (vec![], Ok(Some(Type::Read))));
-    assert_eq!(a.open("data", now(Access::WRITE)), Err(Errno::EAGAIN), "root may");
+    assert!(b.open("data", OpenFlags::path()).is_ok(), "O_PATH needs none");
+    assert_eq!((a.signals(), a.get_base_lease(f)), (vec![], Ok(Some(PosixLeaseType::Read))));
+    assert_eq!(a.open("data", now(AccessMode::WRITE)), Err(Errno::EAGAIN), "root may");
     lab.end([&a, &b]);
 }
 
@@ -569,7 +573,7 @@ fn names_move_under_a_lease() {
         let lab = Lab::new(axes);
         let (a, b) = (lab.actor(), lab.actor());
         let f = a.writes_file("data", 1, 1);
-        let _layout_lease = a.lease(f, fs_sim::lease::Kind::READ, fs_sim::range::BlockRange::ALL);
+        let _layout_lease = a.lease(f, fs_sim::leases::layout::kind::LeaseKind::READ, fs_sim::BlockRange::ALL);
         let layout_leases = a.held(f);
         a.set_base_lease(f, WRITE).unwrap();
         let ino = a.stat(f).unwrap().ino;
@@ -600,7 +604,7 @@ fn names_move_under_a_lease() {
         let third = b.creates("third");
         b.rename("third", "other").unwrap();
         assert_eq!(a.stat(f).unwrap().links, 0, "without a name, still open");
-        assert_eq!((a.signals(), a.get_base_lease(f)), (vec![], Ok(Some(Type::Write))));
+        assert_eq!((a.signals(), a.get_base_lease(f)), (vec![], Ok(Some(PosixLeaseType::Write))));
         assert_eq!(a.held(f), layout_leases);
         assert_eq!(b.stat(third).unwrap().links, 1);
         lab.end([&a, &b]);
@@ -619,12 +623,14 @@ fn a_rename_over_a_name_is_atomic() {
         let looker = scope.spawn(|| {
             race::arm(seed, 0.5);
             let mut looks = 0;
-            while !over.load(Ordering::SeqCst) {
+            loop {
                 looks += 1;
                 let stat = b.stat_name("data");
                 assert!(stat.is_ok(), "look {looks}: {stat:?}");
+                if over.load(Ordering::SeqCst) {
+                    return looks;
+                }
             }
-            looks
         });
         for _ in 0..3000 {
             let new = a.creates("new");
@@ -650,27 +656,31 @@ fn a_running_program() {
     a.chmod("data", 0o777).unwrap();
     a.set_base_lease(f, WRITE).unwrap();
     let starting = b.blocks(BREAK, |task| task.exec("data"));
-    assert_eq!((a.signals(), a.get_base_lease(f)), (vec![Signal::Sigio], Ok(Some(Type::Read))));
+    assert_eq!((a.signals(), a.get_base_lease(f)), (vec![Signal::Sigio], Ok(Some(PosixLeaseType::Read))));
     a.set_base_lease(f, READ).unwrap();
     let program = starting.finish().unwrap();
     assert_eq!(a.set_base_lease(f, WRITE), Err(Errno::EAGAIN), "it counts as an open");
-    for access in [Access::WRITE, Access::BOTH] {
-        assert_eq!(a.open("data", Flags::open(access)), Err(Errno::ETXTBSY));
+    for access in [AccessMode::WRITE, AccessMode::BOTH] {
+        assert_eq!(a.open("data", OpenFlags::open(access)), Err(Errno::ETXTBSY));
     }
     assert_eq!(a.truncate("data", 0), Err(Errno::ETXTBSY));
-    assert_eq!(a.open("data", Flags { truncate: true, ..Flags::open(Access::READ) }), Err(Errno::ETXTBSY));
-    assert_eq!((a.signals(), a.get_base_lease(f)), (vec![], Ok(Some(Type::Read))), "what is refused breaks nothing");
+    assert_eq!(a.open("data", OpenFlags { truncate: true, ..OpenFlags::open(AccessMode::READ) }), Err(Errno::ETXTBSY));
+    assert_eq!(
+        (a.signals(), a.get_base_lease(f)),
+        (vec![], Ok(Some(PosixLeaseType::Read))),
+        "what is refused breaks nothing"
+    );
     a.set_base_lease(f, UNLOCK).unwrap();
     a.close(f).unwrap();
     let child = b.child();
     program.end(&lab.kernel);
-    let w = a.open("data", Flags::open(Access::WRITE)).unwrap();
+    let w = a.open("data", OpenFlags::open(AccessMode::WRITE)).unwrap();
     assert_eq!(b.exec("data").err(), Some(Errno::ETXTBSY), "somebody has it open for writing");
     a.close(w).unwrap();
     let _goes_on = child.exec("data").unwrap();
-    assert_eq!(a.open("data", Flags::open(Access::WRITE)), Err(Errno::ETXTBSY));
+    assert_eq!(a.open("data", OpenFlags::open(AccessMode::WRITE)), Err(Errno::ETXTBSY));
     child.exit();
-    assert!(a.open("data", Flags::open(Access::WRITE)).is_ok(), "it ended with its process");
+    assert!(a.open("data", OpenFlags::open(AccessMode::WRITE)).is_ok(), "it ended with its process");
     lab.end([&a, &b, &child]);
 }
 
@@ -684,7 +694,7 @@ fn a_program_refused_after_its_wait() {
     let starting = b.blocks(BREAK, |task| task.exec("data").map(drop));
     lab.advance(BREAK_TIME);
     assert_eq!(starting.finish(), Err(Errno::ETXTBSY));
-    assert_eq!(a.get_base_lease(f), Ok(Some(Type::Read)));
+    assert_eq!(a.get_base_lease(f), Ok(Some(PosixLeaseType::Read)));
     assert_eq!(a.signals(), [Signal::Sigio]);
     lab.end([&a, &b]);
 }

@@ -8,16 +8,14 @@ use common::{
     Actor, BREAK_TIME, Lab, every_preset, every_preset_with, exclusive, needs_lease, patient, pinned_file, preset,
     rule_of,
 };
+use fs_sim::base::numbers::{Fd, Ino};
 use fs_sim::design::{Axes, ChangeRule, GateScope, LastCloseRule, LeaseRules, PinGate, UnlockRule};
-use fs_sim::file_ops::direct_io::Transfer;
 use fs_sim::holders::block_layout::IoMode;
-use fs_sim::inode::Ino;
-use fs_sim::inspect::blockers::{Blocker, Blockers, Blocks, Cause, Effect, Releaser};
-use fs_sim::lease::Kind;
-use fs_sim::process::fd_table::Fd;
-use fs_sim::process::task::Received;
-use fs_sim::range::BlockRange;
-use fs_sim::{BLOCK, Errno};
+use fs_sim::holders::in_flight_io::Transfer;
+use fs_sim::inspect::blockers::{Blocker, Blockers, Cause, Effect, FileBlocks, Releaser};
+use fs_sim::leases::layout::kind::LeaseKind;
+use fs_sim::syscalls::descriptors::Received;
+use fs_sim::{BLOCK, BlockRange, Errno};
 
 const ALL: BlockRange = BlockRange::ALL;
 
@@ -62,7 +60,7 @@ fn s30_lease_and_pin_are_named_with_process_and_descriptor() {
         let found = ask(&lab, inode.ino());
         let pins = pins(&found.stranger);
         assert_eq!(pins.len(), 1);
-        assert_eq!((pins[0].ino, pins[0].range), (inode.ino().0, Blocks { start: 1, end: Some(3) }));
+        assert_eq!((pins[0].ino, pins[0].range), (inode.ino().0, FileBlocks { start: 1, end: Some(3) }));
         assert_eq!(pins[0].effect, effect_of(axes.stranger_change));
         assert_eq!(pins[0].releasers, [releaser(a, file.nic_fd)]);
         let Cause::Pin { kind, registrant, leases: under, .. } = &pins[0].cause else { unreachable!() };
@@ -77,7 +75,7 @@ fn s30_lease_and_pin_are_named_with_process_and_descriptor() {
             assert_eq!(lease.effect, effect_of_lease(axes));
         }
         assert!(found.blocked.is_none() && found.queued.is_empty() && found.others.is_empty());
-        assert_eq!(found.asked, Blocks { start: 0, end: None });
+        assert_eq!(found.asked, FileBlocks { start: 0, end: None });
 
         let elsewhere = lab.kernel.blockers_of(inode.ino(), BlockRange::new(3, 4)).unwrap();
         assert!(pins_of(&elsewhere).is_empty(), "block 3 is not pinned");
@@ -148,7 +146,7 @@ fn s30_who_keeps_the_file_open_could_release_its_lease() {
     let ino = a.inode_of(f).ino();
     let (nic_fd, nic) = common::Nic::open(&a);
     let _region = nic.pins(&a, f, 0..2).unwrap();
-    a.lease(f, Kind::READ_U, ALL).unwrap();
+    a.lease(f, LeaseKind::READ_U, ALL).unwrap();
     a.close(f).unwrap();
     let found = ask(&lab, ino);
     assert_eq!(leases(&found.stranger)[0].releasers, [releaser(&a, nic_fd)]);
@@ -186,13 +184,13 @@ fn s30_who_waits_for_whom_and_why() {
         let change = b.blocks(reason, |task| task.truncate("data", 2 * BLOCK));
         let behind = c.blocks("layout change ahead", |task| task.truncate("data", BLOCK));
         let asks = (axes.lease_rules == LeaseRules::Chinner)
-            .then(|| d.blocks("layout change that broke the lease", move |task| task.lease(fd, Kind::READ, ALL)));
+            .then(|| d.blocks("layout change that broke the lease", move |task| task.lease(fd, LeaseKind::READ, ALL)));
         let found = ask(&lab, ino);
         let blocked = found.blocked.as_ref().expect("a blocked change");
         assert_eq!((blocked.who.pid, blocked.who.reason.as_str()), (b.pid().0, reason));
         assert_eq!((blocked.who.task, blocked.who.needs.len()), (b.waiter().id().0, 1));
         assert_eq!(blocked.who.needs, [format!("process {}", file.who.pid())]);
-        assert_eq!(blocked.range, Blocks { start: 2, end: None });
+        assert_eq!(blocked.range, FileBlocks { start: 2, end: None });
         assert!(blocked.blockers.iter().all(|blocker| blocker.effect == Effect::WaitedFor));
         assert_eq!(
             (leases(&blocked.blockers).len(), pins(&blocked.blockers).len()),
@@ -226,7 +224,7 @@ fn broken_leases_mapped_ones_and_clients_are_named() {
         let (a, b, c) = (lab.actor(), lab.actor(), lab.actor());
         let f = a.writes_file("data", 4, 1);
         let ino = a.inode_of(f).ino();
-        a.lease(f, Kind::READ, BlockRange::new(0, 2)).unwrap();
+        a.lease(f, LeaseKind::READ, BlockRange::new(0, 2)).unwrap();
         a.mmap(f, 0, BLOCK, false).unwrap();
         a.close(f).unwrap();
         let mapped = ask(&lab, ino);
@@ -320,8 +318,8 @@ fn s48_a_cycle_is_recorded_with_its_participants() {
     let lab = Lab::new(axes);
     let (a, b) = (lab.actor(), lab.actor());
     let (fa, fb) = (a.writes_file("one", 2, 1), b.writes_file("two", 2, 1));
-    a.lease(fa, Kind::READ_U, ALL).unwrap();
-    b.lease(fb, Kind::READ_U, ALL).unwrap();
+    a.lease(fa, LeaseKind::READ_U, ALL).unwrap();
+    b.lease(fb, LeaseKind::READ_U, ALL).unwrap();
     let blocked = a.blocks("exclusive lease", |task| task.truncate("two", 0));
     assert_eq!((lab.kernel.deadlocks(), lab.kernel.stuck()), (vec![], vec![]), "b is awake");
     assert_eq!(b.truncate("one", 0), Err(Errno::EDEADLK));
@@ -345,12 +343,12 @@ fn waiting_for_oneself_is_a_cycle_of_one() {
     let lab = Lab::new(Axes { unlock_while_pinned: Some(UnlockRule::Wait), ..preset("man-page") });
     let file = pinned_file(&lab, "data", 2, 0..2).unwrap();
     let a = &file.who;
-    for _ in 0..fs_sim::waits::DEADLOCKS_MAX + 3 {
+    for _ in 0..fs_sim::deadlock::graph::DEADLOCKS_MAX + 3 {
         assert_eq!(a.unlock(file.fd, ALL), Err(Errno::EDEADLK));
     }
     let deadlocks = lab.kernel.deadlocks();
-    assert_eq!(deadlocks.len(), fs_sim::waits::DEADLOCKS_MAX, "bounded");
-    assert_eq!(lab.kernel.counters.deadlocks.get(), fs_sim::waits::DEADLOCKS_MAX as u64 + 3);
+    assert_eq!(deadlocks.len(), fs_sim::deadlock::graph::DEADLOCKS_MAX, "bounded");
+    assert_eq!(lab.kernel.counters.deadlocks.get(), fs_sim::deadlock::graph::DEADLOCKS_MAX as u64 + 3);
     let [only] = &deadlocks[0].participants[..] else { panic!("a cycle of one") };
     assert_eq!((only.pid, only.reason), (a.pid(), "unlock while pinned"));
     assert_eq!(only.needs[0].any_of, [a.pid()]);
@@ -370,7 +368,7 @@ fn io_in_flight_is_named() {
         let expected = Blocker {
             cause: Cause::DirectIo { process: a.pid().0 },
             ino: ino.0,
-            range: Blocks { start: 1, end: Some(3) },
+            range: FileBlocks { start: 1, end: Some(3) },
             effect: if ignored { Effect::Ignored } else { Effect::WaitedFor },
             deadline_ns: None,
             releasers: vec![releaser(&a, f)],
@@ -385,7 +383,7 @@ fn io_in_flight_is_named() {
             let found = ask(&lab, ino);
             let change = found.blocked.expect("the change that waits");
             assert_eq!((change.who.pid, change.who.needs), (b.pid().0, vec![format!("process {}", a.pid())]));
-            assert_eq!(change.range, Blocks { start: 1, end: None });
+            assert_eq!(change.range, FileBlocks { start: 1, end: None });
             assert_eq!(change.blockers, [expected]);
             io.complete(&lab.kernel, &mut [0; 2 * BLOCK as usize]).unwrap();
             blocked.finish().unwrap();

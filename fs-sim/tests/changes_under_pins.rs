@@ -10,11 +10,10 @@ use common::{
 };
 use emulator::sync::atomic::Ordering;
 use fs_sim::design::{Axes, BreakTimeout, ChangeRule, LeaseRules};
-use fs_sim::file_ops::fallocate::Mode;
-use fs_sim::lease::Kind;
-use fs_sim::process::signals::Signal;
-use fs_sim::range::BlockRange;
-use fs_sim::{BLOCK, Errno};
+use fs_sim::leases::layout::kind::LeaseKind;
+use fs_sim::syscalls::fallocate::FallocateMode;
+use fs_sim::vfs::signals::Signal;
+use fs_sim::{BLOCK, BlockRange, Errno};
 
 /// S14: a stranger changes blocks that are pinned under an exclusive lease.
 #[test]
@@ -116,10 +115,10 @@ fn pins_that_refuse_come_before_any_signal() {
         let a = pinned_file(&lab, "data", 4, 3..4).unwrap();
         let (b, c) = (lab.actor(), lab.actor());
         let fc = c.opens("data");
-        c.lease(fc, Kind::READ, ALL).unwrap();
+        c.lease(fc, LeaseKind::READ, ALL).unwrap();
         let changer = if own { &a.who } else { &b };
         assert_eq!(changer.truncate("data", BLOCK), Err(Errno::ETXTBSY));
-        assert_eq!((c.signals(), c.held(fc)), (vec![], vec![(Kind::READ, ALL)]));
+        assert_eq!((c.signals(), c.held(fc)), (vec![], vec![(LeaseKind::READ, ALL)]));
         assert_eq!(lab.kernel.counters.lease_breaks.get(), 0);
         lab.end([&a.who, &b, &c]);
     }
@@ -140,8 +139,8 @@ fn s15_unpinned_ranges() {
         a.lease(fa, exclusive(axes), BlockRange::new(0, 4)).unwrap();
         let (_, nic) = Nic::open(&a);
         let region = nic.pins(&a, fa, 0..2).unwrap();
-        assert_eq!(b.fallocate(fb, Mode::PunchHole, 4 * BLOCK, 4 * BLOCK), Ok(()), "behind the lease");
-        let punch: Call = |b, fb| b.fallocate(fb, Mode::PunchHole, 3 * BLOCK, BLOCK);
+        assert_eq!(b.fallocate(fb, FallocateMode::PunchHole, 4 * BLOCK, 4 * BLOCK), Ok(()), "behind the lease");
+        let punch: Call = |b, fb| b.fallocate(fb, FallocateMode::PunchHole, 3 * BLOCK, BLOCK);
         match axes.stranger_change {
             ChangeRule::Fail => assert_eq!(punch(&b, fb), Err(Errno::ETXTBSY)),
             ChangeRule::Wait => {
@@ -165,10 +164,10 @@ fn s15_unpinned_ranges() {
 fn s32_holder_changes_under_its_own_pins() {
     every_preset(|axes| {
         for (what, change) in DEPARTURES {
-            let kinds: &[Kind] = match axes.lease_rules {
+            let kinds: &[LeaseKind] = match axes.lease_rules {
                 LeaseRules::None => &[],
-                LeaseRules::ManPage => &[Kind::READ_U, Kind::WRITE_U],
-                LeaseRules::Chinner => &[Kind::READ, Kind::WRITE],
+                LeaseRules::ManPage => &[LeaseKind::READ_U, LeaseKind::WRITE_U],
+                LeaseRules::Chinner => &[LeaseKind::READ, LeaseKind::WRITE],
             };
             for kind in kinds.iter().filter(|_| can_pin(axes)) {
                 let lab = Lab::new(axes);
@@ -220,14 +219,14 @@ fn own_write_lease_lets_unpinned_ranges_change() {
         if !needs_lease(axes) {
             return;
         }
-        let kind = if axes.lease_rules == LeaseRules::Chinner { Kind::WRITE } else { Kind::WRITE_U };
+        let kind = if axes.lease_rules == LeaseRules::Chinner { LeaseKind::WRITE } else { LeaseKind::WRITE_U };
         let lab = Lab::new(axes);
         let a = lab.actor();
         let fa = a.writes_file("data", 4, 1);
         a.lease(fa, kind, ALL).unwrap();
         let (_, nic) = Nic::open(&a);
         let region = nic.pins(&a, fa, 0..2).unwrap();
-        assert_eq!(a.fallocate(fa, Mode::PunchHole, 2 * BLOCK, BLOCK), Ok(()));
+        assert_eq!(a.fallocate(fa, FallocateMode::PunchHole, 2 * BLOCK, BLOCK), Ok(()));
         assert_eq!(a.ftruncate(fa, 9 * BLOCK), Ok(()));
         assert_eq!(a.ftruncate(fa, 2 * BLOCK), Ok(()));
         assert!(region.is_pinned() && !region.revoked.load(Ordering::SeqCst));
@@ -286,7 +285,7 @@ fn chinner_reader_with_pins_is_broken_first() {
             let lab = Lab::new(axes);
             let (a, b) = (lab.actor(), lab.actor());
             let fa = a.writes_file("data", 4, 1);
-            a.lease(fa, Kind::READ, ALL).unwrap();
+            a.lease(fa, LeaseKind::READ, ALL).unwrap();
             let (_, nic) = Nic::open(&a);
             let region = nic.pins(&a, fa, 0..2).unwrap();
             let changing = b.blocks("lease break", |b| b.truncate("data", 0));
@@ -315,7 +314,7 @@ fn pins_left_after_a_forced_break_are_judged() {
     let lab = Lab::new(axes);
     let (a, b) = (lab.actor(), lab.actor());
     let fa = a.writes_file("data", 4, 1);
-    a.lease(fa, Kind::READ, ALL).unwrap();
+    a.lease(fa, LeaseKind::READ, ALL).unwrap();
     let (_, nic) = Nic::open(&a);
     let region = nic.pins(&a, fa, 0..2).unwrap();
     let before = a.portrait(fa);

@@ -5,11 +5,12 @@ mod common;
 
 use common::{DOORS, Lab, every_preset, pinned_file, preset};
 use fs_sim::design::{Axes, ChangeRule, WriteBreak};
-use fs_sim::file_ops::direct_io::{IN_FLIGHT_MAX, TRANSFER_MAX, Transfer};
-use fs_sim::file_ops::fallocate::Mode;
-use fs_sim::file_ops::open::Flags;
-use fs_sim::process::description::Access;
-use fs_sim::process::signals::Signal;
+use fs_sim::holders::in_flight_io::Transfer;
+use fs_sim::syscalls::direct_io::{IN_FLIGHT_MAX, TRANSFER_MAX};
+use fs_sim::syscalls::fallocate::FallocateMode;
+use fs_sim::syscalls::open::OpenFlags;
+use fs_sim::vfs::open_file::AccessMode;
+use fs_sim::vfs::signals::Signal;
 use fs_sim::{BLOCK, Errno};
 
 const WRITE: Transfer = Transfer::Write(7);
@@ -27,9 +28,9 @@ fn what_is_refused() {
     }
     assert_eq!(a.submit_direct_io(f, fs_sim::FILE_MAX, BLOCK, WRITE).err(), Some(Errno::EFBIG));
     assert_eq!(a.submit_direct_io(f, u64::MAX / BLOCK * BLOCK, BLOCK, Transfer::Read).err(), Some(Errno::EFBIG));
-    let reader = a.open("data", Flags::open(Access::READ)).unwrap();
-    let writer = a.open("data", Flags::open(Access::WRITE)).unwrap();
-    let named = a.open("data", Flags::path()).unwrap();
+    let reader = a.open("data", OpenFlags::open(AccessMode::READ)).unwrap();
+    let writer = a.open("data", OpenFlags::open(AccessMode::WRITE)).unwrap();
+    let named = a.open("data", OpenFlags::path()).unwrap();
     for (fd, transfer) in [(reader, WRITE), (writer, Transfer::Read), (named, Transfer::Read), (named, WRITE)] {
         assert_eq!(a.submit_direct_io(fd, 0, BLOCK, transfer).err(), Some(Errno::EBADF));
     }
@@ -58,7 +59,7 @@ fn changes_wait_for_io_in_flight() {
                 let g = b.opens("data");
                 let changing = b.blocks(DRAINING, move |task| match change {
                     0 => task.ftruncate(g, BLOCK),
-                    _ => task.fallocate(g, Mode::PunchHole, BLOCK, BLOCK),
+                    _ => task.fallocate(g, FallocateMode::PunchHole, BLOCK, BLOCK),
                 });
                 assert_eq!(a.stat(f).unwrap().size, 4 * BLOCK, "nothing is visible yet");
                 let mut got = vec![0; 2 * BLOCK as usize];
@@ -159,7 +160,7 @@ fn whoever_submitted_it_may_go() {
     let io = a.submit_direct_io(f, 0, BLOCK, WRITE).unwrap();
     let reads = a.submit_direct_io(f, BLOCK, BLOCK, Transfer::Read).unwrap();
     let g = b.opens("data");
-    let punching = b.blocks(DRAINING, move |task| task.fallocate(g, Mode::PunchHole, BLOCK, BLOCK));
+    let punching = b.blocks(DRAINING, move |task| task.fallocate(g, FallocateMode::PunchHole, BLOCK, BLOCK));
     a.exit();
     assert_eq!(punching.finish(), Ok(()));
     assert_eq!(b.bytes_of(g), [7, 0]);

@@ -9,14 +9,13 @@ use common::{Actor, Lab, Nic, PinnedFile, can_pin, every_preset, pinned_file, pr
 use emulator::sync::atomic::{AtomicU64, Ordering};
 use emulator::sync::{Arc, race, thread};
 use fs_sim::design::{Axes, ChangeRule, GateScope, LastCloseRule};
-use fs_sim::file_ops::defragment::Defragmented;
-use fs_sim::file_ops::fallocate::Mode;
-use fs_sim::file_ops::open::Flags;
 use fs_sim::holders::block_layout::IoMode;
-use fs_sim::process::description::Access;
-use fs_sim::range::BlockRange;
-use fs_sim::volume::Recovered;
-use fs_sim::{BLOCK, Config, Errno, Kernel};
+use fs_sim::kernel::power::Recovered;
+use fs_sim::layout_change::defragment::Defragmented;
+use fs_sim::syscalls::fallocate::FallocateMode;
+use fs_sim::syscalls::open::OpenFlags;
+use fs_sim::vfs::open_file::AccessMode;
+use fs_sim::{BLOCK, BlockRange, Errno, Kernel, KernelConfig};
 
 const PAGE: usize = BLOCK as usize;
 
@@ -71,7 +70,7 @@ fn who_heals_a_poisoned_page() {
 
     // By being zeroed, and by being given to another file.
     lab.kernel.poison(ino, 0).unwrap();
-    a.fallocate(f, Mode::ZeroRange { keep_size: true }, 0, BLOCK).unwrap();
+    a.fallocate(f, FallocateMode::ZeroRange { keep_size: true }, 0, BLOCK).unwrap();
     assert_eq!((a.store(va, &[4]), a.load(va, &mut byte), byte), (Ok(()), Ok(()), [4]));
     lab.kernel.poison(ino, 2).unwrap();
     a.truncate("data", 0).unwrap();
@@ -79,7 +78,7 @@ fn who_heals_a_poisoned_page() {
     assert_eq!(a.write(all, 0, &vec![5; 1024 * PAGE]), Ok(1024 * PAGE));
     assert!(a.bytes_of(all).iter().all(|byte| *byte == 5));
 
-    assert_eq!(lab.kernel.poison(fs_sim::inode::Ino(99), 0), Err(Errno::ENOENT));
+    assert_eq!(lab.kernel.poison(fs_sim::base::numbers::Ino(99), 0), Err(Errno::ENOENT));
     assert_eq!(lab.kernel.poison(ino, 7), Err(Errno::ENXIO), "a hole has no page");
     lab.end([&a]);
 }
@@ -110,8 +109,8 @@ fn what_cannot_be_read_is_not_copied() {
     assert_eq!(a.store(va + 2 * BLOCK, &[7]), Err(Errno::SIGBUS));
     assert_eq!(a.store(va + 2 * BLOCK, &[7; PAGE]), Err(Errno::SIGBUS), "a store heals nothing");
     assert_eq!(a.write(g, 2 * BLOCK, &[7]), Err(Errno::EIO));
-    assert_eq!(a.fallocate(g, Mode::UnshareRange { keep_size: true }, 0, 4 * BLOCK), Err(Errno::EIO));
-    assert_eq!(a.fallocate(g, Mode::PunchHole, 2 * BLOCK + 100, 2 * BLOCK - 100), Err(Errno::EIO));
+    assert_eq!(a.fallocate(g, FallocateMode::UnshareRange { keep_size: true }, 0, 4 * BLOCK), Err(Errno::EIO));
+    assert_eq!(a.fallocate(g, FallocateMode::PunchHole, 2 * BLOCK + 100, 2 * BLOCK - 100), Err(Errno::EIO));
     assert_eq!(a.ftruncate(g, 2 * BLOCK + 100), Err(Errno::EIO));
     assert_eq!(a.layoutget(g, BlockRange::new(2, 3), IoMode::ReadWrite).err(), Some(Errno::EIO));
     assert_eq!(picture(), before);
@@ -185,7 +184,7 @@ fn a_poisoned_block_cannot_be_left_behind_for_a_copy() {
         let Some(PinnedFile { who: a, fd, region, .. }) = pinned_file(&lab, "data", 4, 2..3) else { return };
         lab.kernel.poison(a.inode_of(fd).ino(), 2).unwrap();
         let before = (a.fiemap(fd, BlockRange::ALL).unwrap(), lab.kernel.usage());
-        assert_eq!(a.fallocate(fd, Mode::CollapseRange, BLOCK, BLOCK), Err(Errno::EIO));
+        assert_eq!(a.fallocate(fd, FallocateMode::CollapseRange, BLOCK, BLOCK), Err(Errno::EIO));
         assert_eq!((a.fiemap(fd, BlockRange::ALL).unwrap(), lab.kernel.usage()), before);
         lab.kernel.clear_poison(a.inode_of(fd).ino(), 2).unwrap();
         assert_eq!(region.dma_write(&lab.kernel, 0, &[9; PAGE]), Ok(()));
@@ -197,7 +196,7 @@ fn a_poisoned_block_cannot_be_left_behind_for_a_copy() {
 /// Cuts the power and mounts what is left, under the same design.
 fn cut_and_recover(lab: &Lab) -> (Lab, Recovered) {
     let durable = lab.kernel.power_cut().expect("the device, once more");
-    let config = Config::new(*lab.kernel.axes());
+    let config = KernelConfig::new(*lab.kernel.axes());
     let (kernel, recovered) = Kernel::recover(Arc::clone(&lab.world), durable, config).expect("a kernel");
     (Lab { kernel, world: Arc::clone(&lab.world) }, recovered)
 }
@@ -277,7 +276,7 @@ fn s46_recovery_frees_orphaned_blocks_exactly_once() {
         let c = after.actor();
         assert_eq!(c.bytes_of(c.opens("kept")), bytes);
         assert_eq!(after.kernel.usage().free, 1024 - 3);
-        assert_eq!(c.open("nameless", Flags::open(Access::READ)), Err(Errno::ENOENT));
+        assert_eq!(c.open("nameless", OpenFlags::open(AccessMode::READ)), Err(Errno::ENOENT));
         let all = c.creates("all");
         assert_eq!(c.write(all, 0, &vec![9; 1021 * PAGE]), Ok(1021 * PAGE), "all of it can be had again, once");
         assert_eq!(c.write(all, 1021 * BLOCK, &[9]), Err(Errno::ENOSPC));
@@ -322,9 +321,9 @@ fn a_cut_in_a_storm_is_consistent() {
                 thread::spawn(move || {
                     for step in 0u64.. {
                         let name = format!("file{}", (n + step) % 4);
-                        let done = a.open(&name, Flags::create()).and_then(|fd| {
+                        let done = a.open(&name, OpenFlags::create()).and_then(|fd| {
                             a.write(fd, (step * 7 % 40) * BLOCK, &[n as u8; 3 * PAGE])?;
-                            a.fallocate(fd, Mode::PunchHole, (step * 5 % 40) * BLOCK, 4 * BLOCK)?;
+                            a.fallocate(fd, FallocateMode::PunchHole, (step * 5 % 40) * BLOCK, 4 * BLOCK)?;
                             if step % 5 == 0 {
                                 a.unlink(&name)?;
                             }
@@ -348,7 +347,8 @@ fn a_cut_in_a_storm_is_consistent() {
         for writer in writers {
             writer.join().expect("a writer");
         }
-        let (kernel, _) = Kernel::recover(Arc::clone(&lab.world), durable, Config::new(preset("mainline"))).unwrap();
+        let (kernel, _) =
+            Kernel::recover(Arc::clone(&lab.world), durable, KernelConfig::new(preset("mainline"))).unwrap();
         assert_eq!(kernel.check_at_rest(), Vec::<String>::new(), "round {round}");
         assert_eq!(kernel.usage().orphaned, 0);
     }
@@ -380,8 +380,8 @@ fn s51_unmount() {
         }
         assert_eq!(lab.kernel.unmount(), Ok(()));
         assert_eq!(lab.kernel.unmount(), Err(Errno::ENODEV));
-        assert_eq!(a.open("data", Flags::open(Access::READ)), Err(Errno::ENODEV));
-        assert_eq!(a.open("new", Flags::create()), Err(Errno::ENODEV));
+        assert_eq!(a.open("data", OpenFlags::open(AccessMode::READ)), Err(Errno::ENODEV));
+        assert_eq!(a.open("new", OpenFlags::create()), Err(Errno::ENODEV));
         assert_eq!((a.unlink("data"), a.truncate("data", 0)), (Err(Errno::ENODEV), Err(Errno::ENODEV)));
         lab.end([&a]);
     });
@@ -400,7 +400,7 @@ fn an_open_and_an_unmount_at_once() {
         let (a, b) = (lab.actor(), lab.actor());
         let f = a.creates("data");
         a.close(f).unwrap();
-        let opens = || (b.open("data", Flags::open(Access::READ)), b.open("new", Flags::create()));
+        let opens = || (b.open("data", OpenFlags::open(AccessMode::READ)), b.open("new", OpenFlags::create()));
         match at_once(round % 2 == 0, || lab.kernel.unmount(), opens) {
             (Ok(()), (Err(Errno::ENODEV), Err(Errno::ENODEV))) => unmounted += 1,
             (Err(Errno::EBUSY), (Ok(_), Ok(_))) => opened += 1,
@@ -497,7 +497,7 @@ fn s52_device_removal_with_pins_and_a_guest() {
             common::soon("the revocation", || file.region.revoked.load(Ordering::SeqCst).then_some(()));
             assert!(!removal.is_finished());
             assert_eq!(file.region.dma_write(&lab.kernel, 0, &[1]), Ok(()), "in flight");
-            assert_eq!(g.open("data", Flags::open(Access::READ)), Err(Errno::ENODEV));
+            assert_eq!(g.open("data", OpenFlags::open(AccessMode::READ)), Err(Errno::ENODEV));
             file.region.let_go(&lab.kernel);
         }
         common::soon("the end of the removal", || removal.is_finished().then_some(()));
@@ -568,7 +568,7 @@ fn of_a_change_of_two_files_no_half_is_durable() {
         let a = lab.actor();
         let files = [a.creates("one"), a.creates("two")];
         for (fd, byte) in files.into_iter().zip(1..) {
-            a.fallocate(fd, Mode::Allocate { keep_size: false }, 0, BLOCKS * BLOCK).unwrap();
+            a.fallocate(fd, FallocateMode::Allocate { keep_size: false }, 0, BLOCKS * BLOCK).unwrap();
             a.fills(fd, 0, byte).unwrap();
         }
         let steps = Arc::new(AtomicU64::new(0));
@@ -589,7 +589,7 @@ fn of_a_change_of_two_files_no_half_is_durable() {
         for thread in writing {
             let _cut_or_done = thread.join().unwrap();
         }
-        let config = Config::new(*lab.kernel.axes());
+        let config = KernelConfig::new(*lab.kernel.axes());
         let (kernel, _) = Kernel::recover(Arc::clone(&lab.world), durable, config).unwrap();
         assert_eq!(kernel.check_at_rest(), Vec::<String>::new(), "round {round}");
     }

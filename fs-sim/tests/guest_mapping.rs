@@ -9,14 +9,13 @@ use common::changes::{CHANGES, NO_CHANGES, canvas, scattered};
 use common::{Actor, Blocked, Lab, needs_lease, preset, soon};
 use emulator::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use emulator::sync::{Arc, Mutex, thread};
+use fs_sim::base::numbers::Fd;
 use fs_sim::design::{Axes, ChangeRule, GateScope, PinGate, presets};
-use fs_sim::file_ops::defragment::Defragmented;
-use fs_sim::file_ops::fallocate::Mode;
-use fs_sim::holders::guest::{Exposure, GuestExport, GuestMapping, GuestPiece};
-use fs_sim::process::fd_table::Fd;
-use fs_sim::process::signals::{Disposition, Signal};
-use fs_sim::range::BlockRange;
-use fs_sim::{BLOCK, Config, Errno, Kernel, Task};
+use fs_sim::layout_change::defragment::Defragmented;
+use fs_sim::pinning::guest_export::{Exposure, GuestExport, GuestMapping, GuestPiece};
+use fs_sim::syscalls::fallocate::FallocateMode;
+use fs_sim::vfs::signals::{Disposition, Signal};
+use fs_sim::{BLOCK, BlockRange, Errno, Kernel, KernelConfig, Task};
 
 const ALL: BlockRange = BlockRange::ALL;
 /// Why a change waits for a mapping.
@@ -546,13 +545,13 @@ fn exposure_is_exact() {
     let pieces = served.export.pieces(&lab.kernel);
     assert_eq!((pieces.len(), served.exposure()), (6, Exposure::default()));
     let fd = b.opens("data");
-    b.fallocate(fd, Mode::PunchHole, BLOCK, 2 * BLOCK).unwrap();
+    b.fallocate(fd, FallocateMode::PunchHole, BLOCK, 2 * BLOCK).unwrap();
     b.truncate("data", 5 * BLOCK).unwrap();
     let gone = [pieces[1], pieces[2], pieces[5]];
     let found = Exposure { exposed_bytes: blocks(3), orphaned_bytes: 0, pieces: gone.to_vec() };
     assert_eq!(served.exposure(), found);
     // Moved is as bad as freed: the guest writes at an offset that is another's.
-    b.fallocate(fd, Mode::CollapseRange, 0, BLOCK).unwrap();
+    b.fallocate(fd, FallocateMode::CollapseRange, 0, BLOCK).unwrap();
     assert_eq!(served.exposure(), Exposure { exposed_bytes: blocks(6), pieces: pieces.clone(), ..Exposure::default() });
     served.unmapped();
     assert_eq!(served.exposure(), Exposure::default());
@@ -570,7 +569,7 @@ fn exposed_neighbours_are_one_piece() {
     let served = Served::new(&lab, 8).unwrap();
     let [whole] = served.export.pieces(&lab.kernel)[..] else { panic!("not in one piece") };
     for block in [3, 5, 4] {
-        served.server.fallocate(served.file, Mode::PunchHole, blocks(block), BLOCK).unwrap();
+        served.server.fallocate(served.file, FallocateMode::PunchHole, blocks(block), BLOCK).unwrap();
     }
     let (file_offset, len) = (blocks(3), blocks(3));
     let device_offset = whole.device_offset + file_offset;
@@ -588,7 +587,7 @@ fn pieces_are_joined() {
         a.provision(name, 64 * BLOCK, Some(runs)).unwrap();
         let fd = a.opens(name);
         // An extent of its own in between, as long as it is unwritten; the export writes it.
-        a.fallocate(fd, Mode::ZeroRange { keep_size: true }, 2 * BLOCK, BLOCK).unwrap();
+        a.fallocate(fd, FallocateMode::ZeroRange { keep_size: true }, 2 * BLOCK, BLOCK).unwrap();
         let served = Served::over(a.clone(), fd).unwrap();
         let pieces = served.export.pieces(&lab.kernel);
         assert_eq!((pieces.len() as u64, served.maps()), (runs, 64 * BLOCK), "{name}");
@@ -673,7 +672,7 @@ fn only_what_a_guest_has_is_filled() {
         let mut byte = [0];
         lab.kernel.device().read(pieces[0].device_offset, &mut byte).unwrap();
         let filled = watched && name == "unsafe";
-        assert_eq!(byte, [if filled { fs_sim::holders::stale::STALE_FILL } else { 1 }], "{name} {watched}");
+        assert_eq!(byte, [if filled { fs_sim::holders::stale_watch::STALE_FILL } else { 1 }], "{name} {watched}");
         *served.frontend.prompt.lock() = None;
         served.unmapped();
         lab.end([&served.server, &b]);
@@ -710,7 +709,7 @@ fn a_power_cut_under_a_mapped_guest() {
         assert_eq!(served.maps(), 4 * BLOCK);
         let durable = lab.kernel.power_cut().unwrap();
         assert_eq!((served.demands(), served.is_dead()), (1, true), "{name}");
-        let (kernel, _) = Kernel::recover(Arc::clone(&lab.world), durable, Config::new(preset(name))).unwrap();
+        let (kernel, _) = Kernel::recover(Arc::clone(&lab.world), durable, KernelConfig::new(preset(name))).unwrap();
         served.unmapped();
         let a = Actor::adopt(kernel.spawn());
         assert_eq!(a.bytes_of(a.opens("data")), [1, 2, 3, 4], "{name}");
@@ -736,7 +735,7 @@ fn nothing_is_exposed_while_guests_come_and_go() {
             for round in 0u64.. {
                 let changed = match round % 2 {
                     0 => changer.truncate("data", 2 * BLOCK),
-                    _ => changer.fallocate(fd, Mode::Allocate { keep_size: false }, 0, 8 * BLOCK),
+                    _ => changer.fallocate(fd, FallocateMode::Allocate { keep_size: false }, 0, 8 * BLOCK),
                 };
                 assert!(matches!(changed, Ok(()) | Err(Errno::ETXTBSY)), "{changed:?}");
                 if over.load(Ordering::SeqCst) && round > 100 {

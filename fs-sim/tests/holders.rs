@@ -7,17 +7,16 @@ mod common;
 use common::changes::DEPARTURES;
 use common::{Actor, BREAK_TIME, Lab, can_pin, every_preset, exclusive, needs_lease, preset, rule_of};
 use emulator::sync::Arc;
+use fs_sim::base::numbers::Fd;
 use fs_sim::design::{Axes, ChangeRule, GateScope, LeaseRules};
-use fs_sim::file_ops::fallocate::Mode;
 use fs_sim::holders::block_layout::IoMode;
-use fs_sim::holders::fixed_buffers::{BUFFERS_MAX, FixedBuffer};
-use fs_sim::holders::guest::GuestExport;
-use fs_sim::holders::umem::XdpSocket;
-use fs_sim::lease::Kind;
-use fs_sim::process::fd_table::Fd;
-use fs_sim::process::signals::Signal;
-use fs_sim::range::BlockRange;
-use fs_sim::{BLOCK, Errno};
+use fs_sim::leases::layout::kind::LeaseKind;
+use fs_sim::pinning::af_xdp::XdpSocket;
+use fs_sim::pinning::fixed_buffers::{BUFFERS_MAX, FixedBuffer};
+use fs_sim::pinning::guest_export::GuestExport;
+use fs_sim::syscalls::fallocate::FallocateMode;
+use fs_sim::vfs::signals::Signal;
+use fs_sim::{BLOCK, BlockRange, Errno};
 
 const ALL: BlockRange = BlockRange::ALL;
 
@@ -343,9 +342,14 @@ fn a_returned_layout_lets_the_change_go_on() {
             assert_eq!(layout.write(&lab.kernel, 2 * BLOCK, &[1]), Err(Errno::EACCES), "for reading");
             assert_eq!(layout.read(&lab.kernel, BLOCK, &mut [0]), Err(Errno::EFAULT), "outside its range");
             let fb = b.opens("data");
-            assert_eq!(b.fallocate(fb, Mode::PunchHole, 0, BLOCK), Ok(()), "a change elsewhere doesn't concern it");
-            let blocked =
-                b.blocks("block layout recall", move |task| task.fallocate(fb, Mode::PunchHole, 3 * BLOCK, BLOCK));
+            assert_eq!(
+                b.fallocate(fb, FallocateMode::PunchHole, 0, BLOCK),
+                Ok(()),
+                "a change elsewhere doesn't concern it"
+            );
+            let blocked = b.blocks("block layout recall", move |task| {
+                task.fallocate(fb, FallocateMode::PunchHole, 3 * BLOCK, BLOCK)
+            });
             match dies {
                 true => client.exit(),
                 false => client.layoutreturn(layout_fd).unwrap(),
@@ -408,7 +412,7 @@ fn a_clients_own_changes() {
         assert_eq!(write.write(&lab.kernel, BLOCK, &[5; 2 * BLOCK as usize]), Ok(()));
         assert_eq!(client.bytes_of(f), [0, 5, 5, 0]);
         // Turning blocks unwritten moves none, but a client would write into them unseen.
-        let zero = Mode::ZeroRange { keep_size: true };
+        let zero = FallocateMode::ZeroRange { keep_size: true };
         client.fallocate(f, zero, 2 * BLOCK, BLOCK).unwrap();
         assert_eq!(write.write(&lab.kernel, 2 * BLOCK, &[6]), Err(Errno::EIO));
         assert_eq!(read.read(&lab.kernel, 0, &mut [0]), Err(Errno::EIO));
@@ -449,9 +453,9 @@ fn a_refused_export_breaks_no_lease() {
         let (a, b) = (lab.actor(), lab.actor());
         let f = a.writes_file("data", 4, 1);
         let g = b.opens("data");
-        b.lease(g, Kind::WRITE, ALL).unwrap();
+        b.lease(g, LeaseKind::WRITE, ALL).unwrap();
         assert_eq!(a.export_to_guest(f).err(), Some(Errno::EOPNOTSUPP));
-        assert_eq!((b.signals(), b.held(g)), (vec![], vec![(Kind::WRITE, ALL)]));
+        assert_eq!((b.signals(), b.held(g)), (vec![], vec![(LeaseKind::WRITE, ALL)]));
         lab.end([&a, &b]);
     });
 }

@@ -13,21 +13,20 @@ use common::{
 };
 use emulator::sync::atomic::Ordering;
 use fs_sim::design::{Axes, BreakTimeout, ChangeRule, LeaseRules, UnlockRule, WriteBreak};
-use fs_sim::file_ops::fallocate::Mode;
-use fs_sim::inspect::LeaseState;
-use fs_sim::lease::Kind;
-use fs_sim::process::signals::{Disposition, Signal};
-use fs_sim::range::BlockRange;
-use fs_sim::{BLOCK, Errno};
+use fs_sim::inspect::books::LeaseStatus;
+use fs_sim::leases::layout::kind::LeaseKind;
+use fs_sim::syscalls::fallocate::FallocateMode;
+use fs_sim::vfs::signals::{Disposition, Signal};
+use fs_sim::{BLOCK, BlockRange, Errno};
 
 /// S06, S05 (`chinner`), S31: an exclusive lease of somebody else, nothing pinned: `stranger_change` for every change.
 #[test]
 fn s06_stranger_meets_an_exclusive_lease() {
     every_preset(|axes| {
-        let kinds: &[Kind] = match axes.lease_rules {
+        let kinds: &[LeaseKind] = match axes.lease_rules {
             LeaseRules::None => return,
-            LeaseRules::ManPage => &[Kind::READ_U, Kind::WRITE_U],
-            LeaseRules::Chinner => &[Kind::WRITE],
+            LeaseRules::ManPage => &[LeaseKind::READ_U, LeaseKind::WRITE_U],
+            LeaseRules::Chinner => &[LeaseKind::WRITE],
         };
         for kind in kinds {
             for (what, change) in CHANGES {
@@ -73,7 +72,7 @@ fn s31_killing_the_squatter_clears_the_way() {
     let lab = Lab::new(preset("rfc-v2"));
     let (a, b) = (lab.actor(), lab.actor());
     let fa = canvas(&a);
-    a.lease(fa, Kind::READ_U, ALL).unwrap();
+    a.lease(fa, LeaseKind::READ_U, ALL).unwrap();
     assert_eq!(b.truncate("data", 0), Err(Errno::ETXTBSY));
     let fb = b.opens("data");
     assert_eq!(b.leases(fb).iter().map(|lease| lease.pid).collect::<Vec<_>>(), [a.pid()]);
@@ -86,10 +85,10 @@ fn s31_killing_the_squatter_clears_the_way() {
 #[test]
 fn s01_stranger_breaks_a_breakable_lease() {
     every_preset(|axes| {
-        let kinds: &[Kind] = match axes.lease_rules {
+        let kinds: &[LeaseKind] = match axes.lease_rules {
             LeaseRules::None => return,
-            LeaseRules::ManPage => &[Kind::READ, Kind::WRITE],
-            LeaseRules::Chinner => &[Kind::READ],
+            LeaseRules::ManPage => &[LeaseKind::READ, LeaseKind::WRITE],
+            LeaseRules::Chinner => &[LeaseKind::READ],
         };
         for kind in kinds {
             for (what, change) in CHANGES {
@@ -121,7 +120,7 @@ fn s01_change_waits_no_longer_than_the_break_time() {
         let lab = Lab::new(axes);
         let (a, b) = (lab.actor(), lab.actor());
         let fa = canvas(&a);
-        a.lease(fa, Kind::READ, ALL).unwrap();
+        a.lease(fa, LeaseKind::READ, ALL).unwrap();
         let changing = b.blocks("lease break", |b| b.truncate("data", 0));
         let deadline = lab.world.sleepers()[0].deadline;
         assert_eq!(deadline.is_none(), axes.break_timeout == BreakTimeout::Never);
@@ -140,7 +139,7 @@ fn s01_change_waits_no_longer_than_the_break_time() {
 #[test]
 fn s08_no_effect_is_no_change() {
     every_preset(|axes| {
-        for kind in [Kind::READ, Kind::READ_U, Kind::WRITE, Kind::WRITE_U] {
+        for kind in [LeaseKind::READ, LeaseKind::READ_U, LeaseKind::WRITE, LeaseKind::WRITE_U] {
             let known = match axes.lease_rules {
                 LeaseRules::None => false,
                 LeaseRules::ManPage => true,
@@ -173,7 +172,7 @@ fn s08_conservative_takes_every_write_for_a_change() {
         let (a, b) = (lab.actor(), lab.actor());
         let fa = canvas(&a);
         let fb = b.opens("data");
-        a.lease(fa, Kind::READ_U, ALL).unwrap();
+        a.lease(fa, LeaseKind::READ_U, ALL).unwrap();
         let before = a.portrait(fa);
         for (who, fd, rule) in [(&b, fb, axes.stranger_change), (&a, fa, axes.holder_change)] {
             match rule {
@@ -185,7 +184,7 @@ fn s08_conservative_takes_every_write_for_a_change() {
                 ChangeRule::Revoke => {
                     assert_eq!(write(who, fd, 1), Ok(()));
                     assert_eq!((a.signals(), a.held(fa)), (vec![Signal::Sigio], vec![]));
-                    a.lease(fa, Kind::READ_U, ALL).unwrap();
+                    a.lease(fa, LeaseKind::READ_U, ALL).unwrap();
                 }
                 _ => assert_eq!(write(who, fd, 1), Ok(())),
             }
@@ -202,7 +201,7 @@ fn s08_conservative_takes_every_write_for_a_change() {
 fn s02_s07_the_holders_own_changes() {
     every_preset(|axes| {
         for (what, change) in CHANGES {
-            for kind in [Kind::READ, Kind::READ_U, Kind::WRITE, Kind::WRITE_U] {
+            for kind in [LeaseKind::READ, LeaseKind::READ_U, LeaseKind::WRITE, LeaseKind::WRITE_U] {
                 let lab = Lab::new(axes);
                 let a = lab.actor();
                 let fa = canvas(&a);
@@ -215,10 +214,10 @@ fn s02_s07_the_holders_own_changes() {
                 let man_page = axes.lease_rules == LeaseRules::ManPage;
                 // (outcome, signalled, lease kept)
                 let (outcome, told, kept) = match (man_page, kind, axes.holder_change) {
-                    (true, Kind::READ, _) => (Ok(()), true, false),
-                    (true, Kind::READ_U, ChangeRule::Fail) => (Err(Errno::ETXTBSY), false, true),
-                    (true, Kind::READ_U, ChangeRule::Wait) => (Err(Errno::EDEADLK), false, true),
-                    (true, Kind::READ_U, ChangeRule::Revoke) => (Ok(()), true, false),
+                    (true, LeaseKind::READ, _) => (Ok(()), true, false),
+                    (true, LeaseKind::READ_U, ChangeRule::Fail) => (Err(Errno::ETXTBSY), false, true),
+                    (true, LeaseKind::READ_U, ChangeRule::Wait) => (Err(Errno::EDEADLK), false, true),
+                    (true, LeaseKind::READ_U, ChangeRule::Revoke) => (Ok(()), true, false),
                     _ => (Ok(()), false, true),
                 };
                 assert_eq!(change(&a, fa), outcome, "{what} under {kind}");
@@ -238,8 +237,8 @@ fn s03_a_reader_changes_while_another_holds_write() {
     let (a, b) = (lab.actor(), lab.actor());
     let fa = canvas(&a);
     let fb = b.opens("data");
-    a.lease(fa, Kind::READ, ALL).unwrap();
-    let asking = b.blocks("lease break", move |b| b.lease(fb, Kind::WRITE, ALL));
+    a.lease(fa, LeaseKind::READ, ALL).unwrap();
+    let asking = b.blocks("lease break", move |b| b.lease(fb, LeaseKind::WRITE, ALL));
     let _told = a.signals();
     a.unlock(fa, ALL).unwrap();
     asking.finish().unwrap();
@@ -254,8 +253,8 @@ fn s03_a_reader_changes_while_another_holds_write() {
         let (a, b) = (lab.actor(), lab.actor());
         let fa = canvas(&a);
         let fb = b.opens("data");
-        a.lease(fa, Kind::READ, ALL).unwrap();
-        b.lease(fb, Kind::WRITE, ALL).unwrap();
+        a.lease(fa, LeaseKind::READ, ALL).unwrap();
+        b.lease(fb, LeaseKind::WRITE, ALL).unwrap();
         let before = a.portrait(fa);
         assert_eq!(a.truncate("data", 0), Err(Errno::ETXTBSY));
         assert_eq!((a.portrait(fa), b.signals(), b.held(fb).len()), (before, vec![], 2), "B undisturbed");
@@ -267,12 +266,12 @@ fn s03_a_reader_changes_while_another_holds_write() {
 #[test]
 fn s04_chinner_writer_waits_for_readers() {
     every_preset_with(LeaseRules::Chinner, |axes| {
-        for own in [Kind::READ, Kind::WRITE] {
+        for own in [LeaseKind::READ, LeaseKind::WRITE] {
             let lab = Lab::new(patient(axes));
             let (a, b) = (lab.actor(), lab.actor());
             let fa = canvas(&a);
             let fb = b.opens("data");
-            a.lease(fa, Kind::READ, ALL).unwrap();
+            a.lease(fa, LeaseKind::READ, ALL).unwrap();
             b.lease(fb, own, ALL).unwrap();
             assert_eq!((a.signals(), b.signals()), (vec![], vec![]), "they coexist");
             let changing = b.blocks("lease break", |b| b.truncate("data", BLOCK));
@@ -293,21 +292,21 @@ fn s53_chinner_reader_asks_again_and_waits_for_the_change() {
         let (a, b, c) = (lab.actor(), lab.actor(), lab.actor());
         let fa = canvas(&a);
         let fc = c.opens("data");
-        a.lease(fa, Kind::READ, ALL).unwrap();
-        c.lease(fc, Kind::READ, ALL).unwrap();
+        a.lease(fa, LeaseKind::READ, ALL).unwrap();
+        c.lease(fc, LeaseKind::READ, ALL).unwrap();
         let changing = b.blocks("lease break", |b| b.truncate("data", BLOCK));
         a.unlock(fa, ALL).unwrap();
         let _told = a.signals();
-        let again = a.blocks("layout change that broke the lease", move |a| a.lease(fa, Kind::READ, ALL));
+        let again = a.blocks("layout change that broke the lease", move |a| a.lease(fa, LeaseKind::READ, ALL));
         assert_eq!(a.leases(fa).iter().filter(|lease| lease.pid == a.pid()).count(), 0);
         a.kill(a.pid(), Signal::Sigusr1).unwrap();
         assert_eq!(again.finish(), Err(Errno::EINTR), "interruptible");
         let _usr1 = a.signals();
-        let again = a.blocks("layout change that broke the lease", move |a| a.lease(fa, Kind::READ, ALL));
+        let again = a.blocks("layout change that broke the lease", move |a| a.lease(fa, LeaseKind::READ, ALL));
         c.unlock(fc, ALL).unwrap();
         assert_eq!(changing.finish(), Ok(()));
         assert_eq!(again.finish(), Ok(()));
-        assert_eq!(a.held(fa), [(Kind::READ, ALL)]);
+        assert_eq!(a.held(fa), [(LeaseKind::READ, ALL)]);
         lab.end([&a, &b, &c]);
     });
 }
@@ -326,18 +325,18 @@ fn s53_what_goes_on_while_a_change_waits() {
         if needs_lease(axes) {
             c.lease(fc, exclusive(axes), BlockRange::new(0, 1)).unwrap();
         }
-        a.lease(fa, Kind::READ, BlockRange::new(1, 4)).unwrap();
+        a.lease(fa, LeaseKind::READ, BlockRange::new(1, 4)).unwrap();
         let (_, nic) = Nic::open(&c);
         let va = c.mmap(fc, 0, 6 * BLOCK, true).unwrap();
         // From byte 1 on, so that C's exclusive lease on block 0 has no say, but for its own new pin of block 1.
         let changing = b.blocks("lease break", |b| b.truncate("data", BLOCK));
         if axes.lease_rules == LeaseRules::Chinner {
-            let asking = c.blocks("layout change that broke the lease", move |c| c.lease(fc, Kind::READ, ALL));
+            let asking = c.blocks("layout change that broke the lease", move |c| c.lease(fc, LeaseKind::READ, ALL));
             c.kill(c.pid(), Signal::Sigusr1).unwrap();
             assert_eq!(asking.finish(), Err(Errno::EINTR));
             let _usr1 = c.signals();
         } else {
-            assert_eq!(c.lease(fc, Kind::READ, BlockRange::new(2, 3)), Err(Errno::EAGAIN));
+            assert_eq!(c.lease(fc, LeaseKind::READ, BlockRange::new(2, 3)), Err(Errno::EAGAIN));
         }
         let pinned = nic.pins(&c, fc, 0..1);
         assert!(pinned.is_ok(), "outside the waiting change's range: {:?}", pinned.err());
@@ -365,7 +364,7 @@ fn s35_truncate_to_the_same_size_with_blocks_behind_the_end() {
     let (a, b) = (lab.actor(), lab.actor());
     let fa = canvas(&a);
     a.fallocate(fa, KEEP, 6 * BLOCK, 2 * BLOCK).unwrap();
-    a.lease(fa, Kind::READ_U, ALL).unwrap();
+    a.lease(fa, LeaseKind::READ_U, ALL).unwrap();
     let before = a.portrait(fa);
     assert_eq!(b.truncate("data", 6 * BLOCK), Err(Errno::ETXTBSY));
     assert_eq!(a.portrait(fa), before);
@@ -384,12 +383,14 @@ fn s44_enospc_changes_nothing() {
         let fa = canvas(&a);
         let leased = axes.lease_rules != LeaseRules::None;
         if leased {
-            a.lease(fa, Kind::WRITE, ALL).unwrap();
+            a.lease(fa, LeaseKind::WRITE, ALL).unwrap();
         }
         let (before, usage) = (a.portrait(fa), lab.kernel.usage());
         let calls: [(&str, Call); 4] = [
-            ("allocate", |t, fd| t.fallocate(fd, Mode::Allocate { keep_size: false }, 0, 600 * BLOCK)),
-            ("zero range", |t, fd| t.fallocate(fd, Mode::ZeroRange { keep_size: false }, 2 * BLOCK, 600 * BLOCK)),
+            ("allocate", |t, fd| t.fallocate(fd, FallocateMode::Allocate { keep_size: false }, 0, 600 * BLOCK)),
+            ("zero range", |t, fd| {
+                t.fallocate(fd, FallocateMode::ZeroRange { keep_size: false }, 2 * BLOCK, 600 * BLOCK)
+            }),
             ("write", |t, fd| t.write(fd, 3 * BLOCK, &vec![1; 600 * BLOCK as usize]).map(|_| ())),
             ("allocate far away", |t, fd| t.fallocate(fd, KEEP, 1 << 40, 600 * BLOCK)),
         ];
@@ -401,7 +402,7 @@ fn s44_enospc_changes_nothing() {
         assert_eq!(a.fallocate(fa, KEEP, 0, (usage.free + 5) * BLOCK), Ok(()), "all that is free can still be had");
         assert_eq!(lab.kernel.usage().free, 0);
         if leased {
-            assert_eq!(a.held(fa), [(Kind::WRITE, ALL)]);
+            assert_eq!(a.held(fa), [(LeaseKind::WRITE, ALL)]);
         }
         lab.end([&a]);
     });
@@ -413,13 +414,13 @@ fn eintr_of_every_wait() {
     struct Case {
         reason: &'static str,
         axes: Axes,
-        lease: Option<Kind>,
+        lease: Option<LeaseKind>,
         pinned: bool,
     }
     let open = |rule| Axes { stranger_change: rule, ..preset("unsafe") };
     let cases = [
-        Case { reason: "lease break", axes: preset("man-page"), lease: Some(Kind::READ), pinned: false },
-        Case { reason: "exclusive lease", axes: preset("chinner-2025"), lease: Some(Kind::WRITE), pinned: false },
+        Case { reason: "lease break", axes: preset("man-page"), lease: Some(LeaseKind::READ), pinned: false },
+        Case { reason: "exclusive lease", axes: preset("chinner-2025"), lease: Some(LeaseKind::WRITE), pinned: false },
         Case { reason: "long-term pins", axes: open(ChangeRule::Wait), lease: None, pinned: true },
         Case { reason: "pins draining", axes: open(ChangeRule::Revoke), lease: None, pinned: true },
     ];
@@ -471,10 +472,10 @@ fn revoke_waits_for_dma_in_flight() {
     let changing = b.blocks("pins draining", |b| b.truncate("data", 0));
     assert!(a.region.revoked.load(Ordering::SeqCst));
     assert_eq!(a.region.dma_write(&lab.kernel, 0, &[1; 64]), Ok(()), "the one in flight");
-    assert_eq!(c.lease(fc, Kind::READ_U, ALL), Err(Errno::EAGAIN));
+    assert_eq!(c.lease(fc, LeaseKind::READ_U, ALL), Err(Errno::EAGAIN));
     a.region.let_go(&lab.kernel);
     assert_eq!(changing.finish(), Ok(()));
-    assert_eq!(c.lease(fc, Kind::READ_U, ALL), Ok(()));
+    assert_eq!(c.lease(fc, LeaseKind::READ_U, ALL), Ok(()));
     assert_eq!(a.who.bytes_of(a.fd), []);
     lab.end([&a.who, &b, &c]);
 }
@@ -488,7 +489,7 @@ fn s48_two_readers_change_at_once() {
     let fb = b.opens("data");
     for (actor, fd) in [(&a, fa), (&b, fb)] {
         actor.process().set_disposition(Signal::Sigio, Disposition::Ignore);
-        actor.lease(fd, Kind::READ, ALL).unwrap();
+        actor.lease(fd, LeaseKind::READ, ALL).unwrap();
     }
     let (_, nic) = Nic::open(&b);
     let region = nic.pins(&b, fb, 0..1).unwrap();
@@ -551,7 +552,7 @@ fn edeadlk_of_each_cycle() {
     let lab = Lab::new(axes);
     let a = lab.actor();
     let fa = a.writes_file("data", 4, 1);
-    a.lease(fa, Kind::READ, ALL).unwrap();
+    a.lease(fa, LeaseKind::READ, ALL).unwrap();
     let (_, nic) = Nic::open(&a);
     let region = nic.pins(&a, fa, 0..1).unwrap();
     let b = lab.actor();
@@ -559,7 +560,7 @@ fn edeadlk_of_each_cycle() {
     let _told = a.signals();
     a.unlock(fa, ALL).unwrap();
     changing.expect_blocked("long-term pins");
-    assert_eq!(a.lease(fa, Kind::READ, ALL), Err(Errno::EDEADLK));
+    assert_eq!(a.lease(fa, LeaseKind::READ, ALL), Err(Errno::EDEADLK));
     region.dereg(&a);
     assert_eq!(changing.finish(), Ok(()));
     lab.end([&a, &b]);
@@ -572,15 +573,15 @@ fn any_fail_wins_before_any_signal() {
     let (a, b, c) = (lab.actor(), lab.actor(), lab.actor());
     let fa = canvas(&a);
     let fb = b.opens("data");
-    a.lease(fa, Kind::READ, BlockRange::new(0, 2)).unwrap();
-    b.lease(fb, Kind::READ_U, BlockRange::new(2, 4)).unwrap();
+    a.lease(fa, LeaseKind::READ, BlockRange::new(0, 2)).unwrap();
+    b.lease(fb, LeaseKind::READ_U, BlockRange::new(2, 4)).unwrap();
     assert_eq!(c.truncate("data", 0), Err(Errno::ETXTBSY));
-    assert_eq!((a.signals(), a.leases(fa)[0].state), (vec![], LeaseState::Held));
+    assert_eq!((a.signals(), a.leases(fa)[0].state), (vec![], LeaseStatus::Held));
     b.unlock(fb, ALL).unwrap();
     let changing = c.blocks("lease break", |c| c.truncate("data", 0));
     assert_eq!(a.signals(), [Signal::Sigio]);
     // What was settled is judged again: an exclusive lease taken meanwhile outside the waiting range can't come.
-    assert_eq!(b.lease(fb, Kind::READ_U, BlockRange::new(2, 4)), Err(Errno::EAGAIN));
+    assert_eq!(b.lease(fb, LeaseKind::READ_U, BlockRange::new(2, 4)), Err(Errno::EAGAIN));
     lab.advance(BREAK_TIME + Duration::from_millis(1));
     assert_eq!(changing.finish(), Ok(()));
     lab.end([&a, &b, &c]);
@@ -592,7 +593,7 @@ fn changes_queue_in_order() {
     let lab = Lab::new(preset("man-page"));
     let (a, b, c, d) = (lab.actor(), lab.actor(), lab.actor(), lab.actor());
     let fa = canvas(&a);
-    a.lease(fa, Kind::READ, ALL).unwrap();
+    a.lease(fa, LeaseKind::READ, ALL).unwrap();
     let first = b.blocks("lease break", |b| b.truncate("data", 2 * BLOCK));
     let second = c.blocks("layout change ahead", |c| c.truncate("data", BLOCK));
     let third = d.blocks("layout change ahead", |d| d.truncate("data", 3 * BLOCK));
@@ -610,14 +611,17 @@ fn s44_a_change_without_space_breaks_no_lease() {
         if axes.lease_rules == LeaseRules::None {
             return;
         }
-        for kind in [Kind::READ, exclusive(axes)] {
+        for kind in [LeaseKind::READ, exclusive(axes)] {
             let lab = Lab::new(axes);
             let (a, b) = (lab.actor(), lab.actor());
             let f = a.writes_file("data", 4, 1);
             a.lease(f, kind, ALL).unwrap();
             let g = b.opens("data");
             let more = (lab.kernel.usage().free + 1) * BLOCK;
-            assert_eq!(b.fallocate(g, Mode::Allocate { keep_size: true }, 4 * BLOCK, more), Err(Errno::ENOSPC));
+            assert_eq!(
+                b.fallocate(g, FallocateMode::Allocate { keep_size: true }, 4 * BLOCK, more),
+                Err(Errno::ENOSPC)
+            );
             assert_eq!((a.signals(), a.held(f)), (vec![], vec![(kind, ALL)]));
             lab.end([&a, &b]);
         }

@@ -7,19 +7,18 @@ use std::time::Duration;
 
 use common::{BREAK_TIME, Lab, Nic, every_preset_with, preset};
 use emulator::time::Nanos;
+use fs_sim::base::numbers::Fd;
 use fs_sim::design::{Axes, BreakTimeout, LeaseRules};
-use fs_sim::file_ops::open::Flags;
-use fs_sim::inspect::LeaseState;
-use fs_sim::lease::Kind;
-use fs_sim::process::description::Access;
-use fs_sim::process::fd_table::Fd;
-use fs_sim::process::signals::{Disposition, Signal};
-use fs_sim::process::task::Received;
-use fs_sim::range::BlockRange;
-use fs_sim::{BLOCK, Errno};
+use fs_sim::inspect::books::LeaseStatus;
+use fs_sim::leases::layout::kind::LeaseKind;
+use fs_sim::syscalls::descriptors::Received;
+use fs_sim::syscalls::open::OpenFlags;
+use fs_sim::vfs::open_file::AccessMode;
+use fs_sim::vfs::signals::{Disposition, Signal};
+use fs_sim::{BLOCK, BlockRange, Errno};
 
 const ALL: BlockRange = BlockRange::ALL;
-const KINDS: [Kind; 4] = [Kind::READ, Kind::READ_U, Kind::WRITE, Kind::WRITE_U];
+const KINDS: [LeaseKind; 4] = [LeaseKind::READ, LeaseKind::READ_U, LeaseKind::WRITE, LeaseKind::WRITE_U];
 
 fn r(start: u64, end: u64) -> BlockRange {
     BlockRange::new(start, end)
@@ -32,8 +31,8 @@ fn access_mode_decides_what_may_be_asked() {
         let lab = Lab::new(axes);
         let a = lab.actor();
         a.creates("data");
-        let reader = a.open("data", Flags::open(Access::READ)).unwrap();
-        let writer = a.open("data", Flags::open(Access::WRITE)).unwrap();
+        let reader = a.open("data", OpenFlags::open(AccessMode::READ)).unwrap();
+        let writer = a.open("data", OpenFlags::open(AccessMode::WRITE)).unwrap();
         for kind in KINDS.into_iter().filter(|kind| !kind.unbreakable || axes.lease_rules == LeaseRules::ManPage) {
             let exclusive = kind.is_exclusive(axes.lease_rules);
             let (may, may_not) = if exclusive { (writer, reader) } else { (reader, writer) };
@@ -75,14 +74,14 @@ fn what_can_not_be_asked_at_all() {
 enum Cell {
     Grant,
     /// Break, wait, grant; the holder is left with this.
-    Break(Option<Kind>),
+    Break(Option<LeaseKind>),
     Busy,
 }
 
 /// The table of section 3, `man-page` rules: a row per kind held, a column per kind asked.
 fn table() -> [[Cell; 4]; 4] {
     use Cell::{Break, Busy, Grant};
-    let (none, read) = (Break(None), Break(Some(Kind::READ)));
+    let (none, read) = (Break(None), Break(Some(LeaseKind::READ)));
     [[Grant, Grant, none, none], [Grant, Grant, Busy, Busy], [read, read, none, none], [Busy, Busy, Busy, Busy]]
 }
 
@@ -111,7 +110,7 @@ fn man_page_grant_table() {
                     Cell::Break(left) => {
                         let asking = b.blocks("lease break", move |b| b.lease(fb, asked, ALL));
                         assert_eq!(a.signals(), [Signal::Sigio]);
-                        assert_eq!(a.leases(fa)[0].state, LeaseState::Breaking);
+                        assert_eq!(a.leases(fa)[0].state, LeaseStatus::Breaking);
                         lab.advance(BREAK_TIME);
                         assert_eq!(asking.finish(), Ok(()), "{held} held, {asked} asked");
                         left
@@ -141,7 +140,7 @@ fn man_page_breaks_end_with_the_holders_answer() {
                 let (fa, fb) = (a.creates("data"), b.opens("data"));
                 a.lease(fa, held, ALL).unwrap();
                 let asking = b.blocks("lease break", move |b| b.lease(fb, asked, ALL));
-                let answered = if convert { a.lease(fa, Kind::READ, ALL) } else { a.unlock(fa, ALL) };
+                let answered = if convert { a.lease(fa, LeaseKind::READ, ALL) } else { a.unlock(fa, ALL) };
                 assert_eq!(answered, Ok(()));
                 assert_eq!(asking.finish(), Ok(()));
                 assert_eq!(a.held(fa).len(), if convert { 2 } else { 1 });
@@ -158,11 +157,11 @@ fn man_page_conflicts_are_between_open_files() {
     let lab = Lab::new(preset("man-page"));
     let a = lab.actor();
     let (one, other) = (a.creates("data"), a.opens("data"));
-    a.lease(one, Kind::WRITE_U, ALL).unwrap();
-    assert_eq!(a.lease(other, Kind::READ, ALL), Err(Errno::ETXTBSY));
+    a.lease(one, LeaseKind::WRITE_U, ALL).unwrap();
+    assert_eq!(a.lease(other, LeaseKind::READ, ALL), Err(Errno::ETXTBSY));
     let dup = a.dup(one).unwrap();
-    assert_eq!(a.lease(dup, Kind::READ_U, ALL), Ok(()), "a conversion: the same open file");
-    assert_eq!(a.held(one), [(Kind::READ_U, ALL)]);
+    assert_eq!(a.lease(dup, LeaseKind::READ_U, ALL), Ok(()), "a conversion: the same open file");
+    assert_eq!(a.held(one), [(LeaseKind::READ_U, ALL)]);
     lab.end([&a]);
 }
 
@@ -172,12 +171,12 @@ fn third_asker_is_turned_away() {
     let lab = Lab::new(preset("man-page"));
     let (a, b, c) = (lab.actor(), lab.actor(), lab.actor());
     let (fa, fb, fc) = (a.creates("data"), b.opens("data"), c.opens("data"));
-    a.lease(fa, Kind::READ, r(0, 8)).unwrap();
-    let asking = b.blocks("lease break", move |b| b.lease(fb, Kind::WRITE, r(0, 8)));
+    a.lease(fa, LeaseKind::READ, r(0, 8)).unwrap();
+    let asking = b.blocks("lease break", move |b| b.lease(fb, LeaseKind::WRITE, r(0, 8)));
     for kind in KINDS {
         assert_eq!(c.lease(fc, kind, r(4, 6)), Err(Errno::EAGAIN), "{kind}");
     }
-    assert_eq!(c.lease(fc, Kind::WRITE_U, r(8, 9)), Ok(()), "another range is nobody's business");
+    assert_eq!(c.lease(fc, LeaseKind::WRITE_U, r(8, 9)), Ok(()), "another range is nobody's business");
     a.unlock(fa, ALL).unwrap();
     assert_eq!(asking.finish(), Ok(()));
     assert_eq!(a.signals(), [Signal::Sigio], "the third asker told nobody");
@@ -190,15 +189,17 @@ fn a_lease_being_broken_can_not_be_renewed() {
     let lab = Lab::new(preset("man-page"));
     let (a, b) = (lab.actor(), lab.actor());
     let (fa, fb) = (a.creates("data"), b.opens("data"));
-    for (held, asked) in [(Kind::READ, Kind::WRITE), (Kind::WRITE, Kind::READ), (Kind::WRITE, Kind::WRITE)] {
+    for (held, asked) in
+        [(LeaseKind::READ, LeaseKind::WRITE), (LeaseKind::WRITE, LeaseKind::READ), (LeaseKind::WRITE, LeaseKind::WRITE)]
+    {
         a.lease(fa, held, ALL).unwrap();
         let asking = b.blocks("lease break", move |b| b.lease(fb, asked, ALL));
         let _told = a.signals();
-        let answers = asked == Kind::READ;
-        for kind in KINDS.into_iter().filter(|kind| !answers || *kind != Kind::READ) {
+        let answers = asked == LeaseKind::READ;
+        for kind in KINDS.into_iter().filter(|kind| !answers || *kind != LeaseKind::READ) {
             assert_eq!(a.lease(fa, kind, ALL), Err(Errno::EAGAIN), "{held} being broken, {kind} asked");
         }
-        assert_eq!(a.leases(fa)[0].state, LeaseState::Breaking);
+        assert_eq!(a.leases(fa)[0].state, LeaseStatus::Breaking);
         lab.advance(BREAK_TIME);
         assert_eq!(asking.finish(), Ok(()), "the break's time was over all the same");
         b.unlock(fb, ALL).unwrap();
@@ -213,17 +214,17 @@ fn a_break_outlives_its_breaker() {
     let lab = Lab::new(preset("man-page"));
     let (a, b) = (lab.actor(), lab.actor());
     let (fa, fb) = (a.creates("data"), b.opens("data"));
-    a.lease(fa, Kind::WRITE, ALL).unwrap();
-    let asking = b.blocks("lease break", move |b| b.lease(fb, Kind::READ, ALL));
+    a.lease(fa, LeaseKind::WRITE, ALL).unwrap();
+    let asking = b.blocks("lease break", move |b| b.lease(fb, LeaseKind::READ, ALL));
     b.kill(b.pid(), Signal::Sigusr1).unwrap();
     assert_eq!(asking.finish(), Err(Errno::EINTR));
     assert_eq!(b.signals(), [Signal::Sigusr1]);
-    assert_eq!(a.leases(fa)[0].state, LeaseState::Breaking);
-    assert_eq!(b.lease(fb, Kind::READ, ALL), Err(Errno::EAGAIN), "its time is not over");
+    assert_eq!(a.leases(fa)[0].state, LeaseStatus::Breaking);
+    assert_eq!(b.lease(fb, LeaseKind::READ, ALL), Err(Errno::EAGAIN), "its time is not over");
     lab.advance(BREAK_TIME);
-    assert_eq!(b.lease(fb, Kind::READ, ALL), Ok(()));
+    assert_eq!(b.lease(fb, LeaseKind::READ, ALL), Ok(()));
     assert_eq!(a.signals(), [Signal::Sigio], "told once");
-    assert_eq!(a.held(fa), [(Kind::READ, ALL), (Kind::READ, ALL)]);
+    assert_eq!(a.held(fa), [(LeaseKind::READ, ALL), (LeaseKind::READ, ALL)]);
     lab.end([&a, &b]);
 }
 
@@ -233,8 +234,8 @@ fn a_break_to_read_and_then_to_none_signals_twice() {
     let lab = Lab::new(preset("man-page"));
     let (a, b, c) = (lab.actor(), lab.actor(), lab.actor());
     let (fa, fb) = (a.creates("data"), b.opens("data"));
-    a.lease(fa, Kind::WRITE, ALL).unwrap();
-    let asking = b.blocks("lease break", move |b| b.lease(fb, Kind::READ, ALL));
+    a.lease(fa, LeaseKind::WRITE, ALL).unwrap();
+    let asking = b.blocks("lease break", move |b| b.lease(fb, LeaseKind::READ, ALL));
     assert_eq!(a.signals(), [Signal::Sigio]);
     lab.advance(BREAK_TIME / 4);
     b.kill(b.pid(), Signal::Sigusr1).unwrap();
@@ -255,12 +256,12 @@ fn s25_only_the_setter_is_signalled() {
     let lab = Lab::new(preset("man-page"));
     let (a, b, c) = (lab.actor(), lab.actor(), lab.actor());
     let (fa, fb) = (a.creates("data"), b.opens("data"));
-    a.lease(fa, Kind::READ, ALL).unwrap();
+    a.lease(fa, LeaseKind::READ, ALL).unwrap();
     a.send_fd(c.pid(), fa).unwrap();
     let Ok(Received::Fd(fc)) = c.recv_fd() else { panic!("a descriptor") };
-    let asking = b.blocks("lease break", move |b| b.lease(fb, Kind::WRITE_U, ALL));
+    let asking = b.blocks("lease break", move |b| b.lease(fb, LeaseKind::WRITE_U, ALL));
     assert_eq!((a.signals(), c.signals()), (vec![Signal::Sigio], vec![]));
-    assert_eq!(c.leases(fc)[0].state, LeaseState::Breaking);
+    assert_eq!(c.leases(fc)[0].state, LeaseStatus::Breaking);
     assert_eq!(c.unlock(fc, ALL), Ok(()));
     assert_eq!(asking.finish(), Ok(()));
     lab.end([&a, &b, &c]);
@@ -276,11 +277,11 @@ fn force_takes_the_lease_at_the_deadline() {
     let lab = Lab::new(breaking(BreakTimeout::Force));
     let (a, b) = (lab.actor(), lab.actor());
     let (fa, fb) = (a.creates("data"), b.opens("data"));
-    a.lease(fa, Kind::READ, ALL).unwrap();
-    let asking = b.blocks("lease break", move |b| b.lease(fb, Kind::WRITE, ALL));
+    a.lease(fa, LeaseKind::READ, ALL).unwrap();
+    let asking = b.blocks("lease break", move |b| b.lease(fb, LeaseKind::WRITE, ALL));
     lab.advance(BREAK_TIME - Duration::from_nanos(1));
     assert_eq!(lab.world.sleepers()[0].deadline, Some(Nanos(0).after(BREAK_TIME)));
-    assert_eq!(a.leases(fa)[0].state, LeaseState::Breaking);
+    assert_eq!(a.leases(fa)[0].state, LeaseStatus::Breaking);
     lab.advance(Duration::from_nanos(1));
     assert_eq!(asking.finish(), Ok(()));
     assert_eq!(lab.kernel.counters.lease_timeouts.get(), 1);
@@ -294,8 +295,8 @@ fn kill_ends_the_owner() {
     let lab = Lab::new(breaking(BreakTimeout::Kill));
     let (a, b) = (lab.actor(), lab.actor());
     let (fa, fb) = (a.creates("data"), b.opens("data"));
-    a.lease(fa, Kind::READ, ALL).unwrap();
-    let asking = b.blocks("lease break", move |b| b.lease(fb, Kind::WRITE, ALL));
+    a.lease(fa, LeaseKind::READ, ALL).unwrap();
+    let asking = b.blocks("lease break", move |b| b.lease(fb, LeaseKind::WRITE, ALL));
     lab.advance(BREAK_TIME);
     assert_eq!(asking.finish(), Ok(()), "the owner's exit released it");
     assert!(a.process().is_dying());
@@ -311,11 +312,11 @@ fn s26_setter_closed_and_the_break_times_out() {
         let lab = Lab::new(breaking(timeout));
         let (a, b, c) = (lab.actor(), lab.actor(), lab.actor());
         let (fa, fb) = (a.creates("data"), b.opens("data"));
-        a.lease(fa, Kind::READ, ALL).unwrap();
+        a.lease(fa, LeaseKind::READ, ALL).unwrap();
         a.send_fd(c.pid(), fa).unwrap();
         a.close(fa).unwrap();
         let Ok(Received::Fd(fc)) = c.recv_fd() else { panic!("a descriptor") };
-        let asking = b.blocks("lease break", move |b| b.lease(fb, Kind::WRITE, ALL));
+        let asking = b.blocks("lease break", move |b| b.lease(fb, LeaseKind::WRITE, ALL));
         assert_eq!(a.signals(), [Signal::Sigio], "even after it closed its fd");
         lab.advance(BREAK_TIME);
         if timeout == BreakTimeout::Kill {
@@ -339,10 +340,10 @@ fn dead_setter_means_a_full_wait() {
         let lab = Lab::new(breaking(timeout));
         let (a, b, c) = (lab.actor(), lab.actor(), lab.actor());
         let (fa, fb) = (a.creates("data"), b.opens("data"));
-        a.lease(fa, Kind::READ, ALL).unwrap();
+        a.lease(fa, LeaseKind::READ, ALL).unwrap();
         a.send_fd(c.pid(), fa).unwrap();
         a.exit();
-        let asking = b.blocks("lease break", move |b| b.lease(fb, Kind::WRITE, ALL));
+        let asking = b.blocks("lease break", move |b| b.lease(fb, LeaseKind::WRITE, ALL));
         assert_eq!(lab.kernel.counters.sigio_unsent.get(), 1);
         assert_eq!(lab.kernel.counters.sigio_sent.get(), 0);
         lab.advance(BREAK_TIME);
@@ -365,11 +366,11 @@ fn never_waits_for_the_owner() {
     for lab in [never, zero] {
         let (a, b) = (lab.actor(), lab.actor());
         let (fa, fb) = (a.creates("data"), b.opens("data"));
-        a.lease(fa, Kind::READ, ALL).unwrap();
-        let asking = b.blocks("lease break", move |b| b.lease(fb, Kind::WRITE, ALL));
+        a.lease(fa, LeaseKind::READ, ALL).unwrap();
+        let asking = b.blocks("lease break", move |b| b.lease(fb, LeaseKind::WRITE, ALL));
         assert_eq!(lab.world.sleepers()[0].deadline, None);
         lab.advance(Duration::from_secs(1_000_000));
-        assert_eq!(a.leases(fa)[0].state, LeaseState::Breaking);
+        assert_eq!(a.leases(fa)[0].state, LeaseStatus::Breaking);
         a.unlock(fa, ALL).unwrap();
         assert_eq!(asking.finish(), Ok(()));
         lab.end([&a, &b]);
@@ -382,15 +383,15 @@ fn sigio_kills_who_does_not_handle_it() {
     let lab = Lab::new(preset("man-page"));
     let (a, b, c) = (lab.fragile(), lab.actor(), lab.actor());
     let (fa, fb) = (a.creates("data"), b.opens("data"));
-    a.lease(fa, Kind::READ, ALL).unwrap();
-    assert_eq!(b.lease(fb, Kind::WRITE, ALL), Ok(()), "no wait: the owner's exit released it");
+    a.lease(fa, LeaseKind::READ, ALL).unwrap();
+    assert_eq!(b.lease(fb, LeaseKind::WRITE, ALL), Ok(()), "no wait: the owner's exit released it");
     assert!(a.process().is_dying());
     assert_eq!(a.unlock(fa, ALL), Err(Errno::Dead));
     c.process().set_disposition(Signal::Sigio, Disposition::Ignore);
     let fc = c.opens("data");
     b.unlock(fb, ALL).unwrap();
-    c.lease(fc, Kind::READ, ALL).unwrap();
-    let asking = b.blocks("lease break", move |b| b.lease(fb, Kind::WRITE, ALL));
+    c.lease(fc, LeaseKind::READ, ALL).unwrap();
+    let asking = b.blocks("lease break", move |b| b.lease(fb, LeaseKind::WRITE, ALL));
     assert_eq!(c.signals(), [], "ignored");
     lab.advance(BREAK_TIME);
     assert_eq!(asking.finish(), Ok(()));
@@ -404,9 +405,9 @@ fn conversions() {
         let lab = Lab::new(axes);
         let a = lab.actor();
         let f = a.creates("data");
-        let (read, write, write_u) = (Kind::READ, Kind::WRITE, Kind::WRITE_U);
-        type Held = (Kind, BlockRange);
-        let steps: &[(Kind, BlockRange, &[Held])] = &[
+        let (read, write, write_u) = (LeaseKind::READ, LeaseKind::WRITE, LeaseKind::WRITE_U);
+        type Held = (LeaseKind, BlockRange);
+        let steps: &[(LeaseKind, BlockRange, &[Held])] = &[
             (read, r(0, 4), &[(read, r(0, 4))]),
             (write, r(0, 4), &[(write, r(0, 4))]),
             (read, r(0, 4), &[(read, r(0, 4))]),
@@ -442,15 +443,15 @@ fn a_failed_conversion_leaves_the_old_lease() {
     let lab = Lab::new(preset("man-page"));
     let (a, b) = (lab.actor(), lab.actor());
     let (fa, fb) = (a.creates("data"), b.opens("data"));
-    a.lease(fa, Kind::READ, r(0, 4)).unwrap();
-    b.lease(fb, Kind::READ_U, r(3, 9)).unwrap();
-    assert_eq!(a.lease(fa, Kind::WRITE, r(0, 4)), Err(Errno::ETXTBSY));
-    assert_eq!(a.held(fa), [(Kind::READ, r(0, 4)), (Kind::READ_U, r(3, 9))]);
-    b.lease(fb, Kind::READ, r(3, 9)).unwrap();
-    let asking = a.blocks("lease break", move |a| a.lease(fa, Kind::WRITE_U, r(2, 6)));
+    a.lease(fa, LeaseKind::READ, r(0, 4)).unwrap();
+    b.lease(fb, LeaseKind::READ_U, r(3, 9)).unwrap();
+    assert_eq!(a.lease(fa, LeaseKind::WRITE, r(0, 4)), Err(Errno::ETXTBSY));
+    assert_eq!(a.held(fa), [(LeaseKind::READ, r(0, 4)), (LeaseKind::READ_U, r(3, 9))]);
+    b.lease(fb, LeaseKind::READ, r(3, 9)).unwrap();
+    let asking = a.blocks("lease break", move |a| a.lease(fa, LeaseKind::WRITE_U, r(2, 6)));
     a.kill(a.pid(), Signal::Sigusr1).unwrap();
     assert_eq!(asking.finish(), Err(Errno::EINTR));
-    assert_eq!(a.held(fa), [(Kind::READ, r(0, 4)), (Kind::READ, r(3, 9))]);
+    assert_eq!(a.held(fa), [(LeaseKind::READ, r(0, 4)), (LeaseKind::READ, r(3, 9))]);
     lab.end([&a, &b]);
 }
 
@@ -461,25 +462,29 @@ fn s11_downgrade_only_without_a_break_between() {
         let lab = Lab::new(axes);
         let (a, b) = (lab.actor(), lab.actor());
         let (fa, fb) = (a.creates("data"), b.opens("data"));
-        a.lease(fa, Kind::WRITE, ALL).unwrap();
-        a.fallocate(fa, fs_sim::file_ops::fallocate::Mode::Allocate { keep_size: false }, 0, 4 * BLOCK).unwrap();
+        a.lease(fa, LeaseKind::WRITE, ALL).unwrap();
+        a.fallocate(fa, fs_sim::syscalls::fallocate::FallocateMode::Allocate { keep_size: false }, 0, 4 * BLOCK)
+            .unwrap();
         assert_eq!(a.downgrade_lease(fa, ALL), Ok(()));
-        assert_eq!(a.held(fa), [(Kind::READ_U, ALL)]);
+        assert_eq!(a.held(fa), [(LeaseKind::READ_U, ALL)]);
         assert_eq!(a.downgrade_lease(fa, ALL), Err(Errno::EAGAIN), "no write lease any more");
         a.unlock(fa, ALL).unwrap();
 
-        a.lease(fa, Kind::WRITE, ALL).unwrap();
-        let asking = b.blocks("lease break", move |b| b.lease(fb, Kind::READ, ALL));
+        a.lease(fa, LeaseKind::WRITE, ALL).unwrap();
+        let asking = b.blocks("lease break", move |b| b.lease(fb, LeaseKind::READ, ALL));
         assert_eq!(a.downgrade_lease(fa, ALL), Err(Errno::EAGAIN), "it is being broken");
         let _told = a.signals();
         a.unlock(fa, ALL).unwrap();
         assert_eq!(asking.finish(), Ok(()));
         b.unlock(fb, ALL).unwrap();
 
-        a.lease(fa, Kind::WRITE, r(0, 6)).unwrap();
+        a.lease(fa, LeaseKind::WRITE, r(0, 6)).unwrap();
         assert_eq!(a.downgrade_lease(fa, r(2, 8)), Err(Errno::EAGAIN), "not all of it is held");
         assert_eq!(a.downgrade_lease(fa, r(2, 4)), Ok(()));
-        assert_eq!(a.held(fa), [(Kind::WRITE, r(0, 2)), (Kind::READ_U, r(2, 4)), (Kind::WRITE, r(4, 6))]);
+        assert_eq!(
+            a.held(fa),
+            [(LeaseKind::WRITE, r(0, 2)), (LeaseKind::READ_U, r(2, 4)), (LeaseKind::WRITE, r(4, 6))]
+        );
         lab.end([&a, &b]);
     });
 }
@@ -488,7 +493,7 @@ fn s11_downgrade_only_without_a_break_between() {
 #[test]
 fn s15_leases_that_do_not_overlap_ignore_each_other() {
     for axes in [preset("man-page"), preset("chinner-2019")] {
-        let kind = if axes.lease_rules == LeaseRules::Chinner { Kind::WRITE } else { Kind::WRITE_U };
+        let kind = if axes.lease_rules == LeaseRules::Chinner { LeaseKind::WRITE } else { LeaseKind::WRITE_U };
         let lab = Lab::new(axes);
         let (a, b) = (lab.actor(), lab.actor());
         let (fa, fb) = (a.creates("data"), b.opens("data"));
@@ -504,14 +509,17 @@ fn s15_leases_that_do_not_overlap_ignore_each_other() {
 #[test]
 fn chinner_leases_coexist_but_for_write_against_write() {
     every_preset_with(LeaseRules::Chinner, |axes| {
-        for (held, asked) in
-            [(Kind::READ, Kind::READ), (Kind::READ, Kind::WRITE), (Kind::WRITE, Kind::READ), (Kind::WRITE, Kind::WRITE)]
-        {
+        for (held, asked) in [
+            (LeaseKind::READ, LeaseKind::READ),
+            (LeaseKind::READ, LeaseKind::WRITE),
+            (LeaseKind::WRITE, LeaseKind::READ),
+            (LeaseKind::WRITE, LeaseKind::WRITE),
+        ] {
             let lab = Lab::new(axes);
             let (a, b) = (lab.actor(), lab.actor());
             let (fa, fb) = (a.creates("data"), b.opens("data"));
             a.lease(fa, held, ALL).unwrap();
-            let both_write = held == Kind::WRITE && asked == Kind::WRITE;
+            let both_write = held == LeaseKind::WRITE && asked == LeaseKind::WRITE;
             let expected = if both_write { Err(Errno::ETXTBSY) } else { Ok(()) };
             assert_eq!(b.lease(fb, asked, ALL), expected, "{held} held, {asked} asked");
             assert_eq!((a.signals(), b.signals()), (vec![], vec![]), "S04: until somebody modifies");
@@ -526,11 +534,11 @@ fn unlock_works_on_every_descriptor_of_the_open_file() {
     let lab = Lab::new(preset("man-page"));
     let (a, b) = (lab.actor(), lab.actor());
     let (fa, fb) = (a.creates("data"), b.opens("data"));
-    a.lease(fa, Kind::WRITE_U, ALL).unwrap();
+    a.lease(fa, LeaseKind::WRITE_U, ALL).unwrap();
     assert_eq!(b.unlock(fb, ALL), Err(Errno::EAGAIN));
     let dup = a.dup(fa).unwrap();
     assert_eq!(a.unlock(dup, ALL), Ok(()));
-    a.lease(fa, Kind::WRITE_U, ALL).unwrap();
+    a.lease(fa, LeaseKind::WRITE_U, ALL).unwrap();
     let child = a.child();
     assert_eq!(child.unlock(fa, ALL), Ok(()));
     assert_eq!(a.unlock(fa, ALL), Err(Errno::EAGAIN));
@@ -551,17 +559,17 @@ fn lease_waits_in_a_cycle() {
         }
         let (f, g) = (a.creates("f"), b.creates("g"));
         let (a_g, b_f) = (a.opens("g"), b.opens("f"));
-        a.lease(f, Kind::WRITE, ALL).unwrap();
-        b.lease(g, Kind::WRITE, ALL).unwrap();
+        a.lease(f, LeaseKind::WRITE, ALL).unwrap();
+        b.lease(g, LeaseKind::WRITE, ALL).unwrap();
         let helper = second_thread.then(|| a.another_thread());
-        let asking = a.blocks("lease break", move |a| a.lease(a_g, Kind::WRITE, ALL));
+        let asking = a.blocks("lease break", move |a| a.lease(a_g, LeaseKind::WRITE, ALL));
         if timeout == BreakTimeout::Never && !second_thread {
-            assert_eq!(b.lease(b_f, Kind::WRITE, ALL), Err(Errno::EDEADLK));
+            assert_eq!(b.lease(b_f, LeaseKind::WRITE, ALL), Err(Errno::EDEADLK));
             assert_eq!(lab.kernel.counters.deadlocks.get(), 1);
             b.unlock(g, ALL).unwrap();
             assert_eq!(asking.finish(), Ok(()), "the other proceeds");
         } else {
-            let other = b.blocks("lease break", move |b| b.lease(b_f, Kind::WRITE, ALL));
+            let other = b.blocks("lease break", move |b| b.lease(b_f, LeaseKind::WRITE, ALL));
             match helper {
                 Some(helper) => helper.unlock(f, ALL).unwrap(),
                 None => lab.advance(BREAK_TIME),

@@ -8,14 +8,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use common::{Actor, Lab, Nic};
 use emulator::sync::atomic::{AtomicU64, Ordering};
+use fs_sim::base::numbers::{Fd, Ino};
 use fs_sim::design::presets;
-use fs_sim::file_ops::fallocate::Mode;
-use fs_sim::file_ops::open::Flags;
-use fs_sim::inode::Ino;
-use fs_sim::process::description::Access;
-use fs_sim::process::fd_table::Fd;
-use fs_sim::range::BlockRange;
-use fs_sim::{BLOCK, Errno};
+use fs_sim::syscalls::fallocate::FallocateMode;
+use fs_sim::syscalls::open::OpenFlags;
+use fs_sim::vfs::open_file::AccessMode;
+use fs_sim::{BLOCK, BlockRange, Errno};
 use proptest::prelude::*;
 
 const NAMES: [&str; 4] = ["a", "b", "c", "d"];
@@ -238,7 +236,7 @@ impl Run {
         self.files.retain(|ino, file| file.linked || slots.iter().flatten().any(|slot| slot.ino == *ino));
     }
 
-    fn open(&mut self, name: usize, flags: Flags) {
+    fn open(&mut self, name: usize, flags: OpenFlags) {
         let expected = match self.names.get(&name) {
             Some(_) if flags.exclusive => Err(Errno::EEXIST),
             None if !flags.create => Err(Errno::ENOENT),
@@ -317,7 +315,7 @@ impl Run {
     fn absolute(&mut self, op: &Op) {
         match *op {
             Op::Open { name, create, exclusive, truncate } => {
-                self.open(name, Flags { create, exclusive, truncate, ..Flags::open(Access::BOTH) });
+                self.open(name, OpenFlags { create, exclusive, truncate, ..OpenFlags::open(AccessMode::BOTH) });
             }
             Op::Close(slot) => self.close(slot),
             Op::Unlink(name) => {
@@ -519,7 +517,7 @@ impl Run {
                 return self.truncated(ino, size, truncated);
             }
             Op::Punch(_, at, len) => {
-                let punched = self.actor.fallocate(fd, Mode::PunchHole, at, len);
+                let punched = self.actor.fallocate(fd, FallocateMode::PunchHole, at, len);
                 if len == 0 {
                     return assert_eq!(punched, Err(Errno::EINVAL));
                 }
@@ -536,9 +534,9 @@ impl Run {
             | Op::Unshare(_, keep_size, at, len) => {
                 let zero = matches!(op, Op::Zero(..));
                 let mode = match op {
-                    Op::Zero(..) => Mode::ZeroRange { keep_size },
-                    Op::Allocate(..) => Mode::Allocate { keep_size },
-                    _ => Mode::UnshareRange { keep_size },
+                    Op::Zero(..) => FallocateMode::ZeroRange { keep_size },
+                    Op::Allocate(..) => FallocateMode::Allocate { keep_size },
+                    _ => FallocateMode::UnshareRange { keep_size },
                 };
                 let done = self.actor.fallocate(fd, mode, at, len);
                 if len == 0 {
@@ -570,7 +568,7 @@ impl Run {
                 }
             }
             Op::Collapse(_, at, len) => {
-                let done = self.actor.fallocate(fd, Mode::CollapseRange, at, len);
+                let done = self.actor.fallocate(fd, FallocateMode::CollapseRange, at, len);
                 if len == 0 || !at.is_multiple_of(BLOCK) || !len.is_multiple_of(BLOCK) || at + len >= file.size {
                     return assert_eq!(done, Err(Errno::EINVAL));
                 }
@@ -586,7 +584,7 @@ impl Run {
                 if file.size + len > 2 * DEVICE_BLOCKS * BLOCK {
                     return;
                 }
-                let done = self.actor.fallocate(fd, Mode::InsertRange, at, len);
+                let done = self.actor.fallocate(fd, FallocateMode::InsertRange, at, len);
                 if len == 0 || !at.is_multiple_of(BLOCK) || !len.is_multiple_of(BLOCK) || at >= file.size {
                     return assert_eq!(done, Err(Errno::EINVAL));
                 }
@@ -732,7 +730,7 @@ proptest! {
         let actor = lab.actor();
         let slots = (0..SLOTS).map(|_| None).collect();
         let mut run = Run { lab, actor, files: BTreeMap::new(), names: BTreeMap::new(), slots };
-        run.open(0, Flags::create());
+        run.open(0, OpenFlags::create());
         for (n, op) in ops.iter().enumerate() {
             run.step(op);
             if n % 8 == 0 {

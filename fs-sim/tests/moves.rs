@@ -7,14 +7,13 @@ mod common;
 use common::changes::{ALL, canvas, scattered};
 use common::{Lab, Nic, PinnedFile, can_pin, every_preset, exclusive, needs_lease, pinned_file, preset};
 use emulator::sync::atomic::Ordering;
+use fs_sim::base::numbers::Fd;
 use fs_sim::design::{Axes, ChangeRule, LeaseRules};
-use fs_sim::file_ops::defragment::Defragmented;
-use fs_sim::file_ops::fallocate::Mode::{Allocate, CollapseRange, InsertRange, PunchHole};
 use fs_sim::holders::block_layout::IoMode;
-use fs_sim::lease::Kind;
-use fs_sim::process::fd_table::Fd;
-use fs_sim::range::BlockRange;
-use fs_sim::{BLOCK, Errno, FILE_MAX, Task};
+use fs_sim::layout_change::defragment::Defragmented;
+use fs_sim::leases::layout::kind::LeaseKind;
+use fs_sim::syscalls::fallocate::FallocateMode::{Allocate, CollapseRange, InsertRange, PunchHole};
+use fs_sim::{BLOCK, BlockRange, Errno, FILE_MAX, Task};
 
 #[test]
 fn collapse_and_insert_move_what_is_behind() {
@@ -77,12 +76,12 @@ fn leases_in_front_of_the_range_are_not_asked() {
         let (a, b) = (lab.actor(), lab.actor());
         let fa = canvas(&a);
         let fb = b.opens("data");
-        a.lease(fa, Kind::READ, BlockRange::new(0, 1)).unwrap();
+        a.lease(fa, LeaseKind::READ, BlockRange::new(0, 1)).unwrap();
         assert_eq!(b.fallocate(fb, CollapseRange, BLOCK, BLOCK), Ok(()));
         assert_eq!(b.fallocate(fb, InsertRange, BLOCK, BLOCK), Ok(()));
         assert_eq!((a.signals(), a.held(fa).len()), (vec![], 1));
         a.unlock(fa, ALL).unwrap();
-        a.lease(fa, Kind::READ, BlockRange::new(100, 101)).unwrap();
+        a.lease(fa, LeaseKind::READ, BlockRange::new(100, 101)).unwrap();
         let changing = b.blocks("lease break", move |b| b.fallocate(fb, InsertRange, BLOCK, BLOCK));
         a.unlock(fa, ALL).unwrap();
         assert_eq!(changing.finish(), Ok(()), "everything behind it moves");
@@ -269,10 +268,10 @@ fn s47_defragmentation_skips_what_it_may_not_move() {
         assert_eq!(lab.kernel.defragment("nothing"), Err(Errno::ENOENT));
         let usage = lab.kernel.usage();
         let inode = a.inode_of(fd);
-        let kinds: &[Kind] = match axes.lease_rules {
+        let kinds: &[LeaseKind] = match axes.lease_rules {
             LeaseRules::None => &[],
-            LeaseRules::ManPage => &[Kind::READ, Kind::READ_U, Kind::WRITE, Kind::WRITE_U],
-            LeaseRules::Chinner => &[Kind::READ, Kind::WRITE],
+            LeaseRules::ManPage => &[LeaseKind::READ, LeaseKind::READ_U, LeaseKind::WRITE, LeaseKind::WRITE_U],
+            LeaseRules::Chinner => &[LeaseKind::READ, LeaseKind::WRITE],
         };
         for kind in kinds {
             let before = a.portrait(fd);
@@ -330,7 +329,7 @@ fn s47_defragmentation_waits_for_nobody() {
     let lab = Lab::on(2 << 20, preset("man-page"), |_| {});
     let (a, fd) = scattered(&lab, 8);
     let (b, all) = (lab.actor(), Defragmented { moved: 0, skipped: 8 });
-    a.lease(fd, Kind::READ, BlockRange::from(7)).unwrap();
+    a.lease(fd, LeaseKind::READ, BlockRange::from(7)).unwrap();
     let changing = b.blocks("lease break", |b| b.truncate("data", 7 * BLOCK));
     assert_eq!(lab.kernel.defragment("data"), Ok(all));
     a.unlock(fd, ALL).unwrap();

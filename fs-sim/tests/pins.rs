@@ -6,17 +6,17 @@ mod common;
 
 use common::{Actor, BREAK_TIME, Lab, Nic, can_pin, every_preset, exclusive, needs_lease, pinned_file, preset, soon};
 use emulator::sync::atomic::Ordering;
+use fs_sim::base::numbers::Fd;
 use fs_sim::design::{Axes, ChangeRule, GateScope, LastCloseRule, LeaseLost, LeaseRules, PinGate, UnlockRule};
-use fs_sim::file_ops::fallocate::Mode;
-use fs_sim::file_ops::open::Flags;
-use fs_sim::gup::{LongTermUser, Want};
-use fs_sim::inspect::LeaseState;
-use fs_sim::lease::Kind;
-use fs_sim::process::description::Access;
-use fs_sim::process::fd_table::Fd;
-use fs_sim::process::signals::Signal;
-use fs_sim::range::BlockRange;
-use fs_sim::{BLOCK, Errno};
+use fs_sim::inspect::books::LeaseStatus;
+use fs_sim::leases::layout::kind::LeaseKind;
+use fs_sim::pinning::admission::LongTermUser;
+use fs_sim::pinning::registration::PinRequest;
+use fs_sim::syscalls::fallocate::FallocateMode;
+use fs_sim::syscalls::open::OpenFlags;
+use fs_sim::vfs::open_file::AccessMode;
+use fs_sim::vfs::signals::Signal;
+use fs_sim::{BLOCK, BlockRange, Errno};
 
 const ALL: BlockRange = BlockRange::ALL;
 
@@ -38,7 +38,7 @@ fn s12_gates() {
             PinGate::Lease | PinGate::Unbreakable => Some(Errno::EPERM),
         };
         assert_eq!(nic.pins(&a, f, 0..4).err(), bare, "without a lease");
-        for kind in [Kind::READ, Kind::READ_U, Kind::WRITE, Kind::WRITE_U] {
+        for kind in [LeaseKind::READ, LeaseKind::READ_U, LeaseKind::WRITE, LeaseKind::WRITE_U] {
             if a.lease(f, kind, ALL).is_err() {
                 continue;
             }
@@ -104,7 +104,7 @@ fn s13_fork_child_is_a_stranger() {
         let lab = Lab::new(axes);
         let a = lab.actor();
         let f = a.writes_file("data", 4, 1);
-        let kind = if axes.lease_rules == LeaseRules::Chinner { Kind::READ } else { Kind::READ_U };
+        let kind = if axes.lease_rules == LeaseRules::Chinner { LeaseKind::READ } else { LeaseKind::READ_U };
         a.lease(f, kind, ALL).unwrap();
         let child = a.child();
         let (_, nic) = Nic::open(&child);
@@ -129,7 +129,7 @@ fn s09_two_read_holders_pin_the_same_pages() {
         let (a, b) = (lab.actor(), lab.actor());
         let fa = a.writes_file("data", 4, 1);
         let fb = b.opens("data");
-        let kind = if axes.lease_rules == LeaseRules::Chinner { Kind::READ } else { Kind::READ_U };
+        let kind = if axes.lease_rules == LeaseRules::Chinner { LeaseKind::READ } else { LeaseKind::READ_U };
         let mut regions = Vec::new();
         for (actor, fd) in [(&a, fa), (&b, fb)] {
             actor.lease(fd, kind, ALL).unwrap();
@@ -155,7 +155,7 @@ fn s36_other_long_term_users() {
         }
         let (_, nic) = Nic::open(&a);
         let va = a.mmap(f, 0, 4 * BLOCK, true).unwrap();
-        let want = Want { va, len: 4 * BLOCK, write: true, user: LongTermUser::Other };
+        let want = PinRequest { va, len: 4 * BLOCK, write: true, user: LongTermUser::Other };
         let refused = axes.gate_scope == GateScope::RdmaOnly || !can_pin(axes);
         assert_eq!(nic.register(&a, want).err(), refused.then_some(Errno::EOPNOTSUPP));
         lab.end([&a]);
@@ -170,7 +170,7 @@ fn bad_requests() {
     let f = a.writes_file("data", 4, 1);
     let (_, nic) = Nic::open(&a);
     let va = a.mmap(f, 0, 4 * BLOCK, false).unwrap();
-    let want = |va, len, write| Want { va, len, write, user: LongTermUser::Rdma };
+    let want = |va, len, write| PinRequest { va, len, write, user: LongTermUser::Rdma };
     assert_eq!(nic.register(&a, want(va, 0, false)).err(), Some(Errno::EINVAL), "length 0");
     assert_eq!(nic.register(&a, want(va, 4 * BLOCK + 1, false)).err(), Some(Errno::EINVAL), "beyond the mapping");
     assert_eq!(nic.register(&a, want(va - 1, 1, false)).err(), Some(Errno::EINVAL));
@@ -201,8 +201,8 @@ fn pins_meet_holes_and_unwritten_blocks() {
 
         let f = a.creates("data");
         a.ftruncate(f, 6 * BLOCK).unwrap();
-        a.fallocate(f, Mode::Allocate { keep_size: true }, BLOCK, BLOCK).unwrap();
-        a.fallocate(f, Mode::Allocate { keep_size: true }, 3 * BLOCK, BLOCK).unwrap();
+        a.fallocate(f, FallocateMode::Allocate { keep_size: true }, BLOCK, BLOCK).unwrap();
+        a.fallocate(f, FallocateMode::Allocate { keep_size: true }, 3 * BLOCK, BLOCK).unwrap();
         if needs_lease(axes) {
             a.lease(f, exclusive(axes), ALL).unwrap();
         }
@@ -236,9 +236,9 @@ fn pins_meet_holes_and_unwritten_blocks() {
 #[test]
 fn allocation_under_a_foreign_lease_is_refused() {
     for axes in [preset("man-page"), preset("chinner-2019"), preset("chinner-2025"), preset("revoke")] {
-        let kinds: &[Kind] = match axes.lease_rules {
-            LeaseRules::Chinner => &[Kind::READ],
-            _ => &[Kind::READ, Kind::READ_U],
+        let kinds: &[LeaseKind] = match axes.lease_rules {
+            LeaseRules::Chinner => &[LeaseKind::READ],
+            _ => &[LeaseKind::READ, LeaseKind::READ_U],
         };
         for foreign in kinds {
             let lab = Lab::new(axes);
@@ -246,7 +246,7 @@ fn allocation_under_a_foreign_lease_is_refused() {
             let fa = a.writes_file("data", 2, 1);
             a.ftruncate(fa, 4 * BLOCK).unwrap();
             let fb = b.opens("data");
-            let own = if axes.lease_rules == LeaseRules::Chinner { Kind::READ } else { Kind::READ_U };
+            let own = if axes.lease_rules == LeaseRules::Chinner { LeaseKind::READ } else { LeaseKind::READ_U };
             a.lease(fa, own, ALL).unwrap();
             b.lease(fb, *foreign, ALL).unwrap();
             let (_, nic) = Nic::open(&a);
@@ -343,25 +343,25 @@ fn s17_conversions_with_live_pins() {
         }
         let lab = Lab::new(axes);
         let a = pinned_file(&lab, "data", 4, 0..2).unwrap();
-        let weaker = [(Kind::READ, ALL), (Kind::WRITE, ALL), (Kind::WRITE_U, r(0, 1))];
+        let weaker = [(LeaseKind::READ, ALL), (LeaseKind::WRITE, ALL), (LeaseKind::WRITE_U, r(0, 1))];
         let refused = match axes.unlock_while_pinned.unwrap() {
             UnlockRule::Release => None,
             UnlockRule::Busy => Some(Errno::EBUSY),
             UnlockRule::Wait => Some(Errno::EDEADLK),
         };
-        assert_eq!(a.who.lease(a.fd, Kind::WRITE_U, ALL), Ok(()), "another exclusive kind");
-        assert_eq!(a.who.lease(a.fd, Kind::WRITE_U, r(1, 3)), Ok(()), "held already");
+        assert_eq!(a.who.lease(a.fd, LeaseKind::WRITE_U, ALL), Ok(()), "another exclusive kind");
+        assert_eq!(a.who.lease(a.fd, LeaseKind::WRITE_U, r(1, 3)), Ok(()), "held already");
         assert_eq!(a.who.downgrade_lease(a.fd, ALL), Ok(()));
         assert!(a.region.is_pinned() && !a.region.revoked.load(Ordering::SeqCst));
-        assert_eq!(a.who.held(a.fd), [(Kind::READ_U, ALL)]);
+        assert_eq!(a.who.held(a.fd), [(LeaseKind::READ_U, ALL)]);
         for (kind, range) in weaker {
             if refused.is_some() {
                 assert_eq!(a.who.lease(a.fd, kind, range).err(), refused, "{kind} on {range:?}");
-                assert_eq!(a.who.held(a.fd), [(Kind::READ_U, ALL)]);
+                assert_eq!(a.who.held(a.fd), [(LeaseKind::READ_U, ALL)]);
             }
         }
         if refused.is_none() {
-            assert_eq!(a.who.lease(a.fd, Kind::READ, ALL), Ok(()));
+            assert_eq!(a.who.lease(a.fd, LeaseKind::READ, ALL), Ok(()));
             let aborted = axes.on_lease_lost == Some(LeaseLost::Abort);
             assert_eq!(a.region.revoked.load(Ordering::SeqCst), aborted, "S27");
         }
@@ -385,10 +385,10 @@ fn s18_last_close_with_live_pins() {
         let a = pinned_file(&lab, "data", 4, 0..2).unwrap();
         let c = lab.actor();
         let fc = c.opens("data");
-        let asked = if axes.lease_rules == LeaseRules::Chinner { Kind::WRITE } else { Kind::WRITE_U };
+        let asked = if axes.lease_rules == LeaseRules::Chinner { LeaseKind::WRITE } else { LeaseKind::WRITE_U };
         if axes.mr_holds_lease == Some(true) {
             assert_eq!(close_all(&a.who, a.fd), Ok(()));
-            assert_eq!(c.leases(fc)[0].state, LeaseState::Held, "S28: alive until dereg");
+            assert_eq!(c.leases(fc)[0].state, LeaseStatus::Held, "S28: alive until dereg");
             assert_eq!(c.lease(fc, asked, ALL), Err(Errno::ETXTBSY));
             a.region.dereg(&a.who);
             assert_eq!(c.lease(fc, asked, ALL), Ok(()));
@@ -405,7 +405,7 @@ fn s18_last_close_with_live_pins() {
             LastCloseRule::Zombie => {
                 assert_eq!(close_all(&a.who, a.fd), Ok(()));
                 let zombie = &c.leases(fc)[0];
-                assert_eq!((zombie.state, zombie.pid, zombie.pins), (LeaseState::Zombie, a.who.pid(), 1));
+                assert_eq!((zombie.state, zombie.pid, zombie.pins), (LeaseStatus::Zombie, a.who.pid(), 1));
                 assert_eq!(lab.kernel.counters.zombie_leases.now(), 1);
                 assert_eq!(c.lease(fc, asked, ALL), Err(Errno::ETXTBSY), "S29");
                 let again = a.who.opens("data");
@@ -439,9 +439,9 @@ fn s29_release_reports_broken_exclusivity() {
     let c = lab.actor();
     let fc = c.opens("data");
     a.who.close(a.fd).unwrap();
-    assert_eq!(c.lease(fc, Kind::READ, ALL), Ok(()));
+    assert_eq!(c.lease(fc, LeaseKind::READ, ALL), Ok(()));
     assert_eq!(lab.kernel.counters.broken_exclusivity.get(), 0, "not an exclusive lease");
-    assert_eq!(c.lease(fc, Kind::WRITE_U, ALL), Ok(()));
+    assert_eq!(c.lease(fc, LeaseKind::WRITE_U, ALL), Ok(()));
     assert_eq!(lab.kernel.counters.broken_exclusivity.get(), 1);
     assert_eq!(c.truncate("data", 0), Err(Errno::ETXTBSY), "and the pins still count");
     lab.end([&a.who, &c]);
@@ -455,13 +455,13 @@ fn zombie_life() {
         let (a, b) = (lab.actor(), lab.actor());
         let f = a.writes_file("data", 8, 1);
         let fb = b.opens("data");
-        a.lease(f, Kind::READ_U, r(0, 2)).unwrap();
+        a.lease(f, LeaseKind::READ_U, r(0, 2)).unwrap();
         let (nic_fd, nic) = Nic::open(&a);
         let (one, two) = (nic.pins(&a, f, 0..1).unwrap(), nic.pins(&a, f, 1..2).unwrap());
-        assert_eq!(b.fallocate(fb, Mode::PunchHole, 6 * BLOCK, BLOCK), Ok(()), "behind the lease");
+        assert_eq!(b.fallocate(fb, FallocateMode::PunchHole, 6 * BLOCK, BLOCK), Ok(()), "behind the lease");
         a.close(f).unwrap();
-        assert_eq!(b.held(fb), [(Kind::READ_U, ALL)]);
-        assert_eq!(b.fallocate(fb, Mode::PunchHole, 5 * BLOCK, BLOCK), Err(Errno::ETXTBSY), "the whole file");
+        assert_eq!(b.held(fb), [(LeaseKind::READ_U, ALL)]);
+        assert_eq!(b.fallocate(fb, FallocateMode::PunchHole, 5 * BLOCK, BLOCK), Err(Errno::ETXTBSY), "the whole file");
         assert_eq!(b.unlock(fb, ALL), Err(Errno::EAGAIN), "nobody can unlock it");
         one.dereg(&a);
         assert_eq!(b.leases(fb)[0].pins, 1);
@@ -501,10 +501,10 @@ fn s19_only_a_fatal_signal_ends_a_blocked_close() {
         soon("its exit", || lab.kernel.process(a.who.pid()).is_none().then_some(()));
         assert!(a.region.is_pinned(), "the context lives on");
         let left = &c.leases(fc)[0];
-        assert_eq!((left.state, left.range), (LeaseState::Zombie, ALL));
+        assert_eq!((left.state, left.range), (LeaseStatus::Zombie, ALL));
         assert_eq!(c.truncate("data", 0), Err(Errno::ETXTBSY));
         let received = c.recv_fd();
-        let Ok(fs_sim::process::task::Received::Fd(context)) = received else { panic!("{received:?}") };
+        let Ok(fs_sim::syscalls::descriptors::Received::Fd(context)) = received else { panic!("{received:?}") };
         assert_eq!(c.close(context), Ok(()));
         assert!(!a.region.is_pinned());
         assert_eq!(c.truncate("data", 0), Ok(()));
@@ -519,7 +519,7 @@ fn only_close_and_dup2_wait() {
         let lab = Lab::new(preset("chinner-2019"));
         let (a, b, keeper) = (lab.actor(), lab.actor(), lab.actor());
         let f = a.writes_file("data", 4, 1);
-        a.lease(f, Kind::WRITE, ALL).unwrap();
+        a.lease(f, LeaseKind::WRITE, ALL).unwrap();
         let (nic_fd, nic) = Nic::open(&a);
         let region = nic.pins(&a, f, 0..2).unwrap();
         a.send_fd(keeper.pid(), nic_fd).unwrap();
@@ -538,7 +538,7 @@ fn only_close_and_dup2_wait() {
         }
         let looker = lab.actor();
         let fl = looker.opens("data");
-        assert_eq!(looker.leases(fl)[0].state, LeaseState::Zombie, "{way}");
+        assert_eq!(looker.leases(fl)[0].state, LeaseStatus::Zombie, "{way}");
         assert!(region.is_pinned());
         keeper.exit();
         a.exit();
@@ -556,7 +556,7 @@ fn s27_lease_removed_by_a_stranger() {
         let lab = Lab::new(Axes { on_lease_lost: Some(abort), ..preset("revoke") });
         let (a, b) = (lab.actor(), lab.actor());
         let f = a.writes_file("data", 4, 1);
-        a.lease(f, Kind::READ_U, ALL).unwrap();
+        a.lease(f, LeaseKind::READ_U, ALL).unwrap();
         let (_, nic) = Nic::open(&a);
         let (hit, elsewhere) = (nic.pins(&a, f, 3..4).unwrap(), nic.pins(&a, f, 0..1).unwrap());
         assert_eq!(b.truncate("data", 3 * BLOCK), Ok(()));
@@ -578,7 +578,7 @@ fn s27_lease_lost_by_force() {
     let lab = Lab::new(axes);
     let (a, b) = (lab.actor(), lab.actor());
     let f = a.writes_file("data", 4, 1);
-    a.lease(f, Kind::READ, ALL).unwrap();
+    a.lease(f, LeaseKind::READ, ALL).unwrap();
     let (_, nic) = Nic::open(&a);
     let region = nic.pins(&a, f, 0..4).unwrap();
     let changing = b.blocks("lease break", |b| b.truncate("data", 0));
@@ -675,7 +675,7 @@ fn orphans_are_freed_once_at_the_last_unpin() {
     let lab = Lab::on(2 << 20, preset("chinner-2019"), |_| {});
     let a = lab.actor();
     let f = a.writes_file("data", 4, 1);
-    a.lease(f, Kind::WRITE, ALL).unwrap();
+    a.lease(f, LeaseKind::WRITE, ALL).unwrap();
     let (_, nic) = Nic::open(&a);
     let (one, two) = (nic.pins(&a, f, 0..4).unwrap(), nic.pins(&a, f, 2..4).unwrap());
     a.ftruncate(f, 0).unwrap();
@@ -705,7 +705,7 @@ fn s39_on_demand_region_follows_the_file() {
     let f = a.writes_file("data", 4, 1);
     let (_, nic) = Nic::open(&a);
     let va = a.mmap(f, 0, 4 * BLOCK, true).unwrap();
-    let region = nic.register(&a, Want { va, len: 4 * BLOCK, write: true, user: LongTermUser::Rdma }).unwrap();
+    let region = nic.register(&a, PinRequest { va, len: 4 * BLOCK, write: true, user: LongTermUser::Rdma }).unwrap();
     assert_eq!(a.process().locked_pages(), 0, "nothing is pinned");
     assert_eq!(region.dma_write(&lab.kernel, 3 * BLOCK, &[8; 4096]), Ok(()));
     assert_eq!(a.bytes_of(f), [1, 2, 3, 8]);
@@ -714,7 +714,7 @@ fn s39_on_demand_region_follows_the_file() {
     assert_eq!(region.dma_write(&lab.kernel, BLOCK, &[9; 4096]), Ok(()));
     assert_eq!(b.truncate("data", 4 * BLOCK), Ok(()));
     assert_eq!(region.dma_write(&lab.kernel, 3 * BLOCK, &[9; 8]), Err(Errno::EFAULT), "a hole");
-    a.fallocate(f, Mode::Allocate { keep_size: true }, 2 * BLOCK, BLOCK).unwrap();
+    a.fallocate(f, FallocateMode::Allocate { keep_size: true }, 2 * BLOCK, BLOCK).unwrap();
     assert_eq!(region.dma_write(&lab.kernel, 2 * BLOCK, &[7; 4096]), Ok(()), "unwritten blocks can be had");
     assert_eq!(a.bytes_of(f), [1, 9, 7, 0]);
     a.munmap(va, 4 * BLOCK).unwrap();
@@ -728,7 +728,7 @@ fn pins_outlive_mapping_and_descriptor() {
     let lab = Lab::new(preset("unsafe"));
     let a = lab.actor();
     let _f = a.writes_file("data", 2, 1);
-    let reader = a.open("data", Flags::open(Access::READ)).unwrap();
+    let reader = a.open("data", OpenFlags::open(AccessMode::READ)).unwrap();
     let (_, nic) = Nic::open(&a);
     let region = nic.pins_for_reading(&a, reader, 0..2).unwrap();
     a.close(reader).unwrap();

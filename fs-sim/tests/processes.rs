@@ -5,15 +5,15 @@
 mod common;
 
 use common::{Actor, Lab, Nic, can_pin, every_preset, exclusive, needs_lease, pinned_file, preset, soon};
-use fs_sim::file_ops::open::Flags;
-use fs_sim::lease::Kind;
-use fs_sim::process::custody::INBOX_MAX;
-use fs_sim::process::description::Access;
-use fs_sim::process::fd_table::{FDS_MAX, Fd};
-use fs_sim::process::signals::{Disposition, Signal};
-use fs_sim::process::task::Received;
-use fs_sim::range::BlockRange;
-use fs_sim::{BLOCK, Errno};
+use fs_sim::base::numbers::Fd;
+use fs_sim::leases::layout::kind::LeaseKind;
+use fs_sim::syscalls::descriptors::Received;
+use fs_sim::syscalls::open::OpenFlags;
+use fs_sim::vfs::fd_holders::INBOX_MAX;
+use fs_sim::vfs::fd_table::FDS_MAX;
+use fs_sim::vfs::open_file::AccessMode;
+use fs_sim::vfs::signals::{Disposition, Signal};
+use fs_sim::{BLOCK, BlockRange, Errno};
 
 const ALL: BlockRange = BlockRange::ALL;
 
@@ -62,14 +62,14 @@ fn a_lease_lives_and_dies_with_the_open_file() {
         let (a, looker) = (lab.actor(), lab.actor());
         let f = a.writes_file("data", 4, 1);
         let look = looker.opens("data");
-        a.lease(f, Kind::WRITE_U, ALL).unwrap();
+        a.lease(f, LeaseKind::WRITE_U, ALL).unwrap();
         let (keeper, let_go) = keep(&lab, &a, f);
         a.close(f).unwrap();
-        assert_eq!(looker.held(look), [(Kind::WRITE_U, ALL)], "{what}");
-        assert_eq!(looker.lease(look, Kind::READ, ALL), Err(Errno::ETXTBSY), "{what}");
+        assert_eq!(looker.held(look), [(LeaseKind::WRITE_U, ALL)], "{what}");
+        assert_eq!(looker.lease(look, LeaseKind::READ, ALL), Err(Errno::ETXTBSY), "{what}");
         let_go(&keeper);
         assert_eq!(looker.held(look), [], "{what}");
-        assert_eq!(looker.lease(look, Kind::WRITE_U, ALL), Ok(()));
+        assert_eq!(looker.lease(look, LeaseKind::WRITE_U, ALL), Ok(()));
         lab.end([&a, &looker, &keeper]);
     }
 }
@@ -80,7 +80,7 @@ fn send_and_receive() {
     let lab = Lab::new(preset("man-page"));
     let (a, b, dead) = (lab.actor(), lab.actor(), lab.actor());
     let f = a.writes_file("data", 2, 1);
-    a.lease(f, Kind::WRITE_U, ALL).unwrap();
+    a.lease(f, LeaseKind::WRITE_U, ALL).unwrap();
     dead.exit();
     assert_eq!(a.send_fd(dead.pid(), f), Err(Errno::ECONNREFUSED));
     assert_eq!(a.send_fd(b.pid(), Fd(77)), Err(Errno::EBADF));
@@ -93,13 +93,13 @@ fn send_and_receive() {
     assert_eq!(b.bytes_of(received), [1, 2], "the access mode travels along");
     assert_eq!(a.send_fd(b.pid(), f), Ok(()), "room for one");
     a.close(f).unwrap();
-    assert_eq!(b.held(received), [(Kind::WRITE_U, ALL)]);
+    assert_eq!(b.held(received), [(LeaseKind::WRITE_U, ALL)]);
     for _ in 0..INBOX_MAX {
         let fd = receives(&b);
         b.close(fd).unwrap();
     }
     assert_eq!(b.unlock(received, ALL), Ok(()), "it may release");
-    b.lease(received, Kind::WRITE_U, ALL).unwrap();
+    b.lease(received, LeaseKind::WRITE_U, ALL).unwrap();
     let looker = lab.actor();
     let look = looker.opens("data");
     b.close(received).unwrap();
@@ -116,7 +116,7 @@ fn custody_of_an_object() {
     let (nic_fd, nic) = Nic::open(&a);
     let region = nic.pins(&a, f, 0..1).unwrap();
     let holders = || {
-        use fs_sim::holders::PinHolder;
+        use fs_sim::holders::holder::PinHolder;
         region.describe().processes
     };
     assert_eq!(holders(), [a.pid()]);
@@ -159,15 +159,15 @@ fn descriptors_are_the_lowest_free_and_bounded() {
     let last = Fd(FDS_MAX as u32 - 1);
     assert_eq!(a.stat(last).map(|stat| stat.size), Ok(2 * BLOCK));
     assert_eq!(a.dup(f), Err(Errno::EMFILE));
-    let truncating = Flags { truncate: true, ..Flags::open(Access::BOTH) };
+    let truncating = OpenFlags { truncate: true, ..OpenFlags::open(AccessMode::BOTH) };
     assert_eq!(a.open("data", truncating), Err(Errno::EMFILE));
     assert_eq!(a.bytes_of(f), [1, 2], "nothing was truncated on the way to EMFILE");
-    assert_eq!(a.open("new", Flags::create()), Err(Errno::EMFILE));
-    assert_eq!(b.open("new", Flags::open(Access::READ)), Err(Errno::ENOENT), "nothing was created either");
+    assert_eq!(a.open("new", OpenFlags::create()), Err(Errno::EMFILE));
+    assert_eq!(b.open("new", OpenFlags::open(AccessMode::READ)), Err(Errno::ENOENT), "nothing was created either");
     assert_eq!(a.recv_fd(), Err(Errno::EMFILE), "the message's descriptor is dropped");
     assert_eq!(a.dup2(f, Fd(7)), Ok(Fd(7)), "a number that is taken can be had");
     a.close(last).unwrap();
-    assert_eq!(a.open("data", Flags::open(Access::READ)), Ok(last));
+    assert_eq!(a.open("data", OpenFlags::open(AccessMode::READ)), Ok(last));
     lab.end([&a, &b]);
 }
 
@@ -176,18 +176,18 @@ fn descriptors_are_the_lowest_free_and_bounded() {
 fn names() {
     let lab = Lab::new(preset("man-page"));
     let a = lab.actor();
-    let open = |name: &str| a.open(name, Flags::open(Access::BOTH));
+    let open = |name: &str| a.open(name, OpenFlags::open(AccessMode::BOTH));
     assert_eq!(open("data"), Err(Errno::ENOENT));
     assert_eq!(open(""), Err(Errno::EINVAL));
-    assert_eq!(a.open(&"x".repeat(256), Flags::create()), Err(Errno::EINVAL));
-    assert_eq!(a.open("data", Flags::open(Access { read: false, write: false })), Err(Errno::EINVAL));
+    assert_eq!(a.open(&"x".repeat(256), OpenFlags::create()), Err(Errno::EINVAL));
+    assert_eq!(a.open("data", OpenFlags::open(AccessMode { read: false, write: false })), Err(Errno::EINVAL));
     let f = a.writes_file("data", 2, 1);
-    let exclusively = Flags { exclusive: true, ..Flags::create() };
+    let exclusively = OpenFlags { exclusive: true, ..OpenFlags::create() };
     assert_eq!(a.open("data", exclusively), Err(Errno::EEXIST));
     assert_eq!(a.truncate("nothing", 0), Err(Errno::ENOENT));
     assert_eq!(a.unlink("nothing"), Err(Errno::ENOENT));
-    let reader = a.open("data", Flags::open(Access::READ)).unwrap();
-    let writer = a.open("data", Flags::open(Access::WRITE)).unwrap();
+    let reader = a.open("data", OpenFlags::open(AccessMode::READ)).unwrap();
+    let writer = a.open("data", OpenFlags::open(AccessMode::WRITE)).unwrap();
     assert_eq!(a.write(reader, 0, &[1]), Err(Errno::EBADF));
     assert_eq!(a.read(writer, 0, &mut [0]), Err(Errno::EBADF));
     assert_eq!(a.ftruncate(reader, 0), Err(Errno::EINVAL));
@@ -238,7 +238,7 @@ fn taking_signals_ends_their_effect_on_every_thread() {
     let lab = Lab::new(preset("man-page"));
     let (a, b) = (lab.actor(), lab.actor());
     let f = a.writes_file("data", 2, 1);
-    a.lease(f, Kind::READ, ALL).unwrap();
+    a.lease(f, LeaseKind::READ, ALL).unwrap();
     let helper = b.another_thread();
     b.kill(b.pid(), Signal::Sigusr1).unwrap();
     assert_eq!(b.truncate("data", 0), Err(Errno::EINTR), "pending for the main thread");
@@ -259,8 +259,8 @@ fn exit_while_another_thread_is_blocked() {
         let (a, b) = (lab.actor(), lab.actor());
         let f = a.writes_file("data", 2, 1);
         let own = b.writes_file("own", 1, 1);
-        a.lease(f, Kind::READ, ALL).unwrap();
-        b.lease(own, Kind::WRITE_U, ALL).unwrap();
+        a.lease(f, LeaseKind::READ, ALL).unwrap();
+        b.lease(own, LeaseKind::WRITE_U, ALL).unwrap();
         let helper = b.another_thread();
         let changing = helper.blocks("lease break", |helper| helper.truncate("data", 0));
         match by_signal {

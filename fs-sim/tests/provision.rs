@@ -5,7 +5,7 @@ mod common;
 
 use common::changes::{ALL, scattered};
 use common::{Lab, preset};
-use fs_sim::file_ops::defragment::Defragmented;
+use fs_sim::layout_change::defragment::Defragmented;
 use fs_sim::{BLOCK, Errno};
 
 /// Files to measure: exactly as many runs as asked for, zero, written; or none at all.

@@ -7,16 +7,15 @@ mod common;
 use common::changes::{ALL, KEEP, ZERO};
 use common::{Actor, Lab, Nic, can_pin, every_preset, exclusive, needs_lease, pinned_file, preset};
 use emulator::sync::atomic::Ordering;
+use fs_sim::base::numbers::Fd;
 use fs_sim::design::{Axes, ChangeRule, LeaseRules, PinGate};
-use fs_sim::file_ops::fallocate::Mode::{CollapseRange, PunchHole, UnshareRange};
-use fs_sim::file_ops::open::Flags;
 use fs_sim::holders::block_layout::IoMode;
-use fs_sim::lease::Kind;
-use fs_sim::process::description::Access;
-use fs_sim::process::fd_table::Fd;
-use fs_sim::process::signals::Signal;
-use fs_sim::range::BlockRange;
-use fs_sim::{BLOCK, Errno, FILE_MAX, Task};
+use fs_sim::leases::layout::kind::LeaseKind;
+use fs_sim::syscalls::fallocate::FallocateMode::{CollapseRange, PunchHole, UnshareRange};
+use fs_sim::syscalls::open::OpenFlags;
+use fs_sim::vfs::open_file::AccessMode;
+use fs_sim::vfs::signals::Signal;
+use fs_sim::{BLOCK, BlockRange, Errno, FILE_MAX, Task};
 
 /// "data" of four blocks `[1, 2, 3, 4]`, and "copy", which shares them all.
 fn clones(a: &Actor) -> (Fd, Fd) {
@@ -116,8 +115,8 @@ fn errnos() {
     let a = lab.actor();
     let (f, g) = (a.writes_file("f", 4, 1), a.writes_file("g", 6, 1));
     a.write(f, 4 * BLOCK, b"tail").unwrap();
-    let open = |access| a.open("f", Flags::open(access)).unwrap();
-    let (reader, writer) = (open(Access::READ), open(Access::WRITE));
+    let open = |access| a.open("f", OpenFlags::open(access)).unwrap();
+    let (reader, writer) = (open(AccessMode::READ), open(AccessMode::WRITE));
     let (_, nic) = (0, Nic::open(&a).0);
     let reflink: Both = |t, a, x, b, y, len| t.reflink(a, x, b, y, len).map(|()| true);
     let dedupe: Both = |t, a, x, b, y, len| t.dedupe(a, x, b, y, len).map(|same| same.is_some());
@@ -172,7 +171,7 @@ fn dedupe_shares_what_is_the_same_and_leaves_the_rest() {
         a.fills(g, 3, 77).unwrap();
         if axes.lease_rules != LeaseRules::None {
             for name in ["f", "g"] {
-                c.lease(c.opens(name), Kind::READ, ALL).unwrap();
+                c.lease(c.opens(name), LeaseKind::READ, ALL).unwrap();
             }
         }
         let before = (a.portrait(f), a.portrait(g));
@@ -218,13 +217,13 @@ fn a_change_of_two_places_waits_at_them_alone() {
     let (a, b) = (lab.actor(), lab.actor());
     let fa = a.writes_file("data", 12, 1);
     let fb = b.opens("data");
-    b.lease(fb, Kind::READ, BlockRange::new(10, 11)).unwrap();
+    b.lease(fb, LeaseKind::READ, BlockRange::new(10, 11)).unwrap();
     let changing = a.blocks("lease break", move |a| a.exchange_range(fa, 0, fa, 10 * BLOCK, BLOCK));
-    assert_eq!(b.lease(fb, Kind::READ, BlockRange::new(5, 6)), Ok(()));
-    assert_eq!(b.lease(fb, Kind::READ, BlockRange::new(0, 1)), Err(Errno::EAGAIN));
+    assert_eq!(b.lease(fb, LeaseKind::READ, BlockRange::new(5, 6)), Ok(()));
+    assert_eq!(b.lease(fb, LeaseKind::READ, BlockRange::new(0, 1)), Err(Errno::EAGAIN));
     b.unlock(fb, BlockRange::new(10, 11)).unwrap();
     assert_eq!(changing.finish(), Ok(()));
-    assert_eq!(b.held(fb), [(Kind::READ, BlockRange::new(5, 6))]);
+    assert_eq!(b.held(fb), [(LeaseKind::READ, BlockRange::new(5, 6))]);
     lab.end([&a, &b]);
 }
 
@@ -421,7 +420,7 @@ fn two_files_leases_are_broken_together() {
                 let (data, other) = (a.writes_file("data", 4, 1), a.writes_file("other", 4, 1));
                 let (fb, fc) = (b.opens("data"), c.opens("other"));
                 let taken = [(&b, fb, "data"), (&c, fc, "other")].map(|(who, fd, name)| {
-                    (forbids != Some(name)).then(|| who.lease(fd, Kind::READ, ALL).unwrap()).is_some()
+                    (forbids != Some(name)).then(|| who.lease(fd, LeaseKind::READ, ALL).unwrap()).is_some()
                 });
                 if let Some(name) = forbids {
                     d.lease(d.opens(name), exclusive(axes), ALL).unwrap();
@@ -468,7 +467,7 @@ fn faults_do_not_wait_behind_two_file_changes() {
             }
             let free = if leased == "data" { "other" } else { "data" };
             let (fc, beside) = (c.opens(leased), c.opens(free));
-            c.lease(fc, Kind::READ, ALL).unwrap();
+            c.lease(fc, LeaseKind::READ, ALL).unwrap();
             let va = c.mmap(beside, 0, BLOCK, true).unwrap();
             let changing = a.blocks("lease break", move |a| a.exchange_range(data, BLOCK, other, BLOCK, BLOCK));
             assert_eq!(c.store(va, &[9]), Err(Errno::SIGBUS), "{free}: the change waits for C");
@@ -489,7 +488,7 @@ fn faults_do_not_wait_behind_two_file_changes() {
     let (data, other) = (a.writes_file("data", 4, 1), a.writes_file("other", 4, 1));
     a.fallocate(data, PunchHole, 0, BLOCK).unwrap();
     let (fc, beside) = (c.opens("other"), c.opens("data"));
-    c.lease(fc, Kind::READ, ALL).unwrap();
+    c.lease(fc, LeaseKind::READ, ALL).unwrap();
     let va = c.mmap(beside, 0, BLOCK, true).unwrap();
     let truncating = b.blocks("lease break", |b| b.truncate("other", 2 * BLOCK));
     let behind = a.blocks("layout change ahead", move |a| a.exchange_range(data, BLOCK, other, BLOCK, BLOCK));
@@ -537,7 +536,7 @@ fn s43_pins_unshare_first() {
             let (data, copy) = clones(&a);
             if needs_lease(axes) {
                 // Its own read+U doesn't forbid what its own pin needs.
-                let kind = if axes.lease_rules == LeaseRules::Chinner { Kind::WRITE } else { Kind::READ_U };
+                let kind = if axes.lease_rules == LeaseRules::Chinner { LeaseKind::WRITE } else { LeaseKind::READ_U };
                 a.lease(data, kind, ALL).unwrap();
             }
             let (_, nic) = Nic::open(&a);
@@ -590,10 +589,10 @@ fn faults_that_must_copy_never_wait() {
         let va = a.mmap(data, 0, 4 * BLOCK, true).unwrap();
         // A's lease on what it pins, B's on a part of it.
         if can_pin(axes) && needs_lease(axes) {
-            a.lease(data, Kind { mode: Kind::READ.mode, ..exclusive(axes) }, ALL).unwrap_or(());
+            a.lease(data, LeaseKind { mode: LeaseKind::READ.mode, ..exclusive(axes) }, ALL).unwrap_or(());
         }
         let fb = b.opens("data");
-        b.lease(fb, Kind::READ, BlockRange::new(1, 2)).unwrap();
+        b.lease(fb, LeaseKind::READ, BlockRange::new(1, 2)).unwrap();
         let before = a.portrait(data);
         assert_eq!(a.store(va + BLOCK, &[9]), Err(Errno::SIGBUS));
         if can_pin(axes) && axes.pin_gate != PinGate::Unbreakable {
@@ -623,7 +622,7 @@ fn copy_on_write_is_judged_by_effect() {
         let (a, b) = (lab.actor(), lab.actor());
         let (data, copy) = clones(&a);
         let fb = b.opens("data");
-        b.lease(fb, Kind::READ, ALL).unwrap();
+        b.lease(fb, LeaseKind::READ, ALL).unwrap();
         assert_eq!(a.fills(copy, 0, 9), Ok(BLOCK as usize), "of the other file: its own business");
         assert_eq!((b.signals(), a.fills(data, 0, 8)), (vec![], Ok(BLOCK as usize)), "block 0 is shared no more");
         assert_eq!(b.signals(), [], "an overwrite, though its map had the mark");
@@ -647,7 +646,12 @@ fn on_demand_writes_copy_first() {
     // A mapping must stay for a region without pins.
     let va = a.mmap(data, 0, 4 * BLOCK, true).unwrap();
     assert!(region.is_ok());
-    let want = fs_sim::gup::Want { va, len: 4 * BLOCK, write: true, user: fs_sim::gup::LongTermUser::Rdma };
+    let want = fs_sim::pinning::registration::PinRequest {
+        va,
+        len: 4 * BLOCK,
+        write: true,
+        user: fs_sim::pinning::admission::LongTermUser::Rdma,
+    };
     let region = nic.register(&a, want).unwrap();
     let mut byte = [0];
     assert_eq!((region.dma_read(&lab.kernel, 0, &mut byte), lab.kernel.usage().allocated), (Ok(()), 4));
@@ -655,7 +659,7 @@ fn on_demand_writes_copy_first() {
     assert_eq!((a.bytes_of(data), a.bytes_of(copy)), (vec![1, 9, 3, 4], vec![1, 2, 3, 4]));
     let b = lab.actor();
     let fb = b.opens("data");
-    b.lease(fb, Kind::READ, ALL).unwrap();
+    b.lease(fb, LeaseKind::READ, ALL).unwrap();
     assert_eq!(region.dma_write(&lab.kernel, 0, &[9; 8]), Err(Errno::EFAULT), "under a lease, as any fault");
     assert_eq!(b.signals(), []);
     lab.end([&a, &b]);

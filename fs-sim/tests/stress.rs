@@ -12,14 +12,14 @@ use emulator::World;
 use emulator::device::Device;
 use emulator::sync::atomic::{AtomicU64, Ordering};
 use emulator::sync::{Arc, race, thread};
+use fs_sim::base::numbers::Fd;
 use fs_sim::design::{Axes, LeaseRules, PinGate, VolumeOptions};
-use fs_sim::file_ops::fallocate::Mode;
-use fs_sim::file_ops::open::Flags;
-use fs_sim::gup::{LongTermUser, Want};
-use fs_sim::lease::Kind;
-use fs_sim::process::fd_table::Fd;
-use fs_sim::range::BlockRange;
-use fs_sim::{BLOCK, Config, Errno, Kernel, Sabotage};
+use fs_sim::leases::layout::kind::LeaseKind;
+use fs_sim::pinning::admission::LongTermUser;
+use fs_sim::pinning::registration::PinRequest;
+use fs_sim::syscalls::fallocate::FallocateMode;
+use fs_sim::syscalls::open::OpenFlags;
+use fs_sim::{BLOCK, BlockRange, Errno, Kernel, KernelConfig, Sabotage};
 
 const FILES: u64 = 2;
 /// The largest file, in blocks.
@@ -144,9 +144,9 @@ impl<'a> Life<'a> {
         let changed = match self.dice.below(6) {
             0 => self.actor.truncate(&name(file), at),
             1 => self.actor.ftruncate(fd, at + 8 * self.dice.below(WORDS)),
-            2 | 3 => self.actor.fallocate(fd, Mode::PunchHole, at, len),
-            4 => self.actor.fallocate(fd, Mode::ZeroRange { keep_size }, at, len),
-            _ => self.actor.fallocate(fd, Mode::Allocate { keep_size }, at, len),
+            2 | 3 => self.actor.fallocate(fd, FallocateMode::PunchHole, at, len),
+            4 => self.actor.fallocate(fd, FallocateMode::ZeroRange { keep_size }, at, len),
+            _ => self.actor.fallocate(fd, FallocateMode::Allocate { keep_size }, at, len),
         };
         if self.settle(changed, CHANGE).is_some() {
             self.stress.changed.fetch_add(1, Ordering::Relaxed);
@@ -184,7 +184,7 @@ impl<'a> Life<'a> {
         let leased = axes.lease_rules != LeaseRules::None;
         if leased {
             let kind = match axes.pin_gate {
-                PinGate::Lease if self.dice.below(2) == 0 => Kind::READ,
+                PinGate::Lease if self.dice.below(2) == 0 => LeaseKind::READ,
                 _ => exclusive(axes),
             };
             let lease = self.actor.lease(fd, kind, range);
@@ -195,7 +195,7 @@ impl<'a> Life<'a> {
         let actor = self.actor.clone();
         let (context, nic) = Nic::open(&actor);
         if let Some(va) = self.mapping(file, first, blocks) {
-            let want = Want { va, len: blocks * BLOCK, write: true, user: LongTermUser::Rdma };
+            let want = PinRequest { va, len: blocks * BLOCK, write: true, user: LongTermUser::Rdma };
             let region = nic.register(&actor, want);
             let _later = region.as_ref().err().filter(|errno| !REGISTER.contains(errno)).map(|errno| {
                 assert!(actor.process().is_dying(), "{errno}");
@@ -213,7 +213,7 @@ impl<'a> Life<'a> {
                 }
                 if self.dice.below(4) == 0 {
                     // A change under its own region: `holder_change`.
-                    let own = actor.fallocate(fd, Mode::PunchHole, first * BLOCK, BLOCK);
+                    let own = actor.fallocate(fd, FallocateMode::PunchHole, first * BLOCK, BLOCK);
                     assert!(
                         own.is_ok() || own.is_err_and(|errno| CHANGE.contains(&errno) || errno == Errno::Dead),
                         "{own:?}"
@@ -278,7 +278,7 @@ impl<'a> Life<'a> {
     fn clones(&mut self) {
         let (file, (first, blocks)) = (self.dice.below(FILES), self.dice.blocks());
         let private = format!("private to {}", self.actor.pid());
-        let opened = self.actor.open(&private, Flags::create());
+        let opened = self.actor.open(&private, OpenFlags::create());
         let Some(own) = self.settle(opened, &[]) else { return };
         let unlinked = self.actor.unlink(&private);
         let actor = self.actor.clone();
@@ -321,7 +321,7 @@ impl<'a> Life<'a> {
                 let done = match call {
                     1 => self.actor.exchange_range(own, at, fd, at, len),
                     2 => self.actor.dedupe(fd, at, own, at, len).map(|_| ()),
-                    _ => self.actor.fallocate(own, Mode::UnshareRange { keep_size: true }, at, len),
+                    _ => self.actor.fallocate(own, FallocateMode::UnshareRange { keep_size: true }, at, len),
                 };
                 let tolerated = [CHANGE, &[Errno::EINVAL]].concat();
                 if self.settle(done, &tolerated).is_some() {
@@ -361,7 +361,7 @@ impl<'a> Life<'a> {
         }
         let closed = self.actor.close(self.fds[file as usize]);
         if self.settle(closed, &[]).is_some() {
-            let opened = self.actor.open(&name(file), Flags::create());
+            let opened = self.actor.open(&name(file), OpenFlags::create());
             if let Some(fd) = self.settle(opened, &[]) {
                 self.fds[file as usize] = fd;
             }
@@ -408,7 +408,7 @@ const REGISTER: &[Errno] =
 
 fn stress(axes: Axes, sabotage: Sabotage, seed: u64, rounds: u64) -> Stress {
     let options = VolumeOptions { lease_break_time: Duration::from_millis(2), ..VolumeOptions::default() };
-    let config = Config { options, sabotage, ..Config::new(axes) };
+    let config = KernelConfig { options, sabotage, ..KernelConfig::new(axes) };
     let device = Device::memory(2 << 20).expect("a device");
     let kernel = Kernel::new(Arc::new(World::real(seed)), device, config).expect("a kernel");
     let zero = || AtomicU64::new(0);

@@ -5,7 +5,7 @@
 
 use emulator::sync::Arc;
 use emulator::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use fs_sim::counters::Counter;
+use fs_sim::base::counters::Counter;
 use fs_sim::{Errno, Kernel};
 
 use crate::regions::Regions;

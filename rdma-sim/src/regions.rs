@@ -36,8 +36,8 @@ use emulator::race_point;
 use emulator::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use emulator::sync::{Arc, Mutex, OnceLock};
 use fs_sim::Errno;
-use fs_sim::gup::Registration;
-use fs_sim::process::description::Deferred;
+use fs_sim::pinning::registration::Registration;
+use fs_sim::vfs::open_file::Deferred;
 
 use crate::verbs::mr::Mr;
 use crate::verbs::work::Fault;

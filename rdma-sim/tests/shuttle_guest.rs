@@ -12,10 +12,10 @@ use emulator::device::Device;
 use emulator::sync::atomic::{AtomicU64, Ordering};
 use emulator::sync::{Arc, thread};
 use fs_sim::design::{PinGate, presets};
-use fs_sim::file_ops::open::Flags;
-use fs_sim::holders::guest::{Exposure, GuestMapping};
-use fs_sim::process::signals::{Disposition, Signal};
-use fs_sim::{Config, Errno, Kernel, Sabotage};
+use fs_sim::pinning::guest_export::{Exposure, GuestMapping};
+use fs_sim::syscalls::open::OpenFlags;
+use fs_sim::vfs::signals::{Disposition, Signal};
+use fs_sim::{Errno, Kernel, KernelConfig, Sabotage};
 use shuttle::Runner;
 use shuttle::scheduler::{PctScheduler, RandomScheduler};
 
@@ -48,20 +48,20 @@ enum Event {
     Exit,
 }
 
-fn config(preset: &str, sabotage: Sabotage) -> Config {
+fn config(preset: &str, sabotage: Sabotage) -> KernelConfig {
     let axes = presets().iter().find(|found| found.name == preset).expect("a preset").axes;
-    Config { sabotage, ..Config::new(axes) }
+    KernelConfig { sabotage, ..KernelConfig::new(axes) }
 }
 
 /// A server exports its file and a guest maps it, for as long as it likes; meanwhile a stranger truncates the file, or another
 /// thread ends the server. As long as the guest has it mapped it is the file's.
-fn guest_against(event: Event, config: Config) {
+fn guest_against(event: Event, config: KernelConfig) {
     let leases = usize::from(matches!(config.axes.pin_gate, PinGate::Lease | PinGate::Unbreakable));
     let device = Device::memory(2 << 20).unwrap();
     let kernel = Kernel::new(Arc::new(World::manual(1)), device, config).unwrap();
     let server = kernel.spawn();
     server.process().set_disposition(Signal::Sigio, Disposition::Ignore);
-    let fd = server.open("data", Flags::create()).unwrap();
+    let fd = server.open("data", OpenFlags::create()).unwrap();
     server.write(fd, 0, &[1; (BLOCKS * PAGE) as usize]).unwrap();
 
     let (stranger, another) = (kernel.spawn(), server.thread());
@@ -109,7 +109,7 @@ fn guest_against(event: Event, config: Config) {
 const CHANGES: usize = 3;
 
 /// What the schedule of `seed` shows to be wrong, or nothing: see `shuttle_reg_mr`.
-fn failure(seed: u64, event: Event, config: Config) -> Option<String> {
+fn failure(seed: u64, event: Event, config: KernelConfig) -> Option<String> {
     let run = || {
         let mut settings = shuttle::Config::new();
         settings.failure_persistence = shuttle::FailurePersistence::None;

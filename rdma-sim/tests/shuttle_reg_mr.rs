@@ -11,11 +11,10 @@ use emulator::World;
 use emulator::device::Device;
 use emulator::sync::{Arc, thread};
 use fs_sim::design::{Axes, presets};
-use fs_sim::file_ops::open::Flags;
-use fs_sim::lease::Kind;
-use fs_sim::process::signals::{Disposition, Signal};
-use fs_sim::range::BlockRange;
-use fs_sim::{Config, Errno, Kernel, Sabotage};
+use fs_sim::leases::layout::kind::LeaseKind;
+use fs_sim::syscalls::open::OpenFlags;
+use fs_sim::vfs::signals::{Disposition, Signal};
+use fs_sim::{BlockRange, Errno, Kernel, KernelConfig, Sabotage};
 use rdma_sim::{AccessFlags, Context, Nic, Op, Qp, QpConfig, Status, WorkRequest};
 use shuttle::Runner;
 use shuttle::scheduler::{PctScheduler, RandomScheduler};
@@ -27,22 +26,22 @@ fn axes(preset: &str) -> Axes {
     presets().iter().find(|found| found.name == preset).expect("a preset").axes
 }
 
-fn config(preset: &str, sabotage: Sabotage) -> Config {
-    let mut config = Config::new(axes(preset));
+fn config(preset: &str, sabotage: Sabotage) -> KernelConfig {
+    let mut config = KernelConfig::new(axes(preset));
     config.sabotage = sabotage;
     config
 }
 
 /// A program registers a leased file and lets its peer write to it, while another program truncates it and takes the blocks
 /// for itself. Every invariant is checked at the end.
-fn reg_mr_against_truncate(config: Config) {
+fn reg_mr_against_truncate(config: KernelConfig) {
     let device = Device::memory(2 << 20).unwrap();
     let kernel = Kernel::new(Arc::new(World::manual(1)), device, config).unwrap();
     let owner = kernel.spawn();
     owner.process().set_disposition(Signal::Sigio, Disposition::Handler);
-    let fd = owner.open("data", Flags::create()).unwrap();
+    let fd = owner.open("data", OpenFlags::create()).unwrap();
     owner.write(fd, 0, &[1; (BLOCKS * PAGE) as usize]).unwrap();
-    owner.lease(fd, Kind::READ_U, BlockRange::ALL).unwrap();
+    owner.lease(fd, LeaseKind::READ_U, BlockRange::ALL).unwrap();
     let va = owner.mmap(fd, 0, BLOCKS * PAGE, true).unwrap();
 
     let stranger = kernel.spawn();
@@ -91,7 +90,7 @@ const CHANGES: usize = 3;
 
 /// Runs the schedule of `seed`: an even one is random at every step, an odd one goes by random priorities that change at
 /// few random steps (after a first run that only counts the steps), which lets one thread finish inside another's window.
-fn run_schedule(seed: u64, config: Config) {
+fn run_schedule(seed: u64, config: KernelConfig) {
     let mut settings = shuttle::Config::new();
     // A failing schedule is named by its seed; the default writes its steps out as well.
     settings.failure_persistence = shuttle::FailurePersistence::None;
@@ -104,7 +103,7 @@ fn run_schedule(seed: u64, config: Config) {
 }
 
 /// What a failing schedule says, or nothing.
-fn failure(seed: u64, config: Config) -> Option<String> {
+fn failure(seed: u64, config: KernelConfig) -> Option<String> {
     let panic = catch_unwind(AssertUnwindSafe(|| run_schedule(seed, config))).err()?;
     let text = panic.downcast_ref::<String>().cloned();
     Some(text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned())).unwrap_or_default())

@@ -12,11 +12,12 @@
 use emulator::sync::Arc;
 
 use super::{Extent, ExtentState, FILE_BLOCKS_MAX, FiemapExtent, Piece};
-use crate::BLOCK;
-use crate::range::BlockRange;
+use crate::base::range::BlockRange;
+use crate::base::units::BLOCK;
 
 /// Extents in a chunk at most.
 pub(super) const CHUNK: usize = 256;
+
 /// A rewritten part with fewer extents takes a neighbouring chunk in, so that chunks don't crumble.
 const CHUNK_MIN: usize = CHUNK / 4;
 

@@ -6,13 +6,14 @@
 //! xfs_ifork` and its read-only use through `struct iomap`.
 
 mod layout;
+pub(crate) mod lookup;
 #[cfg(all(test, not(any(daxlab_loom, daxlab_shuttle))))]
 mod tests;
 
 pub use layout::{Layout, Pieces};
 
-use crate::BLOCK;
-use crate::range::BlockRange;
+use crate::base::range::BlockRange;
+use crate::base::units::BLOCK;
 
 /// File blocks are below this: byte offsets go to `i64::MAX`.
 pub const FILE_BLOCKS_MAX: u64 = i64::MAX as u64 / BLOCK;

@@ -2,7 +2,7 @@
 //!
 //! It owns no state and decides nothing: each lease and pin is judged by the very function that a change is judged by, once for
 //! the change that is under way, and once for a change by a process that has nothing to do with the file (so that a refusal,
-//! which leaves nobody waiting, has its reason named too). What is told of custody is the present: who could let go *now*,
+//! which leaves nobody waiting, has its reason named too). What is told of fd_holders is the present: who could let go *now*,
 //! whether or not the one who took the lease or registered the pin lives. An answer is a snapshot, exact while nobody moves.
 //! Kernel counterpart: none, which was one of the objections of 2019 ("lsof can't tell"); /proc/locks names an inode only.
 
@@ -14,39 +14,39 @@ use emulator::time::Nanos;
 use emulator::wait::WaiterId;
 use serde::Serialize;
 
-use crate::Kernel;
+use crate::base::numbers::{Ino, Pid};
+use crate::base::page_sets::merge;
+use crate::base::range::{BlockRange, BlockRanges};
+use crate::deadlock::need::Participant;
 use crate::design::ChangeRule;
-use crate::file_ops::direct_io::Seen;
-use crate::file_ops::merge;
-use crate::file_ops::plan::mapped;
-use crate::gup::pages_of;
-use crate::holders::Holder;
-use crate::holders::block_layout::BlockLayout;
-use crate::inode::{Ino, Inode};
-use crate::lease::Lease;
-use crate::lease::settle;
-use crate::lease::table::{Entry, State};
-use crate::process::Pid;
-use crate::process::custody::Custody;
-use crate::range::{BlockRange, BlockRanges};
-use crate::waits::Participant;
+use crate::extent_map::lookup::{mapped, pages_of};
+use crate::holders::block_layout::{BlockLayout, BlockLayouts};
+use crate::holders::holder::Holder;
+use crate::holders::in_flight_io::{SeenIo, io_on};
+use crate::holders::lease_gate::Lease;
+use crate::holders::list::{notify_only, pin_holders};
+use crate::leases::layout::break_layouts::{LeaseVerdict, judge, others_write};
+use crate::leases::layout::table::{LeaseEntry, LeaseState, LeaseTable};
+use crate::vfs::fd_holders::FdHolders;
+use crate::vfs::inode::Inode;
+use crate::vfs::kernel::Kernel;
 
 /// A range of file blocks; no end means infinity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub struct Blocks {
+pub struct FileBlocks {
     /// First block.
     pub start: u64,
     /// One past the last block.
     pub end: Option<u64>,
 }
 
-impl From<BlockRange> for Blocks {
-    fn from(range: BlockRange) -> Blocks {
-        Blocks { start: range.start, end: (range.end != u64::MAX).then_some(range.end) }
+impl From<BlockRange> for FileBlocks {
+    fn from(range: BlockRange) -> FileBlocks {
+        FileBlocks { start: range.start, end: (range.end != u64::MAX).then_some(range.end) }
     }
 }
 
-impl fmt::Display for Blocks {
+impl fmt::Display for FileBlocks {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.end {
             Some(end) => write!(f, "blocks {}..{end}", self.start),
@@ -174,7 +174,7 @@ pub struct Blocker {
     /// The inode.
     pub ino: u64,
     /// The file blocks it is about.
-    pub range: Blocks,
+    pub range: FileBlocks,
     /// What it does to the change.
     pub effect: Effect,
     /// When its time is over, in nanoseconds of the kernel's clock.
@@ -187,7 +187,7 @@ pub struct Blocker {
 
 /// Somebody who waits.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Waiting {
+pub struct WaitingTask {
     /// The task.
     pub task: u64,
     /// Its process.
@@ -204,9 +204,9 @@ pub struct Waiting {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct BlockedChange {
     /// Who.
-    pub who: Waiting,
+    pub who: WaitingTask,
     /// The file blocks it waits on.
-    pub range: Blocks,
+    pub range: FileBlocks,
     /// What stands against it.
     pub blockers: Vec<Blocker>,
 }
@@ -219,13 +219,13 @@ pub struct Blockers {
     /// The change that waits now, if one does.
     pub blocked: Option<BlockedChange>,
     /// The changes that queue behind it (or behind one that is about to finish), first come first.
-    pub queued: Vec<Waiting>,
+    pub queued: Vec<WaitingTask>,
     /// Everybody else who waits for something of this file: lease requests, unlocks, closes.
-    pub others: Vec<Waiting>,
+    pub others: Vec<WaitingTask>,
     /// What a change of `asked` by a stranger would meet.
     pub stranger: Vec<Blocker>,
     /// The range of that question.
-    pub asked: Blocks,
+    pub asked: FileBlocks,
 }
 
 impl Blockers {
@@ -255,181 +255,193 @@ impl Kernel {
     /// Who blocks changes of `ino`: what is under way, and what a stranger's change of `range` would meet.
     pub fn blockers_of(&self, ino: Ino, range: BlockRange) -> Option<Blockers> {
         let inode = self.inodes.get(ino).or_else(|| self.ghosts.get(ino))?;
-        let line = inode.ticket.line();
-        let mut waiting = self.waiting();
+        let line = inode.turn.line();
+        let mut waiting = waiting_tasks(self);
         let mut take = |task: WaiterId| {
             let at = waiting.iter().position(|(waiter, _)| *waiter == task)?;
             Some(waiting.remove(at).1)
         };
-        let holders: Vec<_> = inode.holders.all().into_iter().chain(inode.mapped.all()).collect();
+        let holders: Vec<_> = pin_holders(&inode).all().into_iter().chain(notify_only(&inode).all()).collect();
         let blocked = line.holder.and_then(|task| {
             let ranges = line.waiting?;
             let who = take(task)?;
             let met: Vec<_> = holders.iter().filter(|holder| line.pins.contains(&holder.id)).cloned().collect();
-            let blockers = self.judged(&inode, &ranges, &met, Pid(who.pid));
+            let blockers = judged(self, &inode, &ranges, &met, Pid(who.pid));
             Some(BlockedChange { who, range: ranges.hull().into(), blockers })
         });
         let queued = line.queue.into_iter().filter_map(&mut take).collect();
         let queues = [
-            &inode.leases.changed,
-            &inode.holders.changed,
-            &inode.mapped.changed,
-            inode.ticket.changed(),
-            &inode.block_layouts.changed,
+            &LeaseTable::of(&inode).changed,
+            &pin_holders(&inode).changed,
+            &notify_only(&inode).changed,
+            inode.turn.changed(),
+            &BlockLayouts::of(&inode).changed,
         ];
         let others = queues.into_iter().flat_map(|queue| queue.waiting()).filter_map(&mut take).collect();
         let pages = pages_in(&inode, range);
         let met: Vec<_> = holders.into_iter().filter(|holder| holder.holds_any_of(&pages)).collect();
-        let stranger = self.judged(&inode, &range.into(), &met, STRANGER);
+        let stranger = judged(self, &inode, &range.into(), &met, STRANGER);
         Some(Blockers { ino: ino.0, blocked, queued, others, stranger, asked: range.into() })
     }
+}
 
-    /// Everybody who is blocked.
-    fn waiting(&self) -> Vec<(WaiterId, Waiting)> {
-        let sleepers = self.world.sleepers();
-        let waiting = |blocked: Participant| {
-            let sleeper = sleepers.iter().find(|sleeper| sleeper.waiter == blocked.task);
-            let waiting = Waiting {
-                task: blocked.task.0,
-                pid: blocked.pid.0,
-                reason: blocked.reason.to_owned(),
-                needs: blocked.needs.iter().map(ToString::to_string).collect(),
-                deadline_ns: sleeper.and_then(|sleeper| sleeper.deadline).map(|Nanos(ns)| ns),
-            };
-            (blocked.task, waiting)
+/// Everybody who is blocked.
+fn waiting_tasks(kernel: &Kernel) -> Vec<(WaiterId, WaitingTask)> {
+    let sleepers = kernel.world.sleepers();
+    let waiting = |blocked: Participant| {
+        let sleeper = sleepers.iter().find(|sleeper| sleeper.waiter == blocked.task);
+        let waiting = WaitingTask {
+            task: blocked.task.0,
+            pid: blocked.pid.0,
+            reason: blocked.reason.to_owned(),
+            needs: blocked.needs.iter().map(ToString::to_string).collect(),
+            deadline_ns: sleeper.and_then(|sleeper| sleeper.deadline).map(|Nanos(ns)| ns),
         };
-        self.waits.blocked().into_iter().map(waiting).collect()
+        (blocked.task, waiting)
+    };
+    kernel.waits.blocked().into_iter().map(waiting).collect()
+}
+
+/// What a change of `ranges` by `changer` meets: leases, the pins `met`, clients, I/O in flight, in this order.
+pub(crate) fn judged(
+    kernel: &Kernel,
+    inode: &Inode,
+    ranges: &BlockRanges,
+    met: &[Arc<Holder>],
+    changer: Pid,
+) -> Vec<Blocker> {
+    let entries = LeaseTable::of(inode).lock().clone();
+    let holders = pin_holders(inode).all();
+    let touched = || entries.iter().filter(|entry| ranges.overlaps(entry.range));
+    let others_write = others_write(&entries, ranges, changer);
+    let mut blockers: Vec<Blocker> = touched()
+        .map(|entry| {
+            let effect = judge(&kernel.axes, entry, changer, others_write).effect();
+            lease_blocker(kernel, inode, entry, &holders, effect)
+        })
+        .collect();
+    blockers.extend(met.iter().map(|holder| {
+        let own = holder.pid == changer;
+        let rule = if own { kernel.axes.holder_change } else { kernel.axes.stranger_change };
+        let effect = if holder.notify_only { Effect::Revoked } else { Effect::of_pin(rule) };
+        pin_blocker(kernel, inode, holder, effect)
+    }));
+    let layouts = BlockLayouts::of(inode).all();
+    let clients = layouts.iter().filter(|layout| ranges.overlaps(layout.range()) && layout.pid() != changer);
+    blockers.extend(clients.map(|layout| layout_blocker(kernel, inode, layout)));
+    let mut pages: Vec<PageRange> = ranges.iter().flat_map(|range| pages_in(inode, range)).collect();
+    merge(&mut pages);
+    blockers.extend(io_on(kernel, &pages).iter().map(|io| io_blocker(kernel, io)));
+    blockers
+}
+
+fn lease_blocker(
+    kernel: &Kernel,
+    inode: &Inode,
+    entry: &LeaseEntry,
+    holders: &[Arc<Holder>],
+    effect: Effect,
+) -> Blocker {
+    let under = |holder: &&Arc<Holder>| {
+        let through = holder.leases.iter().any(|held| Arc::ptr_eq(held, &entry.lease));
+        through || holder.holds_file == Some(entry.file)
+    };
+    let pins: Vec<&Arc<Holder>> = holders.iter().filter(under).collect();
+    let (state, deadline) = match entry.state {
+        LeaseState::Held => ("held", None),
+        LeaseState::Breaking { deadline, .. } => ("breaking", deadline),
+        LeaseState::Zombie => ("zombie", None),
+    };
+    let mut releasers = releasers_of(kernel, &entry.fd_holders);
+    if releasers.is_empty() {
+        releasers = mappers_of(kernel, entry);
     }
-
-    /// What a change of `ranges` by `changer` meets: leases, the pins `met`, clients, I/O in flight, in this order.
-    fn judged(&self, inode: &Inode, ranges: &BlockRanges, met: &[Arc<Holder>], changer: Pid) -> Vec<Blocker> {
-        let entries = inode.leases.lock().clone();
-        let holders = inode.holders.all();
-        let touched = || entries.iter().filter(|entry| ranges.overlaps(entry.range));
-        let others_write = settle::others_write(&entries, ranges, changer);
-        let mut blockers: Vec<Blocker> = touched()
-            .map(|entry| {
-                let effect = settle::judge(&self.axes, entry, changer, others_write).effect();
-                self.lease_blocker(inode, entry, &holders, effect)
-            })
-            .collect();
-        blockers.extend(met.iter().map(|holder| {
-            let own = holder.pid == changer;
-            let rule = if own { self.axes.holder_change } else { self.axes.stranger_change };
-            let effect = if holder.told { Effect::Revoked } else { Effect::of_pin(rule) };
-            self.pin_blocker(inode, holder, effect)
-        }));
-        let layouts = inode.block_layouts.all();
-        let clients = layouts.iter().filter(|layout| ranges.overlaps(layout.range()) && layout.pid() != changer);
-        blockers.extend(clients.map(|layout| self.layout_blocker(inode, layout)));
-        let mut pages: Vec<PageRange> = ranges.iter().flat_map(|range| pages_in(inode, range)).collect();
-        merge(&mut pages);
-        blockers.extend(self.io_on(&pages).iter().map(|io| self.io_blocker(io)));
-        blockers
-    }
-
-    fn lease_blocker(&self, inode: &Inode, entry: &Entry, holders: &[Arc<Holder>], effect: Effect) -> Blocker {
-        let under = |holder: &&Arc<Holder>| {
-            let through = holder.leases.iter().any(|held| Arc::ptr_eq(held, &entry.lease));
-            through || holder.holds_file == Some(entry.file)
-        };
-        let pins: Vec<&Arc<Holder>> = holders.iter().filter(under).collect();
-        let (state, deadline) = match entry.state {
-            State::Held => ("held", None),
-            State::Breaking { deadline, .. } => ("breaking", deadline),
-            State::Zombie => ("zombie", None),
-        };
-        let mut releasers = self.releasers_of(&entry.custody);
-        if releasers.is_empty() {
-            releasers = self.mappers_of(entry);
-        }
-        let mut queued = entry.custody.queued();
-        if releasers.is_empty() && queued == 0 {
-            // Only pins keep it: those that hold its open file, else all of those under it (a zombie, a close that waits).
-            let holds = |pin: &Arc<Holder>| pin.holds_file == Some(entry.file);
-            let held = pins.iter().any(|pin| holds(pin));
-            for pin in pins.iter().filter(|pin| !held || holds(pin)) {
-                queued += pin.object.custody().map_or(0, |custody| custody.queued());
-                for releaser in self.releasers_of_pin(pin) {
-                    if !releasers.contains(&releaser) {
-                        releasers.push(releaser);
-                    }
+    let mut queued = entry.fd_holders.queued();
+    if releasers.is_empty() && queued == 0 {
+        // Only pins keep it: those that hold its open file, else all of those under it (a zombie, a close that waits).
+        let holds = |pin: &Arc<Holder>| pin.holds_file == Some(entry.file);
+        let held = pins.iter().any(|pin| holds(pin));
+        for pin in pins.iter().filter(|pin| !held || holds(pin)) {
+            queued += pin.object.fd_holders().map_or(0, |fd_holders| fd_holders.queued());
+            for releaser in releasers_of_pin(kernel, pin) {
+                if !releasers.contains(&releaser) {
+                    releasers.push(releaser);
                 }
             }
         }
-        let cause = Cause::Lease {
-            lease: entry.lease.id.0,
-            kind: entry.kind.to_string(),
-            state,
-            taker: entry.pid.0,
-            pins: pins.iter().map(|holder| holder.id.0).collect(),
-        };
-        let deadline_ns = deadline.map(|Nanos(ns)| ns);
-        Blocker { cause, ino: inode.ino().0, range: entry.range.into(), effect, deadline_ns, releasers, queued }
     }
+    let cause = Cause::Lease {
+        lease: entry.lease.id.0,
+        kind: entry.kind.to_string(),
+        state,
+        taker: entry.pid.0,
+        pins: pins.iter().map(|holder| holder.id.0).collect(),
+    };
+    let deadline_ns = deadline.map(|Nanos(ns)| ns);
+    Blocker { cause, ino: inode.ino().0, range: entry.range.into(), effect, deadline_ns, releasers, queued }
+}
 
-    fn pin_blocker(&self, inode: &Inode, holder: &Arc<Holder>, effect: Effect) -> Blocker {
-        let info = holder.object.describe();
-        let cause = Cause::Pin {
-            holder: holder.id.0,
-            kind: info.kind,
-            registrant: holder.pid.0,
-            context: info.context,
-            region: info.region,
-            leases: holder.leases.iter().map(|lease: &Arc<Lease>| lease.id.0).collect(),
-            guest: info.guest,
-            told: holder.told,
-        };
-        let queued = holder.object.custody().map_or(0, |custody| custody.queued());
-        let releasers = self.releasers_of_pin(holder);
-        let range = holder.range.into();
-        Blocker { cause, ino: inode.ino().0, range, effect, deadline_ns: None, releasers, queued }
-    }
+fn pin_blocker(kernel: &Kernel, inode: &Inode, holder: &Arc<Holder>, effect: Effect) -> Blocker {
+    let info = holder.object.describe();
+    let cause = Cause::Pin {
+        holder: holder.id.0,
+        kind: info.kind,
+        registrant: holder.pid.0,
+        context: info.context,
+        region: info.region,
+        leases: holder.leases.iter().map(|lease: &Arc<Lease>| lease.id.0).collect(),
+        guest: info.guest,
+        told: holder.notify_only,
+    };
+    let queued = holder.object.fd_holders().map_or(0, |fd_holders| fd_holders.queued());
+    let releasers = releasers_of_pin(kernel, holder);
+    let range = holder.range.into();
+    Blocker { cause, ino: inode.ino().0, range, effect, deadline_ns: None, releasers, queued }
+}
 
-    fn layout_blocker(&self, inode: &Inode, layout: &BlockLayout) -> Blocker {
-        let recall = layout.recall();
-        let cause = Cause::BlockLayout { client: layout.pid().0, recalled: recall.is_some() };
-        let deadline_ns = recall.and_then(|recall| recall.deadline).map(|Nanos(ns)| ns);
-        let releasers = layout.custody().map(|custody| self.releasers_of(custody)).unwrap_or_default();
-        let range = layout.range().into();
-        Blocker { cause, ino: inode.ino().0, range, effect: Effect::Broken, deadline_ns, releasers, queued: 0 }
-    }
+fn layout_blocker(kernel: &Kernel, inode: &Inode, layout: &BlockLayout) -> Blocker {
+    let recall = layout.recall();
+    let cause = Cause::BlockLayout { client: layout.pid().0, recalled: recall.is_some() };
+    let deadline_ns = recall.and_then(|recall| recall.deadline).map(|Nanos(ns)| ns);
+    let releasers = layout.fd_holders().map(|fd_holders| releasers_of(kernel, fd_holders)).unwrap_or_default();
+    let range = layout.range().into();
+    Blocker { cause, ino: inode.ino().0, range, effect: Effect::Broken, deadline_ns, releasers, queued: 0 }
+}
 
-    fn io_blocker(&self, io: &Seen) -> Blocker {
-        let cause = Cause::DirectIo { process: io.pid.0 };
-        let effect = if self.goes_blindly() { Effect::Ignored } else { Effect::WaitedFor };
-        // Whoever else has the open file can't complete it.
-        let fd = self.processes.get(io.pid).and_then(|process| process.fd_of(&io.custody));
-        let releasers = vec![Releaser { pid: io.pid.0, fd: fd.map(|fd| fd.0) }];
-        Blocker { cause, ino: io.ino.0, range: io.range.into(), effect, deadline_ns: None, releasers, queued: 0 }
-    }
+fn io_blocker(kernel: &Kernel, io: &SeenIo) -> Blocker {
+    let cause = Cause::DirectIo { process: io.pid.0 };
+    let effect = if kernel.ignores_pins() { Effect::Ignored } else { Effect::WaitedFor };
+    // Whoever else has the open file can't complete it.
+    let fd = kernel.processes.get(io.pid).and_then(|process| process.fd_of(&io.fd_holders));
+    let releasers = vec![Releaser { pid: io.pid.0, fd: fd.map(|fd| fd.0) }];
+    Blocker { cause, ino: io.ino.0, range: io.range.into(), effect, deadline_ns: None, releasers, queued: 0 }
+}
 
-    /// The processes that have a descriptor with this custody, and which.
-    fn releasers_of(&self, custody: &Arc<Custody>) -> Vec<Releaser> {
-        let releaser = |pid: Pid| {
-            let fd = self.processes.get(pid).and_then(|process| process.fd_of(custody));
-            Releaser { pid: pid.0, fd: fd.map(|fd| fd.0) }
-        };
-        custody.processes().into_iter().map(releaser).collect()
-    }
+/// The processes that have a descriptor with this fd_holders, and which.
+fn releasers_of(kernel: &Kernel, fd_holders: &Arc<FdHolders>) -> Vec<Releaser> {
+    let releaser = |pid: Pid| {
+        let fd = kernel.processes.get(pid).and_then(|process| process.fd_of(fd_holders));
+        Releaser { pid: pid.0, fd: fd.map(|fd| fd.0) }
+    };
+    fd_holders.processes().into_iter().map(releaser).collect()
+}
 
-    /// The processes that map the open file of a lease.
-    fn mappers_of(&self, entry: &Entry) -> Vec<Releaser> {
-        let processes = self.processes.snapshot().into_iter();
-        let mappers = processes.filter(|(_, process)| process.mm.lock().maps(entry.file));
-        mappers.map(|(pid, _)| Releaser { pid: pid.0, fd: None }).collect()
-    }
+/// The processes that map the open file of a lease.
+fn mappers_of(kernel: &Kernel, entry: &LeaseEntry) -> Vec<Releaser> {
+    let processes = kernel.processes.snapshot().into_iter();
+    let mappers = processes.filter(|(_, process)| process.mm.lock().maps(entry.file));
+    mappers.map(|(pid, _)| Releaser { pid: pid.0, fd: None }).collect()
+}
 
-    fn releasers_of_pin(&self, holder: &Holder) -> Vec<Releaser> {
-        if let Some(custody) = holder.object.custody() {
-            return self.releasers_of(&custody);
-        }
-        // It says who, and under which descriptor the first of them has it.
-        let info = holder.object.describe();
-        let fds = [info.fd].into_iter().chain(std::iter::repeat(None));
-        let named = info.processes.iter().zip(fds);
-        named.map(|(pid, fd)| Releaser { pid: pid.0, fd: fd.map(|fd| fd.0) }).collect()
+fn releasers_of_pin(kernel: &Kernel, holder: &Holder) -> Vec<Releaser> {
+    if let Some(fd_holders) = holder.object.fd_holders() {
+        return releasers_of(kernel, &fd_holders);
     }
+    // It says who, and under which descriptor the first of them has it.
+    let info = holder.object.describe();
+    let fds = [info.fd].into_iter().chain(std::iter::repeat(None));
+    let named = info.processes.iter().zip(fds);
+    named.map(|(pid, fd)| Releaser { pid: pid.0, fd: fd.map(|fd| fd.0) }).collect()
 }
 
 impl fmt::Display for Blocker {
@@ -477,7 +489,7 @@ impl fmt::Display for Blocker {
     }
 }
 
-impl fmt::Display for Waiting {
+impl fmt::Display for WaitingTask {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "task {} of process {}: {}", self.task, self.pid, self.reason)
     }
@@ -508,5 +520,18 @@ impl fmt::Display for Blockers {
             writeln!(f, "    {blocker}")?;
         }
         Ok(())
+    }
+}
+
+impl LeaseVerdict {
+    /// What it means for the change.
+    pub(crate) fn effect(self) -> Effect {
+        match self {
+            LeaseVerdict::Fail(_) => Effect::Refuses,
+            LeaseVerdict::WaitFor => Effect::WaitedFor,
+            LeaseVerdict::Break => Effect::Broken,
+            LeaseVerdict::Remove => Effect::Revoked,
+            LeaseVerdict::Ignore => Effect::Ignored,
+        }
     }
 }

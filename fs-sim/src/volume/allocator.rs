@@ -15,10 +15,13 @@ use super::group::{FOLIO, FreeExtents};
 
 /// Blocks in a group of a device that is neither small nor huge: 64 MiB.
 const GROUP: u64 = 64 << 8;
+
 /// Small devices have about this many groups all the same.
 const GROUPS_WANTED: u64 = 16;
+
 /// Huge devices have longer groups instead of more than this many.
 const GROUPS_MAX: u64 = 1024;
+
 /// How many corruptions are kept; more are counted only.
 const CORRUPTIONS_MAX: usize = 16;
 

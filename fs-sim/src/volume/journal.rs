@@ -16,16 +16,16 @@ use std::collections::BTreeMap;
 use emulator::pin::PageRange;
 use emulator::sync::Mutex;
 
-use super::orphans::PageList;
+use crate::base::numbers::Ino;
 use crate::extent_map::Layout;
-use crate::inode::{Ino, Inode};
+use crate::volume::PageList;
 
 /// See the module.
 #[derive(Debug, Default)]
-pub(crate) struct Journal(Mutex<Records>);
+pub(crate) struct Journal(Mutex<JournalRecords>);
 
 #[derive(Debug, Default)]
-struct Records {
+struct JournalRecords {
     layouts: BTreeMap<Ino, Layout>,
     pending: PageList,
     cut: bool,
@@ -33,7 +33,7 @@ struct Records {
 
 /// What the journal holds at the moment of a cut.
 #[derive(Debug, Default)]
-pub(crate) struct Contents {
+pub(crate) struct JournalContents {
     pub(crate) layouts: BTreeMap<Ino, Layout>,
     pub(crate) pending: Vec<PageRange>,
 }
@@ -41,13 +41,10 @@ pub(crate) struct Contents {
 impl Journal {
     /// Commits what stands published of these inodes. Called with the locks of their maps held since it was published: so of
     /// two who commit at once the later one is not undone by the earlier, and of a change of two files no half is committed.
-    pub(crate) fn commit(&self, changed: &[&Inode]) {
+    pub(crate) fn commit(&self, changed: impl IntoIterator<Item = (Ino, Layout)>) {
         let mut records = self.0.lock();
         if !records.cut {
-            for inode in changed {
-                let layout = inode.layout(Layout::clone);
-                records.layouts.insert(inode.ino(), layout);
-            }
+            records.layouts.extend(changed);
         }
     }
 
@@ -76,10 +73,10 @@ impl Journal {
     }
 
     /// Ends all commits, runs `at_the_cut`, and hands out what is durable.
-    pub(crate) fn cut(&self, at_the_cut: impl FnOnce()) -> Contents {
+    pub(crate) fn cut(&self, at_the_cut: impl FnOnce()) -> JournalContents {
         let mut records = self.0.lock();
         records.cut = true;
         at_the_cut();
-        Contents { layouts: std::mem::take(&mut records.layouts), pending: records.pending.pages() }
+        JournalContents { layouts: std::mem::take(&mut records.layouts), pending: records.pending.pages() }
     }
 }

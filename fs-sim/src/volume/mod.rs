@@ -12,7 +12,6 @@ mod group;
 pub(crate) mod journal;
 pub(crate) mod mount;
 mod orphans;
-mod recovery;
 mod shares;
 #[cfg(all(test, not(any(daxlab_loom, daxlab_shuttle))))]
 mod tests;
@@ -20,5 +19,4 @@ mod tests;
 pub use allocator::{Allocator, Corruption, GroupHint, NoSpace};
 pub use orphans::Orphans;
 pub(crate) use orphans::PageList;
-pub use recovery::{Durable, Recovered};
 pub use shares::Shares;

@@ -6,7 +6,7 @@
 //! reference count btree of XFS (fs/xfs/libxfs/xfs_refcount.c), which also lists only what is shared.
 //!
 //! A count only rises by a layout change of a file that maps the block, and only falls when a file lets go of it. So
-//! whoever holds the ticket of a file that maps a block may find that its count fell meanwhile, but a block that was his
+//! whoever holds the turn of a file that maps a block may find that its count fell meanwhile, but a block that was his
 //! alone stays his alone.
 
 use std::collections::BTreeMap;

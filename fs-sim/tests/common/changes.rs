@@ -1,17 +1,16 @@
 //! Calls that change the layout of one file, calls that do not, and the file they are made for.
 
-use fs_sim::file_ops::fallocate::Mode;
-use fs_sim::file_ops::open::Flags;
-use fs_sim::process::description::Access;
-use fs_sim::process::fd_table::Fd;
-use fs_sim::range::BlockRange;
-use fs_sim::{BLOCK, Errno, Task};
+use fs_sim::base::numbers::Fd;
+use fs_sim::syscalls::fallocate::FallocateMode;
+use fs_sim::syscalls::open::OpenFlags;
+use fs_sim::vfs::open_file::AccessMode;
+use fs_sim::{BLOCK, BlockRange, Errno, Task};
 
 use super::{Actor, Lab};
 
 pub(crate) const ALL: BlockRange = BlockRange::ALL;
-pub(crate) const KEEP: Mode = Mode::Allocate { keep_size: true };
-pub(crate) const ZERO: Mode = Mode::ZeroRange { keep_size: true };
+pub(crate) const KEEP: FallocateMode = FallocateMode::Allocate { keep_size: true };
+pub(crate) const ZERO: FallocateMode = FallocateMode::ZeroRange { keep_size: true };
 
 pub(crate) type Call = fn(&Task, Fd) -> Result<(), Errno>;
 
@@ -24,18 +23,18 @@ pub(crate) const CHANGES: [(&str, Call); 14] = [
     ("path truncate", |t, _| t.truncate("data", BLOCK)),
     ("ftruncate", |t, fd| t.ftruncate(fd, 0)),
     ("growing ftruncate", |t, fd| t.ftruncate(fd, 9 * BLOCK)),
-    ("punch", |t, fd| t.fallocate(fd, Mode::PunchHole, BLOCK, BLOCK)),
+    ("punch", |t, fd| t.fallocate(fd, FallocateMode::PunchHole, BLOCK, BLOCK)),
     ("allocate", |t, fd| t.fallocate(fd, KEEP, 4 * BLOCK, BLOCK)),
     ("allocate behind the end", |t, fd| t.fallocate(fd, KEEP, 8 * BLOCK, BLOCK)),
     ("zero range over a hole", |t, fd| t.fallocate(fd, ZERO, 3 * BLOCK, 2 * BLOCK)),
     ("write into a hole", |t, fd| write(t, fd, 4)),
     ("extending write", |t, fd| write(t, fd, 6)),
     ("open with O_TRUNC", |t, _| {
-        let fd = t.open("data", Flags { truncate: true, ..Flags::open(Access::BOTH) })?;
+        let fd = t.open("data", OpenFlags { truncate: true, ..OpenFlags::open(AccessMode::BOTH) })?;
         t.close(fd)
     }),
-    ("collapse range", |t, fd| t.fallocate(fd, Mode::CollapseRange, BLOCK, BLOCK)),
-    ("insert range", |t, fd| t.fallocate(fd, Mode::InsertRange, BLOCK, BLOCK)),
+    ("collapse range", |t, fd| t.fallocate(fd, FallocateMode::CollapseRange, BLOCK, BLOCK)),
+    ("insert range", |t, fd| t.fallocate(fd, FallocateMode::InsertRange, BLOCK, BLOCK)),
     ("reflink within the file", |t, fd| t.reflink(fd, 0, fd, 4 * BLOCK, BLOCK)),
     ("exchange within the file", |t, fd| t.exchange_range(fd, 0, fd, 2 * BLOCK, BLOCK)),
 ];
@@ -50,15 +49,15 @@ pub(crate) const NO_CHANGES: [(&str, Call); 8] = [
     ("zero range over written blocks", |t, fd| t.fallocate(fd, ZERO, 0, 2 * BLOCK)),
     ("ftruncate to the same size", |t, fd| t.ftruncate(fd, 6 * BLOCK)),
     ("path truncate to the same size", |t, _| t.truncate("data", 6 * BLOCK)),
-    ("punch a hole", |t, fd| t.fallocate(fd, Mode::PunchHole, 4 * BLOCK, BLOCK)),
-    ("punch half a block", |t, fd| t.fallocate(fd, Mode::PunchHole, 100, BLOCK)),
+    ("punch a hole", |t, fd| t.fallocate(fd, FallocateMode::PunchHole, 4 * BLOCK, BLOCK)),
+    ("punch half a block", |t, fd| t.fallocate(fd, FallocateMode::PunchHole, 100, BLOCK)),
     ("allocate what is there", |t, fd| t.fallocate(fd, KEEP, 5 * BLOCK, BLOCK)),
 ];
 
 /// "data": blocks 0..4 written, 4 a hole, 5 unwritten, size 6 blocks.
 pub(crate) fn canvas(a: &Actor) -> Fd {
     let fd = a.writes_file("data", 4, 1);
-    a.fallocate(fd, Mode::Allocate { keep_size: false }, 5 * BLOCK, BLOCK).unwrap();
+    a.fallocate(fd, FallocateMode::Allocate { keep_size: false }, 5 * BLOCK, BLOCK).unwrap();
     fd
 }
 

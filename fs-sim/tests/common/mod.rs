@@ -16,19 +16,20 @@ use emulator::device::Device;
 use emulator::sync::atomic::{AtomicBool, Ordering};
 use emulator::sync::thread::{self, JoinHandle};
 use emulator::sync::{Arc, Mutex};
+use fs_sim::base::numbers::Fd;
 use fs_sim::design::{Axes, BreakTimeout, ChangeRule, LeaseRules, PinGate, VolumeOptions, presets};
-use fs_sim::file_ops::open::Flags;
-use fs_sim::gup::{LongTermUser, OnDemand, Pinned, Registration, Want};
-use fs_sim::holders::{HolderInfo, PinHolder};
-use fs_sim::inode::Inode;
-use fs_sim::inspect::LeaseInfo;
-use fs_sim::lease::Kind;
-use fs_sim::process::custody::Custody;
-use fs_sim::process::description::{Access, Deferred, OpenObject, Pass};
-use fs_sim::process::fd_table::Fd;
-use fs_sim::process::signals::{Disposition, SigInfo, Signal};
-use fs_sim::range::BlockRange;
-use fs_sim::{BLOCK, Config, Errno, Kernel, Sabotage, Task};
+use fs_sim::holders::holder::{HolderInfo, PinHolder};
+use fs_sim::inspect::books::LeaseInfo;
+use fs_sim::leases::layout::kind::LeaseKind;
+use fs_sim::pinning::admission::LongTermUser;
+use fs_sim::pinning::on_demand::OnDemand;
+use fs_sim::pinning::registration::{PinRequest, Pinned, Registration};
+use fs_sim::syscalls::open::OpenFlags;
+use fs_sim::vfs::fd_holders::FdHolders;
+use fs_sim::vfs::inode::Inode;
+use fs_sim::vfs::open_file::{AccessMode, Deferred, OpenObject, Passing};
+use fs_sim::vfs::signals::{Disposition, SigInfo, Signal};
+use fs_sim::{BLOCK, BlockRange, Errno, Kernel, KernelConfig, Sabotage, Task};
 
 /// The bytes of the device under a lab, unless it asks for another: 1024 blocks.
 pub(crate) const DEVICE: u64 = 4 << 20;
@@ -60,10 +61,10 @@ pub(crate) fn every_preset_with(rules: LeaseRules, dialogue: impl Fn(Axes)) {
 }
 
 /// A kind of lease that is exclusive under these rules and lets a long-term pin through any gate.
-pub(crate) fn exclusive(axes: Axes) -> Kind {
+pub(crate) fn exclusive(axes: Axes) -> LeaseKind {
     match axes.lease_rules {
-        LeaseRules::Chinner => Kind::WRITE,
-        LeaseRules::ManPage | LeaseRules::None => Kind::READ_U,
+        LeaseRules::Chinner => LeaseKind::WRITE,
+        LeaseRules::ManPage | LeaseRules::None => LeaseKind::READ_U,
     }
 }
 
@@ -99,14 +100,14 @@ impl Lab {
     }
 
     /// A lab whose configuration is changed by `adjust`.
-    pub(crate) fn with(axes: Axes, adjust: impl FnOnce(&mut Config)) -> Lab {
+    pub(crate) fn with(axes: Axes, adjust: impl FnOnce(&mut KernelConfig)) -> Lab {
         Lab::on(DEVICE, axes, adjust)
     }
 
     /// A lab on a device of `bytes`.
-    pub(crate) fn on(bytes: u64, axes: Axes, adjust: impl FnOnce(&mut Config)) -> Lab {
+    pub(crate) fn on(bytes: u64, axes: Axes, adjust: impl FnOnce(&mut KernelConfig)) -> Lab {
         let options = VolumeOptions { lease_break_time: BREAK_TIME, ..VolumeOptions::default() };
-        let mut config = Config { options, ..Config::new(axes) };
+        let mut config = KernelConfig { options, ..KernelConfig::new(axes) };
         adjust(&mut config);
         let world = Arc::new(World::manual(0x0dd5_eed5));
         let device = Device::memory(bytes).expect("a device of memory");
@@ -176,11 +177,11 @@ impl Actor {
     }
 
     pub(crate) fn creates(&self, name: &str) -> Fd {
-        self.0.open(name, Flags::create()).expect("create")
+        self.0.open(name, OpenFlags::create()).expect("create")
     }
 
     pub(crate) fn opens(&self, name: &str) -> Fd {
-        self.0.open(name, Flags::open(Access::BOTH)).expect("open")
+        self.0.open(name, OpenFlags::open(AccessMode::BOTH)).expect("open")
     }
 
     /// A file of `blocks` written blocks, block `n` filled with `tag + n`.
@@ -226,7 +227,7 @@ impl Actor {
     }
 
     /// The kinds and ranges of the leases on the file.
-    pub(crate) fn held(&self, fd: Fd) -> Vec<(Kind, BlockRange)> {
+    pub(crate) fn held(&self, fd: Fd) -> Vec<(LeaseKind, BlockRange)> {
         let mut held: Vec<_> = self.leases(fd).iter().map(|lease| (lease.kind, lease.range)).collect();
         held.sort_by_key(|(_, range)| *range);
         held
@@ -313,7 +314,7 @@ enum Slot {
 
 /// A region of the fake NIC: the pins of one registration.
 pub(crate) struct Region {
-    custody: Arc<Custody>,
+    fd_holders: Arc<FdHolders>,
     slot: Mutex<Slot>,
     pub(crate) revoked: AtomicBool,
     /// A revoked region drops its pins only when told to: its DMA is still in flight.
@@ -322,12 +323,12 @@ pub(crate) struct Region {
 
 impl PinHolder for Region {
     fn describe(&self) -> HolderInfo {
-        let processes = self.custody.processes();
+        let processes = self.fd_holders.processes();
         HolderInfo { kind: "test region", processes, fd: None, context: None, region: None, guest: None }
     }
 
-    fn custody(&self) -> Option<Arc<Custody>> {
-        Some(Arc::clone(&self.custody))
+    fn fd_holders(&self) -> Option<Arc<FdHolders>> {
+        Some(Arc::clone(&self.fd_holders))
     }
 
     fn revoke(&self, kernel: &Arc<Kernel>) {
@@ -391,7 +392,7 @@ impl Region {
 
 /// A stand-in for an RDMA context: a descriptor whose release drops the pins of its regions.
 pub(crate) struct Nic {
-    custody: Arc<Custody>,
+    fd_holders: Arc<FdHolders>,
     regions: Mutex<Vec<Arc<Region>>>,
 }
 
@@ -406,7 +407,7 @@ impl OpenObject for Nic {
         }
     }
 
-    fn may_pass(&self, _kernel: &Kernel, _pass: Pass) -> bool {
+    fn may_pass(&self, _kernel: &Kernel, _pass: Passing) -> bool {
         true
     }
 
@@ -418,16 +419,16 @@ impl OpenObject for Nic {
 impl Nic {
     pub(crate) fn open(actor: &Task) -> (Fd, Arc<Nic>) {
         let (fd, object) = actor
-            .install_object(|custody| Arc::new(Nic { custody, regions: Mutex::new(Vec::new()) }))
+            .install_object(|fd_holders| Arc::new(Nic { fd_holders, regions: Mutex::new(Vec::new()) }))
             .expect("a context");
         let nic = object.as_any().downcast::<Nic>().unwrap_or_else(|_| panic!("not a Nic"));
         (fd, nic)
     }
 
     /// `reg_mr` by `actor` of `len` bytes at `va`.
-    pub(crate) fn register(&self, actor: &Task, want: Want) -> Result<Arc<Region>, Errno> {
+    pub(crate) fn register(&self, actor: &Task, want: PinRequest) -> Result<Arc<Region>, Errno> {
         let region = Arc::new(Region {
-            custody: Arc::clone(&self.custody),
+            fd_holders: Arc::clone(&self.fd_holders),
             slot: Mutex::new(Slot::Coming),
             revoked: AtomicBool::new(false),
             dma_in_flight: AtomicBool::new(false),
@@ -450,7 +451,7 @@ impl Nic {
     pub(crate) fn pins(&self, actor: &Task, fd: Fd, blocks: std::ops::Range<u64>) -> Result<Arc<Region>, Errno> {
         let len = (blocks.end - blocks.start) * BLOCK;
         let va = actor.mmap(fd, blocks.start * BLOCK, len, true)?;
-        let region = self.register(actor, Want { va, len, write: true, user: LongTermUser::Rdma });
+        let region = self.register(actor, PinRequest { va, len, write: true, user: LongTermUser::Rdma });
         actor.munmap(va, len)?;
         region
     }
@@ -464,7 +465,7 @@ impl Nic {
     ) -> Result<Arc<Region>, Errno> {
         let len = (blocks.end - blocks.start) * BLOCK;
         let va = actor.mmap(fd, blocks.start * BLOCK, len, false)?;
-        let region = self.register(actor, Want { va, len, write: false, user: LongTermUser::Rdma });
+        let region = self.register(actor, PinRequest { va, len, write: false, user: LongTermUser::Rdma });
         actor.munmap(va, len)?;
         region
     }

@@ -8,8 +8,8 @@
 
 use emulator::sync::Arc;
 use fs_sim::Errno;
-use fs_sim::dma::AtomicOp;
-use fs_sim::gup::Registration;
+use fs_sim::base::atomic_op::AtomicOp;
+use fs_sim::pinning::registration::Registration;
 
 use crate::regions::{Entry, Region};
 use crate::verbs::mr::AccessFlags;

@@ -10,7 +10,7 @@
 //! receive it does not: that is the requester's failure alone.
 
 use emulator::sync::atomic::{Ordering, fence};
-use fs_sim::dma::AtomicOp;
+use fs_sim::base::atomic_op::AtomicOp;
 
 use super::local;
 use super::protection::{Need, Range};

@@ -6,9 +6,9 @@ use std::collections::BTreeMap;
 
 use emulator::World;
 use emulator::device::Device;
-use fs_sim::anon::AnonMemory;
 use fs_sim::design::presets;
-use fs_sim::{Config, Kernel, Task};
+use fs_sim::vfs::anon::AnonMemory;
+use fs_sim::{Kernel, KernelConfig, Task};
 use proptest::prelude::*;
 
 use super::*;
@@ -17,7 +17,7 @@ use crate::verbs::mr::AccessFlags;
 
 fn opened() -> (Task, Arc<Context>) {
     let device = Device::memory(2 << 20).unwrap();
-    let kernel = Kernel::new(Arc::new(World::manual(1)), device, Config::new(presets()[0].axes)).unwrap();
+    let kernel = Kernel::new(Arc::new(World::manual(1)), device, KernelConfig::new(presets()[0].axes)).unwrap();
     let task = kernel.spawn();
     let (_, context) = Context::open(&task).unwrap();
     (task, context)

@@ -4,7 +4,7 @@
 //! counterpart: `ib_uverbs_advise_mr`, `ibv_advise_mr(3)`.
 
 use emulator::sync::Arc;
-use fs_sim::gup::Registration;
+use fs_sim::pinning::registration::Registration;
 use fs_sim::{Errno, Task};
 
 use super::context::Context;

@@ -8,8 +8,8 @@
 //!
 //! # Passing
 //! A context travels as any descriptor does; the design's `pass_context` is asked at `sendmsg`, `recvmsg` and `fork`. Under
-//! `deny` the sender's custody is recorded before the context's file pins are counted, and a registration counts its pin
-//! before it looks at the custody: of two that race at least one is refused.
+//! `deny` the sender's fd_holders is recorded before the context's file pins are counted, and a registration counts its pin
+//! before it looks at the fd_holders: of two that race at least one is refused.
 
 use std::any::Any;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -19,13 +19,13 @@ use emulator::race_point;
 use emulator::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use emulator::sync::{Arc, Mutex};
 use emulator::wait::{WaitFor, WaitQueue};
+use fs_sim::base::numbers::{Fd, Pid};
 use fs_sim::design::PassRule;
-use fs_sim::gup::{LongTermUser, Registration, Want};
-use fs_sim::holders::PinHolder;
-use fs_sim::process::Pid;
-use fs_sim::process::custody::Custody;
-use fs_sim::process::description::{Deferred, OpenObject, Pass};
-use fs_sim::process::fd_table::Fd;
+use fs_sim::holders::holder::PinHolder;
+use fs_sim::pinning::admission::LongTermUser;
+use fs_sim::pinning::registration::{PinRequest, Registration};
+use fs_sim::vfs::fd_holders::FdHolders;
+use fs_sim::vfs::open_file::{Deferred, OpenObject, Passing};
 use fs_sim::{Errno, Kernel, Task};
 
 use super::cq::{self, Cq};
@@ -92,13 +92,13 @@ pub struct Context {
     number: u64,
     nic: Arc<Nic>,
     kernel: Arc<Kernel>,
-    custody: Arc<Custody>,
+    fd_holders: Arc<FdHolders>,
     state: AtomicU32,
     objects: Mutex<Objects>,
     events: Mutex<VecDeque<AsyncEvent>>,
     /// Where those wait who wait for an event.
     arrived: WaitQueue,
-    /// Regions whose file pages are pinned, from before the first look at the custody to after the last unpin.
+    /// Regions whose file pages are pinned, from before the first look at the fd_holders to after the last unpin.
     file_pins: AtomicU64,
     drained: WaitQueue,
 }
@@ -110,12 +110,12 @@ impl Context {
     /// EMFILE.
     pub fn open(task: &Task) -> Result<(Fd, Arc<Context>), Errno> {
         let nic = Nic::of(task.kernel());
-        let (fd, object) = task.install_object(|custody| {
+        let (fd, object) = task.install_object(|fd_holders| {
             Arc::new(Context {
                 number: nic.number_context(),
                 nic,
                 kernel: Arc::clone(task.kernel()),
-                custody,
+                fd_holders,
                 state: AtomicU32::new(OPEN),
                 objects: Mutex::new(Objects::default()),
                 events: Mutex::new(VecDeque::new()),
@@ -151,8 +151,8 @@ impl Context {
     }
 
     /// Who holds it.
-    pub fn custody(&self) -> &Arc<Custody> {
-        &self.custody
+    pub fn fd_holders(&self) -> &Arc<FdHolders> {
+        &self.fd_holders
     }
 
     /// Whether it was aborted by a revocation, and perhaps closed since: nothing works on it but taking things down.
@@ -218,7 +218,7 @@ impl Context {
     /// Whether the design forbids a file's pins in this context, as it is held now, to `task`. To be asked after
     /// [`Context::file_pin_made`].
     pub(super) fn denies_file_pins(&self, task: &Task) -> bool {
-        self.kernel.axes().pass_context == PassRule::Deny && self.custody.shared_beyond(task.pid())
+        self.kernel.axes().pass_context == PassRule::Deny && self.fd_holders.shared_beyond(task.pid())
     }
 
     pub(crate) fn file_pin_gone(&self) {
@@ -230,7 +230,7 @@ impl Context {
         if task.process().is_dying() {
             return Err(Errno::Dead);
         }
-        if self.custody.processes().contains(&task.pid()) { Ok(()) } else { Err(Errno::EBADF) }
+        if self.fd_holders.processes().contains(&task.pid()) { Ok(()) } else { Err(Errno::EBADF) }
     }
 
     /// Runs `change` on the lists of an open context.
@@ -396,7 +396,7 @@ impl Context {
     /// Gets hold of the memory that `mr` describes, for `mr` to answer for.
     pub(super) fn register_memory(&self, task: &Task, mr: &Arc<Mr>) -> Result<Registration, Errno> {
         let access = mr.access();
-        let want = Want { va: mr.va(), len: mr.len(), write: access.local_write, user: LongTermUser::Rdma };
+        let want = PinRequest { va: mr.va(), len: mr.len(), write: access.local_write, user: LongTermUser::Rdma };
         let memory = match access.on_demand {
             true => task.register_on_demand(want)?,
             false => task.register(want, Arc::clone(mr) as Arc<dyn PinHolder>)?,
@@ -574,15 +574,15 @@ impl OpenObject for Context {
         self.arrived.wake_all();
     }
 
-    fn may_pass(&self, kernel: &Kernel, pass: Pass) -> bool {
+    fn may_pass(&self, kernel: &Kernel, pass: Passing) -> bool {
         match (kernel.axes().pass_context, pass) {
             (PassRule::Allow, _) => true,
-            (PassRule::Deny, Pass::Send) => self.file_pins() == 0,
+            (PassRule::Deny, Passing::Send) => self.file_pins() == 0,
             // Judged when it was sent, and `reg_mr` is refused while it is queued.
-            (PassRule::Deny, Pass::Receive(_)) => true,
-            (PassRule::Deny, Pass::Fork) => false,
-            (PassRule::ReceiverLease, Pass::Receive(pid)) => self.is_covered_for(kernel, pid),
-            (PassRule::ReceiverLease, Pass::Send | Pass::Fork) => true,
+            (PassRule::Deny, Passing::Receive(_)) => true,
+            (PassRule::Deny, Passing::Fork) => false,
+            (PassRule::ReceiverLease, Passing::Receive(pid)) => self.is_covered_for(kernel, pid),
+            (PassRule::ReceiverLease, Passing::Send | Passing::Fork) => true,
         }
     }
 

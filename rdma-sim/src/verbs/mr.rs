@@ -8,10 +8,10 @@ use std::fmt;
 
 use emulator::sync::Arc;
 use emulator::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use fs_sim::gup::Registration;
-use fs_sim::holders::{HolderInfo, PinHolder};
-use fs_sim::process::custody::Custody;
-use fs_sim::process::description::Deferred;
+use fs_sim::holders::holder::{HolderInfo, PinHolder};
+use fs_sim::pinning::registration::Registration;
+use fs_sim::vfs::fd_holders::FdHolders;
+use fs_sim::vfs::open_file::Deferred;
 use fs_sim::{Errno, Kernel};
 
 use super::context::Context;
@@ -219,11 +219,11 @@ impl Mr {
 
 impl PinHolder for Mr {
     fn describe(&self) -> HolderInfo {
-        let processes = self.context.custody().processes();
+        let processes = self.context.fd_holders().processes();
         let first = processes.first().and_then(|pid| self.context.kernel().process(*pid));
         HolderInfo {
             kind: "RDMA region",
-            fd: first.and_then(|process| process.fd_of(self.context.custody())),
+            fd: first.and_then(|process| process.fd_of(self.context.fd_holders())),
             processes,
             context: Some(self.context.number()),
             region: Some(self.key),
@@ -231,8 +231,8 @@ impl PinHolder for Mr {
         }
     }
 
-    fn custody(&self) -> Option<Arc<Custody>> {
-        Some(Arc::clone(self.context.custody()))
+    fn fd_holders(&self) -> Option<Arc<FdHolders>> {
+        Some(Arc::clone(self.context.fd_holders()))
     }
 
     /// Aborts the whole context: a NIC can't take one region away from a program that doesn't expect it.

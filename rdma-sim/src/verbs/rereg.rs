@@ -9,8 +9,8 @@
 use emulator::race_point;
 use emulator::sync::Arc;
 use emulator::wait::WaitFor;
-use fs_sim::gup::Registration;
-use fs_sim::process::description::Deferred;
+use fs_sim::pinning::registration::Registration;
+use fs_sim::vfs::open_file::Deferred;
 use fs_sim::{Errno, Task};
 
 use super::context::Context;

@@ -1,6 +1,6 @@
 //! Every operation moves bytes from end to end, between files and anonymous memory, in every combination.
 
-use fs_sim::file_ops::open::Flags;
+use fs_sim::syscalls::open::OpenFlags;
 use rdma_sim::{AccessFlags, Op, Opcode, QpState, Status, WorkRequest};
 
 use crate::harness::*;
@@ -178,7 +178,7 @@ fn on_demand_regions_follow_the_file() {
         let kernel = machine(preset);
         let (a, b) = pair(&kernel);
         let local = a.anon(2 * PAGE, AccessFlags::LOCAL_WRITE);
-        let fd = b.task.open("data", Flags::create()).unwrap();
+        let fd = b.task.open("data", OpenFlags::create()).unwrap();
         b.task.write(fd, 0, &pattern(2 * PAGE as usize, 5)).unwrap();
         let va = b.task.mmap(fd, 0, 2 * PAGE, true).unwrap();
         // No lease, no pin: an explicit on-demand region needs no gate in any design.

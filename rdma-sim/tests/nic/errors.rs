@@ -220,7 +220,7 @@ fn a_send_without_a_receive_exceeds_the_rnr_retries() {
 fn a_fault_of_the_source_in_mid_message_gives_the_receive_back() {
     let kernel = machine("odp");
     let (a, b) = pair(&kernel);
-    let fd = a.task.open("source", fs_sim::file_ops::open::Flags::create()).unwrap();
+    let fd = a.task.open("source", fs_sim::syscalls::open::OpenFlags::create()).unwrap();
     a.task.write(fd, 0, &pattern(16 * PAGE as usize, 1)).unwrap();
     let va = a.task.mmap(fd, 0, 16 * PAGE, true).unwrap();
     let source = a.reg(va, 16 * PAGE, ALL).unwrap();
@@ -243,7 +243,7 @@ fn a_truncated_on_demand_range_is_a_remote_access_error_and_never_stale() {
     let kernel = machine("odp");
     let (a, b) = pair(&kernel);
     let local = a.anon(PAGE, ALL);
-    let fd = b.task.open("data", fs_sim::file_ops::open::Flags::create()).unwrap();
+    let fd = b.task.open("data", fs_sim::syscalls::open::OpenFlags::create()).unwrap();
     b.task.write(fd, 0, &pattern(2 * PAGE as usize, 1)).unwrap();
     let va = b.task.mmap(fd, 0, 2 * PAGE, true).unwrap();
     let target = b.reg(va, 2 * PAGE, ALL).unwrap();

@@ -2,7 +2,7 @@
 
 use emulator::sync::thread;
 use fs_sim::Errno;
-use fs_sim::process::signals::Signal;
+use fs_sim::vfs::signals::Signal;
 use rdma_sim::{AccessFlags, AsyncEvent, Op, Status};
 
 use crate::harness::*;

@@ -4,7 +4,7 @@ use emulator::World;
 use emulator::device::Device;
 use emulator::sync::atomic::{AtomicBool, Ordering};
 use emulator::sync::{Arc, thread};
-use fs_sim::{Config, Errno, Kernel};
+use fs_sim::{Errno, Kernel, KernelConfig};
 use rdma_sim::{
     AccessFlags, AsyncEvent, Fault, FlushLevel, Op, Opcode, Placement, PostError, Qp, QpState, Sge, Status, WorkRequest,
 };
@@ -33,7 +33,7 @@ fn a_flush_makes_what_was_written_before_durable() {
             true => Device::image(&folder.path().join(format!("image{nth}")), 16 << 20).unwrap(),
             false => Device::memory(16 << 20).unwrap(),
         };
-        let kernel = Kernel::new(Arc::new(World::manual(1)), device, Config::new(axes("rfc-v2"))).unwrap();
+        let kernel = Kernel::new(Arc::new(World::manual(1)), device, KernelConfig::new(axes("rfc-v2"))).unwrap();
         let (a, b) = pair(&kernel);
         let local = a.anon(8 * PAGE, ALL);
         // Pinned, and on demand.
@@ -112,7 +112,7 @@ fn a_flush_over_a_truncated_on_demand_range_is_refused() {
     let (a, b) = pair(&kernel);
     let target = b.file("data", 2 * PAGE, FLUSHED.on_demand());
     // The lease goes first: what is asked here is the range, not the lease.
-    b.task.unlock(target.fd, fs_sim::range::BlockRange::ALL).unwrap();
+    b.task.unlock(target.fd, fs_sim::BlockRange::ALL).unwrap();
     b.task.truncate("data", PAGE).unwrap();
     a.post(1, flush(Placement::Persistent, FlushLevel::Range), so_many(8), target.remote(0));
     a.expect(1, Status::Success);

@@ -2,11 +2,10 @@
 
 use emulator::sync::{Arc, Mutex};
 use fs_sim::design::{Axis, presets};
-use fs_sim::holders::guest::{Exposure, GuestExport, GuestMapping};
-use fs_sim::lease::Kind;
-use fs_sim::process::signals::{Disposition, Signal};
-use fs_sim::range::BlockRange;
-use fs_sim::{Errno, Kernel};
+use fs_sim::leases::layout::kind::LeaseKind;
+use fs_sim::pinning::guest_export::{Exposure, GuestExport, GuestMapping};
+use fs_sim::vfs::signals::{Disposition, Signal};
+use fs_sim::{BlockRange, Errno, Kernel};
 use rdma_sim::{AccessFlags, Op, Status};
 
 use crate::harness::*;
@@ -63,7 +62,7 @@ fn the_nic_and_a_guest_share_a_file() {
         server.process().set_disposition(Signal::Sigio, Disposition::Ignore);
         // No run is a neighbour of the next.
         server.provision("data", PAGES * PAGE, Some(PAGES)).unwrap();
-        let file = server.open("data", fs_sim::file_ops::open::Flags::create()).unwrap();
+        let file = server.open("data", fs_sim::syscalls::open::OpenFlags::create()).unwrap();
         let frontend = Arc::new(Frontend::default());
         let exported = server.export_to_guest_mapped(file, Arc::clone(&frontend) as Arc<dyn GuestMapping>);
         let (_, export) = match exported {
@@ -76,13 +75,13 @@ fn the_nic_and_a_guest_share_a_file() {
         *frontend.0.lock() = Some((Arc::clone(&kernel), Arc::clone(&export)));
         let guest = Mapped(Arc::clone(&kernel), Arc::clone(&export));
 
-        let fd = b.task.open("data", fs_sim::file_ops::open::Flags::create()).unwrap();
+        let fd = b.task.open("data", fs_sim::syscalls::open::OpenFlags::create()).unwrap();
         let faults = kernel.axes().get(Axis::PinGate) == "fault";
         match kernel.axes().get(Axis::LeaseRules) {
             // An exclusive lease would stand against the truncate by itself.
             _ if faults => {}
             // The guest's is a write lease, beside which there is no other.
-            "chinner" => b.task.lease(fd, Kind::READ, BlockRange::ALL).unwrap(),
+            "chinner" => b.task.lease(fd, LeaseKind::READ, BlockRange::ALL).unwrap(),
             _ => b.lease(fd).unwrap(),
         }
         let va = b.task.mmap(fd, 0, PAGES * PAGE, true).unwrap();

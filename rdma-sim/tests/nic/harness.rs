@@ -3,15 +3,14 @@
 use emulator::World;
 use emulator::device::Device;
 use emulator::sync::Arc;
-use fs_sim::anon::AnonMemory;
+use fs_sim::base::numbers::Fd;
 use fs_sim::design::{Axes, presets};
-use fs_sim::file_ops::fallocate::Mode;
-use fs_sim::file_ops::open::Flags;
-use fs_sim::lease::Kind;
-use fs_sim::process::fd_table::Fd;
-use fs_sim::process::signals::{Disposition, Signal};
-use fs_sim::range::BlockRange;
-use fs_sim::{Config, Errno, Kernel, Task};
+use fs_sim::leases::layout::kind::LeaseKind;
+use fs_sim::syscalls::fallocate::FallocateMode;
+use fs_sim::syscalls::open::OpenFlags;
+use fs_sim::vfs::anon::AnonMemory;
+use fs_sim::vfs::signals::{Disposition, Signal};
+use fs_sim::{BlockRange, Errno, Kernel, KernelConfig, Task};
 use rdma_sim::{
     AccessFlags, Completion, Context, Cq, Mr, Nic, Op, Opcode, Pd, Qp, QpConfig, QpState, Receive, Sge, Status,
     WorkRequest,
@@ -32,7 +31,7 @@ pub(crate) fn machine(preset: &str) -> Arc<Kernel> {
 /// A machine whose clock stands still, with a device of 16 MiB.
 pub(crate) fn machine_with(axes: Axes) -> Arc<Kernel> {
     let device = Device::memory(16 << 20).unwrap();
-    Kernel::new(Arc::new(World::manual(1)), device, Config::new(axes)).unwrap()
+    Kernel::new(Arc::new(World::manual(1)), device, KernelConfig::new(axes)).unwrap()
 }
 
 /// A program.
@@ -122,8 +121,8 @@ impl Side {
 
     /// A new file of `len` allocated bytes under an exclusive lease (where the rules know one), mapped: descriptor, address.
     pub(crate) fn leased(&self, name: &str, len: u64) -> (Fd, u64) {
-        let fd = self.task.open(name, Flags::create()).unwrap();
-        self.task.fallocate(fd, Mode::Allocate { keep_size: false }, 0, len).unwrap();
+        let fd = self.task.open(name, OpenFlags::create()).unwrap();
+        self.task.fallocate(fd, FallocateMode::Allocate { keep_size: false }, 0, len).unwrap();
         self.lease(fd).unwrap();
         (fd, self.task.mmap(fd, 0, len, true).unwrap())
     }
@@ -131,8 +130,8 @@ impl Side {
     /// Takes the lease that gates ask for, where there is one to take.
     pub(crate) fn lease(&self, fd: Fd) -> Result<(), Errno> {
         match self.task.kernel().axes().get(fs_sim::design::Axis::LeaseRules) {
-            "man-page" => self.task.lease(fd, Kind::READ_U, BlockRange::ALL),
-            "chinner" => self.task.lease(fd, Kind::WRITE, BlockRange::ALL),
+            "man-page" => self.task.lease(fd, LeaseKind::READ_U, BlockRange::ALL),
+            "chinner" => self.task.lease(fd, LeaseKind::WRITE, BlockRange::ALL),
             _ => Ok(()),
         }
     }

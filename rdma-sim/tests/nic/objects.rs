@@ -1,11 +1,10 @@
 //! The objects themselves: who may make them, what refuses to go while it is used, the states of a queue pair.
 
 use emulator::sync::Arc;
-use fs_sim::Errno;
-use fs_sim::file_ops::open::Flags;
-use fs_sim::lease::Kind;
-use fs_sim::process::fd_table::Fd;
-use fs_sim::range::BlockRange;
+use fs_sim::base::numbers::Fd;
+use fs_sim::leases::layout::kind::LeaseKind;
+use fs_sim::syscalls::open::OpenFlags;
+use fs_sim::{BlockRange, Errno};
 use rdma_sim::verbs::state::Event;
 use rdma_sim::{AccessFlags, Context, Qp, QpConfig, QpState, Receive, Sge, TransitionError};
 
@@ -19,7 +18,7 @@ fn a_context_is_found_by_its_descriptor() {
     let a = side(&kernel, 4);
     assert!(Arc::ptr_eq(&Context::of(&a.task, a.fd).unwrap(), &a.ctx));
     assert_eq!(Context::of(&a.task, Fd(99)).err(), Some(Errno::EBADF));
-    let file = a.task.open("data", Flags::create()).unwrap();
+    let file = a.task.open("data", OpenFlags::create()).unwrap();
     assert_eq!(Context::of(&a.task, file).err(), Some(Errno::EINVAL));
 }
 
@@ -98,7 +97,7 @@ fn reg_mr_refuses_and_leaves_nothing_pinned() {
         assert_eq!(a.reg(va + at, len, access).err(), Some(Errno::EINVAL), "{at} {len} {access:?}");
         assert_eq!(a.reg(va + at, len, access.on_demand()).err(), Some(Errno::EINVAL), "{at} {len} {access:?}");
     }
-    let read_only = a.task.open("data", Flags::open(fs_sim::process::description::Access::READ)).unwrap();
+    let read_only = a.task.open("data", OpenFlags::open(fs_sim::vfs::open_file::AccessMode::READ)).unwrap();
     let fixed = a.task.mmap(read_only, 0, PAGE, false).unwrap();
     assert_eq!(a.reg(fixed, PAGE, ALL).err(), Some(Errno::EFAULT));
     assert_eq!(a.ctx.file_pins(), 0);
@@ -109,20 +108,20 @@ fn reg_mr_refuses_and_leaves_nothing_pinned() {
 #[test]
 fn the_gate_asks_for_what_the_design_says() {
     // (preset, lease taken, outcome of reg_mr)
-    let cases: [(&str, Option<Kind>, Result<(), Errno>); 8] = [
+    let cases: [(&str, Option<LeaseKind>, Result<(), Errno>); 8] = [
         ("unsafe", None, Ok(())),
         ("mainline", None, Err(Errno::EOPNOTSUPP)),
         ("rfc-v2", None, Err(Errno::EPERM)),
-        ("rfc-v2", Some(Kind::READ), Err(Errno::EPERM)),
-        ("rfc-v2", Some(Kind::WRITE_U), Ok(())),
+        ("rfc-v2", Some(LeaseKind::READ), Err(Errno::EPERM)),
+        ("rfc-v2", Some(LeaseKind::WRITE_U), Ok(())),
         ("chinner-2019", None, Err(Errno::EPERM)),
-        ("chinner-2019", Some(Kind::READ), Ok(())),
+        ("chinner-2019", Some(LeaseKind::READ), Ok(())),
         ("odp", None, Ok(())),
     ];
     for (preset, lease, outcome) in cases {
         let kernel = machine(preset);
         let a = side(&kernel, 4);
-        let fd = a.task.open("data", Flags::create()).unwrap();
+        let fd = a.task.open("data", OpenFlags::create()).unwrap();
         a.task.write(fd, 0, &[1; 8192]).unwrap();
         if let Some(kind) = lease {
             a.task.lease(fd, kind, BlockRange::ALL).unwrap();

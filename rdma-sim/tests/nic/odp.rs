@@ -1,13 +1,12 @@
 //! On-demand regions: translations that are kept, and when they are not.
 
 use fs_sim::Errno;
-use fs_sim::file_ops::fallocate::Mode;
-use fs_sim::file_ops::open::Flags;
+use fs_sim::syscalls::fallocate::FallocateMode;
+use fs_sim::syscalls::open::OpenFlags;
 use rdma_sim::{AccessFlags, Fault, Op, Status};
 
-use emulator::sync::Arc;
 use emulator::sync::atomic::{AtomicBool, Ordering};
-use emulator::sync::thread;
+use emulator::sync::{Arc, thread};
 use fs_sim::Kernel;
 
 use crate::harness::*;
@@ -21,7 +20,7 @@ fn counted(kernel: &Arc<Kernel>) -> (u64, u64) {
 }
 
 fn written(b: &Side, name: &str, pages: u64) -> FileMap {
-    let fd = b.task.open(name, Flags::create()).unwrap();
+    let fd = b.task.open(name, OpenFlags::create()).unwrap();
     b.task.write(fd, 0, &pattern((pages * PAGE) as usize, 1)).unwrap();
     let va = b.task.mmap(fd, 0, pages * PAGE, true).unwrap();
     FileMap { fd, va, mr: b.reg(va, pages * PAGE, FAULTED).unwrap() }
@@ -65,7 +64,7 @@ fn a_truncate_invalidates_and_the_next_access_is_refused() {
     a.expect(1, Status::Success);
     b.task.truncate("data", PAGE).unwrap();
     // The blocks go to another file: nobody may write them through the old translation.
-    let thief = a.task.open("thief", Flags::create()).unwrap();
+    let thief = a.task.open("thief", OpenFlags::create()).unwrap();
     a.task.write(thief, 0, &[0xee; 16 * PAGE as usize]).unwrap();
 
     a.post(2, Op::Write, local.sge(0, 8), target.remote(0));
@@ -116,8 +115,8 @@ fn a_translation_of_zeros_is_not_kept() {
     let kernel = machine("rfc-v2");
     let (a, b) = pair(&kernel);
     let local = a.anon(PAGE, ALL);
-    let fd = b.task.open("data", Flags::create()).unwrap();
-    b.task.fallocate(fd, Mode::Allocate { keep_size: false }, 0, PAGE).unwrap();
+    let fd = b.task.open("data", OpenFlags::create()).unwrap();
+    b.task.fallocate(fd, FallocateMode::Allocate { keep_size: false }, 0, PAGE).unwrap();
     let va = b.task.mmap(fd, 0, PAGE, true).unwrap();
     let mr = b.reg(va, PAGE, FAULTED).unwrap();
     local.fill(0, b"noise...");
@@ -137,7 +136,7 @@ fn a_hole_is_not_allocated_and_what_fills_it_is_found() {
     let (a, b) = pair(&kernel);
     let local = a.anon(PAGE, ALL);
     let target = written(&b, "data", 2);
-    b.task.fallocate(target.fd, Mode::PunchHole, 0, PAGE).unwrap();
+    b.task.fallocate(target.fd, FallocateMode::PunchHole, 0, PAGE).unwrap();
     a.post(1, Op::Write, local.sge(0, 8), target.remote(PAGE));
     a.expect(1, Status::Success);
     b.task.write(target.fd, 0, &[5; PAGE as usize]).unwrap();
@@ -175,8 +174,8 @@ fn copies_meet_truncates_and_are_never_stale() {
     let (admin, over) = (kernel.spawn(), AtomicBool::new(false));
     thread::scope(|scope| {
         scope.spawn(|| {
-            let fd = admin.open("data", Flags::create()).unwrap();
-            let thief = admin.open("thief", Flags::create()).unwrap();
+            let fd = admin.open("data", OpenFlags::create()).unwrap();
+            let thief = admin.open("thief", OpenFlags::create()).unwrap();
             for round in 0..300u64 {
                 admin.truncate("data", 0).unwrap();
                 // Takes what was just freed.
@@ -200,7 +199,7 @@ fn copies_meet_truncates_and_are_never_stale() {
             }
         }
     });
-    let thief = a.task.open("thief", Flags::create()).unwrap();
+    let thief = a.task.open("thief", OpenFlags::create()).unwrap();
     assert_eq!(contents(&a.task, thief, 0, 32 * PAGE as usize), [0xee; 32 * PAGE as usize]);
     expect_rest(&kernel, &[&a.task, &b.task, &admin]);
 }

@@ -1,11 +1,10 @@
 //! Passing a context: allowed, denied, or only to who holds a lease of its own.
 
 use emulator::sync::{Arc, thread};
-use fs_sim::Errno;
-use fs_sim::file_ops::open::Flags;
-use fs_sim::lease::Kind;
-use fs_sim::process::task::Received;
-use fs_sim::range::BlockRange;
+use fs_sim::leases::layout::kind::LeaseKind;
+use fs_sim::syscalls::descriptors::Received;
+use fs_sim::syscalls::open::OpenFlags;
+use fs_sim::{BlockRange, Errno};
 use rdma_sim::{AccessFlags, Context, Op, Status};
 
 use crate::harness::*;
@@ -59,7 +58,7 @@ fn deny_refuses_to_send_pins_and_to_pin_what_was_sent() {
     let target = b.file("data", 4 * PAGE, ALL);
     let heir = kernel.spawn();
     assert_eq!(b.task.send_fd(heir.pid(), b.fd), Err(Errno::EPERM));
-    assert!(!b.ctx.custody().shared_beyond(b.task.pid()), "a refused message holds nothing");
+    assert!(!b.ctx.fd_holders().shared_beyond(b.task.pid()), "a refused message holds nothing");
     b.ctx.dereg_mr(&b.task, &target.mr).unwrap();
 
     b.task.send_fd(heir.pid(), b.fd).unwrap();
@@ -107,13 +106,13 @@ fn receiver_lease_drops_the_descriptor_of_who_has_none() {
     let heir = kernel.spawn();
     b.task.send_fd(heir.pid(), b.fd).unwrap();
     assert_eq!(heir.recv_fd(), Ok(Received::Truncated));
-    assert!(!b.ctx.custody().shared_beyond(b.task.pid()));
+    assert!(!b.ctx.fd_holders().shared_beyond(b.task.pid()));
 
-    let fd = heir.open("data", Flags::create()).unwrap();
-    heir.lease(fd, Kind::READ, BlockRange::new(0, 3)).unwrap();
+    let fd = heir.open("data", OpenFlags::create()).unwrap();
+    heir.lease(fd, LeaseKind::READ, BlockRange::new(0, 3)).unwrap();
     b.task.send_fd(heir.pid(), b.fd).unwrap();
     assert_eq!(heir.recv_fd(), Ok(Received::Truncated), "its lease does not cover the pins");
-    heir.lease(fd, Kind::READ, BlockRange::ALL).unwrap();
+    heir.lease(fd, LeaseKind::READ, BlockRange::ALL).unwrap();
     b.task.send_fd(heir.pid(), b.fd).unwrap();
     let Received::Fd(passed) = heir.recv_fd().unwrap() else { panic!("covered") };
     heir.close(passed).unwrap();

@@ -1,12 +1,11 @@
 //! Changed registrations: the same keys over other memory, with other rights, in another domain.
 
-use fs_sim::Errno;
 use fs_sim::design::{PassRule, PinGate};
-use fs_sim::file_ops::direct_io::Transfer;
-use fs_sim::file_ops::fallocate::Mode;
-use fs_sim::file_ops::open::Flags;
-use fs_sim::lease::Kind;
-use fs_sim::range::BlockRange;
+use fs_sim::holders::in_flight_io::Transfer;
+use fs_sim::leases::layout::kind::LeaseKind;
+use fs_sim::syscalls::fallocate::FallocateMode;
+use fs_sim::syscalls::open::OpenFlags;
+use fs_sim::{BlockRange, Errno};
 use rdma_sim::{AccessFlags, Bind, Fault, MwType, Op, QpConfig, Rereg, Status, WindowAccess};
 
 use emulator::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -115,7 +114,7 @@ fn a_refused_change_leaves_the_region_as_it_was() {
     let (a, b) = pair(&kernel);
     let local = a.anon(PAGE, ALL);
     let target = b.file("data", 2 * PAGE, ALL.mw_bind());
-    let bare = b.task.open("bare", Flags::create()).unwrap();
+    let bare = b.task.open("bare", OpenFlags::create()).unwrap();
     b.task.write(bare, 0, &[7; PAGE as usize]).unwrap();
     let unleased = b.task.mmap(bare, 0, PAGE, true).unwrap();
     let writes = AccessFlags { remote_write: true, ..AccessFlags::LOCAL_READ };
@@ -236,9 +235,9 @@ fn a_change_whose_context_was_closed_leaves_the_slots_next_region_alone() {
     let b = side(&kernel, 4);
     let first = b.anon(PAGE, ALL);
     // A hole is punched under direct I/O: the change of the registration waits for the end of both.
-    let second = b.task.open("second", Flags::create()).unwrap();
-    b.task.fallocate(second, Mode::Allocate { keep_size: false }, 0, 2 * PAGE).unwrap();
-    b.task.lease(second, Kind::WRITE_U, BlockRange::ALL).unwrap();
+    let second = b.task.open("second", OpenFlags::create()).unwrap();
+    b.task.fallocate(second, FallocateMode::Allocate { keep_size: false }, 0, 2 * PAGE).unwrap();
+    b.task.lease(second, LeaseKind::WRITE_U, BlockRange::ALL).unwrap();
     let va = b.task.mmap(second, 0, PAGE, true).unwrap();
     let io = b.task.submit_direct_io(second, 0, PAGE, Transfer::Read).unwrap();
     let (puncher, changer, closer) = (b.task.thread(), b.task.thread(), b.task.thread());
@@ -248,7 +247,7 @@ fn a_change_whose_context_was_closed_leaves_the_slots_next_region_alone() {
         }
     };
     let target = thread::scope(|scope| {
-        let punch = scope.spawn(|| puncher.fallocate(second, Mode::PunchHole, 0, PAGE));
+        let punch = scope.spawn(|| puncher.fallocate(second, FallocateMode::PunchHole, 0, PAGE));
         asleep("pins draining");
         let change = scope.spawn(|| b.ctx.rereg_mr(&changer, &first.mr, translation(va, PAGE)).map(drop));
         asleep("pages of a layout change");

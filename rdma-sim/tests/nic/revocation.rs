@@ -2,9 +2,8 @@
 
 use emulator::sync::{Arc, Mutex};
 use fs_sim::design::Axis;
-use fs_sim::process::signals::Signal;
-use fs_sim::range::BlockRange;
-use fs_sim::{Errno, Task};
+use fs_sim::vfs::signals::Signal;
+use fs_sim::{BlockRange, Errno, Task};
 use rdma_sim::transport::{Failure, InProcess, LocalMemory, Message, Transport};
 use rdma_sim::{AccessFlags, AsyncEvent, Fault, Op, Qp, QpState, Status};
 
@@ -167,7 +166,7 @@ fn under_unsafe_the_device_really_writes_into_freed_blocks() {
     let admin = kernel.spawn();
     admin.truncate("victim", 0).unwrap();
     // All the device's other blocks and those just freed: some file owns what was the victim's.
-    let next = admin.open("next", fs_sim::file_ops::open::Flags::create()).unwrap();
+    let next = admin.open("next", fs_sim::syscalls::open::OpenFlags::create()).unwrap();
     admin.write(next, 0, &vec![7; 4096 * 4096 - 4096 * 64]).unwrap();
     a.post(1, Op::Write, local.sge(0, 8), target.remote(0));
     a.expect(1, Status::Success);

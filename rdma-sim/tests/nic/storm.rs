@@ -3,10 +3,9 @@
 
 use emulator::sync::atomic::{AtomicU64, Ordering};
 use emulator::sync::{Arc, race, thread};
-use fs_sim::file_ops::open::Flags;
-use fs_sim::process::signals::Signal;
-use fs_sim::range::BlockRange;
-use fs_sim::{Errno, Kernel, Task};
+use fs_sim::syscalls::open::OpenFlags;
+use fs_sim::vfs::signals::Signal;
+use fs_sim::{BlockRange, Errno, Kernel, Task};
 use rdma_sim::{AccessFlags, Nic, Op, Qp, Status, WorkRequest};
 
 use crate::harness::*;
@@ -131,7 +130,7 @@ fn round(preset: &str, ends: [End; 2], seed: u64, copies: &AtomicU64) {
     });
     assert!(target.mr.is_released());
     // The blocks go to somebody else at once: a copy that came too late would show.
-    let next = admin.open("next", Flags::create()).unwrap();
+    let next = admin.open("next", OpenFlags::create()).unwrap();
     admin.write(next, 0, &vec![1; (BLOCKS * PAGE) as usize]).unwrap();
     assert_eq!(contents(&admin, next, 0, 64), [1; 64]);
     let mut tasks = vec![&admin];

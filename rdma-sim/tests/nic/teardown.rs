@@ -2,7 +2,7 @@
 
 use emulator::sync::thread;
 use fs_sim::design::{Axis, presets};
-use fs_sim::process::signals::{Disposition, Signal};
+use fs_sim::vfs::signals::{Disposition, Signal};
 use fs_sim::{Errno, Kernel};
 use rdma_sim::{AccessFlags, Context};
 
@@ -26,7 +26,7 @@ fn exit_and_sigkill_free_everything_in_every_order() {
                 let task = kernel.spawn();
                 // Descriptors are released in their order: the lower number first.
                 let spare =
-                    if file_first { task.open("data", fs_sim::file_ops::open::Flags::create()).ok() } else { None };
+                    if file_first { task.open("data", fs_sim::syscalls::open::OpenFlags::create()).ok() } else { None };
                 let b = side_of(task, 4);
                 let (fd, va) = b.leased("data", 4 * PAGE);
                 if let Some(spare) = spare {
@@ -83,8 +83,8 @@ fn only_a_fatal_signal_ends_a_blocked_close() {
     b.task.munmap(target.va, 4 * PAGE).unwrap();
     let (admin, heir) = (kernel.spawn(), kernel.spawn());
     // Somebody else holds the context: the pins outlive the closing process.
-    let peer_lease = heir.open("data", fs_sim::file_ops::open::Flags::create()).unwrap();
-    heir.lease(peer_lease, fs_sim::lease::Kind::READ, fs_sim::range::BlockRange::ALL).unwrap();
+    let peer_lease = heir.open("data", fs_sim::syscalls::open::OpenFlags::create()).unwrap();
+    heir.lease(peer_lease, fs_sim::leases::layout::kind::LeaseKind::READ, fs_sim::BlockRange::ALL).unwrap();
     b.task.send_fd(heir.pid(), b.fd).unwrap();
     let received = heir.recv_fd().unwrap();
     thread::scope(|scope| {
@@ -98,7 +98,7 @@ fn only_a_fatal_signal_ends_a_blocked_close() {
         assert_eq!(closer.join().unwrap(), Err(Errno::EINTR));
     });
     assert!(!target.mr.is_released(), "the pins live until the context dies");
-    let fs_sim::process::task::Received::Fd(fd) = received else { panic!("covered") };
+    let fs_sim::syscalls::descriptors::Received::Fd(fd) = received else { panic!("covered") };
     assert!(!Context::of(&heir, fd).unwrap().is_aborted());
     heir.close(fd).unwrap();
     assert!(target.mr.is_released());

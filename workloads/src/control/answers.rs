@@ -5,10 +5,10 @@
 use std::fmt::Write as _;
 
 use emulator::sync::{Arc, Mutex};
-use fs_sim::Kernel;
-use fs_sim::inode::{Ino, Inode};
-use fs_sim::inspect::LeaseState;
-use fs_sim::range::BlockRange;
+use fs_sim::base::numbers::Ino;
+use fs_sim::inspect::books::LeaseStatus;
+use fs_sim::vfs::inode::Inode;
+use fs_sim::{BlockRange, Kernel};
 use serde_json::{Value, json};
 
 use super::protocol::{Request, Response};
@@ -117,9 +117,9 @@ fn leases(ino: Ino, inode: &Inode) -> (String, Vec<Value>) {
     let (mut text, mut data) = (String::new(), Vec::new());
     for lease in inode.leases() {
         let state = match lease.state {
-            LeaseState::Held => "held",
-            LeaseState::Breaking => "breaking",
-            LeaseState::Zombie => "zombie",
+            LeaseStatus::Held => "held",
+            LeaseStatus::Breaking => "breaking",
+            LeaseStatus::Zombie => "zombie",
         };
         let (kind, pid, id) = (lease.kind.to_string(), lease.pid.0, lease.id.0);
         // Writing to a String never fails.

@@ -6,8 +6,7 @@
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use emulator::sync::Mutex;
-use emulator::sync::thread;
+use emulator::sync::{Mutex, thread};
 use fs_sim::design::{Axes, LeaseRules, presets};
 use fs_sim::input::InputError;
 use reports::scenarios::{Cell, ScenarioReport};

@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 
 use fs_sim::Task;
-use fs_sim::file_ops::open::Flags;
-use fs_sim::process::description::Access;
+use fs_sim::syscalls::open::OpenFlags;
+use fs_sim::vfs::open_file::AccessMode;
 
 use super::check;
 
@@ -35,7 +35,7 @@ pub(crate) fn read_back(task: &Task, names: &[String]) -> Accounts {
     let mut reached = BTreeSet::new();
     let mut buffer = vec![0; CHUNK];
     for name in names {
-        let Ok(fd) = task.open(name, Flags::open(Access::READ)) else { continue };
+        let Ok(fd) = task.open(name, OpenFlags::open(AccessMode::READ)) else { continue };
         let stat = task.stat(fd);
         match stat {
             Ok(stat) => {
@@ -61,7 +61,7 @@ impl Accounts {
     fn read_file(
         &mut self,
         task: &Task,
-        fd: fs_sim::process::fd_table::Fd,
+        fd: fs_sim::base::numbers::Fd,
         name: &str,
         ino: u64,
         size: u64,

@@ -113,13 +113,13 @@ mod against_a_real_volume {
     use emulator::device::Device;
     use emulator::sync::Arc;
     use fs_sim::design::presets;
-    use fs_sim::file_ops::open::Flags;
-    use fs_sim::{Config, Kernel, Task};
+    use fs_sim::syscalls::open::OpenFlags;
+    use fs_sim::{Kernel, KernelConfig, Task};
 
     fn task() -> Task {
         let device = Device::memory(4 << 20).unwrap();
         let axes = presets()[0].axes;
-        Kernel::new(Arc::new(World::manual(1)), device, Config::new(axes)).unwrap().spawn()
+        Kernel::new(Arc::new(World::manual(1)), device, KernelConfig::new(axes)).unwrap().spawn()
     }
 
     #[test]
@@ -127,7 +127,7 @@ mod against_a_real_volume {
         let task = task();
         let mut names = Vec::new();
         for (name, len) in [("a", 70_000_u64), ("b", 4096), ("empty", 0)] {
-            let fd = task.open(name, Flags::create()).unwrap();
+            let fd = task.open(name, OpenFlags::create()).unwrap();
             let mut bytes = vec![0; (len / 8 * 8) as usize];
             fill(&mut bytes, task.stat(fd).unwrap().ino.0, 0, 1, 0);
             task.write(fd, 0, &bytes).unwrap();
@@ -138,7 +138,7 @@ mod against_a_real_volume {
         assert_eq!((sound.files, sound.bytes, sound.foreign), (3, 70_000 + 4096, 0), "{sound:?}");
         assert!(sound.unaccounted.is_empty(), "{sound:?}");
 
-        let fd = task.open("a", Flags::create()).unwrap();
+        let fd = task.open("a", OpenFlags::create()).unwrap();
         let mut wrong = vec![0; 8];
         fill(&mut wrong, task.stat(fd).unwrap().ino.0, 4096, 6, 0);
         task.write(fd, 4096 + 64, &wrong).unwrap();

@@ -12,7 +12,7 @@ use std::time::Duration;
 use emulator::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use emulator::sync::{Arc, Mutex};
 use emulator::wait::{WaitFor, WaitQueue, WaiterId};
-use fs_sim::process::Pid;
+use fs_sim::base::numbers::Pid;
 use fs_sim::{Kernel, Task};
 
 use super::registrant::Passed;

@@ -5,10 +5,10 @@
 
 use emulator::sync::Arc;
 use fs_sim::Errno;
-use fs_sim::file_ops::fallocate::Mode;
-use fs_sim::file_ops::open::Flags;
-use fs_sim::process::description::Access;
-use fs_sim::process::fd_table::Fd;
+use fs_sim::base::numbers::Fd;
+use fs_sim::syscalls::fallocate::FallocateMode;
+use fs_sim::syscalls::open::OpenFlags;
+use fs_sim::vfs::open_file::AccessMode;
 
 use super::arena::{Arena, Proc};
 use super::tally::{Tally, Timed};
@@ -51,7 +51,7 @@ impl Worker {
         file: u64,
         work: impl FnOnce(&mut Self, &mut Tally, Fd) -> Result<(), Errno>,
     ) -> Result<(), Errno> {
-        let flags = Flags::open(Access::BOTH);
+        let flags = OpenFlags::open(AccessMode::BOTH);
         let fd = tally.call(self.task.open(&Arena::file_name(file), flags))?;
         let worked = work(self, tally, fd);
         tally.call(self.task.close(fd))?;
@@ -79,10 +79,10 @@ impl Worker {
             let (size, _) = me.stat(tally, fd)?;
             let offset = step.place.below(size.saturating_sub(step.length) / oracle::WORD + 1) * oracle::WORD;
             if step.zeroes {
-                let mode = Mode::ZeroRange { keep_size: true };
+                let mode = FallocateMode::ZeroRange { keep_size: true };
                 return tally.call(me.task.fallocate(fd, mode, offset, step.length));
             }
-            tally.timed(Timed::Punch, &me.task, || me.task.fallocate(fd, Mode::PunchHole, offset, step.length))
+            tally.timed(Timed::Punch, &me.task, || me.task.fallocate(fd, FallocateMode::PunchHole, offset, step.length))
         })
     }
 
@@ -95,7 +95,7 @@ impl Worker {
             // Somebody else may have removed it, or made it anew, a moment ago.
             let _removed = tally.call(self.task.unlink(&name));
         }
-        let fd = tally.call(self.task.open(&name, Flags::create()))?;
+        let fd = tally.call(self.task.open(&name, OpenFlags::create()))?;
         let extended = self.extend(tally, step, fd);
         tally.call(self.task.close(fd))?;
         extended
@@ -109,7 +109,7 @@ impl Worker {
             return tally.timed(Timed::Truncate, &self.task, || self.task.ftruncate(fd, half));
         }
         if step.allocates {
-            let mode = Mode::Allocate { keep_size: false };
+            let mode = FallocateMode::Allocate { keep_size: false };
             tally.call(self.task.fallocate(fd, mode, size, step.length))?;
         } else {
             self.payload(ino, size, step.length);

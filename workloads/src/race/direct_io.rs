@@ -3,9 +3,8 @@
 //! They are whom every design must wait for and nobody may refuse; and they are the oracle's eyes while the race runs: what
 //! they read must have been written for that file and offset.
 
-use fs_sim::Errno;
-use fs_sim::process::fd_table::Fd;
-use fs_sim::range::BlockRange;
+use fs_sim::base::numbers::Fd;
+use fs_sim::{BlockRange, Errno};
 
 use super::changers::Worker;
 use super::tally::Tally;

@@ -5,7 +5,7 @@
 //! them; whether the region still is that file's is not this module's business, but the race's.
 
 use emulator::sync::Arc;
-use fs_sim::anon::AnonMemory;
+use fs_sim::vfs::anon::AnonMemory;
 use fs_sim::{Errno, Task};
 use rdma_sim::{AccessFlags, Context, Cq, Mr, Op, Pd, Qp, QpConfig, QpState, Sge, Status, WorkRequest};
 

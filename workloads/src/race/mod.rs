@@ -25,8 +25,8 @@ use emulator::device::{Device, OpenError};
 use emulator::sync::Arc;
 use emulator::sync::atomic::{AtomicBool, Ordering};
 use fs_sim::design::Axes;
-use fs_sim::file_ops::open::Flags;
-use fs_sim::{Config, Errno, Kernel, Sabotage};
+use fs_sim::syscalls::open::OpenFlags;
+use fs_sim::{Errno, Kernel, KernelConfig, Sabotage};
 use reports::result::RunResult;
 use reports::{DesignResult, JobSummary, OpLatencies};
 
@@ -225,7 +225,7 @@ fn arena(
     limits: Limits,
 ) -> Result<Arc<Arena>, RaceError> {
     let device = Device::memory(job.device_bytes)?;
-    let config = Config { options: job.volume, sabotage, ..Config::new(design.axes) };
+    let config = KernelConfig { options: job.volume, sabotage, ..KernelConfig::new(design.axes) };
     let kernel = Kernel::new(Arc::new(World::real(seed)), device, config)?;
     make_files(&kernel, job)?;
     Ok(Arc::new(Arena::new(kernel, job.clone(), seed, limits)))
@@ -241,7 +241,7 @@ fn make_files(kernel: &Arc<Kernel>, job: &Job) -> Result<(), RaceError> {
     for index in 0..job.files.count {
         let name = Arena::file_name(index);
         let mut make = || {
-            let fd = admin.open(&name, Flags::create())?;
+            let fd = admin.open(&name, OpenFlags::create())?;
             let ino = admin.stat(fd)?.ino.0;
             for offset in (0..job.files.size).step_by(CHUNK as usize) {
                 buffer.resize(CHUNK.min(job.files.size - offset) as usize, 0);

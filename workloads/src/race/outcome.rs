@@ -5,7 +5,7 @@
 
 use emulator::sync::Arc;
 use fs_sim::design::Axis;
-use fs_sim::dma::Finding;
+use fs_sim::pinning::dma::StaleFinding;
 use rdma_sim::Nic;
 use reports::{DesignResult, OpLatencies, Verdict, result};
 
@@ -110,8 +110,8 @@ fn counters(arena: &Arena, ended: &Ended) -> reports::Counters {
     }
 }
 
-fn told(finding: Finding) -> reports::Finding {
-    let owner = |(ino, block): (fs_sim::inode::Ino, u64)| format!("inode {} block {block}", ino.0);
+fn told(finding: StaleFinding) -> reports::Finding {
+    let owner = |(ino, block): (fs_sim::base::numbers::Ino, u64)| format!("inode {} block {block}", ino.0);
     let region = match &finding.region {
         Some(info) => {
             let number = |what: &str, number: Option<u64>| number.map_or(String::new(), |n| format!(", {what} {n}"));

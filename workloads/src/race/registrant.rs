@@ -8,17 +8,15 @@
 use emulator::sync::Arc;
 use emulator::sync::atomic::Ordering;
 use emulator::time::Nanos;
+use fs_sim::base::numbers::{Fd, Pid};
 use fs_sim::design::{Axes, LeaseRules, PinGate};
-use fs_sim::file_ops::fallocate::Mode as Fallocate;
-use fs_sim::file_ops::open::Flags;
-use fs_sim::lease::Kind;
-use fs_sim::process::Pid;
-use fs_sim::process::description::Access;
-use fs_sim::process::fd_table::Fd;
-use fs_sim::process::signals::{Disposition, SigInfo, Signal};
-use fs_sim::process::task::Received;
-use fs_sim::range::BlockRange;
-use fs_sim::{BLOCK, Errno};
+use fs_sim::leases::layout::kind::LeaseKind;
+use fs_sim::syscalls::descriptors::Received;
+use fs_sim::syscalls::fallocate::FallocateMode as Fallocate;
+use fs_sim::syscalls::open::OpenFlags;
+use fs_sim::vfs::open_file::AccessMode;
+use fs_sim::vfs::signals::{Disposition, SigInfo, Signal};
+use fs_sim::{BLOCK, BlockRange, Errno};
 use rdma_sim::{AccessFlags, Context, Pd};
 
 use super::arena::{Arena, Proc};
@@ -54,7 +52,7 @@ struct OpenFile {
     fd: Fd,
     index: u64,
     ino: u64,
-    leases: Vec<(Kind, BlockRange)>,
+    leases: Vec<(LeaseKind, BlockRange)>,
     /// Mappings: address and length.
     maps: Vec<(u64, u64)>,
 }
@@ -144,20 +142,22 @@ struct Place<'a> {
 
 /// The lease to take before a registration; none where the design knows none, or its gate needs none and the program does
 /// not care to hear of changes.
-fn lease_for(axes: &Axes, draw: Share) -> Option<Kind> {
+fn lease_for(axes: &Axes, draw: Share) -> Option<LeaseKind> {
     /// Shares of those who take what they don't need, of the stronger kind, and of exclusive leases nobody asked for.
     const CURIOUS: f64 = 0.3;
     const STRONG: f64 = 0.12;
     let strong = draw.falls_below(STRONG);
     match (axes.pin_gate, axes.lease_rules) {
         (_, LeaseRules::None) | (PinGate::Refuse, _) => None,
-        (PinGate::Unbreakable, LeaseRules::ManPage) => Some(if strong { Kind::WRITE_U } else { Kind::READ_U }),
-        (PinGate::Unbreakable, LeaseRules::Chinner) => Some(Kind::WRITE),
-        (PinGate::Lease, _) => Some(if strong { Kind::WRITE } else { Kind::READ }),
-        (PinGate::Open | PinGate::Fault, _) if draw.falls_below(STRONG / 3.0) => {
-            Some(if axes.lease_rules == LeaseRules::ManPage { Kind::READ_U } else { Kind::WRITE })
+        (PinGate::Unbreakable, LeaseRules::ManPage) => {
+            Some(if strong { LeaseKind::WRITE_U } else { LeaseKind::READ_U })
         }
-        (PinGate::Open | PinGate::Fault, _) => draw.falls_below(CURIOUS).then_some(Kind::READ),
+        (PinGate::Unbreakable, LeaseRules::Chinner) => Some(LeaseKind::WRITE),
+        (PinGate::Lease, _) => Some(if strong { LeaseKind::WRITE } else { LeaseKind::READ }),
+        (PinGate::Open | PinGate::Fault, _) if draw.falls_below(STRONG / 3.0) => {
+            Some(if axes.lease_rules == LeaseRules::ManPage { LeaseKind::READ_U } else { LeaseKind::WRITE })
+        }
+        (PinGate::Open | PinGate::Fault, _) => draw.falls_below(CURIOUS).then_some(LeaseKind::READ),
     }
 }
 
@@ -311,13 +311,13 @@ impl Life {
             self.deregister(tally, |region| region.window.ino == oldest);
             self.close(tally, 0)?;
         }
-        let fd = tally.call(self.task.open(&Arena::file_name(index), Flags::open(Access::BOTH)))?;
+        let fd = tally.call(self.task.open(&Arena::file_name(index), OpenFlags::open(AccessMode::BOTH)))?;
         let ino = self.task.inode(fd)?.ino().0;
         self.files.push(OpenFile { fd, index, ino, leases: Vec::new(), maps: Vec::new() });
         Ok(self.files.len() - 1)
     }
 
-    fn lease(&mut self, tally: &mut Tally, at: usize, kind: Kind, range: BlockRange) -> Result<(), Errno> {
+    fn lease(&mut self, tally: &mut Tally, at: usize, kind: LeaseKind, range: BlockRange) -> Result<(), Errno> {
         let file = &mut self.files[at];
         let held = file.leases.iter().filter(|(held, _)| *held == kind).map(|(_, range)| *range);
         if range.is_covered_by(held) {

@@ -17,8 +17,8 @@ use emulator::sync::{Arc, Mutex, race};
 use emulator::time::Nanos;
 use emulator::wait::{WaitFor, WaiterId};
 use emulator::world::Sleeper;
-use fs_sim::process::Pid;
-use fs_sim::process::signals::{SigInfo, Signal};
+use fs_sim::base::numbers::Pid;
+use fs_sim::vfs::signals::{SigInfo, Signal};
 
 use super::arena::Arena;
 use super::changers::Worker;

@@ -3,9 +3,8 @@
 //! It owns the list of built-in scenarios and the sharing out of a run to threads. Invariant: the order of a report's rows
 //! and cells is that of the scenarios and designs asked for, whoever ran them.
 
-use emulator::sync::Mutex;
 use emulator::sync::atomic::{AtomicUsize, Ordering};
-use emulator::sync::thread;
+use emulator::sync::{Mutex, thread};
 use fs_sim::Sabotage;
 use fs_sim::design::Entry;
 use fs_sim::input::{InputError, Source};
@@ -13,8 +12,7 @@ use reports::scenarios::{Cell, CellFailure, CellVerdict, ScenarioReport, Scenari
 
 use super::Scenario;
 use super::condition::Subject;
-use super::machine::Machine;
-use super::machine::Trouble;
+use super::machine::{Machine, Trouble};
 use super::run::{self, Verdict};
 use super::sim::Simulation;
 

@@ -13,14 +13,15 @@ use emulator::World;
 use emulator::device::{Device, FOLIO, MAX_BYTES, OpenError};
 use emulator::sync::Arc;
 use emulator::vhost_user::{PIECES_MAX, Piece};
+use fs_sim::base::numbers::Fd;
 use fs_sim::design::Axes;
 use fs_sim::extent_map::Extent;
-use fs_sim::file_ops::open::{Flags, NAME_MAX};
-use fs_sim::holders::guest::{GuestExport, GuestMapping};
 use fs_sim::input::Size;
-use fs_sim::process::description::Access;
-use fs_sim::process::fd_table::Fd;
-use fs_sim::{BLOCK, Config, Errno, Kernel, Task};
+use fs_sim::pinning::guest_export::{GuestExport, GuestMapping};
+use fs_sim::syscalls::open::OpenFlags;
+use fs_sim::vfs::names::NAME_MAX;
+use fs_sim::vfs::open_file::AccessMode;
+use fs_sim::{BLOCK, Errno, Kernel, KernelConfig, Task};
 use rustix::fs::SeekFrom;
 
 use super::ServeError;
@@ -101,7 +102,7 @@ pub(super) fn make(files: &Files, axes: Axes, seed: u64) -> Result<Arc<Kernel>, 
         OpenError::Size { .. } => ServeError::Wrong(format!("the volume: {error}; --volume says its size")),
         other => ServeError::Cannot(other.to_string()),
     })?;
-    let config = Config::new(axes);
+    let config = KernelConfig::new(axes);
     let kernel = Kernel::new(Arc::new(World::real(seed)), device, config)
         .map_err(|error| ServeError::Cannot(format!("the volume's tables could not be mapped: {error}")))?;
     kernel.watch_stale_guests();
@@ -117,7 +118,7 @@ pub(super) fn make(files: &Files, axes: Axes, seed: u64) -> Result<Arc<Kernel>, 
         };
         maker.provision(name, bytes, files.extents).map_err(making)?;
         if let (Contents::Import(path), Some(from)) = (&files.contents, &import) {
-            let fd = maker.open(name, Flags::open(Access::BOTH)).map_err(making)?;
+            let fd = maker.open(name, OpenFlags::open(AccessMode::BOTH)).map_err(making)?;
             copy_in(&maker, fd, from, bytes).map_err(|error| unreadable(path, &error))?;
             maker.close(fd).map_err(making)?;
         }
@@ -249,7 +250,7 @@ fn export_by(
     mapping: Arc<dyn GuestMapping>,
 ) -> Result<(Arc<GuestExport>, u64, u64), ExportError> {
     let called = |call| move |errno| ExportError::Errno { call, errno };
-    let fd = task.open(name, Flags::open(Access::BOTH)).map_err(called("open"))?;
+    let fd = task.open(name, OpenFlags::open(AccessMode::BOTH)).map_err(called("open"))?;
     let bytes = task.stat(fd).map_err(called("stat"))?.size;
     if bytes == 0 || !bytes.is_multiple_of(FOLIO) {
         return Err(ExportError::Size { bytes });
@@ -278,7 +279,7 @@ pub(super) fn places(kernel: &Kernel, name: &str) -> Vec<Range<u64>> {
 
 /// What of an export may be mapped now.
 pub(super) fn pieces(export: &GuestExport, kernel: &Arc<Kernel>) -> Vec<Piece> {
-    let piece = |piece: fs_sim::holders::guest::GuestPiece| Piece {
+    let piece = |piece: fs_sim::pinning::guest_export::GuestPiece| Piece {
         guest_offset: piece.file_offset,
         device_offset: piece.device_offset,
         len: piece.len,

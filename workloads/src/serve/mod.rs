@@ -43,7 +43,7 @@ use emulator::wait::{WaitFor, WaitQueue, Waiter, WaiterId};
 use fs_sim::Kernel;
 use fs_sim::design::Axes;
 use fs_sim::extent_map::Layout;
-use fs_sim::holders::guest::GuestMapping;
+use fs_sim::pinning::guest_export::GuestMapping;
 
 use self::files::ExportError;
 use self::machine::{Backing, Machine};

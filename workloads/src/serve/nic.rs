@@ -10,10 +10,9 @@ use std::collections::BTreeMap;
 
 use emulator::sync::atomic::{AtomicU64, Ordering};
 use emulator::sync::{Arc, Mutex};
-use fs_sim::file_ops::open::Flags;
-use fs_sim::process::Pid;
-use fs_sim::process::description::Access;
-use fs_sim::process::fd_table::Fd;
+use fs_sim::base::numbers::{Fd, Pid};
+use fs_sim::syscalls::open::OpenFlags;
+use fs_sim::vfs::open_file::AccessMode;
 use fs_sim::{Errno, Task};
 use rdma_sim::{AccessFlags, Context, Mr, Op, Pd, Qp, QpConfig, Sge, Status, WorkRequest};
 
@@ -67,7 +66,7 @@ impl Regions {
             return Err(Errno::EMFILE);
         }
         let task = owner.thread();
-        let fd = task.open(file, Flags::open(Access::BOTH))?;
+        let fd = task.open(file, OpenFlags::open(AccessMode::BOTH))?;
         let len = task.stat(fd).map(|stat| stat.size);
         let mapped = len.and_then(|len| task.mmap(fd, 0, len, true).map(|va| (va, len)));
         // The mapping holds the file.

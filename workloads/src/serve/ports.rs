@@ -22,9 +22,9 @@ use emulator::time::Nanos;
 use emulator::vhost_user::{PIECES_MAX, Piece};
 use emulator::wait::{WaitError, WaitFor, WaitQueue, Waiter};
 use fs_sim::Task;
-use fs_sim::holders::guest::{GuestExport, GuestMapping};
-use fs_sim::process::Pid;
-use fs_sim::process::signals::{SigInfo, Signal};
+use fs_sim::base::numbers::Pid;
+use fs_sim::pinning::guest_export::{GuestExport, GuestMapping};
+use fs_sim::vfs::signals::{SigInfo, Signal};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::files;

@@ -9,12 +9,11 @@ use std::sync::OnceLock;
 use emulator::sync::Arc;
 use emulator::wait::{WaitError, Waiter};
 use fs_sim::extent_map::Layout;
-use fs_sim::file_ops::fallocate::Mode;
-use fs_sim::file_ops::open::Flags;
-use fs_sim::process::description::Access;
-use fs_sim::process::signals::{SigInfo, Signal};
-use fs_sim::range::BlockRange;
-use fs_sim::{BLOCK, Errno, Kernel, Task};
+use fs_sim::syscalls::fallocate::FallocateMode;
+use fs_sim::syscalls::open::OpenFlags;
+use fs_sim::vfs::open_file::AccessMode;
+use fs_sim::vfs::signals::{SigInfo, Signal};
+use fs_sim::{BLOCK, BlockRange, Errno, Kernel, Task};
 use serde_json::{Value, json};
 
 use super::link::Why;
@@ -22,9 +21,8 @@ use super::machine::Machine;
 use super::nic::{Failure, READ_MAX};
 use super::ports::{Guest, Port, counted};
 use super::words;
-use crate::control::answers;
 use crate::control::protocol::{Request, Response};
-use crate::control::{Asker, Handler};
+use crate::control::{Asker, Handler, answers};
 
 /// The most blocks that one request poisons.
 const POISON_MAX: u64 = 1 << 16;
@@ -99,13 +97,13 @@ impl Served {
                 let what = format!("punch {file} from {offset} on {len}");
                 let range = BlockRange::of_bytes(*offset, (*len).min(u64::MAX - offset));
                 self.change(kernel, file, &what, range, asker, |task| {
-                    fallocate(task, file, Mode::PunchHole, *offset, *len)
+                    fallocate(task, file, FallocateMode::PunchHole, *offset, *len)
                 })
             }
             Request::Fallocate { file, offset, len } => {
                 let what = format!("fallocate {file} from {offset} on {len}");
                 let range = BlockRange::of_bytes(*offset, (*len).min(u64::MAX - offset));
-                let mode = Mode::Allocate { keep_size: false };
+                let mode = FallocateMode::Allocate { keep_size: false };
                 self.change(kernel, file, &what, range, asker, |task| fallocate(task, file, mode, *offset, *len))
             }
             Request::Stale => Ok(self.stale(kernel)),
@@ -421,8 +419,8 @@ fn failed(what: &str, mr: u64, failure: &Failure) -> Response {
     Response::Failed { text: format!("{what}: {outcome}\n"), data }
 }
 
-fn fallocate(task: &Task, file: &str, mode: Mode, offset: u64, len: u64) -> Result<(), Errno> {
-    let fd = task.open(file, Flags::open(Access::BOTH))?;
+fn fallocate(task: &Task, file: &str, mode: FallocateMode, offset: u64, len: u64) -> Result<(), Errno> {
+    let fd = task.open(file, OpenFlags::open(AccessMode::BOTH))?;
     let done = task.fallocate(fd, mode, offset, len);
     task.close(fd)?;
     done

@@ -5,9 +5,12 @@ use emulator::device::Device;
 use emulator::sync::thread;
 
 use super::*;
-use crate::Config;
+use crate::base::numbers::Fd;
 use crate::design::presets;
-use crate::file_ops::open::Flags;
+use crate::pinning::dma::write_extent;
+use crate::syscalls::open::OpenFlags;
+use crate::vfs::kernel::KernelConfig;
+use crate::vfs::task::Task;
 
 /// A client with the layout of a file of four blocks.
 struct Client {
@@ -20,10 +23,10 @@ struct Client {
 
 fn client() -> Client {
     let device = Device::memory(2 << 20).expect("a device");
-    let config = Config::new(presets()[0].axes);
+    let config = KernelConfig::new(presets()[0].axes);
     let kernel = Kernel::new(Arc::new(World::manual(1)), device, config).expect("a kernel");
     let task = Arc::new(kernel.spawn());
-    let file = task.open("data", Flags::create()).expect("open");
+    let file = task.open("data", OpenFlags::create()).expect("open");
     task.write(file, 0, &[7; 4 * BLOCK as usize]).expect("write");
     let (layout_fd, layout) = task.layoutget(file, BlockRange::new(0, 4), IoMode::ReadWrite).expect("layoutget");
     Client { kernel, task, file, layout_fd, layout }
@@ -36,12 +39,12 @@ impl Client {
         layout.access(kernel, || {
             meanwhile();
             layout.parts(0, 4 * BLOCK).try_for_each(|(extent, skip, part)| {
-                kernel.write_extent(layout.inode.ino(), extent, skip, layout.read_point, &vec![8; part.len()])
+                write_extent(kernel, layout.inode.ino(), extent, skip, layout.read_point, &vec![8; part.len()])
             })
         })
     }
 
-    fn end(self) {
+    pub(crate) fn end(self) {
         self.task.exit();
         assert_eq!(self.kernel.check_at_rest(), Vec::<String>::new());
         assert_eq!(self.kernel.counters.stale_dma.get(), 0);

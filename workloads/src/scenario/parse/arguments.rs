@@ -4,7 +4,8 @@
 
 use std::ops::Range;
 
-use fs_sim::input::{self, InputError, Size, UnitError};
+use fs_sim::input;
+use fs_sim::input::{InputError, Size, UnitError};
 
 use super::super::lex::Token;
 use super::{Bound, Parser};

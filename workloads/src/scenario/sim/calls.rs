@@ -5,8 +5,7 @@
 
 use emulator::sync::Arc;
 use emulator::sync::atomic::Ordering;
-use fs_sim::process::Pid;
-use fs_sim::process::fd_table::Fd;
+use fs_sim::base::numbers::{Fd, Pid};
 use fs_sim::{Errno, Task};
 use rdma_sim::Mr;
 
@@ -97,7 +96,7 @@ impl Call {
     /// A task of a process that holds the second context.
     fn holder_of_peer(&self, machine: &Simulation) -> Result<Option<Arc<Task>>, Trouble> {
         let Some(Thing::Context(peer)) = self.things.get(1).and_then(Option::as_ref) else { return Ok(None) };
-        let held_by = peer.context.custody().processes();
+        let held_by = peer.context.fd_holders().processes();
         let name = held_by.iter().find_map(|pid| machine.pids.get(pid));
         let name = name.ok_or_else(|| Trouble::Script("nobody holds the peer's context any more".to_owned()))?;
         Ok(Some(Arc::clone(machine.process(name)?)))

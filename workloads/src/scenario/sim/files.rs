@@ -3,11 +3,11 @@
 //! It owns the translation of arguments and results; the semantics are the simulated kernel's.
 
 use emulator::sync::{Arc, Mutex};
-use fs_sim::file_ops::direct_io::Transfer;
-use fs_sim::file_ops::fallocate::Mode;
-use fs_sim::file_ops::open::Flags;
+use fs_sim::holders::in_flight_io::Transfer;
 use fs_sim::input::Size;
-use fs_sim::process::description::Access;
+use fs_sim::syscalls::fallocate::FallocateMode;
+use fs_sim::syscalls::open::OpenFlags;
+use fs_sim::vfs::open_file::AccessMode;
 use fs_sim::{Errno, Task};
 
 use super::calls::{Call, Reply, Stop};
@@ -37,12 +37,12 @@ pub(super) fn perform(call: &Call, task: &Task) -> Result<Reply, Stop> {
         Verb::Complete => return complete(call, task),
         Verb::Truncate => task.truncate(op.name(0), op.number(1))?,
         Verb::Ftruncate => task.ftruncate(call.fd(0)?, op.number(1))?,
-        Verb::Fallocate => fallocate(call, task, Mode::Allocate { keep_size: keep_size() })?,
-        Verb::Punch => fallocate(call, task, Mode::PunchHole)?,
-        Verb::Zero => fallocate(call, task, Mode::ZeroRange { keep_size: keep_size() })?,
-        Verb::Collapse => fallocate(call, task, Mode::CollapseRange)?,
-        Verb::Insert => fallocate(call, task, Mode::InsertRange)?,
-        Verb::Unshare => fallocate(call, task, Mode::UnshareRange { keep_size: false })?,
+        Verb::Fallocate => fallocate(call, task, FallocateMode::Allocate { keep_size: keep_size() })?,
+        Verb::Punch => fallocate(call, task, FallocateMode::PunchHole)?,
+        Verb::Zero => fallocate(call, task, FallocateMode::ZeroRange { keep_size: keep_size() })?,
+        Verb::Collapse => fallocate(call, task, FallocateMode::CollapseRange)?,
+        Verb::Insert => fallocate(call, task, FallocateMode::InsertRange)?,
+        Verb::Unshare => fallocate(call, task, FallocateMode::UnshareRange { keep_size: false })?,
         Verb::Reflink | Verb::Dedupe | Verb::Exchange => return two_files(call, task),
         Verb::Unlink => task.unlink(op.name(0))?,
         Verb::Rename => task.rename(op.name(0), op.name(1))?,
@@ -67,15 +67,15 @@ pub(super) fn perform(call: &Call, task: &Task) -> Result<Reply, Stop> {
     Ok(Reply::default())
 }
 
-fn flags(call: &Call) -> Flags {
+fn flags(call: &Call) -> OpenFlags {
     let op = &call.op;
     let base = match op.word(1) {
-        "path" => Flags::path(),
-        "r" => Flags::open(Access::READ),
-        "w" => Flags::open(Access::WRITE),
-        _ => Flags::open(Access::BOTH),
+        "path" => OpenFlags::path(),
+        "r" => OpenFlags::open(AccessMode::READ),
+        "w" => OpenFlags::open(AccessMode::WRITE),
+        _ => OpenFlags::open(AccessMode::BOTH),
     };
-    Flags {
+    OpenFlags {
         create: op.has(2, "create"),
         exclusive: op.has(2, "excl"),
         truncate: op.has(2, "trunc"),
@@ -84,7 +84,7 @@ fn flags(call: &Call) -> Flags {
     }
 }
 
-fn fallocate(call: &Call, task: &Task, mode: Mode) -> Result<(), Stop> {
+fn fallocate(call: &Call, task: &Task, mode: FallocateMode) -> Result<(), Stop> {
     let ByteRange { offset, len } = call.op.range(1);
     Ok(task.fallocate(call.fd(0)?, mode, offset, len)?)
 }

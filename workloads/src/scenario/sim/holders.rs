@@ -4,9 +4,9 @@
 //! the machine away under the callers ([`super::Simulation`] does it).
 
 use emulator::sync::Arc;
+use fs_sim::base::numbers::Fd;
 use fs_sim::holders::block_layout::IoMode;
-use fs_sim::holders::fixed_buffers::FixedBuffer;
-use fs_sim::process::fd_table::Fd;
+use fs_sim::pinning::fixed_buffers::FixedBuffer;
 use fs_sim::{BLOCK, Errno, Task};
 
 use super::calls::{Call, Reply, Stop};

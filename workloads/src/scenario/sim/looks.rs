@@ -3,12 +3,11 @@
 //! It owns the translation of the kernel's answers: processes by their names, things by the names that the scenario gave them.
 
 use emulator::sync::Arc;
-use fs_sim::inode::Inode;
-use fs_sim::inspect::LeaseState;
+use fs_sim::BlockRange;
+use fs_sim::base::numbers::{Fd, Pid};
 use fs_sim::inspect::blockers::{Blocker, Cause};
-use fs_sim::process::Pid;
-use fs_sim::process::fd_table::Fd;
-use fs_sim::range::BlockRange;
+use fs_sim::inspect::books::LeaseStatus;
+use fs_sim::vfs::inode::Inode;
 
 use super::Simulation;
 use super::things::{Thing, signal_word};
@@ -77,9 +76,9 @@ impl Simulation {
             .iter()
             .map(|lease| {
                 let state = match lease.state {
-                    LeaseState::Held => "",
-                    LeaseState::Breaking => ":breaking",
-                    LeaseState::Zombie => ":zombie",
+                    LeaseStatus::Held => "",
+                    LeaseStatus::Breaking => ":breaking",
+                    LeaseStatus::Zombie => ":zombie",
                 };
                 format!("{}:{}{}{state}", self.process_name(lease.pid), lease.kind, part(lease.range))
             })

@@ -22,12 +22,12 @@ use std::time::Duration;
 use emulator::World;
 use emulator::device::Device;
 use emulator::sync::Arc;
+use fs_sim::base::numbers::Pid;
 use fs_sim::design::Axes;
-use fs_sim::file_ops::fallocate::Mode;
-use fs_sim::file_ops::open::Flags;
-use fs_sim::process::Pid;
-use fs_sim::process::signals::{Disposition, SigInfo, Signal};
-use fs_sim::{Config, Errno, Kernel, Sabotage, Task};
+use fs_sim::syscalls::fallocate::FallocateMode;
+use fs_sim::syscalls::open::OpenFlags;
+use fs_sim::vfs::signals::{Disposition, SigInfo, Signal};
+use fs_sim::{Errno, Kernel, KernelConfig, Sabotage, Task};
 use rdma_sim::Nic;
 
 use self::calls::Call;
@@ -40,7 +40,7 @@ use crate::ops::{Op, Verb};
 /// See the module.
 pub struct Simulation {
     kernel: Arc<Kernel>,
-    config: Config,
+    config: KernelConfig,
     world: Arc<World>,
     /// For the net under a call that never ends.
     clock: World,
@@ -66,7 +66,7 @@ impl Simulation {
         let world = Arc::new(World::in_turns(1));
         let device = Device::memory(setup.device).map_err(|error| Trouble::CannotRun(error.to_string()))?;
         let memlock_pages = setup.memlock.map_or(u64::MAX / 2, |bytes| bytes / fs_sim::BLOCK);
-        let config = Config { options: setup.options, memlock_pages, sabotage, ..Config::new(axes) };
+        let config = KernelConfig { options: setup.options, memlock_pages, sabotage, ..KernelConfig::new(axes) };
         let kernel = Kernel::new(Arc::clone(&world), device, config).map_err(cannot)?;
         let maker = kernel.spawn();
         for file in &setup.files {
@@ -207,12 +207,12 @@ impl Simulation {
 
 /// A file of the setup, made by a process of its own.
 fn make_file(maker: &Task, file: &FileSetup) -> Result<(), Errno> {
-    let fd = maker.open(&file.name, Flags::create())?;
+    let fd = maker.open(&file.name, OpenFlags::create())?;
     let whole = file.size > 0;
     match file.contents {
         Contents::Hole => maker.ftruncate(fd, file.size)?,
         Contents::Unwritten if whole => {
-            maker.fallocate(fd, Mode::Allocate { keep_size: false }, 0, file.size)?;
+            maker.fallocate(fd, FallocateMode::Allocate { keep_size: false }, 0, file.size)?;
         }
         Contents::Byte(byte) => {
             let bytes = vec![byte; file.size.min(1 << 20) as usize];

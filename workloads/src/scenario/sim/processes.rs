@@ -2,12 +2,12 @@
 //!
 //! It owns the translation of arguments and results; the semantics are the simulated kernel's.
 
-use fs_sim::base_lease::{Request, Type};
 use fs_sim::design::LeaseRules;
-use fs_sim::lease::Kind;
-use fs_sim::process::Credentials;
-use fs_sim::process::signals::Disposition;
-use fs_sim::process::task::Received;
+use fs_sim::leases::layout::kind::LeaseKind;
+use fs_sim::leases::posix::request::{PosixLeaseRequest, PosixLeaseType};
+use fs_sim::syscalls::descriptors::Received;
+use fs_sim::vfs::credentials::Credentials;
+use fs_sim::vfs::signals::Disposition;
 use fs_sim::{Errno, Task};
 
 use super::calls::{Call, Reply, Stop};
@@ -66,11 +66,11 @@ fn lease(call: &Call, task: &Task) -> Result<Reply, Stop> {
         Verb::Lease => {
             let chinner = task.kernel().axes().lease_rules == LeaseRules::Chinner;
             let kind = match (op.word(1), op.has(2, "unbreakable")) {
-                ("read", false) => Kind::READ,
-                ("read", true) => Kind::READ_U,
-                ("exclusive", _) if !chinner => Kind::READ_U,
-                ("write", true) => Kind::WRITE_U,
-                _ => Kind::WRITE,
+                ("read", false) => LeaseKind::READ,
+                ("read", true) => LeaseKind::READ_U,
+                ("exclusive", _) if !chinner => LeaseKind::READ_U,
+                ("write", true) => LeaseKind::WRITE_U,
+                _ => LeaseKind::WRITE,
             };
             task.lease(call.fd(0)?, kind, blocks(op.maybe_range(3)))?;
         }
@@ -78,16 +78,16 @@ fn lease(call: &Call, task: &Task) -> Result<Reply, Stop> {
         Verb::Downgrade => task.downgrade_lease(call.fd(0)?, blocks(op.maybe_range(1)))?,
         Verb::SetLease => {
             let request = match op.word(1) {
-                "read" => Request::Take(Type::Read),
-                "write" => Request::Take(Type::Write),
-                _ => Request::Unlock,
+                "read" => PosixLeaseRequest::Take(PosixLeaseType::Read),
+                "write" => PosixLeaseRequest::Take(PosixLeaseType::Write),
+                _ => PosixLeaseRequest::Unlock,
             };
             task.set_base_lease(call.fd(0)?, request)?;
         }
         Verb::GetLease => {
             return Reply::value(match task.get_base_lease(call.fd(0)?)? {
-                Some(Type::Read) => "read",
-                Some(Type::Write) => "write",
+                Some(PosixLeaseType::Read) => "read",
+                Some(PosixLeaseType::Write) => "write",
                 None => "none",
             });
         }

@@ -4,17 +4,16 @@
 
 use emulator::sync::atomic::AtomicU64;
 use emulator::sync::{Arc, Mutex};
-use fs_sim::Task;
-use fs_sim::file_ops::direct_io::InFlightIo;
+use fs_sim::base::numbers::Fd;
 use fs_sim::holders::block_layout::BlockLayout;
-use fs_sim::holders::fixed_buffers::Ring;
-use fs_sim::holders::guest::GuestExport;
-use fs_sim::holders::umem::XdpSocket;
-use fs_sim::process::description::OpenObject;
-use fs_sim::process::fd_table::Fd;
-use fs_sim::process::program::Program;
-use fs_sim::process::signals::Signal;
-use fs_sim::range::BlockRange;
+use fs_sim::pinning::af_xdp::XdpSocket;
+use fs_sim::pinning::fixed_buffers::Ring;
+use fs_sim::pinning::guest_export::GuestExport;
+use fs_sim::syscalls::direct_io::InFlightIo;
+use fs_sim::syscalls::exec::Program;
+use fs_sim::vfs::open_file::OpenObject;
+use fs_sim::vfs::signals::Signal;
+use fs_sim::{BlockRange, Task};
 use rdma_sim::{Context, Cq, Mr, Mw, Pd, Qp};
 
 use crate::ops::{ByteRange, Kind};

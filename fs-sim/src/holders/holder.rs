@@ -1,0 +1,129 @@
+//! Committed holders: who holds long-term pins on an inode's blocks.
+//!
+//! It owns the answer to "who blocks this change?". Invariants: a holder is listed from before its registration returns
+//! until after its last page is unpinned, so a verdict against a layout change can always name somebody; a pin that is
+//! still to be rechecked is never listed. Kernel counterpart: none today, which is part of the discussion; the 2019 RFC's
+//! `struct file_file_pin`.
+
+use emulator::pin::PageRange;
+use emulator::sync::Arc;
+
+use crate::base::numbers::{DescriptionId, Fd, HolderId, Ino, Pid};
+use crate::base::range::BlockRange;
+use crate::deadlock::need::Need;
+use crate::holders::lease_gate::Lease;
+use crate::vfs::fd_holders::FdHolders;
+use crate::vfs::kernel::Kernel;
+use crate::vfs::process::Process;
+
+/// Asks a holder to let go; see [`PinHolder::revoke`].
+pub(crate) fn revoke_holder(kernel: &Arc<Kernel>, holder: &Holder) {
+    kernel.counters.revocations.add(1);
+    kernel.trace("revoked", holder.id.0, holder.ino.0, holder.pages.first().copied());
+    holder.object.revoke(kernel);
+}
+
+/// Who a holder is, for people and for `blockers`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HolderInfo {
+    /// Its kind, such as `"RDMA region"`.
+    pub kind: &'static str,
+    /// The processes that could let go of it now; for an RDMA region those that hold its context.
+    pub processes: Vec<Pid>,
+    /// The descriptor under which the first of them holds the context, if there is one.
+    pub fd: Option<Fd>,
+    /// The context's number, if there is one.
+    pub context: Option<u64>,
+    /// The region's key, if there is one.
+    pub region: Option<u32>,
+    /// The virtual machine that has it mapped, in words, if one outside of this kernel does.
+    pub guest: Option<String>,
+}
+
+impl HolderInfo {
+    /// A holder that lives in a descriptor, without a context or a key.
+    pub(crate) fn in_descriptor(kind: &'static str, fd_holders: &Arc<FdHolders>, registrant: &Process) -> HolderInfo {
+        let processes = fd_holders.processes();
+        let fd = (processes.first() == Some(&registrant.pid())).then(|| registrant.fd_of(fd_holders)).flatten();
+        HolderInfo { kind, processes, fd, context: None, region: None, guest: None }
+    }
+}
+
+/// What the kernel may ask of whoever registered a long-term pin. Implemented by the crates above.
+pub trait PinHolder: Send + Sync + 'static {
+    /// Who it is.
+    fn describe(&self) -> HolderInfo;
+
+    /// Who holds the descriptor it lives in, if it lives in one: also those that hold it unread in a queue.
+    fn fd_holders(&self) -> Option<Arc<FdHolders>> {
+        None
+    }
+
+    /// Whether it keeps the file open that it pins, whatever the design says of regions.
+    fn keeps_file(&self) -> bool {
+        false
+    }
+
+    /// Demands that the pins be let go. Idempotent, returns at once, called with no lock held. Its completion *is* the
+    /// unpin, which comes once accesses in flight have drained.
+    fn revoke(&self, kernel: &Arc<Kernel>);
+}
+
+/// One committed holder.
+pub struct Holder {
+    /// Its number.
+    pub id: HolderId,
+    /// Who registered it; stays so after any unlock or passing.
+    pub pid: Pid,
+    /// The inode it was registered on.
+    pub ino: Ino,
+    /// The file range it was registered for.
+    pub range: BlockRange,
+    /// The pages it holds, in file order.
+    pub pages: Arc<[PageRange]>,
+    /// It pins nothing: it is told before these pages change, and the change waits until it has let go. In [`Inode::mapped`].
+    ///
+    /// [`Inode::mapped`]: crate::inode::Inode
+    pub(crate) notify_only: bool,
+    /// The leases it was let through under; it counts in the gate of each.
+    pub(crate) leases: Vec<Arc<Lease>>,
+    /// The open file that it keeps open, and with it that file's leases: a region where the design says so (`mr_holds_lease`),
+    /// under any gate; a guest's export always.
+    pub(crate) holds_file: Option<DescriptionId>,
+    /// Whoever answers for it.
+    pub object: Arc<dyn PinHolder>,
+}
+
+impl std::fmt::Debug for Holder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Holder").field("id", &self.id).field("pid", &self.pid).field("range", &self.range).finish()
+    }
+}
+
+impl Holder {
+    /// Whether any of its pages lies in one of `pages`, which are sorted and disjoint.
+    pub fn holds_any_of(&self, pages: &[PageRange]) -> bool {
+        self.pages.iter().any(|held| meets(*held, pages))
+    }
+}
+
+/// Whether a page of `held` lies in one of `pages`, which are sorted and disjoint.
+pub(crate) fn meets(held: PageRange, pages: &[PageRange]) -> bool {
+    let next = pages.partition_point(|range| range.end() <= held.start());
+    pages.get(next).is_some_and(|range| range.start() < held.end())
+}
+
+impl Need {
+    /// What those can who could let go of a holder's pins: the processes, or, left behind by all of them, its guest.
+    pub(crate) fn of_holder(holder: &Holder) -> Need {
+        let info = holder.object.describe();
+        let outside = info.guest.filter(|_| info.processes.is_empty());
+        Need { any_of: info.processes, task: None, outside }
+    }
+
+    /// What the virtual machine can that has a holder's memory mapped, if one has.
+    pub(crate) fn of_guest(holder: &Holder) -> Option<Need> {
+        let guest = holder.object.describe().guest?;
+        Some(Need { any_of: Vec::new(), task: None, outside: Some(guest) })
+    }
+}

@@ -1,0 +1,83 @@
+//! TODO
+
+use emulator::pin::PageRange;
+use emulator::sync::Arc;
+use emulator::sync::atomic::Ordering;
+
+use crate::base::errno::Errno;
+use crate::base::numbers::Ino;
+use crate::extent_map::lookup::runs;
+use crate::holders::stale_watch::{StaleWatch, changed_lines};
+use crate::layout_change::defragment::{Defragmented, defragment_inode};
+use crate::vfs::kernel::Kernel;
+use crate::vfs::names::{drop_open, lookup};
+
+impl Kernel {
+    /// Copies the blocks of the file called `name` into one run of the device, but for those that may not be moved. A file
+    /// that lies in one run already is left alone.
+    ///
+    /// # Errors
+    /// ENOENT; ENOSPC if no run of free blocks is long enough, EIO if a block turned unreadable meanwhile or the device is
+    /// gone: nothing changed.
+    pub fn defragment(self: &Arc<Self>, name: &str) -> Result<Defragmented, Errno> {
+        let inode = lookup(self, name)?;
+        let done = defragment_inode(self, &inode);
+        drop_open(self, &inode);
+        done
+    }
+
+    /// Poisons the device page that holds this block of a file: whoever touches it fails, whoever doesn't is unaffected.
+    ///
+    /// # Errors
+    /// ENOENT (no such inode), ENXIO (a hole).
+    pub fn poison(&self, ino: Ino, file_block: u64) -> Result<(), Errno> {
+        let page = page_of_block(self, ino, file_block)?;
+        self.device.poison().poison(page);
+        self.trace("poisoned", 0, ino.0, Some(page));
+        Ok(())
+    }
+
+    /// Heals it; it reads as zeros then, its contents being lost.
+    ///
+    /// # Errors
+    /// ENOENT, ENXIO; EIO if the device is gone.
+    pub fn clear_poison(&self, ino: Ino, file_block: u64) -> Result<(), Errno> {
+        let page = page_of_block(self, ino, file_block)?;
+        if self.device.poison().check(page).is_ok() {
+            return Ok(());
+        }
+        self.device.zero(page).map_err(|_| Errno::EIO)
+    }
+
+    /// In how many runs the file called `name` lies on the device, however many extents its map has for them: where both the file
+    /// and the device go on it is one.
+    ///
+    /// # Errors
+    /// ENOENT.
+    pub fn runs_of(&self, name: &str) -> Result<u64, Errno> {
+        Ok(self.named(name).ok_or(Errno::ENOENT)?.layout(runs))
+    }
+
+    /// Watches from now on what guests store into blocks that are freed beneath them; not to be undone. It costs a fill and a
+    /// comparison of such blocks, and guests find their contents gone.
+    pub fn watch_stale_guests(&self) {
+        self.attached::<StaleWatch>().on.store(true, Ordering::Relaxed);
+    }
+
+    /// How many 64-byte lines of freed blocks differ from what they were filled with when they were freed beneath a guest: at
+    /// least so many were stored to by a guest (or another device that still has them) that no longer owned them. 0 if nobody
+    /// watches.
+    pub fn stale_guest_changed_lines(&self) -> u64 {
+        let (settled, filled) = {
+            let state = self.attached::<StaleWatch>().state.lock();
+            (state.settled, state.filled.pages())
+        };
+        settled + filled.iter().map(|pages| changed_lines(self, *pages)).sum::<u64>()
+    }
+}
+
+fn page_of_block(kernel: &Kernel, ino: Ino, file_block: u64) -> Result<PageRange, Errno> {
+    let inode = kernel.inodes.get(ino).ok_or(Errno::ENOENT)?;
+    let extent = inode.layout(|layout| layout.lookup(file_block)).ok_or(Errno::ENXIO)?;
+    Ok(PageRange::new(extent.block + (file_block - extent.file_block), 1))
+}

@@ -1,0 +1,65 @@
+//! TODO
+
+use std::collections::BTreeMap;
+
+use emulator::World;
+use emulator::device::Device;
+use emulator::ledger::Ledger;
+use emulator::pin::PinTable;
+use emulator::registry::Registry;
+use emulator::sync::atomic::{AtomicU32, AtomicU64};
+use emulator::sync::{Arc, Mutex};
+use emulator::trace::Trace;
+
+use crate::base::counters::KernelCounters;
+use crate::deadlock::graph::WaitGraph;
+use crate::kernel::lifecycle::Layers;
+use crate::vfs::attachments::Attachments;
+use crate::vfs::kernel::{Kernel, KernelConfig};
+use crate::volume::journal::Journal;
+use crate::volume::mount::Mount;
+use crate::volume::{Allocator, Orphans, Shares};
+
+impl Kernel {
+    /// A kernel on `device`, with an empty volume over all of it.
+    ///
+    /// # Errors
+    /// The pin words or the ledger could not be mapped.
+    pub fn new(world: Arc<World>, device: Device, config: KernelConfig) -> std::io::Result<Arc<Kernel>> {
+        let pages = device.pages();
+        Ok(Arc::new(Kernel {
+            pins: PinTable::new(pages)?,
+            ledger: Ledger::new(pages)?,
+            allocator: Allocator::new(pages),
+            orphans: Orphans::default(),
+            shares: Shares::default(),
+            journal: Journal::default(),
+            mount: Mount::default(),
+            attached: Attachments::default(),
+            lifecycle: &Layers,
+            ghosts: Registry::new(),
+            world,
+            device,
+            axes: config.axes,
+            options: config.options,
+            memlock_pages: config.memlock_pages,
+            sabotage: config.sabotage,
+            processes: Registry::new(),
+            inodes: Registry::new(),
+            names: Mutex::new(BTreeMap::new()),
+            waits: WaitGraph::default(),
+            deadlocks: Mutex::new(Vec::new()),
+            counters: KernelCounters::default(),
+            violations: Mutex::new(Vec::new()),
+            drivers: Mutex::new(BTreeMap::new()),
+            tracer: Trace::new(),
+            next_pid: AtomicU32::new(1),
+            next_ino: AtomicU64::new(1),
+            next_description: AtomicU64::new(1),
+            next_lease: AtomicU64::new(1),
+            next_holder: AtomicU64::new(1),
+            next_waiter: AtomicU64::new(1),
+            next_number: AtomicU64::new(1),
+        }))
+    }
+}

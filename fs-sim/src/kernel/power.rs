@@ -1,0 +1,164 @@
+//! Power cuts and what comes after: a kernel that mounts what the last one left.
+//!
+//! It owns the way from [`Kernel::power_cut`] to [`Kernel::recover`]. Invariants: of the old machine nothing goes on (its
+//! processes are dead, its accesses fail); the new one has every file as of its last committed change; blocks that were
+//! orphaned, or on their way to be freed, are freed exactly once; an inode without a name is gone. Kernel counterpart:
+//! `xlog_recover` (fs/xfs/xfs_log_recover.c) with its unlinked lists (`xlog_recover_process_iunlinks`).
+
+use std::collections::BTreeMap;
+
+use emulator::World;
+use emulator::device::{Device, OpenError};
+use emulator::pin::PageRange;
+use emulator::sync::Arc;
+use emulator::sync::atomic::Ordering;
+
+use crate::base::numbers::Ino;
+use crate::base::page_sets::without;
+use crate::extent_map::Layout;
+use crate::extent_map::lookup::pages_of;
+use crate::layout_change::departure::{evict, reap_orphans};
+use crate::vfs::inode::Inode;
+use crate::vfs::kernel::{Kernel, KernelConfig};
+use crate::volume::PageList;
+
+/// What a power cut leaves: the device, and what the journal says.
+#[derive(Debug)]
+pub struct Durable {
+    device: Device,
+    names: BTreeMap<String, DurableName>,
+    layouts: BTreeMap<Ino, Layout>,
+    pending: Vec<PageRange>,
+}
+
+/// What stands in the directory for a name.
+#[derive(Clone, Copy, Debug)]
+struct DurableName {
+    ino: Ino,
+    uid: u32,
+    mode: u32,
+}
+
+impl Durable {
+    /// The blocks that had left their files and were not free yet.
+    pub fn free_pending(&self) -> u64 {
+        self.pending.iter().map(|pages| pages.len()).sum()
+    }
+}
+
+/// What a recovery did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Recovered {
+    /// Names found.
+    pub names: u64,
+    /// Blocks freed that had left their files before the cut.
+    pub freed_pending: u64,
+    /// Inodes without a name that were removed, and their blocks freed.
+    pub removed_inodes: u64,
+}
+
+impl Kernel {
+    /// Cuts the power. Everything volatile is lost: processes die where they stand, and with them leases, pins and holders;
+    /// from now on every access of this kernel to the device fails. A copy by a thread of the lab that runs at this very moment
+    /// may still land: whoever wants none joins those threads before [`Kernel::recover`].
+    ///
+    /// # Errors
+    /// The device could not be mapped again; then nothing was cut.
+    pub fn power_cut(self: &Arc<Self>) -> Result<Durable, OpenError> {
+        let device = self.device.map_again()?;
+        let contents = self.journal.cut(|| self.device.poison().lose_device());
+        self.mount.lose();
+        // After the layouts: a file that came since has a name and no layout, and is empty.
+        let names = self.names.lock().clone();
+        let named = |inode: &Inode| DurableName { ino: inode.ino(), uid: inode.uid(), mode: inode.mode() };
+        let names = names.into_iter().map(|(name, inode)| (name, named(&inode))).collect();
+        self.trace("power cut", 0, 0, None);
+        for (_, process) in self.processes.snapshot() {
+            self.shut_down(&process);
+        }
+        Ok(Durable { device, names, layouts: contents.layouts, pending: contents.pending })
+    }
+
+    /// A kernel that mounts what a power cut has left, under any design.
+    ///
+    /// # Errors
+    /// The pin words or the ledger could not be mapped.
+    pub fn recover(
+        world: Arc<World>,
+        durable: Durable,
+        config: KernelConfig,
+    ) -> std::io::Result<(Arc<Kernel>, Recovered)> {
+        let Durable { device, names, layouts, pending } = durable;
+        let kernel = Kernel::new(world, device, config)?;
+        let mut recovered = Recovered { names: names.len() as u64, ..Recovered::default() };
+        let mut links: BTreeMap<Ino, (DurableName, u32)> = BTreeMap::new();
+        for name in names.values() {
+            links.entry(name.ino).or_insert((*name, 0)).1 += 1;
+        }
+        let empty: Vec<Ino> = links.keys().copied().filter(|ino| !layouts.contains_key(ino)).collect();
+        let all = empty.into_iter().map(|ino| (ino, Layout::default())).chain(layouts);
+        let mut inodes: BTreeMap<Ino, Arc<Inode>> = BTreeMap::new();
+        let mut claimed = PageList::default();
+        for (ino, layout) in all {
+            claim_layout(&kernel, &layout, &mut claimed);
+            inodes.insert(ino, mount_inode(&kernel, ino, layout, links.get(&ino)));
+        }
+        let last = inodes.keys().next_back().map_or(0, |ino| ino.0);
+        kernel.next_ino.store(last + 1, Ordering::Relaxed);
+        let bound = names.into_iter().filter_map(|(name, at)| Some((name, Arc::clone(inodes.get(&at.ino)?))));
+        kernel.names.lock().extend(bound);
+        for pages in pending {
+            recovered.freed_pending += pages.len();
+            claim_pages(&kernel, pages);
+            // As if the last pin had just gone.
+            kernel.orphans.insert(pages);
+            reap_orphans(&kernel, pages);
+        }
+        for (ino, inode) in inodes.iter().filter(|(ino, _)| !links.contains_key(ino)) {
+            recovered.removed_inodes += 1;
+            kernel.trace("removed by recovery", 0, ino.0, None);
+            evict(&kernel, inode);
+        }
+        Ok((kernel, recovered))
+    }
+}
+
+fn mount_inode(kernel: &Kernel, ino: Ino, layout: Layout, name: Option<&(DurableName, u32)>) -> Arc<Inode> {
+    let inode = Arc::new(Inode::new(ino, name.map_or(0, |(name, _)| name.uid)));
+    if let Some((name, _)) = name {
+        inode.set_mode(name.mode);
+    }
+    {
+        let mut life = inode.life.lock();
+        life.links = name.map_or(0, |(_, links)| *links);
+        life.evicted = name.is_none();
+    }
+    inode.publish(layout);
+    kernel.journal.commit([inode.to_commit()]);
+    kernel.inodes.insert(ino, Arc::clone(&inode));
+    inode
+}
+
+/// Marks the blocks of a layout as allocated. What an earlier layout (or another part of this one) has `claimed` already must
+/// be marked as shared, and is counted so.
+fn claim_layout(kernel: &Kernel, layout: &Layout, claimed: &mut PageList) {
+    for extent in layout.extents() {
+        let pages = pages_of(&extent);
+        let again = claimed.take(pages);
+        for pages in &again {
+            match extent.shared {
+                true => kernel.shares.share(*pages),
+                false => kernel.violated(format!("invariant 4: recovery found {pages} in two layouts, not shared")),
+            }
+        }
+        without(&[pages], &again).into_iter().for_each(|pages| claim_pages(kernel, pages));
+        claimed.put(pages);
+    }
+}
+
+/// Marks blocks as allocated that the journal says are.
+fn claim_pages(kernel: &Kernel, pages: PageRange) {
+    if !kernel.allocator.claim(pages) {
+        kernel.violated(format!("invariant 4: recovery found {pages} claimed twice, or outside the device"));
+    }
+}

@@ -1,0 +1,137 @@
+//! TODO
+
+use emulator::sync::Arc;
+
+use crate::base::errno::Errno;
+use crate::base::range::BlockRange;
+use crate::base::units::BLOCK;
+use crate::extent_map::lookup::{fill_holes, holes, marked, pages_of, pieces_in, tail_block};
+use crate::extent_map::{ExtentState, Layout, Piece};
+use crate::layout_change::copy::zero_to_block_end;
+use crate::layout_change::driver::change_layout;
+use crate::layout_change::plan::{Change, ChangePlan, ClearedBlocks, Patience};
+use crate::vfs::inode::Inode;
+use crate::vfs::kernel::Kernel;
+use crate::vfs::task::Task;
+
+/// Allocates the missing blocks of a range, as `state`.
+pub(crate) struct Allocate {
+    pub(crate) range: BlockRange,
+    /// The size afterwards is at least this many bytes.
+    pub(crate) size_min: u64,
+    pub(crate) state: ExtentState,
+    /// Whether what is shared in the range becomes the file's own.
+    pub(crate) unshare: bool,
+}
+
+impl Change for Allocate {
+    fn plan(&self, layout: &Layout) -> Result<Option<ChangePlan>, Errno> {
+        let blocks = holes(layout, self.range);
+        let size = layout.size();
+        let grows = self.size_min > size;
+        let unshares = self.unshare && marked(layout, self.range);
+        if blocks == 0 && !grows && !unshares {
+            return Ok(None);
+        }
+        let touches = match grows {
+            true => BlockRange::from(self.range.start.min(size / BLOCK)),
+            false => self.range,
+        };
+        // What lies behind the old end in its block is zeroed.
+        let tail = if grows { tail_block(size) } else { BlockRange::NONE };
+        let writes = match unshares {
+            true => vec![tail.intersect(BlockRange::new(0, self.range.start)), self.range],
+            false => vec![tail],
+        };
+        let touches = (blocks > 0 || grows).then_some(touches).into();
+        Ok(Some(ChangePlan { touches, blocks, writes, ..ChangePlan::default() }))
+    }
+
+    fn apply(&self, kernel: &Kernel, layout: &Layout, ready: &ClearedBlocks<'_>) -> Layout {
+        if self.state == ExtentState::Written {
+            for pages in ready.fresh {
+                // The blocks are the volume's own: the device has them.
+                let _in_range = kernel.device.zero(*pages);
+            }
+        }
+        if self.size_min > layout.size() {
+            zero_to_block_end(kernel, layout, layout.size());
+        }
+        let filled = fill_holes(layout, self.range, ready.fresh, self.state);
+        let size = filled.size().max(self.size_min);
+        filled.with_size(size)
+    }
+}
+
+/// What a fault or a pin needs of a range that lies inside the file, judged with the turn held, so that nothing is
+/// allocated behind an end that a truncate has just set.
+struct FaultAllocation {
+    range: BlockRange,
+    /// Whether holes are filled; else only what is shared becomes the file's own.
+    allocate: bool,
+}
+
+impl FaultAllocation {
+    fn allocation(&self) -> Allocate {
+        Allocate { range: self.range, size_min: 0, state: ExtentState::Written, unshare: true }
+    }
+}
+
+impl Change for FaultAllocation {
+    fn plan(&self, layout: &Layout) -> Result<Option<ChangePlan>, Errno> {
+        if self.range.end > layout.size().div_ceil(BLOCK) {
+            return Err(Errno::EFAULT);
+        }
+        match self.allocate {
+            true => self.allocation().plan(layout),
+            false if !marked(layout, self.range) => Ok(None),
+            false => Ok(Some(ChangePlan { writes: vec![self.range], ..ChangePlan::default() })),
+        }
+    }
+
+    fn apply(&self, kernel: &Kernel, layout: &Layout, ready: &ClearedBlocks<'_>) -> Layout {
+        match self.allocate {
+            true => self.allocation().apply(kernel, layout, ready),
+            false => layout.clone(),
+        }
+    }
+}
+
+/// Turns the unwritten blocks of a range into written zeros: not a layout change, needs no turn. The zeros are on the
+/// device before the state is published, and the pages are pinned meanwhile.
+pub(crate) fn clean_unwritten(kernel: &Arc<Kernel>, inode: &Inode, range: BlockRange) {
+    let unwritten = |piece: &Piece| matches!(piece, Piece::Mapped(e) if e.state == ExtentState::Unwritten);
+    if !inode.layout(|layout| pieces_in(layout, range).iter().any(unwritten)) {
+        return;
+    }
+    let _publishing = inode.map_lock.lock();
+    // With the map locked nothing is published, so what is unwritten now can neither be written nor leave.
+    let pieces = inode.layout(|layout| pieces_in(layout, range));
+    let mut next = inode.layout(Layout::clone);
+    for piece in pieces.iter().filter(|piece| unwritten(piece)) {
+        let Piece::Mapped(extent) = piece else { continue };
+        let _in_range = kernel.device.zero(pages_of(extent));
+        let blocks = BlockRange::new(extent.file_block, extent.file_block + u64::from(extent.len));
+        next = next.with_state(blocks, ExtentState::Written);
+    }
+    inode.publish_same_blocks(next);
+    // Locked still: else it could commit half of what another change has published since.
+    kernel.journal.commit([inode.to_commit()]);
+}
+
+/// Allocates the holes of a range as written zeros, and copies what is shared, for a fault or a pin, which must not wait
+/// under a conflict.
+///
+/// # Errors
+/// EFAULT beyond the end of the file; ETXTBSY under a conflict; ENOSPC.
+pub(crate) fn fault_in(task: &Task, inode: &Arc<Inode>, range: BlockRange) -> Result<(), Errno> {
+    change_layout(task, inode, &FaultAllocation { range, allocate: true }, Patience::Never).map(|_| ())
+}
+
+/// As [`Task::fault_in`], leaving holes alone: for a pin for reading.
+///
+/// # Errors
+/// As for [`Task::fault_in`].
+pub(crate) fn unshare(task: &Task, inode: &Arc<Inode>, range: BlockRange) -> Result<(), Errno> {
+    change_layout(task, inode, &FaultAllocation { range, allocate: false }, Patience::Never).map(|_| ())
+}

@@ -1,0 +1,84 @@
+//! TODO
+
+use crate::base::errno::Errno;
+use crate::base::range::BlockRange;
+use crate::base::units::BLOCK;
+use crate::extent_map::lookup::{fill_holes, holes, marked, pages_of, pieces_in, tail_block};
+use crate::extent_map::{ExtentState, Layout, Piece};
+use crate::layout_change::copy::{heal_for_write, zero_to_block_end};
+use crate::layout_change::plan::{Change, ChangePlan, ClearedBlocks};
+use crate::vfs::kernel::Kernel;
+
+/// A write that allocates or extends, or (under `conservative`) any write.
+pub(crate) struct WriteChange<'a> {
+    pub(crate) offset: u64,
+    pub(crate) data: &'a [u8],
+    /// Every write counts as a change.
+    pub(crate) conservative: bool,
+}
+
+impl WriteChange<'_> {
+    fn end(&self) -> u64 {
+        self.offset + self.data.len() as u64
+    }
+
+    fn range(&self) -> BlockRange {
+        BlockRange::of_bytes(self.offset, self.data.len() as u64)
+    }
+}
+
+impl Change for WriteChange<'_> {
+    fn plan(&self, layout: &Layout) -> Result<Option<ChangePlan>, Errno> {
+        let blocks = holes(layout, self.range());
+        let grows = self.end() > layout.size();
+        let changes = blocks > 0 || grows || self.conservative;
+        if !changes && !marked(layout, self.range()) {
+            return Ok(None);
+        }
+        let touches = match grows {
+            true => BlockRange::from(self.range().start.min(layout.size() / BLOCK)),
+            false => self.range(),
+        };
+        // What lies behind the old end in its block is zeroed, if the write begins behind that.
+        let tail = if grows { tail_block(layout.size()) } else { BlockRange::NONE };
+        let tail = tail.intersect(BlockRange::new(0, self.range().start));
+        let writes = vec![tail, self.range()];
+        let whole = (self.offset | self.data.len() as u64).is_multiple_of(BLOCK);
+        let overwrites = whole.then_some(self.range());
+        Ok(Some(ChangePlan {
+            touches: changes.then_some(touches).into(),
+            blocks,
+            writes,
+            overwrites,
+            ..ChangePlan::default()
+        }))
+    }
+
+    /// Blocks that were there stay the file's while the turn is held; new ones are reached by nobody yet.
+    fn apply(&self, kernel: &Kernel, layout: &Layout, ready: &ClearedBlocks<'_>) -> Layout {
+        if self.end() > layout.size() {
+            zero_to_block_end(kernel, layout, layout.size());
+        }
+        // The blocks are the volume's own: the device has them.
+        for pages in ready.fresh {
+            let _in_range = kernel.device.zero(*pages);
+        }
+        let mut next = fill_holes(layout, self.range(), ready.fresh, ExtentState::Written);
+        for piece in pieces_in(&next.clone(), self.range()) {
+            let Piece::Mapped(extent) = piece else { continue };
+            if extent.state == ExtentState::Unwritten {
+                let _in_range = kernel.device.zero(pages_of(&extent));
+                let blocks = BlockRange::new(extent.file_block, extent.file_block + u64::from(extent.len));
+                next = next.with_state(blocks, ExtentState::Written);
+            }
+            let start = extent.file_block * BLOCK;
+            let from = self.offset.max(start);
+            let to = self.end().min(start + u64::from(extent.len) * BLOCK);
+            let window = (from - self.offset) as usize..(to - self.offset) as usize;
+            heal_for_write(kernel, pages_of(&extent), self.offset, self.data.len() as u64);
+            let _in_range = kernel.device.write(extent.block * BLOCK + (from - start), &self.data[window]);
+        }
+        let size = next.size().max(self.end());
+        next.with_size(size)
+    }
+}

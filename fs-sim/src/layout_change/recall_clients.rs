@@ -1,0 +1,101 @@
+//! TODO
+
+use emulator::sync::Arc;
+use emulator::wait::WaitFor;
+
+use crate::base::errno::Errno;
+use crate::deadlock::graph::{WaitFailure, WaitPoll};
+use crate::deadlock::need::Need;
+use crate::holders::block_layout::{BlockLayout, BlockLayouts, fence, recall_layout};
+use crate::layout_change::plan::{ChangeWork, Patience};
+use crate::leases::layout::waiting::publish_waiting_on;
+use crate::vfs::inode::Inode;
+use crate::vfs::open_file::Deferred;
+use crate::vfs::task::Task;
+
+/// A part of a change and the layouts that stand against it.
+type LayoutsInWay<'w> = (&'w ChangeWork<'w>, Vec<Arc<BlockLayout>>);
+
+/// Recalls the layouts that others hold where a change does something, waits until they are returned, and fences those
+/// whose time is over. False if anything was in the way: all is to be judged again.
+///
+/// # Errors
+/// ETXTBSY for a change that never waits, also where it would meet its own; EINTR; EDEADLK.
+pub(crate) fn recall_layouts(task: &Task, works: &[ChangeWork<'_>], patience: Patience) -> Result<bool, Errno> {
+    let in_way = layouts_in_way(task, works, false);
+    if patience == Patience::Never && !(in_way.is_empty() && layouts_in_way(task, works, true).is_empty()) {
+        return Err(Errno::ETXTBSY);
+    }
+    until_gone(task, &in_way, |layout| {
+        let _told = recall_layout(task.kernel(), layout);
+    })
+}
+
+/// A client that takes blocks away itself knows of it: its own layouts there end at once **\[chosen\]**, once nothing
+/// refuses the change any more; those where it only adds blocks stay. False if I/O had to be waited for, or could have
+/// been: all is to be judged again.
+///
+/// # Errors
+/// EINTR.
+pub(crate) fn end_own_layouts(task: &Task, works: &[ChangeWork<'_>]) -> Result<bool, Errno> {
+    until_gone(task, &layouts_in_way(task, works, true), |layout| {
+        let mut deferred = Deferred::default();
+        layout.shut(&mut deferred);
+        task.kernel().run_deferred(deferred);
+    })
+}
+
+/// The layouts that stand against a change: those of others, or its own.
+fn layouts_in_way<'w>(task: &Task, works: &'w [ChangeWork<'w>], own: bool) -> Vec<LayoutsInWay<'w>> {
+    let concerned = works.iter().filter(|work| !(own && work.only_adds()));
+    let in_way = concerned.map(|work| {
+        let mut layouts = BlockLayouts::of(work.inode).overlapping(&work.concerns_clients());
+        layouts.retain(|layout| (layout.pid == task.pid()) == own);
+        (work, layouts)
+    });
+    in_way.filter(|(_, layouts)| !layouts.is_empty()).collect()
+}
+
+/// Does `demand` to each of these layouts, and waits until they are gone. True if there was none.
+fn until_gone(task: &Task, in_way: &[LayoutsInWay<'_>], demand: impl Fn(&BlockLayout)) -> Result<bool, Errno> {
+    for (work, layouts) in in_way {
+        publish_waiting_on(work.inode, work.turn, &work.concerns_clients(), &[]);
+        layouts.iter().for_each(|layout| demand(layout));
+    }
+    for (work, layouts) in in_way {
+        wait_for_layouts(task, work.inode, layouts)?;
+    }
+    Ok(in_way.is_empty())
+}
+
+/// Waits until none of `layouts` is left, fencing those of others whose time is over.
+fn wait_for_layouts(task: &Task, inode: &Inode, layouts: &[Arc<BlockLayout>]) -> Result<(), Errno> {
+    let kernel = task.kernel();
+    loop {
+        let now = kernel.world.now();
+        let mut next = None;
+        for layout in layouts.iter().filter(|layout| layout.pid != task.pid()) {
+            match recall_layout(kernel, layout).deadline {
+                Some(deadline) if deadline <= now => fence(kernel, layout),
+                deadline => next = deadline.into_iter().chain(next).min(),
+            }
+        }
+        let how = WaitFor::interruptible("block layout recall").until(next);
+        let outcome = task.block_on(&BlockLayouts::of(inode).changed, how, || {
+            let held = BlockLayouts::of(inode).held.lock();
+            let left = || layouts.iter().filter(|layout| held.iter().any(|other| Arc::ptr_eq(other, layout)));
+            if left().next().is_none() {
+                return WaitPoll::Ready(());
+            }
+            // Of a shut one the I/O in flight is left, which ends by itself: nobody is needed for it.
+            let open = left().filter(|layout| !layout.gate.is_closed());
+            WaitPoll::Blocked(open.map(|layout| Need::any_of(vec![layout.pid])).collect())
+        });
+        match outcome {
+            Ok(()) => return Ok(()),
+            Err(WaitFailure::TimedOut) => {}
+            Err(WaitFailure::Interrupted) => return Err(Errno::EINTR),
+            Err(WaitFailure::Deadlock) => return Err(Errno::EDEADLK),
+        }
+    }
+}

@@ -1,0 +1,101 @@
+//! TODO
+
+use emulator::pin::PageRange;
+use emulator::sync::Arc;
+use emulator::wait::WaitFor;
+
+use crate::base::errno::Errno;
+use crate::base::numbers::HolderId;
+use crate::base::page_sets::{common, merge, without};
+use crate::deadlock::graph::{WaitFailure, WaitPoll};
+use crate::deadlock::need::Need;
+use crate::design::ChangeRule;
+use crate::holders::holder::Holder;
+use crate::holders::list::pin_holders;
+use crate::layout_change::plan::{ChangeWork, publish_waiting};
+use crate::vfs::task::Task;
+
+/// What the committed holders of the judged pages come to under the design.
+#[derive(Debug, Default)]
+pub(crate) struct PinVerdict {
+    /// Everybody who was judged: whoever else appears makes it void.
+    pub(crate) judged: Vec<HolderId>,
+    wait_for: Vec<Arc<Holder>>,
+    pub(crate) revoke: Vec<Arc<Holder>>,
+    /// Pages that are freed or moved although pinned.
+    pub(crate) forged: Vec<PageRange>,
+    /// Pages that are kept for their holders.
+    pub(crate) orphaned: Vec<PageRange>,
+}
+
+/// Lets the design judge the pins on all pages concerned. None: some were waited for, plan again.
+pub(crate) fn judge_all_pins(task: &Task, works: &[ChangeWork<'_>]) -> Result<Option<Vec<PinVerdict>>, Errno> {
+    let verdicts = works.iter().map(|work| judge_pins(task, work)).collect::<Result<Vec<PinVerdict>, Errno>>()?;
+    for (work, verdict) in works.iter().zip(&verdicts) {
+        if !verdict.wait_for.is_empty() {
+            publish_waiting(works, |n| verdicts[n].wait_for.clone());
+            wait_for_holders(task, work, &verdict.wait_for)?;
+            return Ok(None);
+        }
+        if work.touches.is_empty() && !verdict.judged.is_empty() {
+            // Pins came since the plan was made: now it is a change, and the leases are to be asked.
+            return Ok(None);
+        }
+    }
+    Ok(Some(verdicts))
+}
+
+/// Judges the committed holders of one file's pages.
+fn judge_pins(task: &Task, work: &ChangeWork<'_>) -> Result<PinVerdict, Errno> {
+    let kernel = task.kernel();
+    let mut verdict = PinVerdict::default();
+    let blind = kernel.ignores_pins();
+    let judged = if blind { &work.turning } else { &work.judged };
+    if blind {
+        verdict.forged = [&work.leaving[..], &work.moving].concat();
+    }
+    let mut waits_for_itself = false;
+    for holder in pin_holders(work.inode).holding(work.range, judged) {
+        verdict.judged.push(holder.id);
+        let own = holder.pid == task.pid();
+        let rule = if own { kernel.axes.holder_change } else { kernel.axes.stranger_change };
+        match rule {
+            ChangeRule::Fail => return Err(Errno::ETXTBSY),
+            ChangeRule::Wait => {
+                waits_for_itself |= own && holder.object.describe().processes == [task.pid()];
+                verdict.wait_for.push(holder);
+            }
+            ChangeRule::Revoke => verdict.revoke.push(holder),
+            ChangeRule::Orphan => verdict.orphaned.extend(common(&holder.pages, judged)),
+            ChangeRule::Proceed => verdict.forged.extend(common(&holder.pages, judged)),
+        }
+    }
+    if waits_for_itself {
+        task.note_self_deadlock("long-term pins");
+        return Err(Errno::EDEADLK);
+    }
+    merge(&mut verdict.orphaned);
+    // A page that one holder keeps is kept.
+    verdict.forged = without(&verdict.forged, &verdict.orphaned);
+    Ok(verdict)
+}
+
+/// With the doors open: waits until none of `holders` is left.
+fn wait_for_holders(task: &Task, work: &ChangeWork<'_>, holders: &[Arc<Holder>]) -> Result<(), Errno> {
+    task.kernel().counters.waits_for_long_term_pin.add(1);
+    let awaited: Vec<HolderId> = holders.iter().map(|holder| holder.id).collect();
+    let how = WaitFor::interruptible("long-term pins");
+    let outcome = task.block_on(&pin_holders(work.inode).changed, how, || {
+        let left = pin_holders(work.inode).holding(work.range, &work.judged);
+        let left: Vec<_> = left.iter().filter(|holder| awaited.contains(&holder.id)).collect();
+        if left.is_empty() {
+            return WaitPoll::Ready(());
+        }
+        WaitPoll::Blocked(left.iter().map(|holder| Need::of_holder(holder)).collect())
+    });
+    match outcome {
+        Ok(()) => Ok(()),
+        Err(WaitFailure::Interrupted | WaitFailure::TimedOut) => Err(Errno::EINTR),
+        Err(WaitFailure::Deadlock) => Err(Errno::EDEADLK),
+    }
+}

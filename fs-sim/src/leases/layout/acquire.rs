@@ -1,0 +1,342 @@
+//! Taking a layout lease: the grant tables, conversion, downgrade.
+//!
+//! It owns the decision whether a request is granted, refused, or must break others first. Invariants: a request that
+//! fails has changed nothing of the caller's; conversion on one description is atomic; while a break is pending nobody else
+//! is let in. Kernel counterpart: `generic_add_lease` (fs/locks.c) for the shape; the tables are the proposals'.
+
+use emulator::sync::{Arc, MutexGuard};
+use emulator::wait::WaitFor;
+
+use crate::base::errno::Errno;
+use crate::base::numbers::{LeaseId, Pid};
+use crate::base::range::BlockRange;
+use crate::deadlock::graph::{WaitFailure, WaitPoll};
+use crate::deadlock::need::Need;
+use crate::design::LeaseRules;
+use crate::holders::lease_gate::Lease;
+use crate::holders::list::pin_holders;
+use crate::leases::layout::breaking::{begin_break, lease_lost, signal_owners, wait_for_break};
+use crate::leases::layout::kind::{LeaseKind, LeaseMode};
+use crate::leases::layout::table::{BreakTo, LeaseEntry, LeaseState, LeaseTable, WaitingRequest, new_lease};
+use crate::leases::layout::unlock::{reopen_gates, unlock_releases, wait_for_pinned_leases};
+use crate::vfs::inode::Inode;
+use crate::vfs::open_file::{AccessMode, Description};
+use crate::vfs::task::Task;
+
+/// What one entry in the way says to a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum GrantAnswer {
+    Grant,
+    Refuse,
+    Break(BreakTo),
+}
+
+/// The grant table of `man-page` rules: held by another open file, asked, overlapping.
+fn man_page_answer(held: LeaseKind, asked: LeaseKind) -> GrantAnswer {
+    match (held.mode, held.unbreakable, asked.mode) {
+        (LeaseMode::Read, _, LeaseMode::Read) => GrantAnswer::Grant,
+        (LeaseMode::Read, false, LeaseMode::Write) => GrantAnswer::Break(BreakTo::Nothing),
+        (LeaseMode::Read, true, LeaseMode::Write) => GrantAnswer::Refuse,
+        (LeaseMode::Write, false, LeaseMode::Read) => GrantAnswer::Break(BreakTo::Read),
+        (LeaseMode::Write, false, LeaseMode::Write) => GrantAnswer::Break(BreakTo::Nothing),
+        (LeaseMode::Write, true, _) => GrantAnswer::Refuse,
+    }
+}
+
+/// Whether an entry still stands in the way of a request for `asked`.
+fn stands_in_way(entry: &LeaseEntry, range: BlockRange, asked: LeaseKind) -> bool {
+    entry.range.overlaps(range) && man_page_answer(entry.kind, asked) != GrantAnswer::Grant
+}
+
+/// Whether a request would give a lease that is being broken new life: its holder may only convert it to what the break
+/// leaves, or unlock it.
+fn renews_what_is_broken(entry: &LeaseEntry, request: &LeaseRequest<'_>) -> bool {
+    let LeaseState::Breaking { to, .. } = entry.state else { return false };
+    let own = entry.file == request.description.id() && entry.range.overlaps(request.range);
+    own && !(to == BreakTo::Read && request.kind == LeaseKind::READ)
+}
+
+/// Whether a change that is not over has settled on the request's range.
+fn is_settled(request: &LeaseRequest<'_>, entries: &MutexGuard<'_, Vec<LeaseEntry>>) -> bool {
+    LeaseTable::of(request.inode).settled_on(entries).overlaps(request.range)
+}
+
+/// A request, checked.
+pub(crate) struct LeaseRequest<'a> {
+    pub(crate) inode: &'a Arc<Inode>,
+    pub(crate) description: &'a Arc<Description>,
+    pub(crate) kind: LeaseKind,
+    pub(crate) range: BlockRange,
+}
+
+/// As [`Task::lease`], on an open description that need not be in the caller's table.
+pub(crate) fn lease_file(
+    task: &Task,
+    description: &Arc<Description>,
+    inode: &Arc<Inode>,
+    kind: LeaseKind,
+    range: BlockRange,
+) -> Result<(), Errno> {
+    check_request(task, kind, range, AccessMode::BOTH)?;
+    acquire(task, &LeaseRequest { inode, description, kind, range })
+}
+
+pub(crate) fn check_request(task: &Task, kind: LeaseKind, range: BlockRange, access: AccessMode) -> Result<(), Errno> {
+    let rules = task.kernel().axes.lease_rules;
+    let known = match rules {
+        LeaseRules::None => false,
+        LeaseRules::ManPage => true,
+        LeaseRules::Chinner => !kind.unbreakable,
+    };
+    if !known || range.is_empty() {
+        return Err(Errno::EINVAL);
+    }
+    let allowed = if kind.is_exclusive(rules) { access.write } else { access.read };
+    if allowed { Ok(()) } else { Err(Errno::EACCES) }
+}
+
+pub(crate) fn acquire(task: &Task, request: &LeaseRequest<'_>) -> Result<(), Errno> {
+    let mut shut = Vec::new();
+    let outcome = try_acquire(task, request, &mut shut);
+    if outcome.is_err() {
+        reopen_gates(request.inode, &shut);
+    }
+    outcome
+}
+
+/// As [`Task::acquire`]; the gates of the leases in `shut` were shut on the way, for a conversion.
+fn try_acquire(task: &Task, request: &LeaseRequest<'_>, shut: &mut Vec<Arc<Lease>>) -> Result<(), Errno> {
+    let kernel = task.kernel();
+    let mut broken_by_us: Vec<LeaseId> = Vec::new();
+    // First come, first served: who would get in the way of one that waits already comes too late.
+    let overtakes = |asking: &WaitingRequest| {
+        let at_odds = |a, b| man_page_answer(a, b) != GrantAnswer::Grant;
+        asking.range.overlaps(request.range)
+            && (at_odds(asking.kind, request.kind) || at_odds(request.kind, asking.kind))
+    };
+    let man_page = kernel.axes.lease_rules == LeaseRules::ManPage;
+    if man_page && LeaseTable::of(request.inode).is_behind(request.description.id(), overtakes) {
+        return Err(Errno::EAGAIN);
+    }
+    loop {
+        await_pending_change(task, request)?;
+        let mut owners = Vec::new();
+        {
+            let mut entries = LeaseTable::of(request.inode).lock();
+            if is_settled(request, &entries) {
+                drop(entries);
+                wait_out_change(task, request)?;
+                continue;
+            }
+            if entries.iter().any(|entry| renews_what_is_broken(entry, request)) {
+                return Err(Errno::EAGAIN);
+            }
+            match kernel.axes.lease_rules {
+                LeaseRules::Chinner => judge_chinner(task, &entries, request)?,
+                LeaseRules::ManPage | LeaseRules::None => {
+                    judge_man_page(task, &mut entries, request, &mut broken_by_us, &mut owners)?;
+                }
+            }
+            let clear = !entries.iter().any(|entry| {
+                broken_by_us.contains(&entry.lease.id) && stands_in_way(entry, request.range, request.kind)
+            });
+            if clear {
+                let installed = install_lease(task, &mut entries, request);
+                drop(entries);
+                match installed {
+                    InstallOutcome::Done(lost) => {
+                        lease_granted(task, request, &lost);
+                        return Ok(());
+                    }
+                    InstallOutcome::Pinned(leases) => {
+                        wait_for_pinned_leases(task, request.inode, &leases)?;
+                        shut.extend(leases);
+                        continue;
+                    }
+                }
+            }
+        }
+        let (file, kind, range) = (request.description.id(), request.kind, request.range);
+        let _in_line = LeaseTable::of(request.inode).waits(WaitingRequest { file, kind, range });
+        signal_owners(kernel, request.inode, &owners);
+        wait_for_break(task, request.inode, &broken_by_us, |entry| stands_in_way(entry, request.range, request.kind))?;
+    }
+}
+
+/// While a layout change waits, overlapping requests get EAGAIN; under `chinner` rules they wait for it to finish.
+fn await_pending_change(task: &Task, request: &LeaseRequest<'_>) -> Result<(), Errno> {
+    let kernel = task.kernel();
+    let pending = || request.inode.turn.waiting_on().is_some_and(|ranges| ranges.overlaps(request.range));
+    if !pending() {
+        return Ok(());
+    }
+    if kernel.axes.lease_rules != LeaseRules::Chinner {
+        return Err(Errno::EAGAIN);
+    }
+    let own_pins = || {
+        let holders = pin_holders(request.inode);
+        let own_in = |range| holders.registered_in(range).iter().any(|holder| holder.pid == task.pid());
+        request.inode.turn.waiting_on().is_some_and(|ranges| ranges.iter().any(own_in))
+    };
+    let how = WaitFor::interruptible("layout change that broke the lease");
+    let outcome = task.block_on(request.inode.turn.changed(), how, || {
+        if !pending() {
+            WaitPoll::Ready(Ok(()))
+        } else if own_pins() {
+            task.note_self_deadlock("layout change that broke the lease");
+            WaitPoll::Ready(Err(Errno::EDEADLK))
+        } else {
+            let changer = request.inode.turn.holder();
+            WaitPoll::Blocked(changer.map(Need::task).into_iter().collect())
+        }
+    });
+    match outcome {
+        Ok(result) => result,
+        Err(WaitFailure::Deadlock) => Err(Errno::EDEADLK),
+        Err(WaitFailure::Interrupted | WaitFailure::TimedOut) => Err(Errno::EINTR),
+    }
+}
+
+/// A change has settled with the leases that were there and is about to be published: a lease that came now would be
+/// neither told nor heeded, so it comes after the change.
+fn wait_out_change(task: &Task, request: &LeaseRequest<'_>) -> Result<(), Errno> {
+    let inode = request.inode;
+    let how = WaitFor::interruptible("layout change under way");
+    let outcome = task.block_on(&LeaseTable::of(inode).changed, how, || {
+        let settled = is_settled(request, &LeaseTable::of(inode).lock());
+        if settled && inode.turn.waiting_on().is_none() {
+            let changer = inode.turn.holder();
+            WaitPoll::Blocked(changer.map(Need::task).into_iter().collect())
+        } else {
+            WaitPoll::Ready(())
+        }
+    });
+    outcome.map_err(|ended| if ended == WaitFailure::Deadlock { Errno::EDEADLK } else { Errno::EINTR })
+}
+
+/// `chinner` rules: leases of different processes coexist, but for write against write.
+fn judge_chinner(task: &Task, entries: &[LeaseEntry], request: &LeaseRequest<'_>) -> Result<(), Errno> {
+    let refused = request.kind.mode == LeaseMode::Write
+        && !task.kernel().sabotage.no_lease_conflict
+        && entries.iter().any(|entry| {
+            entry.kind.mode == LeaseMode::Write && entry.pid != task.pid() && entry.range.overlaps(request.range)
+        });
+    if refused { Err(Errno::ETXTBSY) } else { Ok(()) }
+}
+
+/// `man-page` rules: refusals first, then the breaks that this request must begin.
+fn judge_man_page(
+    task: &Task,
+    entries: &mut [LeaseEntry],
+    request: &LeaseRequest<'_>,
+    broken_by_us: &mut Vec<LeaseId>,
+    owners: &mut Vec<Pid>,
+) -> Result<(), Errno> {
+    let foreign =
+        |entry: &&mut LeaseEntry| entry.file != request.description.id() && entry.range.overlaps(request.range);
+    let blind = task.kernel().sabotage.no_lease_conflict;
+    let refuses = |e: &mut LeaseEntry| !blind && man_page_answer(e.kind, request.kind) == GrantAnswer::Refuse;
+    if entries.iter_mut().filter(foreign).any(refuses) {
+        return Err(Errno::ETXTBSY);
+    }
+    // A break whose time is over, left behind by a breaker that gave up, is carried on by whoever asks next.
+    let now = task.kernel().world.now();
+    let pending_elsewhere = entries.iter_mut().filter(foreign).any(|e| match e.state {
+        LeaseState::Breaking { deadline, .. } => {
+            deadline.is_none_or(|deadline| now < deadline) && !broken_by_us.contains(&e.lease.id)
+        }
+        LeaseState::Held | LeaseState::Zombie => false,
+    });
+    if pending_elsewhere {
+        return Err(Errno::EAGAIN);
+    }
+    for entry in entries.iter_mut().filter(foreign) {
+        if let GrantAnswer::Break(to) = man_page_answer(entry.kind, request.kind) {
+            owners.extend(begin_break(task.kernel(), entry, to));
+            if !broken_by_us.contains(&entry.lease.id) {
+                broken_by_us.push(entry.lease.id);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Converts what the description holds in the range and adds what is missing. Where pins live under a lease that would
+/// lose strength or be split, `unlock_while_pinned` decides: unless it says `release`, nothing is done.
+pub(crate) fn install_lease(task: &Task, entries: &mut Vec<LeaseEntry>, request: &LeaseRequest<'_>) -> InstallOutcome {
+    let kernel = task.kernel();
+    let rules = kernel.axes.lease_rules;
+    let own = |e: &LeaseEntry| {
+        e.file == request.description.id() && e.state != LeaseState::Zombie && e.range.overlaps(request.range)
+    };
+    let unchanged = |e: &LeaseEntry| e.kind == request.kind && e.state == LeaseState::Held;
+    let diminished = |e: &LeaseEntry| {
+        let weaker = e.kind.is_exclusive(rules) && !request.kind.is_exclusive(rules);
+        !unchanged(e) && (weaker || !request.range.contains(e.range))
+    };
+    if !unlock_releases(kernel) {
+        let pinned = entries.iter().filter(|e| own(e) && diminished(e) && e.is_pinned());
+        let pinned: Vec<Arc<Lease>> = pinned.map(|e| Arc::clone(&e.lease)).collect();
+        if !pinned.is_empty() {
+            return InstallOutcome::Pinned(pinned);
+        }
+    }
+    let mut lost = Vec::new();
+    let mut missing = vec![request.range];
+    let mut kept = Vec::with_capacity(entries.len() + 1);
+    for mut entry in entries.drain(..) {
+        if !own(&entry) {
+            kept.push(entry);
+        } else if !diminished(&entry) && !entry.lease.gate.is_closed() {
+            missing = missing.iter().flat_map(|part| part.minus(entry.range)).collect();
+            entry.kind = request.kind;
+            entry.state = LeaseState::Held;
+            kept.push(entry);
+        } else {
+            // The parts outside the request go on as leases of their own; pins of the old one have lost it.
+            for range in entry.range.minus(request.range) {
+                kept.push(LeaseEntry { lease: new_lease(kernel), range, ..entry.clone() });
+            }
+            if entry.lease.gate.close().0 > 0 {
+                lost.push(entry.lease);
+            }
+        }
+    }
+    for range in missing {
+        kept.push(LeaseEntry {
+            lease: new_lease(kernel),
+            file: request.description.id(),
+            fd_holders: Arc::clone(request.description.fd_holders()),
+            pid: task.pid(),
+            kind: request.kind,
+            range,
+            state: LeaseState::Held,
+        });
+    }
+    *entries = kept;
+    InstallOutcome::Done(lost)
+}
+
+pub(crate) fn lease_granted(task: &Task, request: &LeaseRequest<'_>, lost: &[Arc<Lease>]) {
+    let kernel = task.kernel();
+    LeaseTable::of(request.inode).changed.wake_all();
+    for lease in lost {
+        lease_lost(kernel, request.inode, lease);
+    }
+    if request.kind.is_exclusive(kernel.axes.lease_rules) {
+        let broken = pin_holders(request.inode).registered_in(request.range);
+        let outlived = |lease: &Arc<Lease>| lease.gate.is_closed();
+        if broken.iter().any(|holder| holder.pid != task.pid() && holder.leases.iter().any(outlived)) {
+            kernel.counters.broken_exclusivity.add(1);
+        }
+    }
+    kernel.trace("lease granted", task.pid().0.into(), request.inode.ino().0, None);
+}
+
+/// What came of putting a granted request into the table.
+pub(crate) enum InstallOutcome {
+    /// Done; these leases were lost although pins live under them.
+    Done(Vec<Arc<Lease>>),
+    /// Nothing done: pins live under these leases, which would lose strength or be split.
+    Pinned(Vec<Arc<Lease>>),
+}

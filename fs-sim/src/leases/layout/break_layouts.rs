@@ -1,0 +1,270 @@
+//! Settling a layout change with everybody's leases: steps 1 and 2 of SEMANTICS section 4.
+//!
+//! It owns the order "check first what can fail, then break, then wait". Invariants: a change that fails here has sent no
+//! signal and broken nothing; a change never waits for a lease of its own. Kernel counterpart: `break_layouts`
+//! (fs/xfs/xfs_file.c), which knows only one kind of lease.
+
+use emulator::sync::Arc;
+
+use crate::base::errno::Errno;
+use crate::base::numbers::{LeaseId, Pid};
+use crate::base::range::{BlockRange, BlockRanges};
+use crate::deadlock::graph::{WaitFailure, WaitPoll};
+use crate::deadlock::need::Need;
+use crate::design::{Axes, ChangeRule, LeaseRules};
+use crate::holders::holder::Holder;
+use crate::holders::lease_gate::Lease;
+use crate::holders::list::pin_holders;
+use crate::leases::layout::breaking::{begin_break, lease_lost, signal_owners, wait_for_break};
+use crate::leases::layout::kind::{LeaseKind, LeaseMode};
+use crate::leases::layout::table::{BreakTo, LeaseEntry, LeaseState, LeaseTable};
+use crate::leases::layout::waiting::publish_waiting_on;
+use crate::vfs::inode::Inode;
+use crate::vfs::kernel::Kernel;
+use crate::vfs::layout_turn::TurnGuard;
+use crate::vfs::task::Task;
+
+/// Where the settling of a change stands.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum BreakOutcome {
+    /// No lease is in the way.
+    Clear,
+    /// These leases are: breaks are under way, or exclusive leases are to be waited for.
+    InTheWay(Vec<LeaseId>),
+}
+
+/// What judging all leases of an inode for one change came to.
+#[derive(Default)]
+struct BreakPlan {
+    /// Owners to be told.
+    owners: Vec<Pid>,
+    /// Waited for: being broken, or exclusive under `wait`.
+    in_way: Vec<LeaseId>,
+    /// Removed although pins live under them.
+    lost: Vec<Arc<Lease>>,
+}
+
+/// What one lease says to a change of its range.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum LeaseVerdict {
+    Ignore,
+    Fail(Errno),
+    Break,
+    WaitFor,
+    /// Taken away, its owner told.
+    Remove,
+}
+
+fn by_rule(rule: ChangeRule, own: bool) -> LeaseVerdict {
+    match rule {
+        ChangeRule::Proceed | ChangeRule::Orphan => LeaseVerdict::Ignore,
+        ChangeRule::Fail => LeaseVerdict::Fail(Errno::ETXTBSY),
+        // A change that waited for a lease of its own would wait for ever.
+        ChangeRule::Wait if own => LeaseVerdict::Fail(Errno::EDEADLK),
+        ChangeRule::Wait => LeaseVerdict::WaitFor,
+        ChangeRule::Revoke => LeaseVerdict::Remove,
+    }
+}
+
+pub(crate) fn judge(axes: &Axes, entry: &LeaseEntry, changer: Pid, others_write: bool) -> LeaseVerdict {
+    let own = entry.pid == changer;
+    let exclusive = entry.kind.is_exclusive(axes.lease_rules);
+    match (own, axes.lease_rules) {
+        (false, _) if exclusive => by_rule(axes.stranger_change, false),
+        (false, _) => LeaseVerdict::Break,
+        // chinner: the holder is not notified; a reader yields to whoever holds write.
+        (true, LeaseRules::Chinner) if entry.kind.mode == LeaseMode::Read && others_write => {
+            LeaseVerdict::Fail(Errno::ETXTBSY)
+        }
+        (true, LeaseRules::Chinner) => LeaseVerdict::Ignore,
+        (true, _) => match entry.kind {
+            LeaseKind { mode: LeaseMode::Write, .. } => LeaseVerdict::Ignore,
+            LeaseKind { mode: LeaseMode::Read, unbreakable: true } => by_rule(axes.holder_change, true),
+            LeaseKind { mode: LeaseMode::Read, unbreakable: false } => LeaseVerdict::Remove,
+        },
+    }
+}
+
+/// What pins say before any signal is sent: those of others that no breakable lease covers, and the changer's own.
+fn pins_refuse(axes: &Axes, holders: &[Arc<Holder>], entries: &[LeaseEntry], changer: Pid) -> bool {
+    holders.iter().any(|holder| {
+        if holder.pid == changer {
+            return axes.holder_change == ChangeRule::Fail;
+        }
+        let breakable = |lease: &Arc<Lease>| {
+            let entry = entries.iter().find(|entry| Arc::ptr_eq(&entry.lease, lease));
+            entry.is_some_and(|e| e.state != LeaseState::Zombie && !e.kind.is_exclusive(axes.lease_rules))
+        };
+        axes.stranger_change == ChangeRule::Fail && !holder.leases.iter().any(breakable)
+    })
+}
+
+/// Whether a process other than `changer` holds write in `ranges`.
+pub(crate) fn others_write(entries: &[LeaseEntry], ranges: &BlockRanges, changer: Pid) -> bool {
+    let write = |entry: &LeaseEntry| {
+        ranges.overlaps(entry.range) && entry.pid != changer && entry.kind.mode == LeaseMode::Write
+    };
+    entries.iter().any(write)
+}
+
+/// Why a change of `ranges` by `changer` is refused before anything is done, if it is.
+fn refusal(
+    axes: &Axes,
+    entries: &[LeaseEntry],
+    ranges: &BlockRanges,
+    holders: &[Arc<Holder>],
+    changer: Pid,
+) -> Option<Errno> {
+    if pins_refuse(axes, holders, entries, changer) {
+        return Some(Errno::ETXTBSY);
+    }
+    let others_write = others_write(entries, ranges, changer);
+    let touched = entries.iter().filter(|entry| ranges.overlaps(entry.range));
+    let failures = touched.filter_map(|entry| match judge(axes, entry, changer, others_write) {
+        LeaseVerdict::Fail(errno) => Some(errno),
+        _ => None,
+    });
+    // A refusal by somebody comes before the deadlock with oneself.
+    failures.min_by_key(|errno| *errno == Errno::EDEADLK)
+}
+
+pub(crate) fn refused(task: &Task, errno: Errno) -> Errno {
+    if errno == Errno::EDEADLK {
+        task.note_self_deadlock("exclusive lease");
+    }
+    errno
+}
+
+/// The first look at one of several files: what [`Task::settle`] would fail with, with nothing done.
+///
+/// # Errors
+/// ETXTBSY or EDEADLK as the design says.
+pub(crate) fn check_layouts(
+    task: &Task,
+    inode: &Inode,
+    ranges: &BlockRanges,
+    holders: &[Arc<Holder>],
+) -> Result<(), Errno> {
+    let refusal = refusal(&task.kernel().axes, &LeaseTable::of(inode).lock(), ranges, holders, task.pid());
+    refusal.map_or(Ok(()), |errno| Err(refused(task, errno)))
+}
+
+/// Judges every lease that `ranges` touch, and `holders` (those of the pages concerned), for a layout change by this
+/// process; begins the breaks that are needed.
+///
+/// # Errors
+/// ETXTBSY or EDEADLK as the design says; then nothing was done.
+pub(crate) fn break_layouts(
+    task: &Task,
+    inode: &Inode,
+    turn: &TurnGuard<'_>,
+    ranges: &BlockRanges,
+    holders: &[Arc<Holder>],
+) -> Result<BreakOutcome, Errno> {
+    let kernel = task.kernel();
+    let axes = &kernel.axes;
+    let mut judgement = BreakPlan::default();
+    {
+        let mut entries = LeaseTable::of(inode).lock();
+        if let Some(errno) = refusal(axes, &entries, ranges, holders, task.pid()) {
+            return Err(refused(task, errno));
+        }
+        let touched = |entry: &LeaseEntry| ranges.overlaps(entry.range);
+        let others_write = others_write(&entries, ranges, task.pid());
+        let verdict = |entry: &LeaseEntry| judge(axes, entry, task.pid(), others_write);
+        entries.retain_mut(|entry| {
+            let verdict = if touched(entry) { verdict(entry) } else { LeaseVerdict::Ignore };
+            carry_out(kernel, verdict, entry, &mut judgement)
+        });
+        let settled = if judgement.in_way.is_empty() { ranges.hull() } else { BlockRange::new(0, 0) };
+        LeaseTable::of(inode).settle_on(&entries, settled);
+    }
+    if !judgement.lost.is_empty() || !judgement.owners.is_empty() {
+        LeaseTable::of(inode).changed.wake_all();
+    }
+    if !judgement.in_way.is_empty() {
+        // Before anybody is told: an owner that answers at once finds the change waiting.
+        publish_waiting_on(inode, turn, ranges, holders);
+    }
+    signal_owners(kernel, inode, &judgement.owners);
+    for lease in &judgement.lost {
+        lease_lost(kernel, inode, lease);
+    }
+    if judgement.in_way.is_empty() { Ok(BreakOutcome::Clear) } else { Ok(BreakOutcome::InTheWay(judgement.in_way)) }
+}
+
+/// Whether a lease of somebody else stands against an allocation in `ranges` by a fault or a pin, which may neither break
+/// nor wait. An own read+U does not forbid what its own pin needs. If none does, the change has settled.
+pub(crate) fn leases_conflict(task: &Task, inode: &Inode, ranges: &BlockRanges) -> bool {
+    let axes = &task.kernel().axes;
+    let entries = LeaseTable::of(inode).lock();
+    let foreign = entries.iter().filter(|entry| entry.pid != task.pid() && ranges.overlaps(entry.range));
+    let mut verdicts = foreign.map(|entry| judge(axes, entry, task.pid(), false));
+    let conflict = verdicts.any(|verdict| verdict != LeaseVerdict::Ignore);
+    if !conflict {
+        LeaseTable::of(inode).settle_on(&entries, ranges.hull());
+    }
+    conflict
+}
+
+/// Waits until none of `leases` is in the table any more.
+pub(crate) fn wait_for_leases(task: &Task, inode: &Inode, leases: &[LeaseId]) -> Result<(), Errno> {
+    let (breaking, exclusive): (Vec<LeaseId>, Vec<LeaseId>) = {
+        let entries = LeaseTable::of(inode).lock();
+        let breaking =
+            |id: &LeaseId| entries.iter().any(|e| e.lease.id == *id && matches!(e.state, LeaseState::Breaking { .. }));
+        leases.iter().copied().partition(breaking)
+    };
+    wait_for_break(task, inode, &breaking, |_| true)?;
+    let how = emulator::wait::WaitFor::interruptible("exclusive lease");
+    let outcome = task.block_on(&LeaseTable::of(inode).changed, how, || {
+        let held: Vec<LeaseEntry> =
+            LeaseTable::of(inode).lock().iter().filter(|entry| exclusive.contains(&entry.lease.id)).cloned().collect();
+        if held.is_empty() {
+            return WaitPoll::Ready(());
+        }
+        WaitPoll::Blocked(held.iter().flat_map(|entry| needs_of(inode, entry)).collect())
+    });
+    match outcome {
+        Ok(()) => Ok(()),
+        Err(WaitFailure::Deadlock) => Err(Errno::EDEADLK),
+        Err(WaitFailure::Interrupted | WaitFailure::TimedOut) => Err(Errno::EINTR),
+    }
+}
+
+/// Who could end an exclusive lease: its descriptors' holders, or for a zombie those of the pins that keep it.
+fn needs_of(inode: &Inode, entry: &LeaseEntry) -> Vec<Need> {
+    if entry.state == LeaseState::Zombie {
+        let holders = pin_holders(inode).under_lease(&entry.lease);
+        return holders.iter().map(|holder| Need::any_of(holder.object.describe().processes)).collect();
+    }
+    vec![Need::any_of(entry.releasers())]
+}
+
+/// Does to one entry what its verdict says. False removes it from the table.
+fn carry_out(kernel: &Kernel, verdict: LeaseVerdict, entry: &mut LeaseEntry, judgement: &mut BreakPlan) -> bool {
+    match verdict {
+        LeaseVerdict::Ignore | LeaseVerdict::Fail(_) => true,
+        LeaseVerdict::WaitFor => {
+            judgement.in_way.push(entry.lease.id);
+            true
+        }
+        LeaseVerdict::Break => {
+            judgement.owners.extend(begin_break(kernel, entry, BreakTo::Nothing));
+            judgement.in_way.push(entry.lease.id);
+            true
+        }
+        LeaseVerdict::Remove => {
+            if entry.state == LeaseState::Zombie {
+                kernel.counters.zombie_leases.fall();
+            } else {
+                kernel.counters.notices_owed.add(1);
+                judgement.owners.push(entry.pid);
+            }
+            if entry.lease.gate.close().0 > 0 {
+                judgement.lost.push(Arc::clone(&entry.lease));
+            }
+            false
+        }
+    }
+}

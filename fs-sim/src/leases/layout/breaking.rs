@@ -1,0 +1,161 @@
+//! Breaking leases: mark pending, tell the owner, wait, and what happens when the time is over.
+//!
+//! It owns the life of a break. Invariants: every break begun has somebody who waits for it or has given up; its deadline is
+//! sampled when it starts; a lease whose time is over is handled by whoever waits for it, exactly once, under the table's
+//! lock. Kernel counterpart: `__break_lease`, `time_out_leases` (fs/locks.c).
+
+use emulator::sync::Arc;
+use emulator::time::Nanos;
+use emulator::wait::WaitFor;
+
+use crate::base::errno::Errno;
+use crate::base::numbers::{LeaseId, Pid};
+use crate::deadlock::graph::{WaitFailure, WaitPoll};
+use crate::deadlock::need::Need;
+use crate::design::{BreakTimeout, LeaseLost};
+use crate::holders::holder::{Holder, revoke_holder};
+use crate::holders::lease_gate::Lease;
+use crate::holders::list::pin_holders;
+use crate::leases::layout::kind::{LeaseKind, LeaseMode};
+use crate::leases::layout::table::{BreakTo, LeaseEntry, LeaseState, LeaseTable};
+use crate::vfs::inode::Inode;
+use crate::vfs::kernel::Kernel;
+use crate::vfs::signals::{Delivery, SigInfo, Signal};
+use crate::vfs::task::Task;
+
+/// The deadline of a break that starts now.
+fn break_deadline(kernel: &Kernel) -> Option<Nanos> {
+    let never = kernel.axes.break_timeout == BreakTimeout::Never
+        || kernel.options.lease_break_time.is_zero()
+        || kernel.sabotage.no_break_timeout;
+    (!never).then(|| kernel.world.now().after(kernel.options.lease_break_time))
+}
+
+/// Marks an entry as being broken; the owner to be told, unless it was told of as much before.
+pub(crate) fn begin_break(kernel: &Kernel, entry: &mut LeaseEntry, to: BreakTo) -> Option<Pid> {
+    match entry.state {
+        LeaseState::Held => {}
+        LeaseState::Breaking { to: BreakTo::Read, .. } if to == BreakTo::Nothing => {}
+        LeaseState::Breaking { .. } | LeaseState::Zombie => return None,
+    }
+    entry.state = LeaseState::Breaking { to, deadline: break_deadline(kernel), killed: false };
+    kernel.counters.lease_breaks.add(1);
+    kernel.counters.notices_owed.add(1);
+    match kernel.sabotage.signal_to_holder {
+        true => entry.releasers().first().copied(),
+        false => Some(entry.pid),
+    }
+}
+
+/// Tells lease owners that their lease is being broken or was removed.
+pub(crate) fn signal_owners(kernel: &Arc<Kernel>, inode: &Inode, owners: &[Pid]) {
+    for pid in owners {
+        let info = SigInfo { signal: Signal::Sigio, ino: Some(inode.ino()) };
+        let told = kernel.processes.get(*pid).is_some_and(|process| !process.is_dying());
+        if told {
+            kernel.counters.sigio_sent.add(1);
+            if kernel.send_signal(*pid, info) == Delivery::Fatal {
+                kernel.trace("killed by SIGIO", pid.0.into(), inode.ino().0, None);
+            }
+        } else {
+            kernel.counters.sigio_unsent.add(1);
+        }
+    }
+}
+
+/// A lease is gone although pins taken under it may live.
+pub(crate) fn lease_lost(kernel: &Arc<Kernel>, inode: &Inode, lease: &Arc<Lease>) {
+    if kernel.axes.on_lease_lost == Some(LeaseLost::Abort) {
+        for holder in pin_holders(inode).under_lease(lease) {
+            revoke_holder(kernel, &holder);
+        }
+    }
+}
+
+/// A registration has been committed: a lease that went after its gate was passed and before anybody could name the new
+/// holder is lost for it as for the others.
+pub(crate) fn revoke_if_lease_lost(kernel: &Arc<Kernel>, inode: &Inode, holder: &Holder) {
+    if kernel.axes.on_lease_lost != Some(LeaseLost::Abort) {
+        return;
+    }
+    let lost = {
+        let entries = LeaseTable::of(inode).lock();
+        holder.leases.iter().any(|lease| !entries.iter().any(|entry| Arc::ptr_eq(&entry.lease, lease)))
+    };
+    if lost {
+        revoke_holder(kernel, holder);
+    }
+}
+
+/// Takes away what was not given back in time: all entries in `targets` whose deadline has passed.
+fn time_out_leases(kernel: &Arc<Kernel>, inode: &Inode, targets: &[LeaseId]) {
+    let now = kernel.world.now();
+    let mut lost = Vec::new();
+    let mut to_kill = Vec::new();
+    {
+        let mut entries = LeaseTable::of(inode).lock();
+        let restart = break_deadline(kernel);
+        entries.retain_mut(|entry| {
+            let LeaseState::Breaking { to, deadline: Some(deadline), killed } = entry.state else { return true };
+            if deadline > now || !targets.contains(&entry.lease.id) {
+                return true;
+            }
+            if kernel.axes.break_timeout == BreakTimeout::Kill && !killed {
+                to_kill.push(entry.pid);
+                entry.state = LeaseState::Breaking { to, deadline: restart, killed: true };
+                return true;
+            }
+            kernel.counters.lease_timeouts.add(1);
+            if to == BreakTo::Read {
+                entry.kind = LeaseKind { mode: LeaseMode::Read, ..entry.kind };
+                entry.state = LeaseState::Held;
+                return true;
+            }
+            let _count = entry.lease.gate.close();
+            lost.push(Arc::clone(&entry.lease));
+            false
+        });
+    }
+    LeaseTable::of(inode).changed.wake_all();
+    for pid in to_kill {
+        kernel.send_signal(pid, SigInfo { signal: Signal::Sigkill, ino: Some(inode.ino()) });
+    }
+    for lease in lost {
+        lease_lost(kernel, inode, &lease);
+    }
+}
+
+/// Waits, interruptibly, until none of the leases `targets` stands in the way any more (`in_way` judges an entry),
+/// taking them by the design's rule when their time is over.
+pub(crate) fn wait_for_break(
+    task: &Task,
+    inode: &Inode,
+    targets: &[LeaseId],
+    in_way: impl Fn(&LeaseEntry) -> bool,
+) -> Result<(), Errno> {
+    let kernel = task.kernel();
+    loop {
+        let pending = |entry: &&LeaseEntry| targets.contains(&entry.lease.id) && in_way(entry);
+        let deadline = LeaseTable::of(inode)
+            .lock()
+            .iter()
+            .filter(pending)
+            .filter_map(|entry| match entry.state {
+                LeaseState::Breaking { deadline, .. } => deadline,
+                LeaseState::Held | LeaseState::Zombie => None,
+            })
+            .min();
+        let how = WaitFor::interruptible("lease break").until(deadline);
+        let outcome = task.block_on(&LeaseTable::of(inode).changed, how, || {
+            let held: Vec<LeaseEntry> = LeaseTable::of(inode).lock().iter().filter(pending).cloned().collect();
+            let needs: Vec<Need> = held.iter().map(|entry| Need::any_of(entry.releasers())).collect();
+            if needs.is_empty() { WaitPoll::Ready(()) } else { WaitPoll::Blocked(needs) }
+        });
+        match outcome {
+            Ok(()) => return Ok(()),
+            Err(WaitFailure::TimedOut) => time_out_leases(kernel, inode, targets),
+            Err(WaitFailure::Interrupted) => return Err(Errno::EINTR),
+            Err(WaitFailure::Deadlock) => return Err(Errno::EDEADLK),
+        }
+    }
+}

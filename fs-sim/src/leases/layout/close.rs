@@ -1,0 +1,120 @@
+//! The last reference to an open file is gone: what becomes of its leases, and of pins taken under them.
+//!
+//! It owns the axis `last_close_while_pinned`. Invariants: after the release no entry of the description is left but
+//! zombies; only `close` and `dup2` ever wait; a zombie is exclusive, covers the whole file, lets nobody through, and ends
+//! with the last pin taken under it. Kernel counterpart: `locks_remove_lease` called from `__fput`.
+
+use emulator::sync::Arc;
+use emulator::wait::WaitFor;
+
+use crate::base::numbers::DescriptionId;
+use crate::base::range::BlockRange;
+use crate::design::LastCloseRule;
+use crate::holders::holder::revoke_holder;
+use crate::holders::lease_gate::Lease;
+use crate::holders::list::pin_holders;
+use crate::leases::layout::breaking::lease_lost;
+use crate::leases::layout::table::{LeaseState, LeaseTable};
+use crate::leases::layout::unlock::wait_for_gate;
+use crate::vfs::inode::Inode;
+use crate::vfs::kernel::Kernel;
+use crate::vfs::names::drop_open;
+use crate::vfs::task::Task;
+
+/// What the first pass over a closed description's leases leaves to do once the table is unlocked.
+#[derive(Default)]
+struct CloseAftermath {
+    /// Gone although pins live under them.
+    lost: Vec<Arc<Lease>>,
+    /// To be waited for.
+    awaited: Vec<Arc<Lease>>,
+    /// Their pins are to be revoked.
+    revoked: Vec<Arc<Lease>>,
+}
+
+/// Releases an open file. `closer` is the task whose `close` or `dup2` this is, the only kind that may wait.
+pub(crate) fn release_leases(kernel: &Arc<Kernel>, inode: &Arc<Inode>, file: DescriptionId, closer: Option<&Task>) {
+    let aftermath = drop_leases(kernel, inode, file, closer.is_some());
+    LeaseTable::of(inode).changed.wake_all();
+    for lease in &aftermath.lost {
+        lease_lost(kernel, inode, lease);
+    }
+    for lease in &aftermath.revoked {
+        for holder in pin_holders(inode).under_lease(lease) {
+            revoke_holder(kernel, &holder);
+        }
+    }
+    if let Some(task) = closer
+        && !aftermath.awaited.is_empty()
+    {
+        kernel.counters.waits_for_long_term_pin.add(1);
+        for lease in &aftermath.awaited {
+            let killed = wait_for_gate(task, inode, lease, WaitFor::killable("close while pinned")).is_err();
+            end_of_awaited(kernel, inode, lease, killed);
+        }
+    }
+    kernel.trace("file released", file.0, inode.ino().0, None);
+    drop_open(kernel, inode);
+}
+
+fn drop_leases(kernel: &Kernel, inode: &Inode, file: DescriptionId, may_wait: bool) -> CloseAftermath {
+    let mut aftermath = CloseAftermath::default();
+    let mut entries = LeaseTable::of(inode).lock();
+    entries.retain_mut(|entry| {
+        if entry.file != file || entry.state == LeaseState::Zombie {
+            return true;
+        }
+        let (pins, _) = entry.lease.gate.close();
+        if pins == 0 {
+            return false;
+        }
+        let lease = Arc::clone(&entry.lease);
+        match kernel.axes.last_close_while_pinned {
+            None | Some(LastCloseRule::Release) => aftermath.lost.push(lease),
+            Some(LastCloseRule::Revoke) => aftermath.revoked.push(lease),
+            Some(LastCloseRule::WaitKillable) if may_wait => {
+                aftermath.awaited.push(lease);
+                return true;
+            }
+            Some(LastCloseRule::Zombie | LastCloseRule::WaitKillable) => {
+                if entry.kind.is_exclusive(kernel.axes.lease_rules) {
+                    kernel.counters.zombie_leases.rise();
+                    entry.state = LeaseState::Zombie;
+                    entry.range = BlockRange::ALL;
+                    return true;
+                }
+                aftermath.lost.push(lease);
+            }
+        }
+        false
+    });
+    aftermath
+}
+
+/// A `wait-killable` close has seen the last pin go, or was killed: then the lease goes on as a zombie, if exclusive.
+fn end_of_awaited(kernel: &Arc<Kernel>, inode: &Inode, lease: &Arc<Lease>, killed: bool) {
+    let mut lost = false;
+    {
+        let mut entries = LeaseTable::of(inode).lock();
+        entries.retain_mut(|entry| {
+            if !Arc::ptr_eq(&entry.lease, lease) {
+                return true;
+            }
+            if !killed || lease.gate.inside() == 0 {
+                return false;
+            }
+            if entry.kind.is_exclusive(kernel.axes.lease_rules) {
+                kernel.counters.zombie_leases.rise();
+                entry.state = LeaseState::Zombie;
+                entry.range = BlockRange::ALL;
+                return true;
+            }
+            lost = true;
+            false
+        });
+    }
+    LeaseTable::of(inode).changed.wake_all();
+    if lost {
+        lease_lost(kernel, inode, lease);
+    }
+}

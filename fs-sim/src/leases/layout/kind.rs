@@ -1,0 +1,59 @@
+//! Layout leases: kinds, the table of each inode, requests, breaks, and the settling of a layout change with all of them.
+//!
+//! It owns who may rely on a file's layout, and who must be told before it changes. Invariants: leases live and die with
+//! their open description; a lease's gate counts the pins taken under it, so unlock, zombie and break have no window in
+//! which a pin slips through; nobody sleeps with a table's lock held. Kernel counterpart: the `F_LAYOUT` leases of RFC v2
+//! (2019-08-09) and of the man-page proposal (2019-09-23), built on fs/locks.c.
+
+use crate::design::LeaseRules;
+
+/// What a lease's holder may rely on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum LeaseMode {
+    /// The layout stays as it is.
+    Read,
+    /// Only the holder changes the layout.
+    Write,
+}
+
+/// A lease's kind: mode, and whether it is unbreakable (+U, `F_UNBREAK`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LeaseKind {
+    /// Read or write.
+    pub mode: LeaseMode,
+    /// +U.
+    pub unbreakable: bool,
+}
+
+impl LeaseKind {
+    /// A breakable read lease.
+    pub const READ: LeaseKind = LeaseKind { mode: LeaseMode::Read, unbreakable: false };
+
+    /// An unbreakable read lease.
+    pub const READ_U: LeaseKind = LeaseKind { mode: LeaseMode::Read, unbreakable: true };
+
+    /// A breakable write lease.
+    pub const WRITE: LeaseKind = LeaseKind { mode: LeaseMode::Write, unbreakable: false };
+
+    /// An unbreakable write lease.
+    pub const WRITE_U: LeaseKind = LeaseKind { mode: LeaseMode::Write, unbreakable: true };
+
+    /// Whether this kind is the exclusive one under `rules`.
+    pub fn is_exclusive(self, rules: LeaseRules) -> bool {
+        match rules {
+            LeaseRules::None => false,
+            LeaseRules::ManPage => self.unbreakable,
+            LeaseRules::Chinner => self.mode == LeaseMode::Write,
+        }
+    }
+}
+
+impl std::fmt::Display for LeaseKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self.mode {
+            LeaseMode::Read => "read",
+            LeaseMode::Write => "write",
+        })?;
+        f.write_str(if self.unbreakable { "+U" } else { "" })
+    }
+}

@@ -1,0 +1,118 @@
+//! Giving a lease back, and what pins that live under it have to say.
+//!
+//! It owns the axis `unlock_while_pinned`. Invariant: an unlock that fails has changed nothing; one that waits lets no new
+//! pin in, and lets them in again if it is interrupted. Kernel counterpart: `F_UNLCK` in `fcntl_setlease`.
+
+use emulator::sync::Arc;
+use emulator::wait::WaitFor;
+
+use crate::base::errno::Errno;
+use crate::base::range::BlockRange;
+use crate::deadlock::graph::{WaitFailure, WaitPoll};
+use crate::deadlock::need::Need;
+use crate::design::UnlockRule;
+use crate::holders::lease_gate::Lease;
+use crate::holders::list::pin_holders;
+use crate::leases::layout::table::{LeaseEntry, LeaseState, LeaseTable, new_lease};
+use crate::vfs::inode::Inode;
+use crate::vfs::kernel::Kernel;
+use crate::vfs::task::Task;
+
+/// Whether leases may be given back whatever pins live under them.
+pub(crate) fn unlock_releases(kernel: &Kernel) -> bool {
+    matches!(kernel.axes.unlock_while_pinned, None | Some(UnlockRule::Release))
+}
+
+/// The last pin under a lease that lets no more through is gone: a zombie ends, an unlock or a close goes on.
+pub(crate) fn gate_emptied(kernel: &Kernel, inode: &Inode, lease: &Arc<Lease>) {
+    {
+        let mut entries = LeaseTable::of(inode).lock();
+        entries.retain(|entry| {
+            let over = entry.state == LeaseState::Zombie && Arc::ptr_eq(&entry.lease, lease);
+            if over {
+                kernel.counters.zombie_leases.fall();
+            }
+            !over
+        });
+    }
+    LeaseTable::of(inode).changed.wake_all();
+}
+
+/// Takes `range` out of the entries that are `own`; the leases that pins have lost by it.
+pub(crate) fn remove_leases(
+    task: &Task,
+    entries: &mut Vec<LeaseEntry>,
+    range: BlockRange,
+    own: impl Fn(&LeaseEntry) -> bool,
+) -> Vec<Arc<Lease>> {
+    let mut lost = Vec::new();
+    let mut kept = Vec::with_capacity(entries.len());
+    for entry in entries.drain(..) {
+        if !own(&entry) {
+            kept.push(entry);
+            continue;
+        }
+        for part in entry.range.minus(range) {
+            kept.push(LeaseEntry { lease: new_lease(task.kernel()), range: part, ..entry.clone() });
+        }
+        if entry.lease.gate.close().0 > 0 {
+            lost.push(entry.lease);
+        }
+    }
+    *entries = kept;
+    lost
+}
+
+/// Leases with live pins are to be given back or weakened under a design that does not just release them.
+///
+/// # Errors
+/// EBUSY (`busy`); EDEADLK (`wait`, and a region of the caller's own is among the pins); EINTR. On success the pins that
+/// were there are gone; look again.
+pub(crate) fn wait_for_pinned_leases(task: &Task, inode: &Inode, leases: &[Arc<Lease>]) -> Result<(), Errno> {
+    let kernel = task.kernel();
+    if kernel.axes.unlock_while_pinned == Some(UnlockRule::Busy) {
+        return Err(Errno::EBUSY);
+    }
+    for lease in leases {
+        if pin_holders(inode).under_lease(lease).iter().any(|holder| holder.pid == task.pid()) {
+            task.note_self_deadlock("unlock while pinned");
+            return Err(Errno::EDEADLK);
+        }
+    }
+    kernel.counters.waits_for_long_term_pin.add(1);
+    for lease in leases {
+        let how = WaitFor::interruptible("unlock while pinned");
+        if let Err(ended) = wait_for_gate(task, inode, lease, how) {
+            reopen_gates(inode, leases);
+            return Err(if ended == WaitFailure::Deadlock { Errno::EDEADLK } else { Errno::EINTR });
+        }
+    }
+    Ok(())
+}
+
+/// Shuts a lease's gate and waits until no pin is left inside. It stays shut, whatever the outcome.
+pub(crate) fn wait_for_gate(task: &Task, inode: &Inode, lease: &Arc<Lease>, how: WaitFor) -> Result<(), WaitFailure> {
+    task.block_on(&LeaseTable::of(inode).changed, how, || {
+        // At every look: another thread that waited for the same gate and was interrupted has opened it again.
+        if lease.gate.close().0 == 0 {
+            return WaitPoll::Ready(());
+        }
+        let holders = pin_holders(inode).under_lease(lease);
+        WaitPoll::Blocked(holders.iter().map(|holder| Need::any_of(holder.object.describe().processes)).collect())
+    })
+}
+
+/// An unlock was given up: lets pins in again, unless the lease has ended otherwise meanwhile; whoever else waits for one
+/// of these gates shuts it again.
+pub(crate) fn reopen_gates(inode: &Inode, leases: &[Arc<Lease>]) {
+    {
+        let entries = LeaseTable::of(inode).lock();
+        let held = |lease: &&Arc<Lease>| {
+            entries.iter().any(|entry| Arc::ptr_eq(&entry.lease, lease) && entry.state != LeaseState::Zombie)
+        };
+        for lease in leases.iter().filter(held) {
+            lease.gate.reopen();
+        }
+    }
+    LeaseTable::of(inode).changed.wake_all();
+}

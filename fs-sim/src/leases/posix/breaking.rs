@@ -1,0 +1,130 @@
+//! Breaking base leases: telling the owners, and waiting for them or for force.
+//!
+//! It owns the wait of an opener. Invariants: a break outlives the opener that gave up; its deadline is sampled when it begins;
+//! whoever finds a break's time over carries it out, under the books' lock. Kernel counterpart: `__break_lease`,
+//! `lease_break_callback`, `send_sigio` (fs/locks.c, fs/fcntl.c).
+
+use emulator::sync::Arc;
+use emulator::time::Nanos;
+use emulator::wait::WaitFor;
+
+use crate::base::errno::Errno;
+use crate::base::numbers::Pid;
+use crate::deadlock::graph::{WaitFailure, WaitPoll};
+use crate::deadlock::need::Need;
+use crate::leases::posix::request::PosixLeaseType;
+use crate::leases::posix::table::{BreakNotice, PosixLease, PosixLeaseBooks, PosixLeases};
+use crate::vfs::inode::Inode;
+use crate::vfs::kernel::Kernel;
+use crate::vfs::signals::{Delivery, SigInfo};
+use crate::vfs::task::Task;
+
+/// Why an opener sleeps.
+const REASON: &str = "base lease break";
+
+/// Carries out the breaks of an inode whose time is over.
+pub(crate) fn time_out_posix_leases(kernel: &Kernel, inode: &Inode) {
+    let forced = PosixLeases::of(inode).lock().time_out(kernel.world.now());
+    if forced > 0 {
+        kernel.counters.lease_timeouts.add(forced);
+        PosixLeases::of(inode).changed.wake_all();
+    }
+}
+
+/// Tells the owners of leases that are being broken.
+fn signal_posix_owners(kernel: &Arc<Kernel>, inode: &Inode, notices: &[BreakNotice]) {
+    let owed = notices.len() as u64;
+    kernel.counters.lease_breaks.add(owed);
+    kernel.counters.notices_owed.add(owed);
+    for BreakNotice { to, signal } in notices {
+        let process = to.and_then(|(pid, uid)| kernel.processes.get(pid).map(|process| (process, uid)));
+        // Who is signalled on behalf of another user is not (`sigio_perm`), unless that user is root.
+        let told = process
+            .as_ref()
+            .is_some_and(|(process, uid)| !process.is_dying() && (*uid == 0 || *uid == process.credentials().uid));
+        let Some((process, _)) = process.filter(|_| told) else {
+            kernel.counters.sigio_unsent.add(1);
+            continue;
+        };
+        kernel.counters.sigio_sent.add(1);
+        let info = SigInfo { signal: *signal, ino: Some(inode.ino()) };
+        if kernel.send_signal(process.pid(), info) == Delivery::Fatal {
+            kernel.trace("killed by a lease's signal", process.pid().0.into(), inode.ino().0, None);
+        }
+    }
+}
+
+/// Those who could give a base lease back: whoever has a descriptor for the open file or is about to receive one, or, if
+/// only mappings are left, whoever maps it.
+pub(crate) fn posix_lease_releasers(kernel: &Kernel, entry: &PosixLease) -> Vec<Pid> {
+    let mut able = entry.fd_holders.processes();
+    if entry.fd_holders.is_queued() {
+        let receives = kernel.processes.snapshot().into_iter().filter(|(_, process)| process.inbox.has(entry.file));
+        able.extend(receives.map(|(pid, _)| pid));
+    }
+    if able.is_empty() {
+        let maps = kernel.processes.snapshot().into_iter().filter(|(_, process)| process.mm.lock().maps(entry.file));
+        able.extend(maps.map(|(pid, _)| pid));
+    }
+    able
+}
+
+/// Breaks what stands in the way of opening the file as `breaker` does, the caller's own leases too, and waits
+/// interruptibly until nothing does. The caller has counted its open.
+///
+/// # Errors
+/// EAGAIN (`nonblock`; the break goes on), EINTR; EDEADLK where breaks never time out and the wait would close a cycle
+/// **\[chosen\]** (Linux would hang).
+pub(crate) fn break_posix_leases(
+    task: &Task,
+    inode: &Inode,
+    breaker: PosixLeaseType,
+    nonblock: bool,
+) -> Result<(), Errno> {
+    let kernel = task.kernel();
+    time_out_posix_leases(kernel, inode);
+    let span = kernel.options.lease_break_time;
+    let deadline = (!span.is_zero()).then(|| kernel.world.now().after(span));
+    let (notices, in_the_way) = {
+        let mut books = PosixLeases::of(inode).lock();
+        (books.begin_break(breaker, deadline), books.in_the_way(breaker).next().is_some())
+    };
+    if !notices.is_empty() {
+        // Who waits already has another deadline now.
+        PosixLeases::of(inode).changed.wake_all();
+    }
+    signal_posix_owners(kernel, inode, &notices);
+    if nonblock && in_the_way {
+        // Decided by the leases as they were: an owner whom its signal kills gives way too late.
+        return Err(Errno::EAGAIN);
+    }
+    loop {
+        let look = |books: &PosixLeaseBooks| -> (bool, Option<Nanos>) {
+            let forced_at = books.in_the_way(breaker).filter_map(|entry| entry.forced_at(breaker)).min();
+            (books.in_the_way(breaker).next().is_some(), forced_at)
+        };
+        let (blocked, forced_at) = look(&PosixLeases::of(inode).lock());
+        if !blocked {
+            return Ok(());
+        }
+        let outcome =
+            task.block_on(&PosixLeases::of(inode).changed, WaitFor::interruptible(REASON).until(forced_at), || {
+                let in_the_way: Vec<PosixLease> = {
+                    let books = PosixLeases::of(inode).lock();
+                    if look(&books) != (true, forced_at) {
+                        return WaitPoll::Ready(());
+                    }
+                    books.in_the_way(breaker).cloned().collect()
+                };
+                WaitPoll::Blocked(
+                    in_the_way.iter().map(|entry| Need::any_of(posix_lease_releasers(kernel, entry))).collect(),
+                )
+            });
+        match outcome {
+            Ok(()) => {}
+            Err(WaitFailure::TimedOut) => time_out_posix_leases(kernel, inode),
+            Err(WaitFailure::Interrupted) => return Err(Errno::EINTR),
+            Err(WaitFailure::Deadlock) => return Err(Errno::EDEADLK),
+        }
+    }
+}

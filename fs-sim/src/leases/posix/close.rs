@@ -1,0 +1,13 @@
+//! TODO
+
+use crate::base::numbers::DescriptionId;
+use crate::leases::posix::table::PosixLeases;
+use crate::vfs::inode::Inode;
+use crate::vfs::open_file::AccessMode;
+
+/// The last reference to an open file is gone, and its base lease with it. Kernel: `locks_remove_lease`,
+/// `put_file_access`.
+pub(crate) fn release_posix_lease(inode: &Inode, file: DescriptionId, access: AccessMode) {
+    PosixLeases::of(inode).lock().release(file, access);
+    PosixLeases::of(inode).changed.wake_all();
+}

@@ -1,0 +1,9 @@
+//! Ordinary fcntl leases.
+//!
+//! It owns the base mechanism of docs/semantics.md, section 2, which must equal Linux's. Kernel
+//! counterpart: `F_SETLEASE`, `F_GETLEASE`, `break_lease` (fs/locks.c, fs/fcntl.c).
+
+pub(crate) mod breaking;
+pub(crate) mod close;
+pub mod request;
+pub(crate) mod table;

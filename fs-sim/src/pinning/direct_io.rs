@@ -1,0 +1,36 @@
+//! TODO
+
+use emulator::sync::Arc;
+
+use crate::base::errno::Errno;
+use crate::holders::in_flight_io::{DirectIoRequest, Transfer};
+use crate::pinning::dma::{read_short, write_short};
+use crate::pinning::gup::unpin_short;
+use crate::vfs::kernel::Kernel;
+use crate::vfs::open_file::Deferred;
+
+impl DirectIoRequest {
+    /// Transfers, unpins, lets go of the file. Without a buffer (its process is gone) a read transfers nothing.
+    pub(crate) fn finish(
+        self,
+        kernel: &Arc<Kernel>,
+        into: Option<&mut [u8]>,
+        deferred: &mut Deferred,
+    ) -> Result<usize, Errno> {
+        let len = self.len as usize;
+        let mut result = Ok(());
+        if let (Some(pins), Some((inode, _))) = (self.pins, self.description.file()) {
+            result = match (self.transfer, into) {
+                (Transfer::Write(byte), _) => write_short(kernel, inode, &pins, self.offset, &vec![byte; len]),
+                (Transfer::Read, Some(into)) if into.len() >= len => {
+                    read_short(kernel, inode, &pins, self.offset, &mut into[..len])
+                }
+                (Transfer::Read, Some(_)) => Err(Errno::EFAULT),
+                (Transfer::Read, None) => Ok(()),
+            };
+            unpin_short(kernel, pins);
+        }
+        self.description.put(deferred);
+        result.map(|()| len)
+    }
+}

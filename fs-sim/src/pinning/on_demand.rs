@@ -1,0 +1,292 @@
+//! On-demand paging: a device's range of a process's memory that pins nothing between accesses.
+//!
+//! It owns the cached translation of each range: runs of the file's blocks, as an access found them. Invariant: a cached run
+//! is used only under short-term pins that were taken while the file's generation was still the one it was read at, and no
+//! memory of the process was unmapped since; so a truncate never waits for it and never meets it stale. Only written,
+//! unshared blocks are cached: a block may turn from unwritten to written without a new generation. Kernel counterpart:
+//! `struct ib_umem_odp` with its `mmu_interval_notifier` (drivers/infiniband/core/umem_odp.c), `hmm_range_fault`.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use emulator::ledger::Stamp;
+use emulator::race_point;
+use emulator::sync::atomic::Ordering;
+use emulator::sync::{Arc, Mutex};
+
+use crate::base::atomic_op::AtomicOp;
+use crate::base::errno::Errno;
+use crate::base::range::BlockRange;
+use crate::base::units::BLOCK;
+use crate::extent_map::lookup::pages_of;
+use crate::extent_map::{Extent, ExtentState, Piece};
+use crate::holders::short_pins::ShortPins;
+use crate::layout_change::changes::allocate::{clean_unwritten, unshare};
+use crate::pinning::dma::{AccessSubject, atomic_at, persist_pages, read_short, write_short};
+use crate::pinning::gup::{pin_short, pin_translated, unpin_short};
+use crate::pinning::registration::PinRequest;
+use crate::vfs::inode::Inode;
+use crate::vfs::kernel::Kernel;
+use crate::vfs::mapped_target::MappedTarget;
+use crate::vfs::open_file::Deferred;
+use crate::vfs::process::Process;
+
+/// How many runs a range keeps. A range with more forgets all and begins anew.
+const RUNS_MAX: usize = 4096;
+
+/// A range of a process's memory that is translated at need (on-demand paging).
+pub struct OnDemand {
+    process: Arc<Process>,
+    va: u64,
+    /// Length in bytes.
+    pub len: u64,
+    write: bool,
+    cache: Mutex<Option<Translation>>,
+}
+
+impl fmt::Debug for OnDemand {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let OnDemand { process, va, len, write, .. } = self;
+        write!(f, "OnDemand {{ pid: {}, va: {va:#x}, len: {len}, write: {write} }}", process.pid())
+    }
+}
+
+/// What is known of where a range's bytes are.
+struct Translation {
+    inode: Arc<Inode>,
+    /// Byte offset in the file of the range's first byte.
+    file_offset: u64,
+    /// The process's count of unmappings, from before the address was looked up.
+    unmaps: u64,
+    /// The file's generation, size and a read point from before it, when the map was read.
+    generation: u64,
+    size: u64,
+    read_point: Stamp,
+    /// Written, unshared runs, by first file block.
+    runs: BTreeMap<u64, Extent>,
+}
+
+impl Translation {
+    fn holds(&self, process: &Process) -> bool {
+        self.unmaps == process.unmaps.load(Ordering::SeqCst) && self.generation == self.inode.generation()
+    }
+
+    /// The pieces of `range`, if all of it is known.
+    fn pieces(&self, range: BlockRange) -> Option<Vec<Piece>> {
+        let mut pieces = Vec::new();
+        let mut at = range.start;
+        while at < range.end {
+            let (_, run) = self.runs.range(..=at).next_back()?;
+            let part = run.clipped(BlockRange::new(at, range.end))?;
+            at = part.end();
+            pieces.push(Piece::Mapped(part));
+        }
+        Some(pieces)
+    }
+
+    fn learn(&mut self, pieces: &[Piece]) {
+        for piece in pieces {
+            let Piece::Mapped(run) = piece else { continue };
+            if run.state != ExtentState::Written || run.shared {
+                continue;
+            }
+            if self.runs.len() >= RUNS_MAX {
+                self.runs.clear();
+            }
+            // One that starts inside would hide the rest of the new one.
+            let hidden: Vec<u64> = self.runs.range(run.file_block..run.end()).map(|(start, _)| *start).collect();
+            for start in hidden {
+                self.runs.remove(&start);
+            }
+            self.runs.insert(run.file_block, *run);
+        }
+    }
+}
+
+/// Pages held for one access.
+pub(crate) struct Held {
+    inode: Arc<Inode>,
+    pins: ShortPins,
+    /// The access's first byte in the file.
+    at: u64,
+}
+
+impl OnDemand {
+    pub(crate) fn new(process: Arc<Process>, request: &PinRequest) -> OnDemand {
+        let PinRequest { va, len, write, .. } = *request;
+        OnDemand { process, va, len, write, cache: Mutex::new(None) }
+    }
+
+    /// Runs `access` on `len` bytes from `offset` on, pinned for the moment: by the cached translation if it still holds, else
+    /// by a fault. Holes and what lies beyond the end can't be had: EFAULT, which the NIC reports as a remote access error.
+    fn access<R>(
+        &self,
+        kernel: &Arc<Kernel>,
+        offset: u64,
+        len: u64,
+        write: bool,
+        access: impl FnOnce(&Inode, &ShortPins, u64) -> Result<R, Errno>,
+    ) -> Result<R, Errno> {
+        if len == 0 {
+            return Err(Errno::EINVAL);
+        }
+        let inside = offset.checked_add(len).is_some_and(|end| end <= self.len);
+        if !inside || (write && !self.write) || self.process.is_dying() {
+            return Err(Errno::EFAULT);
+        }
+        let held = match self.pin_cached(kernel, offset, len)? {
+            Some(held) => held,
+            None => self.fault(kernel, offset, len, write)?,
+        };
+        let hole = held.pins.pieces.iter().any(|piece| matches!(piece, Piece::Hole { .. }));
+        let beyond = held.at + len > held.pins.size;
+        let result = if beyond || hole { Err(Errno::EFAULT) } else { access(&held.inode, &held.pins, held.at) };
+        unpin_short(kernel, held.pins);
+        result
+    }
+
+    /// Pins what the cached translation says, if it knows all of it and still holds once it is pinned.
+    fn pin_cached(&self, kernel: &Arc<Kernel>, offset: u64, len: u64) -> Result<Option<Held>, Errno> {
+        let (held, outdated) = {
+            let mut cache = self.cache.lock();
+            match &*cache {
+                Some(known) if known.holds(&self.process) => {
+                    let at = known.file_offset + offset;
+                    let pieces = known.pieces(BlockRange::of_bytes(at, len));
+                    let Translation { size, read_point, generation, .. } = *known;
+                    let pins = |pieces| ShortPins { pins: Vec::new(), pieces, size, read_point, generation };
+                    (pieces.map(|pieces| Held { inode: Arc::clone(&known.inode), pins: pins(pieces), at }), None)
+                }
+                _ => (None, cache.take()),
+            }
+        };
+        if outdated.is_some() {
+            kernel.counters.odp_invalidations.add(1);
+        }
+        let Some(mut held) = held else { return Ok(None) };
+        race_point!("odp: translated, not pinned");
+        let pinned = pin_translated(kernel, &held.inode, held.pins.generation, &held.pins.pieces)?;
+        Ok(pinned.map(|pins| {
+            held.pins.pins = pins;
+            held
+        }))
+    }
+
+    /// Looks the address up in the process's memory as it is now, pins what the file has there, and remembers it.
+    fn fault(&self, kernel: &Arc<Kernel>, offset: u64, len: u64, write: bool) -> Result<Held, Errno> {
+        kernel.counters.odp_faults.add(1);
+        // Before the look at the mappings: who unmaps later makes what is found here outdated.
+        let unmaps = self.process.unmaps.load(Ordering::SeqCst);
+        let target = self.process.target(self.va + offset, len, write).map_err(|_| Errno::EFAULT)?;
+        let MappedTarget::File { description, offset: at } = target else { return Err(Errno::EFAULT) };
+        let held = (|| {
+            let (inode, _) = description.file().ok_or(Errno::EFAULT)?;
+            let range = BlockRange::of_bytes(at, len);
+            let pins = loop {
+                if write {
+                    clean_unwritten(kernel, inode, range);
+                }
+                let pins = pin_short(kernel, inode, range, None)?;
+                if !write || !pins.pieces.iter().any(|piece| matches!(piece, Piece::Mapped(extent) if extent.shared)) {
+                    break pins;
+                }
+                unpin_short(kernel, pins);
+                // As the fault handler does for the process whose memory this is.
+                let task = kernel.spawn_task(Arc::clone(&self.process));
+                unshare(&task, inode, range).map_err(|_| Errno::EFAULT)?;
+            };
+            self.learn(kernel, inode, unmaps, at - offset, &pins);
+            Ok(Held { inode: Arc::clone(inode), pins, at })
+        })();
+        let mut deferred = Deferred::default();
+        description.put(&mut deferred);
+        kernel.run_deferred(deferred);
+        held
+    }
+
+    fn learn(&self, kernel: &Kernel, inode: &Arc<Inode>, unmaps: u64, file_offset: u64, pins: &ShortPins) {
+        let ShortPins { generation, size, read_point, .. } = *pins;
+        let outdated = {
+            let mut cache = self.cache.lock();
+            let known = cache.as_ref().is_some_and(|known| (known.generation, known.unmaps) == (generation, unmaps));
+            let outdated = if known { None } else { cache.take() };
+            cache
+                .get_or_insert_with(|| Translation {
+                    inode: Arc::clone(inode),
+                    file_offset,
+                    unmaps,
+                    generation,
+                    size,
+                    read_point,
+                    runs: BTreeMap::new(),
+                })
+                .learn(&pins.pieces);
+            outdated
+        };
+        if outdated.is_some() {
+            kernel.counters.odp_invalidations.add(1);
+        }
+    }
+
+    /// Translates `len` bytes from `offset` on ahead of an access. Pins nothing.
+    ///
+    /// # Errors
+    /// EFAULT if the range can't be had now.
+    pub fn prefetch(&self, kernel: &Arc<Kernel>, offset: u64, len: u64, write: bool) -> Result<(), Errno> {
+        self.access(kernel, offset, len, write, |_, _, _| Ok(()))
+    }
+
+    /// As [`super::Pinned::dma_write`], faulting the pages in if need be.
+    ///
+    /// # Errors
+    /// EFAULT if the range can't be had now; EIO if the device fails.
+    pub fn dma_write(&self, kernel: &Arc<Kernel>, offset: u64, from: &[u8]) -> Result<(), Errno> {
+        let len = from.len() as u64;
+        self.access(kernel, offset, len, true, |inode, pins, at| write_short(kernel, inode, pins, at, from))
+    }
+
+    /// As [`super::Pinned::dma_read`], faulting the pages in if need be.
+    ///
+    /// # Errors
+    /// EFAULT if the range can't be had now; EIO if the device fails.
+    pub fn dma_read(&self, kernel: &Arc<Kernel>, offset: u64, into: &mut [u8]) -> Result<(), Errno> {
+        let len = into.len() as u64;
+        self.access(kernel, offset, len, false, |inode, pins, at| read_short(kernel, inode, pins, at, into))
+    }
+
+    /// As [`super::Pinned::persist`], faulting the pages in if need be.
+    ///
+    /// # Errors
+    /// EFAULT if the range can't be had now; EIO if the device fails.
+    pub fn persist(&self, kernel: &Arc<Kernel>, offset: u64, len: u64) -> Result<(), Errno> {
+        if len == 0 {
+            return Ok(());
+        }
+        self.access(kernel, offset, len, false, |_, pins, at| {
+            pins.pieces.iter().try_for_each(|piece| match piece {
+                Piece::Mapped(extent) => {
+                    let start = extent.file_block * BLOCK;
+                    let (from, to) = (at.max(start), (at + len).min(extent.end() * BLOCK));
+                    persist_pages(kernel, pages_of(extent), from - start, to.saturating_sub(from))
+                }
+                Piece::Hole { .. } => Ok(()),
+            })
+        })
+    }
+
+    /// As [`super::Pinned::dma_atomic`], faulting the page in if need be.
+    ///
+    /// # Errors
+    /// EINVAL if misaligned, EFAULT if the page can't be had now, EIO if the device fails.
+    pub fn dma_atomic(&self, kernel: &Arc<Kernel>, offset: u64, op: AtomicOp) -> Result<u64, Errno> {
+        if !self.va.wrapping_add(offset).is_multiple_of(8) {
+            return Err(Errno::EINVAL);
+        }
+        self.access(kernel, offset, 8, true, |inode, pins, at| {
+            let Some(Piece::Mapped(extent)) = pins.pieces.first() else { return Err(Errno::EFAULT) };
+            let subject = AccessSubject { region: None, ino: inode.ino(), file_block: extent.file_block };
+            let skip = at - extent.file_block * BLOCK;
+            atomic_at(kernel, pages_of(extent), skip, pins.read_point, &subject, op)
+        })
+    }
+}

@@ -1,0 +1,273 @@
+//! TODO
+
+use emulator::ledger::Stamp;
+use emulator::pin::{PageRange, Pin};
+use emulator::race_point;
+use emulator::sync::Arc;
+use emulator::sync::atomic::Ordering;
+
+use crate::base::errno::Errno;
+use crate::base::numbers::{DescriptionId, HolderId, Ino, Pid};
+use crate::base::range::BlockRange;
+use crate::base::units::BLOCK;
+use crate::design::PinGate;
+use crate::extent_map::lookup::{pages_of, pieces_in};
+use crate::extent_map::{Extent, ExtentState, Piece};
+use crate::holders::holder::{Holder, PinHolder, revoke_holder};
+use crate::holders::lease_gate::Lease;
+use crate::holders::list::list_of;
+use crate::layout_change::changes::allocate::{clean_unwritten, fault_in};
+use crate::leases::layout::breaking::revoke_if_lease_lost;
+use crate::leases::layout::table::{LeaseTable, PinRequirement};
+use crate::leases::layout::unlock::gate_emptied;
+use crate::pinning::admission::{Admission, LongTermUser, admission};
+use crate::pinning::gup::{pin_long, unpin_all};
+use crate::pinning::locked_memory::{charge_locked_memory, uncharge_locked_memory};
+use crate::pinning::on_demand::OnDemand;
+use crate::vfs::anon::AnonMemory;
+use crate::vfs::inode::Inode;
+use crate::vfs::kernel::Kernel;
+use crate::vfs::open_file::{Deferred, Description};
+use crate::vfs::process::Process;
+use crate::vfs::task::Task;
+
+/// A request for long-term access to mapped memory.
+#[derive(Clone, Copy, Debug)]
+pub struct PinRequest {
+    /// First address.
+    pub va: u64,
+    /// Length in bytes.
+    pub len: u64,
+    /// Whether the device will write.
+    pub write: bool,
+    /// Who asks.
+    pub user: LongTermUser,
+}
+
+/// What a request for long-term access got.
+#[derive(Debug)]
+pub enum Registration {
+    /// Pinned file pages.
+    Pinned(Pinned),
+    /// A file range that is pinned for the moment of each access, by a translation that layout changes invalidate.
+    OnDemand(OnDemand),
+    /// Anonymous memory, which nobody truncates.
+    Anonymous {
+        /// The memory.
+        memory: Arc<AnonMemory>,
+        /// Byte offset in it.
+        offset: u64,
+    },
+}
+
+/// Pages of a file as a device holds them: pinned, or (where the design says so of somebody who can be unmapped) only listed to
+/// be told of. Give it back with [`Pinned::release`].
+#[derive(Debug)]
+pub struct Pinned {
+    pub(crate) inode: Arc<Inode>,
+    pub(crate) holder: Arc<Holder>,
+    pins: Vec<Pin>,
+    /// Drawn before the map was read.
+    pub(crate) read_point: Stamp,
+    /// Byte offset of the region's first byte in the file.
+    pub(crate) file_offset: u64,
+    pub(crate) len: u64,
+    held_file: Option<Arc<Description>>,
+    registrant: Arc<Process>,
+}
+
+/// What is to be known of a holder, besides who it is.
+struct HolderDraft {
+    range: BlockRange,
+    pages: Arc<[PageRange]>,
+    leases: Vec<Arc<Lease>>,
+    holds_file: Option<DescriptionId>,
+    notify_only: bool,
+}
+
+/// Long-term access to `request.len` bytes from byte `offset` of the file, whatever is mapped.
+pub(crate) fn register_file(
+    task: &Task,
+    request: PinRequest,
+    description: &Arc<Description>,
+    offset: u64,
+    object: Arc<dyn PinHolder>,
+) -> Result<Registration, Errno> {
+    let kernel = task.kernel();
+    let (inode, _) = description.file().ok_or(Errno::EINVAL)?;
+    kernel.mount.check()?;
+    let range = BlockRange::of_bytes(offset, request.len);
+    let exclusive = match admission(kernel, request.user)? {
+        Admission::OnDemand => {
+            return Ok(Registration::OnDemand(OnDemand::new(Arc::clone(task.process()), &request)));
+        }
+        Admission::NotifyOnly => {
+            return register_notify_only(task, inode, range, request, object).map(Registration::Pinned);
+        }
+        Admission::Pins => None,
+        Admission::PinsUnder { exclusive } => Some(exclusive),
+    };
+    if inode.turn.waiting_on().is_some_and(|waited| waited.overlaps(range)) {
+        return Err(Errno::EAGAIN);
+    }
+    let leases = match exclusive {
+        None => Vec::new(),
+        Some(exclusive) => {
+            let required = PinRequirement { exclusive, zombies_pass: kernel.sabotage.zombie_lets_pin };
+            LeaseTable::of(inode).enter_gates(kernel.axes.lease_rules, task.pid(), range, required)?
+        }
+    };
+    let pages = range.len();
+    let charged = charge_locked_memory(kernel, task.process(), pages);
+    let pinned = charged.and_then(|()| {
+        let pinned = pin_long(task, inode, range, request.write);
+        pinned.inspect_err(|_| uncharge_locked_memory(kernel, task.process(), pages))
+    });
+    match pinned {
+        Ok((pins, read_point)) => {
+            race_point!("gup: rechecked, not committed");
+            let held_file = (kernel.axes.mr_holds_lease == Some(true)).then(|| description.get());
+            let held_pages = pins.iter().map(Pin::range).collect();
+            let holds_file = (held_file.is_some() || object.keeps_file()).then(|| description.id());
+            let draft = HolderDraft { range, pages: held_pages, leases, holds_file, notify_only: false };
+            let holder = commit_holder(task, inode, draft, object);
+            revoke_if_lease_lost(kernel, inode, &holder);
+            Ok(Registration::Pinned(Pinned {
+                inode: Arc::clone(inode),
+                holder,
+                pins,
+                read_point,
+                file_offset: offset,
+                len: request.len,
+                held_file,
+                registrant: Arc::clone(task.process()),
+            }))
+        }
+        Err(errno) => {
+            leave_gates(kernel, inode, &leases);
+            Err(errno)
+        }
+    }
+}
+
+fn commit_holder(task: &Task, inode: &Arc<Inode>, draft: HolderDraft, object: Arc<dyn PinHolder>) -> Arc<Holder> {
+    let kernel = task.kernel();
+    let id = HolderId(kernel.next_holder.fetch_add(1, Ordering::Relaxed));
+    let HolderDraft { range, pages, leases, holds_file, notify_only } = draft;
+    let holder = Arc::new(Holder {
+        id,
+        pid: task.pid(),
+        ino: inode.ino(),
+        range,
+        pages,
+        notify_only,
+        leases,
+        holds_file,
+        object,
+    });
+    list_of(inode, &holder).commit(Arc::clone(&holder));
+    kernel.trace(if notify_only { "mapped" } else { "pinned" }, id.0, inode.ino().0, holder.pages.first().copied());
+    // A change that has shut its doors and met our pins without a name to them must judge again.
+    if inode.turn.doors().0 {
+        kernel.pins.drained().wake_all();
+    }
+    if kernel.mount.check().is_err() {
+        // The device is being removed, and whoever does it may have missed this one.
+        revoke_holder(kernel, &holder);
+    }
+    holder
+}
+
+/// Long-term access without pins to `request.len` bytes from the file's start: allocates, unshares and cleans what it must, then
+/// lists `object` among those who are told before a page of theirs changes. With the turn held: the blocks stay where
+/// they are until then, and no change has begun that could miss it.
+fn register_notify_only(
+    task: &Task,
+    inode: &Arc<Inode>,
+    range: BlockRange,
+    request: PinRequest,
+    object: Arc<dyn PinHolder>,
+) -> Result<Pinned, Errno> {
+    let kernel = task.kernel();
+    loop {
+        fault_in(task, inode, range)?;
+        clean_unwritten(kernel, inode, range);
+        let turn = inode.turn.take_unless_waiting(task);
+        // As for a pin: a change waits.
+        let _ticket = turn.map_err(|errno| if errno == Errno::ETXTBSY { Errno::EAGAIN } else { errno })?;
+        let read_point = kernel.ledger.read_point();
+        let usable = |extent: &Extent| extent.state == ExtentState::Written && !extent.shared;
+        let pages: Option<Vec<PageRange>> = inode.layout(|layout| {
+            let pieces = pieces_in(layout, range).into_iter();
+            let pages = |piece| match piece {
+                Piece::Mapped(extent) if usable(&extent) => Some(pages_of(&extent)),
+                Piece::Mapped(_) | Piece::Hole { .. } => None,
+            };
+            pieces.map(pages).collect()
+        });
+        let Some(pages) = pages else { continue };
+        race_point!("gup: map read, not listed");
+        let draft = HolderDraft { range, pages: pages.into(), leases: Vec::new(), holds_file: None, notify_only: true };
+        return Ok(Pinned {
+            inode: Arc::clone(inode),
+            holder: commit_holder(task, inode, draft, object),
+            pins: Vec::new(),
+            read_point,
+            file_offset: range.start * BLOCK,
+            len: request.len,
+            held_file: None,
+            registrant: Arc::clone(task.process()),
+        });
+    }
+}
+
+fn leave_gates(kernel: &Kernel, inode: &Inode, leases: &[Arc<Lease>]) {
+    for lease in leases {
+        if lease.gate.leave() {
+            gate_emptied(kernel, inode, lease);
+        }
+    }
+}
+
+impl Pinned {
+    /// Length in bytes.
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Whether it holds no byte; a registration never does.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The inode whose pages these were when they were pinned, and the file range.
+    pub fn file_range(&self) -> (Ino, BlockRange) {
+        (self.inode.ino(), self.holder.range)
+    }
+
+    /// Whether active leases of `pid` would let it register this range itself (for `receiver-lease`).
+    pub fn is_covered_for(&self, kernel: &Kernel, pid: Pid) -> bool {
+        let exclusive = kernel.axes.pin_gate == PinGate::Unbreakable;
+        LeaseTable::of(&self.inode).covers(kernel.axes.lease_rules, pid, self.holder.range, exclusive)
+    }
+
+    /// The end of the registration: unpins every page exactly once, takes the holder off the list, leaves the leases' gates,
+    /// gives the locked memory back. References it held on its file go to `deferred`.
+    pub fn release(self, kernel: &Arc<Kernel>, deferred: &mut Deferred) {
+        let event = if self.holder.notify_only { "unmapped" } else { "unpinned" };
+        kernel.trace(event, self.holder.id.0, self.inode.ino().0, self.holder.pages.first().copied());
+        unpin_all(kernel, self.pins);
+        list_of(&self.inode, &self.holder).remove(&self.holder);
+        if self.inode.turn.doors().0 {
+            // A change that revoked this holder may be waiting for it to be gone.
+            kernel.pins.drained().wake_all();
+        }
+        leave_gates(kernel, &self.inode, &self.holder.leases);
+        if !self.holder.notify_only {
+            uncharge_locked_memory(kernel, &self.registrant, self.holder.range.len());
+        }
+        if let Some(description) = self.held_file {
+            description.put(deferred);
+        }
+    }
+}

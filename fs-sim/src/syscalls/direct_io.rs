@@ -1,0 +1,136 @@
+//! Direct I/O in flight: submitted by one call, completed by another.
+//!
+//! It owns the short-term pins of I/O between the two, and the answer to whose they are. Invariants: they are dropped exactly once, by completion or by the
+//! process's death; the open file stays until then; a write lands in the blocks that were the file's when it was submitted,
+//! which can't leave meanwhile. Kernel counterpart: `io_submit`, `io_getevents`, `exit_aio` (fs/aio.c), `iomap_dio_rw`.
+
+use emulator::sync::Arc;
+
+use crate::base::errno::Errno;
+use crate::base::numbers::Fd;
+use crate::base::range::BlockRange;
+use crate::base::units::{BLOCK, FILE_MAX};
+use crate::design::WriteBreak;
+use crate::extent_map::lookup::is_writable;
+use crate::extent_map::{ExtentState, Layout};
+use crate::holders::in_flight_io::{DirectIoRequest, InFlightRequests, Transfer};
+use crate::holders::short_pins::ShortPins;
+use crate::layout_change::changes::allocate::{Allocate, clean_unwritten};
+use crate::layout_change::driver::change_layout;
+use crate::layout_change::plan::Patience;
+use crate::pinning::gup::{pin_short, unpin_short};
+use crate::syscalls::read_write::write_inode;
+use crate::vfs::inode::Inode;
+use crate::vfs::kernel::Kernel;
+use crate::vfs::open_file::Deferred;
+use crate::vfs::process::Process;
+use crate::vfs::task::Task;
+
+/// How much I/O a process may have in flight. Linux: the `nr_events` of `io_setup`.
+pub const IN_FLIGHT_MAX: usize = 1024;
+
+/// The longest transfer, in bytes.
+pub const TRANSFER_MAX: u64 = 16 << 20;
+
+/// I/O of a process that has been submitted. Complete it, or leave it to the process's end.
+#[derive(Debug)]
+#[must_use = "it holds pins until it is completed"]
+pub struct InFlightIo {
+    process: Arc<Process>,
+    id: u64,
+}
+
+impl Task {
+    /// Submits a direct read or write of `len` bytes at `offset` of the file open as `fd`; its short-term pins stay until
+    /// it is completed. A write allocates the holes it meets as any write does. One that extends the file, or counts as a layout
+    /// change by the volume's `write_break`, is carried out before this returns, as ext4 does with the former.
+    ///
+    /// # Errors
+    /// EBADF (access mode), EINVAL (`offset` or `len` not a multiple of 4 KiB, `len` above [`TRANSFER_MAX`] **\[chosen\]**, not a file), EFBIG, EAGAIN (more than
+    /// [`IN_FLIGHT_MAX`] in flight), ENOMEM, EIO; for a write what [`Task::write`] says.
+    pub fn submit_direct_io(&self, fd: Fd, offset: u64, len: u64, transfer: Transfer) -> Result<InFlightIo, Errno> {
+        self.with_file(fd, |description, inode, access| {
+            let allowed = match transfer {
+                Transfer::Read => access.read,
+                Transfer::Write(_) => access.write,
+            };
+            if !allowed {
+                return Err(Errno::EBADF);
+            }
+            if !offset.is_multiple_of(BLOCK) || !len.is_multiple_of(BLOCK) || len > TRANSFER_MAX {
+                return Err(Errno::EINVAL);
+            }
+            if offset.checked_add(len).is_none_or(|end| end > FILE_MAX) {
+                return Err(Errno::EFBIG);
+            }
+            // Judged before anything is written; only this process could overrun the bound, by its own threads.
+            if self.process().attached::<InFlightRequests>().lock().len() >= IN_FLIGHT_MAX {
+                return Err(Errno::EAGAIN);
+            }
+            let (pins, len) = match transfer {
+                Transfer::Read => pin_for_read(self, inode, offset, len)?,
+                Transfer::Write(byte) => (pin_for_write(self, inode, offset, len, byte)?, len),
+            };
+            let id = self.kernel().new_number();
+            let request = DirectIoRequest { id, description: description.get(), pins, offset, len, transfer };
+            let pinned = request.pins.is_some();
+            self.process().attached::<InFlightRequests>().lock().push(request);
+            if pinned {
+                // A change that has shut its doors and met our pins looks again, and finds whose they are.
+                self.kernel().pins.drained().wake_all();
+            }
+            Ok(InFlightIo { process: Arc::clone(self.process()), id })
+        })
+    }
+}
+
+/// Pins what a read transfers, and says how many bytes that is.
+fn pin_for_read(task: &Task, inode: &Inode, offset: u64, len: u64) -> Result<(Option<ShortPins>, u64), Errno> {
+    let inside = |size: u64| len.min(size.saturating_sub(offset));
+    let len_now = inside(inode.layout(Layout::size));
+    let pins = pin_short(task.kernel(), inode, BlockRange::of_bytes(offset, len_now), Some(task))?;
+    let len = len_now.min(inside(pins.size));
+    Ok((Some(pins), len))
+}
+
+/// Pins the blocks that a write goes to, all of them written; none if the write is done.
+fn pin_for_write(task: &Task, inode: &Arc<Inode>, offset: u64, len: u64, byte: u8) -> Result<Option<ShortPins>, Errno> {
+    let kernel = task.kernel();
+    let range = BlockRange::of_bytes(offset, len);
+    loop {
+        let extends = offset + len > inode.layout(Layout::size);
+        if len > 0 && (extends || kernel.options.write_break == WriteBreak::Conservative) {
+            let data = vec![byte; len as usize];
+            return write_inode(task, inode, offset, &data).map(|_| None);
+        }
+        let allocate = Allocate { range, size_min: 0, state: ExtentState::Written, unshare: true };
+        change_layout(task, inode, &allocate, Patience::Waits)?;
+        clean_unwritten(kernel, inode, range);
+        let pins = pin_short(kernel, inode, range, Some(task))?;
+        // A truncate or a punch may have come in between.
+        if pins.pieces.iter().all(is_writable) && offset + len <= pins.size.max(offset) {
+            return Ok(Some(pins));
+        }
+        unpin_short(kernel, pins);
+    }
+}
+
+impl InFlightIo {
+    /// Completes the I/O: copies (a read into the front of `into`, which is as long as was asked for) and drops the pins. The
+    /// number of bytes transferred; a read is short at the end that the file had when it was submitted.
+    ///
+    /// # Errors
+    /// EFAULT (`into` is too short; nothing is copied, the pins are gone), EIO; `Dead`: the process has ended, and the I/O
+    /// with it.
+    pub fn complete(self, kernel: &Arc<Kernel>, into: &mut [u8]) -> Result<usize, Errno> {
+        let request = {
+            let mut in_flight = self.process.attached::<InFlightRequests>().lock();
+            let at = in_flight.iter().position(|request| request.id == self.id).ok_or(Errno::Dead)?;
+            in_flight.swap_remove(at)
+        };
+        let mut deferred = Deferred::default();
+        let result = request.finish(kernel, Some(into), &mut deferred);
+        kernel.run_deferred(deferred);
+        result
+    }
+}

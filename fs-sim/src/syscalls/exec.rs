@@ -1,0 +1,119 @@
+//! Running programs: files that may not be opened for writing meanwhile.
+//!
+//! It owns the hold that a program has on its file. Invariants: a file is never both run and open for writing; the hold ends
+//! exactly once, explicitly or with the process. The program runs beside the process that started it, as in a child made by
+//! `vfork`: the process keeps its descriptors and memory, and its forks don't inherit the hold **\[chosen\]**. Kernel
+//! counterpart: `do_open_execat`, `exe_file_deny_write_access` (fs/exec.c).
+
+use emulator::sync::{Arc, Mutex, MutexGuard};
+
+use crate::base::errno::Errno;
+use crate::leases::posix::breaking::break_posix_leases;
+use crate::leases::posix::request::PosixLeaseType;
+use crate::leases::posix::table::PosixLeases;
+use crate::vfs::attachments::{Attachment, Slot};
+use crate::vfs::inode::Inode;
+use crate::vfs::kernel::Kernel;
+use crate::vfs::names::{drop_open, lookup};
+use crate::vfs::open_file::AccessMode;
+use crate::vfs::process::Process;
+use crate::vfs::task::Task;
+
+/// How many programs a process may have running.
+pub const PROGRAMS_MAX: usize = 64;
+
+/// A program that runs. It goes on if this is dropped, until the process ends.
+#[derive(Debug)]
+pub struct Program {
+    process: Arc<Process>,
+    id: u64,
+}
+
+impl Task {
+    /// Runs the file called `name`. The kernel opens it for reading, which breaks a write lease to read and waits for that;
+    /// while it runs it counts as open, and opens for writing get ETXTBSY.
+    ///
+    /// # Errors
+    /// ENOENT, EACCES (nobody may execute it, or not the caller), EINTR, ETXTBSY (somebody has it open for writing; only
+    /// then, after the wait), EAGAIN (more than [`PROGRAMS_MAX`]).
+    pub fn exec(&self, name: &str) -> Result<Program, Errno> {
+        self.syscall(|| {
+            let kernel = self.kernel();
+            if self.process().attached::<RunningPrograms>().lock().len() >= PROGRAMS_MAX {
+                return Err(Errno::EAGAIN);
+            }
+            let inode = lookup(kernel, name)?;
+            if let Err(errno) = open_to_run(self, &inode) {
+                drop_open(kernel, &inode);
+                return Err(errno);
+            }
+            let id = kernel.new_number();
+            self.process().attached::<RunningPrograms>().lock().push(RunningProgram { id, inode });
+            Ok(Program { process: Arc::clone(self.process()), id })
+        })
+    }
+}
+
+fn open_to_run(task: &Task, inode: &Inode) -> Result<(), Errno> {
+    if !inode.permits(task.process().credentials(), 1) {
+        return Err(Errno::EACCES);
+    }
+    PosixLeases::of(inode).lock().enter(AccessMode::READ)?;
+    let opened = break_posix_leases(task, inode, PosixLeaseType::Read, false);
+    let running = opened.and_then(|()| PosixLeases::of(inode).lock().deny_writing());
+    running.inspect_err(|_| PosixLeases::of(inode).lock().leave(AccessMode::READ))
+}
+
+impl Program {
+    /// The program ends. Nothing happens if its process already has.
+    pub fn end(self, kernel: &Arc<Kernel>) {
+        let running = {
+            let mut programs = self.process.attached::<RunningPrograms>().lock();
+            let at = programs.iter().position(|running| running.id == self.id);
+            at.map(|at| programs.swap_remove(at))
+        };
+        if let Some(running) = running {
+            running.end(kernel);
+        }
+    }
+}
+
+/// What the kernel keeps of it.
+#[derive(Debug)]
+struct RunningProgram {
+    id: u64,
+    inode: Arc<Inode>,
+}
+
+impl RunningProgram {
+    pub(crate) fn end(self, kernel: &Arc<Kernel>) {
+        {
+            let mut books = PosixLeases::of(&self.inode).lock();
+            books.allow_writing();
+            books.leave(AccessMode::READ);
+        }
+        drop_open(kernel, &self.inode);
+    }
+}
+
+/// The programs that a process runs.
+#[derive(Debug, Default)]
+pub(crate) struct RunningPrograms(Mutex<Vec<RunningProgram>>);
+
+impl Attachment for RunningPrograms {
+    const SLOT: Slot = Slot::Programs;
+}
+
+impl RunningPrograms {
+    fn lock(&self) -> MutexGuard<'_, Vec<RunningProgram>> {
+        self.0.lock()
+    }
+
+    /// Ends all of them, at the process's exit.
+    pub(crate) fn end_all(&self, kernel: &Arc<Kernel>) {
+        let programs = std::mem::take(&mut *self.0.lock());
+        for program in programs {
+            program.end(kernel);
+        }
+    }
+}

@@ -1,0 +1,184 @@
+//! TODO
+
+use emulator::sync::Arc;
+use emulator::sync::atomic::Ordering;
+
+use crate::base::errno::Errno;
+use crate::base::numbers::Fd;
+use crate::base::range::BlockRange;
+use crate::base::units::{ANON_MAX, BLOCK, FILE_MAX, round_up};
+use crate::extent_map::Layout;
+use crate::extent_map::lookup::is_writable;
+use crate::layout_change::changes::allocate::{clean_unwritten, fault_in};
+use crate::pinning::dma::{read_short, write_short};
+use crate::pinning::gup::{pin_short, unpin_short};
+use crate::vfs::address_space::Backing;
+use crate::vfs::anon::AnonMemory;
+use crate::vfs::mapped_target::MappedTarget;
+use crate::vfs::open_file::Deferred;
+use crate::vfs::task::Task;
+
+impl Task {
+    /// A load through a mapping.
+    ///
+    /// # Errors
+    /// SIGSEGV (nothing mapped there), SIGBUS (beyond the end of the file, or a poisoned page).
+    pub fn load(&self, va: u64, into: &mut [u8]) -> Result<(), Errno> {
+        through_mapping(self, va, into.len(), false, |target| match target {
+            MappedTarget::Anon { memory, offset } => memory.read(*offset, into),
+            MappedTarget::File { description, offset } => {
+                let (inode, _) = description.file().ok_or(Errno::SIGSEGV)?;
+                let pins =
+                    pin_short(self.kernel(), inode, BlockRange::of_bytes(*offset, into.len() as u64), Some(self))?;
+                // The page that holds the last byte is there as a whole.
+                let reachable = pins.size.next_multiple_of(BLOCK);
+                let loaded = match *offset + into.len() as u64 <= reachable {
+                    true => read_short(self.kernel(), inode, &pins, *offset, into),
+                    false => Err(Errno::SIGBUS),
+                };
+                unpin_short(self.kernel(), pins);
+                loaded
+            }
+        })
+    }
+
+    /// A store through a mapping. Over a hole or a shared block it must allocate, and does so only where no lease stands
+    /// against it.
+    ///
+    /// # Errors
+    /// SIGSEGV (nothing mapped there, or read-only), SIGBUS (beyond the end of the file, the block can't be had, or it is
+    /// poisoned).
+    pub fn store(&self, va: u64, from: &[u8]) -> Result<(), Errno> {
+        through_mapping(self, va, from.len(), true, |target| match target {
+            MappedTarget::Anon { memory, offset } => memory.write(*offset, from),
+            MappedTarget::File { description, offset } => {
+                let (inode, _) = description.file().ok_or(Errno::SIGSEGV)?;
+                let range = BlockRange::of_bytes(*offset, from.len() as u64);
+                loop {
+                    if range.end * BLOCK > inode.layout(Layout::size).next_multiple_of(BLOCK) {
+                        return Err(Errno::SIGBUS);
+                    }
+                    fault_in(self, inode, range).map_err(|_| Errno::SIGBUS)?;
+                    clean_unwritten(self.kernel(), inode, range);
+                    let pins = pin_short(self.kernel(), inode, range, Some(self))?;
+                    let there = pins.pieces.iter().all(is_writable);
+                    // Looked at together with the pieces: a truncate may have come since the fault.
+                    let inside = range.end * BLOCK <= pins.size.next_multiple_of(BLOCK);
+                    let stored = match inside {
+                        true => there.then(|| write_short(self.kernel(), inode, &pins, *offset, from)),
+                        false => Some(Err(Errno::SIGBUS)),
+                    };
+                    unpin_short(self.kernel(), pins);
+                    if let Some(stored) = stored {
+                        return stored;
+                    }
+                }
+            }
+        })
+    }
+
+    /// Sets how many pages this process may lock, for registrations from now on; what is locked stays so. A forked child
+    /// inherits it. `setrlimit` with `RLIMIT_MEMLOCK`.
+    ///
+    /// # Errors
+    /// None but the caller's death.
+    pub fn set_memlock(&self, pages: u64) -> Result<(), Errno> {
+        self.syscall(|| {
+            self.process().memlock.store(pages, Ordering::Relaxed);
+            Ok(())
+        })
+    }
+
+    /// Maps `len` bytes of the file open as `fd` from byte `offset` (page aligned) on, shared. The mapping holds the open
+    /// file. Returns its address.
+    ///
+    /// # Errors
+    /// EBADF, EACCES (access mode), EINVAL (length 0, alignment, not a file), ENOMEM.
+    pub fn mmap(&self, fd: Fd, offset: u64, len: u64, write: bool) -> Result<u64, Errno> {
+        self.syscall(|| {
+            if !offset.is_multiple_of(BLOCK) || offset.checked_add(len).is_none_or(|end| end > FILE_MAX) {
+                return Err(Errno::EINVAL);
+            }
+            let description = self.process.fds.lock().get(fd)?.get();
+            let allowed = description.file().map(|(_, access)| match access.is_open() {
+                true if access.read && (access.write || !write) => Ok(()),
+                true => Err(Errno::EACCES),
+                false => Err(Errno::EBADF),
+            });
+            let mapped = match allowed {
+                Some(Ok(())) => {
+                    let backing = Backing::File { description, offset };
+                    self.process.mm.lock().map(len, write, backing)
+                }
+                refused => {
+                    let errno = refused.and_then(Result::err).unwrap_or(Errno::EINVAL);
+                    Err((errno, Backing::File { description, offset }))
+                }
+            };
+            mapped.map_err(|(errno, backing)| {
+                if let Backing::File { description, .. } = backing {
+                    let mut deferred = Deferred::default();
+                    description.put(&mut deferred);
+                    self.kernel.run_deferred(deferred);
+                }
+                errno
+            })
+        })
+    }
+
+    /// Maps `len` zero bytes of anonymous shared memory. Returns its address, and the memory for the program's own use.
+    ///
+    /// # Errors
+    /// EINVAL (length 0), ENOMEM (more than [`crate::ANON_MAX`] bytes, too many mappings).
+    pub fn mmap_anonymous(&self, len: u64) -> Result<(u64, Arc<AnonMemory>), Errno> {
+        self.syscall(|| {
+            if self.process.mm.lock().anonymous().saturating_add(len) > ANON_MAX {
+                return Err(Errno::ENOMEM);
+            }
+            let memory = Arc::new(AnonMemory::new(round_up(len).unwrap_or(0) as usize));
+            let backing = Backing::Anon { memory: Arc::clone(&memory), offset: 0 };
+            let start = self.process.mm.lock().map(len, true, backing).map_err(|(errno, _)| errno)?;
+            Ok((start, memory))
+        })
+    }
+
+    /// Unmaps `va..va+len`. Never waits, whatever is pinned behind it.
+    ///
+    /// # Errors
+    /// EINVAL (alignment, length 0).
+    pub fn munmap(&self, va: u64, len: u64) -> Result<(), Errno> {
+        self.syscall(|| {
+            let mappings = self.process.mm.lock().unmap(va, len)?;
+            // ORDERING: SeqCst, after the mappings are gone and before this call returns: an access that begins later sees it.
+            self.process.unmaps.fetch_add(1, Ordering::SeqCst);
+            let mut deferred = Deferred::default();
+            for mapping in mappings {
+                mapping.put(&mut deferred);
+            }
+            self.kernel.run_deferred(deferred);
+            Ok(())
+        })
+    }
+}
+
+fn through_mapping(
+    task: &Task,
+    va: u64,
+    len: usize,
+    write: bool,
+    access: impl FnOnce(&MappedTarget) -> Result<(), Errno>,
+) -> Result<(), Errno> {
+    task.syscall(|| {
+        let target = task.process().target(va, len as u64, write).map_err(|_| Errno::SIGSEGV)?;
+        let mut result = access(&target);
+        if let MappedTarget::File { description, .. } = target {
+            // What would be an error of a system call.
+            let failed = result == Err(Errno::EIO) || task.kernel().device_there().is_err();
+            result = if failed { Err(Errno::SIGBUS) } else { result };
+            let mut deferred = Deferred::default();
+            description.put(&mut deferred);
+            task.kernel().run_deferred(deferred);
+        }
+        result
+    })
+}

@@ -1,0 +1,126 @@
+//! Opening and creating files; and the eviction of what has neither name nor open file.
+//!
+//! It owns the open counts. Invariant: an inode is evicted once, when both are zero. Kernel counterpart: fs/namei.c,
+//! `iput_final`.
+
+use emulator::sync::Arc;
+
+use crate::base::errno::Errno;
+use crate::base::numbers::Fd;
+use crate::leases::posix::breaking::break_posix_leases;
+use crate::leases::posix::request::PosixLeaseType;
+use crate::leases::posix::table::PosixLeases;
+use crate::syscalls::truncate::resize_as_writer;
+use crate::vfs::fd_holders::FdHolders;
+use crate::vfs::inode::Inode;
+use crate::vfs::names::{NAME_MAX, drop_open, lookup, lookup_or_create};
+use crate::vfs::open_file::{AccessMode, Description, OpenTarget};
+use crate::vfs::task::Task;
+
+/// How to open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OpenFlags {
+    /// Reading, writing.
+    pub access: AccessMode,
+    /// `O_CREAT`.
+    pub create: bool,
+    /// `O_EXCL`: with `create`, the name must be new.
+    pub exclusive: bool,
+    /// `O_TRUNC`: a layout change like any other.
+    pub truncate: bool,
+    /// `O_NONBLOCK`: does not wait for base leases.
+    pub nonblock: bool,
+    /// `O_PATH`: only names the file; all other flags mean nothing then.
+    pub path: bool,
+}
+
+impl OpenFlags {
+    /// Open what exists.
+    pub fn open(access: AccessMode) -> OpenFlags {
+        OpenFlags { access, create: false, exclusive: false, truncate: false, nonblock: false, path: false }
+    }
+
+    /// Open for reading and writing, creating it if need be.
+    pub fn create() -> OpenFlags {
+        OpenFlags { create: true, ..OpenFlags::open(AccessMode::BOTH) }
+    }
+
+    /// Name what exists.
+    pub fn path() -> OpenFlags {
+        OpenFlags { path: true, ..OpenFlags::open(AccessMode::PATH) }
+    }
+}
+
+impl Task {
+    /// Opens a file. Waits for the base leases that this breaks.
+    ///
+    /// # Errors
+    /// ENOENT, EEXIST, ENODEV (not mounted, or the device is gone), EINVAL (a name that is empty or longer than [`NAME_MAX`], neither reading nor writing), EMFILE, EACCES
+    /// (the file's mode), ETXTBSY (for writing, while a program runs from it), EAGAIN (`nonblock`, and a base lease is in the
+    /// way: its break goes on), EINTR; with `truncate` also what [`Task::ftruncate`] says. A file created stays, whatever
+    /// comes after.
+    pub fn open(&self, name: &str, flags: OpenFlags) -> Result<Fd, Errno> {
+        self.syscall(|| {
+            let kernel = self.kernel();
+            if name.is_empty() || name.len() > NAME_MAX || !(flags.path || flags.access.is_open()) {
+                return Err(Errno::EINVAL);
+            }
+            // Before anything is created or truncated, as `get_unused_fd_flags` comes first.
+            if self.process().fds.lock().is_full() {
+                return Err(Errno::EMFILE);
+            }
+            let uid = self.process().credentials().uid;
+            let (inode, created) = match flags.create && !flags.path {
+                true => lookup_or_create(kernel, name, flags.exclusive, uid)?,
+                false => (lookup(kernel, name)?, false),
+            };
+            let access = if flags.path { AccessMode::PATH } else { flags.access };
+            if let Err(errno) = enter_inode(self, &inode, OpenFlags { access, ..flags }, created) {
+                drop_open(kernel, &inode);
+                return Err(errno);
+            }
+            let open = OpenTarget::File { inode, access };
+            self.install(kernel.new_description(open, Arc::new(FdHolders::default())))
+        })
+    }
+}
+
+/// What an open must pass once the name is found: permission, programs that run from the file, base leases, truncation.
+/// It counts as open from before it waits. Kernel: `do_open`, `do_dentry_open`, `handle_truncate`.
+fn enter_inode(task: &Task, inode: &Arc<Inode>, flags: OpenFlags, created: bool) -> Result<(), Errno> {
+    let OpenFlags { access, .. } = flags;
+    if !access.is_open() {
+        return Ok(());
+    }
+    let truncates = flags.truncate && !created;
+    let wanted = u32::from(access.read) * 4 + u32::from(access.write || truncates) * 2;
+    if !created && !inode.permits(task.process().credentials(), wanted) {
+        return Err(Errno::EACCES);
+    }
+    PosixLeases::of(inode).lock().enter(access)?;
+    let breaker = if access.write { PosixLeaseType::Write } else { PosixLeaseType::Read };
+    let broken = break_posix_leases(task, inode, breaker, flags.nonblock);
+    let entered = broken.and_then(|()| if truncates { resize_as_writer(task, inode, 0) } else { Ok(()) });
+    entered.inspect_err(|_| PosixLeases::of(inode).lock().leave(access))
+}
+
+/// An open description of its own, as that of a server, for the file open as `fd`. In nobody's table.
+///
+/// # Errors
+/// EBADF, EINVAL (not a file), EACCES (`suits` doesn't like how it is open); what an open meets ([`Task::open`]).
+pub(crate) fn open_again(
+    task: &Task,
+    fd: Fd,
+    suits: impl FnOnce(AccessMode) -> bool,
+) -> Result<Arc<Description>, Errno> {
+    task.with_file(fd, |_, inode, access| {
+        if !suits(access) {
+            return Err(Errno::EACCES);
+        }
+        // It is open as `fd`, so it can't be on its way out.
+        inode.life.lock().opens += 1;
+        enter_inode(task, inode, OpenFlags::open(access), false).inspect_err(|_| drop_open(task.kernel(), inode))?;
+        let open = OpenTarget::File { inode: Arc::clone(inode), access };
+        Ok(task.kernel().new_description(open, Arc::new(FdHolders::default())))
+    })
+}

@@ -1,0 +1,73 @@
+//! The fcntl requests, and what is asked about base leases.
+//!
+//! It owns the order of the checks. Kernel counterpart: `fcntl_setlease`, `fcntl_getlease`, `f_setown`, `F_SETSIG`
+//! (fs/fcntl.c), `generic_setlease` (fs/locks.c).
+
+use crate::base::errno::Errno;
+use crate::base::numbers::{Fd, Pid};
+use crate::leases::posix::breaking::time_out_posix_leases;
+use crate::leases::posix::request::{PosixLeaseRequest, PosixLeaseType};
+use crate::leases::posix::table::PosixLeases;
+use crate::vfs::signals::Signal;
+use crate::vfs::task::Task;
+
+impl Task {
+    /// Takes, converts or gives back the base lease of the open file behind `fd`: `fcntl(F_SETLEASE)`. Never waits.
+    ///
+    /// # Errors
+    /// EBADF (`O_PATH` too), EACCES (neither the file's owner nor CAP_LEASE, for giving back as well), EINVAL (not a file);
+    /// EAGAIN: for a read lease, somebody has the file open for writing; for a write lease, this is not its only open; another
+    /// description's lease is being broken to nothing; nothing is held that could be given back.
+    pub fn set_base_lease(&self, fd: Fd, request: PosixLeaseRequest) -> Result<(), Errno> {
+        self.with_file(fd, |description, inode, access| {
+            let credentials = self.process().credentials();
+            if credentials.uid != inode.uid() && !credentials.cap_lease {
+                return Err(Errno::EACCES);
+            }
+            if request != PosixLeaseRequest::Unlock {
+                time_out_posix_leases(self.kernel(), inode);
+            }
+            PosixLeases::of(inode).lock().set(description, access, request, (self.pid(), credentials))?;
+            PosixLeases::of(inode).changed.wake_all();
+            Ok(())
+        })
+    }
+
+    /// What the open file behind `fd` holds, or what a pending break will leave of it: `fcntl(F_GETLEASE)`; none is `F_UNLCK`.
+    ///
+    /// # Errors
+    /// EBADF (`O_PATH` too), EINVAL (not a file).
+    pub fn get_base_lease(&self, fd: Fd) -> Result<Option<PosixLeaseType>, Errno> {
+        self.with_file(fd, |description, inode, _| {
+            time_out_posix_leases(self.kernel(), inode);
+            Ok(PosixLeases::of(inode).lock().left_to(description.id()))
+        })
+    }
+
+    /// Names the process that is signalled when a lease of the open file behind `fd` is broken, or nobody:
+    /// `fcntl(F_SETOWN)`. Giving the lease back clears it.
+    ///
+    /// # Errors
+    /// EBADF (`O_PATH` too), EINVAL (not a file), ESRCH.
+    pub fn set_owner(&self, fd: Fd, owner: Option<Pid>) -> Result<(), Errno> {
+        self.with_file(fd, |description, inode, _| {
+            if owner.is_some_and(|pid| self.kernel().processes.get(pid).is_none()) {
+                return Err(Errno::ESRCH);
+            }
+            let uid = self.process().credentials().uid;
+            PosixLeases::of(inode).lock().set_owner(description.id(), owner.map(|pid| (pid, uid)));
+            Ok(())
+        })
+    }
+
+    /// Chooses the signal that tells of a break, none being SIGIO: `fcntl(F_SETSIG)`. Giving the lease back clears it.
+    ///
+    /// # Errors
+    /// EBADF (`O_PATH` too), EINVAL (not a file).
+    pub fn set_signal(&self, fd: Fd, signal: Option<Signal>) -> Result<(), Errno> {
+        self.with_file(fd, |description, inode, _| {
+            PosixLeases::of(inode).lock().set_signal(description.id(), signal);
+            Ok(())
+        })
+    }
+}

@@ -1,0 +1,64 @@
+//! `stat` and `fiemap`: looking at a file without touching it.
+//!
+//! It owns nothing. Both break no lease and take no lock.
+
+use emulator::sync::Arc;
+
+use crate::base::errno::Errno;
+use crate::base::numbers::{Fd, Ino};
+use crate::base::range::BlockRange;
+use crate::extent_map::{FiemapExtent, Layout};
+use crate::vfs::inode::Inode;
+use crate::vfs::task::Task;
+
+/// What `stat` tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FileStat {
+    /// The inode's number.
+    pub ino: Ino,
+    /// Size in bytes.
+    pub size: u64,
+    /// Allocated 4 KiB blocks.
+    pub blocks: u64,
+    /// Names.
+    pub links: u32,
+    /// The user that owns it.
+    pub uid: u32,
+    /// Permission bits.
+    pub mode: u32,
+}
+
+impl FileStat {
+    pub(crate) fn of(inode: &Inode) -> FileStat {
+        let (size, blocks) = inode.layout(|layout| (layout.size(), layout.mapped_blocks()));
+        let links = inode.life.lock().links;
+        FileStat { ino: inode.ino(), size, blocks, links, uid: inode.uid(), mode: inode.mode() }
+    }
+}
+
+impl Task {
+    /// Tells about the file open as `fd`.
+    ///
+    /// # Errors
+    /// EBADF, EINVAL (not a file).
+    pub fn stat(&self, fd: Fd) -> Result<FileStat, Errno> {
+        self.with_named_file(fd, |_, inode, _| Ok(FileStat::of(inode)))
+    }
+
+    /// The extents of the file open as `fd` in a block range, in file order.
+    ///
+    /// # Errors
+    /// EBADF, EINVAL (not a file).
+    pub fn fiemap(&self, fd: Fd, range: BlockRange) -> Result<Vec<FiemapExtent>, Errno> {
+        self.with_file(fd, |_, inode, _| Ok(inode.layout(|layout: &Layout| layout.fiemap(range))))
+    }
+
+    /// The inode of the file open as `fd`, for questions.
+    ///
+    /// # Errors
+    /// EBADF, EINVAL (not a file).
+    pub fn inode(&self, fd: Fd) -> Result<Arc<Inode>, Errno> {
+        let description = self.description(fd)?;
+        description.file().map(|(inode, _)| Arc::clone(inode)).ok_or(Errno::EINVAL)
+    }
+}

@@ -1,0 +1,66 @@
+//! Truncate: setting a file's size.
+//!
+//! It owns the change "everything from the new end on goes". Invariant: bytes beyond the end of the file read as zeros if the
+//! file grows again. Kernel counterpart: `xfs_setattr_size`, `truncate_inode_pages`.
+
+use emulator::sync::Arc;
+
+use crate::base::errno::Errno;
+use crate::base::numbers::Fd;
+use crate::layout_change::changes::resize::resize;
+use crate::leases::posix::breaking::break_posix_leases;
+use crate::leases::posix::request::PosixLeaseType;
+use crate::leases::posix::table::PosixLeases;
+use crate::vfs::inode::Inode;
+use crate::vfs::names::{drop_open, lookup};
+use crate::vfs::open_file::AccessMode;
+use crate::vfs::task::Task;
+
+impl Task {
+    /// Sets the size of the file called `name`. Breaks every base lease first, the caller's own too, and even if the size
+    /// stays: the caller waits for itself, unless the signal it gets interrupts it. Kernel: `vfs_truncate`.
+    ///
+    /// # Errors
+    /// ENOENT, EACCES (the file's mode), ETXTBSY (a program runs from it), EINTR, EFBIG; ETXTBSY, EDEADLK, EINTR as the design
+    /// says.
+    pub fn truncate(&self, name: &str, size: u64) -> Result<(), Errno> {
+        self.syscall(|| {
+            let inode = lookup(self.kernel(), name)?;
+            let resized = match inode.permits(self.process().credentials(), 2) {
+                true => as_writer(self, &inode, || {
+                    break_posix_leases(self, &inode, PosixLeaseType::Write, false)?;
+                    resize(self, &inode, size)
+                }),
+                false => Err(Errno::EACCES),
+            };
+            drop_open(self.kernel(), &inode);
+            resized
+        })
+    }
+
+    /// Sets the size of the file open as `fd`.
+    ///
+    /// # Errors
+    /// EBADF, EINVAL (not open for writing, not a file), EFBIG; ETXTBSY, EDEADLK, EINTR as the design says.
+    pub fn ftruncate(&self, fd: Fd, size: u64) -> Result<(), Errno> {
+        self.with_file(fd, |_, inode, access| {
+            if !access.write {
+                return Err(Errno::EINVAL);
+            }
+            resize(self, inode, size)
+        })
+    }
+}
+
+/// `O_TRUNC`: a writer while it lasts, however the file is opened.
+pub(crate) fn resize_as_writer(task: &Task, inode: &Arc<Inode>, size: u64) -> Result<(), Errno> {
+    as_writer(task, inode, || resize(task, inode, size))
+}
+
+/// Runs a call that writes without a descriptor open for it. Kernel: `get_write_access`.
+fn as_writer(_task: &Task, inode: &Inode, body: impl FnOnce() -> Result<(), Errno>) -> Result<(), Errno> {
+    PosixLeases::of(inode).lock().enter(AccessMode::WRITE)?;
+    let result = body();
+    PosixLeases::of(inode).lock().leave(AccessMode::WRITE);
+    result
+}

@@ -1,0 +1,162 @@
+//! An address space: mappings of files and of anonymous memory.
+//!
+//! It owns the references that mappings hold on open descriptions. Invariants: mappings never overlap; addresses are page
+//! aligned and never reused within a run. Private file mappings are not simulated: a pin through one would copy first and
+//! concern no DAX page. Kernel counterpart: mm/mmap.c, mm/vma.c.
+
+use std::collections::BTreeMap;
+
+use emulator::sync::Arc;
+
+use crate::base::errno::Errno;
+use crate::base::numbers::DescriptionId;
+use crate::base::units::{BLOCK, round_up};
+use crate::vfs::anon::AnonMemory;
+use crate::vfs::open_file::{Deferred, Description};
+
+/// Where a mapping gets its bytes.
+#[derive(Debug)]
+pub enum Backing {
+    /// A shared mapping of an open file, from this byte offset (a multiple of 4 KiB) on.
+    File {
+        /// The open file; the mapping holds one reference.
+        description: Arc<Description>,
+        /// Byte offset in the file.
+        offset: u64,
+    },
+    /// Anonymous memory, from this byte offset on.
+    Anon {
+        /// The memory.
+        memory: Arc<AnonMemory>,
+        /// Byte offset in it.
+        offset: u64,
+    },
+}
+
+/// One mapping.
+#[derive(Debug)]
+pub struct Mapping {
+    /// First address.
+    pub start: u64,
+    /// Length in bytes, a multiple of 4 KiB.
+    pub len: u64,
+    /// Whether stores are allowed.
+    pub write: bool,
+    /// What it maps.
+    pub backing: Backing,
+}
+
+impl Mapping {
+    pub(crate) fn put(self, deferred: &mut Deferred) {
+        if let Backing::File { description, .. } = self.backing {
+            description.put(deferred);
+        }
+    }
+
+    /// The part from `start` for `len` bytes (inside this mapping), with a reference of its own.
+    fn part(&self, start: u64, len: u64) -> Mapping {
+        let delta = start - self.start;
+        let backing = match &self.backing {
+            Backing::File { description, offset } => {
+                Backing::File { description: description.get(), offset: offset + delta }
+            }
+            Backing::Anon { memory, offset } => Backing::Anon { memory: Arc::clone(memory), offset: offset + delta },
+        };
+        Mapping { start, len, write: self.write, backing }
+    }
+}
+
+/// How many mappings a process may have. Linux: `vm.max_map_count`.
+pub const MAPPINGS_MAX: usize = 65530;
+
+/// See the module.
+#[derive(Debug)]
+pub struct AddressSpace {
+    mappings: BTreeMap<u64, Mapping>,
+    next: u64,
+}
+
+impl Default for AddressSpace {
+    fn default() -> Self {
+        AddressSpace { mappings: BTreeMap::new(), next: 0x1000_0000 }
+    }
+}
+
+impl AddressSpace {
+    /// Bytes of anonymous memory mapped.
+    pub(crate) fn anonymous(&self) -> u64 {
+        let anonymous = |mapping: &&Mapping| matches!(mapping.backing, Backing::Anon { .. });
+        self.mappings.values().filter(anonymous).map(|mapping| mapping.len).sum()
+    }
+
+    /// Whether some mapping holds this open file.
+    pub(crate) fn maps(&self, id: DescriptionId) -> bool {
+        let held = |mapping: &Mapping| match &mapping.backing {
+            Backing::File { description, .. } => description.id() == id,
+            Backing::Anon { .. } => false,
+        };
+        self.mappings.values().any(held)
+    }
+
+    /// Maps `len` bytes (rounded up to pages) at a fresh address.
+    pub(crate) fn map(&mut self, len: u64, write: bool, backing: Backing) -> Result<u64, (Errno, Backing)> {
+        if len == 0 {
+            return Err((Errno::EINVAL, backing));
+        }
+        let Some(len) = round_up(len).filter(|_| self.mappings.len() < MAPPINGS_MAX) else {
+            return Err((Errno::ENOMEM, backing));
+        };
+        let start = self.next;
+        // One unmapped page between mappings, so that running over one never reaches the next.
+        let Some(next) = start.checked_add(len).and_then(|end| end.checked_add(BLOCK)) else {
+            return Err((Errno::ENOMEM, backing));
+        };
+        self.next = next;
+        self.mappings.insert(start, Mapping { start, len, write, backing });
+        Ok(start)
+    }
+
+    /// The mapping that holds all of `va..va+len`.
+    pub(crate) fn find(&self, va: u64, len: u64) -> Option<&Mapping> {
+        let (_, mapping) = self.mappings.range(..=va).next_back()?;
+        let end = va.checked_add(len)?;
+        (end <= mapping.start + mapping.len && va < mapping.start + mapping.len).then_some(mapping)
+    }
+
+    /// Takes out what lies in `va..va+len`, splitting mappings at the edges. `va` must be page aligned.
+    pub(crate) fn unmap(&mut self, va: u64, len: u64) -> Result<Vec<Mapping>, Errno> {
+        let len = round_up(len).filter(|len| *len > 0 && va.is_multiple_of(BLOCK)).ok_or(Errno::EINVAL)?;
+        let end = va.checked_add(len).ok_or(Errno::EINVAL)?;
+        let hit: Vec<u64> = self
+            .mappings
+            .range(..end)
+            .rev()
+            .take_while(|(start, mapping)| *start + mapping.len > va)
+            .map(|(start, _)| *start)
+            .collect();
+        let mut removed = Vec::with_capacity(hit.len());
+        for start in hit {
+            let Some(mapping) = self.mappings.remove(&start) else { continue };
+            let mapping_end = mapping.start + mapping.len;
+            if mapping.start < va {
+                self.mappings.insert(mapping.start, mapping.part(mapping.start, va - mapping.start));
+            }
+            if mapping_end > end {
+                self.mappings.insert(end, mapping.part(end, mapping_end - end));
+            }
+            removed.push(mapping);
+        }
+        Ok(removed)
+    }
+
+    /// A forked child's copy: shared mappings of files; anonymous memory is shared too (`MAP_SHARED`).
+    pub(crate) fn fork(&self) -> AddressSpace {
+        let mappings = self.mappings.values().map(|m| (m.start, m.part(m.start, m.len))).collect();
+        AddressSpace { mappings, next: self.next }
+    }
+
+    /// Takes everything out.
+    pub(crate) fn take_all(&mut self) -> Vec<Mapping> {
+        std::mem::take(&mut self.mappings).into_values().collect()
+    }
+}

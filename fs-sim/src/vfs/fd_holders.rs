@@ -1,0 +1,113 @@
+//! FdHolders: which processes, and how many socket queues, hold an open description; and the queues themselves.
+//!
+//! It owns the answer to "who could still close this?", which passing rules and `blockers` need and a bare reference count
+//! can't give. Invariant: every descriptor in a table and every one unread in a queue is counted in exactly one place.
+//! Kernel counterpart: SCM_RIGHTS and its in-flight accounting (net/core/scm.c, net/unix/garbage.c).
+
+use std::collections::{BTreeMap, VecDeque};
+
+use emulator::sync::{Arc, Mutex};
+
+use crate::base::errno::Errno;
+use crate::base::numbers::{DescriptionId, Pid};
+use crate::vfs::open_file::Description;
+
+/// Who holds one open description.
+#[derive(Debug, Default)]
+pub struct FdHolders(Mutex<FdHolderCounts>);
+
+#[derive(Debug, Default)]
+struct FdHolderCounts {
+    by: BTreeMap<Pid, u32>,
+    queued: u32,
+}
+
+impl FdHolders {
+    /// The processes that have it in their descriptor table, sorted.
+    pub fn processes(&self) -> Vec<Pid> {
+        self.0.lock().by.keys().copied().collect()
+    }
+
+    /// How many socket queues hold it unread.
+    pub fn queued(&self) -> u32 {
+        self.0.lock().queued
+    }
+
+    /// Whether a process other than `pid`, or a queue, holds it.
+    pub fn shared_beyond(&self, pid: Pid) -> bool {
+        let held = self.0.lock();
+        held.queued > 0 || held.by.keys().any(|other| *other != pid)
+    }
+
+    /// Whether it is unread in some queue.
+    pub(crate) fn is_queued(&self) -> bool {
+        self.0.lock().queued > 0
+    }
+
+    pub(crate) fn held_by(&self, pid: Pid) {
+        *self.0.lock().by.entry(pid).or_insert(0) += 1;
+    }
+
+    pub(crate) fn gone_from(&self, pid: Pid) {
+        let mut held = self.0.lock();
+        if let Some(count) = held.by.get_mut(&pid) {
+            *count -= 1;
+            if *count == 0 {
+                held.by.remove(&pid);
+            }
+        }
+    }
+
+    pub(crate) fn entered_queue(&self) {
+        self.0.lock().queued += 1;
+    }
+
+    pub(crate) fn left_queue(&self) {
+        self.0.lock().queued -= 1;
+    }
+}
+
+/// How many messages a process's inbox holds; a sender finds it full with EAGAIN.
+pub const INBOX_MAX: usize = 64;
+
+/// The datagram socket on which a process receives descriptors.
+#[derive(Debug, Default)]
+pub(crate) struct Inbox(Mutex<InboxQueue>);
+
+#[derive(Debug, Default)]
+struct InboxQueue {
+    closed: bool,
+    messages: VecDeque<Arc<Description>>,
+}
+
+impl Inbox {
+    /// Queues a description that the caller holds a reference for; on failure the reference stays the caller's.
+    pub(crate) fn push(&self, description: &Arc<Description>) -> Result<(), Errno> {
+        let mut queue = self.0.lock();
+        if queue.closed {
+            return Err(Errno::ECONNREFUSED);
+        }
+        if queue.messages.len() >= INBOX_MAX {
+            return Err(Errno::EAGAIN);
+        }
+        queue.messages.push_back(Arc::clone(description));
+        Ok(())
+    }
+
+    /// The oldest unread description.
+    pub(crate) fn pop(&self) -> Option<Arc<Description>> {
+        self.0.lock().messages.pop_front()
+    }
+
+    /// Whether a description is among those unread.
+    pub(crate) fn has(&self, id: DescriptionId) -> bool {
+        self.0.lock().messages.iter().any(|description| description.id() == id)
+    }
+
+    /// Refuses further messages and hands out those unread.
+    pub(crate) fn close(&self) -> Vec<Arc<Description>> {
+        let mut queue = self.0.lock();
+        queue.closed = true;
+        queue.messages.drain(..).collect()
+    }
+}

@@ -1,0 +1,145 @@
+//! Inodes: a file's layout, its generation, its turn for layout changes, and who leases and pins it.
+//!
+//! It owns the order of a file's layout changes. Invariants: the layout is published as one value ([`Rcu`]), by the turn's
+//! holder or under `map_lock`; the generation changes whenever a block joins, leaves or moves, before a block that left
+//! can be reused, and never takes a value twice; nobody waits with an inode's mutex held. Kernel counterpart: `struct
+//! inode`, with the turn in the place of `i_rwsem` and `invalidate_lock`, minus being held across waits.
+
+use emulator::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use emulator::sync::{Arc, Mutex, Rcu};
+
+use crate::base::numbers::Ino;
+use crate::extent_map::Layout;
+use crate::vfs::attachments::{Attachment, Attachments};
+use crate::vfs::credentials::Credentials;
+use crate::vfs::layout_turn::LayoutTurn;
+
+/// See the module.
+#[derive(Debug)]
+pub struct Inode {
+    ino: Ino,
+    /// The user that created it.
+    uid: u32,
+    /// Its permission bits.
+    mode: AtomicU32,
+    /// Never takes a value twice; see the module.
+    generation: AtomicU64,
+    layout: Rcu<Layout>,
+    /// Serialises publications of the layout with each other (unwritten turns written without a turn), each together with
+    /// its commit to the journal.
+    pub(crate) map_lock: Mutex<()>,
+    pub(crate) life: Mutex<InodeLife>,
+    pub(crate) turn: LayoutTurn,
+    /// What the layers above keep with it.
+    attached: Attachments,
+}
+
+/// The permission bits of a new file: everything to everybody **\[chosen\]**.
+const MODE_NEW: u32 = 0o777;
+
+/// What keeps an inode from being evicted.
+#[derive(Debug)]
+pub(crate) struct InodeLife {
+    pub(crate) links: u32,
+    pub(crate) opens: u64,
+    pub(crate) evicted: bool,
+}
+
+impl Inode {
+    pub(crate) fn new(ino: Ino, uid: u32) -> Inode {
+        Inode {
+            ino,
+            uid,
+            mode: AtomicU32::new(MODE_NEW),
+            generation: AtomicU64::new(1),
+            layout: Rcu::new(Layout::default()),
+            map_lock: Mutex::new(()),
+            life: Mutex::new(InodeLife { links: 1, opens: 0, evicted: false }),
+            turn: LayoutTurn::default(),
+            attached: Attachments::default(),
+        }
+    }
+
+    /// What a layer above keeps with it.
+    pub(crate) fn attached<A: Attachment>(&self) -> &A {
+        self.attached.get()
+    }
+
+    /// Counts one open file (or call by path) more. False if it was evicted.
+    pub(crate) fn count_open(&self) -> bool {
+        let mut life = self.life.lock();
+        if life.evicted {
+            return false;
+        }
+        life.opens += 1;
+        true
+    }
+
+    /// Its number.
+    pub fn ino(&self) -> Ino {
+        self.ino
+    }
+
+    /// The user that owns it.
+    pub fn uid(&self) -> u32 {
+        self.uid
+    }
+
+    /// Its permission bits.
+    pub fn mode(&self) -> u32 {
+        self.mode.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_mode(&self, mode: u32) {
+        self.mode.store(mode & 0o7777, Ordering::Relaxed);
+    }
+
+    /// Whether the mode allows all of `wanted` (4 read, 2 write, 1 execute). Root reads and writes anything, and executes what
+    /// anybody may. Kernel: `inode_permission`, `generic_permission`; there are no groups here.
+    pub(crate) fn permits(&self, credentials: Credentials, wanted: u32) -> bool {
+        let mode = self.mode();
+        let allowed = match credentials.uid {
+            0 => 6 | u32::from(mode & 0o111 != 0),
+            uid if uid == self.uid => mode >> 6,
+            _ => mode,
+        };
+        wanted & !allowed == 0
+    }
+
+    /// Its number and its published layout, as the journal commits them. The caller holds `map_lock`
+    /// since it published the layout.
+    pub(crate) fn to_commit(&self) -> (Ino, Layout) {
+        (self.ino, self.layout(Layout::clone))
+    }
+
+    /// Runs `look` on the current layout, without a lock. `look` must not block.
+    pub fn layout<R>(&self, look: impl FnOnce(&Layout) -> R) -> R {
+        self.layout.read(look)
+    }
+
+    /// The current generation.
+    pub(crate) fn generation(&self) -> u64 {
+        // ORDERING: SeqCst. A pinner reads it before the map and again after its pin; the second read must not be
+        // satisfied from before the pin's read-modify-write.
+        self.generation.load(Ordering::SeqCst)
+    }
+
+    /// Publishes a layout with other blocks than before. What leaves is shut, or its loss is the design's will. Serialised by
+    /// `map_lock`.
+    pub(crate) fn publish(&self, layout: Layout) {
+        // ORDERING: SeqCst, both. The first, before the map: whoever reads the new map with a generation (and a read point)
+        // from before it is caught by the recheck, so a block that just joined is never pinned with a read point older than
+        // its last departure. The second, after the map and before the pages reopen: whoever read the old map is caught.
+        self.generation.fetch_add(1, Ordering::SeqCst);
+        self.layout.replace(layout);
+        self.generation.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// Publishes a layout with the same blocks in the same places: generation unchanged. Serialised by `map_lock`.
+    pub(crate) fn publish_same_blocks(&self, layout: Layout) {
+        self.layout.replace(layout);
+    }
+}
+
+/// How [`Inode`]s are shared.
+pub type InodeRef = Arc<Inode>;

@@ -1,0 +1,287 @@
+//! The simulated kernel as a whole: one machine, one volume, one design.
+//!
+//! It owns everything that is shared between processes. Invariant: it reads a design's axes, never its name; the name does not
+//! reach this crate's behaviour at all. Kernel counterpart: the kernel, as far as this lab needs one.
+
+use std::any::{Any, TypeId};
+use std::collections::BTreeMap;
+
+use emulator::World;
+use emulator::device::Device;
+use emulator::ledger::Ledger;
+use emulator::pin::{PageRange, PinTable};
+use emulator::registry::Registry;
+use emulator::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use emulator::sync::{Arc, Mutex};
+use emulator::trace::{Event, Trace};
+use emulator::wait::{Waiter, WaiterId};
+
+use crate::base::counters::KernelCounters;
+use crate::base::errno::Errno;
+use crate::base::numbers::{DescriptionId, Ino, Pid};
+use crate::deadlock::graph::{DEADLOCKS_MAX, WaitGraph};
+use crate::deadlock::need::{Deadlock, Participant};
+use crate::design::{Axes, ChangeRule, VolumeOptions};
+use crate::vfs::attachments::{Attachment, Attachments};
+use crate::vfs::fd_holders::FdHolders;
+use crate::vfs::inode::Inode;
+use crate::vfs::lifecycle::Lifecycle;
+use crate::vfs::open_file::{Description, OpenTarget};
+use crate::vfs::process::Process;
+use crate::vfs::task::Task;
+use crate::volume::journal::Journal;
+use crate::volume::mount::Mount;
+use crate::volume::{Allocator, Orphans, Shares};
+
+/// See the module.
+pub struct Kernel {
+    pub(crate) world: Arc<World>,
+    pub(crate) device: Device,
+    pub(crate) pins: PinTable,
+    pub(crate) ledger: Ledger,
+    pub(crate) allocator: Allocator,
+    pub(crate) orphans: Orphans,
+    pub(crate) shares: Shares,
+    pub(crate) journal: Journal,
+    pub(crate) mount: Mount,
+    /// Inodes that are gone but for the pins on what were their blocks.
+    pub(crate) ghosts: Registry<Ino, Arc<Inode>>,
+    /// What the layers above keep with the kernel.
+    pub(crate) attached: Attachments,
+    /// What the layers above do when a file, a process or an inode ends.
+    pub(crate) lifecycle: &'static dyn Lifecycle,
+    pub(crate) axes: Axes,
+    pub(crate) options: VolumeOptions,
+    pub(crate) memlock_pages: u64,
+    pub(crate) sabotage: Sabotage,
+    pub(crate) processes: Registry<Pid, Arc<Process>>,
+    pub(crate) inodes: Registry<Ino, Arc<Inode>>,
+    pub(crate) names: Mutex<BTreeMap<String, Arc<Inode>>>,
+    pub(crate) waits: WaitGraph,
+    pub(crate) deadlocks: Mutex<Vec<Deadlock>>,
+    /// What the kernel counts about itself.
+    pub counters: KernelCounters,
+    pub(crate) violations: Mutex<Vec<String>>,
+    /// What the crates above keep for the machine as a whole, such as a NIC.
+    pub(crate) drivers: Mutex<BTreeMap<TypeId, Arc<dyn Any + Send + Sync>>>,
+    pub(crate) tracer: Trace,
+    pub(crate) next_pid: AtomicU32,
+    pub(crate) next_ino: AtomicU64,
+    pub(crate) next_description: AtomicU64,
+    pub(crate) next_lease: AtomicU64,
+    pub(crate) next_holder: AtomicU64,
+    pub(crate) next_waiter: AtomicU64,
+    pub(crate) next_number: AtomicU64,
+}
+
+impl Kernel {
+    /// The file and file block that a device page belongs to now: a walk over all inodes, for findings and questions.
+    pub fn owner_of(&self, page: u64) -> Option<(Ino, u64)> {
+        self.inodes.snapshot().into_iter().find_map(|(ino, inode)| {
+            inode.layout(|layout| {
+                layout
+                    .extents()
+                    .find(|extent| extent.block <= page && page - extent.block < u64::from(extent.len))
+                    .map(|extent| (ino, extent.file_block + (page - extent.block)))
+            })
+        })
+    }
+
+    /// Whether nobody's pins have a say about blocks that leave or move. (Nothing that only turns unwritten is freed, so there
+    /// is nothing to go blindly about.)
+    pub(crate) fn ignores_pins(&self) -> bool {
+        self.axes.stranger_change == ChangeRule::Proceed && self.axes.holder_change == ChangeRule::Proceed
+    }
+
+    /// Whether somebody may go on over pins: then pages can carry pins of files they no longer belong to.
+    pub(crate) fn tolerates_pins(&self) -> bool {
+        self.axes.stranger_change == ChangeRule::Proceed || self.axes.holder_change == ChangeRule::Proceed
+    }
+
+    /// What a layer above keeps with it.
+    pub(crate) fn attached<A: Attachment>(&self) -> &A {
+        self.attached.get()
+    }
+
+    /// The world it runs in.
+    pub fn world(&self) -> &Arc<World> {
+        &self.world
+    }
+
+    /// The device under the volume: its file, for mapping pieces of it elsewhere. Whoever writes through it is watched by nobody.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// The design it runs under.
+    pub fn axes(&self) -> &Axes {
+        &self.axes
+    }
+
+    /// This machine's one `T`, such as its NIC; made by `make` when first asked for. `make` must touch nothing of this kernel.
+    pub fn driver<T: Any + Send + Sync>(&self, make: impl FnOnce() -> T) -> Arc<T> {
+        let driver = {
+            let mut drivers = self.drivers.lock();
+            let slot = drivers.entry(TypeId::of::<T>());
+            Arc::clone(slot.or_insert_with(|| Arc::new(make())))
+        };
+        driver.downcast::<T>().expect("what stands under the TypeId of T was made as a T")
+    }
+
+    /// A number for what has none of its own kind. Never used again within a run.
+    pub(crate) fn new_number(&self) -> u64 {
+        self.next_number.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// The broken invariants found so far, in words.
+    pub fn violations(&self) -> Vec<String> {
+        self.violations.lock().clone()
+    }
+
+    /// Records a broken invariant.
+    #[cold]
+    pub(crate) fn violated(&self, what: String) {
+        let mut violations = self.violations.lock();
+        if violations.len() < VIOLATIONS_MAX {
+            violations.push(what);
+        }
+    }
+
+    /// Notes an event for the traces of findings: `actor` and `ino` as numbers, and the first pages concerned.
+    pub(crate) fn trace(&self, kind: &'static str, actor: u64, ino: u64, pages: Option<PageRange>) {
+        self.tracer.record(self.world.now(), kind, actor, ino, pages);
+    }
+
+    pub(crate) fn trace_about(&self, pages: PageRange) -> Vec<Event> {
+        self.tracer.about(pages, 32)
+    }
+
+    /// A waiter for work that no task does.
+    pub(crate) fn new_waiter(&self) -> Arc<Waiter> {
+        Waiter::new(WaiterId(self.next_waiter.fetch_add(1, Ordering::Relaxed)))
+    }
+
+    /// A new process with one task.
+    pub fn spawn(self: &Arc<Self>) -> Task {
+        let process = self.new_process();
+        let task = self.spawn_task(Arc::clone(&process));
+        self.born(&process);
+        task
+    }
+
+    pub(crate) fn spawn_task(self: &Arc<Self>, process: Arc<Process>) -> Task {
+        let waiter = self.new_waiter();
+        process.waiters.lock().push(Arc::clone(&waiter));
+        Task { kernel: Arc::clone(self), process, waiter, waited: AtomicBool::new(false) }
+    }
+
+    pub(crate) fn new_description(&self, open: OpenTarget, fd_holders: Arc<FdHolders>) -> Arc<Description> {
+        Description::new(DescriptionId(self.next_description.fetch_add(1, Ordering::Relaxed)), open, fd_holders)
+    }
+
+    /// Every inode that exists, and those that are gone but for the pins on what were their blocks.
+    pub(crate) fn all_inodes(&self) -> Vec<Arc<Inode>> {
+        let all = self.inodes.snapshot().into_iter().chain(self.ghosts.snapshot());
+        all.map(|(_, inode)| inode).collect()
+    }
+
+    /// Whether what a change would do can last: no longer once the device is being removed, however long accesses in flight
+    /// keep it, so that what a change that waits meets does not depend on which of its pins goes last.
+    ///
+    /// # Errors
+    /// EIO.
+    pub(crate) fn device_stays(&self) -> Result<(), Errno> {
+        if self.mount.is_lost() { Err(Errno::EIO) } else { self.device_there() }
+    }
+
+    /// Whether the device is there.
+    ///
+    /// # Errors
+    /// EIO.
+    pub(crate) fn device_there(&self) -> Result<(), Errno> {
+        if self.device.poison().is_gone() { Err(Errno::EIO) } else { Ok(()) }
+    }
+
+    /// The tasks that could act for `pid`; none if it is dying.
+    pub(crate) fn tasks_of(&self, pid: Pid) -> Vec<WaiterId> {
+        match self.processes.get(pid) {
+            Some(process) if !process.is_dying() => process.waiters.lock().iter().map(|waiter| waiter.id()).collect(),
+            _ => Vec::new(),
+        }
+    }
+
+    /// The cycles of waits that somebody was kept from closing (EDEADLK), with their participants: the first
+    /// [`DEADLOCKS_MAX`] of them. All are counted in [`crate::counters::KernelCounters::deadlocks`].
+    pub fn deadlocks(&self) -> Vec<Deadlock> {
+        self.deadlocks.lock().clone()
+    }
+
+    /// Those who wait, without a deadline, for what only others of them could bring about: the greatest such set. For
+    /// whoever finds everybody asleep; empty unless somebody who could have helped has ended since they fell asleep.
+    pub fn stuck(&self) -> Vec<Participant> {
+        self.waits.stuck(|pid| self.tasks_of(pid))
+    }
+
+    pub(crate) fn note_deadlock(&self, deadlock: Deadlock) {
+        self.counters.deadlocks.add(1);
+        let mut deadlocks = self.deadlocks.lock();
+        if deadlocks.len() < DEADLOCKS_MAX {
+            deadlocks.push(deadlock);
+        }
+    }
+}
+
+/// Rules broken on purpose, to prove that the oracle sees it. Everything false in every real run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sabotage {
+    /// Pins of a file range are not rechecked against the inode's generation.
+    pub no_recheck: bool,
+    /// Layout changes free blocks without closing their pages to pins first.
+    pub free_without_close: bool,
+    /// Exclusive leases don't stand against requests for others.
+    pub no_lease_conflict: bool,
+    /// A break's time is never over.
+    pub no_break_timeout: bool,
+    /// A break is told to whoever holds the open file, instead of to the process that took the lease.
+    pub signal_to_holder: bool,
+    /// Releases that a release schedules are forgotten.
+    pub no_nested_release: bool,
+    /// A zombie lease lets long-term pins through.
+    pub zombie_lets_pin: bool,
+    /// Layout changes neither unmap guests that pin nothing nor wait for them.
+    pub no_unmap: bool,
+}
+
+/// How a kernel is set up.
+#[derive(Clone, Copy, Debug)]
+pub struct KernelConfig {
+    /// The design, by its axes.
+    pub axes: Axes,
+    /// Options of the volume.
+    pub options: VolumeOptions,
+    /// `RLIMIT_MEMLOCK` of every process, in pages.
+    pub memlock_pages: u64,
+    /// Rules broken on purpose.
+    pub sabotage: Sabotage,
+}
+
+impl KernelConfig {
+    /// A kernel under `axes`, everything else as by default: no limit on locked memory, nothing broken.
+    pub fn new(axes: Axes) -> KernelConfig {
+        KernelConfig {
+            axes,
+            options: VolumeOptions::default(),
+            memlock_pages: u64::MAX / 2,
+            sabotage: Sabotage::default(),
+        }
+    }
+}
+
+impl std::fmt::Debug for Kernel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Kernel").field("axes", &self.axes).finish_non_exhaustive()
+    }
+}
+
+/// How many violations are kept in words; a run with one has failed already.
+const VIOLATIONS_MAX: usize = 64;

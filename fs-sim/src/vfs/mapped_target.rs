@@ -1,0 +1,38 @@
+//! TODO
+
+use emulator::sync::Arc;
+
+use crate::base::errno::Errno;
+use crate::vfs::address_space::Backing;
+use crate::vfs::anon::AnonMemory;
+use crate::vfs::open_file::Description;
+use crate::vfs::process::Process;
+
+/// What stands behind a piece of mapped memory.
+pub(crate) enum MappedTarget {
+    File { description: Arc<Description>, offset: u64 },
+    Anon { memory: Arc<AnonMemory>, offset: u64 },
+}
+
+impl Process {
+    /// What is mapped at `va..va+len`, which must lie in one mapping; with a reference of its own on a file.
+    ///
+    /// # Errors
+    /// EINVAL if it does not, EFAULT if `write` and the mapping is read-only.
+    pub(crate) fn target(&self, va: u64, len: u64, write: bool) -> Result<MappedTarget, Errno> {
+        let mm = self.mm.lock();
+        let mapping = mm.find(va, len).filter(|_| len > 0).ok_or(Errno::EINVAL)?;
+        if write && !mapping.write {
+            return Err(Errno::EFAULT);
+        }
+        let delta = va - mapping.start;
+        Ok(match &mapping.backing {
+            Backing::File { description, offset } => {
+                MappedTarget::File { description: description.get(), offset: offset + delta }
+            }
+            Backing::Anon { memory, offset } => {
+                MappedTarget::Anon { memory: Arc::clone(memory), offset: offset + delta }
+            }
+        })
+    }
+}

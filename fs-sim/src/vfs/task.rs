@@ -1,0 +1,219 @@
+//! Tasks: the threads of simulated processes, and their system calls that concern processes.
+//!
+//! It owns the frame of every system call. Invariants: a call of a dead process never runs; a process's exit runs when its
+//! last call has left; releases scheduled by a call run at its end, with no lock held. Kernel counterpart: `task_struct`,
+//! `exit_to_user_mode_loop`, `task_work_run`.
+
+use std::task::Poll;
+
+use emulator::sync::Arc;
+use emulator::sync::atomic::{AtomicBool, Ordering};
+use emulator::wait::{Sleep, WaitError, WaitFor, WaitQueue, Waiter};
+
+use crate::base::errno::Errno;
+use crate::base::numbers::{Fd, Pid};
+use crate::deadlock::graph::{WaitFailure, WaitNode, WaitPoll};
+use crate::deadlock::need::{Deadlock, Need, Participant};
+use crate::vfs::fd_holders::FdHolders;
+use crate::vfs::inode::Inode;
+use crate::vfs::kernel::Kernel;
+use crate::vfs::open_file::{AccessMode, Deferred, Description, OpenObject, OpenTarget};
+use crate::vfs::process::Process;
+
+/// See the module. One thread of the lab drives one task at a time.
+#[derive(Debug)]
+pub struct Task {
+    pub(crate) kernel: Arc<Kernel>,
+    pub(crate) process: Arc<Process>,
+    pub(crate) waiter: Arc<Waiter>,
+    /// Whether a call since the last [`Task::take_waited`] had to wait.
+    pub(crate) waited: AtomicBool,
+}
+
+impl Drop for Task {
+    /// A thread's end: it no longer counts as somebody who could act for its process.
+    fn drop(&mut self) {
+        self.process.waiters.lock().retain(|waiter| !Arc::ptr_eq(waiter, &self.waiter));
+        self.kernel.waits.gone(self.pid());
+    }
+}
+
+impl Task {
+    /// The kernel it runs on.
+    pub fn kernel(&self) -> &Arc<Kernel> {
+        &self.kernel
+    }
+
+    /// Its process.
+    pub fn process(&self) -> &Arc<Process> {
+        &self.process
+    }
+
+    /// Its process's number.
+    pub fn pid(&self) -> Pid {
+        self.process.pid()
+    }
+
+    /// Its place to wait.
+    pub fn waiter(&self) -> &Arc<Waiter> {
+        &self.waiter
+    }
+
+    /// Whether a call since the last look had to wait for somebody.
+    pub fn take_waited(&self) -> bool {
+        self.waited.swap(false, Ordering::Relaxed)
+    }
+
+    pub(crate) fn note_waited(&self) {
+        self.waited.store(true, Ordering::Relaxed);
+    }
+
+    /// The frame of a system call.
+    pub(crate) fn syscall<R>(&self, body: impl FnOnce() -> Result<R, Errno>) -> Result<R, Errno> {
+        if let Err(shut) = self.process.life.enter() {
+            if shut.last {
+                self.kernel.exit_process(&self.process);
+            }
+            return Err(Errno::Dead);
+        }
+        let result = body();
+        if self.process.life.leave() {
+            self.kernel.exit_process(&self.process);
+        }
+        result
+    }
+
+    /// The description behind `fd`. It stays alive while the caller uses it: closing meanwhile only unlinks the number.
+    pub(crate) fn description(&self, fd: Fd) -> Result<Arc<Description>, Errno> {
+        self.process.fds.lock().get(fd).cloned()
+    }
+
+    /// The frame of a system call on the open file behind `fd`. The call holds a reference of its own (`fdget`), so that a
+    /// close of the descriptor by another thread releases the file after it, not under it.
+    pub(crate) fn with_file<R>(
+        &self,
+        fd: Fd,
+        body: impl FnOnce(&Arc<Description>, &Arc<Inode>, AccessMode) -> Result<R, Errno>,
+    ) -> Result<R, Errno> {
+        self.with_named_file(fd, |description, inode, access| match access.is_open() {
+            true => body(description, inode, access),
+            false => Err(Errno::EBADF),
+        })
+    }
+
+    /// As [`Task::with_file`], for what an `O_PATH` descriptor allows as well (`fdget_raw`).
+    pub(crate) fn with_named_file<R>(
+        &self,
+        fd: Fd,
+        body: impl FnOnce(&Arc<Description>, &Arc<Inode>, AccessMode) -> Result<R, Errno>,
+    ) -> Result<R, Errno> {
+        self.syscall(|| {
+            let description = self.process.fds.lock().get(fd)?.get();
+            let result = match description.file() {
+                Some((inode, access)) => body(&description, inode, access),
+                None => Err(Errno::EINVAL),
+            };
+            let mut deferred = Deferred::default();
+            description.put(&mut deferred);
+            self.kernel.run_deferred(deferred);
+            result
+        })
+    }
+
+    /// Puts a description (with the reference the caller holds) into the table.
+    pub(crate) fn install(&self, description: Arc<Description>) -> Result<Fd, Errno> {
+        description.fd_holders().held_by(self.pid());
+        let installed = self.process.fds.lock().install(description);
+        installed.map_err(|description| {
+            description.fd_holders().gone_from(self.pid());
+            let mut deferred = Deferred::default();
+            description.put(&mut deferred);
+            self.kernel.run_deferred(deferred);
+            Errno::EMFILE
+        })
+    }
+
+    /// Installs an object of a crate above. `make` gets the fd_holders by which the object can tell who holds it.
+    ///
+    /// # Errors
+    /// EMFILE.
+    pub fn install_object(
+        &self,
+        make: impl FnOnce(Arc<FdHolders>) -> Arc<dyn OpenObject>,
+    ) -> Result<(Fd, Arc<dyn OpenObject>), Errno> {
+        self.syscall(|| {
+            let fd_holders = Arc::new(FdHolders::default());
+            let object = make(Arc::clone(&fd_holders));
+            let description = self.kernel.new_description(OpenTarget::Object(Arc::clone(&object)), fd_holders);
+            Ok((self.install(description)?, object))
+        })
+    }
+
+    /// The object behind `fd`.
+    ///
+    /// # Errors
+    /// EBADF if nothing is open there, EINVAL if it is a file.
+    pub fn object(&self, fd: Fd) -> Result<Arc<dyn OpenObject>, Errno> {
+        self.syscall(|| match self.description(fd)?.open() {
+            OpenTarget::Object(object) => Ok(Arc::clone(object)),
+            OpenTarget::File { .. } => Err(Errno::EINVAL),
+        })
+    }
+
+    /// This task was kept from waiting for what only its own process could bring about: EDEADLK, with `reason` the wait that
+    /// was not begun.
+    pub(crate) fn note_self_deadlock(&self, reason: &'static str) {
+        let needs = vec![Need::any_of(vec![self.pid()])];
+        let myself = Participant { task: self.waiter().id(), pid: self.pid(), reason, needs };
+        self.kernel().note_deadlock(Deadlock { participants: vec![myself] });
+    }
+
+    /// Blocks this task on `queue` until `look` says ready, keeping the wait graph true on the way.
+    pub(crate) fn block_on<T>(
+        &self,
+        queue: &WaitQueue,
+        how: WaitFor,
+        mut look: impl FnMut() -> WaitPoll<T>,
+    ) -> Result<T, WaitFailure> {
+        let kernel = self.kernel();
+        let id = self.waiter().id();
+        let bounded = how.deadline.is_some() || how.sleep == Sleep::Killable;
+        let waiter = self.waiter();
+        let mut looks = 0;
+        let outcome = queue.wait(&kernel.world, waiter, how, || {
+            let wakes = waiter.wakes();
+            // While it looks it is not blocked: what it finds may be the end of the wait, and others act on it at once.
+            if looks > 1 {
+                kernel.waits.forget(id);
+            }
+            looks += 1;
+            match look() {
+                WaitPoll::Ready(value) => Poll::Ready(Ok(value)),
+                // The first look is before anybody could wake this task: too early to be recorded.
+                WaitPoll::Blocked(_) if looks == 1 => Poll::Pending,
+                // A signal is about to end this wait: it closes no cycle, and is no link of one.
+                WaitPoll::Blocked(_) if waiter.interrupted(how.sleep) => Poll::Pending,
+                WaitPoll::Blocked(needs) => {
+                    let reason = how.reason;
+                    let node = WaitNode { waiter: Arc::clone(waiter), wakes, pid: self.pid(), reason, needs, bounded };
+                    match kernel.waits.record(node, |pid| kernel.tasks_of(pid)) {
+                        Ok(()) => Poll::Pending,
+                        Err(deadlock) => {
+                            kernel.note_deadlock(deadlock);
+                            Poll::Ready(Err(WaitFailure::Deadlock))
+                        }
+                    }
+                }
+            }
+        });
+        if looks > 1 {
+            kernel.waits.forget(id);
+            self.note_waited();
+        }
+        match outcome {
+            Ok(ended) => ended,
+            Err(WaitError::Interrupted) => Err(WaitFailure::Interrupted),
+            Err(WaitError::TimedOut) => Err(WaitFailure::TimedOut),
+        }
+    }
+}
