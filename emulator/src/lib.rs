@@ -16,6 +16,7 @@ pub mod poison;
 pub mod registry;
 pub mod rng;
 pub mod socket;
+pub mod state_table;
 pub mod sync;
 pub mod time;
 pub mod trace;
