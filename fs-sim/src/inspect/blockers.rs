@@ -26,7 +26,8 @@ use crate::holders::in_flight_io::{SeenIo, io_on};
 use crate::holders::lease_gate::Lease;
 use crate::holders::list::{notify_only, pin_holders};
 use crate::leases::layout::break_layouts::{LeaseVerdict, judge, others_write};
-use crate::leases::layout::table::{LeaseEntry, LeaseState, LeaseTable};
+use crate::leases::layout::state::LeaseState;
+use crate::leases::layout::table::{LeaseEntry, LeaseTable};
 use crate::vfs::fd_holders::FdHolders;
 use crate::vfs::inode::Inode;
 use crate::vfs::kernel::Kernel;
@@ -347,10 +348,10 @@ fn lease_blocker(
         through || holder.holds_file == Some(entry.file)
     };
     let pins: Vec<&Arc<Holder>> = holders.iter().filter(under).collect();
-    let (state, deadline) = match entry.state {
-        LeaseState::Held => ("held", None),
-        LeaseState::Breaking { deadline, .. } => ("breaking", deadline),
+    let (state, deadline) = match entry.state() {
+        state if state.is_breaking() => ("breaking", entry.deadline),
         LeaseState::Zombie => ("zombie", None),
+        _ => ("held", None),
     };
     let mut releasers = releasers_of(kernel, &entry.fd_holders);
     if releasers.is_empty() {

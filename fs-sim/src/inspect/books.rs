@@ -13,7 +13,8 @@ use crate::deadlock::need::Participant;
 use crate::holders::holder::Holder;
 use crate::holders::list::pin_holders;
 use crate::leases::layout::kind::LeaseKind;
-use crate::leases::layout::table::{LeaseState, LeaseTable};
+use crate::leases::layout::state::LeaseState;
+use crate::leases::layout::table::LeaseTable;
 use crate::leases::posix::breaking::posix_lease_releasers;
 use crate::leases::posix::request::PosixLeaseInfo;
 use crate::leases::posix::table::PosixLeases;
@@ -146,10 +147,10 @@ impl Inode {
                 pid: entry.pid,
                 kind: entry.kind,
                 range: entry.range,
-                state: match entry.state {
-                    LeaseState::Held => LeaseStatus::Held,
-                    LeaseState::Breaking { .. } => LeaseStatus::Breaking,
+                state: match entry.state() {
+                    state if state.is_breaking() => LeaseStatus::Breaking,
                     LeaseState::Zombie => LeaseStatus::Zombie,
+                    _ => LeaseStatus::Held,
                 },
                 pins: entry.lease.gate.inside(),
             })

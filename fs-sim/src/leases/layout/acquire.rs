@@ -17,7 +17,10 @@ use crate::holders::lease_gate::Lease;
 use crate::holders::list::pin_holders;
 use crate::leases::layout::breaking::{begin_break, lease_lost, signal_owners, wait_for_break};
 use crate::leases::layout::kind::{LeaseKind, LeaseMode};
-use crate::leases::layout::table::{BreakTo, LeaseEntry, LeaseState, LeaseTable, WaitingRequest, new_lease};
+use crate::leases::layout::state::LeaseEvent;
+use crate::leases::layout::state::LeaseState;
+use crate::leases::layout::state::change_state;
+use crate::leases::layout::table::{BreakTo, LeaseEntry, LeaseTable, WaitingRequest, new_lease};
 use crate::leases::layout::unlock::{reopen_gates, unlock_releases, wait_for_pinned_leases};
 use crate::vfs::inode::Inode;
 use crate::vfs::open_file::{AccessMode, Description};
@@ -51,9 +54,11 @@ fn stands_in_way(entry: &LeaseEntry, range: BlockRange, asked: LeaseKind) -> boo
 /// Whether a request would give a lease that is being broken new life: its holder may only convert it to what the break
 /// leaves, or unlock it.
 fn renews_what_is_broken(entry: &LeaseEntry, request: &LeaseRequest<'_>) -> bool {
-    let LeaseState::Breaking { to, .. } = entry.state else { return false };
+    if !entry.state().is_breaking() {
+        return false;
+    }
     let own = entry.file == request.description.id() && entry.range.overlaps(request.range);
-    own && !(to == BreakTo::Read && request.kind == LeaseKind::READ)
+    own && !(entry.state().leaves_read() && request.kind == LeaseKind::READ)
 }
 
 /// Whether a change that is not over has settled on the request's range.
@@ -241,11 +246,9 @@ fn judge_man_page(
     }
     // A break whose time is over, left behind by a breaker that gave up, is carried on by whoever asks next.
     let now = task.kernel().world.now();
-    let pending_elsewhere = entries.iter_mut().filter(foreign).any(|e| match e.state {
-        LeaseState::Breaking { deadline, .. } => {
-            deadline.is_none_or(|deadline| now < deadline) && !broken_by_us.contains(&e.lease.id)
-        }
-        LeaseState::Held | LeaseState::Zombie => false,
+    let pending_elsewhere = entries.iter_mut().filter(foreign).any(|e| {
+        let in_time = e.deadline.is_none_or(|deadline| now < deadline);
+        e.state().is_breaking() && in_time && !broken_by_us.contains(&e.lease.id)
     });
     if pending_elsewhere {
         return Err(Errno::EAGAIN);
@@ -267,9 +270,9 @@ pub(crate) fn install_lease(task: &Task, entries: &mut Vec<LeaseEntry>, request:
     let kernel = task.kernel();
     let rules = kernel.axes.lease_rules;
     let own = |e: &LeaseEntry| {
-        e.file == request.description.id() && e.state != LeaseState::Zombie && e.range.overlaps(request.range)
+        e.file == request.description.id() && e.state() != LeaseState::Zombie && e.range.overlaps(request.range)
     };
-    let unchanged = |e: &LeaseEntry| e.kind == request.kind && e.state == LeaseState::Held;
+    let unchanged = |e: &LeaseEntry| e.kind == request.kind && e.state() == LeaseState::Held;
     let diminished = |e: &LeaseEntry| {
         let weaker = e.kind.is_exclusive(rules) && !request.kind.is_exclusive(rules);
         !unchanged(e) && (weaker || !request.range.contains(e.range))
@@ -290,13 +293,14 @@ pub(crate) fn install_lease(task: &Task, entries: &mut Vec<LeaseEntry>, request:
         } else if !diminished(&entry) && !entry.lease.gate.is_closed() {
             missing = missing.iter().flat_map(|part| part.minus(entry.range)).collect();
             entry.kind = request.kind;
-            entry.state = LeaseState::Held;
+            change_state(kernel, &mut entry, LeaseEvent::Convert);
             kept.push(entry);
         } else {
             // The parts outside the request go on as leases of their own; pins of the old one have lost it.
             for range in entry.range.minus(request.range) {
                 kept.push(LeaseEntry { lease: new_lease(kernel), range, ..entry.clone() });
             }
+            change_state(kernel, &mut entry, LeaseEvent::Unlock);
             if entry.lease.gate.close().0 > 0 {
                 lost.push(entry.lease);
             }
@@ -310,7 +314,8 @@ pub(crate) fn install_lease(task: &Task, entries: &mut Vec<LeaseEntry>, request:
             pid: task.pid(),
             kind: request.kind,
             range,
-            state: LeaseState::Held,
+            state: LeaseState::START,
+            deadline: None,
         });
     }
     *entries = kept;
@@ -339,4 +344,31 @@ pub(crate) enum InstallOutcome {
     Done(Vec<Arc<Lease>>),
     /// Nothing done: pins live under these leases, which would lose strength or be split.
     Pinned(Vec<Arc<Lease>>),
+}
+
+/// Converts the write leases over the request's range to the weaker kind that it asks for. Never waits.
+///
+/// # Errors
+/// EAGAIN unless the open file holds unbroken write leases over all of the range; EBUSY if pins live
+/// under a lease that would be split.
+pub(crate) fn downgrade(task: &Task, request: &LeaseRequest<'_>) -> Result<(), Errno> {
+    let mut entries = LeaseTable::of(request.inode).lock();
+    let unbroken = entries.iter().filter(|entry| {
+        entry.file == request.description.id()
+            && entry.kind.mode == LeaseMode::Write
+            && entry.state() == LeaseState::Held
+    });
+    if !request.range.is_covered_by(unbroken.map(|entry| entry.range)) {
+        return Err(Errno::EAGAIN);
+    }
+    let installed = install_lease(task, &mut entries, request);
+    drop(entries);
+    match installed {
+        InstallOutcome::Done(lost) => {
+            lease_granted(task, request, &lost);
+            Ok(())
+        }
+        // A downgrade never waits: a lease that must be split first is unlocked in parts first.
+        InstallOutcome::Pinned(_) => Err(Errno::EBUSY),
+    }
 }

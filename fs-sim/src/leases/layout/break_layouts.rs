@@ -17,7 +17,10 @@ use crate::holders::lease_gate::Lease;
 use crate::holders::list::pin_holders;
 use crate::leases::layout::breaking::{begin_break, lease_lost, signal_owners, wait_for_break};
 use crate::leases::layout::kind::{LeaseKind, LeaseMode};
-use crate::leases::layout::table::{BreakTo, LeaseEntry, LeaseState, LeaseTable};
+use crate::leases::layout::state::LeaseEvent;
+use crate::leases::layout::state::LeaseState;
+use crate::leases::layout::state::change_state;
+use crate::leases::layout::table::{BreakTo, LeaseEntry, LeaseTable};
 use crate::leases::layout::waiting::publish_waiting_on;
 use crate::vfs::inode::Inode;
 use crate::vfs::kernel::Kernel;
@@ -93,7 +96,7 @@ fn pins_refuse(axes: &Axes, holders: &[Arc<Holder>], entries: &[LeaseEntry], cha
         }
         let breakable = |lease: &Arc<Lease>| {
             let entry = entries.iter().find(|entry| Arc::ptr_eq(&entry.lease, lease));
-            entry.is_some_and(|e| e.state != LeaseState::Zombie && !e.kind.is_exclusive(axes.lease_rules))
+            entry.is_some_and(|e| e.state() != LeaseState::Zombie && !e.kind.is_exclusive(axes.lease_rules))
         };
         axes.stranger_change == ChangeRule::Fail && !holder.leases.iter().any(breakable)
     })
@@ -211,8 +214,7 @@ pub(crate) fn leases_conflict(task: &Task, inode: &Inode, ranges: &BlockRanges) 
 pub(crate) fn wait_for_leases(task: &Task, inode: &Inode, leases: &[LeaseId]) -> Result<(), Errno> {
     let (breaking, exclusive): (Vec<LeaseId>, Vec<LeaseId>) = {
         let entries = LeaseTable::of(inode).lock();
-        let breaking =
-            |id: &LeaseId| entries.iter().any(|e| e.lease.id == *id && matches!(e.state, LeaseState::Breaking { .. }));
+        let breaking = |id: &LeaseId| entries.iter().any(|e| e.lease.id == *id && e.state().is_breaking());
         leases.iter().copied().partition(breaking)
     };
     wait_for_break(task, inode, &breaking, |_| true)?;
@@ -234,7 +236,7 @@ pub(crate) fn wait_for_leases(task: &Task, inode: &Inode, leases: &[LeaseId]) ->
 
 /// Who could end an exclusive lease: its descriptors' holders, or for a zombie those of the pins that keep it.
 fn needs_of(inode: &Inode, entry: &LeaseEntry) -> Vec<Need> {
-    if entry.state == LeaseState::Zombie {
+    if entry.state() == LeaseState::Zombie {
         let holders = pin_holders(inode).under_lease(&entry.lease);
         return holders.iter().map(|holder| Need::any_of(holder.object.describe().processes)).collect();
     }
@@ -255,7 +257,7 @@ fn carry_out(kernel: &Kernel, verdict: LeaseVerdict, entry: &mut LeaseEntry, jud
             true
         }
         LeaseVerdict::Remove => {
-            if entry.state == LeaseState::Zombie {
+            if entry.state() == LeaseState::Zombie {
                 kernel.counters.zombie_leases.fall();
             } else {
                 kernel.counters.notices_owed.add(1);
@@ -264,7 +266,7 @@ fn carry_out(kernel: &Kernel, verdict: LeaseVerdict, entry: &mut LeaseEntry, jud
             if entry.lease.gate.close().0 > 0 {
                 judgement.lost.push(Arc::clone(&entry.lease));
             }
-            false
+            change_state(kernel, entry, LeaseEvent::Remove)
         }
     }
 }

@@ -17,7 +17,8 @@ use crate::holders::holder::{Holder, revoke_holder};
 use crate::holders::lease_gate::Lease;
 use crate::holders::list::pin_holders;
 use crate::leases::layout::kind::{LeaseKind, LeaseMode};
-use crate::leases::layout::table::{BreakTo, LeaseEntry, LeaseState, LeaseTable};
+use crate::leases::layout::state::{LeaseEvent, change_state};
+use crate::leases::layout::table::{BreakTo, LeaseEntry, LeaseTable};
 use crate::vfs::inode::Inode;
 use crate::vfs::kernel::Kernel;
 use crate::vfs::signals::{Delivery, SigInfo, Signal};
@@ -33,12 +34,16 @@ fn break_deadline(kernel: &Kernel) -> Option<Nanos> {
 
 /// Marks an entry as being broken; the owner to be told, unless it was told of as much before.
 pub(crate) fn begin_break(kernel: &Kernel, entry: &mut LeaseEntry, to: BreakTo) -> Option<Pid> {
-    match entry.state {
-        LeaseState::Held => {}
-        LeaseState::Breaking { to: BreakTo::Read, .. } if to == BreakTo::Nothing => {}
-        LeaseState::Breaking { .. } | LeaseState::Zombie => return None,
+    let event = match to {
+        BreakTo::Read => LeaseEvent::BreakToRead,
+        BreakTo::Nothing => LeaseEvent::BreakToNothing,
+    };
+    // A pending break that leaves no more than this one is already known to the owner.
+    if entry.state().next(event).is_err() {
+        return None;
     }
-    entry.state = LeaseState::Breaking { to, deadline: break_deadline(kernel), killed: false };
+    change_state(kernel, entry, event);
+    entry.deadline = break_deadline(kernel);
     kernel.counters.lease_breaks.add(1);
     kernel.counters.notices_owed.add(1);
     match kernel.sabotage.signal_to_holder {
@@ -96,24 +101,24 @@ fn time_out_leases(kernel: &Arc<Kernel>, inode: &Inode, targets: &[LeaseId]) {
         let mut entries = LeaseTable::of(inode).lock();
         let restart = break_deadline(kernel);
         entries.retain_mut(|entry| {
-            let LeaseState::Breaking { to, deadline: Some(deadline), killed } = entry.state else { return true };
-            if deadline > now || !targets.contains(&entry.lease.id) {
+            let over = entry.state().is_breaking() && entry.deadline.is_some_and(|deadline| deadline <= now);
+            if !over || !targets.contains(&entry.lease.id) {
                 return true;
             }
-            if kernel.axes.break_timeout == BreakTimeout::Kill && !killed {
+            if kernel.axes.break_timeout == BreakTimeout::Kill && !entry.state().is_killed() {
                 to_kill.push(entry.pid);
-                entry.state = LeaseState::Breaking { to, deadline: restart, killed: true };
-                return true;
+                entry.deadline = restart;
+                return change_state(kernel, entry, LeaseEvent::Kill);
             }
             kernel.counters.lease_timeouts.add(1);
-            if to == BreakTo::Read {
+            let stays = change_state(kernel, entry, LeaseEvent::TimeOut);
+            if stays {
                 entry.kind = LeaseKind { mode: LeaseMode::Read, ..entry.kind };
-                entry.state = LeaseState::Held;
-                return true;
+            } else {
+                let _count = entry.lease.gate.close();
+                lost.push(Arc::clone(&entry.lease));
             }
-            let _count = entry.lease.gate.close();
-            lost.push(Arc::clone(&entry.lease));
-            false
+            stays
         });
     }
     LeaseTable::of(inode).changed.wake_all();
@@ -140,10 +145,7 @@ pub(crate) fn wait_for_break(
             .lock()
             .iter()
             .filter(pending)
-            .filter_map(|entry| match entry.state {
-                LeaseState::Breaking { deadline, .. } => deadline,
-                LeaseState::Held | LeaseState::Zombie => None,
-            })
+            .filter_map(|entry| entry.deadline.filter(|_| entry.state().is_breaking()))
             .min();
         let how = WaitFor::interruptible("lease break").until(deadline);
         let outcome = task.block_on(&LeaseTable::of(inode).changed, how, || {

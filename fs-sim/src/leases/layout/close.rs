@@ -14,7 +14,8 @@ use crate::holders::holder::revoke_holder;
 use crate::holders::lease_gate::Lease;
 use crate::holders::list::pin_holders;
 use crate::leases::layout::breaking::lease_lost;
-use crate::leases::layout::table::{LeaseState, LeaseTable};
+use crate::leases::layout::state::{LeaseEvent, LeaseState, change_state};
+use crate::leases::layout::table::{LeaseEntry, LeaseTable};
 use crate::leases::layout::unlock::wait_for_gate;
 use crate::vfs::inode::Inode;
 use crate::vfs::kernel::Kernel;
@@ -61,12 +62,12 @@ fn drop_leases(kernel: &Kernel, inode: &Inode, file: DescriptionId, may_wait: bo
     let mut aftermath = CloseAftermath::default();
     let mut entries = LeaseTable::of(inode).lock();
     entries.retain_mut(|entry| {
-        if entry.file != file || entry.state == LeaseState::Zombie {
+        if entry.file != file || entry.state() == LeaseState::Zombie {
             return true;
         }
         let (pins, _) = entry.lease.gate.close();
         if pins == 0 {
-            return false;
+            return change_state(kernel, entry, LeaseEvent::Close);
         }
         let lease = Arc::clone(&entry.lease);
         match kernel.axes.last_close_while_pinned {
@@ -78,17 +79,22 @@ fn drop_leases(kernel: &Kernel, inode: &Inode, file: DescriptionId, may_wait: bo
             }
             Some(LastCloseRule::Zombie | LastCloseRule::WaitKillable) => {
                 if entry.kind.is_exclusive(kernel.axes.lease_rules) {
-                    kernel.counters.zombie_leases.rise();
-                    entry.state = LeaseState::Zombie;
-                    entry.range = BlockRange::ALL;
-                    return true;
+                    return become_zombie(kernel, entry);
                 }
                 aftermath.lost.push(lease);
             }
         }
-        false
+        change_state(kernel, entry, LeaseEvent::Close)
     });
     aftermath
+}
+
+/// Pins keep an exclusive lease without its open file: it reaches over the whole file from now on.
+/// True: it stays in the table.
+fn become_zombie(kernel: &Kernel, entry: &mut LeaseEntry) -> bool {
+    kernel.counters.zombie_leases.rise();
+    entry.range = BlockRange::ALL;
+    change_state(kernel, entry, LeaseEvent::CloseWhilePinned)
 }
 
 /// A `wait-killable` close has seen the last pin go, or was killed: then the lease goes on as a zombie, if exclusive.
@@ -100,17 +106,12 @@ fn end_of_awaited(kernel: &Arc<Kernel>, inode: &Inode, lease: &Arc<Lease>, kille
             if !Arc::ptr_eq(&entry.lease, lease) {
                 return true;
             }
-            if !killed || lease.gate.inside() == 0 {
-                return false;
+            let pinned = killed && lease.gate.inside() > 0;
+            if pinned && entry.kind.is_exclusive(kernel.axes.lease_rules) {
+                return become_zombie(kernel, entry);
             }
-            if entry.kind.is_exclusive(kernel.axes.lease_rules) {
-                kernel.counters.zombie_leases.rise();
-                entry.state = LeaseState::Zombie;
-                entry.range = BlockRange::ALL;
-                return true;
-            }
-            lost = true;
-            false
+            lost |= pinned;
+            change_state(kernel, entry, LeaseEvent::Close)
         });
     }
     LeaseTable::of(inode).changed.wake_all();

@@ -12,6 +12,7 @@ pub(crate) mod break_layouts;
 pub(crate) mod breaking;
 pub(crate) mod close;
 pub mod kind;
+pub mod state;
 pub(crate) mod table;
 pub(crate) mod unlock;
 pub(crate) mod waiting;

@@ -15,6 +15,7 @@ use crate::base::range::BlockRange;
 use crate::design::LeaseRules;
 use crate::holders::lease_gate::Lease;
 use crate::leases::layout::kind::LeaseKind;
+use crate::leases::layout::state::LeaseState;
 use crate::vfs::attachments::{Attachment, Slot};
 use crate::vfs::fd_holders::FdHolders;
 use crate::vfs::inode::Inode;
@@ -22,24 +23,6 @@ use crate::vfs::kernel::Kernel;
 
 pub(crate) fn new_lease(kernel: &Kernel) -> Arc<Lease> {
     Arc::new(Lease { id: LeaseId(kernel.next_lease.fetch_add(1, Ordering::Relaxed)), gate: Gate::new() })
-}
-
-/// Where an entry stands in its life.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum LeaseState {
-    /// In force.
-    Held,
-    /// Being broken: to nothing, or to a read lease.
-    Breaking {
-        /// What it is being broken to.
-        to: BreakTo,
-        /// When its time is over; none means never.
-        deadline: Option<Nanos>,
-        /// The owner was sent SIGKILL; when the time is over again, it is taken by force.
-        killed: bool,
-    },
-    /// Its open description is gone; pins taken under it keep it.
-    Zombie,
 }
 
 /// What a break leaves.
@@ -59,10 +42,18 @@ pub(crate) struct LeaseEntry {
     pub(crate) pid: Pid,
     pub(crate) kind: LeaseKind,
     pub(crate) range: BlockRange,
-    pub(crate) state: LeaseState,
+    /// Changed by [`change_state`](super::state::change_state) only.
+    pub(super) state: LeaseState,
+    /// While a break is pending: when its time is over; none means never.
+    pub(crate) deadline: Option<Nanos>,
 }
 
 impl LeaseEntry {
+    /// Where it stands.
+    pub(crate) fn state(&self) -> LeaseState {
+        self.state
+    }
+
     /// Those who could release it: whoever holds the open description, or the setter if only mappings are left.
     pub(crate) fn releasers(&self) -> Vec<Pid> {
         let processes = self.fd_holders.processes();
@@ -216,7 +207,7 @@ impl LeaseTable {
         };
         let mut active: Vec<&LeaseEntry> = entries.iter().filter(suits).filter(lets_in).collect();
         if !range.is_covered_by(active.iter().map(|entry| entry.range)) {
-            let broken = |entry: &&LeaseEntry| lets_in(entry) || matches!(entry.state, LeaseState::Breaking { .. });
+            let broken = |entry: &&LeaseEntry| lets_in(entry) || entry.state.is_breaking();
             let with_broken = range.is_covered_by(entries.iter().filter(suits).filter(broken).map(|entry| entry.range));
             let errno = if with_broken { Errno::EAGAIN } else { Errno::EPERM };
             return Err(GateRefusal { errno, was_inside: false });

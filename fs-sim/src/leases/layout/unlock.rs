@@ -7,13 +7,18 @@ use emulator::sync::Arc;
 use emulator::wait::WaitFor;
 
 use crate::base::errno::Errno;
+use crate::base::numbers::DescriptionId;
 use crate::base::range::BlockRange;
 use crate::deadlock::graph::{WaitFailure, WaitPoll};
 use crate::deadlock::need::Need;
 use crate::design::UnlockRule;
 use crate::holders::lease_gate::Lease;
 use crate::holders::list::pin_holders;
-use crate::leases::layout::table::{LeaseEntry, LeaseState, LeaseTable, new_lease};
+use crate::leases::layout::breaking::lease_lost;
+use crate::leases::layout::state::LeaseEvent;
+use crate::leases::layout::state::LeaseState;
+use crate::leases::layout::state::change_state;
+use crate::leases::layout::table::{LeaseEntry, LeaseTable, new_lease};
 use crate::vfs::inode::Inode;
 use crate::vfs::kernel::Kernel;
 use crate::vfs::task::Task;
@@ -27,12 +32,12 @@ pub(crate) fn unlock_releases(kernel: &Kernel) -> bool {
 pub(crate) fn gate_emptied(kernel: &Kernel, inode: &Inode, lease: &Arc<Lease>) {
     {
         let mut entries = LeaseTable::of(inode).lock();
-        entries.retain(|entry| {
-            let over = entry.state == LeaseState::Zombie && Arc::ptr_eq(&entry.lease, lease);
-            if over {
-                kernel.counters.zombie_leases.fall();
+        entries.retain_mut(|entry| {
+            if entry.state() != LeaseState::Zombie || !Arc::ptr_eq(&entry.lease, lease) {
+                return true;
             }
-            !over
+            kernel.counters.zombie_leases.fall();
+            change_state(kernel, entry, LeaseEvent::LastUnpin)
         });
     }
     LeaseTable::of(inode).changed.wake_all();
@@ -47,7 +52,7 @@ pub(crate) fn remove_leases(
 ) -> Vec<Arc<Lease>> {
     let mut lost = Vec::new();
     let mut kept = Vec::with_capacity(entries.len());
-    for entry in entries.drain(..) {
+    for mut entry in entries.drain(..) {
         if !own(&entry) {
             kept.push(entry);
             continue;
@@ -55,6 +60,7 @@ pub(crate) fn remove_leases(
         for part in entry.range.minus(range) {
             kept.push(LeaseEntry { lease: new_lease(task.kernel()), range: part, ..entry.clone() });
         }
+        change_state(task.kernel(), &mut entry, LeaseEvent::Unlock);
         if entry.lease.gate.close().0 > 0 {
             lost.push(entry.lease);
         }
@@ -108,11 +114,46 @@ pub(crate) fn reopen_gates(inode: &Inode, leases: &[Arc<Lease>]) {
     {
         let entries = LeaseTable::of(inode).lock();
         let held = |lease: &&Arc<Lease>| {
-            entries.iter().any(|entry| Arc::ptr_eq(&entry.lease, lease) && entry.state != LeaseState::Zombie)
+            entries.iter().any(|entry| Arc::ptr_eq(&entry.lease, lease) && entry.state() != LeaseState::Zombie)
         };
         for lease in leases.iter().filter(held) {
             lease.gate.reopen();
         }
     }
     LeaseTable::of(inode).changed.wake_all();
+}
+
+/// Gives back what the open file `file` holds in `range`.
+///
+/// # Errors
+/// EAGAIN if it holds nothing there; EBUSY, EDEADLK or EINTR as `unlock_while_pinned` says.
+pub(crate) fn unlock(task: &Task, file: DescriptionId, inode: &Inode, range: BlockRange) -> Result<(), Errno> {
+    let kernel = task.kernel();
+    let mut shut = Vec::new();
+    let lost = loop {
+        let mut entries = LeaseTable::of(inode).lock();
+        let own = |entry: &LeaseEntry| {
+            entry.file == file && entry.state() != LeaseState::Zombie && entry.range.overlaps(range)
+        };
+        if !entries.iter().any(own) {
+            return Err(Errno::EAGAIN);
+        }
+        let pinned = entries.iter().filter(|entry| own(entry) && entry.is_pinned());
+        let pinned: Vec<Arc<Lease>> = pinned.map(|entry| Arc::clone(&entry.lease)).collect();
+        if pinned.is_empty() || unlock_releases(kernel) {
+            break remove_leases(task, &mut entries, range, own);
+        }
+        drop(entries);
+        if let Err(errno) = wait_for_pinned_leases(task, inode, &pinned) {
+            reopen_gates(inode, &shut);
+            return Err(errno);
+        }
+        shut.extend(pinned);
+    };
+    LeaseTable::of(inode).changed.wake_all();
+    for lease in &lost {
+        lease_lost(kernel, inode, lease);
+    }
+    kernel.trace("lease unlocked", task.pid().0.into(), inode.ino().0, None);
+    Ok(())
 }
