@@ -1,8 +1,10 @@
 //! Taking a layout lease: the grant tables, conversion, downgrade.
 //!
-//! It owns the decision whether a request is granted, refused, or must break others first. Invariants: a request that
-//! fails has changed nothing of the caller's; conversion on one description is atomic; while a break is pending nobody else
-//! is let in. Kernel counterpart: `generic_add_lease` (fs/locks.c) for the shape; the tables are the proposals'.
+//! It owns the decision whether a request is granted, refused, or must first break other leases.
+//! Invariants: a request that fails has changed no lease of the caller's; a conversion on one open
+//! file is atomic; while a break is pending no third request is granted in its range. Kernel
+//! counterpart: `generic_add_lease` (fs/locks.c) for the order of steps; the grant tables are the
+//! proposals'.
 
 use emulator::sync::{Arc, MutexGuard};
 use emulator::wait::WaitFor;
@@ -26,7 +28,7 @@ use crate::vfs::inode::Inode;
 use crate::vfs::open_file::{AccessMode, Description};
 use crate::vfs::task::Task;
 
-/// What one entry in the way says to a request.
+/// What one lease in the way means for a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum GrantAnswer {
     Grant,
@@ -34,7 +36,8 @@ enum GrantAnswer {
     Break(BreakTo),
 }
 
-/// The grant table of `man-page` rules: held by another open file, asked, overlapping.
+/// The grant table of `man-page` rules, for a lease held by another open file and an overlapping
+/// request.
 fn man_page_answer(held: LeaseKind, asked: LeaseKind) -> GrantAnswer {
     match (held.mode, held.unbreakable, asked.mode) {
         (LeaseMode::Read, _, LeaseMode::Read) => GrantAnswer::Grant,
@@ -46,13 +49,13 @@ fn man_page_answer(held: LeaseKind, asked: LeaseKind) -> GrantAnswer {
     }
 }
 
-/// Whether an entry still stands in the way of a request for `asked`.
+/// Whether a lease still stands in the way of a request for `asked`.
 fn stands_in_way(entry: &LeaseEntry, range: BlockRange, asked: LeaseKind) -> bool {
     entry.range.overlaps(range) && man_page_answer(entry.kind, asked) != GrantAnswer::Grant
 }
 
-/// Whether a request would give a lease that is being broken new life: its holder may only convert it to what the break
-/// leaves, or unlock it.
+/// Whether a request would renew a lease that is being broken. Its holder may only convert it to
+/// what the break leaves, or unlock it.
 fn renews_what_is_broken(entry: &LeaseEntry, request: &LeaseRequest<'_>) -> bool {
     if !entry.state().is_breaking() {
         return false;
@@ -61,12 +64,12 @@ fn renews_what_is_broken(entry: &LeaseEntry, request: &LeaseRequest<'_>) -> bool
     own && !(entry.state().leaves_read() && request.kind == LeaseKind::READ)
 }
 
-/// Whether a change that is not over has settled on the request's range.
+/// Whether a layout change that is not over has finished judging leases in the request's range.
 fn is_settled(request: &LeaseRequest<'_>, entries: &MutexGuard<'_, Vec<LeaseEntry>>) -> bool {
     LeaseTable::of(request.inode).settled_on(entries).overlaps(request.range)
 }
 
-/// A request, checked.
+/// A request whose arguments were checked.
 pub(crate) struct LeaseRequest<'a> {
     pub(crate) inode: &'a Arc<Inode>,
     pub(crate) description: &'a Arc<Description>,
@@ -74,7 +77,7 @@ pub(crate) struct LeaseRequest<'a> {
     pub(crate) range: BlockRange,
 }
 
-/// As [`Task::lease`], on an open description that need not be in the caller's table.
+/// As the system call, on an open file that need not be in the caller's descriptor table.
 pub(crate) fn lease_file(
     task: &Task,
     description: &Arc<Description>,
@@ -109,11 +112,13 @@ pub(crate) fn acquire(task: &Task, request: &LeaseRequest<'_>) -> Result<(), Err
     outcome
 }
 
-/// As [`Task::acquire`]; the gates of the leases in `shut` were shut on the way, for a conversion.
+/// As [`acquire`]. Collects in `shut` the leases whose gates it closed on the way, for a
+/// conversion.
 fn try_acquire(task: &Task, request: &LeaseRequest<'_>, shut: &mut Vec<Arc<Lease>>) -> Result<(), Errno> {
     let kernel = task.kernel();
     let mut broken_by_us: Vec<LeaseId> = Vec::new();
-    // First come, first served: who would get in the way of one that waits already comes too late.
+    // First come, first served: a request that would conflict with one that already waits gets
+    // EAGAIN.
     let overtakes = |asking: &WaitingRequest| {
         let at_odds = |a, b| man_page_answer(a, b) != GrantAnswer::Grant;
         asking.range.overlaps(request.range)
@@ -168,7 +173,8 @@ fn try_acquire(task: &Task, request: &LeaseRequest<'_>, shut: &mut Vec<Arc<Lease
     }
 }
 
-/// While a layout change waits, overlapping requests get EAGAIN; under `chinner` rules they wait for it to finish.
+/// While a layout change waits, an overlapping request gets EAGAIN; under `chinner` rules it waits
+/// for the change to finish.
 fn await_pending_change(task: &Task, request: &LeaseRequest<'_>) -> Result<(), Errno> {
     let kernel = task.kernel();
     let pending = || request.inode.turn.waiting_on().is_some_and(|ranges| ranges.overlaps(request.range));
@@ -202,8 +208,8 @@ fn await_pending_change(task: &Task, request: &LeaseRequest<'_>) -> Result<(), E
     }
 }
 
-/// A change has settled with the leases that were there and is about to be published: a lease that came now would be
-/// neither told nor heeded, so it comes after the change.
+/// A change has judged the leases that were there and is about to publish. A lease granted now
+/// would be neither broken nor judged by it, so the request waits until the change is over.
 fn wait_out_change(task: &Task, request: &LeaseRequest<'_>) -> Result<(), Errno> {
     let inode = request.inode;
     let how = WaitFor::interruptible("layout change under way");
@@ -219,7 +225,7 @@ fn wait_out_change(task: &Task, request: &LeaseRequest<'_>) -> Result<(), Errno>
     outcome.map_err(|ended| if ended == WaitFailure::Deadlock { Errno::EDEADLK } else { Errno::EINTR })
 }
 
-/// `chinner` rules: leases of different processes coexist, but for write against write.
+/// `chinner` rules: leases of different processes coexist, except write against write.
 fn judge_chinner(task: &Task, entries: &[LeaseEntry], request: &LeaseRequest<'_>) -> Result<(), Errno> {
     let refused = request.kind.mode == LeaseMode::Write
         && !task.kernel().sabotage.no_lease_conflict
@@ -229,7 +235,7 @@ fn judge_chinner(task: &Task, entries: &[LeaseEntry], request: &LeaseRequest<'_>
     if refused { Err(Errno::ETXTBSY) } else { Ok(()) }
 }
 
-/// `man-page` rules: refusals first, then the breaks that this request must begin.
+/// `man-page` rules: first the refusals, then the breaks that this request must begin.
 fn judge_man_page(
     task: &Task,
     entries: &mut [LeaseEntry],
@@ -244,7 +250,7 @@ fn judge_man_page(
     if entries.iter_mut().filter(foreign).any(refuses) {
         return Err(Errno::ETXTBSY);
     }
-    // A break whose time is over, left behind by a breaker that gave up, is carried on by whoever asks next.
+    // A break that timed out and whose breaker gave up is carried out by the next request.
     let now = task.kernel().world.now();
     let pending_elsewhere = entries.iter_mut().filter(foreign).any(|e| {
         let in_time = e.deadline.is_none_or(|deadline| now < deadline);
@@ -264,8 +270,9 @@ fn judge_man_page(
     Ok(())
 }
 
-/// Converts what the description holds in the range and adds what is missing. Where pins live under a lease that would
-/// lose strength or be split, `unlock_while_pinned` decides: unless it says `release`, nothing is done.
+/// Converts what the open file holds in the range and adds what is missing. Where pins live under
+/// a lease that would be weakened or split, `unlock_while_pinned` decides: unless it says
+/// `release`, nothing is done.
 pub(crate) fn install_lease(task: &Task, entries: &mut Vec<LeaseEntry>, request: &LeaseRequest<'_>) -> InstallOutcome {
     let kernel = task.kernel();
     let rules = kernel.axes.lease_rules;
@@ -296,7 +303,8 @@ pub(crate) fn install_lease(task: &Task, entries: &mut Vec<LeaseEntry>, request:
             change_state(kernel, &mut entry, LeaseEvent::Convert);
             kept.push(entry);
         } else {
-            // The parts outside the request go on as leases of their own; pins of the old one have lost it.
+            // The parts outside the request become leases of their own; pins taken under the old
+            // lease have lost it.
             for range in entry.range.minus(request.range) {
                 kept.push(LeaseEntry { lease: new_lease(kernel), range, ..entry.clone() });
             }
@@ -338,11 +346,11 @@ pub(crate) fn lease_granted(task: &Task, request: &LeaseRequest<'_>, lost: &[Arc
     kernel.trace("lease granted", task.pid().0.into(), request.inode.ino().0, None);
 }
 
-/// What came of putting a granted request into the table.
+/// The result of putting a granted request into the table.
 pub(crate) enum InstallOutcome {
-    /// Done; these leases were lost although pins live under them.
+    /// It is in the table; these leases were lost although pins taken under them live.
     Done(Vec<Arc<Lease>>),
-    /// Nothing done: pins live under these leases, which would lose strength or be split.
+    /// Nothing was done: pins live under these leases, which would be weakened or split.
     Pinned(Vec<Arc<Lease>>),
 }
 
@@ -368,7 +376,8 @@ pub(crate) fn downgrade(task: &Task, request: &LeaseRequest<'_>) -> Result<(), E
             lease_granted(task, request, &lost);
             Ok(())
         }
-        // A downgrade never waits: a lease that must be split first is unlocked in parts first.
+        // A downgrade never waits. The holder must first unlock the part of a pinned lease that
+        // would be split off.
         InstallOutcome::Pinned(_) => Err(Errno::EBUSY),
     }
 }

@@ -1,8 +1,10 @@
-//! Settling a layout change with everybody's leases: steps 1 and 2 of SEMANTICS section 4.
+//! A layout change judges every lease in its range, and breaks those that can be broken:
+//! docs/semantics.md, section 4.
 //!
-//! It owns the order "check first what can fail, then break, then wait". Invariants: a change that fails here has sent no
-//! signal and broken nothing; a change never waits for a lease of its own. Kernel counterpart: `break_layouts`
-//! (fs/xfs/xfs_file.c), which knows only one kind of lease.
+//! It owns the order "check first what can fail, then break, then wait". Invariants: a change that
+//! fails here has sent no signal and broken no lease; a change never waits for a lease of its own
+//! process. Kernel counterpart: `break_layouts` (fs/xfs/xfs_file.c), which knows only one kind of
+//! lease.
 
 use emulator::sync::Arc;
 
@@ -27,34 +29,35 @@ use crate::vfs::kernel::Kernel;
 use crate::vfs::layout_turn::TurnGuard;
 use crate::vfs::task::Task;
 
-/// Where the settling of a change stands.
+/// What breaking the leases in the way of a change came to.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum BreakOutcome {
     /// No lease is in the way.
     Clear,
-    /// These leases are: breaks are under way, or exclusive leases are to be waited for.
+    /// These leases are in the way: their breaks are pending, or they are exclusive and waited
+    /// for.
     InTheWay(Vec<LeaseId>),
 }
 
-/// What judging all leases of an inode for one change came to.
+/// What the change must do to the leases of one inode.
 #[derive(Default)]
 struct BreakPlan {
-    /// Owners to be told.
+    /// Owners to signal.
     owners: Vec<Pid>,
-    /// Waited for: being broken, or exclusive under `wait`.
+    /// Leases to wait for: being broken, or exclusive under `wait`.
     in_way: Vec<LeaseId>,
-    /// Removed although pins live under them.
+    /// Leases removed although pins taken under them live.
     lost: Vec<Arc<Lease>>,
 }
 
-/// What one lease says to a change of its range.
+/// What one lease means for a change of its range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum LeaseVerdict {
     Ignore,
     Fail(Errno),
     Break,
     WaitFor,
-    /// Taken away, its owner told.
+    /// The lease is removed and its owner signalled.
     Remove,
 }
 
@@ -62,7 +65,7 @@ fn by_rule(rule: ChangeRule, own: bool) -> LeaseVerdict {
     match rule {
         ChangeRule::Proceed | ChangeRule::Orphan => LeaseVerdict::Ignore,
         ChangeRule::Fail => LeaseVerdict::Fail(Errno::ETXTBSY),
-        // A change that waited for a lease of its own would wait for ever.
+        // A change that waited for a lease of its own process would wait forever.
         ChangeRule::Wait if own => LeaseVerdict::Fail(Errno::EDEADLK),
         ChangeRule::Wait => LeaseVerdict::WaitFor,
         ChangeRule::Revoke => LeaseVerdict::Remove,
@@ -75,7 +78,8 @@ pub(crate) fn judge(axes: &Axes, entry: &LeaseEntry, changer: Pid, others_write:
     match (own, axes.lease_rules) {
         (false, _) if exclusive => by_rule(axes.stranger_change, false),
         (false, _) => LeaseVerdict::Break,
-        // chinner: the holder is not notified; a reader yields to whoever holds write.
+        // chinner: the holder is not notified; a read holder fails while another process holds
+        // write.
         (true, LeaseRules::Chinner) if entry.kind.mode == LeaseMode::Read && others_write => {
             LeaseVerdict::Fail(Errno::ETXTBSY)
         }
@@ -88,7 +92,8 @@ pub(crate) fn judge(axes: &Axes, entry: &LeaseEntry, changer: Pid, others_write:
     }
 }
 
-/// What pins say before any signal is sent: those of others that no breakable lease covers, and the changer's own.
+/// Whether pins refuse the change before any signal is sent: pins of other processes that no
+/// breakable lease covers, and the changer's own.
 fn pins_refuse(axes: &Axes, holders: &[Arc<Holder>], entries: &[LeaseEntry], changer: Pid) -> bool {
     holders.iter().any(|holder| {
         if holder.pid == changer {
@@ -102,7 +107,7 @@ fn pins_refuse(axes: &Axes, holders: &[Arc<Holder>], entries: &[LeaseEntry], cha
     })
 }
 
-/// Whether a process other than `changer` holds write in `ranges`.
+/// Whether a process other than `changer` holds a write lease in `ranges`.
 pub(crate) fn others_write(entries: &[LeaseEntry], ranges: &BlockRanges, changer: Pid) -> bool {
     let write = |entry: &LeaseEntry| {
         ranges.overlaps(entry.range) && entry.pid != changer && entry.kind.mode == LeaseMode::Write
@@ -127,7 +132,8 @@ fn refusal(
         LeaseVerdict::Fail(errno) => Some(errno),
         _ => None,
     });
-    // A refusal by somebody comes before the deadlock with oneself.
+    // A refusal because of another process comes before EDEADLK because of the changer's own
+    // lease.
     failures.min_by_key(|errno| *errno == Errno::EDEADLK)
 }
 
@@ -138,7 +144,8 @@ pub(crate) fn refused(task: &Task, errno: Errno) -> Errno {
     errno
 }
 
-/// The first look at one of several files: what [`Task::settle`] would fail with, with nothing done.
+/// The first check of one of several files: what [`break_layouts`] would fail with, with nothing
+/// done.
 ///
 /// # Errors
 /// ETXTBSY or EDEADLK as the design says.
@@ -152,8 +159,8 @@ pub(crate) fn check_layouts(
     refusal.map_or(Ok(()), |errno| Err(refused(task, errno)))
 }
 
-/// Judges every lease that `ranges` touch, and `holders` (those of the pages concerned), for a layout change by this
-/// process; begins the breaks that are needed.
+/// Judges every lease that overlaps `ranges`, and `holders` (those of the pages concerned), for a
+/// layout change by this task's process; begins the breaks that are needed.
 ///
 /// # Errors
 /// ETXTBSY or EDEADLK as the design says; then nothing was done.
@@ -186,7 +193,8 @@ pub(crate) fn break_layouts(
         LeaseTable::of(inode).changed.wake_all();
     }
     if !judgement.in_way.is_empty() {
-        // Before anybody is told: an owner that answers at once finds the change waiting.
+        // Before any owner is signalled: an owner that answers at once finds the change marked as
+        // waiting.
         publish_waiting_on(inode, turn, ranges, holders);
     }
     signal_owners(kernel, inode, &judgement.owners);
@@ -196,8 +204,9 @@ pub(crate) fn break_layouts(
     if judgement.in_way.is_empty() { Ok(BreakOutcome::Clear) } else { Ok(BreakOutcome::InTheWay(judgement.in_way)) }
 }
 
-/// Whether a lease of somebody else stands against an allocation in `ranges` by a fault or a pin, which may neither break
-/// nor wait. An own read+U does not forbid what its own pin needs. If none does, the change has settled.
+/// Whether a lease of another process stands against an allocation in `ranges` by a fault or a
+/// pin, which may neither break a lease nor wait. The process's own read+U lease does not forbid
+/// what its own pin needs. Without a conflict, the change has finished judging leases there.
 pub(crate) fn leases_conflict(task: &Task, inode: &Inode, ranges: &BlockRanges) -> bool {
     let axes = &task.kernel().axes;
     let entries = LeaseTable::of(inode).lock();
@@ -210,7 +219,7 @@ pub(crate) fn leases_conflict(task: &Task, inode: &Inode, ranges: &BlockRanges) 
     conflict
 }
 
-/// Waits until none of `leases` is in the table any more.
+/// Waits until none of `leases` is in the table.
 pub(crate) fn wait_for_leases(task: &Task, inode: &Inode, leases: &[LeaseId]) -> Result<(), Errno> {
     let (breaking, exclusive): (Vec<LeaseId>, Vec<LeaseId>) = {
         let entries = LeaseTable::of(inode).lock();
@@ -234,7 +243,8 @@ pub(crate) fn wait_for_leases(task: &Task, inode: &Inode, leases: &[LeaseId]) ->
     }
 }
 
-/// Who could end an exclusive lease: its descriptors' holders, or for a zombie those of the pins that keep it.
+/// Which processes can end an exclusive lease: those with a descriptor of its open file, or for a
+/// zombie those that can release the pins that keep it.
 fn needs_of(inode: &Inode, entry: &LeaseEntry) -> Vec<Need> {
     if entry.state() == LeaseState::Zombie {
         let holders = pin_holders(inode).under_lease(&entry.lease);
@@ -243,7 +253,7 @@ fn needs_of(inode: &Inode, entry: &LeaseEntry) -> Vec<Need> {
     vec![Need::any_of(entry.releasers())]
 }
 
-/// Does to one entry what its verdict says. False removes it from the table.
+/// Does to one lease what its verdict says. False: the lease leaves the table.
 fn carry_out(kernel: &Kernel, verdict: LeaseVerdict, entry: &mut LeaseEntry, judgement: &mut BreakPlan) -> bool {
     match verdict {
         LeaseVerdict::Ignore | LeaseVerdict::Fail(_) => true,

@@ -1,8 +1,10 @@
-//! Breaking leases: mark pending, tell the owner, wait, and what happens when the time is over.
+//! Breaking leases: mark the break as pending, signal the owner, wait, and act when the break time
+//! is over.
 //!
-//! It owns the life of a break. Invariants: every break begun has somebody who waits for it or has given up; its deadline is
-//! sampled when it starts; a lease whose time is over is handled by whoever waits for it, exactly once, under the table's
-//! lock. Kernel counterpart: `__break_lease`, `time_out_leases` (fs/locks.c).
+//! It owns a break from its start to its end. Invariants: its deadline is sampled when it starts;
+//! a lease whose break timed out is handled exactly once, under the table's lock, by the task that
+//! waits for it or by the next request. Kernel counterpart: `__break_lease`, `time_out_leases`
+//! (fs/locks.c).
 
 use emulator::sync::Arc;
 use emulator::time::Nanos;
@@ -24,7 +26,7 @@ use crate::vfs::kernel::Kernel;
 use crate::vfs::signals::{Delivery, SigInfo, Signal};
 use crate::vfs::task::Task;
 
-/// The deadline of a break that starts now.
+/// The deadline of a break that starts now; `None` if it never times out.
 fn break_deadline(kernel: &Kernel) -> Option<Nanos> {
     let never = kernel.axes.break_timeout == BreakTimeout::Never
         || kernel.options.lease_break_time.is_zero()
@@ -32,13 +34,14 @@ fn break_deadline(kernel: &Kernel) -> Option<Nanos> {
     (!never).then(|| kernel.world.now().after(kernel.options.lease_break_time))
 }
 
-/// Marks an entry as being broken; the owner to be told, unless it was told of as much before.
+/// Marks a lease as being broken. Returns the owner to signal, unless it was signalled for such a
+/// break before.
 pub(crate) fn begin_break(kernel: &Kernel, entry: &mut LeaseEntry, to: BreakTo) -> Option<Pid> {
     let event = match to {
         BreakTo::Read => LeaseEvent::BreakToRead,
         BreakTo::Nothing => LeaseEvent::BreakToNothing,
     };
-    // A pending break that leaves no more than this one is already known to the owner.
+    // The owner already knows of a pending break that leaves no more than this one.
     if entry.state().next(event).is_err() {
         return None;
     }
@@ -52,7 +55,7 @@ pub(crate) fn begin_break(kernel: &Kernel, entry: &mut LeaseEntry, to: BreakTo) 
     }
 }
 
-/// Tells lease owners that their lease is being broken or was removed.
+/// Signals lease owners that their lease is being broken or was removed.
 pub(crate) fn signal_owners(kernel: &Arc<Kernel>, inode: &Inode, owners: &[Pid]) {
     for pid in owners {
         let info = SigInfo { signal: Signal::Sigio, ino: Some(inode.ino()) };
@@ -77,8 +80,8 @@ pub(crate) fn lease_lost(kernel: &Arc<Kernel>, inode: &Inode, lease: &Arc<Lease>
     }
 }
 
-/// A registration has been committed: a lease that went after its gate was passed and before anybody could name the new
-/// holder is lost for it as for the others.
+/// A registration has been committed. A lease that went after the registration passed its gate and
+/// before the holder was listed is lost for this holder too.
 pub(crate) fn revoke_if_lease_lost(kernel: &Arc<Kernel>, inode: &Inode, holder: &Holder) {
     if kernel.axes.on_lease_lost != Some(LeaseLost::Abort) {
         return;
@@ -92,7 +95,7 @@ pub(crate) fn revoke_if_lease_lost(kernel: &Arc<Kernel>, inode: &Inode, holder: 
     }
 }
 
-/// Takes away what was not given back in time: all entries in `targets` whose deadline has passed.
+/// Takes away the leases of `targets` whose break timed out.
 fn time_out_leases(kernel: &Arc<Kernel>, inode: &Inode, targets: &[LeaseId]) {
     let now = kernel.world.now();
     let mut lost = Vec::new();
@@ -130,8 +133,8 @@ fn time_out_leases(kernel: &Arc<Kernel>, inode: &Inode, targets: &[LeaseId]) {
     }
 }
 
-/// Waits, interruptibly, until none of the leases `targets` stands in the way any more (`in_way` judges an entry),
-/// taking them by the design's rule when their time is over.
+/// Waits interruptibly until none of the leases `targets` stands in the way (`in_way` judges a
+/// lease). Takes a lease by the design's rule when its break times out.
 pub(crate) fn wait_for_break(
     task: &Task,
     inode: &Inode,

@@ -1,8 +1,9 @@
-//! The last reference to an open file is gone: what becomes of its leases, and of pins taken under them.
+//! The last close of an open file: what becomes of its leases, and of pins taken under them.
 //!
-//! It owns the axis `last_close_while_pinned`. Invariants: after the release no entry of the description is left but
-//! zombies; only `close` and `dup2` ever wait; a zombie is exclusive, covers the whole file, lets nobody through, and ends
-//! with the last pin taken under it. Kernel counterpart: `locks_remove_lease` called from `__fput`.
+//! It owns the axis `last_close_while_pinned`. Invariants: after the release the table holds no
+//! lease of the open file but zombies; only `close` and `dup2` wait; a zombie is exclusive, covers
+//! the whole file, admits no pin, and ends with the last pin taken under it. Kernel counterpart:
+//! `locks_remove_lease`, called from `__fput`.
 
 use emulator::sync::Arc;
 use emulator::wait::WaitFor;
@@ -22,18 +23,19 @@ use crate::vfs::kernel::Kernel;
 use crate::vfs::names::drop_open;
 use crate::vfs::task::Task;
 
-/// What the first pass over a closed description's leases leaves to do once the table is unlocked.
+/// What is left to do after the table is unlocked.
 #[derive(Default)]
 struct CloseAftermath {
-    /// Gone although pins live under them.
+    /// Leases that went although pins taken under them live.
     lost: Vec<Arc<Lease>>,
-    /// To be waited for.
+    /// Leases to wait for.
     awaited: Vec<Arc<Lease>>,
-    /// Their pins are to be revoked.
+    /// Leases whose pins are to be revoked.
     revoked: Vec<Arc<Lease>>,
 }
 
-/// Releases an open file. `closer` is the task whose `close` or `dup2` this is, the only kind that may wait.
+/// Releases an open file. `closer` is the task whose `close` or `dup2` this is: the only kind that
+/// may wait.
 pub(crate) fn release_leases(kernel: &Arc<Kernel>, inode: &Arc<Inode>, file: DescriptionId, closer: Option<&Task>) {
     let aftermath = drop_leases(kernel, inode, file, closer.is_some());
     LeaseTable::of(inode).changed.wake_all();
@@ -89,7 +91,7 @@ fn drop_leases(kernel: &Kernel, inode: &Inode, file: DescriptionId, may_wait: bo
     aftermath
 }
 
-/// Pins keep an exclusive lease without its open file: it reaches over the whole file from now on.
+/// Pins keep an exclusive lease whose open file is gone: it covers the whole file from now on.
 /// True: it stays in the table.
 fn become_zombie(kernel: &Kernel, entry: &mut LeaseEntry) -> bool {
     kernel.counters.zombie_leases.rise();
@@ -97,7 +99,8 @@ fn become_zombie(kernel: &Kernel, entry: &mut LeaseEntry) -> bool {
     change_state(kernel, entry, LeaseEvent::CloseWhilePinned)
 }
 
-/// A `wait-killable` close has seen the last pin go, or was killed: then the lease goes on as a zombie, if exclusive.
+/// A `wait-killable` close has seen the last pin go, or was killed; then an exclusive lease
+/// becomes a zombie.
 fn end_of_awaited(kernel: &Arc<Kernel>, inode: &Inode, lease: &Arc<Lease>, killed: bool) {
     let mut lost = false;
     {

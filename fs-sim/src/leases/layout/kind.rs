@@ -1,13 +1,12 @@
-//! Layout leases: kinds, the table of each inode, requests, breaks, and the settling of a layout change with all of them.
+//! Kinds of layout lease.
 //!
-//! It owns who may rely on a file's layout, and who must be told before it changes. Invariants: leases live and die with
-//! their open description; a lease's gate counts the pins taken under it, so unlock, zombie and break have no window in
-//! which a pin slips through; nobody sleeps with a table's lock held. Kernel counterpart: the `F_LAYOUT` leases of RFC v2
-//! (2019-08-09) and of the man-page proposal (2019-09-23), built on fs/locks.c.
+//! It owns the words: read or write, breakable or unbreakable, and which kind is the exclusive one
+//! under a design's rules. Kernel counterpart: `F_RDLCK`, `F_WRLCK` with `F_LAYOUT` and
+//! `F_UNBREAK` of the proposals of 2019.
 
 use crate::design::LeaseRules;
 
-/// What a lease's holder may rely on.
+/// What a lease holder may rely on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum LeaseMode {
     /// The layout stays as it is.
@@ -16,7 +15,7 @@ pub enum LeaseMode {
     Write,
 }
 
-/// A lease's kind: mode, and whether it is unbreakable (+U, `F_UNBREAK`).
+/// A lease's kind: its mode, and whether it is unbreakable (+U, `F_UNBREAK`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LeaseKind {
     /// Read or write.

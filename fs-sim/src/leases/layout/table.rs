@@ -1,7 +1,9 @@
-//! The leases of one inode.
+//! The layout leases of one inode.
 //!
-//! It owns the entries and the queue of those who wait for them to change. Invariants: entries of one description never
-//! overlap; an entry being broken grants nothing; a zombie has no description left and reaches over the whole file.
+//! It owns the leases and the queue of tasks that wait for them to change. Invariants: leases of
+//! one open file never overlap; a lease that is being broken admits no pin; a zombie has no open
+//! file and covers the whole file. Kernel counterpart: `flc_lease` of `struct file_lock_context`
+//! (include/linux/filelock.h).
 
 use emulator::gate::Gate;
 use emulator::sync::atomic::{AtomicU64, Ordering};
@@ -38,51 +40,52 @@ pub(crate) struct LeaseEntry {
     pub(crate) lease: Arc<Lease>,
     pub(crate) file: DescriptionId,
     pub(crate) fd_holders: Arc<FdHolders>,
-    /// The process that took it: the lease holder, and the one who is signalled.
+    /// The process that took it: the lease holder, which is signalled.
     pub(crate) pid: Pid,
     pub(crate) kind: LeaseKind,
     pub(crate) range: BlockRange,
     /// Changed by [`change_state`](super::state::change_state) only.
     pub(super) state: LeaseState,
-    /// While a break is pending: when its time is over; none means never.
+    /// While a break is pending: when it times out; `None` means never.
     pub(crate) deadline: Option<Nanos>,
 }
 
 impl LeaseEntry {
-    /// Where it stands.
+    /// Its state.
     pub(crate) fn state(&self) -> LeaseState {
         self.state
     }
 
-    /// Those who could release it: whoever holds the open description, or the setter if only mappings are left.
+    /// The processes that could release it: those with a descriptor of the open file, or the taker
+    /// if only mappings are left.
     pub(crate) fn releasers(&self) -> Vec<Pid> {
         let processes = self.fd_holders.processes();
         if processes.is_empty() { vec![self.pid] } else { processes }
     }
 
-    /// Whether pins live that were taken under it.
+    /// Whether pins taken under it live.
     pub(crate) fn is_pinned(&self) -> bool {
         self.lease.gate.inside() > 0
     }
 }
 
-/// What a pin has to show at the gate of the leases.
+/// Which leases admit a long-term pin.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct PinRequirement {
     /// Only exclusive leases count.
     pub(crate) exclusive: bool,
-    /// Zombies count too: never, unless broken on purpose.
+    /// Zombies count too: never, unless the rule is broken on purpose.
     pub(crate) zombies_pass: bool,
 }
 
-/// Why a pin was not let through.
+/// Why a pin was not admitted.
 struct GateRefusal {
     errno: Errno,
-    /// It was counted in some gate for a moment.
+    /// For a moment it was counted in a gate.
     was_inside: bool,
 }
 
-/// A request that waits for the leases in its way to be given back.
+/// A request that waits until the leases in its way are released.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct WaitingRequest {
     pub(crate) file: DescriptionId,
@@ -90,7 +93,7 @@ pub(crate) struct WaitingRequest {
     pub(crate) range: BlockRange,
 }
 
-/// Keeps a request on the list of those that wait.
+/// Keeps a request on the list of waiting requests.
 pub(crate) struct WaitingRequestGuard<'a>(&'a LeaseTable, WaitingRequest);
 
 impl Drop for WaitingRequestGuard<'_> {
@@ -106,12 +109,12 @@ impl Drop for WaitingRequestGuard<'_> {
 #[derive(Debug, Default)]
 pub(crate) struct LeaseTable {
     entries: Mutex<Vec<LeaseEntry>>,
-    /// Requests that wait for breaks they have begun, in the order they came.
+    /// Requests that wait for breaks they have begun, in the order of arrival.
     asking: Mutex<Vec<WaitingRequest>>,
     pub(crate) changed: WaitQueue,
-    /// The blocks of the layout change that has settled with the leases and is not over yet, with what lies between them (a
-    /// request there comes after it, soon); written and read with the
-    /// entries locked, so that a lease is either judged by the change or comes after it.
+    /// The blocks of the layout change that has finished judging leases and is not over, with what
+    /// lies between them. Written and read with the table locked: a lease is either judged by the
+    /// change or granted after it.
     settled: [AtomicU64; 2],
 }
 
@@ -125,7 +128,8 @@ impl LeaseTable {
         inode.attached()
     }
 
-    /// The entries, locked. Never wait, signal or revoke with them in hand.
+    /// Locks the table. The caller neither waits, nor signals, nor revokes while it holds the
+    /// lock.
     pub(crate) fn lock(&self) -> MutexGuard<'_, Vec<LeaseEntry>> {
         self.entries.lock()
     }
@@ -141,14 +145,15 @@ impl LeaseTable {
         self.asking.lock().iter().any(|asking| asking.file != file && stands_against(asking))
     }
 
-    /// The change in progress has settled on `range`: from now on nobody is granted a lease there until it is over.
+    /// The change in progress has finished judging leases in `range`: no lease is granted there
+    /// until the change is over.
     pub(crate) fn settle_on(&self, _entries: &MutexGuard<'_, Vec<LeaseEntry>>, range: BlockRange) {
-        // ORDERING: the entries' lock orders both.
+        // ORDERING: the table's lock orders both stores.
         self.settled[0].store(range.start, Ordering::Relaxed);
         self.settled[1].store(range.end, Ordering::Relaxed);
     }
 
-    /// The blocks on which a change has settled; empty if none has.
+    /// The blocks in which a change has finished judging leases; empty if there are none.
     pub(crate) fn settled_on(&self, _entries: &MutexGuard<'_, Vec<LeaseEntry>>) -> BlockRange {
         BlockRange::new(self.settled[0].load(Ordering::Relaxed), self.settled[1].load(Ordering::Relaxed))
     }
@@ -162,11 +167,12 @@ impl LeaseTable {
         self.changed.wake_all();
     }
 
-    /// Lets a long-term pin of `range` by `pid` through: counts it in the gate of every lease of `pid` that is needed to
-    /// cover the range. `required` says which count.
+    /// Admits a long-term pin of `range` by `pid`: counts it in the gate of every lease of `pid`
+    /// that is needed to cover the range. `required` says which leases count.
     ///
     /// # Errors
-    /// EPERM if the caller's active leases don't cover the range; EAGAIN if they would, were one not being broken.
+    /// EPERM if the process's active leases do not cover the range; EAGAIN if they would, were one
+    /// of them not being broken.
     pub(crate) fn enter_gates(
         &self,
         rules: LeaseRules,
@@ -180,7 +186,7 @@ impl LeaseTable {
         };
         entered.map_err(|refusal| {
             if refusal.was_inside {
-                // Who waits for a shut gate to empty may have counted us.
+                // A task that waits for a closed gate to empty may have counted this pin.
                 self.changed.wake_all();
             }
             refusal.errno
@@ -201,7 +207,7 @@ impl LeaseTable {
                 && (entry.state != LeaseState::Zombie || zombie_passes(entry))
                 && (!required.exclusive || entry.kind.is_exclusive(rules))
         };
-        // A lease whose gate is shut is on its way out (an unlock waits for its pins).
+        // A lease whose gate is closed is about to end: an unlock waits for its pins.
         let lets_in = |entry: &&LeaseEntry| {
             (entry.state == LeaseState::Held && !entry.lease.gate.is_closed()) || zombie_passes(entry)
         };
@@ -212,7 +218,7 @@ impl LeaseTable {
             let errno = if with_broken { Errno::EAGAIN } else { Errno::EPERM };
             return Err(GateRefusal { errno, was_inside: false });
         }
-        // Only as many as are needed: a lease that no pin needs stays free to go.
+        // Only the leases that are needed: a lease that no pin needs can be released at any time.
         active.sort_unstable_by_key(|entry| (entry.range.start, std::cmp::Reverse(entry.range.end)));
         let mut reached = range.start;
         active.retain(|entry| {
@@ -222,10 +228,11 @@ impl LeaseTable {
         });
         let mut through: Vec<Arc<Lease>> = Vec::with_capacity(active.len());
         for entry in active.into_iter().filter(|entry| entry.state != LeaseState::Zombie) {
-            // Shut since we looked: an unlock has just begun to wait.
+            // The gate was closed since the check above: an unlock has just begun to wait.
             if entry.lease.gate.enter().is_err() {
                 for lease in through {
-                    // The table's lock is held: what waits for this gate looks again when it is woken.
+                    // The table's lock is held. The task that waits for this gate is woken after
+                    // it is released.
                     let _last = lease.gate.leave();
                 }
                 return Err(GateRefusal { errno: Errno::EPERM, was_inside: true });

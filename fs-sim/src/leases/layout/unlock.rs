@@ -1,7 +1,8 @@
-//! Giving a lease back, and what pins that live under it have to say.
+//! Releasing a lease, and what happens to pins that live under it.
 //!
-//! It owns the axis `unlock_while_pinned`. Invariant: an unlock that fails has changed nothing; one that waits lets no new
-//! pin in, and lets them in again if it is interrupted. Kernel counterpart: `F_UNLCK` in `fcntl_setlease`.
+//! It owns the axis `unlock_while_pinned`. Invariants: an unlock that fails has changed nothing;
+//! an unlock that waits admits no new pin, and admits pins again if it is interrupted. Kernel
+//! counterpart: `F_UNLCK` in `fcntl_setlease`.
 
 use emulator::sync::Arc;
 use emulator::wait::WaitFor;
@@ -23,12 +24,13 @@ use crate::vfs::inode::Inode;
 use crate::vfs::kernel::Kernel;
 use crate::vfs::task::Task;
 
-/// Whether leases may be given back whatever pins live under them.
+/// Whether the design releases leases regardless of pins that live under them.
 pub(crate) fn unlock_releases(kernel: &Kernel) -> bool {
     matches!(kernel.axes.unlock_while_pinned, None | Some(UnlockRule::Release))
 }
 
-/// The last pin under a lease that lets no more through is gone: a zombie ends, an unlock or a close goes on.
+/// The last pin under a lease with a closed gate is gone: a zombie ends; an unlock or a close that
+/// waits for it continues.
 pub(crate) fn gate_emptied(kernel: &Kernel, inode: &Inode, lease: &Arc<Lease>) {
     {
         let mut entries = LeaseTable::of(inode).lock();
@@ -43,7 +45,7 @@ pub(crate) fn gate_emptied(kernel: &Kernel, inode: &Inode, lease: &Arc<Lease>) {
     LeaseTable::of(inode).changed.wake_all();
 }
 
-/// Takes `range` out of the entries that are `own`; the leases that pins have lost by it.
+/// Takes `range` out of the leases that are `own`. Returns the leases that pins have lost by it.
 pub(crate) fn remove_leases(
     task: &Task,
     entries: &mut Vec<LeaseEntry>,
@@ -69,11 +71,12 @@ pub(crate) fn remove_leases(
     lost
 }
 
-/// Leases with live pins are to be given back or weakened under a design that does not just release them.
+/// Leases with live pins are to be released or weakened, under a design that does not just release
+/// them.
 ///
 /// # Errors
-/// EBUSY (`busy`); EDEADLK (`wait`, and a region of the caller's own is among the pins); EINTR. On success the pins that
-/// were there are gone; look again.
+/// EBUSY (`busy`); EDEADLK (`wait`, and a region of the caller's own is among the pins); EINTR. On
+/// success the pins that were there are gone; the caller checks again.
 pub(crate) fn wait_for_pinned_leases(task: &Task, inode: &Inode, leases: &[Arc<Lease>]) -> Result<(), Errno> {
     let kernel = task.kernel();
     if kernel.axes.unlock_while_pinned == Some(UnlockRule::Busy) {
@@ -96,10 +99,12 @@ pub(crate) fn wait_for_pinned_leases(task: &Task, inode: &Inode, leases: &[Arc<L
     Ok(())
 }
 
-/// Shuts a lease's gate and waits until no pin is left inside. It stays shut, whatever the outcome.
+/// Closes a lease's gate and waits until no pin is left inside. The gate stays closed in either
+/// case.
 pub(crate) fn wait_for_gate(task: &Task, inode: &Inode, lease: &Arc<Lease>, how: WaitFor) -> Result<(), WaitFailure> {
     task.block_on(&LeaseTable::of(inode).changed, how, || {
-        // At every look: another thread that waited for the same gate and was interrupted has opened it again.
+        // Each time: another thread that waited for the same gate and was interrupted has reopened
+        // it.
         if lease.gate.close().0 == 0 {
             return WaitPoll::Ready(());
         }
@@ -108,8 +113,8 @@ pub(crate) fn wait_for_gate(task: &Task, inode: &Inode, lease: &Arc<Lease>, how:
     })
 }
 
-/// An unlock was given up: lets pins in again, unless the lease has ended otherwise meanwhile; whoever else waits for one
-/// of these gates shuts it again.
+/// An unlock was given up: admits pins again, unless the lease has ended meanwhile. Another task
+/// that waits for one of these gates closes it again.
 pub(crate) fn reopen_gates(inode: &Inode, leases: &[Arc<Lease>]) {
     {
         let entries = LeaseTable::of(inode).lock();
@@ -123,7 +128,7 @@ pub(crate) fn reopen_gates(inode: &Inode, leases: &[Arc<Lease>]) {
     LeaseTable::of(inode).changed.wake_all();
 }
 
-/// Gives back what the open file `file` holds in `range`.
+/// Releases what the open file `file` holds in `range`.
 ///
 /// # Errors
 /// EAGAIN if it holds nothing there; EBUSY, EDEADLK or EINTR as `unlock_while_pinned` says.

@@ -1,4 +1,8 @@
-//! TODO
+//! Announcing that a layout change waits.
+//!
+//! It owns the announcement to lease requests. Invariant: a lease request that waits for a change
+//! checks again whenever the change begins to wait. Kernel counterpart: none; a task that waits in
+//! `break_layout` holds no lock, but is not visible either.
 
 use emulator::sync::Arc;
 
@@ -8,8 +12,8 @@ use crate::leases::layout::table::LeaseTable;
 use crate::vfs::inode::Inode;
 use crate::vfs::layout_turn::TurnGuard;
 
-/// Marks the change that holds `turn`, and that has met `pins`, as waiting on `ranges`; lease requests that wait for it look
-/// again.
+/// Marks the change that has `turn`, and that has met `pins`, as waiting on `ranges`. Lease
+/// requests that wait for the change check again.
 pub(crate) fn publish_waiting_on(inode: &Inode, turn: &TurnGuard<'_>, ranges: &BlockRanges, pins: &[Arc<Holder>]) {
     turn.set_waiting(ranges.clone(), pins.iter().map(|holder| holder.id).collect());
     LeaseTable::of(inode).changed.wake_all();

@@ -1,7 +1,9 @@
-//! Breaking base leases: telling the owners, and waiting for them or for force.
+//! Breaking ordinary leases: signalling the owners, and waiting until they release or the break
+//! times out.
 //!
-//! It owns the wait of an opener. Invariants: a break outlives the opener that gave up; its deadline is sampled when it begins;
-//! whoever finds a break's time over carries it out, under the books' lock. Kernel counterpart: `__break_lease`,
+//! It owns the wait of a task that opens a file. Invariants: a break outlives the opener that gave
+//! up; its deadline is sampled when it begins; the next task that finds a break timed out carries
+//! it out, under the lock of the inode's books. Kernel counterpart: `__break_lease`,
 //! `lease_break_callback`, `send_sigio` (fs/locks.c, fs/fcntl.c).
 
 use emulator::sync::Arc;
@@ -19,10 +21,10 @@ use crate::vfs::kernel::Kernel;
 use crate::vfs::signals::{Delivery, SigInfo};
 use crate::vfs::task::Task;
 
-/// Why an opener sleeps.
+/// The reason of an opener's sleep.
 const REASON: &str = "base lease break";
 
-/// Carries out the breaks of an inode whose time is over.
+/// Carries out the breaks of an inode that timed out.
 pub(crate) fn time_out_posix_leases(kernel: &Kernel, inode: &Inode) {
     let forced = PosixLeases::of(inode).lock().time_out(kernel.world.now());
     if forced > 0 {
@@ -31,14 +33,15 @@ pub(crate) fn time_out_posix_leases(kernel: &Kernel, inode: &Inode) {
     }
 }
 
-/// Tells the owners of leases that are being broken.
+/// Signals the owners of leases that are being broken.
 fn signal_posix_owners(kernel: &Arc<Kernel>, inode: &Inode, notices: &[BreakNotice]) {
     let owed = notices.len() as u64;
     kernel.counters.lease_breaks.add(owed);
     kernel.counters.notices_owed.add(owed);
     for BreakNotice { to, signal } in notices {
         let process = to.and_then(|(pid, uid)| kernel.processes.get(pid).map(|process| (process, uid)));
-        // Who is signalled on behalf of another user is not (`sigio_perm`), unless that user is root.
+        // F_SETOWN named a process of another user: it is not signalled (`sigio_perm`), unless
+        // root named it.
         let told = process
             .as_ref()
             .is_some_and(|(process, uid)| !process.is_dying() && (*uid == 0 || *uid == process.credentials().uid));
@@ -54,8 +57,8 @@ fn signal_posix_owners(kernel: &Arc<Kernel>, inode: &Inode, notices: &[BreakNoti
     }
 }
 
-/// Those who could give a base lease back: whoever has a descriptor for the open file or is about to receive one, or, if
-/// only mappings are left, whoever maps it.
+/// The processes that could release an ordinary lease: those with a descriptor of the open file or
+/// one unread in their inbox; if only mappings are left, those that map it.
 pub(crate) fn posix_lease_releasers(kernel: &Kernel, entry: &PosixLease) -> Vec<Pid> {
     let mut able = entry.fd_holders.processes();
     if entry.fd_holders.is_queued() {
@@ -69,12 +72,12 @@ pub(crate) fn posix_lease_releasers(kernel: &Kernel, entry: &PosixLease) -> Vec<
     able
 }
 
-/// Breaks what stands in the way of opening the file as `breaker` does, the caller's own leases too, and waits
-/// interruptibly until nothing does. The caller has counted its open.
+/// Breaks the leases that stand in the way of an open for `breaker`, the caller's own too, and
+/// waits interruptibly until none does. The caller has counted its open.
 ///
 /// # Errors
-/// EAGAIN (`nonblock`; the break goes on), EINTR; EDEADLK where breaks never time out and the wait would close a cycle
-/// **\[chosen\]** (Linux would hang).
+/// EAGAIN (`nonblock`; the break stays pending), EINTR; EDEADLK where breaks never time out and
+/// the wait would close a cycle **\[chosen\]** (Linux would hang).
 pub(crate) fn break_posix_leases(
     task: &Task,
     inode: &Inode,
@@ -90,12 +93,13 @@ pub(crate) fn break_posix_leases(
         (books.begin_break(breaker, deadline), books.in_the_way(breaker).next().is_some())
     };
     if !notices.is_empty() {
-        // Who waits already has another deadline now.
+        // A task that waits already has another deadline now.
         PosixLeases::of(inode).changed.wake_all();
     }
     signal_posix_owners(kernel, inode, &notices);
     if nonblock && in_the_way {
-        // Decided by the leases as they were: an owner whom its signal kills gives way too late.
+        // Decided by the leases as they were: an owner that its signal kills releases too late for
+        // a non-blocking open.
         return Err(Errno::EAGAIN);
     }
     loop {

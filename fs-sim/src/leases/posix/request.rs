@@ -1,22 +1,23 @@
-//! Ordinary fcntl leases: a process is told, and given time, before a file it has leased is opened in conflict.
+//! Ordinary fcntl leases: what is asked for, and what is reported.
 //!
-//! It owns the base mechanism of SEMANTICS section 2, which must equal Linux's. It stands beside the layout leases of
-//! [`crate::lease`] and knows nothing of them: these are about who *opens* a file, those about who changes its layout. No
-//! axis of a design reaches it; the one setting is `lease_break_time`. Invariants: a lease lives and dies with its open
-//! description; an open is counted before it looks at the leases, a lease looks at the count and enters under one lock, so
-//! that of two one always sees the other; what a break says is sent exactly once. Kernel counterpart: `F_SETLEASE`,
-//! `F_GETLEASE`, `F_SETOWN`, `F_SETSIG` and `break_lease` (fs/locks.c, fs/fcntl.c), verified on Linux 6.18.
+//! It owns the words of the base mechanism of docs/semantics.md, section 2, which must equal
+//! Linux's. No axis of a design changes it; the one setting is `lease_break_time`. Invariants: a
+//! lease lives and dies with its open file; an open is counted before it checks the leases, and a
+//! lease is checked against the counts and listed under one lock, so of an open and a lease at the
+//! same time one always sees the other; a break is signalled exactly once. Kernel counterpart:
+//! `F_SETLEASE`, `F_GETLEASE`, `F_SETOWN`, `F_SETSIG` and `break_lease` (fs/locks.c, fs/fcntl.c),
+//! verified on Linux 6.18.
 
 use emulator::time::Nanos;
 
 use crate::base::numbers::{DescriptionId, Pid};
 
-/// What is leased.
+/// A type of ordinary lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum PosixLeaseType {
-    /// `F_RDLCK`: nobody writes.
+    /// `F_RDLCK`: no process has the file open for writing.
     Read,
-    /// `F_WRLCK`: nobody else has the file open.
+    /// `F_WRLCK`: no other open file refers to the inode.
     Write,
 }
 
@@ -25,28 +26,30 @@ pub enum PosixLeaseType {
 pub enum PosixLeaseRequest {
     /// A lease of this type, or the conversion of the one held.
     Take(PosixLeaseType),
-    /// `F_UNLCK`: give it back.
+    /// `F_UNLCK`: release it.
     Unlock,
 }
 
-/// A base lease, as seen from outside.
+/// An ordinary lease as reported.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PosixLeaseInfo {
     /// The open file that holds it.
     pub description: DescriptionId,
     /// The process that set it.
     pub setter: Pid,
-    /// The process that is signalled; none after `F_SETOWN` of nobody.
+    /// The process that is signalled; `None` after `F_SETOWN` with pid 0.
     pub owner: Option<Pid>,
-    /// What is held, pending breaks aside.
+    /// What is held, regardless of a pending break.
     pub held: PosixLeaseType,
     /// Whether it is being broken.
     pub breaking: bool,
-    /// What a pending break leaves, if anything: what `F_GETLEASE` reports. Without a break, what is held.
+    /// What a pending break leaves, if anything: what `F_GETLEASE` reports. Without a break, what
+    /// is held.
     pub left: Option<PosixLeaseType>,
-    /// When the next pending break is carried out by force, in nanoseconds of the world's clock; none while nothing is
-    /// pending, or if it never is.
+    /// When the kernel carries out the next pending break, in nanoseconds of the world's clock;
+    /// `None` while no break is pending, or if it never times out.
     pub deadline: Option<Nanos>,
-    /// The processes that could give it back: those with a descriptor for the open file, or one to receive.
+    /// The processes that could release it: those with a descriptor of the open file, or one
+    /// unread in their inbox.
     pub releasers: Vec<Pid>,
 }

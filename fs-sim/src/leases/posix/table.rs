@@ -1,9 +1,10 @@
-//! The base leases of one inode, who has it open, and whom to signal.
+//! The ordinary leases of one inode, the counts of its opens, and whom to signal.
 //!
-//! It owns the counts of opens and the leases as one value under one lock. Invariants: either somebody has the file open for
-//! writing or somebody denies writing, never both; a description has at most one lease; a lease being broken to nothing never
-//! gets rid of that but by going. Kernel counterpart: `i_writecount`, `i_readcount`, `struct file_lock_context`, `struct
-//! fown_struct`; [`PosixLeaseBooks::begin_break`] is the first half of `__break_lease`.
+//! It owns the counts and the leases as one value under one lock. Invariants: a file is never open
+//! for writing and run as a program at the same time; an open file has at most one lease; a lease
+//! with a pending break to nothing can only be removed. Kernel counterpart: `i_writecount`,
+//! `i_readcount`, `struct file_lock_context`, `struct fown_struct`;
+//! [`PosixLeaseBooks::begin_break`] is the first half of `__break_lease`.
 
 use std::collections::BTreeMap;
 
@@ -25,7 +26,7 @@ use crate::vfs::signals::Signal;
 #[derive(Debug, Default)]
 pub(crate) struct PosixLeases {
     books: Mutex<PosixLeaseBooks>,
-    /// Those who wait for a break to end.
+    /// Tasks that wait for a break to end.
     pub(crate) changed: WaitQueue,
 }
 
@@ -39,7 +40,7 @@ impl PosixLeases {
         inode.attached()
     }
 
-    /// The books, locked. Never wait or signal with them in hand.
+    /// Locks the books. The caller neither waits nor signals while it holds the lock.
     pub(crate) fn lock(&self) -> MutexGuard<'_, PosixLeaseBooks> {
         self.books.lock()
     }
@@ -48,14 +49,14 @@ impl PosixLeases {
 /// What the lock protects.
 #[derive(Debug, Default)]
 pub(crate) struct PosixLeaseBooks {
-    /// Open descriptions with write access, and calls that write by path.
+    /// Open files with write access, and calls that write by path.
     writers: u64,
-    /// Running programs, which deny writing.
+    /// Running programs, which deny write access.
     programs: u64,
-    /// Open descriptions with read access alone.
+    /// Open files with read access only.
     readers: u64,
     leases: Vec<PosixLease>,
-    /// Whom to signal and how, by description; F_SETOWN and F_SETSIG may come before the lease.
+    /// Whom to signal and how, by open file; F_SETOWN and F_SETSIG may come before the lease.
     owners: BTreeMap<DescriptionId, Owner>,
 }
 
@@ -68,7 +69,8 @@ pub(crate) struct PosixLease {
     pub(crate) held: PosixLeaseType,
     /// A break to read is pending (`FL_DOWNGRADE_PENDING`).
     downgrading: bool,
-    /// When the kernel last said that it would downgrade. Outlives the break: Linux never clears `fl_downgrade_time` either.
+    /// When the kernel last announced a downgrade. It outlives the break: Linux never clears
+    /// `fl_downgrade_time` either.
     downgrade_at: Option<Nanos>,
     /// A break to nothing is pending (`FL_UNLOCK_PENDING`).
     unlocking: bool,
@@ -76,16 +78,16 @@ pub(crate) struct PosixLease {
     unlock_at: Option<Nanos>,
 }
 
-/// Whom breaks of a description's lease are told to.
+/// Where breaks of an open file's lease are signalled.
 #[derive(Clone, Copy, Debug, Default)]
 struct Owner {
     /// The process, and the user on whose behalf it is signalled.
     to: Option<(Pid, u32)>,
-    /// None: SIGIO.
+    /// `None`: SIGIO.
     signal: Option<Signal>,
 }
 
-/// A signal owed because a break began.
+/// A signal that is owed because a break began.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct BreakNotice {
     pub(crate) to: Option<(Pid, u32)>,
@@ -112,9 +114,10 @@ impl PosixLease {
         self.held == PosixLeaseType::Write || breaker == PosixLeaseType::Write
     }
 
-    /// How long `breaker` sleeps at most before it looks for what is over. A writer waits for the removal: a downgrade, perhaps
-    /// of an earlier break, does not help it. A reader would be helped by the downgrade, but as in Linux it sleeps until the
-    /// removal as soon as one is pending (`fl_break_time`), unless somebody else looks at the lease meanwhile.
+    /// How long `breaker` sleeps at most before it checks for time-outs. A writer waits for the
+    /// removal; a downgrade, perhaps of an earlier break, does not help it. A reader would be
+    /// helped by the downgrade, but as in Linux it sleeps until the removal once one is pending
+    /// (`fl_break_time`), unless another task checks the lease meanwhile.
     pub(crate) fn forced_at(&self, breaker: PosixLeaseType) -> Option<Nanos> {
         let unlock_at = self.unlock_at.filter(|_| self.unlocking);
         match breaker {
@@ -123,15 +126,15 @@ impl PosixLease {
         }
     }
 
-    /// The next deadline of what is pending.
+    /// The next deadline of a pending break.
     pub(crate) fn deadline(&self) -> Option<Nanos> {
         let downgrade_at = self.downgrade_at.filter(|_| self.downgrading);
         let unlock_at = self.unlock_at.filter(|_| self.unlocking);
         [downgrade_at, unlock_at].into_iter().flatten().min()
     }
 
-    /// Kernel: `lease_modify` with a type other than `F_UNLCK`: a read lease has been downgraded as a break to read asked, but
-    /// a break to nothing stays pending, whatever the type.
+    /// Kernel: `lease_modify` with a type other than `F_UNLCK`. A conversion to read ends a
+    /// pending break to read; a break to nothing stays pending, whatever the type.
     fn convert(&mut self, to: PosixLeaseType) {
         self.held = to;
         self.downgrading &= to == PosixLeaseType::Write;
@@ -139,7 +142,8 @@ impl PosixLease {
 }
 
 impl PosixLeaseBooks {
-    /// Counts an open description. Kernel: `i_readcount_inc` or `get_write_access`, as `do_dentry_open` does.
+    /// Counts an open file. Kernel: `i_readcount_inc` or `get_write_access`, as `do_dentry_open`
+    /// does.
     ///
     /// # Errors
     /// ETXTBSY (for writing, while a program runs from the file).
@@ -152,16 +156,16 @@ impl PosixLeaseBooks {
         Ok(())
     }
 
-    /// The end of what [`PosixLeaseBooks::enter`] counted.
+    /// Takes back what [`PosixLeaseBooks::enter`] counted.
     pub(crate) fn leave(&mut self, access: AccessMode) {
         self.writers -= u64::from(access.write);
         self.readers -= u64::from(access.read && !access.write);
     }
 
-    /// A program is to run from the file. Kernel: `exe_file_deny_write_access`.
+    /// A program is about to run from the file. Kernel: `exe_file_deny_write_access`.
     ///
     /// # Errors
-    /// ETXTBSY (somebody has it open for writing).
+    /// ETXTBSY (the file is open for writing).
     pub(crate) fn deny_writing(&mut self) -> Result<(), Errno> {
         if self.writers > 0 {
             return Err(Errno::ETXTBSY);
@@ -170,7 +174,7 @@ impl PosixLeaseBooks {
         Ok(())
     }
 
-    /// A program that ran from the file is over.
+    /// A program that ran from the file has ended.
     pub(crate) fn allow_writing(&mut self) {
         self.programs -= 1;
     }
@@ -180,17 +184,17 @@ impl PosixLeaseBooks {
         &self.leases
     }
 
-    /// Those that stand in the way of an open.
+    /// The leases that stand in the way of an open.
     pub(crate) fn in_the_way(&self, breaker: PosixLeaseType) -> impl Iterator<Item = &PosixLease> {
         self.leases.iter().filter(move |entry| entry.conflicts_with(breaker))
     }
 
-    /// What `F_GETLEASE` on this description reports.
+    /// What `F_GETLEASE` on this open file reports.
     pub(crate) fn left_to(&self, file: DescriptionId) -> Option<PosixLeaseType> {
         self.leases.iter().find(|entry| entry.file == file).and_then(PosixLease::left)
     }
 
-    /// Who is told of a break of this description's lease.
+    /// Which process is signalled when this open file's lease is broken.
     pub(crate) fn owner_of(&self, file: DescriptionId) -> Option<Pid> {
         self.owners.get(&file).and_then(|owner| owner.to).map(|(pid, _)| pid)
     }
@@ -205,16 +209,17 @@ impl PosixLeaseBooks {
         self.owners.entry(file).or_default().signal = signal;
     }
 
-    /// Whether nothing is left of any open file.
+    /// Whether no open file is counted and no lease is left.
     pub(crate) fn is_empty(&self) -> bool {
         let PosixLeaseBooks { writers, programs, readers, leases, owners } = self;
         *writers == 0 && *programs == 0 && *readers == 0 && leases.is_empty() && owners.is_empty()
     }
 
-    /// `F_SETLEASE`, permissions aside. Kernel: `generic_add_lease`, `generic_delete_lease`.
+    /// `F_SETLEASE` without the permission checks. Kernel: `generic_add_lease`,
+    /// `generic_delete_lease`.
     ///
     /// # Errors
-    /// EAGAIN: other opens or a pending break don't allow it, or nothing is held that could be given back.
+    /// EAGAIN: other opens or a pending break forbid it, or there is no lease to release.
     pub(crate) fn set(
         &mut self,
         description: &Description,
@@ -228,7 +233,7 @@ impl PosixLeaseBooks {
         };
         self.check_opens(access, asked)?;
         let others = self.leases.iter().filter(|entry| entry.file != file);
-        // Nobody gets in beside a lease that is being broken to nothing.
+        // No new lease is granted beside one with a pending break to nothing.
         if others.into_iter().any(|entry| asked == PosixLeaseType::Write || entry.unlocking) {
             return Err(Errno::EAGAIN);
         }
@@ -245,7 +250,7 @@ impl PosixLeaseBooks {
                 unlock_at: None,
             }),
         }
-        // Whom F_SETOWN or an earlier lease named stays named.
+        // The process that F_SETOWN or an earlier lease named stays named.
         self.owners.entry(file).or_default().to.get_or_insert((setter.0, setter.1.uid));
         Ok(())
     }
@@ -263,7 +268,7 @@ impl PosixLeaseBooks {
         if free { Ok(()) } else { Err(Errno::EAGAIN) }
     }
 
-    /// Takes a description's lease away, and forgets whom to signal; whether there was one.
+    /// Removes an open file's lease and forgets whom to signal; whether there was one.
     fn remove(&mut self, file: DescriptionId) -> bool {
         let before = self.leases.len();
         self.leases.retain(|entry| entry.file != file);
@@ -274,15 +279,16 @@ impl PosixLeaseBooks {
         removed
     }
 
-    /// An open description is gone: its lease, its count, its owner.
+    /// An open file has ended: its lease, its count and its owner go.
     pub(crate) fn release(&mut self, file: DescriptionId, access: AccessMode) {
         self.remove(file);
         self.owners.remove(&file);
         self.leave(access);
     }
 
-    /// Carries out the breaks whose time is over; how many leases that changed. As in Linux no timer does this, but whoever
-    /// asks for a lease, breaks one or looks at one. Kernel: `time_out_leases`.
+    /// Carries out the breaks that timed out; how many leases that changed. As in Linux no timer
+    /// does this, but the next task that requests, breaks or checks a lease. Kernel:
+    /// `time_out_leases`.
     pub(crate) fn time_out(&mut self, now: Nanos) -> u64 {
         let past = |at: Option<Nanos>| at.is_some_and(|at| now >= at);
         let mut forced = 0;
@@ -301,7 +307,8 @@ impl PosixLeaseBooks {
         forced
     }
 
-    /// Marks what stands in the way of `breaker` as being broken until `deadline`; whom to tell of it.
+    /// Marks the leases in the way of `breaker` as being broken until `deadline`. Returns the
+    /// signals that are owed.
     pub(crate) fn begin_break(&mut self, breaker: PosixLeaseType, deadline: Option<Nanos>) -> Vec<BreakNotice> {
         let mut notices = Vec::new();
         for entry in self.leases.iter_mut().filter(|entry| entry.conflicts_with(breaker)) {
