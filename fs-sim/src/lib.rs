@@ -28,7 +28,6 @@ pub mod deadlock;
 pub mod design;
 pub mod extent_map;
 pub mod holders;
-pub mod input;
 pub mod inspect;
 pub mod kernel;
 pub mod layout_change;

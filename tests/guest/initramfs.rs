@@ -5,10 +5,9 @@
 //! module carries in its `.modinfo`, so that it holds for a kernel which has part of them built in.
 
 use std::collections::BTreeSet;
-use std::fs;
-use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::{fs, io};
 
 /// What a guest needs beyond a kernel: the bus, persistent memory by virtio and by ACPI. A module that was not fetched is one
 /// that the kernel has built in, or does not have: the device is missed later, with its name.

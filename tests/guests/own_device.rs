@@ -2,8 +2,7 @@
 
 use std::time::Duration;
 
-use crate::guest;
-use crate::{REBIND, SIZE, assert_bytes, assert_clean, assert_dumped, image, seq};
+use crate::{REBIND, SIZE, assert_bytes, assert_clean, assert_dumped, guest, image, seq};
 
 #[test]
 fn qemus_own_device_keeps_what_a_guest_syncs() {

@@ -6,9 +6,9 @@
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
+use crate::input::InputError;
 use emulator::sync::{Mutex, thread};
 use fs_sim::design::{Axes, LeaseRules, presets};
-use fs_sim::input::InputError;
 use reports::scenarios::{Cell, ScenarioReport};
 
 use super::{BreakTime, Host, Linux, LinuxConfig, LongBreakTime};

@@ -9,6 +9,7 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use crate::input::Size;
 use emulator::World;
 use emulator::device::{Device, FOLIO, MAX_BYTES, OpenError};
 use emulator::sync::Arc;
@@ -16,7 +17,6 @@ use emulator::vhost_user::{PIECES_MAX, Piece};
 use fs_sim::base::numbers::Fd;
 use fs_sim::design::Axes;
 use fs_sim::extent_map::Extent;
-use fs_sim::input::Size;
 use fs_sim::pinning::guest_export::{GuestExport, GuestMapping};
 use fs_sim::syscalls::open::OpenFlags;
 use fs_sim::vfs::names::NAME_MAX;

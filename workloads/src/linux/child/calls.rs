@@ -15,8 +15,7 @@ use rustix::process::Uid;
 use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities, set_thread_res_uid};
 
 use super::super::wire::{self, Failure, Request, Value};
-use super::memory;
-use super::{inbox, last_errno, signals};
+use super::{inbox, last_errno, memory, signals};
 use crate::ops::describe_bytes;
 
 /// Writes go out in pieces of this many bytes.

@@ -2,9 +2,9 @@
 //!
 //! It owns the translation of arguments and results; the semantics are the simulated kernel's.
 
+use crate::input::Size;
 use emulator::sync::{Arc, Mutex};
 use fs_sim::holders::in_flight_io::Transfer;
-use fs_sim::input::Size;
 use fs_sim::syscalls::fallocate::FallocateMode;
 use fs_sim::syscalls::open::OpenFlags;
 use fs_sim::vfs::open_file::AccessMode;
