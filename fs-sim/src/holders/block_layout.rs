@@ -1,13 +1,14 @@
-//! Block-layout clients: machines that know a file's extents and access the device by themselves (pNFS block and SCSI layouts,
-//! NVMe-oF).
+//! Block-layout clients: machines that know a file's extents and access the device directly (pNFS
+//! block and SCSI layouts, NVMe-oF).
 //!
-//! It owns the kernel-internal layout lease that each of them holds, in every design, even one without user leases.
-//! Invariants: a layout is granted and a layout change published under the inode's turn, so every granted layout is either
-//! true or being recalled; a change by anybody else goes on only when no layout is left in its range; a client that does not
-//! return a recalled layout within two lease periods is *fenced*: its access is shut, its I/O in flight drains, the layout
-//! goes. Nothing here pins a page: what keeps the blocks is that the change waits. Kernel counterpart:
-//! fs/nfsd/nfs4layouts.c (`nfsd4_layout_lm_break`, `nfsd4_cb_layout_done`, `nfsd4_layout_lm_change`), fs/nfsd/blocklayout.c
-//! (fencing by persistent reservations).
+//! It owns the kernel-internal layout lease that each client holds, in every design, even one
+//! without user leases. Invariants: a layout is granted and a layout change published under the
+//! inode's turn, so every granted layout is either true or being recalled; another process's
+//! change continues only when no layout is left in its range; a client that does not return a
+//! recalled layout within two lease periods is *fenced*: its access is closed, its I/O in flight
+//! drains, the layout ends. A layout pins no page: the blocks stay because the change waits.
+//! Kernel counterpart: fs/nfsd/nfs4layouts.c (`nfsd4_layout_lm_break`, `nfsd4_cb_layout_done`,
+//! `nfsd4_layout_lm_change`), fs/nfsd/blocklayout.c (fencing by persistent reservations).
 
 use std::any::Any;
 
@@ -42,7 +43,7 @@ pub enum IoMode {
 /// A layout that a client holds; see the module.
 #[derive(Debug)]
 pub struct BlockLayout {
-    /// Of its descriptor, once it has one.
+    /// The processes that hold its descriptor, once it has one.
     pub(crate) fd_holders: OnceLock<Arc<FdHolders>>,
     pub(crate) pid: Pid,
     pub(crate) inode: Arc<Inode>,
@@ -51,19 +52,20 @@ pub struct BlockLayout {
     /// The written extents in the range, in file order.
     pub(crate) extents: Vec<Extent>,
     pub(crate) read_point: Stamp,
-    /// Counts I/O in flight; shut once the layout was returned or fenced. Whoever leaves it last then ends the layout.
+    /// Counts I/O in flight; closed once the layout was returned or fenced. The last access to
+    /// leave it then ends the layout.
     pub(crate) gate: Gate,
-    /// When its time is over; none until it is recalled.
+    /// When its time is over; `None` until it is recalled.
     pub(crate) recalled: Mutex<Option<Recall>>,
     pub(crate) fenced: AtomicBool,
-    /// Keeps the file open until no I/O is in flight any more: an unlinked file's blocks stay as long.
+    /// Keeps the file open until no I/O is in flight: an unlinked file's blocks stay as long.
     pub(crate) file: Mutex<Option<Arc<Description>>>,
 }
 
 /// A recall: the notice that a client got.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Recall {
-    /// When it is fenced; never where leases are never taken by force (`lease_break_time = 0`).
+    /// When it is fenced; `None` where leases are never taken by force (`lease_break_time = 0`).
     pub deadline: Option<Nanos>,
 }
 
@@ -128,16 +130,16 @@ impl BlockLayout {
         self.fd_holders.get()
     }
 
-    /// Shuts it, and ends it if no I/O is in flight; else the last I/O does.
-    pub(crate) fn shut(&self, deferred: &mut Deferred) {
+    /// Closes it, and ends it if no I/O is in flight; else the last I/O ends it.
+    pub(crate) fn close(&self, deferred: &mut Deferred) {
         let (inside, _) = self.gate.close();
         if inside == 0 {
             self.end(deferred);
         }
     }
 
-    /// What whoever leaves the shut gate last does, and may do again: takes it off the list and lets go of the file, whose
-    /// blocks nobody can reach by it any more.
+    /// Takes it off the list and releases the file. The last access to leave the closed gate does
+    /// this; twice does no harm.
     pub(crate) fn end(&self, deferred: &mut Deferred) {
         BlockLayouts::of(&self.inode).remove(self);
         let file = self.file.lock().take();
@@ -163,7 +165,8 @@ impl BlockLayout {
         result
     }
 
-    /// What of the bytes `offset..offset+len` of the file each extent holds: extent, bytes into it, and the part.
+    /// Which part of bytes `offset..offset+len` of the file each extent holds: extent, bytes into
+    /// it, and the part.
     pub(crate) fn parts(&self, offset: u64, len: u64) -> impl Iterator<Item = (&Extent, u64, std::ops::Range<usize>)> {
         self.extents.iter().filter_map(move |extent| {
             let (start, end) = (extent.file_block * BLOCK, extent.end() * BLOCK);
@@ -180,10 +183,10 @@ impl BlockLayout {
 
 impl OpenObject for BlockLayout {
     fn release(&self, _kernel: &Arc<Kernel>, deferred: &mut Deferred) {
-        self.shut(deferred);
+        self.close(deferred);
     }
 
-    /// A client's session is its own.
+    /// A client's session is not passed to another process.
     fn may_pass(&self, _kernel: &Kernel, _pass: Passing) -> bool {
         false
     }
@@ -193,18 +196,18 @@ impl OpenObject for BlockLayout {
     }
 }
 
-/// Takes a client's access away: what it has in flight drains, then its layout is gone.
+/// Takes a client's access away: its I/O in flight drains, then its layout ends.
 pub(crate) fn fence(kernel: &Arc<Kernel>, layout: &BlockLayout) {
     if !layout.fenced.swap(true, Ordering::SeqCst) {
         kernel.counters.layout_fences.add(1);
         kernel.trace("fenced", layout.pid.0.into(), layout.inode.ino().0, None);
     }
     let mut deferred = Deferred::default();
-    layout.shut(&mut deferred);
+    layout.close(&mut deferred);
     kernel.run_deferred(deferred);
 }
 
-/// Tells a client, once, that its layout is wanted back.
+/// Tells a client, once, that its layout is recalled.
 pub(crate) fn recall_layout(kernel: &Kernel, layout: &BlockLayout) -> Recall {
     let mut recalled = layout.recalled.lock();
     *recalled.get_or_insert_with(|| {

@@ -1,9 +1,10 @@
 //! Committed holders: who holds long-term pins on an inode's blocks.
 //!
-//! It owns the answer to "who blocks this change?". Invariants: a holder is listed from before its registration returns
-//! until after its last page is unpinned, so a verdict against a layout change can always name somebody; a pin that is
-//! still to be rechecked is never listed. Kernel counterpart: none today, which is part of the discussion; the 2019 RFC's
-//! `struct file_file_pin`.
+//! It owns the record of one holder and the trait by which the kernel asks it to release its pins.
+//! Invariants: a holder is listed from before its registration returns until after its last page
+//! is unpinned, so a refusal of a layout change can always name a holder; a pin that is still to
+//! be rechecked is never listed. Kernel counterpart: none today, which is part of the discussion;
+//! `struct file_file_pin` of the 2019 RFC.
 
 use emulator::pin::PageRange;
 use emulator::sync::Arc;
@@ -16,19 +17,19 @@ use crate::vfs::fd_holders::FdHolders;
 use crate::vfs::kernel::Kernel;
 use crate::vfs::process::Process;
 
-/// Asks a holder to let go; see [`PinHolder::revoke`].
+/// Asks a holder to release its pins; see [`PinHolder::revoke`].
 pub(crate) fn revoke_holder(kernel: &Arc<Kernel>, holder: &Holder) {
     kernel.counters.revocations.add(1);
     kernel.trace("revoked", holder.id.0, holder.ino.0, holder.pages.first().copied());
     holder.object.revoke(kernel);
 }
 
-/// Who a holder is, for people and for `blockers`.
+/// What identifies a holder, for people and for `blockers`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HolderInfo {
     /// Its kind, such as `"RDMA region"`.
     pub kind: &'static str,
-    /// The processes that could let go of it now; for an RDMA region those that hold its context.
+    /// The processes that can release it now; for an RDMA region those that hold its context.
     pub processes: Vec<Pid>,
     /// The descriptor under which the first of them holds the context, if there is one.
     pub fd: Option<Fd>,
@@ -36,7 +37,7 @@ pub struct HolderInfo {
     pub context: Option<u64>,
     /// The region's key, if there is one.
     pub region: Option<u32>,
-    /// The virtual machine that has it mapped, in words, if one outside of this kernel does.
+    /// The virtual machine that has it mapped, in words, if a guest outside of this kernel does.
     pub guest: Option<String>,
 }
 
@@ -49,23 +50,24 @@ impl HolderInfo {
     }
 }
 
-/// What the kernel may ask of whoever registered a long-term pin. Implemented by the crates above.
+/// What the kernel may ask of the object that registered a long-term pin. Upper crates implement
+/// it.
 pub trait PinHolder: Send + Sync + 'static {
-    /// Who it is.
+    /// What identifies it.
     fn describe(&self) -> HolderInfo;
 
-    /// Who holds the descriptor it lives in, if it lives in one: also those that hold it unread in a queue.
+    /// The processes and queues that hold the descriptor it lives in, if it lives in one.
     fn fd_holders(&self) -> Option<Arc<FdHolders>> {
         None
     }
 
-    /// Whether it keeps the file open that it pins, whatever the design says of regions.
+    /// Whether it keeps the file that it pins open, whatever the design says of regions.
     fn keeps_file(&self) -> bool {
         false
     }
 
-    /// Demands that the pins be let go. Idempotent, returns at once, called with no lock held. Its completion *is* the
-    /// unpin, which comes once accesses in flight have drained.
+    /// Demands that the pins are released. Idempotent, returns at once, called with no lock held.
+    /// Its completion *is* the unpin, which comes once accesses in flight have drained.
     fn revoke(&self, kernel: &Arc<Kernel>);
 }
 
@@ -73,7 +75,7 @@ pub trait PinHolder: Send + Sync + 'static {
 pub struct Holder {
     /// Its number.
     pub id: HolderId,
-    /// Who registered it; stays so after any unlock or passing.
+    /// The process that registered it; stays so after any unlock or passing.
     pub pid: Pid,
     /// The inode it was registered on.
     pub ino: Ino,
@@ -81,16 +83,15 @@ pub struct Holder {
     pub range: BlockRange,
     /// The pages it holds, in file order.
     pub pages: Arc<[PageRange]>,
-    /// It pins nothing: it is told before these pages change, and the change waits until it has let go. In [`Inode::mapped`].
-    ///
-    /// [`Inode::mapped`]: crate::inode::Inode
+    /// It pins nothing: it must be told before these pages change, and the change waits until it
+    /// has released them. It is on the list [`notify_only`](super::list::notify_only).
     pub(crate) notify_only: bool,
-    /// The leases it was let through under; it counts in the gate of each.
+    /// The leases that admitted it; it counts in the gate of each.
     pub(crate) leases: Vec<Arc<Lease>>,
-    /// The open file that it keeps open, and with it that file's leases: a region where the design says so (`mr_holds_lease`),
-    /// under any gate; a guest's export always.
+    /// The open file that it keeps open, and with it that file's leases: a region where the design
+    /// says so (`mr_holds_lease`), under any gate; a guest's export always.
     pub(crate) holds_file: Option<DescriptionId>,
-    /// Whoever answers for it.
+    /// The object that answers for it.
     pub object: Arc<dyn PinHolder>,
 }
 
@@ -114,14 +115,16 @@ pub(crate) fn meets(held: PageRange, pages: &[PageRange]) -> bool {
 }
 
 impl Need {
-    /// What those can who could let go of a holder's pins: the processes, or, left behind by all of them, its guest.
+    /// A need for the release of a holder's pins: any of its processes can meet it; if none is
+    /// left, its guest.
     pub(crate) fn of_holder(holder: &Holder) -> Need {
         let info = holder.object.describe();
         let outside = info.guest.filter(|_| info.processes.is_empty());
         Need { any_of: info.processes, task: None, outside }
     }
 
-    /// What the virtual machine can that has a holder's memory mapped, if one has.
+    /// A need that only the virtual machine that has a holder's memory mapped can meet, if one
+    /// has.
     pub(crate) fn of_guest(holder: &Holder) -> Option<Need> {
         let guest = holder.object.describe().guest?;
         Some(Need { any_of: Vec::new(), task: None, outside: Some(guest) })

@@ -1,4 +1,8 @@
-//! TODO
+//! Direct I/O in flight: who has short-term pins between submission and completion.
+//!
+//! It owns the record of each request and the answer to which process can complete it. Invariant:
+//! a request's pins are dropped exactly once, by completion or by its process's exit. Kernel
+//! counterpart: `struct aio_kiocb` (fs/aio.c).
 
 use emulator::pin::PageRange;
 use emulator::sync::{Arc, Mutex, MutexGuard};
@@ -12,21 +16,21 @@ use crate::vfs::fd_holders::FdHolders;
 use crate::vfs::kernel::Kernel;
 use crate::vfs::open_file::Description;
 
-/// What is transferred.
+/// What a request transfers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Transfer {
     /// From the file.
     Read,
-    /// This byte, again and again, to the file.
+    /// This byte, repeated, to the file.
     Write(u8),
 }
 
-/// What the kernel keeps of it.
+/// One submitted request.
 #[derive(Debug)]
 pub(crate) struct DirectIoRequest {
     pub(crate) id: u64,
     pub(crate) description: Arc<Description>,
-    /// None: a write that was done when it was submitted.
+    /// `None`: a write that was carried out when it was submitted.
     pub(crate) pins: Option<ShortPins>,
     pub(crate) offset: u64,
     /// How many bytes are transferred.
@@ -53,18 +57,18 @@ impl InFlightRequests {
     }
 }
 
-/// Direct I/O in flight as others see it.
+/// Direct I/O in flight, as other tasks see it.
 pub(crate) struct SeenIo {
-    /// Whose it is: only this process can complete it.
+    /// The process that submitted it: only this process can complete it.
     pub(crate) pid: Pid,
     pub(crate) ino: Ino,
     /// The file blocks that are transferred.
     pub(crate) range: BlockRange,
-    /// Of the open file.
+    /// The holders of the open file.
     pub(crate) fd_holders: Arc<FdHolders>,
 }
 
-/// The I/O in flight that pins any of `pages`, which are sorted and disjoint; by process, each in no order.
+/// The I/O in flight that pins any of `pages` (sorted and disjoint), ordered by process.
 pub(crate) fn io_on(kernel: &Kernel, pages: &[PageRange]) -> Vec<SeenIo> {
     let mut found = Vec::new();
     for (pid, process) in kernel.processes.snapshot() {

@@ -1,14 +1,19 @@
-//! TODO
+//! The gate of a layout lease: the part of a lease that pins refer to.
+//!
+//! It owns the count of pins taken under a lease. Invariant: a pin counts in the gate from before
+//! its first page is pinned until after its last page is unpinned; a closed gate admits no pin.
+//! Kernel counterpart: none; the 2019 RFC looked the lease up without taking a reference.
 
 use emulator::gate::Gate;
 
 use crate::base::numbers::LeaseId;
 
-/// A lease's identity: what pins refer to. Its kind and range stand in the table.
+/// A lease's identity and gate: what pins refer to. Its kind, range and state are in the inode's
+/// table.
 #[derive(Debug)]
 pub struct Lease {
     /// Its number.
     pub id: LeaseId,
-    /// Counts the pins let through under it; shut once the lease can let no more through.
+    /// Counts the pins taken under it; closed once the lease admits no more.
     pub(crate) gate: Gate,
 }

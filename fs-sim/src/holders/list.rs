@@ -1,4 +1,7 @@
-//! TODO
+//! The lists of an inode's holders.
+//!
+//! It owns which holders are committed, by file range. Invariants as in [`super::holder`]. Kernel
+//! counterpart: none.
 
 use std::collections::BTreeMap;
 
@@ -18,7 +21,8 @@ use crate::vfs::inode::Inode;
 #[derive(Debug, Default)]
 pub(crate) struct Holders {
     list: Mutex<BTreeMap<(u64, HolderId), Arc<Holder>>>,
-    /// The longest range ever listed, in blocks: bounds how far before a range its holders can start.
+    /// The longest range ever listed, in blocks: bounds how far before a range its holders can
+    /// start.
     longest: AtomicU64,
     pub(crate) changed: WaitQueue,
 }
@@ -53,13 +57,13 @@ impl Holders {
         list.insert((holder.range.start, holder.id), holder);
     }
 
-    /// Takes a holder off the list and wakes whoever waits for it to be gone.
+    /// Takes a holder off the list and wakes the tasks that wait for that.
     pub(crate) fn remove(&self, holder: &Holder) {
         self.list.lock().remove(&(holder.range.start, holder.id));
         self.changed.wake_all();
     }
 
-    /// Those registered for a file range that overlaps `range`.
+    /// The holders registered for a file range that overlaps `range`.
     pub(crate) fn registered_in(&self, range: BlockRange) -> Vec<Arc<Holder>> {
         let list = self.list.lock();
         let first = range.start.saturating_sub(self.longest.load(Ordering::Relaxed));
@@ -70,14 +74,14 @@ impl Holders {
             .collect()
     }
 
-    /// Those that hold any of `pages` (sorted and disjoint), registered in `range`.
+    /// The holders registered in `range` that hold any of `pages` (sorted and disjoint).
     pub(crate) fn holding(&self, range: BlockRange, pages: &[PageRange]) -> Vec<Arc<Holder>> {
         let mut found = self.registered_in(range);
         found.retain(|holder| holder.holds_any_of(pages));
         found
     }
 
-    /// Those let through under `lease`.
+    /// The holders that `lease` admitted.
     pub(crate) fn under_lease(&self, lease: &Arc<Lease>) -> Vec<Arc<Holder>> {
         let list = self.list.lock();
         list.values().filter(|holder| holder.leases.iter().any(|held| Arc::ptr_eq(held, lease))).cloned().collect()

@@ -1,4 +1,8 @@
-//! TODO
+//! The record of short-term pins: one access to a file range.
+//!
+//! It owns no pin; [`crate::pinning::gup`] takes and drops them. Invariant: the pieces are the
+//! file's as long as the generation is. Kernel counterpart: the `struct page **` of one
+//! `pin_user_pages_fast`.
 
 use emulator::ledger::Stamp;
 use emulator::pin::Pin;

@@ -1,13 +1,15 @@
-//! What guests store into blocks that were freed beneath them.
+//! The watch over freed blocks that guests may still reach.
 //!
-//! It owns the watch over such blocks, for a machine on which somebody asked for it ([`Kernel::watch_stale_guests`]): nothing is
-//! looked at, filled or compared on any other. A guest's stores can't be seen, only what they leave: a block that goes to the
-//! allocator while an export still reaches it is filled with [`STALE_FILL`] first, and every 64-byte line of it that differs
-//! later was stored to by somebody to whom it no longer belongs. Invariants: a block is filled after no file maps it and before
-//! anybody can be given it, so the fill destroys nothing; it is compared for the last time after it was given away and before its
-//! new owner writes, so no owner's store is taken for a stale one. What is counted is therefore a lower bound: stores after the
-//! block has a new owner, stores of what stood there anyway, and stores into blocks that moved to another file without being
-//! free in between are missed. Kernel counterpart: slab poisoning (mm/slub.c, `POISON_FREE`), `page_poison=1`.
+//! It owns this watch, on a machine for which it was switched on ([`Kernel::watch_stale_guests`]);
+//! on any other nothing is filled or compared. The kernel cannot see a guest's stores, only their
+//! result: a block that goes to the allocator while an export still reaches it is filled with
+//! [`STALE_FILL`] first, and every 64-byte line of it that differs later was stored to by a guest
+//! that no longer owned it. Invariants: a block is filled after no file maps it and before the
+//! allocator can give it away, so the fill destroys nothing; it is compared for the last time
+//! after it was given away and before its new owner writes, so no owner's store is counted. The
+//! count is therefore a lower bound: it misses stores after the block has a new owner, stores of
+//! the fill byte, and stores into blocks that moved to another file without being free in between.
+//! Kernel counterpart: slab poisoning (mm/slub.c, `POISON_FREE`), `page_poison=1`.
 
 use std::collections::BTreeMap;
 
@@ -25,7 +27,7 @@ use crate::volume::PageList;
 /// What watched blocks are filled with.
 pub const STALE_FILL: u8 = 0xd5;
 
-/// Bytes in a line: what a processor writes back at once.
+/// Bytes in a cache line, the unit of a comparison.
 const LINE: usize = 64;
 
 /// See the module.
@@ -41,7 +43,7 @@ pub(crate) struct StaleWatchState {
     exports: BTreeMap<HolderId, Arc<[PageRange]>>,
     /// Filled, free, and reached by an export when they were freed.
     pub(crate) filled: PageList,
-    /// Lines found changed in blocks that are no longer watched.
+    /// Changed lines found in blocks that are no longer watched.
     pub(crate) settled: u64,
 }
 
@@ -55,18 +57,20 @@ impl StaleWatch {
         self.state.lock().exports.insert(export, Arc::clone(pages));
     }
 
-    /// It no longer does. Its blocks stay watched until they are given away: nobody else stores there either.
+    /// The export no longer reaches its pages. Its freed blocks stay watched until they are given
+    /// away: no other task stores there either.
     pub(crate) fn end(&self, export: HolderId) {
         self.state.lock().exports.remove(&export);
     }
 
     fn is_on(&self) -> bool {
-        // ORDERING: Relaxed: whoever turned it on and then changes a layout does both on one thread, or hands over by a lock.
+        // ORDERING: Relaxed: the thread that switches it on then changes a layout itself, or hands
+        // over by a lock.
         self.on.load(Ordering::Relaxed)
     }
 }
 
-/// Blocks leave for the allocator: no file maps them, nobody can be given them yet.
+/// Blocks are about to go to the allocator: no file maps them, and it cannot give them away yet.
 pub(crate) fn watch_freed(kernel: &Kernel, pages: PageRange) {
     if !kernel.attached::<StaleWatch>().is_on() {
         return;
@@ -75,18 +79,18 @@ pub(crate) fn watch_freed(kernel: &Kernel, pages: PageRange) {
         let state = kernel.attached::<StaleWatch>().state.lock();
         state.exports.values().flat_map(|export| export.iter().filter_map(|held| held.intersect(pages))).collect()
     };
-    // A fill would heal them.
+    // A fill would heal poisoned pages.
     let poisoned: Vec<PageRange> =
         kernel.device.poison().pages().into_iter().map(|page| PageRange::new(page, 1)).collect();
     for run in without(&reached, &poisoned) {
-        // If the device is gone, there is nothing to be watched either.
+        // If the device is gone, there is nothing to watch.
         if kernel.device.fill(run, STALE_FILL).is_ok() {
             kernel.attached::<StaleWatch>().state.lock().filled.put(run);
         }
     }
 }
 
-/// Blocks were given to somebody who has not written to them yet.
+/// Blocks were given to a change that has not written to them yet.
 pub(crate) fn unwatch_given(kernel: &Kernel, pages: &[PageRange]) {
     if !kernel.attached::<StaleWatch>().is_on() {
         return;
@@ -102,7 +106,7 @@ pub(crate) fn changed_lines(kernel: &Kernel, pages: PageRange) -> u64 {
     let mut bytes = [0; BLOCK as usize];
     let changed = |page: u64| match kernel.device.read(page * BLOCK, &mut bytes) {
         Ok(()) => bytes.chunks(LINE).filter(|line| line.iter().any(|byte| *byte != STALE_FILL)).count() as u64,
-        // Poisoned since, or gone: nothing can be said.
+        // Poisoned since, or the device is gone: nothing can be said.
         Err(_) => 0,
     };
     pages.pages().map(changed).sum()

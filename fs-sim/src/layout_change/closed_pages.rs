@@ -1,4 +1,9 @@
-//! TODO
+//! Closing the pages that a change takes, and draining their pins.
+//!
+//! It owns the pages of a change between close and freeze: closed pages refuse new pins; the
+//! change waits until short-term pins and revoked ones are gone. Invariant: pages that a change
+//! gives up are reopened when [`ClosedPages`] is dropped. Kernel counterpart:
+//! `xfs_break_dax_layouts`, `dax_layout_busy_page`.
 
 use emulator::pin::{Closing, PageRange};
 use emulator::race_point;
@@ -30,10 +35,10 @@ impl Patience {
     }
 }
 
-/// Why a change waits with its doors shut.
+/// The reason of a change that waits with its pages closed.
 const DRAINING: &str = "pins draining";
 
-/// A part of the work behind a shut door.
+/// One run of closed pages.
 struct ClosedPart<'t> {
     closing: Closing<'t>,
     fate: PageFate,
@@ -41,30 +46,33 @@ struct ClosedPart<'t> {
     orphan: bool,
 }
 
-/// Pages that are shut, and how they are to leave; the inode's pinners are told until it is gone.
+/// The closed pages of one file, and what becomes of them. Dropping it reopens them and wakes
+/// pinners that wait for that.
 struct ClosedPages<'t> {
     inode: &'t Inode,
-    shut: Vec<ClosedPart<'t>>,
+    parts: Vec<ClosedPart<'t>>,
 }
 
 impl Drop for ClosedPages<'_> {
     fn drop(&mut self) {
-        self.shut.clear();
+        self.parts.clear();
         self.inode.turn.pages_reopened();
     }
 }
 
-/// Everything that leaves one file, ready to go.
+/// Everything that leaves one file, ready to be published.
 pub(crate) struct ClearedPages<'t> {
     pub(crate) departing: Vec<DepartingPages<'t>>,
-    /// Pages that would have turned unwritten, were they not pinned: overwritten with zeros instead.
+    /// Pages that would have turned unwritten, were they not pinned: overwritten with zeros
+    /// instead.
     pub(crate) kept: Vec<PageRange>,
     /// Pages that stay behind for their holders.
     pub(crate) orphaned: Vec<PageRange>,
     _doors: Option<ClosedPages<'t>>,
 }
 
-/// Shuts all pages concerned and waits until those that must be are without pins. None: look again.
+/// Closes all pages concerned and waits until those that must be are without pins. `None`: the
+/// caller plans again.
 pub(crate) fn clear_pages<'t>(
     task: &'t Task,
     works: &[ChangeWork<'t>],
@@ -72,47 +80,49 @@ pub(crate) fn clear_pages<'t>(
     patience: Patience,
 ) -> Result<Option<Vec<ClearedPages<'t>>>, Errno> {
     let kernel = task.kernel();
-    let mut doors: Vec<Option<ClosedPages<'t>>> = Vec::with_capacity(works.len());
+    let mut closed: Vec<Option<ClosedPages<'t>>> = Vec::with_capacity(works.len());
     for (work, verdict) in works.iter().zip(&verdicts) {
-        let Some(shut) = close_pages(kernel, work, verdict) else {
+        let Some(part) = close_pages(kernel, work, verdict) else {
             if patience == Patience::Waits && task.waiter().interrupted(Sleep::Interruptible) {
                 return Err(Errno::EINTR);
             }
-            drop(doors);
+            drop(closed);
             thread::yield_now();
             return Ok(None);
         };
-        doors.push(shut);
+        closed.push(part);
     }
-    let all_shut = || doors.iter().flatten().flat_map(|doors| &doors.shut);
-    if all_shut().any(|shut| !shut.closing.census().is_zero()) {
+    let all_parts = || closed.iter().flatten().flat_map(|closed| &closed.parts);
+    if all_parts().any(|part| !part.closing.census().is_zero()) {
         kernel.counters.closes_met_pin.add(1);
     }
     if verdicts.iter().any(|verdict| !verdict.revoke.is_empty()) {
-        // Their accesses in flight take their time.
+        // The holders' accesses in flight take time to drain.
         publish_waiting(works, |n| verdicts[n].revoke.clone());
     }
-    if all_shut().next().is_some() && !drain_pins(task, works, &verdicts, &doors, patience)? {
+    if all_parts().next().is_some() && !drain_pins(task, works, &verdicts, &closed, patience)? {
         return Ok(None);
     }
-    let sides = works.iter().zip(verdicts).zip(doors);
-    Ok(sides.map(|((work, verdict), doors)| freeze_pages(kernel, work, verdict, doors)).collect())
+    let sides = works.iter().zip(verdicts).zip(closed);
+    Ok(sides.map(|((work, verdict), closed)| freeze_pages(kernel, work, verdict, closed)).collect())
 }
 
-/// With the doors shut: revokes what is to be revoked, and waits until short-term pins (and those revoked) are gone.
-/// False if a holder appeared or left meanwhile whom the verdict did not know: judge again.
+/// With the pages closed: revokes the holders that the verdict revokes, and waits until short-term
+/// pins and revoked ones are gone. False if a holder appeared or left that the verdict did not
+/// know: the caller judges again.
 fn drain_pins(
     task: &Task,
     works: &[ChangeWork<'_>],
     verdicts: &[PinVerdict],
-    doors: &[Option<ClosedPages<'_>>],
+    closed: &[Option<ClosedPages<'_>>],
     patience: Patience,
 ) -> Result<bool, Errno> {
     let kernel = task.kernel();
     for holder in verdicts.iter().flat_map(|verdict| &verdict.revoke) {
         revoke_holder(kernel, holder);
     }
-    // Where somebody may go on over pins, those of nobody's judging are left alone: they can be of another file's holder.
+    // Where the design lets a change proceed over pins, long-term pins that were not judged are
+    // ignored: they can belong to another file's holder.
     let shorts_only = kernel.tolerates_pins();
     let outcome = task.block_on(kernel.pins.drained(), patience.drains(), || {
         let mut busy = false;
@@ -125,10 +135,10 @@ fn drain_pins(
             let revoked = |id: HolderId| verdict.revoke.iter().any(|revoked| revoked.id == id);
             busy |= shorts_only && holders.iter().any(|holder| revoked(holder.id));
         }
-        for shut in doors.iter().flatten().flat_map(|doors| &doors.shut) {
-            busy = busy || shut.closing.flag_waiter(shut.orphan || shorts_only);
+        for part in closed.iter().flatten().flat_map(|closed| &closed.parts) {
+            busy = busy || part.closing.flag_waiter(part.orphan || shorts_only);
         }
-        if busy { blocked_behind_closed_pages(task, works, doors) } else { WaitPoll::Ready(Ok(true)) }
+        if busy { blocked_behind_closed_pages(task, works, closed) } else { WaitPoll::Ready(Ok(true)) }
     });
     match outcome {
         Ok(drained) => drained,
@@ -137,18 +147,19 @@ fn drain_pins(
     }
 }
 
-/// Who could end the pins behind the doors: calls and DMA in progress end by themselves, direct I/O is its process's to
-/// complete. Ready with EDEADLK if only this very task could, whatever its patience.
+/// Which tasks could end the pins on the closed pages: calls and DMA in progress end by
+/// themselves, direct I/O must be completed by its process. Ready with EDEADLK if only this task
+/// could, whatever its patience.
 fn blocked_behind_closed_pages(
     task: &Task,
     works: &[ChangeWork<'_>],
-    doors: &[Option<ClosedPages<'_>>],
+    closed: &[Option<ClosedPages<'_>>],
 ) -> WaitPoll<Result<bool, Errno>> {
     for work in works {
         work.turn.set_draining(work.concerns_clients());
     }
     let mut pages: Vec<PageRange> =
-        doors.iter().flatten().flat_map(|doors| &doors.shut).map(|shut| shut.closing.range()).collect();
+        closed.iter().flatten().flat_map(|closed| &closed.parts).map(|part| part.closing.range()).collect();
     merge(&mut pages);
     let mut pids: Vec<Pid> = io_on(task.kernel(), &pages).iter().map(|io| io.pid).collect();
     pids.dedup();
@@ -159,14 +170,14 @@ fn blocked_behind_closed_pages(
     WaitPoll::Blocked(pids.into_iter().map(|pid| Need::any_of(vec![pid])).collect())
 }
 
-/// Shuts all pages of one file that are to be frozen or orphaned. None if another closing is in the way for the moment;
-/// no doors if there is nothing to shut.
+/// Closes all pages of one file that are to be frozen or orphaned. `None` if another close is in
+/// the way for the moment; no closed pages if there is nothing to close.
 fn close_pages<'t>(kernel: &'t Kernel, work: &ChangeWork<'t>, verdict: &PinVerdict) -> Option<Option<ClosedPages<'t>>> {
     if work.judged.is_empty() && work.losing_mark.is_empty() {
         return Some(None);
     }
     work.inode.turn.pages_closed();
-    let mut doors = ClosedPages { inode: work.inode, shut: Vec::new() };
+    let mut closed = ClosedPages { inode: work.inode, parts: Vec::new() };
     let apart = [&verdict.orphaned[..], &verdict.forged].concat();
     let fates = [
         (PageFate::Leaves, &work.leaving),
@@ -179,33 +190,34 @@ fn close_pages<'t>(kernel: &'t Kernel, work: &ChangeWork<'t>, verdict: &PinVerdi
             continue;
         }
         for pages in without(pages, &apart) {
-            doors.shut.push(ClosedPart { closing: kernel.pins.close(pages).ok()?, fate, orphan: false });
-            race_point!("change: some pages shut");
+            closed.parts.push(ClosedPart { closing: kernel.pins.close(pages).ok()?, fate, orphan: false });
+            race_point!("change: some pages part");
         }
         for pages in common(pages, &verdict.orphaned) {
-            doors.shut.push(ClosedPart { closing: kernel.pins.close(pages).ok()?, fate, orphan: true });
+            closed.parts.push(ClosedPart { closing: kernel.pins.close(pages).ok()?, fate, orphan: true });
         }
     }
-    Some(Some(doors))
+    Some(Some(closed))
 }
 
-/// Turns what is shut into what is ready to go. None if a pin that met the door is about to undo itself.
+/// Turns closed pages into pages that are ready to leave. `None` if a pin that met the close is
+/// about to undo itself.
 fn freeze_pages<'t>(
     kernel: &'t Kernel,
     work: &ChangeWork<'_>,
     verdict: PinVerdict,
-    mut doors: Option<ClosedPages<'t>>,
+    mut closed: Option<ClosedPages<'t>>,
 ) -> Option<ClearedPages<'t>> {
     let mut forged = verdict.forged;
     let (mut departing, mut held) = (Vec::new(), Vec::new());
-    for shut in doors.iter_mut().flat_map(|doors| doors.shut.drain(..)) {
-        let ClosedPart { closing, fate, orphan } = shut;
+    for part in closed.iter_mut().flat_map(|closed| closed.parts.drain(..)) {
+        let ClosedPart { closing, fate, orphan } = part;
         match fate {
             PageFate::Leaves | PageFate::Moves if orphan => {
                 departing.push(DepartingPages::Orphaned(closing.range(), closing.orphan()));
                 continue;
             }
-            // Zeroed behind the door instead, under its long-term pins.
+            // Zeroed while closed instead, under its long-term pins.
             PageFate::TurnsUnwritten | PageFate::LosesMark if orphan => {
                 held.push(ClosedPart { closing, fate, orphan });
                 continue;
@@ -215,17 +227,18 @@ fn freeze_pages<'t>(
         match closing.freeze() {
             Ok(frozen) if fate == PageFate::Leaves => departing.push(DepartingPages::Freed(frozen)),
             Ok(frozen) => departing.push(DepartingPages::Stays(frozen)),
-            // Pinned for a file that the pages belonged to before: only where somebody may proceed.
+            // Pinned for a file that the pages belonged to before: possible only where the design
+            // lets a change proceed over pins.
             Err(closing) if kernel.tolerates_pins() => forged.push(closing.range()),
             Err(_) => return None,
         }
     }
-    if let Some(doors) = &mut doors {
-        doors.shut = held;
+    if let Some(closed) = &mut closed {
+        closed.parts = held;
     }
     let freed = if kernel.sabotage.free_without_close { work.leaving.clone() } else { common(&work.leaving, &forged) };
     departing.extend(freed.iter().map(|pages| DepartingPages::Freed(kernel.pins.forge(*pages))));
     let mut kept = common(&work.turning, &verdict.orphaned);
     kept.extend(common(&work.turning, &forged));
-    Some(ClearedPages { departing, kept, orphaned: verdict.orphaned, _doors: doors })
+    Some(ClearedPages { departing, kept, orphaned: verdict.orphaned, _doors: closed })
 }

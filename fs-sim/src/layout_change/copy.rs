@@ -1,10 +1,11 @@
-//! Poisoned blocks of files: making them, and the write that heals them.
+//! Copying, zeroing and comparing a file's blocks, and the poison that such an access meets.
 //!
-//! It owns no state; the device does. Invariants: a poisoned block is healed only by what overwrites the whole of it through
-//! the driver: a `write` whose offset and length are multiples of 4 KiB, zeroing, or a copy into it. A store, a partial write
-//! and a DMA heal nothing and fail (SIGBUS, EIO, EIO). What cannot be read is neither copied nor the same as anything: a
-//! change that would have to copy it fails before anything is published. Kernel counterpart: `dax_recovery_write` and `pmem_recovery_write`
-//! (drivers/nvdimm/pmem.c), which demand the alignment; `ndctl inject-error` and `ndctl clear-errors`.
+//! It owns no state; the device does. Invariants: a poisoned block is healed only by an access
+//! that overwrites all of it: a `write` whose offset and length are multiples of 4 KiB, zeroing,
+//! or a copy into it. A store, a partial write and a DMA heal nothing and fail (SIGBUS, EIO, EIO).
+//! A block that cannot be read is neither copied nor equal to anything: a change that would have
+//! to copy it fails before anything is published. Kernel counterpart: `dax_recovery_write` and
+//! `pmem_recovery_write` (drivers/nvdimm/pmem.c), which demand the alignment.
 
 use emulator::pin::PageRange;
 
@@ -42,7 +43,8 @@ pub(crate) fn check_sound(kernel: &Kernel, pages: PageRange) -> Result<(), Errno
     kernel.device.poison().check(pages).map_err(|_| Errno::EIO)
 }
 
-/// Copies the blocks `from` into as many new ones from `to` on that nobody else can reach yet, healing those.
+/// Copies the blocks `from` into as many new ones, from `to` on, that no other task can reach yet;
+/// heals the new ones.
 ///
 /// # Errors
 /// EIO.
@@ -52,7 +54,7 @@ fn copy_blocks(kernel: &Kernel, from: PageRange, to: u64) -> Result<(), Errno> {
     kernel.device.copy_within(from.start() * BLOCK, to * BLOCK, from.len() * BLOCK).map_err(|_| Errno::EIO)
 }
 
-/// Whether a `write` of these bytes can be done: over poisoned blocks only as whole pages.
+/// Whether a `write` of these bytes is possible: over poisoned blocks only as whole pages.
 ///
 /// # Errors
 /// EIO.
@@ -67,17 +69,18 @@ pub(crate) fn check_write(kernel: &Kernel, inode: &Inode, offset: u64, len: u64)
     if pages.iter().any(|pages| poison.check(*pages).is_err()) { Err(Errno::EIO) } else { Ok(()) }
 }
 
-/// Heals what a `write` is about to overwrite: `pages`, on which bytes `offset..offset+len` of the file lie.
+/// Heals what a `write` is about to overwrite: `pages`, which hold bytes `offset..offset+len` of
+/// the file.
 pub(crate) fn heal_for_write(kernel: &Kernel, pages: PageRange, offset: u64, len: u64) {
     if (offset | len).is_multiple_of(BLOCK) {
         kernel.device.poison().clear(pages);
     }
 }
 
-/// Whether two places hold the same bytes. Exact when nobody can write them.
+/// Whether two places hold the same bytes. Exact while no task can write them.
 ///
 /// # Errors
-/// EIO: one can't be read.
+/// EIO: one of them can't be read.
 pub(crate) fn same_bytes(
     kernel: &Kernel,
     a: (&Layout, FilePlace),
@@ -122,7 +125,7 @@ pub(crate) fn zero_within_block(kernel: &Kernel, layout: &Layout, offset: u64, l
     {
         let block = extent.block + (offset / BLOCK - extent.file_block);
         let zeros = [0u8; BLOCK as usize];
-        // The block is the volume's own: the device has it.
+        // The blocks belong to the volume, so the device has them.
         let _in_range = kernel.device.write(block * BLOCK + offset % BLOCK, &zeros[..len as usize]);
     }
 }

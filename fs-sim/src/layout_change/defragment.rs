@@ -1,10 +1,12 @@
 //! Defragmentation by the system: a file's blocks are copied into one run of the device.
 //!
-//! It owns a layout change that no process asked for: it judges as a stranger, signals nobody and waits for nobody. Invariant:
-//! what it may not move at once stays where it is: pinned blocks, shared ones, those that a block-layout client knows or a guest has mapped, those
-//! under *any* lease **\[chosen\]** (an exclusive one forbids it, and background work is no reason to break another or to
-//! recall a layout), and those that somebody is just using. What it did is durable before any block it left is free. Kernel
-//! counterpart: xfs_fsr(8), which gives a whole file up where this skips blocks.
+//! It owns a layout change that no process asked for. It is judged as a stranger's, signals no
+//! owner and never waits. Invariants: what may not be moved at once stays where it is: pinned
+//! blocks, shared blocks, blocks that a block-layout client knows or a guest has mapped, blocks
+//! under *any* lease **\[chosen\]** (an exclusive lease forbids it, and background work is no
+//! reason to break another or to recall a layout), and blocks with short-term pins. The move is
+//! committed before any old block is free. Kernel counterpart: xfs_fsr(8), which skips a whole
+//! file where this skips blocks.
 
 use emulator::pin::{Frozen, PageRange};
 use emulator::sync::Arc;
@@ -23,12 +25,12 @@ use crate::leases::layout::table::LeaseTable;
 use crate::vfs::inode::Inode;
 use crate::vfs::kernel::Kernel;
 
-/// What a defragmentation did.
+/// The result of a defragmentation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Defragmented {
-    /// Blocks that lie in one run now, and lay elsewhere before.
+    /// Blocks that lie in one run now and lay elsewhere before.
     pub moved: u64,
-    /// Blocks that may not be moved now.
+    /// Blocks that could not be moved.
     pub skipped: u64,
 }
 
@@ -38,7 +40,7 @@ pub(crate) fn defragment_inode(kernel: &Arc<Kernel>, inode: &Inode) -> Result<De
         return Ok(Defragmented::default());
     }
     let waiter = kernel.new_waiter();
-    // A change under way has the file: another time.
+    // A change is in progress: the file is left for another time.
     let Some(_ticket) = inode.turn.try_take(waiter.id()) else {
         return Ok(Defragmented { moved: 0, skipped: total });
     };
@@ -50,7 +52,8 @@ pub(crate) fn defragment_inode(kernel: &Arc<Kernel>, inode: &Inode) -> Result<De
     Ok(Defragmented { moved, skipped: layout.mapped_blocks() - moved })
 }
 
-/// The extents that can be read, and that nobody leases, pins, shares or knows by a block layout. Leases on them are refused until the change is over.
+/// The extents that can be read and that are not leased, pinned, shared or known by a block
+/// layout. Lease requests on them wait until the change is over.
 fn movable_extents(kernel: &Kernel, inode: &Inode, layout: &Layout) -> Vec<Extent> {
     let mut free = vec![BlockRange::ALL];
     let mut forbid = |range: BlockRange| {
@@ -62,9 +65,9 @@ fn movable_extents(kernel: &Kernel, inode: &Inode, layout: &Layout) -> Vec<Exten
         LeaseTable::of(inode).settle_on(&entries, BlockRange::ALL);
     }
     inode.holders().iter().for_each(|holder| forbid(holder.range));
-    // A guest would be unmapped for good.
+    // Moving pages that a guest has mapped would disconnect the guest for good.
     notify_only(inode).all().iter().for_each(|holder| forbid(holder.range));
-    // None can be granted while the turn is held.
+    // No layout can be granted while the turn is held.
     BlockLayouts::of(inode).all().iter().for_each(|client| forbid(client.range()));
     let extents = free.iter().flat_map(|range| mapped(layout, *range)).filter(|extent| !extent.shared);
     let poisoned: Vec<PageRange> =
@@ -72,7 +75,8 @@ fn movable_extents(kernel: &Kernel, inode: &Inode, layout: &Layout) -> Vec<Exten
     extents.flat_map(|extent| parts_beside(extent, &poisoned)).collect()
 }
 
-/// Shuts what can be shut at once, copies it into one run, publishes, frees. The number of blocks moved.
+/// Closes what can be closed at once, copies it into one run, publishes, frees. Returns the number
+/// of blocks moved.
 fn move_together(kernel: &Kernel, inode: &Inode, movable: &[Extent]) -> Result<u64, Errno> {
     let wanted: u64 = movable.iter().map(|extent| u64::from(extent.len)).sum();
     if wanted == 0 {
@@ -85,14 +89,14 @@ fn move_together(kernel: &Kernel, inode: &Inode, movable: &[Extent]) -> Result<u
     inode.turn.pages_closed();
     let mut departing: Vec<(Extent, Frozen<'_>)> = Vec::with_capacity(movable.len());
     for extent in movable.iter().take(CLOSINGS_MAX) {
-        // Contended, or pinned by somebody who has no name yet: his, for now.
+        // Contended, or pinned by a holder that is not listed yet: skipped.
         let frozen = kernel.pins.close(pages_of(extent)).ok().and_then(|closing| closing.freeze().ok());
         departing.extend(frozen.map(|frozen| (*extent, frozen)));
     }
     let extents: Vec<Extent> = departing.iter().map(|(extent, _)| *extent).collect();
     let copied = publish_copies(kernel, inode, &extents, &fresh.pages);
     if let Ok(rest) = &copied {
-        // What it didn't come to goes back.
+        // New blocks that were not needed go back.
         fresh.pages.clone_from(rest);
         for (extent, frozen) in departing {
             kernel.trace("defragmented", 0, inode.ino().0, Some(pages_of(&extent)));
@@ -103,7 +107,8 @@ fn move_together(kernel: &Kernel, inode: &Inode, movable: &[Extent]) -> Result<u
     copied.map(|_| extents.iter().map(|extent| u64::from(extent.len)).sum())
 }
 
-/// Publishes copies of `extents`, which are shut, in `fresh`, and commits. What is left of `fresh`.
+/// Publishes copies of `extents`, whose pages are closed, in `fresh`, and commits. Returns what is
+/// left of `fresh`.
 fn publish_copies(
     kernel: &Kernel,
     inode: &Inode,
@@ -114,7 +119,7 @@ fn publish_copies(
     let _publishing = inode.map_lock.lock();
     let mut next = inode.layout(Layout::clone);
     for extent in extents {
-        // Its state may have turned written since it was looked at.
+        // Its state may have turned written since the layout was read.
         for extent in mapped(&next.clone(), extent.range()) {
             next = replaced_by_copy(kernel, &next, extent, &supply.take(extent.len.into()))?;
         }

@@ -1,8 +1,10 @@
-//! Blocks on their way into a file, and out of one.
+//! Departure: blocks that leave a file are freed or orphaned, and new ones are allocated for a
+//! change.
 //!
-//! It owns the last steps of every block that leaves: freed, orphaned, or one reference fewer. Invariants: a block goes to the
-//! allocator only with a token that proves its pages frozen (the `proceed` choices forge one), and only when no file maps
-//! it; eviction never fails nor waits. Kernel counterpart: `xfs_inactive`, `xfs_free_extent`.
+//! It owns the last steps of every block that leaves. A page is freed in [`free_pages`], and
+//! nowhere else. Invariants: a block goes to the allocator only with a token that proves its pages
+//! frozen (the `proceed` choices forge one), and only when no file maps it; eviction never fails
+//! and never waits. Kernel counterpart: `xfs_inactive`, `xfs_free_extent`.
 
 use emulator::ledger::Ownership;
 use emulator::pin::{Frozen, Orphaned, PageRange};
@@ -18,15 +20,15 @@ use crate::vfs::inode::Inode;
 use crate::vfs::kernel::Kernel;
 use crate::volume::GroupHint;
 
-/// Pages that a change has shut, and what is to be done once its map is published.
+/// Pages that a change has closed, and what becomes of them once its map is published.
 pub(crate) enum DepartingPages<'t> {
     Freed(Frozen<'t>),
     Orphaned(PageRange, Orphaned<'t>),
-    /// Some file's still: its door reopens.
+    /// A file still has them: they are reopened.
     Stays(Frozen<'t>),
 }
 
-/// New blocks for a change; given back if it does not come to that.
+/// New blocks for a change; given back if the change does not use them.
 pub(crate) struct FreshBlocks<'k> {
     kernel: &'k Kernel,
     inode: &'k Inode,
@@ -41,7 +43,7 @@ impl Drop for FreshBlocks<'_> {
     }
 }
 
-/// Stamps and lets go of pages that have left a file.
+/// Stamps and releases pages that have left a file.
 pub(crate) fn depart(kernel: &Kernel, inode: &Inode, departing: DepartingPages<'_>) {
     match departing {
         DepartingPages::Stays(frozen) => drop(frozen),
@@ -50,8 +52,9 @@ pub(crate) fn depart(kernel: &Kernel, inode: &Inode, departing: DepartingPages<'
     }
 }
 
-/// Pages without a file that are pinned: listed once the door is open, so that no reaper meets it, and then looked at,
-/// whatever the reopening says: those that nothing pins have nobody else to free them.
+/// Orphans pages that no file maps and that are pinned. They are listed after they are reopened,
+/// so that no reaper meets them closed, and then checked in any case: pages whose last pin went in
+/// between would never be freed otherwise.
 fn leave_behind(kernel: &Kernel, inode: &Inode, pages: PageRange, orphaned: Orphaned<'_>) {
     kernel.ledger.stamp(pages, Ownership::Orphaned);
     kernel.trace("orphaned", inode.ino().0, inode.ino().0, Some(pages));
@@ -61,12 +64,13 @@ fn leave_behind(kernel: &Kernel, inode: &Inode, pages: PageRange, orphaned: Orph
     reap_orphans(kernel, pages);
 }
 
-/// Gives blocks to the allocator; invariant 1 is checked here.
+/// Gives blocks to the allocator. Invariant 1 is checked here.
 pub(crate) fn free_pages(kernel: &Kernel, frozen: Frozen<'_>) {
     let pages = frozen.range();
     kernel.ledger.stamp(pages, Ownership::Changed);
     kernel.trace("freed", 0, 0, Some(pages));
-    // Behind a door that is really shut a count can only be a refused pin on its way to undo itself.
+    // While pages are really closed, a count can only be a refused pin that is about to undo
+    // itself.
     if !kernel.tolerates_pins() && frozen.is_forged() && !kernel.pins.census(pages).is_zero() {
         kernel.violated(format!(
             "invariant 1: device pages {}..{} went to the allocator while pinned",
@@ -79,11 +83,11 @@ pub(crate) fn free_pages(kernel: &Kernel, frozen: Frozen<'_>) {
     kernel.allocator.free(frozen);
 }
 
-/// New blocks for a change of `inode`, near its others.
+/// New blocks for a change of `inode`, near its other blocks.
 pub(crate) fn fresh_blocks<'k>(kernel: &'k Kernel, inode: &'k Inode, blocks: u64) -> Result<FreshBlocks<'k>, Errno> {
     let pages = match blocks {
         0 => Vec::new(),
-        // Refused before it takes what is left away from everybody for a moment.
+        // Refused before it takes the remaining blocks away from other tasks for a moment.
         _ if blocks > kernel.allocator.free_blocks() => return Err(Errno::ENOSPC),
         _ => kernel.allocator.alloc(blocks, GroupHint(inode.ino().0)).map_err(|_| Errno::ENOSPC)?,
     };
@@ -91,13 +95,13 @@ pub(crate) fn fresh_blocks<'k>(kernel: &'k Kernel, inode: &'k Inode, blocks: u64
     Ok(FreshBlocks { kernel: kernel, inode, pages })
 }
 
-/// Frees what was orphaned in `pages` and is pinned no longer.
+/// Frees the orphaned blocks in `pages` that are no longer pinned.
 pub(crate) fn reap_orphans(kernel: &Kernel, pages: PageRange) {
     kernel.orphans.reap(pages, &kernel.pins, |frozen| free_pages(kernel, frozen));
 }
 
-/// Ends a reference of `inode` to shared blocks. Those that no file maps any more go: each was somebody's who left at the
-/// same time as we did, so nobody shut it.
+/// Ends a reference of `inode` to shared blocks. Blocks that no file maps any more are freed:
+/// their last two users left at the same time, so neither closed them.
 pub(crate) fn release_shared(kernel: &Kernel, inode: &Inode, pages: PageRange) {
     for pages in kernel.shares.release(pages) {
         match kernel.axes.stranger_change {
@@ -107,8 +111,8 @@ pub(crate) fn release_shared(kernel: &Kernel, inode: &Inode, pages: PageRange) {
     }
 }
 
-/// Evicts an inode without a name and without an open file. Never fails nor waits: what is pinned becomes orphaned
-/// (unless the design lets strangers proceed).
+/// Evicts an inode without a name and without an open file. Never fails and never waits: what is
+/// pinned becomes orphaned (unless the design lets strangers proceed).
 pub(crate) fn evict(kernel: &Arc<Kernel>, inode: &Arc<Inode>) {
     let leaving: Vec<Extent> = inode.layout(|layout| layout.extents().collect());
     kernel.trace("evicted", inode.ino().0, inode.ino().0, leaving.first().map(pages_of));
@@ -118,8 +122,9 @@ pub(crate) fn evict(kernel: &Arc<Kernel>, inode: &Arc<Inode>) {
         inode.publish(Layout::default());
     }
     kernel.journal.evicted(inode.ino());
-    // Nobody has the file open: what still pins it is long-term, or about to find the map changed. One range at a time, so
-    // that no number of extents is too many. What is not on the list of shared blocks is this file's alone.
+    // No process has the file open: what still pins it is long-term, or about to find the map
+    // changed. The ranges are taken one by one, so the number of extents has no limit. Blocks that
+    // are not counted as shared belong to this file alone.
     for extent in leaving {
         release_shared(kernel, inode, pages_of(&extent));
     }
@@ -128,10 +133,12 @@ pub(crate) fn evict(kernel: &Arc<Kernel>, inode: &Arc<Inode>) {
     kernel.inodes.remove(inode.ino());
 }
 
-/// Frees pages that no file maps, or orphans them: somebody with a map of long ago may be about to undo a pin.
+/// Frees pages that no file maps, or orphans them: a pinner with an old map may be about to undo a
+/// pin.
 fn free_or_orphan(kernel: &Kernel, inode: &Inode, pages: PageRange) {
     loop {
-        // Contended only by a reaper or by a change elsewhere under the same folio, which is about to finish.
+        // Contended only by a reaper, or by a change elsewhere under the same folio, which is
+        // about to finish.
         let Ok(closing) = kernel.pins.close(pages) else {
             thread::yield_now();
             continue;

@@ -1,16 +1,17 @@
-//! The driver of layout changes: turn, leases, doors, verdict, publication, release of blocks.
+//! The driver of layout changes: turn, leases, pins, close, publication, release of blocks.
 //!
-//! It owns the order of SEMANTICS section 4, for changes of one file and of two at once. Invariants: a change that fails was
-//! never visible; a block goes to the allocator only with a token that proves its pages frozen (the `proceed` choices forge
-//! one); no lock is held over a wait; after every wait everything is judged again; two files are always gone through in the
-//! order of their inodes' numbers. Kernel counterpart: `xfs_break_layouts` and `dax_layout_busy_page` around
+//! It owns the order of docs/semantics.md, section 4, for changes of one file and of two at once.
+//! Invariants: a change that fails was never visible (invariant 8); no lock is held over a wait;
+//! after every wait everything is judged again; two files are always taken in the order of their
+//! inode numbers. Kernel counterpart: `xfs_break_layouts` and `dax_layout_busy_page` around
 //! `xfs_setattr_size`, `xfs_file_fallocate`, `xfs_file_remap_range`.
 //!
 //! # Stamps
-//! Pages that leave are stamped after the map is published and before the allocator has them. Pages that *move* (to another
-//! offset or file, or that become shared, which gives them an owner more **\[chosen\]**) stay shut until the new map is there,
-//! and are stamped before it is published: whoever pins them by the new map draws his read point after the stamp, or finds
-//! the generation changed.
+//! Pages that leave are stamped after the map is published and before the allocator has them.
+//! Pages that *move* (to another offset or file, or that become shared, which gives them one more
+//! owner **\[chosen\]**) stay closed until the new map is published, and are stamped before that.
+//! A pinner that pins them by the new map draws its read point after the stamp, or finds the
+//! generation changed.
 
 use emulator::race_point;
 use emulator::sync::Arc;
@@ -66,7 +67,8 @@ pub(crate) fn change_layouts(
             (Patience::Waits, false) => match inode.turn.try_take(task.waiter().id()) {
                 Some(turn) => turn,
                 None => {
-                    // Who has it may wait for long: faults must not wait for us in front of the first file meanwhile.
+                    // The task that has the turn may wait for long: faults must not wait behind
+                    // this change in front of the first file meanwhile.
                     turns
                         .iter()
                         .zip(inodes)
@@ -97,7 +99,7 @@ fn change_under_turns(
 ) -> Result<bool, Errno> {
     let kernel = task.kernel();
     loop {
-        // Each time: it may have been removed while this change waited.
+        // Each time: the device may have been removed while this change waited.
         kernel.device_stays()?;
         let layouts: Vec<Layout> = sides.iter().map(|(inode, _)| inode.layout(Layout::clone)).collect();
         let Some(plans) = change.plan(kernel, &layouts)? else {
@@ -110,7 +112,7 @@ fn change_under_turns(
             return Err(Errno::ENOMEM);
         }
         works.iter().try_for_each(|work| work.check_copies(kernel))?;
-        // A hint, before anybody is told or asked; what is free when it is needed decides.
+        // A hint, before any lease is broken; what is free when the blocks are allocated decides.
         if works.iter().map(|work| work.blocks).sum::<u64>() > kernel.allocator.free_blocks() {
             return Err(Errno::ENOSPC);
         }
@@ -156,16 +158,16 @@ fn change_under_turns(
     }
 }
 
-/// Asks every lease that has a say. False: something was waited for, plan again.
+/// Judges and breaks leases. False: something was waited for, and the change plans again.
 fn break_all_layouts(task: &Task, works: &[ChangeWork<'_>], patience: Patience) -> Result<bool, Errno> {
     if patience == Patience::Never {
-        // A fault's way: any conflict refuses it, and nobody is signalled.
+        // A fault: any conflict refuses it, and no owner is signalled.
         let conflict = works.iter().any(|work| leases_conflict(task, work.inode, &work.touches));
         return if conflict { Err(Errno::ETXTBSY) } else { Ok(true) };
     }
     let holders = |work: &ChangeWork<'_>| pin_holders(work.inode).holding(work.range, &work.judged);
     if works.len() > 1 {
-        // Whoever refuses does so before anybody is told, whichever file it is about.
+        // A refusal comes before any owner is signalled, whichever file refuses.
         for work in works {
             check_layouts(task, work.inode, &work.touches, &holders(work))?;
         }

@@ -1,16 +1,18 @@
 //! What a layout change wants, in file blocks, and what that means for device pages.
 //!
-//! It owns the translation: a change names the file blocks that leave, move, become shared, turn unwritten or are written,
-//! and [`Work`] finds the pages that must be without pins for it, the shared blocks that must be copied before they are
-//! written, and the references that end. Invariants: a block that other mappings share is never shut for leaving one of
-//! them, nor written, nor turned unwritten in place; a block without the mark is the file's alone. Kernel counterpart:
-//! `xfs_reflink_trim_around_shared` and `xfs_reflink_allocate_cow`.
+//! It owns the translation: a change names the file blocks that leave, move, become shared, turn
+//! unwritten or are written; [`ChangeWork`] finds the pages that must be without pins for it, the
+//! shared blocks that must be copied before they are written, and the references that end.
+//! Invariants: a block that other mappings share is never closed for leaving one of them, nor
+//! written, nor turned unwritten in place; a block without the mark belongs to the file alone.
+//! Kernel counterpart: `xfs_reflink_trim_around_shared` and `xfs_reflink_allocate_cow`.
 //!
 //! # Shared blocks
-//! The mark `shared` on an extent only says that its blocks *may* be shared; the counts ([`crate::volume::Shares`]) decide.
-//! A marked block is written by nobody in place: it is replaced by a copy (a layout change), or, if its other mappings are
-//! gone, shut for a moment (until whoever still reads it by way of another file has finished) and loses its mark. Shared
-//! blocks are always written: cloning leaves unwritten blocks behind as holes.
+//! The mark `shared` on an extent only says that its blocks *may* be shared; the counts
+//! ([`crate::volume::Shares`]) decide. A marked block is never written in place: it is replaced by
+//! a copy (a layout change), or, if its other mappings are gone, closed for a moment until a
+//! reader by way of another file has finished, and loses its mark. Shared blocks are always
+//! written: cloning turns unwritten blocks into holes.
 
 use emulator::pin::PageRange;
 use emulator::sync::Arc;
@@ -29,24 +31,25 @@ use crate::vfs::kernel::Kernel;
 use crate::vfs::layout_turn::TurnGuard;
 use crate::volume::Shares;
 
-/// What a change is given when everybody has agreed.
+/// What a change is given when every lease and pin allows it.
 pub(crate) struct ClearedBlocks<'a> {
     /// The new blocks that the plan asked for.
     pub(crate) fresh: &'a [PageRange],
-    /// Of the pages that turn unwritten, those that pins don't keep written.
+    /// Of the pages that turn unwritten, those that no pin keeps written.
     pub(crate) gone: &'a [PageRange],
 }
 
-/// A layout change of one file. Judged by effect: the same call can be one or not.
+/// A layout change of one file. It is judged by effect: the same call can be a change or not.
 pub(crate) trait Change {
-    /// What it would do to `layout`; none if that is nothing.
+    /// What it would do to `layout`; `None` if it would do nothing.
     ///
     /// # Errors
     /// Whatever the call can fail with before anything is decided.
     fn plan(&self, layout: &Layout) -> Result<Option<ChangePlan>, Errno>;
 
-    /// The layout after it. Everybody has agreed, the pages that leave are shut, what it writes is the file's alone, and it
-    /// can't fail any more: the place to prepare blocks that nobody else can reach yet.
+    /// The layout after the change. Leases and pins allow it, the pages that leave are closed,
+    /// what it writes belongs to the file alone, and it can't fail any more. This is the place to
+    /// prepare blocks that no other task can reach yet.
     fn apply(&self, kernel: &Kernel, layout: &Layout, ready: &ClearedBlocks<'_>) -> Layout;
 }
 
@@ -58,11 +61,11 @@ pub(crate) trait JointChange {
     /// As for [`Change::plan`].
     fn plan(&self, kernel: &Kernel, layouts: &[Layout]) -> Result<Option<Vec<ChangePlan>>, Errno>;
 
-    /// Whether it is still to be done, now that nobody can write what it looks at. Since it was planned, unwritten blocks may
-    /// have turned written, and nothing else has changed.
+    /// Whether the change is still to be done, now that no task can write what it depends on.
+    /// Since it was planned, unwritten blocks may have turned written; nothing else has changed.
     ///
     /// # Errors
-    /// EIO: what it looks at is poisoned.
+    /// EIO: a block that it must read is poisoned.
     fn holds(&self, _kernel: &Kernel, _planned: &[Layout], _layouts: &[Layout]) -> Result<StillHolds, Errno> {
         Ok(StillHolds::Yes)
     }
@@ -71,7 +74,7 @@ pub(crate) trait JointChange {
     fn apply(&self, kernel: &Kernel, layouts: &[Layout], ready: &ClearedBlocks<'_>) -> Vec<Layout>;
 }
 
-/// What a change finds when everything is shut.
+/// Whether a planned change still applies when all its pages are closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum StillHolds {
     /// It is to be done.
@@ -82,7 +85,7 @@ pub(crate) enum StillHolds {
     Again,
 }
 
-/// A change of one file as the driver sees it.
+/// A change of one file, as the driver sees it.
 pub(crate) struct SingleChange<'a>(pub(crate) &'a dyn Change);
 
 impl JointChange for SingleChange<'_> {
@@ -95,22 +98,24 @@ impl JointChange for SingleChange<'_> {
     }
 }
 
-/// Whether a change may wait.
+/// How long a change may wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Patience {
     /// For the turn, leases and pins, interruptibly.
     Waits,
-    /// For nothing but what is about to finish: a fault or a pin that must allocate gets ETXTBSY under a conflict.
+    /// Only for what is about to finish: a fault or a pin that must allocate gets ETXTBSY under a
+    /// conflict.
     Never,
 }
 
-/// How many separate runs of pages one change may shut: half of what the marks in a parent's word can count, so that two
-/// such changes can go on at once under one 1 GiB folio. A file in more pieces is taken down in steps.
+/// How many separate runs of pages one change may close: half of what the marks in a parent's word
+/// can count, so that two such changes fit under one 1 GiB folio. A file in more pieces is
+/// truncated in steps.
 pub(crate) const CLOSINGS_MAX: usize = 1 << 14;
 
-/// Says of every file of a change that it waits, whichever of them it is for: new leases and long-term pins in its way are
-/// refused, and a fault that must allocate there doesn't wait behind it.
-/// `met` are the pins in the way of the `n`th.
+/// Marks every file of a change as waiting, whichever file it waits for: new leases and long-term
+/// pins in its way are refused, and a fault that must allocate there does not wait behind it.
+/// `met(n)` are the pins in the way in the `n`th file.
 pub(crate) fn publish_waiting(works: &[ChangeWork<'_>], met: impl Fn(usize) -> Vec<Arc<Holder>>) {
     for (n, work) in works.iter().enumerate() {
         publish_waiting_on(work.inode, work.turn, &work.touches, &met(n));
@@ -120,26 +125,26 @@ pub(crate) fn publish_waiting(works: &[ChangeWork<'_>], met: impl Fn(usize) -> V
 /// What a change wants of one file.
 #[derive(Debug, Default)]
 pub(crate) struct ChangePlan {
-    /// The file blocks that leases must agree about, besides those of shared blocks that have to be copied, and of pinned
-    /// ones that would turn unwritten.
+    /// The file blocks on which leases are judged, besides shared blocks that must be copied and
+    /// pinned blocks that would turn unwritten.
     pub(crate) touches: BlockRanges,
-    /// What is mapped here leaves the file.
+    /// Blocks mapped here leave the file.
     pub(crate) leaves: Vec<BlockRange>,
-    /// What is mapped here becomes another block of this file, or of the other one.
+    /// Blocks mapped here move to another offset, or to the other file.
     pub(crate) moves: Vec<BlockRange>,
-    /// What is written here is mapped elsewhere too afterwards.
+    /// Written blocks here are mapped elsewhere too afterwards.
     pub(crate) shares: Vec<BlockRange>,
-    /// What is written here turns unwritten.
+    /// Written blocks here turn unwritten.
     pub(crate) unwritten: Vec<BlockRange>,
-    /// Bytes of what is mapped here are written, or it is to be the file's alone.
+    /// Bytes of blocks mapped here are written, or the blocks must become the file's own.
     pub(crate) writes: Vec<BlockRange>,
-    /// Of that, blocks that are overwritten as a whole: what they held is not copied.
+    /// Of these, blocks that are overwritten as a whole: their old contents are not copied.
     pub(crate) overwrites: Option<BlockRange>,
     /// How many new blocks are needed, besides those for copies.
     pub(crate) blocks: u64,
 }
 
-/// What becomes of pages that are shut.
+/// What becomes of closed pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum PageFate {
     /// They leave the file and go to the allocator.
@@ -148,7 +153,8 @@ pub(crate) enum PageFate {
     Moves,
     /// They stay, and turn unwritten.
     TurnsUnwritten,
-    /// They stay, and lose their mark: nobody has a say, but whoever reads them by way of another file finishes first.
+    /// They stay and lose their mark: no lease or pin is judged, but a reader by way of another
+    /// file finishes first.
     LosesMark,
 }
 
@@ -156,9 +162,9 @@ pub(crate) enum PageFate {
 pub(crate) struct ChangeWork<'a> {
     pub(crate) inode: &'a Inode,
     pub(crate) turn: &'a TurnGuard<'a>,
-    /// The file blocks on which leases are asked.
+    /// The file blocks on which leases are judged.
     pub(crate) touches: BlockRanges,
-    /// The file blocks whose registrations are looked at.
+    /// The file blocks whose registrations are judged.
     pub(crate) range: BlockRange,
     /// The file blocks that leave, move, become shared or turn unwritten.
     changing: BlockRanges,
@@ -222,7 +228,8 @@ impl<'a> ChangeWork<'a> {
         let written = |extent: &Extent| extent.state == ExtentState::Written;
         let moved = plan.moves.iter().flat_map(|range| mapped(layout, *range));
         let newly_shared = plan.shares.iter().flat_map(|range| mapped(layout, *range)).filter(written);
-        // What is marked is neither pinned for long nor written in place: it can go anywhere under whoever reads it.
+        // A marked block is neither pinned for long nor written in place: it can move under its
+        // readers.
         work.moving = moved.chain(newly_shared).filter(|extent| !extent.shared).map(|e| pages_of(&e)).collect();
         for extent in plan.unwritten.iter().flat_map(|range| mapped(layout, *range)).filter(written) {
             for (part, shared) in by_sharing(shares, extent) {
@@ -250,7 +257,8 @@ impl<'a> ChangeWork<'a> {
             self.unmarked.extend(part.shared.then(|| part.range()));
             return;
         }
-        // The mark of an unwritten block is in this file's map alone: the others go on with the old block.
+        // The mark of an unwritten block is in this file's map only: the other files keep the old
+        // block.
         self.released.push(pages_of(&part));
         self.blocks += u64::from(part.len);
         self.touches.add(part.range());
@@ -270,20 +278,20 @@ impl<'a> ChangeWork<'a> {
         if whole { &mut self.overwritten } else { &mut self.copies }.push(part);
     }
 
-    /// The file blocks whose device blocks a client that knows them must forget or be asked about: those that leases are asked
-    /// about, and those that turn unwritten, which are no layout change for users.
+    /// The file blocks about which block-layout clients must be asked: those on which leases are
+    /// judged, and those that turn unwritten, which is no layout change for user leases.
     pub(crate) fn concerns_clients(&self) -> BlockRanges {
         let mut all = self.touches.clone();
         all.extend(self.changing.iter());
         all
     }
 
-    /// Whether it only adds blocks: all that was mapped stays what it was.
+    /// Whether it only adds blocks: everything that was mapped stays as it was.
     pub(crate) fn only_adds(&self) -> bool {
         self.judged.is_empty() && self.released.is_empty() && self.losing_mark.is_empty()
     }
 
-    /// How many runs of pages are to be shut.
+    /// How many runs of pages must be closed.
     pub(crate) fn closings(&self) -> usize {
         self.leaving.len() + self.moving.len() + self.turning.len() + self.losing_mark.len()
     }
@@ -293,7 +301,7 @@ impl<'a> ChangeWork<'a> {
         self.blocks + count(&common(&self.moving, orphaned))
     }
 
-    /// Whether what has to be copied can be read: asked before anybody is told of the change.
+    /// Whether the blocks that must be copied can be read; checked before any lease is broken.
     ///
     /// # Errors
     /// EIO.
@@ -301,11 +309,11 @@ impl<'a> ChangeWork<'a> {
         self.copies.iter().try_for_each(|extent| check_sound(kernel, pages_of(extent)))
     }
 
-    /// The layout that the change is applied to: what is written and shared, and what moves but stays behind for its holders,
-    /// is replaced by copies.
+    /// The layout that the change is applied to: shared blocks that are written, and moving blocks
+    /// that stay behind for their holders, are replaced by copies.
     ///
     /// # Errors
-    /// EIO: something is poisoned that has to be copied.
+    /// EIO: a block that must be copied is poisoned.
     pub(crate) fn prepare(
         &self,
         kernel: &Kernel,

@@ -1,4 +1,8 @@
-//! TODO
+//! Publication: the new maps become visible and are committed.
+//!
+//! It owns the one moment of a change at which anything becomes visible. Invariant: two files of
+//! one change are published and committed under both map locks. Kernel counterpart: the
+//! transaction of `xfs_reflink_remap_extent`.
 
 use emulator::ledger::Ownership;
 use emulator::pin::PageRange;
@@ -11,14 +15,15 @@ use crate::layout_change::closed_pages::ClearedPages;
 use crate::layout_change::plan::{ChangeWork, ClearedBlocks, JointChange, StillHolds};
 use crate::vfs::kernel::Kernel;
 
-/// Publishes and commits what a change makes of its files, if it still holds: everything is shut that has to be.
+/// Publishes and commits the new maps of a change, if it still applies. All pages that must be are
+/// closed.
 ///
-/// The locks of two maps are taken in the order of their files and held together, so that no state turns in the one while
-/// the other is made from it, and nobody commits the one, by such a turn, without the other; nothing is waited for under
-/// them.
+/// The locks of two maps are taken in the order of their inode numbers and held together: no block
+/// of one file turns written while the other file's map is made from it, and no other publication
+/// commits one file without the other. Nothing is waited for under these locks.
 ///
 /// # Errors
-/// EIO: what has to be copied or compared is poisoned. Nothing is published then.
+/// EIO: a block that must be copied or compared is poisoned. Nothing is published then.
 pub(crate) fn publish_change(
     kernel: &Kernel,
     change: &dyn JointChange,
@@ -41,7 +46,7 @@ pub(crate) fn publish_change(
     let mut gone = Vec::new();
     for (work, cleared) in works.iter().zip(cleared) {
         for pages in &cleared.kept {
-            // The pages are the volume's own: the device has them.
+            // The blocks belong to the volume, so the device has them.
             let _in_range = kernel.device.zero(*pages);
         }
         gone.extend(without(&work.turning, &cleared.kept));

@@ -1,4 +1,8 @@
-//! TODO
+//! Recalling the layouts of block-layout clients before a change.
+//!
+//! It owns the wait for clients: recall, two lease periods, fence. Invariant: a change continues
+//! only when no layout of another client is left in its range. Kernel counterpart:
+//! `nfsd4_layout_lm_break`, `nfsd4_cb_layout_done` (fs/nfsd/nfs4layouts.c).
 
 use emulator::sync::Arc;
 use emulator::wait::WaitFor;
@@ -13,14 +17,16 @@ use crate::vfs::inode::Inode;
 use crate::vfs::open_file::Deferred;
 use crate::vfs::task::Task;
 
-/// A part of a change and the layouts that stand against it.
+/// One file of a change, and the layouts that stand against it.
 type LayoutsInWay<'w> = (&'w ChangeWork<'w>, Vec<Arc<BlockLayout>>);
 
-/// Recalls the layouts that others hold where a change does something, waits until they are returned, and fences those
-/// whose time is over. False if anything was in the way: all is to be judged again.
+/// Recalls the layouts that other clients hold where a change has an effect, waits until they are
+/// returned, and fences those whose time is over. False if any was in the way: the change plans
+/// again.
 ///
 /// # Errors
-/// ETXTBSY for a change that never waits, also where it would meet its own; EINTR; EDEADLK.
+/// ETXTBSY for a change that never waits, also where it would meet its own process's layout;
+/// EINTR; EDEADLK.
 pub(crate) fn recall_layouts(task: &Task, works: &[ChangeWork<'_>], patience: Patience) -> Result<bool, Errno> {
     let in_way = layouts_in_way(task, works, false);
     if patience == Patience::Never && !(in_way.is_empty() && layouts_in_way(task, works, true).is_empty()) {
@@ -31,21 +37,21 @@ pub(crate) fn recall_layouts(task: &Task, works: &[ChangeWork<'_>], patience: Pa
     })
 }
 
-/// A client that takes blocks away itself knows of it: its own layouts there end at once **\[chosen\]**, once nothing
-/// refuses the change any more; those where it only adds blocks stay. False if I/O had to be waited for, or could have
-/// been: all is to be judged again.
+/// A client that changes the layout itself knows of it: its own layouts there end **\[chosen\]**,
+/// once nothing refuses the change any more; where the change only adds blocks they stay. False if
+/// I/O in flight was, or could have been, waited for: the change plans again.
 ///
 /// # Errors
 /// EINTR.
 pub(crate) fn end_own_layouts(task: &Task, works: &[ChangeWork<'_>]) -> Result<bool, Errno> {
     until_gone(task, &layouts_in_way(task, works, true), |layout| {
         let mut deferred = Deferred::default();
-        layout.shut(&mut deferred);
+        layout.close(&mut deferred);
         task.kernel().run_deferred(deferred);
     })
 }
 
-/// The layouts that stand against a change: those of others, or its own.
+/// The layouts that stand against a change: those of other clients, or its own.
 fn layouts_in_way<'w>(task: &Task, works: &'w [ChangeWork<'w>], own: bool) -> Vec<LayoutsInWay<'w>> {
     let concerned = works.iter().filter(|work| !(own && work.only_adds()));
     let in_way = concerned.map(|work| {
@@ -56,7 +62,7 @@ fn layouts_in_way<'w>(task: &Task, works: &'w [ChangeWork<'w>], own: bool) -> Ve
     in_way.filter(|(_, layouts)| !layouts.is_empty()).collect()
 }
 
-/// Does `demand` to each of these layouts, and waits until they are gone. True if there was none.
+/// Calls `demand` for each of these layouts and waits until they are gone. True if there was none.
 fn until_gone(task: &Task, in_way: &[LayoutsInWay<'_>], demand: impl Fn(&BlockLayout)) -> Result<bool, Errno> {
     for (work, layouts) in in_way {
         publish_waiting_on(work.inode, work.turn, &work.concerns_clients(), &[]);
@@ -68,7 +74,7 @@ fn until_gone(task: &Task, in_way: &[LayoutsInWay<'_>], demand: impl Fn(&BlockLa
     Ok(in_way.is_empty())
 }
 
-/// Waits until none of `layouts` is left, fencing those of others whose time is over.
+/// Waits until none of `layouts` is left, and fences those of other clients whose time is over.
 fn wait_for_layouts(task: &Task, inode: &Inode, layouts: &[Arc<BlockLayout>]) -> Result<(), Errno> {
     let kernel = task.kernel();
     loop {
@@ -87,7 +93,8 @@ fn wait_for_layouts(task: &Task, inode: &Inode, layouts: &[Arc<BlockLayout>]) ->
             if left().next().is_none() {
                 return WaitPoll::Ready(());
             }
-            // Of a shut one the I/O in flight is left, which ends by itself: nobody is needed for it.
+            // Of a closed layout only I/O in flight is left, which ends by itself: the wait needs
+            // no process for it.
             let open = left().filter(|layout| !layout.gate.is_closed());
             WaitPoll::Blocked(open.map(|layout| Need::any_of(vec![layout.pid])).collect())
         });

@@ -1,14 +1,15 @@
-//! Guests are unmapped before a change takes blocks from them.
+//! Unmapping guests before a change takes blocks from them.
 //!
-//! It owns the step of a layout change that comes before any door is shut. Whoever is listed in [`Inode::mapped`], without pins,
-//! on pages that are about to leave, move, become shared or turn unwritten has everything demanded back, and so has a pinned
-//! guest that the verdict revokes; the change waits for both with all doors open, since a frontend that does not answer must
-//! stop nobody else. Invariant: from this step until the change is over nobody maps pages of the file without pins, for that
-//! takes the turn, which the change has; so what is freed is mapped by nobody. Eviction meets no mapping: an export keeps its
-//! file open until it is unmapped. Defragmentation goes round what is mapped ([`super::defragment`]): it waits for nobody.
-//! Kernel counterpart: `unmap_mapping_range` with `mmu_notifier_invalidate_range_start`, which a truncate calls before it frees.
-//!
-//! [`Inode::mapped`]: crate::inode::Inode
+//! It owns the step of a layout change that comes before any page is closed. A guest that is
+//! listed without pins ([`notify_only`]) on pages that are about to leave, move, become shared or
+//! turn unwritten is asked to unmap all of its export, and so is a pinned guest that the verdict
+//! revokes. The change waits for both with all pages open, so that a frontend that does not answer
+//! stops no other task. Invariants: from this step until the change is over no guest maps pages of
+//! the file without pins, because that needs the turn, which the change has; so no freed page is
+//! mapped. Eviction meets no mapping: an export keeps its file open until it is unmapped.
+//! Defragmentation skips what a guest has mapped ([`super::defragment`]). Kernel counterpart:
+//! `unmap_mapping_range` with `mmu_notifier_invalidate_range_start`, which a truncate calls before
+//! it frees.
 
 use emulator::sync::Arc;
 use emulator::wait::WaitFor;
@@ -23,7 +24,7 @@ use crate::layout_change::plan::{ChangeWork, Patience, publish_waiting};
 use crate::layout_change::verdict::PinVerdict;
 use crate::vfs::task::Task;
 
-/// Why a change waits for a guest.
+/// The reason of a change that waits for a guest.
 const UNMAPPING: &str = "guest to be unmapped";
 
 impl Patience {
@@ -36,8 +37,8 @@ impl Patience {
     }
 }
 
-/// Has the guests in the way of a change unmapped. False if there were any: they were waited for, plan again. What is
-/// demanded stays demanded, also if this is interrupted.
+/// Asks the guests in the way of a change to unmap, and waits. False if there were any: the change
+/// plans again. What was asked for stays so, also if this wait is interrupted.
 pub(crate) fn unmap_guests(
     task: &Task,
     works: &[ChangeWork<'_>],
@@ -61,7 +62,8 @@ pub(crate) fn unmap_guests(
     Ok(false)
 }
 
-/// Those that pin nothing and are told, and of those revoked the ones that a virtual machine has mapped.
+/// Holders that pin nothing and must be told, and revoked holders that a virtual machine has
+/// mapped.
 fn guests_in_the_way(task: &Task, work: &ChangeWork<'_>, verdict: &PinVerdict) -> Vec<Arc<Holder>> {
     if task.kernel().sabotage.no_unmap {
         return Vec::new();

@@ -1,4 +1,8 @@
-//! TODO
+//! What the design says of pins in the way of a change.
+//!
+//! It owns the axes `stranger_change` and `holder_change` for pins. Invariant: only committed
+//! holders are judged, so a refusal can always name a holder. Kernel counterpart: none; the 2019
+//! discussion is about these answers.
 
 use emulator::pin::PageRange;
 use emulator::sync::Arc;
@@ -15,10 +19,10 @@ use crate::holders::list::pin_holders;
 use crate::layout_change::plan::{ChangeWork, publish_waiting};
 use crate::vfs::task::Task;
 
-/// What the committed holders of the judged pages come to under the design.
+/// What the design says of the committed holders of the pages concerned.
 #[derive(Debug, Default)]
 pub(crate) struct PinVerdict {
-    /// Everybody who was judged: whoever else appears makes it void.
+    /// All holders that were judged: a holder that appears later makes the verdict void.
     pub(crate) judged: Vec<HolderId>,
     wait_for: Vec<Arc<Holder>>,
     pub(crate) revoke: Vec<Arc<Holder>>,
@@ -28,7 +32,8 @@ pub(crate) struct PinVerdict {
     pub(crate) orphaned: Vec<PageRange>,
 }
 
-/// Lets the design judge the pins on all pages concerned. None: some were waited for, plan again.
+/// Judges the pins on all pages concerned. `None`: some were waited for, and the change plans
+/// again.
 pub(crate) fn judge_all_pins(task: &Task, works: &[ChangeWork<'_>]) -> Result<Option<Vec<PinVerdict>>, Errno> {
     let verdicts = works.iter().map(|work| judge_pins(task, work)).collect::<Result<Vec<PinVerdict>, Errno>>()?;
     for (work, verdict) in works.iter().zip(&verdicts) {
@@ -38,7 +43,8 @@ pub(crate) fn judge_all_pins(task: &Task, works: &[ChangeWork<'_>]) -> Result<Op
             return Ok(None);
         }
         if work.touches.is_empty() && !verdict.judged.is_empty() {
-            // Pins came since the plan was made: now it is a change, and the leases are to be asked.
+            // Pins came since the plan was made: now it is a layout change, and leases must be
+            // judged.
             return Ok(None);
         }
     }
@@ -75,12 +81,12 @@ fn judge_pins(task: &Task, work: &ChangeWork<'_>) -> Result<PinVerdict, Errno> {
         return Err(Errno::EDEADLK);
     }
     merge(&mut verdict.orphaned);
-    // A page that one holder keeps is kept.
+    // A page that one holder keeps stays behind, whatever the other holders' rule is.
     verdict.forged = without(&verdict.forged, &verdict.orphaned);
     Ok(verdict)
 }
 
-/// With the doors open: waits until none of `holders` is left.
+/// With the pages open: waits until none of `holders` is left.
 fn wait_for_holders(task: &Task, work: &ChangeWork<'_>, holders: &[Arc<Holder>]) -> Result<(), Errno> {
     task.kernel().counters.waits_for_long_term_pin.add(1);
     let awaited: Vec<HolderId> = holders.iter().map(|holder| holder.id).collect();

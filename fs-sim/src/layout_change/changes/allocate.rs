@@ -1,4 +1,9 @@
-//! TODO
+//! Allocation: filling holes, for `fallocate`, a fault or a pin.
+//!
+//! It owns the changes that only add blocks or make shared ones the file's own, and the cleaning
+//! of unwritten blocks. Invariants: `fallocate` gives unwritten blocks, which read as zeros; a
+//! fault and a pin get written zeros, and never wait under a conflict. Kernel counterpart:
+//! `xfs_alloc_file_space`, `dax_iomap_fault`.
 
 use emulator::sync::Arc;
 
@@ -17,10 +22,10 @@ use crate::vfs::task::Task;
 /// Allocates the missing blocks of a range, as `state`.
 pub(crate) struct Allocate {
     pub(crate) range: BlockRange,
-    /// The size afterwards is at least this many bytes.
+    /// The smallest size of the file afterwards, in bytes.
     pub(crate) size_min: u64,
     pub(crate) state: ExtentState,
-    /// Whether what is shared in the range becomes the file's own.
+    /// Whether shared blocks in the range become the file's own.
     pub(crate) unshare: bool,
 }
 
@@ -37,7 +42,7 @@ impl Change for Allocate {
             true => BlockRange::from(self.range.start.min(size / BLOCK)),
             false => self.range,
         };
-        // What lies behind the old end in its block is zeroed.
+        // The bytes behind the old end, in the block of the old end, are zeroed.
         let tail = if grows { tail_block(size) } else { BlockRange::NONE };
         let writes = match unshares {
             true => vec![tail.intersect(BlockRange::new(0, self.range.start)), self.range],
@@ -50,7 +55,7 @@ impl Change for Allocate {
     fn apply(&self, kernel: &Kernel, layout: &Layout, ready: &ClearedBlocks<'_>) -> Layout {
         if self.state == ExtentState::Written {
             for pages in ready.fresh {
-                // The blocks are the volume's own: the device has them.
+                // The blocks belong to the volume, so the device has them.
                 let _in_range = kernel.device.zero(*pages);
             }
         }
@@ -63,11 +68,11 @@ impl Change for Allocate {
     }
 }
 
-/// What a fault or a pin needs of a range that lies inside the file, judged with the turn held, so that nothing is
-/// allocated behind an end that a truncate has just set.
+/// What a fault or a pin needs of a range inside the file. It is planned with the turn held, so
+/// nothing is allocated behind an end that a truncate has just set.
 struct FaultAllocation {
     range: BlockRange,
-    /// Whether holes are filled; else only what is shared becomes the file's own.
+    /// Whether holes are filled; else only shared blocks become the file's own.
     allocate: bool,
 }
 
@@ -97,15 +102,17 @@ impl Change for FaultAllocation {
     }
 }
 
-/// Turns the unwritten blocks of a range into written zeros: not a layout change, needs no turn. The zeros are on the
-/// device before the state is published, and the pages are pinned meanwhile.
+/// Turns the unwritten blocks of a range into written zeros. This is no layout change and needs no
+/// turn. The zeros are on the device before the state is published, and the map's lock keeps the
+/// blocks in the file meanwhile.
 pub(crate) fn clean_unwritten(kernel: &Arc<Kernel>, inode: &Inode, range: BlockRange) {
     let unwritten = |piece: &Piece| matches!(piece, Piece::Mapped(e) if e.state == ExtentState::Unwritten);
     if !inode.layout(|layout| pieces_in(layout, range).iter().any(unwritten)) {
         return;
     }
     let _publishing = inode.map_lock.lock();
-    // With the map locked nothing is published, so what is unwritten now can neither be written nor leave.
+    // With the map locked nothing is published: an unwritten block can neither turn written nor
+    // leave the file.
     let pieces = inode.layout(|layout| pieces_in(layout, range));
     let mut next = inode.layout(Layout::clone);
     for piece in pieces.iter().filter(|piece| unwritten(piece)) {
@@ -115,12 +122,12 @@ pub(crate) fn clean_unwritten(kernel: &Arc<Kernel>, inode: &Inode, range: BlockR
         next = next.with_state(blocks, ExtentState::Written);
     }
     inode.publish_same_blocks(next);
-    // Locked still: else it could commit half of what another change has published since.
+    // Still locked: else this could commit half of what another change has published meanwhile.
     kernel.journal.commit([inode.to_commit()]);
 }
 
-/// Allocates the holes of a range as written zeros, and copies what is shared, for a fault or a pin, which must not wait
-/// under a conflict.
+/// Allocates the holes of a range as written zeros and copies what is shared, for a fault or a
+/// pin. It never waits under a conflict.
 ///
 /// # Errors
 /// EFAULT beyond the end of the file; ETXTBSY under a conflict; ENOSPC.
@@ -128,10 +135,10 @@ pub(crate) fn fault_in(task: &Task, inode: &Arc<Inode>, range: BlockRange) -> Re
     change_layout(task, inode, &FaultAllocation { range, allocate: true }, Patience::Never).map(|_| ())
 }
 
-/// As [`Task::fault_in`], leaving holes alone: for a pin for reading.
+/// As [`fault_in`], but leaves holes alone: for a pin that only reads.
 ///
 /// # Errors
-/// As for [`Task::fault_in`].
+/// As for [`fault_in`].
 pub(crate) fn unshare(task: &Task, inode: &Arc<Inode>, range: BlockRange) -> Result<(), Errno> {
     change_layout(task, inode, &FaultAllocation { range, allocate: false }, Patience::Never).map(|_| ())
 }

@@ -1,8 +1,9 @@
-//! Collapse and insert range: blocks keep their contents and get another place in the file.
+//! Collapse and insert range: blocks keep their contents and get another offset in the file.
 //!
-//! It owns the two changes. Invariant: a block that moves is judged as one that leaves (a region registered for its old place
-//! must not reach it at the new one), but is never freed; where the design lets its holder keep it, the file goes on with a
-//! copy **\[chosen\]**. Kernel counterpart: `xfs_falloc_collapse_range`, `xfs_falloc_insert_range`.
+//! It owns the two changes. Invariants: a block that moves is judged as one that leaves, because a
+//! region registered for its old offset must not reach it at the new one; it is never freed; where
+//! the design lets its holder keep it, the file continues with a copy **\[chosen\]**. Kernel
+//! counterpart: `xfs_falloc_collapse_range`, `xfs_falloc_insert_range`.
 
 use emulator::sync::Arc;
 
@@ -16,12 +17,12 @@ use crate::vfs::inode::Inode;
 use crate::vfs::kernel::Kernel;
 use crate::vfs::task::Task;
 
-/// Takes a range out and moves what is behind it up.
+/// Removes a range and moves what is behind it forward.
 struct Collapse(BlockRange);
 
 impl Change for Collapse {
     fn plan(&self, layout: &Layout) -> Result<Option<ChangePlan>, Errno> {
-        // To take the end of a file away there is truncate.
+        // Linux: a range that reaches the end of the file is truncated, not collapsed.
         if self.0.end * BLOCK >= layout.size() {
             return Err(Errno::EINVAL);
         }
@@ -39,7 +40,7 @@ impl Change for Collapse {
     }
 }
 
-/// Moves what is in a range and behind it down by the range's length.
+/// Moves what is in a range and behind it back by the range's length.
 struct Insert(BlockRange);
 
 impl Change for Insert {
@@ -56,7 +57,8 @@ impl Change for Insert {
     }
 
     fn apply(&self, _kernel: &Kernel, layout: &Layout, _ready: &ClearedBlocks<'_>) -> Layout {
-        // Looked at by the plan; copies of blocks that stay behind lie where the blocks lay.
+        // The plan has checked the bounds. Copies of blocks that stay behind lie at the same
+        // offsets as the blocks did.
         let longer = layout.inserted(self.0.start, self.0.len()).unwrap_or_else(|| layout.clone());
         longer.with_size(layout.size() + self.0.len() * BLOCK)
     }

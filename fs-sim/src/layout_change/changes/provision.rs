@@ -1,8 +1,11 @@
-//! Files made to measure: so many bytes, all of them there, in so many runs of the device.
+//! Provisioning: a file of a given size with all blocks written, in a given number of runs of the
+//! device.
 //!
-//! It owns the making of a file that is to be exported, or measured with. Invariants: such a file is written as a whole and
-//! reads as zeros, without memory having been taken for it; it has exactly as many runs as were asked for, or it is not made.
-//! Kernel counterpart: `fallocate` with `FALLOC_FL_WRITE_ZEROES` (Linux 6.17), which likewise leaves nothing unwritten.
+//! It owns the change that gives an empty file its blocks, for exports and measurements.
+//! Invariants: such a file is written throughout and reads as zeros, without memory having been
+//! taken for it; it has exactly the requested number of runs, or it is not made. Kernel
+//! counterpart: `fallocate` with `FALLOC_FL_WRITE_ZEROES` (Linux 6.17), which leaves nothing
+//! unwritten either.
 
 use emulator::pin::PageRange;
 
@@ -16,14 +19,14 @@ use crate::vfs::kernel::Kernel;
 /// Gives an empty file its blocks.
 pub(crate) struct Provision {
     pub(crate) blocks: u64,
-    /// Into how many parts the new blocks are cut. The last part on the device is the first of the file, and so on, so that no
-    /// two neighbours in the file are neighbours on the device.
+    /// Into how many parts the new blocks are cut. The last part on the device becomes the first
+    /// of the file, and so on, so that no two neighbours in the file are neighbours on the device.
     pub(crate) parts: u64,
 }
 
 impl Change for Provision {
     fn plan(&self, layout: &Layout) -> Result<Option<ChangePlan>, Errno> {
-        // Somebody was faster with what was just made.
+        // Another task has written to the new file meanwhile.
         if layout.size() > 0 || layout.extents().next().is_some() {
             return Err(Errno::EEXIST);
         }
@@ -32,7 +35,8 @@ impl Change for Provision {
 
     fn apply(&self, kernel: &Kernel, layout: &Layout, ready: &ClearedBlocks<'_>) -> Layout {
         for pages in ready.fresh {
-            // The blocks are the volume's own: the device has them. What was poisoned must be healed; else nothing is written.
+            // The blocks belong to the volume, so the device has them. Poisoned blocks must be
+            // zeroed to heal them; sound ones are only discarded.
             let _zeros = match kernel.device.poison().is_clean() {
                 true => kernel.device.discard(*pages).map(|_| ()),
                 false => kernel.device.zero(*pages),
@@ -41,7 +45,8 @@ impl Change for Provision {
         let mut extents = Vec::new();
         let mut file_block = 0;
         for run in ready.fresh {
-            // With more than one run (and so more than one part too many) the parts of each are turned round by themselves.
+            // The parts of each run are placed in reverse order; with several runs the file has at
+            // least one part more than asked for, and the caller rejects it.
             for part in parts_of(*run, self.parts).rev() {
                 extents.push(Extent::new(file_block, part.start(), part.len(), ExtentState::Written));
                 file_block += part.len();
@@ -51,7 +56,8 @@ impl Change for Provision {
     }
 }
 
-/// A run cut into `parts` parts (or single blocks, if there are fewer) of as equal lengths as can be.
+/// A run cut into `parts` parts (or into single blocks, if it has fewer) of lengths as equal as
+/// possible.
 fn parts_of(run: PageRange, parts: u64) -> impl DoubleEndedIterator<Item = PageRange> {
     let parts = parts.clamp(1, run.len().max(1));
     let cut = move |n: u64| run.start() + (u128::from(run.len()) * u128::from(n) / u128::from(parts)) as u64;

@@ -1,8 +1,10 @@
-//! Reflink, dedupe and exchange-range: layout changes of two files at once, or of two places in one.
+//! Reflink, dedupe and exchange-range: layout changes of two files at once, or of two places in
+//! one file.
 //!
-//! It owns what they check and what they make of the two maps. Invariants: a block that becomes shared is counted before a
-//! second map shows it, and is written in place by nobody from then on; contents are compared only when nobody can write
-//! them. Kernel counterpart: `xfs_file_remap_range`, `generic_remap_file_range_prep` (fs/remap_range.c),
+//! It owns what they check and the two maps that they make. Invariants: a block that becomes
+//! shared is counted before a second map shows it, and is never written in place afterwards;
+//! contents are compared only while no task can write them. Kernel counterpart:
+//! `xfs_file_remap_range`, `generic_remap_file_range_prep` (fs/remap_range.c),
 //! `xfs_exchange_range`.
 
 use emulator::sync::Arc;
@@ -20,26 +22,26 @@ use crate::vfs::inode::Inode;
 use crate::vfs::kernel::Kernel;
 use crate::vfs::task::Task;
 
-/// The most bytes that one dedupe compares, as in the file systems that compare under their locks.
+/// The most bytes that one dedupe compares, as in the filesystems that compare under their locks.
 /// Kernel: `BTRFS_MAX_DEDUPE_LEN`, `OCFS2_MAX_DEDUPE_LEN`.
 const DEDUPE_MAX: u64 = 16 << 20;
 
-/// Extents of `from` as they lie in `to`.
+/// Extents of `from`, at the offsets that they have in `to`.
 fn moved(extents: impl IntoIterator<Item = Extent>, from: BlockRange, to: BlockRange) -> Vec<Extent> {
     let place = |extent: Extent| Extent { file_block: to.start + (extent.file_block - from.start), ..extent };
     extents.into_iter().map(place).collect()
 }
 
-/// Whether two ranges overlap in one file.
+/// Whether two places overlap in one file.
 fn overlap(a: FilePlace, b: FilePlace, len: u64) -> bool {
     a.side == b.side && a.blocks(len).overlaps(b.blocks(len))
 }
 
-/// Maps the blocks of one place at the other as well.
+/// Maps the blocks of one place at the other place too.
 struct Remap {
     from: FilePlace,
     to: FilePlace,
-    /// Bytes asked for; 0: to the end of the source.
+    /// Bytes asked for; 0 means to the end of the source.
     len: u64,
     /// Only if both places hold the same bytes (and then without a change of size).
     compare: bool,
@@ -49,16 +51,17 @@ struct Remap {
 /// What a dedupe has found out about its two places.
 #[derive(Debug, Default)]
 struct Compared {
-    /// They were looked at before anybody was told of the change: once is enough, what counts is the look at what is shut.
+    /// The contents were compared before any lease was broken. Once is enough: the comparison that
+    /// counts is the one with the pages closed.
     looked: AtomicBool,
     differ: AtomicBool,
-    /// How many bytes it is about.
+    /// How many bytes are remapped.
     bytes: AtomicU64,
 }
 
 impl Remap {
-    /// How many bytes it is about, by the rules of `generic_remap_checks`: ranges end at block boundaries, or at the end of
-    /// the file.
+    /// How many bytes are remapped, by the rules of `generic_remap_checks`: ranges end at block
+    /// boundaries or at the end of the file.
     fn length(&self, from: &Layout, to: &Layout) -> Result<u64, Errno> {
         let (size_from, size_to) = (from.size(), to.size());
         let len = match self.len {
@@ -80,7 +83,7 @@ impl Remap {
         let at_the_end = end_from == size_from && if self.compare { end_to == size_to } else { end_to >= size_to };
         let len = match (len % BLOCK, at_the_end) {
             (0, _) | (_, true) => len,
-            // FIDEDUPERANGE may do less than it is asked to; cloning may not.
+            // FIDEDUPERANGE may do less than asked; cloning may not.
             (part, false) if self.compare => len - part,
             (_, false) => return Err(Errno::EINVAL),
         };
@@ -90,12 +93,13 @@ impl Remap {
         Ok(if self.compare { len.min(DEDUPE_MAX) } else { len })
     }
 
-    /// The written extents of the source: what is unwritten there becomes a hole, as it does in XFS.
+    /// The written extents of the source. An unwritten block of the source becomes a hole of the
+    /// target, as in XFS.
     fn source<'a>(&self, from: &'a Layout, len: u64) -> impl Iterator<Item = Extent> + use<'a> {
         mapped(from, self.from.blocks(len)).filter(|extent| extent.state == ExtentState::Written)
     }
 
-    /// Whether the contents allow it.
+    /// Whether the contents allow the remap.
     fn compares(&self, kernel: &Kernel, layouts: &[Layout], len: u64) -> Result<bool, Errno> {
         if !self.compare {
             return Ok(true);
@@ -123,7 +127,7 @@ impl JointChange for Remap {
         if len == 0 || (!grows && there == wanted) {
             return Ok(None);
         }
-        // Looked at here so that nobody's lease is broken for files that differ.
+        // Compared here so that no lease is broken for files that differ.
         if !self.compared.looked.swap(true, Ordering::Relaxed) && !self.compares(kernel, layouts, len)? {
             return Ok(None);
         }
@@ -147,7 +151,7 @@ impl JointChange for Remap {
         let (from, to) = self.places(layouts);
         let Ok(len) = self.length(from, to) else { return Ok(StillHolds::Again) };
         if !self.source(before, len).eq(self.source(from, len)) {
-            // What has turned written since was not shut: somebody may be writing it.
+            // A block that has turned written since was not closed: a task may be writing it.
             return Ok(StillHolds::Again);
         }
         Ok(if self.compares(kernel, layouts, len)? { StillHolds::Yes } else { StillHolds::No })
@@ -155,7 +159,7 @@ impl JointChange for Remap {
 
     fn apply(&self, kernel: &Kernel, layouts: &[Layout], _ready: &ClearedBlocks<'_>) -> Vec<Layout> {
         let (from, to) = self.places(layouts);
-        // The turn is held: what was checked is so still.
+        // The turn is held: the plan's checks still hold.
         let len = self.length(from, to).unwrap_or(0);
         let (source, target) = (self.from.blocks(len), self.to.blocks(len));
         let extents: Vec<Extent> = self.source(from, len).map(|extent| Extent { shared: true, ..extent }).collect();
@@ -201,7 +205,7 @@ impl JointChange for Exchange {
         let (from, to) = (self.a.blocks(self.len), self.b.blocks(self.len));
         let there: Vec<Extent> = mapped(b, to).collect();
         if there == moved(mapped(a, from), from, to) {
-            // Both are holes, or share the same blocks.
+            // Both places are holes, or share the same blocks.
             return Ok(None);
         }
         let mut plans: Vec<ChangePlan> = layouts.iter().map(|_| ChangePlan::default()).collect();
@@ -228,7 +232,8 @@ impl JointChange for Exchange {
     }
 }
 
-/// Runs what `make` makes of the two files' places in the order of their inodes' numbers.
+/// Runs the change that `make` makes of the two files, which are taken in the order of their inode
+/// numbers.
 pub(crate) fn change_both<C: JointChange>(
     task: &Task,
     a: &Arc<Inode>,
@@ -240,7 +245,7 @@ pub(crate) fn change_both<C: JointChange>(
         std::cmp::Ordering::Less => (&[a, b], make(0, 1)),
         std::cmp::Ordering::Greater => (&[b, a], make(1, 0)),
     };
-    // Nothing to do, or nothing that can be done: not worth a place in the queue.
+    // A change without effect, or one that fails its checks, does not queue for a turn.
     let layouts: Vec<Layout> = inodes.iter().map(|inode| inode.layout(Layout::clone)).collect();
     if change.plan(task.kernel(), &layouts)?.is_some() {
         change_layouts(task, inodes, &change, Patience::Waits)?;

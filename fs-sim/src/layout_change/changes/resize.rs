@@ -1,4 +1,8 @@
-//! TODO
+//! Resizing: truncate and growth without allocation.
+//!
+//! It owns the change "everything from the new end on leaves". Invariant: bytes beyond the end of
+//! the file read as zeros if the file grows again. Kernel counterpart: `xfs_setattr_size`,
+//! `truncate_inode_pages`.
 
 use emulator::sync::Arc;
 
@@ -14,7 +18,7 @@ use crate::vfs::inode::Inode;
 use crate::vfs::kernel::Kernel;
 use crate::vfs::task::Task;
 
-/// Set the size to so many bytes.
+/// Sets the size to this many bytes.
 struct Resize(pub(crate) u64);
 
 impl Change for Resize {
@@ -36,7 +40,8 @@ impl Change for Resize {
 
     fn apply(&self, kernel: &Kernel, layout: &Layout, _ready: &ClearedBlocks<'_>) -> Layout {
         let old = layout.size();
-        // Shrinking, the rest of the last block goes; growing, what a mapping stored past the end must not appear.
+        // A shrinking file loses the rest of its last block; in a growing one, bytes that a
+        // mapping stored past the end must not appear.
         zero_to_block_end(kernel, layout, self.0.min(old));
         let (shorter, _removed) = layout.without(BlockRange::from(self.0.div_ceil(BLOCK)));
         shorter.with_size(self.0)

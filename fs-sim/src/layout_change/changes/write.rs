@@ -1,4 +1,8 @@
-//! TODO
+//! Writes that allocate or extend.
+//!
+//! It owns the change behind such a write. Invariants: an extending write publishes data and size
+//! at once; bytes go into blocks that no other task can reach, or that stay the file's while the
+//! turn is held. Kernel counterpart: `dax_iomap_rw` with `IOMAP_WRITE` over a hole.
 
 use crate::base::errno::Errno;
 use crate::base::range::BlockRange;
@@ -9,11 +13,11 @@ use crate::layout_change::copy::{heal_for_write, zero_to_block_end};
 use crate::layout_change::plan::{Change, ChangePlan, ClearedBlocks};
 use crate::vfs::kernel::Kernel;
 
-/// A write that allocates or extends, or (under `conservative`) any write.
+/// A write that allocates or extends; under `write_break = conservative`, any write.
 pub(crate) struct WriteChange<'a> {
     pub(crate) offset: u64,
     pub(crate) data: &'a [u8],
-    /// Every write counts as a change.
+    /// Whether every write counts as a change.
     pub(crate) conservative: bool,
 }
 
@@ -39,7 +43,8 @@ impl Change for WriteChange<'_> {
             true => BlockRange::from(self.range().start.min(layout.size() / BLOCK)),
             false => self.range(),
         };
-        // What lies behind the old end in its block is zeroed, if the write begins behind that.
+        // The bytes behind the old end, in the block of the old end, are zeroed if the write
+        // begins behind that block.
         let tail = if grows { tail_block(layout.size()) } else { BlockRange::NONE };
         let tail = tail.intersect(BlockRange::new(0, self.range().start));
         let writes = vec![tail, self.range()];
@@ -54,12 +59,13 @@ impl Change for WriteChange<'_> {
         }))
     }
 
-    /// Blocks that were there stay the file's while the turn is held; new ones are reached by nobody yet.
+    /// Blocks that were there stay the file's while the turn is held; no other task can reach the
+    /// new ones.
     fn apply(&self, kernel: &Kernel, layout: &Layout, ready: &ClearedBlocks<'_>) -> Layout {
         if self.end() > layout.size() {
             zero_to_block_end(kernel, layout, layout.size());
         }
-        // The blocks are the volume's own: the device has them.
+        // The blocks belong to the volume, so the device has them.
         for pages in ready.fresh {
             let _in_range = kernel.device.zero(*pages);
         }

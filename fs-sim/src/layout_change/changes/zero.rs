@@ -1,4 +1,9 @@
-//! TODO
+//! Punching holes and zeroing ranges.
+//!
+//! It owns the two changes and the arithmetic of partial blocks at the edges. Invariants: a hole
+//! punched over part of a block zeroes that part; a pinned block never turns unwritten unless the
+//! design lets its holder decide **\[chosen\]**. Kernel counterpart: `xfs_free_file_space`,
+//! `xfs_falloc_zero_range`.
 
 use crate::base::errno::Errno;
 use crate::base::range::BlockRange;
@@ -10,7 +15,7 @@ use crate::layout_change::copy::{zero_to_block_end, zero_within_block};
 use crate::layout_change::plan::{Change, ChangePlan, ClearedBlocks};
 use crate::vfs::kernel::Kernel;
 
-/// The parts of blocks at the edges of a byte range.
+/// The parts of blocks at the two edges of a byte range.
 pub(crate) fn edges(offset: u64, end: u64) -> impl Iterator<Item = (u64, u64)> {
     let first = (offset, offset.next_multiple_of(BLOCK).min(end));
     let last = ((end / BLOCK * BLOCK).max(first.1), end);
@@ -55,9 +60,10 @@ impl Change for Punch {
     }
 }
 
-/// Allocates the holes of a byte range, and turns its whole blocks unwritten where they are written: for unpinned blocks that
-/// is not a layout change, for pinned ones it counts as one **\[chosen\]**. Where the design lets a change go on under pins,
-/// the pinned blocks are overwritten with zeros instead and stay written. Shared ones are replaced by new ones.
+/// Allocates the holes of a byte range and turns its whole written blocks unwritten. For unpinned
+/// blocks that is no layout change; for pinned ones it counts as one **\[chosen\]**. Where the
+/// design lets a change proceed under pins, the pinned blocks are overwritten with zeros instead
+/// and stay written. Shared blocks are replaced by new ones.
 pub(crate) struct Zero {
     pub(crate) offset: u64,
     pub(crate) end: u64,
@@ -65,12 +71,12 @@ pub(crate) struct Zero {
 }
 
 impl Zero {
-    /// Every block that the bytes touch.
+    /// Every block that the byte range touches.
     fn all(&self) -> BlockRange {
         BlockRange::of_bytes(self.offset, self.end - self.offset)
     }
 
-    /// The blocks that lie in the byte range as a whole.
+    /// The blocks that lie wholly inside the byte range.
     fn whole(&self) -> BlockRange {
         BlockRange::new(self.offset.div_ceil(BLOCK), self.end / BLOCK)
     }

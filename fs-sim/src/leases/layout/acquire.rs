@@ -104,17 +104,17 @@ pub(crate) fn check_request(task: &Task, kind: LeaseKind, range: BlockRange, acc
 }
 
 pub(crate) fn acquire(task: &Task, request: &LeaseRequest<'_>) -> Result<(), Errno> {
-    let mut shut = Vec::new();
-    let outcome = try_acquire(task, request, &mut shut);
+    let mut closed = Vec::new();
+    let outcome = try_acquire(task, request, &mut closed);
     if outcome.is_err() {
-        reopen_gates(request.inode, &shut);
+        reopen_gates(request.inode, &closed);
     }
     outcome
 }
 
-/// As [`acquire`]. Collects in `shut` the leases whose gates it closed on the way, for a
+/// As [`acquire`]. Collects in `closed` the leases whose gates it closed on the way, for a
 /// conversion.
-fn try_acquire(task: &Task, request: &LeaseRequest<'_>, shut: &mut Vec<Arc<Lease>>) -> Result<(), Errno> {
+fn try_acquire(task: &Task, request: &LeaseRequest<'_>, closed: &mut Vec<Arc<Lease>>) -> Result<(), Errno> {
     let kernel = task.kernel();
     let mut broken_by_us: Vec<LeaseId> = Vec::new();
     // First come, first served: a request that would conflict with one that already waits gets
@@ -160,7 +160,7 @@ fn try_acquire(task: &Task, request: &LeaseRequest<'_>, shut: &mut Vec<Arc<Lease
                     }
                     InstallOutcome::Pinned(leases) => {
                         wait_for_pinned_leases(task, request.inode, &leases)?;
-                        shut.extend(leases);
+                        closed.extend(leases);
                         continue;
                     }
                 }

@@ -134,7 +134,7 @@ pub(crate) fn reopen_gates(inode: &Inode, leases: &[Arc<Lease>]) {
 /// EAGAIN if it holds nothing there; EBUSY, EDEADLK or EINTR as `unlock_while_pinned` says.
 pub(crate) fn unlock(task: &Task, file: DescriptionId, inode: &Inode, range: BlockRange) -> Result<(), Errno> {
     let kernel = task.kernel();
-    let mut shut = Vec::new();
+    let mut closed = Vec::new();
     let lost = loop {
         let mut entries = LeaseTable::of(inode).lock();
         let own = |entry: &LeaseEntry| {
@@ -150,10 +150,10 @@ pub(crate) fn unlock(task: &Task, file: DescriptionId, inode: &Inode, range: Blo
         }
         drop(entries);
         if let Err(errno) = wait_for_pinned_leases(task, inode, &pinned) {
-            reopen_gates(inode, &shut);
+            reopen_gates(inode, &closed);
             return Err(errno);
         }
-        shut.extend(pinned);
+        closed.extend(pinned);
     };
     LeaseTable::of(inode).changed.wake_all();
     for lease in &lost {
