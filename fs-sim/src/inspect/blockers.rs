@@ -1,10 +1,13 @@
-//! Who blocks whom: for one file, everything that stands against a change of its layout, and everybody who waits.
+//! Who blocks whom: for one file, everything that stands against a change of its layout, and every
+//! task that waits.
 //!
-//! It owns no state and decides nothing: each lease and pin is judged by the very function that a change is judged by, once for
-//! the change that is under way, and once for a change by a process that has nothing to do with the file (so that a refusal,
-//! which leaves nobody waiting, has its reason named too). What is told of fd_holders is the present: who could let go *now*,
-//! whether or not the one who took the lease or registered the pin lives. An answer is a snapshot, exact while nobody moves.
-//! Kernel counterpart: none, which was one of the objections of 2019 ("lsof can't tell"); /proc/locks names an inode only.
+//! It owns no state and decides nothing: each lease and pin is judged by the same function as in a
+//! layout change, once for the change in progress, and once for a change by a process that has
+//! nothing to do with the file (so that a refusal, after which no task waits, has its reason named
+//! too). The processes named as releasers are those that could release *now*, whether or not the
+//! process that took the lease or registered the pin still lives. An answer is a snapshot, exact
+//! while no task runs. Kernel counterpart: none, which was one of the objections of 2019 ("lsof
+//! can't tell"); /proc/locks names an inode only.
 
 use std::fmt;
 
@@ -64,18 +67,19 @@ pub enum Effect {
     Refuses,
     /// The change waits until it is gone.
     WaitedFor,
-    /// It is being broken or recalled, or will be: the change waits, for a time that the design bounds or does not.
+    /// It is being broken or recalled, or will be: the change waits, for a time that the design
+    /// may bound.
     Broken,
     /// It is taken away; the change waits only for accesses in flight.
     Revoked,
-    /// The change goes on, and leaves the pinned blocks behind.
+    /// The change proceeds and leaves the pinned blocks behind.
     Orphaned,
-    /// The change goes on as if it were not there.
+    /// The change proceeds as if it were not there.
     Ignored,
 }
 
 impl Effect {
-    /// Whether the change can't go on by itself.
+    /// Whether it stops the change.
     pub fn blocks(self) -> bool {
         matches!(self, Effect::Refuses | Effect::WaitedFor | Effect::Broken)
     }
@@ -105,12 +109,13 @@ impl fmt::Display for Effect {
     }
 }
 
-/// How a process could let go.
+/// A process that could release it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Releaser {
     /// The process.
     pub pid: u32,
-    /// Its lowest descriptor of the open file, the context, the socket; none if it has only a mapping.
+    /// Its lowest descriptor of the open file, the context or the socket; `None` if it has only a
+    /// mapping.
     pub fd: Option<u32>,
 }
 
@@ -126,9 +131,9 @@ pub enum Cause {
         kind: String,
         /// `held`, `breaking` or `zombie`.
         state: &'static str,
-        /// Who took it.
+        /// The process that took it.
         taker: u32,
-        /// The pins that were taken under it or keep its open file, by number: what keeps a zombie.
+        /// The pins that were taken under it or keep its open file, by number: they keep a zombie.
         pins: Vec<u64>,
     },
     /// A long-term pin, or what a guest has mapped instead.
@@ -137,36 +142,36 @@ pub enum Cause {
         holder: u64,
         /// Its kind, such as `RDMA region`.
         kind: &'static str,
-        /// Who registered it.
+        /// The process that registered it.
         registrant: u32,
         /// The context it belongs to.
         context: Option<u64>,
         /// The region's key.
         region: Option<u32>,
-        /// The leases it was let through under, by number.
+        /// The leases that admitted it, by number.
         leases: Vec<u64>,
         /// The virtual machine that has it mapped, in words.
         #[serde(skip_serializing_if = "Option::is_none")]
         guest: Option<String>,
-        /// It pins nothing, and is told before its pages change.
+        /// It pins nothing, and must be told before its pages change.
         #[serde(skip_serializing_if = "std::ops::Not::not")]
         told: bool,
     },
     /// Direct I/O in flight, with its short-term pins.
     DirectIo {
-        /// Who submitted it.
+        /// The process that submitted it.
         process: u32,
     },
     /// The layout of a block-layout client.
     BlockLayout {
         /// The client's process.
         client: u32,
-        /// It has been told to return it.
+        /// The client was told to return it.
         recalled: bool,
     },
 }
 
-/// One thing that stands against a change, and who could do something about it.
+/// One thing that stands against a change, and the processes that could release it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Blocker {
     /// What it is.
@@ -180,31 +185,31 @@ pub struct Blocker {
     pub effect: Effect,
     /// When its time is over, in nanoseconds of the kernel's clock.
     pub deadline_ns: Option<u64>,
-    /// Those who could end it now.
+    /// The processes that could release it now.
     pub releasers: Vec<Releaser>,
-    /// It is unread in this many socket queues.
+    /// How many socket queues hold it unread.
     pub queued: u32,
 }
 
-/// Somebody who waits.
+/// A task that waits.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct WaitingTask {
     /// The task.
     pub task: u64,
     /// Its process.
     pub pid: u32,
-    /// What for, in words.
+    /// The reason of its wait.
     pub reason: String,
-    /// All of these it needs, in words.
+    /// What it needs, all of it, in words.
     pub needs: Vec<String>,
     /// When it gives up or acts, in nanoseconds of the kernel's clock.
     pub deadline_ns: Option<u64>,
 }
 
-/// A layout change that is under way and waits.
+/// A layout change that is in progress and waits.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct BlockedChange {
-    /// Who.
+    /// The task that waits.
     pub who: WaitingTask,
     /// The file blocks it waits on.
     pub range: FileBlocks,
@@ -219,13 +224,14 @@ pub struct Blockers {
     pub ino: u64,
     /// The change that waits now, if one does.
     pub blocked: Option<BlockedChange>,
-    /// The changes that queue behind it (or behind one that is about to finish), first come first.
+    /// The changes that queue behind it (or behind one that is about to finish), in order of
+    /// arrival.
     pub queued: Vec<WaitingTask>,
-    /// Everybody else who waits for something of this file: lease requests, unlocks, closes.
+    /// All other tasks that wait for something of this file: lease requests, unlocks, closes.
     pub others: Vec<WaitingTask>,
     /// What a change of `asked` by a stranger would meet.
     pub stranger: Vec<Blocker>,
-    /// The range of that question.
+    /// The range that was asked about.
     pub asked: FileBlocks,
 }
 
@@ -247,13 +253,14 @@ fn pages_in(inode: &Inode, range: BlockRange) -> Vec<PageRange> {
 const STRANGER: Pid = Pid(0);
 
 impl Kernel {
-    /// Who blocks changes of the whole of `ino`; none if there is no such inode. One that was evicted is there as long as pins
-    /// hold what were its blocks (and nothing blocks it: they are nobody's).
+    /// Who blocks changes of the whole of `ino`; `None` if there is no such inode. An evicted
+    /// inode is found as long as pins hold its former blocks (which block no change).
     pub fn blockers(&self, ino: Ino) -> Option<Blockers> {
         self.blockers_of(ino, BlockRange::ALL)
     }
 
-    /// Who blocks changes of `ino`: what is under way, and what a stranger's change of `range` would meet.
+    /// Who blocks changes of `ino`: what is in progress, and what a stranger's change of `range`
+    /// would meet.
     pub fn blockers_of(&self, ino: Ino, range: BlockRange) -> Option<Blockers> {
         let inode = self.inodes.get(ino).or_else(|| self.ghosts.get(ino))?;
         let line = inode.turn.line();
@@ -286,7 +293,7 @@ impl Kernel {
     }
 }
 
-/// Everybody who is blocked.
+/// Every blocked task.
 fn waiting_tasks(kernel: &Kernel) -> Vec<(WaiterId, WaitingTask)> {
     let sleepers = kernel.world.sleepers();
     let waiting = |blocked: Participant| {
@@ -303,7 +310,8 @@ fn waiting_tasks(kernel: &Kernel) -> Vec<(WaiterId, WaitingTask)> {
     kernel.waits.blocked().into_iter().map(waiting).collect()
 }
 
-/// What a change of `ranges` by `changer` meets: leases, the pins `met`, clients, I/O in flight, in this order.
+/// What a change of `ranges` by `changer` meets: leases, the pins `met`, clients, I/O in flight, in
+/// this order.
 pub(crate) fn judged(
     kernel: &Kernel,
     inode: &Inode,
@@ -359,7 +367,8 @@ fn lease_blocker(
     }
     let mut queued = entry.fd_holders.queued();
     if releasers.is_empty() && queued == 0 {
-        // Only pins keep it: those that hold its open file, else all of those under it (a zombie, a close that waits).
+        // Only pins keep it: those that hold its open file, else all of those under it (a zombie,
+        // or a close that waits).
         let holds = |pin: &Arc<Holder>| pin.holds_file == Some(entry.file);
         let held = pins.iter().any(|pin| holds(pin));
         for pin in pins.iter().filter(|pin| !held || holds(pin)) {
@@ -412,13 +421,13 @@ fn layout_blocker(kernel: &Kernel, inode: &Inode, layout: &BlockLayout) -> Block
 fn io_blocker(kernel: &Kernel, io: &SeenIo) -> Blocker {
     let cause = Cause::DirectIo { process: io.pid.0 };
     let effect = if kernel.ignores_pins() { Effect::Ignored } else { Effect::WaitedFor };
-    // Whoever else has the open file can't complete it.
+    // Another process that has the file open can't complete it.
     let fd = kernel.processes.get(io.pid).and_then(|process| process.fd_of(&io.fd_holders));
     let releasers = vec![Releaser { pid: io.pid.0, fd: fd.map(|fd| fd.0) }];
     Blocker { cause, ino: io.ino.0, range: io.range.into(), effect, deadline_ns: None, releasers, queued: 0 }
 }
 
-/// The processes that have a descriptor with this fd_holders, and which.
+/// The processes that hold this open file, and their descriptors.
 fn releasers_of(kernel: &Kernel, fd_holders: &Arc<FdHolders>) -> Vec<Releaser> {
     let releaser = |pid: Pid| {
         let fd = kernel.processes.get(pid).and_then(|process| process.fd_of(fd_holders));
@@ -438,7 +447,7 @@ fn releasers_of_pin(kernel: &Kernel, holder: &Holder) -> Vec<Releaser> {
     if let Some(fd_holders) = holder.object.fd_holders() {
         return releasers_of(kernel, &fd_holders);
     }
-    // It says who, and under which descriptor the first of them has it.
+    // It names its processes, and the descriptor of the first of them.
     let info = holder.object.describe();
     let fds = [info.fd].into_iter().chain(std::iter::repeat(None));
     let named = info.processes.iter().zip(fds);
@@ -481,10 +490,10 @@ impl fmt::Display for Blocker {
                 Some(fd) => format!("process {} (fd {fd})", releaser.pid),
                 None => format!("process {}", releaser.pid),
             })
-            .chain((self.queued > 0).then(|| format!("whoever reads it from {} queue(s)", self.queued)))
+            .chain((self.queued > 0).then(|| format!("a process that reads it from {} queue(s)", self.queued)))
             .collect();
         match can.is_empty() {
-            true => f.write_str("; nobody could release it"),
+            true => f.write_str("; no process could release it"),
             false => write!(f, "; {} could release it", can.join(", ")),
         }
     }

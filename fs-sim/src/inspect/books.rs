@@ -1,7 +1,7 @@
-//! Questions about the kernel's state: who leases, who pins, who blocks; and the check of everything at the end of a run.
+//! Questions about leases, holders, blocks and processes.
 //!
-//! It owns no state. Invariant: nothing here changes anything, and every answer names who it speaks of. Kernel counterpart:
-//! /proc/locks, /proc/PID/fdinfo, debugfs.
+//! It owns no state. Invariant: nothing here changes anything, and every answer names objects by
+//! number. Kernel counterpart: /proc/locks, /proc/PID/fdinfo, debugfs.
 
 use std::collections::BTreeMap;
 
@@ -24,7 +24,8 @@ use crate::vfs::kernel::Kernel;
 use crate::vfs::process::Process;
 
 impl Kernel {
-    /// The base leases of a file, in the order they were set. Unlike `F_GETLEASE`, a look at them times nothing out.
+    /// The ordinary leases of a file, in the order they were set. Unlike `F_GETLEASE`, this
+    /// question times no break out.
     pub fn base_leases(&self, inode: &Inode) -> Vec<PosixLeaseInfo> {
         let found: Vec<_> = {
             let books = PosixLeases::of(inode).lock();
@@ -60,7 +61,7 @@ impl Kernel {
         self.names.lock().get(name).cloned()
     }
 
-    /// How many blocks are where.
+    /// How many blocks are allocated, orphaned and free.
     pub fn usage(&self) -> Usage {
         Usage {
             allocated: self.allocator.allocated_blocks(),
@@ -75,7 +76,7 @@ impl Kernel {
         self.processes.get(pid)
     }
 
-    /// Who is blocked in a system call, as words: task, process, and the processes it needs.
+    /// Every task that is blocked in a system call, in words: task, process, and what it needs.
     pub fn blocked(&self) -> Vec<String> {
         let sleepers: BTreeMap<_, _> =
             self.world.sleepers().into_iter().map(|sleeper| (sleeper.waiter, sleeper.reason)).collect();
@@ -89,13 +90,14 @@ impl Kernel {
             .collect()
     }
 
-    /// The stale accesses found, the first [`crate::dma::FINDINGS_MAX`] of them.
+    /// The stale accesses found, the first [`FINDINGS_MAX`](crate::pinning::dma::FINDINGS_MAX) of
+    /// them.
     pub fn findings(&self) -> Vec<StaleFinding> {
         self.attached::<StaleFindings>().all()
     }
 }
 
-/// Where a lease stands.
+/// The state of a layout lease, as reported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LeaseStatus {
     /// In force.
@@ -106,24 +108,24 @@ pub enum LeaseStatus {
     Zombie,
 }
 
-/// A lease, as seen from outside.
+/// A layout lease, as reported.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LeaseInfo {
     /// Its number.
     pub id: LeaseId,
-    /// Who took it.
+    /// The process that took it.
     pub pid: Pid,
     /// Its kind.
     pub kind: LeaseKind,
     /// The file blocks it is about.
     pub range: BlockRange,
-    /// Where it stands.
+    /// Its state.
     pub state: LeaseStatus,
-    /// Pins taken under it that still live.
+    /// How many pins taken under it live.
     pub pins: u64,
 }
 
-/// How many blocks are where.
+/// How many blocks are allocated, orphaned and free.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Usage {
     /// Allocated to files or orphaned.

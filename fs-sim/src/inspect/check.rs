@@ -1,4 +1,8 @@
-//! TODO
+//! The check of the invariants at the end of a run.
+//!
+//! It owns the comparison of pin words, holders, leases, blocks and notices with what they must be
+//! when every process has exited. Invariant: it changes nothing. Kernel counterpart: xfs_scrub(8),
+//! `kmemleak`.
 
 use std::collections::BTreeMap;
 
@@ -13,8 +17,9 @@ use crate::leases::posix::table::PosixLeases;
 use crate::vfs::kernel::Kernel;
 
 impl Kernel {
-    /// Checks, with every process gone, the invariants that concern the end of a run (SEMANTICS section 8); what is broken,
-    /// in words. Invariants 1, 2 and 8 are recorded while running; 7 is the oracle's, which knows who wrote what.
+    /// Checks, with every process gone, the invariants about the end of a run (docs/semantics.md,
+    /// section 8), and returns what is broken, in words. Invariants 1, 2 and 8 are recorded while
+    /// the run goes on; invariant 7 is checked by the oracle, which knows what was written.
     pub fn check_at_rest(&self) -> Vec<String> {
         let mut broken = self.violations();
         for (pid, _) in self.processes.snapshot() {
@@ -54,11 +59,11 @@ impl Kernel {
     }
 }
 
-/// Invariant 4: every block has one owner, or is recorded as shared with the right count and marked in every map; and the
-/// allocator's books agree with the files'.
+/// Invariant 4: every block has one owner, or is recorded as shared with the right count and
+/// marked in every map; and the allocator's books agree with the files' maps.
 fn check_owners(kernel: &Kernel) -> Vec<String> {
     let mut broken = Vec::new();
-    // Where the number of mappings rises and falls, along the device.
+    // Where the number of mappings changes, along the device.
     let mut edges: BTreeMap<u64, (i64, Vec<Ino>)> = BTreeMap::new();
     for (ino, inode) in kernel.inodes.snapshot() {
         let extents: Vec<_> = inode.layout(|layout: &Layout| layout.extents().collect());

@@ -1,4 +1,8 @@
-//! TODO
+//! What an administrator does to a volume from outside: defragment, poison, look at runs, watch
+//! guests.
+//!
+//! It owns the entry points; the work is done in the layers below. Invariant: none of them acts
+//! for a process. Kernel counterpart: xfs_fsr(8), `ndctl inject-error`, filefrag(8).
 
 use emulator::pin::PageRange;
 use emulator::sync::Arc;
@@ -13,12 +17,12 @@ use crate::vfs::kernel::Kernel;
 use crate::vfs::names::{drop_open, lookup};
 
 impl Kernel {
-    /// Copies the blocks of the file called `name` into one run of the device, but for those that may not be moved. A file
-    /// that lies in one run already is left alone.
+    /// Copies the blocks of the file called `name` into one run of the device, except those that
+    /// may not be moved. A file that lies in one run already is left alone.
     ///
     /// # Errors
-    /// ENOENT; ENOSPC if no run of free blocks is long enough, EIO if a block turned unreadable meanwhile or the device is
-    /// gone: nothing changed.
+    /// ENOENT; ENOSPC if no run of free blocks is long enough, EIO if a block turned unreadable
+    /// meanwhile or the device is gone: nothing changed.
     pub fn defragment(self: &Arc<Self>, name: &str) -> Result<Defragmented, Errno> {
         let inode = lookup(self, name)?;
         let done = defragment_inode(self, &inode);
@@ -26,7 +30,8 @@ impl Kernel {
         done
     }
 
-    /// Poisons the device page that holds this block of a file: whoever touches it fails, whoever doesn't is unaffected.
+    /// Poisons the device page that holds this block of a file: an access to it fails, others are
+    /// unaffected.
     ///
     /// # Errors
     /// ENOENT (no such inode), ENXIO (a hole).
@@ -37,7 +42,7 @@ impl Kernel {
         Ok(())
     }
 
-    /// Heals it; it reads as zeros then, its contents being lost.
+    /// Heals the block; it reads as zeros then, because its contents are lost.
     ///
     /// # Errors
     /// ENOENT, ENXIO; EIO if the device is gone.
@@ -49,8 +54,8 @@ impl Kernel {
         self.device.zero(page).map_err(|_| Errno::EIO)
     }
 
-    /// In how many runs the file called `name` lies on the device, however many extents its map has for them: where both the file
-    /// and the device go on it is one.
+    /// In how many runs the file called `name` lies on the device, however many extents its map
+    /// has: extents that continue both in the file and on the device count as one run.
     ///
     /// # Errors
     /// ENOENT.
@@ -58,15 +63,16 @@ impl Kernel {
         Ok(self.named(name).ok_or(Errno::ENOENT)?.layout(runs))
     }
 
-    /// Watches from now on what guests store into blocks that are freed beneath them; not to be undone. It costs a fill and a
-    /// comparison of such blocks, and guests find their contents gone.
+    /// Switches on the watch over what guests store into blocks that were freed while they could
+    /// reach them; it stays on. It costs a fill and a comparison of such blocks, and guests find
+    /// their contents gone.
     pub fn watch_stale_guests(&self) {
         self.attached::<StaleWatch>().on.store(true, Ordering::Relaxed);
     }
 
-    /// How many 64-byte lines of freed blocks differ from what they were filled with when they were freed beneath a guest: at
-    /// least so many were stored to by a guest (or another device that still has them) that no longer owned them. 0 if nobody
-    /// watches.
+    /// How many 64-byte lines of freed blocks differ from their fill: a guest, or another device
+    /// that still had them, stored to at least so many lines that it no longer owned. 0 while the
+    /// watch is off.
     pub fn stale_guest_changed_lines(&self) -> u64 {
         let (settled, filled) = {
             let state = self.attached::<StaleWatch>().state.lock();

@@ -1,4 +1,7 @@
-//! TODO
+//! Boot: a kernel is built from its parts.
+//!
+//! It owns the wiring. Invariant: a kernel starts with an empty volume over all of its device.
+//! Kernel counterpart: `start_kernel`, `fill_super`.
 
 use std::collections::BTreeMap;
 

@@ -1,8 +1,8 @@
 //! What happens when a file, a process or an inode ends.
 //!
-//! It owns the order in which the layers act. Invariant: nothing here waits, but for the leases of a
-//! file that `close` or `dup2` releases where the design says `wait-killable`. Kernel counterpart:
-//! `__fput` (fs/file_table.c), `do_exit` (kernel/exit.c), `evict` (fs/inode.c).
+//! It owns the order in which the layers act. Invariant: nothing here waits, but for the leases of
+//! a file that `close` or `dup2` releases where the design says `wait-killable`. Kernel
+//! counterpart: `__fput` (fs/file_table.c), `do_exit` (kernel/exit.c), `evict` (fs/inode.c).
 
 use emulator::sync::Arc;
 

@@ -1,9 +1,10 @@
-//! Power cuts and what comes after: a kernel that mounts what the last one left.
+//! Power cuts, and recovery by a kernel that mounts what the last one left.
 //!
-//! It owns the way from [`Kernel::power_cut`] to [`Kernel::recover`]. Invariants: of the old machine nothing goes on (its
-//! processes are dead, its accesses fail); the new one has every file as of its last committed change; blocks that were
-//! orphaned, or on their way to be freed, are freed exactly once; an inode without a name is gone. Kernel counterpart:
-//! `xlog_recover` (fs/xfs/xfs_log_recover.c) with its unlinked lists (`xlog_recover_process_iunlinks`).
+//! It owns the way from [`Kernel::power_cut`] to [`Kernel::recover`]. Invariants: nothing of the
+//! old machine continues (its processes are dead, its accesses fail); the new one has every file
+//! as of its last committed change; blocks that were orphaned, or about to be freed, are freed
+//! exactly once; an inode without a name is gone. Kernel counterpart: `xlog_recover`
+//! (fs/xfs/xfs_log_recover.c) with its unlinked lists (`xlog_recover_process_iunlinks`).
 
 use std::collections::BTreeMap;
 
@@ -31,7 +32,7 @@ pub struct Durable {
     pending: Vec<PageRange>,
 }
 
-/// What stands in the directory for a name.
+/// A directory entry.
 #[derive(Clone, Copy, Debug)]
 struct DurableName {
     ino: Ino,
@@ -46,7 +47,7 @@ impl Durable {
     }
 }
 
-/// What a recovery did.
+/// The result of a recovery.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Recovered {
     /// Names found.
@@ -58,9 +59,10 @@ pub struct Recovered {
 }
 
 impl Kernel {
-    /// Cuts the power. Everything volatile is lost: processes die where they stand, and with them leases, pins and holders;
-    /// from now on every access of this kernel to the device fails. A copy by a thread of the lab that runs at this very moment
-    /// may still land: whoever wants none joins those threads before [`Kernel::recover`].
+    /// Cuts the power. Everything volatile is lost: processes die at once, and with them leases,
+    /// pins and holders; from now on every access of this kernel to the device fails. A copy that
+    /// another thread of the program is making at this moment may still land: a caller that wants
+    /// none joins those threads before [`Kernel::recover`].
     ///
     /// # Errors
     /// The device could not be mapped again; then nothing was cut.
@@ -68,7 +70,7 @@ impl Kernel {
         let device = self.device.map_again()?;
         let contents = self.journal.cut(|| self.device.poison().lose_device());
         self.mount.lose();
-        // After the layouts: a file that came since has a name and no layout, and is empty.
+        // After the layouts: a file created since has a name and no layout, and is empty.
         let names = self.names.lock().clone();
         let named = |inode: &Inode| DurableName { ino: inode.ino(), uid: inode.uid(), mode: inode.mode() };
         let names = names.into_iter().map(|(name, inode)| (name, named(&inode))).collect();
@@ -139,8 +141,8 @@ fn mount_inode(kernel: &Kernel, ino: Ino, layout: Layout, name: Option<&(Durable
     inode
 }
 
-/// Marks the blocks of a layout as allocated. What an earlier layout (or another part of this one) has `claimed` already must
-/// be marked as shared, and is counted so.
+/// Marks the blocks of a layout as allocated. Blocks that are already `claimed`, by an earlier
+/// layout or another part of this one, must be marked as shared, and are counted so.
 fn claim_layout(kernel: &Kernel, layout: &Layout, claimed: &mut PageList) {
     for extent in layout.extents() {
         let pages = pages_of(&extent);
@@ -156,7 +158,7 @@ fn claim_layout(kernel: &Kernel, layout: &Layout, claimed: &mut PageList) {
     }
 }
 
-/// Marks blocks as allocated that the journal says are.
+/// Marks blocks as allocated that the journal names.
 fn claim_pages(kernel: &Kernel, pages: PageRange) {
     if !kernel.allocator.claim(pages) {
         kernel.violated(format!("invariant 4: recovery found {pages} claimed twice, or outside the device"));

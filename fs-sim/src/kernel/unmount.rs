@@ -1,4 +1,9 @@
-//! TODO
+//! Unmounting the volume, and removing its device.
+//!
+//! It owns both ends of a volume. Invariants: a volume is unmounted only if no file is open and
+//! nothing is pinned; a device goes only after every long-term pin is dropped and every
+//! block-layout client's I/O has drained. Kernel counterpart: `umount` (fs/namespace.c),
+//! `->notify_failure` of a dying pmem device (fs/xfs/xfs_notify_failure.c, `MF_MEM_PRE_REMOVE`).
 
 use emulator::sync::Arc;
 use emulator::wait::{WaitFor, WaitQueue};
@@ -12,11 +17,12 @@ use crate::vfs::kernel::Kernel;
 use crate::volume::mount::{MOUNTED, UNMOUNTED};
 
 impl Kernel {
-    /// Unmounts the volume. Afterwards names lead nowhere: opens are ENODEV **\[chosen\]** (Linux would find the folder below
-    /// the mount point).
+    /// Unmounts the volume. Afterwards opens are ENODEV **\[chosen\]** (Linux would find the
+    /// folder below the mount point).
     ///
     /// # Errors
-    /// EBUSY while a file is open or anything is pinned (S51), or another unmount looks; ENODEV if it is not mounted.
+    /// EBUSY while a file is open or anything is pinned (S51), or while another unmount is in
+    /// progress; ENODEV if it is not mounted.
     pub fn unmount(&self) -> Result<(), Errno> {
         self.mount.begin()?;
         let named: Vec<Arc<Inode>> = self.names.lock().values().cloned().collect();
@@ -27,10 +33,12 @@ impl Kernel {
         if busy { Err(Errno::EBUSY) } else { Ok(()) }
     }
 
-    /// Removes the device under the volume (S52): no file is opened, nothing is registered, no layout is granted and no file is
-    /// changed any more; every long-term pin is revoked, every guest unmapped and every block-layout client fenced as by a change under `revoke`,
-    /// whatever the design says; when their accesses in flight have drained, the device is gone: reads and writes are EIO, loads and stores SIGBUS. Always
-    /// completes; must not be called by a thread that an access in flight, or the unmapping of a guest, waits for.
+    /// Removes the device under the volume (S52). From the start no file is opened or changed,
+    /// nothing is registered and no layout is granted; every long-term pin is revoked, every guest
+    /// unmapped and every block-layout client fenced, whatever the design says. When their
+    /// accesses in flight have drained the device is gone: reads and writes are EIO, loads and
+    /// stores SIGBUS. Always completes; must not be called by a thread for which an access in
+    /// flight, or the unmapping of a guest, waits.
     pub fn remove_device(self: &Arc<Self>) {
         self.mount.lose();
         self.trace("device is being removed", 0, 0, None);

@@ -111,14 +111,16 @@ pub(crate) fn same_bytes(
     Ok(true)
 }
 
-/// Zeroes from byte `offset` of a file to the end of the block it lies in, if that block is mapped and written.
+/// Zeroes from byte `offset` of a file to the end of the block it lies in, if that block is mapped
+/// and written.
 pub(crate) fn zero_to_block_end(kernel: &Kernel, layout: &Layout, offset: u64) {
     if !offset.is_multiple_of(BLOCK) {
         zero_within_block(kernel, layout, offset, BLOCK - offset % BLOCK);
     }
 }
 
-/// Zeroes `len` bytes at byte `offset`, which lie in one block, if that block is mapped and written.
+/// Zeroes `len` bytes at byte `offset`, which lie in one block, if that block is mapped and
+/// written.
 pub(crate) fn zero_within_block(kernel: &Kernel, layout: &Layout, offset: u64, len: u64) {
     if let Some(extent) = layout.lookup(offset / BLOCK)
         && extent.state == ExtentState::Written

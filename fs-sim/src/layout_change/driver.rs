@@ -51,7 +51,8 @@ pub(crate) fn change_layout(
     change_layouts(task, &[inode], &SingleChange(change), patience)
 }
 
-/// Runs a layout change of one or two files, which are in the order of their numbers. True if it changed anything.
+/// Runs a layout change of one or two files, which are in the order of their numbers. True if it
+/// changed anything.
 pub(crate) fn change_layouts(
     task: &Task,
     inodes: &[&Arc<Inode>],

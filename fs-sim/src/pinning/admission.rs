@@ -1,17 +1,23 @@
-//! TODO
+//! The design's gate for long-term users.
+//!
+//! It owns the axes `pin_gate` and `gate_scope`: what a kind of user may get at all, before any
+//! lease is looked up. Invariant: the answer depends on the design and the kind of user only.
+//! Kernel counterpart: `check_vma_flags` (mm/gup.c) with `FOLL_LONGTERM`.
 
 use crate::base::errno::Errno;
 use crate::design::{GateScope, PinGate};
 use crate::vfs::kernel::Kernel;
 
-/// Who wants a long-term pin.
+/// The kind of a long-term user.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LongTermUser {
     /// An RDMA region. It can fault at access where the design says so.
     Rdma,
-    /// Anybody else: an AF_XDP umem, io_uring fixed buffers, a guest of which nobody knows how to unmap it. They can't fault.
+    /// Any other user: an AF_XDP umem, io_uring fixed buffers, a guest that the kernel cannot
+    /// unmap. It can't fault.
     Other,
-    /// A guest from which its memory can be taken away. It can't fault either, but be unmapped before a page changes, once.
+    /// A guest whose memory can be unmapped. It can't fault either, but it can be unmapped once,
+    /// before a page changes.
     Unmappable,
 }
 
@@ -25,13 +31,13 @@ pub(crate) enum Admission {
         /// Whether it must be an exclusive one.
         exclusive: bool,
     },
-    /// Faults.
+    /// Access by faults.
     OnDemand,
-    /// Nothing but to be told before a page changes.
+    /// No pins: it is told before a page changes.
     NotifyOnly,
 }
 
-/// What the gate has for `user`, whatever it holds and wants.
+/// What the gate has for `user`.
 ///
 /// # Errors
 /// EOPNOTSUPP: nothing.

@@ -1,8 +1,9 @@
 //! AF_XDP sockets: packet memory (umem) that a network card writes to and reads from.
 //!
-//! It owns a socket's umem. Invariants: a socket has at most one umem in its life; revoked, the umem is unbound, the socket
-//! reports ENETDOWN once and every further packet is ENXIO; the pins go with the socket's last close at the latest. Kernel
-//! counterpart: net/xdp/xsk.c (`xsk_notifier`, `xsk_unbind_dev`), net/xdp/xdp_umem.c (`xdp_umem_pin_pages`).
+//! It owns a socket's umem. Invariants: a socket has at most one umem in its life; after a
+//! revocation the umem is unbound, the socket reports ENETDOWN once and every further packet is
+//! ENXIO; the pins go with the socket's last close at the latest. Kernel counterpart:
+//! net/xdp/xsk.c (`xsk_notifier`, `xsk_unbind_dev`), net/xdp/xdp_umem.c (`xdp_umem_pin_pages`).
 
 use std::any::Any;
 
@@ -37,7 +38,7 @@ pub(crate) struct Umem {
     pub(crate) fd_holders: Arc<FdHolders>,
     pub(crate) registrant: Arc<Process>,
     pub(crate) region: RegisteredMemory,
-    /// Its socket is to be told of its loss.
+    /// Whether its socket must still report the loss.
     pub(crate) lost: AtomicBool,
 }
 
@@ -52,7 +53,7 @@ impl PinHolder for Umem {
 
     fn revoke(&self, kernel: &Arc<Kernel>) {
         let mut deferred = Deferred::default();
-        if self.region.shut(kernel, &mut deferred) {
+        if self.region.close(kernel, &mut deferred) {
             self.lost.store(true, Ordering::SeqCst);
         }
         kernel.run_deferred(deferred);
@@ -63,7 +64,7 @@ impl OpenObject for XdpSocket {
     fn release(&self, kernel: &Arc<Kernel>, deferred: &mut Deferred) {
         let state = std::mem::replace(&mut *self.state.lock(), XdpSocketState::Closed);
         if let XdpSocketState::Bound(umem) = state {
-            umem.region.shut(kernel, deferred);
+            umem.region.close(kernel, deferred);
         }
     }
 
@@ -90,7 +91,8 @@ impl XdpSocket {
         access(&umem.region).unwrap_or(Err(Errno::ENXIO))
     }
 
-    /// A packet arrives: the card writes it into the umem at byte `offset`. The error is what a call of the program would say.
+    /// A packet arrives: the card writes it into the umem at byte `offset`. The error is what a
+    /// system call of the program would return.
     ///
     /// # Errors
     /// ENXIO without a umem, or after it was revoked; EFAULT outside it; EIO if the memory failed.
@@ -98,7 +100,7 @@ impl XdpSocket {
         self.packet(|region| region.write(kernel, offset, packet))
     }
 
-    /// The card sends what stands in the umem at byte `offset`.
+    /// The card sends the packet at byte `offset` of the umem.
     ///
     /// # Errors
     /// As [`XdpSocket::receive`].
@@ -106,14 +108,15 @@ impl XdpSocket {
         self.packet(|region| region.read(kernel, offset, packet))
     }
 
-    /// The socket's pending error (`SO_ERROR`), which reading takes away: ENETDOWN once its umem was revoked.
+    /// The socket's pending error (`SO_ERROR`), which reading clears: ENETDOWN once its umem was
+    /// revoked.
     pub fn take_error(&self) -> Option<Errno> {
         let lost = self.umem().is_some_and(|umem| umem.lost.swap(false, Ordering::SeqCst));
         lost.then_some(Errno::ENETDOWN)
     }
 
-    /// Whether it has a umem that was not taken away.
+    /// Whether it has a umem that was not revoked.
     pub fn is_bound(&self) -> bool {
-        self.umem().is_some_and(|umem| !umem.region.is_shut())
+        self.umem().is_some_and(|umem| !umem.region.is_closed())
     }
 }

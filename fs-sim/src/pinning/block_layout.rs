@@ -1,4 +1,8 @@
-//! TODO
+//! Block-layout clients: granting a layout, and the client's I/O to the device.
+//!
+//! It owns the step that makes a layout true when it is granted. Invariant: a layout's extents are
+//! what the file has as long as the layout is neither returned nor fenced. Kernel counterpart:
+//! `nfsd4_block_proc_layoutget` (fs/nfsd/blocklayout.c).
 
 use emulator::gate::Gate;
 use emulator::sync::atomic::AtomicBool;
@@ -22,7 +26,8 @@ impl BlockLayout {
     /// The client reads the device blocks of byte `offset` of the file; holes read as zeros.
     ///
     /// # Errors
-    /// EFAULT outside the layout's range; EIO once it was returned or fenced, or if the device fails.
+    /// EFAULT outside the layout's range; EIO once it was returned or fenced, or if the device
+    /// fails.
     pub fn read(&self, kernel: &Arc<Kernel>, offset: u64, into: &mut [u8]) -> Result<(), Errno> {
         self.check(offset, into.len() as u64)?;
         self.access(kernel, || {
@@ -37,7 +42,7 @@ impl BlockLayout {
     /// The client writes the device blocks of byte `offset` of the file.
     ///
     /// # Errors
-    /// EACCES for a layout that is to be read; else as [`BlockLayout::read`].
+    /// EACCES for a read layout; else as [`BlockLayout::read`].
     pub fn write(&self, kernel: &Arc<Kernel>, offset: u64, from: &[u8]) -> Result<(), Errno> {
         if self.mode == IoMode::Read {
             return Err(Errno::EACCES);
@@ -74,11 +79,12 @@ pub(crate) fn grant_layout(
             }
             let turn = inode.turn.take_unless_waiting(task);
             let _ticket = turn.map_err(|errno| if errno == Errno::ETXTBSY { Errno::EAGAIN } else { errno })?;
-            // With the turn no block moves; what is unwritten is cleaned, so that its extents say all.
+            // No block moves while the turn is held. Unwritten blocks are cleaned, so that the
+            // extents say everything.
             clean_unwritten(task.kernel(), inode, range);
             let read_point = task.kernel().ledger.read_point();
             let (pieces, size) = inode.layout(|layout| (pieces_in(layout, range), layout.size()));
-            // A hole, or a block that other files share, is not the client's to write.
+            // The client may not write a hole or a block that other files share.
             let writable = |piece: &Piece| matches!(piece, Piece::Mapped(extent) if !extent.shared);
             let fit = mode == IoMode::Read || pieces.iter().all(writable);
             if range.end > size.div_ceil(BLOCK) || !fit {

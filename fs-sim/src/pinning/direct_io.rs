@@ -1,4 +1,7 @@
-//! TODO
+//! The end of a direct I/O request: the transfer, and the drop of its pins.
+//!
+//! It owns that step, for completion and for a process's exit. Invariant: the pins are dropped
+//! exactly once. Kernel counterpart: `aio_complete` (fs/aio.c).
 
 use emulator::sync::Arc;
 
@@ -10,7 +13,8 @@ use crate::vfs::kernel::Kernel;
 use crate::vfs::open_file::Deferred;
 
 impl DirectIoRequest {
-    /// Transfers, unpins, lets go of the file. Without a buffer (its process is gone) a read transfers nothing.
+    /// Transfers, unpins, drops the reference on the file. Without a buffer (its process has
+    /// exited) a read transfers nothing.
     pub(crate) fn finish(
         self,
         kernel: &Arc<Kernel>,

@@ -1,9 +1,10 @@
-//! Copies to and from a file's blocks, watched by the ledger.
+//! Copies to and from a file's blocks, checked against the ledger.
 //!
-//! It owns the detection of stale accesses: every copy, by a device through a region's own page list or by a system call
-//! through short-term pins, is checked against the ledger before and after. Invariant: an access that overlaps the moment a
-//! page leaves the file (or the offset) it was pinned for does not go unnoticed. Kernel counterpart: none; on real hardware
-//! this is silent corruption, which is why the lab exists.
+//! It owns the detection of stale accesses: every copy, by a device through a region's own page
+//! list or by a system call through short-term pins, is checked against the ledger before and
+//! after. Invariant: an access that overlaps the moment a page leaves the file (or the offset) it
+//! was pinned for is detected. Kernel counterpart: none; on real hardware this is silent
+//! corruption.
 
 use emulator::ledger::{Access, Stamp};
 use emulator::pin::PageRange;
@@ -24,10 +25,10 @@ use crate::vfs::inode::Inode;
 use crate::vfs::kernel::Kernel;
 use emulator::sync::Mutex;
 
-/// A stale access: what was found, and what led there.
+/// A stale access: what was found, and the events before it.
 #[derive(Clone, Debug)]
 pub struct StaleFinding {
-    /// Who accessed; none for a system call's own copy.
+    /// The region that accessed; `None` for a system call's own copy.
     pub region: Option<HolderInfo>,
     /// The device page.
     pub page: u64,
@@ -68,7 +69,7 @@ impl StaleFindings {
 /// How many findings are kept in full; more are counted only.
 pub const FINDINGS_MAX: usize = 64;
 
-/// One direction of a copy.
+/// The direction of a copy, with the memory on the caller's side.
 enum CopyDirection<'a> {
     Out(&'a mut [u8]),
     In(&'a [u8]),
@@ -83,14 +84,14 @@ impl CopyDirection<'_> {
     }
 }
 
-/// Who accesses which part of which file.
+/// Which region accesses which part of which file.
 pub(crate) struct AccessSubject<'a> {
     pub(crate) region: Option<&'a Pinned>,
     pub(crate) ino: Ino,
     pub(crate) file_block: u64,
 }
 
-/// Runs `body`, an access to `pages`, between two looks at the ledger.
+/// Runs `body`, an access to `pages`, between two checks of the ledger.
 fn watched<R>(
     kernel: &Kernel,
     pages: PageRange,
@@ -148,7 +149,7 @@ fn copy_watched(
     .map_err(|_| Errno::EIO)
 }
 
-/// Reads part of an extent that somebody outside knows by its device blocks: `skip` bytes into `extent`.
+/// Reads part of an extent for a client that knows the device blocks: `skip` bytes into `extent`.
 pub(crate) fn read_extent(
     kernel: &Kernel,
     ino: Ino,
@@ -161,7 +162,7 @@ pub(crate) fn read_extent(
     copy_watched(kernel, pages_of(extent), skip, since, &subject, CopyDirection::Out(into))
 }
 
-/// Writes part of an extent; see [`Kernel::read_extent`].
+/// Writes part of an extent; see [`read_extent`].
 pub(crate) fn write_extent(
     kernel: &Kernel,
     ino: Ino,
@@ -174,7 +175,8 @@ pub(crate) fn write_extent(
     copy_watched(kernel, pages_of(extent), skip, since, &subject, CopyDirection::In(from))
 }
 
-/// Copies between memory and a file range held by short-term pins. Holes read as zeros; writing one is EFAULT.
+/// Copies between memory and a file range held by short-term pins. Holes read as zeros; writing one
+/// is EFAULT.
 fn copy_short(
     kernel: &Kernel,
     inode: &Inode,
@@ -239,7 +241,8 @@ pub(crate) fn write_short(
 }
 
 impl Pinned {
-    /// The device byte offsets of `offset..offset+len` of the region, piece by piece, as (pages, skip, length).
+    /// The device pages of `offset..offset+len` of the region, piece by piece: pages, first block
+    /// in the region, bytes to skip, length.
     fn pieces(&self, offset: u64, len: u64) -> impl Iterator<Item = (PageRange, u64, u64, u64)> + '_ {
         // Region offsets count from the region's first byte; pages from the block that holds it.
         let from = self.file_offset % BLOCK + offset;
@@ -263,8 +266,8 @@ impl Pinned {
         self.holder.range.start + nth
     }
 
-    /// A device writes into the region, through the region's own page list: a wrong design lets it write into blocks that
-    /// were freed.
+    /// A device writes into the region, through the region's own page list. A wrong design lets it
+    /// write into freed blocks.
     ///
     /// # Errors
     /// EFAULT outside the region, EIO if the device fails.
@@ -305,7 +308,8 @@ impl Pinned {
         self.pieces(offset, len).try_for_each(|(pages, _, skip, len)| persist_pages(kernel, pages, skip, len))
     }
 
-    /// A device's atomic on 8 aligned bytes of the region; the value before, or the one stored.
+    /// A device's atomic on 8 aligned bytes of the region. Returns the value before, or the one
+    /// stored.
     ///
     /// # Errors
     /// EINVAL if misaligned, EFAULT outside the region, EIO if the device fails.

@@ -1,9 +1,11 @@
-//! io_uring fixed buffers: memory that a ring's requests read and write without looking it up again.
+//! io_uring fixed buffers: memory that a ring's requests read and write without a new lookup.
 //!
-//! It owns a ring's table of buffers. Invariants: the table is registered as a whole or not at all, and there is at most one at
-//! a time; revoked, it is unregistered as a whole **\[chosen\]**: requests on its buffers end in ECANCELED until the program
-//! has unregistered it; the pins go with the ring's last close at the latest. Kernel counterpart: io_uring/rsrc.c
-//! (`io_sqe_buffers_register`, `io_sqe_buffers_unregister`), whose pins are charged to the registering mm.
+//! It owns a ring's table of buffers. Invariants: the table is registered as a whole or not at
+//! all, and a ring has at most one at a time; a revocation unregisters it as a whole
+//! **\[chosen\]**: requests on its buffers end in ECANCELED until the program has unregistered it;
+//! the pins go with the ring's last close at the latest. Kernel counterpart: io_uring/rsrc.c
+//! (`io_sqe_buffers_register`, `io_sqe_buffers_unregister`), whose pins are charged to the
+//! registering mm.
 
 use std::any::Any;
 
@@ -47,15 +49,15 @@ pub(crate) struct BufferTable {
     pub(crate) registrant: Arc<Process>,
     /// Each with its length in bytes.
     pub(crate) buffers: Vec<(RegisteredMemory, u64)>,
-    /// Every buffer is a holder of its own, and the revocation of the first takes all of them away.
+    /// Each buffer is a holder of its own; the revocation of the first one takes all of them away.
     pub(crate) revoked: AtomicBool,
 }
 
 impl BufferTable {
-    /// Takes all of them away.
-    pub(crate) fn shut(&self, kernel: &Arc<Kernel>, deferred: &mut Deferred) {
+    /// Closes all of them.
+    pub(crate) fn close(&self, kernel: &Arc<Kernel>, deferred: &mut Deferred) {
         for (region, _) in &self.buffers {
-            region.shut(kernel, deferred);
+            region.close(kernel, deferred);
         }
     }
 }
@@ -70,12 +72,13 @@ impl PinHolder for BufferTable {
     }
 
     fn revoke(&self, kernel: &Arc<Kernel>) {
-        // Somebody else may be at it still: whoever needs the pins gone waits for that anyway.
+        // Another task may still be closing them. A task that needs the pins gone waits for that
+        // anyway.
         if self.revoked.swap(true, Ordering::SeqCst) {
             return;
         }
         let mut deferred = Deferred::default();
-        self.shut(kernel, &mut deferred);
+        self.close(kernel, &mut deferred);
         kernel.run_deferred(deferred);
     }
 }
@@ -84,7 +87,7 @@ impl OpenObject for Ring {
     fn release(&self, kernel: &Arc<Kernel>, deferred: &mut Deferred) {
         let state = std::mem::replace(&mut *self.state.lock(), RingState::Closed);
         if let RingState::Open(Some(table)) = state {
-            table.shut(kernel, deferred);
+            table.close(kernel, deferred);
         }
     }
 
@@ -106,10 +109,10 @@ impl Ring {
         }
     }
 
-    /// How many of its buffers were registered and not taken away.
+    /// How many of its buffers were registered and not revoked.
     pub fn buffers(&self) -> usize {
         let table = self.table().ok().flatten();
-        table.map_or(0, |table| table.buffers.iter().filter(|(region, _)| !region.is_shut()).count())
+        table.map_or(0, |table| table.buffers.iter().filter(|(region, _)| !region.is_closed()).count())
     }
 }
 

@@ -1,21 +1,25 @@
 //! A guest export: a file that a virtual machine has as its persistent memory.
 //!
-//! It owns the file's open description, lease and pins for as long as the guest is attached. Invariants: an export holds what
-//! the design's gate demands (an exclusive lease where it demands any) and long-term pins over the whole file (none under `fault`,
-//! see below), or it does not exist; revoked, it has no pieces, and flushes fail from then on, for good; its lease ends with it, never before its pins.
-//! Kernel counterpart: none; QEMU's `memory-backend-file,share=on` over a DAX file, pinned by vfio, and virtio-pmem's flush
-//! (drivers/nvdimm/virtio_pmem.c; VirtIO 1.3 section 5.19).
+//! It owns the file's open file, lease and pins for as long as the guest is attached. Invariants:
+//! an export holds what the design's gate demands (an exclusive lease where it demands any) and
+//! long-term pins over the whole file (none under `fault`, see below), or it does not exist; after
+//! a revocation it has no pieces and flushes fail, for good; its lease ends with it, never before
+//! its pins. Kernel counterpart: none; QEMU's `memory-backend-file,share=on` over a DAX file,
+//! pinned by vfio, and virtio-pmem's flush (drivers/nvdimm/virtio_pmem.c; VirtIO 1.3 section
+//! 5.19).
 //!
 //! # Mappings
-//! Behind an export there can be a [`GuestMapping`]: a real virtual machine, whose loads and stores this kernel neither sees nor
-//! stops. As far as the export is concerned that is one access more, which is in flight from the first [`GuestExport::pieces`]
-//! until [`GuestExport::unmapped`]: as with any other, what takes the export away demands its end, and the pins, the lease and
-//! the blocks go when it has ended.
+//! An export can have a [`GuestMapping`]: a real virtual machine, whose loads and stores this
+//! kernel neither sees nor stops. For the export it is one more access, in flight from the first
+//! [`GuestExport::pieces`] until [`GuestExport::unmapped`]. As with any other access, a revocation
+//! demands its end, and the pins, the lease and the blocks go when it has ended.
 //!
-//! Since it can be demanded, such a guest is admitted where the gate is `fault` too: it holds neither lease nor pins then, and
-//! whatever is about to change a block of it has it unmapped first, and waits. All of it, and for good **\[chosen\]**: nothing
-//! in virtio-pmem tells a guest that a page is back. Kernel counterpart: `mmu_notifier_invalidate_range_start` for a memory
-//! slot (virt/kvm/kvm_main.c), without the fault that brings the page back.
+//! Because its end can be demanded, such a guest is admitted where the gate is `fault` too. It
+//! holds neither lease nor pins then: a task that is about to change one of its blocks has it
+//! unmapped first, and waits. All of it is unmapped, for good **\[chosen\]**: nothing in
+//! virtio-pmem tells a guest that a page is back. Kernel counterpart:
+//! `mmu_notifier_invalidate_range_start` for a memory slot (virt/kvm/kvm_main.c), without the
+//! fault that brings the page back.
 
 use std::any::Any;
 use std::fmt;
@@ -54,24 +58,27 @@ pub struct GuestPiece {
     pub len: u64,
 }
 
-/// The mapping of an export in a virtual machine, which this kernel can only ask for its end.
+/// The mapping of an export in a virtual machine. This kernel can only ask for its end.
 pub trait GuestMapping: Send + Sync + 'static {
-    /// Demands that no piece of the export stays mapped, nor is mapped again. Its completion is [`GuestExport::unmapped`], from
-    /// inside this call or later from anywhere. Called at most once, with no lock held; must return without waiting. It can come
-    /// before the call that made the export has returned, and at the same time as [`GuestExport::pieces`] hands pieces out: those
-    /// are to be unmapped as well.
+    /// Demands that no piece of the export stays mapped or is mapped again. It is complete with
+    /// [`GuestExport::unmapped`], called from inside this call or later from any thread. Called at
+    /// most once, with no lock held; must return without waiting. It can come before the call that
+    /// made the export has returned, and while [`GuestExport::pieces`] hands pieces out: those
+    /// must be unmapped too.
     fn unmap(&self);
 
-    /// Who it is, for people, such as `guest at /run/a.sock, QEMU process 4711`. Must neither wait nor call the kernel.
+    /// What identifies it, for people, such as `guest at /run/a.sock, QEMU process 4711`. Must
+    /// neither wait nor call the kernel.
     fn describe(&self) -> String;
 }
 
-/// What of an export's file a guest may reach by a mapping at this moment.
+/// What a guest may reach of an export's file by its mapping at this moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Exposure {
-    /// Bytes that have left the file (or its offset) since the export and are nobody's or another's now, though still mapped.
+    /// Bytes that have left the file (or their offset) since the export and are free or another
+    /// file's now, though still mapped.
     pub exposed_bytes: u64,
-    /// Bytes that have left the file and are kept for the guest: mapped, and no harm to anybody.
+    /// Bytes that have left the file and are kept for the guest: mapped, and harmless.
     pub orphaned_bytes: u64,
     /// Where the exposed bytes are, in file order.
     pub pieces: Vec<GuestPiece>,
@@ -96,7 +103,7 @@ impl fmt::Debug for GuestExport {
 
 #[derive(Debug)]
 pub(crate) struct ExportState {
-    /// What the lease lives and dies with.
+    /// The open file with which the lease lives and dies.
     pub(crate) file: Option<Arc<Description>>,
     /// Where the file lay when it was exported.
     pub(crate) view: Option<ExportView>,
@@ -105,7 +112,7 @@ pub(crate) struct ExportState {
     pub(crate) ended: bool,
 }
 
-/// Pages in file order, and a read point from before they were looked up.
+/// Pages in file order, and a read point drawn before they were looked up.
 #[derive(Clone, Debug)]
 pub(crate) struct ExportView {
     holder: HolderId,
@@ -137,9 +144,9 @@ impl PinHolder for GuestExport {
 
     fn revoke(&self, kernel: &Arc<Kernel>) {
         let mut deferred = Deferred::default();
-        let shut = self.region.shut(kernel, &mut deferred);
+        let closed = self.region.close(kernel, &mut deferred);
         kernel.run_deferred(deferred);
-        if !shut {
+        if !closed {
             return;
         }
         if self.state.lock().mapped != GuestMapped::Now {
@@ -153,7 +160,7 @@ impl PinHolder for GuestExport {
 
 impl OpenObject for GuestExport {
     fn release(&self, kernel: &Arc<Kernel>, deferred: &mut Deferred) {
-        let shut = self.region.shut(kernel, deferred);
+        let closed = self.region.close(kernel, deferred);
         let (mapped, file) = {
             let mut state = self.state.lock();
             state.ended = true;
@@ -164,7 +171,7 @@ impl OpenObject for GuestExport {
             file.put(deferred);
         }
         match &self.mapping {
-            Some(mapping) if mapped && shut => mapping.unmap(),
+            Some(mapping) if mapped && closed => mapping.unmap(),
             _ if mapped => {}
             _ => self.reaches_nothing(kernel),
         }
@@ -184,13 +191,14 @@ impl GuestExport {
         access(&self.region).unwrap_or(Err(Errno::EIO))
     }
 
-    /// The inode exported.
+    /// The exported inode.
     pub fn ino(&self) -> Ino {
         self.ino
     }
 
-    /// Where the file lies on the device, in file order and in as few pieces as that takes; nothing once it was revoked. With a
-    /// mapping behind the export, these may be mapped from now on until [`GuestExport::unmapped`], and nothing afterwards.
+    /// Where the file lies on the device, in file order and in as few pieces as possible; nothing
+    /// after a revocation. With a mapping behind the export, these may be mapped from now on until
+    /// [`GuestExport::unmapped`], and nothing afterwards.
     pub fn pieces(&self, kernel: &Arc<Kernel>) -> Vec<GuestPiece> {
         let pages = match self.mapping {
             Some(_) => self.hand_out(kernel),
@@ -205,14 +213,14 @@ impl GuestExport {
         pieces
     }
 
-    /// The pages for a mapping, which holds the region from now on; none if it may map nothing.
+    /// The pages for a mapping, which holds the memory from now on; `None` if it may map nothing.
     fn hand_out(&self, kernel: &Arc<Kernel>) -> Option<Arc<[PageRange]>> {
         if !self.region.hold(kernel) {
             return None;
         }
         let (keeps, pages) = {
             let mut state = self.state.lock();
-            let may = state.mapped != GuestMapped::NoMore && !state.ended && !self.region.is_shut();
+            let may = state.mapped != GuestMapped::NoMore && !state.ended && !self.region.is_closed();
             let begins = may && state.mapped == GuestMapped::NotYet && state.view.is_some();
             if begins {
                 state.mapped = GuestMapped::Now;
@@ -220,16 +228,18 @@ impl GuestExport {
             (begins, state.view.as_ref().filter(|_| may).map(|view| Arc::clone(&view.pages)))
         };
         if !keeps {
-            self.region.let_go(kernel);
+            self.region.unhold(kernel);
         }
         pages
     }
 
-    /// Nothing of the export is mapped, nor ever will be: what [`GuestMapping::unmap`] demands, or the guest is gone. If the
-    /// export was revoked or its descriptor is gone, its pins and its lease go with this call, else with its end. Idempotent.
+    /// States that nothing of the export is mapped or ever will be: what [`GuestMapping::unmap`]
+    /// demands, or the guest has ended. If the export was revoked or its descriptor is gone, its
+    /// pins and its lease go with this call, else with the export's end. Idempotent.
     ///
-    /// The end of the descriptor (close, exit, a fatal signal) is no such statement: it demands it. So whoever knows that the
-    /// guest is gone says so before closing, and lease and pins go with the close.
+    /// The end of the descriptor (close, exit, a fatal signal) is no such statement; it demands
+    /// one. A caller that knows that the guest has ended calls this before it closes the
+    /// descriptor, and lease and pins go with the close.
     pub fn unmapped(&self, kernel: &Arc<Kernel>) {
         let (was_mapped, file) = {
             let mut state = self.state.lock();
@@ -239,7 +249,7 @@ impl GuestExport {
         };
         self.reaches_nothing(kernel);
         if was_mapped {
-            self.region.let_go(kernel);
+            self.region.unhold(kernel);
         }
         if let Some(file) = file {
             let mut deferred = Deferred::default();
@@ -248,7 +258,7 @@ impl GuestExport {
         }
     }
 
-    /// Nobody gets at its pages by this export any more.
+    /// No guest reaches pages by this export any more.
     fn reaches_nothing(&self, kernel: &Kernel) {
         let holder = self.state.lock().view.as_ref().map(|view| view.holder);
         if let Some(holder) = holder {
@@ -256,8 +266,9 @@ impl GuestExport {
         }
     }
 
-    /// What the guest could do harm to now: the pages it may have mapped (or, without a mapping, reaches by [`GuestExport::write`])
-    /// that another event of the ledger took from the file since it was exported. Exact while no layout changes.
+    /// Where the guest could do harm now: the pages it may have mapped (or, without a mapping,
+    /// reaches by [`GuestExport::write`]) that have left the file since it was exported. Exact
+    /// while no layout changes.
     pub fn exposure(&self, kernel: &Kernel) -> Exposure {
         let view = {
             let state = self.state.lock();
@@ -288,8 +299,8 @@ impl GuestExport {
     /// The guest loads from byte `offset`.
     ///
     /// # Errors
-    /// EFAULT outside the file as it was exported; EIO once revoked, where the guest would get a machine check, or if the memory
-    /// failed.
+    /// EFAULT outside the file as it was exported; EIO once revoked, where the guest would get a
+    /// machine check, or if the memory failed.
     pub fn read(&self, kernel: &Arc<Kernel>, offset: u64, into: &mut [u8]) -> Result<(), Errno> {
         self.access(|region| region.read(kernel, offset, into))
     }
@@ -315,13 +326,13 @@ impl GuestExport {
         })
     }
 
-    /// Whether it was revoked (or has ended).
+    /// Whether it was revoked or has ended.
     pub fn is_revoked(&self) -> bool {
-        self.region.is_shut()
+        self.region.is_closed()
     }
 }
 
-/// Takes what the design demands.
+/// Takes the lease and the pins that the design demands.
 pub(crate) fn attach_guest(task: &Task, export: &Arc<GuestExport>, inode: &Arc<Inode>, len: u64) -> Result<(), Errno> {
     task.syscall(|| {
         let kernel = task.kernel();
@@ -331,7 +342,7 @@ pub(crate) fn attach_guest(task: &Task, export: &Arc<GuestExport>, inode: &Arc<I
             if len == 0 {
                 return Err(Errno::EINVAL);
             }
-            // Asked first: what is refused to every guest breaks nobody's lease.
+            // The gate is asked first: what it refuses to every guest breaks no lease.
             let user = if export.mapping.is_some() { LongTermUser::Unmappable } else { LongTermUser::Other };
             if let Admission::PinsUnder { .. } = admission(kernel, user)? {
                 lease_file(task, &file, inode, exclusive_kind(kernel.axes.lease_rules), BlockRange::ALL)?;
@@ -353,7 +364,8 @@ pub(crate) fn attach_guest(task: &Task, export: &Arc<GuestExport>, inode: &Arc<I
     })
 }
 
-/// Adds a run of pages that lies at byte `file_offset`, joined with the piece before where both the file and the device go on.
+/// Adds a run of pages at byte `file_offset`, joined with the piece before where both the file and
+/// the device continue.
 fn push_piece(pieces: &mut Vec<GuestPiece>, file_offset: u64, pages: PageRange) {
     let (device_offset, len) = (pages.start() * BLOCK, pages.len() * BLOCK);
     match pieces.last_mut() {
@@ -364,7 +376,7 @@ fn push_piece(pieces: &mut Vec<GuestPiece>, file_offset: u64, pages: PageRange) 
     }
 }
 
-/// The exclusive kind that leaves the layout as it is and any gate is content with.
+/// The exclusive kind that lets the layout stay as it is and that any gate accepts.
 fn exclusive_kind(rules: LeaseRules) -> LeaseKind {
     match rules {
         LeaseRules::Chinner => LeaseKind::WRITE,

@@ -1,18 +1,22 @@
 //! Pinning a range of a file: the only way to its pages.
 //!
-//! It owns the protocol between whoever wants a file's pages and whoever changes the file's layout. Kernel counterpart:
-//! `pin_user_pages_fast` with its recheck (mm/gup.c), and the 2019 RFC's lease check in `FOLL_LONGTERM`.
+//! It owns the protocol between a pinner and a changer of the file's layout. Kernel counterpart:
+//! `pin_user_pages_fast` with its recheck (mm/gup.c), and the 2019 RFC's lease check in
+//! `FOLL_LONGTERM`.
 //!
 //! # The recheck, and why it suffices
-//! A pinner reads the inode's generation, then draws its read point R from the ledger, then reads the map, pins what the map
-//! says, and reads the generation again. If it is the same *number* (it never takes a value twice), no block left, moved or
-//! joined the file in between, so the pages pinned are the file's. A change shuts the pages that leave before it publishes,
-//! and publishes before it reopens them: a pin that comes too early is seen by the change, one that comes too late is
-//! refused by the door or undone by the recheck. R lies after the first look at the generation, so a stamp newer than R can
-//! only mean that the page left after the map was read; it never blames a page that merely arrived.
+//! A pinner reads the inode's generation, then draws its read point R from the ledger, then reads
+//! the map, pins what the map says, and reads the generation again. If it is the same *number* (it
+//! never takes a value twice), no block left, moved or joined the file in between, so the pages
+//! pinned are the file's. A changer closes the pages that leave before it publishes the new map,
+//! and publishes before it reopens them: it sees a pin that comes too early, and a pin that comes
+//! too late is refused by the closed page or undone by the recheck. R is drawn after the first
+//! read of the generation, so a stamp newer than R can only mean that the page left after the map
+//! was read; a page that merely arrived never looks stale.
 //!
-//! A long-term pin is *committed* (listed in [`crate::holders`]) before its registration returns, and counts in the gates of
-//! the leases it was let through under from before its first pin until after its last unpin.
+//! A long-term pin is *committed* (listed in [`crate::holders`]) before its registration returns.
+//! It counts in the gates of the leases that admitted it from before its first page is pinned
+//! until after its last page is unpinned.
 
 use emulator::ledger::Stamp;
 use emulator::pin::{Pin, PinError, PinKind};
@@ -32,11 +36,11 @@ use crate::vfs::inode::Inode;
 use crate::vfs::kernel::Kernel;
 use crate::vfs::task::Task;
 
-/// Why a try to pin did not hold.
+/// Why an attempt to pin failed.
 enum PinAttempt {
-    /// A door was shut, or the map changed: look again.
+    /// A page was closed, or the map changed: the pinner tries again.
     Again,
-    /// It can't be.
+    /// The pages can't be pinned.
     Errno(Errno),
 }
 
@@ -78,7 +82,7 @@ fn pin_pieces(
     Ok(pins)
 }
 
-/// Drops pins; frees what was orphaned and waited for them.
+/// Drops pins; frees orphaned blocks whose last pin this was.
 pub(crate) fn unpin_all(kernel: &Arc<Kernel>, pins: Vec<Pin>) {
     for pin in pins {
         let pages = pin.range();
@@ -88,7 +92,8 @@ pub(crate) fn unpin_all(kernel: &Arc<Kernel>, pins: Vec<Pin>) {
     }
 }
 
-/// Pins the pieces of a file range for one access. Never refused: it waits for doors to reopen.
+/// Pins the pieces of a file range for one access. It is never refused: it waits until closed
+/// pages are reopened.
 pub(crate) fn pin_short(
     kernel: &Arc<Kernel>,
     inode: &Inode,
@@ -108,8 +113,8 @@ pub(crate) fn pin_short(
     }
 }
 
-/// Pins pieces that were the file's at `generation`, for one access. None if the map has changed since, or is about to:
-/// then they are to be read again.
+/// Pins pieces that were the file's at `generation`, for one access. `None` if the map has changed
+/// since, or is about to: the caller reads it again.
 pub(crate) fn pin_translated(
     kernel: &Arc<Kernel>,
     inode: &Inode,
@@ -128,13 +133,14 @@ pub(crate) fn unpin_short(kernel: &Arc<Kernel>, pins: ShortPins) {
     unpin_all(kernel, pins.pins);
 }
 
-/// A pin met a shut door or a changed map: waits until the doors it met are open again. Doors are shut only while pins drain
-/// that their holders are about to drop, so this wait is not interruptible.
+/// A pin met a closed page or a changed map: waits until the pages that it met are reopened. A
+/// changer keeps pages closed only while pins drain that their holders are about to drop, so this
+/// wait is not interruptible.
 fn wait_for_closed_pages(kernel: &Kernel, inode: &Inode, task: Option<&Task>) {
     kernel.counters.pin_retries.add(1);
     let (reopenings, (_, queue)) = (inode.turn.reopenings(), inode.turn.doors());
     let shut = || inode.turn.doors().0 && inode.turn.reopenings() == reopenings;
-    // The door is mostly shut for less than a sleep and a wake-up take.
+    // Pages are mostly closed for less time than a sleep and a wake-up take.
     for _ in 0..CLOSED_PAGE_SPINS {
         thread::yield_now();
         if !shut() {
@@ -161,10 +167,11 @@ fn wait_for_closed_pages(kernel: &Kernel, inode: &Inode, task: Option<&Task>) {
     let _ended = WaitQueue::wait(queue, &kernel.world, waiter, how, ready);
 }
 
-/// How often a pinner yields before it sleeps in front of a shut door.
+/// How often a pinner yields before it sleeps at a closed page.
 const CLOSED_PAGE_SPINS: u32 = 32;
 
-/// Long-term pins of a file range: allocates, unshares and cleans what it must, then pins and rechecks.
+/// Long-term pins of a file range: allocates, unshares and cleans what it must, then pins and
+/// rechecks.
 pub(crate) fn pin_long(
     task: &Task,
     inode: &Arc<Inode>,
@@ -187,7 +194,8 @@ pub(crate) fn pin_long(
             continue;
         }
         if pieces.iter().any(|piece| matches!(piece, Piece::Mapped(e) if e.shared)) {
-            // Not only for writing: nobody copies a block on write under a device that reads it.
+            // Not only for writing: a device that reads a shared block would not follow a copy on
+            // write.
             unshare(task, inode, range)?;
             continue;
         }

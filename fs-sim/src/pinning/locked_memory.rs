@@ -1,4 +1,8 @@
-//! TODO
+//! Locked memory: pages charged to the process that registered long-term pins.
+//!
+//! It owns `RLIMIT_MEMLOCK`. Invariant: a charge is given back exactly once, at the release of the
+//! pins, also after the holder was passed to another process. Kernel counterpart:
+//! `account_locked_vm` (mm/util.c), `mm->pinned_vm`.
 
 use emulator::sync::atomic::Ordering;
 

@@ -1,10 +1,12 @@
 //! On-demand paging: a device's range of a process's memory that pins nothing between accesses.
 //!
-//! It owns the cached translation of each range: runs of the file's blocks, as an access found them. Invariant: a cached run
-//! is used only under short-term pins that were taken while the file's generation was still the one it was read at, and no
-//! memory of the process was unmapped since; so a truncate never waits for it and never meets it stale. Only written,
-//! unshared blocks are cached: a block may turn from unwritten to written without a new generation. Kernel counterpart:
-//! `struct ib_umem_odp` with its `mmu_interval_notifier` (drivers/infiniband/core/umem_odp.c), `hmm_range_fault`.
+//! It owns the cached translation of each range: runs of the file's blocks, as an access found
+//! them. Invariants: a cached run is used only under short-term pins that were taken while the
+//! file's generation was still the one it was read at, and while the process has unmapped nothing
+//! since; so a truncate never waits for it and never meets it stale. Only written, unshared blocks
+//! are cached: a block may turn from unwritten to written without a new generation. Kernel
+//! counterpart: `struct ib_umem_odp` with its `mmu_interval_notifier`
+//! (drivers/infiniband/core/umem_odp.c), `hmm_range_fault`.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -31,10 +33,10 @@ use crate::vfs::mapped_target::MappedTarget;
 use crate::vfs::open_file::Deferred;
 use crate::vfs::process::Process;
 
-/// How many runs a range keeps. A range with more forgets all and begins anew.
+/// How many runs a range caches. A range with more drops them all and starts again.
 const RUNS_MAX: usize = 4096;
 
-/// A range of a process's memory that is translated at need (on-demand paging).
+/// A range of a process's memory that is translated at each access (on-demand paging).
 pub struct OnDemand {
     process: Arc<Process>,
     va: u64,
@@ -51,14 +53,14 @@ impl fmt::Debug for OnDemand {
     }
 }
 
-/// What is known of where a range's bytes are.
+/// Where a range's bytes lie, as far as it is known.
 struct Translation {
     inode: Arc<Inode>,
     /// Byte offset in the file of the range's first byte.
     file_offset: u64,
-    /// The process's count of unmappings, from before the address was looked up.
+    /// The process's count of unmaps, read before the address was looked up.
     unmaps: u64,
-    /// The file's generation, size and a read point from before it, when the map was read.
+    /// The file's generation and size when the map was read, and a read point drawn before that.
     generation: u64,
     size: u64,
     read_point: Stamp,
@@ -93,7 +95,7 @@ impl Translation {
             if self.runs.len() >= RUNS_MAX {
                 self.runs.clear();
             }
-            // One that starts inside would hide the rest of the new one.
+            // A run that starts inside would hide the rest of the new one.
             let hidden: Vec<u64> = self.runs.range(run.file_block..run.end()).map(|(start, _)| *start).collect();
             for start in hidden {
                 self.runs.remove(&start);
@@ -117,8 +119,9 @@ impl OnDemand {
         OnDemand { process, va, len, write, cache: Mutex::new(None) }
     }
 
-    /// Runs `access` on `len` bytes from `offset` on, pinned for the moment: by the cached translation if it still holds, else
-    /// by a fault. Holes and what lies beyond the end can't be had: EFAULT, which the NIC reports as a remote access error.
+    /// Runs `access` on `len` bytes from `offset` on, under short-term pins: by the cached
+    /// translation if it still holds, else by a fault. A hole or what lies beyond the end is
+    /// EFAULT, which the NIC reports as a remote access error.
     fn access<R>(
         &self,
         kernel: &Arc<Kernel>,
@@ -145,7 +148,8 @@ impl OnDemand {
         result
     }
 
-    /// Pins what the cached translation says, if it knows all of it and still holds once it is pinned.
+    /// Pins what the cached translation says, if it covers the range and still holds once it is
+    /// pinned.
     fn pin_cached(&self, kernel: &Arc<Kernel>, offset: u64, len: u64) -> Result<Option<Held>, Errno> {
         let (held, outdated) = {
             let mut cache = self.cache.lock();
@@ -172,10 +176,11 @@ impl OnDemand {
         }))
     }
 
-    /// Looks the address up in the process's memory as it is now, pins what the file has there, and remembers it.
+    /// Looks the address up in the process's memory as it is now, pins what the file has there,
+    /// and caches it.
     fn fault(&self, kernel: &Arc<Kernel>, offset: u64, len: u64, write: bool) -> Result<Held, Errno> {
         kernel.counters.odp_faults.add(1);
-        // Before the look at the mappings: who unmaps later makes what is found here outdated.
+        // Before the mappings are read: a later unmap makes what is found here outdated.
         let unmaps = self.process.unmaps.load(Ordering::SeqCst);
         let target = self.process.target(self.va + offset, len, write).map_err(|_| Errno::EFAULT)?;
         let MappedTarget::File { description, offset: at } = target else { return Err(Errno::EFAULT) };
@@ -191,7 +196,7 @@ impl OnDemand {
                     break pins;
                 }
                 unpin_short(kernel, pins);
-                // As the fault handler does for the process whose memory this is.
+                // As the page-fault handler does for the process whose memory this is.
                 let task = kernel.spawn_task(Arc::clone(&self.process));
                 unshare(&task, inode, range).map_err(|_| Errno::EFAULT)?;
             };
@@ -228,36 +233,36 @@ impl OnDemand {
         }
     }
 
-    /// Translates `len` bytes from `offset` on ahead of an access. Pins nothing.
+    /// Translates `len` bytes from `offset` on ahead of an access. Leaves no pin.
     ///
     /// # Errors
-    /// EFAULT if the range can't be had now.
+    /// EFAULT if the range has no blocks now.
     pub fn prefetch(&self, kernel: &Arc<Kernel>, offset: u64, len: u64, write: bool) -> Result<(), Errno> {
         self.access(kernel, offset, len, write, |_, _, _| Ok(()))
     }
 
-    /// As [`super::Pinned::dma_write`], faulting the pages in if need be.
+    /// As [`Pinned::dma_write`](super::registration::Pinned::dma_write), with a fault if needed.
     ///
     /// # Errors
-    /// EFAULT if the range can't be had now; EIO if the device fails.
+    /// EFAULT if the range has no blocks now; EIO if the device fails.
     pub fn dma_write(&self, kernel: &Arc<Kernel>, offset: u64, from: &[u8]) -> Result<(), Errno> {
         let len = from.len() as u64;
         self.access(kernel, offset, len, true, |inode, pins, at| write_short(kernel, inode, pins, at, from))
     }
 
-    /// As [`super::Pinned::dma_read`], faulting the pages in if need be.
+    /// As [`Pinned::dma_read`](super::registration::Pinned::dma_read), with a fault if needed.
     ///
     /// # Errors
-    /// EFAULT if the range can't be had now; EIO if the device fails.
+    /// EFAULT if the range has no blocks now; EIO if the device fails.
     pub fn dma_read(&self, kernel: &Arc<Kernel>, offset: u64, into: &mut [u8]) -> Result<(), Errno> {
         let len = into.len() as u64;
         self.access(kernel, offset, len, false, |inode, pins, at| read_short(kernel, inode, pins, at, into))
     }
 
-    /// As [`super::Pinned::persist`], faulting the pages in if need be.
+    /// As [`Pinned::persist`](super::registration::Pinned::persist), with a fault if needed.
     ///
     /// # Errors
-    /// EFAULT if the range can't be had now; EIO if the device fails.
+    /// EFAULT if the range has no blocks now; EIO if the device fails.
     pub fn persist(&self, kernel: &Arc<Kernel>, offset: u64, len: u64) -> Result<(), Errno> {
         if len == 0 {
             return Ok(());
@@ -274,10 +279,10 @@ impl OnDemand {
         })
     }
 
-    /// As [`super::Pinned::dma_atomic`], faulting the page in if need be.
+    /// As [`Pinned::dma_atomic`](super::registration::Pinned::dma_atomic), with a fault if needed.
     ///
     /// # Errors
-    /// EINVAL if misaligned, EFAULT if the page can't be had now, EIO if the device fails.
+    /// EINVAL if misaligned, EFAULT if the page has no block now, EIO if the device fails.
     pub fn dma_atomic(&self, kernel: &Arc<Kernel>, offset: u64, op: AtomicOp) -> Result<u64, Errno> {
         if !self.va.wrapping_add(offset).is_multiple_of(8) {
             return Err(Errno::EINVAL);

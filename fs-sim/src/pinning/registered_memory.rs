@@ -1,12 +1,13 @@
-//! A region: the memory of one registration, as a device that is no NIC holds it.
+//! The memory of one registration, as a device that is no NIC holds it.
 //!
-//! It owns the [`Registration`] of one holder and the end of it. Whoever accesses the memory *enters* the region's gate and
-//! leaves it after the copy. Taking the memory away (revocation, the holder's end) *shuts* the gate: from then on nobody gets
-//! in. Whoever finds the shut gate empty, which is the one who shut it or the last to leave, takes the registration out and
-//! releases it. Invariants: it is released once, and never under a copy; if the gate is shut, somebody will release it. A
-//! revocation can come before the registration has even returned: then whoever puts it in finds the gate shut. Kernel
-//! counterpart: `percpu_ref` around io_uring's registered nodes, `xdp_umem` references. (rdma-sim's regions do the same in
-//! slots of a table.)
+//! It owns the [`Registration`] of one holder and its release. An access *enters* the memory's
+//! gate and leaves it after the copy. A revocation, or the holder's end, *closes* the gate: no
+//! further access enters. The one that finds the closed gate empty (the closer, or the last access
+//! to leave) takes the registration out and releases it. Invariants: it is released once, and
+//! never during a copy; once the gate is closed it will be released. A revocation can come before
+//! the registration has returned: then the task that installs it finds the gate closed. Kernel
+//! counterpart: `percpu_ref` around io_uring's registered nodes, `xdp_umem` references.
+//! (rdma-sim's regions do the same in slots of a table.)
 
 use emulator::gate::Gate;
 use emulator::race_point;
@@ -17,11 +18,11 @@ use crate::pinning::registration::Registration;
 use crate::vfs::kernel::Kernel;
 use crate::vfs::open_file::Deferred;
 
-/// The region was shut.
+/// The memory was closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct RegionClosed;
 
-/// What an access to a region came to: it was shut, or the access itself failed.
+/// The result of an access: the memory was closed, or the access itself succeeded or failed.
 pub(crate) type MemoryAccess = Result<Result<(), Errno>, RegionClosed>;
 
 #[derive(Debug)]
@@ -42,12 +43,12 @@ pub(crate) struct RegisteredMemory {
 }
 
 impl RegisteredMemory {
-    /// A region of `len` bytes, still without memory.
+    /// A gate for `len` bytes, still without memory.
     pub(crate) fn new(len: u64) -> RegisteredMemory {
         RegisteredMemory { gate: Gate::new(), slot: Mutex::new(RegionSlot::Coming), len }
     }
 
-    /// Puts in what was registered. If the region was shut meanwhile it is released at once.
+    /// Puts in what was registered. If the memory was closed meanwhile it is released at once.
     pub(crate) fn install(&self, kernel: &Arc<Kernel>, registration: Registration, deferred: &mut Deferred) {
         *self.slot.lock() = RegionSlot::Here(Arc::new(registration));
         if self.gate.is_closed() {
@@ -55,7 +56,7 @@ impl RegisteredMemory {
         }
     }
 
-    /// Copies out of the region.
+    /// Copies out of the memory.
     pub(crate) fn read(&self, kernel: &Arc<Kernel>, offset: u64, into: &mut [u8]) -> MemoryAccess {
         let inside = self.check(offset, into.len());
         self.access(kernel, |registration| {
@@ -67,7 +68,7 @@ impl RegisteredMemory {
         })
     }
 
-    /// Copies into the region.
+    /// Copies into the memory.
     pub(crate) fn write(&self, kernel: &Arc<Kernel>, offset: u64, from: &[u8]) -> MemoryAccess {
         let inside = self.check(offset, from.len());
         self.access(kernel, |registration| {
@@ -99,27 +100,27 @@ impl RegisteredMemory {
         };
         race_point!("region of a small holder: entered");
         let result = registration.as_deref().map(look).ok_or(RegionClosed);
-        // Before leaving: the one who takes it out wants the only reference.
+        // Before leaving: the one that takes it out needs the only reference.
         drop(registration);
-        self.let_go(kernel);
+        self.unhold(kernel);
         result
     }
 
-    /// Lets nobody in any more, and releases what nobody uses. True if this call was the one to shut it. References to files
-    /// go to `deferred`.
-    pub(crate) fn shut(&self, kernel: &Arc<Kernel>, deferred: &mut Deferred) -> bool {
+    /// Closes the gate and releases the memory once no access uses it. True if this call closed
+    /// it. References to files go to `deferred`.
+    pub(crate) fn close(&self, kernel: &Arc<Kernel>, deferred: &mut Deferred) -> bool {
         let (_inside, shut) = self.gate.close();
         self.drain(kernel, deferred);
         shut
     }
 
-    /// Enters for as long as something may use the memory by another way than these copies, until [`RegisteredMemory::let_go`]. False if
-    /// it was shut.
+    /// Enters for as long as the memory is used in another way than by these copies, until
+    /// [`RegisteredMemory::unhold`]. False if it was closed.
     pub(crate) fn hold(&self, kernel: &Arc<Kernel>) -> bool {
         match self.gate.enter() {
             Ok(()) => true,
-            Err(shut) => {
-                if shut.last {
+            Err(closed) => {
+                if closed.last {
                     self.last_out(kernel);
                 }
                 false
@@ -128,14 +129,14 @@ impl RegisteredMemory {
     }
 
     /// Ends one [`RegisteredMemory::hold`]. Called with no lock held.
-    pub(crate) fn let_go(&self, kernel: &Arc<Kernel>) {
+    pub(crate) fn unhold(&self, kernel: &Arc<Kernel>) {
         if self.gate.leave() {
             self.last_out(kernel);
         }
     }
 
-    /// Whether it was shut.
-    pub(crate) fn is_shut(&self) -> bool {
+    /// Whether it was closed.
+    pub(crate) fn is_closed(&self) -> bool {
         self.gate.is_closed()
     }
 
@@ -161,7 +162,8 @@ impl RegisteredMemory {
                 RegionSlot::Gone => return,
             }
         };
-        let registration = Arc::into_inner(registration).expect("nobody is inside, and all have dropped theirs");
+        let registration =
+            Arc::into_inner(registration).expect("no access is inside, and each has dropped its reference");
         if let Registration::Pinned(pinned) = registration {
             pinned.release(kernel, deferred);
         }

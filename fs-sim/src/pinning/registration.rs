@@ -1,4 +1,9 @@
-//! TODO
+//! Registrations: long-term pins from request to release.
+//!
+//! It owns a long-term pin's life: gate, charge, pins, commit, release. Invariants: a registration
+//! that fails leaves no pin, no charge and no gate count behind; a holder is committed before the
+//! registration returns. Kernel counterpart: `ib_umem_get`, `ib_umem_release`
+//! (drivers/infiniband/core/umem.c).
 
 use emulator::ledger::Stamp;
 use emulator::pin::{PageRange, Pin};
@@ -40,7 +45,7 @@ pub struct PinRequest {
     pub len: u64,
     /// Whether the device will write.
     pub write: bool,
-    /// Who asks.
+    /// The kind of user.
     pub user: LongTermUser,
 }
 
@@ -49,9 +54,10 @@ pub struct PinRequest {
 pub enum Registration {
     /// Pinned file pages.
     Pinned(Pinned),
-    /// A file range that is pinned for the moment of each access, by a translation that layout changes invalidate.
+    /// A file range that is pinned for each access, by a translation that layout changes
+    /// invalidate.
     OnDemand(OnDemand),
-    /// Anonymous memory, which nobody truncates.
+    /// Anonymous memory, which no truncate reaches.
     Anonymous {
         /// The memory.
         memory: Arc<AnonMemory>,
@@ -60,8 +66,8 @@ pub enum Registration {
     },
 }
 
-/// Pages of a file as a device holds them: pinned, or (where the design says so of somebody who can be unmapped) only listed to
-/// be told of. Give it back with [`Pinned::release`].
+/// Pages of a file as a device holds them: pinned, or, for a guest that can be unmapped, only
+/// listed to be told of changes. [`Pinned::release`] ends it.
 #[derive(Debug)]
 pub struct Pinned {
     pub(crate) inode: Arc<Inode>,
@@ -76,7 +82,7 @@ pub struct Pinned {
     registrant: Arc<Process>,
 }
 
-/// What is to be known of a holder, besides who it is.
+/// What is recorded of a holder, besides its identity.
 struct HolderDraft {
     range: BlockRange,
     pages: Arc<[PageRange]>,
@@ -167,20 +173,22 @@ fn commit_holder(task: &Task, inode: &Arc<Inode>, draft: HolderDraft, object: Ar
     });
     list_of(inode, &holder).commit(Arc::clone(&holder));
     kernel.trace(if notify_only { "mapped" } else { "pinned" }, id.0, inode.ino().0, holder.pages.first().copied());
-    // A change that has shut its doors and met our pins without a name to them must judge again.
+    // A change that has closed its pages and met these pins before they were listed must judge
+    // again.
     if inode.turn.doors().0 {
         kernel.pins.drained().wake_all();
     }
     if kernel.mount.check().is_err() {
-        // The device is being removed, and whoever does it may have missed this one.
+        // The device is being removed, and the remover may have missed this holder.
         revoke_holder(kernel, &holder);
     }
     holder
 }
 
-/// Long-term access without pins to `request.len` bytes from the file's start: allocates, unshares and cleans what it must, then
-/// lists `object` among those who are told before a page of theirs changes. With the turn held: the blocks stay where
-/// they are until then, and no change has begun that could miss it.
+/// Long-term access without pins to `request.len` bytes from the file's start: allocates, unshares
+/// and cleans what it must, then lists `object` among the holders that are told before a page of
+/// theirs changes. It holds the turn while it reads the map and lists the holder, so no change is
+/// in progress that could miss it.
 fn register_notify_only(
     task: &Task,
     inode: &Arc<Inode>,
@@ -240,19 +248,21 @@ impl Pinned {
         self.len == 0
     }
 
-    /// The inode whose pages these were when they were pinned, and the file range.
+    /// The inode and the file range whose pages these were when they were pinned.
     pub fn file_range(&self) -> (Ino, BlockRange) {
         (self.inode.ino(), self.holder.range)
     }
 
-    /// Whether active leases of `pid` would let it register this range itself (for `receiver-lease`).
+    /// Whether active leases of `pid` would let it register this range itself (for
+    /// `receiver-lease`).
     pub fn is_covered_for(&self, kernel: &Kernel, pid: Pid) -> bool {
         let exclusive = kernel.axes.pin_gate == PinGate::Unbreakable;
         LeaseTable::of(&self.inode).covers(kernel.axes.lease_rules, pid, self.holder.range, exclusive)
     }
 
-    /// The end of the registration: unpins every page exactly once, takes the holder off the list, leaves the leases' gates,
-    /// gives the locked memory back. References it held on its file go to `deferred`.
+    /// The end of the registration: unpins every page exactly once, takes the holder off the list,
+    /// leaves the leases' gates, gives the locked memory back. References that it held on its file
+    /// go to `deferred`.
     pub fn release(self, kernel: &Arc<Kernel>, deferred: &mut Deferred) {
         let event = if self.holder.notify_only { "unmapped" } else { "unpinned" };
         kernel.trace(event, self.holder.id.0, self.inode.ino().0, self.holder.pages.first().copied());

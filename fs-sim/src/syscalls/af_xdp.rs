@@ -1,4 +1,7 @@
-//! TODO
+//! AF_XDP calls: the socket and its packet memory.
+//!
+//! It owns the checks of their arguments. Kernel counterpart: `xsk_create`, `xsk_setsockopt`
+//! (net/xdp/xsk.c).
 
 use emulator::sync::atomic::AtomicBool;
 use emulator::sync::{Arc, Mutex};
@@ -25,11 +28,12 @@ impl Task {
         Ok((fd, downcast(object)?))
     }
 
-    /// Gives the socket `fd` its packet memory: `setsockopt(XDP_UMEM_REG)`. Always writable, as the kernel pins it.
+    /// Gives the socket `fd` its packet memory: `setsockopt(XDP_UMEM_REG)`. Always writable, as
+    /// the kernel pins it.
     ///
     /// # Errors
-    /// EBADF, EINVAL (not an AF_XDP socket), EBUSY (it has had one), and what [`Task::register`] says to a long-term user other
-    /// than RDMA.
+    /// EBADF, EINVAL (not an AF_XDP socket), EBUSY (it has had one), and what [`Task::register`]
+    /// returns to a long-term user other than RDMA.
     pub fn register_umem(&self, fd: Fd, va: u64, len: u64) -> Result<(), Errno> {
         let socket: Arc<XdpSocket> = downcast(self.object(fd)?)?;
         let umem = Arc::new(Umem {
@@ -53,12 +57,12 @@ impl Task {
                     Ok(())
                 }
                 XdpSocketState::Bound(_) => Err(Errno::EBUSY),
-                // Closed by another thread meanwhile.
+                // Another thread has closed it meanwhile.
                 XdpSocketState::Closed => Err(Errno::EBADF),
             }
         };
         if bound.is_err() {
-            umem.region.shut(self.kernel(), &mut deferred);
+            umem.region.close(self.kernel(), &mut deferred);
         }
         self.kernel().run_deferred(deferred);
         bound

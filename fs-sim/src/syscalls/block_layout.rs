@@ -1,4 +1,7 @@
-//! TODO
+//! Calls for a block-layout client: LAYOUTGET and LAYOUTRETURN.
+//!
+//! It owns the descriptor of a layout. Kernel counterpart: `nfsd4_layoutget`, `nfsd4_layoutreturn`
+//! (fs/nfsd/nfs4proc.c).
 
 use emulator::sync::Arc;
 
@@ -12,19 +15,20 @@ use crate::vfs::open_file::{AccessMode, Deferred, OpenObject, downcast};
 use crate::vfs::task::Task;
 
 impl Task {
-    /// Gives a block-layout client the layout of `range` of the file open as `fd` (`LAYOUTGET`), in a descriptor of its own; the
-    /// calling process stands for the client. For [`IoMode::ReadWrite`] holes are allocated as written zeros **\[chosen\]**
-    /// and shared blocks copied first, which is a layout change by the client. What it adds itself later is in none of the
-    /// layouts it holds already: it asks again.
+    /// Gives a block-layout client the layout of `range` of the file open as `fd` (`LAYOUTGET`),
+    /// in a descriptor of its own; the calling process stands for the client. For
+    /// [`IoMode::ReadWrite`] holes are allocated as written zeros **\[chosen\]** and shared blocks
+    /// copied first, which is a layout change by the client. What the client adds later is in none
+    /// of the layouts it holds already: it asks again.
     ///
     /// # Errors
-    /// EBADF; EINVAL (not a file; an empty range, or one that reaches beyond the last block of the file **\[chosen\]**); EACCES
-    /// (open mode); EAGAIN while a layout change of the file waits; EMFILE; ENODEV (the device is being removed); what an
-    /// allocation says.
+    /// EBADF; EINVAL (not a file; an empty range, or one that reaches beyond the last block of the
+    /// file **\[chosen\]**); EACCES (open mode); EAGAIN while a layout change of the file waits;
+    /// EMFILE; ENODEV (the device is being removed); the errors of an allocation.
     pub fn layoutget(&self, fd: Fd, range: BlockRange, mode: IoMode) -> Result<(Fd, Arc<BlockLayout>), Errno> {
         let file = open_again(self, fd, |access: AccessMode| access.read && (access.write || mode == IoMode::Read))?;
         let layout = grant_layout(self, &file, range, mode)?;
-        // Whoever removes the device meanwhile may have missed this one.
+        // A remover of the device may have missed this layout.
         let installed = self.kernel().mount.check().and_then(|()| {
             self.install_object(|fd_holders| {
                 let _first = layout.fd_holders.set(fd_holders);

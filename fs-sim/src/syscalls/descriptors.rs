@@ -1,4 +1,7 @@
-//! TODO
+//! Calls on descriptors: close, dup, passing by a socket.
+//!
+//! It owns the moving of descriptors between tables and inboxes. Invariant: a passed descriptor is
+//! counted in exactly one table or queue at a time. Kernel counterpart: fs/file.c, net/core/scm.c.
 
 use emulator::sync::Arc;
 
@@ -18,11 +21,12 @@ pub enum Received {
 }
 
 impl Task {
-    /// Closes a descriptor. The number is free at once; if this was the last reference, the release happens here and may
-    /// wait where the design says `wait-killable` (a fatal signal ends that wait).
+    /// Closes a descriptor. The number is free at once. If this was the last reference, the
+    /// release happens here and may wait where the design says `wait-killable` (a fatal signal
+    /// ends that wait).
     ///
     /// # Errors
-    /// EBADF; EINTR if the wait was ended by a fatal signal.
+    /// EBADF; EINTR if a fatal signal ended the wait.
     pub fn close(&self, fd: Fd) -> Result<(), Errno> {
         self.syscall(|| {
             let description = self.process.fds.lock().take(fd)?;
@@ -30,7 +34,7 @@ impl Task {
         })
     }
 
-    /// A second descriptor for the same open description.
+    /// A second descriptor for the same open file.
     ///
     /// # Errors
     /// EBADF, EMFILE.
@@ -41,7 +45,8 @@ impl Task {
         })
     }
 
-    /// Makes `to` a descriptor for what `from` is; what was open at `to` is closed first, as by [`Task::close`].
+    /// Makes `to` a descriptor of the open file behind `from`. What was open as `to` is closed
+    /// first, as by [`Task::close`].
     ///
     /// # Errors
     /// EBADF; EINTR as for [`Task::close`].
@@ -66,7 +71,8 @@ impl Task {
     /// Sends a descriptor to `pid`'s inbox (`sendmsg` with SCM_RIGHTS).
     ///
     /// # Errors
-    /// EBADF; EPERM if the design denies passing it; ECONNREFUSED if the receiver is gone; EAGAIN if its inbox is full.
+    /// EBADF; EPERM if the design denies passing it; ECONNREFUSED if the receiver is gone; EAGAIN
+    /// if its inbox is full.
     pub fn send_fd(&self, pid: Pid, fd: Fd) -> Result<(), Errno> {
         self.syscall(|| {
             let description = self.process.fds.lock().get(fd)?.get();
@@ -124,8 +130,8 @@ fn close_description(task: &Task, description: &Arc<Description>) -> Result<(), 
 
 fn send_description(task: &Task, pid: Pid, description: &Arc<Description>) -> Result<(), Errno> {
     let receiver = task.kernel.processes.get(pid).ok_or(Errno::ECONNREFUSED)?;
-    // FdHolders first, then the judgement: whoever registers a pin meanwhile announces it first and looks at the fd_holders
-    // then, so that one of the two sees the other.
+    // The queue is counted before the object is judged. A registration announces its pin first and
+    // checks the holders then, so one of the two sees the other.
     description.fd_holders().entered_queue();
     let sent = match description.open() {
         OpenTarget::Object(object) if !object.may_pass(&task.kernel, Passing::Send) => Err(Errno::EPERM),

@@ -1,8 +1,9 @@
-//! Direct I/O in flight: submitted by one call, completed by another.
+//! Direct I/O in two calls: submission and completion.
 //!
-//! It owns the short-term pins of I/O between the two, and the answer to whose they are. Invariants: they are dropped exactly once, by completion or by the
-//! process's death; the open file stays until then; a write lands in the blocks that were the file's when it was submitted,
-//! which can't leave meanwhile. Kernel counterpart: `io_submit`, `io_getevents`, `exit_aio` (fs/aio.c), `iomap_dio_rw`.
+//! It owns the short-term pins of I/O between the two. Invariants: they are dropped exactly once,
+//! by completion or by the process's exit; the open file stays until then; a write lands in the
+//! blocks that were the file's when it was submitted, which can't leave meanwhile. Kernel
+//! counterpart: `io_submit`, `io_getevents`, `exit_aio` (fs/aio.c), `iomap_dio_rw`.
 
 use emulator::sync::Arc;
 
@@ -32,7 +33,7 @@ pub const IN_FLIGHT_MAX: usize = 1024;
 /// The longest transfer, in bytes.
 pub const TRANSFER_MAX: u64 = 16 << 20;
 
-/// I/O of a process that has been submitted. Complete it, or leave it to the process's end.
+/// Submitted I/O of a process. Complete it, or leave it to the process's exit.
 #[derive(Debug)]
 #[must_use = "it holds pins until it is completed"]
 pub struct InFlightIo {
@@ -41,13 +42,15 @@ pub struct InFlightIo {
 }
 
 impl Task {
-    /// Submits a direct read or write of `len` bytes at `offset` of the file open as `fd`; its short-term pins stay until
-    /// it is completed. A write allocates the holes it meets as any write does. One that extends the file, or counts as a layout
-    /// change by the volume's `write_break`, is carried out before this returns, as ext4 does with the former.
+    /// Submits a direct read or write of `len` bytes at `offset` of the file open as `fd`; its
+    /// short-term pins stay until it is completed. A write allocates the holes it meets, as any
+    /// write does. A write that extends the file, or counts as a layout change by the volume's
+    /// `write_break`, is carried out before this returns, as ext4 does with an extending write.
     ///
     /// # Errors
-    /// EBADF (access mode), EINVAL (`offset` or `len` not a multiple of 4 KiB, `len` above [`TRANSFER_MAX`] **\[chosen\]**, not a file), EFBIG, EAGAIN (more than
-    /// [`IN_FLIGHT_MAX`] in flight), ENOMEM, EIO; for a write what [`Task::write`] says.
+    /// EBADF (access mode), EINVAL (`offset` or `len` not a multiple of 4 KiB, `len` above
+    /// [`TRANSFER_MAX`] **\[chosen\]**, not a file), EFBIG, EAGAIN (more than [`IN_FLIGHT_MAX`] in
+    /// flight), ENOMEM, EIO; for a write the errors of [`Task::write`].
     pub fn submit_direct_io(&self, fd: Fd, offset: u64, len: u64, transfer: Transfer) -> Result<InFlightIo, Errno> {
         self.with_file(fd, |description, inode, access| {
             let allowed = match transfer {
@@ -63,7 +66,8 @@ impl Task {
             if offset.checked_add(len).is_none_or(|end| end > FILE_MAX) {
                 return Err(Errno::EFBIG);
             }
-            // Judged before anything is written; only this process could overrun the bound, by its own threads.
+            // Judged before anything is written. Only threads of this process can exceed the
+            // bound, by their number.
             if self.process().attached::<InFlightRequests>().lock().len() >= IN_FLIGHT_MAX {
                 return Err(Errno::EAGAIN);
             }
@@ -76,7 +80,8 @@ impl Task {
             let pinned = request.pins.is_some();
             self.process().attached::<InFlightRequests>().lock().push(request);
             if pinned {
-                // A change that has shut its doors and met our pins looks again, and finds whose they are.
+                // A change that has closed its pages and met these pins checks again, and finds
+                // whose they are.
                 self.kernel().pins.drained().wake_all();
             }
             Ok(InFlightIo { process: Arc::clone(self.process()), id })
@@ -84,7 +89,7 @@ impl Task {
     }
 }
 
-/// Pins what a read transfers, and says how many bytes that is.
+/// Pins what a read transfers. Returns the number of bytes too.
 fn pin_for_read(task: &Task, inode: &Inode, offset: u64, len: u64) -> Result<(Option<ShortPins>, u64), Errno> {
     let inside = |size: u64| len.min(size.saturating_sub(offset));
     let len_now = inside(inode.layout(Layout::size));
@@ -93,7 +98,7 @@ fn pin_for_read(task: &Task, inode: &Inode, offset: u64, len: u64) -> Result<(Op
     Ok((Some(pins), len))
 }
 
-/// Pins the blocks that a write goes to, all of them written; none if the write is done.
+/// Pins the blocks that a write goes to, all of them written; `None` if the write was carried out.
 fn pin_for_write(task: &Task, inode: &Arc<Inode>, offset: u64, len: u64, byte: u8) -> Result<Option<ShortPins>, Errno> {
     let kernel = task.kernel();
     let range = BlockRange::of_bytes(offset, len);
@@ -116,12 +121,13 @@ fn pin_for_write(task: &Task, inode: &Arc<Inode>, offset: u64, len: u64, byte: u
 }
 
 impl InFlightIo {
-    /// Completes the I/O: copies (a read into the front of `into`, which is as long as was asked for) and drops the pins. The
-    /// number of bytes transferred; a read is short at the end that the file had when it was submitted.
+    /// Completes the I/O: copies (a read into the front of `into`, which is as long as was asked
+    /// for) and drops the pins. Returns the number of bytes transferred; a read is short at the
+    /// end that the file had when it was submitted.
     ///
     /// # Errors
-    /// EFAULT (`into` is too short; nothing is copied, the pins are gone), EIO; `Dead`: the process has ended, and the I/O
-    /// with it.
+    /// EFAULT (`into` is too short; nothing is copied, the pins are gone), EIO; `Dead`: the
+    /// process has exited, and its I/O with it.
     pub fn complete(self, kernel: &Arc<Kernel>, into: &mut [u8]) -> Result<usize, Errno> {
         let request = {
             let mut in_flight = self.process.attached::<InFlightRequests>().lock();

@@ -1,8 +1,9 @@
-//! Running programs: files that may not be opened for writing meanwhile.
+//! exec: running programs, whose files may not be opened for writing meanwhile.
 //!
-//! It owns the hold that a program has on its file. Invariants: a file is never both run and open for writing; the hold ends
-//! exactly once, explicitly or with the process. The program runs beside the process that started it, as in a child made by
-//! `vfork`: the process keeps its descriptors and memory, and its forks don't inherit the hold **\[chosen\]**. Kernel
+//! It owns the hold that a program has on its file. Invariants: a file is never both run and open
+//! for writing; the hold ends exactly once, explicitly or with the process. The program runs
+//! beside the process that started it, as in a child made by `vfork`: the process keeps its
+//! descriptors and memory, and its forks do not inherit the hold **\[chosen\]**. Kernel
 //! counterpart: `do_open_execat`, `exe_file_deny_write_access` (fs/exec.c).
 
 use emulator::sync::{Arc, Mutex, MutexGuard};
@@ -22,7 +23,7 @@ use crate::vfs::task::Task;
 /// How many programs a process may have running.
 pub const PROGRAMS_MAX: usize = 64;
 
-/// A program that runs. It goes on if this is dropped, until the process ends.
+/// A running program. If this is dropped, the program runs on until the process ends.
 #[derive(Debug)]
 pub struct Program {
     process: Arc<Process>,
@@ -30,12 +31,14 @@ pub struct Program {
 }
 
 impl Task {
-    /// Runs the file called `name`. The kernel opens it for reading, which breaks a write lease to read and waits for that;
-    /// while it runs it counts as open, and opens for writing get ETXTBSY.
+    /// Runs the file called `name`. The kernel opens it for reading, which breaks a write lease to
+    /// read and waits for that. While the program runs it counts as an open file, and opens for
+    /// writing get ETXTBSY.
     ///
     /// # Errors
-    /// ENOENT, EACCES (nobody may execute it, or not the caller), EINTR, ETXTBSY (somebody has it open for writing; only
-    /// then, after the wait), EAGAIN (more than [`PROGRAMS_MAX`]).
+    /// ENOENT, EACCES (no execute permission for any user, or not for the caller), EINTR, ETXTBSY
+    /// (the file is open for writing; checked after the wait), EAGAIN (more than
+    /// [`PROGRAMS_MAX`]).
     pub fn exec(&self, name: &str) -> Result<Program, Errno> {
         self.syscall(|| {
             let kernel = self.kernel();
@@ -65,7 +68,7 @@ fn open_to_run(task: &Task, inode: &Inode) -> Result<(), Errno> {
 }
 
 impl Program {
-    /// The program ends. Nothing happens if its process already has.
+    /// Ends the program. Without effect if its process has ended.
     pub fn end(self, kernel: &Arc<Kernel>) {
         let running = {
             let mut programs = self.process.attached::<RunningPrograms>().lock();
@@ -78,7 +81,7 @@ impl Program {
     }
 }
 
-/// What the kernel keeps of it.
+/// The kernel's record of a program.
 #[derive(Debug)]
 struct RunningProgram {
     id: u64,

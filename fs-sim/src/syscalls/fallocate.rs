@@ -1,8 +1,7 @@
-//! `fallocate`: allocate, punch hole, zero range, unshare range; and the allocation that a fault or a pin needs.
+//! `fallocate`: allocate, punch hole, zero range, collapse, insert, unshare.
 //!
-//! It owns the changes of a file's map that are not a matter of size alone. Invariants: allocation gives unwritten blocks,
-//! which read as zeros; a hole punched over part of a block zeroes that part; a block that is pinned never turns unwritten
-//! without the holders' design having its say **\[chosen\]**. Kernel counterpart: `xfs_file_fallocate`.
+//! It owns the checks of the arguments, and zeroing in place at the edges of a range. Kernel
+//! counterpart: `vfs_fallocate`, `xfs_file_fallocate`.
 
 use emulator::sync::Arc;
 
@@ -22,7 +21,7 @@ use crate::pinning::gup::{pin_short, unpin_short};
 use crate::vfs::inode::Inode;
 use crate::vfs::task::Task;
 
-/// What `fallocate` is to do with the range.
+/// What `fallocate` does with the range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FallocateMode {
     /// Allocate what is missing.
@@ -37,9 +36,10 @@ pub enum FallocateMode {
         /// `FALLOC_FL_KEEP_SIZE`: the size stays.
         keep_size: bool,
     },
-    /// `FALLOC_FL_COLLAPSE_RANGE`: takes the range out, and moves what is behind it up.
+    /// `FALLOC_FL_COLLAPSE_RANGE`: removes the range and moves what is behind it forward.
     CollapseRange,
-    /// `FALLOC_FL_INSERT_RANGE`: moves what is at the offset and behind it down, and leaves a hole.
+    /// `FALLOC_FL_INSERT_RANGE`: moves what is at the offset and behind it back, and leaves a
+    /// hole.
     InsertRange,
     /// `FALLOC_FL_UNSHARE_RANGE`: allocate what is missing, and copy what is shared.
     UnshareRange {
@@ -52,9 +52,9 @@ impl Task {
     /// Changes the allocation of `len` bytes at `offset` of the file open as `fd`.
     ///
     /// # Errors
-    /// EBADF (not open for writing), EINVAL (length 0, not a file; collapse and insert: not block aligned, a range that reaches
-    /// the end of the file, or an offset behind it), EFBIG, ENOSPC (nothing changed); ETXTBSY, EDEADLK, EINTR as the design
-    /// says.
+    /// EBADF (not open for writing), EINVAL (length 0, not a file; collapse and insert: not block
+    /// aligned, a range that reaches the end of the file, or an offset behind it), EFBIG, ENOSPC
+    /// (nothing changed); ETXTBSY, EDEADLK, EINTR as the design says.
     pub fn fallocate(&self, fd: Fd, mode: FallocateMode, offset: u64, len: u64) -> Result<(), Errno> {
         self.with_file(fd, |_, inode, access| {
             if !access.write {
@@ -84,8 +84,8 @@ impl Task {
     }
 }
 
-/// Runs a change that also zeroes the parts of blocks at the edges of a byte range; where nothing changes, that is an
-/// overwrite.
+/// Runs a change that also zeroes the parts of blocks at the edges of a byte range. Where it is no
+/// change, the edges are overwritten in place.
 fn change_and_zero(task: &Task, inode: &Arc<Inode>, change: &dyn Change, offset: u64, end: u64) -> Result<(), Errno> {
     while !change_layout(task, inode, change, Patience::Waits)? {
         let mut done = true;
@@ -99,7 +99,7 @@ fn change_and_zero(task: &Task, inode: &Arc<Inode>, change: &dyn Change, offset:
     Ok(())
 }
 
-/// Zeroes a part of a block in place. False if it is shared.
+/// Zeroes a part of a block in place. False if the block is shared.
 fn zero_part(task: &Task, inode: &Inode, from: u64, to: u64) -> Result<bool, Errno> {
     let kernel = task.kernel();
     let pins = pin_short(kernel, inode, BlockRange::of_bytes(from, to - from), Some(task))?;

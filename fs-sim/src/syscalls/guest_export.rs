@@ -1,4 +1,6 @@
-//! TODO
+//! Exporting a file to a guest.
+//!
+//! It owns the descriptor in which an export lives. Kernel counterpart: none.
 
 use emulator::sync::{Arc, Mutex};
 
@@ -12,18 +14,20 @@ use crate::vfs::open_file::{AccessMode, Deferred, downcast};
 use crate::vfs::task::Task;
 
 impl Task {
-    /// Exports the file open as `fd`, over its size of now, to a guest that lives in the descriptor returned. The export opens
-    /// the file for itself: closing `fd` takes nothing from the guest. The calling process is the lease holder and registrant.
+    /// Exports the file open as `fd`, over its present size, to a guest that lives in the
+    /// descriptor returned. The export opens the file for itself: closing `fd` takes nothing from
+    /// the guest. The calling process is the lease holder and registrant.
     ///
     /// # Errors
-    /// EBADF, EINVAL (not a file, or empty), EACCES (not open for reading and writing), EMFILE; what [`Task::lease`] and
-    /// [`Task::register`] say. Refused, nothing stays leased or pinned.
+    /// EBADF, EINVAL (not a file, or empty), EACCES (not open for reading and writing), EMFILE;
+    /// the errors of [`Task::lease`] and [`Task::register`]. Refused, nothing stays leased or
+    /// pinned.
     pub fn export_to_guest(&self, fd: Fd) -> Result<(Fd, Arc<GuestExport>), Errno> {
         export_file(self, fd, None)
     }
 
-    /// As [`Task::export_to_guest`], with a virtual machine behind it that can be asked to unmap what it has. So it is admitted
-    /// where the gate is `fault` too.
+    /// As [`Task::export_to_guest`], with a virtual machine behind it that can be asked to unmap.
+    /// Such a guest is admitted where the gate is `fault` too.
     ///
     /// # Errors
     /// As for [`Task::export_to_guest`]; EAGAIN: a layout change waits.
@@ -56,7 +60,7 @@ fn export_file(task: &Task, fd: Fd, mapping: Option<Arc<dyn GuestMapping>>) -> R
             }),
         })
     });
-    // Once made, the object has the file's reference, and releases it whatever happens.
+    // Once made, the object has the file's reference, and releases it in any case.
     let (guest_fd, object) = installed.inspect_err(|errno| {
         if *errno == Errno::Dead {
             let mut deferred = Deferred::default();
@@ -69,7 +73,7 @@ fn export_file(task: &Task, fd: Fd, mapping: Option<Arc<dyn GuestMapping>>) -> R
     match attached {
         Ok(()) => Ok((guest_fd, export)),
         Err(errno) => {
-            // EBADF if another thread closed it meanwhile: then it is released.
+            // EBADF if another thread has closed it meanwhile: then it is released.
             let _released = task.close(guest_fd);
             Err(errno)
         }

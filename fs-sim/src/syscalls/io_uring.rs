@@ -1,4 +1,6 @@
-//! TODO
+//! io_uring calls: the ring, its fixed buffers, reads and writes on them.
+//!
+//! It owns the checks of their arguments. Kernel counterpart: io_uring/register.c, io_uring/rw.c.
 
 use emulator::sync::atomic::AtomicBool;
 use emulator::sync::{Arc, Mutex};
@@ -26,11 +28,13 @@ impl Task {
         Ok((fd, downcast(object)?))
     }
 
-    /// Registers mapped memory, as (address, length), as the ring's buffers: `IORING_REGISTER_BUFFERS`. All or none.
+    /// Registers mapped memory, as (address, length), as the ring's buffers:
+    /// `IORING_REGISTER_BUFFERS`. All or none.
     ///
     /// # Errors
-    /// EBADF, EINVAL (not a ring; no buffer, or more than [`BUFFERS_MAX`]), EFAULT (longer than [`BUFFER_MAX`]), EBUSY (there is
-    /// a table), and what [`Task::register`] says to a long-term user other than RDMA.
+    /// EBADF, EINVAL (not a ring; no buffer, or more than [`BUFFERS_MAX`]), EFAULT (longer than
+    /// [`BUFFER_MAX`]), EBUSY (there is a table), and what [`Task::register`] says to a long-term
+    /// user other than RDMA.
     pub fn register_buffers(&self, fd: Fd, memory: &[(u64, u64)]) -> Result<(), Errno> {
         let ring: Arc<Ring> = downcast(self.object(fd)?)?;
         if memory.is_empty() || memory.len() > BUFFERS_MAX {
@@ -65,7 +69,7 @@ impl Task {
             RingState::Closed => Err(Errno::EBADF),
         });
         if installed.is_err() {
-            table.shut(self.kernel(), &mut deferred);
+            table.close(self.kernel(), &mut deferred);
         }
         self.kernel().run_deferred(deferred);
         installed
@@ -82,17 +86,19 @@ impl Task {
             RingState::Closed => return Err(Errno::EBADF),
         };
         let mut deferred = Deferred::default();
-        table.shut(self.kernel(), &mut deferred);
+        table.close(self.kernel(), &mut deferred);
         self.kernel().run_deferred(deferred);
         Ok(())
     }
 
-    /// Reads from byte `at` of the file open as `file` into a fixed buffer of the ring `fd`: `IORING_OP_READ_FIXED`, submitted
-    /// and completed. The number of bytes, short at the end of the file.
+    /// Reads from byte `at` of the file open as `file` into a fixed buffer of the ring `fd`:
+    /// `IORING_OP_READ_FIXED`, submitted and completed. The number of bytes, short at the end of
+    /// the file.
     ///
     /// # Errors
-    /// EBADF, EINVAL (not a ring), EFAULT (outside the buffer, or no such buffer), ECANCELED (it was taken away), EIO, and what
-    /// [`Task::read`] says. What was moved before an error stays moved.
+    /// EBADF, EINVAL (not a ring), EFAULT (outside the buffer, or no such buffer), ECANCELED (it
+    /// was taken away), EIO, and what [`Task::read`] says. What was moved before an error stays
+    /// moved.
     pub fn read_fixed(&self, fd: Fd, buffer: FixedBuffer, file: Fd, at: u64) -> Result<u64, Errno> {
         self.move_fixed(fd, buffer, |kernel, region, done, piece| {
             let read = self.read(file, at.saturating_add(done), piece)?;
@@ -101,7 +107,8 @@ impl Task {
         })
     }
 
-    /// Writes a fixed buffer of the ring `fd` to byte `at` of the file open as `file`: `IORING_OP_WRITE_FIXED`.
+    /// Writes a fixed buffer of the ring `fd` to byte `at` of the file open as `file`:
+    /// `IORING_OP_WRITE_FIXED`.
     ///
     /// # Errors
     /// As [`Task::read_fixed`], and what [`Task::write`] says.
@@ -124,7 +131,7 @@ impl Task {
         if buffer.offset.checked_add(buffer.len).is_none_or(|end| end > *len) {
             return Err(Errno::EFAULT);
         }
-        if region.is_shut() {
+        if region.is_closed() {
             return Err(Errno::ECANCELED);
         }
         let mut bytes = vec![0; buffer.len.min(STEP) as usize];

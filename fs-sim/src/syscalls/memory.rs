@@ -1,4 +1,7 @@
-//! TODO
+//! Calls on memory: mmap, munmap, loads and stores through mappings, the limit of locked memory.
+//!
+//! It owns the faults of simulated loads and stores. Invariant: a store allocates only where no
+//! lease stands against it. Kernel counterpart: mm/mmap.c, `dax_iomap_fault`.
 
 use emulator::sync::Arc;
 use emulator::sync::atomic::Ordering;
@@ -42,12 +45,12 @@ impl Task {
         })
     }
 
-    /// A store through a mapping. Over a hole or a shared block it must allocate, and does so only where no lease stands
-    /// against it.
+    /// A store through a mapping. Over a hole or a shared block it must allocate, and does so only
+    /// where no lease stands against it.
     ///
     /// # Errors
-    /// SIGSEGV (nothing mapped there, or read-only), SIGBUS (beyond the end of the file, the block can't be had, or it is
-    /// poisoned).
+    /// SIGSEGV (nothing mapped there, or read-only), SIGBUS (beyond the end of the file, the block
+    /// can't be allocated, or it is poisoned).
     pub fn store(&self, va: u64, from: &[u8]) -> Result<(), Errno> {
         through_mapping(self, va, from.len(), true, |target| match target {
             MappedTarget::Anon { memory, offset } => memory.write(*offset, from),
@@ -62,7 +65,7 @@ impl Task {
                     clean_unwritten(self.kernel(), inode, range);
                     let pins = pin_short(self.kernel(), inode, range, Some(self))?;
                     let there = pins.pieces.iter().all(is_writable);
-                    // Looked at together with the pieces: a truncate may have come since the fault.
+                    // Read together with the pieces: a truncate may have come since the fault.
                     let inside = range.end * BLOCK <= pins.size.next_multiple_of(BLOCK);
                     let stored = match inside {
                         true => there.then(|| write_short(self.kernel(), inode, &pins, *offset, from)),
@@ -77,8 +80,8 @@ impl Task {
         })
     }
 
-    /// Sets how many pages this process may lock, for registrations from now on; what is locked stays so. A forked child
-    /// inherits it. `setrlimit` with `RLIMIT_MEMLOCK`.
+    /// Sets how many pages this process may lock by later registrations; locked pages stay so. A
+    /// forked child inherits the limit. `setrlimit` with `RLIMIT_MEMLOCK`.
     ///
     /// # Errors
     /// None but the caller's death.
@@ -89,8 +92,8 @@ impl Task {
         })
     }
 
-    /// Maps `len` bytes of the file open as `fd` from byte `offset` (page aligned) on, shared. The mapping holds the open
-    /// file. Returns its address.
+    /// Maps `len` bytes of the file open as `fd` from byte `offset` (page aligned) on, shared. The
+    /// mapping holds the open file. Returns its address.
     ///
     /// # Errors
     /// EBADF, EACCES (access mode), EINVAL (length 0, alignment, not a file), ENOMEM.
@@ -126,7 +129,8 @@ impl Task {
         })
     }
 
-    /// Maps `len` zero bytes of anonymous shared memory. Returns its address, and the memory for the program's own use.
+    /// Maps `len` zero bytes of anonymous shared memory. Returns its address, and the memory for
+    /// the program's own use.
     ///
     /// # Errors
     /// EINVAL (length 0), ENOMEM (more than [`crate::ANON_MAX`] bytes, too many mappings).
@@ -142,14 +146,15 @@ impl Task {
         })
     }
 
-    /// Unmaps `va..va+len`. Never waits, whatever is pinned behind it.
+    /// Unmaps `va..va+len`. Never waits, whatever is pinned.
     ///
     /// # Errors
     /// EINVAL (alignment, length 0).
     pub fn munmap(&self, va: u64, len: u64) -> Result<(), Errno> {
         self.syscall(|| {
             let mappings = self.process.mm.lock().unmap(va, len)?;
-            // ORDERING: SeqCst, after the mappings are gone and before this call returns: an access that begins later sees it.
+            // ORDERING: SeqCst, after the mappings are gone and before this call returns: an
+            // access that begins later sees it.
             self.process.unmaps.fetch_add(1, Ordering::SeqCst);
             let mut deferred = Deferred::default();
             for mapping in mappings {
@@ -172,7 +177,7 @@ fn through_mapping(
         let target = task.process().target(va, len as u64, write).map_err(|_| Errno::SIGSEGV)?;
         let mut result = access(&target);
         if let MappedTarget::File { description, .. } = target {
-            // What would be an error of a system call.
+            // A failure that would be an error of a system call is SIGBUS here.
             let failed = result == Err(Errno::EIO) || task.kernel().device_there().is_err();
             result = if failed { Err(Errno::SIGBUS) } else { result };
             let mut deferred = Deferred::default();

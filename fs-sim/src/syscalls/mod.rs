@@ -1,7 +1,7 @@
 //! System calls, one file a family.
 //!
-//! It owns the checks of arguments, in Linux's order, as methods of [`crate::vfs::task::Task`]; each
-//! call then uses one layer below. Invariant: no rule of a design is decided here. Kernel
+//! It owns the checks of arguments, in Linux's order, as methods of [`crate::vfs::task::Task`];
+//! each call then uses one layer below. Invariant: no rule of a design is decided here. Kernel
 //! counterpart: the `SYSCALL_DEFINE`s of fs/open.c, fs/read_write.c, fs/fcntl.c, mm/mmap.c.
 
 mod af_xdp;

@@ -1,8 +1,10 @@
-//! Calls by name that leave a file's contents and its leases alone: rename, link, unlink, chmod, utime, stat.
+//! Calls by name that leave a file's contents and leases alone: rename, link, unlink, chmod,
+//! utime, stat.
 //!
-//! It owns the moving of names. Invariants: an inode's link count is the number of its names; none of these breaks a lease of
-//! either kind (Linux asks for delegations only, which user space can't hold here). Kernel counterpart: `vfs_rename`,
-//! `vfs_link`, `vfs_unlink`, `notify_change` (fs/namei.c, fs/attr.c). All names lie in one directory that anybody may change.
+//! It owns the checks for moving names. Invariants: an inode's link count is the number of its
+//! names; none of these calls breaks a lease (Linux breaks delegations only). All names lie in one
+//! directory that every user may change. Kernel counterpart: `vfs_rename`, `vfs_link`,
+//! `vfs_unlink`, `notify_change` (fs/namei.c, fs/attr.c).
 
 use emulator::sync::Arc;
 
@@ -16,7 +18,7 @@ fn check_new_name(name: &str) -> Result<(), Errno> {
     if name.is_empty() || name.len() > NAME_MAX { Err(Errno::EINVAL) } else { Ok(()) }
 }
 
-/// Runs a call on the file called `name`, which stays for its time.
+/// Runs a call on the file called `name`, which counts as open meanwhile.
 fn by_name<R>(task: &Task, name: &str, body: impl FnOnce(&Arc<Inode>) -> Result<R, Errno>) -> Result<R, Errno> {
     task.syscall(|| {
         let inode = lookup(task.kernel(), name)?;
@@ -33,7 +35,7 @@ fn owns(task: &Task, inode: &Inode) -> bool {
 }
 
 impl Task {
-    /// Removes a name. The file lives on while it is open; what is pinned then becomes orphaned.
+    /// Removes a name. The file stays while it is open; then pinned blocks become orphaned.
     ///
     /// # Errors
     /// ENOENT, ENODEV (not mounted, or the device is gone).
@@ -45,11 +47,13 @@ impl Task {
         })
     }
 
-    /// Gives the file called `from` the name `to` instead; what was called so loses that name. At no moment is there no file
-    /// called `to`, if there was one (rename(2)). Two names of one file stay as they are.
+    /// Gives the file called `from` the name `to` instead; the file that was called `to` loses
+    /// that name. If `to` existed, there is no moment at which it does not (rename(2)). Two names
+    /// of one file stay as they are.
     ///
     /// # Errors
-    /// ENOENT, EINVAL (a new name that is empty or longer than [`NAME_MAX`]), ENODEV (not mounted, or the device is gone).
+    /// ENOENT, EINVAL (a new name that is empty or longer than [`NAME_MAX`]), ENODEV (not mounted,
+    /// or the device is gone).
     pub fn rename(&self, from: &str, to: &str) -> Result<(), Errno> {
         self.syscall(|| {
             let replaced = {
@@ -72,8 +76,8 @@ impl Task {
     /// Gives the file called `from` one more name.
     ///
     /// # Errors
-    /// ENOENT; EEXIST; EINVAL (a new name that is empty or longer than [`NAME_MAX`]); EPERM (neither the caller's own nor
-    /// readable and writable, as with `fs.protected_hardlinks`).
+    /// ENOENT; EEXIST; EINVAL (a new name that is empty or longer than [`NAME_MAX`]); EPERM
+    /// (neither the caller's own nor readable and writable, as with `fs.protected_hardlinks`).
     pub fn link(&self, from: &str, to: &str) -> Result<(), Errno> {
         by_name(self, from, |inode| {
             check_new_name(to)?;
@@ -99,7 +103,7 @@ impl Task {
                 taken
             };
             if taken {
-                // Somebody was faster.
+                // Another task took the name meanwhile.
                 drop_link(self.kernel(), inode);
                 return Err(Errno::EEXIST);
             }
@@ -121,8 +125,8 @@ impl Task {
         })
     }
 
-    /// Sets the times of the file called `name` to now (`utimensat` without times). Files have no times here, so what is left
-    /// of it is who may.
+    /// Sets the times of the file called `name` to now (`utimensat` without times). Files have no
+    /// times here: only the permission check is left.
     ///
     /// # Errors
     /// ENOENT, EACCES (neither its owner nor root, and the mode does not allow writing).
@@ -133,7 +137,7 @@ impl Task {
         })
     }
 
-    /// Tells about the file called `name`.
+    /// Status of the file called `name`.
     ///
     /// # Errors
     /// ENOENT.

@@ -1,7 +1,8 @@
-//! Opening and creating files; and the eviction of what has neither name nor open file.
+//! Opening and creating files.
 //!
-//! It owns the open counts. Invariant: an inode is evicted once, when both are zero. Kernel counterpart: fs/namei.c,
-//! `iput_final`.
+//! It owns the order of the checks of an open. Invariant: a file counts as open from before its
+//! open waits for anything. Kernel counterpart: `do_open`, `do_dentry_open` (fs/namei.c,
+//! fs/open.c).
 
 use emulator::sync::Arc;
 
@@ -28,9 +29,9 @@ pub struct OpenFlags {
     pub exclusive: bool,
     /// `O_TRUNC`: a layout change like any other.
     pub truncate: bool,
-    /// `O_NONBLOCK`: does not wait for base leases.
+    /// `O_NONBLOCK`: does not wait for ordinary leases.
     pub nonblock: bool,
-    /// `O_PATH`: only names the file; all other flags mean nothing then.
+    /// `O_PATH`: only names the file; all other flags are ignored then.
     pub path: bool,
 }
 
@@ -52,13 +53,14 @@ impl OpenFlags {
 }
 
 impl Task {
-    /// Opens a file. Waits for the base leases that this breaks.
+    /// Opens a file. Waits for the ordinary leases that this breaks.
     ///
     /// # Errors
-    /// ENOENT, EEXIST, ENODEV (not mounted, or the device is gone), EINVAL (a name that is empty or longer than [`NAME_MAX`], neither reading nor writing), EMFILE, EACCES
-    /// (the file's mode), ETXTBSY (for writing, while a program runs from it), EAGAIN (`nonblock`, and a base lease is in the
-    /// way: its break goes on), EINTR; with `truncate` also what [`Task::ftruncate`] says. A file created stays, whatever
-    /// comes after.
+    /// ENOENT, EEXIST, ENODEV (not mounted, or the device is gone), EINVAL (a name that is empty
+    /// or longer than [`NAME_MAX`], neither reading nor writing), EMFILE, EACCES (the file's
+    /// mode), ETXTBSY (for writing, while a program runs from it), EAGAIN (`nonblock`, and an
+    /// ordinary lease is in the way: its break continues), EINTR; with `truncate` also the errors
+    /// of [`Task::ftruncate`]. A file created stays, whatever fails later.
     pub fn open(&self, name: &str, flags: OpenFlags) -> Result<Fd, Errno> {
         self.syscall(|| {
             let kernel = self.kernel();
@@ -85,8 +87,9 @@ impl Task {
     }
 }
 
-/// What an open must pass once the name is found: permission, programs that run from the file, base leases, truncation.
-/// It counts as open from before it waits. Kernel: `do_open`, `do_dentry_open`, `handle_truncate`.
+/// What an open must pass once the name is found: permission, running programs, ordinary leases,
+/// truncation. The file counts as open before this waits. Kernel: `do_open`, `do_dentry_open`,
+/// `handle_truncate`.
 fn enter_inode(task: &Task, inode: &Arc<Inode>, flags: OpenFlags, created: bool) -> Result<(), Errno> {
     let OpenFlags { access, .. } = flags;
     if !access.is_open() {
@@ -104,10 +107,11 @@ fn enter_inode(task: &Task, inode: &Arc<Inode>, flags: OpenFlags, created: bool)
     entered.inspect_err(|_| PosixLeases::of(inode).lock().leave(access))
 }
 
-/// An open description of its own, as that of a server, for the file open as `fd`. In nobody's table.
+/// Opens the file that is open as `fd` once more, as a server does, in no descriptor table.
 ///
 /// # Errors
-/// EBADF, EINVAL (not a file), EACCES (`suits` doesn't like how it is open); what an open meets ([`Task::open`]).
+/// EBADF, EINVAL (not a file), EACCES (`suits` rejects its access mode); the errors of an open
+/// ([`Task::open`]).
 pub(crate) fn open_again(
     task: &Task,
     fd: Fd,
@@ -117,7 +121,7 @@ pub(crate) fn open_again(
         if !suits(access) {
             return Err(Errno::EACCES);
         }
-        // It is open as `fd`, so it can't be on its way out.
+        // It is open as `fd`, so it can't be evicted.
         inode.life.lock().opens += 1;
         enter_inode(task, inode, OpenFlags::open(access), false).inspect_err(|_| drop_open(task.kernel(), inode))?;
         let open = OpenTarget::File { inode: Arc::clone(inode), access };

@@ -1,7 +1,7 @@
-//! The fcntl requests, and what is asked about base leases.
+//! The fcntl calls on ordinary leases.
 //!
-//! It owns the order of the checks. Kernel counterpart: `fcntl_setlease`, `fcntl_getlease`, `f_setown`, `F_SETSIG`
-//! (fs/fcntl.c), `generic_setlease` (fs/locks.c).
+//! It owns the order of their checks. Kernel counterpart: `fcntl_setlease`, `fcntl_getlease`,
+//! `f_setown`, `F_SETSIG` (fs/fcntl.c), `generic_setlease` (fs/locks.c).
 
 use crate::base::errno::Errno;
 use crate::base::numbers::{Fd, Pid};
@@ -12,12 +12,14 @@ use crate::vfs::signals::Signal;
 use crate::vfs::task::Task;
 
 impl Task {
-    /// Takes, converts or gives back the base lease of the open file behind `fd`: `fcntl(F_SETLEASE)`. Never waits.
+    /// Takes, converts or releases the ordinary lease of the open file behind `fd`:
+    /// `fcntl(F_SETLEASE)`. Never waits.
     ///
     /// # Errors
-    /// EBADF (`O_PATH` too), EACCES (neither the file's owner nor CAP_LEASE, for giving back as well), EINVAL (not a file);
-    /// EAGAIN: for a read lease, somebody has the file open for writing; for a write lease, this is not its only open; another
-    /// description's lease is being broken to nothing; nothing is held that could be given back.
+    /// EBADF (`O_PATH` too), EACCES (neither the file's owner nor CAP_LEASE, for a release too),
+    /// EINVAL (not a file); EAGAIN: for a read lease, the file is open for writing; for a write
+    /// lease, this is not its only open; another open file's lease is being broken to nothing;
+    /// there is nothing to release.
     pub fn set_base_lease(&self, fd: Fd, request: PosixLeaseRequest) -> Result<(), Errno> {
         self.with_file(fd, |description, inode, access| {
             let credentials = self.process().credentials();
@@ -33,7 +35,8 @@ impl Task {
         })
     }
 
-    /// What the open file behind `fd` holds, or what a pending break will leave of it: `fcntl(F_GETLEASE)`; none is `F_UNLCK`.
+    /// What the open file behind `fd` holds, or what a pending break will leave of it:
+    /// `fcntl(F_GETLEASE)`; `None` is `F_UNLCK`.
     ///
     /// # Errors
     /// EBADF (`O_PATH` too), EINVAL (not a file).
@@ -44,8 +47,8 @@ impl Task {
         })
     }
 
-    /// Names the process that is signalled when a lease of the open file behind `fd` is broken, or nobody:
-    /// `fcntl(F_SETOWN)`. Giving the lease back clears it.
+    /// Names the process that is signalled when a lease of the open file behind `fd` is broken, or
+    /// none: `fcntl(F_SETOWN)`. A release of the lease clears it.
     ///
     /// # Errors
     /// EBADF (`O_PATH` too), EINVAL (not a file), ESRCH.
@@ -60,7 +63,8 @@ impl Task {
         })
     }
 
-    /// Chooses the signal that tells of a break, none being SIGIO: `fcntl(F_SETSIG)`. Giving the lease back clears it.
+    /// Chooses the signal that announces a break; `None` is SIGIO: `fcntl(F_SETSIG)`. A release of
+    /// the lease clears it.
     ///
     /// # Errors
     /// EBADF (`O_PATH` too), EINVAL (not a file).

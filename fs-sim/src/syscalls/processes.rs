@@ -1,4 +1,7 @@
-//! TODO
+//! Calls on processes: fork, credentials, signals, exit.
+//!
+//! It owns what a child inherits. Kernel counterpart: kernel/fork.c, kernel/signal.c,
+//! kernel/exit.c.
 
 use emulator::sync::Arc;
 use emulator::sync::atomic::Ordering;
@@ -11,8 +14,8 @@ use crate::vfs::signals::{Delivery, SigInfo, Signal};
 use crate::vfs::task::Task;
 
 impl Task {
-    /// A child with copies of the descriptors, the address space and the dispositions. Leases stay the parent's; an object
-    /// that may not pass by fork is not inherited.
+    /// A child with copies of the descriptors, the address space and the dispositions. Leases stay
+    /// the parent's; an object that may not pass by fork is not inherited.
     ///
     /// # Errors
     /// None but the caller's death.
@@ -47,7 +50,8 @@ impl Task {
         })
     }
 
-    /// Changes on whose behalf the process acts: `setresuid` and `capset`. Only root may.
+    /// Changes the user and the capabilities of the process: `setresuid` and `capset`. Only root
+    /// may.
     ///
     /// # Errors
     /// EPERM.
@@ -80,9 +84,10 @@ impl Task {
         })
     }
 
-    /// Takes what is queued for the handler, oldest first.
+    /// Takes the signals queued for the handler, oldest first.
     pub fn take_signals(&self) -> Vec<SigInfo> {
-        // Forgotten first: a signal that comes between the two is taken or interrupts, never neither.
+        // The interruption is cleared first: a signal that comes in between is taken or
+        // interrupts, never neither.
         let waiters = self.process.waiters.lock().clone();
         for waiter in waiters {
             waiter.signals_taken();

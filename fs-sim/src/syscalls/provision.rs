@@ -1,4 +1,7 @@
-//! TODO
+//! Making a file of a given size with all blocks written.
+//!
+//! It owns the checks of the arguments. Kernel counterpart: `fallocate` with
+//! `FALLOC_FL_WRITE_ZEROES`.
 
 use crate::base::errno::Errno;
 use crate::base::units::{BLOCK, FILE_MAX};
@@ -9,13 +12,13 @@ use crate::syscalls::open::OpenFlags;
 use crate::vfs::task::Task;
 
 impl Task {
-    /// Makes a file called `name` of `bytes` bytes, all allocated, written and zero. In exactly `runs` runs of the device if
-    /// that is given, else in as few as there are to be had.
+    /// Makes a file called `name` of `bytes` bytes, all allocated, written and zero: in exactly
+    /// `runs` runs of the device if that is given, else in as few as possible.
     ///
     /// # Errors
-    /// EINVAL (`bytes` not a positive multiple of 4 KiB, `runs` 0 or more than there are blocks), EFBIG; what an exclusive open
-    /// says ([`Task::open`]); ENOSPC: too few free blocks, or, with `runs`, no run of free blocks as long as the file. Refused,
-    /// there is no file.
+    /// EINVAL (`bytes` not a positive multiple of 4 KiB, `runs` 0 or more than there are blocks),
+    /// EFBIG; the errors of an exclusive open ([`Task::open`]); ENOSPC: too few free blocks, or,
+    /// with `runs`, no run of free blocks as long as the file. Refused, there is no file.
     pub fn provision(&self, name: &str, bytes: u64, runs: Option<u64>) -> Result<(), Errno> {
         let blocks = bytes / BLOCK;
         if bytes > FILE_MAX {
@@ -32,7 +35,7 @@ impl Task {
             if runs.is_some_and(|runs| runs != found) { Err(Errno::ENOSPC) } else { Ok(()) }
         });
         self.close(fd)?;
-        // Somebody else may have removed it already.
+        // Another task may have removed it already.
         made.inspect_err(|_| {
             let _gone = self.unlink(name);
         })

@@ -1,8 +1,8 @@
-//! Read and write, through descriptors and through mappings.
+//! Read and write through descriptors.
 //!
-//! It owns the copying of bytes by system calls and simulated loads and stores. Invariants: bytes are copied under short-term
-//! pins, or by a change into blocks nobody else can reach; an extending write publishes data and size at once; what was never
-//! written reads as zeros. Kernel counterpart: `dax_iomap_rw`, `dax_iomap_fault`.
+//! It owns the copying of bytes by these calls. Invariants: bytes are copied under short-term
+//! pins, or by a change into blocks that no other task can reach; a block that was never written
+//! reads as zeros. Kernel counterpart: `dax_iomap_rw`.
 
 use emulator::sync::Arc;
 
@@ -24,7 +24,8 @@ use crate::vfs::inode::Inode;
 use crate::vfs::task::Task;
 
 impl Task {
-    /// Reads at byte `offset` of the file open as `fd`; the number of bytes read, short at the end of the file.
+    /// Reads at byte `offset` of the file open as `fd`; the number of bytes read, short at the end
+    /// of the file.
     ///
     /// # Errors
     /// EBADF (not open for reading), EINVAL (not a file), EIO.
@@ -40,8 +41,8 @@ impl Task {
     /// Writes at byte `offset` of the file open as `fd`, all or nothing.
     ///
     /// # Errors
-    /// EBADF (not open for writing), EINVAL (not a file), EFBIG, ENOSPC, EIO; where it is a layout change: ETXTBSY, EDEADLK,
-    /// EINTR as the design says.
+    /// EBADF (not open for writing), EINVAL (not a file), EFBIG, ENOSPC, EIO; where it is a layout
+    /// change: ETXTBSY, EDEADLK, EINTR as the design says.
     pub fn write(&self, fd: Fd, offset: u64, from: &[u8]) -> Result<usize, Errno> {
         self.with_file(fd, |_, inode, access| {
             if !access.write {
@@ -84,7 +85,7 @@ pub(crate) fn write_inode(task: &Task, inode: &Arc<Inode>, offset: u64, data: &[
     }
 }
 
-/// Writes into blocks that are there. False if some are not (any more).
+/// Writes into blocks that are there. False if some are not.
 fn overwrite(task: &Task, inode: &Arc<Inode>, offset: u64, data: &[u8]) -> Result<bool, Errno> {
     let kernel = task.kernel();
     let range = BlockRange::of_bytes(offset, data.len() as u64);

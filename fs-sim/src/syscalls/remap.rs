@@ -1,4 +1,7 @@
-//! TODO
+//! Calls on two open files: reflink, dedupe, exchange-range.
+//!
+//! It owns the frame of a call with two descriptors. Kernel counterpart: fs/remap_range.c,
+//! `xfs_ioc_exchange_range`.
 
 use emulator::sync::Arc;
 
@@ -40,14 +43,14 @@ fn with_two_files<R>(
 }
 
 impl Task {
-    /// Maps `len` bytes at `src_off` of one file at `dst_off` of another (or of the same) too, in the place of what was there;
-    /// `len` 0 means to the end of the source. Writing either file later copies the block first. `FICLONERANGE`,
-    /// ioctl_ficlonerange(2).
+    /// Maps `len` bytes at `src_off` of one file at `dst_off` of another (or of the same) too, in
+    /// the place of what was there; `len` 0 means to the end of the source. A later write to
+    /// either file copies the block first. `FICLONERANGE`, ioctl_ficlonerange(2).
     ///
     /// # Errors
-    /// EBADF (source not open for reading, target not for writing), EINVAL (not block aligned but for the end of both files,
-    /// beyond the source's end, overlapping in one file, not a file), EFBIG, ENOSPC; ETXTBSY, EDEADLK, EINTR as the design
-    /// says.
+    /// EBADF (source not open for reading, target not for writing), EINVAL (not block aligned
+    /// except at the end of both files, beyond the source's end, overlapping in one file, not a
+    /// file), EFBIG, ENOSPC; ETXTBSY, EDEADLK, EINTR as the design says.
     pub fn reflink(&self, src: Fd, src_off: u64, dst: Fd, dst_off: u64, len: u64) -> Result<(), Errno> {
         with_two_files(self, src, dst, |(from, may), (to, may_too)| {
             if !may.read || !may_too.write {
@@ -57,17 +60,20 @@ impl Task {
         })
     }
 
-    /// Shares the blocks of `len` bytes of two files if they hold the same bytes: how many bytes it was then, none if they
-    /// differ. A length that ends neither at a block nor at the end of both files is rounded down, and no more than 16 MiB
-    /// are looked at **\[chosen\]**: "This limit will be enforced silently by the filesystem". `FIDEDUPERANGE` and its
+    /// Shares the blocks of `len` bytes of two files if they hold the same bytes. Returns how many
+    /// bytes that was, or `None` if they differ. A length that ends neither at a block nor at the
+    /// end of both files is rounded down, and at most 16 MiB are compared **\[chosen\]**: "This
+    /// limit will be enforced silently by the filesystem". `FIDEDUPERANGE` and its
     /// `bytes_deduped`, ioctl_fideduperange(2).
     ///
     /// # Errors
-    /// EBADF (source not open for reading), EINVAL (not block aligned, beyond the end of a file, overlapping in one file, not a
-    /// file), EIO (a block of either is poisoned), ENOSPC; ETXTBSY, EDEADLK, EINTR as the design says.
+    /// EBADF (source not open for reading), EINVAL (not block aligned, beyond the end of a file,
+    /// overlapping in one file, not a file), EIO (a block of either is poisoned), ENOSPC; ETXTBSY,
+    /// EDEADLK, EINTR as the design says.
     pub fn dedupe(&self, src: Fd, src_off: u64, dst: Fd, dst_off: u64, len: u64) -> Result<Option<u64>, Errno> {
         with_two_files(self, src, dst, |(from, may), (to, _)| {
-            // Every process owns every file here: the target may be deduplicated whatever it is open for.
+            // Every process owns every file here: the target may be deduplicated whatever its open
+            // mode.
             if !may.read {
                 return Err(Errno::EBADF);
             }
@@ -75,11 +81,13 @@ impl Task {
         })
     }
 
-    /// Swaps the blocks of `len` bytes of two files, or of two places in one. `XFS_IOC_EXCHANGE_RANGE`.
+    /// Swaps the blocks of `len` bytes of two files, or of two places in one.
+    /// `XFS_IOC_EXCHANGE_RANGE`.
     ///
     /// # Errors
-    /// EBADF (not both open for reading and writing), EINVAL (not block aligned but for the end of both files, beyond the end
-    /// of a file, overlapping in one file, not a file), ENOSPC; ETXTBSY, EDEADLK, EINTR as the design says.
+    /// EBADF (not both open for reading and writing), EINVAL (not block aligned except at the end
+    /// of both files, beyond the end of a file, overlapping in one file, not a file), ENOSPC;
+    /// ETXTBSY, EDEADLK, EINTR as the design says.
     pub fn exchange_range(&self, a: Fd, a_off: u64, b: Fd, b_off: u64, len: u64) -> Result<(), Errno> {
         with_two_files(self, a, b, |(a, may), (b, may_too)| {
             if [may, may_too].iter().any(|access| !access.read || !access.write) {

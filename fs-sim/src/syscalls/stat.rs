@@ -1,6 +1,7 @@
-//! `stat` and `fiemap`: looking at a file without touching it.
+//! `stat` and `fiemap`.
 //!
-//! It owns nothing. Both break no lease and take no lock.
+//! It owns nothing. Invariant: neither breaks a lease or takes a lock. Kernel counterpart:
+//! fs/stat.c, `iomap_fiemap`.
 
 use emulator::sync::Arc;
 
@@ -11,7 +12,7 @@ use crate::extent_map::{FiemapExtent, Layout};
 use crate::vfs::inode::Inode;
 use crate::vfs::task::Task;
 
-/// What `stat` tells.
+/// What `stat` returns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FileStat {
     /// The inode's number.
@@ -20,7 +21,7 @@ pub struct FileStat {
     pub size: u64,
     /// Allocated 4 KiB blocks.
     pub blocks: u64,
-    /// Names.
+    /// How many names it has.
     pub links: u32,
     /// The user that owns it.
     pub uid: u32,
@@ -37,7 +38,7 @@ impl FileStat {
 }
 
 impl Task {
-    /// Tells about the file open as `fd`.
+    /// Status of the file open as `fd`.
     ///
     /// # Errors
     /// EBADF, EINVAL (not a file).

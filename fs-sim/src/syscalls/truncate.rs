@@ -1,7 +1,7 @@
-//! Truncate: setting a file's size.
+//! Truncate and ftruncate.
 //!
-//! It owns the change "everything from the new end on goes". Invariant: bytes beyond the end of the file read as zeros if the
-//! file grows again. Kernel counterpart: `xfs_setattr_size`, `truncate_inode_pages`.
+//! It owns the order of their checks: permission, ordinary leases, then the layout change. Kernel
+//! counterpart: `vfs_truncate`, `do_sys_ftruncate` (fs/open.c).
 
 use emulator::sync::Arc;
 
@@ -17,12 +17,13 @@ use crate::vfs::open_file::AccessMode;
 use crate::vfs::task::Task;
 
 impl Task {
-    /// Sets the size of the file called `name`. Breaks every base lease first, the caller's own too, and even if the size
-    /// stays: the caller waits for itself, unless the signal it gets interrupts it. Kernel: `vfs_truncate`.
+    /// Sets the size of the file called `name`. Breaks every ordinary lease first, the caller's
+    /// own too, even if the size stays: then the caller waits for itself, unless the signal that
+    /// it gets interrupts it. Kernel: `vfs_truncate`.
     ///
     /// # Errors
-    /// ENOENT, EACCES (the file's mode), ETXTBSY (a program runs from it), EINTR, EFBIG; ETXTBSY, EDEADLK, EINTR as the design
-    /// says.
+    /// ENOENT, EACCES (the file's mode), ETXTBSY (a program runs from it), EINTR, EFBIG; ETXTBSY,
+    /// EDEADLK, EINTR as the design says.
     pub fn truncate(&self, name: &str, size: u64) -> Result<(), Errno> {
         self.syscall(|| {
             let inode = lookup(self.kernel(), name)?;
@@ -41,7 +42,8 @@ impl Task {
     /// Sets the size of the file open as `fd`.
     ///
     /// # Errors
-    /// EBADF, EINVAL (not open for writing, not a file), EFBIG; ETXTBSY, EDEADLK, EINTR as the design says.
+    /// EBADF, EINVAL (not open for writing, not a file), EFBIG; ETXTBSY, EDEADLK, EINTR as the
+    /// design says.
     pub fn ftruncate(&self, fd: Fd, size: u64) -> Result<(), Errno> {
         self.with_file(fd, |_, inode, access| {
             if !access.write {
@@ -52,7 +54,7 @@ impl Task {
     }
 }
 
-/// `O_TRUNC`: a writer while it lasts, however the file is opened.
+/// `O_TRUNC`: the caller counts as a writer meanwhile, however it opens the file.
 pub(crate) fn resize_as_writer(task: &Task, inode: &Arc<Inode>, size: u64) -> Result<(), Errno> {
     as_writer(task, inode, || resize(task, inode, size))
 }

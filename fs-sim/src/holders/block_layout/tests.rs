@@ -1,4 +1,5 @@
-//! Layouts with the client's I/O in flight, held there by the test. Everything that can be said from outside is in `tests/`.
+//! Layouts with the client's I/O in flight, held there by the test. What can be tested from
+//! outside is in `tests/`.
 
 use emulator::World;
 use emulator::device::Device;
@@ -51,7 +52,8 @@ impl Client {
     }
 }
 
-/// Neither the return of a layout nor its client's death frees an unlinked file's blocks under the client's I/O.
+/// Neither the return of a layout nor its client's death frees an unlinked file's blocks under the
+/// client's I/O.
 #[test]
 fn an_unlinked_file_stays_while_its_clients_io_is_in_flight() {
     for dies in [false, true] {
@@ -72,8 +74,8 @@ fn an_unlinked_file_stays_while_its_clients_io_is_in_flight() {
     }
 }
 
-/// A client that takes blocks away while its own I/O on them is in flight waits for it, as for any I/O: that is nobody's
-/// deadlock.
+/// A client that takes blocks away while its own I/O on them is in flight waits for it, as for any
+/// I/O: that is no deadlock.
 #[test]
 fn a_clients_own_change_waits_for_its_own_io() {
     let client = client();

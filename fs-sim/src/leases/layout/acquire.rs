@@ -354,11 +354,12 @@ pub(crate) enum InstallOutcome {
     Pinned(Vec<Arc<Lease>>),
 }
 
-/// Converts the write leases over the request's range to the weaker kind that it asks for. Never waits.
+/// Converts the write leases over the request's range to the weaker kind that it asks for. Never
+/// waits.
 ///
 /// # Errors
-/// EAGAIN unless the open file holds unbroken write leases over all of the range; EBUSY if pins live
-/// under a lease that would be split.
+/// EAGAIN unless the open file holds unbroken write leases over all of the range; EBUSY if pins
+/// live under a lease that would be split.
 pub(crate) fn downgrade(task: &Task, request: &LeaseRequest<'_>) -> Result<(), Errno> {
     let mut entries = LeaseTable::of(request.inode).lock();
     let unbroken = entries.iter().filter(|entry| {

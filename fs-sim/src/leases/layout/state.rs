@@ -19,9 +19,11 @@ state_table! {
         BreakingToRead,
         /// Being broken to nothing; the owner was signalled.
         BreakingToNothing,
-        /// The break to read timed out and the owner was sent SIGKILL; the next time-out takes it by force.
+        /// The break to read timed out and the owner was sent SIGKILL; the next time-out takes it
+        /// by force.
         KilledToRead,
-        /// The break to nothing timed out and the owner was sent SIGKILL; the next time-out takes it by force.
+        /// The break to nothing timed out and the owner was sent SIGKILL; the next time-out takes
+        /// it by force.
         KilledToNothing,
         /// Its open file is gone; pins taken under it keep it, over the whole file.
         Zombie,
@@ -39,7 +41,8 @@ state_table! {
         Kill,
         /// The break time is over, and the kernel carries the break out.
         TimeOut,
-        /// The holder sets its kind again (`F_SETLEASE`, or a downgrade): a new kind, or what a break leaves.
+        /// The holder sets its kind again (`F_SETLEASE`, or a downgrade): a new kind, or what a
+        /// break leaves.
         Convert,
         /// The holder gives it back, or the part of it that a request replaces.
         Unlock,

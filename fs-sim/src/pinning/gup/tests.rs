@@ -1,5 +1,5 @@
-//! Short-term pins against layout changes, where the test holds the pin: S16 and S49. Everything that can be said from
-//! outside is in `tests/`.
+//! Short-term pins against layout changes, where the test holds the pin: S16 and S49. What can be
+//! tested from outside is in `tests/`.
 
 use emulator::World;
 use emulator::device::Device;
@@ -59,8 +59,9 @@ fn at_rest(kernel: &Arc<Kernel>, tasks: &[&Arc<Task>]) {
     assert_eq!(kernel.counters.stale_dma.get(), 0);
 }
 
-/// S16: a change waits for a short-term pin in every design but the one that frees blindly; who comes meanwhile waits at the
-/// door and finds the new layout; an interrupted change leaves the old one.
+/// S16: a change waits for a short-term pin in every design but the one that frees pinned pages; a
+/// pinner that comes meanwhile waits at the closed page and finds the new layout; an interrupted
+/// change leaves the old one.
 #[test]
 fn s16_change_waits_for_a_short_term_pin() {
     for preset in presets().iter().filter(|preset| preset.axes.stranger_change != ChangeRule::Proceed) {
@@ -78,7 +79,7 @@ fn s16_change_waits_for_a_short_term_pin() {
             if interrupted {
                 a.kill(b.pid(), Signal::Sigusr1).unwrap();
                 assert_eq!(changing.join().unwrap(), Err(Errno::EINTR));
-                assert_eq!(reading.join().unwrap(), Ok((1, 7)), "the door is open again");
+                assert_eq!(reading.join().unwrap(), Ok((1, 7)), "the pages are open again");
                 assert_eq!(a.stat(fd).unwrap().blocks, 4);
                 unpin_short(&kernel, pins);
             } else {
@@ -93,7 +94,8 @@ fn s16_change_waits_for_a_short_term_pin() {
     }
 }
 
-/// A lease asked for while a settled change drains short-term pins comes after the change: neither unheeded nor refused.
+/// A lease request that comes while a change drains short-term pins is granted after the change:
+/// it is neither ignored nor refused.
 #[test]
 fn lease_waits_for_a_settled_change() {
     for preset in presets() {
@@ -117,18 +119,19 @@ fn lease_waits_for_a_settled_change() {
     }
 }
 
-struct Nobody;
+struct SilentHolder;
 
-impl PinHolder for Nobody {
+impl PinHolder for SilentHolder {
     fn describe(&self) -> HolderInfo {
-        HolderInfo { kind: "nobody", processes: Vec::new(), fd: None, context: None, region: None, guest: None }
+        HolderInfo { kind: "no holder", processes: Vec::new(), fd: None, context: None, region: None, guest: None }
     }
 
     fn revoke(&self, _kernel: &Arc<Kernel>) {}
 }
 
-/// S49: while a change waits for a long-term pin its door is open: short-term pins come and go, and none of them is missed
-/// when the long-term one is gone. A registration that meets the shut door looks again.
+/// S49: while a change waits for a long-term pin its pages are open: short-term pins come and go,
+/// and the change misses none of them when the long-term one is gone. A registration that meets a
+/// closed page tries again.
 #[test]
 fn s49_short_term_pins_go_on_while_a_change_waits() {
     let unguarded = presets().iter().find(|preset| preset.axes.stranger_change == ChangeRule::Proceed).unwrap();
@@ -137,14 +140,14 @@ fn s49_short_term_pins_go_on_while_a_change_waits() {
     let inode = a.inode(fd).unwrap();
     let va = a.mmap(fd, 0, 4 * BLOCK, true).unwrap();
     let want = PinRequest { va, len: 4 * BLOCK, write: true, user: LongTermUser::Rdma };
-    let Ok(Registration::Pinned(region)) = a.register(want, Arc::new(Nobody)) else { panic!("open gate") };
+    let Ok(Registration::Pinned(region)) = a.register(want, Arc::new(SilentHolder)) else { panic!("open gate") };
     let changing = blocks(&b, "long-term pins", |b| b.truncate("data", BLOCK));
     let mut block = [0; BLOCK as usize];
     for _ in 0..3 {
         assert_eq!((c.read(fc, 3 * BLOCK, &mut block), block[0]), (Ok(BLOCK as usize), 7));
         assert_eq!(c.write(fc, 3 * BLOCK, &[7; BLOCK as usize]), Ok(BLOCK as usize));
     }
-    assert_eq!(kernel.counters.pin_retries.get(), 0, "nobody was held up");
+    assert_eq!(kernel.counters.pin_retries.get(), 0, "no pinner was held up");
     let pins = pin_short(&kernel, &inode, BlockRange::new(3, 4), None).unwrap();
     let mut deferred = Deferred::default();
     region.release(&kernel, &mut deferred);
@@ -154,14 +157,15 @@ fn s49_short_term_pins_go_on_while_a_change_waits() {
     }
     let cva = c.mmap(fc, 0, 4 * BLOCK, true).unwrap();
     let want = PinRequest { va: cva, ..want };
-    assert_eq!(c.register(want, Arc::new(Nobody)).err(), Some(Errno::EAGAIN), "the change said that it waits");
+    assert_eq!(c.register(want, Arc::new(SilentHolder)).err(), Some(Errno::EAGAIN), "the change said that it waits");
     unpin_short(&kernel, pins);
     assert_eq!(changing.join().unwrap(), Ok(()));
-    assert_eq!(c.register(want, Arc::new(Nobody)).err(), Some(Errno::EFAULT), "past the new end");
+    assert_eq!(c.register(want, Arc::new(SilentHolder)).err(), Some(Errno::EFAULT), "past the new end");
     at_rest(&kernel, &[&a, &b, &c]);
 }
 
-/// A refused registration leaves no pin, no charge and no gate behind, wherever it fails: here in the middle of its pages.
+/// A refused registration leaves no pin, no charge and no gate count behind, wherever it fails:
+/// here in the middle of its pages.
 #[test]
 fn refused_in_the_middle_nothing_stays_pinned() {
     let preset = presets().iter().find(|preset| preset.axes.lease_rules == LeaseRules::ManPage).unwrap();
@@ -173,7 +177,7 @@ fn refused_in_the_middle_nothing_stays_pinned() {
     let want = PinRequest { va, len: 4 * BLOCK, write: true, user: LongTermUser::Rdma };
     let closing = kernel.pins.close(PageRange::new(last, 1)).unwrap();
     inode.turn.pages_closed();
-    let registering = blocks(&a, "pages of a layout change", move |a| match a.register(want, Arc::new(Nobody)) {
+    let registering = blocks(&a, "pages of a layout change", move |a| match a.register(want, Arc::new(SilentHolder)) {
         Ok(Registration::Pinned(region)) => {
             let mut deferred = Deferred::default();
             region.release(a.kernel(), &mut deferred);
@@ -194,7 +198,7 @@ struct Told(emulator::sync::atomic::AtomicBool);
 
 impl PinHolder for Told {
     fn describe(&self) -> HolderInfo {
-        Nobody.describe()
+        SilentHolder.describe()
     }
 
     fn revoke(&self, _kernel: &Arc<Kernel>) {
@@ -202,8 +206,8 @@ impl PinHolder for Told {
     }
 }
 
-/// S27 in the gap between gate and commitment: a lease lost while a registration under it is in flight is lost for that
-/// region too, although nobody could name it when the lease went.
+/// S27 between gate and commit: a lease lost while a registration under it is in progress is lost
+/// for that region too, although the region was not listed when the lease went.
 #[test]
 fn s27_lease_lost_while_a_registration_is_in_flight() {
     use crate::design::{LeaseLost, UnlockRule};
