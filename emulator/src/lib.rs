@@ -1,29 +1,22 @@
-//! The hardware that daxlab emulates: a DAX device over shared memory, the words that pin its pages, the ledger of who
-//! owns which page since when, and the few runtime pieces (clock, generator, wait queue) that everything above shares.
+//! The hardware that daxlab emulates: a DAX device over shared memory, the words that pin its pages,
+//! the ledger of page owners, and a guest's device over vhost-user.
 //!
-//! This crate knows no files. A pin holder, a waiter and an owner are opaque numbers here; what they mean is decided
-//! by the crates above. Imports run down only: `workloads -> rdma-sim -> fs-sim -> emulator`.
+//! This crate knows no files. A pin holder, a waiter and an owner are opaque numbers here; the crates
+//! above decide what they mean.
+//!
+//! # Layers, bottom first
+//! 1. [`runtime`]: threads, atomics, waiting, the clock, the generator, traces, state tables.
+//! 2. [`device`]: the bytes of a DAX device; images, poison, power cuts, the fsdax info block.
+//! 3. [`pin`]: pins of pages, and closes that freeze them.
+//! 4. [`ledger`]: the newest change of owner of each page; finds stale accesses.
+//! 5. [`vhost_user`]: a device that a QEMU guest has as its persistent memory.
 
-mod copy;
 pub mod device;
-pub mod fsdax;
-pub mod gate;
 pub mod ledger;
-pub mod memory;
-pub mod persistence;
 pub mod pin;
-pub mod poison;
-pub mod registry;
-pub mod rng;
-pub mod socket;
-pub mod state_table;
-pub mod sync;
-pub mod time;
-pub mod trace;
+pub mod runtime;
 #[cfg(not(any(daxlab_loom, daxlab_shuttle)))]
 pub mod vhost_user;
-pub mod wait;
-pub mod words;
-pub mod world;
 
-pub use world::World;
+pub use runtime::world::World;
+pub use runtime::{clock, registry, rng, state_table, sync, trace, wait, world};

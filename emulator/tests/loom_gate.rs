@@ -7,7 +7,7 @@
 use std::task::Poll;
 
 use emulator::World;
-use emulator::gate::Gate;
+use emulator::pin::gate::Gate;
 use emulator::sync::atomic::{AtomicU64, Ordering};
 use emulator::sync::{Arc, thread};
 use emulator::wait::{Sleep, WaitError, WaitFor, WaitQueue, Waiter, WaiterId};

@@ -6,9 +6,9 @@ mod common;
 use std::time::Duration;
 
 use common::{Actor, BREAK_TIME, Blocked, Lab, Nic, every_preset, preset};
+use emulator::clock::Nanos;
 use emulator::sync::atomic::{AtomicBool, Ordering};
 use emulator::sync::{race, thread};
-use emulator::time::Nanos;
 use fs_sim::base::numbers::Fd;
 use fs_sim::leases::posix::request::{PosixLeaseInfo, PosixLeaseRequest, PosixLeaseType};
 use fs_sim::syscalls::descriptors::Received;

@@ -111,7 +111,10 @@ fn s30_zombies_and_passed_contexts_are_named_by_their_present_custody() {
             return lab.end([a, &b]);
         }
         assert_eq!((pins_now[0].releasers.as_slice(), pins_now[0].queued), ([].as_slice(), 1), "nobody but a reader");
-        assert!(orphaned.to_string().contains("a process that reads it from 1 queue(s) could release it"), "{orphaned}");
+        assert!(
+            orphaned.to_string().contains("a process that reads it from 1 queue(s) could release it"),
+            "{orphaned}"
+        );
 
         let Ok(Received::Fd(fd)) = b.recv_fd() else { panic!("a descriptor") };
         let passed = ask(&lab, ino);

@@ -9,13 +9,14 @@
 use std::cell::Cell;
 use std::ops::ControlFlow;
 
-use super::levels::{Geometry, PageRange, Unit};
+use super::levels::{Geometry, Unit};
 use super::mutation::Mutation;
 use super::table::{Census, PinTable, Unpinned};
 use super::word::{BELOW, CLOSE_BELOW, CLOSED, ORPHAN, WAITERS, Word};
 use crate::race_point;
-use crate::sync::atomic::Ordering;
-use crate::sync::fence_after_rmw;
+use crate::runtime::page_range::PageRange;
+use crate::runtime::sync::atomic::Ordering;
+use crate::runtime::sync::fence_after_rmw;
 
 /// Another close holds the range, a part of it, or a unit that contains it. Nothing was changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -216,7 +217,7 @@ impl<'t, const FANOUT: usize> Closing<'t, FANOUT> {
 
     /// Flags one word that has short-term pins (`shorts_only`) or any pins, so that its drain wakes [`PinTable::drained`],
     /// and looks again. True: still busy, sleep and ask again. False: nothing of that kind was found. Made for
-    /// [`crate::wait::WaitQueue::wait`], whose condition it is: ready once it says false.
+    /// [`crate::runtime::wait::WaitQueue::wait`], whose condition it is: ready once it says false.
     pub fn flag_waiter(&self, shorts_only: bool) -> bool {
         let (table, range) = (self.0.table, self.0.range);
         let busy = |word: Word| if shorts_only { word.short() != 0 } else { word.is_pinned() };

@@ -7,14 +7,15 @@
 use std::io;
 use std::ops::ControlFlow;
 
-use super::levels::{Geometry, LEVELS, PageRange, Unit};
+use super::levels::{Geometry, LEVELS, Unit};
 use super::mutation::Mutation;
 use super::word::{BELOW, ORPHAN, PinKind, WAITERS, Word};
 use crate::race_point;
-use crate::sync::atomic::{AtomicU64, Ordering};
-use crate::sync::fence_after_rmw;
-use crate::wait::WaitQueue;
-use crate::words::WordStore;
+use crate::runtime::page_range::PageRange;
+use crate::runtime::sync::atomic::{AtomicU64, Ordering};
+use crate::runtime::sync::fence_after_rmw;
+use crate::runtime::wait::WaitQueue;
+use crate::runtime::word_store::WordStore;
 
 /// A pinned range. It isn't Clone, and ends in [`PinTable::unpin`] of the table that granted it.
 ///

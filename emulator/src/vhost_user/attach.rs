@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 
-use crate::time::Clock;
+use crate::runtime::clock::Clock;
 
 /// The program's name.
 const PROGRAM: &str = "qemu-system-x86_64";
@@ -206,7 +206,7 @@ pub struct Offer<'a> {
     pub offset: u64,
     /// How many they are: a multiple of 2 MiB.
     pub size: u64,
-    /// Whether they carry an fsdax info block (see [`crate::fsdax`]).
+    /// Whether they carry an fsdax info block (see [`crate::device::fsdax`]).
     pub nvdimm: bool,
 }
 
@@ -356,8 +356,8 @@ fn works_with(oldest: QemuVersion) -> String {
 fn behind_block() -> String {
     format!(
         "An fsdax info block is in front of the data: the guest's /dev/pmem0 begins {} bytes into this memory, and so does a file system made from outside (`mkfs.ext4 -E offset={}`).",
-        crate::fsdax::DATA,
-        crate::fsdax::DATA
+        crate::device::fsdax::DATA,
+        crate::device::fsdax::DATA
     )
 }
 

@@ -25,7 +25,7 @@ use super::pmem::{self, Config};
 use super::queue::{Queue, Rings, SetupError};
 use super::stats::Counters;
 use super::wake::Waits;
-use crate::sync::{Arc, Mutex};
+use crate::runtime::sync::{Arc, Mutex};
 
 const EVENT_IDX: u64 = 1 << VIRTIO_RING_F_EVENT_IDX;
 

@@ -21,8 +21,8 @@ use super::server::serve_one;
 use super::stats::Counters;
 use super::{FlushError, Medium, Peer, Piece};
 use crate::device::FOLIO;
-use crate::sync::atomic::{AtomicU64, Ordering};
-use crate::sync::{Arc, Mutex, thread};
+use crate::runtime::sync::atomic::{AtomicU64, Ordering};
+use crate::runtime::sync::{Arc, Mutex, thread};
 
 /// Bytes of the guest's memory; addresses in an input are 16 bits wide.
 const MEMORY: usize = 1 << 16;

@@ -23,8 +23,8 @@ use super::stats::Counters;
 use super::wake::{Waits, Wake, wait_readable};
 use super::{Medium, PIECES_MAX, Piece};
 use crate::device::PAGE;
-use crate::sync::{Arc, Mutex};
-use crate::wait::WaitQueue;
+use crate::runtime::sync::{Arc, Mutex};
+use crate::runtime::wait::WaitQueue;
 
 /// How long [`super::Server::unmap`] waits for a frontend that does not answer.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
@@ -392,7 +392,7 @@ mod tests {
     use std::os::unix::net::UnixStream;
 
     use super::*;
-    use crate::sync::thread;
+    use crate::runtime::sync::thread;
     use crate::vhost_user::{FlushError, Peer};
 
     struct OnePiece(std::fs::File);

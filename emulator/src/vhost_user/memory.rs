@@ -19,7 +19,7 @@ use rustix::fs::FileType;
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
 
 use super::Piece;
-use crate::sync::Arc;
+use crate::runtime::sync::Arc;
 
 /// The most regions of one guest: what the kernel's own vhost admits, and QEMU asks for.
 pub(super) const REGIONS_MAX: usize = 509;

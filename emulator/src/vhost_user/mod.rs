@@ -16,12 +16,13 @@ mod memory;
 pub mod pmem;
 mod queue;
 mod server;
+pub mod socket;
 mod stats;
 mod wake;
 
-pub use crate::socket::{ListenError, listen};
 pub use mapping::Unmapped;
 pub use server::Server;
+pub use socket::{ListenError, listen};
 pub use stats::Stats;
 
 use std::os::fd::BorrowedFd;

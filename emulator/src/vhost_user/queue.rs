@@ -32,9 +32,9 @@ use super::FlushError;
 use super::pmem::{self, REQUEST_BYTES, RESPONSE_BYTES, Request};
 use super::stats::Counters;
 use super::wake::{Waits, Wake};
-use crate::sync::machine::Ordering;
-use crate::sync::{Arc, Mutex};
-use crate::wait::WaitQueue;
+use crate::runtime::sync::machine::Ordering;
+use crate::runtime::sync::{Arc, Mutex};
+use crate::runtime::wait::WaitQueue;
 
 /// The most descriptors in the table, and so the most requests under way.
 pub(super) const SIZE_MAX: u16 = 1024;
@@ -473,7 +473,7 @@ fn ring_bell(bell: Option<&OwnedFd>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sync::thread;
+    use crate::runtime::sync::thread;
 
     /// A queue of 4 with one FLUSH in it: table at 0, available ring at 0x100, used ring at 0x200.
     fn waiting() -> (Queue, GuestMemoryMmap) {

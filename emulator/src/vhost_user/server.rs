@@ -25,10 +25,10 @@ use super::stats::{Counters, Stats};
 use super::wake::{Waits, Wake, wait_readable};
 use super::{FlushError, Medium, Peer};
 use crate::device::{FOLIO, MAX_BYTES};
-use crate::socket::Name;
-use crate::sync::atomic::{AtomicBool, Ordering};
-use crate::sync::thread::{self, JoinHandle};
-use crate::sync::{Arc, Mutex};
+use crate::runtime::sync::atomic::{AtomicBool, Ordering};
+use crate::runtime::sync::thread::{self, JoinHandle};
+use crate::runtime::sync::{Arc, Mutex};
+use crate::vhost_user::socket::Name;
 
 /// A guest's device at its socket. See the module; dropping it hangs up and waits for the threads.
 #[derive(Debug)]

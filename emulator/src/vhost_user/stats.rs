@@ -3,8 +3,8 @@
 //! It owns the counters and the text of the last problem. Invariant: they only grow, over all connections of one server; no
 //! decision is taken from them, so each is relaxed and they may disagree with one another while the device runs.
 
-use crate::sync::Mutex;
-use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::runtime::sync::Mutex;
+use crate::runtime::sync::atomic::{AtomicU64, Ordering};
 
 /// A counter.
 #[derive(Debug, Default)]

@@ -10,9 +10,9 @@ use std::time::Duration;
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags};
 
-use crate::World;
-use crate::sync::atomic::{AtomicU64, Ordering};
-use crate::wait::{WaitFor, WaitQueue, Waiter, WaiterId};
+use crate::runtime::sync::atomic::{AtomicU64, Ordering};
+use crate::runtime::wait::{WaitFor, WaitQueue, Waiter, WaiterId};
+use crate::runtime::world::World;
 
 /// See the module.
 #[derive(Debug)]

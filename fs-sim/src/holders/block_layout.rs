@@ -12,12 +12,12 @@
 
 use std::any::Any;
 
-use emulator::gate::Gate;
+use emulator::clock::Nanos;
 use emulator::ledger::Stamp;
+use emulator::pin::gate::Gate;
 use emulator::race_point;
 use emulator::sync::atomic::{AtomicBool, Ordering};
 use emulator::sync::{Arc, Mutex, OnceLock};
-use emulator::time::Nanos;
 use emulator::wait::WaitQueue;
 
 use crate::base::errno::Errno;

@@ -4,7 +4,7 @@
 //! its first page is pinned until after its last page is unpinned; a closed gate admits no pin.
 //! Kernel counterpart: none; the 2019 RFC looked the lease up without taking a reference.
 
-use emulator::gate::Gate;
+use emulator::pin::gate::Gate;
 
 use crate::base::numbers::LeaseId;
 

@@ -11,9 +11,9 @@
 
 use std::fmt;
 
+use emulator::clock::Nanos;
 use emulator::pin::PageRange;
 use emulator::sync::Arc;
-use emulator::time::Nanos;
 use emulator::wait::WaiterId;
 use serde::Serialize;
 

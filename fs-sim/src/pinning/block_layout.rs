@@ -4,7 +4,7 @@
 //! what the file has as long as the layout is neither returned nor fenced. Kernel counterpart:
 //! `nfsd4_block_proc_layoutget` (fs/nfsd/blocklayout.c).
 
-use emulator::gate::Gate;
+use emulator::pin::gate::Gate;
 use emulator::sync::atomic::AtomicBool;
 use emulator::sync::{Arc, Mutex, OnceLock};
 

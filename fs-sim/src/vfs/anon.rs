@@ -1,9 +1,9 @@
 //! Anonymous shared memory of simulated processes: where an RDMA program keeps its local buffers.
 //!
-//! It owns the errno values of an access; the bytes are [`emulator::memory`]'s. Kernel counterpart: an anonymous `MAP_SHARED`
+//! It owns the errno values of an access; the bytes are [`emulator::device::memory`]'s. Kernel counterpart: an anonymous `MAP_SHARED`
 //! mapping.
 
-use emulator::memory::Memory;
+use emulator::device::memory::Memory;
 
 use crate::base::atomic_op::AtomicOp;
 use crate::base::errno::Errno;

@@ -5,7 +5,7 @@
 //! the exit unless somebody else holds it too; no lock of a process is held while a reference is released. Kernel
 //! counterpart: `task_struct`, `do_exit` (kernel/exit.c), `task_work_run` for what is deferred.
 
-use emulator::gate::Gate;
+use emulator::pin::gate::Gate;
 use emulator::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use emulator::sync::{Arc, Mutex};
 use emulator::wait::Waiter;

@@ -11,10 +11,10 @@ use std::collections::BTreeMap;
 use std::task::Poll;
 use std::time::Duration;
 
+use emulator::clock::Nanos;
 use emulator::race_point;
 use emulator::sync::thread::{self, JoinHandle};
 use emulator::sync::{Arc, Mutex, race};
-use emulator::time::Nanos;
 use emulator::wait::{WaitFor, WaiterId};
 use emulator::world::Sleeper;
 use fs_sim::base::numbers::Pid;

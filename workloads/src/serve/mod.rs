@@ -34,11 +34,11 @@ use std::path::PathBuf;
 use std::task::Poll;
 
 use emulator::World;
+use emulator::device::persistence::Durable;
 use emulator::device::{Device, OpenError};
-use emulator::persistence::Durable;
-use emulator::socket::{self, ListenError};
 use emulator::sync::Arc;
 use emulator::sync::atomic::{AtomicBool, Ordering};
+use emulator::vhost_user::socket::{self, ListenError};
 use emulator::wait::{WaitFor, WaitQueue, Waiter, WaiterId};
 use fs_sim::Kernel;
 use fs_sim::design::Axes;

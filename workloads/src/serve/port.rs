@@ -18,9 +18,9 @@ use std::task::Poll;
 use std::time::Duration;
 
 use emulator::World;
+use emulator::device::persistence::Durable;
 use emulator::device::{Device, OpenError};
-use emulator::gate::Gate;
-use emulator::persistence::Durable;
+use emulator::pin::gate::Gate;
 use emulator::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use emulator::sync::{Arc, Mutex, thread};
 use emulator::vhost_user::{FlushError, Medium, Peer, Piece, Server, Stats, Unmapped};

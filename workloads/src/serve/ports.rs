@@ -15,10 +15,10 @@ use std::process::{Child, Command, Stdio};
 use std::task::Poll;
 use std::time::Duration;
 
+use emulator::clock::Nanos;
 use emulator::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use emulator::sync::thread::{self, JoinHandle};
 use emulator::sync::{Arc, Mutex};
-use emulator::time::Nanos;
 use emulator::vhost_user::{PIECES_MAX, Piece};
 use emulator::wait::{WaitError, WaitFor, WaitQueue, Waiter};
 use fs_sim::Task;

@@ -7,7 +7,7 @@ use std::fmt::Write as _;
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 
-use emulator::fsdax::{self, InfoBlock, PrepareError, Prepared};
+use emulator::device::fsdax::{self, InfoBlock, PrepareError, Prepared};
 use emulator::rng;
 use emulator::sync::Arc;
 use emulator::vhost_user::attach::{Offer, ProbeError, Qemu, Recipe, installed, probe, recipes};

@@ -6,8 +6,8 @@
 //! waits for it or by the next request. Kernel counterpart: `__break_lease`, `time_out_leases`
 //! (fs/locks.c).
 
+use emulator::clock::Nanos;
 use emulator::sync::Arc;
-use emulator::time::Nanos;
 use emulator::wait::WaitFor;
 
 use crate::base::errno::Errno;

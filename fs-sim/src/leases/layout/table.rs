@@ -5,10 +5,10 @@
 //! file and covers the whole file. Kernel counterpart: `flc_lease` of `struct file_lock_context`
 //! (include/linux/filelock.h).
 
-use emulator::gate::Gate;
+use emulator::clock::Nanos;
+use emulator::pin::gate::Gate;
 use emulator::sync::atomic::{AtomicU64, Ordering};
 use emulator::sync::{Arc, Mutex, MutexGuard};
-use emulator::time::Nanos;
 use emulator::wait::WaitQueue;
 
 use crate::base::errno::Errno;

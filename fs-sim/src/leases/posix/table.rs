@@ -8,8 +8,8 @@
 
 use std::collections::BTreeMap;
 
+use emulator::clock::Nanos;
 use emulator::sync::{Arc, Mutex, MutexGuard};
-use emulator::time::Nanos;
 use emulator::wait::WaitQueue;
 
 use crate::base::errno::Errno;

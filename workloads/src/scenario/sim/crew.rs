@@ -8,9 +8,9 @@ use std::sync::mpsc::{Sender, channel};
 use std::time::Duration;
 
 use emulator::World;
+use emulator::clock::Nanos;
 use emulator::sync::thread::{self, JoinHandle};
 use emulator::sync::{Arc, Mutex};
-use emulator::time::Nanos;
 use emulator::world::Rest;
 use fs_sim::Task;
 

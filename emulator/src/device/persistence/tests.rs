@@ -2,9 +2,9 @@
 #![allow(clippy::unwrap_used, reason = "a test that can't go on ends")]
 
 use super::*;
-use crate::device::FOLIO;
-use crate::sync::atomic::{AtomicU64 as Counter, Ordering};
-use crate::sync::thread;
+use crate::device::dax_device::FOLIO;
+use crate::runtime::sync::atomic::{AtomicU64 as Counter, Ordering};
+use crate::runtime::sync::thread;
 use proptest::prelude::*;
 
 const SIZE: usize = FOLIO as usize;

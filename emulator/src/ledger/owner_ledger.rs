@@ -21,9 +21,9 @@
 
 use std::io;
 
-use crate::pin::PageRange;
-use crate::sync::atomic::{AtomicU64, Ordering, fence};
-use crate::words::WordStore;
+use crate::runtime::page_range::PageRange;
+use crate::runtime::sync::atomic::{AtomicU64, Ordering, fence};
+use crate::runtime::word_store::WordStore;
 
 /// Pages in a folio, and folios in a giant folio.
 const FANOUT_SHIFT: u32 = 9;

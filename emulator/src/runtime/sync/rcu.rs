@@ -49,7 +49,7 @@ mod imp {
 
 #[cfg(any(daxlab_loom, daxlab_shuttle))]
 mod imp {
-    use crate::sync::{Arc, Mutex};
+    use crate::runtime::sync::{Arc, Mutex};
 
     /// See the module.
     #[derive(Debug)]

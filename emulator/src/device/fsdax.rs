@@ -25,7 +25,7 @@
 
 use std::ops::Range;
 
-use crate::device::{AccessError, Device, FOLIO, PAGE};
+use crate::device::dax_device::{AccessError, Device, FOLIO, PAGE};
 
 /// Where in a namespace its info block lies, in bytes.
 pub const OFFSET: u64 = 4096;

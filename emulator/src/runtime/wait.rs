@@ -3,7 +3,7 @@
 //! It owns every sleeping thread of the project. A [`Waiter`] is a simulated task (an opaque id here); it sleeps on one
 //! [`WaitQueue`] at a time, for a stated reason, perhaps until a deadline, and a signal may end the sleep. Invariants: a
 //! wake-up that follows a change of the awaited state is never lost; who sleeps, on what and until when can be read at any
-//! moment ([`crate::World::sleepers`]), so quiescence is a fact and not a guess. Kernel counterpart: `wait_event_*` and
+//! moment ([`crate::runtime::world::World::sleepers`]), so quiescence is a fact and not a guess. Kernel counterpart: `wait_event_*` and
 //! `struct wait_queue_head` (include/linux/wait.h).
 //!
 //! # Why no wake-up is lost
@@ -13,10 +13,10 @@
 
 use std::task::Poll;
 
-use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
-use crate::sync::{Arc, Condvar, Mutex};
-use crate::time::Nanos;
-use crate::world::World;
+use crate::runtime::clock::Nanos;
+use crate::runtime::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+use crate::runtime::sync::{Arc, Condvar, Mutex};
+use crate::runtime::world::World;
 
 /// A waiter's number; what it stands for (a simulated task) is known above this crate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -181,7 +181,7 @@ impl Waiter {
 /// How a sleep is to be: its kind, its name for whoever asks who waits for what, and its deadline.
 #[derive(Clone, Copy, Debug)]
 pub struct WaitFor {
-    /// Shown by [`crate::World::sleepers`], such as `"lease break"`.
+    /// Shown by [`crate::runtime::world::World::sleepers`], such as `"lease break"`.
     pub reason: &'static str,
     /// What may end it early.
     pub sleep: Sleep,

@@ -6,10 +6,10 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::rng::{self, Rng};
-use crate::sync::{Arc, Condvar, Mutex};
-use crate::time::{Clock, Nanos};
-use crate::wait::{Standing, WaitFor, Waiter, WaiterId};
+use crate::runtime::clock::{Clock, Nanos};
+use crate::runtime::rng::{self, Rng};
+use crate::runtime::sync::{Arc, Condvar, Mutex};
+use crate::runtime::wait::{Standing, WaitFor, Waiter, WaiterId};
 
 /// Somebody asleep, as [`World::sleepers`] tells it.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -4,13 +4,13 @@
 //! probability; an unarmed one (benchmarks, tests, models) pays one thread-local load. Invariant: whether a race point
 //! yields never depends on, and never changes, anything but the schedule. Kernel counterpart: `CONFIG_KCSAN_DELAY_TASK`.
 
-use crate::rng::Rng;
+use crate::runtime::rng::Rng;
 
 #[cfg(not(any(daxlab_loom, daxlab_shuttle)))]
 mod imp {
     use std::cell::RefCell;
 
-    use crate::rng::Rng;
+    use crate::runtime::rng::Rng;
 
     struct Armed {
         rng: Rng,
@@ -46,7 +46,7 @@ mod imp {
 /// Under loom and shuttle the explorer decides who runs: every access is a race point already.
 #[cfg(any(daxlab_loom, daxlab_shuttle))]
 mod imp {
-    pub(super) fn arm(_rng: crate::rng::Rng, _probability: f64) {}
+    pub(super) fn arm(_rng: crate::runtime::rng::Rng, _probability: f64) {}
     pub(super) fn disarm() {}
     pub(super) fn point() {}
 }
@@ -67,10 +67,10 @@ pub fn point(_name: &'static str) {
     imp::point();
 }
 
-/// Marks a place where two sides of a race can meet. See [`crate::sync::race`].
+/// Marks a place where two sides of a race can meet. See [`crate::runtime::sync::race`].
 #[macro_export]
 macro_rules! race_point {
     ($name:literal) => {
-        $crate::sync::race::point($name)
+        $crate::runtime::sync::race::point($name)
     };
 }

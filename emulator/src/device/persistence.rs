@@ -30,10 +30,10 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 
 use rand::Rng;
 
-use crate::device::{AccessError, Device, OpenError, PAGE};
-use crate::pin::PageRange;
-use crate::rng;
-use crate::sync::machine::{AtomicU64, Ordering, fence};
+use crate::device::dax_device::{AccessError, Device, OpenError, PAGE};
+use crate::runtime::page_range::PageRange;
+use crate::runtime::rng;
+use crate::runtime::sync::machine::{AtomicU64, Ordering, fence};
 
 /// Bytes in a cache line, the unit that a power cut keeps or loses.
 pub const LINE: u64 = 64;

@@ -9,10 +9,10 @@
 use std::cell::Cell;
 use std::fmt;
 
-use crate::pin::PageRange;
-use crate::sync::Mutex;
-use crate::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use crate::time::Nanos;
+use crate::runtime::clock::Nanos;
+use crate::runtime::page_range::PageRange;
+use crate::runtime::sync::Mutex;
+use crate::runtime::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 /// Rings of one trace. One ring costs nothing before its first event, 288 KiB after.
 pub const RINGS: usize = 32;
@@ -73,7 +73,7 @@ impl Events {
     }
 }
 
-crate::sync::thread_local! {
+crate::runtime::sync::thread_local! {
     /// Which ring this thread has in the trace (by address) that it last recorded in. A trace that comes to stand at the
     /// address of a dead one inherits the choice, which is as good as any.
     static RING: Cell<(usize, usize)> = Cell::new((0, 0));
@@ -145,7 +145,7 @@ impl Trace {
 #[cfg(all(test, not(any(daxlab_loom, daxlab_shuttle))))]
 mod tests {
     use super::*;
-    use crate::sync::thread;
+    use crate::runtime::sync::thread;
 
     fn pages(start: u64, len: u64) -> Option<PageRange> {
         Some(PageRange::new(start, len))

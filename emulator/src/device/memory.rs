@@ -4,8 +4,8 @@
 //! same word-wise copies as the device's, so that a race of the emulated machine is never one of the emulator. Kernel
 //! counterpart: the pages of an anonymous mapping.
 
-use crate::copy;
-use crate::sync::machine::{AtomicU64, Ordering};
+use crate::device::word_copy;
+use crate::runtime::sync::machine::{AtomicU64, Ordering};
 
 /// See the module. The length is a multiple of 8 bytes.
 #[derive(Debug)]
@@ -53,7 +53,7 @@ impl Memory {
     pub fn read(&self, offset: u64, into: &mut [u8]) -> Result<(), Beyond> {
         let at = self.at(offset, into.len() as u64)?;
         // SAFETY: inside our words, which live as long as `self` and are only accessed as words.
-        unsafe { copy::load(at, into) };
+        unsafe { word_copy::load(at, into) };
         Ok(())
     }
 
@@ -64,7 +64,7 @@ impl Memory {
     pub fn write(&self, offset: u64, from: &[u8]) -> Result<(), Beyond> {
         let at = self.at(offset, from.len() as u64)?;
         // SAFETY: inside our words, which live as long as `self` and are only accessed as words.
-        unsafe { copy::store(at, from) };
+        unsafe { word_copy::store(at, from) };
         Ok(())
     }
 

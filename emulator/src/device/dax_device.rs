@@ -19,6 +19,7 @@
 //! `tests/durability.rs` asks the kernel: after [`Device::sync`], `cachestat` counts no dirty page.
 
 #[cfg(all(test, not(any(daxlab_loom, daxlab_shuttle))))]
+#[path = "dax_device_tests.rs"]
 mod tests;
 
 use std::fs::{File, OpenOptions};
@@ -33,12 +34,12 @@ use std::ptr::NonNull;
 use rustix::fs::{FallocateFlags, FlockOperation, MemfdFlags, OFlags, SeekFrom};
 use rustix::mm::{MapFlags, MsyncFlags, ProtFlags};
 
-use crate::copy;
-use crate::persistence::PAGE_WORDS;
-use crate::pin::PageRange;
-use crate::poison::{Damage, Poison};
-use crate::sync::atomic::AtomicU32;
-use crate::sync::machine::{AtomicU64, Ordering};
+use crate::device::persistence::PAGE_WORDS;
+use crate::device::poison::{Damage, Poison};
+use crate::device::word_copy;
+use crate::runtime::page_range::PageRange;
+use crate::runtime::sync::atomic::AtomicU32;
+use crate::runtime::sync::machine::{AtomicU64, Ordering};
 
 /// Bytes in a page, the unit of a pin.
 pub const PAGE: u64 = 4096;
@@ -312,7 +313,7 @@ impl Device {
     pub fn read(&self, offset: u64, into: &mut [u8]) -> Result<(), AccessError> {
         let at = self.sound(offset, into.len() as u64)?;
         // SAFETY: inside the mapping, whose ends are word-aligned; everybody accesses it as words.
-        unsafe { copy::load(at, into) };
+        unsafe { word_copy::load(at, into) };
         Ok(())
     }
 
@@ -323,7 +324,7 @@ impl Device {
     pub fn write(&self, offset: u64, from: &[u8]) -> Result<(), AccessError> {
         let at = self.sound(offset, from.len() as u64)?;
         // SAFETY: inside the mapping, whose ends are word-aligned; everybody accesses it as words.
-        unsafe { copy::store(at, from) };
+        unsafe { word_copy::store(at, from) };
         Ok(())
     }
 
@@ -335,7 +336,7 @@ impl Device {
         let (from, to) = (self.sound(src, len)?, self.sound(dst, len)?);
         if (src | dst | len).is_multiple_of(8) && src.abs_diff(dst) >= len {
             // SAFETY: both lie inside the mapping, are aligned, and do not overlap. `len` fits: the mapping is longer.
-            unsafe { copy::copy_words(to, from, (len / 8) as usize) };
+            unsafe { word_copy::copy_words(to, from, (len / 8) as usize) };
             return Ok(());
         }
         // By way of a private piece; from the end if the source's tail would be overwritten before it is read.
@@ -364,7 +365,7 @@ impl Device {
         }
         self.poison.clear(pages);
         // SAFETY: whole pages inside the mapping. `len` fits: the mapping is longer.
-        unsafe { copy::fill_words(at, u64::from_ne_bytes([byte; 8]), (len / 8) as usize) };
+        unsafe { word_copy::fill_words(at, u64::from_ne_bytes([byte; 8]), (len / 8) as usize) };
         Ok(())
     }
 

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that can't go on ends")]
 
 use super::*;
-use crate::pin::PageRange;
+use crate::runtime::page_range::PageRange;
 use proptest::prelude::*;
 
 const SIZE: u64 = 256 << 20;

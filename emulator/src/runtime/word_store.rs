@@ -8,7 +8,7 @@
 
 use std::io;
 
-use crate::sync::atomic::AtomicU64;
+use crate::runtime::sync::atomic::AtomicU64;
 
 /// See the module.
 #[derive(Debug)]
@@ -38,7 +38,7 @@ mod imp {
 
     use rustix::mm::{Advice, MapFlags, ProtFlags};
 
-    use crate::sync::atomic::AtomicU64;
+    use crate::runtime::sync::atomic::AtomicU64;
 
     #[derive(Debug)]
     pub(super) struct Store {
@@ -90,7 +90,7 @@ mod imp {
 mod imp {
     use std::io;
 
-    use crate::sync::atomic::AtomicU64;
+    use crate::runtime::sync::atomic::AtomicU64;
 
     #[derive(Debug)]
     pub(super) struct Store(Vec<AtomicU64>);
@@ -109,7 +109,7 @@ mod imp {
 #[cfg(all(test, not(any(daxlab_loom, daxlab_shuttle))))]
 mod tests {
     use super::*;
-    use crate::sync::atomic::Ordering;
+    use crate::runtime::sync::atomic::Ordering;
 
     #[test]
     fn a_terabyte_of_pages_costs_only_what_is_touched() {

@@ -102,11 +102,11 @@ macro_rules! state_table {
             /// # Errors
             /// The table has no row for this state and this event.
             #[deny(unreachable_patterns)]
-            $state_vis fn next(self, event: $Event) -> Result<$State, $crate::state_table::InvalidTransition> {
+            $state_vis fn next(self, event: $Event) -> Result<$State, $crate::runtime::state_table::InvalidTransition> {
                 match (self, event) {
                     $($(($State::$from, $Event::$event))|+ => Ok($State::$to),)+
                     #[allow(unreachable_patterns, reason = "a table may have a row for every pair")]
-                    _ => Err($crate::state_table::InvalidTransition {
+                    _ => Err($crate::runtime::state_table::InvalidTransition {
                         machine: stringify!($State),
                         state: self.name(),
                         event: match event { $($Event::$happens => stringify!($happens)),+ },
@@ -121,7 +121,7 @@ macro_rules! state_table {
 
             /// The machine as a Mermaid diagram.
             $state_vis fn mermaid() -> String {
-                $crate::state_table::mermaid(
+                $crate::runtime::state_table::mermaid(
                     stringify!($start),
                     &[$($((stringify!($from), stringify!($event), stringify!($to)),)+)+],
                 )

@@ -7,7 +7,7 @@
 //! word (pins taken under it), a memory region's in-flight count, and a process's count of system calls in progress. Kernel
 //! counterpart: `percpu_ref_kill` and `percpu_ref_tryget_live`, without the per-cpu part.
 
-use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::runtime::sync::atomic::{AtomicU64, Ordering};
 
 const CLOSED: u64 = 1 << 63;
 const COUNT: u64 = CLOSED - 1;
