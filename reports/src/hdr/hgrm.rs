@@ -8,7 +8,8 @@ use std::io::{self, Write};
 
 use hdrhistogram::Histogram;
 
-use super::{SIGNIFICANT_DIGITS, percentile_walk};
+use super::latency::SIGNIFICANT_DIGITS;
+use super::percentiles::percentile_walk;
 
 /// Writes the percentile distribution of one histogram.
 ///

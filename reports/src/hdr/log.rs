@@ -11,14 +11,14 @@ use std::time::Duration;
 use hdrhistogram::serialization::V2DeflateSerializer;
 use hdrhistogram::serialization::interval_log::{IntervalLogWriterBuilder, IntervalLogWriterError, Tag};
 
-use super::{OpLatencies, keyed};
+use super::latency::{OpLatencies, keyed};
 
 /// Nanoseconds in the unit of the `Interval_Max` column.
 const NS_PER_MS: f64 = 1e6;
 
 /// When a design's race ran.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Interval {
+pub struct LogInterval {
     /// Start of the whole run, since the Unix epoch; zero if there was no wall clock.
     pub run_started: Duration,
     /// Start of this design's race, since the start of the run.
@@ -34,7 +34,12 @@ pub struct Interval {
 ///
 /// # Errors
 /// Those of `out`.
-pub fn write(out: &mut impl Write, comments: &[String], interval: Interval, latencies: &OpLatencies) -> io::Result<()> {
+pub fn write(
+    out: &mut impl Write,
+    comments: &[String],
+    interval: LogInterval,
+    latencies: &OpLatencies,
+) -> io::Result<()> {
     for comment in comments {
         writeln!(out, "#[{}]", comment.replace(['\r', '\n'], " "))?;
     }

@@ -1,12 +1,16 @@
 //! Recording, exact merging, and reading both file formats back.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
+use hdrhistogram::Histogram;
 use hdrhistogram::serialization::Deserializer;
 use hdrhistogram::serialization::interval_log::{IntervalLogIterator, LogEntry};
 
-use super::log::Interval;
+use super::latency::keyed;
+use super::log::LogInterval;
 use super::*;
+use crate::result::LatencySummary;
 
 /// A repeatable stream of call times from 1 ns to about 2^38 ns (some minutes), over all magnitudes.
 fn times(seed: u64, count: usize) -> impl Iterator<Item = (u64, bool)> {
@@ -110,7 +114,7 @@ fn keys_tell_waited_from_unwaited() {
 #[test]
 fn the_log_reads_back_exactly() {
     let latencies = recorded(23, 30_000);
-    let interval = Interval {
+    let interval = LogInterval {
         run_started: Duration::from_millis(1_441_812_279_474),
         offset: Duration::from_millis(1_250),
         length: Duration::from_millis(10_007),
@@ -149,7 +153,7 @@ fn names_that_a_tag_cannot_have_are_still_logged() {
     let mut latencies = OpLatencies::new();
     latencies.record("a, b\nc", 5, false);
     let mut bytes = Vec::new();
-    log::write(&mut bytes, &[], Interval::default(), &latencies).unwrap();
+    log::write(&mut bytes, &[], LogInterval::default(), &latencies).unwrap();
     let tags: Vec<String> = IntervalLogIterator::new(&bytes)
         .filter_map(|entry| match entry.unwrap() {
             LogEntry::Interval(line) => Some(line.tag().unwrap().as_str().to_owned()),
@@ -250,7 +254,7 @@ fn a_walk_over_more_calls_than_a_double_counts_ends() {
     histogram.record_n(9, 8).unwrap();
     let walk = percentile_walk(&histogram);
     assert!(walk.len() < 400, "{} steps", walk.len());
-    assert_eq!(walk.last(), Some(&Step { quantile: 1.0, value: 9, count: u64::MAX - 1 }));
+    assert_eq!(walk.last(), Some(&PercentileStep { quantile: 1.0, value: 9, count: u64::MAX - 1 }));
 }
 
 #[test]

@@ -7,11 +7,11 @@
 
 use askama::Template;
 
-use crate::figures::{self, Column, Group, one_line};
-use crate::hdr::{Latency, OpLatencies, Step, percentile_walk};
-use crate::human;
-use crate::plot::{self, Plot, Series};
-use crate::result::{DesignResult, Finding, RunResult, Verdict};
+use crate::figures::{self, FigureColumn, FigureGroup};
+use crate::hdr::{Latency, OpLatencies, PercentileStep, percentile_walk};
+use crate::human::{self, one_line};
+use crate::plot::{self, Plot, PlotSeries};
+use crate::result::{DesignResult, RaceVerdict, ReportedFinding, RunResult};
 
 /// What a page of up to [`DESIGNS_DRAWN`] designs and the usual operations stays under, in bytes.
 pub const MAX_PAGE_BYTES: usize = 300_000;
@@ -32,7 +32,7 @@ const LINE_MAX: usize = 160;
 
 #[derive(Template)]
 #[template(path = "report.html")]
-struct Page {
+struct ReportPage {
     job: String,
     seed: u64,
     interrupted: bool,
@@ -45,7 +45,7 @@ struct Page {
     notes: Vec<(&'static str, &'static str)>,
     drawn: Vec<(usize, String)>,
     operations: Vec<OperationView>,
-    evidence: Vec<Evidence>,
+    evidence: Vec<EvidenceView>,
     axes: AxesView,
 }
 
@@ -59,11 +59,11 @@ struct VerdictView {
 struct TableView {
     caption: &'static str,
     groups: Vec<(String, usize)>,
-    heads: Vec<Head>,
+    heads: Vec<HeadView>,
     rows: Vec<(String, Vec<CellView>)>,
 }
 
-struct Head {
+struct HeadView {
     text: &'static str,
     note: &'static str,
     first: bool,
@@ -91,7 +91,7 @@ struct PlotView {
 }
 
 /// What a design is accused of, or is expected to show.
-struct Evidence {
+struct EvidenceView {
     design: String,
     expected: bool,
     violations: Vec<String>,
@@ -124,14 +124,14 @@ struct AxesView {
 pub fn page(run: &RunResult, latencies: &[OpLatencies]) -> Result<String, askama::Error> {
     let designs = &run.designs;
     let drawn = designs.iter().map(|design| one_line(&design.name, 24)).enumerate().take(DESIGNS_DRAWN);
-    let verdicts = Verdict::ALL.into_iter().map(|verdict| VerdictView {
+    let verdicts = RaceVerdict::ALL.into_iter().map(|verdict| VerdictView {
         word: verdict.as_str(),
         designs: designs.iter().filter(|d| d.verdict == verdict).map(starred_name).collect(),
     });
     let outcomes = figures::outcomes(designs);
     let columns = outcomes.iter().flat_map(|group| &group.columns);
     let notes = columns.map(|column| (column.head, column.note)).chain([("p50 … max", figures::LATENCY_NOTE)]);
-    let page = Page {
+    let page = ReportPage {
         job: one_line(&run.job.name, 80),
         seed: run.seed,
         interrupted: run.interrupted,
@@ -179,19 +179,19 @@ fn parameters(run: &RunResult) -> Vec<(String, String)> {
     parameters.map(|(name, value)| (one_line(name, 40), one_line(value, 120))).collect()
 }
 
-fn table(caption: &'static str, groups: &[Group], designs: &[DesignResult]) -> TableView {
+fn table(caption: &'static str, groups: &[FigureGroup], designs: &[DesignResult]) -> TableView {
     let columns = || groups.iter().flat_map(|group| group.columns.iter().enumerate());
-    let cell = |(place, column): (usize, &Column), row: usize| CellView {
+    let cell = |(place, column): (usize, &FigureColumn), row: usize| CellView {
         text: column.cells[row].text.clone(),
         class: column.cells[row].tone.class(),
         first: place == 0,
-        badge: matches!(column.cells[row].tone, figures::Tone::Verdict(_)),
+        badge: matches!(column.cells[row].tone, figures::FigureTone::Verdict(_)),
     };
     TableView {
         caption,
         groups: groups.iter().map(|group| (one_line(&group.title, 24), group.columns.len())).collect(),
         heads: columns()
-            .map(|(place, column)| Head { text: column.head, note: column.note, first: place == 0 })
+            .map(|(place, column)| HeadView { text: column.head, note: column.note, first: place == 0 })
             .collect(),
         rows: designs
             .iter()
@@ -202,16 +202,20 @@ fn table(caption: &'static str, groups: &[Group], designs: &[DesignResult]) -> T
 }
 
 /// A choice of calls: class name, label, and where its histogram is.
-struct Calls {
+struct CallSelection {
     class: &'static str,
     label: &'static str,
-    walk: fn(&Latency) -> Vec<Step>,
+    walk: fn(&Latency) -> Vec<PercentileStep>,
 }
 
-const CALLS: [Calls; 3] = [
-    Calls { class: "all", label: "all calls", walk: |latency| percentile_walk(&latency.all()) },
-    Calls { class: "unwaited", label: "calls that never waited", walk: |latency| percentile_walk(latency.unwaited()) },
-    Calls { class: "waited", label: "calls that waited", walk: |latency| percentile_walk(latency.waited()) },
+const CALLS: [CallSelection; 3] = [
+    CallSelection { class: "all", label: "all calls", walk: |latency| percentile_walk(&latency.all()) },
+    CallSelection {
+        class: "unwaited",
+        label: "calls that never waited",
+        walk: |latency| percentile_walk(latency.unwaited()),
+    },
+    CallSelection { class: "waited", label: "calls that waited", walk: |latency| percentile_walk(latency.waited()) },
 ];
 
 /// The plots of each operation that somebody called: the usual five first, then others by name.
@@ -227,11 +231,17 @@ fn operations(designs: &[DesignResult], latencies: &[OpLatencies]) -> Vec<Operat
     drawn.map(|(at, name)| OperationView { name: one_line(name, 40), plots: plots(at, name) }).collect()
 }
 
-fn plot_of(at: usize, operation: &str, calls: &Calls, designs: &[DesignResult], latencies: &[OpLatencies]) -> PlotView {
+fn plot_of(
+    at: usize,
+    operation: &str,
+    calls: &CallSelection,
+    designs: &[DesignResult],
+    latencies: &[OpLatencies],
+) -> PlotView {
     let lines = designs.iter().zip(latencies).enumerate().take(DESIGNS_DRAWN);
     let series = lines.filter_map(|(style, (design, latency))| {
         let steps = latency.get(operation).map(calls.walk).filter(|steps| !steps.is_empty())?;
-        Some(Series { name: design.name.clone(), style, steps })
+        Some(PlotSeries { name: design.name.clone(), style, steps })
     });
     let plot = Plot {
         id: format!("p{at}-{}", calls.class),
@@ -242,14 +252,14 @@ fn plot_of(at: usize, operation: &str, calls: &Calls, designs: &[DesignResult], 
     PlotView { calls: calls.class, label: calls.label, svg }
 }
 
-fn evidence(design: &DesignResult) -> Option<Evidence> {
+fn evidence(design: &DesignResult) -> Option<EvidenceView> {
     if design.violation_count() == 0 && design.finding_count() == 0 {
         return None;
     }
     let violations: Vec<String> =
         design.violations.iter().take(VIOLATIONS_SHOWN).map(|line| one_line(line, 2 * LINE_MAX)).collect();
     let findings: Vec<FindingView> = design.findings.iter().take(FINDINGS_SHOWN).map(finding).collect();
-    Some(Evidence {
+    Some(EvidenceView {
         design: one_line(&design.name, 24),
         expected: design.expected_corruption,
         violations_all: human::count(design.violation_count()),
@@ -260,7 +270,7 @@ fn evidence(design: &DesignResult) -> Option<Evidence> {
     })
 }
 
-fn finding(finding: &Finding) -> FindingView {
+fn finding(finding: &ReportedFinding) -> FindingView {
     let older = finding.trace.len().saturating_sub(TRACE_SHOWN);
     FindingView {
         kind: one_line(&finding.kind, LINE_MAX),

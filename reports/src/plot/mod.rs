@@ -9,9 +9,8 @@
 
 use std::fmt::Write as _;
 
-use crate::figures::one_line;
-use crate::hdr::Step;
-use crate::human;
+use crate::hdr::PercentileStep;
+use crate::human::{self, one_line};
 
 /// Points kept of one line. A walk to 99.9999% has about a hundred.
 pub const MAX_POINTS: usize = 160;
@@ -35,13 +34,13 @@ const DASHES: [&str; STYLES] = ["", "7 3", "2 3", "9 3 2 3", "", "7 3", "2 3", "
 
 /// One design's line.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Series {
+pub struct PlotSeries {
     /// The design's name.
     pub name: String,
     /// Which colour and dash, the same in every plot of a page; taken modulo [`STYLES`].
     pub style: usize,
     /// The walk of its histogram: quantiles from 0 to 1, times in nanoseconds; see [`crate::hdr::percentile_walk`].
-    pub steps: Vec<Step>,
+    pub steps: Vec<PercentileStep>,
 }
 
 /// A plot to be drawn.
@@ -52,7 +51,7 @@ pub struct Plot {
     /// The title that a screen reader says.
     pub title: String,
     /// The lines; those without steps are left out.
-    pub series: Vec<Series>,
+    pub series: Vec<PlotSeries>,
 }
 
 /// Escapes text for an element or a quoted attribute.
@@ -72,20 +71,20 @@ fn escape(text: &str) -> String {
 }
 
 /// Axis ranges: decades of 1/(1-p) across, decades of nanoseconds up.
-struct Scale {
+struct AxisScale {
     nines: f64,
     low: i32,
     high: i32,
 }
 
-impl Scale {
-    fn of(series: &[Series]) -> Scale {
+impl AxisScale {
+    fn of(series: &[PlotSeries]) -> AxisScale {
         let steps = || series.iter().flat_map(|series| &series.steps);
         let most = steps().map(|step| step.count).max().unwrap_or(0).max(10);
         let (low, high) = steps().fold((u64::MAX, 1), |(low, high), s| (low.min(s.value), high.max(s.value)));
         let low = low.clamp(1, high).ilog10() as i32;
         let high = (high as f64).log10().ceil() as i32;
-        Scale { nines: (most as f64).log10().clamp(2.0, 9.0), low, high: high.max(low + 1) }
+        AxisScale { nines: (most as f64).log10().clamp(2.0, 9.0), low, high: high.max(low + 1) }
     }
 
     /// The column of a share of calls, given as decades of 1/(1-p).
@@ -95,7 +94,7 @@ impl Scale {
 
     /// The column of a step, of a walk over `calls` calls. The walk goes on to 100%, which is infinitely far; there is nothing
     /// to tell apart beyond one call of all, so that is where a line ends.
-    fn x_of(&self, step: &Step, calls: u64) -> f64 {
+    fn x_of(&self, step: &PercentileStep, calls: u64) -> f64 {
         let one_call = (calls.max(1) as f64).log10();
         self.x(if step.quantile < 1.0 { (-(1.0 - step.quantile).log10()).min(one_call) } else { one_call })
     }
@@ -112,13 +111,13 @@ impl Scale {
 /// use reports::{hdr, plot};
 /// let mut latency = reports::Latency::new();
 /// latency.record(12_400, false);
-/// let series = plot::Series { name: "kara".into(), style: 0, steps: hdr::percentile_walk(latency.unwaited()) };
+/// let series = plot::PlotSeries { name: "kara".into(), style: 0, steps: hdr::percentile_walk(latency.unwaited()) };
 /// let svg = plot::svg(&plot::Plot { id: "p".into(), title: "truncate".into(), series: vec![series] });
 /// assert!(svg.starts_with("<svg") && svg.contains(">kara<"));
 /// ```
 pub fn svg(plot: &Plot) -> String {
-    let drawn: Vec<&Series> = plot.series.iter().filter(|series| !series.steps.is_empty()).collect();
-    let scale = Scale::of(&plot.series);
+    let drawn: Vec<&PlotSeries> = plot.series.iter().filter(|series| !series.steps.is_empty()).collect();
+    let scale = AxisScale::of(&plot.series);
     let id = escape(&plot.id);
     let mut out = format!(
         "<svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" aria-labelledby=\"{id}-t {id}-d\" \
@@ -137,7 +136,7 @@ pub fn svg(plot: &Plot) -> String {
 }
 
 /// The plot in words: what each line's middle and end are.
-fn description(drawn: &[&Series]) -> String {
+fn description(drawn: &[&PlotSeries]) -> String {
     let mut out = String::from("Call time by percentile, both axes logarithmic.");
     for series in drawn {
         let middle = series.steps.iter().find(|step| step.quantile >= 0.5).map_or(0, |step| step.value);
@@ -150,7 +149,7 @@ fn description(drawn: &[&Series]) -> String {
     out
 }
 
-fn axes(out: &mut String, scale: &Scale) {
+fn axes(out: &mut String, scale: &AxisScale) {
     out.push_str("<g stroke=\"currentColor\" fill=\"none\" stroke-width=\"1\">");
     let _ = write!(out, "<path d=\"M{LEFT} {TOP}V{BOTTOM}H{RIGHT}\" stroke-opacity=\".6\"/>");
     let mut minor = String::new();
@@ -189,7 +188,7 @@ fn axes(out: &mut String, scale: &Scale) {
 }
 
 /// Ticks across: decades of 1/(1-p) and their names, and the median.
-fn percent_ticks(scale: &Scale) -> Vec<(f64, String)> {
+fn percent_ticks(scale: &AxisScale) -> Vec<(f64, String)> {
     let mut ticks = vec![(0.0, "0%".to_owned()), (2_f64.log10(), "50%".to_owned())];
     for nines in 1..=9_usize {
         if nines as f64 <= scale.nines + 1e-9 {
@@ -211,7 +210,7 @@ fn stroke(style: usize) -> String {
     format!("style=\"stroke:var(--s{index},{}){dash}\"", COLOURS[index])
 }
 
-fn line(out: &mut String, scale: &Scale, series: &Series) {
+fn line(out: &mut String, scale: &AxisScale, series: &PlotSeries) {
     let calls = series.steps.last().map_or(0, |step| step.count);
     let points: Vec<(f64, f64)> =
         series.steps.iter().map(|step| (scale.x_of(step, calls), scale.y(step.value))).collect();
@@ -246,7 +245,7 @@ fn thin(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
     kept
 }
 
-fn legend(out: &mut String, drawn: &[&Series]) {
+fn legend(out: &mut String, drawn: &[&PlotSeries]) {
     let mut sorted = drawn.to_vec();
     sorted.sort_by_key(|series| std::cmp::Reverse(series.steps.last().map_or(0, |step| step.value)));
     let x = RIGHT + 18.0;

@@ -14,27 +14,27 @@ macro_rules! counters {
         /// moment). An operation is one finished simulated system call or RDMA work request; refusals are counted apart.
         #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
         #[serde(deny_unknown_fields)]
-        pub struct Counters {
+        pub struct RaceCounters {
             $($(#[doc = $doc])+ pub $name: u64,)+
         }
 
-        impl Counters {
+        impl RaceCounters {
             /// Every counter's name, in the order of the struct.
             pub const NAMES: &'static [&'static str] = &[$(stringify!($name)),+];
 
             /// Adds another shard's counters: counts add (saturating), peaks take the larger.
             ///
             /// ```
-            /// use reports::Counters;
-            /// let mut a = Counters { truncate_done: 2, zombie_leases_peak: 7, ..Counters::default() };
-            /// a.merge(&Counters { truncate_done: 3, zombie_leases_peak: 5, ..Counters::default() });
+            /// use reports::RaceCounters;
+            /// let mut a = RaceCounters { truncate_done: 2, zombie_leases_peak: 7, ..RaceCounters::default() };
+            /// a.merge(&RaceCounters { truncate_done: 3, zombie_leases_peak: 5, ..RaceCounters::default() });
             /// assert_eq!((a.truncate_done, a.zombie_leases_peak), (5, 7));
             /// ```
-            pub fn merge(&mut self, other: &Counters) {
+            pub fn merge(&mut self, other: &RaceCounters) {
                 $(self.$name = counters!(@$rule self.$name, other.$name);)+
             }
 
-            /// Names and values, in the order of [`Counters::NAMES`].
+            /// Names and values, in the order of [`RaceCounters::NAMES`].
             pub fn iter(&self) -> impl Iterator<Item = (&'static str, u64)> {
                 [$((stringify!($name), self.$name)),+].into_iter()
             }

@@ -10,14 +10,14 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use thiserror::Error;
 
-use super::{RunResult, SCHEMA_VERSION};
+use super::run::{RunResult, SCHEMA_VERSION};
 
 /// The largest `result.json` that is read: a hundred times what ten designs with full findings need.
 pub const MAX_RESULT_BYTES: u64 = 256 << 20;
 
 /// Why a result could not be read.
 #[derive(Debug, Error)]
-pub enum ReadError {
+pub enum ResultReadError {
     /// The file could not be opened or read.
     #[error("{}: cannot read the result: {source}", file.display())]
     Io {
@@ -60,7 +60,7 @@ pub enum ReadError {
 
 /// The one field that every version of the format has.
 #[derive(Deserialize)]
-struct Version {
+struct SchemaField {
     schema: u64,
 }
 
@@ -68,24 +68,24 @@ impl RunResult {
     /// Reads the text of a `result.json`; `file` is only named in errors.
     ///
     /// # Errors
-    /// [`ReadError::Malformed`] and [`ReadError::Schema`], with line and column.
+    /// [`ResultReadError::Malformed`] and [`ResultReadError::Schema`], with line and column.
     ///
     /// ```
     /// use reports::RunResult;
     /// let error = RunResult::from_json("{\n  \"schema\": 9\n}", "old.json".as_ref()).unwrap_err();
     /// assert!(error.to_string().starts_with("old.json:2:13: the result has schema 9"), "{error}");
     /// ```
-    pub fn from_json(text: &str, file: &Path) -> Result<RunResult, ReadError> {
+    pub fn from_json(text: &str, file: &Path) -> Result<RunResult, ResultReadError> {
         let malformed = |error: serde_json::Error| {
             let what = error.to_string();
             // serde_json ends its message with the position that is given in front here.
             let what = what.rsplit_once(" at line ").map_or(what.as_str(), |(message, _)| message).to_owned();
-            ReadError::Malformed { file: file.to_owned(), line: error.line(), column: error.column(), what }
+            ResultReadError::Malformed { file: file.to_owned(), line: error.line(), column: error.column(), what }
         };
-        let version: Version = serde_json::from_str(text).map_err(malformed)?;
+        let version: SchemaField = serde_json::from_str(text).map_err(malformed)?;
         if version.schema != u64::from(SCHEMA_VERSION) {
             let (line, column) = schema_position(text);
-            return Err(ReadError::Schema { file: file.to_owned(), line, column, found: version.schema });
+            return Err(ResultReadError::Schema { file: file.to_owned(), line, column, found: version.schema });
         }
         serde_json::from_str(text).map_err(malformed)
     }
@@ -93,15 +93,15 @@ impl RunResult {
     /// Reads a `result.json`.
     ///
     /// # Errors
-    /// As [`RunResult::from_json`], and [`ReadError::Io`] (text that isn't UTF-8 included) or [`ReadError::TooLarge`].
-    pub fn read(file: &Path) -> Result<RunResult, ReadError> {
-        let io_error = |source| ReadError::Io { file: file.to_owned(), source };
+    /// As [`RunResult::from_json`], and [`ResultReadError::Io`] (text that isn't UTF-8 included) or [`ResultReadError::TooLarge`].
+    pub fn read(file: &Path) -> Result<RunResult, ResultReadError> {
+        let io_error = |source| ResultReadError::Io { file: file.to_owned(), source };
         let mut text = String::new();
         // One byte more than allowed tells "too large" from "just fits", also for a file that still grows.
         let mut bounded = File::open(file).map_err(io_error)?.take(MAX_RESULT_BYTES + 1);
         bounded.read_to_string(&mut text).map_err(io_error)?;
         if text.len() as u64 > MAX_RESULT_BYTES {
-            return Err(ReadError::TooLarge { file: file.to_owned() });
+            return Err(ResultReadError::TooLarge { file: file.to_owned() });
         }
         RunResult::from_json(&text, file)
     }
@@ -109,25 +109,25 @@ impl RunResult {
 
 /// Where the top-level `schema` field's value is: a visitor that accepts only our version fails exactly there.
 fn schema_position(text: &str) -> (usize, usize) {
-    struct Ours;
-    impl serde::de::Visitor<'_> for Ours {
-        type Value = Ours;
+    struct OwnSchema;
+    impl serde::de::Visitor<'_> for OwnSchema {
+        type Value = OwnSchema;
         fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
             write!(f, "schema {SCHEMA_VERSION}")
         }
-        fn visit_u64<E: serde::de::Error>(self, found: u64) -> Result<Ours, E> {
+        fn visit_u64<E: serde::de::Error>(self, found: u64) -> Result<OwnSchema, E> {
             if found == u64::from(SCHEMA_VERSION) { Ok(self) } else { Err(E::custom("another schema")) }
         }
     }
-    impl<'de> Deserialize<'de> for Ours {
+    impl<'de> Deserialize<'de> for OwnSchema {
         fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-            deserializer.deserialize_u64(Ours)
+            deserializer.deserialize_u64(OwnSchema)
         }
     }
     #[derive(Deserialize)]
-    struct Probe {
+    struct SchemaProbe {
         #[serde(rename = "schema")]
-        _schema: Ours,
+        _schema: OwnSchema,
     }
-    serde_json::from_str::<Probe>(text).map_or_else(|error| (error.line(), error.column()), |_| (1, 1))
+    serde_json::from_str::<SchemaProbe>(text).map_or_else(|error| (error.line(), error.column()), |_| (1, 1))
 }

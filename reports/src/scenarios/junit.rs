@@ -5,7 +5,7 @@
 
 use quick_junit::{NonSuccessKind, Report, TestCase, TestCaseStatus, TestSuite};
 
-use super::{Cell, CellVerdict, ScenarioReport};
+use super::report::{CellVerdict, ScenarioCell, ScenarioReport};
 
 /// The report as a JUnit document.
 ///
@@ -25,7 +25,7 @@ pub fn junit(report: &ScenarioReport) -> Result<String, std::fmt::Error> {
     document.to_string().map_err(|_| std::fmt::Error)
 }
 
-fn status(cell: &Cell) -> TestCaseStatus {
+fn status(cell: &ScenarioCell) -> TestCaseStatus {
     let why = cell.failure.as_ref();
     match cell.verdict {
         CellVerdict::Passed => TestCaseStatus::success(),

@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 
 use comfy_table::{ContentArrangement, LineStyle, Table, TableStyle};
 
-use super::{Cell, CellVerdict, ScenarioReport, ScenarioRow};
+use super::report::{CellVerdict, ScenarioCell, ScenarioReport, ScenarioRow};
 
 /// One line about a scenario: `S18   pass  munmap and close with live pins (7 passed, 3 n/a)`.
 pub fn line(row: &ScenarioRow) -> String {
@@ -57,7 +57,7 @@ pub fn text(report: &ScenarioReport, width: usize) -> String {
     out
 }
 
-fn failure(out: &mut String, row: &ScenarioRow, cell: &Cell) {
+fn failure(out: &mut String, row: &ScenarioRow, cell: &ScenarioCell) {
     let Some(failure) = &cell.failure else { return };
     match cell.verdict {
         CellVerdict::Failed => {
@@ -89,7 +89,7 @@ fn matrix(report: &ScenarioReport, width: usize) -> String {
 }
 
 /// A cell in a few letters.
-fn shown(cell: &Cell) -> String {
+fn shown(cell: &ScenarioCell) -> String {
     match cell.verdict {
         // Statuses are long words: they break at their underscores.
         CellVerdict::Passed => cell.outcome.replace('_', " "),

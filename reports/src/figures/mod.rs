@@ -4,62 +4,62 @@
 //! ten characters and a note of one line, and as many cells as there are designs.
 
 use crate::human;
-use crate::result::{Counters, DesignResult, LatencySummary, Verdict};
+use crate::result::{DesignResult, LatencySummary, RaceCounters, RaceVerdict};
 
 /// Operations every comparison lists, in this order; others follow by name.
 pub(crate) const OPERATIONS: [&str; 5] = ["truncate", "punch", "register", "deregister", "dma"];
 
 /// Columns that belong under one heading.
-pub(crate) struct Group {
+pub(crate) struct FigureGroup {
     pub(crate) title: String,
-    pub(crate) columns: Vec<Column>,
+    pub(crate) columns: Vec<FigureColumn>,
 }
 
 /// One figure of every design.
-pub(crate) struct Column {
+pub(crate) struct FigureColumn {
     pub(crate) head: &'static str,
     pub(crate) note: &'static str,
-    pub(crate) cells: Vec<Cell>,
+    pub(crate) cells: Vec<FigureCell>,
 }
 
 /// One figure of one design.
-pub(crate) struct Cell {
+pub(crate) struct FigureCell {
     pub(crate) text: String,
-    pub(crate) tone: Tone,
+    pub(crate) tone: FigureTone,
 }
 
 /// How a figure asks to be seen. Never the only carrier of a meaning: the text says it too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Tone {
+pub(crate) enum FigureTone {
     Plain,
     /// Nothing happened.
     Faint,
     /// Must not happen, and did.
     Alarm,
-    Verdict(Verdict),
+    Verdict(RaceVerdict),
 }
 
-impl Tone {
+impl FigureTone {
     /// The tone as a class name of the page's style sheet.
     pub(crate) fn class(self) -> &'static str {
         match self {
-            Tone::Plain => "plain",
-            Tone::Faint => "faint",
-            Tone::Alarm => "alarm",
-            Tone::Verdict(verdict) => verdict.as_str(),
+            FigureTone::Plain => "plain",
+            FigureTone::Faint => "faint",
+            FigureTone::Alarm => "alarm",
+            FigureTone::Verdict(verdict) => verdict.as_str(),
         }
     }
 }
 
 /// The figure behind a column and how it is written.
-type Figure = (&'static str, &'static str, fn(&Counters) -> u64, fn(u64) -> String, Tone);
+type Figure = (&'static str, &'static str, fn(&RaceCounters) -> u64, fn(u64) -> String, FigureTone);
 
-const fn count(head: &'static str, note: &'static str, get: fn(&Counters) -> u64) -> Figure {
-    (head, note, get, human::count, Tone::Plain)
+const fn count(head: &'static str, note: &'static str, get: fn(&RaceCounters) -> u64) -> Figure {
+    (head, note, get, human::count, FigureTone::Plain)
 }
 
-const fn alarm(head: &'static str, note: &'static str, get: fn(&Counters) -> u64) -> Figure {
-    (head, note, get, human::count, Tone::Alarm)
+const fn alarm(head: &'static str, note: &'static str, get: fn(&RaceCounters) -> u64) -> Figure {
+    (head, note, get, human::count, FigureTone::Alarm)
 }
 
 const TRUNCATE: &[Figure] = &[
@@ -77,7 +77,7 @@ const REGISTRATION: &[Figure] = &[
 
 const DMA: &[Figure] = &[
     count("DMAs", "DMA accesses carried out", |c| c.dma_operations),
-    ("bytes", "bytes moved by DMA", |c| c.dma_bytes, human::bytes, Tone::Plain),
+    ("bytes", "bytes moved by DMA", |c| c.dma_bytes, human::bytes, FigureTone::Plain),
     alarm("stale", "DMAs into blocks that had left the file or offset they were registered for: corruption", |c| {
         c.stale_dma
     }),
@@ -100,14 +100,14 @@ const KERNEL: &[Figure] = &[
     count("EDEADLK", "calls refused because their wait would have closed a cycle of waits", |c| c.deadlocks),
 ];
 
-fn columns(figures: &[Figure], designs: &[DesignResult]) -> Vec<Column> {
-    let cell = |value: u64, write: fn(u64) -> String, tone| Cell {
+fn columns(figures: &[Figure], designs: &[DesignResult]) -> Vec<FigureColumn> {
+    let cell = |value: u64, write: fn(u64) -> String, tone| FigureCell {
         text: write(value),
-        tone: if value == 0 { Tone::Faint } else { tone },
+        tone: if value == 0 { FigureTone::Faint } else { tone },
     };
     figures
         .iter()
-        .map(|&(head, note, get, write, tone)| Column {
+        .map(|&(head, note, get, write, tone)| FigureColumn {
             head,
             note,
             cells: designs.iter().map(|design| cell(get(&design.counters), write, tone)).collect(),
@@ -129,18 +129,23 @@ const VERDICT_NOTE: &str = "safe: no harm, no wait for a long-term pin · refuse
      · corrupts: data damaged";
 
 /// Verdict, counters and, where there are any, broken invariants of each design.
-pub(crate) fn outcomes(designs: &[DesignResult]) -> Vec<Group> {
-    let verdicts =
-        designs.iter().map(|design| Cell { text: verdict_text(design), tone: Tone::Verdict(design.verdict) });
-    let rates =
-        designs.iter().map(|design| Cell { text: human::count(design.operations_per_second), tone: Tone::Plain });
+pub(crate) fn outcomes(designs: &[DesignResult]) -> Vec<FigureGroup> {
+    let verdicts = designs
+        .iter()
+        .map(|design| FigureCell { text: verdict_text(design), tone: FigureTone::Verdict(design.verdict) });
+    let rates = designs
+        .iter()
+        .map(|design| FigureCell { text: human::count(design.operations_per_second), tone: FigureTone::Plain });
     let broken = designs.iter().map(|design| {
         let violations = design.violation_count();
-        Cell { text: human::count(violations), tone: if violations == 0 { Tone::Faint } else { Tone::Alarm } }
+        FigureCell {
+            text: human::count(violations),
+            tone: if violations == 0 { FigureTone::Faint } else { FigureTone::Alarm },
+        }
     });
     let mut run = vec![
-        Column { head: "verdict", note: VERDICT_NOTE, cells: verdicts.collect() },
-        Column {
+        FigureColumn { head: "verdict", note: VERDICT_NOTE, cells: verdicts.collect() },
+        FigureColumn {
             head: "ops/s",
             note: "finished system calls and work requests a second, refusals not counted",
             cells: rates.collect(),
@@ -148,9 +153,9 @@ pub(crate) fn outcomes(designs: &[DesignResult]) -> Vec<Group> {
     ];
     if designs.iter().any(|design| design.violation_count() > 0) {
         let note = "broken invariants; listed below";
-        run.push(Column { head: "broken", note, cells: broken.collect() });
+        run.push(FigureColumn { head: "broken", note, cells: broken.collect() });
     }
-    let group = |title: &str, columns| Group { title: title.to_owned(), columns };
+    let group = |title: &str, columns| FigureGroup { title: title.to_owned(), columns };
     vec![
         group("", run),
         group("truncate", columns(TRUNCATE, designs)),
@@ -179,32 +184,20 @@ pub(crate) const LATENCY_NOTE: &str =
     "half, 99%, 99.9% and all of the calls took at most this long, blocked time included";
 
 /// One group an operation: p50, p99, p99.9, max of each design, over all calls.
-pub(crate) fn latencies(designs: &[DesignResult]) -> Vec<Group> {
-    let of = |operation: &str| -> Vec<Column> {
+pub(crate) fn latencies(designs: &[DesignResult]) -> Vec<FigureGroup> {
+    let of = |operation: &str| -> Vec<FigureColumn> {
         let heads: [(&'static str, Percentile); 4] =
             [("p50", |l| l.p50), ("p99", |l| l.p99), ("p99.9", |l| l.p999), ("max", |l| l.max)];
         heads
             .into_iter()
             .map(|(head, get)| {
                 let cell = |design: &DesignResult| match design.latency_ns.get(operation).filter(|l| l.count > 0) {
-                    Some(latency) => Cell { text: human::nanoseconds(get(latency)), tone: Tone::Plain },
-                    None => Cell { text: "–".to_owned(), tone: Tone::Faint },
+                    Some(latency) => FigureCell { text: human::nanoseconds(get(latency)), tone: FigureTone::Plain },
+                    None => FigureCell { text: "–".to_owned(), tone: FigureTone::Faint },
                 };
-                Column { head, note: LATENCY_NOTE, cells: designs.iter().map(cell).collect() }
+                FigureColumn { head, note: LATENCY_NOTE, cells: designs.iter().map(cell).collect() }
             })
             .collect()
     };
-    operations(designs).into_iter().map(|title| Group { columns: of(&title), title }).collect()
-}
-
-/// Text for one line of a page or a terminal: control characters replaced, cut to `most` characters with an ellipsis.
-pub(crate) fn one_line(text: &str, most: usize) -> String {
-    let clean = |c: char| if c.is_control() { '\u{fffd}' } else { c };
-    let mut chars = text.chars();
-    let mut line: String = chars.by_ref().take(most).map(clean).collect();
-    if chars.next().is_some() {
-        line.pop();
-        line.push('…');
-    }
-    line
+    operations(designs).into_iter().map(|title| FigureGroup { columns: of(&title), title }).collect()
 }

@@ -7,23 +7,23 @@
 
 use comfy_table::{CellAlignment, Color, ContentArrangement, Table, presets};
 
-use crate::figures::{self, Column, Group, Tone};
+use crate::figures::{self, FigureColumn, FigureGroup, FigureTone};
 use crate::human;
-use crate::result::{DesignResult, RunResult, Verdict};
+use crate::result::{DesignResult, RaceVerdict, RunResult};
 
 /// How to print.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Options {
+pub struct TableOptions {
     /// Columns of the terminal.
     pub width: usize,
     /// Colour by escape sequences; only for a terminal. Colours repeat what the text says.
     pub ansi: bool,
 }
 
-impl Default for Options {
+impl Default for TableOptions {
     /// 100 columns, no escape sequences: right for files and pipes.
     fn default() -> Self {
-        Options { width: 100, ansi: false }
+        TableOptions { width: 100, ansi: false }
     }
 }
 
@@ -38,7 +38,7 @@ const GROUP_GAP: usize = 2;
 const VIOLATIONS_SHOWN: usize = 5;
 
 /// All of the comparison: what ran, the tables, broken invariants, notes on the columns. Ends with a line end.
-pub fn tables(run: &RunResult, options: &Options) -> String {
+pub fn tables(run: &RunResult, options: &TableOptions) -> String {
     let mut out = header(run);
     if run.designs.is_empty() {
         out.push_str("no design ran\n");
@@ -63,33 +63,33 @@ fn header(run: &RunResult) -> String {
     let ended = if run.interrupted { " · interrupted, figures are of the part that ran" } else { "" };
     format!(
         "race {}: seed {} · {} a design · {} threads{ended}\n",
-        figures::one_line(&job.name, 60),
+        human::one_line(&job.name, 60),
         run.seed,
         human::nanoseconds(job.duration_ns),
         job.threads
     )
 }
 
-fn column_width(column: &Column) -> usize {
+fn column_width(column: &FigureColumn) -> usize {
     let cells = column.cells.iter().map(|cell| cell.text.chars().count());
     cells.chain([column.head.chars().count()]).max().unwrap_or(0)
 }
 
 /// Width of a group with the gap in front of it; a long title widens it.
-fn group_width(group: &Group) -> usize {
+fn group_width(group: &FigureGroup) -> usize {
     let columns: usize = group.columns.iter().map(column_width).sum();
     let gaps = GAP * group.columns.len().saturating_sub(1);
     GROUP_GAP + (columns + gaps).max(group.title.chars().count())
 }
 
 fn name(design: &DesignResult) -> String {
-    figures::one_line(&design.name, NAME_MAX)
+    human::one_line(&design.name, NAME_MAX)
 }
 
 /// Deals groups out to tables, in order, as many to a table as fit.
-fn pack<'a>(groups: &'a [Group], designs: &[DesignResult], width: usize) -> Vec<Vec<&'a Group>> {
+fn pack<'a>(groups: &'a [FigureGroup], designs: &[DesignResult], width: usize) -> Vec<Vec<&'a FigureGroup>> {
     let names = designs.iter().map(|design| name(design).chars().count()).chain([6]).max().unwrap_or(6);
-    let mut tables: Vec<Vec<&Group>> = Vec::new();
+    let mut tables: Vec<Vec<&FigureGroup>> = Vec::new();
     let mut used = 0;
     for group in groups {
         let wanted = group_width(group);
@@ -106,7 +106,7 @@ fn pack<'a>(groups: &'a [Group], designs: &[DesignResult], width: usize) -> Vec<
 }
 
 /// One table with a line of group titles on top.
-fn table(groups: &[&Group], designs: &[DesignResult], ansi: bool) -> String {
+fn table(groups: &[&FigureGroup], designs: &[DesignResult], ansi: bool) -> String {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
     if ansi {
@@ -114,7 +114,7 @@ fn table(groups: &[&Group], designs: &[DesignResult], ansi: bool) -> String {
     } else {
         table.force_no_tty();
     }
-    let columns: Vec<&Column> = groups.iter().flat_map(|group| &group.columns).collect();
+    let columns: Vec<&FigureColumn> = groups.iter().flat_map(|group| &group.columns).collect();
     table.set_header(["design"].into_iter().chain(columns.iter().map(|column| column.head)));
     for (index, design) in designs.iter().enumerate() {
         let mut row = vec![comfy_table::Cell::new(name(design))];
@@ -160,15 +160,15 @@ fn table(groups: &[&Group], designs: &[DesignResult], ansi: bool) -> String {
     out
 }
 
-fn styled(cell: &figures::Cell) -> comfy_table::Cell {
+fn styled(cell: &figures::FigureCell) -> comfy_table::Cell {
     let shown = comfy_table::Cell::new(&cell.text);
     match cell.tone {
-        Tone::Plain => shown,
-        Tone::Faint => shown.fg(Color::DarkGrey),
-        Tone::Alarm | Tone::Verdict(Verdict::Corrupts) => shown.fg(Color::Red),
-        Tone::Verdict(Verdict::Safe) => shown.fg(Color::Green),
-        Tone::Verdict(Verdict::Refuses) => shown.fg(Color::Yellow),
-        Tone::Verdict(Verdict::Stalls) => shown.fg(Color::Magenta),
+        FigureTone::Plain => shown,
+        FigureTone::Faint => shown.fg(Color::DarkGrey),
+        FigureTone::Alarm | FigureTone::Verdict(RaceVerdict::Corrupts) => shown.fg(Color::Red),
+        FigureTone::Verdict(RaceVerdict::Safe) => shown.fg(Color::Green),
+        FigureTone::Verdict(RaceVerdict::Refuses) => shown.fg(Color::Yellow),
+        FigureTone::Verdict(RaceVerdict::Stalls) => shown.fg(Color::Magenta),
     }
 }
 
@@ -179,7 +179,7 @@ fn violations(designs: &[DesignResult]) -> String {
         out.push_str(&format!("\n{}: {} broken\n", name(design), human::count(design.violation_count())));
         let shown = design.violations.iter().take(VIOLATIONS_SHOWN);
         for violation in shown {
-            out.push_str(&format!("  {}\n", figures::one_line(violation, 400)));
+            out.push_str(&format!("  {}\n", human::one_line(violation, 400)));
         }
         let more = design.violation_count().saturating_sub(design.violations.len().min(VIOLATIONS_SHOWN) as u64);
         if more > 0 {
@@ -190,7 +190,7 @@ fn violations(designs: &[DesignResult]) -> String {
 }
 
 /// A line on each column.
-fn notes(outcomes: &[Group], designs: &[DesignResult]) -> String {
+fn notes(outcomes: &[FigureGroup], designs: &[DesignResult]) -> String {
     let mut out = String::from("\n");
     let mut note = |head: &str, note: &str| out.push_str(&format!("  {head:<8} {note}\n"));
     for column in outcomes.iter().flat_map(|group| &group.columns) {

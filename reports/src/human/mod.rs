@@ -78,6 +78,18 @@ pub(crate) fn tick(value: u64) -> String {
     format!("{}{unit}", value / divisor)
 }
 
+/// Text for one line of a page or a terminal: control characters replaced, cut to `most` characters with an ellipsis.
+pub(crate) fn one_line(text: &str, most: usize) -> String {
+    let clean = |c: char| if c.is_control() { '\u{fffd}' } else { c };
+    let mut chars = text.chars();
+    let mut line: String = chars.by_ref().take(most).map(clean).collect();
+    if chars.next().is_some() {
+        line.pop();
+        line.push('…');
+    }
+    line
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
