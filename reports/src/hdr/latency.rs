@@ -1,6 +1,6 @@
 //! Call times by operation: recorded, merged and summed up.
 //!
-//! Histograms only; the files made of them are in [`super::log`] and [`super::hgrm`].
+//! This file owns the histograms; [`super::log`] and [`super::hgrm`] write files of them.
 
 use std::collections::BTreeMap;
 
@@ -8,7 +8,7 @@ use hdrhistogram::Histogram;
 
 use crate::result::LatencySummary;
 
-/// The longest time told apart, in nanoseconds: one hour. Longer calls are recorded as this.
+/// The longest time recorded, in nanoseconds: one hour. Longer calls are recorded as this.
 pub const MAX_NS: u64 = 3_600_000_000_000;
 
 /// Significant decimal digits kept.
@@ -43,7 +43,7 @@ impl Default for Latency {
 
 /// An empty histogram that grows with what is recorded.
 fn empty() -> Histogram<u64> {
-    Histogram::new(SIGNIFICANT_DIGITS).expect("three digits are within the 0 to 5 that a histogram can have")
+    Histogram::new(SIGNIFICANT_DIGITS).expect("a histogram can have 0 to 5 digits, and this one has 3")
 }
 
 impl Latency {
@@ -52,20 +52,22 @@ impl Latency {
         Latency { unwaited: empty(), waited: empty() }
     }
 
-    /// Records a call that took `nanoseconds`, blocked time included. `waited`: it blocked at least once.
+    /// Records a call that took `nanoseconds`, blocked time included. `waited`: the call blocked at
+    /// least once.
     ///
-    /// Allocates only when the value is the largest so far by a power of two.
+    /// Allocates only when the value is larger than all before it by a power of two.
     pub fn record(&mut self, nanoseconds: u64, waited: bool) {
         let histogram = if waited { &mut self.waited } else { &mut self.unwaited };
-        // The histogram's own saturating record would clamp to its present size instead of growing.
+        // `saturating_record` would clamp the value to the histogram's present size: it never
+        // grows.
         let recorded = histogram.record(nanoseconds.clamp(1, MAX_NS));
-        recorded.expect("a value up to an hour always fits a histogram that may grow");
+        recorded.expect("a histogram that may grow takes every value up to an hour");
     }
 
     /// Adds all of another shard's calls.
     pub fn merge(&mut self, other: &Latency) {
         for (mine, theirs) in [(&mut self.unwaited, &other.unwaited), (&mut self.waited, &other.waited)] {
-            mine.add(theirs).expect("a histogram up to an hour always fits one that may grow");
+            mine.add(theirs).expect("a histogram that may grow takes every histogram up to an hour");
         }
     }
 
@@ -82,14 +84,15 @@ impl Latency {
     /// All calls.
     pub fn all(&self) -> Histogram<u64> {
         let mut all = self.unwaited.clone();
-        all.add(&self.waited).expect("a histogram up to an hour always fits one that may grow");
+        all.add(&self.waited).expect("a histogram that may grow takes every histogram up to an hour");
         all
     }
 }
 
 /// Times of all operations of one design, by operation name.
 ///
-/// Names are the caller's; a race uses `truncate`, `punch`, `register`, `deregister` and `dma`, which the tables look for.
+/// The caller chooses the names. A race uses `truncate`, `punch`, `register`, `deregister` and
+/// `dma`: the tables list these first.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct OpLatencies {
     operations: BTreeMap<String, Latency>,
@@ -101,7 +104,8 @@ impl OpLatencies {
         OpLatencies::default()
     }
 
-    /// Records one call of `operation`; see [`Latency::record`]. Allocates the name on its first call only.
+    /// Records one call of `operation`; see [`Latency::record`]. Only the first call of an
+    /// operation allocates its name.
     pub fn record(&mut self, operation: &str, nanoseconds: u64, waited: bool) {
         match self.operations.get_mut(operation) {
             Some(latency) => latency.record(nanoseconds, waited),
@@ -109,13 +113,13 @@ impl OpLatencies {
         }
     }
 
-    /// The histograms of `operation`, made empty if there are none: for merging what a caller recorded by other means, and
-    /// for operations that must be listed even if nobody called them.
+    /// The histograms of `operation`; empty ones are made if there are none. For callers that merge
+    /// their own recordings, and for operations that must be listed even without a call.
     pub fn operation(&mut self, operation: &str) -> &mut Latency {
         self.operations.entry(operation.to_owned()).or_default()
     }
 
-    /// The histograms of `operation`, if it was ever named.
+    /// The histograms of `operation`; `None` if no call named it.
     pub fn get(&self, operation: &str) -> Option<&Latency> {
         self.operations.get(operation)
     }
@@ -141,8 +145,9 @@ impl OpLatencies {
         self.operations.iter().map(|(name, latency)| (name.as_str(), latency))
     }
 
-    /// What goes into [`DesignResult::latency_ns`](crate::DesignResult): for each operation `X` the key `X` (all calls),
-    /// and, where there was such a call, `X_unwaited` and `X_waited`.
+    /// The value for [`DesignResult::latency_ns`](crate::result::DesignResult). Each operation `X`
+    /// has the key `X` (all calls); it also has `X_unwaited` and `X_waited` if there was such a
+    /// call.
     pub fn summaries(&self) -> BTreeMap<String, LatencySummary> {
         let mut summaries = BTreeMap::new();
         for (name, latency) in &self.operations {
@@ -154,7 +159,7 @@ impl OpLatencies {
     }
 }
 
-/// The histograms of one operation under the keys that result.json and the logs use.
+/// The histograms of one operation, each with its key in `result.json` and its tag in the logs.
 pub(crate) fn keyed(name: &str, latency: &Latency) -> Vec<(String, Histogram<u64>)> {
     let mut histograms = vec![(name.to_owned(), latency.all())];
     for (ending, part) in [(UNWAITED, &latency.unwaited), (WAITED, &latency.waited)] {
@@ -165,7 +170,7 @@ pub(crate) fn keyed(name: &str, latency: &Latency) -> Vec<(String, Histogram<u64
     histograms
 }
 
-/// The five numbers that result.json keeps of a histogram; all 0 if it is empty.
+/// The five numbers that `result.json` keeps of a histogram; all 0 if it is empty.
 pub fn summary(histogram: &Histogram<u64>) -> LatencySummary {
     LatencySummary {
         count: histogram.len(),

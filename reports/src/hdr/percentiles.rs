@@ -1,14 +1,15 @@
-//! The percentile walk: a histogram as a line of steps, for files and plots.
+//! The percentile walk: turns a histogram into the steps of a line, for files and plots.
 
 use hdrhistogram::Histogram;
 
-/// Steps of a percentile walk per halving of the distance to 100%; the default of HdrHistogram's own tools.
+/// Steps of a percentile walk per halving of the distance to 100%; the default of HdrHistogram's
+/// own tools.
 pub const TICKS_PER_HALF_DISTANCE: u32 = 5;
 
 /// One step of a percentile walk.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct PercentileStep {
-    /// The share of calls walked to, from 0 to 1.
+    /// The share of calls reached, from 0 to 1.
     pub quantile: f64,
     /// That share of calls took at most this long, in nanoseconds.
     pub value: u64,
@@ -16,11 +17,12 @@ pub struct PercentileStep {
     pub count: u64,
 }
 
-/// Walks a histogram in steps that halve with the distance to 100%, as HdrHistogram's percentile output does; the last step
-/// is at 1.0. Empty for an empty histogram.
+/// Walks a histogram in steps that halve each time the distance to 100% halves, as HdrHistogram's
+/// percentile output does. The last step is at 1.0. An empty histogram has no steps.
 ///
-/// The arithmetic is that of the Java library, in percent. The Rust library's own walk sums quantiles instead, and rounds
-/// differently where a step falls exactly on a value's share: its files would differ from those of HdrHistogram's tools.
+/// This follows the arithmetic of HdrHistogram's Java library, in percent. The Rust library's own
+/// walk sums quantiles instead and rounds differently where a step falls exactly on a value's
+/// share. Its files would differ from those of HdrHistogram's tools.
 pub fn percentile_walk(histogram: &Histogram<u64>) -> Vec<PercentileStep> {
     let total = histogram.len();
     let (mut steps, mut count, mut level) = (Vec::new(), 0_u64, 0.0_f64);
@@ -42,7 +44,8 @@ pub fn percentile_walk(histogram: &Histogram<u64>) -> Vec<PercentileStep> {
     steps
 }
 
-/// The next percentage after `level`, which is below 100. Ends at 100 where the step would be too small for a double.
+/// The next percentage after `level`, which is below 100. Returns 100 when the next step is too
+/// small for a double.
 fn next_level(level: f64) -> f64 {
     let halvings = ((100.0 / (100.0 - level)).ln() / std::f64::consts::LN_2).floor();
     let ticks = f64::from(TICKS_PER_HALF_DISTANCE) * (halvings + 1.0).exp2();

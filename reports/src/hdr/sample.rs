@@ -1,4 +1,5 @@
-//! Made-up call times of the ten sample designs for the tests: waited and unwaited calls with a long tail.
+//! Made-up call times of the ten sample designs for the tests: waited and unwaited calls with a
+//! long tail.
 
 use super::OpLatencies;
 use crate::result::sample::{DESIGNS, design, empty_run};
@@ -14,7 +15,7 @@ impl SampleStream {
     }
 }
 
-/// Call times with a long tail; `waits` is the share of calls that block.
+/// Records call times with a long tail; `waits` is the share of calls that block.
 fn times(
     latencies: &mut OpLatencies,
     operation: &str,
