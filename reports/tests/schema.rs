@@ -1,4 +1,4 @@
-//! `docs/result.schema.json` and `docs/result-schema.md` against what the crate writes.
+//! Compares `docs/result.schema.json` and `docs/result-schema.md` with what the crate writes.
 
 use std::fs;
 
@@ -61,7 +61,8 @@ fn what_is_written_fits_the_schema() {
     assert!(errors.is_empty(), "{errors:#?}");
 }
 
-/// The schema and the reader agree on every possible omission: both refuse it, or it is a free-form entry and both take it.
+/// The schema and the reader agree on every possible omission: both refuse it, or it is a free-form
+/// entry and both take it.
 #[test]
 fn a_missing_field_fails_schema_and_reader_alike() {
     let validator = validator();
@@ -131,7 +132,7 @@ fn every_field_is_in_the_schema_and_in_the_prose() {
     for name in names {
         assert!(prose.contains(&format!("\n| `{name}` | ")), "{name} has no row in docs/result-schema.md");
     }
-    // Every other field's name is somewhere in the prose's code spans.
+    // The prose names every other field in a code span.
     let value: Value = serde_json::from_str(&result().to_json()).unwrap();
     let mut all = Vec::new();
     pointers(&value, "", &mut all);

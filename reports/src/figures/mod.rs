@@ -1,12 +1,13 @@
 //! Which figures are compared, in which order, under which headings.
 //!
-//! The terminal's tables and the page's tables are both made from these groups. Invariant: every column has a head of at most
-//! ten characters and a note of one line, and as many cells as there are designs.
+//! The terminal's tables and the page's tables are both made from these groups. Invariant: every
+//! column has a head of at most ten characters, a note of one line, and one cell per design. There
+//! is no kernel counterpart.
 
 use crate::human;
 use crate::result::{DesignResult, LatencySummary, RaceCounters, RaceVerdict};
 
-/// Operations every comparison lists, in this order; others follow by name.
+/// Operations that every comparison lists, in this order. Other operations follow, sorted by name.
 pub(crate) const OPERATIONS: [&str; 5] = ["truncate", "punch", "register", "deregister", "dma"];
 
 /// Columns that belong under one heading.
@@ -28,13 +29,14 @@ pub(crate) struct FigureCell {
     pub(crate) tone: FigureTone,
 }
 
-/// How a figure asks to be seen. Never the only carrier of a meaning: the text says it too.
+/// How a figure is highlighted. The figure's text carries the whole meaning; the highlight only
+/// repeats it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum FigureTone {
     Plain,
-    /// Nothing happened.
+    /// The figure is zero: nothing happened.
     Faint,
-    /// Must not happen, and did.
+    /// It must not happen, and it happened.
     Alarm,
     Verdict(RaceVerdict),
 }
@@ -51,7 +53,7 @@ impl FigureTone {
     }
 }
 
-/// The figure behind a column and how it is written.
+/// A column's head and note, its counter, how it is written, and its tone if it is not zero.
 type Figure = (&'static str, &'static str, fn(&RaceCounters) -> u64, fn(u64) -> String, FigureTone);
 
 const fn count(head: &'static str, note: &'static str, get: fn(&RaceCounters) -> u64) -> Figure {
@@ -66,8 +68,8 @@ const TRUNCATE: &[Figure] = &[
     count("tried", "truncate calls made", |c| c.truncate_attempts),
     count("done", "truncate calls that succeeded", |c| c.truncate_done),
     count("ETXTBSY", "truncate calls refused because of a pin or a lease", |c| c.truncate_etxtbsy),
-    count("EINTR", "truncate calls ended by a signal while they waited", |c| c.truncate_eintr),
-    count("waited", "truncate calls that waited at least once, whatever their end", |c| c.truncate_waited),
+    count("EINTR", "truncate calls that a signal ended while they waited", |c| c.truncate_eintr),
+    count("waited", "truncate calls that waited at least once, whatever their outcome", |c| c.truncate_waited),
 ];
 
 const REGISTRATION: &[Figure] = &[
@@ -78,26 +80,32 @@ const REGISTRATION: &[Figure] = &[
 const DMA: &[Figure] = &[
     count("DMAs", "DMA accesses carried out", |c| c.dma_operations),
     ("bytes", "bytes moved by DMA", |c| c.dma_bytes, human::bytes, FigureTone::Plain),
-    alarm("stale", "DMAs into blocks that had left the file or offset they were registered for: corruption", |c| {
-        c.stale_dma
-    }),
-    count("orphan", "DMAs into orphaned blocks: gone from the file, not reused until unpinned: harmless", |c| {
+    alarm(
+        "stale",
+        "DMAs into blocks that no longer belong to the file and offset they were registered for: corruption",
+        |c| c.stale_dma,
+    ),
+    count("orphan", "DMAs into orphaned blocks (removed from the file, not reused until unpinned): harmless", |c| {
         c.orphan_dma
     }),
 ];
 
 const LEFT_BEHIND: &[Figure] = &[
-    count("orphans", "orphaned blocks, most at one moment", |c| c.orphaned_blocks_peak),
-    count("zombies", "zombie leases (owner gone, pins left), most at one moment", |c| c.zombie_leases_peak),
+    count("orphans", "orphaned blocks: the most at one moment", |c| c.orphaned_blocks_peak),
+    count("zombies", "zombie leases (the owner is gone, pins are left): the most at one moment", |c| {
+        c.zombie_leases_peak
+    }),
 ];
 
 const KERNEL: &[Figure] = &[
     count("SIGIO", "signals sent to lease holders", |c| c.sigio_sent),
-    count("killed", "processes killed: a lease break timed out, or an administrator ended a close that hung", |c| {
-        c.processes_killed
-    }),
+    count(
+        "killed",
+        "processes killed: because a lease break timed out, or by the administrator because close() hung",
+        |c| c.processes_killed,
+    ),
     count("aborted", "memory regions aborted by revocation or a lost lease", |c| c.mrs_aborted),
-    count("EDEADLK", "calls refused because their wait would have closed a cycle of waits", |c| c.deadlocks),
+    count("EDEADLK", "calls refused because their wait would have completed a cycle of waits", |c| c.deadlocks),
 ];
 
 fn columns(figures: &[Figure], designs: &[DesignResult]) -> Vec<FigureColumn> {
@@ -115,20 +123,20 @@ fn columns(figures: &[Figure], designs: &[DesignResult]) -> Vec<FigureColumn> {
         .collect()
 }
 
-/// The verdict as it is shown: an expected corruption carries a star that the notes explain.
+/// The verdict as it is shown. An expected corruption has a star, which the notes explain.
 pub(crate) fn verdict_text(design: &DesignResult) -> String {
     let star = if design.expected_corruption { "*" } else { "" };
     format!("{}{star}", design.verdict)
 }
 
-/// What the star says.
+/// What the star means.
 pub(crate) const STAR_NOTE: &str =
-    "the negative control: corruption is expected here and proves that the detector sees it";
+    "the negative control: corruption is expected here and proves that the detector works";
 
-const VERDICT_NOTE: &str = "safe: no harm, no wait for a long-term pin · refuses: no region was registered · stalls: a call waited for a long-term pin \
-     · corrupts: data damaged";
+const VERDICT_NOTE: &str = "safe: no data damaged, no wait for a long-term pin · refuses: no region was registered · \
+     stalls: a call waited for a long-term pin · corrupts: data damaged";
 
-/// Verdict, counters and, where there are any, broken invariants of each design.
+/// Verdict, counters and, if there are any, broken invariants of each design.
 pub(crate) fn outcomes(designs: &[DesignResult]) -> Vec<FigureGroup> {
     let verdicts = designs
         .iter()
@@ -147,12 +155,12 @@ pub(crate) fn outcomes(designs: &[DesignResult]) -> Vec<FigureGroup> {
         FigureColumn { head: "verdict", note: VERDICT_NOTE, cells: verdicts.collect() },
         FigureColumn {
             head: "ops/s",
-            note: "finished system calls and work requests a second, refusals not counted",
+            note: "system calls and work requests finished per second, without refusals",
             cells: rates.collect(),
         },
     ];
     if designs.iter().any(|design| design.violation_count() > 0) {
-        let note = "broken invariants; listed below";
+        let note = "broken invariants, listed below";
         run.push(FigureColumn { head: "broken", note, cells: broken.collect() });
     }
     let group = |title: &str, columns| FigureGroup { title: title.to_owned(), columns };
@@ -166,7 +174,8 @@ pub(crate) fn outcomes(designs: &[DesignResult]) -> Vec<FigureGroup> {
     ]
 }
 
-/// The operations that any design has times of: the listed five first, then others by name.
+/// The operations to list: the five of [`OPERATIONS`], then those that any design has times of,
+/// sorted by name.
 pub(crate) fn operations(designs: &[DesignResult]) -> Vec<String> {
     let mut others: Vec<&String> = designs.iter().flat_map(|design| design.latency_ns.keys()).collect();
     others.retain(|key| !key.ends_with(crate::hdr::WAITED) && !key.ends_with(crate::hdr::UNWAITED));
@@ -176,14 +185,14 @@ pub(crate) fn operations(designs: &[DesignResult]) -> Vec<String> {
     OPERATIONS.iter().map(|&name| name.to_owned()).chain(others.into_iter().cloned()).collect()
 }
 
-/// One of a summary's figures.
+/// Reads one figure of a summary.
 type Percentile = fn(&LatencySummary) -> u64;
 
-/// What the four columns of [`latencies`] are.
+/// What the four columns of [`latencies`] mean.
 pub(crate) const LATENCY_NOTE: &str =
-    "half, 99%, 99.9% and all of the calls took at most this long, blocked time included";
+    "50%, 99%, 99.9% and 100% of the calls took at most this long, blocked time included";
 
-/// One group an operation: p50, p99, p99.9, max of each design, over all calls.
+/// One group per operation: p50, p99, p99.9 and max over all calls, for each design.
 pub(crate) fn latencies(designs: &[DesignResult]) -> Vec<FigureGroup> {
     let of = |operation: &str| -> Vec<FigureColumn> {
         let heads: [(&'static str, Percentile); 4] =

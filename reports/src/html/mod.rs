@@ -1,9 +1,11 @@
 //! `report.html`: the whole comparison on one page that opens offline.
 //!
-//! One file, no script, no request to anywhere: style sheet and plots are inside. Choosing calls that waited, or hiding a
-//! design's lines, is done by the style sheet alone; a browser too old for it shows everything. Invariants: all text from a
-//! result is escaped by the template, only our own SVG is put in as it is; every list is bounded, so that the page stays
-//! under [`MAX_PAGE_BYTES`] for up to [`DESIGNS_DRAWN`] designs; a verdict is told by its word, colour only repeats it.
+//! The page is one file with style sheet and plots inside. It has no script and makes no request.
+//! The style sheet alone selects the calls that waited and hides a design's lines; a browser that
+//! does not know `:has()` shows everything. Invariants: the template escapes all text from a
+//! result, and only the SVG of [`crate::plot`] is inserted unescaped. Every list is bounded, so a
+//! page with up to [`DESIGNS_DRAWN`] designs stays below [`MAX_PAGE_BYTES`]. A word names each
+//! verdict; its colour only repeats it. There is no kernel counterpart.
 
 use askama::Template;
 
@@ -13,16 +15,17 @@ use crate::human::{self, one_line};
 use crate::plot::{self, Plot, PlotSeries};
 use crate::result::{DesignResult, RaceVerdict, ReportedFinding, RunResult};
 
-/// What a page of up to [`DESIGNS_DRAWN`] designs and the usual operations stays under, in bytes.
+/// The largest page of up to [`DESIGNS_DRAWN`] designs and the usual operations, in bytes.
 pub const MAX_PAGE_BYTES: usize = 300_000;
 
-/// Designs whose lines are drawn: the first ones. All are in the tables.
+/// How many designs have lines in the plots: the first ones. The tables show all designs.
 pub const DESIGNS_DRAWN: usize = 12;
 
-/// Operations that are plotted: the usual five first.
+/// How many operations are plotted, the usual five first.
 const OPERATIONS_DRAWN: usize = 8;
 
-/// Findings shown of one design, lines of trace of one finding (the newest), violations of one design.
+/// How many findings of one design, newest trace lines of one finding, and violations of one design
+/// are shown.
 const FINDINGS_SHOWN: usize = 2;
 const TRACE_SHOWN: usize = 20;
 const VIOLATIONS_SHOWN: usize = 5;
@@ -55,7 +58,7 @@ struct VerdictView {
     designs: Vec<String>,
 }
 
-/// A table: groups over heads over rows.
+/// A table: a line of groups, a line of heads, then the rows.
 struct TableView {
     caption: &'static str,
     groups: Vec<(String, usize)>,
@@ -83,14 +86,14 @@ struct OperationView {
 }
 
 struct PlotView {
-    /// Class name: which calls.
+    /// The class name that says which calls.
     calls: &'static str,
     label: &'static str,
-    /// Empty if no design had such a call.
+    /// The drawing; empty if no design had such a call.
     svg: String,
 }
 
-/// What a design is accused of, or is expected to show.
+/// The violations and findings of one design.
 struct EvidenceView {
     design: String,
     expected: bool,
@@ -111,16 +114,17 @@ struct FindingView {
     trace: Vec<String>,
 }
 
-/// Axes down, designs across.
+/// One row per axis, one column per design.
 struct AxesView {
     designs: Vec<String>,
     rows: Vec<(String, Vec<String>)>,
 }
 
-/// The page. `latencies[i]` belongs to `run.designs[i]`; designs without are in the tables and not in the plots.
+/// Makes the page. `latencies[i]` belongs to `run.designs[i]`. A design without latencies is in the
+/// tables only.
 ///
 /// # Errors
-/// Only those of the template engine; none is known to occur.
+/// Errors of the template engine; none is known to occur.
 pub fn page(run: &RunResult, latencies: &[OpLatencies]) -> Result<String, askama::Error> {
     let designs = &run.designs;
     let drawn = designs.iter().map(|design| one_line(&design.name, 24)).enumerate().take(DESIGNS_DRAWN);
@@ -141,7 +145,7 @@ pub fn page(run: &RunResult, latencies: &[OpLatencies]) -> Result<String, askama
         expected: designs.iter().any(|design| design.expected_corruption),
         star: figures::STAR_NOTE,
         tables: vec![
-            table("Outcomes: what was asked for and what came of it", &outcomes, designs),
+            table("Outcomes: what the actors tried, and what happened", &outcomes, designs),
             table("Latency of all calls, blocked time included", &figures::latencies(designs), designs),
         ],
         notes: notes.collect(),
@@ -158,22 +162,22 @@ fn starred_name(design: &DesignResult) -> String {
     format!("{}{star}", one_line(&design.name, 24))
 }
 
-/// How many of a job's parameters the page lists.
+/// How many of the job's parameters the page lists.
 const PARAMETERS_MAX: usize = 200;
 
-/// What ran, beside seed and job name.
+/// What ran, apart from seed and job name.
 fn facts(run: &RunResult) -> Vec<(String, String)> {
     let job = &run.job;
     let operations: u64 = run.designs.iter().fold(0, |sum, design| sum.saturating_add(design.operations));
     vec![
         ("designs".to_owned(), run.designs.len().to_string()),
-        ("a design".to_owned(), human::nanoseconds(job.duration_ns)),
+        ("time per design".to_owned(), human::nanoseconds(job.duration_ns)),
         ("threads".to_owned(), job.threads.to_string()),
         ("operations".to_owned(), human::count(operations)),
     ]
 }
 
-/// The job's parameters, as the job file spells them.
+/// The job's parameters, spelled as in the job file.
 fn parameters(run: &RunResult) -> Vec<(String, String)> {
     let parameters = run.job.parameters.iter().take(PARAMETERS_MAX);
     parameters.map(|(name, value)| (one_line(name, 40), one_line(value, 120))).collect()
@@ -201,7 +205,7 @@ fn table(caption: &'static str, groups: &[FigureGroup], designs: &[DesignResult]
     }
 }
 
-/// A choice of calls: class name, label, and where its histogram is.
+/// A selection of calls: its class name, its label, and how to get its histogram's steps.
 struct CallSelection {
     class: &'static str,
     label: &'static str,
@@ -218,7 +222,7 @@ const CALLS: [CallSelection; 3] = [
     CallSelection { class: "waited", label: "calls that waited", walk: |latency| percentile_walk(latency.waited()) },
 ];
 
-/// The plots of each operation that somebody called: the usual five first, then others by name.
+/// The plots of each operation that has calls: the usual five first, then others by name.
 fn operations(designs: &[DesignResult], latencies: &[OpLatencies]) -> Vec<OperationView> {
     let called = |name: &str| latencies.iter().any(|l| l.get(name).is_some_and(|l| !l.all().is_empty()));
     let mut names: Vec<&str> = latencies.iter().flat_map(OpLatencies::iter).map(|(name, _)| name).collect();

@@ -1,9 +1,11 @@
-//! A run's output folder: `result.json`, one `.hlog` a design, one `.hgrm` a design and operation, `report.html`.
+//! A run's output folder: `result.json`, one `.hlog` per design, one `.hgrm` per design and
+//! operation, `report.html`.
 //!
-//! Invariant: under its own name a file is either absent, the old one, or complete. Everything is first written and synced
-//! under temporary names; only when all of it is on disk are the files renamed, `result.json` last, so that a folder with a
-//! new `result.json` has all the rest. A failure removes what this call has made. Files of an earlier run that this one
-//! doesn't replace stay: they are not ours to delete.
+//! Invariant: a file under its final name is absent, the old one, or complete. All files are first
+//! written and synced under temporary names. When all are on disk, they are renamed, `result.json`
+//! last, so a folder with a new `result.json` has all other files too. A failure removes the files
+//! and folders that the call created. Files of an earlier run that this run does not replace stay.
+//! Kernel counterpart: none; the rename rule is that of `rename(2)` after `fsync(2)`.
 
 mod names;
 mod staged;

@@ -2,17 +2,18 @@
 
 use std::collections::BTreeSet;
 
-/// Longest part of a file name that comes from a design's or an operation's name, in bytes.
+/// The longest part of a file name that one design's or operation's name makes, in bytes.
 const STEM_MAX: usize = 80;
 
-/// File names given out so far, in lower case: also a file system that ignores case must keep them apart.
+/// The file names used so far, in lower case: they must differ on a filesystem that ignores case
+/// too.
 #[derive(Default)]
 pub(super) struct FileNames {
     used: BTreeSet<String>,
 }
 
 impl FileNames {
-    /// A name like `rfc-v2-truncate.hgrm`, different from all given out before.
+    /// A name such as `rfc-v2-truncate.hgrm` that differs from all names returned before.
     pub(super) fn unique(&mut self, parts: &[&str], extension: &str) -> String {
         let stem = parts.iter().map(|part| sanitised(part)).collect::<Vec<_>>().join("-");
         let mut name = format!("{stem}.{extension}");
@@ -25,7 +26,8 @@ impl FileNames {
     }
 }
 
-/// A name reduced to letters, digits, dot, dash and underscore; never empty, hidden or longer than [`STEM_MAX`].
+/// Replaces all characters except letters, digits, dot, dash and underscore. The result is never
+/// empty, never starts with a dot or a dash, and has at most [`STEM_MAX`] + 1 bytes.
 fn sanitised(name: &str) -> String {
     let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
     let mut clean: String = name.chars().map(|c| if allowed(c) { c } else { '_' }).take(STEM_MAX).collect();

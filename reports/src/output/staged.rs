@@ -1,4 +1,5 @@
-//! Files and folders that appear whole or not at all.
+//! Files that appear under their final names only when all of them are complete, and folders that
+//! are removed on failure.
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter};
@@ -9,25 +10,25 @@ use thiserror::Error;
 /// Why nothing was written.
 #[derive(Debug, Error)]
 pub enum RunWriteError {
-    /// The operating system refused.
+    /// The operating system refused an action.
     #[error("cannot {action} {}: {source}; nothing written", path.display())]
     Io {
-        /// What was tried, as a verb.
+        /// The action, as a verb.
         action: &'static str,
-        /// On which path.
+        /// The path of the action.
         path: PathBuf,
-        /// What the operating system said.
+        /// The operating system's error.
         source: io::Error,
     },
-    /// The caller's two lists don't belong together.
-    #[error("{designs} designs but latencies of {latencies}: each design needs its own; nothing written")]
+    /// The two lists have different lengths.
+    #[error("{designs} designs but latencies of {latencies}: each design needs its own latencies; nothing written")]
     Mismatch {
         /// Entries in `result.designs`.
         designs: usize,
         /// Entries in `latencies`.
         latencies: usize,
     },
-    /// The page could not be made.
+    /// The report page could not be rendered.
     #[error("cannot render the report page: {0}; nothing written")]
     Page(#[from] askama::Error),
 }
@@ -45,7 +46,7 @@ pub(super) fn refuse_folder(path: &Path) -> Result<(), RunWriteError> {
     Ok(())
 }
 
-/// Folders made on the way to an output folder; removed again unless kept.
+/// The folders created for an output folder. Dropping this removes them unless they were kept.
 pub(super) struct MadeFolders(Vec<PathBuf>);
 
 impl MadeFolders {
@@ -63,17 +64,18 @@ impl MadeFolders {
 
 impl Drop for MadeFolders {
     fn drop(&mut self) {
-        // Deepest first. A folder that somebody else has put something into stays, as remove_dir refuses it.
+        // The deepest folder first. remove_dir refuses a folder that another process has put a file
+        // into; it stays.
         for dir in &self.0 {
             let _ = fs::remove_dir(dir);
         }
     }
 }
 
-/// Files written under temporary names; removed unless published.
+/// Files written under temporary names. Dropping this removes them unless they were published.
 #[derive(Default)]
 pub(super) struct StagedFiles {
-    /// Temporary and final name.
+    /// The temporary and the final path of each file.
     files: Vec<(PathBuf, PathBuf)>,
 }
 
@@ -86,7 +88,7 @@ impl StagedFiles {
     ) -> Result<(), RunWriteError> {
         let target = dir.join(name);
         refuse_folder(&target)?;
-        // The process id keeps two runs into one folder apart.
+        // The process id makes the names of two runs in one folder differ.
         let temporary = dir.join(format!(".{name}.{}.tmp", std::process::id()));
         let file = File::create(&temporary).map_err(io_error("write", &temporary))?;
         self.files.push((temporary, target));
@@ -94,11 +96,13 @@ impl StagedFiles {
         let mut out = BufWriter::new(file);
         write(&mut out).map_err(io_error("write", temporary))?;
         let file = out.into_inner().map_err(|error| io_error("write", temporary)(error.into_error()))?;
-        // A rename may reach the disk before the contents do: without this a power cut leaves an empty file.
+        // A rename can reach the disk before the contents do. Without this sync, a power cut could
+        // leave an empty file.
         file.sync_all().map_err(io_error("sync", temporary))
     }
 
-    /// Renames everything, in order. When a rename fails, files that were put where there was none are removed again.
+    /// Renames all files, in order. When a rename fails, removes those renamed files that replaced
+    /// no older file.
     pub(super) fn publish(mut self) -> Result<Vec<PathBuf>, RunWriteError> {
         let files = std::mem::take(&mut self.files);
         let mut fresh = Vec::new();

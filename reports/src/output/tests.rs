@@ -1,4 +1,4 @@
-//! What is in the folder after success, and after every kind of failure.
+//! The folder's contents after success and after every kind of failure.
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write as _};
@@ -11,7 +11,7 @@ use crate::hdr::{OpLatencies, sample};
 use crate::html;
 use crate::result::{DesignResult, JobSummary, RaceVerdict, RunResult};
 
-/// All names in a folder, hidden ones too, sorted.
+/// All names in a folder, also hidden ones, sorted.
 fn names(dir: &Path) -> Vec<String> {
     let mut names: Vec<String> =
         fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
@@ -73,7 +73,7 @@ fn a_second_run_replaces_the_first() {
 }
 
 #[test]
-fn file_names_are_safe_and_never_meet() {
+fn file_names_are_safe_and_never_equal() {
     let there = tempfile::tempdir().unwrap();
     let long = "x".repeat(500);
     let designs =
@@ -130,14 +130,14 @@ fn a_folder_in_a_files_place_leaves_all_else_untouched() {
 }
 
 #[test]
-fn a_rename_that_fails_takes_back_new_files() {
+fn a_rename_that_fails_removes_new_files() {
     let there = tempfile::tempdir().unwrap();
     fs::write(there.path().join("old"), "old").unwrap();
     let mut staged = StagedFiles::default();
     for name in ["old", "new", "blocked", "never"] {
         staged.add(there.path(), name, |out| out.write_all(b"contents")).unwrap();
     }
-    // Somebody puts a folder there after it was looked at.
+    // Another process creates a folder of this name after the check in `add`.
     fs::create_dir(there.path().join("blocked")).unwrap();
     let error = staged.publish().unwrap_err().to_string();
     assert!(error.contains("blocked"), "{error}");

@@ -1,4 +1,4 @@
-//! Writing a whole run.
+//! Writes a whole run, and checks beforehand that this will be possible.
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -12,29 +12,30 @@ use crate::html;
 use crate::human::one_line;
 use crate::result::RunResult;
 
-/// The page's and the result's name in their folder.
+/// The page's file name in the output folder.
 pub const REPORT_NAME: &str = "report.html";
-/// See [`REPORT_NAME`].
+/// The result's file name in the output folder.
 pub const RESULT_NAME: &str = "result.json";
 
-/// What a successful [`write_run`] left behind.
+/// The files that a successful [`write_run`] wrote.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WrittenRun {
-    /// The folder's `result.json`.
+    /// The path of `result.json`.
     pub result: PathBuf,
-    /// The folder's `report.html`.
+    /// The path of `report.html`.
     pub report: PathBuf,
-    /// Every file written, these two included, in the order of renaming.
+    /// All files written, these two included, in the order of renaming.
     pub files: Vec<PathBuf>,
 }
 
-/// Shows that results can be written into `dir`, before a run whose results would be lost otherwise.
+/// Checks that results can be written into `dir`. Call it before a run, so that the run's results
+/// are not lost.
 ///
-/// Makes the folder, and its parents, if they are missing; writes, syncs and removes one small file. When this fails,
-/// folders it made are removed again.
+/// Creates the folder and its parents if they are missing; then writes, syncs and removes one small
+/// file. On failure it removes the folders that it created.
 ///
 /// # Errors
-/// [`RunWriteError::Io`], which names the path and what the operating system said.
+/// [`RunWriteError::Io`], with the path and the operating system's error.
 ///
 /// ```
 /// # let there = tempfile::tempdir().unwrap();
@@ -45,7 +46,7 @@ pub struct WrittenRun {
 /// ```
 pub fn check_writable(dir: &Path) -> Result<(), RunWriteError> {
     let made = MadeFolders::make(dir)?;
-    // The names that results will have: a folder in their place would fail only after the run.
+    // A folder with the name of a result file would make the write fail only after the run.
     for name in [RESULT_NAME, REPORT_NAME] {
         refuse_folder(&dir.join(name))?;
     }
@@ -56,14 +57,16 @@ pub fn check_writable(dir: &Path) -> Result<(), RunWriteError> {
     Ok(())
 }
 
-/// Writes a whole run into `dir`; see the module's description of what is visible when.
+/// Writes a whole run into `dir`; the description of [`crate::output`] says when which file becomes
+/// visible.
 ///
-/// `latencies[i]` belongs to `run.designs[i]`. `run_started` is the start of the run since the Unix epoch, zero if unknown;
-/// the designs ran one after the other, in order. File names are made of the designs' names: other characters than letters,
-/// digits, dot, dash and underscore become underscores, and names that meet get `-2`, `-3`, …
+/// `latencies[i]` belongs to `run.designs[i]`. `run_started` is the start of the run since the Unix
+/// epoch, zero if unknown. The designs must have run one after the other, in this order. File names
+/// are made of the designs' names: characters other than letters, digits, dot, dash and underscore
+/// become underscores, and equal names get `-2`, `-3`, …
 ///
 /// # Errors
-/// [`RunWriteError`]; nothing of this call is left in `dir` then.
+/// [`RunWriteError`]; then no file of this call is left in `dir`.
 ///
 /// ```
 /// use reports::{DesignResult, JobSummary, OpLatencies, RunResult, RaceVerdict, write_run};
@@ -75,7 +78,8 @@ pub fn check_writable(dir: &Path) -> Result<(), RunWriteError> {
 /// design.latency_ns = latencies.summaries();
 /// run.designs.push(design);
 /// let written = write_run(dir.path(), &run, &[latencies], std::time::Duration::ZERO).unwrap();
-/// assert!(dir.path().join("rfc-v2.hlog").exists() && dir.path().join("rfc-v2-truncate.hgrm").exists());
+/// assert!(dir.path().join("rfc-v2.hlog").exists());
+/// assert!(dir.path().join("rfc-v2-truncate.hgrm").exists());
 /// assert_eq!(RunResult::read(&written.result).unwrap(), run);
 /// ```
 pub fn write_run(

@@ -1,11 +1,13 @@
-//! The percentile plot: call times of one operation, a line per design, as an SVG element.
+//! The percentile plot: call times of one operation, one line per design, as an SVG element.
 //!
-//! Both axes are logarithmic. Across: HdrHistogram's percentile scale, where equal steps are equal factors of 1/(1-p), so
-//! that 90%, 99% and 99.9% are equally far apart and the tail, which is what the comparison is about, is not squeezed into
-//! the last pixel. Up: time. The legend is part of the drawing and sorted by where the lines end, so that it reads from top
-//! to bottom as the lines do. A pure function of its arguments: the same numbers give the same bytes.
+//! Both axes are logarithmic. The horizontal axis is HdrHistogram's percentile scale: equal steps
+//! are equal factors of 1/(1-p), so 90%, 99% and 99.9% are equally far apart. The comparison is
+//! about the tail, and this scale gives the tail room. The vertical axis is time. The legend is
+//! part of the drawing. It is sorted by the lines' ends, so that it lists them from top to bottom
+//! as they are drawn. The same numbers give the same bytes.
 //!
-//! Invariant: all text is escaped, every coordinate is finite, and the size is bounded by [`MAX_POINTS`] a line.
+//! Invariant: all text is escaped, every coordinate is finite, and a line has at most
+//! [`MAX_POINTS`] points. There is no kernel counterpart.
 
 use std::fmt::Write as _;
 
@@ -15,7 +17,7 @@ use crate::human::{self, one_line};
 /// Points kept of one line. A walk to 99.9999% has about a hundred.
 pub const MAX_POINTS: usize = 160;
 
-/// Colours, and dash patterns, before they repeat.
+/// The number of colours and of dash patterns; further lines repeat them.
 pub const STYLES: usize = 10;
 
 const WIDTH: f64 = 880.0;
@@ -25,11 +27,12 @@ const RIGHT: f64 = 670.0;
 const TOP: f64 = 14.0;
 const BOTTOM: f64 = 284.0;
 
-/// Colours on white, by style; a page overrides them with `--s0` to `--s9` (on black, for instance).
+/// Colours on white, by style. A page overrides them with `--s0` to `--s9`, for a dark background
+/// for instance.
 const COLOURS: [&str; STYLES] =
     ["#0072b2", "#d55e00", "#009e73", "#b3348e", "#7a5c00", "#3f51b5", "#c2185b", "#5d7d00", "#00838f", "#616161"];
 
-/// Dash patterns by style: a line is told from the others without its colour too.
+/// Dash patterns by style, so that lines differ without colour too.
 const DASHES: [&str; STYLES] = ["", "7 3", "2 3", "9 3 2 3", "", "7 3", "2 3", "9 3 2 3", "12 4", "4 2"];
 
 /// One design's line.
@@ -37,20 +40,22 @@ const DASHES: [&str; STYLES] = ["", "7 3", "2 3", "9 3 2 3", "", "7 3", "2 3", "
 pub struct PlotSeries {
     /// The design's name.
     pub name: String,
-    /// Which colour and dash, the same in every plot of a page; taken modulo [`STYLES`].
+    /// Which colour and dash pattern, taken modulo [`STYLES`]. A page uses the same for a design in
+    /// all its plots.
     pub style: usize,
-    /// The walk of its histogram: quantiles from 0 to 1, times in nanoseconds; see [`crate::hdr::percentile_walk`].
+    /// The steps of its histogram: quantiles from 0 to 1, times in nanoseconds. See
+    /// [`crate::hdr::percentile_walk`].
     pub steps: Vec<PercentileStep>,
 }
 
-/// A plot to be drawn.
+/// A plot to draw.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Plot {
-    /// Unique in its page: prefix of the element ids.
+    /// The prefix of the element ids; must be unique in the page.
     pub id: String,
-    /// The title that a screen reader says.
+    /// The title, which a screen reader says.
     pub title: String,
-    /// The lines; those without steps are left out.
+    /// The lines. Lines without steps are not drawn.
     pub series: Vec<PlotSeries>,
 }
 
@@ -70,7 +75,7 @@ fn escape(text: &str) -> String {
     out
 }
 
-/// Axis ranges: decades of 1/(1-p) across, decades of nanoseconds up.
+/// Ranges of the axes: horizontal in decades of 1/(1-p), vertical in decades of nanoseconds.
 struct AxisScale {
     nines: f64,
     low: i32,
@@ -87,13 +92,14 @@ impl AxisScale {
         AxisScale { nines: (most as f64).log10().clamp(2.0, 9.0), low, high: high.max(low + 1) }
     }
 
-    /// The column of a share of calls, given as decades of 1/(1-p).
+    /// The x coordinate of a share of calls, given in decades of 1/(1-p).
     fn x(&self, nines: f64) -> f64 {
         LEFT + (RIGHT - LEFT) * (nines / self.nines).clamp(0.0, 1.0)
     }
 
-    /// The column of a step, of a walk over `calls` calls. The walk goes on to 100%, which is infinitely far; there is nothing
-    /// to tell apart beyond one call of all, so that is where a line ends.
+    /// The x coordinate of a step of a walk over `calls` calls. The walk ends at 100%, which would
+    /// be infinitely far to the right. The smallest share that differs from 100% is one call, so a
+    /// line ends at the share of one call.
     fn x_of(&self, step: &PercentileStep, calls: u64) -> f64 {
         let one_call = (calls.max(1) as f64).log10();
         self.x(if step.quantile < 1.0 { (-(1.0 - step.quantile).log10()).min(one_call) } else { one_call })
@@ -111,8 +117,9 @@ impl AxisScale {
 /// use reports::{hdr, plot};
 /// let mut latency = reports::Latency::new();
 /// latency.record(12_400, false);
-/// let series = plot::PlotSeries { name: "kara".into(), style: 0, steps: hdr::percentile_walk(latency.unwaited()) };
-/// let svg = plot::svg(&plot::Plot { id: "p".into(), title: "truncate".into(), series: vec![series] });
+/// let steps = hdr::percentile_walk(latency.unwaited());
+/// let series = vec![plot::PlotSeries { name: "kara".into(), style: 0, steps }];
+/// let svg = plot::svg(&plot::Plot { id: "p".into(), title: "truncate".into(), series });
 /// assert!(svg.starts_with("<svg") && svg.contains(">kara<"));
 /// ```
 pub fn svg(plot: &Plot) -> String {
@@ -135,7 +142,7 @@ pub fn svg(plot: &Plot) -> String {
     out
 }
 
-/// The plot in words: what each line's middle and end are.
+/// The plot in words: the median and the longest time of each line.
 fn description(drawn: &[&PlotSeries]) -> String {
     let mut out = String::from("Call time by percentile, both axes logarithmic.");
     for series in drawn {
@@ -143,7 +150,7 @@ fn description(drawn: &[&PlotSeries]) -> String {
         let end = series.steps.last().map_or(0, |step| step.value);
         let name = one_line(&series.name, 24);
         let (middle, end) = (human::nanoseconds(middle), human::nanoseconds(end));
-        // Writing to a String cannot fail; the same below.
+        // Writing to a String cannot fail. The same holds for each `let _` below.
         let _ = write!(out, " {name}: median {middle}, longest {end}.");
     }
     out
@@ -187,7 +194,7 @@ fn axes(out: &mut String, scale: &AxisScale) {
     );
 }
 
-/// Ticks across: decades of 1/(1-p) and their names, and the median.
+/// Ticks of the horizontal axis: 0%, the median, and decades of 1/(1-p), with their labels.
 fn percent_ticks(scale: &AxisScale) -> Vec<(f64, String)> {
     let mut ticks = vec![(0.0, "0%".to_owned()), (2_f64.log10(), "50%".to_owned())];
     for nines in 1..=9_usize {
@@ -226,8 +233,9 @@ fn line(out: &mut String, scale: &AxisScale, series: &PlotSeries) {
     );
 }
 
-/// Leaves out what the eye can't see: points in the middle of a level stretch and points within half a pixel of the last
-/// one, and then every other one until [`MAX_POINTS`] are left. First and last always stay.
+/// Removes points that make no visible difference: those in the middle of a level stretch, and
+/// those within half a pixel of the point before. Then removes every other point until at most
+/// [`MAX_POINTS`] are left. The first and the last point stay.
 fn thin(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
     let mut kept: Vec<(f64, f64)> = Vec::new();
     for (index, &(x, y)) in points.iter().enumerate() {

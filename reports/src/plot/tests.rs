@@ -42,7 +42,7 @@ fn lines_go_right_and_up_and_stay_inside() {
     let mut stream = SampleStream(8);
     let many = series("many", 3, (0..70_000).map(|_| (10_f64.powf(9.0 * stream.next())) as u64));
     let mut drawn = String::new();
-    // Few calls: their last step before 100% can lie beyond one call of all.
+    // With few calls, the last step before 100% can lie beyond the share of one call.
     for calls in 2..60 {
         let few = series("few", 0, (0..calls).map(|_| 1 + (1e7 * stream.next()) as u64));
         drawn = draw(vec![few, many.clone()]);
@@ -50,14 +50,17 @@ fn lines_go_right_and_up_and_stay_inside() {
             let points = points(&drawn, style);
             assert!(points.len() >= 2, "{}", points.len());
             for pair in points.windows(2) {
-                assert!(pair[1].0 >= pair[0].0 && pair[1].1 <= pair[0].1, "{pair:?} turns back");
+                assert!(pair[1].0 >= pair[0].0 && pair[1].1 <= pair[0].1, "{pair:?} goes left or down");
             }
             let inside = |&(x, y): &(f64, f64)| (LEFT..=RIGHT).contains(&x) && (TOP..=BOTTOM).contains(&y);
             assert!(points.iter().all(inside), "{points:?}");
         }
     }
     let ends = [0, 3].map(|style| points(&drawn, style).last().unwrap().0);
-    assert!(ends[0] < ends[1] && ends[1] == RIGHT, "sixty calls can't reach as far as seventy thousand: {ends:?}");
+    assert!(
+        ends[0] < ends[1] && ends[1] == RIGHT,
+        "the line of sixty calls must end left of that of seventy thousand: {ends:?}"
+    );
 }
 
 #[test]

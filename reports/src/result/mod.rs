@@ -1,8 +1,10 @@
 //! `result.json`: what one run found, as a versioned file.
 //!
-//! The format is described in `docs/result-schema.md` and, for machines, in `docs/result.schema.json`; tests hold the three
-//! together. Invariant: what is written here reads back equal, and nothing that doesn't fit the format is read at all:
-//! unknown fields, missing fields and other schema versions are errors that name the place. All times are nanoseconds.
+//! `docs/result-schema.md` describes the format, `docs/result.schema.json` does so for programs,
+//! and tests check that both agree with this code. Invariant: what is written here reads back
+//! equal, and a file that does not fit the format is refused as a whole: unknown fields, missing
+//! fields and other schema versions are errors with line and column. All times are nanoseconds.
+//! There is no kernel counterpart.
 
 mod counters;
 mod read;

@@ -1,7 +1,8 @@
-//! Reading a `result.json` back.
+//! Reads a `result.json` back.
 //!
-//! Invariant: a file is taken whole or not at all, and the version is looked at before anything else, so that a newer file is
-//! called newer and not malformed. Nothing is read beyond [`MAX_RESULT_BYTES`].
+//! Invariant: a file is read as a whole or refused. The version is checked first, so that a file of
+//! another version gives an error about the version, not about an unknown field. At most
+//! [`MAX_RESULT_BYTES`] are read.
 
 use std::fs::File;
 use std::io::{self, Read as _};
@@ -12,7 +13,8 @@ use thiserror::Error;
 
 use super::run::{RunResult, SCHEMA_VERSION};
 
-/// The largest `result.json` that is read: a hundred times what ten designs with full findings need.
+/// The largest `result.json` that is read, in bytes: a hundred times what ten designs with full
+/// findings need.
 pub const MAX_RESULT_BYTES: u64 = 256 << 20;
 
 /// Why a result could not be read.
@@ -23,7 +25,7 @@ pub enum ResultReadError {
     Io {
         /// The file asked for.
         file: PathBuf,
-        /// What the operating system said.
+        /// The operating system's error.
         source: io::Error,
     },
     /// The file is larger than [`MAX_RESULT_BYTES`].
@@ -32,28 +34,28 @@ pub enum ResultReadError {
         /// The file asked for.
         file: PathBuf,
     },
-    /// Not JSON, or JSON of another shape.
+    /// The file is not JSON, or its JSON has another shape.
     #[error("{}:{line}:{column}: not a result of schema {SCHEMA_VERSION}: {what}; docs/result-schema.md describes the format", file.display())]
     Malformed {
         /// The file asked for.
         file: PathBuf,
-        /// Line of the fault, from 1.
+        /// The line of the fault, from 1.
         line: usize,
-        /// Column of the fault, from 1; 0 if the fault is the line's end.
+        /// The column of the fault, from 1; 0 if the fault is the end of the line.
         column: usize,
-        /// What was found there.
+        /// What is wrong there.
         what: String,
     },
-    /// A result of another version of the format.
+    /// The result has another version of the format.
     #[error("{}:{line}:{column}: the result has schema {found}, this daxlab reads schema {SCHEMA_VERSION}; use the version that wrote it, or run the job again", file.display())]
     Schema {
         /// The file asked for.
         file: PathBuf,
-        /// Line of the `schema` field's value, from 1.
+        /// The line of the `schema` field's value, from 1.
         line: usize,
-        /// Column of its last digit, from 1.
+        /// The column of its last digit, from 1.
         column: usize,
-        /// The version found.
+        /// The file's version.
         found: u64,
     },
 }
@@ -65,7 +67,7 @@ struct SchemaField {
 }
 
 impl RunResult {
-    /// Reads the text of a `result.json`; `file` is only named in errors.
+    /// Reads the text of a `result.json`. `file` appears in errors only.
     ///
     /// # Errors
     /// [`ResultReadError::Malformed`] and [`ResultReadError::Schema`], with line and column.
@@ -78,7 +80,8 @@ impl RunResult {
     pub fn from_json(text: &str, file: &Path) -> Result<RunResult, ResultReadError> {
         let malformed = |error: serde_json::Error| {
             let what = error.to_string();
-            // serde_json ends its message with the position that is given in front here.
+            // serde_json's message ends with the position. Remove it: this error begins with the
+            // position.
             let what = what.rsplit_once(" at line ").map_or(what.as_str(), |(message, _)| message).to_owned();
             ResultReadError::Malformed { file: file.to_owned(), line: error.line(), column: error.column(), what }
         };
@@ -93,11 +96,13 @@ impl RunResult {
     /// Reads a `result.json`.
     ///
     /// # Errors
-    /// As [`RunResult::from_json`], and [`ResultReadError::Io`] (text that isn't UTF-8 included) or [`ResultReadError::TooLarge`].
+    /// Those of [`RunResult::from_json`]; [`ResultReadError::Io`], also if the file is not UTF-8;
+    /// [`ResultReadError::TooLarge`].
     pub fn read(file: &Path) -> Result<RunResult, ResultReadError> {
         let io_error = |source| ResultReadError::Io { file: file.to_owned(), source };
         let mut text = String::new();
-        // One byte more than allowed tells "too large" from "just fits", also for a file that still grows.
+        // Reading one byte more than allowed detects a file that is too large, even one that grows
+        // during the read.
         let mut bounded = File::open(file).map_err(io_error)?.take(MAX_RESULT_BYTES + 1);
         bounded.read_to_string(&mut text).map_err(io_error)?;
         if text.len() as u64 > MAX_RESULT_BYTES {
@@ -107,7 +112,8 @@ impl RunResult {
     }
 }
 
-/// Where the top-level `schema` field's value is: a visitor that accepts only our version fails exactly there.
+/// Line and column of the top-level `schema` field's value. A visitor that accepts only our version
+/// fails exactly there.
 fn schema_position(text: &str) -> (usize, usize) {
     struct OwnSchema;
     impl serde::de::Visitor<'_> for OwnSchema {

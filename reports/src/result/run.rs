@@ -1,4 +1,4 @@
-//! The types of `result.json`: a run, its job, its designs, and the evidence against them.
+//! The types of `result.json`: a run, its job, its designs, and the evidence of damage.
 
 use std::collections::BTreeMap;
 
@@ -10,13 +10,14 @@ use super::verdict::RaceVerdict;
 /// The version of the format that this crate writes and reads.
 pub const SCHEMA_VERSION: u32 = 1;
 
-/// Findings kept for one design; further ones are only counted. A wrong design makes one a microsecond.
+/// Findings kept for one design; further ones are only counted. A wrong design makes about one per
+/// microsecond.
 pub const MAX_FINDINGS: usize = 64;
 
 /// Violations kept for one design; further ones are only counted.
 pub const MAX_VIOLATIONS: usize = 256;
 
-/// Lines of trace kept in one finding: the newest.
+/// Lines of trace kept in one finding: the newest ones.
 pub const MAX_TRACE_LINES: usize = 128;
 
 /// One run: one job, one seed, any number of designs.
@@ -25,17 +26,17 @@ pub const MAX_TRACE_LINES: usize = 128;
 pub struct RunResult {
     /// The format's version: [`SCHEMA_VERSION`].
     pub schema: u32,
-    /// The seed that every actor's stream was drawn from.
+    /// The seed of every actor's stream of random choices.
     pub seed: u64,
-    /// What was asked for.
+    /// What the job asked for.
     pub job: JobSummary,
-    /// True if the run was ended early (Ctrl-C); the numbers are of the part that ran.
+    /// True if Ctrl-C ended the run early; then the numbers are of the part that ran.
     pub interrupted: bool,
-    /// One entry a design, in the order they ran.
+    /// One entry per design, in the order they ran.
     pub designs: Vec<DesignResult>,
 }
 
-/// What was asked for.
+/// What the job asked for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct JobSummary {
@@ -45,7 +46,7 @@ pub struct JobSummary {
     pub duration_ns: u64,
     /// Threads asked for.
     pub threads: u32,
-    /// Anything else worth knowing about the job, by name; values as the job file spells them.
+    /// All other parameters of the job, by name. Values are spelled as in the job file.
     pub parameters: BTreeMap<String, String>,
 }
 
@@ -55,29 +56,30 @@ pub struct JobSummary {
 pub struct DesignResult {
     /// The design's name.
     pub name: String,
-    /// Its choice on each axis.
+    /// The design's choice on each axis.
     pub axes: BTreeMap<String, String>,
-    /// What it did.
+    /// What the design did.
     pub counters: RaceCounters,
-    /// Call times by operation; see [`OpLatencies::summaries`](crate::OpLatencies::summaries) for the keys.
+    /// Call times by operation; see `hdr::OpLatencies::summaries` for the keys.
     pub latency_ns: BTreeMap<String, LatencySummary>,
-    /// The judgement in one word.
+    /// The verdict in one word.
     pub verdict: RaceVerdict,
     /// Time the design's race took, in nanoseconds.
     pub elapsed_ns: u64,
     /// Finished operations, as in `counters.operations`.
     pub operations: u64,
-    /// `operations` over `elapsed_ns`, rounded down; see [`per_second`].
+    /// `operations` divided by `elapsed_ns`, per second, rounded down; see [`per_second`].
     pub operations_per_second: u64,
-    /// Broken invariants, a sentence each. At most [`MAX_VIOLATIONS`] when filled by [`DesignResult::push_violation`].
+    /// Broken invariants, one sentence each. [`DesignResult::push_violation`] keeps at most
+    /// [`MAX_VIOLATIONS`].
     pub violations: Vec<String>,
     /// Violations not kept in `violations`.
     pub violations_dropped: u64,
-    /// Evidence of stale DMA. At most [`MAX_FINDINGS`] when filled by [`DesignResult::push_finding`].
+    /// Evidence of stale DMA. [`DesignResult::push_finding`] keeps at most [`MAX_FINDINGS`].
     pub findings: Vec<ReportedFinding>,
     /// Findings not kept in `findings`.
     pub findings_dropped: u64,
-    /// True for the negative control: stale DMA is expected there and no violation.
+    /// True for the negative control, where stale DMA is expected and is no violation.
     pub expected_corruption: bool,
 }
 
@@ -97,7 +99,7 @@ pub struct LatencySummary {
     pub max: u64,
 }
 
-/// One piece of evidence: who reached whose block, and what led there.
+/// One piece of evidence: which access reached a block of which owner, and the events before it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ReportedFinding {
@@ -105,17 +107,17 @@ pub struct ReportedFinding {
     pub kind: String,
     /// The memory region, or the range, it was found through.
     pub region: String,
-    /// Who the block was registered for.
+    /// The owner that the block was registered for: inode, offset and generation.
     pub old_owner: String,
-    /// Who it belonged to when it was touched.
+    /// The owner of the block at the time of the access.
     pub new_owner: String,
     /// One sentence for people.
     pub detail: String,
-    /// The events that led there, oldest first.
+    /// The events that led to it, oldest first.
     pub trace: Vec<String>,
 }
 
-/// Operations a second, rounded down; 0 if no time passed.
+/// Operations per second, rounded down. 0 if `elapsed_ns` is 0.
 ///
 /// ```
 /// assert_eq!(reports::result::per_second(500, 2_000_000_000), 250);
@@ -134,17 +136,18 @@ impl JobSummary {
 }
 
 impl RunResult {
-    /// A run that has seen no design yet.
+    /// A run without designs.
     pub fn new(seed: u64, job: JobSummary) -> Self {
         RunResult { schema: SCHEMA_VERSION, seed, job, interrupted: false, designs: Vec::new() }
     }
 
-    /// True if any design broke an invariant: what `daxlab race` exits 1 for.
+    /// True if any design broke an invariant. `daxlab race` then exits with 1.
     pub fn has_violations(&self) -> bool {
         self.designs.iter().any(|design| design.violation_count() > 0)
     }
 
-    /// The text of `result.json`: indented, one final newline, fields in declaration order, maps sorted.
+    /// The text of `result.json`: indented, with one final newline, fields in declaration order,
+    /// maps sorted by key.
     pub fn to_json(&self) -> String {
         let mut text =
             serde_json::to_string_pretty(self).expect("integers, strings and string-keyed maps always serialise");
@@ -154,7 +157,7 @@ impl RunResult {
 }
 
 impl DesignResult {
-    /// A design that has done nothing yet.
+    /// A design whose counters are all 0.
     pub fn new(name: &str, verdict: RaceVerdict) -> Self {
         DesignResult {
             name: name.to_owned(),
@@ -173,7 +176,7 @@ impl DesignResult {
         }
     }
 
-    /// Keeps a violation, or counts it once [`MAX_VIOLATIONS`] are kept.
+    /// Keeps a violation. Once [`MAX_VIOLATIONS`] are kept, only counts it.
     pub fn push_violation(&mut self, violation: impl Into<String>) {
         if self.violations.len() < MAX_VIOLATIONS {
             self.violations.push(violation.into());
@@ -182,7 +185,8 @@ impl DesignResult {
         }
     }
 
-    /// Keeps a finding with the newest [`MAX_TRACE_LINES`] lines of its trace, or counts it once [`MAX_FINDINGS`] are kept.
+    /// Keeps a finding with the newest [`MAX_TRACE_LINES`] lines of its trace. Once
+    /// [`MAX_FINDINGS`] are kept, only counts it.
     pub fn push_finding(&mut self, mut finding: ReportedFinding) {
         if self.findings.len() < MAX_FINDINGS {
             let old = finding.trace.len().saturating_sub(MAX_TRACE_LINES);
@@ -193,12 +197,12 @@ impl DesignResult {
         }
     }
 
-    /// Broken invariants, kept or not.
+    /// How many invariants were broken, kept violations and dropped ones.
     pub fn violation_count(&self) -> u64 {
         self.violations_dropped.saturating_add(self.violations.len() as u64)
     }
 
-    /// Findings, kept or not.
+    /// How many findings there were, kept and dropped ones.
     pub fn finding_count(&self) -> u64 {
         self.findings_dropped.saturating_add(self.findings.len() as u64)
     }

@@ -1,4 +1,5 @@
-//! Made-up results of ten designs for the tests, without call times: every verdict, every kind of number.
+//! Made-up results of ten designs for the tests, without call times: every verdict, every kind of
+//! number.
 
 use super::{DesignResult, JobSummary, RaceCounters, RaceVerdict, ReportedFinding, RunResult, per_second};
 

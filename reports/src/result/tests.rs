@@ -1,4 +1,4 @@
-//! RaceCounters merge, bounds hold, and files read back or are refused with their place.
+//! Counters merge, bounds hold, and files read back or are refused with line and column.
 
 use super::*;
 
@@ -30,7 +30,7 @@ fn shards_merge_in_any_order_and_peaks_take_the_larger() {
         parts.iter().for_each(|part| sum.merge(part));
         sum
     };
-    assert_eq!(merged(&[a]), a, "nothing is the identity");
+    assert_eq!(merged(&[a]), a, "merging into zero counters gives the same counters");
     assert_eq!(merged(&[a, b, c]), merged(&[c, b, a]));
     assert_eq!(merged(&[merged(&[a, b]), c]), merged(&[a, merged(&[b, c])]));
     for ((name, a), ((_, b), (_, sum))) in a.iter().zip(b.iter().zip(merged(&[a, b]).iter())) {
@@ -39,7 +39,7 @@ fn shards_merge_in_any_order_and_peaks_take_the_larger() {
     }
     let mut full = numbered(u64::MAX - 100);
     full.merge(&numbered(u64::MAX - 100));
-    assert_eq!(full.truncate_done, u64::MAX, "a sum stays at the end instead of starting anew");
+    assert_eq!(full.truncate_done, u64::MAX, "a sum saturates instead of wrapping around");
 }
 
 #[test]
@@ -57,7 +57,7 @@ fn a_malformed_result_is_refused_with_its_place() {
     let refused = |text: &str, place: &str, what: &str| {
         let error = RunResult::from_json(text, "dir/r.json".as_ref()).unwrap_err().to_string();
         assert!(error.starts_with(&format!("dir/r.json:{place}")) && error.contains(what), "{error}");
-        assert!(!error.contains(" at line "), "the place is said once: {error}");
+        assert!(!error.contains(" at line "), "the error gives the position once: {error}");
     };
     refused("", "1:0: ", "EOF");
     refused("not json", "1:2: ", "expected ident");
@@ -74,7 +74,7 @@ fn a_malformed_result_is_refused_with_its_place() {
 }
 
 #[test]
-fn another_schema_is_told_from_a_malformed_file() {
+fn another_schema_is_not_reported_as_a_malformed_file() {
     let error =
         RunResult::from_json("{\"later\": [1, {}],\n \"schema\": 2, \"x\": null}", "r.json".as_ref()).unwrap_err();
     assert!(matches!(error, ResultReadError::Schema { line: 2, column: 12, found: 2, .. }), "{error:?}");

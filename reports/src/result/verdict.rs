@@ -4,24 +4,25 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// The judgement on a design in one word.
+/// The verdict on a design: the worst that the race saw under it.
 ///
-/// Only `Corrupts` is about damage: `Stalls` and `Refuses` are how a design keeps data safe.
+/// Only `Corrupts` means damage. `Stalls` and `Refuses` name the price at which a design keeps data
+/// safe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RaceVerdict {
-    /// Everybody's change and everybody's DMA went through, and no data was damaged.
+    /// No data was damaged, regions were registered, and no call waited for a long-term pin.
     Safe,
-    /// DMA reached blocks that belonged to somebody else.
+    /// DMA reached blocks that belonged to another file or file offset.
     Corrupts,
-    /// Callers were blocked until somebody else let go.
+    /// A layout change, a close or an unlock waited for a long-term pin.
     Stalls,
-    /// Callers were turned away.
+    /// Registrations were asked for, and not one was granted.
     Refuses,
 }
 
 impl RaceVerdict {
-    /// All verdicts, best first.
+    /// All verdicts, the best first.
     pub const ALL: [RaceVerdict; 4] =
         [RaceVerdict::Safe, RaceVerdict::Refuses, RaceVerdict::Stalls, RaceVerdict::Corrupts];
 

@@ -1,7 +1,7 @@
 //! Results of scenarios as JUnit XML, for CI systems.
 //!
-//! It owns the mapping: a test suite for each scenario, a test case for each design; what is not applicable or not run is
-//! skipped, what is inconclusive is an error.
+//! Each scenario is a test suite and each design a test case. A cell that is not applicable or did
+//! not run is `skipped`; an inconclusive cell is an `error`.
 
 use quick_junit::{NonSuccessKind, Report, TestCase, TestCaseStatus, TestSuite};
 
@@ -10,7 +10,7 @@ use super::report::{CellVerdict, ScenarioCell, ScenarioReport};
 /// The report as a JUnit document.
 ///
 /// # Errors
-/// None for text without characters that XML can't hold.
+/// Only if the text contains characters that XML cannot represent.
 pub fn junit(report: &ScenarioReport) -> Result<String, std::fmt::Error> {
     let mut document = Report::new("daxlab scenarios");
     for row in &report.scenarios {

@@ -1,7 +1,8 @@
-//! Results of scenarios: what was stated, what came out, under each design.
+//! Results of scenarios: the expected and the actual outcome under each design.
 //!
-//! It owns the three formats: text for people ([`text`]), JSON (these types, serialised), JUnit XML ([`junit`]). Invariant: a
-//! cell has exactly one verdict; what was not run is never counted as passed. Kernel counterpart: kselftest's TAP.
+//! This layer owns three formats: text for people ([`text()`]), JSON ([`ScenarioReport`],
+//! serialised) and JUnit XML ([`junit()`]). Invariant: a cell has exactly one verdict, and a cell
+//! that did not run is never counted as passed. Kernel counterpart: kselftest's TAP.
 
 mod junit;
 mod report;

@@ -1,4 +1,4 @@
-//! The types of a scenario report, which are also its JSON.
+//! The types of a scenario report. Serialised, they are its JSON format.
 
 use serde::Serialize;
 
@@ -6,72 +6,74 @@ use serde::Serialize;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum CellVerdict {
-    /// Every outcome was as stated.
+    /// Every outcome was the expected one.
     Passed,
-    /// The design refuses the setup, as stated.
+    /// The design refuses the setup, and the scenario expects this.
     NotApplicable,
-    /// An outcome was not as stated, or an invariant was broken.
+    /// An outcome was not the expected one, or an invariant was broken.
     Failed,
-    /// The machine can't run it.
+    /// The machine cannot run the scenario.
     NotRun,
-    /// Whether a call was blocked could not be told.
+    /// The machine could not determine whether a call was blocked.
     Inconclusive,
 }
 
 /// One scenario under one design.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ScenarioCell {
-    /// The design.
+    /// The design's name.
     pub design: String,
-    /// How it ended.
+    /// How the scenario ended.
     pub verdict: CellVerdict,
-    /// The outcome of its question; for what is not applicable the refusal.
+    /// The outcome of the scenario's question; if the scenario is not applicable, the design's
+    /// refusal.
     pub outcome: String,
-    /// What failed, or why it was not run: the line, expected, got, and the machine's state.
+    /// What failed, or why the scenario did not run: the line, expected, got, and the machine's
+    /// state.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub failure: Option<CellFailure>,
 }
 
-/// What failed.
+/// What failed, or why a scenario did not run.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct CellFailure {
-    /// 1-based line of the scenario; 0 if no line is to blame.
+    /// The line of the scenario, from 1; 0 if the failure belongs to no line.
     pub line: usize,
-    /// The line.
+    /// The text of that line.
     pub text: String,
-    /// What was stated.
+    /// The expected outcome.
     pub expected: String,
-    /// What came out; or why it was not run.
+    /// The actual outcome, or why the scenario did not run.
     pub got: String,
     /// Leases, pins and blocked calls at that moment.
     pub state: Vec<String>,
 }
 
-/// One scenario under all designs asked for.
+/// One scenario under all requested designs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ScenarioRow {
-    /// `S18`.
+    /// The scenario's id, such as `S18`.
     pub id: String,
-    /// Its title.
+    /// The scenario's title.
     pub title: String,
-    /// Where it was read from.
+    /// The file it was read from.
     pub file: String,
-    /// In the order of [`ScenarioReport::designs`].
+    /// One cell per design, in the order of [`ScenarioReport::designs`].
     pub cells: Vec<ScenarioCell>,
 }
 
-/// All of them.
+/// The results of all scenarios that ran.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ScenarioReport {
-    /// `daxlab-scenarios`.
+    /// The name of the format: `daxlab-scenarios`.
     pub schema: &'static str,
-    /// The version of the schema.
+    /// The version of the format.
     pub version: u32,
-    /// `simulation` or `linux`.
+    /// The machine that ran the scenarios: `simulation` or `linux`.
     pub machine: String,
-    /// The designs, in order.
+    /// The designs' names, in the order of the cells.
     pub designs: Vec<String>,
-    /// The scenarios, in order.
+    /// The scenarios, in the order they were given.
     pub scenarios: Vec<ScenarioRow>,
 }
 
@@ -92,7 +94,7 @@ impl ScenarioReport {
         self.scenarios.iter().map(|row| row.count(verdict)).sum()
     }
 
-    /// Whether anything failed.
+    /// True if any cell failed.
     pub fn failed(&self) -> bool {
         self.count(CellVerdict::Failed) > 0
     }

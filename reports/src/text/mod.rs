@@ -1,9 +1,11 @@
-//! The comparison on a terminal: rows are designs, columns are figures, in as many tables as the width needs.
+//! The comparison on a terminal: rows are designs, columns are figures, in as many tables as the
+//! width requires.
 //!
-//! Groups of columns are never torn apart: a group that doesn't fit beside the others opens the next table, which repeats the
-//! designs' names. At 100 columns ten designs take four tables, at 160 columns two. Invariant: no line is wider than asked
-//! unless a single group is, and without `ansi` there is no escape sequence and no control character but line ends, whatever
-//! a design is called.
+//! A group of columns is never split. A group that does not fit beside the others starts the next
+//! table, which repeats the designs' names. At 100 columns ten designs take four tables, at 160
+//! columns two. Invariant: no line of a table is wider than asked, unless a single group is wider.
+//! Without `ansi` the text contains no escape sequence, and no control character except line ends,
+//! whatever a design is called. There is no kernel counterpart.
 
 use comfy_table::{CellAlignment, Color, ContentArrangement, Table, presets};
 
@@ -16,28 +18,29 @@ use crate::result::{DesignResult, RaceVerdict, RunResult};
 pub struct TableOptions {
     /// Columns of the terminal.
     pub width: usize,
-    /// Colour by escape sequences; only for a terminal. Colours repeat what the text says.
+    /// Colour the text by escape sequences; for terminals only. Colours repeat what the text says.
     pub ansi: bool,
 }
 
 impl Default for TableOptions {
-    /// 100 columns, no escape sequences: right for files and pipes.
+    /// 100 columns, no escape sequences: for files and pipes.
     fn default() -> Self {
         TableOptions { width: 100, ansi: false }
     }
 }
 
-/// Characters of a design's name that are shown.
+/// The longest part of a design's name that is shown, in characters.
 const NAME_MAX: usize = 24;
 
-/// Blanks between columns, and in front of a group.
+/// Blanks between two columns, and before a group.
 const GAP: usize = 1;
 const GROUP_GAP: usize = 2;
 
 /// Violations printed for one design; the rest is in result.json.
 const VIOLATIONS_SHOWN: usize = 5;
 
-/// All of the comparison: what ran, the tables, broken invariants, notes on the columns. Ends with a line end.
+/// The whole comparison: what ran, the tables, broken invariants, notes on the columns. Ends with a
+/// line end.
 pub fn tables(run: &RunResult, options: &TableOptions) -> String {
     let mut out = header(run);
     if run.designs.is_empty() {
@@ -60,7 +63,7 @@ pub fn tables(run: &RunResult, options: &TableOptions) -> String {
 /// What ran: `race default: seed 42, 10.0s a design, 2 threads`.
 fn header(run: &RunResult) -> String {
     let job = &run.job;
-    let ended = if run.interrupted { " · interrupted, figures are of the part that ran" } else { "" };
+    let ended = if run.interrupted { " · interrupted: figures are of the part that ran" } else { "" };
     format!(
         "race {}: seed {} · {} a design · {} threads{ended}\n",
         human::one_line(&job.name, 60),
@@ -75,7 +78,7 @@ fn column_width(column: &FigureColumn) -> usize {
     cells.chain([column.head.chars().count()]).max().unwrap_or(0)
 }
 
-/// Width of a group with the gap in front of it; a long title widens it.
+/// The width of a group with the gap before it, in columns. A long title widens the group.
 fn group_width(group: &FigureGroup) -> usize {
     let columns: usize = group.columns.iter().map(column_width).sum();
     let gaps = GAP * group.columns.len().saturating_sub(1);
@@ -86,7 +89,7 @@ fn name(design: &DesignResult) -> String {
     human::one_line(&design.name, NAME_MAX)
 }
 
-/// Deals groups out to tables, in order, as many to a table as fit.
+/// Distributes groups over tables, in order, as many per table as fit.
 fn pack<'a>(groups: &'a [FigureGroup], designs: &[DesignResult], width: usize) -> Vec<Vec<&'a FigureGroup>> {
     let names = designs.iter().map(|design| name(design).chars().count()).chain([6]).max().unwrap_or(6);
     let mut tables: Vec<Vec<&FigureGroup>> = Vec::new();
@@ -105,7 +108,7 @@ fn pack<'a>(groups: &'a [FigureGroup], designs: &[DesignResult], width: usize) -
     tables
 }
 
-/// One table with a line of group titles on top.
+/// One table with a line of group titles above it.
 fn table(groups: &[&FigureGroup], designs: &[DesignResult], ansi: bool) -> String {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
@@ -189,7 +192,7 @@ fn violations(designs: &[DesignResult]) -> String {
     out
 }
 
-/// A line on each column.
+/// One line about each column.
 fn notes(outcomes: &[FigureGroup], designs: &[DesignResult]) -> String {
     let mut out = String::from("\n");
     let mut note = |head: &str, note: &str| out.push_str(&format!("  {head:<8} {note}\n"));

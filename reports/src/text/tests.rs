@@ -4,7 +4,7 @@ use super::*;
 use crate::hdr::sample;
 use crate::result::{JobSummary, LatencySummary, RaceCounters};
 
-/// The line of `text` that starts with `name` and, being split, has `columns` words.
+/// The words of the line of `text` that starts with `name` and has `columns` words.
 fn row<'a>(text: &'a str, name: &str, columns: usize) -> Vec<&'a str> {
     text.lines()
         .map(|line| line.split_whitespace().collect::<Vec<_>>())
@@ -116,7 +116,7 @@ fn broken_invariants_are_listed_and_counted() {
 }
 
 #[test]
-fn a_run_without_designs_and_calls_without_times_are_said() {
+fn a_run_without_designs_and_calls_without_times_are_shown() {
     let mut run = RunResult::new(1, JobSummary::new("none", 0, 1));
     run.interrupted = true;
     let text = tables(&run, &TableOptions::default());
