@@ -39,6 +39,8 @@
 //! assert!(table.contains("12.4µs"));
 //! ```
 
+#![allow(rustdoc::private_intra_doc_links, reason = "the list of layers names private layers too")]
+
 mod figures;
 pub mod hdr;
 pub mod html;
