@@ -188,7 +188,8 @@ fn axes(out: &mut String, scale: &AxisScale) {
     }
     let _ = write!(
         out,
-        "<text x=\"{}\" y=\"{}\" fill-opacity=\".7\">share of calls that took at most the time on the left</text></g></g>",
+        "<text x=\"{}\" y=\"{}\" fill-opacity=\".7\">\
+         share of calls that took at most the time on the left</text></g></g>",
         f64::midpoint(LEFT, RIGHT),
         HEIGHT - 8.0
     );
@@ -270,7 +271,8 @@ fn legend(out: &mut String, drawn: &[&PlotSeries]) {
             out,
             "<g class=\"d{}\"><path d=\"M{x} {:.1}h26\" stroke-width=\"2.4\" {}/>\
              <text x=\"{}\" y=\"{y:.1}\" fill=\"currentColor\">{}</text>\
-             <text x=\"{}\" y=\"{y:.1}\" fill=\"currentColor\" fill-opacity=\".7\" text-anchor=\"end\">{longest}</text></g>",
+             <text x=\"{}\" y=\"{y:.1}\" fill=\"currentColor\" fill-opacity=\".7\" \
+             text-anchor=\"end\">{longest}</text></g>",
             series.style,
             y - 4.0,
             stroke(series.style),

@@ -35,7 +35,11 @@ pub enum ResultReadError {
         file: PathBuf,
     },
     /// The file is not JSON, or its JSON has another shape.
-    #[error("{}:{line}:{column}: not a result of schema {SCHEMA_VERSION}: {what}; docs/result-schema.md describes the format", file.display())]
+    #[error(
+        "{}:{line}:{column}: not a result of schema {SCHEMA_VERSION}: {what}; \
+         docs/result-schema.md describes the format",
+        file.display()
+    )]
     Malformed {
         /// The file asked for.
         file: PathBuf,
@@ -47,7 +51,11 @@ pub enum ResultReadError {
         what: String,
     },
     /// The result has another version of the format.
-    #[error("{}:{line}:{column}: the result has schema {found}, this daxlab reads schema {SCHEMA_VERSION}; use the version that wrote it, or run the job again", file.display())]
+    #[error(
+        "{}:{line}:{column}: the result has schema {found}, this daxlab reads schema {SCHEMA_VERSION}; \
+         use the version that wrote it, or run the job again",
+        file.display()
+    )]
     Schema {
         /// The file asked for.
         file: PathBuf,

@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// RaceCounters with a different value in every field.
+/// Counters with a different value in every field.
 fn numbered(from: u64) -> RaceCounters {
     let fields: serde_json::Map<String, serde_json::Value> =
         RaceCounters::NAMES.iter().zip(from..).map(|(name, value)| ((*name).to_owned(), value.into())).collect();
