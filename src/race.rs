@@ -124,7 +124,7 @@ pub(crate) fn run(args: RaceArgs) -> anyhow::Result<ExitCode> {
         .context("the race ran, but its results could not be written")?;
     let terminal = std::io::stdout().is_terminal();
     let width = terminal_size::terminal_size().filter(|_| terminal).map_or(WIDTH, |(width, _)| usize::from(width.0));
-    exit::print(&text::tables(&report.result, &text::Options { width, ansi: terminal }))?;
+    exit::print(&text::tables(&report.result, &text::TableOptions { width, ansi: terminal }))?;
     eprintln!("seed {seed}; results in {}", args.out.display());
     Ok(if report.failed { ExitCode::from(exit::FOUND) } else { ExitCode::SUCCESS })
 }

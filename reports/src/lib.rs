@@ -1,54 +1,58 @@
 //! Results in; tables, histograms, plots and pages out.
 //!
-//! This crate knows only numbers: no design, no filesystem, no NIC. A race fills a [`RunResult`] with counters and an
-//! [`OpLatencies`] per design with call times; from these two everything a reader sees is made, so that the table on the
-//! terminal, `result.json`, the HdrHistogram files and `report.html` cannot disagree.
+//! This crate knows only numbers and text: no design, no filesystem, no NIC. A race fills one
+//! [`RunResult`] with counters, and one [`OpLatencies`] per design with call times. The terminal's
+//! table, `result.json`, the HdrHistogram files and `report.html` are all made from these two
+//! values, so they cannot disagree.
 //!
-//! | module | gives |
-//! |---|---|
-//! | [`result`] | `result.json`, versioned, and the errors of reading one back |
-//! | [`hdr`] | latency recording, `.hlog` and `.hgrm` files |
-//! | [`text`] | the comparison table for a terminal |
-//! | [`html`] | `report.html`, self-contained |
-//! | [`plot`] | the percentile plot, as SVG |
-//! | [`scenarios`] | results of scenarios as text, JSON, JUnit XML |
-//! | [`writer`] | a whole output folder, all of it or nothing |
-//! | [`human`] | numbers as people read them |
+//! # Layers, bottom first
+//! 1. [`human`]: numbers and lines of text as people read them; for every format below
+//! 2. [`result`]: `result.json`: its types, how to write it, how to read it back
+//! 3. [`hdr`]: record call times; write `.hlog` and `.hgrm` files; read a `.hlog` file back
+//! 4. [`figures`]: which figures a comparison shows, in which order, under which headings
+//! 5. [`text`]: the comparison table for a terminal
+//! 6. [`plot`]: the percentile plot of one operation, as SVG
+//! 7. [`html`]: `report.html`, one self-contained page
+//! 8. [`output`]: write a run's whole output folder, all of it or nothing
+//! 9. [`scenarios`]: results of scenarios as text, JSON and JUnit XML; uses no other layer
 //!
-//! Everything here is a pure function of its arguments except [`writer`] and [`RunResult::read`]. There is no kernel
-//! counterpart: a kernel has tracepoints and leaves this to its users.
+//! Only [`output`] and [`RunResult::read`] touch files. Every other function is a pure function of
+//! its arguments. There is no kernel counterpart: a kernel offers tracepoints, and its users make
+//! reports of them.
 //!
 //! ```
-//! use reports::{Counters, DesignResult, JobSummary, OpLatencies, RunResult, Verdict, text};
+//! use reports::{DesignResult, JobSummary, OpLatencies, RaceVerdict, RunResult, text};
 //!
 //! let mut latencies = OpLatencies::new();
 //! latencies.record("truncate", 12_400, false);
 //! latencies.record("truncate", 3_100_000, true);
 //!
 //! let mut run = RunResult::new(42, JobSummary::new("default", 10_000_000_000, 2));
-//! let mut design = DesignResult::new("rfc-v2", Verdict::Refuses);
-//! design.counters = Counters { truncate_attempts: 2, truncate_done: 2, ..Counters::default() };
+//! let mut design = DesignResult::new("rfc-v2", RaceVerdict::Refuses);
+//! design.counters.truncate_attempts = 2;
+//! design.counters.truncate_done = 2;
 //! design.latency_ns = latencies.summaries();
 //! run.designs.push(design);
 //!
-//! let table = text::tables(&run, &text::Options { width: 100, ansi: false });
+//! let table = text::tables(&run, &text::TableOptions { width: 100, ansi: false });
 //! assert!(table.contains("rfc-v2"));
 //! assert!(table.contains("12.4µs"));
 //! ```
 
+#![allow(rustdoc::private_intra_doc_links, reason = "the list of layers names private layers too")]
+
+mod figures;
 pub mod hdr;
 pub mod html;
 pub mod human;
+pub mod output;
 pub mod plot;
 pub mod result;
 pub mod scenarios;
 pub mod text;
-pub mod writer;
-
-mod figures;
-#[cfg(test)]
-mod sample;
 
 pub use hdr::{Latency, OpLatencies};
-pub use result::{Counters, DesignResult, Finding, JobSummary, LatencySummary, RunResult, SCHEMA_VERSION, Verdict};
-pub use writer::{Written, check_writable, write_run};
+pub use output::{WrittenRun, check_writable, write_run};
+pub use result::{
+    DesignResult, JobSummary, LatencySummary, RaceCounters, RaceVerdict, ReportedFinding, RunResult, SCHEMA_VERSION,
+};

@@ -1,8 +1,8 @@
-//! `docs/result.schema.json` and `docs/result-schema.md` against what the crate writes.
+//! Compares `docs/result.schema.json` and `docs/result-schema.md` with what the crate writes.
 
 use std::fs;
 
-use reports::{Counters, DesignResult, Finding, JobSummary, OpLatencies, RunResult, Verdict};
+use reports::{DesignResult, JobSummary, OpLatencies, RaceCounters, RaceVerdict, ReportedFinding, RunResult};
 use serde_json::{Value, json};
 
 fn docs(name: &str) -> String {
@@ -23,16 +23,16 @@ fn result() -> RunResult {
     let mut job = JobSummary::new("default", 10_000_000_000, 2);
     job.parameters.insert("files".to_owned(), "64".to_owned());
     let mut run = RunResult::new(u64::MAX, job);
-    for verdict in Verdict::ALL {
+    for verdict in RaceVerdict::ALL {
         let mut design = DesignResult::new(verdict.as_str(), verdict);
         design.axes.insert("pin_gate".to_owned(), "lease".to_owned());
-        design.counters = Counters { truncate_done: 2, dma_bytes: u64::MAX, ..Counters::default() };
+        design.counters = RaceCounters { truncate_done: 2, dma_bytes: u64::MAX, ..RaceCounters::default() };
         design.latency_ns = latencies.summaries();
         design.push_violation("a page was freed while pinned");
-        design.push_finding(Finding {
+        design.push_finding(ReportedFinding {
             kind: "stale_dma".to_owned(),
             trace: vec!["1ns".to_owned()],
-            ..Finding::default()
+            ..ReportedFinding::default()
         });
         run.designs.push(design);
     }
@@ -61,7 +61,8 @@ fn what_is_written_fits_the_schema() {
     assert!(errors.is_empty(), "{errors:#?}");
 }
 
-/// The schema and the reader agree on every possible omission: both refuse it, or it is a free-form entry and both take it.
+/// The schema and the reader agree on every possible omission: both refuse it, or it is a free-form
+/// entry and both take it.
 #[test]
 fn a_missing_field_fails_schema_and_reader_alike() {
     let validator = validator();
@@ -78,7 +79,7 @@ fn a_missing_field_fails_schema_and_reader_alike() {
         assert_eq!(validator.is_valid(&bad), read, "without {pointer}");
         refused += usize::from(!read);
     }
-    assert!(refused > 4 * Counters::NAMES.len(), "only {refused} omissions were refused");
+    assert!(refused > 4 * RaceCounters::NAMES.len(), "only {refused} omissions were refused");
 }
 
 #[test]
@@ -125,13 +126,13 @@ fn every_field_is_in_the_schema_and_in_the_prose() {
     let schema: Value = serde_json::from_str(&docs("result.schema.json")).unwrap();
     let prose = docs("result-schema.md");
     let in_schema: Vec<&String> = schema["$defs"]["counters"]["properties"].as_object().unwrap().keys().collect();
-    let mut names: Vec<&str> = Counters::NAMES.to_vec();
+    let mut names: Vec<&str> = RaceCounters::NAMES.to_vec();
     names.sort_unstable();
     assert_eq!(in_schema, names);
     for name in names {
         assert!(prose.contains(&format!("\n| `{name}` | ")), "{name} has no row in docs/result-schema.md");
     }
-    // Every other field's name is somewhere in the prose's code spans.
+    // The prose names every other field in a code span.
     let value: Value = serde_json::from_str(&result().to_json()).unwrap();
     let mut all = Vec::new();
     pointers(&value, "", &mut all);

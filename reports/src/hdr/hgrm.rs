@@ -1,19 +1,20 @@
 //! `.hgrm`: HdrHistogram's percentile distribution, as text.
 //!
-//! The layout is that of `outputPercentileDistribution` of the Java library with three significant digits and a scaling
-//! ratio of 1, so values are nanoseconds; HdrHistogram's plotter and every tool that reads its output reads this. The last
-//! row, at 100%, has no fourth column.
+//! The layout is that of the Java library's `outputPercentileDistribution` with three significant
+//! digits and a scaling ratio of 1, so values are nanoseconds. HdrHistogram's plotter reads it, and
+//! so does every tool that reads the plotter's input. The last row, at 100%, has no fourth column.
 
 use std::io::{self, Write};
 
 use hdrhistogram::Histogram;
 
-use super::{SIGNIFICANT_DIGITS, percentile_walk};
+use super::latency::SIGNIFICANT_DIGITS;
+use super::percentiles::percentile_walk;
 
 /// Writes the percentile distribution of one histogram.
 ///
 /// # Errors
-/// Those of `out`.
+/// Errors of `out`.
 pub fn write(out: &mut impl Write, histogram: &Histogram<u64>) -> io::Result<()> {
     let digits = usize::from(SIGNIFICANT_DIGITS);
     writeln!(out, "{:>12} {:>14} {:>10} {:>14}\n", "Value", "Percentile", "TotalCount", "1/(1-Percentile)")?;
@@ -28,7 +29,8 @@ pub fn write(out: &mut impl Write, histogram: &Histogram<u64>) -> io::Result<()>
     }
     let max = if histogram.is_empty() { 0 } else { histogram.max() } as f64;
     let buckets = u64::from(histogram.buckets());
-    // A histogram of n buckets has (n + 1) halves of a bucket's sub-buckets.
+    // n buckets have n + 1 half-buckets of distinct values: the first bucket uses both of its
+    // halves.
     let sub_buckets = 2 * histogram.distinct_values() as u64 / (buckets + 1);
     writeln!(
         out,
@@ -40,7 +42,8 @@ pub fn write(out: &mut impl Write, histogram: &Histogram<u64>) -> io::Result<()>
     writeln!(out, "#[Buckets = {buckets:12}, SubBuckets     = {sub_buckets:12}]")
 }
 
-/// Java rounds a tie away from zero when it formats, Rust to even: the next double decides such ties Java's way.
+/// When formatting, Java rounds a tie away from zero and Rust rounds it to even. The next larger
+/// double makes Rust round such a tie as Java does.
 fn half_up(value: f64) -> f64 {
     value.next_up()
 }

@@ -1,9 +1,10 @@
 //! `.hlog`: HdrHistogram's interval log, format 1.3.
 //!
-//! One file a design, one interval (its whole race), one line per key of `latency_ns`: `Tag=truncate`,
-//! `Tag=truncate_unwaited`, `Tag=truncate_waited`. Encoded values are nanoseconds; only the `Interval_Max` column, meant for
-//! eyes, is in milliseconds, as HdrHistogram's own writer does it. Histograms are V2, deflated, base64. Times in the file are
-//! seconds: `StartTime` and `BaseTime` since the epoch, the interval's start relative to them.
+//! Each design has one file with one interval, its whole race. The file has one line per key of
+//! `latency_ns`: `Tag=truncate`, `Tag=truncate_unwaited`, `Tag=truncate_waited`. Encoded values are
+//! nanoseconds. Only the `Interval_Max` column, which people read, is in milliseconds, as in files
+//! of HdrHistogram's own writer. Histograms are V2, deflated, in base64. Times in the file are
+//! seconds: `StartTime` and `BaseTime` since the epoch, the interval's start since `BaseTime`.
 
 use std::io::{self, Write};
 use std::time::Duration;
@@ -11,15 +12,15 @@ use std::time::Duration;
 use hdrhistogram::serialization::V2DeflateSerializer;
 use hdrhistogram::serialization::interval_log::{IntervalLogWriterBuilder, IntervalLogWriterError, Tag};
 
-use super::{OpLatencies, keyed};
+use super::latency::{OpLatencies, keyed};
 
 /// Nanoseconds in the unit of the `Interval_Max` column.
 const NS_PER_MS: f64 = 1e6;
 
 /// When a design's race ran.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Interval {
-    /// Start of the whole run, since the Unix epoch; zero if there was no wall clock.
+pub struct LogInterval {
+    /// Start of the whole run, since the Unix epoch; zero if unknown.
     pub run_started: Duration,
     /// Start of this design's race, since the start of the run.
     pub offset: Duration,
@@ -29,12 +30,18 @@ pub struct Interval {
 
 /// Writes a design's interval log.
 ///
-/// `comments` become header lines; line ends in them are replaced. An operation's name becomes a tag, with an underscore for
-/// each character that a tag can't have (comma, space, line end).
+/// Each of `comments` becomes one header line; a space replaces each line end in it. An operation's
+/// name becomes a tag; an underscore replaces each character that a tag cannot contain (comma,
+/// space, line end).
 ///
 /// # Errors
-/// Those of `out`.
-pub fn write(out: &mut impl Write, comments: &[String], interval: Interval, latencies: &OpLatencies) -> io::Result<()> {
+/// Errors of `out`.
+pub fn write(
+    out: &mut impl Write,
+    comments: &[String],
+    interval: LogInterval,
+    latencies: &OpLatencies,
+) -> io::Result<()> {
     for comment in comments {
         writeln!(out, "#[{}]", comment.replace(['\r', '\n'], " "))?;
     }
@@ -44,7 +51,8 @@ pub fn write(out: &mut impl Write, comments: &[String], interval: Interval, late
     writeln!(out, "#[BaseTime: {started:.3} (seconds since epoch)]")?;
     writeln!(out, r#""StartTimestamp","Interval_Length","Interval_Max","Interval_Compressed_Histogram""#)?;
 
-    // The library's builder knows no legend line, so the header above is ours and the intervals are the library's.
+    // The library's builder cannot write the legend line. So this function writes the header, and
+    // the library the intervals.
     let mut serializer = V2DeflateSerializer::new();
     let mut builder = IntervalLogWriterBuilder::new();
     builder.with_max_value_divisor(NS_PER_MS);

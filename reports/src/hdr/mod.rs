@@ -1,236 +1,25 @@
-//! Call times: recorded, merged, summed up, and written as HdrHistogram files.
+//! Call times: recorded, merged, summed up, written as HdrHistogram files, and read back.
 //!
-//! One operation has two histograms: calls that never waited and calls that did. They answer different questions (what
-//! does the mechanism cost; how long does a design make people wait) and a sum of both answers neither. Values are
-//! nanoseconds from 1 ns to [`MAX_NS`], kept to three significant digits; what is outside is clamped, never dropped.
+//! Each operation has two histograms: calls that never waited, and calls that waited. They answer
+//! different questions: what the mechanism costs, and how long a design makes its callers wait. A
+//! sum of both answers neither. Values are nanoseconds from 1 ns to [`MAX_NS`], kept to three
+//! significant digits. A value outside this range is clamped to it, never dropped.
 //!
-//! Invariant: merging shards is exact: it gives the histogram that one recorder of all calls would have. A histogram grows
-//! with the largest value seen (16 KiB up to 2 µs, 96 KiB up to 2 ms, 264 KiB at an hour), so one per actor is affordable.
+//! Invariant: merging shards is exact. It gives the histogram that a single recorder of all calls
+//! would have. A histogram grows with the largest value seen (16 KiB up to 2 µs, 96 KiB up to 2
+//! ms, 264 KiB at an hour), so every actor can afford its own. Kernel counterpart: ftrace's `hist`
+//! triggers.
 
 pub mod hgrm;
+mod latency;
 pub mod log;
-
-use std::collections::BTreeMap;
-
-use hdrhistogram::Histogram;
-
-use crate::result::LatencySummary;
-
-/// The longest time told apart, in nanoseconds: one hour. Longer calls are recorded as this.
-pub const MAX_NS: u64 = 3_600_000_000_000;
-
-/// Significant decimal digits kept.
-pub const SIGNIFICANT_DIGITS: u8 = 3;
-
-/// Steps of a percentile walk per halving of the distance to 100%; the default of HdrHistogram's own tools.
-pub const TICKS_PER_HALF_DISTANCE: u32 = 5;
-
-/// The ending of keys and tags for calls that never waited.
-pub const UNWAITED: &str = "_unwaited";
-
-/// The ending of keys and tags for calls that waited at least once.
-pub const WAITED: &str = "_waited";
-
-/// Times of one operation's calls, waited and unwaited apart.
-///
-/// ```
-/// use reports::Latency;
-/// let mut latency = Latency::new();
-/// latency.record(840, false);
-/// latency.record(3_000_000, true);
-/// assert_eq!((latency.unwaited().len(), latency.waited().len(), latency.all().len()), (1, 1, 2));
-/// ```
-#[derive(Clone, Debug, PartialEq)]
-pub struct Latency {
-    unwaited: Histogram<u64>,
-    waited: Histogram<u64>,
-}
-
-impl Default for Latency {
-    fn default() -> Self {
-        Latency::new()
-    }
-}
-
-/// An empty histogram that grows with what is recorded.
-fn empty() -> Histogram<u64> {
-    Histogram::new(SIGNIFICANT_DIGITS).expect("three digits are within the 0 to 5 that a histogram can have")
-}
-
-impl Latency {
-    /// No calls yet.
-    pub fn new() -> Self {
-        Latency { unwaited: empty(), waited: empty() }
-    }
-
-    /// Records a call that took `nanoseconds`, blocked time included. `waited`: it blocked at least once.
-    ///
-    /// Allocates only when the value is the largest so far by a power of two.
-    pub fn record(&mut self, nanoseconds: u64, waited: bool) {
-        let histogram = if waited { &mut self.waited } else { &mut self.unwaited };
-        // The histogram's own saturating record would clamp to its present size instead of growing.
-        let recorded = histogram.record(nanoseconds.clamp(1, MAX_NS));
-        recorded.expect("a value up to an hour always fits a histogram that may grow");
-    }
-
-    /// Adds all of another shard's calls.
-    pub fn merge(&mut self, other: &Latency) {
-        for (mine, theirs) in [(&mut self.unwaited, &other.unwaited), (&mut self.waited, &other.waited)] {
-            mine.add(theirs).expect("a histogram up to an hour always fits one that may grow");
-        }
-    }
-
-    /// Calls that never waited.
-    pub fn unwaited(&self) -> &Histogram<u64> {
-        &self.unwaited
-    }
-
-    /// Calls that waited at least once.
-    pub fn waited(&self) -> &Histogram<u64> {
-        &self.waited
-    }
-
-    /// All calls.
-    pub fn all(&self) -> Histogram<u64> {
-        let mut all = self.unwaited.clone();
-        all.add(&self.waited).expect("a histogram up to an hour always fits one that may grow");
-        all
-    }
-}
-
-/// Times of all operations of one design, by operation name.
-///
-/// Names are the caller's; a race uses `truncate`, `punch`, `register`, `deregister` and `dma`, which the tables look for.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct OpLatencies {
-    operations: BTreeMap<String, Latency>,
-}
-
-impl OpLatencies {
-    /// No operations yet.
-    pub fn new() -> Self {
-        OpLatencies::default()
-    }
-
-    /// Records one call of `operation`; see [`Latency::record`]. Allocates the name on its first call only.
-    pub fn record(&mut self, operation: &str, nanoseconds: u64, waited: bool) {
-        match self.operations.get_mut(operation) {
-            Some(latency) => latency.record(nanoseconds, waited),
-            None => self.operation(operation).record(nanoseconds, waited),
-        }
-    }
-
-    /// The histograms of `operation`, made empty if there are none: for merging what a caller recorded by other means, and
-    /// for operations that must be listed even if nobody called them.
-    pub fn operation(&mut self, operation: &str) -> &mut Latency {
-        self.operations.entry(operation.to_owned()).or_default()
-    }
-
-    /// The histograms of `operation`, if it was ever named.
-    pub fn get(&self, operation: &str) -> Option<&Latency> {
-        self.operations.get(operation)
-    }
-
-    /// Adds all of another shard's calls.
-    ///
-    /// ```
-    /// use reports::OpLatencies;
-    /// let (mut a, mut b) = (OpLatencies::new(), OpLatencies::new());
-    /// a.record("punch", 700, false);
-    /// b.record("punch", 900, false);
-    /// a.merge(&b);
-    /// assert_eq!(a.summaries()["punch"].count, 2);
-    /// ```
-    pub fn merge(&mut self, other: &OpLatencies) {
-        for (name, theirs) in &other.operations {
-            self.operation(name).merge(theirs);
-        }
-    }
-
-    /// Names and histograms, sorted by name.
-    pub fn iter(&self) -> impl Iterator<Item = (&str, &Latency)> {
-        self.operations.iter().map(|(name, latency)| (name.as_str(), latency))
-    }
-
-    /// What goes into [`DesignResult::latency_ns`](crate::DesignResult): for each operation `X` the key `X` (all calls),
-    /// and, where there was such a call, `X_unwaited` and `X_waited`.
-    pub fn summaries(&self) -> BTreeMap<String, LatencySummary> {
-        let mut summaries = BTreeMap::new();
-        for (name, latency) in &self.operations {
-            for (key, histogram) in keyed(name, latency) {
-                summaries.insert(key, summary(&histogram));
-            }
-        }
-        summaries
-    }
-}
-
-/// The histograms of one operation under the keys that result.json and the logs use.
-pub(crate) fn keyed(name: &str, latency: &Latency) -> Vec<(String, Histogram<u64>)> {
-    let mut histograms = vec![(name.to_owned(), latency.all())];
-    for (ending, part) in [(UNWAITED, &latency.unwaited), (WAITED, &latency.waited)] {
-        if !part.is_empty() {
-            histograms.push((format!("{name}{ending}"), part.clone()));
-        }
-    }
-    histograms
-}
-
-/// The five numbers that result.json keeps of a histogram; all 0 if it is empty.
-pub fn summary(histogram: &Histogram<u64>) -> LatencySummary {
-    LatencySummary {
-        count: histogram.len(),
-        p50: histogram.value_at_quantile(0.5),
-        p99: histogram.value_at_quantile(0.99),
-        p999: histogram.value_at_quantile(0.999),
-        max: if histogram.is_empty() { 0 } else { histogram.max() },
-    }
-}
-
-/// One step of a percentile walk.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Step {
-    /// The share of calls walked to, from 0 to 1.
-    pub quantile: f64,
-    /// That share of calls took at most this long, in nanoseconds.
-    pub value: u64,
-    /// Calls that took at most `value`.
-    pub count: u64,
-}
-
-/// Walks a histogram in steps that halve with the distance to 100%, as HdrHistogram's percentile output does; the last step
-/// is at 1.0. Empty for an empty histogram.
-///
-/// The arithmetic is that of the Java library, in percent. The Rust library's own walk sums quantiles instead, and rounds
-/// differently where a step falls exactly on a value's share: its files would differ from those of HdrHistogram's tools.
-pub fn percentile_walk(histogram: &Histogram<u64>) -> Vec<Step> {
-    let total = histogram.len();
-    let (mut steps, mut count, mut level) = (Vec::new(), 0_u64, 0.0_f64);
-    let mut last = None;
-    for recorded in histogram.iter_recorded() {
-        count = count.saturating_add(recorded.count_at_value());
-        let value = recorded.value_iterated_to();
-        last = Some(Step { quantile: 1.0, value, count });
-        let reached = 100.0 * count as f64 / total as f64;
-        while reached >= level && level < 100.0 {
-            steps.push(Step { quantile: level / 100.0, value, count });
-            level = next_level(level);
-            if count >= total {
-                break;
-            }
-        }
-    }
-    steps.extend(last);
-    steps
-}
-
-/// The next percentage after `level`, which is below 100. Ends at 100 where the step would be too small for a double.
-fn next_level(level: f64) -> f64 {
-    let halvings = ((100.0 / (100.0 - level)).ln() / std::f64::consts::LN_2).floor();
-    let ticks = f64::from(TICKS_PER_HALF_DISTANCE) * (halvings + 1.0).exp2();
-    let next = level + 100.0 / ticks;
-    if next > level { next } else { 100.0 }
-}
-
+mod log_read;
+mod percentiles;
+#[cfg(test)]
+pub(crate) mod sample;
 #[cfg(test)]
 mod tests;
+
+pub use latency::{Latency, MAX_NS, OpLatencies, SIGNIFICANT_DIGITS, UNWAITED, WAITED, summary};
+pub use log_read::{LogReadError, LoggedHistogram, read_log};
+pub use percentiles::{PercentileStep, TICKS_PER_HALF_DISTANCE, percentile_walk};

@@ -1,14 +1,17 @@
 //! Recording, exact merging, and reading both file formats back.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use hdrhistogram::serialization::Deserializer;
+use hdrhistogram::Histogram;
 use hdrhistogram::serialization::interval_log::{IntervalLogIterator, LogEntry};
 
-use super::log::Interval;
+use super::latency::keyed;
+use super::log::LogInterval;
 use super::*;
+use crate::result::LatencySummary;
 
-/// A repeatable stream of call times from 1 ns to about 2^38 ns (some minutes), over all magnitudes.
+/// A repeatable stream of call times of all magnitudes, from 1 ns to about 2^38 ns (some minutes).
 fn times(seed: u64, count: usize) -> impl Iterator<Item = (u64, bool)> {
     let mut state = seed;
     (0..count).map(move |_| {
@@ -24,22 +27,6 @@ fn recorded(seed: u64, count: usize) -> OpLatencies {
         latencies.record(["truncate", "punch", "dma"][index % 3], time, waited);
     }
     latencies
-}
-
-/// Standard base64, padded: what the log's last column holds.
-fn base64_decode(text: &str) -> Vec<u8> {
-    const ALPHABET: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let (mut bytes, mut bits, mut held) = (Vec::new(), 0_u32, 0);
-    for byte in text.bytes().filter(|byte| *byte != b'=') {
-        let value = ALPHABET.iter().position(|letter| *letter == byte).unwrap();
-        bits = bits << 6 | u32::try_from(value).unwrap();
-        held += 6;
-        if held >= 8 {
-            held -= 8;
-            bytes.push((bits >> held) as u8);
-        }
-    }
-    bytes
 }
 
 #[test]
@@ -110,7 +97,7 @@ fn keys_tell_waited_from_unwaited() {
 #[test]
 fn the_log_reads_back_exactly() {
     let latencies = recorded(23, 30_000);
-    let interval = Interval {
+    let interval = LogInterval {
         run_started: Duration::from_millis(1_441_812_279_474),
         offset: Duration::from_millis(1_250),
         length: Duration::from_millis(10_007),
@@ -122,17 +109,19 @@ fn the_log_reads_back_exactly() {
 
     let mut expected: BTreeMap<String, Histogram<u64>> =
         latencies.iter().flat_map(|(name, latency)| keyed(name, latency)).collect();
+    let logged = read_log(&bytes).unwrap();
+    let mut logged = logged.into_iter();
     let mut base_time = None;
     for entry in IntervalLogIterator::new(&bytes) {
         match entry.unwrap() {
             LogEntry::BaseTime(time) => base_time = Some(time),
             LogEntry::StartTime(time) => assert_eq!(time, interval.run_started),
             LogEntry::Interval(line) => {
-                let want = expected.remove(line.tag().unwrap().as_str()).unwrap();
-                let got: Histogram<u64> =
-                    Deserializer::new().deserialize(&mut base64_decode(line.encoded_histogram()).as_slice()).unwrap();
-                assert_eq!(got, want);
-                assert_eq!(summary(&got), summary(&want));
+                let LoggedHistogram { tag, histogram } = logged.next().unwrap();
+                assert_eq!(tag, line.tag().unwrap().as_str());
+                let want = expected.remove(&tag).unwrap();
+                assert_eq!(histogram, want);
+                assert_eq!(summary(&histogram), summary(&want));
                 assert_eq!(line.start_timestamp(), interval.offset);
                 assert_eq!(line.duration(), interval.length);
                 let max_ms = want.max() as f64 / 1e6;
@@ -141,7 +130,26 @@ fn the_log_reads_back_exactly() {
         }
     }
     assert_eq!(base_time, Some(interval.run_started));
+    assert!(logged.next().is_none());
     assert!(expected.is_empty(), "not in the log: {:?}", expected.keys());
+}
+
+#[test]
+fn a_damaged_log_is_refused_with_the_number_of_the_entry() {
+    let mut latencies = OpLatencies::new();
+    latencies.record("dma", 5, false);
+    let mut bytes = Vec::new();
+    log::write(&mut bytes, &[], LogInterval::default(), &latencies).unwrap();
+    let good = String::from_utf8(bytes).unwrap();
+    assert_eq!(read_log(good.as_bytes()).unwrap().len(), 2);
+    let refused = |text: &str| read_log(text.as_bytes()).unwrap_err();
+    // Entries 1 and 2 are the start time and the base time.
+    assert_eq!(refused(&good.replacen("Tag=dma,", "Tag=dma", 1)), LogReadError::Malformed { entry: 3 });
+    let (before, histogram) = good.split_at(good.find("HIST").unwrap());
+    for damage in [format!("!{histogram}"), histogram.replacen("HIST", "AAAA", 1), histogram[12..].to_owned()] {
+        let error = refused(&format!("{before}{damage}"));
+        assert!(matches!(&error, LogReadError::Histogram { entry: 3, tag, .. } if tag == "dma"), "{error}");
+    }
 }
 
 #[test]
@@ -149,7 +157,7 @@ fn names_that_a_tag_cannot_have_are_still_logged() {
     let mut latencies = OpLatencies::new();
     latencies.record("a, b\nc", 5, false);
     let mut bytes = Vec::new();
-    log::write(&mut bytes, &[], Interval::default(), &latencies).unwrap();
+    log::write(&mut bytes, &[], LogInterval::default(), &latencies).unwrap();
     let tags: Vec<String> = IntervalLogIterator::new(&bytes)
         .filter_map(|entry| match entry.unwrap() {
             LogEntry::Interval(line) => Some(line.tag().unwrap().as_str().to_owned()),
@@ -196,8 +204,9 @@ fn the_percentile_file_reads_back() {
     assert!(footer[2].ends_with("SubBuckets     =         2048]"), "{}", footer[2]);
 }
 
-/// What `HistogramLogProcessor` of HdrHistogram 2.1.11 (Java) prints for one call each of 1 ns to 8 ns. Several steps fall
-/// exactly on a value's share; sums of quantiles would round them to the next value.
+/// Output of `HistogramLogProcessor` of HdrHistogram 2.1.11 (Java) for eight calls of 1 ns to 8 ns.
+/// Several steps fall exactly on a value's share; a walk that sums quantiles would round them to
+/// the next value.
 const EIGHT_CALLS: &str = "       Value     Percentile TotalCount 1/(1-Percentile)
 
        1.000 0.000000000000          1           1.00
@@ -250,7 +259,7 @@ fn a_walk_over_more_calls_than_a_double_counts_ends() {
     histogram.record_n(9, 8).unwrap();
     let walk = percentile_walk(&histogram);
     assert!(walk.len() < 400, "{} steps", walk.len());
-    assert_eq!(walk.last(), Some(&Step { quantile: 1.0, value: 9, count: u64::MAX - 1 }));
+    assert_eq!(walk.last(), Some(&PercentileStep { quantile: 1.0, value: 9, count: u64::MAX - 1 }));
 }
 
 #[test]

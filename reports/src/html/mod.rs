@@ -1,28 +1,31 @@
 //! `report.html`: the whole comparison on one page that opens offline.
 //!
-//! One file, no script, no request to anywhere: style sheet and plots are inside. Choosing calls that waited, or hiding a
-//! design's lines, is done by the style sheet alone; a browser too old for it shows everything. Invariants: all text from a
-//! result is escaped by the template, only our own SVG is put in as it is; every list is bounded, so that the page stays
-//! under [`MAX_PAGE_BYTES`] for up to [`DESIGNS_DRAWN`] designs; a verdict is told by its word, colour only repeats it.
+//! The page is one file with style sheet and plots inside. It has no script and makes no request.
+//! The style sheet alone selects the calls that waited and hides a design's lines; a browser that
+//! does not know `:has()` shows everything. Invariants: the template escapes all text from a
+//! result, and only the SVG of [`crate::plot`] is inserted unescaped. Every list is bounded, so a
+//! page with up to [`DESIGNS_DRAWN`] designs stays below [`MAX_PAGE_BYTES`]. A word names each
+//! verdict; its colour only repeats it. There is no kernel counterpart.
 
 use askama::Template;
 
-use crate::figures::{self, Column, Group, one_line};
-use crate::hdr::{Latency, OpLatencies, Step, percentile_walk};
-use crate::human;
-use crate::plot::{self, Plot, Series};
-use crate::result::{DesignResult, Finding, RunResult, Verdict};
+use crate::figures::{self, FigureColumn, FigureGroup};
+use crate::hdr::{Latency, OpLatencies, PercentileStep, percentile_walk};
+use crate::human::{self, one_line};
+use crate::plot::{self, Plot, PlotSeries};
+use crate::result::{DesignResult, RaceVerdict, ReportedFinding, RunResult};
 
-/// What a page of up to [`DESIGNS_DRAWN`] designs and the usual operations stays under, in bytes.
+/// The largest page of up to [`DESIGNS_DRAWN`] designs and the usual operations, in bytes.
 pub const MAX_PAGE_BYTES: usize = 300_000;
 
-/// Designs whose lines are drawn: the first ones. All are in the tables.
+/// How many designs have lines in the plots: the first ones. The tables show all designs.
 pub const DESIGNS_DRAWN: usize = 12;
 
-/// Operations that are plotted: the usual five first.
+/// How many operations are plotted, the usual five first.
 const OPERATIONS_DRAWN: usize = 8;
 
-/// Findings shown of one design, lines of trace of one finding (the newest), violations of one design.
+/// How many findings of one design, newest trace lines of one finding, and violations of one design
+/// are shown.
 const FINDINGS_SHOWN: usize = 2;
 const TRACE_SHOWN: usize = 20;
 const VIOLATIONS_SHOWN: usize = 5;
@@ -32,7 +35,7 @@ const LINE_MAX: usize = 160;
 
 #[derive(Template)]
 #[template(path = "report.html")]
-struct Page {
+struct ReportPage {
     job: String,
     seed: u64,
     interrupted: bool,
@@ -45,7 +48,7 @@ struct Page {
     notes: Vec<(&'static str, &'static str)>,
     drawn: Vec<(usize, String)>,
     operations: Vec<OperationView>,
-    evidence: Vec<Evidence>,
+    evidence: Vec<EvidenceView>,
     axes: AxesView,
 }
 
@@ -55,15 +58,15 @@ struct VerdictView {
     designs: Vec<String>,
 }
 
-/// A table: groups over heads over rows.
+/// A table: a line of groups, a line of heads, then the rows.
 struct TableView {
     caption: &'static str,
     groups: Vec<(String, usize)>,
-    heads: Vec<Head>,
+    heads: Vec<HeadView>,
     rows: Vec<(String, Vec<CellView>)>,
 }
 
-struct Head {
+struct HeadView {
     text: &'static str,
     note: &'static str,
     first: bool,
@@ -83,15 +86,15 @@ struct OperationView {
 }
 
 struct PlotView {
-    /// Class name: which calls.
+    /// The class name that says which calls.
     calls: &'static str,
     label: &'static str,
-    /// Empty if no design had such a call.
+    /// The drawing; empty if no design had such a call.
     svg: String,
 }
 
-/// What a design is accused of, or is expected to show.
-struct Evidence {
+/// The violations and findings of one design.
+struct EvidenceView {
     design: String,
     expected: bool,
     violations: Vec<String>,
@@ -111,27 +114,28 @@ struct FindingView {
     trace: Vec<String>,
 }
 
-/// Axes down, designs across.
+/// One row per axis, one column per design.
 struct AxesView {
     designs: Vec<String>,
     rows: Vec<(String, Vec<String>)>,
 }
 
-/// The page. `latencies[i]` belongs to `run.designs[i]`; designs without are in the tables and not in the plots.
+/// Makes the page. `latencies[i]` belongs to `run.designs[i]`. A design without latencies is in the
+/// tables only.
 ///
 /// # Errors
-/// Only those of the template engine; none is known to occur.
+/// Errors of the template engine; none is known to occur.
 pub fn page(run: &RunResult, latencies: &[OpLatencies]) -> Result<String, askama::Error> {
     let designs = &run.designs;
     let drawn = designs.iter().map(|design| one_line(&design.name, 24)).enumerate().take(DESIGNS_DRAWN);
-    let verdicts = Verdict::ALL.into_iter().map(|verdict| VerdictView {
+    let verdicts = RaceVerdict::ALL.into_iter().map(|verdict| VerdictView {
         word: verdict.as_str(),
         designs: designs.iter().filter(|d| d.verdict == verdict).map(starred_name).collect(),
     });
     let outcomes = figures::outcomes(designs);
     let columns = outcomes.iter().flat_map(|group| &group.columns);
     let notes = columns.map(|column| (column.head, column.note)).chain([("p50 … max", figures::LATENCY_NOTE)]);
-    let page = Page {
+    let page = ReportPage {
         job: one_line(&run.job.name, 80),
         seed: run.seed,
         interrupted: run.interrupted,
@@ -141,7 +145,7 @@ pub fn page(run: &RunResult, latencies: &[OpLatencies]) -> Result<String, askama
         expected: designs.iter().any(|design| design.expected_corruption),
         star: figures::STAR_NOTE,
         tables: vec![
-            table("Outcomes: what was asked for and what came of it", &outcomes, designs),
+            table("Outcomes: what the actors tried, and what happened", &outcomes, designs),
             table("Latency of all calls, blocked time included", &figures::latencies(designs), designs),
         ],
         notes: notes.collect(),
@@ -158,40 +162,40 @@ fn starred_name(design: &DesignResult) -> String {
     format!("{}{star}", one_line(&design.name, 24))
 }
 
-/// How many of a job's parameters the page lists.
+/// How many of the job's parameters the page lists.
 const PARAMETERS_MAX: usize = 200;
 
-/// What ran, beside seed and job name.
+/// What ran, apart from seed and job name.
 fn facts(run: &RunResult) -> Vec<(String, String)> {
     let job = &run.job;
     let operations: u64 = run.designs.iter().fold(0, |sum, design| sum.saturating_add(design.operations));
     vec![
         ("designs".to_owned(), run.designs.len().to_string()),
-        ("a design".to_owned(), human::nanoseconds(job.duration_ns)),
+        ("time per design".to_owned(), human::nanoseconds(job.duration_ns)),
         ("threads".to_owned(), job.threads.to_string()),
         ("operations".to_owned(), human::count(operations)),
     ]
 }
 
-/// The job's parameters, as the job file spells them.
+/// The job's parameters, spelled as in the job file.
 fn parameters(run: &RunResult) -> Vec<(String, String)> {
     let parameters = run.job.parameters.iter().take(PARAMETERS_MAX);
     parameters.map(|(name, value)| (one_line(name, 40), one_line(value, 120))).collect()
 }
 
-fn table(caption: &'static str, groups: &[Group], designs: &[DesignResult]) -> TableView {
+fn table(caption: &'static str, groups: &[FigureGroup], designs: &[DesignResult]) -> TableView {
     let columns = || groups.iter().flat_map(|group| group.columns.iter().enumerate());
-    let cell = |(place, column): (usize, &Column), row: usize| CellView {
+    let cell = |(place, column): (usize, &FigureColumn), row: usize| CellView {
         text: column.cells[row].text.clone(),
         class: column.cells[row].tone.class(),
         first: place == 0,
-        badge: matches!(column.cells[row].tone, figures::Tone::Verdict(_)),
+        badge: matches!(column.cells[row].tone, figures::FigureTone::Verdict(_)),
     };
     TableView {
         caption,
         groups: groups.iter().map(|group| (one_line(&group.title, 24), group.columns.len())).collect(),
         heads: columns()
-            .map(|(place, column)| Head { text: column.head, note: column.note, first: place == 0 })
+            .map(|(place, column)| HeadView { text: column.head, note: column.note, first: place == 0 })
             .collect(),
         rows: designs
             .iter()
@@ -201,20 +205,24 @@ fn table(caption: &'static str, groups: &[Group], designs: &[DesignResult]) -> T
     }
 }
 
-/// A choice of calls: class name, label, and where its histogram is.
-struct Calls {
+/// A selection of calls: its class name, its label, and how to get its histogram's steps.
+struct CallSelection {
     class: &'static str,
     label: &'static str,
-    walk: fn(&Latency) -> Vec<Step>,
+    walk: fn(&Latency) -> Vec<PercentileStep>,
 }
 
-const CALLS: [Calls; 3] = [
-    Calls { class: "all", label: "all calls", walk: |latency| percentile_walk(&latency.all()) },
-    Calls { class: "unwaited", label: "calls that never waited", walk: |latency| percentile_walk(latency.unwaited()) },
-    Calls { class: "waited", label: "calls that waited", walk: |latency| percentile_walk(latency.waited()) },
+const CALLS: [CallSelection; 3] = [
+    CallSelection { class: "all", label: "all calls", walk: |latency| percentile_walk(&latency.all()) },
+    CallSelection {
+        class: "unwaited",
+        label: "calls that never waited",
+        walk: |latency| percentile_walk(latency.unwaited()),
+    },
+    CallSelection { class: "waited", label: "calls that waited", walk: |latency| percentile_walk(latency.waited()) },
 ];
 
-/// The plots of each operation that somebody called: the usual five first, then others by name.
+/// The plots of each operation that has calls: the usual five first, then others by name.
 fn operations(designs: &[DesignResult], latencies: &[OpLatencies]) -> Vec<OperationView> {
     let called = |name: &str| latencies.iter().any(|l| l.get(name).is_some_and(|l| !l.all().is_empty()));
     let mut names: Vec<&str> = latencies.iter().flat_map(OpLatencies::iter).map(|(name, _)| name).collect();
@@ -227,11 +235,17 @@ fn operations(designs: &[DesignResult], latencies: &[OpLatencies]) -> Vec<Operat
     drawn.map(|(at, name)| OperationView { name: one_line(name, 40), plots: plots(at, name) }).collect()
 }
 
-fn plot_of(at: usize, operation: &str, calls: &Calls, designs: &[DesignResult], latencies: &[OpLatencies]) -> PlotView {
+fn plot_of(
+    at: usize,
+    operation: &str,
+    calls: &CallSelection,
+    designs: &[DesignResult],
+    latencies: &[OpLatencies],
+) -> PlotView {
     let lines = designs.iter().zip(latencies).enumerate().take(DESIGNS_DRAWN);
     let series = lines.filter_map(|(style, (design, latency))| {
         let steps = latency.get(operation).map(calls.walk).filter(|steps| !steps.is_empty())?;
-        Some(Series { name: design.name.clone(), style, steps })
+        Some(PlotSeries { name: design.name.clone(), style, steps })
     });
     let plot = Plot {
         id: format!("p{at}-{}", calls.class),
@@ -242,14 +256,14 @@ fn plot_of(at: usize, operation: &str, calls: &Calls, designs: &[DesignResult], 
     PlotView { calls: calls.class, label: calls.label, svg }
 }
 
-fn evidence(design: &DesignResult) -> Option<Evidence> {
+fn evidence(design: &DesignResult) -> Option<EvidenceView> {
     if design.violation_count() == 0 && design.finding_count() == 0 {
         return None;
     }
     let violations: Vec<String> =
         design.violations.iter().take(VIOLATIONS_SHOWN).map(|line| one_line(line, 2 * LINE_MAX)).collect();
     let findings: Vec<FindingView> = design.findings.iter().take(FINDINGS_SHOWN).map(finding).collect();
-    Some(Evidence {
+    Some(EvidenceView {
         design: one_line(&design.name, 24),
         expected: design.expected_corruption,
         violations_all: human::count(design.violation_count()),
@@ -260,7 +274,7 @@ fn evidence(design: &DesignResult) -> Option<Evidence> {
     })
 }
 
-fn finding(finding: &Finding) -> FindingView {
+fn finding(finding: &ReportedFinding) -> FindingView {
     let older = finding.trace.len().saturating_sub(TRACE_SHOWN);
     FindingView {
         kind: one_line(&finding.kind, LINE_MAX),

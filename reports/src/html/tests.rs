@@ -1,10 +1,11 @@
-//! The page: complete, escaped, alone, small.
+//! The page is complete, escaped, self-contained and small.
 
 use super::*;
+use crate::hdr::sample;
 use crate::result::JobSummary;
-use crate::sample;
+use crate::result::sample::finding;
 
-/// Every element that must be closed is, in order.
+/// Checks that every element is closed, in the right order.
 fn assert_well_formed(page: &str) {
     const VOID: [&str; 3] = ["meta", "input", "br"];
     let style = page.find("<style>").unwrap()..page.find("</style>").unwrap();
@@ -17,7 +18,7 @@ fn assert_well_formed(page: &str) {
         }
         if tag.starts_with('/') {
             let last = open.pop();
-            // The style element's own start was skipped with its contents.
+            // The start tag of the style element was skipped together with its contents.
             if name != "style" {
                 assert_eq!(last.as_deref(), Some(name.as_str()), "near {}", &page[at.saturating_sub(80)..at]);
             } else {
@@ -41,7 +42,7 @@ fn the_page_is_complete_and_small() {
     for design in &run.designs {
         assert!(page.contains(&format!("<th scope=\"row\">{}</th>", design.name)), "{}", design.name);
     }
-    for verdict in Verdict::ALL {
+    for verdict in RaceVerdict::ALL {
         assert!(page.contains(&format!("<li class=\"{verdict}\"><b>{verdict}</b>")), "{verdict} in words");
     }
     assert!(
@@ -51,7 +52,7 @@ fn the_page_is_complete_and_small() {
 }
 
 #[test]
-fn the_page_asks_nobody_for_anything() {
+fn the_page_makes_no_request() {
     let (run, latencies) = sample::run();
     let page = page(&run, &latencies).unwrap();
     let namespaces = page.replace("http://www.w3.org/2000/svg", "");
@@ -72,7 +73,7 @@ fn everything_from_a_result_is_escaped() {
         design.name = evil.to_owned();
         design.axes.insert(evil.to_owned(), evil.to_owned());
         design.push_violation(evil);
-        let mut finding = sample::finding(1);
+        let mut finding = finding(1);
         finding.kind = evil.to_owned();
         finding.region = evil.to_owned();
         finding.old_owner = evil.to_owned();
@@ -96,7 +97,7 @@ fn a_page_full_of_evidence_stays_small() {
     for design in &mut run.designs {
         (0..1_000).for_each(|_| design.push_violation(long.clone()));
         for number in 0..1_000 {
-            let mut finding = sample::finding(number);
+            let mut finding = finding(number);
             finding.trace = vec![long.clone(); 500];
             design.push_finding(finding);
         }
@@ -106,12 +107,12 @@ fn a_page_full_of_evidence_stays_small() {
 }
 
 #[test]
-fn a_run_that_saw_nothing_has_a_page() {
+fn a_run_without_designs_has_a_page() {
     let mut run = RunResult::new(1, JobSummary::new("none", 0, 1));
     run.interrupted = true;
     let empty = page(&run, &[]).unwrap();
     assert_well_formed(&empty);
-    assert!(empty.contains("The run was interrupted") && empty.contains("No call was timed."));
-    run.designs.push(DesignResult::new("idle", Verdict::Safe));
+    assert!(empty.contains("The run was interrupted") && empty.contains("No call times were recorded."));
+    run.designs.push(DesignResult::new("idle", RaceVerdict::Safe));
     assert_well_formed(&page(&run, &[]).unwrap());
 }

@@ -1,22 +1,23 @@
-//! The percentile plot: call times of one operation, a line per design, as an SVG element.
+//! The percentile plot: call times of one operation, one line per design, as an SVG element.
 //!
-//! Both axes are logarithmic. Across: HdrHistogram's percentile scale, where equal steps are equal factors of 1/(1-p), so
-//! that 90%, 99% and 99.9% are equally far apart and the tail, which is what the comparison is about, is not squeezed into
-//! the last pixel. Up: time. The legend is part of the drawing and sorted by where the lines end, so that it reads from top
-//! to bottom as the lines do. A pure function of its arguments: the same numbers give the same bytes.
+//! Both axes are logarithmic. The horizontal axis is HdrHistogram's percentile scale: equal steps
+//! are equal factors of 1/(1-p), so 90%, 99% and 99.9% are equally far apart. The comparison is
+//! about the tail, and this scale gives the tail room. The vertical axis is time. The legend is
+//! part of the drawing. It is sorted by the lines' ends, so that it lists them from top to bottom
+//! as they are drawn. The same numbers give the same bytes.
 //!
-//! Invariant: all text is escaped, every coordinate is finite, and the size is bounded by [`MAX_POINTS`] a line.
+//! Invariant: all text is escaped, every coordinate is finite, and a line has at most
+//! [`MAX_POINTS`] points. There is no kernel counterpart.
 
 use std::fmt::Write as _;
 
-use crate::figures::one_line;
-use crate::hdr::Step;
-use crate::human;
+use crate::hdr::PercentileStep;
+use crate::human::{self, one_line};
 
 /// Points kept of one line. A walk to 99.9999% has about a hundred.
 pub const MAX_POINTS: usize = 160;
 
-/// Colours, and dash patterns, before they repeat.
+/// The number of colours and of dash patterns; further lines repeat them.
 pub const STYLES: usize = 10;
 
 const WIDTH: f64 = 880.0;
@@ -26,33 +27,36 @@ const RIGHT: f64 = 670.0;
 const TOP: f64 = 14.0;
 const BOTTOM: f64 = 284.0;
 
-/// Colours on white, by style; a page overrides them with `--s0` to `--s9` (on black, for instance).
+/// Colours on white, by style. A page overrides them with `--s0` to `--s9`, for a dark background
+/// for instance.
 const COLOURS: [&str; STYLES] =
     ["#0072b2", "#d55e00", "#009e73", "#b3348e", "#7a5c00", "#3f51b5", "#c2185b", "#5d7d00", "#00838f", "#616161"];
 
-/// Dash patterns by style: a line is told from the others without its colour too.
+/// Dash patterns by style, so that lines differ without colour too.
 const DASHES: [&str; STYLES] = ["", "7 3", "2 3", "9 3 2 3", "", "7 3", "2 3", "9 3 2 3", "12 4", "4 2"];
 
 /// One design's line.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Series {
+pub struct PlotSeries {
     /// The design's name.
     pub name: String,
-    /// Which colour and dash, the same in every plot of a page; taken modulo [`STYLES`].
+    /// Which colour and dash pattern, taken modulo [`STYLES`]. A page uses the same for a design in
+    /// all its plots.
     pub style: usize,
-    /// The walk of its histogram: quantiles from 0 to 1, times in nanoseconds; see [`crate::hdr::percentile_walk`].
-    pub steps: Vec<Step>,
+    /// The steps of its histogram: quantiles from 0 to 1, times in nanoseconds. See
+    /// [`crate::hdr::percentile_walk`].
+    pub steps: Vec<PercentileStep>,
 }
 
-/// A plot to be drawn.
+/// A plot to draw.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Plot {
-    /// Unique in its page: prefix of the element ids.
+    /// The prefix of the element ids; must be unique in the page.
     pub id: String,
-    /// The title that a screen reader says.
+    /// The title, which a screen reader says.
     pub title: String,
-    /// The lines; those without steps are left out.
-    pub series: Vec<Series>,
+    /// The lines. Lines without steps are not drawn.
+    pub series: Vec<PlotSeries>,
 }
 
 /// Escapes text for an element or a quoted attribute.
@@ -71,31 +75,32 @@ fn escape(text: &str) -> String {
     out
 }
 
-/// Axis ranges: decades of 1/(1-p) across, decades of nanoseconds up.
-struct Scale {
+/// Ranges of the axes: horizontal in decades of 1/(1-p), vertical in decades of nanoseconds.
+struct AxisScale {
     nines: f64,
     low: i32,
     high: i32,
 }
 
-impl Scale {
-    fn of(series: &[Series]) -> Scale {
+impl AxisScale {
+    fn of(series: &[PlotSeries]) -> AxisScale {
         let steps = || series.iter().flat_map(|series| &series.steps);
         let most = steps().map(|step| step.count).max().unwrap_or(0).max(10);
         let (low, high) = steps().fold((u64::MAX, 1), |(low, high), s| (low.min(s.value), high.max(s.value)));
         let low = low.clamp(1, high).ilog10() as i32;
         let high = (high as f64).log10().ceil() as i32;
-        Scale { nines: (most as f64).log10().clamp(2.0, 9.0), low, high: high.max(low + 1) }
+        AxisScale { nines: (most as f64).log10().clamp(2.0, 9.0), low, high: high.max(low + 1) }
     }
 
-    /// The column of a share of calls, given as decades of 1/(1-p).
+    /// The x coordinate of a share of calls, given in decades of 1/(1-p).
     fn x(&self, nines: f64) -> f64 {
         LEFT + (RIGHT - LEFT) * (nines / self.nines).clamp(0.0, 1.0)
     }
 
-    /// The column of a step, of a walk over `calls` calls. The walk goes on to 100%, which is infinitely far; there is nothing
-    /// to tell apart beyond one call of all, so that is where a line ends.
-    fn x_of(&self, step: &Step, calls: u64) -> f64 {
+    /// The x coordinate of a step of a walk over `calls` calls. The walk ends at 100%, which would
+    /// be infinitely far to the right. The smallest share that differs from 100% is one call, so a
+    /// line ends at the share of one call.
+    fn x_of(&self, step: &PercentileStep, calls: u64) -> f64 {
         let one_call = (calls.max(1) as f64).log10();
         self.x(if step.quantile < 1.0 { (-(1.0 - step.quantile).log10()).min(one_call) } else { one_call })
     }
@@ -112,13 +117,14 @@ impl Scale {
 /// use reports::{hdr, plot};
 /// let mut latency = reports::Latency::new();
 /// latency.record(12_400, false);
-/// let series = plot::Series { name: "kara".into(), style: 0, steps: hdr::percentile_walk(latency.unwaited()) };
-/// let svg = plot::svg(&plot::Plot { id: "p".into(), title: "truncate".into(), series: vec![series] });
+/// let steps = hdr::percentile_walk(latency.unwaited());
+/// let series = vec![plot::PlotSeries { name: "kara".into(), style: 0, steps }];
+/// let svg = plot::svg(&plot::Plot { id: "p".into(), title: "truncate".into(), series });
 /// assert!(svg.starts_with("<svg") && svg.contains(">kara<"));
 /// ```
 pub fn svg(plot: &Plot) -> String {
-    let drawn: Vec<&Series> = plot.series.iter().filter(|series| !series.steps.is_empty()).collect();
-    let scale = Scale::of(&plot.series);
+    let drawn: Vec<&PlotSeries> = plot.series.iter().filter(|series| !series.steps.is_empty()).collect();
+    let scale = AxisScale::of(&plot.series);
     let id = escape(&plot.id);
     let mut out = format!(
         "<svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" aria-labelledby=\"{id}-t {id}-d\" \
@@ -136,21 +142,21 @@ pub fn svg(plot: &Plot) -> String {
     out
 }
 
-/// The plot in words: what each line's middle and end are.
-fn description(drawn: &[&Series]) -> String {
+/// The plot in words: the median and the longest time of each line.
+fn description(drawn: &[&PlotSeries]) -> String {
     let mut out = String::from("Call time by percentile, both axes logarithmic.");
     for series in drawn {
         let middle = series.steps.iter().find(|step| step.quantile >= 0.5).map_or(0, |step| step.value);
         let end = series.steps.last().map_or(0, |step| step.value);
         let name = one_line(&series.name, 24);
         let (middle, end) = (human::nanoseconds(middle), human::nanoseconds(end));
-        // Writing to a String cannot fail; the same below.
+        // Writing to a String cannot fail. The same holds for each `let _` below.
         let _ = write!(out, " {name}: median {middle}, longest {end}.");
     }
     out
 }
 
-fn axes(out: &mut String, scale: &Scale) {
+fn axes(out: &mut String, scale: &AxisScale) {
     out.push_str("<g stroke=\"currentColor\" fill=\"none\" stroke-width=\"1\">");
     let _ = write!(out, "<path d=\"M{LEFT} {TOP}V{BOTTOM}H{RIGHT}\" stroke-opacity=\".6\"/>");
     let mut minor = String::new();
@@ -182,14 +188,15 @@ fn axes(out: &mut String, scale: &Scale) {
     }
     let _ = write!(
         out,
-        "<text x=\"{}\" y=\"{}\" fill-opacity=\".7\">share of calls that took at most the time on the left</text></g></g>",
+        "<text x=\"{}\" y=\"{}\" fill-opacity=\".7\">\
+         share of calls that took at most the time on the left</text></g></g>",
         f64::midpoint(LEFT, RIGHT),
         HEIGHT - 8.0
     );
 }
 
-/// Ticks across: decades of 1/(1-p) and their names, and the median.
-fn percent_ticks(scale: &Scale) -> Vec<(f64, String)> {
+/// Ticks of the horizontal axis: 0%, the median, and decades of 1/(1-p), with their labels.
+fn percent_ticks(scale: &AxisScale) -> Vec<(f64, String)> {
     let mut ticks = vec![(0.0, "0%".to_owned()), (2_f64.log10(), "50%".to_owned())];
     for nines in 1..=9_usize {
         if nines as f64 <= scale.nines + 1e-9 {
@@ -211,7 +218,7 @@ fn stroke(style: usize) -> String {
     format!("style=\"stroke:var(--s{index},{}){dash}\"", COLOURS[index])
 }
 
-fn line(out: &mut String, scale: &Scale, series: &Series) {
+fn line(out: &mut String, scale: &AxisScale, series: &PlotSeries) {
     let calls = series.steps.last().map_or(0, |step| step.count);
     let points: Vec<(f64, f64)> =
         series.steps.iter().map(|step| (scale.x_of(step, calls), scale.y(step.value))).collect();
@@ -227,8 +234,9 @@ fn line(out: &mut String, scale: &Scale, series: &Series) {
     );
 }
 
-/// Leaves out what the eye can't see: points in the middle of a level stretch and points within half a pixel of the last
-/// one, and then every other one until [`MAX_POINTS`] are left. First and last always stay.
+/// Removes points that make no visible difference: those in the middle of a level stretch, and
+/// those within half a pixel of the point before. Then removes every other point until at most
+/// [`MAX_POINTS`] are left. The first and the last point stay.
 fn thin(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
     let mut kept: Vec<(f64, f64)> = Vec::new();
     for (index, &(x, y)) in points.iter().enumerate() {
@@ -246,7 +254,7 @@ fn thin(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
     kept
 }
 
-fn legend(out: &mut String, drawn: &[&Series]) {
+fn legend(out: &mut String, drawn: &[&PlotSeries]) {
     let mut sorted = drawn.to_vec();
     sorted.sort_by_key(|series| std::cmp::Reverse(series.steps.last().map_or(0, |step| step.value)));
     let x = RIGHT + 18.0;
@@ -263,7 +271,8 @@ fn legend(out: &mut String, drawn: &[&Series]) {
             out,
             "<g class=\"d{}\"><path d=\"M{x} {:.1}h26\" stroke-width=\"2.4\" {}/>\
              <text x=\"{}\" y=\"{y:.1}\" fill=\"currentColor\">{}</text>\
-             <text x=\"{}\" y=\"{y:.1}\" fill=\"currentColor\" fill-opacity=\".7\" text-anchor=\"end\">{longest}</text></g>",
+             <text x=\"{}\" y=\"{y:.1}\" fill=\"currentColor\" fill-opacity=\".7\" \
+             text-anchor=\"end\">{longest}</text></g>",
             series.style,
             y - 4.0,
             stroke(series.style),

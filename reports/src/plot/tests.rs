@@ -1,16 +1,16 @@
 //! Geometry, escaping and size of the drawing.
 
 use super::*;
-use crate::Latency;
-use crate::hdr::percentile_walk;
+use crate::hdr::sample::SampleStream;
+use crate::hdr::{Latency, percentile_walk};
 
-fn series(name: &str, style: usize, times: impl IntoIterator<Item = u64>) -> Series {
+fn series(name: &str, style: usize, times: impl IntoIterator<Item = u64>) -> PlotSeries {
     let mut latency = Latency::new();
     times.into_iter().for_each(|time| latency.record(time, false));
-    Series { name: name.to_owned(), style, steps: percentile_walk(latency.unwaited()) }
+    PlotSeries { name: name.to_owned(), style, steps: percentile_walk(latency.unwaited()) }
 }
 
-fn draw(series: Vec<Series>) -> String {
+fn draw(series: Vec<PlotSeries>) -> String {
     svg(&Plot { id: "p0".to_owned(), title: "punch".to_owned(), series })
 }
 
@@ -27,7 +27,7 @@ fn points(svg: &str, style: usize) -> Vec<(f64, f64)> {
 
 #[test]
 fn equal_factors_are_equal_distances() {
-    let scale = Scale { nines: 5.0, low: 2, high: 8 };
+    let scale = AxisScale { nines: 5.0, low: 2, high: 8 };
     let x: Vec<f64> = (0..=5).map(|nines| scale.x(f64::from(nines))).collect();
     let y: Vec<f64> = (2..=8).map(|decade| scale.y(10_u64.pow(decade))).collect();
     for steps in [x.windows(2), y.windows(2)] {
@@ -39,10 +39,10 @@ fn equal_factors_are_equal_distances() {
 
 #[test]
 fn lines_go_right_and_up_and_stay_inside() {
-    let mut stream = crate::sample::Stream(8);
+    let mut stream = SampleStream(8);
     let many = series("many", 3, (0..70_000).map(|_| (10_f64.powf(9.0 * stream.next())) as u64));
     let mut drawn = String::new();
-    // Few calls: their last step before 100% can lie beyond one call of all.
+    // With few calls, the last step before 100% can lie beyond the share of one call.
     for calls in 2..60 {
         let few = series("few", 0, (0..calls).map(|_| 1 + (1e7 * stream.next()) as u64));
         drawn = draw(vec![few, many.clone()]);
@@ -50,14 +50,17 @@ fn lines_go_right_and_up_and_stay_inside() {
             let points = points(&drawn, style);
             assert!(points.len() >= 2, "{}", points.len());
             for pair in points.windows(2) {
-                assert!(pair[1].0 >= pair[0].0 && pair[1].1 <= pair[0].1, "{pair:?} turns back");
+                assert!(pair[1].0 >= pair[0].0 && pair[1].1 <= pair[0].1, "{pair:?} goes left or down");
             }
             let inside = |&(x, y): &(f64, f64)| (LEFT..=RIGHT).contains(&x) && (TOP..=BOTTOM).contains(&y);
             assert!(points.iter().all(inside), "{points:?}");
         }
     }
     let ends = [0, 3].map(|style| points(&drawn, style).last().unwrap().0);
-    assert!(ends[0] < ends[1] && ends[1] == RIGHT, "sixty calls can't reach as far as seventy thousand: {ends:?}");
+    assert!(
+        ends[0] < ends[1] && ends[1] == RIGHT,
+        "the line of sixty calls must end left of that of seventy thousand: {ends:?}"
+    );
 }
 
 #[test]
@@ -74,15 +77,15 @@ fn odd_numbers_give_finite_coordinates() {
         draw(vec![]),
         draw(vec![series("one", 0, [1])]),
         draw(vec![series("longest", 0, [u64::MAX, 0])]),
-        draw(vec![Series {
+        draw(vec![PlotSeries {
             name: "raw".to_owned(),
             style: 77,
-            steps: vec![Step { quantile: 1.0, value: 0, count: u64::MAX }],
+            steps: vec![PercentileStep { quantile: 1.0, value: 0, count: u64::MAX }],
         }]),
-        draw(vec![Series {
+        draw(vec![PlotSeries {
             name: "raw".to_owned(),
             style: 7,
-            steps: vec![Step { quantile: 0.0, value: u64::MAX, count: 0 }],
+            steps: vec![PercentileStep { quantile: 0.0, value: u64::MAX, count: 0 }],
         }]),
     ] {
         assert!(!drawn.contains("NaN") && !drawn.contains("inf"), "{drawn}");

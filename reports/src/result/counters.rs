@@ -1,8 +1,8 @@
 //! The counters of one design in one run.
 //!
-//! One list below makes the struct, its merging and its walk; a counter that is in the struct is therefore in `result.json`
-//! and merged. Invariant: merging is commutative and associative, and the zero value is its identity, so that shards add up
-//! to the same result in any order.
+//! One list generates the struct, `merge` and `iter`, so every counter of the struct is in
+//! `result.json` and is merged. Invariant: merging is commutative and associative, and all-zero
+//! counters are its identity. Shards therefore add up to the same result in any order.
 
 use serde::{Deserialize, Serialize};
 
@@ -10,31 +10,34 @@ macro_rules! counters {
     ($($(#[doc = $doc:literal])+ $rule:ident $name:ident,)+) => {
         /// What one design did and what happened to it, counted over one run.
         ///
-        /// All counts are of events except `dma_bytes` (bytes) and the two `_peak` fields (the largest number alive at one
-        /// moment). An operation is one finished simulated system call or RDMA work request; refusals are counted apart.
+        /// Counters count events, except `dma_bytes` (bytes) and the two `_peak` fields (the
+        /// largest number that existed at one moment). An operation is one finished simulated
+        /// system call or RDMA work request; refusals are counted separately.
         #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
         #[serde(deny_unknown_fields)]
-        pub struct Counters {
+        pub struct RaceCounters {
             $($(#[doc = $doc])+ pub $name: u64,)+
         }
 
-        impl Counters {
+        impl RaceCounters {
             /// Every counter's name, in the order of the struct.
             pub const NAMES: &'static [&'static str] = &[$(stringify!($name)),+];
 
-            /// Adds another shard's counters: counts add (saturating), peaks take the larger.
+            /// Adds another shard's counters: counts are added (saturating), of peaks the larger is
+            /// kept.
             ///
             /// ```
-            /// use reports::Counters;
-            /// let mut a = Counters { truncate_done: 2, zombie_leases_peak: 7, ..Counters::default() };
-            /// a.merge(&Counters { truncate_done: 3, zombie_leases_peak: 5, ..Counters::default() });
+            /// use reports::RaceCounters;
+            /// let none = RaceCounters::default();
+            /// let mut a = RaceCounters { truncate_done: 2, zombie_leases_peak: 7, ..none };
+            /// a.merge(&RaceCounters { truncate_done: 3, zombie_leases_peak: 5, ..none });
             /// assert_eq!((a.truncate_done, a.zombie_leases_peak), (5, 7));
             /// ```
-            pub fn merge(&mut self, other: &Counters) {
+            pub fn merge(&mut self, other: &RaceCounters) {
                 $(self.$name = counters!(@$rule self.$name, other.$name);)+
             }
 
-            /// Names and values, in the order of [`Counters::NAMES`].
+            /// Names and values, in the order of [`RaceCounters::NAMES`].
             pub fn iter(&self) -> impl Iterator<Item = (&'static str, u64)> {
                 [$((stringify!($name), self.$name)),+].into_iter()
             }
@@ -49,55 +52,57 @@ counters! {
     sum truncate_attempts,
     /// Truncate calls that succeeded.
     sum truncate_done,
-    /// Truncate calls refused with ETXTBSY because of somebody's pin or lease.
+    /// Truncate calls refused with ETXTBSY because of a pin or a lease.
     sum truncate_etxtbsy,
-    /// Truncate calls ended by a signal while they waited (EINTR).
+    /// Truncate calls that a signal ended while they waited (EINTR).
     sum truncate_eintr,
-    /// Truncate calls that waited at least once, whatever their end.
+    /// Truncate calls that waited at least once, whatever their outcome.
     sum truncate_waited,
-    /// Hole punches tried.
+    /// Hole punches made.
     sum punch_attempts,
     /// Hole punches that succeeded.
     sum punch_done,
     /// Hole punches refused with ETXTBSY.
     sum punch_etxtbsy,
-    /// Hole punches ended by a signal while they waited (EINTR).
+    /// Hole punches that a signal ended while they waited (EINTR).
     sum punch_eintr,
-    /// Hole punches that waited at least once, whatever their end.
+    /// Hole punches that waited at least once, whatever their outcome.
     sum punch_waited,
     /// Memory registrations granted.
     sum registrations_granted,
     /// Memory registrations refused, with any errno.
     sum registrations_refused,
-    /// Memory regions deregistered by their owner, close and exit included.
+    /// Memory regions deregistered by their owner, also at its close or exit.
     sum deregistrations,
     /// DMA accesses carried out.
     sum dma_operations,
     /// Bytes moved by DMA.
     sum dma_bytes,
-    /// DMA accesses to a block that had left the file, or the file offset, it was registered for.
+    /// DMA accesses to a block that no longer belongs to the file and offset it was registered for.
     sum stale_dma,
-    /// DMA accesses to an orphaned block: removed from its file, kept unallocated until unpinned.
+    /// DMA accesses to an orphaned block: removed from its file, not allocated again until
+    /// unpinned.
     sum orphan_dma,
-    /// Most orphaned blocks at one moment.
+    /// The most orphaned blocks at one moment.
     peak orphaned_blocks_peak,
-    /// Most zombie leases at one moment: owner gone, pins left.
+    /// The most zombie leases at one moment: the owner is gone, pins are left.
     peak zombie_leases_peak,
     /// SIGIO signals sent to lease holders.
     sum sigio_sent,
-    /// Processes killed by the design when a lease break timed out.
+    /// Processes killed: because a lease break timed out, or by the administrator because close()
+    /// hung.
     sum processes_killed,
-    /// Memory regions aborted by revocation or a lost lease.
+    /// Memory regions aborted by revocation or because a lease was lost.
     sum mrs_aborted,
-    /// Cycles of waits without a waker or deadline.
+    /// Calls refused with EDEADLK because their wait would have completed a cycle of waits.
     sum deadlocks,
-    /// Pins undone and tried again because the file's layout had changed meanwhile.
+    /// Pins that were undone and retried because the file's layout changed meanwhile.
     sum pin_retries,
-    /// Closes of a page range that met a pin.
+    /// Closes of a page range that found a pin.
     sum closes_met_pin,
     /// Lease breaks started.
     sum lease_breaks,
-    /// Lease breaks that ran into their deadline.
+    /// Lease breaks that reached their deadline.
     sum lease_timeouts,
     /// Read calls finished.
     sum reads,

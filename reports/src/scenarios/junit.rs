@@ -1,16 +1,16 @@
 //! Results of scenarios as JUnit XML, for CI systems.
 //!
-//! It owns the mapping: a test suite for each scenario, a test case for each design; what is not applicable or not run is
-//! skipped, what is inconclusive is an error.
+//! Each scenario is a test suite and each design a test case. A cell that is not applicable or did
+//! not run is `skipped`; an inconclusive cell is an `error`.
 
 use quick_junit::{NonSuccessKind, Report, TestCase, TestCaseStatus, TestSuite};
 
-use super::{Cell, CellVerdict, ScenarioReport};
+use super::report::{CellVerdict, ScenarioCell, ScenarioReport};
 
 /// The report as a JUnit document.
 ///
 /// # Errors
-/// None for text without characters that XML can't hold.
+/// Only if the text contains characters that XML cannot represent.
 pub fn junit(report: &ScenarioReport) -> Result<String, std::fmt::Error> {
     let mut document = Report::new("daxlab scenarios");
     for row in &report.scenarios {
@@ -25,7 +25,7 @@ pub fn junit(report: &ScenarioReport) -> Result<String, std::fmt::Error> {
     document.to_string().map_err(|_| std::fmt::Error)
 }
 
-fn status(cell: &Cell) -> TestCaseStatus {
+fn status(cell: &ScenarioCell) -> TestCaseStatus {
     let why = cell.failure.as_ref();
     match cell.verdict {
         CellVerdict::Passed => TestCaseStatus::success(),

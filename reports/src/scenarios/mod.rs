@@ -1,118 +1,15 @@
-//! Results of scenarios: what was stated, what came out, under each design.
+//! Results of scenarios: the expected and the actual outcome under each design.
 //!
-//! It owns the three formats: text for people ([`text`]), JSON (these types, serialised), JUnit XML ([`junit`]). Invariant: a
-//! cell has exactly one verdict; what was not run is never counted as passed. Kernel counterpart: kselftest's TAP.
+//! This layer owns three formats: text for people ([`text()`]), JSON ([`ScenarioReport`],
+//! serialised) and JUnit XML ([`junit()`]). Invariant: a cell has exactly one verdict, and a cell
+//! that did not run is never counted as passed. Kernel counterpart: kselftest's TAP.
 
 mod junit;
+mod report;
+#[cfg(test)]
+mod tests;
 mod text;
 
 pub use junit::junit;
+pub use report::{CellFailure, CellVerdict, ScenarioCell, ScenarioReport, ScenarioRow};
 pub use text::{line, text};
-
-use serde::Serialize;
-
-/// How a scenario ended under one design.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum CellVerdict {
-    /// Every outcome was as stated.
-    Passed,
-    /// The design refuses the setup, as stated.
-    NotApplicable,
-    /// An outcome was not as stated, or an invariant was broken.
-    Failed,
-    /// The machine can't run it.
-    NotRun,
-    /// Whether a call was blocked could not be told.
-    Inconclusive,
-}
-
-/// One scenario under one design.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Cell {
-    /// The design.
-    pub design: String,
-    /// How it ended.
-    pub verdict: CellVerdict,
-    /// The outcome of its question; for what is not applicable the refusal.
-    pub outcome: String,
-    /// What failed, or why it was not run: the line, expected, got, and the machine's state.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub failure: Option<CellFailure>,
-}
-
-/// What failed.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct CellFailure {
-    /// 1-based line of the scenario; 0 if no line is to blame.
-    pub line: usize,
-    /// The line.
-    pub text: String,
-    /// What was stated.
-    pub expected: String,
-    /// What came out; or why it was not run.
-    pub got: String,
-    /// Leases, pins and blocked calls at that moment.
-    pub state: Vec<String>,
-}
-
-/// One scenario under all designs asked for.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct ScenarioRow {
-    /// `S18`.
-    pub id: String,
-    /// Its title.
-    pub title: String,
-    /// Where it was read from.
-    pub file: String,
-    /// In the order of [`ScenarioReport::designs`].
-    pub cells: Vec<Cell>,
-}
-
-/// All of them.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct ScenarioReport {
-    /// `daxlab-scenarios`.
-    pub schema: &'static str,
-    /// The version of the schema.
-    pub version: u32,
-    /// `simulation` or `linux`.
-    pub machine: String,
-    /// The designs, in order.
-    pub designs: Vec<String>,
-    /// The scenarios, in order.
-    pub scenarios: Vec<ScenarioRow>,
-}
-
-impl ScenarioReport {
-    /// A report without scenarios.
-    pub fn new(machine: &str, designs: Vec<String>) -> ScenarioReport {
-        ScenarioReport {
-            schema: "daxlab-scenarios",
-            version: 1,
-            machine: machine.to_owned(),
-            designs,
-            scenarios: Vec::new(),
-        }
-    }
-
-    /// How many cells have this verdict.
-    pub fn count(&self, verdict: CellVerdict) -> usize {
-        self.scenarios.iter().map(|row| row.count(verdict)).sum()
-    }
-
-    /// Whether anything failed.
-    pub fn failed(&self) -> bool {
-        self.count(CellVerdict::Failed) > 0
-    }
-}
-
-impl ScenarioRow {
-    /// How many cells have this verdict.
-    pub fn count(&self, verdict: CellVerdict) -> usize {
-        self.cells.iter().filter(|cell| cell.verdict == verdict).count()
-    }
-}
-
-#[cfg(test)]
-mod tests;

@@ -4,7 +4,7 @@ use super::*;
 
 fn report() -> ScenarioReport {
     let mut report = ScenarioReport::new("simulation", vec!["kara".into(), "odp".into(), "mainline".into()]);
-    let cell = |design: &str, verdict, outcome: &str, failure| Cell {
+    let cell = |design: &str, verdict, outcome: &str, failure| ScenarioCell {
         design: design.into(),
         verdict,
         outcome: outcome.into(),

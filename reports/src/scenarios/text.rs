@@ -1,12 +1,11 @@
-//! Results of scenarios for people.
-//!
-//! It owns one line a scenario, the failures in full, and the matrix scenario by design.
+//! Results of scenarios as text for people: one line per scenario, failures in full, and the matrix
+//! of scenarios and designs.
 
 use std::fmt::Write as _;
 
 use comfy_table::{ContentArrangement, LineStyle, Table, TableStyle};
 
-use super::{Cell, CellVerdict, ScenarioReport, ScenarioRow};
+use super::report::{CellVerdict, ScenarioCell, ScenarioReport, ScenarioRow};
 
 /// One line about a scenario: `S18   pass  munmap and close with live pins (7 passed, 3 n/a)`.
 pub fn line(row: &ScenarioRow) -> String {
@@ -30,7 +29,8 @@ pub fn line(row: &ScenarioRow) -> String {
     format!("{:<8} {word:<5} {} ({})", row.id, row.title, counts.join(", "))
 }
 
-/// Everything: lines, failures, the matrix, the sum. At most `width` columns.
+/// The whole report: lines, failures, the matrix, the totals. The matrix is at most `width` columns
+/// wide.
 pub fn text(report: &ScenarioReport, width: usize) -> String {
     let mut out = String::new();
     for row in &report.scenarios {
@@ -57,7 +57,7 @@ pub fn text(report: &ScenarioReport, width: usize) -> String {
     out
 }
 
-fn failure(out: &mut String, row: &ScenarioRow, cell: &Cell) {
+fn failure(out: &mut String, row: &ScenarioRow, cell: &ScenarioCell) {
     let Some(failure) = &cell.failure else { return };
     match cell.verdict {
         CellVerdict::Failed => {
@@ -75,7 +75,7 @@ fn failure(out: &mut String, row: &ScenarioRow, cell: &Cell) {
     }
 }
 
-/// Scenarios down, designs across.
+/// One row per scenario, one column per design.
 fn matrix(report: &ScenarioReport, width: usize) -> String {
     let mut table = Table::new();
     let underlined = TableStyle::new().header_separator(LineStyle::none().fill('─').junction('─'));
@@ -88,10 +88,10 @@ fn matrix(report: &ScenarioReport, width: usize) -> String {
     table.trim_fmt()
 }
 
-/// A cell in a few letters.
-fn shown(cell: &Cell) -> String {
+/// The short text of a cell.
+fn shown(cell: &ScenarioCell) -> String {
     match cell.verdict {
-        // Statuses are long words: they break at their underscores.
+        // Statuses are long words; spaces let the table wrap them.
         CellVerdict::Passed => cell.outcome.replace('_', " "),
         CellVerdict::NotApplicable => "n/a".to_owned(),
         CellVerdict::Failed => "FAIL".to_owned(),

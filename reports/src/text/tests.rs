@@ -1,10 +1,10 @@
 //! What the tables say, and how wide they are.
 
 use super::*;
-use crate::result::{Counters, JobSummary};
-use crate::sample;
+use crate::hdr::sample;
+use crate::result::{JobSummary, LatencySummary, RaceCounters};
 
-/// The line of `text` that starts with `name` and, being split, has `columns` words.
+/// The words of the line of `text` that starts with `name` and has `columns` words.
 fn row<'a>(text: &'a str, name: &str, columns: usize) -> Vec<&'a str> {
     text.lines()
         .map(|line| line.split_whitespace().collect::<Vec<_>>())
@@ -15,13 +15,13 @@ fn row<'a>(text: &'a str, name: &str, columns: usize) -> Vec<&'a str> {
 #[test]
 fn every_figure_of_a_design_is_in_its_rows() {
     let mut run = RunResult::new(9, JobSummary::new("j", 1_000_000_000, 2));
-    let mut design = DesignResult::new("mine", Verdict::Stalls);
+    let mut design = DesignResult::new("mine", RaceVerdict::Stalls);
     let mut next = 100;
     let mut number = || {
         next += 1;
         next
     };
-    design.counters = Counters {
+    design.counters = RaceCounters {
         truncate_attempts: number(),
         truncate_done: number(),
         truncate_etxtbsy: number(),
@@ -39,14 +39,14 @@ fn every_figure_of_a_design_is_in_its_rows() {
         processes_killed: number(),
         mrs_aborted: number(),
         deadlocks: number(),
-        ..Counters::default()
+        ..RaceCounters::default()
     };
     for operation in figures::OPERATIONS {
-        let latency = crate::LatencySummary { count: 1, p50: number(), p99: number(), p999: number(), max: number() };
+        let latency = LatencySummary { count: 1, p50: number(), p99: number(), p999: number(), max: number() };
         design.latency_ns.insert(operation.to_owned(), latency);
     }
     run.designs.push(design);
-    let text = tables(&run, &Options { width: 1000, ansi: false });
+    let text = tables(&run, &TableOptions { width: 1000, ansi: false });
     let want: Vec<String> = (101..=117).map(|n| if n == 109 { format!("{n}B") } else { n.to_string() }).collect();
     assert_eq!(
         row(&text, "mine", 20),
@@ -60,7 +60,7 @@ fn every_figure_of_a_design_is_in_its_rows() {
 fn tables_stay_within_the_width_and_lose_no_column() {
     let (run, _) = sample::run();
     for width in [60, 80, 100, 120, 160, 240] {
-        let text = tables(&run, &Options { width, ansi: false });
+        let text = tables(&run, &TableOptions { width, ansi: false });
         let body = text.split("\n  verdict ").next().unwrap();
         let widest = body.lines().map(|line| line.chars().count()).max().unwrap();
         assert!(widest <= width, "{widest} columns instead of {width}:\n{body}");
@@ -69,14 +69,14 @@ fn tables_stay_within_the_width_and_lose_no_column() {
         }
         assert_eq!(body.split_whitespace().filter(|word| *word == "p99.9").count(), 5, "at {width}");
     }
-    let tables_at = |width| tables(&run, &Options { width, ansi: false }).matches("\ndesign ").count();
+    let tables_at = |width| tables(&run, &TableOptions { width, ansi: false }).matches("\ndesign ").count();
     assert_eq!((tables_at(100), tables_at(160)), (4, 2));
 }
 
 #[test]
 fn titles_stand_over_their_columns() {
     let (run, _) = sample::run();
-    let text = tables(&run, &Options { width: 1000, ansi: false });
+    let text = tables(&run, &TableOptions { width: 1000, ansi: false });
     let lines: Vec<Vec<char>> = text.lines().map(|line| line.chars().collect()).collect();
     for (titles, heads) in lines.iter().zip(&lines[1..]).filter(|(_, heads)| heads.starts_with(&['d', 'e', 's', 'i'])) {
         let starts = (1..titles.len()).filter(|&i| titles[i - 1] == ' ' && titles[i].is_alphabetic());
@@ -92,10 +92,10 @@ fn escapes_appear_only_when_asked_for() {
     let (mut run, _) = sample::run();
     run.designs[1].name = "evil\u{1b}[2J\nname".to_owned();
     run.designs[1].push_violation("line\u{7}\nbreak");
-    let plain = tables(&run, &Options { width: 160, ansi: false });
+    let plain = tables(&run, &TableOptions { width: 160, ansi: false });
     assert!(plain.chars().all(|c| c == '\n' || !c.is_control()), "{plain:?}");
     assert!(plain.contains("evil\u{fffd}[2J\u{fffd}name"), "{plain}");
-    let coloured = tables(&run, &Options { width: 160, ansi: true });
+    let coloured = tables(&run, &TableOptions { width: 160, ansi: true });
     assert!(coloured.contains("\u{1b}["));
     let mut stripped = String::new();
     let mut parts = coloured.split('\u{1b}');
@@ -107,21 +107,21 @@ fn escapes_appear_only_when_asked_for() {
 #[test]
 fn broken_invariants_are_listed_and_counted() {
     let (mut run, _) = sample::run();
-    assert!(!tables(&run, &Options::default()).contains("broken"));
+    assert!(!tables(&run, &TableOptions::default()).contains("broken"));
     (0..300).for_each(|n| run.designs[2].push_violation(format!("page {n} freed while pinned")));
-    let text = tables(&run, &Options::default());
+    let text = tables(&run, &TableOptions::default());
     assert!(text.contains("rfc-v2: 300 broken\n  page 0 freed while pinned\n"), "{text}");
     assert!(text.contains("  … and 295 more\n"), "{text}");
     assert!(text.contains("  broken   broken invariants"), "{text}");
 }
 
 #[test]
-fn a_run_without_designs_and_calls_without_times_are_said() {
+fn a_run_without_designs_and_calls_without_times_are_shown() {
     let mut run = RunResult::new(1, JobSummary::new("none", 0, 1));
     run.interrupted = true;
-    let text = tables(&run, &Options::default());
+    let text = tables(&run, &TableOptions::default());
     assert!(text.contains("interrupted") && text.ends_with("no design ran\n"), "{text}");
-    run.designs.push(DesignResult::new("idle", Verdict::Safe));
-    let text = tables(&run, &Options::default());
+    run.designs.push(DesignResult::new("idle", RaceVerdict::Safe));
+    let text = tables(&run, &TableOptions::default());
     assert!(text.contains('–') && text.contains("safe"), "{text}");
 }

@@ -9,7 +9,7 @@ use std::rc::Rc;
 use crate::input::InputError;
 use emulator::sync::{Mutex, thread};
 use fs_sim::design::{Axes, LeaseRules, presets};
-use reports::scenarios::{Cell, ScenarioReport};
+use reports::scenarios::{ScenarioCell, ScenarioReport};
 
 use super::{BreakTime, Host, Linux, LinuxConfig, LongBreakTime};
 use crate::ops::Verb;
@@ -43,7 +43,7 @@ pub fn run_on_linux(scenarios: &[Scenario], program: &Path, dir: &Path) -> Resul
         run::check(scenario, std::slice::from_ref(&subject))?;
     }
     let config = LinuxConfig { program: PathBuf::from(program), dir: PathBuf::from(dir), break_time: None };
-    let mut cells: Vec<Option<Result<Cell, InputError>>> = scenarios.iter().map(|_| None).collect();
+    let mut cells: Vec<Option<Result<ScenarioCell, InputError>>> = scenarios.iter().map(|_| None).collect();
     let (timed, plain): (Vec<usize>, Vec<usize>) = (0..scenarios.len()).partition(|n| time_passes(&scenarios[*n]));
     let host = Host::start(config.clone());
     // Nobody else shortens the host's break time while breaks are not to time out.
@@ -77,7 +77,7 @@ pub fn run_on_linux(scenarios: &[Scenario], program: &Path, dir: &Path) -> Resul
     Ok(report)
 }
 
-fn one(scenario: &Scenario, subject: &Subject, host: &Result<Rc<Host>, Trouble>) -> Result<Cell, InputError> {
+fn one(scenario: &Scenario, subject: &Subject, host: &Result<Rc<Host>, Trouble>) -> Result<ScenarioCell, InputError> {
     let machine = match host {
         Ok(host) => Linux::new(host, &scenario.setup, &programs(scenario)),
         Err(trouble) => Err(trouble.clone()),

@@ -7,7 +7,7 @@ use emulator::sync::Arc;
 use fs_sim::design::Axis;
 use fs_sim::pinning::dma::StaleFinding;
 use rdma_sim::Nic;
-use reports::{DesignResult, OpLatencies, Verdict, result};
+use reports::{DesignResult, OpLatencies, RaceVerdict, result};
 
 use super::DesignRun;
 use super::arena::Arena;
@@ -78,22 +78,22 @@ fn waits(arena: &Arena) -> bool {
 }
 
 /// The judgement in one word: the worst that was seen.
-fn verdict(corrupts: bool, refuses: bool, stalls: bool) -> Verdict {
+fn verdict(corrupts: bool, refuses: bool, stalls: bool) -> RaceVerdict {
     match (corrupts, refuses, stalls) {
-        (true, ..) => Verdict::Corrupts,
-        (_, true, _) => Verdict::Refuses,
-        (.., true) => Verdict::Stalls,
-        _ => Verdict::Safe,
+        (true, ..) => RaceVerdict::Corrupts,
+        (_, true, _) => RaceVerdict::Refuses,
+        (.., true) => RaceVerdict::Stalls,
+        _ => RaceVerdict::Safe,
     }
 }
 
 /// The actors' counters, and the machine's own.
-fn counters(arena: &Arena, ended: &Ended) -> reports::Counters {
+fn counters(arena: &Arena, ended: &Ended) -> reports::RaceCounters {
     let kernel = &arena.kernel.counters;
     let nic = Nic::of(&arena.kernel);
     // Killed by their own choice, or by the end of the run: not the design's doing.
     let not_by_design = ended.tally.chosen_kills + ended.killed_at_end;
-    reports::Counters {
+    reports::RaceCounters {
         stale_dma: kernel.stale_dma.get(),
         orphan_dma: kernel.orphan_dma.get(),
         orphaned_blocks_peak: arena.kernel.usage().orphaned_peak,
@@ -110,7 +110,7 @@ fn counters(arena: &Arena, ended: &Ended) -> reports::Counters {
     }
 }
 
-fn told(finding: StaleFinding) -> reports::Finding {
+fn told(finding: StaleFinding) -> reports::ReportedFinding {
     let owner = |(ino, block): (fs_sim::base::numbers::Ino, u64)| format!("inode {} block {block}", ino.0);
     let region = match &finding.region {
         Some(info) => {
@@ -128,7 +128,7 @@ fn told(finding: StaleFinding) -> reports::Finding {
     };
     let old_owner = owner(finding.old_owner);
     let new_owner = finding.new_owner.map_or_else(|| "nobody".to_owned(), owner);
-    reports::Finding {
+    reports::ReportedFinding {
         kind: "stale_dma".to_owned(),
         detail: format!("device page {} was reached for {old_owner} and belongs to {new_owner}", finding.page),
         region,
@@ -144,9 +144,9 @@ mod tests {
 
     #[test]
     fn the_worst_that_was_seen_is_the_verdict() {
-        assert_eq!(verdict(true, true, true), Verdict::Corrupts);
-        assert_eq!(verdict(false, true, true), Verdict::Refuses);
-        assert_eq!(verdict(false, false, true), Verdict::Stalls);
-        assert_eq!(verdict(false, false, false), Verdict::Safe);
+        assert_eq!(verdict(true, true, true), RaceVerdict::Corrupts);
+        assert_eq!(verdict(false, true, true), RaceVerdict::Refuses);
+        assert_eq!(verdict(false, false, true), RaceVerdict::Stalls);
+        assert_eq!(verdict(false, false, false), RaceVerdict::Safe);
     }
 }

@@ -6,7 +6,7 @@
 
 use emulator::clock::Nanos;
 use fs_sim::{Errno, Task};
-use reports::{Counters, Latency, OpLatencies};
+use reports::{Latency, OpLatencies, RaceCounters};
 
 use crate::oracle::Foreign;
 
@@ -42,7 +42,7 @@ pub(super) fn is_refusal(errno: Errno) -> bool {
 /// See the module.
 #[derive(Debug, Default)]
 pub(super) struct Tally {
-    pub(super) counters: Counters,
+    pub(super) counters: RaceCounters,
     latencies: [Latency; 5],
     /// Reads that returned a word nobody entitled wrote.
     pub(super) foreign_reads: u64,

@@ -6,7 +6,7 @@ use crate::choices::Choices;
 use emulator::sync::thread;
 use emulator::wait::{WaitFor, WaitQueue};
 use fs_sim::design::{ChangeRule, LastCloseRule, PinGate, presets};
-use reports::Verdict;
+use reports::RaceVerdict;
 use std::task::Poll;
 
 /// Long enough that a run always ends by something else.
@@ -67,21 +67,21 @@ fn every_preset_comes_to_the_verdict_that_its_axes_imply_and_breaks_nothing() {
         let counters = &result.counters;
         let axes = &preset.axes;
         let expected = match () {
-            () if axes.stranger_change == ChangeRule::Proceed => Verdict::Corrupts,
-            () if axes.pin_gate == PinGate::Refuse => Verdict::Refuses,
-            () if axes.last_close_while_pinned == Some(LastCloseRule::WaitKillable) => Verdict::Stalls,
-            () => Verdict::Safe,
+            () if axes.stranger_change == ChangeRule::Proceed => RaceVerdict::Corrupts,
+            () if axes.pin_gate == PinGate::Refuse => RaceVerdict::Refuses,
+            () if axes.last_close_while_pinned == Some(LastCloseRule::WaitKillable) => RaceVerdict::Stalls,
+            () => RaceVerdict::Safe,
         };
         assert_eq!(result.verdict, expected, "{name}: {counters:?}");
-        assert_eq!(counters.stale_dma > 0, expected == Verdict::Corrupts, "{name}");
+        assert_eq!(counters.stale_dma > 0, expected == RaceVerdict::Corrupts, "{name}");
         assert!(counters.truncate_done > 0 && counters.punch_done > 0, "{name}: {counters:?}");
         assert!(counters.reads > 0 && counters.writes > 0 && counters.extends > 0, "{name}: {counters:?}");
         assert!(counters.pin_retries > 0, "{name}: nobody met");
-        let refuses = expected == Verdict::Refuses;
+        let refuses = expected == RaceVerdict::Refuses;
         assert_eq!(counters.registrations_granted == 0, refuses, "{name}: {counters:?}");
         assert_eq!(counters.dma_operations == 0, refuses, "{name}: {counters:?}");
-        assert_eq!(counters.processes_killed > 0, expected == Verdict::Stalls, "{name}: {counters:?}");
-        if expected != Verdict::Corrupts {
+        assert_eq!(counters.processes_killed > 0, expected == RaceVerdict::Stalls, "{name}: {counters:?}");
+        if expected != RaceVerdict::Corrupts {
             assert!(counters.closes_met_pin > 0, "{name}: no close met a pin");
         }
         let times = &result.latency_ns;

@@ -8,7 +8,7 @@ use crate::input::{InputError, Source};
 use emulator::sync::atomic::{AtomicUsize, Ordering};
 use emulator::sync::{Mutex, thread};
 use fs_sim::Sabotage;
-use reports::scenarios::{Cell, CellFailure, CellVerdict, ScenarioReport, ScenarioRow};
+use reports::scenarios::{CellFailure, CellVerdict, ScenarioCell, ScenarioReport, ScenarioRow};
 
 use super::Scenario;
 use super::condition::Subject;
@@ -63,7 +63,7 @@ pub fn run_simulated(
     }
     let cells = scenarios.len() * subjects.len();
     let next = AtomicUsize::new(0);
-    let done: Mutex<Vec<Option<Result<Cell, InputError>>>> = Mutex::new((0..cells).map(|_| None).collect());
+    let done: Mutex<Vec<Option<Result<ScenarioCell, InputError>>>> = Mutex::new((0..cells).map(|_| None).collect());
     let threads = thread::parallelism().min(cells.max(1));
     thread::scope(|scope| {
         for _ in 0..threads {
@@ -84,14 +84,14 @@ pub fn run_simulated(
     let mut cells = std::mem::take(&mut *done.lock()).into_iter().flatten();
     let mut report = ScenarioReport::new("simulation", subjects.iter().map(|subject| subject.name.clone()).collect());
     for scenario in scenarios {
-        let cells: Vec<Cell> = cells.by_ref().take(subjects.len()).collect::<Result<_, _>>()?;
+        let cells: Vec<ScenarioCell> = cells.by_ref().take(subjects.len()).collect::<Result<_, _>>()?;
         report.scenarios.push(row(scenario, cells));
     }
     Ok(report)
 }
 
 /// A row of a report.
-pub fn row(scenario: &Scenario, cells: Vec<Cell>) -> ScenarioRow {
+pub fn row(scenario: &Scenario, cells: Vec<ScenarioCell>) -> ScenarioRow {
     ScenarioRow {
         id: scenario.id.clone(),
         title: scenario.title.clone(),
@@ -108,7 +108,7 @@ pub fn cell(
     scenario: &Scenario,
     subject: &Subject,
     machine: Result<Box<dyn Machine + '_>, Trouble>,
-) -> Result<Cell, InputError> {
+) -> Result<ScenarioCell, InputError> {
     let machine = match machine {
         Ok(machine) => machine,
         Err(Trouble::Script(what)) => return Err(scenario.source.error_overall(what)),
@@ -124,15 +124,20 @@ pub fn cell(
                     seen.push(outcome);
                 }
             }
-            Cell { design: subject.name.clone(), verdict: CellVerdict::Passed, outcome: seen.join(", "), failure: None }
+            ScenarioCell {
+                design: subject.name.clone(),
+                verdict: CellVerdict::Passed,
+                outcome: seen.join(", "),
+                failure: None,
+            }
         }
-        Verdict::NotApplicable { step, outcome } => Cell {
+        Verdict::NotApplicable { step, outcome } => ScenarioCell {
             design: subject.name.clone(),
             verdict: CellVerdict::NotApplicable,
             outcome: format!("{step}: {outcome}"),
             failure: None,
         },
-        Verdict::Failed(failure) => Cell {
+        Verdict::Failed(failure) => ScenarioCell {
             design: subject.name.clone(),
             verdict: CellVerdict::Failed,
             outcome: failure.got.clone(),
@@ -149,7 +154,7 @@ pub fn cell(
     })
 }
 
-fn told(subject: &Subject, verdict: CellVerdict, why: String) -> Cell {
+fn told(subject: &Subject, verdict: CellVerdict, why: String) -> ScenarioCell {
     let failure = CellFailure { got: why, ..CellFailure::default() };
-    Cell { design: subject.name.clone(), verdict, outcome: String::new(), failure: Some(failure) }
+    ScenarioCell { design: subject.name.clone(), verdict, outcome: String::new(), failure: Some(failure) }
 }

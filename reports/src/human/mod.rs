@@ -1,13 +1,14 @@
-//! Numbers as people read them: `12.3k`, `1.20M`, `840ns`, `12.4µs`, `3.41GiB`.
+//! Numbers and lines of text as people read them: `12.3k`, `1.20M`, `840ns`, `12.4µs`, `3.41GiB`.
 //!
-//! Invariant: three significant digits, never more than seven characters up to the largest `u64`, and a number just under
-//! a unit boundary rounds into the next unit (`999_999` is `1.00M`, never `1000k`).
+//! Invariant: a count or a size has three significant digits and at most seven characters, up to
+//! the largest `u64`. A number just under a unit boundary rounds into the next unit: `999_999` is
+//! `1.00M`, never `1000k`. There is no kernel counterpart: the kernel prints exact numbers.
 
-/// Scales `value` by `step` until it prints under 1000, or under `step` units.
+/// Divides `value` by `step` until it prints as less than 1000, and appends the unit.
 fn scaled(value: u64, step: f64, units: &[&str]) -> String {
     let mut scaled = value as f64;
     let mut index = 0;
-    // 999.5 would print as "1000": such a value belongs to the next unit.
+    // 999.5 would print as "1000": show such a value in the next unit.
     while scaled >= 999.5 && index + 1 < units.len() {
         scaled /= step;
         index += 1;
@@ -58,7 +59,7 @@ pub fn bytes(value: u64) -> String {
 /// assert_eq!(nanoseconds(3_600_000_000_000), "60.0m");
 /// ```
 pub fn nanoseconds(value: u64) -> String {
-    // From 120 s on, minutes and hours say more than thousands of seconds.
+    // From 120 s on, minutes and hours are easier to read than thousands of seconds.
     const SECOND: u64 = 1_000_000_000;
     match value {
         0..=119_999_999_999 => scaled(value, 1000.0, &["ns", "µs", "ms", "s"]),
@@ -67,7 +68,8 @@ pub fn nanoseconds(value: u64) -> String {
     }
 }
 
-/// A tick of a latency axis, given in nanoseconds and a power of ten: `1ns`, `10µs`, `100ms`, `1000s`.
+/// The label of a tick of a latency axis. `value` is a power of ten, in nanoseconds: `1ns`,
+/// `10µs`, `100ms`, `1000s`.
 pub(crate) fn tick(value: u64) -> String {
     let (divisor, unit) = match value {
         0..=999 => (1, "ns"),
@@ -76,6 +78,19 @@ pub(crate) fn tick(value: u64) -> String {
         _ => (1_000_000_000, "s"),
     };
     format!("{}{unit}", value / divisor)
+}
+
+/// Text for one line of a page or a terminal: replaces control characters, and cuts the text to
+/// `most` characters, the last of which is then an ellipsis.
+pub(crate) fn one_line(text: &str, most: usize) -> String {
+    let clean = |c: char| if c.is_control() { '\u{fffd}' } else { c };
+    let mut chars = text.chars();
+    let mut line: String = chars.by_ref().take(most).map(clean).collect();
+    if chars.next().is_some() {
+        line.pop();
+        line.push('…');
+    }
+    line
 }
 
 #[cfg(test)]

@@ -1,44 +1,47 @@
-//! The comparison on a terminal: rows are designs, columns are figures, in as many tables as the width needs.
+//! The comparison on a terminal: rows are designs, columns are figures, in as many tables as the
+//! width requires.
 //!
-//! Groups of columns are never torn apart: a group that doesn't fit beside the others opens the next table, which repeats the
-//! designs' names. At 100 columns ten designs take four tables, at 160 columns two. Invariant: no line is wider than asked
-//! unless a single group is, and without `ansi` there is no escape sequence and no control character but line ends, whatever
-//! a design is called.
+//! A group of columns is never split. A group that does not fit beside the others starts the next
+//! table, which repeats the designs' names. At 100 columns ten designs take four tables, at 160
+//! columns two. Invariant: no line of a table is wider than asked, unless a single group is wider.
+//! Without `ansi` the text contains no escape sequence, and no control character except line ends,
+//! whatever a design is called. There is no kernel counterpart.
 
 use comfy_table::{CellAlignment, Color, ContentArrangement, Table, presets};
 
-use crate::figures::{self, Column, Group, Tone};
+use crate::figures::{self, FigureColumn, FigureGroup, FigureTone};
 use crate::human;
-use crate::result::{DesignResult, RunResult, Verdict};
+use crate::result::{DesignResult, RaceVerdict, RunResult};
 
 /// How to print.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Options {
+pub struct TableOptions {
     /// Columns of the terminal.
     pub width: usize,
-    /// Colour by escape sequences; only for a terminal. Colours repeat what the text says.
+    /// Colour the text by escape sequences; for terminals only. Colours repeat what the text says.
     pub ansi: bool,
 }
 
-impl Default for Options {
-    /// 100 columns, no escape sequences: right for files and pipes.
+impl Default for TableOptions {
+    /// 100 columns, no escape sequences: for files and pipes.
     fn default() -> Self {
-        Options { width: 100, ansi: false }
+        TableOptions { width: 100, ansi: false }
     }
 }
 
-/// Characters of a design's name that are shown.
+/// The longest part of a design's name that is shown, in characters.
 const NAME_MAX: usize = 24;
 
-/// Blanks between columns, and in front of a group.
+/// Blanks between two columns, and before a group.
 const GAP: usize = 1;
 const GROUP_GAP: usize = 2;
 
 /// Violations printed for one design; the rest is in result.json.
 const VIOLATIONS_SHOWN: usize = 5;
 
-/// All of the comparison: what ran, the tables, broken invariants, notes on the columns. Ends with a line end.
-pub fn tables(run: &RunResult, options: &Options) -> String {
+/// The whole comparison: what ran, the tables, broken invariants, notes on the columns. Ends with a
+/// line end.
+pub fn tables(run: &RunResult, options: &TableOptions) -> String {
     let mut out = header(run);
     if run.designs.is_empty() {
         out.push_str("no design ran\n");
@@ -60,36 +63,36 @@ pub fn tables(run: &RunResult, options: &Options) -> String {
 /// What ran: `race default: seed 42, 10.0s a design, 2 threads`.
 fn header(run: &RunResult) -> String {
     let job = &run.job;
-    let ended = if run.interrupted { " · interrupted, figures are of the part that ran" } else { "" };
+    let ended = if run.interrupted { " · interrupted: figures are of the part that ran" } else { "" };
     format!(
         "race {}: seed {} · {} a design · {} threads{ended}\n",
-        figures::one_line(&job.name, 60),
+        human::one_line(&job.name, 60),
         run.seed,
         human::nanoseconds(job.duration_ns),
         job.threads
     )
 }
 
-fn column_width(column: &Column) -> usize {
+fn column_width(column: &FigureColumn) -> usize {
     let cells = column.cells.iter().map(|cell| cell.text.chars().count());
     cells.chain([column.head.chars().count()]).max().unwrap_or(0)
 }
 
-/// Width of a group with the gap in front of it; a long title widens it.
-fn group_width(group: &Group) -> usize {
+/// The width of a group with the gap before it, in columns. A long title widens the group.
+fn group_width(group: &FigureGroup) -> usize {
     let columns: usize = group.columns.iter().map(column_width).sum();
     let gaps = GAP * group.columns.len().saturating_sub(1);
     GROUP_GAP + (columns + gaps).max(group.title.chars().count())
 }
 
 fn name(design: &DesignResult) -> String {
-    figures::one_line(&design.name, NAME_MAX)
+    human::one_line(&design.name, NAME_MAX)
 }
 
-/// Deals groups out to tables, in order, as many to a table as fit.
-fn pack<'a>(groups: &'a [Group], designs: &[DesignResult], width: usize) -> Vec<Vec<&'a Group>> {
+/// Distributes groups over tables, in order, as many per table as fit.
+fn pack<'a>(groups: &'a [FigureGroup], designs: &[DesignResult], width: usize) -> Vec<Vec<&'a FigureGroup>> {
     let names = designs.iter().map(|design| name(design).chars().count()).chain([6]).max().unwrap_or(6);
-    let mut tables: Vec<Vec<&Group>> = Vec::new();
+    let mut tables: Vec<Vec<&FigureGroup>> = Vec::new();
     let mut used = 0;
     for group in groups {
         let wanted = group_width(group);
@@ -105,8 +108,8 @@ fn pack<'a>(groups: &'a [Group], designs: &[DesignResult], width: usize) -> Vec<
     tables
 }
 
-/// One table with a line of group titles on top.
-fn table(groups: &[&Group], designs: &[DesignResult], ansi: bool) -> String {
+/// One table with a line of group titles above it.
+fn table(groups: &[&FigureGroup], designs: &[DesignResult], ansi: bool) -> String {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
     if ansi {
@@ -114,7 +117,7 @@ fn table(groups: &[&Group], designs: &[DesignResult], ansi: bool) -> String {
     } else {
         table.force_no_tty();
     }
-    let columns: Vec<&Column> = groups.iter().flat_map(|group| &group.columns).collect();
+    let columns: Vec<&FigureColumn> = groups.iter().flat_map(|group| &group.columns).collect();
     table.set_header(["design"].into_iter().chain(columns.iter().map(|column| column.head)));
     for (index, design) in designs.iter().enumerate() {
         let mut row = vec![comfy_table::Cell::new(name(design))];
@@ -160,15 +163,15 @@ fn table(groups: &[&Group], designs: &[DesignResult], ansi: bool) -> String {
     out
 }
 
-fn styled(cell: &figures::Cell) -> comfy_table::Cell {
+fn styled(cell: &figures::FigureCell) -> comfy_table::Cell {
     let shown = comfy_table::Cell::new(&cell.text);
     match cell.tone {
-        Tone::Plain => shown,
-        Tone::Faint => shown.fg(Color::DarkGrey),
-        Tone::Alarm | Tone::Verdict(Verdict::Corrupts) => shown.fg(Color::Red),
-        Tone::Verdict(Verdict::Safe) => shown.fg(Color::Green),
-        Tone::Verdict(Verdict::Refuses) => shown.fg(Color::Yellow),
-        Tone::Verdict(Verdict::Stalls) => shown.fg(Color::Magenta),
+        FigureTone::Plain => shown,
+        FigureTone::Faint => shown.fg(Color::DarkGrey),
+        FigureTone::Alarm | FigureTone::Verdict(RaceVerdict::Corrupts) => shown.fg(Color::Red),
+        FigureTone::Verdict(RaceVerdict::Safe) => shown.fg(Color::Green),
+        FigureTone::Verdict(RaceVerdict::Refuses) => shown.fg(Color::Yellow),
+        FigureTone::Verdict(RaceVerdict::Stalls) => shown.fg(Color::Magenta),
     }
 }
 
@@ -179,7 +182,7 @@ fn violations(designs: &[DesignResult]) -> String {
         out.push_str(&format!("\n{}: {} broken\n", name(design), human::count(design.violation_count())));
         let shown = design.violations.iter().take(VIOLATIONS_SHOWN);
         for violation in shown {
-            out.push_str(&format!("  {}\n", figures::one_line(violation, 400)));
+            out.push_str(&format!("  {}\n", human::one_line(violation, 400)));
         }
         let more = design.violation_count().saturating_sub(design.violations.len().min(VIOLATIONS_SHOWN) as u64);
         if more > 0 {
@@ -189,8 +192,8 @@ fn violations(designs: &[DesignResult]) -> String {
     out
 }
 
-/// A line on each column.
-fn notes(outcomes: &[Group], designs: &[DesignResult]) -> String {
+/// One line about each column.
+fn notes(outcomes: &[FigureGroup], designs: &[DesignResult]) -> String {
     let mut out = String::from("\n");
     let mut note = |head: &str, note: &str| out.push_str(&format!("  {head:<8} {note}\n"));
     for column in outcomes.iter().flat_map(|group| &group.columns) {

@@ -1,10 +1,17 @@
-//! What is in the folder after success, and after every kind of failure.
+//! The folder's contents after success and after every kind of failure.
 
+use std::fs::{self, File};
+use std::io::{self, BufWriter, Write as _};
+use std::path::Path;
+use std::time::Duration;
+
+use super::staged::StagedFiles;
 use super::*;
-use crate::result::{DesignResult, JobSummary, Verdict};
-use crate::sample;
+use crate::hdr::{OpLatencies, sample};
+use crate::html;
+use crate::result::{DesignResult, JobSummary, RaceVerdict, RunResult};
 
-/// All names in a folder, hidden ones too, sorted.
+/// All names in a folder, also hidden ones, sorted.
 fn names(dir: &Path) -> Vec<String> {
     let mut names: Vec<String> =
         fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
@@ -17,7 +24,7 @@ fn small_run(designs: &[&str], operations: &[&str]) -> (RunResult, Vec<OpLatenci
     operations.iter().for_each(|operation| latencies.record(operation, 777, false));
     let mut run = RunResult::new(1, JobSummary::new("small", 1_000, 1));
     for name in designs {
-        let mut design = DesignResult::new(name, Verdict::Safe);
+        let mut design = DesignResult::new(name, RaceVerdict::Safe);
         design.latency_ns = latencies.summaries();
         design.elapsed_ns = 2_500_000_000;
         run.designs.push(design);
@@ -66,7 +73,7 @@ fn a_second_run_replaces_the_first() {
 }
 
 #[test]
-fn file_names_are_safe_and_never_meet() {
+fn file_names_are_safe_and_never_equal() {
     let there = tempfile::tempdir().unwrap();
     let long = "x".repeat(500);
     let designs =
@@ -123,14 +130,14 @@ fn a_folder_in_a_files_place_leaves_all_else_untouched() {
 }
 
 #[test]
-fn a_rename_that_fails_takes_back_new_files() {
+fn a_rename_that_fails_removes_new_files() {
     let there = tempfile::tempdir().unwrap();
     fs::write(there.path().join("old"), "old").unwrap();
-    let mut staged = Staged::default();
+    let mut staged = StagedFiles::default();
     for name in ["old", "new", "blocked", "never"] {
         staged.add(there.path(), name, |out| out.write_all(b"contents")).unwrap();
     }
-    // Somebody puts a folder there after it was looked at.
+    // Another process creates a folder of this name after the check in `add`.
     fs::create_dir(there.path().join("blocked")).unwrap();
     let error = staged.publish().unwrap_err().to_string();
     assert!(error.contains("blocked"), "{error}");
@@ -140,7 +147,7 @@ fn a_rename_that_fails_takes_back_new_files() {
 #[test]
 fn a_failing_writer_leaves_no_temporary_file() {
     let there = tempfile::tempdir().unwrap();
-    let mut staged = Staged::default();
+    let mut staged = StagedFiles::default();
     staged.add(there.path(), "first", |out| out.write_all(b"x")).unwrap();
     let full = |_: &mut BufWriter<File>| Err(io::Error::from(io::ErrorKind::StorageFull));
     let error = staged.add(there.path(), "second", full).unwrap_err().to_string();
