@@ -43,7 +43,7 @@ impl Frontend {
 
 /// What happens to the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Event {
+enum QpEvent {
     Truncate,
     Exit,
 }
@@ -55,7 +55,7 @@ fn config(preset: &str, sabotage: Sabotage) -> KernelConfig {
 
 /// A server exports its file and a guest maps it, for as long as it likes; meanwhile a stranger truncates the file, or another
 /// thread ends the server. As long as the guest has it mapped it is the file's.
-fn guest_against(event: Event, config: KernelConfig) {
+fn guest_against(event: QpEvent, config: KernelConfig) {
     let leases = usize::from(matches!(config.axes.pin_gate, PinGate::Lease | PinGate::Unbreakable));
     let device = Device::memory(2 << 20).unwrap();
     let kernel = Kernel::new(Arc::new(World::manual(1)), device, config).unwrap();
@@ -66,7 +66,7 @@ fn guest_against(event: Event, config: KernelConfig) {
 
     let (stranger, another) = (kernel.spawn(), server.thread());
     let happening = thread::spawn(move || {
-        if event == Event::Truncate {
+        if event == QpEvent::Truncate {
             let truncated = stranger.truncate("data", 0);
             assert!(matches!(truncated, Ok(()) | Err(Errno::ETXTBSY)), "{truncated:?}");
         } else {
@@ -85,7 +85,7 @@ fn guest_against(event: Event, config: KernelConfig) {
             assert!(matches!(export.flush(&kernel), Ok(()) | Err(Errno::EIO)));
         }
         assert_eq!(export.exposure(&kernel), Exposure::default(), "while it is mapped");
-        if event == Event::Exit {
+        if event == QpEvent::Exit {
             server.exit();
             happening.join().unwrap();
             let held = kernel.named("data").unwrap().leases().len();
@@ -109,7 +109,7 @@ fn guest_against(event: Event, config: KernelConfig) {
 const CHANGES: usize = 3;
 
 /// What the schedule of `seed` shows to be wrong, or nothing: see `shuttle_reg_mr`.
-fn failure(seed: u64, event: Event, config: KernelConfig) -> Option<String> {
+fn failure(seed: u64, event: QpEvent, config: KernelConfig) -> Option<String> {
     let run = || {
         let mut settings = shuttle::Config::new();
         settings.failure_persistence = shuttle::FailurePersistence::None;
@@ -135,7 +135,7 @@ fn no_schedule_exposes_what_a_guest_has_mapped() {
     let seeds = setting("DAXLAB_SEED").map_or(0..schedules, |seed| seed..seed + 1);
     for preset in ["odp", "revoke", "man-page"] {
         for seed in seeds.clone() {
-            for event in [Event::Truncate, Event::Exit] {
+            for event in [QpEvent::Truncate, QpEvent::Exit] {
                 if let Some(what) = failure(seed, event, config(preset, Sabotage::default())) {
                     panic!("{preset}, {event:?}, DAXLAB_SEED={seed}: {what}");
                 }
@@ -148,11 +148,11 @@ fn no_schedule_exposes_what_a_guest_has_mapped() {
 fn without_the_unmapping_a_schedule_fails() {
     let broken = || config("odp", Sabotage { no_unmap: true, ..Sabotage::default() });
     let (seed, first) = (0..50_000)
-        .find_map(|seed| failure(seed, Event::Truncate, broken()).map(|what| (seed, what)))
+        .find_map(|seed| failure(seed, QpEvent::Truncate, broken()).map(|what| (seed, what)))
         .expect("a mapping that nobody takes away meets a truncate sooner or later");
     assert!(first.contains("while it is mapped"), "seed {seed}: {first}");
     assert_eq!(
-        failure(seed, Event::Truncate, config("odp", Sabotage::default())),
+        failure(seed, QpEvent::Truncate, config("odp", Sabotage::default())),
         None,
         "the unmapping is what it lacked"
     );

@@ -15,7 +15,7 @@ use fs_sim::leases::layout::kind::LeaseKind;
 use fs_sim::syscalls::open::OpenFlags;
 use fs_sim::vfs::signals::{Disposition, Signal};
 use fs_sim::{BlockRange, Errno, Kernel, KernelConfig, Sabotage};
-use rdma_sim::{AccessFlags, Context, Nic, Op, Qp, QpConfig, Status, WorkRequest};
+use rdma_sim::{AccessFlags, Context, Nic, Qp, QpConfig, WorkOperation, WorkRequest, WorkStatus};
 use shuttle::Runner;
 use shuttle::scheduler::{PctScheduler, RandomScheduler};
 
@@ -71,11 +71,13 @@ fn reg_mr_against_truncate(config: KernelConfig) {
     if let Ok(target) = context.reg_mr(&owner, &pd, va, BLOCKS * PAGE, AccessFlags::ALL) {
         let local = rdma_sim::Sge { lkey: local.lkey(), addr: buffer, len: 8 };
         let (remote_addr, rkey) = (va + PAGE, target.rkey());
-        pair[0].post_send(WorkRequest { wr_id: 1, op: Op::Write, local, remote_addr, rkey, signaled: true }).unwrap();
+        pair[0]
+            .post_send(WorkRequest { wr_id: 1, op: WorkOperation::Write, local, remote_addr, rkey, signaled: true })
+            .unwrap();
         let done = cq.poll_one().expect("posted and executed by this thread");
         // Both ends are of one context: an abort takes the local region as well.
-        let aborted = [Status::RemoteAccessError, Status::LocalProtectionError, Status::Flushed];
-        assert!(done.status == Status::Success || aborted.contains(&done.status), "{done:?}");
+        let aborted = [WorkStatus::RemoteAccessError, WorkStatus::LocalProtectionError, WorkStatus::Flushed];
+        assert!(done.status == WorkStatus::Success || aborted.contains(&done.status), "{done:?}");
     }
     truncater.join().unwrap();
     unlocker.join().unwrap();

@@ -3,7 +3,7 @@
 use emulator::sync::thread;
 use fs_sim::Errno;
 use fs_sim::vfs::signals::Signal;
-use rdma_sim::{AccessFlags, AsyncEvent, Op, Status};
+use rdma_sim::{AccessFlags, AsyncEvent, WorkOperation, WorkStatus};
 
 use crate::harness::*;
 
@@ -21,8 +21,8 @@ fn an_event_that_is_there_is_taken_at_once_and_once() {
     let kernel = machine("rfc-v2");
     let (a, b) = pair(&kernel);
     let target = b.anon(PAGE, AccessFlags::LOCAL_READ);
-    a.post(1, Op::Write, a.anon(PAGE, AccessFlags::ALL).sge(0, 8), target.remote(0));
-    a.expect(1, Status::RemoteAccessError);
+    a.post(1, WorkOperation::Write, a.anon(PAGE, AccessFlags::ALL).sge(0, 8), target.remote(0));
+    a.expect(1, WorkStatus::RemoteAccessError);
     assert_eq!(b.ctx.wait_event(&b.task), Ok(AsyncEvent::QpAccess { qp_num: b.qp.number() }));
     assert_eq!(b.ctx.poll_event(), None);
     assert_eq!(b.ctx.wait_event(&a.task), Err(Errno::EBADF), "somebody else's context");
@@ -38,7 +38,7 @@ fn a_sleeper_is_woken_by_an_event() {
     thread::scope(|scope| {
         let waiting = scope.spawn(|| b.ctx.wait_event(&own));
         until_asleep(&kernel);
-        a.post(1, Op::Write, local.sge(0, 8), target.remote(0));
+        a.post(1, WorkOperation::Write, local.sge(0, 8), target.remote(0));
         assert_eq!(waiting.join().unwrap(), Ok(AsyncEvent::QpAccess { qp_num: b.qp.number() }));
     });
     expect_rest(&kernel, &[&a.task, &b.task]);

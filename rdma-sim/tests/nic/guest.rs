@@ -6,7 +6,7 @@ use fs_sim::leases::layout::kind::LeaseKind;
 use fs_sim::pinning::guest_export::{Exposure, GuestExport, GuestMapping};
 use fs_sim::vfs::signals::{Disposition, Signal};
 use fs_sim::{BlockRange, Errno, Kernel};
-use rdma_sim::{AccessFlags, Op, Status};
+use rdma_sim::{AccessFlags, WorkOperation, WorkStatus};
 
 use crate::harness::*;
 
@@ -89,8 +89,8 @@ fn the_nic_and_a_guest_share_a_file() {
         let local = a.anon(PAGES * PAGE, ALL);
         let len = 2 * PAGE as usize + 10;
         local.fill(0, &pattern(len, 7));
-        a.post(1, Op::Write, local.sge(0, len as u32), target.remote(PAGE - 5));
-        a.expect(1, Status::Success);
+        a.post(1, WorkOperation::Write, local.sge(0, len as u32), target.remote(PAGE - 5));
+        a.expect(1, WorkStatus::Success);
         let read: Vec<u8> = [(PAGE - 5, 5), (PAGE, PAGE as usize), (2 * PAGE, PAGE as usize), (3 * PAGE, 5)]
             .into_iter()
             .flat_map(|(at, len)| guest.load(at, len))
@@ -98,8 +98,8 @@ fn the_nic_and_a_guest_share_a_file() {
         assert_eq!(read, pattern(len, 7), "{}: the guest reads what the NIC wrote", preset.name);
         guest.store(3 * PAGE - 3, b"gue");
         guest.store(3 * PAGE, b"st");
-        a.post(2, Op::Read, local.sge(0, 5), target.remote(3 * PAGE - 3));
-        a.expect(2, Status::Success);
+        a.post(2, WorkOperation::Read, local.sge(0, 5), target.remote(3 * PAGE - 3));
+        a.expect(2, WorkStatus::Success);
         assert_eq!(local.bytes(0, 5), b"guest", "{}: and the reverse", preset.name);
 
         let found = kernel.blockers(export.ino()).unwrap().to_string();
@@ -111,8 +111,8 @@ fn the_nic_and_a_guest_share_a_file() {
         if faults || kernel.axes().get(Axis::StrangerChange) == "revoke" {
             admin.truncate("data", 0).unwrap();
             assert!(export.is_revoked() && export.flush(&kernel) == Err(Errno::EIO), "{}", preset.name);
-            a.post(3, Op::Write, local.sge(0, 8), target.remote(0));
-            a.expect(3, Status::RemoteAccessError);
+            a.post(3, WorkOperation::Write, local.sge(0, 8), target.remote(0));
+            a.expect(3, WorkStatus::RemoteAccessError);
         } else if kernel.axes().get(Axis::StrangerChange) == "fail" {
             assert_eq!(admin.truncate("data", 0), Err(Errno::ETXTBSY), "{}", preset.name);
             assert_eq!(export.flush(&kernel), Ok(()));

@@ -12,8 +12,8 @@ use fs_sim::vfs::anon::AnonMemory;
 use fs_sim::vfs::signals::{Disposition, Signal};
 use fs_sim::{BlockRange, Errno, Kernel, KernelConfig, Task};
 use rdma_sim::{
-    AccessFlags, Completion, Context, Cq, Mr, Nic, Op, Opcode, Pd, Qp, QpConfig, QpState, Receive, Sge, Status,
-    WorkRequest,
+    AccessFlags, Completion, Context, Cq, Mr, Nic, Pd, Qp, QpConfig, QpState, ReceiveRequest, Sge, WorkOpcode,
+    WorkOperation, WorkRequest, WorkStatus,
 };
 
 pub(crate) const PAGE: u64 = 4096;
@@ -146,22 +146,22 @@ impl Side {
     }
 
     /// Posts a signaled request.
-    pub(crate) fn post(&self, wr_id: u64, op: Op, local: Sge, remote: (u64, u32)) {
+    pub(crate) fn post(&self, wr_id: u64, op: WorkOperation, local: Sge, remote: (u64, u32)) {
         let (remote_addr, rkey) = remote;
         self.qp.post_send(WorkRequest { wr_id, op, local, remote_addr, rkey, signaled: true }).unwrap();
     }
 
     pub(crate) fn send(&self, wr_id: u64, local: Sge) {
-        self.post(wr_id, Op::Send, local, (0, 0));
+        self.post(wr_id, WorkOperation::Send, local, (0, 0));
     }
 
     pub(crate) fn recv(&self, wr_id: u64, local: Sge) {
-        self.qp.post_recv(Receive { wr_id, local }).unwrap();
+        self.qp.post_recv(ReceiveRequest { wr_id, local }).unwrap();
     }
 
     /// The next completion is of `wr_id` and says `status`.
     #[track_caller]
-    pub(crate) fn expect(&self, wr_id: u64, status: Status) -> Completion {
+    pub(crate) fn expect(&self, wr_id: u64, status: WorkStatus) -> Completion {
         let found = self.cq.poll_one().unwrap_or_else(|| panic!("no completion, wanted {wr_id}: {status:?}"));
         assert_eq!((found.wr_id, found.status), (wr_id, status), "{found:?}");
         assert_eq!(found.qp_num, self.qp.number());
@@ -170,8 +170,8 @@ impl Side {
 
     /// The next completion is a success of this operation and so many bytes.
     #[track_caller]
-    pub(crate) fn expect_done(&self, wr_id: u64, opcode: Opcode, byte_len: u32) {
-        let found = self.expect(wr_id, Status::Success);
+    pub(crate) fn expect_done(&self, wr_id: u64, opcode: WorkOpcode, byte_len: u32) {
+        let found = self.expect(wr_id, WorkStatus::Success);
         assert_eq!((found.opcode, found.byte_len), (opcode, byte_len));
     }
 

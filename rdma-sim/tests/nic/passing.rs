@@ -5,7 +5,7 @@ use fs_sim::leases::layout::kind::LeaseKind;
 use fs_sim::syscalls::descriptors::Received;
 use fs_sim::syscalls::open::OpenFlags;
 use fs_sim::{BlockRange, Errno};
-use rdma_sim::{AccessFlags, Context, Op, Status};
+use rdma_sim::{AccessFlags, Context, WorkOperation, WorkStatus};
 
 use crate::harness::*;
 
@@ -26,8 +26,8 @@ fn a_passed_context_keeps_its_regions_and_names_its_new_holder() {
     let ctx = Context::of(&heir, fd).unwrap();
     assert!(Arc::ptr_eq(&ctx, &b.ctx));
 
-    a.post(1, Op::Write, local.sge(0, 8), target.remote(0));
-    a.expect(1, Status::Success);
+    a.post(1, WorkOperation::Write, local.sge(0, 8), target.remote(0));
+    a.expect(1, WorkStatus::Success);
     let admin = kernel.spawn();
     assert_eq!(admin.truncate("data", 0), Err(Errno::ETXTBSY));
     let named = inode.holders()[0].object.describe();
@@ -133,8 +133,8 @@ fn a_forked_child_keeps_the_context_of_a_dead_parent() {
         let target = b.file("data", 4 * PAGE, ALL);
         let child = b.task.fork().unwrap();
         b.task.exit();
-        a.post(1, Op::Write, local.sge(0, 8), target.remote(0));
-        a.expect(1, Status::Success);
+        a.post(1, WorkOperation::Write, local.sge(0, 8), target.remote(0));
+        a.expect(1, WorkStatus::Success);
         assert!(!target.mr.is_released());
         child.exit();
         assert!(target.mr.is_released());

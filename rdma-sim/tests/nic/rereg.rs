@@ -6,7 +6,7 @@ use fs_sim::leases::layout::kind::LeaseKind;
 use fs_sim::syscalls::fallocate::FallocateMode;
 use fs_sim::syscalls::open::OpenFlags;
 use fs_sim::{BlockRange, Errno};
-use rdma_sim::{AccessFlags, Bind, Fault, MwType, Op, QpConfig, Rereg, Status, WindowAccess};
+use rdma_sim::{AccessFlags, MwType, QpConfig, Rereg, WindowAccess, WindowBind, WorkFault, WorkOperation, WorkStatus};
 
 use emulator::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use emulator::sync::{Arc, thread};
@@ -37,8 +37,8 @@ fn another_translation_under_the_same_key() {
     assert_eq!((new.lkey(), new.rkey(), new.va(), new.len()), (first.mr.lkey(), first.mr.rkey(), va + PAGE, PAGE));
     assert!(first.mr.is_released() && !new.is_released());
     assert_eq!((b.ctx.file_pins(), b.task.process().locked_pages()), (1, 1));
-    a.post(1, Op::Write, local.sge(0, 8), new.remote(0));
-    a.expect(1, Status::Success);
+    a.post(1, WorkOperation::Write, local.sge(0, 8), new.remote(0));
+    a.expect(1, WorkStatus::Success);
     assert_eq!(contents(&b.task, second, PAGE, 8), b"moved on");
     assert_eq!(contents(&b.task, first.fd, 0, 8), [0; 8]);
 
@@ -50,8 +50,8 @@ fn another_translation_under_the_same_key() {
     assert_eq!(b.ctx.dereg_mr(&b.task, &first.mr), Err(Errno::EINVAL));
     assert_eq!(b.ctx.rereg_mr(&b.task, &first.mr, access(ALL)).err(), Some(Errno::EINVAL));
     // The old addresses lie outside.
-    a.post(2, Op::Write, local.sge(0, 8), (first.va, new.rkey()));
-    assert_eq!(a.expect(2, Status::RemoteAccessError).vendor_err, Fault::Range);
+    a.post(2, WorkOperation::Write, local.sge(0, 8), (first.va, new.rkey()));
+    assert_eq!(a.expect(2, WorkStatus::RemoteAccessError).vendor_err, WorkFault::Range);
     b.ctx.dereg_mr(&b.task, &new).unwrap();
     assert_eq!(b.task.process().locked_pages(), 0);
     expect_rest(&kernel, &[&a.task, &b.task]);
@@ -69,15 +69,15 @@ fn another_domain_keeps_the_pins() {
     let new = b.ctx.rereg_mr(&b.task, &target.mr, Rereg { pd: Some(&pd), ..Rereg::default() }).unwrap();
     assert_eq!((b.ctx.file_pins(), b.task.process().locked_pages()), (1, 1));
     assert_eq!(b.ctx.dealloc_pd(&b.task, &pd), Err(Errno::EBUSY));
-    a.post(1, Op::Write, local.sge(0, 8), new.remote(0));
-    assert_eq!(a.expect(1, Status::RemoteAccessError).vendor_err, Fault::OtherDomain);
+    a.post(1, WorkOperation::Write, local.sge(0, 8), new.remote(0));
+    assert_eq!(a.expect(1, WorkStatus::RemoteAccessError).vendor_err, WorkFault::OtherDomain);
 
     let config = QpConfig { send_cq: Arc::clone(&b.cq), recv_cq: Arc::clone(&b.cq), max_send: 1, max_recv: 1 };
     let qp = b.ctx.create_qp(&b.task, &pd, config).unwrap();
     let c = side(&kernel, 4);
     rdma_sim::Qp::connect(&c.qp, &qp).unwrap();
-    c.post(2, Op::Write, c.anon(PAGE, ALL).sge(0, 8), new.remote(0));
-    c.expect(2, Status::Success);
+    c.post(2, WorkOperation::Write, c.anon(PAGE, ALL).sge(0, 8), new.remote(0));
+    c.expect(2, WorkStatus::Success);
     // The domain it came from is free again.
     b.ctx.destroy_qp(&b.task, &b.qp).unwrap();
     b.ctx.dealloc_pd(&b.task, &b.pd).unwrap();
@@ -93,18 +93,18 @@ fn other_rights_hold_at_once_and_new_local_write_is_judged() {
     let local = a.anon(PAGE, ALL);
     let target = b.file("data", PAGE, READ_ONLY);
     let new = b.ctx.rereg_mr(&b.task, &target.mr, access(ALL)).unwrap();
-    a.post(1, Op::Write, local.sge(0, 8), new.remote(0));
-    a.expect(1, Status::Success);
+    a.post(1, WorkOperation::Write, local.sge(0, 8), new.remote(0));
+    a.expect(1, WorkStatus::Success);
     let less = b.ctx.rereg_mr(&b.task, &new, access(READ_ONLY)).unwrap();
-    a.post(2, Op::Read, local.sge(0, 8), less.remote(0));
-    a.expect(2, Status::Success);
+    a.post(2, WorkOperation::Read, local.sge(0, 8), less.remote(0));
+    a.expect(2, WorkStatus::Success);
 
     b.task.unlock(target.fd, BlockRange::ALL).unwrap();
     assert_eq!(b.ctx.rereg_mr(&b.task, &less, access(ALL)).err(), Some(Errno::EPERM), "the gate asks anew");
-    a.post(3, Op::Read, local.sge(0, 8), less.remote(0));
-    a.expect(3, Status::Success);
-    a.post(4, Op::Write, local.sge(0, 8), less.remote(0));
-    assert_eq!(a.expect(4, Status::RemoteAccessError).vendor_err, Fault::Access);
+    a.post(3, WorkOperation::Read, local.sge(0, 8), less.remote(0));
+    a.expect(3, WorkStatus::Success);
+    a.post(4, WorkOperation::Write, local.sge(0, 8), less.remote(0));
+    assert_eq!(a.expect(4, WorkStatus::RemoteAccessError).vendor_err, WorkFault::Access);
     expect_rest(&kernel, &[&a.task, &b.task]);
 }
 
@@ -131,17 +131,17 @@ fn a_refused_change_leaves_the_region_as_it_was() {
     ];
     for (change, errno) in cases {
         assert_eq!(b.ctx.rereg_mr(&b.task, &target.mr, change).err(), Some(errno), "{change:?}");
-        a.post(1, Op::Write, local.sge(0, 8), target.remote(0));
-        a.expect(1, Status::Success);
+        a.post(1, WorkOperation::Write, local.sge(0, 8), target.remote(0));
+        a.expect(1, WorkStatus::Success);
         assert_eq!((b.ctx.file_pins(), b.task.process().locked_pages()), (1, 2), "{change:?}");
     }
     assert_eq!(b.ctx.rereg_mr(&a.task, &target.mr, access(ALL)).err(), Some(Errno::EBADF));
     assert_eq!(a.ctx.rereg_mr(&a.task, &target.mr, access(ALL)).err(), Some(Errno::EINVAL));
 
     let mw = b.ctx.alloc_mw(&b.task, &b.pd, MwType::Type1).unwrap();
-    let bind = Bind { rkey: 0, lkey: target.mr.lkey(), addr: target.va, len: 8, access: WindowAccess::READ };
+    let bind = WindowBind { rkey: 0, lkey: target.mr.lkey(), addr: target.va, len: 8, access: WindowAccess::READ };
     b.qp.bind_mw(2, &mw, bind, true).unwrap();
-    b.expect(2, Status::Success);
+    b.expect(2, WorkStatus::Success);
     assert_eq!(b.ctx.rereg_mr(&b.task, &target.mr, access(ALL)).err(), Some(Errno::EBUSY));
     b.ctx.dealloc_mw(&b.task, &mw).unwrap();
     b.ctx.rereg_mr(&b.task, &target.mr, access(ALL)).unwrap();
@@ -198,12 +198,12 @@ fn a_change_may_turn_pins_into_faults_and_back() {
     let target = b.file("data", PAGE, ALL);
     let faulted = b.ctx.rereg_mr(&b.task, &target.mr, access(ALL.on_demand())).unwrap();
     assert_eq!((b.ctx.file_pins(), b.task.process().locked_pages()), (0, 0));
-    a.post(1, Op::Write, local.sge(0, 8), faulted.remote(0));
-    a.expect(1, Status::Success);
+    a.post(1, WorkOperation::Write, local.sge(0, 8), faulted.remote(0));
+    a.expect(1, WorkStatus::Success);
     let pinned = b.ctx.rereg_mr(&b.task, &faulted, access(ALL)).unwrap();
     assert_eq!((b.ctx.file_pins(), b.task.process().locked_pages()), (1, 1));
-    a.post(2, Op::Write, local.sge(0, 8), pinned.remote(0));
-    a.expect(2, Status::Success);
+    a.post(2, WorkOperation::Write, local.sge(0, 8), pinned.remote(0));
+    a.expect(2, WorkStatus::Success);
     expect_rest(&kernel, &[&a.task, &b.task]);
 }
 
@@ -259,8 +259,8 @@ fn a_change_whose_context_was_closed_leaves_the_slots_next_region_alone() {
         assert_eq!(change.join().unwrap(), Err(Errno::EIO));
         target
     });
-    a.post(1, Op::Write, local.sge(0, 5), target.remote(0));
-    a.expect(1, Status::Success);
+    a.post(1, WorkOperation::Write, local.sge(0, 5), target.remote(0));
+    a.expect(1, WorkStatus::Success);
     assert_eq!(target.bytes(0, 5), b"for C");
     assert!(!target.mr.is_revoked() && !c.ctx.is_aborted());
     // Nothing is kept of what the change had fetched.
@@ -291,14 +291,14 @@ fn changes_meet_copies_and_the_contexts_end() {
                         return;
                     }
                     let va = if round % 2 == 0 { first } else { second };
-                    a.post(round, Op::Write, local.sge(0, 4 * PAGE as u32), (va, rkey));
+                    a.post(round, WorkOperation::Write, local.sge(0, 4 * PAGE as u32), (va, rkey));
                     let done = a.cq.poll_one().expect("one thread posts here");
                     progress.fetch_add(1, Ordering::SeqCst);
-                    if done.status == Status::Success {
+                    if done.status == WorkStatus::Success {
                         continue;
                     }
                     assert!(
-                        matches!(done.status, Status::RemoteAccessError | Status::RetryExceeded),
+                        matches!(done.status, WorkStatus::RemoteAccessError | WorkStatus::RetryExceeded),
                         "{:?} {:?}",
                         done.status,
                         done.vendor_err

@@ -4,8 +4,8 @@ use emulator::sync::{Arc, Mutex};
 use fs_sim::design::Axis;
 use fs_sim::vfs::signals::Signal;
 use fs_sim::{BlockRange, Errno, Task};
-use rdma_sim::transport::{Failure, InProcess, LocalMemory, Message, Transport};
-use rdma_sim::{AccessFlags, AsyncEvent, Fault, Op, Qp, QpState, Status};
+use rdma_sim::transport::{InProcess, LocalMemory, RdmaMessage, Responder, Transport, WorkFailure};
+use rdma_sim::{AccessFlags, AsyncEvent, QpState, WorkFault, WorkOperation, WorkStatus};
 
 use crate::harness::*;
 
@@ -35,23 +35,23 @@ fn truncate_under_revoke_aborts_the_holders_context() {
     let bystander = b.file("other", 4 * PAGE, ALL);
     let inbox = b.anon(PAGE, ALL);
     b.recv(90, inbox.sge(0, 8));
-    a.post(1, Op::Write, local.sge(0, 8), target.remote(0));
-    a.expect(1, Status::Success);
+    a.post(1, WorkOperation::Write, local.sge(0, 8), target.remote(0));
+    a.expect(1, WorkStatus::Success);
 
     let admin = kernel.spawn();
     admin.truncate("data", 0).unwrap();
-    b.expect(90, Status::Flushed);
+    b.expect(90, WorkStatus::Flushed);
     b.expect_nothing();
     expect_aborted(&b, 3);
     for region in [&target.mr, &bystander.mr, &inbox.mr] {
         assert!(region.is_revoked() && region.is_released());
     }
     assert_eq!(b.task.stat(target.fd).unwrap().size, 0);
-    b.post(2, Op::Write, inbox.sge(0, 8), local.remote(0));
-    b.expect(2, Status::Flushed);
+    b.post(2, WorkOperation::Write, inbox.sge(0, 8), local.remote(0));
+    b.expect(2, WorkStatus::Flushed);
     a.expect_state(QpState::ReadyToSend);
-    a.post(3, Op::Write, local.sge(0, 8), bystander.remote(0));
-    assert_eq!(a.expect(3, Status::RemoteAccessError).vendor_err, Fault::Revoked);
+    a.post(3, WorkOperation::Write, local.sge(0, 8), bystander.remote(0));
+    assert_eq!(a.expect(3, WorkStatus::RemoteAccessError).vendor_err, WorkFault::Revoked);
     a.expect_state(QpState::Error);
 
     b.ctx.dereg_mr(&b.task, &target.mr).unwrap();
@@ -78,12 +78,12 @@ fn losing_the_lease_aborts_where_the_design_says_so() {
         let local = a.anon(PAGE, ALL);
         let target = b.file("data", 4 * PAGE, ALL);
         b.task.unlock(target.fd, BlockRange::ALL).unwrap();
-        a.post(1, Op::Write, local.sge(0, 8), target.remote(0));
+        a.post(1, WorkOperation::Write, local.sge(0, 8), target.remote(0));
         if kernel.axes().get(Axis::OnLeaseLost) == "abort" {
-            a.expect(1, Status::RemoteAccessError);
+            a.expect(1, WorkStatus::RemoteAccessError);
             expect_aborted(&b, 1);
         } else {
-            a.expect(1, Status::Success);
+            a.expect(1, WorkStatus::Success);
             b.expect_state(QpState::ReadyToSend);
             assert!(!target.mr.is_revoked());
         }
@@ -107,7 +107,13 @@ fn last_close_revokes_where_the_design_says_so() {
 struct Meanwhile<F>(F);
 
 impl<F: Fn() + Send + Sync + 'static> Transport for Meanwhile<F> {
-    fn carry(&self, peer: &Qp, message: &Message, local: &LocalMemory<'_>, bounce: &mut [u8]) -> Result<(), Failure> {
+    fn carry(
+        &self,
+        peer: &dyn Responder,
+        message: &RdmaMessage,
+        local: &LocalMemory<'_>,
+        bounce: &mut [u8],
+    ) -> Result<(), WorkFailure> {
         self.0();
         InProcess.carry(peer, message, local, bounce)
     }
@@ -132,8 +138,8 @@ fn a_local_region_revoked_in_mid_request_is_a_local_protection_error() {
     for side in [&a, &b] {
         side.qp.start().unwrap();
     }
-    a.post(1, Op::Write, source.sge(0, 8), target.remote(0));
-    assert_eq!(a.expect(1, Status::LocalProtectionError).vendor_err, Fault::Revoked);
+    a.post(1, WorkOperation::Write, source.sge(0, 8), target.remote(0));
+    assert_eq!(a.expect(1, WorkStatus::LocalProtectionError).vendor_err, WorkFault::Revoked);
     a.expect_nothing();
     expect_aborted(&a, 1);
     b.expect_state(QpState::ReadyToSend);
@@ -148,8 +154,8 @@ fn a_refused_truncate_names_the_region_and_changes_nothing() {
     let target = b.file("data", 4 * PAGE, ALL);
     let admin = kernel.spawn();
     assert_eq!(admin.truncate("data", 0), Err(Errno::ETXTBSY));
-    a.post(1, Op::Write, local.sge(0, 8), target.remote(0));
-    a.expect(1, Status::Success);
+    a.post(1, WorkOperation::Write, local.sge(0, 8), target.remote(0));
+    a.expect(1, WorkStatus::Success);
     admin.kill(b.task.pid(), Signal::Sigkill).unwrap();
     assert!(target.mr.is_released());
     admin.truncate("data", 0).unwrap();
@@ -168,8 +174,8 @@ fn under_unsafe_the_device_really_writes_into_freed_blocks() {
     // All the device's other blocks and those just freed: some file owns what was the victim's.
     let next = admin.open("next", fs_sim::syscalls::open::OpenFlags::create()).unwrap();
     admin.write(next, 0, &vec![7; 4096 * 4096 - 4096 * 64]).unwrap();
-    a.post(1, Op::Write, local.sge(0, 8), target.remote(0));
-    a.expect(1, Status::Success);
+    a.post(1, WorkOperation::Write, local.sge(0, 8), target.remote(0));
+    a.expect(1, WorkStatus::Success);
     assert_eq!(kernel.counters.stale_dma.get(), 1);
     let found = &kernel.findings()[0];
     assert_eq!(found.region.as_ref().and_then(|region| region.region), Some(target.mr.rkey()));

@@ -6,7 +6,7 @@ use emulator::sync::{Arc, race, thread};
 use fs_sim::syscalls::open::OpenFlags;
 use fs_sim::vfs::signals::Signal;
 use fs_sim::{BlockRange, Errno, Kernel, Task};
-use rdma_sim::{AccessFlags, Nic, Op, Qp, Status, WorkRequest};
+use rdma_sim::{AccessFlags, Nic, Qp, WorkOperation, WorkRequest, WorkStatus};
 
 use crate::harness::*;
 
@@ -52,18 +52,18 @@ fn storm(a: &Side, local: &Buffer, target: &FileMap, progress: &AtomicU64) -> u6
     let len = (BLOCKS * PAGE) as u32;
     for round in 0.. {
         let (op, len) = match round % 3 {
-            0 => (Op::Write, len),
-            1 => (Op::Read, len),
-            _ => (Op::FetchAdd { add: 1 }, 8),
+            0 => (WorkOperation::Write, len),
+            1 => (WorkOperation::Read, len),
+            _ => (WorkOperation::FetchAdd { add: 1 }, 8),
         };
         let request = WorkRequest { wr_id: round, op, local: local.sge(0, len), remote_addr, rkey, signaled: true };
         a.qp.post_send(request).unwrap();
         let done = a.cq.poll_one().expect("one thread posts here");
         match done.status {
-            Status::Success => {
+            WorkStatus::Success => {
                 progress.fetch_add(1, Ordering::SeqCst);
             }
-            Status::RemoteAccessError | Status::RetryExceeded => return round,
+            WorkStatus::RemoteAccessError | WorkStatus::RetryExceeded => return round,
             other => panic!("{other:?}: {:?}", done.vendor_err),
         }
     }
