@@ -1,5 +1,6 @@
-//! Races `reg_mr` against `truncate` on two threads, under the man-page design: whichever thread comes
-//! first wins, and no DMA is ever stale.
+//! Races `reg_mr` against `truncate` on two threads, under the man-page design: the first one wins. A
+//! registered region is written by RDMA while the truncate is under way, and no DMA is ever stale. With the
+//! design `unsafe` instead (and without the assertion below) a run finds some.
 //!
 //! Run it: `cargo run -p rdma-sim --example reg_mr_against_truncate`
 
@@ -11,7 +12,7 @@ use fs_sim::design::presets;
 use fs_sim::leases::layout::kind::LeaseKind;
 use fs_sim::syscalls::open::OpenFlags;
 use fs_sim::{BlockRange, Errno, Kernel, KernelConfig};
-use rdma_sim::{AccessFlags, Context};
+use rdma_sim::{AccessFlags, Context, Qp, QpConfig, Sge, WorkOperation, WorkRequest, WorkStatus};
 
 const LEN: u64 = 4 * 4096;
 
@@ -22,7 +23,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let changer = registrant.thread();
     let (_fd, context) = Context::open(&registrant)?;
     let pd = context.alloc_pd(&registrant)?;
-    let (mut registered, mut truncated, rounds) = (0, 0, 2000);
+    let cq = context.create_cq(&registrant, 16)?;
+    let config = QpConfig { send_cq: Arc::clone(&cq), recv_cq: Arc::clone(&cq), max_send: 8, max_recv: 8 };
+    let qp = context.create_qp(&registrant, &pd, config.clone())?;
+    Qp::connect(&qp, &context.create_qp(&registrant, &pd, config)?)?;
+    let (buffer, _memory) = registrant.mmap_anonymous(LEN)?;
+    let source = context.reg_mr(&registrant, &pd, buffer, LEN, AccessFlags::LOCAL_READ)?;
+    let local = Sge { lkey: source.lkey(), addr: buffer, len: LEN as u32 };
+    let (mut written, mut registered, mut truncated, rounds) = (0, 0, 0, 2000);
     for _ in 0..rounds {
         let data = registrant.open("data", OpenFlags::create())?;
         registrant.write(data, 0, &[7; LEN as usize])?;
@@ -42,17 +50,23 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             });
             start();
             let mr = context.reg_mr(&registrant, &pd, va, LEN, AccessFlags::ALL);
+            if let Ok(mr) = &mr {
+                let (wr_id, op, remote_addr, rkey) = (1, WorkOperation::Write, va, mr.rkey());
+                let posted = qp.post_send(WorkRequest { wr_id, op, local, remote_addr, rkey, signaled: true });
+                written += u32::from(posted.is_ok());
+            }
             (mr, truncate.join().unwrap_or(Err(Errno::EIO)))
         });
         registered += u32::from(mr.is_ok());
         truncated += u32::from(truncate.is_ok());
         assert!(mr.is_err() || truncate.is_err(), "a registered page was truncated away");
+        assert!(cq.poll(1).iter().all(|done| done.status == WorkStatus::Success));
         mr.map_or(Ok(()), |mr| context.dereg_mr(&registrant, &mr))?;
         registrant.munmap(va, LEN)?;
         registrant.close(data)?;
         registrant.unlink("data")?;
     }
-    println!("{rounds} races: reg_mr won {registered}, truncate won {truncated}");
-    println!("stale DMA: {}", kernel.counters.stale_dma.get());
+    println!("{rounds} races: reg_mr won {registered}, truncate won {truncated}; {written} RDMA writes");
+    println!("stale DMA seen: {}", kernel.counters.stale_dma.get());
     Ok(())
 }

@@ -47,6 +47,39 @@ pub struct QpConfig {
 }
 
 /// A reliable connected queue pair.
+///
+/// ```
+/// # use emulator::World;
+/// # use emulator::device::Device;
+/// # use emulator::sync::Arc;
+/// # use fs_sim::design::presets;
+/// # use fs_sim::{Kernel, KernelConfig};
+/// use rdma_sim::{AccessFlags, Context, Qp, QpConfig, QpState, Sge, WorkOperation, WorkRequest, WorkStatus};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let config = KernelConfig::new(presets()[0].axes);
+/// # let kernel = Kernel::new(Arc::new(World::manual(1)), Device::memory(2 << 20)?, config)?;
+/// # let task = kernel.spawn();
+/// let (_fd, context) = Context::open(&task)?;
+/// let pd = context.alloc_pd(&task)?;
+/// let cq = context.create_cq(&task, 16)?;
+/// let config = QpConfig { send_cq: Arc::clone(&cq), recv_cq: Arc::clone(&cq), max_send: 8, max_recv: 8 };
+/// let (a, b) = (context.create_qp(&task, &pd, config.clone())?, context.create_qp(&task, &pd, config)?);
+/// Qp::connect(&a, &b)?;
+///
+/// let (va, memory) = task.mmap_anonymous(4096)?;
+/// let mr = context.reg_mr(&task, &pd, va, 4096, AccessFlags::ALL)?;
+/// memory.write(0, b"8 bytes!")?;
+/// let local = Sge { lkey: mr.lkey(), addr: va, len: 8 };
+/// let (wr_id, op, remote_addr, rkey) = (1, WorkOperation::Write, va + 64, mr.rkey());
+/// a.post_send(WorkRequest { wr_id, op, local, remote_addr, rkey, signaled: true })?;
+///
+/// let done = cq.poll_one().ok_or("no completion")?;
+/// assert_eq!((done.wr_id, done.status), (1, WorkStatus::Success));
+/// assert_eq!(a.state(), QpState::ReadyToSend);
+/// # Ok(())
+/// # }
+/// ```
 pub struct Qp {
     number: u32,
     pd: u32,

@@ -33,7 +33,37 @@ impl Mr {
 impl Context {
     /// Registers `len` bytes of the caller's memory at `va`. `ibv_reg_mr`. File pages need the lease that the
     /// design asks for. They are pinned (or, on demand, faulted in at each access) until the region is
-    /// deregistered or revoked, or the context is closed. See [`Context`] for an example.
+    /// deregistered or revoked, or the context is closed.
+    ///
+    /// ```
+    /// # use emulator::World;
+    /// # use emulator::device::Device;
+    /// # use emulator::sync::Arc;
+    /// # use fs_sim::design::presets;
+    /// # use fs_sim::leases::layout::kind::LeaseKind;
+    /// # use fs_sim::syscalls::open::OpenFlags;
+    /// # use fs_sim::{BlockRange, Errno, Kernel, KernelConfig};
+    /// use rdma_sim::{AccessFlags, Context};
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let man_page = presets().iter().find(|preset| preset.name == "man-page").ok_or("no such preset")?;
+    /// # let config = KernelConfig::new(man_page.axes);
+    /// # let kernel = Kernel::new(Arc::new(World::manual(1)), Device::memory(2 << 20)?, config)?;
+    /// # let task = kernel.spawn();
+    /// # let (_fd, context) = Context::open(&task)?;
+    /// # let pd = context.alloc_pd(&task)?;
+    /// let data = task.open("data", OpenFlags::create())?;
+    /// task.write(data, 0, &[7; 4096])?;
+    /// let va = task.mmap(data, 0, 4096, true)?;
+    /// let refused = context.reg_mr(&task, &pd, va, 4096, AccessFlags::ALL);
+    /// assert_eq!(refused.err(), Some(Errno::EPERM), "no lease");
+    /// task.lease(data, LeaseKind::READ_U, BlockRange::ALL)?;
+    /// let mr = context.reg_mr(&task, &pd, va, 4096, AccessFlags::ALL)?;
+    /// assert_eq!(task.ftruncate(data, 0), Err(Errno::ETXTBSY), "the NIC has pinned the page");
+    /// context.dereg_mr(&task, &mr)?;
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// EBADF: the caller does not hold the context. EIO: the context was aborted. EINVAL: remote write or
