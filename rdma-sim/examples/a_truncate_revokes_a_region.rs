@@ -1,5 +1,5 @@
-//! Truncates a file whose pages a NIC has pinned, under the revoke design: the context is aborted, the
-//! pages are unpinned, and the program gets a fatal event.
+//! Truncates a file whose pages a NIC has pinned, under the revoke design: the context is aborted,
+//! the pages are unpinned, and the program gets a fatal event.
 //!
 //! Run it: `cargo run -p rdma-sim --example a_truncate_revokes_a_region`
 

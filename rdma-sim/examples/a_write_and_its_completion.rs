@@ -6,11 +6,14 @@ use emulator::World;
 use emulator::device::Device;
 use emulator::sync::Arc;
 use fs_sim::design::presets;
+use fs_sim::vfs::anon::AnonMemory;
 use fs_sim::{Kernel, KernelConfig, Task};
 use rdma_sim::{AccessFlags, Context, Mr, Qp, QpConfig, Sge, WorkOperation, WorkRequest};
 
-/// A program: its queue pair, and one registered page with its bytes.
-fn program(task: &Task) -> Result<(Arc<Qp>, Arc<Mr>, Arc<fs_sim::vfs::anon::AnonMemory>), Box<dyn std::error::Error>> {
+/// A queue pair, and one registered page with its bytes.
+type Program = (Arc<Qp>, Arc<Mr>, Arc<AnonMemory>);
+
+fn program(task: &Task) -> Result<Program, Box<dyn std::error::Error>> {
     let (_fd, context) = Context::open(task)?;
     let pd = context.alloc_pd(task)?;
     let cq = context.create_cq(task, 16)?;

@@ -1,6 +1,6 @@
-//! Races `reg_mr` against `truncate` on two threads, under the man-page design: the first one wins. A
-//! registered region is written by RDMA while the truncate is under way, and no DMA is ever stale. With the
-//! design `unsafe` instead (and without the assertion below) a run finds some.
+//! Races `reg_mr` against `truncate` on two threads, under the man-page design: the first one wins.
+//! A registered region is written by RDMA while the truncate is under way, and no DMA is ever
+//! stale. With the design `unsafe` instead (and without the assertion below) a run finds some.
 //!
 //! Run it: `cargo run -p rdma-sim --example reg_mr_against_truncate`
 

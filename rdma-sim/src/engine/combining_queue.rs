@@ -1,18 +1,20 @@
 //! A queue that the threads which submit work run themselves, one thread at a time.
 //!
-//! It owns the work that is not yet run, and the state `S` that running it needs. The thread that runs the
-//! queue is the *runner*. Invariants: there is one runner at a time, so `S` belongs to it alone; work runs
-//! in the order in which it was accepted; no thread waits for another: a thread that finds a runner leaves
-//! its work to it. Kernel counterpart: the state machine of `rxe_task`; a llist with a combiner.
+//! It owns the work that is not yet run, and the state `S` that running it needs. The thread that
+//! runs the queue is the *runner*. Invariants: there is one runner at a time, so `S` belongs to it
+//! alone; work runs in the order in which it was accepted; no thread waits for another: a thread
+//! that finds a runner leaves its work to it. Kernel counterpart: the state machine of `rxe_task`;
+//! a llist with a combiner.
 //!
 //! # Why there is one runner, and no work is left behind
-//! A thread becomes the runner by changing `IDLE` to `RUNNING`: by a compare-exchange outside the mutex,
-//! or under the mutex after it has queued work. So there is one runner at a time. The runner stops by a
-//! compare-exchange from exactly `RUNNING`. That fails once another thread has queued work and set
-//! `BACKLOG`; from then on the runner stops only under the mutex and with an empty queue. Work is queued,
-//! and `BACKLOG` set, under the mutex too. So either the runner finds the work, or the runner has stopped
-//! before; then the flags read `IDLE`, and the thread that queued the work becomes the runner. Without
-//! contention a request costs two atomic read-modify-writes and does not touch the mutex.
+//! A thread becomes the runner by changing `IDLE` to `RUNNING`: by a compare-exchange outside the
+//! mutex, or under the mutex after it has queued work. So there is one runner at a time. The runner
+//! stops by a compare-exchange from exactly `RUNNING`. That fails once another thread has queued
+//! work and set `BACKLOG`; from then on the runner stops only under the mutex and with an empty
+//! queue. Work is queued, and `BACKLOG` set, under the mutex too. So either the runner finds the
+//! work, or the runner has stopped before; then the flags read `IDLE`, and the thread that queued
+//! the work becomes the runner. Without contention a request costs two atomic read-modify-writes
+//! and does not touch the mutex.
 
 use std::cell::UnsafeCell;
 use std::collections::VecDeque;
@@ -36,9 +38,9 @@ pub(crate) struct CombiningQueue<W, S> {
     state: UnsafeCell<S>,
 }
 
-// SAFETY: only the runner accesses `state`. There is one runner at a time, and one runner hands over to
-// the next with release and acquire; so `S` needs to be Send, not Sync. `W` moves between threads through
-// the mutex.
+// SAFETY: only the runner accesses `state`. There is one runner at a time, and one runner hands
+// over to the next with release and acquire; so `S` needs to be Send, not Sync. `W` moves between
+// threads through the mutex.
 unsafe impl<W: Send, S: Send> Sync for CombiningQueue<W, S> {}
 
 impl<W, S> CombiningQueue<W, S> {
@@ -65,7 +67,8 @@ impl<W, S> CombiningQueue<W, S> {
 
     #[inline]
     fn accept(&self, work: W, bound: Option<usize>, mut run: impl FnMut(&mut S, W)) -> Result<(), CombiningQueueFull> {
-        // ORDERING: Acquire pairs with the Release of the last runner, so its writes to `state` are visible.
+        // ORDERING: Acquire pairs with the Release of the last runner, so its writes to `state` are
+        // visible.
         if self.runner.compare_exchange(IDLE, RUNNING, Ordering::Acquire, Ordering::Relaxed).is_ok() {
             // SAFETY: this thread is the runner.
             run(unsafe { &mut *self.state.get() }, work);

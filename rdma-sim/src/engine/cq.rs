@@ -1,9 +1,9 @@
 //! Completion queues.
 //!
-//! It owns a bounded ring of completions. Invariants: completions come out in the order in which they
-//! went in, each once; a completion that finds the ring full is never lost silently: it puts the queue
-//! into error for good, raises an event, is counted, and puts its queue pair into error. Kernel
-//! counterpart: `struct ib_cq`, `rxe_cq_post`.
+//! It owns a bounded ring of completions. Invariants: completions come out in the order in which
+//! they went in, each once; a completion that finds the ring full is never lost silently: it puts
+//! the queue into error for good, raises an event, is counted, and puts its queue pair into error.
+//! Kernel counterpart: `struct ib_cq`, `rxe_cq_post`.
 
 use std::collections::VecDeque;
 
@@ -47,7 +47,8 @@ impl Cq {
         self.depth
     }
 
-    /// Whether a completion found it full. Such a queue accepts no completion, and its queue pairs go to error.
+    /// Whether a completion found it full. Such a queue accepts no completion, and its queue pairs
+    /// go to error.
     pub fn is_in_error(&self) -> bool {
         self.overrun.load(Ordering::SeqCst)
     }

@@ -1,9 +1,9 @@
 //! Operations that stay on the requester's side: binding and invalidating memory windows.
 //!
-//! It owns the checks of a binding. Invariant: a window is bound inside its region, within the region's
-//! domain, and to no right that the region itself does not have. Kernel counterpart:
-//! `rxe_check_bind_mw`, `rxe_bind_mw`, `rxe_invalidate_mw` (drivers/infiniband/sw/rxe/rxe_mw.c), with the
-//! C10 and o10 compliance statements named there.
+//! It owns the checks of a binding. Invariant: a window is bound inside its region, within the
+//! region's domain, and to no right that the region itself does not have. Kernel counterpart:
+//! `rxe_check_bind_mw`, `rxe_bind_mw`, `rxe_invalidate_mw` (drivers/infiniband/sw/rxe/rxe_mw.c),
+//! with the C10 and o10 compliance statements named there.
 
 use emulator::sync::Arc;
 
@@ -51,7 +51,8 @@ pub(crate) fn invalidate(qp: &Qp, rkey: u32) -> Result<(), WorkFailure> {
     invalidate_window(qp, rkey).map_err(|fault| WorkFailure { status: WorkStatus::LocalOperationError, fault })
 }
 
-/// Unbinds the type 2 window of a key, bound on `qp`. RegionTable can't be invalidated: these are no fast-registration ones.
+/// Unbinds the type 2 window of a key, bound on `qp`. RegionTable can't be invalidated: these are
+/// no fast-registration ones.
 pub(crate) fn invalidate_window(qp: &Qp, rkey: u32) -> Result<(), WorkFault> {
     qp.nic().windows.find(rkey).ok_or(WorkFault::UnknownKey)?.invalidate(rkey, qp.identity())
 }

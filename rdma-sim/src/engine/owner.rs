@@ -1,7 +1,8 @@
 //! What a queue asks of the context that it belongs to.
 //!
-//! It owns the trait. Invariant: the engine reaches a context through this trait only, because contexts
-//! belong to a layer above. Kernel counterpart: the `event_handler` and `uobject` of a `struct ib_qp`.
+//! It owns the trait. Invariant: the engine reaches a context through this trait only, because
+//! contexts belong to a layer above. Kernel counterpart: the `event_handler` and `uobject` of a
+//! `struct ib_qp`.
 
 use emulator::sync::Arc;
 

@@ -1,12 +1,12 @@
 //! Reliable connected queue pairs.
 //!
-//! It owns a queue pair's state and its two queues. Invariants: every accepted request that is signaled or
-//! fails is completed exactly once and in the order posted, unless the queue pair is reset or destroyed;
-//! after the first failure every later request is flushed; the state moves only by the table of
-//! [`super::qp_state`]. Kernel counterpart: `struct ib_qp`, `rxe_qp.c`.
+//! It owns a queue pair's state and its two queues. Invariants: every accepted request that is
+//! signaled or fails is completed exactly once and in the order posted, unless the queue pair is
+//! reset or destroyed; after the first failure every later request is flushed; the state moves only
+//! by the table of [`super::qp_state`]. Kernel counterpart: `struct ib_qp`, `rxe_qp.c`.
 //!
-//! An entry of the send queue is free again when its request has been executed (as in `rxe`), not when
-//! its completion was polled. The depth of the completion queue bounds the completions.
+//! An entry of the send queue is free again when its request has been executed (as in `rxe`), not
+//! when its completion was polled. The depth of the completion queue bounds the completions.
 
 use std::collections::VecDeque;
 
@@ -54,7 +54,8 @@ pub struct QpConfig {
 /// # use emulator::sync::Arc;
 /// # use fs_sim::design::presets;
 /// # use fs_sim::{Kernel, KernelConfig};
-/// use rdma_sim::{AccessFlags, Context, Qp, QpConfig, QpState, Sge, WorkOperation, WorkRequest, WorkStatus};
+/// use rdma_sim::{AccessFlags, Context, Qp, QpConfig, QpState, Sge};
+/// use rdma_sim::{WorkOperation, WorkRequest, WorkStatus};
 ///
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// # let config = KernelConfig::new(presets()[0].axes);
@@ -63,8 +64,10 @@ pub struct QpConfig {
 /// let (_fd, context) = Context::open(&task)?;
 /// let pd = context.alloc_pd(&task)?;
 /// let cq = context.create_cq(&task, 16)?;
-/// let config = QpConfig { send_cq: Arc::clone(&cq), recv_cq: Arc::clone(&cq), max_send: 8, max_recv: 8 };
-/// let (a, b) = (context.create_qp(&task, &pd, config.clone())?, context.create_qp(&task, &pd, config)?);
+/// let (send_cq, recv_cq) = (Arc::clone(&cq), Arc::clone(&cq));
+/// let config = QpConfig { send_cq, recv_cq, max_send: 8, max_recv: 8 };
+/// let a = context.create_qp(&task, &pd, config.clone())?;
+/// let b = context.create_qp(&task, &pd, config)?;
 /// Qp::connect(&a, &b)?;
 ///
 /// let (va, memory) = task.mmap_anonymous(4096)?;
@@ -210,8 +213,9 @@ impl Qp {
             return;
         }
         race_point!("qp: in error, not flushed");
-        // A thread that posts a receive reads the state under the same lock: its receive is either in this
-        // queue, or that thread flushes it. The thread that runs the send queue flushes the sends.
+        // A thread that posts a receive reads the state under the same lock: its receive is either
+        // in this queue, or that thread flushes it. The thread that runs the send queue flushes the
+        // sends.
         let flushed = std::mem::take(&mut *self.receives.lock());
         for receive in flushed {
             self.flush_receive(receive);
@@ -221,8 +225,8 @@ impl Qp {
     /// To RESET: queued work vanishes without completion, and the connection is dropped.
     ///
     /// # Errors
-    /// [`QpTransitionError`] if the queue pair is destroyed, or if its context was aborted: then it stays in
-    /// ERR.
+    /// [`QpTransitionError`] if the queue pair is destroyed, or if its context was aborted: then it
+    /// stays in ERR.
     pub fn reset(&self) -> Result<(), QpTransitionError> {
         let aborted = || QpTransitionError { qp_num: self.number, found: QpState::Error, event: QpEvent::Reset };
         if self.owner.is_aborted() {
@@ -230,8 +234,8 @@ impl Qp {
         }
         self.advance(QpEvent::Reset)?;
         self.forget_work();
-        // An abort first marks the context, then puts every queue pair into error. So either that comes after the
-        // transition above, or the mark is visible here.
+        // An abort first marks the context, then puts every queue pair into error. So either that
+        // comes after the transition above, or the mark is visible here.
         if self.owner.is_aborted() {
             self.fail();
             return Err(aborted());
@@ -251,9 +255,10 @@ impl Qp {
         self.sends.command(SendWork::Detach, |engine, work| requester::run(self, engine, work));
     }
 
-    /// Posts a request to the send queue. The posting thread executes it, and also what other threads post
-    /// meanwhile. If another thread already runs the queue, that thread executes the request. When this
-    /// returns and no other thread runs the queue, the completion is in its completion queue.
+    /// Posts a request to the send queue. The posting thread executes it, and also what other
+    /// threads post meanwhile. If another thread already runs the queue, that thread executes the
+    /// request. When this returns and no other thread runs the queue, the completion is in its
+    /// completion queue.
     ///
     /// # Errors
     /// [`PostError`]; nothing is queued. In ERR requests are accepted, and completed as flushed.
@@ -269,9 +274,9 @@ impl Qp {
         self.submit(request)
     }
 
-    /// Posts the binding of a type 1 window to the send queue, behind earlier requests. Returns the window's
-    /// new key (`bind.rkey` is ignored). The key opens the window once the binding has completed. A binding
-    /// of no bytes unbinds the window.
+    /// Posts the binding of a type 1 window to the send queue, behind earlier requests. Returns the
+    /// window's new key (`bind.rkey` is ignored). The key opens the window once the binding has
+    /// completed. A binding of no bytes unbinds the window.
     ///
     /// # Errors
     /// [`PostError`]; nothing is queued. A binding that the region does not permit completes with
@@ -351,7 +356,8 @@ impl Qp {
         if self.state() != QpState::Error {
             return;
         }
-        // The queue pair is already in error, so a full completion queue has no further effect on it.
+        // The queue pair is already in error, so a full completion queue has no further effect on
+        // it.
         let _lost = self.config.recv_cq.push(Completion {
             wr_id: receive.wr_id,
             status: WorkStatus::Flushed,
@@ -376,8 +382,8 @@ impl Qp {
         self.config.recv_cq.push(done).is_ok()
     }
 
-    /// Completes a receive with success. `invalidated`: the key that the message invalidated. Returns false if
-    /// the completion queue had no room.
+    /// Completes a receive with success. `invalidated`: the key that the message invalidated.
+    /// Returns false if the completion queue had no room.
     pub(crate) fn complete_message(&self, wr_id: u64, byte_len: u32, invalidated: Option<u32>) -> bool {
         let (opcode, qp_num, vendor_err) = (WorkOpcode::Recv, self.number, WorkFault::None);
         let done = Completion { wr_id, status: WorkStatus::Success, opcode, byte_len, qp_num, vendor_err, invalidated };

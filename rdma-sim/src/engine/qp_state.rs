@@ -1,8 +1,8 @@
 //! The states of a queue pair, as one table.
 //!
-//! It owns the transition table. Invariant: a queue pair changes its state only by a row of the table.
-//! The page docs/states/queue-pair.md is generated from it. Kernel counterpart: `qp_state_table`
-//! (drivers/infiniband/core/verbs.c); InfiniBand Architecture, volume 1, 10.3.1.
+//! It owns the transition table. Invariant: a queue pair changes its state only by a row of the
+//! table. The page docs/states/queue-pair.md is generated from it. Kernel counterpart:
+//! `qp_state_table` (drivers/infiniband/core/verbs.c); InfiniBand Architecture, volume 1, 10.3.1.
 
 use std::fmt;
 

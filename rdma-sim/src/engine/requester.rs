@@ -1,9 +1,9 @@
 //! The requester: takes a request off the send queue, sends it to the peer, and completes it.
 //!
-//! It owns the checks of the local side and the order of completions. Invariants: a request's completion
-//! is queued before the next request begins; the first failure puts the queue pair into error before any
-//! later request is executed; an atomic or read reaches the peer only if its result can be stored. Kernel
-//! counterpart: `rxe_requester`, `rxe_completer`.
+//! It owns the checks of the local side and the order of completions. Invariants: a request's
+//! completion is queued before the next request begins; the first failure puts the queue pair into
+//! error before any later request is executed; an atomic or read reaches the peer only if its
+//! result can be stored. Kernel counterpart: `rxe_requester`, `rxe_completer`.
 
 use emulator::sync::Arc;
 
@@ -26,7 +26,8 @@ pub(crate) struct PeerLink {
 #[derive(Default)]
 pub(crate) struct SendEngine {
     link: Option<PeerLink>,
-    /// Bytes between the two memories. Allocated at the first use, so that later requests allocate nothing.
+    /// Bytes between the two memories. Allocated at the first use, so that later requests allocate
+    /// nothing.
     bounce: Vec<u8>,
 }
 
@@ -80,7 +81,8 @@ fn execute(qp: &Qp, engine: &mut SendEngine, request: &WorkRequest) -> Result<()
         engine.bounce = vec![0; CHUNK];
     }
     let memory = LocalMemory::new(qp.accessor(), local);
-    // The first copy of a write checks its source. The other operations check before they reach the peer.
+    // The first copy of a write checks its source. The other operations check before they reach the
+    // peer.
     match op {
         WorkOperation::Send | WorkOperation::SendWithInvalidate { .. } => memory.check(AccessNeed::LocalRead)?,
         WorkOperation::Read | WorkOperation::CompareSwap { .. } | WorkOperation::FetchAdd { .. } => {

@@ -1,14 +1,16 @@
 //! The responder: executes a message of the peer on a queue pair.
 //!
-//! It owns the checks of the remote side and the refusals. Invariants: a queue pair that cannot answer
-//! (destroyed, not ready, in error) is silent, at every piece of a message; only if its context was
-//! aborted it refuses instead. A refusal puts the refusing queue pair into error and raises an event. A
-//! receive is taken by one message; it is completed, or put back if the message did not arrive whole.
-//! Kernel counterpart: `rxe_responder` (drivers/infiniband/sw/rxe/rxe_resp.c).
+//! It owns the checks of the remote side and the refusals. Invariants: a queue pair that cannot
+//! answer (destroyed, not ready, in error) is silent, at every piece of a message; only if its
+//! context was aborted it refuses instead. A refusal puts the refusing queue pair into error and
+//! raises an event. A receive is taken by one message; it is completed, or put back if the message
+//! did not arrive whole. Kernel counterpart: `rxe_responder`
+//! (drivers/infiniband/sw/rxe/rxe_resp.c).
 //!
-//! docs/semantics.md, section 7, names "queue pair to error" for remote access errors. This queue pair
-//! goes to error for the two other refusals as well, as InfiniBand has it (volume 1, 9.9.3: class A and C
-//! faults of a responder) and `rxe` does. A message without a posted receive fails only the requester.
+//! docs/semantics.md, section 7, names "queue pair to error" for remote access errors. This queue
+//! pair goes to error for the two other refusals as well, as InfiniBand has it (volume 1, 9.9.3:
+//! class A and C faults of a responder) and `rxe` does. A message without a posted receive fails
+//! only the requester.
 
 use emulator::sync::atomic::{Ordering, fence};
 use fs_sim::base::atomic_op::AtomicOp;
@@ -39,7 +41,8 @@ impl Responder for Qp {
                 aligned(self, message, AccessNeed::RemoteWrite, AtomicOp::Store(value)).map(|_| ())
             }
             WorkOperation::Flush { placement, level } => flush(self, message, placement, level),
-            // These operations stay on the requester's side. A transport that carries one anyway gets a refusal.
+            // These operations stay on the requester's side. A transport that carries one anyway
+            // gets a refusal.
             WorkOperation::BindMw(_) | WorkOperation::LocalInvalidate { .. } => {
                 Err(refuse(self, WorkStatus::RemoteInvalidRequest, WorkFault::Access))
             }
@@ -50,8 +53,8 @@ impl Responder for Qp {
 fn listening(peer: &Qp) -> Result<(), WorkFailure> {
     match peer.state() {
         state if state.answers() => Ok(()),
-        // An aborted context still answers: docs/semantics.md, section 5, makes a later access a remote access
-        // error.
+        // An aborted context still answers: docs/semantics.md, section 5, makes a later access a
+        // remote access error.
         QpState::Error if peer.owner().is_aborted() => {
             Err(WorkFailure { status: WorkStatus::RemoteAccessError, fault: WorkFault::Revoked })
         }
@@ -59,7 +62,8 @@ fn listening(peer: &Qp) -> Result<(), WorkFailure> {
     }
 }
 
-/// Puts the refusing queue pair into error, raises its event, and makes the failure for the requester.
+/// Puts the refusing queue pair into error, raises its event, and makes the failure for the
+/// requester.
 fn refuse(peer: &Qp, status: WorkStatus, fault: WorkFault) -> WorkFailure {
     peer.fail();
     let qp_num = peer.number();
@@ -134,9 +138,9 @@ fn aligned(peer: &Qp, message: &RdmaMessage, need: AccessNeed, op: AtomicOp) -> 
 /// A flush checks a range of no bytes too: only reads and writes skip that check.
 fn flush(peer: &Qp, message: &RdmaMessage, placement: FlushPlacement, level: FlushLevel) -> Result<(), WorkFailure> {
     listening(peer)?;
-    // ORDERING: earlier writes were copied by this thread, or by a thread that ran the send queue before it.
-    // The fence orders them before every access of a thread that learns of this flush's completion by other
-    // means than a completion queue.
+    // ORDERING: earlier writes were copied by this thread, or by a thread that ran the send queue
+    // before it. The fence orders them before every access of a thread that learns of this flush's
+    // completion by other means than a completion queue.
     fence(Ordering::SeqCst);
     let need = match placement {
         FlushPlacement::Global => AccessNeed::FlushGlobal,
@@ -154,7 +158,8 @@ fn send(
 ) -> Result<(), WorkFailure> {
     listening(peer)?;
     let Some(receive) = peer.take_receive() else {
-        // A queue pair that went to error just now has lost its receives: it is silent, not out of receives.
+        // A queue pair that went to error just now has lost its receives: it is silent, not out of
+        // receives.
         listening(peer)?;
         return Err(WorkFailure { status: WorkStatus::RnrRetryExceeded, fault: WorkFault::NoReceive });
     };

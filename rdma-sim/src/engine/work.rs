@@ -1,8 +1,8 @@
 //! Work requests and completions: plain values.
 //!
-//! It owns their meaning. Units are bytes; an address is a virtual address of the process that registered
-//! the region. Kernel counterpart: `struct ib_send_wr`, `struct ib_recv_wr`, `struct ib_wc`
-//! (include/rdma/ib_verbs.h).
+//! It owns their meaning. Units are bytes; an address is a virtual address of the process that
+//! registered the region. Kernel counterpart: `struct ib_send_wr`, `struct ib_recv_wr`, `struct
+//! ib_wc` (include/rdma/ib_verbs.h).
 
 use fs_sim::Errno;
 
@@ -37,8 +37,8 @@ pub struct ReceiveRequest {
     pub local: Sge,
 }
 
-/// A finished request. If `status` is not [`WorkStatus::Success`], only `wr_id`, `status`, `qp_num` and
-/// `vendor_err` are valid.
+/// A finished request. If `status` is not [`WorkStatus::Success`], only `wr_id`, `status`, `qp_num`
+/// and `vendor_err` are valid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Completion {
     /// The number given in the request.

@@ -1,14 +1,15 @@
 //! Rights: what an owner may allow on a region or window, and what a request names.
 //!
-//! It owns plain values. Invariant: remote write and remote atomic need local write. Kernel counterpart:
-//! `enum ib_access_flags`, `struct ib_sge` (include/rdma/ib_verbs.h).
+//! It owns plain values. Invariant: remote write and remote atomic need local write. Kernel
+//! counterpart: `enum ib_access_flags`, `struct ib_sge` (include/rdma/ib_verbs.h).
 
 use fs_sim::Errno;
 
 /// What a region allows. `enum ib_access_flags`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct AccessFlags {
-    /// The NIC may write it on behalf of its own side: receives, read responses, results of atomics.
+    /// The NIC may write it on behalf of its own side: receives, read responses, results of
+    /// atomics.
     pub local_write: bool,
     /// The peer may read it.
     pub remote_read: bool,

@@ -1,8 +1,8 @@
 //! Keys: how the 32 bits of an lkey or rkey are divided.
 //!
 //! It owns the division. A key is a 24-bit index and 8 bits that change with each use of the index.
-//! Invariant: memory regions use indices below [`FIRST_WINDOW`], memory windows use the others, so the
-//! key alone tells a region from a window. Kernel counterpart: `rxe_mr_init`, `rxe_mw.c`.
+//! Invariant: memory regions use indices below [`FIRST_WINDOW`], memory windows use the others, so
+//! the key alone tells a region from a window. Kernel counterpart: `rxe_mr_init`, `rxe_mw.c`.
 
 /// The first index of a window. Regions have the indices below it.
 pub(crate) const FIRST_WINDOW: u32 = 1 << 23;

@@ -1,9 +1,9 @@
 //! Memory regions: the handle that a program holds, and the pin holder that the kernel can ask.
 //!
-//! It owns a region's identity and rights; the memory itself is in the table of regions. Invariants: the
-//! rights of a handle never change (a changed registration is a new [`Mr`] under the same key); a
-//! region's pins are released once, and [`Mr::is_released`] is true only after the last page is
-//! unpinned. Kernel counterpart: `struct ib_mr`, `struct ib_umem`.
+//! It owns a region's identity and rights; the memory itself is in the table of regions.
+//! Invariants: the rights of a handle never change (a changed registration is a new [`Mr`] under
+//! the same key); a region's pins are released once, and [`Mr::is_released`] is true only after the
+//! last page is unpinned. Kernel counterpart: `struct ib_mr`, `struct ib_umem`.
 
 use std::fmt;
 
@@ -53,7 +53,8 @@ impl Mr {
         self.key
     }
 
-    /// The remote key: the key by which a peer names it. The same number as the local key, as on most NICs.
+    /// The remote key: the key by which a peer names it. The same number as the local key, as on
+    /// most NICs.
     pub fn rkey(&self) -> u32 {
         self.key
     }
@@ -100,8 +101,8 @@ impl Mr {
         self.revoked.store(true, Ordering::SeqCst);
     }
 
-    /// Whether its pins are released. That happens after a deregistration, a revocation or the close of the
-    /// context, once the last copy in flight has ended.
+    /// Whether its pins are released. That happens after a deregistration, a revocation or the
+    /// close of the context, once the last copy in flight has ended.
     pub fn is_released(&self) -> bool {
         self.released.load(Ordering::SeqCst)
     }
@@ -112,7 +113,8 @@ impl Mr {
         if windows == NO_WINDOWS { 0 } else { windows }
     }
 
-    /// Counts a window that will be bound. Returns false if the region is being deregistered or changed.
+    /// Counts a window that will be bound. Returns false if the region is being deregistered or
+    /// changed.
     pub(crate) fn hold_for_window(&self) -> bool {
         let one_more = |windows: u32| windows.checked_add(1).filter(|more| *more < NO_WINDOWS);
         self.windows.fetch_update(Ordering::SeqCst, Ordering::SeqCst, one_more).is_ok()
@@ -146,7 +148,8 @@ impl Mr {
         self.set_released();
     }
 
-    /// Records that this handle holds no pins any more: they are released, or another handle has them.
+    /// Records that this handle holds no pins any more: they are released, or another handle has
+    /// them.
     pub(crate) fn set_released(&self) {
         self.released.store(true, Ordering::SeqCst);
         self.owner.drained().wake_all();
@@ -171,8 +174,8 @@ impl PinHolder for Mr {
         Some(Arc::clone(self.owner.fd_holders()))
     }
 
-    /// Aborts the whole context. A NIC cannot take away a single region: the program expects every region of
-    /// an open context to work.
+    /// Aborts the whole context. A NIC cannot take away a single region: the program expects every
+    /// region of an open context to work.
     fn revoke(&self, kernel: &Arc<Kernel>) {
         self.owner.abort(kernel);
     }

@@ -1,11 +1,11 @@
 //! Memory windows: rights to a part of a region, granted and withdrawn without a registration.
 //!
-//! It owns a window's binding. Invariants: a window reaches no byte outside its binding, which lies in
-//! its region; each binding has its own key, and the key of the binding before opens nothing; a region
-//! with a bound window cannot be deregistered or changed; a type 2 window opens only for the queue pair
-//! that bound it. An access through a window passes the region's gate, so the end of the region ends the
-//! window. Kernel counterpart: `struct ib_mw`, `rxe_mw.c`; InfiniBand Architecture, volume 1, 10.6.6.2
-//! (type 2 means 2B here).
+//! It owns a window's binding. Invariants: a window reaches no byte outside its binding, which lies
+//! in its region; each binding has its own key, and the key of the binding before opens nothing; a
+//! region with a bound window cannot be deregistered or changed; a type 2 window opens only for the
+//! queue pair that bound it. An access through a window passes the region's gate, so the end of the
+//! region ends the window. Kernel counterpart: `struct ib_mw`, `rxe_mw.c`; InfiniBand Architecture,
+//! volume 1, 10.6.6.2 (type 2 means 2B here).
 
 use std::fmt;
 
@@ -21,17 +21,19 @@ use super::protection::QpIdentity;
 /// How a window is bound, and which queue pairs may use it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MwType {
-    /// WindowBinding by [`Qp::bind_mw`](crate::engine::qp::Qp::bind_mw); opens for every queue pair of
-    /// its domain. A binding of no bytes unbinds it.
+    /// WindowBinding by [`Qp::bind_mw`](crate::engine::qp::Qp::bind_mw); opens for every queue pair
+    /// of its domain. A binding of no bytes unbinds it.
     Type1,
-    /// WindowBinding by a work request and invalidated by one; opens for the queue pair it was bound on.
+    /// WindowBinding by a work request and invalidated by one; opens for the queue pair it was
+    /// bound on.
     Type2,
 }
 
 /// A binding, as a program requests it. `struct ibv_mw_bind_info`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WindowBind {
-    /// The key that the window is to have: its own, with other lowest 8 bits ([`Mw::next_rkey`]). [`Qp::bind_mw`](crate::engine::qp::Qp::bind_mw) sets it.
+    /// The key that the window is to have: its own, with other lowest 8 bits ([`Mw::next_rkey`]).
+    /// [`Qp::bind_mw`](crate::engine::qp::Qp::bind_mw) sets it.
     pub rkey: u32,
     /// The key of the region.
     pub lkey: u32,
@@ -106,20 +108,23 @@ impl Mw {
         self.state.lock().bound.is_some()
     }
 
-    /// Issues a key for a binding by verb. Two bindings that wait in a queue never have the same key.
+    /// Issues a key for a binding by verb. Two bindings that wait in a queue never have the same
+    /// key.
     pub(crate) fn issue_rkey(&self) -> u32 {
         let turn = |issued| Some(key::increment(issued));
         let before = self.issued.fetch_update(Ordering::Relaxed, Ordering::Relaxed, turn);
         key::increment(before.unwrap_or_else(|issued| issued))
     }
 
-    /// Binds it as requested. `mr` is the region, looked up and checked; none for a binding of no bytes.
+    /// Binds it as requested. `mr` is the region, looked up and checked; none for a binding of no
+    /// bytes.
     pub(crate) fn bind(&self, qp: QpIdentity, bind: &WindowBind, mr: Option<Arc<Mr>>) -> Result<(), WorkFault> {
         let bound = mr.map(|mr| {
-            let qp = (self.kind == MwType::Type2).then(|| qp.number);
+            let qp = (self.kind == MwType::Type2).then_some(qp.number);
             WindowBinding { mr, addr: bind.addr, len: bind.len, access: bind.access, qp }
         });
-        // Counted before a peer can find the binding: from here on the region cannot be deregistered.
+        // Counted before a peer can find the binding: from here on the region cannot be
+        // deregistered.
         if bound.as_ref().is_some_and(|bound| !bound.mr.hold_for_window()) {
             return Err(WorkFault::Revoked);
         }
@@ -163,7 +168,8 @@ impl Mw {
         }
     }
 
-    /// Ends the binding of a type 2 window under `key`, on request of `qp`. No effect if it is not bound.
+    /// Ends the binding of a type 2 window under `key`, on request of `qp`. No effect if it is not
+    /// bound.
     pub(crate) fn invalidate(&self, key: u32, qp: QpIdentity) -> Result<(), WorkFault> {
         let bound = {
             let mut state = self.state.lock();

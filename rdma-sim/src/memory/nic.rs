@@ -1,8 +1,8 @@
 //! The NIC as a whole: one for each simulated machine.
 //!
-//! It owns the tables of memory regions and windows, and the numbers that are unique on a device (of
-//! contexts, protection domains, completion queues, queue pairs). Invariant: a number is never given out
-//! twice. Kernel counterpart: `struct ib_device`.
+//! It owns the tables of memory regions and windows, and the numbers that are unique on a device
+//! (of contexts, protection domains, completion queues, queue pairs). Invariant: a number is never
+//! given out twice. Kernel counterpart: `struct ib_device`.
 
 use emulator::sync::Arc;
 use emulator::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -21,8 +21,8 @@ pub struct NicCounters {
     pub mrs_aborted: Counter,
     /// Contexts aborted by a revocation.
     pub contexts_aborted: Counter,
-    /// Completions lost because their queue was full or in error. The first one of a queue puts the queue
-    /// into error and raises an event.
+    /// Completions lost because their queue was full or in error. The first one of a queue puts the
+    /// queue into error and raises an event.
     pub completions_lost: Counter,
     /// Asynchronous events lost because their queue was full.
     pub events_lost: Counter,
@@ -60,8 +60,8 @@ impl Nic {
         })
     }
 
-    /// The number of memory regions that still hold their memory: 0 once every context is closed and every
-    /// copy has ended.
+    /// The number of memory regions that still hold their memory: 0 once every context is closed
+    /// and every copy has ended.
     pub fn live_regions(&self) -> u64 {
         self.regions.live()
     }

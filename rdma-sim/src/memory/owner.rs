@@ -1,7 +1,8 @@
 //! What a region asks of the context that it belongs to.
 //!
-//! It owns the trait. Invariant: a region reaches its context through this trait only, because contexts
-//! belong to a layer above. Kernel counterpart: the `struct ib_ucontext` behind a `struct ib_mr`.
+//! It owns the trait. Invariant: a region reaches its context through this trait only, because
+//! contexts belong to a layer above. Kernel counterpart: the `struct ib_ucontext` behind a `struct
+//! ib_mr`.
 
 use std::any::Any;
 
@@ -27,7 +28,8 @@ pub(crate) trait ObjectOwner: Send + Sync + 'static {
     /// Counts one region less that pins pages of a file.
     fn file_pin_gone(&self);
 
-    /// Aborts the context: every queue pair goes to error, every region is revoked. Returns at once.
+    /// Aborts the context: every queue pair goes to error, every region is revoked. Returns at
+    /// once.
     fn abort(&self, kernel: &Arc<Kernel>);
 
     /// The context as a value of its own type.

@@ -1,11 +1,11 @@
 //! Protection: the only way from a key to memory.
 //!
-//! It owns the check of key, domain, range and rights, and the copy behind it. Invariants: an access
-//! enters a region for one copy of at most [`CHUNK`] bytes; a thread is never inside two regions at once
-//! (a copy can wait for a page fault while a layout change waits until another region is left); each
-//! entry checks the whole range of the request, so no piece is copied of a request that must fail as a
-//! whole. Kernel counterpart: `mr_check_range`, `rxe_mr_copy`, `lookup_mr`
-//! (drivers/infiniband/sw/rxe/rxe_mr.c).
+//! It owns the check of key, domain, range and rights, and the copy behind it. Invariants: an
+//! access enters a region for one copy of at most [`CHUNK`] bytes; a thread is never inside two
+//! regions at once (a copy can wait for a page fault while a layout change waits until another
+//! region is left); each entry checks the whole range of the request, so no piece is copied of a
+//! request that must fail as a whole. Kernel counterpart: `mr_check_range`, `rxe_mr_copy`,
+//! `lookup_mr` (drivers/infiniband/sw/rxe/rxe_mr.c).
 
 use emulator::sync::Arc;
 use fs_sim::base::atomic_op::AtomicOp;
@@ -18,7 +18,8 @@ use super::key;
 use super::nic::Nic;
 use super::region_table::{RegionEntry, RegisteredRegion};
 
-/// How much is copied at a time, in bytes: fits a first-level cache beside its source and destination.
+/// How much is copied at a time, in bytes: fits a first-level cache beside its source and
+/// destination.
 pub(crate) const CHUNK: usize = 16 << 10;
 
 /// What a request needs of a region.
@@ -99,8 +100,8 @@ impl KeyedRange {
         Ok((entry, offset))
     }
 
-    /// As `enter`, by the key of a window: the binding is the bound instead of the region. A binding that
-    /// ends while a piece is copied does not stop that piece.
+    /// As `enter`, by the key of a window: the binding is the bound instead of the region. A
+    /// binding that ends while a piece is copied does not stop that piece.
     fn enter_through_window<'a>(
         &self,
         by: MemoryAccessor<'a>,
@@ -112,7 +113,8 @@ impl KeyedRange {
             return Err(WorkFault::Access);
         }
         let entry = by.nic.regions.enter(bound.mr.key())?;
-        // Since the lookup of the window its context may have ended, and another region may use the slot.
+        // Since the lookup of the window its context may have ended, and another region may use the
+        // slot.
         if !Arc::ptr_eq(&entry.mr, &bound.mr) {
             return Err(WorkFault::Revoked);
         }
@@ -165,8 +167,8 @@ impl KeyedRange {
         .map_err(fault_of)
     }
 
-    /// Flushes the range, or its whole region: checks the access, and for a persistent flush persists the
-    /// bytes.
+    /// Flushes the range, or its whole region: checks the access, and for a persistent flush
+    /// persists the bytes.
     pub(crate) fn flush(&self, by: MemoryAccessor<'_>, need: AccessNeed, level: FlushLevel) -> Result<(), WorkFault> {
         let (entry, offset, len) = match level {
             FlushLevel::Range => {

@@ -1,7 +1,7 @@
 //! The states of a memory region's place in the table, as one table.
 //!
-//! It owns the transition table; [`super::region_table`] applies it under the place's mutex. Invariant:
-//! the backing memory leaves the place exactly once, on [`RegionEvent::Drain`]. The page
+//! It owns the transition table; [`super::region_table`] applies it under the place's mutex.
+//! Invariant: the backing memory leaves the place exactly once, on [`RegionEvent::Drain`]. The page
 //! docs/states/memory-region.md is generated from this table. Kernel counterpart: `percpu_ref`
 //! (live, dying, dead) around a `struct rxe_mr`.
 
@@ -12,11 +12,11 @@ emulator::state_table! {
         Free,
         /// A region is registered. The gate is open.
         Live,
-        /// The registration is being replaced: the gate is closed and will open again. Accesses that
-        /// entered earlier may still be inside.
+        /// The registration is being replaced: the gate is closed and will open again. Accesses
+        /// that entered earlier may still be inside.
         Changing,
-        /// The region has ended: the gate is closed for good. Accesses that entered earlier may still be
-        /// inside. The owner still holds the key.
+        /// The region has ended: the gate is closed for good. Accesses that entered earlier may
+        /// still be inside. The owner still holds the key.
         Draining,
         /// As `Draining`, and the owner no longer holds the key.
         DrainingUnowned,

@@ -1,38 +1,40 @@
-//! The table of memory regions: finds the region of a 32-bit key without a lock, and ends each region
-//! exactly once.
+//! The table of memory regions: finds the region of a 32-bit key without a lock, and ends each
+//! region exactly once.
 //!
-//! It owns every registered region's backing memory (above all its pinned pages) from the registration
-//! to the release. Invariant: the backing memory is taken out once, when no access is inside and none
-//! can enter. Kernel counterpart: the memory translation and protection table of a NIC; `rxe_pool.c`
-//! with `rxe_mr.c`; `percpu_ref` for the drain.
+//! It owns every registered region's backing memory (above all its pinned pages) from the
+//! registration to the release. Invariant: the backing memory is taken out once, when no access is
+//! inside and none can enter. Kernel counterpart: the memory translation and protection table of a
+//! NIC; `rxe_pool.c` with `rxe_mr.c`; `percpu_ref` for the drain.
 //!
 //! # Keys
 //! A key is the 24-bit index of a slot and 8 bits that change with each use of the slot (see
-//! [`super::key`]). A stale key is therefore refused until the slot has been used 256 times more. Free
-//! slots are reused in the order in which they became free. Slot 0 is never used: no key is 0.
+//! [`super::key`]). A stale key is therefore refused until the slot has been used 256 times more.
+//! Free slots are reused in the order in which they became free. Slot 0 is never used: no key is 0.
 //!
 //! # How a revocation meets a copy in flight
 //! Each slot has a [`Gate`] and a [`RegionState`]. An access *enters* the gate by one atomic add,
 //! compares the key, checks, copies, and *leaves*. A task that ends the region (by deregistration,
 //! revocation or the close of the context, which a process's death causes) *closes* the gate. From
-//! then on no access enters. The task that finds the closed gate empty *drains* the slot: it takes the
-//! backing memory out and releases it. That task is the closer or the last access to leave.
+//! then on no access enters. The task that finds the closed gate empty *drains* the slot: it takes
+//! the backing memory out and releases it. That task is the closer or the last access to leave.
 //!
-//! Several tasks can believe that they are the last one: an entry that is refused counts itself for a
-//! moment, and its undo can be the last leave, even in the slot's next use. So the drainer takes the
-//! slot's mutex and checks again that the present region is draining and that its gate is empty. Hence:
+//! Several tasks can believe that they are the last one: an entry that is refused counts itself for
+//! a moment, and its undo can be the last leave, even in the slot's next use. So the drainer takes
+//! the slot's mutex and checks again that the present region is draining and that its gate is
+//! empty. Hence:
 //!
 //! * the backing memory is taken out once, whichever task comes first;
 //! * no access is inside when it is taken out, and none enters afterwards;
-//! * a closed gate is always drained: after the last add or subtract that leaves it empty, either its
-//!   author (told by [`Gate::leave`]) or the closer checks, and at that time the state says `Draining`.
+//! * a closed gate is always drained: after the last add or subtract that leaves it empty, either
+//!   its author (told by [`Gate::leave`]) or the closer checks, and at that time the state says
+//!   `Draining`.
 //!
-//! `rereg_mr` changes a registration in the same way: it closes the gate, waits until the last access
-//! has left, stores another region under the same key, and opens the gate. A task that ends the region
-//! meanwhile also ends the change.
+//! `rereg_mr` changes a registration in the same way: it closes the gate, waits until the last
+//! access has left, stores another region under the same key, and opens the gate. A task that ends
+//! the region meanwhile also ends the change.
 //!
-//! A slot is free again when its region is drained and its owner has given up the key. So the key of a
-//! revoked region names nothing else while a program still holds it.
+//! A slot is free again when its region is drained and its owner has given up the key. So the key
+//! of a revoked region names nothing else while a program still holds it.
 
 use std::cell::UnsafeCell;
 use std::collections::VecDeque;
@@ -53,8 +55,8 @@ use super::key;
 use super::mr::Mr;
 use super::region_state::{RegionEvent, RegionState};
 
-/// Slots in a leaf, leaves in a branch, branches in the table: 2^23 slots. A leaf has memory only once one
-/// of its slots is used.
+/// Slots in a leaf, leaves in a branch, branches in the table: 2^23 slots. A leaf has memory only
+/// once one of its slots is used.
 const LEAF: usize = 64;
 const BRANCH: usize = 512;
 const ROOT: usize = 256;
@@ -81,13 +83,14 @@ struct RegionSlot {
 }
 
 // SAFETY: `region` is the only part that is not Sync by itself. It is written in three places:
-// `install` (state Free, by the task that reserved the slot), `exchange` (state Changing, gate closed and
-// seen empty) and `drain` (state Draining or DrainingUnowned, gate closed and empty). All three hold
-// `state`, and the gate lets no access in meanwhile. It is read only through `RegionEntry`, which exists
-// between a successful `Gate::enter` and its `Gate::leave`, and under `state` in `holds` and `drain`.
-// `install` and `exchange` open the gate after they write. The SeqCst add of an entry comes later in the
-// order of that word, so the entry sees the write. `drain` reads a count of zero, which every release
-// subtract of a leave went into, so every read is over.
+// `install` (state Free, by the task that reserved the slot), `exchange` (state Changing, gate
+// closed and seen empty) and `drain` (state Draining or DrainingUnowned, gate closed and empty).
+// All three hold `state`, and the gate lets no access in meanwhile. It is read only through
+// `RegionEntry`, which exists between a successful `Gate::enter` and its `Gate::leave`, and under
+// `state` in `holds` and `drain`. `install` and `exchange` open the gate after they write. The
+// SeqCst add of an entry comes later in the order of that word, so the entry sees the write.
+// `drain` reads a count of zero, which every release subtract of a leave went into, so every read
+// is over.
 unsafe impl Sync for RegionSlot where RegisteredRegion: Send + Sync {}
 
 impl RegionSlot {
@@ -144,8 +147,8 @@ impl Deref for RegionEntry<'_> {
     type Target = RegisteredRegion;
 
     fn deref(&self) -> &RegisteredRegion {
-        // SAFETY: the gate was open when this access entered, so the slot holds a region; no task writes it
-        // before this access has left. See `RegionSlot`.
+        // SAFETY: the gate was open when this access entered, so the slot holds a region; no task
+        // writes it before this access has left. See `RegionSlot`.
         let region = unsafe { &*self.slot.region.get() };
         region.as_ref().expect("a gate opens only over a region, which stays until the last access has left")
     }
@@ -184,8 +187,8 @@ impl RegionTable {
         self.slot(key::index(key)).expect("a reserved key has a slot, and slots are never removed")
     }
 
-    /// Reserves a key for a registration under way. The caller then calls [`RegionTable::install`] or
-    /// [`RegionTable::cancel`].
+    /// Reserves a key for a registration under way. The caller then calls [`RegionTable::install`]
+    /// or [`RegionTable::cancel`].
     ///
     /// # Errors
     /// ENOMEM: 2^23 regions exist.
@@ -226,8 +229,8 @@ impl RegionTable {
         let slot = self.slot_of(key);
         let mut state = slot.state.lock();
         advance(&mut state, RegionEvent::Install).expect("the slot of a reserved key is free");
-        // SAFETY: the state was Free: the gate is closed and was empty when the last use was drained; see
-        // `RegionSlot`.
+        // SAFETY: the state was Free: the gate is closed and was empty when the last use was
+        // drained; see `RegionSlot`.
         unsafe { *slot.region.get() = Some(region) };
         self.live.fetch_add(1, Ordering::SeqCst);
         slot.gate.reopen();
@@ -236,8 +239,8 @@ impl RegionTable {
     /// Enters the region of `key`.
     ///
     /// # Errors
-    /// [`WorkFault::UnknownKey`]; or [`WorkFault::Revoked`] if the key is right and its region has ended or
-    /// is being changed.
+    /// [`WorkFault::UnknownKey`]; or [`WorkFault::Revoked`] if the key is right and its region has
+    /// ended or is being changed.
     pub(crate) fn enter(&self, key: u32) -> Result<RegionEntry<'_>, WorkFault> {
         let slot = self.slot(key::index(key)).ok_or(WorkFault::UnknownKey)?;
         match slot.gate.enter() {
@@ -255,9 +258,9 @@ impl RegionTable {
         }
     }
 
-    /// Ends the region of a key that its owner still holds, and releases it if no access is inside. Returns
-    /// true if this call ended it, false if another call did before. Adds the files that the region
-    /// referred to to `deferred`.
+    /// Ends the region of a key that its owner still holds, and releases it if no access is inside.
+    /// Returns true if this call ended it, false if another call did before. Adds the files that
+    /// the region referred to to `deferred`.
     pub(crate) fn close(&self, key: u32, deferred: &mut Deferred) -> bool {
         let slot = self.slot_of(key);
         let closed = {
@@ -275,8 +278,8 @@ impl RegionTable {
         closed
     }
 
-    /// Closes the gate of `old` for a change of its registration. Returns false if the region has ended;
-    /// the slot may then belong to any other region.
+    /// Closes the gate of `old` for a change of its registration. Returns false if the region has
+    /// ended; the slot may then belong to any other region.
     pub(crate) fn begin_change(&self, old: &Arc<Mr>) -> bool {
         let slot = self.slot_of(old.key());
         let mut state = slot.state.lock();
@@ -287,8 +290,9 @@ impl RegionTable {
         begun
     }
 
-    /// Whether `old`, which is under change, can be exchanged now: pending while an access is inside, false
-    /// if it was ended meanwhile. The last access to leave wakes the waiter through `old`'s context.
+    /// Whether `old`, which is under change, can be exchanged now: pending while an access is
+    /// inside, false if it was ended meanwhile. The last access to leave wakes the waiter through
+    /// `old`'s context.
     pub(crate) fn can_exchange(&self, old: &Arc<Mr>) -> Poll<bool> {
         let slot = self.slot_of(old.key());
         let state = slot.state.lock();
@@ -299,8 +303,8 @@ impl RegionTable {
         if slot.gate.inside() == 0 { Poll::Ready(true) } else { Poll::Pending }
     }
 
-    /// Stores `new`'s registration in the place of `old`'s and opens the gate. Returns the memory that was
-    /// registered before; none if `memory` is none, which keeps it. Call it after
+    /// Stores `new`'s registration in the place of `old`'s and opens the gate. Returns the memory
+    /// that was registered before; none if `memory` is none, which keeps it. Call it after
     /// [`RegionTable::can_exchange`] has returned true.
     ///
     /// # Errors
@@ -316,8 +320,8 @@ impl RegionTable {
         if !slot.holds(*state, RegionState::Changing, old) || advance(&mut state, RegionEvent::Exchange).is_err() {
             return Err(memory);
         }
-        // SAFETY: the state was Changing, the lock is held, and the closed gate was seen empty: no access
-        // reads. See `RegionSlot`.
+        // SAFETY: the state was Changing, the lock is held, and the closed gate was seen empty: no
+        // access reads. See `RegionSlot`.
         let region = unsafe { (*slot.region.get()).as_mut() };
         let region = region.expect("a slot under change holds its region");
         region.mr = new;
@@ -326,7 +330,8 @@ impl RegionTable {
         Ok(before)
     }
 
-    /// The owner of an ended region gives up its key: once drained, the slot can be used again. Called once.
+    /// The owner of an ended region gives up its key: once drained, the slot can be used again.
+    /// Called once.
     pub(crate) fn forget(&self, key: u32) {
         let slot = self.slot_of(key);
         let reusable = {
@@ -349,14 +354,14 @@ impl RegionTable {
         }
     }
 
-    /// If the slot's region is draining and no access is inside: takes the region out, releases it, and
-    /// returns its handle. If the region is under change: wakes the task that changes it.
+    /// If the slot's region is draining and no access is inside: takes the region out, releases it,
+    /// and returns its handle. If the region is under change: wakes the task that changes it.
     fn drain(&self, slot: &RegionSlot, deferred: &mut Deferred) -> Option<Arc<Mr>> {
         let (region, reusable) = {
             let mut state = slot.state.lock();
             if *state == RegionState::Changing {
-                // SAFETY: the state is Changing and the lock is held: only `exchange` writes, under the same
-                // lock.
+                // SAFETY: the state is Changing and the lock is held: only `exchange` writes, under
+                // the same lock.
                 let region = unsafe { (*slot.region.get()).as_ref() };
                 let owner = region.map(|region| Arc::clone(region.mr.owner()));
                 drop(state);
@@ -368,8 +373,8 @@ impl RegionTable {
             if slot.gate.inside() != 0 || advance(&mut state, RegionEvent::Drain).is_err() {
                 return None;
             }
-            // SAFETY: the state was Draining or DrainingUnowned and the lock is held: the gate of this very
-            // use is closed, and no access is inside. See `RegionSlot`.
+            // SAFETY: the state was Draining or DrainingUnowned and the lock is held: the gate of
+            // this very use is closed, and no access is inside. See `RegionSlot`.
             (unsafe { (*slot.region.get()).take() }, *state == RegionState::Free)
         };
         let RegisteredRegion { mr, memory } = region.expect("a draining slot holds its region until it is drained");

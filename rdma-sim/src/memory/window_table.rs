@@ -1,9 +1,9 @@
 //! The table of memory windows: finds the window of a key.
 //!
-//! It owns the windows' half of the keys (see [`super::key`]), so windows do not lengthen the way from a
-//! key to a region. Invariant: an index names one window from its allocation to its deallocation. The
-//! next window at that index starts with the key that the previous one ended with, so no key comes back
-//! before 256 bindings. Kernel counterpart: `rxe_mw.c`, `rxe_pool.c`.
+//! It owns the windows' half of the keys (see [`super::key`]), so windows do not lengthen the way
+//! from a key to a region. Invariant: an index names one window from its allocation to its
+//! deallocation. The next window at that index starts with the key that the previous one ended
+//! with, so no key comes back before 256 bindings. Kernel counterpart: `rxe_mw.c`, `rxe_pool.c`.
 
 use std::collections::VecDeque;
 
@@ -36,8 +36,8 @@ impl WindowTable {
         self.live.len()
     }
 
-    /// Makes a window by `make` from the key that it starts with. That key opens nothing before the first
-    /// binding.
+    /// Makes a window by `make` from the key that it starts with. That key opens nothing before the
+    /// first binding.
     ///
     /// # Errors
     /// ENOMEM: 2^23 windows exist.

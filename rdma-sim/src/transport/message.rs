@@ -1,7 +1,8 @@
 //! Messages, and the two traits that they pass.
 //!
-//! It owns plain values and traits. [`Transport`] is called by the requester; [`Responder`] is called by
-//! a transport. Kernel counterpart: `struct rxe_pkt_info`, `rxe_requester`, `rxe_responder`.
+//! It owns plain values and traits. [`Transport`] is called by the requester; [`Responder`] is
+//! called by a transport. Kernel counterpart: `struct rxe_pkt_info`, `rxe_requester`,
+//! `rxe_responder`.
 
 use super::local_memory::LocalMemory;
 use super::operation::{WorkFailure, WorkOperation};
@@ -28,8 +29,9 @@ impl RdmaMessage {
 
 /// The peer of a message: a queue pair executes it.
 pub trait Responder: Send + Sync {
-    /// Executes the message with the requester's memory `local`. `bounce` holds the bytes between the two
-    /// memories and is never empty. Runs on the caller's thread and returns when the outcome is known.
+    /// Executes the message with the requester's memory `local`. `bounce` holds the bytes between
+    /// the two memories and is never empty. Runs on the caller's thread and returns when the
+    /// outcome is known.
     ///
     /// # Errors
     /// The [`WorkFailure`] that completes the request.
@@ -38,9 +40,9 @@ pub trait Responder: Send + Sync {
 
 /// A way to the peer.
 pub trait Transport: Send + Sync + 'static {
-    /// Carries one message to `peer` and its data in the message's direction. Returns when the outcome is
-    /// known. `bounce` is the requester's own buffer for the bytes in transit; it is never empty. For each
-    /// queue pair one thread at a time calls this, with no lock held.
+    /// Carries one message to `peer` and its data in the message's direction. Returns when the
+    /// outcome is known. `bounce` is the requester's own buffer for the bytes in transit; it is
+    /// never empty. For each queue pair one thread at a time calls this, with no lock held.
     ///
     /// # Errors
     /// The [`WorkFailure`] that completes the request.

@@ -1,8 +1,9 @@
 //! Transports: how a message reaches the peer and how its outcome comes back.
 //!
-//! It owns the trait of a transport, the trait of the peer's responder, and the values that cross them.
-//! Invariant: a transport changes nothing in what the responder decides: it carries the message, or the
-//! peer is silent. Kernel counterpart: `rxe_net.c`, and the packet formats for a transport over a wire.
+//! It owns the trait of a transport, the trait of the peer's responder, and the values that cross
+//! them. Invariant: a transport changes nothing in what the responder decides: it carries the
+//! message, or the peer is silent. Kernel counterpart: `rxe_net.c`, and the packet formats for a
+//! transport over a wire.
 
 mod in_process;
 mod local_memory;

@@ -1,7 +1,7 @@
 //! The operations of work requests, and how a request can end.
 //!
-//! It owns plain values. Units are bytes. Kernel counterpart: `enum ib_wr_opcode`, `enum ib_wc_status`
-//! (include/rdma/ib_verbs.h).
+//! It owns plain values. Units are bytes. Kernel counterpart: `enum ib_wr_opcode`, `enum
+//! ib_wc_status` (include/rdma/ib_verbs.h).
 
 use crate::memory::access::FlushLevel;
 use crate::memory::fault::WorkFault;
@@ -19,33 +19,34 @@ pub enum WorkOperation {
     Read,
     /// Copies local memory into the oldest receive that the peer has posted.
     Send,
-    /// If 8 aligned bytes of the peer's region equal `compare`, stores `swap` there. Returns the bytes before
-    /// to local memory. In the machine's byte order.
+    /// If 8 aligned bytes of the peer's region equal `compare`, stores `swap` there. Returns the
+    /// bytes before to local memory. In the machine's byte order.
     CompareSwap {
         /// The expected bytes.
         compare: u64,
         /// The bytes to store.
         swap: u64,
     },
-    /// Adds to 8 aligned bytes of the peer's region, wrapping. Returns the bytes before to local memory.
+    /// Adds to 8 aligned bytes of the peer's region, wrapping. Returns the bytes before to local
+    /// memory.
     FetchAdd {
         /// The addend.
         add: u64,
     },
-    /// As [`WorkOperation::Send`]; then unbinds the receiver's type 2 window of this key, before the receive
-    /// completes.
+    /// As [`WorkOperation::Send`]; then unbinds the receiver's type 2 window of this key, before
+    /// the receive completes.
     SendWithInvalidate {
         /// The window's key.
         rkey: u32,
     },
-    /// Stores 8 bytes at an aligned address of the peer's region, never torn. The request carries the bytes
-    /// itself: the local length is 0.
+    /// Stores 8 bytes at an aligned address of the peer's region, never torn. The request carries
+    /// the bytes itself: the local length is 0.
     AtomicWrite {
         /// The bytes to store, in the machine's byte order.
         value: u64,
     },
-    /// Completes once everything that this queue pair wrote to the peer before is where `placement` says. The
-    /// local length is the length of the remote range; no local memory is accessed.
+    /// Completes once everything that this queue pair wrote to the peer before is where `placement`
+    /// says. The local length is the length of the remote range; no local memory is accessed.
     Flush {
         /// Where the bytes must be.
         placement: FlushPlacement,
@@ -54,8 +55,8 @@ pub enum WorkOperation {
     },
     /// Binds a type 2 window of this side. The request's local and remote ends are not used.
     BindMw(WindowBind),
-    /// Unbinds a type 2 window of this side that this queue pair bound. The request's local and remote ends
-    /// are not used.
+    /// Unbinds a type 2 window of this side that this queue pair bound. The request's local and
+    /// remote ends are not used.
     LocalInvalidate {
         /// The window's key.
         rkey: u32,
@@ -145,7 +146,8 @@ pub enum WorkStatus {
     RemoteOperationError,
     /// The peer does not answer: it is destroyed, not ready, or in error.
     RetryExceeded,
-    /// The peer had no receive posted. This NIC has no clock: it gives up at once, as with a retry count of 0.
+    /// The peer had no receive posted. This NIC has no clock: it gives up at once, as with a retry
+    /// count of 0.
     RnrRetryExceeded,
 }
 

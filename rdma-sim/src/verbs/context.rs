@@ -1,18 +1,19 @@
-//! Contexts: a program's opening of the NIC. A context is an open description, as a file is, and it ends
-//! everything that was made on it.
+//! Contexts: a program's opening of the NIC. A context is an open description, as a file is, and it
+//! ends everything that was made on it.
 //!
-//! It owns the lists of a context's objects and the context's state. Invariants: an object is on its list
-//! from before its maker returns until it is destroyed; a context is open, then perhaps aborted, then
-//! closed, never back. A task that ends the context finds on the lists every object made before, and a
-//! task that makes an object later finds the state changed. So no region outlives its context, whichever
-//! of `reg_mr`, revocation, close and death comes first. Kernel counterpart: `struct ib_uverbs_file`,
-//! `uverbs_destroy_ufile_hw`, `ib_uverbs_disassociate_ucontext`.
+//! It owns the lists of a context's objects and the context's state. Invariants: an object is on
+//! its list from before its maker returns until it is destroyed; a context is open, then perhaps
+//! aborted, then closed, never back. A task that ends the context finds on the lists every object
+//! made before, and a task that makes an object later finds the state changed. So no region
+//! outlives its context, whichever of `reg_mr`, revocation, close and death comes first. Kernel
+//! counterpart: `struct ib_uverbs_file`, `uverbs_destroy_ufile_hw`,
+//! `ib_uverbs_disassociate_ucontext`.
 //!
 //! # Passing
-//! A context travels as any descriptor does. The design's `pass_context` decides at `sendmsg`, `recvmsg`
-//! and `fork`. Under `deny` the kernel records the receiver as a holder before it counts the context's
-//! file pins, and a registration counts its pin before it reads the holders. So of a passing and a
-//! registration that race at least one is refused.
+//! A context travels as any descriptor does. The design's `pass_context` decides at `sendmsg`,
+//! `recvmsg` and `fork`. Under `deny` the kernel records the receiver as a holder before it counts
+//! the context's file pins, and a registration counts its pin before it reads the holders. So of a
+//! passing and a registration that race at least one is refused.
 
 use std::any::Any;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -43,8 +44,8 @@ use crate::memory::region_table::RegisteredRegion;
 /// The most domains, completion queues, queue pairs and windows that a context may have, of each.
 pub const OBJECTS_MAX: usize = 1 << 16;
 
-/// The most asynchronous events that wait to be taken. Of further events only the number is kept, except
-/// the fatal one, which always fits.
+/// The most asynchronous events that wait to be taken. Of further events only the number is kept,
+/// except the fatal one, which always fits.
 pub const EVENTS_MAX: usize = 64;
 
 const OPEN: u32 = 0;
@@ -99,14 +100,15 @@ pub struct Context {
     events: Mutex<VecDeque<AsyncEvent>>,
     /// Tasks that wait for an event.
     event_arrived: WaitQueue,
-    /// RegionTable whose file pages are pinned, from before the first look at the fd_holders to after the last unpin.
+    /// RegionTable whose file pages are pinned, from before the first look at the fd_holders to
+    /// after the last unpin.
     file_pins: AtomicU64,
     drained: WaitQueue,
 }
 
 impl Context {
-    /// Opens the NIC. The context exists as long as a descriptor (or a message in a socket's queue) refers to
-    /// it.
+    /// Opens the NIC. The context exists as long as a descriptor (or a message in a socket's queue)
+    /// refers to it.
     ///
     /// # Errors
     /// EMFILE.
@@ -157,8 +159,8 @@ impl Context {
         &self.fd_holders
     }
 
-    /// Whether it was aborted by a revocation, or closed. On such a context only the calls that destroy
-    /// objects work.
+    /// Whether it was aborted by a revocation, or closed. On such a context only the calls that
+    /// destroy objects work.
     pub fn is_aborted(&self) -> bool {
         self.state.load(Ordering::SeqCst) != OPEN
     }
@@ -173,8 +175,8 @@ impl Context {
         self.events.lock().pop_front()
     }
 
-    /// Takes the oldest asynchronous event, and waits interruptibly until there is one. Each event goes to one
-    /// caller. `ibv_get_async_event`.
+    /// Takes the oldest asynchronous event, and waits interruptibly until there is one. Each event
+    /// goes to one caller. `ibv_get_async_event`.
     ///
     /// # Errors
     /// EBADF (the caller does not hold the context, or it was closed meanwhile), EINTR.
@@ -218,8 +220,8 @@ impl Context {
         self.file_pins.fetch_add(1, Ordering::SeqCst);
     }
 
-    /// Whether the design forbids `task` to pin file pages through this context, given the processes that hold
-    /// it now. Call it after [`Context::file_pin_made`].
+    /// Whether the design forbids `task` to pin file pages through this context, given the
+    /// processes that hold it now. Call it after [`Context::file_pin_made`].
     pub(super) fn denies_file_pins(&self, task: &Task) -> bool {
         self.kernel.axes().pass_context == PassRule::Deny && self.fd_holders.shared_beyond(task.pid())
     }
@@ -241,8 +243,8 @@ impl Context {
     /// EIO if it was aborted, EBADF if it was closed; else the error of `change`.
     pub(super) fn add<R>(&self, change: impl FnOnce(&mut ContextObjects) -> Result<R, Errno>) -> Result<R, Errno> {
         let mut objects = self.objects.lock();
-        // Read under the lock. A task that changes the state takes the lock afterwards, and finds what is added
-        // here.
+        // Read under the lock. A task that changes the state takes the lock afterwards, and finds
+        // what is added here.
         match self.state.load(Ordering::SeqCst) {
             OPEN => change(&mut objects),
             ABORTED => Err(Errno::EIO),
@@ -328,8 +330,8 @@ impl Context {
     /// Makes a reliable connected queue pair, in RESET. `ibv_create_qp`.
     ///
     /// # Errors
-    /// EBADF, EIO, ENOMEM; EINVAL if the domain or a completion queue is not this context's, or a bound is 0 or above
-    /// [`qp::WORK_MAX`].
+    /// EBADF, EIO, ENOMEM; EINVAL if the domain or a completion queue is not this context's, or a
+    /// bound is 0 or above [`qp::WORK_MAX`].
     pub fn create_qp(self: &Arc<Self>, task: &Task, pd: &Arc<Pd>, config: QpConfig) -> Result<Arc<Qp>, Errno> {
         self.check_caller(task)?;
         let in_bounds = |bound: u32| (1..=qp::WORK_MAX).contains(&bound);
@@ -353,8 +355,8 @@ impl Context {
         Ok(made)
     }
 
-    /// Destroys a queue pair. Requests that still wait vanish without completion, and the peer gets no answer
-    /// any more. `ibv_destroy_qp`.
+    /// Destroys a queue pair. Requests that still wait vanish without completion, and the peer gets
+    /// no answer any more. `ibv_destroy_qp`.
     ///
     /// # Errors
     /// EBADF, EINVAL (not this context's, or destroyed before).
@@ -369,9 +371,9 @@ impl Context {
         Ok(())
     }
 
-    /// Aborts the context, once and for good: queue pairs go to error, work is flushed, windows are unbound,
-    /// every region is revoked, and a fatal event is raised. Returns at once: the last copy in flight that
-    /// leaves a region releases it.
+    /// Aborts the context, once and for good: queue pairs go to error, work is flushed, windows are
+    /// unbound, every region is revoked, and a fatal event is raised. Returns at once: the last
+    /// copy in flight that leaves a region releases it.
     fn abort_objects(&self, kernel: &Arc<Kernel>) {
         if self.state.compare_exchange(OPEN, ABORTED, Ordering::SeqCst, Ordering::SeqCst).is_err() {
             return;
@@ -441,8 +443,9 @@ impl ContextObjects {
 }
 
 impl OpenObject for Context {
-    /// Closes the context: destroys queue pairs, windows, regions (and with them the pins), completion queues
-    /// and domains, in this order. Never waits: the last copy in flight that leaves a region releases it.
+    /// Closes the context: destroys queue pairs, windows, regions (and with them the pins),
+    /// completion queues and domains, in this order. Never waits: the last copy in flight that
+    /// leaves a region releases it.
     fn release(&self, _kernel: &Arc<Kernel>, deferred: &mut Deferred) {
         self.state.store(CLOSED, Ordering::SeqCst);
         race_point!("close: marked, not carried out");

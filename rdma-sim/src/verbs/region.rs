@@ -1,8 +1,8 @@
 //! Registering and deregistering memory regions.
 //!
-//! It owns the order of a registration: reserve a key, pin, store, list. Invariant: a registration that
-//! loses against an abort or a close of its context takes itself back, so no region outlives its context.
-//! Kernel counterpart: `ib_uverbs_reg_mr`, `ib_uverbs_dereg_mr`.
+//! It owns the order of a registration: reserve a key, pin, store, list. Invariant: a registration
+//! that loses against an abort or a close of its context takes itself back, so no region outlives
+//! its context. Kernel counterpart: `ib_uverbs_reg_mr`, `ib_uverbs_dereg_mr`.
 
 use std::task::Poll;
 
@@ -31,9 +31,9 @@ impl Mr {
 }
 
 impl Context {
-    /// Registers `len` bytes of the caller's memory at `va`. `ibv_reg_mr`. File pages need the lease that the
-    /// design asks for. They are pinned (or, on demand, faulted in at each access) until the region is
-    /// deregistered or revoked, or the context is closed.
+    /// Registers `len` bytes of the caller's memory at `va`. `ibv_reg_mr`. File pages need the
+    /// lease that the design asks for. They are pinned (or, on demand, faulted in at each access)
+    /// until the region is deregistered or revoked, or the context is closed.
     ///
     /// ```
     /// # use emulator::World;
@@ -46,7 +46,8 @@ impl Context {
     /// use rdma_sim::{AccessFlags, Context};
     ///
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// # let man_page = presets().iter().find(|preset| preset.name == "man-page").ok_or("no such preset")?;
+    /// # let man_page = presets().iter().find(|preset| preset.name == "man-page");
+    /// # let man_page = man_page.ok_or("no such preset")?;
     /// # let config = KernelConfig::new(man_page.axes);
     /// # let kernel = Kernel::new(Arc::new(World::manual(1)), Device::memory(2 << 20)?, config)?;
     /// # let task = kernel.spawn();
@@ -57,20 +58,22 @@ impl Context {
     /// let va = task.mmap(data, 0, 4096, true)?;
     /// let refused = context.reg_mr(&task, &pd, va, 4096, AccessFlags::ALL);
     /// assert_eq!(refused.err(), Some(Errno::EPERM), "no lease");
-    /// task.lease(data, LeaseKind::READ_U, BlockRange::ALL)?;
+    /// task.lease(data, LeaseKind::WRITE_U, BlockRange::ALL)?;
     /// let mr = context.reg_mr(&task, &pd, va, 4096, AccessFlags::ALL)?;
     /// assert_eq!(task.ftruncate(data, 0), Err(Errno::ETXTBSY), "the NIC has pinned the page");
     /// context.dereg_mr(&task, &mr)?;
+    /// task.ftruncate(data, 0)?;
     /// # Ok(())
     /// # }
     /// ```
     ///
     /// # Errors
-    /// EBADF: the caller does not hold the context. EIO: the context was aborted. EINVAL: remote write or
-    /// atomic without local write; `flush_persistent` on memory that is not persistent, as `rxe` has it;
-    /// length 0, or beyond the mapping; a domain that is not this context's. EPERM: the design's gate
-    /// refuses the pin; or file pages under `pass_context = deny` while another process holds the context too.
-    /// Also every error of [`Task::register`]. After an error nothing stays pinned.
+    /// EBADF: the caller does not hold the context. EIO: the context was aborted. EINVAL: remote
+    /// write or atomic without local write; `flush_persistent` on memory that is not persistent, as
+    /// `rxe` has it; length 0, or beyond the mapping; a domain that is not this context's. EPERM:
+    /// the design's gate refuses the pin; or file pages under `pass_context = deny` while another
+    /// process holds the context too. Also every error of [`Task::register`]. After an error
+    /// nothing stays pinned.
     pub fn reg_mr(
         self: &Arc<Self>,
         task: &Task,
@@ -149,12 +152,12 @@ impl Context {
         }
     }
 
-    /// Ends a region's registration. Returns when the last copy in flight has ended and the pages are unpinned.
-    /// `ibv_dereg_mr`.
+    /// Ends a region's registration. Returns when the last copy in flight has ended and the pages
+    /// are unpinned. `ibv_dereg_mr`.
     ///
     /// # Errors
-    /// EBADF, EINVAL (not this context's, deregistered before, or an old handle of a changed region), EBUSY (windows are bound
-    /// to it, or its registration is being changed).
+    /// EBADF, EINVAL (not this context's, deregistered before, or an old handle of a changed
+    /// region), EBUSY (windows are bound to it, or its registration is being changed).
     pub fn dereg_mr(&self, task: &Task, mr: &Arc<Mr>) -> Result<(), Errno> {
         self.check_caller(task)?;
         self.with_objects(|objects| {

@@ -1,11 +1,12 @@
-//! Changing a region's registration: other memory, another domain or other rights, under the same key.
+//! Changing a region's registration: other memory, another domain or other rights, under the same
+//! key.
 //!
-//! It owns the order of the change. Invariants: everything that can fail comes before the old registration
-//! is touched, so a refused change leaves it as it was **\[chosen\]** (the man page only promises that for
-//! bad input); the new pins are taken before the old ones are released, so locked memory is charged for
-//! both for a moment **\[chosen\]**; a request that finds the region during the exchange is refused as if
-//! the region were revoked; a task that ends the context meanwhile ends the change. Kernel counterpart:
-//! `ib_uverbs_rereg_mr`, `ibv_rereg_mr(3)`.
+//! It owns the order of the change. Invariants: everything that can fail comes before the old
+//! registration is touched, so a refused change leaves it as it was **\[chosen\]** (the man page
+//! only promises that for bad input); the new pins are taken before the old ones are released, so
+//! locked memory is charged for both for a moment **\[chosen\]**; a request that finds the region
+//! during the exchange is refused as if the region were revoked; a task that ends the context
+//! meanwhile ends the change. Kernel counterpart: `ib_uverbs_rereg_mr`, `ibv_rereg_mr(3)`.
 
 use emulator::race_point;
 use emulator::sync::Arc;
@@ -32,8 +33,8 @@ pub struct Rereg<'a> {
 }
 
 impl Rereg<'_> {
-    /// Whether the memory must be registered anew: for another translation, or for rights that the old
-    /// registration was not checked for.
+    /// Whether the memory must be registered anew: for another translation, or for rights that the
+    /// old registration was not checked for.
     fn needs_memory(&self, old: AccessFlags) -> bool {
         let gains = |access: AccessFlags| {
             let more = |old: bool, new: bool| new && !old;
@@ -46,17 +47,17 @@ impl Rereg<'_> {
 }
 
 impl Context {
-    /// Changes a region's registration. Returns a new handle of the region, with the same keys. The old handle
-    /// is of no use any more.
+    /// Changes a region's registration. Returns a new handle of the region, with the same keys. The
+    /// old handle is of no use any more.
     ///
-    /// A new translation, and rights that the old registration was not checked for, are registered as by
-    /// [`Context::reg_mr`], on the caller's account. Returns when the last copy to the old memory has ended and
-    /// that memory is unpinned.
+    /// A new translation, and rights that the old registration was not checked for, are registered
+    /// as by [`Context::reg_mr`], on the caller's account. Returns when the last copy to the old
+    /// memory has ended and that memory is unpinned.
     ///
     /// # Errors
-    /// EBADF; EIO (aborted); EINVAL (nothing to change; not this context's; bad rights, length or domain);
-    /// EBUSY (windows are bound **\[chosen\]**, or another change is under way); and every error of
-    /// [`Context::reg_mr`]. The old registration is as before.
+    /// EBADF; EIO (aborted); EINVAL (nothing to change; not this context's; bad rights, length or
+    /// domain); EBUSY (windows are bound **\[chosen\]**, or another change is under way); and every
+    /// error of [`Context::reg_mr`]. The old registration is as before.
     pub fn rereg_mr(self: &Arc<Self>, task: &Task, mr: &Arc<Mr>, change: Rereg<'_>) -> Result<Arc<Mr>, Errno> {
         self.check_caller(task)?;
         let access = change.access.unwrap_or(mr.access());
@@ -74,7 +75,8 @@ impl Context {
             if objects.changing.contains(&mr.key()) {
                 return Err(Errno::EBUSY);
             }
-            // Counted as a use of the new domain, even if it is the old one: each handle counts its own use.
+            // Counted as a use of the new domain, even if it is the old one: each handle counts its
+            // own use.
             let uses = objects.pds.get_mut(&pd).ok_or(Errno::EINVAL)?;
             mr.refuse_windows()?;
             *uses += 1;
@@ -102,8 +104,8 @@ impl Context {
         Ok(memory)
     }
 
-    /// Stores the new registration in the place of the old one, once the last copy has left it. EIO if the
-    /// region was ended first.
+    /// Stores the new registration in the place of the old one, once the last copy has left it. EIO
+    /// if the region was ended first.
     fn exchange(&self, task: &Task, old: &Arc<Mr>, new: &Arc<Mr>, memory: Option<Registration>) -> Result<(), Errno> {
         let regions = &self.nic().regions;
         let begun = regions.begin_change(old);
@@ -137,8 +139,8 @@ impl Context {
         self.kernel().run_deferred(deferred);
     }
 
-    /// Ends a change, whether it succeeded or not. An abort or close since its begin has ended the region by
-    /// its key, whichever of the two handles was listed.
+    /// Ends a change, whether it succeeded or not. An abort or close since its begin has ended the
+    /// region by its key, whichever of the two handles was listed.
     fn list_changed(&self, old: &Arc<Mr>, new: &Arc<Mr>, changed: Result<(), Errno>) -> Result<(), Errno> {
         let listed = changed.and_then(|()| {
             self.add(|objects| {

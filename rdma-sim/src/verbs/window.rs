@@ -16,7 +16,8 @@ impl Context {
     /// Makes a memory window that is not bound. `ibv_alloc_mw`.
     ///
     /// # Errors
-    /// EBADF (the caller does not hold the context), EIO (aborted), EINVAL (a domain that is not this context's), ENOMEM.
+    /// EBADF (the caller does not hold the context), EIO (aborted), EINVAL (a domain that is not
+    /// this context's), ENOMEM.
     pub fn alloc_mw(self: &Arc<Self>, task: &Task, pd: &Arc<Pd>, kind: MwType) -> Result<Arc<Mw>, Errno> {
         self.check_caller(task)?;
         let made = self.nic().windows.add(|key| Mw::new(key, pd.number(), kind))?;
@@ -38,7 +39,8 @@ impl Context {
         }
     }
 
-    /// Destroys a memory window, bound or not: from then on its key opens nothing. `ibv_dealloc_mw`.
+    /// Destroys a memory window, bound or not: from then on its key opens nothing.
+    /// `ibv_dealloc_mw`.
     ///
     /// # Errors
     /// EBADF, EINVAL (not this context's, or deallocated before).

@@ -1,4 +1,4 @@
-//! Every operation moves bytes from end to end, between files and anonymous memory, in every combination.
+//! Every operation moves bytes between files and anonymous memory, in every combination.
 
 use fs_sim::syscalls::open::OpenFlags;
 use rdma_sim::{AccessFlags, QpState, WorkOpcode, WorkOperation, WorkRequest, WorkStatus};
@@ -9,8 +9,7 @@ const ALL: AccessFlags = AccessFlags::ALL;
 
 #[test]
 fn write_reaches_a_file() {
-    let kernel = machine("rfc-v2");
-    let (a, b) = pair(&kernel);
+    let (_, a, b) = dialogue("rfc-v2");
     let source = a.anon(4 * PAGE, AccessFlags::LOCAL_READ);
     let target = b.file("data", 8 * PAGE, ALL);
     let bytes = pattern(10_000, 1);
@@ -25,13 +24,12 @@ fn write_reaches_a_file() {
     assert_eq!(contents(&b.task, target.fd, 10_003, 5), [0; 5], "nor after");
     a.expect_state(QpState::ReadyToSend);
     b.expect_state(QpState::ReadyToSend);
-    expect_rest(&kernel, &[&a.task, &b.task]);
+    end_dialogue(&a, &b);
 }
 
 #[test]
 fn read_comes_from_a_file() {
-    let kernel = machine("rfc-v2");
-    let (a, b) = pair(&kernel);
+    let (_, a, b) = dialogue("rfc-v2");
     let into = a.anon(4 * PAGE, AccessFlags::LOCAL_WRITE);
     let source = b.file("data", 8 * PAGE, ALL);
     let bytes = pattern(9_001, 2);
@@ -41,13 +39,12 @@ fn read_comes_from_a_file() {
     a.expect_done(1, WorkOpcode::Read, 9_001);
     assert_eq!(into.bytes(7, 9_001), bytes);
     assert_eq!(into.bytes(0, 7), [0; 7]);
-    expect_rest(&kernel, &[&a.task, &b.task]);
+    end_dialogue(&a, &b);
 }
 
 #[test]
 fn file_to_file_over_many_pieces() {
-    let kernel = machine("unsafe");
-    let (a, b) = pair(&kernel);
+    let (_, a, b) = dialogue("unsafe");
     let len = 300 * 1024 + 13;
     let source = a.file("source", 80 * PAGE, ALL);
     let target = b.file("target", 80 * PAGE, ALL);
@@ -61,13 +58,12 @@ fn file_to_file_over_many_pieces() {
     b.post(2, WorkOperation::Read, target.sge(0, len as u32), source.remote(1));
     b.expect_done(2, WorkOpcode::Read, len as u32);
     assert!(contents(&b.task, target.fd, 0, len) == bytes);
-    expect_rest(&kernel, &[&a.task, &b.task]);
+    end_dialogue(&a, &b);
 }
 
 #[test]
 fn a_region_may_begin_and_end_inside_a_page() {
-    let kernel = machine("rfc-v2");
-    let (a, b) = pair(&kernel);
+    let (_, a, b) = dialogue("rfc-v2");
     let source = a.anon(2 * PAGE, AccessFlags::LOCAL_READ);
     let (fd, va) = b.leased("data", 4 * PAGE);
     let part = b.reg(va + PAGE + 100, 5_000, ALL).unwrap();
@@ -78,13 +74,12 @@ fn a_region_may_begin_and_end_inside_a_page() {
     a.expect_done(1, WorkOpcode::Write, 5_000);
     assert_eq!(contents(&b.task, fd, PAGE + 100, 5_000), bytes);
     assert_eq!(contents(&b.task, fd, PAGE, 100), [0; 100]);
-    expect_rest(&kernel, &[&a.task, &b.task]);
+    end_dialogue(&a, &b);
 }
 
 #[test]
 fn send_fills_receives_in_the_order_they_were_posted() {
-    let kernel = machine("rfc-v2");
-    let (a, b) = pair(&kernel);
+    let (_, a, b) = dialogue("rfc-v2");
     let source = a.anon(PAGE, AccessFlags::LOCAL_READ);
     let first = b.anon(PAGE, AccessFlags::LOCAL_WRITE);
     let second = b.file("inbox", 8 * PAGE, ALL);
@@ -109,14 +104,13 @@ fn send_fills_receives_in_the_order_they_were_posted() {
     a.expect_done(3, WorkOpcode::Send, 20_000);
     b.expect_done(12, WorkOpcode::Recv, 20_000);
     assert_eq!(contents(&b.task, second.fd, 0, 20_000), pattern(20_000, 4));
-    expect_rest(&kernel, &[&a.task, &b.task]);
+    end_dialogue(&a, &b);
 }
 
 #[test]
 fn atomics_return_what_was_there() {
     for file in [true, false] {
-        let kernel = machine("rfc-v2");
-        let (a, b) = pair(&kernel);
+        let (_, a, b) = dialogue("rfc-v2");
         let result = a.anon(PAGE, AccessFlags::LOCAL_WRITE);
         let target = if file { b.file("data", 2 * PAGE, ALL).mr } else { b.anon(2 * PAGE, ALL).mr };
         let before = || u64::from_ne_bytes(result.bytes(16, 8).try_into().unwrap());
@@ -136,14 +130,13 @@ fn atomics_return_what_was_there() {
         a.post(5, WorkOperation::Read, result.sge(16, 8), target.remote(PAGE + 8));
         a.expect_done(5, WorkOpcode::Read, 8);
         assert_eq!(before(), 7);
-        expect_rest(&kernel, &[&a.task, &b.task]);
+        end_dialogue(&a, &b);
     }
 }
 
 #[test]
 fn nothing_at_all_skips_the_key() {
-    let kernel = machine("rfc-v2");
-    let (a, b) = pair(&kernel);
+    let (_, a, b) = dialogue("rfc-v2");
     let nothing = rdma_sim::Sge { lkey: 77, addr: 5, len: 0 };
     a.post(1, WorkOperation::Write, nothing, (123, 456));
     a.expect_done(1, WorkOpcode::Write, 0);
@@ -159,8 +152,7 @@ fn nothing_at_all_skips_the_key() {
 
 #[test]
 fn unsignaled_success_is_silent_and_unsignaled_failure_is_not() {
-    let kernel = machine("rfc-v2");
-    let (a, b) = pair(&kernel);
+    let (_, a, b) = dialogue("rfc-v2");
     let source = a.anon(PAGE, AccessFlags::LOCAL_READ);
     let target = b.anon(PAGE, ALL);
     let (remote_addr, rkey) = target.remote(0);
@@ -176,13 +168,12 @@ fn unsignaled_success_is_silent_and_unsignaled_failure_is_not() {
 #[test]
 fn on_demand_regions_follow_the_file() {
     for preset in ["odp", "mainline", "rfc-v2"] {
-        let kernel = machine(preset);
-        let (a, b) = pair(&kernel);
+        let (_, a, b) = dialogue(preset);
         let local = a.anon(2 * PAGE, AccessFlags::LOCAL_WRITE);
         let fd = b.task.open("data", OpenFlags::create()).unwrap();
         b.task.write(fd, 0, &pattern(2 * PAGE as usize, 5)).unwrap();
         let va = b.task.mmap(fd, 0, 2 * PAGE, true).unwrap();
-        // No lease, no pin: an explicit on-demand region needs no gate in any design.
+        // No lease and no pin: an explicit on-demand region needs no gate in any design.
         let target = b.reg(va, 2 * PAGE, ALL.on_demand()).unwrap();
         assert_eq!(b.ctx.file_pins(), 0);
 
@@ -194,6 +185,6 @@ fn on_demand_regions_follow_the_file() {
         a.post(3, WorkOperation::Write, local.sge(100, 50), target.remote(PAGE + 100));
         a.expect_done(3, WorkOpcode::Write, 50);
         assert_eq!(contents(&b.task, fd, PAGE + 100, 50), pattern(8192, 5)[100..150]);
-        expect_rest(&kernel, &[&a.task, &b.task]);
+        end_dialogue(&a, &b);
     }
 }

@@ -1,5 +1,5 @@
-//! Every row of the error table (SEMANTICS section 7): what the requester's completion says, what becomes of both queue
-//! pairs, and what happens to everything behind.
+//! Every row of the error table (docs/semantics.md, section 7): the requester's completion, the
+//! states of both queue pairs afterwards, and what happens to later requests.
 
 use emulator::sync::{Arc, Mutex};
 use rdma_sim::transport::{InProcess, LocalMemory, RdmaMessage, Responder, Transport, WorkFailure};
@@ -28,8 +28,7 @@ fn bad_key_range_or_access_at_the_peer() {
         (swap, ALL, 2 * PAGE, 0, WorkFault::Range),
     ];
     for (op, access, at, wrong_key, fault) in cases {
-        let kernel = machine("rfc-v2");
-        let (a, b) = pair(&kernel);
+        let (_, a, b) = dialogue("rfc-v2");
         let local = a.anon(PAGE, ALL);
         let target = b.file("data", 2 * PAGE, access);
         let remote = (target.va.wrapping_add(at), target.mr.rkey() ^ wrong_key);
@@ -54,14 +53,13 @@ fn bad_key_range_or_access_at_the_peer() {
         b.expect(4, WorkStatus::Flushed);
         a.expect_nothing();
         b.expect_nothing();
-        expect_rest(&kernel, &[&a.task, &b.task]);
+        end_dialogue(&a, &b);
     }
 }
 
 #[test]
 fn a_key_of_another_domain() {
-    let kernel = machine("rfc-v2");
-    let (a, b) = pair(&kernel);
+    let (_, a, b) = dialogue("rfc-v2");
     let local = a.anon(PAGE, ALL);
     let other = b.ctx.alloc_pd(&b.task).unwrap();
     let (va, _) = b.task.mmap_anonymous(PAGE).unwrap();
@@ -73,8 +71,7 @@ fn a_key_of_another_domain() {
 
 #[test]
 fn a_deregistered_key_is_stale() {
-    let kernel = machine("rfc-v2");
-    let (a, b) = pair(&kernel);
+    let (_, a, b) = dialogue("rfc-v2");
     let local = a.anon(PAGE, ALL);
     let target = b.anon(PAGE, ALL);
     b.ctx.dereg_mr(&b.task, &target.mr).unwrap();
@@ -84,8 +81,7 @@ fn a_deregistered_key_is_stale() {
 
 #[test]
 fn a_misaligned_atomic_is_an_invalid_request() {
-    let kernel = machine("rfc-v2");
-    let (a, b) = pair(&kernel);
+    let (_, a, b) = dialogue("rfc-v2");
     let local = a.anon(PAGE, ALL);
     let target = b.file("data", PAGE, ALL);
     a.post(1, WorkOperation::FetchAdd { add: 1 }, local.sge(0, 8), target.remote(4));
@@ -98,8 +94,7 @@ fn a_misaligned_atomic_is_an_invalid_request() {
 
 #[test]
 fn a_message_longer_than_its_receive_is_an_invalid_request() {
-    let kernel = machine("rfc-v2");
-    let (a, b) = pair(&kernel);
+    let (_, a, b) = dialogue("rfc-v2");
     let (local, inbox) = (a.anon(PAGE, ALL), b.anon(PAGE, ALL));
     local.fill(0, b"too long");
     b.recv(10, inbox.sge(0, 7));
@@ -110,13 +105,12 @@ fn a_message_longer_than_its_receive_is_an_invalid_request() {
     b.expect(11, WorkStatus::Flushed);
     b.expect_nothing();
     b.expect_state(QpState::Error);
-    assert_eq!(inbox.bytes(0, 8), [0; 8], "not a byte of it");
+    assert_eq!(inbox.bytes(0, 8), [0; 8], "no byte was written");
 }
 
 #[test]
 fn a_receive_into_bad_memory_is_a_remote_operation_error() {
-    let kernel = machine("rfc-v2");
-    let (a, b) = pair(&kernel);
+    let (kernel, a, b) = dialogue("rfc-v2");
     let (local, inbox) = (a.anon(PAGE, ALL), b.anon(PAGE, READ_ONLY));
     for (at, len) in [(0, 8), (PAGE - 4, 8)] {
         let (a, b) = pair(&kernel);
@@ -147,8 +141,7 @@ fn a_bad_local_end_never_reaches_the_peer() {
         (WorkOperation::Read, ALL, PAGE, 0, WorkFault::Range),
     ];
     for (op, access, at, wrong_key, fault) in cases {
-        let kernel = machine("rfc-v2");
-        let (a, b) = pair(&kernel);
+        let (_, a, b) = dialogue("rfc-v2");
         let local = a.anon(PAGE, access);
         let target = b.file("data", PAGE, ALL);
         b.recv(91, target.sge(0, 100));
@@ -160,7 +153,7 @@ fn a_bad_local_end_never_reaches_the_peer() {
         b.expect_state(QpState::ReadyToSend);
         b.expect_nothing();
         assert_eq!(contents(&b.task, target.fd, 0, 8), [0; 8], "{op:?} must have no effect");
-        expect_rest(&kernel, &[&a.task, &b.task]);
+        end_dialogue(&a, &b);
     }
 }
 
@@ -173,8 +166,7 @@ fn a_silent_peer_exceeds_the_retries() {
         |b| b.task.close(b.fd).unwrap(),
     ];
     for end in gone {
-        let kernel = machine("rfc-v2");
-        let (a, b) = pair(&kernel);
+        let (_, a, b) = dialogue("rfc-v2");
         let (local, target) = (a.anon(PAGE, ALL), b.anon(PAGE, ALL));
         end(&b);
         a.post(1, WorkOperation::Write, local.sge(0, 8), target.remote(0));
@@ -182,7 +174,7 @@ fn a_silent_peer_exceeds_the_retries() {
         a.expect_state(QpState::Error);
         a.post(2, WorkOperation::Write, local.sge(0, 8), target.remote(0));
         a.expect(2, WorkStatus::Flushed);
-        expect_rest(&kernel, &[&a.task, &b.task]);
+        end_dialogue(&a, &b);
     }
 }
 
@@ -215,8 +207,7 @@ fn a_peer_that_only_receives_answers() {
 
 #[test]
 fn a_send_without_a_receive_exceeds_the_rnr_retries() {
-    let kernel = machine("rfc-v2");
-    let (a, b) = pair(&kernel);
+    let (_, a, b) = dialogue("rfc-v2");
     let local = a.anon(PAGE, ALL);
     a.send(1, local.sge(0, 8));
     assert_eq!(a.expect(1, WorkStatus::RnrRetryExceeded).vendor_err, WorkFault::NoReceive);
@@ -227,8 +218,7 @@ fn a_send_without_a_receive_exceeds_the_rnr_retries() {
 
 #[test]
 fn a_fault_of_the_source_in_mid_message_gives_the_receive_back() {
-    let kernel = machine("odp");
-    let (a, b) = pair(&kernel);
+    let (_, a, b) = dialogue("odp");
     let fd = a.task.open("source", fs_sim::syscalls::open::OpenFlags::create()).unwrap();
     a.task.write(fd, 0, &pattern(16 * PAGE as usize, 1)).unwrap();
     let va = a.task.mmap(fd, 0, 16 * PAGE, true).unwrap();
@@ -244,19 +234,18 @@ fn a_fault_of_the_source_in_mid_message_gives_the_receive_back() {
     b.expect_state(QpState::ReadyToSend);
     b.qp.fail();
     b.expect(10, WorkStatus::Flushed);
-    expect_rest(&kernel, &[&a.task, &b.task]);
+    end_dialogue(&a, &b);
 }
 
 #[test]
 fn a_truncated_on_demand_range_is_a_remote_access_error_and_never_stale() {
-    let kernel = machine("odp");
-    let (a, b) = pair(&kernel);
+    let (kernel, a, b) = dialogue("odp");
     let local = a.anon(PAGE, ALL);
     let fd = b.task.open("data", fs_sim::syscalls::open::OpenFlags::create()).unwrap();
     b.task.write(fd, 0, &pattern(2 * PAGE as usize, 1)).unwrap();
     let va = b.task.mmap(fd, 0, 2 * PAGE, true).unwrap();
     let target = b.reg(va, 2 * PAGE, ALL).unwrap();
-    // No pin: the truncate has nobody to ask.
+    // On-demand memory has no pin, so the truncate has no holder to ask.
     let admin = kernel.spawn();
     admin.truncate("data", PAGE).unwrap();
     a.post(1, WorkOperation::Read, local.sge(0, 8), target.remote(PAGE - 8));
@@ -285,7 +274,7 @@ fn a_full_completion_queue_is_an_error_that_everybody_hears_of() {
     a.expect(2, WorkStatus::Success);
     a.post(4, WorkOperation::Write, local.sge(0, 8), target.remote(0));
     a.expect_nothing();
-    assert_eq!(nic.counters.completions_lost.get(), 2, "it takes no more, though there is room");
+    assert_eq!(nic.counters.completions_lost.get(), 2, "a queue in error accepts no completion, even with room");
     assert_eq!(a.ctx.poll_event(), None, "said once");
 }
 
@@ -337,14 +326,7 @@ fn a_full_send_queue_is_enomem_and_what_is_queued_runs_in_order() {
     let (remote_addr, rkey) = target.remote(0);
     let request =
         WorkRequest { wr_id: 1, op: WorkOperation::Write, local: local.sge(0, 8), remote_addr, rkey, signaled: true };
-    for side in [&a, &b] {
-        side.qp.initialise().unwrap();
-    }
-    a.qp.attach(&b.qp, Arc::new(Reentrant(Mutex::new(Some(Arc::clone(&a.qp))), request))).unwrap();
-    b.qp.attach(&a.qp, Arc::new(InProcess)).unwrap();
-    for side in [&a, &b] {
-        side.qp.start().unwrap();
-    }
+    connect_through(&a, &b, Reentrant(Mutex::new(Some(Arc::clone(&a.qp))), request));
     a.qp.post_send(request).unwrap();
     a.expect(1, WorkStatus::Success);
     for wr_id in 10..18 {
@@ -361,14 +343,7 @@ fn what_is_queued_behind_a_failure_is_flushed_in_order() {
     let (remote_addr, rkey) = target.remote(0);
     let request =
         WorkRequest { wr_id: 1, op: WorkOperation::Write, local: local.sge(0, 8), remote_addr, rkey, signaled: true };
-    for side in [&a, &b] {
-        side.qp.initialise().unwrap();
-    }
-    a.qp.attach(&b.qp, Arc::new(Reentrant(Mutex::new(Some(Arc::clone(&a.qp))), request))).unwrap();
-    b.qp.attach(&a.qp, Arc::new(InProcess)).unwrap();
-    for side in [&a, &b] {
-        side.qp.start().unwrap();
-    }
+    connect_through(&a, &b, Reentrant(Mutex::new(Some(Arc::clone(&a.qp))), request));
     a.recv(90, local.sge(0, 8));
     a.qp.post_send(WorkRequest { rkey: rkey ^ 1, ..request }).unwrap();
     a.expect(1, WorkStatus::RemoteAccessError);

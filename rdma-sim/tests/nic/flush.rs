@@ -19,7 +19,7 @@ fn flush(placement: FlushPlacement, level: FlushLevel) -> WorkOperation {
     WorkOperation::Flush { placement, level }
 }
 
-/// A local end that names nothing but a length.
+/// A local end that carries only a length.
 fn so_many(len: u32) -> Sge {
     Sge { len, ..Sge::default() }
 }
@@ -37,7 +37,7 @@ fn a_flush_makes_what_was_written_before_durable() {
         let kernel = Kernel::new(Arc::new(World::manual(1)), device, KernelConfig::new(axes("rfc-v2"))).unwrap();
         let (a, b) = pair(&kernel);
         let local = a.anon(8 * PAGE, ALL);
-        // Pinned, and on demand.
+        // Once with pinned memory, once on demand.
         for (name, access) in [("pinned", FLUSHED), ("faulted", FLUSHED.on_demand())] {
             let target = b.file(name, 8 * PAGE, access);
             let before = kernel.counters.pages_persisted.get();
@@ -46,16 +46,16 @@ fn a_flush_makes_what_was_written_before_durable() {
             a.expect(1, WorkStatus::Success);
             a.post(2, flush(Global, Range), so_many(100), target.remote(0));
             a.expect_done(2, WorkOpcode::Flush, 0);
-            assert_eq!(persisted(), 0, "everybody sees it, no medium is asked");
-            // The pages that the range touches.
+            assert_eq!(persisted(), 0, "a global flush does not touch the medium");
+            // Exactly the pages that the range touches.
             a.post(3, flush(Persistent, Range), so_many(100), target.remote(2 * PAGE - 50));
             a.expect_done(3, WorkOpcode::Flush, 0);
             assert_eq!(persisted(), 2);
             a.post(4, flush(Persistent, Mr), so_many(0), (0, target.mr.rkey()));
             a.expect_done(4, WorkOpcode::Flush, 0);
-            assert_eq!(persisted(), 2 + 8, "all of it, whatever range is named");
+            assert_eq!(persisted(), 2 + 8, "the whole region, whatever range the request names");
         }
-        expect_rest(&kernel, &[&a.task, &b.task]);
+        end_dialogue(&a, &b);
     }
 }
 
@@ -71,13 +71,12 @@ fn a_flush_that_was_not_allowed_is_a_remote_access_error() {
         (Persistent, Range, FLUSHED, PAGE - 4, 8, 0, WorkFault::Range),
         (Global, Range, FLUSHED, PAGE, 1, 0, WorkFault::Range),
         (Global, Range, FLUSHED, 0, 8, 1, WorkFault::UnknownKey),
-        // Unlike a read or write of nothing, its key is looked at.
+        // Unlike a read or write of no bytes, a flush of no bytes checks its key.
         (Global, Range, FLUSHED, 0, 0, 1, WorkFault::UnknownKey),
         (Persistent, Mr, FLUSHED, 0, 0, 1, WorkFault::UnknownKey),
     ];
     for (placement, level, access, at, len, wrong_key, fault) in cases {
-        let kernel = machine("rfc-v2");
-        let (a, b) = pair(&kernel);
+        let (kernel, a, b) = dialogue("rfc-v2");
         let target = b.file("data", PAGE, access);
         let (addr, rkey) = target.remote(at);
         a.post(1, flush(placement, level), so_many(len), (addr, rkey ^ wrong_key));
@@ -87,15 +86,14 @@ fn a_flush_that_was_not_allowed_is_a_remote_access_error() {
         b.expect_state(QpState::Error);
         assert_eq!(b.ctx.poll_event(), Some(AsyncEvent::QpAccess { qp_num: b.qp.number() }));
         assert_eq!(kernel.counters.pages_persisted.get(), 0);
-        expect_rest(&kernel, &[&a.task, &b.task]);
+        end_dialogue(&a, &b);
     }
 }
 
 #[test]
 fn only_persistent_memory_can_be_registered_as_such() {
     for flags in [FLUSHED, FLUSHED.on_demand()] {
-        let kernel = machine("rfc-v2");
-        let (a, b) = pair(&kernel);
+        let (_, a, b) = dialogue("rfc-v2");
         let (va, _) = b.task.mmap_anonymous(PAGE).unwrap();
         assert_eq!(b.reg(va, PAGE, flags).err(), Some(Errno::EINVAL));
         let global = b.reg(va, PAGE, ALL.flush_global()).unwrap();
@@ -103,29 +101,27 @@ fn only_persistent_memory_can_be_registered_as_such() {
         a.expect(1, WorkStatus::Success);
         a.post(2, flush(FlushPlacement::Persistent, FlushLevel::Mr), so_many(8), global.remote(0));
         assert_eq!(a.expect(2, WorkStatus::RemoteAccessError).vendor_err, WorkFault::Access);
-        expect_rest(&kernel, &[&a.task, &b.task]);
+        end_dialogue(&a, &b);
     }
 }
 
 #[test]
 fn a_flush_over_a_truncated_on_demand_range_is_refused() {
-    let kernel = machine("rfc-v2");
-    let (a, b) = pair(&kernel);
+    let (_, a, b) = dialogue("rfc-v2");
     let target = b.file("data", 2 * PAGE, FLUSHED.on_demand());
-    // The lease goes first: what is asked here is the range, not the lease.
+    // Release the lease first: this test is about the range, not about the lease.
     b.task.unlock(target.fd, fs_sim::BlockRange::ALL).unwrap();
     b.task.truncate("data", PAGE).unwrap();
     a.post(1, flush(FlushPlacement::Persistent, FlushLevel::Range), so_many(8), target.remote(0));
     a.expect(1, WorkStatus::Success);
     a.post(2, flush(FlushPlacement::Persistent, FlushLevel::Mr), so_many(8), target.remote(0));
     assert_eq!(a.expect(2, WorkStatus::RemoteAccessError).vendor_err, WorkFault::NotPresent);
-    expect_rest(&kernel, &[&a.task, &b.task]);
+    end_dialogue(&a, &b);
 }
 
 #[test]
 fn an_atomic_write_stores_8_bytes_where_a_write_may() {
-    let kernel = machine("rfc-v2");
-    let (a, b) = pair(&kernel);
+    let (kernel, a, b) = dialogue("rfc-v2");
     let target = b.file("data", PAGE, AccessFlags { remote_write: true, ..AccessFlags::LOCAL_WRITE });
     let value = 0x0102_0304_0506_0708;
     a.post(1, WorkOperation::AtomicWrite { value }, Sge::default(), target.remote(16));
@@ -156,7 +152,8 @@ fn an_atomic_write_stores_8_bytes_where_a_write_may() {
     }
 }
 
-/// Two peers store different words at one place, a third reads it: it never sees a mixture.
+/// Two peers store different words at one address and a third peer reads it: it never sees a
+/// mixture.
 #[test]
 fn an_atomic_write_is_never_torn() {
     const VALUES: [u64; 2] = [0, u64::MAX];
@@ -190,7 +187,7 @@ fn an_atomic_write_is_never_torn() {
         }
         let local = reader.anon(PAGE, ALL);
         let (mut seen, mut changes, mut round) = (0, 0, 0);
-        // Long enough for the writers to have been at it; without a second processor they hardly ever are.
+        // Until the writers have run; on one processor that takes long.
         while changes < 2_000 && round < 200_000 {
             round += 1;
             reader.post(round, WorkOperation::Read, local.sge(0, 8), remote);

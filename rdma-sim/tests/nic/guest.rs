@@ -1,4 +1,4 @@
-//! The NIC meets a guest: a region over a file that a guest has mapped.
+//! A region over a file that a guest has mapped.
 
 use emulator::sync::{Arc, Mutex};
 use fs_sim::design::{Axis, presets};
@@ -14,7 +14,7 @@ const ALL: AccessFlags = AccessFlags::ALL;
 const GUEST: &str = "guest at /run/a.sock, QEMU process 4711";
 const PAGES: u64 = 4;
 
-/// Acknowledges from inside the demand.
+/// Acknowledges a revocation at once, inside the call that demands it.
 #[derive(Default)]
 struct Frontend(Mutex<Option<(Arc<Kernel>, Arc<GuestExport>)>>);
 
@@ -31,7 +31,7 @@ impl GuestMapping for Frontend {
     }
 }
 
-/// What the guest has mapped, as it gets at it: by the device's memory, unseen.
+/// The guest's mapping: the guest accesses the device's memory directly.
 struct Mapped(Arc<Kernel>, Arc<GuestExport>);
 
 impl Mapped {
@@ -52,7 +52,8 @@ impl Mapped {
     }
 }
 
-/// Each sees the other's bytes, `blockers` names both, and a stranger's truncate meets both.
+/// The NIC and the guest see each other's bytes, `blockers` names both, and a stranger's truncate
+/// has to deal with both.
 #[test]
 fn the_nic_and_a_guest_share_a_file() {
     for preset in presets() {
@@ -60,7 +61,7 @@ fn the_nic_and_a_guest_share_a_file() {
         let (a, b) = pair(&kernel);
         let server = kernel.spawn();
         server.process().set_disposition(Signal::Sigio, Disposition::Ignore);
-        // No run is a neighbour of the next.
+        // No run is adjacent to the next.
         server.provision("data", PAGES * PAGE, Some(PAGES)).unwrap();
         let file = server.open("data", fs_sim::syscalls::open::OpenFlags::create()).unwrap();
         let frontend = Arc::new(Frontend::default());
@@ -78,9 +79,9 @@ fn the_nic_and_a_guest_share_a_file() {
         let fd = b.task.open("data", fs_sim::syscalls::open::OpenFlags::create()).unwrap();
         let faults = kernel.axes().get(Axis::PinGate) == "fault";
         match kernel.axes().get(Axis::LeaseRules) {
-            // An exclusive lease would stand against the truncate by itself.
+            // An exclusive lease alone would already stop the truncate.
             _ if faults => {}
-            // The guest's is a write lease, beside which there is no other.
+            // The guest holds a write lease, which excludes every other lease.
             "chinner" => b.task.lease(fd, LeaseKind::READ, BlockRange::ALL).unwrap(),
             _ => b.lease(fd).unwrap(),
         }

@@ -1,4 +1,5 @@
-//! The objects themselves: who may make them, what refuses to go while it is used, the states of a queue pair.
+//! The objects: which process may make them, which cannot be destroyed while used, and the states
+//! of a queue pair.
 
 use emulator::sync::Arc;
 use fs_sim::base::numbers::Fd;
@@ -59,8 +60,7 @@ fn what_is_used_is_busy() {
 
 #[test]
 fn objects_of_another_context_are_not_taken() {
-    let kernel = machine("rfc-v2");
-    let (a, b) = pair(&kernel);
+    let (_, a, b) = dialogue("rfc-v2");
     let (va, _) = a.task.mmap_anonymous(PAGE).unwrap();
     assert_eq!(a.ctx.reg_mr(&a.task, &b.pd, va, PAGE, ALL).err(), Some(Errno::EINVAL));
     let config = |cq: &Arc<rdma_sim::Cq>, max| QpConfig {
@@ -149,7 +149,11 @@ fn a_region_names_its_holder() {
     let child = a.task.fork().unwrap();
     assert_eq!(inode.holders()[0].object.describe().processes, [a.task.pid(), child.pid()]);
     a.task.exit();
-    assert_eq!(inode.holders()[0].object.describe().processes, [child.pid()], "whoever could let go of it now");
+    assert_eq!(
+        inode.holders()[0].object.describe().processes,
+        [child.pid()],
+        "only the process that can release it now"
+    );
     expect_rest(&kernel, &[&child]);
 }
 

@@ -26,8 +26,7 @@ fn access(access: AccessFlags) -> Rereg<'static> {
 
 #[test]
 fn another_translation_under_the_same_key() {
-    let kernel = machine("rfc-v2");
-    let (a, b) = pair(&kernel);
+    let (_, a, b) = dialogue("rfc-v2");
     let local = a.anon(PAGE, ALL);
     local.fill(0, b"moved on");
     let first = b.file("first", 2 * PAGE, ALL);
@@ -42,29 +41,28 @@ fn another_translation_under_the_same_key() {
     assert_eq!(contents(&b.task, second, PAGE, 8), b"moved on");
     assert_eq!(contents(&b.task, first.fd, 0, 8), [0; 8]);
 
-    // The first file is nobody's concern any more, the second is.
+    // The first file has no holder any more; the second has one.
     assert_eq!(a.task.truncate("second", 0), Err(Errno::ETXTBSY));
     b.task.unlock(first.fd, BlockRange::ALL).unwrap();
     a.task.truncate("first", 0).unwrap();
-    // The old handle is done with.
+    // The old handle is of no use any more.
     assert_eq!(b.ctx.dereg_mr(&b.task, &first.mr), Err(Errno::EINVAL));
     assert_eq!(b.ctx.rereg_mr(&b.task, &first.mr, access(ALL)).err(), Some(Errno::EINVAL));
-    // The old addresses lie outside.
+    // The old addresses are outside of the region now.
     a.post(2, WorkOperation::Write, local.sge(0, 8), (first.va, new.rkey()));
     assert_eq!(a.expect(2, WorkStatus::RemoteAccessError).vendor_err, WorkFault::Range);
     b.ctx.dereg_mr(&b.task, &new).unwrap();
     assert_eq!(b.task.process().locked_pages(), 0);
-    expect_rest(&kernel, &[&a.task, &b.task]);
+    end_dialogue(&a, &b);
 }
 
 #[test]
 fn another_domain_keeps_the_pins() {
-    let kernel = machine("rfc-v2");
-    let (a, b) = pair(&kernel);
+    let (kernel, a, b) = dialogue("rfc-v2");
     let local = a.anon(PAGE, ALL);
     let target = b.file("data", PAGE, ALL);
     let pd = b.ctx.alloc_pd(&b.task).unwrap();
-    // Not judged anew: without the lease a new registration would be refused.
+    // The gate is not asked again: without the lease it would refuse a new registration.
     b.task.unlock(target.fd, BlockRange::ALL).unwrap();
     let new = b.ctx.rereg_mr(&b.task, &target.mr, Rereg { pd: Some(&pd), ..Rereg::default() }).unwrap();
     assert_eq!((b.ctx.file_pins(), b.task.process().locked_pages()), (1, 1));
@@ -78,7 +76,7 @@ fn another_domain_keeps_the_pins() {
     rdma_sim::Qp::connect(&c.qp, &qp).unwrap();
     c.post(2, WorkOperation::Write, c.anon(PAGE, ALL).sge(0, 8), new.remote(0));
     c.expect(2, WorkStatus::Success);
-    // The domain it came from is free again.
+    // The old domain is not used any more.
     b.ctx.destroy_qp(&b.task, &b.qp).unwrap();
     b.ctx.dealloc_pd(&b.task, &b.pd).unwrap();
     b.ctx.dereg_mr(&b.task, &new).unwrap();
@@ -88,8 +86,7 @@ fn another_domain_keeps_the_pins() {
 
 #[test]
 fn other_rights_hold_at_once_and_new_local_write_is_judged() {
-    let kernel = machine("rfc-v2");
-    let (a, b) = pair(&kernel);
+    let (_, a, b) = dialogue("rfc-v2");
     let local = a.anon(PAGE, ALL);
     let target = b.file("data", PAGE, READ_ONLY);
     let new = b.ctx.rereg_mr(&b.task, &target.mr, access(ALL)).unwrap();
@@ -100,18 +97,17 @@ fn other_rights_hold_at_once_and_new_local_write_is_judged() {
     a.expect(2, WorkStatus::Success);
 
     b.task.unlock(target.fd, BlockRange::ALL).unwrap();
-    assert_eq!(b.ctx.rereg_mr(&b.task, &less, access(ALL)).err(), Some(Errno::EPERM), "the gate asks anew");
+    assert_eq!(b.ctx.rereg_mr(&b.task, &less, access(ALL)).err(), Some(Errno::EPERM), "the gate is asked again");
     a.post(3, WorkOperation::Read, local.sge(0, 8), less.remote(0));
     a.expect(3, WorkStatus::Success);
     a.post(4, WorkOperation::Write, local.sge(0, 8), less.remote(0));
     assert_eq!(a.expect(4, WorkStatus::RemoteAccessError).vendor_err, WorkFault::Access);
-    expect_rest(&kernel, &[&a.task, &b.task]);
+    end_dialogue(&a, &b);
 }
 
 #[test]
 fn a_refused_change_leaves_the_region_as_it_was() {
-    let kernel = machine("rfc-v2");
-    let (a, b) = pair(&kernel);
+    let (_, a, b) = dialogue("rfc-v2");
     let local = a.anon(PAGE, ALL);
     let target = b.file("data", 2 * PAGE, ALL.mw_bind());
     let bare = b.task.open("bare", OpenFlags::create()).unwrap();
@@ -145,13 +141,12 @@ fn a_refused_change_leaves_the_region_as_it_was() {
     assert_eq!(b.ctx.rereg_mr(&b.task, &target.mr, access(ALL)).err(), Some(Errno::EBUSY));
     b.ctx.dealloc_mw(&b.task, &mw).unwrap();
     b.ctx.rereg_mr(&b.task, &target.mr, access(ALL)).unwrap();
-    expect_rest(&kernel, &[&a.task, &b.task]);
+    end_dialogue(&a, &b);
 }
 
 #[test]
 fn both_registrations_are_charged_until_the_old_one_is_gone() {
-    let kernel = machine("rfc-v2");
-    let (a, b) = pair(&kernel);
+    let (_, a, b) = dialogue("rfc-v2");
     let target = b.file("data", 4 * PAGE, ALL);
     b.task.set_memlock(5).unwrap();
     let moved = translation(target.va, 2 * PAGE);
@@ -162,23 +157,27 @@ fn both_registrations_are_charged_until_the_old_one_is_gone() {
     assert_eq!(b.task.process().locked_pages(), 2);
     b.ctx.dereg_mr(&b.task, &new).unwrap();
     assert_eq!(b.task.process().locked_pages(), 0);
-    expect_rest(&kernel, &[&a.task, &b.task]);
+    end_dialogue(&a, &b);
 }
 
 #[test]
 fn locked_memory_has_a_limit_of_its_own_for_each_process() {
-    let kernel = machine("rfc-v2");
-    let (a, b) = pair(&kernel);
+    let (_, a, b) = dialogue("rfc-v2");
     let (fd, va) = b.leased("data", 4 * PAGE);
     b.task.set_memlock(3).unwrap();
     assert_eq!(b.reg(va, 4 * PAGE, ALL).err(), Some(Errno::ENOMEM));
     assert_eq!((b.ctx.file_pins(), b.task.process().locked_pages()), (0, 0));
     assert_eq!(b.task.inode(fd).unwrap().holders().len(), 0);
     let child = b.task.fork().unwrap();
-    assert_eq!((child.process().memlock(), a.task.process().memlock() > 3), (3, true), "inherited, and nobody else's");
+    assert_eq!(
+        (child.process().memlock(), a.task.process().memlock() > 3),
+        (3, true),
+        "inherited, and of this process only"
+    );
     child.exit();
 
-    // Charged to who registered, also after passing, and given back by whoever ends it.
+    // Charged to the registrant, also after passing, and credited back whichever process ends the
+    // region.
     let mr = b.reg(va, 3 * PAGE, ALL).unwrap();
     b.task.send_fd(a.task.pid(), b.fd).unwrap();
     a.task.recv_fd().unwrap();
@@ -187,13 +186,12 @@ fn locked_memory_has_a_limit_of_its_own_for_each_process() {
     b.ctx.dereg_mr(&a.task, &mr).unwrap();
     assert_eq!(b.task.process().locked_pages(), 0);
     b.task.close(fd).unwrap();
-    expect_rest(&kernel, &[&a.task, &b.task]);
+    end_dialogue(&a, &b);
 }
 
 #[test]
 fn a_change_may_turn_pins_into_faults_and_back() {
-    let kernel = machine("rfc-v2");
-    let (a, b) = pair(&kernel);
+    let (_, a, b) = dialogue("rfc-v2");
     let local = a.anon(PAGE, ALL);
     let target = b.file("data", PAGE, ALL);
     let faulted = b.ctx.rereg_mr(&b.task, &target.mr, access(ALL.on_demand())).unwrap();
@@ -204,7 +202,7 @@ fn a_change_may_turn_pins_into_faults_and_back() {
     assert_eq!((b.ctx.file_pins(), b.task.process().locked_pages()), (1, 1));
     a.post(2, WorkOperation::Write, local.sge(0, 8), pinned.remote(0));
     a.expect(2, WorkStatus::Success);
-    expect_rest(&kernel, &[&a.task, &b.task]);
+    end_dialogue(&a, &b);
 }
 
 #[test]
@@ -219,13 +217,13 @@ fn deny_judges_a_change_that_pins_as_a_registration() {
     b.task.send_fd(a.task.pid(), b.fd).unwrap();
     assert_eq!(b.ctx.rereg_mr(&b.task, &anon.mr, translation(va, PAGE)).err(), Some(Errno::EPERM));
     assert_eq!((b.ctx.file_pins(), b.task.process().locked_pages()), (0, 0));
-    expect_rest(&kernel, &[&a.task, &b.task]);
+    end_dialogue(&a, &b);
 }
 
-/// Copies run on while a region changes to and fro between two files: each goes to one of them or is refused, every change
-/// waits for the copies that were under way, and a context that is closed meanwhile ends it all.
-/// A change still fetching its new memory when its context is closed finds its slot with somebody else: a region of another
-/// process, which it must not touch.
+/// Copies run while a region changes to and fro between two files. Each copy goes to one of the
+/// files or is refused, every change waits for the copies in flight, and the close of the context
+/// ends everything. A change still registers its new memory when its context is closed. Then its
+/// slot belongs to a region of another process, which the change must not touch.
 #[test]
 fn a_change_whose_context_was_closed_leaves_the_slots_next_region_alone() {
     let kernel = machine("rfc-v2");
@@ -234,7 +232,7 @@ fn a_change_whose_context_was_closed_leaves_the_slots_next_region_alone() {
     local.fill(0, b"for C");
     let b = side(&kernel, 4);
     let first = b.anon(PAGE, ALL);
-    // A hole is punched under direct I/O: the change of the registration waits for the end of both.
+    // A hole punch waits for direct I/O: the change of the registration waits for the end of both.
     let second = b.task.open("second", OpenFlags::create()).unwrap();
     b.task.fallocate(second, FallocateMode::Allocate { keep_size: false }, 0, 2 * PAGE).unwrap();
     b.task.lease(second, LeaseKind::WRITE_U, BlockRange::ALL).unwrap();
@@ -253,7 +251,7 @@ fn a_change_whose_context_was_closed_leaves_the_slots_next_region_alone() {
         asleep("pages of a layout change");
         closer.close(b.fd).unwrap();
         let target = c.anon(PAGE, ALL);
-        assert_eq!(target.mr.lkey() >> 8, first.mr.lkey() >> 8, "the slot is C's now");
+        assert_eq!(target.mr.lkey() >> 8, first.mr.lkey() >> 8, "the slot belongs to C now");
         io.complete(&kernel, &mut [0; PAGE as usize]).unwrap();
         punch.join().unwrap().unwrap();
         assert_eq!(change.join().unwrap(), Err(Errno::EIO));
@@ -263,7 +261,7 @@ fn a_change_whose_context_was_closed_leaves_the_slots_next_region_alone() {
     a.expect(1, WorkStatus::Success);
     assert_eq!(target.bytes(0, 5), b"for C");
     assert!(!target.mr.is_revoked() && !c.ctx.is_aborted());
-    // Nothing is kept of what the change had fetched.
+    // Nothing stays of what the change had registered.
     assert_eq!(b.task.process().locked_pages(), 0);
     b.task.unlock(second, BlockRange::ALL).unwrap();
     a.task.truncate("second", 0).unwrap();
@@ -274,8 +272,7 @@ fn a_change_whose_context_was_closed_leaves_the_slots_next_region_alone() {
 fn changes_meet_copies_and_the_contexts_end() {
     const CHANGES: u64 = 50;
     for (preset, end) in [("rfc-v2", 0), ("revoke", 1), ("rfc-v2", 2), ("revoke", 2)] {
-        let kernel = machine(preset);
-        let (a, b) = pair(&kernel);
+        let (kernel, a, b) = dialogue(preset);
         let local = a.anon(4 * PAGE, ALL);
         let (_, first) = b.leased("first", 4 * PAGE);
         let (_, second) = b.leased("second", 4 * PAGE);
@@ -303,7 +300,7 @@ fn changes_meet_copies_and_the_contexts_end() {
                         done.status,
                         done.vendor_err
                     );
-                    // The next pair of queues, unless all is over.
+                    // Connect the next pair of queues, unless the test is over.
                     if b.ctx.is_aborted() || reconnect(&a, &b).is_none() {
                         progress.fetch_add(u64::MAX / 2, Ordering::SeqCst);
                         return;
@@ -325,7 +322,7 @@ fn changes_meet_copies_and_the_contexts_end() {
                 0 => b.task.close(b.fd).unwrap(),
                 1 => admin.truncate("first", 0).unwrap(),
                 _ => {
-                    // The end comes from elsewhere, in the middle of changes.
+                    // Another thread ends the context, in the middle of changes.
                     let ender = scope.spawn(|| match preset {
                         "revoke" => admin.truncate("first", 0).unwrap(),
                         _ => b.task.close(b.fd).unwrap(),
@@ -334,7 +331,7 @@ fn changes_meet_copies_and_the_contexts_end() {
                         let va = if change % 2 == 0 { second } else { first };
                         match b.ctx.rereg_mr(&own, &mr, translation(va, 4 * PAGE)) {
                             Ok(new) => mr = new,
-                            // The truncate waits, has taken the lease, or has taken the pages.
+                            // The truncate waits, has broken the lease, or has revoked the pins.
                             Err(Errno::EAGAIN | Errno::EPERM | Errno::EFAULT) if preset == "revoke" => {}
                             Err(errno) => {
                                 assert!(matches!(errno, Errno::EIO | Errno::EBADF), "{errno}");
@@ -342,7 +339,8 @@ fn changes_meet_copies_and_the_contexts_end() {
                             }
                         }
                         if ender.is_finished() && !b.ctx.is_aborted() {
-                            // The truncate found the region over the other file: nobody was in its way.
+                            // The truncate found the region over the other file: no pin was in its
+                            // way.
                             b.task.close(b.fd).unwrap();
                         }
                     }
@@ -355,7 +353,7 @@ fn changes_meet_copies_and_the_contexts_end() {
     }
 }
 
-/// Lets the other threads end when this one does, however.
+/// On drop, lets the other threads end, also after a panic of this one.
 struct Over<'a>(&'a AtomicBool);
 
 impl Drop for Over<'_> {
@@ -364,7 +362,7 @@ impl Drop for Over<'_> {
     }
 }
 
-/// Both ends of the pair anew; none if one of them is gone.
+/// Connects both ends again; none if one of them is destroyed.
 fn reconnect(a: &Side, b: &Side) -> Option<()> {
     a.qp.reset().ok()?;
     b.qp.reset().ok()?;

@@ -1,5 +1,5 @@
-//! Copies in flight on all sides while regions end in two ways at once: whoever comes first, everything is let go of once,
-//! and no copy lands in a block that was given away.
+//! Copies in flight while a region ends in two ways at once. Whichever way comes first, every pin
+//! is released once, and no copy lands in a block that another file owns.
 
 use emulator::sync::atomic::{AtomicU64, Ordering};
 use emulator::sync::{Arc, race, thread};
@@ -46,7 +46,8 @@ fn unlock(_: &Arc<Kernel>, _: &Task, _: &Side, own: &Task, target: &FileMap) {
     assert!(matches!(found, Ok(()) | Err(Errno::EAGAIN | Errno::EBUSY | Errno::EBADF | Errno::Dead)), "{found:?}");
 }
 
-/// Posts to the victim region until it is refused; how many copies went through.
+/// Posts to the victim region until a request is refused. Returns the number of copies that
+/// succeeded.
 fn storm(a: &Side, local: &Buffer, target: &FileMap, progress: &AtomicU64) -> u64 {
     let (remote_addr, rkey) = target.remote(0);
     let len = (BLOCKS * PAGE) as u32;
@@ -70,7 +71,7 @@ fn storm(a: &Side, local: &Buffer, target: &FileMap, progress: &AtomicU64) -> u6
     unreachable!("the range has no end")
 }
 
-/// Lets nobody wait for the progress of a thread that has ended, however.
+/// On drop, counts so much progress that no thread waits for one that has ended, even by a panic.
 struct Ended<'a>(&'a AtomicU64);
 
 impl Drop for Ended<'_> {
@@ -114,7 +115,7 @@ fn round(preset: &str, ends: [End; 2], seed: u64, copies: &AtomicU64) {
                 let (admin, own) = (admin.thread(), b.task.thread());
                 scope.spawn(move || {
                     arm(4 + index as u64);
-                    // Not before the storm blows; nothing ends it before us.
+                    // Wait until copies are in flight; only these two threads end the region.
                     while progress.load(Ordering::SeqCst) < seed % 16 {
                         thread::yield_now();
                     }
@@ -125,11 +126,12 @@ fn round(preset: &str, ends: [End; 2], seed: u64, copies: &AtomicU64) {
         for ender in enders {
             ender.join().unwrap();
         }
-        // Neither way may have ended the region (a refused truncate, an unlock that revokes nothing): now it ends.
+        // Both ways can leave the region alive (a refused truncate, an unlock that revokes
+        // nothing): end it now.
         b.task.exit();
     });
     assert!(target.mr.is_released());
-    // The blocks go to somebody else at once: a copy that came too late would show.
+    // Another file allocates the blocks at once: a late copy would be visible in it.
     let next = admin.open("next", OpenFlags::create()).unwrap();
     admin.write(next, 0, &vec![1; (BLOCKS * PAGE) as usize]).unwrap();
     assert_eq!(contents(&admin, next, 0, 64), [1; 64]);
@@ -152,7 +154,7 @@ fn copies_in_flight_meet_every_pair_of_ends() {
             }
         }
     }
-    assert!(copies.load(Ordering::Relaxed) > seed, "the storm never got through");
+    assert!(copies.load(Ordering::Relaxed) > seed, "no copy ever succeeded");
 }
 
 #[test]
@@ -176,7 +178,7 @@ fn registration_meets_revocation() {
             found
         });
         assert!(held.is_revoked() && held.is_released());
-        // Whichever came first: what was pinned before is revoked, and nothing is pinned after.
+        // In either order: pins taken before are revoked, and nothing is pinned afterwards.
         match found {
             Ok(mr) => assert!(mr.is_revoked() && mr.is_released(), "{seed}"),
             Err(errno) => assert!(

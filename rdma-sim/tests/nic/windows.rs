@@ -1,4 +1,4 @@
-//! Memory windows: what they open, for whom, and when they end.
+//! Memory windows: what they open, for which queue pairs, and when they end.
 
 use emulator::sync::Arc;
 use fs_sim::Errno;
@@ -10,11 +10,11 @@ use rdma_sim::{
 use crate::harness::*;
 
 const ALL: AccessFlags = AccessFlags::ALL;
-/// Bindable, written by its own side, and nothing for a peer but through windows.
+/// Windows may be bound; the own side may write; a peer has access only through windows.
 const HOST: AccessFlags = AccessFlags::LOCAL_WRITE.mw_bind();
 const NOWHERE: Sge = Sge { lkey: 0, addr: 0, len: 0 };
 
-/// `len` bytes of `mr` from byte `at` on.
+/// A binding of `len` bytes of `mr` from byte `at` on.
 fn part(mr: &Arc<Mr>, at: u64, len: u64, access: WindowAccess) -> WindowBind {
     WindowBind { rkey: 0, lkey: mr.lkey(), addr: mr.va() + at, len, access }
 }
@@ -49,8 +49,7 @@ fn a_window_opens_its_range_and_rights_and_no_more() {
     ];
     for kind in [MwType::Type1, MwType::Type2] {
         for (op, access, at, len, refused) in cases {
-            let kernel = machine("rfc-v2");
-            let (a, b) = pair(&kernel);
+            let (kernel, a, b) = dialogue("rfc-v2");
             let local = a.anon(PAGE, ALL);
             let host = b.file("data", PAGE, HOST);
             let mw = b.ctx.alloc_mw(&b.task, &b.pd, kind).unwrap();
@@ -78,7 +77,7 @@ fn a_window_opens_its_range_and_rights_and_no_more() {
                     assert_eq!(contents(&b.task, host.fd, 0, PAGE as usize), [0; PAGE as usize]);
                 }
             }
-            expect_rest(&kernel, &[&a.task, &b.task]);
+            end_dialogue(&a, &b);
             assert_eq!(Nic::of(&kernel).live_windows(), 0);
         }
     }
@@ -86,8 +85,7 @@ fn a_window_opens_its_range_and_rights_and_no_more() {
 
 #[test]
 fn a_window_is_no_local_memory_and_its_region_stays_shut() {
-    let kernel = machine("rfc-v2");
-    let (a, b) = pair(&kernel);
+    let (kernel, a, b) = dialogue("rfc-v2");
     let local = a.anon(PAGE, ALL);
     let host = b.anon(PAGE, HOST);
     let mw = b.ctx.alloc_mw(&b.task, &b.pd, MwType::Type1).unwrap();
@@ -103,8 +101,7 @@ fn a_window_is_no_local_memory_and_its_region_stays_shut() {
 
 #[test]
 fn each_binding_has_its_own_key_and_no_bytes_unbind() {
-    let kernel = machine("rfc-v2");
-    let (a, b) = pair(&kernel);
+    let (kernel, a, b) = dialogue("rfc-v2");
     let local = a.anon(PAGE, ALL);
     let (first, second) = (b.anon(PAGE, HOST), b.anon(PAGE, HOST));
     let mw = b.ctx.alloc_mw(&b.task, &b.pd, MwType::Type1).unwrap();
@@ -152,8 +149,7 @@ fn a_binding_that_does_not_fit_fails_its_queue_pair() {
         (|_, bind| WindowBind { rkey: bind.rkey.wrapping_sub(1), ..bind }, WorkFault::WindowKey),
     ];
     for (wrong, fault) in cases {
-        let kernel = machine("rfc-v2");
-        let (a, b) = pair(&kernel);
+        let (_, a, b) = dialogue("rfc-v2");
         let host = b.anon(PAGE, HOST);
         let mw = b.ctx.alloc_mw(&b.task, &b.pd, MwType::Type2).unwrap();
         let bind = wrong(&b, part(&host.mr, 0, PAGE, WindowAccess::ALL).with_key(mw.next_rkey()));
@@ -164,7 +160,7 @@ fn a_binding_that_does_not_fit_fails_its_queue_pair() {
         assert_eq!((mw.is_bound(), host.mr.windows()), (false, 0));
         b.post(2, WorkOperation::BindMw(bind), NOWHERE, (0, 0));
         b.expect(2, WorkStatus::Flushed);
-        expect_rest(&kernel, &[&a.task, &b.task]);
+        end_dialogue(&a, &b);
     }
 }
 
@@ -266,8 +262,7 @@ fn a_type_2_window_opens_for_its_queue_pair_only_and_a_type_1_window_for_the_dom
 
 #[test]
 fn a_send_invalidates_at_the_receiver_and_says_so() {
-    let kernel = machine("rfc-v2");
-    let (a, b) = pair(&kernel);
+    let (_, a, b) = dialogue("rfc-v2");
     let (local, inbox) = (a.anon(PAGE, ALL), b.anon(PAGE, HOST));
     let mw = b.ctx.alloc_mw(&b.task, &b.pd, MwType::Type2).unwrap();
     let rkey = bind2(&b, &mw, part(&inbox.mr, 512, 8, WindowAccess::ALL));
@@ -285,8 +280,7 @@ fn a_send_invalidates_at_the_receiver_and_says_so() {
 
 #[test]
 fn a_send_that_can_t_invalidate_is_refused() {
-    let kernel = machine("rfc-v2");
-    let (a, b) = pair(&kernel);
+    let (_, a, b) = dialogue("rfc-v2");
     let (local, inbox) = (a.anon(PAGE, ALL), b.anon(PAGE, HOST));
     b.qp.post_recv(ReceiveRequest { wr_id: 10, local: inbox.sge(0, 64) }).unwrap();
     a.post(1, WorkOperation::SendWithInvalidate { rkey: inbox.mr.rkey() }, local.sge(0, 8), (0, 0));
@@ -314,8 +308,7 @@ fn a_region_with_windows_is_busy() {
 
 #[test]
 fn windows_are_objects_of_their_context() {
-    let kernel = machine("rfc-v2");
-    let (a, b) = pair(&kernel);
+    let (kernel, a, b) = dialogue("rfc-v2");
     let pd = b.ctx.alloc_pd(&b.task).unwrap();
     assert_eq!(b.ctx.alloc_mw(&b.task, &a.pd, MwType::Type1).err(), Some(Errno::EINVAL));
     assert_eq!(b.ctx.alloc_mw(&a.task, &pd, MwType::Type1).err(), Some(Errno::EBADF));
@@ -324,7 +317,7 @@ fn windows_are_objects_of_their_context() {
     assert_eq!(b.ctx.dealloc_pd(&b.task, &pd), Err(Errno::EBUSY));
     assert_eq!(a.ctx.dealloc_mw(&a.task, &mw), Err(Errno::EINVAL));
 
-    // Of another domain than the queue pair.
+    // A window of another domain than the queue pair's.
     let host = b.anon(PAGE, HOST);
     let bind = part(&host.mr, 0, 8, WindowAccess::READ).with_key(mw.next_rkey());
     b.post(1, WorkOperation::BindMw(bind), NOWHERE, (0, 0));
@@ -332,13 +325,12 @@ fn windows_are_objects_of_their_context() {
 
     b.task.close(b.fd).unwrap();
     assert_eq!(Nic::of(&kernel).live_windows(), 0);
-    expect_rest(&kernel, &[&a.task, &b.task]);
+    end_dialogue(&a, &b);
 }
 
 #[test]
 fn an_abort_unbinds_every_window() {
-    let kernel = machine("revoke");
-    let (a, b) = pair(&kernel);
+    let (_, a, b) = dialogue("revoke");
     let local = a.anon(PAGE, ALL);
     let host = b.file("data", PAGE, HOST);
     let mw = b.ctx.alloc_mw(&b.task, &b.pd, MwType::Type1).unwrap();
@@ -350,5 +342,5 @@ fn an_abort_unbinds_every_window() {
     assert_eq!(b.ctx.alloc_mw(&b.task, &b.pd, MwType::Type1).err(), Some(Errno::EIO));
     assert_eq!(b.ctx.dereg_mr(&b.task, &host.mr), Ok(()), "no window holds it");
     b.ctx.dealloc_mw(&b.task, &mw).unwrap();
-    expect_rest(&kernel, &[&a.task, &b.task]);
+    end_dialogue(&a, &b);
 }

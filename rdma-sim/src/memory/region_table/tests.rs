@@ -155,8 +155,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
 
-    /// A key opens the region it was given for, from its installation to its close, and nothing else until its slot has been
-    /// used 256 times more.
+    /// A key opens the region it was given for, from its installation to its close, and nothing
+    /// else until its slot has been used 256 times more.
     #[test]
     fn no_key_is_resurrected(steps in steps()) {
         let owner = owner();
