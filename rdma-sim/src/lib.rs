@@ -1,34 +1,41 @@
-//! The software RDMA NIC: verbs, queue pairs, protection, the in-process transport.
+//! The software RDMA NIC: memory regions, queue pairs, verbs, and the in-process transport.
 //!
-//! It owns what stands between a posted work request and a copied byte: the objects a program makes ([`verbs`]), the checks and
-//! the copying ([`engine`]), the way to the peer ([`transport`]), and the table of memory regions that all of them share
-//! ([`Nic`]). It knows no workload, and of files only what `fs_sim::gup` hands out: a region's own list of pinned pages. A
-//! device does not look at a file again once it has that list, so under a wrong design it really does write into freed
-//! blocks. Kernel counterpart: `drivers/infiniband` (uverbs, core, `sw/rxe`).
+//! It owns everything between a posted work request and a copied byte. It knows no workload. Of
+//! files it knows only what `fs_sim` returns for a registration: the region's own list of pinned
+//! pages. A device does not look at a file again once it has that list, so under a wrong design it
+//! really writes into freed blocks. Kernel counterpart: `drivers/infiniband` (uverbs, core,
+//! `sw/rxe`).
 //!
-//! Start reading at [`verbs::context`] (objects and their teardown), [`engine::requester`] (the path of a work request) and
-//! the table of regions in `regions` (how a revocation meets a copy in flight).
+//! Start reading at [`verbs::context`] (objects and their teardown), at `engine::requester` (the
+//! path of a work request), or at `memory::region_table` (how a revocation meets a copy in flight).
+//!
+//! # Layers, bottom first
+//! 1. [`memory`]: regions, windows, their keys, and the check that every access passes.
+//! 2. [`transport`]: the operations of messages, and how a message reaches the peer.
+//! 3. [`engine`]: queue pairs and completion queues: executes and completes work requests.
+//! 4. [`verbs`]: contexts and domains: the calls that make and destroy objects.
 //!
 //! # Locks
-//! Every mutex of this crate is a leaf: none is taken with another one held, and none is held over a call into `fs_sim`, a
-//! copy or a wait. What must happen exactly once (the end of a region's pins) is decided under one and done after it.
+//! Every mutex of this crate is a leaf: a thread that holds one takes no other, and holds none over
+//! a call into `fs_sim`, a copy or a wait. What must happen exactly once (the release of a region's
+//! pins) is decided under a mutex and executed after it.
 
 pub mod engine;
-mod nic;
-mod regions;
+pub mod memory;
 pub mod transport;
 pub mod verbs;
-mod windows;
 
-pub use nic::{Counters, Nic};
-pub use verbs::context::{AsyncEvent, Context};
-pub use verbs::cq::Cq;
-pub use verbs::mr::{AccessFlags, Mr};
-pub use verbs::mw::{Bind, Mw, MwType, WindowAccess};
+pub use engine::cq::Cq;
+pub use engine::event::AsyncEvent;
+pub use engine::qp::{Qp, QpConfig};
+pub use engine::qp_state::{QpState, QpTransitionError};
+pub use engine::work::{Completion, PostError, ReceiveRequest, WorkRequest};
+pub use memory::access::{AccessFlags, FlushLevel, Sge, WindowAccess};
+pub use memory::fault::WorkFault;
+pub use memory::mr::Mr;
+pub use memory::mw::{Mw, MwType, WindowBind};
+pub use memory::nic::{Nic, NicCounters};
+pub use transport::operation::{FlushPlacement, WorkOpcode, WorkOperation, WorkStatus};
+pub use verbs::context::Context;
 pub use verbs::pd::Pd;
-pub use verbs::qp::{Qp, QpConfig};
 pub use verbs::rereg::Rereg;
-pub use verbs::state::{QpState, TransitionError};
-pub use verbs::work::{
-    Completion, Fault, FlushLevel, Op, Opcode, Placement, PostError, Receive, Sge, Status, WorkRequest,
-};

@@ -1,7 +1,8 @@
-//! A guest that maps an exported file against `truncate` and against the end of its server, on schedules drawn from a seed.
+//! A guest that has mapped an exported file, raced against `truncate` and against the end of its
+//! server, on schedules drawn from a seed.
 //!
-//! Run with `RUSTFLAGS="--cfg daxlab_shuttle" cargo test -p rdma-sim --test shuttle_guest --release`; the settings are those of
-//! `shuttle_reg_mr`.
+//! Run with `RUSTFLAGS="--cfg daxlab_shuttle" cargo test -p rdma-sim --test shuttle_guest
+//! --release`; the settings are those of `shuttle_reg_mr`.
 #![cfg(daxlab_shuttle)]
 #![allow(clippy::unwrap_used, reason = "helpers of tests panic as tests do")]
 
@@ -41,9 +42,9 @@ impl Frontend {
     }
 }
 
-/// What happens to the guest.
+/// What the schedule does to the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Event {
+enum QpEvent {
     Truncate,
     Exit,
 }
@@ -53,9 +54,10 @@ fn config(preset: &str, sabotage: Sabotage) -> KernelConfig {
     KernelConfig { sabotage, ..KernelConfig::new(axes) }
 }
 
-/// A server exports its file and a guest maps it, for as long as it likes; meanwhile a stranger truncates the file, or another
-/// thread ends the server. As long as the guest has it mapped it is the file's.
-fn guest_against(event: Event, config: KernelConfig) {
+/// A server exports its file and a guest maps it for a while. Meanwhile a stranger truncates the
+/// file, or another thread ends the server. While the guest has the blocks mapped they belong to
+/// the file.
+fn guest_against(event: QpEvent, config: KernelConfig) {
     let leases = usize::from(matches!(config.axes.pin_gate, PinGate::Lease | PinGate::Unbreakable));
     let device = Device::memory(2 << 20).unwrap();
     let kernel = Kernel::new(Arc::new(World::manual(1)), device, config).unwrap();
@@ -66,7 +68,7 @@ fn guest_against(event: Event, config: KernelConfig) {
 
     let (stranger, another) = (kernel.spawn(), server.thread());
     let happening = thread::spawn(move || {
-        if event == Event::Truncate {
+        if event == QpEvent::Truncate {
             let truncated = stranger.truncate("data", 0);
             assert!(matches!(truncated, Ok(()) | Err(Errno::ETXTBSY)), "{truncated:?}");
         } else {
@@ -85,12 +87,16 @@ fn guest_against(event: Event, config: KernelConfig) {
             assert!(matches!(export.flush(&kernel), Ok(()) | Err(Errno::EIO)));
         }
         assert_eq!(export.exposure(&kernel), Exposure::default(), "while it is mapped");
-        if event == Event::Exit {
+        if event == QpEvent::Exit {
             server.exit();
             happening.join().unwrap();
             let held = kernel.named("data").unwrap().leases().len();
             let expected = if mapped.is_empty() { (frontend.demands(), 0) } else { (1, leases) };
-            assert_eq!((frontend.demands(), held), expected, "demanded, and its lease stays until it is unmapped");
+            assert_eq!(
+                (frontend.demands(), held),
+                expected,
+                "revocation is demanded, and the lease stays until the guest has unmapped"
+            );
             export.unmapped(&kernel);
             assert_eq!(kernel.check_at_rest(), Vec::<String>::new());
             return;
@@ -100,16 +106,16 @@ fn guest_against(event: Event, config: KernelConfig) {
     }
     happening.join().unwrap();
     server.exit();
-    assert!(frontend.demands() <= 1, "demanded at most once");
+    assert!(frontend.demands() <= 1, "revocation is demanded at most once");
     assert_eq!(kernel.counters.stale_dma.get(), 0, "stale: {:?}", kernel.findings());
     assert_eq!(kernel.check_at_rest(), Vec::<String>::new());
 }
 
-/// How often a schedule by priorities changes them.
+/// How often a priority schedule changes priorities.
 const CHANGES: usize = 3;
 
-/// What the schedule of `seed` shows to be wrong, or nothing: see `shuttle_reg_mr`.
-fn failure(seed: u64, event: Event, config: KernelConfig) -> Option<String> {
+/// The message of the schedule of `seed`, if it fails; see `shuttle_reg_mr`.
+fn failure(seed: u64, event: QpEvent, config: KernelConfig) -> Option<String> {
     let run = || {
         let mut settings = shuttle::Config::new();
         settings.failure_persistence = shuttle::FailurePersistence::None;
@@ -135,7 +141,7 @@ fn no_schedule_exposes_what_a_guest_has_mapped() {
     let seeds = setting("DAXLAB_SEED").map_or(0..schedules, |seed| seed..seed + 1);
     for preset in ["odp", "revoke", "man-page"] {
         for seed in seeds.clone() {
-            for event in [Event::Truncate, Event::Exit] {
+            for event in [QpEvent::Truncate, QpEvent::Exit] {
                 if let Some(what) = failure(seed, event, config(preset, Sabotage::default())) {
                     panic!("{preset}, {event:?}, DAXLAB_SEED={seed}: {what}");
                 }
@@ -148,11 +154,11 @@ fn no_schedule_exposes_what_a_guest_has_mapped() {
 fn without_the_unmapping_a_schedule_fails() {
     let broken = || config("odp", Sabotage { no_unmap: true, ..Sabotage::default() });
     let (seed, first) = (0..50_000)
-        .find_map(|seed| failure(seed, Event::Truncate, broken()).map(|what| (seed, what)))
-        .expect("a mapping that nobody takes away meets a truncate sooner or later");
+        .find_map(|seed| failure(seed, QpEvent::Truncate, broken()).map(|what| (seed, what)))
+        .expect("a mapping that is never removed meets a truncate in some schedule");
     assert!(first.contains("while it is mapped"), "seed {seed}: {first}");
     assert_eq!(
-        failure(seed, Event::Truncate, config("odp", Sabotage::default())),
+        failure(seed, QpEvent::Truncate, config("odp", Sabotage::default())),
         None,
         "the unmapping is what it lacked"
     );

@@ -1,7 +1,8 @@
-//! `reg_mr` against `truncate`, on schedules drawn from a seed: through both crates, with a copy after it.
+//! Races `reg_mr` against `truncate` on schedules drawn from a seed, with a copy after it.
 //!
-//! Run with `RUSTFLAGS="--cfg daxlab_shuttle" cargo test -p rdma-sim --test shuttle_reg_mr --release`. The number of schedules
-//! can be set by `DAXLAB_SCHEDULES`. A schedule that fails prints its seed; `DAXLAB_SEED` runs that one again.
+//! Run with `RUSTFLAGS="--cfg daxlab_shuttle" cargo test -p rdma-sim --test shuttle_reg_mr
+//! --release`. `DAXLAB_SCHEDULES` sets the number of schedules. A schedule that fails prints its
+//! seed; `DAXLAB_SEED` runs it again.
 #![cfg(daxlab_shuttle)]
 #![allow(clippy::unwrap_used, reason = "helpers of tests panic as tests do")]
 
@@ -15,7 +16,7 @@ use fs_sim::leases::layout::kind::LeaseKind;
 use fs_sim::syscalls::open::OpenFlags;
 use fs_sim::vfs::signals::{Disposition, Signal};
 use fs_sim::{BlockRange, Errno, Kernel, KernelConfig, Sabotage};
-use rdma_sim::{AccessFlags, Context, Nic, Op, Qp, QpConfig, Status, WorkRequest};
+use rdma_sim::{AccessFlags, Context, Nic, Qp, QpConfig, WorkOperation, WorkRequest, WorkStatus};
 use shuttle::Runner;
 use shuttle::scheduler::{PctScheduler, RandomScheduler};
 
@@ -32,8 +33,8 @@ fn config(preset: &str, sabotage: Sabotage) -> KernelConfig {
     config
 }
 
-/// A program registers a leased file and lets its peer write to it, while another program truncates it and takes the blocks
-/// for itself. Every invariant is checked at the end.
+/// A program registers a leased file and its peer writes to it, while another program truncates the
+/// file and allocates its blocks. The end checks every invariant.
 fn reg_mr_against_truncate(config: KernelConfig) {
     let device = Device::memory(2 << 20).unwrap();
     let kernel = Kernel::new(Arc::new(World::manual(1)), device, config).unwrap();
@@ -50,7 +51,7 @@ fn reg_mr_against_truncate(config: KernelConfig) {
         assert!(matches!(truncated, Ok(()) | Err(Errno::ETXTBSY)), "{truncated:?}");
         stranger.exit();
     });
-    // A stranger gets no further than the lease: sometimes it is given back at the worst moment.
+    // A held lease stops the stranger, so in some schedules the holder unlocks at the worst moment.
     let own = owner.thread();
     let unlocker = thread::spawn(move || {
         let unlocked = own.unlock(fd, BlockRange::ALL);
@@ -71,11 +72,13 @@ fn reg_mr_against_truncate(config: KernelConfig) {
     if let Ok(target) = context.reg_mr(&owner, &pd, va, BLOCKS * PAGE, AccessFlags::ALL) {
         let local = rdma_sim::Sge { lkey: local.lkey(), addr: buffer, len: 8 };
         let (remote_addr, rkey) = (va + PAGE, target.rkey());
-        pair[0].post_send(WorkRequest { wr_id: 1, op: Op::Write, local, remote_addr, rkey, signaled: true }).unwrap();
+        pair[0]
+            .post_send(WorkRequest { wr_id: 1, op: WorkOperation::Write, local, remote_addr, rkey, signaled: true })
+            .unwrap();
         let done = cq.poll_one().expect("posted and executed by this thread");
-        // Both ends are of one context: an abort takes the local region as well.
-        let aborted = [Status::RemoteAccessError, Status::LocalProtectionError, Status::Flushed];
-        assert!(done.status == Status::Success || aborted.contains(&done.status), "{done:?}");
+        // Both ends belong to one context: an abort revokes the local region as well.
+        let aborted = [WorkStatus::RemoteAccessError, WorkStatus::LocalProtectionError, WorkStatus::Flushed];
+        assert!(done.status == WorkStatus::Success || aborted.contains(&done.status), "{done:?}");
     }
     truncater.join().unwrap();
     unlocker.join().unwrap();
@@ -85,14 +88,16 @@ fn reg_mr_against_truncate(config: KernelConfig) {
     assert_eq!(Nic::of(&kernel).live_regions(), 0);
 }
 
-/// How often a schedule by priorities changes them: one preemption is enough to stop a registration at its worst moment.
+/// How often a priority schedule changes priorities. One preemption is enough to stop a
+/// registration at its worst moment.
 const CHANGES: usize = 3;
 
-/// Runs the schedule of `seed`: an even one is random at every step, an odd one goes by random priorities that change at
-/// few random steps (after a first run that only counts the steps), which lets one thread finish inside another's window.
+/// Runs the schedule of `seed`. An even seed chooses a random thread at every step. An odd seed
+/// uses random priorities that change at few random steps (a first run only counts the steps), so
+/// one thread can finish inside another one's window.
 fn run_schedule(seed: u64, config: KernelConfig) {
     let mut settings = shuttle::Config::new();
-    // A failing schedule is named by its seed; the default writes its steps out as well.
+    // The seed names a failing schedule; shuttle's default would print every step as well.
     settings.failure_persistence = shuttle::FailurePersistence::None;
     let body = move || reg_mr_against_truncate(config);
     if seed.is_multiple_of(2) {
@@ -102,7 +107,7 @@ fn run_schedule(seed: u64, config: KernelConfig) {
     }
 }
 
-/// What a failing schedule says, or nothing.
+/// The message of a failing schedule, if it fails.
 fn failure(seed: u64, config: KernelConfig) -> Option<String> {
     let panic = catch_unwind(AssertUnwindSafe(|| run_schedule(seed, config))).err()?;
     let text = panic.downcast_ref::<String>().cloned();
@@ -132,7 +137,7 @@ fn without_the_recheck_a_schedule_fails_and_its_seed_replays_it() {
     let broken = || config("rfc-v2", Sabotage { no_recheck: true, ..Sabotage::default() });
     let (seed, first) = (0..50_000)
         .find_map(|seed| failure(seed, broken()).map(|what| (seed, what)))
-        .expect("a pin that is not rechecked meets a truncate sooner or later");
+        .expect("a pin that is not rechecked meets a truncate in some schedule");
     assert!(first.contains("stale"), "seed {seed}: {first}");
     for _ in 0..3 {
         assert_eq!(failure(seed, broken()).as_deref(), Some(first.as_str()), "seed {seed}");

@@ -1,11 +1,22 @@
 //! The engine: what happens to a request between its posting and its completion.
 //!
-//! It owns the order of checks and the copying. `requester` looks at the local side and completes, `responder` at the
-//! remote side and refuses, `local` does what never leaves this side; all reach memory through `protection`, which is the only way to a region. Kernel counterpart:
-//! `rxe_req.c`, `rxe_resp.c`, `rxe_comp.c`, `rxe_mr.c`.
+//! It owns queue pairs and completion queues, the order of the checks, and the copying.
+//! [`requester`] checks the local side and completes; [`responder`] checks the remote side and
+//! refuses; [`local`] executes operations that stay on this side. Invariant: all of them reach
+//! memory only through `memory::protection`. Kernel counterpart: `rxe_req.c`, `rxe_resp.c`,
+//! `rxe_comp.c`, `rxe_qp.c`.
+//!
+//! `qp` and `requester` name each other: posting to a queue pair runs the requester, and the
+//! requester completes and fails the queue pair. `qp` and `responder` do not: a queue pair
+//! implements [`Responder`](crate::transport::Responder) in `responder`.
 
+pub(crate) mod combining_queue;
+pub mod cq;
+pub mod event;
 pub(crate) mod local;
-pub(crate) mod protection;
-pub mod requester;
+pub(crate) mod owner;
+pub mod qp;
+pub mod qp_state;
+pub(crate) mod requester;
 pub(crate) mod responder;
-pub(crate) mod turns;
+pub mod work;

@@ -1,121 +1,101 @@
-//! The requester: takes a request off the send queue, has it carried to the peer, and completes it.
+//! The requester: takes a request off the send queue, sends it to the peer, and completes it.
 //!
-//! It owns the local side's checks and the order of completions. Invariants: a request's completion is queued before the next
-//! request begins; the first failure puts the pair into error before anything behind it is looked at; an atomic or read
-//! reaches the peer only if its result has a place. Kernel counterpart: `rxe_requester`, `rxe_completer`.
+//! It owns the checks of the local side and the order of completions. Invariants: a request's
+//! completion is queued before the next request begins; the first failure puts the queue pair into
+//! error before any later request is executed; an atomic or read reaches the peer only if its
+//! result can be stored. Kernel counterpart: `rxe_requester`, `rxe_completer`.
 
 use emulator::sync::Arc;
 
 use super::local;
-use super::protection::{CHUNK, Need, Range};
-use crate::transport::{Failure, Message, Transport};
-use crate::verbs::qp::Qp;
-use crate::verbs::state::QpState;
-use crate::verbs::work::{Fault, Op, Sge, Status, WorkRequest};
+use super::qp::Qp;
+use super::qp_state::QpState;
+use super::work::WorkRequest;
+use crate::memory::fault::WorkFault;
+use crate::memory::protection::{AccessNeed, CHUNK};
+use crate::transport::operation::{WorkOperation, WorkStatus};
+use crate::transport::{LocalMemory, RdmaMessage, Responder, Transport, WorkFailure};
 
-/// Who a queue pair talks to, and how.
-pub(crate) struct Link {
-    pub(crate) peer: Arc<Qp>,
+/// The peer of a queue pair, and the transport to it.
+pub(crate) struct PeerLink {
+    pub(crate) peer: Arc<dyn Responder>,
     pub(crate) transport: Arc<dyn Transport>,
 }
 
-/// What the send queue's runner owns.
+/// The state that the thread running a send queue owns.
 #[derive(Default)]
-pub(crate) struct Engine {
-    link: Option<Link>,
-    /// Bytes on their way; made at the first use, so that no request allocates.
+pub(crate) struct SendEngine {
+    link: Option<PeerLink>,
+    /// Bytes between the two memories. Allocated at the first use, so that later requests allocate
+    /// nothing.
     bounce: Vec<u8>,
 }
 
-/// What goes through a send queue.
-pub(crate) enum Work {
+/// One entry of a send queue.
+pub(crate) enum SendWork {
+    /// A posted request.
     Request(WorkRequest),
-    /// The peer is known.
-    Attach(Link),
-    /// The peer is forgotten: nothing holds it any more.
+    /// Connects the queue pair to a peer.
+    Attach(PeerLink),
+    /// Drops the connection, and with it the reference to the peer.
     Detach,
 }
 
-/// Runs one piece of work, with the send queue's turn held.
-pub(crate) fn run(qp: &Qp, engine: &mut Engine, work: Work) {
+/// Runs one entry. The caller is the thread that runs the send queue.
+pub(crate) fn run(qp: &Qp, engine: &mut SendEngine, work: SendWork) {
     match work {
-        Work::Request(request) => run_request(qp, engine, &request),
-        Work::Attach(link) => engine.link = Some(link),
-        Work::Detach => engine.link = None,
+        SendWork::Request(request) => run_request(qp, engine, &request),
+        SendWork::Attach(link) => engine.link = Some(link),
+        SendWork::Detach => engine.link = None,
     }
 }
 
-fn run_request(qp: &Qp, engine: &mut Engine, request: &WorkRequest) {
+fn run_request(qp: &Qp, engine: &mut SendEngine, request: &WorkRequest) {
     let WorkRequest { wr_id, op, local, signaled, .. } = *request;
     match qp.state() {
         QpState::ReadyToSend => {}
-        QpState::Error => return qp.complete_send(wr_id, op, Status::Flushed, 0, Fault::Behind),
-        // Reset or destroyed since it was posted: it vanishes.
+        QpState::Error => return qp.complete_send(wr_id, op, WorkStatus::Flushed, 0, WorkFault::Behind),
+        // Reset or destroyed since it was posted: the request vanishes.
         _ => return,
     }
     match execute(qp, engine, request) {
-        Ok(()) if signaled => qp.complete_send(wr_id, op, Status::Success, op.moves(local.len), Fault::None),
+        Ok(()) if signaled => qp.complete_send(wr_id, op, WorkStatus::Success, op.moves(local.len), WorkFault::None),
         Ok(()) => {}
-        Err(Failure { status, fault }) => {
-            // Its own completion first, then those behind it.
+        Err(WorkFailure { status, fault }) => {
+            // The completion of this request comes before those of the requests behind it.
             qp.complete_send(wr_id, op, status, 0, fault);
             qp.fail();
         }
     }
 }
 
-fn execute(qp: &Qp, engine: &mut Engine, request: &WorkRequest) -> Result<(), Failure> {
+fn execute(qp: &Qp, engine: &mut SendEngine, request: &WorkRequest) -> Result<(), WorkFailure> {
     let WorkRequest { op, local, remote_addr, rkey, .. } = *request;
     match op {
-        Op::BindMw(bind) => return local::bind(qp, &bind),
-        Op::LocalInvalidate { rkey } => return local::invalidate(qp, rkey),
+        WorkOperation::BindMw(bind) => return local::bind(qp, &bind),
+        WorkOperation::LocalInvalidate { rkey } => return local::invalidate(qp, rkey),
         _ => {}
     }
-    let link = engine.link.as_ref().ok_or(Failure::SILENT)?;
+    let link = engine.link.as_ref().ok_or(WorkFailure::SILENT)?;
     if engine.bounce.is_empty() {
         engine.bounce = vec![0; CHUNK];
     }
-    let memory = LocalMemory { qp, sge: local };
-    // A write's first copy checks its source; the others must know before they reach the peer.
+    let memory = LocalMemory::new(qp.accessor(), local);
+    // The first copy of a write checks its source. The other operations check before they reach the
+    // peer.
     match op {
-        Op::Send | Op::SendWithInvalidate { .. } => memory.check(Need::LocalRead)?,
-        Op::Read | Op::CompareSwap { .. } | Op::FetchAdd { .. } => memory.check(Need::LocalWrite)?,
-        // The last three move no local byte.
-        Op::Write | Op::AtomicWrite { .. } | Op::Flush { .. } | Op::BindMw(_) | Op::LocalInvalidate { .. } => {}
+        WorkOperation::Send | WorkOperation::SendWithInvalidate { .. } => memory.check(AccessNeed::LocalRead)?,
+        WorkOperation::Read | WorkOperation::CompareSwap { .. } | WorkOperation::FetchAdd { .. } => {
+            memory.check(AccessNeed::LocalWrite)?
+        }
+        // These access no local byte before the peer is reached.
+        WorkOperation::Write
+        | WorkOperation::AtomicWrite { .. }
+        | WorkOperation::Flush { .. }
+        | WorkOperation::BindMw(_)
+        | WorkOperation::LocalInvalidate { .. } => {}
     }
-    let len = if let Op::AtomicWrite { .. } = op { 8 } else { local.len };
-    let message = Message { op, remote_addr, rkey, len };
-    link.transport.carry(&link.peer, &message, &memory, &mut engine.bounce)
-}
-
-/// The requester's end of a message's bytes.
-pub struct LocalMemory<'a> {
-    qp: &'a Qp,
-    sge: Sge,
-}
-
-impl LocalMemory<'_> {
-    fn range(&self) -> Range {
-        Range { key: self.sge.lkey, addr: self.sge.addr, len: self.sge.len }
-    }
-
-    fn check(&self, need: Need) -> Result<(), Failure> {
-        self.range().check(self.qp, need).map_err(Failure::local)
-    }
-
-    /// Copies from the message's byte `at` on.
-    ///
-    /// # Errors
-    /// A local protection error, or a local operation error if the device fails.
-    pub fn read(&self, at: u64, into: &mut [u8]) -> Result<(), Failure> {
-        self.range().read(self.qp, Need::LocalRead, at, into).map_err(Failure::local)
-    }
-
-    /// Copies to the message's byte `at` on.
-    ///
-    /// # Errors
-    /// A local protection error, or a local operation error if the device fails.
-    pub fn write(&self, at: u64, from: &[u8]) -> Result<(), Failure> {
-        self.range().write(self.qp, Need::LocalWrite, at, from).map_err(Failure::local)
-    }
+    let len = if let WorkOperation::AtomicWrite { .. } = op { 8 } else { local.len };
+    let message = RdmaMessage { op, remote_addr, rkey, len };
+    link.transport.carry(link.peer.as_ref(), &message, &memory, &mut engine.bounce)
 }

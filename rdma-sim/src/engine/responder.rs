@@ -1,82 +1,97 @@
-//! The responder: what the peer's queue pair does with a message.
+//! The responder: executes a message of the peer on a queue pair.
 //!
-//! It owns the remote side's checks and the refusals. Invariants: a pair that can't answer (gone, not ready, in error) is
-//! silent, at every piece of a message, unless its context was aborted: then it refuses; a refusal puts the refusing pair into error and says so by an event; a receive is
-//! taken by one message, and completed, or put back if the message never came whole. Kernel counterpart: `rxe_responder`
+//! It owns the checks of the remote side and the refusals. Invariants: a queue pair that cannot
+//! answer (destroyed, not ready, in error) is silent, at every piece of a message; only if its
+//! context was aborted it refuses instead. A refusal puts the refusing queue pair into error and
+//! raises an event. A receive is taken by one message; it is completed, or put back if the message
+//! did not arrive whole. Kernel counterpart: `rxe_responder`
 //! (drivers/infiniband/sw/rxe/rxe_resp.c).
 //!
-//! SEMANTICS section 7 names "queue pair to error" for remote access errors; this pair goes to error for the two other
-//! refusals as well, as InfiniBand has it (volume 1, 9.9.3: class A and C faults of a responder) and `rxe` does. Without a
-//! receive it does not: that is the requester's failure alone.
+//! docs/semantics.md, section 7, names "queue pair to error" for remote access errors. This queue
+//! pair goes to error for the two other refusals as well, as InfiniBand has it (volume 1, 9.9.3:
+//! class A and C faults of a responder) and `rxe` does. A message without a posted receive fails
+//! only the requester.
 
 use emulator::sync::atomic::{Ordering, fence};
 use fs_sim::base::atomic_op::AtomicOp;
 
+use super::event::AsyncEvent;
 use super::local;
-use super::protection::{Need, Range};
-use super::requester::LocalMemory;
-use crate::transport::{Failure, Message};
-use crate::verbs::context::AsyncEvent;
-use crate::verbs::qp::Qp;
-use crate::verbs::state::QpState;
-use crate::verbs::work::{Fault, FlushLevel, Op, Placement, Receive, Status};
+use super::qp::Qp;
+use super::qp_state::QpState;
+use super::work::ReceiveRequest;
+use crate::memory::access::FlushLevel;
+use crate::memory::fault::WorkFault;
+use crate::memory::protection::{AccessNeed, KeyedRange};
+use crate::transport::operation::{FlushPlacement, WorkOperation, WorkStatus};
+use crate::transport::{LocalMemory, RdmaMessage, Responder, WorkFailure};
 
-/// Executes a message at `peer`, on the requester's thread. `bounce` holds the bytes on their way.
-pub(crate) fn execute(peer: &Qp, message: &Message, local: &LocalMemory<'_>, bounce: &mut [u8]) -> Result<(), Failure> {
-    match message.op {
-        Op::Write => write(peer, message, local, bounce),
-        Op::Read => read(peer, message, local, bounce),
-        Op::Send => send(peer, message, None, local, bounce),
-        Op::SendWithInvalidate { rkey } => send(peer, message, Some(rkey), local, bounce),
-        Op::CompareSwap { compare, swap } => atomic(peer, message, local, AtomicOp::CompareSwap(compare, swap)),
-        Op::FetchAdd { add } => atomic(peer, message, local, AtomicOp::FetchAdd(add)),
-        Op::AtomicWrite { value } => aligned(peer, message, Need::RemoteWrite, AtomicOp::Store(value)).map(|_| ()),
-        Op::Flush { placement, level } => flush(peer, message, placement, level),
-        // What stays on the requester's side is no message; a transport that carries it anyway finds it malformed.
-        Op::BindMw(_) | Op::LocalInvalidate { .. } => Err(refuse(peer, Status::RemoteInvalidRequest, Fault::Access)),
+impl Responder for Qp {
+    fn execute(&self, message: &RdmaMessage, local: &LocalMemory<'_>, bounce: &mut [u8]) -> Result<(), WorkFailure> {
+        match message.op {
+            WorkOperation::Write => write(self, message, local, bounce),
+            WorkOperation::Read => read(self, message, local, bounce),
+            WorkOperation::Send => send(self, message, None, local, bounce),
+            WorkOperation::SendWithInvalidate { rkey } => send(self, message, Some(rkey), local, bounce),
+            WorkOperation::CompareSwap { compare, swap } => {
+                atomic(self, message, local, AtomicOp::CompareSwap(compare, swap))
+            }
+            WorkOperation::FetchAdd { add } => atomic(self, message, local, AtomicOp::FetchAdd(add)),
+            WorkOperation::AtomicWrite { value } => {
+                aligned(self, message, AccessNeed::RemoteWrite, AtomicOp::Store(value)).map(|_| ())
+            }
+            WorkOperation::Flush { placement, level } => flush(self, message, placement, level),
+            // These operations stay on the requester's side. A transport that carries one anyway
+            // gets a refusal.
+            WorkOperation::BindMw(_) | WorkOperation::LocalInvalidate { .. } => {
+                Err(refuse(self, WorkStatus::RemoteInvalidRequest, WorkFault::Access))
+            }
+        }
     }
 }
 
-fn listening(peer: &Qp) -> Result<(), Failure> {
+fn listening(peer: &Qp) -> Result<(), WorkFailure> {
     match peer.state() {
         state if state.answers() => Ok(()),
-        // Its memory was taken away, not its voice: later access is a remote access error, as SEMANTICS section 5 has it.
-        QpState::Error if peer.context().is_aborted() => {
-            Err(Failure { status: Status::RemoteAccessError, fault: Fault::Revoked })
+        // An aborted context still answers: docs/semantics.md, section 5, makes a later access a
+        // remote access error.
+        QpState::Error if peer.owner().is_aborted() => {
+            Err(WorkFailure { status: WorkStatus::RemoteAccessError, fault: WorkFault::Revoked })
         }
-        _ => Err(Failure::SILENT),
+        _ => Err(WorkFailure::SILENT),
     }
 }
 
-/// Puts the refusing pair into error, and turns what it found into what the requester hears.
-fn refuse(peer: &Qp, status: Status, fault: Fault) -> Failure {
+/// Puts the refusing queue pair into error, raises its event, and makes the failure for the
+/// requester.
+fn refuse(peer: &Qp, status: WorkStatus, fault: WorkFault) -> WorkFailure {
     peer.fail();
     let qp_num = peer.number();
-    peer.context().raise(match status {
-        Status::RemoteAccessError => AsyncEvent::QpAccess { qp_num },
-        Status::RemoteInvalidRequest => AsyncEvent::QpRequest { qp_num },
+    peer.owner().raise(match status {
+        WorkStatus::RemoteAccessError => AsyncEvent::QpAccess { qp_num },
+        WorkStatus::RemoteInvalidRequest => AsyncEvent::QpRequest { qp_num },
         _ => AsyncEvent::QpFatal { qp_num },
     });
-    Failure { status, fault }
+    WorkFailure { status, fault }
 }
 
-/// A fault under a remote address.
-fn refuse_access(peer: &Qp, fault: Fault) -> Failure {
+/// Refuses a message because of a fault at a remote address.
+fn refuse_access(peer: &Qp, fault: WorkFault) -> WorkFailure {
     let status = match fault {
-        Fault::Device => Status::RemoteOperationError,
-        Fault::Misaligned => Status::RemoteInvalidRequest,
-        _ => Status::RemoteAccessError,
+        WorkFault::Device => WorkStatus::RemoteOperationError,
+        WorkFault::Misaligned => WorkStatus::RemoteInvalidRequest,
+        _ => WorkStatus::RemoteAccessError,
     };
     refuse(peer, status, fault)
 }
 
-/// The pieces of a message, as (first byte, length): none for an empty one.
+/// The pieces of a message, as (first byte, length). An empty message has none.
 fn pieces(len: u32, bounce: usize) -> impl Iterator<Item = (u64, usize)> {
     let len = len as usize;
     (0..len).step_by(bounce).map(move |at| (at as u64, bounce.min(len - at)))
 }
 
-fn write(peer: &Qp, message: &Message, local: &LocalMemory<'_>, bounce: &mut [u8]) -> Result<(), Failure> {
+fn write(peer: &Qp, message: &RdmaMessage, local: &LocalMemory<'_>, bounce: &mut [u8]) -> Result<(), WorkFailure> {
     if message.len == 0 {
         return listening(peer);
     }
@@ -85,12 +100,14 @@ fn write(peer: &Qp, message: &Message, local: &LocalMemory<'_>, bounce: &mut [u8
         let bytes = &mut bounce[..len];
         local.read(at, bytes)?;
         listening(peer)?;
-        remote.write(peer, Need::RemoteWrite, at, bytes).map_err(|fault| refuse_access(peer, fault))?;
+        remote
+            .write(peer.accessor(), AccessNeed::RemoteWrite, at, bytes)
+            .map_err(|fault| refuse_access(peer, fault))?;
     }
     Ok(())
 }
 
-fn read(peer: &Qp, message: &Message, local: &LocalMemory<'_>, bounce: &mut [u8]) -> Result<(), Failure> {
+fn read(peer: &Qp, message: &RdmaMessage, local: &LocalMemory<'_>, bounce: &mut [u8]) -> Result<(), WorkFailure> {
     if message.len == 0 {
         return listening(peer);
     }
@@ -98,97 +115,105 @@ fn read(peer: &Qp, message: &Message, local: &LocalMemory<'_>, bounce: &mut [u8]
     for (at, len) in pieces(message.len, bounce.len()) {
         let bytes = &mut bounce[..len];
         listening(peer)?;
-        remote.read(peer, Need::RemoteRead, at, bytes).map_err(|fault| refuse_access(peer, fault))?;
+        remote.read(peer.accessor(), AccessNeed::RemoteRead, at, bytes).map_err(|fault| refuse_access(peer, fault))?;
         local.write(at, bytes)?;
     }
     Ok(())
 }
 
-fn atomic(peer: &Qp, message: &Message, local: &LocalMemory<'_>, op: AtomicOp) -> Result<(), Failure> {
-    let before = aligned(peer, message, Need::RemoteAtomic, op)?;
+fn atomic(peer: &Qp, message: &RdmaMessage, local: &LocalMemory<'_>, op: AtomicOp) -> Result<(), WorkFailure> {
+    let before = aligned(peer, message, AccessNeed::RemoteAtomic, op)?;
     local.write(0, &before.to_ne_bytes())
 }
 
-/// An access to 8 aligned bytes at once.
-fn aligned(peer: &Qp, message: &Message, need: Need, op: AtomicOp) -> Result<u64, Failure> {
+/// Executes one access to 8 aligned bytes.
+fn aligned(peer: &Qp, message: &RdmaMessage, need: AccessNeed, op: AtomicOp) -> Result<u64, WorkFailure> {
     listening(peer)?;
     if !message.remote_addr.is_multiple_of(8) {
-        return Err(refuse(peer, Status::RemoteInvalidRequest, Fault::Misaligned));
+        return Err(refuse(peer, WorkStatus::RemoteInvalidRequest, WorkFault::Misaligned));
     }
-    message.remote().atomic(peer, need, op).map_err(|fault| refuse_access(peer, fault))
+    message.remote().atomic(peer.accessor(), need, op).map_err(|fault| refuse_access(peer, fault))
 }
 
-/// A range of no bytes is checked like any other: only reads and writes may skip that.
-fn flush(peer: &Qp, message: &Message, placement: Placement, level: FlushLevel) -> Result<(), Failure> {
+/// A flush checks a range of no bytes too: only reads and writes skip that check.
+fn flush(peer: &Qp, message: &RdmaMessage, placement: FlushPlacement, level: FlushLevel) -> Result<(), WorkFailure> {
     listening(peer)?;
-    // ORDERING: the writes before were copied by this thread, or by one that handed the turn on; the fence puts them before
-    // whatever anybody does who learns of this flush's completion by other means than a completion queue.
+    // ORDERING: earlier writes were copied by this thread, or by a thread that ran the send queue
+    // before it. The fence orders them before every access of a thread that learns of this flush's
+    // completion by other means than a completion queue.
     fence(Ordering::SeqCst);
     let need = match placement {
-        Placement::Global => Need::FlushGlobal,
-        Placement::Persistent => Need::FlushPersistent,
+        FlushPlacement::Global => AccessNeed::FlushGlobal,
+        FlushPlacement::Persistent => AccessNeed::FlushPersistent,
     };
-    message.remote().flush(peer, need, level).map_err(|fault| refuse_access(peer, fault))
+    message.remote().flush(peer.accessor(), need, level).map_err(|fault| refuse_access(peer, fault))
 }
 
 fn send(
     peer: &Qp,
-    message: &Message,
+    message: &RdmaMessage,
     invalidate: Option<u32>,
     local: &LocalMemory<'_>,
     bounce: &mut [u8],
-) -> Result<(), Failure> {
+) -> Result<(), WorkFailure> {
     listening(peer)?;
     let Some(receive) = peer.take_receive() else {
-        // Silent rather than not ready if it failed, and lost its receives, just now.
+        // A queue pair that went to error just now has lost its receives: it is silent, not out of
+        // receives.
         listening(peer)?;
-        return Err(Failure { status: Status::RnrRetryExceeded, fault: Fault::NoReceive });
+        return Err(WorkFailure { status: WorkStatus::RnrRetryExceeded, fault: WorkFault::NoReceive });
     };
     if message.len > receive.local.len {
-        peer.complete_receive(receive.wr_id, Status::LocalLengthError, 0, Fault::Length);
-        return Err(refuse(peer, Status::RemoteInvalidRequest, Fault::Length));
+        peer.complete_receive(receive.wr_id, WorkStatus::LocalLengthError, 0, WorkFault::Length);
+        return Err(refuse(peer, WorkStatus::RemoteInvalidRequest, WorkFault::Length));
     }
     match place(peer, &receive, message.len, local, bounce) {
         Ok(()) => {}
-        Err(Lost::Message(failure)) => {
+        Err(FailedSide::Requester(failure)) => {
             peer.return_receive(receive);
             return Err(failure);
         }
-        Err(Lost::Receive(fault)) => {
-            let failure = Failure::local(fault);
+        Err(FailedSide::Receiver(fault)) => {
+            let failure = WorkFailure::local(fault);
             peer.complete_receive(receive.wr_id, failure.status, 0, fault);
-            return Err(refuse(peer, Status::RemoteOperationError, Fault::ReceiveMemory));
+            return Err(refuse(peer, WorkStatus::RemoteOperationError, WorkFault::ReceiveMemory));
         }
     }
     if let Some(rkey) = invalidate
         && let Err(fault) = local::invalidate_window(peer, rkey)
     {
-        peer.complete_receive(receive.wr_id, Status::RemoteInvalidRequest, 0, fault);
-        return Err(refuse(peer, Status::RemoteAccessError, fault));
+        peer.complete_receive(receive.wr_id, WorkStatus::RemoteInvalidRequest, 0, fault);
+        return Err(refuse(peer, WorkStatus::RemoteAccessError, fault));
     }
     if !peer.complete_message(receive.wr_id, message.len, invalidate) {
-        return Err(refuse(peer, Status::RemoteOperationError, Fault::ReceiveOverrun));
+        return Err(refuse(peer, WorkStatus::RemoteOperationError, WorkFault::ReceiveOverrun));
     }
     Ok(())
 }
 
-/// Which side of a send failed.
-enum Lost {
-    /// The requester's, or the way.
-    Message(Failure),
-    /// The receive's memory.
-    Receive(Fault),
+/// The side on which a send failed.
+enum FailedSide {
+    /// The requester, or the transport.
+    Requester(WorkFailure),
+    /// The memory of the receive.
+    Receiver(WorkFault),
 }
 
-fn place(peer: &Qp, receive: &Receive, len: u32, local: &LocalMemory<'_>, bounce: &mut [u8]) -> Result<(), Lost> {
-    // The whole receive must be good, not just the part that this message fills.
-    let into = Range { key: receive.local.lkey, addr: receive.local.addr, len: receive.local.len };
-    into.check(peer, Need::LocalWrite).map_err(Lost::Receive)?;
+fn place(
+    peer: &Qp,
+    receive: &ReceiveRequest,
+    len: u32,
+    local: &LocalMemory<'_>,
+    bounce: &mut [u8],
+) -> Result<(), FailedSide> {
+    // The whole receive must be accessible, not only the part that this message fills.
+    let into = KeyedRange { key: receive.local.lkey, addr: receive.local.addr, len: receive.local.len };
+    into.check(peer.accessor(), AccessNeed::LocalWrite).map_err(FailedSide::Receiver)?;
     for (at, len) in pieces(len, bounce.len()) {
         let bytes = &mut bounce[..len];
-        local.read(at, bytes).map_err(Lost::Message)?;
-        listening(peer).map_err(Lost::Message)?;
-        into.write(peer, Need::LocalWrite, at, bytes).map_err(Lost::Receive)?;
+        local.read(at, bytes).map_err(FailedSide::Requester)?;
+        listening(peer).map_err(FailedSide::Requester)?;
+        into.write(peer.accessor(), AccessNeed::LocalWrite, at, bytes).map_err(FailedSide::Receiver)?;
     }
     Ok(())
 }

@@ -2,16 +2,22 @@
 //!
 //! It owns nothing. It loses nothing and reorders nothing. Kernel counterpart: `rxe_loopback`.
 
-use super::{Failure, LocalMemory, Message, Transport};
-use crate::engine::responder;
-use crate::verbs::qp::Qp;
+use super::local_memory::LocalMemory;
+use super::message::{RdmaMessage, Responder, Transport};
+use super::operation::WorkFailure;
 
-/// See the module.
+/// The transport between two queue pairs of one machine.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct InProcess;
 
 impl Transport for InProcess {
-    fn carry(&self, peer: &Qp, message: &Message, local: &LocalMemory<'_>, bounce: &mut [u8]) -> Result<(), Failure> {
-        responder::execute(peer, message, local, bounce)
+    fn carry(
+        &self,
+        peer: &dyn Responder,
+        message: &RdmaMessage,
+        local: &LocalMemory<'_>,
+        bounce: &mut [u8],
+    ) -> Result<(), WorkFailure> {
+        peer.execute(message, local, bounce)
     }
 }

@@ -1,7 +1,7 @@
-//! Advice about regions: translating on-demand memory ahead of its use.
+//! Advice about regions: translates on-demand memory before it is used.
 //!
-//! It owns nothing. Invariant: advice pins nothing and changes no right; an access after it is judged as without it. Kernel
-//! counterpart: `ib_uverbs_advise_mr`, `ibv_advise_mr(3)`.
+//! It owns nothing. Invariant: advice pins nothing and changes no right; an access after it passes
+//! the same checks as without it. Kernel counterpart: `ib_uverbs_advise_mr`, `ibv_advise_mr(3)`.
 
 use emulator::sync::Arc;
 use fs_sim::pinning::registration::Registration;
@@ -9,15 +9,17 @@ use fs_sim::{Errno, Task};
 
 use super::context::Context;
 use super::pd::Pd;
-use super::work::Sge;
+use crate::memory::access::Sge;
 
 impl Context {
-    /// Looks up where the bytes of `sge` are, so that the next access need not. `write`: for accesses that write.
-    /// `IBV_ADVISE_MR_ADVICE_PREFETCH` and `_WRITE`, with `IBV_ADVISE_MR_FLAG_FLUSH`: done when this returns.
+    /// Translates the bytes of `sge`, so that the next access need not. `write`: for accesses that
+    /// write. `IBV_ADVISE_MR_ADVICE_PREFETCH` and `_WRITE`, with `IBV_ADVISE_MR_FLAG_FLUSH`:
+    /// complete on return.
     ///
     /// # Errors
-    /// EBADF, EINVAL (not this context's domain, or no on-demand region of it), EFAULT (outside the region, against its rights,
-    /// or not to be had now), EIO (the device failed).
+    /// EBADF; EINVAL (not a domain of this context, or not an on-demand region of the domain);
+    /// EFAULT (outside the region, against its rights, or cannot be faulted in now); EIO (the
+    /// device failed).
     pub fn prefetch(&self, task: &Task, pd: &Arc<Pd>, sge: Sge, write: bool) -> Result<(), Errno> {
         self.check_caller(task)?;
         if pd.context() != self.number() {

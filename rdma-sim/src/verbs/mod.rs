@@ -1,15 +1,13 @@
-//! Verbs: the objects a program makes on a NIC, and what it asks of them.
+//! Verbs: the objects that a program makes on a NIC, and the calls on them.
 //!
-//! It owns the objects' lives: a context lives as an open description in descriptor tables, everything else belongs to a
-//! context and ends with it at the latest. Kernel counterpart: `ib_uverbs` and libibverbs.
+//! It owns the lives of the objects: a context exists as an open description in descriptor tables;
+//! every other object belongs to a context and ends with it at the latest. Queue pairs, completion
+//! queues and regions themselves are in the layers below; here are the calls that make and destroy
+//! them. Kernel counterpart: `ib_uverbs` and libibverbs.
 
 pub mod advise;
 pub mod context;
-pub mod cq;
-pub mod mr;
-pub mod mw;
 pub mod pd;
-pub mod qp;
+pub mod region;
 pub mod rereg;
-pub mod state;
-pub mod work;
+pub mod window;

@@ -1,7 +1,7 @@
 //! Protection domains: which queue pairs may use which regions.
 //!
-//! It owns a number. Invariant: a region is accessible through queue pairs of its own domain only. Kernel counterpart:
-//! `struct ib_pd`.
+//! It owns a number. Invariant: a region is accessible only through queue pairs of its own domain.
+//! Kernel counterpart: `struct ib_pd`.
 
 /// A protection domain of a context.
 #[derive(Debug, PartialEq, Eq)]

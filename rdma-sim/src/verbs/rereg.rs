@@ -1,10 +1,12 @@
-//! Changing a region's registration: other memory, another domain, other rights, under the same key.
+//! Changing a region's registration: other memory, another domain or other rights, under the same
+//! key.
 //!
-//! It owns the order of the change. Invariants: whatever can fail fails before the old registration is touched, so a refused
-//! change leaves it as it was **\[chosen\]** (the man page only promises that for bad input); new pins are held before old
-//! ones are dropped, so locked memory is charged for both for a moment **\[chosen\]**; a request that meets the region between
-//! the two is refused as if the region were revoked; whoever ends the context meanwhile ends the change. Kernel counterpart:
-//! `ib_uverbs_rereg_mr`, `ibv_rereg_mr(3)`.
+//! It owns the order of the change. Invariants: everything that can fail comes before the old
+//! registration is touched, so a refused change leaves it as it was **\[chosen\]** (the man page
+//! only promises that for bad input); the new pins are taken before the old ones are released, so
+//! locked memory is charged for both for a moment **\[chosen\]**; a request that finds the region
+//! during the exchange is refused as if the region were revoked; a task that ends the context
+//! meanwhile ends the change. Kernel counterpart: `ib_uverbs_rereg_mr`, `ibv_rereg_mr(3)`.
 
 use emulator::race_point;
 use emulator::sync::Arc;
@@ -14,10 +16,12 @@ use fs_sim::vfs::open_file::Deferred;
 use fs_sim::{Errno, Task};
 
 use super::context::Context;
-use super::mr::{AccessFlags, Mr};
 use super::pd::Pd;
+use crate::memory::access::AccessFlags;
+use crate::memory::mr::Mr;
+use crate::memory::owner::ObjectOwner;
 
-/// What is to be changed; what is none stays.
+/// What `rereg_mr` changes. A field that is none stays as it is.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Rereg<'a> {
     /// First address and length in bytes. `IBV_REREG_MR_CHANGE_TRANSLATION`.
@@ -29,7 +33,8 @@ pub struct Rereg<'a> {
 }
 
 impl Rereg<'_> {
-    /// Whether memory must be registered anew: for another translation, and for what the old registration was not judged for.
+    /// Whether the memory must be registered anew: for another translation, or for rights that the
+    /// old registration was not checked for.
     fn needs_memory(&self, old: AccessFlags) -> bool {
         let gains = |access: AccessFlags| {
             let more = |old: bool, new: bool| new && !old;
@@ -42,16 +47,17 @@ impl Rereg<'_> {
 }
 
 impl Context {
-    /// Changes a region's registration. What is returned stands for the region from now on, under the same keys; the old
-    /// handle is done with.
+    /// Changes a region's registration. Returns a new handle of the region, with the same keys. The
+    /// old handle is of no use any more.
     ///
-    /// A new translation, and rights that the old registration was not judged for, are registered as by
-    /// [`Context::reg_mr`], on the caller's account. Returns when the last copy to the old memory has ended and it is unpinned.
+    /// A new translation, and rights that the old registration was not checked for, are registered
+    /// as by [`Context::reg_mr`], on the caller's account. Returns when the last copy to the old
+    /// memory has ended and that memory is unpinned.
     ///
     /// # Errors
-    /// EBADF, EIO (aborted), EINVAL (nothing to change; not this context's; bad rights, length or domain), EBUSY (windows are
-    /// bound **\[chosen\]**, or another change is under way), and what [`Context::reg_mr`] says. The old registration is as
-    /// before.
+    /// EBADF; EIO (aborted); EINVAL (nothing to change; not this context's; bad rights, length or
+    /// domain); EBUSY (windows are bound **\[chosen\]**, or another change is under way); and every
+    /// error of [`Context::reg_mr`]. The old registration is as before.
     pub fn rereg_mr(self: &Arc<Self>, task: &Task, mr: &Arc<Mr>, change: Rereg<'_>) -> Result<Arc<Mr>, Errno> {
         self.check_caller(task)?;
         let access = change.access.unwrap_or(mr.access());
@@ -69,41 +75,43 @@ impl Context {
             if objects.changing.contains(&mr.key()) {
                 return Err(Errno::EBUSY);
             }
-            // Counted as a use of the new domain, even if it is the old one: each handle counts for its own.
+            // Counted as a use of the new domain, even if it is the old one: each handle counts its
+            // own use.
             let uses = objects.pds.get_mut(&pd).ok_or(Errno::EINVAL)?;
             mr.refuse_windows()?;
             *uses += 1;
             objects.changing.insert(mr.key());
             Ok(())
         })?;
-        let new = Arc::new(Mr::new(mr.key(), pd, access, va, len, Arc::clone(self)));
+        let new = Arc::new(Mr::new(mr.key(), pd, access, va, len, Arc::clone(self) as Arc<dyn ObjectOwner>));
         let memory = if change.needs_memory(mr.access()) { self.new_memory(task, &new).map(Some) } else { Ok(None) };
         let changed = memory.and_then(|memory| self.exchange(task, mr, &new, memory));
         self.list_changed(mr, &new, changed)?;
         Ok(new)
     }
 
-    /// Registers what `new` describes, judged as a new region's is.
+    /// Registers what `new` describes, with the checks of a new region.
     fn new_memory(&self, task: &Task, new: &Arc<Mr>) -> Result<Registration, Errno> {
         let memory = self.register_memory(task, new)?;
         race_point!("rereg_mr: committed, not stored");
         if matches!(memory, Registration::Pinned(_)) {
             self.file_pin_made();
             if self.denies_file_pins(task) {
-                self.let_go(new, memory);
+                self.release_memory(new, memory);
                 return Err(Errno::EPERM);
             }
         }
         Ok(memory)
     }
 
-    /// Puts the new registration in the old one's place, once the last copy has left it. EIO if the region was ended first.
+    /// Stores the new registration in the place of the old one, once the last copy has left it. EIO
+    /// if the region was ended first.
     fn exchange(&self, task: &Task, old: &Arc<Mr>, new: &Arc<Mr>, memory: Option<Registration>) -> Result<(), Errno> {
         let regions = &self.nic().regions;
         let begun = regions.begin_change(old);
         race_point!("rereg_mr: shut, not exchanged");
         let quiet = begun && {
-            // As in `dereg_mr`: a copy in flight is finite.
+            // As in `dereg_mr`: a copy in flight always ends.
             let how = WaitFor::uninterruptible("copies in flight");
             let ready = || regions.can_exchange(old);
             self.drained().wait(self.kernel().world(), task.waiter(), how, ready).unwrap_or(false)
@@ -113,11 +121,11 @@ impl Context {
             false => Err(memory),
         };
         match exchanged {
-            Ok(Some(before)) => self.let_go(old, before),
+            Ok(Some(before)) => self.release_memory(old, before),
             Ok(None) => old.set_released(),
             Err(memory) => {
                 if let Some(memory) = memory {
-                    self.let_go(new, memory);
+                    self.release_memory(new, memory);
                 }
                 return Err(Errno::EIO);
             }
@@ -125,14 +133,14 @@ impl Context {
         Ok(())
     }
 
-    fn let_go(&self, mr: &Mr, memory: Registration) {
+    fn release_memory(&self, mr: &Mr, memory: Registration) {
         let mut deferred = Deferred::default();
-        mr.let_go(memory, &mut deferred);
+        mr.release(memory, &mut deferred);
         self.kernel().run_deferred(deferred);
     }
 
-    /// The end of a change, either way. An abort or close since it began has ended the region by its key, whichever of the two
-    /// handles was listed.
+    /// Ends a change, whether it succeeded or not. An abort or close since its begin has ended the
+    /// region by its key, whichever of the two handles was listed.
     fn list_changed(&self, old: &Arc<Mr>, new: &Arc<Mr>, changed: Result<(), Errno>) -> Result<(), Errno> {
         let listed = changed.and_then(|()| {
             self.add(|objects| {

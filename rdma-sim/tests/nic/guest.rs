@@ -1,4 +1,4 @@
-//! The NIC meets a guest: a region over a file that a guest has mapped.
+//! A region over a file that a guest has mapped.
 
 use emulator::sync::{Arc, Mutex};
 use fs_sim::design::{Axis, presets};
@@ -6,7 +6,7 @@ use fs_sim::leases::layout::kind::LeaseKind;
 use fs_sim::pinning::guest_export::{Exposure, GuestExport, GuestMapping};
 use fs_sim::vfs::signals::{Disposition, Signal};
 use fs_sim::{BlockRange, Errno, Kernel};
-use rdma_sim::{AccessFlags, Op, Status};
+use rdma_sim::{AccessFlags, WorkOperation, WorkStatus};
 
 use crate::harness::*;
 
@@ -14,7 +14,7 @@ const ALL: AccessFlags = AccessFlags::ALL;
 const GUEST: &str = "guest at /run/a.sock, QEMU process 4711";
 const PAGES: u64 = 4;
 
-/// Acknowledges from inside the demand.
+/// Acknowledges a revocation at once, inside the call that demands it.
 #[derive(Default)]
 struct Frontend(Mutex<Option<(Arc<Kernel>, Arc<GuestExport>)>>);
 
@@ -31,7 +31,7 @@ impl GuestMapping for Frontend {
     }
 }
 
-/// What the guest has mapped, as it gets at it: by the device's memory, unseen.
+/// The guest's mapping: the guest accesses the device's memory directly.
 struct Mapped(Arc<Kernel>, Arc<GuestExport>);
 
 impl Mapped {
@@ -52,7 +52,8 @@ impl Mapped {
     }
 }
 
-/// Each sees the other's bytes, `blockers` names both, and a stranger's truncate meets both.
+/// The NIC and the guest see each other's bytes, `blockers` names both, and a stranger's truncate
+/// has to deal with both.
 #[test]
 fn the_nic_and_a_guest_share_a_file() {
     for preset in presets() {
@@ -60,7 +61,7 @@ fn the_nic_and_a_guest_share_a_file() {
         let (a, b) = pair(&kernel);
         let server = kernel.spawn();
         server.process().set_disposition(Signal::Sigio, Disposition::Ignore);
-        // No run is a neighbour of the next.
+        // No run is adjacent to the next.
         server.provision("data", PAGES * PAGE, Some(PAGES)).unwrap();
         let file = server.open("data", fs_sim::syscalls::open::OpenFlags::create()).unwrap();
         let frontend = Arc::new(Frontend::default());
@@ -78,9 +79,9 @@ fn the_nic_and_a_guest_share_a_file() {
         let fd = b.task.open("data", fs_sim::syscalls::open::OpenFlags::create()).unwrap();
         let faults = kernel.axes().get(Axis::PinGate) == "fault";
         match kernel.axes().get(Axis::LeaseRules) {
-            // An exclusive lease would stand against the truncate by itself.
+            // An exclusive lease alone would already stop the truncate.
             _ if faults => {}
-            // The guest's is a write lease, beside which there is no other.
+            // The guest holds a write lease, which excludes every other lease.
             "chinner" => b.task.lease(fd, LeaseKind::READ, BlockRange::ALL).unwrap(),
             _ => b.lease(fd).unwrap(),
         }
@@ -89,8 +90,8 @@ fn the_nic_and_a_guest_share_a_file() {
         let local = a.anon(PAGES * PAGE, ALL);
         let len = 2 * PAGE as usize + 10;
         local.fill(0, &pattern(len, 7));
-        a.post(1, Op::Write, local.sge(0, len as u32), target.remote(PAGE - 5));
-        a.expect(1, Status::Success);
+        a.post(1, WorkOperation::Write, local.sge(0, len as u32), target.remote(PAGE - 5));
+        a.expect(1, WorkStatus::Success);
         let read: Vec<u8> = [(PAGE - 5, 5), (PAGE, PAGE as usize), (2 * PAGE, PAGE as usize), (3 * PAGE, 5)]
             .into_iter()
             .flat_map(|(at, len)| guest.load(at, len))
@@ -98,8 +99,8 @@ fn the_nic_and_a_guest_share_a_file() {
         assert_eq!(read, pattern(len, 7), "{}: the guest reads what the NIC wrote", preset.name);
         guest.store(3 * PAGE - 3, b"gue");
         guest.store(3 * PAGE, b"st");
-        a.post(2, Op::Read, local.sge(0, 5), target.remote(3 * PAGE - 3));
-        a.expect(2, Status::Success);
+        a.post(2, WorkOperation::Read, local.sge(0, 5), target.remote(3 * PAGE - 3));
+        a.expect(2, WorkStatus::Success);
         assert_eq!(local.bytes(0, 5), b"guest", "{}: and the reverse", preset.name);
 
         let found = kernel.blockers(export.ino()).unwrap().to_string();
@@ -111,8 +112,8 @@ fn the_nic_and_a_guest_share_a_file() {
         if faults || kernel.axes().get(Axis::StrangerChange) == "revoke" {
             admin.truncate("data", 0).unwrap();
             assert!(export.is_revoked() && export.flush(&kernel) == Err(Errno::EIO), "{}", preset.name);
-            a.post(3, Op::Write, local.sge(0, 8), target.remote(0));
-            a.expect(3, Status::RemoteAccessError);
+            a.post(3, WorkOperation::Write, local.sge(0, 8), target.remote(0));
+            a.expect(3, WorkStatus::RemoteAccessError);
         } else if kernel.axes().get(Axis::StrangerChange) == "fail" {
             assert_eq!(admin.truncate("data", 0), Err(Errno::ETXTBSY), "{}", preset.name);
             assert_eq!(export.flush(&kernel), Ok(()));

@@ -1,8 +1,9 @@
-//! Two programs, each with a context, a domain, a completion queue and one end of a connected queue pair.
+//! Two programs, each with a context, a domain, a completion queue and one end of a connected queue
+//! pair.
 
 use emulator::World;
 use emulator::device::Device;
-use emulator::sync::Arc;
+use emulator::sync::{Arc, thread};
 use fs_sim::base::numbers::Fd;
 use fs_sim::design::{Axes, presets};
 use fs_sim::leases::layout::kind::LeaseKind;
@@ -11,9 +12,10 @@ use fs_sim::syscalls::open::OpenFlags;
 use fs_sim::vfs::anon::AnonMemory;
 use fs_sim::vfs::signals::{Disposition, Signal};
 use fs_sim::{BlockRange, Errno, Kernel, KernelConfig, Task};
+use rdma_sim::transport::{InProcess, Transport};
 use rdma_sim::{
-    AccessFlags, Completion, Context, Cq, Mr, Nic, Op, Opcode, Pd, Qp, QpConfig, QpState, Receive, Sge, Status,
-    WorkRequest,
+    AccessFlags, Completion, Context, Cq, Mr, Nic, Pd, Qp, QpConfig, QpState, ReceiveRequest, Sge, WorkOpcode,
+    WorkOperation, WorkRequest, WorkStatus,
 };
 
 pub(crate) const PAGE: u64 = 4096;
@@ -28,13 +30,13 @@ pub(crate) fn machine(preset: &str) -> Arc<Kernel> {
     machine_with(axes(preset))
 }
 
-/// A machine whose clock stands still, with a device of 16 MiB.
+/// A machine with a stopped clock and a device of 16 MiB.
 pub(crate) fn machine_with(axes: Axes) -> Arc<Kernel> {
     let device = Device::memory(16 << 20).unwrap();
     Kernel::new(Arc::new(World::manual(1)), device, KernelConfig::new(axes)).unwrap()
 }
 
-/// A program.
+/// A program: a task with an open context and one queue pair.
 pub(crate) struct Side {
     pub(crate) task: Task,
     pub(crate) fd: Fd,
@@ -57,7 +59,7 @@ pub(crate) struct FileMap {
     pub(crate) mr: Arc<Mr>,
 }
 
-/// Something to name an address in.
+/// Memory in which a work request can name an address.
 pub(crate) trait At {
     fn mr(&self) -> &Arc<Mr>;
 
@@ -112,6 +114,39 @@ pub(crate) fn pair(kernel: &Arc<Kernel>) -> (Side, Side) {
     (a, b)
 }
 
+/// Starts a dialogue under the axes of a preset: a machine and two programs, connected. End it with
+/// [`end_dialogue`].
+pub(crate) fn dialogue(preset: &str) -> (Arc<Kernel>, Side, Side) {
+    let kernel = machine(preset);
+    let (a, b) = pair(&kernel);
+    (kernel, a, b)
+}
+
+/// Ends both programs and checks that nothing is left: see [`expect_rest`].
+#[track_caller]
+pub(crate) fn end_dialogue(a: &Side, b: &Side) {
+    expect_rest(a.task.kernel(), &[&a.task, &b.task]);
+}
+
+/// Connects two programs; what `a` sends goes over `transport`.
+pub(crate) fn connect_through(a: &Side, b: &Side, transport: impl Transport) {
+    for side in [a, b] {
+        side.qp.initialise().unwrap();
+    }
+    a.qp.attach(&b.qp, Arc::new(transport)).unwrap();
+    b.qp.attach(&a.qp, Arc::new(InProcess)).unwrap();
+    for side in [a, b] {
+        side.qp.start().unwrap();
+    }
+}
+
+/// Returns once a task sleeps for `reason`.
+pub(crate) fn until_asleep(kernel: &Kernel, reason: &str) {
+    while !kernel.world().sleepers().iter().any(|sleeper| sleeper.reason == reason) {
+        thread::yield_now();
+    }
+}
+
 impl Side {
     pub(crate) fn anon(&self, len: u64, access: AccessFlags) -> Buffer {
         let (va, memory) = self.task.mmap_anonymous(len).unwrap();
@@ -119,7 +154,8 @@ impl Side {
         Buffer { memory, mr }
     }
 
-    /// A new file of `len` allocated bytes under an exclusive lease (where the rules know one), mapped: descriptor, address.
+    /// Makes a file of `len` allocated bytes under an exclusive lease (where the rules know one)
+    /// and maps it. Returns descriptor and address.
     pub(crate) fn leased(&self, name: &str, len: u64) -> (Fd, u64) {
         let fd = self.task.open(name, OpenFlags::create()).unwrap();
         self.task.fallocate(fd, FallocateMode::Allocate { keep_size: false }, 0, len).unwrap();
@@ -127,7 +163,7 @@ impl Side {
         (fd, self.task.mmap(fd, 0, len, true).unwrap())
     }
 
-    /// Takes the lease that gates ask for, where there is one to take.
+    /// Takes the lease that the design's gate asks for, if it asks for one.
     pub(crate) fn lease(&self, fd: Fd) -> Result<(), Errno> {
         match self.task.kernel().axes().get(fs_sim::design::Axis::LeaseRules) {
             "man-page" => self.task.lease(fd, LeaseKind::READ_U, BlockRange::ALL),
@@ -146,22 +182,22 @@ impl Side {
     }
 
     /// Posts a signaled request.
-    pub(crate) fn post(&self, wr_id: u64, op: Op, local: Sge, remote: (u64, u32)) {
+    pub(crate) fn post(&self, wr_id: u64, op: WorkOperation, local: Sge, remote: (u64, u32)) {
         let (remote_addr, rkey) = remote;
         self.qp.post_send(WorkRequest { wr_id, op, local, remote_addr, rkey, signaled: true }).unwrap();
     }
 
     pub(crate) fn send(&self, wr_id: u64, local: Sge) {
-        self.post(wr_id, Op::Send, local, (0, 0));
+        self.post(wr_id, WorkOperation::Send, local, (0, 0));
     }
 
     pub(crate) fn recv(&self, wr_id: u64, local: Sge) {
-        self.qp.post_recv(Receive { wr_id, local }).unwrap();
+        self.qp.post_recv(ReceiveRequest { wr_id, local }).unwrap();
     }
 
     /// The next completion is of `wr_id` and says `status`.
     #[track_caller]
-    pub(crate) fn expect(&self, wr_id: u64, status: Status) -> Completion {
+    pub(crate) fn expect(&self, wr_id: u64, status: WorkStatus) -> Completion {
         let found = self.cq.poll_one().unwrap_or_else(|| panic!("no completion, wanted {wr_id}: {status:?}"));
         assert_eq!((found.wr_id, found.status), (wr_id, status), "{found:?}");
         assert_eq!(found.qp_num, self.qp.number());
@@ -170,8 +206,8 @@ impl Side {
 
     /// The next completion is a success of this operation and so many bytes.
     #[track_caller]
-    pub(crate) fn expect_done(&self, wr_id: u64, opcode: Opcode, byte_len: u32) {
-        let found = self.expect(wr_id, Status::Success);
+    pub(crate) fn expect_done(&self, wr_id: u64, opcode: WorkOpcode, byte_len: u32) {
+        let found = self.expect(wr_id, WorkStatus::Success);
         assert_eq!((found.opcode, found.byte_len), (opcode, byte_len));
     }
 
@@ -186,7 +222,7 @@ impl Side {
     }
 }
 
-/// `len` bytes that differ from place to place and from `salt` to `salt`.
+/// `len` bytes that depend on their position and on `salt`.
 pub(crate) fn pattern(len: usize, salt: u8) -> Vec<u8> {
     (0..len).map(|at| (at as u8).wrapping_mul(31).wrapping_add((at >> 8) as u8).wrapping_add(salt)).collect()
 }
@@ -203,15 +239,15 @@ impl Buffer {
     }
 }
 
-/// What `task` reads from an open file.
+/// The bytes that `task` reads from an open file.
 pub(crate) fn contents(task: &Task, fd: Fd, at: u64, len: usize) -> Vec<u8> {
     let mut bytes = vec![0; len];
     assert_eq!(task.read(fd, at, &mut bytes).unwrap(), len);
     bytes
 }
 
-/// Ends all programs and checks that nothing is left: no pin, lease, holder, region; and, unless the design is `unsafe`, that
-/// nothing was stale.
+/// Ends all programs and checks that nothing is left (no pin, lease, holder, region) and that no
+/// DMA was stale.
 #[track_caller]
 pub(crate) fn expect_rest(kernel: &Arc<Kernel>, tasks: &[&Task]) {
     for task in tasks {

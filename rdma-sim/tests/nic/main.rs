@@ -1,5 +1,5 @@
-//! The NIC, tested as a protocol dialogue: two programs post, expect completions, expect nothing, and name the state of their
-//! queue pairs afterwards.
+//! The NIC, tested as a protocol dialogue: two programs post, expect completions, expect nothing,
+//! and name the state of their queue pairs afterwards.
 #![cfg(not(any(daxlab_loom, daxlab_shuttle)))]
 #![allow(clippy::unwrap_used, reason = "helpers of tests panic as tests do")]
 

@@ -1,12 +1,13 @@
-//! The objects themselves: who may make them, what refuses to go while it is used, the states of a queue pair.
+//! The objects: which process may make them, which cannot be destroyed while used, and the states
+//! of a queue pair.
 
 use emulator::sync::Arc;
 use fs_sim::base::numbers::Fd;
 use fs_sim::leases::layout::kind::LeaseKind;
 use fs_sim::syscalls::open::OpenFlags;
 use fs_sim::{BlockRange, Errno};
-use rdma_sim::verbs::state::Event;
-use rdma_sim::{AccessFlags, Context, Qp, QpConfig, QpState, Receive, Sge, TransitionError};
+use rdma_sim::engine::qp_state::QpEvent;
+use rdma_sim::{AccessFlags, Context, Qp, QpConfig, QpState, QpTransitionError, ReceiveRequest, Sge};
 
 use crate::harness::*;
 
@@ -59,8 +60,7 @@ fn what_is_used_is_busy() {
 
 #[test]
 fn objects_of_another_context_are_not_taken() {
-    let kernel = machine("rfc-v2");
-    let (a, b) = pair(&kernel);
+    let (_, a, b) = dialogue("rfc-v2");
     let (va, _) = a.task.mmap_anonymous(PAGE).unwrap();
     assert_eq!(a.ctx.reg_mr(&a.task, &b.pd, va, PAGE, ALL).err(), Some(Errno::EINVAL));
     let config = |cq: &Arc<rdma_sim::Cq>, max| QpConfig {
@@ -149,7 +149,11 @@ fn a_region_names_its_holder() {
     let child = a.task.fork().unwrap();
     assert_eq!(inode.holders()[0].object.describe().processes, [a.task.pid(), child.pid()]);
     a.task.exit();
-    assert_eq!(inode.holders()[0].object.describe().processes, [child.pid()], "whoever could let go of it now");
+    assert_eq!(
+        inode.holders()[0].object.describe().processes,
+        [child.pid()],
+        "only the process that can release it now"
+    );
     expect_rest(&kernel, &[&child]);
 }
 
@@ -157,12 +161,12 @@ fn a_region_names_its_holder() {
 fn states_move_by_the_table_only() {
     let kernel = machine("rfc-v2");
     let (a, b) = (side(&kernel, 4), side(&kernel, 4));
-    let refused = |found, event| Err(TransitionError { qp_num: a.qp.number(), found, event });
-    assert_eq!(a.qp.start(), refused(QpState::Reset, Event::Start));
-    let receive = Receive { wr_id: 1, local: Sge::default() };
+    let refused = |found, event| Err(QpTransitionError { qp_num: a.qp.number(), found, event });
+    assert_eq!(a.qp.start(), refused(QpState::Reset, QpEvent::Start));
+    let receive = ReceiveRequest { wr_id: 1, local: Sge::default() };
     assert!(a.qp.post_recv(receive).is_err());
     Qp::connect(&a.qp, &b.qp).unwrap();
-    assert_eq!(Qp::connect(&a.qp, &b.qp), refused(QpState::ReadyToSend, Event::Initialise));
+    assert_eq!(Qp::connect(&a.qp, &b.qp), refused(QpState::ReadyToSend, QpEvent::Initialise));
     a.expect_state(QpState::ReadyToSend);
     a.qp.post_recv(receive).unwrap();
     a.qp.reset().unwrap();
@@ -172,10 +176,10 @@ fn states_move_by_the_table_only() {
     b.qp.reset().unwrap();
     Qp::connect(&a.qp, &b.qp).unwrap();
     let (source, target) = (a.anon(PAGE, ALL), b.anon(PAGE, ALL));
-    a.post(5, rdma_sim::Op::Write, source.sge(0, 8), target.remote(0));
-    a.expect(5, rdma_sim::Status::Success);
+    a.post(5, rdma_sim::WorkOperation::Write, source.sge(0, 8), target.remote(0));
+    a.expect(5, rdma_sim::WorkStatus::Success);
     assert_eq!(
-        TransitionError { qp_num: 2, found: QpState::Error, event: Event::Start }.to_string(),
-        "queue pair 0x2 is in ERR and can't be moved by Start"
+        QpTransitionError { qp_num: 2, found: QpState::Error, event: QpEvent::Start }.to_string(),
+        "queue pair 0x2 is in ERR and cannot be moved by Start"
     );
 }

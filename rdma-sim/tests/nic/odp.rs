@@ -1,9 +1,9 @@
-//! On-demand regions: translations that are kept, and when they are not.
+//! On-demand regions: when a translation is kept, and when it is invalidated.
 
 use fs_sim::Errno;
 use fs_sim::syscalls::fallocate::FallocateMode;
 use fs_sim::syscalls::open::OpenFlags;
-use rdma_sim::{AccessFlags, Fault, Op, Status};
+use rdma_sim::{AccessFlags, WorkFault, WorkOperation, WorkStatus};
 
 use emulator::sync::atomic::{AtomicBool, Ordering};
 use emulator::sync::{Arc, thread};
@@ -14,7 +14,7 @@ use crate::harness::*;
 const ALL: AccessFlags = AccessFlags::ALL;
 const FAULTED: AccessFlags = AccessFlags::ALL.on_demand();
 
-/// Faults and invalidations so far.
+/// The number of faults and of invalidations so far.
 fn counted(kernel: &Arc<Kernel>) -> (u64, u64) {
     (kernel.counters.odp_faults.get(), kernel.counters.odp_invalidations.get())
 }
@@ -29,132 +29,126 @@ fn written(b: &Side, name: &str, pages: u64) -> FileMap {
 #[test]
 fn what_was_translated_once_is_not_faulted_again() {
     for preset in ["mainline", "odp", "rfc-v2"] {
-        let kernel = machine(preset);
-        let (a, b) = pair(&kernel);
+        let (kernel, a, b) = dialogue(preset);
         let local = a.anon(4 * PAGE, ALL);
         let target = written(&b, "data", 4);
         for round in 0..3 {
-            a.post(round, Op::Read, local.sge(0, 4 * PAGE as u32), target.remote(0));
-            a.expect(round, Status::Success);
+            a.post(round, WorkOperation::Read, local.sge(0, 4 * PAGE as u32), target.remote(0));
+            a.expect(round, WorkStatus::Success);
             assert_eq!(counted(&kernel), (1, 0), "one chunk, one fault");
         }
         assert_eq!(local.bytes(0, 4 * PAGE as usize), pattern(4 * PAGE as usize, 1));
-        // Parts of it, and writes and atomics too.
-        a.post(4, Op::Write, local.sge(0, 64), target.remote(PAGE - 32));
-        a.expect(4, Status::Success);
-        a.post(5, Op::FetchAdd { add: 1 }, local.sge(0, 8), target.remote(2 * PAGE));
-        a.expect(5, Status::Success);
-        a.post(6, Op::AtomicWrite { value: 9 }, local.sge(0, 0), target.remote(3 * PAGE + 8));
-        a.expect(6, Status::Success);
+        // Parts of the range, and writes and atomics too.
+        a.post(4, WorkOperation::Write, local.sge(0, 64), target.remote(PAGE - 32));
+        a.expect(4, WorkStatus::Success);
+        a.post(5, WorkOperation::FetchAdd { add: 1 }, local.sge(0, 8), target.remote(2 * PAGE));
+        a.expect(5, WorkStatus::Success);
+        a.post(6, WorkOperation::AtomicWrite { value: 9 }, local.sge(0, 0), target.remote(3 * PAGE + 8));
+        a.expect(6, WorkStatus::Success);
         assert_eq!(counted(&kernel), (1, 0));
         assert_eq!(contents(&b.task, target.fd, 3 * PAGE + 8, 8), 9u64.to_ne_bytes());
         assert_eq!(b.ctx.file_pins(), 0);
-        expect_rest(&kernel, &[&a.task, &b.task]);
+        end_dialogue(&a, &b);
     }
 }
 
 /// S39.
 #[test]
 fn a_truncate_invalidates_and_the_next_access_is_refused() {
-    let kernel = machine("rfc-v2");
-    let (a, b) = pair(&kernel);
+    let (kernel, a, b) = dialogue("rfc-v2");
     let local = a.anon(2 * PAGE, ALL);
     let target = written(&b, "data", 2);
-    a.post(1, Op::Write, local.sge(0, 2 * PAGE as u32), target.remote(0));
-    a.expect(1, Status::Success);
+    a.post(1, WorkOperation::Write, local.sge(0, 2 * PAGE as u32), target.remote(0));
+    a.expect(1, WorkStatus::Success);
     b.task.truncate("data", PAGE).unwrap();
-    // The blocks go to another file: nobody may write them through the old translation.
+    // The blocks go to another file: no access may write them through the old translation.
     let thief = a.task.open("thief", OpenFlags::create()).unwrap();
     a.task.write(thief, 0, &[0xee; 16 * PAGE as usize]).unwrap();
 
-    a.post(2, Op::Write, local.sge(0, 8), target.remote(0));
-    a.expect(2, Status::Success);
-    assert_eq!(counted(&kernel), (2, 1), "what is left is looked up anew");
-    a.post(3, Op::Write, local.sge(0, 8), target.remote(PAGE));
-    assert_eq!(a.expect(3, Status::RemoteAccessError).vendor_err, Fault::NotPresent);
+    a.post(2, WorkOperation::Write, local.sge(0, 8), target.remote(0));
+    a.expect(2, WorkStatus::Success);
+    assert_eq!(counted(&kernel), (2, 1), "the rest is translated again");
+    a.post(3, WorkOperation::Write, local.sge(0, 8), target.remote(PAGE));
+    assert_eq!(a.expect(3, WorkStatus::RemoteAccessError).vendor_err, WorkFault::NotPresent);
     assert_eq!(counted(&kernel), (3, 1));
     assert_eq!(contents(&a.task, thief, 0, 16 * PAGE as usize), [0xee; 16 * PAGE as usize]);
-    expect_rest(&kernel, &[&a.task, &b.task]);
+    end_dialogue(&a, &b);
 }
 
 #[test]
 fn a_new_end_inside_a_block_is_seen() {
-    let kernel = machine("rfc-v2");
-    let (a, b) = pair(&kernel);
+    let (_, a, b) = dialogue("rfc-v2");
     let local = a.anon(PAGE, ALL);
     let target = written(&b, "data", 1);
-    a.post(1, Op::Read, local.sge(0, PAGE as u32), target.remote(0));
-    a.expect(1, Status::Success);
+    a.post(1, WorkOperation::Read, local.sge(0, PAGE as u32), target.remote(0));
+    a.expect(1, WorkStatus::Success);
     b.task.truncate("data", 100).unwrap();
-    a.post(2, Op::Read, local.sge(0, 100), target.remote(0));
-    a.expect(2, Status::Success);
-    a.post(3, Op::Read, local.sge(0, 101), target.remote(0));
-    assert_eq!(a.expect(3, Status::RemoteAccessError).vendor_err, Fault::NotPresent);
+    a.post(2, WorkOperation::Read, local.sge(0, 100), target.remote(0));
+    a.expect(2, WorkStatus::Success);
+    a.post(3, WorkOperation::Read, local.sge(0, 101), target.remote(0));
+    assert_eq!(a.expect(3, WorkStatus::RemoteAccessError).vendor_err, WorkFault::NotPresent);
 }
 
 #[test]
 fn an_unmapping_invalidates_and_the_next_access_is_refused() {
-    let kernel = machine("rfc-v2");
-    let (a, b) = pair(&kernel);
+    let (kernel, a, b) = dialogue("rfc-v2");
     let local = a.anon(PAGE, ALL);
     let target = written(&b, "data", 2);
-    a.post(1, Op::Read, local.sge(0, 8), target.remote(PAGE));
-    a.expect(1, Status::Success);
+    a.post(1, WorkOperation::Read, local.sge(0, 8), target.remote(PAGE));
+    a.expect(1, WorkStatus::Success);
     b.task.munmap(target.va, PAGE).unwrap();
-    a.post(2, Op::Read, local.sge(0, 8), target.remote(PAGE));
-    a.expect(2, Status::Success);
+    a.post(2, WorkOperation::Read, local.sge(0, 8), target.remote(PAGE));
+    a.expect(2, WorkStatus::Success);
     assert_eq!(counted(&kernel), (2, 1), "the other half is still mapped");
     b.task.munmap(target.va + PAGE, PAGE).unwrap();
-    a.post(3, Op::Read, local.sge(0, 8), target.remote(PAGE));
-    assert_eq!(a.expect(3, Status::RemoteAccessError).vendor_err, Fault::NotPresent);
-    expect_rest(&kernel, &[&a.task, &b.task]);
+    a.post(3, WorkOperation::Read, local.sge(0, 8), target.remote(PAGE));
+    assert_eq!(a.expect(3, WorkStatus::RemoteAccessError).vendor_err, WorkFault::NotPresent);
+    end_dialogue(&a, &b);
 }
 
 #[test]
 fn a_translation_of_zeros_is_not_kept() {
-    let kernel = machine("rfc-v2");
-    let (a, b) = pair(&kernel);
+    let (_, a, b) = dialogue("rfc-v2");
     let local = a.anon(PAGE, ALL);
     let fd = b.task.open("data", OpenFlags::create()).unwrap();
     b.task.fallocate(fd, FallocateMode::Allocate { keep_size: false }, 0, PAGE).unwrap();
     let va = b.task.mmap(fd, 0, PAGE, true).unwrap();
     let mr = b.reg(va, PAGE, FAULTED).unwrap();
     local.fill(0, b"noise...");
-    a.post(1, Op::Read, local.sge(0, 8), mr.remote(0));
-    a.expect(1, Status::Success);
+    a.post(1, WorkOperation::Read, local.sge(0, 8), mr.remote(0));
+    a.expect(1, WorkStatus::Success);
     assert_eq!(local.bytes(0, 8), [0; 8], "unwritten");
-    // Unwritten becomes written, which is no layout change: the next read sees it.
+    // An unwritten block becomes written. That is not a layout change, and the next read sees the
+    // bytes.
     b.task.write(fd, 0, b"now here").unwrap();
-    a.post(2, Op::Read, local.sge(0, 8), mr.remote(0));
-    a.expect(2, Status::Success);
+    a.post(2, WorkOperation::Read, local.sge(0, 8), mr.remote(0));
+    a.expect(2, WorkStatus::Success);
     assert_eq!(local.bytes(0, 8), b"now here");
 }
 
 #[test]
 fn a_hole_is_not_allocated_and_what_fills_it_is_found() {
-    let kernel = machine("rfc-v2");
-    let (a, b) = pair(&kernel);
+    let (_, a, b) = dialogue("rfc-v2");
     let local = a.anon(PAGE, ALL);
     let target = written(&b, "data", 2);
     b.task.fallocate(target.fd, FallocateMode::PunchHole, 0, PAGE).unwrap();
-    a.post(1, Op::Write, local.sge(0, 8), target.remote(PAGE));
-    a.expect(1, Status::Success);
+    a.post(1, WorkOperation::Write, local.sge(0, 8), target.remote(PAGE));
+    a.expect(1, WorkStatus::Success);
     b.task.write(target.fd, 0, &[5; PAGE as usize]).unwrap();
-    a.post(2, Op::Read, local.sge(0, 8), target.remote(0));
-    a.expect(2, Status::Success);
+    a.post(2, WorkOperation::Read, local.sge(0, 8), target.remote(0));
+    a.expect(2, WorkStatus::Success);
     assert_eq!(local.bytes(0, 8), [5; 8]);
 }
 
 #[test]
 fn prefetch_translates_ahead_and_only_on_demand_regions() {
-    let kernel = machine("rfc-v2");
-    let (a, b) = pair(&kernel);
+    let (kernel, a, b) = dialogue("rfc-v2");
     let local = a.anon(PAGE, ALL);
     let target = written(&b, "data", 2);
     assert_eq!(b.ctx.prefetch(&b.task, &b.pd, target.sge(0, 2 * PAGE as u32), true), Ok(()));
     assert_eq!(counted(&kernel), (1, 0));
-    a.post(1, Op::Write, local.sge(0, 8), target.remote(PAGE));
-    a.expect(1, Status::Success);
+    a.post(1, WorkOperation::Write, local.sge(0, 8), target.remote(PAGE));
+    a.expect(1, WorkStatus::Success);
     assert_eq!(counted(&kernel), (1, 0));
     let anon = b.anon(PAGE, ALL);
     assert_eq!(b.ctx.prefetch(&b.task, &b.pd, anon.sge(0, 8), false), Err(Errno::EINVAL));
@@ -164,11 +158,11 @@ fn prefetch_translates_ahead_and_only_on_demand_regions() {
     assert_eq!(b.ctx.prefetch(&b.task, &b.pd, target.sge(0, 8), false), Err(Errno::EFAULT));
 }
 
-/// A file shrinks and grows under copies through a kept translation: they land in the file or are refused, never elsewhere.
+/// A file shrinks and grows during copies through a kept translation. Each copy lands in the file
+/// or is refused, and never lands elsewhere.
 #[test]
 fn copies_meet_truncates_and_are_never_stale() {
-    let kernel = machine("rfc-v2");
-    let (a, b) = pair(&kernel);
+    let (kernel, a, b) = dialogue("rfc-v2");
     let local = a.anon(4 * PAGE, ALL);
     let target = written(&b, "data", 4);
     let (admin, over) = (kernel.spawn(), AtomicBool::new(false));
@@ -178,7 +172,7 @@ fn copies_meet_truncates_and_are_never_stale() {
             let thief = admin.open("thief", OpenFlags::create()).unwrap();
             for round in 0..300u64 {
                 admin.truncate("data", 0).unwrap();
-                // Takes what was just freed.
+                // Allocates the blocks that were just freed.
                 admin.write(thief, round % 8 * 4 * PAGE, &[0xee; 4 * PAGE as usize]).unwrap();
                 admin.write(fd, 0, &[1; 4 * PAGE as usize]).unwrap();
             }
@@ -187,10 +181,10 @@ fn copies_meet_truncates_and_are_never_stale() {
         let mut round = 0;
         while !over.load(Ordering::SeqCst) {
             round += 1;
-            a.post(round, Op::Write, local.sge(0, 4 * PAGE as u32), target.remote(0));
+            a.post(round, WorkOperation::Write, local.sge(0, 4 * PAGE as u32), target.remote(0));
             match a.cq.poll_one().expect("one thread posts here").status {
-                Status::Success => {}
-                Status::RemoteAccessError => {
+                WorkStatus::Success => {}
+                WorkStatus::RemoteAccessError => {
                     a.qp.reset().unwrap();
                     b.qp.reset().unwrap();
                     rdma_sim::Qp::connect(&a.qp, &b.qp).unwrap();

@@ -1,11 +1,11 @@
-//! Passing a context: allowed, denied, or only to who holds a lease of its own.
+//! Passing a context: allowed, denied, or allowed only to a process with its own lease.
 
 use emulator::sync::{Arc, thread};
 use fs_sim::leases::layout::kind::LeaseKind;
 use fs_sim::syscalls::descriptors::Received;
 use fs_sim::syscalls::open::OpenFlags;
 use fs_sim::{BlockRange, Errno};
-use rdma_sim::{AccessFlags, Context, Op, Status};
+use rdma_sim::{AccessFlags, Context, WorkOperation, WorkStatus};
 
 use crate::harness::*;
 
@@ -13,8 +13,7 @@ const ALL: AccessFlags = AccessFlags::ALL;
 
 #[test]
 fn a_passed_context_keeps_its_regions_and_names_its_new_holder() {
-    let kernel = machine("rfc-v2");
-    let (a, b) = pair(&kernel);
+    let (kernel, a, b) = dialogue("rfc-v2");
     let local = a.anon(PAGE, ALL);
     let target = b.file("data", 4 * PAGE, ALL);
     let heir = kernel.spawn();
@@ -26,8 +25,8 @@ fn a_passed_context_keeps_its_regions_and_names_its_new_holder() {
     let ctx = Context::of(&heir, fd).unwrap();
     assert!(Arc::ptr_eq(&ctx, &b.ctx));
 
-    a.post(1, Op::Write, local.sge(0, 8), target.remote(0));
-    a.expect(1, Status::Success);
+    a.post(1, WorkOperation::Write, local.sge(0, 8), target.remote(0));
+    a.expect(1, WorkStatus::Success);
     let admin = kernel.spawn();
     assert_eq!(admin.truncate("data", 0), Err(Errno::ETXTBSY));
     let named = inode.holders()[0].object.describe();
@@ -39,8 +38,7 @@ fn a_passed_context_keeps_its_regions_and_names_its_new_holder() {
 
 #[test]
 fn an_unread_context_dies_with_its_queue() {
-    let kernel = machine("rfc-v2");
-    let (a, b) = pair(&kernel);
+    let (kernel, a, b) = dialogue("rfc-v2");
     let target = b.file("data", 4 * PAGE, ALL);
     let heir = kernel.spawn();
     b.task.send_fd(heir.pid(), b.fd).unwrap();
@@ -53,8 +51,7 @@ fn an_unread_context_dies_with_its_queue() {
 
 #[test]
 fn deny_refuses_to_send_pins_and_to_pin_what_was_sent() {
-    let kernel = machine("man-page");
-    let (a, b) = pair(&kernel);
+    let (kernel, a, b) = dialogue("man-page");
     let target = b.file("data", 4 * PAGE, ALL);
     let heir = kernel.spawn();
     assert_eq!(b.task.send_fd(heir.pid(), b.fd), Err(Errno::EPERM));
@@ -100,8 +97,7 @@ fn deny_holds_when_sending_and_pinning_race() {
 
 #[test]
 fn receiver_lease_drops_the_descriptor_of_who_has_none() {
-    let kernel = machine("chinner-2019");
-    let (a, b) = pair(&kernel);
+    let (kernel, a, b) = dialogue("chinner-2019");
     let target = b.file("data", 4 * PAGE, ALL);
     let heir = kernel.spawn();
     b.task.send_fd(heir.pid(), b.fd).unwrap();
@@ -127,14 +123,13 @@ fn receiver_lease_drops_the_descriptor_of_who_has_none() {
 #[test]
 fn a_forked_child_keeps_the_context_of_a_dead_parent() {
     for preset in ["rfc-v2", "chinner-2025"] {
-        let kernel = machine(preset);
-        let (a, b) = pair(&kernel);
+        let (kernel, a, b) = dialogue(preset);
         let local = a.anon(PAGE, ALL);
         let target = b.file("data", 4 * PAGE, ALL);
         let child = b.task.fork().unwrap();
         b.task.exit();
-        a.post(1, Op::Write, local.sge(0, 8), target.remote(0));
-        a.expect(1, Status::Success);
+        a.post(1, WorkOperation::Write, local.sge(0, 8), target.remote(0));
+        a.expect(1, WorkStatus::Success);
         assert!(!target.mr.is_released());
         child.exit();
         assert!(target.mr.is_released());

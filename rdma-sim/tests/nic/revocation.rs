@@ -1,17 +1,17 @@
-//! Revocation: the abort of a whole context, whoever demands it.
+//! Revocation: the abort of a whole context, on every kind of demand.
 
 use emulator::sync::{Arc, Mutex};
 use fs_sim::design::Axis;
 use fs_sim::vfs::signals::Signal;
 use fs_sim::{BlockRange, Errno, Task};
-use rdma_sim::transport::{Failure, InProcess, LocalMemory, Message, Transport};
-use rdma_sim::{AccessFlags, AsyncEvent, Fault, Op, Qp, QpState, Status};
+use rdma_sim::transport::{InProcess, LocalMemory, RdmaMessage, Responder, Transport, WorkFailure};
+use rdma_sim::{AccessFlags, AsyncEvent, QpState, WorkFault, WorkOperation, WorkStatus};
 
 use crate::harness::*;
 
 const ALL: AccessFlags = AccessFlags::ALL;
 
-/// What an aborted context looks like from all sides.
+/// Checks every visible effect of an aborted context.
 fn expect_aborted(b: &Side, regions: u64) {
     b.expect_state(QpState::Error);
     assert_eq!(b.ctx.poll_event(), Some(AsyncEvent::Fatal));
@@ -28,30 +28,29 @@ fn expect_aborted(b: &Side, regions: u64) {
 
 #[test]
 fn truncate_under_revoke_aborts_the_holders_context() {
-    let kernel = machine("revoke");
-    let (a, b) = pair(&kernel);
+    let (kernel, a, b) = dialogue("revoke");
     let local = a.anon(PAGE, ALL);
     let target = b.file("data", 4 * PAGE, ALL);
     let bystander = b.file("other", 4 * PAGE, ALL);
     let inbox = b.anon(PAGE, ALL);
     b.recv(90, inbox.sge(0, 8));
-    a.post(1, Op::Write, local.sge(0, 8), target.remote(0));
-    a.expect(1, Status::Success);
+    a.post(1, WorkOperation::Write, local.sge(0, 8), target.remote(0));
+    a.expect(1, WorkStatus::Success);
 
     let admin = kernel.spawn();
     admin.truncate("data", 0).unwrap();
-    b.expect(90, Status::Flushed);
+    b.expect(90, WorkStatus::Flushed);
     b.expect_nothing();
     expect_aborted(&b, 3);
     for region in [&target.mr, &bystander.mr, &inbox.mr] {
         assert!(region.is_revoked() && region.is_released());
     }
     assert_eq!(b.task.stat(target.fd).unwrap().size, 0);
-    b.post(2, Op::Write, inbox.sge(0, 8), local.remote(0));
-    b.expect(2, Status::Flushed);
+    b.post(2, WorkOperation::Write, inbox.sge(0, 8), local.remote(0));
+    b.expect(2, WorkStatus::Flushed);
     a.expect_state(QpState::ReadyToSend);
-    a.post(3, Op::Write, local.sge(0, 8), bystander.remote(0));
-    assert_eq!(a.expect(3, Status::RemoteAccessError).vendor_err, Fault::Revoked);
+    a.post(3, WorkOperation::Write, local.sge(0, 8), bystander.remote(0));
+    assert_eq!(a.expect(3, WorkStatus::RemoteAccessError).vendor_err, WorkFault::Revoked);
     a.expect_state(QpState::Error);
 
     b.ctx.dereg_mr(&b.task, &target.mr).unwrap();
@@ -62,52 +61,56 @@ fn truncate_under_revoke_aborts_the_holders_context() {
 
 #[test]
 fn a_holders_own_truncate_revokes_its_own_region() {
-    let kernel = machine("revoke");
-    let (a, b) = pair(&kernel);
+    let (_, a, b) = dialogue("revoke");
     let target = b.file("data", 4 * PAGE, ALL);
     b.task.ftruncate(target.fd, PAGE).unwrap();
     expect_aborted(&b, 1);
-    expect_rest(&kernel, &[&a.task, &b.task]);
+    end_dialogue(&a, &b);
 }
 
 #[test]
 fn losing_the_lease_aborts_where_the_design_says_so() {
     for preset in ["gunthorpe", "revoke", "rfc-v2"] {
-        let kernel = machine(preset);
-        let (a, b) = pair(&kernel);
+        let (kernel, a, b) = dialogue(preset);
         let local = a.anon(PAGE, ALL);
         let target = b.file("data", 4 * PAGE, ALL);
         b.task.unlock(target.fd, BlockRange::ALL).unwrap();
-        a.post(1, Op::Write, local.sge(0, 8), target.remote(0));
+        a.post(1, WorkOperation::Write, local.sge(0, 8), target.remote(0));
         if kernel.axes().get(Axis::OnLeaseLost) == "abort" {
-            a.expect(1, Status::RemoteAccessError);
+            a.expect(1, WorkStatus::RemoteAccessError);
             expect_aborted(&b, 1);
         } else {
-            a.expect(1, Status::Success);
+            a.expect(1, WorkStatus::Success);
             b.expect_state(QpState::ReadyToSend);
             assert!(!target.mr.is_revoked());
         }
-        expect_rest(&kernel, &[&a.task, &b.task]);
+        end_dialogue(&a, &b);
     }
 }
 
 #[test]
 fn last_close_revokes_where_the_design_says_so() {
-    let kernel = machine("revoke");
-    let (a, b) = pair(&kernel);
+    let (_, a, b) = dialogue("revoke");
     let target = b.file("data", 4 * PAGE, ALL);
     b.task.close(target.fd).unwrap();
     assert!(!target.mr.is_revoked(), "the mapping still holds the file");
     b.task.munmap(target.va, 4 * PAGE).unwrap();
     expect_aborted(&b, 1);
-    expect_rest(&kernel, &[&a.task, &b.task]);
+    end_dialogue(&a, &b);
 }
 
-/// Lets something happen to the requester's context once its local end was checked, then carries on.
+/// A transport that first runs an action: after the requester's local end was checked, before the
+/// message is carried.
 struct Meanwhile<F>(F);
 
 impl<F: Fn() + Send + Sync + 'static> Transport for Meanwhile<F> {
-    fn carry(&self, peer: &Qp, message: &Message, local: &LocalMemory<'_>, bounce: &mut [u8]) -> Result<(), Failure> {
+    fn carry(
+        &self,
+        peer: &dyn Responder,
+        message: &RdmaMessage,
+        local: &LocalMemory<'_>,
+        bounce: &mut [u8],
+    ) -> Result<(), WorkFailure> {
         self.0();
         InProcess.carry(peer, message, local, bounce)
     }
@@ -124,16 +127,9 @@ fn a_local_region_revoked_in_mid_request_is_a_local_protection_error() {
         let admin = Arc::clone(&admin);
         move || admin.lock().truncate("source", 0).unwrap()
     };
-    for side in [&a, &b] {
-        side.qp.initialise().unwrap();
-    }
-    a.qp.attach(&b.qp, Arc::new(Meanwhile(truncate))).unwrap();
-    b.qp.attach(&a.qp, Arc::new(InProcess)).unwrap();
-    for side in [&a, &b] {
-        side.qp.start().unwrap();
-    }
-    a.post(1, Op::Write, source.sge(0, 8), target.remote(0));
-    assert_eq!(a.expect(1, Status::LocalProtectionError).vendor_err, Fault::Revoked);
+    connect_through(&a, &b, Meanwhile(truncate));
+    a.post(1, WorkOperation::Write, source.sge(0, 8), target.remote(0));
+    assert_eq!(a.expect(1, WorkStatus::LocalProtectionError).vendor_err, WorkFault::Revoked);
     a.expect_nothing();
     expect_aborted(&a, 1);
     b.expect_state(QpState::ReadyToSend);
@@ -142,14 +138,13 @@ fn a_local_region_revoked_in_mid_request_is_a_local_protection_error() {
 
 #[test]
 fn a_refused_truncate_names_the_region_and_changes_nothing() {
-    let kernel = machine("rfc-v2");
-    let (a, b) = pair(&kernel);
+    let (kernel, a, b) = dialogue("rfc-v2");
     let local = a.anon(PAGE, ALL);
     let target = b.file("data", 4 * PAGE, ALL);
     let admin = kernel.spawn();
     assert_eq!(admin.truncate("data", 0), Err(Errno::ETXTBSY));
-    a.post(1, Op::Write, local.sge(0, 8), target.remote(0));
-    a.expect(1, Status::Success);
+    a.post(1, WorkOperation::Write, local.sge(0, 8), target.remote(0));
+    a.expect(1, WorkStatus::Success);
     admin.kill(b.task.pid(), Signal::Sigkill).unwrap();
     assert!(target.mr.is_released());
     admin.truncate("data", 0).unwrap();
@@ -158,18 +153,17 @@ fn a_refused_truncate_names_the_region_and_changes_nothing() {
 
 #[test]
 fn under_unsafe_the_device_really_writes_into_freed_blocks() {
-    let kernel = machine("unsafe");
-    let (a, b) = pair(&kernel);
+    let (kernel, a, b) = dialogue("unsafe");
     let local = a.anon(PAGE, ALL);
     local.fill(0, b"stale!!!");
     let target = b.file("victim", 4 * PAGE, ALL);
     let admin = kernel.spawn();
     admin.truncate("victim", 0).unwrap();
-    // All the device's other blocks and those just freed: some file owns what was the victim's.
+    // Allocate every free block, the victim's former blocks included: now another file owns them.
     let next = admin.open("next", fs_sim::syscalls::open::OpenFlags::create()).unwrap();
     admin.write(next, 0, &vec![7; 4096 * 4096 - 4096 * 64]).unwrap();
-    a.post(1, Op::Write, local.sge(0, 8), target.remote(0));
-    a.expect(1, Status::Success);
+    a.post(1, WorkOperation::Write, local.sge(0, 8), target.remote(0));
+    a.expect(1, WorkStatus::Success);
     assert_eq!(kernel.counters.stale_dma.get(), 1);
     let found = &kernel.findings()[0];
     assert_eq!(found.region.as_ref().and_then(|region| region.region), Some(target.mr.rkey()));

@@ -1,12 +1,12 @@
-//! Copies in flight on all sides while regions end in two ways at once: whoever comes first, everything is let go of once,
-//! and no copy lands in a block that was given away.
+//! Copies in flight while a region ends in two ways at once. Whichever way comes first, every pin
+//! is released once, and no copy lands in a block that another file owns.
 
 use emulator::sync::atomic::{AtomicU64, Ordering};
 use emulator::sync::{Arc, race, thread};
 use fs_sim::syscalls::open::OpenFlags;
 use fs_sim::vfs::signals::Signal;
 use fs_sim::{BlockRange, Errno, Kernel, Task};
-use rdma_sim::{AccessFlags, Nic, Op, Qp, Status, WorkRequest};
+use rdma_sim::{AccessFlags, Nic, Qp, WorkOperation, WorkRequest, WorkStatus};
 
 use crate::harness::*;
 
@@ -46,31 +46,32 @@ fn unlock(_: &Arc<Kernel>, _: &Task, _: &Side, own: &Task, target: &FileMap) {
     assert!(matches!(found, Ok(()) | Err(Errno::EAGAIN | Errno::EBUSY | Errno::EBADF | Errno::Dead)), "{found:?}");
 }
 
-/// Posts to the victim region until it is refused; how many copies went through.
+/// Posts to the victim region until a request is refused. Returns the number of copies that
+/// succeeded.
 fn storm(a: &Side, local: &Buffer, target: &FileMap, progress: &AtomicU64) -> u64 {
     let (remote_addr, rkey) = target.remote(0);
     let len = (BLOCKS * PAGE) as u32;
     for round in 0.. {
         let (op, len) = match round % 3 {
-            0 => (Op::Write, len),
-            1 => (Op::Read, len),
-            _ => (Op::FetchAdd { add: 1 }, 8),
+            0 => (WorkOperation::Write, len),
+            1 => (WorkOperation::Read, len),
+            _ => (WorkOperation::FetchAdd { add: 1 }, 8),
         };
         let request = WorkRequest { wr_id: round, op, local: local.sge(0, len), remote_addr, rkey, signaled: true };
         a.qp.post_send(request).unwrap();
         let done = a.cq.poll_one().expect("one thread posts here");
         match done.status {
-            Status::Success => {
+            WorkStatus::Success => {
                 progress.fetch_add(1, Ordering::SeqCst);
             }
-            Status::RemoteAccessError | Status::RetryExceeded => return round,
+            WorkStatus::RemoteAccessError | WorkStatus::RetryExceeded => return round,
             other => panic!("{other:?}: {:?}", done.vendor_err),
         }
     }
     unreachable!("the range has no end")
 }
 
-/// Lets nobody wait for the progress of a thread that has ended, however.
+/// On drop, counts so much progress that no thread waits for one that has ended, even by a panic.
 struct Ended<'a>(&'a AtomicU64);
 
 impl Drop for Ended<'_> {
@@ -114,7 +115,7 @@ fn round(preset: &str, ends: [End; 2], seed: u64, copies: &AtomicU64) {
                 let (admin, own) = (admin.thread(), b.task.thread());
                 scope.spawn(move || {
                     arm(4 + index as u64);
-                    // Not before the storm blows; nothing ends it before us.
+                    // Wait until copies are in flight; only these two threads end the region.
                     while progress.load(Ordering::SeqCst) < seed % 16 {
                         thread::yield_now();
                     }
@@ -125,11 +126,12 @@ fn round(preset: &str, ends: [End; 2], seed: u64, copies: &AtomicU64) {
         for ender in enders {
             ender.join().unwrap();
         }
-        // Neither way may have ended the region (a refused truncate, an unlock that revokes nothing): now it ends.
+        // Both ways can leave the region alive (a refused truncate, an unlock that revokes
+        // nothing): end it now.
         b.task.exit();
     });
     assert!(target.mr.is_released());
-    // The blocks go to somebody else at once: a copy that came too late would show.
+    // Another file allocates the blocks at once: a late copy would be visible in it.
     let next = admin.open("next", OpenFlags::create()).unwrap();
     admin.write(next, 0, &vec![1; (BLOCKS * PAGE) as usize]).unwrap();
     assert_eq!(contents(&admin, next, 0, 64), [1; 64]);
@@ -152,7 +154,7 @@ fn copies_in_flight_meet_every_pair_of_ends() {
             }
         }
     }
-    assert!(copies.load(Ordering::Relaxed) > seed, "the storm never got through");
+    assert!(copies.load(Ordering::Relaxed) > seed, "no copy ever succeeded");
 }
 
 #[test]
@@ -176,7 +178,7 @@ fn registration_meets_revocation() {
             found
         });
         assert!(held.is_revoked() && held.is_released());
-        // Whichever came first: what was pinned before is revoked, and nothing is pinned after.
+        // In either order: pins taken before are revoked, and nothing is pinned afterwards.
         match found {
             Ok(mr) => assert!(mr.is_revoked() && mr.is_released(), "{seed}"),
             Err(errno) => assert!(

@@ -1,21 +1,14 @@
 //! Teardown in every order: descriptors, exit, SIGKILL, regions that hold their file.
 
 use emulator::sync::thread;
+use fs_sim::Errno;
 use fs_sim::design::{Axis, presets};
 use fs_sim::vfs::signals::{Disposition, Signal};
-use fs_sim::{Errno, Kernel};
 use rdma_sim::{AccessFlags, Context};
 
 use crate::harness::*;
 
 const ALL: AccessFlags = AccessFlags::ALL;
-
-/// Returns once somebody sleeps for `reason`.
-fn until_asleep(kernel: &Kernel, reason: &str) {
-    while !kernel.world().sleepers().iter().any(|sleeper| sleeper.reason == reason) {
-        thread::yield_now();
-    }
-}
 
 #[test]
 fn exit_and_sigkill_free_everything_in_every_order() {
@@ -82,7 +75,7 @@ fn only_a_fatal_signal_ends_a_blocked_close() {
     let target = b.file("data", 4 * PAGE, ALL);
     b.task.munmap(target.va, 4 * PAGE).unwrap();
     let (admin, heir) = (kernel.spawn(), kernel.spawn());
-    // Somebody else holds the context: the pins outlive the closing process.
+    // Another process holds the context: the pins outlive the process that closes it.
     let peer_lease = heir.open("data", fs_sim::syscalls::open::OpenFlags::create()).unwrap();
     heir.lease(peer_lease, fs_sim::leases::layout::kind::LeaseKind::READ, fs_sim::BlockRange::ALL).unwrap();
     b.task.send_fd(heir.pid(), b.fd).unwrap();
@@ -124,8 +117,7 @@ fn a_blocked_close_goes_on_when_the_region_is_deregistered() {
 #[test]
 fn a_region_that_holds_its_file_keeps_the_lease_until_deregistered() {
     for preset in ["kara", "gunthorpe"] {
-        let kernel = machine(preset);
-        let (a, b) = pair(&kernel);
+        let (_, a, b) = dialogue(preset);
         let target = b.file("data", 4 * PAGE, ALL);
         let inode = b.task.inode(target.fd).unwrap();
         b.task.munmap(target.va, 4 * PAGE).unwrap();
@@ -134,18 +126,18 @@ fn a_region_that_holds_its_file_keeps_the_lease_until_deregistered() {
         assert!(!target.mr.is_revoked());
         b.ctx.dereg_mr(&b.task, &target.mr).unwrap();
         assert_eq!(inode.leases(), []);
-        expect_rest(&kernel, &[&a.task, &b.task]);
+        end_dialogue(&a, &b);
     }
 }
 
 #[test]
 fn a_context_may_drop_the_last_reference_to_its_files() {
-    // The release of the context lets go of regions, whose files' last references go, whose release ends leases that pins of
-    // the same context were taken under: all of it deferred, none of it nested in a lock.
+    // The release of the context releases its regions. That drops the last references to their
+    // files, and the release of the files ends the leases that the same context's pins were taken
+    // under. All of it is deferred; none of it is nested in a lock.
     for preset in ["kara", "gunthorpe"] {
         for by_exit in [false, true] {
-            let kernel = machine(preset);
-            let (a, b) = pair(&kernel);
+            let (_, a, b) = dialogue(preset);
             let files = ["one", "two", "three"].map(|name| b.file(name, 4 * PAGE, ALL));
             for file in &files {
                 b.reg(file.va, PAGE, ALL).unwrap();
@@ -159,7 +151,7 @@ fn a_context_may_drop_the_last_reference_to_its_files() {
                 b.task.close(b.fd).unwrap();
             }
             assert!(files.iter().all(|file| file.mr.is_released()));
-            expect_rest(&kernel, &[&a.task, &b.task]);
+            end_dialogue(&a, &b);
         }
     }
 }
@@ -169,7 +161,8 @@ fn a_context_whose_queue_was_its_own_receivers_dies_with_it() {
     let kernel = machine("kara");
     let b = side(&kernel, 4);
     let target = b.file("data", 4 * PAGE, ALL);
-    // Sent to itself: the inbox holds the last reference to the context, which holds the last one to the file.
+    // The process sends the context to itself: its inbox holds the last reference to the context,
+    // and the context holds the last reference to the file.
     b.task.send_fd(b.task.pid(), b.fd).unwrap();
     b.task.munmap(target.va, 4 * PAGE).unwrap();
     for fd in [target.fd, b.fd] {

@@ -7,7 +7,7 @@
 use emulator::sync::Arc;
 use fs_sim::vfs::anon::AnonMemory;
 use fs_sim::{Errno, Task};
-use rdma_sim::{AccessFlags, Context, Cq, Mr, Op, Pd, Qp, QpConfig, QpState, Sge, Status, WorkRequest};
+use rdma_sim::{AccessFlags, Context, Cq, Mr, Pd, Qp, QpConfig, QpState, Sge, WorkOperation, WorkRequest, WorkStatus};
 
 use super::tally::Tally;
 use crate::choices::{Request, Requests, Verb};
@@ -121,13 +121,13 @@ impl Endpoint {
                 if self.buffer.memory.write(0, &self.staging).is_err() {
                     return false;
                 }
-                Op::Write
+                WorkOperation::Write
             }
-            Verb::Read => Op::Read,
+            Verb::Read => WorkOperation::Read,
             Verb::CompareSwap => {
-                Op::CompareSwap { compare: 0, swap: oracle::sequence_word(window.ino, place, self.sequence) }
+                WorkOperation::CompareSwap { compare: 0, swap: oracle::sequence_word(window.ino, place, self.sequence) }
             }
-            Verb::FetchAdd => Op::FetchAdd { add: 1 },
+            Verb::FetchAdd => WorkOperation::FetchAdd { add: 1 },
         };
         let local = Sge { lkey: self.local.lkey(), addr: self.buffer.va, len: bytes as u32 };
         let (remote_addr, rkey) = (window.mr.va() + at, window.mr.rkey());
@@ -147,20 +147,20 @@ impl Endpoint {
         let completion = self.cq.poll_one();
         let end = world.now();
         match completion {
-            Some(done) if done.status == Status::Success && done.wr_id == request.wr_id => {
+            Some(done) if done.status == WorkStatus::Success && done.wr_id == request.wr_id => {
                 tally.dma(u64::from(request.local.len), start, end, task.take_waited());
                 true
             }
             Some(done) => {
-                tally.counters.refusals += u64::from(done.status == Status::RemoteAccessError);
+                tally.counters.refusals += u64::from(done.status == WorkStatus::RemoteAccessError);
                 false
             }
             None => false,
         }
     }
 
-    fn check_read(&mut self, tally: &mut Tally, window: &Window, op: Op, place: u64, bytes: u64) -> bool {
-        if op != Op::Read {
+    fn check_read(&mut self, tally: &mut Tally, window: &Window, op: WorkOperation, place: u64, bytes: u64) -> bool {
+        if op != WorkOperation::Read {
             return true;
         }
         self.staging.resize(bytes as usize, 0);

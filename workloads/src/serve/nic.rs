@@ -14,7 +14,7 @@ use fs_sim::base::numbers::{Fd, Pid};
 use fs_sim::syscalls::open::OpenFlags;
 use fs_sim::vfs::open_file::AccessMode;
 use fs_sim::{Errno, Task};
-use rdma_sim::{AccessFlags, Context, Mr, Op, Pd, Qp, QpConfig, Sge, Status, WorkRequest};
+use rdma_sim::{AccessFlags, Context, Mr, Pd, Qp, QpConfig, Sge, WorkOperation, WorkRequest, WorkStatus};
 
 /// The most regions at once.
 const REGIONS_MAX: usize = 64;
@@ -47,7 +47,7 @@ pub(super) enum Failure {
     /// A call failed, such as the making of a queue pair on a context that was aborted.
     Errno(Errno),
     /// The completion says so.
-    Status(Status),
+    Status(WorkStatus),
 }
 
 impl From<Errno> for Failure {
@@ -159,7 +159,7 @@ impl Region {
     /// # Errors
     /// [`Failure`].
     pub(super) fn write(&self, offset: u64, bytes: &[u8]) -> Result<(), Failure> {
-        self.transfer(Op::Write, offset, bytes.len() as u64, Some(bytes)).map(|_| ())
+        self.transfer(WorkOperation::Write, offset, bytes.len() as u64, Some(bytes)).map(|_| ())
     }
 
     /// A client's RDMA READ of `len` bytes (at most [`READ_MAX`]) at byte `offset` of the region.
@@ -167,10 +167,10 @@ impl Region {
     /// # Errors
     /// [`Failure`].
     pub(super) fn read(&self, offset: u64, len: u64) -> Result<Vec<u8>, Failure> {
-        self.transfer(Op::Read, offset, len.min(READ_MAX), None)
+        self.transfer(WorkOperation::Read, offset, len.min(READ_MAX), None)
     }
 
-    fn transfer(&self, op: Op, offset: u64, len: u64, from: Option<&[u8]>) -> Result<Vec<u8>, Failure> {
+    fn transfer(&self, op: WorkOperation, offset: u64, len: u64, from: Option<&[u8]>) -> Result<Vec<u8>, Failure> {
         let client = self.task.kernel().spawn();
         let done = self.transfer_by(&client, op, offset, len, from);
         // With it goes whatever it made.
@@ -181,7 +181,7 @@ impl Region {
     fn transfer_by(
         &self,
         client: &Task,
-        op: Op,
+        op: WorkOperation,
         offset: u64,
         len: u64,
         from: Option<&[u8]>,
@@ -214,7 +214,7 @@ impl Region {
         let _destroyed = self.context.destroy_qp(&server, &served);
         let _destroyed = self.context.destroy_cq(&server, served.send_cq());
         match done?.status {
-            Status::Success => {
+            WorkStatus::Success => {
                 let mut bytes = vec![0; len as usize];
                 memory.read(0, &mut bytes)?;
                 Ok(bytes)

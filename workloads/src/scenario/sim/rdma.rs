@@ -7,8 +7,8 @@ use emulator::sync::Arc;
 use emulator::sync::atomic::Ordering;
 use fs_sim::{Errno, Task};
 use rdma_sim::{
-    AccessFlags, Bind, Context, FlushLevel, MwType, Op, Placement, Qp, QpConfig, Rereg, Sge, Status, WindowAccess,
-    WorkRequest,
+    AccessFlags, Context, FlushLevel, FlushPlacement, MwType, Qp, QpConfig, Rereg, Sge, WindowAccess, WindowBind,
+    WorkOperation, WorkRequest, WorkStatus,
 };
 
 use super::calls::{Call, Reply, Stop};
@@ -59,23 +59,29 @@ pub(super) fn perform(call: &Call, task: &Task) -> Result<Reply, Stop> {
         Verb::Connect => connect(call, task),
         Verb::RdmaWrite => {
             let local = Local { byte: Some(op.byte(3)), bad_key: op.has(4, "bad_key") };
-            transfer(call, task, Op::Write, op.range(2), local)
+            transfer(call, task, WorkOperation::Write, op.range(2), local)
         }
         Verb::RdmaRead => {
             let local = Local { byte: None, bad_key: op.has(3, "bad_key") };
-            transfer(call, task, Op::Read, op.range(2), local)
+            transfer(call, task, WorkOperation::Read, op.range(2), local)
         }
         Verb::FetchAdd => {
             let range = ByteRange { offset: op.number(2), len: 8 };
-            transfer(call, task, Op::FetchAdd { add: op.number(3) }, range, Local::default())
+            transfer(call, task, WorkOperation::FetchAdd { add: op.number(3) }, range, Local::default())
         }
         Verb::AtomicWrite => {
             let range = ByteRange { offset: op.number(2), len: 0 };
-            transfer(call, task, Op::AtomicWrite { value: op.number(3) }, range, Local::default())
+            transfer(call, task, WorkOperation::AtomicWrite { value: op.number(3) }, range, Local::default())
         }
         Verb::Flush => {
-            let placement = if op.word(3) == "global" { Placement::Global } else { Placement::Persistent };
-            transfer(call, task, Op::Flush { placement, level: FlushLevel::Range }, op.range(2), Local::default())
+            let placement = if op.word(3) == "global" { FlushPlacement::Global } else { FlushPlacement::Persistent };
+            transfer(
+                call,
+                task,
+                WorkOperation::Flush { placement, level: FlushLevel::Range },
+                op.range(2),
+                Local::default(),
+            )
         }
         Verb::Event => {
             let event = call.context(0)?.context.poll_event();
@@ -99,11 +105,11 @@ fn access(call: &Call) -> AccessFlags {
 fn bind(call: &Call) -> Result<Reply, Stop> {
     let (end, window, mr, range) = (call.qp(0)?, call.window(1)?, call.region(2)?, call.op.range(3));
     let addr = mr.va().wrapping_add(range.offset);
-    let bind = Bind { rkey: 0, lkey: mr.lkey(), addr, len: range.len, access: WindowAccess::ALL };
+    let bind = WindowBind { rkey: 0, lkey: mr.lkey(), addr, len: range.len, access: WindowAccess::ALL };
     end.qp.bind_mw(1, &window.mw, bind, true).map_err(|error| Stop::Errno(error.errno()))?;
     let completion = end.own.cq.poll_one().ok_or(Errno::EAGAIN)?;
     match completion.status {
-        Status::Success => {
+        WorkStatus::Success => {
             // ORDERING: Relaxed: whoever uses it next comes after this call.
             window.base.store(addr, Ordering::Relaxed);
             Ok(Reply::default())
@@ -142,7 +148,7 @@ struct Local {
 const NO_KEY: u32 = 0;
 
 /// One request of this process at the peer's region, with a buffer of its own, from post to completion.
-fn transfer(call: &Call, task: &Task, op: Op, range: ByteRange, buffer: Local) -> Result<Reply, Stop> {
+fn transfer(call: &Call, task: &Task, op: WorkOperation, range: ByteRange, buffer: Local) -> Result<Reply, Stop> {
     let (end, (remote_va, rkey)) = (call.qp(0)?, call.remote(1)?);
     let ByteRange { offset, len } = range;
     let (va, memory) = task.mmap_anonymous(len.max(1))?;
@@ -168,12 +174,12 @@ fn transfer(call: &Call, task: &Task, op: Op, range: ByteRange, buffer: Local) -
     let completion = completion?;
     copied?;
     match (completion.status, op) {
-        (Status::Success, Op::Read) => Reply::value(describe_bytes(&bytes, bytes.len())),
-        (Status::Success, Op::FetchAdd { .. }) => {
+        (WorkStatus::Success, WorkOperation::Read) => Reply::value(describe_bytes(&bytes, bytes.len())),
+        (WorkStatus::Success, WorkOperation::FetchAdd { .. }) => {
             let before = bytes.first_chunk().map_or(0, |eight| u64::from_ne_bytes(*eight));
             Reply::value(before.to_string())
         }
-        (Status::Success, _) => Ok(Reply::default()),
+        (WorkStatus::Success, _) => Ok(Reply::default()),
         (failed, _) => Err(Stop::Word(snake(&format!("{failed:?}")))),
     }
 }

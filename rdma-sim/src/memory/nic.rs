@@ -1,55 +1,58 @@
 //! The NIC as a whole: one for each simulated machine.
 //!
-//! It owns the table of memory regions and the numbers that are unique on a device (contexts, protection domains, queues,
-//! queue pairs). Invariant: a number is never given out twice. Kernel counterpart: `struct ib_device`.
+//! It owns the tables of memory regions and windows, and the numbers that are unique on a device
+//! (of contexts, protection domains, completion queues, queue pairs). Invariant: a number is never
+//! given out twice. Kernel counterpart: `struct ib_device`.
 
 use emulator::sync::Arc;
 use emulator::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use fs_sim::base::counters::Counter;
 use fs_sim::{Errno, Kernel};
 
-use crate::regions::Regions;
-use crate::windows::Windows;
+use super::region_table::RegionTable;
+use super::window_table::WindowTable;
 
-/// What a NIC counts about itself.
+/// The counters of a NIC.
 #[derive(Debug, Default)]
-pub struct Counters {
+pub struct NicCounters {
     /// Memory regions registered.
     pub mrs_registered: Counter,
-    /// Memory regions that lived when their context was aborted.
+    /// Memory regions that were registered when their context was aborted.
     pub mrs_aborted: Counter,
     /// Contexts aborted by a revocation.
     pub contexts_aborted: Counter,
-    /// Completions that found their queue full or in error. The first of a queue puts it into error and raises an event.
+    /// Completions lost because their queue was full or in error. The first one of a queue puts the
+    /// queue into error and raises an event.
     pub completions_lost: Counter,
-    /// Asynchronous events that found their queue full.
+    /// Asynchronous events lost because their queue was full.
     pub events_lost: Counter,
 }
 
-/// See the module. Its objects are reached through [`crate::Context`].
+/// The NIC of one machine. A program reaches its objects through a context
+/// ([`Context`](crate::verbs::context::Context)).
 pub struct Nic {
-    pub(crate) regions: Regions,
-    pub(crate) windows: Windows,
-    /// What it counts about itself.
-    pub counters: Counters,
+    pub(crate) regions: RegionTable,
+    pub(crate) windows: WindowTable,
+    /// The NIC's counters.
+    pub counters: NicCounters,
     next_context: AtomicU64,
     next_pd: AtomicU32,
     next_cq: AtomicU32,
     next_qp: AtomicU32,
 }
 
-/// Queue pairs 0 and 1 are the management ones of every port.
+/// Queue pairs 0 and 1 are the management queue pairs of every port.
 const FIRST_QP: u32 = 2;
 /// Numbers of objects are 24 bits wide, as queue pair numbers on the wire are.
 const NUMBER_MAX: u32 = (1 << 24) - 1;
 
 impl Nic {
-    /// The NIC of this machine.
+    /// The NIC of this machine. The first call makes it.
     pub fn of(kernel: &Kernel) -> Arc<Nic> {
         kernel.driver(|| Nic {
-            regions: Regions::new(),
-            windows: Windows::new(),
-            counters: Counters::default(),
+            regions: RegionTable::new(),
+            windows: WindowTable::new(),
+            counters: NicCounters::default(),
             next_context: AtomicU64::new(1),
             next_pd: AtomicU32::new(1),
             next_cq: AtomicU32::new(1),
@@ -57,12 +60,13 @@ impl Nic {
         })
     }
 
-    /// How many memory regions exist, revoked ones included: 0 once every context is closed and every copy has ended.
+    /// The number of memory regions that still hold their memory: 0 once every context is closed
+    /// and every copy has ended.
     pub fn live_regions(&self) -> u64 {
         self.regions.live()
     }
 
-    /// How many memory windows exist.
+    /// The number of memory windows that exist.
     pub fn live_windows(&self) -> usize {
         self.windows.live()
     }

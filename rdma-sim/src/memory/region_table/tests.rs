@@ -1,69 +1,106 @@
-//! The table of regions: keys, revocation against copies in flight.
+//! Tests of the table of regions: keys, and revocation against copies in flight.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests panic as tests do")]
 
+use std::any::Any;
 use std::collections::BTreeMap;
 
 use emulator::World;
 use emulator::device::Device;
+use emulator::wait::WaitQueue;
 use fs_sim::design::presets;
 use fs_sim::vfs::anon::AnonMemory;
-use fs_sim::{Kernel, KernelConfig, Task};
+use fs_sim::vfs::fd_holders::FdHolders;
+use fs_sim::{Kernel, KernelConfig};
 use proptest::prelude::*;
 
 use super::*;
-use crate::verbs::context::Context;
-use crate::verbs::mr::AccessFlags;
+use crate::memory::access::AccessFlags;
+use crate::memory::owner::ObjectOwner;
 
-fn opened() -> (Task, Arc<Context>) {
+/// A context that owns regions and nothing else.
+struct TestOwner {
+    kernel: Arc<Kernel>,
+    drained: WaitQueue,
+}
+
+impl ObjectOwner for TestOwner {
+    fn number(&self) -> u64 {
+        1
+    }
+
+    fn kernel(&self) -> &Arc<Kernel> {
+        &self.kernel
+    }
+
+    fn fd_holders(&self) -> &Arc<FdHolders> {
+        unreachable!("anonymous memory has no pin holder")
+    }
+
+    fn drained(&self) -> &WaitQueue {
+        &self.drained
+    }
+
+    fn file_pin_gone(&self) {
+        unreachable!("anonymous memory pins no file")
+    }
+
+    fn abort(&self, _kernel: &Arc<Kernel>) {
+        unreachable!("anonymous memory is never revoked")
+    }
+
+    fn into_any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync> {
+        self
+    }
+}
+
+fn owner() -> Arc<dyn ObjectOwner> {
     let device = Device::memory(2 << 20).unwrap();
     let kernel = Kernel::new(Arc::new(World::manual(1)), device, KernelConfig::new(presets()[0].axes)).unwrap();
-    let task = kernel.spawn();
-    let (_, context) = Context::open(&task).unwrap();
-    (task, context)
+    Arc::new(TestOwner { kernel, drained: WaitQueue::new() })
 }
 
-fn region(key: u32, context: &Arc<Context>) -> (Arc<Mr>, Region) {
-    let mr = Arc::new(Mr::new(key, 1, AccessFlags::ALL, 0, 8, Arc::clone(context)));
+fn region(key: u32, owner: &Arc<dyn ObjectOwner>) -> (Arc<Mr>, RegisteredRegion) {
+    let mr = Arc::new(Mr::new(key, 1, AccessFlags::ALL, 0, 8, Arc::clone(owner)));
     let memory = Registration::Anonymous { memory: Arc::new(AnonMemory::new(8)), offset: 0 };
-    (Arc::clone(&mr), Region { mr, memory })
+    (Arc::clone(&mr), RegisteredRegion { mr, memory })
 }
 
-fn close(regions: &Regions, key: u32) -> bool {
+fn close(regions: &RegionTable, key: u32) -> bool {
     let mut deferred = Deferred::default();
-    let shut = regions.close(key, &mut deferred);
+    let closed = regions.close(key, &mut deferred);
     assert!(deferred.is_empty());
-    shut
+    closed
 }
 
 #[test]
-fn the_last_to_leave_releases_and_nobody_enters_a_closed_region() {
-    let (_task, context) = opened();
-    let regions = Regions::new();
+fn the_last_access_to_leave_releases_and_no_access_enters_a_closed_region() {
+    let owner = owner();
+    let regions = RegionTable::new();
     let key = regions.reserve().unwrap();
-    let (mr, region) = region(key, &context);
+    let (mr, region) = region(key, &owner);
     regions.install(key, region);
     let (first, second) = (regions.enter(key).unwrap(), regions.enter(key).unwrap());
     assert!(close(&regions, key));
-    assert!(!close(&regions, key), "the second closer did not shut it");
+    assert!(!close(&regions, key), "the second call did not close it");
     regions.forget(key);
-    assert_eq!(regions.enter(key).err(), Some(Fault::Revoked));
+    assert_eq!(regions.enter(key).err(), Some(WorkFault::Revoked));
     drop(first);
-    assert!(!mr.is_released(), "one is still inside");
+    assert!(!mr.is_released(), "one access is still inside");
     assert_eq!(second.mr.key(), key);
     drop(second);
     assert!(mr.is_released());
     assert_eq!(regions.live(), 0);
     assert_eq!(regions.reserve().unwrap() >> 8, key >> 8, "forgotten and drained: free again");
-    assert_eq!(regions.enter(key).err(), Some(Fault::UnknownKey));
+    assert_eq!(regions.enter(key).err(), Some(WorkFault::UnknownKey));
 }
 
 #[test]
 fn a_closed_region_keeps_its_key_until_it_is_forgotten() {
-    let (_task, context) = opened();
-    let regions = Regions::new();
+    let owner = owner();
+    let regions = RegionTable::new();
     let key = regions.reserve().unwrap();
-    regions.install(key, region(key, &context).1);
+    regions.install(key, region(key, &owner).1);
     close(&regions, key);
     assert_ne!(regions.reserve().unwrap() >> 8, key >> 8);
     regions.forget(key);
@@ -72,7 +109,7 @@ fn a_closed_region_keeps_its_key_until_it_is_forgotten() {
 
 #[test]
 fn a_key_comes_back_with_the_257th_use_of_its_slot() {
-    let regions = Regions::new();
+    let regions = RegionTable::new();
     let key = regions.reserve().unwrap();
     regions.cancel(key);
     for _ in 0..255 {
@@ -85,20 +122,20 @@ fn a_key_comes_back_with_the_257th_use_of_its_slot() {
 }
 
 #[test]
-fn the_table_grows_leaf_by_leaf_and_key_0_is_nobodys() {
-    let regions = Regions::new();
+fn the_table_grows_leaf_by_leaf_and_no_region_has_key_0() {
+    let regions = RegionTable::new();
     let keys: Vec<u32> = (0..LEAF * 3).map(|_| regions.reserve().unwrap()).collect();
     assert!(keys.is_sorted() && keys[0] >> 8 == 1);
-    assert_eq!(regions.enter(0).err(), Some(Fault::UnknownKey));
-    assert_eq!(regions.enter(u32::MAX).err(), Some(Fault::UnknownKey));
+    assert_eq!(regions.enter(0).err(), Some(WorkFault::UnknownKey));
+    assert_eq!(regions.enter(u32::MAX).err(), Some(WorkFault::UnknownKey));
 }
 
 #[derive(Clone, Debug)]
 enum Step {
     Register,
-    /// End the region at this place of the live ones.
+    /// End the live region at this position.
     End(prop::sample::Index),
-    /// Revoke it: closed, not forgotten.
+    /// Revoke the live region at this position: closed, its key kept.
     Close(prop::sample::Index),
     /// Try a key from the whole history.
     Try(prop::sample::Index),
@@ -118,12 +155,12 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
 
-    /// A key opens the region it was given for, from its installation to its close, and nothing else until its slot has been
-    /// used 256 times more.
+    /// A key opens the region it was given for, from its installation to its close, and nothing
+    /// else until its slot has been used 256 times more.
     #[test]
     fn no_key_is_resurrected(steps in steps()) {
-        let (_task, context) = opened();
-        let regions = Regions::new();
+        let owner = owner();
+        let regions = RegionTable::new();
         // By key: whether it is open now. A key that was given out again stands for its newest use.
         let mut state: BTreeMap<u32, bool> = BTreeMap::new();
         let mut held: Vec<u32> = Vec::new();
@@ -137,7 +174,7 @@ proptest! {
                     let of_slot = uses.entry(key >> 8).or_default();
                     prop_assert!(!of_slot.iter().rev().take(255).any(|old| *old == key));
                     of_slot.push(key);
-                    regions.install(key, region(key, &context).1);
+                    regions.install(key, region(key, &owner).1);
                     state.insert(key, true);
                     held.push(key);
                     history.push(key);

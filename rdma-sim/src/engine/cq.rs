@@ -1,38 +1,40 @@
 //! Completion queues.
 //!
-//! It owns a bounded ring of completions. Invariants: completions come out in the order they went in, each once; one that
-//! finds the ring full is never lost silently: it puts the queue into error for good, raises an event, is counted, and puts
-//! its queue pair into error. Kernel counterpart: `struct ib_cq`, `rxe_cq_post`.
+//! It owns a bounded ring of completions. Invariants: completions come out in the order in which
+//! they went in, each once; a completion that finds the ring full is never lost silently: it puts
+//! the queue into error for good, raises an event, is counted, and puts its queue pair into error.
+//! Kernel counterpart: `struct ib_cq`, `rxe_cq_post`.
 
 use std::collections::VecDeque;
 
 use emulator::sync::atomic::{AtomicBool, Ordering};
 use emulator::sync::{Arc, Mutex};
 
-use super::context::{AsyncEvent, Context};
+use super::event::AsyncEvent;
+use super::owner::QueueOwner;
 use super::work::Completion;
 
-/// The deepest completion queue.
+/// The most completions that a queue can be made for.
 pub const DEPTH_MAX: u32 = 1 << 20;
 
-/// The queue has no room, or had none before.
+/// The completion queue has no room, or is in error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Overrun;
+pub(crate) struct CqOverrun;
 
-/// See the module.
+/// A completion queue.
 pub struct Cq {
     number: u32,
     depth: u32,
-    context: Arc<Context>,
+    owner: Arc<dyn QueueOwner>,
     ring: Mutex<VecDeque<Completion>>,
     overrun: AtomicBool,
 }
 
 impl Cq {
-    pub(crate) fn new(number: u32, depth: u32, context: Arc<Context>) -> Cq {
-        // Room for a usual burst; a deep queue grows to what is really outstanding.
+    pub(crate) fn new(number: u32, depth: u32, owner: Arc<dyn QueueOwner>) -> Cq {
+        // Room for a usual burst. A deeper queue grows as completions arrive.
         let room = depth.min(64) as usize;
-        Cq { number, depth, context, ring: Mutex::new(VecDeque::with_capacity(room)), overrun: AtomicBool::new(false) }
+        Cq { number, depth, owner, ring: Mutex::new(VecDeque::with_capacity(room)), overrun: AtomicBool::new(false) }
     }
 
     /// Its number, unique on the NIC.
@@ -40,22 +42,23 @@ impl Cq {
         self.number
     }
 
-    /// How many completions it holds at most.
+    /// The most completions that it holds.
     pub fn depth(&self) -> u32 {
         self.depth
     }
 
-    /// Whether a completion found it full: it takes no more, and its queue pairs go to error.
+    /// Whether a completion found it full. Such a queue accepts no completion, and its queue pairs
+    /// go to error.
     pub fn is_in_error(&self) -> bool {
         self.overrun.load(Ordering::SeqCst)
     }
 
-    /// Takes the oldest completion.
+    /// Takes the oldest completion, if there is one.
     pub fn poll_one(&self) -> Option<Completion> {
         self.ring.lock().pop_front()
     }
 
-    /// Takes the oldest completions, as many as `into` holds; how many there were. `ibv_poll_cq`.
+    /// Takes the oldest completions, at most `into.len()`, and returns their number. `ibv_poll_cq`.
     pub fn poll_into(&self, into: &mut [Completion]) -> usize {
         let mut ring = self.ring.lock();
         let found = ring.len().min(into.len());
@@ -72,8 +75,11 @@ impl Cq {
         ring.drain(..found).collect()
     }
 
-    /// Puts a completion in.
-    pub(crate) fn push(&self, completion: Completion) -> Result<(), Overrun> {
+    /// Adds a completion.
+    ///
+    /// # Errors
+    /// [`CqOverrun`]: the completion is lost.
+    pub(crate) fn push(&self, completion: Completion) -> Result<(), CqOverrun> {
         let first = {
             let mut ring = self.ring.lock();
             if ring.len() < self.depth as usize && !self.overrun.load(Ordering::Relaxed) {
@@ -82,10 +88,10 @@ impl Cq {
             }
             !self.overrun.swap(true, Ordering::SeqCst)
         };
-        self.context.nic().counters.completions_lost.add(1);
+        self.owner.nic().counters.completions_lost.add(1);
         if first {
-            self.context.raise(AsyncEvent::CqError { cq: self.number });
+            self.owner.raise(AsyncEvent::CqError { cq: self.number });
         }
-        Err(Overrun)
+        Err(CqOverrun)
     }
 }
