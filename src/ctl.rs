@@ -7,9 +7,9 @@ use std::process::ExitCode;
 use std::str::FromStr;
 
 use clap::{Args, Subcommand, ValueEnum};
-use fs_sim::input::{Size, UnitError};
 use workloads::control::protocol::{Request, Response};
 use workloads::control::{ControlError, ask};
+use workloads::input::{Size, UnitError};
 
 use crate::exit;
 

@@ -9,8 +9,9 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use comfy_table::{ContentArrangement, LineStyle, Table, TableStyle};
-use fs_sim::design::{Axis, Catalogue, Design, Entry};
-use fs_sim::input::InputError;
+use fs_sim::design::{Axis, Design};
+use workloads::input::InputError;
+use workloads::input::designs::{DesignCatalogue, DesignEntry, to_toml};
 
 use crate::exit;
 
@@ -41,7 +42,7 @@ pub(crate) fn run(args: DesignsArgs) -> anyhow::Result<ExitCode> {
 }
 
 fn render(args: &DesignsArgs) -> anyhow::Result<String> {
-    let mut catalogue = Catalogue::default();
+    let mut catalogue = DesignCatalogue::default();
     let (entries, one) = select(&mut catalogue, args.what.as_deref())?;
     if args.json {
         return Ok(serde_json::to_string_pretty(&entries)? + "\n");
@@ -53,10 +54,10 @@ fn render(args: &DesignsArgs) -> anyhow::Result<String> {
 }
 
 /// The entries asked for, and whether they were asked for as one design by name.
-fn select(catalogue: &mut Catalogue, what: Option<&str>) -> Result<(Vec<Entry>, bool), InputError> {
+fn select(catalogue: &mut DesignCatalogue, what: Option<&str>) -> Result<(Vec<DesignEntry>, bool), InputError> {
     match what {
         None => Ok((catalogue.entries().to_vec(), false)),
-        Some(path) if Catalogue::is_path(path) => Ok((catalogue.load(Path::new(path))?.to_vec(), false)),
+        Some(path) if DesignCatalogue::is_path(path) => Ok((catalogue.load(Path::new(path))?.to_vec(), false)),
         Some(list) => {
             let entries = catalogue.resolve(list)?;
             let one = entries.len() == 1;
@@ -66,7 +67,7 @@ fn select(catalogue: &mut Catalogue, what: Option<&str>) -> Result<(Vec<Entry>, 
 }
 
 /// One design as TOML. A preset's name is taken, so the copy is called after it.
-fn document(entry: &Entry) -> String {
+fn document(entry: &DesignEntry) -> String {
     let copy = Design { name: format!("my-{}", entry.design.name), axes: entry.design.axes };
     let about = format!("{}: {}", entry.design.name, entry.about);
     let how = "A copy to save and edit; `--design FILE.toml` runs it. Axes can be left out beside a `base`.";
@@ -74,7 +75,7 @@ fn document(entry: &Entry) -> String {
     for line in wrapped(&about).into_iter().chain(wrapped(how)) {
         let _ = writeln!(text, "# {line}");
     }
-    text + &copy.to_toml()
+    text + &to_toml(&copy)
 }
 
 fn wrapped(text: &str) -> Vec<String> {
@@ -94,7 +95,7 @@ fn wrapped(text: &str) -> Vec<String> {
 }
 
 /// Axes down, designs across; as many tables below each other as the width asks for, of about equal width.
-fn comparison(entries: &[Entry]) -> String {
+fn comparison(entries: &[DesignEntry]) -> String {
     let mut text = String::new();
     for entries in blocks(entries) {
         if !text.is_empty() {
@@ -106,7 +107,7 @@ fn comparison(entries: &[Entry]) -> String {
     text
 }
 
-fn table(entries: &[Entry]) -> Table {
+fn table(entries: &[DesignEntry]) -> Table {
     let mut table = Table::new();
     let underlined = TableStyle::new().header_separator(LineStyle::none().fill('─').junction('─'));
     table.load_style(underlined).set_content_arrangement(ContentArrangement::Disabled);
@@ -120,7 +121,7 @@ fn table(entries: &[Entry]) -> Table {
 }
 
 /// Columns shared out in order, in the fewest blocks that fit, then as evenly as those blocks allow.
-fn blocks(entries: &[Entry]) -> impl Iterator<Item = &[Entry]> {
+fn blocks(entries: &[DesignEntry]) -> impl Iterator<Item = &[DesignEntry]> {
     let fits = |size: usize| entries.chunks(size).all(|block| block.len() == 1 || width(block) <= WIDTH);
     let size = (1..=entries.len()).rev().find(|&size| fits(size)).unwrap_or(1);
     let count = entries.len().div_ceil(size);
@@ -129,9 +130,9 @@ fn blocks(entries: &[Entry]) -> impl Iterator<Item = &[Entry]> {
 }
 
 /// What `table` will need: each column as wide as its longest cell, and a blank on both sides.
-fn width(entries: &[Entry]) -> usize {
+fn width(entries: &[DesignEntry]) -> usize {
     let axis = Axis::ALL.iter().map(|axis| axis.name().len()).max().unwrap_or(0);
-    let column = |entry: &Entry| {
+    let column = |entry: &DesignEntry| {
         let values = entry.design.axes.rows().map(|(_, value)| value.chars().count());
         values.chain([entry.design.name.len()]).max().unwrap_or(0)
     };
@@ -140,8 +141,9 @@ fn width(entries: &[Entry]) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use fs_sim::design::{parse, presets};
-    use fs_sim::input::Source;
+    use fs_sim::design::presets;
+    use workloads::input::Source;
+    use workloads::input::designs::parse;
 
     use super::*;
 

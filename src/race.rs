@@ -11,10 +11,10 @@ use clap::Args;
 use emulator::socket::ListenError;
 use emulator::sync::Arc;
 use fs_sim::Sabotage;
-use fs_sim::design::Catalogue;
-use fs_sim::input::Duration;
 use reports::text;
 use workloads::control::{Questions, Server};
+use workloads::input::Duration;
+use workloads::input::designs::DesignCatalogue;
 use workloads::job::Job;
 use workloads::race::{self, DesignRun, RaceConfig, RaceError, StopFlag};
 
@@ -83,7 +83,7 @@ pub(crate) fn run(args: RaceArgs) -> anyhow::Result<ExitCode> {
     if duration_per_design.is_zero() {
         anyhow::bail!("--duration 0s would race nothing; say how long each design runs, such as 500ms or 10s");
     }
-    let mut catalogue = Catalogue::default();
+    let mut catalogue = DesignCatalogue::default();
     let designs = catalogue.resolve(&args.design)?;
     let designs = designs
         .into_iter()

@@ -8,9 +8,9 @@ use std::process::ExitCode;
 
 use clap::{Args, Subcommand, ValueEnum};
 use fs_sim::Sabotage;
-use fs_sim::design::{Catalogue, Entry};
-use fs_sim::input::{InputError, Source};
 use reports::scenarios::{self, CellVerdict};
+use workloads::input::designs::{DesignCatalogue, DesignEntry};
+use workloads::input::{InputError, Source};
 use workloads::linux::suite::run_on_linux;
 use workloads::scenario::{Scenario, suite};
 
@@ -82,7 +82,7 @@ const WIDTH: usize = 160;
 /// # Errors
 /// Wrong input (exit code 2).
 pub(crate) fn run(args: ScenarioArgs) -> anyhow::Result<ExitCode> {
-    let mut catalogue = Catalogue::default();
+    let mut catalogue = DesignCatalogue::default();
     match args.command {
         Command::List => {
             let names: Vec<&str> = catalogue.names().collect();
@@ -109,7 +109,7 @@ fn named<'s>(scenarios: &'s [Scenario], id: &str) -> Result<&'s Scenario, InputE
     })
 }
 
-fn run_scenarios(catalogue: &mut Catalogue, args: &RunArgs) -> anyhow::Result<ExitCode> {
+fn run_scenarios(catalogue: &mut DesignCatalogue, args: &RunArgs) -> anyhow::Result<ExitCode> {
     match args.on {
         Machine::Simulation if args.dir.is_some() => {
             anyhow::bail!("--dir is where files of the real kernel go: it needs --on kernel");
@@ -119,7 +119,7 @@ fn run_scenarios(catalogue: &mut Catalogue, args: &RunArgs) -> anyhow::Result<Ex
         }
         _ => {}
     }
-    let designs: Vec<Entry> = catalogue.resolve(&args.design)?;
+    let designs: Vec<DesignEntry> = catalogue.resolve(&args.design)?;
     let names: Vec<&str> = catalogue.names().collect();
     let built_in = suite::built_in(&names)?;
     let mut scenarios = Vec::new();

@@ -8,8 +8,8 @@ use std::process::ExitCode;
 
 use clap::{ArgGroup, Args, ValueHint};
 use emulator::sync::Arc;
-use fs_sim::design::Catalogue;
-use fs_sim::input::Size;
+use workloads::input::Size;
+use workloads::input::designs::DesignCatalogue;
 use workloads::serve::{Config, Contents, Files, ServeError, Server, Stop, What};
 
 use crate::exit;
@@ -97,7 +97,7 @@ pub(crate) fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
 
 /// The arguments, checked as far as they can be without touching anything.
 fn config(args: ServeArgs) -> anyhow::Result<Config> {
-    let mut catalogue = Catalogue::default();
+    let mut catalogue = DesignCatalogue::default();
     let designs = catalogue.resolve(&args.design)?;
     let [design] = &designs[..] else {
         anyhow::bail!("--design {}: these are {} designs; a server runs under one", args.design, designs.len());

@@ -6,8 +6,8 @@
 use std::path::PathBuf;
 
 use fs_sim::Sabotage;
-use fs_sim::design::Catalogue;
 use workloads::agreement::{self, AgreementConfig, AgreementReport};
+use workloads::input::designs::DesignCatalogue;
 use workloads::linux::LinuxConfig;
 use workloads::race::StopFlag;
 
@@ -16,7 +16,7 @@ fn config(sequences: u64, seed: u64, dir: PathBuf) -> AgreementConfig {
         sequences,
         seed,
         linux: LinuxConfig { program: PathBuf::from(env!("CARGO_BIN_EXE_daxlab")), dir, ..LinuxConfig::new() },
-        axes: Catalogue::default()
+        axes: DesignCatalogue::default()
             .find("mainline")
             .map(|entry| entry.design.axes)
             .unwrap_or_else(|| panic!("a preset")),

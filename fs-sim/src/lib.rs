@@ -16,7 +16,6 @@ pub mod file_ops;
 pub mod gup;
 pub mod holders;
 pub mod inode;
-pub mod input;
 pub mod inspect;
 mod kernel;
 pub mod lease;

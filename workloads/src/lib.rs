@@ -2,6 +2,7 @@
 //!
 //! | module | gives |
 //! |---|---|
+//! | [`input`] | text from users: TOML with positions, units, design files, error excerpts |
 //! | [`job`] | job files: read, checked, the built-in one |
 //! | [`choices`] | what every actor is going to do, from one seed |
 //! | [`race`] | the race itself |
@@ -17,6 +18,7 @@
 pub mod agreement;
 pub mod choices;
 pub mod control;
+pub mod input;
 pub mod job;
 pub mod linux;
 pub mod ops;

@@ -449,7 +449,7 @@ pub fn describe_bytes(bytes: &[u8], asked: usize) -> String {
     let mut words: Vec<String> = runs
         .by_ref()
         .take(RUNS_MAX)
-        .map(|run| format!("{}:{}", name(run[0]), fs_sim::input::Size(run.len() as u64)))
+        .map(|run| format!("{}:{}", name(run[0]), crate::input::Size(run.len() as u64)))
         .collect();
     if runs.next().is_some() {
         words.push("…".to_owned());

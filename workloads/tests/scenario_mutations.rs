@@ -4,13 +4,13 @@
 #![allow(clippy::unwrap_used, reason = "a test that can't go on ends")]
 
 use fs_sim::Sabotage;
-use fs_sim::design::Catalogue;
 use reports::scenarios::CellVerdict;
+use workloads::input::designs::DesignCatalogue;
 use workloads::scenario::suite;
 
 /// Under how many presets the scenario `id` fails while a rule is broken.
 fn failing(id: &str, sabotage: Sabotage) -> usize {
-    let mut catalogue = Catalogue::default();
+    let mut catalogue = DesignCatalogue::default();
     let presets = catalogue.resolve("all").unwrap();
     let names: Vec<&str> = catalogue.names().collect();
     let scenarios = suite::built_in(&names).unwrap();

@@ -2,8 +2,8 @@
 //!
 //! A [`Design`] is a name and one choice per axis ([`Axes`]). **The kernel is handed `Axes`, so that no code can read a design's
 //! name**: a copy of a preset under another name behaves the same, and a preset with one axis changed behaves by that axis.
-//! The presets ([`presets`]) are the positions taken in the discussions of 2019 and later; users add their own in TOML
-//! ([`parse`]), and a [`Catalogue`] resolves what `--design` names.
+//! The presets ([`presets`]) are the positions taken in the discussions of 2019 and later. Users add their own in TOML files,
+//! which the crate `workloads` reads (`workloads::input::designs`).
 //!
 //! Invariant: `Axes` that leave this module through a preset or a file passed [`Axes::check`]: `n/a` stands only with gate
 //! `refuse`, and nothing demands a lease that nobody could hold.
@@ -12,26 +12,19 @@
 //! (`FOLL_LONGTERM`).
 
 mod axes;
-mod catalogue;
-mod parse;
 mod presets;
 #[cfg(test)]
 mod tests;
 
 use std::fmt;
 
-use serde::{Deserialize, Deserializer, Serialize};
-use toml::Value;
+use serde::{Deserialize, Serialize};
 
 pub use axes::{
     Axes, Axis, BreakTimeout, ChangeRule, Conflict, GateScope, LastCloseRule, LeaseLost, LeaseRules, NOT_APPLICABLE,
     PassRule, PinGate, UnlockRule,
 };
-pub use catalogue::{Catalogue, Entry};
-pub use parse::parse;
 pub use presets::{Preset, presets};
-
-use crate::input;
 
 /// Longest name of a design, in bytes: names head the columns of tables and become names of files.
 pub const NAME_BYTES_MAX: usize = 40;
@@ -43,18 +36,6 @@ pub struct Design {
     pub name: String,
     /// What it does.
     pub axes: Axes,
-}
-
-impl Design {
-    /// The design as a TOML document that [`parse`] reads back, each axis with its choices beside it.
-    pub fn to_toml(&self) -> String {
-        let mut text = format!("name = {}\n\n", Value::from(self.name.as_str()));
-        for axis in Axis::ALL {
-            let setting = format!("{} = \"{}\"", axis.name(), self.axes.get(axis));
-            text.push_str(&format!("{setting:<42} # {}\n", axis.choices().join(" · ")));
-        }
-        text
-    }
 }
 
 impl fmt::Display for Design {
@@ -74,15 +55,13 @@ pub enum WriteBreak {
     Conservative,
 }
 
-/// Options of a volume, the same under every design. In TOML: `write_break = "precise"`, `lease_break_time = "45s"`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+/// Options of a volume, the same under every design.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct VolumeOptions {
     /// Which writes count as a layout change.
     pub write_break: WriteBreak,
     /// How long a broken lease's owner has before `break_timeout` applies; sampled when a break starts. Zero = no limit.
     /// Default 45 s, the kernel's `/proc/sys/fs/lease-break-time`.
-    #[serde(deserialize_with = "time")]
     pub lease_break_time: std::time::Duration,
 }
 
@@ -90,8 +69,4 @@ impl Default for VolumeOptions {
     fn default() -> Self {
         VolumeOptions { write_break: WriteBreak::default(), lease_break_time: std::time::Duration::from_secs(45) }
     }
-}
-
-fn time<'de, D: Deserializer<'de>>(deserializer: D) -> Result<std::time::Duration, D::Error> {
-    input::Duration::deserialize(deserializer).map(Into::into)
 }

@@ -1,7 +1,7 @@
 //! Tests of the comparison itself, on machines that agree and on one that lies.
 
-use fs_sim::design::Catalogue;
-use fs_sim::input::Source;
+use crate::input::Source;
+use crate::input::designs::DesignCatalogue;
 
 use super::*;
 use crate::ops::{Op, Verb};
@@ -47,7 +47,7 @@ impl Machine for Liar {
 }
 
 fn axes() -> Axes {
-    Catalogue::default().entries()[0].design.axes
+    DesignCatalogue::default().entries()[0].design.axes
 }
 
 fn honest(setup: &Setup) -> Result<Box<dyn Machine>, Trouble> {

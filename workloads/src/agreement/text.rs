@@ -2,7 +2,7 @@
 //!
 //! It owns the way back from an operation to its words. Invariant: what it writes, the parser reads as the same operation.
 
-use fs_sim::input::Size;
+use crate::input::Size;
 
 use super::generate::Move;
 use super::pair::Line;

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
+use crate::input::{Duration, InputError, Size, Source, shown};
 use fs_sim::BLOCK;
 use fs_sim::design::VolumeOptions;
-use fs_sim::input::{Duration, InputError, Size, Source, shown};
 
 use super::distribution::{Limits, Quantity, Raw};
 use super::given::Given;

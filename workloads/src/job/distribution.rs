@@ -3,7 +3,7 @@
 //! It owns the reading, checking and drawing of them. Invariant: what is drawn lies within the bounds, which were checked
 //! against what the job can use, so that no drawn value is ever clipped silently elsewhere.
 
-use fs_sim::input::{Duration, InputError, Size, Source};
+use crate::input::{Duration, InputError, Size, Source};
 use rand::{Rng, RngExt};
 use rand_distr::Distribution as _;
 use serde::Deserialize;

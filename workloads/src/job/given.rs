@@ -4,7 +4,7 @@
 
 use std::ops::Range;
 
-use fs_sim::input::{InputError, Source};
+use crate::input::{InputError, Source};
 use serde::{Deserialize, Deserializer};
 use toml::Spanned;
 

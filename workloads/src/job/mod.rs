@@ -17,8 +17,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
+use crate::input::{InputError, Source};
 use fs_sim::design::VolumeOptions;
-use fs_sim::input::{InputError, Source};
 
 pub(crate) use check::DMA_BYTES_MAX;
 pub use distribution::Distribution;

@@ -3,8 +3,8 @@
 //! It owns the list of sections and keys. Invariant: after [`Text::or`] with the built-in job every key has a value but
 //! those that mean something by their absence (`run.threads`, `run.seed`).
 
+use crate::input::{Duration, Size};
 use fs_sim::design::WriteBreak;
-use fs_sim::input::{Duration, Size};
 use serde::Deserialize;
 
 use super::distribution::Raw;

@@ -426,7 +426,7 @@ impl Linux {
                 "ok".to_owned()
             }
             (Ok(Value::Number(size)), Verb::Stat | Verb::Fstat) => {
-                format!("ok {}", fs_sim::input::Size(size.unsigned_abs()))
+                format!("ok {}", crate::input::Size(size.unsigned_abs()))
             }
             (Ok(Value::Number(lease)), Verb::GetLease) => format!("ok {}", lease_name(lease)),
             (Ok(Value::Number(number)), verb) => {
@@ -542,7 +542,7 @@ impl Machine for Linux {
             }
             Subject::Process => Ok(if self.process(of)?.is_dead() { "dead" } else { "alive" }.to_owned()),
             Subject::Size => match std::fs::metadata(request::path(&self.dir, of)?) {
-                Ok(metadata) => Ok(fs_sim::input::Size(metadata.len()).to_string()),
+                Ok(metadata) => Ok(crate::input::Size(metadata.len()).to_string()),
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                     Err(Trouble::Script(format!("there is no file `{of}` now")))
                 }

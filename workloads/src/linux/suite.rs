@@ -6,10 +6,10 @@
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
+use crate::input::InputError;
 use emulator::sync::Mutex;
 use emulator::sync::thread;
 use fs_sim::design::{Axes, LeaseRules, presets};
-use fs_sim::input::InputError;
 use reports::scenarios::{Cell, ScenarioReport};
 
 use super::{BreakTime, Host, Linux, LinuxConfig, LongBreakTime};

@@ -6,8 +6,8 @@
 
 use std::ops::Range;
 
+use crate::input::{InputError, Source};
 use fs_sim::design::{Axes, Axis};
-use fs_sim::input::{InputError, Source};
 
 /// Any of these lists, of which all must hold.
 #[derive(Clone, Debug, PartialEq, Eq)]

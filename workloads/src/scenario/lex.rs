@@ -4,7 +4,7 @@
 
 use std::ops::Range;
 
-use fs_sim::input::{InputError, Source};
+use crate::input::{InputError, Source};
 
 /// A word of a line. The span includes quotes, the text does not.
 #[derive(Clone, Debug)]

@@ -19,8 +19,8 @@ mod tests;
 use std::ops::Range;
 use std::time::Duration;
 
+use crate::input::Source;
 use fs_sim::design::VolumeOptions;
-use fs_sim::input::Source;
 
 use crate::ops::Op;
 use condition::Condition;

@@ -9,8 +9,8 @@ mod outcome;
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+use crate::input::{self, InputError, Size, Source};
 use fs_sim::design::{VolumeOptions, WriteBreak};
-use fs_sim::input::{self, InputError, Size, Source};
 
 use super::condition::Condition;
 use super::lex::{Token, words};

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use fs_sim::input::InputError;
+use crate::input::InputError;
 
 use super::condition::Subject;
 use super::machine::{Machine, Progress, Trouble};

@@ -3,12 +3,12 @@
 //! It owns the list of built-in scenarios and the sharing out of a run to threads. Invariant: the order of a report's rows
 //! and cells is that of the scenarios and designs asked for, whoever ran them.
 
+use crate::input::designs::DesignEntry;
+use crate::input::{InputError, Source};
 use emulator::sync::Mutex;
 use emulator::sync::atomic::{AtomicUsize, Ordering};
 use emulator::sync::thread;
 use fs_sim::Sabotage;
-use fs_sim::design::Entry;
-use fs_sim::input::{InputError, Source};
 use reports::scenarios::{Cell, CellFailure, CellVerdict, ScenarioReport, ScenarioRow};
 
 use super::Scenario;
@@ -53,7 +53,7 @@ pub fn find<'s>(scenarios: &'s [Scenario], id: &str) -> Option<&'s Scenario> {
 /// A scenario states no outcome for a design, or two, or asks for what can't be.
 pub fn run_simulated(
     scenarios: &[Scenario],
-    designs: &[Entry],
+    designs: &[DesignEntry],
     sabotage: Sabotage,
 ) -> Result<ScenarioReport, InputError> {
     let subjects: Vec<Subject> = designs

@@ -2,9 +2,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that can't go on ends")]
 
+use crate::input::designs::DesignCatalogue;
+use crate::input::{InputError, Source};
 use fs_sim::Sabotage;
-use fs_sim::design::Catalogue;
-use fs_sim::input::{InputError, Source};
 use reports::scenarios::{CellVerdict, ScenarioReport};
 
 use super::*;
@@ -19,7 +19,7 @@ fn with_body(body: &str) -> String {
 }
 
 fn run(text: &str, designs: &str) -> Result<ScenarioReport, InputError> {
-    let entries = Catalogue::default().resolve(designs).unwrap();
+    let entries = DesignCatalogue::default().resolve(designs).unwrap();
     suite::run_simulated(&[parse(text)?], &entries, Sabotage::default())
 }
 
@@ -156,7 +156,7 @@ fn stale_dma_that_nobody_stated_fails() {
 
 #[test]
 fn an_axis_condition_holds_for_a_users_design() {
-    let mut catalogue = Catalogue::default();
+    let mut catalogue = DesignCatalogue::default();
     let text = "[[design]]\nname = \"mine\"\nbase = \"kara\"\nlease_rules = \"chinner\"\npin_gate = \"lease\"\n";
     let entries = catalogue.add(&Source::new("mine.toml", text)).unwrap().to_vec();
     let scenario = "# T: x\nfile data 4KiB\nA: f = open data rw\nA: lease f exclusive\nexpect leases data => A:read+U | A:write @lease_rules=chinner\n";

@@ -9,6 +9,7 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use crate::input::Size;
 use emulator::World;
 use emulator::device::{Device, FOLIO, MAX_BYTES, OpenError};
 use emulator::sync::Arc;
@@ -17,7 +18,6 @@ use fs_sim::design::Axes;
 use fs_sim::extent_map::Extent;
 use fs_sim::file_ops::open::{Flags, NAME_MAX};
 use fs_sim::holders::guest::{GuestExport, GuestMapping};
-use fs_sim::input::Size;
 use fs_sim::process::description::Access;
 use fs_sim::process::fd_table::Fd;
 use fs_sim::{BLOCK, Config, Errno, Kernel, Task};

@@ -7,6 +7,7 @@ use std::fmt::Write as _;
 
 use std::os::unix::ffi::OsStrExt as _;
 
+use crate::input::Size;
 use emulator::sync::Arc;
 use emulator::sync::atomic::Ordering;
 use emulator::vhost_user::attach::shell;
@@ -14,7 +15,6 @@ use emulator::vhost_user::{PIECES_IN_TABLE, Stats};
 use fs_sim::design::{Axis, GateScope, PinGate};
 use fs_sim::extent_map::Layout;
 use fs_sim::holders::guest::Exposure;
-use fs_sim::input::Size;
 use fs_sim::{Errno, Kernel};
 use serde_json::{Value, json};
 

@@ -4,7 +4,7 @@
 
 use std::ops::Range;
 
-use fs_sim::input::{self, InputError, Size, UnitError};
+use crate::input::{self, InputError, Size, UnitError};
 
 use super::super::lex::Token;
 use super::{Bound, Parser};

@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use fs_sim::input::InputError;
+use crate::input::InputError;
 
 use super::super::condition::Condition;
 use super::super::lex::Token;

@@ -2,11 +2,11 @@
 //!
 //! It owns the translation of arguments and results; the semantics are the simulated kernel's.
 
+use crate::input::Size;
 use emulator::sync::{Arc, Mutex};
 use fs_sim::file_ops::direct_io::Transfer;
 use fs_sim::file_ops::fallocate::Mode;
 use fs_sim::file_ops::open::Flags;
-use fs_sim::input::Size;
 use fs_sim::process::description::Access;
 use fs_sim::{Errno, Task};
 

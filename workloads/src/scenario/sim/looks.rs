@@ -50,7 +50,7 @@ impl Simulation {
             }
             Subject::BrokenExclusivity => self.kernel.counters.broken_exclusivity.get().to_string(),
             Subject::Locked => self.process(of)?.process().locked_pages().to_string(),
-            Subject::Size => fs_sim::input::Size(self.inode(of)?.layout(|layout| layout.size())).to_string(),
+            Subject::Size => crate::input::Size(self.inode(of)?.layout(|layout| layout.size())).to_string(),
             Subject::Blocks => self.inode(of)?.layout(|layout| layout.mapped_blocks()).to_string(),
         })
     }

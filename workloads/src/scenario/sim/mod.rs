@@ -71,7 +71,7 @@ impl Simulation {
         let maker = kernel.spawn();
         for file in &setup.files {
             make_file(&maker, file).map_err(|errno| {
-                let size = fs_sim::input::Size(file.size);
+                let size = crate::input::Size(file.size);
                 Trouble::Script(format!("the file `{}` of {size} could not be made: {errno}", file.name))
             })?;
         }

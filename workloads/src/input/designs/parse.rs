@@ -8,11 +8,11 @@
 
 use std::ops::Range;
 
+use fs_sim::design::{Axes, Axis, Design, NAME_BYTES_MAX, presets};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::catalogue::ALL;
-use super::{Axes, Axis, Catalogue, Design, Entry, NAME_BYTES_MAX, presets};
+use super::catalogue::{ALL, DesignCatalogue, DesignEntry};
 use crate::input::{InputError, Source, or_list, shown};
 
 /// Reads the designs of one file, given no other file: bases and names are checked against the presets and the file itself.
@@ -20,12 +20,12 @@ use crate::input::{InputError, Source, or_list, shown};
 /// # Errors
 /// The text isn't TOML, a key or value isn't known, axes are missing or can't stand together, or a name is illegal or taken.
 pub fn parse(source: &Source) -> Result<Vec<Design>, InputError> {
-    let entries = parse_beside(source, &Catalogue::default())?;
+    let entries = parse_beside(source, &DesignCatalogue::default())?;
     Ok(entries.into_iter().map(|entry| entry.design).collect())
 }
 
 /// The same beside the designs already in `catalogue`, whose names are taken.
-pub(super) fn parse_beside(source: &Source, catalogue: &Catalogue) -> Result<Vec<Entry>, InputError> {
+pub(super) fn parse_beside(source: &Source, catalogue: &DesignCatalogue) -> Result<Vec<DesignEntry>, InputError> {
     let document = DeTable::parse(source.text()).map_err(|error| source.toml_error(&error))?;
     let top = document.get_ref();
     let mut reader = Reader { source, catalogue, read: Vec::new() };
@@ -70,9 +70,9 @@ fn in_file_order<'a, 't>(table: &'a DeTable<'t>) -> impl Iterator<Item = (Key<'a
 
 struct Reader<'s> {
     source: &'s Source,
-    catalogue: &'s Catalogue,
+    catalogue: &'s DesignCatalogue,
     /// The designs above.
-    read: Vec<Entry>,
+    read: Vec<DesignEntry>,
 }
 
 /// What one table stated, with where.
@@ -112,7 +112,7 @@ impl Reader<'_> {
             Some((base, _)) => format!("Defined in {}, from {base}.", self.source.name()),
             None => format!("Defined in {}.", self.source.name()),
         };
-        self.read.push(Entry { design: Design { name: name.to_owned(), axes }, about, negative_control: false });
+        self.read.push(DesignEntry { design: Design { name: name.to_owned(), axes }, about, negative_control: false });
         Ok(())
     }
 

@@ -7,6 +7,7 @@
 //! Invariant: an error is built from any text and any span without a panic, and its rendering shows one line of the source,
 //! never the whole of it. Nothing is guessed: a value that isn't exactly understood is an error.
 
+pub mod designs;
 mod from_toml;
 #[cfg(test)]
 mod tests;

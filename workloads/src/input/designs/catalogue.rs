@@ -4,10 +4,10 @@
 
 use std::path::{Path, PathBuf};
 
+use fs_sim::design::{Design, Preset, presets};
 use serde::Serialize;
 
 use super::parse::parse_beside;
-use super::{Design, Preset, presets};
 use crate::input::{InputError, Source};
 
 /// The word of `--design` that stands for every preset.
@@ -15,7 +15,7 @@ pub(super) const ALL: &str = "all";
 
 /// A design and where it comes from. Serialises as `{name, axes{…}, about}`.
 #[derive(Clone, Debug, Serialize)]
-pub struct Entry {
+pub struct DesignEntry {
     /// The design.
     #[serde(flatten)]
     pub design: Design,
@@ -25,36 +25,40 @@ pub struct Entry {
     pub negative_control: bool,
 }
 
-impl From<&Preset> for Entry {
-    fn from(preset: &Preset) -> Entry {
-        Entry { design: preset.design(), about: preset.about.to_owned(), negative_control: preset.negative_control }
+impl From<&Preset> for DesignEntry {
+    fn from(preset: &Preset) -> DesignEntry {
+        DesignEntry {
+            design: preset.design(),
+            about: preset.about.to_owned(),
+            negative_control: preset.negative_control,
+        }
     }
 }
 
 /// The designs that can be named: presets first, then files in the order they were loaded.
 #[derive(Clone, Debug)]
-pub struct Catalogue {
-    entries: Vec<Entry>,
+pub struct DesignCatalogue {
+    entries: Vec<DesignEntry>,
     /// Canonical paths of the files loaded, and where their designs are in `entries`.
     files: Vec<(PathBuf, std::ops::Range<usize>)>,
 }
 
-impl Default for Catalogue {
+impl Default for DesignCatalogue {
     /// The presets alone.
     fn default() -> Self {
-        let entries = presets().iter().map(Entry::from).collect();
-        Catalogue { entries, files: Vec::new() }
+        let entries = presets().iter().map(DesignEntry::from).collect();
+        DesignCatalogue { entries, files: Vec::new() }
     }
 }
 
-impl Catalogue {
+impl DesignCatalogue {
     /// Every entry: presets in the document's order, then files in load order.
-    pub fn entries(&self) -> &[Entry] {
+    pub fn entries(&self) -> &[DesignEntry] {
         &self.entries
     }
 
     /// The entry of that name.
-    pub fn find(&self, name: &str) -> Option<&Entry> {
+    pub fn find(&self, name: &str) -> Option<&DesignEntry> {
         self.entries.iter().find(|entry| entry.design.name == name)
     }
 
@@ -67,7 +71,7 @@ impl Catalogue {
     ///
     /// # Errors
     /// As [`parse`](super::parse()), and a name that another loaded file took.
-    pub fn add(&mut self, source: &Source) -> Result<&[Entry], InputError> {
+    pub fn add(&mut self, source: &Source) -> Result<&[DesignEntry], InputError> {
         let entries = parse_beside(source, self)?;
         let from = self.entries.len();
         self.entries.extend(entries);
@@ -78,7 +82,7 @@ impl Catalogue {
     ///
     /// # Errors
     /// The file can't be read, or as [`add`](Self::add).
-    pub fn load(&mut self, path: &Path) -> Result<&[Entry], InputError> {
+    pub fn load(&mut self, path: &Path) -> Result<&[DesignEntry], InputError> {
         let source = Source::read(path)?;
         // The file was just read, so this fails only if it went away meanwhile; then the path is as good a key.
         let canonical = path.canonicalize().unwrap_or_else(|_| path.to_owned());
@@ -107,7 +111,7 @@ impl Catalogue {
     ///
     /// # Errors
     /// An empty item, a name nobody defines (the nearest one is suggested, all are listed), a file that can't be used.
-    pub fn resolve(&mut self, list: &str) -> Result<Vec<Entry>, InputError> {
+    pub fn resolve(&mut self, list: &str) -> Result<Vec<DesignEntry>, InputError> {
         let source = Source::new("<designs>", list);
         let mut items = Vec::new();
         let mut at = 0;
@@ -120,11 +124,11 @@ impl Catalogue {
         for (word, _) in items.iter().filter(|(word, _)| Self::is_path(word)) {
             self.load(Path::new(word))?;
         }
-        let mut designs: Vec<Entry> = Vec::new();
+        let mut designs: Vec<DesignEntry> = Vec::new();
         for (word, span) in items {
-            let found: Vec<Entry> = match word {
+            let found: Vec<DesignEntry> = match word {
                 "" => return Err(self.empty_item(&source, span)),
-                ALL => presets().iter().map(Entry::from).collect(),
+                ALL => presets().iter().map(DesignEntry::from).collect(),
                 word if Self::is_path(word) => self.load(Path::new(word))?.to_vec(),
                 word => match self.find(word) {
                     Some(entry) => vec![entry.clone()],
