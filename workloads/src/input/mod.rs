@@ -86,7 +86,7 @@ impl Source {
         let start = self.boundary_at_or_before(span.start);
         let end = span.end.clamp(start, self.text.len());
         let end = (end..self.text.len()).find(|&at| self.text.is_char_boundary(at)).unwrap_or(self.text.len());
-        InputError::new(Parts {
+        InputError::new(ErrorParts {
             title: title.into(),
             source: Some(self.clone()),
             place: Some(self.place(start..end)),
@@ -97,7 +97,13 @@ impl Source {
 
     /// An error about the text as a whole: no line is shown.
     pub fn error_overall(&self, title: impl Into<String>) -> InputError {
-        InputError::new(Parts { title: title.into(), source: Some(self.clone()), place: None, label: None, help: None })
+        InputError::new(ErrorParts {
+            title: title.into(),
+            source: Some(self.clone()),
+            place: None,
+            label: None,
+            help: None,
+        })
     }
 
     /// A word that isn't one of `candidates`. `what` names its role: "key", "design", "gate".
@@ -144,11 +150,11 @@ impl Source {
     }
 
     /// `span` must lie on character boundaries inside the text.
-    fn place(&self, span: Range<usize>) -> Place {
+    fn place(&self, span: Range<usize>) -> ErrorPlace {
         let (line, column) = self.line_column(span.start);
         let line_start = self.text[..span.start].rfind('\n').map_or(0, |newline| newline + 1);
         let line_end = self.text[span.start..].find('\n').map_or(self.text.len(), |newline| span.start + newline);
-        Place { line, column, line_bytes: line_start..line_end, span }
+        ErrorPlace { line, column, line_bytes: line_start..line_end, span }
     }
 }
 
@@ -168,20 +174,20 @@ impl Source {
 ///
 /// One machine word, so that parsers can return it by value everywhere.
 #[derive(Debug, thiserror::Error)]
-pub struct InputError(Box<Parts>);
+pub struct InputError(Box<ErrorParts>);
 
 #[derive(Debug)]
-struct Parts {
+struct ErrorParts {
     title: String,
     source: Option<Source>,
-    place: Option<Place>,
+    place: Option<ErrorPlace>,
     label: Option<String>,
     help: Option<String>,
 }
 
 /// Where in its source an error points.
 #[derive(Debug)]
-struct Place {
+struct ErrorPlace {
     line: usize,
     column: usize,
     span: Range<usize>,
@@ -189,13 +195,13 @@ struct Place {
 }
 
 impl InputError {
-    fn new(parts: Parts) -> Self {
+    fn new(parts: ErrorParts) -> Self {
         InputError(Box::new(parts))
     }
 
     /// An error that has no text to point into: a file that can't be read.
     pub fn unplaced(title: impl Into<String>) -> Self {
-        InputError::new(Parts { title: title.into(), source: None, place: None, label: None, help: None })
+        InputError::new(ErrorParts { title: title.into(), source: None, place: None, label: None, help: None })
     }
 
     /// Sets the words under the marked span.
@@ -276,7 +282,7 @@ impl fmt::Display for InputError {
 }
 
 /// The marked line alone; the renderer cuts it to the width of a terminal.
-fn snippet<'a>(source: &'a Source, place: &Place, label: Option<&'a str>) -> Snippet<'a, Annotation<'a>> {
+fn snippet<'a>(source: &'a Source, place: &ErrorPlace, label: Option<&'a str>) -> Snippet<'a, Annotation<'a>> {
     let line = &source.text[place.line_bytes.clone()];
     let line = match source.text[place.line_bytes.end..].starts_with('\n') {
         true => line.strip_suffix('\r').unwrap_or(line),

@@ -27,7 +27,7 @@ struct Operation {
 
 /// See the module.
 #[derive(Debug)]
-pub(super) struct Clock {
+pub(super) struct BreakClock {
     /// The scenario's break time.
     length: Duration,
     real: Option<BreakTime>,
@@ -35,9 +35,9 @@ pub(super) struct Clock {
     operations: Vec<Operation>,
 }
 
-impl Clock {
-    pub(super) fn new(length: Duration, real: Option<BreakTime>) -> Clock {
-        Clock { length, real, now: Duration::ZERO, operations: Vec::new() }
+impl BreakClock {
+    pub(super) fn new(length: Duration, real: Option<BreakTime>) -> BreakClock {
+        BreakClock { length, real, now: Duration::ZERO, operations: Vec::new() }
     }
 
     /// A break may begin from here on.

@@ -13,8 +13,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::RecvFlags;
 
-use super::watch::Watch;
-use super::wire::{self, Failure, Reply, Request, Value};
+use super::watch::SleepWatch;
+use super::wire::{self, ChildFailure, ChildReply, ChildRequest, ChildValue};
 use super::{BreakTime, child};
 use crate::scenario::machine::Trouble;
 
@@ -91,7 +91,7 @@ impl Host {
         // A process's first answer shows that the program is the right one, and that it can be watched.
         let (_ours, theirs) = wire::pair().map_err(|errno| Trouble::CannotRun(format!("no socket: {errno}")))?;
         let pid = host.spawn(theirs.as_fd(), theirs.as_fd())?;
-        Watch::of(pid).map(drop).map_err(|error| {
+        SleepWatch::of(pid).map(drop).map_err(|error| {
             Trouble::CannotRun(format!("what a process sleeps in can't be read (/proc/{pid}/syscall): {error}"))
         })?;
         Ok(Rc::new(host))
@@ -124,15 +124,17 @@ impl Host {
     pub(super) fn spawn(&self, control: BorrowedFd<'_>, inbox: BorrowedFd<'_>) -> Result<i32, Trouble> {
         let program = self.config.program.display();
         let gone = || Trouble::CannotRun(format!("{program} scenario-child gives no answer"));
-        wire::send(self.control.as_fd(), &Request::Spawn, &[control, inbox]).map_err(|_| gone())?;
+        wire::send(self.control.as_fd(), &ChildRequest::Spawn, &[control, inbox]).map_err(|_| gone())?;
         let mut fds = [PollFd::new(&self.control, PollFlags::IN)];
         match rustix::io::retry_on_intr(|| poll(&mut fds, Some(&ANSWER_MAX))) {
             Ok(1..) => {}
             _ => return Err(gone()),
         }
         match wire::receive(self.control.as_fd(), RecvFlags::DONTWAIT) {
-            Ok(Some((Reply::Done { result: Ok(Value::Number(pid)), .. }, _))) => i32::try_from(pid).map_err(|_| gone()),
-            Ok(Some((Reply::Done { result: Err(Failure::Errno(errno)), .. }, _))) => {
+            Ok(Some((ChildReply::Done { result: Ok(ChildValue::Number(pid)), .. }, _))) => {
+                i32::try_from(pid).map_err(|_| gone())
+            }
+            Ok(Some((ChildReply::Done { result: Err(ChildFailure::Errno(errno)), .. }, _))) => {
                 Err(Trouble::CannotRun(format!("no process: {}", Errno::from_raw_os_error(errno))))
             }
             _ => Err(gone()),

@@ -1,7 +1,7 @@
 //! The real kernel as a machine for scenarios.
 //!
 //! It owns real processes on real files. Reading order: `wire` (what driver and processes say to each other), [`child`] (the
-//! process's side), `host` (what makes processes), `watch` (where a process sleeps), `machine` ([`Linux`], the driver's side),
+//! process's side), `host` (what makes processes), `watch` (where a process sleeps), `machine` ([`LinuxMachine`], the driver's side),
 //! `request` (operations as system calls), `break_time` (the one host-wide setting). Invariants: a result is the kernel's own;
 //! nothing is decided by a pause; everything that was made is gone when the [`Host`] is. Kernel counterpart: the kernel.
 //!
@@ -24,4 +24,4 @@ mod wire;
 
 pub use break_time::{BreakTime, LongBreakTime, guard};
 pub use host::{FileSystem, Host, LinuxConfig};
-pub use machine::Linux;
+pub use machine::LinuxMachine;

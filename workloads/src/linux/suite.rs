@@ -12,7 +12,7 @@ use emulator::sync::thread;
 use fs_sim::design::{Axes, LeaseRules, presets};
 use reports::scenarios::{Cell, ScenarioReport};
 
-use super::{BreakTime, Host, Linux, LinuxConfig, LongBreakTime};
+use super::{BreakTime, Host, LinuxConfig, LinuxMachine, LongBreakTime};
 use crate::ops::Verb;
 use crate::scenario::condition::Subject;
 use crate::scenario::machine::{Machine, Trouble};
@@ -80,7 +80,7 @@ pub fn run_on_linux(scenarios: &[Scenario], program: &Path, dir: &Path) -> Resul
 
 fn one(scenario: &Scenario, subject: &Subject, host: &Result<Rc<Host>, Trouble>) -> Result<Cell, InputError> {
     let machine = match host {
-        Ok(host) => Linux::new(host, &scenario.setup, &programs(scenario)),
+        Ok(host) => LinuxMachine::new(host, &scenario.setup, &programs(scenario)),
         Err(trouble) => Err(trouble.clone()),
     };
     suite::cell(scenario, subject, machine.map(|machine| Box::new(machine) as Box<dyn Machine>))

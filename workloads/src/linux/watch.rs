@@ -13,22 +13,22 @@ const PF_EXITING: u64 = 4;
 
 /// A system call that a process may sleep in: its number, and its first argument where that matters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Place {
+pub(super) struct SleepPlace {
     pub(super) number: libc::c_long,
     pub(super) first: Option<u64>,
 }
 
 /// Two files of proc(5), kept open.
 #[derive(Debug)]
-pub(super) struct Watch {
+pub(super) struct SleepWatch {
     syscall: File,
     stat: File,
 }
 
-impl Watch {
+impl SleepWatch {
     /// Of a process that lives.
-    pub(super) fn of(pid: i32) -> std::io::Result<Watch> {
-        let watch = Watch {
+    pub(super) fn of(pid: i32) -> std::io::Result<SleepWatch> {
+        let watch = SleepWatch {
             syscall: File::open(format!("/proc/{pid}/syscall"))?,
             stat: File::open(format!("/proc/{pid}/stat"))?,
         };
@@ -40,7 +40,7 @@ impl Watch {
     ///
     /// # Errors
     /// The files can't be read: the process is gone.
-    pub(super) fn sleeps_in(&self, place: Place) -> Result<bool, Errno> {
+    pub(super) fn sleeps_in(&self, place: SleepPlace) -> Result<bool, Errno> {
         let stat = read(&self.stat)?;
         if !asleep(&stat) {
             return Ok(false);

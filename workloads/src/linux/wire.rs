@@ -1,16 +1,16 @@
 //! What the driver and its child processes say to each other.
 //!
-//! It owns the messages; [`crate::packets`] carries them. Invariant: a process sends exactly one [`Reply::Done`] for a
-//! [`Request`] that it survives, after one [`Reply::Began`] if the request can block. Kernel counterpart: unix(7).
+//! It owns the messages; [`crate::messages`] carries them. Invariant: a process sends exactly one [`ChildReply::Done`] for a
+//! [`ChildRequest`] that it survives, after one [`ChildReply::Began`] if the request can block. Kernel counterpart: unix(7).
 
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
-pub(super) use crate::packets::{pair, receive, receive_bytes, send, send_bytes};
+pub(super) use crate::messages::{pair, receive, receive_bytes, send, send_bytes};
 
 /// What a process is asked to do. Descriptors are numbers of that process, `-1` for one that was closed.
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) enum Request {
+pub(super) enum ChildRequest {
     /// The zygote: make a process. Carries its control socket and its inbox.
     Spawn,
     /// A copy of this process. Carries the copy's control socket and inbox.
@@ -20,7 +20,7 @@ pub(super) enum Request {
     /// Send a signal.
     Kill { pid: i32, signal: i32 },
     /// Set a disposition.
-    Signal { signal: i32, disposition: Disposition },
+    Signal { signal: i32, disposition: SignalAction },
     /// Change user and capabilities.
     Credentials { uid: u32, cap_lease: bool },
     /// `dup(2)`.
@@ -77,7 +77,7 @@ pub(super) enum Request {
 
 /// What a signal does to a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) enum Disposition {
+pub(super) enum SignalAction {
     Handler,
     Ignore,
     Default,
@@ -85,16 +85,16 @@ pub(super) enum Disposition {
 
 /// What a process answers.
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) enum Reply {
+pub(super) enum ChildReply {
     /// The request is next, and may block; the signals handled before it.
     Began { handled: Vec<i32> },
     /// The request is over; the signals handled before this answer.
-    Done { result: Result<Value, Failure>, handled: Vec<i32> },
+    Done { result: Result<ChildValue, ChildFailure>, handled: Vec<i32> },
 }
 
 /// What a request comes to.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) enum Value {
+pub(super) enum ChildValue {
     /// Nothing but success.
     Nothing,
     /// A descriptor, a size, a process's number, an address.
@@ -105,15 +105,15 @@ pub(super) enum Value {
 
 /// Why a request failed.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) enum Failure {
+pub(super) enum ChildFailure {
     /// The system call's error.
     Errno(i32),
     /// The access would have raised this signal.
     Signal(i32),
 }
 
-impl From<Errno> for Failure {
+impl From<Errno> for ChildFailure {
     fn from(errno: Errno) -> Self {
-        Failure::Errno(errno.raw_os_error())
+        ChildFailure::Errno(errno.raw_os_error())
     }
 }

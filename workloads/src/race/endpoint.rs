@@ -9,14 +9,14 @@ use fs_sim::anon::AnonMemory;
 use fs_sim::{Errno, Task};
 use rdma_sim::{AccessFlags, Context, Cq, Mr, Op, Pd, Qp, QpConfig, QpState, Sge, Status, WorkRequest};
 
-use super::tally::Tally;
-use crate::choices::{Request, Requests, Verb};
-use crate::job::DMA_BYTES_MAX;
-use crate::oracle;
+use super::job::DMA_BYTES_MAX;
+use super::op_stream::{DmaRequest, DmaRequests, DmaVerb};
+use super::oracle;
+use super::stats::ActorStats;
 
 /// A region as whoever uses it must know it: what a program would tell its peer.
 #[derive(Clone, Debug)]
-pub(super) struct Window {
+pub(super) struct RegionHandle {
     pub(super) mr: Arc<Mr>,
     /// The inode and the byte offset in it that it was registered for.
     pub(super) ino: u64,
@@ -27,7 +27,7 @@ pub(super) struct Window {
 
 /// What came of a burst.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Burst {
+pub(super) enum BurstResult {
     /// All requests were done.
     Done,
     /// One failed; the queue pair works again.
@@ -38,15 +38,15 @@ pub(super) enum Burst {
 
 /// Local memory of a process, large enough for the longest request.
 #[derive(Clone)]
-pub(super) struct Buffer {
+pub(super) struct LocalBuffer {
     va: u64,
     memory: Arc<AnonMemory>,
 }
 
-impl Buffer {
-    pub(super) fn map(task: &Task) -> Result<Buffer, Errno> {
+impl LocalBuffer {
+    pub(super) fn map(task: &Task) -> Result<LocalBuffer, Errno> {
         let (va, memory) = task.mmap_anonymous(DMA_BYTES_MAX)?;
-        Ok(Buffer { va, memory })
+        Ok(LocalBuffer { va, memory })
     }
 }
 
@@ -57,7 +57,7 @@ pub(super) struct Endpoint {
     cq: Arc<Cq>,
     qp: Arc<Qp>,
     peer: Arc<Qp>,
-    buffer: Buffer,
+    buffer: LocalBuffer,
     local: Arc<Mr>,
     /// Bytes on their way between the buffer and the oracle.
     staging: Vec<u8>,
@@ -69,7 +69,7 @@ const QUEUE: u32 = 16;
 
 impl Endpoint {
     /// Makes what it takes on `context`: a completion queue, two connected queue pairs, the buffer registered.
-    pub(super) fn new(task: &Task, context: Arc<Context>, pd: Arc<Pd>, buffer: Buffer) -> Result<Endpoint, Errno> {
+    pub(super) fn new(task: &Task, context: Arc<Context>, pd: Arc<Pd>, buffer: LocalBuffer) -> Result<Endpoint, Errno> {
         let cq = context.create_cq(task, 2 * QUEUE)?;
         let config = QpConfig { send_cq: Arc::clone(&cq), recv_cq: Arc::clone(&cq), max_send: QUEUE, max_recv: QUEUE };
         let qp = context.create_qp(task, &pd, config.clone())?;
@@ -83,60 +83,67 @@ impl Endpoint {
     /// Posts `count` of `requests` on `window`, one after the other, until one fails.
     pub(super) fn burst(
         &mut self,
-        tally: &mut Tally,
+        stats: &mut ActorStats,
         task: &Task,
         writer: u8,
-        window: &Window,
-        requests: Requests,
+        handle: &RegionHandle,
+        requests: DmaRequests,
         count: u64,
-    ) -> Burst {
+    ) -> BurstResult {
         for request in requests.take(count as usize) {
-            if !self.request(tally, task, writer, window, request) {
+            if !self.request(stats, task, writer, handle, request) {
                 return self.recover();
             }
         }
-        Burst::Done
+        BurstResult::Done
     }
 
     /// One work request; false if it failed.
-    fn request(&mut self, tally: &mut Tally, task: &Task, writer: u8, window: &Window, request: Request) -> bool {
-        let len = window.mr.len();
-        let verb = if window.writable { request.verb } else { Verb::Read };
+    fn request(
+        &mut self,
+        stats: &mut ActorStats,
+        task: &Task,
+        writer: u8,
+        handle: &RegionHandle,
+        request: DmaRequest,
+    ) -> bool {
+        let len = handle.mr.len();
+        let verb = if handle.writable { request.verb } else { DmaVerb::Read };
         let (at, bytes) = match verb {
-            Verb::Write | Verb::Read => {
+            DmaVerb::Write | DmaVerb::Read => {
                 let bytes = request.length.min(len / oracle::WORD * oracle::WORD);
                 (request.place.below((len - bytes) / oracle::WORD + 1) * oracle::WORD, bytes)
             }
             // Regions begin at a line of their file and have at least one.
-            Verb::CompareSwap | Verb::FetchAdd => {
+            DmaVerb::CompareSwap | DmaVerb::FetchAdd => {
                 (oracle::sequence_word_at(request.place.below(len / oracle::LINE) * oracle::LINE), oracle::WORD)
             }
         };
-        let place = window.offset + at;
+        let place = handle.offset + at;
         self.sequence += 1;
         let op = match verb {
-            Verb::Write => {
+            DmaVerb::Write => {
                 self.staging.resize(bytes as usize, 0);
-                oracle::fill(&mut self.staging, window.ino, place, writer, self.sequence);
+                oracle::fill(&mut self.staging, handle.ino, place, writer, self.sequence);
                 if self.buffer.memory.write(0, &self.staging).is_err() {
                     return false;
                 }
                 Op::Write
             }
-            Verb::Read => Op::Read,
-            Verb::CompareSwap => {
-                Op::CompareSwap { compare: 0, swap: oracle::sequence_word(window.ino, place, self.sequence) }
+            DmaVerb::Read => Op::Read,
+            DmaVerb::CompareSwap => {
+                Op::CompareSwap { compare: 0, swap: oracle::sequence_word(handle.ino, place, self.sequence) }
             }
-            Verb::FetchAdd => Op::FetchAdd { add: 1 },
+            DmaVerb::FetchAdd => Op::FetchAdd { add: 1 },
         };
         let local = Sge { lkey: self.local.lkey(), addr: self.buffer.va, len: bytes as u32 };
-        let (remote_addr, rkey) = (window.mr.va() + at, window.mr.rkey());
+        let (remote_addr, rkey) = (handle.mr.va() + at, handle.mr.rkey());
         let request = WorkRequest { wr_id: self.sequence, op, local, remote_addr, rkey, signaled: true };
-        self.post(tally, task, request) && self.check_read(tally, window, op, place, bytes)
+        self.post(stats, task, request) && self.check_read(stats, handle, op, place, bytes)
     }
 
     /// Posts, and takes the completion; false if there is none of success.
-    fn post(&mut self, tally: &mut Tally, task: &Task, request: WorkRequest) -> bool {
+    fn post(&mut self, stats: &mut ActorStats, task: &Task, request: WorkRequest) -> bool {
         let world = task.kernel().world();
         task.take_waited();
         let start = world.now();
@@ -148,18 +155,18 @@ impl Endpoint {
         let end = world.now();
         match completion {
             Some(done) if done.status == Status::Success && done.wr_id == request.wr_id => {
-                tally.dma(u64::from(request.local.len), start, end, task.take_waited());
+                stats.dma(u64::from(request.local.len), start, end, task.take_waited());
                 true
             }
             Some(done) => {
-                tally.counters.refusals += u64::from(done.status == Status::RemoteAccessError);
+                stats.counters.refusals += u64::from(done.status == Status::RemoteAccessError);
                 false
             }
             None => false,
         }
     }
 
-    fn check_read(&mut self, tally: &mut Tally, window: &Window, op: Op, place: u64, bytes: u64) -> bool {
+    fn check_read(&mut self, stats: &mut ActorStats, handle: &RegionHandle, op: Op, place: u64, bytes: u64) -> bool {
         if op != Op::Read {
             return true;
         }
@@ -167,21 +174,21 @@ impl Endpoint {
         if self.buffer.memory.read(0, &mut self.staging).is_err() {
             return false;
         }
-        tally.checked("an RDMA READ", oracle::check(&self.staging, window.ino, place));
+        stats.checked("an RDMA READ", oracle::check(&self.staging, handle.ino, place));
         true
     }
 
     /// After a failure: both queue pairs through RESET and back to RTS.
-    fn recover(&mut self) -> Burst {
+    fn recover(&mut self) -> BurstResult {
         if self.context.is_aborted() || self.qp.state() == QpState::Destroyed {
-            return Burst::Dead;
+            return BurstResult::Dead;
         }
         let reset = self.qp.reset().and_then(|()| self.peer.reset());
         // What was flushed meanwhile is nobody's result any more.
         while self.cq.poll_one().is_some() {}
         match reset.and_then(|()| Qp::connect(&self.qp, &self.peer)) {
-            Ok(()) => Burst::Failed,
-            Err(_) => Burst::Dead,
+            Ok(()) => BurstResult::Failed,
+            Err(_) => BurstResult::Dead,
         }
     }
 }

@@ -9,37 +9,37 @@ use fs_sim::dma::Finding;
 use rdma_sim::Nic;
 use reports::{DesignResult, OpLatencies, Verdict, result};
 
-use super::DesignRun;
-use super::arena::Arena;
-use super::supervisor::Ended;
-use crate::oracle;
+use super::config::DesignRun;
+use super::oracle;
+use super::shared::RaceShared;
+use super::supervisor::RunEnd;
 
 /// What the invariants that the negative control is there to break begin with, in words.
 const EXPECTED: [&str; 3] = ["invariant 1:", "invariant 2:", "invariant 7:"];
 
 /// Reads everything back, checks the machine at rest, and judges.
-pub(super) fn judge(arena: &Arc<Arena>, design: &DesignRun, ended: Ended) -> (DesignResult, OpLatencies) {
-    let mut foreign = ended.tally.foreign_reads;
+pub(super) fn judge(shared: &Arc<RaceShared>, design: &DesignRun, ended: RunEnd) -> (DesignResult, OpLatencies) {
+    let mut foreign = ended.stats.foreign_reads;
     let mut broken = ended.broken.clone();
-    broken.extend(ended.tally.told.iter().map(|told| format!("invariant 7: {told}")));
+    broken.extend(ended.stats.told.iter().map(|told| format!("invariant 7: {told}")));
     if ended.left_behind {
         broken.push("the files were not read back: the machine is not at rest".to_owned());
-        broken.extend(arena.kernel.violations());
+        broken.extend(shared.kernel.violations());
     } else {
-        let admin = arena.kernel.spawn();
-        let accounts = oracle::read_back(&admin, &arena.file_names());
+        let admin = shared.kernel.spawn();
+        let accounts = oracle::read_back(&admin, &shared.file_names());
         admin.exit();
         drop(admin);
         foreign += accounts.foreign;
         broken.extend(accounts.told.iter().map(|told| format!("invariant 7: at the end, {told}")));
         broken.extend(accounts.unaccounted.iter().map(|what| format!("invariant 7: {what}")));
-        broken.extend(arena.kernel.check_at_rest());
-        let regions = Nic::of(&arena.kernel).live_regions();
+        broken.extend(shared.kernel.check_at_rest());
+        let regions = Nic::of(&shared.kernel).live_regions();
         if regions > 0 {
             broken.push(format!("invariant 3: {regions} memory regions live without a process"));
         }
     }
-    let counters = counters(arena, &ended);
+    let counters = counters(shared, &ended);
     let stale = counters.stale_dma;
     if stale > 0 {
         broken.push(format!("invariant 2: {stale} accesses landed in blocks that had left their file or offset"));
@@ -51,8 +51,8 @@ pub(super) fn judge(arena: &Arc<Arena>, design: &DesignRun, ended: Ended) -> (De
         }
     }
     let refused_all = counters.registrations_granted == 0 && counters.registrations_refused > 0;
-    let verdict = verdict(stale > 0 || foreign > 0, refused_all, waits(arena));
-    let latencies = ended.tally.latencies();
+    let verdict = verdict(stale > 0 || foreign > 0, refused_all, waits(shared));
+    let latencies = ended.stats.latencies();
     let mut result = DesignResult::new(&design.name, verdict);
     result.axes = Axis::ALL.map(|axis| (axis.name().to_owned(), design.axes.get(axis).to_owned())).into();
     result.latency_ns = latencies.summaries();
@@ -64,7 +64,7 @@ pub(super) fn judge(arena: &Arc<Arena>, design: &DesignRun, ended: Ended) -> (De
     for what in broken {
         result.push_violation(what);
     }
-    for finding in arena.kernel.findings() {
+    for finding in shared.kernel.findings() {
         result.push_finding(told(finding));
     }
     // What was found beyond the bound of those kept in full.
@@ -73,8 +73,8 @@ pub(super) fn judge(arena: &Arc<Arena>, design: &DesignRun, ended: Ended) -> (De
 }
 
 /// Whether anything waited for a long-term pin.
-fn waits(arena: &Arena) -> bool {
-    arena.kernel.counters.waits_for_long_term_pin.get() > 0
+fn waits(shared: &RaceShared) -> bool {
+    shared.kernel.counters.waits_for_long_term_pin.get() > 0
 }
 
 /// The judgement in one word: the worst that was seen.
@@ -88,15 +88,15 @@ fn verdict(corrupts: bool, refuses: bool, stalls: bool) -> Verdict {
 }
 
 /// The actors' counters, and the machine's own.
-fn counters(arena: &Arena, ended: &Ended) -> reports::Counters {
-    let kernel = &arena.kernel.counters;
-    let nic = Nic::of(&arena.kernel);
+fn counters(shared: &RaceShared, ended: &RunEnd) -> reports::Counters {
+    let kernel = &shared.kernel.counters;
+    let nic = Nic::of(&shared.kernel);
     // Killed by their own choice, or by the end of the run: not the design's doing.
-    let not_by_design = ended.tally.chosen_kills + ended.killed_at_end;
+    let not_by_design = ended.stats.chosen_kills + ended.killed_at_end;
     reports::Counters {
         stale_dma: kernel.stale_dma.get(),
         orphan_dma: kernel.orphan_dma.get(),
-        orphaned_blocks_peak: arena.kernel.usage().orphaned_peak,
+        orphaned_blocks_peak: shared.kernel.usage().orphaned_peak,
         zombie_leases_peak: kernel.zombie_leases.peak(),
         sigio_sent: kernel.sigio_sent.get(),
         processes_killed: kernel.processes_killed.get().saturating_sub(not_by_design),
@@ -106,7 +106,7 @@ fn counters(arena: &Arena, ended: &Ended) -> reports::Counters {
         closes_met_pin: kernel.closes_met_pin.get(),
         lease_breaks: kernel.lease_breaks.get(),
         lease_timeouts: kernel.lease_timeouts.get(),
-        ..ended.tally.counters
+        ..ended.stats.counters
     }
 }
 

@@ -1,13 +1,21 @@
 //! Races in small: choices, outcomes, verdicts.
 
-use super::supervisor::{Taken, supervise};
+use super::job::Job;
+use super::op_stream::OpStream;
+use super::run::new_machine;
+use super::shared::{RaceShared, RunLimits};
+use super::supervisor::{TakenSteps, supervise};
 use super::*;
-use crate::choices::Choices;
+use emulator::sync::Arc;
+use emulator::sync::atomic::{AtomicBool, Ordering};
 use emulator::sync::thread;
 use emulator::wait::{WaitFor, WaitQueue};
+use fs_sim::Sabotage;
 use fs_sim::design::{ChangeRule, LastCloseRule, PinGate, presets};
+use reports::DesignResult;
 use reports::Verdict;
 use std::task::Poll;
+use std::time::Duration;
 
 /// Long enough that a run always ends by something else.
 const NEVER: Duration = Duration::from_secs(3600);
@@ -20,11 +28,11 @@ fn preset(name: &str) -> DesignRun {
 
 /// A run that ends when every actor has taken so many choices.
 fn limited(design: &DesignRun, seed: u64, choices_max: u64) -> DesignResult {
-    let limits = Limits { choices_max, ..Limits::default() };
-    let arena = arena(&Job::built_in(), design, seed, Sabotage::default(), limits).expect("a machine");
-    let ended = supervise(&arena, NEVER, &StopFlag::new(), &mut |_| {}, None);
+    let limits = RunLimits { choices_max, ..RunLimits::default() };
+    let shared = new_machine(&Job::built_in(), design, seed, Sabotage::default(), limits).expect("a machine");
+    let ended = supervise(&shared, NEVER, &StopFlag::new(), &mut |_| {}, None);
     assert!(!ended.interrupted);
-    outcome::judge(&arena, design, ended).0
+    outcome::judge(&shared, design, ended).0
 }
 
 fn timed(designs: Vec<DesignRun>, seed: u64, sabotage: Sabotage) -> RaceReport {
@@ -40,10 +48,10 @@ fn two_runs_with_one_seed_take_the_same_10000_choices_whatever_becomes_of_them()
     const CHOICES: u64 = 10_000;
     let job = Job::built_in();
     let take = |name: &str| {
-        let taken = Arc::new(Taken::default());
-        let limits = Limits { choices_max: CHOICES, ..Limits::default() };
-        let arena = arena(&job, &preset(name), 7, Sabotage::default(), limits).unwrap();
-        let ended = supervise(&arena, NEVER, &StopFlag::new(), &mut |_| {}, Some(&taken));
+        let taken = Arc::new(TakenSteps::default());
+        let limits = RunLimits { choices_max: CHOICES, ..RunLimits::default() };
+        let shared = new_machine(&job, &preset(name), 7, Sabotage::default(), limits).unwrap();
+        let ended = supervise(&shared, NEVER, &StopFlag::new(), &mut |_| {}, Some(&taken));
         assert_eq!(ended.broken, [""; 0]);
         std::mem::take(&mut *taken.lock())
     };
@@ -52,7 +60,7 @@ fn two_runs_with_one_seed_take_the_same_10000_choices_whatever_becomes_of_them()
     for (actor, role) in job.actors().into_iter().enumerate() {
         assert_eq!(first[&actor].len() as u64, CHOICES, "actor {actor}");
         assert!(first[&actor] == second[&actor], "actor {actor} chose otherwise in the second run");
-        let drawn: Vec<_> = Choices::new(7, &job, actor as u64, role).take(CHOICES as usize).collect();
+        let drawn: Vec<_> = OpStream::new(7, &job, actor as u64, role).take(CHOICES as usize).collect();
         assert!(first[&actor] == drawn, "actor {actor} chose otherwise than its stream says");
     }
 }
@@ -133,7 +141,7 @@ fn corruption_that_nobody_expected_is_a_violation_with_evidence() {
 #[test]
 fn the_stop_flag_ends_a_race_which_is_reported_as_far_as_it_came() {
     struct StopAtFirstSight<'a>(&'a StopFlag);
-    impl Progress for StopAtFirstSight<'_> {
+    impl RaceProgress for StopAtFirstSight<'_> {
         fn snapshot(&self, snapshot: &Snapshot) {
             assert!(snapshot.operations >= snapshot.dma);
             self.0.stop();
@@ -165,16 +173,16 @@ struct Sleepless {
 }
 
 impl Sleepless {
-    fn join(arena: &Arc<Arena>, how: WaitFor) -> Sleepless {
-        arena.running.fetch_add(1, Ordering::SeqCst);
-        let process = arena.spawn();
+    fn join(shared: &Arc<RaceShared>, how: WaitFor) -> Sleepless {
+        shared.running.fetch_add(1, Ordering::SeqCst);
+        let process = shared.spawn();
         let (queue, over) = (Arc::new(WaitQueue::new()), Arc::new(AtomicBool::new(false)));
-        let (arena, sleeps_on, ends) = (Arc::clone(arena), Arc::clone(&queue), Arc::clone(&over));
+        let (shared, sleeps_on, ends) = (Arc::clone(shared), Arc::clone(&queue), Arc::clone(&over));
         let thread = thread::spawn(move || {
             let ready = || if ends.load(Ordering::SeqCst) { Poll::Ready(()) } else { Poll::Pending };
-            let _interrupted = sleeps_on.wait(arena.kernel.world(), process.waiter(), how, ready);
+            let _interrupted = sleeps_on.wait(shared.kernel.world(), process.waiter(), how, ready);
             drop(process);
-            arena.finished();
+            shared.finished();
         });
         Sleepless { queue, over, thread }
     }
@@ -189,13 +197,13 @@ impl Sleepless {
 /// What a run says in which one more actor sleeps for `how`.
 fn with_a_sleeper(how: WaitFor) -> (bool, DesignResult) {
     let (standstill, watchdog) = (Duration::from_millis(200), Duration::from_millis(600));
-    let limits = Limits { choices_max: 50, standstill, watchdog };
+    let limits = RunLimits { choices_max: 50, standstill, watchdog };
     let design = preset("rfc-v2");
-    let arena = arena(&Job::built_in(), &design, 1, Sabotage::default(), limits).expect("a machine");
-    let sleeper = Sleepless::join(&arena, how);
-    let ended = supervise(&arena, NEVER, &stopped(), &mut |_| {}, None);
+    let shared = new_machine(&Job::built_in(), &design, 1, Sabotage::default(), limits).expect("a machine");
+    let sleeper = Sleepless::join(&shared, how);
+    let ended = supervise(&shared, NEVER, &stopped(), &mut |_| {}, None);
     let left_behind = ended.left_behind;
-    let (result, _) = outcome::judge(&arena, &design, ended);
+    let (result, _) = outcome::judge(&shared, &design, ended);
     sleeper.end();
     (left_behind, result)
 }

@@ -28,7 +28,7 @@ pub fn parse(source: &Source) -> Result<Vec<Design>, InputError> {
 pub(super) fn parse_beside(source: &Source, catalogue: &DesignCatalogue) -> Result<Vec<DesignEntry>, InputError> {
     let document = DeTable::parse(source.text()).map_err(|error| source.toml_error(&error))?;
     let top = document.get_ref();
-    let mut reader = Reader { source, catalogue, read: Vec::new() };
+    let mut reader = DesignReader { source, catalogue, read: Vec::new() };
     match in_file_order(top).find(|(key, _)| key.get_ref() == "design") {
         None if top.is_empty() => {
             return Err(source.error(0..0, "no design in this file").help(
@@ -58,17 +58,17 @@ pub(super) fn parse_beside(source: &Source, catalogue: &DesignCatalogue) -> Resu
     Ok(reader.read)
 }
 
-type Key<'a, 't> = &'a Spanned<std::borrow::Cow<'t, str>>;
-type Item<'a, 't> = &'a Spanned<DeValue<'t>>;
+type TomlKey<'a, 't> = &'a Spanned<std::borrow::Cow<'t, str>>;
+type TomlItem<'a, 't> = &'a Spanned<DeValue<'t>>;
 
 /// The parser sorts tables by key; the first error reported should be the first in the file.
-fn in_file_order<'a, 't>(table: &'a DeTable<'t>) -> impl Iterator<Item = (Key<'a, 't>, Item<'a, 't>)> {
+fn in_file_order<'a, 't>(table: &'a DeTable<'t>) -> impl Iterator<Item = (TomlKey<'a, 't>, TomlItem<'a, 't>)> {
     let mut entries: Vec<_> = table.iter().collect();
     entries.sort_by_key(|(key, _)| key.span().start);
     entries.into_iter()
 }
 
-struct Reader<'s> {
+struct DesignReader<'s> {
     source: &'s Source,
     catalogue: &'s DesignCatalogue,
     /// The designs above.
@@ -77,13 +77,13 @@ struct Reader<'s> {
 
 /// What one table stated, with where.
 #[derive(Default)]
-struct Stated<'t> {
+struct StatedDesign<'t> {
     name: Option<(&'t str, Range<usize>)>,
     base: Option<(&'t str, Range<usize>)>,
     axes: Vec<(Axis, &'static str, Range<usize>)>,
 }
 
-impl Reader<'_> {
+impl DesignReader<'_> {
     /// `keys`: those this table may hold beside the axes.
     fn design(&mut self, table: &DeTable<'_>, table_span: Range<usize>, keys: &[&str]) -> Result<(), InputError> {
         let stated = self.stated(table, keys)?;
@@ -116,8 +116,8 @@ impl Reader<'_> {
         Ok(())
     }
 
-    fn stated<'t>(&self, table: &'t DeTable<'_>, keys: &[&str]) -> Result<Stated<'t>, InputError> {
-        let mut stated = Stated::default();
+    fn stated<'t>(&self, table: &'t DeTable<'_>, keys: &[&str]) -> Result<StatedDesign<'t>, InputError> {
+        let mut stated = StatedDesign::default();
         for (key, value) in in_file_order(table) {
             match &**key.get_ref() {
                 "name" => stated.name = Some((self.string("name", value)?, value.span())),
@@ -241,7 +241,7 @@ impl Reader<'_> {
     }
 
     /// Points a conflict at the first of its axes that this table states; one always is, or the base would conflict.
-    fn check_axes(&self, axes: &Axes, stated: &Stated<'_>) -> Result<(), InputError> {
+    fn check_axes(&self, axes: &Axes, stated: &StatedDesign<'_>) -> Result<(), InputError> {
         axes.check().map_err(|conflict| {
             let culprit = stated.axes.iter().find(|(axis, ..)| conflict.axes.contains(axis));
             let span = culprit.map_or(0..0, |(.., span)| span.clone());

@@ -1,6 +1,6 @@
 //! The system calls that a scenario's process performs.
 //!
-//! It owns the way from a [`Request`] to the kernel, with nothing in between: no retry after a signal, no check that the
+//! It owns the way from a [`ChildRequest`] to the kernel, with nothing in between: no retry after a signal, no check that the
 //! kernel makes itself. Invariant: a descriptor's number is the kernel's own; what the process got is open until a request
 //! closes it. Kernel counterpart: the system call table.
 
@@ -14,7 +14,7 @@ use rustix::net::RecvFlags;
 use rustix::process::Uid;
 use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities, set_thread_res_uid};
 
-use super::super::wire::{self, Failure, Request, Value};
+use super::super::wire::{self, ChildFailure, ChildRequest, ChildValue};
 use super::memory;
 use super::{inbox, last_errno, signals};
 use crate::ops::describe_bytes;
@@ -26,58 +26,58 @@ const DIRECT: u64 = 4096;
 /// How many reads and writes there were.
 static TURN: AtomicU64 = AtomicU64::new(0);
 
-type Outcome = Result<Value, Failure>;
+type CallResult = Result<ChildValue, ChildFailure>;
 
 /// Performs a request; `fds` came with it.
-pub(super) fn perform(request: Request, fds: Vec<OwnedFd>) -> Outcome {
+pub(super) fn perform(request: ChildRequest, fds: Vec<OwnedFd>) -> CallResult {
     use libc::{SYS_close, SYS_dup, SYS_fallocate, SYS_fcntl, SYS_ftruncate, SYS_kill};
     match request {
-        Request::Spawn | Request::Fork | Request::Exit => Err(Errno::INVAL.into()),
-        Request::Handled => Ok(Value::Nothing),
-        Request::Kill { pid, signal } => done(call(SYS_kill, [pid.into(), signal.into(), 0, 0])),
-        Request::Signal { signal, disposition } => done(signals::set(signal, disposition)),
-        Request::Credentials { uid, cap_lease } => done(credentials(uid, cap_lease)),
-        Request::Dup { fd } => number(call(SYS_dup, [fd.into(), 0, 0, 0])),
-        Request::Dup2 { from, to } => done(dup2(from, to)),
-        Request::Close { fd } => done(call(SYS_close, [fd.into(), 0, 0, 0])),
-        Request::Send { fd } => done(send(fd, &fds)),
-        Request::Receive => receive(),
-        Request::Open { path, flags } => open(&path, flags),
-        Request::Read { fd, offset, len } => read(fd, offset, len),
-        Request::Write { fd, offset, len, byte } => write(fd, offset, len, byte),
-        Request::Truncate { path, size } => truncate(path, size),
-        Request::Ftruncate { fd, size } => done(call(SYS_ftruncate, [fd.into(), size, 0, 0])),
-        Request::Fallocate { fd, mode, offset, len } => {
+        ChildRequest::Spawn | ChildRequest::Fork | ChildRequest::Exit => Err(Errno::INVAL.into()),
+        ChildRequest::Handled => Ok(ChildValue::Nothing),
+        ChildRequest::Kill { pid, signal } => done(call(SYS_kill, [pid.into(), signal.into(), 0, 0])),
+        ChildRequest::Signal { signal, disposition } => done(signals::set(signal, disposition)),
+        ChildRequest::Credentials { uid, cap_lease } => done(credentials(uid, cap_lease)),
+        ChildRequest::Dup { fd } => number(call(SYS_dup, [fd.into(), 0, 0, 0])),
+        ChildRequest::Dup2 { from, to } => done(dup2(from, to)),
+        ChildRequest::Close { fd } => done(call(SYS_close, [fd.into(), 0, 0, 0])),
+        ChildRequest::Send { fd } => done(send(fd, &fds)),
+        ChildRequest::Receive => receive(),
+        ChildRequest::Open { path, flags } => open(&path, flags),
+        ChildRequest::Read { fd, offset, len } => read(fd, offset, len),
+        ChildRequest::Write { fd, offset, len, byte } => write(fd, offset, len, byte),
+        ChildRequest::Truncate { path, size } => truncate(path, size),
+        ChildRequest::Ftruncate { fd, size } => done(call(SYS_ftruncate, [fd.into(), size, 0, 0])),
+        ChildRequest::Fallocate { fd, mode, offset, len } => {
             done(call(SYS_fallocate, [fd.into(), mode.into(), offset, len]))
         }
-        Request::Unlink { path } => done(rustix::fs::unlink(path)),
-        Request::Rename { from, to } => done(rustix::fs::rename(from, to)),
-        Request::Link { path, name } => done(rustix::fs::link(path, name)),
-        Request::Chmod { path } => done(chmod(&path)),
-        Request::Utime { path } => {
+        ChildRequest::Unlink { path } => done(rustix::fs::unlink(path)),
+        ChildRequest::Rename { from, to } => done(rustix::fs::rename(from, to)),
+        ChildRequest::Link { path, name } => done(rustix::fs::link(path, name)),
+        ChildRequest::Chmod { path } => done(chmod(&path)),
+        ChildRequest::Utime { path } => {
             let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };
             let now = Timestamps { last_access: now, last_modification: now };
             done(rustix::fs::utimensat(CWD, path, &now, AtFlags::empty()))
         }
-        Request::Stat { path } => number(rustix::fs::stat(path).map(|stat| stat.st_size)),
-        Request::Fstat { fd } => number(open_fd(fd).and_then(rustix::fs::fstat).map(|stat| stat.st_size)),
-        Request::Fcntl { fd, command, argument } => {
+        ChildRequest::Stat { path } => number(rustix::fs::stat(path).map(|stat| stat.st_size)),
+        ChildRequest::Fstat { fd } => number(open_fd(fd).and_then(rustix::fs::fstat).map(|stat| stat.st_size)),
+        ChildRequest::Fcntl { fd, command, argument } => {
             number(call(SYS_fcntl, [fd.into(), command.into(), argument.into(), 0]))
         }
-        Request::Exec { path } => exec(path),
-        Request::Map { fd, offset, len, write } => memory::map(fd, offset, len, write),
-        Request::Unmap { at, len } => memory::unmap(at, len),
-        Request::Load { at, len } => memory::load(at, len),
-        Request::Store { at, len, byte } => memory::store(at, len, byte),
+        ChildRequest::Exec { path } => exec(path),
+        ChildRequest::Map { fd, offset, len, write } => memory::map(fd, offset, len, write),
+        ChildRequest::Unmap { at, len } => memory::unmap(at, len),
+        ChildRequest::Load { at, len } => memory::load(at, len),
+        ChildRequest::Store { at, len, byte } => memory::store(at, len, byte),
     }
 }
 
-fn done<T>(result: Result<T, Errno>) -> Outcome {
-    result.map(|_| Value::Nothing).map_err(Into::into)
+fn done<T>(result: Result<T, Errno>) -> CallResult {
+    result.map(|_| ChildValue::Nothing).map_err(Into::into)
 }
 
-fn number(result: Result<i64, Errno>) -> Outcome {
-    result.map(Value::Number).map_err(Into::into)
+fn number(result: Result<i64, Errno>) -> CallResult {
+    result.map(ChildValue::Number).map_err(Into::into)
 }
 
 /// A system call whose arguments are numbers: never an address.
@@ -105,20 +105,20 @@ fn dup2(from: i32, to: i32) -> Result<(), Errno> {
     }
 }
 
-fn open(path: &str, flags: i32) -> Outcome {
+fn open(path: &str, flags: i32) -> CallResult {
     let path = CString::new(path).map_err(|_| Errno::INVAL)?;
     // SAFETY: `path` lives across the call.
     match unsafe { libc::openat(libc::AT_FDCWD, path.as_ptr(), flags, 0o666) } {
         -1 => Err(last_errno().into()),
-        fd => Ok(Value::Number(fd.into())),
+        fd => Ok(ChildValue::Number(fd.into())),
     }
 }
 
-fn truncate(path: String, size: i64) -> Outcome {
+fn truncate(path: String, size: i64) -> CallResult {
     let path = CString::new(path).map_err(|_| Errno::INVAL)?;
     // SAFETY: `path` lives across the call.
     match unsafe { libc::truncate(path.as_ptr(), size) } {
-        0 => Ok(Value::Nothing),
+        0 => Ok(ChildValue::Nothing),
         _ => Err(last_errno().into()),
     }
 }
@@ -128,7 +128,7 @@ fn chmod(path: &str) -> Result<(), Errno> {
     rustix::fs::chmod(path, mode & rustix::fs::Mode::from_raw_mode(0o7777))
 }
 
-fn read(fd: i32, offset: i64, len: u64) -> Outcome {
+fn read(fd: i32, offset: i64, len: u64) -> CallResult {
     let mut bytes = Aligned::new(len, 0)?;
     let direct = Direct::begin(fd, offset, len);
     let mut got = 0;
@@ -146,10 +146,10 @@ fn read(fd: i32, offset: i64, len: u64) -> Outcome {
             break;
         }
     }
-    Ok(Value::Bytes(describe_bytes(&bytes.bytes()[..got], len as usize)))
+    Ok(ChildValue::Bytes(describe_bytes(&bytes.bytes()[..got], len as usize)))
 }
 
-fn write(fd: i32, offset: i64, len: u64, byte: u8) -> Outcome {
+fn write(fd: i32, offset: i64, len: u64, byte: u8) -> CallResult {
     let mut piece = Aligned::new(len.min(PIECE), byte)?;
     let _direct = Direct::begin(fd, offset, len);
     let mut written = 0;
@@ -162,7 +162,7 @@ fn write(fd: i32, offset: i64, len: u64, byte: u8) -> Outcome {
             Ok(done) => written += done,
         }
         if written >= len {
-            return Ok(Value::Nothing);
+            return Ok(ChildValue::Nothing);
         }
     }
 }
@@ -175,7 +175,7 @@ struct Aligned {
 }
 
 impl Aligned {
-    fn new(len: u64, byte: u8) -> Result<Aligned, Failure> {
+    fn new(len: u64, byte: u8) -> Result<Aligned, ChildFailure> {
         let bytes = memory::buffer(len.saturating_add(DIRECT), byte)?;
         let len = len as usize;
         let start = bytes.as_ptr().align_offset(DIRECT as usize).min(DIRECT as usize);
@@ -222,10 +222,10 @@ fn send(fd: i32, fds: &[OwnedFd]) -> Result<(), Errno> {
 }
 
 /// Without waiting: who is sent nothing is told EAGAIN, as on the simulated machine.
-fn receive() -> Outcome {
+fn receive() -> CallResult {
     let (_, fds) = wire::receive_bytes(inbox(), &mut [0; 8], RecvFlags::DONTWAIT)?;
     match fds.into_iter().next() {
-        Some(fd) => Ok(Value::Number(fd.into_raw_fd().into())),
+        Some(fd) => Ok(ChildValue::Number(fd.into_raw_fd().into())),
         None => Err(Errno::BADMSG.into()),
     }
 }
@@ -240,10 +240,10 @@ fn credentials(uid: u32, cap_lease: bool) -> Result<(), Errno> {
     let others = if uid == 0 { permitted } else { CapabilitySet::empty() };
     let lease = if cap_lease { permitted & CapabilitySet::LEASE } else { CapabilitySet::empty() };
     set_capabilities(None, with((others - CapabilitySet::LEASE) | lease))?;
-    super::stay_bound(zygote)
+    super::die_with_zygote(zygote)
 }
 
-fn exec(path: String) -> Outcome {
+fn exec(path: String) -> CallResult {
     let path = CString::new(path).map_err(|_| Errno::INVAL)?;
     let arguments = [path.as_ptr(), std::ptr::null()];
     let environment = [std::ptr::null()];

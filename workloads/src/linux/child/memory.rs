@@ -6,7 +6,7 @@
 
 use rustix::io::Errno;
 
-use super::super::wire::{Failure, Value};
+use super::super::wire::{ChildFailure, ChildValue};
 use super::last_errno;
 use crate::ops::describe_bytes;
 
@@ -30,14 +30,14 @@ fn mmap(at: u64, len: u64, protection: i32, flags: i32, fd: i32, offset: u64) ->
 }
 
 /// Maps a file, or anonymous memory, shared; the value is the address.
-pub(super) fn map(fd: Option<i32>, offset: u64, len: u64, write: bool) -> Result<Value, Failure> {
+pub(super) fn map(fd: Option<i32>, offset: u64, len: u64, write: bool) -> Result<ChildValue, ChildFailure> {
     let nothing = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
     let room = len.checked_next_multiple_of(page()).and_then(|len| len.checked_add(2 * page())).ok_or(Errno::NOMEM)?;
     let reserved = mmap(0, room, libc::PROT_NONE, nothing, -1, 0)?;
     let protection = libc::PROT_READ | if write { libc::PROT_WRITE } else { 0 };
     let kind = libc::MAP_SHARED | libc::MAP_FIXED | if fd.is_none() { libc::MAP_ANONYMOUS } else { 0 };
     match mmap(reserved + page(), len, protection, kind, fd.unwrap_or(-1), offset) {
-        Ok(at) => Ok(Value::Number(at as i64)),
+        Ok(at) => Ok(ChildValue::Number(at as i64)),
         Err(errno) => {
             // SAFETY: the reservation was made above, and nobody knows of it.
             unsafe { libc::munmap(reserved as *mut libc::c_void, room as usize) };
@@ -47,28 +47,28 @@ pub(super) fn map(fd: Option<i32>, offset: u64, len: u64, write: bool) -> Result
 }
 
 /// Unmaps: what was mapped there gives way to a reservation.
-pub(super) fn unmap(at: u64, len: u64) -> Result<Value, Failure> {
+pub(super) fn unmap(at: u64, len: u64) -> Result<ChildValue, ChildFailure> {
     let nothing = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED;
     mmap(at, len, libc::PROT_NONE, nothing, -1, 0)?;
-    Ok(Value::Nothing)
+    Ok(ChildValue::Nothing)
 }
 
 /// Reads `len` bytes at `at`.
-pub(super) fn load(at: u64, len: u64) -> Result<Value, Failure> {
+pub(super) fn load(at: u64, len: u64) -> Result<ChildValue, ChildFailure> {
     let mut bytes = buffer(len, 0)?;
     transfer(at, &mut bytes, false)?;
-    Ok(Value::Bytes(describe_bytes(&bytes, bytes.len())))
+    Ok(ChildValue::Bytes(describe_bytes(&bytes, bytes.len())))
 }
 
 /// Writes `len` times `byte` at `at`.
-pub(super) fn store(at: u64, len: u64, byte: u8) -> Result<Value, Failure> {
+pub(super) fn store(at: u64, len: u64, byte: u8) -> Result<ChildValue, ChildFailure> {
     let mut bytes = buffer(len, byte)?;
     transfer(at, &mut bytes, true)?;
-    Ok(Value::Nothing)
+    Ok(ChildValue::Nothing)
 }
 
 /// A buffer, if it may be that long.
-pub(super) fn buffer(len: u64, byte: u8) -> Result<Vec<u8>, Failure> {
+pub(super) fn buffer(len: u64, byte: u8) -> Result<Vec<u8>, ChildFailure> {
     match len <= ACCESS_MAX {
         true => Ok(vec![byte; len as usize]),
         false => Err(Errno::NOMEM.into()),
@@ -77,7 +77,7 @@ pub(super) fn buffer(len: u64, byte: u8) -> Result<Vec<u8>, Failure> {
 
 /// Copies between `bytes` and the mapping by a system call, which fails where an instruction would fault; which signal it
 /// would have been, a probe finds out.
-fn transfer(at: u64, bytes: &mut [u8], write: bool) -> Result<(), Failure> {
+fn transfer(at: u64, bytes: &mut [u8], write: bool) -> Result<(), ChildFailure> {
     let mut done = 0;
     while done < bytes.len() {
         let here = at + done as u64;
@@ -105,7 +105,7 @@ fn transfer(at: u64, bytes: &mut [u8], write: bool) -> Result<(), Failure> {
 }
 
 /// The signal that an access at `at` raises: a copy of the process makes it, and dies of it.
-fn probe(at: u64, write: bool) -> Failure {
+fn probe(at: u64, write: bool) -> ChildFailure {
     // SAFETY: the process has one thread, so the copy's memory is consistent.
     let pid = unsafe { libc::fork() };
     if pid == 0 {
@@ -127,7 +127,7 @@ fn probe(at: u64, write: bool) -> Failure {
         }
     }
     match libc::WIFSIGNALED(status) {
-        true => Failure::Signal(libc::WTERMSIG(status)),
+        true => ChildFailure::Signal(libc::WTERMSIG(status)),
         // Nothing else runs that could have mended it.
         false => Errno::FAULT.into(),
     }

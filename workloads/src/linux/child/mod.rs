@@ -15,7 +15,7 @@ use rustix::io::Errno;
 use rustix::net::RecvFlags;
 use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
 
-use super::wire::{self, Failure, Reply, Request, Value};
+use super::wire::{self, ChildFailure, ChildReply, ChildRequest, ChildValue};
 
 /// Where a process has its control socket. Above all numbers that a scenario's descriptors get.
 pub(super) const CONTROL: RawFd = 200;
@@ -40,13 +40,13 @@ pub fn main(control: OwnedFd) -> std::io::Result<()> {
     let _ = rustix::process::setrlimit(rustix::process::Resource::Core, no_core);
     let zygote = rustix::process::getpid();
     loop {
-        match wire::receive::<Request>(control_socket(), RecvFlags::empty()) {
+        match wire::receive::<ChildRequest>(control_socket(), RecvFlags::empty()) {
             Err(Errno::INTR) => {}
-            Ok(Some((Request::Spawn, fds))) => {
+            Ok(Some((ChildRequest::Spawn, fds))) => {
                 let forked = fork(fds, zygote, libc::SIGCHLD);
                 match forked {
                     Ok(None) => serve(zygote),
-                    Ok(Some(pid)) => answer(Ok(Value::Number(pid.into()))),
+                    Ok(Some(pid)) => answer(Ok(ChildValue::Number(pid.into()))),
                     Err(errno) => answer(Err(errno.into())),
                 }
             }
@@ -59,22 +59,22 @@ pub fn main(control: OwnedFd) -> std::io::Result<()> {
 /// The life of a process.
 fn serve(zygote: Pid) -> ! {
     loop {
-        let (request, fds) = match wire::receive::<Request>(control_socket(), RecvFlags::empty()) {
+        let (request, fds) = match wire::receive::<ChildRequest>(control_socket(), RecvFlags::empty()) {
             Err(Errno::INTR) => continue,
             Ok(Some(message)) => message,
             Ok(None) | Err(_) => exit(),
         };
         let result = match request {
-            Request::Exit => exit(),
-            Request::Fork => match fork(fds, zygote, libc::CLONE_PARENT | libc::SIGCHLD) {
+            ChildRequest::Exit => exit(),
+            ChildRequest::Fork => match fork(fds, zygote, libc::CLONE_PARENT | libc::SIGCHLD) {
                 // The copy.
                 Ok(None) => continue,
-                Ok(Some(pid)) => Ok(Value::Number(pid.into())),
+                Ok(Some(pid)) => Ok(ChildValue::Number(pid.into())),
                 Err(errno) => Err(errno.into()),
             },
             request => {
                 if can_block(&request) {
-                    say(&Reply::Began { handled: signals::take() });
+                    send_reply(&ChildReply::Began { handled: signals::take() });
                 }
                 calls::perform(request, fds)
             }
@@ -84,8 +84,8 @@ fn serve(zygote: Pid) -> ! {
 }
 
 /// Whether the driver must be able to know what was handled before it.
-fn can_block(request: &Request) -> bool {
-    matches!(request, Request::Open { .. } | Request::Truncate { .. } | Request::Exec { .. })
+fn can_block(request: &ChildRequest) -> bool {
+    matches!(request, ChildRequest::Open { .. } | ChildRequest::Truncate { .. } | ChildRequest::Exec { .. })
 }
 
 /// Makes a process with the sockets `fds`: the new one gets none, the caller its number.
@@ -99,7 +99,7 @@ fn fork(fds: Vec<OwnedFd>, zygote: Pid, flags: i32) -> Result<Option<i32>, Errno
         0 => {
             let ready = place(control, CONTROL)
                 .and_then(|()| place(inbox, INBOX))
-                .and_then(|()| stay_bound(zygote))
+                .and_then(|()| die_with_zygote(zygote))
                 .and_then(|()| signals::prepare_process());
             match ready {
                 Ok(()) => Ok(None),
@@ -112,7 +112,7 @@ fn fork(fds: Vec<OwnedFd>, zygote: Pid, flags: i32) -> Result<Option<i32>, Errno
 }
 
 /// Dies with the zygote. To be called again after a change of credentials, which forgets it.
-fn stay_bound(zygote: Pid) -> Result<(), Errno> {
+fn die_with_zygote(zygote: Pid) -> Result<(), Errno> {
     set_parent_process_death_signal(Some(Signal::KILL))?;
     match getppid() == Some(zygote) {
         true => Ok(()),
@@ -143,12 +143,12 @@ fn inbox() -> BorrowedFd<'static> {
     unsafe { BorrowedFd::borrow_raw(INBOX) }
 }
 
-fn answer(result: Result<Value, Failure>) {
-    say(&Reply::Done { result, handled: signals::take() });
+fn answer(result: Result<ChildValue, ChildFailure>) {
+    send_reply(&ChildReply::Done { result, handled: signals::take() });
 }
 
 /// A driver that can't be told is gone: the next `recvmsg` says so.
-fn say(reply: &Reply) {
+fn send_reply(reply: &ChildReply) {
     let _ = wire::send(control_socket().as_fd(), reply, &[]);
 }
 

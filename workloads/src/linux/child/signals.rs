@@ -9,7 +9,7 @@ use std::mem::MaybeUninit;
 use emulator::sync::machine::{AtomicU64, Ordering};
 use rustix::io::Errno;
 
-use super::super::wire::Disposition;
+use super::super::wire::SignalAction;
 use super::last_errno;
 
 /// How many handled signals are kept.
@@ -37,26 +37,26 @@ pub(super) fn take() -> Vec<i32> {
 
 /// The zygote: handlers as a scenario's processes start with them, so that none is ever without; children are not waited for.
 pub(super) fn prepare_zygote() -> Result<(), Errno> {
-    set(libc::SIGIO, Disposition::Handler)?;
-    set(libc::SIGUSR1, Disposition::Handler)?;
-    set(libc::SIGCHLD, Disposition::Ignore)
+    set(libc::SIGIO, SignalAction::Handler)?;
+    set(libc::SIGUSR1, SignalAction::Handler)?;
+    set(libc::SIGCHLD, SignalAction::Ignore)
 }
 
 /// A process that was just made: nothing handled yet, and it can wait for children of its own.
 pub(super) fn prepare_process() -> Result<(), Errno> {
     let _ = take();
-    set(libc::SIGCHLD, Disposition::Default)
+    set(libc::SIGCHLD, SignalAction::Default)
 }
 
 /// Sets what `signal` does.
-pub(super) fn set(signal: i32, disposition: Disposition) -> Result<(), Errno> {
+pub(super) fn set(signal: i32, disposition: SignalAction) -> Result<(), Errno> {
     let handler: extern "C" fn(libc::c_int) = on_signal;
     // SAFETY: a sigaction is plain numbers, for which zero is a value.
     let mut action: libc::sigaction = unsafe { MaybeUninit::zeroed().assume_init() };
     action.sa_sigaction = match disposition {
-        Disposition::Handler => handler as libc::sighandler_t,
-        Disposition::Ignore => libc::SIG_IGN,
-        Disposition::Default => libc::SIG_DFL,
+        SignalAction::Handler => handler as libc::sighandler_t,
+        SignalAction::Ignore => libc::SIG_IGN,
+        SignalAction::Default => libc::SIG_DFL,
     };
     // SAFETY: `action` lives across the call, and the handler is async-signal-safe (see the module).
     match unsafe { libc::sigaction(signal, &action, std::ptr::null_mut()) } {

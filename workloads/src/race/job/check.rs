@@ -6,14 +6,14 @@ use crate::input::{Duration, InputError, Size, Source, shown};
 use fs_sim::BLOCK;
 use fs_sim::design::VolumeOptions;
 
-use super::distribution::{Limits, Quantity, Raw};
-use super::given::Given;
-use super::text::{self, PopularityShape, Text};
+use super::distribution::{DistributionLimits, Quantity, RawDistribution};
+use super::given::GivenValue;
+use super::text::{self, JobText, PopularityShape};
 use super::{
-    ACTORS_MAX, BUILT_IN, DirectIo, Distribution, DmaMix, Extenders, Files, Job, Mix, Popularity, Punchers,
-    Registrants, Role, Truncaters,
+    ACTORS_MAX, BUILT_IN, DirectIo, Distribution, DmaMix, Extenders, Job, JobFiles, Popularity, Punchers,
+    RegistrantMix, Registrants, Role, Truncaters,
 };
-use crate::oracle;
+use crate::race::oracle;
 
 /// Most files of a job.
 const FILES_MAX: u64 = 4096;
@@ -31,22 +31,22 @@ const WAIT_NS_MAX: u64 = 10_000_000_000;
 
 /// Reads and checks a job.
 pub(super) fn job(source: &Source) -> Result<Job, InputError> {
-    let built_in: Text = toml::from_str(BUILT_IN).expect("a test reads the built-in job");
-    let stated: Text = source.parse_toml()?;
-    Check { source, text: stated.or(built_in) }.job()
+    let built_in: JobText = toml::from_str(BUILT_IN).expect("a test reads the built-in job");
+    let stated: JobText = source.parse_toml()?;
+    JobCheck { source, text: stated.or(built_in) }.job()
 }
 
-struct Check<'a> {
+struct JobCheck<'a> {
     source: &'a Source,
-    text: Text,
+    text: JobText,
 }
 
 /// A key that the built-in job states.
-fn there<T>(field: &Option<Given<T>>) -> &Given<T> {
+fn there<T>(field: &Option<GivenValue<T>>) -> &GivenValue<T> {
     field.as_ref().expect("the built-in job states every key but run.threads and run.seed")
 }
 
-impl Check<'_> {
+impl JobCheck<'_> {
     fn job(&self) -> Result<Job, InputError> {
         let text = &self.text;
         let files = self.files()?;
@@ -94,7 +94,7 @@ impl Check<'_> {
         }
     }
 
-    fn time(&self, key: &str, given: &Given<Duration>, max: u64) -> Result<Duration, InputError> {
+    fn time(&self, key: &str, given: &GivenValue<Duration>, max: u64) -> Result<Duration, InputError> {
         let ns = given.value.units();
         let title = match ns {
             0 => format!("`{key}` is no time at all"),
@@ -104,11 +104,11 @@ impl Check<'_> {
         Err(given.error(self.source, title).help(format!("it can be up to {}", Duration::of_units(max))))
     }
 
-    fn probability(&self, key: &str, given: &Option<Given<f64>>) -> Result<f64, InputError> {
+    fn probability(&self, key: &str, given: &Option<GivenValue<f64>>) -> Result<f64, InputError> {
         there(given).probability(self.source, key)
     }
 
-    fn files(&self) -> Result<Files, InputError> {
+    fn files(&self) -> Result<JobFiles, InputError> {
         let files = &self.text.files;
         let (count, size) = (there(&files.count), there(&files.size));
         if !(1..=FILES_MAX).contains(&count.value) {
@@ -122,10 +122,10 @@ impl Check<'_> {
                 .error(self.source, format!("files of {}", size.value))
                 .help(format!("the size of a file is a multiple of 4KiB, up to {most}")));
         }
-        Ok(Files { count: count.value, size: bytes, popularity: self.popularity(there(&files.popularity))? })
+        Ok(JobFiles { count: count.value, size: bytes, popularity: self.popularity(there(&files.popularity))? })
     }
 
-    fn popularity(&self, given: &Given<text::Popularity>) -> Result<Popularity, InputError> {
+    fn popularity(&self, given: &GivenValue<text::PopularityText>) -> Result<Popularity, InputError> {
         /// Beyond this every choice is the first file.
         const EXPONENT_MAX: f64 = 10.0;
         let raw = &given.value;
@@ -149,28 +149,28 @@ impl Check<'_> {
 
     fn distribution<Q: Quantity>(
         &self,
-        raw: &Option<Given<Raw<Q>>>,
-        limits: Limits<'_>,
+        raw: &Option<GivenValue<RawDistribution<Q>>>,
+        limits: DistributionLimits<'_>,
     ) -> Result<Distribution, InputError> {
         there(raw).value.check(self.source, limits)
     }
 
-    fn pause(&self, raw: &Option<Given<Raw<Duration>>>) -> Result<Distribution, InputError> {
+    fn pause(&self, raw: &Option<GivenValue<RawDistribution<Duration>>>) -> Result<Distribution, InputError> {
         let because = "a race with longer pauses is none";
-        self.distribution(raw, Limits { key: "pause", min: 0, max: WAIT_NS_MAX, because })
+        self.distribution(raw, DistributionLimits { key: "pause", min: 0, max: WAIT_NS_MAX, because })
     }
 
     fn length(
         &self,
-        raw: &Option<Given<Raw<Size>>>,
+        raw: &Option<GivenValue<RawDistribution<Size>>>,
         min: u64,
         max: u64,
         because: &str,
     ) -> Result<Distribution, InputError> {
-        self.distribution(raw, Limits { key: "length", min, max, because })
+        self.distribution(raw, DistributionLimits { key: "length", min, max, because })
     }
 
-    fn registrants(&self, files: &Files) -> Result<Registrants, InputError> {
+    fn registrants(&self, files: &JobFiles) -> Result<Registrants, InputError> {
         let raw = &self.text.registrants;
         let regions_max = there(&raw.regions_max);
         if !(1..=REGIONS_MAX).contains(&regions_max.value) {
@@ -184,37 +184,37 @@ impl Check<'_> {
             regions_max: regions_max.value,
             region_length: self.distribution(
                 &raw.region_length,
-                Limits { key: "region_length", min: BLOCK, max: files.size, because: fits },
+                DistributionLimits { key: "region_length", min: BLOCK, max: files.size, because: fits },
             )?,
             region_lifetime: self.distribution(
                 &raw.region_lifetime,
-                Limits { key: "region_lifetime", min: 0, max: WAIT_NS_MAX, because: lives },
+                DistributionLimits { key: "region_lifetime", min: 0, max: WAIT_NS_MAX, because: lives },
             )?,
             read_only: self.probability("read_only", &raw.read_only)?,
             whole_file_lease: self.probability("whole_file_lease", &raw.whole_file_lease)?,
-            rude: self.probability("rude", &raw.rude)?,
+            skips_cleanup: self.probability("rude", &raw.rude)?,
             dma_burst: self.distribution(
                 &raw.dma_burst,
-                Limits { key: "dma_burst", min: 1, max: BURST_MAX, because: "a burst fits the queues" },
+                DistributionLimits { key: "dma_burst", min: 1, max: BURST_MAX, because: "a burst fits the queues" },
             )?,
             dma_length: self.distribution(
                 &raw.dma_length,
-                Limits { key: "dma_length", min: 8, max: DMA_BYTES_MAX, because: local },
+                DistributionLimits { key: "dma_length", min: 8, max: DMA_BYTES_MAX, because: local },
             )?,
             pause: self.pause(&raw.pause)?,
         })
     }
 
-    fn mix(&self) -> Result<Mix, InputError> {
+    fn mix(&self) -> Result<RegistrantMix, InputError> {
         let raw = &self.text.mix;
-        let weight = |given: &Option<Given<u32>>| there(given).value;
+        let weight = |given: &Option<GivenValue<u32>>| there(given).value;
         for (key, given) in [("register", &raw.register), ("dma", &raw.dma)] {
             if weight(given) == 0 {
                 let title = format!("a mix with no `{key}` is no race");
                 return Err(there(given).error(self.source, title).help("give it a weight of 1 or more"));
             }
         }
-        Ok(Mix {
+        Ok(RegistrantMix {
             register: weight(&raw.register),
             dma: weight(&raw.dma),
             change: weight(&raw.change),
@@ -229,7 +229,7 @@ impl Check<'_> {
 
     fn dma_mix(&self) -> Result<DmaMix, InputError> {
         let raw = &self.text.dma_mix;
-        let weight = |given: &Option<Given<u32>>| there(given).value;
+        let weight = |given: &Option<GivenValue<u32>>| there(given).value;
         let mix = DmaMix {
             write: weight(&raw.write),
             read: weight(&raw.read),
@@ -244,18 +244,18 @@ impl Check<'_> {
         Ok(mix)
     }
 
-    fn truncaters(&self, files: &Files) -> Result<Truncaters, InputError> {
+    fn truncaters(&self, files: &JobFiles) -> Result<Truncaters, InputError> {
         let raw = &self.text.truncaters;
         let because = "that is the largest size of a file, from [files] size";
         Ok(Truncaters {
-            size: self.distribution(&raw.size, Limits { key: "size", min: 0, max: files.size, because })?,
+            size: self.distribution(&raw.size, DistributionLimits { key: "size", min: 0, max: files.size, because })?,
             by_path: self.probability("by_path", &raw.by_path)?,
             unaligned: self.probability("unaligned", &raw.unaligned)?,
             pause: self.pause(&raw.pause)?,
         })
     }
 
-    fn punchers(&self, files: &Files) -> Result<Punchers, InputError> {
+    fn punchers(&self, files: &JobFiles) -> Result<Punchers, InputError> {
         let raw = &self.text.punchers;
         Ok(Punchers {
             length: self.length(&raw.length, 1, files.size, "a hole lies in one file")?,
@@ -264,7 +264,7 @@ impl Check<'_> {
         })
     }
 
-    fn direct_io(&self, files: &Files) -> Result<DirectIo, InputError> {
+    fn direct_io(&self, files: &JobFiles) -> Result<DirectIo, InputError> {
         let raw = &self.text.direct_io;
         let max = files.size.min(DMA_BYTES_MAX);
         Ok(DirectIo {
@@ -274,7 +274,7 @@ impl Check<'_> {
         })
     }
 
-    fn extenders(&self, files: &Files) -> Result<Extenders, InputError> {
+    fn extenders(&self, files: &JobFiles) -> Result<Extenders, InputError> {
         let raw = &self.text.extenders;
         let max = files.size.min(DMA_BYTES_MAX);
         Ok(Extenders {
@@ -319,7 +319,7 @@ impl Check<'_> {
     }
 
     /// The device holds all files at their largest, and as much as can be orphaned or on its way at one moment.
-    fn device(&self, files: &Files, registrants: &Registrants, counts: &[u32; 5]) -> Result<u64, InputError> {
+    fn device(&self, files: &JobFiles, registrants: &Registrants, counts: &[u32; 5]) -> Result<u64, InputError> {
         let size = there(&self.text.device.size);
         let bytes = size.value.0;
         let (step, most) = (emulator::device::FOLIO, emulator::device::MAX_BYTES);

@@ -1,6 +1,6 @@
 //! Job files: the built-in one, and every way a job can be wrong.
 
-use super::text::Text;
+use super::text::JobText;
 use super::*;
 
 fn parse(text: &str) -> Result<Job, InputError> {
@@ -25,7 +25,7 @@ fn the_built_in_job_states_every_key_and_is_what_an_empty_file_means() {
     assert_eq!(named, built_in);
 
     let stated = built_in.parameters();
-    for key in Text::keys() {
+    for key in JobText::keys() {
         let optional = ["name", "run.threads", "run.seed"].contains(&key.as_str());
         assert!(optional || stated.contains_key(&key), "jobs/default.toml does not state {key}");
     }
@@ -33,9 +33,9 @@ fn the_built_in_job_states_every_key_and_is_what_an_empty_file_means() {
 
 #[test]
 fn the_document_names_every_key_with_its_default() {
-    let document = include_str!("../../../docs/job-files.md");
+    let document = include_str!("../../../../docs/job-files.md");
     let built_in = Job::built_in();
-    for key in Text::keys() {
+    for key in JobText::keys() {
         let (section, key_alone) = key.split_once('.').unwrap_or(("", &key));
         let heading = if section.is_empty() { "## At the top".to_owned() } else { format!("## `[{section}]`") };
         let part = document.split("\n## ").map(|part| format!("## {part}")).find(|part| part.starts_with(&heading));

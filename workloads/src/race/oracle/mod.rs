@@ -87,7 +87,7 @@ pub fn fill(into: &mut [u8], ino: u64, offset: u64, writer: u8, sequence: u64) {
 
 /// A word that nobody entitled wrote.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Foreign {
+pub struct ForeignWord {
     /// The inode it was found in.
     pub ino: u64,
     /// The byte offset it was found at.
@@ -112,7 +112,7 @@ pub enum Found {
     Unknown(u64),
 }
 
-impl fmt::Display for Foreign {
+impl fmt::Display for ForeignWord {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "inode {} byte {}: ", self.ino, self.offset)?;
         match self.found {
@@ -128,7 +128,7 @@ impl fmt::Display for Foreign {
 ///
 /// # Errors
 /// The first word that nobody entitled wrote.
-pub fn check(bytes: &[u8], ino: u64, offset: u64) -> Result<(), Foreign> {
+pub fn check(bytes: &[u8], ino: u64, offset: u64) -> Result<(), ForeignWord> {
     debug_assert!(offset.is_multiple_of(WORD), "whole words only");
     let first = offset / WORD;
     for (number, chunk) in (first..).zip(bytes.chunks_exact(WORD as usize)) {
@@ -142,7 +142,7 @@ pub fn check(bytes: &[u8], ino: u64, offset: u64) -> Result<(), Foreign> {
             _ => found >> WRITER_BITS == seal(ino, number) >> WRITER_BITS,
         };
         if !fine {
-            return Err(Foreign { ino, offset: number * WORD, found: identify(found) });
+            return Err(ForeignWord { ino, offset: number * WORD, found: identify(found) });
         }
     }
     Ok(())

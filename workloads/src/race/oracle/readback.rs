@@ -15,7 +15,7 @@ const CHUNK: usize = 1 << 20;
 
 /// What reading all files back has found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Accounts {
+pub(crate) struct ReadBackReport {
     /// Files read.
     pub(crate) files: u64,
     /// Bytes read.
@@ -30,8 +30,8 @@ pub(crate) struct Accounts {
 
 /// Reads every file of `names` that exists from beginning to end. `task` is the only process left; an inode that none of the
 /// names leads to should not be there.
-pub(crate) fn read_back(task: &Task, names: &[String]) -> Accounts {
-    let mut accounts = Accounts::default();
+pub(crate) fn read_back(task: &Task, names: &[String]) -> ReadBackReport {
+    let mut accounts = ReadBackReport::default();
     let mut reached = BTreeSet::new();
     let mut buffer = vec![0; CHUNK];
     for name in names {
@@ -57,7 +57,7 @@ pub(crate) fn read_back(task: &Task, names: &[String]) -> Accounts {
     accounts
 }
 
-impl Accounts {
+impl ReadBackReport {
     fn read_file(
         &mut self,
         task: &Task,

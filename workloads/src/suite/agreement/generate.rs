@@ -1,7 +1,7 @@
 //! Random sequences of operations.
 //!
 //! It owns the choice of the next step. Invariants: a step names only processes that can act and things that they have, as far as
-//! both machines agree up to there ([`View`]); what is chosen depends on the seed and that agreement alone. Kernel counterpart:
+//! both machines agree up to there ([`AgreedView`]); what is chosen depends on the seed and that agreement alone. Kernel counterpart:
 //! trinity, with knowledge of leases.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,7 +21,7 @@ const PROCESSES_MAX: usize = 4;
 
 /// One step of a sequence.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Move {
+pub(super) struct AgreementStep {
     /// Who.
     pub(super) process: String,
     /// What.
@@ -32,7 +32,7 @@ pub(super) struct Move {
 
 /// A process, as far as choices depend on it.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Known {
+pub(super) struct KnownProcess {
     /// It has done something: before that it is not there, and nobody can name it.
     pub(super) met: bool,
     pub(super) dead: bool,
@@ -43,8 +43,8 @@ pub(super) struct Known {
 
 /// What both machines agree on.
 #[derive(Clone, Debug, Default)]
-pub(super) struct View {
-    pub(super) processes: BTreeMap<String, Known>,
+pub(super) struct AgreedView {
+    pub(super) processes: BTreeMap<String, KnownProcess>,
     /// Descriptors, and who has them.
     pub(super) fds: BTreeMap<String, BTreeSet<String>>,
     /// Mappings, their lengths and who has them.
@@ -53,11 +53,14 @@ pub(super) struct View {
     pub(super) named: u32,
 }
 
-impl View {
+impl AgreedView {
     /// The first two or three processes; they exist from their first step on.
-    pub(super) fn new(processes: usize) -> View {
+    pub(super) fn new(processes: usize) -> AgreedView {
         let names = ["A", "B", "C"].into_iter().take(processes);
-        View { processes: names.map(|name| (name.to_owned(), Known::default())).collect(), ..View::default() }
+        AgreedView {
+            processes: names.map(|name| (name.to_owned(), KnownProcess::default())).collect(),
+            ..AgreedView::default()
+        }
     }
 
     pub(super) fn can_act(&self, process: &str) -> bool {
@@ -74,7 +77,7 @@ impl View {
     }
 
     /// Whether a step can be made as it stands.
-    pub(super) fn allows(&self, step: &Move) -> bool {
+    pub(super) fn allows(&self, step: &AgreementStep) -> bool {
         use crate::ops::Param;
         let fits = |(n, (_, param)): (usize, &(&str, Param))| match param {
             Param::Process => {
@@ -92,12 +95,12 @@ impl View {
     }
 
     /// Takes note of a step that was made, and succeeded.
-    pub(super) fn note(&mut self, step: &Move) {
+    pub(super) fn note(&mut self, step: &AgreementStep) {
         let who = || step.process.clone();
         let op = &step.op;
         match (op.verb, &step.bind) {
             (Verb::Fork, Some(child)) => {
-                self.processes.insert(child.clone(), Known { met: true, ..Known::default() });
+                self.processes.insert(child.clone(), KnownProcess { met: true, ..KnownProcess::default() });
                 let all = self.fds.values_mut().chain(self.maps.values_mut().map(|(_, owners)| owners));
                 for owners in all.filter(|owners| owners.contains(&step.process)) {
                     owners.insert(child.clone());
@@ -132,7 +135,7 @@ impl View {
 
 /// What the file systems of both machines can do, and how long sequences are.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Range {
+pub(super) struct RangeSupport {
     /// Zero, collapse and insert range.
     pub(super) moves_ranges: bool,
 }
@@ -151,7 +154,7 @@ pub(super) fn files(rng: &mut Rng) -> Vec<FileSetup> {
 
 /// What a sequence is mostly about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Flavour {
+pub(super) enum SequenceFlavour {
     /// Who has which lease, and who waits for whom.
     Leases,
     /// What is where in a file, through which door.
@@ -200,7 +203,12 @@ const WEIGHTS: &[(Verb, u32, u32)] = &[
 const OPENS_FIRST: u32 = 75;
 
 /// Chooses the next step; none if nobody can act.
-pub(super) fn next(rng: &mut Rng, view: &View, range: Range, flavour: Flavour) -> Option<Move> {
+pub(super) fn next(
+    rng: &mut Rng,
+    view: &AgreedView,
+    range: RangeSupport,
+    flavour: SequenceFlavour,
+) -> Option<AgreementStep> {
     let able: Vec<&String> = view.processes.keys().filter(|name| view.can_act(name)).collect();
     let process = one(rng, &able)?.to_string();
     if view.fds_of(&process).next().is_none() && rng.random_range(0..100) < OPENS_FIRST {
@@ -208,7 +216,7 @@ pub(super) fn next(rng: &mut Rng, view: &View, range: Range, flavour: Flavour) -
     }
     let weights: Vec<(Verb, u32)> = WEIGHTS
         .iter()
-        .map(|(verb, leases, contents)| (*verb, if flavour == Flavour::Leases { *leases } else { *contents }))
+        .map(|(verb, leases, contents)| (*verb, if flavour == SequenceFlavour::Leases { *leases } else { *contents }))
         .collect();
     let total: u32 = weights.iter().map(|(_, weight)| weight).sum();
     // Most verbs need a thing that the process may not have: then another is drawn.
@@ -229,7 +237,7 @@ pub(super) fn next(rng: &mut Rng, view: &View, range: Range, flavour: Flavour) -
 }
 
 /// A step with this verb, if the process has what it takes.
-fn chosen(rng: &mut Rng, view: &View, range: Range, process: &str, verb: Verb) -> Option<Move> {
+fn chosen(rng: &mut Rng, view: &AgreedView, range: RangeSupport, process: &str, verb: Verb) -> Option<AgreementStep> {
     let fds: Vec<&str> = view.fds_of(process).collect();
     let maps: Vec<&str> = view.maps_of(process).collect();
     let living: Vec<&str> =
@@ -292,7 +300,7 @@ fn chosen(rng: &mut Rng, view: &View, range: Range, process: &str, verb: Verb) -
         crate::ops::Kind::Map => format!("m{number}"),
         _ => format!("f{number}"),
     });
-    Some(Move { process: process.to_owned(), op: Op { verb, args }, bind })
+    Some(AgreementStep { process: process.to_owned(), op: Op { verb, args }, bind })
 }
 
 fn one<'a, T>(rng: &mut Rng, all: &'a [T]) -> Option<&'a T> {

@@ -1,14 +1,14 @@
 //! The text of a job, as read: every key with its place, nothing judged yet.
 //!
-//! It owns the list of sections and keys. Invariant: after [`Text::or`] with the built-in job every key has a value but
+//! It owns the list of sections and keys. Invariant: after [`JobText::or`] with the built-in job every key has a value but
 //! those that mean something by their absence (`run.threads`, `run.seed`).
 
 use crate::input::{Duration, Size};
 use fs_sim::design::WriteBreak;
 use serde::Deserialize;
 
-use super::distribution::Raw;
-use super::given::Given;
+use super::distribution::RawDistribution;
+use super::given::GivenValue;
 
 macro_rules! section {
     ($(#[$doc:meta])* $name:ident { $($key:ident: $ty:ty),+ $(,)? }) => {
@@ -16,7 +16,7 @@ macro_rules! section {
         #[derive(Clone, Debug, Default, Deserialize)]
         #[serde(deny_unknown_fields)]
         pub(super) struct $name {
-            $(pub(super) $key: Option<Given<$ty>>,)+
+            $(pub(super) $key: Option<GivenValue<$ty>>,)+
         }
 
         impl $name {
@@ -25,7 +25,7 @@ macro_rules! section {
 
             /// What is not stated here is as in `built_in`.
             fn or(self, built_in: Self) -> Self {
-                $name { $($key: self.$key.or(built_in.$key.map(Given::taken_over)),)+ }
+                $name { $($key: self.$key.or(built_in.$key.map(GivenValue::taken_over)),)+ }
             }
         }
     };
@@ -33,20 +33,20 @@ macro_rules! section {
 
 section!(Device { size: Size });
 section!(Volume { lease_break_time: Duration, write_break: WriteBreak });
-section!(Files { count: u64, size: Size, popularity: Popularity });
+section!(Files { count: u64, size: Size, popularity: PopularityText });
 section!(Run { duration: Duration, quick_duration: Duration, threads: u32, seed: u64 });
 section!(RacePoints { probability: f64 });
 section!(Registrants {
     count: u32,
     regions_max: u32,
-    region_length: Raw<Size>,
-    region_lifetime: Raw<Duration>,
+    region_length: RawDistribution<Size>,
+    region_lifetime: RawDistribution<Duration>,
     read_only: f64,
     whole_file_lease: f64,
     rude: f64,
-    dma_burst: Raw<u64>,
-    dma_length: Raw<Size>,
-    pause: Raw<Duration>,
+    dma_burst: RawDistribution<u64>,
+    dma_length: RawDistribution<Size>,
+    pause: RawDistribution<Duration>,
 });
 section!(Mix {
     register: u32,
@@ -60,25 +60,25 @@ section!(Mix {
     kill: u32,
 });
 section!(DmaMix { write: u32, read: u32, compare_swap: u32, fetch_add: u32 });
-section!(Truncaters { count: u32, size: Raw<Size>, by_path: f64, unaligned: f64, pause: Raw<Duration>, });
-section!(Punchers { count: u32, length: Raw<Size>, zero_range: f64, pause: Raw<Duration>, });
-section!(DirectIo { count: u32, length: Raw<Size>, write: f64, pause: Raw<Duration>, });
+section!(Truncaters { count: u32, size: RawDistribution<Size>, by_path: f64, unaligned: f64, pause: RawDistribution<Duration>, });
+section!(Punchers { count: u32, length: RawDistribution<Size>, zero_range: f64, pause: RawDistribution<Duration>, });
+section!(DirectIo { count: u32, length: RawDistribution<Size>, write: f64, pause: RawDistribution<Duration>, });
 section!(Extenders {
     count: u32,
-    length: Raw<Size>,
+    length: RawDistribution<Size>,
     fallocate: f64,
     shared: f64,
     recreate: f64,
-    pause: Raw<Duration>,
+    pause: RawDistribution<Duration>,
 });
 section!(Reaper { patience: Duration });
 
 /// How often each file is chosen.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Popularity {
-    pub(super) dist: Given<PopularityShape>,
-    pub(super) exponent: Option<Given<f64>>,
+pub(super) struct PopularityText {
+    pub(super) dist: GivenValue<PopularityShape>,
+    pub(super) exponent: Option<GivenValue<f64>>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
@@ -93,12 +93,12 @@ macro_rules! text {
         /// A whole job file.
         #[derive(Clone, Debug, Default, Deserialize)]
         #[serde(deny_unknown_fields, default)]
-        pub(super) struct Text {
-            pub(super) name: Option<Given<String>>,
+        pub(super) struct JobText {
+            pub(super) name: Option<GivenValue<String>>,
             $(pub(super) $section: $ty,)+
         }
 
-        impl Text {
+        impl JobText {
             /// Every key, as `section.key`.
             #[cfg(test)]
             pub(super) fn keys() -> Vec<String> {
@@ -108,9 +108,9 @@ macro_rules! text {
             }
 
             /// What is not stated here is as in `built_in`.
-            pub(super) fn or(self, built_in: Text) -> Text {
-                Text {
-                    name: self.name.or(built_in.name.map(Given::taken_over)),
+            pub(super) fn or(self, built_in: JobText) -> JobText {
+                JobText {
+                    name: self.name.or(built_in.name.map(GivenValue::taken_over)),
                     $($section: self.$section.or(built_in.$section),)+
                 }
             }

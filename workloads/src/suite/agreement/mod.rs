@@ -20,13 +20,13 @@ use fs_sim::Sabotage;
 use fs_sim::design::{Axes, VolumeOptions};
 use rand::RngExt;
 
-use crate::linux::{Host, Linux, LinuxConfig, LongBreakTime};
+use crate::linux::{Host, LinuxConfig, LinuxMachine, LongBreakTime};
 use crate::race::StopFlag;
 use crate::scenario::machine::{Machine, Trouble};
 use crate::scenario::sim::Simulation;
 use crate::scenario::{FileSetup, Setup};
-use generate::{Flavour, Move, View};
-use pair::{Pair, Stop};
+use generate::{AgreedView, AgreementStep, SequenceFlavour};
+use pair::{MachinePair, SequenceStop};
 
 /// The device of a simulated machine: far more than a sequence's files need.
 const DEVICE: u64 = 16 << 20;
@@ -86,16 +86,16 @@ pub struct Difference {
 }
 
 /// A way to make a machine.
-type Maker<'m> = dyn Fn(&Setup) -> Result<Box<dyn Machine + 'm>, Trouble> + 'm;
+type MachineMaker<'m> = dyn Fn(&Setup) -> Result<Box<dyn Machine + 'm>, Trouble> + 'm;
 
 /// How the two machines are made; the left one's word counts.
-struct Makers<'m> {
-    left: &'m Maker<'m>,
-    right: &'m Maker<'m>,
+struct MachineMakers<'m> {
+    left: &'m MachineMaker<'m>,
+    right: &'m MachineMaker<'m>,
 }
 
-impl<'m> Makers<'m> {
-    fn pair(&self, files: &[FileSetup], view: View) -> Result<Pair<'m>, Stop> {
+impl<'m> MachineMakers<'m> {
+    fn pair(&self, files: &[FileSetup], view: AgreedView) -> Result<MachinePair<'m>, SequenceStop> {
         let setup = Setup {
             device: DEVICE,
             options: VolumeOptions::default(),
@@ -103,9 +103,9 @@ impl<'m> Makers<'m> {
             files: files.to_vec(),
             linux: true,
         };
-        let cannot = |trouble: Trouble| Stop::NotRun(trouble.to_string());
+        let cannot = |trouble: Trouble| SequenceStop::NotRun(trouble.to_string());
         let (left, right) = ((self.left)(&setup).map_err(cannot)?, (self.right)(&setup).map_err(cannot)?);
-        Ok(Pair::new(left, right, view))
+        Ok(MachinePair::new(left, right, view))
     }
 }
 
@@ -116,7 +116,7 @@ pub fn run(config: &AgreementConfig, stop: &StopFlag) -> AgreementReport {
         let simulation = |setup: &Setup| {
             Simulation::new(setup, config.axes, config.sabotage).map(|machine| Box::new(machine) as Box<dyn Machine>)
         };
-        compare(&Makers { left: &linux, right: &simulation }, range, config.seed, config.sequences, stop)
+        compare(&MachineMakers { left: &linux, right: &simulation }, range, config.seed, config.sequences, stop)
     })
 }
 
@@ -124,27 +124,33 @@ pub fn run(config: &AgreementConfig, stop: &StopFlag) -> AgreementReport {
 pub fn run_against_itself(config: &AgreementConfig, stop: &StopFlag) -> AgreementReport {
     on_linux(config, |host, range| {
         let linux = |setup: &Setup| linux(host, setup);
-        compare(&Makers { left: &linux, right: &linux }, range, config.seed, config.sequences, stop)
+        compare(&MachineMakers { left: &linux, right: &linux }, range, config.seed, config.sequences, stop)
     })
 }
 
 fn on_linux(
     config: &AgreementConfig,
-    body: impl FnOnce(&Rc<Host>, generate::Range) -> AgreementReport,
+    body: impl FnOnce(&Rc<Host>, generate::RangeSupport) -> AgreementReport,
 ) -> AgreementReport {
     let start = || -> Result<_, Trouble> { Ok((LongBreakTime::hold()?, Host::start(config.linux.clone())?)) };
     match start() {
-        Ok((_long, host)) => body(&host, generate::Range { moves_ranges: host.file_system().moves_ranges }),
+        Ok((_long, host)) => body(&host, generate::RangeSupport { moves_ranges: host.file_system().moves_ranges }),
         Err(trouble) => AgreementReport { not_run: Some(trouble.to_string()), ..AgreementReport::default() },
     }
 }
 
 fn linux<'m>(host: &Rc<Host>, setup: &Setup) -> Result<Box<dyn Machine + 'm>, Trouble> {
-    Ok(Box::new(Linux::new(host, setup, &[])?))
+    Ok(Box::new(LinuxMachine::new(host, setup, &[])?))
 }
 
 /// Compares any two machines.
-fn compare(makers: &Makers<'_>, range: generate::Range, seed: u64, sequences: u64, stop: &StopFlag) -> AgreementReport {
+fn compare(
+    makers: &MachineMakers<'_>,
+    range: generate::RangeSupport,
+    seed: u64,
+    sequences: u64,
+    stop: &StopFlag,
+) -> AgreementReport {
     let mut report = AgreementReport::default();
     for index in 0..sequences {
         if stop.is_set() {
@@ -153,13 +159,13 @@ fn compare(makers: &Makers<'_>, range: generate::Range, seed: u64, sequences: u6
         report.run += 1;
         match sequence(makers, range, seed, index, &mut report.outcomes) {
             Ok(()) => report.agreed += 1,
-            Err((_, Stop::Inconclusive(_))) => report.inconclusive += 1,
-            Err((_, Stop::NotRun(why))) => {
+            Err((_, SequenceStop::Inconclusive(_))) => report.inconclusive += 1,
+            Err((_, SequenceStop::NotRun(why))) => {
                 report.run -= 1;
                 report.not_run = Some(why);
                 break;
             }
-            Err((tried, Stop::Differ { .. })) => {
+            Err((tried, SequenceStop::Differ { .. })) => {
                 let found = shrink::shortest(makers, tried.clone(), index);
                 report.difference = Some(found.unwrap_or_else(|| Difference {
                     index,
@@ -176,28 +182,28 @@ fn compare(makers: &Makers<'_>, range: generate::Range, seed: u64, sequences: u6
 
 /// Files and steps.
 #[derive(Clone, Debug)]
-struct Tried {
+struct TriedSequence {
     files: Vec<FileSetup>,
     processes: usize,
-    steps: Vec<Move>,
+    steps: Vec<AgreementStep>,
 }
 
 /// Chooses and makes the steps of one sequence.
 fn sequence(
-    makers: &Makers<'_>,
-    range: generate::Range,
+    makers: &MachineMakers<'_>,
+    range: generate::RangeSupport,
     seed: u64,
     index: u64,
     outcomes: &mut BTreeMap<String, u64>,
-) -> Result<(), (Tried, Stop)> {
+) -> Result<(), (TriedSequence, SequenceStop)> {
     let mut rng = rng::stream(seed, "agreement", index);
     let files = generate::files(&mut rng);
-    let mut tried = Tried { files, processes: rng.random_range(2..=3), steps: Vec::new() };
-    let mut pair = match makers.pair(&tried.files, View::new(tried.processes)) {
+    let mut tried = TriedSequence { files, processes: rng.random_range(2..=3), steps: Vec::new() };
+    let mut pair = match makers.pair(&tried.files, AgreedView::new(tried.processes)) {
         Ok(pair) => pair,
         Err(stop) => return Err((tried, stop)),
     };
-    let flavour = if rng.random_range(0..3) < 2 { Flavour::Leases } else { Flavour::Contents };
+    let flavour = if rng.random_range(0..3) < 2 { SequenceFlavour::Leases } else { SequenceFlavour::Contents };
     for _ in 0..rng.random_range(STEPS) {
         let Some(step) = generate::next(&mut rng, &pair.view, range, flavour) else { break };
         tried.steps.push(step.clone());
@@ -211,6 +217,6 @@ fn sequence(
     }
     match pair.finish().first() {
         None => Ok(()),
-        Some(wrong) => Err((tried, Stop::Differ { left: "nothing wrong".to_owned(), right: wrong.clone() })),
+        Some(wrong) => Err((tried, SequenceStop::Differ { left: "nothing wrong".to_owned(), right: wrong.clone() })),
     }
 }

@@ -40,7 +40,7 @@ fn a_line_torn_between_two_entitled_writers_is_fine() {
 
 #[test]
 fn another_files_bytes_are_found_with_their_writer() {
-    let foreign = Foreign { ino: INO, offset: 64, found: Found::Line { ino: 13, offset: 64, writer: 9 } };
+    let foreign = ForeignWord { ino: INO, offset: 64, found: Found::Line { ino: 13, offset: 64, writer: 9 } };
     assert_eq!(check(&written(13, 64, 64, 9), INO, 64), Err(foreign));
     assert_eq!(foreign.to_string(), "inode 12 byte 64: bytes that actor 9 wrote for inode 13 byte 64");
 }
@@ -51,7 +51,7 @@ fn bytes_of_another_offset_are_found_however_near() {
     for wrong in [8, 64, 4096] {
         let found = check(&written(INO, 4096 + wrong, 64, 9), INO, 4096);
         let line = Found::Line { ino: INO, offset: 4096 + wrong, writer: 9 };
-        assert_eq!(found, Err(Foreign { ino: INO, offset: 4096, found: line }), "wrong by {wrong}");
+        assert_eq!(found, Err(ForeignWord { ino: INO, offset: 4096, found: line }), "wrong by {wrong}");
     }
 }
 

@@ -10,16 +10,16 @@ use toml::Spanned;
 
 /// A value and where it stands.
 #[derive(Clone, Debug)]
-pub(super) struct Given<T> {
+pub(super) struct GivenValue<T> {
     pub(super) value: T,
-    pub(super) place: Place,
+    pub(super) place: ValuePlace,
 }
 
 /// Where a value stands in the text that is being read; nowhere if it was taken over from the built-in job.
 #[derive(Clone, Debug)]
-pub(super) struct Place(Option<Range<usize>>);
+pub(super) struct ValuePlace(Option<Range<usize>>);
 
-impl Place {
+impl ValuePlace {
     /// An error that points here, or at the text as a whole.
     pub(super) fn error(&self, source: &Source, title: impl Into<String>) -> InputError {
         match &self.0 {
@@ -29,17 +29,17 @@ impl Place {
     }
 }
 
-impl<'de, T: Deserialize<'de>> Deserialize<'de> for Given<T> {
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for GivenValue<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let spanned = Spanned::<T>::deserialize(deserializer)?;
-        Ok(Given { place: Place(Some(spanned.span())), value: spanned.into_inner() })
+        Ok(GivenValue { place: ValuePlace(Some(spanned.span())), value: spanned.into_inner() })
     }
 }
 
-impl<T> Given<T> {
+impl<T> GivenValue<T> {
     /// The same value without its place, for another text's reader.
     pub(super) fn taken_over(self) -> Self {
-        Given { place: Place(None), ..self }
+        GivenValue { place: ValuePlace(None), ..self }
     }
 
     /// An error that points at the value.
@@ -53,7 +53,7 @@ impl<T> Given<T> {
     }
 }
 
-impl Given<f64> {
+impl GivenValue<f64> {
     /// The value as a probability.
     ///
     /// # Errors

@@ -24,7 +24,7 @@ pub(crate) use check::DMA_BYTES_MAX;
 pub use distribution::Distribution;
 
 /// The built-in job's text.
-pub const BUILT_IN: &str = include_str!("../../jobs/default.toml");
+pub const BUILT_IN: &str = include_str!("../../../jobs/default.toml");
 
 /// Most actors of one race: a writer's number is one byte of every payload word.
 pub const ACTORS_MAX: u32 = 255;
@@ -76,7 +76,7 @@ pub enum Popularity {
 
 /// The files that everybody works on.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Files {
+pub struct JobFiles {
     /// How many.
     pub count: u64,
     /// The largest size of each in bytes, and the size at the start.
@@ -87,7 +87,7 @@ pub struct Files {
 
 /// Weights of what a registrant does next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Mix {
+pub struct RegistrantMix {
     /// Leases, maps and registers a range.
     pub register: u32,
     /// A burst of work requests on a live region.
@@ -135,7 +135,7 @@ pub struct Registrants {
     /// Probability that the lease covers the whole file and not just the mapped range.
     pub whole_file_lease: f64,
     /// Probability that a process ignores SIGIO for its whole life.
-    pub rude: f64,
+    pub skips_cleanup: f64,
     /// Work requests of one burst.
     pub dma_burst: Distribution,
     /// Length of one WRITE or READ in bytes, before it is cut to whole 8-byte words and to the region.
@@ -204,7 +204,7 @@ pub struct Job {
     /// Options of the volume.
     pub volume: VolumeOptions,
     /// The files.
-    pub files: Files,
+    pub files: JobFiles,
     /// How long each design runs.
     pub duration: Duration,
     /// How long each design runs with `--quick`.
@@ -216,7 +216,7 @@ pub struct Job {
     /// What registrants are like.
     pub registrants: Registrants,
     /// What registrants do.
-    pub mix: Mix,
+    pub mix: RegistrantMix,
     /// What their work requests are.
     pub dma_mix: DmaMix,
     /// What truncaters do.

@@ -58,11 +58,11 @@ fn liar(setup: &Setup) -> Result<Box<dyn Machine>, Trouble> {
     Ok(Box::new(Liar(Simulation::new(setup, axes(), Sabotage::default())?, 0)))
 }
 
-const RANGE: generate::Range = generate::Range { moves_ranges: true };
+const RANGE: generate::RangeSupport = generate::RangeSupport { moves_ranges: true };
 
 #[test]
 fn a_machine_agrees_with_itself() {
-    let makers = Makers { left: &honest, right: &honest };
+    let makers = MachineMakers { left: &honest, right: &honest };
     let report = compare(&makers, RANGE, 7, 60, &StopFlag::new());
     assert_eq!((report.run, report.agreed, report.inconclusive), (60, 60, 0));
     assert_eq!((report.not_run, report.difference), (None, None));
@@ -70,7 +70,7 @@ fn a_machine_agrees_with_itself() {
 
 #[test]
 fn a_difference_is_found_and_shrunk_to_a_scenario() {
-    let makers = Makers { left: &honest, right: &liar };
+    let makers = MachineMakers { left: &honest, right: &liar };
     let report = compare(&makers, RANGE, 7, 1000, &StopFlag::new());
     assert!(report.failed());
     let difference = report.difference.unwrap();
@@ -86,7 +86,7 @@ fn a_difference_is_found_and_shrunk_to_a_scenario() {
 #[test]
 fn the_same_seed_tries_the_same() {
     let tried = |seed| {
-        let makers = Makers { left: &honest, right: &liar };
+        let makers = MachineMakers { left: &honest, right: &liar };
         compare(&makers, RANGE, seed, 1000, &StopFlag::new()).difference.unwrap().scenario
     };
     assert_eq!(tried(3), tried(3));

@@ -8,7 +8,7 @@ use rand::{Rng, RngExt};
 use rand_distr::Distribution as _;
 use serde::Deserialize;
 
-use super::given::Given;
+use super::given::GivenValue;
 
 /// A quantity with its own unit, counted in its smallest unit.
 pub(super) trait Quantity: Copy + std::fmt::Display {
@@ -47,7 +47,7 @@ impl Quantity for u64 {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
-enum Shape {
+enum DistributionShape {
     Constant,
     Uniform,
     Exponential,
@@ -55,23 +55,23 @@ enum Shape {
     LogNormal,
 }
 
-/// A distribution as it stands in a job. Which keys belong to which `dist` is checked by [`Raw::check`].
+/// A distribution as it stands in a job. Which keys belong to which `dist` is checked by [`RawDistribution::check`].
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Raw<Q> {
-    dist: Given<Shape>,
-    value: Option<Given<Q>>,
-    mean: Option<Given<Q>>,
-    median: Option<Given<Q>>,
-    std_dev: Option<Given<Q>>,
-    sigma: Option<Given<f64>>,
-    min: Option<Given<Q>>,
-    max: Option<Given<Q>>,
+pub(super) struct RawDistribution<Q> {
+    dist: GivenValue<DistributionShape>,
+    value: Option<GivenValue<Q>>,
+    mean: Option<GivenValue<Q>>,
+    median: Option<GivenValue<Q>>,
+    std_dev: Option<GivenValue<Q>>,
+    sigma: Option<GivenValue<f64>>,
+    min: Option<GivenValue<Q>>,
+    max: Option<GivenValue<Q>>,
 }
 
 /// What a drawn value may be.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Limits<'a> {
+pub(super) struct DistributionLimits<'a> {
     pub(super) key: &'a str,
     pub(super) min: u64,
     pub(super) max: u64,
@@ -82,13 +82,13 @@ pub(super) struct Limits<'a> {
 /// A checked distribution over whole numbers: nanoseconds, bytes or pieces.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Distribution {
-    form: Form,
+    form: DistributionForm,
     min: u64,
     max: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Form {
+enum DistributionForm {
     Constant,
     Uniform,
     Exponential { mean: f64 },
@@ -110,14 +110,14 @@ impl Distribution {
     /// Draws a value.
     pub fn draw(&self, rng: &mut impl Rng) -> u64 {
         let drawn = match self.form {
-            Form::Constant => return self.min,
-            Form::Uniform => return rng.random_range(self.min..=self.max),
-            Form::Exponential { mean } => {
+            DistributionForm::Constant => return self.min,
+            DistributionForm::Uniform => return rng.random_range(self.min..=self.max),
+            DistributionForm::Exponential { mean } => {
                 let drawn: f64 = rand_distr::Exp1.sample(rng);
                 mean * drawn
             }
-            Form::Normal { mean, std_dev } => mean + std_dev * standard_normal(rng),
-            Form::LogNormal { ln_median, sigma } => (ln_median + sigma * standard_normal(rng)).exp(),
+            DistributionForm::Normal { mean, std_dev } => mean + std_dev * standard_normal(rng),
+            DistributionForm::LogNormal { ln_median, sigma } => (ln_median + sigma * standard_normal(rng)).exp(),
         };
         // The cast saturates, and the checks have excluded NaN.
         (drawn.round() as u64).clamp(self.min, self.max)
@@ -128,12 +128,12 @@ fn standard_normal(rng: &mut impl Rng) -> f64 {
     rand_distr::StandardNormal.sample(rng)
 }
 
-impl<Q: Quantity> Raw<Q> {
+impl<Q: Quantity> RawDistribution<Q> {
     /// The distribution as it can be drawn from.
     ///
     /// # Errors
     /// A key that the distribution lacks or does not know, bounds that are backwards, a value that can't be used.
-    pub(super) fn check(&self, source: &Source, limits: Limits<'_>) -> Result<Distribution, InputError> {
+    pub(super) fn check(&self, source: &Source, limits: DistributionLimits<'_>) -> Result<Distribution, InputError> {
         self.check_keys(source)?;
         for given in [&self.value, &self.mean, &self.median, &self.min, &self.max].into_iter().flatten() {
             check_within(source, given, limits)?;
@@ -155,18 +155,20 @@ impl<Q: Quantity> Raw<Q> {
                 return Err(given.error(source, title).help(bounds));
             }
         }
-        let units = |given: &Option<Given<Q>>| given.as_ref().map_or(0.0, |given| given.value.units() as f64);
+        let units = |given: &Option<GivenValue<Q>>| given.as_ref().map_or(0.0, |given| given.value.units() as f64);
         let (min, max, form) = match self.dist.value {
-            Shape::Constant => {
+            DistributionShape::Constant => {
                 let value = self.value.as_ref().map_or(min, |given| given.value.units());
-                (value, value, Form::Constant)
+                (value, value, DistributionForm::Constant)
             }
-            Shape::Uniform => (min, max, Form::Uniform),
-            Shape::Exponential => (min, max, Form::Exponential { mean: units(&self.mean) }),
-            Shape::Normal => (min, max, Form::Normal { mean: units(&self.mean), std_dev: units(&self.std_dev) }),
-            Shape::LogNormal => {
+            DistributionShape::Uniform => (min, max, DistributionForm::Uniform),
+            DistributionShape::Exponential => (min, max, DistributionForm::Exponential { mean: units(&self.mean) }),
+            DistributionShape::Normal => {
+                (min, max, DistributionForm::Normal { mean: units(&self.mean), std_dev: units(&self.std_dev) })
+            }
+            DistributionShape::LogNormal => {
                 let ln_median = units(&self.median).max(1.0).ln();
-                (min, max, Form::LogNormal { ln_median, sigma: self.sigma(source)? })
+                (min, max, DistributionForm::LogNormal { ln_median, sigma: self.sigma(source)? })
             }
         };
         Ok(Distribution { form, min, max })
@@ -188,18 +190,18 @@ impl<Q: Quantity> Raw<Q> {
     fn check_keys(&self, source: &Source) -> Result<(), InputError> {
         // (needed, merely known)
         let (name, needed, known): (_, &[&str], &[&str]) = match self.dist.value {
-            Shape::Constant => ("constant", &["value"], &[]),
-            Shape::Uniform => ("uniform", &["min", "max"], &[]),
-            Shape::Exponential => ("exponential", &["mean"], &["min", "max"]),
-            Shape::Normal => ("normal", &["mean", "std_dev"], &["min", "max"]),
-            Shape::LogNormal => ("lognormal", &["median", "sigma"], &["min", "max"]),
+            DistributionShape::Constant => ("constant", &["value"], &[]),
+            DistributionShape::Uniform => ("uniform", &["min", "max"], &[]),
+            DistributionShape::Exponential => ("exponential", &["mean"], &["min", "max"]),
+            DistributionShape::Normal => ("normal", &["mean", "std_dev"], &["min", "max"]),
+            DistributionShape::LogNormal => ("lognormal", &["median", "sigma"], &["min", "max"]),
         };
         let usage = || {
             let optional: Vec<String> = known.iter().map(|key| format!("and may have `{key}`")).collect();
             let needed: Vec<String> = needed.iter().map(|key| format!("`{key}`")).collect();
             format!("`{name}` needs {} {}", needed.join(" and "), optional.join(" ")).trim_end().to_owned()
         };
-        let place = |given: &Option<Given<Q>>| given.as_ref().map(|given| given.place.clone());
+        let place = |given: &Option<GivenValue<Q>>| given.as_ref().map(|given| given.place.clone());
         let stated = [
             ("value", place(&self.value)),
             ("mean", place(&self.mean)),
@@ -226,7 +228,11 @@ impl<Q: Quantity> Raw<Q> {
     }
 }
 
-fn check_within<Q: Quantity>(source: &Source, given: &Given<Q>, limits: Limits<'_>) -> Result<(), InputError> {
+fn check_within<Q: Quantity>(
+    source: &Source,
+    given: &GivenValue<Q>,
+    limits: DistributionLimits<'_>,
+) -> Result<(), InputError> {
     let units = given.value.units();
     if (limits.min..=limits.max).contains(&units) {
         return Ok(());

@@ -4,13 +4,13 @@
 
 use crate::input::Size;
 
-use super::generate::Move;
+use super::generate::AgreementStep;
 use super::pair::Line;
 use crate::ops::{Arg, Op, Param};
 use crate::scenario::{Contents, FileSetup};
 
 /// `A: f = open data rw`.
-pub(super) fn step(step: &Move) -> String {
+pub(super) fn step(step: &AgreementStep) -> String {
     let bind = step.bind.as_ref().map(|name| format!("{name} = ")).unwrap_or_default();
     format!("{}: {bind}{}", step.process, op(&step.op))
 }

@@ -8,14 +8,14 @@ use emulator::time::Nanos;
 use fs_sim::{Errno, Task};
 use reports::{Counters, Latency, OpLatencies};
 
-use crate::oracle::Foreign;
+use super::oracle::ForeignWord;
 
-/// Foreign words that one actor keeps in words.
+/// ForeignWord words that one actor keeps in words.
 const TOLD_MAX: usize = 8;
 
 /// What is timed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Timed {
+pub(super) enum TimedCall {
     Truncate,
     Punch,
     Register,
@@ -23,13 +23,13 @@ pub(super) enum Timed {
     Dma,
 }
 
-impl Timed {
-    const ALL: [(Timed, &'static str); 5] = [
-        (Timed::Truncate, "truncate"),
-        (Timed::Punch, "punch"),
-        (Timed::Register, "register"),
-        (Timed::Deregister, "deregister"),
-        (Timed::Dma, "dma"),
+impl TimedCall {
+    const ALL: [(TimedCall, &'static str); 5] = [
+        (TimedCall::Truncate, "truncate"),
+        (TimedCall::Punch, "punch"),
+        (TimedCall::Register, "register"),
+        (TimedCall::Deregister, "deregister"),
+        (TimedCall::Dma, "dma"),
     ];
 }
 
@@ -41,7 +41,7 @@ pub(super) fn is_refusal(errno: Errno) -> bool {
 
 /// See the module.
 #[derive(Debug, Default)]
-pub(super) struct Tally {
+pub(super) struct ActorStats {
     pub(super) counters: Counters,
     latencies: [Latency; 5],
     /// Reads that returned a word nobody entitled wrote.
@@ -52,7 +52,7 @@ pub(super) struct Tally {
     pub(super) chosen_kills: u64,
 }
 
-impl Tally {
+impl ActorStats {
     /// Counts a finished call.
     pub(super) fn call<T>(&mut self, result: Result<T, Errno>) -> Result<T, Errno> {
         match &result {
@@ -66,7 +66,7 @@ impl Tally {
     /// Makes a call, counts it, and takes its time if it succeeds: that of the others would say how fast a design refuses.
     pub(super) fn timed<T>(
         &mut self,
-        what: Timed,
+        what: TimedCall,
         task: &Task,
         call: impl FnOnce() -> Result<T, Errno>,
     ) -> Result<T, Errno> {
@@ -83,31 +83,31 @@ impl Tally {
         self.call(result)
     }
 
-    fn count_timed(&mut self, what: Timed, errno: Option<Errno>, waited: bool) {
+    fn count_timed(&mut self, what: TimedCall, errno: Option<Errno>, waited: bool) {
         let counters = &mut self.counters;
         let refused = u64::from(errno == Some(Errno::ETXTBSY));
         let interrupted = u64::from(errno == Some(Errno::EINTR));
         match what {
-            Timed::Truncate => {
+            TimedCall::Truncate => {
                 counters.truncate_attempts += 1;
                 counters.truncate_done += u64::from(errno.is_none());
                 counters.truncate_etxtbsy += refused;
                 counters.truncate_eintr += interrupted;
                 counters.truncate_waited += u64::from(waited);
             }
-            Timed::Punch => {
+            TimedCall::Punch => {
                 counters.punch_attempts += 1;
                 counters.punch_done += u64::from(errno.is_none());
                 counters.punch_etxtbsy += refused;
                 counters.punch_eintr += interrupted;
                 counters.punch_waited += u64::from(waited);
             }
-            Timed::Register => {
+            TimedCall::Register => {
                 counters.registrations_granted += u64::from(errno.is_none());
                 counters.registrations_refused += u64::from(errno.is_some_and(|errno| errno != Errno::Dead));
             }
-            Timed::Deregister => counters.deregistrations += u64::from(errno.is_none()),
-            Timed::Dma => {}
+            TimedCall::Deregister => counters.deregistrations += u64::from(errno.is_none()),
+            TimedCall::Dma => {}
         }
     }
 
@@ -116,11 +116,11 @@ impl Tally {
         self.counters.operations += 1;
         self.counters.dma_operations += 1;
         self.counters.dma_bytes += bytes;
-        self.latencies[Timed::Dma as usize].record(end.since(start), waited);
+        self.latencies[TimedCall::Dma as usize].record(end.since(start), waited);
     }
 
     /// Notes what a read through `by` returned.
-    pub(super) fn checked(&mut self, by: &str, check: Result<(), Foreign>) {
+    pub(super) fn checked(&mut self, by: &str, check: Result<(), ForeignWord>) {
         if let Err(foreign) = check {
             self.foreign_reads += 1;
             if self.told.len() < TOLD_MAX {
@@ -130,7 +130,7 @@ impl Tally {
     }
 
     /// Adds another actor's.
-    pub(super) fn merge(&mut self, other: Tally) {
+    pub(super) fn merge(&mut self, other: ActorStats) {
         self.counters.merge(&other.counters);
         for (mine, theirs) in self.latencies.iter_mut().zip(&other.latencies) {
             mine.merge(theirs);
@@ -143,7 +143,7 @@ impl Tally {
     /// The times, under the names that reports look for.
     pub(super) fn latencies(&self) -> OpLatencies {
         let mut all = OpLatencies::new();
-        for (what, name) in Timed::ALL {
+        for (what, name) in TimedCall::ALL {
             *all.operation(name) = self.latencies[what as usize].clone();
         }
         all

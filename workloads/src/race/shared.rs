@@ -15,23 +15,24 @@ use emulator::wait::{WaitFor, WaitQueue, WaiterId};
 use fs_sim::process::Pid;
 use fs_sim::{Kernel, Task};
 
-use super::registrant::Passed;
-use super::tally::Tally;
-use crate::job::{Job, Role};
+use super::config::Snapshot;
+use super::inbox::PassedContext;
+use super::job::{Job, Role};
+use super::stats::ActorStats;
 
 /// What an actor shows of itself while the race runs. Written by its own thread only.
 #[derive(Debug, Default)]
-pub(super) struct Live {
+pub(super) struct LiveCounts {
     pub(super) operations: AtomicU64,
     pub(super) truncates: AtomicU64,
     pub(super) registrations: AtomicU64,
     pub(super) dma: AtomicU64,
 }
 
-impl Live {
+impl LiveCounts {
     /// Shows what `tally` has by now.
-    pub(super) fn publish(&self, tally: &Tally) {
-        let counters = &tally.counters;
+    pub(super) fn publish(&self, stats: &ActorStats) {
+        let counters = &stats.counters;
         // ORDERING: Relaxed: numbers for a status line, each right by itself.
         self.operations.store(counters.operations, Ordering::Relaxed);
         self.truncates.store(counters.truncate_done, Ordering::Relaxed);
@@ -43,18 +44,18 @@ impl Live {
 /// One actor, as others see it. Alone in its cache lines.
 #[derive(Debug)]
 #[repr(align(128))]
-pub(super) struct Slot {
+pub(super) struct ActorSlot {
     pub(super) role: Role,
-    pub(super) live: Live,
+    pub(super) live: LiveCounts,
     /// The process that a registrant is at the moment; 0 between lives.
     pub(super) pid: AtomicU32,
     /// What was said about contexts on their way to it.
-    pub(super) mail: Mutex<Vec<Passed>>,
+    pub(super) inbox: Mutex<Vec<PassedContext>>,
 }
 
 /// What bounds a run besides its clock.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Limits {
+pub(super) struct RunLimits {
     /// The most choices that an actor takes; for tests that compare them.
     pub(super) choices_max: u64,
     /// After the stop: how long nobody may move before that is a standstill. Generous: a machine that is busy with other
@@ -64,19 +65,19 @@ pub(super) struct Limits {
     pub(super) watchdog: Duration,
 }
 
-impl Default for Limits {
+impl Default for RunLimits {
     fn default() -> Self {
-        Limits { choices_max: u64::MAX, standstill: Duration::from_secs(5), watchdog: Duration::from_secs(30) }
+        RunLimits { choices_max: u64::MAX, standstill: Duration::from_secs(5), watchdog: Duration::from_secs(30) }
     }
 }
 
 /// See the module.
-pub(super) struct Arena {
+pub(super) struct RaceShared {
     pub(super) kernel: Arc<Kernel>,
     pub(super) job: Job,
     pub(super) seed: u64,
-    pub(super) slots: Vec<Slot>,
-    pub(super) limits: Limits,
+    pub(super) slots: Vec<ActorSlot>,
+    pub(super) limits: RunLimits,
     stopping: AtomicBool,
     /// Where pausing actors and the supervisor sleep.
     pub(super) changed: WaitQueue,
@@ -84,12 +85,17 @@ pub(super) struct Arena {
     pub(super) running: AtomicU32,
 }
 
-impl Arena {
-    pub(super) fn new(kernel: Arc<Kernel>, job: Job, seed: u64, limits: Limits) -> Arena {
-        let slot = |role| Slot { role, live: Live::default(), pid: AtomicU32::new(0), mail: Mutex::new(Vec::new()) };
-        let slots: Vec<Slot> = job.actors().into_iter().map(slot).collect();
+impl RaceShared {
+    pub(super) fn new(kernel: Arc<Kernel>, job: Job, seed: u64, limits: RunLimits) -> RaceShared {
+        let slot = |role| ActorSlot {
+            role,
+            live: LiveCounts::default(),
+            pid: AtomicU32::new(0),
+            inbox: Mutex::new(Vec::new()),
+        };
+        let slots: Vec<ActorSlot> = job.actors().into_iter().map(slot).collect();
         let running = AtomicU32::new(slots.len() as u32);
-        Arena {
+        RaceShared {
             kernel,
             job,
             seed,
@@ -114,8 +120,21 @@ impl Arena {
 
     /// Every name that a file of the race can have.
     pub(super) fn file_names(&self) -> Vec<String> {
-        let shared = (0..self.job.files.count).map(Arena::file_name);
-        shared.chain((0..self.slots.len()).map(Arena::own_file_name)).collect()
+        let shared = (0..self.job.files.count).map(RaceShared::file_name);
+        shared.chain((0..self.slots.len()).map(RaceShared::own_file_name)).collect()
+    }
+
+    /// How the run stands, `elapsed_ns` after its start.
+    pub(super) fn snapshot(&self, elapsed_ns: u64) -> Snapshot {
+        let mut snapshot = Snapshot { elapsed_ns, stale: self.kernel.counters.stale_dma.get(), ..Snapshot::default() };
+        for slot in &self.slots {
+            // ORDERING: Relaxed: a status line.
+            snapshot.operations += slot.live.operations.load(Ordering::Relaxed);
+            snapshot.truncates += slot.live.truncates.load(Ordering::Relaxed);
+            snapshot.registrations += slot.live.registrations.load(Ordering::Relaxed);
+            snapshot.dma += slot.live.dma.load(Ordering::Relaxed);
+        }
+        snapshot
     }
 
     /// Asks every actor to come to its end.
@@ -154,14 +173,14 @@ impl Arena {
     }
 
     /// A new process.
-    pub(super) fn spawn(self: &Arc<Self>) -> Proc {
+    pub(super) fn spawn(self: &Arc<Self>) -> RaceProcess {
         self.adopt(self.kernel.spawn())
     }
 
     /// A process that was forked.
-    pub(super) fn adopt(self: &Arc<Self>, task: Task) -> Proc {
+    pub(super) fn adopt(self: &Arc<Self>, task: Task) -> RaceProcess {
         self.processes.lock().insert(task.waiter().id(), task.pid());
-        Proc { arena: Arc::clone(self), task }
+        RaceProcess { shared: Arc::clone(self), task }
     }
 
     /// The process whose task sleeps as `waiter`.
@@ -171,12 +190,12 @@ impl Arena {
 }
 
 /// A process of the race and its one task.
-pub(super) struct Proc {
-    arena: Arc<Arena>,
+pub(super) struct RaceProcess {
+    shared: Arc<RaceShared>,
     task: Task,
 }
 
-impl Deref for Proc {
+impl Deref for RaceProcess {
     type Target = Task;
 
     fn deref(&self) -> &Task {
@@ -184,10 +203,10 @@ impl Deref for Proc {
     }
 }
 
-impl Drop for Proc {
+impl Drop for RaceProcess {
     fn drop(&mut self) {
         // A process never outlives the actor that drove it, not even one that panicked.
         self.task.exit();
-        self.arena.processes.lock().remove(&self.task.waiter().id());
+        self.shared.processes.lock().remove(&self.task.waiter().id());
     }
 }

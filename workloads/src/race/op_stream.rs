@@ -9,11 +9,11 @@ use emulator::rng::{self, Rng};
 use rand::{RngExt, SeedableRng};
 use rand_distr::{Distribution as _, Zipf};
 
-use crate::job::{Distribution, Job, Popularity, Role};
+use super::job::{Distribution, Job, Popularity, Role};
 
 /// What a registrant does next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Act {
+pub enum RegistrantAct {
     /// Leases, maps and registers a range.
     Register,
     /// A burst of work requests.
@@ -54,7 +54,7 @@ impl Share {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RegistrantStep {
     /// What it does.
-    pub act: Act,
+    pub act: RegistrantAct,
     /// The file, for a registration.
     pub file: u64,
     /// Where in the file, as a share of what is possible.
@@ -84,7 +84,7 @@ pub struct RegistrantStep {
     /// What a forked child does: close what it inherited, or just exit.
     pub child_closes: bool,
     /// Whether a process that begins its life with this step ignores SIGIO.
-    pub rude: bool,
+    pub skips_cleanup: bool,
     /// Nanoseconds until the next step.
     pub pause: u64,
 }
@@ -151,7 +151,7 @@ pub struct ExtenderStep {
 
 /// One step of an actor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Choice {
+pub enum ActorStep {
     /// A registrant's.
     Registrant(RegistrantStep),
     /// A truncater's.
@@ -166,17 +166,17 @@ pub enum Choice {
 
 /// The endless choices of one actor.
 #[derive(Clone, Debug)]
-pub struct Choices {
+pub struct OpStream {
     rng: Rng,
     role: Role,
     job: Job,
     popularity: Option<Zipf<f64>>,
-    acts: Weighted<Act, 9>,
+    acts: Weighted<RegistrantAct, 9>,
 }
 
-impl Choices {
+impl OpStream {
     /// The choices of actor number `actor`, which has `role`, under `seed`.
-    pub fn new(seed: u64, job: &Job, actor: u64, role: Role) -> Choices {
+    pub fn new(seed: u64, job: &Job, actor: u64, role: Role) -> OpStream {
         let popularity = match job.files.popularity {
             Popularity::Uniform => None,
             // The job's checks leave nothing that Zipf refuses; without it all files are alike.
@@ -184,17 +184,17 @@ impl Choices {
         };
         let mix = &job.mix;
         let acts = Weighted::new([
-            (Act::Register, mix.register),
-            (Act::Dma, mix.dma),
-            (Act::Change, mix.change),
-            (Act::Unlock, mix.unlock),
-            (Act::Close, mix.close),
-            (Act::Pass, mix.pass),
-            (Act::Fork, mix.fork),
-            (Act::Exit, mix.exit),
-            (Act::Kill, mix.kill),
+            (RegistrantAct::Register, mix.register),
+            (RegistrantAct::Dma, mix.dma),
+            (RegistrantAct::Change, mix.change),
+            (RegistrantAct::Unlock, mix.unlock),
+            (RegistrantAct::Close, mix.close),
+            (RegistrantAct::Pass, mix.pass),
+            (RegistrantAct::Fork, mix.fork),
+            (RegistrantAct::Exit, mix.exit),
+            (RegistrantAct::Kill, mix.kill),
         ]);
-        Choices { rng: rng::stream(seed, "choices", actor), role, job: job.clone(), popularity, acts }
+        OpStream { rng: rng::stream(seed, "choices", actor), role, job: job.clone(), popularity, acts }
     }
 
     fn file(&mut self) -> u64 {
@@ -219,9 +219,9 @@ impl Choices {
     }
 
     fn registrant(&mut self) -> RegistrantStep {
-        let (read_only, whole_file, rude) = {
+        let (read_only, whole_file, skips_cleanup) = {
             let registrants = &self.job.registrants;
-            (registrants.read_only, registrants.whole_file_lease, registrants.rude)
+            (registrants.read_only, registrants.whole_file_lease, registrants.skips_cleanup)
         };
         RegistrantStep {
             act: self.acts.draw(&mut self.rng),
@@ -239,7 +239,7 @@ impl Choices {
             keep: self.share(),
             partner: self.share(),
             child_closes: self.chance(0.5),
-            rude: self.chance(rude),
+            skips_cleanup: self.chance(skips_cleanup),
             pause: self.draw(|job| job.registrants.pause),
         }
     }
@@ -293,16 +293,16 @@ impl Choices {
     }
 }
 
-impl Iterator for Choices {
-    type Item = Choice;
+impl Iterator for OpStream {
+    type Item = ActorStep;
 
-    fn next(&mut self) -> Option<Choice> {
+    fn next(&mut self) -> Option<ActorStep> {
         Some(match self.role {
-            Role::Registrant => Choice::Registrant(self.registrant()),
-            Role::Truncater => Choice::Truncater(self.truncater()),
-            Role::Puncher => Choice::Puncher(self.puncher()),
-            Role::DirectIo => Choice::DirectIo(self.direct_io()),
-            Role::Extender => Choice::Extender(self.extender()),
+            Role::Registrant => ActorStep::Registrant(self.registrant()),
+            Role::Truncater => ActorStep::Truncater(self.truncater()),
+            Role::Puncher => ActorStep::Puncher(self.puncher()),
+            Role::DirectIo => ActorStep::DirectIo(self.direct_io()),
+            Role::Extender => ActorStep::Extender(self.extender()),
         })
     }
 }
@@ -335,7 +335,7 @@ impl<T: Copy, const N: usize> Weighted<T, N> {
 
 /// What a work request does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verb {
+pub enum DmaVerb {
     /// RDMA WRITE.
     Write,
     /// RDMA READ.
@@ -348,9 +348,9 @@ pub enum Verb {
 
 /// One work request of a burst.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Request {
+pub struct DmaRequest {
     /// What it does.
-    pub verb: Verb,
+    pub verb: DmaVerb,
     /// Where in the region.
     pub place: Share,
     /// Bytes of a WRITE or READ, a multiple of 8.
@@ -359,31 +359,31 @@ pub struct Request {
 
 /// The endless work requests of one burst, drawn from the seed that its step drew.
 #[derive(Clone, Debug)]
-pub struct Requests {
+pub struct DmaRequests {
     rng: Rng,
-    verbs: Weighted<Verb, 4>,
+    verbs: Weighted<DmaVerb, 4>,
     length: Distribution,
 }
 
-impl Requests {
+impl DmaRequests {
     /// The requests of a burst.
-    pub fn new(job: &Job, burst_seed: u64) -> Requests {
+    pub fn new(job: &Job, burst_seed: u64) -> DmaRequests {
         let mix = &job.dma_mix;
         let verbs = Weighted::new([
-            (Verb::Write, mix.write),
-            (Verb::Read, mix.read),
-            (Verb::CompareSwap, mix.compare_swap),
-            (Verb::FetchAdd, mix.fetch_add),
+            (DmaVerb::Write, mix.write),
+            (DmaVerb::Read, mix.read),
+            (DmaVerb::CompareSwap, mix.compare_swap),
+            (DmaVerb::FetchAdd, mix.fetch_add),
         ]);
-        Requests { rng: Rng::seed_from_u64(burst_seed), verbs, length: job.registrants.dma_length }
+        DmaRequests { rng: Rng::seed_from_u64(burst_seed), verbs, length: job.registrants.dma_length }
     }
 }
 
-impl Iterator for Requests {
-    type Item = Request;
+impl Iterator for DmaRequests {
+    type Item = DmaRequest;
 
-    fn next(&mut self) -> Option<Request> {
-        Some(Request {
+    fn next(&mut self) -> Option<DmaRequest> {
+        Some(DmaRequest {
             verb: self.verbs.draw(&mut self.rng),
             place: Share(self.rng.random()),
             length: self.length.draw(&mut self.rng) / 8 * 8,
@@ -395,8 +395,8 @@ impl Iterator for Requests {
 mod tests {
     use super::*;
 
-    fn first(seed: u64, job: &Job, actor: usize, n: usize) -> Vec<Choice> {
-        Choices::new(seed, job, actor as u64, job.actors()[actor]).take(n).collect()
+    fn first(seed: u64, job: &Job, actor: usize, n: usize) -> Vec<ActorStep> {
+        OpStream::new(seed, job, actor as u64, job.actors()[actor]).take(n).collect()
     }
 
     #[test]
@@ -421,17 +421,17 @@ mod tests {
         for actor in 0..job.actors().len() {
             for choice in first(3, &job, actor, 5_000) {
                 let (file, bytes) = match choice {
-                    Choice::Registrant(step) => {
-                        for request in Requests::new(&job, step.burst_seed).take(3) {
+                    ActorStep::Registrant(step) => {
+                        for request in DmaRequests::new(&job, step.burst_seed).take(3) {
                             assert!(request.length >= 8 && request.length.is_multiple_of(8), "{request:?}");
                         }
                         assert!((1..=1024).contains(&step.burst));
                         (step.file, step.length)
                     }
-                    Choice::Truncater(step) => (step.file, step.size),
-                    Choice::Puncher(step) => (step.file, step.length),
-                    Choice::DirectIo(step) => (step.file, step.length),
-                    Choice::Extender(step) => (step.file, step.length),
+                    ActorStep::Truncater(step) => (step.file, step.size),
+                    ActorStep::Puncher(step) => (step.file, step.length),
+                    ActorStep::DirectIo(step) => (step.file, step.length),
+                    ActorStep::Extender(step) => (step.file, step.length),
                 };
                 files[file as usize] += 1;
                 assert!(bytes <= job.files.size, "{choice:?}");
@@ -446,7 +446,7 @@ mod tests {
         let mut rng = rng::stream(1, "test", 0);
         let weighted = Weighted::new([('a', 3), ('b', 0), ('c', 1)]);
         let drawn: Vec<char> = (0..40_000).map(|_| weighted.draw(&mut rng)).collect();
-        let count = |letter| drawn.iter().filter(|drawn| **drawn == letter).count();
+        let count = |passed| drawn.iter().filter(|drawn| **drawn == passed).count();
         assert_eq!(count('b'), 0);
         assert!((29_000..31_000).contains(&count('a')), "{}", count('a'));
     }

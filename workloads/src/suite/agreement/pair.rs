@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use super::generate::{Move, View};
+use super::generate::{AgreedView, AgreementStep};
 use super::text;
 use crate::ops::{Arg, Op, Verb};
 use crate::scenario::machine::{Machine, Progress, Trouble};
@@ -14,7 +14,7 @@ use crate::scenario::{Actor, Query, Subject};
 
 /// Why a sequence goes no further.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Stop {
+pub(super) enum SequenceStop {
     /// The machines differ, at the last line.
     Differ { left: String, right: String },
     /// One of them can't do it.
@@ -31,11 +31,11 @@ pub(super) struct Line {
 }
 
 /// See the module. The left machine is the one whose word counts.
-pub(super) struct Pair<'m> {
+pub(super) struct MachinePair<'m> {
     left: Box<dyn Machine + 'm>,
     right: Box<dyn Machine + 'm>,
-    pub(super) view: View,
-    blocked: BTreeMap<String, Move>,
+    pub(super) view: AgreedView,
+    blocked: BTreeMap<String, AgreementStep>,
     pub(super) lines: Vec<Line>,
     /// What operations came to, signals that were handled, and deaths, with how often.
     pub(super) outcomes: BTreeMap<String, u64>,
@@ -43,17 +43,17 @@ pub(super) struct Pair<'m> {
 
 type Answer = Result<String, Trouble>;
 
-impl<'m> Pair<'m> {
-    pub(super) fn new(left: Box<dyn Machine + 'm>, right: Box<dyn Machine + 'm>, view: View) -> Pair<'m> {
+impl<'m> MachinePair<'m> {
+    pub(super) fn new(left: Box<dyn Machine + 'm>, right: Box<dyn Machine + 'm>, view: AgreedView) -> MachinePair<'m> {
         let (blocked, lines, outcomes) = (BTreeMap::new(), Vec::new(), BTreeMap::new());
-        Pair { left, right, view, blocked, lines, outcomes }
+        MachinePair { left, right, view, blocked, lines, outcomes }
     }
 
     /// Makes both do `step`, and compares everything that can be seen.
     ///
     /// # Errors
-    /// [`Stop`].
-    pub(super) fn make(&mut self, step: &Move) -> Result<(), Stop> {
+    /// [`SequenceStop`].
+    pub(super) fn make(&mut self, step: &AgreementStep) -> Result<(), SequenceStop> {
         let actor = actor(&step.process);
         let text = text::step(step);
         let outcome = self.both(text, |machine| machine.perform(&actor, &step.op, step.bind.as_deref()).map(words))?;
@@ -75,18 +75,18 @@ impl<'m> Pair<'m> {
     }
 
     /// Asks both the same; their one answer.
-    fn both(&mut self, text: String, mut ask: impl FnMut(&mut dyn Machine) -> Answer) -> Result<String, Stop> {
+    fn both(&mut self, text: String, mut ask: impl FnMut(&mut dyn Machine) -> Answer) -> Result<String, SequenceStop> {
         let left = answer(ask(&mut *self.left))?;
         let right = answer(ask(&mut *self.right))?;
         self.lines.push(Line { text, outcome: left.clone() });
         match left == right {
             true => Ok(left),
-            false => Err(Stop::Differ { left, right }),
+            false => Err(SequenceStop::Differ { left, right }),
         }
     }
 
     /// Calls that were blocked, and may have returned.
-    fn returns(&mut self) -> Result<(), Stop> {
+    fn returns(&mut self) -> Result<(), SequenceStop> {
         let blocked: Vec<String> = self.blocked.keys().cloned().collect();
         for name in blocked {
             let actor = actor(&name);
@@ -107,7 +107,7 @@ impl<'m> Pair<'m> {
         Ok(())
     }
 
-    fn lives(&mut self) -> Result<(), Stop> {
+    fn lives(&mut self) -> Result<(), SequenceStop> {
         for name in self.living() {
             let alive = self.look(Subject::Process, &name)? == "alive";
             if alive {
@@ -120,7 +120,7 @@ impl<'m> Pair<'m> {
         Ok(())
     }
 
-    fn signals(&mut self) -> Result<(), Stop> {
+    fn signals(&mut self) -> Result<(), SequenceStop> {
         for name in self.living().into_iter().filter(|name| self.view.can_act(name)).collect::<Vec<_>>() {
             let handled = self.look(Subject::Signals, &name)?;
             if handled == "none" {
@@ -133,7 +133,7 @@ impl<'m> Pair<'m> {
     }
 
     /// The lease on every descriptor, by a process that has it and can look.
-    fn leases(&mut self) -> Result<(), Stop> {
+    fn leases(&mut self) -> Result<(), SequenceStop> {
         let mut looks = Vec::new();
         for (fd, owners) in &self.view.fds {
             let looker = owners.iter().find(|owner| self.view.can_act(owner));
@@ -142,7 +142,7 @@ impl<'m> Pair<'m> {
         for (process, fd) in looks {
             let op = Op { verb: Verb::GetLease, args: vec![Arg::Name(fd)] };
             let actor = actor(&process);
-            let step = Move { process, op, bind: None };
+            let step = AgreementStep { process, op, bind: None };
             let lease = self.both(text::step(&step), |machine| machine.perform(&actor, &step.op, None).map(words))?;
             self.count(&format!("lease {}", lease.trim_start_matches("ok ")));
             self.lines.pop();
@@ -154,7 +154,7 @@ impl<'m> Pair<'m> {
         *self.outcomes.entry(what.to_owned()).or_default() += 1;
     }
 
-    fn look(&mut self, subject: Subject, of: &str) -> Result<String, Stop> {
+    fn look(&mut self, subject: Subject, of: &str) -> Result<String, SequenceStop> {
         let query = Query { subject, of: of.to_owned() };
         self.both(format!("expect {} {of}", subject.facts().0), |machine| {
             let answer = machine.ask(&query)?;
@@ -211,11 +211,11 @@ fn words(progress: Progress) -> String {
 }
 
 /// What a script can't ask for is an answer too: the other machine must say so as well.
-fn answer(answer: Answer) -> Result<String, Stop> {
+fn answer(answer: Answer) -> Result<String, SequenceStop> {
     match answer {
         Ok(outcome) => Ok(outcome),
         Err(Trouble::Script(why)) => Ok(format!("(refused: {why})")),
-        Err(Trouble::CannotRun(why)) => Err(Stop::NotRun(why)),
-        Err(Trouble::Inconclusive(why)) => Err(Stop::Inconclusive(why)),
+        Err(Trouble::CannotRun(why)) => Err(SequenceStop::NotRun(why)),
+        Err(Trouble::Inconclusive(why)) => Err(SequenceStop::Inconclusive(why)),
     }
 }
