@@ -1,7 +1,8 @@
-//! Truncaters, punchers and extenders: strangers who change layouts.
+//! Truncaters, punchers and extenders: strangers that change layouts.
 //!
-//! They own nothing between two steps: each opens what it changes and closes it again. Together they keep blocks moving, so
-//! that a block which a wrong design frees too early soon belongs to another file.
+//! They hold nothing between two steps: each step opens the file, changes it and closes it.
+//! Together they keep blocks moving between files, so that a block which a design frees too early
+//! soon belongs to another file.
 
 use emulator::sync::Arc;
 use fs_sim::Errno;
@@ -29,14 +30,14 @@ impl FileWorker {
         FileWorker { shared: Arc::clone(shared), actor, task: shared.spawn(), buffer: Vec::new(), sequence: 0 }
     }
 
-    /// Comes back as a new process if somebody killed the old one.
+    /// Starts a new process if the old one was killed.
     pub(super) fn revive(&mut self) {
         if self.task.process().is_dying() {
             self.task = self.shared.spawn();
         }
     }
 
-    /// `length` bytes that this actor may write at `offset` of `ino`.
+    /// `length` bytes of payload that this actor may write at `offset` of `ino`.
     pub(super) fn payload(&mut self, ino: u64, offset: u64, length: u64) -> &[u8] {
         self.sequence += 1;
         self.buffer.resize(length as usize, 0);
@@ -44,7 +45,7 @@ impl FileWorker {
         &self.buffer
     }
 
-    /// Opens file number `file`, works on it, closes it.
+    /// Opens file number `file`, does `work` on it, closes it.
     pub(super) fn with_file(
         &mut self,
         stats: &mut ActorStats,
@@ -58,7 +59,7 @@ impl FileWorker {
         worked
     }
 
-    /// Its size and inode number.
+    /// The file's size in bytes, and its inode number.
     pub(super) fn stat(&self, stats: &mut ActorStats, fd: Fd) -> Result<(u64, u64), Errno> {
         let stat = stats.call(self.task.stat(fd))?;
         Ok((stat.size, stat.ino.0))
@@ -92,7 +93,7 @@ impl FileWorker {
             false => RaceShared::own_file_name(self.actor),
         };
         if step.recreates {
-            // Somebody else may have removed it, or made it anew, a moment ago.
+            // It fails if another extender removed the file a moment ago.
             let _removed = stats.call(self.task.unlink(&name));
         }
         let fd = stats.call(self.task.open(&name, Flags::create()))?;
@@ -104,7 +105,7 @@ impl FileWorker {
     fn extend(&mut self, stats: &mut ActorStats, step: &ExtenderStep, fd: Fd) -> Result<(), Errno> {
         let (size, ino) = self.stat(stats, fd)?;
         if size + step.length > self.shared.job.files.size {
-            // As large as files get: half of it goes back to the allocator first.
+            // The file has its largest size: first half of it goes back to the allocator.
             let half = size / 2 / oracle::WORD * oracle::WORD;
             return stats.timed(TimedCall::Truncate, &self.task, || self.task.ftruncate(fd, half));
         }

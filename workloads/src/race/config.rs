@@ -1,6 +1,7 @@
 //! What a race is asked to do, and what it reports while it runs and afterwards.
 //!
-//! It owns the public types of a race; nothing here runs. Invariant: none of them holds a lock or a thread.
+//! It owns the public types of a race; nothing here runs. Invariant: no lock and no thread lives in
+//! any of them, so a caller can keep and clone them freely.
 
 use std::time::Duration;
 
@@ -17,39 +18,41 @@ use super::job::Job;
 /// A design as a race runs it.
 #[derive(Clone, Debug)]
 pub struct DesignRun {
-    /// What results call it. Decides nothing.
+    /// The name in results. No code decides anything by it.
     pub name: String,
     /// What it does.
     pub axes: Axes,
-    /// It is there to show that the detectors see: stale DMA and foreign bytes are expected, and their absence is a violation.
+    /// True for the negative control. It must show that the detectors work: stale DMA and foreign
+    /// bytes are expected, and a run without stale DMA is a violation.
     pub negative_control: bool,
 }
 
-/// A race to be run.
+/// A race that can be run by [`run`](super::run()).
 #[derive(Clone, Debug)]
 pub struct RaceConfig {
     /// What the actors do.
     pub job: Job,
-    /// Under which designs, in this order.
+    /// The designs, run in this order.
     pub designs: Vec<DesignRun>,
-    /// What every choice is drawn from.
+    /// Every step of every actor is drawn from this seed.
     pub seed: u64,
     /// How long each design runs.
     pub duration_per_design: Duration,
-    /// How many actors, if not as many as the job says; the roles in proportion.
+    /// The number of actors, the roles in proportion to the job's counts. None: as many as the job
+    /// says.
     pub threads: Option<u32>,
-    /// Rules broken on purpose; nothing in a real run.
+    /// Rules broken on purpose, to test the detectors. A real run breaks none.
     pub sabotage: Sabotage,
 }
 
 /// What a race found.
 #[derive(Clone, Debug)]
 pub struct RaceReport {
-    /// For `result.json`.
+    /// The content of `result.json`.
     pub result: RunResult,
     /// The call times of each design, in the order of `result.designs`.
     pub latencies: Vec<OpLatencies>,
-    /// Whether an invariant was broken: exit code 1.
+    /// Whether an invariant was broken; the command line then exits with code 1.
     pub failed: bool,
 }
 
@@ -59,26 +62,26 @@ pub enum RaceError {
     /// No design was named.
     #[error("a race needs a design to run under; name one, or `all`")]
     NoDesign,
-    /// The number of threads can't be had.
+    /// The number of threads is out of bounds.
     #[error("{0}")]
     Threads(String),
     /// The device could not be made.
     #[error("the device could not be made: {0}")]
     Device(#[from] OpenError),
-    /// The machine's tables could not be mapped.
+    /// The pin table and the ledger could not be mapped.
     #[error("the pin table and the ledger could not be mapped: {0}; a smaller [device] size needs less")]
     Machine(#[from] std::io::Error),
     /// The files could not be made.
     #[error("the job's files could not be made: {errno} at `{name}`")]
     Files {
-        /// The file.
+        /// The file's name.
         name: String,
-        /// Why.
+        /// The errno of the call that failed.
         errno: Errno,
     },
 }
 
-/// Asks a race to come to its end early. Clones are one flag; setting it is async-signal-safe.
+/// Asks a race to end early. All clones share one flag. Setting it is async-signal-safe.
 #[derive(Clone, Debug, Default)]
 pub struct StopFlag(Arc<AtomicBool>);
 
@@ -88,12 +91,13 @@ impl StopFlag {
         StopFlag::default()
     }
 
-    /// Sets it. The race ends within a few milliseconds, and is reported as far as it came.
+    /// Sets the flag. The race ends within a few milliseconds; the result covers what ran until
+    /// then.
     pub fn stop(&self) {
         self.0.store(true, Ordering::SeqCst);
     }
 
-    /// Whether it is set.
+    /// Whether the flag is set.
     pub fn is_set(&self) -> bool {
         self.0.load(Ordering::SeqCst)
     }
@@ -110,36 +114,36 @@ pub struct Snapshot {
     pub truncates: u64,
     /// Registrations granted.
     pub registrations: u64,
-    /// DMA accesses carried out.
+    /// Completed RDMA work requests.
     pub dma: u64,
-    /// Stale ones among them.
+    /// Accesses that reached a block after it had left its file or offset.
     pub stale: u64,
 }
 
-/// Whoever wants to see how a race comes along. Called from the thread that called [`run`].
+/// Receives the progress of a race. [`run`](super::run()) calls these methods from its own thread.
 pub trait RaceProgress {
     /// Design number `index` of `of` (from 0) begins, for `duration`.
     fn started(&self, index: usize, of: usize, design: &DesignRun, duration: Duration) {
         let _ = (index, of, design, duration);
     }
 
-    /// The machine of the design that has just begun.
+    /// The machine of the design that has just started.
     fn machine(&self, kernel: &Arc<Kernel>) {
         let _ = kernel;
     }
 
-    /// How the present design stands; a few times a second.
+    /// How the current design stands; called about five times a second.
     fn snapshot(&self, snapshot: &Snapshot) {
         let _ = snapshot;
     }
 
-    /// A design has come to its end.
+    /// A design's run has ended.
     fn finished(&self, index: usize, of: usize, result: &DesignResult) {
         let _ = (index, of, result);
     }
 }
 
-/// Nobody looks.
+/// Ignores all progress.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Quiet;
 

@@ -1,7 +1,9 @@
-//! Direct-I/O actors: reads and overwrites of what is allocated, which pin pages for the moment.
+//! Direct-I/O actors: they read and overwrite allocated blocks, and pin pages only for the moment
+//! of the I/O.
 //!
-//! They are whom every design must wait for and nobody may refuse; and they are the oracle's eyes while the race runs: what
-//! they read must have been written for that file and offset.
+//! No design may refuse these short-term pins, and every layout change must wait for them. They
+//! also serve the oracle while the race runs: each read checks that its bytes were written for that
+//! file and offset.
 
 use fs_sim::Errno;
 use fs_sim::process::fd_table::Fd;
@@ -35,7 +37,8 @@ impl FileWorker {
         })
     }
 
-    /// Whether no block of `range` is a hole: a write there is no layout change, if nobody truncates meanwhile.
+    /// Whether `range` has no hole. A write there is no layout change unless the file is truncated
+    /// meanwhile.
     fn is_allocated(&self, stats: &mut ActorStats, fd: Fd, range: BlockRange) -> Result<bool, Errno> {
         let extents = stats.call(self.task.fiemap(fd, range))?;
         let parts = extents.iter().map(|extent| BlockRange::of_bytes(extent.logical, extent.length));

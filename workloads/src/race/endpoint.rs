@@ -1,8 +1,10 @@
-//! One program's view of the NIC: a loopback pair of queue pairs on a context, a local buffer, and bursts of work requests.
+//! One program's view of the NIC: a loopback pair of queue pairs on a context, a local buffer, and
+//! bursts of work requests.
 //!
-//! It owns the objects made on the context (the context owns them in turn: closing it ends them). Invariant: what a WRITE
-//! carries was made for the file and offset that its region was registered for, and what a READ brings is checked against
-//! them; whether the region still is that file's is not this module's business, but the race's.
+//! It owns the objects that it makes on the context; closing the context destroys them. Invariant:
+//! the payload of a WRITE is made for the file and offset that its region was registered for, and
+//! the bytes of a READ are checked against the same file and offset. Whether the region still
+//! belongs to that file is what the race tests, not this module.
 
 use emulator::sync::Arc;
 use fs_sim::anon::AnonMemory;
@@ -14,23 +16,23 @@ use super::op_stream::{DmaRequest, DmaRequests, DmaVerb};
 use super::oracle;
 use super::stats::ActorStats;
 
-/// A region as whoever uses it must know it: what a program would tell its peer.
+/// A memory region as its users know it: what a program tells its peer.
 #[derive(Clone, Debug)]
 pub(super) struct RegionHandle {
     pub(super) mr: Arc<Mr>,
-    /// The inode and the byte offset in it that it was registered for.
+    /// The inode, and the byte offset in it, that the region was registered for.
     pub(super) ino: u64,
     pub(super) offset: u64,
     /// Whether remote writes and atomics are allowed.
     pub(super) writable: bool,
 }
 
-/// What came of a burst.
+/// How a burst ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum BurstResult {
-    /// All requests were done.
+    /// All requests completed successfully.
     Done,
-    /// One failed; the queue pair works again.
+    /// One request failed. The queue pairs work again.
     Failed,
     /// The context does not work any more.
     Dead,
@@ -50,7 +52,7 @@ impl LocalBuffer {
     }
 }
 
-/// See the module.
+/// The queue pairs and the buffer; see the module.
 pub(super) struct Endpoint {
     pub(super) context: Arc<Context>,
     pub(super) pd: Arc<Pd>,
@@ -64,23 +66,24 @@ pub(super) struct Endpoint {
     sequence: u64,
 }
 
-/// Sends that may be queued; they are executed as they are posted.
+/// Queue depth. Each request is executed while it is posted, so the depth is never reached.
 const QUEUE: u32 = 16;
 
 impl Endpoint {
-    /// Makes what it takes on `context`: a completion queue, two connected queue pairs, the buffer registered.
+    /// Makes the objects on `context`: a completion queue, two connected queue pairs, the
+    /// registered buffer.
     pub(super) fn new(task: &Task, context: Arc<Context>, pd: Arc<Pd>, buffer: LocalBuffer) -> Result<Endpoint, Errno> {
         let cq = context.create_cq(task, 2 * QUEUE)?;
         let config = QpConfig { send_cq: Arc::clone(&cq), recv_cq: Arc::clone(&cq), max_send: QUEUE, max_recv: QUEUE };
         let qp = context.create_qp(task, &pd, config.clone())?;
         let peer = context.create_qp(task, &pd, config)?;
-        // A pair fails to connect only if the context was aborted or closed a moment ago.
+        // Connecting fails only if the context was aborted or closed a moment ago.
         Qp::connect(&qp, &peer).map_err(|_| Errno::EIO)?;
         let local = context.reg_mr(task, &pd, buffer.va, DMA_BYTES_MAX, AccessFlags::LOCAL_WRITE)?;
         Ok(Endpoint { context, pd, cq, qp, peer, buffer, local, staging: Vec::new(), sequence: 0 })
     }
 
-    /// Posts `count` of `requests` on `window`, one after the other, until one fails.
+    /// Posts `count` of `requests` on the region, one after the other, until one fails.
     pub(super) fn burst(
         &mut self,
         stats: &mut ActorStats,
@@ -98,7 +101,7 @@ impl Endpoint {
         BurstResult::Done
     }
 
-    /// One work request; false if it failed.
+    /// Executes one work request; false if it failed.
     fn request(
         &mut self,
         stats: &mut ActorStats,
@@ -114,7 +117,7 @@ impl Endpoint {
                 let bytes = request.length.min(len / oracle::WORD * oracle::WORD);
                 (request.place.below((len - bytes) / oracle::WORD + 1) * oracle::WORD, bytes)
             }
-            // Regions begin at a line of their file and have at least one.
+            // Every region begins at a line of its file and has at least one line.
             DmaVerb::CompareSwap | DmaVerb::FetchAdd => {
                 (oracle::sequence_word_at(request.place.below(len / oracle::LINE) * oracle::LINE), oracle::WORD)
             }
@@ -142,7 +145,7 @@ impl Endpoint {
         self.post(stats, task, request) && self.check_read(stats, handle, op, place, bytes)
     }
 
-    /// Posts, and takes the completion; false if there is none of success.
+    /// Posts a request and takes its completion; false unless it completed successfully.
     fn post(&mut self, stats: &mut ActorStats, task: &Task, request: WorkRequest) -> bool {
         let world = task.kernel().world();
         task.take_waited();
@@ -150,7 +153,8 @@ impl Endpoint {
         if self.qp.post_send(request).is_err() {
             return false;
         }
-        // A queue pair that nobody else uses executes what is posted before it returns.
+        // No other thread uses this queue pair, so the request is executed before `post_send`
+        // returns.
         let completion = self.cq.poll_one();
         let end = world.now();
         match completion {
@@ -178,13 +182,13 @@ impl Endpoint {
         true
     }
 
-    /// After a failure: both queue pairs through RESET and back to RTS.
+    /// After a failure: moves both queue pairs through RESET back to RTS.
     fn recover(&mut self) -> BurstResult {
         if self.context.is_aborted() || self.qp.state() == QpState::Destroyed {
             return BurstResult::Dead;
         }
         let reset = self.qp.reset().and_then(|()| self.peer.reset());
-        // What was flushed meanwhile is nobody's result any more.
+        // Drops the completions of flushed requests; no request waits for them.
         while self.cq.poll_one().is_some() {}
         match reset.and_then(|()| Qp::connect(&self.qp, &self.peer)) {
             Ok(()) => BurstResult::Failed,

@@ -1,7 +1,8 @@
-//! What travels with an RDMA context that one registrant passes to another.
+//! What a registrant sends along with an RDMA context that it passes to another registrant.
 //!
-//! It owns the record that the sender puts into the receiver's inbox before it sends the descriptor. Invariant: an inbox holds
-//! at most [`INBOX_MAX`] records.
+//! It owns the record that the sender puts into the receiver's inbox before it sends the
+//! descriptor. Invariant: an inbox holds at most [`INBOX_MAX`] records. Kernel counterpart: none; a
+//! program would send this record over a socket beside the descriptor.
 
 use emulator::sync::Arc;
 use fs_sim::process::Pid;
@@ -12,9 +13,9 @@ use super::endpoint::RegionHandle;
 /// The most passed contexts that wait for one registrant.
 pub(super) const INBOX_MAX: usize = 64;
 
-/// The letter that goes with a passed context: what its receiver needs to use it.
+/// What the receiver needs to use a passed context.
 pub(super) struct PassedContext {
-    /// The process it was sent to.
+    /// The receiving process.
     pub(super) to: Pid,
     /// The context's number.
     pub(super) context: u64,

@@ -1,11 +1,17 @@
-//! The race: registrations and DMA against layout changes, on real threads, under one design after the other.
+//! The race: registrations and DMA against layout changes, on real threads, under one design after
+//! the other.
 //!
-//! It owns a run from its configuration to its result. Invariants: every design meets the same choices, drawn from one seed
-//! ([`super::op_stream`]); every design has a machine of its own; a run ends by its clock or the stop flag within a bound,
-//! whatever its actors are blocked on; what is broken (SEMANTICS section 8) is in the result and makes the run fail. There
-//! is no kernel counterpart; fio and stress-ng are the relatives.
+//! Reading order: [`job`] (what a race does), [`op_stream`] (what each actor does next), [`oracle`]
+//! (payloads that prove where they belong), `registrant`, `changers` and `direct_io` (the actors),
+//! `supervisor` (starts and ends them), `outcome` (the judgement), [`run`].
 //!
-//! `docs/race.md` describes the roles, what is counted, and how the verdict comes about.
+//! Invariants: every design meets the same steps, drawn from one seed ([`op_stream`]). Every design
+//! has a simulated machine of its own. A run ends within a bound after its clock or the stop flag
+//! says so, whatever its actors are blocked on. Every broken invariant (`docs/semantics.md`,
+//! section 8) is in the result and makes the run fail. There is no kernel counterpart; fio and
+//! stress-ng are the nearest relatives.
+//!
+//! `docs/race.md` describes the roles, what is counted, and how the verdict is reached.
 
 mod changers;
 mod config;

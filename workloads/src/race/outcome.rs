@@ -1,7 +1,7 @@
 //! From what was observed to a result: invariants, findings, counters, the verdict.
 //!
-//! It owns the judgement. Invariant: it looks at what happened and at whether the run was meant to go wrong (the negative
-//! control), never at a design's name. Kernel counterpart: none.
+//! It owns the judgement. Invariant: the judgement depends on what happened and on whether the run
+//! is the negative control, never on a design's name. Kernel counterpart: none.
 
 use emulator::sync::Arc;
 use fs_sim::design::Axis;
@@ -14,10 +14,10 @@ use super::oracle;
 use super::shared::RaceShared;
 use super::supervisor::RunEnd;
 
-/// What the invariants that the negative control is there to break begin with, in words.
+/// The beginnings of the violations that the negative control is expected to show.
 const EXPECTED: [&str; 3] = ["invariant 1:", "invariant 2:", "invariant 7:"];
 
-/// Reads everything back, checks the machine at rest, and judges.
+/// Reads all files back, checks the machine at rest, and judges.
 pub(super) fn judge(shared: &Arc<RaceShared>, design: &DesignRun, ended: RunEnd) -> (DesignResult, OpLatencies) {
     let mut foreign = ended.stats.foreign_reads;
     let mut broken = ended.broken.clone();
@@ -47,7 +47,7 @@ pub(super) fn judge(shared: &Arc<RaceShared>, design: &DesignRun, ended: RunEnd)
     if design.negative_control {
         broken.retain(|what| !EXPECTED.iter().any(|expected| what.starts_with(expected)));
         if stale == 0 {
-            broken.push("the negative control showed no stale DMA: the detector saw nothing".to_owned());
+            broken.push("the negative control showed no stale DMA: the detectors saw nothing".to_owned());
         }
     }
     let refused_all = counters.registrations_granted == 0 && counters.registrations_refused > 0;
@@ -65,19 +65,19 @@ pub(super) fn judge(shared: &Arc<RaceShared>, design: &DesignRun, ended: RunEnd)
         result.push_violation(what);
     }
     for finding in shared.kernel.findings() {
-        result.push_finding(told(finding));
+        result.push_finding(reported(finding));
     }
-    // What was found beyond the bound of those kept in full.
+    // Findings beyond the number that is kept in full.
     result.findings_dropped = stale.saturating_sub(result.findings.len() as u64);
     (result, latencies)
 }
 
-/// Whether anything waited for a long-term pin.
+/// Whether any task waited for a long-term pin.
 fn waits(shared: &RaceShared) -> bool {
     shared.kernel.counters.waits_for_long_term_pin.get() > 0
 }
 
-/// The judgement in one word: the worst that was seen.
+/// The verdict: the worst that was observed.
 fn verdict(corrupts: bool, refuses: bool, stalls: bool) -> Verdict {
     match (corrupts, refuses, stalls) {
         (true, ..) => Verdict::Corrupts,
@@ -87,11 +87,11 @@ fn verdict(corrupts: bool, refuses: bool, stalls: bool) -> Verdict {
     }
 }
 
-/// The actors' counters, and the machine's own.
+/// The merged counters of the actors, and the counters of the machine.
 fn counters(shared: &RaceShared, ended: &RunEnd) -> reports::Counters {
     let kernel = &shared.kernel.counters;
     let nic = Nic::of(&shared.kernel);
-    // Killed by their own choice, or by the end of the run: not the design's doing.
+    // Kills by an actor's own step or by the end of the run are not caused by the design.
     let not_by_design = ended.stats.chosen_kills + ended.killed_at_end;
     reports::Counters {
         stale_dma: kernel.stale_dma.get(),
@@ -110,7 +110,7 @@ fn counters(shared: &RaceShared, ended: &RunEnd) -> reports::Counters {
     }
 }
 
-fn told(finding: Finding) -> reports::Finding {
+fn reported(finding: Finding) -> reports::Finding {
     let owner = |(ino, block): (fs_sim::inode::Ino, u64)| format!("inode {} block {block}", ino.0);
     let region = match &finding.region {
         Some(info) => {
@@ -121,13 +121,13 @@ fn told(finding: Finding) -> reports::Finding {
                 info.kind,
                 number("context", info.context),
                 number("key", info.region.map(u64::from)),
-                if processes.is_empty() { "none any more".to_owned() } else { processes.join(", ") }
+                if processes.is_empty() { "none left".to_owned() } else { processes.join(", ") }
             )
         }
-        None => "a system call's own copy".to_owned(),
+        None => "the copy of a system call".to_owned(),
     };
     let old_owner = owner(finding.old_owner);
-    let new_owner = finding.new_owner.map_or_else(|| "nobody".to_owned(), owner);
+    let new_owner = finding.new_owner.map_or_else(|| "no file".to_owned(), owner);
     reports::Finding {
         kind: "stale_dma".to_owned(),
         detail: format!("device page {} was reached for {old_owner} and belongs to {new_owner}", finding.page),

@@ -1,9 +1,11 @@
-//! Registrants: programs that lease, map and register file ranges, let the NIC work on them, and live many lives.
+//! Registrants: programs that lease, map and register file ranges, let the NIC work on them, and
+//! start anew as another process whenever one ends.
 //!
-//! It owns one process at a time, its open files, regions and contexts. A step is a choice ([`RegistrantStep`]); what is due
-//! by the clock (a region's deregistration), by a signal (a lease is being broken) or by mail (a context was passed) is done
-//! between steps. Nothing here looks at what a design allows, but for the kind of lease that its gate asks for: a program
-//! reads its system's manual, and then sees what happens.
+//! It owns one process at a time, with its open files, regions and contexts. A step comes from the
+//! op stream ([`RegistrantStep`]). Three things are done between steps: deregistrations that are
+//! due by the clock, the answer to a signal that a lease is being broken, and the receipt of passed
+//! contexts. The registrant does not look at what the design allows, with one exception: it takes
+//! the kind of lease that the design's gate asks for, as a program follows its system's manual.
 
 use emulator::sync::Arc;
 use emulator::sync::atomic::Ordering;
@@ -27,12 +29,13 @@ use super::op_stream::{DmaRequests, RegistrantAct, RegistrantStep, Share};
 use super::shared::{RaceProcess, RaceShared};
 use super::stats::{ActorStats, TimedCall};
 
-/// Files that a process keeps open; for a further one the oldest is closed.
+/// The most files that a process keeps open. For a further one it closes the oldest.
 const FILES_MAX: usize = 3;
-/// Contexts of others that a process holds; for a further one the oldest is closed.
+/// The most contexts of other registrants that a process holds. For a further one it closes the
+/// oldest.
 const BORROWED_MAX: usize = 2;
 
-/// A file that is open.
+/// An open file of the process.
 struct RegistrantFile {
     fd: Fd,
     index: u64,
@@ -42,13 +45,13 @@ struct RegistrantFile {
     maps: Vec<(u64, u64)>,
 }
 
-/// A region of this process's own.
+/// A region that this process registered.
 struct OwnRegion {
     handle: RegionHandle,
     due: Nanos,
 }
 
-/// A context of somebody else's.
+/// A context that another registrant passed.
 struct BorrowedContext {
     fd: Fd,
     endpoint: Endpoint,
@@ -67,14 +70,14 @@ struct RegistrantProcess {
     borrowed: Vec<BorrowedContext>,
 }
 
-/// Whether the process goes on.
+/// Whether the process goes on after a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum AfterStep {
     Continues,
     Ends,
 }
 
-/// See the module.
+/// The actor; see the module.
 pub(super) struct Registrant {
     shared: Arc<RaceShared>,
     actor: usize,
@@ -86,13 +89,13 @@ impl Registrant {
         Registrant { shared: Arc::clone(shared), actor, life: None }
     }
 
-    /// What is due, then one step.
+    /// Does what is due, then one step.
     pub(super) fn step(&mut self, stats: &mut ActorStats, step: &RegistrantStep) {
         let mut life = match self.life.take() {
             Some(life) => life,
             None => match RegistrantProcess::begin(&self.shared, self.actor, step.skips_cleanup, stats) {
                 Ok(life) => life,
-                // Killed while it was setting itself up.
+                // The process was killed during its set-up.
                 Err(_) => return,
             },
         };
@@ -110,7 +113,7 @@ impl Registrant {
         }
     }
 
-    /// The end of the race: the process exits with whatever it has.
+    /// The end of the race: the process exits with everything open.
     pub(super) fn finish(&mut self, stats: &mut ActorStats) {
         if let Some(life) = self.life.take() {
             life.end(stats, ActorPlace { shared: &self.shared, actor: self.actor });
@@ -118,17 +121,18 @@ impl Registrant {
     }
 }
 
-/// Where in the race somebody stands.
+/// The actor's number, and the race it belongs to.
 #[derive(Clone, Copy)]
 struct ActorPlace<'a> {
     shared: &'a Arc<RaceShared>,
     actor: usize,
 }
 
-/// The lease to take before a registration; none where the design knows none, or its gate needs none and the program does
-/// not care to hear of changes.
+/// The kind of lease to take before a registration. None if the design has no layout leases, or if
+/// its gate needs none and the draw says that the program does not want to hear of changes.
 fn lease_for(axes: &Axes, draw: Share) -> Option<Kind> {
-    /// Shares of those who take what they don't need, of the stronger kind, and of exclusive leases nobody asked for.
+    /// The probabilities of a lease that the gate does not need, and of the stronger kind. A third
+    /// of the latter is the probability of an exclusive lease that the gate does not need.
     const CURIOUS: f64 = 0.3;
     const STRONG: f64 = 0.12;
     let strong = draw.falls_below(STRONG);
@@ -154,7 +158,8 @@ impl RegistrantProcess {
         let task = shared.spawn();
         let answer = if skips_cleanup { Disposition::Ignore } else { Disposition::Handler };
         task.process().set_disposition(Signal::Sigio, answer);
-        // Rings when a context has been passed: it ends whatever this process waits for.
+        // SIGUSR1 says that a context has been passed; it ends any interruptible wait of this
+        // process.
         task.process().set_disposition(Signal::Sigusr1, Disposition::Handler);
         let (context_fd, context) = stats.call(Context::open(&task))?;
         let pd = context.alloc_pd(&task)?;
@@ -174,7 +179,7 @@ impl RegistrantProcess {
         })
     }
 
-    /// Exits with everything that is open.
+    /// The process exits with everything open.
     fn end(self, stats: &mut ActorStats, place: ActorPlace<'_>) {
         place.shared.slots[place.actor].pid.store(0, Ordering::SeqCst);
         self.task.exit();
@@ -182,7 +187,7 @@ impl RegistrantProcess {
         stats.counters.deregistrations += ended as u64;
     }
 
-    /// Signals, mail, and what is due by the clock.
+    /// Handles signals, passed contexts, and deregistrations that are due.
     fn attend(&mut self, stats: &mut ActorStats, place: ActorPlace<'_>, step: &RegistrantStep) -> AfterStep {
         for signal in self.task.take_signals() {
             if let (Signal::Sigio, Some(ino)) = (signal.signal, signal.ino) {
@@ -199,7 +204,8 @@ impl RegistrantProcess {
         if over { AfterStep::Ends } else { AfterStep::Continues }
     }
 
-    /// A lease on `ino` is being broken: lets go of what stands under it.
+    /// A lease on `ino` is being broken: deregisters the regions of that file and unlocks its
+    /// leases.
     fn give_way(&mut self, stats: &mut ActorStats, ino: u64) {
         self.deregister(stats, |region| region.handle.ino == ino);
         for file in self.files.iter_mut().filter(|file| file.ino == ino && !file.leases.is_empty()) {
@@ -209,16 +215,17 @@ impl RegistrantProcess {
         }
     }
 
-    /// Deregisters the regions that `which` chooses.
+    /// Deregisters the regions that `which` selects.
     fn deregister(&mut self, stats: &mut ActorStats, which: impl Fn(&OwnRegion) -> bool) {
         let (task, context, files) = (&self.task, &self.endpoint.context, &mut self.files);
         self.regions.retain(|region| {
             let goes = which(region);
             if goes {
-                // Refused only if the context or the process has just ended, and the region with it.
+                // It fails only if the context or the process has just ended, which ended the
+                // region too.
                 let _gone = stats.timed(TimedCall::Deregister, task, || context.dereg_mr(task, &region.handle.mr));
                 let map = (region.handle.mr.va(), region.handle.mr.len());
-                // A file that was closed has taken its mappings along.
+                // Closing a file has removed its mappings already.
                 if let Some(file) = files.iter_mut().find(|file| file.maps.contains(&map)) {
                     file.maps.retain(|other| *other != map);
                     let _unmapped = stats.call(task.munmap(map.0, map.1));
@@ -243,12 +250,13 @@ impl RegistrantProcess {
             RegistrantAct::Exit => return AfterStep::Ends,
             RegistrantAct::Kill => {
                 stats.chosen_kills += u64::from(!self.task.process().is_dying());
-                // A process that kills itself has no return value to look at.
+                // A process that kills itself gets no return value.
                 let _dead = stats.call(self.task.kill(self.task.pid(), Signal::Sigkill));
                 return AfterStep::Ends;
             }
         };
-        // A refusal is counted and lived with; whether the process still lives is looked at by the caller.
+        // A refusal is counted and the process goes on. The caller checks whether the process still
+        // lives.
         done.map_or(AfterStep::Continues, |()| AfterStep::Continues)
     }
 
@@ -264,7 +272,7 @@ impl RegistrantProcess {
         let length = step.length / 8 * 8;
         let mut size = stats.call(self.task.stat(fd))?.size;
         if size < length {
-            // The file grows first: blocks without contents, or a hole at its end.
+            // The file grows first, by unwritten blocks or by a hole at its end.
             size = job.files.size;
             if step.punches {
                 stats.call(self.task.fallocate(fd, Fallocate::Allocate { keep_size: false }, 0, size))?;
@@ -297,7 +305,7 @@ impl RegistrantProcess {
         Ok(())
     }
 
-    /// File number `index`, open; where it stands in the list.
+    /// Opens file number `index` if it is not open; returns its place in the list.
     fn open(&mut self, stats: &mut ActorStats, index: u64) -> Result<usize, Errno> {
         if let Some(at) = self.files.iter().position(|file| file.index == index) {
             return Ok(at);
@@ -320,7 +328,7 @@ impl RegistrantProcess {
             return Ok(());
         }
         stats.call(self.task.lease(file.fd, kind, range))?;
-        // What overlaps was converted with it.
+        // The new lease has converted the leases that it overlaps.
         file.leases.retain(|(held, old)| *held == kind || !old.overlaps(range));
         file.leases.push((kind, range));
         Ok(())
@@ -344,7 +352,7 @@ impl RegistrantProcess {
             if let Some(handle) = borrower.handles.get(pick) {
                 let ended = borrower.endpoint.burst(stats, &self.task, writer, handle, requests, step.burst);
                 if ended != BurstResult::Done {
-                    // The one it came from has deregistered it, or has lost it.
+                    // The passing registrant has deregistered the region or lost it.
                     self.dismiss(stats, at);
                 }
                 return;
@@ -353,7 +361,7 @@ impl RegistrantProcess {
         }
     }
 
-    /// Changes the layout of a file of its own, by preference one in which it has a region.
+    /// Changes the layout of an open file, preferably of one in which this process has a region.
     fn change(&mut self, stats: &mut ActorStats, step: &RegistrantStep) -> Result<(), Errno> {
         let Some(at) =
             self.pick_file(step.pick, |life, file| life.regions.iter().any(|region| region.handle.ino == file.ino))
@@ -376,7 +384,7 @@ impl RegistrantProcess {
         }
     }
 
-    /// One of the open files that `wanted` likes; any if it likes none.
+    /// One of the open files that `wanted` accepts; any open file if it accepts none.
     fn pick_file(&self, pick: Share, wanted: impl Fn(&RegistrantProcess, &RegistrantFile) -> bool) -> Option<usize> {
         let liked: Vec<usize> = (0..self.files.len()).filter(|at| wanted(self, &self.files[*at])).collect();
         match liked.is_empty() {
@@ -404,7 +412,7 @@ impl RegistrantProcess {
         }
     }
 
-    /// Unmaps and closes, whatever regions live.
+    /// Unmaps and closes a file, whatever regions are live.
     fn close(&mut self, stats: &mut ActorStats, at: usize) -> Result<(), Errno> {
         let file = self.files.remove(at);
         for (va, length) in file.maps {
@@ -413,7 +421,8 @@ impl RegistrantProcess {
         stats.call(self.task.close(file.fd))
     }
 
-    /// Passes the context to another registrant, with a letter and a signal.
+    /// Passes the context to another registrant: puts a record into its inbox, sends the
+    /// descriptor, and sends SIGUSR1.
     fn pass(&mut self, stats: &mut ActorStats, place: ActorPlace<'_>, step: &RegistrantStep) -> Result<(), Errno> {
         let shared = place.shared;
         let registrants = shared.job.count(super::job::Role::Registrant) as u64;
@@ -439,24 +448,27 @@ impl RegistrantProcess {
             slot.inbox.lock().retain(|passed| passed.to != to || passed.context != context);
             return Err(errno);
         }
-        // As by an owned socket: the bell rings even if the sender dies at this moment, so nobody sleeps on unread mail.
+        // The kernel sends the signal, as for an owned socket. It arrives even if the sender dies
+        // at this moment, so the receiver does not sleep while its inbox holds a record.
         shared.kernel.send_signal(to, SigInfo { signal: Signal::Sigusr1, ino: None });
         Ok(())
     }
 
-    /// Takes contexts that were passed to this process.
+    /// Receives the contexts that were passed to this process.
     fn receive(&mut self, stats: &mut ActorStats, place: ActorPlace<'_>, step: &RegistrantStep) {
         let me = self.task.pid();
         let inbox = || place.shared.slots[place.actor].inbox.lock();
         while inbox().iter().any(|passed| passed.to == me) {
-            // The letter comes before the descriptor: nothing there means that it is on its way, or was refused.
+            // The record arrives before the descriptor. If no descriptor is there, it is still on
+            // its way or the design refused to send it.
             let received = match self.task.recv_fd() {
                 Ok(received) => received,
                 Err(_) => return,
             };
             stats.counters.operations += 1;
             let Received::Fd(fd) = received else {
-                // Which one was dropped is not told; the oldest letter is no use to anybody any more.
+                // The kernel does not say which descriptor it dropped. The oldest record is dropped
+                // with it.
                 let mut inbox = inbox();
                 if let Some(at) = inbox.iter().position(|passed| passed.to == me) {
                     inbox.remove(at);
@@ -475,7 +487,7 @@ impl RegistrantProcess {
         }
     }
 
-    /// Makes itself at home on a context of somebody else's.
+    /// Makes an endpoint on a passed context.
     fn admit(
         &mut self,
         fd: Fd,
@@ -494,14 +506,14 @@ impl RegistrantProcess {
         Ok(())
     }
 
-    /// Closes a context of somebody else's.
+    /// Closes a passed context.
     fn dismiss(&mut self, stats: &mut ActorStats, at: usize) {
         let borrower = self.borrowed.remove(at);
         // It fails only if this process has just died.
         let _closed = stats.call(self.task.close(borrower.fd));
     }
 
-    /// Forks a child that closes what it inherited, or exits with it.
+    /// Forks a child. The child closes what it inherited, or exits with it open.
     fn fork(&mut self, stats: &mut ActorStats, place: ActorPlace<'_>, step: &RegistrantStep) -> Result<(), Errno> {
         let child = place.shared.adopt(stats.call(self.task.fork())?);
         if step.child_closes {

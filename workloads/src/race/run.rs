@@ -1,4 +1,7 @@
-//! One race from its configuration to its result: a machine for each design, the supervisor, the judgement.
+//! One race from its configuration to its result.
+//!
+//! For each design it makes a machine, lets the supervisor run the actors on it, and judges the
+//! outcome. Invariant: designs share nothing but the seed and the job.
 
 use emulator::World;
 use emulator::device::Device;
@@ -15,8 +18,37 @@ use super::{oracle, outcome, supervisor};
 
 /// Runs a race under each of its designs.
 ///
+/// Returns when the last design has ended, or soon after `stop` is set.
+///
 /// # Errors
-/// [`RaceError`]: it could not be run. A broken invariant is no error but [`RaceReport::failed`].
+/// [`RaceError`]: the race could not be run. A broken invariant is not an error: it is in the result,
+/// and [`RaceReport::failed`] is set.
+///
+/// # Example
+/// ```
+/// use std::time::Duration;
+/// use workloads::input::Source;
+/// use workloads::race::job::Job;
+/// use workloads::race::{DesignRun, Quiet, RaceConfig, StopFlag, run};
+///
+/// let text = "[files]\ncount = 2\n[registrants]\ncount = 1\n[truncaters]\ncount = 1\n";
+/// let kara = fs_sim::design::presets().iter().find(|preset| preset.name == "kara").unwrap();
+/// let config = RaceConfig {
+///     job: Job::parse(&Source::new("tiny.toml", text)).unwrap(),
+///     designs: vec![DesignRun {
+///         name: kara.name.to_owned(),
+///         axes: kara.axes,
+///         negative_control: kara.negative_control,
+///     }],
+///     seed: 7,
+///     duration_per_design: Duration::from_millis(50),
+///     threads: None,
+///     sabotage: fs_sim::Sabotage::default(),
+/// };
+/// let report = run(config, &Quiet, &StopFlag::new()).unwrap();
+/// assert!(!report.failed);
+/// assert_eq!(report.result.designs[0].name, "kara");
+/// ```
 pub fn run(config: RaceConfig, progress: &dyn RaceProgress, stop: &StopFlag) -> Result<RaceReport, RaceError> {
     let job = match config.threads {
         Some(threads) => config.job.with_threads(threads).map_err(RaceError::Threads)?,
@@ -50,7 +82,7 @@ pub fn run(config: RaceConfig, progress: &dyn RaceProgress, stop: &StopFlag) -> 
     Ok(report)
 }
 
-/// A machine under `design`, with the job's files in place.
+/// A simulated machine under `design`, with the job's files in place.
 pub(super) fn new_machine(
     job: &Job,
     design: &DesignRun,
@@ -65,9 +97,9 @@ pub(super) fn new_machine(
     Ok(Arc::new(RaceShared::new(kernel, job.clone(), seed, limits)))
 }
 
-/// Makes the job's files, each at its full size and filled with what belongs there.
+/// Makes the job's files, each at its full size and filled with the payload that belongs there.
 fn make_files(kernel: &Arc<Kernel>, job: &Job) -> Result<(), RaceError> {
-    /// Who writes what is there at the start: no actor's number reaches it.
+    /// The writer number of the initial contents. No actor has this number.
     const SETUP: u8 = u8::MAX;
     const CHUNK: u64 = 1 << 20;
     let admin = kernel.spawn();

@@ -1,8 +1,9 @@
-//! What the actors of one race share: the simulated machine, the job, and a place for each actor to be seen at.
+//! What the actors of one race share: the simulated machine, the job, and one slot for each actor.
 //!
-//! It owns the list of processes that are there, so that whoever supervises can find the process behind a blocked task.
-//! Invariant: a process is on the list from before its first system call until its task is dropped. Everything else here is
-//! one-way: actors publish, the supervisor reads. Kernel counterpart: /proc.
+//! It owns the list of the race's processes, by which the supervisor finds the process behind a
+//! blocked task. Invariant: a process is on the list from before its first system call until its
+//! task is dropped. Everything else flows one way: actors publish, the supervisor reads. Kernel
+//! counterpart: /proc.
 
 use std::collections::BTreeMap;
 use std::ops::Deref;
@@ -20,7 +21,7 @@ use super::inbox::PassedContext;
 use super::job::{Job, Role};
 use super::stats::ActorStats;
 
-/// What an actor shows of itself while the race runs. Written by its own thread only.
+/// The counts that an actor publishes while the race runs. Only its own thread writes them.
 #[derive(Debug, Default)]
 pub(super) struct LiveCounts {
     pub(super) operations: AtomicU64,
@@ -30,10 +31,11 @@ pub(super) struct LiveCounts {
 }
 
 impl LiveCounts {
-    /// Shows what `tally` has by now.
+    /// Publishes the present counts of `stats`.
     pub(super) fn publish(&self, stats: &ActorStats) {
         let counters = &stats.counters;
-        // ORDERING: Relaxed: numbers for a status line, each right by itself.
+        // ORDERING: Relaxed: the numbers feed a status line; each is correct by itself, and no
+        // other memory depends on them.
         self.operations.store(counters.operations, Ordering::Relaxed);
         self.truncates.store(counters.truncate_done, Ordering::Relaxed);
         self.registrations.store(counters.registrations_granted, Ordering::Relaxed);
@@ -41,27 +43,27 @@ impl LiveCounts {
     }
 }
 
-/// One actor, as others see it. Alone in its cache lines.
+/// One actor as others see it, alone in its cache lines.
 #[derive(Debug)]
 #[repr(align(128))]
 pub(super) struct ActorSlot {
     pub(super) role: Role,
     pub(super) live: LiveCounts,
-    /// The process that a registrant is at the moment; 0 between lives.
+    /// The pid of the registrant's present process; 0 between two processes.
     pub(super) pid: AtomicU32,
-    /// What was said about contexts on their way to it.
+    /// Contexts that other registrants have passed to this one and that it has not received yet.
     pub(super) inbox: Mutex<Vec<PassedContext>>,
 }
 
 /// What bounds a run besides its clock.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct RunLimits {
-    /// The most choices that an actor takes; for tests that compare them.
+    /// The most steps that an actor takes. Tests that compare steps set it.
     pub(super) choices_max: u64,
-    /// After the stop: how long nobody may move before that is a standstill. Generous: a machine that is busy with other
-    /// things is no deadlock.
+    /// After the stop: if no actor moves for this long, the run counts as a standstill. It is
+    /// generous, so that a machine busy with other work is not taken for a deadlock.
     pub(super) standstill: Duration,
-    /// After the stop: how long the run waits for the last actor before it goes on without him.
+    /// After the stop: the supervisor waits this long for the last actor, then leaves it behind.
     pub(super) watchdog: Duration,
 }
 
@@ -71,7 +73,7 @@ impl Default for RunLimits {
     }
 }
 
-/// See the module.
+/// The shared state of one race; see the module.
 pub(super) struct RaceShared {
     pub(super) kernel: Arc<Kernel>,
     pub(super) job: Job,
@@ -79,7 +81,7 @@ pub(super) struct RaceShared {
     pub(super) slots: Vec<ActorSlot>,
     pub(super) limits: RunLimits,
     stopping: AtomicBool,
-    /// Where pausing actors and the supervisor sleep.
+    /// Pausing actors and the supervisor sleep here.
     pub(super) changed: WaitQueue,
     processes: Mutex<BTreeMap<WaiterId, Pid>>,
     pub(super) running: AtomicU32,
@@ -128,7 +130,7 @@ impl RaceShared {
     pub(super) fn snapshot(&self, elapsed_ns: u64) -> Snapshot {
         let mut snapshot = Snapshot { elapsed_ns, stale: self.kernel.counters.stale_dma.get(), ..Snapshot::default() };
         for slot in &self.slots {
-            // ORDERING: Relaxed: a status line.
+            // ORDERING: Relaxed: the numbers feed a status line.
             snapshot.operations += slot.live.operations.load(Ordering::Relaxed);
             snapshot.truncates += slot.live.truncates.load(Ordering::Relaxed);
             snapshot.registrations += slot.live.registrations.load(Ordering::Relaxed);
@@ -137,13 +139,13 @@ impl RaceShared {
         snapshot
     }
 
-    /// Asks every actor to come to its end.
+    /// Asks every actor to end.
     pub(super) fn stop(&self) {
         self.stopping.store(true, Ordering::SeqCst);
         self.changed.wake_all();
     }
 
-    /// Whether actors are to come to their end.
+    /// Whether actors must end.
     pub(super) fn is_stopping(&self) -> bool {
         self.stopping.load(Ordering::Relaxed)
     }
@@ -153,7 +155,7 @@ impl RaceShared {
         self.running.load(Ordering::SeqCst)
     }
 
-    /// One actor has finished, in whatever way.
+    /// One actor has ended, normally or by a panic.
     pub(super) fn finished(&self) {
         self.running.fetch_sub(1, Ordering::SeqCst);
         self.changed.wake_all();
@@ -168,16 +170,16 @@ impl RaceShared {
         let how =
             WaitFor::interruptible("pause between two steps").until(Some(world.now().after(Duration::from_nanos(ns))));
         let ready = || if self.is_stopping() { Poll::Ready(()) } else { Poll::Pending };
-        // However it ended: the pause is over.
+        // The pause is over, however the wait ended.
         let _ended = self.changed.wait(world, task.waiter(), how, ready);
     }
 
-    /// A new process.
+    /// Makes a process and puts it on the list.
     pub(super) fn spawn(self: &Arc<Self>) -> RaceProcess {
         self.adopt(self.kernel.spawn())
     }
 
-    /// A process that was forked.
+    /// Puts a forked process on the list.
     pub(super) fn adopt(self: &Arc<Self>, task: Task) -> RaceProcess {
         self.processes.lock().insert(task.waiter().id(), task.pid());
         RaceProcess { shared: Arc::clone(self), task }
@@ -205,7 +207,7 @@ impl Deref for RaceProcess {
 
 impl Drop for RaceProcess {
     fn drop(&mut self) {
-        // A process never outlives the actor that drove it, not even one that panicked.
+        // A process never outlives the actor that drives it, even if the actor panics.
         self.task.exit();
         self.shared.processes.lock().remove(&self.task.waiter().id());
     }

@@ -1,8 +1,10 @@
-//! What one actor counts: its own, without sharing, merged when it has finished.
+//! What one actor counts. Each actor counts for itself without sharing; the supervisor merges the
+//! counts after the actor has ended.
 //!
-//! It owns the definition of an operation: one finished simulated system call or RDMA work request. What a design refuses
-//! ([`is_refusal`], and work requests answered with a remote access error) is counted apart; a call that failed for another
-//! reason, or was ended by a signal, is neither. Kernel counterpart: per-CPU counters.
+//! It owns the definition of an operation: one finished simulated system call or RDMA work request.
+//! Refusals by the design are counted apart: calls that fail with an errno of [`is_refusal`], and
+//! work requests that complete with a remote access error. A call that fails for another reason, or
+//! that a signal ends, counts as neither. Kernel counterpart: per-CPU counters.
 
 use emulator::time::Nanos;
 use fs_sim::{Errno, Task};
@@ -10,10 +12,10 @@ use reports::{Counters, Latency, OpLatencies};
 
 use super::oracle::ForeignWord;
 
-/// ForeignWord words that one actor keeps in words.
+/// The most foreign words that one actor keeps as text.
 const TOLD_MAX: usize = 8;
 
-/// What is timed.
+/// The operations whose time is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum TimedCall {
     Truncate,
@@ -33,22 +35,22 @@ impl TimedCall {
     ];
 }
 
-/// Whether a design says no by this errno.
+/// Whether a design refuses a call by this errno.
 pub(super) fn is_refusal(errno: Errno) -> bool {
     use Errno::{EAGAIN, EBUSY, EDEADLK, EOPNOTSUPP, EPERM, ETXTBSY};
     matches!(errno, EPERM | EAGAIN | EBUSY | ETXTBSY | EDEADLK | EOPNOTSUPP)
 }
 
-/// See the module.
+/// The counts of one actor; see the module.
 #[derive(Debug, Default)]
 pub(super) struct ActorStats {
     pub(super) counters: Counters,
     latencies: [Latency; 5],
-    /// Reads that returned a word nobody entitled wrote.
+    /// Reads that returned a word which no entitled writer wrote.
     pub(super) foreign_reads: u64,
-    /// The first of them, in words.
+    /// The first of them, as text.
     pub(super) told: Vec<String>,
-    /// Processes that this actor killed because its choices said so.
+    /// Processes that this actor killed because its own step said so.
     pub(super) chosen_kills: u64,
 }
 
@@ -63,7 +65,8 @@ impl ActorStats {
         result
     }
 
-    /// Makes a call, counts it, and takes its time if it succeeds: that of the others would say how fast a design refuses.
+    /// Makes a call, counts it, and records its time if it succeeds. The time of a refused call
+    /// would measure only how fast the design refuses.
     pub(super) fn timed<T>(
         &mut self,
         what: TimedCall,
@@ -119,7 +122,7 @@ impl ActorStats {
         self.latencies[TimedCall::Dma as usize].record(end.since(start), waited);
     }
 
-    /// Notes what a read through `by` returned.
+    /// Counts a read through `by` whose contents failed the check.
     pub(super) fn checked(&mut self, by: &str, check: Result<(), ForeignWord>) {
         if let Err(foreign) = check {
             self.foreign_reads += 1;
@@ -129,7 +132,7 @@ impl ActorStats {
         }
     }
 
-    /// Adds another actor's.
+    /// Adds the counts of another actor.
     pub(super) fn merge(&mut self, other: ActorStats) {
         self.counters.merge(&other.counters);
         for (mine, theirs) in self.latencies.iter_mut().zip(&other.latencies) {
@@ -140,7 +143,7 @@ impl ActorStats {
         self.chosen_kills += other.chosen_kills;
     }
 
-    /// The times, under the names that reports look for.
+    /// The recorded times, under the names that reports look for.
     pub(super) fn latencies(&self) -> OpLatencies {
         let mut all = OpLatencies::new();
         for (what, name) in TimedCall::ALL {

@@ -1,11 +1,16 @@
-//! The thread that is no actor: starts the others, watches, kills what an administrator would kill, and brings all of it to
-//! an end that is bounded whatever happens.
+//! The supervisor thread: starts the actors, watches them, kills the processes that an
+//! administrator would kill, and ends the run within a bound.
 //!
-//! It owns the run's clock and its end. Invariants: a process that blocks in `close` longer than the job's patience is
-//! killed, as by an administrator, and only then; after the stop everybody who can move exits, which wakes whoever waited
-//! for him, and so on until nobody is left. If that comes to a standstill, somebody sleeps without a waker: invariant 6 is
-//! broken, the sleepers are named and killed, and whoever does not even then come to his end is left behind. Kernel
-//! counterpart: khungtaskd, and the person who reads its messages.
+//! It owns the run's clock and its end. Invariants:
+//! - A process that blocks in `close` longer than the job's patience is killed, as by an
+//!   administrator. The supervisor kills no other process before the stop.
+//! - After the stop every actor that can move exits. Its exit wakes the tasks that waited for it,
+//!   and they exit in turn, until no actor is left.
+//! - If no actor moves for the standstill time, a task sleeps without a waker: invariant 6 is
+//!   broken. The supervisor reports the sleepers and kills them. It leaves an actor behind that
+//!   does not end even then.
+//!
+//! Kernel counterpart: khungtaskd, and the administrator who reads its messages.
 
 use std::collections::BTreeMap;
 use std::task::Poll;
@@ -27,36 +32,36 @@ use super::registrant::Registrant;
 use super::shared::RaceShared;
 use super::stats::ActorStats;
 
-/// How often the supervisor looks.
+/// The time between two rounds of the supervisor.
 const ROUND: Duration = Duration::from_millis(1);
-/// How often it tells how things stand.
+/// The time between two progress reports.
 const TELL: Duration = Duration::from_millis(200);
-/// What a blocked close sleeps for, as the register of sleepers calls it.
+/// The wait reason of a `close` that blocks, as the list of sleepers shows it.
 const CLOSING: &str = "close while pinned";
 
-/// The choices that were taken, actor by actor; for tests.
+/// The steps that each actor took; for tests.
 pub(super) type TakenSteps = Mutex<BTreeMap<usize, Vec<ActorStep>>>;
 
-/// How the run came to its end.
+/// How a run ended.
 #[derive(Debug, Default)]
 pub(super) struct RunEnd {
-    /// What all actors counted.
+    /// The merged counts of all actors.
     pub(super) stats: ActorStats,
     /// Processes killed because they blocked in `close`.
     pub(super) reaped: u64,
-    /// Processes killed after the stop: not the design's doing.
+    /// Processes killed after the stop. The design did not cause these kills.
     pub(super) killed_at_end: u64,
     /// Nanoseconds from the start of the first actor to the stop.
     pub(super) elapsed: u64,
     /// Whether the stop came from outside.
     pub(super) interrupted: bool,
-    /// Actors that did not finish, and what went wrong with others.
+    /// Actors that did not end, and panics of others.
     pub(super) broken: Vec<String>,
-    /// Whether actors were left behind: the machine is not at rest.
+    /// Whether actors were left behind, so that the machine is not at rest.
     pub(super) left_behind: bool,
 }
 
-/// Runs every actor of `arena` for `duration`, or until `stop`.
+/// Runs every actor of `shared` for `duration`, or until `stop`.
 pub(super) fn supervise(
     shared: &Arc<RaceShared>,
     duration: Duration,
@@ -94,27 +99,27 @@ pub(super) fn supervise(
     if shared.unfinished() > 0 {
         ended.left_behind = true;
         let (left, within) = (shared.unfinished(), shared.limits.watchdog);
-        ended.broken.push(format!("invariant 6: {left} actors did not come to their end within {within:?}"));
+        ended.broken.push(format!("invariant 6: {left} actors did not end within {within:?}"));
         ended.broken.extend(watch.blocked());
     }
     for (actor, handle) in actors {
-        // With somebody left behind, those who have finished can't be told from him but by waiting: nobody is joined.
+        // If an actor was left behind, joining could wait for it forever, so no thread is joined.
         if ended.left_behind {
             break;
         }
         match handle.join() {
             Ok(stats) => ended.stats.merge(stats),
             Err(panic) => {
-                let said = panic.downcast_ref::<String>().map(String::as_str);
-                let said = said.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("without a word");
-                ended.broken.push(format!("actor {actor} panicked: {said}"));
+                let message = panic.downcast_ref::<String>().map(String::as_str);
+                let message = message.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
+                ended.broken.push(format!("actor {actor} panicked: {message}"));
             }
         }
     }
     ended
 }
 
-/// The supervisor's memory of who sleeps since when.
+/// Which task has slept since when, and for which reason.
 struct SupervisorWatch<'a> {
     shared: &'a Arc<RaceShared>,
     asleep_since: BTreeMap<WaiterId, (Sleeper, Nanos)>,
@@ -124,14 +129,14 @@ impl SupervisorWatch<'_> {
     /// Sleeps until `until`, or until the last actor has finished.
     fn sleep(&self, until: Nanos) {
         let shared = self.shared;
-        // A waiter of its own, not a process's: nobody can signal it.
+        // This waiter belongs to no process, so no signal reaches it.
         let waiter = emulator::wait::Waiter::new(WaiterId(u64::MAX));
         let how = WaitFor::uninterruptible("supervisor's next round").until(Some(until));
         let ready = || if shared.unfinished() == 0 { Poll::Ready(()) } else { Poll::Pending };
         let _ended = shared.changed.wait(shared.kernel.world(), &waiter, how, ready);
     }
 
-    /// Those who have slept for one reason since `patience` ago or longer.
+    /// The tasks that have slept for one and the same reason for `patience` or longer.
     fn asleep_for(&mut self, now: Nanos, patience: Duration) -> Vec<Sleeper> {
         let mut since = BTreeMap::new();
         for sleeper in self.shared.kernel.world().sleepers() {
@@ -149,7 +154,8 @@ impl SupervisorWatch<'_> {
         self.shared.kernel.send_signal(pid, SigInfo { signal: Signal::Sigkill, ino: None });
     }
 
-    /// The administrator's round: kills whoever has blocked in `close` for too long. How many that were.
+    /// The administrator's round: kills every process that has blocked in `close` for too long.
+    /// Returns how many it killed.
     fn reap(&mut self, now: Nanos) -> u64 {
         let patience = self.shared.job.reaper_patience;
         let mut reaped = 0;
@@ -164,8 +170,8 @@ impl SupervisorWatch<'_> {
         reaped
     }
 
-    /// After the stop: waits for everybody to come to his end. Should that come to a standstill, names the sleepers in
-    /// `broken` and kills them. How many processes were killed.
+    /// After the stop: waits until every actor has ended. On a standstill it reports the sleepers
+    /// in `broken` and kills them. Returns how many processes it killed.
     fn wind_up(&mut self, broken: &mut Vec<String>) -> u64 {
         let world = Arc::clone(self.shared.kernel.world());
         let give_up = world.now().after(self.shared.limits.watchdog);
@@ -174,10 +180,10 @@ impl SupervisorWatch<'_> {
         while self.shared.unfinished() > 0 && world.now() < give_up {
             killed += self.reap(world.now());
             let still = self.asleep_for(world.now(), self.shared.limits.standstill);
-            // Nobody asleep is nobody left: the last one has finished a moment ago.
-            let nobody_moves = !still.is_empty() && still.len() >= self.shared.unfinished() as usize;
-            if broken.is_empty() && nobody_moves && still.iter().all(|sleeper| sleeper.deadline.is_none()) {
-                broken.push("invariant 6: everybody left is asleep, and nobody is left to wake them".to_owned());
+            // With no sleeper left, the last actor has just ended: that is no standstill.
+            let standstill = !still.is_empty() && still.len() >= self.shared.unfinished() as usize;
+            if broken.is_empty() && standstill && still.iter().all(|sleeper| sleeper.deadline.is_none()) {
+                broken.push("invariant 6: every actor left is asleep, and no task is left to wake them".to_owned());
                 broken.extend(self.blocked());
                 for pid in still.iter().filter_map(|sleeper| self.shared.process_of(sleeper.waiter)) {
                     self.kill(pid);
@@ -189,7 +195,7 @@ impl SupervisorWatch<'_> {
         killed
     }
 
-    /// Who is blocked, and by whom.
+    /// The blocked tasks, and what blocks each of them.
     fn blocked(&self) -> Vec<String> {
         let kernel = &self.shared.kernel;
         let blocked = kernel.blocked().into_iter().map(|who| format!("invariant 6: blocked: {who}"));
@@ -198,7 +204,7 @@ impl SupervisorWatch<'_> {
     }
 }
 
-/// Says that an actor has finished, however it did.
+/// Reports the actor's end when it is dropped, also after a panic.
 struct FinishedGuard<'a>(&'a RaceShared);
 
 impl Drop for FinishedGuard<'_> {
@@ -207,7 +213,7 @@ impl Drop for FinishedGuard<'_> {
     }
 }
 
-/// An actor's whole thread.
+/// The body of an actor's thread.
 fn run_actor(shared: &Arc<RaceShared>, actor: usize, taken: Option<&TakenSteps>) -> ActorStats {
     let _finished = FinishedGuard(shared);
     race::arm(shared.kernel.world().stream("race points", actor as u64), shared.job.race_points);
@@ -238,7 +244,8 @@ fn run_actor(shared: &Arc<RaceShared>, actor: usize, taken: Option<&TakenSteps>)
 }
 
 impl FileWorker {
-    /// One step of a role that works on one file at a time. Refusals and lost races are counted, and lived with.
+    /// One step of a role that works on one file at a time. Refusals and lost races are counted;
+    /// the actor goes on.
     fn step(&mut self, stats: &mut ActorStats, choice: &ActorStep) {
         self.revive();
         let (_worked, pause) = match choice {

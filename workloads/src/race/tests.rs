@@ -1,4 +1,4 @@
-//! Races in small: choices, outcomes, verdicts.
+//! Small races: steps, outcomes, verdicts.
 
 use super::job::Job;
 use super::op_stream::OpStream;
@@ -17,7 +17,7 @@ use reports::Verdict;
 use std::task::Poll;
 use std::time::Duration;
 
-/// Long enough that a run always ends by something else.
+/// Longer than any test runs, so that something else always ends the run.
 const NEVER: Duration = Duration::from_secs(3600);
 
 fn preset(name: &str) -> DesignRun {
@@ -26,7 +26,7 @@ fn preset(name: &str) -> DesignRun {
     DesignRun { name: name.to_owned(), axes: preset.axes, negative_control }
 }
 
-/// A run that ends when every actor has taken so many choices.
+/// A run that ends when every actor has taken `choices_max` steps.
 fn limited(design: &DesignRun, seed: u64, choices_max: u64) -> DesignResult {
     let limits = RunLimits { choices_max, ..RunLimits::default() };
     let shared = new_machine(&Job::built_in(), design, seed, Sabotage::default(), limits).expect("a machine");
@@ -42,9 +42,10 @@ fn timed(designs: Vec<DesignRun>, seed: u64, sabotage: Sabotage) -> RaceReport {
     run(config, &Quiet, &StopFlag::new()).expect("a race")
 }
 
-/// Seed 7 under two designs that could hardly differ more: one refuses, in the other everybody waits and many are killed.
+/// Seed 7 under two very different designs: one fails changes, the other lets many tasks wait and
+/// many processes be killed.
 #[test]
-fn two_runs_with_one_seed_take_the_same_10000_choices_whatever_becomes_of_them() {
+fn two_runs_with_one_seed_take_the_same_10000_steps_whatever_their_outcome() {
     const CHOICES: u64 = 10_000;
     let job = Job::built_in();
     let take = |name: &str| {
@@ -59,9 +60,9 @@ fn two_runs_with_one_seed_take_the_same_10000_choices_whatever_becomes_of_them()
     assert_eq!(first.len(), job.actors().len());
     for (actor, role) in job.actors().into_iter().enumerate() {
         assert_eq!(first[&actor].len() as u64, CHOICES, "actor {actor}");
-        assert!(first[&actor] == second[&actor], "actor {actor} chose otherwise in the second run");
+        assert!(first[&actor] == second[&actor], "actor {actor} took other steps in the second run");
         let drawn: Vec<_> = OpStream::new(7, &job, actor as u64, role).take(CHOICES as usize).collect();
-        assert!(first[&actor] == drawn, "actor {actor} chose otherwise than its stream says");
+        assert!(first[&actor] == drawn, "actor {actor} took other steps than its stream says");
     }
 }
 
@@ -84,7 +85,7 @@ fn every_preset_comes_to_the_verdict_that_its_axes_imply_and_breaks_nothing() {
         assert_eq!(counters.stale_dma > 0, expected == Verdict::Corrupts, "{name}");
         assert!(counters.truncate_done > 0 && counters.punch_done > 0, "{name}: {counters:?}");
         assert!(counters.reads > 0 && counters.writes > 0 && counters.extends > 0, "{name}: {counters:?}");
-        assert!(counters.pin_retries > 0, "{name}: nobody met");
+        assert!(counters.pin_retries > 0, "{name}: no pin met a change");
         let refuses = expected == Verdict::Refuses;
         assert_eq!(counters.registrations_granted == 0, refuses, "{name}: {counters:?}");
         assert_eq!(counters.dma_operations == 0, refuses, "{name}: {counters:?}");
@@ -100,9 +101,9 @@ fn every_preset_comes_to_the_verdict_that_its_axes_imply_and_breaks_nothing() {
     }
 }
 
-/// A change that only ever waits for the change before it can't be part of a deadlock.
+/// A change that waits only for an earlier change can't be part of a deadlock.
 #[test]
-fn where_nobody_leases_or_pins_nobody_is_told_of_a_deadlock() {
+fn without_leases_or_pins_no_deadlock_is_reported() {
     let result = limited(&preset("mainline"), 5, 40_000);
     assert_eq!(result.counters.deadlocks, 0);
     assert!(result.counters.truncate_waited > 0, "changes did meet: {:?}", result.counters);
@@ -122,12 +123,12 @@ fn a_rule_broken_on_purpose_is_found_on_4_of_5_seeds_and_nothing_is_found_withou
 fn a_negative_control_that_shows_nothing_is_a_violation() {
     let design = DesignRun { negative_control: true, ..preset("rfc-v2") };
     let result = limited(&design, 1, 200);
-    assert_eq!(result.violations, ["the negative control showed no stale DMA: the detector saw nothing"]);
+    assert_eq!(result.violations, ["the negative control showed no stale DMA: the detectors saw nothing"]);
     assert!(result.expected_corruption);
 }
 
 #[test]
-fn corruption_that_nobody_expected_is_a_violation_with_evidence() {
+fn unexpected_corruption_is_a_violation_with_evidence() {
     let design = DesignRun { negative_control: false, ..preset("unsafe") };
     let result = limited(&design, 1, 2_000);
     assert!(result.violations.iter().any(|what| what.starts_with("invariant 2: ")), "{:?}", result.violations);
@@ -165,7 +166,7 @@ fn the_stop_flag_ends_a_race_which_is_reported_as_far_as_it_came() {
     assert_eq!(report.latencies.len(), 1);
 }
 
-/// A thread that sleeps as one more actor, for `how`, until `over`; and what it takes to end it.
+/// A thread that sleeps for `how` as one more actor, and what ends its sleep.
 struct Sleepless {
     queue: Arc<WaitQueue>,
     over: Arc<AtomicBool>,
@@ -194,7 +195,8 @@ impl Sleepless {
     }
 }
 
-/// What a run says in which one more actor sleeps for `how`.
+/// Whether an actor was left behind, and the result, of a run in which one more actor sleeps for
+/// `how`.
 fn with_a_sleeper(how: WaitFor) -> (bool, DesignResult) {
     let (standstill, watchdog) = (Duration::from_millis(200), Duration::from_millis(600));
     let limits = RunLimits { choices_max: 50, standstill, watchdog };
@@ -209,22 +211,22 @@ fn with_a_sleeper(how: WaitFor) -> (bool, DesignResult) {
 }
 
 #[test]
-fn whoever_sleeps_without_a_waker_is_named_and_killed() {
+fn a_sleeper_without_a_waker_is_reported_and_killed() {
     let (left_behind, result) = with_a_sleeper(WaitFor::interruptible("something that never comes"));
     assert!(!left_behind, "a signal ends this sleep");
     let said = |what: &str| result.violations.iter().any(|violation| violation.contains(what));
-    assert!(said("nobody is left to wake them") && said("something that never comes"), "{:?}", result.violations);
+    assert!(said("no task is left to wake them") && said("something that never comes"), "{:?}", result.violations);
     assert_eq!(result.violations.len(), 2, "all else is in order: {:?}", result.violations);
     assert_eq!(result.counters.processes_killed, 0, "not by the design");
 }
 
 #[test]
-fn whoever_no_signal_can_wake_is_named_and_left_behind() {
+fn a_sleeper_that_no_signal_wakes_is_reported_and_left_behind() {
     let (left_behind, result) = with_a_sleeper(WaitFor::uninterruptible("something that never comes"));
     assert!(left_behind);
     let said = |what: &str| result.violations.iter().any(|violation| violation.contains(what));
     assert!(said("something that never comes"), "{:?}", result.violations);
-    assert!(said("1 actors did not come to their end within 600ms"), "{:?}", result.violations);
+    assert!(said("1 actors did not end within 600ms"), "{:?}", result.violations);
 }
 
 fn stopped() -> StopFlag {
