@@ -1,9 +1,10 @@
-//! Choices: what every actor is going to do, drawn from its own stream.
+//! Op streams: the steps of every actor, each drawn from the actor's own random stream.
 //!
-//! It owns the drawing. Invariant: a choice depends on (seed, job, actor, how many were drawn before) alone. Every
-//! parameter of a step is drawn whether the step turns out to need it or not, so nothing that happens in a run (a refusal, a
-//! lost race, a design) can shift what is drawn next: two runs with one seed make the same choices, actor by actor. What is
-//! due by the clock or by a signal (a deregistration, the answer to a break) is not a choice. There is no kernel counterpart.
+//! Invariant: a step depends only on the seed, the job, the actor, and how many steps the actor has
+//! drawn before. Every parameter of a step is drawn even if the step does not need it. So nothing
+//! that happens in a run (a refusal, a lost race, the design) shifts what is drawn next: two runs
+//! with one seed give every actor the same steps. What is due by the clock or by a signal (a
+//! deregistration, the answer to a lease break) is not drawn. There is no kernel counterpart.
 
 use emulator::rng::{self, Rng};
 use rand::{RngExt, SeedableRng};
@@ -20,9 +21,9 @@ pub enum RegistrantAct {
     Dma,
     /// Changes the layout of a file it has registered.
     Change,
-    /// Gives a lease back while regions live under it.
+    /// Unlocks a lease while regions are registered under it.
     Unlock,
-    /// Unmaps and closes a file while its regions live.
+    /// Unmaps and closes a file while regions of it are registered.
     Close,
     /// Passes its context to another registrant.
     Pass,
@@ -30,21 +31,21 @@ pub enum RegistrantAct {
     Fork,
     /// Exits with everything open.
     Exit,
-    /// Is killed with everything open.
+    /// Kills itself with everything open.
     Kill,
 }
 
-/// A share of something: 0 is nothing of it, `u32::MAX` all of it.
+/// A fraction of a whole, in units of 2^-32.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Share(pub u32);
 
 impl Share {
-    /// A number below `bound`; 0 if `bound` is 0.
+    /// A number below `bound`, in proportion to the fraction; 0 if `bound` is 0.
     pub fn below(self, bound: u64) -> u64 {
         ((u128::from(self.0) * u128::from(bound)) >> 32) as u64
     }
 
-    /// Whether it falls below `probability`.
+    /// Whether the fraction is below `probability`.
     pub fn falls_below(self, probability: f64) -> bool {
         f64::from(self.0) < probability * 4_294_967_296.0
     }
@@ -57,7 +58,7 @@ pub struct RegistrantStep {
     pub act: RegistrantAct,
     /// The file, for a registration.
     pub file: u64,
-    /// Where in the file, as a share of what is possible.
+    /// The region's place in the file, as a fraction of the possible places.
     pub place: Share,
     /// Length of the region in bytes.
     pub length: u64,
@@ -65,25 +66,26 @@ pub struct RegistrantStep {
     pub lifetime: u64,
     /// Whether the region is for remote reads only.
     pub read_only: bool,
-    /// Which of the leases that the design's gate accepts is taken.
+    /// Selects among the leases that the design's gate accepts.
     pub lease: Share,
     /// Whether the lease covers the whole file.
     pub whole_file: bool,
-    /// Which of the regions or files at hand it is about.
+    /// Selects among the regions or open files that the step can be about.
     pub pick: Share,
-    /// Work requests of a burst.
+    /// The number of work requests in a burst.
     pub burst: u64,
-    /// Seed of the burst's requests; see [`Requests`].
+    /// The seed of the burst's requests; see [`DmaRequests`].
     pub burst_seed: u64,
-    /// For a change: punch a hole rather than truncate.
+    /// For a change: punches a hole instead of truncating.
     pub punches: bool,
-    /// For a change: how much of the file stays.
+    /// For a change: the part of the file that stays.
     pub keep: Share,
-    /// Whom to pass the context to.
+    /// Selects the registrant that the context is passed to.
     pub partner: Share,
-    /// What a forked child does: close what it inherited, or just exit.
+    /// Whether a forked child closes what it inherited; otherwise it just exits.
     pub child_closes: bool,
-    /// Whether a process that begins its life with this step ignores SIGIO.
+    /// Whether a process that starts with this step ignores SIGIO, so that it never cleans up for a
+    /// lease break.
     pub skips_cleanup: bool,
     /// Nanoseconds until the next step.
     pub pause: u64,
@@ -96,7 +98,7 @@ pub struct TruncaterStep {
     pub file: u64,
     /// The new size in bytes.
     pub size: u64,
-    /// By name rather than by descriptor.
+    /// Truncates by name, not by descriptor.
     pub by_path: bool,
     /// Nanoseconds until the next step.
     pub pause: u64,
@@ -107,11 +109,11 @@ pub struct TruncaterStep {
 pub struct PuncherStep {
     /// The file.
     pub file: u64,
-    /// Where in the file.
+    /// The range's place in the file.
     pub place: Share,
-    /// Bytes.
+    /// Length of the range in bytes.
     pub length: u64,
-    /// Zero the range instead.
+    /// Zeroes the range instead of punching it.
     pub zeroes: bool,
     /// Nanoseconds until the next step.
     pub pause: u64,
@@ -122,11 +124,11 @@ pub struct PuncherStep {
 pub struct DirectIoStep {
     /// The file.
     pub file: u64,
-    /// Where in the file.
+    /// The range's place in the file.
     pub place: Share,
-    /// Bytes, a multiple of 8.
+    /// Length in bytes, a multiple of 8.
     pub length: u64,
-    /// Write rather than read.
+    /// Writes; otherwise reads.
     pub writes: bool,
     /// Nanoseconds until the next step.
     pub pause: u64,
@@ -135,15 +137,15 @@ pub struct DirectIoStep {
 /// An extender's step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ExtenderStep {
-    /// The file, if it is a shared one.
+    /// The file, if the step is about a shared file.
     pub file: u64,
-    /// Whether it is a shared one, rather than the extender's own.
+    /// Whether the step is about a shared file; otherwise it is about the extender's own file.
     pub shared: bool,
     /// Bytes by which it grows, a multiple of 8.
     pub length: u64,
-    /// `fallocate` rather than an extending write.
+    /// Grows by `fallocate`; otherwise by an extending write.
     pub allocates: bool,
-    /// The file is removed and made anew instead.
+    /// Removes the file and creates it again instead.
     pub recreates: bool,
     /// Nanoseconds until the next step.
     pub pause: u64,
@@ -164,7 +166,7 @@ pub enum ActorStep {
     Extender(ExtenderStep),
 }
 
-/// The endless choices of one actor.
+/// The endless steps of one actor.
 #[derive(Clone, Debug)]
 pub struct OpStream {
     rng: Rng,
@@ -175,11 +177,12 @@ pub struct OpStream {
 }
 
 impl OpStream {
-    /// The choices of actor number `actor`, which has `role`, under `seed`.
+    /// The steps of actor number `actor`, which has `role`, under `seed`.
     pub fn new(seed: u64, job: &Job, actor: u64, role: Role) -> OpStream {
         let popularity = match job.files.popularity {
             Popularity::Uniform => None,
-            // The job's checks leave nothing that Zipf refuses; without it all files are alike.
+            // The job's checks leave no exponent that Zipf refuses. Without a Zipf all files are
+            // equally likely.
             Popularity::Zipf(exponent) => Zipf::new(job.files.count as f64, exponent).ok(),
         };
         let mix = &job.mix;
@@ -310,7 +313,7 @@ impl Iterator for OpStream {
 /// Values drawn in proportion to weights.
 #[derive(Clone, Debug)]
 struct Weighted<T, const N: usize> {
-    /// Each value with the sum of the weights up to and with its own.
+    /// Each value with the sum of the weights up to and including its own.
     upto: [(T, u64); N],
 }
 
@@ -328,7 +331,7 @@ impl<T: Copy, const N: usize> Weighted<T, N> {
     fn draw(&self, rng: &mut Rng) -> T {
         let sum = self.upto[N - 1].1;
         let at = Share(rng.random()).below(sum);
-        // A job's mix has a weight above zero, so some sum lies above `at`.
+        // At least one weight of a job's mix is above zero, so some sum lies above `at`.
         self.upto.iter().find(|(_, upto)| at < *upto).unwrap_or(&self.upto[N - 1]).0
     }
 }
@@ -351,13 +354,13 @@ pub enum DmaVerb {
 pub struct DmaRequest {
     /// What it does.
     pub verb: DmaVerb,
-    /// Where in the region.
+    /// The request's place in the region.
     pub place: Share,
     /// Bytes of a WRITE or READ, a multiple of 8.
     pub length: u64,
 }
 
-/// The endless work requests of one burst, drawn from the seed that its step drew.
+/// The endless work requests of one burst, drawn from the burst's seed.
 #[derive(Clone, Debug)]
 pub struct DmaRequests {
     rng: Rng,

@@ -1,4 +1,7 @@
-//! From a job's text to a [`Job`] that can be run: every rule that one value, or several together, must keep.
+//! From a job's text to a [`Job`] that can be run.
+//!
+//! It owns every rule that one value, or several together, must keep. Invariant: each error points
+//! at the value that breaks the rule, or names the file if the built-in job states the value.
 
 use std::collections::BTreeMap;
 
@@ -15,17 +18,17 @@ use super::{
 };
 use crate::race::oracle;
 
-/// Most files of a job.
+/// The most files of a job.
 const FILES_MAX: u64 = 4096;
-/// Longest name of a job, in bytes.
+/// The longest name of a job, in bytes.
 const NAME_BYTES_MAX: usize = 80;
-/// Most regions of one process.
+/// The most regions of one process.
 const REGIONS_MAX: u32 = 64;
-/// Most work requests of one burst: what a queue pair holds.
+/// The most work requests of one burst: the depth of a queue pair.
 const BURST_MAX: u64 = 1024;
-/// Longest WRITE or READ in bytes: the size of a registrant's local buffer.
+/// The longest WRITE or READ in bytes: the size of a registrant's local buffer.
 pub(crate) const DMA_BYTES_MAX: u64 = 64 << 10;
-/// Longest times, in nanoseconds: a day for a run, ten seconds for a pause or a region.
+/// The longest times, in nanoseconds: a day for a run, ten seconds for a pause or a region.
 const RUN_NS_MAX: u64 = 24 * 3600 * 1_000_000_000;
 const WAIT_NS_MAX: u64 = 10_000_000_000;
 
@@ -41,8 +44,8 @@ struct JobCheck<'a> {
     text: JobText,
 }
 
-/// A key that the built-in job states.
-fn there<T>(field: &Option<GivenValue<T>>) -> &GivenValue<T> {
+/// The value of a key that the built-in job states.
+fn stated<T>(field: &Option<GivenValue<T>>) -> &GivenValue<T> {
     field.as_ref().expect("the built-in job states every key but run.threads and run.seed")
 }
 
@@ -58,12 +61,12 @@ impl JobCheck<'_> {
             name: self.name()?,
             device_bytes,
             volume: VolumeOptions {
-                write_break: there(&text.volume.write_break).value,
-                lease_break_time: there(&text.volume.lease_break_time).value.0,
+                write_break: stated(&text.volume.write_break).value,
+                lease_break_time: stated(&text.volume.lease_break_time).value.0,
             },
             files,
-            duration: time("duration", there(&text.run.duration))?,
-            quick_duration: time("quick_duration", there(&text.run.quick_duration))?,
+            duration: time("duration", stated(&text.run.duration))?,
+            quick_duration: time("quick_duration", stated(&text.run.quick_duration))?,
             seed: text.run.seed.as_ref().map(|given| given.value),
             race_points: self.probability("probability", &text.race_points.probability)?,
             registrants,
@@ -73,7 +76,7 @@ impl JobCheck<'_> {
             punchers: self.punchers(&files)?,
             direct_io: self.direct_io(&files)?,
             extenders: self.extenders(&files)?,
-            reaper_patience: time("patience", there(&text.reaper.patience))?,
+            reaper_patience: time("patience", stated(&text.reaper.patience))?,
             counts,
             parameters: parameters(self.source),
         };
@@ -83,7 +86,7 @@ impl JobCheck<'_> {
     }
 
     fn name(&self) -> Result<String, InputError> {
-        let name = there(&self.text.name);
+        let name = stated(&self.text.name);
         let fine =
             !name.value.is_empty() && name.value.len() <= NAME_BYTES_MAX && !name.value.contains(char::is_control);
         match fine {
@@ -105,12 +108,12 @@ impl JobCheck<'_> {
     }
 
     fn probability(&self, key: &str, given: &Option<GivenValue<f64>>) -> Result<f64, InputError> {
-        there(given).probability(self.source, key)
+        stated(given).probability(self.source, key)
     }
 
     fn files(&self) -> Result<JobFiles, InputError> {
         let files = &self.text.files;
-        let (count, size) = (there(&files.count), there(&files.size));
+        let (count, size) = (stated(&files.count), stated(&files.size));
         if !(1..=FILES_MAX).contains(&count.value) {
             let title = format!("{} files", count.value);
             return Err(count.error(self.source, title).help(format!("a job has from 1 to {FILES_MAX} files")));
@@ -122,11 +125,11 @@ impl JobCheck<'_> {
                 .error(self.source, format!("files of {}", size.value))
                 .help(format!("the size of a file is a multiple of 4KiB, up to {most}")));
         }
-        Ok(JobFiles { count: count.value, size: bytes, popularity: self.popularity(there(&files.popularity))? })
+        Ok(JobFiles { count: count.value, size: bytes, popularity: self.popularity(stated(&files.popularity))? })
     }
 
     fn popularity(&self, given: &GivenValue<text::PopularityText>) -> Result<Popularity, InputError> {
-        /// Beyond this every choice is the first file.
+        /// With a larger exponent practically every step chooses the first file.
         const EXPONENT_MAX: f64 = 10.0;
         let raw = &given.value;
         match (raw.dist.value, &raw.exponent) {
@@ -152,7 +155,7 @@ impl JobCheck<'_> {
         raw: &Option<GivenValue<RawDistribution<Q>>>,
         limits: DistributionLimits<'_>,
     ) -> Result<Distribution, InputError> {
-        there(raw).value.check(self.source, limits)
+        stated(raw).value.check(self.source, limits)
     }
 
     fn pause(&self, raw: &Option<GivenValue<RawDistribution<Duration>>>) -> Result<Distribution, InputError> {
@@ -172,7 +175,7 @@ impl JobCheck<'_> {
 
     fn registrants(&self, files: &JobFiles) -> Result<Registrants, InputError> {
         let raw = &self.text.registrants;
-        let regions_max = there(&raw.regions_max);
+        let regions_max = stated(&raw.regions_max);
         if !(1..=REGIONS_MAX).contains(&regions_max.value) {
             let title = format!("`regions_max` is {}", regions_max.value);
             return Err(regions_max.error(self.source, title).help(format!("it can be from 1 to {REGIONS_MAX}")));
@@ -207,11 +210,11 @@ impl JobCheck<'_> {
 
     fn mix(&self) -> Result<RegistrantMix, InputError> {
         let raw = &self.text.mix;
-        let weight = |given: &Option<GivenValue<u32>>| there(given).value;
+        let weight = |given: &Option<GivenValue<u32>>| stated(given).value;
         for (key, given) in [("register", &raw.register), ("dma", &raw.dma)] {
             if weight(given) == 0 {
                 let title = format!("a mix with no `{key}` is no race");
-                return Err(there(given).error(self.source, title).help("give it a weight of 1 or more"));
+                return Err(stated(given).error(self.source, title).help("give it a weight of 1 or more"));
             }
         }
         Ok(RegistrantMix {
@@ -229,7 +232,7 @@ impl JobCheck<'_> {
 
     fn dma_mix(&self) -> Result<DmaMix, InputError> {
         let raw = &self.text.dma_mix;
-        let weight = |given: &Option<GivenValue<u32>>| there(given).value;
+        let weight = |given: &Option<GivenValue<u32>>| stated(given).value;
         let mix = DmaMix {
             write: weight(&raw.write),
             read: weight(&raw.read),
@@ -237,7 +240,7 @@ impl JobCheck<'_> {
             fetch_add: weight(&raw.fetch_add),
         };
         if mix.write == 0 {
-            return Err(there(&raw.write)
+            return Err(stated(&raw.write)
                 .error(self.source, "a `dma_mix` with no `write` can't show damage")
                 .help("give it a weight of 1 or more"));
         }
@@ -289,11 +292,11 @@ impl JobCheck<'_> {
     fn counts(&self) -> Result<[u32; 5], InputError> {
         let text = &self.text;
         let given = Role::ALL.map(|role| match role {
-            Role::Registrant => there(&text.registrants.count),
-            Role::Truncater => there(&text.truncaters.count),
-            Role::Puncher => there(&text.punchers.count),
-            Role::DirectIo => there(&text.direct_io.count),
-            Role::Extender => there(&text.extenders.count),
+            Role::Registrant => stated(&text.registrants.count),
+            Role::Truncater => stated(&text.truncaters.count),
+            Role::Puncher => stated(&text.punchers.count),
+            Role::DirectIo => stated(&text.direct_io.count),
+            Role::Extender => stated(&text.extenders.count),
         });
         let total: u64 = given.iter().map(|count| u64::from(count.value)).sum();
         if total > u64::from(ACTORS_MAX) {
@@ -312,15 +315,16 @@ impl JobCheck<'_> {
             let stated = changers.map(|(_, count)| count).find(|count| count.is_stated());
             return Err(stated
                 .unwrap_or(given[1])
-                .error(self.source, "a race in which nobody changes a layout")
+                .error(self.source, "a race in which no actor changes a layout")
                 .help("set `count` in [truncaters], [punchers] or [extenders] to 1 or more"));
         }
         Ok(given.map(|count| count.value))
     }
 
-    /// The device holds all files at their largest, and as much as can be orphaned or on its way at one moment.
+    /// The device must hold all files at their largest size, and all blocks that can be orphaned or
+    /// in allocation at one moment.
     fn device(&self, files: &JobFiles, registrants: &Registrants, counts: &[u32; 5]) -> Result<u64, InputError> {
-        let size = there(&self.text.device.size);
+        let size = stated(&self.text.device.size);
         let bytes = size.value.0;
         let (step, most) = (emulator::device::FOLIO, emulator::device::MAX_BYTES);
         if bytes == 0 || !bytes.is_multiple_of(step) || bytes > most {
@@ -348,18 +352,19 @@ impl JobCheck<'_> {
     }
 }
 
-/// Every value as spelled, by `section.key`, the built-in job's where the text has none.
+/// Every value as it is spelled, by `section.key`. A value that the text does not state is the
+/// built-in job's.
 fn parameters(source: &Source) -> BTreeMap<String, String> {
     let mut all = BTreeMap::new();
     for text in [BUILT_IN, source.text()] {
-        // Both were read as jobs before: they are tables.
+        // Both texts parsed as jobs before, so both are tables.
         let Ok(table) = text.parse::<toml::Table>() else { continue };
         for (section, value) in table {
             match value {
                 toml::Value::Table(keys) => {
                     all.extend(keys.into_iter().map(|(key, value)| (format!("{section}.{key}"), spelled(&value))));
                 }
-                // The name has a place of its own in results.
+                // Results hold the name separately.
                 _ => continue,
             }
         }

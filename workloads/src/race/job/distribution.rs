@@ -1,7 +1,9 @@
-//! Distributions of lengths, times and counts, as jobs state them: `{ dist = "exponential", mean = "200us" }`.
+//! Distributions of lengths, times and counts, as jobs state them: `{ dist = "exponential", mean =
+//! "200us" }`.
 //!
-//! It owns the reading, checking and drawing of them. Invariant: what is drawn lies within the bounds, which were checked
-//! against what the job can use, so that no drawn value is ever clipped silently elsewhere.
+//! It owns their reading, checking and drawing. Invariant: every drawn value lies within the
+//! bounds, and the bounds were checked against what the job can use. So no other code clips a drawn
+//! value.
 
 use crate::input::{Duration, InputError, Size, Source};
 use rand::{Rng, RngExt};
@@ -12,9 +14,9 @@ use super::given::GivenValue;
 
 /// A quantity with its own unit, counted in its smallest unit.
 pub(super) trait Quantity: Copy + std::fmt::Display {
-    /// Nanoseconds, bytes, pieces.
+    /// The count: nanoseconds, bytes or pieces.
     fn units(self) -> u64;
-    /// The quantity of so many.
+    /// The quantity of `units` smallest units.
     fn of_units(units: u64) -> Self;
 }
 
@@ -55,7 +57,8 @@ enum DistributionShape {
     LogNormal,
 }
 
-/// A distribution as it stands in a job. Which keys belong to which `dist` is checked by [`RawDistribution::check`].
+/// A distribution as the job's text states it. [`RawDistribution::check`] checks which keys belong
+/// to which `dist`.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct RawDistribution<Q> {
@@ -69,13 +72,13 @@ pub(super) struct RawDistribution<Q> {
     max: Option<GivenValue<Q>>,
 }
 
-/// What a drawn value may be.
+/// The bounds of a drawn value.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct DistributionLimits<'a> {
     pub(super) key: &'a str,
     pub(super) min: u64,
     pub(super) max: u64,
-    /// Why not more, for the error's help line.
+    /// The reason for the upper bound, for the error's help line.
     pub(super) because: &'a str,
 }
 
@@ -119,7 +122,7 @@ impl Distribution {
             DistributionForm::Normal { mean, std_dev } => mean + std_dev * standard_normal(rng),
             DistributionForm::LogNormal { ln_median, sigma } => (ln_median + sigma * standard_normal(rng)).exp(),
         };
-        // The cast saturates, and the checks have excluded NaN.
+        // The cast saturates. The checks exclude NaN.
         (drawn.round() as u64).clamp(self.min, self.max)
     }
 }
@@ -129,10 +132,11 @@ fn standard_normal(rng: &mut impl Rng) -> f64 {
 }
 
 impl<Q: Quantity> RawDistribution<Q> {
-    /// The distribution as it can be drawn from.
+    /// Turns the text into a distribution that can be drawn from.
     ///
     /// # Errors
-    /// A key that the distribution lacks or does not know, bounds that are backwards, a value that can't be used.
+    /// A key that the distribution needs is missing, a key is not one of this distribution's, the
+    /// bounds are reversed, or a value is out of bounds.
     pub(super) fn check(&self, source: &Source, limits: DistributionLimits<'_>) -> Result<Distribution, InputError> {
         self.check_keys(source)?;
         for given in [&self.value, &self.mean, &self.median, &self.min, &self.max].into_iter().flatten() {
@@ -175,7 +179,7 @@ impl<Q: Quantity> RawDistribution<Q> {
     }
 
     fn sigma(&self, source: &Source) -> Result<f64, InputError> {
-        /// Beyond this the distribution is its two bounds and nothing in between.
+        /// With a larger sigma practically every drawn value is one of the two bounds.
         const SIGMA_MAX: f64 = 10.0;
         let Some(sigma) = &self.sigma else { return Ok(0.0) };
         match (0.0..=SIGMA_MAX).contains(&sigma.value) {
@@ -186,9 +190,9 @@ impl<Q: Quantity> RawDistribution<Q> {
         }
     }
 
-    /// Every key that the shape needs is there, and no other.
+    /// Checks that every key that the distribution needs is present, and no other key.
     fn check_keys(&self, source: &Source) -> Result<(), InputError> {
-        // (needed, merely known)
+        // (needed, allowed)
         let (name, needed, known): (_, &[&str], &[&str]) = match self.dist.value {
             DistributionShape::Constant => ("constant", &["value"], &[]),
             DistributionShape::Uniform => ("uniform", &["min", "max"], &[]),

@@ -1,4 +1,4 @@
-//! Job files: the built-in one, and every way a job can be wrong.
+//! Job files: the built-in one, and every way in which a job can be wrong.
 
 use super::text::JobText;
 use super::*;
@@ -127,14 +127,14 @@ fn errors_point_at_the_value_and_say_what_to_do() {
         ("[files]\npopularity = { dist = \"zipf\", exponent = -1.0 }", "the exponent is -1", 2, "-1.0"),
         ("[race_points]\nprobability = 1.5", "`probability` is 1.5, which is no probability", 2, "1.5"),
         ("[race_points]\nprobability = nan", "`probability` is NaN, which is no probability", 2, "nan"),
-        // Together.
+        // Several values together.
         ("[mix]\nregister = 0", "a mix with no `register` is no race", 2, "0"),
         ("[dma_mix]\nwrite = 0", "a `dma_mix` with no `write` can't show damage", 2, "0"),
         ("[registrants]\ncount = 0", "a race without registrants", 2, "0"),
         ("[registrants]\ncount = 300", "306 actors in all", 2, "300"),
         (
             "[truncaters]\ncount = 0\n[punchers]\ncount = 0\n[extenders]\ncount = 0",
-            "a race in which nobody changes a layout",
+            "a race in which no actor changes a layout",
             2,
             "0",
         ),

@@ -1,7 +1,7 @@
-//! The text of a job, as read: every key with its place, nothing judged yet.
+//! A job's text as read: every key with its place, before any check.
 //!
-//! It owns the list of sections and keys. Invariant: after [`JobText::or`] with the built-in job every key has a value but
-//! those that mean something by their absence (`run.threads`, `run.seed`).
+//! It owns the list of sections and keys. Invariant: after [`JobText::or`] with the built-in job
+//! every key has a value, except `run.threads` and `run.seed`, whose absence has a meaning.
 
 use crate::input::{Duration, Size};
 use fs_sim::design::WriteBreak;
@@ -23,7 +23,7 @@ macro_rules! section {
             #[cfg(test)]
             pub(super) const KEYS: &'static [&'static str] = &[$(stringify!($key)),+];
 
-            /// What is not stated here is as in `built_in`.
+            /// Takes each value that is missing here from `built_in`.
             fn or(self, built_in: Self) -> Self {
                 $name { $($key: self.$key.or(built_in.$key.map(GivenValue::taken_over)),)+ }
             }
@@ -107,7 +107,7 @@ macro_rules! text {
                 keys
             }
 
-            /// What is not stated here is as in `built_in`.
+            /// Takes each value that is missing here from `built_in`.
             pub(super) fn or(self, built_in: JobText) -> JobText {
                 JobText {
                     name: self.name.or(built_in.name.map(GivenValue::taken_over)),

@@ -1,4 +1,4 @@
-//! Reading everything back at the end of a run: invariant 7, byte by byte.
+//! Reads all files back at the end of a run: invariant 7, byte by byte.
 
 use std::collections::BTreeSet;
 
@@ -8,12 +8,12 @@ use fs_sim::process::description::Access;
 
 use super::check;
 
-/// How many foreign words are told in full.
+/// The most foreign words that are reported as text.
 const TOLD_MAX: usize = 16;
 /// Bytes read at once.
 const CHUNK: usize = 1 << 20;
 
-/// What reading all files back has found.
+/// The result of reading all files back.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct ReadBackReport {
     /// Files read.
@@ -22,14 +22,14 @@ pub(crate) struct ReadBackReport {
     pub(crate) bytes: u64,
     /// Pieces of up to 1 MiB in which a foreign word was found.
     pub(crate) foreign: u64,
-    /// The first of them, in words.
+    /// The first of them, as text.
     pub(crate) told: Vec<String>,
-    /// What could not be accounted for at all.
+    /// Files and inodes that could not be accounted for.
     pub(crate) unaccounted: Vec<String>,
 }
 
-/// Reads every file of `names` that exists from beginning to end. `task` is the only process left; an inode that none of the
-/// names leads to should not be there.
+/// Reads every file of `names` that exists, from beginning to end. `task` is the only process left.
+/// An inode that none of the names leads to is reported.
 pub(crate) fn read_back(task: &Task, names: &[String]) -> ReadBackReport {
     let mut accounts = ReadBackReport::default();
     let mut reached = BTreeSet::new();
