@@ -1,11 +1,14 @@
-//! Errors in input text, reported one way: what was found, where (source, line, column, the line itself), and what to do.
+//! Text that users write for daxlab: TOML with positions, values with units, design files, and
+//! errors that point at the text.
 //!
-//! Everything a user writes for daxlab (designs, jobs, scenarios, the list after `--design`) is a [`Source`]; whatever is wrong in
-//! it becomes an [`InputError`]. The module owns the position arithmetic, the rendering, the suggestion of a near word
-//! ([`nearest`]) and the values written with units ([`Duration`], [`Size`]).
+//! Designs, jobs, scenarios and the list after `--design` are each a [`Source`]. Every error in one
+//! becomes an [`InputError`]: what was found, where (source, line, column, the line itself), and
+//! what to do. The layer also owns the suggestion of a near word ([`nearest`]), times and sizes
+//! with units ([`Duration`], [`Size`]) and the reading of designs ([`designs`]).
 //!
-//! Invariant: an error is built from any text and any span without a panic, and its rendering shows one line of the source,
-//! never the whole of it. Nothing is guessed: a value that isn't exactly understood is an error.
+//! Invariants: an error can be built from any text and any span without a panic. Its rendering
+//! shows one line of the source, never the whole text. No value is guessed: a value that isn't
+//! understood exactly is an error. There is no kernel counterpart.
 
 pub mod designs;
 mod from_toml;
@@ -23,8 +26,8 @@ use annotate_snippets::{Annotation, AnnotationKind, Group, Level, Origin, Render
 
 pub use units::{Duration, Size, UnitError};
 
-/// The longest text [`Source::read`] accepts, in bytes. Designs, jobs and scenarios are a few KiB; the bound keeps a mistaken
-/// path (a disk image, `/dev/zero`) from being read whole.
+/// The longest text that [`Source::read`] accepts, in bytes. Designs, jobs and scenarios have a few
+/// KiB. The bound keeps a mistaken path (a disk image, `/dev/zero`) from being read whole.
 pub const TEXT_BYTES_MAX: usize = 1 << 20;
 
 /// A named piece of input text. Cloning shares the text.
@@ -35,16 +38,17 @@ pub struct Source {
 }
 
 impl Source {
-    /// Wraps `text`; `name` is what errors call it: a path as the user gave it, or a word in angle
-    /// brackets for text that is no file (`<designs>`).
+    /// Wraps `text`. Errors call it `name`: a path as the user gave it, or a word in angle brackets
+    /// for text that is not in a file (`<designs>`).
     pub fn new(name: impl Into<Arc<str>>, text: impl Into<Arc<str>>) -> Self {
         Source { name: name.into(), text: text.into() }
     }
 
-    /// Reads a file whole.
+    /// Reads a whole file.
     ///
     /// # Errors
-    /// The file can't be read, is longer than [`TEXT_BYTES_MAX`], or isn't UTF-8 (the error points at the first bad byte).
+    /// The file can't be read, is longer than [`TEXT_BYTES_MAX`], or isn't UTF-8 (the error points
+    /// at the first bad byte).
     pub fn read(path: &Path) -> Result<Self, InputError> {
         let name = path.display().to_string();
         let mut bytes = Vec::new();
@@ -71,7 +75,7 @@ impl Source {
         }
     }
 
-    /// What errors call this text.
+    /// The name of this text in errors.
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -81,7 +85,17 @@ impl Source {
         &self.text
     }
 
-    /// An error at `span` (bytes of [`text`](Self::text)). A span that leaves the text or cuts a character is clamped.
+    /// An error at `span` (bytes of [`text`](Self::text)). A span that goes beyond the text or cuts
+    /// a character is clamped.
+    ///
+    /// # Example
+    /// ```
+    /// use workloads::input::Source;
+    ///
+    /// let error = Source::new("my.toml", "pin_gat = 1").error(0..7, "unknown key `pin_gat`");
+    /// assert_eq!((error.line(), error.column()), (Some(1), Some(1)));
+    /// assert!(error.to_string().starts_with("unknown key `pin_gat`\n --> my.toml:1:1\n"));
+    /// ```
     pub fn error(&self, span: Range<usize>, title: impl Into<String>) -> InputError {
         let start = self.boundary_at_or_before(span.start);
         let end = span.end.clamp(start, self.text.len());
@@ -95,7 +109,7 @@ impl Source {
         })
     }
 
-    /// An error about the text as a whole: no line is shown.
+    /// An error about the whole text. It shows no line.
     pub fn error_overall(&self, title: impl Into<String>) -> InputError {
         InputError::new(ErrorParts {
             title: title.into(),
@@ -106,9 +120,10 @@ impl Source {
         })
     }
 
-    /// A word that isn't one of `candidates`. `what` names its role: "key", "design", "gate".
+    /// An error about a word that isn't one of `candidates`. `what` names the word's role: "key",
+    /// "design", "gate".
     ///
-    /// The label suggests the nearest candidate when one is near, the help line lists them all.
+    /// The label suggests the nearest candidate if one is near. The help line lists all candidates.
     pub fn unknown_word<'a>(
         &self,
         span: Range<usize>,
@@ -127,7 +142,8 @@ impl Source {
         }
     }
 
-    /// 1-based line and column of a byte offset. Columns count characters; an offset past the end is the end.
+    /// 1-based line and column of a byte offset. Columns count characters; an offset past the end
+    /// is the end.
     pub fn line_column(&self, offset: usize) -> (usize, usize) {
         let offset = self.boundary_at_or_before(offset);
         let before = &self.text[..offset];
@@ -135,7 +151,8 @@ impl Source {
         let line = before.bytes().filter(|&byte| byte == b'\n').count() + 1;
         let mut in_line = &before[line_start..];
         if self.text[offset..].starts_with('\n') {
-            // The offset is inside a CR LF: that is the line's end, not a column of its own.
+            // The offset is inside a CR LF, which is the end of the line and has no column of its
+            // own.
             in_line = in_line.strip_suffix('\r').unwrap_or(in_line);
         }
         (line, in_line.chars().count() + 1)
@@ -158,7 +175,7 @@ impl Source {
     }
 }
 
-/// Something wrong in input text, or a text that could not be read.
+/// An error in input text, or a text that could not be read.
 ///
 /// `Display` is one paragraph without colour and without a leading `error:`, the title first:
 ///
@@ -172,7 +189,7 @@ impl Source {
 ///   = help: it can be `name`, `base` or `pin_gate`
 /// ```
 ///
-/// One machine word, so that parsers can return it by value everywhere.
+/// The value is one machine word, so parsers can return it by value everywhere.
 #[derive(Debug, thiserror::Error)]
 pub struct InputError(Box<ErrorParts>);
 
@@ -199,19 +216,19 @@ impl InputError {
         InputError(Box::new(parts))
     }
 
-    /// An error that has no text to point into: a file that can't be read.
+    /// An error without a text to point into, such as a file that can't be read.
     pub fn unplaced(title: impl Into<String>) -> Self {
         InputError::new(ErrorParts { title: title.into(), source: None, place: None, label: None, help: None })
     }
 
-    /// Sets the words under the marked span.
+    /// Sets the text under the marked span.
     #[must_use]
     pub fn label(mut self, label: impl Into<String>) -> Self {
         self.0.label = Some(label.into());
         self
     }
 
-    /// Sets the help line: what to do about it.
+    /// Sets the help line: what the user can do.
     #[must_use]
     pub fn help(mut self, help: impl Into<String>) -> Self {
         self.0.help = Some(help.into());
@@ -223,12 +240,12 @@ impl InputError {
         &self.0.title
     }
 
-    /// The words under the marked span.
+    /// The text under the marked span.
     pub fn label_text(&self) -> Option<&str> {
         self.0.label.as_deref()
     }
 
-    /// What to do about it.
+    /// The help line: what the user can do.
     pub fn help_text(&self) -> Option<&str> {
         self.0.help.as_deref()
     }
@@ -281,14 +298,14 @@ impl fmt::Display for InputError {
     }
 }
 
-/// The marked line alone; the renderer cuts it to the width of a terminal.
+/// The marked line alone. The renderer cuts it to the width of a terminal.
 fn snippet<'a>(source: &'a Source, place: &ErrorPlace, label: Option<&'a str>) -> Snippet<'a, Annotation<'a>> {
     let line = &source.text[place.line_bytes.clone()];
     let line = match source.text[place.line_bytes.end..].starts_with('\n') {
         true => line.strip_suffix('\r').unwrap_or(line),
         false => line,
     };
-    // A span over several lines is marked on its first.
+    // A span over several lines is marked on its first line.
     let mark = |at: usize| (at - place.line_bytes.start).min(line.len());
     Snippet::source(line)
         .path(shown(&source.name))
@@ -296,12 +313,13 @@ fn snippet<'a>(source: &'a Source, place: &ErrorPlace, label: Option<&'a str>) -
         .annotation(AnnotationKind::Primary.span(mark(place.span.start)..mark(place.span.end)).label(label))
 }
 
-/// The candidate a mistyped word most likely meant; `None` when nothing is near.
+/// The candidate that a mistyped word most likely means; `None` if no candidate is near.
 ///
-/// Near = at most a third of the longer word's characters changed (insert, delete, replace, swap of neighbours; at least one
-/// allowed), case ignored. Of equally near candidates the first wins, so that messages are stable.
+/// A candidate is near if at most a third of the longer word's characters differ (insert, delete,
+/// replace, swap of neighbours; at least one change is allowed), ignoring case. Of equally near
+/// candidates the first one is returned, so messages are stable.
 pub fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    /// Longer than any name a user can mistype; bounds the quadratic comparison.
+    /// Longer than any name that a user can mistype. It bounds the quadratic comparison.
     const WORD_BYTES_MAX: usize = 128;
     if word.len() > WORD_BYTES_MAX {
         return None;
@@ -320,7 +338,7 @@ pub fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) ->
         .map(|(_, candidate)| candidate)
 }
 
-/// A word of the user's as it is quoted in a message: control characters escaped, cut when very long.
+/// A user's word as messages quote it: control characters escaped, a very long word cut.
 pub fn shown(word: &str) -> String {
     const SHOWN_CHARS: usize = 80;
     let mut chars = word.chars();

@@ -1,10 +1,11 @@
-//! Designs from TOML.
+//! Reads designs from TOML.
 //!
-//! A file holds one design at top level, or several as `[[design]]`. A design names itself, may start from a `base` (a preset, or
-//! a design above it in the same file), and states axes; without a base it states all of them. The tables are walked by hand, not by
-//! serde, because an error must be able to point at keys and at values.
+//! A file holds one design at top level, or several as `[[design]]`. A design has a name, may start
+//! from a `base` (a preset, or a design above it in the same file), and states axes; without a base
+//! it states all of them. The code walks the tables itself, without serde, because an error must be
+//! able to point at keys and at values.
 //!
-//! Invariant: every design returned has a legal name that no other has, and axes that passed [`Axes::check`].
+//! Invariant: every returned design has a legal, unique name, and axes that passed [`Axes::check`].
 
 use std::ops::Range;
 
@@ -15,16 +16,18 @@ use toml::de::{DeTable, DeValue};
 use super::catalogue::{ALL, DesignCatalogue, DesignEntry};
 use crate::input::{InputError, Source, or_list, shown};
 
-/// Reads the designs of one file, given no other file: bases and names are checked against the presets and the file itself.
+/// Reads the designs of one file on its own: bases and names are checked against the presets and
+/// the file itself.
 ///
 /// # Errors
-/// The text isn't TOML, a key or value isn't known, axes are missing or can't stand together, or a name is illegal or taken.
+/// The text isn't TOML, a key or value isn't known, axes are missing or contradict each other, or a
+/// name is illegal or taken.
 pub fn parse(source: &Source) -> Result<Vec<Design>, InputError> {
     let entries = parse_beside(source, &DesignCatalogue::default())?;
     Ok(entries.into_iter().map(|entry| entry.design).collect())
 }
 
-/// The same beside the designs already in `catalogue`, whose names are taken.
+/// The same beside the designs in `catalogue`, whose names are taken.
 pub(super) fn parse_beside(source: &Source, catalogue: &DesignCatalogue) -> Result<Vec<DesignEntry>, InputError> {
     let document = DeTable::parse(source.text()).map_err(|error| source.toml_error(&error))?;
     let top = document.get_ref();
@@ -61,7 +64,7 @@ pub(super) fn parse_beside(source: &Source, catalogue: &DesignCatalogue) -> Resu
 type TomlKey<'a, 't> = &'a Spanned<std::borrow::Cow<'t, str>>;
 type TomlItem<'a, 't> = &'a Spanned<DeValue<'t>>;
 
-/// The parser sorts tables by key; the first error reported should be the first in the file.
+/// The TOML parser sorts tables by key. The first error reported should be the first in the file.
 fn in_file_order<'a, 't>(table: &'a DeTable<'t>) -> impl Iterator<Item = (TomlKey<'a, 't>, TomlItem<'a, 't>)> {
     let mut entries: Vec<_> = table.iter().collect();
     entries.sort_by_key(|(key, _)| key.span().start);
@@ -71,11 +74,11 @@ fn in_file_order<'a, 't>(table: &'a DeTable<'t>) -> impl Iterator<Item = (TomlKe
 struct DesignReader<'s> {
     source: &'s Source,
     catalogue: &'s DesignCatalogue,
-    /// The designs above.
+    /// The designs above in the file.
     read: Vec<DesignEntry>,
 }
 
-/// What one table stated, with where.
+/// What one table states, with positions.
 #[derive(Default)]
 struct StatedDesign<'t> {
     name: Option<(&'t str, Range<usize>)>,
@@ -84,7 +87,7 @@ struct StatedDesign<'t> {
 }
 
 impl DesignReader<'_> {
-    /// `keys`: those this table may hold beside the axes.
+    /// Reads one design. `keys` are the keys that this table may hold besides the axes.
     fn design(&mut self, table: &DeTable<'_>, table_span: Range<usize>, keys: &[&str]) -> Result<(), InputError> {
         let stated = self.stated(table, keys)?;
         let Some((name, name_span)) = stated.name.clone() else {
@@ -102,7 +105,7 @@ impl DesignReader<'_> {
         if base.is_none() {
             self.check_complete(&stated.axes, name, name_span)?;
         }
-        // Without a base every axis is overwritten below, whatever it starts as.
+        // Without a base every axis is overwritten below, so the starting value does not matter.
         let mut axes = base.unwrap_or(presets()[0].axes);
         for &(axis, choice, _) in &stated.axes {
             axes.set(axis, choice).expect("`stated` kept only choices of this axis");
@@ -144,11 +147,11 @@ impl DesignReader<'_> {
             .label(format!("this is of type {}", value.get_ref().type_str()))
     }
 
-    /// The choice a value states, as the axis itself spells it.
+    /// The choice that a value states, as the axis spells it.
     fn choice(&self, axis: Axis, value: &Spanned<DeValue<'_>>) -> Result<&'static str, InputError> {
         let choices = axis.choices();
         let word = match value.get_ref() {
-            // TOML's own booleans for the axis that is one.
+            // TOML booleans are accepted for the axis whose choices are yes and no.
             DeValue::Boolean(yes) if choices.contains(&"yes") => match yes {
                 true => "yes",
                 false => "no",
@@ -240,7 +243,8 @@ impl DesignReader<'_> {
             .help("state them, or start from a preset: `base = \"rfc-v2\"`"))
     }
 
-    /// Points a conflict at the first of its axes that this table states; one always is, or the base would conflict.
+    /// Points a conflict at the first of its axes that this table states. There is always one,
+    /// because the base alone has no conflict.
     fn check_axes(&self, axes: &Axes, stated: &StatedDesign<'_>) -> Result<(), InputError> {
         axes.check().map_err(|conflict| {
             let culprit = stated.axes.iter().find(|(axis, ..)| conflict.axes.contains(axis));

@@ -1,9 +1,11 @@
 //! Random sequences of operations on the real kernel and on the simulated machine, compared.
 //!
-//! It owns the claim that the simulation's ordinary leases and files are Linux's. Reading order: `generate` (what is tried),
-//! `pair` (how two machines are compared), `shrink` (what is left of a difference), `text` (how it is told). Invariants: a sequence
-//! depends on (seed, index) and on what both machines agreed on; sequences contain no break timeouts; what could not be run is
-//! never counted as agreement. Kernel counterpart: the kernel.
+//! It owns the claim that the simulation's ordinary leases and files behave like Linux's. Reading
+//! order: `generate` (chooses the steps), `pair` (compares two machines), `shrink` (shortens a
+//! sequence that shows a difference), `text` (writes it as a scenario). Invariants: a sequence
+//! depends on the seed, its index, and what both machines agreed on. Sequences contain no break
+//! timeouts. A sequence that could not be run never counts as agreement. Kernel counterpart: the
+//! kernel itself.
 
 mod generate;
 mod pair;
@@ -28,40 +30,41 @@ use crate::scenario::{FileSetup, Setup};
 use generate::{AgreedView, AgreementStep, SequenceFlavour};
 use pair::{MachinePair, SequenceStop};
 
-/// The device of a simulated machine: far more than a sequence's files need.
+/// The size of a simulated machine's device in bytes: far more than the files of a sequence need.
 const DEVICE: u64 = 16 << 20;
-/// The fewest and most steps of a sequence.
+/// The fewest and the most steps of a sequence.
 const STEPS: std::ops::RangeInclusive<usize> = 4..=16;
 
 /// What to compare.
 #[derive(Clone, Debug)]
 pub struct AgreementConfig {
-    /// How many sequences.
+    /// The number of sequences.
     pub sequences: u64,
-    /// What they come from.
+    /// The seed of all sequences.
     pub seed: u64,
     /// The real machine.
     pub linux: LinuxConfig,
-    /// The simulated machine's design. Nothing that sequences do should depend on it.
+    /// The simulated machine's design. No operation of a sequence should depend on it.
     pub axes: Axes,
-    /// Rules broken in the simulated machine on purpose: then there should be a difference.
+    /// Rules broken on purpose in the simulated machine, which must then show a difference.
     pub sabotage: Sabotage,
 }
 
-/// What came of it.
+/// The result of a comparison.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AgreementReport {
-    /// Sequences begun.
+    /// Sequences that were started.
     pub run: u64,
-    /// Those on which both machines agreed to the end.
+    /// Sequences on which both machines agreed to the end.
     pub agreed: u64,
-    /// Those in which it could not be told whether a call was blocked.
+    /// Sequences in which the driver could not decide whether a call was blocked.
     pub inconclusive: u64,
-    /// How often operations came to what, such as `open blocks`; and what was seen beside them: `signals SIGIO`, `lease none`.
+    /// How often each outcome of an operation occurred, such as `open blocks`, and how often other
+    /// observations did: `signals SIGIO`, `lease none`.
     pub outcomes: BTreeMap<String, u64>,
-    /// Why no sequence could be run, or no further one.
+    /// Why no sequence, or no further sequence, could be run.
     pub not_run: Option<String>,
-    /// The first difference, after which there is no further sequence.
+    /// The first difference. No sequence is run after it.
     pub difference: Option<Difference>,
 }
 
@@ -75,20 +78,21 @@ impl AgreementReport {
 /// A sequence on which the machines differ.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Difference {
-    /// Which sequence of the seed.
+    /// The index of the sequence under its seed.
     pub index: u64,
-    /// The shortest one found, as a scenario: it states what the real kernel does.
+    /// The shortest sequence found that shows the difference, as a scenario that states what the
+    /// real kernel does.
     pub scenario: String,
-    /// What the real kernel answers to the last step.
+    /// The real kernel's answer to the last step.
     pub linux: String,
-    /// What the simulation answers.
+    /// The simulation's answer.
     pub simulation: String,
 }
 
-/// A way to make a machine.
+/// Makes one machine.
 type MachineMaker<'m> = dyn Fn(&Setup) -> Result<Box<dyn Machine + 'm>, Trouble> + 'm;
 
-/// How the two machines are made; the left one's word counts.
+/// How both machines are made. The left one is the reference.
 struct MachineMakers<'m> {
     left: &'m MachineMaker<'m>,
     right: &'m MachineMaker<'m>,
@@ -109,7 +113,8 @@ impl<'m> MachineMakers<'m> {
     }
 }
 
-/// Compares the simulation with the real kernel. Ends early at a difference, at the stop flag, or where it can't run.
+/// Compares the simulation with the real kernel. It ends early at a difference, at the stop flag,
+/// or if a sequence can't be run.
 pub fn run(config: &AgreementConfig, stop: &StopFlag) -> AgreementReport {
     on_linux(config, |host, range| {
         let linux = |setup: &Setup| linux(host, setup);
@@ -120,7 +125,8 @@ pub fn run(config: &AgreementConfig, stop: &StopFlag) -> AgreementReport {
     })
 }
 
-/// Compares the real kernel with itself: what a sequence comes to there must not be chance, or no comparison says anything.
+/// Compares the real kernel with itself. If a sequence had random outcomes there, no comparison
+/// with it would mean anything.
 pub fn run_against_itself(config: &AgreementConfig, stop: &StopFlag) -> AgreementReport {
     on_linux(config, |host, range| {
         let linux = |setup: &Setup| linux(host, setup);
@@ -180,7 +186,7 @@ fn compare(
     report
 }
 
-/// Files and steps.
+/// A sequence: its files and steps.
 #[derive(Clone, Debug)]
 struct TriedSequence {
     files: Vec<FileSetup>,
@@ -188,7 +194,7 @@ struct TriedSequence {
     steps: Vec<AgreementStep>,
 }
 
-/// Chooses and makes the steps of one sequence.
+/// Generates and makes the steps of one sequence.
 fn sequence(
     makers: &MachineMakers<'_>,
     range: generate::RangeSupport,

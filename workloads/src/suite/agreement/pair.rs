@@ -1,8 +1,9 @@
-//! Two machines that are made to do the same.
+//! Two machines that make the same steps.
 //!
-//! It owns the comparison. Invariant: after every step both machines have told the same outcome, the same blocked calls, the same
-//! handled signals, the same lives and deaths, and the same lease on every descriptor; the first that differs ends the run.
-//! Kernel counterpart: none.
+//! It owns the comparison. Invariant: after every step both machines have reported the same
+//! outcome, the same blocked calls, the same handled signals, the same living and dead processes,
+//! and the same lease on every descriptor. The first difference ends the sequence. Kernel
+//! counterpart: none.
 
 use std::collections::BTreeMap;
 
@@ -12,32 +13,32 @@ use crate::ops::{Arg, Op, Verb};
 use crate::scenario::machine::{Machine, Progress, Trouble};
 use crate::scenario::{Actor, Query, Subject};
 
-/// Why a sequence goes no further.
+/// Why a sequence stops.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum SequenceStop {
-    /// The machines differ, at the last line.
+    /// The machines differ at the last line.
     Differ { left: String, right: String },
-    /// One of them can't do it.
+    /// One of the machines can't make the step.
     NotRun(String),
-    /// Whether a call is blocked could not be told.
+    /// The driver could not decide whether a call is blocked.
     Inconclusive(String),
 }
 
-/// A line of a scenario, and what came of it on both machines.
+/// A line of a scenario, and its outcome on both machines.
 #[derive(Clone, Debug)]
 pub(super) struct Line {
     pub(super) text: String,
     pub(super) outcome: String,
 }
 
-/// See the module. The left machine is the one whose word counts.
+/// The pair; see the module. The left machine is the reference.
 pub(super) struct MachinePair<'m> {
     left: Box<dyn Machine + 'm>,
     right: Box<dyn Machine + 'm>,
     pub(super) view: AgreedView,
     blocked: BTreeMap<String, AgreementStep>,
     pub(super) lines: Vec<Line>,
-    /// What operations came to, signals that were handled, and deaths, with how often.
+    /// How often each outcome, handled signal and death occurred.
     pub(super) outcomes: BTreeMap<String, u64>,
 }
 
@@ -49,7 +50,7 @@ impl<'m> MachinePair<'m> {
         MachinePair { left, right, view, blocked, lines, outcomes }
     }
 
-    /// Makes both do `step`, and compares everything that can be seen.
+    /// Lets both machines make `step`, and compares everything that can be observed.
     ///
     /// # Errors
     /// [`SequenceStop`].
@@ -74,7 +75,7 @@ impl<'m> MachinePair<'m> {
         self.leases()
     }
 
-    /// Asks both the same; their one answer.
+    /// Asks both machines the same and returns their common answer.
     fn both(&mut self, text: String, mut ask: impl FnMut(&mut dyn Machine) -> Answer) -> Result<String, SequenceStop> {
         let left = answer(ask(&mut *self.left))?;
         let right = answer(ask(&mut *self.right))?;
@@ -85,7 +86,7 @@ impl<'m> MachinePair<'m> {
         }
     }
 
-    /// Calls that were blocked, and may have returned.
+    /// Checks blocked calls that may have returned.
     fn returns(&mut self) -> Result<(), SequenceStop> {
         let blocked: Vec<String> = self.blocked.keys().cloned().collect();
         for name in blocked {
@@ -132,7 +133,8 @@ impl<'m> MachinePair<'m> {
         Ok(())
     }
 
-    /// The lease on every descriptor, by a process that has it and can look.
+    /// Compares the lease on every descriptor, as seen by a process that has the descriptor and can
+    /// act.
     fn leases(&mut self) -> Result<(), SequenceStop> {
         let mut looks = Vec::new();
         for (fd, owners) in &self.view.fds {
@@ -167,12 +169,12 @@ impl<'m> MachinePair<'m> {
         living.map(|(name, _)| name.clone()).collect()
     }
 
-    /// Who is in a blocked call.
+    /// The processes that are in a blocked call.
     pub(super) fn blocked(&self) -> impl Iterator<Item = &str> {
         self.blocked.keys().map(String::as_str)
     }
 
-    /// Ends both; what was found wrong with them.
+    /// Ends both machines and returns what was found wrong with them.
     pub(super) fn finish(self) -> Vec<String> {
         let mut wrong = self.left.finish();
         wrong.extend(self.right.finish());
@@ -182,8 +184,8 @@ impl<'m> MachinePair<'m> {
 
 const BLOCKS: &str = "blocks";
 
-/// Signals without those that came before in the same step: whether the handler of one runs before the next comes, so that
-/// they don't merge, is a matter of processors.
+/// Signals, each once. Whether a handler runs before the next equal signal arrives, so that the two
+/// don't merge, depends on the scheduler.
 fn each_once(signals: &str) -> String {
     let mut seen: Vec<&str> = Vec::new();
     for signal in signals.split(' ') {
@@ -202,7 +204,7 @@ fn first_word(outcome: &str) -> &str {
     outcome.split(' ').next().unwrap_or_default()
 }
 
-/// Why it blocks, only the simulation can tell.
+/// Only the simulation knows why a call blocks, so the reason is not compared.
 fn words(progress: Progress) -> String {
     match progress {
         Progress::Done(outcome) => outcome,
@@ -210,7 +212,7 @@ fn words(progress: Progress) -> String {
     }
 }
 
-/// What a script can't ask for is an answer too: the other machine must say so as well.
+/// If one machine refuses the question as a script's mistake, the other machine must refuse it too.
 fn answer(answer: Answer) -> Result<String, SequenceStop> {
     match answer {
         Ok(outcome) => Ok(outcome),

@@ -8,7 +8,7 @@ use crate::ops::{Op, Verb};
 use crate::scenario::machine::Progress;
 use crate::scenario::{Actor, Query, Scenario};
 
-/// A machine that says `EAGAIN` for every second descriptor that is duplicated.
+/// A machine that answers `EAGAIN` for every second `dup`.
 struct Liar(Simulation, u32);
 
 impl Machine for Liar {
@@ -75,7 +75,7 @@ fn a_difference_is_found_and_shrunk_to_a_scenario() {
     assert!(report.failed());
     let difference = report.difference.unwrap();
     assert_eq!((difference.linux.as_str(), difference.simulation.as_str()), ("ok", "EAGAIN"));
-    // A descriptor, and two times its duplicate: nothing can be missing, and nothing else is there.
+    // A descriptor and two duplicates of it: no step is missing, and none is superfluous.
     let steps: Vec<&str> = difference.scenario.lines().filter(|line| line.contains(": f")).collect();
     assert_eq!(steps.len(), 3, "{}", difference.scenario);
     assert_eq!(difference.scenario.lines().filter(|line| line.contains(" -> ") || line.contains(" => ")).count(), 3);

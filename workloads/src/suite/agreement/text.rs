@@ -1,6 +1,7 @@
-//! Steps as the language of scenarios writes them.
+//! Writes steps in the language of scenarios.
 //!
-//! It owns the way back from an operation to its words. Invariant: what it writes, the parser reads as the same operation.
+//! It owns the way back from an operation to its text. Invariant: the parser reads the text as the
+//! same operation. Kernel counterpart: none.
 
 use crate::input::Size;
 
@@ -45,8 +46,8 @@ fn file(file: &FileSetup) -> String {
     format!("file {} {} {contents}", file.name, Size(file.size))
 }
 
-/// A whole scenario whose last step is its question; `other` is what the other machine answers there. Whoever is `blocked` is
-/// killed behind it.
+/// A whole scenario whose last step shows the difference. `other` is the other machine's answer
+/// there. The scenario ends by killing every process in `blocked`.
 pub(super) fn scenario(title: &str, files: &[FileSetup], lines: &[Line], other: &str, blocked: &[String]) -> String {
     let mut text = format!("# {title}\nlinux\n");
     for setup in files {
