@@ -7,10 +7,8 @@
 
 use serde::de::DeserializeOwned;
 
-use super::{InputError, Source};
-
-/// In a custom serde error, the text after this mark becomes the help line.
-pub(super) const HELP_MARK: &str = "\nhelp: ";
+use super::source::{InputError, Source};
+use super::words::HELP_MARK;
 
 impl Source {
     /// Deserialises the text as TOML.

@@ -12,8 +12,7 @@ use bytesize::Unit;
 use serde::de::{self, Deserializer, Visitor};
 use serde::{Deserialize, Serialize, Serializer};
 
-use super::from_toml::HELP_MARK;
-use super::shown;
+use super::words::{HELP_MARK, shown};
 
 /// The longest text of one value, in bytes, and the most digits of one number. Within these bounds
 /// a sum of terms stays far below `std::time::Duration::MAX`. Beyond them humantime 2.4 overflows

@@ -1,7 +1,8 @@
-//! The driver's hold on the real kernel: the zygote that makes processes, and the place where files go.
+//! What the driver needs of the host: the zygote that makes processes, and a directory for files.
 //!
-//! It owns the zygote and the knowledge of what this kernel and this file system can do. Invariant: a [`Host`] that was made has
-//! seen its file system grant a lease, and can see where its processes sleep. Kernel counterpart: none.
+//! It owns the zygote, and what was learned about this kernel and this file system. Invariant: a
+//! [`Host`] that exists has seen its file system grant a lease, and can read where its processes
+//! sleep. Kernel counterpart: none.
 
 use std::cell::Cell;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -18,22 +19,22 @@ use super::wire::{self, ChildFailure, ChildReply, ChildRequest, ChildValue};
 use super::{BreakTime, child};
 use crate::scenario::machine::Trouble;
 
-/// How long the zygote may take for an answer before something is wrong with it.
+/// The longest time the zygote may take to answer.
 const ANSWER_MAX: Timespec = Timespec { tv_sec: 30, tv_nsec: 0 };
 
-/// What a [`Host`] needs to know.
+/// The parameters of a [`Host`].
 #[derive(Clone, Debug)]
 pub struct LinuxConfig {
     /// The program that calls [`child::main`] for the argument `scenario-child`: `daxlab` itself.
     pub program: PathBuf,
-    /// Where temporary directories are made; their file system is what is tested.
+    /// Where temporary directories are made. Their file system is the one that is tested.
     pub dir: PathBuf,
     /// The shortened break time, for scenarios in which time passes.
     pub break_time: Option<BreakTime>,
 }
 
 impl LinuxConfig {
-    /// This very program, and the system's directory for temporary files.
+    /// This program itself, and the system's directory for temporary files.
     pub fn new() -> LinuxConfig {
         LinuxConfig { program: PathBuf::from("/proc/self/exe"), dir: std::env::temp_dir(), break_time: None }
     }
@@ -45,7 +46,8 @@ impl Default for LinuxConfig {
     }
 }
 
-/// See the module. Must be dropped on the thread that made it, and machines with it: the zygote dies with that thread.
+/// The zygote and the directory; see the module. It must be dropped, together with its machines, on
+/// the thread that made it: the zygote dies with that thread.
 #[derive(Debug)]
 pub struct Host {
     config: LinuxConfig,
@@ -57,20 +59,21 @@ pub struct Host {
     dir: tempfile::TempDir,
 }
 
-/// A file system, as far as the machine must know it.
+/// What the machine needs to know about a file system.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FileSystem {
-    /// `ext4`, `tmpfs`, or the magic number.
+    /// `ext4`, `tmpfs`, `xfs`, or the magic number.
     pub name: String,
-    /// Whether it has zero, collapse and insert range.
+    /// Whether it supports zero, collapse and insert range.
     pub moves_ranges: bool,
 }
 
 impl Host {
-    /// Starts a zygote, and looks at what the machine can do.
+    /// Starts a zygote and probes what the host supports.
     ///
     /// # Errors
-    /// [`Trouble::CannotRun`]: no directory, no leases there, no program, no look at processes.
+    /// [`Trouble::CannotRun`]: no directory, no leases in it, no program, or /proc/PID/syscall can't be
+    /// read.
     pub fn start(config: LinuxConfig) -> Result<Rc<Host>, Trouble> {
         let at = config.dir.display().to_string();
         let cannot = |error: std::io::Error| Trouble::CannotRun(format!("no temporary directory in {at}: {error}"));
@@ -88,7 +91,8 @@ impl Host {
             machines: Cell::new(0),
             dir,
         };
-        // A process's first answer shows that the program is the right one, and that it can be watched.
+        // The first process's answer proves that the program is the right one, and that its
+        // processes can be watched.
         let (_ours, theirs) = wire::pair().map_err(|errno| Trouble::CannotRun(format!("no socket: {errno}")))?;
         let pid = host.spawn(theirs.as_fd(), theirs.as_fd())?;
         SleepWatch::of(pid).map(drop).map_err(|error| {
@@ -102,7 +106,7 @@ impl Host {
         &self.file_system
     }
 
-    /// Whether processes can change user.
+    /// Whether processes can change their user.
     pub(super) fn is_root(&self) -> bool {
         self.root
     }
@@ -111,7 +115,7 @@ impl Host {
         self.config.break_time.as_ref()
     }
 
-    /// A directory for one machine.
+    /// Makes a directory for one machine.
     pub(super) fn new_dir(&self) -> Result<PathBuf, Trouble> {
         let number = self.machines.get();
         self.machines.set(number + 1);
@@ -120,7 +124,7 @@ impl Host {
         made.map(|()| dir).map_err(|error| Trouble::CannotRun(format!("no temporary directory: {error}")))
     }
 
-    /// Makes a process with these sockets; its number.
+    /// Makes a process with these sockets; returns its pid.
     pub(super) fn spawn(&self, control: BorrowedFd<'_>, inbox: BorrowedFd<'_>) -> Result<i32, Trouble> {
         let program = self.config.program.display();
         let gone = || Trouble::CannotRun(format!("{program} scenario-child gives no answer"));
@@ -143,15 +147,16 @@ impl Host {
 }
 
 impl Drop for Host {
-    /// The zygote goes, and with it whatever processes are left.
+    /// Kills the zygote, which ends all remaining processes.
     fn drop(&mut self) {
-        // It may be gone already; the directory is removed in any case.
+        // The zygote may have ended already. The directory is removed in any case.
         let _ = self.zygote.kill();
         let _ = self.zygote.wait();
     }
 }
 
-/// Starts the program's hidden subcommand with `socket` as its standard input, out of reach of the terminal's signals.
+/// Starts the program's hidden subcommand with `socket` as its standard input, in a process group
+/// that the terminal's signals don't reach.
 pub(super) fn start(program: &Path, subcommand: &str, socket: OwnedFd) -> Result<Child, Trouble> {
     use std::os::unix::process::CommandExt;
     Command::new(program)
@@ -163,13 +168,13 @@ pub(super) fn start(program: &Path, subcommand: &str, socket: OwnedFd) -> Result
         .map_err(|error| Trouble::CannotRun(format!("{} can't be started: {error}", program.display())))
 }
 
-/// Everybody may do everything in a scenario's directory, as on the simulated machine.
+/// Every process has full access to a scenario's directory, as on the simulated machine.
 fn open_to_all(dir: &Path) -> std::io::Result<()> {
     use std::os::unix::fs::PermissionsExt;
     std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o777))
 }
 
-/// Takes a lease on a file in `dir`.
+/// Takes a lease on a file in `dir`, and identifies the file system.
 fn probe_leases(dir: &Path) -> Result<FileSystem, Trouble> {
     let path = dir.join("probe");
     let probe = || -> std::io::Result<(i64, std::io::Result<()>)> {
@@ -199,6 +204,6 @@ fn probe_leases(dir: &Path) -> Result<FileSystem, Trouble> {
     })
 }
 
-/// The number of the descriptor that a started program finds its socket at.
+/// The descriptor number at which a started program finds its socket.
 pub(super) const SOCKET: i32 = 0;
 const _: () = assert!(SOCKET < child::CONTROL);

@@ -1,8 +1,9 @@
 //! The driver's side of the real machine.
 //!
-//! It owns the processes of one scenario, and the names that the scenario has given to things. Invariants: between two calls
-//! every process sleeps where it was seen asleep, or is dead ([`LinuxMachine::settle`]); names stand for the kernel's own numbers, as
-//! they do on the simulated machine. Kernel counterpart: a shell with job control.
+//! It owns the processes of one scenario, and the names that the scenario has given to things.
+//! Invariants: between two calls every process sleeps where the driver saw it asleep, or is dead
+//! ([`LinuxMachine::settle`]). Names stand for the kernel's own numbers, as on the simulated
+//! machine. Kernel counterpart: a shell with job control.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, OwnedFd};
@@ -25,20 +26,21 @@ use crate::ops::{Op, Verb};
 use crate::scenario::machine::{Machine, Progress, Trouble};
 use crate::scenario::{Actor, Query, Setup, Subject};
 
-/// How many looks in a row must find everybody asleep.
+/// How many consecutive looks must find all processes asleep.
 const LOOKS: u32 = 3;
-/// Looks without a pause between them, before the driver starts to wait for news.
+/// Looks without a pause, before the driver waits between looks.
 const EAGER_LOOKS: u32 = 200;
-/// After so many looks it can't be told. With a millisecond for each late one: some 20 s.
+/// After this many looks the result is inconclusive: about 20 s, at a millisecond for each later
+/// look.
 const LOOKS_MAX: u32 = 20_000;
-/// How many seconds an operation that can't block may take.
+/// The longest time, in seconds, for an operation that can't block.
 const ANSWER_SECONDS_MAX: u32 = 60;
 
 const NOW: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
 const MILLISECOND: Timespec = Timespec { tv_sec: 0, tv_nsec: 1_000_000 };
 const SECOND: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 
-/// Where a process sleeps that has nothing to do.
+/// Where an idle process sleeps.
 const IDLE: SleepPlace = SleepPlace { number: libc::SYS_recvmsg, first: Some(child::CONTROL as u64) };
 
 /// What a name stands for.
@@ -46,7 +48,7 @@ const IDLE: SleepPlace = SleepPlace { number: libc::SYS_recvmsg, first: Some(chi
 pub(super) enum NamedThing {
     /// A descriptor's number.
     Fd(i32),
-    /// A mapping, in the processes that have it.
+    /// A mapping, and the processes that have it.
     Map { at: u64, len: u64, owners: BTreeSet<String> },
     /// A running program, by its key among the processes.
     Program(String),
@@ -81,13 +83,13 @@ impl ScenarioNames {
     }
 }
 
-/// A request that was sent and not yet answered.
+/// A request that was sent and is not answered yet.
 #[derive(Debug)]
 struct PendingRequest {
-    /// None: the driver's own.
+    /// The operation; none for the driver's own request.
     op: Option<Op>,
     bind: Option<String>,
-    /// The driver's ends of a copy's sockets.
+    /// The driver's ends of the forked process's sockets.
     birth: Option<ProcessSockets>,
     /// The process whose operation this one carries out.
     on_behalf: Option<String>,
@@ -96,7 +98,7 @@ struct PendingRequest {
 #[derive(Debug)]
 struct ProcessSockets {
     control: OwnedFd,
-    /// What is sent here lies in the process's inbox.
+    /// A descriptor sent here arrives in the process's inbox.
     inbox: OwnedFd,
 }
 
@@ -104,9 +106,9 @@ struct ProcessSockets {
 enum ProcessState {
     Idle,
     Busy(Box<PendingRequest>),
-    /// Another process carries its operation out.
+    /// Another process carries out its operation.
     Delegated,
-    /// It runs another program.
+    /// The process runs another program.
     Running,
     Dead,
 }
@@ -117,9 +119,9 @@ struct ChildProcess {
     watch: SleepWatch,
     death: OwnedFd,
     state: ProcessState,
-    /// Its end of the control socket is closed: it is dying, or about to be another program.
+    /// Its end of the control socket is closed: it is dying, or about to become another program.
     closed: bool,
-    /// Outcome of the operation that was begun last, until it is told.
+    /// The outcome of the last operation, until the scenario asks for it.
     outcome: Option<String>,
     handled: Vec<i32>,
 }
@@ -138,7 +140,8 @@ impl ChildProcess {
         matches!(self.state, ProcessState::Dead)
     }
 
-    /// Whether it sleeps where it may: nothing will happen to it unless somebody does something.
+    /// Whether it sleeps where it may, so that only an action of another process or of the driver
+    /// changes its state.
     fn sleeps(&self) -> bool {
         let place = match &self.state {
             ProcessState::Dead | ProcessState::Running => return true,
@@ -149,7 +152,7 @@ impl ChildProcess {
     }
 }
 
-/// See the module.
+/// The machine; see the module.
 #[derive(Debug)]
 pub struct LinuxMachine {
     processes: BTreeMap<String, ChildProcess>,
@@ -157,16 +160,16 @@ pub struct LinuxMachine {
     dir: PathBuf,
     clock: BreakClock,
     programs: u32,
-    /// What an answer said about this machine's ability.
+    /// Set when an answer shows that this host can't run the scenario.
     trouble: Option<Trouble>,
     host: Rc<Host>,
 }
 
 impl LinuxMachine {
-    /// A machine for a scenario. The files called in `programs` are there as ones that can be executed.
+    /// A machine for a scenario. The files named in `programs` can be executed.
     ///
     /// # Errors
-    /// [`Trouble::CannotRun`] if files can't be made; [`Trouble::Script`] for names that files can't have.
+    /// [`Trouble::CannotRun`] if files can't be made; [`Trouble::Script`] for an illegal file name.
     pub fn new(host: &Rc<Host>, setup: &Setup, programs: &[String]) -> Result<LinuxMachine, Trouble> {
         let dir = host.new_dir()?;
         setup::make_files(&dir, setup, programs)?;
@@ -181,7 +184,7 @@ impl LinuxMachine {
         })
     }
 
-    /// Makes sure that the process exists.
+    /// Makes the process if it does not exist.
     fn ensure_process(&mut self, name: &str) -> Result<(), Trouble> {
         if self.processes.contains_key(name) {
             return Ok(());
@@ -202,7 +205,7 @@ impl LinuxMachine {
         self.processes.get_mut(name).ok_or_else(unknown)
     }
 
-    /// Sends a request to a process that has nothing to do.
+    /// Sends a request to an idle process.
     fn send(
         &mut self,
         to: &str,
@@ -222,7 +225,7 @@ impl LinuxMachine {
         }
     }
 
-    /// What `op` of the process `who` asks for beyond a request.
+    /// Starts `op` of the process `who`; returns the outcome if it needs no request.
     fn begin(&mut self, who: &str, op: &Op, bind: Option<&str>) -> Result<Option<&'static str>, Trouble> {
         let bind = bind.map(str::to_owned);
         let mut pending = PendingRequest { op: Some(op.clone()), bind, birth: None, on_behalf: None };
@@ -255,7 +258,7 @@ impl LinuxMachine {
                     NamedThing::Program(key) => key.clone(),
                     _ => return Err(Trouble::Script(format!("`{}` is no program", op.name(0)))),
                 };
-                // One that has ended already can't be ended again, which changes nothing.
+                // If the program has already ended, the signal fails, which changes nothing.
                 let _ = pidfd_send_signal(&self.process(&key)?.death, Signal::KILL);
                 self.until_dead(&key)?;
                 return Ok(Some("ok"));
@@ -272,7 +275,8 @@ impl LinuxMachine {
         Ok(None)
     }
 
-    /// Waits until the operation of `who` is answered: one that can neither block nor concern anybody else.
+    /// Waits until the operation of `who` is answered. It must be one that can neither block nor
+    /// affect another process.
     fn until_answered(&mut self, who: &str) -> Result<(), Trouble> {
         for _ in 0..ANSWER_SECONDS_MAX {
             if !matches!(self.process(who)?.state, ProcessState::Busy(_)) {
@@ -293,7 +297,7 @@ impl LinuxMachine {
         Err(Trouble::Inconclusive(format!("{who} does not die")))
     }
 
-    /// Waits until every process but `actor`, which has its answer if it is not blocked, sleeps where it may.
+    /// Waits until every process sleeps where it may. `actor` is excepted if it has answered.
     fn settle(&mut self, actor: Option<&str>) -> Result<(), Trouble> {
         let mut asleep = 0;
         for look in 0..LOOKS_MAX {
@@ -315,14 +319,15 @@ impl LinuxMachine {
         Err(Trouble::Inconclusive(format!("{} neither sleeps nor ends", awake.join(", "))))
     }
 
-    /// Takes answers and deaths that are there, or come within `patience`. True if there were any.
+    /// Takes the answers and deaths that are there or arrive within `patience`. True if there were
+    /// any.
     fn collect(&mut self, patience: Timespec) -> Result<bool, Trouble> {
         let living: Vec<String> =
             self.processes.iter().filter(|(_, process)| !process.is_dead()).map(|(name, _)| name.clone()).collect();
         let mut fds = Vec::new();
         for process in living.iter().filter_map(|name| self.processes.get(name)) {
             fds.push(PollFd::new(&process.death, PollFlags::IN));
-            // A socket that is closed would be ready for ever.
+            // Polling a closed socket would always return at once.
             let control = if process.closed { &process.death } else { &process.sockets.control };
             fds.push(PollFd::new(control, PollFlags::IN));
         }
@@ -349,7 +354,7 @@ impl LinuxMachine {
         }
     }
 
-    /// Takes what a process has said.
+    /// Takes the messages of a process.
     fn listen(&mut self, name: &str) -> Result<(), Trouble> {
         loop {
             let process = self.process(name)?;
@@ -374,7 +379,8 @@ impl LinuxMachine {
         }
     }
 
-    /// A process whose control socket is closed and that does not die has become the program that it was to execute.
+    /// A process whose control socket is closed and that does not die has become the program of its
+    /// `exec`.
     fn started(&mut self, name: &str) -> Result<(), Trouble> {
         let process = self.process(name)?;
         let executes = matches!(&process.state, ProcessState::Busy(pending) if pending.op.as_ref().is_some_and(|op| op.verb == Verb::Exec));
@@ -402,7 +408,7 @@ impl LinuxMachine {
         }
     }
 
-    /// Notes the outcome of an operation for the process that it is an operation of.
+    /// Records the outcome of an operation for the process that the operation belongs to.
     fn set_outcome(&mut self, name: &str, on_behalf: Option<&str>, outcome: String) {
         if let Some(process) = self.processes.get_mut(on_behalf.unwrap_or(name)) {
             if matches!(process.state, ProcessState::Delegated) {
@@ -412,7 +418,7 @@ impl LinuxMachine {
         }
     }
 
-    /// What an answer means: the outcome in words, and what the result is called from now on.
+    /// Turns an answer into the outcome, and binds the name of the result.
     fn conclude(
         &mut self,
         name: &str,
@@ -467,11 +473,11 @@ impl LinuxMachine {
         Ok(())
     }
 
-    /// Kills everybody, and removes the files.
+    /// Kills all processes and removes the files.
     fn end(&mut self) -> Vec<String> {
         let names: Vec<String> = self.processes.keys().cloned().collect();
         for process in self.processes.values().filter(|process| !process.is_dead()) {
-            // One that has ended meanwhile needs none.
+            // It fails only for a process that has ended meanwhile.
             let _ = pidfd_send_signal(&process.death, Signal::KILL);
         }
         let mut wrong: Vec<String> =

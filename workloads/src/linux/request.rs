@@ -1,7 +1,8 @@
 //! Operations as requests to a process.
 //!
-//! It owns the translation: names into numbers of descriptors, addresses and processes; flags into the kernel's. Invariant: a
-//! request touches nothing but the scenario's directory, its descriptors and its mappings.
+//! It owns the translation: names become descriptor numbers, addresses and pids; flags become the
+//! kernel's. Invariant: a request touches only the scenario's directory, its descriptors and its
+//! mappings. Kernel counterpart: the C library.
 
 use std::ffi::OsStr;
 use std::path::Path;
@@ -14,15 +15,15 @@ use super::wire::{ChildRequest, SignalAction};
 use crate::ops::{ByteRange, Op, Verb};
 use crate::scenario::machine::Trouble;
 
-/// An operation, ready to be sent.
+/// An operation that is ready to be made.
 pub(super) enum PreparedOp {
-    /// Ask the process.
+    /// Send this request to the process.
     Ask(ChildRequest),
-    /// The outcome is plain: the process has nothing there that it could touch.
+    /// The outcome is known without a request, because the process has no such mapping.
     Plain(&'static str),
 }
 
-/// Where the process sleeps if the operation blocks.
+/// The system call in which the process sleeps if the operation blocks.
 pub(super) fn blocks_in(verb: Verb) -> Option<SleepPlace> {
     let anywhere = |number| Some(SleepPlace { number, first: None });
     match verb {
@@ -88,7 +89,7 @@ pub(super) fn signal_name(number: i32) -> String {
 /// The path of a scenario's file.
 ///
 /// # Errors
-/// A name that leaves the directory.
+/// [`Trouble::Script`] for a name that leaves the directory.
 pub(super) fn path(dir: &Path, name: &str) -> Result<String, Trouble> {
     let plain = !name.contains(['/', '\0']) && !matches!(name, "" | "." | "..");
     let path = dir.join(name);
@@ -98,7 +99,8 @@ pub(super) fn path(dir: &Path, name: &str) -> Result<String, Trouble> {
     }
 }
 
-/// Translates an operation of the process called `who`, but for `fork`, `send` and `exec`, which need more than a request.
+/// Translates an operation of the process `who`. The caller handles `fork`, `send` and `exec`,
+/// which need more than a request.
 pub(super) fn translate(op: &Op, who: &str, dir: &Path, names: &ScenarioNames) -> Result<PreparedOp, Trouble> {
     let fd = |n: usize| names.fd(op.name(n));
     let file = |n: usize| path(dir, op.name(n));
@@ -158,7 +160,7 @@ pub(super) fn translate(op: &Op, who: &str, dir: &Path, names: &ScenarioNames) -
         Verb::MmapAnon => ChildRequest::Map { fd: None, offset: 0, len: op.number(0), write: true },
         Verb::Munmap => match place(op, who, names)? {
             Ok((at, len)) => ChildRequest::Unmap { at, len },
-            // There is nothing of the scenario's, which `munmap` takes for success.
+            // The scenario has nothing mapped there, and `munmap` succeeds on an unmapped range.
             Err(_) => return Ok(PreparedOp::Plain("ok")),
         },
         Verb::Load | Verb::Store => match place(op, who, names)? {
@@ -171,13 +173,15 @@ pub(super) fn translate(op: &Op, who: &str, dir: &Path, names: &ScenarioNames) -
     Ok(PreparedOp::Ask(request))
 }
 
-/// Where in memory an operation on a mapping goes; or what comes of it where the process has no such mapping.
+/// The address and length of an operation on a mapping, or its outcome if the process has no such
+/// mapping.
 fn place(op: &Op, who: &str, names: &ScenarioNames) -> Result<Result<(u64, u64), &'static str>, Trouble> {
     let NamedThing::Map { at, len, owners } = names.get(op.name(0))? else {
         return Err(Trouble::Script(format!("`{}` is no mapping", op.name(0))));
     };
     let part = op.maybe_range(1).unwrap_or(ByteRange { offset: 0, len: *len });
-    // A page behind the mapping is inaccessible for sure, so an access that begins there or runs into it may be made.
+    // The page behind a mapping is always inaccessible, so an access may begin there or run into
+    // it.
     let within = part.offset < len.next_multiple_of(rustix::param::page_size() as u64);
     match owners.contains(who) && within {
         true => {
@@ -220,7 +224,7 @@ fn lease(word: &str) -> c_int {
     }
 }
 
-/// The word of what F_GETLEASE returned.
+/// The name of the lease that F_GETLEASE returned.
 pub(super) fn lease_name(number: i64) -> &'static str {
     match i32::try_from(number) {
         Ok(libc::F_RDLCK) => "read",
@@ -229,12 +233,12 @@ pub(super) fn lease_name(number: i64) -> &'static str {
     }
 }
 
-/// A size as the kernel takes it. What has no such number is larger than any file.
+/// A size as the kernel's signed type. A size that doesn't fit is larger than any file.
 fn signed(size: u64) -> i64 {
     i64::try_from(size).unwrap_or(i64::MAX)
 }
 
-/// A length; infinity reaches to the end of the largest file.
+/// A length. Infinity reaches to the end of the largest file.
 fn length(offset: u64, len: u64) -> i64 {
     if len == u64::MAX { i64::MAX - signed(offset) } else { signed(len) }
 }

@@ -1,8 +1,9 @@
-//! The system calls that a scenario's process performs.
+//! The system calls that a scenario's process makes.
 //!
-//! It owns the way from a [`ChildRequest`] to the kernel, with nothing in between: no retry after a signal, no check that the
-//! kernel makes itself. Invariant: a descriptor's number is the kernel's own; what the process got is open until a request
-//! closes it. Kernel counterpart: the system call table.
+//! It owns the way from a [`ChildRequest`] to the kernel, without a retry after a signal and
+//! without a check that the kernel makes itself. Invariant: a descriptor's number is the kernel's
+//! own, and a received descriptor stays open until a request closes it. Kernel counterpart: the
+//! system call table.
 
 use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd, IntoRawFd, OwnedFd};
@@ -19,11 +20,11 @@ use super::memory;
 use super::{inbox, last_errno, signals};
 use crate::ops::describe_bytes;
 
-/// Writes go out in pieces of this many bytes.
+/// The size of the pieces in which data is written.
 const PIECE: u64 = 1 << 20;
-/// What direct I/O must be aligned to, at most.
+/// The strictest alignment that direct I/O needs.
 const DIRECT: u64 = 4096;
-/// How many reads and writes there were.
+/// The number of reads and writes so far.
 static TURN: AtomicU64 = AtomicU64::new(0);
 
 type CallResult = Result<ChildValue, ChildFailure>;
@@ -82,7 +83,8 @@ fn number(result: Result<i64, Errno>) -> CallResult {
 
 /// A system call whose arguments are numbers: never an address.
 fn call(which: libc::c_long, args: [i64; 4]) -> Result<i64, Errno> {
-    // SAFETY: the calls above take no pointer, so memory is not touched; descriptors given by number belong to the scenario.
+    // SAFETY: the calls above take no pointer, so memory is not touched; descriptors given by
+    // number belong to the scenario.
     match unsafe { libc::syscall(which, args[0], args[1], args[2], args[3]) } {
         -1 => Err(last_errno()),
         value => Ok(value),
@@ -92,7 +94,8 @@ fn call(which: libc::c_long, args: [i64; 4]) -> Result<i64, Errno> {
 fn open_fd(fd: i32) -> Result<BorrowedFd<'static>, Errno> {
     match fd {
         ..0 => Err(Errno::BADF),
-        // SAFETY: the number came from the kernel, and the driver forgets the numbers that it has had closed.
+        // SAFETY: the number came from the kernel, and the driver forgets each number that it has
+        // closed.
         fd => Ok(unsafe { BorrowedFd::borrow_raw(fd) }),
     }
 }
@@ -141,7 +144,7 @@ fn read(fd: i32, offset: i64, len: u64) -> CallResult {
             Ok(0) => break,
             Ok(more) => got += more,
         }
-        // Behind a short read is the end, where direct I/O has no place to begin.
+        // A short read ends at the end of the file, where direct I/O can't start.
         if direct.is_some() && got < len as usize {
             break;
         }
@@ -167,7 +170,7 @@ fn write(fd: i32, offset: i64, len: u64, byte: u8) -> CallResult {
     }
 }
 
-/// A buffer that direct I/O takes.
+/// A buffer aligned for direct I/O.
 struct Aligned {
     bytes: Vec<u8>,
     start: usize,
@@ -187,8 +190,8 @@ impl Aligned {
     }
 }
 
-/// An open file's time with O_DIRECT: every second read or write of a process that consists of whole blocks goes past the page
-/// cache, where the file system can do that, and what it comes to must not depend on it.
+/// An open file while O_DIRECT is set. Every second read or write of whole blocks bypasses the page
+/// cache where the file system supports that; the outcome must not depend on it.
 struct Direct {
     fd: i32,
     flags: i64,
@@ -211,7 +214,7 @@ impl Direct {
 
 impl Drop for Direct {
     fn drop(&mut self) {
-        // The descriptor took other flags just now.
+        // The descriptor accepted other flags just before.
         let _ = call(libc::SYS_fcntl, [self.fd.into(), libc::F_SETFL.into(), self.flags, 0]);
     }
 }
@@ -221,7 +224,7 @@ fn send(fd: i32, fds: &[OwnedFd]) -> Result<(), Errno> {
     wire::send_bytes(to.as_fd(), b"fd", &[open_fd(fd)?])
 }
 
-/// Without waiting: who is sent nothing is told EAGAIN, as on the simulated machine.
+/// Does not wait. Without a message the outcome is EAGAIN, as on the simulated machine.
 fn receive() -> CallResult {
     let (_, fds) = wire::receive_bytes(inbox(), &mut [0; 8], RecvFlags::DONTWAIT)?;
     match fds.into_iter().next() {
@@ -230,7 +233,8 @@ fn receive() -> CallResult {
     }
 }
 
-/// Makes `uid` the real and effective user. User 0 stays the saved one, so that a later change can go anywhere.
+/// Makes `uid` the real and effective user. The saved user stays 0, so that a later change is
+/// possible.
 fn credentials(uid: u32, cap_lease: bool) -> Result<(), Errno> {
     let zygote = rustix::process::getppid().ok_or(Errno::SRCH)?;
     let permitted = capabilities(None)?.permitted;
