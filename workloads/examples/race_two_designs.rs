@@ -1,8 +1,9 @@
 //! Races a small job under two designs and prints both verdicts.
 //!
-//! The job is TOML text, as a job file holds it: two registrants pin ranges of four files and let the NIC write to them, while
-//! a truncater and a puncher change the files. `unsafe` frees pinned blocks, so the NIC writes into blocks that have left
-//! their file. `rfc-v2` fails a change that meets a pin.
+//! The job is TOML text, as a job file holds it: two registrants pin ranges of four files and let
+//! the NIC write to them, while a truncater and a puncher change the files. `unsafe` frees pinned
+//! blocks, so the NIC writes into blocks that have left their file. `rfc-v2` fails a change that
+//! meets a pin.
 //!
 //! Run it with `cargo run -p workloads --example race_two_designs`.
 

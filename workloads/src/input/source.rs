@@ -1,6 +1,7 @@
 //! [`Source`], a named text, and [`InputError`], an error that points into it.
 //!
-//! It owns the position arithmetic. Invariant: an error can be built from any text and any span without a panic.
+//! It owns the position arithmetic. Invariant: an error can be built from any text and any span
+//! without a panic.
 
 use std::fmt;
 use std::io::Read;

@@ -1,8 +1,8 @@
 //! Designs as users write them: TOML files, and the list after `--design`.
 //!
-//! [`parse`] reads the designs of one file; a [`DesignCatalogue`] holds the presets and the designs of the files that were
-//! loaded, and resolves names; [`to_toml`] writes a design that [`parse`] reads back. The values themselves are
-//! [`fs_sim::design`].
+//! [`parse`] reads the designs of one file; a [`DesignCatalogue`] holds the presets and the designs
+//! of the files that were loaded, and resolves names; [`to_toml`] writes a design that [`parse`]
+//! reads back. The values themselves are [`fs_sim::design`].
 //!
 //! Invariant: every design that leaves this module passed [`fs_sim::design::Axes::check`].
 
