@@ -18,8 +18,8 @@ use rustix::fs::FlockOperation;
 use rustix::io::{Errno, retry_on_intr};
 use rustix::net::RecvFlags;
 
-use super::host::start;
-use super::wire;
+use super::child::wire;
+use super::spawn::start;
 use crate::scenario::machine::Trouble;
 
 const SETTING: &str = "/proc/sys/fs/lease-break-time";

@@ -10,7 +10,7 @@ use std::time::Duration;
 use rustix::event::{PollFd, Timespec, poll};
 use rustix::time::{ClockId, clock_gettime};
 
-use super::BreakTime;
+use super::break_time::BreakTime;
 use crate::scenario::machine::Trouble;
 
 /// The distance kept from real deadlines: far more than a jiffy and a scheduling delay.

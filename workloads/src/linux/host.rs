@@ -7,16 +7,17 @@
 use std::cell::Cell;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Child;
 use std::rc::Rc;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::RecvFlags;
 
+use super::break_time::BreakTime;
+use super::child::wire::{self, ChildFailure, ChildReply, ChildRequest, ChildValue};
+use super::spawn::start;
 use super::watch::SleepWatch;
-use super::wire::{self, ChildFailure, ChildReply, ChildRequest, ChildValue};
-use super::{BreakTime, child};
 use crate::scenario::machine::Trouble;
 
 /// The longest time the zygote may take to answer.
@@ -25,7 +26,8 @@ const ANSWER_MAX: Timespec = Timespec { tv_sec: 30, tv_nsec: 0 };
 /// The parameters of a [`Host`].
 #[derive(Clone, Debug)]
 pub struct LinuxConfig {
-    /// The program that calls [`child::main`] for the argument `scenario-child`: `daxlab` itself.
+    /// The program that calls [`child::main`](super::child::main) for the argument
+    /// `scenario-child`: `daxlab` itself.
     pub program: PathBuf,
     /// Where temporary directories are made. Their file system is the one that is tested.
     pub dir: PathBuf,
@@ -155,19 +157,6 @@ impl Drop for Host {
     }
 }
 
-/// Starts the program's hidden subcommand with `socket` as its standard input, in a process group
-/// that the terminal's signals don't reach.
-pub(super) fn start(program: &Path, subcommand: &str, socket: OwnedFd) -> Result<Child, Trouble> {
-    use std::os::unix::process::CommandExt;
-    Command::new(program)
-        .arg(subcommand)
-        .stdin(Stdio::from(socket))
-        .stdout(Stdio::null())
-        .process_group(0)
-        .spawn()
-        .map_err(|error| Trouble::CannotRun(format!("{} can't be started: {error}", program.display())))
-}
-
 /// Every process has full access to a scenario's directory, as on the simulated machine.
 fn open_to_all(dir: &Path) -> std::io::Result<()> {
     use std::os::unix::fs::PermissionsExt;
@@ -203,7 +192,3 @@ fn probe_leases(dir: &Path) -> Result<FileSystem, Trouble> {
         Trouble::CannotRun(format!("{} in {} gives no leases: {error}", file_system.name, dir.display()))
     })
 }
-
-/// The descriptor number at which a started program finds its socket.
-pub(super) const SOCKET: i32 = 0;
-const _: () = assert!(SOCKET < child::CONTROL);

@@ -17,11 +17,13 @@ use rustix::io::Errno;
 use rustix::net::RecvFlags;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
+use super::child::wire::{self, ChildFailure, ChildReply, ChildRequest, ChildValue};
 use super::clock::BreakClock;
+use super::host::Host;
+use super::names::{NamedThing, ScenarioNames};
 use super::request::{self, PreparedOp, blocks_in, errno_name, is_calm, lease_name, signal_name, signal_number};
 use super::watch::{SleepPlace, SleepWatch};
-use super::wire::{self, ChildFailure, ChildReply, ChildRequest, ChildValue};
-use super::{Host, child, setup};
+use super::{child, setup};
 use crate::ops::{Op, Verb};
 use crate::scenario::machine::{Machine, Progress, Trouble};
 use crate::scenario::{Actor, Query, Setup, Subject};
@@ -42,46 +44,6 @@ const SECOND: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 
 /// Where an idle process sleeps.
 const IDLE: SleepPlace = SleepPlace { number: libc::SYS_recvmsg, first: Some(child::CONTROL as u64) };
-
-/// What a name stands for.
-#[derive(Clone, Debug)]
-pub(super) enum NamedThing {
-    /// A descriptor's number.
-    Fd(i32),
-    /// A mapping, and the processes that have it.
-    Map { at: u64, len: u64, owners: BTreeSet<String> },
-    /// A running program, by its key among the processes.
-    Program(String),
-}
-
-/// The names of a scenario.
-#[derive(Debug, Default)]
-pub(super) struct ScenarioNames {
-    things: BTreeMap<String, NamedThing>,
-    pids: BTreeMap<String, i32>,
-}
-
-impl ScenarioNames {
-    /// What `name` stands for.
-    pub(super) fn get(&self, name: &str) -> Result<&NamedThing, Trouble> {
-        let unmade = || Trouble::Script(format!("`{name}` was not made: the step that makes it failed or still waits"));
-        self.things.get(name).ok_or_else(unmade)
-    }
-
-    /// The number of the descriptor `name`.
-    pub(super) fn fd(&self, name: &str) -> Result<i32, Trouble> {
-        match self.get(name)? {
-            NamedThing::Fd(fd) => Ok(*fd),
-            _ => Err(Trouble::Script(format!("`{name}` is no descriptor"))),
-        }
-    }
-
-    /// The number of the process `name`, dead or alive.
-    pub(super) fn pid(&self, name: &str) -> Result<i32, Trouble> {
-        let unknown = || Trouble::Script(format!("there is no process `{name}` yet"));
-        self.pids.get(name).copied().ok_or_else(unknown)
-    }
-}
 
 /// A request that was sent and is not answered yet.
 #[derive(Debug)]

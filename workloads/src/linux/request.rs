@@ -9,9 +9,9 @@ use std::path::Path;
 
 use libc::c_int;
 
-use super::machine::{NamedThing, ScenarioNames};
+use super::child::wire::{ChildRequest, SignalAction};
+use super::names::{NamedThing, ScenarioNames};
 use super::watch::SleepPlace;
-use super::wire::{ChildRequest, SignalAction};
 use crate::ops::{ByteRange, Op, Verb};
 use crate::scenario::machine::Trouble;
 

@@ -13,7 +13,9 @@ use emulator::sync::thread;
 use fs_sim::design::{Axes, LeaseRules, presets};
 use reports::scenarios::{Cell, ScenarioReport};
 
-use super::{BreakTime, Host, LinuxConfig, LinuxMachine, LongBreakTime};
+use super::break_time::{BreakTime, LongBreakTime};
+use super::host::{Host, LinuxConfig};
+use super::machine::LinuxMachine;
 use crate::ops::Verb;
 use crate::scenario::condition::Subject;
 use crate::scenario::machine::{Machine, Trouble};

@@ -4,37 +4,9 @@
 
 use std::path::{Path, PathBuf};
 
-use fs_sim::design::{Design, Preset, presets};
-use serde::Serialize;
-
+use super::entry::{ALL, DesignEntry, preset_entries};
 use super::parse::parse_beside;
 use crate::input::{InputError, Source};
-
-/// The word of `--design` that stands for all presets.
-pub(super) const ALL: &str = "all";
-
-/// A design and where it comes from. Serialises as `{name, axes{…}, about}`.
-#[derive(Clone, Debug, Serialize)]
-pub struct DesignEntry {
-    /// The design.
-    #[serde(flatten)]
-    pub design: Design,
-    /// Whose position it is, or which file defines it.
-    pub about: String,
-    /// Whether it is the built-in negative control, which must show stale DMA. A design from a file
-    /// never is.
-    pub negative_control: bool,
-}
-
-impl From<&Preset> for DesignEntry {
-    fn from(preset: &Preset) -> DesignEntry {
-        DesignEntry {
-            design: preset.design(),
-            about: preset.about.to_owned(),
-            negative_control: preset.negative_control,
-        }
-    }
-}
 
 /// The designs that can be named: presets first, then files in the order they were loaded.
 #[derive(Clone, Debug)]
@@ -47,8 +19,7 @@ pub struct DesignCatalogue {
 impl Default for DesignCatalogue {
     /// The presets alone.
     fn default() -> Self {
-        let entries = presets().iter().map(DesignEntry::from).collect();
-        DesignCatalogue { entries, files: Vec::new() }
+        DesignCatalogue { entries: preset_entries(), files: Vec::new() }
     }
 }
 
@@ -74,7 +45,7 @@ impl DesignCatalogue {
     /// # Errors
     /// As [`parse`](super::parse()), and a name that another loaded file defines.
     pub fn add(&mut self, source: &Source) -> Result<&[DesignEntry], InputError> {
-        let entries = parse_beside(source, self)?;
+        let entries = parse_beside(source, &self.entries)?;
         let from = self.entries.len();
         self.entries.extend(entries);
         Ok(&self.entries[from..])
@@ -145,7 +116,7 @@ impl DesignCatalogue {
         for (word, span) in items {
             let found: Vec<DesignEntry> = match word {
                 "" => return Err(self.empty_item(&source, span)),
-                ALL => presets().iter().map(DesignEntry::from).collect(),
+                ALL => preset_entries(),
                 word if Self::is_path(word) => self.load(Path::new(word))?.to_vec(),
                 word => match self.find(word) {
                     Some(entry) => vec![entry.clone()],

@@ -7,6 +7,7 @@
 //! Invariant: every design that leaves this module passed [`fs_sim::design::Axes::check`].
 
 mod catalogue;
+mod entry;
 mod parse;
 #[cfg(test)]
 mod tests;
@@ -14,7 +15,8 @@ mod tests;
 use fs_sim::design::{Axis, Design};
 use toml::Value;
 
-pub use catalogue::{DesignCatalogue, DesignEntry};
+pub use catalogue::DesignCatalogue;
+pub use entry::DesignEntry;
 pub use parse::parse;
 
 /// The design as a TOML document that [`parse`] reads back, each axis with its choices beside it.

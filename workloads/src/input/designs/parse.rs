@@ -13,7 +13,7 @@ use fs_sim::design::{Axes, Axis, Design, NAME_BYTES_MAX, presets};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::catalogue::{ALL, DesignCatalogue, DesignEntry};
+use super::entry::{ALL, DesignEntry, preset_entries};
 use crate::input::{InputError, Source, or_list, shown};
 
 /// Reads the designs of one file on its own: bases and names are checked against the presets and
@@ -23,15 +23,15 @@ use crate::input::{InputError, Source, or_list, shown};
 /// The text isn't TOML, a key or value isn't known, axes are missing or contradict each other, or a
 /// name is illegal or taken.
 pub fn parse(source: &Source) -> Result<Vec<Design>, InputError> {
-    let entries = parse_beside(source, &DesignCatalogue::default())?;
+    let entries = parse_beside(source, &preset_entries())?;
     Ok(entries.into_iter().map(|entry| entry.design).collect())
 }
 
-/// The same beside the designs in `catalogue`, whose names are taken.
-pub(super) fn parse_beside(source: &Source, catalogue: &DesignCatalogue) -> Result<Vec<DesignEntry>, InputError> {
+/// The same beside the designs in `taken`, whose names are taken.
+pub(super) fn parse_beside(source: &Source, taken: &[DesignEntry]) -> Result<Vec<DesignEntry>, InputError> {
     let document = DeTable::parse(source.text()).map_err(|error| source.toml_error(&error))?;
     let top = document.get_ref();
-    let mut reader = DesignReader { source, catalogue, read: Vec::new() };
+    let mut reader = DesignReader { source, taken, read: Vec::new() };
     match in_file_order(top).find(|(key, _)| key.get_ref() == "design") {
         None if top.is_empty() => {
             return Err(source.error(0..0, "no design in this file").help(
@@ -73,7 +73,7 @@ fn in_file_order<'a, 't>(table: &'a DeTable<'t>) -> impl Iterator<Item = (TomlKe
 
 struct DesignReader<'s> {
     source: &'s Source,
-    catalogue: &'s DesignCatalogue,
+    taken: &'s [DesignEntry],
     /// The designs above in the file.
     read: Vec<DesignEntry>,
 }
@@ -195,7 +195,7 @@ impl DesignReader<'_> {
                 "choose another name for one of them",
             );
         }
-        match self.catalogue.find(name) {
+        match self.taken.iter().find(|entry| entry.design.name == name) {
             None => Ok(()),
             Some(_) if presets().iter().any(|preset| preset.name == name) => bad(
                 format!("the name `{name}` is a preset's"),

@@ -15,8 +15,8 @@ use rustix::net::RecvFlags;
 use rustix::process::Uid;
 use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities, set_thread_res_uid};
 
-use super::super::wire::{self, ChildFailure, ChildRequest, ChildValue};
 use super::memory;
+use super::wire::{self, ChildFailure, ChildRequest, ChildValue};
 use super::{inbox, last_errno, signals};
 use crate::ops::describe_bytes;
 

@@ -7,8 +7,8 @@
 
 use rustix::io::Errno;
 
-use super::super::wire::{ChildFailure, ChildValue};
 use super::last_errno;
+use super::wire::{ChildFailure, ChildValue};
 use crate::ops::describe_bytes;
 
 /// The most bytes that one access through a mapping, or one read, touches: the answer is built in

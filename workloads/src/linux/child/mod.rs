@@ -9,6 +9,7 @@
 mod calls;
 mod memory;
 mod signals;
+pub(crate) mod wire;
 
 use std::os::fd::{AsFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd};
 
@@ -16,7 +17,7 @@ use rustix::io::Errno;
 use rustix::net::RecvFlags;
 use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
 
-use super::wire::{self, ChildFailure, ChildReply, ChildRequest, ChildValue};
+use wire::{ChildFailure, ChildReply, ChildRequest, ChildValue};
 
 /// The descriptor number of the control socket, above all numbers that a scenario's descriptors
 /// get.

@@ -9,8 +9,8 @@ use std::mem::MaybeUninit;
 use emulator::sync::machine::{AtomicU64, Ordering};
 use rustix::io::Errno;
 
-use super::super::wire::SignalAction;
 use super::last_errno;
+use super::wire::SignalAction;
 
 /// The number of handled signals that are kept.
 const LOG: u64 = 64;

@@ -4,19 +4,23 @@
 //! at the value that breaks the rule, or names the file if the built-in job states the value.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use crate::input::{Duration, InputError, Size, Source, shown};
 use fs_sim::BLOCK;
 use fs_sim::design::VolumeOptions;
 
-use super::distribution::{DistributionLimits, Quantity, RawDistribution};
+use super::distribution::{Distribution, DistributionLimits, Quantity, RawDistribution};
 use super::given::GivenValue;
 use super::text::{self, JobText, PopularityShape};
-use super::{
-    ACTORS_MAX, BUILT_IN, DirectIo, Distribution, DmaMix, Extenders, Job, JobFiles, Popularity, Punchers,
-    RegistrantMix, Registrants, Role, Truncaters,
+use super::types::{
+    ACTORS_MAX, DirectIo, DmaMix, Extenders, Job, JobFiles, Popularity, Punchers, RegistrantMix, Registrants, Role,
+    Truncaters,
 };
 use crate::race::oracle;
+
+/// The built-in job's text.
+pub const BUILT_IN: &str = include_str!("../../../jobs/default.toml");
 
 /// The most files of a job.
 const FILES_MAX: u64 = 4096;
@@ -32,8 +36,45 @@ pub(crate) const DMA_BYTES_MAX: u64 = 64 << 10;
 const RUN_NS_MAX: u64 = 24 * 3600 * 1_000_000_000;
 const WAIT_NS_MAX: u64 = 10_000_000_000;
 
+impl Job {
+    /// The built-in job.
+    pub fn built_in() -> Job {
+        Job::parse(&Source::new("jobs/default.toml", BUILT_IN)).expect("a test reads the built-in job")
+    }
+
+    /// Reads a job file.
+    ///
+    /// # Errors
+    /// The file can't be read, or its text is not a job; see [`Job::parse`].
+    pub fn read(path: &Path) -> Result<Job, InputError> {
+        Job::parse(&Source::read(path)?)
+    }
+
+    /// Reads a job's text.
+    ///
+    /// # Errors
+    /// The text isn't TOML, has an unknown key or a value of the wrong type, or describes a race
+    /// that can't be run. The error points at the value.
+    ///
+    /// # Example
+    /// ```
+    /// use workloads::input::Source;
+    /// use workloads::race::job::{Job, Role};
+    ///
+    /// let job = Job::parse(&Source::new("mine.toml", "[truncaters]\ncount = 3\n")).unwrap();
+    /// assert_eq!(job.count(Role::Truncater), 3);
+    /// assert_eq!(job.files, Job::built_in().files, "a key that is left out has its default");
+    ///
+    /// let error = Job::parse(&Source::new("mine.toml", "[truncaters]\ncuont = 3\n")).unwrap_err();
+    /// assert_eq!((error.title(), error.line()), ("unknown key `cuont`", Some(2)));
+    /// ```
+    pub fn parse(source: &Source) -> Result<Job, InputError> {
+        job(source)
+    }
+}
+
 /// Reads and checks a job.
-pub(super) fn job(source: &Source) -> Result<Job, InputError> {
+fn job(source: &Source) -> Result<Job, InputError> {
     let built_in: JobText = toml::from_str(BUILT_IN).expect("a test reads the built-in job");
     let stated: JobText = source.parse_toml()?;
     JobCheck { source, text: stated.or(built_in) }.job()

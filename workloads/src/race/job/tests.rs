@@ -2,6 +2,7 @@
 
 use super::text::JobText;
 use super::*;
+use crate::input::{InputError, Source};
 
 fn parse(text: &str) -> Result<Job, InputError> {
     Job::parse(&Source::new("my.toml", text))

@@ -6,7 +6,7 @@ use fs_sim::Task;
 use fs_sim::file_ops::open::Flags;
 use fs_sim::process::description::Access;
 
-use super::check;
+use super::payload::check;
 
 /// The most foreign words that are reported as text.
 const TOLD_MAX: usize = 16;

@@ -1,6 +1,6 @@
 //! The oracle: what it accepts, and what it must find.
 
-use super::*;
+use super::payload::*;
 
 const INO: u64 = 12;
 

@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 
 use super::generate::{AgreedView, AgreementStep};
-use super::text;
+use super::text::{self, ScenarioLine};
 use crate::ops::{Arg, Op, Verb};
 use crate::scenario::machine::{Machine, Progress, Trouble};
 use crate::scenario::{Actor, Query, Subject};
@@ -24,25 +24,18 @@ pub(super) enum SequenceStop {
     Inconclusive(String),
 }
 
-/// A line of a scenario, and its outcome on both machines.
-#[derive(Clone, Debug)]
-pub(super) struct Line {
-    pub(super) text: String,
-    pub(super) outcome: String,
-}
-
 /// The pair; see the module. The left machine is the reference.
 pub(super) struct MachinePair<'m> {
     left: Box<dyn Machine + 'm>,
     right: Box<dyn Machine + 'm>,
     pub(super) view: AgreedView,
     blocked: BTreeMap<String, AgreementStep>,
-    pub(super) lines: Vec<Line>,
+    pub(super) lines: Vec<ScenarioLine>,
     /// How often each outcome, handled signal and death occurred.
     pub(super) outcomes: BTreeMap<String, u64>,
 }
 
-type Answer = Result<String, Trouble>;
+type MachineAnswer = Result<String, Trouble>;
 
 impl<'m> MachinePair<'m> {
     pub(super) fn new(left: Box<dyn Machine + 'm>, right: Box<dyn Machine + 'm>, view: AgreedView) -> MachinePair<'m> {
@@ -76,10 +69,14 @@ impl<'m> MachinePair<'m> {
     }
 
     /// Asks both machines the same and returns their common answer.
-    fn both(&mut self, text: String, mut ask: impl FnMut(&mut dyn Machine) -> Answer) -> Result<String, SequenceStop> {
+    fn both(
+        &mut self,
+        text: String,
+        mut ask: impl FnMut(&mut dyn Machine) -> MachineAnswer,
+    ) -> Result<String, SequenceStop> {
         let left = answer(ask(&mut *self.left))?;
         let right = answer(ask(&mut *self.right))?;
-        self.lines.push(Line { text, outcome: left.clone() });
+        self.lines.push(ScenarioLine { text, outcome: left.clone() });
         match left == right {
             true => Ok(left),
             false => Err(SequenceStop::Differ { left, right }),
@@ -213,7 +210,7 @@ fn words(progress: Progress) -> String {
 }
 
 /// If one machine refuses the question as a script's mistake, the other machine must refuse it too.
-fn answer(answer: Answer) -> Result<String, SequenceStop> {
+fn answer(answer: MachineAnswer) -> Result<String, SequenceStop> {
     match answer {
         Ok(outcome) => Ok(outcome),
         Err(Trouble::Script(why)) => Ok(format!("(refused: {why})")),

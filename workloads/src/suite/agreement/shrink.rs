@@ -5,9 +5,11 @@
 //! difference, not necessarily the original one. Kernel counterpart: none; the method is that of
 //! Hypothesis and proptest.
 
+use super::config::Difference;
 use super::generate::{AgreedView, AgreementStep};
+use super::makers::{MachineMakers, TriedSequence};
 use super::pair::{MachinePair, SequenceStop};
-use super::{Difference, MachineMakers, TriedSequence, text};
+use super::text;
 use crate::ops::{Arg, Kind, Param, Verb};
 
 /// The most candidates that are run.

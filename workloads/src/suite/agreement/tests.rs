@@ -1,23 +1,30 @@
 //! Tests of the comparison itself, on machines that agree and on one that lies.
 
+use fs_sim::Sabotage;
+use fs_sim::design::Axes;
+
+use super::AgreementReport;
+use super::compare::compare;
+use super::generate::RangeSupport;
+use super::makers::MachineMakers;
 use crate::input::Source;
 use crate::input::designs::DesignCatalogue;
-
-use super::*;
 use crate::ops::{Op, Verb};
-use crate::scenario::machine::Progress;
-use crate::scenario::{Actor, Query, Scenario};
+use crate::race::StopFlag;
+use crate::scenario::machine::{Machine, Progress, Trouble};
+use crate::scenario::sim::Simulation;
+use crate::scenario::{Actor, Query, Scenario, Setup};
 
 /// A machine that answers `EAGAIN` for every second `dup`.
 struct Liar(Simulation, u32);
 
 impl Machine for Liar {
     fn perform(&mut self, actor: &Actor, op: &Op, bind: Option<&str>) -> Result<Progress, Trouble> {
-        let told = self.0.perform(actor, op, bind)?;
+        let progress = self.0.perform(actor, op, bind)?;
         self.1 += u32::from(op.verb == Verb::Dup);
         Ok(match op.verb {
             Verb::Dup if self.1 >= 2 => Progress::Done("EAGAIN".to_owned()),
-            _ => told,
+            _ => progress,
         })
     }
 
@@ -58,7 +65,7 @@ fn liar(setup: &Setup) -> Result<Box<dyn Machine>, Trouble> {
     Ok(Box::new(Liar(Simulation::new(setup, axes(), Sabotage::default())?, 0)))
 }
 
-const RANGE: generate::RangeSupport = generate::RangeSupport { moves_ranges: true };
+const RANGE: RangeSupport = RangeSupport { moves_ranges: true };
 
 #[test]
 fn a_machine_agrees_with_itself() {

@@ -6,9 +6,15 @@
 use crate::input::Size;
 
 use super::generate::AgreementStep;
-use super::pair::Line;
 use crate::ops::{Arg, Op, Param};
 use crate::scenario::{Contents, FileSetup};
+
+/// A line of a scenario, and its outcome on both machines.
+#[derive(Clone, Debug)]
+pub(super) struct ScenarioLine {
+    pub(super) text: String,
+    pub(super) outcome: String,
+}
 
 /// `A: f = open data rw`.
 pub(super) fn step(step: &AgreementStep) -> String {
@@ -48,12 +54,18 @@ fn file(file: &FileSetup) -> String {
 
 /// A whole scenario whose last step shows the difference. `other` is the other machine's answer
 /// there. The scenario ends by killing every process in `blocked`.
-pub(super) fn scenario(title: &str, files: &[FileSetup], lines: &[Line], other: &str, blocked: &[String]) -> String {
+pub(super) fn scenario(
+    title: &str,
+    files: &[FileSetup],
+    lines: &[ScenarioLine],
+    other: &str,
+    blocked: &[String],
+) -> String {
     let mut text = format!("# {title}\nlinux\n");
     for setup in files {
         text += &format!("{}\n", file(setup));
     }
-    for (n, Line { text: step, outcome }) in lines.iter().enumerate() {
+    for (n, ScenarioLine { text: step, outcome }) in lines.iter().enumerate() {
         match n + 1 == lines.len() {
             false => text += &format!("{step} -> {outcome}\n"),
             true => text += &format!("{step} => {outcome}  # elsewhere: {other}\n"),

@@ -7,11 +7,11 @@
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
-pub(super) use crate::messages::{pair, receive, receive_bytes, send, send_bytes};
+pub(crate) use crate::messages::{pair, receive, receive_bytes, send, send_bytes};
 
 /// What a process must do. Descriptors are numbers of that process, `-1` for a closed one.
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) enum ChildRequest {
+pub(crate) enum ChildRequest {
     /// To the zygote: make a process. Carries the process's control socket and inbox.
     Spawn,
     /// Fork. Carries the child's control socket and inbox.
@@ -78,7 +78,7 @@ pub(super) enum ChildRequest {
 
 /// What a signal does to a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) enum SignalAction {
+pub(crate) enum SignalAction {
     Handler,
     Ignore,
     Default,
@@ -86,7 +86,7 @@ pub(super) enum SignalAction {
 
 /// What a process answers.
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) enum ChildReply {
+pub(crate) enum ChildReply {
     /// The process starts the request, which may block. Lists the signals handled before it.
     Began { handled: Vec<i32> },
     /// The request is finished. Lists the signals handled before this answer.
@@ -95,7 +95,7 @@ pub(super) enum ChildReply {
 
 /// The result of a request.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) enum ChildValue {
+pub(crate) enum ChildValue {
     /// Success without a value.
     Nothing,
     /// A descriptor, a size, a pid or an address.
@@ -106,7 +106,7 @@ pub(super) enum ChildValue {
 
 /// Why a request failed.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) enum ChildFailure {
+pub(crate) enum ChildFailure {
     /// The errno of the system call.
     Errno(i32),
     /// The access raises this signal.
