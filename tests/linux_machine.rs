@@ -71,7 +71,7 @@ fn op(verb: Verb, words: &[&str]) -> Op {
 }
 
 /// A machine and a short way to talk to it.
-struct Bench(Box<Linux>);
+struct Bench(Box<LinuxMachine>);
 
 impl Bench {
     /// `A: f = open data rw`: what comes of it; `blocks`.
