@@ -43,7 +43,8 @@ impl BreakTime {
     /// Shortens the break time, by `program`'s hidden subcommand `lease-break-time`.
     ///
     /// # Errors
-    /// [`Trouble::CannotRun`]: the setting can't be written, or another run does not release its lock.
+    /// [`Trouble::CannotRun`]: the setting can't be written, or another run does not release its
+    /// lock.
     pub fn shorten(program: &Path) -> Result<BreakTime, Trouble> {
         let cannot = |why: String| Trouble::CannotRun(format!("{SETTING} can't be changed: {why}"));
         // Opened here only to learn the reason of a failure: the guardian's report is short.

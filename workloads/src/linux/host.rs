@@ -74,8 +74,8 @@ impl Host {
     /// Starts a zygote and probes what the host supports.
     ///
     /// # Errors
-    /// [`Trouble::CannotRun`]: no directory, no leases in it, no program, or /proc/PID/syscall can't be
-    /// read.
+    /// [`Trouble::CannotRun`]: no directory, no leases in it, no program, or /proc/PID/syscall
+    /// can't be read.
     pub fn start(config: LinuxConfig) -> Result<Rc<Host>, Trouble> {
         let at = config.dir.display().to_string();
         let cannot = |error: std::io::Error| Trouble::CannotRun(format!("no temporary directory in {at}: {error}"));

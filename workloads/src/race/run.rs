@@ -32,7 +32,8 @@ use super::{oracle, outcome, supervisor};
 /// use workloads::race::{DesignRun, Quiet, RaceConfig, StopFlag, run};
 ///
 /// let text = "[files]\ncount = 2\n[registrants]\ncount = 1\n[truncaters]\ncount = 1\n";
-/// let kara = fs_sim::design::presets().iter().find(|preset| preset.name == "kara").unwrap();
+/// let presets = fs_sim::design::presets();
+/// let kara = presets.iter().find(|preset| preset.name == "kara").unwrap();
 /// let config = RaceConfig {
 ///     job: Job::parse(&Source::new("tiny.toml", text)).unwrap(),
 ///     designs: vec![DesignRun {
