@@ -20,7 +20,7 @@ const OPERATIONS_MAX: usize = 4096;
 
 /// An operation's scenario time, and its real start and end.
 #[derive(Clone, Copy, Debug)]
-struct Operation {
+struct TimedOperation {
     at: Duration,
     began: Duration,
     ended: Duration,
@@ -33,7 +33,7 @@ pub(super) struct BreakClock {
     length: Duration,
     real: Option<BreakTime>,
     now: Duration,
-    operations: Vec<Operation>,
+    operations: Vec<TimedOperation>,
 }
 
 impl BreakClock {
@@ -45,7 +45,7 @@ impl BreakClock {
     pub(super) fn operation_begins(&mut self) {
         if self.real.is_some() && self.operations.len() < OPERATIONS_MAX {
             let began = monotonic();
-            self.operations.push(Operation { at: self.now, began, ended: began });
+            self.operations.push(TimedOperation { at: self.now, began, ended: began });
         }
     }
 
@@ -65,7 +65,7 @@ impl BreakClock {
         self.now = self.now.saturating_add(span);
         let length = self.length.max(Duration::from_nanos(1));
         let share = (span.as_secs_f64() / length.as_secs_f64()).min(1.0);
-        let over = |operation: &&Operation| operation.at.saturating_add(length) <= self.now;
+        let over = |operation: &&TimedOperation| operation.at.saturating_add(length) <= self.now;
         let at_least = self.operations.iter().filter(over).map(|operation| operation.ended + real + MARGIN).max();
         let running = self.operations.iter().filter(|operation| !over(operation));
         let deadline = running.map(|operation| (operation.began + real).saturating_sub(MARGIN)).min();

@@ -31,7 +31,7 @@ impl FileWorker {
     }
 
     /// Starts a new process if the old one was killed.
-    pub(super) fn revive(&mut self) {
+    pub(super) fn respawn_if_killed(&mut self) {
         if self.task.process().is_dying() {
             self.task = self.shared.spawn();
         }

@@ -173,7 +173,7 @@ pub struct OpStream {
     role: Role,
     job: Job,
     popularity: Option<Zipf<f64>>,
-    acts: Weighted<RegistrantAct, 9>,
+    acts: WeightedChoice<RegistrantAct, 9>,
 }
 
 impl OpStream {
@@ -186,7 +186,7 @@ impl OpStream {
             Popularity::Zipf(exponent) => Zipf::new(job.files.count as f64, exponent).ok(),
         };
         let mix = &job.mix;
-        let acts = Weighted::new([
+        let acts = WeightedChoice::new([
             (RegistrantAct::Register, mix.register),
             (RegistrantAct::Dma, mix.dma),
             (RegistrantAct::Change, mix.change),
@@ -312,15 +312,15 @@ impl Iterator for OpStream {
 
 /// Values drawn in proportion to weights.
 #[derive(Clone, Debug)]
-struct Weighted<T, const N: usize> {
+struct WeightedChoice<T, const N: usize> {
     /// Each value with the sum of the weights up to and including its own.
     upto: [(T, u64); N],
 }
 
-impl<T: Copy, const N: usize> Weighted<T, N> {
+impl<T: Copy, const N: usize> WeightedChoice<T, N> {
     fn new(weights: [(T, u32); N]) -> Self {
         let mut sum = 0;
-        Weighted {
+        WeightedChoice {
             upto: weights.map(|(value, weight)| {
                 sum += u64::from(weight);
                 (value, sum)
@@ -364,7 +364,7 @@ pub struct DmaRequest {
 #[derive(Clone, Debug)]
 pub struct DmaRequests {
     rng: Rng,
-    verbs: Weighted<DmaVerb, 4>,
+    verbs: WeightedChoice<DmaVerb, 4>,
     length: Distribution,
 }
 
@@ -372,7 +372,7 @@ impl DmaRequests {
     /// The requests of a burst.
     pub fn new(job: &Job, burst_seed: u64) -> DmaRequests {
         let mix = &job.dma_mix;
-        let verbs = Weighted::new([
+        let verbs = WeightedChoice::new([
             (DmaVerb::Write, mix.write),
             (DmaVerb::Read, mix.read),
             (DmaVerb::CompareSwap, mix.compare_swap),
@@ -447,7 +447,7 @@ mod tests {
     #[test]
     fn weights_are_proportions_and_zero_is_never() {
         let mut rng = rng::stream(1, "test", 0);
-        let weighted = Weighted::new([('a', 3), ('b', 0), ('c', 1)]);
+        let weighted = WeightedChoice::new([('a', 3), ('b', 0), ('c', 1)]);
         let drawn: Vec<char> = (0..40_000).map(|_| weighted.draw(&mut rng)).collect();
         let count = |passed| drawn.iter().filter(|drawn| **drawn == passed).count();
         assert_eq!(count('b'), 0);

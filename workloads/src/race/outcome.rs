@@ -21,18 +21,18 @@ const EXPECTED: [&str; 3] = ["invariant 1:", "invariant 2:", "invariant 7:"];
 pub(super) fn judge(shared: &Arc<RaceShared>, design: &DesignRun, ended: RunEnd) -> (DesignResult, OpLatencies) {
     let mut foreign = ended.stats.foreign_reads;
     let mut broken = ended.broken.clone();
-    broken.extend(ended.stats.told.iter().map(|told| format!("invariant 7: {told}")));
+    broken.extend(ended.stats.foreign_examples.iter().map(|what| format!("invariant 7: {what}")));
     if ended.left_behind {
         broken.push("the files were not read back: the machine is not at rest".to_owned());
         broken.extend(shared.kernel.violations());
     } else {
         let admin = shared.kernel.spawn();
-        let accounts = oracle::read_back(&admin, &shared.file_names());
+        let read_back = oracle::read_back(&admin, &shared.file_names());
         admin.exit();
         drop(admin);
-        foreign += accounts.foreign;
-        broken.extend(accounts.told.iter().map(|told| format!("invariant 7: at the end, {told}")));
-        broken.extend(accounts.unaccounted.iter().map(|what| format!("invariant 7: {what}")));
+        foreign += read_back.foreign;
+        broken.extend(read_back.foreign_examples.iter().map(|what| format!("invariant 7: at the end, {what}")));
+        broken.extend(read_back.unaccounted.iter().map(|what| format!("invariant 7: {what}")));
         broken.extend(shared.kernel.check_at_rest());
         let regions = Nic::of(&shared.kernel).live_regions();
         if regions > 0 {

@@ -100,7 +100,7 @@ impl Registrant {
             },
         };
         let place = ActorPlace { shared: &self.shared, actor: self.actor };
-        let mut after = life.attend(stats, place, step);
+        let mut after = life.handle_due(stats, place, step);
         if after == AfterStep::Continues {
             after = life.act(stats, place, step);
         }
@@ -188,16 +188,16 @@ impl RegistrantProcess {
     }
 
     /// Handles signals, passed contexts, and deregistrations that are due.
-    fn attend(&mut self, stats: &mut ActorStats, place: ActorPlace<'_>, step: &RegistrantStep) -> AfterStep {
+    fn handle_due(&mut self, stats: &mut ActorStats, place: ActorPlace<'_>, step: &RegistrantStep) -> AfterStep {
         for signal in self.task.take_signals() {
             if let (Signal::Sigio, Some(ino)) = (signal.signal, signal.ino) {
-                self.give_way(stats, ino.0);
+                self.release_for_break(stats, ino.0);
             }
         }
         let now = place.shared.kernel.world().now();
         self.deregister(stats, |region| region.due <= now);
-        while self.borrowed.first().is_some_and(|borrower| borrower.due <= now) {
-            self.dismiss(stats, 0);
+        while self.borrowed.first().is_some_and(|borrowed_context| borrowed_context.due <= now) {
+            self.close_borrowed(stats, 0);
         }
         self.receive(stats, place, step);
         let over = self.task.process().is_dying() || self.endpoint.context.is_aborted();
@@ -206,7 +206,7 @@ impl RegistrantProcess {
 
     /// A lease on `ino` is being broken: deregisters the regions of that file and unlocks its
     /// leases.
-    fn give_way(&mut self, stats: &mut ActorStats, ino: u64) {
+    fn release_for_break(&mut self, stats: &mut ActorStats, ino: u64) {
         self.deregister(stats, |region| region.handle.ino == ino);
         for file in self.files.iter_mut().filter(|file| file.ino == ino && !file.leases.is_empty()) {
             if stats.call(self.task.unlock(file.fd, BlockRange::ALL)).is_ok() {
@@ -335,7 +335,7 @@ impl RegistrantProcess {
     }
 
     fn burst(&mut self, stats: &mut ActorStats, place: ActorPlace<'_>, step: &RegistrantStep) {
-        let borrowed: usize = self.borrowed.iter().map(|borrower| borrower.handles.len()).sum();
+        let borrowed: usize = self.borrowed.iter().map(|borrowed_context| borrowed_context.handles.len()).sum();
         let mut pick = step.pick.below((self.regions.len() + borrowed) as u64) as usize;
         let requests = DmaRequests::new(&place.shared.job, step.burst_seed);
         let writer = place.actor as u8;
@@ -348,16 +348,16 @@ impl RegistrantProcess {
         }
         pick = pick.saturating_sub(self.regions.len());
         for at in 0..self.borrowed.len() {
-            let borrower = &mut self.borrowed[at];
-            if let Some(handle) = borrower.handles.get(pick) {
-                let ended = borrower.endpoint.burst(stats, &self.task, writer, handle, requests, step.burst);
+            let borrowed_context = &mut self.borrowed[at];
+            if let Some(handle) = borrowed_context.handles.get(pick) {
+                let ended = borrowed_context.endpoint.burst(stats, &self.task, writer, handle, requests, step.burst);
                 if ended != BurstResult::Done {
                     // The passing registrant has deregistered the region or lost it.
-                    self.dismiss(stats, at);
+                    self.close_borrowed(stats, at);
                 }
                 return;
             }
-            pick -= borrower.handles.len();
+            pick -= borrowed_context.handles.len();
         }
     }
 
@@ -481,14 +481,14 @@ impl RegistrantProcess {
                 let at = inbox.iter().position(|passed| passed.to == me && Ok(passed.context) == number);
                 at.map(|at| inbox.remove(at))
             };
-            if passed.is_none_or(|passed| self.admit(fd, passed, place, step).is_err()) {
+            if passed.is_none_or(|passed| self.accept_context(fd, passed, place, step).is_err()) {
                 let _closed = stats.call(self.task.close(fd));
             }
         }
     }
 
     /// Makes an endpoint on a passed context.
-    fn admit(
+    fn accept_context(
         &mut self,
         fd: Fd,
         passed: PassedContext,
@@ -507,10 +507,10 @@ impl RegistrantProcess {
     }
 
     /// Closes a passed context.
-    fn dismiss(&mut self, stats: &mut ActorStats, at: usize) {
-        let borrower = self.borrowed.remove(at);
+    fn close_borrowed(&mut self, stats: &mut ActorStats, at: usize) {
+        let borrowed_context = self.borrowed.remove(at);
         // It fails only if this process has just died.
-        let _closed = stats.call(self.task.close(borrower.fd));
+        let _closed = stats.call(self.task.close(borrowed_context.fd));
     }
 
     /// Forks a child. The child closes what it inherited, or exits with it open.

@@ -71,8 +71,8 @@ pub fn run(config: RaceConfig, progress: &dyn RaceProgress, stop: &StopFlag) -> 
         progress.started(index, of, design, config.duration_per_design);
         let shared = new_machine(&job, design, config.seed, config.sabotage, RunLimits::default())?;
         progress.machine(&shared.kernel);
-        let mut tell = |snapshot: &Snapshot| progress.snapshot(snapshot);
-        let ended = supervisor::supervise(&shared, config.duration_per_design, stop, &mut tell, None);
+        let mut report_progress = |snapshot: &Snapshot| progress.snapshot(snapshot);
+        let ended = supervisor::supervise(&shared, config.duration_per_design, stop, &mut report_progress, None);
         report.result.interrupted |= ended.interrupted;
         let (result, latencies) = outcome::judge(&shared, design, ended);
         progress.finished(index, of, &result);

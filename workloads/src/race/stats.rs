@@ -13,7 +13,7 @@ use reports::{Counters, Latency, OpLatencies};
 use super::oracle::ForeignWord;
 
 /// The most foreign words that one actor keeps as text.
-const TOLD_MAX: usize = 8;
+const EXAMPLES_MAX: usize = 8;
 
 /// The operations whose time is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,7 +49,7 @@ pub(super) struct ActorStats {
     /// Reads that returned a word which no entitled writer wrote.
     pub(super) foreign_reads: u64,
     /// The first of them, as text.
-    pub(super) told: Vec<String>,
+    pub(super) foreign_examples: Vec<String>,
     /// Processes that this actor killed because its own step said so.
     pub(super) chosen_kills: u64,
 }
@@ -126,8 +126,8 @@ impl ActorStats {
     pub(super) fn checked(&mut self, by: &str, check: Result<(), ForeignWord>) {
         if let Err(foreign) = check {
             self.foreign_reads += 1;
-            if self.told.len() < TOLD_MAX {
-                self.told.push(format!("{by} returned {foreign}"));
+            if self.foreign_examples.len() < EXAMPLES_MAX {
+                self.foreign_examples.push(format!("{by} returned {foreign}"));
             }
         }
     }
@@ -139,7 +139,7 @@ impl ActorStats {
             mine.merge(theirs);
         }
         self.foreign_reads += other.foreign_reads;
-        self.told.extend(other.told);
+        self.foreign_examples.extend(other.foreign_examples);
         self.chosen_kills += other.chosen_kills;
     }
 

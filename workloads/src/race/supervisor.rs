@@ -35,7 +35,7 @@ use super::stats::ActorStats;
 /// The time between two rounds of the supervisor.
 const ROUND: Duration = Duration::from_millis(1);
 /// The time between two progress reports.
-const TELL: Duration = Duration::from_millis(200);
+const REPORT_INTERVAL: Duration = Duration::from_millis(200);
 /// The wait reason of a `close` that blocks, as the list of sleepers shows it.
 const CLOSING: &str = "close while pinned";
 
@@ -66,7 +66,7 @@ pub(super) fn supervise(
     shared: &Arc<RaceShared>,
     duration: Duration,
     stop: &StopFlag,
-    tell: &mut dyn FnMut(&Snapshot),
+    report: &mut dyn FnMut(&Snapshot),
     taken: Option<&Arc<TakenSteps>>,
 ) -> RunEnd {
     let world = Arc::clone(shared.kernel.world());
@@ -79,16 +79,16 @@ pub(super) fn supervise(
     let mut watch = SupervisorWatch { shared, asleep_since: BTreeMap::new() };
     let mut ended = RunEnd::default();
     let deadline = start.after(duration);
-    let mut next_tell = start.after(TELL);
+    let mut next_report = start.after(REPORT_INTERVAL);
     while shared.unfinished() > 0 {
         let now = world.now();
         ended.interrupted = stop.is_set();
         if now >= deadline || ended.interrupted {
             break;
         }
-        if now >= next_tell {
-            tell(&shared.snapshot(now.since(start)));
-            next_tell = now.after(TELL);
+        if now >= next_report {
+            report(&shared.snapshot(now.since(start)));
+            next_report = now.after(REPORT_INTERVAL);
         }
         ended.reaped += watch.reap(now);
         watch.sleep(now.after(ROUND).min(deadline));
@@ -247,7 +247,7 @@ impl FileWorker {
     /// One step of a role that works on one file at a time. Refusals and lost races are counted;
     /// the actor goes on.
     fn step(&mut self, stats: &mut ActorStats, choice: &ActorStep) {
-        self.revive();
+        self.respawn_if_killed();
         let (_worked, pause) = match choice {
             ActorStep::Truncater(step) => (self.truncater(stats, step), step.pause),
             ActorStep::Puncher(step) => (self.puncher(stats, step), step.pause),

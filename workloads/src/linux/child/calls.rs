@@ -132,8 +132,8 @@ fn chmod(path: &str) -> Result<(), Errno> {
 }
 
 fn read(fd: i32, offset: i64, len: u64) -> CallResult {
-    let mut bytes = Aligned::new(len, 0)?;
-    let direct = Direct::begin(fd, offset, len);
+    let mut bytes = AlignedBuffer::new(len, 0)?;
+    let direct = DirectIoFlag::begin(fd, offset, len);
     let mut got = 0;
     loop {
         let rest = &mut bytes.bytes()[got..];
@@ -153,8 +153,8 @@ fn read(fd: i32, offset: i64, len: u64) -> CallResult {
 }
 
 fn write(fd: i32, offset: i64, len: u64, byte: u8) -> CallResult {
-    let mut piece = Aligned::new(len.min(PIECE), byte)?;
-    let _direct = Direct::begin(fd, offset, len);
+    let mut piece = AlignedBuffer::new(len.min(PIECE), byte)?;
+    let _direct = DirectIoFlag::begin(fd, offset, len);
     let mut written = 0;
     loop {
         let now = &piece.bytes()[..(len - written).min(PIECE) as usize];
@@ -171,18 +171,18 @@ fn write(fd: i32, offset: i64, len: u64, byte: u8) -> CallResult {
 }
 
 /// A buffer aligned for direct I/O.
-struct Aligned {
+struct AlignedBuffer {
     bytes: Vec<u8>,
     start: usize,
     len: usize,
 }
 
-impl Aligned {
-    fn new(len: u64, byte: u8) -> Result<Aligned, ChildFailure> {
+impl AlignedBuffer {
+    fn new(len: u64, byte: u8) -> Result<AlignedBuffer, ChildFailure> {
         let bytes = memory::buffer(len.saturating_add(DIRECT), byte)?;
         let len = len as usize;
         let start = bytes.as_ptr().align_offset(DIRECT as usize).min(DIRECT as usize);
-        Ok(Aligned { bytes, start, len })
+        Ok(AlignedBuffer { bytes, start, len })
     }
 
     fn bytes(&mut self) -> &mut [u8] {
@@ -192,13 +192,13 @@ impl Aligned {
 
 /// An open file while O_DIRECT is set. Every second read or write of whole blocks bypasses the page
 /// cache where the file system supports that; the outcome must not depend on it.
-struct Direct {
+struct DirectIoFlag {
     fd: i32,
     flags: i64,
 }
 
-impl Direct {
-    fn begin(fd: i32, offset: i64, len: u64) -> Option<Direct> {
+impl DirectIoFlag {
+    fn begin(fd: i32, offset: i64, len: u64) -> Option<DirectIoFlag> {
         // ORDERING: the process has one thread.
         let turn = TURN.fetch_add(1, Ordering::Relaxed);
         let whole = offset.unsigned_abs().is_multiple_of(DIRECT) && len.is_multiple_of(DIRECT) && len > 0;
@@ -208,11 +208,11 @@ impl Direct {
         let flags = call(libc::SYS_fcntl, [fd.into(), libc::F_GETFL.into(), 0, 0]).ok()?;
         let with = flags | i64::from(libc::O_DIRECT);
         call(libc::SYS_fcntl, [fd.into(), libc::F_SETFL.into(), with, 0]).ok()?;
-        Some(Direct { fd, flags })
+        Some(DirectIoFlag { fd, flags })
     }
 }
 
-impl Drop for Direct {
+impl Drop for DirectIoFlag {
     fn drop(&mut self) {
         // The descriptor accepted other flags just before.
         let _ = call(libc::SYS_fcntl, [self.fd.into(), libc::F_SETFL.into(), self.flags, 0]);

@@ -31,12 +31,12 @@ macro_rules! section {
     };
 }
 
-section!(Device { size: Size });
-section!(Volume { lease_break_time: Duration, write_break: WriteBreak });
-section!(Files { count: u64, size: Size, popularity: PopularityText });
-section!(Run { duration: Duration, quick_duration: Duration, threads: u32, seed: u64 });
-section!(RacePoints { probability: f64 });
-section!(Registrants {
+section!(DeviceSection { size: Size });
+section!(VolumeSection { lease_break_time: Duration, write_break: WriteBreak });
+section!(FilesSection { count: u64, size: Size, popularity: PopularityText });
+section!(RunSection { duration: Duration, quick_duration: Duration, threads: u32, seed: u64 });
+section!(RacePointsSection { probability: f64 });
+section!(RegistrantsSection {
     count: u32,
     regions_max: u32,
     region_length: RawDistribution<Size>,
@@ -48,7 +48,7 @@ section!(Registrants {
     dma_length: RawDistribution<Size>,
     pause: RawDistribution<Duration>,
 });
-section!(Mix {
+section!(MixSection {
     register: u32,
     dma: u32,
     change: u32,
@@ -59,11 +59,11 @@ section!(Mix {
     exit: u32,
     kill: u32,
 });
-section!(DmaMix { write: u32, read: u32, compare_swap: u32, fetch_add: u32 });
-section!(Truncaters { count: u32, size: RawDistribution<Size>, by_path: f64, unaligned: f64, pause: RawDistribution<Duration>, });
-section!(Punchers { count: u32, length: RawDistribution<Size>, zero_range: f64, pause: RawDistribution<Duration>, });
-section!(DirectIo { count: u32, length: RawDistribution<Size>, write: f64, pause: RawDistribution<Duration>, });
-section!(Extenders {
+section!(DmaMixSection { write: u32, read: u32, compare_swap: u32, fetch_add: u32 });
+section!(TruncatersSection { count: u32, size: RawDistribution<Size>, by_path: f64, unaligned: f64, pause: RawDistribution<Duration>, });
+section!(PunchersSection { count: u32, length: RawDistribution<Size>, zero_range: f64, pause: RawDistribution<Duration>, });
+section!(DirectIoSection { count: u32, length: RawDistribution<Size>, write: f64, pause: RawDistribution<Duration>, });
+section!(ExtendersSection {
     count: u32,
     length: RawDistribution<Size>,
     fallocate: f64,
@@ -71,7 +71,7 @@ section!(Extenders {
     recreate: f64,
     pause: RawDistribution<Duration>,
 });
-section!(Reaper { patience: Duration });
+section!(ReaperSection { patience: Duration });
 
 /// How often each file is chosen.
 #[derive(Clone, Debug, Deserialize)]
@@ -119,17 +119,17 @@ macro_rules! text {
 }
 
 text! {
-    device: Device,
-    volume: Volume,
-    files: Files,
-    run: Run,
-    race_points: RacePoints,
-    registrants: Registrants,
-    mix: Mix,
-    dma_mix: DmaMix,
-    truncaters: Truncaters,
-    punchers: Punchers,
-    direct_io: DirectIo,
-    extenders: Extenders,
-    reaper: Reaper,
+    device: DeviceSection,
+    volume: VolumeSection,
+    files: FilesSection,
+    run: RunSection,
+    race_points: RacePointsSection,
+    registrants: RegistrantsSection,
+    mix: MixSection,
+    dma_mix: DmaMixSection,
+    truncaters: TruncatersSection,
+    punchers: PunchersSection,
+    direct_io: DirectIoSection,
+    extenders: ExtendersSection,
+    reaper: ReaperSection,
 }

@@ -9,7 +9,7 @@ use fs_sim::process::description::Access;
 use super::payload::check;
 
 /// The most foreign words that are reported as text.
-const TOLD_MAX: usize = 16;
+const EXAMPLES_MAX: usize = 16;
 /// Bytes read at once.
 const CHUNK: usize = 1 << 20;
 
@@ -23,7 +23,7 @@ pub(crate) struct ReadBackReport {
     /// Pieces of up to 1 MiB in which a foreign word was found.
     pub(crate) foreign: u64,
     /// The first of them, as text.
-    pub(crate) told: Vec<String>,
+    pub(crate) foreign_examples: Vec<String>,
     /// Files and inodes that could not be accounted for.
     pub(crate) unaccounted: Vec<String>,
 }
@@ -31,7 +31,7 @@ pub(crate) struct ReadBackReport {
 /// Reads every file of `names` that exists, from beginning to end. `task` is the only process left.
 /// An inode that none of the names leads to is reported.
 pub(crate) fn read_back(task: &Task, names: &[String]) -> ReadBackReport {
-    let mut accounts = ReadBackReport::default();
+    let mut report = ReadBackReport::default();
     let mut reached = BTreeSet::new();
     let mut buffer = vec![0; CHUNK];
     for name in names {
@@ -40,21 +40,21 @@ pub(crate) fn read_back(task: &Task, names: &[String]) -> ReadBackReport {
         match stat {
             Ok(stat) => {
                 reached.insert(stat.ino);
-                accounts.files += 1;
-                accounts.read_file(task, fd, name, stat.ino.0, stat.size, &mut buffer);
+                report.files += 1;
+                report.read_file(task, fd, name, stat.ino.0, stat.size, &mut buffer);
             }
-            Err(errno) => accounts.unaccounted.push(format!("{name} can't be looked at: {errno}")),
+            Err(errno) => report.unaccounted.push(format!("{name} can't be looked at: {errno}")),
         }
         if let Err(errno) = task.close(fd) {
-            accounts.unaccounted.push(format!("{name} can't be closed: {errno}"));
+            report.unaccounted.push(format!("{name} can't be closed: {errno}"));
         }
     }
     for (ino, _) in task.kernel().inodes() {
         if !reached.contains(&ino) {
-            accounts.unaccounted.push(format!("inode {} exists without name and without process", ino.0));
+            report.unaccounted.push(format!("inode {} exists without name and without process", ino.0));
         }
     }
-    accounts
+    report
 }
 
 impl ReadBackReport {
@@ -83,8 +83,8 @@ impl ReadBackReport {
             self.bytes += read as u64;
             if let Err(foreign) = check(&buffer[..read], ino, offset) {
                 self.foreign += 1;
-                if self.told.len() < TOLD_MAX {
-                    self.told.push(format!("{name}, {foreign}"));
+                if self.foreign_examples.len() < EXAMPLES_MAX {
+                    self.foreign_examples.push(format!("{name}, {foreign}"));
                 }
             }
             offset += read as u64;

@@ -147,7 +147,7 @@ mod against_a_real_volume {
         let found = read_back(&task, &names);
         assert_eq!(found.foreign, 1);
         assert_eq!(
-            found.told,
+            found.foreign_examples,
             [format!("a, inode {ino} byte 4160: bytes that actor 6 wrote for inode {ino} byte 4096")]
         );
         assert!(read_back(&task, &names[..1]).unaccounted.len() == 2, "two files without a name to look under");
