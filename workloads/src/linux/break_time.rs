@@ -61,7 +61,7 @@ impl BreakTime {
         match answer {
             Ok(Some((Ok(()), _))) => Ok(BreakTime(Arc::new(guardian))),
             Ok(Some((Err(why), _))) => Err(cannot(why)),
-            _ => Err(cannot("its guardian went away".to_owned())),
+            _ => Err(cannot("its guardian process ended".to_owned())),
         }
     }
 

@@ -59,7 +59,7 @@ impl BreakClock {
     /// Lets scenario time pass, by the least real time after which the right breaks have ended.
     pub(super) fn advance(&mut self, span: Duration) -> Result<(), Trouble> {
         let Some(real) = self.real.as_ref().map(BreakTime::length) else {
-            let why = "time passes in this scenario, and the host's lease break time may not be shortened for it";
+            let why = "time passes in this scenario, but the host's lease break time can't be shortened";
             return Err(Trouble::CannotRun(why.to_owned()));
         };
         self.now = self.now.saturating_add(span);
@@ -77,7 +77,9 @@ impl BreakClock {
         let wanted = before.map_or(wanted, |before| wanted.min(before));
         pause(at_least.map_or(wanted, |least| wanted.max(least)));
         match deadline.is_some_and(|deadline| monotonic() > deadline) {
-            true => Err(Trouble::Inconclusive("real time ran away: a break may have ended too early".to_owned())),
+            true => {
+                Err(Trouble::Inconclusive("too much real time passed: a break may have ended too early".to_owned()))
+            }
             false => Ok(()),
         }
     }

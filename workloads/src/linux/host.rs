@@ -98,7 +98,9 @@ impl Host {
         let (_ours, theirs) = wire::pair().map_err(|errno| Trouble::CannotRun(format!("no socket: {errno}")))?;
         let pid = host.spawn(theirs.as_fd(), theirs.as_fd())?;
         SleepWatch::of(pid).map(drop).map_err(|error| {
-            Trouble::CannotRun(format!("what a process sleeps in can't be read (/proc/{pid}/syscall): {error}"))
+            Trouble::CannotRun(format!(
+                "the system call that a process sleeps in can't be read (/proc/{pid}/syscall): {error}"
+            ))
         })?;
         Ok(Rc::new(host))
     }

@@ -183,7 +183,7 @@ impl LinuxMachine {
                 Ok(())
             }
             Err(Errno::MSGSIZE) => Err(Trouble::Script("the names of this step are too long".to_owned())),
-            Err(errno) => Err(Trouble::Inconclusive(format!("{to} can't be told what to do: {errno}"))),
+            Err(errno) => Err(Trouble::Inconclusive(format!("{to} can't be sent a request: {errno}"))),
         }
     }
 
@@ -218,7 +218,7 @@ impl LinuxMachine {
             Verb::End => {
                 let key = match self.names.get(op.name(0))? {
                     NamedThing::Program(key) => key.clone(),
-                    _ => return Err(Trouble::Script(format!("`{}` is no program", op.name(0)))),
+                    _ => return Err(Trouble::Script(format!("`{}` is not a program", op.name(0)))),
                 };
                 // If the program has already ended, the signal fails, which changes nothing.
                 let _ = pidfd_send_signal(&self.process(&key)?.death, Signal::KILL);
@@ -457,7 +457,7 @@ impl LinuxMachine {
 impl Machine for LinuxMachine {
     fn perform(&mut self, actor: &Actor, op: &Op, bind: Option<&str>) -> Result<Progress, Trouble> {
         if actor.thread != 1 {
-            return Err(Trouble::CannotRun("processes on a real Linux have one thread here".to_owned()));
+            return Err(Trouble::CannotRun("a process on the real kernel has only one thread in scenarios".to_owned()));
         }
         let who = actor.process.as_str();
         self.ensure_process(who)?;
@@ -486,7 +486,7 @@ impl Machine for LinuxMachine {
         match (process.outcome.take(), &process.state) {
             (Some(outcome), _) => Ok(Progress::Done(outcome)),
             (None, ProcessState::Busy(_) | ProcessState::Delegated) => Ok(Progress::Blocked(String::new())),
-            (None, _) => Err(Trouble::Script(format!("{actor} is in no call"))),
+            (None, _) => Err(Trouble::Script(format!("{actor} is not in a call"))),
         }
     }
 
@@ -525,9 +525,9 @@ impl Machine for LinuxMachine {
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                     Err(Trouble::Script(format!("there is no file `{of}` now")))
                 }
-                Err(error) => Err(Trouble::CannotRun(format!("`{of}` can't be looked at: {error}"))),
+                Err(error) => Err(Trouble::CannotRun(format!("`{of}` can't be examined: {error}"))),
             },
-            other => Err(Trouble::CannotRun(format!("a real Linux can't tell `{}`", other.facts().0))),
+            other => Err(Trouble::CannotRun(format!("a real Linux can't answer `{}`", other.facts().0))),
         }
     }
 
@@ -536,7 +536,7 @@ impl Machine for LinuxMachine {
             ProcessState::Idle => format!("{name} lives"),
             ProcessState::Busy(pending) => match &pending.op {
                 Some(op) => format!("{name} is in `{}`", op.verb),
-                None => format!("{name} is being looked at"),
+                None => format!("{name} is being queried"),
             },
             ProcessState::Delegated => format!("{name} is in `exec`"),
             ProcessState::Running => format!("{name} runs"),

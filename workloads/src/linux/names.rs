@@ -35,7 +35,7 @@ impl ScenarioNames {
     pub(super) fn fd(&self, name: &str) -> Result<i32, Trouble> {
         match self.get(name)? {
             NamedThing::Fd(fd) => Ok(*fd),
-            _ => Err(Trouble::Script(format!("`{name}` is no descriptor"))),
+            _ => Err(Trouble::Script(format!("`{name}` is not a descriptor"))),
         }
     }
 

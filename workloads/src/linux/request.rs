@@ -177,7 +177,7 @@ pub(super) fn translate(op: &Op, who: &str, dir: &Path, names: &ScenarioNames) -
 /// mapping.
 fn place(op: &Op, who: &str, names: &ScenarioNames) -> Result<Result<(u64, u64), &'static str>, Trouble> {
     let NamedThing::Map { at, len, owners } = names.get(op.name(0))? else {
-        return Err(Trouble::Script(format!("`{}` is no mapping", op.name(0))));
+        return Err(Trouble::Script(format!("`{}` is not a mapping", op.name(0))));
     };
     let part = op.maybe_range(1).unwrap_or(ByteRange { offset: 0, len: *len });
     // The page behind a mapping is always inaccessible, so an access may begin there or run into

@@ -134,15 +134,15 @@ impl JobCheck<'_> {
             true => Ok(name.value.clone()),
             false => Err(name
                 .error(self.source, format!("`{}` can't be a job's name", shown(&name.value)))
-                .help(format!("a name is a line of 1 to {NAME_BYTES_MAX} bytes"))),
+                .help(format!("a name is one line of 1 to {NAME_BYTES_MAX} bytes"))),
         }
     }
 
     fn time(&self, key: &str, given: &GivenValue<Duration>, max: u64) -> Result<Duration, InputError> {
         let ns = given.value.units();
         let title = match ns {
-            0 => format!("`{key}` is no time at all"),
-            _ if ns > max => format!("`{key}` is {}, longer than can be meant", given.value),
+            0 => format!("`{key}` is zero"),
+            _ if ns > max => format!("`{key}` is {}, which is too long", given.value),
             _ => return Ok(given.value),
         };
         Err(given.error(self.source, title).help(format!("it can be up to {}", Duration::of_units(max))))
@@ -156,14 +156,14 @@ impl JobCheck<'_> {
         let files = &self.text.files;
         let (count, size) = (stated(&files.count), stated(&files.size));
         if !(1..=FILES_MAX).contains(&count.value) {
-            let title = format!("{} files", count.value);
+            let title = format!("a job can't have {} files", count.value);
             return Err(count.error(self.source, title).help(format!("a job has from 1 to {FILES_MAX} files")));
         }
         let bytes = size.value.0;
         if bytes == 0 || !bytes.is_multiple_of(BLOCK) || bytes > oracle::FILE_BYTES_MAX {
             let most = Size(oracle::FILE_BYTES_MAX);
             return Err(size
-                .error(self.source, format!("files of {}", size.value))
+                .error(self.source, format!("a file size of {} is not allowed", size.value))
                 .help(format!("the size of a file is a multiple of 4KiB, up to {most}")));
         }
         Ok(JobFiles { count: count.value, size: bytes, popularity: self.popularity(stated(&files.popularity))? })
@@ -176,18 +176,18 @@ impl JobCheck<'_> {
         match (raw.dist.value, &raw.exponent) {
             (PopularityShape::Uniform, None) => Ok(Popularity::Uniform),
             (PopularityShape::Uniform, Some(exponent)) => Err(exponent
-                .error(self.source, "`exponent` means nothing to a uniform distribution")
+                .error(self.source, "a uniform distribution takes no `exponent`")
                 .help("leave it out, or write dist = \"zipf\"")),
             (PopularityShape::Zipf, None) => Err(raw
                 .dist
-                .error(self.source, "this distribution has no `exponent`")
+                .error(self.source, "`exponent` is missing for this distribution")
                 .help("`zipf` needs `exponent`, like 0.8")),
             (PopularityShape::Zipf, Some(exponent)) if (0.0..=EXPONENT_MAX).contains(&exponent.value) => {
                 Ok(Popularity::Zipf(exponent.value))
             }
             (PopularityShape::Zipf, Some(exponent)) => Err(exponent
-                .error(self.source, format!("the exponent is {}", exponent.value))
-                .help(format!("it can be from 0 (all files alike) to {EXPONENT_MAX}"))),
+                .error(self.source, format!("`exponent` can't be {}", exponent.value))
+                .help(format!("it can be from 0 (all files equally likely) to {EXPONENT_MAX}"))),
         }
     }
 
@@ -200,7 +200,7 @@ impl JobCheck<'_> {
     }
 
     fn pause(&self, raw: &Option<GivenValue<RawDistribution<Duration>>>) -> Result<Distribution, InputError> {
-        let because = "a race with longer pauses is none";
+        let because = "with longer pauses the actors would hardly meet";
         self.distribution(raw, DistributionLimits { key: "pause", min: 0, max: WAIT_NS_MAX, because })
     }
 
@@ -218,7 +218,7 @@ impl JobCheck<'_> {
         let raw = &self.text.registrants;
         let regions_max = stated(&raw.regions_max);
         if !(1..=REGIONS_MAX).contains(&regions_max.value) {
-            let title = format!("`regions_max` is {}", regions_max.value);
+            let title = format!("`regions_max` can't be {}", regions_max.value);
             return Err(regions_max.error(self.source, title).help(format!("it can be from 1 to {REGIONS_MAX}")));
         }
         let fits = "a region lies in one file, and pages are 4KiB";
@@ -254,7 +254,7 @@ impl JobCheck<'_> {
         let weight = |given: &Option<GivenValue<u32>>| stated(given).value;
         for (key, given) in [("register", &raw.register), ("dma", &raw.dma)] {
             if weight(given) == 0 {
-                let title = format!("a mix with no `{key}` is no race");
+                let title = format!("a race needs a `mix` with a weight for `{key}`");
                 return Err(stated(given).error(self.source, title).help("give it a weight of 1 or more"));
             }
         }
@@ -282,7 +282,7 @@ impl JobCheck<'_> {
         };
         if mix.write == 0 {
             return Err(stated(&raw.write)
-                .error(self.source, "a `dma_mix` with no `write` can't show damage")
+                .error(self.source, "a `dma_mix` without `write` can't show corruption")
                 .help("give it a weight of 1 or more"));
         }
         Ok(mix)
@@ -343,7 +343,7 @@ impl JobCheck<'_> {
         if total > u64::from(ACTORS_MAX) {
             let culprit = given.iter().filter(|count| count.is_stated()).max_by_key(|count| count.value);
             let culprit = culprit.unwrap_or(&given[0]);
-            let title = format!("{total} actors in all");
+            let title = format!("{total} actors are too many");
             return Err(culprit.error(self.source, title).help(format!("a race has {ACTORS_MAX} at most")));
         }
         if given[0].value == 0 {
@@ -369,11 +369,9 @@ impl JobCheck<'_> {
         let bytes = size.value.0;
         let (step, most) = (emulator::device::FOLIO, emulator::device::MAX_BYTES);
         if bytes == 0 || !bytes.is_multiple_of(step) || bytes > most {
-            return Err(size.error(self.source, format!("a device of {}", size.value)).help(format!(
-                "the size of a device is a multiple of {}, up to {}",
-                Size(step),
-                Size(most)
-            )));
+            return Err(size
+                .error(self.source, format!("a device size of {} is not allowed", size.value))
+                .help(format!("the size of a device is a multiple of {}, up to {}", Size(step), Size(most))));
         }
         let own_files = u64::from(counts[Role::Extender as usize]);
         let held = u64::from(counts[0]) * u64::from(registrants.regions_max) * registrants.region_length.max();

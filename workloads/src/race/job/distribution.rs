@@ -147,8 +147,9 @@ impl<Q: Quantity> RawDistribution<Q> {
         if let (Some(given_min), Some(given_max)) = (&self.min, &self.max)
             && min > max
         {
-            let title = format!("`{}` runs backwards, from {} to {}", limits.key, given_min.value, given_max.value);
-            return Err(given_max.error(source, title).help("`min` is the smaller one"));
+            let title =
+                format!("the bounds of `{}` are reversed: from {} to {}", limits.key, given_min.value, given_max.value);
+            return Err(given_max.error(source, title).help("`min` can't be larger than `max`"));
         }
         for (key, given) in [("mean", &self.mean), ("median", &self.median)] {
             if let Some(given) = given
@@ -185,7 +186,7 @@ impl<Q: Quantity> RawDistribution<Q> {
         match (0.0..=SIGMA_MAX).contains(&sigma.value) {
             true => Ok(sigma.value),
             false => Err(sigma
-                .error(source, format!("sigma is {}", sigma.value))
+                .error(source, format!("`sigma` can't be {}", sigma.value))
                 .help(format!("the standard deviation of the logarithm, a number from 0 to {SIGMA_MAX}"))),
         }
     }
@@ -218,11 +219,11 @@ impl<Q: Quantity> RawDistribution<Q> {
         for (key, place) in stated {
             match place {
                 None if needed.contains(&key) => {
-                    let title = format!("this distribution has no `{key}`");
+                    let title = format!("`{key}` is missing for this distribution");
                     return Err(self.dist.error(source, title).help(usage()));
                 }
                 Some(place) if !needed.contains(&key) && !known.contains(&key) => {
-                    let title = format!("`{key}` means nothing to a {name} distribution");
+                    let title = format!("a {name} distribution takes no `{key}`");
                     return Err(place.error(source, title).help(usage()));
                 }
                 _ => {}

@@ -63,7 +63,7 @@ impl GivenValue<f64> {
         match (0.0..=1.0).contains(&self.value) {
             true => Ok(self.value),
             false => Err(self
-                .error(source, format!("`{key}` is {}, which is no probability", self.value))
+                .error(source, format!("`{key}` is {}, which is not a probability", self.value))
                 .help("write a number from 0 (never) to 1 (always)")),
         }
     }

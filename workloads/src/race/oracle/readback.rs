@@ -43,7 +43,7 @@ pub(crate) fn read_back(task: &Task, names: &[String]) -> ReadBackReport {
                 report.files += 1;
                 report.read_file(task, fd, name, stat.ino.0, stat.size, &mut buffer);
             }
-            Err(errno) => report.unaccounted.push(format!("{name} can't be looked at: {errno}")),
+            Err(errno) => report.unaccounted.push(format!("{name} can't be examined: {errno}")),
         }
         if let Err(errno) = task.close(fd) {
             report.unaccounted.push(format!("{name} can't be closed: {errno}"));
@@ -51,7 +51,7 @@ pub(crate) fn read_back(task: &Task, names: &[String]) -> ReadBackReport {
     }
     for (ino, _) in task.kernel().inodes() {
         if !reached.contains(&ino) {
-            report.unaccounted.push(format!("inode {} exists without name and without process", ino.0));
+            report.unaccounted.push(format!("inode {} exists without a name and without a process", ino.0));
         }
     }
     report

@@ -85,8 +85,8 @@ pub(super) fn compare(
                 report.difference = Some(found.unwrap_or_else(|| Difference {
                     index,
                     scenario: tried.steps.iter().map(|step| text::step(step) + "\n").collect(),
-                    linux: "differed once, and not again".to_owned(),
-                    simulation: "the same steps agree when they are made again".to_owned(),
+                    linux: "the difference did not occur again".to_owned(),
+                    simulation: "both machines agreed when the steps were repeated".to_owned(),
                 }));
                 break;
             }
