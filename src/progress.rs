@@ -10,7 +10,7 @@ use emulator::sync::Arc;
 use fs_sim::Kernel;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use workloads::control::Questions;
-use workloads::race::{DesignRun, Progress, Snapshot};
+use workloads::race::{DesignRun, RaceProgress, Snapshot};
 
 /// See the module.
 pub(crate) struct StatusLine {
@@ -32,7 +32,7 @@ impl StatusLine {
     }
 }
 
-impl Progress for StatusLine {
+impl RaceProgress for StatusLine {
     fn started(&self, index: usize, of: usize, design: &DesignRun, _duration: Duration) {
         let head = format!("[{}/{of}] {}", index + 1, design.name);
         if self.bar.is_hidden() {

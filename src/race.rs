@@ -15,7 +15,7 @@ use reports::text;
 use workloads::control::{Questions, Server};
 use workloads::input::Duration;
 use workloads::input::designs::DesignCatalogue;
-use workloads::job::Job;
+use workloads::race::job::Job;
 use workloads::race::{self, DesignRun, RaceConfig, RaceError, StopFlag};
 
 use crate::exit;

@@ -47,7 +47,7 @@ fn a_job_that_cannot_be_run() {
     bad_job("[device]\nsize = \"2MiB\"\n", &["too small", "bad.toml:2:8", "need"]);
     bad_job(
         "[registrants]\nregion_lifetime = { dist = \"uniform\", min = \"5ms\", max = \"1ms\" }\n",
-        &["backwards", "bad.toml:2:58"],
+        &["are reversed", "bad.toml:2:58"],
     );
     bad_job("[mix]\nregister = 0\n", &["mix", "bad.toml:2:12"]);
 }

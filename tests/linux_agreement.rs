@@ -6,10 +6,10 @@
 use std::path::PathBuf;
 
 use fs_sim::Sabotage;
-use workloads::agreement::{self, AgreementConfig, AgreementReport};
 use workloads::input::designs::DesignCatalogue;
 use workloads::linux::LinuxConfig;
 use workloads::race::StopFlag;
+use workloads::suite::agreement::{self, AgreementConfig, AgreementReport};
 
 fn config(sequences: u64, seed: u64, dir: PathBuf) -> AgreementConfig {
     AgreementConfig {

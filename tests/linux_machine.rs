@@ -9,7 +9,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use fs_sim::design::VolumeOptions;
-use workloads::linux::{BreakTime, Host, Linux, LinuxConfig};
+use workloads::linux::{BreakTime, Host, LinuxConfig, LinuxMachine};
 use workloads::ops::{Arg, ByteRange, Op, Param, Verb};
 use workloads::scenario::machine::{Machine, Progress, Trouble};
 use workloads::scenario::{Actor, Contents, FileSetup, Query, Setup, Subject};
@@ -71,7 +71,7 @@ fn op(verb: Verb, words: &[&str]) -> Op {
 }
 
 /// A machine and a short way to talk to it.
-struct Bench(Box<Linux>);
+struct Bench(Box<LinuxMachine>);
 
 impl Bench {
     /// `A: f = open data rw`: what comes of it; `blocks`.
@@ -126,7 +126,7 @@ fn on_linux(config: LinuxConfig, body: impl FnOnce(&mut Bench)) {
         Err(Trouble::CannotRun(why)) => return println!("not run: {why}"),
         Err(other) => panic!("{other}"),
     };
-    let mut bench = Bench(Box::new(Linux::new(&host, &setup(), &["prog".to_owned()]).unwrap()));
+    let mut bench = Bench(Box::new(LinuxMachine::new(&host, &setup(), &["prog".to_owned()]).unwrap()));
     body(&mut bench);
     let Bench(machine) = bench;
     assert_eq!(machine.finish(), Vec::<String>::new());

@@ -3,28 +3,25 @@
 //! | module | gives |
 //! |---|---|
 //! | [`input`] | text from users: TOML with positions, units, design files, error excerpts |
-//! | [`job`] | job files: read, checked, the built-in one |
-//! | [`choices`] | what every actor is going to do, from one seed |
+//! | [`race::job`] | job files: read, checked, the built-in one |
+//! | [`race::op_stream`] | what every actor is going to do, from one seed |
 //! | [`race`] | the race itself |
 //! | [`scenario`] | scenarios: the language, the suite, runs on simulated machines |
 //! | [`linux`] | the real kernel as a machine for scenarios |
 //! | [`control`] | asking a running machine who blocks whom |
 //! | [`serve`] | files and images as guests' persistent memory |
-//! | [`agreement`] | random sequences on the real kernel and on the simulated machine, compared |
-//! | [`oracle`] | payloads that prove where they belong, and the reading back of everything |
+//! | [`suite::agreement`] | random sequences on the real kernel and on the simulated machine, compared |
+//! | [`race::oracle`] | payloads that prove where they belong, and the reading back of everything |
 //!
 //! Imports run down only: this crate drives `rdma-sim` and `fs-sim` and hands numbers to `reports`.
 
-pub mod agreement;
-pub mod choices;
 pub mod control;
 pub mod input;
-pub mod job;
 pub mod linux;
+mod messages;
 pub mod ops;
-pub mod oracle;
-mod packets;
 pub mod race;
 pub mod scenario;
 #[cfg(not(any(daxlab_loom, daxlab_shuttle)))]
 pub mod serve;
+pub mod suite;

@@ -1,5 +1,5 @@
-//! The suite sees what it is there to see: with one rule of the simulated kernel broken on purpose, scenarios fail, and the
-//! one named here is among them.
+//! The suite finds what it must find: with one rule of the simulated kernel broken on purpose,
+//! scenarios fail, and the scenario named here is among them.
 #![cfg(not(any(daxlab_loom, daxlab_shuttle)))]
 #![allow(clippy::unwrap_used, reason = "a test that can't go on ends")]
 
@@ -8,7 +8,7 @@ use reports::scenarios::CellVerdict;
 use workloads::input::designs::DesignCatalogue;
 use workloads::scenario::suite;
 
-/// Under how many presets the scenario `id` fails while a rule is broken.
+/// The number of presets under which the scenario `id` fails while a rule is broken.
 fn failing(id: &str, sabotage: Sabotage) -> usize {
     let mut catalogue = DesignCatalogue::default();
     let presets = catalogue.resolve("all").unwrap();
@@ -25,19 +25,19 @@ fn seen_by(id: &str, sabotage: Sabotage) {
     assert!(failing(id, sabotage) > 0, "{id} does not see it");
 }
 
-/// The lease conflict table: exclusive leases don't stand against others' requests.
+/// Lease conflict table: exclusive leases don't conflict with other holders' requests.
 #[test]
 fn s10_sees_a_lease_table_without_conflicts() {
     seen_by("S10", Sabotage { no_lease_conflict: true, ..Sabotage::default() });
 }
 
-/// Break timeout: the time of a break is never over.
+/// Break timeout: a lease break never times out.
 #[test]
 fn s01_sees_breaks_that_never_time_out() {
     seen_by("S01", Sabotage { no_break_timeout: true, ..Sabotage::default() });
 }
 
-/// Signal target: the holder of the open file is told instead of the setter.
+/// Signal target: the signal goes to the holder of the open file instead of the setter.
 #[test]
 fn s25_sees_a_signal_to_the_wrong_process() {
     seen_by("S25", Sabotage { signal_to_holder: true, ..Sabotage::default() });
@@ -49,7 +49,7 @@ fn s21_sees_a_forgotten_nested_release() {
     seen_by("S21", Sabotage { no_nested_release: true, ..Sabotage::default() });
 }
 
-/// Freeze before free: blocks are freed without shutting their pages and waiting for pins.
+/// Freeze before free: blocks are freed without closing their pages and waiting for pins.
 #[test]
 fn s16_sees_blocks_freed_under_a_pin() {
     seen_by("S16", Sabotage { free_without_close: true, ..Sabotage::default() });

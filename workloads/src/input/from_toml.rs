@@ -1,20 +1,21 @@
-//! From the TOML parser's errors to [`InputError`]: the span is kept, serde's English becomes ours.
+//! Turns the TOML parser's errors into [`InputError`]: the span stays, serde's wording becomes
+//! ours.
 //!
-//! serde names unknown fields and variants together with what it expected in the text of its message; the message's form is
-//! part of serde's stable behaviour and pinned by tests here. A message that isn't recognised is shown as it is.
+//! serde names an unknown field or variant, together with what it expected, in the text of its
+//! message. The form of that text is part of serde's stable behaviour, and tests here pin it. A
+//! message in another form is shown unchanged.
 
 use serde::de::DeserializeOwned;
 
-use super::{InputError, Source};
-
-/// In a custom serde error, what follows this mark becomes the help line.
-pub(super) const HELP_MARK: &str = "\nhelp: ";
+use super::source::{InputError, Source};
+use super::words::HELP_MARK;
 
 impl Source {
     /// Deserialises the text as TOML.
     ///
-    /// For exact spans give the types `#[serde(deny_unknown_fields)]`, wrap values that are judged later in `toml::Spanned`, and
-    /// avoid `flatten`, `untagged` and internally tagged enums: serde buffers those and the spans are lost.
+    /// For exact spans, give the types `#[serde(deny_unknown_fields)]` and wrap values that are
+    /// checked later in `toml::Spanned`. Avoid `flatten`, `untagged` and internally tagged enums:
+    /// serde buffers those and loses the spans.
     ///
     /// # Errors
     /// The text isn't TOML, or isn't a `T`.
@@ -52,12 +53,12 @@ fn with_help(error: InputError, help: Option<&str>) -> InputError {
     }
 }
 
-/// Splits "unknown field `x`, expected one of `a`, `b`" into the word and what was expected. The word itself is the user's and may
-/// hold anything, so the split is at the last separator.
+/// Splits "unknown field `x`, expected one of `a`, `b`" into the word and the expected words. The
+/// word comes from the user and may hold any text, so the split is at the last separator.
 fn unknown<'m>(message: &'m str, prefix: &str) -> Option<(&'m str, Vec<&'m str>)> {
     let rest = message.strip_prefix(prefix)?;
     match rest.rsplit_once("`, expected ") {
-        // Names stand between backticks: every second piece.
+        // The names stand between backticks: every second piece.
         Some((word, expected)) => Some((word, expected.split('`').skip(1).step_by(2).collect())),
         None => rest.rsplit_once("`, there are no ").map(|(word, _)| (word, Vec::new())),
     }

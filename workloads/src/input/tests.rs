@@ -1,4 +1,4 @@
-//! Errors in input: their place, their words, and values with units.
+//! Errors in input: their position, their text, and values with units.
 
 use std::time::Duration as StdDuration;
 
@@ -197,7 +197,7 @@ fn values_with_units_are_exact() {
     assert!(matches!(job.mode, Some(Mode::Truncate)) && !matches!(job.mode, Some(Mode::PunchHole)));
 }
 
-/// humantime's own sum of these terms overflows with a panic.
+/// humantime panics on overflow when it adds these terms.
 #[test]
 fn times_at_the_edge_of_arithmetic_are_errors() {
     for text in ["18446744073709551615s 1000000000ns", "18446744073709551614s 1s 1000000000ns", "584554530872years"] {

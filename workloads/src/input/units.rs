@@ -1,8 +1,9 @@
 //! Values written with units: times (`50ms`, `1h 30min`) and sizes (`4KiB`, `2MiB`).
 //!
-//! A bare number is never accepted, because nobody remembers which unit it would be in, and nothing is rounded: a value that has
-//! no exact representation (nanoseconds, bytes) is an error. Both types read from a TOML string, from `FromStr` (command
-//! line), and write back the text they would read.
+//! humantime reads times and bytesize reads the units of sizes; this module refuses what they would
+//! guess. A bare number is an error, because its unit would be a guess. No value is rounded: a
+//! value without an exact representation (nanoseconds, bytes) is an error. Both types read from a
+//! TOML string and from `FromStr` (command line), and write text that they read back.
 
 use std::fmt;
 use std::str::FromStr;
@@ -11,11 +12,11 @@ use bytesize::Unit;
 use serde::de::{self, Deserializer, Visitor};
 use serde::{Deserialize, Serialize, Serializer};
 
-use super::from_toml::HELP_MARK;
-use super::shown;
+use super::words::{HELP_MARK, shown};
 
-/// Longest text of one value, in bytes, and most digits in one number. Within them a sum of terms stays far below
-/// `std::time::Duration::MAX`, which humantime 2.4 overflows with a panic for some texts (`18446744073709551615s 1000000000ns`).
+/// The longest text of one value, in bytes, and the most digits of one number. Within these bounds
+/// a sum of terms stays far below `std::time::Duration::MAX`. Beyond them humantime 2.4 overflows
+/// with a panic for some texts (`18446744073709551615s 1000000000ns`).
 const VALUE_BYTES_MAX: usize = 96;
 const DIGITS_MAX: usize = 10;
 
@@ -23,7 +24,7 @@ const TIME_HELP: &str = "write a time with its unit, like `50ms`, `10s` or `1h 3
 const SIZE_HELP: &str =
     "write a size as a whole number with its unit, like `4KiB`, `2MiB` or `1GiB` (B, KiB, MiB, GiB, TiB, PiB, EiB)";
 
-/// A value with a unit that could not be read: what is wrong with it, and how to write it.
+/// A value with a unit that could not be read: what is wrong, and how to write it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{problem}; {help}")]
 pub struct UnitError {
@@ -74,7 +75,7 @@ impl FromStr for Duration {
         if text.trim().is_empty() {
             return Err(UnitError::new("a time is missing here", TIME_HELP));
         }
-        // humantime reads a lone "0" as a time.
+        // humantime accepts a lone "0" as a time.
         if text.trim().parse::<f64>().is_ok() {
             return Err(UnitError::new(format!("the time `{}` has no unit", shown(text.trim())), TIME_HELP));
         }
@@ -85,7 +86,7 @@ impl FromStr for Duration {
                 TIME_HELP,
             ));
         }
-        // humantime joins `1 5s` to 15 seconds.
+        // humantime reads `1 5s` as 15 seconds.
         let ends_in_digit = |word: &str| word.ends_with(|c: char| c.is_ascii_digit());
         let starts_with_digit = |word: &str| word.starts_with(|c: char| c.is_ascii_digit());
         let words: Vec<&str> = text.split_whitespace().collect();
@@ -126,7 +127,8 @@ impl From<Size> for u64 {
     }
 }
 
-/// The largest unit that divides the size exactly: the text reads back as the same number of bytes.
+/// Uses the largest unit that divides the size exactly, so the text reads back as the same number
+/// of bytes.
 impl fmt::Display for Size {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         const UNITS: [&str; 7] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
@@ -164,7 +166,7 @@ impl FromStr for Size {
             Ok(Unit::TebiByte) => bytesize::TIB,
             Ok(Unit::PebiByte) => bytesize::PIB,
             Ok(Unit::ExbiByte) => bytesize::EIB,
-            // kB and k mean 1000 to some and 1024 to others.
+            // kB and k mean 1000 to some readers and 1024 to others.
             Ok(_) => {
                 return fail(format!("the unit `{unit}` counts in thousands, and pages are counted in powers of two"));
             }
@@ -177,7 +179,7 @@ impl FromStr for Size {
     }
 }
 
-/// Reads a string by `FromStr`; a bare number is an error that names the missing unit.
+/// Reads a string. A bare number is an error that names the missing unit.
 struct WithUnit {
     what: &'static str,
     help: &'static str,

@@ -1,8 +1,10 @@
-//! The host's lease break time, shortened for a while.
+//! The host's lease break time, shortened for the length of a run.
 //!
-//! It owns `/proc/sys/fs/lease-break-time`. Invariants: a guardian process of its own writes the shortened value and writes the old
-//! one back when the last [`BreakTime`] is gone, however this process ends; whoever shortens it holds the file's lock alone, and
-//! whoever relies on its not being short holds it shared ([`LongBreakTime`]). Kernel counterpart: fs/locks.c (`lease_break_time`).
+//! It owns `/proc/sys/fs/lease-break-time`. Invariants: a separate guardian process writes the
+//! shortened value, and writes the old one back when the last [`BreakTime`] is dropped, however
+//! this process ends. A run that shortens the value holds the file's lock exclusively; a run that
+//! relies on a long value holds it shared ([`LongBreakTime`]). Kernel counterpart: fs/locks.c
+//! (`lease_break_time`).
 
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
@@ -16,35 +18,36 @@ use rustix::fs::FlockOperation;
 use rustix::io::{Errno, retry_on_intr};
 use rustix::net::RecvFlags;
 
-use super::host::start;
-use super::wire;
+use super::child::wire;
+use super::spawn::start;
 use crate::scenario::machine::Trouble;
 
 const SETTING: &str = "/proc/sys/fs/lease-break-time";
-/// How long others that have the setting's lock are waited for.
+/// How long to wait for other runs that hold the lock.
 const LOCK_WAIT: Timespec = Timespec { tv_sec: 120, tv_nsec: 0 };
-/// What it is shortened to.
+/// The shortened value.
 const SHORT: Duration = Duration::from_secs(1);
 
-/// The shortened break time: as long as one clone of this is there, it holds.
+/// The shortened break time. It holds while one clone of this value exists.
 #[derive(Clone, Debug)]
 pub struct BreakTime(#[allow(dead_code, reason = "it is held, and acts when it is dropped")] Arc<Guardian>);
 
 #[derive(Debug)]
 struct Guardian {
-    /// Its end is the guardian process's cue.
+    /// Closing it tells the guardian process to end.
     control: OwnedFd,
     process: Child,
 }
 
 impl BreakTime {
-    /// Shortens it, by `program`'s hidden subcommand `lease-break-time`.
+    /// Shortens the break time, by `program`'s hidden subcommand `lease-break-time`.
     ///
     /// # Errors
-    /// [`Trouble::CannotRun`]: the setting can't be written, or others don't let go of it.
+    /// [`Trouble::CannotRun`]: the setting can't be written, or another run does not release its
+    /// lock.
     pub fn shorten(program: &Path) -> Result<BreakTime, Trouble> {
         let cannot = |why: String| Trouble::CannotRun(format!("{SETTING} can't be changed: {why}"));
-        // Asked for here, so that the reason is known: the guardian can't tell much.
+        // Opened here only to learn the reason of a failure: the guardian's report is short.
         File::options().write(true).open(SETTING).map_err(|error| cannot(error.to_string()))?;
         let (control, theirs) = wire::pair().map_err(|errno| cannot(errno.to_string()))?;
         let process = start(program, "lease-break-time", theirs)?;
@@ -58,27 +61,27 @@ impl BreakTime {
         match answer {
             Ok(Some((Ok(()), _))) => Ok(BreakTime(Arc::new(guardian))),
             Ok(Some((Err(why), _))) => Err(cannot(why)),
-            _ => Err(cannot("its guardian went away".to_owned())),
+            _ => Err(cannot("its guardian process ended".to_owned())),
         }
     }
 
-    /// How long a break waits now.
+    /// The break time that holds now.
     pub fn length(&self) -> Duration {
         SHORT
     }
 }
 
-/// Nobody shortens the break time while this is there.
+/// While this value exists, no run shortens the break time.
 #[derive(Debug)]
 pub struct LongBreakTime {
     _lock: File,
 }
 
 impl LongBreakTime {
-    /// Waits for those who have shortened it.
+    /// Waits until no run has shortened the break time.
     ///
     /// # Errors
-    /// [`Trouble::CannotRun`] if there is no such setting.
+    /// [`Trouble::CannotRun`] if the setting does not exist.
     pub fn hold() -> Result<LongBreakTime, Trouble> {
         let lock = File::open(SETTING).and_then(|file| {
             retry_on_intr(|| rustix::fs::flock(&file, FlockOperation::LockShared))?;
@@ -90,37 +93,39 @@ impl LongBreakTime {
 }
 
 impl Drop for Guardian {
-    /// Returns when the old value is back.
+    /// Returns when the old value is written back.
     fn drop(&mut self) {
-        // Both fail only for one that has ended.
+        // Both calls fail only if the guardian has already ended.
         let _ = rustix::net::shutdown(&self.control, rustix::net::Shutdown::Both);
         let _ = self.process.wait();
     }
 }
 
-/// Runs as the guardian: what the hidden subcommand `lease-break-time` calls. Returns when `control` is closed at the other end.
+/// The body of the guardian process, called by the hidden subcommand `lease-break-time`. It returns
+/// when the other end of `control` is closed.
 ///
 /// # Errors
 /// The setting could not be read or written.
 pub fn guard(control: OwnedFd) -> std::io::Result<()> {
-    // It outlives what a terminal or a supervisor sends to end the run: that closes the socket.
+    // The guardian survives the signals by which a terminal or a supervisor ends the run. The run's
+    // end closes the socket.
     for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGPIPE] {
         // SAFETY: ignoring a signal runs no code.
         unsafe { libc::signal(signal, libc::SIG_IGN) };
     }
     let shortened = shorten();
     let told: Result<(), String> = shortened.as_ref().map(drop).map_err(ToString::to_string);
-    // A driver that can't be told is gone, as the next call sees.
+    // If the driver can't be told, it has gone, and the next call reports that.
     let _ = wire::send(control.as_fd(), &told, &[]);
     let Ok((lock, old)) = shortened else { return Ok(()) };
-    // Nothing is ever said: what ends the loop is the end of the conversation.
+    // The driver never sends a message; the loop ends when it closes the socket.
     while let Err(Errno::INTR | Errno::BADMSG) | Ok(Some(_)) = wire::receive::<()>(control.as_fd(), RecvFlags::empty())
     {
     }
     write(&lock, &old)
 }
 
-/// Locks the setting and writes the short value; the old one.
+/// Locks the setting and writes the short value; returns the old one.
 fn shorten() -> std::io::Result<(File, String)> {
     let file = File::options().read(true).write(true).open(SETTING)?;
     retry_on_intr(|| rustix::fs::flock(&file, FlockOperation::LockExclusive))?;
@@ -129,7 +134,7 @@ fn shorten() -> std::io::Result<(File, String)> {
     Ok((file, old.trim().to_owned()))
 }
 
-/// A sysctl takes a value only in one write at its start.
+/// A sysctl accepts a value only in one write at offset 0.
 fn write(file: &File, value: &str) -> std::io::Result<()> {
     rustix::io::pwrite(file, format!("{value}\n").as_bytes(), 0)?;
     Ok(())

@@ -1,81 +1,85 @@
-//! A scenario's time on a real machine, where only lease breaks have deadlines.
+//! Scenario time on a real machine, where only lease breaks have deadlines.
 //!
-//! It owns the relation of scenario time to real time: the scenario's break time is as long as the shortened real one
-//! ([`BreakTime`]). Invariant: after an advance every break that the scenario expects to be over is over for sure, and no other one;
-//! if that can't be had, the run is inconclusive. Kernel counterpart: jiffies.
+//! It owns the relation of scenario time to real time: the scenario's break time corresponds to the
+//! shortened real one ([`BreakTime`]). Invariant: after an advance, every break that must be over
+//! in scenario time is over, and no other break is. If the driver can't guarantee that, the run is
+//! inconclusive. Kernel counterpart: jiffies.
 
 use std::time::Duration;
 
 use rustix::event::{PollFd, Timespec, poll};
 use rustix::time::{ClockId, clock_gettime};
 
-use super::BreakTime;
+use super::break_time::BreakTime;
 use crate::scenario::machine::Trouble;
 
-/// What real deadlines are kept away from: far more than a jiffy and a scheduler's delay.
+/// The distance kept from real deadlines: far more than a jiffy and a scheduling delay.
 const MARGIN: Duration = Duration::from_millis(150);
-/// The most operations whose times are remembered; a scenario has at most 4096 lines.
+/// The most operations whose times are kept. A scenario has at most 4096 lines.
 const OPERATIONS_MAX: usize = 4096;
 
-/// An operation: scenario time, and real time at its begin and its end.
+/// An operation's scenario time, and its real start and end.
 #[derive(Clone, Copy, Debug)]
-struct Operation {
+struct TimedOperation {
     at: Duration,
     began: Duration,
     ended: Duration,
 }
 
-/// See the module.
+/// The clock; see the module.
 #[derive(Debug)]
-pub(super) struct Clock {
+pub(super) struct BreakClock {
     /// The scenario's break time.
     length: Duration,
     real: Option<BreakTime>,
     now: Duration,
-    operations: Vec<Operation>,
+    operations: Vec<TimedOperation>,
 }
 
-impl Clock {
-    pub(super) fn new(length: Duration, real: Option<BreakTime>) -> Clock {
-        Clock { length, real, now: Duration::ZERO, operations: Vec::new() }
+impl BreakClock {
+    pub(super) fn new(length: Duration, real: Option<BreakTime>) -> BreakClock {
+        BreakClock { length, real, now: Duration::ZERO, operations: Vec::new() }
     }
 
-    /// A break may begin from here on.
+    /// From here on the next operation may start a break.
     pub(super) fn operation_begins(&mut self) {
         if self.real.is_some() && self.operations.len() < OPERATIONS_MAX {
             let began = monotonic();
-            self.operations.push(Operation { at: self.now, began, ended: began });
+            self.operations.push(TimedOperation { at: self.now, began, ended: began });
         }
     }
 
-    /// No break of the last operation begins after this.
+    /// The last operation starts no break after this.
     pub(super) fn operation_ended(&mut self) {
         if let Some(last) = self.operations.last_mut() {
             last.ended = monotonic();
         }
     }
 
-    /// Lets scenario time pass, by as little real time as makes the right breaks end.
+    /// Lets scenario time pass, by the least real time after which the right breaks have ended.
     pub(super) fn advance(&mut self, span: Duration) -> Result<(), Trouble> {
         let Some(real) = self.real.as_ref().map(BreakTime::length) else {
-            let why = "time passes in this scenario, and the host's lease break time may not be shortened for it";
+            let why = "time passes in this scenario, but the host's lease break time can't be shortened";
             return Err(Trouble::CannotRun(why.to_owned()));
         };
         self.now = self.now.saturating_add(span);
         let length = self.length.max(Duration::from_nanos(1));
         let share = (span.as_secs_f64() / length.as_secs_f64()).min(1.0);
-        let over = |operation: &&Operation| operation.at.saturating_add(length) <= self.now;
+        let over = |operation: &&TimedOperation| operation.at.saturating_add(length) <= self.now;
         let at_least = self.operations.iter().filter(over).map(|operation| operation.ended + real + MARGIN).max();
         let running = self.operations.iter().filter(|operation| !over(operation));
         let deadline = running.map(|operation| (operation.began + real).saturating_sub(MARGIN)).min();
         let before = deadline.map(|deadline| deadline.saturating_sub(MARGIN));
         let start = monotonic();
-        // In proportion, so that what comes next has its distance from what was; but on the right side of every deadline.
+        // Real time in proportion to scenario time, so that distances between later events are
+        // kept, but moved to the right side of every deadline.
         let wanted = start + real.mul_f64(share);
         let wanted = before.map_or(wanted, |before| wanted.min(before));
         pause(at_least.map_or(wanted, |least| wanted.max(least)));
         match deadline.is_some_and(|deadline| monotonic() > deadline) {
-            true => Err(Trouble::Inconclusive("real time ran away: a break may have ended too early".to_owned())),
+            true => {
+                Err(Trouble::Inconclusive("too much real time passed: a break may have ended too early".to_owned()))
+            }
             false => Ok(()),
         }
     }
@@ -86,7 +90,7 @@ fn monotonic() -> Duration {
     Duration::new(now.tv_sec.unsigned_abs(), now.tv_nsec.unsigned_abs() as u32)
 }
 
-/// Lets real time pass: what a break time is about. Nothing else waits here.
+/// Sleeps in real time. The break time can be tested only this way; no other code sleeps.
 fn pause(until: Duration) {
     loop {
         let left = until.saturating_sub(monotonic());
@@ -95,7 +99,7 @@ fn pause(until: Duration) {
         }
         let none: &mut [PollFd<'_>] = &mut [];
         let left = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) };
-        // A signal cuts it short, and the loop goes on.
+        // A signal ends the poll early; the loop continues.
         let _ = poll(none, Some(&left));
     }
 }

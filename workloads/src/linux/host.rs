@@ -1,39 +1,42 @@
-//! The driver's hold on the real kernel: the zygote that makes processes, and the place where files go.
+//! What the driver needs of the host: the zygote that makes processes, and a directory for files.
 //!
-//! It owns the zygote and the knowledge of what this kernel and this file system can do. Invariant: a [`Host`] that was made has
-//! seen its file system grant a lease, and can see where its processes sleep. Kernel counterpart: none.
+//! It owns the zygote, and what was learned about this kernel and this file system. Invariant: a
+//! [`Host`] that exists has seen its file system grant a lease, and can read where its processes
+//! sleep. Kernel counterpart: none.
 
 use std::cell::Cell;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Child;
 use std::rc::Rc;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::RecvFlags;
 
-use super::watch::Watch;
-use super::wire::{self, Failure, Reply, Request, Value};
-use super::{BreakTime, child};
+use super::break_time::BreakTime;
+use super::child::wire::{self, ChildFailure, ChildReply, ChildRequest, ChildValue};
+use super::spawn::start;
+use super::watch::SleepWatch;
 use crate::scenario::machine::Trouble;
 
-/// How long the zygote may take for an answer before something is wrong with it.
+/// The longest time the zygote may take to answer.
 const ANSWER_MAX: Timespec = Timespec { tv_sec: 30, tv_nsec: 0 };
 
-/// What a [`Host`] needs to know.
+/// The parameters of a [`Host`].
 #[derive(Clone, Debug)]
 pub struct LinuxConfig {
-    /// The program that calls [`child::main`] for the argument `scenario-child`: `daxlab` itself.
+    /// The program that calls [`child::main`](super::child::main) for the argument
+    /// `scenario-child`: `daxlab` itself.
     pub program: PathBuf,
-    /// Where temporary directories are made; their file system is what is tested.
+    /// Where temporary directories are made. Their file system is the one that is tested.
     pub dir: PathBuf,
     /// The shortened break time, for scenarios in which time passes.
     pub break_time: Option<BreakTime>,
 }
 
 impl LinuxConfig {
-    /// This very program, and the system's directory for temporary files.
+    /// This program itself, and the system's directory for temporary files.
     pub fn new() -> LinuxConfig {
         LinuxConfig { program: PathBuf::from("/proc/self/exe"), dir: std::env::temp_dir(), break_time: None }
     }
@@ -45,7 +48,8 @@ impl Default for LinuxConfig {
     }
 }
 
-/// See the module. Must be dropped on the thread that made it, and machines with it: the zygote dies with that thread.
+/// The zygote and the directory; see the module. It must be dropped, together with its machines, on
+/// the thread that made it: the zygote dies with that thread.
 #[derive(Debug)]
 pub struct Host {
     config: LinuxConfig,
@@ -57,20 +61,21 @@ pub struct Host {
     dir: tempfile::TempDir,
 }
 
-/// A file system, as far as the machine must know it.
+/// What the machine needs to know about a file system.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FileSystem {
-    /// `ext4`, `tmpfs`, or the magic number.
+    /// `ext4`, `tmpfs`, `xfs`, or the magic number.
     pub name: String,
-    /// Whether it has zero, collapse and insert range.
+    /// Whether it supports zero, collapse and insert range.
     pub moves_ranges: bool,
 }
 
 impl Host {
-    /// Starts a zygote, and looks at what the machine can do.
+    /// Starts a zygote and probes what the host supports.
     ///
     /// # Errors
-    /// [`Trouble::CannotRun`]: no directory, no leases there, no program, no look at processes.
+    /// [`Trouble::CannotRun`]: no directory, no leases in it, no program, or /proc/PID/syscall
+    /// can't be read.
     pub fn start(config: LinuxConfig) -> Result<Rc<Host>, Trouble> {
         let at = config.dir.display().to_string();
         let cannot = |error: std::io::Error| Trouble::CannotRun(format!("no temporary directory in {at}: {error}"));
@@ -88,11 +93,14 @@ impl Host {
             machines: Cell::new(0),
             dir,
         };
-        // A process's first answer shows that the program is the right one, and that it can be watched.
+        // The first process's answer proves that the program is the right one, and that its
+        // processes can be watched.
         let (_ours, theirs) = wire::pair().map_err(|errno| Trouble::CannotRun(format!("no socket: {errno}")))?;
         let pid = host.spawn(theirs.as_fd(), theirs.as_fd())?;
-        Watch::of(pid).map(drop).map_err(|error| {
-            Trouble::CannotRun(format!("what a process sleeps in can't be read (/proc/{pid}/syscall): {error}"))
+        SleepWatch::of(pid).map(drop).map_err(|error| {
+            Trouble::CannotRun(format!(
+                "the system call that a process sleeps in can't be read (/proc/{pid}/syscall): {error}"
+            ))
         })?;
         Ok(Rc::new(host))
     }
@@ -102,7 +110,7 @@ impl Host {
         &self.file_system
     }
 
-    /// Whether processes can change user.
+    /// Whether processes can change their user.
     pub(super) fn is_root(&self) -> bool {
         self.root
     }
@@ -111,7 +119,7 @@ impl Host {
         self.config.break_time.as_ref()
     }
 
-    /// A directory for one machine.
+    /// Makes a directory for one machine.
     pub(super) fn new_dir(&self) -> Result<PathBuf, Trouble> {
         let number = self.machines.get();
         self.machines.set(number + 1);
@@ -120,19 +128,21 @@ impl Host {
         made.map(|()| dir).map_err(|error| Trouble::CannotRun(format!("no temporary directory: {error}")))
     }
 
-    /// Makes a process with these sockets; its number.
+    /// Makes a process with these sockets; returns its pid.
     pub(super) fn spawn(&self, control: BorrowedFd<'_>, inbox: BorrowedFd<'_>) -> Result<i32, Trouble> {
         let program = self.config.program.display();
         let gone = || Trouble::CannotRun(format!("{program} scenario-child gives no answer"));
-        wire::send(self.control.as_fd(), &Request::Spawn, &[control, inbox]).map_err(|_| gone())?;
+        wire::send(self.control.as_fd(), &ChildRequest::Spawn, &[control, inbox]).map_err(|_| gone())?;
         let mut fds = [PollFd::new(&self.control, PollFlags::IN)];
         match rustix::io::retry_on_intr(|| poll(&mut fds, Some(&ANSWER_MAX))) {
             Ok(1..) => {}
             _ => return Err(gone()),
         }
         match wire::receive(self.control.as_fd(), RecvFlags::DONTWAIT) {
-            Ok(Some((Reply::Done { result: Ok(Value::Number(pid)), .. }, _))) => i32::try_from(pid).map_err(|_| gone()),
-            Ok(Some((Reply::Done { result: Err(Failure::Errno(errno)), .. }, _))) => {
+            Ok(Some((ChildReply::Done { result: Ok(ChildValue::Number(pid)), .. }, _))) => {
+                i32::try_from(pid).map_err(|_| gone())
+            }
+            Ok(Some((ChildReply::Done { result: Err(ChildFailure::Errno(errno)), .. }, _))) => {
                 Err(Trouble::CannotRun(format!("no process: {}", Errno::from_raw_os_error(errno))))
             }
             _ => Err(gone()),
@@ -141,33 +151,21 @@ impl Host {
 }
 
 impl Drop for Host {
-    /// The zygote goes, and with it whatever processes are left.
+    /// Kills the zygote, which ends all remaining processes.
     fn drop(&mut self) {
-        // It may be gone already; the directory is removed in any case.
+        // The zygote may have ended already. The directory is removed in any case.
         let _ = self.zygote.kill();
         let _ = self.zygote.wait();
     }
 }
 
-/// Starts the program's hidden subcommand with `socket` as its standard input, out of reach of the terminal's signals.
-pub(super) fn start(program: &Path, subcommand: &str, socket: OwnedFd) -> Result<Child, Trouble> {
-    use std::os::unix::process::CommandExt;
-    Command::new(program)
-        .arg(subcommand)
-        .stdin(Stdio::from(socket))
-        .stdout(Stdio::null())
-        .process_group(0)
-        .spawn()
-        .map_err(|error| Trouble::CannotRun(format!("{} can't be started: {error}", program.display())))
-}
-
-/// Everybody may do everything in a scenario's directory, as on the simulated machine.
+/// Every process has full access to a scenario's directory, as on the simulated machine.
 fn open_to_all(dir: &Path) -> std::io::Result<()> {
     use std::os::unix::fs::PermissionsExt;
     std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o777))
 }
 
-/// Takes a lease on a file in `dir`.
+/// Takes a lease on a file in `dir`, and identifies the file system.
 fn probe_leases(dir: &Path) -> Result<FileSystem, Trouble> {
     let path = dir.join("probe");
     let probe = || -> std::io::Result<(i64, std::io::Result<()>)> {
@@ -196,7 +194,3 @@ fn probe_leases(dir: &Path) -> Result<FileSystem, Trouble> {
         Trouble::CannotRun(format!("{} in {} gives no leases: {error}", file_system.name, dir.display()))
     })
 }
-
-/// The number of the descriptor that a started program finds its socket at.
-pub(super) const SOCKET: i32 = 0;
-const _: () = assert!(SOCKET < child::CONTROL);

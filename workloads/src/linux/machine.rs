@@ -1,8 +1,9 @@
 //! The driver's side of the real machine.
 //!
-//! It owns the processes of one scenario, and the names that the scenario has given to things. Invariants: between two calls
-//! every process sleeps where it was seen asleep, or is dead ([`Linux::settle`]); names stand for the kernel's own numbers, as
-//! they do on the simulated machine. Kernel counterpart: a shell with job control.
+//! It owns the processes of one scenario, and the names that the scenario has given to things.
+//! Invariants: between two calls every process sleeps where the driver saw it asleep, or is dead
+//! ([`LinuxMachine::settle`]). Names stand for the kernel's own numbers, as on the simulated
+//! machine. Kernel counterpart: a shell with job control.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, OwnedFd};
@@ -16,240 +17,210 @@ use rustix::io::Errno;
 use rustix::net::RecvFlags;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
-use super::clock::Clock;
-use super::request::{self, Ready, blocks_in, errno_name, is_calm, lease_name, signal_name, signal_number};
-use super::watch::{Place, Watch};
-use super::wire::{self, Failure, Reply, Request, Value};
-use super::{Host, child, setup};
+use super::child::wire::{self, ChildFailure, ChildReply, ChildRequest, ChildValue};
+use super::clock::BreakClock;
+use super::host::Host;
+use super::names::{NamedThing, ScenarioNames};
+use super::request::{self, PreparedOp, blocks_in, errno_name, is_calm, lease_name, signal_name, signal_number};
+use super::watch::{SleepPlace, SleepWatch};
+use super::{child, setup};
 use crate::ops::{Op, Verb};
 use crate::scenario::machine::{Machine, Progress, Trouble};
 use crate::scenario::{Actor, Query, Setup, Subject};
 
-/// How many looks in a row must find everybody asleep.
+/// How many consecutive looks must find all processes asleep.
 const LOOKS: u32 = 3;
-/// Looks without a pause between them, before the driver starts to wait for news.
+/// Looks without a pause, before the driver waits between looks.
 const EAGER_LOOKS: u32 = 200;
-/// After so many looks it can't be told. With a millisecond for each late one: some 20 s.
+/// After this many looks the result is inconclusive: about 20 s, at a millisecond for each later
+/// look.
 const LOOKS_MAX: u32 = 20_000;
-/// How many seconds an operation that can't block may take.
+/// The longest time, in seconds, for an operation that can't block.
 const ANSWER_SECONDS_MAX: u32 = 60;
 
 const NOW: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
 const MILLISECOND: Timespec = Timespec { tv_sec: 0, tv_nsec: 1_000_000 };
 const SECOND: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 
-/// Where a process sleeps that has nothing to do.
-const IDLE: Place = Place { number: libc::SYS_recvmsg, first: Some(child::CONTROL as u64) };
+/// Where an idle process sleeps.
+const IDLE: SleepPlace = SleepPlace { number: libc::SYS_recvmsg, first: Some(child::CONTROL as u64) };
 
-/// What a name stands for.
-#[derive(Clone, Debug)]
-pub(super) enum Thing {
-    /// A descriptor's number.
-    Fd(i32),
-    /// A mapping, in the processes that have it.
-    Map { at: u64, len: u64, owners: BTreeSet<String> },
-    /// A running program, by its key among the processes.
-    Program(String),
-}
-
-/// The names of a scenario.
-#[derive(Debug, Default)]
-pub(super) struct Names {
-    things: BTreeMap<String, Thing>,
-    pids: BTreeMap<String, i32>,
-}
-
-impl Names {
-    /// What `name` stands for.
-    pub(super) fn get(&self, name: &str) -> Result<&Thing, Trouble> {
-        let unmade = || Trouble::Script(format!("`{name}` was not made: the step that makes it failed or still waits"));
-        self.things.get(name).ok_or_else(unmade)
-    }
-
-    /// The number of the descriptor `name`.
-    pub(super) fn fd(&self, name: &str) -> Result<i32, Trouble> {
-        match self.get(name)? {
-            Thing::Fd(fd) => Ok(*fd),
-            _ => Err(Trouble::Script(format!("`{name}` is no descriptor"))),
-        }
-    }
-
-    /// The number of the process `name`, dead or alive.
-    pub(super) fn pid(&self, name: &str) -> Result<i32, Trouble> {
-        let unknown = || Trouble::Script(format!("there is no process `{name}` yet"));
-        self.pids.get(name).copied().ok_or_else(unknown)
-    }
-}
-
-/// A request that was sent and not yet answered.
+/// A request that was sent and is not answered yet.
 #[derive(Debug)]
-struct Pending {
-    /// None: the driver's own.
+struct PendingRequest {
+    /// The operation; none for the driver's own request.
     op: Option<Op>,
     bind: Option<String>,
-    /// The driver's ends of a copy's sockets.
-    birth: Option<Sockets>,
+    /// The driver's ends of the forked process's sockets.
+    birth: Option<ProcessSockets>,
     /// The process whose operation this one carries out.
     on_behalf: Option<String>,
 }
 
 #[derive(Debug)]
-struct Sockets {
+struct ProcessSockets {
     control: OwnedFd,
-    /// What is sent here lies in the process's inbox.
+    /// A descriptor sent here arrives in the process's inbox.
     inbox: OwnedFd,
 }
 
 #[derive(Debug)]
-enum State {
+enum ProcessState {
     Idle,
-    Busy(Box<Pending>),
-    /// Another process carries its operation out.
+    Busy(Box<PendingRequest>),
+    /// Another process carries out its operation.
     Delegated,
-    /// It runs another program.
+    /// The process runs another program.
     Running,
     Dead,
 }
 
 #[derive(Debug)]
-struct Process {
-    sockets: Sockets,
-    watch: Watch,
+struct ChildProcess {
+    sockets: ProcessSockets,
+    watch: SleepWatch,
     death: OwnedFd,
-    state: State,
-    /// Its end of the control socket is closed: it is dying, or about to be another program.
+    state: ProcessState,
+    /// Its end of the control socket is closed: it is dying, or about to become another program.
     closed: bool,
-    /// Outcome of the operation that was begun last, until it is told.
+    /// The outcome of the last operation, until the scenario asks for it.
     outcome: Option<String>,
     handled: Vec<i32>,
 }
 
-impl Process {
-    fn new(pid: i32, sockets: Sockets) -> Result<Process, Trouble> {
+impl ChildProcess {
+    fn new(pid: i32, sockets: ProcessSockets) -> Result<ChildProcess, Trouble> {
         let gone = |error: String| Trouble::CannotRun(format!("process {pid} can't be watched: {error}"));
-        let watch = Watch::of(pid).map_err(|error| gone(error.to_string()))?;
+        let watch = SleepWatch::of(pid).map_err(|error| gone(error.to_string()))?;
         let number = Pid::from_raw(pid).ok_or_else(|| gone("it has no number".to_owned()))?;
         let death = pidfd_open(number, PidfdFlags::empty()).map_err(|errno| gone(errno.to_string()))?;
         let handled = Vec::new();
-        Ok(Process { sockets, watch, death, state: State::Idle, closed: false, outcome: None, handled })
+        Ok(ChildProcess { sockets, watch, death, state: ProcessState::Idle, closed: false, outcome: None, handled })
     }
 
     fn is_dead(&self) -> bool {
-        matches!(self.state, State::Dead)
+        matches!(self.state, ProcessState::Dead)
     }
 
-    /// Whether it sleeps where it may: nothing will happen to it unless somebody does something.
+    /// Whether it sleeps where it may, so that only an action of another process or of the driver
+    /// changes its state.
     fn sleeps(&self) -> bool {
         let place = match &self.state {
-            State::Dead | State::Running => return true,
-            State::Idle | State::Delegated => Some(IDLE),
-            State::Busy(pending) => pending.op.as_ref().and_then(|op| blocks_in(op.verb)),
+            ProcessState::Dead | ProcessState::Running => return true,
+            ProcessState::Idle | ProcessState::Delegated => Some(IDLE),
+            ProcessState::Busy(pending) => pending.op.as_ref().and_then(|op| blocks_in(op.verb)),
         };
         !self.closed && place.is_some_and(|place| self.watch.sleeps_in(place).unwrap_or(false))
     }
 }
 
-/// See the module.
+/// The machine; see the module.
 #[derive(Debug)]
-pub struct Linux {
-    processes: BTreeMap<String, Process>,
-    names: Names,
+pub struct LinuxMachine {
+    processes: BTreeMap<String, ChildProcess>,
+    names: ScenarioNames,
     dir: PathBuf,
-    clock: Clock,
+    clock: BreakClock,
     programs: u32,
-    /// What an answer said about this machine's ability.
+    /// Set when an answer shows that this host can't run the scenario.
     trouble: Option<Trouble>,
     host: Rc<Host>,
 }
 
-impl Linux {
-    /// A machine for a scenario. The files called in `programs` are there as ones that can be executed.
+impl LinuxMachine {
+    /// A machine for a scenario. The files named in `programs` can be executed.
     ///
     /// # Errors
-    /// [`Trouble::CannotRun`] if files can't be made; [`Trouble::Script`] for names that files can't have.
-    pub fn new(host: &Rc<Host>, setup: &Setup, programs: &[String]) -> Result<Linux, Trouble> {
+    /// [`Trouble::CannotRun`] if files can't be made; [`Trouble::Script`] for an illegal file name.
+    pub fn new(host: &Rc<Host>, setup: &Setup, programs: &[String]) -> Result<LinuxMachine, Trouble> {
         let dir = host.new_dir()?;
         setup::make_files(&dir, setup, programs)?;
-        Ok(Linux {
+        Ok(LinuxMachine {
             processes: BTreeMap::new(),
-            names: Names::default(),
+            names: ScenarioNames::default(),
             dir,
-            clock: Clock::new(setup.options.lease_break_time, host.break_time().cloned()),
+            clock: BreakClock::new(setup.options.lease_break_time, host.break_time().cloned()),
             programs: 0,
             trouble: None,
             host: Rc::clone(host),
         })
     }
 
-    /// Makes sure that the process exists.
-    fn meet(&mut self, name: &str) -> Result<(), Trouble> {
+    /// Makes the process if it does not exist.
+    fn ensure_process(&mut self, name: &str) -> Result<(), Trouble> {
         if self.processes.contains_key(name) {
             return Ok(());
         }
         let (sockets, control, inbox) = new_sockets()?;
         let pid = self.host.spawn(control.as_fd(), inbox.as_fd())?;
-        self.hire(name, pid, sockets)
+        self.add_process(name, pid, sockets)
     }
 
-    fn hire(&mut self, name: &str, pid: i32, sockets: Sockets) -> Result<(), Trouble> {
-        self.processes.insert(name.to_owned(), Process::new(pid, sockets)?);
+    fn add_process(&mut self, name: &str, pid: i32, sockets: ProcessSockets) -> Result<(), Trouble> {
+        self.processes.insert(name.to_owned(), ChildProcess::new(pid, sockets)?);
         self.names.pids.insert(name.to_owned(), pid);
         Ok(())
     }
 
-    fn process(&mut self, name: &str) -> Result<&mut Process, Trouble> {
+    fn process(&mut self, name: &str) -> Result<&mut ChildProcess, Trouble> {
         let unknown = || Trouble::Script(format!("there is no process `{name}` yet"));
         self.processes.get_mut(name).ok_or_else(unknown)
     }
 
-    /// Sends a request to a process that has nothing to do.
-    fn send(&mut self, to: &str, request: &Request, fds: &[OwnedFd], pending: Pending) -> Result<(), Trouble> {
+    /// Sends a request to an idle process.
+    fn send(
+        &mut self,
+        to: &str,
+        request: &ChildRequest,
+        fds: &[OwnedFd],
+        pending: PendingRequest,
+    ) -> Result<(), Trouble> {
         let process = self.process(to)?;
         let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
         match wire::send(process.sockets.control.as_fd(), request, &fds) {
             Ok(()) => {
-                process.state = State::Busy(Box::new(pending));
+                process.state = ProcessState::Busy(Box::new(pending));
                 Ok(())
             }
             Err(Errno::MSGSIZE) => Err(Trouble::Script("the names of this step are too long".to_owned())),
-            Err(errno) => Err(Trouble::Inconclusive(format!("{to} can't be told what to do: {errno}"))),
+            Err(errno) => Err(Trouble::Inconclusive(format!("{to} can't be sent a request: {errno}"))),
         }
     }
 
-    /// What `op` of the process `who` asks for beyond a request.
+    /// Starts `op` of the process `who`; returns the outcome if it needs no request.
     fn begin(&mut self, who: &str, op: &Op, bind: Option<&str>) -> Result<Option<&'static str>, Trouble> {
         let bind = bind.map(str::to_owned);
-        let mut pending = Pending { op: Some(op.clone()), bind, birth: None, on_behalf: None };
+        let mut pending = PendingRequest { op: Some(op.clone()), bind, birth: None, on_behalf: None };
         let mut fds = Vec::new();
         let request = match op.verb {
             Verb::Fork => {
                 let (ours, control, inbox) = new_sockets()?;
                 pending.birth = Some(ours);
                 fds = vec![control, inbox];
-                Request::Fork
+                ChildRequest::Fork
             }
             Verb::Send => {
                 let fd = self.names.fd(op.name(1))?;
                 let inbox = &self.process(op.name(0))?.sockets.inbox;
                 fds.push(inbox.try_clone().map_err(|error| Trouble::CannotRun(error.to_string()))?);
-                Request::Send { fd }
+                ChildRequest::Send { fd }
             }
             Verb::Exec => {
                 let path = request::path(&self.dir, op.name(0))?;
                 let key = format!("program {}", self.programs);
                 self.programs += 1;
-                self.meet(&key)?;
+                self.ensure_process(&key)?;
                 pending.on_behalf = Some(who.to_owned());
-                self.process(who)?.state = State::Delegated;
-                self.send(&key, &Request::Exec { path }, &[], pending)?;
+                self.process(who)?.state = ProcessState::Delegated;
+                self.send(&key, &ChildRequest::Exec { path }, &[], pending)?;
                 return Ok(None);
             }
             Verb::End => {
                 let key = match self.names.get(op.name(0))? {
-                    Thing::Program(key) => key.clone(),
-                    _ => return Err(Trouble::Script(format!("`{}` is no program", op.name(0)))),
+                    NamedThing::Program(key) => key.clone(),
+                    _ => return Err(Trouble::Script(format!("`{}` is not a program", op.name(0)))),
                 };
-                // One that has ended already can't be ended again, which changes nothing.
+                // If the program has already ended, the signal fails, which changes nothing.
                 let _ = pidfd_send_signal(&self.process(&key)?.death, Signal::KILL);
                 self.until_dead(&key)?;
                 return Ok(Some("ok"));
@@ -258,18 +229,19 @@ impl Linux {
                 return Err(Trouble::CannotRun("only root can change a process's user".to_owned()));
             }
             _ => match request::translate(op, who, &self.dir, &self.names)? {
-                Ready::Ask(request) => request,
-                Ready::Plain(outcome) => return Ok(Some(outcome)),
+                PreparedOp::Ask(request) => request,
+                PreparedOp::Plain(outcome) => return Ok(Some(outcome)),
             },
         };
         self.send(who, &request, &fds, pending)?;
         Ok(None)
     }
 
-    /// Waits until the operation of `who` is answered: one that can neither block nor concern anybody else.
+    /// Waits until the operation of `who` is answered. It must be one that can neither block nor
+    /// affect another process.
     fn until_answered(&mut self, who: &str) -> Result<(), Trouble> {
         for _ in 0..ANSWER_SECONDS_MAX {
-            if !matches!(self.process(who)?.state, State::Busy(_)) {
+            if !matches!(self.process(who)?.state, ProcessState::Busy(_)) {
                 return Ok(());
             }
             self.collect(SECOND)?;
@@ -287,13 +259,13 @@ impl Linux {
         Err(Trouble::Inconclusive(format!("{who} does not die")))
     }
 
-    /// Waits until every process but `actor`, which has its answer if it is not blocked, sleeps where it may.
+    /// Waits until every process sleeps where it may. `actor` is excepted if it has answered.
     fn settle(&mut self, actor: Option<&str>) -> Result<(), Trouble> {
         let mut asleep = 0;
         for look in 0..LOOKS_MAX {
             let news = self.collect(if look < EAGER_LOOKS { NOW } else { MILLISECOND })?;
-            let answered = |name: &String, process: &Process| {
-                Some(name.as_str()) == actor && matches!(process.state, State::Idle) && !process.closed
+            let answered = |name: &String, process: &ChildProcess| {
+                Some(name.as_str()) == actor && matches!(process.state, ProcessState::Idle) && !process.closed
             };
             let quiet = self.processes.iter().all(|(name, process)| answered(name, process) || process.sleeps());
             asleep = if quiet && !news { asleep + 1 } else { 0 };
@@ -309,14 +281,15 @@ impl Linux {
         Err(Trouble::Inconclusive(format!("{} neither sleeps nor ends", awake.join(", "))))
     }
 
-    /// Takes answers and deaths that are there, or come within `patience`. True if there were any.
+    /// Takes the answers and deaths that are there or arrive within `patience`. True if there were
+    /// any.
     fn collect(&mut self, patience: Timespec) -> Result<bool, Trouble> {
         let living: Vec<String> =
             self.processes.iter().filter(|(_, process)| !process.is_dead()).map(|(name, _)| name.clone()).collect();
         let mut fds = Vec::new();
         for process in living.iter().filter_map(|name| self.processes.get(name)) {
             fds.push(PollFd::new(&process.death, PollFlags::IN));
-            // A socket that is closed would be ready for ever.
+            // Polling a closed socket would always return at once.
             let control = if process.closed { &process.death } else { &process.sockets.control };
             fds.push(PollFd::new(control, PollFlags::IN));
         }
@@ -334,7 +307,7 @@ impl Linux {
                 self.listen(name)?;
             }
             if dead {
-                self.bury(name);
+                self.note_death(name);
             }
         }
         match self.trouble.take() {
@@ -343,18 +316,18 @@ impl Linux {
         }
     }
 
-    /// Takes what a process has said.
+    /// Takes the messages of a process.
     fn listen(&mut self, name: &str) -> Result<(), Trouble> {
         loop {
             let process = self.process(name)?;
             if process.closed {
                 return Ok(());
             }
-            match wire::receive::<Reply>(&process.sockets.control, RecvFlags::DONTWAIT) {
-                Ok(Some((Reply::Began { handled }, _))) => process.handled.extend(handled),
-                Ok(Some((Reply::Done { result, handled }, _))) => {
+            match wire::receive::<ChildReply>(&process.sockets.control, RecvFlags::DONTWAIT) {
+                Ok(Some((ChildReply::Began { handled }, _))) => process.handled.extend(handled),
+                Ok(Some((ChildReply::Done { result, handled }, _))) => {
                     process.handled.extend(handled);
-                    if let State::Busy(pending) = std::mem::replace(&mut process.state, State::Idle) {
+                    if let ProcessState::Busy(pending) = std::mem::replace(&mut process.state, ProcessState::Idle) {
                         self.conclude(name, *pending, result)?;
                     }
                 }
@@ -368,55 +341,61 @@ impl Linux {
         }
     }
 
-    /// A process whose control socket is closed and that does not die has become the program that it was to execute.
+    /// A process whose control socket is closed and that does not die has become the program of its
+    /// `exec`.
     fn started(&mut self, name: &str) -> Result<(), Trouble> {
         let process = self.process(name)?;
-        let executes = matches!(&process.state, State::Busy(pending) if pending.op.as_ref().is_some_and(|op| op.verb == Verb::Exec));
+        let executes = matches!(&process.state, ProcessState::Busy(pending) if pending.op.as_ref().is_some_and(|op| op.verb == Verb::Exec));
         if !executes || is_ready(&process.death) {
             return Ok(());
         }
-        if let State::Busy(pending) = std::mem::replace(&mut process.state, State::Running) {
+        if let ProcessState::Busy(pending) = std::mem::replace(&mut process.state, ProcessState::Running) {
             if let Some(bind) = pending.bind {
-                self.names.things.insert(bind, Thing::Program(name.to_owned()));
+                self.names.things.insert(bind, NamedThing::Program(name.to_owned()));
             }
-            self.tell(name, pending.on_behalf.as_deref(), "ok".to_owned());
+            self.set_outcome(name, pending.on_behalf.as_deref(), "ok".to_owned());
         }
         Ok(())
     }
 
-    fn bury(&mut self, name: &str) {
+    fn note_death(&mut self, name: &str) {
         let Some(process) = self.processes.get_mut(name) else { return };
-        match std::mem::replace(&mut process.state, State::Dead) {
-            State::Busy(pending) => {
+        match std::mem::replace(&mut process.state, ProcessState::Dead) {
+            ProcessState::Busy(pending) => {
                 let exits = pending.op.as_ref().is_some_and(|op| op.verb == Verb::Exit);
-                self.tell(name, pending.on_behalf.as_deref(), if exits { "ok" } else { "killed" }.to_owned());
+                self.set_outcome(name, pending.on_behalf.as_deref(), if exits { "ok" } else { "killed" }.to_owned());
             }
-            State::Delegated => self.tell(name, None, "killed".to_owned()),
-            State::Idle | State::Running | State::Dead => {}
+            ProcessState::Delegated => self.set_outcome(name, None, "killed".to_owned()),
+            ProcessState::Idle | ProcessState::Running | ProcessState::Dead => {}
         }
     }
 
-    /// Notes the outcome of an operation for the process that it is an operation of.
-    fn tell(&mut self, name: &str, on_behalf: Option<&str>, outcome: String) {
+    /// Records the outcome of an operation for the process that the operation belongs to.
+    fn set_outcome(&mut self, name: &str, on_behalf: Option<&str>, outcome: String) {
         if let Some(process) = self.processes.get_mut(on_behalf.unwrap_or(name)) {
-            if matches!(process.state, State::Delegated) {
-                process.state = State::Idle;
+            if matches!(process.state, ProcessState::Delegated) {
+                process.state = ProcessState::Idle;
             }
             process.outcome = Some(outcome);
         }
     }
 
-    /// What an answer means: the outcome in words, and what the result is called from now on.
-    fn conclude(&mut self, name: &str, pending: Pending, result: Result<Value, Failure>) -> Result<(), Trouble> {
-        let Pending { op, bind, birth, on_behalf } = pending;
+    /// Turns an answer into the outcome, and binds the name of the result.
+    fn conclude(
+        &mut self,
+        name: &str,
+        pending: PendingRequest,
+        result: Result<ChildValue, ChildFailure>,
+    ) -> Result<(), Trouble> {
+        let PendingRequest { op, bind, birth, on_behalf } = pending;
         let Some(op) = op else { return Ok(()) };
         let outcome = match (result, op.verb) {
-            (Ok(Value::Number(pid)), Verb::Fork) => {
+            (Ok(ChildValue::Number(pid)), Verb::Fork) => {
                 let pid = i32::try_from(pid).unwrap_or_default();
                 if let (Some(bind), Some(sockets)) = (bind, birth) {
-                    self.hire(&bind, pid, sockets)?;
+                    self.add_process(&bind, pid, sockets)?;
                     for thing in self.names.things.values_mut() {
-                        if let Thing::Map { owners, .. } = thing
+                        if let NamedThing::Map { owners, .. } = thing
                             && owners.contains(name)
                         {
                             owners.insert(bind.clone());
@@ -425,42 +404,42 @@ impl Linux {
                 }
                 "ok".to_owned()
             }
-            (Ok(Value::Number(size)), Verb::Stat | Verb::Fstat) => {
+            (Ok(ChildValue::Number(size)), Verb::Stat | Verb::Fstat) => {
                 format!("ok {}", crate::input::Size(size.unsigned_abs()))
             }
-            (Ok(Value::Number(lease)), Verb::GetLease) => format!("ok {}", lease_name(lease)),
-            (Ok(Value::Number(number)), verb) => {
+            (Ok(ChildValue::Number(lease)), Verb::GetLease) => format!("ok {}", lease_name(lease)),
+            (Ok(ChildValue::Number(number)), verb) => {
                 let thing = match verb {
                     Verb::Mmap | Verb::MmapAnon => {
                         let len = if verb == Verb::Mmap { op.range(1).len } else { op.number(0) };
-                        Thing::Map { at: number as u64, len, owners: BTreeSet::from([name.to_owned()]) }
+                        NamedThing::Map { at: number as u64, len, owners: BTreeSet::from([name.to_owned()]) }
                     }
-                    _ => Thing::Fd(i32::try_from(number).unwrap_or(-1)),
+                    _ => NamedThing::Fd(i32::try_from(number).unwrap_or(-1)),
                 };
                 if let Some(bind) = bind {
                     self.names.things.insert(bind, thing);
                 }
                 "ok".to_owned()
             }
-            (Ok(Value::Bytes(bytes)), _) => format!("ok {bytes}"),
-            (Ok(Value::Nothing), _) => "ok".to_owned(),
-            (Err(Failure::Errno(libc::EOPNOTSUPP)), Verb::Zero | Verb::Collapse | Verb::Insert | Verb::Punch) => {
+            (Ok(ChildValue::Bytes(bytes)), _) => format!("ok {bytes}"),
+            (Ok(ChildValue::Nothing), _) => "ok".to_owned(),
+            (Err(ChildFailure::Errno(libc::EOPNOTSUPP)), Verb::Zero | Verb::Collapse | Verb::Insert | Verb::Punch) => {
                 let file_system = &self.host.file_system().name;
                 self.trouble = Some(Trouble::CannotRun(format!("{file_system} can't do `{}`", op.verb)));
                 "EOPNOTSUPP".to_owned()
             }
-            (Err(Failure::Errno(number)), _) => errno_name(number),
-            (Err(Failure::Signal(number)), _) => signal_name(number),
+            (Err(ChildFailure::Errno(number)), _) => errno_name(number),
+            (Err(ChildFailure::Signal(number)), _) => signal_name(number),
         };
-        self.tell(name, on_behalf.as_deref(), outcome);
+        self.set_outcome(name, on_behalf.as_deref(), outcome);
         Ok(())
     }
 
-    /// Kills everybody, and removes the files.
+    /// Kills all processes and removes the files.
     fn end(&mut self) -> Vec<String> {
         let names: Vec<String> = self.processes.keys().cloned().collect();
         for process in self.processes.values().filter(|process| !process.is_dead()) {
-            // One that has ended meanwhile needs none.
+            // It fails only for a process that has ended meanwhile.
             let _ = pidfd_send_signal(&process.death, Signal::KILL);
         }
         let mut wrong: Vec<String> =
@@ -475,17 +454,17 @@ impl Linux {
     }
 }
 
-impl Machine for Linux {
+impl Machine for LinuxMachine {
     fn perform(&mut self, actor: &Actor, op: &Op, bind: Option<&str>) -> Result<Progress, Trouble> {
         if actor.thread != 1 {
-            return Err(Trouble::CannotRun("processes on a real Linux have one thread here".to_owned()));
+            return Err(Trouble::CannotRun("a process on the real kernel has only one thread in scenarios".to_owned()));
         }
         let who = actor.process.as_str();
-        self.meet(who)?;
+        self.ensure_process(who)?;
         match self.process(who)?.state {
-            State::Idle => {}
-            State::Dead | State::Running => return Err(Trouble::Script(format!("{who} is dead"))),
-            State::Busy(_) | State::Delegated => {
+            ProcessState::Idle => {}
+            ProcessState::Dead | ProcessState::Running => return Err(Trouble::Script(format!("{who} is dead"))),
+            ProcessState::Busy(_) | ProcessState::Delegated => {
                 return Err(Trouble::Script(format!("{who} is still in a call that blocks")));
             }
         }
@@ -506,8 +485,8 @@ impl Machine for Linux {
         let process = self.process(&actor.process)?;
         match (process.outcome.take(), &process.state) {
             (Some(outcome), _) => Ok(Progress::Done(outcome)),
-            (None, State::Busy(_) | State::Delegated) => Ok(Progress::Blocked(String::new())),
-            (None, _) => Err(Trouble::Script(format!("{actor} is in no call"))),
+            (None, ProcessState::Busy(_) | ProcessState::Delegated) => Ok(Progress::Blocked(String::new())),
+            (None, _) => Err(Trouble::Script(format!("{actor} is not in a call"))),
         }
     }
 
@@ -532,9 +511,9 @@ impl Machine for Linux {
         let of = query.of.as_str();
         match query.subject {
             Subject::Signals => {
-                if matches!(self.process(of)?.state, State::Idle) {
-                    let own = Pending { op: None, bind: None, birth: None, on_behalf: None };
-                    self.send(of, &Request::Handled, &[], own)?;
+                if matches!(self.process(of)?.state, ProcessState::Idle) {
+                    let own = PendingRequest { op: None, bind: None, birth: None, on_behalf: None };
+                    self.send(of, &ChildRequest::Handled, &[], own)?;
                     self.until_answered(of)?;
                 }
                 let handled: Vec<String> = self.process(of)?.handled.drain(..).map(signal_name).collect();
@@ -546,22 +525,22 @@ impl Machine for Linux {
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                     Err(Trouble::Script(format!("there is no file `{of}` now")))
                 }
-                Err(error) => Err(Trouble::CannotRun(format!("`{of}` can't be looked at: {error}"))),
+                Err(error) => Err(Trouble::CannotRun(format!("`{of}` can't be examined: {error}"))),
             },
-            other => Err(Trouble::CannotRun(format!("a real Linux can't tell `{}`", other.facts().0))),
+            other => Err(Trouble::CannotRun(format!("a real Linux can't answer `{}`", other.facts().0))),
         }
     }
 
     fn state(&self) -> Vec<String> {
-        let line = |(name, process): (&String, &Process)| match &process.state {
-            State::Idle => format!("{name} lives"),
-            State::Busy(pending) => match &pending.op {
+        let line = |(name, process): (&String, &ChildProcess)| match &process.state {
+            ProcessState::Idle => format!("{name} lives"),
+            ProcessState::Busy(pending) => match &pending.op {
                 Some(op) => format!("{name} is in `{}`", op.verb),
-                None => format!("{name} is being looked at"),
+                None => format!("{name} is being queried"),
             },
-            State::Delegated => format!("{name} is in `exec`"),
-            State::Running => format!("{name} runs"),
-            State::Dead => format!("{name} is dead"),
+            ProcessState::Delegated => format!("{name} is in `exec`"),
+            ProcessState::Running => format!("{name} runs"),
+            ProcessState::Dead => format!("{name} is dead"),
         };
         self.processes.iter().map(line).collect()
     }
@@ -571,18 +550,18 @@ impl Machine for Linux {
     }
 }
 
-impl Drop for Linux {
+impl Drop for LinuxMachine {
     fn drop(&mut self) {
         self.end();
     }
 }
 
 /// The driver's ends of a new process's sockets, and the process's control socket and inbox.
-fn new_sockets() -> Result<(Sockets, OwnedFd, OwnedFd), Trouble> {
+fn new_sockets() -> Result<(ProcessSockets, OwnedFd, OwnedFd), Trouble> {
     let none = |errno: Errno| Trouble::CannotRun(format!("no sockets: {errno}"));
     let (control, theirs) = wire::pair().map_err(none)?;
     let (inbox, receiver) = wire::pair().map_err(none)?;
-    Ok((Sockets { control, inbox }, theirs, receiver))
+    Ok((ProcessSockets { control, inbox }, theirs, receiver))
 }
 
 fn is_ready(fd: &OwnedFd) -> bool {

@@ -1,12 +1,15 @@
 //! The real kernel as a machine for scenarios.
 //!
-//! It owns real processes on real files. Reading order: `wire` (what driver and processes say to each other), [`child`] (the
-//! process's side), `host` (what makes processes), `watch` (where a process sleeps), `machine` ([`Linux`], the driver's side),
-//! `request` (operations as system calls), `break_time` (the one host-wide setting). Invariants: a result is the kernel's own;
-//! nothing is decided by a pause; everything that was made is gone when the [`Host`] is. Kernel counterpart: the kernel.
+//! It owns real processes on real files. Reading order: `child::wire` (the messages between driver
+//! and processes), [`child`] (the process's side), `host` (makes processes), `watch` (where a
+//! process sleeps), `machine` ([`LinuxMachine`], the driver's side), `request` (operations as
+//! system calls), `break_time` (the one host-wide setting). Invariants: every result is the
+//! kernel's own. No result depends on a sleep. Everything that was made is gone when the [`Host`]
+//! is dropped. Kernel counterpart: the kernel itself.
 //!
-//! "Blocked" means: over several looks the process sleeps, interruptibly, in the very system call it was asked to make, while nothing else is
-//! running that could wake it. What can be told neither as blocked nor as over is [`Trouble::Inconclusive`].
+//! "Blocked" means: over several looks the process sleeps, interruptibly, in the very system call
+//! that it was asked to make, while no other process runs that could wake it. If the driver can
+//! decide neither "blocked" nor "finished", the result is [`Trouble::Inconclusive`].
 //!
 //! [`Trouble::Inconclusive`]: crate::scenario::machine::Trouble::Inconclusive
 
@@ -15,13 +18,14 @@ pub mod child;
 mod clock;
 mod host;
 mod machine;
+mod names;
 mod program;
 mod request;
 mod setup;
+mod spawn;
 pub mod suite;
 mod watch;
-mod wire;
 
 pub use break_time::{BreakTime, LongBreakTime, guard};
 pub use host::{FileSystem, Host, LinuxConfig};
-pub use machine::Linux;
+pub use machine::LinuxMachine;

@@ -1,14 +1,16 @@
 //! Files that can be executed.
 //!
-//! It owns the smallest program there is: it waits for a signal. Invariant: what it writes is a static executable of the wanted
-//! size, whose bytes behind the program are the file's own. Kernel counterpart: fs/binfmt_elf.c.
+//! It owns the smallest program possible: it waits for a signal. Invariant: the image is a static
+//! executable, and the bytes of the file behind it stay the file's own. Kernel counterpart:
+//! fs/binfmt_elf.c.
 
 /// The address that the file is loaded at.
 const BASE: u64 = 0x40_0000;
-/// ELF header and one program header.
+/// The ELF header and one program header.
 const HEADERS: u64 = 64 + 56;
 
-/// The start of a file of `size` bytes that can be executed; none on machines that this knows no instructions of.
+/// The first bytes of an executable file; none on a processor whose instructions this module
+/// doesn't know.
 pub(super) fn image() -> Option<Vec<u8>> {
     let (machine, code) = code()?;
     let mut image = Vec::new();
@@ -38,7 +40,7 @@ pub(super) fn image() -> Option<Vec<u8>> {
     Some(image)
 }
 
-/// ELF's number of the machine, and `for (;;) pause();`.
+/// The ELF machine number, and the code of `for (;;) pause();`.
 fn code() -> Option<(u16, &'static [u8])> {
     match std::env::consts::ARCH {
         // mov eax, 34; syscall; jmp back

@@ -1,30 +1,31 @@
 //! Operations as requests to a process.
 //!
-//! It owns the translation: names into numbers of descriptors, addresses and processes; flags into the kernel's. Invariant: a
-//! request touches nothing but the scenario's directory, its descriptors and its mappings.
+//! It owns the translation: names become descriptor numbers, addresses and pids; flags become the
+//! kernel's. Invariant: a request touches only the scenario's directory, its descriptors and its
+//! mappings. Kernel counterpart: the C library.
 
 use std::ffi::OsStr;
 use std::path::Path;
 
 use libc::c_int;
 
-use super::machine::{Names, Thing};
-use super::watch::Place;
-use super::wire::{Disposition, Request};
+use super::child::wire::{ChildRequest, SignalAction};
+use super::names::{NamedThing, ScenarioNames};
+use super::watch::SleepPlace;
 use crate::ops::{ByteRange, Op, Verb};
 use crate::scenario::machine::Trouble;
 
-/// An operation, ready to be sent.
-pub(super) enum Ready {
-    /// Ask the process.
-    Ask(Request),
-    /// The outcome is plain: the process has nothing there that it could touch.
+/// An operation that is ready to be made.
+pub(super) enum PreparedOp {
+    /// Send this request to the process.
+    Ask(ChildRequest),
+    /// The outcome is known without a request, because the process has no such mapping.
     Plain(&'static str),
 }
 
-/// Where the process sleeps if the operation blocks.
-pub(super) fn blocks_in(verb: Verb) -> Option<Place> {
-    let anywhere = |number| Some(Place { number, first: None });
+/// The system call in which the process sleeps if the operation blocks.
+pub(super) fn blocks_in(verb: Verb) -> Option<SleepPlace> {
+    let anywhere = |number| Some(SleepPlace { number, first: None });
     match verb {
         Verb::Open => anywhere(libc::SYS_openat),
         Verb::Truncate => anywhere(libc::SYS_truncate),
@@ -88,7 +89,7 @@ pub(super) fn signal_name(number: i32) -> String {
 /// The path of a scenario's file.
 ///
 /// # Errors
-/// A name that leaves the directory.
+/// [`Trouble::Script`] for a name that leaves the directory.
 pub(super) fn path(dir: &Path, name: &str) -> Result<String, Trouble> {
     let plain = !name.contains(['/', '\0']) && !matches!(name, "" | "." | "..");
     let path = dir.join(name);
@@ -98,84 +99,89 @@ pub(super) fn path(dir: &Path, name: &str) -> Result<String, Trouble> {
     }
 }
 
-/// Translates an operation of the process called `who`, but for `fork`, `send` and `exec`, which need more than a request.
-pub(super) fn translate(op: &Op, who: &str, dir: &Path, names: &Names) -> Result<Ready, Trouble> {
+/// Translates an operation of the process `who`. The caller handles `fork`, `send` and `exec`,
+/// which need more than a request.
+pub(super) fn translate(op: &Op, who: &str, dir: &Path, names: &ScenarioNames) -> Result<PreparedOp, Trouble> {
     let fd = |n: usize| names.fd(op.name(n));
     let file = |n: usize| path(dir, op.name(n));
     let fallocate = |mode: c_int| {
         let ByteRange { offset, len } = op.range(1);
-        Ok(Request::Fallocate { fd: fd(0)?, mode, offset: signed(offset), len: length(offset, len) })
+        Ok(ChildRequest::Fallocate { fd: fd(0)?, mode, offset: signed(offset), len: length(offset, len) })
     };
     let keep_size = |n: usize| if op.has(n, "keep_size") { libc::FALLOC_FL_KEEP_SIZE } else { 0 };
     let request = match op.verb {
-        Verb::Exit => Request::Exit,
-        Verb::Kill => Request::Kill { pid: names.pid(op.name(0))?, signal: signal_number(op.word(1)) },
-        Verb::Signal => Request::Signal { signal: signal_number(op.word(0)), disposition: disposition(op.word(1)) },
-        Verb::Credentials => Request::Credentials {
+        Verb::Exit => ChildRequest::Exit,
+        Verb::Kill => ChildRequest::Kill { pid: names.pid(op.name(0))?, signal: signal_number(op.word(1)) },
+        Verb::Signal => {
+            ChildRequest::Signal { signal: signal_number(op.word(0)), disposition: disposition(op.word(1)) }
+        }
+        Verb::Credentials => ChildRequest::Credentials {
             uid: u32::try_from(op.number(0)).map_err(|_| Trouble::Script("there is no such user".to_owned()))?,
             cap_lease: op.has(1, "cap_lease"),
         },
-        Verb::Dup => Request::Dup { fd: fd(0)? },
-        Verb::Dup2 => Request::Dup2 { from: fd(0)?, to: fd(1)? },
-        Verb::Close => Request::Close { fd: fd(0)? },
-        Verb::Recv => Request::Receive,
-        Verb::Open => Request::Open { path: file(0)?, flags: open_flags(op) },
+        Verb::Dup => ChildRequest::Dup { fd: fd(0)? },
+        Verb::Dup2 => ChildRequest::Dup2 { from: fd(0)?, to: fd(1)? },
+        Verb::Close => ChildRequest::Close { fd: fd(0)? },
+        Verb::Recv => ChildRequest::Receive,
+        Verb::Open => ChildRequest::Open { path: file(0)?, flags: open_flags(op) },
         Verb::Read => {
             let ByteRange { offset, len } = op.range(1);
-            Request::Read { fd: fd(0)?, offset: signed(offset), len }
+            ChildRequest::Read { fd: fd(0)?, offset: signed(offset), len }
         }
         Verb::Write => {
             let ByteRange { offset, len } = op.range(1);
-            Request::Write { fd: fd(0)?, offset: signed(offset), len, byte: op.byte(2) }
+            ChildRequest::Write { fd: fd(0)?, offset: signed(offset), len, byte: op.byte(2) }
         }
-        Verb::Truncate => Request::Truncate { path: file(0)?, size: signed(op.number(1)) },
-        Verb::Ftruncate => Request::Ftruncate { fd: fd(0)?, size: signed(op.number(1)) },
+        Verb::Truncate => ChildRequest::Truncate { path: file(0)?, size: signed(op.number(1)) },
+        Verb::Ftruncate => ChildRequest::Ftruncate { fd: fd(0)?, size: signed(op.number(1)) },
         Verb::Fallocate => fallocate(keep_size(2))?,
         Verb::Punch => fallocate(libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE)?,
         Verb::Zero => fallocate(libc::FALLOC_FL_ZERO_RANGE | keep_size(2))?,
         Verb::Collapse => fallocate(libc::FALLOC_FL_COLLAPSE_RANGE)?,
         Verb::Insert => fallocate(libc::FALLOC_FL_INSERT_RANGE)?,
-        Verb::Unlink => Request::Unlink { path: file(0)? },
-        Verb::Rename => Request::Rename { from: file(0)?, to: file(1)? },
-        Verb::Link => Request::Link { path: file(0)?, name: file(1)? },
-        Verb::Chmod => Request::Chmod { path: file(0)? },
-        Verb::Utime => Request::Utime { path: file(0)? },
-        Verb::Stat => Request::Stat { path: file(0)? },
-        Verb::Fstat => Request::Fstat { fd: fd(0)? },
-        Verb::SetLease => Request::Fcntl { fd: fd(0)?, command: libc::F_SETLEASE, argument: lease(op.word(1)) },
-        Verb::GetLease => Request::Fcntl { fd: fd(0)?, command: libc::F_GETLEASE, argument: 0 },
-        Verb::SetOwn => Request::Fcntl { fd: fd(0)?, command: libc::F_SETOWN, argument: names.pid(op.name(1))? },
+        Verb::Unlink => ChildRequest::Unlink { path: file(0)? },
+        Verb::Rename => ChildRequest::Rename { from: file(0)?, to: file(1)? },
+        Verb::Link => ChildRequest::Link { path: file(0)?, name: file(1)? },
+        Verb::Chmod => ChildRequest::Chmod { path: file(0)? },
+        Verb::Utime => ChildRequest::Utime { path: file(0)? },
+        Verb::Stat => ChildRequest::Stat { path: file(0)? },
+        Verb::Fstat => ChildRequest::Fstat { fd: fd(0)? },
+        Verb::SetLease => ChildRequest::Fcntl { fd: fd(0)?, command: libc::F_SETLEASE, argument: lease(op.word(1)) },
+        Verb::GetLease => ChildRequest::Fcntl { fd: fd(0)?, command: libc::F_GETLEASE, argument: 0 },
+        Verb::SetOwn => ChildRequest::Fcntl { fd: fd(0)?, command: libc::F_SETOWN, argument: names.pid(op.name(1))? },
         Verb::SetSig => {
             // F_SETSIG.
-            Request::Fcntl { fd: fd(0)?, command: 10, argument: signal_number(op.word(1)) }
+            ChildRequest::Fcntl { fd: fd(0)?, command: 10, argument: signal_number(op.word(1)) }
         }
         Verb::Mmap => {
             let ByteRange { offset, len } = op.range(1);
-            Request::Map { fd: Some(fd(0)?), offset, len, write: !op.has(2, "ro") }
+            ChildRequest::Map { fd: Some(fd(0)?), offset, len, write: !op.has(2, "ro") }
         }
-        Verb::MmapAnon => Request::Map { fd: None, offset: 0, len: op.number(0), write: true },
+        Verb::MmapAnon => ChildRequest::Map { fd: None, offset: 0, len: op.number(0), write: true },
         Verb::Munmap => match place(op, who, names)? {
-            Ok((at, len)) => Request::Unmap { at, len },
-            // There is nothing of the scenario's, which `munmap` takes for success.
-            Err(_) => return Ok(Ready::Plain("ok")),
+            Ok((at, len)) => ChildRequest::Unmap { at, len },
+            // The scenario has nothing mapped there, and `munmap` succeeds on an unmapped range.
+            Err(_) => return Ok(PreparedOp::Plain("ok")),
         },
         Verb::Load | Verb::Store => match place(op, who, names)? {
-            Ok((at, len)) if op.verb == Verb::Load => Request::Load { at, len },
-            Ok((at, len)) => Request::Store { at, len, byte: op.byte(2) },
-            Err(outcome) => return Ok(Ready::Plain(outcome)),
+            Ok((at, len)) if op.verb == Verb::Load => ChildRequest::Load { at, len },
+            Ok((at, len)) => ChildRequest::Store { at, len, byte: op.byte(2) },
+            Err(outcome) => return Ok(PreparedOp::Plain(outcome)),
         },
         other => return Err(Trouble::CannotRun(format!("a real Linux can't do `{other}`"))),
     };
-    Ok(Ready::Ask(request))
+    Ok(PreparedOp::Ask(request))
 }
 
-/// Where in memory an operation on a mapping goes; or what comes of it where the process has no such mapping.
-fn place(op: &Op, who: &str, names: &Names) -> Result<Result<(u64, u64), &'static str>, Trouble> {
-    let Thing::Map { at, len, owners } = names.get(op.name(0))? else {
-        return Err(Trouble::Script(format!("`{}` is no mapping", op.name(0))));
+/// The address and length of an operation on a mapping, or its outcome if the process has no such
+/// mapping.
+fn place(op: &Op, who: &str, names: &ScenarioNames) -> Result<Result<(u64, u64), &'static str>, Trouble> {
+    let NamedThing::Map { at, len, owners } = names.get(op.name(0))? else {
+        return Err(Trouble::Script(format!("`{}` is not a mapping", op.name(0))));
     };
     let part = op.maybe_range(1).unwrap_or(ByteRange { offset: 0, len: *len });
-    // A page behind the mapping is inaccessible for sure, so an access that begins there or runs into it may be made.
+    // The page behind a mapping is always inaccessible, so an access may begin there or run into
+    // it.
     let within = part.offset < len.next_multiple_of(rustix::param::page_size() as u64);
     match owners.contains(who) && within {
         true => {
@@ -190,11 +196,11 @@ fn place(op: &Op, who: &str, names: &Names) -> Result<Result<(u64, u64), &'stati
     }
 }
 
-fn disposition(word: &str) -> Disposition {
+fn disposition(word: &str) -> SignalAction {
     match word {
-        "handler" => Disposition::Handler,
-        "ignore" => Disposition::Ignore,
-        _ => Disposition::Default,
+        "handler" => SignalAction::Handler,
+        "ignore" => SignalAction::Ignore,
+        _ => SignalAction::Default,
     }
 }
 
@@ -218,7 +224,7 @@ fn lease(word: &str) -> c_int {
     }
 }
 
-/// The word of what F_GETLEASE returned.
+/// The name of the lease that F_GETLEASE returned.
 pub(super) fn lease_name(number: i64) -> &'static str {
     match i32::try_from(number) {
         Ok(libc::F_RDLCK) => "read",
@@ -227,12 +233,12 @@ pub(super) fn lease_name(number: i64) -> &'static str {
     }
 }
 
-/// A size as the kernel takes it. What has no such number is larger than any file.
+/// A size as the kernel's signed type. A size that doesn't fit is larger than any file.
 fn signed(size: u64) -> i64 {
     i64::try_from(size).unwrap_or(i64::MAX)
 }
 
-/// A length; infinity reaches to the end of the largest file.
+/// A length. Infinity reaches to the end of the largest file.
 fn length(offset: u64, len: u64) -> i64 {
     if len == u64::MAX { i64::MAX - signed(offset) } else { signed(len) }
 }

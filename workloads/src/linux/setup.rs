@@ -1,6 +1,7 @@
 //! The files that a scenario starts with, on a real file system.
 //!
-//! It owns nothing once they are made: the driver has none of them open while a scenario runs. Kernel counterpart: mkfs's `-d`.
+//! Invariant: the driver has none of them open while the scenario runs. Kernel counterpart: mkfs's
+//! `-d`.
 
 use std::fs::File;
 use std::io::Write;
@@ -12,7 +13,7 @@ use super::{program, request};
 use crate::scenario::machine::Trouble;
 use crate::scenario::{Contents, FileSetup, Setup};
 
-/// Makes them; those called in `programs` can be executed.
+/// Makes the files; those named in `programs` can be executed.
 pub(super) fn make_files(dir: &Path, setup: &Setup, programs: &[String]) -> Result<(), Trouble> {
     for file in &setup.files {
         let path = request::path(dir, &file.name)?;

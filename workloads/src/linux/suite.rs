@@ -1,7 +1,8 @@
-//! Scenarios of the suite on the real kernel.
+//! Runs scenarios on the real kernel.
 //!
-//! It owns the sharing out: scenarios in which no time passes one after the other, those in which it does side by side, all under
-//! one shortened break time. Invariant: what this kernel can't do is told as not run, whatever else was run.
+//! It owns the schedule: scenarios in which no time passes run one after the other; scenarios in
+//! which time passes run side by side, under one shortened break time. Invariant: a scenario that
+//! this kernel can't run is reported as not run, whatever the others did.
 
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -11,7 +12,9 @@ use emulator::sync::{Mutex, thread};
 use fs_sim::design::{Axes, LeaseRules, presets};
 use reports::scenarios::{ScenarioCell, ScenarioReport};
 
-use super::{BreakTime, Host, Linux, LinuxConfig, LongBreakTime};
+use super::break_time::{BreakTime, LongBreakTime};
+use super::host::{Host, LinuxConfig};
+use super::machine::LinuxMachine;
 use crate::ops::Verb;
 use crate::scenario::condition::Subject;
 use crate::scenario::machine::{Machine, Trouble};
@@ -20,17 +23,18 @@ use crate::scenario::{Action, Scenario, run, suite};
 /// The most scenarios with passing time that run side by side.
 const SIDE_BY_SIDE: usize = 16;
 
-/// What conditions are judged for on the real kernel: it knows no layout leases for users and grants no long-term pin.
+/// What conditions of scenarios see on the real kernel: no layout leases for users, and no
+/// long-term pins.
 pub fn subject() -> Subject {
     let is_linux = |axes: &Axes| axes.lease_rules == LeaseRules::None;
     let axes = presets().iter().map(|preset| preset.axes).find(is_linux);
     Subject { name: "linux".to_owned(), axes: axes.expect("a preset without layout leases"), linux: true }
 }
 
-/// Runs `scenarios` on the real kernel: its processes are made by `program`, its files are in `dir`.
+/// Runs `scenarios` on the real kernel. `program` makes its processes; its files are in `dir`.
 ///
 /// # Errors
-/// One of them is not for Linux, states no outcome, or asks for what can't be.
+/// A scenario is not for Linux, states no outcome, or asks for the impossible.
 pub fn run_on_linux(scenarios: &[Scenario], program: &Path, dir: &Path) -> Result<ScenarioReport, InputError> {
     let subject = subject();
     for scenario in scenarios {
@@ -46,14 +50,14 @@ pub fn run_on_linux(scenarios: &[Scenario], program: &Path, dir: &Path) -> Resul
     let mut cells: Vec<Option<Result<ScenarioCell, InputError>>> = scenarios.iter().map(|_| None).collect();
     let (timed, plain): (Vec<usize>, Vec<usize>) = (0..scenarios.len()).partition(|n| time_passes(&scenarios[*n]));
     let host = Host::start(config.clone());
-    // Nobody else shortens the host's break time while breaks are not to time out.
+    // Keeps other runs from shortening the break time while no break may time out.
     let long = LongBreakTime::hold();
     for n in plain {
         cells[n] = Some(one(&scenarios[n], &subject, &host));
     }
     drop((host, long));
     if !timed.is_empty() {
-        // What can't be shortened is told by every one that asks for it.
+        // If it can't be shortened, every scenario that needs it reports that.
         let break_time = BreakTime::shorten(program).ok();
         let config = LinuxConfig { break_time, ..config };
         let done = Mutex::new(&mut cells);
@@ -79,7 +83,7 @@ pub fn run_on_linux(scenarios: &[Scenario], program: &Path, dir: &Path) -> Resul
 
 fn one(scenario: &Scenario, subject: &Subject, host: &Result<Rc<Host>, Trouble>) -> Result<ScenarioCell, InputError> {
     let machine = match host {
-        Ok(host) => Linux::new(host, &scenario.setup, &programs(scenario)),
+        Ok(host) => LinuxMachine::new(host, &scenario.setup, &programs(scenario)),
         Err(trouble) => Err(trouble.clone()),
     };
     suite::cell(scenario, subject, machine.map(|machine| Box::new(machine) as Box<dyn Machine>))

@@ -1,34 +1,36 @@
 //! Where a process sleeps.
 //!
-//! It owns the judgement on a process that is not answering: whether it sleeps, interruptibly and not on its way out, in one certain
-//! system call. A wake-up changes the state of the sleeper before the waker goes on, so a process that is still seen asleep after
-//! the waker has answered was not woken by it. Kernel counterpart: fs/proc/base.c (`proc_pid_syscall`), fs/proc/array.c.
+//! It owns the judgement of a process that does not answer: whether it sleeps interruptibly in one
+//! certain system call and is not exiting. A wake-up changes the sleeper's state before the waker
+//! continues. So a process that is still seen asleep after the waker has answered was not woken by
+//! it. Kernel counterpart: fs/proc/base.c (`proc_pid_syscall`), fs/proc/array.c.
 
 use std::fs::File;
 
 use rustix::io::Errno;
 
-/// A process's flags while it ends: `PF_EXITING`.
+/// The flag `PF_EXITING`: the process is exiting.
 const PF_EXITING: u64 = 4;
 
-/// A system call that a process may sleep in: its number, and its first argument where that matters.
+/// A system call in which a process may sleep: its number, and its first argument where that
+/// matters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Place {
+pub(super) struct SleepPlace {
     pub(super) number: libc::c_long,
     pub(super) first: Option<u64>,
 }
 
-/// Two files of proc(5), kept open.
+/// A process's /proc/PID/syscall and /proc/PID/stat, kept open.
 #[derive(Debug)]
-pub(super) struct Watch {
+pub(super) struct SleepWatch {
     syscall: File,
     stat: File,
 }
 
-impl Watch {
-    /// Of a process that lives.
-    pub(super) fn of(pid: i32) -> std::io::Result<Watch> {
-        let watch = Watch {
+impl SleepWatch {
+    /// Opens the files of a living process.
+    pub(super) fn of(pid: i32) -> std::io::Result<SleepWatch> {
+        let watch = SleepWatch {
             syscall: File::open(format!("/proc/{pid}/syscall"))?,
             stat: File::open(format!("/proc/{pid}/stat"))?,
         };
@@ -36,11 +38,11 @@ impl Watch {
         Ok(watch)
     }
 
-    /// Whether the process sleeps there.
+    /// Whether the process sleeps in that system call.
     ///
     /// # Errors
     /// The files can't be read: the process is gone.
-    pub(super) fn sleeps_in(&self, place: Place) -> Result<bool, Errno> {
+    pub(super) fn sleeps_in(&self, place: SleepPlace) -> Result<bool, Errno> {
         let stat = read(&self.stat)?;
         if !asleep(&stat) {
             return Ok(false);
@@ -59,7 +61,8 @@ fn read(file: &File) -> Result<String, Errno> {
     Ok(String::from_utf8_lossy(&buffer[..len]).into_owned())
 }
 
-/// From `/proc/PID/stat`: state `S`, and not exiting. The command's name stands in parentheses, and may hold anything.
+/// Parses `/proc/PID/stat`: state `S` and not exiting. The command's name stands in parentheses and
+/// may hold any text.
 fn asleep(stat: &str) -> bool {
     let Some((_, rest)) = stat.rsplit_once(')') else { return false };
     let mut words = rest.split_ascii_whitespace();

@@ -1,36 +1,38 @@
-//! One program's view of the NIC: a loopback pair of queue pairs on a context, a local buffer, and bursts of work requests.
+//! One program's view of the NIC: a loopback pair of queue pairs on a context, a local buffer, and
+//! bursts of work requests.
 //!
-//! It owns the objects made on the context (the context owns them in turn: closing it ends them). Invariant: what a WRITE
-//! carries was made for the file and offset that its region was registered for, and what a READ brings is checked against
-//! them; whether the region still is that file's is not this module's business, but the race's.
+//! It owns the objects that it makes on the context; closing the context destroys them. Invariant:
+//! the payload of a WRITE is made for the file and offset that its region was registered for, and
+//! the bytes of a READ are checked against the same file and offset. Whether the region still
+//! belongs to that file is what the race tests, not this module.
 
 use emulator::sync::Arc;
 use fs_sim::vfs::anon::AnonMemory;
 use fs_sim::{Errno, Task};
 use rdma_sim::{AccessFlags, Context, Cq, Mr, Pd, Qp, QpConfig, QpState, Sge, WorkOperation, WorkRequest, WorkStatus};
 
-use super::tally::Tally;
-use crate::choices::{Request, Requests, Verb};
-use crate::job::DMA_BYTES_MAX;
-use crate::oracle;
+use super::job::DMA_BYTES_MAX;
+use super::op_stream::{DmaRequest, DmaRequests, DmaVerb};
+use super::oracle;
+use super::stats::ActorStats;
 
-/// A region as whoever uses it must know it: what a program would tell its peer.
+/// A memory region as its users know it: what a program tells its peer.
 #[derive(Clone, Debug)]
-pub(super) struct Window {
+pub(super) struct RegionHandle {
     pub(super) mr: Arc<Mr>,
-    /// The inode and the byte offset in it that it was registered for.
+    /// The inode, and the byte offset in it, that the region was registered for.
     pub(super) ino: u64,
     pub(super) offset: u64,
     /// Whether remote writes and atomics are allowed.
     pub(super) writable: bool,
 }
 
-/// What came of a burst.
+/// How a burst ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Burst {
-    /// All requests were done.
+pub(super) enum BurstResult {
+    /// All requests completed successfully.
     Done,
-    /// One failed; the queue pair works again.
+    /// One request failed. The queue pairs work again.
     Failed,
     /// The context does not work any more.
     Dead,
@@ -38,128 +40,144 @@ pub(super) enum Burst {
 
 /// Local memory of a process, large enough for the longest request.
 #[derive(Clone)]
-pub(super) struct Buffer {
+pub(super) struct LocalBuffer {
     va: u64,
     memory: Arc<AnonMemory>,
 }
 
-impl Buffer {
-    pub(super) fn map(task: &Task) -> Result<Buffer, Errno> {
+impl LocalBuffer {
+    pub(super) fn map(task: &Task) -> Result<LocalBuffer, Errno> {
         let (va, memory) = task.mmap_anonymous(DMA_BYTES_MAX)?;
-        Ok(Buffer { va, memory })
+        Ok(LocalBuffer { va, memory })
     }
 }
 
-/// See the module.
+/// The queue pairs and the buffer; see the module.
 pub(super) struct Endpoint {
     pub(super) context: Arc<Context>,
     pub(super) pd: Arc<Pd>,
     cq: Arc<Cq>,
     qp: Arc<Qp>,
     peer: Arc<Qp>,
-    buffer: Buffer,
+    buffer: LocalBuffer,
     local: Arc<Mr>,
     /// Bytes on their way between the buffer and the oracle.
     staging: Vec<u8>,
     sequence: u64,
 }
 
-/// Sends that may be queued; they are executed as they are posted.
+/// Queue depth. Each request is executed while it is posted, so the depth is never reached.
 const QUEUE: u32 = 16;
 
 impl Endpoint {
-    /// Makes what it takes on `context`: a completion queue, two connected queue pairs, the buffer registered.
-    pub(super) fn new(task: &Task, context: Arc<Context>, pd: Arc<Pd>, buffer: Buffer) -> Result<Endpoint, Errno> {
+    /// Makes the objects on `context`: a completion queue, two connected queue pairs, the
+    /// registered buffer.
+    pub(super) fn new(task: &Task, context: Arc<Context>, pd: Arc<Pd>, buffer: LocalBuffer) -> Result<Endpoint, Errno> {
         let cq = context.create_cq(task, 2 * QUEUE)?;
         let config = QpConfig { send_cq: Arc::clone(&cq), recv_cq: Arc::clone(&cq), max_send: QUEUE, max_recv: QUEUE };
         let qp = context.create_qp(task, &pd, config.clone())?;
         let peer = context.create_qp(task, &pd, config)?;
-        // A pair fails to connect only if the context was aborted or closed a moment ago.
+        // Connecting fails only if the context was aborted or closed a moment ago.
         Qp::connect(&qp, &peer).map_err(|_| Errno::EIO)?;
         let local = context.reg_mr(task, &pd, buffer.va, DMA_BYTES_MAX, AccessFlags::LOCAL_WRITE)?;
         Ok(Endpoint { context, pd, cq, qp, peer, buffer, local, staging: Vec::new(), sequence: 0 })
     }
 
-    /// Posts `count` of `requests` on `window`, one after the other, until one fails.
+    /// Posts `count` of `requests` on the region, one after the other, until one fails.
     pub(super) fn burst(
         &mut self,
-        tally: &mut Tally,
+        stats: &mut ActorStats,
         task: &Task,
         writer: u8,
-        window: &Window,
-        requests: Requests,
+        handle: &RegionHandle,
+        requests: DmaRequests,
         count: u64,
-    ) -> Burst {
+    ) -> BurstResult {
         for request in requests.take(count as usize) {
-            if !self.request(tally, task, writer, window, request) {
+            if !self.request(stats, task, writer, handle, request) {
                 return self.recover();
             }
         }
-        Burst::Done
+        BurstResult::Done
     }
 
-    /// One work request; false if it failed.
-    fn request(&mut self, tally: &mut Tally, task: &Task, writer: u8, window: &Window, request: Request) -> bool {
-        let len = window.mr.len();
-        let verb = if window.writable { request.verb } else { Verb::Read };
+    /// Executes one work request; false if it failed.
+    fn request(
+        &mut self,
+        stats: &mut ActorStats,
+        task: &Task,
+        writer: u8,
+        handle: &RegionHandle,
+        request: DmaRequest,
+    ) -> bool {
+        let len = handle.mr.len();
+        let verb = if handle.writable { request.verb } else { DmaVerb::Read };
         let (at, bytes) = match verb {
-            Verb::Write | Verb::Read => {
+            DmaVerb::Write | DmaVerb::Read => {
                 let bytes = request.length.min(len / oracle::WORD * oracle::WORD);
                 (request.place.below((len - bytes) / oracle::WORD + 1) * oracle::WORD, bytes)
             }
-            // Regions begin at a line of their file and have at least one.
-            Verb::CompareSwap | Verb::FetchAdd => {
+            // Every region begins at a line of its file and has at least one line.
+            DmaVerb::CompareSwap | DmaVerb::FetchAdd => {
                 (oracle::sequence_word_at(request.place.below(len / oracle::LINE) * oracle::LINE), oracle::WORD)
             }
         };
-        let place = window.offset + at;
+        let place = handle.offset + at;
         self.sequence += 1;
         let op = match verb {
-            Verb::Write => {
+            DmaVerb::Write => {
                 self.staging.resize(bytes as usize, 0);
-                oracle::fill(&mut self.staging, window.ino, place, writer, self.sequence);
+                oracle::fill(&mut self.staging, handle.ino, place, writer, self.sequence);
                 if self.buffer.memory.write(0, &self.staging).is_err() {
                     return false;
                 }
                 WorkOperation::Write
             }
-            Verb::Read => WorkOperation::Read,
-            Verb::CompareSwap => {
-                WorkOperation::CompareSwap { compare: 0, swap: oracle::sequence_word(window.ino, place, self.sequence) }
+            DmaVerb::Read => WorkOperation::Read,
+            DmaVerb::CompareSwap => {
+                WorkOperation::CompareSwap { compare: 0, swap: oracle::sequence_word(handle.ino, place, self.sequence) }
             }
-            Verb::FetchAdd => WorkOperation::FetchAdd { add: 1 },
+            DmaVerb::FetchAdd => WorkOperation::FetchAdd { add: 1 },
         };
         let local = Sge { lkey: self.local.lkey(), addr: self.buffer.va, len: bytes as u32 };
-        let (remote_addr, rkey) = (window.mr.va() + at, window.mr.rkey());
+        let (remote_addr, rkey) = (handle.mr.va() + at, handle.mr.rkey());
         let request = WorkRequest { wr_id: self.sequence, op, local, remote_addr, rkey, signaled: true };
-        self.post(tally, task, request) && self.check_read(tally, window, op, place, bytes)
+        self.post(stats, task, request) && self.check_read(stats, handle, op, place, bytes)
     }
 
-    /// Posts, and takes the completion; false if there is none of success.
-    fn post(&mut self, tally: &mut Tally, task: &Task, request: WorkRequest) -> bool {
+    /// Posts a request and takes its completion; false unless it completed successfully.
+    fn post(&mut self, stats: &mut ActorStats, task: &Task, request: WorkRequest) -> bool {
         let world = task.kernel().world();
         task.take_waited();
         let start = world.now();
         if self.qp.post_send(request).is_err() {
             return false;
         }
-        // A queue pair that nobody else uses executes what is posted before it returns.
+        // No other thread uses this queue pair, so the request is executed before `post_send`
+        // returns.
         let completion = self.cq.poll_one();
         let end = world.now();
         match completion {
             Some(done) if done.status == WorkStatus::Success && done.wr_id == request.wr_id => {
-                tally.dma(u64::from(request.local.len), start, end, task.take_waited());
+                stats.dma(u64::from(request.local.len), start, end, task.take_waited());
                 true
             }
             Some(done) => {
-                tally.counters.refusals += u64::from(done.status == WorkStatus::RemoteAccessError);
+                stats.counters.refusals += u64::from(done.status == WorkStatus::RemoteAccessError);
                 false
             }
             None => false,
         }
     }
 
-    fn check_read(&mut self, tally: &mut Tally, window: &Window, op: WorkOperation, place: u64, bytes: u64) -> bool {
+    fn check_read(
+        &mut self,
+        stats: &mut ActorStats,
+        handle: &RegionHandle,
+        op: WorkOperation,
+        place: u64,
+        bytes: u64,
+    ) -> bool {
         if op != WorkOperation::Read {
             return true;
         }
@@ -167,21 +185,21 @@ impl Endpoint {
         if self.buffer.memory.read(0, &mut self.staging).is_err() {
             return false;
         }
-        tally.checked("an RDMA READ", oracle::check(&self.staging, window.ino, place));
+        stats.checked("an RDMA READ", oracle::check(&self.staging, handle.ino, place));
         true
     }
 
-    /// After a failure: both queue pairs through RESET and back to RTS.
-    fn recover(&mut self) -> Burst {
+    /// After a failure: moves both queue pairs through RESET back to RTS.
+    fn recover(&mut self) -> BurstResult {
         if self.context.is_aborted() || self.qp.state() == QpState::Destroyed {
-            return Burst::Dead;
+            return BurstResult::Dead;
         }
         let reset = self.qp.reset().and_then(|()| self.peer.reset());
-        // What was flushed meanwhile is nobody's result any more.
+        // Drops the completions of flushed requests; no request waits for them.
         while self.cq.poll_one().is_some() {}
         match reset.and_then(|()| Qp::connect(&self.qp, &self.peer)) {
-            Ok(()) => Burst::Failed,
-            Err(_) => Burst::Dead,
+            Ok(()) => BurstResult::Failed,
+            Err(_) => BurstResult::Dead,
         }
     }
 }

@@ -1,9 +1,11 @@
-//! Registrants: programs that lease, map and register file ranges, let the NIC work on them, and live many lives.
+//! Registrants: programs that lease, map and register file ranges, let the NIC work on them, and
+//! start anew as another process whenever one ends.
 //!
-//! It owns one process at a time, its open files, regions and contexts. A step is a choice ([`RegistrantStep`]); what is due
-//! by the clock (a region's deregistration), by a signal (a lease is being broken) or by mail (a context was passed) is done
-//! between steps. Nothing here looks at what a design allows, but for the kind of lease that its gate asks for: a program
-//! reads its system's manual, and then sees what happens.
+//! It owns one process at a time, with its open files, regions and contexts. A step comes from the
+//! op stream ([`RegistrantStep`]). Three things are done between steps: deregistrations that are
+//! due by the clock, the answer to a signal that a lease is being broken, and the receipt of passed
+//! contexts. The registrant does not look at what the design allows, with one exception: it takes
+//! the kind of lease that the design's gate asks for, as a program follows its system's manual.
 
 use emulator::clock::Nanos;
 use emulator::sync::Arc;
@@ -17,38 +19,22 @@ use fs_sim::syscalls::open::OpenFlags;
 use fs_sim::vfs::open_file::AccessMode;
 use fs_sim::vfs::signals::{Disposition, SigInfo, Signal};
 use fs_sim::{BLOCK, BlockRange, Errno};
-use rdma_sim::{AccessFlags, Context, Pd};
+use rdma_sim::{AccessFlags, Context};
 
-use super::arena::{Arena, Proc};
-use super::endpoint::{Buffer, Burst, Endpoint, Window};
-use super::tally::{Tally, Timed};
-use crate::choices::{Act, RegistrantStep, Requests, Share};
+use super::endpoint::{BurstResult, Endpoint, LocalBuffer, RegionHandle};
+use super::inbox::{INBOX_MAX, PassedContext};
+use super::op_stream::{DmaRequests, RegistrantAct, RegistrantStep, Share};
+use super::shared::{RaceProcess, RaceShared};
+use super::stats::{ActorStats, TimedCall};
 
-/// Files that a process keeps open; for a further one the oldest is closed.
+/// The most files that a process keeps open. For a further one it closes the oldest.
 const FILES_MAX: usize = 3;
-/// Contexts of others that a process holds; for a further one the oldest is closed.
-const GUESTS_MAX: usize = 2;
-/// Letters that wait for one registrant.
-const MAIL_MAX: usize = 64;
+/// The most contexts of other registrants that a process holds. For a further one it closes the
+/// oldest.
+const BORROWED_MAX: usize = 2;
 
-/// The letter that goes with a passed context: what its receiver needs to use it.
-pub(super) struct Passed {
-    /// The process it was sent to.
-    to: Pid,
-    /// The context's number.
-    context: u64,
-    pd: Arc<Pd>,
-    windows: Vec<Window>,
-}
-
-impl std::fmt::Debug for Passed {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Passed").field("to", &self.to).field("context", &self.context).finish_non_exhaustive()
-    }
-}
-
-/// A file that is open.
-struct OpenFile {
+/// An open file of the process.
+struct RegistrantFile {
     fd: Fd,
     index: u64,
     ino: u64,
@@ -57,93 +43,94 @@ struct OpenFile {
     maps: Vec<(u64, u64)>,
 }
 
-/// A region of this process's own.
-struct Region {
-    window: Window,
+/// A region that this process registered.
+struct OwnRegion {
+    handle: RegionHandle,
     due: Nanos,
 }
 
-/// A context of somebody else's.
-struct Guest {
+/// A context that another registrant passed.
+struct BorrowedContext {
     fd: Fd,
     endpoint: Endpoint,
-    windows: Vec<Window>,
+    handles: Vec<RegionHandle>,
     due: Nanos,
 }
 
 /// One process, from its first call to its end.
-struct Life {
-    task: Proc,
+struct RegistrantProcess {
+    task: RaceProcess,
     context_fd: Fd,
     endpoint: Endpoint,
-    buffer: Buffer,
-    files: Vec<OpenFile>,
-    regions: Vec<Region>,
-    guests: Vec<Guest>,
+    buffer: LocalBuffer,
+    files: Vec<RegistrantFile>,
+    regions: Vec<OwnRegion>,
+    borrowed: Vec<BorrowedContext>,
 }
 
-/// Whether the process goes on.
+/// Whether the process goes on after a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Onward {
-    Lives,
+enum AfterStep {
+    Continues,
     Ends,
 }
 
-/// See the module.
+/// The actor; see the module.
 pub(super) struct Registrant {
-    arena: Arc<Arena>,
+    shared: Arc<RaceShared>,
     actor: usize,
-    life: Option<Life>,
+    life: Option<RegistrantProcess>,
 }
 
 impl Registrant {
-    pub(super) fn new(arena: &Arc<Arena>, actor: usize) -> Registrant {
-        Registrant { arena: Arc::clone(arena), actor, life: None }
+    pub(super) fn new(shared: &Arc<RaceShared>, actor: usize) -> Registrant {
+        Registrant { shared: Arc::clone(shared), actor, life: None }
     }
 
-    /// What is due, then one step.
-    pub(super) fn step(&mut self, tally: &mut Tally, step: &RegistrantStep) {
+    /// Does what is due, then one step.
+    pub(super) fn step(&mut self, stats: &mut ActorStats, step: &RegistrantStep) {
         let mut life = match self.life.take() {
             Some(life) => life,
-            None => match Life::begin(&self.arena, self.actor, step.rude, tally) {
+            None => match RegistrantProcess::begin(&self.shared, self.actor, step.skips_cleanup, stats) {
                 Ok(life) => life,
-                // Killed while it was setting itself up.
+                // The process was killed during its set-up.
                 Err(_) => return,
             },
         };
-        let place = Place { arena: &self.arena, actor: self.actor };
-        let mut onward = life.attend(tally, place, step);
-        if onward == Onward::Lives {
-            onward = life.act(tally, place, step);
+        let place = ActorPlace { shared: &self.shared, actor: self.actor };
+        let mut after = life.handle_due(stats, place, step);
+        if after == AfterStep::Continues {
+            after = life.act(stats, place, step);
         }
-        let over = onward == Onward::Ends || life.task.process().is_dying() || life.endpoint.context.is_aborted();
+        let over = after == AfterStep::Ends || life.task.process().is_dying() || life.endpoint.context.is_aborted();
         if over {
-            life.end(tally, place);
+            life.end(stats, place);
         } else {
-            self.arena.pause(&life.task, step.pause);
+            self.shared.pause(&life.task, step.pause);
             self.life = Some(life);
         }
     }
 
-    /// The end of the race: the process exits with whatever it has.
-    pub(super) fn finish(&mut self, tally: &mut Tally) {
+    /// The end of the race: the process exits with everything open.
+    pub(super) fn finish(&mut self, stats: &mut ActorStats) {
         if let Some(life) = self.life.take() {
-            life.end(tally, Place { arena: &self.arena, actor: self.actor });
+            life.end(stats, ActorPlace { shared: &self.shared, actor: self.actor });
         }
     }
 }
 
-/// Where in the race somebody stands.
+/// The actor's number, and the race it belongs to.
 #[derive(Clone, Copy)]
-struct Place<'a> {
-    arena: &'a Arc<Arena>,
+struct ActorPlace<'a> {
+    shared: &'a Arc<RaceShared>,
     actor: usize,
 }
 
-/// The lease to take before a registration; none where the design knows none, or its gate needs none and the program does
-/// not care to hear of changes.
+/// The kind of lease to take before a registration. None if the design has no layout leases, or if
+/// its gate needs none and the draw says that the program does not want to hear of changes.
 fn lease_for(axes: &Axes, draw: Share) -> Option<LeaseKind> {
-    /// Shares of those who take what they don't need, of the stronger kind, and of exclusive leases nobody asked for.
+    /// The probabilities of a lease that the gate does not need, and of the stronger kind. A third
+    /// of the latter is the probability of an exclusive lease that the gate does not need.
     const CURIOUS: f64 = 0.3;
     const STRONG: f64 = 0.12;
     let strong = draw.falls_below(STRONG);
@@ -161,226 +148,244 @@ fn lease_for(axes: &Axes, draw: Share) -> Option<LeaseKind> {
     }
 }
 
-impl Life {
-    fn begin(arena: &Arc<Arena>, actor: usize, rude: bool, tally: &mut Tally) -> Result<Life, Errno> {
-        let task = arena.spawn();
-        let answer = if rude { Disposition::Ignore } else { Disposition::Handler };
+impl RegistrantProcess {
+    fn begin(
+        shared: &Arc<RaceShared>,
+        actor: usize,
+        skips_cleanup: bool,
+        stats: &mut ActorStats,
+    ) -> Result<RegistrantProcess, Errno> {
+        let task = shared.spawn();
+        let answer = if skips_cleanup { Disposition::Ignore } else { Disposition::Handler };
         task.process().set_disposition(Signal::Sigio, answer);
-        // Rings when a context has been passed: it ends whatever this process waits for.
+        // SIGUSR1 says that a context has been passed; it ends any interruptible wait of this
+        // process.
         task.process().set_disposition(Signal::Sigusr1, Disposition::Handler);
-        let (context_fd, context) = tally.call(Context::open(&task))?;
+        let (context_fd, context) = stats.call(Context::open(&task))?;
         let pd = context.alloc_pd(&task)?;
-        let buffer = Buffer::map(&task)?;
+        let buffer = LocalBuffer::map(&task)?;
         let endpoint = Endpoint::new(&task, context, pd, buffer.clone())?;
-        let slot = &arena.slots[actor];
-        slot.mail.lock().retain(|letter| letter.to == task.pid());
+        let slot = &shared.slots[actor];
+        slot.inbox.lock().retain(|passed| passed.to == task.pid());
         slot.pid.store(task.pid().0, Ordering::SeqCst);
-        Ok(Life { task, context_fd, endpoint, buffer, files: Vec::new(), regions: Vec::new(), guests: Vec::new() })
+        Ok(RegistrantProcess {
+            task,
+            context_fd,
+            endpoint,
+            buffer,
+            files: Vec::new(),
+            regions: Vec::new(),
+            borrowed: Vec::new(),
+        })
     }
 
-    /// Exits with everything that is open.
-    fn end(self, tally: &mut Tally, place: Place<'_>) {
-        place.arena.slots[place.actor].pid.store(0, Ordering::SeqCst);
+    /// The process exits with everything open.
+    fn end(self, stats: &mut ActorStats, place: ActorPlace<'_>) {
+        place.shared.slots[place.actor].pid.store(0, Ordering::SeqCst);
         self.task.exit();
-        let ended = self.regions.iter().filter(|region| !region.window.mr.is_revoked()).count();
-        tally.counters.deregistrations += ended as u64;
+        let ended = self.regions.iter().filter(|region| !region.handle.mr.is_revoked()).count();
+        stats.counters.deregistrations += ended as u64;
     }
 
-    /// Signals, mail, and what is due by the clock.
-    fn attend(&mut self, tally: &mut Tally, place: Place<'_>, step: &RegistrantStep) -> Onward {
+    /// Handles signals, passed contexts, and deregistrations that are due.
+    fn handle_due(&mut self, stats: &mut ActorStats, place: ActorPlace<'_>, step: &RegistrantStep) -> AfterStep {
         for signal in self.task.take_signals() {
             if let (Signal::Sigio, Some(ino)) = (signal.signal, signal.ino) {
-                self.give_way(tally, ino.0);
+                self.release_for_break(stats, ino.0);
             }
         }
-        let now = place.arena.kernel.world().now();
-        self.deregister(tally, |region| region.due <= now);
-        while self.guests.first().is_some_and(|guest| guest.due <= now) {
-            self.dismiss(tally, 0);
+        let now = place.shared.kernel.world().now();
+        self.deregister(stats, |region| region.due <= now);
+        while self.borrowed.first().is_some_and(|borrowed_context| borrowed_context.due <= now) {
+            self.close_borrowed(stats, 0);
         }
-        self.receive(tally, place, step);
+        self.receive(stats, place, step);
         let over = self.task.process().is_dying() || self.endpoint.context.is_aborted();
-        if over { Onward::Ends } else { Onward::Lives }
+        if over { AfterStep::Ends } else { AfterStep::Continues }
     }
 
-    /// A lease on `ino` is being broken: lets go of what stands under it.
-    fn give_way(&mut self, tally: &mut Tally, ino: u64) {
-        self.deregister(tally, |region| region.window.ino == ino);
+    /// A lease on `ino` is being broken: deregisters the regions of that file and unlocks its
+    /// leases.
+    fn release_for_break(&mut self, stats: &mut ActorStats, ino: u64) {
+        self.deregister(stats, |region| region.handle.ino == ino);
         for file in self.files.iter_mut().filter(|file| file.ino == ino && !file.leases.is_empty()) {
-            if tally.call(self.task.unlock(file.fd, BlockRange::ALL)).is_ok() {
+            if stats.call(self.task.unlock(file.fd, BlockRange::ALL)).is_ok() {
                 file.leases.clear();
             }
         }
     }
 
-    /// Deregisters the regions that `which` chooses.
-    fn deregister(&mut self, tally: &mut Tally, which: impl Fn(&Region) -> bool) {
+    /// Deregisters the regions that `which` selects.
+    fn deregister(&mut self, stats: &mut ActorStats, which: impl Fn(&OwnRegion) -> bool) {
         let (task, context, files) = (&self.task, &self.endpoint.context, &mut self.files);
         self.regions.retain(|region| {
             let goes = which(region);
             if goes {
-                // Refused only if the context or the process has just ended, and the region with it.
-                let _gone = tally.timed(Timed::Deregister, task, || context.dereg_mr(task, &region.window.mr));
-                let map = (region.window.mr.va(), region.window.mr.len());
-                // A file that was closed has taken its mappings along.
+                // It fails only if the context or the process has just ended, which ended the
+                // region too.
+                let _gone = stats.timed(TimedCall::Deregister, task, || context.dereg_mr(task, &region.handle.mr));
+                let map = (region.handle.mr.va(), region.handle.mr.len());
+                // Closing a file has removed its mappings already.
                 if let Some(file) = files.iter_mut().find(|file| file.maps.contains(&map)) {
                     file.maps.retain(|other| *other != map);
-                    let _unmapped = tally.call(task.munmap(map.0, map.1));
+                    let _unmapped = stats.call(task.munmap(map.0, map.1));
                 }
             }
             !goes
         });
     }
 
-    fn act(&mut self, tally: &mut Tally, place: Place<'_>, step: &RegistrantStep) -> Onward {
+    fn act(&mut self, stats: &mut ActorStats, place: ActorPlace<'_>, step: &RegistrantStep) -> AfterStep {
         let done = match step.act {
-            Act::Register => self.register(tally, place, step),
-            Act::Dma => {
-                self.burst(tally, place, step);
+            RegistrantAct::Register => self.register(stats, place, step),
+            RegistrantAct::Dma => {
+                self.burst(stats, place, step);
                 Ok(())
             }
-            Act::Change => self.change(tally, step),
-            Act::Unlock => self.unlock(tally, step),
-            Act::Close => self.close_one(tally, step),
-            Act::Pass => self.pass(tally, place, step),
-            Act::Fork => self.fork(tally, place, step),
-            Act::Exit => return Onward::Ends,
-            Act::Kill => {
-                tally.chosen_kills += u64::from(!self.task.process().is_dying());
-                // A process that kills itself has no return value to look at.
-                let _dead = tally.call(self.task.kill(self.task.pid(), Signal::Sigkill));
-                return Onward::Ends;
+            RegistrantAct::Change => self.change(stats, step),
+            RegistrantAct::Unlock => self.unlock(stats, step),
+            RegistrantAct::Close => self.close_one(stats, step),
+            RegistrantAct::Pass => self.pass(stats, place, step),
+            RegistrantAct::Fork => self.fork(stats, place, step),
+            RegistrantAct::Exit => return AfterStep::Ends,
+            RegistrantAct::Kill => {
+                stats.chosen_kills += u64::from(!self.task.process().is_dying());
+                // A process that kills itself gets no return value.
+                let _dead = stats.call(self.task.kill(self.task.pid(), Signal::Sigkill));
+                return AfterStep::Ends;
             }
         };
-        // A refusal is counted and lived with; whether the process still lives is looked at by the caller.
-        done.map_or(Onward::Lives, |()| Onward::Lives)
+        // A refusal is counted and the process goes on. The caller checks whether the process still
+        // lives.
+        done.map_or(AfterStep::Continues, |()| AfterStep::Continues)
     }
 
     /// Leases, maps and registers a range of a file.
-    fn register(&mut self, tally: &mut Tally, place: Place<'_>, step: &RegistrantStep) -> Result<(), Errno> {
-        let job = &place.arena.job;
+    fn register(&mut self, stats: &mut ActorStats, place: ActorPlace<'_>, step: &RegistrantStep) -> Result<(), Errno> {
+        let job = &place.shared.job;
         if self.regions.len() >= job.registrants.regions_max as usize {
             let soonest = self.regions.iter().map(|region| region.due).min();
-            self.deregister(tally, |region| Some(region.due) == soonest);
+            self.deregister(stats, |region| Some(region.due) == soonest);
         }
-        let at = self.open(tally, step.file)?;
+        let at = self.open(stats, step.file)?;
         let fd = self.files[at].fd;
         let length = step.length / 8 * 8;
-        let mut size = tally.call(self.task.stat(fd))?.size;
+        let mut size = stats.call(self.task.stat(fd))?.size;
         if size < length {
-            // The file grows first: blocks without contents, or a hole at its end.
+            // The file grows first, by unwritten blocks or by a hole at its end.
             size = job.files.size;
             if step.punches {
-                tally.call(self.task.fallocate(fd, Fallocate::Allocate { keep_size: false }, 0, size))?;
-                tally.counters.extends += 1;
+                stats.call(self.task.fallocate(fd, Fallocate::Allocate { keep_size: false }, 0, size))?;
+                stats.counters.extends += 1;
             } else {
-                tally.timed(Timed::Truncate, &self.task, || self.task.ftruncate(fd, size))?;
+                stats.timed(TimedCall::Truncate, &self.task, || self.task.ftruncate(fd, size))?;
             }
         }
         let offset = step.place.below((size - length) / BLOCK + 1) * BLOCK;
         let blocks = BlockRange::of_bytes(offset, length);
-        if let Some(kind) = lease_for(place.arena.kernel.axes(), step.lease) {
+        if let Some(kind) = lease_for(place.shared.kernel.axes(), step.lease) {
             let range = if step.whole_file { BlockRange::ALL } else { blocks };
-            self.lease(tally, at, kind, range)?;
+            self.lease(stats, at, kind, range)?;
         }
         let writable = !step.read_only;
-        let va = tally.call(self.task.mmap(fd, offset, length, writable))?;
+        let va = stats.call(self.task.mmap(fd, offset, length, writable))?;
         let access = match writable {
             true => AccessFlags::ALL,
             false => AccessFlags { remote_read: true, ..AccessFlags::LOCAL_READ },
         };
         let (task, Endpoint { context, pd, .. }) = (&self.task, &self.endpoint);
-        let registered = tally.timed(Timed::Register, task, || context.reg_mr(task, pd, va, length, access));
+        let registered = stats.timed(TimedCall::Register, task, || context.reg_mr(task, pd, va, length, access));
         let Ok(mr) = registered else {
-            return tally.call(self.task.munmap(va, length));
+            return stats.call(self.task.munmap(va, length));
         };
         self.files[at].maps.push((va, length));
-        let window = Window { mr, ino: self.files[at].ino, offset, writable };
-        let due = Nanos(place.arena.kernel.world().now().0 + step.lifetime);
-        self.regions.push(Region { window, due });
+        let handle = RegionHandle { mr, ino: self.files[at].ino, offset, writable };
+        let due = Nanos(place.shared.kernel.world().now().0 + step.lifetime);
+        self.regions.push(OwnRegion { handle, due });
         Ok(())
     }
 
-    /// File number `index`, open; where it stands in the list.
-    fn open(&mut self, tally: &mut Tally, index: u64) -> Result<usize, Errno> {
+    /// Opens file number `index` if it is not open; returns its place in the list.
+    fn open(&mut self, stats: &mut ActorStats, index: u64) -> Result<usize, Errno> {
         if let Some(at) = self.files.iter().position(|file| file.index == index) {
             return Ok(at);
         }
         if self.files.len() >= FILES_MAX {
             let oldest = self.files[0].ino;
-            self.deregister(tally, |region| region.window.ino == oldest);
-            self.close(tally, 0)?;
+            self.deregister(stats, |region| region.handle.ino == oldest);
+            self.close(stats, 0)?;
         }
-        let fd = tally.call(self.task.open(&Arena::file_name(index), OpenFlags::open(AccessMode::BOTH)))?;
+        let fd = stats.call(self.task.open(&RaceShared::file_name(index), OpenFlags::open(AccessMode::BOTH)))?;
         let ino = self.task.inode(fd)?.ino().0;
-        self.files.push(OpenFile { fd, index, ino, leases: Vec::new(), maps: Vec::new() });
+        self.files.push(RegistrantFile { fd, index, ino, leases: Vec::new(), maps: Vec::new() });
         Ok(self.files.len() - 1)
     }
 
-    fn lease(&mut self, tally: &mut Tally, at: usize, kind: LeaseKind, range: BlockRange) -> Result<(), Errno> {
+    fn lease(&mut self, stats: &mut ActorStats, at: usize, kind: LeaseKind, range: BlockRange) -> Result<(), Errno> {
         let file = &mut self.files[at];
         let held = file.leases.iter().filter(|(held, _)| *held == kind).map(|(_, range)| *range);
         if range.is_covered_by(held) {
             return Ok(());
         }
-        tally.call(self.task.lease(file.fd, kind, range))?;
-        // What overlaps was converted with it.
+        stats.call(self.task.lease(file.fd, kind, range))?;
+        // The new lease has converted the leases that it overlaps.
         file.leases.retain(|(held, old)| *held == kind || !old.overlaps(range));
         file.leases.push((kind, range));
         Ok(())
     }
 
-    fn burst(&mut self, tally: &mut Tally, place: Place<'_>, step: &RegistrantStep) {
-        let guests: usize = self.guests.iter().map(|guest| guest.windows.len()).sum();
-        let mut pick = step.pick.below((self.regions.len() + guests) as u64) as usize;
-        let requests = Requests::new(&place.arena.job, step.burst_seed);
+    fn burst(&mut self, stats: &mut ActorStats, place: ActorPlace<'_>, step: &RegistrantStep) {
+        let borrowed: usize = self.borrowed.iter().map(|borrowed_context| borrowed_context.handles.len()).sum();
+        let mut pick = step.pick.below((self.regions.len() + borrowed) as u64) as usize;
+        let requests = DmaRequests::new(&place.shared.job, step.burst_seed);
         let writer = place.actor as u8;
         if let Some(region) = self.regions.get(pick) {
-            let ended = self.endpoint.burst(tally, &self.task, writer, &region.window, requests, step.burst);
-            if ended == Burst::Failed && region.window.mr.is_revoked() {
+            let ended = self.endpoint.burst(stats, &self.task, writer, &region.handle, requests, step.burst);
+            if ended == BurstResult::Failed && region.handle.mr.is_revoked() {
                 self.regions.remove(pick);
             }
             return;
         }
         pick = pick.saturating_sub(self.regions.len());
-        for at in 0..self.guests.len() {
-            let guest = &mut self.guests[at];
-            if let Some(window) = guest.windows.get(pick) {
-                let ended = guest.endpoint.burst(tally, &self.task, writer, window, requests, step.burst);
-                if ended != Burst::Done {
-                    // The one it came from has deregistered it, or has lost it.
-                    self.dismiss(tally, at);
+        for at in 0..self.borrowed.len() {
+            let borrowed_context = &mut self.borrowed[at];
+            if let Some(handle) = borrowed_context.handles.get(pick) {
+                let ended = borrowed_context.endpoint.burst(stats, &self.task, writer, handle, requests, step.burst);
+                if ended != BurstResult::Done {
+                    // The passing registrant has deregistered the region or lost it.
+                    self.close_borrowed(stats, at);
                 }
                 return;
             }
-            pick -= guest.windows.len();
+            pick -= borrowed_context.handles.len();
         }
     }
 
-    /// Changes the layout of a file of its own, by preference one in which it has a region.
-    fn change(&mut self, tally: &mut Tally, step: &RegistrantStep) -> Result<(), Errno> {
+    /// Changes the layout of an open file, preferably of one in which this process has a region.
+    fn change(&mut self, stats: &mut ActorStats, step: &RegistrantStep) -> Result<(), Errno> {
         let Some(at) =
-            self.pick_file(step.pick, |life, file| life.regions.iter().any(|region| region.window.ino == file.ino))
+            self.pick_file(step.pick, |life, file| life.regions.iter().any(|region| region.handle.ino == file.ino))
         else {
             return Ok(());
         };
         let (fd, ino) = (self.files[at].fd, self.files[at].ino);
-        let region = self.regions.iter().find(|region| region.window.ino == ino);
-        let (offset, length) = region.map_or((0, BLOCK), |region| (region.window.offset, region.window.mr.len()));
+        let region = self.regions.iter().find(|region| region.handle.ino == ino);
+        let (offset, length) = region.map_or((0, BLOCK), |region| (region.handle.offset, region.handle.mr.len()));
         if step.punches {
             let blocks = length.div_ceil(BLOCK);
             let first = step.keep.below(blocks);
             let punched = (offset + first * BLOCK, (blocks - first) * BLOCK);
-            tally
-                .timed(Timed::Punch, &self.task, || self.task.fallocate(fd, Fallocate::PunchHole, punched.0, punched.1))
+            stats.timed(TimedCall::Punch, &self.task, || {
+                self.task.fallocate(fd, Fallocate::PunchHole, punched.0, punched.1)
+            })
         } else {
             let size = (offset + step.keep.below(length)) / 8 * 8;
-            tally.timed(Timed::Truncate, &self.task, || self.task.ftruncate(fd, size))
+            stats.timed(TimedCall::Truncate, &self.task, || self.task.ftruncate(fd, size))
         }
     }
 
-    /// One of the open files that `wanted` likes; any if it likes none.
-    fn pick_file(&self, pick: Share, wanted: impl Fn(&Life, &OpenFile) -> bool) -> Option<usize> {
+    /// One of the open files that `wanted` accepts; any open file if it accepts none.
+    fn pick_file(&self, pick: Share, wanted: impl Fn(&RegistrantProcess, &RegistrantFile) -> bool) -> Option<usize> {
         let liked: Vec<usize> = (0..self.files.len()).filter(|at| wanted(self, &self.files[*at])).collect();
         match liked.is_empty() {
             false => Some(liked[pick.below(liked.len() as u64) as usize]),
@@ -389,124 +394,134 @@ impl Life {
         }
     }
 
-    fn unlock(&mut self, tally: &mut Tally, step: &RegistrantStep) -> Result<(), Errno> {
-        let leased = |_: &Life, file: &OpenFile| !file.leases.is_empty();
+    fn unlock(&mut self, stats: &mut ActorStats, step: &RegistrantStep) -> Result<(), Errno> {
+        let leased = |_: &RegistrantProcess, file: &RegistrantFile| !file.leases.is_empty();
         let Some(at) = self.pick_file(step.pick, leased) else { return Ok(()) };
         if self.files[at].leases.is_empty() {
             return Ok(());
         }
-        tally.call(self.task.unlock(self.files[at].fd, BlockRange::ALL))?;
+        stats.call(self.task.unlock(self.files[at].fd, BlockRange::ALL))?;
         self.files[at].leases.clear();
         Ok(())
     }
 
-    fn close_one(&mut self, tally: &mut Tally, step: &RegistrantStep) -> Result<(), Errno> {
+    fn close_one(&mut self, stats: &mut ActorStats, step: &RegistrantStep) -> Result<(), Errno> {
         match self.pick_file(step.pick, |_, _| true) {
-            Some(at) => self.close(tally, at),
+            Some(at) => self.close(stats, at),
             None => Ok(()),
         }
     }
 
-    /// Unmaps and closes, whatever regions live.
-    fn close(&mut self, tally: &mut Tally, at: usize) -> Result<(), Errno> {
+    /// Unmaps and closes a file, whatever regions are live.
+    fn close(&mut self, stats: &mut ActorStats, at: usize) -> Result<(), Errno> {
         let file = self.files.remove(at);
         for (va, length) in file.maps {
-            tally.call(self.task.munmap(va, length))?;
+            stats.call(self.task.munmap(va, length))?;
         }
-        tally.call(self.task.close(file.fd))
+        stats.call(self.task.close(file.fd))
     }
 
-    /// Passes the context to another registrant, with a letter and a signal.
-    fn pass(&mut self, tally: &mut Tally, place: Place<'_>, step: &RegistrantStep) -> Result<(), Errno> {
-        let arena = place.arena;
-        let registrants = arena.job.count(crate::job::Role::Registrant) as u64;
+    /// Passes the context to another registrant: puts a record into its inbox, sends the
+    /// descriptor, and sends SIGUSR1.
+    fn pass(&mut self, stats: &mut ActorStats, place: ActorPlace<'_>, step: &RegistrantStep) -> Result<(), Errno> {
+        let shared = place.shared;
+        let registrants = shared.job.count(super::job::Role::Registrant) as u64;
         if registrants < 2 {
             return Ok(());
         }
         let other = (place.actor as u64 + 1 + step.partner.below(registrants - 1)) % registrants;
-        let slot = &arena.slots[other as usize];
+        let slot = &shared.slots[other as usize];
         let to = Pid(slot.pid.load(Ordering::SeqCst));
         if to.0 == 0 {
             return Ok(());
         }
         let context = self.endpoint.context.number();
-        let windows = self.regions.iter().map(|region| region.window.clone()).collect();
+        let handles = self.regions.iter().map(|region| region.handle.clone()).collect();
         {
-            let mut mail = slot.mail.lock();
-            if mail.len() >= MAIL_MAX {
+            let mut inbox = slot.inbox.lock();
+            if inbox.len() >= INBOX_MAX {
                 return Ok(());
             }
-            mail.push(Passed { to, context, pd: Arc::clone(&self.endpoint.pd), windows });
+            inbox.push(PassedContext { to, context, pd: Arc::clone(&self.endpoint.pd), handles });
         }
-        if let Err(errno) = tally.call(self.task.send_fd(to, self.context_fd)) {
-            slot.mail.lock().retain(|letter| letter.to != to || letter.context != context);
+        if let Err(errno) = stats.call(self.task.send_fd(to, self.context_fd)) {
+            slot.inbox.lock().retain(|passed| passed.to != to || passed.context != context);
             return Err(errno);
         }
-        // As by an owned socket: the bell rings even if the sender dies at this moment, so nobody sleeps on unread mail.
-        arena.kernel.send_signal(to, SigInfo { signal: Signal::Sigusr1, ino: None });
+        // The kernel sends the signal, as for an owned socket. It arrives even if the sender dies
+        // at this moment, so the receiver does not sleep while its inbox holds a record.
+        shared.kernel.send_signal(to, SigInfo { signal: Signal::Sigusr1, ino: None });
         Ok(())
     }
 
-    /// Takes contexts that were passed to this process.
-    fn receive(&mut self, tally: &mut Tally, place: Place<'_>, step: &RegistrantStep) {
+    /// Receives the contexts that were passed to this process.
+    fn receive(&mut self, stats: &mut ActorStats, place: ActorPlace<'_>, step: &RegistrantStep) {
         let me = self.task.pid();
-        let mail = || place.arena.slots[place.actor].mail.lock();
-        while mail().iter().any(|letter| letter.to == me) {
-            // The letter comes before the descriptor: nothing there means that it is on its way, or was refused.
+        let inbox = || place.shared.slots[place.actor].inbox.lock();
+        while inbox().iter().any(|passed| passed.to == me) {
+            // The record arrives before the descriptor. If no descriptor is there, it is still on
+            // its way or the design refused to send it.
             let received = match self.task.recv_fd() {
                 Ok(received) => received,
                 Err(_) => return,
             };
-            tally.counters.operations += 1;
+            stats.counters.operations += 1;
             let Received::Fd(fd) = received else {
-                // Which one was dropped is not told; the oldest letter is no use to anybody any more.
-                let mut mail = mail();
-                if let Some(at) = mail.iter().position(|letter| letter.to == me) {
-                    mail.remove(at);
+                // The kernel does not say which descriptor it dropped. The oldest record is dropped
+                // with it.
+                let mut inbox = inbox();
+                if let Some(at) = inbox.iter().position(|passed| passed.to == me) {
+                    inbox.remove(at);
                 }
                 continue;
             };
             let number = Context::of(&self.task, fd).map(|context| context.number());
-            let letter = {
-                let mut mail = mail();
-                let at = mail.iter().position(|letter| letter.to == me && Ok(letter.context) == number);
-                at.map(|at| mail.remove(at))
+            let passed = {
+                let mut inbox = inbox();
+                let at = inbox.iter().position(|passed| passed.to == me && Ok(passed.context) == number);
+                at.map(|at| inbox.remove(at))
             };
-            if letter.is_none_or(|letter| self.admit(fd, letter, place, step).is_err()) {
-                let _closed = tally.call(self.task.close(fd));
+            if passed.is_none_or(|passed| self.accept_context(fd, passed, place, step).is_err()) {
+                let _closed = stats.call(self.task.close(fd));
             }
         }
     }
 
-    /// Makes itself at home on a context of somebody else's.
-    fn admit(&mut self, fd: Fd, letter: Passed, place: Place<'_>, step: &RegistrantStep) -> Result<(), Errno> {
-        if self.guests.len() >= GUESTS_MAX {
-            let oldest = self.guests.remove(0);
+    /// Makes an endpoint on a passed context.
+    fn accept_context(
+        &mut self,
+        fd: Fd,
+        passed: PassedContext,
+        place: ActorPlace<'_>,
+        step: &RegistrantStep,
+    ) -> Result<(), Errno> {
+        if self.borrowed.len() >= BORROWED_MAX {
+            let oldest = self.borrowed.remove(0);
             self.task.close(oldest.fd)?;
         }
         let context = Context::of(&self.task, fd)?;
-        let endpoint = Endpoint::new(&self.task, context, letter.pd, self.buffer.clone())?;
-        let due = Nanos(place.arena.kernel.world().now().0 + step.lifetime);
-        self.guests.push(Guest { fd, endpoint, windows: letter.windows, due });
+        let endpoint = Endpoint::new(&self.task, context, passed.pd, self.buffer.clone())?;
+        let due = Nanos(place.shared.kernel.world().now().0 + step.lifetime);
+        self.borrowed.push(BorrowedContext { fd, endpoint, handles: passed.handles, due });
         Ok(())
     }
 
-    /// Closes a context of somebody else's.
-    fn dismiss(&mut self, tally: &mut Tally, at: usize) {
-        let guest = self.guests.remove(at);
+    /// Closes a passed context.
+    fn close_borrowed(&mut self, stats: &mut ActorStats, at: usize) {
+        let borrowed_context = self.borrowed.remove(at);
         // It fails only if this process has just died.
-        let _closed = tally.call(self.task.close(guest.fd));
+        let _closed = stats.call(self.task.close(borrowed_context.fd));
     }
 
-    /// Forks a child that closes what it inherited, or exits with it.
-    fn fork(&mut self, tally: &mut Tally, place: Place<'_>, step: &RegistrantStep) -> Result<(), Errno> {
-        let child = place.arena.adopt(tally.call(self.task.fork())?);
+    /// Forks a child. The child closes what it inherited, or exits with it open.
+    fn fork(&mut self, stats: &mut ActorStats, place: ActorPlace<'_>, step: &RegistrantStep) -> Result<(), Errno> {
+        let child = place.shared.adopt(stats.call(self.task.fork())?);
         if step.child_closes {
             for file in &self.files {
                 for (va, length) in &file.maps {
-                    tally.call(child.munmap(*va, *length))?;
+                    stats.call(child.munmap(*va, *length))?;
                 }
-                tally.call(child.close(file.fd))?;
+                stats.call(child.close(file.fd))?;
             }
         }
         child.exit();

@@ -1,15 +1,21 @@
-//! Races in small: choices, outcomes, verdicts.
+//! Small races: steps, outcomes, verdicts.
 
-use super::supervisor::{Taken, supervise};
+use super::job::Job;
+use super::op_stream::OpStream;
+use super::run::new_machine;
+use super::shared::{RaceShared, RunLimits};
+use super::supervisor::{TakenSteps, supervise};
 use super::*;
-use crate::choices::Choices;
-use emulator::sync::thread;
+use emulator::sync::atomic::{AtomicBool, Ordering};
+use emulator::sync::{Arc, thread};
 use emulator::wait::{WaitFor, WaitQueue};
+use fs_sim::Sabotage;
 use fs_sim::design::{ChangeRule, LastCloseRule, PinGate, presets};
-use reports::RaceVerdict;
+use reports::{DesignResult, RaceVerdict};
 use std::task::Poll;
+use std::time::Duration;
 
-/// Long enough that a run always ends by something else.
+/// Longer than any test runs, so that something else always ends the run.
 const NEVER: Duration = Duration::from_secs(3600);
 
 fn preset(name: &str) -> DesignRun {
@@ -18,13 +24,13 @@ fn preset(name: &str) -> DesignRun {
     DesignRun { name: name.to_owned(), axes: preset.axes, negative_control }
 }
 
-/// A run that ends when every actor has taken so many choices.
+/// A run that ends when every actor has taken `choices_max` steps.
 fn limited(design: &DesignRun, seed: u64, choices_max: u64) -> DesignResult {
-    let limits = Limits { choices_max, ..Limits::default() };
-    let arena = arena(&Job::built_in(), design, seed, Sabotage::default(), limits).expect("a machine");
-    let ended = supervise(&arena, NEVER, &StopFlag::new(), &mut |_| {}, None);
+    let limits = RunLimits { choices_max, ..RunLimits::default() };
+    let shared = new_machine(&Job::built_in(), design, seed, Sabotage::default(), limits).expect("a machine");
+    let ended = supervise(&shared, NEVER, &StopFlag::new(), &mut |_| {}, None);
     assert!(!ended.interrupted);
-    outcome::judge(&arena, design, ended).0
+    outcome::judge(&shared, design, ended).0
 }
 
 fn timed(designs: Vec<DesignRun>, seed: u64, sabotage: Sabotage) -> RaceReport {
@@ -34,16 +40,17 @@ fn timed(designs: Vec<DesignRun>, seed: u64, sabotage: Sabotage) -> RaceReport {
     run(config, &Quiet, &StopFlag::new()).expect("a race")
 }
 
-/// Seed 7 under two designs that could hardly differ more: one refuses, in the other everybody waits and many are killed.
+/// Seed 7 under two very different designs: one fails changes, the other lets many tasks wait and
+/// many processes be killed.
 #[test]
-fn two_runs_with_one_seed_take_the_same_10000_choices_whatever_becomes_of_them() {
+fn two_runs_with_one_seed_take_the_same_10000_steps_whatever_their_outcome() {
     const CHOICES: u64 = 10_000;
     let job = Job::built_in();
     let take = |name: &str| {
-        let taken = Arc::new(Taken::default());
-        let limits = Limits { choices_max: CHOICES, ..Limits::default() };
-        let arena = arena(&job, &preset(name), 7, Sabotage::default(), limits).unwrap();
-        let ended = supervise(&arena, NEVER, &StopFlag::new(), &mut |_| {}, Some(&taken));
+        let taken = Arc::new(TakenSteps::default());
+        let limits = RunLimits { choices_max: CHOICES, ..RunLimits::default() };
+        let shared = new_machine(&job, &preset(name), 7, Sabotage::default(), limits).unwrap();
+        let ended = supervise(&shared, NEVER, &StopFlag::new(), &mut |_| {}, Some(&taken));
         assert_eq!(ended.broken, [""; 0]);
         std::mem::take(&mut *taken.lock())
     };
@@ -51,9 +58,9 @@ fn two_runs_with_one_seed_take_the_same_10000_choices_whatever_becomes_of_them()
     assert_eq!(first.len(), job.actors().len());
     for (actor, role) in job.actors().into_iter().enumerate() {
         assert_eq!(first[&actor].len() as u64, CHOICES, "actor {actor}");
-        assert!(first[&actor] == second[&actor], "actor {actor} chose otherwise in the second run");
-        let drawn: Vec<_> = Choices::new(7, &job, actor as u64, role).take(CHOICES as usize).collect();
-        assert!(first[&actor] == drawn, "actor {actor} chose otherwise than its stream says");
+        assert!(first[&actor] == second[&actor], "actor {actor} took other steps in the second run");
+        let drawn: Vec<_> = OpStream::new(7, &job, actor as u64, role).take(CHOICES as usize).collect();
+        assert!(first[&actor] == drawn, "actor {actor} took other steps than its stream says");
     }
 }
 
@@ -76,7 +83,7 @@ fn every_preset_comes_to_the_verdict_that_its_axes_imply_and_breaks_nothing() {
         assert_eq!(counters.stale_dma > 0, expected == RaceVerdict::Corrupts, "{name}");
         assert!(counters.truncate_done > 0 && counters.punch_done > 0, "{name}: {counters:?}");
         assert!(counters.reads > 0 && counters.writes > 0 && counters.extends > 0, "{name}: {counters:?}");
-        assert!(counters.pin_retries > 0, "{name}: nobody met");
+        assert!(counters.pin_retries > 0, "{name}: no pin met a change");
         let refuses = expected == RaceVerdict::Refuses;
         assert_eq!(counters.registrations_granted == 0, refuses, "{name}: {counters:?}");
         assert_eq!(counters.dma_operations == 0, refuses, "{name}: {counters:?}");
@@ -92,9 +99,9 @@ fn every_preset_comes_to_the_verdict_that_its_axes_imply_and_breaks_nothing() {
     }
 }
 
-/// A change that only ever waits for the change before it can't be part of a deadlock.
+/// A change that waits only for an earlier change can't be part of a deadlock.
 #[test]
-fn where_nobody_leases_or_pins_nobody_is_told_of_a_deadlock() {
+fn without_leases_or_pins_no_deadlock_is_reported() {
     let result = limited(&preset("mainline"), 5, 40_000);
     assert_eq!(result.counters.deadlocks, 0);
     assert!(result.counters.truncate_waited > 0, "changes did meet: {:?}", result.counters);
@@ -114,12 +121,12 @@ fn a_rule_broken_on_purpose_is_found_on_4_of_5_seeds_and_nothing_is_found_withou
 fn a_negative_control_that_shows_nothing_is_a_violation() {
     let design = DesignRun { negative_control: true, ..preset("rfc-v2") };
     let result = limited(&design, 1, 200);
-    assert_eq!(result.violations, ["the negative control showed no stale DMA: the detector saw nothing"]);
+    assert_eq!(result.violations, ["the negative control showed no stale DMA: the detectors saw nothing"]);
     assert!(result.expected_corruption);
 }
 
 #[test]
-fn corruption_that_nobody_expected_is_a_violation_with_evidence() {
+fn unexpected_corruption_is_a_violation_with_evidence() {
     let design = DesignRun { negative_control: false, ..preset("unsafe") };
     let result = limited(&design, 1, 2_000);
     assert!(result.violations.iter().any(|what| what.starts_with("invariant 2: ")), "{:?}", result.violations);
@@ -133,7 +140,7 @@ fn corruption_that_nobody_expected_is_a_violation_with_evidence() {
 #[test]
 fn the_stop_flag_ends_a_race_which_is_reported_as_far_as_it_came() {
     struct StopAtFirstSight<'a>(&'a StopFlag);
-    impl Progress for StopAtFirstSight<'_> {
+    impl RaceProgress for StopAtFirstSight<'_> {
         fn snapshot(&self, snapshot: &Snapshot) {
             assert!(snapshot.operations >= snapshot.dma);
             self.0.stop();
@@ -157,7 +164,7 @@ fn the_stop_flag_ends_a_race_which_is_reported_as_far_as_it_came() {
     assert_eq!(report.latencies.len(), 1);
 }
 
-/// A thread that sleeps as one more actor, for `how`, until `over`; and what it takes to end it.
+/// A thread that sleeps for `how` as one more actor, and what ends its sleep.
 struct Sleepless {
     queue: Arc<WaitQueue>,
     over: Arc<AtomicBool>,
@@ -165,16 +172,16 @@ struct Sleepless {
 }
 
 impl Sleepless {
-    fn join(arena: &Arc<Arena>, how: WaitFor) -> Sleepless {
-        arena.running.fetch_add(1, Ordering::SeqCst);
-        let process = arena.spawn();
+    fn join(shared: &Arc<RaceShared>, how: WaitFor) -> Sleepless {
+        shared.running.fetch_add(1, Ordering::SeqCst);
+        let process = shared.spawn();
         let (queue, over) = (Arc::new(WaitQueue::new()), Arc::new(AtomicBool::new(false)));
-        let (arena, sleeps_on, ends) = (Arc::clone(arena), Arc::clone(&queue), Arc::clone(&over));
+        let (shared, sleeps_on, ends) = (Arc::clone(shared), Arc::clone(&queue), Arc::clone(&over));
         let thread = thread::spawn(move || {
             let ready = || if ends.load(Ordering::SeqCst) { Poll::Ready(()) } else { Poll::Pending };
-            let _interrupted = sleeps_on.wait(arena.kernel.world(), process.waiter(), how, ready);
+            let _interrupted = sleeps_on.wait(shared.kernel.world(), process.waiter(), how, ready);
             drop(process);
-            arena.finished();
+            shared.finished();
         });
         Sleepless { queue, over, thread }
     }
@@ -186,37 +193,38 @@ impl Sleepless {
     }
 }
 
-/// What a run says in which one more actor sleeps for `how`.
+/// Whether an actor was left behind, and the result, of a run in which one more actor sleeps for
+/// `how`.
 fn with_a_sleeper(how: WaitFor) -> (bool, DesignResult) {
     let (standstill, watchdog) = (Duration::from_millis(200), Duration::from_millis(600));
-    let limits = Limits { choices_max: 50, standstill, watchdog };
+    let limits = RunLimits { choices_max: 50, standstill, watchdog };
     let design = preset("rfc-v2");
-    let arena = arena(&Job::built_in(), &design, 1, Sabotage::default(), limits).expect("a machine");
-    let sleeper = Sleepless::join(&arena, how);
-    let ended = supervise(&arena, NEVER, &stopped(), &mut |_| {}, None);
+    let shared = new_machine(&Job::built_in(), &design, 1, Sabotage::default(), limits).expect("a machine");
+    let sleeper = Sleepless::join(&shared, how);
+    let ended = supervise(&shared, NEVER, &stopped(), &mut |_| {}, None);
     let left_behind = ended.left_behind;
-    let (result, _) = outcome::judge(&arena, &design, ended);
+    let (result, _) = outcome::judge(&shared, &design, ended);
     sleeper.end();
     (left_behind, result)
 }
 
 #[test]
-fn whoever_sleeps_without_a_waker_is_named_and_killed() {
+fn a_sleeper_without_a_waker_is_reported_and_killed() {
     let (left_behind, result) = with_a_sleeper(WaitFor::interruptible("something that never comes"));
     assert!(!left_behind, "a signal ends this sleep");
     let said = |what: &str| result.violations.iter().any(|violation| violation.contains(what));
-    assert!(said("nobody is left to wake them") && said("something that never comes"), "{:?}", result.violations);
+    assert!(said("no task is left to wake them") && said("something that never comes"), "{:?}", result.violations);
     assert_eq!(result.violations.len(), 2, "all else is in order: {:?}", result.violations);
     assert_eq!(result.counters.processes_killed, 0, "not by the design");
 }
 
 #[test]
-fn whoever_no_signal_can_wake_is_named_and_left_behind() {
+fn a_sleeper_that_no_signal_wakes_is_reported_and_left_behind() {
     let (left_behind, result) = with_a_sleeper(WaitFor::uninterruptible("something that never comes"));
     assert!(left_behind);
     let said = |what: &str| result.violations.iter().any(|violation| violation.contains(what));
     assert!(said("something that never comes"), "{:?}", result.violations);
-    assert!(said("1 actors did not come to their end within 600ms"), "{:?}", result.violations);
+    assert!(said("1 actors did not end within 600ms"), "{:?}", result.violations);
 }
 
 fn stopped() -> StopFlag {

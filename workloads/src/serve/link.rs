@@ -1,7 +1,7 @@
 //! What the emulator and a port say to each other.
 //!
-//! It owns the messages (one a packet, [`crate::packets`]) and the waiting for replies. Invariants: every request gets at most
-//! one reply, by its number; a message is at most [`crate::packets::MESSAGE_MAX`] bytes, which the pieces of a device of
+//! It owns the messages (one a packet, [`crate::messages`]) and the waiting for replies. Invariants: every request gets at most
+//! one reply, by its number; a message is at most [`crate::messages::MESSAGE_MAX`] bytes, which the pieces of a device of
 //! [`PIECES_MAX`](emulator::vhost_user::PIECES_MAX) pieces keep; whoever waits stops waiting when the link ends.
 
 use std::collections::BTreeMap;
@@ -19,7 +19,7 @@ use rustix::net::RecvFlags;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::packets;
+use crate::messages;
 
 /// How long one side waits for the other's reply: far longer than it can take.
 pub(super) const PATIENCE: Duration = Duration::from_secs(20);
@@ -147,7 +147,7 @@ impl<A> Link<A> {
 
     /// Says something. Never waits.
     pub(super) fn tell(&self, what: &impl Serialize, fds: &[BorrowedFd<'_>]) -> Result<(), LinkError> {
-        packets::send(self.socket.as_fd(), what, fds).map_err(|_| LinkError::Over)
+        messages::send(self.socket.as_fd(), what, fds).map_err(|_| LinkError::Over)
     }
 
     /// Says something that has a reply, and waits for it.
@@ -184,7 +184,7 @@ impl<A> Link<A> {
     /// The next message; none at the end of the link.
     pub(super) fn next<M: DeserializeOwned>(&self) -> Option<(M, Vec<OwnedFd>)> {
         loop {
-            match packets::receive(&self.socket, RecvFlags::empty()) {
+            match messages::receive(&self.socket, RecvFlags::empty()) {
                 // What is not understood was not for us.
                 Err(Errno::INTR | Errno::BADMSG) => {}
                 Ok(Some(message)) => return Some(message),

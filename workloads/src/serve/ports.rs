@@ -30,7 +30,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use super::files;
 use super::link::{Counted, FromPort, Granted, Link, LinkError, ToPort, Why, said};
 use super::machine::{Backing, Machine};
-use crate::packets;
+use crate::messages;
 
 /// How long a port may take to start.
 const START_MAX: Duration = Duration::from_secs(20);
@@ -126,7 +126,7 @@ impl Port {
         listener: &UnixListener,
         file: Option<String>,
     ) -> std::io::Result<Arc<Port>> {
-        let (ours, theirs) = packets::pair()?;
+        let (ours, theirs) = messages::pair()?;
         let command = Command::new(program)
             .arg0("daxlab")
             .arg("guest-port")

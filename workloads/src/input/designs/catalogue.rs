@@ -1,63 +1,36 @@
-//! Which designs there are: the presets, and those of files named on the command line.
+//! The designs that can be named: the presets, and the designs of files named on the command line.
 //!
-//! Invariant: names are unique across presets and files, so that a result's `name` says one thing.
+//! Invariant: names are unique across presets and files, so the `name` in a result is unambiguous.
 
 use std::path::{Path, PathBuf};
 
-use fs_sim::design::{Design, Preset, presets};
-use serde::Serialize;
-
+use super::entry::{ALL, DesignEntry, preset_entries};
 use super::parse::parse_beside;
 use crate::input::{InputError, Source};
-
-/// The word of `--design` that stands for every preset.
-pub(super) const ALL: &str = "all";
-
-/// A design and where it comes from. Serialises as `{name, axes{…}, about}`.
-#[derive(Clone, Debug, Serialize)]
-pub struct DesignEntry {
-    /// The design.
-    #[serde(flatten)]
-    pub design: Design,
-    /// Whose position it is, or which file defines it.
-    pub about: String,
-    /// Whether it is the built-in that must show stale DMA; a design of a file never is.
-    pub negative_control: bool,
-}
-
-impl From<&Preset> for DesignEntry {
-    fn from(preset: &Preset) -> DesignEntry {
-        DesignEntry {
-            design: preset.design(),
-            about: preset.about.to_owned(),
-            negative_control: preset.negative_control,
-        }
-    }
-}
 
 /// The designs that can be named: presets first, then files in the order they were loaded.
 #[derive(Clone, Debug)]
 pub struct DesignCatalogue {
     entries: Vec<DesignEntry>,
-    /// Canonical paths of the files loaded, and where their designs are in `entries`.
+    /// Canonical paths of the loaded files, and the positions of their designs in `entries`.
     files: Vec<(PathBuf, std::ops::Range<usize>)>,
 }
 
 impl Default for DesignCatalogue {
     /// The presets alone.
     fn default() -> Self {
-        let entries = presets().iter().map(DesignEntry::from).collect();
-        DesignCatalogue { entries, files: Vec::new() }
+        DesignCatalogue { entries: preset_entries(), files: Vec::new() }
     }
 }
 
 impl DesignCatalogue {
-    /// Every entry: presets in the document's order, then files in load order.
+    /// All entries: presets in the order of `docs/semantics.md`, section 5, then files in load
+    /// order.
     pub fn entries(&self) -> &[DesignEntry] {
         &self.entries
     }
 
-    /// The entry of that name.
+    /// The entry with that name.
     pub fn find(&self, name: &str) -> Option<&DesignEntry> {
         self.entries.iter().find(|entry| entry.design.name == name)
     }
@@ -67,24 +40,26 @@ impl DesignCatalogue {
         self.entries.iter().map(|entry| entry.design.name.as_str())
     }
 
-    /// Adds the designs of a text; returns them. On an error nothing is added.
+    /// Adds the designs of a text and returns them. On an error it adds nothing.
     ///
     /// # Errors
-    /// As [`parse`](super::parse()), and a name that another loaded file took.
+    /// As [`parse`](super::parse()), and a name that another loaded file defines.
     pub fn add(&mut self, source: &Source) -> Result<&[DesignEntry], InputError> {
-        let entries = parse_beside(source, self)?;
+        let entries = parse_beside(source, &self.entries)?;
         let from = self.entries.len();
         self.entries.extend(entries);
         Ok(&self.entries[from..])
     }
 
-    /// Loads a TOML file; returns its designs. A file named a second time isn't read again.
+    /// Loads a TOML file and returns its designs. A file that is named a second time isn't read
+    /// again.
     ///
     /// # Errors
     /// The file can't be read, or as [`add`](Self::add).
     pub fn load(&mut self, path: &Path) -> Result<&[DesignEntry], InputError> {
         let source = Source::read(path)?;
-        // The file was just read, so this fails only if it went away meanwhile; then the path is as good a key.
+        // The file was just read, so this fails only if the file was removed meanwhile. Then the
+        // path serves as the key.
         let canonical = path.canonicalize().unwrap_or_else(|_| path.to_owned());
         let known = self.files.iter().find(|(file, _)| *file == canonical).map(|(_, range)| range.clone());
         let range = match known {
@@ -99,18 +74,31 @@ impl DesignCatalogue {
         Ok(&self.entries[range])
     }
 
-    /// Whether a word of `--design` is a path to a file rather than a name.
+    /// Whether a word of `--design` is a path to a file and not a name.
     pub fn is_path(word: &str) -> bool {
         word.contains('/') || word.ends_with(".toml")
     }
 
-    /// Resolves a list as `--design` takes it: names, paths to TOML files (all their designs) and `all` (every preset), between commas.
+    /// Resolves a list as `--design` takes it, separated by commas: names, paths to TOML files (all
+    /// their designs), and `all` (every preset).
     ///
-    /// Files are loaded first, so a name may stand before the file that defines it. The order is the list's; a design named twice
-    /// comes once.
+    /// Files are loaded first, so a name may stand before the file that defines it. The result has
+    /// the order of the list; a design named twice occurs once.
     ///
     /// # Errors
-    /// An empty item, a name nobody defines (the nearest one is suggested, all are listed), a file that can't be used.
+    /// An empty item, an unknown name (the error suggests the nearest and lists all), a file that
+    /// can't be used.
+    ///
+    /// # Example
+    /// ```
+    /// use workloads::input::designs::DesignCatalogue;
+    ///
+    /// let mut catalogue = DesignCatalogue::default();
+    /// let designs = catalogue.resolve("kara, rfc-v2").unwrap();
+    /// assert_eq!(designs[1].design.name, "rfc-v2");
+    /// let error = catalogue.resolve("rfc-v3").unwrap_err();
+    /// assert_eq!(error.label_text(), Some("did you mean `rfc-v2`?"));
+    /// ```
     pub fn resolve(&mut self, list: &str) -> Result<Vec<DesignEntry>, InputError> {
         let source = Source::new("<designs>", list);
         let mut items = Vec::new();
@@ -128,7 +116,7 @@ impl DesignCatalogue {
         for (word, span) in items {
             let found: Vec<DesignEntry> = match word {
                 "" => return Err(self.empty_item(&source, span)),
-                ALL => presets().iter().map(DesignEntry::from).collect(),
+                ALL => preset_entries(),
                 word if Self::is_path(word) => self.load(Path::new(word))?.to_vec(),
                 word => match self.find(word) {
                     Some(entry) => vec![entry.clone()],

@@ -1,10 +1,11 @@
-//! Designs from TOML.
+//! Reads designs from TOML.
 //!
-//! A file holds one design at top level, or several as `[[design]]`. A design names itself, may start from a `base` (a preset, or
-//! a design above it in the same file), and states axes; without a base it states all of them. The tables are walked by hand, not by
-//! serde, because an error must be able to point at keys and at values.
+//! A file holds one design at top level, or several as `[[design]]`. A design has a name, may start
+//! from a `base` (a preset, or a design above it in the same file), and states axes; without a base
+//! it states all of them. The code walks the tables itself, without serde, because an error must be
+//! able to point at keys and at values.
 //!
-//! Invariant: every design returned has a legal name that no other has, and axes that passed [`Axes::check`].
+//! Invariant: every returned design has a legal, unique name, and axes that passed [`Axes::check`].
 
 use std::ops::Range;
 
@@ -12,23 +13,25 @@ use fs_sim::design::{Axes, Axis, Design, NAME_BYTES_MAX, presets};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::catalogue::{ALL, DesignCatalogue, DesignEntry};
+use super::entry::{ALL, DesignEntry, preset_entries};
 use crate::input::{InputError, Source, or_list, shown};
 
-/// Reads the designs of one file, given no other file: bases and names are checked against the presets and the file itself.
+/// Reads the designs of one file on its own: bases and names are checked against the presets and
+/// the file itself.
 ///
 /// # Errors
-/// The text isn't TOML, a key or value isn't known, axes are missing or can't stand together, or a name is illegal or taken.
+/// The text isn't TOML, a key or value isn't known, axes are missing or contradict each other, or a
+/// name is illegal or taken.
 pub fn parse(source: &Source) -> Result<Vec<Design>, InputError> {
-    let entries = parse_beside(source, &DesignCatalogue::default())?;
+    let entries = parse_beside(source, &preset_entries())?;
     Ok(entries.into_iter().map(|entry| entry.design).collect())
 }
 
-/// The same beside the designs already in `catalogue`, whose names are taken.
-pub(super) fn parse_beside(source: &Source, catalogue: &DesignCatalogue) -> Result<Vec<DesignEntry>, InputError> {
+/// The same beside the designs in `taken`, whose names are taken.
+pub(super) fn parse_beside(source: &Source, taken: &[DesignEntry]) -> Result<Vec<DesignEntry>, InputError> {
     let document = DeTable::parse(source.text()).map_err(|error| source.toml_error(&error))?;
     let top = document.get_ref();
-    let mut reader = Reader { source, catalogue, read: Vec::new() };
+    let mut reader = DesignReader { source, taken, read: Vec::new() };
     match in_file_order(top).find(|(key, _)| key.get_ref() == "design") {
         None if top.is_empty() => {
             return Err(source.error(0..0, "no design in this file").help(
@@ -58,33 +61,33 @@ pub(super) fn parse_beside(source: &Source, catalogue: &DesignCatalogue) -> Resu
     Ok(reader.read)
 }
 
-type Key<'a, 't> = &'a Spanned<std::borrow::Cow<'t, str>>;
-type Item<'a, 't> = &'a Spanned<DeValue<'t>>;
+type TomlKey<'a, 't> = &'a Spanned<std::borrow::Cow<'t, str>>;
+type TomlItem<'a, 't> = &'a Spanned<DeValue<'t>>;
 
-/// The parser sorts tables by key; the first error reported should be the first in the file.
-fn in_file_order<'a, 't>(table: &'a DeTable<'t>) -> impl Iterator<Item = (Key<'a, 't>, Item<'a, 't>)> {
+/// The TOML parser sorts tables by key. The first error reported should be the first in the file.
+fn in_file_order<'a, 't>(table: &'a DeTable<'t>) -> impl Iterator<Item = (TomlKey<'a, 't>, TomlItem<'a, 't>)> {
     let mut entries: Vec<_> = table.iter().collect();
     entries.sort_by_key(|(key, _)| key.span().start);
     entries.into_iter()
 }
 
-struct Reader<'s> {
+struct DesignReader<'s> {
     source: &'s Source,
-    catalogue: &'s DesignCatalogue,
-    /// The designs above.
+    taken: &'s [DesignEntry],
+    /// The designs above in the file.
     read: Vec<DesignEntry>,
 }
 
-/// What one table stated, with where.
+/// What one table states, with positions.
 #[derive(Default)]
-struct Stated<'t> {
+struct StatedDesign<'t> {
     name: Option<(&'t str, Range<usize>)>,
     base: Option<(&'t str, Range<usize>)>,
     axes: Vec<(Axis, &'static str, Range<usize>)>,
 }
 
-impl Reader<'_> {
-    /// `keys`: those this table may hold beside the axes.
+impl DesignReader<'_> {
+    /// Reads one design. `keys` are the keys that this table may hold besides the axes.
     fn design(&mut self, table: &DeTable<'_>, table_span: Range<usize>, keys: &[&str]) -> Result<(), InputError> {
         let stated = self.stated(table, keys)?;
         let Some((name, name_span)) = stated.name.clone() else {
@@ -102,7 +105,7 @@ impl Reader<'_> {
         if base.is_none() {
             self.check_complete(&stated.axes, name, name_span)?;
         }
-        // Without a base every axis is overwritten below, whatever it starts as.
+        // Without a base every axis is overwritten below, so the starting value does not matter.
         let mut axes = base.unwrap_or(presets()[0].axes);
         for &(axis, choice, _) in &stated.axes {
             axes.set(axis, choice).expect("`stated` kept only choices of this axis");
@@ -116,8 +119,8 @@ impl Reader<'_> {
         Ok(())
     }
 
-    fn stated<'t>(&self, table: &'t DeTable<'_>, keys: &[&str]) -> Result<Stated<'t>, InputError> {
-        let mut stated = Stated::default();
+    fn stated<'t>(&self, table: &'t DeTable<'_>, keys: &[&str]) -> Result<StatedDesign<'t>, InputError> {
+        let mut stated = StatedDesign::default();
         for (key, value) in in_file_order(table) {
             match &**key.get_ref() {
                 "name" => stated.name = Some((self.string("name", value)?, value.span())),
@@ -144,11 +147,11 @@ impl Reader<'_> {
             .label(format!("this is of type {}", value.get_ref().type_str()))
     }
 
-    /// The choice a value states, as the axis itself spells it.
+    /// The choice that a value states, as the axis spells it.
     fn choice(&self, axis: Axis, value: &Spanned<DeValue<'_>>) -> Result<&'static str, InputError> {
         let choices = axis.choices();
         let word = match value.get_ref() {
-            // TOML's own booleans for the axis that is one.
+            // TOML booleans are accepted for the axis whose choices are yes and no.
             DeValue::Boolean(yes) if choices.contains(&"yes") => match yes {
                 true => "yes",
                 false => "no",
@@ -192,7 +195,7 @@ impl Reader<'_> {
                 "choose another name for one of them",
             );
         }
-        match self.catalogue.find(name) {
+        match self.taken.iter().find(|entry| entry.design.name == name) {
             None => Ok(()),
             Some(_) if presets().iter().any(|preset| preset.name == name) => bad(
                 format!("the name `{name}` is a preset's"),
@@ -240,8 +243,9 @@ impl Reader<'_> {
             .help("state them, or start from a preset: `base = \"rfc-v2\"`"))
     }
 
-    /// Points a conflict at the first of its axes that this table states; one always is, or the base would conflict.
-    fn check_axes(&self, axes: &Axes, stated: &Stated<'_>) -> Result<(), InputError> {
+    /// Points a conflict at the first of its axes that this table states. There is always one,
+    /// because the base alone has no conflict.
+    fn check_axes(&self, axes: &Axes, stated: &StatedDesign<'_>) -> Result<(), InputError> {
         axes.check().map_err(|conflict| {
             let culprit = stated.axes.iter().find(|(axis, ..)| conflict.axes.contains(axis));
             let span = culprit.map_or(0..0, |(.., span)| span.clone());

@@ -1,4 +1,4 @@
-//! Every way a design file can be wrong, and what the catalogue resolves.
+//! Every way in which a design file can be wrong, and what the catalogue resolves.
 
 use fs_sim::design::{
     Axes, Axis, BreakTimeout, ChangeRule, LastCloseRule, LeaseLost, NAME_BYTES_MAX, NOT_APPLICABLE, PinGate,
@@ -320,7 +320,7 @@ mod catalogue {
     }
 }
 
-/// Any axes that can stand: every axis drawn freely, those that can't stand left out.
+/// Any axes without a conflict: every axis is drawn freely, and contradictory draws are discarded.
 fn any_axes() -> impl Strategy<Value = Axes> {
     proptest::collection::vec(any::<proptest::sample::Index>(), Axis::ALL.len())
         .prop_map(|draws| {
@@ -330,7 +330,7 @@ fn any_axes() -> impl Strategy<Value = Axes> {
                 axes.set(axis, choices[draw.index(choices.len())]).unwrap();
             }
             if axes.pin_gate != PinGate::Refuse {
-                // Most draws would fall here and be thrown away.
+                // Without this most draws would be discarded.
                 axes.unlock_while_pinned.get_or_insert(UnlockRule::Busy);
                 axes.last_close_while_pinned.get_or_insert(LastCloseRule::Zombie);
                 axes.mr_holds_lease.get_or_insert(true);
@@ -346,7 +346,7 @@ proptest! {
     fn a_design_reads_back_from_its_toml(axes in any_axes()) {
         let design = Design { name: "x".into(), axes };
         prop_assert_eq!(read(&to_toml(&design)).unwrap(), [design.clone()]);
-        // The same as overrides of any base.
+        // The same axes, stated as overrides of any base.
         for preset in presets() {
             let text = to_toml(&design).replacen('\n', &format!("\nbase = \"{}\"\n", preset.name), 1);
             prop_assert_eq!(read(&text).unwrap(), [design.clone()]);
@@ -361,7 +361,7 @@ proptest! {
         let _ = DesignCatalogue::default().add(&Source::new("x", text.as_str()));
     }
 
-    /// Texts near to valid ones get further into the parser than random ones.
+    /// Texts similar to valid ones reach deeper into the parser than random ones.
     #[test]
     fn a_design_with_bytes_changed_never_panics(axes in any_axes(), edits in proptest::collection::vec((any::<proptest::sample::Index>(), "[ -~\n]{0,3}"), 1..4)) {
         let mut text: Vec<char> = to_toml(&Design { name: "x".into(), axes }).chars().collect();

@@ -1,8 +1,9 @@
-//! The system calls that a scenario's process performs.
+//! The system calls that a scenario's process makes.
 //!
-//! It owns the way from a [`Request`] to the kernel, with nothing in between: no retry after a signal, no check that the
-//! kernel makes itself. Invariant: a descriptor's number is the kernel's own; what the process got is open until a request
-//! closes it. Kernel counterpart: the system call table.
+//! It owns the way from a [`ChildRequest`] to the kernel, without a retry after a signal and
+//! without a check that the kernel makes itself. Invariant: a descriptor's number is the kernel's
+//! own, and a received descriptor stays open until a request closes it. Kernel counterpart: the
+//! system call table.
 
 use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd, IntoRawFd, OwnedFd};
@@ -14,74 +15,75 @@ use rustix::net::RecvFlags;
 use rustix::process::Uid;
 use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities, set_thread_res_uid};
 
-use super::super::wire::{self, Failure, Request, Value};
+use super::wire::{self, ChildFailure, ChildRequest, ChildValue};
 use super::{inbox, last_errno, memory, signals};
 use crate::ops::describe_bytes;
 
-/// Writes go out in pieces of this many bytes.
+/// The size of the pieces in which data is written.
 const PIECE: u64 = 1 << 20;
-/// What direct I/O must be aligned to, at most.
+/// The strictest alignment that direct I/O needs.
 const DIRECT: u64 = 4096;
-/// How many reads and writes there were.
+/// The number of reads and writes so far.
 static TURN: AtomicU64 = AtomicU64::new(0);
 
-type Outcome = Result<Value, Failure>;
+type CallResult = Result<ChildValue, ChildFailure>;
 
 /// Performs a request; `fds` came with it.
-pub(super) fn perform(request: Request, fds: Vec<OwnedFd>) -> Outcome {
+pub(super) fn perform(request: ChildRequest, fds: Vec<OwnedFd>) -> CallResult {
     use libc::{SYS_close, SYS_dup, SYS_fallocate, SYS_fcntl, SYS_ftruncate, SYS_kill};
     match request {
-        Request::Spawn | Request::Fork | Request::Exit => Err(Errno::INVAL.into()),
-        Request::Handled => Ok(Value::Nothing),
-        Request::Kill { pid, signal } => done(call(SYS_kill, [pid.into(), signal.into(), 0, 0])),
-        Request::Signal { signal, disposition } => done(signals::set(signal, disposition)),
-        Request::Credentials { uid, cap_lease } => done(credentials(uid, cap_lease)),
-        Request::Dup { fd } => number(call(SYS_dup, [fd.into(), 0, 0, 0])),
-        Request::Dup2 { from, to } => done(dup2(from, to)),
-        Request::Close { fd } => done(call(SYS_close, [fd.into(), 0, 0, 0])),
-        Request::Send { fd } => done(send(fd, &fds)),
-        Request::Receive => receive(),
-        Request::Open { path, flags } => open(&path, flags),
-        Request::Read { fd, offset, len } => read(fd, offset, len),
-        Request::Write { fd, offset, len, byte } => write(fd, offset, len, byte),
-        Request::Truncate { path, size } => truncate(path, size),
-        Request::Ftruncate { fd, size } => done(call(SYS_ftruncate, [fd.into(), size, 0, 0])),
-        Request::Fallocate { fd, mode, offset, len } => {
+        ChildRequest::Spawn | ChildRequest::Fork | ChildRequest::Exit => Err(Errno::INVAL.into()),
+        ChildRequest::Handled => Ok(ChildValue::Nothing),
+        ChildRequest::Kill { pid, signal } => done(call(SYS_kill, [pid.into(), signal.into(), 0, 0])),
+        ChildRequest::Signal { signal, disposition } => done(signals::set(signal, disposition)),
+        ChildRequest::Credentials { uid, cap_lease } => done(credentials(uid, cap_lease)),
+        ChildRequest::Dup { fd } => number(call(SYS_dup, [fd.into(), 0, 0, 0])),
+        ChildRequest::Dup2 { from, to } => done(dup2(from, to)),
+        ChildRequest::Close { fd } => done(call(SYS_close, [fd.into(), 0, 0, 0])),
+        ChildRequest::Send { fd } => done(send(fd, &fds)),
+        ChildRequest::Receive => receive(),
+        ChildRequest::Open { path, flags } => open(&path, flags),
+        ChildRequest::Read { fd, offset, len } => read(fd, offset, len),
+        ChildRequest::Write { fd, offset, len, byte } => write(fd, offset, len, byte),
+        ChildRequest::Truncate { path, size } => truncate(path, size),
+        ChildRequest::Ftruncate { fd, size } => done(call(SYS_ftruncate, [fd.into(), size, 0, 0])),
+        ChildRequest::Fallocate { fd, mode, offset, len } => {
             done(call(SYS_fallocate, [fd.into(), mode.into(), offset, len]))
         }
-        Request::Unlink { path } => done(rustix::fs::unlink(path)),
-        Request::Rename { from, to } => done(rustix::fs::rename(from, to)),
-        Request::Link { path, name } => done(rustix::fs::link(path, name)),
-        Request::Chmod { path } => done(chmod(&path)),
-        Request::Utime { path } => {
+        ChildRequest::Unlink { path } => done(rustix::fs::unlink(path)),
+        ChildRequest::Rename { from, to } => done(rustix::fs::rename(from, to)),
+        ChildRequest::Link { path, name } => done(rustix::fs::link(path, name)),
+        ChildRequest::Chmod { path } => done(chmod(&path)),
+        ChildRequest::Utime { path } => {
             let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };
             let now = Timestamps { last_access: now, last_modification: now };
             done(rustix::fs::utimensat(CWD, path, &now, AtFlags::empty()))
         }
-        Request::Stat { path } => number(rustix::fs::stat(path).map(|stat| stat.st_size)),
-        Request::Fstat { fd } => number(open_fd(fd).and_then(rustix::fs::fstat).map(|stat| stat.st_size)),
-        Request::Fcntl { fd, command, argument } => {
+        ChildRequest::Stat { path } => number(rustix::fs::stat(path).map(|stat| stat.st_size)),
+        ChildRequest::Fstat { fd } => number(open_fd(fd).and_then(rustix::fs::fstat).map(|stat| stat.st_size)),
+        ChildRequest::Fcntl { fd, command, argument } => {
             number(call(SYS_fcntl, [fd.into(), command.into(), argument.into(), 0]))
         }
-        Request::Exec { path } => exec(path),
-        Request::Map { fd, offset, len, write } => memory::map(fd, offset, len, write),
-        Request::Unmap { at, len } => memory::unmap(at, len),
-        Request::Load { at, len } => memory::load(at, len),
-        Request::Store { at, len, byte } => memory::store(at, len, byte),
+        ChildRequest::Exec { path } => exec(path),
+        ChildRequest::Map { fd, offset, len, write } => memory::map(fd, offset, len, write),
+        ChildRequest::Unmap { at, len } => memory::unmap(at, len),
+        ChildRequest::Load { at, len } => memory::load(at, len),
+        ChildRequest::Store { at, len, byte } => memory::store(at, len, byte),
     }
 }
 
-fn done<T>(result: Result<T, Errno>) -> Outcome {
-    result.map(|_| Value::Nothing).map_err(Into::into)
+fn done<T>(result: Result<T, Errno>) -> CallResult {
+    result.map(|_| ChildValue::Nothing).map_err(Into::into)
 }
 
-fn number(result: Result<i64, Errno>) -> Outcome {
-    result.map(Value::Number).map_err(Into::into)
+fn number(result: Result<i64, Errno>) -> CallResult {
+    result.map(ChildValue::Number).map_err(Into::into)
 }
 
 /// A system call whose arguments are numbers: never an address.
 fn call(which: libc::c_long, args: [i64; 4]) -> Result<i64, Errno> {
-    // SAFETY: the calls above take no pointer, so memory is not touched; descriptors given by number belong to the scenario.
+    // SAFETY: the calls above take no pointer, so memory is not touched; descriptors given by
+    // number belong to the scenario.
     match unsafe { libc::syscall(which, args[0], args[1], args[2], args[3]) } {
         -1 => Err(last_errno()),
         value => Ok(value),
@@ -91,7 +93,8 @@ fn call(which: libc::c_long, args: [i64; 4]) -> Result<i64, Errno> {
 fn open_fd(fd: i32) -> Result<BorrowedFd<'static>, Errno> {
     match fd {
         ..0 => Err(Errno::BADF),
-        // SAFETY: the number came from the kernel, and the driver forgets the numbers that it has had closed.
+        // SAFETY: the number came from the kernel, and the driver forgets each number that it has
+        // closed.
         fd => Ok(unsafe { BorrowedFd::borrow_raw(fd) }),
     }
 }
@@ -104,20 +107,20 @@ fn dup2(from: i32, to: i32) -> Result<(), Errno> {
     }
 }
 
-fn open(path: &str, flags: i32) -> Outcome {
+fn open(path: &str, flags: i32) -> CallResult {
     let path = CString::new(path).map_err(|_| Errno::INVAL)?;
     // SAFETY: `path` lives across the call.
     match unsafe { libc::openat(libc::AT_FDCWD, path.as_ptr(), flags, 0o666) } {
         -1 => Err(last_errno().into()),
-        fd => Ok(Value::Number(fd.into())),
+        fd => Ok(ChildValue::Number(fd.into())),
     }
 }
 
-fn truncate(path: String, size: i64) -> Outcome {
+fn truncate(path: String, size: i64) -> CallResult {
     let path = CString::new(path).map_err(|_| Errno::INVAL)?;
     // SAFETY: `path` lives across the call.
     match unsafe { libc::truncate(path.as_ptr(), size) } {
-        0 => Ok(Value::Nothing),
+        0 => Ok(ChildValue::Nothing),
         _ => Err(last_errno().into()),
     }
 }
@@ -127,9 +130,9 @@ fn chmod(path: &str) -> Result<(), Errno> {
     rustix::fs::chmod(path, mode & rustix::fs::Mode::from_raw_mode(0o7777))
 }
 
-fn read(fd: i32, offset: i64, len: u64) -> Outcome {
-    let mut bytes = Aligned::new(len, 0)?;
-    let direct = Direct::begin(fd, offset, len);
+fn read(fd: i32, offset: i64, len: u64) -> CallResult {
+    let mut bytes = AlignedBuffer::new(len, 0)?;
+    let direct = DirectIoFlag::begin(fd, offset, len);
     let mut got = 0;
     loop {
         let rest = &mut bytes.bytes()[got..];
@@ -140,17 +143,17 @@ fn read(fd: i32, offset: i64, len: u64) -> Outcome {
             Ok(0) => break,
             Ok(more) => got += more,
         }
-        // Behind a short read is the end, where direct I/O has no place to begin.
+        // A short read ends at the end of the file, where direct I/O can't start.
         if direct.is_some() && got < len as usize {
             break;
         }
     }
-    Ok(Value::Bytes(describe_bytes(&bytes.bytes()[..got], len as usize)))
+    Ok(ChildValue::Bytes(describe_bytes(&bytes.bytes()[..got], len as usize)))
 }
 
-fn write(fd: i32, offset: i64, len: u64, byte: u8) -> Outcome {
-    let mut piece = Aligned::new(len.min(PIECE), byte)?;
-    let _direct = Direct::begin(fd, offset, len);
+fn write(fd: i32, offset: i64, len: u64, byte: u8) -> CallResult {
+    let mut piece = AlignedBuffer::new(len.min(PIECE), byte)?;
+    let _direct = DirectIoFlag::begin(fd, offset, len);
     let mut written = 0;
     loop {
         let now = &piece.bytes()[..(len - written).min(PIECE) as usize];
@@ -161,24 +164,24 @@ fn write(fd: i32, offset: i64, len: u64, byte: u8) -> Outcome {
             Ok(done) => written += done,
         }
         if written >= len {
-            return Ok(Value::Nothing);
+            return Ok(ChildValue::Nothing);
         }
     }
 }
 
-/// A buffer that direct I/O takes.
-struct Aligned {
+/// A buffer aligned for direct I/O.
+struct AlignedBuffer {
     bytes: Vec<u8>,
     start: usize,
     len: usize,
 }
 
-impl Aligned {
-    fn new(len: u64, byte: u8) -> Result<Aligned, Failure> {
+impl AlignedBuffer {
+    fn new(len: u64, byte: u8) -> Result<AlignedBuffer, ChildFailure> {
         let bytes = memory::buffer(len.saturating_add(DIRECT), byte)?;
         let len = len as usize;
         let start = bytes.as_ptr().align_offset(DIRECT as usize).min(DIRECT as usize);
-        Ok(Aligned { bytes, start, len })
+        Ok(AlignedBuffer { bytes, start, len })
     }
 
     fn bytes(&mut self) -> &mut [u8] {
@@ -186,15 +189,15 @@ impl Aligned {
     }
 }
 
-/// An open file's time with O_DIRECT: every second read or write of a process that consists of whole blocks goes past the page
-/// cache, where the file system can do that, and what it comes to must not depend on it.
-struct Direct {
+/// An open file while O_DIRECT is set. Every second read or write of whole blocks bypasses the page
+/// cache where the file system supports that; the outcome must not depend on it.
+struct DirectIoFlag {
     fd: i32,
     flags: i64,
 }
 
-impl Direct {
-    fn begin(fd: i32, offset: i64, len: u64) -> Option<Direct> {
+impl DirectIoFlag {
+    fn begin(fd: i32, offset: i64, len: u64) -> Option<DirectIoFlag> {
         // ORDERING: the process has one thread.
         let turn = TURN.fetch_add(1, Ordering::Relaxed);
         let whole = offset.unsigned_abs().is_multiple_of(DIRECT) && len.is_multiple_of(DIRECT) && len > 0;
@@ -204,13 +207,13 @@ impl Direct {
         let flags = call(libc::SYS_fcntl, [fd.into(), libc::F_GETFL.into(), 0, 0]).ok()?;
         let with = flags | i64::from(libc::O_DIRECT);
         call(libc::SYS_fcntl, [fd.into(), libc::F_SETFL.into(), with, 0]).ok()?;
-        Some(Direct { fd, flags })
+        Some(DirectIoFlag { fd, flags })
     }
 }
 
-impl Drop for Direct {
+impl Drop for DirectIoFlag {
     fn drop(&mut self) {
-        // The descriptor took other flags just now.
+        // The descriptor accepted other flags just before.
         let _ = call(libc::SYS_fcntl, [self.fd.into(), libc::F_SETFL.into(), self.flags, 0]);
     }
 }
@@ -220,16 +223,17 @@ fn send(fd: i32, fds: &[OwnedFd]) -> Result<(), Errno> {
     wire::send_bytes(to.as_fd(), b"fd", &[open_fd(fd)?])
 }
 
-/// Without waiting: who is sent nothing is told EAGAIN, as on the simulated machine.
-fn receive() -> Outcome {
+/// Does not wait. Without a message the outcome is EAGAIN, as on the simulated machine.
+fn receive() -> CallResult {
     let (_, fds) = wire::receive_bytes(inbox(), &mut [0; 8], RecvFlags::DONTWAIT)?;
     match fds.into_iter().next() {
-        Some(fd) => Ok(Value::Number(fd.into_raw_fd().into())),
+        Some(fd) => Ok(ChildValue::Number(fd.into_raw_fd().into())),
         None => Err(Errno::BADMSG.into()),
     }
 }
 
-/// Makes `uid` the real and effective user. User 0 stays the saved one, so that a later change can go anywhere.
+/// Makes `uid` the real and effective user. The saved user stays 0, so that a later change is
+/// possible.
 fn credentials(uid: u32, cap_lease: bool) -> Result<(), Errno> {
     let zygote = rustix::process::getppid().ok_or(Errno::SRCH)?;
     let permitted = capabilities(None)?.permitted;
@@ -239,10 +243,10 @@ fn credentials(uid: u32, cap_lease: bool) -> Result<(), Errno> {
     let others = if uid == 0 { permitted } else { CapabilitySet::empty() };
     let lease = if cap_lease { permitted & CapabilitySet::LEASE } else { CapabilitySet::empty() };
     set_capabilities(None, with((others - CapabilitySet::LEASE) | lease))?;
-    super::stay_bound(zygote)
+    super::die_with_zygote(zygote)
 }
 
-fn exec(path: String) -> Outcome {
+fn exec(path: String) -> CallResult {
     let path = CString::new(path).map_err(|_| Errno::INVAL)?;
     let arguments = [path.as_ptr(), std::ptr::null()];
     let environment = [std::ptr::null()];

@@ -1,27 +1,29 @@
 //! Mappings of a scenario's process.
 //!
-//! It owns the addresses. Invariants: every mapping lies between two pages that stay inaccessible, and what is unmapped stays
-//! inaccessible, so that an access beside a mapping never meets another one; an access that faults ends no process but a
-//! probe's. Kernel counterpart: mmap(2), process_vm_readv(2).
+//! It owns the addresses. Invariants: every mapping lies between two inaccessible pages, and an
+//! unmapped range stays inaccessible, so that an access beside a mapping never meets another
+//! mapping. An access that faults ends only the probe process. Kernel counterpart: mmap(2),
+//! process_vm_readv(2).
 
 use rustix::io::Errno;
 
-use super::super::wire::{Failure, Value};
 use super::last_errno;
+use super::wire::{ChildFailure, ChildValue};
 use crate::ops::describe_bytes;
 
-/// The most bytes that one access through a mapping, or one read, touches: what is told about them is built in memory.
+/// The most bytes that one access through a mapping, or one read, touches: the answer is built in
+/// memory.
 const ACCESS_MAX: u64 = 64 << 20;
 
 fn page() -> u64 {
     rustix::param::page_size() as u64
 }
 
-/// `mmap` with the flags given; the address.
+/// `mmap` with these flags; returns the address.
 fn mmap(at: u64, len: u64, protection: i32, flags: i32, fd: i32, offset: u64) -> Result<u64, Errno> {
     let len = usize::try_from(len).map_err(|_| Errno::INVAL)?;
     let offset = i64::try_from(offset).map_err(|_| Errno::INVAL)?;
-    // SAFETY: `at` is null, or lies in a reservation of this module, which holds nothing of Rust's.
+    // SAFETY: `at` is null, or lies in a reservation of this module, which holds no Rust object.
     let mapped = unsafe { libc::mmap(at as *mut libc::c_void, len, protection, flags, fd, offset) };
     match mapped == libc::MAP_FAILED {
         true => Err(last_errno()),
@@ -29,62 +31,63 @@ fn mmap(at: u64, len: u64, protection: i32, flags: i32, fd: i32, offset: u64) ->
     }
 }
 
-/// Maps a file, or anonymous memory, shared; the value is the address.
-pub(super) fn map(fd: Option<i32>, offset: u64, len: u64, write: bool) -> Result<Value, Failure> {
+/// Maps a file, or anonymous memory, shared. The value is the address.
+pub(super) fn map(fd: Option<i32>, offset: u64, len: u64, write: bool) -> Result<ChildValue, ChildFailure> {
     let nothing = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
     let room = len.checked_next_multiple_of(page()).and_then(|len| len.checked_add(2 * page())).ok_or(Errno::NOMEM)?;
     let reserved = mmap(0, room, libc::PROT_NONE, nothing, -1, 0)?;
     let protection = libc::PROT_READ | if write { libc::PROT_WRITE } else { 0 };
     let kind = libc::MAP_SHARED | libc::MAP_FIXED | if fd.is_none() { libc::MAP_ANONYMOUS } else { 0 };
     match mmap(reserved + page(), len, protection, kind, fd.unwrap_or(-1), offset) {
-        Ok(at) => Ok(Value::Number(at as i64)),
+        Ok(at) => Ok(ChildValue::Number(at as i64)),
         Err(errno) => {
-            // SAFETY: the reservation was made above, and nobody knows of it.
+            // SAFETY: the reservation was made above, and no other code knows its address.
             unsafe { libc::munmap(reserved as *mut libc::c_void, room as usize) };
             Err(errno.into())
         }
     }
 }
 
-/// Unmaps: what was mapped there gives way to a reservation.
-pub(super) fn unmap(at: u64, len: u64) -> Result<Value, Failure> {
+/// Unmaps a range: a reservation replaces the mapping.
+pub(super) fn unmap(at: u64, len: u64) -> Result<ChildValue, ChildFailure> {
     let nothing = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED;
     mmap(at, len, libc::PROT_NONE, nothing, -1, 0)?;
-    Ok(Value::Nothing)
+    Ok(ChildValue::Nothing)
 }
 
 /// Reads `len` bytes at `at`.
-pub(super) fn load(at: u64, len: u64) -> Result<Value, Failure> {
+pub(super) fn load(at: u64, len: u64) -> Result<ChildValue, ChildFailure> {
     let mut bytes = buffer(len, 0)?;
     transfer(at, &mut bytes, false)?;
-    Ok(Value::Bytes(describe_bytes(&bytes, bytes.len())))
+    Ok(ChildValue::Bytes(describe_bytes(&bytes, bytes.len())))
 }
 
-/// Writes `len` times `byte` at `at`.
-pub(super) fn store(at: u64, len: u64, byte: u8) -> Result<Value, Failure> {
+/// Writes `byte` to each of the `len` bytes at `at`.
+pub(super) fn store(at: u64, len: u64, byte: u8) -> Result<ChildValue, ChildFailure> {
     let mut bytes = buffer(len, byte)?;
     transfer(at, &mut bytes, true)?;
-    Ok(Value::Nothing)
+    Ok(ChildValue::Nothing)
 }
 
-/// A buffer, if it may be that long.
-pub(super) fn buffer(len: u64, byte: u8) -> Result<Vec<u8>, Failure> {
+/// A buffer, if this length is allowed.
+pub(super) fn buffer(len: u64, byte: u8) -> Result<Vec<u8>, ChildFailure> {
     match len <= ACCESS_MAX {
         true => Ok(vec![byte; len as usize]),
         false => Err(Errno::NOMEM.into()),
     }
 }
 
-/// Copies between `bytes` and the mapping by a system call, which fails where an instruction would fault; which signal it
-/// would have been, a probe finds out.
-fn transfer(at: u64, bytes: &mut [u8], write: bool) -> Result<(), Failure> {
+/// Copies between `bytes` and the mapping by a system call, which fails where an instruction would
+/// fault. A probe then finds the signal.
+fn transfer(at: u64, bytes: &mut [u8], write: bool) -> Result<(), ChildFailure> {
     let mut done = 0;
     while done < bytes.len() {
         let here = at + done as u64;
         let own = libc::iovec { iov_base: bytes[done..].as_mut_ptr().cast(), iov_len: bytes.len() - done };
         let mapped = libc::iovec { iov_base: here as *mut libc::c_void, iov_len: bytes.len() - done };
         let pid = rustix::process::getpid().as_raw_nonzero().get();
-        // SAFETY: `own` is the rest of `bytes`; the kernel checks the other address, which only mappings of scenarios have.
+        // SAFETY: `own` is the rest of `bytes`; the kernel checks the other address, which only
+        // mappings of scenarios have.
         let moved = unsafe {
             match write {
                 true => libc::process_vm_writev(pid, &own, 1, &mapped, 1, 0),
@@ -104,13 +107,14 @@ fn transfer(at: u64, bytes: &mut [u8], write: bool) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The signal that an access at `at` raises: a copy of the process makes it, and dies of it.
-fn probe(at: u64, write: bool) -> Failure {
+/// The signal that an access at `at` raises. A forked process makes the access and dies of it.
+fn probe(at: u64, write: bool) -> ChildFailure {
     // SAFETY: the process has one thread, so the copy's memory is consistent.
     let pid = unsafe { libc::fork() };
     if pid == 0 {
         let cell = at as *mut u8;
-        // SAFETY: the access is meant to fault: this copy of the process does nothing else, and its memory is its own.
+        // SAFETY: the access is meant to fault. This forked process does nothing else, and its
+        // memory is its own.
         unsafe {
             match write {
                 true => cell.write_volatile(0),
@@ -127,8 +131,9 @@ fn probe(at: u64, write: bool) -> Failure {
         }
     }
     match libc::WIFSIGNALED(status) {
-        true => Failure::Signal(libc::WTERMSIG(status)),
-        // Nothing else runs that could have mended it.
+        true => ChildFailure::Signal(libc::WTERMSIG(status)),
+        // The access does not fault, although no other process runs that could have changed the
+        // mapping.
         false => Errno::FAULT.into(),
     }
 }

@@ -1,13 +1,15 @@
 //! The child's side: the zygote, and the processes of a scenario that it makes.
 //!
-//! It owns the loop of a process: receive a request, perform it, answer. Every process has one thread, its control socket at
-//! `CONTROL` and its inbox at `INBOX`, and sleeps in `recvmsg` on `CONTROL` while it has nothing to do. Invariants:
-//! nothing outlives the driver (processes die with the zygote, the zygote with the driver's thread that started it); every
-//! process is a child of the zygote, which reaps it by ignoring SIGCHLD. Kernel counterpart: fork(2), prctl(2).
+//! It owns the loop of a process: receive a request, perform it, answer. Every process has one
+//! thread, its control socket at `CONTROL` and its inbox at `INBOX`. While it is idle it sleeps in
+//! `recvmsg` on `CONTROL`. Invariants: no process outlives the driver, because processes die with
+//! the zygote, and the zygote dies with the driver's thread that started it. Every process is a
+//! child of the zygote, which reaps it by ignoring SIGCHLD. Kernel counterpart: fork(2), prctl(2).
 
 mod calls;
 mod memory;
 mod signals;
+pub(crate) mod wire;
 
 use std::os::fd::{AsFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd};
 
@@ -15,38 +17,41 @@ use rustix::io::Errno;
 use rustix::net::RecvFlags;
 use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
 
-use super::wire::{self, Failure, Reply, Request, Value};
+use wire::{ChildFailure, ChildReply, ChildRequest, ChildValue};
 
-/// Where a process has its control socket. Above all numbers that a scenario's descriptors get.
+/// The descriptor number of the control socket, above all numbers that a scenario's descriptors
+/// get.
 pub(super) const CONTROL: RawFd = 200;
-/// Where a process has the socket that descriptors are sent to.
+/// The descriptor number of the socket that descriptors are sent to.
 pub(super) const INBOX: RawFd = 201;
 
-/// Runs as the zygote: what the hidden subcommand `scenario-child` calls. `control` is the driver's socket. Returns when the
-/// driver is gone; in the processes that it makes, never.
+/// The body of the zygote, called by the hidden subcommand `scenario-child`. `control` is the
+/// driver's socket. It returns when the driver is gone; in the processes that it makes it never
+/// returns.
 ///
 /// # Errors
-/// What is missing for it in the environment.
+/// What the environment lacks for the zygote.
 pub fn main(control: OwnedFd) -> std::io::Result<()> {
     set_parent_process_death_signal(Some(Signal::KILL))?;
     place(control, CONTROL)?;
-    // The socket was the standard input; a copy of it there would keep it open, and give scenarios a number to hit it by.
+    // The socket was the standard input. A copy left there would keep the socket open, and
+    // scenarios could reach it by that number.
     place(std::fs::File::open("/dev/null")?.into(), 0)?;
     signals::prepare_zygote()?;
-    // Files of a scenario are everybody's: who may do what is the leases' business.
+    // All processes may access a scenario's files; the scenario tests leases, not permissions.
     rustix::process::umask(rustix::fs::Mode::empty());
     let no_core = rustix::process::Rlimit { current: Some(0), maximum: None };
-    // A process that may not lower it writes a core file where the system says.
+    // A process that may not lower the limit writes a core file where the system is configured to.
     let _ = rustix::process::setrlimit(rustix::process::Resource::Core, no_core);
     let zygote = rustix::process::getpid();
     loop {
-        match wire::receive::<Request>(control_socket(), RecvFlags::empty()) {
+        match wire::receive::<ChildRequest>(control_socket(), RecvFlags::empty()) {
             Err(Errno::INTR) => {}
-            Ok(Some((Request::Spawn, fds))) => {
+            Ok(Some((ChildRequest::Spawn, fds))) => {
                 let forked = fork(fds, zygote, libc::SIGCHLD);
                 match forked {
                     Ok(None) => serve(zygote),
-                    Ok(Some(pid)) => answer(Ok(Value::Number(pid.into()))),
+                    Ok(Some(pid)) => answer(Ok(ChildValue::Number(pid.into()))),
                     Err(errno) => answer(Err(errno.into())),
                 }
             }
@@ -56,25 +61,25 @@ pub fn main(control: OwnedFd) -> std::io::Result<()> {
     }
 }
 
-/// The life of a process.
+/// The loop of a process.
 fn serve(zygote: Pid) -> ! {
     loop {
-        let (request, fds) = match wire::receive::<Request>(control_socket(), RecvFlags::empty()) {
+        let (request, fds) = match wire::receive::<ChildRequest>(control_socket(), RecvFlags::empty()) {
             Err(Errno::INTR) => continue,
             Ok(Some(message)) => message,
             Ok(None) | Err(_) => exit(),
         };
         let result = match request {
-            Request::Exit => exit(),
-            Request::Fork => match fork(fds, zygote, libc::CLONE_PARENT | libc::SIGCHLD) {
-                // The copy.
+            ChildRequest::Exit => exit(),
+            ChildRequest::Fork => match fork(fds, zygote, libc::CLONE_PARENT | libc::SIGCHLD) {
+                // This is the child.
                 Ok(None) => continue,
-                Ok(Some(pid)) => Ok(Value::Number(pid.into())),
+                Ok(Some(pid)) => Ok(ChildValue::Number(pid.into())),
                 Err(errno) => Err(errno.into()),
             },
             request => {
                 if can_block(&request) {
-                    say(&Reply::Began { handled: signals::take() });
+                    send_reply(&ChildReply::Began { handled: signals::take() });
                 }
                 calls::perform(request, fds)
             }
@@ -83,23 +88,25 @@ fn serve(zygote: Pid) -> ! {
     }
 }
 
-/// Whether the driver must be able to know what was handled before it.
-fn can_block(request: &Request) -> bool {
-    matches!(request, Request::Open { .. } | Request::Truncate { .. } | Request::Exec { .. })
+/// Whether the driver must know which signals were handled before the request starts.
+fn can_block(request: &ChildRequest) -> bool {
+    matches!(request, ChildRequest::Open { .. } | ChildRequest::Truncate { .. } | ChildRequest::Exec { .. })
 }
 
-/// Makes a process with the sockets `fds`: the new one gets none, the caller its number.
+/// Makes a process with the sockets `fds`. Returns none in the child, and the child's pid in the
+/// caller.
 fn fork(fds: Vec<OwnedFd>, zygote: Pid, flags: i32) -> Result<Option<i32>, Errno> {
     let mut fds = fds.into_iter();
     let (Some(control), Some(inbox)) = (fds.next(), fds.next()) else {
         return Err(Errno::INVAL);
     };
-    // SAFETY: the process has one thread, so the copy's memory is consistent; without CLONE_VM it shares none of it.
+    // SAFETY: the process has one thread, so the child's memory is consistent; without CLONE_VM the
+    // child shares none of it.
     match unsafe { libc::syscall(libc::SYS_clone, libc::c_long::from(flags), 0, 0, 0, 0) } {
         0 => {
             let ready = place(control, CONTROL)
                 .and_then(|()| place(inbox, INBOX))
-                .and_then(|()| stay_bound(zygote))
+                .and_then(|()| die_with_zygote(zygote))
                 .and_then(|()| signals::prepare_process());
             match ready {
                 Ok(()) => Ok(None),
@@ -111,8 +118,9 @@ fn fork(fds: Vec<OwnedFd>, zygote: Pid, flags: i32) -> Result<Option<i32>, Errno
     }
 }
 
-/// Dies with the zygote. To be called again after a change of credentials, which forgets it.
-fn stay_bound(zygote: Pid) -> Result<(), Errno> {
+/// Lets the process die with the zygote. A change of credentials clears this setting, so it must be
+/// called again afterwards.
+fn die_with_zygote(zygote: Pid) -> Result<(), Errno> {
     set_parent_process_death_signal(Some(Signal::KILL))?;
     match getppid() == Some(zygote) {
         true => Ok(()),
@@ -120,10 +128,11 @@ fn stay_bound(zygote: Pid) -> Result<(), Errno> {
     }
 }
 
-/// Moves a descriptor to `number`, over what is there.
+/// Moves a descriptor to `number`, replacing what is there.
 fn place(fd: OwnedFd, number: RawFd) -> Result<(), Errno> {
     let from = fd.into_raw_fd();
-    // SAFETY: plain numbers; the two descriptors are ours, and nothing else owns `number` but `CONTROL` and `INBOX` themselves.
+    // SAFETY: plain numbers. Both descriptors belong to this code, and no other code owns `number`
+    // except `CONTROL` and `INBOX` themselves.
     let placed = unsafe { libc::dup3(from, number, libc::O_CLOEXEC) };
     if placed < 0 {
         return Err(last_errno());
@@ -139,16 +148,16 @@ fn control_socket() -> BorrowedFd<'static> {
 }
 
 fn inbox() -> BorrowedFd<'static> {
-    // SAFETY: `INBOX` is open from the process's making to its end.
+    // SAFETY: `INBOX` is open from the process's start to its end.
     unsafe { BorrowedFd::borrow_raw(INBOX) }
 }
 
-fn answer(result: Result<Value, Failure>) {
-    say(&Reply::Done { result, handled: signals::take() });
+fn answer(result: Result<ChildValue, ChildFailure>) {
+    send_reply(&ChildReply::Done { result, handled: signals::take() });
 }
 
-/// A driver that can't be told is gone: the next `recvmsg` says so.
-fn say(reply: &Reply) {
+/// If the driver can't be told, it is gone, and the next `recvmsg` reports that.
+fn send_reply(reply: &ChildReply) {
     let _ = wire::send(control_socket().as_fd(), reply, &[]);
 }
 

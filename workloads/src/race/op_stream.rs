@@ -1,28 +1,29 @@
-//! Choices: what every actor is going to do, drawn from its own stream.
+//! Op streams: the steps of every actor, each drawn from the actor's own random stream.
 //!
-//! It owns the drawing. Invariant: a choice depends on (seed, job, actor, how many were drawn before) alone. Every
-//! parameter of a step is drawn whether the step turns out to need it or not, so nothing that happens in a run (a refusal, a
-//! lost race, a design) can shift what is drawn next: two runs with one seed make the same choices, actor by actor. What is
-//! due by the clock or by a signal (a deregistration, the answer to a break) is not a choice. There is no kernel counterpart.
+//! Invariant: a step depends only on the seed, the job, the actor, and how many steps the actor has
+//! drawn before. Every parameter of a step is drawn even if the step does not need it. So nothing
+//! that happens in a run (a refusal, a lost race, the design) shifts what is drawn next: two runs
+//! with one seed give every actor the same steps. What is due by the clock or by a signal (a
+//! deregistration, the answer to a lease break) is not drawn. There is no kernel counterpart.
 
 use emulator::rng::{self, Rng};
 use rand::{RngExt, SeedableRng};
 use rand_distr::{Distribution as _, Zipf};
 
-use crate::job::{Distribution, Job, Popularity, Role};
+use super::job::{Distribution, Job, Popularity, Role};
 
 /// What a registrant does next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Act {
+pub enum RegistrantAct {
     /// Leases, maps and registers a range.
     Register,
     /// A burst of work requests.
     Dma,
     /// Changes the layout of a file it has registered.
     Change,
-    /// Gives a lease back while regions live under it.
+    /// Unlocks a lease while regions are registered under it.
     Unlock,
-    /// Unmaps and closes a file while its regions live.
+    /// Unmaps and closes a file while regions of it are registered.
     Close,
     /// Passes its context to another registrant.
     Pass,
@@ -30,21 +31,21 @@ pub enum Act {
     Fork,
     /// Exits with everything open.
     Exit,
-    /// Is killed with everything open.
+    /// Kills itself with everything open.
     Kill,
 }
 
-/// A share of something: 0 is nothing of it, `u32::MAX` all of it.
+/// A fraction of a whole, in units of 2^-32.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Share(pub u32);
 
 impl Share {
-    /// A number below `bound`; 0 if `bound` is 0.
+    /// A number below `bound`, in proportion to the fraction; 0 if `bound` is 0.
     pub fn below(self, bound: u64) -> u64 {
         ((u128::from(self.0) * u128::from(bound)) >> 32) as u64
     }
 
-    /// Whether it falls below `probability`.
+    /// Whether the fraction is below `probability`.
     pub fn falls_below(self, probability: f64) -> bool {
         f64::from(self.0) < probability * 4_294_967_296.0
     }
@@ -54,10 +55,10 @@ impl Share {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RegistrantStep {
     /// What it does.
-    pub act: Act,
+    pub act: RegistrantAct,
     /// The file, for a registration.
     pub file: u64,
-    /// Where in the file, as a share of what is possible.
+    /// The region's place in the file, as a fraction of the possible places.
     pub place: Share,
     /// Length of the region in bytes.
     pub length: u64,
@@ -65,26 +66,27 @@ pub struct RegistrantStep {
     pub lifetime: u64,
     /// Whether the region is for remote reads only.
     pub read_only: bool,
-    /// Which of the leases that the design's gate accepts is taken.
+    /// Selects among the leases that the design's gate accepts.
     pub lease: Share,
     /// Whether the lease covers the whole file.
     pub whole_file: bool,
-    /// Which of the regions or files at hand it is about.
+    /// Selects among the regions or open files that the step can be about.
     pub pick: Share,
-    /// Work requests of a burst.
+    /// The number of work requests in a burst.
     pub burst: u64,
-    /// Seed of the burst's requests; see [`Requests`].
+    /// The seed of the burst's requests; see [`DmaRequests`].
     pub burst_seed: u64,
-    /// For a change: punch a hole rather than truncate.
+    /// For a change: punches a hole instead of truncating.
     pub punches: bool,
-    /// For a change: how much of the file stays.
+    /// For a change: the part of the file that stays.
     pub keep: Share,
-    /// Whom to pass the context to.
+    /// Selects the registrant that the context is passed to.
     pub partner: Share,
-    /// What a forked child does: close what it inherited, or just exit.
+    /// Whether a forked child closes what it inherited; otherwise it just exits.
     pub child_closes: bool,
-    /// Whether a process that begins its life with this step ignores SIGIO.
-    pub rude: bool,
+    /// Whether a process that starts with this step ignores SIGIO, so that it never cleans up for a
+    /// lease break.
+    pub skips_cleanup: bool,
     /// Nanoseconds until the next step.
     pub pause: u64,
 }
@@ -96,7 +98,7 @@ pub struct TruncaterStep {
     pub file: u64,
     /// The new size in bytes.
     pub size: u64,
-    /// By name rather than by descriptor.
+    /// Truncates by name, not by descriptor.
     pub by_path: bool,
     /// Nanoseconds until the next step.
     pub pause: u64,
@@ -107,11 +109,11 @@ pub struct TruncaterStep {
 pub struct PuncherStep {
     /// The file.
     pub file: u64,
-    /// Where in the file.
+    /// The range's place in the file.
     pub place: Share,
-    /// Bytes.
+    /// Length of the range in bytes.
     pub length: u64,
-    /// Zero the range instead.
+    /// Zeroes the range instead of punching it.
     pub zeroes: bool,
     /// Nanoseconds until the next step.
     pub pause: u64,
@@ -122,11 +124,11 @@ pub struct PuncherStep {
 pub struct DirectIoStep {
     /// The file.
     pub file: u64,
-    /// Where in the file.
+    /// The range's place in the file.
     pub place: Share,
-    /// Bytes, a multiple of 8.
+    /// Length in bytes, a multiple of 8.
     pub length: u64,
-    /// Write rather than read.
+    /// Writes; otherwise reads.
     pub writes: bool,
     /// Nanoseconds until the next step.
     pub pause: u64,
@@ -135,15 +137,15 @@ pub struct DirectIoStep {
 /// An extender's step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ExtenderStep {
-    /// The file, if it is a shared one.
+    /// The file, if the step is about a shared file.
     pub file: u64,
-    /// Whether it is a shared one, rather than the extender's own.
+    /// Whether the step is about a shared file; otherwise it is about the extender's own file.
     pub shared: bool,
     /// Bytes by which it grows, a multiple of 8.
     pub length: u64,
-    /// `fallocate` rather than an extending write.
+    /// Grows by `fallocate`; otherwise by an extending write.
     pub allocates: bool,
-    /// The file is removed and made anew instead.
+    /// Removes the file and creates it again instead.
     pub recreates: bool,
     /// Nanoseconds until the next step.
     pub pause: u64,
@@ -151,7 +153,7 @@ pub struct ExtenderStep {
 
 /// One step of an actor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Choice {
+pub enum ActorStep {
     /// A registrant's.
     Registrant(RegistrantStep),
     /// A truncater's.
@@ -164,37 +166,38 @@ pub enum Choice {
     Extender(ExtenderStep),
 }
 
-/// The endless choices of one actor.
+/// The endless steps of one actor.
 #[derive(Clone, Debug)]
-pub struct Choices {
+pub struct OpStream {
     rng: Rng,
     role: Role,
     job: Job,
     popularity: Option<Zipf<f64>>,
-    acts: Weighted<Act, 9>,
+    acts: WeightedChoice<RegistrantAct, 9>,
 }
 
-impl Choices {
-    /// The choices of actor number `actor`, which has `role`, under `seed`.
-    pub fn new(seed: u64, job: &Job, actor: u64, role: Role) -> Choices {
+impl OpStream {
+    /// The steps of actor number `actor`, which has `role`, under `seed`.
+    pub fn new(seed: u64, job: &Job, actor: u64, role: Role) -> OpStream {
         let popularity = match job.files.popularity {
             Popularity::Uniform => None,
-            // The job's checks leave nothing that Zipf refuses; without it all files are alike.
+            // The job's checks leave no exponent that Zipf refuses. Without a Zipf all files are
+            // equally likely.
             Popularity::Zipf(exponent) => Zipf::new(job.files.count as f64, exponent).ok(),
         };
         let mix = &job.mix;
-        let acts = Weighted::new([
-            (Act::Register, mix.register),
-            (Act::Dma, mix.dma),
-            (Act::Change, mix.change),
-            (Act::Unlock, mix.unlock),
-            (Act::Close, mix.close),
-            (Act::Pass, mix.pass),
-            (Act::Fork, mix.fork),
-            (Act::Exit, mix.exit),
-            (Act::Kill, mix.kill),
+        let acts = WeightedChoice::new([
+            (RegistrantAct::Register, mix.register),
+            (RegistrantAct::Dma, mix.dma),
+            (RegistrantAct::Change, mix.change),
+            (RegistrantAct::Unlock, mix.unlock),
+            (RegistrantAct::Close, mix.close),
+            (RegistrantAct::Pass, mix.pass),
+            (RegistrantAct::Fork, mix.fork),
+            (RegistrantAct::Exit, mix.exit),
+            (RegistrantAct::Kill, mix.kill),
         ]);
-        Choices { rng: rng::stream(seed, "choices", actor), role, job: job.clone(), popularity, acts }
+        OpStream { rng: rng::stream(seed, "choices", actor), role, job: job.clone(), popularity, acts }
     }
 
     fn file(&mut self) -> u64 {
@@ -219,9 +222,9 @@ impl Choices {
     }
 
     fn registrant(&mut self) -> RegistrantStep {
-        let (read_only, whole_file, rude) = {
+        let (read_only, whole_file, skips_cleanup) = {
             let registrants = &self.job.registrants;
-            (registrants.read_only, registrants.whole_file_lease, registrants.rude)
+            (registrants.read_only, registrants.whole_file_lease, registrants.skips_cleanup)
         };
         RegistrantStep {
             act: self.acts.draw(&mut self.rng),
@@ -239,7 +242,7 @@ impl Choices {
             keep: self.share(),
             partner: self.share(),
             child_closes: self.chance(0.5),
-            rude: self.chance(rude),
+            skips_cleanup: self.chance(skips_cleanup),
             pause: self.draw(|job| job.registrants.pause),
         }
     }
@@ -293,31 +296,31 @@ impl Choices {
     }
 }
 
-impl Iterator for Choices {
-    type Item = Choice;
+impl Iterator for OpStream {
+    type Item = ActorStep;
 
-    fn next(&mut self) -> Option<Choice> {
+    fn next(&mut self) -> Option<ActorStep> {
         Some(match self.role {
-            Role::Registrant => Choice::Registrant(self.registrant()),
-            Role::Truncater => Choice::Truncater(self.truncater()),
-            Role::Puncher => Choice::Puncher(self.puncher()),
-            Role::DirectIo => Choice::DirectIo(self.direct_io()),
-            Role::Extender => Choice::Extender(self.extender()),
+            Role::Registrant => ActorStep::Registrant(self.registrant()),
+            Role::Truncater => ActorStep::Truncater(self.truncater()),
+            Role::Puncher => ActorStep::Puncher(self.puncher()),
+            Role::DirectIo => ActorStep::DirectIo(self.direct_io()),
+            Role::Extender => ActorStep::Extender(self.extender()),
         })
     }
 }
 
 /// Values drawn in proportion to weights.
 #[derive(Clone, Debug)]
-struct Weighted<T, const N: usize> {
-    /// Each value with the sum of the weights up to and with its own.
+struct WeightedChoice<T, const N: usize> {
+    /// Each value with the sum of the weights up to and including its own.
     upto: [(T, u64); N],
 }
 
-impl<T: Copy, const N: usize> Weighted<T, N> {
+impl<T: Copy, const N: usize> WeightedChoice<T, N> {
     fn new(weights: [(T, u32); N]) -> Self {
         let mut sum = 0;
-        Weighted {
+        WeightedChoice {
             upto: weights.map(|(value, weight)| {
                 sum += u64::from(weight);
                 (value, sum)
@@ -328,14 +331,14 @@ impl<T: Copy, const N: usize> Weighted<T, N> {
     fn draw(&self, rng: &mut Rng) -> T {
         let sum = self.upto[N - 1].1;
         let at = Share(rng.random()).below(sum);
-        // A job's mix has a weight above zero, so some sum lies above `at`.
+        // At least one weight of a job's mix is above zero, so some sum lies above `at`.
         self.upto.iter().find(|(_, upto)| at < *upto).unwrap_or(&self.upto[N - 1]).0
     }
 }
 
 /// What a work request does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verb {
+pub enum DmaVerb {
     /// RDMA WRITE.
     Write,
     /// RDMA READ.
@@ -348,42 +351,42 @@ pub enum Verb {
 
 /// One work request of a burst.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Request {
+pub struct DmaRequest {
     /// What it does.
-    pub verb: Verb,
-    /// Where in the region.
+    pub verb: DmaVerb,
+    /// The request's place in the region.
     pub place: Share,
     /// Bytes of a WRITE or READ, a multiple of 8.
     pub length: u64,
 }
 
-/// The endless work requests of one burst, drawn from the seed that its step drew.
+/// The endless work requests of one burst, drawn from the burst's seed.
 #[derive(Clone, Debug)]
-pub struct Requests {
+pub struct DmaRequests {
     rng: Rng,
-    verbs: Weighted<Verb, 4>,
+    verbs: WeightedChoice<DmaVerb, 4>,
     length: Distribution,
 }
 
-impl Requests {
+impl DmaRequests {
     /// The requests of a burst.
-    pub fn new(job: &Job, burst_seed: u64) -> Requests {
+    pub fn new(job: &Job, burst_seed: u64) -> DmaRequests {
         let mix = &job.dma_mix;
-        let verbs = Weighted::new([
-            (Verb::Write, mix.write),
-            (Verb::Read, mix.read),
-            (Verb::CompareSwap, mix.compare_swap),
-            (Verb::FetchAdd, mix.fetch_add),
+        let verbs = WeightedChoice::new([
+            (DmaVerb::Write, mix.write),
+            (DmaVerb::Read, mix.read),
+            (DmaVerb::CompareSwap, mix.compare_swap),
+            (DmaVerb::FetchAdd, mix.fetch_add),
         ]);
-        Requests { rng: Rng::seed_from_u64(burst_seed), verbs, length: job.registrants.dma_length }
+        DmaRequests { rng: Rng::seed_from_u64(burst_seed), verbs, length: job.registrants.dma_length }
     }
 }
 
-impl Iterator for Requests {
-    type Item = Request;
+impl Iterator for DmaRequests {
+    type Item = DmaRequest;
 
-    fn next(&mut self) -> Option<Request> {
-        Some(Request {
+    fn next(&mut self) -> Option<DmaRequest> {
+        Some(DmaRequest {
             verb: self.verbs.draw(&mut self.rng),
             place: Share(self.rng.random()),
             length: self.length.draw(&mut self.rng) / 8 * 8,
@@ -395,8 +398,8 @@ impl Iterator for Requests {
 mod tests {
     use super::*;
 
-    fn first(seed: u64, job: &Job, actor: usize, n: usize) -> Vec<Choice> {
-        Choices::new(seed, job, actor as u64, job.actors()[actor]).take(n).collect()
+    fn first(seed: u64, job: &Job, actor: usize, n: usize) -> Vec<ActorStep> {
+        OpStream::new(seed, job, actor as u64, job.actors()[actor]).take(n).collect()
     }
 
     #[test]
@@ -421,17 +424,17 @@ mod tests {
         for actor in 0..job.actors().len() {
             for choice in first(3, &job, actor, 5_000) {
                 let (file, bytes) = match choice {
-                    Choice::Registrant(step) => {
-                        for request in Requests::new(&job, step.burst_seed).take(3) {
+                    ActorStep::Registrant(step) => {
+                        for request in DmaRequests::new(&job, step.burst_seed).take(3) {
                             assert!(request.length >= 8 && request.length.is_multiple_of(8), "{request:?}");
                         }
                         assert!((1..=1024).contains(&step.burst));
                         (step.file, step.length)
                     }
-                    Choice::Truncater(step) => (step.file, step.size),
-                    Choice::Puncher(step) => (step.file, step.length),
-                    Choice::DirectIo(step) => (step.file, step.length),
-                    Choice::Extender(step) => (step.file, step.length),
+                    ActorStep::Truncater(step) => (step.file, step.size),
+                    ActorStep::Puncher(step) => (step.file, step.length),
+                    ActorStep::DirectIo(step) => (step.file, step.length),
+                    ActorStep::Extender(step) => (step.file, step.length),
                 };
                 files[file as usize] += 1;
                 assert!(bytes <= job.files.size, "{choice:?}");
@@ -444,9 +447,9 @@ mod tests {
     #[test]
     fn weights_are_proportions_and_zero_is_never() {
         let mut rng = rng::stream(1, "test", 0);
-        let weighted = Weighted::new([('a', 3), ('b', 0), ('c', 1)]);
+        let weighted = WeightedChoice::new([('a', 3), ('b', 0), ('c', 1)]);
         let drawn: Vec<char> = (0..40_000).map(|_| weighted.draw(&mut rng)).collect();
-        let count = |letter| drawn.iter().filter(|drawn| **drawn == letter).count();
+        let count = |passed| drawn.iter().filter(|drawn| **drawn == passed).count();
         assert_eq!(count('b'), 0);
         assert!((29_000..31_000).contains(&count('a')), "{}", count('a'));
     }

@@ -1,59 +1,53 @@
-//! Two machines that are made to do the same.
+//! Two machines that make the same steps.
 //!
-//! It owns the comparison. Invariant: after every step both machines have told the same outcome, the same blocked calls, the same
-//! handled signals, the same lives and deaths, and the same lease on every descriptor; the first that differs ends the run.
-//! Kernel counterpart: none.
+//! It owns the comparison. Invariant: after every step both machines have reported the same
+//! outcome, the same blocked calls, the same handled signals, the same living and dead processes,
+//! and the same lease on every descriptor. The first difference ends the sequence. Kernel
+//! counterpart: none.
 
 use std::collections::BTreeMap;
 
-use super::generate::{Move, View};
-use super::text;
+use super::generate::{AgreedView, AgreementStep};
+use super::text::{self, ScenarioLine};
 use crate::ops::{Arg, Op, Verb};
 use crate::scenario::machine::{Machine, Progress, Trouble};
 use crate::scenario::{Actor, Query, Subject};
 
-/// Why a sequence goes no further.
+/// Why a sequence stops.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Stop {
-    /// The machines differ, at the last line.
+pub(super) enum SequenceStop {
+    /// The machines differ at the last line.
     Differ { left: String, right: String },
-    /// One of them can't do it.
+    /// One of the machines can't make the step.
     NotRun(String),
-    /// Whether a call is blocked could not be told.
+    /// The driver could not decide whether a call is blocked.
     Inconclusive(String),
 }
 
-/// A line of a scenario, and what came of it on both machines.
-#[derive(Clone, Debug)]
-pub(super) struct Line {
-    pub(super) text: String,
-    pub(super) outcome: String,
-}
-
-/// See the module. The left machine is the one whose word counts.
-pub(super) struct Pair<'m> {
+/// The pair; see the module. The left machine is the reference.
+pub(super) struct MachinePair<'m> {
     left: Box<dyn Machine + 'm>,
     right: Box<dyn Machine + 'm>,
-    pub(super) view: View,
-    blocked: BTreeMap<String, Move>,
-    pub(super) lines: Vec<Line>,
-    /// What operations came to, signals that were handled, and deaths, with how often.
+    pub(super) view: AgreedView,
+    blocked: BTreeMap<String, AgreementStep>,
+    pub(super) lines: Vec<ScenarioLine>,
+    /// How often each outcome, handled signal and death occurred.
     pub(super) outcomes: BTreeMap<String, u64>,
 }
 
-type Answer = Result<String, Trouble>;
+type MachineAnswer = Result<String, Trouble>;
 
-impl<'m> Pair<'m> {
-    pub(super) fn new(left: Box<dyn Machine + 'm>, right: Box<dyn Machine + 'm>, view: View) -> Pair<'m> {
+impl<'m> MachinePair<'m> {
+    pub(super) fn new(left: Box<dyn Machine + 'm>, right: Box<dyn Machine + 'm>, view: AgreedView) -> MachinePair<'m> {
         let (blocked, lines, outcomes) = (BTreeMap::new(), Vec::new(), BTreeMap::new());
-        Pair { left, right, view, blocked, lines, outcomes }
+        MachinePair { left, right, view, blocked, lines, outcomes }
     }
 
-    /// Makes both do `step`, and compares everything that can be seen.
+    /// Lets both machines make `step`, and compares everything that can be observed.
     ///
     /// # Errors
-    /// [`Stop`].
-    pub(super) fn make(&mut self, step: &Move) -> Result<(), Stop> {
+    /// [`SequenceStop`].
+    pub(super) fn make(&mut self, step: &AgreementStep) -> Result<(), SequenceStop> {
         let actor = actor(&step.process);
         let text = text::step(step);
         let outcome = self.both(text, |machine| machine.perform(&actor, &step.op, step.bind.as_deref()).map(words))?;
@@ -74,19 +68,23 @@ impl<'m> Pair<'m> {
         self.leases()
     }
 
-    /// Asks both the same; their one answer.
-    fn both(&mut self, text: String, mut ask: impl FnMut(&mut dyn Machine) -> Answer) -> Result<String, Stop> {
+    /// Asks both machines the same and returns their common answer.
+    fn both(
+        &mut self,
+        text: String,
+        mut ask: impl FnMut(&mut dyn Machine) -> MachineAnswer,
+    ) -> Result<String, SequenceStop> {
         let left = answer(ask(&mut *self.left))?;
         let right = answer(ask(&mut *self.right))?;
-        self.lines.push(Line { text, outcome: left.clone() });
+        self.lines.push(ScenarioLine { text, outcome: left.clone() });
         match left == right {
             true => Ok(left),
-            false => Err(Stop::Differ { left, right }),
+            false => Err(SequenceStop::Differ { left, right }),
         }
     }
 
-    /// Calls that were blocked, and may have returned.
-    fn returns(&mut self) -> Result<(), Stop> {
+    /// Checks blocked calls that may have returned.
+    fn returns(&mut self) -> Result<(), SequenceStop> {
         let blocked: Vec<String> = self.blocked.keys().cloned().collect();
         for name in blocked {
             let actor = actor(&name);
@@ -107,7 +105,7 @@ impl<'m> Pair<'m> {
         Ok(())
     }
 
-    fn lives(&mut self) -> Result<(), Stop> {
+    fn lives(&mut self) -> Result<(), SequenceStop> {
         for name in self.living() {
             let alive = self.look(Subject::Process, &name)? == "alive";
             if alive {
@@ -120,7 +118,7 @@ impl<'m> Pair<'m> {
         Ok(())
     }
 
-    fn signals(&mut self) -> Result<(), Stop> {
+    fn signals(&mut self) -> Result<(), SequenceStop> {
         for name in self.living().into_iter().filter(|name| self.view.can_act(name)).collect::<Vec<_>>() {
             let handled = self.look(Subject::Signals, &name)?;
             if handled == "none" {
@@ -132,8 +130,9 @@ impl<'m> Pair<'m> {
         Ok(())
     }
 
-    /// The lease on every descriptor, by a process that has it and can look.
-    fn leases(&mut self) -> Result<(), Stop> {
+    /// Compares the lease on every descriptor, as seen by a process that has the descriptor and can
+    /// act.
+    fn leases(&mut self) -> Result<(), SequenceStop> {
         let mut looks = Vec::new();
         for (fd, owners) in &self.view.fds {
             let looker = owners.iter().find(|owner| self.view.can_act(owner));
@@ -142,7 +141,7 @@ impl<'m> Pair<'m> {
         for (process, fd) in looks {
             let op = Op { verb: Verb::GetLease, args: vec![Arg::Name(fd)] };
             let actor = actor(&process);
-            let step = Move { process, op, bind: None };
+            let step = AgreementStep { process, op, bind: None };
             let lease = self.both(text::step(&step), |machine| machine.perform(&actor, &step.op, None).map(words))?;
             self.count(&format!("lease {}", lease.trim_start_matches("ok ")));
             self.lines.pop();
@@ -154,7 +153,7 @@ impl<'m> Pair<'m> {
         *self.outcomes.entry(what.to_owned()).or_default() += 1;
     }
 
-    fn look(&mut self, subject: Subject, of: &str) -> Result<String, Stop> {
+    fn look(&mut self, subject: Subject, of: &str) -> Result<String, SequenceStop> {
         let query = Query { subject, of: of.to_owned() };
         self.both(format!("expect {} {of}", subject.facts().0), |machine| {
             let answer = machine.ask(&query)?;
@@ -167,12 +166,12 @@ impl<'m> Pair<'m> {
         living.map(|(name, _)| name.clone()).collect()
     }
 
-    /// Who is in a blocked call.
+    /// The processes that are in a blocked call.
     pub(super) fn blocked(&self) -> impl Iterator<Item = &str> {
         self.blocked.keys().map(String::as_str)
     }
 
-    /// Ends both; what was found wrong with them.
+    /// Ends both machines and returns what was found wrong with them.
     pub(super) fn finish(self) -> Vec<String> {
         let mut wrong = self.left.finish();
         wrong.extend(self.right.finish());
@@ -182,8 +181,8 @@ impl<'m> Pair<'m> {
 
 const BLOCKS: &str = "blocks";
 
-/// Signals without those that came before in the same step: whether the handler of one runs before the next comes, so that
-/// they don't merge, is a matter of processors.
+/// Signals, each once. Whether a handler runs before the next equal signal arrives, so that the two
+/// don't merge, depends on the scheduler.
 fn each_once(signals: &str) -> String {
     let mut seen: Vec<&str> = Vec::new();
     for signal in signals.split(' ') {
@@ -202,7 +201,7 @@ fn first_word(outcome: &str) -> &str {
     outcome.split(' ').next().unwrap_or_default()
 }
 
-/// Why it blocks, only the simulation can tell.
+/// Only the simulation knows why a call blocks, so the reason is not compared.
 fn words(progress: Progress) -> String {
     match progress {
         Progress::Done(outcome) => outcome,
@@ -210,12 +209,12 @@ fn words(progress: Progress) -> String {
     }
 }
 
-/// What a script can't ask for is an answer too: the other machine must say so as well.
-fn answer(answer: Answer) -> Result<String, Stop> {
+/// If one machine refuses the question as a script's mistake, the other machine must refuse it too.
+fn answer(answer: MachineAnswer) -> Result<String, SequenceStop> {
     match answer {
         Ok(outcome) => Ok(outcome),
         Err(Trouble::Script(why)) => Ok(format!("(refused: {why})")),
-        Err(Trouble::CannotRun(why)) => Err(Stop::NotRun(why)),
-        Err(Trouble::Inconclusive(why)) => Err(Stop::Inconclusive(why)),
+        Err(Trouble::CannotRun(why)) => Err(SequenceStop::NotRun(why)),
+        Err(Trouble::Inconclusive(why)) => Err(SequenceStop::Inconclusive(why)),
     }
 }

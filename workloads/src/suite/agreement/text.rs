@@ -1,16 +1,23 @@
-//! Steps as the language of scenarios writes them.
+//! Writes steps in the language of scenarios.
 //!
-//! It owns the way back from an operation to its words. Invariant: what it writes, the parser reads as the same operation.
+//! It owns the way back from an operation to its text. Invariant: the parser reads the text as the
+//! same operation. Kernel counterpart: none.
 
 use crate::input::Size;
 
-use super::generate::Move;
-use super::pair::Line;
+use super::generate::AgreementStep;
 use crate::ops::{Arg, Op, Param};
 use crate::scenario::{Contents, FileSetup};
 
+/// A line of a scenario, and its outcome on both machines.
+#[derive(Clone, Debug)]
+pub(super) struct ScenarioLine {
+    pub(super) text: String,
+    pub(super) outcome: String,
+}
+
 /// `A: f = open data rw`.
-pub(super) fn step(step: &Move) -> String {
+pub(super) fn step(step: &AgreementStep) -> String {
     let bind = step.bind.as_ref().map(|name| format!("{name} = ")).unwrap_or_default();
     format!("{}: {bind}{}", step.process, op(&step.op))
 }
@@ -45,14 +52,20 @@ fn file(file: &FileSetup) -> String {
     format!("file {} {} {contents}", file.name, Size(file.size))
 }
 
-/// A whole scenario whose last step is its question; `other` is what the other machine answers there. Whoever is `blocked` is
-/// killed behind it.
-pub(super) fn scenario(title: &str, files: &[FileSetup], lines: &[Line], other: &str, blocked: &[String]) -> String {
+/// A whole scenario whose last step shows the difference. `other` is the other machine's answer
+/// there. The scenario ends by killing every process in `blocked`.
+pub(super) fn scenario(
+    title: &str,
+    files: &[FileSetup],
+    lines: &[ScenarioLine],
+    other: &str,
+    blocked: &[String],
+) -> String {
     let mut text = format!("# {title}\nlinux\n");
     for setup in files {
         text += &format!("{}\n", file(setup));
     }
-    for (n, Line { text: step, outcome }) in lines.iter().enumerate() {
+    for (n, ScenarioLine { text: step, outcome }) in lines.iter().enumerate() {
         match n + 1 == lines.len() {
             false => text += &format!("{step} -> {outcome}\n"),
             true => text += &format!("{step} => {outcome}  # elsewhere: {other}\n"),

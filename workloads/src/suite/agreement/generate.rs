@@ -1,8 +1,9 @@
 //! Random sequences of operations.
 //!
-//! It owns the choice of the next step. Invariants: a step names only processes that can act and things that they have, as far as
-//! both machines agree up to there ([`View`]); what is chosen depends on the seed and that agreement alone. Kernel counterpart:
-//! trinity, with knowledge of leases.
+//! It owns the choice of the next step. Invariants: a step names only processes that can act and
+//! things that they have, according to what both machines agree on so far ([`AgreedView`]). The
+//! choice depends only on the seed and on that agreement. Kernel counterpart: trinity, with
+//! knowledge of leases.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,59 +13,62 @@ use rand::RngExt;
 use crate::ops::{Arg, ByteRange, Op, Verb};
 use crate::scenario::{Contents, FileSetup};
 
-/// Unit of sizes and offsets: the block of ext4 and tmpfs, and of the simulation.
+/// The unit of sizes and offsets: the block size of ext4, tmpfs and the simulation.
 const BLOCK: u64 = fs_sim::BLOCK;
-/// The longest that files grow by chosen sizes.
+/// The largest size that a step chooses, in blocks.
 const BLOCKS: u64 = 6;
 /// The most processes of a sequence.
 const PROCESSES_MAX: usize = 4;
 
 /// One step of a sequence.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Move {
-    /// Who.
+pub(super) struct AgreementStep {
+    /// The acting process.
     pub(super) process: String,
-    /// What.
+    /// The operation.
     pub(super) op: Op,
-    /// What the result is called.
+    /// The name given to the result.
     pub(super) bind: Option<String>,
 }
 
-/// A process, as far as choices depend on it.
+/// What choices depend on about one process.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Known {
-    /// It has done something: before that it is not there, and nobody can name it.
+pub(super) struct KnownProcess {
+    /// It has taken a step. Before its first step the process does not exist and can't be named.
     pub(super) met: bool,
     pub(super) dead: bool,
     pub(super) blocked: bool,
-    /// Descriptors sent to it and not received.
+    /// Descriptors that were sent to it and that it has not received.
     pub(super) inbox: u32,
 }
 
-/// What both machines agree on.
+/// What both machines agree on so far.
 #[derive(Clone, Debug, Default)]
-pub(super) struct View {
-    pub(super) processes: BTreeMap<String, Known>,
-    /// Descriptors, and who has them.
+pub(super) struct AgreedView {
+    pub(super) processes: BTreeMap<String, KnownProcess>,
+    /// Descriptors, each with the processes that have it.
     pub(super) fds: BTreeMap<String, BTreeSet<String>>,
-    /// Mappings, their lengths and who has them.
+    /// Mappings, each with its length and the processes that have it.
     pub(super) maps: BTreeMap<String, (u64, BTreeSet<String>)>,
-    /// Names given so far.
+    /// The number of names given so far.
     pub(super) named: u32,
 }
 
-impl View {
-    /// The first two or three processes; they exist from their first step on.
-    pub(super) fn new(processes: usize) -> View {
+impl AgreedView {
+    /// The first two or three processes. Each comes into existence with its first step.
+    pub(super) fn new(processes: usize) -> AgreedView {
         let names = ["A", "B", "C"].into_iter().take(processes);
-        View { processes: names.map(|name| (name.to_owned(), Known::default())).collect(), ..View::default() }
+        AgreedView {
+            processes: names.map(|name| (name.to_owned(), KnownProcess::default())).collect(),
+            ..AgreedView::default()
+        }
     }
 
     pub(super) fn can_act(&self, process: &str) -> bool {
         self.processes.get(process).is_some_and(|known| !known.dead && !known.blocked)
     }
 
-    /// The things that `process` has.
+    /// The descriptors of `process`.
     fn fds_of<'a>(&'a self, process: &'a str) -> impl Iterator<Item = &'a str> {
         self.fds.iter().filter(move |(_, owners)| owners.contains(process)).map(|(name, _)| name.as_str())
     }
@@ -73,8 +77,8 @@ impl View {
         self.maps.iter().filter(move |(_, (_, owners))| owners.contains(process)).map(|(name, _)| name.as_str())
     }
 
-    /// Whether a step can be made as it stands.
-    pub(super) fn allows(&self, step: &Move) -> bool {
+    /// Whether a step can be made now.
+    pub(super) fn allows(&self, step: &AgreementStep) -> bool {
         use crate::ops::Param;
         let fits = |(n, (_, param)): (usize, &(&str, Param))| match param {
             Param::Process => {
@@ -91,13 +95,13 @@ impl View {
         self.can_act(&step.process) && step.op.verb.params().iter().enumerate().all(fits)
     }
 
-    /// Takes note of a step that was made, and succeeded.
-    pub(super) fn note(&mut self, step: &Move) {
+    /// Records a step that was made and succeeded.
+    pub(super) fn note(&mut self, step: &AgreementStep) {
         let who = || step.process.clone();
         let op = &step.op;
         match (op.verb, &step.bind) {
             (Verb::Fork, Some(child)) => {
-                self.processes.insert(child.clone(), Known { met: true, ..Known::default() });
+                self.processes.insert(child.clone(), KnownProcess { met: true, ..KnownProcess::default() });
                 let all = self.fds.values_mut().chain(self.maps.values_mut().map(|(_, owners)| owners));
                 for owners in all.filter(|owners| owners.contains(&step.process)) {
                     owners.insert(child.clone());
@@ -130,10 +134,10 @@ impl View {
     }
 }
 
-/// What the file systems of both machines can do, and how long sequences are.
+/// What the file systems of both machines support.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Range {
-    /// Zero, collapse and insert range.
+pub(super) struct RangeSupport {
+    /// Whether they support zero, collapse and insert range.
     pub(super) moves_ranges: bool,
 }
 
@@ -149,16 +153,16 @@ pub(super) fn files(rng: &mut Rng) -> Vec<FileSetup> {
     ["data", "more"].into_iter().take(count).map(|name| file(name, rng)).collect()
 }
 
-/// What a sequence is mostly about.
+/// The main subject of a sequence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Flavour {
-    /// Who has which lease, and who waits for whom.
+pub(super) enum SequenceFlavour {
+    /// Which process has which lease, and which process waits for which.
     Leases,
-    /// What is where in a file, through which door.
+    /// The contents of a file, read and written through descriptors and mappings.
     Contents,
 }
 
-/// How often an operation is chosen in either flavour, relative to the others.
+/// The weights of operations in either flavour: (operation, leases, contents).
 const WEIGHTS: &[(Verb, u32, u32)] = &[
     (Verb::Open, 30, 20),
     (Verb::SetLease, 30, 4),
@@ -196,11 +200,16 @@ const WEIGHTS: &[(Verb, u32, u32)] = &[
     (Verb::Fstat, 1, 3),
 ];
 
-/// In how many of a hundred steps a process without descriptors opens something.
+/// The percentage of steps in which a process without descriptors opens a file.
 const OPENS_FIRST: u32 = 75;
 
-/// Chooses the next step; none if nobody can act.
-pub(super) fn next(rng: &mut Rng, view: &View, range: Range, flavour: Flavour) -> Option<Move> {
+/// Chooses the next step; none if no process can act.
+pub(super) fn next(
+    rng: &mut Rng,
+    view: &AgreedView,
+    range: RangeSupport,
+    flavour: SequenceFlavour,
+) -> Option<AgreementStep> {
     let able: Vec<&String> = view.processes.keys().filter(|name| view.can_act(name)).collect();
     let process = one(rng, &able)?.to_string();
     if view.fds_of(&process).next().is_none() && rng.random_range(0..100) < OPENS_FIRST {
@@ -208,10 +217,10 @@ pub(super) fn next(rng: &mut Rng, view: &View, range: Range, flavour: Flavour) -
     }
     let weights: Vec<(Verb, u32)> = WEIGHTS
         .iter()
-        .map(|(verb, leases, contents)| (*verb, if flavour == Flavour::Leases { *leases } else { *contents }))
+        .map(|(verb, leases, contents)| (*verb, if flavour == SequenceFlavour::Leases { *leases } else { *contents }))
         .collect();
     let total: u32 = weights.iter().map(|(_, weight)| weight).sum();
-    // Most verbs need a thing that the process may not have: then another is drawn.
+    // Many operations need a thing that the process may not have. Then another operation is drawn.
     for _ in 0..100 {
         let mut drawn = rng.random_range(0..total);
         let verb = weights.iter().find(|(_, weight)| match drawn.checked_sub(*weight) {
@@ -228,8 +237,8 @@ pub(super) fn next(rng: &mut Rng, view: &View, range: Range, flavour: Flavour) -
     None
 }
 
-/// A step with this verb, if the process has what it takes.
-fn chosen(rng: &mut Rng, view: &View, range: Range, process: &str, verb: Verb) -> Option<Move> {
+/// A step with this operation, if the process has what the operation needs.
+fn chosen(rng: &mut Rng, view: &AgreedView, range: RangeSupport, process: &str, verb: Verb) -> Option<AgreementStep> {
     let fds: Vec<&str> = view.fds_of(process).collect();
     let maps: Vec<&str> = view.maps_of(process).collect();
     let living: Vec<&str> =
@@ -276,7 +285,8 @@ fn chosen(rng: &mut Rng, view: &View, range: Range, process: &str, verb: Verb) -
         Verb::Munmap => vec![name(one(rng, &maps)?), Arg::Range(None)],
         Verb::Load | Verb::Store => {
             let map = one(rng, &maps)?;
-            // Within one page: what a fault amid an access has moved by then is nobody's promise.
+            // The access stays within one page: what an access has moved before a fault in its
+            // middle is unspecified.
             let page = rng.random_range(0..view.maps.get(*map)?.0.div_ceil(BLOCK).max(1));
             let range = Arg::Range(Some(ByteRange { offset: page * BLOCK, len: BLOCK }));
             let byte = (verb == Verb::Store).then_some(Arg::Byte(*one(rng, b"stu")?));
@@ -292,7 +302,7 @@ fn chosen(rng: &mut Rng, view: &View, range: Range, process: &str, verb: Verb) -
         crate::ops::Kind::Map => format!("m{number}"),
         _ => format!("f{number}"),
     });
-    Some(Move { process: process.to_owned(), op: Op { verb, args }, bind })
+    Some(AgreementStep { process: process.to_owned(), op: Op { verb, args }, bind })
 }
 
 fn one<'a, T>(rng: &mut Rng, all: &'a [T]) -> Option<&'a T> {
@@ -306,7 +316,7 @@ fn file(rng: &mut Rng) -> &'static str {
     ["data", "data", "data", "data", "data", "data", "data", "more", "new"][rng.random_range(0..9)]
 }
 
-/// Mostly whole blocks.
+/// A size, mostly of whole blocks.
 fn size(rng: &mut Rng) -> Arg {
     let odd = if rng.random_range(0..4) == 0 { rng.random_range(1..BLOCK) } else { 0 };
     Arg::Number(rng.random_range(0..BLOCKS) * BLOCK + odd)

@@ -1,23 +1,30 @@
 //! Tests of the comparison itself, on machines that agree and on one that lies.
 
+use fs_sim::Sabotage;
+use fs_sim::design::Axes;
+
+use super::AgreementReport;
+use super::compare::compare;
+use super::generate::RangeSupport;
+use super::makers::MachineMakers;
 use crate::input::Source;
 use crate::input::designs::DesignCatalogue;
-
-use super::*;
 use crate::ops::{Op, Verb};
-use crate::scenario::machine::Progress;
-use crate::scenario::{Actor, Query, Scenario};
+use crate::race::StopFlag;
+use crate::scenario::machine::{Machine, Progress, Trouble};
+use crate::scenario::sim::Simulation;
+use crate::scenario::{Actor, Query, Scenario, Setup};
 
-/// A machine that says `EAGAIN` for every second descriptor that is duplicated.
+/// A machine that answers `EAGAIN` for every second `dup`.
 struct Liar(Simulation, u32);
 
 impl Machine for Liar {
     fn perform(&mut self, actor: &Actor, op: &Op, bind: Option<&str>) -> Result<Progress, Trouble> {
-        let told = self.0.perform(actor, op, bind)?;
+        let progress = self.0.perform(actor, op, bind)?;
         self.1 += u32::from(op.verb == Verb::Dup);
         Ok(match op.verb {
             Verb::Dup if self.1 >= 2 => Progress::Done("EAGAIN".to_owned()),
-            _ => told,
+            _ => progress,
         })
     }
 
@@ -58,11 +65,11 @@ fn liar(setup: &Setup) -> Result<Box<dyn Machine>, Trouble> {
     Ok(Box::new(Liar(Simulation::new(setup, axes(), Sabotage::default())?, 0)))
 }
 
-const RANGE: generate::Range = generate::Range { moves_ranges: true };
+const RANGE: RangeSupport = RangeSupport { moves_ranges: true };
 
 #[test]
 fn a_machine_agrees_with_itself() {
-    let makers = Makers { left: &honest, right: &honest };
+    let makers = MachineMakers { left: &honest, right: &honest };
     let report = compare(&makers, RANGE, 7, 60, &StopFlag::new());
     assert_eq!((report.run, report.agreed, report.inconclusive), (60, 60, 0));
     assert_eq!((report.not_run, report.difference), (None, None));
@@ -70,12 +77,12 @@ fn a_machine_agrees_with_itself() {
 
 #[test]
 fn a_difference_is_found_and_shrunk_to_a_scenario() {
-    let makers = Makers { left: &honest, right: &liar };
+    let makers = MachineMakers { left: &honest, right: &liar };
     let report = compare(&makers, RANGE, 7, 1000, &StopFlag::new());
     assert!(report.failed());
     let difference = report.difference.unwrap();
     assert_eq!((difference.linux.as_str(), difference.simulation.as_str()), ("ok", "EAGAIN"));
-    // A descriptor, and two times its duplicate: nothing can be missing, and nothing else is there.
+    // A descriptor and two duplicates of it: no step is missing, and none is superfluous.
     let steps: Vec<&str> = difference.scenario.lines().filter(|line| line.contains(": f")).collect();
     assert_eq!(steps.len(), 3, "{}", difference.scenario);
     assert_eq!(difference.scenario.lines().filter(|line| line.contains(" -> ") || line.contains(" => ")).count(), 3);
@@ -86,7 +93,7 @@ fn a_difference_is_found_and_shrunk_to_a_scenario() {
 #[test]
 fn the_same_seed_tries_the_same() {
     let tried = |seed| {
-        let makers = Makers { left: &honest, right: &liar };
+        let makers = MachineMakers { left: &honest, right: &liar };
         compare(&makers, RANGE, seed, 1000, &StopFlag::new()).difference.unwrap().scenario
     };
     assert_eq!(tried(3), tried(3));

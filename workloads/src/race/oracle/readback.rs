@@ -1,4 +1,4 @@
-//! Reading everything back at the end of a run: invariant 7, byte by byte.
+//! Reads all files back at the end of a run: invariant 7, byte by byte.
 
 use std::collections::BTreeSet;
 
@@ -6,32 +6,32 @@ use fs_sim::Task;
 use fs_sim::syscalls::open::OpenFlags;
 use fs_sim::vfs::open_file::AccessMode;
 
-use super::check;
+use super::payload::check;
 
-/// How many foreign words are told in full.
-const TOLD_MAX: usize = 16;
+/// The most foreign words that are reported as text.
+const EXAMPLES_MAX: usize = 16;
 /// Bytes read at once.
 const CHUNK: usize = 1 << 20;
 
-/// What reading all files back has found.
+/// The result of reading all files back.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Accounts {
+pub(crate) struct ReadBackReport {
     /// Files read.
     pub(crate) files: u64,
     /// Bytes read.
     pub(crate) bytes: u64,
     /// Pieces of up to 1 MiB in which a foreign word was found.
     pub(crate) foreign: u64,
-    /// The first of them, in words.
-    pub(crate) told: Vec<String>,
-    /// What could not be accounted for at all.
+    /// The first of them, as text.
+    pub(crate) foreign_examples: Vec<String>,
+    /// Files and inodes that could not be accounted for.
     pub(crate) unaccounted: Vec<String>,
 }
 
-/// Reads every file of `names` that exists from beginning to end. `task` is the only process left; an inode that none of the
-/// names leads to should not be there.
-pub(crate) fn read_back(task: &Task, names: &[String]) -> Accounts {
-    let mut accounts = Accounts::default();
+/// Reads every file of `names` that exists, from beginning to end. `task` is the only process left.
+/// An inode that none of the names leads to is reported.
+pub(crate) fn read_back(task: &Task, names: &[String]) -> ReadBackReport {
+    let mut report = ReadBackReport::default();
     let mut reached = BTreeSet::new();
     let mut buffer = vec![0; CHUNK];
     for name in names {
@@ -40,24 +40,24 @@ pub(crate) fn read_back(task: &Task, names: &[String]) -> Accounts {
         match stat {
             Ok(stat) => {
                 reached.insert(stat.ino);
-                accounts.files += 1;
-                accounts.read_file(task, fd, name, stat.ino.0, stat.size, &mut buffer);
+                report.files += 1;
+                report.read_file(task, fd, name, stat.ino.0, stat.size, &mut buffer);
             }
-            Err(errno) => accounts.unaccounted.push(format!("{name} can't be looked at: {errno}")),
+            Err(errno) => report.unaccounted.push(format!("{name} can't be examined: {errno}")),
         }
         if let Err(errno) = task.close(fd) {
-            accounts.unaccounted.push(format!("{name} can't be closed: {errno}"));
+            report.unaccounted.push(format!("{name} can't be closed: {errno}"));
         }
     }
     for (ino, _) in task.kernel().inodes() {
         if !reached.contains(&ino) {
-            accounts.unaccounted.push(format!("inode {} exists without name and without process", ino.0));
+            report.unaccounted.push(format!("inode {} exists without a name and without a process", ino.0));
         }
     }
-    accounts
+    report
 }
 
-impl Accounts {
+impl ReadBackReport {
     fn read_file(
         &mut self,
         task: &Task,
@@ -83,8 +83,8 @@ impl Accounts {
             self.bytes += read as u64;
             if let Err(foreign) = check(&buffer[..read], ino, offset) {
                 self.foreign += 1;
-                if self.told.len() < TOLD_MAX {
-                    self.told.push(format!("{name}, {foreign}"));
+                if self.foreign_examples.len() < EXAMPLES_MAX {
+                    self.foreign_examples.push(format!("{name}, {foreign}"));
                 }
             }
             offset += read as u64;

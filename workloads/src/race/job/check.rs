@@ -1,52 +1,96 @@
-//! From a job's text to a [`Job`] that can be run: every rule that one value, or several together, must keep.
+//! From a job's text to a [`Job`] that can be run.
+//!
+//! It owns every rule that one value, or several together, must keep. Invariant: each error points
+//! at the value that breaks the rule, or names the file if the built-in job states the value.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use crate::input::{Duration, InputError, Size, Source, shown};
 use fs_sim::BLOCK;
 use fs_sim::design::VolumeOptions;
 
-use super::distribution::{Limits, Quantity, Raw};
-use super::given::Given;
-use super::text::{self, PopularityShape, Text};
-use super::{
-    ACTORS_MAX, BUILT_IN, DirectIo, Distribution, DmaMix, Extenders, Files, Job, Mix, Popularity, Punchers,
-    Registrants, Role, Truncaters,
+use super::distribution::{Distribution, DistributionLimits, Quantity, RawDistribution};
+use super::given::GivenValue;
+use super::text::{self, JobText, PopularityShape};
+use super::types::{
+    ACTORS_MAX, DirectIo, DmaMix, Extenders, Job, JobFiles, Popularity, Punchers, RegistrantMix, Registrants, Role,
+    Truncaters,
 };
-use crate::oracle;
+use crate::race::oracle;
 
-/// Most files of a job.
+/// The built-in job's text.
+pub const BUILT_IN: &str = include_str!("../../../jobs/default.toml");
+
+/// The most files of a job.
 const FILES_MAX: u64 = 4096;
-/// Longest name of a job, in bytes.
+/// The longest name of a job, in bytes.
 const NAME_BYTES_MAX: usize = 80;
-/// Most regions of one process.
+/// The most regions of one process.
 const REGIONS_MAX: u32 = 64;
-/// Most work requests of one burst: what a queue pair holds.
+/// The most work requests of one burst: the depth of a queue pair.
 const BURST_MAX: u64 = 1024;
-/// Longest WRITE or READ in bytes: the size of a registrant's local buffer.
+/// The longest WRITE or READ in bytes: the size of a registrant's local buffer.
 pub(crate) const DMA_BYTES_MAX: u64 = 64 << 10;
-/// Longest times, in nanoseconds: a day for a run, ten seconds for a pause or a region.
+/// The longest times, in nanoseconds: a day for a run, ten seconds for a pause or a region.
 const RUN_NS_MAX: u64 = 24 * 3600 * 1_000_000_000;
 const WAIT_NS_MAX: u64 = 10_000_000_000;
 
+impl Job {
+    /// The built-in job.
+    pub fn built_in() -> Job {
+        Job::parse(&Source::new("jobs/default.toml", BUILT_IN)).expect("a test reads the built-in job")
+    }
+
+    /// Reads a job file.
+    ///
+    /// # Errors
+    /// The file can't be read, or its text is not a job; see [`Job::parse`].
+    pub fn read(path: &Path) -> Result<Job, InputError> {
+        Job::parse(&Source::read(path)?)
+    }
+
+    /// Reads a job's text.
+    ///
+    /// # Errors
+    /// The text isn't TOML, has an unknown key or a value of the wrong type, or describes a race
+    /// that can't be run. The error points at the value.
+    ///
+    /// # Example
+    /// ```
+    /// use workloads::input::Source;
+    /// use workloads::race::job::{Job, Role};
+    ///
+    /// let job = Job::parse(&Source::new("mine.toml", "[truncaters]\ncount = 3\n")).unwrap();
+    /// assert_eq!(job.count(Role::Truncater), 3);
+    /// assert_eq!(job.files, Job::built_in().files, "a key that is left out has its default");
+    ///
+    /// let error = Job::parse(&Source::new("mine.toml", "[truncaters]\ncuont = 3\n")).unwrap_err();
+    /// assert_eq!((error.title(), error.line()), ("unknown key `cuont`", Some(2)));
+    /// ```
+    pub fn parse(source: &Source) -> Result<Job, InputError> {
+        job(source)
+    }
+}
+
 /// Reads and checks a job.
-pub(super) fn job(source: &Source) -> Result<Job, InputError> {
-    let built_in: Text = toml::from_str(BUILT_IN).expect("a test reads the built-in job");
-    let stated: Text = source.parse_toml()?;
-    Check { source, text: stated.or(built_in) }.job()
+fn job(source: &Source) -> Result<Job, InputError> {
+    let built_in: JobText = toml::from_str(BUILT_IN).expect("a test reads the built-in job");
+    let stated: JobText = source.parse_toml()?;
+    JobCheck { source, text: stated.or(built_in) }.job()
 }
 
-struct Check<'a> {
+struct JobCheck<'a> {
     source: &'a Source,
-    text: Text,
+    text: JobText,
 }
 
-/// A key that the built-in job states.
-fn there<T>(field: &Option<Given<T>>) -> &Given<T> {
+/// The value of a key that the built-in job states.
+fn stated<T>(field: &Option<GivenValue<T>>) -> &GivenValue<T> {
     field.as_ref().expect("the built-in job states every key but run.threads and run.seed")
 }
 
-impl Check<'_> {
+impl JobCheck<'_> {
     fn job(&self) -> Result<Job, InputError> {
         let text = &self.text;
         let files = self.files()?;
@@ -58,12 +102,12 @@ impl Check<'_> {
             name: self.name()?,
             device_bytes,
             volume: VolumeOptions {
-                write_break: there(&text.volume.write_break).value,
-                lease_break_time: there(&text.volume.lease_break_time).value.0,
+                write_break: stated(&text.volume.write_break).value,
+                lease_break_time: stated(&text.volume.lease_break_time).value.0,
             },
             files,
-            duration: time("duration", there(&text.run.duration))?,
-            quick_duration: time("quick_duration", there(&text.run.quick_duration))?,
+            duration: time("duration", stated(&text.run.duration))?,
+            quick_duration: time("quick_duration", stated(&text.run.quick_duration))?,
             seed: text.run.seed.as_ref().map(|given| given.value),
             race_points: self.probability("probability", &text.race_points.probability)?,
             registrants,
@@ -73,7 +117,7 @@ impl Check<'_> {
             punchers: self.punchers(&files)?,
             direct_io: self.direct_io(&files)?,
             extenders: self.extenders(&files)?,
-            reaper_patience: time("patience", there(&text.reaper.patience))?,
+            reaper_patience: time("patience", stated(&text.reaper.patience))?,
             counts,
             parameters: parameters(self.source),
         };
@@ -83,98 +127,98 @@ impl Check<'_> {
     }
 
     fn name(&self) -> Result<String, InputError> {
-        let name = there(&self.text.name);
+        let name = stated(&self.text.name);
         let fine =
             !name.value.is_empty() && name.value.len() <= NAME_BYTES_MAX && !name.value.contains(char::is_control);
         match fine {
             true => Ok(name.value.clone()),
             false => Err(name
                 .error(self.source, format!("`{}` can't be a job's name", shown(&name.value)))
-                .help(format!("a name is a line of 1 to {NAME_BYTES_MAX} bytes"))),
+                .help(format!("a name is one line of 1 to {NAME_BYTES_MAX} bytes"))),
         }
     }
 
-    fn time(&self, key: &str, given: &Given<Duration>, max: u64) -> Result<Duration, InputError> {
+    fn time(&self, key: &str, given: &GivenValue<Duration>, max: u64) -> Result<Duration, InputError> {
         let ns = given.value.units();
         let title = match ns {
-            0 => format!("`{key}` is no time at all"),
-            _ if ns > max => format!("`{key}` is {}, longer than can be meant", given.value),
+            0 => format!("`{key}` is zero"),
+            _ if ns > max => format!("`{key}` is {}, which is too long", given.value),
             _ => return Ok(given.value),
         };
         Err(given.error(self.source, title).help(format!("it can be up to {}", Duration::of_units(max))))
     }
 
-    fn probability(&self, key: &str, given: &Option<Given<f64>>) -> Result<f64, InputError> {
-        there(given).probability(self.source, key)
+    fn probability(&self, key: &str, given: &Option<GivenValue<f64>>) -> Result<f64, InputError> {
+        stated(given).probability(self.source, key)
     }
 
-    fn files(&self) -> Result<Files, InputError> {
+    fn files(&self) -> Result<JobFiles, InputError> {
         let files = &self.text.files;
-        let (count, size) = (there(&files.count), there(&files.size));
+        let (count, size) = (stated(&files.count), stated(&files.size));
         if !(1..=FILES_MAX).contains(&count.value) {
-            let title = format!("{} files", count.value);
+            let title = format!("a job can't have {} files", count.value);
             return Err(count.error(self.source, title).help(format!("a job has from 1 to {FILES_MAX} files")));
         }
         let bytes = size.value.0;
         if bytes == 0 || !bytes.is_multiple_of(BLOCK) || bytes > oracle::FILE_BYTES_MAX {
             let most = Size(oracle::FILE_BYTES_MAX);
             return Err(size
-                .error(self.source, format!("files of {}", size.value))
+                .error(self.source, format!("a file size of {} is not allowed", size.value))
                 .help(format!("the size of a file is a multiple of 4KiB, up to {most}")));
         }
-        Ok(Files { count: count.value, size: bytes, popularity: self.popularity(there(&files.popularity))? })
+        Ok(JobFiles { count: count.value, size: bytes, popularity: self.popularity(stated(&files.popularity))? })
     }
 
-    fn popularity(&self, given: &Given<text::Popularity>) -> Result<Popularity, InputError> {
-        /// Beyond this every choice is the first file.
+    fn popularity(&self, given: &GivenValue<text::PopularityText>) -> Result<Popularity, InputError> {
+        /// With a larger exponent practically every step chooses the first file.
         const EXPONENT_MAX: f64 = 10.0;
         let raw = &given.value;
         match (raw.dist.value, &raw.exponent) {
             (PopularityShape::Uniform, None) => Ok(Popularity::Uniform),
             (PopularityShape::Uniform, Some(exponent)) => Err(exponent
-                .error(self.source, "`exponent` means nothing to a uniform distribution")
+                .error(self.source, "a uniform distribution takes no `exponent`")
                 .help("leave it out, or write dist = \"zipf\"")),
             (PopularityShape::Zipf, None) => Err(raw
                 .dist
-                .error(self.source, "this distribution has no `exponent`")
+                .error(self.source, "`exponent` is missing for this distribution")
                 .help("`zipf` needs `exponent`, like 0.8")),
             (PopularityShape::Zipf, Some(exponent)) if (0.0..=EXPONENT_MAX).contains(&exponent.value) => {
                 Ok(Popularity::Zipf(exponent.value))
             }
             (PopularityShape::Zipf, Some(exponent)) => Err(exponent
-                .error(self.source, format!("the exponent is {}", exponent.value))
-                .help(format!("it can be from 0 (all files alike) to {EXPONENT_MAX}"))),
+                .error(self.source, format!("`exponent` can't be {}", exponent.value))
+                .help(format!("it can be from 0 (all files equally likely) to {EXPONENT_MAX}"))),
         }
     }
 
     fn distribution<Q: Quantity>(
         &self,
-        raw: &Option<Given<Raw<Q>>>,
-        limits: Limits<'_>,
+        raw: &Option<GivenValue<RawDistribution<Q>>>,
+        limits: DistributionLimits<'_>,
     ) -> Result<Distribution, InputError> {
-        there(raw).value.check(self.source, limits)
+        stated(raw).value.check(self.source, limits)
     }
 
-    fn pause(&self, raw: &Option<Given<Raw<Duration>>>) -> Result<Distribution, InputError> {
-        let because = "a race with longer pauses is none";
-        self.distribution(raw, Limits { key: "pause", min: 0, max: WAIT_NS_MAX, because })
+    fn pause(&self, raw: &Option<GivenValue<RawDistribution<Duration>>>) -> Result<Distribution, InputError> {
+        let because = "with longer pauses the actors would hardly meet";
+        self.distribution(raw, DistributionLimits { key: "pause", min: 0, max: WAIT_NS_MAX, because })
     }
 
     fn length(
         &self,
-        raw: &Option<Given<Raw<Size>>>,
+        raw: &Option<GivenValue<RawDistribution<Size>>>,
         min: u64,
         max: u64,
         because: &str,
     ) -> Result<Distribution, InputError> {
-        self.distribution(raw, Limits { key: "length", min, max, because })
+        self.distribution(raw, DistributionLimits { key: "length", min, max, because })
     }
 
-    fn registrants(&self, files: &Files) -> Result<Registrants, InputError> {
+    fn registrants(&self, files: &JobFiles) -> Result<Registrants, InputError> {
         let raw = &self.text.registrants;
-        let regions_max = there(&raw.regions_max);
+        let regions_max = stated(&raw.regions_max);
         if !(1..=REGIONS_MAX).contains(&regions_max.value) {
-            let title = format!("`regions_max` is {}", regions_max.value);
+            let title = format!("`regions_max` can't be {}", regions_max.value);
             return Err(regions_max.error(self.source, title).help(format!("it can be from 1 to {REGIONS_MAX}")));
         }
         let fits = "a region lies in one file, and pages are 4KiB";
@@ -184,37 +228,37 @@ impl Check<'_> {
             regions_max: regions_max.value,
             region_length: self.distribution(
                 &raw.region_length,
-                Limits { key: "region_length", min: BLOCK, max: files.size, because: fits },
+                DistributionLimits { key: "region_length", min: BLOCK, max: files.size, because: fits },
             )?,
             region_lifetime: self.distribution(
                 &raw.region_lifetime,
-                Limits { key: "region_lifetime", min: 0, max: WAIT_NS_MAX, because: lives },
+                DistributionLimits { key: "region_lifetime", min: 0, max: WAIT_NS_MAX, because: lives },
             )?,
             read_only: self.probability("read_only", &raw.read_only)?,
             whole_file_lease: self.probability("whole_file_lease", &raw.whole_file_lease)?,
-            rude: self.probability("rude", &raw.rude)?,
+            skips_cleanup: self.probability("rude", &raw.rude)?,
             dma_burst: self.distribution(
                 &raw.dma_burst,
-                Limits { key: "dma_burst", min: 1, max: BURST_MAX, because: "a burst fits the queues" },
+                DistributionLimits { key: "dma_burst", min: 1, max: BURST_MAX, because: "a burst fits the queues" },
             )?,
             dma_length: self.distribution(
                 &raw.dma_length,
-                Limits { key: "dma_length", min: 8, max: DMA_BYTES_MAX, because: local },
+                DistributionLimits { key: "dma_length", min: 8, max: DMA_BYTES_MAX, because: local },
             )?,
             pause: self.pause(&raw.pause)?,
         })
     }
 
-    fn mix(&self) -> Result<Mix, InputError> {
+    fn mix(&self) -> Result<RegistrantMix, InputError> {
         let raw = &self.text.mix;
-        let weight = |given: &Option<Given<u32>>| there(given).value;
+        let weight = |given: &Option<GivenValue<u32>>| stated(given).value;
         for (key, given) in [("register", &raw.register), ("dma", &raw.dma)] {
             if weight(given) == 0 {
-                let title = format!("a mix with no `{key}` is no race");
-                return Err(there(given).error(self.source, title).help("give it a weight of 1 or more"));
+                let title = format!("a race needs a `mix` with a weight for `{key}`");
+                return Err(stated(given).error(self.source, title).help("give it a weight of 1 or more"));
             }
         }
-        Ok(Mix {
+        Ok(RegistrantMix {
             register: weight(&raw.register),
             dma: weight(&raw.dma),
             change: weight(&raw.change),
@@ -229,7 +273,7 @@ impl Check<'_> {
 
     fn dma_mix(&self) -> Result<DmaMix, InputError> {
         let raw = &self.text.dma_mix;
-        let weight = |given: &Option<Given<u32>>| there(given).value;
+        let weight = |given: &Option<GivenValue<u32>>| stated(given).value;
         let mix = DmaMix {
             write: weight(&raw.write),
             read: weight(&raw.read),
@@ -237,25 +281,25 @@ impl Check<'_> {
             fetch_add: weight(&raw.fetch_add),
         };
         if mix.write == 0 {
-            return Err(there(&raw.write)
-                .error(self.source, "a `dma_mix` with no `write` can't show damage")
+            return Err(stated(&raw.write)
+                .error(self.source, "a `dma_mix` without `write` can't show corruption")
                 .help("give it a weight of 1 or more"));
         }
         Ok(mix)
     }
 
-    fn truncaters(&self, files: &Files) -> Result<Truncaters, InputError> {
+    fn truncaters(&self, files: &JobFiles) -> Result<Truncaters, InputError> {
         let raw = &self.text.truncaters;
         let because = "that is the largest size of a file, from [files] size";
         Ok(Truncaters {
-            size: self.distribution(&raw.size, Limits { key: "size", min: 0, max: files.size, because })?,
+            size: self.distribution(&raw.size, DistributionLimits { key: "size", min: 0, max: files.size, because })?,
             by_path: self.probability("by_path", &raw.by_path)?,
             unaligned: self.probability("unaligned", &raw.unaligned)?,
             pause: self.pause(&raw.pause)?,
         })
     }
 
-    fn punchers(&self, files: &Files) -> Result<Punchers, InputError> {
+    fn punchers(&self, files: &JobFiles) -> Result<Punchers, InputError> {
         let raw = &self.text.punchers;
         Ok(Punchers {
             length: self.length(&raw.length, 1, files.size, "a hole lies in one file")?,
@@ -264,7 +308,7 @@ impl Check<'_> {
         })
     }
 
-    fn direct_io(&self, files: &Files) -> Result<DirectIo, InputError> {
+    fn direct_io(&self, files: &JobFiles) -> Result<DirectIo, InputError> {
         let raw = &self.text.direct_io;
         let max = files.size.min(DMA_BYTES_MAX);
         Ok(DirectIo {
@@ -274,7 +318,7 @@ impl Check<'_> {
         })
     }
 
-    fn extenders(&self, files: &Files) -> Result<Extenders, InputError> {
+    fn extenders(&self, files: &JobFiles) -> Result<Extenders, InputError> {
         let raw = &self.text.extenders;
         let max = files.size.min(DMA_BYTES_MAX);
         Ok(Extenders {
@@ -289,17 +333,17 @@ impl Check<'_> {
     fn counts(&self) -> Result<[u32; 5], InputError> {
         let text = &self.text;
         let given = Role::ALL.map(|role| match role {
-            Role::Registrant => there(&text.registrants.count),
-            Role::Truncater => there(&text.truncaters.count),
-            Role::Puncher => there(&text.punchers.count),
-            Role::DirectIo => there(&text.direct_io.count),
-            Role::Extender => there(&text.extenders.count),
+            Role::Registrant => stated(&text.registrants.count),
+            Role::Truncater => stated(&text.truncaters.count),
+            Role::Puncher => stated(&text.punchers.count),
+            Role::DirectIo => stated(&text.direct_io.count),
+            Role::Extender => stated(&text.extenders.count),
         });
         let total: u64 = given.iter().map(|count| u64::from(count.value)).sum();
         if total > u64::from(ACTORS_MAX) {
             let culprit = given.iter().filter(|count| count.is_stated()).max_by_key(|count| count.value);
             let culprit = culprit.unwrap_or(&given[0]);
-            let title = format!("{total} actors in all");
+            let title = format!("{total} actors are too many");
             return Err(culprit.error(self.source, title).help(format!("a race has {ACTORS_MAX} at most")));
         }
         if given[0].value == 0 {
@@ -312,23 +356,22 @@ impl Check<'_> {
             let stated = changers.map(|(_, count)| count).find(|count| count.is_stated());
             return Err(stated
                 .unwrap_or(given[1])
-                .error(self.source, "a race in which nobody changes a layout")
+                .error(self.source, "a race in which no actor changes a layout")
                 .help("set `count` in [truncaters], [punchers] or [extenders] to 1 or more"));
         }
         Ok(given.map(|count| count.value))
     }
 
-    /// The device holds all files at their largest, and as much as can be orphaned or on its way at one moment.
-    fn device(&self, files: &Files, registrants: &Registrants, counts: &[u32; 5]) -> Result<u64, InputError> {
-        let size = there(&self.text.device.size);
+    /// The device must hold all files at their largest size, and all blocks that can be orphaned or
+    /// in allocation at one moment.
+    fn device(&self, files: &JobFiles, registrants: &Registrants, counts: &[u32; 5]) -> Result<u64, InputError> {
+        let size = stated(&self.text.device.size);
         let bytes = size.value.0;
         let (step, most) = (emulator::device::FOLIO, emulator::device::MAX_BYTES);
         if bytes == 0 || !bytes.is_multiple_of(step) || bytes > most {
-            return Err(size.error(self.source, format!("a device of {}", size.value)).help(format!(
-                "the size of a device is a multiple of {}, up to {}",
-                Size(step),
-                Size(most)
-            )));
+            return Err(size
+                .error(self.source, format!("a device size of {} is not allowed", size.value))
+                .help(format!("the size of a device is a multiple of {}, up to {}", Size(step), Size(most))));
         }
         let own_files = u64::from(counts[Role::Extender as usize]);
         let held = u64::from(counts[0]) * u64::from(registrants.regions_max) * registrants.region_length.max();
@@ -348,18 +391,19 @@ impl Check<'_> {
     }
 }
 
-/// Every value as spelled, by `section.key`, the built-in job's where the text has none.
+/// Every value as it is spelled, by `section.key`. A value that the text does not state is the
+/// built-in job's.
 fn parameters(source: &Source) -> BTreeMap<String, String> {
     let mut all = BTreeMap::new();
     for text in [BUILT_IN, source.text()] {
-        // Both were read as jobs before: they are tables.
+        // Both texts parsed as jobs before, so both are tables.
         let Ok(table) = text.parse::<toml::Table>() else { continue };
         for (section, value) in table {
             match value {
                 toml::Value::Table(keys) => {
                     all.extend(keys.into_iter().map(|(key, value)| (format!("{section}.{key}"), spelled(&value))));
                 }
-                // The name has a place of its own in results.
+                // Results hold the name separately.
                 _ => continue,
             }
         }

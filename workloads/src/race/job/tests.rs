@@ -1,7 +1,8 @@
-//! Job files: the built-in one, and every way a job can be wrong.
+//! Job files: the built-in one, and every way in which a job can be wrong.
 
-use super::text::Text;
+use super::text::JobText;
 use super::*;
+use crate::input::{InputError, Source};
 
 fn parse(text: &str) -> Result<Job, InputError> {
     Job::parse(&Source::new("my.toml", text))
@@ -25,7 +26,7 @@ fn the_built_in_job_states_every_key_and_is_what_an_empty_file_means() {
     assert_eq!(named, built_in);
 
     let stated = built_in.parameters();
-    for key in Text::keys() {
+    for key in JobText::keys() {
         let optional = ["name", "run.threads", "run.seed"].contains(&key.as_str());
         assert!(optional || stated.contains_key(&key), "jobs/default.toml does not state {key}");
     }
@@ -33,9 +34,9 @@ fn the_built_in_job_states_every_key_and_is_what_an_empty_file_means() {
 
 #[test]
 fn the_document_names_every_key_with_its_default() {
-    let document = include_str!("../../../docs/job-files.md");
+    let document = include_str!("../../../../docs/job-files.md");
     let built_in = Job::built_in();
-    for key in Text::keys() {
+    for key in JobText::keys() {
         let (section, key_alone) = key.split_once('.').unwrap_or(("", &key));
         let heading = if section.is_empty() { "## At the top".to_owned() } else { format!("## `[{section}]`") };
         let part = document.split("\n## ").map(|part| format!("## {part}")).find(|part| part.starts_with(&heading));
@@ -88,7 +89,7 @@ fn errors_point_at_the_value_and_say_what_to_do() {
         // Ranges and distributions.
         (
             "[punchers]\nlength = { dist = \"uniform\", min = \"8KiB\", max = \"4KiB\" }",
-            "`length` runs backwards, from 8KiB to 4KiB",
+            "the bounds of `length` are reversed: from 8KiB to 4KiB",
             2,
             "\"4KiB\"",
         ),
@@ -106,13 +107,13 @@ fn errors_point_at_the_value_and_say_what_to_do() {
         ),
         (
             "[registrants]\npause = { dist = \"exponential\", median = \"1us\" }",
-            "this distribution has no `mean`",
+            "`mean` is missing for this distribution",
             2,
             "\"exponential\"",
         ),
         (
             "[registrants]\npause = { dist = \"uniform\", min = \"1us\", max = \"2us\", sigma = 1.0 }",
-            "`sigma` means nothing to a uniform distribution",
+            "a uniform distribution takes no `sigma`",
             2,
             "1.0",
         ),
@@ -123,26 +124,26 @@ fn errors_point_at_the_value_and_say_what_to_do() {
             "\"9us\"",
         ),
         ("[registrants]\npause = { dist = \"poisson\" }", "unknown value `poisson`", 2, "\"poisson\""),
-        ("[files]\npopularity = { dist = \"zipf\" }", "this distribution has no `exponent`", 2, "\"zipf\""),
-        ("[files]\npopularity = { dist = \"zipf\", exponent = -1.0 }", "the exponent is -1", 2, "-1.0"),
-        ("[race_points]\nprobability = 1.5", "`probability` is 1.5, which is no probability", 2, "1.5"),
-        ("[race_points]\nprobability = nan", "`probability` is NaN, which is no probability", 2, "nan"),
-        // Together.
-        ("[mix]\nregister = 0", "a mix with no `register` is no race", 2, "0"),
-        ("[dma_mix]\nwrite = 0", "a `dma_mix` with no `write` can't show damage", 2, "0"),
+        ("[files]\npopularity = { dist = \"zipf\" }", "`exponent` is missing for this distribution", 2, "\"zipf\""),
+        ("[files]\npopularity = { dist = \"zipf\", exponent = -1.0 }", "`exponent` can't be -1", 2, "-1.0"),
+        ("[race_points]\nprobability = 1.5", "`probability` is 1.5, which is not a probability", 2, "1.5"),
+        ("[race_points]\nprobability = nan", "`probability` is NaN, which is not a probability", 2, "nan"),
+        // Several values together.
+        ("[mix]\nregister = 0", "a race needs a `mix` with a weight for `register`", 2, "0"),
+        ("[dma_mix]\nwrite = 0", "a `dma_mix` without `write` can't show corruption", 2, "0"),
         ("[registrants]\ncount = 0", "a race without registrants", 2, "0"),
-        ("[registrants]\ncount = 300", "306 actors in all", 2, "300"),
+        ("[registrants]\ncount = 300", "306 actors are too many", 2, "300"),
         (
             "[truncaters]\ncount = 0\n[punchers]\ncount = 0\n[extenders]\ncount = 0",
-            "a race in which nobody changes a layout",
+            "a race in which no actor changes a layout",
             2,
             "0",
         ),
         ("[device]\nsize = \"2MiB\"", "a device of 2MiB is too small for this job", 2, "\"2MiB\""),
-        ("[device]\nsize = \"3KiB\"", "a device of 3KiB", 2, "\"3KiB\""),
-        ("[files]\ncount = 0", "0 files", 2, "0"),
-        ("[files]\nsize = \"5000B\"", "files of 5000B", 2, "\"5000B\""),
-        ("[run]\nduration = \"0s\"", "`duration` is no time at all", 2, "\"0s\""),
+        ("[device]\nsize = \"3KiB\"", "a device size of 3KiB is not allowed", 2, "\"3KiB\""),
+        ("[files]\ncount = 0", "a job can't have 0 files", 2, "0"),
+        ("[files]\nsize = \"5000B\"", "a file size of 5000B is not allowed", 2, "\"5000B\""),
+        ("[run]\nduration = \"0s\"", "`duration` is zero", 2, "\"0s\""),
         (
             "[run]\nthreads = 1",
             "a race needs from 2 threads (a registrant and one that changes layouts) to 255, not 1",

@@ -1,35 +1,16 @@
-//! Jobs: what a race does, as a TOML file says it. The form is fio's idea of a job file: sections, values with units.
-//!
-//! It owns the reading and the checking of jobs. Invariant: a [`Job`] can be run: its files fit the device, its ranges run
-//! forwards, its mixes have something in them, there is somebody to register and somebody to change layouts. What a file
-//! leaves out is as in the built-in job (`jobs/default.toml`), which goes through the same reader.
-//!
-//! `docs/job-files.md` lists every key with its unit and default; a test holds the two together.
-
-mod check;
-mod distribution;
-mod given;
-#[cfg(test)]
-mod tests;
-mod text;
+//! The values of a checked job.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::time::Duration;
 
-use crate::input::{InputError, Source};
 use fs_sim::design::VolumeOptions;
 
-pub(crate) use check::DMA_BYTES_MAX;
-pub use distribution::Distribution;
+use super::distribution::Distribution;
 
-/// The built-in job's text.
-pub const BUILT_IN: &str = include_str!("../../jobs/default.toml");
-
-/// Most actors of one race: a writer's number is one byte of every payload word.
+/// The most actors of one race: a writer's number is one byte of every payload word.
 pub const ACTORS_MAX: u32 = 255;
 
-/// What an actor does for a living.
+/// What an actor does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Role {
     /// Registers file ranges and lets the NIC work on them.
@@ -38,22 +19,22 @@ pub enum Role {
     Truncater,
     /// Punches holes and zeroes ranges.
     Puncher,
-    /// Reads and writes what is there: short-term pins.
+    /// Reads and overwrites allocated blocks, which takes short-term pins.
     DirectIo,
-    /// Makes files longer, removes and makes files: takes the blocks that others let go.
+    /// Extends files, removes and creates files. It takes the blocks that the other roles free.
     Extender,
 }
 
 impl Role {
-    /// All of them, in the order in which actors are numbered.
+    /// All roles, in the order in which actors are numbered.
     pub const ALL: [Role; 5] = [Role::Registrant, Role::Truncater, Role::Puncher, Role::DirectIo, Role::Extender];
 
-    /// Whether it is there to change layouts.
+    /// Whether the role's actors are strangers that change layouts.
     pub fn changes_layouts(self) -> bool {
         matches!(self, Role::Truncater | Role::Puncher | Role::Extender)
     }
 
-    /// The section of the job that speaks of it.
+    /// The section of the job that describes the role.
     pub fn section(self) -> &'static str {
         match self {
             Role::Registrant => "registrants",
@@ -68,35 +49,36 @@ impl Role {
 /// How often each file is chosen.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Popularity {
-    /// All alike.
+    /// All files are equally likely.
     Uniform,
-    /// The first most, the n-th in proportion to n to the minus this.
+    /// File number n (from 1) has a probability in proportion to n to the power of minus this
+    /// exponent.
     Zipf(f64),
 }
 
-/// The files that everybody works on.
+/// The shared files of the race.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Files {
-    /// How many.
+pub struct JobFiles {
+    /// The number of files.
     pub count: u64,
-    /// The largest size of each in bytes, and the size at the start.
+    /// The largest size of each file in bytes; also its size at the start.
     pub size: u64,
-    /// How often each is chosen.
+    /// How often each file is chosen.
     pub popularity: Popularity,
 }
 
-/// Weights of what a registrant does next.
+/// The weights of a registrant's steps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Mix {
+pub struct RegistrantMix {
     /// Leases, maps and registers a range.
     pub register: u32,
     /// A burst of work requests on a live region.
     pub dma: u32,
-    /// Truncates or punches a file it has registered.
+    /// Truncates or punches a file that it has registered.
     pub change: u32,
-    /// Gives a lease back while regions live under it.
+    /// Unlocks a lease while regions are registered under it.
     pub unlock: u32,
-    /// Unmaps and closes a file while its regions live.
+    /// Unmaps and closes a file while regions of it are registered.
     pub close: u32,
     /// Passes its RDMA context to another registrant.
     pub pass: u32,
@@ -104,11 +86,11 @@ pub struct Mix {
     pub fork: u32,
     /// Exits with everything open.
     pub exit: u32,
-    /// Is killed with everything open.
+    /// Kills itself with everything open.
     pub kill: u32,
 }
 
-/// Weights of what a work request is.
+/// The weights of the kinds of work requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DmaMix {
     /// RDMA WRITE.
@@ -121,10 +103,10 @@ pub struct DmaMix {
     pub fetch_add: u32,
 }
 
-/// Those who register file ranges.
+/// The parameters of registrants.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Registrants {
-    /// Regions that one process holds at most.
+    /// The most regions of one process.
     pub regions_max: u32,
     /// Length of a region in bytes.
     pub region_length: Distribution,
@@ -134,44 +116,46 @@ pub struct Registrants {
     pub read_only: f64,
     /// Probability that the lease covers the whole file and not just the mapped range.
     pub whole_file_lease: f64,
-    /// Probability that a process ignores SIGIO for its whole life.
-    pub rude: f64,
+    /// Probability that a process ignores SIGIO for its whole life, so that it never cleans up for
+    /// a lease break. The key in job files is `rude`.
+    pub skips_cleanup: f64,
     /// Work requests of one burst.
     pub dma_burst: Distribution,
-    /// Length of one WRITE or READ in bytes, before it is cut to whole 8-byte words and to the region.
+    /// Length of one WRITE or READ in bytes. It is then rounded down to whole 8-byte words and to
+    /// the region's length.
     pub dma_length: Distribution,
     /// Time between two steps in nanoseconds.
     pub pause: Distribution,
 }
 
-/// Those who truncate.
+/// The parameters of truncaters.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Truncaters {
     /// The new size in bytes.
     pub size: Distribution,
     /// Probability of `truncate` by name rather than `ftruncate`.
     pub by_path: f64,
-    /// Probability of a size that is not a multiple of 4 KiB (but of 8).
+    /// Probability of a size that is a multiple of 8 but not of 4 KiB.
     pub unaligned: f64,
     /// Time between two steps in nanoseconds.
     pub pause: Distribution,
 }
 
-/// Those who punch holes.
+/// The parameters of punchers.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Punchers {
     /// Bytes of one punch.
     pub length: Distribution,
-    /// Probability of zeroing the range instead.
+    /// Probability of zeroing the range instead of punching it.
     pub zero_range: f64,
     /// Time between two steps in nanoseconds.
     pub pause: Distribution,
 }
 
-/// Those who read and write what is allocated.
+/// The parameters of direct-I/O actors.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct DirectIo {
-    /// Bytes of one read or write, before it is cut to whole 8-byte words.
+    /// Bytes of one read or write. It is then rounded down to whole 8-byte words.
     pub length: Distribution,
     /// Probability of a write.
     pub write: f64,
@@ -179,16 +163,16 @@ pub struct DirectIo {
     pub pause: Distribution,
 }
 
-/// Those who make files longer.
+/// The parameters of extenders.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Extenders {
     /// Bytes by which a file grows.
     pub length: Distribution,
     /// Probability of `fallocate` rather than an extending write.
     pub fallocate: f64,
-    /// Probability that the file is one that everybody works on, rather than the extender's own.
+    /// Probability that the file is a shared one, not the extender's own.
     pub shared: f64,
-    /// Probability that the file is removed and made anew instead.
+    /// Probability that the extender removes the file and creates it again instead.
     pub recreate: f64,
     /// Time between two steps in nanoseconds.
     pub pause: Distribution,
@@ -197,86 +181,66 @@ pub struct Extenders {
 /// A job that was read and checked.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Job {
-    /// What results call it.
+    /// The name in results.
     pub name: String,
     /// Size of the device in bytes.
     pub device_bytes: u64,
     /// Options of the volume.
     pub volume: VolumeOptions,
     /// The files.
-    pub files: Files,
+    pub files: JobFiles,
     /// How long each design runs.
     pub duration: Duration,
     /// How long each design runs with `--quick`.
     pub quick_duration: Duration,
-    /// The seed the file states, if it does.
+    /// The seed, if the file states one.
     pub seed: Option<u64>,
-    /// Probability that a thread gives its processor up at a race point.
+    /// Probability that a thread yields its processor at a race point.
     pub race_points: f64,
-    /// What registrants are like.
+    /// The parameters of registrants.
     pub registrants: Registrants,
-    /// What registrants do.
-    pub mix: Mix,
-    /// What their work requests are.
+    /// The weights of registrants' steps.
+    pub mix: RegistrantMix,
+    /// The weights of their work requests.
     pub dma_mix: DmaMix,
-    /// What truncaters do.
+    /// The parameters of truncaters.
     pub truncaters: Truncaters,
-    /// What punchers do.
+    /// The parameters of punchers.
     pub punchers: Punchers,
-    /// What direct-I/O actors do.
+    /// The parameters of direct-I/O actors.
     pub direct_io: DirectIo,
-    /// What extenders do.
+    /// The parameters of extenders.
     pub extenders: Extenders,
     /// How long a process may block in `close` before the administrator kills it.
     pub reaper_patience: Duration,
     /// Actors of each role, in the order of [`Role::ALL`].
-    counts: [u32; 5],
+    pub(super) counts: [u32; 5],
     /// The values as the file and the built-in job spell them, by `section.key`.
-    parameters: BTreeMap<String, String>,
+    pub(super) parameters: BTreeMap<String, String>,
 }
 
 impl Job {
-    /// The built-in job.
-    pub fn built_in() -> Job {
-        Job::parse(&Source::new("jobs/default.toml", BUILT_IN)).expect("a test reads the built-in job")
-    }
-
-    /// Reads a job file.
-    ///
-    /// # Errors
-    /// It can't be read, or is no job; see [`Job::parse`].
-    pub fn read(path: &Path) -> Result<Job, InputError> {
-        Job::parse(&Source::read(path)?)
-    }
-
-    /// Reads a job's text.
-    ///
-    /// # Errors
-    /// It isn't TOML, has an unknown key or a value of the wrong kind, or can't be run. Points at the value.
-    pub fn parse(source: &Source) -> Result<Job, InputError> {
-        check::job(source)
-    }
-
-    /// The same job for `--quick`: shorter.
+    /// The same job with the shorter duration of `--quick`.
     #[must_use]
     pub fn quick(&self) -> Job {
         Job { duration: self.quick_duration, ..self.clone() }
     }
 
-    /// How many actors have this role.
+    /// The number of actors with this role.
     pub fn count(&self, role: Role) -> u32 {
         self.counts[role as usize]
     }
 
-    /// The role of every actor: their numbers count from 0 in this order.
+    /// The role of every actor, in the order of their numbers from 0.
     pub fn actors(&self) -> Vec<Role> {
         Role::ALL.into_iter().flat_map(|role| (0..self.count(role)).map(move |_| role)).collect()
     }
 
-    /// The same job with `threads` actors, the roles in proportion; at least one registrant and one that changes layouts.
+    /// The same job with `threads` actors, the roles in proportion. At least one actor registers
+    /// and at least one changes layouts.
     ///
     /// # Errors
-    /// Fewer than 2, or more than [`ACTORS_MAX`]: a sentence that says so.
+    /// `threads` is less than 2 or more than [`ACTORS_MAX`]. The error is a sentence for the user.
     pub fn with_threads(&self, threads: u32) -> Result<Job, String> {
         if !(2..=ACTORS_MAX).contains(&threads) {
             return Err(format!(
@@ -286,14 +250,14 @@ impl Job {
         Ok(Job { counts: scaled(self.counts, threads), ..self.clone() })
     }
 
-    /// Every value as it was spelled, by `section.key`: what `result.json` keeps of the job.
+    /// Every value as it was spelled, by `section.key`: the job's part of `result.json`.
     pub fn parameters(&self) -> &BTreeMap<String, String> {
         &self.parameters
     }
 }
 
-/// `total` shared out in proportion to `counts`: a registrant and one of the most numerous kind of changers first, then
-/// each next one to the role that is furthest below its share.
+/// `total` actors shared out in proportion to `counts`. One registrant and one changer of the most
+/// numerous role come first; each further actor goes to the role that is furthest below its share.
 fn scaled(counts: [u32; 5], total: u32) -> [u32; 5] {
     let sum: i64 = counts.iter().map(|count| i64::from(*count)).sum();
     let changers = (0..counts.len()).filter(|role| Role::ALL[*role].changes_layouts());

@@ -1,7 +1,8 @@
 //! Messages between processes of this program.
 //!
-//! It owns their carriage: one JSON text a packet of a Unix SEQPACKET socket, with descriptors beside it. Invariant: a message
-//! has at most [`MESSAGE_MAX`] bytes and [`FDS_MAX`] descriptors, and arrives whole or not at all. Kernel counterpart: unix(7).
+//! It owns their transport: each message is one packet of a Unix SEQPACKET socket and holds one
+//! JSON text, with descriptors beside it. Invariant: a message has at most [`MESSAGE_MAX`] bytes
+//! and [`FDS_MAX`] descriptors, and arrives whole or not at all. Kernel counterpart: unix(7).
 
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -15,20 +16,22 @@ use rustix::net::{
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-/// The longest message in bytes: a path or two, the runs of bytes that a read tells, the pieces of a guest's device.
+/// The longest message in bytes. The longest kinds are two paths, the byte runs that a read found,
+/// and the pieces of a guest's device.
 pub(crate) const MESSAGE_MAX: usize = 16 << 10;
 /// The most descriptors of a message.
 pub(crate) const FDS_MAX: usize = 3;
 
-/// Two connected sockets, closed by `execve`.
+/// Two connected sockets that `execve` closes.
 pub(crate) fn pair() -> Result<(OwnedFd, OwnedFd), Errno> {
     socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
 }
 
-/// Sends a message. Never waits for room: a socket has room for many messages, and at most a few are ever unread.
+/// Sends a message. It never waits for room: a socket has room for many messages, and at most a few
+/// are unread at any time.
 ///
 /// # Errors
-/// Whatever `sendmsg` says; EMSGSIZE also for what is longer than [`MESSAGE_MAX`].
+/// The errno of `sendmsg`; EMSGSIZE also for a message longer than [`MESSAGE_MAX`].
 pub(crate) fn send(socket: BorrowedFd<'_>, message: &impl Serialize, fds: &[BorrowedFd<'_>]) -> Result<(), Errno> {
     let text = serde_json::to_vec(message).map_err(|_| Errno::INVAL)?;
     match text.len() > MESSAGE_MAX {
@@ -47,10 +50,10 @@ pub(crate) fn send_bytes(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[BorrowedFd
     sendmsg(socket, &[IoSlice::new(bytes)], &mut ancillary, SendFlags::NOSIGNAL | SendFlags::DONTWAIT).map(|_| ())
 }
 
-/// Receives a message; none at the end of the conversation.
+/// Receives a message; none when the peer has closed the socket.
 ///
 /// # Errors
-/// Whatever `recvmsg` says (EINTR, EAGAIN); EBADMSG for what is no message.
+/// The errno of `recvmsg` (EINTR, EAGAIN); EBADMSG for a packet that is not a message.
 pub(crate) fn receive<T: DeserializeOwned>(
     socket: impl AsFd,
     flags: RecvFlags,

@@ -1,6 +1,6 @@
-//! The oracle: what it accepts, and each thing it has to see.
+//! The oracle: what it accepts, and what it must find.
 
-use super::*;
+use super::payload::*;
 
 const INO: u64 = 12;
 
@@ -40,18 +40,18 @@ fn a_line_torn_between_two_entitled_writers_is_fine() {
 
 #[test]
 fn another_files_bytes_are_found_with_their_writer() {
-    let foreign = Foreign { ino: INO, offset: 64, found: Found::Line { ino: 13, offset: 64, writer: 9 } };
+    let foreign = ForeignWord { ino: INO, offset: 64, found: WordOrigin::Line { ino: 13, offset: 64, writer: 9 } };
     assert_eq!(check(&written(13, 64, 64, 9), INO, 64), Err(foreign));
     assert_eq!(foreign.to_string(), "inode 12 byte 64: bytes that actor 9 wrote for inode 13 byte 64");
 }
 
-/// The mutation that matters most: the right file, and an offset that is wrong by the smallest step.
+/// The most important mutation: the right file, and an offset that is wrong by the smallest step.
 #[test]
 fn bytes_of_another_offset_are_found_however_near() {
     for wrong in [8, 64, 4096] {
         let found = check(&written(INO, 4096 + wrong, 64, 9), INO, 4096);
-        let line = Found::Line { ino: INO, offset: 4096 + wrong, writer: 9 };
-        assert_eq!(found, Err(Foreign { ino: INO, offset: 4096, found: line }), "wrong by {wrong}");
+        let line = WordOrigin::Line { ino: INO, offset: 4096 + wrong, writer: 9 };
+        assert_eq!(found, Err(ForeignWord { ino: INO, offset: 4096, found: line }), "wrong by {wrong}");
     }
 }
 
@@ -70,7 +70,7 @@ fn one_foreign_word_among_many_is_found_where_it_is() {
 #[test]
 fn bytes_that_are_no_payload_are_found() {
     let found = check(&0x0102_0304_0506_0708_u64.to_ne_bytes(), INO, 0).expect_err("no payload");
-    assert_eq!(found.found, Found::Unknown(0x0102_0304_0506_0708));
+    assert_eq!(found.found, WordOrigin::Unknown(0x0102_0304_0506_0708));
 }
 
 #[test]
@@ -147,7 +147,7 @@ mod against_a_real_volume {
         let found = read_back(&task, &names);
         assert_eq!(found.foreign, 1);
         assert_eq!(
-            found.told,
+            found.foreign_examples,
             [format!("a, inode {ino} byte 4160: bytes that actor 6 wrote for inode {ino} byte 4096")]
         );
         assert!(read_back(&task, &names[..1]).unaccounted.len() == 2, "two files without a name to look under");

@@ -1,21 +1,23 @@
-//! What one actor counts: its own, without sharing, merged when it has finished.
+//! What one actor counts. Each actor counts for itself without sharing; the supervisor merges the
+//! counts after the actor has ended.
 //!
-//! It owns the definition of an operation: one finished simulated system call or RDMA work request. What a design refuses
-//! ([`is_refusal`], and work requests answered with a remote access error) is counted apart; a call that failed for another
-//! reason, or was ended by a signal, is neither. Kernel counterpart: per-CPU counters.
+//! It owns the definition of an operation: one finished simulated system call or RDMA work request.
+//! Refusals by the design are counted apart: calls that fail with an errno of [`is_refusal`], and
+//! work requests that complete with a remote access error. A call that fails for another reason, or
+//! that a signal ends, counts as neither. Kernel counterpart: per-CPU counters.
 
 use emulator::clock::Nanos;
 use fs_sim::{Errno, Task};
 use reports::{Latency, OpLatencies, RaceCounters};
 
-use crate::oracle::Foreign;
+use super::oracle::ForeignWord;
 
-/// Foreign words that one actor keeps in words.
-const TOLD_MAX: usize = 8;
+/// The most foreign words that one actor keeps as text.
+const EXAMPLES_MAX: usize = 8;
 
-/// What is timed.
+/// The operations whose time is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Timed {
+pub(super) enum TimedCall {
     Truncate,
     Punch,
     Register,
@@ -23,36 +25,36 @@ pub(super) enum Timed {
     Dma,
 }
 
-impl Timed {
-    const ALL: [(Timed, &'static str); 5] = [
-        (Timed::Truncate, "truncate"),
-        (Timed::Punch, "punch"),
-        (Timed::Register, "register"),
-        (Timed::Deregister, "deregister"),
-        (Timed::Dma, "dma"),
+impl TimedCall {
+    const ALL: [(TimedCall, &'static str); 5] = [
+        (TimedCall::Truncate, "truncate"),
+        (TimedCall::Punch, "punch"),
+        (TimedCall::Register, "register"),
+        (TimedCall::Deregister, "deregister"),
+        (TimedCall::Dma, "dma"),
     ];
 }
 
-/// Whether a design says no by this errno.
+/// Whether a design refuses a call by this errno.
 pub(super) fn is_refusal(errno: Errno) -> bool {
     use Errno::{EAGAIN, EBUSY, EDEADLK, EOPNOTSUPP, EPERM, ETXTBSY};
     matches!(errno, EPERM | EAGAIN | EBUSY | ETXTBSY | EDEADLK | EOPNOTSUPP)
 }
 
-/// See the module.
+/// The counts of one actor; see the module.
 #[derive(Debug, Default)]
-pub(super) struct Tally {
+pub(super) struct ActorStats {
     pub(super) counters: RaceCounters,
     latencies: [Latency; 5],
-    /// Reads that returned a word nobody entitled wrote.
+    /// Reads that returned a word which no entitled writer wrote.
     pub(super) foreign_reads: u64,
-    /// The first of them, in words.
-    pub(super) told: Vec<String>,
-    /// Processes that this actor killed because its choices said so.
+    /// The first of them, as text.
+    pub(super) foreign_examples: Vec<String>,
+    /// Processes that this actor killed because its own step said so.
     pub(super) chosen_kills: u64,
 }
 
-impl Tally {
+impl ActorStats {
     /// Counts a finished call.
     pub(super) fn call<T>(&mut self, result: Result<T, Errno>) -> Result<T, Errno> {
         match &result {
@@ -63,10 +65,11 @@ impl Tally {
         result
     }
 
-    /// Makes a call, counts it, and takes its time if it succeeds: that of the others would say how fast a design refuses.
+    /// Makes a call, counts it, and records its time if it succeeds. The time of a refused call
+    /// would measure only how fast the design refuses.
     pub(super) fn timed<T>(
         &mut self,
-        what: Timed,
+        what: TimedCall,
         task: &Task,
         call: impl FnOnce() -> Result<T, Errno>,
     ) -> Result<T, Errno> {
@@ -83,31 +86,31 @@ impl Tally {
         self.call(result)
     }
 
-    fn count_timed(&mut self, what: Timed, errno: Option<Errno>, waited: bool) {
+    fn count_timed(&mut self, what: TimedCall, errno: Option<Errno>, waited: bool) {
         let counters = &mut self.counters;
         let refused = u64::from(errno == Some(Errno::ETXTBSY));
         let interrupted = u64::from(errno == Some(Errno::EINTR));
         match what {
-            Timed::Truncate => {
+            TimedCall::Truncate => {
                 counters.truncate_attempts += 1;
                 counters.truncate_done += u64::from(errno.is_none());
                 counters.truncate_etxtbsy += refused;
                 counters.truncate_eintr += interrupted;
                 counters.truncate_waited += u64::from(waited);
             }
-            Timed::Punch => {
+            TimedCall::Punch => {
                 counters.punch_attempts += 1;
                 counters.punch_done += u64::from(errno.is_none());
                 counters.punch_etxtbsy += refused;
                 counters.punch_eintr += interrupted;
                 counters.punch_waited += u64::from(waited);
             }
-            Timed::Register => {
+            TimedCall::Register => {
                 counters.registrations_granted += u64::from(errno.is_none());
                 counters.registrations_refused += u64::from(errno.is_some_and(|errno| errno != Errno::Dead));
             }
-            Timed::Deregister => counters.deregistrations += u64::from(errno.is_none()),
-            Timed::Dma => {}
+            TimedCall::Deregister => counters.deregistrations += u64::from(errno.is_none()),
+            TimedCall::Dma => {}
         }
     }
 
@@ -116,34 +119,34 @@ impl Tally {
         self.counters.operations += 1;
         self.counters.dma_operations += 1;
         self.counters.dma_bytes += bytes;
-        self.latencies[Timed::Dma as usize].record(end.since(start), waited);
+        self.latencies[TimedCall::Dma as usize].record(end.since(start), waited);
     }
 
-    /// Notes what a read through `by` returned.
-    pub(super) fn checked(&mut self, by: &str, check: Result<(), Foreign>) {
+    /// Counts a read through `by` whose contents failed the check.
+    pub(super) fn checked(&mut self, by: &str, check: Result<(), ForeignWord>) {
         if let Err(foreign) = check {
             self.foreign_reads += 1;
-            if self.told.len() < TOLD_MAX {
-                self.told.push(format!("{by} returned {foreign}"));
+            if self.foreign_examples.len() < EXAMPLES_MAX {
+                self.foreign_examples.push(format!("{by} returned {foreign}"));
             }
         }
     }
 
-    /// Adds another actor's.
-    pub(super) fn merge(&mut self, other: Tally) {
+    /// Adds the counts of another actor.
+    pub(super) fn merge(&mut self, other: ActorStats) {
         self.counters.merge(&other.counters);
         for (mine, theirs) in self.latencies.iter_mut().zip(&other.latencies) {
             mine.merge(theirs);
         }
         self.foreign_reads += other.foreign_reads;
-        self.told.extend(other.told);
+        self.foreign_examples.extend(other.foreign_examples);
         self.chosen_kills += other.chosen_kills;
     }
 
-    /// The times, under the names that reports look for.
+    /// The recorded times, under the names that reports look for.
     pub(super) fn latencies(&self) -> OpLatencies {
         let mut all = OpLatencies::new();
-        for (what, name) in Timed::ALL {
+        for (what, name) in TimedCall::ALL {
             *all.operation(name) = self.latencies[what as usize].clone();
         }
         all

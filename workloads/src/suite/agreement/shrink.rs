@@ -1,20 +1,25 @@
-//! What is left of a difference.
+//! Shortens a sequence that shows a difference.
 //!
-//! It owns the search for a shorter sequence that still differs. Invariants: every candidate is run on fresh machines; at most
-//! [`RUNS_MAX`] are; the result differs, however it does. Kernel counterpart: none; Hypothesis and proptest, for the style.
+//! It owns the search for a shorter sequence on which the machines still differ. Invariants: every
+//! candidate runs on fresh machines; at most [`RUNS_MAX`] candidates run; the result shows a
+//! difference, not necessarily the original one. Kernel counterpart: none; the method is that of
+//! Hypothesis and proptest.
 
-use super::generate::{Move, View};
-use super::pair::{Pair, Stop};
-use super::{Difference, Makers, Tried, text};
+use super::config::Difference;
+use super::generate::{AgreedView, AgreementStep};
+use super::makers::{MachineMakers, TriedSequence};
+use super::pair::{MachinePair, SequenceStop};
+use super::text;
 use crate::ops::{Arg, Kind, Param, Verb};
 
-/// The most candidates tried.
+/// The most candidates that are run.
 const RUNS_MAX: u32 = 400;
 
-/// The shortest sequence found that differs, as a scenario. None if the difference does not come back.
-pub(super) fn shortest(makers: &Makers<'_>, tried: Tried, index: u64) -> Option<Difference> {
+/// The shortest sequence found on which the machines differ, as a scenario. None if the difference
+/// does not occur again.
+pub(super) fn shortest(makers: &MachineMakers<'_>, tried: TriedSequence, index: u64) -> Option<Difference> {
     let mut runs = 0;
-    let mut differs = |candidate: &Tried| {
+    let mut differs = |candidate: &TriedSequence| {
         runs += 1;
         if runs > RUNS_MAX { None } else { difference(makers, candidate, index) }
     };
@@ -22,7 +27,7 @@ pub(super) fn shortest(makers: &Makers<'_>, tried: Tried, index: u64) -> Option<
     let mut found = differs(&best)?;
     loop {
         let mut shorter = false;
-        // From the end, where steps are that nothing else needs.
+        // It starts at the end, where the steps are that no other step needs.
         for n in (0..best.steps.len()).rev() {
             let mut candidate = best.clone();
             candidate.steps.remove(n);
@@ -51,15 +56,16 @@ pub(super) fn shortest(makers: &Makers<'_>, tried: Tried, index: u64) -> Option<
     }
 }
 
-/// The same with a simpler step `n`: without a flag, for reading only, or on a thing that was made earlier.
-fn simpler(tried: &Tried, n: usize) -> Vec<Tried> {
+/// The same sequence with a simpler step `n`: without a flag, read-only, or on a thing that was
+/// made earlier.
+fn simpler(tried: &TriedSequence, n: usize) -> Vec<TriedSequence> {
     let mut candidates = Vec::new();
     for (at, arg) in tried.steps[n].op.args.iter().enumerate() {
         let params = tried.steps[n].op.verb.params();
         let (Arg::Name(name), Some((_, Param::Bound(_)))) = (arg, params.get(at)) else { continue };
-        let makes = |step: &Move| step.bind.is_some() && step.op.verb.binds() != Some(Kind::Process);
+        let makes = |step: &AgreementStep| step.bind.is_some() && step.op.verb.binds() != Some(Kind::Process);
         let makers = tried.steps[..n].iter().filter(|step| makes(step));
-        // Only what comes before its own maker: so this ends.
+        // Only things made before the present one are tried, so the search ends.
         for maker in makers.take_while(|step| step.bind.as_ref() != Some(name)) {
             let mut candidate = tried.clone();
             candidate.steps[n].process.clone_from(&maker.process);
@@ -86,9 +92,10 @@ fn simpler(tried: &Tried, n: usize) -> Vec<Tried> {
     candidates
 }
 
-/// Runs a sequence; what differs, if anything does. Steps that can't be made (their thing was never made) are left out.
-fn difference(makers: &Makers<'_>, tried: &Tried, index: u64) -> Option<Difference> {
-    let mut pair: Pair<'_> = makers.pair(&tried.files, View::new(tried.processes)).ok()?;
+/// Runs a sequence and returns the difference, if there is one. Steps that can't be made, because
+/// the thing they need was never made, are left out.
+fn difference(makers: &MachineMakers<'_>, tried: &TriedSequence, index: u64) -> Option<Difference> {
+    let mut pair: MachinePair<'_> = makers.pair(&tried.files, AgreedView::new(tried.processes)).ok()?;
     let mut differs = None;
     for step in &tried.steps {
         if !pair.view.allows(step) {
@@ -96,11 +103,11 @@ fn difference(makers: &Makers<'_>, tried: &Tried, index: u64) -> Option<Differen
         }
         match pair.make(step) {
             Ok(()) => {}
-            Err(Stop::Differ { left, right }) => {
+            Err(SequenceStop::Differ { left, right }) => {
                 differs = Some((left, right));
                 break;
             }
-            Err(Stop::NotRun(_) | Stop::Inconclusive(_)) => break,
+            Err(SequenceStop::NotRun(_) | SequenceStop::Inconclusive(_)) => break,
         }
     }
     let blocked: Vec<String> = pair.blocked().map(str::to_owned).collect();

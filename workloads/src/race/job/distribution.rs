@@ -1,20 +1,22 @@
-//! Distributions of lengths, times and counts, as jobs state them: `{ dist = "exponential", mean = "200us" }`.
+//! Distributions of lengths, times and counts, as jobs state them: `{ dist = "exponential", mean =
+//! "200us" }`.
 //!
-//! It owns the reading, checking and drawing of them. Invariant: what is drawn lies within the bounds, which were checked
-//! against what the job can use, so that no drawn value is ever clipped silently elsewhere.
+//! It owns their reading, checking and drawing. Invariant: every drawn value lies within the
+//! bounds, and the bounds were checked against what the job can use. So no other code clips a drawn
+//! value.
 
 use crate::input::{Duration, InputError, Size, Source};
 use rand::{Rng, RngExt};
 use rand_distr::Distribution as _;
 use serde::Deserialize;
 
-use super::given::Given;
+use super::given::GivenValue;
 
 /// A quantity with its own unit, counted in its smallest unit.
 pub(super) trait Quantity: Copy + std::fmt::Display {
-    /// Nanoseconds, bytes, pieces.
+    /// The count: nanoseconds, bytes or pieces.
     fn units(self) -> u64;
-    /// The quantity of so many.
+    /// The quantity of `units` smallest units.
     fn of_units(units: u64) -> Self;
 }
 
@@ -47,7 +49,7 @@ impl Quantity for u64 {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
-enum Shape {
+enum DistributionShape {
     Constant,
     Uniform,
     Exponential,
@@ -55,40 +57,41 @@ enum Shape {
     LogNormal,
 }
 
-/// A distribution as it stands in a job. Which keys belong to which `dist` is checked by [`Raw::check`].
+/// A distribution as the job's text states it. [`RawDistribution::check`] checks which keys belong
+/// to which `dist`.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Raw<Q> {
-    dist: Given<Shape>,
-    value: Option<Given<Q>>,
-    mean: Option<Given<Q>>,
-    median: Option<Given<Q>>,
-    std_dev: Option<Given<Q>>,
-    sigma: Option<Given<f64>>,
-    min: Option<Given<Q>>,
-    max: Option<Given<Q>>,
+pub(super) struct RawDistribution<Q> {
+    dist: GivenValue<DistributionShape>,
+    value: Option<GivenValue<Q>>,
+    mean: Option<GivenValue<Q>>,
+    median: Option<GivenValue<Q>>,
+    std_dev: Option<GivenValue<Q>>,
+    sigma: Option<GivenValue<f64>>,
+    min: Option<GivenValue<Q>>,
+    max: Option<GivenValue<Q>>,
 }
 
-/// What a drawn value may be.
+/// The bounds of a drawn value.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Limits<'a> {
+pub(super) struct DistributionLimits<'a> {
     pub(super) key: &'a str,
     pub(super) min: u64,
     pub(super) max: u64,
-    /// Why not more, for the error's help line.
+    /// The reason for the upper bound, for the error's help line.
     pub(super) because: &'a str,
 }
 
 /// A checked distribution over whole numbers: nanoseconds, bytes or pieces.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Distribution {
-    form: Form,
+    form: DistributionForm,
     min: u64,
     max: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Form {
+enum DistributionForm {
     Constant,
     Uniform,
     Exponential { mean: f64 },
@@ -110,16 +113,16 @@ impl Distribution {
     /// Draws a value.
     pub fn draw(&self, rng: &mut impl Rng) -> u64 {
         let drawn = match self.form {
-            Form::Constant => return self.min,
-            Form::Uniform => return rng.random_range(self.min..=self.max),
-            Form::Exponential { mean } => {
+            DistributionForm::Constant => return self.min,
+            DistributionForm::Uniform => return rng.random_range(self.min..=self.max),
+            DistributionForm::Exponential { mean } => {
                 let drawn: f64 = rand_distr::Exp1.sample(rng);
                 mean * drawn
             }
-            Form::Normal { mean, std_dev } => mean + std_dev * standard_normal(rng),
-            Form::LogNormal { ln_median, sigma } => (ln_median + sigma * standard_normal(rng)).exp(),
+            DistributionForm::Normal { mean, std_dev } => mean + std_dev * standard_normal(rng),
+            DistributionForm::LogNormal { ln_median, sigma } => (ln_median + sigma * standard_normal(rng)).exp(),
         };
-        // The cast saturates, and the checks have excluded NaN.
+        // The cast saturates. The checks exclude NaN.
         (drawn.round() as u64).clamp(self.min, self.max)
     }
 }
@@ -128,12 +131,13 @@ fn standard_normal(rng: &mut impl Rng) -> f64 {
     rand_distr::StandardNormal.sample(rng)
 }
 
-impl<Q: Quantity> Raw<Q> {
-    /// The distribution as it can be drawn from.
+impl<Q: Quantity> RawDistribution<Q> {
+    /// Turns the text into a distribution that can be drawn from.
     ///
     /// # Errors
-    /// A key that the distribution lacks or does not know, bounds that are backwards, a value that can't be used.
-    pub(super) fn check(&self, source: &Source, limits: Limits<'_>) -> Result<Distribution, InputError> {
+    /// A key that the distribution needs is missing, a key is not one of this distribution's, the
+    /// bounds are reversed, or a value is out of bounds.
+    pub(super) fn check(&self, source: &Source, limits: DistributionLimits<'_>) -> Result<Distribution, InputError> {
         self.check_keys(source)?;
         for given in [&self.value, &self.mean, &self.median, &self.min, &self.max].into_iter().flatten() {
             check_within(source, given, limits)?;
@@ -143,8 +147,9 @@ impl<Q: Quantity> Raw<Q> {
         if let (Some(given_min), Some(given_max)) = (&self.min, &self.max)
             && min > max
         {
-            let title = format!("`{}` runs backwards, from {} to {}", limits.key, given_min.value, given_max.value);
-            return Err(given_max.error(source, title).help("`min` is the smaller one"));
+            let title =
+                format!("the bounds of `{}` are reversed: from {} to {}", limits.key, given_min.value, given_max.value);
+            return Err(given_max.error(source, title).help("`min` can't be larger than `max`"));
         }
         for (key, given) in [("mean", &self.mean), ("median", &self.median)] {
             if let Some(given) = given
@@ -155,51 +160,53 @@ impl<Q: Quantity> Raw<Q> {
                 return Err(given.error(source, title).help(bounds));
             }
         }
-        let units = |given: &Option<Given<Q>>| given.as_ref().map_or(0.0, |given| given.value.units() as f64);
+        let units = |given: &Option<GivenValue<Q>>| given.as_ref().map_or(0.0, |given| given.value.units() as f64);
         let (min, max, form) = match self.dist.value {
-            Shape::Constant => {
+            DistributionShape::Constant => {
                 let value = self.value.as_ref().map_or(min, |given| given.value.units());
-                (value, value, Form::Constant)
+                (value, value, DistributionForm::Constant)
             }
-            Shape::Uniform => (min, max, Form::Uniform),
-            Shape::Exponential => (min, max, Form::Exponential { mean: units(&self.mean) }),
-            Shape::Normal => (min, max, Form::Normal { mean: units(&self.mean), std_dev: units(&self.std_dev) }),
-            Shape::LogNormal => {
+            DistributionShape::Uniform => (min, max, DistributionForm::Uniform),
+            DistributionShape::Exponential => (min, max, DistributionForm::Exponential { mean: units(&self.mean) }),
+            DistributionShape::Normal => {
+                (min, max, DistributionForm::Normal { mean: units(&self.mean), std_dev: units(&self.std_dev) })
+            }
+            DistributionShape::LogNormal => {
                 let ln_median = units(&self.median).max(1.0).ln();
-                (min, max, Form::LogNormal { ln_median, sigma: self.sigma(source)? })
+                (min, max, DistributionForm::LogNormal { ln_median, sigma: self.sigma(source)? })
             }
         };
         Ok(Distribution { form, min, max })
     }
 
     fn sigma(&self, source: &Source) -> Result<f64, InputError> {
-        /// Beyond this the distribution is its two bounds and nothing in between.
+        /// With a larger sigma practically every drawn value is one of the two bounds.
         const SIGMA_MAX: f64 = 10.0;
         let Some(sigma) = &self.sigma else { return Ok(0.0) };
         match (0.0..=SIGMA_MAX).contains(&sigma.value) {
             true => Ok(sigma.value),
             false => Err(sigma
-                .error(source, format!("sigma is {}", sigma.value))
+                .error(source, format!("`sigma` can't be {}", sigma.value))
                 .help(format!("the standard deviation of the logarithm, a number from 0 to {SIGMA_MAX}"))),
         }
     }
 
-    /// Every key that the shape needs is there, and no other.
+    /// Checks that every key that the distribution needs is present, and no other key.
     fn check_keys(&self, source: &Source) -> Result<(), InputError> {
-        // (needed, merely known)
+        // (needed, allowed)
         let (name, needed, known): (_, &[&str], &[&str]) = match self.dist.value {
-            Shape::Constant => ("constant", &["value"], &[]),
-            Shape::Uniform => ("uniform", &["min", "max"], &[]),
-            Shape::Exponential => ("exponential", &["mean"], &["min", "max"]),
-            Shape::Normal => ("normal", &["mean", "std_dev"], &["min", "max"]),
-            Shape::LogNormal => ("lognormal", &["median", "sigma"], &["min", "max"]),
+            DistributionShape::Constant => ("constant", &["value"], &[]),
+            DistributionShape::Uniform => ("uniform", &["min", "max"], &[]),
+            DistributionShape::Exponential => ("exponential", &["mean"], &["min", "max"]),
+            DistributionShape::Normal => ("normal", &["mean", "std_dev"], &["min", "max"]),
+            DistributionShape::LogNormal => ("lognormal", &["median", "sigma"], &["min", "max"]),
         };
         let usage = || {
             let optional: Vec<String> = known.iter().map(|key| format!("and may have `{key}`")).collect();
             let needed: Vec<String> = needed.iter().map(|key| format!("`{key}`")).collect();
             format!("`{name}` needs {} {}", needed.join(" and "), optional.join(" ")).trim_end().to_owned()
         };
-        let place = |given: &Option<Given<Q>>| given.as_ref().map(|given| given.place.clone());
+        let place = |given: &Option<GivenValue<Q>>| given.as_ref().map(|given| given.place.clone());
         let stated = [
             ("value", place(&self.value)),
             ("mean", place(&self.mean)),
@@ -212,11 +219,11 @@ impl<Q: Quantity> Raw<Q> {
         for (key, place) in stated {
             match place {
                 None if needed.contains(&key) => {
-                    let title = format!("this distribution has no `{key}`");
+                    let title = format!("`{key}` is missing for this distribution");
                     return Err(self.dist.error(source, title).help(usage()));
                 }
                 Some(place) if !needed.contains(&key) && !known.contains(&key) => {
-                    let title = format!("`{key}` means nothing to a {name} distribution");
+                    let title = format!("a {name} distribution takes no `{key}`");
                     return Err(place.error(source, title).help(usage()));
                 }
                 _ => {}
@@ -226,7 +233,11 @@ impl<Q: Quantity> Raw<Q> {
     }
 }
 
-fn check_within<Q: Quantity>(source: &Source, given: &Given<Q>, limits: Limits<'_>) -> Result<(), InputError> {
+fn check_within<Q: Quantity>(
+    source: &Source,
+    given: &GivenValue<Q>,
+    limits: DistributionLimits<'_>,
+) -> Result<(), InputError> {
     let units = given.value.units();
     if (limits.min..=limits.max).contains(&units) {
         return Ok(());

@@ -1,26 +1,27 @@
-//! What the driver and its child processes say to each other.
+//! The messages between the driver and its child processes.
 //!
-//! It owns the messages; [`crate::packets`] carries them. Invariant: a process sends exactly one [`Reply::Done`] for a
-//! [`Request`] that it survives, after one [`Reply::Began`] if the request can block. Kernel counterpart: unix(7).
+//! It owns their form; [`crate::messages`] transports them. Invariant: a process that survives a
+//! [`ChildRequest`] sends exactly one [`ChildReply::Done`] for it, and before that one
+//! [`ChildReply::Began`] if the request can block. Kernel counterpart: unix(7).
 
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
-pub(super) use crate::packets::{pair, receive, receive_bytes, send, send_bytes};
+pub(crate) use crate::messages::{pair, receive, receive_bytes, send, send_bytes};
 
-/// What a process is asked to do. Descriptors are numbers of that process, `-1` for one that was closed.
+/// What a process must do. Descriptors are numbers of that process, `-1` for a closed one.
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) enum Request {
-    /// The zygote: make a process. Carries its control socket and its inbox.
+pub(crate) enum ChildRequest {
+    /// To the zygote: make a process. Carries the process's control socket and inbox.
     Spawn,
-    /// A copy of this process. Carries the copy's control socket and inbox.
+    /// Fork. Carries the child's control socket and inbox.
     Fork,
-    /// End, without an answer.
+    /// Exit without an answer.
     Exit,
     /// Send a signal.
     Kill { pid: i32, signal: i32 },
     /// Set a disposition.
-    Signal { signal: i32, disposition: Disposition },
+    Signal { signal: i32, disposition: SignalAction },
     /// Change user and capabilities.
     Credentials { uid: u32, cap_lease: bool },
     /// `dup(2)`.
@@ -51,7 +52,7 @@ pub(super) enum Request {
     Rename { from: String, to: String },
     /// `link(2)`.
     Link { path: String, name: String },
-    /// `chmod(2)` to what it is.
+    /// `chmod(2)` to the present mode.
     Chmod { path: String },
     /// `utimensat(2)` to now.
     Utime { path: String },
@@ -61,9 +62,9 @@ pub(super) enum Request {
     Fstat { fd: i32 },
     /// `fcntl(2)` with a number as its argument.
     Fcntl { fd: i32, command: i32, argument: i32 },
-    /// `execve(2)`: what answers is the failure; success closes the control socket.
+    /// `execve(2)`. An answer means failure; success closes the control socket.
     Exec { path: String },
-    /// `mmap(2)`, shared; of anonymous memory without a descriptor.
+    /// `mmap(2)`, shared. Without a descriptor it maps anonymous memory.
     Map { fd: Option<i32>, offset: u64, len: u64, write: bool },
     /// `munmap(2)`.
     Unmap { at: u64, len: u64 },
@@ -71,13 +72,13 @@ pub(super) enum Request {
     Load { at: u64, len: u64 },
     /// Stores through a mapping.
     Store { at: u64, len: u64, byte: u8 },
-    /// Tell the signals handled since they were last told.
+    /// Report the signals handled since the last report.
     Handled,
 }
 
 /// What a signal does to a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) enum Disposition {
+pub(crate) enum SignalAction {
     Handler,
     Ignore,
     Default,
@@ -85,35 +86,35 @@ pub(super) enum Disposition {
 
 /// What a process answers.
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) enum Reply {
-    /// The request is next, and may block; the signals handled before it.
+pub(crate) enum ChildReply {
+    /// The process starts the request, which may block. Lists the signals handled before it.
     Began { handled: Vec<i32> },
-    /// The request is over; the signals handled before this answer.
-    Done { result: Result<Value, Failure>, handled: Vec<i32> },
+    /// The request is finished. Lists the signals handled before this answer.
+    Done { result: Result<ChildValue, ChildFailure>, handled: Vec<i32> },
 }
 
-/// What a request comes to.
+/// The result of a request.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) enum Value {
-    /// Nothing but success.
+pub(crate) enum ChildValue {
+    /// Success without a value.
     Nothing,
-    /// A descriptor, a size, a process's number, an address.
+    /// A descriptor, a size, a pid or an address.
     Number(i64),
-    /// Bytes that were read, in the words of scenarios.
+    /// The bytes that were read, as scenarios write them.
     Bytes(String),
 }
 
 /// Why a request failed.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) enum Failure {
-    /// The system call's error.
+pub(crate) enum ChildFailure {
+    /// The errno of the system call.
     Errno(i32),
-    /// The access would have raised this signal.
+    /// The access raises this signal.
     Signal(i32),
 }
 
-impl From<Errno> for Failure {
+impl From<Errno> for ChildFailure {
     fn from(errno: Errno) -> Self {
-        Failure::Errno(errno.raw_os_error())
+        ChildFailure::Errno(errno.raw_os_error())
     }
 }

@@ -1,0 +1,47 @@
+//! What the names of a scenario stand for on the real kernel.
+//!
+//! Invariant: a name stands for the kernel's own number.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::scenario::machine::Trouble;
+
+/// What a name stands for.
+#[derive(Clone, Debug)]
+pub(super) enum NamedThing {
+    /// A descriptor's number.
+    Fd(i32),
+    /// A mapping, and the processes that have it.
+    Map { at: u64, len: u64, owners: BTreeSet<String> },
+    /// A running program, by its key among the processes.
+    Program(String),
+}
+
+/// The names of a scenario.
+#[derive(Debug, Default)]
+pub(super) struct ScenarioNames {
+    pub(super) things: BTreeMap<String, NamedThing>,
+    pub(super) pids: BTreeMap<String, i32>,
+}
+
+impl ScenarioNames {
+    /// What `name` stands for.
+    pub(super) fn get(&self, name: &str) -> Result<&NamedThing, Trouble> {
+        let unmade = || Trouble::Script(format!("`{name}` was not made: the step that makes it failed or still waits"));
+        self.things.get(name).ok_or_else(unmade)
+    }
+
+    /// The number of the descriptor `name`.
+    pub(super) fn fd(&self, name: &str) -> Result<i32, Trouble> {
+        match self.get(name)? {
+            NamedThing::Fd(fd) => Ok(*fd),
+            _ => Err(Trouble::Script(format!("`{name}` is not a descriptor"))),
+        }
+    }
+
+    /// The number of the process `name`, dead or alive.
+    pub(super) fn pid(&self, name: &str) -> Result<i32, Trouble> {
+        let unknown = || Trouble::Script(format!("there is no process `{name}` yet"));
+        self.pids.get(name).copied().ok_or_else(unknown)
+    }
+}

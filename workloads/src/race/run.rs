@@ -1,0 +1,124 @@
+//! One race from its configuration to its result.
+//!
+//! For each design it makes a machine, lets the supervisor run the actors on it, and judges the
+//! outcome. Invariant: designs share nothing but the seed and the job.
+
+use emulator::World;
+use emulator::device::Device;
+use emulator::sync::Arc;
+use fs_sim::syscalls::open::OpenFlags;
+use fs_sim::{Kernel, KernelConfig, Sabotage};
+use reports::JobSummary;
+use reports::result::RunResult;
+
+use super::config::{DesignRun, RaceConfig, RaceError, RaceProgress, RaceReport, Snapshot, StopFlag};
+use super::job::Job;
+use super::shared::{RaceShared, RunLimits};
+use super::{oracle, outcome, supervisor};
+
+/// Runs a race under each of its designs.
+///
+/// Returns when the last design has ended, or soon after `stop` is set.
+///
+/// # Errors
+/// [`RaceError`]: the race could not be run. A broken invariant is not an error: it is in the result,
+/// and [`RaceReport::failed`] is set.
+///
+/// # Example
+/// ```
+/// use std::time::Duration;
+/// use workloads::input::Source;
+/// use workloads::race::job::Job;
+/// use workloads::race::{DesignRun, Quiet, RaceConfig, StopFlag, run};
+///
+/// let text = "[files]\ncount = 2\n[registrants]\ncount = 1\n[truncaters]\ncount = 1\n";
+/// let presets = fs_sim::design::presets();
+/// let kara = presets.iter().find(|preset| preset.name == "kara").unwrap();
+/// let config = RaceConfig {
+///     job: Job::parse(&Source::new("tiny.toml", text)).unwrap(),
+///     designs: vec![DesignRun {
+///         name: kara.name.to_owned(),
+///         axes: kara.axes,
+///         negative_control: kara.negative_control,
+///     }],
+///     seed: 7,
+///     duration_per_design: Duration::from_millis(50),
+///     threads: None,
+///     sabotage: fs_sim::Sabotage::default(),
+/// };
+/// let report = run(config, &Quiet, &StopFlag::new()).unwrap();
+/// assert!(!report.failed);
+/// assert_eq!(report.result.designs[0].name, "kara");
+/// ```
+pub fn run(config: RaceConfig, progress: &dyn RaceProgress, stop: &StopFlag) -> Result<RaceReport, RaceError> {
+    let job = match config.threads {
+        Some(threads) => config.job.with_threads(threads).map_err(RaceError::Threads)?,
+        None => config.job.clone(),
+    };
+    if config.designs.is_empty() {
+        return Err(RaceError::NoDesign);
+    }
+    let duration_ns = u64::try_from(config.duration_per_design.as_nanos()).unwrap_or(u64::MAX);
+    let mut summary = JobSummary::new(&job.name, duration_ns, job.actors().len() as u32);
+    summary.parameters = job.parameters().clone();
+    let mut report = RaceReport { result: RunResult::new(config.seed, summary), latencies: Vec::new(), failed: false };
+    let of = config.designs.len();
+    for (index, design) in config.designs.iter().enumerate() {
+        if stop.is_set() {
+            report.result.interrupted = true;
+            break;
+        }
+        progress.started(index, of, design, config.duration_per_design);
+        let shared = new_machine(&job, design, config.seed, config.sabotage, RunLimits::default())?;
+        progress.machine(&shared.kernel);
+        let mut report_progress = |snapshot: &Snapshot| progress.snapshot(snapshot);
+        let ended = supervisor::supervise(&shared, config.duration_per_design, stop, &mut report_progress, None);
+        report.result.interrupted |= ended.interrupted;
+        let (result, latencies) = outcome::judge(&shared, design, ended);
+        progress.finished(index, of, &result);
+        report.result.designs.push(result);
+        report.latencies.push(latencies);
+    }
+    report.failed = report.result.has_violations();
+    Ok(report)
+}
+
+/// A simulated machine under `design`, with the job's files in place.
+pub(super) fn new_machine(
+    job: &Job,
+    design: &DesignRun,
+    seed: u64,
+    sabotage: Sabotage,
+    limits: RunLimits,
+) -> Result<Arc<RaceShared>, RaceError> {
+    let device = Device::memory(job.device_bytes)?;
+    let config = KernelConfig { options: job.volume, sabotage, ..KernelConfig::new(design.axes) };
+    let kernel = Kernel::new(Arc::new(World::real(seed)), device, config)?;
+    make_files(&kernel, job)?;
+    Ok(Arc::new(RaceShared::new(kernel, job.clone(), seed, limits)))
+}
+
+/// Makes the job's files, each at its full size and filled with the payload that belongs there.
+fn make_files(kernel: &Arc<Kernel>, job: &Job) -> Result<(), RaceError> {
+    /// The writer number of the initial contents. No actor has this number.
+    const SETUP: u8 = u8::MAX;
+    const CHUNK: u64 = 1 << 20;
+    let admin = kernel.spawn();
+    let mut buffer = Vec::new();
+    for index in 0..job.files.count {
+        let name = RaceShared::file_name(index);
+        let mut make = || {
+            let fd = admin.open(&name, OpenFlags::create())?;
+            let ino = admin.stat(fd)?.ino.0;
+            for offset in (0..job.files.size).step_by(CHUNK as usize) {
+                buffer.resize(CHUNK.min(job.files.size - offset) as usize, 0);
+                oracle::fill(&mut buffer, ino, offset, SETUP, 0);
+                admin.write(fd, offset, &buffer)?;
+            }
+            admin.close(fd)
+        };
+        make().map_err(|errno| RaceError::Files { name: name.clone(), errno })?;
+    }
+    admin.exit();
+    Ok(())
+}

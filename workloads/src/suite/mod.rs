@@ -1,0 +1,3 @@
+//! Suites: whole sets of scenarios and sequences, run and compared.
+
+pub mod agreement;
