@@ -1,6 +1,6 @@
 //! The states of a memory region's place in the table, as one table.
 //!
-//! It owns the transition table; [`super::region_table`] applies it under the place's mutex.
+//! It owns the transition table; `region_table` applies it under the place's mutex.
 //! Invariant: the backing memory leaves the place exactly once, on [`RegionEvent::Drain`]. The page
 //! docs/states/memory-region.md is generated from this table. Kernel counterpart: `percpu_ref`
 //! (live, dying, dead) around a `struct rxe_mr`.
