@@ -48,3 +48,20 @@ emulator::state_table! {
     DrainingUnowned + Drain => Free;
     Drained + Forget => Free;
 }
+
+#[cfg(all(test, not(any(daxlab_loom, daxlab_shuttle))))]
+mod tests {
+    use super::{RegionEvent, RegionState};
+
+    #[test]
+    fn a_region_ends_once_and_its_place_is_free_after_drain_and_forget_in_either_order() {
+        use RegionEvent::{Close, Drain, Forget, Install};
+        for order in [[Drain, Forget], [Forget, Drain]] {
+            let events = [Install, Close].into_iter().chain(order);
+            let end = events.fold(RegionState::START, |state, event| state.next(event).unwrap());
+            assert_eq!(end, RegionState::Free);
+        }
+        let error = RegionState::Drained.next(Close).unwrap_err();
+        assert_eq!(error.to_string(), "RegionState: no transition from Drained on Close");
+    }
+}
