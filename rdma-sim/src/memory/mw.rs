@@ -12,11 +12,10 @@ use std::fmt;
 use emulator::sync::atomic::{AtomicU32, Ordering};
 use emulator::sync::{Arc, Mutex};
 
-use super::access::WindowAccess;
+use super::access::{QpIdentity, WindowAccess};
 use super::fault::WorkFault;
 use super::key;
 use super::mr::Mr;
-use super::protection::QpIdentity;
 
 /// How a window is bound, and which queue pairs may use it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
