@@ -51,8 +51,8 @@ pub(crate) fn invalidate(qp: &Qp, rkey: u32) -> Result<(), WorkFailure> {
     invalidate_window(qp, rkey).map_err(|fault| WorkFailure { status: WorkStatus::LocalOperationError, fault })
 }
 
-/// Unbinds the type 2 window of a key, bound on `qp`. RegionTable can't be invalidated: these are
-/// no fast-registration ones.
+/// Unbinds the type 2 window of a key, if `qp` bound it. Regions cannot be invalidated: fast
+/// registration does not exist here.
 pub(crate) fn invalidate_window(qp: &Qp, rkey: u32) -> Result<(), WorkFault> {
     qp.nic().windows.find(rkey).ok_or(WorkFault::UnknownKey)?.invalidate(rkey, qp.identity())
 }

@@ -22,11 +22,11 @@ use super::owner::QueueOwner;
 use super::qp_state::{QpEvent, QpState, QpTransitionError};
 use super::requester::{self, PeerLink, SendEngine, SendWork};
 use super::work::{Completion, PostError, ReceiveRequest, WorkRequest, check_len};
-use crate::memory::access::Sge;
+use crate::memory::access::{QpIdentity, Sge};
 use crate::memory::fault::WorkFault;
 use crate::memory::mw::{Mw, MwType, WindowBind};
 use crate::memory::nic::Nic;
-use crate::memory::protection::{MemoryAccessor, QpIdentity};
+use crate::memory::protection::MemoryAccessor;
 use crate::transport::operation::{WorkOpcode, WorkOperation, WorkStatus};
 use crate::transport::{InProcess, Responder, Transport};
 

@@ -85,7 +85,7 @@ pub enum PostError {
         expected: &'static str,
     },
     /// The window is not of the type that this way of binding is for, or no window has this key.
-    #[error("window {rkey:#x} can't be bound this way: {expected}")]
+    #[error("window {rkey:#x} cannot be bound this way: {expected}")]
     Window {
         /// The key.
         rkey: u32,

@@ -110,3 +110,10 @@ pub enum FlushLevel {
     /// The whole region of the request's key.
     Mr,
 }
+
+/// The queue pair for which memory is accessed: its number and its protection domain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct QpIdentity {
+    pub(crate) number: u32,
+    pub(crate) pd: u32,
+}

@@ -43,7 +43,7 @@ pub enum WorkFault {
     WindowBound = 15,
     /// A window's new key is the same as its old key.
     WindowKey = 16,
-    /// A type 1 window can't be invalidated.
+    /// A type 1 window cannot be invalidated.
     WindowType = 17,
     /// The window was bound on another queue pair.
     OtherQp = 18,
@@ -65,11 +65,11 @@ impl fmt::Display for WorkFault {
             WorkFault::Silent => "the peer does not answer",
             WorkFault::NoReceive => "the peer has no receive posted",
             WorkFault::Behind => "flushed behind an earlier failure",
-            WorkFault::ReceiveMemory => "the peer's receive points to memory it can't use",
+            WorkFault::ReceiveMemory => "the peer's receive points to memory it cannot use",
             WorkFault::ReceiveOverrun => "the peer's completion queue has overflowed",
             WorkFault::WindowBound => "the window is bound already",
             WorkFault::WindowKey => "the window's new key is its old one",
-            WorkFault::WindowType => "a type 1 window can't be invalidated",
+            WorkFault::WindowType => "a type 1 window cannot be invalidated",
             WorkFault::OtherQp => "the window was bound on another queue pair",
         })
     }

@@ -12,20 +12,18 @@ use std::fmt;
 use emulator::sync::atomic::{AtomicU32, Ordering};
 use emulator::sync::{Arc, Mutex};
 
-use super::access::WindowAccess;
+use super::access::{QpIdentity, WindowAccess};
 use super::fault::WorkFault;
 use super::key;
 use super::mr::Mr;
-use super::protection::QpIdentity;
 
 /// How a window is bound, and which queue pairs may use it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MwType {
-    /// WindowBinding by [`Qp::bind_mw`](crate::engine::qp::Qp::bind_mw); opens for every queue pair
+    /// Bound by [`Qp::bind_mw`](crate::engine::qp::Qp::bind_mw); opens for every queue pair
     /// of its domain. A binding of no bytes unbinds it.
     Type1,
-    /// WindowBinding by a work request and invalidated by one; opens for the queue pair it was
-    /// bound on.
+    /// Bound and invalidated by work requests; opens only for the queue pair that bound it.
     Type2,
 }
 

@@ -12,7 +12,7 @@ use fs_sim::base::atomic_op::AtomicOp;
 use fs_sim::pinning::registration::Registration;
 use fs_sim::{Errno, Kernel};
 
-use super::access::{AccessFlags, FlushLevel, WindowAccess};
+use super::access::{AccessFlags, FlushLevel, QpIdentity, WindowAccess};
 use super::fault::WorkFault;
 use super::key;
 use super::nic::Nic;
@@ -60,13 +60,6 @@ impl AccessNeed {
             }
         }
     }
-}
-
-/// The queue pair for which memory is accessed: its number and its protection domain.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct QpIdentity {
-    pub(crate) number: u32,
-    pub(crate) pd: u32,
 }
 
 /// A queue pair's access to the memory of its machine.

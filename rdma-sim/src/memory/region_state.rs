@@ -1,6 +1,6 @@
 //! The states of a memory region's place in the table, as one table.
 //!
-//! It owns the transition table; [`super::region_table`] applies it under the place's mutex.
+//! It owns the transition table; `region_table` applies it under the place's mutex.
 //! Invariant: the backing memory leaves the place exactly once, on [`RegionEvent::Drain`]. The page
 //! docs/states/memory-region.md is generated from this table. Kernel counterpart: `percpu_ref`
 //! (live, dying, dead) around a `struct rxe_mr`.
@@ -47,4 +47,21 @@ emulator::state_table! {
     Draining + Drain => Drained;
     DrainingUnowned + Drain => Free;
     Drained + Forget => Free;
+}
+
+#[cfg(all(test, not(any(daxlab_loom, daxlab_shuttle))))]
+mod tests {
+    use super::{RegionEvent, RegionState};
+
+    #[test]
+    fn a_region_ends_once_and_its_place_is_free_after_drain_and_forget_in_either_order() {
+        use RegionEvent::{Close, Drain, Forget, Install};
+        for order in [[Drain, Forget], [Forget, Drain]] {
+            let events = [Install, Close].into_iter().chain(order);
+            let end = events.fold(RegionState::START, |state, event| state.next(event).unwrap());
+            assert_eq!(end, RegionState::Free);
+        }
+        let error = RegionState::Drained.next(Close).unwrap_err();
+        assert_eq!(error.to_string(), "RegionState: no transition from Drained on Close");
+    }
 }

@@ -64,7 +64,7 @@ const ROOT: usize = 256;
 const SLOTS: u32 = (LEAF * BRANCH * ROOT) as u32;
 const _: () = assert!(SLOTS == key::FIRST_WINDOW, "windows have the upper half of the indices");
 
-type Leaf = Box<[RegionSlot]>;
+type Leaf = Box<[MrSlot]>;
 type Branch = Box<[OnceLock<Leaf>]>;
 
 /// A registered region.
@@ -73,7 +73,7 @@ pub(crate) struct RegisteredRegion {
     pub(crate) memory: Registration,
 }
 
-struct RegionSlot {
+struct MrSlot {
     gate: Gate,
     /// The key of the slot's present or last use.
     key: AtomicU32,
@@ -91,11 +91,11 @@ struct RegionSlot {
 // SeqCst add of an entry comes later in the order of that word, so the entry sees the write.
 // `drain` reads a count of zero, which every release subtract of a leave went into, so every read
 // is over.
-unsafe impl Sync for RegionSlot where RegisteredRegion: Send + Sync {}
+unsafe impl Sync for MrSlot where RegisteredRegion: Send + Sync {}
 
-impl RegionSlot {
-    fn new() -> RegionSlot {
-        let slot = RegionSlot {
+impl MrSlot {
+    fn new() -> MrSlot {
+        let slot = MrSlot {
             gate: Gate::new(),
             // The first use increments the lowest 8 bits to 0.
             key: AtomicU32::new(u32::MAX),
@@ -108,7 +108,7 @@ impl RegionSlot {
 
     /// Whether the slot is in `wanted` and holds the region of `mr`. `state` is the slot's, locked.
     fn holds(&self, state: RegionState, wanted: RegionState, mr: &Arc<Mr>) -> bool {
-        // SAFETY: every write happens under the lock that `state` was read under; see `RegionSlot`.
+        // SAFETY: every write happens under the lock that `state` was read under; see `MrSlot`.
         let region = || unsafe { (*self.region.get()).as_ref() };
         state == wanted && region().is_some_and(|region| Arc::ptr_eq(&region.mr, mr))
     }
@@ -140,7 +140,7 @@ pub(crate) struct RegionTable {
 /// An access inside a region. Dropping it leaves the region.
 pub(crate) struct RegionEntry<'a> {
     regions: &'a RegionTable,
-    slot: &'a RegionSlot,
+    slot: &'a MrSlot,
 }
 
 impl Deref for RegionEntry<'_> {
@@ -148,7 +148,7 @@ impl Deref for RegionEntry<'_> {
 
     fn deref(&self) -> &RegisteredRegion {
         // SAFETY: the gate was open when this access entered, so the slot holds a region; no task
-        // writes it before this access has left. See `RegionSlot`.
+        // writes it before this access has left. See `MrSlot`.
         let region = unsafe { &*self.slot.region.get() };
         region.as_ref().expect("a gate opens only over a region, which stays until the last access has left")
     }
@@ -176,14 +176,14 @@ impl RegionTable {
         self.live.load(Ordering::SeqCst)
     }
 
-    fn slot(&self, index: u32) -> Option<&RegionSlot> {
+    fn slot(&self, index: u32) -> Option<&MrSlot> {
         let index = index as usize;
         let branch = self.root.get(index / (LEAF * BRANCH))?.get()?;
         branch.get(index / LEAF % BRANCH)?.get()?.get(index % LEAF)
     }
 
     /// The slot of a reserved key.
-    fn slot_of(&self, key: u32) -> &RegionSlot {
+    fn slot_of(&self, key: u32) -> &MrSlot {
         self.slot(key::index(key)).expect("a reserved key has a slot, and slots are never removed")
     }
 
@@ -216,7 +216,7 @@ impl RegionTable {
     /// Makes the slot at `index`. The caller holds `free`, so no two calls make the same slot.
     fn grow(&self, index: usize) {
         let branch = self.root[index / (LEAF * BRANCH)].get_or_init(|| (0..BRANCH).map(|_| OnceLock::new()).collect());
-        branch[index / LEAF % BRANCH].get_or_init(|| (0..LEAF).map(|_| RegionSlot::new()).collect());
+        branch[index / LEAF % BRANCH].get_or_init(|| (0..LEAF).map(|_| MrSlot::new()).collect());
     }
 
     /// Gives back a key that was reserved and not installed.
@@ -230,7 +230,7 @@ impl RegionTable {
         let mut state = slot.state.lock();
         advance(&mut state, RegionEvent::Install).expect("the slot of a reserved key is free");
         // SAFETY: the state was Free: the gate is closed and was empty when the last use was
-        // drained; see `RegionSlot`.
+        // drained; see `MrSlot`.
         unsafe { *slot.region.get() = Some(region) };
         self.live.fetch_add(1, Ordering::SeqCst);
         slot.gate.reopen();
@@ -321,7 +321,7 @@ impl RegionTable {
             return Err(memory);
         }
         // SAFETY: the state was Changing, the lock is held, and the closed gate was seen empty: no
-        // access reads. See `RegionSlot`.
+        // access reads. See `MrSlot`.
         let region = unsafe { (*slot.region.get()).as_mut() };
         let region = region.expect("a slot under change holds its region");
         region.mr = new;
@@ -347,7 +347,7 @@ impl RegionTable {
 
     /// Called by an access that left a closed gate as the last one.
     #[cold]
-    fn last_out(&self, slot: &RegionSlot) {
+    fn last_out(&self, slot: &MrSlot) {
         let mut deferred = Deferred::default();
         if let Some(mr) = self.drain(slot, &mut deferred) {
             mr.owner().kernel().run_deferred(deferred);
@@ -356,7 +356,7 @@ impl RegionTable {
 
     /// If the slot's region is draining and no access is inside: takes the region out, releases it,
     /// and returns its handle. If the region is under change: wakes the task that changes it.
-    fn drain(&self, slot: &RegionSlot, deferred: &mut Deferred) -> Option<Arc<Mr>> {
+    fn drain(&self, slot: &MrSlot, deferred: &mut Deferred) -> Option<Arc<Mr>> {
         let (region, reusable) = {
             let mut state = slot.state.lock();
             if *state == RegionState::Changing {
@@ -374,7 +374,7 @@ impl RegionTable {
                 return None;
             }
             // SAFETY: the state was Draining or DrainingUnowned and the lock is held: the gate of
-            // this very use is closed, and no access is inside. See `RegionSlot`.
+            // this very use is closed, and no access is inside. See `MrSlot`.
             (unsafe { (*slot.region.get()).take() }, *state == RegionState::Free)
         };
         let RegisteredRegion { mr, memory } = region.expect("a draining slot holds its region until it is drained");

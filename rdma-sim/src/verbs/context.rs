@@ -100,8 +100,8 @@ pub struct Context {
     events: Mutex<VecDeque<AsyncEvent>>,
     /// Tasks that wait for an event.
     event_arrived: WaitQueue,
-    /// RegionTable whose file pages are pinned, from before the first look at the fd_holders to
-    /// after the last unpin.
+    /// The number of regions that pin file pages. A registration counts its pin before it reads
+    /// `fd_holders`; the pin is counted until its last page is unpinned.
     file_pins: AtomicU64,
     drained: WaitQueue,
 }
