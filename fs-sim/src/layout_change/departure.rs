@@ -92,7 +92,7 @@ pub(crate) fn fresh_blocks<'k>(kernel: &'k Kernel, inode: &'k Inode, blocks: u64
         _ => kernel.allocator.alloc(blocks, GroupHint(inode.ino().0)).map_err(|_| Errno::ENOSPC)?,
     };
     unwatch_given(kernel, &pages);
-    Ok(FreshBlocks { kernel: kernel, inode, pages })
+    Ok(FreshBlocks { kernel, inode, pages })
 }
 
 /// Frees the orphaned blocks in `pages` that are no longer pinned.
