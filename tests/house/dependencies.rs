@@ -1,4 +1,5 @@
-//! No dependency is unused: what a `Cargo.toml` asks for is named by a path in the sources that it serves.
+//! No dependency is unused: what a `Cargo.toml` asks for is named by a path in the sources that it
+//! serves.
 
 use std::collections::BTreeSet;
 
@@ -14,7 +15,8 @@ fn dependencies(manifest: &Table, key: &str) -> BTreeSet<String> {
     lists.flat_map(Table::keys).cloned().collect()
 }
 
-/// The first parts of all paths in the sources, without (`shipped`) or with the tests, examples and benches.
+/// The first parts of all paths in the sources, without (`shipped`) or with the tests, examples and
+/// benches.
 fn named(sources: &CrateSources, shipped: bool) -> BTreeSet<String> {
     let files =
         sources.files.iter().filter(|file| !shipped || file.path.starts_with("src/") && !sources.is_test_file(file));

@@ -1,7 +1,8 @@
 //! Imports run down only: between crates, and between the layers that a crate's `lib.rs` lists.
 //!
-//! The list is the numbered one at the head of `lib.rs`, bottom first: ``//! 1. [`runtime`]: what it is for``. A layer is a
-//! folder beside `lib.rs`. It may name itself and the layers with a lower number, and nothing of the crate in another way.
+//! The list is the numbered one at the head of `lib.rs`, bottom first: ``//! 1. [`runtime`]: what
+//! it is for``. A layer is a folder beside `lib.rs`. It may name itself and the layers with a lower
+//! number, and nothing of the crate in another way.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -18,7 +19,8 @@ pub(crate) fn listed_layers(lib: &str) -> Vec<String> {
     lib.lines().filter_map(line).collect()
 }
 
-/// What is wrong with a crate's list: folders it does not name, names without a folder, files beside `lib.rs`.
+/// What is wrong with a crate's list: folders it does not name, names without a folder, files
+/// beside `lib.rs`.
 pub(crate) fn list_errors(sources: &CrateSources) -> Vec<String> {
     let dir = &sources.dir;
     let Some(lib) = sources.files.iter().find(|file| file.path == "src/lib.rs") else {
@@ -115,16 +117,27 @@ fn exported_macros(sources: &CrateSources) -> BTreeSet<String> {
 
 type ModulePath = Vec<String>;
 
-/// What the modules of a crate give: which there are, and what each re-exports or imports under which name.
+/// What the modules of a crate give: which there are, and what each re-exports or imports under
+/// which name.
 struct ModuleIndex {
-    modules: BTreeSet<ModulePath>,
+    /// Each module with its folder: that of its `mod.rs` or of the files below it, else the one it
+    /// stands in.
+    modules: BTreeMap<ModulePath, ModulePath>,
     names: BTreeMap<ModulePath, ModulePath>,
     globs: BTreeMap<ModulePath, Vec<ModulePath>>,
 }
 
 impl ModuleIndex {
     fn new(sources: &CrateSources) -> ModuleIndex {
-        let modules = sources.shipped().map(|file| module_path(&file.path)).collect();
+        let all: BTreeSet<ModulePath> = sources.shipped().map(|file| module_path(&file.path)).collect();
+        let folder = |file: &SourceFile| {
+            let module = module_path(&file.path);
+            let has_children = all.iter().any(|other| other.len() > module.len() && other.starts_with(&module));
+            let own = has_children || file.path.ends_with("/mod.rs");
+            let len = if own { module.len() } else { module.len().saturating_sub(1) };
+            (module.clone(), module[..len].to_vec())
+        };
+        let modules = sources.shipped().map(folder).collect();
         let mut index = ModuleIndex { modules, names: BTreeMap::new(), globs: BTreeMap::new() };
         for file in sources.shipped() {
             for path in paths(file, false) {
@@ -143,12 +156,13 @@ impl ModuleIndex {
         index
     }
 
-    /// A path from the crate's root, if it leads into the crate: also one that begins with a module below the own one.
+    /// A path from the crate's root, if it leads into the crate: also one that begins with a module
+    /// below the own one.
     fn absolute(&self, path: &NamedPath) -> Option<ModulePath> {
         path.from_root().or_else(|| {
             let mut child = path.module.clone();
             child.push(path.segments.first()?.clone());
-            let found = self.modules.contains(&child) && path.segments.len() > 1;
+            let found = self.modules.contains_key(&child) && path.segments.len() > 1;
             found.then(|| path.module.iter().chain(&path.segments).cloned().collect())
         })
     }
@@ -160,31 +174,24 @@ impl ModuleIndex {
             let Some((len, target)) = known.filter(|(len, target)| **target != path[..*len]) else { break };
             path = target.iter().chain(&path[len..]).cloned().collect();
         }
-        let len = (0..=path.len()).rev().find(|len| self.modules.contains(&path[..*len])).unwrap_or(0);
+        let len = (0..=path.len()).rev().find(|len| self.modules.contains_key(&path[..*len])).unwrap_or(0);
         path.truncate(len);
         path
-    }
-
-    /// The folder of a module: its own if it has modules below it, else the one it stands in.
-    fn folder(&self, module: &ModulePath) -> ModulePath {
-        let has_children = self.modules.iter().any(|other| other.len() > module.len() && other.starts_with(module));
-        let len = if has_children { module.len() } else { module.len().saturating_sub(1) };
-        module[..len].to_vec()
     }
 }
 
 /// Circles of imports between the folders of a crate, each with the imports that close it.
 ///
-/// A folder's `mod.rs` that re-exports what a folder below it has does not count as an import: the name leads to the folder
-/// where the item is defined.
+/// A folder's `mod.rs` that re-exports what a folder below it has does not count as an import: the
+/// name leads to the folder where the item is defined.
 pub(crate) fn circle_errors(sources: &CrateSources) -> Vec<String> {
     let index = ModuleIndex::new(sources);
     let mut edges: BTreeMap<(ModulePath, ModulePath), Vec<String>> = BTreeMap::new();
     for file in sources.shipped().filter(|file| file.path != "src/lib.rs") {
         for path in paths(file, false) {
             let Some(target) = index.absolute(&path) else { continue };
-            let from = index.folder(&module_path(&file.path));
-            let to = index.folder(&index.defining(target));
+            let from = index.modules[&module_path(&file.path)].clone();
+            let Some(to) = index.modules.get(&index.defining(target)).cloned() else { continue };
             let front_page = file.path.ends_with("/mod.rs") && to.starts_with(&from);
             let re_export = matches!(path.origin, PathOrigin::Use { public: true, .. });
             if from != to && !to.is_empty() && !(front_page && re_export) {
@@ -234,7 +241,8 @@ fn circles(edges: &BTreeMap<(ModulePath, ModulePath), Vec<String>>) -> Vec<BTree
     found
 }
 
-/// Paths of a crate into a crate that it must not import. `others` are all crates of the workspace, `may` the permitted ones.
+/// Paths of a crate into a crate that it must not import. `others` are all crates of the workspace,
+/// `may` the permitted ones.
 pub(crate) fn crate_errors(sources: &CrateSources, others: &[&str], may: &[&str]) -> Vec<String> {
     let own = sources.dir.replace('-', "_");
     let forbidden = |name: &str| name != own && others.contains(&name) && !may.contains(&name);
@@ -253,7 +261,8 @@ pub(crate) fn crate_errors(sources: &CrateSources, others: &[&str], may: &[&str]
     errors
 }
 
-/// Modules and imported names of a file: a path that begins with one of them leads to no other crate.
+/// Modules and imported names of a file: a path that begins with one of them leads to no other
+/// crate.
 fn own_names(file: &SourceFile) -> BTreeSet<String> {
     let mut names: BTreeSet<String> = file
         .ast
@@ -275,8 +284,8 @@ fn own_names(file: &SourceFile) -> BTreeSet<String> {
 mod tests {
     use super::*;
 
-    const LIB: &str = "//! A crate.\n//!\n//! # Layers, bottom first\n//! 1. [`low`]: ground\n//! 2. [`high`]: above\n\
-                       //! 3. [`top`]: roof\npub mod low; pub mod high; pub mod top;\npub use high::Thing;\n";
+    const LIB: &str = "//! A crate.\n//!\n//! 1. [`low`]: ground\n//! 2. [`high`]: above\n\
+                       \x2f/! 3. [`top`]: roof\npub mod low; pub mod high; pub mod top;\npub use high::Thing;\n";
 
     fn tree(files: &[(&str, &str)]) -> CrateSources {
         let base = [

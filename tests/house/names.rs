@@ -1,4 +1,5 @@
-//! A type name says what the value is without its path: each struct, enum and trait has a name of its own in the workspace.
+//! A type name says what the value is without its path: each struct, enum and trait has a name of
+//! its own in the workspace.
 
 use std::collections::BTreeMap;
 
@@ -15,8 +16,8 @@ struct TypePlace {
     line: usize,
 }
 
-/// Type names that are defined in more than one file, with the places. Tests are left out; alternatives by `cfg` in one file,
-/// and in the folder of the facade, are one definition.
+/// Type names that are defined in more than one file, with the places. Tests are left out;
+/// alternatives by `cfg` in one file, and in the folder of the facade, are one definition.
 pub(crate) fn repeated_types(crates: &[CrateSources]) -> Vec<String> {
     let mut places: BTreeMap<String, Vec<TypePlace>> = BTreeMap::new();
     for sources in crates {

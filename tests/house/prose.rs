@@ -1,4 +1,5 @@
-//! Comments are plain and narrow: no comment line beyond column 100, and words that hide the actor are rare.
+//! Comments are plain and narrow: no comment line beyond column 100, and words that hide the actor
+//! are rare.
 
 use crate::source::SourceFile;
 
@@ -8,7 +9,8 @@ pub(crate) const COMMENT_COLUMNS: usize = 100;
 /// How often the workspace may use one of [`hidden_actors`]: each must truly mean any process.
 pub(crate) const HIDDEN_ACTORS_MAX: usize = 40;
 
-/// Words that do not say which task, process or guest acts. Spelled in parts, so that this file does not find itself.
+/// Words that do not say which task, process or guest acts. Spelled in parts, so that this file
+/// does not find itself.
 pub(crate) fn hidden_actors() -> Vec<String> {
     let mut words: Vec<String> = ["some", "no", "any", "every"].iter().map(|start| format!("{start}body")).collect();
     words.push(["who", "ever"].concat());

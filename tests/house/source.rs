@@ -1,7 +1,9 @@
-//! A crate's sources as the checks read them: parsed files, with every path that the code names and where.
+//! A crate's sources as the checks read them: parsed files, with every path that the code names and
+//! where.
 //!
-//! Owns the parsing. Invariant: a path is reported with the file and line where it stands, whether it stands in a `use`, in an
-//! expression, in an attribute or in the body of a macro; code that is compiled for tests only is marked as such.
+//! Owns the parsing. Invariant: a path is reported with the file and line where it stands, whether
+//! it stands in a `use`, in an expression, in an attribute or in the body of a macro; code that is
+//! compiled for tests only is marked as such.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -51,13 +53,22 @@ impl CrateSources {
     /// Reads the crate whose folder is `dir` below `root`.
     pub(crate) fn read(root: &Path, dir: &str) -> CrateSources {
         let base = root.join(dir);
-        let texts = files(&base, &[".rs"]).into_iter().map(|path| {
-            let shown = path.strip_prefix(&base).unwrap().to_string_lossy().into_owned();
-            (shown, fs::read_to_string(path).unwrap())
-        });
         // The root package's folder holds the other crates too.
         let own = ["src/", "tests/", "examples/", "benches/"];
-        CrateSources::new(dir, texts.filter(|(path, _)| own.iter().any(|folder| path.starts_with(folder))))
+        let mut texts: Vec<(String, String)> = files(&base, &[".rs"])
+            .into_iter()
+            .map(|path| (path.strip_prefix(&base).unwrap().to_string_lossy().into_owned(), path))
+            .filter(|(shown, _)| own.iter().any(|folder| shown.starts_with(folder)))
+            .map(|(shown, path)| (shown, fs::read_to_string(path).unwrap()))
+            .collect();
+        let included: Vec<String> = texts.iter().flat_map(|(path, text)| included(path, text)).collect();
+        for path in included {
+            let from = base.join(&path).canonicalize().unwrap_or_else(|error| panic!("{dir}/{path}: {error}"));
+            if !own.iter().any(|folder| from.starts_with(base.join(folder))) {
+                texts.push((path, fs::read_to_string(from).unwrap()));
+            }
+        }
+        CrateSources::new(dir, texts)
     }
 
     /// A crate of these files: paths relative to the crate's folder, and texts.
@@ -104,7 +115,8 @@ impl CrateSources {
     }
 }
 
-/// The module that a file of `src/` is: `src/a/b.rs` and `src/a/b/mod.rs` are `[a, b]`, `src/lib.rs` is `[]`.
+/// The module that a file of `src/` is: `src/a/b.rs` and `src/a/b/mod.rs` are `[a, b]`,
+/// `src/lib.rs` is `[]`.
 pub(crate) fn module_path(path: &str) -> Vec<String> {
     let path = path.strip_prefix("src/").unwrap_or(path).trim_end_matches(".rs");
     let mut parts: Vec<String> = path.split('/').map(str::to_owned).collect();
@@ -114,7 +126,8 @@ pub(crate) fn module_path(path: &str) -> Vec<String> {
     parts
 }
 
-/// Whether these attributes let an item be compiled in tests only: `#[test]`, `#[cfg(test)]`, `#[cfg(all(test, …))]`.
+/// Whether these attributes let an item be compiled in tests only: `#[test]`, `#[cfg(test)]`,
+/// `#[cfg(all(test, …))]`.
 pub(crate) fn is_test(attributes: &[syn::Attribute]) -> bool {
     attributes.iter().any(|attribute| {
         let cfg = || attribute.parse_args::<syn::Meta>().is_ok_and(|meta| needs_test(&meta));
@@ -142,7 +155,8 @@ fn needs_test(meta: &syn::Meta) -> bool {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct NamedPath {
     pub(crate) line: usize,
-    /// As written, without generic arguments: `crate`, `super` and `self` stand as they are, a glob is `*`.
+    /// As written, without generic arguments: `crate`, `super` and `self` stand as they are, a glob
+    /// is `*`.
     pub(crate) segments: Vec<String>,
     /// The module in which it stands, inline modules included.
     pub(crate) module: Vec<String>,
@@ -161,7 +175,8 @@ pub(crate) enum PathOrigin {
 }
 
 impl NamedPath {
-    /// The path from the root of its crate: `None` for a path into another crate, or of a name in scope.
+    /// The path from the root of its crate: `None` for a path into another crate, or of a name in
+    /// scope.
     pub(crate) fn from_root(&self) -> Option<Vec<String>> {
         let mut rest = self.segments.as_slice();
         let mut base = match rest.first()?.as_str() {
@@ -185,7 +200,8 @@ impl NamedPath {
     }
 }
 
-/// All paths in a file. Without `tests`, those of code that is compiled for tests only are left out.
+/// All paths in a file. Without `tests`, those of code that is compiled for tests only are left
+/// out.
 pub(crate) fn paths(file: &SourceFile, tests: bool) -> Vec<NamedPath> {
     let mut collector = PathCollector { module: module_path(&file.path), tests, found: Vec::new() };
     collector.visit_file(&file.ast);
@@ -343,6 +359,13 @@ impl<'ast> Visit<'ast> for PathCollector {
             self.tokens(list.tokens.clone());
         }
     }
+}
+
+/// The files that `#[path = "…"]` names in the file at `path`, from the crate's folder on.
+fn included(path: &str, text: &str) -> Vec<String> {
+    let (folder, _) = path.rsplit_once('/').unwrap_or_default();
+    let name = |line: &str| Some(line.trim().strip_prefix("#[path = \"")?.strip_suffix("\"]")?.to_owned());
+    text.lines().filter_map(name).map(|name| format!("{folder}/{name}")).collect()
 }
 
 /// The attributes of an item, if it can have any.

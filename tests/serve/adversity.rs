@@ -1,4 +1,5 @@
-//! What goes wrong around a server: nobody reads what it says, its paths are taken away, its guests leave at any moment.
+//! What goes wrong around a server: its output is not read, its socket paths are removed, its
+//! guests disconnect at any moment.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -135,7 +136,7 @@ fn guests_that_leave_at_any_moment_leave_nothing() {
         let before = (means(&pid).0, means(&port));
         (0..rounds).for_each(come_and_go);
         settle();
-        // The last asker's connection may be on its way out, and the last guest's; what one in four left behind would be more.
+        // The last connections may still be closing. A leak in one round of four would exceed this.
         let spare = rounds / 8;
         let (server_fds, (port_fds, port_threads)) = (means(&pid).0, means(&port));
         let more = [(server_fds, before.0), (port_fds, before.1.0), (port_threads, before.1.1)];
@@ -205,7 +206,7 @@ fn a_guest_may_come_while_a_change_waits() {
         // Whether it waits as well or is turned away, its port goes on listening to the server.
         assert!(server.json(&["flush-stats"])[1]["counters"].is_object(), "{design}");
         assert_eq!(server.json(&["fail-flush", "off"])[1]["outcome"], "flushes work again", "{design}");
-        // Nor does it wait on for somebody who is gone.
+        // The change stops waiting for a port that was killed.
         Watched::new(&server.json(&["guests"])[1]["port"]).kill();
         server.says("ended unexpectedly");
         first.socket().shutdown(std::net::Shutdown::Both).unwrap();

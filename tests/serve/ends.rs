@@ -1,4 +1,4 @@
-//! Ends: of a guest that is killed, of a port and then its guest, of a frontend that does not let go.
+//! A guest is killed, a port and then its guest is killed, a frontend does not give its mapping up.
 
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Command, Stdio};
@@ -72,7 +72,7 @@ fn a_dead_ports_guest_is_waited_for() {
     let guest = Elsewhere::start(&server);
     Watched::new(&server.json(&["guests"])[0]["port"]).kill();
     server.says("pins stay until");
-    // Nobody can be asked to unmap it.
+    // The frontend is gone: the port cannot ask it to unmap.
     let asker = server.ctl_command(&["truncate", "data", "0"]).stdout(Stdio::null()).spawn();
     server.until(&["blockers", "data"], |found| (!found["blocked"].is_null()).then_some(()));
     assert_eq!(server.json(&["guests"])[0]["state"], "port-lost");

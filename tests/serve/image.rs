@@ -1,4 +1,5 @@
-//! An image: kept across restarts, by one server at a time, and whole whatever becomes of the server.
+//! An image file: it keeps its content over restarts, one server at a time uses it, and it stays
+//! whole when its server is killed.
 
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::FileExt;
@@ -56,7 +57,7 @@ fn what_was_flushed_outlives_servers_and_one_server_has_an_image() {
     assert!(!dir.join("a").exists() && !dir.join("a.ctl").exists(), "sockets are removed");
     server.says("1 guest is still attached");
     store(&guest, 0, b"lost or not");
-    assert_eq!(guest.flush(), 1, "nobody can say that it is durable");
+    assert_eq!(guest.flush(), 1, "the port cannot vouch for durability any more");
     assert_eq!(guest.flush(), 1);
     let (code, _, err) = second();
     assert!(code == 2 && err.contains("server has ended"), "the guest may still write: {code}: {err}");
@@ -94,7 +95,7 @@ fn a_killed_servers_guest_fails_and_has_what_it_flushed() {
     assert_eq!(guest.flush(), 0);
     let port = port(&server);
     server.end(Signal::KILL);
-    // What the guest asks can reach the port before the news of the emulator's end does; later it can't.
+    // A flush may reach the port before the port sees the server's end; a later flush fails.
     flush_until_it_fails(&mut guest);
     assert_eq!(guest.flush(), 1);
     assert_eq!(on_disk(dir, 3 * MIB as usize, 7), b"flushed");

@@ -1,4 +1,5 @@
-//! Steering a server: flushes that fail, guests that are named, two of them at once, the NIC beside them, and a port that dies.
+//! `daxlab ctl` steers a server: it makes flushes fail, names and revokes guests, registers and
+//! uses memory regions of the NIC; and a port process dies.
 
 use std::os::unix::fs::FileExt;
 
