@@ -10,7 +10,7 @@ use rustix::process::Signal;
 use crate::common::daxlab;
 use crate::guest::{self, CURRENT, Guest, Machine};
 use crate::served::{FORMAT, SYNCED, assert_given_up, attach, counter, held, serve_file, state};
-use crate::server::{Server, Watched, fail_fdatasync, outcome};
+use crate::server::{Server, fail_fdatasync, outcome};
 use crate::{assert_clean, assert_dumped, seq};
 
 const IMAGE: [&str; 6] = ["--control", "a.ctl", "--image", "img", "--size", "66MiB"];
@@ -73,7 +73,7 @@ fn the_server_ends(what: &str, end: impl Fn(&mut Server)) {
     let mut guest = attach(machine, &server, "a");
     guest.ok(FORMAT);
     guest.ok(SYNCED);
-    let port = Watched::new(&server.json(&["guests"])[0]["port"]);
+    let port = server.port(0);
     end(&mut server);
     // A flush can reach the port before the news of the end does.
     let mut fails = || guest.run("echo lost >>/mnt/lost && fsync /mnt/lost").status != 0;

@@ -71,6 +71,8 @@ pub(crate) fn layer_errors(sources: &CrateSources) -> Vec<String> {
     let listed = listed_layers(&lib.text);
     let level = |name: &str| listed.iter().position(|listed| listed == name);
     let macros = exported_macros(sources);
+    let folders: BTreeSet<String> =
+        sources.shipped().filter_map(|file| module_path(&file.path).into_iter().next()).collect();
     let mut errors = Vec::new();
     for file in sources.shipped() {
         let module = module_path(&file.path);
@@ -89,9 +91,14 @@ pub(crate) fn layer_errors(sources: &CrateSources) -> Vec<String> {
                      or below, or let `{to}` implement a trait of `{from}`",
                     sources.dir
                 ),
-                (Some(_), None) => format!(
-                    "layer `{from}` imports `{to}` from the crate's root. Name it by its layer: `crate::<layer>::…`"
-                ),
+                (Some(_), None) if folders.contains(to) => {
+                    format!("layer `{from}` imports `{to}`, which {}/src/lib.rs does not list as a layer", sources.dir)
+                }
+                (Some(_), None) => {
+                    format!(
+                        "layer `{from}` imports `{to}` from the crate's root. Name it by its layer: `crate::<layer>::…`"
+                    )
+                }
                 // `list_errors` says it once.
                 (None, _) => continue,
             };

@@ -106,6 +106,11 @@ impl Server {
         panic!("never came: {args:?}: {last}");
     }
 
+    /// The port process of the socket number `at`.
+    pub fn port(&self, at: usize) -> Watched {
+        Watched::new(&self.json(&["guests"])[at]["port"])
+    }
+
     pub fn pid(&self) -> Pid {
         Pid::from_raw(i32::try_from(self.child.id()).unwrap()).unwrap()
     }
