@@ -1,28 +1,34 @@
-# `make test` is the whole check: packages, format, lints, tests, doc tests, loom and shuttle models, the slow races, and
-# every command that README.md shows. `make help` lists the parts.
+# `make test` is the whole check: packages, format, lints, tests, doc tests, examples, real guests,
+# loom and shuttle models, the slow races, and every command that README.md shows. `make help` lists
+# the parts; CONTRIBUTING.md says what each part is for and how long it takes.
 
 SHELL := /bin/bash
 CARGO ?= cargo
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
-# Debian packages that some checks need: HdrHistogram's own log processor, a Java to run it, and Python to read JSON.
+# Debian packages that some checks need: HdrHistogram's own log processor, a Java to run it, and
+# Python to read JSON.
 PACKAGES := libhdrhistogram-java default-jre-headless python3
 
-.PHONY: help test packages fmt clippy unit doc guests loom shuttle release-tests hdr readme
+# What `make test` runs, in this order.
+PARTS := packages fmt clippy unit doc examples guests loom shuttle release-tests hdr readme
+
+.PHONY: help test $(PARTS)
 
 help:
-	@echo 'make test           everything below, in this order'
+	@echo 'make test           every part below, in this order; prints how long each one took'
 	@echo 'make packages       install missing Debian packages (as root or by sudo), or say which are missing'
 	@echo 'make fmt clippy     formatting, and lints with warnings denied'
 	@echo 'make unit doc       all tests, all doc tests (plain `cargo test --workspace` runs the same)'
+	@echo 'make examples       every example of every crate, run to its end'
 	@echo 'make guests         real guests under two QEMUs, fetched once into ~/.cache/daxlab without root'
 	@echo 'make loom shuttle   models of the pin engine; exploration of reg_mr against truncate'
 	@echo 'make release-tests  races over many seeds, sabotage, rates: what needs optimised code'
 	@echo "make hdr            HdrHistogram's own tools read what a race writes"
 	@echo 'make readme         every command that README.md shows'
 
-test: packages fmt clippy unit doc guests loom shuttle release-tests hdr readme
-	@echo 'make test: all parts passed'
+test:
+	@scripts/timed-parts $(PARTS)
 
 packages:
 	@scripts/packages $(PACKAGES)
@@ -39,6 +45,9 @@ unit:
 doc:
 	$(CARGO) test --workspace --doc
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --workspace --no-deps --quiet
+
+examples:
+	@CARGO='$(CARGO)' scripts/run-examples
 
 guests:
 	scripts/guest-packages

@@ -1,5 +1,5 @@
-//! The command line's contract: bad input is told with its place, exits with 2 and writes nothing; an interrupted race still
-//! reports; a closed pipe is no error.
+//! The command line's contract. Bad input is reported with its place, exits with 2 and writes
+//! nothing. An interrupted race still prints and writes its result.
 #![allow(clippy::unwrap_used, reason = "a test that can't go on ends")]
 
 mod common;
@@ -11,7 +11,8 @@ use std::process::{Output, Stdio};
 
 use common::{daxlab, race, result};
 
-/// Asserts that `run` was refused as wrong input with all of `words` in its message, and that nothing was written to `out`.
+/// Asserts that `run` was refused as wrong input with all of `words` in its message, and that
+/// nothing was written to `out`.
 fn refused(run: &Output, out: &Path, words: &[&str]) {
     let stderr = String::from_utf8_lossy(&run.stderr);
     assert_eq!(run.status.code(), Some(2), "{stderr}");

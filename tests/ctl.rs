@@ -1,4 +1,5 @@
-//! `daxlab ctl`: a running race tells who leases, who pins and who blocks; whatever can't be asked is told clearly.
+//! `daxlab ctl` on a running race: it lists leases, pins and blockers, and its errors say what is
+//! wrong.
 #![allow(clippy::unwrap_used, reason = "a test that can't go on ends")]
 
 mod common;
@@ -33,7 +34,8 @@ fn ctl(dir: &Path, args: &[&str]) -> Output {
     daxlab().arg("ctl").arg(dir.join("ctl")).args(args).output().unwrap()
 }
 
-/// Asks until `found` finds something in the answer, which must come while a race of this kind runs.
+/// Asks until `found` finds something in the answer, which must come while a race of this kind
+/// runs.
 fn until<T>(dir: &Path, args: &[&str], found: impl Fn(&Value) -> Option<T>) -> T {
     for _ in 0..20_000 {
         let answer = ctl(dir, args);
@@ -74,9 +76,9 @@ fn a_blocked_change_names_everybody_in_its_way() {
 #[test]
 fn nobody_there_is_told() {
     let dir = tempfile::tempdir().unwrap();
-    let nobody = ctl(dir.path(), &["pins"]);
-    let stderr = String::from_utf8_lossy(&nobody.stderr).into_owned();
-    assert!(nobody.status.code() == Some(3) && stderr.contains("nobody answers"), "{stderr}");
+    let unanswered = ctl(dir.path(), &["pins"]);
+    let stderr = String::from_utf8_lossy(&unanswered.stderr).into_owned();
+    assert!(unanswered.status.code() == Some(3) && stderr.contains("answers"), "{stderr}");
 }
 
 #[test]
@@ -91,7 +93,7 @@ fn a_socket_in_use_or_too_long_is_refused_before_anything_runs() {
         assert!(stderr.contains(word), "{stderr}");
         assert!(!out.join("result.json").exists());
     };
-    refused(&dir.path().join("ctl"), "somebody listens there");
+    refused(&dir.path().join("ctl"), "listens there");
     refused(&dir.path().join("x".repeat(120)), "may have 107");
     std::fs::write(dir.path().join("file"), "").unwrap();
     refused(&dir.path().join("file"), "no socket");

@@ -1,7 +1,9 @@
-//! Random sequences of system calls, on this machine's own kernel and on the simulation: both must say the same.
+//! Random sequences of system calls run on this machine's own kernel and on the simulated one: both
+//! must give the same results.
 //!
-//! A few hundred by default, 10,000 with `DAXLAB_SLOW=1`. Where the machine can't (no leases on the file system of temporary files, no
-//! look at processes) the reason is printed as `not run`, and nothing is claimed.
+//! A few hundred sequences by default, 10,000 with `DAXLAB_SLOW=1`. A machine that cannot run them
+//! (no leases on the file system of temporary files, no permission) is reported with its reason,
+//! and the test does not fail.
 
 use std::path::PathBuf;
 
@@ -40,7 +42,8 @@ fn check(report: &AgreementReport, sequences: u64) {
         );
     }
     assert!(!report.failed(), "{} of {} sequences are inconclusive", report.inconclusive, report.run);
-    // A machine that can't, can't from the first on; what it refuses later is no reason to claim the rest.
+    // A machine that can't, can't from the first on; what it refuses later is no reason to claim
+    // the rest.
     assert!(if report.not_run.is_some() { report.run == 0 } else { report.run == sequences });
     assert_eq!(report.agreed + report.inconclusive, report.run);
 }

@@ -1,7 +1,7 @@
 //! The real kernel as a machine for scenarios: what is known of fs/locks.c, step by step.
 //!
-//! A machine that can't do it (no leases on the file system of temporary files, no permission) says so, and the test does not
-//! count: the reason is printed as `not run`.
+//! A machine that can't do it (no leases on the file system of temporary files, no permission) says
+//! so, and the test does not count: the reason is printed as `not run`.
 #![allow(clippy::unwrap_used, reason = "a test that can't go on ends")]
 
 use std::path::PathBuf;
@@ -333,6 +333,6 @@ fn what_can_not_be_is_told() {
     });
     let nowhere = LinuxConfig { dir: PathBuf::from("/proc"), ..config() };
     assert!(matches!(Host::start(nowhere), Err(Trouble::CannotRun(_))));
-    let nobody = LinuxConfig { program: PathBuf::from("/dev/null"), ..config() };
-    assert!(matches!(Host::start(nobody), Err(Trouble::CannotRun(_))));
+    let no_agent = LinuxConfig { program: PathBuf::from("/dev/null"), ..config() };
+    assert!(matches!(Host::start(no_agent), Err(Trouble::CannotRun(_))));
 }

@@ -1,5 +1,6 @@
-//! The oracle sees what it is there to see: with one rule of the pin protocol left out, a run of an otherwise safe design
-//! fails. On one seed in plain `cargo test` (any finding in a few tries), on at least 4 of 5 seeds in `make test`.
+//! The oracle detects a broken pin protocol: a run of a safe design fails when one rule of the
+//! protocol is left out. `cargo test` requires a finding on one of five seeds, `make test` on four
+//! of them.
 #![allow(clippy::unwrap_used, reason = "a test that can't go on ends")]
 
 mod common;

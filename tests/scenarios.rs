@@ -109,6 +109,6 @@ fn a_wrong_script_exits_with_2_and_points() {
     }
     let missing = scenario(&["run", "no/such.scn"]);
     assert_eq!(missing.status.code(), Some(2));
-    let design = scenario(&["run", "S14", "--design", "nobody"]);
+    let design = scenario(&["run", "S14", "--design", "no-such-design"]);
     assert_eq!(design.status.code(), Some(2));
 }

@@ -1,5 +1,6 @@
-//! Every preset over many seeds: the negative control shows stale DMA every time, nobody else ever does, and the two sides of
-//! the race really meet. One seed in plain `cargo test`; twenty, and the counts that need optimised code, in `make test`.
+//! Every preset over many seeds: the negative control shows stale DMA on every seed, no other
+//! design does on any, and pins and closes do meet. `cargo test` runs one seed; `make test` runs
+//! twenty, with the counts that need optimised code.
 #![allow(clippy::unwrap_used, reason = "a test that can't go on ends")]
 
 mod common;

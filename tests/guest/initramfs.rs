@@ -1,20 +1,24 @@
-//! The first file system of a guest: the fetched tools, the kernel modules it needs, and the program that answers commands.
+//! The first file system of a guest: the fetched tools, the kernel modules it needs, and the
+//! program that answers commands.
 //!
 //! Owns the archive's format and the order of modules. The archive is what the kernel's
-//! `Documentation/driver-api/early-userspace/buffer-format.rst` calls "newc"; the order comes from the `depends=` that each
-//! module carries in its `.modinfo`, so that it holds for a kernel which has part of them built in.
+//! `Documentation/driver-api/early-userspace/buffer-format.rst` calls "newc"; the order comes from
+//! the `depends=` that each module carries in its `.modinfo`, so that it holds for a kernel which
+//! has part of them built in.
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::{fs, io};
 
-/// What a guest needs beyond a kernel: the bus, persistent memory by virtio and by ACPI. A module that was not fetched is one
-/// that the kernel has built in, or does not have: the device is missed later, with its name.
+/// What a guest needs beyond a kernel: the bus, persistent memory by virtio and by ACPI. A module
+/// that was not fetched is one that the kernel has built in, or does not have: the device is missed
+/// later, with its name.
 const WANTED: [&str; 5] = ["virtio_pci", "nd_btt", "nd_pmem", "virtio_pmem", "nfit"];
 
-/// Answers commands on the second serial line, see [`super::guest`]: `TOKEN BASE64` comes in, `TOKEN begin`, what the script
-/// says, and `TOKEN end STATUS` go out. A line feed before the last marker makes it start a line whatever the script wrote.
+/// Answers commands on the second serial line, see [`super::guest`]: `TOKEN BASE64` comes in,
+/// `TOKEN begin`, what the script says, and `TOKEN end STATUS` go out. A line feed before the last
+/// marker makes it start a line whatever the script wrote.
 const INIT: &str = r#"#!/bin/busybox sh
 export PATH=/sbin:/bin HOME=/
 /bin/busybox mount -t devtmpfs dev /dev
@@ -41,9 +45,9 @@ done
 /// `fsync FILE` in a guest: fsync(2) on a file that is there, which busybox has no command for.
 const FSYNC: &str = "#!/bin/sh\nexec dd if=/dev/null of=\"$1\" conv=notrunc,fsync status=none\n";
 
-/// `settle` in a guest: waits until every device found so far has its driver, which for namespaces of persistent memory is
-/// another thread's work (`nd_device_register`, `wait_probe_show` in drivers/nvdimm/bus.c). Without it `/dev/pmem0` comes some
-/// time after the driver was bound.
+/// `settle` in a guest: waits until every device found so far has its driver, which for namespaces
+/// of persistent memory is another thread's work (`nd_device_register`, `wait_probe_show` in
+/// drivers/nvdimm/bus.c). Without it `/dev/pmem0` comes some time after the driver was bound.
 const SETTLE: &str =
     "#!/bin/sh\nfor bus in /sys/bus/nd/devices/ndbus*; do\n  test ! -e $bus || cat $bus/wait_probe >/dev/null\ndone\n";
 
@@ -60,8 +64,8 @@ impl Archive {
     fn add(&mut self, name: &str, mode: u32, device: (u32, u32), data: &[u8]) {
         let size = u32::try_from(data.len()).expect("a file of an initramfs is small");
         let name_size = u32::try_from(name.len() + 1).expect("a name is short");
-        // c_magic, then ino (0: no entry is a hard link), mode, uid, gid, nlink, mtime, filesize, devmajor, devminor,
-        // rdevmajor, rdevminor, namesize, check (0 in "070701").
+        // c_magic, then ino (0: no entry is a hard link), mode, uid, gid, nlink, mtime, filesize,
+        // devmajor, devminor, rdevmajor, rdevminor, namesize, check (0 in "070701").
         let fields = [0, mode, 0, 0, 1, 0, size, 0, 0, device.0, device.1, name_size, 0];
         self.0.extend_from_slice(b"070701");
         for field in fields {

@@ -1,7 +1,8 @@
 //! Real guests for tests: which machines there are, booting one, and running commands in it.
 //!
-//! Owns the way from `scripts/guest-packages` to a [`Machine`]: one script run a process, one trial of KVM a machine. Invariant: a
-//! test either runs on a machine, or says `not run` with the reason; a machine that was fetched and doesn't work is a failure.
+//! Owns the way from `scripts/guest-packages` to a [`Machine`]: one script run a process, one trial
+//! of KVM a machine. Invariant: a test either runs on a machine, or says `not run` with the reason;
+//! a machine that was fetched and doesn't work is a failure.
 //!
 //! ```text
 //! guest::each("what the test is about", |machine| {
@@ -33,7 +34,8 @@ pub(crate) use qemu::{Accel, Boot, Guest, Output, Started};
 
 /// A QEMU with a guest kernel and the guest's tools, fetched by `scripts/guest-packages`.
 pub(crate) struct Machine {
-    /// `current`: QEMU 11.1 or newer with a current kernel; `distribution`: those of this machine's Debian release.
+    /// `current`: QEMU 11.1 or newer with a current kernel; `distribution`: those of this machine's
+    /// Debian release.
     pub(crate) name: String,
     /// What it consists of, for messages.
     pub(crate) versions: String,
@@ -59,8 +61,9 @@ impl Machine {
         Boot::new(self)
     }
 
-    /// What runs guests' processors here: KVM if a guest really boots with it (the device may open and still not run one, as
-    /// in some clouds), and TCG otherwise. Tried once a process; `DAXLAB_ACCEL=tcg` or `kvm` decides instead.
+    /// The accelerator that runs guests' processors here: KVM if a guest really boots with it (the
+    /// device may open and still not run one, as in some clouds), and TCG otherwise. Tried once a
+    /// process; `DAXLAB_ACCEL=tcg` or `kvm` decides instead.
     fn accel(&self) -> Accel {
         *self.accel.get_or_init(|| match std::env::var("DAXLAB_ACCEL").as_deref() {
             Ok("tcg") => Accel::Tcg,
@@ -76,8 +79,9 @@ impl Machine {
         })
     }
 
-    /// Runs one of the guest's own programs on the host, as `debugfs` and `e2fsck` on an image: `program` is looked for in
-    /// the machine's `tools/sbin`, and neither it nor its libraries are the host's.
+    /// Runs one of the guest's own programs on the host, as `debugfs` and `e2fsck` on an image:
+    /// `program` is looked for in the machine's `tools/sbin`, and neither it nor its libraries are
+    /// the host's.
     pub(crate) fn tool(&self, program: &str) -> Command {
         let tools = self.dir.join("tools");
         let mut command = Command::new(tools.join("lib64/ld-linux-x86-64.so.2"));
@@ -111,7 +115,8 @@ impl Machine {
         self.dir.join("initramfs")
     }
 
-    /// Writes what is made here of what was fetched: the initramfs, and QEMU as a program to be found in a `PATH`.
+    /// Writes what is made here of what was fetched: the initramfs, and QEMU as a program to be
+    /// found in a `PATH`.
     fn build(&self) -> io::Result<()> {
         let initramfs = initramfs::build(&self.dir.join("tools"), &self.dir.join("kernel/modules"))?;
         self.place(&self.initramfs(), &initramfs, 0o600)?;
@@ -190,7 +195,8 @@ impl Found {
     }
 }
 
-/// Says a line to whoever runs the tests, also where the output of tests that pass is kept back.
+/// Prints a line for the person who runs the tests, also where the output of tests that pass is
+/// kept back.
 pub(crate) fn tell(line: &str) {
     // What can't be said is no failure of the test.
     let _ = writeln!(io::stderr(), "guests: {line}");
@@ -208,7 +214,8 @@ pub(crate) fn machine(name: &str, what: &str) -> Option<&'static Machine> {
         .told(what)
 }
 
-/// Runs a test on every machine, all at once. `what` names the test for the machines that can't be had.
+/// Runs a test on every machine, all at once. `what` names the test for the machines that can't be
+/// had.
 ///
 /// # Panics
 /// If the test panics on a machine.
@@ -221,7 +228,8 @@ pub(crate) fn each(what: &str, test: impl Fn(&Machine) + Sync) {
     });
 }
 
-/// How long a guest may take to boot or end. Minutes, because a busy machine without KVM is slow; nothing is decided by it.
+/// How long a guest may take to boot or end. Minutes, because a busy machine without KVM is slow;
+/// nothing is decided by it.
 const BOOT_LIMIT: Duration = Duration::from_secs(180);
 /// How long a command in a guest may take.
 const COMMAND_LIMIT: Duration = Duration::from_secs(120);

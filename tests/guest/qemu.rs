@@ -1,12 +1,14 @@
 //! One guest: its QEMU process, its console, and the commands it runs.
 //!
-//! Owns the process and both its serial lines. Invariants: the process ends with the [`Guest`], also when a test panics; every
-//! wait has a limit and its error carries the end of the console; nothing waits for time to pass, only for a line or the end of
-//! a line. The first serial line is the console (the process's stdout), the second carries commands (its stdin): both are
-//! socket pairs that no other process has, so that the end of QEMU is seen as their end.
+//! Owns the process and both its serial lines. Invariants: the process ends with the [`Guest`],
+//! also when a test panics; every wait has a limit and its error carries the end of the console;
+//! nothing waits for time to pass, only for a line or the end of a line. The first serial line is
+//! the console (the process's stdout), the second carries commands (its stdin): both are socket
+//! pairs that no other process has, so that the end of QEMU is seen as their end.
 //!
-//! A command goes out as `TOKEN BASE64-OF-SCRIPT`, and comes back as `TOKEN begin`, the output, `TOKEN end STATUS`. Tokens are
-//! new for each command and can't be guessed by what the command prints. `TOKEN ready BOOT-ID` tells that a guest has booted.
+//! A command goes out as `TOKEN BASE64-OF-SCRIPT`, and comes back as `TOKEN begin`, the output,
+//! `TOKEN end STATUS`. Tokens are new for each command and can't be guessed by what the command
+//! prints. `TOKEN ready BOOT-ID` tells that a guest has booted.
 #![allow(
     clippy::disallowed_types,
     clippy::disallowed_methods,
@@ -78,8 +80,9 @@ impl<'a> Boot<'a> {
         self
     }
 
-    /// Starts QEMU by this command line, as people are told to: through a shell, which finds this machine's QEMU in its `PATH`.
-    /// Processors, memory and devices are the line's; kernel, console and what [`Boot::args`] was given come behind it.
+    /// Starts QEMU by this printed command line, through a shell that finds this machine's QEMU in
+    /// its `PATH`. The line gives processors, memory and devices. Kernel, console and the arguments
+    /// of [`Boot::args`] follow it.
     pub(crate) fn printed(mut self, line: &str) -> Self {
         self.printed = Some(line.to_owned());
         self
@@ -162,7 +165,8 @@ impl<'a> Boot<'a> {
         command.args(["-chardev", "socket,id=console,fd=1", "-serial", "chardev:console"]);
         command.args(["-chardev", "socket,id=commands,fd=0", "-serial", "chardev:commands"]);
         command.arg("-kernel").arg(self.kernel.kernel()).arg("-initrd").arg(self.kernel.initramfs());
-        // A panic halts the guest, and is seen on the console; boots are quicker without messages and mitigations.
+        // A panic halts the guest, and is seen on the console; boots are quicker without messages
+        // and mitigations.
         command.arg("-append").arg(format!("console=ttyS0 quiet mitigations=off panic=0 daxlab.token={token}"));
         command.args(&self.args);
 
@@ -215,7 +219,7 @@ fn path_option(before: &str, path: &Path, after: &str) -> OsString {
     format!("{before}{path}{after}").into()
 }
 
-/// 128 bits that nobody can guess.
+/// 128 random bits: a token that the output of a command cannot contain by chance.
 fn token() -> String {
     let random = || RandomState::new().build_hasher().finish();
     format!("{:016x}{:016x}", random(), random())
@@ -233,14 +237,16 @@ const CONSOLE_MAX: usize = 64 << 10;
 const CONSOLE_SHOWN: usize = 3 << 10;
 /// The longest output of a command, in bytes. The second serial line carries about 100 KB/s.
 const OUTPUT_MAX: usize = 8 << 20;
-/// The longest script, in bytes as sent: what the guest's tty layer surely holds while the shell is busy.
+/// The longest script, in bytes as sent: the guest's tty layer buffers this much while the shell is
+/// busy.
 const SCRIPT_MAX: usize = 48 << 10;
 /// What the console or QEMU says of a guest that will never go on, although its process does.
 const ENDS: [&str; 2] = ["Kernel panic - not syncing", "KVM internal error"];
 /// How often a wait looks at what else could end it.
 const LOOK: Duration = Duration::from_millis(500);
 
-/// Reads all that `from` says into the tail, on a thread that ends with QEMU: a console nobody reads would stop the guest.
+/// Reads `from` into the tail on a thread that ends with QEMU. Without a reader, a full console
+/// would block the guest.
 fn keep(mut from: impl Read + Send + 'static, console: &Arc<Mutex<Console>>) -> thread::JoinHandle<()> {
     let console = Arc::clone(console);
     thread::spawn(move || {
@@ -330,8 +336,8 @@ impl Guest {
         self.try_run(script, COMMAND_LIMIT).unwrap_or_else(|why| panic!("{why}"))
     }
 
-    /// Runs a shell script that must succeed, and gives what it said, without white space around it. As with `sh -e`, every
-    /// command in it must.
+    /// Runs a shell script that must succeed, and gives what it said, without white space around
+    /// it. As with `sh -e`, every command in it must.
     ///
     /// # Panics
     /// As [`Guest::run`], and if the status is not 0.
@@ -344,13 +350,15 @@ impl Guest {
     /// Runs a shell script in the guest under a limit.
     ///
     /// # Errors
-    /// What was waited for, how the wait ended, and the end of the console. After a limit the guest takes no further command.
+    /// What was waited for, how the wait ended, and the end of the console. After a limit the guest
+    /// takes no further command.
     pub(crate) fn try_run(&mut self, script: &str, limit: Duration) -> Result<Output, String> {
         let started = self.launch(script)?;
         self.finish(started, limit)
     }
 
-    /// Starts a shell script in the guest without waiting for its end. One at a time runs; what is sent meanwhile waits.
+    /// Starts a shell script in the guest without waiting for its end. One at a time runs; what is
+    /// sent meanwhile waits.
     ///
     /// # Errors
     /// If the guest is gone, or the script is longer than 32 KiB.
@@ -381,7 +389,8 @@ impl Guest {
         Ok(Output { status, text: String::from_utf8_lossy(&text).into_owned() })
     }
 
-    /// Restarts the guest in an orderly way as far as its disks go (`reboot -f` writes back), and waits until it takes commands.
+    /// Restarts the guest in an orderly way as far as its disks go (`reboot -f` writes back), and
+    /// waits until it takes commands.
     ///
     /// # Panics
     /// If it doesn't come back.
@@ -443,7 +452,8 @@ impl Guest {
         }
     }
 
-    /// Ends the guest by SIGKILL of QEMU, and waits for the end of the process: its memory is gone then, its sockets are closed.
+    /// Ends the guest by SIGKILL of QEMU, and waits for the end of the process: its memory is gone
+    /// then, its sockets are closed.
     pub(crate) fn kill(mut self) {
         self.end();
     }
@@ -465,8 +475,8 @@ impl Guest {
         matches!(self.process.try_wait(), Ok(None))
     }
 
-    /// The end of what the console and QEMU itself said, at most 64 KiB. Kernel messages below the level of errors are left
-    /// out, `guest.run("dmesg")` has them.
+    /// The end of what the console and QEMU itself said, at most 64 KiB. Kernel messages below the
+    /// level of errors are left out, `guest.run("dmesg")` has them.
     pub(crate) fn console(&self) -> String {
         let console = self.console.lock();
         String::from_utf8_lossy(&console.tail.iter().copied().collect::<Vec<_>>()).into_owned()
@@ -517,7 +527,7 @@ impl Guest {
                 Err(NoLine::End) => {
                     // The socket's end comes a moment before the process's.
                     let _ = self.process.wait();
-                    // And the last words may be unread yet. A reader that panicked has nothing to add.
+                    // Reads the rest of the console. A reader that panicked adds nothing.
                     for reader in self.readers.drain(..) {
                         let _ = reader.join();
                     }

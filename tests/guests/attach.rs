@@ -1,5 +1,5 @@
-//! Attaching: the printed command lines work as they are, and the guest has the bytes that the host has, through resets, driver changes
-//! and fragments.
+//! Real guests attach by the printed command lines. Guest and host read the same bytes, over
+//! resets, changes of the driver and fragmented files.
 
 use std::fs;
 use std::path::Path;
@@ -45,7 +45,8 @@ fn an_image_is_a_device_through_resets_and_driver_changes() {
     assert_dumped(machine, &img, "synced", &seq(1, 200_000));
     assert_clean(machine, &img);
 
-    // Every driver has it mapped anew, reads what the last one wrote, and writes where the host sees it.
+    // Every driver has it mapped anew, reads what the last one wrote, and writes where the host
+    // sees it.
     let before = counter(&server, "maps");
     for round in 1..=10 {
         guest.ok(REBIND);
@@ -83,8 +84,8 @@ fn hosts_view(server: &Server) -> Vec<u8> {
     view
 }
 
-/// How long it takes from the first piece that is mapped to the last of `pieces`, in milliseconds of real time; none if `ended`
-/// comes first.
+/// How long it takes from the first piece that is mapped to the last of `pieces`, in milliseconds
+/// of real time; none if `ended` comes first.
 #[allow(clippy::disallowed_types, clippy::disallowed_methods, reason = "a figure to report, of a real machine")]
 fn mapped_in_ms(server: &Server, pieces: u64, ended: impl Fn() -> bool) -> Option<u128> {
     let mut first = None;
@@ -160,7 +161,8 @@ fn qemus_own_device_by_the_printed_command() {
         assert_clean(machine, &dir.join("img"));
         drop(server);
 
-        // A file of a volume in memory, that QEMU opens by way of the server. It does not begin where the volume does.
+        // A file of a volume in memory, that QEMU opens by way of the server. It does not begin
+        // where the volume does.
         fs::write(dir.join("content"), seq(1, 400_000)).unwrap();
         fs::File::options().write(true).open(dir.join("content")).unwrap().set_len(4 * MIB).unwrap();
         let server = serve(machine, &dir, &["b"], &["--file", "data", "--import", "content"]);

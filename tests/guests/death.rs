@@ -1,4 +1,5 @@
-//! Ends: of the power, of the server, of the disk. What was flushed is there afterwards, and a guest is told what can't be flushed.
+//! The power, the server or the disk fails. What a guest has flushed is there afterwards, and the
+//! guest gets an error for a flush that cannot be done.
 
 use std::fs;
 use std::os::unix::process::CommandExt;
@@ -9,7 +10,7 @@ use rustix::process::Signal;
 use crate::common::daxlab;
 use crate::guest::{self, CURRENT, Guest, Machine};
 use crate::served::{FORMAT, SYNCED, assert_given_up, attach, counter, held, serve_file, state};
-use crate::server::{Server, Watched, fail_fdatasync, outcome};
+use crate::server::{Server, fail_fdatasync, outcome};
 use crate::{assert_clean, assert_dumped, seq};
 
 const IMAGE: [&str; 6] = ["--control", "a.ctl", "--image", "img", "--size", "66MiB"];
@@ -22,7 +23,8 @@ fn after_a_power_cut_every_synced_file_is_whole() {
     let mut guest = attach(machine, &server, "a");
     guest.ok(FORMAT);
     for cut in 1..=2 {
-        // Ten files that are synced, and, between and after them, as many that are not: names, data and sizes.
+        // Ten files that are synced, and, between and after them, as many that are not: names, data
+        // and sizes.
         guest.ok(&format!(
             "mkdir /mnt/{cut}; for at in 0 1 2 3 4 5 6 7 8 9; do
                 seq {cut} 1${{at}}000 >/mnt/{cut}/synced$at; fsync /mnt/{cut}/synced$at
@@ -33,7 +35,7 @@ fn after_a_power_cut_every_synced_file_is_whole() {
         assert!(count("lines_survived") < count("lines_unflushed"), "{lost}");
         assert!(count("lines_survived") > 0, "{lost}");
         assert_eq!(state(&server, 0), "unmapped");
-        // Without power, stores go nowhere, and nobody is told that they are durable.
+        // Without power, the device drops stores, and an fsync of them fails.
         guest.run(&format!("printf late | dd of=/mnt/{cut}/synced0 bs=4 conv=notrunc"));
         assert_ne!(guest.run(&format!("fsync /mnt/{cut}/synced0")).status, 0);
         guest.reset();
@@ -51,7 +53,8 @@ fn after_a_power_cut_every_synced_file_is_whole() {
     guest.poweroff();
 }
 
-/// Asserts that a copy of the image has the synced file, after the repair that a machine does at its boot.
+/// Asserts that a copy of the image has the synced file, after the repair that a machine does at
+/// its boot.
 fn assert_recovered(machine: &Machine, dir: &Path) {
     let copy = dir.join("copy");
     fs::copy(dir.join("img"), &copy).unwrap();
@@ -70,7 +73,7 @@ fn the_server_ends(what: &str, end: impl Fn(&mut Server)) {
     let mut guest = attach(machine, &server, "a");
     guest.ok(FORMAT);
     guest.ok(SYNCED);
-    let port = Watched::new(&server.json(&["guests"])[0]["port"]);
+    let port = server.port(0);
     end(&mut server);
     // A flush can reach the port before the news of the end does.
     let mut fails = || guest.run("echo lost >>/mnt/lost && fsync /mnt/lost").status != 0;
@@ -134,7 +137,7 @@ fn what_cannot_be_made_durable_fails_the_guests_fsync() {
     assert_given_up(&mut guest);
     assert_eq!(server.ctl(&["fail-flush", "off"]).0, 0);
     guest.ok("umount /mnt");
-    // The first one tells of what failed before, if nobody has been told.
+    // The first fsync reports an earlier failure that no fsync has reported yet.
     raw_sync(&mut guest);
     assert_eq!(raw_sync(&mut guest).status, 0);
     guest

@@ -1,4 +1,5 @@
-//! The host changes a file that a guest has mounted: what each kind of design makes of it, and the NIC as the third party.
+//! The host changes a file that a guest has mounted: the outcome for the guest under each kind of
+//! design, with the NIC as a third user of the file.
 
 use std::path::Path;
 use std::process::Stdio;
@@ -11,7 +12,8 @@ use crate::served::{
 };
 use crate::server::{MIB, Server, outcome};
 
-/// What of the guest's device is not its file's any more, and what it has stored there: bytes and 64-byte lines.
+/// Bytes of the guest's device that no longer belong to its file, and how many 64-byte lines the
+/// guest has stored there.
 fn stale(server: &Server) -> (u64, u64) {
     let stale = server.json(&["stale"]);
     let exposed = stale["guests"][0]["stale_guest_exposed_bytes"].as_u64().unwrap();
@@ -38,7 +40,8 @@ fn where_the_truncate_fails_the_guest_goes_on_and_the_nic_beside_it() {
     assert_eq!((stale(&server), held(&server)), ((0, 0), (1, 1)));
     guest.ok("seq 1 200000 | cmp - /mnt/synced && seq 2 200000 >/mnt/more && fsync /mnt/more && umount /mnt");
 
-    // The NIC stores what the guest loads from its mapped memory, not from its caches; and the reverse.
+    // The guest loads what the NIC stored, from mapped memory and not from its page cache; and the
+    // reverse.
     let mr = region(&server, "data");
     guest.ok("mount -o dax /dev/pmem0 /mnt && printf '%4096s' | tr ' ' a >/mnt/shared && fsync /mnt/shared");
     guest.ok("exec 9</mnt/shared; head -c 4 <&9 | grep -q aaaa");
@@ -96,9 +99,9 @@ fn where_nothing_is_asked_the_guest_stores_into_blocks_that_are_not_its_files() 
     let (failed, before) = (counter(&server, "failed"), stale(&server).1);
     guest.ok("seq 4 600000 >/mnt/more && fsync /mnt/more");
     let (exposed, changed) = stale(&server);
-    // Of the 4 MB written, what lies beyond the first 2 MiB is all of it but the little that was free there.
+    // Almost all of the 4 MB written lies beyond the first 2 MiB: little was free below.
     assert!(exposed == 62 * MIB && changed > before + MIB / 64, "{exposed} bytes, {before} then {changed} lines");
-    assert_eq!(counter(&server, "failed"), failed, "nobody tells it");
+    assert_eq!(counter(&server, "failed"), failed, "the guest does not see the change");
     guest.poweroff();
 }
 
@@ -161,7 +164,7 @@ fn a_revoked_guest_reaches_nothing_and_the_other_ones_go_on() {
     assert_eq!(held(&server), (holders.0 - 1, holders.1 - 1));
     assert!(one.is_running());
 
-    // The blocks that were cut off are another's; what the revoked guest still stores arrives nowhere.
+    // Another file has the truncated blocks now. Stores of the revoked guest reach no block.
     let (code, out, err) = server.ctl(&["fallocate", "more", "16MiB", "14MiB"]);
     assert_eq!(code, 0, "{out}{err}");
     let mut other = attach(machine, &server, "b");
@@ -176,7 +179,7 @@ fn a_revoked_guest_reaches_nothing_and_the_other_ones_go_on() {
     };
     let before = sum(&dir.path().join("before"));
     assert_eq!(other.ok("dd if=/dev/pmem0 bs=1M skip=16 count=14 2>/dev/null | md5sum | cut -c -32"), before);
-    // Nothing is there behind these addresses: neither success nor failure of the guest's calls says anything.
+    // No memory is behind these addresses: the result of the guest's calls means nothing.
     one.run(
         "umount -l /mnt; tr '\\0' x </dev/zero | dd of=/dev/pmem0 bs=1M count=16 iflag=fullblock conv=notrunc; sync",
     );

@@ -1,7 +1,8 @@
-//! Real guests over persistent memory: what a guest writes and syncs is in the host's file, byte for byte, whoever serves it and
-//! whatever becomes of the server, the file or the power.
+//! Real guests over persistent memory: what a guest writes and syncs is in the host's file, byte
+//! for byte, when the server, the file or the power goes away too.
 //!
-//! Runs with `DAXLAB_GUESTS=1`, as `make guests` does. Every machine that can't be had says `not run` with its reason.
+//! Runs with `DAXLAB_GUESTS=1`, as `make guests` does. A machine that cannot be fetched prints `not
+//! run` with its reason.
 #![allow(clippy::unwrap_used, reason = "a test that can't go on ends")]
 #![allow(unreachable_pub, dead_code, reason = "a helper of one file is no interface")]
 
@@ -37,7 +38,8 @@ const REBIND: &str = "cd /sys/bus/virtio/drivers/virtio_pmem
     device=$(ls -d virtio* | head -n 1)
     echo $device >unbind && test ! -e /dev/pmem0 && echo $device >bind && settle && test -b /dev/pmem0";
 
-/// What `seq FIRST LAST` prints, in the guest and here: every byte is known, and no two pieces are alike.
+/// What `seq FIRST LAST` prints, in the guest and here: every byte is known, and no two pieces are
+/// alike.
 fn seq(first: u32, last: u32) -> String {
     (first..=last).map(|number| format!("{number}\n")).collect()
 }
@@ -50,7 +52,8 @@ fn assert_bytes(path: &Path, offset: u64, expected: &[u8]) {
     assert_eq!(differs, None, "first byte that differs, from {offset}");
 }
 
-/// The content of a file in an unmounted ext4, by the machine's debugfs, by way of a file beside the image.
+/// The content of a file in an unmounted ext4, by the machine's debugfs, by way of a file beside
+/// the image.
 fn dumped(machine: &Machine, image: &Path, name: &str) -> Vec<u8> {
     // debugfs splits its requests at white space: it gets no path in one.
     let dir = image.parent().unwrap();

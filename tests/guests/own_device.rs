@@ -1,4 +1,5 @@
-//! QEMU's own devices over a file, and the harness itself: what everything else here is measured against.
+//! QEMU's own devices over a file, and the test harness itself: the reference for the other tests
+//! here.
 
 use std::time::Duration;
 
@@ -49,7 +50,8 @@ fn an_nvdimm_without_an_info_block_is_no_dax_device() {
         assert_eq!(guest.ok("cat /sys/block/pmem0/size"), (SIZE / 512).to_string());
         guest.ok("seq 1 100000 | dd of=/dev/pmem0 bs=4k iflag=fullblock conv=fsync,notrunc 2>/dev/null");
         assert_bytes(&path, 0, seq(1, 100_000).as_bytes());
-        // The namespace is raw: its pages have no struct page in the guest, so that its ext4 refuses dax, and only dax.
+        // The namespace is raw: its pages have no struct page in the guest, so that its ext4
+        // refuses dax, and only dax.
         guest.ok("mkfs.ext4 -q -b 4096 /dev/pmem0");
         assert_ne!(guest.run("mount -o dax /dev/pmem0 /mnt").status, 0);
         assert!(guest.ok("dmesg").contains("DAX unsupported by block device"));
@@ -66,7 +68,8 @@ fn a_guest_answers_and_its_ends_are_told() {
         let output = guest.run("echo one; echo two >&2; printf three; exit 7");
         assert_eq!((output.status, output.text.as_str()), (7, "one\ntwo\nthree"));
         assert_eq!(guest.run("exit 0").text, "");
-        // Long in both directions, in several lines, with bytes that a terminal would take for its own.
+        // Long in both directions, in several lines, with bytes that a terminal would take for its
+        // own.
         assert_eq!(guest.run(&format!("# {}\nseq 1 9000", "x".repeat(20_000))).text, seq(1, 9000));
         assert_eq!(guest.ok("printf '\\003\\004\\r\\021' | od -An -tx1"), "03 04 0d 11");
 

@@ -1,4 +1,5 @@
-//! What tests of a served guest share: a server beside a machine, the command line it prints, and looking at both sides.
+//! What tests of a served guest share: a server for a machine's QEMU, the command line it prints,
+//! and checks on the host and in the guest.
 
 use std::path::Path;
 use std::process::Command;
@@ -94,13 +95,15 @@ pub fn blockers(server: &Server, file: &str) -> Vec<String> {
     blockers["stranger"].as_array().unwrap().iter().map(kind).collect()
 }
 
-/// Asserts that the guest has nothing mapped any more: its files read as zeros, and its ext4 gives up.
+/// Asserts that the guest has nothing mapped any more: its files read as zeros, and its ext4 gives
+/// up.
 pub fn assert_taken(guest: &mut Guest) {
     assert_eq!(guest.ok("head -c 4096 /mnt/synced | tr -d '\\0' | wc -c"), "0");
     assert_given_up(guest);
 }
 
-/// Asserts that from now on the guest's ext4 says so instead of losing anything: fsync fails, and nothing can be made any more.
+/// Asserts that from now on the guest's ext4 says so instead of losing anything: fsync fails, and
+/// nothing can be made any more.
 pub fn assert_given_up(guest: &mut Guest) {
     let failed = guest.run("echo lost >/mnt/lost && fsync /mnt/lost");
     assert_ne!(failed.status, 0, "an fsync that can't have been: {}", failed.text);

@@ -1,4 +1,5 @@
-//! A file under a guest, and a stranger who truncates it: what every preset makes of it at this edge.
+//! The host truncates a file that a guest has mapped: the outcome under every preset, as the host
+//! and the guest see it.
 
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -67,7 +68,7 @@ fn where_the_truncate_fails_it_names_the_guest() {
         server.says("is gone");
         assert_eq!(server.json(&["leases"]).as_array().unwrap().len(), 0, "{design}");
         assert_eq!(server.json(&["pins"]).as_array().unwrap().len(), 0, "{design}");
-        assert_eq!(server.ctl(&["truncate", "data", "0"]).0, 0, "{design}: and now it is nobody's");
+        assert_eq!(server.ctl(&["truncate", "data", "0"]).0, 0, "{design}: nothing holds the file now");
     }
 }
 
@@ -147,5 +148,5 @@ fn where_nothing_is_asked_the_guest_keeps_what_is_no_longer_its_files() {
     assert_eq!(stale(&server), (BYTES / 2, 0), "the first half is its own");
     store(&guest, device[1]);
     assert_eq!(stale(&server), (BYTES / 2, 2));
-    assert_eq!(guest.flush(), 0, "and nobody tells it");
+    assert_eq!(guest.flush(), 0, "the guest does not see the change");
 }

@@ -1,4 +1,4 @@
-//! Ends: of a guest that is killed, of a port and then its guest, of a frontend that does not let go.
+//! A guest is killed, a port and then its guest is killed, a frontend does not give its mapping up.
 
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Command, Stdio};
@@ -6,7 +6,7 @@ use std::sync::mpsc::channel;
 
 use crate::attached::flush_until_it_fails;
 use crate::guest::{Asked, Guest};
-use crate::server::{Server, Watched};
+use crate::server::Server;
 
 const FILE: [&str; 6] = ["--control", "a.ctl", "--file", "data", "--create", "4MiB"];
 const SOCKET: &str = "DAXLAB_TEST_SOCKET";
@@ -70,9 +70,9 @@ fn a_dead_ports_guest_is_waited_for() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start(dir.path(), &["a"], &[&FILE[..], &["--design", "revoke"]].concat());
     let guest = Elsewhere::start(&server);
-    Watched::new(&server.json(&["guests"])[0]["port"]).kill();
+    server.port(0).kill();
     server.says("pins stay until");
-    // Nobody can be asked to unmap it.
+    // The frontend is gone: the port cannot ask it to unmap.
     let asker = server.ctl_command(&["truncate", "data", "0"]).stdout(Stdio::null()).spawn();
     server.until(&["blockers", "data"], |found| (!found["blocked"].is_null()).then_some(()));
     assert_eq!(server.json(&["guests"])[0]["state"], "port-lost");

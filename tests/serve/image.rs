@@ -1,4 +1,5 @@
-//! An image: kept across restarts, by one server at a time, and whole whatever becomes of the server.
+//! An image file: it keeps its content over restarts, one server at a time uses it, and it stays
+//! whole when its server is killed.
 
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::FileExt;
@@ -9,7 +10,7 @@ use rustix::process::Signal;
 use crate::attached::flush_until_it_fails;
 use crate::common::daxlab;
 use crate::guest::Guest;
-use crate::server::{MIB, Server, Watched, fail_fdatasync, outcome};
+use crate::server::{MIB, Server, fail_fdatasync, outcome};
 
 const ARGS: [&str; 6] = ["--control", "a.ctl", "--image", "img", "--size", "4MiB"];
 
@@ -20,10 +21,6 @@ fn store(guest: &Guest, offset: u64, bytes: &[u8]) {
 
 fn on_disk(dir: &Path, offset: usize, len: usize) -> Vec<u8> {
     fs::read(dir.join("img")).unwrap()[offset..offset + len].to_owned()
-}
-
-fn port(server: &Server) -> Watched {
-    Watched::new(&server.json(&["guests"])[0]["port"])
 }
 
 fn serve_again(dir: &Path) -> (i32, String, String) {
@@ -51,12 +48,12 @@ fn what_was_flushed_outlives_servers_and_one_server_has_an_image() {
     );
     assert!(!dir.join("other").exists() && !dir.join("other.ctl").exists());
 
-    let port = port(&server);
+    let port = server.port(0);
     server.terminate();
     assert!(!dir.join("a").exists() && !dir.join("a.ctl").exists(), "sockets are removed");
     server.says("1 guest is still attached");
     store(&guest, 0, b"lost or not");
-    assert_eq!(guest.flush(), 1, "nobody can say that it is durable");
+    assert_eq!(guest.flush(), 1, "the port cannot vouch for durability any more");
     assert_eq!(guest.flush(), 1);
     let (code, _, err) = second();
     assert!(code == 2 && err.contains("server has ended"), "the guest may still write: {code}: {err}");
@@ -92,9 +89,9 @@ fn a_killed_servers_guest_fails_and_has_what_it_flushed() {
     let mut guest = server.guest("a");
     store(&guest, 3 * MIB, b"flushed");
     assert_eq!(guest.flush(), 0);
-    let port = port(&server);
+    let port = server.port(0);
     server.end(Signal::KILL);
-    // What the guest asks can reach the port before the news of the emulator's end does; later it can't.
+    // A flush may reach the port before the port sees the server's end; a later flush fails.
     flush_until_it_fails(&mut guest);
     assert_eq!(guest.flush(), 1);
     assert_eq!(on_disk(dir, 3 * MIB as usize, 7), b"flushed");
@@ -114,7 +111,7 @@ fn an_old_port_leaves_its_successors_socket_alone() {
     let file = ["--control", "a.ctl", "--file", "data", "--create", "4MiB"];
     let mut first = Server::start(dir, &["a"], &file);
     let guest = first.guest("a");
-    let port = port(&first);
+    let port = first.port(0);
     first.terminate();
     let second = Server::start(dir, &["a"], &file);
     guest.hang_up();

@@ -1,4 +1,5 @@
-//! How to attach: which command lines are printed, for which QEMU, and what an NVDIMM finds in its memory.
+//! The QEMU command lines that the server prints: which lines, for which version of QEMU, and what
+//! an NVDIMM finds in its memory.
 
 use std::fs;
 use std::os::unix::fs::{FileExt, PermissionsExt};

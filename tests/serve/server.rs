@@ -27,7 +27,8 @@ pub struct Server {
 }
 
 impl Server {
-    /// Starts `daxlab serve` with `args` and the sockets `names`, all in `dir`, and waits until guests can connect.
+    /// Starts `daxlab serve` with `args` and the sockets `names`, all in `dir`, and waits until
+    /// guests can connect.
     pub fn start(dir: &Path, names: &[&str], args: &[&str]) -> Server {
         Server::run(&mut daxlab(), dir, names, args)
     }
@@ -105,6 +106,11 @@ impl Server {
         panic!("never came: {args:?}: {last}");
     }
 
+    /// The port process of the socket number `at`.
+    pub fn port(&self, at: usize) -> Watched {
+        Watched::new(&self.json(&["guests"])[at]["port"])
+    }
+
     pub fn pid(&self) -> Pid {
         Pid::from_raw(i32::try_from(self.child.id()).unwrap()).unwrap()
     }
@@ -154,7 +160,8 @@ impl Watched {
     }
 }
 
-/// From here on this process and whatever it starts gets EIO of `fdatasync`, as from a broken disk (seccomp(2)).
+/// From here on this process and whatever it starts gets EIO of `fdatasync`, as from a broken disk
+/// (seccomp(2)).
 pub fn fail_fdatasync() -> std::io::Result<()> {
     use libc::{BPF_ABS, BPF_JEQ, BPF_JMP, BPF_K, BPF_LD, BPF_RET, BPF_W, SECCOMP_RET_ALLOW, SECCOMP_RET_ERRNO};
     let step = |code: u32, jt: u8, jf: u8, k: u32| libc::sock_filter { code: code as u16, jt, jf, k };

@@ -1,21 +1,15 @@
-//! Steering a server: flushes that fail, guests that are named, two of them at once, the NIC beside them, and a port that dies.
+//! `daxlab ctl` steers a server: it makes flushes fail, names and revokes guests, registers and
+//! uses memory regions of the NIC; and a port process dies.
 
 use std::os::unix::fs::FileExt;
 
-use crate::guest::{Asked, Guest, willing};
-use crate::server::{MIB, Server, Watched};
-
-const FILE: [&str; 6] = ["--control", "a.ctl", "--file", "data", "--create", "4MiB"];
-
-fn start(names: &[&str], more: &[&str]) -> (tempfile::TempDir, Server) {
-    let dir = tempfile::tempdir().unwrap();
-    let server = Server::start(dir.path(), names, &[&FILE[..], more].concat());
-    (dir, server)
-}
+use crate::attached::serve_file;
+use crate::guest::{Asked, Guest};
+use crate::server::{MIB, Server};
 
 #[test]
 fn flushes_fail_as_long_as_they_are_told_to() {
-    let (_dir, server) = start(&["a"], &[]);
+    let (_dir, server) = serve_file(&["a"], &[]);
     let mut guest = server.guest("a");
     assert_eq!(guest.flush(), 0);
     assert_eq!(server.ctl(&["fail-flush", "on"]).0, 0);
@@ -28,7 +22,7 @@ fn flushes_fail_as_long_as_they_are_told_to() {
 
 #[test]
 fn a_guest_that_says_nothing_is_named_and_can_be_sent_away() {
-    let (_dir, server) = start(&["a"], &[]);
+    let (_dir, server) = serve_file(&["a"], &[]);
     let silent = Guest::connect(&server.socket("a"));
     server.says("is attached");
     let guest = &server.json(&["guests"])[0];
@@ -49,7 +43,7 @@ fn a_guest_that_says_nothing_is_named_and_can_be_sent_away() {
 
 #[test]
 fn two_guests_have_one_file_or_each_its_own() {
-    let (_dir, server) = start(&["a", "b"], &[]);
+    let (_dir, server) = serve_file(&["a", "b"], &[]);
     let (mut one, mut other) = (server.guest("a"), server.guest("b"));
     assert_eq!((one.flush(), other.flush()), (0, 0));
     assert_eq!(server.json(&["pins", "data"]).as_array().unwrap().len(), 2);
@@ -61,7 +55,7 @@ fn two_guests_have_one_file_or_each_its_own() {
     assert_eq!(server.json(&["pins", "data"]).as_array().unwrap().len(), 1);
     assert_eq!(other.flush(), 0);
 
-    let (_dir, server) = start(&["a", "b"], &["--file", "more", "--design", "revoke"]);
+    let (_dir, server) = serve_file(&["a", "b"], &["--file", "more", "--design", "revoke"]);
     let (mut one, mut other) = (server.guest("a"), server.guest("b"));
     assert_eq!(server.ctl(&["truncate", "more", "0"]).0, 0);
     assert_eq!((one.flush(), other.flush()), (0, 1), "one was revoked");
@@ -69,7 +63,7 @@ fn two_guests_have_one_file_or_each_its_own() {
 
 #[test]
 fn what_the_nic_writes_the_guest_reads_and_the_reverse() {
-    let (_dir, server) = start(&["a"], &[]);
+    let (_dir, server) = serve_file(&["a"], &[]);
     let (guest, Asked::Map(0, device, 4_194_304)) = server.attach("a") else { panic!("one piece") };
     let region = server.json(&["rdma-reg", "data"])["mr"].to_string();
     assert_eq!(server.ctl(&["rdma-write", &region, "1MiB", "by the NIC"]).0, 0);
@@ -104,7 +98,7 @@ fn what_the_nic_writes_the_guest_reads_and_the_reverse() {
 
 #[test]
 fn a_poisoned_block_fails_the_nic_and_not_the_guest() {
-    let (_dir, server) = start(&["a"], &[]);
+    let (_dir, server) = serve_file(&["a"], &[]);
     let mut guest = server.guest("a");
     let region = server.json(&["rdma-reg", "data"])["mr"].to_string();
     let poisoned = server.json(&["poison", "data", "8KiB", "1B"]);
@@ -116,9 +110,9 @@ fn a_poisoned_block_fails_the_nic_and_not_the_guest() {
 
 #[test]
 fn what_a_dead_ports_guest_has_mapped_stays_pinned() {
-    let (_dir, server) = start(&["a"], &[]);
+    let (_dir, server) = serve_file(&["a"], &[]);
     let guest = server.guest("a");
-    Watched::new(&server.json(&["guests"])[0]["port"]).kill();
+    server.port(0).kill();
     server.says("pins stay until");
     // Its process, which is this one, lives: it may have it mapped.
     assert_eq!(server.json(&["guests"])[0]["state"], "port-lost");
@@ -130,10 +124,8 @@ fn what_a_dead_ports_guest_has_mapped_stays_pinned() {
 
 #[test]
 fn fragments_become_one_device() {
-    let (_dir, server) = start(&["a"], &["--extents", "128"]);
-    let mut guest = Guest::connect(&server.socket("a"));
-    guest.realise(willing());
-    guest.start();
+    let (_dir, server) = serve_file(&["a"], &["--extents", "128"]);
+    let mut guest = server.boot("a");
     let pieces: Vec<Asked> = (0..128).map(|_| guest.was_asked()).collect();
     let mut at = 0;
     for piece in pieces {
@@ -146,7 +138,7 @@ fn fragments_become_one_device() {
 
 #[test]
 fn a_file_keeps_lease_and_pins_over_a_power_cut() {
-    let (_dir, server) = start(&["a"], &["--power-cut-model", "--seed", "3"]);
+    let (_dir, server) = serve_file(&["a"], &["--power-cut-model", "--seed", "3"]);
     let (mut guest, Asked::Map(0, device, _)) = server.attach("a") else { panic!("one piece") };
     let file = guest.file.lock().as_ref().unwrap().try_clone().unwrap();
     file.write_all_at(&[1; 4096], device + MIB).unwrap();
@@ -177,9 +169,7 @@ fn an_imported_file_is_the_guests_device() {
     host.write_all_at(b"last", 6 * MIB - 4).unwrap();
     let args = ["--control", "a.ctl", "--file", "data", "--import", "host", "--extents", "3"];
     let server = Server::start(dir.path(), &["a"], &args);
-    let mut guest = Guest::connect(&server.socket("a"));
-    guest.realise(willing());
-    guest.start();
+    let guest = server.boot("a");
     let mut device = Vec::new();
     for _ in 0..3 {
         let Asked::Map(at, offset, len) = guest.was_asked() else { panic!("a map") };
@@ -206,7 +196,7 @@ fn a_large_file_takes_no_memory() {
 
 #[test]
 fn of_two_guests_under_chinners_rules_the_second_finds_the_file_taken() {
-    let (_dir, server) = start(&["a", "b"], &["--design", "chinner-2019"]);
+    let (_dir, server) = serve_file(&["a", "b"], &["--design", "chinner-2019"]);
     let _first = server.guest("a");
     let second = Guest::connect(&server.socket("b"));
     assert!(server.says("turned away").contains("ETXTBSY"));
