@@ -8,8 +8,8 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::process::{Command, Stdio};
 
+use emulator::device::persistence::Durable;
 use emulator::device::{Device, FOLIO, OpenError, PAGE};
-use emulator::persistence::Durable;
 use emulator::pin::PageRange;
 
 /// `struct cachestat` (include/uapi/linux/mman.h), in pages.

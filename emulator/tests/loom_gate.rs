@@ -7,10 +7,10 @@
 use std::task::Poll;
 
 use emulator::World;
-use emulator::gate::Gate;
+use emulator::pin::gate::Gate;
 use emulator::sync::atomic::{AtomicU64, Ordering};
 use emulator::sync::{Arc, thread};
-use emulator::wait::{Sleep, WaitError, WaitFor, WaitQueue, Waiter, WaiterId};
+use emulator::wait::{SleepKind, WaitError, WaitFor, WaitQueue, Waiter, WaiterId};
 use loom::cell::UnsafeCell;
 
 fn check(model: impl Fn() + Sync + Send + 'static) {
@@ -108,7 +108,7 @@ fn an_interruption_ends_every_sleep_that_admits_it() {
             let waiter = Arc::clone(&waiter);
             thread::spawn(move || waiter.interrupt(true))
         };
-        let how = WaitFor { reason: "nothing", sleep: Sleep::Killable, deadline: None };
+        let how = WaitFor { reason: "nothing", sleep: SleepKind::Killable, deadline: None };
         let ended: Result<(), WaitError> = queue.wait(&world, &waiter, how, || Poll::Pending);
         assert_eq!(ended, Err(WaitError::Interrupted));
         killer.join().unwrap();

@@ -38,7 +38,7 @@ fn dma_and_change(check_of: impl Fn(&Ledger, PageRange) -> Access + Send + Sync 
         let seen = check_of(&ledger, BLOCK);
         let replaced = change.join().unwrap();
         if replaced == 0 {
-            assert_ne!(seen, Access::Current, "a DMA that landed in the next owner's block went unnoticed");
+            assert_ne!(seen, OwnershipCheck::Current, "a DMA that landed in the next owner's block went unnoticed");
         }
     });
 }
@@ -76,7 +76,11 @@ fn the_read_point_lies_before_the_map() {
         let registered = mapped.load(Ordering::Relaxed) == 1;
         change.join().unwrap();
         if registered {
-            assert_ne!(ledger.check(BLOCK, since), Access::Current, "the change is older than the registration");
+            assert_ne!(
+                ledger.check(BLOCK, since),
+                OwnershipCheck::Current,
+                "the change is older than the registration"
+            );
         }
     });
 }

@@ -11,7 +11,7 @@ use std::task::Poll;
 
 use emulator::World;
 use emulator::pin::{Closing, Contended, Frozen, PageRange, Pin, PinError, PinKind, PinTable, Unpinned};
-use emulator::rng::Rng;
+use emulator::runtime::rng::Rng;
 use emulator::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use emulator::sync::{Arc, Mutex, race, thread};
 use emulator::wait::{WaitFor, Waiter, WaiterId};

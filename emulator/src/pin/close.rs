@@ -9,13 +9,14 @@
 use std::cell::Cell;
 use std::ops::ControlFlow;
 
-use super::levels::{Geometry, PageRange, Unit};
+use super::levels::{Geometry, Unit};
 use super::mutation::Mutation;
 use super::table::{Census, PinTable, Unpinned};
 use super::word::{BELOW, CLOSE_BELOW, CLOSED, ORPHAN, WAITERS, Word};
 use crate::race_point;
-use crate::sync::atomic::Ordering;
-use crate::sync::fence_after_rmw;
+use crate::runtime::pages::PageRange;
+use crate::runtime::sync::atomic::Ordering;
+use crate::runtime::sync::fence_after_rmw;
 
 /// Another close holds the range, a part of it, or a unit that contains it. Nothing was changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -24,7 +25,7 @@ pub struct Contended;
 
 /// A shut range; reopened by its drop, whichever of the three states it is in.
 #[derive(Debug)]
-struct Shut<'t, const FANOUT: usize> {
+struct ClosedRange<'t, const FANOUT: usize> {
     table: &'t PinTable<FANOUT>,
     range: PageRange,
     /// The one word in the range, below a closed unit or one itself, that [`Closing::flag_waiter`] left flagged.
@@ -35,7 +36,7 @@ struct Shut<'t, const FANOUT: usize> {
     forged: bool,
 }
 
-impl<const FANOUT: usize> Shut<'_, FANOUT> {
+impl<const FANOUT: usize> ClosedRange<'_, FANOUT> {
     fn unflag(&self) {
         if let Some(unit) = self.flagged.take() {
             // ORDERING: hands over nothing; whoever flagged is awake.
@@ -44,7 +45,7 @@ impl<const FANOUT: usize> Shut<'_, FANOUT> {
     }
 }
 
-impl<const FANOUT: usize> Drop for Shut<'_, FANOUT> {
+impl<const FANOUT: usize> Drop for ClosedRange<'_, FANOUT> {
     fn drop(&mut self) {
         if self.forged {
             return;
@@ -65,20 +66,20 @@ impl<const FANOUT: usize> Drop for Shut<'_, FANOUT> {
 /// moment). Dropping it opens the door again, for a change that is given up.
 #[derive(Debug)]
 #[must_use = "dropping it opens the door again at once"]
-pub struct Closing<'t, const FANOUT: usize = 512>(Shut<'t, FANOUT>);
+pub struct Closing<'t, const FANOUT: usize = 512>(ClosedRange<'t, FANOUT>);
 
 /// A range that may be freed: shut and without any pin (a forged one is neither). It isn't Clone; the allocator takes it by
 /// value. Dropping it opens the door again.
 #[derive(Debug)]
 #[must_use = "dropping it opens the door again at once"]
-pub struct Frozen<'t, const FANOUT: usize = 512>(Shut<'t, FANOUT>);
+pub struct Frozen<'t, const FANOUT: usize = 512>(ClosedRange<'t, FANOUT>);
 
 /// A shut range, pinned, which the caller has taken from its file: the last unpin will report it. End it with
 /// [`Orphaned::reopen`].
 #[derive(Debug)]
 #[must_use = "only `reopen` says whether the last pin left already"]
 pub struct Orphaned<'t, const FANOUT: usize = 512> {
-    shut: Shut<'t, FANOUT>,
+    shut: ClosedRange<'t, FANOUT>,
     marked: Vec<Unit>,
 }
 
@@ -119,13 +120,13 @@ impl<const FANOUT: usize> PinTable<FANOUT> {
         }
         fence_after_rmw();
         race_point!("closed");
-        Ok(Closing(Shut { table: self, range, flagged: Cell::new(None), zero: false, forged: false }))
+        Ok(Closing(ClosedRange { table: self, range, flagged: Cell::new(None), zero: false, forged: false }))
     }
 
     /// A token without a close, although pins may exist. **Only for the `proceed` choices**, whose point is to free under a
     /// live pin, and for tests that break the rule on purpose.
     pub fn forge(&self, range: PageRange) -> Frozen<'_, FANOUT> {
-        Frozen(Shut { table: self, range, flagged: Cell::new(None), zero: false, forged: true })
+        Frozen(ClosedRange { table: self, range, flagged: Cell::new(None), zero: false, forged: true })
     }
 
     /// Counts a close into a parent; false if the parent is closed itself (the mark is in, all the same).
@@ -216,7 +217,7 @@ impl<'t, const FANOUT: usize> Closing<'t, FANOUT> {
 
     /// Flags one word that has short-term pins (`shorts_only`) or any pins, so that its drain wakes [`PinTable::drained`],
     /// and looks again. True: still busy, sleep and ask again. False: nothing of that kind was found. Made for
-    /// [`crate::wait::WaitQueue::wait`], whose condition it is: ready once it says false.
+    /// [`crate::runtime::wait::WaitQueue::wait`], whose condition it is: ready once it says false.
     pub fn flag_waiter(&self, shorts_only: bool) -> bool {
         let (table, range) = (self.0.table, self.0.range);
         let busy = |word: Word| if shorts_only { word.short() != 0 } else { word.is_pinned() };

@@ -25,7 +25,7 @@
 //!
 //! *In two words* (pin of a page, close of its folio): the pin adds to the page, then loads the folio; the closer marks the
 //! folio, then loads the page. All four are SeqCst, so at least one load sees the other's write. Weaker loads would let both
-//! miss. (loom takes SeqCst accesses as AcqRel: [`fence_after_rmw`](crate::sync::fence_after_rmw) makes up for it there.)
+//! miss. (loom takes SeqCst accesses as AcqRel: [`fence_after_rmw`](crate::runtime::sync::fence_after_rmw) makes up for it there.)
 //!
 //! `BELOW` spares a closer the 512 loads: a pin that finds it set was preceded by the one that set it; a pin that sets it
 //! after the closer's mark sees the mark in the same access. It is cleared only by the reopening of the unit itself after a
@@ -62,16 +62,19 @@
 //! the protocol left out in turn; `docs/pin-engine.md` tells which model notices.
 
 mod close;
+pub mod gate;
 mod levels;
 mod mutation;
 mod table;
 mod word;
+pub mod words;
 
 #[cfg(all(test, not(any(daxlab_loom, daxlab_shuttle))))]
 mod tests;
 
+pub use crate::runtime::pages::PageRange;
 pub use close::{Closing, Contended, Frozen, Orphaned};
-pub use levels::{PageRange, Unit};
+pub use levels::Unit;
 #[cfg(daxlab_loom)]
 pub use mutation::Mutation;
 pub use table::{Census, Pin, PinError, PinTable, Unpinned};

@@ -7,14 +7,15 @@
 use std::io;
 use std::ops::ControlFlow;
 
-use super::levels::{Geometry, LEVELS, PageRange, Unit};
+use super::levels::{Geometry, LEVELS, Unit};
 use super::mutation::Mutation;
 use super::word::{BELOW, ORPHAN, PinKind, WAITERS, Word};
+use super::words::WordStore;
 use crate::race_point;
-use crate::sync::atomic::{AtomicU64, Ordering};
-use crate::sync::fence_after_rmw;
-use crate::wait::WaitQueue;
-use crate::words::WordStore;
+use crate::runtime::pages::PageRange;
+use crate::runtime::sync::atomic::{AtomicU64, Ordering};
+use crate::runtime::sync::fence_after_rmw;
+use crate::runtime::wait::WaitQueue;
 
 /// A pinned range. It isn't Clone, and ends in [`PinTable::unpin`] of the table that granted it.
 ///
@@ -127,7 +128,7 @@ impl PinTable {
     }
 }
 
-enum Refusal {
+enum PinRefusal {
     Closed,
     CountFull,
 }
@@ -247,16 +248,16 @@ impl<const FANOUT: usize> PinTable<FANOUT> {
 
     /// Counts one pin into `unit` and looks up. An error leaves the count in: the caller takes it back.
     #[inline(always)]
-    fn enter(&self, unit: Unit, kind: PinKind) -> Result<(), Refusal> {
+    fn enter(&self, unit: Unit, kind: PinKind) -> Result<(), PinRefusal> {
         // ORDERING: SeqCst, before the looks at the parents in the one total order: either this pin sees a parent's closer,
         // or that closer's scan sees this count. Against a close of `unit` itself, or of a part of it, the old value decides.
         let old = Word(self.at(unit).fetch_add(kind.one(), Ordering::SeqCst));
         if old.may_refuse() {
             if old.is_shut() {
-                return Err(Refusal::Closed);
+                return Err(PinRefusal::Closed);
             }
             if old.is_full(kind) {
-                return Err(Refusal::CountFull);
+                return Err(PinRefusal::CountFull);
             }
         }
         if self.is_mutated(Mutation::NoLookAtParent) {
@@ -265,7 +266,7 @@ impl<const FANOUT: usize> PinTable<FANOUT> {
         for level in unit.level + 1..LEVELS {
             fence_after_rmw();
             if self.look_up(Geometry::<FANOUT>::above(unit, level)) {
-                return Err(Refusal::Closed);
+                return Err(PinRefusal::Closed);
             }
         }
         Ok(())
@@ -314,13 +315,13 @@ impl<const FANOUT: usize> PinTable<FANOUT> {
 
     /// Takes back what a refused pin had counted: the units up to and including `last`.
     #[cold]
-    fn undo(&self, range: PageRange, last: Unit, kind: PinKind, refusal: Refusal) -> PinError {
+    fn undo(&self, range: PageRange, last: Unit, kind: PinKind, refusal: PinRefusal) -> PinError {
         let counted = PageRange::new(range.start(), Geometry::<FANOUT>::pages(last).end() - range.start());
         let wake = !self.is_mutated(Mutation::UndoWithoutWake);
         let undone = self.leave_all(counted, kind, wake);
         match refusal {
-            Refusal::Closed => PinError::Closed(undone),
-            Refusal::CountFull => PinError::CountFull(undone),
+            PinRefusal::Closed => PinError::Closed(undone),
+            PinRefusal::CountFull => PinError::CountFull(undone),
         }
     }
 

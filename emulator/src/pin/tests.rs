@@ -3,7 +3,7 @@
 use super::levels::Geometry;
 use super::word::{BELOW, CLOSE_BELOW, CLOSED, ORPHAN, WAITERS};
 use super::*;
-use crate::sync::atomic::Ordering;
+use crate::runtime::sync::atomic::Ordering;
 
 type Table = PinTable<4>;
 const FOLIO: PageRange = PageRange::new(0, 4);

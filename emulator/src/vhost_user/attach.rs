@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 
-use crate::time::Clock;
+use crate::runtime::clock::Clock;
 
 /// The program's name.
 const PROGRAM: &str = "qemu-system-x86_64";
@@ -197,7 +197,7 @@ fn read_until(mut pipe: impl Read + std::os::fd::AsFd, patience: Duration) -> st
 
 /// What a server offers to a guest.
 #[derive(Clone, Copy, Debug)]
-pub struct Offer<'a> {
+pub struct QemuOffer<'a> {
     /// The vhost-user socket, if one listens.
     pub socket: Option<&'a Path>,
     /// The file with the bytes (an image, or `/proc/PID/fd/N`), if they lie in it in one piece.
@@ -206,13 +206,13 @@ pub struct Offer<'a> {
     pub offset: u64,
     /// How many they are: a multiple of 2 MiB.
     pub size: u64,
-    /// Whether they carry an fsdax info block (see [`crate::fsdax`]).
+    /// Whether they carry an fsdax info block (see [`crate::device::fsdax`]).
     pub nvdimm: bool,
 }
 
 /// One way to attach a guest.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Recipe {
+pub struct QemuRecipe {
     /// What the guest gets.
     pub title: String,
     /// Which versions of QEMU it works with.
@@ -227,7 +227,7 @@ pub struct Recipe {
     pub fits: bool,
 }
 
-impl Recipe {
+impl QemuRecipe {
     /// The command, to be copied into a shell.
     pub fn command(&self) -> String {
         self.lines.join(" \\\n  ")
@@ -235,7 +235,7 @@ impl Recipe {
 }
 
 /// The ways to attach a guest to `offer`, the best first, for the `installed` QEMUs.
-pub fn recipes(offer: &Offer<'_>, installed: &[Qemu]) -> Vec<Recipe> {
+pub fn recipes(offer: &QemuOffer<'_>, installed: &[Qemu]) -> Vec<QemuRecipe> {
     let mut ways = Vec::new();
     if let Some(socket) = offer.socket {
         ways.push(over_socket(socket, offer, installed));
@@ -246,8 +246,8 @@ pub fn recipes(offer: &Offer<'_>, installed: &[Qemu]) -> Vec<Recipe> {
     ways
 }
 
-fn over_socket(socket: &Path, offer: &Offer<'_>, installed: &[Qemu]) -> Recipe {
-    let fit = Fit::of(installed, QemuVersion::SHARED_MEMORY, "vhost-user-test-device-pci", |qemu| {
+fn over_socket(socket: &Path, offer: &QemuOffer<'_>, installed: &[Qemu]) -> QemuRecipe {
+    let fit = QemuFit::of(installed, QemuVersion::SHARED_MEMORY, "vhost-user-test-device-pci", |qemu| {
         qemu.vhost_user_test_device
     });
     let mut notes =
@@ -255,7 +255,7 @@ fn over_socket(socket: &Path, offer: &Offer<'_>, installed: &[Qemu]) -> Recipe {
     if offer.nvdimm {
         notes.push(behind_block());
     }
-    Recipe {
+    QemuRecipe {
         title: "virtio-pmem over vhost-user".to_owned(),
         works_with: format!("QEMU {} and later", QemuVersion::SHARED_MEMORY),
         lines: vec![
@@ -271,10 +271,10 @@ fn over_socket(socket: &Path, offer: &Offer<'_>, installed: &[Qemu]) -> Recipe {
     }
 }
 
-fn own_device(memory: &Path, offer: &Offer<'_>, installed: &[Qemu]) -> Recipe {
+fn own_device(memory: &Path, offer: &QemuOffer<'_>, installed: &[Qemu]) -> QemuRecipe {
     let oldest = oldest(offer);
-    let fit = Fit::of(installed, oldest, "virtio-pmem-pci", |qemu| qemu.virtio_pmem);
-    Recipe {
+    let fit = QemuFit::of(installed, oldest, "virtio-pmem-pci", |qemu| qemu.virtio_pmem);
+    QemuRecipe {
         title: "QEMU's own virtio-pmem over this memory".to_owned(),
         works_with: works_with(oldest),
         lines: vec![
@@ -292,10 +292,10 @@ fn own_device(memory: &Path, offer: &Offer<'_>, installed: &[Qemu]) -> Recipe {
     }
 }
 
-fn nvdimm(memory: &Path, offer: &Offer<'_>, installed: &[Qemu]) -> Recipe {
+fn nvdimm(memory: &Path, offer: &QemuOffer<'_>, installed: &[Qemu]) -> QemuRecipe {
     let oldest = oldest(offer);
-    let fit = Fit::of(installed, oldest, "nvdimm", |qemu| qemu.nvdimm);
-    Recipe {
+    let fit = QemuFit::of(installed, oldest, "nvdimm", |qemu| qemu.nvdimm);
+    QemuRecipe {
         title: "an ACPI NVDIMM over this memory".to_owned(),
         works_with: works_with(oldest),
         lines: vec![
@@ -315,17 +315,17 @@ fn nvdimm(memory: &Path, offer: &Offer<'_>, installed: &[Qemu]) -> Recipe {
 }
 
 /// What the installed QEMUs have to do with a recipe.
-struct Fit {
+struct QemuFit {
     command: PathBuf,
     says: String,
     fits: bool,
 }
 
-impl Fit {
-    fn of(installed: &[Qemu], oldest: QemuVersion, device: &str, has: impl Fn(&Qemu) -> bool) -> Fit {
+impl QemuFit {
+    fn of(installed: &[Qemu], oldest: QemuVersion, device: &str, has: impl Fn(&Qemu) -> bool) -> QemuFit {
         let name = |qemu: &Qemu| format!("{} ({})", qemu.version, qemu.command.display());
         if let Some(qemu) = installed.iter().find(|qemu| qemu.version >= oldest && has(qemu)) {
-            return Fit {
+            return QemuFit {
                 command: qemu.command.clone(),
                 says: format!("installed: {}: can run this", name(qemu)),
                 fits: true,
@@ -338,11 +338,11 @@ impl Fit {
             }
             Some(qemu) => format!("installed: {}: was built without {device}", name(qemu)),
         };
-        Fit { command: PROGRAM.into(), says, fits: false }
+        QemuFit { command: PROGRAM.into(), says, fits: false }
     }
 }
 
-fn oldest(offer: &Offer<'_>) -> QemuVersion {
+fn oldest(offer: &QemuOffer<'_>) -> QemuVersion {
     if offer.offset > 0 { QemuVersion::FILE_OFFSET } else { QemuVersion::TRIED }
 }
 
@@ -356,8 +356,8 @@ fn works_with(oldest: QemuVersion) -> String {
 fn behind_block() -> String {
     format!(
         "An fsdax info block is in front of the data: the guest's /dev/pmem0 begins {} bytes into this memory, and so does a file system made from outside (`mkfs.ext4 -E offset={}`).",
-        crate::fsdax::DATA,
-        crate::fsdax::DATA
+        crate::device::fsdax::DATA,
+        crate::device::fsdax::DATA
     )
 }
 
@@ -371,7 +371,7 @@ fn room(size: u64) -> String {
     format!("-m {GUEST_MIB}M,slots=2,maxmem={most}G")
 }
 
-fn backend(memory: &Path, offer: &Offer<'_>) -> String {
+fn backend(memory: &Path, offer: &QemuOffer<'_>) -> String {
     let size = match offer.size {
         size if size.is_multiple_of(MIB) => format!("{}M", size / MIB),
         size => size.to_string(),

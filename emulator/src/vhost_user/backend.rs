@@ -19,13 +19,13 @@ use vhost::vhost_user::{Error, GpuBackend, Result, VhostUserBackendReqHandler};
 use virtio_bindings::bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
-use super::mapping::Mapping;
+use super::mapping::PieceMapping;
 use super::memory::{FileId, MemoryTable, REGIONS_MAX, RegionInfo};
-use super::pmem::{self, Config};
-use super::queue::{Queue, Rings, SetupError};
-use super::stats::Counters;
-use super::wake::Waits;
-use crate::sync::{Arc, Mutex};
+use super::pmem::{self, PmemConfig};
+use super::queue::{RequestQueue, RingAddresses, SetupError};
+use super::stats::VhostCounters;
+use super::wake::BackendWaits;
+use crate::runtime::sync::{Arc, Mutex};
 
 const EVENT_IDX: u64 = 1 << VIRTIO_RING_F_EVENT_IDX;
 
@@ -69,14 +69,14 @@ struct Negotiated {
 
 /// See the module.
 #[derive(Debug)]
-pub(super) struct Backend {
+pub(super) struct PmemBackend {
     bytes: u64,
     /// Whether a frontend may add and remove regions of its memory one by one; see [`super::PIECES_IN_TABLE`].
     memory_slots: bool,
-    queue: Arc<Queue>,
-    mapping: Arc<Mapping>,
-    counters: Arc<Counters>,
-    waits: Arc<Waits>,
+    queue: Arc<RequestQueue>,
+    mapping: Arc<PieceMapping>,
+    counters: Arc<VhostCounters>,
+    waits: Arc<BackendWaits>,
     /// Only the thread that handles messages looks at it.
     negotiated: Mutex<Negotiated>,
 }
@@ -108,28 +108,28 @@ fn region_info(region: &VhostUserMemoryRegion) -> RegionInfo {
 /// Neither is a queue that no queue can be: it is the guest that says how large its rings are and where, and QEMU passes that on. The
 /// connection must not end of it, for the pieces would still be the guest's when the medium takes them for free.
 #[derive(Debug, thiserror::Error)]
-enum Declined {
+enum DeclinedMessage {
     #[error("a piece of the device is no memory for rings and buffers")]
-    Piece,
+    PmemPiece,
     #[error(transparent)]
     Queue(SetupError),
 }
 
 /// Whether `error` answers a message with no, and is nothing that the connection ends of.
 pub(super) fn is_declined(error: &Error) -> bool {
-    matches!(error, Error::ReqHandlerError(why) if why.get_ref().is_some_and(|why| why.is::<Declined>()))
+    matches!(error, Error::ReqHandlerError(why) if why.get_ref().is_some_and(|why| why.is::<DeclinedMessage>()))
 }
 
-impl Backend {
+impl PmemBackend {
     pub(super) fn new(
         bytes: u64,
         memory_slots: bool,
         own: FileId,
-        queue: Arc<Queue>,
-        mapping: Arc<Mapping>,
-        counters: Arc<Counters>,
-        waits: Arc<Waits>,
-    ) -> Backend {
+        queue: Arc<RequestQueue>,
+        mapping: Arc<PieceMapping>,
+        counters: Arc<VhostCounters>,
+        waits: Arc<BackendWaits>,
+    ) -> PmemBackend {
         let negotiated = Negotiated {
             owned: false,
             features: None,
@@ -138,7 +138,7 @@ impl Backend {
             memory: MemoryTable::new(own),
             start: 0,
         };
-        Backend { bytes, memory_slots, queue, mapping, counters, waits, negotiated: Mutex::new(negotiated) }
+        PmemBackend { bytes, memory_slots, queue, mapping, counters, waits, negotiated: Mutex::new(negotiated) }
     }
 
     /// Whether the frontend is able to map pieces, and to tell that it did.
@@ -148,14 +148,14 @@ impl Backend {
     }
 
     /// The only queue there is.
-    fn queue(&self, index: u32) -> Result<&Queue> {
+    fn queue(&self, index: u32) -> Result<&RequestQueue> {
         check(index == 0, "there is one queue, number 0")?;
         Ok(&self.queue)
     }
 
     fn decline(&self, why: SetupError) -> Error {
         self.counters.problem(format!("the guest has no request queue: {why}"));
-        refused(Declined::Queue(why))
+        refused(DeclinedMessage::Queue(why))
     }
 
     fn set_memory(&self, memory: MemoryTable) {
@@ -178,7 +178,7 @@ impl Backend {
     }
 }
 
-impl VhostUserBackendReqHandler for Backend {
+impl VhostUserBackendReqHandler for PmemBackend {
     fn set_owner(&self) -> Result<()> {
         let mut negotiated = self.negotiated.lock();
         check(!negotiated.owned, "SET_OWNER twice")?;
@@ -248,7 +248,7 @@ impl VhostUserBackendReqHandler for Backend {
         let queue = self.queue(index)?;
         let memory = self.memory();
         let [table, avail, used] = [table, avail, used].map(|address| memory.guest_address(address));
-        let rings = table.zip(avail).zip(used).map(|((table, avail), used)| Rings { table, avail, used });
+        let rings = table.zip(avail).zip(used).map(|((table, avail), used)| RingAddresses { table, avail, used });
         queue.set_rings(rings).map_err(|why| self.decline(why))
     }
 
@@ -301,7 +301,7 @@ impl VhostUserBackendReqHandler for Backend {
     }
 
     fn get_config(&self, offset: u32, size: u32, _flags: VhostUserConfigFlags) -> Result<Vec<u8>> {
-        let config = Config { start: self.negotiated.lock().start, size: self.bytes };
+        let config = PmemConfig { start: self.negotiated.lock().start, size: self.bytes };
         config.read(offset, size).ok_or(Error::InvalidOperation("GET_CONFIG outside the configuration space"))
     }
 
@@ -341,7 +341,7 @@ impl VhostUserBackendReqHandler for Backend {
         memory.add(region_info(region), file).map_err(refused)?;
         if own && !self.negotiated.lock().starting {
             self.note_start(&memory);
-            return Err(refused(Declined::Piece));
+            return Err(refused(DeclinedMessage::PmemPiece));
         }
         self.set_memory(memory);
         Ok(None)

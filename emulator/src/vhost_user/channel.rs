@@ -17,9 +17,9 @@ use rustix::net::{
 use vhost::vhost_user::message::{BackendReq, FrontendReq, VhostUserHeaderFlag, VhostUserMMap, VhostUserMMapFlags};
 use vm_memory::ByteValued;
 
-use super::Piece;
+use super::PmemPiece;
 use super::pmem::SHMEM_REGION;
-use super::wake::{Wake, wait_readable};
+use super::wake::{WakeFd, wait_readable};
 
 /// le32 request, le32 flags, le32 size of what follows (in the machine's own byte order, which is little-endian wherever this runs).
 pub(super) const HEADER_BYTES: usize = 12;
@@ -30,14 +30,14 @@ const VERSION: u32 = 1;
 
 /// What is asked for a piece.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Ask {
+pub(super) enum PieceRequest {
     Map,
     Unmap,
 }
 
 /// What the frontend said.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Reply {
+pub(super) enum PieceReply {
     Done,
     /// It would not; its error, as it gave it.
     Refused(u64),
@@ -76,21 +76,21 @@ impl Channel {
     /// Asks for `piece` of `file`, and waits for the answer, until `over` is rung and `is_over` says that it was for that.
     pub(super) fn ask(
         &self,
-        ask: Ask,
-        piece: Piece,
+        ask: PieceRequest,
+        piece: PmemPiece,
         file: BorrowedFd<'_>,
         sent: impl FnOnce(),
-        over: &Wake,
+        over: &WakeFd,
         is_over: impl Fn() -> bool,
-    ) -> Result<Reply, ChannelError> {
+    ) -> Result<PieceReply, ChannelError> {
         let code = match ask {
-            Ask::Map => BackendReq::SHMEM_MAP as u32,
-            Ask::Unmap => BackendReq::SHMEM_UNMAP as u32,
+            PieceRequest::Map => BackendReq::SHMEM_MAP as u32,
+            PieceRequest::Unmap => BackendReq::SHMEM_UNMAP as u32,
         };
-        self.send(code, &mmap(piece), (ask == Ask::Map).then_some(file))?;
+        self.send(code, &mmap(piece), (ask == PieceRequest::Map).then_some(file))?;
         sent();
         let value = self.receive(code, over, is_over)?;
-        Ok(if value == 0 { Reply::Done } else { Reply::Refused(value) })
+        Ok(if value == 0 { PieceReply::Done } else { PieceReply::Refused(value) })
     }
 
     /// Waits until the frontend has done what it was asked before.
@@ -101,7 +101,7 @@ impl Channel {
     pub(super) fn settle(
         &self,
         sent: impl FnOnce(),
-        over: &Wake,
+        over: &WakeFd,
         is_over: impl Fn() -> bool,
     ) -> Result<(), ChannelError> {
         let code = BackendReq::CONFIG_CHANGE_MSG as u32;
@@ -126,7 +126,7 @@ impl Channel {
         if sent == HEADER_BYTES + body.len() { Ok(()) } else { Err(ChannelError::Nonsense) }
     }
 
-    fn receive(&self, code: u32, over: &Wake, is_over: impl Fn() -> bool) -> Result<u64, ChannelError> {
+    fn receive(&self, code: u32, over: &WakeFd, is_over: impl Fn() -> bool) -> Result<u64, ChannelError> {
         let mut reply = [0_u8; REPLY_BYTES];
         let mut have = 0;
         while have < REPLY_BYTES {
@@ -157,7 +157,7 @@ impl Channel {
 }
 
 /// A piece as a request's body.
-fn mmap(piece: Piece) -> Vec<u8> {
+fn mmap(piece: PmemPiece) -> Vec<u8> {
     let body = VhostUserMMap {
         shmid: SHMEM_REGION,
         padding: [0; 7],

@@ -16,13 +16,13 @@ use rustix::fs::MemfdFlags;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
-use super::queue::{Queue, Rings};
+use super::queue::{RequestQueue, RingAddresses};
 use super::server::serve_one;
-use super::stats::Counters;
-use super::{FlushError, Medium, Peer, Piece};
+use super::stats::VhostCounters;
+use super::{FlushError, Medium, Peer, PmemPiece};
 use crate::device::FOLIO;
-use crate::sync::atomic::{AtomicU64, Ordering};
-use crate::sync::{Arc, Mutex, thread};
+use crate::runtime::sync::atomic::{AtomicU64, Ordering};
+use crate::runtime::sync::{Arc, Mutex, thread};
 
 /// Bytes of the guest's memory; addresses in an input are 16 bits wide.
 const MEMORY: usize = 1 << 16;
@@ -67,9 +67,9 @@ impl Medium for FuzzMedium {
         Ok(FOLIO)
     }
 
-    fn attach(&self) -> Vec<Piece> {
+    fn attach(&self) -> Vec<PmemPiece> {
         let half = FOLIO / 2;
-        [0, half].map(|at| Piece { guest_offset: at, device_offset: half - at, len: half }).to_vec()
+        [0, half].map(|at| PmemPiece { guest_offset: at, device_offset: half - at, len: half }).to_vec()
     }
 
     fn flush(&self) -> Result<(), FlushError> {
@@ -92,9 +92,9 @@ fn memfd(bytes: u64) -> std::io::Result<OwnedFd> {
 }
 
 /// Takes bytes off the front of an input; zeros where it has ended.
-struct Input<'a>(&'a [u8]);
+struct FuzzInput<'a>(&'a [u8]);
 
-impl<'a> Input<'a> {
+impl<'a> FuzzInput<'a> {
     fn bytes(&mut self, len: usize) -> &'a [u8] {
         let (taken, rest) = self.0.split_at(len.min(self.0.len()));
         self.0 = rest;
@@ -117,19 +117,19 @@ impl<'a> Input<'a> {
 /// # Panics
 /// When a property does not hold.
 pub fn request_queue(data: &[u8]) {
-    let mut input = Input(&data[..data.len().min(INPUT_MAX)]);
+    let mut input = FuzzInput(&data[..data.len().min(INPUT_MAX)]);
     let (size, flags, base) = (1_u32 << (input.byte() % 11), input.byte(), input.word());
     let [table, avail, used] = [(); 3].map(|()| u64::from(input.word()) << 4);
     let stores = (0..input.byte() % 32).map(|_| (input.word(), input.word())).collect();
     let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY)]).expect("64 KiB of memory");
     memory.write_slice(input.0, GuestAddress(0)).expect("an input fits into the memory");
     let medium = FuzzMedium::new(memory.clone(), stores).expect("a memory file");
-    let queue = Queue::new().expect("an eventfd");
-    let counters = Counters::default();
+    let queue = RequestQueue::new().expect("an eventfd");
+    let counters = VhostCounters::default();
     queue.set_memory(memory);
     queue.set_enabled(true);
     queue.set_event_idx(flags & 1 != 0);
-    let set_up = queue.set_size(size).and_then(|()| queue.set_rings(Some(Rings { table, avail, used })));
+    let set_up = queue.set_size(size).and_then(|()| queue.set_rings(Some(RingAddresses { table, avail, used })));
     if set_up.and_then(|()| queue.set_base(base.into())).is_err() {
         return;
     }
@@ -152,7 +152,7 @@ pub fn request_queue(data: &[u8]) {
 /// # Panics
 /// When a property does not hold.
 pub fn messages(data: &[u8]) {
-    let mut input = Input(&data[..data.len().min(INPUT_MAX)]);
+    let mut input = FuzzInput(&data[..data.len().min(INPUT_MAX)]);
     let none = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 4096)]).expect("a page of memory");
     let medium = Arc::new(FuzzMedium::new(none, VecDeque::new()).expect("a memory file"));
     let (ours, theirs) = UnixStream::pair().expect("a pair of sockets");

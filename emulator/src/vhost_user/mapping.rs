@@ -18,21 +18,21 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::task::Poll;
 use std::time::Duration;
 
-use super::channel::{Ask, Channel, ChannelError, Reply};
-use super::stats::Counters;
-use super::wake::{Waits, Wake, wait_readable};
-use super::{Medium, PIECES_MAX, Piece};
+use super::channel::{Channel, ChannelError, PieceReply, PieceRequest};
+use super::stats::VhostCounters;
+use super::wake::{BackendWaits, WakeFd, wait_readable};
+use super::{Medium, PIECES_MAX, PmemPiece};
 use crate::device::PAGE;
-use crate::sync::{Arc, Mutex};
-use crate::wait::WaitQueue;
+use crate::runtime::sync::{Arc, Mutex};
+use crate::runtime::wait::WaitQueue;
 
-/// How long [`super::Server::unmap`] waits for a frontend that does not answer.
+/// How long [`super::VhostServer::unmap`] waits for a frontend that does not answer.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 
 /// How long a driver's start is held up for a medium that has not said its pieces.
 const START_PATIENCE: Duration = Duration::from_secs(1);
 
-/// What became of [`super::Server::unmap`].
+/// What became of [`super::VhostServer::unmap`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Unmapped {
     /// How many pieces were, or may have been, mapped when it was demanded.
@@ -47,15 +47,15 @@ pub(super) enum PiecesError {
     #[error("a device of {0} pieces: at most {PIECES_MAX} can be mapped")]
     TooMany(usize),
     #[error("{0:?}: offsets and lengths must be multiples of 4096, and a length not 0")]
-    Unaligned(Piece),
+    Unaligned(PmemPiece),
     #[error("{piece:?}: the pieces before it end at {expected}")]
-    Gap { piece: Piece, expected: u64 },
+    Gap { piece: PmemPiece, expected: u64 },
     #[error("pieces of {found} bytes for a device of {expected}")]
     Sum { found: u64, expected: u64 },
 }
 
 /// Checks that `pieces` make up a device of `bytes`, or are none.
-pub(super) fn check_pieces(pieces: &[Piece], bytes: u64) -> Result<(), PiecesError> {
+pub(super) fn check_pieces(pieces: &[PmemPiece], bytes: u64) -> Result<(), PiecesError> {
     if pieces.len() > PIECES_MAX {
         return Err(PiecesError::TooMany(pieces.len()));
     }
@@ -79,11 +79,11 @@ pub(super) fn check_pieces(pieces: &[Piece], bytes: u64) -> Result<(), PiecesErr
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct MappingState {
     /// By which the frontend is asked; none if it gave none, or is not able to map.
     channel: Option<Arc<Channel>>,
     /// What is mapped, or may be.
-    mapped: Vec<Piece>,
+    mapped: Vec<PmemPiece>,
     /// A driver took the device, and nothing was mapped for it yet.
     attach: bool,
     /// The same, until the frontend has been asked for the first piece, or is not going to be.
@@ -104,9 +104,9 @@ struct State {
     over: bool,
 }
 
-struct End<'a>(&'a Mapping);
+struct MappingEnd<'a>(&'a PieceMapping);
 
-impl Drop for End<'_> {
+impl Drop for MappingEnd<'_> {
     fn drop(&mut self) {
         self.0.end();
     }
@@ -114,18 +114,18 @@ impl Drop for End<'_> {
 
 /// See the module.
 #[derive(Debug)]
-pub(super) struct Mapping {
+pub(super) struct PieceMapping {
     bytes: u64,
-    state: Mutex<State>,
-    /// Woken when [`State::unmap`] is done with, or the connection ended.
+    state: Mutex<MappingState>,
+    /// Woken when [`MappingState::unmap`] is done with, or the connection ended.
     settled: WaitQueue,
-    wake: Wake,
+    wake: WakeFd,
 }
 
-impl Mapping {
+impl PieceMapping {
     /// Nothing mapped of a device of `bytes`.
-    pub(super) fn new(bytes: u64) -> std::io::Result<Mapping> {
-        Ok(Mapping { bytes, state: Mutex::default(), settled: WaitQueue::new(), wake: Wake::new()? })
+    pub(super) fn new(bytes: u64) -> std::io::Result<PieceMapping> {
+        Ok(PieceMapping { bytes, state: Mutex::default(), settled: WaitQueue::new(), wake: WakeFd::new()? })
     }
 
     /// The frontend is asked by `channel` from now on.
@@ -149,7 +149,7 @@ impl Mapping {
 
     /// Whether the driver has all of its device mapped, or had until it was taken away. While it is being mapped, waits for it: what
     /// is stored there before that is lost, and a flush must not say that it is durable.
-    pub(super) fn is_whole(&self, waits: &Waits) -> bool {
+    pub(super) fn is_whole(&self, waits: &BackendWaits) -> bool {
         let look = || {
             let state = self.state.lock();
             let coming = (state.attach || state.mapping) && !state.unmap && !state.over;
@@ -168,7 +168,7 @@ impl Mapping {
     /// device is mapped reads zeros there, and its stores are lost.
     ///
     /// Never long: a medium that takes its time has the driver run without a device.
-    pub(super) fn await_asked(&self, waits: &Waits) {
+    pub(super) fn await_asked(&self, waits: &BackendWaits) {
         waits.until(&self.settled, "the first piece to be asked for", Some(START_PATIENCE), || {
             let state = self.state.lock();
             // Whatever it has been asked for, it answers after it was let go on.
@@ -178,12 +178,12 @@ impl Mapping {
     }
 
     /// What is mapped, or may be.
-    pub(super) fn mapped(&self) -> Vec<Piece> {
+    pub(super) fn mapped(&self) -> Vec<PmemPiece> {
         self.state.lock().mapped.clone()
     }
 
     /// Has every piece unmapped, and waits for it, but not longer than `patience`.
-    pub(super) fn unmap(&self, waits: &Waits, patience: Duration, counters: &Counters) -> Unmapped {
+    pub(super) fn unmap(&self, waits: &BackendWaits, patience: Duration, counters: &VhostCounters) -> Unmapped {
         let pieces = {
             let mut state = self.state.lock();
             state.attach = false;
@@ -209,8 +209,8 @@ impl Mapping {
         Unmapped { pieces, acknowledged: acknowledged.unwrap_or(false) }
     }
 
-    /// As [`Mapping::unmap`], and nothing is mapped any more: the frontend is about to be sent away.
-    pub(super) fn unmap_for_good(&self, waits: &Waits, counters: &Counters) {
+    /// As [`PieceMapping::unmap`], and nothing is mapped any more: the frontend is about to be sent away.
+    pub(super) fn unmap_for_good(&self, waits: &BackendWaits, counters: &VhostCounters) {
         self.state.lock().for_good = true;
         self.unmap(waits, PATIENCE, counters);
     }
@@ -226,9 +226,9 @@ impl Mapping {
         self.state.lock().over
     }
 
-    /// The thread's life: until [`Mapping::end`]. If it ends otherwise, nobody waits for it.
-    pub(super) fn run(&self, medium: &dyn Medium, counters: &Counters) {
-        let _end = End(self);
+    /// The thread's life: until [`PieceMapping::end`]. If it ends otherwise, nobody waits for it.
+    pub(super) fn run(&self, medium: &dyn Medium, counters: &VhostCounters) {
+        let _end = MappingEnd(self);
         loop {
             let (unmap, attach, epoch) = {
                 let mut state = self.state.lock();
@@ -251,7 +251,7 @@ impl Mapping {
         }
     }
 
-    fn unmap_all(&self, file: BorrowedFd<'_>, counters: &Counters) {
+    fn unmap_all(&self, file: BorrowedFd<'_>, counters: &VhostCounters) {
         if let Err(why) = self.unmap_pieces(&self.mapped(), file, counters) {
             self.give_up(&why, counters);
             return;
@@ -261,12 +261,17 @@ impl Mapping {
     }
 
     /// A frontend that refuses has nothing mapped there: it dropped it at a reset.
-    fn unmap_pieces(&self, pieces: &[Piece], file: BorrowedFd<'_>, counters: &Counters) -> Result<(), ChannelError> {
+    fn unmap_pieces(
+        &self,
+        pieces: &[PmemPiece],
+        file: BorrowedFd<'_>,
+        counters: &VhostCounters,
+    ) -> Result<(), ChannelError> {
         if pieces.is_empty() {
             return Ok(());
         }
         for piece in pieces.iter().copied() {
-            self.ask(Ask::Unmap, piece, file)?;
+            self.ask(PieceRequest::Unmap, piece, file)?;
             counters.unmaps.add(1);
         }
         self.settle()?;
@@ -275,7 +280,7 @@ impl Mapping {
     }
 
     /// Maps what `epoch`'s driver wants; true if it has all of it.
-    fn map_all(&self, epoch: u64, medium: &dyn Medium, counters: &Counters) -> bool {
+    fn map_all(&self, epoch: u64, medium: &dyn Medium, counters: &VhostCounters) -> bool {
         if self.state.lock().channel.is_none() {
             counters.problem("nothing is mapped: the frontend did not negotiate SHMEM, BACKEND_REQ and REPLY_ACK, or closed the channel");
             return false;
@@ -295,23 +300,23 @@ impl Mapping {
     fn map_pieces(
         &self,
         epoch: u64,
-        pieces: &[Piece],
+        pieces: &[PmemPiece],
         file: BorrowedFd<'_>,
-        counters: &Counters,
+        counters: &VhostCounters,
     ) -> Result<bool, ChannelError> {
         let before = self.mapped();
         // Only a machine that goes on without a reset still has them.
-        let gone: Vec<Piece> = before.iter().copied().filter(|piece| !pieces.contains(piece)).collect();
+        let gone: Vec<PmemPiece> = before.iter().copied().filter(|piece| !pieces.contains(piece)).collect();
         self.unmap_pieces(&gone, file, counters)?;
         for piece in pieces.iter().copied() {
             if !self.enter(epoch, piece) {
                 return Ok(false);
             }
-            match self.ask(Ask::Map, piece, file)? {
-                Reply::Done => counters.maps.add(1),
+            match self.ask(PieceRequest::Map, piece, file)? {
+                PieceReply::Done => counters.maps.add(1),
                 // It still has it from before.
-                Reply::Refused(_) if before.contains(&piece) => {}
-                Reply::Refused(error) => {
+                PieceReply::Refused(_) if before.contains(&piece) => {}
+                PieceReply::Refused(error) => {
                     counters.problem(format!(
                         "nothing is mapped: the frontend refused {piece:?} (its error: {})",
                         error.cast_signed()
@@ -327,7 +332,7 @@ impl Mapping {
     }
 
     /// Enters a piece that is about to be mapped; false if it must not be.
-    fn enter(&self, epoch: u64, piece: Piece) -> bool {
+    fn enter(&self, epoch: u64, piece: PmemPiece) -> bool {
         let mut state = self.state.lock();
         if state.epoch != epoch || state.over {
             return false;
@@ -350,7 +355,7 @@ impl Mapping {
         self.settled.wake_all();
     }
 
-    fn ask(&self, ask: Ask, piece: Piece, file: BorrowedFd<'_>) -> Result<Reply, ChannelError> {
+    fn ask(&self, ask: PieceRequest, piece: PmemPiece, file: BorrowedFd<'_>) -> Result<PieceReply, ChannelError> {
         self.asking(|channel, sent| channel.ask(ask, piece, file, sent, &self.wake, || self.is_over()))
     }
 
@@ -373,7 +378,7 @@ impl Mapping {
     }
 
     /// The frontend can't be asked any more. What is mapped stays in the list, and is out of reach only when it hangs up.
-    fn give_up(&self, why: &ChannelError, counters: &Counters) {
+    fn give_up(&self, why: &ChannelError, counters: &VhostCounters) {
         if !matches!(why, ChannelError::Over) {
             counters.problem(format!("mapping: {why}"));
         }
@@ -392,7 +397,7 @@ mod tests {
     use std::os::unix::net::UnixStream;
 
     use super::*;
-    use crate::sync::thread;
+    use crate::runtime::sync::thread;
     use crate::vhost_user::{FlushError, Peer};
 
     struct OnePiece(std::fs::File);
@@ -408,8 +413,8 @@ mod tests {
             Ok(BYTES)
         }
 
-        fn attach(&self) -> Vec<Piece> {
-            vec![Piece { guest_offset: 0, device_offset: 0, len: BYTES }]
+        fn attach(&self) -> Vec<PmemPiece> {
+            vec![PmemPiece { guest_offset: 0, device_offset: 0, len: BYTES }]
         }
 
         fn flush(&self) -> Result<(), FlushError> {
@@ -422,7 +427,8 @@ mod tests {
     #[test]
     fn who_does_not_answer_is_not_waited_for_for_ever_and_still_asked() {
         let medium = OnePiece(std::fs::File::open("/dev/null").unwrap());
-        let (mapping, counters, waits) = (Mapping::new(BYTES).unwrap(), Counters::default(), Waits::new());
+        let (mapping, counters, waits) =
+            (PieceMapping::new(BYTES).unwrap(), VhostCounters::default(), BackendWaits::new());
         let (ours, theirs) = UnixStream::pair().unwrap();
         mapping.set_channel(Channel::new(ours.into()));
         let answer = |code: u32| {
@@ -464,7 +470,8 @@ mod tests {
     #[test]
     fn an_unmap_is_over_when_the_frontend_looks_at_the_next_request() {
         let medium = OnePiece(std::fs::File::open("/dev/null").unwrap());
-        let (mapping, counters, waits) = (Mapping::new(BYTES).unwrap(), Counters::default(), Waits::new());
+        let (mapping, counters, waits) =
+            (PieceMapping::new(BYTES).unwrap(), VhostCounters::default(), BackendWaits::new());
         let (ours, theirs) = UnixStream::pair().unwrap();
         mapping.set_channel(Channel::new(ours.into()));
         let answer_next = || {

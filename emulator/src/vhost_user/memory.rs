@@ -18,8 +18,8 @@ use std::os::fd::AsFd;
 use rustix::fs::FileType;
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
 
-use super::Piece;
-use crate::sync::Arc;
+use super::PmemPiece;
+use crate::runtime::sync::Arc;
 
 /// The most regions of one guest: what the kernel's own vhost admits, and QEMU asks for.
 pub(super) const REGIONS_MAX: usize = 509;
@@ -70,13 +70,13 @@ impl FileId {
 }
 
 #[derive(Clone, Debug)]
-struct Region {
+struct MappedRegion {
     info: RegionInfo,
     /// None for a piece of the device itself.
     ram: Option<Arc<GuestRegionMmap>>,
 }
 
-impl Region {
+impl MappedRegion {
     fn end(&self) -> u64 {
         self.info.guest_address + self.info.size
     }
@@ -87,7 +87,7 @@ impl Region {
 pub(super) struct MemoryTable {
     own: FileId,
     /// Sorted by guest address; none overlap.
-    regions: Vec<Region>,
+    regions: Vec<MappedRegion>,
 }
 
 impl MemoryTable {
@@ -130,7 +130,7 @@ impl MemoryTable {
             return Err(MemoryError::Overlap { guest_address });
         }
         let ram = self.map(info, file, file_end)?;
-        self.regions.insert(at, Region { info, ram });
+        self.regions.insert(at, MappedRegion { info, ram });
         Ok(())
     }
 
@@ -184,7 +184,7 @@ impl MemoryTable {
 
     /// Where the guest has its device, as far as the mapped `pieces` of it show: the address of its first byte. None if no region
     /// shows it, or if they contradict one another.
-    pub(super) fn device_start(&self, pieces: &[Piece]) -> Option<u64> {
+    pub(super) fn device_start(&self, pieces: &[PmemPiece]) -> Option<u64> {
         let starts = self.regions.iter().filter(|region| region.ram.is_none()).map(|region| {
             let offset = region.info.file_offset;
             let piece =
@@ -229,7 +229,7 @@ mod tests {
         assert_eq!(table.guest_address(0x7000_0000_0000 + 5), Some(5));
         assert_eq!(table.guest_address(0x7000_0000_0000 + 17 * MIB), None, "its own bytes are no memory for rings");
         assert!(!vm_memory::GuestMemoryBackend::address_in_range(&table.ram(), GuestAddress(17 * MIB)));
-        let piece = |guest_offset, device_offset| Piece { guest_offset, device_offset, len: 2 * MIB };
+        let piece = |guest_offset, device_offset| PmemPiece { guest_offset, device_offset, len: 2 * MIB };
         assert_eq!(table.device_start(&[piece(0, 2 * MIB)]), Some(16 * MIB));
         assert_eq!(table.device_start(&[piece(0, 0), piece(2 * MIB, 2 * MIB)]), Some(14 * MIB));
         assert_eq!(table.device_start(&[piece(0, 0)]), None);
@@ -243,7 +243,7 @@ mod tests {
         let mut table = MemoryTable::new(FileId::of(&own).unwrap());
         table.add(region(16 * MIB, MIB, 0), own.try_clone().unwrap()).unwrap();
         table.add(region(32 * MIB, MIB, MIB), own.try_clone().unwrap()).unwrap();
-        assert_eq!(table.device_start(&[Piece { guest_offset: 0, device_offset: 0, len: 2 * MIB }]), None);
+        assert_eq!(table.device_start(&[PmemPiece { guest_offset: 0, device_offset: 0, len: 2 * MIB }]), None);
     }
 
     #[test]

@@ -19,16 +19,15 @@ mod server;
 mod stats;
 mod wake;
 
-pub use crate::socket::{ListenError, listen};
 pub use mapping::Unmapped;
-pub use server::Server;
-pub use stats::Stats;
+pub use server::VhostServer;
+pub use stats::VhostStats;
 
 use std::os::fd::BorrowedFd;
 
 /// A piece of a guest's device, all in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Piece {
+pub struct PmemPiece {
     /// Where it lies in the guest's device. Pieces of one device lie back to back from 0.
     pub guest_offset: u64,
     /// Where it lies in the file behind the medium; a multiple of 4 KiB.
@@ -92,7 +91,7 @@ pub trait Medium: Send + Sync + 'static {
 
     /// A driver took the device (again, after a reset): the pieces to map, at most [`PIECES_MAX`], none if it has been revoked.
     /// Called from a thread on which it may wait.
-    fn attach(&self) -> Vec<Piece>;
+    fn attach(&self) -> Vec<PmemPiece>;
 
     /// Makes durable whatever the guest stored before the call. Called once for all requests that were waiting.
     ///

@@ -20,37 +20,37 @@ const TYPE_FLUSH: u32 = 0;
 
 /// What a guest asks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Request {
+pub enum PmemRequest {
     /// Make durable whatever was stored before.
     Flush,
     /// A type that no version of the standard knows.
     Unknown(u32),
 }
 
-impl Request {
+impl PmemRequest {
     /// The request that begins `bytes`; none if they are too few to say. More bytes than a request has are no error: a later
     /// version may append to it.
-    pub fn parse(bytes: &[u8]) -> Option<Request> {
+    pub fn parse(bytes: &[u8]) -> Option<PmemRequest> {
         let kind = u32::from_le_bytes(*bytes.first_chunk::<REQUEST_BYTES>()?);
-        Some(if kind == TYPE_FLUSH { Request::Flush } else { Request::Unknown(kind) })
+        Some(if kind == TYPE_FLUSH { PmemRequest::Flush } else { PmemRequest::Unknown(kind) })
     }
 }
 
 /// What a guest is answered. Linux turns anything but 0 into EIO (`virtio_pmem_flush` in drivers/nvdimm/nd_virtio.c).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Answer {
+pub enum PmemAnswer {
     /// Everything is durable.
     Done,
     /// Nothing is known to be (`VIRTIO_PMEM_RESP_TYPE_EIO`).
     Failed,
 }
 
-impl Answer {
+impl PmemAnswer {
     /// What stands in the answer's `ret`.
     pub fn to_bytes(self) -> [u8; RESPONSE_BYTES] {
         let ret: u32 = match self {
-            Answer::Done => 0,
-            Answer::Failed => 1,
+            PmemAnswer::Done => 0,
+            PmemAnswer::Failed => 1,
         };
         ret.to_le_bytes()
     }
@@ -60,16 +60,16 @@ impl Answer {
 ///
 /// QEMU's own device looks at no type and flushes for whatever it is sent (`virtio_pmem_flush` in hw/virtio/virtio-pmem.c).
 /// Here an unknown one fails: whoever sent it meant something else, and must not take 0 for its success.
-pub fn answer(request: Option<Request>, flushed: bool) -> Answer {
+pub fn answer(request: Option<PmemRequest>, flushed: bool) -> PmemAnswer {
     match request {
-        Some(Request::Flush) if flushed => Answer::Done,
-        Some(Request::Flush | Request::Unknown(_)) | None => Answer::Failed,
+        Some(PmemRequest::Flush) if flushed => PmemAnswer::Done,
+        Some(PmemRequest::Flush | PmemRequest::Unknown(_)) | None => PmemAnswer::Failed,
     }
 }
 
 /// The configuration space, for guests that do not take [`F_SHMEM_REGION`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Config {
+pub struct PmemConfig {
     /// The guest-physical address of the device's first byte. 0 as long as nobody has said it: a guest that reads that
     /// finds its own memory there and refuses the device.
     pub start: u64,
@@ -77,7 +77,7 @@ pub struct Config {
     pub size: u64,
 }
 
-impl Config {
+impl PmemConfig {
     /// The space's bytes.
     pub fn to_bytes(self) -> [u8; CONFIG_BYTES] {
         let mut bytes = [0; CONFIG_BYTES];
@@ -119,18 +119,18 @@ mod tests {
             (&[], true, [1, 0, 0, 0]),
         ];
         for (request, flushed, expected) in table {
-            assert_eq!(answer(Request::parse(request), *flushed).to_bytes(), *expected, "{request:?}");
+            assert_eq!(answer(PmemRequest::parse(request), *flushed).to_bytes(), *expected, "{request:?}");
         }
     }
 
     #[test]
     fn a_type_is_read_in_the_standards_byte_order() {
-        assert_eq!(Request::parse(&[4, 3, 2, 1]), Some(Request::Unknown(0x0102_0304)));
+        assert_eq!(PmemRequest::parse(&[4, 3, 2, 1]), Some(PmemRequest::Unknown(0x0102_0304)));
     }
 
     #[test]
     fn configuration_space_is_two_little_endian_words() {
-        let config = Config { start: 0x1_2345_6000, size: 0x20_0000 };
+        let config = PmemConfig { start: 0x1_2345_6000, size: 0x20_0000 };
         let bytes = [0x00, 0x60, 0x45, 0x23, 1, 0, 0, 0, 0, 0, 0x20, 0, 0, 0, 0, 0];
         assert_eq!(config.to_bytes(), bytes);
         assert_eq!(config.read(0, 16).as_deref(), Some(&bytes[..]));

@@ -18,7 +18,7 @@
 //!
 //! # Who holds the lock
 //! The queue's thread takes requests under it and puts answers back under it, and flushes without it. In between the queue is
-//! *busy*, and [`Queue::stop`] waits. No other guest, and no other thread but the frontend's messages, ever takes it.
+//! *busy*, and [`RequestQueue::stop`] waits. No other guest, and no other thread but the frontend's messages, ever takes it.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::task::Poll;
@@ -29,12 +29,12 @@ use virtio_queue::{DescriptorChain, Queue as SplitRing, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryMmap, Permissions};
 
 use super::FlushError;
-use super::pmem::{self, REQUEST_BYTES, RESPONSE_BYTES, Request};
-use super::stats::Counters;
-use super::wake::{Waits, Wake};
-use crate::sync::machine::Ordering;
-use crate::sync::{Arc, Mutex};
-use crate::wait::WaitQueue;
+use super::pmem::{self, PmemRequest, REQUEST_BYTES, RESPONSE_BYTES};
+use super::stats::VhostCounters;
+use super::wake::{BackendWaits, WakeFd};
+use crate::runtime::sync::machine::Ordering;
+use crate::runtime::sync::{Arc, Mutex};
+use crate::runtime::wait::WaitQueue;
 
 /// The most descriptors in the table, and so the most requests under way.
 pub(super) const SIZE_MAX: u16 = 1024;
@@ -43,16 +43,16 @@ const CHAIN_MAX: usize = 32;
 
 /// See the module.
 #[derive(Debug)]
-pub(super) struct Queue {
-    state: Mutex<State>,
+pub(super) struct RequestQueue {
+    state: Mutex<QueueState>,
     /// Woken when the queue is no longer busy.
     idle: WaitQueue,
     /// Rung when the thread has to look at anything but a kick.
-    pub(super) wake: Wake,
+    pub(super) wake: WakeFd,
 }
 
 #[derive(Debug)]
-struct State {
+struct QueueState {
     ring: SplitRing,
     memory: GuestMemoryMmap,
     kick: Option<Arc<OwnedFd>>,
@@ -73,16 +73,16 @@ struct State {
 
 /// A chain that was taken from the queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Chain {
+pub(super) struct BufferChain {
     head: u16,
-    request: Option<Request>,
+    request: Option<PmemRequest>,
     /// Where each byte of the answer goes; none for a chain that can't be answered.
     response: Option<[GuestAddress; RESPONSE_BYTES]>,
 }
 
-impl Chain {
+impl BufferChain {
     fn wants_flush(&self) -> bool {
-        self.response.is_some() && self.request == Some(Request::Flush)
+        self.response.is_some() && self.request == Some(PmemRequest::Flush)
     }
 }
 
@@ -91,7 +91,7 @@ pub(super) type Flush<'a> = dyn Fn() -> Result<(), FlushError> + 'a;
 
 /// What a look at the queue found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Look {
+enum QueuePoll {
     /// Requests; the queue is busy until they are answered.
     Requests,
     /// None, but some came while the guest was being asked to tell of them.
@@ -102,7 +102,7 @@ enum Look {
 
 /// Why a queue is broken.
 #[derive(Debug, thiserror::Error)]
-enum Broken {
+enum QueueBroken {
     #[error("its rings do not lie in the guest's memory")]
     Outside,
     #[error(transparent)]
@@ -111,7 +111,7 @@ enum Broken {
 
 /// Where a queue's rings lie, as guest addresses.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Rings {
+pub(super) struct RingAddresses {
     pub(super) table: u64,
     pub(super) avail: u64,
     pub(super) used: u64,
@@ -132,10 +132,10 @@ pub(super) enum SetupError {
     Base(u32),
 }
 
-impl Queue {
-    pub(super) fn new() -> std::io::Result<Queue> {
+impl RequestQueue {
+    pub(super) fn new() -> std::io::Result<RequestQueue> {
         let ring = SplitRing::new(SIZE_MAX).map_err(std::io::Error::other)?;
-        let state = State {
+        let state = QueueState {
             ring,
             memory: GuestMemoryMmap::new(),
             kick: None,
@@ -148,7 +148,7 @@ impl Queue {
             busy: false,
             over: false,
         };
-        Ok(Queue { state: Mutex::new(state), idle: WaitQueue::new(), wake: Wake::new()? })
+        Ok(RequestQueue { state: Mutex::new(state), idle: WaitQueue::new(), wake: WakeFd::new()? })
     }
 
     /// The memory that rings and buffers lie in, from now on.
@@ -170,10 +170,10 @@ impl Queue {
     ///
     /// A guest names sizes and addresses as it likes (QEMU passes them on), so wrong ones cost it its queue and nothing else: the queue
     /// does not run until it was told right ones.
-    pub(super) fn set_rings(&self, rings: Option<Rings>) -> Result<(), SetupError> {
+    pub(super) fn set_rings(&self, rings: Option<RingAddresses>) -> Result<(), SetupError> {
         let state = &mut *self.state.lock();
         state.placed = false;
-        let Rings { table, avail, used } = rings.ok_or(SetupError::Nowhere)?;
+        let RingAddresses { table, avail, used } = rings.ok_or(SetupError::Nowhere)?;
         let ring = &mut state.ring;
         ring.try_set_desc_table_address(GuestAddress(table))
             .and_then(|()| ring.try_set_avail_ring_address(GuestAddress(avail)))
@@ -239,7 +239,7 @@ impl Queue {
     }
 
     /// Stops the queue, after the requests under way were answered. Returns the first request not taken.
-    pub(super) fn stop(&self, waits: &Waits) -> u16 {
+    pub(super) fn stop(&self, waits: &BackendWaits) -> u16 {
         self.state.lock().ring.set_ready(false);
         waits.until(&self.idle, "requests under way", None, || {
             if self.state.lock().busy { Poll::Pending } else { Poll::Ready(()) }
@@ -270,48 +270,48 @@ impl Queue {
         self.idle.wake_all();
     }
 
-    /// What to wait for besides [`Queue::wake`]; none once the connection ended.
+    /// What to wait for besides [`RequestQueue::wake`]; none once the connection ended.
     pub(super) fn kick(&self) -> Option<Option<Arc<OwnedFd>>> {
         let state = self.state.lock();
         (!state.over).then(|| state.kick.clone())
     }
 
     /// Answers whatever waits, until nothing does and the guest is going to tell of the next. `batch` is scratch. A guest that
-    /// goes on asking keeps the thread here, but no lock: [`Queue::stop`] and [`Queue::end`] come through.
-    pub(super) fn drain(&self, flush: &Flush<'_>, counters: &Counters, batch: &mut Vec<Chain>) {
+    /// goes on asking keeps the thread here, but no lock: [`RequestQueue::stop`] and [`RequestQueue::end`] come through.
+    pub(super) fn drain(&self, flush: &Flush<'_>, counters: &VhostCounters, batch: &mut Vec<BufferChain>) {
         while self.round(flush, counters, batch) {}
     }
 
     /// Answers what waits now; false if there was nothing, and nothing to look for until the guest tells.
-    pub(super) fn round(&self, flush: &Flush<'_>, counters: &Counters, batch: &mut Vec<Chain>) -> bool {
+    pub(super) fn round(&self, flush: &Flush<'_>, counters: &VhostCounters, batch: &mut Vec<BufferChain>) -> bool {
         let look = self.look(counters, batch);
-        if look == Look::Requests {
+        if look == QueuePoll::Requests {
             let flushed = flush_once(flush, counters, batch);
             self.answer(counters, batch, flushed);
         }
-        look != Look::Nothing
+        look != QueuePoll::Nothing
     }
 
     /// Takes what waits into `batch`.
-    fn look(&self, counters: &Counters, batch: &mut Vec<Chain>) -> Look {
+    fn look(&self, counters: &VhostCounters, batch: &mut Vec<BufferChain>) -> QueuePoll {
         let state = &mut *self.state.lock();
         if !state.runs() {
-            return Look::Nothing;
+            return QueuePoll::Nothing;
         }
         match state.look(batch) {
             Ok(look) => {
-                state.busy = look == Look::Requests;
+                state.busy = look == QueuePoll::Requests;
                 look
             }
             Err(why) => {
                 state.break_down(&why, counters);
-                Look::Nothing
+                QueuePoll::Nothing
             }
         }
     }
 
     /// Gives the chains of `batch` back.
-    fn answer(&self, counters: &Counters, batch: &[Chain], flushed: bool) {
+    fn answer(&self, counters: &VhostCounters, batch: &[BufferChain], flushed: bool) {
         {
             let state = &mut *self.state.lock();
             state.busy = false;
@@ -330,31 +330,31 @@ impl Queue {
     }
 }
 
-impl State {
+impl QueueState {
     fn runs(&self) -> bool {
         self.ring.ready() && self.enabled && self.sized && self.placed && !self.broken && !self.over
     }
 
-    fn break_down(&mut self, why: &Broken, counters: &Counters) {
+    fn break_down(&mut self, why: &QueueBroken, counters: &VhostCounters) {
         self.broken = true;
         self.busy = false;
         counters.problem(format!("the guest's request queue is broken: {why}"));
         ring_bell(self.err.as_ref());
     }
 
-    fn look(&mut self, batch: &mut Vec<Chain>) -> Result<Look, Broken> {
+    fn look(&mut self, batch: &mut Vec<BufferChain>) -> Result<QueuePoll, QueueBroken> {
         self.take(batch)?;
         if !batch.is_empty() {
-            return Ok(Look::Requests);
+            return Ok(QueuePoll::Requests);
         }
-        Ok(if self.ask_to_be_told()? { Look::Again } else { Look::Nothing })
+        Ok(if self.ask_to_be_told()? { QueuePoll::Again } else { QueuePoll::Nothing })
     }
 
-    fn take(&mut self, batch: &mut Vec<Chain>) -> Result<(), Broken> {
+    fn take(&mut self, batch: &mut Vec<BufferChain>) -> Result<(), QueueBroken> {
         batch.clear();
         let (ring, memory) = (&mut self.ring, &self.memory);
         if !ring.is_valid(memory) {
-            return Err(Broken::Outside);
+            return Err(QueueBroken::Outside);
         }
         ring.disable_notification(memory)?;
         // As many as the table has, at most: the iterator refuses an index that runs further ahead.
@@ -363,12 +363,12 @@ impl State {
     }
 
     /// Asks the guest to tell of the next request. Returns whether one came before it knew: of that one it does not tell.
-    fn ask_to_be_told(&mut self) -> Result<bool, Broken> {
+    fn ask_to_be_told(&mut self) -> Result<bool, QueueBroken> {
         Ok(self.ring.enable_notification(&self.memory)?)
     }
 
     /// Returns whether the guest is to be told.
-    fn answer(&mut self, batch: &[Chain], flushed: bool) -> Result<bool, Broken> {
+    fn answer(&mut self, batch: &[BufferChain], flushed: bool) -> Result<bool, QueueBroken> {
         let (ring, memory) = (&mut self.ring, &self.memory);
         for chain in batch {
             let answer = pmem::answer(chain.request, flushed).to_bytes();
@@ -387,8 +387,8 @@ impl State {
 }
 
 /// Flushes once if any of `batch` asks for it; whether everything is durable.
-fn flush_once(flush: &Flush<'_>, counters: &Counters, batch: &[Chain]) -> bool {
-    let count = |what: &dyn Fn(&Chain) -> bool| batch.iter().filter(|chain| what(chain)).count() as u64;
+fn flush_once(flush: &Flush<'_>, counters: &VhostCounters, batch: &[BufferChain]) -> bool {
+    let count = |what: &dyn Fn(&BufferChain) -> bool| batch.iter().filter(|chain| what(chain)).count() as u64;
     let malformed = count(&|chain| chain.response.is_none());
     let flushes = count(&|chain| chain.wants_flush());
     counters.malformed.add(malformed);
@@ -413,9 +413,9 @@ fn flush_once(flush: &Flush<'_>, counters: &Counters, batch: &[Chain]) -> bool {
 }
 
 /// What a chain asks, and where its answer goes.
-fn parse(mut descriptors: DescriptorChain<&GuestMemoryMmap>, memory: &GuestMemoryMmap) -> Chain {
+fn parse(mut descriptors: DescriptorChain<&GuestMemoryMmap>, memory: &GuestMemoryMmap) -> BufferChain {
     let head = descriptors.head_index();
-    let malformed = Chain { head, request: None, response: None };
+    let malformed = BufferChain { head, request: None, response: None };
     let (mut request, mut read) = ([0; REQUEST_BYTES], 0);
     let (mut response, mut room) = ([GuestAddress(0); RESPONSE_BYTES], 0);
     let (mut whole, mut writable) = (false, false);
@@ -446,7 +446,7 @@ fn parse(mut descriptors: DescriptorChain<&GuestMemoryMmap>, memory: &GuestMemor
     if !whole || room < RESPONSE_BYTES {
         return malformed;
     }
-    Chain { head, request: Request::parse(&request[..read]), response: Some(response) }
+    BufferChain { head, request: PmemRequest::parse(&request[..read]), response: Some(response) }
 }
 
 /// Writes an answer; whether all of it lies in the guest's memory (which may be another since the chain was parsed).
@@ -473,10 +473,10 @@ fn ring_bell(bell: Option<&OwnedFd>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sync::thread;
+    use crate::runtime::sync::thread;
 
     /// A queue of 4 with one FLUSH in it: table at 0, available ring at 0x100, used ring at 0x200.
-    fn waiting() -> (Queue, GuestMemoryMmap) {
+    fn waiting() -> (RequestQueue, GuestMemoryMmap) {
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x1000)]).unwrap();
         for (at, addr, flags, next) in [(0_u64, 0x400_u64, 1_u16, 1_u16), (16, 0x410, 2, 0)] {
             memory.write_obj(addr, GuestAddress(at)).unwrap();
@@ -485,10 +485,10 @@ mod tests {
             memory.write_obj(next, GuestAddress(at + 14)).unwrap();
         }
         memory.write_obj(1_u16, GuestAddress(0x102)).unwrap();
-        let queue = Queue::new().unwrap();
+        let queue = RequestQueue::new().unwrap();
         queue.set_memory(memory.clone());
         queue.set_size(4).unwrap();
-        queue.set_rings(Some(Rings { table: 0, avail: 0x100, used: 0x200 })).unwrap();
+        queue.set_rings(Some(RingAddresses { table: 0, avail: 0x100, used: 0x200 })).unwrap();
         queue.set_enabled(true);
         queue.start(rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC).unwrap());
         (queue, memory)
@@ -497,8 +497,8 @@ mod tests {
     #[test]
     fn a_stop_waits_until_what_was_taken_is_answered() {
         let (queue, memory) = waiting();
-        let (counters, waits, mut batch) = (Counters::default(), Waits::new(), Vec::new());
-        assert_eq!(queue.look(&counters, &mut batch), Look::Requests);
+        let (counters, waits, mut batch) = (VhostCounters::default(), BackendWaits::new(), Vec::new());
+        assert_eq!(queue.look(&counters, &mut batch), QueuePoll::Requests);
         thread::scope(|scope| {
             let stop = scope.spawn(|| queue.stop(&waits));
             while !queue.idle.has_sleepers() {
@@ -510,7 +510,7 @@ mod tests {
             assert_eq!(stop.join().unwrap(), 1);
         });
         assert_eq!(memory.read_obj::<u16>(GuestAddress(0x202)).unwrap(), 1);
-        assert_eq!(queue.look(&counters, &mut batch), Look::Nothing, "it does not run");
+        assert_eq!(queue.look(&counters, &mut batch), QueuePoll::Nothing, "it does not run");
     }
 
     #[test]
@@ -518,8 +518,8 @@ mod tests {
         for event_idx in [false, true] {
             let (queue, memory) = waiting();
             queue.set_event_idx(event_idx);
-            let (counters, mut batch) = (Counters::default(), Vec::new());
-            assert_eq!(queue.look(&counters, &mut batch), Look::Requests);
+            let (counters, mut batch) = (VhostCounters::default(), Vec::new());
+            assert_eq!(queue.look(&counters, &mut batch), QueuePoll::Requests);
             queue.answer(&counters, &batch, true);
             let state = &mut *queue.state.lock();
             state.take(&mut batch).unwrap();
@@ -527,17 +527,17 @@ mod tests {
             // Now: it was not told to tell, and does not.
             memory.write_obj(2_u16, GuestAddress(0x102)).unwrap();
             assert!(state.ask_to_be_told().unwrap());
-            assert_eq!(state.look(&mut batch).unwrap(), Look::Requests);
+            assert_eq!(state.look(&mut batch).unwrap(), QueuePoll::Requests);
             state.ring.set_next_avail(2);
-            assert_eq!(state.look(&mut batch).unwrap(), Look::Nothing);
+            assert_eq!(state.look(&mut batch).unwrap(), QueuePoll::Nothing);
         }
     }
 
     #[test]
     fn an_abandoned_queue_keeps_nobody() {
         let (queue, memory) = waiting();
-        let (counters, waits, mut batch) = (Counters::default(), Waits::new(), Vec::new());
-        assert_eq!(queue.look(&counters, &mut batch), Look::Requests);
+        let (counters, waits, mut batch) = (VhostCounters::default(), BackendWaits::new(), Vec::new());
+        assert_eq!(queue.look(&counters, &mut batch), QueuePoll::Requests);
         queue.abandon();
         assert_eq!(queue.stop(&waits), 1);
         queue.answer(&counters, &batch, true);

@@ -10,17 +10,17 @@ use std::time::Duration;
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags};
 
-use crate::World;
-use crate::sync::atomic::{AtomicU64, Ordering};
-use crate::wait::{WaitFor, WaitQueue, Waiter, WaiterId};
+use crate::runtime::sync::atomic::{AtomicU64, Ordering};
+use crate::runtime::wait::{WaitFor, WaitQueue, Waiter, WaiterId};
+use crate::runtime::world::World;
 
 /// See the module.
 #[derive(Debug)]
-pub(super) struct Wake(OwnedFd);
+pub(super) struct WakeFd(OwnedFd);
 
-impl Wake {
-    pub(super) fn new() -> io::Result<Wake> {
-        Ok(Wake(rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?))
+impl WakeFd {
+    pub(super) fn new() -> io::Result<WakeFd> {
+        Ok(WakeFd(rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?))
     }
 
     /// Wakes whoever waits, or is about to.
@@ -35,7 +35,7 @@ impl Wake {
     }
 }
 
-impl AsFd for Wake {
+impl AsFd for WakeFd {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
@@ -55,14 +55,14 @@ pub(super) fn wait_readable<const N: usize>(fds: [BorrowedFd<'_>; N]) -> io::Res
 
 /// Where threads that are no simulated tasks wait: a clock, and a number for each wait.
 #[derive(Debug)]
-pub(super) struct Waits {
+pub(super) struct BackendWaits {
     world: World,
     next: AtomicU64,
 }
 
-impl Waits {
-    pub(super) fn new() -> Waits {
-        Waits { world: World::real(0), next: AtomicU64::new(0) }
+impl BackendWaits {
+    pub(super) fn new() -> BackendWaits {
+        BackendWaits { world: World::real(0), next: AtomicU64::new(0) }
     }
 
     /// Blocks on `queue` until `ready` yields a value, or for `limit` of real time: then nothing.

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use emulator::vhost_user::Stats;
+use emulator::vhost_user::VhostStats;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use vhost::vhost_user::VhostUserFrontend;
 use vhost::vhost_user::message::VhostUserProtocolFeatures;
@@ -14,7 +14,7 @@ use crate::guest::{ALL, Asked, DEVICE, FRONTEND, Guest, PROTOCOL, RAM, memfd, re
 use crate::medium::{BYTES, Served};
 
 /// Lets a frontend do its worst; then the medium must have been told once that it is gone, and the next guest be served.
-fn survives(what: &str, worst: impl FnOnce(&Served, Guest)) -> Stats {
+fn survives(what: &str, worst: impl FnOnce(&Served, Guest)) -> VhostStats {
     let served = Served::new();
     let gone = served.medium.tell_gone();
     worst(&served, Guest::connect(&served.path()));

@@ -1,9 +1,10 @@
 //! The orders in which frontends speak: QEMU's, an old guest's, rebinds, reboots, one frontend after the other.
 
+use std::os::unix::net::UnixListener;
 use std::sync::mpsc::channel;
 
 use emulator::sync::Arc;
-use emulator::vhost_user::{Medium, Peer, Piece, Server, Unmapped, listen};
+use emulator::vhost_user::{Medium, Peer, PmemPiece, Unmapped, VhostServer};
 use vhost::vhost_user::VhostUserFrontend;
 use vhost::vhost_user::message::{VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserProtocolFeatures};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
@@ -45,9 +46,9 @@ fn config(guest: &mut Guest) -> (u64, u64) {
     (word(0), word(8))
 }
 
-fn fragments(pieces: u64) -> Vec<Piece> {
+fn fragments(pieces: u64) -> Vec<PmemPiece> {
     let len = BYTES / pieces / 4096 * 4096;
-    let piece = |at: u64| Piece {
+    let piece = |at: u64| PmemPiece {
         guest_offset: at * len,
         // The last of them first.
         device_offset: BYTES - (at + 1) * len,
@@ -183,7 +184,7 @@ fn a_fragmented_device_is_mapped_piece_by_piece() {
 }
 
 /// What QEMU says of a piece that it has mapped.
-fn told(served: &Served, piece: Piece) -> VhostUserMemoryRegionInfo {
+fn told(served: &Served, piece: PmemPiece) -> VhostUserMemoryRegionInfo {
     region(DEVICE + piece.guest_offset, piece.len, 1 << 45, piece.device_offset, &served.medium.file)
 }
 
@@ -214,14 +215,14 @@ fn pieces_that_outlast_a_stop_are_memory_regions_as_the_machine_goes_on() {
 
 #[test]
 fn pieces_that_are_no_device_are_not_mapped() {
-    let whole = Piece { guest_offset: 0, device_offset: 0, len: BYTES };
+    let whole = PmemPiece { guest_offset: 0, device_offset: 0, len: BYTES };
     for (pieces, says) in [
-        (vec![Piece { len: BYTES - 4096, ..whole }], "for a device of"),
-        (vec![Piece { device_offset: 512, ..whole }], "multiples of 4096"),
-        (vec![Piece { len: 100, ..whole }], "multiples of 4096"),
-        (vec![Piece { len: 0, ..whole }], "multiples of 4096"),
-        (vec![Piece { device_offset: u64::MAX - 4095, ..whole }], "multiples of 4096"),
-        (vec![Piece { guest_offset: 4096, ..whole }], "end at 0"),
+        (vec![PmemPiece { len: BYTES - 4096, ..whole }], "for a device of"),
+        (vec![PmemPiece { device_offset: 512, ..whole }], "multiples of 4096"),
+        (vec![PmemPiece { len: 100, ..whole }], "multiples of 4096"),
+        (vec![PmemPiece { len: 0, ..whole }], "multiples of 4096"),
+        (vec![PmemPiece { device_offset: u64::MAX - 4095, ..whole }], "multiples of 4096"),
+        (vec![PmemPiece { guest_offset: 4096, ..whole }], "end at 0"),
         (vec![whole, whole], "end at 6291456"),
         (fragments(129), "at most 128"),
     ] {
@@ -465,7 +466,8 @@ fn a_dropped_server_hangs_up() {
     assert_eq!(medium.gones(), 1);
     assert!(!path.exists());
     // The path is free again at once.
-    let server = Server::start(listen(&path).unwrap(), Arc::clone(&medium) as Arc<dyn Medium>).unwrap();
+    let server =
+        VhostServer::start(UnixListener::bind(&path).unwrap(), Arc::clone(&medium) as Arc<dyn Medium>, || {}).unwrap();
     drop(server);
     drop(TestMedium::new());
 }

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use emulator::vhost_user::{FlushError, Stats};
+use emulator::vhost_user::{FlushError, VhostStats};
 use vhost::VhostBackend;
 use vhost::vhost_user::VhostUserFrontend;
 use vm_memory::{Bytes, GuestAddress};
@@ -22,7 +22,7 @@ fn running(served: &Served, features: u64) -> Guest {
 }
 
 /// The counters, when the requests so far were dealt with: the queue was stopped, and starts again.
-fn settled(served: &Served, guest: &mut Guest) -> Stats {
+fn settled(served: &Served, guest: &mut Guest) -> VhostStats {
     assert_eq!(guest.frontend.get_vring_base(0).unwrap(), u32::from(guest.avail));
     guest.start_queue();
     // The bell is tried when it is new.

@@ -7,7 +7,7 @@ use std::os::unix::ffi::OsStringExt;
 use super::*;
 use proptest::prelude::*;
 
-const NONE: Offer<'static> = Offer { socket: None, memory: None, offset: 0, size: 256 << 20, nvdimm: false };
+const NONE: QemuOffer<'static> = QemuOffer { socket: None, memory: None, offset: 0, size: 256 << 20, nvdimm: false };
 
 fn version(major: u32, minor: u32, micro: u32) -> QemuVersion {
     QemuVersion { major, minor, micro }
@@ -38,7 +38,7 @@ fn versions_as_programs_say_them() {
 
 #[test]
 fn over_vhost_user() {
-    let offer = Offer { socket: Some(Path::new("/run/daxlab/a.sock")), ..NONE };
+    let offer = QemuOffer { socket: Some(Path::new("/run/daxlab/a.sock")), ..NONE };
     let [recipe] = recipes(&offer, &[]).try_into().unwrap();
     assert_eq!(
         recipe.command(),
@@ -55,7 +55,7 @@ fn over_vhost_user() {
 
 #[test]
 fn over_the_same_memory() {
-    let offer = Offer { memory: Some(Path::new("/proc/4711/fd/5")), ..NONE };
+    let offer = QemuOffer { memory: Some(Path::new("/proc/4711/fd/5")), ..NONE };
     let [recipe] = recipes(&offer, &[]).try_into().unwrap();
     assert_eq!(
         recipe.command(),
@@ -67,7 +67,7 @@ fn over_the_same_memory() {
     assert!(recipe.notes[0].contains("Flushes stay in QEMU"), "{:?}", recipe.notes);
 
     let offer =
-        Offer { memory: Some(Path::new("/srv/pmem.img")), offset: 2 << 20, size: 32 << 30, nvdimm: true, ..NONE };
+        QemuOffer { memory: Some(Path::new("/srv/pmem.img")), offset: 2 << 20, size: 32 << 30, nvdimm: true, ..NONE };
     let [recipe] = recipes(&offer, &[]).try_into().unwrap();
     assert_eq!(
         recipe.command(),
@@ -83,7 +83,7 @@ fn over_the_same_memory() {
 
 #[test]
 fn the_installed_qemu_is_told_apart() {
-    let offer = Offer { socket: Some(Path::new("a.sock")), memory: Some(Path::new("a.img")), ..NONE };
+    let offer = QemuOffer { socket: Some(Path::new("a.sock")), memory: Some(Path::new("a.img")), ..NONE };
     let says =
         |installed: &[Qemu]| recipes(&offer, installed).into_iter().map(|recipe| recipe.here).collect::<Vec<_>>();
     let old = qemu(PROGRAM, version(7, 2, 17), [false, true, true]);
@@ -150,7 +150,7 @@ proptest! {
 
     #[test]
     fn any_path_survives_shell_and_qemu(socket in path(), memory in path(), command in path(), nvdimm: bool) {
-        let offer = Offer { socket: Some(&socket), memory: Some(&memory), offset: 4096, size: 4 << 20, nvdimm };
+        let offer = QemuOffer { socket: Some(&socket), memory: Some(&memory), offset: 4096, size: 4 << 20, nvdimm };
         let mut installed = [qemu("x", version(11, 1, 0), [true; 3])];
         installed[0].command = command.clone();
         let both = recipes(&offer, &installed);

@@ -5,7 +5,7 @@
 //! written against this module runs unchanged under all three. Kernel counterpart: `<linux/atomic.h>`, `<linux/spinlock.h>`.
 //!
 //! Rules that keep exploration possible (see `docs/architecture.md`): a [`Mutex`] is a leaf, never held over a wait or a
-//! yield; blocking happens in [`crate::wait::WaitQueue`] only.
+//! yield; blocking happens in [`crate::runtime::wait::WaitQueue`] only.
 #![allow(
     clippy::disallowed_types,
     clippy::disallowed_methods,
@@ -39,7 +39,7 @@ pub mod machine {
     pub use std::sync::atomic::{AtomicU64, Ordering, fence};
 }
 
-/// Threads of the chosen backend. There is no sleep: waiting is [`crate::wait`]'s business.
+/// Threads of the chosen backend. There is no sleep: waiting is [`crate::runtime::wait`]'s business.
 pub mod thread {
     /// How many threads can run at once on the machine this runs on; 1 if it does not tell.
     pub fn parallelism() -> usize {
@@ -79,7 +79,7 @@ impl<T> Mutex<T> {
     }
 }
 
-/// A condition variable; private to [`crate::wait`], which is the only place that blocks.
+/// A condition variable; private to [`crate::runtime::wait`], which is the only place that blocks.
 #[derive(Debug, Default)]
 pub(crate) struct Condvar(backend::sync::Condvar);
 

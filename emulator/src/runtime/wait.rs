@@ -3,7 +3,7 @@
 //! It owns every sleeping thread of the project. A [`Waiter`] is a simulated task (an opaque id here); it sleeps on one
 //! [`WaitQueue`] at a time, for a stated reason, perhaps until a deadline, and a signal may end the sleep. Invariants: a
 //! wake-up that follows a change of the awaited state is never lost; who sleeps, on what and until when can be read at any
-//! moment ([`crate::World::sleepers`]), so quiescence is a fact and not a guess. Kernel counterpart: `wait_event_*` and
+//! moment ([`crate::runtime::world::World::sleepers`]), so quiescence is a fact and not a guess. Kernel counterpart: `wait_event_*` and
 //! `struct wait_queue_head` (include/linux/wait.h).
 //!
 //! # Why no wake-up is lost
@@ -13,10 +13,10 @@
 
 use std::task::Poll;
 
-use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
-use crate::sync::{Arc, Condvar, Mutex};
-use crate::time::Nanos;
-use crate::world::World;
+use crate::runtime::clock::Nanos;
+use crate::runtime::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+use crate::runtime::sync::{Arc, Condvar, Mutex};
+use crate::runtime::world::World;
 
 /// A waiter's number; what it stands for (a simulated task) is known above this crate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -24,7 +24,7 @@ pub struct WaiterId(pub u64);
 
 /// What may end a sleep besides its condition. Kernel: `TASK_INTERRUPTIBLE`, `TASK_KILLABLE`, `TASK_UNINTERRUPTIBLE`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Sleep {
+pub enum SleepKind {
     /// Any signal.
     Interruptible,
     /// A fatal signal only.
@@ -54,13 +54,13 @@ pub struct Waiter {
     pending: AtomicU32,
     /// How often it was told to look again.
     wakes: AtomicU64,
-    token: Mutex<Token>,
+    token: Mutex<WakeToken>,
     woken: Condvar,
 }
 
 /// A sleep and its end.
 #[derive(Debug, Default)]
-struct Token {
+struct WakeToken {
     /// Left by a wake-up, and not yet consumed.
     woken: bool,
     /// The waiter's thread is in [`Waiter::park`].
@@ -71,7 +71,7 @@ struct Token {
 
 /// Where a sleeper stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Standing {
+pub(crate) enum SleeperState {
     /// Its thread runs.
     Running,
     /// It sleeps, and nobody has told it to look again.
@@ -87,7 +87,7 @@ impl Waiter {
             id,
             pending: AtomicU32::new(0),
             wakes: AtomicU64::new(0),
-            token: Mutex::new(Token::default()),
+            token: Mutex::new(WakeToken::default()),
             woken: Condvar::new(),
         })
     }
@@ -110,12 +110,12 @@ impl Waiter {
     }
 
     /// Whether a signal is pending that a sleep of kind `sleep` admits.
-    pub fn interrupted(&self, sleep: Sleep) -> bool {
+    pub fn interrupted(&self, sleep: SleepKind) -> bool {
         let pending = self.pending.load(Ordering::SeqCst);
         match sleep {
-            Sleep::Interruptible => pending != 0,
-            Sleep::Killable => pending & FATAL != 0,
-            Sleep::Uninterruptible => false,
+            SleepKind::Interruptible => pending != 0,
+            SleepKind::Killable => pending & FATAL != 0,
+            SleepKind::Uninterruptible => false,
         }
     }
 
@@ -143,12 +143,12 @@ impl Waiter {
     }
 
     /// Where it stands, and how often it was woken so far; the two at one moment.
-    pub(crate) fn standing(&self) -> (Standing, u64) {
+    pub(crate) fn standing(&self) -> (SleeperState, u64) {
         let token = self.token.lock();
         let standing = match (token.parked, token.woken) {
-            (true, false) => Standing::Asleep,
-            (true, true) if !token.granted => Standing::Woken,
-            _ => Standing::Running,
+            (true, false) => SleeperState::Asleep,
+            (true, true) if !token.granted => SleeperState::Woken,
+            _ => SleeperState::Running,
         };
         (standing, self.wakes())
     }
@@ -174,17 +174,17 @@ impl Waiter {
         while world.takes_turns() && !token.granted {
             token = self.woken.wait(token);
         }
-        *token = Token::default();
+        *token = WakeToken::default();
     }
 }
 
 /// How a sleep is to be: its kind, its name for whoever asks who waits for what, and its deadline.
 #[derive(Clone, Copy, Debug)]
 pub struct WaitFor {
-    /// Shown by [`crate::World::sleepers`], such as `"lease break"`.
+    /// Shown by [`crate::runtime::world::World::sleepers`], such as `"lease break"`.
     pub reason: &'static str,
     /// What may end it early.
-    pub sleep: Sleep,
+    pub sleep: SleepKind,
     /// When it ends at the latest.
     pub deadline: Option<Nanos>,
 }
@@ -192,17 +192,17 @@ pub struct WaitFor {
 impl WaitFor {
     /// An interruptible wait without a deadline.
     pub fn interruptible(reason: &'static str) -> WaitFor {
-        WaitFor { reason, sleep: Sleep::Interruptible, deadline: None }
+        WaitFor { reason, sleep: SleepKind::Interruptible, deadline: None }
     }
 
     /// A wait that only a fatal signal ends, without a deadline.
     pub fn killable(reason: &'static str) -> WaitFor {
-        WaitFor { reason, sleep: Sleep::Killable, deadline: None }
+        WaitFor { reason, sleep: SleepKind::Killable, deadline: None }
     }
 
     /// A wait that no signal ends, without a deadline.
     pub fn uninterruptible(reason: &'static str) -> WaitFor {
-        WaitFor { reason, sleep: Sleep::Uninterruptible, deadline: None }
+        WaitFor { reason, sleep: SleepKind::Uninterruptible, deadline: None }
     }
 
     /// The same, until `deadline` at the latest.

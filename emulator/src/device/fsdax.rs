@@ -76,7 +76,7 @@ pub struct InfoBlock {
 /// Why bytes are no info block that a guest's kernel would take. "Absent" ones it ignores, and offers a raw namespace; with the others it
 /// offers no device at all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Invalid {
+pub enum InvalidInfoBlock {
     /// It does not begin with the signature.
     #[error("no fsdax info block: it does not begin with NVDIMM_PFN_INFO")]
     Absent,
@@ -107,10 +107,10 @@ impl InfoBlock {
     /// What `ndctl` would write for a namespace of `bytes`.
     ///
     /// # Errors
-    /// [`Invalid::Field`] for a size that is not a multiple of 2 MiB or leaves nothing for data (less than 4 MiB).
-    pub fn new(bytes: u64, uuid: [u8; 16]) -> Result<InfoBlock, Invalid> {
+    /// [`InvalidInfoBlock::Field`] for a size that is not a multiple of 2 MiB or leaves nothing for data (less than 4 MiB).
+    pub fn new(bytes: u64, uuid: [u8; 16]) -> Result<InfoBlock, InvalidInfoBlock> {
         if !bytes.is_multiple_of(FOLIO) || bytes <= DATA {
-            return Err(Invalid::Field { field: "dataoff", value: DATA, bytes });
+            return Err(InvalidInfoBlock::Field { field: "dataoff", value: DATA, bytes });
         }
         Ok(InfoBlock { uuid, data_offset: DATA, pages: (bytes - DATA) / PAGE, align: FOLIO as u32 })
     }
@@ -138,18 +138,18 @@ impl InfoBlock {
     ///
     /// # Errors
     /// The first check that fails, in the kernel's order.
-    pub fn parse(block: &[u8; BYTES], bytes: u64) -> Result<InfoBlock, Invalid> {
+    pub fn parse(block: &[u8; BYTES], bytes: u64) -> Result<InfoBlock, InvalidInfoBlock> {
         if block[field::SIGNATURE] != *SIGNATURE {
-            return Err(Invalid::Absent);
+            return Err(InvalidInfoBlock::Absent);
         }
         let (found, computed) = (u64_at(block, field::CHECKSUM), checksum(block));
         if found != computed {
-            return Err(Invalid::Checksum { found, computed });
+            return Err(InvalidInfoBlock::Checksum { found, computed });
         }
         if block[field::PARENT] != [0; 16] {
-            return Err(Invalid::Parent);
+            return Err(InvalidInfoBlock::Parent);
         }
-        let refused = |field, value| Err(Invalid::Field { field, value, bytes });
+        let refused = |field, value| Err(InvalidInfoBlock::Field { field, value, bytes });
         // A field that came with a later version than the block's is taken as what it was before.
         let minor = u16_at(block, field::MINOR);
         let since = |version, at, before| if minor < version { before } else { u32_at(block, at) };
@@ -208,7 +208,7 @@ pub enum Prepared {
 pub enum PrepareError {
     /// There is a block, and it does not fit.
     #[error("{0}; an NVDIMM needs an image of its own: name one that does not exist yet")]
-    Invalid(#[from] Invalid),
+    InvalidInfoBlock(#[from] InvalidInfoBlock),
     /// Something else lies where the block goes: a file system of a device that was attached another way.
     #[error(
         "byte {at} is in use: the first 2 MiB of an NVDIMM hold its fsdax info block, and this image was made for a virtio-pmem device, whose data begin at 0; name an image that does not exist yet"
@@ -237,7 +237,7 @@ pub fn prepare(device: &Device, start: u64, bytes: u64, uuid: [u8; 16]) -> Resul
     device.read(start + OFFSET, &mut block)?;
     match InfoBlock::parse(&block, bytes) {
         Ok(found) => return Ok(Prepared::Found(found)),
-        Err(Invalid::Absent) => {}
+        Err(InvalidInfoBlock::Absent) => {}
         Err(error) => return Err(error.into()),
     }
     let mut piece = [0; BYTES];

@@ -1,7 +1,7 @@
 //! Tests of the device: accesses against a plain byte vector, concurrency by words, images and their refusals.
 
 use super::*;
-use crate::sync::thread;
+use crate::runtime::sync::thread;
 use proptest::prelude::*;
 
 const SIZE: u64 = FOLIO;

@@ -1,12 +1,12 @@
 //! Time: one clock, real or virtual.
 //!
-//! It owns "now" and nothing else; sleeping is [`crate::wait`]'s. Invariant: [`Clock::now`] never goes back. A virtual clock
+//! It owns "now" and nothing else; sleeping is [`crate::runtime::wait`]'s. Invariant: [`Clock::now`] never goes back. A virtual clock
 //! moves only when it is told to, so a 45 s lease break takes no time in a scenario. Kernel counterpart: `ktime_get`.
 #![allow(clippy::disallowed_types, clippy::disallowed_methods, reason = "the one place that reads the machine's clock")]
 
 use std::time::Duration;
 
-use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::runtime::sync::atomic::{AtomicU64, Ordering};
 
 /// A point in time: nanoseconds since its clock was made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -29,7 +29,7 @@ impl Nanos {
 pub enum Clock {
     /// The machine's monotonic clock.
     Real(std::time::Instant),
-    /// A clock that [`crate::World::advance`] moves; nanoseconds.
+    /// A clock that [`crate::runtime::world::World::advance`] moves; nanoseconds.
     Virtual(AtomicU64),
 }
 

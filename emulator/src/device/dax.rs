@@ -33,15 +33,16 @@ use std::ptr::NonNull;
 use rustix::fs::{FallocateFlags, FlockOperation, MemfdFlags, OFlags, SeekFrom};
 use rustix::mm::{MapFlags, MsyncFlags, ProtFlags};
 
-use crate::copy;
-use crate::persistence::PAGE_WORDS;
-use crate::pin::PageRange;
-use crate::poison::{Damage, Poison};
-use crate::sync::atomic::AtomicU32;
-use crate::sync::machine::{AtomicU64, Ordering};
+use super::copy;
+use super::poison::{Damage, Poison};
+use crate::runtime::pages::PageRange;
+use crate::runtime::sync::atomic::AtomicU32;
+use crate::runtime::sync::machine::{AtomicU64, Ordering};
 
 /// Bytes in a page, the unit of a pin.
 pub const PAGE: u64 = 4096;
+/// 8-byte words in a page.
+pub(super) const PAGE_WORDS: usize = PAGE as usize / 8;
 /// Bytes in a folio, the unit of a device's size.
 pub const FOLIO: u64 = 2 << 20;
 /// The largest device: 1 TiB.
@@ -128,7 +129,7 @@ pub enum AccessError {
 
 /// What is behind the mapping.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Medium {
+enum DeviceBacking {
     Memory,
     Image(PathBuf),
 }
@@ -138,7 +139,7 @@ enum Medium {
 pub struct Device {
     base: NonNull<u8>,
     bytes: u64,
-    medium: Medium,
+    medium: DeviceBacking,
     file: File,
     poison: Poison,
     /// The descriptor that another process handed over: the image's lock may hang on it.
@@ -165,7 +166,7 @@ impl Device {
         };
         let file = rustix::fs::memfd_create("daxlab", MemfdFlags::CLOEXEC).map_err(os)?;
         rustix::fs::ftruncate(&file, bytes).map_err(os)?;
-        Device::map(file.into(), bytes, Medium::Memory)
+        Device::map(file.into(), bytes, DeviceBacking::Memory)
     }
 
     /// A device of `bytes` over the image file at `path`: made sparse if there is none (or an empty one), else opened as it
@@ -198,7 +199,7 @@ impl Device {
         } else if found < bytes {
             return Err(OpenError::TooSmall { path: named(), asked: bytes, found });
         }
-        Device::map(file, bytes, Medium::Image(named()))
+        Device::map(file, bytes, DeviceBacking::Image(named()))
     }
 
     /// A device of `bytes` over the file behind `fd`, which another process opened (and locked) as an image or made as a memory
@@ -236,13 +237,13 @@ impl Device {
             Err(error) => return Err(os("opening again", error)),
         };
         let memory = looked.nlink() == 0 && named.as_os_str().as_bytes().starts_with(MEMFD_LINK);
-        let medium = if memory { Medium::Memory } else { Medium::Image(named) };
+        let medium = if memory { DeviceBacking::Memory } else { DeviceBacking::Image(named) };
         let mut device = Device::map(file, bytes, medium)?;
         device.handed_over = handed_over;
         Ok(device)
     }
 
-    fn map(file: File, bytes: u64, medium: Medium) -> Result<Device, OpenError> {
+    fn map(file: File, bytes: u64, medium: DeviceBacking) -> Result<Device, OpenError> {
         let os = |source| OpenError::Os { what: format!("mapping a device of {bytes} bytes"), source };
         let len = usize::try_from(bytes).map_err(|error| os(io::Error::other(error)))?;
         // SAFETY: a fresh mapping at an address of the kernel's choice overlaps nothing of ours.
@@ -295,8 +296,8 @@ impl Device {
     /// The image's path; none for a memory device.
     pub fn path(&self) -> Option<&Path> {
         match &self.medium {
-            Medium::Memory => None,
-            Medium::Image(path) => Some(path),
+            DeviceBacking::Memory => None,
+            DeviceBacking::Image(path) => Some(path),
         }
     }
 
@@ -461,7 +462,7 @@ impl Device {
 
     /// `write`, unless there is nothing to write to or an earlier one failed.
     fn write_back(&self, write: impl FnOnce() -> rustix::io::Result<()>) -> io::Result<()> {
-        if self.medium == Medium::Memory {
+        if self.medium == DeviceBacking::Memory {
             return Ok(());
         }
         // ORDERING: Relaxed: no data hangs on it. A sync that begins after a failed one returned sees its store, because
@@ -479,7 +480,7 @@ impl Device {
     ///
     /// # Errors
     /// [`AccessError::OutOfRange`].
-    pub(crate) fn page_words(&self, page: u64) -> Result<&[AtomicU64; PAGE_WORDS], AccessError> {
+    pub(super) fn page_words(&self, page: u64) -> Result<&[AtomicU64; PAGE_WORDS], AccessError> {
         let at = self.at(page.saturating_mul(PAGE), PAGE)?;
         // SAFETY: a whole page inside the mapping, which lives as long as `self`; aligned; everybody accesses it as words.
         Ok(unsafe { &*at.cast() })

@@ -11,12 +11,12 @@ mod imp {
 
     /// See the module.
     #[derive(Debug)]
-    pub struct Rcu<T>(Atomic<T>);
+    pub struct EpochRcu<T>(Atomic<T>);
 
-    impl<T: Send + Sync + 'static> Rcu<T> {
+    impl<T: Send + Sync + 'static> EpochRcu<T> {
         /// A cell that holds `value`.
         pub fn new(value: T) -> Self {
-            Rcu(Atomic::new(value))
+            EpochRcu(Atomic::new(value))
         }
 
         /// Runs `look` on the current version. `look` must not block: it holds back reclamation for everybody.
@@ -39,7 +39,7 @@ mod imp {
         }
     }
 
-    impl<T> Drop for Rcu<T> {
+    impl<T> Drop for EpochRcu<T> {
         fn drop(&mut self) {
             // SAFETY: `&mut self` proves that no reader is left; the pointer is never null and owned by this cell.
             unsafe { drop(std::mem::replace(&mut self.0, Atomic::null()).into_owned()) };
@@ -49,16 +49,16 @@ mod imp {
 
 #[cfg(any(daxlab_loom, daxlab_shuttle))]
 mod imp {
-    use crate::sync::{Arc, Mutex};
+    use crate::runtime::sync::{Arc, Mutex};
 
     /// See the module.
     #[derive(Debug)]
-    pub struct Rcu<T>(Mutex<Arc<T>>);
+    pub struct LockedRcu<T>(Mutex<Arc<T>>);
 
-    impl<T: Send + Sync + 'static> Rcu<T> {
+    impl<T: Send + Sync + 'static> LockedRcu<T> {
         /// A cell that holds `value`.
         pub fn new(value: T) -> Self {
-            Rcu(Mutex::new(Arc::new(value)))
+            LockedRcu(Mutex::new(Arc::new(value)))
         }
 
         /// Runs `look` on the current version.
@@ -76,4 +76,7 @@ mod imp {
     }
 }
 
-pub use imp::Rcu;
+#[cfg(not(any(daxlab_loom, daxlab_shuttle)))]
+pub use imp::EpochRcu as Rcu;
+#[cfg(any(daxlab_loom, daxlab_shuttle))]
+pub use imp::LockedRcu as Rcu;

@@ -10,9 +10,9 @@
 
 use std::collections::BTreeSet;
 
-use crate::pin::PageRange;
-use crate::sync::Mutex;
-use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::runtime::pages::PageRange;
+use crate::runtime::sync::Mutex;
+use crate::runtime::sync::atomic::{AtomicU64, Ordering};
 
 /// The device is gone; the other bits count poisoned pages.
 const GONE: u64 = 1 << 63;
@@ -100,7 +100,7 @@ impl Poison {
 #[cfg(all(test, not(any(daxlab_loom, daxlab_shuttle))))]
 mod tests {
     use super::*;
-    use crate::device::{AccessError, Device, PAGE};
+    use crate::device::dax::{AccessError, Device, PAGE};
 
     const fn page(n: u64) -> PageRange {
         PageRange::new(n, 1)

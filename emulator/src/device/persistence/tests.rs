@@ -3,8 +3,8 @@
 
 use super::*;
 use crate::device::FOLIO;
-use crate::sync::atomic::{AtomicU64 as Counter, Ordering};
-use crate::sync::thread;
+use crate::runtime::sync::atomic::{AtomicU64 as Counter, Ordering};
+use crate::runtime::sync::thread;
 use proptest::prelude::*;
 
 const SIZE: usize = FOLIO as usize;
@@ -94,7 +94,7 @@ fn run(device: &Device, ops: &[Op], seed: u64) -> Vec<u8> {
             assert_eq!(found, &model.durable[at], "line {line} was flushed");
         }
     }
-    assert_eq!(cut, Cut { lines_unflushed: unflushed.len() as u64, lines_survived: survived });
+    assert_eq!(cut, PowerCut { lines_unflushed: unflushed.len() as u64, lines_survived: survived });
     after
 }
 
@@ -184,7 +184,7 @@ fn ranges_outside_are_refused_whole() {
     assert_eq!(contents(&durable.copy)[..3], [0; 3], "nothing was flushed");
     #[expect(clippy::reversed_empty_ranges, reason = "a caller's mistake must do no harm")]
     let empty = [5..5, 9..3, u64::MAX..0];
-    assert_eq!(durable.flush(&device, empty), Ok(Flushed::default()));
+    assert_eq!(durable.flush(&device, empty), Ok(FlushStats::default()));
     let larger = Device::memory(2 * FOLIO).unwrap();
     assert!(durable.cut(&larger, 0).is_err());
     assert!(durable.restore(&larger).is_err());
@@ -199,7 +199,7 @@ fn two_mappings_of_one_durable_image_agree() {
     assert_eq!(other.bytes(), FOLIO);
     device.write(100, b"flushed by the other").unwrap();
     other.flush(&device, Some(0..PAGE)).unwrap();
-    assert_eq!(made.cut(&device, 1).unwrap(), Cut::default(), "all was flushed");
+    assert_eq!(made.cut(&device, 1).unwrap(), PowerCut::default(), "all was flushed");
     device.poison().poison(PageRange::new(0, 1));
     made.restore(&device).unwrap();
     device.poison().clear(PageRange::new(0, 1));

@@ -7,7 +7,7 @@
 //! word (pins taken under it), a memory region's in-flight count, and a process's count of system calls in progress. Kernel
 //! counterpart: `percpu_ref_kill` and `percpu_ref_tryget_live`, without the per-cpu part.
 
-use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::runtime::sync::atomic::{AtomicU64, Ordering};
 
 const CLOSED: u64 = 1 << 63;
 const COUNT: u64 = CLOSED - 1;
@@ -18,7 +18,7 @@ pub struct Gate(AtomicU64);
 
 /// The door was shut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Shut {
+pub struct GateClosed {
     /// The refused entry's undo found itself to be the last one out; see [`Gate::leave`].
     pub last: bool,
 }
@@ -32,13 +32,13 @@ impl Gate {
     /// Enters.
     ///
     /// # Errors
-    /// [`Shut`] if the door is shut. The attempt was counted for a moment: if `last` is set, the caller has to do what the
+    /// [`GateClosed`] if the door is shut. The attempt was counted for a moment: if `last` is set, the caller has to do what the
     /// last leaver of a closed gate does.
-    pub fn enter(&self) -> Result<(), Shut> {
+    pub fn enter(&self) -> Result<(), GateClosed> {
         // ORDERING: SeqCst, in one total order with `close`: either this entry sees the door shut, or the closer's
         // returned count has it.
         let old = self.0.fetch_add(1, Ordering::SeqCst);
-        if old & CLOSED != 0 { Err(Shut { last: self.leave() }) } else { Ok(()) }
+        if old & CLOSED != 0 { Err(GateClosed { last: self.leave() }) } else { Ok(()) }
     }
 
     /// Leaves. True if the gate is closed and this was the last one inside.
@@ -84,9 +84,9 @@ mod tests {
         assert!(!gate.leave(), "open: nobody is told");
         assert_eq!(gate.close(), (1, true));
         assert_eq!(gate.close(), (1, false), "the second closer did not shut it");
-        assert_eq!(gate.enter(), Err(Shut { last: false }), "one is still inside");
+        assert_eq!(gate.enter(), Err(GateClosed { last: false }), "one is still inside");
         assert!(gate.leave());
-        assert_eq!(gate.enter(), Err(Shut { last: true }), "an undo can be the last one out");
+        assert_eq!(gate.enter(), Err(GateClosed { last: true }), "an undo can be the last one out");
         gate.reopen();
         gate.enter().unwrap();
         assert_eq!(gate.inside(), 1);

@@ -8,11 +8,11 @@
 
 use std::io;
 
-use crate::sync::atomic::AtomicU64;
+use crate::runtime::sync::atomic::AtomicU64;
 
 /// See the module.
 #[derive(Debug)]
-pub struct WordStore(imp::Store);
+pub struct WordStore(imp::Words);
 
 impl WordStore {
     /// `len` words, all zero.
@@ -21,7 +21,7 @@ impl WordStore {
     /// What `mmap` says, when the address space can't hold them (8 bytes a word).
     pub fn new(len: u64) -> io::Result<WordStore> {
         let len = usize::try_from(len).map_err(|_| io::Error::from(io::ErrorKind::OutOfMemory))?;
-        imp::Store::new(len).map(WordStore)
+        imp::Words::new(len).map(WordStore)
     }
 
     /// All words.
@@ -38,22 +38,24 @@ mod imp {
 
     use rustix::mm::{Advice, MapFlags, ProtFlags};
 
-    use crate::sync::atomic::AtomicU64;
+    use crate::runtime::sync::atomic::AtomicU64;
+
+    pub(super) use MappedWords as Words;
 
     #[derive(Debug)]
-    pub(super) struct Store {
+    pub(super) struct MappedWords {
         start: NonNull<AtomicU64>,
         len: usize,
     }
 
     // SAFETY: the mapping is owned by the store alone, lives until its drop, and holds nothing but atomics, which any
     // thread may access through a shared reference.
-    unsafe impl Send for Store {}
+    unsafe impl Send for MappedWords {}
     // SAFETY: as for Send.
-    unsafe impl Sync for Store {}
+    unsafe impl Sync for MappedWords {}
 
-    impl Store {
-        pub(super) fn new(len: usize) -> io::Result<Store> {
+    impl MappedWords {
+        pub(super) fn new(len: usize) -> io::Result<MappedWords> {
             // A mapping of no bytes is an error of its own; one word nobody can name is not.
             let bytes = len.max(1).checked_mul(size_of::<AtomicU64>()).ok_or(io::ErrorKind::OutOfMemory)?;
             let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
@@ -65,7 +67,7 @@ mod imp {
             // SAFETY: the range is exactly the mapping just made.
             let _ = unsafe { rustix::mm::madvise(start, bytes, Advice::LinuxNoHugepage) };
             let start = NonNull::new(start.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
-            Ok(Store { start, len })
+            Ok(MappedWords { start, len })
         }
 
         #[inline]
@@ -76,7 +78,7 @@ mod imp {
         }
     }
 
-    impl Drop for Store {
+    impl Drop for MappedWords {
         fn drop(&mut self) {
             let bytes = self.len.max(1) * size_of::<AtomicU64>();
             // SAFETY: the whole mapping made in `new`, to which no reference is left.
@@ -90,14 +92,16 @@ mod imp {
 mod imp {
     use std::io;
 
-    use crate::sync::atomic::AtomicU64;
+    use crate::runtime::sync::atomic::AtomicU64;
+
+    pub(super) use VecWords as Words;
 
     #[derive(Debug)]
-    pub(super) struct Store(Vec<AtomicU64>);
+    pub(super) struct VecWords(Vec<AtomicU64>);
 
-    impl Store {
-        pub(super) fn new(len: usize) -> io::Result<Store> {
-            Ok(Store((0..len).map(|_| AtomicU64::new(0)).collect()))
+    impl VecWords {
+        pub(super) fn new(len: usize) -> io::Result<VecWords> {
+            Ok(VecWords((0..len).map(|_| AtomicU64::new(0)).collect()))
         }
 
         pub(super) fn words(&self) -> &[AtomicU64] {
@@ -109,7 +113,7 @@ mod imp {
 #[cfg(all(test, not(any(daxlab_loom, daxlab_shuttle))))]
 mod tests {
     use super::*;
-    use crate::sync::atomic::Ordering;
+    use crate::runtime::sync::atomic::Ordering;
 
     #[test]
     fn a_terabyte_of_pages_costs_only_what_is_touched() {

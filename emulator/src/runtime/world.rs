@@ -6,10 +6,10 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::rng::{self, Rng};
-use crate::sync::{Arc, Condvar, Mutex};
-use crate::time::{Clock, Nanos};
-use crate::wait::{Standing, WaitFor, Waiter, WaiterId};
+use crate::runtime::clock::{Clock, Nanos};
+use crate::runtime::rng::{self, Rng};
+use crate::runtime::sync::{Arc, Condvar, Mutex};
+use crate::runtime::wait::{SleeperState, WaitFor, Waiter, WaiterId};
 
 /// Somebody asleep, as [`World::sleepers`] tells it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,7 +35,7 @@ pub enum Rest {
 
 /// A sleep in progress.
 #[derive(Debug)]
-struct Sleep {
+struct SleepInProgress {
     waiter: Arc<Waiter>,
     how: WaitFor,
     /// How many sleeps had begun before it.
@@ -44,13 +44,13 @@ struct Sleep {
 
 #[derive(Debug, Default)]
 struct Sleeps {
-    by_waiter: BTreeMap<WaiterId, Sleep>,
+    by_waiter: BTreeMap<WaiterId, SleepInProgress>,
     begun: u64,
 }
 
 /// Tells whoever watches a world in which threads take turns that something has moved.
 #[derive(Debug, Default)]
-struct Watch {
+struct MoveWatch {
     moves: Mutex<u64>,
     moved: Condvar,
 }
@@ -62,7 +62,7 @@ pub struct World {
     seed: u64,
     sleeps: Mutex<Sleeps>,
     /// Only where threads take turns.
-    watch: Option<Watch>,
+    watch: Option<MoveWatch>,
 }
 
 impl World {
@@ -79,7 +79,7 @@ impl World {
     /// As [`World::manual`], and whoever was woken goes on only when it is granted a turn ([`World::grant`]): so what happens
     /// depends on the order of turns, and on no processor.
     pub fn in_turns(seed: u64) -> World {
-        World { watch: Some(Watch::default()), ..World::manual(seed) }
+        World { watch: Some(MoveWatch::default()), ..World::manual(seed) }
     }
 
     fn new(clock: Clock, seed: u64) -> World {
@@ -107,7 +107,7 @@ impl World {
         let now = self.now();
         let due: Vec<Arc<Waiter>> = {
             let sleeps = self.sleeps.lock();
-            let due = |sleep: &&Sleep| sleep.how.deadline.is_some_and(|deadline| deadline <= now);
+            let due = |sleep: &&SleepInProgress| sleep.how.deadline.is_some_and(|deadline| deadline <= now);
             sleeps.by_waiter.values().filter(due).map(|sleep| Arc::clone(&sleep.waiter)).collect()
         };
         for waiter in due {
@@ -118,7 +118,7 @@ impl World {
     /// Everybody asleep at this moment, by waiter.
     pub fn sleepers(&self) -> Vec<Sleeper> {
         let sleeps = self.sleeps.lock();
-        let sleeper = |(waiter, sleep): (&WaiterId, &Sleep)| Sleeper {
+        let sleeper = |(waiter, sleep): (&WaiterId, &SleepInProgress)| Sleeper {
             waiter: *waiter,
             reason: sleep.how.reason,
             deadline: sleep.how.deadline,
@@ -132,19 +132,19 @@ impl World {
     pub fn rest(&self, threads: usize) -> Rest {
         let look = || {
             let sleeps = self.sleeps.lock();
-            let mut waiting: Vec<(u64, WaiterId, Standing, u64)> = Vec::with_capacity(threads);
+            let mut waiting: Vec<(u64, WaiterId, SleeperState, u64)> = Vec::with_capacity(threads);
             for (id, sleep) in &sleeps.by_waiter {
                 let (standing, wakes) = sleep.waiter.standing();
                 waiting.push((sleep.order, *id, standing, wakes));
             }
-            let all = waiting.len() == threads && waiting.iter().all(|(_, _, at, _)| *at != Standing::Running);
+            let all = waiting.len() == threads && waiting.iter().all(|(_, _, at, _)| *at != SleeperState::Running);
             waiting.sort_unstable_by_key(|(order, ..)| *order);
             all.then_some(waiting)
         };
         let first = look();
         match &first {
             Some(waiting) if first == look() => {
-                let woken = waiting.iter().find(|(_, _, standing, _)| *standing == Standing::Woken);
+                let woken = waiting.iter().find(|(_, _, standing, _)| *standing == SleeperState::Woken);
                 woken.map_or(Rest::Quiet, |(_, id, ..)| Rest::Turn(*id))
             }
             _ => Rest::Moving,
@@ -162,7 +162,7 @@ impl World {
     /// The one that has waited longest of those who were woken and wait for their turn, whoever else runs.
     pub fn next_turn(&self) -> Option<WaiterId> {
         let sleeps = self.sleeps.lock();
-        let woken = sleeps.by_waiter.iter().filter(|(_, sleep)| sleep.waiter.standing().0 == Standing::Woken);
+        let woken = sleeps.by_waiter.iter().filter(|(_, sleep)| sleep.waiter.standing().0 == SleeperState::Woken);
         woken.min_by_key(|(_, sleep)| sleep.order).map(|(id, _)| *id)
     }
 
@@ -196,7 +196,7 @@ impl World {
 
     pub(crate) fn fell_asleep(&self, waiter: &Arc<Waiter>, how: WaitFor) {
         let mut sleeps = self.sleeps.lock();
-        let sleep = Sleep { waiter: Arc::clone(waiter), how, order: sleeps.begun };
+        let sleep = SleepInProgress { waiter: Arc::clone(waiter), how, order: sleeps.begun };
         sleeps.begun += 1;
         let before = sleeps.by_waiter.insert(waiter.id(), sleep);
         debug_assert!(before.is_none(), "a waiter sleeps on one queue at a time");

@@ -11,7 +11,7 @@
 //! | stored to since its last flush | the durable or the live version, whole, by a choice that depends on (seed, line number) alone |
 //!
 //! Invariants: a line of the durable image is never older than the last flush of its range that returned; it is never a mix
-//! of two versions, unless somebody stored to the line all through the flush ([`Flushed::lines_unsettled`]); a page that is a
+//! of two versions, unless somebody stored to the line all through the flush ([`FlushStats::lines_unsettled`]); a page that is a
 //! hole in both images takes no memory and no time.
 //!
 //! What the model leaves out: a cache evicts a line at any time, so a line that was stored to twice since its flush could
@@ -30,23 +30,21 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 
 use rand::Rng;
 
-use crate::device::{AccessError, Device, OpenError, PAGE};
-use crate::pin::PageRange;
-use crate::rng;
-use crate::sync::machine::{AtomicU64, Ordering, fence};
+use super::dax::{AccessError, Device, OpenError, PAGE, PAGE_WORDS};
+use crate::runtime::pages::PageRange;
+use crate::runtime::rng;
+use crate::runtime::sync::machine::{AtomicU64, Ordering, fence};
 
 /// Bytes in a cache line, the unit that a power cut keeps or loses.
 pub const LINE: u64 = 64;
 const LINE_WORDS: usize = LINE as usize / 8;
-/// Words in a page.
-pub(crate) const PAGE_WORDS: usize = PAGE as usize / 8;
 /// How often a page is looked at before a flush leaves it to those who go on storing to it.
 const LOOKS: u32 = 16;
 
-type Page = [AtomicU64; PAGE_WORDS];
+type PageWords = [AtomicU64; PAGE_WORDS];
 
 /// What a hole reads as. Only ever compared with and copied from.
-static HOLE: Page = [const { AtomicU64::new(0) }; PAGE_WORDS];
+static HOLE: PageWords = [const { AtomicU64::new(0) }; PAGE_WORDS];
 
 /// See the module.
 #[derive(Debug)]
@@ -56,7 +54,7 @@ pub struct Durable {
 
 /// What a flush did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Flushed {
+pub struct FlushStats {
     /// Bytes of pages that were looked at: those that are no hole in both images.
     pub bytes_compared: u64,
     /// Bytes of lines that differed and were copied, and of pages that had become holes.
@@ -68,7 +66,7 @@ pub struct Flushed {
 
 /// What a power cut did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Cut {
+pub struct PowerCut {
     /// Lines that were stored to, with a different content, since their last flush.
     pub lines_unflushed: u64,
     /// Those of them that had been evicted to the memory in time.
@@ -117,7 +115,7 @@ impl Durable {
         &self,
         live: &Device,
         ranges: impl IntoIterator<Item = Range<u64>, IntoIter: Clone>,
-    ) -> Result<Flushed, AccessError> {
+    ) -> Result<FlushStats, AccessError> {
         let ranges = ranges.into_iter().filter(|range| !range.is_empty());
         for range in ranges.clone() {
             let bytes = live.bytes().min(self.bytes());
@@ -125,7 +123,7 @@ impl Durable {
                 return Err(AccessError::OutOfRange { offset: range.start, len: range.end - range.start, bytes });
             }
         }
-        let mut done = Flushed::default();
+        let mut done = FlushStats::default();
         for range in ranges {
             mirror(live, &self.copy, range.start / PAGE..range.end.div_ceil(PAGE), &mut done)?;
         }
@@ -138,10 +136,10 @@ impl Durable {
     ///
     /// # Errors
     /// [`AccessError::OutOfRange`] if `live` has another size.
-    pub fn cut(&self, live: &Device, seed: u64) -> Result<Cut, AccessError> {
+    pub fn cut(&self, live: &Device, seed: u64) -> Result<PowerCut, AccessError> {
         self.same_size(live)?;
-        let mut done = Cut::default();
-        for run in Runs::over(live, &self.copy, 0..live.pages()) {
+        let mut done = PowerCut::default();
+        for run in DataRuns::over(live, &self.copy, 0..live.pages()) {
             for page in run.pages {
                 let now = if run.from { live.page_words(page)? } else { &HOLE };
                 let kept = if run.to { self.copy.page_words(page)? } else { &HOLE };
@@ -169,7 +167,7 @@ impl Durable {
     /// [`AccessError::OutOfRange`] if `live` has another size; [`AccessError::Gone`] if it was taken away and can't give memory back.
     pub fn restore(&self, live: &Device) -> Result<(), AccessError> {
         self.same_size(live)?;
-        mirror(&self.copy, live, 0..live.pages(), &mut Flushed::default())
+        mirror(&self.copy, live, 0..live.pages(), &mut FlushStats::default())
     }
 
     fn same_size(&self, live: &Device) -> Result<(), AccessError> {
@@ -181,8 +179,8 @@ impl Durable {
 }
 
 /// Makes `pages` of `to` what they are in `from`.
-fn mirror(from: &Device, to: &Device, pages: Range<u64>, done: &mut Flushed) -> Result<(), AccessError> {
-    for run in Runs::over(from, to, pages) {
+fn mirror(from: &Device, to: &Device, pages: Range<u64>, done: &mut FlushStats) -> Result<(), AccessError> {
+    for run in DataRuns::over(from, to, pages) {
         let len = run.pages.end - run.pages.start;
         done.bytes_compared += len * PAGE;
         if run.from {
@@ -194,7 +192,7 @@ fn mirror(from: &Device, to: &Device, pages: Range<u64>, done: &mut Flushed) -> 
         to.discard(PageRange::new(run.pages.start, len))?;
         done.bytes_copied += len * PAGE;
         // Somebody may have stored to the hole meanwhile, and somebody else have flushed that before it was discarded.
-        for run in Runs::over(from, to, run.pages).filter(|run| run.from) {
+        for run in DataRuns::over(from, to, run.pages).filter(|run| run.from) {
             for page in run.pages {
                 mirror_page(from, to, page, run.to, done)?;
             }
@@ -204,7 +202,7 @@ fn mirror(from: &Device, to: &Device, pages: Range<u64>, done: &mut Flushed) -> 
 }
 
 /// Makes `page` of `to` (a hole unless `there`) what it is in `from`, which is no hole.
-fn mirror_page(from: &Device, to: &Device, page: u64, there: bool, done: &mut Flushed) -> Result<(), AccessError> {
+fn mirror_page(from: &Device, to: &Device, page: u64, there: bool, done: &mut FlushStats) -> Result<(), AccessError> {
     let now = from.page_words(page)?;
     if !there && !lines(now).zip(lines(&HOLE)).any(|(now, hole)| differ(now, hole)) {
         return Ok(());
@@ -232,7 +230,7 @@ fn mirror_page(from: &Device, to: &Device, page: u64, there: bool, done: &mut Fl
     Ok(())
 }
 
-fn lines(page: &Page) -> impl Iterator<Item = &[AtomicU64; LINE_WORDS]> {
+fn lines(page: &PageWords) -> impl Iterator<Item = &[AtomicU64; LINE_WORDS]> {
     page.as_chunks::<LINE_WORDS>().0.iter()
 }
 
@@ -248,7 +246,7 @@ fn copy_line(from: &[AtomicU64; LINE_WORDS], to: &[AtomicU64; LINE_WORDS]) {
 }
 
 /// Pages of two devices that are no hole in both, in order, split where one of them changes between hole and data.
-struct Runs<'a> {
+struct DataRuns<'a> {
     from: &'a Device,
     to: &'a Device,
     at: u64,
@@ -259,23 +257,23 @@ struct Runs<'a> {
 }
 
 /// Pages, and which side has data there.
-struct Run {
+struct DataRun {
     pages: Range<u64>,
     from: bool,
     to: bool,
 }
 
-impl<'a> Runs<'a> {
-    fn over(from: &'a Device, to: &'a Device, pages: Range<u64>) -> Runs<'a> {
+impl<'a> DataRuns<'a> {
+    fn over(from: &'a Device, to: &'a Device, pages: Range<u64>) -> DataRuns<'a> {
         let none = pages.start..pages.start;
-        Runs { from, to, at: pages.start, end: pages.end, from_data: none.clone(), to_data: none }
+        DataRuns { from, to, at: pages.start, end: pages.end, from_data: none.clone(), to_data: none }
     }
 }
 
-impl Iterator for Runs<'_> {
-    type Item = Run;
+impl Iterator for DataRuns<'_> {
+    type Item = DataRun;
 
-    fn next(&mut self) -> Option<Run> {
+    fn next(&mut self) -> Option<DataRun> {
         for (device, data) in [(self.from, &mut self.from_data), (self.to, &mut self.to_data)] {
             if data.end <= self.at && self.at < self.end {
                 *data = device.data_pages(self.at..self.end);
@@ -290,7 +288,7 @@ impl Iterator for Runs<'_> {
         let end = edge(&self.from_data, from).min(edge(&self.to_data, to));
         let pages = self.at..end;
         self.at = end;
-        Some(Run { pages, from, to })
+        Some(DataRun { pages, from, to })
     }
 }
 

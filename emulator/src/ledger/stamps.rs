@@ -21,9 +21,9 @@
 
 use std::io;
 
-use crate::pin::PageRange;
-use crate::sync::atomic::{AtomicU64, Ordering, fence};
-use crate::words::WordStore;
+use crate::pin::words::WordStore;
+use crate::runtime::pages::PageRange;
+use crate::runtime::sync::atomic::{AtomicU64, Ordering, fence};
 
 /// Pages in a folio, and folios in a giant folio.
 const FANOUT_SHIFT: u32 = 9;
@@ -61,7 +61,7 @@ pub enum Ownership {
 
 /// What an access through a registration means for who owns the pages now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Access {
+pub enum OwnershipCheck {
     /// All pages are what they were when the registration was made.
     Current,
     /// Some were orphaned since then, none has another owner: harms nobody.
@@ -166,7 +166,7 @@ impl Ledger {
             let stop = range.end().min((at | (FOLIO - 1)) + 1);
             let folio = PageRange::new(at, stop - at);
             at = stop;
-            if self.check(folio, since) == Access::Current {
+            if self.check(folio, since) == OwnershipCheck::Current {
                 continue;
             }
             for page in folio.pages() {
@@ -191,8 +191,8 @@ impl Ledger {
     /// # Panics
     /// If the range leaves the device.
     #[inline]
-    pub fn check(&self, range: PageRange, since: Stamp) -> Access {
-        let mut worst = Access::Current;
+    pub fn check(&self, range: PageRange, since: Stamp) -> OwnershipCheck {
+        let mut worst = OwnershipCheck::Current;
         let (mut at, end) = (range.start(), range.end());
         while at < end {
             if at & (GIANT - 1) == 0 && end - at >= GIANT {
@@ -210,9 +210,9 @@ impl Ledger {
             let below = folio[1].load(Ordering::Acquire);
             if Stamp(own.max(below)).newer_than(since) {
                 match self.check_pages(PageRange::new(at, stop - at), Stamp(own), since) {
-                    Access::Current => {}
-                    Access::Orphan => worst = Access::Orphan,
-                    stale @ Access::Stale { .. } => return stale,
+                    OwnershipCheck::Current => {}
+                    OwnershipCheck::Orphan => worst = OwnershipCheck::Orphan,
+                    stale @ OwnershipCheck::Stale { .. } => return stale,
                 }
             }
             at = stop;
@@ -221,16 +221,16 @@ impl Ledger {
     }
 
     /// Page by page, where the folio and the giant say `own`.
-    fn check_pages(&self, range: PageRange, own: Stamp, since: Stamp) -> Access {
-        let mut worst = Access::Current;
+    fn check_pages(&self, range: PageRange, own: Stamp, since: Stamp) -> OwnershipCheck {
+        let mut worst = OwnershipCheck::Current;
         let words = &self.pages.words()[range.start() as usize..range.end() as usize];
         for (page, word) in range.pages().zip(words) {
             let newest = own.max(Stamp(word.load(Ordering::Acquire)));
             if newest.newer_than(since) {
                 if !newest.is_orphan() {
-                    return Access::Stale { page, stamp: newest };
+                    return OwnershipCheck::Stale { page, stamp: newest };
                 }
-                worst = Access::Orphan;
+                worst = OwnershipCheck::Orphan;
             }
         }
         worst
@@ -241,7 +241,7 @@ impl Ledger {
     /// # Panics
     /// If the range leaves the device.
     #[inline]
-    pub fn check_after_copy(&self, range: PageRange, since: Stamp) -> Access {
+    pub fn check_after_copy(&self, range: PageRange, since: Stamp) -> OwnershipCheck {
         // ORDERING: the copy's stores, then the look: without a full fence a processor may look first and store later, into
         // a block that was stamped and handed on in between.
         fence(Ordering::SeqCst);
@@ -276,14 +276,14 @@ mod tests {
             self.0[range.start() as usize..range.end() as usize].fill(stamp);
         }
 
-        fn check(&self, range: PageRange, since: Stamp) -> Access {
+        fn check(&self, range: PageRange, since: Stamp) -> OwnershipCheck {
             let newer =
                 range.pages().map(|page| (page, self.0[page as usize])).filter(|(_, s)| s.event() > since.event());
             let (orphan, stale): (Vec<_>, Vec<_>) = newer.partition(|(_, stamp)| stamp.is_orphan());
             match stale.first() {
-                Some(&(page, stamp)) => Access::Stale { page, stamp },
-                None if orphan.is_empty() => Access::Current,
-                None => Access::Orphan,
+                Some(&(page, stamp)) => OwnershipCheck::Stale { page, stamp },
+                None if orphan.is_empty() => OwnershipCheck::Current,
+                None => OwnershipCheck::Orphan,
             }
         }
     }
@@ -334,13 +334,13 @@ mod tests {
         let (folio, page) = (PageRange::new(FOLIO, FOLIO), PageRange::new(FOLIO + 7, 1));
         ledger.stamp(folio, Ownership::Changed);
         let since = ledger.read_point();
-        assert_eq!(ledger.check(folio, since), Access::Current);
+        assert_eq!(ledger.check(folio, since), OwnershipCheck::Current);
         ledger.stamp(page, Ownership::Orphaned);
-        assert_eq!(ledger.check(folio, since), Access::Orphan);
+        assert_eq!(ledger.check(folio, since), OwnershipCheck::Orphan);
         let freed = ledger.stamp(page, Ownership::Changed);
-        assert_eq!(ledger.check(folio, since), Access::Stale { page: FOLIO + 7, stamp: freed });
-        assert_eq!(ledger.check(PageRange::new(0, FOLIO), since), Access::Current);
-        assert_eq!(ledger.check(folio, ledger.read_point()), Access::Current);
+        assert_eq!(ledger.check(folio, since), OwnershipCheck::Stale { page: FOLIO + 7, stamp: freed });
+        assert_eq!(ledger.check(PageRange::new(0, FOLIO), since), OwnershipCheck::Current);
+        assert_eq!(ledger.check(folio, ledger.read_point()), OwnershipCheck::Current);
     }
 
     #[test]

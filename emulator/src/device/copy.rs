@@ -1,4 +1,4 @@
-//! Copies that may race: between shared words (the device's, a [`crate::memory::Memory`]'s) and private memory, and within the
+//! Copies that may race: between shared words (the device's, a [`crate::device::memory::Memory`]'s) and private memory, and within the
 //! device.
 //!
 //! It owns the one place where shared bytes are touched. Invariant: every access to shared memory is a relaxed atomic
@@ -15,7 +15,7 @@
 //! relaxed word accesses in no particular order. Measured against `memcpy` of the same bytes, interleaved, private memory
 //! at several alignments: 4 KiB 1.0–1.13 times its time, 64 KiB 1.0, 1 MiB 0.8–0.9; 9 to 27 ns slower below 4 KiB.
 
-use crate::sync::machine::{AtomicU64, Ordering};
+use crate::runtime::sync::machine::{AtomicU64, Ordering};
 
 /// Bytes in a word.
 const WORD: usize = 8;

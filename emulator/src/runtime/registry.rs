@@ -1,7 +1,7 @@
 //! A concurrent map from numbers to shared objects.
 //!
 //! It owns the objects' registration, nothing of their life. Invariants: no guard escapes (values are cloned out, callbacks
-//! see plain references and must touch nothing of [`crate::sync`]), the hasher is fixed, and iteration is sorted, so that
+//! see plain references and must touch nothing of [`crate::runtime::sync`]), the hasher is fixed, and iteration is sorted, so that
 //! a run repeats. Kernel counterpart: an `xarray` or IDR.
 
 use dashmap::DashMap;

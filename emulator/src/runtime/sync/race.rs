@@ -4,16 +4,16 @@
 //! probability; an unarmed one (benchmarks, tests, models) pays one thread-local load. Invariant: whether a race point
 //! yields never depends on, and never changes, anything but the schedule. Kernel counterpart: `CONFIG_KCSAN_DELAY_TASK`.
 
-use crate::rng::Rng;
+use rand_xoshiro::Xoshiro256PlusPlus;
 
 #[cfg(not(any(daxlab_loom, daxlab_shuttle)))]
 mod imp {
     use std::cell::RefCell;
 
-    use crate::rng::Rng;
+    use rand_xoshiro::Xoshiro256PlusPlus;
 
     struct Armed {
-        rng: Rng,
+        rng: Xoshiro256PlusPlus,
         /// A draw below this yields; the probability scaled to the whole range of a `u64`.
         threshold: u64,
     }
@@ -22,7 +22,7 @@ mod imp {
         static ARMED: RefCell<Option<Armed>> = const { RefCell::new(None) };
     }
 
-    pub(super) fn arm(rng: Rng, probability: f64) {
+    pub(super) fn arm(rng: Xoshiro256PlusPlus, probability: f64) {
         let threshold = (probability.clamp(0.0, 1.0) * u64::MAX as f64) as u64;
         ARMED.with(|armed| *armed.borrow_mut() = Some(Armed { rng, threshold }));
     }
@@ -46,13 +46,13 @@ mod imp {
 /// Under loom and shuttle the explorer decides who runs: every access is a race point already.
 #[cfg(any(daxlab_loom, daxlab_shuttle))]
 mod imp {
-    pub(super) fn arm(_rng: crate::rng::Rng, _probability: f64) {}
+    pub(super) fn arm(_rng: rand_xoshiro::Xoshiro256PlusPlus, _probability: f64) {}
     pub(super) fn disarm() {}
     pub(super) fn point() {}
 }
 
 /// Arms the race points of this thread: each yields with `probability` (clamped to 0..=1), drawn from `rng`.
-pub fn arm(rng: Rng, probability: f64) {
+pub fn arm(rng: Xoshiro256PlusPlus, probability: f64) {
     imp::arm(rng, probability);
 }
 
@@ -67,10 +67,10 @@ pub fn point(_name: &'static str) {
     imp::point();
 }
 
-/// Marks a place where two sides of a race can meet. See [`crate::sync::race`].
+/// Marks a place where two sides of a race can meet. See [`crate::runtime::sync::race`].
 #[macro_export]
 macro_rules! race_point {
     ($name:literal) => {
-        $crate::sync::race::point($name)
+        $crate::runtime::sync::race::point($name)
     };
 }
