@@ -26,3 +26,4 @@ pub mod race;
 pub mod scenario;
 #[cfg(not(any(daxlab_loom, daxlab_shuttle)))]
 pub mod serve;
+pub mod socket;

@@ -33,10 +33,10 @@ mod words;
 use std::path::PathBuf;
 use std::task::Poll;
 
+use crate::socket::{self, ListenError};
 use emulator::World;
+use emulator::device::persistence::Durable;
 use emulator::device::{Device, OpenError};
-use emulator::persistence::Durable;
-use emulator::socket::{self, ListenError};
 use emulator::sync::Arc;
 use emulator::sync::atomic::{AtomicBool, Ordering};
 use emulator::wait::{WaitFor, WaitQueue, Waiter, WaiterId};
