@@ -1,21 +1,21 @@
 //! Anonymous shared memory of simulated processes: where an RDMA program keeps its local buffers.
 //!
-//! It owns the errno values of an access; the bytes are [`emulator::memory`]'s. Kernel counterpart: an anonymous `MAP_SHARED`
+//! It owns the errno values of an access; the bytes are [`emulator::device::memory`]'s. Kernel counterpart: an anonymous `MAP_SHARED`
 //! mapping.
 
-use emulator::memory::Memory;
+use emulator::device::memory::ProcessMemory;
 
 use crate::dma::AtomicOp;
 use crate::errno::Errno;
 
 /// See the module. The length is a multiple of 8 bytes.
 #[derive(Debug)]
-pub struct AnonMemory(Memory);
+pub struct AnonMemory(ProcessMemory);
 
 impl AnonMemory {
     /// `len` zero bytes, rounded up to 8.
     pub fn new(len: usize) -> AnonMemory {
-        AnonMemory(Memory::new(len))
+        AnonMemory(ProcessMemory::new(len))
     }
 
     /// Its length in bytes.

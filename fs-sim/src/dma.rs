@@ -7,10 +7,10 @@
 
 pub(crate) mod on_demand;
 
-use emulator::ledger::{Access, Stamp};
+use emulator::ledger::{OwnershipCheck, Stamp};
 use emulator::pin::PageRange;
 use emulator::race_point;
-use emulator::trace::Event;
+use emulator::runtime::trace::TraceEvent;
 
 use crate::errno::Errno;
 use crate::extent_map::{Extent, Piece};
@@ -31,7 +31,7 @@ pub struct Finding {
     /// The file and file block that own the page now, if any.
     pub new_owner: Option<(Ino, u64)>,
     /// The newest events that touched the page, oldest first.
-    pub trace: Vec<Event>,
+    pub trace: Vec<TraceEvent>,
 }
 
 /// How many findings are kept in full; more are counted only.
@@ -78,9 +78,11 @@ impl Kernel {
         let result = body();
         let after = self.ledger.check_after_copy(pages, since);
         match (before, after) {
-            (Access::Current, Access::Current) => {}
-            (_, Access::Stale { page, .. }) | (Access::Stale { page, .. }, _) => self.found_stale(page, pages, subject),
-            (Access::Orphan, _) | (_, Access::Orphan) => self.counters.orphan_dma.add(1),
+            (OwnershipCheck::Current, OwnershipCheck::Current) => {}
+            (_, OwnershipCheck::Stale { page, .. }) | (OwnershipCheck::Stale { page, .. }, _) => {
+                self.found_stale(page, pages, subject)
+            }
+            (OwnershipCheck::Orphan, _) | (_, OwnershipCheck::Orphan) => self.counters.orphan_dma.add(1),
         }
         result
     }

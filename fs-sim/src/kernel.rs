@@ -10,10 +10,10 @@ use emulator::World;
 use emulator::device::Device;
 use emulator::ledger::Ledger;
 use emulator::pin::{PageRange, PinTable};
-use emulator::registry::Registry;
+use emulator::runtime::registry::Registry;
+use emulator::runtime::trace::{Trace, TraceEvent};
 use emulator::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use emulator::sync::{Arc, Mutex};
-use emulator::trace::{Event, Trace};
 
 use crate::counters::Counters;
 use crate::design::{Axes, VolumeOptions};
@@ -212,7 +212,7 @@ impl Kernel {
         self.tracer.record(self.world.now(), kind, actor, ino, pages);
     }
 
-    pub(crate) fn trace_about(&self, pages: PageRange) -> Vec<Event> {
+    pub(crate) fn trace_about(&self, pages: PageRange) -> Vec<TraceEvent> {
         self.tracer.about(pages, 32)
     }
 }

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::task::Poll;
 
 use emulator::sync::{Arc, Mutex};
-use emulator::wait::{Sleep, WaitError, WaitFor, WaitQueue, Waiter, WaiterId};
+use emulator::wait::{SleepKind, WaitError, WaitFor, WaitQueue, Waiter, WaiterId};
 
 use crate::Kernel;
 use crate::holders::Holder;
@@ -325,7 +325,7 @@ impl Task {
     ) -> Result<T, Ended> {
         let kernel = self.kernel();
         let id = self.waiter().id();
-        let bounded = how.deadline.is_some() || how.sleep == Sleep::Killable;
+        let bounded = how.deadline.is_some() || how.sleep == SleepKind::Killable;
         let waiter = self.waiter();
         let mut looks = 0;
         let outcome = queue.wait(&kernel.world, waiter, how, || {

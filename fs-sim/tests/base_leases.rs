@@ -6,9 +6,9 @@ mod common;
 use std::time::Duration;
 
 use common::{Actor, BREAK_TIME, Blocked, Lab, Nic, every_preset, preset};
+use emulator::runtime::clock::Nanos;
 use emulator::sync::atomic::{AtomicBool, Ordering};
 use emulator::sync::{race, thread};
-use emulator::time::Nanos;
 use fs_sim::base_lease::{Info, Request, Type};
 use fs_sim::file_ops::fallocate::Mode;
 use fs_sim::file_ops::open::Flags;

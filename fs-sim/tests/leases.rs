@@ -6,7 +6,7 @@ mod common;
 use std::time::Duration;
 
 use common::{BREAK_TIME, Lab, Nic, every_preset_with, preset};
-use emulator::time::Nanos;
+use emulator::runtime::clock::Nanos;
 use fs_sim::design::{Axes, BreakTimeout, LeaseRules};
 use fs_sim::file_ops::open::Flags;
 use fs_sim::inspect::LeaseState;

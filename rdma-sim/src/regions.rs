@@ -31,7 +31,7 @@ use std::collections::VecDeque;
 use std::ops::Deref;
 use std::task::Poll;
 
-use emulator::gate::Gate;
+use emulator::pin::gate::Gate;
 use emulator::race_point;
 use emulator::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use emulator::sync::{Arc, Mutex, OnceLock};

@@ -5,7 +5,7 @@
 //! lost race, a design) can shift what is drawn next: two runs with one seed make the same choices, actor by actor. What is
 //! due by the clock or by a signal (a deregistration, the answer to a break) is not a choice. There is no kernel counterpart.
 
-use emulator::rng::{self, Rng};
+use emulator::runtime::rng::{self, Rng};
 use rand::{RngExt, SeedableRng};
 use rand_distr::{Distribution as _, Zipf};
 

@@ -4,8 +4,8 @@
 //! whoever finds a break's time over carries it out, under the books' lock. Kernel counterpart: `__break_lease`,
 //! `lease_break_callback`, `send_sigio` (fs/locks.c, fs/fcntl.c).
 
+use emulator::runtime::clock::Nanos;
 use emulator::sync::Arc;
-use emulator::time::Nanos;
 use emulator::wait::WaitFor;
 
 use super::Type;

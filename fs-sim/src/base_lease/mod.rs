@@ -11,7 +11,7 @@ mod breaking;
 mod calls;
 pub(crate) mod table;
 
-use emulator::time::Nanos;
+use emulator::runtime::clock::Nanos;
 
 use crate::process::Pid;
 use crate::process::description::DescriptionId;

@@ -7,8 +7,8 @@
 
 use std::collections::BTreeMap;
 
+use emulator::runtime::clock::Nanos;
 use emulator::sync::{Arc, Mutex, MutexGuard};
-use emulator::time::Nanos;
 use emulator::wait::WaitQueue;
 
 use super::{Request, Type};

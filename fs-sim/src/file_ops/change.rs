@@ -16,7 +16,7 @@ use emulator::ledger::Ownership;
 use emulator::pin::{Closing, PageRange};
 use emulator::race_point;
 use emulator::sync::{Arc, thread};
-use emulator::wait::{Sleep, WaitFor};
+use emulator::wait::{SleepKind, WaitFor};
 
 use super::departing::Departing;
 use super::pages::{common, merge, without};
@@ -379,7 +379,7 @@ impl Task {
         let mut doors: Vec<Option<Doors<'t>>> = Vec::with_capacity(works.len());
         for (work, verdict) in works.iter().zip(&verdicts) {
             let Some(shut) = kernel.shut(work, verdict) else {
-                if patience == Patience::Waits && self.waiter().interrupted(Sleep::Interruptible) {
+                if patience == Patience::Waits && self.waiter().interrupted(SleepKind::Interruptible) {
                     return Err(Errno::EINTR);
                 }
                 drop(doors);

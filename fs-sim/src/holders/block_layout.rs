@@ -11,12 +11,12 @@
 
 use std::any::Any;
 
-use emulator::gate::Gate;
 use emulator::ledger::Stamp;
+use emulator::pin::gate::Gate;
 use emulator::race_point;
+use emulator::runtime::clock::Nanos;
 use emulator::sync::atomic::{AtomicBool, Ordering};
 use emulator::sync::{Arc, Mutex, OnceLock};
-use emulator::time::Nanos;
 use emulator::wait::{WaitFor, WaitQueue};
 
 use super::downcast;

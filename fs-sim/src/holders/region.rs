@@ -8,7 +8,7 @@
 //! counterpart: `percpu_ref` around io_uring's registered nodes, `xdp_umem` references. (rdma-sim's regions do the same in
 //! slots of a table.)
 
-use emulator::gate::Gate;
+use emulator::pin::gate::Gate;
 use emulator::race_point;
 use emulator::sync::{Arc, Mutex};
 

@@ -9,8 +9,8 @@
 use std::fmt;
 
 use emulator::pin::PageRange;
+use emulator::runtime::clock::Nanos;
 use emulator::sync::Arc;
-use emulator::time::Nanos;
 use emulator::wait::WaiterId;
 use serde::Serialize;
 

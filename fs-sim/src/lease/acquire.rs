@@ -4,7 +4,7 @@
 //! fails has changed nothing of the caller's; conversion on one description is atomic; while a break is pending nobody else
 //! is let in. Kernel counterpart: `generic_add_lease` (fs/locks.c) for the shape; the tables are the proposals'.
 
-use emulator::gate::Gate;
+use emulator::pin::gate::Gate;
 use emulator::sync::atomic::Ordering;
 use emulator::sync::{Arc, MutexGuard};
 use emulator::wait::WaitFor;

@@ -4,8 +4,8 @@
 //! sampled when it starts; a lease whose time is over is handled by whoever waits for it, exactly once, under the table's
 //! lock. Kernel counterpart: `__break_lease`, `time_out_leases` (fs/locks.c).
 
+use emulator::runtime::clock::Nanos;
 use emulator::sync::Arc;
-use emulator::time::Nanos;
 use emulator::wait::WaitFor;
 
 use super::table::{BreakTo, Entry, State};

@@ -12,7 +12,7 @@ pub(crate) mod settle;
 pub mod table;
 pub mod unlock;
 
-use emulator::gate::Gate;
+use emulator::pin::gate::Gate;
 
 use crate::design::LeaseRules;
 

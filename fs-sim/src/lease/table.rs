@@ -3,9 +3,9 @@
 //! It owns the entries and the queue of those who wait for them to change. Invariants: entries of one description never
 //! overlap; an entry being broken grants nothing; a zombie has no description left and reaches over the whole file.
 
+use emulator::runtime::clock::Nanos;
 use emulator::sync::atomic::{AtomicU64, Ordering};
 use emulator::sync::{Arc, Mutex, MutexGuard};
-use emulator::time::Nanos;
 use emulator::wait::WaitQueue;
 
 use super::{Kind, Lease};

@@ -13,7 +13,7 @@ pub mod program;
 pub mod signals;
 pub mod task;
 
-use emulator::gate::Gate;
+use emulator::pin::gate::Gate;
 use emulator::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use emulator::sync::{Arc, Mutex};
 use emulator::wait::Waiter;

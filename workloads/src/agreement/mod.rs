@@ -15,7 +15,7 @@ mod text;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use emulator::rng;
+use emulator::runtime::rng;
 use fs_sim::Sabotage;
 use fs_sim::design::{Axes, VolumeOptions};
 use rand::RngExt;

@@ -5,9 +5,9 @@
 //! between steps. Nothing here looks at what a design allows, but for the kind of lease that its gate asks for: a program
 //! reads its system's manual, and then sees what happens.
 
+use emulator::runtime::clock::Nanos;
 use emulator::sync::Arc;
 use emulator::sync::atomic::Ordering;
-use emulator::time::Nanos;
 use fs_sim::design::{Axes, LeaseRules, PinGate};
 use fs_sim::file_ops::fallocate::Mode as Fallocate;
 use fs_sim::file_ops::open::Flags;

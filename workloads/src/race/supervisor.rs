@@ -12,11 +12,11 @@ use std::task::Poll;
 use std::time::Duration;
 
 use emulator::race_point;
+use emulator::runtime::clock::Nanos;
+use emulator::runtime::world::Sleeper;
 use emulator::sync::thread::{self, JoinHandle};
 use emulator::sync::{Arc, Mutex, race};
-use emulator::time::Nanos;
 use emulator::wait::{WaitFor, WaiterId};
-use emulator::world::Sleeper;
 use fs_sim::process::Pid;
 use fs_sim::process::signals::{SigInfo, Signal};
 

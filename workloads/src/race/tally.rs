@@ -4,7 +4,7 @@
 //! ([`is_refusal`], and work requests answered with a remote access error) is counted apart; a call that failed for another
 //! reason, or was ended by a signal, is neither. Kernel counterpart: per-CPU counters.
 
-use emulator::time::Nanos;
+use emulator::runtime::clock::Nanos;
 use fs_sim::{Errno, Task};
 use reports::{Counters, Latency, OpLatencies};
 

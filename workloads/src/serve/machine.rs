@@ -7,8 +7,8 @@ use std::task::Poll;
 
 use emulator::World;
 use emulator::device::Device;
-use emulator::gate::Gate;
-use emulator::persistence::Durable;
+use emulator::device::persistence::Durable;
+use emulator::pin::gate::Gate;
 use emulator::sync::Arc;
 use emulator::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use emulator::wait::{WaitError, WaitFor, WaitQueue, Waiter, WaiterId};
