@@ -1,11 +1,14 @@
 //! The info block that makes an ACPI NVDIMM without labels an fsdax namespace.
 //!
-//! It owns the 4 KiB at byte 4096 of the namespace ([`OFFSET`]). A guest's `pmem` driver gives a raw NVDIMM no `struct page`s, and
-//! a file system on it refuses dax, until this block says where the pages' data begin: `ndctl create-namespace -m fsdax -M mem`
-//! writes it in the guest, [`prepare`] writes the same from outside. Data, and so the guest's `/dev/pmem0`, begin at
-//! [`DATA`]. (A virtio-pmem device needs none of this.) Invariants: a block that [`InfoBlock::emit`] made passes every check of the guest's
-//! kernel; a device that holds anything else in front of its data is never written to. Kernel counterpart: `struct nd_pfn_sb`
-//! (drivers/nvdimm/pfn.h), `nd_pfn_validate` and `nd_pfn_init` (pfn_devs.c), `nd_sb_checksum` (claim.c).
+//! It owns the 4 KiB at byte 4096 of the namespace ([`OFFSET`]). A guest's `pmem` driver gives a
+//! raw NVDIMM no `struct page`s, and a file system on it refuses dax, until this block says where
+//! the pages' data begin: `ndctl create-namespace -m fsdax -M mem` writes it in the guest,
+//! [`prepare`] writes the same from outside. Data, and so the guest's `/dev/pmem0`, begin at
+//! [`DATA`]. (A virtio-pmem device needs none of this.) Invariants: a block that
+//! [`InfoBlock::emit`] made passes every check of the guest's kernel; a device that holds anything
+//! else in front of its data is never written to. Kernel counterpart: `struct nd_pfn_sb`
+//! (drivers/nvdimm/pfn.h), `nd_pfn_validate` and `nd_pfn_init` (pfn_devs.c), `nd_sb_checksum`
+//! (claim.c).
 //!
 //! | byte of the block | little-endian | holds |
 //! |---|---|---|
@@ -31,7 +34,8 @@ use crate::device::{AccessError, Device, FOLIO, PAGE};
 pub const OFFSET: u64 = 4096;
 /// Bytes of an info block.
 pub const BYTES: usize = 4096;
-/// Where in a namespace the data begin, in bytes: the first multiple of the alignment behind the block.
+/// Where in a namespace the data begin, in bytes: the first multiple of the alignment behind the
+/// block.
 pub const DATA: u64 = FOLIO;
 
 const SIGNATURE: &[u8; 16] = b"NVDIMM_PFN_INFO\0";
@@ -73,8 +77,8 @@ pub struct InfoBlock {
     pub align: u32,
 }
 
-/// Why bytes are no info block that a guest's kernel would take. "Absent" ones it ignores, and offers a raw namespace; with the others it
-/// offers no device at all.
+/// Why bytes are no info block that a guest's kernel would take. "Absent" ones it ignores, and
+/// offers a raw namespace; with the others it offers no device at all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidInfoBlock {
     /// It does not begin with the signature.
@@ -91,7 +95,8 @@ pub enum InvalidInfoBlock {
     /// It was made for a namespace with labels.
     #[error("fsdax info block: it belongs to a namespace with labels, and a guest finds none here")]
     Parent,
-    /// A field has a value that a guest's kernel refuses, or that does not fit the namespace's size.
+    /// A field has a value that a guest's kernel refuses, or that does not fit the namespace's
+    /// size.
     #[error("fsdax info block: {field} is {value}, which a namespace of {bytes} bytes can't have")]
     Field {
         /// Which one, by its name in `struct nd_pfn_sb`.
@@ -107,7 +112,8 @@ impl InfoBlock {
     /// What `ndctl` would write for a namespace of `bytes`.
     ///
     /// # Errors
-    /// [`InvalidInfoBlock::Field`] for a size that is not a multiple of 2 MiB or leaves nothing for data (less than 4 MiB).
+    /// [`InvalidInfoBlock::Field`] for a size that is not a multiple of 2 MiB or leaves nothing for
+    /// data (less than 4 MiB).
     pub fn new(bytes: u64, uuid: [u8; 16]) -> Result<InfoBlock, InvalidInfoBlock> {
         if !bytes.is_multiple_of(FOLIO) || bytes <= DATA {
             return Err(InvalidInfoBlock::Field { field: "dataoff", value: DATA, bytes });
@@ -134,7 +140,8 @@ impl InfoBlock {
         block
     }
 
-    /// What `block` says about a namespace of `bytes` without labels, if a guest's kernel would take it (`nd_pfn_validate`).
+    /// What `block` says about a namespace of `bytes` without labels, if a guest's kernel would
+    /// take it (`nd_pfn_validate`).
     ///
     /// # Errors
     /// The first check that fails, in the kernel's order.
@@ -209,7 +216,8 @@ pub enum PrepareError {
     /// There is a block, and it does not fit.
     #[error("{0}; an NVDIMM needs an image of its own: name one that does not exist yet")]
     InvalidInfoBlock(#[from] InvalidInfoBlock),
-    /// Something else lies where the block goes: a file system of a device that was attached another way.
+    /// Something else lies where the block goes: a file system of a device that was attached
+    /// another way.
     #[error(
         "byte {at} is in use: the first 2 MiB of an NVDIMM hold its fsdax info block, and this image was made for a virtio-pmem device, whose data begin at 0; name an image that does not exist yet"
     )]
@@ -264,8 +272,8 @@ fn u64_at(block: &[u8; BYTES], at: usize) -> u64 {
     u64::from(u32_at(block, at)) | u64::from(u32_at(block, at + 4)) << 32
 }
 
-/// Fletcher-64 as libnvdimm has it (`nd_fletcher64`, drivers/nvdimm/core.c): sums modulo 2^32, not 2^32 - 1. The checksum's
-/// own field counts as 0.
+/// Fletcher-64 as libnvdimm has it (`nd_fletcher64`, drivers/nvdimm/core.c): sums modulo 2^32, not
+/// 2^32 - 1. The checksum's own field counts as 0.
 fn checksum(block: &[u8; BYTES]) -> u64 {
     let words = block[..field::CHECKSUM].as_chunks::<4>().0.iter().map(|word| u32::from_le_bytes(*word));
     let (low, high) = words.chain([0, 0]).fold((0u32, 0u32), |(low, high), word| {

@@ -1,8 +1,10 @@
-//! Plain memory that several threads copy to and from at once: what a simulated process keeps its buffers in.
+//! Plain memory that several threads copy to and from at once: what a simulated process keeps its
+//! buffers in.
 //!
-//! It owns its words and nothing about their meaning. Invariant: every access stays within the length, and goes through the
-//! same word-wise copies as the device's, so that a race of the emulated machine is never one of the emulator. Kernel
-//! counterpart: the pages of an anonymous mapping.
+//! It owns its words and nothing about their meaning. Invariant: every access stays within the
+//! length, and goes through the same word-wise copies as the device's, so that a race of the
+//! emulated machine is never one of the emulator. Kernel counterpart: the pages of an anonymous
+//! mapping.
 
 use super::copy;
 use crate::runtime::sync::machine::{AtomicU64, Ordering};
@@ -57,7 +59,7 @@ impl ProcessMemory {
         Ok(())
     }
 
-    /// Writes `from` at byte `offset`. Bytes beside it are never disturbed, whoever writes them meanwhile.
+    /// Writes `from` at byte `offset`. Concurrent writes to neighbouring bytes are never lost.
     ///
     /// # Errors
     /// [`OutsideMemory`]; nothing was written.
@@ -82,7 +84,8 @@ impl ProcessMemory {
         Ok(())
     }
 
-    /// Adds `value` to the word at `offset`, wrapping, and returns what stood there. SeqCst, as the device's atomics.
+    /// Adds `value` to the word at `offset`, wrapping, and returns what stood there. SeqCst, as the
+    /// device's atomics.
     ///
     /// # Errors
     /// [`OutsideMemory`].
@@ -90,7 +93,8 @@ impl ProcessMemory {
         Ok(self.word(offset)?.fetch_add(value, Ordering::SeqCst))
     }
 
-    /// Puts `new` into the word at `offset` if `expected` stands there; returns what stood there. SeqCst.
+    /// Puts `new` into the word at `offset` if `expected` stands there; returns what stood there.
+    /// SeqCst.
     ///
     /// # Errors
     /// [`OutsideMemory`].

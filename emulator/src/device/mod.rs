@@ -3,8 +3,8 @@
 //! It owns the bytes of simulated files ([`Device`]), its poisoned pages ([`poison`]), the durable
 //! image that survives a power cut ([`persistence`]), the fsdax info block of an image ([`fsdax`])
 //! and the memory of simulated processes ([`memory`]). Invariant: every copy of these bytes goes
-//! through the word-wise copies of `copy`, so a race of the emulated machine is never a data race of
-//! the emulator. Kernel counterpart: drivers/dax/super.c over drivers/nvdimm/pmem.c.
+//! through the word-wise copies of `copy`, so a race of the emulated machine is never a data race
+//! of the emulator. Kernel counterpart: drivers/dax/super.c over drivers/nvdimm/pmem.c.
 
 mod copy;
 mod dax;

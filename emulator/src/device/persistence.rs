@@ -1,29 +1,35 @@
 //! The power-cut model: which stores to a device survive when its machine loses power.
 //!
-//! It owns a second image of a device, the *durable* one, beside the *live* one that everybody reads and writes. The model is
-//! a platform with ADR and without eADR: what has reached the memory controller survives, what is in a CPU cache does not, unless
-//! its 64-byte line happened to be evicted. Stores go to the live image alone; [`Durable::flush`] brings ranges of the
-//! durable one up to date (a guest's FLUSH, `fsync`, an NIC's flush); [`Durable::cut`] is the power cut:
+//! It owns the *durable* image of a device. The *live* image is the device that all threads read
+//! and write. The model is a platform with ADR and without eADR: what has reached the memory
+//! controller survives. What is in a CPU cache is lost, unless the CPU evicted its 64-byte line
+//! before the cut. Stores go to the live image alone. [`Durable::flush`] copies ranges to the
+//! durable image (a guest's FLUSH, `fsync`, an NIC's flush). [`Durable::cut`] is the power cut:
 //!
 //! | a 64-byte line | after the cut |
 //! |---|---|
-//! | equal in both images | is what it was |
-//! | stored to since its last flush | the durable or the live version, whole, by a choice that depends on (seed, line number) alone |
+//! | equal in both images | unchanged |
+//! | stored to since its last flush | the durable or the live version, whole; the choice depends on (seed, line number) alone |
 //!
-//! Invariants: a line of the durable image is never older than the last flush of its range that returned; it is never a mix
-//! of two versions, unless somebody stored to the line all through the flush ([`FlushStats::lines_unsettled`]); a page that is a
-//! hole in both images takes no memory and no time.
+//! Invariants:
+//! - A line of the durable image is never older than the last completed flush of its range.
+//! - A line is never a mix of two versions, unless another thread stores to it all through the
+//!   flush ([`FlushStats::lines_unsettled`]).
+//! - A page that is a hole in both images takes no memory and no time.
 //!
-//! What the model leaves out: a cache evicts a line at any time, so a line that was stored to twice since its flush could
-//! survive as of the first store. Nobody sees a guest's stores, so only its last version is known. Counterparts: redb's and
-//! the kernel's crash tests work the same way (dm-log-writes); Linux `arch_wb_cache_pmem`, SNIA NVM programming model
+//! The model leaves out one case. A cache can evict a line at any time, so a line that is stored to
+//! twice after its flush could survive with the first store. The emulator does not see a guest's
+//! stores, so it knows the last version only. Counterparts: the crash tests of redb and of the
+//! kernel (dm-log-writes) work the same way; Linux `arch_wb_cache_pmem`; SNIA NVM programming model
 //! (persistence domain).
 //!
-//! # Several at once
-//! Both images are shared memory, so that one process can flush what another one cuts ([`Durable::fd`], [`Durable::from_fd`]).
-//! Two flushes that copy the same line at once could leave the older version behind. So whoever copied looks again once its
-//! copy is visible, and copies again as long as the images differ: a flush ends with the two equal, or it hands
-//! over to somebody who will look after it. A cut or a restore must not run beside a flush: the caller ends flushes first.
+//! # Concurrent flushes
+//! Both images are shared memory, so one process can flush an image that another process cuts
+//! ([`Durable::fd`], [`Durable::from_fd`]). Two flushes that copy the same line at the same time
+//! could leave the older version behind. So each flush compares again after its copy is visible,
+//! and copies again while the images differ. A flush ends when both are equal, or when a concurrent
+//! flush is certain to compare later. A cut or a restore must not run beside a flush: the caller
+//! ends flushes first.
 
 use std::ops::Range;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -59,8 +65,8 @@ pub struct FlushStats {
     pub bytes_compared: u64,
     /// Bytes of lines that differed and were copied, and of pages that had become holes.
     pub bytes_copied: u64,
-    /// Lines that were stored to each time they were looked at. Each of their 8-byte words is at least as new as the start of
-    /// the flush, but they may stem from different moments.
+    /// Lines that were stored to each time they were looked at. Each of their 8-byte words is at
+    /// least as new as the start of the flush, but they may stem from different moments.
     pub lines_unsettled: u64,
 }
 
@@ -74,7 +80,8 @@ pub struct PowerCut {
 }
 
 impl Durable {
-    /// A durable image in memory, equal to what `live` holds now. It takes as much memory as `live` has data.
+    /// A durable image in memory, equal to what `live` holds now. It takes as much memory as `live`
+    /// has data.
     ///
     /// # Errors
     /// As [`Device::memory`].
@@ -88,7 +95,8 @@ impl Durable {
         Ok(durable)
     }
 
-    /// The durable image that another process made, over what its [`Durable::fd`] was duplicated to.
+    /// The durable image that another process made, over what its [`Durable::fd`] was duplicated
+    /// to.
     ///
     /// # Errors
     /// As [`Device::from_fd`].
@@ -106,11 +114,13 @@ impl Durable {
         self.copy.bytes()
     }
 
-    /// Makes durable what was stored to `ranges` (bytes) of `live` before the call, whoever stored it; what is stored meanwhile
-    /// may or may not be. Works by whole pages: the rest of a page that a range touches is flushed too.
+    /// Makes durable what was stored to `ranges` (bytes) of `live` before the call, by any thread
+    /// or process. Stores during the call may or may not become durable. Works by whole pages: the
+    /// rest of a page that a range touches is flushed too.
     ///
     /// # Errors
-    /// [`AccessError::OutOfRange`] for a range that is not inside both images; nothing was flushed then.
+    /// [`AccessError::OutOfRange`] for a range that is not inside both images; nothing was flushed
+    /// then.
     pub fn flush(
         &self,
         live: &Device,
@@ -130,9 +140,10 @@ impl Durable {
         Ok(done)
     }
 
-    /// Cuts the power: decides for each line that was not flushed whether it survives, and keeps the outcome in the durable image. The
-    /// live one stays as it is until [`Durable::restore`]. A given `seed` decides the same for the same line, whatever
-    /// else was not flushed. Every second line survives in the mean.
+    /// Cuts the power: decides for each line that was not flushed whether it survives, and keeps
+    /// the outcome in the durable image. The live one stays as it is until [`Durable::restore`]. A
+    /// given `seed` decides the same for the same line, whatever else was not flushed. Every second
+    /// line survives in the mean.
     ///
     /// # Errors
     /// [`AccessError::OutOfRange`] if `live` has another size.
@@ -151,7 +162,8 @@ impl Durable {
                     let line = page * (PAGE / LINE) + at as u64;
                     if rng::stream(seed, "power cut", line).next_u64() >> 63 == 1 {
                         done.lines_survived += 1;
-                        // Only now, because looking at the copy's page would take memory for a hole.
+                        // Only now, because looking at the copy's page would take memory for a
+                        // hole.
                         let kept = self.copy.page_words(page)?.as_chunks::<LINE_WORDS>().0;
                         copy_line(now, &kept[at]);
                     }
@@ -161,10 +173,12 @@ impl Durable {
         Ok(done)
     }
 
-    /// The power comes back: `live` becomes what is durable. Nobody may be using it.
+    /// The power comes back: `live` becomes equal to the durable image. No other thread may use it
+    /// meanwhile.
     ///
     /// # Errors
-    /// [`AccessError::OutOfRange`] if `live` has another size; [`AccessError::Gone`] if it was taken away and can't give memory back.
+    /// [`AccessError::OutOfRange`] if `live` has another size; [`AccessError::Gone`] if it was
+    /// taken away and can't give memory back.
     pub fn restore(&self, live: &Device) -> Result<(), AccessError> {
         self.same_size(live)?;
         mirror(&self.copy, live, 0..live.pages(), &mut FlushStats::default())
@@ -191,7 +205,8 @@ fn mirror(from: &Device, to: &Device, pages: Range<u64>, done: &mut FlushStats) 
         }
         to.discard(PageRange::new(run.pages.start, len))?;
         done.bytes_copied += len * PAGE;
-        // Somebody may have stored to the hole meanwhile, and somebody else have flushed that before it was discarded.
+        // A thread may have stored to the hole meanwhile, and another one flushed that store before
+        // the discard.
         for run in DataRuns::over(from, to, run.pages).filter(|run| run.from) {
             for page in run.pages {
                 mirror_page(from, to, page, run.to, done)?;
@@ -221,9 +236,10 @@ fn mirror_page(from: &Device, to: &Device, page: u64, there: bool, done: &mut Fl
             return Ok(());
         }
         done.bytes_copied += moved * LINE;
-        // ORDERING: SeqCst, between our copy and our next look. It keeps the look from being satisfied before the copy is
-        // visible (which release and acquire would allow): else another flush could copy a newer version in between, ours
-        // land on top of it, and both of us have seen the images equal.
+        // ORDERING: SeqCst, between our copy and our next look. It keeps the look from being
+        // satisfied before the copy is visible (which release and acquire would allow): else
+        // another flush could copy a newer version in between, ours land on top of it, and both of
+        // us have seen the images equal.
         fence(Ordering::SeqCst);
     }
     done.lines_unsettled += moved;
@@ -234,7 +250,8 @@ fn lines(page: &PageWords) -> impl Iterator<Item = &[AtomicU64; LINE_WORDS]> {
     page.as_chunks::<LINE_WORDS>().0.iter()
 }
 
-/// Whether two lines differ. Relaxed: what was stored before a flush was ordered before it by whatever asked for the flush.
+/// Whether two lines differ. Relaxed: what was stored before a flush was ordered before it by
+/// whatever asked for the flush.
 fn differ(a: &[AtomicU64; LINE_WORDS], b: &[AtomicU64; LINE_WORDS]) -> bool {
     a.iter().zip(b).fold(0, |any, (a, b)| any | (a.load(Ordering::Relaxed) ^ b.load(Ordering::Relaxed))) != 0
 }
@@ -245,7 +262,8 @@ fn copy_line(from: &[AtomicU64; LINE_WORDS], to: &[AtomicU64; LINE_WORDS]) {
     }
 }
 
-/// Pages of two devices that are no hole in both, in order, split where one of them changes between hole and data.
+/// Pages of two devices that are no hole in both, in order, split where one of them changes between
+/// hole and data.
 struct DataRuns<'a> {
     from: &'a Device,
     to: &'a Device,

@@ -1,8 +1,8 @@
 //! The ownership ledger: which page changed its owner, and when.
 //!
 //! It owns the stamps of one device ([`Ledger`]). Invariant: stamps only grow, so a DMA that checks
-//! after its copy sees every ownership change that came before the copy. Kernel counterpart: none; a
-//! real machine has no witness of a stale DMA.
+//! after its copy sees every ownership change that came before the copy. Kernel counterpart: none;
+//! a real machine has no witness of a stale DMA.
 
 mod stamps;
 

@@ -1,23 +1,28 @@
-//! The ledger: when each page last changed its owner.
+//! The stamps: when each page last changed its owner.
 //!
-//! It owns one counter of events and a stamp per page, 2 MiB folio and 1 GiB folio. Invariant: a page's newest stamp is the
-//! newest of its three, and stamps only grow, so that a change made before a look is seen by it, and by every later one.
-//! Kernel counterpart: none; this is the witness that a real machine doesn't have (DESIGN section 3: the oracle).
+//! It owns one counter of events and a stamp per page, 2 MiB folio and 1 GiB folio. Invariant: a
+//! page's newest stamp is the newest of its three, and stamps only grow. So a check sees each
+//! change made before it, and every later check sees that change too. Kernel counterpart: none.
 //!
-//! # Who does what in which order
-//! - *A change* publishes its map, then stamps, then hands the blocks to the allocator: whoever owns a block next finds the
-//!   stamp in place. Stamping the arrival of a block in a file (if at all) comes before its map is published.
-//! - *A registration* reads the file's generation, then takes its [`Ledger::read_point`], then reads the map, and at the end
-//!   compares the generation. Before the map: a change that published after the map was read draws a newer number, and is
-//!   seen. After the generation: stamps of blocks on their way into the map it reads are older, so nothing fresh looks stale.
-//! - *A DMA* looks ([`Ledger::check`]), copies, and looks again ([`Ledger::check_after_copy`]). The second look is the
-//!   verdict: if the copy touched a block after its next owner did, the stamp was there before, and the fence between the
-//!   copy and the look doesn't let it be missed. The first look serves to not touch what is known to be stale.
+//! # The order of steps
+//! - *A changer* publishes its map, then stamps, then hands the blocks to the allocator. So the
+//!   next owner of a block finds the stamp in place. If the arrival of a block in a file is stamped
+//!   at all, that happens before its map is published.
+//! - *A registrant* reads the file's generation, then takes its [`Ledger::read_point`], then reads
+//!   the map, and at the end compares the generation. It takes the read point before the map: a
+//!   change published after the map was read draws a newer number, so it is seen. It takes the read
+//!   point after the generation: stamps of blocks on their way into this map are older, so no fresh
+//!   block looks stale.
+//! - *A DMA* checks ([`Ledger::check`]), copies, and checks again ([`Ledger::check_after_copy`]).
+//!   The second check decides. If the copy touched a block after its next owner did, the stamp was
+//!   there before, and the fence between copy and check keeps it from being missed. The first check
+//!   avoids touching pages that are known to be stale.
 //!
 //! # Cost
-//! A stamp is written once for each unit that the range covers whole. Folios and giants keep a second word, the newest
-//! stamp of anything *below* them: a look at a range reads two words for a giant or three for a folio in which nothing was
-//! stamped since, and otherwise the pages one by one. Exact either way.
+//! A stamp is written once for each unit that the range covers whole. Folios and giants keep a
+//! second word, the newest stamp of anything *below* them. A check reads two words for a giant or
+//! three for a folio in which nothing was stamped since, and otherwise the pages one by one. The
+//! result is exact either way.
 
 use std::io;
 
@@ -59,12 +64,12 @@ pub enum Ownership {
     Orphaned,
 }
 
-/// What an access through a registration means for who owns the pages now.
+/// Whether the pages of an access still have the owner that they had at registration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OwnershipCheck {
-    /// All pages are what they were when the registration was made.
+    /// No page has changed its owner since the registration.
     Current,
-    /// Some were orphaned since then, none has another owner: harms nobody.
+    /// Some pages were orphaned since then. None has another owner, so the access harms no file.
     Orphan,
     /// A page has changed its owner since.
     Stale {
@@ -75,7 +80,20 @@ pub enum OwnershipCheck {
     },
 }
 
-/// See the module.
+/// The newest ownership change of each page of a device.
+///
+/// ```
+/// use emulator::ledger::{Ledger, Ownership, OwnershipCheck};
+/// use emulator::pin::PageRange;
+///
+/// let ledger = Ledger::new(512)?;
+/// let block = PageRange::new(7, 1);
+/// let registered = ledger.read_point();
+/// assert_eq!(ledger.check(block, registered), OwnershipCheck::Current);
+/// let stamp = ledger.stamp(block, Ownership::Changed);
+/// assert_eq!(ledger.check(block, registered), OwnershipCheck::Stale { page: 7, stamp });
+/// # Ok::<(), std::io::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct Ledger {
     events: AtomicU64,
@@ -101,13 +119,16 @@ impl Ledger {
         })
     }
 
-    /// The moment as of which a registration knows its pages. See the module for where it belongs in the registration.
+    /// The moment as of which a registration knows its pages. See the module for where it belongs
+    /// in the registration.
     pub fn read_point(&self) -> Stamp {
-        // ORDERING: Acquire: whoever reads an event's number here sees the map that was published before it was drawn.
+        // ORDERING: Acquire. A caller that reads an event's number here also sees the map that the
+        // changer published before it drew the number.
         Stamp(self.events.load(Ordering::Acquire) << 1)
     }
 
-    /// Stamps `range` with a new event. Complete on return: see the module for what must come before and after.
+    /// Stamps `range` with a new event. Complete on return: see the module for what must come
+    /// before and after.
     ///
     /// # Panics
     /// If the range leaves the device: pages that don't exist belong to no file.
@@ -139,7 +160,8 @@ impl Ledger {
             self.pages.words()[at as usize..stop as usize].iter().for_each(newest);
             at = stop;
         }
-        // ORDERING: all of it before whatever the next owner does to the pages; pairs with `check_after_copy`.
+        // ORDERING: all of it before whatever the next owner does to the pages; pairs with
+        // `check_after_copy`.
         fence(Ordering::SeqCst);
         stamp
     }
@@ -154,7 +176,8 @@ impl Ledger {
         Stamp(self.pages.words()[page as usize].load(Ordering::Acquire).max(above).max(top))
     }
 
-    /// The runs of `range` whose newest event came after `since`, with its stamp, in order; neighbours of one stamp are one run.
+    /// The runs of `range` whose newest event came after `since`, with its stamp, in order;
+    /// neighbours of one stamp are one run.
     ///
     /// # Panics
     /// If the range leaves the device.
@@ -162,7 +185,8 @@ impl Ledger {
         let mut newer: Vec<(PageRange, Stamp)> = Vec::new();
         let mut at = range.start();
         while at < range.end() {
-            // Folio by folio: of a large range next to nothing has changed, and one look at its words says so.
+            // Folio by folio: of a large range next to nothing has changed, and one look at its
+            // words says so.
             let stop = range.end().min((at | (FOLIO - 1)) + 1);
             let folio = PageRange::new(at, stop - at);
             at = stop;
@@ -185,8 +209,9 @@ impl Ledger {
         newer
     }
 
-    /// What an access to `range` means to a registration as of `since`: the worst over its pages. For the look before a
-    /// copy: what is stale already is seen, and the copy can't have begun before the look.
+    /// What an access to `range` means to a registration as of `since`: the worst over its pages.
+    /// For the look before a copy: what is stale already is seen, and the copy can't have begun
+    /// before the look.
     ///
     /// # Panics
     /// If the range leaves the device.
@@ -236,14 +261,15 @@ impl Ledger {
         worst
     }
 
-    /// As [`Ledger::check`], for the look after a copy: every change is seen whose next owner came before the copy did.
+    /// As [`Ledger::check`], for the look after a copy: every change is seen whose next owner came
+    /// before the copy did.
     ///
     /// # Panics
     /// If the range leaves the device.
     #[inline]
     pub fn check_after_copy(&self, range: PageRange, since: Stamp) -> OwnershipCheck {
-        // ORDERING: the copy's stores, then the look: without a full fence a processor may look first and store later, into
-        // a block that was stamped and handed on in between.
+        // ORDERING: the copy's stores, then the look: without a full fence a processor may look
+        // first and store later, into a block that was stamped and handed on in between.
         fence(Ordering::SeqCst);
         self.check(range, since)
     }

@@ -1,10 +1,11 @@
 //! Long arrays of atomic 64-bit words that cost memory only where they are touched.
 //!
-//! It owns the memory of pin words and owner stamps. Invariant: a fresh store reads zero everywhere, and its length never
-//! changes. With the standard backend a store is one anonymous private mapping without reserved swap, so that a 1 TiB
-//! device's 2^28 words cost address space until somebody writes to them (4 KiB of memory for each 512 words written, and
-//! nothing but page tables for words only read). Under loom and shuttle, whose atomics are larger than 8 bytes, it is a
-//! vector. Kernel counterpart: `vmemmap`, the sparsely populated array of `struct page`.
+//! It owns the memory of pin words and owner stamps. Invariant: a fresh store reads zero
+//! everywhere, and its length never changes. With the standard backend a store is one anonymous
+//! private mapping without reserved swap, so that a 1 TiB device's 2^28 words cost address space
+//! until they are written to (4 KiB of memory for each 512 words written, and nothing but page
+//! tables for words only read). Under loom and shuttle, whose atomics are larger than 8 bytes, it
+//! is a vector. Kernel counterpart: `vmemmap`, the sparsely populated array of `struct page`.
 
 use std::io;
 
@@ -48,23 +49,24 @@ mod imp {
         len: usize,
     }
 
-    // SAFETY: the mapping is owned by the store alone, lives until its drop, and holds nothing but atomics, which any
-    // thread may access through a shared reference.
+    // SAFETY: the mapping is owned by the store alone, lives until its drop, and holds nothing but
+    // atomics, which any thread may access through a shared reference.
     unsafe impl Send for MappedWords {}
     // SAFETY: as for Send.
     unsafe impl Sync for MappedWords {}
 
     impl MappedWords {
         pub(super) fn new(len: usize) -> io::Result<MappedWords> {
-            // A mapping of no bytes is an error of its own; one word nobody can name is not.
+            // A mapping of no bytes is an error of its own; one unreachable word is not.
             let bytes = len.max(1).checked_mul(size_of::<AtomicU64>()).ok_or(io::ErrorKind::OutOfMemory)?;
             let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
-            // SAFETY: a new anonymous mapping at an address of the kernel's choice touches nothing that exists.
+            // SAFETY: a new anonymous mapping at an address of the kernel's choice touches nothing
+            // that exists.
             let start = unsafe {
                 rustix::mm::mmap_anonymous(ptr::null_mut(), bytes, ProtFlags::READ | ProtFlags::WRITE, flags)
             }?;
-            // A huge page would make one touched word cost 2 MiB. Advice only: a kernel without huge pages says EINVAL.
-            // SAFETY: the range is exactly the mapping just made.
+            // A huge page would make one touched word cost 2 MiB. Advice only: a kernel without
+            // huge pages says EINVAL. SAFETY: the range is exactly the mapping just made.
             let _ = unsafe { rustix::mm::madvise(start, bytes, Advice::LinuxNoHugepage) };
             let start = NonNull::new(start.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
             Ok(MappedWords { start, len })
@@ -72,8 +74,9 @@ mod imp {
 
         #[inline]
         pub(super) fn words(&self) -> &[AtomicU64] {
-            // SAFETY: the mapping is page aligned, readable and writable, holds `len` words that began as zero bytes (a
-            // valid AtomicU64), and outlives `self`; nobody has a reference to it that isn't derived from `self`.
+            // SAFETY: the mapping is page aligned, readable and writable, holds `len` words that
+            // began as zero bytes (a valid AtomicU64), and outlives `self`; every reference to it
+            // is derived from `self`.
             unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
         }
     }

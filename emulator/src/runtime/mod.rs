@@ -5,8 +5,8 @@
 //! Invariant: with a virtual clock and turns, a run depends on its seed alone. Kernel counterpart:
 //! `<linux/atomic.h>`, `<linux/wait.h>`, `ktime_get`, ftrace.
 //!
-//! `wait` and `world` import each other: a sleeper registers with its world, and the world wakes the
-//! sleepers whose deadline has come.
+//! `wait` and `world` import each other: a sleeper registers with its world, and the world wakes
+//! the sleepers whose deadline has come.
 
 pub mod clock;
 pub mod pages;

@@ -1,9 +1,10 @@
 //! What led to a finding: the newest events of every thread, in bounded memory.
 //!
-//! It owns one ring of events for each of the first [`RINGS`] threads that record (more share them). Invariants: recording
-//! takes one uncontended leaf mutex and, after a thread's first event, no memory; a ring keeps its thread's newest
-//! [`RING_EVENTS`] events; events carry numbers of one counter, so what is collected from several rings is in one order, on
-//! whatever clock. Kernel counterpart: the per-CPU ring buffers of ftrace.
+//! It owns one ring of events for each of the first [`RINGS`] threads that record (more share
+//! them). Invariants: recording takes one uncontended leaf mutex and, after a thread's first event,
+//! no memory; a ring keeps its thread's newest [`RING_EVENTS`] events; events carry numbers of one
+//! counter, so what is collected from several rings is in one order, on whatever clock. Kernel
+//! counterpart: the per-CPU ring buffers of ftrace.
 #![allow(clippy::missing_const_for_thread_local, reason = "loom's thread_local! takes no const initialiser")]
 
 use std::cell::Cell;
@@ -75,8 +76,8 @@ impl RingEvents {
 }
 
 crate::runtime::sync::thread_local! {
-    /// Which ring this thread has in the trace (by address) that it last recorded in. A trace that comes to stand at the
-    /// address of a dead one inherits the choice, which is as good as any.
+    /// Which ring this thread has in the trace (by address) that it last recorded in. A trace that
+    /// comes to stand at the address of a dead one inherits the choice, which is as good as any.
     static RING: Cell<(usize, usize)> = Cell::new((0, 0));
 }
 
@@ -117,14 +118,14 @@ impl Trace {
 
     /// Records an event of this thread.
     pub fn record(&self, at: Nanos, kind: &'static str, actor: u64, object: u64, pages: Option<PageRange>) {
-        // ORDERING: Relaxed: of two events ordered by anything (a mutex, a pin word), the later one also draws the later
-        // number, because both draws are of this one counter.
+        // ORDERING: Relaxed: of two events ordered by anything (a mutex, a pin word), the later one
+        // also draws the later number, because both draws are of this one counter.
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         self.ring().0.lock().push(TraceEvent { number, at, kind, actor, object, pages });
     }
 
-    /// The newest `limit` of the events kept whose pages meet `pages`, oldest first. Looks at one ring after the other: events
-    /// recorded meanwhile may be among them or not.
+    /// The newest `limit` of the events kept whose pages meet `pages`, oldest first. Looks at one
+    /// ring after the other: events recorded meanwhile may be among them or not.
     pub fn about(&self, pages: PageRange, limit: usize) -> Vec<TraceEvent> {
         let meets = |event: &TraceEvent| {
             event.pages.is_some_and(|its| its.start().max(pages.start()) < its.end().min(pages.end()))

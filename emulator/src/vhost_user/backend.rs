@@ -1,9 +1,10 @@
 //! The device as the frontend's messages see it.
 //!
-//! It owns what was negotiated and the table of the guest's memory; a message that is wrong, or comes before what it builds on,
-//! is an error, and the connection ends with it (there is no other way to tell a frontend that did not ask for an answer).
-//! Invariant: nothing is done for a message before all of it was checked. Counterparts: QEMU's docs/interop/vhost-user.rst,
-//! libvhost-user; on the frontend's side hw/virtio/vhost-user.c.
+//! It owns what was negotiated and the table of the guest's memory; a message that is wrong, or
+//! comes before what it builds on, is an error, and the connection ends with it (there is no other
+//! way to tell a frontend that did not ask for an answer). Invariant: nothing is done for a message
+//! before all of it was checked. Counterparts: QEMU's docs/interop/vhost-user.rst, libvhost-user;
+//! on the frontend's side hw/virtio/vhost-user.c.
 
 use std::fs::File;
 use std::io;
@@ -48,7 +49,8 @@ fn protocol_features(memory_slots: bool) -> VhostUserProtocolFeatures {
         | VhostUserProtocolFeatures::MQ
 }
 
-/// Without these nothing is mapped: what nobody acknowledges could never be known to be gone.
+/// Without these nothing is mapped: without an acknowledgement the backend cannot know that a piece
+/// is unmapped.
 fn needed_to_map() -> VhostUserProtocolFeatures {
     VhostUserProtocolFeatures::SHMEM | VhostUserProtocolFeatures::BACKEND_REQ | VhostUserProtocolFeatures::REPLY_ACK
 }
@@ -62,8 +64,9 @@ struct Negotiated {
     /// A driver took the device, and its queue was not started since.
     starting: bool,
     memory: MemoryTable,
-    /// Where the guest has the device, once it was seen. Kept over resets: a guest that can't be told otherwise reads it before
-    /// the memory table comes again, and QEMU puts the device where it was.
+    /// Where the guest has the device, once it was seen. Kept over resets: a guest that can't be
+    /// told otherwise reads it before the memory table comes again, and QEMU puts the device where
+    /// it was.
     start: u64,
 }
 
@@ -71,7 +74,8 @@ struct Negotiated {
 #[derive(Debug)]
 pub(super) struct PmemBackend {
     bytes: u64,
-    /// Whether a frontend may add and remove regions of its memory one by one; see [`super::PIECES_IN_TABLE`].
+    /// Whether a frontend may add and remove regions of its memory one by one; see
+    /// [`super::PIECES_IN_TABLE`].
     memory_slots: bool,
     queue: Arc<RequestQueue>,
     mapping: Arc<PieceMapping>,
@@ -98,15 +102,17 @@ fn region_info(region: &VhostUserMemoryRegion) -> RegionInfo {
     }
 }
 
-/// A piece of the device that is told of as one more region of the guest's memory is not taken on: the frontend is told no, and
-/// goes on. QEMU 11.1 takes every region back that it was told yes for, also if the guest's reset has unmapped it before, and dies
-/// of it (`send_remove_regions` in hw/virtio/vhost-user.c). Nothing is lost: it is no memory for rings and buffers.
+/// A piece of the device that is told of as one more region of the guest's memory is not taken on:
+/// the frontend is told no, and goes on. QEMU 11.1 takes every region back that it was told yes
+/// for, also if the guest's reset has unmapped it before, and dies of it (`send_remove_regions` in
+/// hw/virtio/vhost-user.c). Nothing is lost: it is no memory for rings and buffers.
 ///
-/// Except for pieces that it tells of before the queue starts: a machine that was stopped still has them when it goes on, and
-/// a no would keep it from starting.
+/// Except for pieces that it tells of before the queue starts: a machine that was stopped still has
+/// them when it goes on, and a no would keep it from starting.
 ///
-/// Neither is a queue that no queue can be: it is the guest that says how large its rings are and where, and QEMU passes that on. The
-/// connection must not end of it, for the pieces would still be the guest's when the medium takes them for free.
+/// Neither is a queue that no queue can be: it is the guest that says how large its rings are and
+/// where, and QEMU passes that on. The connection must not end of it, for the pieces would still be
+/// the guest's when the medium takes them for free.
 #[derive(Debug, thiserror::Error)]
 enum DeclinedMessage {
     #[error("a piece of the device is no memory for rings and buffers")]
@@ -187,7 +193,8 @@ impl VhostUserBackendReqHandler for PmemBackend {
     }
 
     fn reset_owner(&self) -> Result<()> {
-        // Withdrawn from the protocol, because what it resets was never agreed upon; libvhost-user disables the rings.
+        // Withdrawn from the protocol, because what it resets was never agreed upon; libvhost-user
+        // disables the rings.
         self.negotiated.lock().owned = false;
         self.queue.set_enabled(false);
         Ok(())
@@ -306,7 +313,8 @@ impl VhostUserBackendReqHandler for PmemBackend {
     }
 
     fn set_config(&self, _offset: u32, _bytes: &[u8], _flags: VhostUserConfigFlags) -> Result<()> {
-        // A guest may write to it, and nothing changes (VirtIO 1.3 section 5.19.4: both fields are the device's).
+        // A guest may write to it, and nothing changes (VirtIO 1.3 section 5.19.4: both fields are
+        // the device's).
         Ok(())
     }
 

@@ -1,8 +1,8 @@
 //! What the fuzzers run: any bytes as a guest's rings, any bytes as a frontend's messages.
 //!
-//! It owns the two ways to read an input, and the properties that must hold for every one: it ends, it does not panic, the medium
-//! is told exactly once that a connection is gone, nothing is flushed that nobody asked for. The folder `fuzz` holds the fuzzers
-//! and their corpus, which the tests replay.
+//! It owns the two ways to read an input, and the properties that must hold for every one: it ends,
+//! it does not panic, the medium is told exactly once that a connection is gone, nothing is flushed
+//! without a request. The folder `fuzz` holds the fuzzers and their corpus, which the tests replay.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -110,9 +110,9 @@ impl<'a> FuzzInput<'a> {
     }
 }
 
-/// An input as a guest's memory with a queue in it: size (as a power of two), flags (bit 0: event-idx), the first request, the
-/// three rings' addresses (divided by 16), the number of stores during flushes, each as address and value; the rest is the memory
-/// from address 0 on.
+/// An input as a guest's memory with a queue in it: size (as a power of two), flags (bit 0:
+/// event-idx), the first request, the three rings' addresses (divided by 16), the number of stores
+/// during flushes, each as address and value; the rest is the memory from address 0 on.
 ///
 /// # Panics
 /// When a property does not hold.
@@ -146,8 +146,9 @@ pub fn request_queue(data: &[u8]) {
     assert_eq!(stats.flushes + stats.coalesced, stats.requests, "each flush was asked for, each request flushed for");
 }
 
-/// An input as what a frontend sends: records of kind, length (16 bits) and as many bytes. Bits 0 to 2 of the kind choose the
-/// descriptors that go along; with bit 3 the first byte is a request's number, and the rest is sent with a header in front.
+/// An input as what a frontend sends: records of kind, length (16 bits) and as many bytes. Bits 0
+/// to 2 of the kind choose the descriptors that go along; with bit 3 the first byte is a request's
+/// number, and the rest is sent with a header in front.
 ///
 /// # Panics
 /// When a property does not hold.
@@ -157,7 +158,7 @@ pub fn messages(data: &[u8]) {
     let medium = Arc::new(FuzzMedium::new(none, VecDeque::new()).expect("a memory file"));
     let (ours, theirs) = UnixStream::pair().expect("a pair of sockets");
     let mut answers = theirs.try_clone().expect("a descriptor");
-    // A frontend that reads no answers holds up nobody but itself; here both are one.
+    // A frontend that reads no answers blocks only itself; here both ends are one thread.
     let reader = thread::spawn(move || {
         let mut sink = [0; 4096];
         while answers.read(&mut sink).is_ok_and(|read| read > 0) {}
@@ -185,7 +186,7 @@ pub fn messages(data: &[u8]) {
     assert!(!stats.problem.as_deref().is_some_and(|problem| problem.contains("panic")), "{stats:?}");
 }
 
-/// Sends a record; false if nobody listens any more.
+/// Sends a record; false if the other end is closed.
 fn send(socket: &UnixStream, kind: u8, bytes: &[u8], own: &File, kept: &mut Vec<OwnedFd>) -> bool {
     let files = files(kind & 7, own, kept).expect("descriptors");
     let borrowed: Vec<BorrowedFd<'_>> = files.iter().map(AsFd::as_fd).collect();
@@ -228,7 +229,8 @@ fn files(choice: u8, own: &File, kept: &mut Vec<OwnedFd>) -> std::io::Result<Vec
     })
 }
 
-/// 64 KiB with a queue of 4 in it: table at 0, available ring at 0x100, used ring at 0x200; one FLUSH waits.
+/// 64 KiB with a queue of 4 in it: table at 0, available ring at 0x100, used ring at 0x200; one
+/// FLUSH waits.
 fn guest_memory() -> std::io::Result<OwnedFd> {
     let fd = memfd(MEMORY as u64)?;
     let request = [0x1000_u64.to_le_bytes().to_vec(), vec![4, 0, 0, 0, 1, 0, 1, 0]].concat();

@@ -1,18 +1,21 @@
 //! Which pieces of the device are mapped for the guest.
 //!
-//! It owns the list of what is or may be mapped, and the thread that changes it. Invariants: no byte is in the guest's reach that
-//! the list does not have (a piece is entered before it is asked for, and leaves when the frontend has taken it away);
-//! an unmap that is demanded while pieces are being mapped wins; pieces are mapped because of a SET_FEATURES, and for
-//! nothing else. Counterparts: `vhost_user_backend_handle_shmem_map` and `..._unmap` in QEMU's hw/virtio/vhost-user.c.
+//! It owns the list of what is or may be mapped, and the thread that changes it. Invariants: no
+//! byte is in the guest's reach that the list does not have (a piece is entered before it is asked
+//! for, and leaves when the frontend has taken it away); an unmap that is demanded while pieces are
+//! being mapped wins; pieces are mapped because of a SET_FEATURES, and for nothing else.
+//! Counterparts: `vhost_user_backend_handle_shmem_map` and `..._unmap` in QEMU's
+//! hw/virtio/vhost-user.c.
 //!
 //! # Why a thread
-//! A frontend answers on the backend channel only when it does not wait for the answer to a message of its own. So whoever
-//! handles its messages must not wait for it.
+//! A frontend answers on the backend channel only when it does not wait for the answer to a message
+//! of its own. So a thread that handles its messages must not wait for it.
 //!
 //! # What a reset does
-//! QEMU drops the mappings when the driver resets the device, tells nobody, and sends SET_FEATURES when a driver takes it again.
-//! It sends SET_FEATURES without a reset too, when a stopped machine goes on. Which of the two it was shows in its answer: it
-//! refuses a piece that it still has.
+//! QEMU drops the mappings when the driver resets the device, does not report it, and sends
+//! SET_FEATURES when a driver takes it again. It sends SET_FEATURES without a reset too, when a
+//! stopped machine goes on. Which of the two it was shows in its answer: it refuses a piece that it
+//! still has.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::task::Poll;
@@ -37,7 +40,8 @@ const START_PATIENCE: Duration = Duration::from_secs(1);
 pub struct Unmapped {
     /// How many pieces were, or may have been, mapped when it was demanded.
     pub pieces: usize,
-    /// Nothing is mapped any more: the frontend has answered for each piece, or has hung up. If not, it is still being asked.
+    /// Nothing is mapped any more: the frontend has answered for each piece, or has hung up. If
+    /// not, it is still being asked.
     pub acknowledged: bool,
 }
 
@@ -131,7 +135,7 @@ impl PieceMapping {
     /// The frontend is asked by `channel` from now on.
     pub(super) fn set_channel(&self, channel: Channel) {
         self.state.lock().channel = Some(Arc::new(channel));
-        // An unmap that nobody could be asked for is asked for now.
+        // An unmap that could not be requested before is requested now.
         self.wake.ring();
     }
 
@@ -147,8 +151,9 @@ impl PieceMapping {
         self.wake.ring();
     }
 
-    /// Whether the driver has all of its device mapped, or had until it was taken away. While it is being mapped, waits for it: what
-    /// is stored there before that is lost, and a flush must not say that it is durable.
+    /// Whether the driver has all of its device mapped, or had until it was taken away. While it is
+    /// being mapped, waits for it: what is stored there before that is lost, and a flush must not
+    /// say that it is durable.
     pub(super) fn is_whole(&self, waits: &BackendWaits) -> bool {
         let look = || {
             let state = self.state.lock();
@@ -163,9 +168,10 @@ impl PieceMapping {
         }
     }
 
-    /// Waits until the frontend has been asked for the first piece, if one is going to be mapped; to be called before it is let go on
-    /// with starting the driver. It does not wait for the answer, which comes only afterwards. A driver that runs before its
-    /// device is mapped reads zeros there, and its stores are lost.
+    /// Waits until the frontend has been asked for the first piece, if one is going to be mapped;
+    /// to be called before it is let go on with starting the driver. It does not wait for the
+    /// answer, which comes only afterwards. A driver that runs before its device is mapped reads
+    /// zeros there, and its stores are lost.
     ///
     /// Never long: a medium that takes its time has the driver run without a device.
     pub(super) fn await_asked(&self, waits: &BackendWaits) {
@@ -209,7 +215,8 @@ impl PieceMapping {
         Unmapped { pieces, acknowledged: acknowledged.unwrap_or(false) }
     }
 
-    /// As [`PieceMapping::unmap`], and nothing is mapped any more: the frontend is about to be sent away.
+    /// As [`PieceMapping::unmap`], and nothing is mapped any more: the frontend is about to be sent
+    /// away.
     pub(super) fn unmap_for_good(&self, waits: &BackendWaits, counters: &VhostCounters) {
         self.state.lock().for_good = true;
         self.unmap(waits, PATIENCE, counters);
@@ -226,7 +233,8 @@ impl PieceMapping {
         self.state.lock().over
     }
 
-    /// The thread's life: until [`PieceMapping::end`]. If it ends otherwise, nobody waits for it.
+    /// The thread's life: until [`PieceMapping::end`]. If it ends otherwise, no caller waits for
+    /// it.
     pub(super) fn run(&self, medium: &dyn Medium, counters: &VhostCounters) {
         let _end = MappingEnd(self);
         loop {
@@ -235,7 +243,8 @@ impl PieceMapping {
                 if state.over {
                     return;
                 }
-                // An attach that was demanded after an unmap is done after it; one before it was called off.
+                // An attach that was demanded after an unmap is done after it; one before it was
+                // called off.
                 let attach = !state.unmap && std::mem::take(&mut state.attach);
                 state.mapping |= attach;
                 (state.unmap && state.channel.is_some(), attach, state.epoch)
@@ -377,7 +386,8 @@ impl PieceMapping {
         reply
     }
 
-    /// The frontend can't be asked any more. What is mapped stays in the list, and is out of reach only when it hangs up.
+    /// The frontend can't be asked any more. What is mapped stays in the list, and is out of reach
+    /// only when it hangs up.
     fn give_up(&self, why: &ChannelError, counters: &VhostCounters) {
         if !matches!(why, ChannelError::Over) {
             counters.problem(format!("mapping: {why}"));
@@ -466,7 +476,8 @@ mod tests {
         });
     }
 
-    /// QEMU 11.1 answers an unmap first and does it then; it looks at nothing else on the channel meanwhile.
+    /// QEMU 11.1 answers an unmap first and does it then; it looks at nothing else on the channel
+    /// meanwhile.
     #[test]
     fn an_unmap_is_over_when_the_frontend_looks_at_the_next_request() {
         let medium = OnePiece(std::fs::File::open("/dev/null").unwrap());

@@ -1,15 +1,18 @@
 //! The guest's memory, as the frontend tells of it: checked before anything is mapped.
 //!
-//! It owns the table of regions. Invariants: a region is mapped only if its file is long enough for it at that moment; a region of
-//! the device's own file is known by device and inode, whatever descriptor it comes by, and is never memory for rings and
-//! buffers. Counterparts: `VHOST_USER_SET_MEM_TABLE`, `VHOST_USER_ADD_MEM_REG` and `VHOST_USER_REM_MEM_REG` of QEMU's
+//! It owns the table of regions. Invariants: a region is mapped only if its file is long enough for
+//! it at that moment; a region of the device's own file is known by device and inode, whatever
+//! descriptor it comes by, and is never memory for rings and buffers. Counterparts:
+//! `VHOST_USER_SET_MEM_TABLE`, `VHOST_USER_ADD_MEM_REG` and `VHOST_USER_REM_MEM_REG` of QEMU's
 //! docs/interop/vhost-user.rst; `vu_set_mem_table_exec` in QEMU's subprojects/libvhost-user.
 //!
-//! Why the guest can't have its rings in its persistent memory: what is mapped for it can be revoked, and the blocks be given to
-//! another file. An answer written through a mapping of our own would reach those blocks all the same.
+//! Why the guest can't have its rings in its persistent memory: what is mapped for it can be
+//! revoked, and the blocks be given to another file. An answer written through a mapping of our own
+//! would reach those blocks all the same.
 //!
-//! A frontend that shrinks its memory's file later kills whoever looks at it, with SIGBUS. Nothing but a seal (`F_SEAL_SHRINK`)
-//! prevents that, and QEMU sets none; it is the reason for one process per guest.
+//! A frontend that shrinks its memory's file later kills each process that reads it, with SIGBUS.
+//! Nothing but a seal (`F_SEAL_SHRINK`) prevents that, and QEMU sets none; it is the reason for one
+//! process per guest.
 
 use std::fs::File;
 use std::io;
@@ -174,7 +177,8 @@ impl MemoryTable {
         GuestMemoryMmap::from_arc_regions(regions).unwrap_or_default()
     }
 
-    /// The guest's address of what the frontend has mapped at `frontend_address`; none unless it is the guest's memory.
+    /// The guest's address of what the frontend has mapped at `frontend_address`; none unless it is
+    /// the guest's memory.
     pub(super) fn guest_address(&self, frontend_address: u64) -> Option<u64> {
         self.regions.iter().filter(|region| region.ram.is_some()).find_map(|region| {
             let offset = frontend_address.checked_sub(region.info.frontend_address)?;
@@ -182,8 +186,8 @@ impl MemoryTable {
         })
     }
 
-    /// Where the guest has its device, as far as the mapped `pieces` of it show: the address of its first byte. None if no region
-    /// shows it, or if they contradict one another.
+    /// Where the guest has its device, as far as the mapped `pieces` of it show: the address of its
+    /// first byte. None if no region shows it, or if they contradict one another.
     pub(super) fn device_start(&self, pieces: &[PmemPiece]) -> Option<u64> {
         let starts = self.regions.iter().filter(|region| region.ram.is_none()).map(|region| {
             let offset = region.info.file_offset;

@@ -1,10 +1,12 @@
 //! vhost-user virtio-pmem: a device, or pieces of it, as a virtual machine's persistent memory.
 //!
-//! It owns what a guest is: a frontend's connection, the pieces that are mapped for it, its request queue. What lies behind (a
-//! whole image, a file with leases and pins) is a [`Medium`]. Invariants: nothing that comes over the wire or out of the guest's
-//! memory makes it panic, block for ever or grow without bound; a FLUSH is answered with success only after the medium said that
-//! everything is durable. Counterparts: QEMU's `hw/virtio/vhost-user-test-device.c` and `hw/virtio/virtio-pmem.c`, Linux
-//! drivers/nvdimm/virtio_pmem.c; VirtIO 1.3 section 5.19 (PMEM device) and 2.10 (shared memory regions).
+//! It owns what a guest is: a frontend's connection, the pieces that are mapped for it, its request
+//! queue. What lies behind (a whole image, a file with leases and pins) is a [`Medium`].
+//! Invariants: nothing that comes over the wire or out of the guest's memory makes it panic, block
+//! for ever or grow without bound; a FLUSH is answered with success only after the medium said that
+//! everything is durable. Counterparts: QEMU's `hw/virtio/vhost-user-test-device.c` and
+//! `hw/virtio/virtio-pmem.c`, Linux drivers/nvdimm/virtio_pmem.c; VirtIO 1.3 section 5.19 (PMEM
+//! device) and 2.10 (shared memory regions).
 
 pub mod attach;
 mod backend;
@@ -39,10 +41,12 @@ pub struct PmemPiece {
 /// The most pieces that a device is made of: QEMU 11.1 maps 128 in 0.2 s and aborts at 512.
 pub const PIECES_MAX: usize = 128;
 
-/// The most pieces that fit into a plain memory table beside the guest's RAM: it has room for 8 regions. For more, QEMU needs
-/// `CONFIGURE_MEM_SLOTS`, and QEMU 11.1 does two things with it that one does without where one can: it complains of every piece that
-/// it is told no for (see the backend), and it dies at the reset of a guest whose machine was stopped and went on, for then it
-/// takes back regions that the reset has unmapped (`send_remove_regions` in hw/virtio/vhost-user.c; seen with 11.1.3).
+/// The most pieces that fit into a plain memory table beside the guest's RAM: it has room for 8
+/// regions. For more, QEMU needs `CONFIGURE_MEM_SLOTS`, and QEMU 11.1 does two things with it that
+/// one does without where one can: it complains of every piece that it is told no for (see the
+/// backend), and it dies at the reset of a guest whose machine was stopped and went on, for then it
+/// takes back regions that the reset has unmapped (`send_remove_regions` in hw/virtio/vhost-user.c;
+/// seen with 11.1.3).
 pub const PIECES_IN_TABLE: usize = 6;
 
 /// Who connected.
@@ -77,23 +81,26 @@ pub trait Medium: Send + Sync + 'static {
     /// The file that pieces are offsets in.
     fn fd(&self) -> BorrowedFd<'_>;
 
-    /// A frontend connected, and has said nothing yet. Takes whatever the guest's memory needs as long as it is attached, and
-    /// returns the size of the guest's device in bytes: a multiple of 2 MiB, the same until [`Medium::gone`].
+    /// A frontend connected, and has said nothing yet. Takes whatever the guest's memory needs as
+    /// long as it is attached, and returns the size of the guest's device in bytes: a multiple of 2
+    /// MiB, the same until [`Medium::gone`].
     ///
     /// # Errors
     /// Why it can't have it, for people; the connection is closed.
     fn connect(&self, peer: Peer) -> Result<u64, String>;
 
-    /// At most how many pieces the guest that is connected is going to get. Asked once, after [`Medium::connect`].
+    /// At most how many pieces the guest that is connected is going to get. Asked once, after
+    /// [`Medium::connect`].
     fn pieces_max(&self) -> usize {
         PIECES_MAX
     }
 
-    /// A driver took the device (again, after a reset): the pieces to map, at most [`PIECES_MAX`], none if it has been revoked.
-    /// Called from a thread on which it may wait.
+    /// A driver took the device (again, after a reset): the pieces to map, at most [`PIECES_MAX`],
+    /// none if it has been revoked. Called from a thread on which it may wait.
     fn attach(&self) -> Vec<PmemPiece>;
 
-    /// Makes durable whatever the guest stored before the call. Called once for all requests that were waiting.
+    /// Makes durable whatever the guest stored before the call. Called once for all requests that
+    /// were waiting.
     ///
     /// # Errors
     /// [`FlushError`]: nothing is known to be durable.

@@ -1,9 +1,11 @@
 //! The request queue: descriptor chains in, one flush for all of them, used entries out.
 //!
-//! It owns a split virtqueue and the guest memory that it and its buffers lie in. Invariants: a FLUSH is answered with success only
-//! after a flush of the medium that began after the request was taken from the queue; a chain is given back exactly once; the
-//! thread never sleeps while a request waits that it was not going to be told of. Counterparts: `virtio_pmem_flush` in QEMU's
-//! hw/virtio/virtio-pmem.c, `virtqueue_pop` and `virtio_queue_set_notification` in hw/virtio/virtio.c; VirtIO 1.3 section 2.7.
+//! It owns a split virtqueue and the guest memory that it and its buffers lie in. Invariants: a
+//! FLUSH is answered with success only after a flush of the medium that began after the request was
+//! taken from the queue; a chain is given back exactly once; the thread never sleeps while a
+//! request waits that it was not going to be told of. Counterparts: `virtio_pmem_flush` in QEMU's
+//! hw/virtio/virtio-pmem.c, `virtqueue_pop` and `virtio_queue_set_notification` in
+//! hw/virtio/virtio.c; VirtIO 1.3 section 2.7.
 //!
 //! # What becomes of a chain
 //! | chain | answer | used length |
@@ -13,12 +15,14 @@
 //! | fewer than 4 writable bytes, or not writable memory | none, and nothing is flushed for it | 0 |
 //! | writable before readable, a loop, longer than 32 descriptors, an index or address outside | none | 0 |
 //!
-//! A queue that contradicts itself (an index that runs ahead of the ring, a head outside the table, rings outside the guest's memory)
-//! is *broken*: nothing more is taken from it until the frontend sets it up anew, as after QEMU's `virtio_error`.
+//! A queue that contradicts itself (an index that runs ahead of the ring, a head outside the table,
+//! rings outside the guest's memory) is *broken*: nothing more is taken from it until the frontend
+//! sets it up anew, as after QEMU's `virtio_error`.
 //!
 //! # Who holds the lock
-//! The queue's thread takes requests under it and puts answers back under it, and flushes without it. In between the queue is
-//! *busy*, and [`RequestQueue::stop`] waits. No other guest, and no other thread but the frontend's messages, ever takes it.
+//! The queue's thread takes requests under it and puts answers back under it, and flushes without
+//! it. In between the queue is *busy*, and [`RequestQueue::stop`] waits. No other guest, and no
+//! other thread but the frontend's messages, ever takes it.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::task::Poll;
@@ -165,11 +169,12 @@ impl RequestQueue {
         if state.sized { Ok(()) } else { Err(SetupError::Size(size)) }
     }
 
-    /// Where the rings lie; none if that is not in the guest's memory. How many entries were used so far is read from the used ring, as QEMU's own
-    /// backends do: SET_VRING_BASE tells only how many were taken.
+    /// Where the rings lie; none if that is not in the guest's memory. How many entries were used
+    /// so far is read from the used ring, as QEMU's own backends do: SET_VRING_BASE tells only how
+    /// many were taken.
     ///
-    /// A guest names sizes and addresses as it likes (QEMU passes them on), so wrong ones cost it its queue and nothing else: the queue
-    /// does not run until it was told right ones.
+    /// A guest names sizes and addresses as it likes (QEMU passes them on), so wrong ones cost it
+    /// its queue and nothing else: the queue does not run until it was told right ones.
     pub(super) fn set_rings(&self, rings: Option<RingAddresses>) -> Result<(), SetupError> {
         let state = &mut *self.state.lock();
         state.placed = false;
@@ -213,9 +218,10 @@ impl RequestQueue {
         self.wake.ring();
     }
 
-    /// What tells the guest of answers, if it is to be told. It is made non-blocking: whoever let it fill up must not hold up
-    /// the queue. It is rung at once if the queue runs already: a machine that goes on after a stop starts its queue before it
-    /// says whom to tell, and nobody else would tell of what was answered in between. (A guest must bear a bell for nothing;
+    /// What tells the guest of answers, if it is to be told. It is made non-blocking, so that a
+    /// full one does not block the queue. It is rung at once if the queue runs already: a machine
+    /// that goes on after a stop starts its queue before it sets the call descriptor, and nothing
+    /// else would signal the answers in between. (A guest must bear a bell for nothing;
     /// `vu_set_vring_call_exec` in libvhost-user does the same.)
     pub(super) fn set_call(&self, call: Option<OwnedFd>) -> std::io::Result<()> {
         if let Some(call) = &call {
@@ -238,7 +244,8 @@ impl RequestQueue {
         Ok(())
     }
 
-    /// Stops the queue, after the requests under way were answered. Returns the first request not taken.
+    /// Stops the queue, after the requests under way were answered. Returns the first request not
+    /// taken.
     pub(super) fn stop(&self, waits: &BackendWaits) -> u16 {
         self.state.lock().ring.set_ready(false);
         waits.until(&self.idle, "requests under way", None, || {
@@ -254,13 +261,14 @@ impl RequestQueue {
         next
     }
 
-    /// The connection ended: nothing more is taken, and nothing more is written to the guest's memory.
+    /// The connection ended: nothing more is taken, and nothing more is written to the guest's
+    /// memory.
     pub(super) fn end(&self) {
         self.state.lock().over = true;
         self.wake.ring();
     }
 
-    /// The thread is gone, whatever it was doing: nobody waits for it.
+    /// The thread has ended. No caller waits for it any more.
     pub(super) fn abandon(&self) {
         {
             let state = &mut *self.state.lock();
@@ -276,13 +284,15 @@ impl RequestQueue {
         (!state.over).then(|| state.kick.clone())
     }
 
-    /// Answers whatever waits, until nothing does and the guest is going to tell of the next. `batch` is scratch. A guest that
-    /// goes on asking keeps the thread here, but no lock: [`RequestQueue::stop`] and [`RequestQueue::end`] come through.
+    /// Answers whatever waits, until nothing does and the guest is going to tell of the next.
+    /// `batch` is scratch. A guest that goes on asking keeps the thread here, but no lock:
+    /// [`RequestQueue::stop`] and [`RequestQueue::end`] come through.
     pub(super) fn drain(&self, flush: &Flush<'_>, counters: &VhostCounters, batch: &mut Vec<BufferChain>) {
         while self.round(flush, counters, batch) {}
     }
 
-    /// Answers what waits now; false if there was nothing, and nothing to look for until the guest tells.
+    /// Answers what waits now; false if there was nothing, and nothing to look for until the guest
+    /// tells.
     pub(super) fn round(&self, flush: &Flush<'_>, counters: &VhostCounters, batch: &mut Vec<BufferChain>) -> bool {
         let look = self.look(counters, batch);
         if look == QueuePoll::Requests {
@@ -362,7 +372,8 @@ impl QueueState {
         Ok(())
     }
 
-    /// Asks the guest to tell of the next request. Returns whether one came before it knew: of that one it does not tell.
+    /// Asks the guest to tell of the next request. Returns whether one came before it knew: of that
+    /// one it does not tell.
     fn ask_to_be_told(&mut self) -> Result<bool, QueueBroken> {
         Ok(self.ring.enable_notification(&self.memory)?)
     }
@@ -419,7 +430,8 @@ fn parse(mut descriptors: DescriptorChain<&GuestMemoryMmap>, memory: &GuestMemor
     let (mut request, mut read) = ([0; REQUEST_BYTES], 0);
     let (mut response, mut room) = ([GuestAddress(0); RESPONSE_BYTES], 0);
     let (mut whole, mut writable) = (false, false);
-    // The iterator ends a chain that contradicts itself without a word: such a one promised a next descriptor.
+    // The iterator ends a chain that contradicts itself without a word: such a one promised a next
+    // descriptor.
     for descriptor in descriptors.by_ref().take(CHAIN_MAX) {
         whole = !descriptor.has_next();
         let (addr, len) = (descriptor.addr(), descriptor.len() as usize);
@@ -449,7 +461,8 @@ fn parse(mut descriptors: DescriptorChain<&GuestMemoryMmap>, memory: &GuestMemor
     BufferChain { head, request: PmemRequest::parse(&request[..read]), response: Some(response) }
 }
 
-/// Writes an answer; whether all of it lies in the guest's memory (which may be another since the chain was parsed).
+/// Writes an answer; whether all of it lies in the guest's memory (which may be another since the
+/// chain was parsed).
 fn write(memory: &GuestMemoryMmap, response: [GuestAddress; RESPONSE_BYTES], answer: [u8; RESPONSE_BYTES]) -> bool {
     let together = (1..RESPONSE_BYTES).all(|at| response[at].0 == response[0].0 + at as u64);
     if together {
@@ -463,7 +476,8 @@ fn make_nonblocking(fd: &OwnedFd) -> std::io::Result<()> {
     Ok(rustix::fs::fcntl_setfl(fd, flags | OFlags::NONBLOCK)?)
 }
 
-/// Rings an eventfd of the frontend. One that is full was rung already; one that is broken is the frontend's loss.
+/// Rings an eventfd of the frontend. One that is full was rung already; one that is broken is the
+/// frontend's loss.
 fn ring_bell(bell: Option<&OwnedFd>) {
     if let Some(bell) = bell {
         let _rung = rustix::io::write(bell.as_fd(), &1_u64.to_ne_bytes());

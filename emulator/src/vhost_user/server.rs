@@ -1,12 +1,14 @@
 //! A guest's socket: who may connect, what serves him, and his end.
 //!
-//! It owns the listening socket and all threads of a guest. Invariants: one connection is served at a time, and the next only after
-//! the medium was told that the one before is gone; that is told exactly once, after every flush and attach has returned; who is
-//! sent away is asked to unmap everything first, because a frontend keeps what it has mapped when its connection ends; a panic
-//! ends the connection and nothing else. Counterparts: `vu_dispatch` of libvhost-user, QEMU's chardev sockets.
+//! It owns the listening socket and all threads of a guest. Invariants: one connection is served at
+//! a time, and the next only after the medium was told that the one before is gone; that is told
+//! exactly once, after every flush and attach has returned; who is sent away is asked to unmap
+//! everything first, because a frontend keeps what it has mapped when its connection ends; a panic
+//! ends the connection and nothing else. Counterparts: `vu_dispatch` of libvhost-user, QEMU's
+//! chardev sockets.
 //!
-//! Threads: one accepts, then handles the connection's messages; one serves the request queue; one maps pieces. The last two
-//! live as long as the connection.
+//! Threads: one accepts, then handles the connection's messages; one serves the request queue; one
+//! maps pieces. The last two live as long as the connection.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -82,9 +84,10 @@ impl VhostServer {
         Ok(VhostServer { shared, thread: Some(thread) })
     }
 
-    /// Has every piece of the connection there is unmapped. Blocks until the frontend has answered for each, has hung up, or let
-    /// 10 s of real time pass; may be called again, and by several threads. What is mapped later is mapped because a driver
-    /// took the device later, and the medium gave it pieces.
+    /// Has every piece of the connection there is unmapped. Blocks until the frontend has answered
+    /// for each, has hung up, or let 10 s of real time pass; may be called again, and by several
+    /// threads. What is mapped later is mapped because a driver took the device later, and the
+    /// medium gave it pieces.
     pub fn unmap(&self) -> Unmapped {
         let mapping = self.shared.connection.lock().as_ref().map(|connection| Arc::clone(&connection.mapping));
         match mapping {
@@ -103,7 +106,8 @@ impl VhostServer {
         self.shared.connection.lock().is_some()
     }
 
-    /// Accepts nobody any more, waits until the connection there is (if any) has ended, and removes the socket's file.
+    /// Accepts no further frontend, waits until the connection there is (if any) has ended, and
+    /// removes the socket's file.
     pub fn join(mut self) {
         self.finish();
     }
@@ -123,7 +127,8 @@ impl Drop for VhostServer {
         if self.thread.is_none() {
             return;
         }
-        // ORDERING: SeqCst, before the connection is looked for: one that is set up later finds it set and hangs up.
+        // ORDERING: SeqCst, before the connection is looked for: one that is set up later finds it
+        // set and hangs up.
         self.shared.aborting.store(true, Ordering::SeqCst);
         let connection = self.shared.connection.lock().clone();
         if let Some(connection) = connection {
@@ -154,13 +159,13 @@ impl ServerShared {
                     Ok((socket, _)) => self.admit(socket, medium),
                     Err(error) if is_passing(&error) => {}
                     Err(error) => {
-                        self.counters.problem(format!("nobody is accepted any more: {error}"));
+                        self.counters.problem(format!("no further frontend is accepted: {error}"));
                         return;
                     }
                 },
                 Ok([false, false]) => {}
                 Err(error) => {
-                    self.counters.problem(format!("nobody is accepted any more: {error}"));
+                    self.counters.problem(format!("no further frontend is accepted: {error}"));
                     return;
                 }
             }
@@ -187,7 +192,8 @@ impl ServerShared {
         medium.gone();
     }
 
-    /// Serves a connection to its end. When it returns, every thread that called the medium is gone.
+    /// Serves a connection to its end. When it returns, every thread that called the medium is
+    /// gone.
     fn serve(&self, socket: UnixStream, bytes: u64, medium: &Arc<dyn Medium>) -> Result<(), String> {
         if bytes == 0 || !bytes.is_multiple_of(FOLIO) || bytes > MAX_BYTES {
             return Err(format!("a guest's device of {bytes} bytes: it must be a multiple of 2 MiB, at most 1 TiB"));
@@ -318,7 +324,8 @@ fn is_passing(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted)
 }
 
-/// Handles messages until the frontend hangs up between two of them. After one that is wrong it is sent away.
+/// Handles messages until the frontend hangs up between two of them. After one that is wrong it is
+/// sent away.
 fn handle_messages(socket: UnixStream, backend: &Arc<PmemBackend>, served: &mut ServedMedium<'_>) -> Result<(), Error> {
     let mut handler =
         BackendReqHandler::from_stream(socket.try_clone().map_err(Error::SocketError)?, Arc::clone(backend));
@@ -332,7 +339,8 @@ fn handle_messages(socket: UnixStream, backend: &Arc<PmemBackend>, served: &mut 
             Ok(()) => {}
             Err(Error::Disconnected) => return wrong.map_or(Ok(()), Err),
             Err(why) if is_declined(&why) => {}
-            // It is answered on as long as it is being asked to unmap: who waits for an answer does not give one.
+            // It is answered on as long as it is being asked to unmap: who waits for an answer does
+            // not give one.
             Err(why) if wrong.is_none() => {
                 wrong = Some(why);
                 served.send_away();
@@ -372,8 +380,8 @@ fn serve_queue(connection: &FrontendConnection, medium: &dyn Medium, counters: &
                 epoll::delete(&poll, &*old)?;
             }
             if let Some(new) = wanted {
-                // Edge-triggered, and never read: every write to an eventfd is an edge, and a read could block on a descriptor
-                // that the frontend shares.
+                // Edge-triggered, and never read: every write to an eventfd is an edge, and a read
+                // could block on a descriptor that the frontend shares.
                 epoll::add(
                     &poll,
                     &*new,

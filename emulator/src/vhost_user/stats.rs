@@ -1,7 +1,8 @@
 //! What a guest's device has done, counted.
 //!
-//! It owns the counters and the text of the last problem. Invariant: they only grow, over all connections of one server; no
-//! decision is taken from them, so each is relaxed and they may disagree with one another while the device runs.
+//! It owns the counters and the text of the last problem. Invariant: they only grow, over all
+//! connections of one server; no decision is taken from them, so each is relaxed and they may
+//! disagree with one another while the device runs.
 
 use crate::runtime::sync::Mutex;
 use crate::runtime::sync::atomic::{AtomicU64, Ordering};
@@ -74,7 +75,8 @@ stats! {
     unmaps,
     /// How often everything had to be unmapped.
     revokes,
-    /// How often a driver took the device after the first time of a connection: resets, reboots, rebinds.
+    /// How often a driver took the device after the first time of a connection: resets, reboots,
+    /// rebinds.
     resets,
 }
 

@@ -1,7 +1,7 @@
 //! How the threads of a connection wait: for file descriptors, and for one another.
 //!
-//! It owns an eventfd, and a clock with numbers for waiters. Invariants: a ring that nobody cleared yet makes the descriptor
-//! readable; rings add up to one. Counterpart: eventfd(2), fs/eventfd.c.
+//! It owns an eventfd, and a clock with numbers for waiters. Invariants: a ring that is not cleared
+//! yet makes the descriptor readable; rings add up to one. Counterpart: eventfd(2), fs/eventfd.c.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -23,7 +23,7 @@ impl WakeFd {
         Ok(WakeFd(rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?))
     }
 
-    /// Wakes whoever waits, or is about to.
+    /// Wakes the thread that waits, or that waits next.
     pub(super) fn ring(&self) {
         // Fails only where 2^64 - 2 rings are already waiting to be seen.
         let _rung_already = rustix::io::write(&self.0, &1_u64.to_ne_bytes());
@@ -41,7 +41,8 @@ impl AsFd for WakeFd {
     }
 }
 
-/// Blocks until one of `fds` can be read, or has nobody at its other end; which ones, in their order.
+/// Blocks until one of `fds` can be read, or has its other end closed. Returns which ones, in their
+/// order.
 pub(super) fn wait_readable<const N: usize>(fds: [BorrowedFd<'_>; N]) -> io::Result<[bool; N]> {
     let mut polled = fds.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
     loop {

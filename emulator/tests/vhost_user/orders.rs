@@ -1,4 +1,5 @@
-//! The orders in which frontends speak: QEMU's, an old guest's, rebinds, reboots, one frontend after the other.
+//! The orders in which frontends speak: QEMU's, an old guest's, rebinds, reboots, one frontend
+//! after the other.
 
 use std::os::unix::net::UnixListener;
 use std::sync::mpsc::channel;
@@ -169,7 +170,8 @@ fn a_fragmented_device_is_mapped_piece_by_piece() {
     guest.start();
     for piece in fragments(128) {
         assert_eq!(guest.was_asked(), Asked::Map(piece.guest_offset, piece.device_offset, piece.len));
-        // QEMU tells of what it mapped, slot by slot. It is told no, or it would take the slot back when nothing is there any more.
+        // QEMU tells of what it mapped, slot by slot. It is told no, or it would take the slot back
+        // when nothing is there any more.
         assert!(guest.frontend.add_mem_region(&told(&served, piece)).is_err());
     }
     assert!(guest.frontend.get_max_mem_slots().unwrap() >= 129);
@@ -249,7 +251,7 @@ fn pieces_that_are_no_device_are_not_mapped() {
 #[test]
 fn a_revoke_unmaps_what_is_mapped_and_a_later_driver_gets_what_there_is() {
     let served = Served::new();
-    assert_eq!(served.server.unmap(), Unmapped { pieces: 0, acknowledged: true }, "nobody is there");
+    assert_eq!(served.server.unmap(), Unmapped { pieces: 0, acknowledged: true }, "no frontend is connected");
     let mut guest = running(&served);
     let pieces = std::mem::take(&mut *served.medium.pieces.lock());
     assert_eq!(served.server.unmap(), Unmapped { pieces: 1, acknowledged: true });
@@ -417,7 +419,7 @@ fn who_is_not_wanted_is_sent_away_and_the_next_is_served() {
     *served.medium.admit.lock() = Ok(BYTES);
     assert_eq!(running(&served).flush(), 0);
     assert_eq!(served.server.stats().refused, 1);
-    assert!(matches!(served.medium.events.lock()[0], Event::Connect(_)), "nobody else was there");
+    assert!(matches!(served.medium.events.lock()[0], Event::Connect(_)), "no other frontend was connected");
 }
 
 #[test]
@@ -472,9 +474,10 @@ fn a_dropped_server_hangs_up() {
     drop(TestMedium::new());
 }
 
-/// A machine that goes on after a stop: its queue runs before the frontend says again whom to tell. Nobody else tells of that answer.
+/// A machine that goes on after a stop: its queue runs before the frontend sets the call descriptor
+/// again. Nothing else signals that answer.
 #[test]
-fn who_was_answered_before_there_was_anybody_to_tell_is_told() {
+fn an_answer_from_before_set_vring_call_is_signalled() {
     let served = Served::new();
     let mut guest = running(&served);
     assert_eq!(guest.flush(), 0);
@@ -542,7 +545,8 @@ fn who_is_sent_away_loses_the_pieces_first() {
     type End = fn(&Served, &mut Guest);
     let ends: [(&str, End); 3] = [
         ("rings that are not aligned", |_, guest| {
-            // No answer is asked for, as by QEMU, which then waits for the answer to the next message.
+            // No answer is asked for, as by QEMU, which then waits for the answer to the next
+            // message.
             guest.frontend.set_hdr_flags(VhostUserHeaderFlag::empty());
             let odd = VringConfigData { used_ring_addr: FRONTEND + 0x6001, ..rings() };
             guest.frontend.set_vring_addr(0, &odd).unwrap();

@@ -1,4 +1,5 @@
-//! Tests of the info block: against bytes made elsewhere, against each of the kernel's checks, and on devices in use.
+//! Tests of the info block: against bytes made elsewhere, against each of the kernel's checks, and
+//! on devices in use.
 #![allow(clippy::unwrap_used, reason = "a test that can't go on ends")]
 
 use super::*;
@@ -15,7 +16,8 @@ fn good() -> [u8; BYTES] {
     InfoBlock::new(SIZE, uuid()).unwrap().emit()
 }
 
-/// The checksum again, by another way: with n words, the running sums are sum(w) and sum((n - i) * w).
+/// The checksum again, by another way: with n words, the running sums are sum(w) and sum((n - i) *
+/// w).
 fn sum_of(block: &[u8; BYTES]) -> u64 {
     let mut block = *block;
     block[4088..].fill(0);
@@ -135,7 +137,8 @@ proptest! {
         prop_assert_eq!(InfoBlock::parse(&block, folios * FOLIO), Ok(info));
     }
 
-    /// Whatever the fields hold, behind a checksum that fits: an answer, and never data beyond the namespace.
+    /// Whatever the fields hold, behind a checksum that fits: an answer, and never data beyond the
+    /// namespace.
     #[test]
     fn any_fields_are_judged(
         data in prop_oneof![(0..9u64).prop_map(|n| n << 21), any::<u64>()],

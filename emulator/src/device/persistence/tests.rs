@@ -1,4 +1,5 @@
-//! Tests of the power-cut model against plain byte vectors, and under concurrent stores and flushes.
+//! Tests of the power-cut model against plain byte vectors, and under concurrent stores and
+//! flushes.
 #![allow(clippy::unwrap_used, reason = "a test that can't go on ends")]
 
 use super::*;
@@ -52,7 +53,7 @@ impl Model {
             }
             Op::Flush { at, len } => {
                 let flushed = durable.flush(device, Some(at as u64..(at + len) as u64)).unwrap();
-                assert_eq!(flushed.lines_unsettled, 0, "nobody stores meanwhile");
+                assert_eq!(flushed.lines_unsettled, 0, "no other thread stores meanwhile");
                 if len > 0 {
                     let page = PAGE as usize;
                     let pages = at / page * page..(at + len).next_multiple_of(page);
@@ -114,7 +115,8 @@ proptest! {
         let start = contents(&device);
         let first = run(&device, &ops, seed);
 
-        // The same over an image of a real filesystem, with the same outcome: the seed decides, not the medium.
+        // The same over an image of a real filesystem, with the same outcome: the seed decides, not
+        // the medium.
         let folder = tempfile::tempdir().unwrap();
         let image = Device::image(&folder.path().join("image"), FOLIO).unwrap();
         for (page, bytes) in start.chunks(PAGE as usize).enumerate().filter(|(_, bytes)| bytes.iter().any(|b| *b != 0)) {
@@ -158,7 +160,8 @@ fn holes_stay_holes() {
     assert_eq!(flushed.bytes_copied, 64);
     assert!(used(durable.fd()) <= FOLIO);
 
-    // Discarded: reading it for the comparison must not take memory again, and the durable page goes too.
+    // Discarded: reading it for the comparison must not take memory again, and the durable page
+    // goes too.
     device.discard(PageRange::new(device.pages() - FOLIO / PAGE, FOLIO / PAGE)).unwrap();
     durable.flush(&device, Some(all.clone())).unwrap();
     assert_eq!((used(device.fd()), used(durable.fd())), (0, 0));
@@ -206,8 +209,9 @@ fn two_mappings_of_one_durable_image_agree() {
     assert_eq!(&contents(&device)[100..120], b"flushed by the other");
 }
 
-/// One thread stores to lines, word by word; two flush. At the end the first flusher has flushed all, and the second one's last
-/// flush may have started before: it must not have left an older version behind.
+/// One thread stores to lines, word by word; two flush. At the end the first flusher has flushed
+/// all, and the second one's last flush may have started before: it must not have left an older
+/// version behind.
 #[test]
 fn flushes_at_once_leave_the_newer_version() {
     const LINES: u64 = 24;
@@ -242,8 +246,9 @@ fn flushes_at_once_leave_the_newer_version() {
     }
 }
 
-/// A line's words are stored in order; a flush that settled must have taken a state that was there: never the later word
-/// without the earlier one, and never less than what had been stored when it began.
+/// A line's words are stored in order; a flush that settled must have taken a state that was there:
+/// never the later word without the earlier one, and never less than what had been stored when it
+/// began.
 #[test]
 fn a_flushed_line_is_a_state_that_was_there() {
     const ROUNDS: u64 = 100_000;

@@ -1,8 +1,9 @@
 //! Race points: places where two sides can meet, made likely on a machine with few processors.
 //!
-//! It owns a per-thread generator and a probability. An armed thread yields its processor at a race point with that
-//! probability; an unarmed one (benchmarks, tests, models) pays one thread-local load. Invariant: whether a race point
-//! yields never depends on, and never changes, anything but the schedule. Kernel counterpart: `CONFIG_KCSAN_DELAY_TASK`.
+//! It owns a per-thread generator and a probability. An armed thread yields its processor at a race
+//! point with that probability; an unarmed one (benchmarks, tests, models) pays one thread-local
+//! load. Invariant: whether a race point yields never depends on, and never changes, anything but
+//! the schedule. Kernel counterpart: `CONFIG_KCSAN_DELAY_TASK`.
 
 use rand_xoshiro::Xoshiro256PlusPlus;
 
@@ -51,7 +52,8 @@ mod imp {
     pub(super) fn point() {}
 }
 
-/// Arms the race points of this thread: each yields with `probability` (clamped to 0..=1), drawn from `rng`.
+/// Arms the race points of this thread: each yields with `probability` (clamped to 0..=1), drawn
+/// from `rng`.
 pub fn arm(rng: Xoshiro256PlusPlus, probability: f64) {
     imp::arm(rng, probability);
 }
@@ -61,7 +63,8 @@ pub fn disarm() {
     imp::disarm();
 }
 
-/// Called by [`race_point!`](crate::race_point); the name appears in nothing but the source and a debugger.
+/// Called by [`race_point!`](crate::race_point); the name appears in nothing but the source and a
+/// debugger.
 #[inline]
 pub fn point(_name: &'static str) {
     imp::point();

@@ -1,4 +1,5 @@
-//! Tests of the command lines: word for word, through a real shell, and against programs that are no QEMU.
+//! Tests of the command lines: word for word, through a real shell, and against programs that are
+//! no QEMU.
 #![allow(clippy::unwrap_used, reason = "a test that can't go on ends")]
 
 use std::ffi::OsString;
@@ -108,7 +109,8 @@ fn the_installed_qemu_is_told_apart() {
     assert!(both[0].command().starts_with("'/opt/new qemu/bin/qemu-system-x86_64' -accel"), "{}", both[0].command());
 }
 
-/// What a shell makes of `line`: its words. (bash, because `$'…'` is younger than the dash of many distributions.)
+/// What a shell makes of `line`: its words. (bash, because `$'…'` is younger than the dash of many
+/// distributions.)
 fn words(line: &str) -> Vec<Vec<u8>> {
     let script = format!("printf '%s\\0' {line}");
     let said = Command::new("bash").args(["-c", &script]).output().unwrap();
@@ -116,7 +118,8 @@ fn words(line: &str) -> Vec<Vec<u8>> {
     said.stdout.strip_suffix(b"\0").unwrap().split(|byte| *byte == 0).map(<[u8]>::to_vec).collect()
 }
 
-/// The value of `key` in QEMU's option syntax, read as `util/keyval.c` does: up to a comma that isn't doubled.
+/// The value of `key` in QEMU's option syntax, read as `util/keyval.c` does: up to a comma that
+/// isn't doubled.
 fn value(option: &[u8], key: &str) -> Vec<u8> {
     let mut items = vec![Vec::new()];
     let mut rest = option.iter().copied().peekable();
@@ -169,8 +172,9 @@ proptest! {
     }
 }
 
-/// An executable that runs `script`. Another process writes it: a descriptor of ours that is open for writing could be in the
-/// child that another test is just starting, and the system runs no file that is open for writing (`ETXTBSY`).
+/// An executable that runs `script`. Another process writes it: a descriptor of ours that is open
+/// for writing could be in the child that another test is just starting, and the system runs no
+/// file that is open for writing (`ETXTBSY`).
 fn program(folder: &Path, script: &str) -> PathBuf {
     std::fs::create_dir_all(folder).unwrap();
     let path = folder.join(PROGRAM);
