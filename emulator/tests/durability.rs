@@ -1,6 +1,6 @@
-//! That [`Device::sync`] makes stores durable, asked of the kernel (`cachestat`: no dirty page
-//! left, none being written), for stores through our mapping and through another process's; that a
-//! sync which fails says so; and what a large sparse device costs.
+//! Checks that [`Device::sync`] makes stores durable, by asking the kernel (`cachestat`: no dirty
+//! page left, none being written), for stores through our mapping and through another process's;
+//! that a sync which fails says so; and what a large sparse device costs.
 #![cfg(not(any(daxlab_loom, daxlab_shuttle)))]
 #![allow(clippy::unwrap_used, reason = "a test that can't go on ends")]
 

@@ -14,7 +14,7 @@
 //! |---|---|---|
 //! | 0 | 16 bytes | `NVDIMM_PFN_INFO`, NUL |
 //! | 16 | 16 bytes | the namespace's UUID |
-//! | 32 | 16 bytes | its parent's: zero, because a namespace without labels has none (`nd_dev_to_uuid`) |
+//! | 32 | 16 bytes | its parent's: zero, there are no labels (`nd_dev_to_uuid`) |
 //! | 48 | u32 | flags: 0 |
 //! | 52, 54 | u16, u16 | version 1.4 |
 //! | 56 | u64 | where the data begin, in bytes |

@@ -9,7 +9,7 @@
 //! | a 64-byte line | after the cut |
 //! |---|---|
 //! | equal in both images | unchanged |
-//! | stored to since its last flush | the durable or the live version, whole; the choice depends on (seed, line number) alone |
+//! | stored to since its last flush | durable or live version, whole, by (seed, line number) |
 //!
 //! Invariants:
 //! - A line of the durable image is never older than the last completed flush of its range.
@@ -44,7 +44,8 @@ use crate::runtime::sync::machine::{AtomicU64, Ordering, fence};
 /// Bytes in a cache line, the unit that a power cut keeps or loses.
 pub const LINE: u64 = 64;
 const LINE_WORDS: usize = LINE as usize / 8;
-/// How often a page is looked at before a flush leaves it to those who go on storing to it.
+/// How often a flush compares a page before it gives up on lines that other threads keep storing
+/// to.
 const LOOKS: u32 = 16;
 
 type PageWords = [AtomicU64; PAGE_WORDS];

@@ -39,7 +39,7 @@ impl Poison {
     /// What is wrong with `pages`.
     pub fn check(&self, pages: PageRange) -> Result<(), Damage> {
         // ORDERING: Relaxed: damage has no order with accesses in flight; one that comes after it
-        // has been told of sees it.
+        // is reported sees it.
         match self.marks.load(Ordering::Relaxed) {
             0 => Ok(()),
             marks => self.look(marks, pages),

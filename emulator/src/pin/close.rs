@@ -299,8 +299,8 @@ impl<const FANOUT: usize> Orphaned<'_, FANOUT> {
         let Orphaned { shut, marked } = self;
         let table = shut.table;
         drop(shut);
-        // ORDERING: after the reopening; see `open` for why the look can't miss an unpin whose
-        // reaper met the shut door.
+        // ORDERING: after the reopening; see `open` for why this check can't miss an unpin whose
+        // reaper found the pages closed.
         let reports = |&unit: &Unit| {
             let word = Word(table.at(unit).load(Ordering::SeqCst));
             word.is_pinned() && word.has_orphan()

@@ -86,7 +86,7 @@ mod tests {
         gate.enter().unwrap();
         assert!(!gate.leave(), "an open gate tells no leaver");
         assert_eq!(gate.close(), (1, true));
-        assert_eq!(gate.close(), (1, false), "the second closer did not shut it");
+        assert_eq!(gate.close(), (1, false), "only the first call closes it");
         assert_eq!(gate.enter(), Err(GateClosed { last: false }), "one is still inside");
         assert!(gate.leave());
         assert_eq!(gate.enter(), Err(GateClosed { last: true }), "an undo can be the last one out");

@@ -6,7 +6,7 @@
 //! by [`Closing::freeze`]); each pin is counted once; no pin and no unpin ever waits. Kernel
 //! counterpart: `mm/gup.c`, and the DAX layout checks of `fs/dax.c`, which find busy pages but
 //! cannot refuse new pins. The module also owns [`gate::Gate`], the same idea for one object
-//! instead of pages, and [`words::WordStore`], the sparse array of words that the ledger uses too.
+//! instead of pages, and `words::WordStore`, the sparse array of words that the ledger uses too.
 //!
 //! # Pins look up, closes mark up
 //! A range is pinned in the largest aligned units that it covers whole: one add for a folio,
@@ -82,7 +82,7 @@ mod levels;
 mod mutation;
 mod table;
 mod word;
-pub mod words;
+pub(crate) mod words;
 
 #[cfg(all(test, not(any(daxlab_loom, daxlab_shuttle))))]
 mod tests;

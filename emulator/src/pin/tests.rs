@@ -91,7 +91,7 @@ fn below_goes_only_with_a_zero_scan_of_the_unit_itself() {
     let forged = table.forge(FOLIO);
     assert!(forged.is_forged() && forged.range() == FOLIO);
     drop(forged);
-    assert_eq!(table.bits(folio), BELOW, "forged: it never had a door");
+    assert_eq!(table.bits(folio), BELOW, "a forged token closes nothing");
     let frozen = table.close(GIANT).unwrap().freeze().unwrap();
     assert_eq!(table.bits(giant), BELOW | CLOSED);
     drop(frozen);

@@ -13,21 +13,21 @@ use crate::runtime::sync::atomic::AtomicU64;
 
 /// See the module.
 #[derive(Debug)]
-pub struct WordStore(imp::Words);
+pub(crate) struct WordStore(imp::Words);
 
 impl WordStore {
     /// `len` words, all zero.
     ///
     /// # Errors
     /// What `mmap` says, when the address space can't hold them (8 bytes a word).
-    pub fn new(len: u64) -> io::Result<WordStore> {
+    pub(crate) fn new(len: u64) -> io::Result<WordStore> {
         let len = usize::try_from(len).map_err(|_| io::Error::from(io::ErrorKind::OutOfMemory))?;
         imp::Words::new(len).map(WordStore)
     }
 
     /// All words.
     #[inline]
-    pub fn words(&self) -> &[AtomicU64] {
+    pub(crate) fn words(&self) -> &[AtomicU64] {
         self.0.words()
     }
 }

@@ -1,8 +1,8 @@
 //! Time: one clock, real or virtual.
 //!
-//! It owns "now" and nothing else; sleeping is [`crate::runtime::wait`]'s. Invariant:
-//! [`Clock::now`] never goes back. A virtual clock moves only when it is told to, so a 45 s lease
-//! break takes no time in a scenario. Kernel counterpart: `ktime_get`.
+//! It owns the present time only. Sleeping belongs to [`crate::runtime::wait`]. Invariant:
+//! [`Clock::now`] never goes back. A virtual clock moves only when a caller advances it, so a 45 s
+//! lease break takes no time in a scenario. Kernel counterpart: `ktime_get`.
 #![allow(clippy::disallowed_types, clippy::disallowed_methods, reason = "the one place that reads the machine's clock")]
 
 use std::time::Duration;

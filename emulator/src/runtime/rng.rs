@@ -22,7 +22,8 @@ const fn mix(mut z: u64) -> u64 {
 ///
 /// ```
 /// use rand::Rng;
-/// let draw = |seed, purpose, index| emulator::runtime::rng::stream(seed, purpose, index).next_u64();
+/// use emulator::runtime::rng::stream;
+/// let draw = |seed, purpose, index| stream(seed, purpose, index).next_u64();
 /// assert_eq!(draw(1, "choices", 0), draw(1, "choices", 0));
 /// assert_ne!(draw(1, "choices", 0), draw(1, "choices", 1));
 /// assert_ne!(draw(1, "choices", 0), draw(1, "race points", 0));

@@ -31,9 +31,9 @@ pub struct TraceEvent {
     pub number: u64,
     /// When.
     pub at: Nanos,
-    /// What, such as `"pinned"`.
+    /// What happened, such as `"pinned"`.
     pub kind: &'static str,
-    /// Who did it, or whom it happened to.
+    /// The actor, or the one affected.
     pub actor: u64,
     /// What it happened to, besides pages.
     pub object: u64,

@@ -230,7 +230,8 @@ impl WaitFor {
 /// thread::scope(|scope| {
 ///     scope.spawn(|| {
 ///         let waiter = Waiter::new(WaiterId(1));
-///         let condition = || if ready.load(Ordering::SeqCst) { Poll::Ready(()) } else { Poll::Pending };
+///         let is_set = || ready.load(Ordering::SeqCst);
+///         let condition = || if is_set() { Poll::Ready(()) } else { Poll::Pending };
 ///         queue.wait(&world, &waiter, WaitFor::interruptible("the flag"), condition)
 ///     });
 ///     ready.store(true, Ordering::SeqCst); // change the state, then wake

@@ -1,7 +1,7 @@
 //! How to attach a guest: the QEMU command lines for what a server offers, and which of them the
 //! installed QEMU can run.
 //!
-//! It owns the text of the commands and the question to an installed QEMU what it is. Invariants: a
+//! It owns the text of the commands and the probe of an installed QEMU. Invariants: a
 //! printed line can be copied into a shell as it is, whatever bytes the paths in it hold, and lacks
 //! only the guest's own kernel or disk; asking a program takes a bounded time and a bounded amount
 //! of its output. Counterparts: QEMU `hw/virtio/vhost-user-test-device.c` (11.1: a user can create
@@ -22,7 +22,7 @@ use crate::runtime::clock::Clock;
 
 /// The program's name.
 const PROGRAM: &str = "qemu-system-x86_64";
-/// How long a program may take to say what it is. (A first start from a cold disk loads about 50
+/// How long a program may take to print its version. (A first start from a cold disk loads about 50
 /// libraries.)
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How much of what it says is read, in bytes; `-device help` of QEMU 11.1 is about 40 KiB.

@@ -64,9 +64,8 @@ struct Negotiated {
     /// A driver took the device, and its queue was not started since.
     starting: bool,
     memory: MemoryTable,
-    /// Where the guest has the device, once it was seen. Kept over resets: a guest that can't be
-    /// told otherwise reads it before the memory table comes again, and QEMU puts the device where
-    /// it was.
+    /// Where the guest has the device, once it is known. Kept over resets: some guests read it
+    /// before the memory table comes again, and QEMU puts the device at the same address.
     start: u64,
 }
 
@@ -102,17 +101,18 @@ fn region_info(region: &VhostUserMemoryRegion) -> RegionInfo {
     }
 }
 
-/// A piece of the device that is told of as one more region of the guest's memory is not taken on:
-/// the frontend is told no, and goes on. QEMU 11.1 takes every region back that it was told yes
-/// for, also if the guest's reset has unmapped it before, and dies of it (`send_remove_regions` in
-/// hw/virtio/vhost-user.c). Nothing is lost: it is no memory for rings and buffers.
+/// A message that the backend refuses without ending the connection. It refuses a piece of the
+/// device that the frontend announces as a region of guest memory. QEMU 11.1 removes every region
+/// that the backend accepted, also one that the guest's reset has unmapped before, and aborts then
+/// (`send_remove_regions` in hw/virtio/vhost-user.c). The refusal costs nothing: a piece is not
+/// used for rings and buffers.
 ///
-/// Except for pieces that it tells of before the queue starts: a machine that was stopped still has
-/// them when it goes on, and a no would keep it from starting.
+/// Pieces announced before the queue starts are accepted: a stopped machine still has them when it
+/// continues, and a refusal would keep it from starting.
 ///
-/// Neither is a queue that no queue can be: it is the guest that says how large its rings are and
-/// where, and QEMU passes that on. The connection must not end of it, for the pieces would still be
-/// the guest's when the medium takes them for free.
+/// The backend also refuses impossible queue sizes and addresses. The guest chooses them and QEMU
+/// passes them on. The connection must not end because of them: the guest would still have the
+/// pieces mapped while the medium takes them for free.
 #[derive(Debug, thiserror::Error)]
 enum DeclinedMessage {
     #[error("a piece of the device is no memory for rings and buffers")]
@@ -216,13 +216,13 @@ impl VhostUserBackendReqHandler for PmemBackend {
             negotiated.features.replace(taken).is_some()
         };
         self.queue.set_event_idx(taken & EVENT_IDX != 0);
-        // Who does not know SET_VRING_ENABLE has his rings enabled from the start.
+        // A frontend without SET_VRING_ENABLE has its rings enabled from the start.
         if taken & VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits() == 0 {
             self.queue.set_enabled(true);
         }
         self.counters.resets.add(u64::from(again));
         self.mapping.attach();
-        // What is behind this message, the frontend waits for before the driver goes on.
+        // The frontend waits for the answer to this message before it lets the driver continue.
         self.mapping.await_asked(&self.waits);
         Ok(())
     }

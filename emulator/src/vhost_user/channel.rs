@@ -2,11 +2,12 @@
 //!
 //! It owns the socket that came with `VHOST_USER_SET_BACKEND_REQ_FD`. Invariants: one request is
 //! under way at a time, and its answer is awaited for as long as the connection lives; a channel
-//! that answered something else is dead from then on. Counterparts: `VHOST_USER_BACKEND_SHMEM_MAP`
-//! and `VHOST_USER_BACKEND_SHMEM_UNMAP` of QEMU's docs/interop/vhost-user.rst.
+//! that gave a wrong answer is not used again. Counterparts: `VHOST_USER_BACKEND_SHMEM_MAP` and
+//! `VHOST_USER_BACKEND_SHMEM_UNMAP` of QEMU's docs/interop/vhost-user.rst.
 //!
-//! The vhost crate has such a channel too. It can't be told to give up, nor be asked for its
-//! socket: a frontend that hung up but kept the channel open would have our thread for ever.
+//! The vhost crate has such a channel too. Its wait can't be cancelled and its socket is not
+//! accessible. A frontend that closed its connection but kept the channel open would block the
+//! thread for ever.
 
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;

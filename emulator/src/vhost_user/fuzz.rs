@@ -1,8 +1,8 @@
 //! What the fuzzers run: any bytes as a guest's rings, any bytes as a frontend's messages.
 //!
 //! It owns the two ways to read an input, and the properties that must hold for every one: it ends,
-//! it does not panic, the medium is told exactly once that a connection is gone, nothing is flushed
-//! without a request. The folder `fuzz` holds the fuzzers and their corpus, which the tests replay.
+//! it does not panic, `gone` is called exactly once per connection, and nothing is flushed without
+//! a request. The folder `fuzz` holds the fuzzers and their corpus, which the tests replay.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -180,8 +180,8 @@ pub fn messages(data: &[u8]) {
     let _gone_already = theirs.shutdown(std::net::Shutdown::Both);
     let _ended = reader.join();
     let (present, gone) = (medium.present.load(Ordering::SeqCst), medium.gone.load(Ordering::SeqCst));
-    assert_eq!((present, gone), (1, 1), "told once that it is gone");
-    // A guest that has nothing mapped is told no without it.
+    assert_eq!((present, gone), (1, 1), "`gone` is called once");
+    // Without a mapped piece the request fails without a flush.
     assert!(stats.flushes >= medium.flushes.load(Ordering::SeqCst));
     assert!(!stats.problem.as_deref().is_some_and(|problem| problem.contains("panic")), "{stats:?}");
 }

@@ -1,21 +1,20 @@
 //! Which pieces of the device are mapped for the guest.
 //!
-//! It owns the list of what is or may be mapped, and the thread that changes it. Invariants: no
-//! byte is in the guest's reach that the list does not have (a piece is entered before it is asked
-//! for, and leaves when the frontend has taken it away); an unmap that is demanded while pieces are
-//! being mapped wins; pieces are mapped because of a SET_FEATURES, and for nothing else.
-//! Counterparts: `vhost_user_backend_handle_shmem_map` and `..._unmap` in QEMU's
-//! hw/virtio/vhost-user.c.
+//! It owns the list of what is or may be mapped, and the thread that changes it. Invariants: every
+//! byte that the guest can reach is in the list (a piece enters before the map request, and leaves
+//! after the frontend has unmapped it). An unmap requested while pieces are being mapped wins. Only
+//! SET_FEATURES causes pieces to be mapped. Counterparts: `vhost_user_backend_handle_shmem_map` and
+//! `..._unmap` in QEMU's hw/virtio/vhost-user.c.
 //!
 //! # Why a thread
-//! A frontend answers on the backend channel only when it does not wait for the answer to a message
-//! of its own. So a thread that handles its messages must not wait for it.
+//! A frontend does not answer on the backend channel while it waits for the answer to its own
+//! message. So the thread that handles its messages must not wait for such an answer.
 //!
 //! # What a reset does
 //! QEMU drops the mappings when the driver resets the device, does not report it, and sends
-//! SET_FEATURES when a driver takes it again. It sends SET_FEATURES without a reset too, when a
-//! stopped machine goes on. Which of the two it was shows in its answer: it refuses a piece that it
-//! still has.
+//! SET_FEATURES when a driver takes it again. It also sends SET_FEATURES without a reset, when a
+//! stopped machine continues. Its answer to the map request shows which of the two happened: it
+//! refuses a piece that is still mapped.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::task::Poll;
@@ -32,7 +31,7 @@ use crate::runtime::wait::WaitQueue;
 /// How long [`super::VhostServer::unmap`] waits for a frontend that does not answer.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 
-/// How long a driver's start is held up for a medium that has not said its pieces.
+/// How long the start of a driver waits for a medium that has not returned its pieces.
 const START_PATIENCE: Duration = Duration::from_secs(1);
 
 /// What became of [`super::VhostServer::unmap`].
@@ -205,7 +204,7 @@ impl PieceMapping {
         self.wake.ring();
         let acknowledged = waits.until(&self.settled, "the frontend to unmap", Some(patience), || {
             let state = self.state.lock();
-            // Who has no channel any more can't be asked, however long one waits.
+            // Without a channel the frontend cannot be asked to unmap, so waiting is useless.
             match (state.unmap && !state.over, &state.channel) {
                 (false, _) => Poll::Ready(true),
                 (true, None) => Poll::Ready(false),
@@ -314,7 +313,7 @@ impl PieceMapping {
         counters: &VhostCounters,
     ) -> Result<bool, ChannelError> {
         let before = self.mapped();
-        // Only a machine that goes on without a reset still has them.
+        // Only a machine that continues without a reset still has them.
         let gone: Vec<PmemPiece> = before.iter().copied().filter(|piece| !pieces.contains(piece)).collect();
         self.unmap_pieces(&gone, file, counters)?;
         for piece in pieces.iter().copied() {

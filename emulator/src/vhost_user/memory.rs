@@ -1,4 +1,4 @@
-//! The guest's memory, as the frontend tells of it: checked before anything is mapped.
+//! The guest's memory as the frontend describes it, checked before it is mapped.
 //!
 //! It owns the table of regions. Invariants: a region is mapped only if its file is long enough for
 //! it at that moment; a region of the device's own file is known by device and inode, whatever
@@ -6,9 +6,9 @@
 //! `VHOST_USER_SET_MEM_TABLE`, `VHOST_USER_ADD_MEM_REG` and `VHOST_USER_REM_MEM_REG` of QEMU's
 //! docs/interop/vhost-user.rst; `vu_set_mem_table_exec` in QEMU's subprojects/libvhost-user.
 //!
-//! Why the guest can't have its rings in its persistent memory: what is mapped for it can be
-//! revoked, and the blocks be given to another file. An answer written through a mapping of our own
-//! would reach those blocks all the same.
+//! The rings of a guest must not lie in its persistent memory. Its pieces can be revoked and the
+//! blocks given to another file, and an answer written through the backend's own mapping would
+//! still reach those blocks.
 //!
 //! A frontend that shrinks its memory's file later kills each process that reads it, with SIGBUS.
 //! Nothing but a seal (`F_SEAL_SHRINK`) prevents that, and QEMU sets none; it is the reason for one

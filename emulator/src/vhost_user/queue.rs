@@ -3,17 +3,17 @@
 //! It owns a split virtqueue and the guest memory that it and its buffers lie in. Invariants: a
 //! FLUSH is answered with success only after a flush of the medium that began after the request was
 //! taken from the queue; a chain is given back exactly once; the thread never sleeps while a
-//! request waits that it was not going to be told of. Counterparts: `virtio_pmem_flush` in QEMU's
+//! request waits for which no kick will come. Counterparts: `virtio_pmem_flush` in QEMU's
 //! hw/virtio/virtio-pmem.c, `virtqueue_pop` and `virtio_queue_set_notification` in
 //! hw/virtio/virtio.c; VirtIO 1.3 section 2.7.
 //!
-//! # What becomes of a chain
+//! # How each chain is answered
 //! | chain | answer | used length |
 //! |---|---|---|
-//! | 4 readable bytes or more, then 4 writable or more | FLUSH: as the flush ended; other types: failure | 4 |
+//! | 4 readable bytes or more, then 4 writable or more | FLUSH: its outcome; others: failure | 4 |
 //! | fewer readable bytes | failure | 4 |
-//! | fewer than 4 writable bytes, or not writable memory | none, and nothing is flushed for it | 0 |
-//! | writable before readable, a loop, longer than 32 descriptors, an index or address outside | none | 0 |
+//! | fewer than 4 writable bytes, or memory not writable | none, and no flush | 0 |
+//! | writable before readable, a loop, over 32 descriptors, index or address outside | none | 0 |
 //!
 //! A queue that contradicts itself (an index that runs ahead of the ring, a head outside the table,
 //! rings outside the guest's memory) is *broken*: nothing more is taken from it until the frontend
@@ -174,7 +174,7 @@ impl RequestQueue {
     /// many were taken.
     ///
     /// A guest names sizes and addresses as it likes (QEMU passes them on), so wrong ones cost it
-    /// its queue and nothing else: the queue does not run until it was told right ones.
+    /// its queue and nothing else: the queue does not run until the frontend sets valid ones.
     pub(super) fn set_rings(&self, rings: Option<RingAddresses>) -> Result<(), SetupError> {
         let state = &mut *self.state.lock();
         state.placed = false;
@@ -218,10 +218,10 @@ impl RequestQueue {
         self.wake.ring();
     }
 
-    /// What tells the guest of answers, if it is to be told. It is made non-blocking, so that a
-    /// full one does not block the queue. It is rung at once if the queue runs already: a machine
-    /// that goes on after a stop starts its queue before it sets the call descriptor, and nothing
-    /// else would signal the answers in between. (A guest must bear a bell for nothing;
+    /// Sets the eventfd that signals answers to the guest. It is made non-blocking, so that a full
+    /// one does not block the queue. It is rung at once if the queue runs already: a machine that
+    /// continues after a stop starts its queue before it sets the call descriptor, and nothing else
+    /// would signal the answers in between. (A guest must accept a spurious interrupt;
     /// `vu_set_vring_call_exec` in libvhost-user does the same.)
     pub(super) fn set_call(&self, call: Option<OwnedFd>) -> std::io::Result<()> {
         if let Some(call) = &call {
@@ -284,8 +284,8 @@ impl RequestQueue {
         (!state.over).then(|| state.kick.clone())
     }
 
-    /// Answers whatever waits, until nothing does and the guest is going to tell of the next.
-    /// `batch` is scratch. A guest that goes on asking keeps the thread here, but no lock:
+    /// Answers all waiting requests until none is left and the guest will kick for the next one.
+    /// `batch` is scratch. A guest that keeps sending requests keeps the thread here, but no lock:
     /// [`RequestQueue::stop`] and [`RequestQueue::end`] come through.
     pub(super) fn drain(&self, flush: &Flush<'_>, counters: &VhostCounters, batch: &mut Vec<BufferChain>) {
         while self.round(flush, counters, batch) {}
@@ -378,7 +378,7 @@ impl QueueState {
         Ok(self.ring.enable_notification(&self.memory)?)
     }
 
-    /// Returns whether the guest is to be told.
+    /// Returns whether the guest wants an interrupt.
     fn answer(&mut self, batch: &[BufferChain], flushed: bool) -> Result<bool, QueueBroken> {
         let (ring, memory) = (&mut self.ring, &self.memory);
         for chain in batch {
@@ -414,7 +414,7 @@ fn flush_once(flush: &Flush<'_>, counters: &VhostCounters, batch: &[BufferChain]
         Ok(()) => true,
         Err(why) => {
             counters.failed.add(flushes);
-            // Why nothing is mapped was told when it was found out.
+            // The reason why nothing is mapped was reported earlier.
             if !matches!(why, FlushError::Unmapped) {
                 counters.problem(format!("a flush failed: {why}"));
             }
@@ -538,7 +538,7 @@ mod tests {
             let state = &mut *queue.state.lock();
             state.take(&mut batch).unwrap();
             assert!(batch.is_empty());
-            // Now: it was not told to tell, and does not.
+            // No notification was requested, and none is sent.
             memory.write_obj(2_u16, GuestAddress(0x102)).unwrap();
             assert!(state.ask_to_be_told().unwrap());
             assert_eq!(state.look(&mut batch).unwrap(), QueuePoll::Requests);

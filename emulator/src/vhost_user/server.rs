@@ -1,11 +1,11 @@
-//! A guest's socket: who may connect, what serves him, and his end.
+//! A guest's socket: accepts frontends, serves one at a time, and ends connections.
 //!
 //! It owns the listening socket and all threads of a guest. Invariants: one connection is served at
-//! a time, and the next only after the medium was told that the one before is gone; that is told
-//! exactly once, after every flush and attach has returned; who is sent away is asked to unmap
-//! everything first, because a frontend keeps what it has mapped when its connection ends; a panic
-//! ends the connection and nothing else. Counterparts: `vu_dispatch` of libvhost-user, QEMU's
-//! chardev sockets.
+//! a time, and the next is accepted only after [`Medium::gone`] was called for the one before.
+//! `gone` is called exactly once per connection, after every flush and attach has returned. Before
+//! the server closes a connection, it asks the frontend to unmap everything, because a frontend
+//! keeps its mappings when its connection ends. A panic ends the connection and nothing else.
+//! Counterparts: `vu_dispatch` of libvhost-user, QEMU's chardev sockets.
 //!
 //! Threads: one accepts, then handles the connection's messages; one serves the request queue; one
 //! maps pieces. The last two live as long as the connection.
@@ -339,8 +339,8 @@ fn handle_messages(socket: UnixStream, backend: &Arc<PmemBackend>, served: &mut 
             Ok(()) => {}
             Err(Error::Disconnected) => return wrong.map_or(Ok(()), Err),
             Err(why) if is_declined(&why) => {}
-            // It is answered on as long as it is being asked to unmap: who waits for an answer does
-            // not give one.
+            // The server keeps answering while it asks the frontend to unmap: a frontend that waits
+            // for an answer does not send one.
             Err(why) if wrong.is_none() => {
                 wrong = Some(why);
                 served.send_away();

@@ -53,9 +53,9 @@ stats! {
     refused,
     /// Connections that ended otherwise than by a hang-up between two messages.
     broken,
-    /// How often the guest told of new requests.
+    /// Kicks received from the guest.
     kicks,
-    /// How often the guest was told of answers.
+    /// Interrupts sent to the guest.
     notifications,
     /// FLUSH requests.
     requests,

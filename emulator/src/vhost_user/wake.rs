@@ -29,7 +29,7 @@ impl WakeFd {
         let _rung_already = rustix::io::write(&self.0, &1_u64.to_ne_bytes());
     }
 
-    /// Forgets the rings so far. What they told of is looked at after this.
+    /// Forgets the rings so far. The caller checks the awaited state after this.
     pub(super) fn clear(&self) {
         let _none = rustix::io::read(&self.0, &mut [0_u8; 8]);
     }

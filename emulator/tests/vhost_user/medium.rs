@@ -1,4 +1,4 @@
-//! A medium that does what the test says, and remembers what was done to it.
+//! A medium that a test controls and that records every call.
 
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};

@@ -1,4 +1,4 @@
-//! The orders in which frontends speak: QEMU's, an old guest's, rebinds, reboots, one frontend
+//! Message orders of frontends: QEMU's, an old guest's, rebinds, reboots, one frontend
 //! after the other.
 
 use std::os::unix::net::UnixListener;

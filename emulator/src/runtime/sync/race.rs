@@ -44,7 +44,8 @@ mod imp {
     }
 }
 
-/// Under loom and shuttle the explorer decides who runs: every access is a race point already.
+/// Under loom and shuttle the explorer decides which thread runs: every access is a race point
+/// already.
 #[cfg(any(daxlab_loom, daxlab_shuttle))]
 mod imp {
     pub(super) fn arm(_rng: rand_xoshiro::Xoshiro256PlusPlus, _probability: f64) {}
