@@ -22,7 +22,7 @@ fn check(model: impl Fn() + Sync + Send + 'static) {
 ///
 /// The next owner writes 2 into it. If the DMA's 1 lands after that (the owner finds it, or it is
 /// there in the end), the DMA was stale, and its second look must say so.
-fn dma_and_change(check_of: impl Fn(&Ledger, PageRange) -> Access + Send + Sync + Copy + 'static) {
+fn dma_and_change(check_of: impl Fn(&Ledger, PageRange) -> OwnershipCheck + Send + Sync + Copy + 'static) {
     const BLOCK: PageRange = PageRange::new(0, 1);
     check(move || {
         let ledger = Arc::new(Ledger::new(1).unwrap());

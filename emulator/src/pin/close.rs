@@ -15,10 +15,10 @@ use super::levels::{Geometry, Unit};
 use super::mutation::Mutation;
 use super::table::{Census, PinTable, Unpinned};
 use super::word::{BELOW, CLOSE_BELOW, CLOSED, ORPHAN, WAITERS, Word};
-use crate::race_point;
 use crate::runtime::pages::PageRange;
 use crate::runtime::sync::atomic::Ordering;
 use crate::runtime::sync::fence_after_rmw;
+use crate::runtime::sync::race::race_point;
 
 /// Another close holds the range, a part of it, or a unit that contains it. Nothing was changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

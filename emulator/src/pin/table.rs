@@ -12,10 +12,10 @@ use super::levels::{Geometry, LEVELS, Unit};
 use super::mutation::Mutation;
 use super::word::{BELOW, ORPHAN, PinKind, WAITERS, Word};
 use super::words::WordStore;
-use crate::race_point;
 use crate::runtime::pages::PageRange;
 use crate::runtime::sync::atomic::{AtomicU64, Ordering};
 use crate::runtime::sync::fence_after_rmw;
+use crate::runtime::sync::race::race_point;
 use crate::runtime::wait::WaitQueue;
 
 /// A pinned range. It isn't Clone, and ends in [`PinTable::unpin`] of the table that granted it.

@@ -78,3 +78,5 @@ macro_rules! race_point {
         $crate::runtime::sync::race::point($name)
     };
 }
+
+pub use race_point;
