@@ -2,14 +2,14 @@
 
 use std::error::Error;
 
-use emulator::device::persistence::{Durable, LINE};
+use emulator::device::persistence::{DurableImage, LINE};
 use emulator::device::{Device, FOLIO};
 
 const LINES: u64 = 16;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let device = Device::memory(FOLIO)?;
-    let durable = Durable::new(&device)?;
+    let durable = DurableImage::new(&device)?;
 
     device.write(0, b"flushed")?;
     let flushed = durable.flush(&device, Some(0..LINE))?;

@@ -9,7 +9,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::process::{Command, Stdio};
 
-use emulator::device::persistence::Durable;
+use emulator::device::persistence::DurableImage;
 use emulator::device::{Device, FOLIO, OpenError, PAGE};
 use emulator::pin::PageRange;
 
@@ -173,7 +173,7 @@ fn a_large_sparse_device_stays_small() {
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let image = Device::image(&folder.path().join("image"), BYTES).unwrap();
     for device in [image, Device::memory(BYTES).unwrap()] {
-        let durable = Durable::new(&device).unwrap();
+        let durable = DurableImage::new(&device).unwrap();
         for nth in 0..64 {
             device.write(nth * (BYTES / 64) + 5, &[1; 64]).unwrap();
         }

@@ -3,8 +3,9 @@
 //! It owns the *durable* image of a device. The *live* image is the device that all threads read
 //! and write. The model is a platform with ADR and without eADR: what has reached the memory
 //! controller survives. What is in a CPU cache is lost, unless the CPU evicted its 64-byte line
-//! before the cut. Stores go to the live image alone. [`Durable::flush`] copies ranges to the
-//! durable image (a guest's FLUSH, `fsync`, an NIC's flush). [`Durable::cut`] is the power cut:
+//! before the cut. Stores go to the live image alone. [`DurableImage::flush`] copies ranges to the
+//! durable image (a guest's FLUSH, `fsync`, an NIC's flush). [`DurableImage::cut`] is the power
+//! cut:
 //!
 //! | a 64-byte line | after the cut |
 //! |---|---|
@@ -25,11 +26,11 @@
 //!
 //! # Concurrent flushes
 //! Both images are shared memory, so one process can flush an image that another process cuts
-//! ([`Durable::fd`], [`Durable::from_fd`]). Two flushes that copy the same line at the same time
-//! could leave the older version behind. So each flush compares again after its copy is visible,
-//! and copies again while the images differ. A flush ends when both are equal, or when a concurrent
-//! flush is certain to compare later. A cut or a restore must not run beside a flush: the caller
-//! ends flushes first.
+//! ([`DurableImage::fd`], [`DurableImage::from_fd`]). Two flushes that copy the same line at the
+//! same time could leave the older version behind. So each flush compares again after its copy is
+//! visible, and copies again while the images differ. A flush ends when both are equal, or when a
+//! concurrent flush is certain to compare later. A cut or a restore must not run beside a flush:
+//! the caller ends flushes first.
 
 use std::ops::Range;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -55,7 +56,7 @@ static HOLE: PageWords = [const { AtomicU64::new(0) }; PAGE_WORDS];
 
 /// See the module.
 #[derive(Debug)]
-pub struct Durable {
+pub struct DurableImage {
     copy: Device,
 }
 
@@ -80,14 +81,14 @@ pub struct PowerCut {
     pub lines_survived: u64,
 }
 
-impl Durable {
+impl DurableImage {
     /// A durable image in memory, equal to what `live` holds now. It takes as much memory as `live`
     /// has data.
     ///
     /// # Errors
     /// As [`Device::memory`].
-    pub fn new(live: &Device) -> Result<Durable, OpenError> {
-        let durable = Durable { copy: Device::memory(live.bytes())? };
+    pub fn new(live: &Device) -> Result<DurableImage, OpenError> {
+        let durable = DurableImage { copy: Device::memory(live.bytes())? };
         let all = durable.flush(live, Some(0..live.bytes()));
         all.map_err(|error| OpenError::Os {
             what: "copying the device".to_owned(),
@@ -96,13 +97,13 @@ impl Durable {
         Ok(durable)
     }
 
-    /// The durable image that another process made, over what its [`Durable::fd`] was duplicated
-    /// to.
+    /// The durable image that another process made, over what its [`DurableImage::fd`] was
+    /// duplicated to.
     ///
     /// # Errors
     /// As [`Device::from_fd`].
-    pub fn from_fd(fd: OwnedFd, bytes: u64) -> Result<Durable, OpenError> {
-        Ok(Durable { copy: Device::from_fd(fd, bytes)? })
+    pub fn from_fd(fd: OwnedFd, bytes: u64) -> Result<DurableImage, OpenError> {
+        Ok(DurableImage { copy: Device::from_fd(fd, bytes)? })
     }
 
     /// The memory file behind the durable image.
@@ -142,9 +143,9 @@ impl Durable {
     }
 
     /// Cuts the power: decides for each line that was not flushed whether it survives, and keeps
-    /// the outcome in the durable image. The live one stays as it is until [`Durable::restore`]. A
-    /// given `seed` decides the same for the same line, whatever else was not flushed. Every second
-    /// line survives in the mean.
+    /// the outcome in the durable image. The live one stays as it is until
+    /// [`DurableImage::restore`]. A given `seed` decides the same for the same line, whatever else
+    /// was not flushed. Every second line survives in the mean.
     ///
     /// # Errors
     /// [`AccessError::OutOfRange`] if `live` has another size.

@@ -45,7 +45,7 @@ struct Model {
 }
 
 impl Model {
-    fn apply(&mut self, op: &Op, device: &Device, durable: &Durable) {
+    fn apply(&mut self, op: &Op, device: &Device, durable: &DurableImage) {
         match *op {
             Op::Write { at, len, byte } => {
                 self.live[at..at + len].fill(byte);
@@ -76,7 +76,7 @@ impl Model {
 
 /// Runs `ops`, cuts the power, and checks every line of what comes back; returns it.
 fn run(device: &Device, ops: &[Op], seed: u64) -> Vec<u8> {
-    let durable = Durable::new(device).unwrap();
+    let durable = DurableImage::new(device).unwrap();
     let mut model = Model { live: contents(device), durable: contents(device) };
     ops.iter().for_each(|op| model.apply(op, device, &durable));
     assert_eq!(contents(&durable.copy), model.durable, "before the cut: what was flushed and nothing else");
@@ -110,7 +110,7 @@ proptest! {
     ) {
         let device = Device::memory(FOLIO).unwrap();
         let mut unused = Model { live: vec![0; SIZE], durable: vec![0; SIZE] };
-        let other = Durable::new(&device).unwrap();
+        let other = DurableImage::new(&device).unwrap();
         before.iter().for_each(|op| unused.apply(op, &device, &other));
         let start = contents(&device);
         let first = run(&device, &ops, seed);
@@ -130,7 +130,7 @@ proptest! {
 fn every_second_line_survives_and_the_seed_says_which() {
     let outcome = |seed, lines: u64| {
         let device = Device::memory(FOLIO).unwrap();
-        let durable = Durable::new(&device).unwrap();
+        let durable = DurableImage::new(&device).unwrap();
         device.write(0, &vec![0xee; (lines * LINE) as usize]).unwrap();
         let cut = durable.cut(&device, seed).unwrap();
         assert_eq!(cut.lines_unflushed, lines);
@@ -151,7 +151,7 @@ fn every_second_line_survives_and_the_seed_says_which() {
 #[test]
 fn holes_stay_holes() {
     let device = Device::memory(1 << 40).unwrap();
-    let durable = Durable::new(&device).unwrap();
+    let durable = DurableImage::new(&device).unwrap();
     let far = (1 << 40) - PAGE;
     device.write(far, &[1; 64]).unwrap();
     let all = 0..device.bytes();
@@ -178,7 +178,7 @@ fn holes_stay_holes() {
 #[test]
 fn ranges_outside_are_refused_whole() {
     let device = Device::memory(FOLIO).unwrap();
-    let durable = Durable::new(&device).unwrap();
+    let durable = DurableImage::new(&device).unwrap();
     device.write(0, b"new").unwrap();
     for outside in [FOLIO - 1..FOLIO + 1, FOLIO..u64::MAX, u64::MAX - 1..u64::MAX] {
         let refused = durable.flush(&device, [0..64, outside]);
@@ -197,8 +197,8 @@ fn ranges_outside_are_refused_whole() {
 #[test]
 fn two_mappings_of_one_durable_image_agree() {
     let device = Device::memory(FOLIO).unwrap();
-    let made = Durable::new(&device).unwrap();
-    let other = Durable::from_fd(made.fd().try_clone_to_owned().unwrap(), FOLIO).unwrap();
+    let made = DurableImage::new(&device).unwrap();
+    let other = DurableImage::from_fd(made.fd().try_clone_to_owned().unwrap(), FOLIO).unwrap();
     assert_eq!(other.bytes(), FOLIO);
     device.write(100, b"flushed by the other").unwrap();
     other.flush(&device, Some(0..PAGE)).unwrap();
@@ -217,7 +217,7 @@ fn flushes_at_once_leave_the_newer_version() {
     const LINES: u64 = 24;
     const ROUNDS: u64 = 4000;
     let device = Device::memory(FOLIO).unwrap();
-    let durable = Durable::new(&device).unwrap();
+    let durable = DurableImage::new(&device).unwrap();
     let range = 0..LINES * LINE;
     for batch in 0..20 {
         let stored = Counter::new(0);
@@ -253,7 +253,7 @@ fn flushes_at_once_leave_the_newer_version() {
 fn a_flushed_line_is_a_state_that_was_there() {
     const ROUNDS: u64 = 100_000;
     let device = Device::memory(FOLIO).unwrap();
-    let durable = Durable::new(&device).unwrap();
+    let durable = DurableImage::new(&device).unwrap();
     let stored = Counter::new(0);
     let mut settled = 0;
     thread::scope(|scope| {
