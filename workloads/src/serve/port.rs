@@ -18,7 +18,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use emulator::World;
-use emulator::device::persistence::Durable;
+use emulator::device::persistence::DurableImage;
 use emulator::device::{Device, OpenError};
 use emulator::pin::gate::Gate;
 use emulator::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -106,7 +106,7 @@ pub fn main(socket: OwnedFd) -> io::Result<()> {
 /// What guests have mapped, and its durable copy where the power-cut model has one.
 struct Memory {
     live: Device,
-    durable: Option<Durable>,
+    durable: Option<DurableImage>,
     /// What flushes have compared with the copy, and copied to it, in bytes.
     compared: AtomicU64,
     copied: AtomicU64,
@@ -116,7 +116,7 @@ impl Memory {
     fn new(memory: OwnedFd, bytes: u64, durable: Option<OwnedFd>) -> Result<Memory, OpenError> {
         Ok(Memory {
             live: Device::from_fd(memory, bytes)?,
-            durable: durable.map(|durable| Durable::from_fd(durable, bytes)).transpose()?,
+            durable: durable.map(|durable| DurableImage::from_fd(durable, bytes)).transpose()?,
             compared: AtomicU64::new(0),
             copied: AtomicU64::new(0),
         })
