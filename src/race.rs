@@ -9,7 +9,6 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::Args;
 use emulator::sync::Arc;
-use emulator::vhost_user::socket::ListenError;
 use fs_sim::Sabotage;
 use reports::text;
 use workloads::control::{Questions, Server};
@@ -17,6 +16,7 @@ use workloads::input::Duration;
 use workloads::input::designs::DesignCatalogue;
 use workloads::race::job::Job;
 use workloads::race::{self, DesignRun, RaceConfig, RaceError, StopFlag};
+use workloads::socket::ListenError;
 
 use crate::exit;
 use crate::progress::StatusLine;
@@ -114,7 +114,7 @@ pub(crate) fn run(args: RaceArgs) -> anyhow::Result<ExitCode> {
     let handler = stop.clone();
     ctrlc::set_handler(move || handler.stop())
         .map_err(|error| exit::CannotRun(format!("no handler for Ctrl-C could be installed: {error}")))?;
-    let started = emulator::clock::since_epoch();
+    let started = emulator::runtime::clock::since_epoch();
     eprintln!("seed {seed}");
     let status = StatusLine::new(questions);
     let report = race::run(config, &status, &stop).map_err(cannot_run)?;

@@ -1,8 +1,10 @@
-//! What a FLUSH costs without the disk: from the driver's kick to its interrupt, beside the least that two threads can do.
+//! What a FLUSH costs without the disk: from the driver's kick to its interrupt, beside the least
+//! that two threads can do.
 //!
-//! `cargo bench -p emulator --bench flush`. The medium's flush does nothing. The yardstick is an eventfd round trip: one thread
-//! writes and sleeps in epoll, the other wakes up in epoll, reads, and writes back. Both are measured in turns of 1,000 in one run,
-//! on the same two processors (given to all threads by their process), so that what disturbs one disturbs the other.
+//! `cargo bench -p emulator --bench flush`. The medium's flush does nothing. The yardstick is an
+//! eventfd round trip: one thread writes and sleeps in epoll, the other wakes up in epoll, reads,
+//! and writes back. Both are measured in turns of 1,000 in one run, on the same two processors
+//! (given to all threads by their process), so that what disturbs one disturbs the other.
 #![allow(clippy::unwrap_used, unreachable_pub, dead_code, reason = "a measurement that can't go on ends")]
 
 #[path = "../tests/vhost_user/guest.rs"]

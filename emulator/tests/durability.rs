@@ -1,5 +1,6 @@
-//! That [`Device::sync`] makes stores durable, asked of the kernel (`cachestat`: no dirty page left, none being written), for
-//! stores through our mapping and through another process's; that a sync which fails says so; and what a large sparse device costs.
+//! Checks that [`Device::sync`] makes stores durable, by asking the kernel (`cachestat`: no dirty
+//! page left, none being written), for stores through our mapping and through another process's;
+//! that a sync which fails says so; and what a large sparse device costs.
 #![cfg(not(any(daxlab_loom, daxlab_shuttle)))]
 #![allow(clippy::unwrap_used, reason = "a test that can't go on ends")]
 
@@ -8,7 +9,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::process::{Command, Stdio};
 
-use emulator::device::persistence::Durable;
+use emulator::device::persistence::DurableImage;
 use emulator::device::{Device, FOLIO, OpenError, PAGE};
 use emulator::pin::PageRange;
 
@@ -27,7 +28,8 @@ struct CacheStat {
 fn cachestat(fd: BorrowedFd<'_>, offset: u64, len: u64) -> Option<CacheStat> {
     const CACHESTAT: libc::c_long = 451; // The same on every architecture.
     let (range, mut found) = ([offset, len], CacheStat::default());
-    // SAFETY: both pointers are to live memory of the layout that cachestat(2) asks for; it writes to the second only.
+    // SAFETY: both pointers are to live memory of the layout that cachestat(2) asks for; it writes
+    // to the second only.
     let done = unsafe { libc::syscall(CACHESTAT, fd.as_raw_fd(), range.as_ptr(), &raw mut found, 0) };
     match done {
         0 => Some(found),
@@ -39,7 +41,8 @@ fn cachestat(fd: BorrowedFd<'_>, offset: u64, len: u64) -> Option<CacheStat> {
     }
 }
 
-/// An image on a filesystem that writes back; none, with the reason printed, where dirty pages can't be counted.
+/// An image on a filesystem that writes back; none, with the reason printed, where dirty pages
+/// can't be counted.
 fn image(bytes: u64) -> Option<(tempfile::TempDir, Device)> {
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let device = Device::image(&folder.path().join("image"), bytes).unwrap();
@@ -81,8 +84,9 @@ fn after_a_sync_no_page_is_dirty() {
     assert_eq!(unwritten(&device, 4 * FOLIO, 2 * PAGE), (0, 0));
 }
 
-/// Run by the tests below as another process; by itself it does nothing. On each line from standard input it stores that byte
-/// to the pages of the image it has mapped, and says so; it leaves when the input ends.
+/// Run by the tests below as another process; by itself it does nothing. On each line from standard
+/// input it stores that byte to the pages of the image it has mapped, and says so; it leaves when
+/// the input ends.
 #[test]
 fn another_process() {
     let Ok(path) = std::env::var("DAXLAB_TEST_IMAGE") else { return };
@@ -114,7 +118,8 @@ fn a_sync_covers_stores_of_another_process() {
     let mut tell = child.stdin.take().unwrap();
     let mut hear = BufReader::new(child.stdout.take().unwrap()).lines();
     device.sync().unwrap();
-    // The second round stores through a mapping that the first sync has seen: it must have been made to fault again.
+    // The second round stores through a mapping that the first sync has seen: it must have been
+    // made to fault again.
     let mut seen = Vec::new();
     for byte in [1u8, 2, 3, 4, 5] {
         writeln!(tell, "{byte}").unwrap();
@@ -131,8 +136,9 @@ fn a_sync_covers_stores_of_another_process() {
     assert!(child.wait().unwrap().success());
 }
 
-/// A file of `memfd_secret` can be mapped and shared like any other, and the kernel has nothing that could write it back: its
-/// sync fails in earnest (`EINVAL`), without privileges and without a fault injector.
+/// A file of `memfd_secret` can be mapped and shared like any other, and the kernel has nothing
+/// that could write it back: its sync fails in earnest (`EINVAL`), without privileges and without a
+/// fault injector.
 #[test]
 fn a_sync_that_fails_says_so() {
     // SAFETY: takes no pointer; returns a new descriptor or an error.
@@ -141,7 +147,7 @@ fn a_sync_that_fails_says_so() {
         eprintln!("not run: memfd_secret: {}", std::io::Error::last_os_error());
         return;
     }
-    // SAFETY: new, and nobody else's.
+    // SAFETY: new, and owned by this test alone.
     let file = unsafe { File::from_raw_fd(fd as i32) };
     file.set_len(FOLIO).unwrap();
     let device = Device::from_fd(file.into(), FOLIO).unwrap();
@@ -167,7 +173,7 @@ fn a_large_sparse_device_stays_small() {
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let image = Device::image(&folder.path().join("image"), BYTES).unwrap();
     for device in [image, Device::memory(BYTES).unwrap()] {
-        let durable = Durable::new(&device).unwrap();
+        let durable = DurableImage::new(&device).unwrap();
         for nth in 0..64 {
             device.write(nth * (BYTES / 64) + 5, &[1; 64]).unwrap();
         }

@@ -1,4 +1,4 @@
-//! The fuzzers' corpus, replayed: what they found once is looked at in every run of the tests.
+//! Replays the fuzzers' corpus, so that every test run checks each input they found.
 #![cfg(not(any(daxlab_loom, daxlab_shuttle)))]
 #![allow(clippy::unwrap_used, reason = "a test that can't go on ends")]
 

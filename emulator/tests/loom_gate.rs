@@ -10,7 +10,7 @@ use emulator::World;
 use emulator::pin::gate::Gate;
 use emulator::sync::atomic::{AtomicU64, Ordering};
 use emulator::sync::{Arc, thread};
-use emulator::wait::{Sleep, WaitError, WaitFor, WaitQueue, Waiter, WaiterId};
+use emulator::wait::{SleepKind, WaitError, WaitFor, WaitQueue, Waiter, WaiterId};
 use loom::cell::UnsafeCell;
 
 fn check(model: impl Fn() + Sync + Send + 'static) {
@@ -26,16 +26,19 @@ struct Guarded {
     cell: UnsafeCell<u64>,
 }
 
-// SAFETY: who may be in the cell is what the model is about; loom reports every access that isn't ordered.
+// SAFETY: who may be in the cell is what the model is about; loom reports every access that isn't
+// ordered.
 unsafe impl Sync for Guarded {}
 // SAFETY: as for Sync.
 unsafe impl Send for Guarded {}
 
 impl Guarded {
-    /// The last one out of a closed gate acts; a refused entry after that is told again, so the first to be told acts.
+    /// The last one out of a closed gate acts; a refused entry after that is told again, so the
+    /// first to be told acts.
     fn told(&self) {
         if self.told.fetch_add(1, Ordering::Relaxed) == 0 {
-            // SAFETY: everybody who was inside has left before this, and nobody gets in again.
+            // SAFETY: every thread that was inside has left before this, and no thread gets in
+            // again.
             self.cell.with_mut(|cell| unsafe { *cell += 1 });
         }
     }
@@ -43,7 +46,7 @@ impl Guarded {
     fn visit(&self) {
         let last = match self.gate.enter() {
             Ok(()) => {
-                // SAFETY: loom checks that nobody acts as the last one while somebody is inside.
+                // SAFETY: loom checks that no thread acts as the last one while another is inside.
                 self.cell.with(|cell| unsafe { assert_eq!(*cell, 0) });
                 self.gate.leave()
             }
@@ -69,7 +72,7 @@ fn a_closed_gate_tells_a_last_one_out_and_nobody_earlier() {
             visitor.join().unwrap();
         }
         let told = guarded.told.load(Ordering::Relaxed);
-        assert!(inside == 0 || told >= 1, "nobody was told, though {inside} were inside");
+        assert!(inside == 0 || told >= 1, "no leaver was told, though {inside} were inside");
         assert_eq!(guarded.gate.inside(), 0);
     });
 }
@@ -108,7 +111,7 @@ fn an_interruption_ends_every_sleep_that_admits_it() {
             let waiter = Arc::clone(&waiter);
             thread::spawn(move || waiter.interrupt(true))
         };
-        let how = WaitFor { reason: "nothing", sleep: Sleep::Killable, deadline: None };
+        let how = WaitFor { reason: "nothing", sleep: SleepKind::Killable, deadline: None };
         let ended: Result<(), WaitError> = queue.wait(&world, &waiter, how, || Poll::Pending);
         assert_eq!(ended, Err(WaitError::Interrupted));
         killer.join().unwrap();

@@ -6,7 +6,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use emulator::ledger::{Access, Ledger, Ownership, Stamp};
+use emulator::ledger::{Ledger, Ownership, OwnershipCheck, Stamp};
 use emulator::pin::PageRange;
 use emulator::sync::atomic::{AtomicU64, Ordering};
 use emulator::sync::{Arc, thread};
@@ -17,11 +17,12 @@ fn check(model: impl Fn() + Sync + Send + 'static) {
     builder.check(model);
 }
 
-/// A block that leaves its file without regard to whoever has it registered, and its next owner; against a DMA.
+/// A block that leaves its file while a registration of it still exists, and its next owner;
+/// against a DMA.
 ///
-/// The next owner writes 2 into it. If the DMA's 1 lands after that (the owner finds it, or it is there in the end), the DMA
-/// was stale, and its second look must say so.
-fn dma_and_change(check_of: impl Fn(&Ledger, PageRange) -> Access + Send + Sync + Copy + 'static) {
+/// The next owner writes 2 into it. If the DMA's 1 lands after that (the owner finds it, or it is
+/// there in the end), the DMA was stale, and its second look must say so.
+fn dma_and_change(check_of: impl Fn(&Ledger, PageRange) -> OwnershipCheck + Send + Sync + Copy + 'static) {
     const BLOCK: PageRange = PageRange::new(0, 1);
     check(move || {
         let ledger = Arc::new(Ledger::new(1).unwrap());
@@ -30,7 +31,8 @@ fn dma_and_change(check_of: impl Fn(&Ledger, PageRange) -> Access + Send + Sync 
             let (ledger, block) = (Arc::clone(&ledger), Arc::clone(&block));
             thread::spawn(move || {
                 ledger.stamp(BLOCK, Ownership::Changed);
-                // The next owner's write reads what it replaces, as a model's way to see the order of the two writes.
+                // The next owner's write reads what it replaces, as a model's way to see the order
+                // of the two writes.
                 block.swap(2, Ordering::Relaxed)
             })
         };
@@ -38,7 +40,7 @@ fn dma_and_change(check_of: impl Fn(&Ledger, PageRange) -> Access + Send + Sync 
         let seen = check_of(&ledger, BLOCK);
         let replaced = change.join().unwrap();
         if replaced == 0 {
-            assert_ne!(seen, Access::Current, "a DMA that landed in the next owner's block went unnoticed");
+            assert_ne!(seen, OwnershipCheck::Current, "a DMA that landed in the next owner's block went unnoticed");
         }
     });
 }
@@ -57,8 +59,8 @@ fn without_the_fence_after_the_copy_the_model_fails() {
     assert!(message.unwrap_or_default().contains("went unnoticed"));
 }
 
-/// A registration takes its number between the generation and the map: what it then holds is never stale by an event that
-/// was over before, and always by one that comes later.
+/// A registration takes its number between the generation and the map: what it then holds is never
+/// stale by an event that was over before, and always by one that comes later.
 #[test]
 fn the_read_point_lies_before_the_map() {
     const BLOCK: PageRange = PageRange::new(0, 1);
@@ -76,7 +78,11 @@ fn the_read_point_lies_before_the_map() {
         let registered = mapped.load(Ordering::Relaxed) == 1;
         change.join().unwrap();
         if registered {
-            assert_ne!(ledger.check(BLOCK, since), Access::Current, "the change is older than the registration");
+            assert_ne!(
+                ledger.check(BLOCK, since),
+                OwnershipCheck::Current,
+                "the change is older than the registration"
+            );
         }
     });
 }

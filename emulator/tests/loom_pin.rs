@@ -1,8 +1,10 @@
-//! The pin protocol under loom: three levels, fan-out 2, real code; passes as it is, fails with any one line left out.
+//! The pin protocol under loom: three levels, fan-out 2, real code; passes as it is, fails with any
+//! one line left out.
 //!
-//! Run: `RUSTFLAGS="--cfg daxlab_loom" cargo test -p emulator --test loom_pin --release`. The pinner and the change are
-//! what `fs-sim` does, reduced to one inode of one block range: {generation, map}. What a pinned page protects is loom's own
-//! cell, so that an access without a happens-before relation is found as such, not by the value it leaves behind.
+//! Run: `RUSTFLAGS="--cfg daxlab_loom" cargo test -p emulator --test loom_pin --release`. The
+//! pinner and the change are what `fs-sim` does, reduced to one inode of one block range:
+//! {generation, map}. What a pinned page protects is loom's own cell, so that an access without a
+//! happens-before relation is found as such, not by the value it leaves behind.
 #![cfg(daxlab_loom)]
 #![allow(clippy::unwrap_used, reason = "helpers of tests panic as tests do")]
 
@@ -31,7 +33,8 @@ struct Machine {
     recheck: bool,
 }
 
-// SAFETY: the cells are what the models are about: loom reports every access that isn't ordered with the others.
+// SAFETY: the cells are what the models are about: loom reports every access that isn't ordered
+// with the others.
 unsafe impl Sync for Machine {}
 // SAFETY: as for Sync.
 unsafe impl Send for Machine {}
@@ -56,7 +59,8 @@ impl Machine {
 
     fn touch(&self, range: PageRange) {
         for page in range.pages() {
-            // SAFETY: loom checks that nobody else is in the cell, and that everybody before is ordered before.
+            // SAFETY: loom checks that no other thread is in the cell, and that all earlier ones
+            // are ordered before.
             self.memory[page as usize].with_mut(|cell| unsafe { *cell += 1 });
         }
     }
@@ -302,11 +306,13 @@ fn mutation_no_upward_close_mark() {
 #[test]
 fn mutation_undo_without_wake() {
     caught(DEADLOCK, Pair::new(PAGE, PAGE).without(Mutation::UndoWithoutWake).race_waiting());
-    // A folio whose `BELOW` is set already: the closer looks at the page, and finds the pin that is about to be refused.
+    // A folio whose `BELOW` is set already: the closer looks at the page, and finds the pin that is
+    // about to be refused.
     caught(DEADLOCK, Pair::new(PAGE, FOLIO).warm(NEXT_PAGE).without(Mutation::UndoWithoutWake).race_waiting());
 }
 
-/// A page's closer sleeps on its folio's pin; a close of the whole folio, refused, leaves the flag of the sleeper alone.
+/// A page's closer sleeps on its folio's pin; a close of the whole folio, refused, leaves the flag
+/// of the sleeper alone.
 #[test]
 fn a_refused_close_leaves_the_parents_waiters_flagged() {
     check(|| {
@@ -323,7 +329,8 @@ fn a_refused_close_leaves_the_parents_waiters_flagged() {
             {
                 let machine = Arc::clone(&machine);
                 thread::spawn(move || {
-                    // Two changes of one range can't meet in the file system; a unit around one can be tried.
+                    // Two changes of one range can't meet in the file system; a unit around one can
+                    // be tried.
                     let _ = machine.table.close(FOLIO).map(drop);
                 })
             },
@@ -336,7 +343,8 @@ fn a_refused_close_leaves_the_parents_waiters_flagged() {
     });
 }
 
-/// A closer that was woken by one word's drain finds the next one busy, and must not sleep on a flag that came too late.
+/// A closer that was woken by one word's drain finds the next one busy, and must not sleep on a
+/// flag that came too late.
 #[test]
 fn a_waiter_moves_on_from_word_to_word() {
     check(|| {
@@ -385,7 +393,8 @@ fn closers_share_a_parents_flag() {
     });
 }
 
-/// Of two closes of which one contains the other at most one is held at a time; each leaves nothing behind.
+/// Of two closes of which one contains the other at most one is held at a time; each leaves nothing
+/// behind.
 #[test]
 fn closers_exclude_each_other_across_levels() {
     for outer in [PAGE, FOLIO, GIANT] {
@@ -501,8 +510,8 @@ fn an_orphaned_range_is_freed_exactly_once() {
     }
 }
 
-/// A pinner with an old map comes and goes while an orphan is reaped: its short-lived count can make the reaper give up, and
-/// is then the one to report.
+/// A pinner with an old map comes and goes while an orphan is reaped: its short-lived count can
+/// make the reaper give up, and is then the one to report.
 #[test]
 fn a_pin_that_comes_too_late_does_not_strand_an_orphan() {
     check(|| {
@@ -529,8 +538,9 @@ fn a_pin_that_comes_too_late_does_not_strand_an_orphan() {
     });
 }
 
-/// A change of the page beside an orphan clears the mark that their folio's word carries for no reason; a pinner with an
-/// old map comes and goes meanwhile. Whatever the reaper gave up for is reported.
+/// A change of the page beside an orphan clears the mark that their folio's word carries for no
+/// reason; a pinner with an old map comes and goes meanwhile. Whatever the reaper gave up for is
+/// reported.
 #[test]
 fn a_change_beside_it_does_not_strand_an_orphan() {
     check(|| {
@@ -559,7 +569,8 @@ fn a_change_beside_it_does_not_strand_an_orphan() {
     });
 }
 
-/// Two orphaned pages share the mark in their folio's word; a reaper of one never takes the other's away too early.
+/// Two orphaned pages share the mark in their folio's word; a reaper of one never takes the other's
+/// away too early.
 #[test]
 fn orphans_share_a_parents_mark() {
     check(|| {

@@ -1,4 +1,5 @@
-//! The pin table against a plain model: every pin is a list of units with counts, every close a range.
+//! The pin table against a plain model: every pin is a list of units with counts, every close a
+//! range.
 #![cfg(not(any(daxlab_loom, daxlab_shuttle)))]
 #![allow(clippy::unwrap_used, reason = "helpers of tests panic as tests do")]
 
@@ -155,11 +156,11 @@ impl<'t, const F: usize> Run<'t, F> {
         let contended = self.shut(range);
         match self.table.close(range) {
             Ok(closing) => {
-                assert!(!contended, "{range} is closed by somebody else");
+                assert!(!contended, "{range} is closed by another changer");
                 assert_eq!(closing.range(), range);
                 self.held.push(Held::Closing(closing));
             }
-            Err(Contended) => assert!(contended, "nobody else has {range} closed"),
+            Err(Contended) => assert!(contended, "no other changer has {range} closed"),
         }
     }
 
@@ -228,7 +229,8 @@ impl<'t, const F: usize> Run<'t, F> {
         }
     }
 
-    /// Gives everything back; then nothing is left but hints, and those go when each unit is frozen once.
+    /// Gives everything back; then nothing is left but hints, and those go when each unit is frozen
+    /// once.
     fn finish(mut self) {
         while !self.held.is_empty() {
             let held = self.held.swap_remove(0);
@@ -255,7 +257,8 @@ impl<'t, const F: usize> Run<'t, F> {
         for unit in all {
             let Some(word) = self.table.word(unit) else { continue };
             let whole = pages::<F>(unit).end() <= device.end();
-            // A folio that the device cuts short is never closed itself: it keeps the hint that something may be below.
+            // A folio that the device cuts short is never closed itself: it keeps the hint that
+            // something may be below.
             let left = word.is_busy() || word.has_waiters() || word.has_orphan() || whole && word.has_below();
             assert!(!left, "{unit:?} ends as {word:?}");
         }

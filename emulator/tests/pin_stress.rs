@@ -1,9 +1,10 @@
 //! Real threads on one table, and a count of everything at the end.
 //!
-//! Files come and go on a few blocks of different sizes: pinners with short and long pins at every level, changes that
-//! freeze, wait, give up or orphan, reapers, and allocators that hand the blocks on. Every block has an exclusion counter of its
-//! own, so that an access while the block is somebody else's is seen at once, and at the end every block is in exactly
-//! one place and every word is zero.
+//! Files come and go on a few blocks of different sizes: pinners with short and long pins at every
+//! level, changes that freeze, wait, give up or orphan, reapers, and allocators that hand the
+//! blocks on. Every block has an exclusion counter of its own, so that an access while the block
+//! has another owner is seen at once, and at the end every block is in exactly one place and every
+//! word is zero.
 #![cfg(not(any(daxlab_loom, daxlab_shuttle)))]
 #![allow(clippy::unwrap_used, reason = "helpers of tests panic as tests do")]
 
@@ -11,7 +12,7 @@ use std::task::Poll;
 
 use emulator::World;
 use emulator::pin::{Closing, Contended, Frozen, PageRange, Pin, PinError, PinKind, PinTable, Unpinned};
-use emulator::rng::Rng;
+use emulator::runtime::rng::Rng;
 use emulator::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use emulator::sync::{Arc, Mutex, race, thread};
 use emulator::wait::{WaitFor, Waiter, WaiterId};
@@ -205,7 +206,8 @@ impl Machine {
                     let unpinned = orphaned.reopen();
                     return self.unpinned(unpinned, tally);
                 }
-                // Only short-term pins are sure to go: their owners don't wait for anything meanwhile.
+                // Only short-term pins are sure to go: their owners don't wait for anything
+                // meanwhile.
                 _ => {
                     tally.waited += 1;
                     let drained = || if closing.flag_waiter(true) { Poll::Pending } else { Poll::Ready(()) };

@@ -6,7 +6,7 @@ mod common;
 use std::time::Duration;
 
 use common::{Actor, BREAK_TIME, Blocked, Lab, Nic, every_preset, preset};
-use emulator::clock::Nanos;
+use emulator::runtime::clock::Nanos;
 use emulator::sync::atomic::{AtomicBool, Ordering};
 use emulator::sync::{race, thread};
 use fs_sim::base::numbers::Fd;

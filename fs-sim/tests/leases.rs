@@ -6,7 +6,7 @@ mod common;
 use std::time::Duration;
 
 use common::{BREAK_TIME, Lab, Nic, every_preset_with, preset};
-use emulator::clock::Nanos;
+use emulator::runtime::clock::Nanos;
 use fs_sim::base::numbers::Fd;
 use fs_sim::design::{Axes, BreakTimeout, LeaseRules};
 use fs_sim::inspect::books::LeaseStatus;

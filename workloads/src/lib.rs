@@ -24,4 +24,5 @@ pub mod race;
 pub mod scenario;
 #[cfg(not(any(daxlab_loom, daxlab_shuttle)))]
 pub mod serve;
+pub mod socket;
 pub mod suite;

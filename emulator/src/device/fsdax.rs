@@ -1,17 +1,20 @@
 //! The info block that makes an ACPI NVDIMM without labels an fsdax namespace.
 //!
-//! It owns the 4 KiB at byte 4096 of the namespace ([`OFFSET`]). A guest's `pmem` driver gives a raw NVDIMM no `struct page`s, and
-//! a file system on it refuses dax, until this block says where the pages' data begin: `ndctl create-namespace -m fsdax -M mem`
-//! writes it in the guest, [`prepare`] writes the same from outside. Data, and so the guest's `/dev/pmem0`, begin at
-//! [`DATA`]. (A virtio-pmem device needs none of this.) Invariants: a block that [`InfoBlock::emit`] made passes every check of the guest's
-//! kernel; a device that holds anything else in front of its data is never written to. Kernel counterpart: `struct nd_pfn_sb`
-//! (drivers/nvdimm/pfn.h), `nd_pfn_validate` and `nd_pfn_init` (pfn_devs.c), `nd_sb_checksum` (claim.c).
+//! It owns the 4 KiB at byte 4096 of the namespace ([`OFFSET`]). A guest's `pmem` driver gives a
+//! raw NVDIMM no `struct page`s, and a file system on it refuses dax, until this block says where
+//! the pages' data begin: `ndctl create-namespace -m fsdax -M mem` writes it in the guest,
+//! [`prepare`] writes the same from outside. Data, and so the guest's `/dev/pmem0`, begin at
+//! [`DATA`]. (A virtio-pmem device needs none of this.) Invariants: a block that
+//! [`InfoBlock::emit`] made passes every check of the guest's kernel; a device that holds anything
+//! else in front of its data is never written to. Kernel counterpart: `struct nd_pfn_sb`
+//! (drivers/nvdimm/pfn.h), `nd_pfn_validate` and `nd_pfn_init` (pfn_devs.c), `nd_sb_checksum`
+//! (claim.c).
 //!
 //! | byte of the block | little-endian | holds |
 //! |---|---|---|
 //! | 0 | 16 bytes | `NVDIMM_PFN_INFO`, NUL |
 //! | 16 | 16 bytes | the namespace's UUID |
-//! | 32 | 16 bytes | its parent's: zero, because a namespace without labels has none (`nd_dev_to_uuid`) |
+//! | 32 | 16 bytes | its parent's: zero, there are no labels (`nd_dev_to_uuid`) |
 //! | 48 | u32 | flags: 0 |
 //! | 52, 54 | u16, u16 | version 1.4 |
 //! | 56 | u64 | where the data begin, in bytes |
@@ -25,13 +28,14 @@
 
 use std::ops::Range;
 
-use crate::device::dax_device::{AccessError, Device, FOLIO, PAGE};
+use crate::device::{AccessError, Device, FOLIO, PAGE};
 
 /// Where in a namespace its info block lies, in bytes.
 pub const OFFSET: u64 = 4096;
 /// Bytes of an info block.
 pub const BYTES: usize = 4096;
-/// Where in a namespace the data begin, in bytes: the first multiple of the alignment behind the block.
+/// Where in a namespace the data begin, in bytes: the first multiple of the alignment behind the
+/// block.
 pub const DATA: u64 = FOLIO;
 
 const SIGNATURE: &[u8; 16] = b"NVDIMM_PFN_INFO\0";
@@ -73,10 +77,10 @@ pub struct InfoBlock {
     pub align: u32,
 }
 
-/// Why bytes are no info block that a guest's kernel would take. "Absent" ones it ignores, and offers a raw namespace; with the others it
-/// offers no device at all.
+/// Why bytes are no info block that a guest's kernel would take. "Absent" ones it ignores, and
+/// offers a raw namespace; with the others it offers no device at all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Invalid {
+pub enum InvalidInfoBlock {
     /// It does not begin with the signature.
     #[error("no fsdax info block: it does not begin with NVDIMM_PFN_INFO")]
     Absent,
@@ -91,7 +95,8 @@ pub enum Invalid {
     /// It was made for a namespace with labels.
     #[error("fsdax info block: it belongs to a namespace with labels, and a guest finds none here")]
     Parent,
-    /// A field has a value that a guest's kernel refuses, or that does not fit the namespace's size.
+    /// A field has a value that a guest's kernel refuses, or that does not fit the namespace's
+    /// size.
     #[error("fsdax info block: {field} is {value}, which a namespace of {bytes} bytes can't have")]
     Field {
         /// Which one, by its name in `struct nd_pfn_sb`.
@@ -107,10 +112,11 @@ impl InfoBlock {
     /// What `ndctl` would write for a namespace of `bytes`.
     ///
     /// # Errors
-    /// [`Invalid::Field`] for a size that is not a multiple of 2 MiB or leaves nothing for data (less than 4 MiB).
-    pub fn new(bytes: u64, uuid: [u8; 16]) -> Result<InfoBlock, Invalid> {
+    /// [`InvalidInfoBlock::Field`] for a size that is not a multiple of 2 MiB or leaves nothing for
+    /// data (less than 4 MiB).
+    pub fn new(bytes: u64, uuid: [u8; 16]) -> Result<InfoBlock, InvalidInfoBlock> {
         if !bytes.is_multiple_of(FOLIO) || bytes <= DATA {
-            return Err(Invalid::Field { field: "dataoff", value: DATA, bytes });
+            return Err(InvalidInfoBlock::Field { field: "dataoff", value: DATA, bytes });
         }
         Ok(InfoBlock { uuid, data_offset: DATA, pages: (bytes - DATA) / PAGE, align: FOLIO as u32 })
     }
@@ -134,22 +140,23 @@ impl InfoBlock {
         block
     }
 
-    /// What `block` says about a namespace of `bytes` without labels, if a guest's kernel would take it (`nd_pfn_validate`).
+    /// What `block` says about a namespace of `bytes` without labels, if a guest's kernel would
+    /// take it (`nd_pfn_validate`).
     ///
     /// # Errors
     /// The first check that fails, in the kernel's order.
-    pub fn parse(block: &[u8; BYTES], bytes: u64) -> Result<InfoBlock, Invalid> {
+    pub fn parse(block: &[u8; BYTES], bytes: u64) -> Result<InfoBlock, InvalidInfoBlock> {
         if block[field::SIGNATURE] != *SIGNATURE {
-            return Err(Invalid::Absent);
+            return Err(InvalidInfoBlock::Absent);
         }
         let (found, computed) = (u64_at(block, field::CHECKSUM), checksum(block));
         if found != computed {
-            return Err(Invalid::Checksum { found, computed });
+            return Err(InvalidInfoBlock::Checksum { found, computed });
         }
         if block[field::PARENT] != [0; 16] {
-            return Err(Invalid::Parent);
+            return Err(InvalidInfoBlock::Parent);
         }
-        let refused = |field, value| Err(Invalid::Field { field, value, bytes });
+        let refused = |field, value| Err(InvalidInfoBlock::Field { field, value, bytes });
         // A field that came with a later version than the block's is taken as what it was before.
         let minor = u16_at(block, field::MINOR);
         let since = |version, at, before| if minor < version { before } else { u32_at(block, at) };
@@ -208,8 +215,9 @@ pub enum Prepared {
 pub enum PrepareError {
     /// There is a block, and it does not fit.
     #[error("{0}; an NVDIMM needs an image of its own: name one that does not exist yet")]
-    Invalid(#[from] Invalid),
-    /// Something else lies where the block goes: a file system of a device that was attached another way.
+    InvalidInfoBlock(#[from] InvalidInfoBlock),
+    /// Something else lies where the block goes: a file system of a device that was attached
+    /// another way.
     #[error(
         "byte {at} is in use: the first 2 MiB of an NVDIMM hold its fsdax info block, and this image was made for a virtio-pmem device, whose data begin at 0; name an image that does not exist yet"
     )]
@@ -237,7 +245,7 @@ pub fn prepare(device: &Device, start: u64, bytes: u64, uuid: [u8; 16]) -> Resul
     device.read(start + OFFSET, &mut block)?;
     match InfoBlock::parse(&block, bytes) {
         Ok(found) => return Ok(Prepared::Found(found)),
-        Err(Invalid::Absent) => {}
+        Err(InvalidInfoBlock::Absent) => {}
         Err(error) => return Err(error.into()),
     }
     let mut piece = [0; BYTES];
@@ -264,8 +272,8 @@ fn u64_at(block: &[u8; BYTES], at: usize) -> u64 {
     u64::from(u32_at(block, at)) | u64::from(u32_at(block, at + 4)) << 32
 }
 
-/// Fletcher-64 as libnvdimm has it (`nd_fletcher64`, drivers/nvdimm/core.c): sums modulo 2^32, not 2^32 - 1. The checksum's
-/// own field counts as 0.
+/// Fletcher-64 as libnvdimm has it (`nd_fletcher64`, drivers/nvdimm/core.c): sums modulo 2^32, not
+/// 2^32 - 1. The checksum's own field counts as 0.
 fn checksum(block: &[u8; BYTES]) -> u64 {
     let words = block[..field::CHECKSUM].as_chunks::<4>().0.iter().map(|word| u32::from_le_bytes(*word));
     let (low, high) = words.chain([0, 0]).fold((0u32, 0u32), |(low, high), word| {

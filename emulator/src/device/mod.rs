@@ -1,14 +1,16 @@
-//! The DAX device: memory, the file behind it, poison, and what a power cut leaves.
+//! The DAX device: shared memory, the image file behind it, and what can go wrong with them.
 //!
-//! It owns the bytes. Invariants: an access lies wholly inside the device or touches nothing; a page
-//! that is poisoned is neither read nor partly written. Kernel counterpart: drivers/dax,
-//! drivers/nvdimm/pmem.c.
+//! It owns the bytes of simulated files ([`Device`]), its poisoned pages ([`poison`]), the durable
+//! image that survives a power cut ([`persistence`]), the fsdax info block of an image ([`fsdax`])
+//! and the memory of simulated processes ([`memory`]). Invariant: every copy of these bytes goes
+//! through the word-wise copies of `copy`, so a race of the emulated machine is never a data race
+//! of the emulator. Kernel counterpart: drivers/dax/super.c over drivers/nvdimm/pmem.c.
 
-mod dax_device;
+mod copy;
+mod dax;
 pub mod fsdax;
 pub mod memory;
 pub mod persistence;
 pub mod poison;
-mod word_copy;
 
-pub use dax_device::{AccessError, Device, FOLIO, MAX_BYTES, OpenError, PAGE};
+pub use dax::{AccessError, Device, FOLIO, MAX_BYTES, OpenError, PAGE};

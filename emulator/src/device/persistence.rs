@@ -1,87 +1,94 @@
 //! The power-cut model: which stores to a device survive when its machine loses power.
 //!
-//! It owns a second image of a device, the *durable* one, beside the *live* one that everybody reads and writes. The model is
-//! a platform with ADR and without eADR: what has reached the memory controller survives, what is in a CPU cache does not, unless
-//! its 64-byte line happened to be evicted. Stores go to the live image alone; [`Durable::flush`] brings ranges of the
-//! durable one up to date (a guest's FLUSH, `fsync`, an NIC's flush); [`Durable::cut`] is the power cut:
+//! It owns the *durable* image of a device. The *live* image is the device that all threads read
+//! and write. The model is a platform with ADR and without eADR: what has reached the memory
+//! controller survives. What is in a CPU cache is lost, unless the CPU evicted its 64-byte line
+//! before the cut. Stores go to the live image alone. [`DurableImage::flush`] copies ranges to the
+//! durable image (a guest's FLUSH, `fsync`, an NIC's flush). [`DurableImage::cut`] is the power
+//! cut:
 //!
 //! | a 64-byte line | after the cut |
 //! |---|---|
-//! | equal in both images | is what it was |
-//! | stored to since its last flush | the durable or the live version, whole, by a choice that depends on (seed, line number) alone |
+//! | equal in both images | unchanged |
+//! | stored to since its last flush | durable or live version, whole, by (seed, line number) |
 //!
-//! Invariants: a line of the durable image is never older than the last flush of its range that returned; it is never a mix
-//! of two versions, unless somebody stored to the line all through the flush ([`Flushed::lines_unsettled`]); a page that is a
-//! hole in both images takes no memory and no time.
+//! Invariants:
+//! - A line of the durable image is never older than the last completed flush of its range.
+//! - A line is never a mix of two versions, unless another thread stores to it all through the
+//!   flush ([`FlushStats::lines_unsettled`]).
+//! - A page that is a hole in both images takes no memory and no time.
 //!
-//! What the model leaves out: a cache evicts a line at any time, so a line that was stored to twice since its flush could
-//! survive as of the first store. Nobody sees a guest's stores, so only its last version is known. Counterparts: redb's and
-//! the kernel's crash tests work the same way (dm-log-writes); Linux `arch_wb_cache_pmem`, SNIA NVM programming model
+//! The model leaves out one case. A cache can evict a line at any time, so a line that is stored to
+//! twice after its flush could survive with the first store. The emulator does not see a guest's
+//! stores, so it knows the last version only. Counterparts: the crash tests of redb and of the
+//! kernel (dm-log-writes) work the same way; Linux `arch_wb_cache_pmem`; SNIA NVM programming model
 //! (persistence domain).
 //!
-//! # Several at once
-//! Both images are shared memory, so that one process can flush what another one cuts ([`Durable::fd`], [`Durable::from_fd`]).
-//! Two flushes that copy the same line at once could leave the older version behind. So whoever copied looks again once its
-//! copy is visible, and copies again as long as the images differ: a flush ends with the two equal, or it hands
-//! over to somebody who will look after it. A cut or a restore must not run beside a flush: the caller ends flushes first.
+//! # Concurrent flushes
+//! Both images are shared memory, so one process can flush an image that another process cuts
+//! ([`DurableImage::fd`], [`DurableImage::from_fd`]). Two flushes that copy the same line at the
+//! same time could leave the older version behind. So each flush compares again after its copy is
+//! visible, and copies again while the images differ. A flush ends when both are equal, or when a
+//! concurrent flush is certain to compare later. A cut or a restore must not run beside a flush:
+//! the caller ends flushes first.
 
 use std::ops::Range;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
 use rand::Rng;
 
-use crate::device::dax_device::{AccessError, Device, OpenError, PAGE};
-use crate::runtime::page_range::PageRange;
+use super::dax::{AccessError, Device, OpenError, PAGE, PAGE_WORDS};
+use crate::runtime::pages::PageRange;
 use crate::runtime::rng;
 use crate::runtime::sync::machine::{AtomicU64, Ordering, fence};
 
 /// Bytes in a cache line, the unit that a power cut keeps or loses.
 pub const LINE: u64 = 64;
 const LINE_WORDS: usize = LINE as usize / 8;
-/// Words in a page.
-pub(crate) const PAGE_WORDS: usize = PAGE as usize / 8;
-/// How often a page is looked at before a flush leaves it to those who go on storing to it.
+/// How often a flush compares a page before it gives up on lines that other threads keep storing
+/// to.
 const LOOKS: u32 = 16;
 
-type Page = [AtomicU64; PAGE_WORDS];
+type PageWords = [AtomicU64; PAGE_WORDS];
 
 /// What a hole reads as. Only ever compared with and copied from.
-static HOLE: Page = [const { AtomicU64::new(0) }; PAGE_WORDS];
+static HOLE: PageWords = [const { AtomicU64::new(0) }; PAGE_WORDS];
 
 /// See the module.
 #[derive(Debug)]
-pub struct Durable {
+pub struct DurableImage {
     copy: Device,
 }
 
 /// What a flush did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Flushed {
+pub struct FlushStats {
     /// Bytes of pages that were looked at: those that are no hole in both images.
     pub bytes_compared: u64,
     /// Bytes of lines that differed and were copied, and of pages that had become holes.
     pub bytes_copied: u64,
-    /// Lines that were stored to each time they were looked at. Each of their 8-byte words is at least as new as the start of
-    /// the flush, but they may stem from different moments.
+    /// Lines that were stored to each time they were looked at. Each of their 8-byte words is at
+    /// least as new as the start of the flush, but they may stem from different moments.
     pub lines_unsettled: u64,
 }
 
 /// What a power cut did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Cut {
+pub struct PowerCut {
     /// Lines that were stored to, with a different content, since their last flush.
     pub lines_unflushed: u64,
     /// Those of them that had been evicted to the memory in time.
     pub lines_survived: u64,
 }
 
-impl Durable {
-    /// A durable image in memory, equal to what `live` holds now. It takes as much memory as `live` has data.
+impl DurableImage {
+    /// A durable image in memory, equal to what `live` holds now. It takes as much memory as `live`
+    /// has data.
     ///
     /// # Errors
     /// As [`Device::memory`].
-    pub fn new(live: &Device) -> Result<Durable, OpenError> {
-        let durable = Durable { copy: Device::memory(live.bytes())? };
+    pub fn new(live: &Device) -> Result<DurableImage, OpenError> {
+        let durable = DurableImage { copy: Device::memory(live.bytes())? };
         let all = durable.flush(live, Some(0..live.bytes()));
         all.map_err(|error| OpenError::Os {
             what: "copying the device".to_owned(),
@@ -90,12 +97,13 @@ impl Durable {
         Ok(durable)
     }
 
-    /// The durable image that another process made, over what its [`Durable::fd`] was duplicated to.
+    /// The durable image that another process made, over what its [`DurableImage::fd`] was
+    /// duplicated to.
     ///
     /// # Errors
     /// As [`Device::from_fd`].
-    pub fn from_fd(fd: OwnedFd, bytes: u64) -> Result<Durable, OpenError> {
-        Ok(Durable { copy: Device::from_fd(fd, bytes)? })
+    pub fn from_fd(fd: OwnedFd, bytes: u64) -> Result<DurableImage, OpenError> {
+        Ok(DurableImage { copy: Device::from_fd(fd, bytes)? })
     }
 
     /// The memory file behind the durable image.
@@ -108,16 +116,18 @@ impl Durable {
         self.copy.bytes()
     }
 
-    /// Makes durable what was stored to `ranges` (bytes) of `live` before the call, whoever stored it; what is stored meanwhile
-    /// may or may not be. Works by whole pages: the rest of a page that a range touches is flushed too.
+    /// Makes durable what was stored to `ranges` (bytes) of `live` before the call, by any thread
+    /// or process. Stores during the call may or may not become durable. Works by whole pages: the
+    /// rest of a page that a range touches is flushed too.
     ///
     /// # Errors
-    /// [`AccessError::OutOfRange`] for a range that is not inside both images; nothing was flushed then.
+    /// [`AccessError::OutOfRange`] for a range that is not inside both images; nothing was flushed
+    /// then.
     pub fn flush(
         &self,
         live: &Device,
         ranges: impl IntoIterator<Item = Range<u64>, IntoIter: Clone>,
-    ) -> Result<Flushed, AccessError> {
+    ) -> Result<FlushStats, AccessError> {
         let ranges = ranges.into_iter().filter(|range| !range.is_empty());
         for range in ranges.clone() {
             let bytes = live.bytes().min(self.bytes());
@@ -125,23 +135,24 @@ impl Durable {
                 return Err(AccessError::OutOfRange { offset: range.start, len: range.end - range.start, bytes });
             }
         }
-        let mut done = Flushed::default();
+        let mut done = FlushStats::default();
         for range in ranges {
             mirror(live, &self.copy, range.start / PAGE..range.end.div_ceil(PAGE), &mut done)?;
         }
         Ok(done)
     }
 
-    /// Cuts the power: decides for each line that was not flushed whether it survives, and keeps the outcome in the durable image. The
-    /// live one stays as it is until [`Durable::restore`]. A given `seed` decides the same for the same line, whatever
-    /// else was not flushed. Every second line survives in the mean.
+    /// Cuts the power: decides for each line that was not flushed whether it survives, and keeps
+    /// the outcome in the durable image. The live one stays as it is until
+    /// [`DurableImage::restore`]. A given `seed` decides the same for the same line, whatever else
+    /// was not flushed. Every second line survives in the mean.
     ///
     /// # Errors
     /// [`AccessError::OutOfRange`] if `live` has another size.
-    pub fn cut(&self, live: &Device, seed: u64) -> Result<Cut, AccessError> {
+    pub fn cut(&self, live: &Device, seed: u64) -> Result<PowerCut, AccessError> {
         self.same_size(live)?;
-        let mut done = Cut::default();
-        for run in Runs::over(live, &self.copy, 0..live.pages()) {
+        let mut done = PowerCut::default();
+        for run in DataRuns::over(live, &self.copy, 0..live.pages()) {
             for page in run.pages {
                 let now = if run.from { live.page_words(page)? } else { &HOLE };
                 let kept = if run.to { self.copy.page_words(page)? } else { &HOLE };
@@ -153,7 +164,8 @@ impl Durable {
                     let line = page * (PAGE / LINE) + at as u64;
                     if rng::stream(seed, "power cut", line).next_u64() >> 63 == 1 {
                         done.lines_survived += 1;
-                        // Only now, because looking at the copy's page would take memory for a hole.
+                        // Only now, because looking at the copy's page would take memory for a
+                        // hole.
                         let kept = self.copy.page_words(page)?.as_chunks::<LINE_WORDS>().0;
                         copy_line(now, &kept[at]);
                     }
@@ -163,13 +175,15 @@ impl Durable {
         Ok(done)
     }
 
-    /// The power comes back: `live` becomes what is durable. Nobody may be using it.
+    /// The power comes back: `live` becomes equal to the durable image. No other thread may use it
+    /// meanwhile.
     ///
     /// # Errors
-    /// [`AccessError::OutOfRange`] if `live` has another size; [`AccessError::Gone`] if it was taken away and can't give memory back.
+    /// [`AccessError::OutOfRange`] if `live` has another size; [`AccessError::Gone`] if it was
+    /// taken away and can't give memory back.
     pub fn restore(&self, live: &Device) -> Result<(), AccessError> {
         self.same_size(live)?;
-        mirror(&self.copy, live, 0..live.pages(), &mut Flushed::default())
+        mirror(&self.copy, live, 0..live.pages(), &mut FlushStats::default())
     }
 
     fn same_size(&self, live: &Device) -> Result<(), AccessError> {
@@ -181,8 +195,8 @@ impl Durable {
 }
 
 /// Makes `pages` of `to` what they are in `from`.
-fn mirror(from: &Device, to: &Device, pages: Range<u64>, done: &mut Flushed) -> Result<(), AccessError> {
-    for run in Runs::over(from, to, pages) {
+fn mirror(from: &Device, to: &Device, pages: Range<u64>, done: &mut FlushStats) -> Result<(), AccessError> {
+    for run in DataRuns::over(from, to, pages) {
         let len = run.pages.end - run.pages.start;
         done.bytes_compared += len * PAGE;
         if run.from {
@@ -193,8 +207,9 @@ fn mirror(from: &Device, to: &Device, pages: Range<u64>, done: &mut Flushed) -> 
         }
         to.discard(PageRange::new(run.pages.start, len))?;
         done.bytes_copied += len * PAGE;
-        // Somebody may have stored to the hole meanwhile, and somebody else have flushed that before it was discarded.
-        for run in Runs::over(from, to, run.pages).filter(|run| run.from) {
+        // A thread may have stored to the hole meanwhile, and another one flushed that store before
+        // the discard.
+        for run in DataRuns::over(from, to, run.pages).filter(|run| run.from) {
             for page in run.pages {
                 mirror_page(from, to, page, run.to, done)?;
             }
@@ -204,7 +219,7 @@ fn mirror(from: &Device, to: &Device, pages: Range<u64>, done: &mut Flushed) -> 
 }
 
 /// Makes `page` of `to` (a hole unless `there`) what it is in `from`, which is no hole.
-fn mirror_page(from: &Device, to: &Device, page: u64, there: bool, done: &mut Flushed) -> Result<(), AccessError> {
+fn mirror_page(from: &Device, to: &Device, page: u64, there: bool, done: &mut FlushStats) -> Result<(), AccessError> {
     let now = from.page_words(page)?;
     if !there && !lines(now).zip(lines(&HOLE)).any(|(now, hole)| differ(now, hole)) {
         return Ok(());
@@ -223,20 +238,22 @@ fn mirror_page(from: &Device, to: &Device, page: u64, there: bool, done: &mut Fl
             return Ok(());
         }
         done.bytes_copied += moved * LINE;
-        // ORDERING: SeqCst, between our copy and our next look. It keeps the look from being satisfied before the copy is
-        // visible (which release and acquire would allow): else another flush could copy a newer version in between, ours
-        // land on top of it, and both of us have seen the images equal.
+        // ORDERING: SeqCst, between our copy and our next look. It keeps the look from being
+        // satisfied before the copy is visible (which release and acquire would allow): else
+        // another flush could copy a newer version in between, ours land on top of it, and both of
+        // us have seen the images equal.
         fence(Ordering::SeqCst);
     }
     done.lines_unsettled += moved;
     Ok(())
 }
 
-fn lines(page: &Page) -> impl Iterator<Item = &[AtomicU64; LINE_WORDS]> {
+fn lines(page: &PageWords) -> impl Iterator<Item = &[AtomicU64; LINE_WORDS]> {
     page.as_chunks::<LINE_WORDS>().0.iter()
 }
 
-/// Whether two lines differ. Relaxed: what was stored before a flush was ordered before it by whatever asked for the flush.
+/// Whether two lines differ. Relaxed: what was stored before a flush was ordered before it by
+/// whatever asked for the flush.
 fn differ(a: &[AtomicU64; LINE_WORDS], b: &[AtomicU64; LINE_WORDS]) -> bool {
     a.iter().zip(b).fold(0, |any, (a, b)| any | (a.load(Ordering::Relaxed) ^ b.load(Ordering::Relaxed))) != 0
 }
@@ -247,8 +264,9 @@ fn copy_line(from: &[AtomicU64; LINE_WORDS], to: &[AtomicU64; LINE_WORDS]) {
     }
 }
 
-/// Pages of two devices that are no hole in both, in order, split where one of them changes between hole and data.
-struct Runs<'a> {
+/// Pages of two devices that are no hole in both, in order, split where one of them changes between
+/// hole and data.
+struct DataRuns<'a> {
     from: &'a Device,
     to: &'a Device,
     at: u64,
@@ -259,23 +277,23 @@ struct Runs<'a> {
 }
 
 /// Pages, and which side has data there.
-struct Run {
+struct DataRun {
     pages: Range<u64>,
     from: bool,
     to: bool,
 }
 
-impl<'a> Runs<'a> {
-    fn over(from: &'a Device, to: &'a Device, pages: Range<u64>) -> Runs<'a> {
+impl<'a> DataRuns<'a> {
+    fn over(from: &'a Device, to: &'a Device, pages: Range<u64>) -> DataRuns<'a> {
         let none = pages.start..pages.start;
-        Runs { from, to, at: pages.start, end: pages.end, from_data: none.clone(), to_data: none }
+        DataRuns { from, to, at: pages.start, end: pages.end, from_data: none.clone(), to_data: none }
     }
 }
 
-impl Iterator for Runs<'_> {
-    type Item = Run;
+impl Iterator for DataRuns<'_> {
+    type Item = DataRun;
 
-    fn next(&mut self) -> Option<Run> {
+    fn next(&mut self) -> Option<DataRun> {
         for (device, data) in [(self.from, &mut self.from_data), (self.to, &mut self.to_data)] {
             if data.end <= self.at && self.at < self.end {
                 *data = device.data_pages(self.at..self.end);
@@ -290,7 +308,7 @@ impl Iterator for Runs<'_> {
         let end = edge(&self.from_data, from).min(edge(&self.to_data, to));
         let pages = self.at..end;
         self.at = end;
-        Some(Run { pages, from, to })
+        Some(DataRun { pages, from, to })
     }
 }
 

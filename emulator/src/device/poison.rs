@@ -1,16 +1,18 @@
 //! Poison: pages of the device whose contents are lost, and the loss of the device as a whole.
 //!
-//! It owns the set of poisoned pages and the switch that takes the device away. Invariants: an access that touches a poisoned
-//! page fails and transfers nothing; other pages are unaffected; once the device is gone every access fails, for good. While
-//! nothing is wrong an access pays one relaxed load. Kernel counterpart: the badblocks of a pmem namespace
-//! (drivers/nvdimm/pmem.c: `pmem_recovery_write`, `pmem_dax_zero_page_range`) and memory-failure.c.
+//! It owns the set of poisoned pages and the switch that takes the device away. Invariants: an
+//! access that touches a poisoned page fails and transfers nothing; other pages are unaffected;
+//! once the device is gone every access fails, for good. While nothing is wrong an access pays one
+//! relaxed load. Kernel counterpart: the badblocks of a pmem namespace (drivers/nvdimm/pmem.c:
+//! `pmem_recovery_write`, `pmem_dax_zero_page_range`) and memory-failure.c.
 //!
-//! Only whole pages are cleared: by zeroing them, or by a call of [`Poison::clear`] of whoever is about to overwrite them
-//! through the driver, as a `write` does. A store by a CPU or a DMA clears nothing.
+//! Only whole pages are cleared: by zeroing them, or by a [`Poison::clear`] of the caller that
+//! overwrites them through the driver next, as a `write` does. A store by a CPU or a DMA clears
+//! nothing.
 
 use std::collections::BTreeSet;
 
-use crate::runtime::page_range::PageRange;
+use crate::runtime::pages::PageRange;
 use crate::runtime::sync::Mutex;
 use crate::runtime::sync::atomic::{AtomicU64, Ordering};
 
@@ -36,7 +38,8 @@ pub struct Poison {
 impl Poison {
     /// What is wrong with `pages`.
     pub fn check(&self, pages: PageRange) -> Result<(), Damage> {
-        // ORDERING: Relaxed: damage has no order with accesses in flight; one that comes after it has been told of sees it.
+        // ORDERING: Relaxed: damage has no order with accesses in flight; one that comes after it
+        // is reported sees it.
         match self.marks.load(Ordering::Relaxed) {
             0 => Ok(()),
             marks => self.look(marks, pages),
@@ -63,7 +66,7 @@ impl Poison {
         self.marks.fetch_add(added as u64, Ordering::Relaxed);
     }
 
-    /// Heals `pages`; what they hold is up to whoever overwrites them now.
+    /// Clears the poison of `pages`. Their contents are undefined until the caller overwrites them.
     pub fn clear(&self, pages: PageRange) {
         if self.marks.load(Ordering::Relaxed) & !GONE == 0 {
             return;
@@ -100,7 +103,7 @@ impl Poison {
 #[cfg(all(test, not(any(daxlab_loom, daxlab_shuttle))))]
 mod tests {
     use super::*;
-    use crate::device::dax_device::{AccessError, Device, PAGE};
+    use crate::device::dax::{AccessError, Device, PAGE};
 
     const fn page(n: u64) -> PageRange {
         PageRange::new(n, 1)

@@ -1,8 +1,9 @@
-//! The ledger: which event last changed the owner of each page.
+//! The ownership ledger: which page changed its owner, and when.
 //!
-//! It owns the stamps by which a stale access is found. Invariant: a page's newest stamp never
-//! decreases. Kernel counterpart: none; real hardware does not notice.
+//! It owns the stamps of one device ([`Ledger`]). Invariant: stamps only grow, so a DMA that checks
+//! after its copy sees every ownership change that came before the copy. Kernel counterpart: none;
+//! a real machine has no witness of a stale DMA.
 
-mod owner_ledger;
+mod stamps;
 
-pub use owner_ledger::{Access, Ledger, Ownership, Stamp};
+pub use stamps::{Ledger, Ownership, OwnershipCheck, Stamp};

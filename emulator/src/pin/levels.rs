@@ -1,12 +1,14 @@
-//! Levels: how a range of pages falls into the largest units that it covers whole, and which units lie above those.
+//! Levels: how a range of pages falls into the largest units that it covers whole, and which units
+//! lie above those.
 //!
-//! It owns the geometry and no state. Invariants: the units of a range are disjoint, in order, and cover it exactly; cutting
-//! the range at the end of any unit leaves the units before the cut as they were (a rollback depends on it); at most two
-//! units of each level above the page are parents of a range. Kernel counterpart: PTE, PMD and PUD mappings of one range.
+//! It owns the geometry and no state. Invariants: the units of a range are disjoint, in order, and
+//! cover it exactly; cutting the range at the end of any unit leaves the units before the cut as
+//! they were (a rollback depends on it); at most two units of each level above the page are parents
+//! of a range. Kernel counterpart: PTE, PMD and PUD mappings of one range.
 
 use std::ops::Range;
 
-use crate::runtime::page_range::PageRange;
+use crate::runtime::pages::PageRange;
 
 /// Page, folio, giant folio.
 pub(super) const LEVELS: usize = 3;
@@ -85,11 +87,13 @@ impl<const FANOUT: usize> Geometry<FANOUT> {
         PageRange::new(unit.index << Self::shift(unit.level), Self::size(unit.level))
     }
 
-    /// The parents of `range`: the units that hold some, not all of whose pages are in it; from the top, each once.
+    /// The parents of `range`: the units that hold some, not all of whose pages are in it; from the
+    /// top, each once.
     pub(super) fn parents(range: PageRange) -> impl DoubleEndedIterator<Item = Unit> {
         let ends = if range.is_empty() { None } else { Some((range.start(), range.end() - 1)) };
         ends.into_iter().flat_map(move |(first, last)| {
-            // From the top: level 2, then level 1. At each, only the units at the two ends can stick out of the range.
+            // From the top: level 2, then level 1. At each, only the units at the two ends can
+            // stick out of the range.
             (1..LEVELS).rev().flat_map(move |level| {
                 let (left, right) = (first >> Self::shift(level), last >> Self::shift(level));
                 let sticks_out = move |index: &u64| {
@@ -110,17 +114,8 @@ mod tests {
     type Real = Geometry<512>;
     type Tiny = Geometry<2>;
 
-    #[test]
-    fn ranges() {
-        let a = PageRange::new(4, 6);
-        assert_eq!(a.intersect(PageRange::new(8, 9)), Some(PageRange::new(8, 2)));
-        assert_eq!(a.intersect(PageRange::new(10, 1)), None);
-        assert!(a.contains(9) && !a.contains(10) && !a.contains(3));
-        assert_eq!(PageRange::new(u64::MAX, 5).end(), u64::MAX);
-        assert_eq!(a.to_string(), "pages 4..10");
-    }
-
-    /// Every range of a small device: units tile it, prefixes keep their units, parents are exactly what sticks out.
+    /// Every range of a small device: units tile it, prefixes keep their units, parents are exactly
+    /// what sticks out.
     #[test]
     fn units_and_parents_of_every_small_range() {
         let pages = 16;

@@ -1,8 +1,10 @@
-//! The protocol's weak spots, each breakable on purpose: what the loom models must be able to notice.
+//! The protocol's weak spots, each breakable on purpose: what the loom models must be able to
+//! notice.
 //!
-//! It owns the list of mutations that live in this module's code (an eighth, the missing recheck, is one of the pinner's and
-//! lives in the models). Invariant: outside loom a table can't be broken: the question whether it is answers itself at
-//! compile time. See `docs/pin-engine.md` for which model catches which.
+//! It owns the list of mutations that live in this module's code (an eighth, the missing recheck,
+//! is one of the pinner's and lives in the models). Invariant: outside loom a table can't be
+//! broken: the question whether it is answers itself at compile time. See `docs/pin-engine.md` for
+//! which model catches which.
 
 /// One line of the protocol left out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,6 +22,6 @@ pub enum Mutation {
     BelowClearedOnAbort,
     /// A close doesn't mark the parents of what it closes.
     NoUpwardMark,
-    /// A refused pin's undo wakes nobody.
+    /// The undo of a refused pin wakes no closer.
     UndoWithoutWake,
 }

@@ -1,8 +1,9 @@
 //! The table: pin, unpin, census, and the words behind them.
 //!
-//! It owns every word of a device and the queue of closers that wait. Invariants: a settled pin (one that
-//! [`PinTable::pin`] granted) has its count in the words of its units and `BELOW` in each of their parents; a refused pin
-//! leaves no count behind. Kernel counterpart: `pin_user_pages`, `unpin_user_page_range`, `try_grab_folio`.
+//! It owns every word of a device and the queue of closers that wait. Invariants: a settled pin
+//! (one that [`PinTable::pin`] granted) has its count in the words of its units and `BELOW` in each
+//! of their parents; a refused pin leaves no count behind. Kernel counterpart: `pin_user_pages`,
+//! `unpin_user_page_range`, `try_grab_folio`.
 
 use std::io;
 use std::ops::ControlFlow;
@@ -10,12 +11,12 @@ use std::ops::ControlFlow;
 use super::levels::{Geometry, LEVELS, Unit};
 use super::mutation::Mutation;
 use super::word::{BELOW, ORPHAN, PinKind, WAITERS, Word};
-use crate::race_point;
-use crate::runtime::page_range::PageRange;
+use super::words::WordStore;
+use crate::runtime::pages::PageRange;
 use crate::runtime::sync::atomic::{AtomicU64, Ordering};
 use crate::runtime::sync::fence_after_rmw;
+use crate::runtime::sync::race::race_point;
 use crate::runtime::wait::WaitQueue;
-use crate::runtime::word_store::WordStore;
 
 /// A pinned range. It isn't Clone, and ends in [`PinTable::unpin`] of the table that granted it.
 ///
@@ -52,11 +53,12 @@ impl Drop for Pin {
     }
 }
 
-/// What giving pins back came upon.
+/// What an unpin found.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[must_use = "orphaned blocks may be waiting for this unpin: if `orphan_seen`, look for them"]
 pub struct Unpinned {
-    /// A word that was marked by [`super::Closing::orphan`] lost its last pin: look through the orphaned blocks.
+    /// A word that was marked by [`super::Closing::orphan`] lost its last pin: look through the
+    /// orphaned blocks.
     pub orphan_seen: bool,
 }
 
@@ -66,10 +68,11 @@ impl Unpinned {
     }
 }
 
-/// Why a range wasn't pinned. Nothing of it is: what had been counted was taken back, as an unpin takes it back.
+/// Why a range wasn't pinned. Nothing of it is: what had been counted was taken back, as an unpin
+/// takes it back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PinError {
-    /// A layout change has its door shut on some of the range: ask again once it is over. EAGAIN.
+    /// A layout change has closed some of the pages: retry when it is over. EAGAIN.
     #[error("a layout change is in progress on some of the pages")]
     Closed(Unpinned),
     /// A count is at half of its field. ENOMEM.
@@ -81,7 +84,8 @@ pub enum PinError {
 }
 
 impl PinError {
-    /// Whether the undo came upon orphaned blocks; they are the caller's to look for, as after an unpin.
+    /// Whether the undo came upon orphaned blocks; they are the caller's to look for, as after an
+    /// unpin.
     pub fn orphan_seen(self) -> bool {
         match self {
             PinError::Closed(undone) | PinError::CountFull(undone) => undone.orphan_seen,
@@ -106,9 +110,26 @@ impl Census {
     }
 }
 
-/// The pins of a device. See the module [`crate::pin`].
+/// The pins of a device. The module [`crate::pin`] explains the protocol.
 ///
-/// `FANOUT` is the number of pages in a folio and of folios in a giant folio: 512 in earnest, less in models.
+/// ```
+/// use emulator::pin::{PageRange, PinError, PinKind, PinTable};
+///
+/// let table = PinTable::new(512)?;
+/// let pages = PageRange::new(4, 2);
+/// let pin = table.pin(pages, PinKind::Long)?;
+/// let closing = table.close(pages)?;
+/// assert!(matches!(table.pin(pages, PinKind::Short), Err(PinError::Closed(_))));
+/// let closing = closing.freeze().expect_err("the pages are still pinned");
+/// let _ = table.unpin(pin);
+/// let frozen = closing.freeze().expect("the pages have no pin");
+/// drop(frozen); // reopens the pages
+/// assert!(table.all_zero());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// `FANOUT` is the number of pages in a folio and of folios in a giant folio: 512 in earnest, less
+/// in models.
 #[derive(Debug)]
 pub struct PinTable<const FANOUT: usize = 512> {
     levels: [WordStore; LEVELS],
@@ -128,7 +149,7 @@ impl PinTable {
     }
 }
 
-enum Refusal {
+enum PinRefusal {
     Closed,
     CountFull,
 }
@@ -195,13 +216,15 @@ impl<const FANOUT: usize> PinTable<FANOUT> {
         Some(Word(word.load(Ordering::Relaxed)))
     }
 
-    /// Pins `range`: one count for each page, folio and giant folio of it. Takes no lock, never waits, and passes on every
-    /// page in a number of steps bounded by the levels. What was written before the last change of these pages reopened them is
-    /// visible afterwards; whether the range still belongs to the file is the caller's to check again (see the module).
+    /// Pins `range`: one count for each page, folio and giant folio of it. Takes no lock, never
+    /// waits, and passes on every page in a number of steps bounded by the levels. What was written
+    /// before the last change of these pages reopened them is visible afterwards; whether the range
+    /// still belongs to the file is the caller's to check again (see the module).
     ///
     /// # Errors
-    /// See [`PinError`]; a refused range is undone exactly. The undo is a full unpin, so it may wake closers: call this with
-    /// no lock held that they take, and look at [`PinError::orphan_seen`].
+    /// See [`PinError`]; a refused range is undone exactly. The undo is a full unpin, so it may
+    /// wake closers: call this with no lock held that they take, and look at
+    /// [`PinError::orphan_seen`].
     #[inline]
     pub fn pin(&self, range: PageRange, kind: PinKind) -> Result<Pin, PinError> {
         if !self.holds(range) {
@@ -228,7 +251,8 @@ impl<const FANOUT: usize> PinTable<FANOUT> {
         Ok(())
     }
 
-    /// Gives `pin` back; never waits. What was done under it is visible to the change that then finds its pages unpinned.
+    /// Gives `pin` back; never waits. What was done under it is visible to the change that then
+    /// finds its pages unpinned.
     #[inline]
     pub fn unpin(&self, pin: Pin) -> Unpinned {
         let (range, kind) = (pin.range(), pin.kind());
@@ -246,18 +270,20 @@ impl<const FANOUT: usize> PinTable<FANOUT> {
         left.fold(Unpinned::default(), Unpinned::join)
     }
 
-    /// Counts one pin into `unit` and looks up. An error leaves the count in: the caller takes it back.
+    /// Counts one pin into `unit` and looks up. An error leaves the count in: the caller takes it
+    /// back.
     #[inline(always)]
-    fn enter(&self, unit: Unit, kind: PinKind) -> Result<(), Refusal> {
-        // ORDERING: SeqCst, before the looks at the parents in the one total order: either this pin sees a parent's closer,
-        // or that closer's scan sees this count. Against a close of `unit` itself, or of a part of it, the old value decides.
+    fn enter(&self, unit: Unit, kind: PinKind) -> Result<(), PinRefusal> {
+        // ORDERING: SeqCst, before the looks at the parents in the one total order: either this pin
+        // sees a parent's closer, or that closer's scan sees this count. Against a close of `unit`
+        // itself, or of a part of it, the old value decides.
         let old = Word(self.at(unit).fetch_add(kind.one(), Ordering::SeqCst));
         if old.may_refuse() {
             if old.is_shut() {
-                return Err(Refusal::Closed);
+                return Err(PinRefusal::Closed);
             }
             if old.is_full(kind) {
-                return Err(Refusal::CountFull);
+                return Err(PinRefusal::CountFull);
             }
         }
         if self.is_mutated(Mutation::NoLookAtParent) {
@@ -266,7 +292,7 @@ impl<const FANOUT: usize> PinTable<FANOUT> {
         for level in unit.level + 1..LEVELS {
             fence_after_rmw();
             if self.look_up(Geometry::<FANOUT>::above(unit, level)) {
-                return Err(Refusal::Closed);
+                return Err(PinRefusal::Closed);
             }
         }
         Ok(())
@@ -284,17 +310,19 @@ impl<const FANOUT: usize> PinTable<FANOUT> {
             return false;
         }
         race_point!("before BELOW");
-        // A closer that came after the look above found no BELOW and scanned nothing: the second look, in the same access
-        // that sets the mark, is what refuses this pin.
+        // A closer that came after the look above found no BELOW and scanned nothing: the second
+        // look, in the same access that sets the mark, is what refuses this pin.
         let old = Word(word.fetch_or(BELOW, Ordering::SeqCst));
         old.is_closed() && !self.is_mutated(Mutation::NoSecondLook)
     }
 
-    /// Takes one pin out of `unit`, and wakes or reports if it was what somebody waits for.
+    /// Takes one pin out of `unit`, and wakes the waiting closer, or reports an orphaned block, if
+    /// this was the last pin.
     #[inline(always)]
     fn leave(&self, unit: Unit, kind: PinKind, wake: bool) -> Unpinned {
-        // ORDERING: Release hands what was done under the pin to the closer that reads this count or a later one; Acquire
-        // lets the last one out of an orphan hand on what all the others did.
+        // ORDERING: Release hands what was done under the pin to the closer that reads this count
+        // or a later one; Acquire lets the last one out of an orphan hand on what all the others
+        // did.
         let order = if self.is_mutated(Mutation::RelaxedUnpin) { Ordering::Relaxed } else { Ordering::AcqRel };
         let old = Word(self.at(unit).fetch_sub(kind.one(), order));
         debug_assert!(old.count(kind) != 0, "{unit:?} was unpinned more often than pinned: {old:?}");
@@ -315,18 +343,19 @@ impl<const FANOUT: usize> PinTable<FANOUT> {
 
     /// Takes back what a refused pin had counted: the units up to and including `last`.
     #[cold]
-    fn undo(&self, range: PageRange, last: Unit, kind: PinKind, refusal: Refusal) -> PinError {
+    fn undo(&self, range: PageRange, last: Unit, kind: PinKind, refusal: PinRefusal) -> PinError {
         let counted = PageRange::new(range.start(), Geometry::<FANOUT>::pages(last).end() - range.start());
         let wake = !self.is_mutated(Mutation::UndoWithoutWake);
         let undone = self.leave_all(counted, kind, wake);
         match refusal {
-            Refusal::Closed => PinError::Closed(undone),
-            Refusal::CountFull => PinError::CountFull(undone),
+            PinRefusal::Closed => PinError::Closed(undone),
+            PinRefusal::CountFull => PinError::CountFull(undone),
         }
     }
 
-    /// Counts the pins that concern `range`: of its units, of what is below them, and of their parents. Pages outside the
-    /// device count nothing. A hint while pins come and go; see [`super::Closing::census`] for when it is more.
+    /// Counts the pins that concern `range`: of its units, of what is below them, and of their
+    /// parents. Pages outside the device count nothing. A hint while pins come and go; see
+    /// [`super::Closing::census`] for when it is more.
     pub fn census(&self, range: PageRange) -> Census {
         let mut census = Census::default();
         let range = range.intersect(PageRange::new(0, self.pages)).unwrap_or(PageRange::new(0, 0));
@@ -338,8 +367,9 @@ impl<const FANOUT: usize> PinTable<FANOUT> {
         census
     }
 
-    /// Shows `visit` every word in which a pin of some page of `range` could be counted: parents first, then each unit, and
-    /// what lies below those that say so (the pages of a folio only if not all of their words are zero).
+    /// Shows `visit` every word in which a pin of some page of `range` could be counted: parents
+    /// first, then each unit, and what lies below those that say so (the pages of a folio only if
+    /// not all of their words are zero).
     #[inline]
     pub(super) fn walk<B>(
         &self,
@@ -368,7 +398,8 @@ impl<const FANOUT: usize> PinTable<FANOUT> {
             }
         } else {
             let words = &self.levels[0].words()[children.start as usize..children.end as usize];
-            // Looked at together first, without a branch for each: this loop is what a scan consists of.
+            // Looked at together first, without a branch for each: this loop is what a scan
+            // consists of.
             if words.iter().fold(0, |any, word| any | word.load(self.scan_order())) == 0 {
                 return ControlFlow::Continue(());
             }
@@ -386,14 +417,16 @@ impl<const FANOUT: usize> PinTable<FANOUT> {
 
     #[inline(always)]
     fn scan_order(&self) -> Ordering {
-        // ORDERING: SeqCst: after the closer's marks in the total order, so that a pin which saw no mark is seen here (see
-        // `enter`); as an acquire it also takes over what was done under the pins that are gone.
+        // ORDERING: SeqCst: after the closer's marks in the total order, so that a pin which saw no
+        // mark is seen here (see `enter`); as an acquire it also takes over what was done under the
+        // pins that are gone.
         if self.is_mutated(Mutation::RelaxedScan) { Ordering::Relaxed } else { Ordering::SeqCst }
     }
 
-    /// Up to `limit` words in which a pin or a close is still counted, read one by one without trust in any hint: what must
-    /// be none at the end of a run, when no thread is inside. Untouched words are read as well, which costs page tables but
-    /// no memory (1 TiB of device: 2 GiB of address space, under a second).
+    /// Up to `limit` words in which a pin or a close is still counted, read one by one without
+    /// trust in any hint: what must be none at the end of a run, when no thread is inside.
+    /// Untouched words are read as well, which costs page tables but no memory (1 TiB of device: 2
+    /// GiB of address space, under a second).
     pub fn busy_words(&self, limit: usize) -> Vec<(Unit, Word)> {
         let all = self.levels.iter().enumerate().rev().flat_map(|(level, store)| {
             let words = store.words().iter().zip(0..);

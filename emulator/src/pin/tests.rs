@@ -87,11 +87,11 @@ fn below_goes_only_with_a_zero_scan_of_the_unit_itself() {
     assert_eq!(table.bits(folio), BELOW, "given up: something is pinned");
     let _ = table.unpin(pin);
     drop(table.close(FOLIO).unwrap());
-    assert_eq!(table.bits(folio), BELOW, "given up: nobody scanned");
+    assert_eq!(table.bits(folio), BELOW, "given up without a scan");
     let forged = table.forge(FOLIO);
     assert!(forged.is_forged() && forged.range() == FOLIO);
     drop(forged);
-    assert_eq!(table.bits(folio), BELOW, "forged: it never had a door");
+    assert_eq!(table.bits(folio), BELOW, "a forged token closes nothing");
     let frozen = table.close(GIANT).unwrap().freeze().unwrap();
     assert_eq!(table.bits(giant), BELOW | CLOSED);
     drop(frozen);
@@ -152,7 +152,7 @@ fn a_shared_orphan_mark_stays_until_nothing_is_pinned() {
     assert_eq!(table.bits(folio), ORPHAN | PinKind::Long.one());
     assert!(table.unpin(long).orphan_seen);
     drop(table.close(PageRange::new(0, 1)).unwrap().freeze().unwrap());
-    assert_eq!(table.bits(folio), 0, "the first reaper takes the mark: whoever had pinned has reported");
+    assert_eq!(table.bits(folio), 0, "the first reaper takes the mark: the last unpinner has reported");
     drop(table.close(PageRange::new(1, 1)).unwrap().freeze().unwrap());
     assert!(table.all_zero());
 }

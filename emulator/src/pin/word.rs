@@ -1,8 +1,9 @@
 //! The word: what one page, folio or giant folio says about itself in 64 bits.
 //!
-//! It owns the bit layout and nothing that changes. Invariant: a count never spills into its neighbour, because a pin that
-//! finds its count at half the field takes itself back ([`Word::is_full`]) and far fewer than half a field of threads exist.
-//! Kernel counterpart: `_refcount` with `GUP_PIN_COUNTING_BIAS`, and `_pincount` of a large folio.
+//! It owns the bit layout and nothing that changes. Invariant: a count never spills into its
+//! neighbour, because a pin that finds its count at half the field takes itself back
+//! ([`Word::is_full`]) and far fewer than half a field of threads exist. Kernel counterpart:
+//! `_refcount` with `GUP_PIN_COUNTING_BIAS`, and `_pincount` of a large folio.
 //!
 //! ```text
 //!  63     62      61    60     59            44 43                          16 15             0
@@ -13,7 +14,7 @@
 
 use std::fmt;
 
-/// What a pin is for: decides how long it may last, and so who waits for it.
+/// What a pin is for: decides how long it may last, and so which changes wait for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum PinKind {
     /// One I/O's reference; finite, waited for by every layout change. Kernel: `FOLL_PIN`.
@@ -39,7 +40,7 @@ const CLOSES_HALF: u64 = 1 << (CLOSES_SHIFT + CLOSES_BITS - 1);
 
 /// What a close adds to each parent of what it closes.
 pub(super) const CLOSE_BELOW: u64 = 1 << CLOSES_SHIFT;
-/// The door is shut: nobody who comes now stays.
+/// The unit is closed: every new pin is refused.
 pub(super) const CLOSED: u64 = 1 << FLAGS_SHIFT;
 /// Something below this word may be pinned.
 pub(super) const BELOW: u64 = 1 << (FLAGS_SHIFT + 1);
@@ -87,7 +88,8 @@ impl Word {
         self.has(CLOSED)
     }
 
-    /// Whether something below may be pinned: exact in a "no" as long as this unit is closed, a hint otherwise.
+    /// Whether something below may be pinned: exact in a "no" as long as this unit is closed, a
+    /// hint otherwise.
     pub const fn has_below(self) -> bool {
         self.has(BELOW)
     }
@@ -108,7 +110,8 @@ impl Word {
         self.0 & (SHORT | LONG) != 0
     }
 
-    /// Whether a pin or a close is in progress here: the hints (`BELOW`, `ORPHAN`, `WAITERS`) left aside.
+    /// Whether a pin or a close is in progress here: the hints (`BELOW`, `ORPHAN`, `WAITERS`) left
+    /// aside.
     pub const fn is_busy(self) -> bool {
         self.0 & (SHORT | LONG | CLOSES_BELOW | CLOSED) != 0
     }

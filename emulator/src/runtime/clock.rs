@@ -1,7 +1,8 @@
 //! Time: one clock, real or virtual.
 //!
-//! It owns "now" and nothing else; sleeping is [`crate::runtime::wait`]'s. Invariant: [`Clock::now`] never goes back. A virtual clock
-//! moves only when it is told to, so a 45 s lease break takes no time in a scenario. Kernel counterpart: `ktime_get`.
+//! It owns the present time only. Sleeping belongs to [`crate::runtime::wait`]. Invariant:
+//! [`Clock::now`] never goes back. A virtual clock moves only when a caller advances it, so a 45 s
+//! lease break takes no time in a scenario. Kernel counterpart: `ktime_get`.
 #![allow(clippy::disallowed_types, clippy::disallowed_methods, reason = "the one place that reads the machine's clock")]
 
 use std::time::Duration;
@@ -48,8 +49,8 @@ impl Clock {
     pub fn now(&self) -> Nanos {
         match self {
             Clock::Real(start) => Nanos(u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX)),
-            // ORDERING: SeqCst, so that a sleeper which registered before the clock moved is seen by the mover or sees
-            // the new time; never on a hot path.
+            // ORDERING: SeqCst, so that a sleeper which registered before the clock moved is seen
+            // by the mover or sees the new time; never on a hot path.
             Clock::Virtual(now) => Nanos(now.load(Ordering::SeqCst)),
         }
     }
@@ -62,8 +63,8 @@ impl Clock {
     }
 }
 
-/// The machine's calendar time, for the heads of log files: since 1970-01-01 UTC, zero if the machine's clock stands before.
-/// Nothing simulated reads it.
+/// The machine's calendar time, for the heads of log files: since 1970-01-01 UTC, zero if the
+/// machine's clock stands before. Nothing simulated reads it.
 pub fn since_epoch() -> Duration {
     std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default()
 }

@@ -1,20 +1,19 @@
-//! What everything else stands on: concurrency, waiting, time, randomness, traces.
+//! The runtime: the few parts of a machine that every layer above shares.
 //!
-//! It owns the concurrency facade ([`sync`]), the only way to block ([`wait`]), the clock and the
-//! generator of a [`world::World`], and small shared values. Invariant: nothing here has a static of
-//! its own, so two worlds in one process do not disturb each other. Kernel counterpart:
-//! kernel/locking, kernel/sched/wait.c, kernel/time.
+//! It owns the choice of the concurrency backend ([`sync`]), the only way to block ([`wait`]), time
+//! ([`clock`]), random streams ([`rng`]) and the [`world::World`] that ties them to one run.
+//! Invariant: with a virtual clock and turns, a run depends on its seed alone. Kernel counterpart:
+//! `<linux/atomic.h>`, `<linux/wait.h>`, `ktime_get`, ftrace.
 //!
-//! `wait` and `world` import each other: a sleep is registered with its world, and a world describes
-//! its sleepers.
+//! `wait` and `world` import each other: a sleeper registers with its world, and the world wakes
+//! the sleepers whose deadline has come.
 
 pub mod clock;
-pub mod page_range;
+pub mod pages;
 pub mod registry;
 pub mod rng;
 pub mod state_table;
 pub mod sync;
 pub mod trace;
 pub mod wait;
-pub mod word_store;
 pub mod world;

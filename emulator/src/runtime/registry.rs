@@ -1,8 +1,9 @@
 //! A concurrent map from numbers to shared objects.
 //!
-//! It owns the objects' registration, nothing of their life. Invariants: no guard escapes (values are cloned out, callbacks
-//! see plain references and must touch nothing of [`crate::runtime::sync`]), the hasher is fixed, and iteration is sorted, so that
-//! a run repeats. Kernel counterpart: an `xarray` or IDR.
+//! It owns the objects' registration, nothing of their life. Invariants: no guard escapes (values
+//! are cloned out, callbacks see plain references and must touch nothing of
+//! [`crate::runtime::sync`]), the hasher is fixed, and iteration is sorted, so that a run repeats.
+//! Kernel counterpart: an `xarray` or IDR.
 
 use dashmap::DashMap;
 use rustc_hash::FxBuildHasher;
@@ -48,7 +49,8 @@ impl<K: Eq + std::hash::Hash + Ord + Copy, V: Clone> Registry<K, V> {
         self.0.is_empty()
     }
 
-    /// Everything registered, sorted by key: a snapshot, not one moment in time if others insert meanwhile.
+    /// Everything registered, sorted by key: a snapshot, not one moment in time if others insert
+    /// meanwhile.
     pub fn snapshot(&self) -> Vec<(K, V)> {
         let mut all: Vec<(K, V)> = self.0.iter().map(|entry| (*entry.key(), entry.value().clone())).collect();
         all.sort_unstable_by_key(|(key, _)| *key);

@@ -1,11 +1,13 @@
 //! Seeded random streams.
 //!
-//! It owns the derivation of streams from one seed. Invariant: a stream depends on (seed, purpose, index) alone, never on
-//! what another stream drew or on time, so that the choices of every actor repeat. Kernel counterpart: `prandom_seed_full_state`.
+//! It owns the derivation of streams from one seed. Invariant: a stream depends on (seed, purpose,
+//! index) alone, never on what another stream drew or on time, so that the choices of every actor
+//! repeat. Kernel counterpart: `prandom_seed_full_state`.
 
 use rand::SeedableRng;
 
-/// The generator of every stream: Xoshiro256++, fast, and specified, so that a seed means the same on every machine.
+/// The generator of every stream: Xoshiro256++, fast, and specified, so that a seed means the same
+/// on every machine.
 pub type Rng = rand_xoshiro::Xoshiro256PlusPlus;
 
 /// One step of SplitMix64, the mixer that Xoshiro's authors recommend for seeding.
@@ -20,7 +22,8 @@ const fn mix(mut z: u64) -> u64 {
 ///
 /// ```
 /// use rand::Rng;
-/// let draw = |seed, purpose, index| emulator::rng::stream(seed, purpose, index).next_u64();
+/// use emulator::runtime::rng::stream;
+/// let draw = |seed, purpose, index| stream(seed, purpose, index).next_u64();
 /// assert_eq!(draw(1, "choices", 0), draw(1, "choices", 0));
 /// assert_ne!(draw(1, "choices", 0), draw(1, "choices", 1));
 /// assert_ne!(draw(1, "choices", 0), draw(1, "race points", 0));

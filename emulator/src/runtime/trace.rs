@@ -1,36 +1,39 @@
 //! What led to a finding: the newest events of every thread, in bounded memory.
 //!
-//! It owns one ring of events for each of the first [`RINGS`] threads that record (more share them). Invariants: recording
-//! takes one uncontended leaf mutex and, after a thread's first event, no memory; a ring keeps its thread's newest
-//! [`RING_EVENTS`] events; events carry numbers of one counter, so what is collected from several rings is in one order, on
-//! whatever clock. Kernel counterpart: the per-CPU ring buffers of ftrace.
+//! It owns one ring of events for each of the first [`RINGS`] threads that record (more share
+//! them). Invariants: recording takes one uncontended leaf mutex and, after a thread's first event,
+//! no memory; a ring keeps its thread's newest [`RING_EVENTS`] events; events carry numbers of one
+//! counter, so what is collected from several rings is in one order, on whatever clock. Kernel
+//! counterpart: the per-CPU ring buffers of ftrace.
 #![allow(clippy::missing_const_for_thread_local, reason = "loom's thread_local! takes no const initialiser")]
 
 use std::cell::Cell;
 use std::fmt;
 
+use crossbeam_utils::CachePadded;
+
 use crate::runtime::clock::Nanos;
-use crate::runtime::page_range::PageRange;
+use crate::runtime::pages::PageRange;
 use crate::runtime::sync::Mutex;
 use crate::runtime::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 /// Rings of one trace. One ring costs nothing before its first event, 288 KiB after.
 pub const RINGS: usize = 32;
-/// Events that a ring keeps.
+/// RingEvents that a ring keeps.
 pub const RING_EVENTS: usize = 4096;
 
-const _: () = assert!(size_of::<Event>() <= 72, "a ring keeps thousands of these");
+const _: () = assert!(size_of::<TraceEvent>() <= 72, "a ring keeps thousands of these");
 
 /// One thing that happened. What actor and object stand for is decided above this crate, by `kind`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Event {
+pub struct TraceEvent {
     /// Its place in the order of all events of the trace, from 0.
     pub number: u64,
     /// When.
     pub at: Nanos,
-    /// What, such as `"pinned"`.
+    /// What happened, such as `"pinned"`.
     pub kind: &'static str,
-    /// Who did it, or whom it happened to.
+    /// The actor, or the one affected.
     pub actor: u64,
     /// What it happened to, besides pages.
     pub object: u64,
@@ -38,7 +41,7 @@ pub struct Event {
     pub pages: Option<PageRange>,
 }
 
-impl fmt::Display for Event {
+impl fmt::Display for TraceEvent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let micros = self.at.0 as f64 / 1e3;
         write!(f, "#{} {micros:.3} us: {} by {} on {}", self.number, self.kind, self.actor, self.object)?;
@@ -51,18 +54,17 @@ impl fmt::Display for Event {
 
 /// Alone in its cache lines: rings of different threads don't meet.
 #[derive(Debug, Default)]
-#[repr(align(128))]
-struct Ring(Mutex<Events>);
+struct TraceRing(CachePadded<Mutex<RingEvents>>);
 
 #[derive(Debug, Default)]
-struct Events {
-    kept: Vec<Event>,
+struct RingEvents {
+    kept: Vec<TraceEvent>,
     /// Where the next event goes once `kept` is full: the oldest one's place.
     next: usize,
 }
 
-impl Events {
-    fn push(&mut self, event: Event) {
+impl RingEvents {
+    fn push(&mut self, event: TraceEvent) {
         if self.kept.len() < RING_EVENTS {
             self.kept.reserve_exact(RING_EVENTS - self.kept.len());
             self.kept.push(event);
@@ -74,15 +76,15 @@ impl Events {
 }
 
 crate::runtime::sync::thread_local! {
-    /// Which ring this thread has in the trace (by address) that it last recorded in. A trace that comes to stand at the
-    /// address of a dead one inherits the choice, which is as good as any.
+    /// Which ring this thread has in the trace (by address) that it last recorded in. A trace that
+    /// comes to stand at the address of a dead one inherits the choice, which is as good as any.
     static RING: Cell<(usize, usize)> = Cell::new((0, 0));
 }
 
 /// See the module.
 #[derive(Debug)]
 pub struct Trace {
-    rings: Box<[Ring]>,
+    rings: Box<[TraceRing]>,
     /// Rings given out.
     threads: AtomicUsize,
     /// The number of the next event.
@@ -98,11 +100,11 @@ impl Default for Trace {
 impl Trace {
     /// A trace without events.
     pub fn new() -> Trace {
-        let rings = (0..RINGS).map(|_| Ring::default()).collect();
+        let rings = (0..RINGS).map(|_| TraceRing::default()).collect();
         Trace { rings, threads: AtomicUsize::new(0), next: AtomicU64::new(0) }
     }
 
-    fn ring(&self) -> &Ring {
+    fn ring(&self) -> &TraceRing {
         let me = self.rings.as_ptr().addr();
         let index = RING.with(|ring| {
             if ring.get().0 != me {
@@ -116,18 +118,19 @@ impl Trace {
 
     /// Records an event of this thread.
     pub fn record(&self, at: Nanos, kind: &'static str, actor: u64, object: u64, pages: Option<PageRange>) {
-        // ORDERING: Relaxed: of two events ordered by anything (a mutex, a pin word), the later one also draws the later
-        // number, because both draws are of this one counter.
+        // ORDERING: Relaxed: of two events ordered by anything (a mutex, a pin word), the later one
+        // also draws the later number, because both draws are of this one counter.
         let number = self.next.fetch_add(1, Ordering::Relaxed);
-        self.ring().0.lock().push(Event { number, at, kind, actor, object, pages });
+        self.ring().0.lock().push(TraceEvent { number, at, kind, actor, object, pages });
     }
 
-    /// The newest `limit` of the events kept whose pages meet `pages`, oldest first. Looks at one ring after the other: events
-    /// recorded meanwhile may be among them or not.
-    pub fn about(&self, pages: PageRange, limit: usize) -> Vec<Event> {
-        let meets =
-            |event: &Event| event.pages.is_some_and(|its| its.start().max(pages.start()) < its.end().min(pages.end()));
-        let mut found: Vec<Event> = Vec::new();
+    /// The newest `limit` of the events kept whose pages meet `pages`, oldest first. Looks at one
+    /// ring after the other: events recorded meanwhile may be among them or not.
+    pub fn about(&self, pages: PageRange, limit: usize) -> Vec<TraceEvent> {
+        let meets = |event: &TraceEvent| {
+            event.pages.is_some_and(|its| its.start().max(pages.start()) < its.end().min(pages.end()))
+        };
+        let mut found: Vec<TraceEvent> = Vec::new();
         for ring in &self.rings {
             found.extend(ring.0.lock().kept.iter().copied().filter(meets));
         }

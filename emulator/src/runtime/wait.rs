@@ -1,15 +1,17 @@
 //! The one way to block: wait queues, waiters, interruption and deadlines.
 //!
-//! It owns every sleeping thread of the project. A [`Waiter`] is a simulated task (an opaque id here); it sleeps on one
-//! [`WaitQueue`] at a time, for a stated reason, perhaps until a deadline, and a signal may end the sleep. Invariants: a
-//! wake-up that follows a change of the awaited state is never lost; who sleeps, on what and until when can be read at any
-//! moment ([`crate::runtime::world::World::sleepers`]), so quiescence is a fact and not a guess. Kernel counterpart: `wait_event_*` and
-//! `struct wait_queue_head` (include/linux/wait.h).
+//! It owns every sleeping thread of the project. A [`Waiter`] is a simulated task (an opaque id
+//! here); it sleeps on one [`WaitQueue`] at a time, for a stated reason, perhaps until a deadline,
+//! and a signal may end the sleep. Invariants: a wake-up that follows a change of the awaited state
+//! is never lost; at any moment [`crate::runtime::world::World::sleepers`] lists each sleeper with
+//! its reason and deadline, so that quiescence is known exactly. Kernel counterpart: `wait_event_*`
+//! and `struct wait_queue_head` (include/linux/wait.h).
 //!
 //! # Why no wake-up is lost
-//! The sleeper registers (a SeqCst increment of `armed`, then a SeqCst fence), *then* evaluates its condition. The waker
-//! changes the state, *then* passes a SeqCst fence and reads `armed`. Of two such sides at least one sees the other: either
-//! the sleeper's condition holds, or the waker finds it registered and leaves a token that the sleep consumes.
+//! The sleeper registers (a SeqCst increment of `armed`, then a SeqCst fence), *then* evaluates its
+//! condition. The waker changes the state, *then* passes a SeqCst fence and reads `armed`. Of two
+//! such sides at least one sees the other: either the sleeper's condition holds, or the waker finds
+//! it registered and leaves a token that the sleep consumes.
 
 use std::task::Poll;
 
@@ -22,9 +24,10 @@ use crate::runtime::world::World;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct WaiterId(pub u64);
 
-/// What may end a sleep besides its condition. Kernel: `TASK_INTERRUPTIBLE`, `TASK_KILLABLE`, `TASK_UNINTERRUPTIBLE`.
+/// What may end a sleep besides its condition. Kernel: `TASK_INTERRUPTIBLE`, `TASK_KILLABLE`,
+/// `TASK_UNINTERRUPTIBLE`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Sleep {
+pub enum SleepKind {
     /// Any signal.
     Interruptible,
     /// A fatal signal only.
@@ -52,15 +55,15 @@ const FATAL: u32 = 2;
 pub struct Waiter {
     id: WaiterId,
     pending: AtomicU32,
-    /// How often it was told to look again.
+    /// How often it was woken.
     wakes: AtomicU64,
-    token: Mutex<Token>,
+    token: Mutex<WakeToken>,
     woken: Condvar,
 }
 
 /// A sleep and its end.
 #[derive(Debug, Default)]
-struct Token {
+struct WakeToken {
     /// Left by a wake-up, and not yet consumed.
     woken: bool,
     /// The waiter's thread is in [`Waiter::park`].
@@ -71,12 +74,12 @@ struct Token {
 
 /// Where a sleeper stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Standing {
+pub(crate) enum SleeperState {
     /// Its thread runs.
     Running,
-    /// It sleeps, and nobody has told it to look again.
+    /// It sleeps and has no wake-up pending.
     Asleep,
-    /// It was told to, and waits for its turn.
+    /// It was woken and waits for its turn.
     Woken,
 }
 
@@ -87,7 +90,7 @@ impl Waiter {
             id,
             pending: AtomicU32::new(0),
             wakes: AtomicU64::new(0),
-            token: Mutex::new(Token::default()),
+            token: Mutex::new(WakeToken::default()),
             woken: Condvar::new(),
         })
     }
@@ -99,7 +102,8 @@ impl Waiter {
 
     /// Marks a signal as pending (`fatal`: one that ends the task) and ends a sleep that admits it.
     pub fn interrupt(&self, fatal: bool) {
-        // ORDERING: SeqCst and before the token, so that a sleeper which consumed the token sees the bit.
+        // ORDERING: SeqCst and before the token, so that a sleeper which consumed the token sees
+        // the bit.
         self.pending.fetch_or(if fatal { FATAL | SIGNAL } else { SIGNAL }, Ordering::SeqCst);
         self.unpark();
     }
@@ -110,23 +114,24 @@ impl Waiter {
     }
 
     /// Whether a signal is pending that a sleep of kind `sleep` admits.
-    pub fn interrupted(&self, sleep: Sleep) -> bool {
+    pub fn interrupted(&self, sleep: SleepKind) -> bool {
         let pending = self.pending.load(Ordering::SeqCst);
         match sleep {
-            Sleep::Interruptible => pending != 0,
-            Sleep::Killable => pending & FATAL != 0,
-            Sleep::Uninterruptible => false,
+            SleepKind::Interruptible => pending != 0,
+            SleepKind::Killable => pending & FATAL != 0,
+            SleepKind::Uninterruptible => false,
         }
     }
 
-    /// How often it was woken so far. What a sleeper saw when this was less may have changed since, and it is going to look
-    /// again; while it is the same, nobody who knew of the sleep has said that anything changed.
+    /// How often it was woken so far. If the number has grown, the awaited state may have changed,
+    /// and the sleeper evaluates its condition again. If it is the same, no waker has reported a
+    /// change.
     pub fn wakes(&self) -> u64 {
         self.wakes.load(Ordering::SeqCst)
     }
 
-    /// Makes the present sleep evaluate its condition once more, whether or not its queue was woken: for conditions that depend
-    /// on more than the queue's state.
+    /// Makes the present sleep evaluate its condition once more, whether or not its queue was
+    /// woken: for conditions that depend on more than the queue's state.
     pub fn look_again(&self) {
         self.unpark();
     }
@@ -135,7 +140,8 @@ impl Waiter {
     pub(crate) fn unpark(&self) {
         {
             let mut token = self.token.lock();
-            // ORDERING: SeqCst, before the token: who consumed the token, or comes after the waker's next step, sees it.
+            // ORDERING: SeqCst, before the token: a thread that consumed the token, or comes after
+            // the waker's next step, sees the count.
             self.wakes.fetch_add(1, Ordering::SeqCst);
             token.woken = true;
         }
@@ -143,12 +149,12 @@ impl Waiter {
     }
 
     /// Where it stands, and how often it was woken so far; the two at one moment.
-    pub(crate) fn standing(&self) -> (Standing, u64) {
+    pub(crate) fn standing(&self) -> (SleeperState, u64) {
         let token = self.token.lock();
         let standing = match (token.parked, token.woken) {
-            (true, false) => Standing::Asleep,
-            (true, true) if !token.granted => Standing::Woken,
-            _ => Standing::Running,
+            (true, false) => SleeperState::Asleep,
+            (true, true) if !token.granted => SleeperState::Woken,
+            _ => SleeperState::Running,
         };
         (standing, self.wakes())
     }
@@ -174,17 +180,17 @@ impl Waiter {
         while world.takes_turns() && !token.granted {
             token = self.woken.wait(token);
         }
-        *token = Token::default();
+        *token = WakeToken::default();
     }
 }
 
-/// How a sleep is to be: its kind, its name for whoever asks who waits for what, and its deadline.
+/// How to sleep: which signals end the sleep, its reason as shown to users, and its deadline.
 #[derive(Clone, Copy, Debug)]
 pub struct WaitFor {
     /// Shown by [`crate::runtime::world::World::sleepers`], such as `"lease break"`.
     pub reason: &'static str,
     /// What may end it early.
-    pub sleep: Sleep,
+    pub sleep: SleepKind,
     /// When it ends at the latest.
     pub deadline: Option<Nanos>,
 }
@@ -192,17 +198,17 @@ pub struct WaitFor {
 impl WaitFor {
     /// An interruptible wait without a deadline.
     pub fn interruptible(reason: &'static str) -> WaitFor {
-        WaitFor { reason, sleep: Sleep::Interruptible, deadline: None }
+        WaitFor { reason, sleep: SleepKind::Interruptible, deadline: None }
     }
 
     /// A wait that only a fatal signal ends, without a deadline.
     pub fn killable(reason: &'static str) -> WaitFor {
-        WaitFor { reason, sleep: Sleep::Killable, deadline: None }
+        WaitFor { reason, sleep: SleepKind::Killable, deadline: None }
     }
 
     /// A wait that no signal ends, without a deadline.
     pub fn uninterruptible(reason: &'static str) -> WaitFor {
-        WaitFor { reason, sleep: Sleep::Uninterruptible, deadline: None }
+        WaitFor { reason, sleep: SleepKind::Uninterruptible, deadline: None }
     }
 
     /// The same, until `deadline` at the latest.
@@ -212,6 +218,27 @@ impl WaitFor {
 }
 
 /// A queue of sleepers that wait for one piece of state. Kernel: `wait_queue_head_t`.
+///
+/// ```
+/// use std::task::Poll;
+/// use emulator::World;
+/// use emulator::sync::atomic::{AtomicBool, Ordering};
+/// use emulator::sync::thread;
+/// use emulator::wait::{WaitFor, WaitQueue, Waiter, WaiterId};
+///
+/// let (world, queue, ready) = (World::real(1), WaitQueue::new(), AtomicBool::new(false));
+/// thread::scope(|scope| {
+///     scope.spawn(|| {
+///         let waiter = Waiter::new(WaiterId(1));
+///         let is_set = || ready.load(Ordering::SeqCst);
+///         let condition = || if is_set() { Poll::Ready(()) } else { Poll::Pending };
+///         queue.wait(&world, &waiter, WaitFor::interruptible("the flag"), condition)
+///     });
+///     ready.store(true, Ordering::SeqCst); // change the state, then wake
+///     queue.wake_all();
+/// });
+/// assert!(!queue.has_sleepers());
+/// ```
 #[derive(Debug, Default)]
 pub struct WaitQueue {
     /// How many are registered; lets a wake-up without sleepers cost one load.
@@ -225,11 +252,13 @@ impl WaitQueue {
         WaitQueue { armed: AtomicU32::new(0), sleepers: Mutex::new(Vec::new()) }
     }
 
-    /// Blocks until `ready` yields a value. `ready` is called with no lock of this module held, any number of times.
+    /// Blocks until `ready` yields a value. `ready` is called with no lock of this module held, any
+    /// number of times.
     ///
     /// # Errors
-    /// [`WaitError::Interrupted`] if a signal that `how.sleep` admits is pending, [`WaitError::TimedOut`] once
-    /// `how.deadline` has passed; `ready` is always asked once more before either is returned.
+    /// [`WaitError::Interrupted`] if a signal that `how.sleep` admits is pending,
+    /// [`WaitError::TimedOut`] once `how.deadline` has passed; `ready` is always asked once more
+    /// before either is returned.
     pub fn wait<T>(
         &self,
         world: &World,
@@ -242,7 +271,8 @@ impl WaitQueue {
         }
         let _registered = self.register(world, waiter, how);
         loop {
-            // Looked at before the condition: what is reported as an interruption was pending while it did not hold.
+            // Looked at before the condition: what is reported as an interruption was pending while
+            // it did not hold.
             let interrupted = waiter.interrupted(how.sleep);
             let timed_out = how.deadline.is_some_and(|deadline| world.now() >= deadline);
             if let Poll::Ready(value) = ready() {
@@ -260,17 +290,19 @@ impl WaitQueue {
 
     fn register<'a>(&'a self, world: &'a World, waiter: &'a Arc<Waiter>, how: WaitFor) -> Registered<'a> {
         self.sleepers.lock().push(Arc::clone(waiter));
-        // ORDERING: SeqCst increment and fence before the condition is evaluated; see the module's essay.
+        // ORDERING: SeqCst increment and fence before the condition is evaluated; see the module's
+        // essay.
         self.armed.fetch_add(1, Ordering::SeqCst);
         fence(Ordering::SeqCst);
         world.fell_asleep(waiter, how);
         Registered { queue: self, world, waiter }
     }
 
-    /// Wakes every sleeper to look at its condition again. Call it after the state changed, with no lock held that a
-    /// sleeper's condition takes.
+    /// Wakes every sleeper to look at its condition again. Call it after the state changed, with no
+    /// lock held that a sleeper's condition takes.
     pub fn wake_all(&self) {
-        // ORDERING: the fence orders the caller's change of state before the look at `armed`; see the module's essay.
+        // ORDERING: the fence orders the caller's change of state before the look at `armed`; see
+        // the module's essay.
         fence(Ordering::SeqCst);
         if self.armed.load(Ordering::SeqCst) == 0 {
             return;
@@ -281,12 +313,12 @@ impl WaitQueue {
         }
     }
 
-    /// Who is registered at this moment, in the order they came or nearly so: for questions.
+    /// The waiters registered at this moment, roughly in the order of their arrival. For queries.
     pub fn waiting(&self) -> Vec<WaiterId> {
         self.sleepers.lock().iter().map(|waiter| waiter.id()).collect()
     }
 
-    /// Whether anybody is registered; a hint.
+    /// Whether a sleeper is registered. A hint: it may change at once.
     pub fn has_sleepers(&self) -> bool {
         self.armed.load(Ordering::SeqCst) != 0
     }

@@ -1,7 +1,8 @@
-//! The runtime world: the clock, the seed, and the register of everybody asleep.
+//! The runtime world: the clock, the seed, and the list of all sleepers.
 //!
-//! It owns what would otherwise be a static. Invariant: two worlds share nothing, so runs side by side can't disturb each
-//! other and a run repeats from its seed. Kernel counterpart: none; it is the machine the kernel boots on.
+//! It owns what would otherwise be a static. Invariant: two worlds share nothing, so runs side by
+//! side can't disturb each other and a run repeats from its seed. Kernel counterpart: none; it is
+//! the machine the kernel boots on.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -9,14 +10,14 @@ use std::time::Duration;
 use crate::runtime::clock::{Clock, Nanos};
 use crate::runtime::rng::{self, Rng};
 use crate::runtime::sync::{Arc, Condvar, Mutex};
-use crate::runtime::wait::{Standing, WaitFor, Waiter, WaiterId};
+use crate::runtime::wait::{SleeperState, WaitFor, Waiter, WaiterId};
 
-/// Somebody asleep, as [`World::sleepers`] tells it.
+/// One sleeper, as listed by [`World::sleepers`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sleeper {
-    /// Who.
+    /// The waiter that sleeps.
     pub waiter: WaiterId,
-    /// On what, in words.
+    /// What it waits for, in words.
     pub reason: &'static str,
     /// Until when at the latest.
     pub deadline: Option<Nanos>,
@@ -27,15 +28,16 @@ pub struct Sleeper {
 pub enum Rest {
     /// Some thread runs.
     Moving,
-    /// Everybody waits, and this one, of those who were told to look again, has waited longest: [`World::grant`] lets it.
+    /// All threads wait. Of those that were woken, this one has waited longest: [`World::grant`]
+    /// gives it the turn.
     Turn(WaiterId),
-    /// Everybody sleeps, and nobody has been told to look again: nothing moves until somebody from outside acts.
+    /// All threads sleep, and none was woken. Nothing moves until a caller outside the world acts.
     Quiet,
 }
 
 /// A sleep in progress.
 #[derive(Debug)]
-struct Sleep {
+struct SleepInProgress {
     waiter: Arc<Waiter>,
     how: WaitFor,
     /// How many sleeps had begun before it.
@@ -44,25 +46,36 @@ struct Sleep {
 
 #[derive(Debug, Default)]
 struct Sleeps {
-    by_waiter: BTreeMap<WaiterId, Sleep>,
+    by_waiter: BTreeMap<WaiterId, SleepInProgress>,
     begun: u64,
 }
 
-/// Tells whoever watches a world in which threads take turns that something has moved.
+/// Tells the scheduler of a world in which threads take turns that a thread has moved.
 #[derive(Debug, Default)]
-struct Watch {
+struct MoveWatch {
     moves: Mutex<u64>,
     moved: Condvar,
 }
 
-/// See the module.
+/// The clock, the seed and the sleepers of one run.
+///
+/// ```
+/// use std::time::Duration;
+/// use emulator::World;
+///
+/// let world = World::manual(7);
+/// let before = world.now();
+/// world.advance(Duration::from_secs(45)); // takes no real time
+/// assert_eq!(world.now().since(before), 45_000_000_000);
+/// assert!(world.sleepers().is_empty());
+/// ```
 #[derive(Debug)]
 pub struct World {
     clock: Clock,
     seed: u64,
     sleeps: Mutex<Sleeps>,
     /// Only where threads take turns.
-    watch: Option<Watch>,
+    watch: Option<MoveWatch>,
 }
 
 impl World {
@@ -76,10 +89,10 @@ impl World {
         World::new(Clock::manual(), seed)
     }
 
-    /// As [`World::manual`], and whoever was woken goes on only when it is granted a turn ([`World::grant`]): so what happens
-    /// depends on the order of turns, and on no processor.
+    /// As [`World::manual`], but a woken thread continues only after [`World::grant`] gives it the
+    /// turn. So a run depends on the order of turns and not on the processors.
     pub fn in_turns(seed: u64) -> World {
-        World { watch: Some(Watch::default()), ..World::manual(seed) }
+        World { watch: Some(MoveWatch::default()), ..World::manual(seed) }
     }
 
     fn new(clock: Clock, seed: u64) -> World {
@@ -101,13 +114,14 @@ impl World {
         self.clock.now()
     }
 
-    /// Moves a virtual clock forward by `span` and wakes everybody whose deadline has come. No effect on a real clock.
+    /// Moves a virtual clock forward by `span` and wakes every sleeper whose deadline has come. No
+    /// effect on a real clock.
     pub fn advance(&self, span: Duration) {
         self.clock.set_at_least(self.now().after(span));
         let now = self.now();
         let due: Vec<Arc<Waiter>> = {
             let sleeps = self.sleeps.lock();
-            let due = |sleep: &&Sleep| sleep.how.deadline.is_some_and(|deadline| deadline <= now);
+            let due = |sleep: &&SleepInProgress| sleep.how.deadline.is_some_and(|deadline| deadline <= now);
             sleeps.by_waiter.values().filter(due).map(|sleep| Arc::clone(&sleep.waiter)).collect()
         };
         for waiter in due {
@@ -115,10 +129,10 @@ impl World {
         }
     }
 
-    /// Everybody asleep at this moment, by waiter.
+    /// All sleepers at this moment, sorted by waiter.
     pub fn sleepers(&self) -> Vec<Sleeper> {
         let sleeps = self.sleeps.lock();
-        let sleeper = |(waiter, sleep): (&WaiterId, &Sleep)| Sleeper {
+        let sleeper = |(waiter, sleep): (&WaiterId, &SleepInProgress)| Sleeper {
             waiter: *waiter,
             reason: sleep.how.reason,
             deadline: sleep.how.deadline,
@@ -126,32 +140,33 @@ impl World {
         sleeps.by_waiter.iter().map(sleeper).collect()
     }
 
-    /// Whether the `threads` that are in calls on this world, and no others are, all wait. Needs a virtual clock. An exact
-    /// answer, not a guess: of two looks in a row the first finds everybody waiting, and the second finds everybody waiting and
-    /// not woken since; so between the two there was a moment at which all did.
+    /// Whether all `threads` that are in calls on this world wait. No other thread may be in a
+    /// call. Needs a virtual clock. The answer is exact. It takes two looks. The first finds all
+    /// threads waiting; the second finds them waiting and not woken since the first. So at a moment
+    /// between the two all of them waited.
     pub fn rest(&self, threads: usize) -> Rest {
         let look = || {
             let sleeps = self.sleeps.lock();
-            let mut waiting: Vec<(u64, WaiterId, Standing, u64)> = Vec::with_capacity(threads);
+            let mut waiting: Vec<(u64, WaiterId, SleeperState, u64)> = Vec::with_capacity(threads);
             for (id, sleep) in &sleeps.by_waiter {
                 let (standing, wakes) = sleep.waiter.standing();
                 waiting.push((sleep.order, *id, standing, wakes));
             }
-            let all = waiting.len() == threads && waiting.iter().all(|(_, _, at, _)| *at != Standing::Running);
+            let all = waiting.len() == threads && waiting.iter().all(|(_, _, at, _)| *at != SleeperState::Running);
             waiting.sort_unstable_by_key(|(order, ..)| *order);
             all.then_some(waiting)
         };
         let first = look();
         match &first {
             Some(waiting) if first == look() => {
-                let woken = waiting.iter().find(|(_, _, standing, _)| *standing == Standing::Woken);
+                let woken = waiting.iter().find(|(_, _, standing, _)| *standing == SleeperState::Woken);
                 woken.map_or(Rest::Quiet, |(_, id, ..)| Rest::Turn(*id))
             }
             _ => Rest::Moving,
         }
     }
 
-    /// Lets one who was woken go on, where threads take turns.
+    /// Gives a woken waiter the turn, where threads take turns.
     pub fn grant(&self, turn: WaiterId) {
         let waiter = self.sleeps.lock().by_waiter.get(&turn).map(|sleep| Arc::clone(&sleep.waiter));
         if let Some(waiter) = waiter {
@@ -159,10 +174,11 @@ impl World {
         }
     }
 
-    /// The one that has waited longest of those who were woken and wait for their turn, whoever else runs.
+    /// Of the woken waiters that wait for their turn, the one that has waited longest. Other
+    /// threads may run.
     pub fn next_turn(&self) -> Option<WaiterId> {
         let sleeps = self.sleeps.lock();
-        let woken = sleeps.by_waiter.iter().filter(|(_, sleep)| sleep.waiter.standing().0 == Standing::Woken);
+        let woken = sleeps.by_waiter.iter().filter(|(_, sleep)| sleep.waiter.standing().0 == SleeperState::Woken);
         woken.min_by_key(|(_, sleep)| sleep.order).map(|(id, _)| *id)
     }
 
@@ -196,7 +212,7 @@ impl World {
 
     pub(crate) fn fell_asleep(&self, waiter: &Arc<Waiter>, how: WaitFor) {
         let mut sleeps = self.sleeps.lock();
-        let sleep = Sleep { waiter: Arc::clone(waiter), how, order: sleeps.begun };
+        let sleep = SleepInProgress { waiter: Arc::clone(waiter), how, order: sleeps.begun };
         sleeps.begun += 1;
         let before = sleeps.by_waiter.insert(waiter.id(), sleep);
         debug_assert!(before.is_none(), "a waiter sleeps on one queue at a time");
@@ -206,8 +222,8 @@ impl World {
         self.sleeps.lock().by_waiter.remove(&waiter.id());
     }
 
-    /// The real time left until `deadline`: none if there is no deadline or the clock is virtual (then [`World::advance`]
-    /// wakes the sleeper).
+    /// The real time left until `deadline`: none if there is no deadline or the clock is virtual
+    /// (then [`World::advance`] wakes the sleeper).
     pub(crate) fn real_time_left(&self, deadline: Option<Nanos>) -> Option<Duration> {
         match (&self.clock, deadline) {
             (Clock::Real(_), Some(deadline)) => Some(Duration::from_nanos(deadline.since(self.now()))),

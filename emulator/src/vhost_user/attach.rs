@@ -1,9 +1,11 @@
-//! How to attach a guest: the QEMU command lines for what a server offers, and which of them the installed QEMU can run.
+//! How to attach a guest: the QEMU command lines for what a server offers, and which of them the
+//! installed QEMU can run.
 //!
-//! It owns the text of the commands and the question to an installed QEMU what it is. Invariants: a printed line can be copied
-//! into a shell as it is, whatever bytes the paths in it hold, and lacks only the guest's own kernel or disk; asking a
-//! program takes a bounded time and a bounded amount of its output. Counterparts: QEMU `hw/virtio/vhost-user-test-device.c`
-//! (11.1: a user can create it), `hw/virtio/virtio-pmem.c`, `hw/mem/nvdimm.c`; `util/keyval.c` for the comma.
+//! It owns the text of the commands and the probe of an installed QEMU. Invariants: a
+//! printed line can be copied into a shell as it is, whatever bytes the paths in it hold, and lacks
+//! only the guest's own kernel or disk; asking a program takes a bounded time and a bounded amount
+//! of its output. Counterparts: QEMU `hw/virtio/vhost-user-test-device.c` (11.1: a user can create
+//! it), `hw/virtio/virtio-pmem.c`, `hw/mem/nvdimm.c`; `util/keyval.c` for the comma.
 
 use std::ffi::OsStr;
 use std::fmt;
@@ -20,7 +22,8 @@ use crate::runtime::clock::Clock;
 
 /// The program's name.
 const PROGRAM: &str = "qemu-system-x86_64";
-/// How long a program may take to say what it is. (A first start from a cold disk loads about 50 libraries.)
+/// How long a program may take to print its version. (A first start from a cold disk loads about 50
+/// libraries.)
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How much of what it says is read, in bytes; `-device help` of QEMU 11.1 is about 40 KiB.
 const OUTPUT_MAX: usize = 1 << 20;
@@ -43,14 +46,16 @@ pub struct QemuVersion {
 }
 
 impl QemuVersion {
-    /// The first version whose `vhost-user-test-device-pci` a user can create, with VirtIO shared memory.
+    /// The first version whose `vhost-user-test-device-pci` a user can create, with VirtIO shared
+    /// memory.
     pub const SHARED_MEMORY: QemuVersion = QemuVersion { major: 11, minor: 1, micro: 0 };
     /// The first version whose `memory-backend-file` knows `offset`.
     pub const FILE_OFFSET: QemuVersion = QemuVersion { major: 8, minor: 1, micro: 0 };
     /// The oldest version that the other ways were tried with.
     pub const TRIED: QemuVersion = QemuVersion { major: 7, minor: 2, micro: 0 };
 
-    /// The version in what `qemu-system-x86_64 --version` prints, such as `QEMU emulator version 7.2.17 (Debian 1:7.2+dfsg-7)`.
+    /// The version in what `qemu-system-x86_64 --version` prints, such as `QEMU emulator version
+    /// 7.2.17 (Debian 1:7.2+dfsg-7)`.
     pub fn parse(text: &str) -> Option<QemuVersion> {
         let (_, rest) = text.split_once("QEMU emulator version ")?;
         let number = rest.split(|c: char| !c.is_ascii_digit() && c != '.').next()?;
@@ -128,7 +133,8 @@ pub fn probe(path: &Path) -> Result<Qemu, ProbeError> {
     })
 }
 
-/// Every QEMU in the folders of `search_path` (the value of `PATH`), in its order. A program that is none, or does not answer, is left out.
+/// Every QEMU in the folders of `search_path` (the value of `PATH`), in its order. A program that
+/// is none, or does not answer, is left out.
 pub fn installed(search_path: Option<&OsStr>) -> Vec<Qemu> {
     let mut found: Vec<Qemu> = Vec::new();
     let mut seen = Vec::new();
@@ -151,7 +157,8 @@ pub fn installed(search_path: Option<&OsStr>) -> Vec<Qemu> {
     found
 }
 
-/// What `program` writes to its standard output, at most [`OUTPUT_MAX`] bytes of it, within `patience`. How it exits doesn't matter.
+/// What `program` writes to its standard output, at most [`OUTPUT_MAX`] bytes of it, within
+/// `patience`. How it exits doesn't matter.
 fn ask(program: &Path, arguments: &[&str], patience: Duration) -> Result<String, ProbeError> {
     let failed = |source| ProbeError::Run { program: program.to_owned(), source };
     let mut command = Command::new(program);
@@ -161,7 +168,7 @@ fn ask(program: &Path, arguments: &[&str], patience: Duration) -> Result<String,
         Some(out) => read_until(out, patience),
         None => Ok(None),
     };
-    // Whoever has closed its output, said too much or taken too long is not waited for.
+    // A process that has closed its output, printed too much or taken too long is not waited for.
     let _ = child.kill();
     child.wait().map_err(failed)?;
     match said.map_err(failed)? {
@@ -170,7 +177,8 @@ fn ask(program: &Path, arguments: &[&str], patience: Duration) -> Result<String,
     }
 }
 
-/// What comes out of `pipe` until it ends or [`OUTPUT_MAX`] is reached; none if neither happens within `patience`.
+/// What comes out of `pipe` until it ends or [`OUTPUT_MAX`] is reached; none if neither happens
+/// within `patience`.
 fn read_until(mut pipe: impl Read + std::os::fd::AsFd, patience: Duration) -> std::io::Result<Option<Vec<u8>>> {
     let clock = Clock::real();
     let deadline = clock.now().after(patience);
@@ -197,7 +205,7 @@ fn read_until(mut pipe: impl Read + std::os::fd::AsFd, patience: Duration) -> st
 
 /// What a server offers to a guest.
 #[derive(Clone, Copy, Debug)]
-pub struct Offer<'a> {
+pub struct QemuOffer<'a> {
     /// The vhost-user socket, if one listens.
     pub socket: Option<&'a Path>,
     /// The file with the bytes (an image, or `/proc/PID/fd/N`), if they lie in it in one piece.
@@ -212,12 +220,13 @@ pub struct Offer<'a> {
 
 /// One way to attach a guest.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Recipe {
+pub struct QemuRecipe {
     /// What the guest gets.
     pub title: String,
     /// Which versions of QEMU it works with.
     pub works_with: String,
-    /// The command, in pieces to be put on lines of their own; the guest's `-kernel` or `-drive` is to be added.
+    /// The command, in pieces to be put on lines of their own; the guest's `-kernel` or `-drive` is
+    /// to be added.
     pub lines: Vec<String>,
     /// What to know about it.
     pub notes: Vec<String>,
@@ -227,7 +236,7 @@ pub struct Recipe {
     pub fits: bool,
 }
 
-impl Recipe {
+impl QemuRecipe {
     /// The command, to be copied into a shell.
     pub fn command(&self) -> String {
         self.lines.join(" \\\n  ")
@@ -235,7 +244,7 @@ impl Recipe {
 }
 
 /// The ways to attach a guest to `offer`, the best first, for the `installed` QEMUs.
-pub fn recipes(offer: &Offer<'_>, installed: &[Qemu]) -> Vec<Recipe> {
+pub fn recipes(offer: &QemuOffer<'_>, installed: &[Qemu]) -> Vec<QemuRecipe> {
     let mut ways = Vec::new();
     if let Some(socket) = offer.socket {
         ways.push(over_socket(socket, offer, installed));
@@ -246,8 +255,8 @@ pub fn recipes(offer: &Offer<'_>, installed: &[Qemu]) -> Vec<Recipe> {
     ways
 }
 
-fn over_socket(socket: &Path, offer: &Offer<'_>, installed: &[Qemu]) -> Recipe {
-    let fit = Fit::of(installed, QemuVersion::SHARED_MEMORY, "vhost-user-test-device-pci", |qemu| {
+fn over_socket(socket: &Path, offer: &QemuOffer<'_>, installed: &[Qemu]) -> QemuRecipe {
+    let fit = QemuFit::of(installed, QemuVersion::SHARED_MEMORY, "vhost-user-test-device-pci", |qemu| {
         qemu.vhost_user_test_device
     });
     let mut notes =
@@ -255,7 +264,7 @@ fn over_socket(socket: &Path, offer: &Offer<'_>, installed: &[Qemu]) -> Recipe {
     if offer.nvdimm {
         notes.push(behind_block());
     }
-    Recipe {
+    QemuRecipe {
         title: "virtio-pmem over vhost-user".to_owned(),
         works_with: format!("QEMU {} and later", QemuVersion::SHARED_MEMORY),
         lines: vec![
@@ -271,10 +280,10 @@ fn over_socket(socket: &Path, offer: &Offer<'_>, installed: &[Qemu]) -> Recipe {
     }
 }
 
-fn own_device(memory: &Path, offer: &Offer<'_>, installed: &[Qemu]) -> Recipe {
+fn own_device(memory: &Path, offer: &QemuOffer<'_>, installed: &[Qemu]) -> QemuRecipe {
     let oldest = oldest(offer);
-    let fit = Fit::of(installed, oldest, "virtio-pmem-pci", |qemu| qemu.virtio_pmem);
-    Recipe {
+    let fit = QemuFit::of(installed, oldest, "virtio-pmem-pci", |qemu| qemu.virtio_pmem);
+    QemuRecipe {
         title: "QEMU's own virtio-pmem over this memory".to_owned(),
         works_with: works_with(oldest),
         lines: vec![
@@ -292,10 +301,10 @@ fn own_device(memory: &Path, offer: &Offer<'_>, installed: &[Qemu]) -> Recipe {
     }
 }
 
-fn nvdimm(memory: &Path, offer: &Offer<'_>, installed: &[Qemu]) -> Recipe {
+fn nvdimm(memory: &Path, offer: &QemuOffer<'_>, installed: &[Qemu]) -> QemuRecipe {
     let oldest = oldest(offer);
-    let fit = Fit::of(installed, oldest, "nvdimm", |qemu| qemu.nvdimm);
-    Recipe {
+    let fit = QemuFit::of(installed, oldest, "nvdimm", |qemu| qemu.nvdimm);
+    QemuRecipe {
         title: "an ACPI NVDIMM over this memory".to_owned(),
         works_with: works_with(oldest),
         lines: vec![
@@ -305,7 +314,7 @@ fn nvdimm(memory: &Path, offer: &Offer<'_>, installed: &[Qemu]) -> Recipe {
             "-device nvdimm,memdev=nv0".to_owned(),
         ],
         notes: vec![
-            "Flushes are the guest's CPU instructions (MAP_SYNC works): nobody hears of them. What they flushed survives QEMU and this server, and the host's own crash only if the host has written it back."
+            "Flushes are the guest's CPU instructions (MAP_SYNC works): this server does not see them. What they flushed survives QEMU and this server, and the host's own crash only if the host has written it back."
                 .to_owned(),
             behind_block(),
         ],
@@ -315,17 +324,17 @@ fn nvdimm(memory: &Path, offer: &Offer<'_>, installed: &[Qemu]) -> Recipe {
 }
 
 /// What the installed QEMUs have to do with a recipe.
-struct Fit {
+struct QemuFit {
     command: PathBuf,
     says: String,
     fits: bool,
 }
 
-impl Fit {
-    fn of(installed: &[Qemu], oldest: QemuVersion, device: &str, has: impl Fn(&Qemu) -> bool) -> Fit {
+impl QemuFit {
+    fn of(installed: &[Qemu], oldest: QemuVersion, device: &str, has: impl Fn(&Qemu) -> bool) -> QemuFit {
         let name = |qemu: &Qemu| format!("{} ({})", qemu.version, qemu.command.display());
         if let Some(qemu) = installed.iter().find(|qemu| qemu.version >= oldest && has(qemu)) {
-            return Fit {
+            return QemuFit {
                 command: qemu.command.clone(),
                 says: format!("installed: {}: can run this", name(qemu)),
                 fits: true,
@@ -338,11 +347,11 @@ impl Fit {
             }
             Some(qemu) => format!("installed: {}: was built without {device}", name(qemu)),
         };
-        Fit { command: PROGRAM.into(), says, fits: false }
+        QemuFit { command: PROGRAM.into(), says, fits: false }
     }
 }
 
-fn oldest(offer: &Offer<'_>) -> QemuVersion {
+fn oldest(offer: &QemuOffer<'_>) -> QemuVersion {
     if offer.offset > 0 { QemuVersion::FILE_OFFSET } else { QemuVersion::TRIED }
 }
 
@@ -365,13 +374,14 @@ fn start(command: &Path) -> String {
     format!("{} -accel kvm -accel tcg -cpu max", shell(command.as_os_str().as_bytes()))
 }
 
-/// The guest's memory, with room for a device of `size` bytes beside it and for what aligning it to 1 GiB takes.
+/// The guest's memory, with room for a device of `size` bytes beside it and for what aligning it to
+/// 1 GiB takes.
 fn room(size: u64) -> String {
     let most = size.saturating_add(GUEST_MIB * MIB + GIB).div_ceil(GIB).max(4);
     format!("-m {GUEST_MIB}M,slots=2,maxmem={most}G")
 }
 
-fn backend(memory: &Path, offer: &Offer<'_>) -> String {
+fn backend(memory: &Path, offer: &QemuOffer<'_>) -> String {
     let size = match offer.size {
         size if size.is_multiple_of(MIB) => format!("{}M", size / MIB),
         size => size.to_string(),
@@ -394,8 +404,8 @@ fn option(before: &str, path: &Path, behind: &str) -> Vec<u8> {
     option
 }
 
-/// One word for a shell: bare if it may be; else in single quotes; with bytes that can't be shown, in `$'…'` (bash, zsh, ksh and POSIX
-/// 2024 know it), so that the line can be printed and copied.
+/// One word for a shell: bare if it may be; else in single quotes; with bytes that can't be shown,
+/// in `$'…'` (bash, zsh, ksh and POSIX 2024 know it), so that the line can be printed and copied.
 pub fn shell(word: &[u8]) -> String {
     let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"_@%+=:,./-".contains(byte);
     match str::from_utf8(word) {

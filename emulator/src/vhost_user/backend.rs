@@ -1,9 +1,10 @@
 //! The device as the frontend's messages see it.
 //!
-//! It owns what was negotiated and the table of the guest's memory; a message that is wrong, or comes before what it builds on,
-//! is an error, and the connection ends with it (there is no other way to tell a frontend that did not ask for an answer).
-//! Invariant: nothing is done for a message before all of it was checked. Counterparts: QEMU's docs/interop/vhost-user.rst,
-//! libvhost-user; on the frontend's side hw/virtio/vhost-user.c.
+//! It owns what was negotiated and the table of the guest's memory; a message that is wrong, or
+//! comes before what it builds on, is an error, and the connection ends with it (there is no other
+//! way to tell a frontend that did not ask for an answer). Invariant: nothing is done for a message
+//! before all of it was checked. Counterparts: QEMU's docs/interop/vhost-user.rst, libvhost-user;
+//! on the frontend's side hw/virtio/vhost-user.c.
 
 use std::fs::File;
 use std::io;
@@ -19,12 +20,12 @@ use vhost::vhost_user::{Error, GpuBackend, Result, VhostUserBackendReqHandler};
 use virtio_bindings::bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
-use super::mapping::Mapping;
+use super::mapping::PieceMapping;
 use super::memory::{FileId, MemoryTable, REGIONS_MAX, RegionInfo};
-use super::pmem::{self, Config};
-use super::queue::{Queue, Rings, SetupError};
-use super::stats::Counters;
-use super::wake::Waits;
+use super::pmem::{self, PmemConfig};
+use super::queue::{RequestQueue, RingAddresses, SetupError};
+use super::stats::VhostCounters;
+use super::wake::BackendWaits;
 use crate::runtime::sync::{Arc, Mutex};
 
 const EVENT_IDX: u64 = 1 << VIRTIO_RING_F_EVENT_IDX;
@@ -48,7 +49,8 @@ fn protocol_features(memory_slots: bool) -> VhostUserProtocolFeatures {
         | VhostUserProtocolFeatures::MQ
 }
 
-/// Without these nothing is mapped: what nobody acknowledges could never be known to be gone.
+/// Without these nothing is mapped: without an acknowledgement the backend cannot know that a piece
+/// is unmapped.
 fn needed_to_map() -> VhostUserProtocolFeatures {
     VhostUserProtocolFeatures::SHMEM | VhostUserProtocolFeatures::BACKEND_REQ | VhostUserProtocolFeatures::REPLY_ACK
 }
@@ -62,21 +64,22 @@ struct Negotiated {
     /// A driver took the device, and its queue was not started since.
     starting: bool,
     memory: MemoryTable,
-    /// Where the guest has the device, once it was seen. Kept over resets: a guest that can't be told otherwise reads it before
-    /// the memory table comes again, and QEMU puts the device where it was.
+    /// Where the guest has the device, once it is known. Kept over resets: some guests read it
+    /// before the memory table comes again, and QEMU puts the device at the same address.
     start: u64,
 }
 
 /// See the module.
 #[derive(Debug)]
-pub(super) struct Backend {
+pub(super) struct PmemBackend {
     bytes: u64,
-    /// Whether a frontend may add and remove regions of its memory one by one; see [`super::PIECES_IN_TABLE`].
+    /// Whether a frontend may add and remove regions of its memory one by one; see
+    /// [`super::PIECES_IN_TABLE`].
     memory_slots: bool,
-    queue: Arc<Queue>,
-    mapping: Arc<Mapping>,
-    counters: Arc<Counters>,
-    waits: Arc<Waits>,
+    queue: Arc<RequestQueue>,
+    mapping: Arc<PieceMapping>,
+    counters: Arc<VhostCounters>,
+    waits: Arc<BackendWaits>,
     /// Only the thread that handles messages looks at it.
     negotiated: Mutex<Negotiated>,
 }
@@ -98,38 +101,41 @@ fn region_info(region: &VhostUserMemoryRegion) -> RegionInfo {
     }
 }
 
-/// A piece of the device that is told of as one more region of the guest's memory is not taken on: the frontend is told no, and
-/// goes on. QEMU 11.1 takes every region back that it was told yes for, also if the guest's reset has unmapped it before, and dies
-/// of it (`send_remove_regions` in hw/virtio/vhost-user.c). Nothing is lost: it is no memory for rings and buffers.
+/// A message that the backend refuses without ending the connection. It refuses a piece of the
+/// device that the frontend announces as a region of guest memory. QEMU 11.1 removes every region
+/// that the backend accepted, also one that the guest's reset has unmapped before, and aborts then
+/// (`send_remove_regions` in hw/virtio/vhost-user.c). The refusal costs nothing: a piece is not
+/// used for rings and buffers.
 ///
-/// Except for pieces that it tells of before the queue starts: a machine that was stopped still has them when it goes on, and
-/// a no would keep it from starting.
+/// Pieces announced before the queue starts are accepted: a stopped machine still has them when it
+/// continues, and a refusal would keep it from starting.
 ///
-/// Neither is a queue that no queue can be: it is the guest that says how large its rings are and where, and QEMU passes that on. The
-/// connection must not end of it, for the pieces would still be the guest's when the medium takes them for free.
+/// The backend also refuses impossible queue sizes and addresses. The guest chooses them and QEMU
+/// passes them on. The connection must not end because of them: the guest would still have the
+/// pieces mapped while the medium takes them for free.
 #[derive(Debug, thiserror::Error)]
-enum Declined {
+enum DeclinedMessage {
     #[error("a piece of the device is no memory for rings and buffers")]
-    Piece,
+    PmemPiece,
     #[error(transparent)]
     Queue(SetupError),
 }
 
 /// Whether `error` answers a message with no, and is nothing that the connection ends of.
 pub(super) fn is_declined(error: &Error) -> bool {
-    matches!(error, Error::ReqHandlerError(why) if why.get_ref().is_some_and(|why| why.is::<Declined>()))
+    matches!(error, Error::ReqHandlerError(why) if why.get_ref().is_some_and(|why| why.is::<DeclinedMessage>()))
 }
 
-impl Backend {
+impl PmemBackend {
     pub(super) fn new(
         bytes: u64,
         memory_slots: bool,
         own: FileId,
-        queue: Arc<Queue>,
-        mapping: Arc<Mapping>,
-        counters: Arc<Counters>,
-        waits: Arc<Waits>,
-    ) -> Backend {
+        queue: Arc<RequestQueue>,
+        mapping: Arc<PieceMapping>,
+        counters: Arc<VhostCounters>,
+        waits: Arc<BackendWaits>,
+    ) -> PmemBackend {
         let negotiated = Negotiated {
             owned: false,
             features: None,
@@ -138,7 +144,7 @@ impl Backend {
             memory: MemoryTable::new(own),
             start: 0,
         };
-        Backend { bytes, memory_slots, queue, mapping, counters, waits, negotiated: Mutex::new(negotiated) }
+        PmemBackend { bytes, memory_slots, queue, mapping, counters, waits, negotiated: Mutex::new(negotiated) }
     }
 
     /// Whether the frontend is able to map pieces, and to tell that it did.
@@ -148,14 +154,14 @@ impl Backend {
     }
 
     /// The only queue there is.
-    fn queue(&self, index: u32) -> Result<&Queue> {
+    fn queue(&self, index: u32) -> Result<&RequestQueue> {
         check(index == 0, "there is one queue, number 0")?;
         Ok(&self.queue)
     }
 
     fn decline(&self, why: SetupError) -> Error {
         self.counters.problem(format!("the guest has no request queue: {why}"));
-        refused(Declined::Queue(why))
+        refused(DeclinedMessage::Queue(why))
     }
 
     fn set_memory(&self, memory: MemoryTable) {
@@ -178,7 +184,7 @@ impl Backend {
     }
 }
 
-impl VhostUserBackendReqHandler for Backend {
+impl VhostUserBackendReqHandler for PmemBackend {
     fn set_owner(&self) -> Result<()> {
         let mut negotiated = self.negotiated.lock();
         check(!negotiated.owned, "SET_OWNER twice")?;
@@ -187,7 +193,8 @@ impl VhostUserBackendReqHandler for Backend {
     }
 
     fn reset_owner(&self) -> Result<()> {
-        // Withdrawn from the protocol, because what it resets was never agreed upon; libvhost-user disables the rings.
+        // Withdrawn from the protocol, because what it resets was never agreed upon; libvhost-user
+        // disables the rings.
         self.negotiated.lock().owned = false;
         self.queue.set_enabled(false);
         Ok(())
@@ -209,13 +216,13 @@ impl VhostUserBackendReqHandler for Backend {
             negotiated.features.replace(taken).is_some()
         };
         self.queue.set_event_idx(taken & EVENT_IDX != 0);
-        // Who does not know SET_VRING_ENABLE has his rings enabled from the start.
+        // A frontend without SET_VRING_ENABLE has its rings enabled from the start.
         if taken & VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits() == 0 {
             self.queue.set_enabled(true);
         }
         self.counters.resets.add(u64::from(again));
         self.mapping.attach();
-        // What is behind this message, the frontend waits for before the driver goes on.
+        // The frontend waits for the answer to this message before it lets the driver continue.
         self.mapping.await_asked(&self.waits);
         Ok(())
     }
@@ -248,7 +255,7 @@ impl VhostUserBackendReqHandler for Backend {
         let queue = self.queue(index)?;
         let memory = self.memory();
         let [table, avail, used] = [table, avail, used].map(|address| memory.guest_address(address));
-        let rings = table.zip(avail).zip(used).map(|((table, avail), used)| Rings { table, avail, used });
+        let rings = table.zip(avail).zip(used).map(|((table, avail), used)| RingAddresses { table, avail, used });
         queue.set_rings(rings).map_err(|why| self.decline(why))
     }
 
@@ -301,12 +308,13 @@ impl VhostUserBackendReqHandler for Backend {
     }
 
     fn get_config(&self, offset: u32, size: u32, _flags: VhostUserConfigFlags) -> Result<Vec<u8>> {
-        let config = Config { start: self.negotiated.lock().start, size: self.bytes };
+        let config = PmemConfig { start: self.negotiated.lock().start, size: self.bytes };
         config.read(offset, size).ok_or(Error::InvalidOperation("GET_CONFIG outside the configuration space"))
     }
 
     fn set_config(&self, _offset: u32, _bytes: &[u8], _flags: VhostUserConfigFlags) -> Result<()> {
-        // A guest may write to it, and nothing changes (VirtIO 1.3 section 5.19.4: both fields are the device's).
+        // A guest may write to it, and nothing changes (VirtIO 1.3 section 5.19.4: both fields are
+        // the device's).
         Ok(())
     }
 
@@ -341,7 +349,7 @@ impl VhostUserBackendReqHandler for Backend {
         memory.add(region_info(region), file).map_err(refused)?;
         if own && !self.negotiated.lock().starting {
             self.note_start(&memory);
-            return Err(refused(Declined::Piece));
+            return Err(refused(DeclinedMessage::PmemPiece));
         }
         self.set_memory(memory);
         Ok(None)

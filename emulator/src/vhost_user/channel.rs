@@ -1,11 +1,13 @@
 //! The backend channel: what the device asks of its frontend, and the frontend's answers.
 //!
-//! It owns the socket that came with `VHOST_USER_SET_BACKEND_REQ_FD`. Invariants: one request is under way at a time, and its
-//! answer is awaited for as long as the connection lives; a channel that answered something else is dead from then on. Counterparts:
-//! `VHOST_USER_BACKEND_SHMEM_MAP` and `VHOST_USER_BACKEND_SHMEM_UNMAP` of QEMU's docs/interop/vhost-user.rst.
+//! It owns the socket that came with `VHOST_USER_SET_BACKEND_REQ_FD`. Invariants: one request is
+//! under way at a time, and its answer is awaited for as long as the connection lives; a channel
+//! that gave a wrong answer is not used again. Counterparts: `VHOST_USER_BACKEND_SHMEM_MAP` and
+//! `VHOST_USER_BACKEND_SHMEM_UNMAP` of QEMU's docs/interop/vhost-user.rst.
 //!
-//! The vhost crate has such a channel too. It can't be told to give up, nor be asked for its socket: a frontend that hung up but
-//! kept the channel open would have our thread for ever.
+//! The vhost crate has such a channel too. Its wait can't be cancelled and its socket is not
+//! accessible. A frontend that closed its connection but kept the channel open would block the
+//! thread for ever.
 
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -17,11 +19,12 @@ use rustix::net::{
 use vhost::vhost_user::message::{BackendReq, FrontendReq, VhostUserHeaderFlag, VhostUserMMap, VhostUserMMapFlags};
 use vm_memory::ByteValued;
 
-use super::Piece;
+use super::PmemPiece;
 use super::pmem::SHMEM_REGION;
-use super::wake::{Wake, wait_readable};
+use super::wake::{WakeFd, wait_readable};
 
-/// le32 request, le32 flags, le32 size of what follows (in the machine's own byte order, which is little-endian wherever this runs).
+/// le32 request, le32 flags, le32 size of what follows (in the machine's own byte order, which is
+/// little-endian wherever this runs).
 pub(super) const HEADER_BYTES: usize = 12;
 /// A header and a 64-bit word.
 const REPLY_BYTES: usize = HEADER_BYTES + 8;
@@ -30,14 +33,14 @@ const VERSION: u32 = 1;
 
 /// What is asked for a piece.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Ask {
+pub(super) enum PieceRequest {
     Map,
     Unmap,
 }
 
 /// What the frontend said.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Reply {
+pub(super) enum PieceReply {
     Done,
     /// It would not; its error, as it gave it.
     Refused(u64),
@@ -73,35 +76,37 @@ impl Channel {
         Channel { socket }
     }
 
-    /// Asks for `piece` of `file`, and waits for the answer, until `over` is rung and `is_over` says that it was for that.
+    /// Asks for `piece` of `file`, and waits for the answer, until `over` is rung and `is_over`
+    /// says that it was for that.
     pub(super) fn ask(
         &self,
-        ask: Ask,
-        piece: Piece,
+        ask: PieceRequest,
+        piece: PmemPiece,
         file: BorrowedFd<'_>,
         sent: impl FnOnce(),
-        over: &Wake,
+        over: &WakeFd,
         is_over: impl Fn() -> bool,
-    ) -> Result<Reply, ChannelError> {
+    ) -> Result<PieceReply, ChannelError> {
         let code = match ask {
-            Ask::Map => BackendReq::SHMEM_MAP as u32,
-            Ask::Unmap => BackendReq::SHMEM_UNMAP as u32,
+            PieceRequest::Map => BackendReq::SHMEM_MAP as u32,
+            PieceRequest::Unmap => BackendReq::SHMEM_UNMAP as u32,
         };
-        self.send(code, &mmap(piece), (ask == Ask::Map).then_some(file))?;
+        self.send(code, &mmap(piece), (ask == PieceRequest::Map).then_some(file))?;
         sent();
         let value = self.receive(code, over, is_over)?;
-        Ok(if value == 0 { Reply::Done } else { Reply::Refused(value) })
+        Ok(if value == 0 { PieceReply::Done } else { PieceReply::Refused(value) })
     }
 
     /// Waits until the frontend has done what it was asked before.
     ///
-    /// Its answer alone does not say so: QEMU 11.1 answers an unmap first and takes the piece from the guest then
-    /// (`vhost_user_backend_handle_shmem_unmap`: else a `SET_MEM_TABLE` of its own could wait for us while we wait for it). But it
-    /// looks at the next request only after that. This one says nothing new: that the configuration space may have changed.
+    /// Its answer alone does not say so: QEMU 11.1 answers an unmap first and takes the piece from
+    /// the guest then (`vhost_user_backend_handle_shmem_unmap`: else a `SET_MEM_TABLE` of its own
+    /// could wait for us while we wait for it). But it looks at the next request only after that.
+    /// This one says nothing new: that the configuration space may have changed.
     pub(super) fn settle(
         &self,
         sent: impl FnOnce(),
-        over: &Wake,
+        over: &WakeFd,
         is_over: impl Fn() -> bool,
     ) -> Result<(), ChannelError> {
         let code = BackendReq::CONFIG_CHANGE_MSG as u32;
@@ -120,13 +125,14 @@ impl Channel {
         if !files.is_empty() && !control.push(SendAncillaryMessage::ScmRights(&files)) {
             return Err(rustix::io::Errno::NOMEM.into());
         }
-        // One request at a time fits into any socket's buffer, unless somebody else fills it: then it is not ours to wait.
+        // One request at a time fits into any socket's buffer, unless another sender fills it; then
+        // this thread does not wait.
         let parts = [IoSlice::new(&header), IoSlice::new(body)];
         let sent = rustix::net::sendmsg(&self.socket, &parts, &mut control, SendFlags::NOSIGNAL | SendFlags::DONTWAIT)?;
         if sent == HEADER_BYTES + body.len() { Ok(()) } else { Err(ChannelError::Nonsense) }
     }
 
-    fn receive(&self, code: u32, over: &Wake, is_over: impl Fn() -> bool) -> Result<u64, ChannelError> {
+    fn receive(&self, code: u32, over: &WakeFd, is_over: impl Fn() -> bool) -> Result<u64, ChannelError> {
         let mut reply = [0_u8; REPLY_BYTES];
         let mut have = 0;
         while have < REPLY_BYTES {
@@ -157,7 +163,7 @@ impl Channel {
 }
 
 /// A piece as a request's body.
-fn mmap(piece: Piece) -> Vec<u8> {
+fn mmap(piece: PmemPiece) -> Vec<u8> {
     let body = VhostUserMMap {
         shmid: SHMEM_REGION,
         padding: [0; 7],
@@ -169,10 +175,11 @@ fn mmap(piece: Piece) -> Vec<u8> {
     body.as_slice().to_vec()
 }
 
-/// The backend channel that the next message on `socket` brings, if it brings one: the message is looked at and stays.
+/// The backend channel that the next message on `socket` brings, if it brings one: the message is
+/// looked at and stays.
 ///
-/// A look at a message duplicates the descriptors it carries (`unix_peek_fds` in net/unix/af_unix.c). Blocks until there is a
-/// message or the end of them.
+/// A look at a message duplicates the descriptors it carries (`unix_peek_fds` in
+/// net/unix/af_unix.c). Blocks until there is a message or the end of them.
 pub(super) fn peek_channel(socket: BorrowedFd<'_>) -> std::io::Result<Option<Channel>> {
     let mut header = [0_u8; HEADER_BYTES];
     let (seen, _) = loop {

@@ -1,8 +1,8 @@
 //! What the fuzzers run: any bytes as a guest's rings, any bytes as a frontend's messages.
 //!
-//! It owns the two ways to read an input, and the properties that must hold for every one: it ends, it does not panic, the medium
-//! is told exactly once that a connection is gone, nothing is flushed that nobody asked for. The folder `fuzz` holds the fuzzers
-//! and their corpus, which the tests replay.
+//! It owns the two ways to read an input, and the properties that must hold for every one: it ends,
+//! it does not panic, `gone` is called exactly once per connection, and nothing is flushed without
+//! a request. The folder `fuzz` holds the fuzzers and their corpus, which the tests replay.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -16,10 +16,10 @@ use rustix::fs::MemfdFlags;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
-use super::queue::{Queue, Rings};
+use super::queue::{RequestQueue, RingAddresses};
 use super::server::serve_one;
-use super::stats::Counters;
-use super::{FlushError, Medium, Peer, Piece};
+use super::stats::VhostCounters;
+use super::{FlushError, Medium, Peer, PmemPiece};
 use crate::device::FOLIO;
 use crate::runtime::sync::atomic::{AtomicU64, Ordering};
 use crate::runtime::sync::{Arc, Mutex, thread};
@@ -67,9 +67,9 @@ impl Medium for FuzzMedium {
         Ok(FOLIO)
     }
 
-    fn attach(&self) -> Vec<Piece> {
+    fn attach(&self) -> Vec<PmemPiece> {
         let half = FOLIO / 2;
-        [0, half].map(|at| Piece { guest_offset: at, device_offset: half - at, len: half }).to_vec()
+        [0, half].map(|at| PmemPiece { guest_offset: at, device_offset: half - at, len: half }).to_vec()
     }
 
     fn flush(&self) -> Result<(), FlushError> {
@@ -92,9 +92,9 @@ fn memfd(bytes: u64) -> std::io::Result<OwnedFd> {
 }
 
 /// Takes bytes off the front of an input; zeros where it has ended.
-struct Input<'a>(&'a [u8]);
+struct FuzzInput<'a>(&'a [u8]);
 
-impl<'a> Input<'a> {
+impl<'a> FuzzInput<'a> {
     fn bytes(&mut self, len: usize) -> &'a [u8] {
         let (taken, rest) = self.0.split_at(len.min(self.0.len()));
         self.0 = rest;
@@ -110,26 +110,26 @@ impl<'a> Input<'a> {
     }
 }
 
-/// An input as a guest's memory with a queue in it: size (as a power of two), flags (bit 0: event-idx), the first request, the
-/// three rings' addresses (divided by 16), the number of stores during flushes, each as address and value; the rest is the memory
-/// from address 0 on.
+/// An input as a guest's memory with a queue in it: size (as a power of two), flags (bit 0:
+/// event-idx), the first request, the three rings' addresses (divided by 16), the number of stores
+/// during flushes, each as address and value; the rest is the memory from address 0 on.
 ///
 /// # Panics
 /// When a property does not hold.
 pub fn request_queue(data: &[u8]) {
-    let mut input = Input(&data[..data.len().min(INPUT_MAX)]);
+    let mut input = FuzzInput(&data[..data.len().min(INPUT_MAX)]);
     let (size, flags, base) = (1_u32 << (input.byte() % 11), input.byte(), input.word());
     let [table, avail, used] = [(); 3].map(|()| u64::from(input.word()) << 4);
     let stores = (0..input.byte() % 32).map(|_| (input.word(), input.word())).collect();
     let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY)]).expect("64 KiB of memory");
     memory.write_slice(input.0, GuestAddress(0)).expect("an input fits into the memory");
     let medium = FuzzMedium::new(memory.clone(), stores).expect("a memory file");
-    let queue = Queue::new().expect("an eventfd");
-    let counters = Counters::default();
+    let queue = RequestQueue::new().expect("an eventfd");
+    let counters = VhostCounters::default();
     queue.set_memory(memory);
     queue.set_enabled(true);
     queue.set_event_idx(flags & 1 != 0);
-    let set_up = queue.set_size(size).and_then(|()| queue.set_rings(Some(Rings { table, avail, used })));
+    let set_up = queue.set_size(size).and_then(|()| queue.set_rings(Some(RingAddresses { table, avail, used })));
     if set_up.and_then(|()| queue.set_base(base.into())).is_err() {
         return;
     }
@@ -146,18 +146,19 @@ pub fn request_queue(data: &[u8]) {
     assert_eq!(stats.flushes + stats.coalesced, stats.requests, "each flush was asked for, each request flushed for");
 }
 
-/// An input as what a frontend sends: records of kind, length (16 bits) and as many bytes. Bits 0 to 2 of the kind choose the
-/// descriptors that go along; with bit 3 the first byte is a request's number, and the rest is sent with a header in front.
+/// An input as what a frontend sends: records of kind, length (16 bits) and as many bytes. Bits 0
+/// to 2 of the kind choose the descriptors that go along; with bit 3 the first byte is a request's
+/// number, and the rest is sent with a header in front.
 ///
 /// # Panics
 /// When a property does not hold.
 pub fn messages(data: &[u8]) {
-    let mut input = Input(&data[..data.len().min(INPUT_MAX)]);
+    let mut input = FuzzInput(&data[..data.len().min(INPUT_MAX)]);
     let none = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 4096)]).expect("a page of memory");
     let medium = Arc::new(FuzzMedium::new(none, VecDeque::new()).expect("a memory file"));
     let (ours, theirs) = UnixStream::pair().expect("a pair of sockets");
     let mut answers = theirs.try_clone().expect("a descriptor");
-    // A frontend that reads no answers holds up nobody but itself; here both are one.
+    // A frontend that reads no answers blocks only itself; here both ends are one thread.
     let reader = thread::spawn(move || {
         let mut sink = [0; 4096];
         while answers.read(&mut sink).is_ok_and(|read| read > 0) {}
@@ -179,13 +180,13 @@ pub fn messages(data: &[u8]) {
     let _gone_already = theirs.shutdown(std::net::Shutdown::Both);
     let _ended = reader.join();
     let (present, gone) = (medium.present.load(Ordering::SeqCst), medium.gone.load(Ordering::SeqCst));
-    assert_eq!((present, gone), (1, 1), "told once that it is gone");
-    // A guest that has nothing mapped is told no without it.
+    assert_eq!((present, gone), (1, 1), "`gone` is called once");
+    // Without a mapped piece the request fails without a flush.
     assert!(stats.flushes >= medium.flushes.load(Ordering::SeqCst));
     assert!(!stats.problem.as_deref().is_some_and(|problem| problem.contains("panic")), "{stats:?}");
 }
 
-/// Sends a record; false if nobody listens any more.
+/// Sends a record; false if the other end is closed.
 fn send(socket: &UnixStream, kind: u8, bytes: &[u8], own: &File, kept: &mut Vec<OwnedFd>) -> bool {
     let files = files(kind & 7, own, kept).expect("descriptors");
     let borrowed: Vec<BorrowedFd<'_>> = files.iter().map(AsFd::as_fd).collect();
@@ -228,7 +229,8 @@ fn files(choice: u8, own: &File, kept: &mut Vec<OwnedFd>) -> std::io::Result<Vec
     })
 }
 
-/// 64 KiB with a queue of 4 in it: table at 0, available ring at 0x100, used ring at 0x200; one FLUSH waits.
+/// 64 KiB with a queue of 4 in it: table at 0, available ring at 0x100, used ring at 0x200; one
+/// FLUSH waits.
 fn guest_memory() -> std::io::Result<OwnedFd> {
     let fd = memfd(MEMORY as u64)?;
     let request = [0x1000_u64.to_le_bytes().to_vec(), vec![4, 0, 0, 0, 1, 0, 1, 0]].concat();

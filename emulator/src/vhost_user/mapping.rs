@@ -1,43 +1,46 @@
 //! Which pieces of the device are mapped for the guest.
 //!
-//! It owns the list of what is or may be mapped, and the thread that changes it. Invariants: no byte is in the guest's reach that
-//! the list does not have (a piece is entered before it is asked for, and leaves when the frontend has taken it away);
-//! an unmap that is demanded while pieces are being mapped wins; pieces are mapped because of a SET_FEATURES, and for
-//! nothing else. Counterparts: `vhost_user_backend_handle_shmem_map` and `..._unmap` in QEMU's hw/virtio/vhost-user.c.
+//! It owns the list of what is or may be mapped, and the thread that changes it. Invariants: every
+//! byte that the guest can reach is in the list (a piece enters before the map request, and leaves
+//! after the frontend has unmapped it). An unmap requested while pieces are being mapped wins. Only
+//! SET_FEATURES causes pieces to be mapped. Counterparts: `vhost_user_backend_handle_shmem_map` and
+//! `..._unmap` in QEMU's hw/virtio/vhost-user.c.
 //!
 //! # Why a thread
-//! A frontend answers on the backend channel only when it does not wait for the answer to a message of its own. So whoever
-//! handles its messages must not wait for it.
+//! A frontend does not answer on the backend channel while it waits for the answer to its own
+//! message. So the thread that handles its messages must not wait for such an answer.
 //!
 //! # What a reset does
-//! QEMU drops the mappings when the driver resets the device, tells nobody, and sends SET_FEATURES when a driver takes it again.
-//! It sends SET_FEATURES without a reset too, when a stopped machine goes on. Which of the two it was shows in its answer: it
-//! refuses a piece that it still has.
+//! QEMU drops the mappings when the driver resets the device, does not report it, and sends
+//! SET_FEATURES when a driver takes it again. It also sends SET_FEATURES without a reset, when a
+//! stopped machine continues. Its answer to the map request shows which of the two happened: it
+//! refuses a piece that is still mapped.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::task::Poll;
 use std::time::Duration;
 
-use super::channel::{Ask, Channel, ChannelError, Reply};
-use super::stats::Counters;
-use super::wake::{Waits, Wake, wait_readable};
-use super::{Medium, PIECES_MAX, Piece};
+use super::channel::{Channel, ChannelError, PieceReply, PieceRequest};
+use super::stats::VhostCounters;
+use super::wake::{BackendWaits, WakeFd, wait_readable};
+use super::{Medium, PIECES_MAX, PmemPiece};
 use crate::device::PAGE;
 use crate::runtime::sync::{Arc, Mutex};
 use crate::runtime::wait::WaitQueue;
 
-/// How long [`super::Server::unmap`] waits for a frontend that does not answer.
+/// How long [`super::VhostServer::unmap`] waits for a frontend that does not answer.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 
-/// How long a driver's start is held up for a medium that has not said its pieces.
+/// How long the start of a driver waits for a medium that has not returned its pieces.
 const START_PATIENCE: Duration = Duration::from_secs(1);
 
-/// What became of [`super::Server::unmap`].
+/// What became of [`super::VhostServer::unmap`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Unmapped {
     /// How many pieces were, or may have been, mapped when it was demanded.
     pub pieces: usize,
-    /// Nothing is mapped any more: the frontend has answered for each piece, or has hung up. If not, it is still being asked.
+    /// Nothing is mapped any more: the frontend has answered for each piece, or has hung up. If
+    /// not, it is still being asked.
     pub acknowledged: bool,
 }
 
@@ -47,15 +50,15 @@ pub(super) enum PiecesError {
     #[error("a device of {0} pieces: at most {PIECES_MAX} can be mapped")]
     TooMany(usize),
     #[error("{0:?}: offsets and lengths must be multiples of 4096, and a length not 0")]
-    Unaligned(Piece),
+    Unaligned(PmemPiece),
     #[error("{piece:?}: the pieces before it end at {expected}")]
-    Gap { piece: Piece, expected: u64 },
+    Gap { piece: PmemPiece, expected: u64 },
     #[error("pieces of {found} bytes for a device of {expected}")]
     Sum { found: u64, expected: u64 },
 }
 
 /// Checks that `pieces` make up a device of `bytes`, or are none.
-pub(super) fn check_pieces(pieces: &[Piece], bytes: u64) -> Result<(), PiecesError> {
+pub(super) fn check_pieces(pieces: &[PmemPiece], bytes: u64) -> Result<(), PiecesError> {
     if pieces.len() > PIECES_MAX {
         return Err(PiecesError::TooMany(pieces.len()));
     }
@@ -79,11 +82,11 @@ pub(super) fn check_pieces(pieces: &[Piece], bytes: u64) -> Result<(), PiecesErr
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct MappingState {
     /// By which the frontend is asked; none if it gave none, or is not able to map.
     channel: Option<Arc<Channel>>,
     /// What is mapped, or may be.
-    mapped: Vec<Piece>,
+    mapped: Vec<PmemPiece>,
     /// A driver took the device, and nothing was mapped for it yet.
     attach: bool,
     /// The same, until the frontend has been asked for the first piece, or is not going to be.
@@ -104,9 +107,9 @@ struct State {
     over: bool,
 }
 
-struct End<'a>(&'a Mapping);
+struct MappingEnd<'a>(&'a PieceMapping);
 
-impl Drop for End<'_> {
+impl Drop for MappingEnd<'_> {
     fn drop(&mut self) {
         self.0.end();
     }
@@ -114,24 +117,24 @@ impl Drop for End<'_> {
 
 /// See the module.
 #[derive(Debug)]
-pub(super) struct Mapping {
+pub(super) struct PieceMapping {
     bytes: u64,
-    state: Mutex<State>,
-    /// Woken when [`State::unmap`] is done with, or the connection ended.
+    state: Mutex<MappingState>,
+    /// Woken when [`MappingState::unmap`] is done with, or the connection ended.
     settled: WaitQueue,
-    wake: Wake,
+    wake: WakeFd,
 }
 
-impl Mapping {
+impl PieceMapping {
     /// Nothing mapped of a device of `bytes`.
-    pub(super) fn new(bytes: u64) -> std::io::Result<Mapping> {
-        Ok(Mapping { bytes, state: Mutex::default(), settled: WaitQueue::new(), wake: Wake::new()? })
+    pub(super) fn new(bytes: u64) -> std::io::Result<PieceMapping> {
+        Ok(PieceMapping { bytes, state: Mutex::default(), settled: WaitQueue::new(), wake: WakeFd::new()? })
     }
 
     /// The frontend is asked by `channel` from now on.
     pub(super) fn set_channel(&self, channel: Channel) {
         self.state.lock().channel = Some(Arc::new(channel));
-        // An unmap that nobody could be asked for is asked for now.
+        // An unmap that could not be requested before is requested now.
         self.wake.ring();
     }
 
@@ -147,9 +150,10 @@ impl Mapping {
         self.wake.ring();
     }
 
-    /// Whether the driver has all of its device mapped, or had until it was taken away. While it is being mapped, waits for it: what
-    /// is stored there before that is lost, and a flush must not say that it is durable.
-    pub(super) fn is_whole(&self, waits: &Waits) -> bool {
+    /// Whether the driver has all of its device mapped, or had until it was taken away. While it is
+    /// being mapped, waits for it: what is stored there before that is lost, and a flush must not
+    /// say that it is durable.
+    pub(super) fn is_whole(&self, waits: &BackendWaits) -> bool {
         let look = || {
             let state = self.state.lock();
             let coming = (state.attach || state.mapping) && !state.unmap && !state.over;
@@ -163,12 +167,13 @@ impl Mapping {
         }
     }
 
-    /// Waits until the frontend has been asked for the first piece, if one is going to be mapped; to be called before it is let go on
-    /// with starting the driver. It does not wait for the answer, which comes only afterwards. A driver that runs before its
-    /// device is mapped reads zeros there, and its stores are lost.
+    /// Waits until the frontend has been asked for the first piece, if one is going to be mapped;
+    /// to be called before it is let go on with starting the driver. It does not wait for the
+    /// answer, which comes only afterwards. A driver that runs before its device is mapped reads
+    /// zeros there, and its stores are lost.
     ///
     /// Never long: a medium that takes its time has the driver run without a device.
-    pub(super) fn await_asked(&self, waits: &Waits) {
+    pub(super) fn await_asked(&self, waits: &BackendWaits) {
         waits.until(&self.settled, "the first piece to be asked for", Some(START_PATIENCE), || {
             let state = self.state.lock();
             // Whatever it has been asked for, it answers after it was let go on.
@@ -178,12 +183,12 @@ impl Mapping {
     }
 
     /// What is mapped, or may be.
-    pub(super) fn mapped(&self) -> Vec<Piece> {
+    pub(super) fn mapped(&self) -> Vec<PmemPiece> {
         self.state.lock().mapped.clone()
     }
 
     /// Has every piece unmapped, and waits for it, but not longer than `patience`.
-    pub(super) fn unmap(&self, waits: &Waits, patience: Duration, counters: &Counters) -> Unmapped {
+    pub(super) fn unmap(&self, waits: &BackendWaits, patience: Duration, counters: &VhostCounters) -> Unmapped {
         let pieces = {
             let mut state = self.state.lock();
             state.attach = false;
@@ -199,7 +204,7 @@ impl Mapping {
         self.wake.ring();
         let acknowledged = waits.until(&self.settled, "the frontend to unmap", Some(patience), || {
             let state = self.state.lock();
-            // Who has no channel any more can't be asked, however long one waits.
+            // Without a channel the frontend cannot be asked to unmap, so waiting is useless.
             match (state.unmap && !state.over, &state.channel) {
                 (false, _) => Poll::Ready(true),
                 (true, None) => Poll::Ready(false),
@@ -209,8 +214,9 @@ impl Mapping {
         Unmapped { pieces, acknowledged: acknowledged.unwrap_or(false) }
     }
 
-    /// As [`Mapping::unmap`], and nothing is mapped any more: the frontend is about to be sent away.
-    pub(super) fn unmap_for_good(&self, waits: &Waits, counters: &Counters) {
+    /// As [`PieceMapping::unmap`], and nothing is mapped any more: the frontend is about to be sent
+    /// away.
+    pub(super) fn unmap_for_good(&self, waits: &BackendWaits, counters: &VhostCounters) {
         self.state.lock().for_good = true;
         self.unmap(waits, PATIENCE, counters);
     }
@@ -226,16 +232,18 @@ impl Mapping {
         self.state.lock().over
     }
 
-    /// The thread's life: until [`Mapping::end`]. If it ends otherwise, nobody waits for it.
-    pub(super) fn run(&self, medium: &dyn Medium, counters: &Counters) {
-        let _end = End(self);
+    /// The thread's life: until [`PieceMapping::end`]. If it ends otherwise, no caller waits for
+    /// it.
+    pub(super) fn run(&self, medium: &dyn Medium, counters: &VhostCounters) {
+        let _end = MappingEnd(self);
         loop {
             let (unmap, attach, epoch) = {
                 let mut state = self.state.lock();
                 if state.over {
                     return;
                 }
-                // An attach that was demanded after an unmap is done after it; one before it was called off.
+                // An attach that was demanded after an unmap is done after it; one before it was
+                // called off.
                 let attach = !state.unmap && std::mem::take(&mut state.attach);
                 state.mapping |= attach;
                 (state.unmap && state.channel.is_some(), attach, state.epoch)
@@ -251,7 +259,7 @@ impl Mapping {
         }
     }
 
-    fn unmap_all(&self, file: BorrowedFd<'_>, counters: &Counters) {
+    fn unmap_all(&self, file: BorrowedFd<'_>, counters: &VhostCounters) {
         if let Err(why) = self.unmap_pieces(&self.mapped(), file, counters) {
             self.give_up(&why, counters);
             return;
@@ -261,12 +269,17 @@ impl Mapping {
     }
 
     /// A frontend that refuses has nothing mapped there: it dropped it at a reset.
-    fn unmap_pieces(&self, pieces: &[Piece], file: BorrowedFd<'_>, counters: &Counters) -> Result<(), ChannelError> {
+    fn unmap_pieces(
+        &self,
+        pieces: &[PmemPiece],
+        file: BorrowedFd<'_>,
+        counters: &VhostCounters,
+    ) -> Result<(), ChannelError> {
         if pieces.is_empty() {
             return Ok(());
         }
         for piece in pieces.iter().copied() {
-            self.ask(Ask::Unmap, piece, file)?;
+            self.ask(PieceRequest::Unmap, piece, file)?;
             counters.unmaps.add(1);
         }
         self.settle()?;
@@ -275,7 +288,7 @@ impl Mapping {
     }
 
     /// Maps what `epoch`'s driver wants; true if it has all of it.
-    fn map_all(&self, epoch: u64, medium: &dyn Medium, counters: &Counters) -> bool {
+    fn map_all(&self, epoch: u64, medium: &dyn Medium, counters: &VhostCounters) -> bool {
         if self.state.lock().channel.is_none() {
             counters.problem("nothing is mapped: the frontend did not negotiate SHMEM, BACKEND_REQ and REPLY_ACK, or closed the channel");
             return false;
@@ -295,23 +308,23 @@ impl Mapping {
     fn map_pieces(
         &self,
         epoch: u64,
-        pieces: &[Piece],
+        pieces: &[PmemPiece],
         file: BorrowedFd<'_>,
-        counters: &Counters,
+        counters: &VhostCounters,
     ) -> Result<bool, ChannelError> {
         let before = self.mapped();
-        // Only a machine that goes on without a reset still has them.
-        let gone: Vec<Piece> = before.iter().copied().filter(|piece| !pieces.contains(piece)).collect();
+        // Only a machine that continues without a reset still has them.
+        let gone: Vec<PmemPiece> = before.iter().copied().filter(|piece| !pieces.contains(piece)).collect();
         self.unmap_pieces(&gone, file, counters)?;
         for piece in pieces.iter().copied() {
             if !self.enter(epoch, piece) {
                 return Ok(false);
             }
-            match self.ask(Ask::Map, piece, file)? {
-                Reply::Done => counters.maps.add(1),
+            match self.ask(PieceRequest::Map, piece, file)? {
+                PieceReply::Done => counters.maps.add(1),
                 // It still has it from before.
-                Reply::Refused(_) if before.contains(&piece) => {}
-                Reply::Refused(error) => {
+                PieceReply::Refused(_) if before.contains(&piece) => {}
+                PieceReply::Refused(error) => {
                     counters.problem(format!(
                         "nothing is mapped: the frontend refused {piece:?} (its error: {})",
                         error.cast_signed()
@@ -327,7 +340,7 @@ impl Mapping {
     }
 
     /// Enters a piece that is about to be mapped; false if it must not be.
-    fn enter(&self, epoch: u64, piece: Piece) -> bool {
+    fn enter(&self, epoch: u64, piece: PmemPiece) -> bool {
         let mut state = self.state.lock();
         if state.epoch != epoch || state.over {
             return false;
@@ -350,7 +363,7 @@ impl Mapping {
         self.settled.wake_all();
     }
 
-    fn ask(&self, ask: Ask, piece: Piece, file: BorrowedFd<'_>) -> Result<Reply, ChannelError> {
+    fn ask(&self, ask: PieceRequest, piece: PmemPiece, file: BorrowedFd<'_>) -> Result<PieceReply, ChannelError> {
         self.asking(|channel, sent| channel.ask(ask, piece, file, sent, &self.wake, || self.is_over()))
     }
 
@@ -372,8 +385,9 @@ impl Mapping {
         reply
     }
 
-    /// The frontend can't be asked any more. What is mapped stays in the list, and is out of reach only when it hangs up.
-    fn give_up(&self, why: &ChannelError, counters: &Counters) {
+    /// The frontend can't be asked any more. What is mapped stays in the list, and is out of reach
+    /// only when it hangs up.
+    fn give_up(&self, why: &ChannelError, counters: &VhostCounters) {
         if !matches!(why, ChannelError::Over) {
             counters.problem(format!("mapping: {why}"));
         }
@@ -408,8 +422,8 @@ mod tests {
             Ok(BYTES)
         }
 
-        fn attach(&self) -> Vec<Piece> {
-            vec![Piece { guest_offset: 0, device_offset: 0, len: BYTES }]
+        fn attach(&self) -> Vec<PmemPiece> {
+            vec![PmemPiece { guest_offset: 0, device_offset: 0, len: BYTES }]
         }
 
         fn flush(&self) -> Result<(), FlushError> {
@@ -422,7 +436,8 @@ mod tests {
     #[test]
     fn who_does_not_answer_is_not_waited_for_for_ever_and_still_asked() {
         let medium = OnePiece(std::fs::File::open("/dev/null").unwrap());
-        let (mapping, counters, waits) = (Mapping::new(BYTES).unwrap(), Counters::default(), Waits::new());
+        let (mapping, counters, waits) =
+            (PieceMapping::new(BYTES).unwrap(), VhostCounters::default(), BackendWaits::new());
         let (ours, theirs) = UnixStream::pair().unwrap();
         mapping.set_channel(Channel::new(ours.into()));
         let answer = |code: u32| {
@@ -460,11 +475,13 @@ mod tests {
         });
     }
 
-    /// QEMU 11.1 answers an unmap first and does it then; it looks at nothing else on the channel meanwhile.
+    /// QEMU 11.1 answers an unmap first and does it then; it looks at nothing else on the channel
+    /// meanwhile.
     #[test]
     fn an_unmap_is_over_when_the_frontend_looks_at_the_next_request() {
         let medium = OnePiece(std::fs::File::open("/dev/null").unwrap());
-        let (mapping, counters, waits) = (Mapping::new(BYTES).unwrap(), Counters::default(), Waits::new());
+        let (mapping, counters, waits) =
+            (PieceMapping::new(BYTES).unwrap(), VhostCounters::default(), BackendWaits::new());
         let (ours, theirs) = UnixStream::pair().unwrap();
         mapping.set_channel(Channel::new(ours.into()));
         let answer_next = || {

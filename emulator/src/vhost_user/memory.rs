@@ -1,15 +1,18 @@
-//! The guest's memory, as the frontend tells of it: checked before anything is mapped.
+//! The guest's memory as the frontend describes it, checked before it is mapped.
 //!
-//! It owns the table of regions. Invariants: a region is mapped only if its file is long enough for it at that moment; a region of
-//! the device's own file is known by device and inode, whatever descriptor it comes by, and is never memory for rings and
-//! buffers. Counterparts: `VHOST_USER_SET_MEM_TABLE`, `VHOST_USER_ADD_MEM_REG` and `VHOST_USER_REM_MEM_REG` of QEMU's
+//! It owns the table of regions. Invariants: a region is mapped only if its file is long enough for
+//! it at that moment; a region of the device's own file is known by device and inode, whatever
+//! descriptor it comes by, and is never memory for rings and buffers. Counterparts:
+//! `VHOST_USER_SET_MEM_TABLE`, `VHOST_USER_ADD_MEM_REG` and `VHOST_USER_REM_MEM_REG` of QEMU's
 //! docs/interop/vhost-user.rst; `vu_set_mem_table_exec` in QEMU's subprojects/libvhost-user.
 //!
-//! Why the guest can't have its rings in its persistent memory: what is mapped for it can be revoked, and the blocks be given to
-//! another file. An answer written through a mapping of our own would reach those blocks all the same.
+//! The rings of a guest must not lie in its persistent memory. Its pieces can be revoked and the
+//! blocks given to another file, and an answer written through the backend's own mapping would
+//! still reach those blocks.
 //!
-//! A frontend that shrinks its memory's file later kills whoever looks at it, with SIGBUS. Nothing but a seal (`F_SEAL_SHRINK`)
-//! prevents that, and QEMU sets none; it is the reason for one process per guest.
+//! A frontend that shrinks its memory's file later kills each process that reads it, with SIGBUS.
+//! Nothing but a seal (`F_SEAL_SHRINK`) prevents that, and QEMU sets none; it is the reason for one
+//! process per guest.
 
 use std::fs::File;
 use std::io;
@@ -18,7 +21,7 @@ use std::os::fd::AsFd;
 use rustix::fs::FileType;
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
 
-use super::Piece;
+use super::PmemPiece;
 use crate::runtime::sync::Arc;
 
 /// The most regions of one guest: what the kernel's own vhost admits, and QEMU asks for.
@@ -70,13 +73,13 @@ impl FileId {
 }
 
 #[derive(Clone, Debug)]
-struct Region {
+struct MappedRegion {
     info: RegionInfo,
     /// None for a piece of the device itself.
     ram: Option<Arc<GuestRegionMmap>>,
 }
 
-impl Region {
+impl MappedRegion {
     fn end(&self) -> u64 {
         self.info.guest_address + self.info.size
     }
@@ -87,7 +90,7 @@ impl Region {
 pub(super) struct MemoryTable {
     own: FileId,
     /// Sorted by guest address; none overlap.
-    regions: Vec<Region>,
+    regions: Vec<MappedRegion>,
 }
 
 impl MemoryTable {
@@ -130,7 +133,7 @@ impl MemoryTable {
             return Err(MemoryError::Overlap { guest_address });
         }
         let ram = self.map(info, file, file_end)?;
-        self.regions.insert(at, Region { info, ram });
+        self.regions.insert(at, MappedRegion { info, ram });
         Ok(())
     }
 
@@ -174,7 +177,8 @@ impl MemoryTable {
         GuestMemoryMmap::from_arc_regions(regions).unwrap_or_default()
     }
 
-    /// The guest's address of what the frontend has mapped at `frontend_address`; none unless it is the guest's memory.
+    /// The guest's address of what the frontend has mapped at `frontend_address`; none unless it is
+    /// the guest's memory.
     pub(super) fn guest_address(&self, frontend_address: u64) -> Option<u64> {
         self.regions.iter().filter(|region| region.ram.is_some()).find_map(|region| {
             let offset = frontend_address.checked_sub(region.info.frontend_address)?;
@@ -182,9 +186,9 @@ impl MemoryTable {
         })
     }
 
-    /// Where the guest has its device, as far as the mapped `pieces` of it show: the address of its first byte. None if no region
-    /// shows it, or if they contradict one another.
-    pub(super) fn device_start(&self, pieces: &[Piece]) -> Option<u64> {
+    /// Where the guest has its device, as far as the mapped `pieces` of it show: the address of its
+    /// first byte. None if no region shows it, or if they contradict one another.
+    pub(super) fn device_start(&self, pieces: &[PmemPiece]) -> Option<u64> {
         let starts = self.regions.iter().filter(|region| region.ram.is_none()).map(|region| {
             let offset = region.info.file_offset;
             let piece =
@@ -229,7 +233,7 @@ mod tests {
         assert_eq!(table.guest_address(0x7000_0000_0000 + 5), Some(5));
         assert_eq!(table.guest_address(0x7000_0000_0000 + 17 * MIB), None, "its own bytes are no memory for rings");
         assert!(!vm_memory::GuestMemoryBackend::address_in_range(&table.ram(), GuestAddress(17 * MIB)));
-        let piece = |guest_offset, device_offset| Piece { guest_offset, device_offset, len: 2 * MIB };
+        let piece = |guest_offset, device_offset| PmemPiece { guest_offset, device_offset, len: 2 * MIB };
         assert_eq!(table.device_start(&[piece(0, 2 * MIB)]), Some(16 * MIB));
         assert_eq!(table.device_start(&[piece(0, 0), piece(2 * MIB, 2 * MIB)]), Some(14 * MIB));
         assert_eq!(table.device_start(&[piece(0, 0)]), None);
@@ -243,7 +247,7 @@ mod tests {
         let mut table = MemoryTable::new(FileId::of(&own).unwrap());
         table.add(region(16 * MIB, MIB, 0), own.try_clone().unwrap()).unwrap();
         table.add(region(32 * MIB, MIB, MIB), own.try_clone().unwrap()).unwrap();
-        assert_eq!(table.device_start(&[Piece { guest_offset: 0, device_offset: 0, len: 2 * MIB }]), None);
+        assert_eq!(table.device_start(&[PmemPiece { guest_offset: 0, device_offset: 0, len: 2 * MIB }]), None);
     }
 
     #[test]

@@ -1,10 +1,12 @@
 //! vhost-user virtio-pmem: a device, or pieces of it, as a virtual machine's persistent memory.
 //!
-//! It owns what a guest is: a frontend's connection, the pieces that are mapped for it, its request queue. What lies behind (a
-//! whole image, a file with leases and pins) is a [`Medium`]. Invariants: nothing that comes over the wire or out of the guest's
-//! memory makes it panic, block for ever or grow without bound; a FLUSH is answered with success only after the medium said that
-//! everything is durable. Counterparts: QEMU's `hw/virtio/vhost-user-test-device.c` and `hw/virtio/virtio-pmem.c`, Linux
-//! drivers/nvdimm/virtio_pmem.c; VirtIO 1.3 section 5.19 (PMEM device) and 2.10 (shared memory regions).
+//! It owns the state of one guest: the connection of its frontend, the pieces mapped for it, and
+//! its request queue. What lies behind (a whole image, a file with leases and pins) is a
+//! [`Medium`]. Invariants: no message and no content of guest memory makes it panic, block for ever
+//! or grow without bound. A FLUSH is answered with success only after the medium has reported
+//! everything durable. Counterparts: QEMU's `hw/virtio/vhost-user-test-device.c` and
+//! `hw/virtio/virtio-pmem.c`, Linux drivers/nvdimm/virtio_pmem.c; VirtIO 1.3 section 5.19 (PMEM
+//! device) and 2.10 (shared memory regions).
 
 pub mod attach;
 mod backend;
@@ -16,20 +18,18 @@ mod memory;
 pub mod pmem;
 mod queue;
 mod server;
-pub mod socket;
 mod stats;
 mod wake;
 
 pub use mapping::Unmapped;
-pub use server::Server;
-pub use socket::{ListenError, listen};
-pub use stats::Stats;
+pub use server::VhostServer;
+pub use stats::VhostStats;
 
 use std::os::fd::BorrowedFd;
 
 /// A piece of a guest's device, all in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Piece {
+pub struct PmemPiece {
     /// Where it lies in the guest's device. Pieces of one device lie back to back from 0.
     pub guest_offset: u64,
     /// Where it lies in the file behind the medium; a multiple of 4 KiB.
@@ -41,13 +41,14 @@ pub struct Piece {
 /// The most pieces that a device is made of: QEMU 11.1 maps 128 in 0.2 s and aborts at 512.
 pub const PIECES_MAX: usize = 128;
 
-/// The most pieces that fit into a plain memory table beside the guest's RAM: it has room for 8 regions. For more, QEMU needs
-/// `CONFIGURE_MEM_SLOTS`, and QEMU 11.1 does two things with it that one does without where one can: it complains of every piece that
-/// it is told no for (see the backend), and it dies at the reset of a guest whose machine was stopped and went on, for then it
-/// takes back regions that the reset has unmapped (`send_remove_regions` in hw/virtio/vhost-user.c; seen with 11.1.3).
+/// The most pieces that fit into a plain memory table beside the guest's RAM: it has room for 8
+/// regions. For more, QEMU needs `CONFIGURE_MEM_SLOTS`, and then QEMU 11.1 misbehaves in two ways.
+/// It prints a complaint for every piece that the backend refuses. It also aborts at the reset of a
+/// guest whose machine was stopped and continued, because it removes regions that the reset has
+/// already unmapped (`send_remove_regions` in hw/virtio/vhost-user.c; seen with 11.1.3).
 pub const PIECES_IN_TABLE: usize = 6;
 
-/// Who connected.
+/// The frontend that connected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Peer {
     /// The frontend's process, as the socket tells it (`SO_PEERCRED`); none if it could not.
@@ -57,13 +58,13 @@ pub struct Peer {
 /// Why a flush failed; the guest only sees that it did (`ret` = 1, EIO of its fsync).
 #[derive(Debug, thiserror::Error)]
 pub enum FlushError {
-    /// What the guest had was taken away.
+    /// The guest's pieces were revoked.
     #[error("revoked")]
     Revoked,
-    /// The guest's driver has no memory of ours: what it stored went nowhere.
+    /// The guest has no piece of the device mapped, so its stores did not reach the device.
     #[error("the device is not mapped in the guest")]
     Unmapped,
-    /// It was told to fail.
+    /// The operator made flushes fail.
     #[error("flushes are told to fail")]
     Told,
     /// The machine that the memory belongs to is gone, or without power.
@@ -79,23 +80,26 @@ pub trait Medium: Send + Sync + 'static {
     /// The file that pieces are offsets in.
     fn fd(&self) -> BorrowedFd<'_>;
 
-    /// A frontend connected, and has said nothing yet. Takes whatever the guest's memory needs as long as it is attached, and
-    /// returns the size of the guest's device in bytes: a multiple of 2 MiB, the same until [`Medium::gone`].
+    /// Called when a frontend has connected, before its first message. Reserves what the guest's
+    /// memory needs while it is attached, and returns the size of the guest's device in bytes: a
+    /// multiple of 2 MiB, the same until [`Medium::gone`].
     ///
     /// # Errors
-    /// Why it can't have it, for people; the connection is closed.
+    /// The reason, as text for the operator. The connection is then closed.
     fn connect(&self, peer: Peer) -> Result<u64, String>;
 
-    /// At most how many pieces the guest that is connected is going to get. Asked once, after [`Medium::connect`].
+    /// At most how many pieces the guest that is connected is going to get. Asked once, after
+    /// [`Medium::connect`].
     fn pieces_max(&self) -> usize {
         PIECES_MAX
     }
 
-    /// A driver took the device (again, after a reset): the pieces to map, at most [`PIECES_MAX`], none if it has been revoked.
-    /// Called from a thread on which it may wait.
-    fn attach(&self) -> Vec<Piece>;
+    /// Called when a driver takes the device, also after a reset. Returns the pieces to map, at
+    /// most [`PIECES_MAX`], none if it has been revoked. Called from a thread on which it may wait.
+    fn attach(&self) -> Vec<PmemPiece>;
 
-    /// Makes durable whatever the guest stored before the call. Called once for all requests that were waiting.
+    /// Makes durable whatever the guest stored before the call. Called once for all requests that
+    /// were waiting.
     ///
     /// # Errors
     /// [`FlushError`]: nothing is known to be durable.

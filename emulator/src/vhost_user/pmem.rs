@@ -1,8 +1,9 @@
 //! The virtio-pmem device as bytes: its request, its answer, its configuration space, its features.
 //!
-//! It owns the formats and decides nothing else; no memory, no queue. Invariant: every request that fits has exactly one answer.
-//! Counterparts: `struct virtio_pmem_req`, `struct virtio_pmem_resp` and `struct virtio_pmem_config` of
-//! <uapi/linux/virtio_pmem.h>; VirtIO 1.3 sections 5.19.4 to 5.19.7.
+//! It owns the formats and decides nothing else; no memory, no queue. Invariant: every request that
+//! fits has exactly one answer. Counterparts: `struct virtio_pmem_req`, `struct virtio_pmem_resp`
+//! and `struct virtio_pmem_config` of <uapi/linux/virtio_pmem.h>; VirtIO 1.3 sections 5.19.4 to
+//! 5.19.7.
 
 /// Bytes of a request: le32 type.
 pub const REQUEST_BYTES: usize = 4;
@@ -10,7 +11,8 @@ pub const REQUEST_BYTES: usize = 4;
 pub const RESPONSE_BYTES: usize = 4;
 /// Bytes of the configuration space: le64 start, le64 size.
 pub const CONFIG_BYTES: usize = 16;
-/// `VIRTIO_PMEM_F_SHMEM_REGION`: the guest finds its memory in shared memory region [`SHMEM_REGION`], and not by `start`.
+/// `VIRTIO_PMEM_F_SHMEM_REGION`: the guest finds its memory in shared memory region
+/// [`SHMEM_REGION`], and not by `start`.
 pub const F_SHMEM_REGION: u64 = 1 << 0;
 /// `VIRTIO_PMEM_SHMEM_REGION_ID`.
 pub const SHMEM_REGION: u8 = 0;
@@ -20,64 +22,68 @@ const TYPE_FLUSH: u32 = 0;
 
 /// What a guest asks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Request {
+pub enum PmemRequest {
     /// Make durable whatever was stored before.
     Flush,
     /// A type that no version of the standard knows.
     Unknown(u32),
 }
 
-impl Request {
-    /// The request that begins `bytes`; none if they are too few to say. More bytes than a request has are no error: a later
-    /// version may append to it.
-    pub fn parse(bytes: &[u8]) -> Option<Request> {
+impl PmemRequest {
+    /// The request that begins `bytes`; none if they are too few to say. More bytes than a request
+    /// has are no error: a later version may append to it.
+    pub fn parse(bytes: &[u8]) -> Option<PmemRequest> {
         let kind = u32::from_le_bytes(*bytes.first_chunk::<REQUEST_BYTES>()?);
-        Some(if kind == TYPE_FLUSH { Request::Flush } else { Request::Unknown(kind) })
+        Some(if kind == TYPE_FLUSH { PmemRequest::Flush } else { PmemRequest::Unknown(kind) })
     }
 }
 
-/// What a guest is answered. Linux turns anything but 0 into EIO (`virtio_pmem_flush` in drivers/nvdimm/nd_virtio.c).
+/// What a guest is answered. Linux turns anything but 0 into EIO (`virtio_pmem_flush` in
+/// drivers/nvdimm/nd_virtio.c).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Answer {
+pub enum PmemAnswer {
     /// Everything is durable.
     Done,
     /// Nothing is known to be (`VIRTIO_PMEM_RESP_TYPE_EIO`).
     Failed,
 }
 
-impl Answer {
+impl PmemAnswer {
     /// What stands in the answer's `ret`.
     pub fn to_bytes(self) -> [u8; RESPONSE_BYTES] {
         let ret: u32 = match self {
-            Answer::Done => 0,
-            Answer::Failed => 1,
+            PmemAnswer::Done => 0,
+            PmemAnswer::Failed => 1,
         };
         ret.to_le_bytes()
     }
 }
 
-/// The answer to `request` (none: it was too short to say what it is), where a flush for it would end as `flushed` says.
+/// The answer to `request` (none: it was too short to say what it is), where a flush for it would
+/// end as `flushed` says.
 ///
-/// QEMU's own device looks at no type and flushes for whatever it is sent (`virtio_pmem_flush` in hw/virtio/virtio-pmem.c).
-/// Here an unknown one fails: whoever sent it meant something else, and must not take 0 for its success.
-pub fn answer(request: Option<Request>, flushed: bool) -> Answer {
+/// QEMU's own device looks at no type and flushes for whatever it is sent (`virtio_pmem_flush` in
+/// hw/virtio/virtio-pmem.c). Here an unknown one fails: the driver meant another request and must
+/// not take 0 for success.
+pub fn answer(request: Option<PmemRequest>, flushed: bool) -> PmemAnswer {
     match request {
-        Some(Request::Flush) if flushed => Answer::Done,
-        Some(Request::Flush | Request::Unknown(_)) | None => Answer::Failed,
+        Some(PmemRequest::Flush) if flushed => PmemAnswer::Done,
+        Some(PmemRequest::Flush | PmemRequest::Unknown(_)) | None => PmemAnswer::Failed,
     }
 }
 
 /// The configuration space, for guests that do not take [`F_SHMEM_REGION`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Config {
-    /// The guest-physical address of the device's first byte. 0 as long as nobody has said it: a guest that reads that
-    /// finds its own memory there and refuses the device.
+pub struct PmemConfig {
+    /// The guest-physical address of the device's first byte. 0 until the frontend sets it: a guest
+    /// that reads that finds its own memory there and refuses the device.
     pub start: u64,
-    /// Bytes of the device; never 0, which would make Linux compute a range that ends before it starts.
+    /// Bytes of the device; never 0, which would make Linux compute a range that ends before it
+    /// starts.
     pub size: u64,
 }
 
-impl Config {
+impl PmemConfig {
     /// The space's bytes.
     pub fn to_bytes(self) -> [u8; CONFIG_BYTES] {
         let mut bytes = [0; CONFIG_BYTES];
@@ -94,8 +100,9 @@ impl Config {
     }
 }
 
-/// The sizes of the shared memory regions of a device of `size` bytes: the guest's, and a filler nobody uses where needed, because
-/// QEMU makes one PCI BAR of all of them and a BAR's size is a power of two.
+/// The sizes of the shared memory regions of a device of `size` bytes: the guest's, and an unused
+/// filler where needed, because QEMU makes one PCI BAR of all of them and a BAR's size is a power
+/// of two.
 pub fn shmem_regions(size: u64) -> Vec<u64> {
     let whole = size.checked_next_power_of_two().unwrap_or(size);
     if whole == size { vec![size] } else { vec![size, whole - size] }
@@ -119,18 +126,18 @@ mod tests {
             (&[], true, [1, 0, 0, 0]),
         ];
         for (request, flushed, expected) in table {
-            assert_eq!(answer(Request::parse(request), *flushed).to_bytes(), *expected, "{request:?}");
+            assert_eq!(answer(PmemRequest::parse(request), *flushed).to_bytes(), *expected, "{request:?}");
         }
     }
 
     #[test]
     fn a_type_is_read_in_the_standards_byte_order() {
-        assert_eq!(Request::parse(&[4, 3, 2, 1]), Some(Request::Unknown(0x0102_0304)));
+        assert_eq!(PmemRequest::parse(&[4, 3, 2, 1]), Some(PmemRequest::Unknown(0x0102_0304)));
     }
 
     #[test]
     fn configuration_space_is_two_little_endian_words() {
-        let config = Config { start: 0x1_2345_6000, size: 0x20_0000 };
+        let config = PmemConfig { start: 0x1_2345_6000, size: 0x20_0000 };
         let bytes = [0x00, 0x60, 0x45, 0x23, 1, 0, 0, 0, 0, 0, 0x20, 0, 0, 0, 0, 0];
         assert_eq!(config.to_bytes(), bytes);
         assert_eq!(config.read(0, 16).as_deref(), Some(&bytes[..]));

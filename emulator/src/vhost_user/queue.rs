@@ -1,24 +1,28 @@
 //! The request queue: descriptor chains in, one flush for all of them, used entries out.
 //!
-//! It owns a split virtqueue and the guest memory that it and its buffers lie in. Invariants: a FLUSH is answered with success only
-//! after a flush of the medium that began after the request was taken from the queue; a chain is given back exactly once; the
-//! thread never sleeps while a request waits that it was not going to be told of. Counterparts: `virtio_pmem_flush` in QEMU's
-//! hw/virtio/virtio-pmem.c, `virtqueue_pop` and `virtio_queue_set_notification` in hw/virtio/virtio.c; VirtIO 1.3 section 2.7.
+//! It owns a split virtqueue and the guest memory that it and its buffers lie in. Invariants: a
+//! FLUSH is answered with success only after a flush of the medium that began after the request was
+//! taken from the queue; a chain is given back exactly once; the thread never sleeps while a
+//! request waits for which no kick will come. Counterparts: `virtio_pmem_flush` in QEMU's
+//! hw/virtio/virtio-pmem.c, `virtqueue_pop` and `virtio_queue_set_notification` in
+//! hw/virtio/virtio.c; VirtIO 1.3 section 2.7.
 //!
-//! # What becomes of a chain
+//! # How each chain is answered
 //! | chain | answer | used length |
 //! |---|---|---|
-//! | 4 readable bytes or more, then 4 writable or more | FLUSH: as the flush ended; other types: failure | 4 |
+//! | 4 readable bytes or more, then 4 writable or more | FLUSH: its outcome; others: failure | 4 |
 //! | fewer readable bytes | failure | 4 |
-//! | fewer than 4 writable bytes, or not writable memory | none, and nothing is flushed for it | 0 |
-//! | writable before readable, a loop, longer than 32 descriptors, an index or address outside | none | 0 |
+//! | fewer than 4 writable bytes, or memory not writable | none, and no flush | 0 |
+//! | writable before readable, a loop, over 32 descriptors, index or address outside | none | 0 |
 //!
-//! A queue that contradicts itself (an index that runs ahead of the ring, a head outside the table, rings outside the guest's memory)
-//! is *broken*: nothing more is taken from it until the frontend sets it up anew, as after QEMU's `virtio_error`.
+//! A queue that contradicts itself (an index that runs ahead of the ring, a head outside the table,
+//! rings outside the guest's memory) is *broken*: nothing more is taken from it until the frontend
+//! sets it up anew, as after QEMU's `virtio_error`.
 //!
 //! # Who holds the lock
-//! The queue's thread takes requests under it and puts answers back under it, and flushes without it. In between the queue is
-//! *busy*, and [`Queue::stop`] waits. No other guest, and no other thread but the frontend's messages, ever takes it.
+//! The queue's thread takes requests under it and puts answers back under it, and flushes without
+//! it. In between the queue is *busy*, and [`RequestQueue::stop`] waits. No other guest, and no
+//! other thread but the frontend's messages, ever takes it.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::task::Poll;
@@ -29,9 +33,9 @@ use virtio_queue::{DescriptorChain, Queue as SplitRing, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryMmap, Permissions};
 
 use super::FlushError;
-use super::pmem::{self, REQUEST_BYTES, RESPONSE_BYTES, Request};
-use super::stats::Counters;
-use super::wake::{Waits, Wake};
+use super::pmem::{self, PmemRequest, REQUEST_BYTES, RESPONSE_BYTES};
+use super::stats::VhostCounters;
+use super::wake::{BackendWaits, WakeFd};
 use crate::runtime::sync::machine::Ordering;
 use crate::runtime::sync::{Arc, Mutex};
 use crate::runtime::wait::WaitQueue;
@@ -43,16 +47,16 @@ const CHAIN_MAX: usize = 32;
 
 /// See the module.
 #[derive(Debug)]
-pub(super) struct Queue {
-    state: Mutex<State>,
+pub(super) struct RequestQueue {
+    state: Mutex<QueueState>,
     /// Woken when the queue is no longer busy.
     idle: WaitQueue,
     /// Rung when the thread has to look at anything but a kick.
-    pub(super) wake: Wake,
+    pub(super) wake: WakeFd,
 }
 
 #[derive(Debug)]
-struct State {
+struct QueueState {
     ring: SplitRing,
     memory: GuestMemoryMmap,
     kick: Option<Arc<OwnedFd>>,
@@ -73,16 +77,16 @@ struct State {
 
 /// A chain that was taken from the queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Chain {
+pub(super) struct BufferChain {
     head: u16,
-    request: Option<Request>,
+    request: Option<PmemRequest>,
     /// Where each byte of the answer goes; none for a chain that can't be answered.
     response: Option<[GuestAddress; RESPONSE_BYTES]>,
 }
 
-impl Chain {
+impl BufferChain {
     fn wants_flush(&self) -> bool {
-        self.response.is_some() && self.request == Some(Request::Flush)
+        self.response.is_some() && self.request == Some(PmemRequest::Flush)
     }
 }
 
@@ -91,7 +95,7 @@ pub(super) type Flush<'a> = dyn Fn() -> Result<(), FlushError> + 'a;
 
 /// What a look at the queue found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Look {
+enum QueuePoll {
     /// Requests; the queue is busy until they are answered.
     Requests,
     /// None, but some came while the guest was being asked to tell of them.
@@ -102,7 +106,7 @@ enum Look {
 
 /// Why a queue is broken.
 #[derive(Debug, thiserror::Error)]
-enum Broken {
+enum QueueBroken {
     #[error("its rings do not lie in the guest's memory")]
     Outside,
     #[error(transparent)]
@@ -111,7 +115,7 @@ enum Broken {
 
 /// Where a queue's rings lie, as guest addresses.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Rings {
+pub(super) struct RingAddresses {
     pub(super) table: u64,
     pub(super) avail: u64,
     pub(super) used: u64,
@@ -132,10 +136,10 @@ pub(super) enum SetupError {
     Base(u32),
 }
 
-impl Queue {
-    pub(super) fn new() -> std::io::Result<Queue> {
+impl RequestQueue {
+    pub(super) fn new() -> std::io::Result<RequestQueue> {
         let ring = SplitRing::new(SIZE_MAX).map_err(std::io::Error::other)?;
-        let state = State {
+        let state = QueueState {
             ring,
             memory: GuestMemoryMmap::new(),
             kick: None,
@@ -148,7 +152,7 @@ impl Queue {
             busy: false,
             over: false,
         };
-        Ok(Queue { state: Mutex::new(state), idle: WaitQueue::new(), wake: Wake::new()? })
+        Ok(RequestQueue { state: Mutex::new(state), idle: WaitQueue::new(), wake: WakeFd::new()? })
     }
 
     /// The memory that rings and buffers lie in, from now on.
@@ -165,15 +169,16 @@ impl Queue {
         if state.sized { Ok(()) } else { Err(SetupError::Size(size)) }
     }
 
-    /// Where the rings lie; none if that is not in the guest's memory. How many entries were used so far is read from the used ring, as QEMU's own
-    /// backends do: SET_VRING_BASE tells only how many were taken.
+    /// Where the rings lie; none if that is not in the guest's memory. How many entries were used
+    /// so far is read from the used ring, as QEMU's own backends do: SET_VRING_BASE tells only how
+    /// many were taken.
     ///
-    /// A guest names sizes and addresses as it likes (QEMU passes them on), so wrong ones cost it its queue and nothing else: the queue
-    /// does not run until it was told right ones.
-    pub(super) fn set_rings(&self, rings: Option<Rings>) -> Result<(), SetupError> {
+    /// A guest names sizes and addresses as it likes (QEMU passes them on), so wrong ones cost it
+    /// its queue and nothing else: the queue does not run until the frontend sets valid ones.
+    pub(super) fn set_rings(&self, rings: Option<RingAddresses>) -> Result<(), SetupError> {
         let state = &mut *self.state.lock();
         state.placed = false;
-        let Rings { table, avail, used } = rings.ok_or(SetupError::Nowhere)?;
+        let RingAddresses { table, avail, used } = rings.ok_or(SetupError::Nowhere)?;
         let ring = &mut state.ring;
         ring.try_set_desc_table_address(GuestAddress(table))
             .and_then(|()| ring.try_set_avail_ring_address(GuestAddress(avail)))
@@ -213,9 +218,10 @@ impl Queue {
         self.wake.ring();
     }
 
-    /// What tells the guest of answers, if it is to be told. It is made non-blocking: whoever let it fill up must not hold up
-    /// the queue. It is rung at once if the queue runs already: a machine that goes on after a stop starts its queue before it
-    /// says whom to tell, and nobody else would tell of what was answered in between. (A guest must bear a bell for nothing;
+    /// Sets the eventfd that signals answers to the guest. It is made non-blocking, so that a full
+    /// one does not block the queue. It is rung at once if the queue runs already: a machine that
+    /// continues after a stop starts its queue before it sets the call descriptor, and nothing else
+    /// would signal the answers in between. (A guest must accept a spurious interrupt;
     /// `vu_set_vring_call_exec` in libvhost-user does the same.)
     pub(super) fn set_call(&self, call: Option<OwnedFd>) -> std::io::Result<()> {
         if let Some(call) = &call {
@@ -238,8 +244,9 @@ impl Queue {
         Ok(())
     }
 
-    /// Stops the queue, after the requests under way were answered. Returns the first request not taken.
-    pub(super) fn stop(&self, waits: &Waits) -> u16 {
+    /// Stops the queue, after the requests under way were answered. Returns the first request not
+    /// taken.
+    pub(super) fn stop(&self, waits: &BackendWaits) -> u16 {
         self.state.lock().ring.set_ready(false);
         waits.until(&self.idle, "requests under way", None, || {
             if self.state.lock().busy { Poll::Pending } else { Poll::Ready(()) }
@@ -254,13 +261,14 @@ impl Queue {
         next
     }
 
-    /// The connection ended: nothing more is taken, and nothing more is written to the guest's memory.
+    /// The connection ended: nothing more is taken, and nothing more is written to the guest's
+    /// memory.
     pub(super) fn end(&self) {
         self.state.lock().over = true;
         self.wake.ring();
     }
 
-    /// The thread is gone, whatever it was doing: nobody waits for it.
+    /// The thread has ended. No caller waits for it any more.
     pub(super) fn abandon(&self) {
         {
             let state = &mut *self.state.lock();
@@ -270,48 +278,50 @@ impl Queue {
         self.idle.wake_all();
     }
 
-    /// What to wait for besides [`Queue::wake`]; none once the connection ended.
+    /// What to wait for besides [`RequestQueue::wake`]; none once the connection ended.
     pub(super) fn kick(&self) -> Option<Option<Arc<OwnedFd>>> {
         let state = self.state.lock();
         (!state.over).then(|| state.kick.clone())
     }
 
-    /// Answers whatever waits, until nothing does and the guest is going to tell of the next. `batch` is scratch. A guest that
-    /// goes on asking keeps the thread here, but no lock: [`Queue::stop`] and [`Queue::end`] come through.
-    pub(super) fn drain(&self, flush: &Flush<'_>, counters: &Counters, batch: &mut Vec<Chain>) {
+    /// Answers all waiting requests until none is left and the guest will kick for the next one.
+    /// `batch` is scratch. A guest that keeps sending requests keeps the thread here, but no lock:
+    /// [`RequestQueue::stop`] and [`RequestQueue::end`] come through.
+    pub(super) fn drain(&self, flush: &Flush<'_>, counters: &VhostCounters, batch: &mut Vec<BufferChain>) {
         while self.round(flush, counters, batch) {}
     }
 
-    /// Answers what waits now; false if there was nothing, and nothing to look for until the guest tells.
-    pub(super) fn round(&self, flush: &Flush<'_>, counters: &Counters, batch: &mut Vec<Chain>) -> bool {
+    /// Answers what waits now; false if there was nothing, and nothing to look for until the guest
+    /// tells.
+    pub(super) fn round(&self, flush: &Flush<'_>, counters: &VhostCounters, batch: &mut Vec<BufferChain>) -> bool {
         let look = self.look(counters, batch);
-        if look == Look::Requests {
+        if look == QueuePoll::Requests {
             let flushed = flush_once(flush, counters, batch);
             self.answer(counters, batch, flushed);
         }
-        look != Look::Nothing
+        look != QueuePoll::Nothing
     }
 
     /// Takes what waits into `batch`.
-    fn look(&self, counters: &Counters, batch: &mut Vec<Chain>) -> Look {
+    fn look(&self, counters: &VhostCounters, batch: &mut Vec<BufferChain>) -> QueuePoll {
         let state = &mut *self.state.lock();
         if !state.runs() {
-            return Look::Nothing;
+            return QueuePoll::Nothing;
         }
         match state.look(batch) {
             Ok(look) => {
-                state.busy = look == Look::Requests;
+                state.busy = look == QueuePoll::Requests;
                 look
             }
             Err(why) => {
                 state.break_down(&why, counters);
-                Look::Nothing
+                QueuePoll::Nothing
             }
         }
     }
 
     /// Gives the chains of `batch` back.
-    fn answer(&self, counters: &Counters, batch: &[Chain], flushed: bool) {
+    fn answer(&self, counters: &VhostCounters, batch: &[BufferChain], flushed: bool) {
         {
             let state = &mut *self.state.lock();
             state.busy = false;
@@ -330,31 +340,31 @@ impl Queue {
     }
 }
 
-impl State {
+impl QueueState {
     fn runs(&self) -> bool {
         self.ring.ready() && self.enabled && self.sized && self.placed && !self.broken && !self.over
     }
 
-    fn break_down(&mut self, why: &Broken, counters: &Counters) {
+    fn break_down(&mut self, why: &QueueBroken, counters: &VhostCounters) {
         self.broken = true;
         self.busy = false;
         counters.problem(format!("the guest's request queue is broken: {why}"));
         ring_bell(self.err.as_ref());
     }
 
-    fn look(&mut self, batch: &mut Vec<Chain>) -> Result<Look, Broken> {
+    fn look(&mut self, batch: &mut Vec<BufferChain>) -> Result<QueuePoll, QueueBroken> {
         self.take(batch)?;
         if !batch.is_empty() {
-            return Ok(Look::Requests);
+            return Ok(QueuePoll::Requests);
         }
-        Ok(if self.ask_to_be_told()? { Look::Again } else { Look::Nothing })
+        Ok(if self.ask_to_be_told()? { QueuePoll::Again } else { QueuePoll::Nothing })
     }
 
-    fn take(&mut self, batch: &mut Vec<Chain>) -> Result<(), Broken> {
+    fn take(&mut self, batch: &mut Vec<BufferChain>) -> Result<(), QueueBroken> {
         batch.clear();
         let (ring, memory) = (&mut self.ring, &self.memory);
         if !ring.is_valid(memory) {
-            return Err(Broken::Outside);
+            return Err(QueueBroken::Outside);
         }
         ring.disable_notification(memory)?;
         // As many as the table has, at most: the iterator refuses an index that runs further ahead.
@@ -362,13 +372,14 @@ impl State {
         Ok(())
     }
 
-    /// Asks the guest to tell of the next request. Returns whether one came before it knew: of that one it does not tell.
-    fn ask_to_be_told(&mut self) -> Result<bool, Broken> {
+    /// Asks the guest to tell of the next request. Returns whether one came before it knew: of that
+    /// one it does not tell.
+    fn ask_to_be_told(&mut self) -> Result<bool, QueueBroken> {
         Ok(self.ring.enable_notification(&self.memory)?)
     }
 
-    /// Returns whether the guest is to be told.
-    fn answer(&mut self, batch: &[Chain], flushed: bool) -> Result<bool, Broken> {
+    /// Returns whether the guest wants an interrupt.
+    fn answer(&mut self, batch: &[BufferChain], flushed: bool) -> Result<bool, QueueBroken> {
         let (ring, memory) = (&mut self.ring, &self.memory);
         for chain in batch {
             let answer = pmem::answer(chain.request, flushed).to_bytes();
@@ -387,8 +398,8 @@ impl State {
 }
 
 /// Flushes once if any of `batch` asks for it; whether everything is durable.
-fn flush_once(flush: &Flush<'_>, counters: &Counters, batch: &[Chain]) -> bool {
-    let count = |what: &dyn Fn(&Chain) -> bool| batch.iter().filter(|chain| what(chain)).count() as u64;
+fn flush_once(flush: &Flush<'_>, counters: &VhostCounters, batch: &[BufferChain]) -> bool {
+    let count = |what: &dyn Fn(&BufferChain) -> bool| batch.iter().filter(|chain| what(chain)).count() as u64;
     let malformed = count(&|chain| chain.response.is_none());
     let flushes = count(&|chain| chain.wants_flush());
     counters.malformed.add(malformed);
@@ -403,7 +414,7 @@ fn flush_once(flush: &Flush<'_>, counters: &Counters, batch: &[Chain]) -> bool {
         Ok(()) => true,
         Err(why) => {
             counters.failed.add(flushes);
-            // Why nothing is mapped was told when it was found out.
+            // The reason why nothing is mapped was reported earlier.
             if !matches!(why, FlushError::Unmapped) {
                 counters.problem(format!("a flush failed: {why}"));
             }
@@ -413,13 +424,14 @@ fn flush_once(flush: &Flush<'_>, counters: &Counters, batch: &[Chain]) -> bool {
 }
 
 /// What a chain asks, and where its answer goes.
-fn parse(mut descriptors: DescriptorChain<&GuestMemoryMmap>, memory: &GuestMemoryMmap) -> Chain {
+fn parse(mut descriptors: DescriptorChain<&GuestMemoryMmap>, memory: &GuestMemoryMmap) -> BufferChain {
     let head = descriptors.head_index();
-    let malformed = Chain { head, request: None, response: None };
+    let malformed = BufferChain { head, request: None, response: None };
     let (mut request, mut read) = ([0; REQUEST_BYTES], 0);
     let (mut response, mut room) = ([GuestAddress(0); RESPONSE_BYTES], 0);
     let (mut whole, mut writable) = (false, false);
-    // The iterator ends a chain that contradicts itself without a word: such a one promised a next descriptor.
+    // The iterator ends a chain that contradicts itself without a word: such a one promised a next
+    // descriptor.
     for descriptor in descriptors.by_ref().take(CHAIN_MAX) {
         whole = !descriptor.has_next();
         let (addr, len) = (descriptor.addr(), descriptor.len() as usize);
@@ -446,10 +458,11 @@ fn parse(mut descriptors: DescriptorChain<&GuestMemoryMmap>, memory: &GuestMemor
     if !whole || room < RESPONSE_BYTES {
         return malformed;
     }
-    Chain { head, request: Request::parse(&request[..read]), response: Some(response) }
+    BufferChain { head, request: PmemRequest::parse(&request[..read]), response: Some(response) }
 }
 
-/// Writes an answer; whether all of it lies in the guest's memory (which may be another since the chain was parsed).
+/// Writes an answer; whether all of it lies in the guest's memory (which may be another since the
+/// chain was parsed).
 fn write(memory: &GuestMemoryMmap, response: [GuestAddress; RESPONSE_BYTES], answer: [u8; RESPONSE_BYTES]) -> bool {
     let together = (1..RESPONSE_BYTES).all(|at| response[at].0 == response[0].0 + at as u64);
     if together {
@@ -463,7 +476,8 @@ fn make_nonblocking(fd: &OwnedFd) -> std::io::Result<()> {
     Ok(rustix::fs::fcntl_setfl(fd, flags | OFlags::NONBLOCK)?)
 }
 
-/// Rings an eventfd of the frontend. One that is full was rung already; one that is broken is the frontend's loss.
+/// Rings an eventfd of the frontend. One that is full was rung already; one that is broken is the
+/// frontend's loss.
 fn ring_bell(bell: Option<&OwnedFd>) {
     if let Some(bell) = bell {
         let _rung = rustix::io::write(bell.as_fd(), &1_u64.to_ne_bytes());
@@ -476,7 +490,7 @@ mod tests {
     use crate::runtime::sync::thread;
 
     /// A queue of 4 with one FLUSH in it: table at 0, available ring at 0x100, used ring at 0x200.
-    fn waiting() -> (Queue, GuestMemoryMmap) {
+    fn waiting() -> (RequestQueue, GuestMemoryMmap) {
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x1000)]).unwrap();
         for (at, addr, flags, next) in [(0_u64, 0x400_u64, 1_u16, 1_u16), (16, 0x410, 2, 0)] {
             memory.write_obj(addr, GuestAddress(at)).unwrap();
@@ -485,10 +499,10 @@ mod tests {
             memory.write_obj(next, GuestAddress(at + 14)).unwrap();
         }
         memory.write_obj(1_u16, GuestAddress(0x102)).unwrap();
-        let queue = Queue::new().unwrap();
+        let queue = RequestQueue::new().unwrap();
         queue.set_memory(memory.clone());
         queue.set_size(4).unwrap();
-        queue.set_rings(Some(Rings { table: 0, avail: 0x100, used: 0x200 })).unwrap();
+        queue.set_rings(Some(RingAddresses { table: 0, avail: 0x100, used: 0x200 })).unwrap();
         queue.set_enabled(true);
         queue.start(rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC).unwrap());
         (queue, memory)
@@ -497,8 +511,8 @@ mod tests {
     #[test]
     fn a_stop_waits_until_what_was_taken_is_answered() {
         let (queue, memory) = waiting();
-        let (counters, waits, mut batch) = (Counters::default(), Waits::new(), Vec::new());
-        assert_eq!(queue.look(&counters, &mut batch), Look::Requests);
+        let (counters, waits, mut batch) = (VhostCounters::default(), BackendWaits::new(), Vec::new());
+        assert_eq!(queue.look(&counters, &mut batch), QueuePoll::Requests);
         thread::scope(|scope| {
             let stop = scope.spawn(|| queue.stop(&waits));
             while !queue.idle.has_sleepers() {
@@ -510,7 +524,7 @@ mod tests {
             assert_eq!(stop.join().unwrap(), 1);
         });
         assert_eq!(memory.read_obj::<u16>(GuestAddress(0x202)).unwrap(), 1);
-        assert_eq!(queue.look(&counters, &mut batch), Look::Nothing, "it does not run");
+        assert_eq!(queue.look(&counters, &mut batch), QueuePoll::Nothing, "it does not run");
     }
 
     #[test]
@@ -518,26 +532,26 @@ mod tests {
         for event_idx in [false, true] {
             let (queue, memory) = waiting();
             queue.set_event_idx(event_idx);
-            let (counters, mut batch) = (Counters::default(), Vec::new());
-            assert_eq!(queue.look(&counters, &mut batch), Look::Requests);
+            let (counters, mut batch) = (VhostCounters::default(), Vec::new());
+            assert_eq!(queue.look(&counters, &mut batch), QueuePoll::Requests);
             queue.answer(&counters, &batch, true);
             let state = &mut *queue.state.lock();
             state.take(&mut batch).unwrap();
             assert!(batch.is_empty());
-            // Now: it was not told to tell, and does not.
+            // No notification was requested, and none is sent.
             memory.write_obj(2_u16, GuestAddress(0x102)).unwrap();
             assert!(state.ask_to_be_told().unwrap());
-            assert_eq!(state.look(&mut batch).unwrap(), Look::Requests);
+            assert_eq!(state.look(&mut batch).unwrap(), QueuePoll::Requests);
             state.ring.set_next_avail(2);
-            assert_eq!(state.look(&mut batch).unwrap(), Look::Nothing);
+            assert_eq!(state.look(&mut batch).unwrap(), QueuePoll::Nothing);
         }
     }
 
     #[test]
     fn an_abandoned_queue_keeps_nobody() {
         let (queue, memory) = waiting();
-        let (counters, waits, mut batch) = (Counters::default(), Waits::new(), Vec::new());
-        assert_eq!(queue.look(&counters, &mut batch), Look::Requests);
+        let (counters, waits, mut batch) = (VhostCounters::default(), BackendWaits::new(), Vec::new());
+        assert_eq!(queue.look(&counters, &mut batch), QueuePoll::Requests);
         queue.abandon();
         assert_eq!(queue.stop(&waits), 1);
         queue.answer(&counters, &batch, true);

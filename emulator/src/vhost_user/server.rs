@@ -1,12 +1,14 @@
-//! A guest's socket: who may connect, what serves him, and his end.
+//! A guest's socket: accepts frontends, serves one at a time, and ends connections.
 //!
-//! It owns the listening socket and all threads of a guest. Invariants: one connection is served at a time, and the next only after
-//! the medium was told that the one before is gone; that is told exactly once, after every flush and attach has returned; who is
-//! sent away is asked to unmap everything first, because a frontend keeps what it has mapped when its connection ends; a panic
-//! ends the connection and nothing else. Counterparts: `vu_dispatch` of libvhost-user, QEMU's chardev sockets.
+//! It owns the listening socket and all threads of a guest. Invariants: one connection is served at
+//! a time, and the next is accepted only after [`Medium::gone`] was called for the one before.
+//! `gone` is called exactly once per connection, after every flush and attach has returned. Before
+//! the server closes a connection, it asks the frontend to unmap everything, because a frontend
+//! keeps its mappings when its connection ends. A panic ends the connection and nothing else.
+//! Counterparts: `vu_dispatch` of libvhost-user, QEMU's chardev sockets.
 //!
-//! Threads: one accepts, then handles the connection's messages; one serves the request queue; one maps pieces. The last two
-//! live as long as the connection.
+//! Threads: one accepts, then handles the connection's messages; one serves the request queue; one
+//! maps pieces. The last two live as long as the connection.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -16,73 +18,76 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use rustix::event::epoll;
 use vhost::vhost_user::{BackendReqHandler, Error};
 
-use super::backend::{Backend, is_declined};
+use super::backend::{PmemBackend, is_declined};
 use super::channel::peek_channel;
-use super::mapping::{Mapping, PATIENCE, Unmapped};
+use super::mapping::{PATIENCE, PieceMapping, Unmapped};
 use super::memory::FileId;
-use super::queue::Queue;
-use super::stats::{Counters, Stats};
-use super::wake::{Waits, Wake, wait_readable};
+use super::queue::RequestQueue;
+use super::stats::{VhostCounters, VhostStats};
+use super::wake::{BackendWaits, WakeFd, wait_readable};
 use super::{FlushError, Medium, Peer};
 use crate::device::{FOLIO, MAX_BYTES};
 use crate::runtime::sync::atomic::{AtomicBool, Ordering};
 use crate::runtime::sync::thread::{self, JoinHandle};
 use crate::runtime::sync::{Arc, Mutex};
-use crate::vhost_user::socket::Name;
 
 /// A guest's device at its socket. See the module; dropping it hangs up and waits for the threads.
 #[derive(Debug)]
-pub struct Server {
-    shared: Arc<Shared>,
+pub struct VhostServer {
+    shared: Arc<ServerShared>,
     thread: Option<JoinHandle<()>>,
 }
 
 #[derive(Debug)]
-struct Shared {
-    counters: Arc<Counters>,
-    waits: Arc<Waits>,
+struct ServerShared {
+    counters: Arc<VhostCounters>,
+    waits: Arc<BackendWaits>,
     /// What is served at the moment.
-    connection: Mutex<Option<Connection>>,
+    connection: Mutex<Option<FrontendConnection>>,
     /// No further connection is accepted.
     closing: AtomicBool,
     /// Nor does the one there is go on.
     aborting: AtomicBool,
-    wake: Wake,
+    wake: WakeFd,
 }
 
 #[derive(Clone, Debug)]
-struct Connection {
+struct FrontendConnection {
     socket: Arc<UnixStream>,
-    queue: Arc<Queue>,
-    mapping: Arc<Mapping>,
-    waits: Arc<Waits>,
+    queue: Arc<RequestQueue>,
+    mapping: Arc<PieceMapping>,
+    waits: Arc<BackendWaits>,
 }
 
-impl Server {
-    /// Serves `medium` to whoever connects to `listener`, one after the other.
+impl VhostServer {
+    /// Serves `medium` to one frontend of `listener` at a time.
+    ///
+    /// When it accepts no further frontend, it calls `before_close` and then closes the listener:
+    /// the socket's file is removed there, because the path may belong to another listener later.
     ///
     /// # Errors
     /// The operating system's, if it has no descriptors left.
-    pub fn start(listener: UnixListener, medium: Arc<dyn Medium>) -> io::Result<Server> {
-        // Who was there when the thread looked may have gone when it accepts.
+    pub fn start(
+        listener: UnixListener,
+        medium: Arc<dyn Medium>,
+        before_close: impl FnOnce() + Send + 'static,
+    ) -> io::Result<VhostServer> {
+        // A frontend that the thread saw connecting may be gone when the thread accepts.
         listener.set_nonblocking(true)?;
-        let shared = Arc::new(Shared::new()?);
+        let shared = Arc::new(ServerShared::new()?);
         let served = Arc::clone(&shared);
-        let name = Name::of(&listener);
         let thread = thread::spawn(move || {
             served.accept(&listener, &medium);
-            // The file goes first: once nobody listens, it may be another's.
-            if let Some(name) = name {
-                name.remove();
-            }
+            before_close();
             drop(listener);
         });
-        Ok(Server { shared, thread: Some(thread) })
+        Ok(VhostServer { shared, thread: Some(thread) })
     }
 
-    /// Has every piece of the connection there is unmapped. Blocks until the frontend has answered for each, has hung up, or let
-    /// 10 s of real time pass; may be called again, and by several threads. What is mapped later is mapped because a driver
-    /// took the device later, and the medium gave it pieces.
+    /// Has every piece of the connection there is unmapped. Blocks until the frontend has answered
+    /// for each, has hung up, or let 10 s of real time pass; may be called again, and by several
+    /// threads. What is mapped later is mapped because a driver took the device later, and the
+    /// medium gave it pieces.
     pub fn unmap(&self) -> Unmapped {
         let mapping = self.shared.connection.lock().as_ref().map(|connection| Arc::clone(&connection.mapping));
         match mapping {
@@ -92,7 +97,7 @@ impl Server {
     }
 
     /// What was done so far.
-    pub fn stats(&self) -> Stats {
+    pub fn stats(&self) -> VhostStats {
         self.shared.counters.snapshot()
     }
 
@@ -101,7 +106,8 @@ impl Server {
         self.shared.connection.lock().is_some()
     }
 
-    /// Accepts nobody any more, waits until the connection there is (if any) has ended, and removes the socket's file.
+    /// Accepts no further frontend, waits until the connection there is (if any) has ended, and
+    /// removes the socket's file.
     pub fn join(mut self) {
         self.finish();
     }
@@ -116,12 +122,13 @@ impl Server {
     }
 }
 
-impl Drop for Server {
+impl Drop for VhostServer {
     fn drop(&mut self) {
         if self.thread.is_none() {
             return;
         }
-        // ORDERING: SeqCst, before the connection is looked for: one that is set up later finds it set and hangs up.
+        // ORDERING: SeqCst, before the connection is looked for: one that is set up later finds it
+        // set and hangs up.
         self.shared.aborting.store(true, Ordering::SeqCst);
         let connection = self.shared.connection.lock().clone();
         if let Some(connection) = connection {
@@ -132,15 +139,15 @@ impl Drop for Server {
     }
 }
 
-impl Shared {
-    fn new() -> io::Result<Shared> {
-        Ok(Shared {
+impl ServerShared {
+    fn new() -> io::Result<ServerShared> {
+        Ok(ServerShared {
             counters: Arc::default(),
-            waits: Arc::new(Waits::new()),
+            waits: Arc::new(BackendWaits::new()),
             connection: Mutex::new(None),
             closing: AtomicBool::new(false),
             aborting: AtomicBool::new(false),
-            wake: Wake::new()?,
+            wake: WakeFd::new()?,
         })
     }
 
@@ -152,13 +159,13 @@ impl Shared {
                     Ok((socket, _)) => self.admit(socket, medium),
                     Err(error) if is_passing(&error) => {}
                     Err(error) => {
-                        self.counters.problem(format!("nobody is accepted any more: {error}"));
+                        self.counters.problem(format!("no further frontend is accepted: {error}"));
                         return;
                     }
                 },
                 Ok([false, false]) => {}
                 Err(error) => {
-                    self.counters.problem(format!("nobody is accepted any more: {error}"));
+                    self.counters.problem(format!("no further frontend is accepted: {error}"));
                     return;
                 }
             }
@@ -185,21 +192,22 @@ impl Shared {
         medium.gone();
     }
 
-    /// Serves a connection to its end. When it returns, every thread that called the medium is gone.
+    /// Serves a connection to its end. When it returns, every thread that called the medium is
+    /// gone.
     fn serve(&self, socket: UnixStream, bytes: u64, medium: &Arc<dyn Medium>) -> Result<(), String> {
         if bytes == 0 || !bytes.is_multiple_of(FOLIO) || bytes > MAX_BYTES {
             return Err(format!("a guest's device of {bytes} bytes: it must be a multiple of 2 MiB, at most 1 TiB"));
         }
         let os = |error: io::Error| format!("setting up: {error}");
         socket.set_nonblocking(false).map_err(os)?;
-        let connection = Connection {
+        let connection = FrontendConnection {
             socket: Arc::new(socket.try_clone().map_err(os)?),
-            queue: Arc::new(Queue::new().map_err(os)?),
-            mapping: Arc::new(Mapping::new(bytes).map_err(os)?),
+            queue: Arc::new(RequestQueue::new().map_err(os)?),
+            mapping: Arc::new(PieceMapping::new(bytes).map_err(os)?),
             waits: Arc::clone(&self.waits),
         };
         let own = FileId::of(medium.fd()).map_err(os)?;
-        let backend = Arc::new(Backend::new(
+        let backend = Arc::new(PmemBackend::new(
             bytes,
             medium.pieces_max() > super::PIECES_IN_TABLE,
             own,
@@ -209,7 +217,8 @@ impl Shared {
             Arc::clone(&self.waits),
         ));
         let ended = catch_unwind(AssertUnwindSafe(|| {
-            let mut served = Served { shared: self, connection: &connection, workers: Vec::new(), hung_up: false };
+            let mut served =
+                ServedMedium { shared: self, connection: &connection, workers: Vec::new(), hung_up: false };
             served.workers.push(self.spawn(&connection, medium, serve_queue));
             served.workers.push(self.spawn(&connection, medium, serve_mapping));
             *self.connection.lock() = Some(connection.clone());
@@ -227,7 +236,7 @@ impl Shared {
         }
     }
 
-    fn spawn(&self, connection: &Connection, medium: &Arc<dyn Medium>, life: Life) -> JoinHandle<()> {
+    fn spawn(&self, connection: &FrontendConnection, medium: &Arc<dyn Medium>, life: ConnectionLoop) -> JoinHandle<()> {
         let (connection, medium) = (connection.clone(), Arc::clone(medium));
         let (counters, waits) = (Arc::clone(&self.counters), Arc::clone(&self.waits));
         thread::spawn(move || {
@@ -247,22 +256,22 @@ impl Shared {
 }
 
 /// Serves one connection on this thread, to its end.
-pub(super) fn serve_one(socket: UnixStream, medium: &Arc<dyn Medium>) -> io::Result<Stats> {
-    let shared = Shared::new()?;
+pub(super) fn serve_one(socket: UnixStream, medium: &Arc<dyn Medium>) -> io::Result<VhostStats> {
+    let shared = ServerShared::new()?;
     shared.admit(socket, medium);
     Ok(shared.counters.snapshot())
 }
 
 /// A connection and its threads. Its end, by whatever way, is theirs.
-struct Served<'a> {
-    shared: &'a Shared,
-    connection: &'a Connection,
+struct ServedMedium<'a> {
+    shared: &'a ServerShared,
+    connection: &'a FrontendConnection,
     workers: Vec<JoinHandle<()>>,
     /// The frontend is gone, or has been sent away. If not, a message made its handler panic.
     hung_up: bool,
 }
 
-impl Served<'_> {
+impl ServedMedium<'_> {
     /// Has everything unmapped, and hangs up. By a thread of its own.
     fn send_away(&mut self) {
         let (connection, shared) = (self.connection.clone(), self.shared);
@@ -275,7 +284,7 @@ impl Served<'_> {
     }
 }
 
-impl Drop for Served<'_> {
+impl Drop for ServedMedium<'_> {
     fn drop(&mut self) {
         if !self.hung_up {
             self.connection.queue.end();
@@ -290,9 +299,9 @@ impl Drop for Served<'_> {
 }
 
 /// What a thread does until its connection ends.
-type Life = fn(&Connection, &dyn Medium, &Counters) -> io::Result<()>;
+type ConnectionLoop = fn(&FrontendConnection, &dyn Medium, &VhostCounters) -> io::Result<()>;
 
-impl Connection {
+impl FrontendConnection {
     /// A flush for a guest that has its device.
     fn flush(&self, medium: &dyn Medium) -> Result<(), FlushError> {
         if self.mapping.is_whole(&self.waits) { medium.flush() } else { Err(FlushError::Unmapped) }
@@ -315,8 +324,9 @@ fn is_passing(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted)
 }
 
-/// Handles messages until the frontend hangs up between two of them. After one that is wrong it is sent away.
-fn handle_messages(socket: UnixStream, backend: &Arc<Backend>, served: &mut Served<'_>) -> Result<(), Error> {
+/// Handles messages until the frontend hangs up between two of them. After one that is wrong it is
+/// sent away.
+fn handle_messages(socket: UnixStream, backend: &Arc<PmemBackend>, served: &mut ServedMedium<'_>) -> Result<(), Error> {
     let mut handler =
         BackendReqHandler::from_stream(socket.try_clone().map_err(Error::SocketError)?, Arc::clone(backend));
     let mut wrong = None;
@@ -329,7 +339,8 @@ fn handle_messages(socket: UnixStream, backend: &Arc<Backend>, served: &mut Serv
             Ok(()) => {}
             Err(Error::Disconnected) => return wrong.map_or(Ok(()), Err),
             Err(why) if is_declined(&why) => {}
-            // It is answered on as long as it is being asked to unmap: who waits for an answer does not give one.
+            // The server keeps answering while it asks the frontend to unmap: a frontend that waits
+            // for an answer does not send one.
             Err(why) if wrong.is_none() => {
                 wrong = Some(why);
                 served.send_away();
@@ -340,7 +351,7 @@ fn handle_messages(socket: UnixStream, backend: &Arc<Backend>, served: &mut Serv
 }
 
 /// The queue's thread.
-fn serve_queue(connection: &Connection, medium: &dyn Medium, counters: &Counters) -> io::Result<()> {
+fn serve_queue(connection: &FrontendConnection, medium: &dyn Medium, counters: &VhostCounters) -> io::Result<()> {
     const WAKE: u64 = 0;
     const KICK: u64 = 1;
     let queue = &*connection.queue;
@@ -369,8 +380,8 @@ fn serve_queue(connection: &Connection, medium: &dyn Medium, counters: &Counters
                 epoll::delete(&poll, &*old)?;
             }
             if let Some(new) = wanted {
-                // Edge-triggered, and never read: every write to an eventfd is an edge, and a read could block on a descriptor
-                // that the frontend shares.
+                // Edge-triggered, and never read: every write to an eventfd is an edge, and a read
+                // could block on a descriptor that the frontend shares.
                 epoll::add(
                     &poll,
                     &*new,
@@ -385,7 +396,7 @@ fn serve_queue(connection: &Connection, medium: &dyn Medium, counters: &Counters
 }
 
 /// The mapping thread.
-fn serve_mapping(connection: &Connection, medium: &dyn Medium, counters: &Counters) -> io::Result<()> {
+fn serve_mapping(connection: &FrontendConnection, medium: &dyn Medium, counters: &VhostCounters) -> io::Result<()> {
     connection.mapping.run(medium, counters);
     Ok(())
 }

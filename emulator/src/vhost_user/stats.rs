@@ -1,16 +1,17 @@
 //! What a guest's device has done, counted.
 //!
-//! It owns the counters and the text of the last problem. Invariant: they only grow, over all connections of one server; no
-//! decision is taken from them, so each is relaxed and they may disagree with one another while the device runs.
+//! It owns the counters and the text of the last problem. Invariant: they only grow, over all
+//! connections of one server; no decision is taken from them, so each is relaxed and they may
+//! disagree with one another while the device runs.
 
 use crate::runtime::sync::Mutex;
 use crate::runtime::sync::atomic::{AtomicU64, Ordering};
 
 /// A counter.
 #[derive(Debug, Default)]
-pub(super) struct Count(AtomicU64);
+pub(super) struct StatCount(AtomicU64);
 
-impl Count {
+impl StatCount {
     pub(super) fn add(&self, more: u64) {
         // ORDERING: relaxed here and below; see the module.
         self.0.fetch_add(more, Ordering::Relaxed);
@@ -23,23 +24,23 @@ impl Count {
 
 macro_rules! stats {
     ($($(#[$doc:meta])* $name:ident,)*) => {
-        /// The counters of a [`super::Server`], over all its connections so far.
+        /// The counters of a [`super::VhostServer`], over all its connections so far.
         #[derive(Clone, Debug, Default, PartialEq, Eq)]
-        pub struct Stats {
+        pub struct VhostStats {
             $($(#[$doc])* pub $name: u64,)*
             /// The last thing that went wrong, for people.
             pub problem: Option<String>,
         }
 
         #[derive(Debug, Default)]
-        pub(super) struct Counters {
-            $(pub(super) $name: Count,)*
+        pub(super) struct VhostCounters {
+            $(pub(super) $name: StatCount,)*
             problem: Mutex<Option<String>>,
         }
 
-        impl Counters {
-            pub(super) fn snapshot(&self) -> Stats {
-                Stats { $($name: self.$name.get(),)* problem: self.problem.lock().clone() }
+        impl VhostCounters {
+            pub(super) fn snapshot(&self) -> VhostStats {
+                VhostStats { $($name: self.$name.get(),)* problem: self.problem.lock().clone() }
             }
         }
     };
@@ -52,9 +53,9 @@ stats! {
     refused,
     /// Connections that ended otherwise than by a hang-up between two messages.
     broken,
-    /// How often the guest told of new requests.
+    /// Kicks received from the guest.
     kicks,
-    /// How often the guest was told of answers.
+    /// Interrupts sent to the guest.
     notifications,
     /// FLUSH requests.
     requests,
@@ -74,11 +75,12 @@ stats! {
     unmaps,
     /// How often everything had to be unmapped.
     revokes,
-    /// How often a driver took the device after the first time of a connection: resets, reboots, rebinds.
+    /// How often a driver took the device after the first time of a connection: resets, reboots,
+    /// rebinds.
     resets,
 }
 
-impl Counters {
+impl VhostCounters {
     pub(super) fn problem(&self, what: impl Into<String>) {
         *self.problem.lock() = Some(what.into());
     }

@@ -1,7 +1,7 @@
 //! How the threads of a connection wait: for file descriptors, and for one another.
 //!
-//! It owns an eventfd, and a clock with numbers for waiters. Invariants: a ring that nobody cleared yet makes the descriptor
-//! readable; rings add up to one. Counterpart: eventfd(2), fs/eventfd.c.
+//! It owns an eventfd, and a clock with numbers for waiters. Invariants: a ring that is not cleared
+//! yet makes the descriptor readable; rings add up to one. Counterpart: eventfd(2), fs/eventfd.c.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -16,32 +16,33 @@ use crate::runtime::world::World;
 
 /// See the module.
 #[derive(Debug)]
-pub(super) struct Wake(OwnedFd);
+pub(super) struct WakeFd(OwnedFd);
 
-impl Wake {
-    pub(super) fn new() -> io::Result<Wake> {
-        Ok(Wake(rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?))
+impl WakeFd {
+    pub(super) fn new() -> io::Result<WakeFd> {
+        Ok(WakeFd(rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?))
     }
 
-    /// Wakes whoever waits, or is about to.
+    /// Wakes the thread that waits, or that waits next.
     pub(super) fn ring(&self) {
         // Fails only where 2^64 - 2 rings are already waiting to be seen.
         let _rung_already = rustix::io::write(&self.0, &1_u64.to_ne_bytes());
     }
 
-    /// Forgets the rings so far. What they told of is looked at after this.
+    /// Forgets the rings so far. The caller checks the awaited state after this.
     pub(super) fn clear(&self) {
         let _none = rustix::io::read(&self.0, &mut [0_u8; 8]);
     }
 }
 
-impl AsFd for Wake {
+impl AsFd for WakeFd {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
 }
 
-/// Blocks until one of `fds` can be read, or has nobody at its other end; which ones, in their order.
+/// Blocks until one of `fds` can be read, or has its other end closed. Returns which ones, in their
+/// order.
 pub(super) fn wait_readable<const N: usize>(fds: [BorrowedFd<'_>; N]) -> io::Result<[bool; N]> {
     let mut polled = fds.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
     loop {
@@ -55,14 +56,14 @@ pub(super) fn wait_readable<const N: usize>(fds: [BorrowedFd<'_>; N]) -> io::Res
 
 /// Where threads that are no simulated tasks wait: a clock, and a number for each wait.
 #[derive(Debug)]
-pub(super) struct Waits {
+pub(super) struct BackendWaits {
     world: World,
     next: AtomicU64,
 }
 
-impl Waits {
-    pub(super) fn new() -> Waits {
-        Waits { world: World::real(0), next: AtomicU64::new(0) }
+impl BackendWaits {
+    pub(super) fn new() -> BackendWaits {
+        BackendWaits { world: World::real(0), next: AtomicU64::new(0) }
     }
 
     /// Blocks on `queue` until `ready` yields a value, or for `limit` of real time: then nothing.

@@ -1,4 +1,5 @@
-//! A guest and its frontend, without a machine: memory, a driver's half of the request queue, the messages QEMU sends.
+//! A guest and its frontend, without a machine: memory, a driver's half of the request queue, the
+//! messages QEMU sends.
 
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -149,7 +150,8 @@ impl Guest {
         }
     }
 
-    /// What QEMU 11.1 sends when the device is realised. Its requests on the channel are answered as `policy` says.
+    /// What QEMU 11.1 sends when the device is realised. Its requests on the channel are answered
+    /// as `policy` says.
     pub fn realise(&mut self, policy: Policy) -> VhostUserShMemConfig {
         self.negotiate(VhostUserProtocolFeatures::all());
         self.give_channel(policy);
@@ -255,7 +257,7 @@ impl Guest {
         self.memory.write_obj(next, GuestAddress(at + 14)).unwrap();
     }
 
-    /// Makes the chain that begins at `head` available, and tells nobody.
+    /// Makes the chain that begins at `head` available, without a kick.
     pub fn offer(&mut self, head: u16) {
         let slot = AVAIL + 4 + u64::from(self.avail % SIZE) * 2;
         self.memory.write_obj(head, GuestAddress(slot)).unwrap();

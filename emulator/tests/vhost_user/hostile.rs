@@ -1,10 +1,10 @@
-//! Frontends that break the protocol: each loses its connection, and nothing else happens to anybody.
+//! Frontends that break the protocol: each loses its connection, and nothing else happens.
 
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use emulator::vhost_user::Stats;
+use emulator::vhost_user::VhostStats;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use vhost::vhost_user::VhostUserFrontend;
 use vhost::vhost_user::message::VhostUserProtocolFeatures;
@@ -13,8 +13,9 @@ use vhost::{VhostBackend, VringConfigData};
 use crate::guest::{ALL, Asked, DEVICE, FRONTEND, Guest, PROTOCOL, RAM, memfd, region, rings, willing};
 use crate::medium::{BYTES, Served};
 
-/// Lets a frontend do its worst; then the medium must have been told once that it is gone, and the next guest be served.
-fn survives(what: &str, worst: impl FnOnce(&Served, Guest)) -> Stats {
+/// Lets a frontend do its worst; then the medium must have been told once that it is gone, and the
+/// next guest be served.
+fn survives(what: &str, worst: impl FnOnce(&Served, Guest)) -> VhostStats {
     let served = Served::new();
     let gone = served.medium.tell_gone();
     worst(&served, Guest::connect(&served.path()));
@@ -182,7 +183,8 @@ fn more_descriptors_than_a_message_may_have() {
     survives("33 descriptors", |_, mut guest| {
         guest.realise(willing());
         send(&guest, &message(5, 1, 0, &[]), &[file.as_fd(); 33]);
-        // Whether the message is taken for none at all, or for the end: the descriptors are not kept.
+        // Whether the message is taken for none at all, or for the end: the descriptors are not
+        // kept.
         let _either_way = guest.frontend.get_features();
         let held = std::fs::read_dir("/proc/self/fd").unwrap();
         let held = held.filter(|entry| {
@@ -245,7 +247,7 @@ fn a_panic_ends_the_connection_and_nothing_else() {
         while guest.frontend.get_features().is_ok() {
             std::thread::yield_now();
         }
-        assert_eq!(guest.used_index(), 0, "nobody was told that it went well");
+        assert_eq!(guest.used_index(), 0, "no success was reported");
         assert!(served.server.stats().problem.unwrap().contains("it panicked"));
     });
     assert_eq!(stats.failed, 0);
@@ -311,7 +313,7 @@ fn a_channel_that_closes_leaves_the_queue_alone() {
     }
     guest.close_channel();
     let unmapped = served.server.unmap();
-    assert_eq!((unmapped.pieces, unmapped.acknowledged), (1, false), "nobody said that it is gone");
+    assert_eq!((unmapped.pieces, unmapped.acknowledged), (1, false), "no frontend acknowledged the unmap");
     assert_eq!(guest.flush(), 0);
     // A new channel, and what is still mapped can be asked for.
     guest.give_channel(willing());

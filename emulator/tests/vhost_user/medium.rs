@@ -1,11 +1,12 @@
-//! A medium that does what the test says, and remembers what was done to it.
+//! A medium that a test controls and that records every call.
 
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixListener;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
 use emulator::sync::{Arc, Mutex};
-use emulator::vhost_user::{FlushError, Medium, Peer, Piece, Server, listen};
+use emulator::vhost_user::{FlushError, Medium, Peer, PmemPiece, VhostServer};
 
 use crate::guest::memfd;
 
@@ -25,7 +26,7 @@ pub type Outcome = Result<(), FlushError>;
 
 pub struct TestMedium {
     pub file: File,
-    pub pieces: Mutex<Vec<Piece>>,
+    pub pieces: Mutex<Vec<PmemPiece>>,
     pub admit: Mutex<Result<u64, String>>,
     pub events: Mutex<Vec<Event>>,
     /// Where a flush tells that it began, and waits to be ended; none: it succeeds at once.
@@ -40,7 +41,7 @@ impl TestMedium {
     pub fn new() -> Arc<TestMedium> {
         Arc::new(TestMedium {
             file: memfd(BYTES),
-            pieces: Mutex::new(vec![Piece { guest_offset: 0, device_offset: 0, len: BYTES }]),
+            pieces: Mutex::new(vec![PmemPiece { guest_offset: 0, device_offset: 0, len: BYTES }]),
             admit: Mutex::new(Ok(BYTES)),
             events: Mutex::default(),
             gate: Mutex::default(),
@@ -99,7 +100,7 @@ impl Medium for TestMedium {
         admitted
     }
 
-    fn attach(&self) -> Vec<Piece> {
+    fn attach(&self) -> Vec<PmemPiece> {
         self.events.lock().push(Event::Attach);
         let gate = self.attach_gate.lock().take();
         if let Some((began, ends)) = gate {
@@ -134,7 +135,7 @@ impl Medium for TestMedium {
 pub struct Served {
     pub folder: tempfile::TempDir,
     pub medium: Arc<TestMedium>,
-    pub server: Server,
+    pub server: VhostServer,
 }
 
 impl Served {
@@ -144,8 +145,10 @@ impl Served {
 
     pub fn with(medium: Arc<TestMedium>) -> Served {
         let folder = tempfile::tempdir().unwrap();
-        let listener = listen(&folder.path().join("guest.sock")).unwrap();
-        let server = Server::start(listener, Arc::clone(&medium) as Arc<dyn Medium>).unwrap();
+        let path = folder.path().join("guest.sock");
+        let listener = UnixListener::bind(&path).unwrap();
+        let remove = move || std::fs::remove_file(path).unwrap();
+        let server = VhostServer::start(listener, Arc::clone(&medium) as Arc<dyn Medium>, remove).unwrap();
         Served { folder, medium, server }
     }
 

@@ -1,9 +1,11 @@
-//! The orders in which frontends speak: QEMU's, an old guest's, rebinds, reboots, one frontend after the other.
+//! Message orders of frontends: QEMU's, an old guest's, rebinds, reboots, one frontend
+//! after the other.
 
+use std::os::unix::net::UnixListener;
 use std::sync::mpsc::channel;
 
 use emulator::sync::Arc;
-use emulator::vhost_user::{Medium, Peer, Piece, Server, Unmapped, listen};
+use emulator::vhost_user::{Medium, Peer, PmemPiece, Unmapped, VhostServer};
 use vhost::vhost_user::VhostUserFrontend;
 use vhost::vhost_user::message::{VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserProtocolFeatures};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
@@ -45,9 +47,9 @@ fn config(guest: &mut Guest) -> (u64, u64) {
     (word(0), word(8))
 }
 
-fn fragments(pieces: u64) -> Vec<Piece> {
+fn fragments(pieces: u64) -> Vec<PmemPiece> {
     let len = BYTES / pieces / 4096 * 4096;
-    let piece = |at: u64| Piece {
+    let piece = |at: u64| PmemPiece {
         guest_offset: at * len,
         // The last of them first.
         device_offset: BYTES - (at + 1) * len,
@@ -168,7 +170,8 @@ fn a_fragmented_device_is_mapped_piece_by_piece() {
     guest.start();
     for piece in fragments(128) {
         assert_eq!(guest.was_asked(), Asked::Map(piece.guest_offset, piece.device_offset, piece.len));
-        // QEMU tells of what it mapped, slot by slot. It is told no, or it would take the slot back when nothing is there any more.
+        // QEMU tells of what it mapped, slot by slot. It is told no, or it would take the slot back
+        // when nothing is there any more.
         assert!(guest.frontend.add_mem_region(&told(&served, piece)).is_err());
     }
     assert!(guest.frontend.get_max_mem_slots().unwrap() >= 129);
@@ -183,7 +186,7 @@ fn a_fragmented_device_is_mapped_piece_by_piece() {
 }
 
 /// What QEMU says of a piece that it has mapped.
-fn told(served: &Served, piece: Piece) -> VhostUserMemoryRegionInfo {
+fn told(served: &Served, piece: PmemPiece) -> VhostUserMemoryRegionInfo {
     region(DEVICE + piece.guest_offset, piece.len, 1 << 45, piece.device_offset, &served.medium.file)
 }
 
@@ -214,14 +217,14 @@ fn pieces_that_outlast_a_stop_are_memory_regions_as_the_machine_goes_on() {
 
 #[test]
 fn pieces_that_are_no_device_are_not_mapped() {
-    let whole = Piece { guest_offset: 0, device_offset: 0, len: BYTES };
+    let whole = PmemPiece { guest_offset: 0, device_offset: 0, len: BYTES };
     for (pieces, says) in [
-        (vec![Piece { len: BYTES - 4096, ..whole }], "for a device of"),
-        (vec![Piece { device_offset: 512, ..whole }], "multiples of 4096"),
-        (vec![Piece { len: 100, ..whole }], "multiples of 4096"),
-        (vec![Piece { len: 0, ..whole }], "multiples of 4096"),
-        (vec![Piece { device_offset: u64::MAX - 4095, ..whole }], "multiples of 4096"),
-        (vec![Piece { guest_offset: 4096, ..whole }], "end at 0"),
+        (vec![PmemPiece { len: BYTES - 4096, ..whole }], "for a device of"),
+        (vec![PmemPiece { device_offset: 512, ..whole }], "multiples of 4096"),
+        (vec![PmemPiece { len: 100, ..whole }], "multiples of 4096"),
+        (vec![PmemPiece { len: 0, ..whole }], "multiples of 4096"),
+        (vec![PmemPiece { device_offset: u64::MAX - 4095, ..whole }], "multiples of 4096"),
+        (vec![PmemPiece { guest_offset: 4096, ..whole }], "end at 0"),
         (vec![whole, whole], "end at 6291456"),
         (fragments(129), "at most 128"),
     ] {
@@ -248,7 +251,7 @@ fn pieces_that_are_no_device_are_not_mapped() {
 #[test]
 fn a_revoke_unmaps_what_is_mapped_and_a_later_driver_gets_what_there_is() {
     let served = Served::new();
-    assert_eq!(served.server.unmap(), Unmapped { pieces: 0, acknowledged: true }, "nobody is there");
+    assert_eq!(served.server.unmap(), Unmapped { pieces: 0, acknowledged: true }, "no frontend is connected");
     let mut guest = running(&served);
     let pieces = std::mem::take(&mut *served.medium.pieces.lock());
     assert_eq!(served.server.unmap(), Unmapped { pieces: 1, acknowledged: true });
@@ -416,7 +419,7 @@ fn who_is_not_wanted_is_sent_away_and_the_next_is_served() {
     *served.medium.admit.lock() = Ok(BYTES);
     assert_eq!(running(&served).flush(), 0);
     assert_eq!(served.server.stats().refused, 1);
-    assert!(matches!(served.medium.events.lock()[0], Event::Connect(_)), "nobody else was there");
+    assert!(matches!(served.medium.events.lock()[0], Event::Connect(_)), "no other frontend was connected");
 }
 
 #[test]
@@ -465,14 +468,16 @@ fn a_dropped_server_hangs_up() {
     assert_eq!(medium.gones(), 1);
     assert!(!path.exists());
     // The path is free again at once.
-    let server = Server::start(listen(&path).unwrap(), Arc::clone(&medium) as Arc<dyn Medium>).unwrap();
+    let server =
+        VhostServer::start(UnixListener::bind(&path).unwrap(), Arc::clone(&medium) as Arc<dyn Medium>, || {}).unwrap();
     drop(server);
     drop(TestMedium::new());
 }
 
-/// A machine that goes on after a stop: its queue runs before the frontend says again whom to tell. Nobody else tells of that answer.
+/// A machine that goes on after a stop: its queue runs before the frontend sets the call descriptor
+/// again. Nothing else signals that answer.
 #[test]
-fn who_was_answered_before_there_was_anybody_to_tell_is_told() {
+fn an_answer_from_before_set_vring_call_is_signalled() {
     let served = Served::new();
     let mut guest = running(&served);
     assert_eq!(guest.flush(), 0);
@@ -540,7 +545,8 @@ fn who_is_sent_away_loses_the_pieces_first() {
     type End = fn(&Served, &mut Guest);
     let ends: [(&str, End); 3] = [
         ("rings that are not aligned", |_, guest| {
-            // No answer is asked for, as by QEMU, which then waits for the answer to the next message.
+            // No answer is asked for, as by QEMU, which then waits for the answer to the next
+            // message.
             guest.frontend.set_hdr_flags(VhostUserHeaderFlag::empty());
             let odd = VringConfigData { used_ring_addr: FRONTEND + 0x6001, ..rings() };
             guest.frontend.set_vring_addr(0, &odd).unwrap();

@@ -1,8 +1,9 @@
-//! The request queue as a driver sees it: answers, coalescing, notifications, and chains that no driver should make.
+//! The request queue as a driver sees it: answers, coalescing, notifications, and chains that no
+//! driver should make.
 
 use std::sync::atomic::Ordering;
 
-use emulator::vhost_user::{FlushError, Stats};
+use emulator::vhost_user::{FlushError, VhostStats};
 use vhost::VhostBackend;
 use vhost::vhost_user::VhostUserFrontend;
 use vm_memory::{Bytes, GuestAddress};
@@ -22,7 +23,7 @@ fn running(served: &Served, features: u64) -> Guest {
 }
 
 /// The counters, when the requests so far were dealt with: the queue was stopped, and starts again.
-fn settled(served: &Served, guest: &mut Guest) -> Stats {
+fn settled(served: &Served, guest: &mut Guest) -> VhostStats {
     assert_eq!(guest.frontend.get_vring_base(0).unwrap(), u32::from(guest.avail));
     guest.start_queue();
     // The bell is tried when it is new.
@@ -200,7 +201,8 @@ fn chains_that_no_driver_makes_are_given_back() {
     let (request, response) = (buffer(0), buffer(0) + 8);
     let far = 0x7fff_0000_0000;
     let indirect = 0x20000;
-    // What is in the chain; the used length; what stands in the answer's place (7: it was left alone).
+    // What is in the chain; the used length; what stands in the answer's place (7: it was left
+    // alone).
     let table: &[(&str, Chain<'_>, u32, u32)] = &[
         ("ordinary", &[(request, 4, NEXT, 1), (response, 4, WRITE, 0)], 4, 0),
         ("more than enough", &[(request, 4096, NEXT, 1), (response, 4096, WRITE, 0)], 4, 0),
@@ -352,9 +354,9 @@ fn who_does_not_want_to_be_told_is_not() {
     }
 }
 
-/// A driver that kicks only when the device asked for it, and offers the next request as soon as it sees an answer: sooner or later
-/// between the device's last look and its falling asleep. A device that did not look once more after it asked to be told loses that
-/// request for good.
+/// A driver that kicks only when the device asked for it, and offers the next request as soon as it
+/// sees an answer: sooner or later between the device's last look and its falling asleep. A device
+/// that did not look once more after it asked to be told loses that request for good.
 #[test]
 fn no_request_is_lost_to_a_driver_that_kicks_only_when_told() {
     for features in [ALL, ALL & !EVENT_IDX] {

@@ -12,10 +12,10 @@
 
 use std::any::Any;
 
-use emulator::clock::Nanos;
 use emulator::ledger::Stamp;
 use emulator::pin::gate::Gate;
 use emulator::race_point;
+use emulator::runtime::clock::Nanos;
 use emulator::sync::atomic::{AtomicBool, Ordering};
 use emulator::sync::{Arc, Mutex, OnceLock};
 use emulator::wait::WaitQueue;

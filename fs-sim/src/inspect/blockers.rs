@@ -11,8 +11,8 @@
 
 use std::fmt;
 
-use emulator::clock::Nanos;
 use emulator::pin::PageRange;
+use emulator::runtime::clock::Nanos;
 use emulator::sync::Arc;
 use emulator::wait::WaiterId;
 use serde::Serialize;

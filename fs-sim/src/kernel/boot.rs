@@ -9,10 +9,10 @@ use emulator::World;
 use emulator::device::Device;
 use emulator::ledger::Ledger;
 use emulator::pin::PinTable;
-use emulator::registry::Registry;
+use emulator::runtime::registry::Registry;
+use emulator::runtime::trace::Trace;
 use emulator::sync::atomic::{AtomicU32, AtomicU64};
 use emulator::sync::{Arc, Mutex};
-use emulator::trace::Trace;
 
 use crate::base::counters::KernelCounters;
 use crate::deadlock::graph::WaitGraph;

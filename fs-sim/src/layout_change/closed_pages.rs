@@ -8,7 +8,7 @@
 use emulator::pin::{Closing, PageRange};
 use emulator::race_point;
 use emulator::sync::thread;
-use emulator::wait::{Sleep, WaitFor};
+use emulator::wait::{SleepKind, WaitFor};
 
 use crate::base::errno::Errno;
 use crate::base::numbers::{HolderId, Pid};
@@ -83,7 +83,7 @@ pub(crate) fn clear_pages<'t>(
     let mut closed: Vec<Option<ClosedPages<'t>>> = Vec::with_capacity(works.len());
     for (work, verdict) in works.iter().zip(&verdicts) {
         let Some(part) = close_pages(kernel, work, verdict) else {
-            if patience == Patience::Waits && task.waiter().interrupted(Sleep::Interruptible) {
+            if patience == Patience::Waits && task.waiter().interrupted(SleepKind::Interruptible) {
                 return Err(Errno::EINTR);
             }
             drop(closed);

@@ -6,10 +6,10 @@
 //! was pinned for is detected. Kernel counterpart: none; on real hardware this is silent
 //! corruption.
 
-use emulator::ledger::{Access, Stamp};
+use emulator::ledger::{OwnershipCheck, Stamp};
 use emulator::pin::PageRange;
 use emulator::race_point;
-use emulator::trace::Event;
+use emulator::runtime::trace::TraceEvent;
 
 use crate::base::atomic_op::AtomicOp;
 use crate::base::errno::Errno;
@@ -37,7 +37,7 @@ pub struct StaleFinding {
     /// The file and file block that own the page now, if any.
     pub new_owner: Option<(Ino, u64)>,
     /// The newest events that touched the page, oldest first.
-    pub trace: Vec<Event>,
+    pub trace: Vec<TraceEvent>,
 }
 
 /// The stale accesses found.
@@ -104,9 +104,11 @@ fn watched<R>(
     let result = body();
     let after = kernel.ledger.check_after_copy(pages, since);
     match (before, after) {
-        (Access::Current, Access::Current) => {}
-        (_, Access::Stale { page, .. }) | (Access::Stale { page, .. }, _) => found_stale(kernel, page, pages, subject),
-        (Access::Orphan, _) | (_, Access::Orphan) => kernel.counters.orphan_dma.add(1),
+        (OwnershipCheck::Current, OwnershipCheck::Current) => {}
+        (_, OwnershipCheck::Stale { page, .. }) | (OwnershipCheck::Stale { page, .. }, _) => {
+            found_stale(kernel, page, pages, subject)
+        }
+        (OwnershipCheck::Orphan, _) | (_, OwnershipCheck::Orphan) => kernel.counters.orphan_dma.add(1),
     }
     result
 }

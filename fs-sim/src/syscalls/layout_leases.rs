@@ -6,8 +6,7 @@
 use crate::base::errno::Errno;
 use crate::base::numbers::Fd;
 use crate::base::range::BlockRange;
-use crate::leases::layout::acquire::downgrade;
-use crate::leases::layout::acquire::{LeaseRequest, acquire, check_request};
+use crate::leases::layout::acquire::{LeaseRequest, acquire, check_request, downgrade};
 use crate::leases::layout::kind::LeaseKind;
 use crate::leases::layout::unlock::unlock;
 use crate::vfs::task::Task;

@@ -3,19 +3,19 @@
 //! It owns the errno values of an access; the bytes are [`emulator::device::memory`]'s. Kernel counterpart: an anonymous `MAP_SHARED`
 //! mapping.
 
-use emulator::device::memory::Memory;
+use emulator::device::memory::ProcessMemory;
 
 use crate::base::atomic_op::AtomicOp;
 use crate::base::errno::Errno;
 
 /// See the module. The length is a multiple of 8 bytes.
 #[derive(Debug)]
-pub struct AnonMemory(Memory);
+pub struct AnonMemory(ProcessMemory);
 
 impl AnonMemory {
     /// `len` zero bytes, rounded up to 8.
     pub fn new(len: usize) -> AnonMemory {
-        AnonMemory(Memory::new(len))
+        AnonMemory(ProcessMemory::new(len))
     }
 
     /// Its length in bytes.

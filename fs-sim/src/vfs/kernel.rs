@@ -10,10 +10,10 @@ use emulator::World;
 use emulator::device::Device;
 use emulator::ledger::Ledger;
 use emulator::pin::{PageRange, PinTable};
-use emulator::registry::Registry;
+use emulator::runtime::registry::Registry;
+use emulator::runtime::trace::{Trace, TraceEvent};
 use emulator::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use emulator::sync::{Arc, Mutex};
-use emulator::trace::{Event, Trace};
 use emulator::wait::{Waiter, WaiterId};
 
 use crate::base::counters::KernelCounters;
@@ -152,7 +152,7 @@ impl Kernel {
         self.tracer.record(self.world.now(), kind, actor, ino, pages);
     }
 
-    pub(crate) fn trace_about(&self, pages: PageRange) -> Vec<Event> {
+    pub(crate) fn trace_about(&self, pages: PageRange) -> Vec<TraceEvent> {
         self.tracer.about(pages, 32)
     }
 

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use emulator::sync::Arc;
-use emulator::wait::Sleep;
+use emulator::wait::SleepKind;
 
 use crate::base::numbers::{Ino, Pid};
 use crate::vfs::kernel::Kernel;
@@ -124,7 +124,7 @@ impl Kernel {
 /// `complete_signal`.
 fn interrupt(process: &Process) {
     let waiters = process.waiters.lock().clone();
-    let free = waiters.iter().find(|waiter| !waiter.interrupted(Sleep::Interruptible));
+    let free = waiters.iter().find(|waiter| !waiter.interrupted(SleepKind::Interruptible));
     if let Some(waiter) = free.or(waiters.first()) {
         waiter.interrupt(false);
     }

@@ -8,7 +8,7 @@ use std::task::Poll;
 
 use emulator::sync::Arc;
 use emulator::sync::atomic::{AtomicBool, Ordering};
-use emulator::wait::{Sleep, WaitError, WaitFor, WaitQueue, Waiter};
+use emulator::wait::{SleepKind, WaitError, WaitFor, WaitQueue, Waiter};
 
 use crate::base::errno::Errno;
 use crate::base::numbers::{Fd, Pid};
@@ -177,7 +177,7 @@ impl Task {
     ) -> Result<T, WaitFailure> {
         let kernel = self.kernel();
         let id = self.waiter().id();
-        let bounded = how.deadline.is_some() || how.sleep == Sleep::Killable;
+        let bounded = how.deadline.is_some() || how.sleep == SleepKind::Killable;
         let waiter = self.waiter();
         let mut looks = 0;
         let outcome = queue.wait(&kernel.world, waiter, how, || {

@@ -2,7 +2,7 @@
 
 use super::*;
 use emulator::pin::{Frozen, PageRange, Pin, PinKind, PinTable};
-use emulator::rng;
+use emulator::runtime::rng;
 use emulator::sync::atomic::{AtomicU64, Ordering};
 use emulator::sync::{Mutex, race, thread};
 use proptest::prelude::*;

@@ -43,7 +43,7 @@ use std::task::Poll;
 
 use emulator::pin::gate::Gate;
 use emulator::race_point;
-use emulator::state_table::InvalidTransition;
+use emulator::runtime::state_table::InvalidTransition;
 use emulator::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use emulator::sync::{Arc, Mutex, OnceLock};
 use fs_sim::Errno;

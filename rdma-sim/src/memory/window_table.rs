@@ -7,7 +7,7 @@
 
 use std::collections::VecDeque;
 
-use emulator::registry::Registry;
+use emulator::runtime::registry::Registry;
 use emulator::sync::{Arc, Mutex};
 use fs_sim::Errno;
 

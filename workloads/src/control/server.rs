@@ -11,10 +11,10 @@ use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
+use crate::socket::{self, ListenError};
 use emulator::sync::atomic::{AtomicBool, Ordering};
 use emulator::sync::thread::{self, JoinHandle};
 use emulator::sync::{Arc, Mutex};
-use emulator::vhost_user::socket::{self, ListenError};
 use rustix::event::{PollFd, PollFlags, poll};
 
 use super::protocol::{PATIENCE, REQUEST_MAX, Request, Response};

@@ -6,7 +6,7 @@
 //! with one seed give every actor the same steps. What is due by the clock or by a signal (a
 //! deregistration, the answer to a lease break) is not drawn. There is no kernel counterpart.
 
-use emulator::rng::{self, Rng};
+use emulator::runtime::rng::{self, Rng};
 use rand::{RngExt, SeedableRng};
 use rand_distr::{Distribution as _, Zipf};
 

@@ -7,7 +7,7 @@
 //! contexts. The registrant does not look at what the design allows, with one exception: it takes
 //! the kind of lease that the design's gate asks for, as a program follows its system's manual.
 
-use emulator::clock::Nanos;
+use emulator::runtime::clock::Nanos;
 use emulator::sync::Arc;
 use emulator::sync::atomic::Ordering;
 use fs_sim::base::numbers::{Fd, Pid};

@@ -6,7 +6,7 @@
 //! work requests that complete with a remote access error. A call that fails for another reason, or
 //! that a signal ends, counts as neither. Kernel counterpart: per-CPU counters.
 
-use emulator::clock::Nanos;
+use emulator::runtime::clock::Nanos;
 use fs_sim::{Errno, Task};
 use reports::{Latency, OpLatencies, RaceCounters};
 

@@ -16,12 +16,12 @@ use std::collections::BTreeMap;
 use std::task::Poll;
 use std::time::Duration;
 
-use emulator::clock::Nanos;
 use emulator::race_point;
+use emulator::runtime::clock::Nanos;
+use emulator::runtime::world::Sleeper;
 use emulator::sync::thread::{self, JoinHandle};
 use emulator::sync::{Arc, Mutex, race};
 use emulator::wait::{WaitFor, WaiterId};
-use emulator::world::Sleeper;
 use fs_sim::base::numbers::Pid;
 use fs_sim::vfs::signals::{SigInfo, Signal};
 

@@ -13,7 +13,7 @@ use crate::input::Size;
 use emulator::World;
 use emulator::device::{Device, FOLIO, MAX_BYTES, OpenError};
 use emulator::sync::Arc;
-use emulator::vhost_user::{PIECES_MAX, Piece};
+use emulator::vhost_user::{PIECES_MAX, PmemPiece};
 use fs_sim::base::numbers::Fd;
 use fs_sim::design::Axes;
 use fs_sim::extent_map::Extent;
@@ -278,8 +278,8 @@ pub(super) fn places(kernel: &Kernel, name: &str) -> Vec<Range<u64>> {
 }
 
 /// What of an export may be mapped now.
-pub(super) fn pieces(export: &GuestExport, kernel: &Arc<Kernel>) -> Vec<Piece> {
-    let piece = |piece: fs_sim::pinning::guest_export::GuestPiece| Piece {
+pub(super) fn pieces(export: &GuestExport, kernel: &Arc<Kernel>) -> Vec<PmemPiece> {
+    let piece = |piece: fs_sim::pinning::guest_export::GuestPiece| PmemPiece {
         guest_offset: piece.file_offset,
         device_offset: piece.device_offset,
         len: piece.len,

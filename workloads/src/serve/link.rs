@@ -12,7 +12,7 @@ use std::time::Duration;
 use emulator::World;
 use emulator::sync::Mutex;
 use emulator::sync::atomic::{AtomicU64, Ordering};
-use emulator::vhost_user::Piece;
+use emulator::vhost_user::PmemPiece;
 use emulator::wait::{WaitError, WaitFor, WaitQueue, Waiter, WaiterId};
 use rustix::io::Errno;
 use rustix::net::RecvFlags;
@@ -208,12 +208,12 @@ impl<A> Link<A> {
 }
 
 /// Pieces as they are said.
-pub(super) fn said(pieces: &[Piece]) -> Vec<(u64, u64, u64)> {
+pub(super) fn said(pieces: &[PmemPiece]) -> Vec<(u64, u64, u64)> {
     pieces.iter().map(|piece| (piece.guest_offset, piece.device_offset, piece.len)).collect()
 }
 
 /// Pieces as they were said.
-pub(super) fn heard(pieces: Vec<(u64, u64, u64)>) -> Vec<Piece> {
-    let piece = |(guest_offset, device_offset, len)| Piece { guest_offset, device_offset, len };
+pub(super) fn heard(pieces: Vec<(u64, u64, u64)>) -> Vec<PmemPiece> {
+    let piece = |(guest_offset, device_offset, len)| PmemPiece { guest_offset, device_offset, len };
     pieces.into_iter().map(piece).collect()
 }

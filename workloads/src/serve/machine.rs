@@ -7,7 +7,7 @@ use std::task::Poll;
 
 use emulator::World;
 use emulator::device::Device;
-use emulator::device::persistence::Durable;
+use emulator::device::persistence::DurableImage;
 use emulator::pin::gate::Gate;
 use emulator::sync::Arc;
 use emulator::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -39,7 +39,7 @@ impl Backing {
 /// See the module.
 pub(super) struct Machine {
     backing: Backing,
-    durable: Option<Durable>,
+    durable: Option<DurableImage>,
     events: Events,
     /// For waits that no simulated task waits.
     waits: World,
@@ -53,7 +53,7 @@ pub(super) struct Machine {
 }
 
 impl Machine {
-    pub(super) fn new(backing: Backing, durable: Option<Durable>, seed: u64, events: Events) -> Machine {
+    pub(super) fn new(backing: Backing, durable: Option<DurableImage>, seed: u64, events: Events) -> Machine {
         Machine {
             backing,
             durable,
@@ -83,7 +83,7 @@ impl Machine {
         self.backing.device()
     }
 
-    pub(super) fn durable(&self) -> Option<&Durable> {
+    pub(super) fn durable(&self) -> Option<&DurableImage> {
         self.durable.as_ref()
     }
 

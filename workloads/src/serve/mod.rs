@@ -33,12 +33,12 @@ mod words;
 use std::path::PathBuf;
 use std::task::Poll;
 
+use crate::socket::{self, ListenError};
 use emulator::World;
-use emulator::device::persistence::Durable;
+use emulator::device::persistence::DurableImage;
 use emulator::device::{Device, OpenError};
 use emulator::sync::Arc;
 use emulator::sync::atomic::{AtomicBool, Ordering};
-use emulator::vhost_user::socket::{self, ListenError};
 use emulator::wait::{WaitFor, WaitQueue, Waiter, WaiterId};
 use fs_sim::Kernel;
 use fs_sim::design::Axes;
@@ -200,7 +200,8 @@ impl Server {
             .map_err(|error| not_there("--control", error))?;
         let (backing, held) = backing(config)?;
         let prepared = if config.nvdimm { recipes::prepare(config, &backing)? } else { String::new() };
-        let durable = config.power_cut_model.then(|| Durable::new(backing.device())).transpose().map_err(cannot)?;
+        let durable =
+            config.power_cut_model.then(|| DurableImage::new(backing.device())).transpose().map_err(cannot)?;
         let machine = Arc::new(Machine::new(backing, durable, config.seed, events));
         let residents = if config.nvdimm { residents(config, &machine)? } else { Vec::new() };
         let mut ports = Vec::new();

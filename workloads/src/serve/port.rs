@@ -18,16 +18,17 @@ use std::task::Poll;
 use std::time::Duration;
 
 use emulator::World;
-use emulator::device::persistence::Durable;
+use emulator::device::persistence::DurableImage;
 use emulator::device::{Device, OpenError};
 use emulator::pin::gate::Gate;
 use emulator::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use emulator::sync::{Arc, Mutex, thread};
-use emulator::vhost_user::{FlushError, Medium, Peer, Piece, Server, Stats, Unmapped};
+use emulator::vhost_user::{FlushError, Medium, Peer, PmemPiece, Unmapped, VhostServer, VhostStats};
 use emulator::wait::{WaitFor, WaitQueue, Waiter, WaiterId};
 
 use super::link::{Counted, FromPort, Granted, Link, LinkError, ToPort, Why, heard};
 use super::words;
+use crate::socket;
 
 /// After how long a frontend that does not let go is asked again.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
@@ -58,7 +59,10 @@ pub fn main(socket: OwnedFd) -> io::Result<()> {
         world: World::real(0),
     });
     let door = listener.try_clone()?;
-    let server = Server::start(UnixListener::from(listener), Arc::clone(&port) as Arc<dyn Medium>)?;
+    let listener = UnixListener::from(listener);
+    let name = socket::Name::of(&listener);
+    let remove_socket = move || name.into_iter().for_each(socket::Name::remove);
+    let server = VhostServer::start(listener, Arc::clone(&port) as Arc<dyn Medium>, remove_socket)?;
     port.say(&FromPort::Ready);
     thread::scope(|scope| {
         while let Some((said, _)) = port.link.next::<ToPort>() {
@@ -102,7 +106,7 @@ pub fn main(socket: OwnedFd) -> io::Result<()> {
 /// What guests have mapped, and its durable copy where the power-cut model has one.
 struct Memory {
     live: Device,
-    durable: Option<Durable>,
+    durable: Option<DurableImage>,
     /// What flushes have compared with the copy, and copied to it, in bytes.
     compared: AtomicU64,
     copied: AtomicU64,
@@ -112,14 +116,14 @@ impl Memory {
     fn new(memory: OwnedFd, bytes: u64, durable: Option<OwnedFd>) -> Result<Memory, OpenError> {
         Ok(Memory {
             live: Device::from_fd(memory, bytes)?,
-            durable: durable.map(|durable| Durable::from_fd(durable, bytes)).transpose()?,
+            durable: durable.map(|durable| DurableImage::from_fd(durable, bytes)).transpose()?,
             compared: AtomicU64::new(0),
             copied: AtomicU64::new(0),
         })
     }
 
     /// Makes what was stored to `pieces` durable.
-    fn flush(&self, pieces: &[Piece]) -> Result<(), FlushError> {
+    fn flush(&self, pieces: &[PmemPiece]) -> Result<(), FlushError> {
         if let Some(durable) = &self.durable {
             let ranges = pieces.iter().map(|piece| piece.device_offset..piece.device_offset + piece.len);
             let flushed = durable.flush(&self.live, ranges).map_err(io::Error::other)?;
@@ -145,7 +149,7 @@ struct Standing {
     /// The most pieces that the guest is going to get.
     pieces_max: usize,
     /// What the guest was given last.
-    pieces: Arc<[Piece]>,
+    pieces: Arc<[PmemPiece]>,
 }
 
 /// See the module.
@@ -183,7 +187,7 @@ impl Port {
     }
 
     /// Has everything unmapped, waits for the flush that began before, and says so.
-    fn taken(&self, number: u64, connection: u64, server: &Server) {
+    fn taken(&self, number: u64, connection: u64, server: &VhostServer) {
         let gone = || self.standing.lock().connection != Some(connection);
         let mut unmapped = server.unmap();
         // A frontend that does not answer, or can't be asked, has it mapped until it does, or is gone.
@@ -205,7 +209,7 @@ impl Port {
         self.changed.wait(&self.world, &waiter, how, poll).is_ok()
     }
 
-    fn counters(&self, stats: &Stats) -> BTreeMap<String, u64> {
+    fn counters(&self, stats: &VhostStats) -> BTreeMap<String, u64> {
         let mut counters = words::counters(stats);
         if self.memory.durable.is_some() {
             // ORDERING: Relaxed: see where they are written.
@@ -256,7 +260,7 @@ impl Medium for Port {
         self.standing.lock().pieces_max
     }
 
-    fn attach(&self) -> Vec<Piece> {
+    fn attach(&self) -> Vec<PmemPiece> {
         let (connection, takes) = {
             let standing = self.standing.lock();
             (standing.connection, standing.takes)

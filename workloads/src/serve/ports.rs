@@ -15,11 +15,11 @@ use std::process::{Child, Command, Stdio};
 use std::task::Poll;
 use std::time::Duration;
 
-use emulator::clock::Nanos;
+use emulator::runtime::clock::Nanos;
 use emulator::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use emulator::sync::thread::{self, JoinHandle};
 use emulator::sync::{Arc, Mutex};
-use emulator::vhost_user::{PIECES_MAX, Piece};
+use emulator::vhost_user::{PIECES_MAX, PmemPiece};
 use emulator::wait::{WaitError, WaitFor, WaitQueue, Waiter};
 use fs_sim::Task;
 use fs_sim::base::numbers::Pid;
@@ -279,14 +279,14 @@ impl Port {
     }
 
     /// The guest's driver takes the device: what it may map.
-    fn attach(&self, machine: &Machine, connection: u64) -> Vec<Piece> {
+    fn attach(&self, machine: &Machine, connection: u64) -> Vec<PmemPiece> {
         let Some(guest) = self.guest().filter(|guest| guest.connection == connection) else { return Vec::new() };
         if guest.is_revoked() || machine.power_is_failing() {
             return Vec::new();
         }
         let pieces = match (machine.backing(), &guest.holds) {
             (Backing::Files(kernel), Some(holds)) => files::pieces(&holds.export, kernel),
-            _ => vec![Piece { guest_offset: 0, device_offset: 0, len: machine.device().bytes() }],
+            _ => vec![PmemPiece { guest_offset: 0, device_offset: 0, len: machine.device().bytes() }],
         };
         if pieces.len() > PIECES_MAX {
             // Its holes were filled when it was pinned.

@@ -8,9 +8,9 @@ use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 
 use emulator::device::fsdax::{self, InfoBlock, PrepareError, Prepared};
-use emulator::rng;
+use emulator::runtime::rng;
 use emulator::sync::Arc;
-use emulator::vhost_user::attach::{Offer, ProbeError, Qemu, Recipe, installed, probe, recipes};
+use emulator::vhost_user::attach::{ProbeError, Qemu, QemuOffer, QemuRecipe, installed, probe, recipes};
 use fs_sim::extent_map::Layout;
 use fs_sim::{BLOCK, Kernel};
 use rand::Rng;
@@ -32,7 +32,7 @@ pub(super) fn qemus(config: &Config) -> Result<Vec<Qemu>, ServeError> {
     })?;
     // The way that was asked for, whatever is served.
     let (socket, memory) = if config.nvdimm { (None, config.sockets.first()) } else { (config.sockets.first(), None) };
-    let asked = Offer {
+    let asked = QemuOffer {
         socket: socket.map(PathBuf::as_path),
         memory: memory.map(PathBuf::as_path),
         offset: 0,
@@ -130,14 +130,14 @@ pub(super) fn text(config: &Config, backing: &Backing, qemus: &[Qemu]) -> String
     for (at, socket) in config.sockets.iter().enumerate() {
         let size = memories.get(at).or(memories.first()).map_or(0, |memory| memory.size);
         let socket = absolute(socket);
-        let offer = Offer { socket: Some(&socket), memory: None, offset: 0, size, nvdimm: config.nvdimm };
+        let offer = QemuOffer { socket: Some(&socket), memory: None, offset: 0, size, nvdimm: config.nvdimm };
         recipes(&offer, qemus).iter().for_each(|recipe| sockets += &shown(recipe, None));
     }
     for memory in &memories {
         match &memory.place {
             Ok((path, offset)) => {
                 let (memory, offset, size) = (Some(path.as_path()), *offset, memory.size);
-                let offer = Offer { socket: None, memory, offset, size, nvdimm: config.nvdimm };
+                let offer = QemuOffer { socket: None, memory, offset, size, nvdimm: config.nvdimm };
                 let unseen = (matches!(backing, Backing::Files(_)) && !config.nvdimm).then_some(
                     "Such a guest comes and goes unseen, and nothing is leased or pinned for it: with --nvdimm, lease and pins are held as long as the server runs.",
                 );
@@ -152,7 +152,7 @@ pub(super) fn text(config: &Config, backing: &Backing, qemus: &[Qemu]) -> String
     if config.nvdimm { text + &sockets } else { sockets + &text }
 }
 
-fn shown(recipe: &Recipe, note: Option<&str>) -> String {
+fn shown(recipe: &QemuRecipe, note: Option<&str>) -> String {
     let mut text = format!("\n{} ({}); {}\n\n{}\n", recipe.title, recipe.works_with, recipe.here, recipe.command());
     for (at, note) in recipe.notes.iter().map(String::as_str).chain(note).enumerate() {
         let _ = writeln!(text, "{}  {note}", if at == 0 { "\n" } else { "" });

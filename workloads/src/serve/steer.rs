@@ -234,7 +234,7 @@ impl Served {
         cut
     }
 
-    fn cut(&self, durable: &emulator::device::persistence::Durable, seed: u64, asker: &Asker<'_>) -> Answered {
+    fn cut(&self, durable: &emulator::device::persistence::DurableImage, seed: u64, asker: &Asker<'_>) -> Answered {
         let waiter = self.machine.waiter();
         let alone = asker.unless_gone(cancelled_by(&waiter), || self.machine.wait_powerless(&waiter));
         if alone.map_err(no_means)?.is_err() {

@@ -11,7 +11,7 @@ use crate::input::Size;
 use emulator::sync::Arc;
 use emulator::sync::atomic::Ordering;
 use emulator::vhost_user::attach::shell;
-use emulator::vhost_user::{PIECES_IN_TABLE, Stats};
+use emulator::vhost_user::{PIECES_IN_TABLE, VhostStats};
 use fs_sim::design::{Axis, GateScope, PinGate};
 use fs_sim::extent_map::Layout;
 use fs_sim::pinning::guest_export::Exposure;
@@ -25,7 +25,7 @@ use crate::control::answers;
 use crate::control::protocol::{Request, Response};
 
 /// A device's counters, by name.
-pub(super) fn counters(stats: &Stats) -> BTreeMap<String, u64> {
+pub(super) fn counters(stats: &VhostStats) -> BTreeMap<String, u64> {
     let counters = [
         ("connections", stats.connections),
         ("refused", stats.refused),

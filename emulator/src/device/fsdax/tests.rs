@@ -1,8 +1,9 @@
-//! Tests of the info block: against bytes made elsewhere, against each of the kernel's checks, and on devices in use.
+//! Tests of the info block: against bytes made elsewhere, against each of the kernel's checks, and
+//! on devices in use.
 #![allow(clippy::unwrap_used, reason = "a test that can't go on ends")]
 
 use super::*;
-use crate::runtime::page_range::PageRange;
+use crate::runtime::pages::PageRange;
 use proptest::prelude::*;
 
 const SIZE: u64 = 256 << 20;
@@ -15,7 +16,8 @@ fn good() -> [u8; BYTES] {
     InfoBlock::new(SIZE, uuid()).unwrap().emit()
 }
 
-/// The checksum again, by another way: with n words, the running sums are sum(w) and sum((n - i) * w).
+/// The checksum again, by another way: with n words, the running sums are sum(w) and sum((n - i) *
+/// w).
 fn sum_of(block: &[u8; BYTES]) -> u64 {
     let mut block = *block;
     block[4088..].fill(0);
@@ -61,14 +63,14 @@ fn sizes_without_room_for_data_are_refused() {
 #[test]
 fn each_check_of_the_kernel_is_made() {
     let refusal = |block: [u8; BYTES]| InfoBlock::parse(&block, SIZE).unwrap_err();
-    assert_eq!(refusal([0; BYTES]), Invalid::Absent);
-    assert_eq!(refusal(changed(0, b"NVDIMM_DAX_INFO\0")), Invalid::Absent);
-    assert_eq!(refusal(changed(32, &[1])), Invalid::Parent);
+    assert_eq!(refusal([0; BYTES]), InvalidInfoBlock::Absent);
+    assert_eq!(refusal(changed(0, b"NVDIMM_DAX_INFO\0")), InvalidInfoBlock::Absent);
+    assert_eq!(refusal(changed(32, &[1])), InvalidInfoBlock::Parent);
     let mut torn = good();
     torn[4000] ^= 1;
-    assert!(matches!(refusal(torn), Invalid::Checksum { .. }));
+    assert!(matches!(refusal(torn), InvalidInfoBlock::Checksum { .. }));
     let field = |at, value: &[u8]| match refusal(changed(at, value)) {
-        Invalid::Field { field, .. } => field,
+        InvalidInfoBlock::Field { field, .. } => field,
         other => panic!("{other:?}"),
     };
     assert_eq!(field(72, &[0]), "mode");
@@ -123,7 +125,7 @@ fn a_device_is_prepared_once_and_never_over_data() {
     for (start, bytes) in [(4 * FOLIO, 6 * FOLIO), (u64::MAX, 2 * FOLIO)] {
         assert!(matches!(prepare(&device, start, bytes, uuid()), Err(PrepareError::Access(_))));
     }
-    assert!(matches!(prepare(&device, 0, FOLIO, uuid()), Err(PrepareError::Invalid(_))));
+    assert!(matches!(prepare(&device, 0, FOLIO, uuid()), Err(PrepareError::InvalidInfoBlock(_))));
 }
 
 proptest! {
@@ -135,7 +137,8 @@ proptest! {
         prop_assert_eq!(InfoBlock::parse(&block, folios * FOLIO), Ok(info));
     }
 
-    /// Whatever the fields hold, behind a checksum that fits: an answer, and never data beyond the namespace.
+    /// Whatever the fields hold, behind a checksum that fits: an answer, and never data beyond the
+    /// namespace.
     #[test]
     fn any_fields_are_judged(
         data in prop_oneof![(0..9u64).prop_map(|n| n << 21), any::<u64>()],

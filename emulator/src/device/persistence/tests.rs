@@ -1,8 +1,9 @@
-//! Tests of the power-cut model against plain byte vectors, and under concurrent stores and flushes.
+//! Tests of the power-cut model against plain byte vectors, and under concurrent stores and
+//! flushes.
 #![allow(clippy::unwrap_used, reason = "a test that can't go on ends")]
 
 use super::*;
-use crate::device::dax_device::FOLIO;
+use crate::device::FOLIO;
 use crate::runtime::sync::atomic::{AtomicU64 as Counter, Ordering};
 use crate::runtime::sync::thread;
 use proptest::prelude::*;
@@ -44,7 +45,7 @@ struct Model {
 }
 
 impl Model {
-    fn apply(&mut self, op: &Op, device: &Device, durable: &Durable) {
+    fn apply(&mut self, op: &Op, device: &Device, durable: &DurableImage) {
         match *op {
             Op::Write { at, len, byte } => {
                 self.live[at..at + len].fill(byte);
@@ -52,7 +53,7 @@ impl Model {
             }
             Op::Flush { at, len } => {
                 let flushed = durable.flush(device, Some(at as u64..(at + len) as u64)).unwrap();
-                assert_eq!(flushed.lines_unsettled, 0, "nobody stores meanwhile");
+                assert_eq!(flushed.lines_unsettled, 0, "no other thread stores meanwhile");
                 if len > 0 {
                     let page = PAGE as usize;
                     let pages = at / page * page..(at + len).next_multiple_of(page);
@@ -75,7 +76,7 @@ impl Model {
 
 /// Runs `ops`, cuts the power, and checks every line of what comes back; returns it.
 fn run(device: &Device, ops: &[Op], seed: u64) -> Vec<u8> {
-    let durable = Durable::new(device).unwrap();
+    let durable = DurableImage::new(device).unwrap();
     let mut model = Model { live: contents(device), durable: contents(device) };
     ops.iter().for_each(|op| model.apply(op, device, &durable));
     assert_eq!(contents(&durable.copy), model.durable, "before the cut: what was flushed and nothing else");
@@ -94,7 +95,7 @@ fn run(device: &Device, ops: &[Op], seed: u64) -> Vec<u8> {
             assert_eq!(found, &model.durable[at], "line {line} was flushed");
         }
     }
-    assert_eq!(cut, Cut { lines_unflushed: unflushed.len() as u64, lines_survived: survived });
+    assert_eq!(cut, PowerCut { lines_unflushed: unflushed.len() as u64, lines_survived: survived });
     after
 }
 
@@ -109,12 +110,13 @@ proptest! {
     ) {
         let device = Device::memory(FOLIO).unwrap();
         let mut unused = Model { live: vec![0; SIZE], durable: vec![0; SIZE] };
-        let other = Durable::new(&device).unwrap();
+        let other = DurableImage::new(&device).unwrap();
         before.iter().for_each(|op| unused.apply(op, &device, &other));
         let start = contents(&device);
         let first = run(&device, &ops, seed);
 
-        // The same over an image of a real filesystem, with the same outcome: the seed decides, not the medium.
+        // The same over an image of a real filesystem, with the same outcome: the seed decides, not
+        // the medium.
         let folder = tempfile::tempdir().unwrap();
         let image = Device::image(&folder.path().join("image"), FOLIO).unwrap();
         for (page, bytes) in start.chunks(PAGE as usize).enumerate().filter(|(_, bytes)| bytes.iter().any(|b| *b != 0)) {
@@ -128,7 +130,7 @@ proptest! {
 fn every_second_line_survives_and_the_seed_says_which() {
     let outcome = |seed, lines: u64| {
         let device = Device::memory(FOLIO).unwrap();
-        let durable = Durable::new(&device).unwrap();
+        let durable = DurableImage::new(&device).unwrap();
         device.write(0, &vec![0xee; (lines * LINE) as usize]).unwrap();
         let cut = durable.cut(&device, seed).unwrap();
         assert_eq!(cut.lines_unflushed, lines);
@@ -149,7 +151,7 @@ fn every_second_line_survives_and_the_seed_says_which() {
 #[test]
 fn holes_stay_holes() {
     let device = Device::memory(1 << 40).unwrap();
-    let durable = Durable::new(&device).unwrap();
+    let durable = DurableImage::new(&device).unwrap();
     let far = (1 << 40) - PAGE;
     device.write(far, &[1; 64]).unwrap();
     let all = 0..device.bytes();
@@ -158,7 +160,8 @@ fn holes_stay_holes() {
     assert_eq!(flushed.bytes_copied, 64);
     assert!(used(durable.fd()) <= FOLIO);
 
-    // Discarded: reading it for the comparison must not take memory again, and the durable page goes too.
+    // Discarded: reading it for the comparison must not take memory again, and the durable page
+    // goes too.
     device.discard(PageRange::new(device.pages() - FOLIO / PAGE, FOLIO / PAGE)).unwrap();
     durable.flush(&device, Some(all.clone())).unwrap();
     assert_eq!((used(device.fd()), used(durable.fd())), (0, 0));
@@ -175,7 +178,7 @@ fn holes_stay_holes() {
 #[test]
 fn ranges_outside_are_refused_whole() {
     let device = Device::memory(FOLIO).unwrap();
-    let durable = Durable::new(&device).unwrap();
+    let durable = DurableImage::new(&device).unwrap();
     device.write(0, b"new").unwrap();
     for outside in [FOLIO - 1..FOLIO + 1, FOLIO..u64::MAX, u64::MAX - 1..u64::MAX] {
         let refused = durable.flush(&device, [0..64, outside]);
@@ -184,7 +187,7 @@ fn ranges_outside_are_refused_whole() {
     assert_eq!(contents(&durable.copy)[..3], [0; 3], "nothing was flushed");
     #[expect(clippy::reversed_empty_ranges, reason = "a caller's mistake must do no harm")]
     let empty = [5..5, 9..3, u64::MAX..0];
-    assert_eq!(durable.flush(&device, empty), Ok(Flushed::default()));
+    assert_eq!(durable.flush(&device, empty), Ok(FlushStats::default()));
     let larger = Device::memory(2 * FOLIO).unwrap();
     assert!(durable.cut(&larger, 0).is_err());
     assert!(durable.restore(&larger).is_err());
@@ -194,26 +197,27 @@ fn ranges_outside_are_refused_whole() {
 #[test]
 fn two_mappings_of_one_durable_image_agree() {
     let device = Device::memory(FOLIO).unwrap();
-    let made = Durable::new(&device).unwrap();
-    let other = Durable::from_fd(made.fd().try_clone_to_owned().unwrap(), FOLIO).unwrap();
+    let made = DurableImage::new(&device).unwrap();
+    let other = DurableImage::from_fd(made.fd().try_clone_to_owned().unwrap(), FOLIO).unwrap();
     assert_eq!(other.bytes(), FOLIO);
     device.write(100, b"flushed by the other").unwrap();
     other.flush(&device, Some(0..PAGE)).unwrap();
-    assert_eq!(made.cut(&device, 1).unwrap(), Cut::default(), "all was flushed");
+    assert_eq!(made.cut(&device, 1).unwrap(), PowerCut::default(), "all was flushed");
     device.poison().poison(PageRange::new(0, 1));
     made.restore(&device).unwrap();
     device.poison().clear(PageRange::new(0, 1));
     assert_eq!(&contents(&device)[100..120], b"flushed by the other");
 }
 
-/// One thread stores to lines, word by word; two flush. At the end the first flusher has flushed all, and the second one's last
-/// flush may have started before: it must not have left an older version behind.
+/// One thread stores to lines, word by word; two flush. At the end the first flusher has flushed
+/// all, and the second one's last flush may have started before: it must not have left an older
+/// version behind.
 #[test]
 fn flushes_at_once_leave_the_newer_version() {
     const LINES: u64 = 24;
     const ROUNDS: u64 = 4000;
     let device = Device::memory(FOLIO).unwrap();
-    let durable = Durable::new(&device).unwrap();
+    let durable = DurableImage::new(&device).unwrap();
     let range = 0..LINES * LINE;
     for batch in 0..20 {
         let stored = Counter::new(0);
@@ -242,13 +246,14 @@ fn flushes_at_once_leave_the_newer_version() {
     }
 }
 
-/// A line's words are stored in order; a flush that settled must have taken a state that was there: never the later word
-/// without the earlier one, and never less than what had been stored when it began.
+/// A line's words are stored in order; a flush that settled must have taken a state that was there:
+/// never the later word without the earlier one, and never less than what had been stored when it
+/// began.
 #[test]
 fn a_flushed_line_is_a_state_that_was_there() {
     const ROUNDS: u64 = 100_000;
     let device = Device::memory(FOLIO).unwrap();
-    let durable = Durable::new(&device).unwrap();
+    let durable = DurableImage::new(&device).unwrap();
     let stored = Counter::new(0);
     let mut settled = 0;
     thread::scope(|scope| {

@@ -1,11 +1,13 @@
-//! The concurrency facade: the only module of the project that names `std::sync`, `loom` or `shuttle`.
+//! The concurrency facade: the only module of the project that names `std::sync`, `loom` or
+//! `shuttle`.
 //!
-//! It owns the choice of backend. Three exist: the standard library, loom (`--cfg daxlab_loom`, the only check of memory
-//! orderings) and shuttle (`--cfg daxlab_shuttle`, seeded schedules; takes every ordering as SeqCst). Invariant: code
-//! written against this module runs unchanged under all three. Kernel counterpart: `<linux/atomic.h>`, `<linux/spinlock.h>`.
+//! It owns the choice of backend. Three exist: the standard library, loom (`--cfg daxlab_loom`, the
+//! only check of memory orderings) and shuttle (`--cfg daxlab_shuttle`, seeded schedules; takes
+//! every ordering as SeqCst). Invariant: code written against this module runs unchanged under all
+//! three. Kernel counterpart: `<linux/atomic.h>`, `<linux/spinlock.h>`.
 //!
-//! Rules that keep exploration possible (see `docs/architecture.md`): a [`Mutex`] is a leaf, never held over a wait or a
-//! yield; blocking happens in [`crate::runtime::wait::WaitQueue`] only.
+//! Rules that keep exploration possible (see `docs/architecture.md`): a [`Mutex`] is a leaf, never
+//! held over a wait or a yield; blocking happens in [`crate::runtime::wait::WaitQueue`] only.
 #![allow(
     clippy::disallowed_types,
     clippy::disallowed_methods,
@@ -17,8 +19,8 @@ mod rcu;
 
 pub use rcu::Rcu;
 pub use std::sync::Arc;
-/// A value set once and then read without a lock. Set it under a [`Mutex`] of the facade: two setters at once would block
-/// each other where no explorer can see it.
+/// A value set once and then read without a lock. Set it under a [`Mutex`] of the facade: two
+/// setters at once would block each other where no explorer can see it.
 pub use std::sync::OnceLock;
 
 #[cfg(daxlab_loom)]
@@ -33,13 +35,15 @@ pub mod atomic {
     pub use super::backend::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
 }
 
-/// The machine's own atomics, whatever the backend: for words that live in a shared mapping, where an explorer's atomics
-/// (larger than 8 bytes, and not plain memory) can't stand. Nothing that two threads agree by may use them.
+/// The machine's own atomics, whatever the backend: for words that live in a shared mapping, where
+/// an explorer's atomics (larger than 8 bytes, and not plain memory) can't stand. Nothing that two
+/// threads agree by may use them.
 pub mod machine {
     pub use std::sync::atomic::{AtomicU64, Ordering, fence};
 }
 
-/// Threads of the chosen backend. There is no sleep: waiting is [`crate::runtime::wait`]'s business.
+/// Threads of the chosen backend. There is no sleep: waiting is [`crate::runtime::wait`]'s
+/// business.
 pub mod thread {
     /// How many threads can run at once on the machine this runs on; 1 if it does not tell.
     pub fn parallelism() -> usize {
@@ -58,7 +62,8 @@ pub use shuttle::thread_local;
 #[cfg(not(any(daxlab_loom, daxlab_shuttle)))]
 pub use std::thread_local;
 
-/// A mutual exclusion lock that is always a leaf: no wait, yield or other lock of the facade happens while it is held.
+/// A mutual exclusion lock that is always a leaf: no wait, yield or other lock of the facade
+/// happens while it is held.
 ///
 /// Poisoning is not reported: a panicking holder is a bug that ends the run by itself.
 #[derive(Debug, Default)]
@@ -108,8 +113,9 @@ impl Condvar {
 
 /// A fence under loom, nothing elsewhere.
 ///
-/// loom treats a SeqCst access as AcqRel, so a SeqCst read-modify-write followed by a SeqCst load can be reordered in its
-/// model although no real machine and no SeqCst semantics allow it. Placed between the two it restores the total order.
+/// loom treats a SeqCst access as AcqRel, so a SeqCst read-modify-write followed by a SeqCst load
+/// can be reordered in its model although no real machine and no SeqCst semantics allow it. Placed
+/// between the two it restores the total order.
 #[inline(always)]
 pub fn fence_after_rmw() {
     #[cfg(daxlab_loom)]

@@ -1,19 +1,20 @@
 //! Race points: places where two sides can meet, made likely on a machine with few processors.
 //!
-//! It owns a per-thread generator and a probability. An armed thread yields its processor at a race point with that
-//! probability; an unarmed one (benchmarks, tests, models) pays one thread-local load. Invariant: whether a race point
-//! yields never depends on, and never changes, anything but the schedule. Kernel counterpart: `CONFIG_KCSAN_DELAY_TASK`.
+//! It owns a per-thread generator and a probability. An armed thread yields its processor at a race
+//! point with that probability; an unarmed one (benchmarks, tests, models) pays one thread-local
+//! load. Invariant: whether a race point yields never depends on, and never changes, anything but
+//! the schedule. Kernel counterpart: `CONFIG_KCSAN_DELAY_TASK`.
 
-use crate::runtime::rng::Rng;
+use rand_xoshiro::Xoshiro256PlusPlus;
 
 #[cfg(not(any(daxlab_loom, daxlab_shuttle)))]
 mod imp {
     use std::cell::RefCell;
 
-    use crate::runtime::rng::Rng;
+    use rand_xoshiro::Xoshiro256PlusPlus;
 
     struct Armed {
-        rng: Rng,
+        rng: Xoshiro256PlusPlus,
         /// A draw below this yields; the probability scaled to the whole range of a `u64`.
         threshold: u64,
     }
@@ -22,7 +23,7 @@ mod imp {
         static ARMED: RefCell<Option<Armed>> = const { RefCell::new(None) };
     }
 
-    pub(super) fn arm(rng: Rng, probability: f64) {
+    pub(super) fn arm(rng: Xoshiro256PlusPlus, probability: f64) {
         let threshold = (probability.clamp(0.0, 1.0) * u64::MAX as f64) as u64;
         ARMED.with(|armed| *armed.borrow_mut() = Some(Armed { rng, threshold }));
     }
@@ -43,16 +44,18 @@ mod imp {
     }
 }
 
-/// Under loom and shuttle the explorer decides who runs: every access is a race point already.
+/// Under loom and shuttle the explorer decides which thread runs: every access is a race point
+/// already.
 #[cfg(any(daxlab_loom, daxlab_shuttle))]
 mod imp {
-    pub(super) fn arm(_rng: crate::runtime::rng::Rng, _probability: f64) {}
+    pub(super) fn arm(_rng: rand_xoshiro::Xoshiro256PlusPlus, _probability: f64) {}
     pub(super) fn disarm() {}
     pub(super) fn point() {}
 }
 
-/// Arms the race points of this thread: each yields with `probability` (clamped to 0..=1), drawn from `rng`.
-pub fn arm(rng: Rng, probability: f64) {
+/// Arms the race points of this thread: each yields with `probability` (clamped to 0..=1), drawn
+/// from `rng`.
+pub fn arm(rng: Xoshiro256PlusPlus, probability: f64) {
     imp::arm(rng, probability);
 }
 
@@ -61,7 +64,8 @@ pub fn disarm() {
     imp::disarm();
 }
 
-/// Called by [`race_point!`](crate::race_point); the name appears in nothing but the source and a debugger.
+/// Called by [`race_point!`](crate::race_point); the name appears in nothing but the source and a
+/// debugger.
 #[inline]
 pub fn point(_name: &'static str) {
     imp::point();
@@ -74,3 +78,5 @@ macro_rules! race_point {
         $crate::runtime::sync::race::point($name)
     };
 }
+
+pub use race_point;

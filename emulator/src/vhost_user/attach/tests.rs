@@ -1,4 +1,5 @@
-//! Tests of the command lines: word for word, through a real shell, and against programs that are no QEMU.
+//! Tests of the command lines: word for word, through a real shell, and against programs that are
+//! no QEMU.
 #![allow(clippy::unwrap_used, reason = "a test that can't go on ends")]
 
 use std::ffi::OsString;
@@ -7,7 +8,7 @@ use std::os::unix::ffi::OsStringExt;
 use super::*;
 use proptest::prelude::*;
 
-const NONE: Offer<'static> = Offer { socket: None, memory: None, offset: 0, size: 256 << 20, nvdimm: false };
+const NONE: QemuOffer<'static> = QemuOffer { socket: None, memory: None, offset: 0, size: 256 << 20, nvdimm: false };
 
 fn version(major: u32, minor: u32, micro: u32) -> QemuVersion {
     QemuVersion { major, minor, micro }
@@ -38,7 +39,7 @@ fn versions_as_programs_say_them() {
 
 #[test]
 fn over_vhost_user() {
-    let offer = Offer { socket: Some(Path::new("/run/daxlab/a.sock")), ..NONE };
+    let offer = QemuOffer { socket: Some(Path::new("/run/daxlab/a.sock")), ..NONE };
     let [recipe] = recipes(&offer, &[]).try_into().unwrap();
     assert_eq!(
         recipe.command(),
@@ -55,7 +56,7 @@ fn over_vhost_user() {
 
 #[test]
 fn over_the_same_memory() {
-    let offer = Offer { memory: Some(Path::new("/proc/4711/fd/5")), ..NONE };
+    let offer = QemuOffer { memory: Some(Path::new("/proc/4711/fd/5")), ..NONE };
     let [recipe] = recipes(&offer, &[]).try_into().unwrap();
     assert_eq!(
         recipe.command(),
@@ -67,7 +68,7 @@ fn over_the_same_memory() {
     assert!(recipe.notes[0].contains("Flushes stay in QEMU"), "{:?}", recipe.notes);
 
     let offer =
-        Offer { memory: Some(Path::new("/srv/pmem.img")), offset: 2 << 20, size: 32 << 30, nvdimm: true, ..NONE };
+        QemuOffer { memory: Some(Path::new("/srv/pmem.img")), offset: 2 << 20, size: 32 << 30, nvdimm: true, ..NONE };
     let [recipe] = recipes(&offer, &[]).try_into().unwrap();
     assert_eq!(
         recipe.command(),
@@ -83,7 +84,7 @@ fn over_the_same_memory() {
 
 #[test]
 fn the_installed_qemu_is_told_apart() {
-    let offer = Offer { socket: Some(Path::new("a.sock")), memory: Some(Path::new("a.img")), ..NONE };
+    let offer = QemuOffer { socket: Some(Path::new("a.sock")), memory: Some(Path::new("a.img")), ..NONE };
     let says =
         |installed: &[Qemu]| recipes(&offer, installed).into_iter().map(|recipe| recipe.here).collect::<Vec<_>>();
     let old = qemu(PROGRAM, version(7, 2, 17), [false, true, true]);
@@ -108,7 +109,8 @@ fn the_installed_qemu_is_told_apart() {
     assert!(both[0].command().starts_with("'/opt/new qemu/bin/qemu-system-x86_64' -accel"), "{}", both[0].command());
 }
 
-/// What a shell makes of `line`: its words. (bash, because `$'…'` is younger than the dash of many distributions.)
+/// What a shell makes of `line`: its words. (bash, because `$'…'` is younger than the dash of many
+/// distributions.)
 fn words(line: &str) -> Vec<Vec<u8>> {
     let script = format!("printf '%s\\0' {line}");
     let said = Command::new("bash").args(["-c", &script]).output().unwrap();
@@ -116,7 +118,8 @@ fn words(line: &str) -> Vec<Vec<u8>> {
     said.stdout.strip_suffix(b"\0").unwrap().split(|byte| *byte == 0).map(<[u8]>::to_vec).collect()
 }
 
-/// The value of `key` in QEMU's option syntax, read as `util/keyval.c` does: up to a comma that isn't doubled.
+/// The value of `key` in QEMU's option syntax, read as `util/keyval.c` does: up to a comma that
+/// isn't doubled.
 fn value(option: &[u8], key: &str) -> Vec<u8> {
     let mut items = vec![Vec::new()];
     let mut rest = option.iter().copied().peekable();
@@ -150,7 +153,7 @@ proptest! {
 
     #[test]
     fn any_path_survives_shell_and_qemu(socket in path(), memory in path(), command in path(), nvdimm: bool) {
-        let offer = Offer { socket: Some(&socket), memory: Some(&memory), offset: 4096, size: 4 << 20, nvdimm };
+        let offer = QemuOffer { socket: Some(&socket), memory: Some(&memory), offset: 4096, size: 4 << 20, nvdimm };
         let mut installed = [qemu("x", version(11, 1, 0), [true; 3])];
         installed[0].command = command.clone();
         let both = recipes(&offer, &installed);
@@ -169,8 +172,9 @@ proptest! {
     }
 }
 
-/// An executable that runs `script`. Another process writes it: a descriptor of ours that is open for writing could be in the
-/// child that another test is just starting, and the system runs no file that is open for writing (`ETXTBSY`).
+/// An executable that runs `script`. Another process writes it: a descriptor of ours that is open
+/// for writing could be in the child that another test is just starting, and the system runs no
+/// file that is open for writing (`ETXTBSY`).
 fn program(folder: &Path, script: &str) -> PathBuf {
     std::fs::create_dir_all(folder).unwrap();
     let path = folder.join(PROGRAM);

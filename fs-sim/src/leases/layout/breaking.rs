@@ -6,7 +6,7 @@
 //! waits for it or by the next request. Kernel counterpart: `__break_lease`, `time_out_leases`
 //! (fs/locks.c).
 
-use emulator::clock::Nanos;
+use emulator::runtime::clock::Nanos;
 use emulator::sync::Arc;
 use emulator::wait::WaitFor;
 

@@ -5,8 +5,8 @@
 //! file and covers the whole file. Kernel counterpart: `flc_lease` of `struct file_lock_context`
 //! (include/linux/filelock.h).
 
-use emulator::clock::Nanos;
 use emulator::pin::gate::Gate;
+use emulator::runtime::clock::Nanos;
 use emulator::sync::atomic::{AtomicU64, Ordering};
 use emulator::sync::{Arc, Mutex, MutexGuard};
 use emulator::wait::WaitQueue;

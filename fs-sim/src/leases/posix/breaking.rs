@@ -6,7 +6,7 @@
 //! it out, under the lock of the inode's books. Kernel counterpart: `__break_lease`,
 //! `lease_break_callback`, `send_sigio` (fs/locks.c, fs/fcntl.c).
 
-use emulator::clock::Nanos;
+use emulator::runtime::clock::Nanos;
 use emulator::sync::Arc;
 use emulator::wait::WaitFor;
 

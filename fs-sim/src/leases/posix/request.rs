@@ -8,7 +8,7 @@
 //! `F_SETLEASE`, `F_GETLEASE`, `F_SETOWN`, `F_SETSIG` and `break_lease` (fs/locks.c, fs/fcntl.c),
 //! verified on Linux 6.18.
 
-use emulator::clock::Nanos;
+use emulator::runtime::clock::Nanos;
 
 use crate::base::numbers::{DescriptionId, Pid};
 

@@ -8,7 +8,7 @@
 
 use std::collections::BTreeMap;
 
-use emulator::clock::Nanos;
+use emulator::runtime::clock::Nanos;
 use emulator::sync::{Arc, Mutex, MutexGuard};
 use emulator::wait::WaitQueue;
 

@@ -184,7 +184,7 @@ fn threads_scale_roles_in_proportion() {
 fn distributions_stay_in_their_bounds_and_around_their_middle() {
     let draw = |text: &str| {
         let job = parse(&format!("[registrants]\nregion_lifetime = {text}")).unwrap();
-        let mut rng = emulator::rng::stream(5, "test", 0);
+        let mut rng = emulator::runtime::rng::stream(5, "test", 0);
         let mut drawn: Vec<u64> = (0..10_001).map(|_| job.registrants.region_lifetime.draw(&mut rng)).collect();
         drawn.sort_unstable();
         (drawn[0], drawn[5_000], drawn[10_000], drawn.iter().sum::<u64>() / 10_001)

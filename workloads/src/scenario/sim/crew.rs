@@ -8,10 +8,10 @@ use std::sync::mpsc::{Sender, channel};
 use std::time::Duration;
 
 use emulator::World;
-use emulator::clock::Nanos;
+use emulator::runtime::clock::Nanos;
+use emulator::runtime::world::Rest;
 use emulator::sync::thread::{self, JoinHandle};
 use emulator::sync::{Arc, Mutex};
-use emulator::world::Rest;
 use fs_sim::Task;
 
 use super::calls::Done;

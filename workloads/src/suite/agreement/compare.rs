@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use emulator::rng;
+use emulator::runtime::rng;
 use rand::RngExt;
 
 use super::config::{AgreementConfig, AgreementReport, Difference};

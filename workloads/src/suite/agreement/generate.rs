@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use emulator::rng::Rng;
+use emulator::runtime::rng::Rng;
 use rand::RngExt;
 
 use crate::ops::{Arg, ByteRange, Op, Verb};

@@ -1,7 +1,8 @@
-//! Runs of device pages.
+//! Page ranges: how every layer names device pages.
 //!
-//! It owns the value [`PageRange`], in which every layer names pages. Invariant: `start + len` never
-//! overflows. Kernel counterpart: a pair of page frame number and length.
+//! It owns one value type. It stands in the lowest layer because trace events, poison, pins and
+//! ownership stamps all name pages. Invariant: `start + len` never overflows. Kernel counterpart: a
+//! page frame number and a count.
 
 use std::fmt;
 use std::ops::Range;
@@ -64,5 +65,20 @@ impl PageRange {
 impl fmt::Display for PageRange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "pages {}..{}", self.start, self.end())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges() {
+        let a = PageRange::new(4, 6);
+        assert_eq!(a.intersect(PageRange::new(8, 9)), Some(PageRange::new(8, 2)));
+        assert_eq!(a.intersect(PageRange::new(10, 1)), None);
+        assert!(a.contains(9) && !a.contains(10) && !a.contains(3));
+        assert_eq!(PageRange::new(u64::MAX, 5).end(), u64::MAX);
+        assert_eq!(a.to_string(), "pages 4..10");
     }
 }

@@ -1,12 +1,11 @@
 //! Who may listen at a path.
-#![cfg(not(any(daxlab_loom, daxlab_shuttle)))]
 #![allow(clippy::unwrap_used, reason = "a test that can't go on ends")]
 
 use std::fs;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 
-use emulator::vhost_user::socket::{self, ListenError, Name, PATH_MAX};
+use workloads::socket::{self, ListenError, Name, PATH_MAX};
 
 #[test]
 fn a_free_path_is_listened_at_and_given_back() {

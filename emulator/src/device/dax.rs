@@ -1,25 +1,28 @@
-//! The DAX device: a region of shared memory that simulated files live in and simulated NICs write to.
+//! The DAX device: a region of shared memory that simulated files live in and simulated NICs write
+//! to.
 //!
-//! It owns the mapping and the file behind it (an anonymous memory file, or an image). Invariants: an access either lies
-//! wholly inside the device or fails without touching anything; concurrent accesses never tear an aligned 8-byte word;
-//! memory is used only where something was written. Kernel counterpart: `struct dax_device` (drivers/dax/super.c) over
-//! `pmem_dax_direct_access` (drivers/nvdimm/pmem.c).
+//! It owns the mapping and the file behind it (an anonymous memory file, or an image). Invariants:
+//! an access either lies wholly inside the device or fails without touching anything; concurrent
+//! accesses never tear an aligned 8-byte word; memory is used only where something was written.
+//! Kernel counterpart: `struct dax_device` (drivers/dax/super.c) over `pmem_dax_direct_access`
+//! (drivers/nvdimm/pmem.c).
 //!
-//! Nothing here orders anything: bytes are copied by relaxed word accesses (see `copy`), as a real DMA does it. What makes a
-//! copy visible to somebody is what tells him of it: a completion, a mutex, a pin word.
+//! Nothing here orders anything: bytes are copied by relaxed word accesses (see `copy`), as a real
+//! DMA does it. A reader sees a copy once it has synchronised with the copier: through a
+//! completion, a mutex, a pin word.
 //!
 //! # Drop order
-//! [`Device`] unmaps in `drop`, then its file closes and with it the image's lock goes. So no other run can take the image
-//! while this one could still write to it.
+//! [`Device`] unmaps in `drop`, then its file closes and with it the image's lock goes. So no other
+//! run can take the image while this one could still write to it.
 //!
 //! # What makes stores durable
-//! `fdatasync` of the file, alone. It covers every dirty page of it, whichever process stored, and through whichever mapping:
-//! the kernel write-protects a page's mappings before it writes it back, and the next store dirties the page again
-//! (`folio_mkclean`, `->page_mkwrite`). `msync(MS_SYNC)` is the same `vfs_fsync_range` (mm/msync.c), so both would do the work twice.
+//! `fdatasync` of the file, alone. It covers every dirty page of it, whichever process stored, and
+//! through whichever mapping: the kernel write-protects a page's mappings before it writes it back,
+//! and the next store dirties the page again (`folio_mkclean`, `->page_mkwrite`). `msync(MS_SYNC)`
+//! is the same `vfs_fsync_range` (mm/msync.c), so both would do the work twice.
 //! `tests/durability.rs` asks the kernel: after [`Device::sync`], `cachestat` counts no dirty page.
 
 #[cfg(all(test, not(any(daxlab_loom, daxlab_shuttle))))]
-#[path = "dax_device_tests.rs"]
 mod tests;
 
 use std::fs::{File, OpenOptions};
@@ -34,21 +37,22 @@ use std::ptr::NonNull;
 use rustix::fs::{FallocateFlags, FlockOperation, MemfdFlags, OFlags, SeekFrom};
 use rustix::mm::{MapFlags, MsyncFlags, ProtFlags};
 
-use crate::device::persistence::PAGE_WORDS;
-use crate::device::poison::{Damage, Poison};
-use crate::device::word_copy;
-use crate::runtime::page_range::PageRange;
+use super::copy;
+use super::poison::{Damage, Poison};
+use crate::runtime::pages::PageRange;
 use crate::runtime::sync::atomic::AtomicU32;
 use crate::runtime::sync::machine::{AtomicU64, Ordering};
 
 /// Bytes in a page, the unit of a pin.
 pub const PAGE: u64 = 4096;
+/// 8-byte words in a page.
+pub(super) const PAGE_WORDS: usize = PAGE as usize / 8;
 /// Bytes in a folio, the unit of a device's size.
 pub const FOLIO: u64 = 2 << 20;
 /// The largest device: 1 TiB.
 pub const MAX_BYTES: u64 = 1 << 40;
 
-/// Why a device could not be had.
+/// Why a device could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// The size is none a device can have.
@@ -60,7 +64,8 @@ pub enum OpenError {
         /// Bytes asked for.
         asked: u64,
     },
-    /// Another run, or another device of this one, uses the image, or a guest that has outlived its server.
+    /// Another run, or another device of this one, uses the image, or a guest that has outlived its
+    /// server.
     #[error(
         "image {path}: in use (its lock is held) by another run, or by a guest that is still attached although its server has ended; end it (`fuser {path}` tells the process) or name another image"
     )]
@@ -129,17 +134,29 @@ pub enum AccessError {
 
 /// What is behind the mapping.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Medium {
+enum DeviceBacking {
     Memory,
     Image(PathBuf),
 }
 
-/// See the module. Shared freely between threads; every method takes `&self`.
+/// A DAX device: shared memory, or an image file, mapped once. Threads share it by reference.
+///
+/// ```
+/// use emulator::device::{AccessError, Device, FOLIO};
+///
+/// let device = Device::memory(FOLIO)?;
+/// device.write(100, b"hello")?;
+/// let mut bytes = [0; 5];
+/// device.read(100, &mut bytes)?;
+/// assert_eq!(&bytes, b"hello");
+/// assert!(matches!(device.write(FOLIO, b"x"), Err(AccessError::OutOfRange { .. })));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug)]
 pub struct Device {
     base: NonNull<u8>,
     bytes: u64,
-    medium: Medium,
+    medium: DeviceBacking,
     file: File,
     poison: Poison,
     /// The descriptor that another process handed over: the image's lock may hang on it.
@@ -154,7 +171,8 @@ unsafe impl Send for Device {}
 unsafe impl Sync for Device {}
 
 impl Device {
-    /// A device of `bytes` in anonymous shared memory, all zero. Memory is taken page by page as it is written.
+    /// A device of `bytes` in anonymous shared memory, all zero. Memory is taken page by page as it
+    /// is written.
     ///
     /// # Errors
     /// [`OpenError::Size`], or [`OpenError::Os`].
@@ -166,13 +184,14 @@ impl Device {
         };
         let file = rustix::fs::memfd_create("daxlab", MemfdFlags::CLOEXEC).map_err(os)?;
         rustix::fs::ftruncate(&file, bytes).map_err(os)?;
-        Device::map(file.into(), bytes, Medium::Memory)
+        Device::map(file.into(), bytes, DeviceBacking::Memory)
     }
 
-    /// A device of `bytes` over the image file at `path`: made sparse if there is none (or an empty one), else opened as it
-    /// is; of a larger one the first `bytes` are used. The file stays locked (`flock`) for the life of the device, and must
-    /// not be truncated by others meanwhile: as with any mapped file, an access past its end is a SIGBUS, and so is a
-    /// write for which its filesystem has no room left.
+    /// A device of `bytes` over the image file at `path`: made sparse if there is none (or an empty
+    /// one), else opened as it is; of a larger one the first `bytes` are used. The file stays
+    /// locked (`flock`) for the life of the device, and must not be truncated by others meanwhile:
+    /// as with any mapped file, an access past its end is a SIGBUS, and so is a write for which its
+    /// filesystem has no room left.
     ///
     /// # Errors
     /// Any [`OpenError`]; an image that existed is unchanged then.
@@ -199,18 +218,21 @@ impl Device {
         } else if found < bytes {
             return Err(OpenError::TooSmall { path: named(), asked: bytes, found });
         }
-        Device::map(file, bytes, Medium::Image(named()))
+        Device::map(file, bytes, DeviceBacking::Image(named()))
     }
 
-    /// A device of `bytes` over the file behind `fd`, which another process opened (and locked) as an image or made as a memory
-    /// device. Nothing is created or enlarged, and no lock is taken; one that hangs on `fd` stays as long as the device.
+    /// A device of `bytes` over the file behind `fd`, which another process opened (and locked) as
+    /// an image or made as a memory device. Nothing is created or enlarged, and no lock is taken;
+    /// one that hangs on `fd` stays as long as the device.
     ///
     /// The file is opened once more: a failed write-back is reported once for each open file
-    /// (`file_check_and_advance_wb_err`, mm/filemap.c), so over a shared one the other process's sync could take the report that
-    /// ours has to make. A file that can't be opened again, because it is on no filesystem (`ENXIO`), is used as it is.
+    /// (`file_check_and_advance_wb_err`, mm/filemap.c), so over a shared one the other process's
+    /// sync could take the report that ours has to make. A file that can't be opened again, because
+    /// it is on no filesystem (`ENXIO`), is used as it is.
     ///
     /// # Errors
-    /// [`OpenError::Size`], [`OpenError::NotAFile`], [`OpenError::TooSmall`], [`OpenError::Os`] (such as a descriptor that can't write).
+    /// [`OpenError::Size`], [`OpenError::NotAFile`], [`OpenError::TooSmall`], [`OpenError::Os`]
+    /// (such as a descriptor that can't write).
     pub fn from_fd(fd: OwnedFd, bytes: u64) -> Result<Device, OpenError> {
         check_size(bytes)?;
         let entry = format!("/proc/self/fd/{}", fd.as_raw_fd());
@@ -237,13 +259,13 @@ impl Device {
             Err(error) => return Err(os("opening again", error)),
         };
         let memory = looked.nlink() == 0 && named.as_os_str().as_bytes().starts_with(MEMFD_LINK);
-        let medium = if memory { Medium::Memory } else { Medium::Image(named) };
+        let medium = if memory { DeviceBacking::Memory } else { DeviceBacking::Image(named) };
         let mut device = Device::map(file, bytes, medium)?;
         device.handed_over = handed_over;
         Ok(device)
     }
 
-    fn map(file: File, bytes: u64, medium: Medium) -> Result<Device, OpenError> {
+    fn map(file: File, bytes: u64, medium: DeviceBacking) -> Result<Device, OpenError> {
         let os = |source| OpenError::Os { what: format!("mapping a device of {bytes} bytes"), source };
         let len = usize::try_from(bytes).map_err(|error| os(io::Error::other(error)))?;
         // SAFETY: a fresh mapping at an address of the kernel's choice overlaps nothing of ours.
@@ -263,8 +285,9 @@ impl Device {
         Ok(Device { base, bytes, medium, file, poison, handed_over: None, sync_error })
     }
 
-    /// The same device mapped once more, with the same poison, and not gone even if this one is: what a machine finds when it
-    /// starts again. Both see the same bytes, and the image stays locked until both are dropped.
+    /// The same device mapped once more, with the same poison, and not gone even if this one is:
+    /// what a machine finds when it starts again. Both see the same bytes, and the image stays
+    /// locked until both are dropped.
     ///
     /// # Errors
     /// [`OpenError::Os`].
@@ -296,12 +319,13 @@ impl Device {
     /// The image's path; none for a memory device.
     pub fn path(&self) -> Option<&Path> {
         match &self.medium {
-            Medium::Memory => None,
-            Medium::Image(path) => Some(path),
+            DeviceBacking::Memory => None,
+            DeviceBacking::Image(path) => Some(path),
         }
     }
 
-    /// The file behind the device, of at least [`Device::bytes`] bytes: for mapping it elsewhere, such as into a guest.
+    /// The file behind the device, of at least [`Device::bytes`] bytes: for mapping it elsewhere,
+    /// such as into a guest.
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
     }
@@ -309,22 +333,23 @@ impl Device {
     /// Reads `into.len()` bytes at byte `offset`.
     ///
     /// # Errors
-    /// [`AccessError::OutOfRange`], [`AccessError::Poisoned`], [`AccessError::Gone`]; so for every access below.
+    /// [`AccessError::OutOfRange`], [`AccessError::Poisoned`], [`AccessError::Gone`]; so for every
+    /// access below.
     pub fn read(&self, offset: u64, into: &mut [u8]) -> Result<(), AccessError> {
         let at = self.sound(offset, into.len() as u64)?;
-        // SAFETY: inside the mapping, whose ends are word-aligned; everybody accesses it as words.
-        unsafe { word_copy::load(at, into) };
+        // SAFETY: inside the mapping, whose ends are word-aligned; every access is by words.
+        unsafe { copy::load(at, into) };
         Ok(())
     }
 
-    /// Writes `from` at byte `offset`. Bytes beside it are never disturbed, whoever writes them meanwhile.
+    /// Writes `from` at byte `offset`. Concurrent writes to neighbouring bytes are never lost.
     ///
     /// # Errors
     /// [`AccessError::OutOfRange`], [`AccessError::Poisoned`], [`AccessError::Gone`].
     pub fn write(&self, offset: u64, from: &[u8]) -> Result<(), AccessError> {
         let at = self.sound(offset, from.len() as u64)?;
-        // SAFETY: inside the mapping, whose ends are word-aligned; everybody accesses it as words.
-        unsafe { word_copy::store(at, from) };
+        // SAFETY: inside the mapping, whose ends are word-aligned; every access is by words.
+        unsafe { copy::store(at, from) };
         Ok(())
     }
 
@@ -335,11 +360,13 @@ impl Device {
     pub fn copy_within(&self, src: u64, dst: u64, len: u64) -> Result<(), AccessError> {
         let (from, to) = (self.sound(src, len)?, self.sound(dst, len)?);
         if (src | dst | len).is_multiple_of(8) && src.abs_diff(dst) >= len {
-            // SAFETY: both lie inside the mapping, are aligned, and do not overlap. `len` fits: the mapping is longer.
-            unsafe { word_copy::copy_words(to, from, (len / 8) as usize) };
+            // SAFETY: both lie inside the mapping, are aligned, and do not overlap. `len` fits: the
+            // mapping is longer.
+            unsafe { copy::copy_words(to, from, (len / 8) as usize) };
             return Ok(());
         }
-        // By way of a private piece; from the end if the source's tail would be overwritten before it is read.
+        // By way of a private piece; from the end if the source's tail would be overwritten before
+        // it is read.
         let mut piece = [0u8; PAGE as usize];
         let mut done = 0;
         while done < len {
@@ -353,7 +380,8 @@ impl Device {
         Ok(())
     }
 
-    /// Sets every byte of `pages` to `byte`, and heals them if they were poisoned. Takes memory for pages that had none; see [`Device::discard`].
+    /// Sets every byte of `pages` to `byte`, and heals them if they were poisoned. Takes memory for
+    /// pages that had none; see [`Device::discard`].
     ///
     /// # Errors
     /// [`AccessError::OutOfRange`].
@@ -365,7 +393,7 @@ impl Device {
         }
         self.poison.clear(pages);
         // SAFETY: whole pages inside the mapping. `len` fits: the mapping is longer.
-        unsafe { word_copy::fill_words(at, u64::from_ne_bytes([byte; 8]), (len / 8) as usize) };
+        unsafe { copy::fill_words(at, u64::from_ne_bytes([byte; 8]), (len / 8) as usize) };
         Ok(())
     }
 
@@ -377,12 +405,13 @@ impl Device {
         self.fill(pages, 0)
     }
 
-    /// Gives the memory (or the image's disk space) behind `pages` back; they read as zero from then on, and take memory
-    /// again when written. True if it was given back; false if what holds the device can't punch holes and the pages were
-    /// overwritten with zeros instead. The device keeps its size, and accesses that run meanwhile see old bytes or zeros.
+    /// Gives the memory (or the image's disk space) behind `pages` back; they read as zero from
+    /// then on, and take memory again when written. True if it was given back; false if what holds
+    /// the device can't punch holes and the pages were overwritten with zeros instead. The device
+    /// keeps its size, and accesses that run meanwhile see old bytes or zeros.
     ///
-    /// A real device has nothing like it (its memory is always there): it exists so that a run over a large sparse device
-    /// stays as small as its live data.
+    /// A real device has nothing like it (its memory is always there): it exists so that a run over
+    /// a large sparse device stays as small as its live data.
     ///
     /// # Errors
     /// [`AccessError::OutOfRange`].
@@ -399,8 +428,8 @@ impl Device {
         Ok(false)
     }
 
-    /// Loads the 8 bytes at `offset`, in the machine's byte order. SeqCst, like all the atomics here: an RDMA atomic is
-    /// ordered against everything of its queue pair.
+    /// Loads the 8 bytes at `offset`, in the machine's byte order. SeqCst, like all the atomics
+    /// here: an RDMA atomic is ordered against everything of its queue pair.
     ///
     /// # Errors
     /// [`AccessError::OutOfRange`], [`AccessError::Misaligned`].
@@ -417,7 +446,8 @@ impl Device {
         Ok(())
     }
 
-    /// Adds `value` to the 8 bytes at `offset`, wrapping, and returns what stood there. RDMA FETCH_ADD.
+    /// Adds `value` to the 8 bytes at `offset`, wrapping, and returns what stood there. RDMA
+    /// FETCH_ADD.
     ///
     /// # Errors
     /// [`AccessError::OutOfRange`], [`AccessError::Misaligned`].
@@ -425,7 +455,8 @@ impl Device {
         Ok(self.word(offset)?.fetch_add(value, Ordering::SeqCst))
     }
 
-    /// Puts `new` into the 8 bytes at `offset` if `expected` stands there; returns what stood there. RDMA CMP_SWAP.
+    /// Puts `new` into the 8 bytes at `offset` if `expected` stands there; returns what stood
+    /// there. RDMA CMP_SWAP.
     ///
     /// # Errors
     /// [`AccessError::OutOfRange`], [`AccessError::Misaligned`].
@@ -434,13 +465,14 @@ impl Device {
         Ok(outcome.unwrap_or_else(|found| found))
     }
 
-    /// Writes what was stored to the image, by whatever process and mapping, and waits until its disk has it. Nothing to do for a
-    /// memory device.
+    /// Writes what was stored to the image, by whatever process and mapping, and waits until its
+    /// disk has it. Nothing to do for a memory device.
     ///
     /// # Errors
-    /// What `fdatasync` returned; what is durable is unknown then, and stays unknown: the kernel takes pages it could not write for
-    /// clean, and the next `fdatasync` succeeds (`mapping_set_error`, include/linux/pagemap.h). So from the first failure on every
-    /// sync of this device returns that error.
+    /// What `fdatasync` returned; what is durable is unknown then, and stays unknown: the kernel
+    /// takes pages it could not write for clean, and the next `fdatasync` succeeds
+    /// (`mapping_set_error`, include/linux/pagemap.h). So from the first failure on every sync of
+    /// this device returns that error.
     pub fn sync(&self) -> io::Result<()> {
         self.write_back(|| rustix::fs::fdatasync(&self.file))
     }
@@ -462,11 +494,11 @@ impl Device {
 
     /// `write`, unless there is nothing to write to or an earlier one failed.
     fn write_back(&self, write: impl FnOnce() -> rustix::io::Result<()>) -> io::Result<()> {
-        if self.medium == Medium::Memory {
+        if self.medium == DeviceBacking::Memory {
             return Ok(());
         }
-        // ORDERING: Relaxed: no data hangs on it. A sync that begins after a failed one returned sees its store, because
-        // whoever orders the two orders the store as well.
+        // ORDERING: Relaxed: no data hangs on it. A sync that begins after a failed one returned
+        // sees its store, because the caller's ordering of the two syncs orders the store as well.
         match self.sync_error.load(Ordering::Relaxed) {
             0 => write().map_err(|error| {
                 self.sync_error.store(error.raw_os_error().unsigned_abs(), Ordering::Relaxed);
@@ -480,29 +512,32 @@ impl Device {
     ///
     /// # Errors
     /// [`AccessError::OutOfRange`].
-    pub(crate) fn page_words(&self, page: u64) -> Result<&[AtomicU64; PAGE_WORDS], AccessError> {
+    pub(super) fn page_words(&self, page: u64) -> Result<&[AtomicU64; PAGE_WORDS], AccessError> {
         let at = self.at(page.saturating_mul(PAGE), PAGE)?;
-        // SAFETY: a whole page inside the mapping, which lives as long as `self`; aligned; everybody accesses it as words.
+        // SAFETY: a whole page inside the mapping, which lives as long as `self`; aligned; every
+        // access is by words.
         Ok(unsafe { &*at.cast() })
     }
 
-    /// The first pages of `among` that take memory or disk space, up to where a hole begins; `end..end` if all are a hole. All of
-    /// them, if what holds the device can't tell. Pages that are stored to meanwhile may or may not count.
+    /// The first pages of `among` that take memory or disk space, up to where a hole begins;
+    /// `end..end` if all are a hole. All of them, if what holds the device can't tell. Pages that
+    /// are stored to meanwhile may or may not count.
     pub(crate) fn data_pages(&self, among: Range<u64>) -> Range<u64> {
         let end = among.end.min(self.pages());
         if among.start >= end {
             return end..end;
         }
         let clamp = |byte: u64| byte.clamp(among.start.saturating_mul(PAGE), end.saturating_mul(PAGE));
-        // (The file's position that this moves is nobody's: everything else is mapped, or says where.)
+        // (The file's position that this moves has no other user: all other accesses are mapped or
+        // name an offset.)
         let seek = |to| rustix::fs::seek(&self.file, to).map(clamp);
         let start = match seek(SeekFrom::Data(clamp(0))) {
             Ok(start) => start,
             Err(rustix::io::Errno::NXIO) => return end..end,
             Err(_) => return among.start..end,
         };
-        // In a memory file SEEK_HOLE looks at every page up to the hole, however far (50 ns each); asking page by page stops
-        // where `among` does (200 ns each).
+        // In a memory file SEEK_HOLE looks at every page up to the hole, however far (50 ns each);
+        // asking page by page stops where `among` does (200 ns each).
         let stop = if (end - among.start) * 4 >= self.pages() {
             seek(SeekFrom::Hole(start)).unwrap_or(clamp(u64::MAX)).div_ceil(PAGE)
         } else {
@@ -541,7 +576,8 @@ impl Device {
             return Err(AccessError::Misaligned { offset });
         }
         let at = self.sound(offset, 8)?;
-        // SAFETY: inside the mapping, which lives as long as `self`; aligned, because the mapping is; words only.
+        // SAFETY: inside the mapping, which lives as long as `self`; aligned, because the mapping
+        // is; words only.
         Ok(unsafe { AtomicU64::from_ptr(at.cast()) })
     }
 
@@ -555,7 +591,8 @@ impl Device {
 
 impl Drop for Device {
     fn drop(&mut self) {
-        // SAFETY: our own mapping, of which no reference outlives `self`. An error could only mean that it isn't mapped.
+        // SAFETY: our own mapping, of which no reference outlives `self`. An error could only mean
+        // that it isn't mapped.
         let _ = unsafe { rustix::mm::munmap(self.base.as_ptr().cast(), self.bytes as usize) };
     }
 }

@@ -1,29 +1,34 @@
-//! The ledger: when each page last changed its owner.
+//! The stamps: when each page last changed its owner.
 //!
-//! It owns one counter of events and a stamp per page, 2 MiB folio and 1 GiB folio. Invariant: a page's newest stamp is the
-//! newest of its three, and stamps only grow, so that a change made before a look is seen by it, and by every later one.
-//! Kernel counterpart: none; this is the witness that a real machine doesn't have (DESIGN section 3: the oracle).
+//! It owns one counter of events and a stamp per page, 2 MiB folio and 1 GiB folio. Invariant: a
+//! page's newest stamp is the newest of its three, and stamps only grow. So a check sees each
+//! change made before it, and every later check sees that change too. Kernel counterpart: none.
 //!
-//! # Who does what in which order
-//! - *A change* publishes its map, then stamps, then hands the blocks to the allocator: whoever owns a block next finds the
-//!   stamp in place. Stamping the arrival of a block in a file (if at all) comes before its map is published.
-//! - *A registration* reads the file's generation, then takes its [`Ledger::read_point`], then reads the map, and at the end
-//!   compares the generation. Before the map: a change that published after the map was read draws a newer number, and is
-//!   seen. After the generation: stamps of blocks on their way into the map it reads are older, so nothing fresh looks stale.
-//! - *A DMA* looks ([`Ledger::check`]), copies, and looks again ([`Ledger::check_after_copy`]). The second look is the
-//!   verdict: if the copy touched a block after its next owner did, the stamp was there before, and the fence between the
-//!   copy and the look doesn't let it be missed. The first look serves to not touch what is known to be stale.
+//! # The order of steps
+//! - *A changer* publishes its map, then stamps, then hands the blocks to the allocator. So the
+//!   next owner of a block finds the stamp in place. If the arrival of a block in a file is stamped
+//!   at all, that happens before its map is published.
+//! - *A registrant* reads the file's generation, then takes its [`Ledger::read_point`], then reads
+//!   the map, and at the end compares the generation. It takes the read point before the map: a
+//!   change published after the map was read draws a newer number, so it is seen. It takes the read
+//!   point after the generation: stamps of blocks on their way into this map are older, so no fresh
+//!   block looks stale.
+//! - *A DMA* checks ([`Ledger::check`]), copies, and checks again ([`Ledger::check_after_copy`]).
+//!   The second check decides. If the copy touched a block after its next owner did, the stamp was
+//!   there before, and the fence between copy and check keeps it from being missed. The first check
+//!   avoids touching pages that are known to be stale.
 //!
 //! # Cost
-//! A stamp is written once for each unit that the range covers whole. Folios and giants keep a second word, the newest
-//! stamp of anything *below* them: a look at a range reads two words for a giant or three for a folio in which nothing was
-//! stamped since, and otherwise the pages one by one. Exact either way.
+//! A stamp is written once for each unit that the range covers whole. Folios and giants keep a
+//! second word, the newest stamp of anything *below* them. A check reads two words for a giant or
+//! three for a folio in which nothing was stamped since, and otherwise the pages one by one. The
+//! result is exact either way.
 
 use std::io;
 
-use crate::runtime::page_range::PageRange;
+use crate::pin::words::WordStore;
+use crate::runtime::pages::PageRange;
 use crate::runtime::sync::atomic::{AtomicU64, Ordering, fence};
-use crate::runtime::word_store::WordStore;
 
 /// Pages in a folio, and folios in a giant folio.
 const FANOUT_SHIFT: u32 = 9;
@@ -59,12 +64,12 @@ pub enum Ownership {
     Orphaned,
 }
 
-/// What an access through a registration means for who owns the pages now.
+/// Whether the pages of an access still have the owner that they had at registration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Access {
-    /// All pages are what they were when the registration was made.
+pub enum OwnershipCheck {
+    /// No page has changed its owner since the registration.
     Current,
-    /// Some were orphaned since then, none has another owner: harms nobody.
+    /// Some pages were orphaned since then. None has another owner, so the access harms no file.
     Orphan,
     /// A page has changed its owner since.
     Stale {
@@ -75,7 +80,20 @@ pub enum Access {
     },
 }
 
-/// See the module.
+/// The newest ownership change of each page of a device.
+///
+/// ```
+/// use emulator::ledger::{Ledger, Ownership, OwnershipCheck};
+/// use emulator::pin::PageRange;
+///
+/// let ledger = Ledger::new(512)?;
+/// let block = PageRange::new(7, 1);
+/// let registered = ledger.read_point();
+/// assert_eq!(ledger.check(block, registered), OwnershipCheck::Current);
+/// let stamp = ledger.stamp(block, Ownership::Changed);
+/// assert_eq!(ledger.check(block, registered), OwnershipCheck::Stale { page: 7, stamp });
+/// # Ok::<(), std::io::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct Ledger {
     events: AtomicU64,
@@ -101,13 +119,16 @@ impl Ledger {
         })
     }
 
-    /// The moment as of which a registration knows its pages. See the module for where it belongs in the registration.
+    /// The moment as of which a registration knows its pages. See the module for where it belongs
+    /// in the registration.
     pub fn read_point(&self) -> Stamp {
-        // ORDERING: Acquire: whoever reads an event's number here sees the map that was published before it was drawn.
+        // ORDERING: Acquire. A caller that reads an event's number here also sees the map that the
+        // changer published before it drew the number.
         Stamp(self.events.load(Ordering::Acquire) << 1)
     }
 
-    /// Stamps `range` with a new event. Complete on return: see the module for what must come before and after.
+    /// Stamps `range` with a new event. Complete on return: see the module for what must come
+    /// before and after.
     ///
     /// # Panics
     /// If the range leaves the device: pages that don't exist belong to no file.
@@ -139,7 +160,8 @@ impl Ledger {
             self.pages.words()[at as usize..stop as usize].iter().for_each(newest);
             at = stop;
         }
-        // ORDERING: all of it before whatever the next owner does to the pages; pairs with `check_after_copy`.
+        // ORDERING: all of it before whatever the next owner does to the pages; pairs with
+        // `check_after_copy`.
         fence(Ordering::SeqCst);
         stamp
     }
@@ -154,7 +176,8 @@ impl Ledger {
         Stamp(self.pages.words()[page as usize].load(Ordering::Acquire).max(above).max(top))
     }
 
-    /// The runs of `range` whose newest event came after `since`, with its stamp, in order; neighbours of one stamp are one run.
+    /// The runs of `range` whose newest event came after `since`, with its stamp, in order;
+    /// neighbours of one stamp are one run.
     ///
     /// # Panics
     /// If the range leaves the device.
@@ -162,11 +185,12 @@ impl Ledger {
         let mut newer: Vec<(PageRange, Stamp)> = Vec::new();
         let mut at = range.start();
         while at < range.end() {
-            // Folio by folio: of a large range next to nothing has changed, and one look at its words says so.
+            // Folio by folio: of a large range next to nothing has changed, and one look at its
+            // words says so.
             let stop = range.end().min((at | (FOLIO - 1)) + 1);
             let folio = PageRange::new(at, stop - at);
             at = stop;
-            if self.check(folio, since) == Access::Current {
+            if self.check(folio, since) == OwnershipCheck::Current {
                 continue;
             }
             for page in folio.pages() {
@@ -185,14 +209,15 @@ impl Ledger {
         newer
     }
 
-    /// What an access to `range` means to a registration as of `since`: the worst over its pages. For the look before a
-    /// copy: what is stale already is seen, and the copy can't have begun before the look.
+    /// What an access to `range` means to a registration as of `since`: the worst over its pages.
+    /// For the look before a copy: what is stale already is seen, and the copy can't have begun
+    /// before the look.
     ///
     /// # Panics
     /// If the range leaves the device.
     #[inline]
-    pub fn check(&self, range: PageRange, since: Stamp) -> Access {
-        let mut worst = Access::Current;
+    pub fn check(&self, range: PageRange, since: Stamp) -> OwnershipCheck {
+        let mut worst = OwnershipCheck::Current;
         let (mut at, end) = (range.start(), range.end());
         while at < end {
             if at & (GIANT - 1) == 0 && end - at >= GIANT {
@@ -210,9 +235,9 @@ impl Ledger {
             let below = folio[1].load(Ordering::Acquire);
             if Stamp(own.max(below)).newer_than(since) {
                 match self.check_pages(PageRange::new(at, stop - at), Stamp(own), since) {
-                    Access::Current => {}
-                    Access::Orphan => worst = Access::Orphan,
-                    stale @ Access::Stale { .. } => return stale,
+                    OwnershipCheck::Current => {}
+                    OwnershipCheck::Orphan => worst = OwnershipCheck::Orphan,
+                    stale @ OwnershipCheck::Stale { .. } => return stale,
                 }
             }
             at = stop;
@@ -221,29 +246,30 @@ impl Ledger {
     }
 
     /// Page by page, where the folio and the giant say `own`.
-    fn check_pages(&self, range: PageRange, own: Stamp, since: Stamp) -> Access {
-        let mut worst = Access::Current;
+    fn check_pages(&self, range: PageRange, own: Stamp, since: Stamp) -> OwnershipCheck {
+        let mut worst = OwnershipCheck::Current;
         let words = &self.pages.words()[range.start() as usize..range.end() as usize];
         for (page, word) in range.pages().zip(words) {
             let newest = own.max(Stamp(word.load(Ordering::Acquire)));
             if newest.newer_than(since) {
                 if !newest.is_orphan() {
-                    return Access::Stale { page, stamp: newest };
+                    return OwnershipCheck::Stale { page, stamp: newest };
                 }
-                worst = Access::Orphan;
+                worst = OwnershipCheck::Orphan;
             }
         }
         worst
     }
 
-    /// As [`Ledger::check`], for the look after a copy: every change is seen whose next owner came before the copy did.
+    /// As [`Ledger::check`], for the look after a copy: every change is seen whose next owner came
+    /// before the copy did.
     ///
     /// # Panics
     /// If the range leaves the device.
     #[inline]
-    pub fn check_after_copy(&self, range: PageRange, since: Stamp) -> Access {
-        // ORDERING: the copy's stores, then the look: without a full fence a processor may look first and store later, into
-        // a block that was stamped and handed on in between.
+    pub fn check_after_copy(&self, range: PageRange, since: Stamp) -> OwnershipCheck {
+        // ORDERING: the copy's stores, then the look: without a full fence a processor may look
+        // first and store later, into a block that was stamped and handed on in between.
         fence(Ordering::SeqCst);
         self.check(range, since)
     }
@@ -276,14 +302,14 @@ mod tests {
             self.0[range.start() as usize..range.end() as usize].fill(stamp);
         }
 
-        fn check(&self, range: PageRange, since: Stamp) -> Access {
+        fn check(&self, range: PageRange, since: Stamp) -> OwnershipCheck {
             let newer =
                 range.pages().map(|page| (page, self.0[page as usize])).filter(|(_, s)| s.event() > since.event());
             let (orphan, stale): (Vec<_>, Vec<_>) = newer.partition(|(_, stamp)| stamp.is_orphan());
             match stale.first() {
-                Some(&(page, stamp)) => Access::Stale { page, stamp },
-                None if orphan.is_empty() => Access::Current,
-                None => Access::Orphan,
+                Some(&(page, stamp)) => OwnershipCheck::Stale { page, stamp },
+                None if orphan.is_empty() => OwnershipCheck::Current,
+                None => OwnershipCheck::Orphan,
             }
         }
     }
@@ -334,13 +360,13 @@ mod tests {
         let (folio, page) = (PageRange::new(FOLIO, FOLIO), PageRange::new(FOLIO + 7, 1));
         ledger.stamp(folio, Ownership::Changed);
         let since = ledger.read_point();
-        assert_eq!(ledger.check(folio, since), Access::Current);
+        assert_eq!(ledger.check(folio, since), OwnershipCheck::Current);
         ledger.stamp(page, Ownership::Orphaned);
-        assert_eq!(ledger.check(folio, since), Access::Orphan);
+        assert_eq!(ledger.check(folio, since), OwnershipCheck::Orphan);
         let freed = ledger.stamp(page, Ownership::Changed);
-        assert_eq!(ledger.check(folio, since), Access::Stale { page: FOLIO + 7, stamp: freed });
-        assert_eq!(ledger.check(PageRange::new(0, FOLIO), since), Access::Current);
-        assert_eq!(ledger.check(folio, ledger.read_point()), Access::Current);
+        assert_eq!(ledger.check(folio, since), OwnershipCheck::Stale { page: FOLIO + 7, stamp: freed });
+        assert_eq!(ledger.check(PageRange::new(0, FOLIO), since), OwnershipCheck::Current);
+        assert_eq!(ledger.check(folio, ledger.read_point()), OwnershipCheck::Current);
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! Tests of the device: accesses against a plain byte vector, concurrency by words, images and their refusals.
+//! Tests of the device: accesses against a plain byte vector, concurrency by words, images and
+//! their refusals.
 
 use super::*;
 use crate::runtime::sync::thread;
@@ -99,7 +100,8 @@ enum Op {
 }
 
 fn op() -> impl Strategy<Value = Op> {
-    // Short lengths take the loop of words, long ones the string instruction; odd ones leave heads and tails.
+    // Short lengths take the loop of words, long ones the string instruction; odd ones leave heads
+    // and tails.
     let len = || prop_oneof![0u64..40, 700u64..900, 4000u64..20_000];
     let at = || 0..6 * PAGE;
     prop_oneof![
@@ -116,7 +118,8 @@ fn op() -> impl Strategy<Value = Op> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
 
-    /// Any sequence of accesses does to the device what it does to a byte vector; whole device compared after each.
+    /// Any sequence of accesses does to the device what it does to a byte vector; whole device
+    /// compared after each.
     #[test]
     fn agrees_with_a_byte_vector(ops in prop::collection::vec(op(), 1..20)) {
         let device = device();
@@ -152,7 +155,8 @@ proptest! {
     }
 }
 
-/// Writers of neighbouring bytes in one word, at full speed: nobody's byte is lost to another's merge.
+/// Writers of neighbouring bytes in one word, at full speed: no byte is lost to another thread's
+/// merge.
 #[test]
 fn neighbours_in_a_word_do_not_disturb_each_other() {
     let device = device();
@@ -160,8 +164,9 @@ fn neighbours_in_a_word_do_not_disturb_each_other() {
         for lane in 0..3u64 {
             let device = &device;
             scope.spawn(move || {
-                // Bytes 9..11, 11..13 and 13..15 of one word. What a neighbour's stale merge takes away is missing when
-                // its writer comes back. Many rounds: the threads may begin on one processor.
+                // Bytes 9..11, 11..13 and 13..15 of one word. What a neighbour's stale merge takes
+                // away is missing when its writer comes back. Many rounds: the threads may begin on
+                // one processor.
                 let at = 9 + lane * 2;
                 let mut bytes = [0; 2];
                 for round in 0..2_000_000u32 {
@@ -176,7 +181,8 @@ fn neighbours_in_a_word_do_not_disturb_each_other() {
     });
 }
 
-/// A block copied by one thread while another rewrites it: words may mix, but no word is torn, whichever way it is copied.
+/// A block copied by one thread while another rewrites it: words may mix, but no word is torn,
+/// whichever way it is copied.
 #[test]
 fn a_racing_copy_never_tears_a_word() {
     let device = device();
