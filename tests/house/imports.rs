@@ -79,7 +79,7 @@ pub(crate) fn layer_errors(sources: &CrateSources) -> Vec<String> {
         // The front page names all layers; a file beside it is reported by `list_errors`.
         let Some(from) = module.first().filter(|_| file.path.matches('/').count() > 1) else { continue };
         for path in paths(file, false) {
-            let Some(target) = path.from_root() else { continue };
+            let Some(target) = path.path_from_root() else { continue };
             let Some(to) = target.first() else { continue };
             if to == from || macros.contains(to) {
                 continue;
@@ -166,7 +166,7 @@ impl ModuleIndex {
     /// A path from the crate's root, if it leads into the crate: also one that begins with a module
     /// below the own one.
     fn absolute(&self, path: &NamedPath) -> Option<ModulePath> {
-        path.from_root().or_else(|| {
+        path.path_from_root().or_else(|| {
             let mut child = path.module.clone();
             child.push(path.segments.first()?.clone());
             let found = self.modules.contains_key(&child) && path.segments.len() > 1;

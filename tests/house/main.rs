@@ -32,7 +32,8 @@ const FILE_LINES_MAX: usize = 800;
 /// The longest function, in lines: about one screen.
 const FUNCTION_LINES_MAX: usize = 75;
 
-/// The folder of the workspace. A test program that is run by hand checks the tree that `CARGO_MANIFEST_DIR` names.
+/// The folder of the workspace. A test program that is run by hand checks the tree that
+/// `CARGO_MANIFEST_DIR` names.
 fn root() -> PathBuf {
     std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into()).into()
 }

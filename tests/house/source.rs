@@ -177,7 +177,7 @@ pub(crate) enum PathOrigin {
 impl NamedPath {
     /// The path from the root of its crate: `None` for a path into another crate, or of a name in
     /// scope.
-    pub(crate) fn from_root(&self) -> Option<Vec<String>> {
+    pub(crate) fn path_from_root(&self) -> Option<Vec<String>> {
         let mut rest = self.segments.as_slice();
         let mut base = match rest.first()?.as_str() {
             "crate" => Vec::new(),

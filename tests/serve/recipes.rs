@@ -108,7 +108,7 @@ fn an_nvdimm_gets_its_info_block_once_and_only_where_nothing_lies() {
 }
 
 #[test]
-fn a_file_that_is_somebodys_nvdimm_is_held_all_the_time() {
+fn a_file_that_is_an_attached_nvdimm_is_held_all_the_time() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start(dir.path(), &["a"], &[&FILE[..], &["--nvdimm"]].concat());
     assert_eq!(server.json(&["pins", "data"]).as_array().unwrap().len(), 1);
