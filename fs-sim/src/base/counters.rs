@@ -1,7 +1,7 @@
 //! What the simulated kernel counts about itself.
 //!
-//! It owns plain event counters; nothing reads them to decide anything. Invariant: a counter only grows; a gauge remembers
-//! its peak. Kernel counterpart: vmstat events.
+//! It owns plain event counters; no decision depends on them. Invariant: a counter only grows; a
+//! gauge remembers its peak. Kernel counterpart: vmstat events.
 
 use emulator::sync::atomic::{AtomicU64, Ordering};
 
@@ -54,25 +54,26 @@ impl Gauge {
 /// The kernel's counters.
 #[derive(Debug, Default)]
 pub struct KernelCounters {
-    /// Pins of a file range that were refused by a shut door or undone by the recheck, and tried again.
+    /// Pins of a file range that met a closed page or were undone by the recheck, and were tried
+    /// again.
     pub pin_retries: Counter,
-    /// Closings of leaving pages that met a pin.
+    /// Closes of leaving pages that met a pin.
     pub closes_met_pin: Counter,
-    /// Lease owners who had to be told that their lease is being broken or was removed.
+    /// Lease owners that had to be signalled because their lease is being broken or was removed.
     pub notices_owed: Counter,
     /// SIGIO sent to lease owners.
     pub sigio_sent: Counter,
-    /// Owed notifications that had nobody to go to: the setter was dead.
+    /// Owed signals that could not be sent: the process was dead.
     pub sigio_unsent: Counter,
     /// Processes ended by a signal.
     pub processes_killed: Counter,
     /// Lease breaks begun.
     pub lease_breaks: Counter,
-    /// Leases taken away because their break's time was over.
+    /// Leases taken away because their break timed out.
     pub lease_timeouts: Counter,
     /// Zombie leases.
     pub zombie_leases: Gauge,
-    /// EDEADLK returned to whoever would have closed a cycle of waits.
+    /// Calls that returned EDEADLK because they would have closed a cycle of waits.
     pub deadlocks: Counter,
     /// Layout changes, closes and unlocks that waited for a long-term pin.
     pub waits_for_long_term_pin: Counter,
@@ -80,7 +81,8 @@ pub struct KernelCounters {
     pub revocations: Counter,
     /// Accesses to on-demand memory that had to look their pages up.
     pub odp_faults: Counter,
-    /// Cached translations of on-demand memory found out of date: the layout changed, or memory was unmapped.
+    /// Cached translations of on-demand memory found out of date: the layout changed, or memory was
+    /// unmapped.
     pub odp_invalidations: Counter,
     /// Pages made persistent on a device's demand (RDMA FLUSH).
     pub pages_persisted: Counter,

@@ -1,7 +1,8 @@
 //! The errors that simulated system calls return.
 //!
-//! It owns the list of errno values of the contract (`SEMANTICS.md`). Invariant: the names are Linux's, so a table of
-//! outcomes can be compared with a real kernel's word for word. Kernel counterpart: include/uapi/asm-generic/errno*.h.
+//! It owns the list of errno values (docs/semantics.md). Invariant: the names are Linux's, so a
+//! table of outcomes can be compared with a real kernel's word for word. Kernel counterpart:
+//! include/uapi/asm-generic/errno*.h.
 
 use std::fmt;
 
@@ -25,7 +26,8 @@ pub enum Errno {
     EAGAIN,
     /// Out of memory, or a pin count at its bound.
     ENOMEM,
-    /// Permission denied: the descriptor's access mode does not allow this lease, the file's mode not this open.
+    /// Permission denied: the descriptor's access mode does not allow this lease, the file's mode
+    /// not this open.
     EACCES,
     /// Bad address: nothing is mapped there, or a read-only pin meets a hole.
     EFAULT,
@@ -37,7 +39,8 @@ pub enum Errno {
     EINVAL,
     /// Too many open descriptors.
     EMFILE,
-    /// A layout change is refused by somebody's lease or pin. Linux: text file busy.
+    /// A layout change is refused because of another process's lease or pin. Linux: text file
+    /// busy.
     ETXTBSY,
     /// Beyond the largest file.
     EFBIG,
@@ -49,7 +52,8 @@ pub enum Errno {
     EOPNOTSUPP,
     /// The other side of the socket is gone.
     ECONNREFUSED,
-    /// Nothing is registered there (any more): an AF_XDP socket without umem, a ring without buffers.
+    /// Nothing is registered there (any more): an AF_XDP socket without umem, a ring without
+    /// buffers.
     ENXIO,
     /// The volume is not mounted, or its device is gone.
     ENODEV,
@@ -57,10 +61,11 @@ pub enum Errno {
     ENETDOWN,
     /// The I/O's buffers were taken away.
     ECANCELED,
-    /// An access through a mapping beyond the end of its file, or to a block that can't be had. Not an errno: the
-    /// process would get this signal instead of a value.
+    /// An access through a mapping beyond the end of its file, or to a block that can't be had. Not
+    /// an errno: the process would get this signal instead of a value.
     SIGBUS,
-    /// An access where nothing is mapped, or against the mapping's protection. Not an errno, see [`Errno::SIGBUS`].
+    /// An access where nothing is mapped, or against the mapping's protection. Not an errno, see
+    /// [`Errno::SIGBUS`].
     SIGSEGV,
     /// The calling process no longer exists. Not an errno: a real call would not return.
     Dead,

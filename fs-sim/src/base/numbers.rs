@@ -1,4 +1,8 @@
-//! TODO
+//! Numbers of the kernel's objects.
+//!
+//! It owns the types by which layers name objects of layers above them. Invariant: a number of a
+//! process, inode, lease or holder is never reused within a run. Kernel counterpart: `pid_t`,
+//! `ino_t`, file descriptors.
 
 /// A holder's number. Never reused within a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -12,7 +16,7 @@ pub struct Ino(pub u64);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LeaseId(pub u64);
 
-/// An open description's number.
+/// An open file's number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct DescriptionId(pub u64);
 

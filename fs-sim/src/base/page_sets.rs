@@ -1,7 +1,7 @@
 //! Lists of device pages as sets.
 //!
-//! It owns their arithmetic. Invariant: what it returns is sorted and disjoint, and takes a time that grows with the lists'
-//! lengths, not with their product.
+//! It owns their arithmetic. Invariant: what it returns is sorted and disjoint, and takes a time
+//! that grows with the lists' lengths, not with their product.
 
 use emulator::pin::PageRange;
 

@@ -1,6 +1,7 @@
 //! Ranges of a file, in 4 KiB blocks.
 //!
-//! It owns the arithmetic of half-open block ranges, the last of which may reach to infinity. Invariant: `start <= end`.
+//! It owns the arithmetic of half-open block ranges, the last of which may reach to infinity.
+//! Invariant: `start <= end`.
 
 use crate::base::units::BLOCK;
 

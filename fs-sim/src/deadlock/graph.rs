@@ -1,9 +1,12 @@
-//! Who waits for whom: the graph of blocked tasks, and the refusal to close a cycle.
+//! The wait graph: which blocked task waits for which, and the refusal of a wait that would close
+//! a cycle.
 //!
-//! It owns one node for every task blocked in a system call. A node names what the task needs: *all* of its needs must be
-//! met, each by *any* of the processes listed for it. Invariant: at every moment some task of every cycle can move, or its
-//! wait has a deadline, or a signal may end it by design (`wait-killable`); the task that would close a cycle of waits
-//! without one gets EDEADLK instead **\[chosen\]**, and who was in the cycle is kept ([`Kernel::deadlocks`]). Kernel counterpart: `posix_locks_deadlock` (fs/locks.c).
+//! It owns one node for every task blocked in a system call. A node names what the task needs:
+//! *all* of its needs must be met, each by *any* of the processes listed for it. EDEADLK is
+//! decided in [`WaitGraph::record`]. Invariants: at every moment some task of every cycle can run,
+//! or its wait has a deadline, or a signal may end it by design (`wait-killable`); the task that
+//! would close a cycle of waits without one gets EDEADLK instead **\[chosen\]**, and the members
+//! of the cycle are kept. Kernel counterpart: `posix_locks_deadlock` (fs/locks.c).
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -16,9 +19,9 @@ use crate::deadlock::need::{Deadlock, Need, Participant};
 /// How many deadlocks are kept with their participants; all are counted.
 pub const DEADLOCKS_MAX: usize = 64;
 
-/// What a blocked task finds when it looks.
+/// What a blocked task finds when it checks its condition.
 pub(crate) enum WaitPoll<T> {
-    /// It may go on.
+    /// The condition holds.
     Ready(T),
     /// It must wait, for all of these.
     Blocked(Vec<Need>),
@@ -31,25 +34,26 @@ pub(crate) enum WaitFailure {
     Interrupted,
     /// By its deadline.
     TimedOut,
-    /// Never begun: it would have closed a cycle.
+    /// It never began: it would have closed a cycle.
     Deadlock,
 }
 
 #[derive(Debug)]
 pub(crate) struct WaitNode {
     pub(crate) waiter: Arc<Waiter>,
-    /// How often it had been woken when it began to look; see [`WaitNode::is_stale`].
+    /// How often it had been woken when it began to check; see [`WaitNode::is_stale`].
     pub(crate) wakes: u64,
     pub(crate) pid: Pid,
     pub(crate) reason: &'static str,
     pub(crate) needs: Vec<Need>,
-    /// A deadline or a fatal signal by design ends this wait: it is nobody's deadlock.
+    /// A deadline, or a fatal signal by design, ends this wait: it is part of no deadlock.
     pub(crate) bounded: bool,
 }
 
 impl WaitNode {
-    /// Woken since it looked: its needs may be met already, and it is about to look (and to judge) again itself. So whoever
-    /// meets a need and wakes, and then waits for the one it woke, does not take it for blocked.
+    /// Woken since it checked: its needs may be met already, and it is about to check again
+    /// itself. A task that meets the need, wakes this one and then waits for it does not take it
+    /// for blocked.
     fn is_stale(&self) -> bool {
         self.waiter.wakes() != self.wakes
     }
@@ -59,7 +63,8 @@ impl WaitNode {
     }
 }
 
-/// The tasks of each process that somebody needs; none for one that is dying and about to let go of everything.
+/// The tasks of each process that a node needs; none for a process that is dying and about to
+/// release everything.
 type Tasks = BTreeMap<Pid, Vec<WaiterId>>;
 
 /// See the module.
@@ -67,7 +72,8 @@ type Tasks = BTreeMap<Pid, Vec<WaiterId>>;
 pub(crate) struct WaitGraph(Mutex<BTreeMap<WaiterId, WaitNode>>);
 
 impl WaitGraph {
-    /// Records that a task is blocked; where that closes a cycle nothing is recorded, and it gets the cycle, itself first.
+    /// Records that a task is blocked. Where that closes a cycle nothing is recorded, and the
+    /// error names the cycle, this task first.
     pub(crate) fn record(&self, node: WaitNode, tasks_of: impl Fn(Pid) -> Vec<WaiterId>) -> Result<(), Deadlock> {
         let waiter = node.waiter.id();
         let mut tasks = Tasks::new();
@@ -87,12 +93,13 @@ impl WaitGraph {
                 }
                 unknown
             };
-            // Looked up without the graph's lock; whoever was recorded meanwhile may need others still.
+            // Looked up without the graph's lock; a task recorded meanwhile may need still other
+            // processes.
             tasks.extend(unknown.into_iter().map(|pid| (pid, tasks_of(pid))));
         }
     }
 
-    /// The greatest set of unbounded waits that nobody awake can end.
+    /// The greatest set of unbounded waits that no running task can end.
     pub(crate) fn stuck(&self, tasks_of: impl Fn(Pid) -> Vec<WaiterId>) -> Vec<Participant> {
         let mut tasks = Tasks::new();
         loop {
@@ -109,8 +116,8 @@ impl WaitGraph {
         }
     }
 
-    /// Those who could meet a need have become fewer, `pid` being no longer one of them: whoever needs it looks again, and may
-    /// find that its wait has closed a cycle.
+    /// `pid` can no longer satisfy a need. Every task that waits for it checks its wait again, and
+    /// may find that the wait has closed a cycle.
     pub(crate) fn gone(&self, pid: Pid) {
         let concerned: Vec<Arc<Waiter>> = {
             let nodes = self.0.lock();
@@ -126,7 +133,7 @@ impl WaitGraph {
         self.0.lock().remove(&waiter);
     }
 
-    /// Who is blocked, why, and what each needs.
+    /// Every blocked task, its reason and its needs.
     pub(crate) fn blocked(&self) -> Vec<Participant> {
         self.0.lock().values().map(WaitNode::participant).collect()
     }
@@ -138,8 +145,8 @@ fn unknown<'n>(nodes: impl Iterator<Item = &'n WaitNode>, tasks: &Tasks) -> BTre
     pids.copied().filter(|pid| !tasks.contains_key(pid)).collect()
 }
 
-/// Those who can never go on: the greatest set of unbounded waits in which everybody has a need that only blocked members
-/// of the set could meet.
+/// The tasks that can never continue: the greatest set of unbounded waits in which every task has
+/// a need that only blocked members of the set could meet.
 pub(crate) fn stuck(nodes: &BTreeMap<WaiterId, WaitNode>, tasks: &Tasks) -> BTreeSet<WaiterId> {
     let mut stuck: BTreeSet<WaiterId> =
         nodes.iter().filter(|(_, node)| !node.bounded && !node.is_stale()).map(|(waiter, _)| *waiter).collect();
@@ -164,15 +171,16 @@ pub(crate) fn stuck(nodes: &BTreeMap<WaiterId, WaitNode>, tasks: &Tasks) -> BTre
 /// Whether only members of `stuck` could meet the need.
 fn is_hopeless(need: &Need, stuck: &BTreeSet<WaiterId>, tasks: &Tasks) -> bool {
     let helpless = |pid: &Pid| {
-        // An unknown or dead process is about to let go of everything: it is not helpless.
+        // An unknown or dead process is about to release everything: it can meet the need.
         tasks.get(pid).is_some_and(|tasks| !tasks.is_empty() && tasks.iter().all(|task| stuck.contains(task)))
     };
-    // What only somebody outside could meet is never hopeless.
-    let somebody = !need.any_of.is_empty() || need.task.is_some();
-    somebody && need.any_of.iter().all(helpless) && need.task.iter().all(|task| stuck.contains(task))
+    // A need that only a party outside of this kernel could meet is never hopeless.
+    let possible = !need.any_of.is_empty() || need.task.is_some();
+    possible && need.any_of.iter().all(helpless) && need.task.iter().all(|task| stuck.contains(task))
 }
 
-/// Of the stuck ones those that `first` waits for, directly or not; not those who merely wait behind the cycle. It leads.
+/// Of the stuck tasks those that `first` waits for, directly or not, without those that merely
+/// wait behind the cycle. `first` leads.
 fn cycle_of(
     nodes: &BTreeMap<WaiterId, WaitNode>,
     first: WaiterId,
@@ -215,7 +223,7 @@ mod tests {
         super::stuck(nodes, tasks).contains(&who)
     }
 
-    /// One task a process, numbered alike.
+    /// One task for each process, with the process's number.
     pub(crate) fn stuck(nodes: &[(u32, &[&[u32]], bool)], who: u32) -> bool {
         let graph = nodes.iter().map(|(pid, needs, b)| (WaiterId(u64::from(*pid)), node(*pid, needs, *b))).collect();
         let tasks = (1..9).map(|pid| (Pid(pid), vec![WaiterId(u64::from(pid))])).collect();
@@ -248,8 +256,8 @@ mod tests {
             "deadlock: task 3 of process 3: a test, needs [process 1] <- task 1 of process 1: a test, needs [process 2] \
              <- task 2 of process 2: a test, needs [process 3]"
         );
-        assert_eq!(graph.blocked().len(), 4, "the refused one waits for nobody");
-        // Had it been let in, those behind the cycle were stuck as well.
+        assert_eq!(graph.blocked().len(), 4, "the refused one is not blocked");
+        // Had it been recorded, the tasks behind the cycle would be stuck too.
         let refused = node(3, &[&[1]], false);
         graph.0.lock().insert(WaiterId(3), refused);
         let stuck: Vec<u32> = graph.stuck(tasks_of).iter().map(|participant| participant.pid.0).collect();

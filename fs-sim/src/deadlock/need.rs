@@ -1,27 +1,32 @@
-//! TODO
+//! What a blocked task needs, and reports of deadlocks.
+//!
+//! It owns these values and their wording. Invariant: a need names at least one process, task or
+//! outside party, or it can be met by the passage of time. Kernel counterpart: the `blocked_by`
+//! links of `struct file_lock`.
 
 use emulator::wait::WaiterId;
 
 use crate::base::numbers::Pid;
 
-/// One thing a blocked task needs: any of these can bring it about.
+/// One thing that a blocked task needs: any of these can bring it about.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Need {
     /// Any task of any of these processes.
     pub any_of: Vec<Pid>,
-    /// Or this one task, whatever else its process could do.
+    /// Or this one task, whatever other tasks of its process could do.
     pub task: Option<WaiterId>,
-    /// Or somebody outside of this kernel, in words, where there is neither: nobody can say that it never will.
+    /// Or a party outside of this kernel, in words, where there is neither: it may always still
+    /// act.
     pub outside: Option<String>,
 }
 
 impl Need {
-    /// What any of these processes can bring about.
+    /// A need that any of these processes can meet.
     pub(crate) fn any_of(processes: Vec<Pid>) -> Need {
         Need { any_of: processes, task: None, outside: None }
     }
 
-    /// What only this task can.
+    /// A need that only this task can meet.
     pub(crate) fn task(task: WaiterId) -> Need {
         Need { any_of: Vec::new(), task: Some(task), outside: None }
     }
@@ -45,7 +50,7 @@ pub struct Participant {
     pub pid: Pid,
     /// What it waits for, or would have waited for, in words.
     pub reason: &'static str,
-    /// All of these it needs.
+    /// What it needs, all of it.
     pub needs: Vec<Need>,
 }
 
@@ -56,10 +61,10 @@ impl std::fmt::Display for Participant {
     }
 }
 
-/// A cycle of waits that somebody was kept from closing.
+/// A cycle of waits that was refused with EDEADLK.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Deadlock {
-    /// Those in the cycle; the first is the one that got EDEADLK.
+    /// The members of the cycle; the first got EDEADLK.
     pub participants: Vec<Participant>,
 }
 

@@ -1,8 +1,9 @@
 //! The eleven axes of a design and the values each can take.
 //!
-//! Names and values are spelled once, here: TOML, tables, `result.json` and scenario conditions (`@stranger_change=wait`) all
-//! go through [`Axis`] and [`Axes::get`]. What a value makes the kernel do is at the code that reads it (`lease`, `gup`,
-//! `file_ops`, and rdma-sim for `on_lease_lost`).
+//! Names and values are spelled once, here: TOML, tables, `result.json` and scenario conditions
+//! (`@stranger_change=wait`) all go through [`Axis`] and [`Axes::get`]. What a value makes the
+//! kernel do is at the code that reads it (`lease`, `gup`, `file_ops`, and rdma-sim for
+//! `on_lease_lost`).
 
 use std::fmt;
 
@@ -64,9 +65,11 @@ choices! {
     LeaseRules {
         /// None: a request is EINVAL. Block-layout clients inside the kernel still have theirs.
         None = "none",
-        /// Those of the lease proposal of 2019-09-23: read, write, each breakable or unbreakable (+U).
+        /// Those of the lease proposal of 2019-09-23: read, write, each breakable or unbreakable
+        /// (+U).
         ManPage = "man-page",
-        /// Read and write leases of different processes coexist until someone modifies; a write lease is the exclusive kind.
+        /// Read and write leases of different processes coexist until a holder changes the layout; a write
+        /// lease is the exclusive kind.
         Chinner = "chinner",
     }
 
@@ -80,8 +83,8 @@ choices! {
         Lease = "lease",
         /// An exclusive one, else EPERM; a zombie never suffices.
         Unbreakable = "unbreakable",
-        /// Nothing is pinned: registered, and faulted in at each access. Holders that can't fault: EOPNOTSUPP, but for a guest
-        /// that can be unmapped, which is before a block of it changes.
+        /// Nothing is pinned: registered, and faulted in at each access. Holders that can't fault:
+        /// EOPNOTSUPP, but for a guest that can be unmapped, which is before a block of it changes.
         Fault = "fault",
     }
 
@@ -93,7 +96,8 @@ choices! {
         RdmaOnly = "rdma-only",
     }
 
-    /// What a layout change does about pins and exclusive leases in its way; one axis for a stranger's change, one for the holder's own.
+    /// What a layout change does about pins and exclusive leases in its way; one axis for a
+    /// stranger's change, one for the holder's own.
     ChangeRule {
         /// It goes on and frees pinned blocks: the negative control.
         Proceed = "proceed",
@@ -107,13 +111,15 @@ choices! {
         Revoke = "revoke",
     }
 
-    /// What unlocking (or shrinking, or making breakable) a lease does while pins taken under it live.
+    /// What unlocking (or shrinking, or making breakable) a lease does while pins taken under it
+    /// live.
     UnlockRule {
         /// The lease goes, the pins stay.
         Release = "release",
         /// EBUSY.
         Busy = "busy",
-        /// Waits for the pins, interruptibly; EDEADLK for a process that would wait on its own region.
+        /// Waits for the pins, interruptibly; EDEADLK for a process that would wait on its own
+        /// region.
         Wait = "wait",
     }
 
@@ -123,8 +129,8 @@ choices! {
         Release = "release",
         /// The lease stays, over the whole range, until the last of those pins goes.
         Zombie = "zombie",
-        /// close and dup2 block until the pins are gone or a fatal signal comes; munmap, exec, exit and queue collection never
-        /// wait and leave a zombie.
+        /// close and dup2 block until the pins are gone or a fatal signal comes; munmap, exec, exit
+        /// and queue collection never wait and leave a zombie.
         WaitKillable = "wait-killable",
         /// The holders' access is taken away.
         Revoke = "revoke",
@@ -134,10 +140,11 @@ choices! {
     PassRule {
         /// Yes.
         Allow = "allow",
-        /// No: sendmsg is EPERM when it has file pins, `reg_mr` is EPERM while another process or a queue holds it, fork doesn't
-        /// inherit it.
+        /// No: sendmsg is EPERM when it has file pins, `reg_mr` is EPERM while another process or a
+        /// queue holds it, fork doesn't inherit it.
         Deny = "deny",
-        /// If the receiver holds a covering lease of its own at recvmsg; else the fd is dropped (MSG_CTRUNC).
+        /// If the receiver holds a covering lease of its own at recvmsg; else the fd is dropped
+        /// (MSG_CTRUNC).
         ReceiverLease = "receiver-lease",
     }
 
@@ -155,8 +162,8 @@ choices! {
     LeaseLost {
         /// Nothing.
         Nothing = "nothing",
-        /// The whole RDMA context is aborted: queue pairs to error, work flushed, later access a remote access error, a fatal
-        /// asynchronous event; one-way.
+        /// The whole RDMA context is aborted: queue pairs to error, work flushed, later access a
+        /// remote access error, a fatal asynchronous event; one-way.
         Abort = "abort",
     }
 }
@@ -201,7 +208,8 @@ impl<T: Choice> Choice for Option<T> {
 
 macro_rules! axes {
     ($($(#[$doc:meta])* $axis:ident $field:ident: $type:ty,)+) => {
-        /// Everything the simulated kernel knows of a design. `None` = `n/a`, only with [`PinGate::Refuse`].
+        /// Everything the simulated kernel knows of a design. `None` = `n/a`, only with
+        /// [`PinGate::Refuse`].
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         pub struct Axes {
             $($(#[$doc])* pub $field: $type,)+
@@ -240,8 +248,9 @@ macro_rules! axes {
                 }
             }
 
-            /// Sets one axis from its spelling; `None`, and nothing changed, if that isn't one of [`Axis::choices`]. The result may be
-            /// a combination that [`check`](Self::check) rejects.
+            /// Sets one axis from its spelling; `None`, and nothing changed, if that isn't one of
+            /// [`Axis::choices`]. The result may be a combination that [`check`](Self::check)
+            /// rejects.
             pub fn set(&mut self, axis: Axis, choice: &str) -> Option<()> {
                 match axis {
                     $(Axis::$axis => self.$field = Choice::read(choice)?,)+
@@ -269,7 +278,7 @@ axes! {
     LastCloseWhilePinned last_close_while_pinned: Option<LastCloseRule>,
     /// Passing an RDMA context with file pins to another process.
     PassContext pass_context: PassRule,
-    /// A break nobody answered in time.
+    /// A break that timed out without an answer.
     BreakTimeout break_timeout: BreakTimeout,
     /// Whether a memory region keeps the lease it was taken under (its open file) alive.
     MrHoldsLease mr_holds_lease: Option<bool>,
@@ -315,7 +324,8 @@ impl Axes {
     /// Whether the axes can stand together.
     ///
     /// # Errors
-    /// `n/a` without gate `refuse`; `lease_rules = "none"` with a gate or a `pass_context` that demands a lease.
+    /// `n/a` without gate `refuse`; `lease_rules = "none"` with a gate or a `pass_context` that
+    /// demands a lease.
     pub fn check(&self) -> Result<(), Conflict> {
         let blank: Vec<Axis> = Axis::ALL.into_iter().filter(|&axis| self.get(axis) == NOT_APPLICABLE).collect();
         if self.pin_gate != PinGate::Refuse && !blank.is_empty() {
@@ -348,7 +358,8 @@ impl Axes {
     }
 }
 
-/// A map of axis names to values, in the document's order, `n/a` included: what `result.json` and `designs --json` hold.
+/// A map of axis names to values, in the document's order, `n/a` included: what `result.json` and
+/// `designs --json` hold.
 impl Serialize for Axes {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut map = serializer.serialize_map(Some(Axis::ALL.len()))?;

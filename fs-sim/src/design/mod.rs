@@ -1,15 +1,16 @@
 //! Designs: what the simulated kernel does where leases, long-term pins and layout changes meet.
 //!
-//! A [`Design`] is a name and one choice per axis ([`Axes`]). **The kernel is handed `Axes`, so that no code can read a design's
-//! name**: a copy of a preset under another name behaves the same, and a preset with one axis changed behaves by that axis.
-//! The presets ([`presets`]) are the positions taken in the discussions of 2019 and later. Users add their own in TOML files,
-//! which the crate `workloads` reads (`workloads::input::designs`).
+//! A [`Design`] is a name and one choice per axis ([`Axes`]). **The kernel is handed `Axes`, so
+//! that no code can read a design's name**: a copy of a preset under another name behaves the same,
+//! and a preset with one axis changed behaves by that axis. The presets ([`presets`]) are the
+//! positions taken in the discussions of 2019 and later. Users add their own in TOML files, which
+//! the crate `workloads` reads (`workloads::input::designs`).
 //!
-//! Invariant: `Axes` that leave this module through a preset or a file passed [`Axes::check`]: `n/a` stands only with gate
-//! `refuse`, and nothing demands a lease that nobody could hold.
+//! Invariant: `Axes` that leave this module through a preset or a file passed [`Axes::check`]:
+//! `n/a` stands only with gate `refuse`, and no choice demands a lease that no process could hold.
 //!
-//! Kernel counterpart: mainline has one design, spread over `fs/locks.c`, `fs/dax.c` (`dax_layout_busy_page`) and `mm/gup.c`
-//! (`FOLL_LONGTERM`).
+//! Kernel counterpart: mainline has one design, spread over `fs/locks.c`, `fs/dax.c`
+//! (`dax_layout_busy_page`) and `mm/gup.c` (`FOLL_LONGTERM`).
 
 mod axes;
 mod presets;
@@ -44,7 +45,8 @@ impl fmt::Display for Design {
     }
 }
 
-/// Which writes count as a layout change (SEMANTICS section 4, the filesystem option `write_break`).
+/// Which writes count as a layout change (SEMANTICS section 4, the filesystem option
+/// `write_break`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum WriteBreak {
@@ -60,8 +62,8 @@ pub enum WriteBreak {
 pub struct VolumeOptions {
     /// Which writes count as a layout change.
     pub write_break: WriteBreak,
-    /// How long a broken lease's owner has before `break_timeout` applies; sampled when a break starts. Zero = no limit.
-    /// Default 45 s, the kernel's `/proc/sys/fs/lease-break-time`.
+    /// How long a broken lease's owner has before `break_timeout` applies; sampled when a break
+    /// starts. Zero = no limit. Default 45 s, the kernel's `/proc/sys/fs/lease-break-time`.
     pub lease_break_time: std::time::Duration,
 }
 

@@ -1,11 +1,12 @@
 //! The layout of a file as a value.
 //!
-//! It owns the sharing of structure between a layout and the next. Extents sit in chunks of at most [`CHUNK`]; a layout is
-//! a table of them. Every update goes through one function, [`Layout::rewritten`]: it collects the chunks that the range
-//! meets or touches, edits that list, and puts the others into the new table as they are. So an update of a file with `n`
-//! extents copies the touched chunks (6 KiB each) and `n / CHUNK` table entries of 24 bytes: for 100,000 extents some 10 KiB
-//! instead of 2.4 MiB. Collapsing and inserting move every extent behind the range and copy them all. A look-up is two
-//! binary searches.
+//! It owns the sharing of structure between a layout and the next. Extents sit in chunks of at most
+//! [`CHUNK`]; a layout is a table of them. Every update goes through one function,
+//! [`Layout::rewritten`]: it collects the chunks that the range meets or touches, edits that list,
+//! and puts the others into the new table as they are. So an update of a file with `n` extents
+//! copies the touched chunks (6 KiB each) and `n / CHUNK` table entries of 24 bytes: for 100,000
+//! extents some 10 KiB instead of 2.4 MiB. Collapsing and inserting move every extent behind the
+//! range and copy them all. A look-up is two binary searches.
 //!
 //! Invariant: besides the module's, no chunk is empty or longer than [`CHUNK`].
 
@@ -49,7 +50,7 @@ impl Default for Layout {
     }
 }
 
-/// Equal if they map alike; how the extents are cut into chunks is nobody's business.
+/// Equal if they map alike; the cut into chunks does not count.
 impl PartialEq for Layout {
     fn eq(&self, other: &Layout) -> bool {
         self.size == other.size && self.extents().eq(other.extents())
@@ -86,8 +87,8 @@ impl Layout {
         chunk.extents.get(at).filter(|extent| file_block < extent.end()).copied()
     }
 
-    /// The `len` blocks from `start` on (`len` may reach to infinity), piece by piece and without a gap: extents clipped to
-    /// the range, and the holes between them.
+    /// The `len` blocks from `start` on (`len` may reach to infinity), piece by piece and without a
+    /// gap: extents clipped to the range, and the holes between them.
     pub fn pieces(&self, start: u64, len: u64) -> Pieces<'_> {
         let chunk = self.chunks.partition_point(|chunk| chunk.end() <= start);
         let extents = self.chunks.get(chunk).map_or(&[][..], |chunk| &chunk.extents);
@@ -118,13 +119,15 @@ impl Layout {
             .collect()
     }
 
-    /// The same map with another size. What lies behind it stays mapped; a truncate takes it out with [`Layout::without`].
+    /// The same map with another size. What lies behind it stays mapped; a truncate takes it out
+    /// with [`Layout::without`].
     pub fn with_size(&self, size: u64) -> Layout {
         Layout { size, ..self.clone() }
     }
 
-    /// With `added` mapped, which must be in file order and in holes. (What lies over a mapped block is a bug of the caller:
-    /// debug builds panic, others leave the old mapping, and the new blocks are missing from the books at the end.)
+    /// With `added` mapped, which must be in file order and in holes. (What lies over a mapped
+    /// block is a bug of the caller: debug builds panic, others leave the old mapping, and the new
+    /// blocks are missing from the books at the end.)
     pub fn with_mapped(&self, added: &[Extent]) -> Layout {
         let (Some(first), Some(last)) = (added.first(), added.last()) else { return self.clone() };
         debug_assert!(added.windows(2).all(|pair| pair[0].end() <= pair[1].file_block), "not in file order: {added:?}");
@@ -168,8 +171,8 @@ impl Layout {
         self.altered(range, |extent| Extent { shared, ..extent })
     }
 
-    /// Without the blocks in `range`, everything behind it moved up by its length (`FALLOC_FL_COLLAPSE_RANGE`), and what was
-    /// mapped there. The size is the caller's to set.
+    /// Without the blocks in `range`, everything behind it moved up by its length
+    /// (`FALLOC_FL_COLLAPSE_RANGE`), and what was mapped there. The size is the caller's to set.
     pub fn collapsed(&self, range: BlockRange) -> (Layout, Vec<Extent>) {
         let (left, removed) = self.without(range);
         let moved = left.extents().map(|extent| {
@@ -179,8 +182,9 @@ impl Layout {
         (Layout::from_extents(self.size, moved), removed)
     }
 
-    /// With everything from block `at` on moved down by `len` blocks (`FALLOC_FL_INSERT_RANGE`). The size is the caller's to
-    /// set. None if an extent would end beyond [`FILE_BLOCKS_MAX`]: EFBIG.
+    /// With everything from block `at` on moved down by `len` blocks (`FALLOC_FL_INSERT_RANGE`).
+    /// The size is the caller's to set. None if an extent would end beyond [`FILE_BLOCKS_MAX`]:
+    /// EFBIG.
     pub fn inserted(&self, at: u64, len: u64) -> Option<Layout> {
         let end = self.chunks.last().map_or(0, Chunk::end);
         if end > at && end.checked_add(len).is_none_or(|end| end > FILE_BLOCKS_MAX) {
@@ -211,10 +215,12 @@ impl Layout {
         })
     }
 
-    /// The one update: `edit` gets the extents of the chunks that `range` meets or touches, and pushes those that are to
-    /// stand there instead, in file order. What it changes must lie in `range`.
+    /// The one update: `edit` gets the extents of the chunks that `range` meets or touches, and
+    /// pushes those that are to stand there instead, in file order. What it changes must lie in
+    /// `range`.
     fn rewritten(&self, range: BlockRange, edit: impl FnOnce(&[Extent], &mut Joined)) -> Layout {
-        // Touching counts: an extent that ends where the range starts may become one with what is put there.
+        // Touching counts: an extent that ends where the range starts may become one with what is
+        // put there.
         let from = self.chunks.partition_point(|chunk| chunk.end() < range.start);
         let to = self.chunks.partition_point(|chunk| chunk.first <= range.end).max(from);
         let one;

@@ -1,4 +1,7 @@
-//! TODO
+//! Questions about a layout, and small edits of it, in terms of pieces.
+//!
+//! It owns the arithmetic between file blocks and device pages. Invariant: a result is in file
+//! order. Kernel counterpart: `xfs_iext_lookup_extent`.
 
 use emulator::pin::PageRange;
 
@@ -45,13 +48,14 @@ pub(crate) fn marked(layout: &Layout, range: BlockRange) -> bool {
     mapped(layout, range).any(|extent| extent.shared)
 }
 
-/// The block that byte `size` lies in, if it lies within one: bytes behind an old or new end are zeroed there.
+/// The block in which byte `size` lies, if it lies inside one: bytes behind an old or new end are
+/// zeroed there.
 pub(crate) fn tail_block(size: u64) -> BlockRange {
     let block = size / BLOCK;
     if size.is_multiple_of(BLOCK) { BlockRange::NONE } else { BlockRange::new(block, block + 1) }
 }
 
-/// What is mapped in a range, in file order.
+/// The mapped extents of a range, in file order.
 pub(crate) fn mapped(layout: &Layout, range: BlockRange) -> impl Iterator<Item = Extent> + '_ {
     pieces_in(layout, range).into_iter().filter_map(|piece| match piece {
         Piece::Mapped(extent) => Some(extent),
@@ -74,7 +78,7 @@ pub(crate) fn parts_on(extent: Extent, pages: &[PageRange]) -> Vec<Extent> {
     common(&[pages_of(&extent)], pages).into_iter().map(|pages| part_on(extent, pages)).collect()
 }
 
-/// Where each run of new blocks goes in an extent that they replace: extents for them, in file order.
+/// Extents that place each run of new blocks where it replaces part of `extent`, in file order.
 pub(crate) fn replacements(extent: Extent, fresh: &[PageRange]) -> Vec<Extent> {
     let mut next = extent.file_block;
     let place = |run: &PageRange| {

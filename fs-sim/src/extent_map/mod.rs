@@ -1,9 +1,10 @@
 //! The extent map: which device block holds which block of a file.
 //!
-//! It owns the value [`Layout`], a file's size and extents, and the words for its parts. Invariants: extents are sorted by file
-//! block, don't overlap, and are as few as can be (what could be one extent *is* one), so two layouts that map alike are
-//! equal; a layout never changes, an update makes a new one. Kernel counterpart: the in-core extent tree of `struct
-//! xfs_ifork` and its read-only use through `struct iomap`.
+//! It owns the value [`Layout`], a file's size and extents, and the words for its parts.
+//! Invariants: extents are sorted by file block, don't overlap, and are as few as can be (what
+//! could be one extent *is* one), so two layouts that map alike are equal; a layout never changes,
+//! an update makes a new one. Kernel counterpart: the in-core extent tree of `struct xfs_ifork` and
+//! its read-only use through `struct iomap`.
 
 mod layout;
 pub(crate) mod lookup;
@@ -68,7 +69,8 @@ impl Extent {
         Some(Extent { file_block: both.start, block: self.block + (both.start - self.file_block), len, ..*self })
     }
 
-    /// The two as one, if `next` goes on where this one ends: in the file, on the device, and in kind.
+    /// The two as one, if `next` goes on where this one ends: in the file, on the device, and in
+    /// kind.
     fn joined(&self, next: &Extent) -> Option<Extent> {
         let goes_on = self.end() == next.file_block
             && self.block + u64::from(self.len) == next.block
@@ -102,8 +104,8 @@ impl Piece {
     }
 }
 
-/// An extent as `FS_IOC_FIEMAP` shows it, in bytes. Source: Documentation/filesystems/fiemap.rst; an extent that sticks out of
-/// the range asked for is shown whole, as that page allows.
+/// An extent as `FS_IOC_FIEMAP` shows it, in bytes. Source: Documentation/filesystems/fiemap.rst;
+/// an extent that sticks out of the range asked for is shown whole, as that page allows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FiemapExtent {
     /// Byte offset in the file.
@@ -120,15 +122,17 @@ pub struct FiemapExtent {
     pub shared: bool,
 }
 
-/// The blocks that the bytes `offset..offset+len` touch: rounded outward. None if the bytes reach beyond `i64::MAX`, where
-/// a file's offsets end: ERANGE, EFBIG or EINVAL, as the caller's call has it.
+/// The blocks that the bytes `offset..offset+len` touch: rounded outward. None if the bytes reach
+/// beyond `i64::MAX`, where a file's offsets end: ERANGE, EFBIG or EINVAL, as the caller's call has
+/// it.
 pub fn blocks_of(offset: u64, len: u64) -> Option<BlockRange> {
     let end = end_of(offset, len)?;
     // No bytes touch no block.
     Some(BlockRange::new(offset / BLOCK, if len == 0 { 0 } else { end.div_ceil(BLOCK) }))
 }
 
-/// The blocks that lie in the bytes `offset..offset+len` as a whole: rounded inward. None as for [`blocks_of`].
+/// The blocks that lie in the bytes `offset..offset+len` as a whole: rounded inward. None as for
+/// [`blocks_of`].
 pub fn whole_blocks_of(offset: u64, len: u64) -> Option<BlockRange> {
     let end = end_of(offset, len)?;
     Some(BlockRange::new(offset.div_ceil(BLOCK), end / BLOCK))

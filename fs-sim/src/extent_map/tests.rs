@@ -1,4 +1,5 @@
-//! Tests of the extent map: every operation against an array with one entry per block, and the shapes that matter by hand.
+//! Tests of the extent map: every operation against an array with one entry per block, and the
+//! shapes that matter by hand.
 
 use super::layout::CHUNK;
 use super::*;

@@ -68,7 +68,7 @@ pub(crate) struct ClearedPages<'t> {
     pub(crate) kept: Vec<PageRange>,
     /// Pages that stay behind for their holders.
     pub(crate) orphaned: Vec<PageRange>,
-    _doors: Option<ClosedPages<'t>>,
+    _closed: Option<ClosedPages<'t>>,
 }
 
 /// Closes all pages concerned and waits until those that must be are without pins. `None`: the
@@ -240,5 +240,5 @@ fn freeze_pages<'t>(
     departing.extend(freed.iter().map(|pages| DepartingPages::Freed(kernel.pins.forge(*pages))));
     let mut kept = common(&work.turning, &verdict.orphaned);
     kept.extend(common(&work.turning, &forged));
-    Some(ClearedPages { departing, kept, orphaned: verdict.orphaned, _doors: closed })
+    Some(ClearedPages { departing, kept, orphaned: verdict.orphaned, _closed: closed })
 }

@@ -138,8 +138,8 @@ pub(crate) fn unpin_short(kernel: &Arc<Kernel>, pins: ShortPins) {
 /// wait is not interruptible.
 fn wait_for_closed_pages(kernel: &Kernel, inode: &Inode, task: Option<&Task>) {
     kernel.counters.pin_retries.add(1);
-    let (reopenings, (_, queue)) = (inode.turn.reopenings(), inode.turn.doors());
-    let shut = || inode.turn.doors().0 && inode.turn.reopenings() == reopenings;
+    let (reopenings, (_, queue)) = (inode.turn.reopenings(), inode.turn.closed_pages());
+    let shut = || inode.turn.closed_pages().0 && inode.turn.reopenings() == reopenings;
     // Pages are mostly closed for less time than a sleep and a wake-up take.
     for _ in 0..CLOSED_PAGE_SPINS {
         thread::yield_now();

@@ -1,8 +1,9 @@
 //! An address space: mappings of files and of anonymous memory.
 //!
-//! It owns the references that mappings hold on open descriptions. Invariants: mappings never overlap; addresses are page
-//! aligned and never reused within a run. Private file mappings are not simulated: a pin through one would copy first and
-//! concern no DAX page. Kernel counterpart: mm/mmap.c, mm/vma.c.
+//! It owns the references that mappings hold on open descriptions. Invariants: mappings never
+//! overlap; addresses are page aligned and never reused within a run. Private file mappings are not
+//! simulated: a pin through one would copy first and concern no DAX page. Kernel counterpart:
+//! mm/mmap.c, mm/vma.c.
 
 use std::collections::BTreeMap;
 
@@ -123,7 +124,8 @@ impl AddressSpace {
         (end <= mapping.start + mapping.len && va < mapping.start + mapping.len).then_some(mapping)
     }
 
-    /// Takes out what lies in `va..va+len`, splitting mappings at the edges. `va` must be page aligned.
+    /// Takes out what lies in `va..va+len`, splitting mappings at the edges. `va` must be page
+    /// aligned.
     pub(crate) fn unmap(&mut self, va: u64, len: u64) -> Result<Vec<Mapping>, Errno> {
         let len = round_up(len).filter(|len| *len > 0 && va.is_multiple_of(BLOCK)).ok_or(Errno::EINVAL)?;
         let end = va.checked_add(len).ok_or(Errno::EINVAL)?;
@@ -149,7 +151,8 @@ impl AddressSpace {
         Ok(removed)
     }
 
-    /// A forked child's copy: shared mappings of files; anonymous memory is shared too (`MAP_SHARED`).
+    /// A forked child's copy: shared mappings of files; anonymous memory is shared too
+    /// (`MAP_SHARED`).
     pub(crate) fn fork(&self) -> AddressSpace {
         let mappings = self.mappings.values().map(|m| (m.start, m.part(m.start, m.len))).collect();
         AddressSpace { mappings, next: self.next }

@@ -1,6 +1,7 @@
 //! Anonymous shared memory of simulated processes: where an RDMA program keeps its local buffers.
 //!
-//! It owns the errno values of an access; the bytes are [`emulator::device::memory`]'s. Kernel counterpart: an anonymous `MAP_SHARED`
+//! It owns the errno values of an access; the bytes belong to [`emulator::device::memory`].
+//! Invariant: its length is a multiple of 8 bytes. Kernel counterpart: an anonymous `MAP_SHARED`
 //! mapping.
 
 use emulator::device::memory::ProcessMemory;

@@ -1,11 +1,14 @@
-//! TODO
+//! Credentials: the user and the capabilities of a process.
+//!
+//! It owns no check; inodes and leases check. Invariant: user 0 passes every check of a file's
+//! mode. Kernel counterpart: `struct cred`.
 
-/// On whose behalf a process acts, and what it may do that its user may not.
+/// The user that a process acts for, and its capabilities.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Credentials {
     /// The user (real, effective and saved alike); 0, root, passes every check of a file's mode.
     pub uid: u32,
-    /// CAP_LEASE: base leases on files of other users.
+    /// CAP_LEASE: ordinary leases on files of other users.
     pub cap_lease: bool,
 }
 

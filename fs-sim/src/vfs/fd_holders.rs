@@ -1,8 +1,9 @@
-//! FdHolders: which processes, and how many socket queues, hold an open description; and the queues themselves.
+//! Which processes, and how many socket queues, hold an open file; and the queues themselves.
 //!
-//! It owns the answer to "who could still close this?", which passing rules and `blockers` need and a bare reference count
-//! can't give. Invariant: every descriptor in a table and every one unread in a queue is counted in exactly one place.
-//! Kernel counterpart: SCM_RIGHTS and its in-flight accounting (net/core/scm.c, net/unix/garbage.c).
+//! It owns the answer to "which process could still close this?", which the passing rules and
+//! `blockers` need and a bare reference count can't give. Invariant: every descriptor in a table
+//! and every one unread in a queue is counted in exactly one place. Kernel counterpart: SCM_RIGHTS
+//! and its in-flight accounting (net/core/scm.c, net/unix/garbage.c).
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -12,7 +13,7 @@ use crate::base::errno::Errno;
 use crate::base::numbers::{DescriptionId, Pid};
 use crate::vfs::open_file::Description;
 
-/// Who holds one open description.
+/// The processes and queues that hold one open file.
 #[derive(Debug, Default)]
 pub struct FdHolders(Mutex<FdHolderCounts>);
 
@@ -67,7 +68,7 @@ impl FdHolders {
     }
 }
 
-/// How many messages a process's inbox holds; a sender finds it full with EAGAIN.
+/// How many messages a process's inbox holds; a sender gets EAGAIN when it is full.
 pub const INBOX_MAX: usize = 64;
 
 /// The datagram socket on which a process receives descriptors.
@@ -81,7 +82,8 @@ struct InboxQueue {
 }
 
 impl Inbox {
-    /// Queues a description that the caller holds a reference for; on failure the reference stays the caller's.
+    /// Queues an open file for which the caller holds a reference; on failure the reference stays
+    /// the caller's.
     pub(crate) fn push(&self, description: &Arc<Description>) -> Result<(), Errno> {
         let mut queue = self.0.lock();
         if queue.closed {

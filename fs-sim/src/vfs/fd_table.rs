@@ -1,7 +1,7 @@
 //! The descriptor table.
 //!
-//! It owns the references that descriptors hold. Invariant: the lowest free number is given out, as POSIX demands, and
-//! never more than [`FDS_MAX`] are open. Kernel counterpart: fs/file.c.
+//! It owns the references that descriptors hold. Invariant: the lowest free number is given out, as
+//! POSIX demands, and never more than [`FDS_MAX`] are open. Kernel counterpart: fs/file.c.
 
 use std::collections::BTreeMap;
 

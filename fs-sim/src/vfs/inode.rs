@@ -1,9 +1,11 @@
-//! Inodes: a file's layout, its generation, its turn for layout changes, and who leases and pins it.
+//! Inodes: identity, published layout, generation, and the turn for layout changes.
 //!
-//! It owns the order of a file's layout changes. Invariants: the layout is published as one value ([`Rcu`]), by the turn's
-//! holder or under `map_lock`; the generation changes whenever a block joins, leaves or moves, before a block that left
-//! can be reused, and never takes a value twice; nobody waits with an inode's mutex held. Kernel counterpart: `struct
-//! inode`, with the turn in the place of `i_rwsem` and `invalidate_lock`, minus being held across waits.
+//! It owns what every layer above needs of a file. Invariants: the layout is published as one
+//! value ([`Rcu`]), by the task that has the turn or under `map_lock`; the generation changes
+//! whenever a block joins, leaves or moves, before a block that left can be reused, and never
+//! takes a value twice; no task waits with an inode's mutex held. Kernel counterpart: `struct
+//! inode`; the turn stands for `i_rwsem` and `invalidate_lock`, but is not a lock held across
+//! waits.
 
 use emulator::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use emulator::sync::{Arc, Mutex, Rcu};
@@ -22,11 +24,11 @@ pub struct Inode {
     uid: u32,
     /// Its permission bits.
     mode: AtomicU32,
-    /// Never takes a value twice; see the module.
+    /// Never takes a value twice.
     generation: AtomicU64,
     layout: Rcu<Layout>,
-    /// Serialises publications of the layout with each other (unwritten turns written without a turn), each together with
-    /// its commit to the journal.
+    /// Serialises publications of the layout with each other, each together with its commit to the
+    /// journal. (Turning unwritten blocks written needs no turn.)
     pub(crate) map_lock: Mutex<()>,
     pub(crate) life: Mutex<InodeLife>,
     pub(crate) turn: LayoutTurn,
@@ -34,7 +36,7 @@ pub struct Inode {
     attached: Attachments,
 }
 
-/// The permission bits of a new file: everything to everybody **\[chosen\]**.
+/// The permission bits of a new file: all rights for all users **\[chosen\]**.
 const MODE_NEW: u32 = 0o777;
 
 /// What keeps an inode from being evicted.
@@ -65,7 +67,7 @@ impl Inode {
         self.attached.get()
     }
 
-    /// Counts one open file (or call by path) more. False if it was evicted.
+    /// Counts one more open file (or call by path). False if the inode was evicted.
     pub(crate) fn count_open(&self) -> bool {
         let mut life = self.life.lock();
         if life.evicted {
@@ -94,8 +96,9 @@ impl Inode {
         self.mode.store(mode & 0o7777, Ordering::Relaxed);
     }
 
-    /// Whether the mode allows all of `wanted` (4 read, 2 write, 1 execute). Root reads and writes anything, and executes what
-    /// anybody may. Kernel: `inode_permission`, `generic_permission`; there are no groups here.
+    /// Whether the mode allows all of `wanted` (4 read, 2 write, 1 execute). Root may read and
+    /// write any file, and execute a file that any user may execute. Kernel: `inode_permission`,
+    /// `generic_permission`; there are no groups here.
     pub(crate) fn permits(&self, credentials: Credentials, wanted: u32) -> bool {
         let mode = self.mode();
         let allowed = match credentials.uid {
@@ -106,8 +109,8 @@ impl Inode {
         wanted & !allowed == 0
     }
 
-    /// Its number and its published layout, as the journal commits them. The caller holds `map_lock`
-    /// since it published the layout.
+    /// Its number and its published layout, as the journal commits them. The caller holds
+    /// `map_lock` since it published the layout.
     pub(crate) fn to_commit(&self) -> (Ino, Layout) {
         (self.ino, self.layout(Layout::clone))
     }
@@ -119,23 +122,25 @@ impl Inode {
 
     /// The current generation.
     pub(crate) fn generation(&self) -> u64 {
-        // ORDERING: SeqCst. A pinner reads it before the map and again after its pin; the second read must not be
-        // satisfied from before the pin's read-modify-write.
+        // ORDERING: SeqCst. A pinner reads it before the map and again after its pin; the second
+        // read must not be satisfied from before the pin's read-modify-write.
         self.generation.load(Ordering::SeqCst)
     }
 
-    /// Publishes a layout with other blocks than before. What leaves is shut, or its loss is the design's will. Serialised by
-    /// `map_lock`.
+    /// Publishes a layout with other blocks than before. The pages that leave are closed, or the
+    /// design gives them up while pinned. Serialised by `map_lock`.
     pub(crate) fn publish(&self, layout: Layout) {
-        // ORDERING: SeqCst, both. The first, before the map: whoever reads the new map with a generation (and a read point)
-        // from before it is caught by the recheck, so a block that just joined is never pinned with a read point older than
-        // its last departure. The second, after the map and before the pages reopen: whoever read the old map is caught.
+        // ORDERING: SeqCst, both. The first, before the map: a pinner that reads the new map with
+        // a generation (and a read point) from before it is caught by the recheck, so a block that
+        // just joined is never pinned with a read point older than its last departure. The second,
+        // after the map and before the pages reopen: a pinner that read the old map is caught.
         self.generation.fetch_add(1, Ordering::SeqCst);
         self.layout.replace(layout);
         self.generation.fetch_add(1, Ordering::SeqCst);
     }
 
-    /// Publishes a layout with the same blocks in the same places: generation unchanged. Serialised by `map_lock`.
+    /// Publishes a layout with the same blocks in the same places; the generation stays.
+    /// Serialised by `map_lock`.
     pub(crate) fn publish_same_blocks(&self, layout: Layout) {
         self.layout.replace(layout);
     }

@@ -1,7 +1,8 @@
-//! The simulated kernel as a whole: one machine, one volume, one design.
+//! The state that all processes of a simulated kernel share: one machine, one volume, one design.
 //!
-//! It owns everything that is shared between processes. Invariant: it reads a design's axes, never its name; the name does not
-//! reach this crate's behaviour at all. Kernel counterpart: the kernel, as far as this lab needs one.
+//! It owns the tables of processes, inodes and names, the counters and the traces. Invariant: the
+//! kernel reads a design's axes, never its name. Kernel counterpart: the global tables of Linux
+//! (`super_block`, pid and inode hashes).
 
 use std::any::{Any, TypeId};
 use std::collections::BTreeMap;
@@ -44,7 +45,7 @@ pub struct Kernel {
     pub(crate) shares: Shares,
     pub(crate) journal: Journal,
     pub(crate) mount: Mount,
-    /// Inodes that are gone but for the pins on what were their blocks.
+    /// Evicted inodes whose former blocks are still pinned.
     pub(crate) ghosts: Registry<Ino, Arc<Inode>>,
     /// What the layers above keep with the kernel.
     pub(crate) attached: Attachments,
@@ -75,7 +76,8 @@ pub struct Kernel {
 }
 
 impl Kernel {
-    /// The file and file block that a device page belongs to now: a walk over all inodes, for findings and questions.
+    /// The file and file block that a device page belongs to now: a walk over all inodes, for
+    /// findings and questions.
     pub fn owner_of(&self, page: u64) -> Option<(Ino, u64)> {
         self.inodes.snapshot().into_iter().find_map(|(ino, inode)| {
             inode.layout(|layout| {
@@ -87,13 +89,14 @@ impl Kernel {
         })
     }
 
-    /// Whether nobody's pins have a say about blocks that leave or move. (Nothing that only turns unwritten is freed, so there
-    /// is nothing to go blindly about.)
+    /// Whether pins of no process are judged when blocks leave or move. (A block that only turns
+    /// unwritten is not freed, so its pins are judged.)
     pub(crate) fn ignores_pins(&self) -> bool {
         self.axes.stranger_change == ChangeRule::Proceed && self.axes.holder_change == ChangeRule::Proceed
     }
 
-    /// Whether somebody may go on over pins: then pages can carry pins of files they no longer belong to.
+    /// Whether the design lets some change proceed over pins: then pages can carry pins of files
+    /// they no longer belong to.
     pub(crate) fn tolerates_pins(&self) -> bool {
         self.axes.stranger_change == ChangeRule::Proceed || self.axes.holder_change == ChangeRule::Proceed
     }
@@ -108,7 +111,8 @@ impl Kernel {
         &self.world
     }
 
-    /// The device under the volume: its file, for mapping pieces of it elsewhere. Whoever writes through it is watched by nobody.
+    /// The device under the volume: its file, for mapping pieces of it elsewhere. Stores through
+    /// such a mapping are not checked.
     pub fn device(&self) -> &Device {
         &self.device
     }
@@ -118,7 +122,8 @@ impl Kernel {
         &self.axes
     }
 
-    /// This machine's one `T`, such as its NIC; made by `make` when first asked for. `make` must touch nothing of this kernel.
+    /// This machine's one `T`, such as its NIC; `make` makes it when it is first asked for. `make`
+    /// must not call this kernel.
     pub fn driver<T: Any + Send + Sync>(&self, make: impl FnOnce() -> T) -> Arc<T> {
         let driver = {
             let mut drivers = self.drivers.lock();
@@ -128,7 +133,7 @@ impl Kernel {
         driver.downcast::<T>().expect("what stands under the TypeId of T was made as a T")
     }
 
-    /// A number for what has none of its own kind. Never used again within a run.
+    /// A number for an object without a numbering of its own. Never used again within a run.
     pub(crate) fn new_number(&self) -> u64 {
         self.next_number.fetch_add(1, Ordering::Relaxed)
     }
@@ -147,7 +152,8 @@ impl Kernel {
         }
     }
 
-    /// Notes an event for the traces of findings: `actor` and `ino` as numbers, and the first pages concerned.
+    /// Notes an event for the traces of findings: `actor` and `ino` as numbers, and the first
+    /// pages concerned.
     pub(crate) fn trace(&self, kind: &'static str, actor: u64, ino: u64, pages: Option<PageRange>) {
         self.tracer.record(self.world.now(), kind, actor, ino, pages);
     }
@@ -179,14 +185,15 @@ impl Kernel {
         Description::new(DescriptionId(self.next_description.fetch_add(1, Ordering::Relaxed)), open, fd_holders)
     }
 
-    /// Every inode that exists, and those that are gone but for the pins on what were their blocks.
+    /// Every inode that exists, and the evicted ones whose former blocks are still pinned.
     pub(crate) fn all_inodes(&self) -> Vec<Arc<Inode>> {
         let all = self.inodes.snapshot().into_iter().chain(self.ghosts.snapshot());
         all.map(|(_, inode)| inode).collect()
     }
 
-    /// Whether what a change would do can last: no longer once the device is being removed, however long accesses in flight
-    /// keep it, so that what a change that waits meets does not depend on which of its pins goes last.
+    /// Whether a change can still be made to last. No longer once the removal of the device has
+    /// begun, although accesses in flight may keep the device for a while: a waiting change then
+    /// fails whichever pin goes last.
     ///
     /// # Errors
     /// EIO.
@@ -202,7 +209,7 @@ impl Kernel {
         if self.device.poison().is_gone() { Err(Errno::EIO) } else { Ok(()) }
     }
 
-    /// The tasks that could act for `pid`; none if it is dying.
+    /// The tasks that can act for `pid`; none if it is dying.
     pub(crate) fn tasks_of(&self, pid: Pid) -> Vec<WaiterId> {
         match self.processes.get(pid) {
             Some(process) if !process.is_dying() => process.waiters.lock().iter().map(|waiter| waiter.id()).collect(),
@@ -210,14 +217,14 @@ impl Kernel {
         }
     }
 
-    /// The cycles of waits that somebody was kept from closing (EDEADLK), with their participants: the first
-    /// [`DEADLOCKS_MAX`] of them. All are counted in [`crate::counters::KernelCounters::deadlocks`].
+    /// The cycles of waits that were refused with EDEADLK, with their participants: the first
+    /// [`DEADLOCKS_MAX`] of them. All are counted in [`KernelCounters::deadlocks`].
     pub fn deadlocks(&self) -> Vec<Deadlock> {
         self.deadlocks.lock().clone()
     }
 
-    /// Those who wait, without a deadline, for what only others of them could bring about: the greatest such set. For
-    /// whoever finds everybody asleep; empty unless somebody who could have helped has ended since they fell asleep.
+    /// The tasks that wait without a deadline for what only others of them could do: the greatest
+    /// such set. Empty unless a task that could have helped has ended since they fell asleep.
     pub fn stuck(&self) -> Vec<Participant> {
         self.waits.stuck(|pid| self.tasks_of(pid))
     }
@@ -231,22 +238,23 @@ impl Kernel {
     }
 }
 
-/// Rules broken on purpose, to prove that the oracle sees it. Everything false in every real run.
+/// Rules broken on purpose, to prove that the oracle notices. All false in every real run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Sabotage {
     /// Pins of a file range are not rechecked against the inode's generation.
     pub no_recheck: bool,
     /// Layout changes free blocks without closing their pages to pins first.
     pub free_without_close: bool,
-    /// Exclusive leases don't stand against requests for others.
+    /// Exclusive leases don't stand against other requests.
     pub no_lease_conflict: bool,
-    /// A break's time is never over.
+    /// A break never times out.
     pub no_break_timeout: bool,
-    /// A break is told to whoever holds the open file, instead of to the process that took the lease.
+    /// A break is signalled to a process with a descriptor of the open file, instead of to the
+    /// process that took the lease.
     pub signal_to_holder: bool,
-    /// Releases that a release schedules are forgotten.
+    /// Releases that a release schedules are dropped.
     pub no_nested_release: bool,
-    /// A zombie lease lets long-term pins through.
+    /// A zombie lease admits long-term pins.
     pub zombie_lets_pin: bool,
     /// Layout changes neither unmap guests that pin nothing nor wait for them.
     pub no_unmap: bool,
@@ -266,7 +274,8 @@ pub struct KernelConfig {
 }
 
 impl KernelConfig {
-    /// A kernel under `axes`, everything else as by default: no limit on locked memory, nothing broken.
+    /// A kernel under `axes`, everything else as by default: no limit on locked memory, no rule
+    /// broken.
     pub fn new(axes: Axes) -> KernelConfig {
         KernelConfig {
             axes,
@@ -283,5 +292,5 @@ impl std::fmt::Debug for Kernel {
     }
 }
 
-/// How many violations are kept in words; a run with one has failed already.
+/// How many violations are kept in words.
 const VIOLATIONS_MAX: usize = 64;

@@ -1,4 +1,7 @@
-//! TODO
+//! What an address of a process refers to: a place in an open file or in anonymous memory.
+//!
+//! It owns the lookup. Invariant: a target of a file holds a reference of its own, so a later
+//! unmap does not end it. Kernel counterpart: `find_vma`, `check_vma_flags`.
 
 use emulator::sync::Arc;
 
@@ -8,17 +11,18 @@ use crate::vfs::anon::AnonMemory;
 use crate::vfs::open_file::Description;
 use crate::vfs::process::Process;
 
-/// What stands behind a piece of mapped memory.
+/// The object and offset behind a mapped address.
 pub(crate) enum MappedTarget {
     File { description: Arc<Description>, offset: u64 },
     Anon { memory: Arc<AnonMemory>, offset: u64 },
 }
 
 impl Process {
-    /// What is mapped at `va..va+len`, which must lie in one mapping; with a reference of its own on a file.
+    /// What is mapped at `va..va+len`, which must lie in one mapping. A file target carries a
+    /// reference of its own.
     ///
     /// # Errors
-    /// EINVAL if it does not, EFAULT if `write` and the mapping is read-only.
+    /// EINVAL if the range is not in one mapping, EFAULT if `write` and the mapping is read-only.
     pub(crate) fn target(&self, va: u64, len: u64, write: bool) -> Result<MappedTarget, Errno> {
         let mm = self.mm.lock();
         let mapping = mm.find(va, len).filter(|_| len > 0).ok_or(Errno::EINVAL)?;

@@ -1,4 +1,7 @@
-//! TODO
+//! The directory: names, and the counts that keep an inode.
+//!
+//! It owns lookup, creation, and the drop of an inode's last name or last open file. Invariant: an
+//! inode is evicted once, when both counts are zero. Kernel counterpart: fs/namei.c, `iput_final`.
 
 use std::collections::BTreeMap;
 
@@ -11,13 +14,13 @@ use crate::base::numbers::Ino;
 use crate::vfs::inode::Inode;
 use crate::vfs::kernel::Kernel;
 
-/// The names of a mounted volume, to be changed: an unmount that begins later looks at them only afterwards.
+/// Locks the names of a mounted volume for a change. An unmount that begins later sees the change.
 ///
 /// # Errors
 /// ENODEV.
 pub(crate) fn mounted_names(kernel: &Kernel) -> Result<MutexGuard<'_, BTreeMap<String, Arc<Inode>>>, Errno> {
     loop {
-        // Waits for an unmount that is looking, so without the lock, which that one takes.
+        // Waits for an unmount that is in progress; without the lock, which the unmount takes.
         kernel.mount.check()?;
         race_point!("names: mounted, not locked");
         let names = kernel.names.lock();
@@ -27,7 +30,7 @@ pub(crate) fn mounted_names(kernel: &Kernel) -> Result<MutexGuard<'_, BTreeMap<S
     }
 }
 
-/// One name less; evicts the inode if that was the last thing that kept it.
+/// Drops one name; evicts the inode if nothing else kept it.
 pub(crate) fn drop_link(kernel: &Arc<Kernel>, inode: &Arc<Inode>) {
     let over = {
         let mut life = inode.life.lock();
@@ -44,23 +47,23 @@ pub(crate) fn drop_link(kernel: &Arc<Kernel>, inode: &Arc<Inode>) {
 /// The longest name, in bytes.
 pub const NAME_MAX: usize = 255;
 
-/// The inode called `name`, counted as open until [`Kernel::drop_open`].
+/// The inode called `name`, counted as open until [`drop_open`].
 pub(crate) fn lookup(kernel: &Arc<Kernel>, name: &str) -> Result<Arc<Inode>, Errno> {
     loop {
         kernel.mount.check()?;
         let inode = kernel.names.lock().get(name).cloned().ok_or(Errno::ENOENT)?;
         race_point!("lookup: found, not counted");
         if inode.count_open() {
-            // Again, now that it counts: see `Mount::check`.
+            // Checked again, now that it is counted: see `Mount::check`.
             let mounted = kernel.mount.check();
             return mounted.inspect_err(|_| drop_open(kernel, &inode)).map(|()| inode);
         }
-        // Names go before the links they count for, so by now the name means another file (a rename replaces at once) or
-        // none. This one again it can't mean.
+        // A name is removed before the link that it counts for. So by now the name means another
+        // file (a rename replaces it at once) or none, but not this inode.
     }
 }
 
-/// The inode called `name` or a new one of `uid`'s, counted as open; and whether it is new.
+/// The inode called `name`, or a new one of user `uid`, counted as open; and whether it is new.
 pub(crate) fn lookup_or_create(
     kernel: &Arc<Kernel>,
     name: &str,
@@ -97,7 +100,7 @@ fn drop_open_count(_kernel: &Kernel, inode: &Inode) -> bool {
     over
 }
 
-/// One open file (or call by path) less; evicts the inode if that was the last thing that kept it.
+/// Drops one open file (or call by path); evicts the inode if nothing else kept it.
 pub(crate) fn drop_open(kernel: &Arc<Kernel>, inode: &Arc<Inode>) {
     if drop_open_count(kernel, inode) {
         kernel.lifecycle.evict(kernel, inode);

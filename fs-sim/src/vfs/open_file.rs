@@ -1,9 +1,10 @@
-//! Open file descriptions, and the releases that wait for the end of a system call.
+//! Open files, and the releases that wait for the end of a system call.
 //!
-//! It owns the count of references (descriptors, mappings, queued messages, regions that hold their file) of every open
-//! description. Invariants: the last reference's release runs exactly once; it runs from [`Kernel::run_deferred`] with no
-//! lock held, never inside whatever dropped the reference, so a release may drop further references (S21) without
-//! recursion. Kernel counterpart: `struct file`, `fput` and `task_work_add` (fs/file_table.c).
+//! It owns the count of references (descriptors, mappings, queued messages, regions that hold
+//! their file) of every open file. Invariants: the release runs exactly once, after the last
+//! reference; it runs from [`Kernel::run_deferred`] with no lock held, never inside the code that
+//! dropped the reference, so a release may drop further references (S21) without recursion. Kernel
+//! counterpart: `struct file`, `fput` and `task_work_add` (fs/file_table.c).
 
 use std::any::Any;
 
@@ -16,15 +17,15 @@ use crate::vfs::fd_holders::FdHolders;
 use crate::vfs::inode::Inode;
 use crate::vfs::kernel::Kernel;
 
-/// The object as the kind that a call wants.
+/// The object as the type that a call wants.
 ///
 /// # Errors
-/// EINVAL: it is another kind.
+/// EINVAL: it has another type.
 pub(crate) fn downcast<T: Any + Send + Sync>(object: Arc<dyn OpenObject>) -> Result<Arc<T>, Errno> {
     object.as_any().downcast::<T>().map_err(|_| Errno::EINVAL)
 }
 
-/// How a description travels to another process.
+/// How an open file travels to another process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Passing {
     /// Sent in a message: judged at `sendmsg`.
@@ -37,10 +38,12 @@ pub enum Passing {
 
 /// Something other than a file that lives in a descriptor table, such as an RDMA context.
 pub trait OpenObject: Send + Sync + 'static {
-    /// The last reference is gone. Called once, with no lock held. What it lets go of in turn goes to `deferred`.
+    /// The last reference is gone. Called once, with no lock held. References that it drops in
+    /// turn go to `deferred`.
     fn release(&self, kernel: &Arc<Kernel>, deferred: &mut Deferred);
 
-    /// Whether the description may travel so. What a refusal means (EPERM, MSG_CTRUNC, not inherited) is the caller's.
+    /// Whether the open file may travel so. The caller turns a refusal into EPERM, MSG_CTRUNC, or
+    /// no inheritance.
     fn may_pass(&self, kernel: &Kernel, pass: Passing) -> bool;
 
     /// The object itself, for the crate that made it.
@@ -103,7 +106,7 @@ impl std::fmt::Debug for Description {
 }
 
 impl Description {
-    /// A description with one reference, the caller's.
+    /// An open file with one reference, the caller's.
     pub(crate) fn new(id: DescriptionId, open: OpenTarget, fd_holders: Arc<FdHolders>) -> Arc<Description> {
         Arc::new(Description { id, open, references: AtomicU64::new(1), fd_holders })
     }
@@ -118,7 +121,7 @@ impl Description {
         &self.open
     }
 
-    /// Who holds it.
+    /// The processes and queues that hold it.
     pub fn fd_holders(&self) -> &Arc<FdHolders> {
         &self.fd_holders
     }
@@ -131,7 +134,8 @@ impl Description {
         }
     }
 
-    /// Takes one more reference. The caller must hold one (directly, or by the lock of the table it found it in).
+    /// Takes one more reference. The caller must hold one (directly, or by the lock of the table it
+    /// found it in).
     pub(crate) fn get(self: &Arc<Self>) -> Arc<Description> {
         self.references.fetch_add(1, Ordering::Relaxed);
         Arc::clone(self)
@@ -144,9 +148,11 @@ impl Description {
         }
     }
 
-    /// Drops one reference; true if it was the last, in which case the caller runs the release itself.
+    /// Drops one reference; true if it was the last, in which case the caller runs the release
+    /// itself.
     pub(crate) fn put_is_last(&self) -> bool {
-        // ORDERING: AcqRel, as in any reference count: the release sees everything done under any reference.
+        // ORDERING: AcqRel, as in any reference count: the release sees everything done under any
+        // reference.
         self.references.fetch_sub(1, Ordering::AcqRel) == 1
     }
 }
@@ -164,7 +170,8 @@ impl Deferred {
 }
 
 impl Kernel {
-    /// Runs deferred releases, and those that they schedule in turn. Called with no lock held; never waits.
+    /// Runs deferred releases, and those that they schedule in turn. Called with no lock held;
+    /// never waits.
     pub fn run_deferred(self: &Arc<Self>, mut deferred: Deferred) {
         while let Some(description) = deferred.0.pop() {
             match self.sabotage.no_nested_release {

@@ -1,9 +1,10 @@
 //! Simulated processes: what the kernel keeps for each.
 //!
-//! It owns a process's descriptor table, address space, signals, inbox and its death. Invariants: a process exits exactly
-//! once, by whoever is last out of its system calls after its door was shut (`life`); nothing it held survives
-//! the exit unless somebody else holds it too; no lock of a process is held while a reference is released. Kernel
-//! counterpart: `task_struct`, `do_exit` (kernel/exit.c), `task_work_run` for what is deferred.
+//! It owns a process's descriptor table, address space, signals, inbox and exit. Invariants: a
+//! process exits exactly once, in the last task to leave a system call after the process was ended
+//! (`life`); nothing it held outlives the exit unless another process holds it too; no lock of a
+//! process is held while a reference is released. Kernel counterpart: `task_struct`, `do_exit`
+//! (kernel/exit.c), `task_work_run` for deferred releases.
 
 use emulator::pin::gate::Gate;
 use emulator::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -30,17 +31,19 @@ pub struct Process {
     pub(crate) fds: Mutex<FdTable>,
     pub(crate) mm: Mutex<AddressSpace>,
     pub(crate) signals: Mutex<Signals>,
-    /// Its tasks (threads) as far as waiting goes.
+    /// The waiters of its tasks (threads).
     pub(crate) waiters: Mutex<Vec<Arc<Waiter>>>,
     pub(crate) inbox: Inbox,
     credentials: Mutex<Credentials>,
     /// What the layers above keep with it.
     attached: Attachments,
-    /// Pages locked by long-term pins that this process registered; given back at their release, also after passing.
+    /// Pages locked by long-term pins that this process registered; given back at their release,
+    /// also after passing.
     pub(crate) locked_pages: AtomicU64,
     /// `RLIMIT_MEMLOCK`, in pages.
     pub(crate) memlock: AtomicU64,
-    /// How often it unmapped memory: a translation of an address read before the last time may no longer hold.
+    /// How often it has unmapped memory: an address translated before the last time may no longer
+    /// hold.
     pub(crate) unmaps: AtomicU64,
 }
 
@@ -73,7 +76,7 @@ impl Process {
         self.pid
     }
 
-    /// On whose behalf it acts.
+    /// The user and capabilities it acts with.
     pub fn credentials(&self) -> Credentials {
         *self.credentials.lock()
     }
@@ -97,7 +100,7 @@ impl Process {
         self.life.is_closed()
     }
 
-    /// The lowest descriptor under which it holds the description with this fd_holders.
+    /// The lowest descriptor under which it holds the open file with these holders.
     pub fn fd_of(&self, fd_holders: &Arc<FdHolders>) -> Option<Fd> {
         let fds = self.fds.lock();
         fds.iter().find(|(_, description)| Arc::ptr_eq(description.fd_holders(), fd_holders)).map(|(fd, _)| fd)
@@ -110,8 +113,9 @@ impl Process {
 }
 
 impl Kernel {
-    /// A new process with nothing open, and as if inside a call until [`Kernel::born`]: a signal that ends it before it is
-    /// whole finds it there, and what it was given meanwhile is given back.
+    /// A new process with nothing open. It counts as inside a call until [`Kernel::born`]: a
+    /// signal that ends it before it is complete finds it so, and what it was given meanwhile is
+    /// given back.
     pub(crate) fn new_process(&self) -> Arc<Process> {
         let pid = Pid(self.next_pid.fetch_add(1, Ordering::Relaxed));
         let process = Arc::new(Process::new(pid, self.memlock_pages));
@@ -120,14 +124,15 @@ impl Kernel {
         process
     }
 
-    /// A process is whole: it lives, or dies of what it was sent meanwhile.
+    /// A process is complete: it lives, or exits because of a signal that came meanwhile.
     pub(crate) fn born(self: &Arc<Self>, process: &Arc<Process>) {
         if process.life.leave() {
             self.exit_process(process);
         }
     }
 
-    /// Ends `process`: shuts its door, interrupts its sleeps, and lets the last one out do the exit.
+    /// Ends `process`: no further call enters, its sleeps are interrupted, and the last task to
+    /// leave a call runs the exit.
     pub(crate) fn shut_down(self: &Arc<Self>, process: &Arc<Process>) {
         let (inside, _) = process.life.close();
         let waiters = process.waiters.lock().clone();
@@ -139,8 +144,9 @@ impl Kernel {
         }
     }
 
-    /// Gives back everything a dead process held: I/O in flight and programs first, then mappings, then descriptors, then its inbox (as `do_exit` does).
-    /// Idempotent. Never waits: where a last close would, the lease becomes a zombie.
+    /// Gives back everything a dead process held: what the layers above keep with it (I/O in
+    /// flight, programs), then mappings, descriptors and inbox, as `do_exit` does. Idempotent.
+    /// Never waits: where a last close would wait, the lease becomes a zombie.
     pub(crate) fn exit_process(self: &Arc<Self>, process: &Arc<Process>) {
         if process.exited.swap(true, Ordering::SeqCst) {
             return;

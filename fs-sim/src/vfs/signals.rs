@@ -1,8 +1,9 @@
 //! Signals: dispositions and the queue of those not yet taken.
 //!
-//! It owns what a process has pending. Invariants: SIGKILL can be neither caught nor ignored; SIGIO's default action kills
-//! (which is why simulated processes state their disposition); the queue has a bound, beyond which a signal of a kind already
-//! queued is merged into it, as standard signals are. Kernel counterpart: kernel/signal.c.
+//! It owns what a process has pending. Invariants: SIGKILL can be neither caught nor ignored;
+//! SIGIO's default action kills (which is why simulated processes state their disposition); the
+//! queue has a bound, beyond which a signal of a kind already queued is merged into it, as standard
+//! signals are. Kernel counterpart: kernel/signal.c.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -13,7 +14,7 @@ use crate::base::numbers::{Ino, Pid};
 use crate::vfs::kernel::Kernel;
 use crate::vfs::process::Process;
 
-/// The signals that the contract speaks of.
+/// The signals that simulated processes use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Signal {
     /// A lease of the process is being broken: the signal for it unless another was chosen.
@@ -59,10 +60,10 @@ pub struct Signals {
     queue: VecDeque<SigInfo>,
 }
 
-/// What became of a signal.
+/// What sending a signal came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Delivery {
-    /// Nobody is there, or it is ignored.
+    /// There is no such process, or it ignores the signal.
     Dropped,
     /// Queued for the handler.
     Queued,
@@ -100,7 +101,8 @@ impl Signals {
 }
 
 impl Kernel {
-    /// Sends a signal to `pid`. A dead or unknown process gets nothing. Kernel: `kill(2)`, `send_sigio`.
+    /// Sends a signal to `pid`. Without effect if the process is dead or unknown. Kernel:
+    /// `kill(2)`, `send_sigio`.
     pub fn send_signal(self: &Arc<Self>, pid: Pid, info: SigInfo) -> Delivery {
         let Some(process) = self.processes.get(pid) else {
             return Delivery::Dropped;
@@ -120,8 +122,8 @@ impl Kernel {
     }
 }
 
-/// One thread is to run the handler: the first that has no signal pending yet, so the main thread if it can. Kernel:
-/// `complete_signal`.
+/// Interrupts one thread to run the handler: the first that has no signal pending yet, so the main
+/// thread if possible. Kernel: `complete_signal`.
 fn interrupt(process: &Process) {
     let waiters = process.waiters.lock().clone();
     let free = waiters.iter().find(|waiter| !waiter.interrupted(SleepKind::Interruptible));

@@ -1,7 +1,8 @@
-//! Tasks: the threads of simulated processes, and their system calls that concern processes.
+//! Tasks: the threads of simulated processes, and the frame of their system calls.
 //!
-//! It owns the frame of every system call. Invariants: a call of a dead process never runs; a process's exit runs when its
-//! last call has left; releases scheduled by a call run at its end, with no lock held. Kernel counterpart: `task_struct`,
+//! It owns that frame, and the one way in which a task blocks. Invariants: a call of a dead
+//! process never runs; a process's exit runs when its last call has left; releases scheduled by a
+//! call run at its end, with no lock held. Kernel counterpart: `task_struct`,
 //! `exit_to_user_mode_loop`, `task_work_run`.
 
 use std::task::Poll;
@@ -20,7 +21,7 @@ use crate::vfs::kernel::Kernel;
 use crate::vfs::open_file::{AccessMode, Deferred, Description, OpenObject, OpenTarget};
 use crate::vfs::process::Process;
 
-/// See the module. One thread of the lab drives one task at a time.
+/// One thread of a simulated process. One thread of the program drives it at a time.
 #[derive(Debug)]
 pub struct Task {
     pub(crate) kernel: Arc<Kernel>,
@@ -31,7 +32,7 @@ pub struct Task {
 }
 
 impl Drop for Task {
-    /// A thread's end: it no longer counts as somebody who could act for its process.
+    /// The end of a thread: it no longer counts as one that could act for its process.
     fn drop(&mut self) {
         self.process.waiters.lock().retain(|waiter| !Arc::ptr_eq(waiter, &self.waiter));
         self.kernel.waits.gone(self.pid());
@@ -54,12 +55,12 @@ impl Task {
         self.process.pid()
     }
 
-    /// Its place to wait.
+    /// Its place in wait queues.
     pub fn waiter(&self) -> &Arc<Waiter> {
         &self.waiter
     }
 
-    /// Whether a call since the last look had to wait for somebody.
+    /// Whether a call since the last question had to wait.
     pub fn take_waited(&self) -> bool {
         self.waited.swap(false, Ordering::Relaxed)
     }
@@ -83,13 +84,14 @@ impl Task {
         result
     }
 
-    /// The description behind `fd`. It stays alive while the caller uses it: closing meanwhile only unlinks the number.
+    /// The open file behind `fd`. It stays while the caller uses it: a close meanwhile only frees
+    /// the number.
     pub(crate) fn description(&self, fd: Fd) -> Result<Arc<Description>, Errno> {
         self.process.fds.lock().get(fd).cloned()
     }
 
-    /// The frame of a system call on the open file behind `fd`. The call holds a reference of its own (`fdget`), so that a
-    /// close of the descriptor by another thread releases the file after it, not under it.
+    /// The frame of a system call on the open file behind `fd`. The call holds a reference of its
+    /// own (`fdget`), so a close by another thread releases the file after the call.
     pub(crate) fn with_file<R>(
         &self,
         fd: Fd,
@@ -101,7 +103,7 @@ impl Task {
         })
     }
 
-    /// As [`Task::with_file`], for what an `O_PATH` descriptor allows as well (`fdget_raw`).
+    /// As [`Task::with_file`], for calls that an `O_PATH` descriptor allows too (`fdget_raw`).
     pub(crate) fn with_named_file<R>(
         &self,
         fd: Fd,
@@ -120,7 +122,7 @@ impl Task {
         })
     }
 
-    /// Puts a description (with the reference the caller holds) into the table.
+    /// Puts an open file (with the reference that the caller holds) into the table.
     pub(crate) fn install(&self, description: Arc<Description>) -> Result<Fd, Errno> {
         description.fd_holders().held_by(self.pid());
         let installed = self.process.fds.lock().install(description);
@@ -133,7 +135,7 @@ impl Task {
         })
     }
 
-    /// Installs an object of a crate above. `make` gets the fd_holders by which the object can tell who holds it.
+    /// Installs an object of a crate above. `make` gets the record of the descriptor's holders.
     ///
     /// # Errors
     /// EMFILE.
@@ -160,15 +162,16 @@ impl Task {
         })
     }
 
-    /// This task was kept from waiting for what only its own process could bring about: EDEADLK, with `reason` the wait that
-    /// was not begun.
+    /// Records that this task got EDEADLK because only its own process could end the wait;
+    /// `reason` is the wait that did not begin.
     pub(crate) fn note_self_deadlock(&self, reason: &'static str) {
         let needs = vec![Need::any_of(vec![self.pid()])];
         let myself = Participant { task: self.waiter().id(), pid: self.pid(), reason, needs };
         self.kernel().note_deadlock(Deadlock { participants: vec![myself] });
     }
 
-    /// Blocks this task on `queue` until `look` says ready, keeping the wait graph true on the way.
+    /// Blocks this task on `queue` until `look` says ready, and keeps the wait graph up to date
+    /// meanwhile.
     pub(crate) fn block_on<T>(
         &self,
         queue: &WaitQueue,
@@ -182,16 +185,18 @@ impl Task {
         let mut looks = 0;
         let outcome = queue.wait(&kernel.world, waiter, how, || {
             let wakes = waiter.wakes();
-            // While it looks it is not blocked: what it finds may be the end of the wait, and others act on it at once.
+            // While `look` runs the task is not blocked: what it finds may end the wait, and other
+            // tasks act on that at once.
             if looks > 1 {
                 kernel.waits.forget(id);
             }
             looks += 1;
             match look() {
                 WaitPoll::Ready(value) => Poll::Ready(Ok(value)),
-                // The first look is before anybody could wake this task: too early to be recorded.
+                // The first look comes before any task could wake this one: too early to be
+                // recorded.
                 WaitPoll::Blocked(_) if looks == 1 => Poll::Pending,
-                // A signal is about to end this wait: it closes no cycle, and is no link of one.
+                // A signal is about to end this wait: it closes no cycle and is part of none.
                 WaitPoll::Blocked(_) if waiter.interrupted(how.sleep) => Poll::Pending,
                 WaitPoll::Blocked(needs) => {
                     let reason = how.reason;

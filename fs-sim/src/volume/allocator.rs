@@ -1,8 +1,9 @@
-//! Allocation in groups, so that threads don't meet.
+//! Allocation in groups, so that threads rarely contend.
 //!
-//! It owns which blocks are free. Invariants: an allocation gets all it asked for or changes nothing; at most one group's
-//! lock is held at a time, and nothing else happens under it; what is given back twice is noticed, written down, and
-//! changes nothing. Kernel counterpart: `xfs_alloc_vextent_start_ag` and `xfs_free_extent`.
+//! It owns which blocks are free. Invariants: an allocation gets all it asked for or changes
+//! nothing; at most one group's lock is held at a time, and nothing else happens under it; a block
+//! that is freed twice is noticed, recorded, and changes nothing. Kernel counterpart:
+//! `xfs_alloc_vextent_start_ag` and `xfs_free_extent`.
 
 use std::fmt;
 
@@ -25,8 +26,8 @@ const GROUPS_MAX: u64 = 1024;
 /// How many corruptions are kept; more are counted only.
 const CORRUPTIONS_MAX: usize = 16;
 
-/// Where to look first, as any number: the same number always means the same group. A file's blocks stay together if it
-/// brings its inode number; threads that bring their own don't meet.
+/// Where to search first, as any number: the same number always means the same group. A file's
+/// blocks stay together if the caller passes its inode number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GroupHint(pub u64);
 
@@ -40,7 +41,7 @@ pub struct NoSpace {
     pub found: u64,
 }
 
-/// Something that must never happen happened: a broken invariant 4. It was ignored.
+/// A broken invariant 4, which was ignored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Corruption {
     /// Free pages were given back: freed twice, or never allocated.
@@ -63,7 +64,8 @@ impl fmt::Display for Corruption {
 #[repr(align(128))]
 struct Group {
     extents: Mutex<FreeExtents>,
-    /// What the lock's last holder left: the longest run, and all that is free. A look before taking the lock.
+    /// What the lock's last holder left: the longest run and the sum of free blocks. Read before
+    /// taking the lock.
     largest: AtomicU64,
     free: AtomicU64,
 }
@@ -73,7 +75,8 @@ impl Group {
     fn with<R>(&self, work: impl FnOnce(&mut FreeExtents) -> R) -> R {
         let mut extents = self.extents.lock();
         let result = work(&mut extents);
-        // ORDERING: Relaxed: hints, written in the order of the lock; what they say is looked at again under it.
+        // ORDERING: Relaxed: hints, written in the order of the lock; they are checked again under
+        // it.
         self.largest.store(extents.largest(), Ordering::Relaxed);
         self.free.store(extents.free(), Ordering::Relaxed);
         result
@@ -90,8 +93,8 @@ pub struct Allocator {
 }
 
 impl Allocator {
-    /// An allocator of `pages` pages, all free, in groups of 64 MiB: shorter ones (of whole folios) where that would make
-    /// fewer than 16, longer ones where it would make more than 1024.
+    /// An allocator of `pages` pages, all free, in groups of 64 MiB: shorter ones (of whole folios)
+    /// where that would make fewer than 16, longer ones where it would make more than 1024.
     pub fn new(pages: u64) -> Allocator {
         let small = (pages / GROUPS_WANTED / FOLIO * FOLIO).clamp(FOLIO, GROUP);
         let group_pages = small.max(pages.div_ceil(GROUPS_MAX).next_multiple_of(FOLIO));
@@ -112,13 +115,15 @@ impl Allocator {
         from.iter().chain(before)
     }
 
-    /// Allocates `blocks` blocks; none for 0. In one run if any group has one, starting on a folio (2 MiB) if they are 512
-    /// or more and any group has such a run; the hinted group and those behind it are asked first. Else in as few runs as
-    /// taking the longest first makes, in the order of the ring. The contents are whatever they were.
+    /// Allocates `blocks` blocks; none for 0. In one run if any group has one, starting on a folio
+    /// (2 MiB) if 512 or more are asked for and a group has such a run; the hinted group and those
+    /// behind it are searched first. Else in as few runs as taking the longest first gives, in the
+    /// order of the ring. The contents are undefined.
     ///
     /// # Errors
-    /// [`NoSpace`] if the groups, asked one after the other, had less together; everything taken was given back. Two
-    /// requests at once that both need most of what is left can both be refused, and blocks freed meanwhile can be missed.
+    /// [`NoSpace`] if the groups, searched one after the other, had less together; everything
+    /// taken was given back. Two requests at once that both need most of what is left can both be
+    /// refused, and blocks freed meanwhile can be missed.
     pub fn alloc(&self, blocks: u64, hint: GroupHint) -> Result<Vec<PageRange>, NoSpace> {
         if blocks == 0 {
             return Ok(Vec::new());
@@ -155,7 +160,8 @@ impl Allocator {
 
     fn alloc_run(&self, blocks: u64, hint: GroupHint) -> Option<PageRange> {
         let take = |aligned| {
-            // ORDERING: Relaxed: a hint. A run that it hides was given back while we look, and the gathering finds it.
+            // ORDERING: Relaxed: a hint. A run that it hides was given back during this search,
+            // and the gathering finds it.
             let mut promising = self.ring(hint).filter(|group| group.largest.load(Ordering::Relaxed) >= blocks);
             promising.find_map(|group| group.with(|extents| extents.take_run(blocks, aligned)))
         };
@@ -163,8 +169,8 @@ impl Allocator {
         aligned.or_else(|| take(false))
     }
 
-    /// Marks `pages` as allocated: a mount's finding. False if some were allocated already (or are outside the device); those
-    /// before them stay marked.
+    /// Marks `pages` as allocated, as found by a mount. False if some were allocated already (or
+    /// are outside the device); those before them stay marked.
     pub(crate) fn claim(&self, pages: PageRange) -> bool {
         if pages.end() > self.pages {
             return false;
@@ -181,9 +187,9 @@ impl Allocator {
         true
     }
 
-    /// Takes back blocks that nobody can reach any more: the token proves their pages frozen. They are free before the
-    /// token's end reopens them; so whoever gets them next may find the door still shut for a moment, as a pin does that
-    /// meets any layout change.
+    /// Takes back blocks that no file reaches any more: the token proves their pages frozen. They
+    /// are free before the token's end reopens them, so the next owner may find them closed for a
+    /// moment, as any pinner that meets a layout change.
     pub fn free<const FANOUT: usize>(&self, frozen: Frozen<'_, FANOUT>) {
         self.put(frozen.range());
         race_point!("free: in the books, not reopened");
@@ -232,13 +238,15 @@ impl Allocator {
         (self.groups.len(), self.group_pages)
     }
 
-    /// Free blocks: exact while nobody allocates or frees, else as of some moment for each group. Takes no lock.
+    /// Free blocks: exact while no task allocates or frees, else as of some moment for each group.
+    /// Takes no lock.
     pub fn free_blocks(&self) -> u64 {
         self.groups.iter().map(|group| group.free.load(Ordering::Relaxed)).sum()
     }
 
-    /// Allocated blocks, orphaned ones among them: counted by themselves, as they were taken and given back, so that they can
-    /// be checked against what is free. Takes every group's lock in turn.
+    /// Allocated blocks, orphaned ones among them. They are counted separately, as they are taken
+    /// and given back, so that they can be checked against the free ones. Takes every group's lock
+    /// in turn.
     pub fn allocated_blocks(&self) -> u64 {
         self.groups.iter().map(|group| group.extents.lock().allocated()).sum()
     }
@@ -248,7 +256,8 @@ impl Allocator {
         self.groups.iter().map(|group| group.largest.load(Ordering::Relaxed)).max().unwrap_or(0)
     }
 
-    /// What is wrong with the books: corruptions met so far, and broken invariants of the groups. For the end of a run.
+    /// What is wrong with the books: corruptions met so far, and broken invariants of the groups.
+    /// For the end of a run.
     pub fn check(&self) -> Vec<String> {
         let (count, first) = self.corruptions();
         let mut wrong: Vec<String> = first.iter().map(|what| format!("invariant 4: {what}")).collect();
@@ -263,9 +272,10 @@ impl Allocator {
         wrong
     }
 
-    /// What is wrong with the device as a whole when nobody allocates or frees: every block must be either free or in exactly
-    /// one of `owned` (the extents of all files, each shared one once, and the orphaned blocks). Runs of blocks that have no
-    /// owner and aren't free (leaked), have two owners, or are owned and free: the first 16 of them, in device order.
+    /// What is wrong with the device as a whole while no task allocates or frees: every block must
+    /// be either free or in exactly one of `owned` (the extents of all files, each shared one
+    /// once, and the orphaned blocks). Reports runs of blocks that have no owner and are not free
+    /// (leaked), have two owners, or are owned and free: the first 16 of them, in device order.
     pub fn check_owned(&self, owned: impl IntoIterator<Item = PageRange>) -> Vec<String> {
         let mut runs: Vec<(PageRange, &str)> = owned.into_iter().map(|pages| (pages, "owned")).collect();
         for group in &self.groups {

@@ -1,8 +1,9 @@
 //! The free extents of one allocation group.
 //!
-//! It owns two orders of the same extents, by start (to join what is given back with its neighbours) and by length (to find
-//! the best fit). Invariants: both hold the same extents; these are disjoint, not adjacent, and inside the group; blocks
-//! free plus blocks allocated are the group. Kernel counterpart: the bnobt and cntbt of an XFS allocation group.
+//! It owns two orders of the same extents: by start (to join freed extents with their neighbours)
+//! and by length (to find the best fit). Invariants: both hold the same extents; these are
+//! disjoint, not adjacent, and inside the group; free blocks plus allocated blocks are the group.
+//! Kernel counterpart: the bnobt and cntbt of an XFS allocation group.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,7 +12,8 @@ use emulator::pin::PageRange;
 /// Blocks in a 2 MiB folio: runs of at least as many start on a folio where they can.
 pub(super) const FOLIO: u64 = 512;
 
-/// Extents looked at for an aligned start before the search settles for one that is long enough whatever its start.
+/// Extents looked at for an aligned start before the search settles for one that is long enough
+/// whatever its start.
 const ALIGNED_TRIES: usize = 32;
 
 /// See the module.
@@ -51,8 +53,8 @@ impl FreeExtents {
         self.by_start.iter().map(|(start, len)| PageRange::new(*start, *len))
     }
 
-    /// Takes one run of `blocks` out of the shortest extent that holds it (the lowest of these); with `aligned`, one that
-    /// starts on a folio.
+    /// Takes one run of `blocks` out of the shortest extent that holds it (the lowest of these);
+    /// with `aligned`, one that starts on a folio.
     pub(super) fn take_run(&mut self, blocks: u64, aligned: bool) -> Option<PageRange> {
         let long_enough = self.by_len.range((blocks, 0)..).map(|(len, start)| PageRange::new(*start, *len));
         let run = if aligned {
@@ -69,7 +71,8 @@ impl FreeExtents {
         Some(run)
     }
 
-    /// Takes a run of at most `blocks`: all of them if they are to be had in one run, else the longest there is.
+    /// Takes a run of at most `blocks`: all of them if one run has them, else the longest there
+    /// is.
     pub(super) fn take_at_most(&mut self, blocks: u64) -> Option<PageRange> {
         self.take_run(blocks.min(self.largest()).max(1), false)
     }
@@ -94,8 +97,8 @@ impl FreeExtents {
         self.allocated += run.len();
     }
 
-    /// Gives `run`, which lies in the group, back. Returns what of it was free already: a bug of whoever gave it back, which
-    /// changes nothing here.
+    /// Gives back `run`, which lies in the group. Returns what of it was free already: a bug of
+    /// the caller, which changes nothing here.
     pub(super) fn put(&mut self, run: PageRange) -> Vec<PageRange> {
         let before = self.by_start.range(..run.start()).next_back();
         let first = before.filter(|(start, len)| *start + *len > run.start()).map_or(run.start(), |(start, _)| *start);
@@ -147,7 +150,7 @@ impl FreeExtents {
         self.free -= len;
     }
 
-    /// Which invariant of the module doesn't hold, if any.
+    /// The invariant of the module that does not hold, if any.
     pub(super) fn check(&self) -> Result<(), &'static str> {
         let mut end = None;
         for extent in self.extents() {

@@ -1,15 +1,18 @@
 //! The journal: what of the volume a power cut leaves.
 //!
-//! It owns, for every inode, the layout as of its last committed change, and the *free-pending* blocks: those that have left
-//! their file in a committed change while pinned. (A block that is in no layout and not free-pending is free, whether or not
-//! the allocator had come to it before the cut.) A change commits once, both files of one that concerns two together, after its map is published and before any block that left is freed
-//! **\[chosen\]**: its metadata is durable when the call returns, and a block is never free while a committed layout names it.
-//! Bytes are durable once stored: the power-fail domain includes the CPU's caches **\[chosen\]** (eADR); names are durable as
-//! they are.
+//! It owns, for every inode, the layout as of its last committed change, and the *free-pending*
+//! blocks: those that have left their file in a committed change while pinned. (A block that is in
+//! no layout and not free-pending is free, whether or not the allocator had been told before the
+//! cut.) A change commits once, with both files if it concerns two, after its map is published and
+//! before any block that left is freed **\[chosen\]**: its metadata is durable when the call
+//! returns, and a block is never free while a committed layout names it. Bytes are durable once
+//! stored: the power-fail domain includes the CPU's caches **\[chosen\]** (eADR). Names are
+//! durable at once.
 //!
-//! Invariants: no block is in two committed layouts (unless shared) or in one and free-pending; after the cut nothing commits.
-//! Kernel counterpart: the log of XFS (fs/xfs/xfs_log.c), whose extent-free intents and their done items
-//! (fs/xfs/xfs_extfree_item.c) the free-pending blocks are.
+//! Invariants: no block is in two committed layouts (unless shared), or in one and free-pending;
+//! after the cut nothing commits. Kernel counterpart: the log of XFS (fs/xfs/xfs_log.c); the
+//! free-pending blocks are its extent-free intents without a done item
+//! (fs/xfs/xfs_extfree_item.c).
 
 use std::collections::BTreeMap;
 
@@ -39,8 +42,9 @@ pub(crate) struct JournalContents {
 }
 
 impl Journal {
-    /// Commits what stands published of these inodes. Called with the locks of their maps held since it was published: so of
-    /// two who commit at once the later one is not undone by the earlier, and of a change of two files no half is committed.
+    /// Commits these inodes' published layouts. The caller has held the locks of their maps since
+    /// it published: so of two commits the later one is not undone by the earlier, and no half of
+    /// a change of two files is committed.
     pub(crate) fn commit(&self, changed: impl IntoIterator<Item = (Ino, Layout)>) {
         let mut records = self.0.lock();
         if !records.cut {
@@ -48,7 +52,7 @@ impl Journal {
         }
     }
 
-    /// Commits an inode's end.
+    /// Commits an inode's eviction.
     pub(crate) fn evicted(&self, ino: Ino) {
         let mut records = self.0.lock();
         if !records.cut {
@@ -72,7 +76,7 @@ impl Journal {
         }
     }
 
-    /// Ends all commits, runs `at_the_cut`, and hands out what is durable.
+    /// Ends all commits, runs `at_the_cut`, and returns what is durable.
     pub(crate) fn cut(&self, at_the_cut: impl FnOnce()) -> JournalContents {
         let mut records = self.0.lock();
         records.cut = true;

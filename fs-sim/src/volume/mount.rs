@@ -1,10 +1,8 @@
-//! Whether the volume is there: unmounting it, and losing its device.
+//! Whether the volume is mounted, and whether its device is there.
 //!
-//! It owns the state that every open and every registration looks at. Invariants: a volume is unmounted only if no file is open
-//! and nothing is pinned, and an open that comes at the same time either makes it busy or fails; a device that is removed
-//! goes once every holder's pins are dropped and every block-layout client's I/O has drained, and after it no access reaches
-//! it. Kernel counterpart: `umount` (fs/namespace.c, `propagate_mount_busy`), and the `->notify_failure` of a dying pmem device
-//! (fs/xfs/xfs_notify_failure.c, `MF_MEM_PRE_REMOVE`), which kills or revokes users first.
+//! It owns the state that every open and every registration checks. Invariant: an open that comes
+//! at the same time as an unmount makes the volume busy, or fails. Kernel counterpart:
+//! `propagate_mount_busy` (fs/namespace.c), `SB_DYING`.
 
 use emulator::sync::atomic::{AtomicU32, Ordering};
 use emulator::sync::thread;
@@ -13,7 +11,7 @@ use crate::base::errno::Errno;
 
 pub(crate) const MOUNTED: u32 = 0;
 
-/// Somebody is looking whether it is busy.
+/// An unmount is checking whether the volume is busy.
 const UNMOUNTING: u32 = 1;
 
 pub(crate) const UNMOUNTED: u32 = 2;
@@ -32,18 +30,18 @@ impl Mount {
     /// ENODEV.
     pub(crate) fn check(&self) -> Result<(), Errno> {
         loop {
-            // ORDERING: SeqCst, with the counts of open files: whoever has counted itself and finds the volume mounted is seen
-            // by an unmount that begins later.
+            // ORDERING: SeqCst, with the counts of open files: an unmount that begins later sees
+            // the count of an opener that has counted itself and then found the volume mounted.
             match self.0.load(Ordering::SeqCst) {
                 MOUNTED => return Ok(()),
-                // A look at all inodes, which waits for nobody.
+                // The unmount checks all inodes; it waits for no task.
                 UNMOUNTING => thread::yield_now(),
                 _ => return Err(Errno::ENODEV),
             }
         }
     }
 
-    /// Whether it is mounted, and nobody is looking to change that.
+    /// Whether it is mounted and no unmount is in progress.
     pub(crate) fn is_mounted(&self) -> bool {
         self.0.load(Ordering::SeqCst) == MOUNTED
     }

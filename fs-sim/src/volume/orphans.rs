@@ -1,29 +1,34 @@
-//! Blocks that left their file while pinned.
+//! Orphaned blocks: blocks that left their file while pinned.
 //!
-//! It owns the list of orphaned blocks: they belong to no file, stay allocated (charged as used) and are freed when nothing
-//! pins them any more. Invariants: an orphaned block is either on the list or in the hands of exactly one reaper; it is freed
-//! exactly once; and as long as it is on the list, some pin is still to report it (or somebody has been told and is on his
-//! way here). Kernel counterpart: none for blocks; a page with `FOLL_LONGTERM` pins that its file has let go.
+//! It owns their list: they belong to no file, stay allocated (charged as used) and are freed when
+//! nothing pins them. Invariants: an orphaned block is either on the list or taken by exactly one
+//! reaper; it is freed exactly once; as long as it is on the list, some pin's unpin will still
+//! report it (or a reporter is on its way here). Kernel counterpart: none for blocks; a page with
+//! `FOLL_LONGTERM` pins whose file has dropped it.
 //!
-//! # Who frees
-//! [`emulator::pin`] keeps a mark (`ORPHAN`) on every word with pins of an orphaned range; the unpin that empties a marked
-//! word says `orphan_seen`, and its caller comes to [`Orphans::reap`] with the pages it had pinned. A *reaper* takes what the
-//! list has of these pages into its hands, under the list's mutex, and then, without a lock, shuts the door on it. What
-//! freezes is freed. What doesn't goes back on the list, is marked and reopened, and *after all of this* is looked at.
+//! # Which task frees
+//! [`emulator::pin`] keeps a mark (`ORPHAN`) on every word with pins of an orphaned range. The
+//! unpin that empties a marked word returns `orphan_seen`, and its caller calls [`Orphans::reap`]
+//! with the pages it had pinned. This *reaper* takes what the list has of these pages, under the
+//! list's mutex, and then, without a lock, closes them. Pages that freeze are freed. The others go
+//! back on the list, are marked and reopened, and are checked *after all of this*.
 //!
 //! # Why no orphan is lost
-//! Let the last pin of a block go while a reaper has the block in its hands. The one who unpinned finds nothing on the list
-//! and leaves. It passed through the mutex before the reaper put the block back (else it would have found it), so the
-//! reaper's look afterwards sees the word without that pin: the block is *uncovered*, and the reaper takes it again.
+//! Let the last pin of a block go while a reaper has taken the block. The unpinner finds nothing
+//! on the list and leaves. It passed through the mutex before the reaper put the block back (else
+//! it would have found it), so the reaper's check afterwards sees the word without that pin: the
+//! block is *uncovered*, and the reaper takes it again.
 //!
-//! A block is covered, and may be left, only if one of its words is seen pinned **and** marked: nobody clears a mark while
-//! pins are there, so the unpin that empties the word is still to come, will see the mark, and will find the block on the list.
-//! A pin without a mark covers nothing (it came after the marking, from a stale look at a map): the reaper shuts the door
-//! again, and marks it.
+//! A block is covered, and may be left on the list, only if one of its words is pinned **and**
+//! marked: no task clears a mark while pins are there, so the unpin that empties the word is still
+//! to come, will see the mark, and will find the block on the list. A pin without a mark covers
+//! nothing (it came after the marking, from an outdated map): the reaper closes the pages again,
+//! and marks the word.
 //!
 //! # Why it ends
-//! A reaper repeats itself only for pages that a pin left, or newly pinned, since it marked them. Nobody finds orphaned
-//! pages in a map, so new pins come only from looks at the old one: at most one for each thread, which then rechecks.
+//! A reaper repeats itself only for pages that a pin left, or newly pinned, since it marked them.
+//! No map shows orphaned pages, so new pins come only from outdated maps: at most one for each
+//! thread, which then rechecks.
 
 use std::collections::BTreeMap;
 
@@ -31,8 +36,9 @@ use emulator::pin::{Contended, Frozen, PageRange, PinTable, Unit};
 use emulator::race_point;
 use emulator::sync::{Mutex, thread};
 
-/// How often a reaper yields to another close of its pages. No two closes can want pages without an owner, so this bounds
-/// what follows from a broken rule: the pages stay on the list and are missed at the end.
+/// How often a reaper yields to another close of its pages. No two closes want pages without an
+/// owner, so this bounds the effect of a broken rule: the pages stay on the list and are missing
+/// at the end.
 const CONTENDED_MAX: u32 = 1000;
 
 /// See the module.
@@ -90,19 +96,20 @@ impl PageList {
 }
 
 impl Orphans {
-    /// Puts `pages` on the list: they are about to leave their file while pinned. Mark their words with
-    /// [`Closing::orphan`](emulator::pin::Closing::orphan), and after
-    /// [`Orphaned::reopen`](emulator::pin::Orphaned::reopen) call [`Orphans::reap`] for them, **whatever it said**: pages among
-    /// them that nothing pins, or that were unpinned before they were on the list, have nobody else to free them.
+    /// Puts `pages` on the list: they are about to leave their file while pinned. The caller marks
+    /// their words with [`Closing::orphan`](emulator::pin::Closing::orphan), and after
+    /// [`Orphaned::reopen`](emulator::pin::Orphaned::reopen) calls [`Orphans::reap`] for them,
+    /// **whatever it returned**: pages that nothing pins, or that were unpinned before they were
+    /// listed, are freed by no other task.
     pub fn insert(&self, pages: PageRange) {
         let mut list = self.0.lock();
         list.put(pages);
         list.blocks += pages.len();
     }
 
-    /// Frees, through `free`, whatever of `pages` is on the list and not pinned. To be called when an unpin of `pages` (or the
-    /// undo of a refused pin) reported `orphan_seen`, and after orphaned pages were reopened. `free` is called with no
-    /// lock held. Never waits.
+    /// Frees, through `free`, those of `pages` that are on the list and not pinned. Called when an
+    /// unpin of `pages` (or the undo of a refused pin) reported `orphan_seen`, and after orphaned
+    /// pages were reopened. `free` is called with no lock held. Never waits.
     ///
     /// After a power cut, when no pin survives, a call for the whole device empties the list.
     pub fn reap<'t, const FANOUT: usize>(
@@ -126,7 +133,7 @@ impl Orphans {
                 Err(closing) => {
                     self.0.lock().put(run);
                     race_point!("reap: on the list, not marked");
-                    // What it says is one of the things that the look below sees.
+                    // The check below sees what this reports.
                     let _told = closing.orphan().reopen();
                     race_point!("reap: reopened, not looked at");
                     let uncovered = uncovered(run, pins);
@@ -144,13 +151,13 @@ impl Orphans {
         self.0.lock().blocks
     }
 
-    /// The most blocks that were orphaned at one time, as found by the reapers when they were done: pages that left in one
-    /// extent with a pinned one, and were free at once, don't count.
+    /// The most blocks that were orphaned at one time, as found by the reapers at their end: pages
+    /// that left in one extent with a pinned one and were free at once don't count.
     pub fn peak(&self) -> u64 {
         self.0.lock().peak
     }
 
-    /// The pages on the list, in device order: all that are orphaned, unless somebody is reaping.
+    /// The pages on the list, in device order: all orphaned ones, unless a reaper is at work.
     pub fn pages(&self) -> Vec<PageRange> {
         self.0.lock().pages()
     }
@@ -166,11 +173,13 @@ fn close<const FANOUT: usize>(run: PageRange, pins: &PinTable<FANOUT>) -> Option
     None
 }
 
-/// The runs of `pages` for which no unpin is still to report: no word of theirs, page, folio or giant folio, is both pinned
-/// and marked. Looks at pages one by one only below a folio that says that something is pinned there.
+/// The runs of `pages` for which no unpin is still to report: none of their words (page, folio,
+/// giant folio) is both pinned and marked. Checks single pages only below a folio that reports
+/// pins.
 fn uncovered<const FANOUT: usize>(pages: PageRange, pins: &PinTable<FANOUT>) -> Vec<PageRange> {
     let fanout = FANOUT as u64;
-    // Relaxed loads do: an unpin that came too early to find these pages on the list went through its mutex before us.
+    // Relaxed loads suffice: an unpin that came too early to find these pages on the list went
+    // through its mutex before this reaper.
     let word = |level, index| pins.word(Unit { level, index }).unwrap_or_default();
     let covers = |level, index| {
         let word = word(level, index);

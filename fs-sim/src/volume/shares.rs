@@ -1,13 +1,14 @@
 //! How many times each shared block is mapped.
 //!
-//! It owns the counts of blocks that are mapped more than once, by several files or by one in several places. Invariants: a
-//! run on the list is mapped as often as its count says, twice at least; an allocated block that is not listed is mapped
-//! once, orphaned, or on its way into or out of a file; touching runs of one count are one run. Kernel counterpart: the
-//! reference count btree of XFS (fs/xfs/libxfs/xfs_refcount.c), which also lists only what is shared.
+//! It owns the counts of blocks that are mapped more than once, by several files or by one in
+//! several places. Invariants: a run on the list is mapped as often as its count says, at least
+//! twice; an allocated block that is not listed is mapped once, orphaned, or on its way into or
+//! out of a file; touching runs of one count are one run. Kernel counterpart: the reference count
+//! btree of XFS (fs/xfs/libxfs/xfs_refcount.c), which also lists only shared blocks.
 //!
-//! A count only rises by a layout change of a file that maps the block, and only falls when a file lets go of it. So
-//! whoever holds the turn of a file that maps a block may find that its count fell meanwhile, but a block that was his
-//! alone stays his alone.
+//! A count rises only by a layout change of a file that maps the block, and falls only when a file
+//! drops it. So a changer that has the turn of a file that maps a block may find that its count
+//! fell meanwhile, but a block that was the file's alone stays so.
 
 use std::collections::BTreeMap;
 
@@ -81,7 +82,8 @@ impl Runs {
 }
 
 impl Shares {
-    /// The pages of `pages` in device order, in runs that are mapped equally often. The pages must be some file's.
+    /// The pages of `pages` in device order, in runs that are mapped equally often. The pages must
+    /// belong to a file.
     pub fn counts(&self, pages: PageRange) -> Vec<(PageRange, u64)> {
         self.0.lock().counts(pages)
     }
@@ -94,7 +96,8 @@ impl Shares {
         }
     }
 
-    /// A mapping of `pages` is gone from its file. Those that nobody maps any more: they are the caller's to free.
+    /// A mapping of `pages` is gone from its file. Returns the pages that no file maps any more:
+    /// the caller frees them.
     #[must_use]
     pub fn release(&self, pages: PageRange) -> Vec<PageRange> {
         let mut runs = self.0.lock();

@@ -1,4 +1,5 @@
-//! Tests of the volume: the allocator against a bitmap, orphans by dialogue, both under threads with exact books at the end.
+//! Tests of the volume: the allocator against a bitmap, orphans by dialogue, both under threads
+//! with exact books at the end.
 
 use super::*;
 use emulator::pin::{Frozen, PageRange, Pin, PinKind, PinTable};
@@ -15,14 +16,15 @@ fn r(start: u64, len: u64) -> PageRange {
 }
 
 fn frozen(pins: &PinTable, pages: PageRange) -> Frozen<'_> {
-    pins.close(pages).expect("nobody else closes these").freeze().expect("nothing is pinned")
+    pins.close(pages).expect("no other close is in progress").freeze().expect("nothing is pinned")
 }
 
 fn blocks_in(runs: &[PageRange]) -> u64 {
     runs.iter().map(|run| run.len()).sum()
 }
 
-/// Whether some group has a free run of `blocks`, from a folio's start on if `aligned`; and the longest run of any group.
+/// Whether some group has a free run of `blocks`, from a folio's start on if `aligned`; and the
+/// longest run of any group.
 fn runs_in(taken: &[bool], group: u64, blocks: u64, aligned: bool) -> (bool, u64) {
     let (mut found, mut longest) = (false, 0);
     let (mut run, mut usable) = (0, 0);
@@ -60,7 +62,8 @@ fn op() -> impl Strategy<Value = Op> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
 
-    /// The allocator and a bitmap agree on every block after every operation; what is preferred is taken when it exists.
+    /// The allocator and a bitmap agree on every block after every operation; what is preferred is
+    /// taken when it exists.
     #[test]
     fn agrees_with_a_bitmap(ops in prop::collection::vec(op(), 1..30)) {
         let pins = PinTable::new(PAGES).unwrap();
@@ -105,7 +108,8 @@ proptest! {
                 }
                 Op::Free { .. } => {}
                 Op::FreeAgain { page, len } => {
-                    // Whatever is free of this range is given back once more; what isn't is left out.
+                    // Whatever is free of this range is given back once more; what isn't is left
+                    // out.
                     let start = page.index(PAGES as usize) as u64;
                     let end = (start + len).min(PAGES);
                     let free: Vec<u64> = (start..end).filter(|page| !taken[*page as usize]).collect();
@@ -200,7 +204,8 @@ fn check_owned_names_leaks_and_double_owners() {
     assert_eq!(wrong(&[run, r(2040, 10)]).len(), 2, "free, and beyond the end");
 }
 
-/// An owner per page, to see every block go from free to owned to free and never from owned to owned.
+/// An owner per page, to see every block go from free to owned to free and never from owned to
+/// owned.
 struct Owners(Vec<AtomicU64>);
 
 impl Owners {
@@ -234,8 +239,9 @@ impl Dice {
     }
 }
 
-/// Threads that allocate and free on a device too small for them all: every block has one owner at a time, refused requests
-/// leave nothing behind, and in the end everything is free and in one piece again.
+/// Threads that allocate and free on a device too small for them all: every block has one owner at
+/// a time, refused requests leave nothing behind, and in the end everything is free and in one
+/// piece again.
 #[test]
 fn threads_allocate_and_free_with_exact_books() {
     let pages = 8192;
@@ -245,7 +251,7 @@ fn threads_allocate_and_free_with_exact_books() {
     let refused = AtomicU64::new(0);
     let free = |run: PageRange| {
         owners.change(run, 1, 0);
-        // The blocks may have been freed and not yet reopened by whoever had them before.
+        // The blocks may have been freed and not yet reopened by their former owner.
         let closing = loop {
             match pins.close(run) {
                 Ok(closing) => break closing,
@@ -287,7 +293,8 @@ fn threads_allocate_and_free_with_exact_books() {
     assert!(pins.all_zero());
 }
 
-/// A device with everything that lets go of blocks: what the kernel does around an orphan, without files.
+/// A device with everything that lets go of blocks: what the kernel does around an orphan, without
+/// files.
 struct Volume {
     pins: PinTable,
     allocator: Allocator,
@@ -320,7 +327,8 @@ impl Volume {
         self.orphans.reap(pages, &self.pins, |frozen| self.free(frozen));
     }
 
-    /// What a change does with pages that leave a file: free them, or orphan them if they are pinned.
+    /// What a change does with pages that leave a file: free them, or orphan them if they are
+    /// pinned.
     fn leave(&self, pages: PageRange) {
         let closing = loop {
             match self.pins.close(pages) {
@@ -417,8 +425,8 @@ fn orphans_of_several_files_in_one_folio_wait_for_their_own_pins() {
     volume.assert_empty();
 }
 
-/// A pin without a mark (a look at an old map, about to be undone) that is there when the marked pin goes: it is marked, and
-/// its own end frees the page.
+/// A pin without a mark (a look at an old map, about to be undone) that is there when the marked
+/// pin goes: it is marked, and its own end frees the page.
 #[test]
 fn a_late_pin_of_an_orphan_is_the_one_to_free_it() {
     let volume = Volume::new(4096);
@@ -448,8 +456,9 @@ fn after_a_power_cut_one_look_at_the_whole_device_frees_every_orphan_once() {
     assert_eq!(volume.pins.unpin(pin), emulator::pin::Unpinned { orphan_seen: true });
 }
 
-/// Threads that allocate, pin (their own pages and, like a look at an old map, anybody's), orphan and unpin, all at once.
-/// Every block is freed exactly once and none is forgotten: with the last pin gone, no orphan is left.
+/// Threads that allocate, pin (their own pages and, like a pin by an outdated map, any thread's), orphan
+/// and unpin, all at once. Every block is freed exactly once and none is forgotten: with the last
+/// pin gone, no orphan is left.
 #[test]
 fn threads_orphan_and_unpin_and_nothing_is_lost() {
     for round in 0..30 {
