@@ -21,7 +21,7 @@ use super::request::{self, Ready, blocks_in, errno_name, is_calm, lease_name, si
 use super::watch::{Place, Watch};
 use super::wire::{self, Failure, Reply, Request, Value};
 use super::{Host, child, setup};
-use crate::ops::{Op, Verb};
+use crate::ops::{ByteRange, Bytes, Op, SignalName, Verb};
 use crate::scenario::machine::{Machine, Progress, Trouble};
 use crate::scenario::{Actor, Query, Setup, Subject};
 
@@ -143,7 +143,7 @@ impl Process {
         let place = match &self.state {
             State::Dead | State::Running => return true,
             State::Idle | State::Delegated => Some(IDLE),
-            State::Busy(pending) => pending.op.as_ref().and_then(|op| blocks_in(op.verb)),
+            State::Busy(pending) => pending.op.as_ref().and_then(|op| blocks_in(op.verb())),
         };
         !self.closed && place.is_some_and(|place| self.watch.sleeps_in(place).unwrap_or(false))
     }
@@ -221,21 +221,21 @@ impl Linux {
         let bind = bind.map(str::to_owned);
         let mut pending = Pending { op: Some(op.clone()), bind, birth: None, on_behalf: None };
         let mut fds = Vec::new();
-        let request = match op.verb {
-            Verb::Fork => {
+        let request = match op {
+            Op::Fork {} => {
                 let (ours, control, inbox) = new_sockets()?;
                 pending.birth = Some(ours);
                 fds = vec![control, inbox];
                 Request::Fork
             }
-            Verb::Send => {
-                let fd = self.names.fd(op.name(1))?;
-                let inbox = &self.process(op.name(0))?.sockets.inbox;
+            Op::Send { process, fd } => {
+                let fd = self.names.fd(fd)?;
+                let inbox = &self.process(process)?.sockets.inbox;
                 fds.push(inbox.try_clone().map_err(|error| Trouble::CannotRun(error.to_string()))?);
                 Request::Send { fd }
             }
-            Verb::Exec => {
-                let path = request::path(&self.dir, op.name(0))?;
+            Op::Exec { file } => {
+                let path = request::path(&self.dir, file)?;
                 let key = format!("program {}", self.programs);
                 self.programs += 1;
                 self.meet(&key)?;
@@ -244,17 +244,17 @@ impl Linux {
                 self.send(&key, &Request::Exec { path }, &[], pending)?;
                 return Ok(None);
             }
-            Verb::End => {
-                let key = match self.names.get(op.name(0))? {
+            Op::End { program } => {
+                let key = match self.names.get(program)? {
                     Thing::Program(key) => key.clone(),
-                    _ => return Err(Trouble::Script(format!("`{}` is no program", op.name(0)))),
+                    _ => return Err(Trouble::Script(format!("`{program}` is no program"))),
                 };
                 // One that has ended already can't be ended again, which changes nothing.
                 let _ = pidfd_send_signal(&self.process(&key)?.death, Signal::KILL);
                 self.until_dead(&key)?;
                 return Ok(Some("ok"));
             }
-            Verb::Credentials if !self.host.is_root() => {
+            Op::Credentials { .. } if !self.host.is_root() => {
                 return Err(Trouble::CannotRun("only root can change a process's user".to_owned()));
             }
             _ => match request::translate(op, who, &self.dir, &self.names)? {
@@ -371,7 +371,7 @@ impl Linux {
     /// A process whose control socket is closed and that does not die has become the program that it was to execute.
     fn started(&mut self, name: &str) -> Result<(), Trouble> {
         let process = self.process(name)?;
-        let executes = matches!(&process.state, State::Busy(pending) if pending.op.as_ref().is_some_and(|op| op.verb == Verb::Exec));
+        let executes = matches!(&process.state, State::Busy(pending) if pending.op.as_ref().is_some_and(|op| op.verb() == Verb::Exec));
         if !executes || is_ready(&process.death) {
             return Ok(());
         }
@@ -388,7 +388,7 @@ impl Linux {
         let Some(process) = self.processes.get_mut(name) else { return };
         match std::mem::replace(&mut process.state, State::Dead) {
             State::Busy(pending) => {
-                let exits = pending.op.as_ref().is_some_and(|op| op.verb == Verb::Exit);
+                let exits = pending.op.as_ref().is_some_and(|op| op.verb() == Verb::Exit);
                 self.tell(name, pending.on_behalf.as_deref(), if exits { "ok" } else { "killed" }.to_owned());
             }
             State::Delegated => self.tell(name, None, "killed".to_owned()),
@@ -410,8 +410,8 @@ impl Linux {
     fn conclude(&mut self, name: &str, pending: Pending, result: Result<Value, Failure>) -> Result<(), Trouble> {
         let Pending { op, bind, birth, on_behalf } = pending;
         let Some(op) = op else { return Ok(()) };
-        let outcome = match (result, op.verb) {
-            (Ok(Value::Number(pid)), Verb::Fork) => {
+        let outcome = match (result, &op) {
+            (Ok(Value::Number(pid)), Op::Fork {}) => {
                 let pid = i32::try_from(pid).unwrap_or_default();
                 if let (Some(bind), Some(sockets)) = (bind, birth) {
                     self.hire(&bind, pid, sockets)?;
@@ -425,14 +425,14 @@ impl Linux {
                 }
                 "ok".to_owned()
             }
-            (Ok(Value::Number(size)), Verb::Stat | Verb::Fstat) => {
+            (Ok(Value::Number(size)), Op::Stat { .. } | Op::Fstat { .. }) => {
                 format!("ok {}", fs_sim::input::Size(size.unsigned_abs()))
             }
-            (Ok(Value::Number(lease)), Verb::GetLease) => format!("ok {}", lease_name(lease)),
-            (Ok(Value::Number(number)), verb) => {
-                let thing = match verb {
-                    Verb::Mmap | Verb::MmapAnon => {
-                        let len = if verb == Verb::Mmap { op.range(1).len } else { op.number(0) };
+            (Ok(Value::Number(lease)), Op::GetLease { .. }) => format!("ok {}", lease_name(lease)),
+            (Ok(Value::Number(number)), op) => {
+                let thing = match op {
+                    Op::Mmap { range: ByteRange { len, .. }, .. } | Op::MmapAnon { length: Bytes(len) } => {
+                        let len = *len;
                         Thing::Map { at: number as u64, len, owners: BTreeSet::from([name.to_owned()]) }
                     }
                     _ => Thing::Fd(i32::try_from(number).unwrap_or(-1)),
@@ -444,9 +444,12 @@ impl Linux {
             }
             (Ok(Value::Bytes(bytes)), _) => format!("ok {bytes}"),
             (Ok(Value::Nothing), _) => "ok".to_owned(),
-            (Err(Failure::Errno(libc::EOPNOTSUPP)), Verb::Zero | Verb::Collapse | Verb::Insert | Verb::Punch) => {
+            (
+                Err(Failure::Errno(libc::EOPNOTSUPP)),
+                Op::Zero { .. } | Op::Collapse { .. } | Op::Insert { .. } | Op::Punch { .. },
+            ) => {
                 let file_system = &self.host.file_system().name;
-                self.trouble = Some(Trouble::CannotRun(format!("{file_system} can't do `{}`", op.verb)));
+                self.trouble = Some(Trouble::CannotRun(format!("{file_system} can't do `{}`", op.verb())));
                 "EOPNOTSUPP".to_owned()
             }
             (Err(Failure::Errno(number)), _) => errno_name(number),
@@ -494,7 +497,7 @@ impl Machine for Linux {
         if let Some(outcome) = self.begin(who, op, bind)? {
             return Ok(Progress::Done(outcome.to_owned()));
         }
-        match is_calm(op.verb) {
+        match is_calm(op.verb()) {
             true => self.until_answered(who)?,
             false => self.settle(Some(who))?,
         }
@@ -516,7 +519,7 @@ impl Machine for Linux {
         if target.is_dead() {
             return Err(Trouble::Script(format!("{process} is dead")));
         }
-        let number = Signal::from_named_raw(signal_number(signal));
+        let number = SignalName::from_word(signal).and_then(|name| Signal::from_named_raw(signal_number(name)));
         let number = number.ok_or_else(|| Trouble::Script(format!("there is no {signal} here")))?;
         pidfd_send_signal(&target.death, number)
             .map_err(|errno| Trouble::CannotRun(format!("{process} can't be sent {signal}: {errno}")))?;
@@ -556,7 +559,7 @@ impl Machine for Linux {
         let line = |(name, process): (&String, &Process)| match &process.state {
             State::Idle => format!("{name} lives"),
             State::Busy(pending) => match &pending.op {
-                Some(op) => format!("{name} is in `{}`", op.verb),
+                Some(op) => format!("{name} is in `{}`", op.verb()),
                 None => format!("{name} is being looked at"),
             },
             State::Delegated => format!("{name} is in `exec`"),

@@ -11,7 +11,9 @@ use libc::c_int;
 use super::machine::{Names, Thing};
 use super::watch::Place;
 use super::wire::{Disposition, Request};
-use crate::ops::{ByteRange, Op, Verb};
+use crate::ops::{
+    AllocateFlags, BaseLeaseRequest, ByteRange, Op, OpenAccess, OpenFlags, SignalAction, SignalName, Verb,
+};
 use crate::scenario::machine::Trouble;
 
 /// An operation, ready to be sent.
@@ -62,23 +64,23 @@ pub(super) fn is_calm(verb: Verb) -> bool {
     )
 }
 
-/// The number of a signal's name.
-pub(super) fn signal_number(name: &str) -> c_int {
-    match name {
-        "SIGIO" => libc::SIGIO,
-        "SIGUSR1" => libc::SIGUSR1,
-        "SIGTERM" => libc::SIGTERM,
-        "SIGUSR2" => libc::SIGUSR2,
-        "SIGKILL" => libc::SIGKILL,
-        other => unreachable!("operations name only the signals of {:?}: {other}", crate::ops::SIGNALS),
+/// The number of a signal.
+pub(super) fn signal_number(signal: SignalName) -> c_int {
+    match signal {
+        SignalName::Sigio => libc::SIGIO,
+        SignalName::Sigusr1 => libc::SIGUSR1,
+        SignalName::Sigusr2 => libc::SIGUSR2,
+        SignalName::Sigterm => libc::SIGTERM,
+        SignalName::Sigkill => libc::SIGKILL,
     }
 }
 
 /// The name of a signal's number.
 pub(super) fn signal_name(number: i32) -> String {
-    let known = crate::ops::SIGNALS.into_iter().find(|name| signal_number(name) == number);
+    let signals = SignalName::WORDS.iter().filter_map(|word| SignalName::from_word(word));
+    let known = signals.into_iter().find(|signal| signal_number(*signal) == number);
     match (known, number) {
-        (Some(name), _) => name.to_owned(),
+        (Some(signal), _) => signal.word().to_owned(),
         (None, libc::SIGBUS) => "SIGBUS".to_owned(),
         (None, libc::SIGSEGV) => "SIGSEGV".to_owned(),
         (None, number) => format!("signal {number}"),
@@ -100,88 +102,107 @@ pub(super) fn path(dir: &Path, name: &str) -> Result<String, Trouble> {
 
 /// Translates an operation of the process called `who`, but for `fork`, `send` and `exec`, which need more than a request.
 pub(super) fn translate(op: &Op, who: &str, dir: &Path, names: &Names) -> Result<Ready, Trouble> {
-    let fd = |n: usize| names.fd(op.name(n));
-    let file = |n: usize| path(dir, op.name(n));
-    let fallocate = |mode: c_int| {
-        let ByteRange { offset, len } = op.range(1);
-        Ok(Request::Fallocate { fd: fd(0)?, mode, offset: signed(offset), len: length(offset, len) })
+    let file = |name: &str| path(dir, name);
+    let fallocate = |fd: &str, range: &ByteRange, mode: c_int| {
+        let ByteRange { offset, len } = *range;
+        Ok(Request::Fallocate { fd: names.fd(fd)?, mode, offset: signed(offset), len: length(offset, len) })
     };
-    let keep_size = |n: usize| if op.has(n, "keep_size") { libc::FALLOC_FL_KEEP_SIZE } else { 0 };
-    let request = match op.verb {
-        Verb::Exit => Request::Exit,
-        Verb::Kill => Request::Kill { pid: names.pid(op.name(0))?, signal: signal_number(op.word(1)) },
-        Verb::Signal => Request::Signal { signal: signal_number(op.word(0)), disposition: disposition(op.word(1)) },
-        Verb::Credentials => Request::Credentials {
-            uid: u32::try_from(op.number(0)).map_err(|_| Trouble::Script("there is no such user".to_owned()))?,
-            cap_lease: op.has(1, "cap_lease"),
+    let keep_size = |flags: &AllocateFlags| if flags.keep_size { libc::FALLOC_FL_KEEP_SIZE } else { 0 };
+    let request = match op {
+        Op::Exit {} => Request::Exit,
+        Op::Kill { process, signal } => Request::Kill { pid: names.pid(process)?, signal: signal_number(*signal) },
+        Op::Signal { signal, disposition: action } => {
+            Request::Signal { signal: signal_number(*signal), disposition: disposition(*action) }
+        }
+        Op::Credentials { uid, capabilities } => Request::Credentials {
+            uid: u32::try_from(*uid).map_err(|_| Trouble::Script("there is no such user".to_owned()))?,
+            cap_lease: capabilities.cap_lease,
         },
-        Verb::Dup => Request::Dup { fd: fd(0)? },
-        Verb::Dup2 => Request::Dup2 { from: fd(0)?, to: fd(1)? },
-        Verb::Close => Request::Close { fd: fd(0)? },
-        Verb::Recv => Request::Receive,
-        Verb::Open => Request::Open { path: file(0)?, flags: open_flags(op) },
-        Verb::Read => {
-            let ByteRange { offset, len } = op.range(1);
-            Request::Read { fd: fd(0)?, offset: signed(offset), len }
+        Op::Dup { fd } => Request::Dup { fd: names.fd(fd)? },
+        Op::Dup2 { from, to } => Request::Dup2 { from: names.fd(from)?, to: names.fd(to)? },
+        Op::Close { fd } => Request::Close { fd: names.fd(fd)? },
+        Op::Recv {} => Request::Receive,
+        Op::Open { file: name, access, flags } => {
+            Request::Open { path: file(name)?, flags: open_flags(*access, *flags) }
         }
-        Verb::Write => {
-            let ByteRange { offset, len } = op.range(1);
-            Request::Write { fd: fd(0)?, offset: signed(offset), len, byte: op.byte(2) }
+        Op::Read { fd, range } => Request::Read { fd: names.fd(fd)?, offset: signed(range.offset), len: range.len },
+        Op::Write { fd, range, byte } => {
+            Request::Write { fd: names.fd(fd)?, offset: signed(range.offset), len: range.len, byte: *byte }
         }
-        Verb::Truncate => Request::Truncate { path: file(0)?, size: signed(op.number(1)) },
-        Verb::Ftruncate => Request::Ftruncate { fd: fd(0)?, size: signed(op.number(1)) },
-        Verb::Fallocate => fallocate(keep_size(2))?,
-        Verb::Punch => fallocate(libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE)?,
-        Verb::Zero => fallocate(libc::FALLOC_FL_ZERO_RANGE | keep_size(2))?,
-        Verb::Collapse => fallocate(libc::FALLOC_FL_COLLAPSE_RANGE)?,
-        Verb::Insert => fallocate(libc::FALLOC_FL_INSERT_RANGE)?,
-        Verb::Unlink => Request::Unlink { path: file(0)? },
-        Verb::Rename => Request::Rename { from: file(0)?, to: file(1)? },
-        Verb::Link => Request::Link { path: file(0)?, name: file(1)? },
-        Verb::Chmod => Request::Chmod { path: file(0)? },
-        Verb::Utime => Request::Utime { path: file(0)? },
-        Verb::Stat => Request::Stat { path: file(0)? },
-        Verb::Fstat => Request::Fstat { fd: fd(0)? },
-        Verb::SetLease => Request::Fcntl { fd: fd(0)?, command: libc::F_SETLEASE, argument: lease(op.word(1)) },
-        Verb::GetLease => Request::Fcntl { fd: fd(0)?, command: libc::F_GETLEASE, argument: 0 },
-        Verb::SetOwn => Request::Fcntl { fd: fd(0)?, command: libc::F_SETOWN, argument: names.pid(op.name(1))? },
-        Verb::SetSig => {
+        Op::Truncate { file: name, size } => Request::Truncate { path: file(name)?, size: signed(size.0) },
+        Op::Ftruncate { fd, size } => Request::Ftruncate { fd: names.fd(fd)?, size: signed(size.0) },
+        Op::Fallocate { fd, range, flags } => fallocate(fd, range, keep_size(flags))?,
+        Op::Punch { fd, range } => fallocate(fd, range, libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE)?,
+        Op::Zero { fd, range, flags } => fallocate(fd, range, libc::FALLOC_FL_ZERO_RANGE | keep_size(flags))?,
+        Op::Collapse { fd, range } => fallocate(fd, range, libc::FALLOC_FL_COLLAPSE_RANGE)?,
+        Op::Insert { fd, range } => fallocate(fd, range, libc::FALLOC_FL_INSERT_RANGE)?,
+        Op::Unlink { file: name } => Request::Unlink { path: file(name)? },
+        Op::Rename { from, to } => Request::Rename { from: file(from)?, to: file(to)? },
+        Op::Link { file: old, name } => Request::Link { path: file(old)?, name: file(name)? },
+        Op::Chmod { file: name } => Request::Chmod { path: file(name)? },
+        Op::Utime { file: name } => Request::Utime { path: file(name)? },
+        Op::Stat { file: name } => Request::Stat { path: file(name)? },
+        Op::Fstat { fd } => Request::Fstat { fd: names.fd(fd)? },
+        Op::SetLease { fd, lease: wanted } => {
+            Request::Fcntl { fd: names.fd(fd)?, command: libc::F_SETLEASE, argument: lease(*wanted) }
+        }
+        Op::GetLease { fd } => Request::Fcntl { fd: names.fd(fd)?, command: libc::F_GETLEASE, argument: 0 },
+        Op::SetOwn { fd, process } => {
+            Request::Fcntl { fd: names.fd(fd)?, command: libc::F_SETOWN, argument: names.pid(process)? }
+        }
+        Op::SetSig { fd, signal } => {
             // F_SETSIG.
-            Request::Fcntl { fd: fd(0)?, command: 10, argument: signal_number(op.word(1)) }
+            Request::Fcntl { fd: names.fd(fd)?, command: 10, argument: signal_number(*signal) }
         }
-        Verb::Mmap => {
-            let ByteRange { offset, len } = op.range(1);
-            Request::Map { fd: Some(fd(0)?), offset, len, write: !op.has(2, "ro") }
+        Op::Mmap { fd, range, flags } => {
+            Request::Map { fd: Some(names.fd(fd)?), offset: range.offset, len: range.len, write: !flags.ro }
         }
-        Verb::MmapAnon => Request::Map { fd: None, offset: 0, len: op.number(0), write: true },
-        Verb::Munmap => match place(op, who, names)? {
+        Op::MmapAnon { length } => Request::Map { fd: None, offset: 0, len: length.0, write: true },
+        _ => return translate_memory(op, who, names),
+    };
+    Ok(Ready::Ask(request))
+}
+
+/// Translates the operations on a mapping that exists.
+fn translate_memory(op: &Op, who: &str, names: &Names) -> Result<Ready, Trouble> {
+    let request = match op {
+        Op::Munmap { map, range } => match place(names, who, map, *range, true)? {
             Ok((at, len)) => Request::Unmap { at, len },
-            // There is nothing of the scenario's, which `munmap` takes for success.
+            // The scenario has nothing mapped there, and `munmap` reports success for that.
             Err(_) => return Ok(Ready::Plain("ok")),
         },
-        Verb::Load | Verb::Store => match place(op, who, names)? {
-            Ok((at, len)) if op.verb == Verb::Load => Request::Load { at, len },
-            Ok((at, len)) => Request::Store { at, len, byte: op.byte(2) },
+        Op::Load { map, range } => match place(names, who, map, Some(**range), false)? {
+            Ok((at, len)) => Request::Load { at, len },
             Err(outcome) => return Ok(Ready::Plain(outcome)),
         },
-        other => return Err(Trouble::CannotRun(format!("a real Linux can't do `{other}`"))),
+        Op::Store { map, range, byte } => match place(names, who, map, Some(**range), false)? {
+            Ok((at, len)) => Request::Store { at, len, byte: *byte },
+            Err(outcome) => return Ok(Ready::Plain(outcome)),
+        },
+        other => return Err(Trouble::CannotRun(format!("a real Linux can't do `{}`", other.verb()))),
     };
     Ok(Ready::Ask(request))
 }
 
 /// Where in memory an operation on a mapping goes; or what comes of it where the process has no such mapping.
-fn place(op: &Op, who: &str, names: &Names) -> Result<Result<(u64, u64), &'static str>, Trouble> {
-    let Thing::Map { at, len, owners } = names.get(op.name(0))? else {
-        return Err(Trouble::Script(format!("`{}` is no mapping", op.name(0))));
+fn place(
+    names: &Names,
+    who: &str,
+    map: &str,
+    range: Option<ByteRange>,
+    unmaps: bool,
+) -> Result<Result<(u64, u64), &'static str>, Trouble> {
+    let Thing::Map { at, len, owners } = names.get(map)? else {
+        return Err(Trouble::Script(format!("`{map}` is no mapping")));
     };
-    let part = op.maybe_range(1).unwrap_or(ByteRange { offset: 0, len: *len });
+    let part = range.unwrap_or(ByteRange { offset: 0, len: *len });
     // A page behind the mapping is inaccessible for sure, so an access that begins there or runs into it may be made.
     let within = part.offset < len.next_multiple_of(rustix::param::page_size() as u64);
     match owners.contains(who) && within {
         true => {
             let room = len.next_multiple_of(rustix::param::page_size() as u64) - part.offset + 1;
-            let len = if op.verb == Verb::Munmap { part.len } else { part.len.min(room) };
-            if op.verb == Verb::Munmap && part.len >= room {
+            let len = if unmaps { part.len } else { part.len.min(room) };
+            if unmaps && part.len >= room {
                 return Err(Trouble::Script("the range goes beyond the mapping".to_owned()));
             }
             Ok(Ok((at + part.offset, len)))
@@ -190,31 +211,35 @@ fn place(op: &Op, who: &str, names: &Names) -> Result<Result<(u64, u64), &'stati
     }
 }
 
-fn disposition(word: &str) -> Disposition {
-    match word {
-        "handler" => Disposition::Handler,
-        "ignore" => Disposition::Ignore,
-        _ => Disposition::Default,
+fn disposition(action: SignalAction) -> Disposition {
+    match action {
+        SignalAction::Handler => Disposition::Handler,
+        SignalAction::Ignore => Disposition::Ignore,
+        SignalAction::Default => Disposition::Default,
     }
 }
 
-fn open_flags(op: &Op) -> c_int {
-    let access = match op.word(1) {
-        "r" => libc::O_RDONLY,
-        "w" => libc::O_WRONLY,
-        "path" => libc::O_PATH,
-        _ => libc::O_RDWR,
+fn open_flags(access: OpenAccess, flags: OpenFlags) -> c_int {
+    let access = match access {
+        OpenAccess::Read => libc::O_RDONLY,
+        OpenAccess::Write => libc::O_WRONLY,
+        OpenAccess::Path => libc::O_PATH,
+        OpenAccess::Both => libc::O_RDWR,
     };
-    let flags =
-        [("create", libc::O_CREAT), ("excl", libc::O_EXCL), ("trunc", libc::O_TRUNC), ("nonblock", libc::O_NONBLOCK)];
-    flags.into_iter().filter(|(word, _)| op.has(2, word)).fold(access | libc::O_CLOEXEC, |all, (_, flag)| all | flag)
+    let flags = [
+        (flags.create, libc::O_CREAT),
+        (flags.excl, libc::O_EXCL),
+        (flags.trunc, libc::O_TRUNC),
+        (flags.nonblock, libc::O_NONBLOCK),
+    ];
+    flags.into_iter().filter(|(set, _)| *set).fold(access | libc::O_CLOEXEC, |all, (_, flag)| all | flag)
 }
 
-fn lease(word: &str) -> c_int {
-    match word {
-        "read" => libc::F_RDLCK,
-        "write" => libc::F_WRLCK,
-        _ => libc::F_UNLCK,
+fn lease(wanted: BaseLeaseRequest) -> c_int {
+    match wanted {
+        BaseLeaseRequest::Read => libc::F_RDLCK,
+        BaseLeaseRequest::Write => libc::F_WRLCK,
+        BaseLeaseRequest::Unlock => libc::F_UNLCK,
     }
 }
 

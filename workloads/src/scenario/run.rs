@@ -281,7 +281,7 @@ fn blocks(reason: &str) -> String {
 
 fn words_of(action: &Action) -> String {
     match action {
-        Action::Perform { op, .. } => op.verb.name().to_owned(),
+        Action::Perform { op, .. } => op.verb().name().to_owned(),
         Action::Returns(_) => "returns".to_owned(),
         Action::Kill { .. } => "kill".to_owned(),
         Action::Advance(_) => "advance".to_owned(),

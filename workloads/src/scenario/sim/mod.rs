@@ -35,7 +35,7 @@ use self::crew::Crew;
 use self::things::{Made, Thing};
 use super::machine::{Machine, Progress, Trouble};
 use super::{Actor, Contents, FileSetup, Query, Setup};
-use crate::ops::{Op, Verb};
+use crate::ops::Op;
 
 /// See the module.
 pub struct Simulation {
@@ -238,7 +238,7 @@ impl Machine for Simulation {
         if self.crew.is_busy(actor) {
             return Err(Trouble::Script(format!("{actor} is still in a call")));
         }
-        if op.verb == Verb::PowerCut {
+        if *op == (Op::PowerCut {}) {
             return self.power_cut();
         }
         let call = Call::new(op, self)?;
