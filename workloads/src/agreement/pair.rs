@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use super::generate::{Move, View};
 use super::text;
-use crate::ops::{Arg, Op, Verb};
+use crate::ops::{FdName, Op};
 use crate::scenario::machine::{Machine, Progress, Trouble};
 use crate::scenario::{Actor, Query, Subject};
 
@@ -57,7 +57,7 @@ impl<'m> Pair<'m> {
         let actor = actor(&step.process);
         let text = text::step(step);
         let outcome = self.both(text, |machine| machine.perform(&actor, &step.op, step.bind.as_deref()).map(words))?;
-        self.count(&format!("{} {}", step.op.verb, first_word(&outcome)));
+        self.count(&format!("{} {}", step.op.verb(), first_word(&outcome)));
         self.view.named += 1;
         let known = self.view.processes.entry(step.process.clone()).or_default();
         known.met = true;
@@ -140,7 +140,7 @@ impl<'m> Pair<'m> {
             looks.extend(looker.map(|looker| (looker.clone(), fd.clone())));
         }
         for (process, fd) in looks {
-            let op = Op { verb: Verb::GetLease, args: vec![Arg::Name(fd)] };
+            let op = Op::GetLease { fd: FdName(fd) };
             let actor = actor(&process);
             let step = Move { process, op, bind: None };
             let lease = self.both(text::step(&step), |machine| machine.perform(&actor, &step.op, None).map(words))?;
