@@ -23,8 +23,9 @@ use super::nic::{Failure, READ_MAX};
 use super::ports::{Guest, Port, counted};
 use super::words;
 use crate::control::answers;
-use crate::control::protocol::{Request, Response};
+use crate::control::protocol::Response;
 use crate::control::{Asker, Handler};
+use crate::ops::ControlOp;
 
 /// The most blocks that one request poisons.
 const POISON_MAX: u64 = 1 << 16;
@@ -50,7 +51,7 @@ impl Steering {
 }
 
 impl Handler for Steering {
-    fn handle(&self, request: &Request, asker: &Asker<'_>) -> Response {
+    fn handle(&self, request: &ControlOp, asker: &Asker<'_>) -> Response {
         match self.served.get() {
             Some(served) => served.answer(request, asker).unwrap_or_else(|why| Response::Refused { why }),
             None => Response::Refused { why: "the server is starting: ask again".to_owned() },
@@ -72,13 +73,13 @@ fn no_means(error: std::io::Error) -> String {
 }
 
 impl Served {
-    fn answer(&self, request: &Request, asker: &Asker<'_>) -> Answered {
+    fn answer(&self, request: &ControlOp, asker: &Asker<'_>) -> Answered {
         match request {
-            Request::Guests => Ok(self.guests()),
-            Request::FlushStats => Ok(self.flush_stats()),
-            Request::FailFlush { on } => Ok(self.fail_flush(*on)),
-            Request::PowerCut { seed } => self.power_cut(*seed, asker),
-            Request::Revoke { file } => self.revoke(file.as_deref(), asker),
+            ControlOp::Guests {} => Ok(self.guests()),
+            ControlOp::FlushStats {} => Ok(self.flush_stats()),
+            ControlOp::FailFlush { on } => Ok(self.fail_flush(*on)),
+            ControlOp::PowerCut { seed } => self.power_cut(*seed, asker),
+            ControlOp::Revoke { file } => self.revoke(file.as_deref(), asker),
             _ => {
                 let kernel = self.machine.kernel().ok_or("this server serves an image, in which there are no files")?;
                 self.about_files(kernel, request, asker)
@@ -86,34 +87,34 @@ impl Served {
         }
     }
 
-    fn about_files(&self, kernel: &Arc<Kernel>, request: &Request, asker: &Asker<'_>) -> Answered {
+    fn about_files(&self, kernel: &Arc<Kernel>, request: &ControlOp, asker: &Asker<'_>) -> Answered {
         match request {
-            Request::Truncate { file, size } => {
+            ControlOp::Truncate { file, size } => {
                 let what = format!("truncate {file} to {size}");
                 // What a change of size is about, from the smaller size on.
                 let from = kernel.named(file).map_or(0, |inode| inode.layout(Layout::size)).min(*size);
                 let range = BlockRange::new(from / BLOCK, u64::MAX);
                 self.change(kernel, file, &what, range, asker, |task| task.truncate(file, *size))
             }
-            Request::Punch { file, offset, len } => {
+            ControlOp::Punch { file, offset, len } => {
                 let what = format!("punch {file} from {offset} on {len}");
                 let range = BlockRange::of_bytes(*offset, (*len).min(u64::MAX - offset));
                 self.change(kernel, file, &what, range, asker, |task| {
                     fallocate(task, file, Mode::PunchHole, *offset, *len)
                 })
             }
-            Request::Fallocate { file, offset, len } => {
+            ControlOp::Fallocate { file, offset, len } => {
                 let what = format!("fallocate {file} from {offset} on {len}");
                 let range = BlockRange::of_bytes(*offset, (*len).min(u64::MAX - offset));
                 let mode = Mode::Allocate { keep_size: false };
                 self.change(kernel, file, &what, range, asker, |task| fallocate(task, file, mode, *offset, *len))
             }
-            Request::Stale => Ok(self.stale(kernel)),
-            Request::Poison { file, offset, len } => poison(kernel, file, *offset, *len),
-            Request::RdmaReg { file } => self.rdma_reg(file, asker),
-            Request::RdmaWrite { mr, offset, text } => self.rdma_write(*mr, *offset, text),
-            Request::RdmaRead { mr, offset, len } => self.rdma_read(*mr, *offset, *len),
-            Request::RdmaDereg { mr } => self.rdma_dereg(*mr, asker),
+            ControlOp::Stale {} => Ok(self.stale(kernel)),
+            ControlOp::Poison { file, offset, len } => poison(kernel, file, *offset, *len),
+            ControlOp::RdmaReg { file } => self.rdma_reg(file, asker),
+            ControlOp::RdmaWrite { mr, offset, text } => self.rdma_write(*mr, *offset, text),
+            ControlOp::RdmaRead { mr, offset, len } => self.rdma_read(*mr, *offset, *len),
+            ControlOp::RdmaDereg { mr } => self.rdma_dereg(*mr, asker),
             question => answers::answer(kernel, question).ok_or_else(|| "this is no request for a server".to_owned()),
         }
     }
