@@ -188,10 +188,10 @@ impl Linux {
         }
         let (sockets, control, inbox) = new_sockets()?;
         let pid = self.host.spawn(control.as_fd(), inbox.as_fd())?;
-        self.hire(name, pid, sockets)
+        self.spawn(name, pid, sockets)
     }
 
-    fn hire(&mut self, name: &str, pid: i32, sockets: Sockets) -> Result<(), Trouble> {
+    fn spawn(&mut self, name: &str, pid: i32, sockets: Sockets) -> Result<(), Trouble> {
         self.processes.insert(name.to_owned(), Process::new(pid, sockets)?);
         self.names.pids.insert(name.to_owned(), pid);
         Ok(())
@@ -414,7 +414,7 @@ impl Linux {
             (Ok(Value::Number(pid)), Op::Fork {}) => {
                 let pid = i32::try_from(pid).unwrap_or_default();
                 if let (Some(bind), Some(sockets)) = (bind, birth) {
-                    self.hire(&bind, pid, sockets)?;
+                    self.spawn(&bind, pid, sockets)?;
                     for thing in self.names.things.values_mut() {
                         if let Thing::Map { owners, .. } = thing
                             && owners.contains(name)

@@ -15,7 +15,7 @@ use super::Scenario;
 use super::condition::Subject;
 use super::machine::Machine;
 use super::machine::Trouble;
-use super::run::{self, Verdict};
+use super::run::{self, StepResult};
 use super::sim::Simulation;
 
 include!(concat!(env!("OUT_DIR"), "/scenarios.rs"));
@@ -119,7 +119,7 @@ pub fn cell(
         }
     };
     Ok(match run::run(scenario, subject, machine)? {
-        Verdict::Passed { outcomes } => {
+        StepResult::Passed { outcomes } => {
             let mut seen: Vec<String> = Vec::new();
             for outcome in outcomes {
                 if !seen.contains(&outcome) {
@@ -128,13 +128,13 @@ pub fn cell(
             }
             Cell { design: subject.name.clone(), verdict: CellVerdict::Passed, outcome: seen.join(", "), failure: None }
         }
-        Verdict::NotApplicable { step, outcome } => Cell {
+        StepResult::NotApplicable { step, outcome } => Cell {
             design: subject.name.clone(),
             verdict: CellVerdict::NotApplicable,
             outcome: format!("{step}: {outcome}"),
             failure: None,
         },
-        Verdict::Failed(failure) => Cell {
+        StepResult::Failed(failure) => Cell {
             design: subject.name.clone(),
             verdict: CellVerdict::Failed,
             outcome: failure.got.clone(),
@@ -146,8 +146,8 @@ pub fn cell(
                 state: failure.state,
             }),
         },
-        Verdict::NotRun(why) => told(subject, CellVerdict::NotRun, why),
-        Verdict::Inconclusive(why) => told(subject, CellVerdict::Inconclusive, why),
+        StepResult::NotRun(why) => told(subject, CellVerdict::NotRun, why),
+        StepResult::Inconclusive(why) => told(subject, CellVerdict::Inconclusive, why),
     })
 }
 

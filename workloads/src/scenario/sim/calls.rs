@@ -12,7 +12,7 @@ use fs_sim::process::fd_table::Fd;
 use fs_sim::{Errno, Task};
 use rdma_sim::Mr;
 
-use super::things::{Made, OpenContext, QpEnd, Thing, Window};
+use super::bindings::{Made, OpenContext, QpEnd, Thing, Window};
 use super::{Simulation, files, holders, processes, rdma};
 use crate::ops::{Arg, Op, Param, Verb};
 use crate::scenario::machine::Trouble;

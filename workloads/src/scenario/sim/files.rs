@@ -11,8 +11,8 @@ use fs_sim::process::description::Access;
 use fs_sim::process::fd_table::Fd;
 use fs_sim::{Errno, Task};
 
+use super::bindings::{Io, Thing};
 use super::calls::{Call, Reply, Stop};
-use super::things::{Io, Thing};
 use crate::ops::{ByteRange, Bytes, Op, OpenAccess, OpenFlags, describe_bytes};
 
 /// The mode bits of a scenario's files.

@@ -10,8 +10,8 @@ use fs_sim::holders::guest::GuestExport;
 use fs_sim::process::fd_table::Fd;
 use fs_sim::{BLOCK, Errno, Task};
 
+use super::bindings::{Thing, blocks};
 use super::calls::{Call, Reply, Stop};
-use super::things::{Thing, blocks};
 use crate::ops::{BlockLayoutAccess, ByteRange, DataRange, Op};
 
 /// Performs a call of a holder.

@@ -10,8 +10,8 @@ use fs_sim::process::signals::Disposition;
 use fs_sim::process::task::Received;
 use fs_sim::{Errno, Task};
 
+use super::bindings::{self, Made, Thing, blocks};
 use super::calls::{Call, Reply, Stop};
-use super::things::{self, Made, Thing, blocks};
 use crate::ops::{BaseLeaseRequest, ByteRange, LayoutLeaseMode, Op, SignalAction, describe_bytes};
 
 /// Performs a call of these families.
@@ -22,14 +22,14 @@ pub(super) fn perform(call: &Call, task: &Task) -> Result<Reply, Stop> {
             return Ok(Reply { value: None, made: Some(Made::Process(child)) });
         }
         Op::Exit {} => task.exit(),
-        Op::Kill { process, signal } => task.kill(call.pid(process)?, things::signal(signal.word()))?,
+        Op::Kill { process, signal } => task.kill(call.pid(process)?, bindings::signal(signal.word()))?,
         Op::Signal { signal, disposition } => {
             let disposition = match disposition {
                 SignalAction::Handler => Disposition::Handler,
                 SignalAction::Ignore => Disposition::Ignore,
                 SignalAction::Default => Disposition::Default,
             };
-            task.process().set_disposition(things::signal(signal.word()), disposition);
+            task.process().set_disposition(bindings::signal(signal.word()), disposition);
         }
         Op::Credentials { uid, capabilities } => {
             let uid = u32::try_from(*uid).map_err(|_| Errno::EINVAL)?;
@@ -90,7 +90,7 @@ fn lease(call: &Call, task: &Task) -> Result<Reply, Stop> {
             });
         }
         Op::SetOwn { fd, process } => task.set_owner(call.fd(fd)?, Some(call.pid(process)?))?,
-        Op::SetSig { fd, signal } => task.set_signal(call.fd(fd)?, Some(things::signal(signal.word())))?,
+        Op::SetSig { fd, signal } => task.set_signal(call.fd(fd)?, Some(bindings::signal(signal.word())))?,
         _ => return memory(call, task),
     }
     Ok(Reply::default())

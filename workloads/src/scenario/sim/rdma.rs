@@ -11,8 +11,8 @@ use rdma_sim::{
     WindowAccess, WorkRequest,
 };
 
+use super::bindings::{OpenContext, QpEnd, Thing, Window, snake};
 use super::calls::{Call, Reply, Stop};
-use super::things::{OpenContext, QpEnd, Thing, Window, snake};
 use crate::ops::{ByteRange, FlushPlacement, Op, QpName, RegisterFlags, RemoteName, describe_bytes};
 
 /// How many completions a scenario's queues hold.

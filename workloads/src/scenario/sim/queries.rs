@@ -11,7 +11,7 @@ use fs_sim::process::fd_table::Fd;
 use fs_sim::range::BlockRange;
 
 use super::Simulation;
-use super::things::{Thing, signal_word};
+use super::bindings::{Thing, signal_word};
 use crate::ops::BindingKind;
 use crate::scenario::machine::Trouble;
 use crate::scenario::{Actor, Query, Subject};
@@ -30,7 +30,7 @@ impl Simulation {
                 if dead { "dead" } else { "alive" }.to_owned()
             }
             Subject::Blocked => {
-                let actors = self.crew.all().filter(|(actor, _, busy)| *busy && actor.process == of);
+                let actors = self.threads.all().filter(|(actor, _, busy)| *busy && actor.process == of);
                 let actors: Vec<Actor> = actors.map(|(actor, _, _)| actor.clone()).collect();
                 match actors.is_empty() {
                     true => "no".to_owned(),
@@ -61,7 +61,7 @@ impl Simulation {
 
     /// What an actor's call sleeps on.
     pub(super) fn reason(&self, actor: &Actor) -> String {
-        let id = self.crew.task(actor).map(|task| task.waiter().id());
+        let id = self.threads.task(actor).map(|task| task.waiter().id());
         let sleepers = self.world.sleepers();
         let sleeper = sleepers.iter().find(|sleeper| Some(sleeper.waiter) == id);
         sleeper.map_or(String::new(), |sleeper| sleeper.reason.to_owned())
@@ -168,7 +168,7 @@ impl Simulation {
                     .flat_map(|found| found.to_string().lines().skip(1).map(str::to_owned).collect::<Vec<_>>()),
             );
         }
-        for (actor, _, busy) in self.crew.all() {
+        for (actor, _, busy) in self.threads.all() {
             if busy {
                 lines.push(format!("{actor} is blocked: {}", self.reason(actor)));
             }

@@ -18,8 +18,8 @@ use fs_sim::input::Size;
 use fs_sim::{Errno, Kernel};
 use serde_json::{Value, json};
 
+use super::backend_handles::{Guest, Port, counted};
 use super::machine::Machine;
-use super::ports::{Guest, Port, counted};
 use super::{Config, What};
 use crate::control::answers;
 use crate::control::protocol::Response;

@@ -17,11 +17,11 @@ use fs_sim::range::BlockRange;
 use fs_sim::{BLOCK, Errno, Kernel, Task};
 use serde_json::{Value, json};
 
+use super::backend_handles::{Guest, Port, counted};
 use super::link::Why;
 use super::machine::Machine;
 use super::nic::{Failure, READ_MAX};
-use super::ports::{Guest, Port, counted};
-use super::words;
+use super::render;
 use crate::control::answers;
 use crate::control::protocol::Response;
 use crate::control::{Asker, Handler};
@@ -171,7 +171,7 @@ impl Served {
     fn guests(&self) -> Response {
         let (mut text, mut data) = (String::new(), Vec::new());
         for port in &self.ports {
-            let (line, value) = words::guest(&self.machine, port);
+            let (line, value) = render::guest(&self.machine, port);
             text += &line;
             data.push(value);
         }
@@ -302,7 +302,7 @@ impl Served {
         let (mut text, mut data) = (String::new(), Vec::new());
         for (port, guest) in self.attached() {
             if let Some(holds) = &guest.holds {
-                let (line, value) = words::stale(port, &guest, &holds.export.exposure(kernel));
+                let (line, value) = render::stale(port, &guest, &holds.export.exposure(kernel));
                 text += &line;
                 data.push(value);
             }
@@ -416,7 +416,7 @@ impl Served {
 fn failed(what: &str, mr: u64, failure: &Failure) -> Response {
     let outcome = match failure {
         Failure::Errno(errno) => errno.to_string(),
-        Failure::Status(status) => words::spaced(&format!("{status:?}")),
+        Failure::Status(status) => render::spaced(&format!("{status:?}")),
     };
     let data = json!({ "mr": mr, "outcome": outcome });
     Response::Failed { text: format!("{what}: {outcome}\n"), data }
