@@ -4,12 +4,12 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::str::FromStr;
 
-use clap::{Args, Subcommand, ValueEnum};
-use workloads::control::protocol::{Request, Response};
+use clap::{Arg, ArgMatches, Args, Command, FromArgMatches, Subcommand, value_parser};
+use workloads::control::protocol::Response;
 use workloads::control::{ControlError, ask};
 use workloads::input::{Size, UnitError};
+use workloads::ops::{ControlArg, ControlOp, ControlSyntax};
 
 use crate::exit;
 
@@ -23,151 +23,71 @@ pub(crate) struct CtlArgs {
     #[arg(long, global = true)]
     json: bool,
     #[command(subcommand)]
-    command: Command,
+    command: ControlCommand,
 }
 
+/// A subcommand, which clap builds from the table of [`ControlOp`].
+#[derive(Debug)]
+struct ControlCommand(ControlOp);
+
 /// A number of bytes, with its unit unless it is 0.
-#[derive(Clone, Copy, Debug)]
-struct Bytes(u64);
+fn bytes(text: &str) -> Result<u64, UnitError> {
+    if text == "0" { Ok(0) } else { text.parse().map(|Size(bytes)| bytes) }
+}
 
-impl FromStr for Bytes {
-    type Err = UnitError;
-
-    fn from_str(text: &str) -> Result<Bytes, UnitError> {
-        if text == "0" { Ok(Bytes(0)) } else { text.parse().map(|Size(bytes)| Bytes(bytes)) }
+fn clap_arg(arg: &ControlArg) -> Arg {
+    let built = Arg::new(arg.name).help(arg.doc).value_name(arg.value_name).required(true);
+    match arg.syntax {
+        ControlSyntax::Word => built,
+        ControlSyntax::MaybeWord => built.required(false),
+        ControlSyntax::Size => built.value_parser(bytes),
+        ControlSyntax::Number => built.value_parser(value_parser!(u64)),
+        ControlSyntax::Switch => built.value_parser(["on", "off"]),
+        ControlSyntax::Seed => built.long(arg.name).required(false).value_parser(value_parser!(u64)),
     }
 }
 
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum Switch {
-    On,
-    Off,
+impl Subcommand for ControlCommand {
+    fn augment_subcommands(command: Command) -> Command {
+        let rows = ControlOp::TABLE.iter();
+        let rows = rows.map(|row| Command::new(row.name).about(row.doc).args(row.args.iter().map(clap_arg)));
+        command.subcommand_required(true).arg_required_else_help(true).subcommands(rows)
+    }
+
+    fn augment_subcommands_for_update(command: Command) -> Command {
+        ControlCommand::augment_subcommands(command)
+    }
+
+    fn has_subcommand(name: &str) -> bool {
+        ControlOp::TABLE.iter().any(|row| row.name == name)
+    }
 }
 
-#[derive(Debug, Subcommand)]
-enum Command {
-    /// Who stands against a layout change of a file, and who waits for whom
-    Blockers {
-        /// The file's name, or its inode's number
-        file: String,
-    },
-    /// The layout leases of a file, or of all files
-    Leases {
-        /// The file's name, or its inode's number
-        file: Option<String>,
-    },
-    /// The long-term pins of a file, or of all files
-    Pins {
-        /// The file's name, or its inode's number
-        file: Option<String>,
-    },
-    /// Truncate a file, as a process of its own; waits as long as the design does, Ctrl-C gives up
-    Truncate {
-        /// The file's name
-        file: String,
-        /// Its new size, such as `64MiB` or `0`
-        size: Bytes,
-    },
-    /// Punch a hole into a file, as a process of its own
-    Punch {
-        /// The file's name
-        file: String,
-        /// Where the hole begins
-        offset: Bytes,
-        /// How long it is
-        len: Bytes,
-    },
-    /// Allocate a range of a file, as a process of its own
-    Fallocate {
-        /// The file's name
-        file: String,
-        /// Where the range begins
-        offset: Bytes,
-        /// How long it is
-        len: Bytes,
-    },
-    /// The guests, and where each stands
-    Guests,
-    /// What the guests' devices counted: requests, flushes, failures, maps
-    FlushStats,
-    /// What guests have mapped that is no longer their file's
-    Stale,
-    /// Poison blocks of a file: the host and the NIC fail on them (a guest can't be told)
-    Poison {
-        /// The file's name, or its inode's number
-        file: String,
-        /// Where the range begins
-        offset: Bytes,
-        /// How long it is; whole blocks of 4 KiB are poisoned
-        len: Bytes,
-    },
-    /// Cut the guests' power: what was not flushed survives line by line, by chance (needs `serve --power-cut-model`)
-    PowerCut {
-        /// What decides which lines survive; the server's own seed if not given
-        #[arg(long, value_name = "S")]
-        seed: Option<u64>,
-    },
-    /// Make every flush fail, or no longer
-    FailFlush {
-        /// Whether they fail
-        switch: Switch,
-    },
-    /// Take a file (without a name: all, or the image) from the guests that have it
-    Revoke {
-        /// The file's name
-        file: Option<String>,
-    },
-    /// Register a file that a guest has as an RDMA region, in the process that has it for the guest
-    RdmaReg {
-        /// The file's name
-        file: String,
-    },
-    /// Write into a region by RDMA, as a client of the NIC
-    RdmaWrite {
-        /// The region's number
-        mr: u64,
-        /// Where in the region
-        offset: Bytes,
-        /// What
-        text: String,
-    },
-    /// Read from a region by RDMA, as a client of the NIC
-    RdmaRead {
-        /// The region's number
-        mr: u64,
-        /// Where in the region
-        offset: Bytes,
-        /// How much, at most 1MiB
-        len: Bytes,
-    },
-    /// Deregister a region
-    RdmaDereg {
-        /// The region's number
-        mr: u64,
-    },
-}
-
-impl From<Command> for Request {
-    fn from(command: Command) -> Request {
-        match command {
-            Command::Blockers { file } => Request::Blockers { file },
-            Command::Leases { file } => Request::Leases { file },
-            Command::Pins { file } => Request::Pins { file },
-            Command::Truncate { file, size } => Request::Truncate { file, size: size.0 },
-            Command::Punch { file, offset, len } => Request::Punch { file, offset: offset.0, len: len.0 },
-            Command::Fallocate { file, offset, len } => Request::Fallocate { file, offset: offset.0, len: len.0 },
-            Command::Guests => Request::Guests,
-            Command::FlushStats => Request::FlushStats,
-            Command::Stale => Request::Stale,
-            Command::Poison { file, offset, len } => Request::Poison { file, offset: offset.0, len: len.0 },
-            Command::PowerCut { seed } => Request::PowerCut { seed },
-            Command::FailFlush { switch } => Request::FailFlush { on: matches!(switch, Switch::On) },
-            Command::Revoke { file } => Request::Revoke { file },
-            Command::RdmaReg { file } => Request::RdmaReg { file },
-            Command::RdmaWrite { mr, offset, text } => Request::RdmaWrite { mr, offset: offset.0, text },
-            Command::RdmaRead { mr, offset, len } => Request::RdmaRead { mr, offset: offset.0, len: len.0 },
-            Command::RdmaDereg { mr } => Request::RdmaDereg { mr },
+impl FromArgMatches for ControlCommand {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<ControlCommand, clap::Error> {
+        let missing = || clap::Error::raw(clap::error::ErrorKind::MissingSubcommand, "a subcommand is missing");
+        let (name, matches) = matches.subcommand().ok_or_else(missing)?;
+        let row = ControlOp::TABLE.iter().find(|row| row.name == name).ok_or_else(missing)?;
+        let mut op = serde_json::Map::from_iter([("command".to_owned(), name.into())]);
+        for arg in row.args {
+            let word = || matches.get_one::<String>(arg.name);
+            let value: serde_json::Value = match arg.syntax {
+                ControlSyntax::Word | ControlSyntax::MaybeWord => word().cloned().into(),
+                ControlSyntax::Size | ControlSyntax::Number | ControlSyntax::Seed => {
+                    matches.get_one::<u64>(arg.name).copied().into()
+                }
+                ControlSyntax::Switch => word().map(|word| word == "on").into(),
+            };
+            op.insert(arg.name.to_owned(), value);
         }
+        serde_json::from_value(op.into())
+            .map(ControlCommand)
+            .map_err(|error| clap::Error::raw(clap::error::ErrorKind::InvalidValue, error))
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = ControlCommand::from_arg_matches(matches)?;
+        Ok(())
     }
 }
 
@@ -176,7 +96,7 @@ impl From<Command> for Request {
 /// # Errors
 /// Nobody listens there (exit code 3); the request makes no sense there (exit code 2).
 pub(crate) fn run(args: CtlArgs) -> anyhow::Result<ExitCode> {
-    let answer = ask(&args.socket, &args.command.into()).map_err(|error| match error {
+    let answer = ask(&args.socket, &args.command.0).map_err(|error| match error {
         ControlError::Answer(_) | ControlError::TooLong | ControlError::NoSocket { .. } => anyhow::Error::from(error),
         ControlError::Connect { ref error, ref path } if error.kind() == std::io::ErrorKind::InvalidInput => {
             anyhow::anyhow!("{}: {error}; a socket's path has at most 107 bytes", path.display())

@@ -56,7 +56,7 @@ fn main() -> ExitCode {
         Command::Designs(args) => designs::run(args),
         Command::ScenarioChild => on_socket(workloads::linux::child::main),
         Command::LeaseBreakTime => on_socket(workloads::linux::guard),
-        Command::GuestPort => on_socket(workloads::serve::port::main),
+        Command::GuestPort => on_socket(workloads::serve::backend_process::main),
     };
     outcome.unwrap_or_else(|error| exit::report(&error))
 }

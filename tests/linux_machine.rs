@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use fs_sim::design::VolumeOptions;
 use workloads::linux::{BreakTime, Host, LinuxConfig, LinuxMachine};
-use workloads::ops::{Arg, ByteRange, Op, Param, Verb};
+use workloads::ops::{Arg, ByteRange, Op, Param, SignalName, Verb};
 use workloads::scenario::machine::{Machine, Progress, Trouble};
 use workloads::scenario::{Actor, Contents, FileSetup, Query, Setup, Subject};
 
@@ -50,7 +50,7 @@ fn op(verb: Verb, words: &[&str]) -> Op {
             Param::Byte => Arg::Byte(words.next().unwrap().as_bytes()[0]),
             Param::Signal => {
                 let word = words.next().unwrap();
-                Arg::Word(workloads::ops::SIGNALS.into_iter().find(|signal| *signal == word).unwrap())
+                Arg::Word(SignalName::from_word(word).map(SignalName::word).unwrap())
             }
             Param::Choice(all) => {
                 let word = words.next().unwrap();
@@ -67,7 +67,7 @@ fn op(verb: Verb, words: &[&str]) -> Op {
         });
     }
     assert_eq!(words.next(), None, "{verb}: a word too many");
-    Op { verb, args }
+    Op::from_args(verb, &args).unwrap()
 }
 
 /// A machine and a short way to talk to it.

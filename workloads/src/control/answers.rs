@@ -11,8 +11,9 @@ use fs_sim::vfs::inode::Inode;
 use fs_sim::{BlockRange, Kernel};
 use serde_json::{Value, json};
 
-use super::protocol::{Request, Response};
+use super::protocol::Response;
 use super::server::{Asker, Handler};
+use crate::ops::ControlOp;
 
 /// How many names an error lists.
 const NAMES_LISTED: usize = 8;
@@ -31,7 +32,7 @@ impl Questions {
 }
 
 impl Handler for Questions {
-    fn handle(&self, request: &Request, _asker: &Asker<'_>) -> Response {
+    fn handle(&self, request: &ControlOp, _asker: &Asker<'_>) -> Response {
         let machine = self.machine.lock().clone();
         let Some(kernel) = machine else {
             return Response::Refused { why: "no machine runs yet: ask again".to_owned() };
@@ -43,14 +44,14 @@ impl Handler for Questions {
 }
 
 /// Answers `request` about `kernel`; none if it is no question about files.
-pub(crate) fn answer(kernel: &Arc<Kernel>, request: &Request) -> Option<Response> {
+pub(crate) fn answer(kernel: &Arc<Kernel>, request: &ControlOp) -> Option<Response> {
     Some(match request {
-        Request::Blockers { file } => match find(kernel, file) {
+        ControlOp::Blockers { file } => match find(kernel, file) {
             Some((_, inode)) => blockers(kernel, &inode),
             None => Response::Refused { why: unknown(kernel, file) },
         },
-        Request::Leases { file } => each(kernel, file.as_deref(), leases),
-        Request::Pins { file } => each(kernel, file.as_deref(), pins),
+        ControlOp::Leases { file } => each(kernel, file.as_deref(), leases),
+        ControlOp::Pins { file } => each(kernel, file.as_deref(), pins),
         _ => return None,
     })
 }

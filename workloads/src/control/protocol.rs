@@ -11,131 +11,14 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::ops::ControlOp;
+
 /// The longest request, in bytes.
 pub const REQUEST_MAX: u64 = 64 << 10;
 /// The longest answer that is read, in bytes.
 const ANSWER_MAX: u64 = 64 << 20;
 /// How long either side waits for the other.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
-
-/// A question, or something to do. Sizes and offsets in bytes.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "command", rename_all = "kebab-case", deny_unknown_fields)]
-pub enum Request {
-    /// Who stands against a change of a file's layout, and who waits.
-    Blockers {
-        /// The file's name, or its inode's number.
-        file: String,
-    },
-    /// The layout leases of a file, or of all.
-    Leases {
-        /// The file's name, or its inode's number.
-        file: Option<String>,
-    },
-    /// The long-term pins of a file, or of all.
-    Pins {
-        /// The file's name, or its inode's number.
-        file: Option<String>,
-    },
-    /// `truncate(2)`, as a process of its own.
-    Truncate {
-        /// The file's name.
-        file: String,
-        /// Its new size.
-        size: u64,
-    },
-    /// `fallocate(2)` with `FALLOC_FL_PUNCH_HOLE`, as a process of its own.
-    Punch {
-        /// The file's name.
-        file: String,
-        /// Where the hole begins.
-        offset: u64,
-        /// How long it is.
-        len: u64,
-    },
-    /// `fallocate(2)`, as a process of its own.
-    Fallocate {
-        /// The file's name.
-        file: String,
-        /// Where the range begins.
-        offset: u64,
-        /// How long it is.
-        len: u64,
-    },
-    /// The guests, and where each stands.
-    Guests,
-    /// What the guests' devices counted.
-    FlushStats,
-    /// What guests have mapped that is no longer their file's.
-    Stale,
-    /// Poisons blocks of a file.
-    Poison {
-        /// The file's name, or its inode's number.
-        file: String,
-        /// The first byte.
-        offset: u64,
-        /// How many bytes; whole blocks are poisoned.
-        len: u64,
-    },
-    /// The guests' machines lose power.
-    PowerCut {
-        /// What chooses which unflushed lines survive; the server's own if not given.
-        seed: Option<u64>,
-    },
-    /// Makes every flush fail, or no longer.
-    FailFlush {
-        /// Whether they fail.
-        on: bool,
-    },
-    /// Takes a file (all files; the image) from the guests that have it.
-    Revoke {
-        /// The file's name.
-        file: Option<String>,
-    },
-    /// Registers the whole of a file as an RDMA region of the process that has it for a guest.
-    RdmaReg {
-        /// The file's name.
-        file: String,
-    },
-    /// An RDMA WRITE into a region.
-    RdmaWrite {
-        /// The region's number.
-        mr: u64,
-        /// Where in the region.
-        offset: u64,
-        /// What.
-        text: String,
-    },
-    /// An RDMA READ from a region.
-    RdmaRead {
-        /// The region's number.
-        mr: u64,
-        /// Where in the region.
-        offset: u64,
-        /// How many bytes.
-        len: u64,
-    },
-    /// Deregisters a region.
-    RdmaDereg {
-        /// The region's number.
-        mr: u64,
-    },
-}
-
-impl Request {
-    /// Whether the answer may take any time: something has to happen first that a guest, a user or another process decides.
-    pub fn may_wait(&self) -> bool {
-        use Request::*;
-        match self {
-            Truncate { .. } | Punch { .. } | Fallocate { .. } | PowerCut { .. } | Revoke { .. } => true,
-            RdmaReg { .. } | RdmaDereg { .. } => true,
-            // Every port is asked, and the server knows how long to wait for one that does not answer.
-            FlushStats | FailFlush { .. } => true,
-            Blockers { .. } | Leases { .. } | Pins { .. } | Guests | Stale | Poison { .. } => false,
-            RdmaWrite { .. } | RdmaRead { .. } => false,
-        }
-    }
-}
 
 /// An answer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -202,11 +85,11 @@ pub enum ControlError {
     Answer(#[from] serde_json::Error),
 }
 
-/// Asks at the socket `path`. Waits as long as it takes where [`Request::may_wait`], else 10 s.
+/// Asks at the socket `path`. Waits as long as it takes where [`ControlOp::may_wait`], else 10 s.
 ///
 /// # Errors
 /// [`ControlError`].
-pub fn ask(path: &Path, request: &Request) -> Result<Response, ControlError> {
+pub fn ask(path: &Path, request: &ControlOp) -> Result<Response, ControlError> {
     let connect = |error| ControlError::Connect { path: path.to_owned(), error };
     if std::fs::metadata(path).is_ok_and(|found| !found.file_type().is_socket()) {
         return Err(ControlError::NoSocket { path: path.to_owned() });

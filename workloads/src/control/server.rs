@@ -17,7 +17,8 @@ use emulator::sync::thread::{self, JoinHandle};
 use emulator::sync::{Arc, Mutex};
 use rustix::event::{PollFd, PollFlags, poll};
 
-use super::protocol::{PATIENCE, REQUEST_MAX, Request, Response};
+use super::protocol::{PATIENCE, REQUEST_MAX, Response};
+use crate::ops::ControlOp;
 
 /// The most connections that are served at once.
 pub(super) const ASKERS_MAX: usize = 32;
@@ -25,7 +26,7 @@ pub(super) const ASKERS_MAX: usize = 32;
 /// Does what is asked.
 pub trait Handler: Send + Sync + 'static {
     /// Answers. Called from many threads at once; one that waits must let itself be told that `asker` has gone.
-    fn handle(&self, request: &Request, asker: &Asker<'_>) -> Response;
+    fn handle(&self, request: &ControlOp, asker: &Asker<'_>) -> Response;
 }
 
 /// Who waits for an answer.
@@ -144,7 +145,7 @@ impl Shared {
     fn serve(&self, stream: &UnixStream) -> io::Result<()> {
         let mut line = String::new();
         BufReader::new(stream.take(REQUEST_MAX)).read_line(&mut line)?;
-        let response = match serde_json::from_str::<Request>(&line) {
+        let response = match serde_json::from_str::<ControlOp>(&line) {
             Err(error) => Response::Refused { why: format!("the request is not understood: {error}") },
             Ok(request) => self.handler.handle(&request, &Asker { stream }),
         };

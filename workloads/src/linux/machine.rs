@@ -24,7 +24,7 @@ use super::names::{NamedThing, ScenarioNames};
 use super::request::{self, PreparedOp, blocks_in, errno_name, is_calm, lease_name, signal_name, signal_number};
 use super::watch::{SleepPlace, SleepWatch};
 use super::{child, setup};
-use crate::ops::{Op, Verb};
+use crate::ops::{ByteRange, Bytes, Op, SignalName, Verb};
 use crate::scenario::machine::{Machine, Progress, Trouble};
 use crate::scenario::{Actor, Query, Setup, Subject};
 
@@ -108,7 +108,7 @@ impl ChildProcess {
         let place = match &self.state {
             ProcessState::Dead | ProcessState::Running => return true,
             ProcessState::Idle | ProcessState::Delegated => Some(IDLE),
-            ProcessState::Busy(pending) => pending.op.as_ref().and_then(|op| blocks_in(op.verb)),
+            ProcessState::Busy(pending) => pending.op.as_ref().and_then(|op| blocks_in(op.verb())),
         };
         !self.closed && place.is_some_and(|place| self.watch.sleeps_in(place).unwrap_or(false))
     }
@@ -192,21 +192,21 @@ impl LinuxMachine {
         let bind = bind.map(str::to_owned);
         let mut pending = PendingRequest { op: Some(op.clone()), bind, birth: None, on_behalf: None };
         let mut fds = Vec::new();
-        let request = match op.verb {
-            Verb::Fork => {
+        let request = match op {
+            Op::Fork {} => {
                 let (ours, control, inbox) = new_sockets()?;
                 pending.birth = Some(ours);
                 fds = vec![control, inbox];
                 ChildRequest::Fork
             }
-            Verb::Send => {
-                let fd = self.names.fd(op.name(1))?;
-                let inbox = &self.process(op.name(0))?.sockets.inbox;
+            Op::Send { process, fd } => {
+                let fd = self.names.fd(fd)?;
+                let inbox = &self.process(process)?.sockets.inbox;
                 fds.push(inbox.try_clone().map_err(|error| Trouble::CannotRun(error.to_string()))?);
                 ChildRequest::Send { fd }
             }
-            Verb::Exec => {
-                let path = request::path(&self.dir, op.name(0))?;
+            Op::Exec { file } => {
+                let path = request::path(&self.dir, file)?;
                 let key = format!("program {}", self.programs);
                 self.programs += 1;
                 self.ensure_process(&key)?;
@@ -215,17 +215,17 @@ impl LinuxMachine {
                 self.send(&key, &ChildRequest::Exec { path }, &[], pending)?;
                 return Ok(None);
             }
-            Verb::End => {
-                let key = match self.names.get(op.name(0))? {
+            Op::End { program } => {
+                let key = match self.names.get(program)? {
                     NamedThing::Program(key) => key.clone(),
-                    _ => return Err(Trouble::Script(format!("`{}` is not a program", op.name(0)))),
+                    _ => return Err(Trouble::Script(format!("`{program}` is not a program"))),
                 };
                 // If the program has already ended, the signal fails, which changes nothing.
                 let _ = pidfd_send_signal(&self.process(&key)?.death, Signal::KILL);
                 self.until_dead(&key)?;
                 return Ok(Some("ok"));
             }
-            Verb::Credentials if !self.host.is_root() => {
+            Op::Credentials { .. } if !self.host.is_root() => {
                 return Err(Trouble::CannotRun("only root can change a process's user".to_owned()));
             }
             _ => match request::translate(op, who, &self.dir, &self.names)? {
@@ -345,7 +345,7 @@ impl LinuxMachine {
     /// `exec`.
     fn started(&mut self, name: &str) -> Result<(), Trouble> {
         let process = self.process(name)?;
-        let executes = matches!(&process.state, ProcessState::Busy(pending) if pending.op.as_ref().is_some_and(|op| op.verb == Verb::Exec));
+        let executes = matches!(&process.state, ProcessState::Busy(pending) if pending.op.as_ref().is_some_and(|op| op.verb() == Verb::Exec));
         if !executes || is_ready(&process.death) {
             return Ok(());
         }
@@ -362,7 +362,7 @@ impl LinuxMachine {
         let Some(process) = self.processes.get_mut(name) else { return };
         match std::mem::replace(&mut process.state, ProcessState::Dead) {
             ProcessState::Busy(pending) => {
-                let exits = pending.op.as_ref().is_some_and(|op| op.verb == Verb::Exit);
+                let exits = pending.op.as_ref().is_some_and(|op| op.verb() == Verb::Exit);
                 self.set_outcome(name, pending.on_behalf.as_deref(), if exits { "ok" } else { "killed" }.to_owned());
             }
             ProcessState::Delegated => self.set_outcome(name, None, "killed".to_owned()),
@@ -389,8 +389,8 @@ impl LinuxMachine {
     ) -> Result<(), Trouble> {
         let PendingRequest { op, bind, birth, on_behalf } = pending;
         let Some(op) = op else { return Ok(()) };
-        let outcome = match (result, op.verb) {
-            (Ok(ChildValue::Number(pid)), Verb::Fork) => {
+        let outcome = match (result, &op) {
+            (Ok(ChildValue::Number(pid)), Op::Fork {}) => {
                 let pid = i32::try_from(pid).unwrap_or_default();
                 if let (Some(bind), Some(sockets)) = (bind, birth) {
                     self.add_process(&bind, pid, sockets)?;
@@ -404,14 +404,14 @@ impl LinuxMachine {
                 }
                 "ok".to_owned()
             }
-            (Ok(ChildValue::Number(size)), Verb::Stat | Verb::Fstat) => {
+            (Ok(ChildValue::Number(size)), Op::Stat { .. } | Op::Fstat { .. }) => {
                 format!("ok {}", crate::input::Size(size.unsigned_abs()))
             }
-            (Ok(ChildValue::Number(lease)), Verb::GetLease) => format!("ok {}", lease_name(lease)),
-            (Ok(ChildValue::Number(number)), verb) => {
-                let thing = match verb {
-                    Verb::Mmap | Verb::MmapAnon => {
-                        let len = if verb == Verb::Mmap { op.range(1).len } else { op.number(0) };
+            (Ok(ChildValue::Number(lease)), Op::GetLease { .. }) => format!("ok {}", lease_name(lease)),
+            (Ok(ChildValue::Number(number)), op) => {
+                let thing = match op {
+                    Op::Mmap { range: ByteRange { len, .. }, .. } | Op::MmapAnon { length: Bytes(len) } => {
+                        let len = *len;
                         NamedThing::Map { at: number as u64, len, owners: BTreeSet::from([name.to_owned()]) }
                     }
                     _ => NamedThing::Fd(i32::try_from(number).unwrap_or(-1)),
@@ -423,9 +423,12 @@ impl LinuxMachine {
             }
             (Ok(ChildValue::Bytes(bytes)), _) => format!("ok {bytes}"),
             (Ok(ChildValue::Nothing), _) => "ok".to_owned(),
-            (Err(ChildFailure::Errno(libc::EOPNOTSUPP)), Verb::Zero | Verb::Collapse | Verb::Insert | Verb::Punch) => {
+            (
+                Err(ChildFailure::Errno(libc::EOPNOTSUPP)),
+                Op::Zero { .. } | Op::Collapse { .. } | Op::Insert { .. } | Op::Punch { .. },
+            ) => {
                 let file_system = &self.host.file_system().name;
-                self.trouble = Some(Trouble::CannotRun(format!("{file_system} can't do `{}`", op.verb)));
+                self.trouble = Some(Trouble::CannotRun(format!("{file_system} can't do `{}`", op.verb())));
                 "EOPNOTSUPP".to_owned()
             }
             (Err(ChildFailure::Errno(number)), _) => errno_name(number),
@@ -473,7 +476,7 @@ impl Machine for LinuxMachine {
         if let Some(outcome) = self.begin(who, op, bind)? {
             return Ok(Progress::Done(outcome.to_owned()));
         }
-        match is_calm(op.verb) {
+        match is_calm(op.verb()) {
             true => self.until_answered(who)?,
             false => self.settle(Some(who))?,
         }
@@ -495,7 +498,7 @@ impl Machine for LinuxMachine {
         if target.is_dead() {
             return Err(Trouble::Script(format!("{process} is dead")));
         }
-        let number = Signal::from_named_raw(signal_number(signal));
+        let number = SignalName::from_word(signal).and_then(|name| Signal::from_named_raw(signal_number(name)));
         let number = number.ok_or_else(|| Trouble::Script(format!("there is no {signal} here")))?;
         pidfd_send_signal(&target.death, number)
             .map_err(|errno| Trouble::CannotRun(format!("{process} can't be sent {signal}: {errno}")))?;
@@ -535,7 +538,7 @@ impl Machine for LinuxMachine {
         let line = |(name, process): (&String, &ChildProcess)| match &process.state {
             ProcessState::Idle => format!("{name} lives"),
             ProcessState::Busy(pending) => match &pending.op {
-                Some(op) => format!("{name} is in `{}`", op.verb),
+                Some(op) => format!("{name} is in `{}`", op.verb()),
                 None => format!("{name} is being queried"),
             },
             ProcessState::Delegated => format!("{name} is in `exec`"),

@@ -9,10 +9,12 @@ use std::path::Path;
 
 use libc::c_int;
 
-use super::child::wire::{ChildRequest, SignalAction};
+use super::child::wire::{ChildDisposition, ChildRequest};
 use super::names::{NamedThing, ScenarioNames};
 use super::watch::SleepPlace;
-use crate::ops::{ByteRange, Op, Verb};
+use crate::ops::{
+    AllocateFlags, BaseLeaseRequest, ByteRange, Op, OpenAccess, OpenFlagWords, SignalAction, SignalName, Verb,
+};
 use crate::scenario::machine::Trouble;
 
 /// An operation that is ready to be made.
@@ -63,23 +65,23 @@ pub(super) fn is_calm(verb: Verb) -> bool {
     )
 }
 
-/// The number of a signal's name.
-pub(super) fn signal_number(name: &str) -> c_int {
-    match name {
-        "SIGIO" => libc::SIGIO,
-        "SIGUSR1" => libc::SIGUSR1,
-        "SIGTERM" => libc::SIGTERM,
-        "SIGUSR2" => libc::SIGUSR2,
-        "SIGKILL" => libc::SIGKILL,
-        other => unreachable!("operations name only the signals of {:?}: {other}", crate::ops::SIGNALS),
+/// The number of a signal.
+pub(super) fn signal_number(signal: SignalName) -> c_int {
+    match signal {
+        SignalName::Sigio => libc::SIGIO,
+        SignalName::Sigusr1 => libc::SIGUSR1,
+        SignalName::Sigusr2 => libc::SIGUSR2,
+        SignalName::Sigterm => libc::SIGTERM,
+        SignalName::Sigkill => libc::SIGKILL,
     }
 }
 
 /// The name of a signal's number.
 pub(super) fn signal_name(number: i32) -> String {
-    let known = crate::ops::SIGNALS.into_iter().find(|name| signal_number(name) == number);
+    let signals = SignalName::WORDS.iter().filter_map(|word| SignalName::from_word(word));
+    let known = signals.into_iter().find(|signal| signal_number(*signal) == number);
     match (known, number) {
-        (Some(name), _) => name.to_owned(),
+        (Some(signal), _) => signal.word().to_owned(),
         (None, libc::SIGBUS) => "SIGBUS".to_owned(),
         (None, libc::SIGSEGV) => "SIGSEGV".to_owned(),
         (None, number) => format!("signal {number}"),
@@ -102,92 +104,111 @@ pub(super) fn path(dir: &Path, name: &str) -> Result<String, Trouble> {
 /// Translates an operation of the process `who`. The caller handles `fork`, `send` and `exec`,
 /// which need more than a request.
 pub(super) fn translate(op: &Op, who: &str, dir: &Path, names: &ScenarioNames) -> Result<PreparedOp, Trouble> {
-    let fd = |n: usize| names.fd(op.name(n));
-    let file = |n: usize| path(dir, op.name(n));
-    let fallocate = |mode: c_int| {
-        let ByteRange { offset, len } = op.range(1);
-        Ok(ChildRequest::Fallocate { fd: fd(0)?, mode, offset: signed(offset), len: length(offset, len) })
+    let file = |name: &str| path(dir, name);
+    let fallocate = |fd: &str, range: &ByteRange, mode: c_int| {
+        let ByteRange { offset, len } = *range;
+        Ok(ChildRequest::Fallocate { fd: names.fd(fd)?, mode, offset: signed(offset), len: length(offset, len) })
     };
-    let keep_size = |n: usize| if op.has(n, "keep_size") { libc::FALLOC_FL_KEEP_SIZE } else { 0 };
-    let request = match op.verb {
-        Verb::Exit => ChildRequest::Exit,
-        Verb::Kill => ChildRequest::Kill { pid: names.pid(op.name(0))?, signal: signal_number(op.word(1)) },
-        Verb::Signal => {
-            ChildRequest::Signal { signal: signal_number(op.word(0)), disposition: disposition(op.word(1)) }
+    let keep_size = |flags: &AllocateFlags| if flags.keep_size { libc::FALLOC_FL_KEEP_SIZE } else { 0 };
+    let request = match op {
+        Op::Exit {} => ChildRequest::Exit,
+        Op::Kill { process, signal } => ChildRequest::Kill { pid: names.pid(process)?, signal: signal_number(*signal) },
+        Op::Signal { signal, disposition: action } => {
+            ChildRequest::Signal { signal: signal_number(*signal), disposition: disposition(*action) }
         }
-        Verb::Credentials => ChildRequest::Credentials {
-            uid: u32::try_from(op.number(0)).map_err(|_| Trouble::Script("there is no such user".to_owned()))?,
-            cap_lease: op.has(1, "cap_lease"),
+        Op::Credentials { uid, capabilities } => ChildRequest::Credentials {
+            uid: u32::try_from(*uid).map_err(|_| Trouble::Script("there is no such user".to_owned()))?,
+            cap_lease: capabilities.cap_lease,
         },
-        Verb::Dup => ChildRequest::Dup { fd: fd(0)? },
-        Verb::Dup2 => ChildRequest::Dup2 { from: fd(0)?, to: fd(1)? },
-        Verb::Close => ChildRequest::Close { fd: fd(0)? },
-        Verb::Recv => ChildRequest::Receive,
-        Verb::Open => ChildRequest::Open { path: file(0)?, flags: open_flags(op) },
-        Verb::Read => {
-            let ByteRange { offset, len } = op.range(1);
-            ChildRequest::Read { fd: fd(0)?, offset: signed(offset), len }
+        Op::Dup { fd } => ChildRequest::Dup { fd: names.fd(fd)? },
+        Op::Dup2 { from, to } => ChildRequest::Dup2 { from: names.fd(from)?, to: names.fd(to)? },
+        Op::Close { fd } => ChildRequest::Close { fd: names.fd(fd)? },
+        Op::Recv {} => ChildRequest::Receive,
+        Op::Open { file: name, access, flags } => {
+            ChildRequest::Open { path: file(name)?, flags: open_flags(*access, *flags) }
         }
-        Verb::Write => {
-            let ByteRange { offset, len } = op.range(1);
-            ChildRequest::Write { fd: fd(0)?, offset: signed(offset), len, byte: op.byte(2) }
+        Op::Read { fd, range } => {
+            ChildRequest::Read { fd: names.fd(fd)?, offset: signed(range.offset), len: range.len }
         }
-        Verb::Truncate => ChildRequest::Truncate { path: file(0)?, size: signed(op.number(1)) },
-        Verb::Ftruncate => ChildRequest::Ftruncate { fd: fd(0)?, size: signed(op.number(1)) },
-        Verb::Fallocate => fallocate(keep_size(2))?,
-        Verb::Punch => fallocate(libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE)?,
-        Verb::Zero => fallocate(libc::FALLOC_FL_ZERO_RANGE | keep_size(2))?,
-        Verb::Collapse => fallocate(libc::FALLOC_FL_COLLAPSE_RANGE)?,
-        Verb::Insert => fallocate(libc::FALLOC_FL_INSERT_RANGE)?,
-        Verb::Unlink => ChildRequest::Unlink { path: file(0)? },
-        Verb::Rename => ChildRequest::Rename { from: file(0)?, to: file(1)? },
-        Verb::Link => ChildRequest::Link { path: file(0)?, name: file(1)? },
-        Verb::Chmod => ChildRequest::Chmod { path: file(0)? },
-        Verb::Utime => ChildRequest::Utime { path: file(0)? },
-        Verb::Stat => ChildRequest::Stat { path: file(0)? },
-        Verb::Fstat => ChildRequest::Fstat { fd: fd(0)? },
-        Verb::SetLease => ChildRequest::Fcntl { fd: fd(0)?, command: libc::F_SETLEASE, argument: lease(op.word(1)) },
-        Verb::GetLease => ChildRequest::Fcntl { fd: fd(0)?, command: libc::F_GETLEASE, argument: 0 },
-        Verb::SetOwn => ChildRequest::Fcntl { fd: fd(0)?, command: libc::F_SETOWN, argument: names.pid(op.name(1))? },
-        Verb::SetSig => {
+        Op::Write { fd, range, byte } => {
+            ChildRequest::Write { fd: names.fd(fd)?, offset: signed(range.offset), len: range.len, byte: *byte }
+        }
+        Op::Truncate { file: name, size } => ChildRequest::Truncate { path: file(name)?, size: signed(size.0) },
+        Op::Ftruncate { fd, size } => ChildRequest::Ftruncate { fd: names.fd(fd)?, size: signed(size.0) },
+        Op::Fallocate { fd, range, flags } => fallocate(fd, range, keep_size(flags))?,
+        Op::Punch { fd, range } => fallocate(fd, range, libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE)?,
+        Op::Zero { fd, range, flags } => fallocate(fd, range, libc::FALLOC_FL_ZERO_RANGE | keep_size(flags))?,
+        Op::Collapse { fd, range } => fallocate(fd, range, libc::FALLOC_FL_COLLAPSE_RANGE)?,
+        Op::Insert { fd, range } => fallocate(fd, range, libc::FALLOC_FL_INSERT_RANGE)?,
+        Op::Unlink { file: name } => ChildRequest::Unlink { path: file(name)? },
+        Op::Rename { from, to } => ChildRequest::Rename { from: file(from)?, to: file(to)? },
+        Op::Link { file: old, name } => ChildRequest::Link { path: file(old)?, name: file(name)? },
+        Op::Chmod { file: name } => ChildRequest::Chmod { path: file(name)? },
+        Op::Utime { file: name } => ChildRequest::Utime { path: file(name)? },
+        Op::Stat { file: name } => ChildRequest::Stat { path: file(name)? },
+        Op::Fstat { fd } => ChildRequest::Fstat { fd: names.fd(fd)? },
+        Op::SetLease { fd, lease: wanted } => {
+            ChildRequest::Fcntl { fd: names.fd(fd)?, command: libc::F_SETLEASE, argument: lease(*wanted) }
+        }
+        Op::GetLease { fd } => ChildRequest::Fcntl { fd: names.fd(fd)?, command: libc::F_GETLEASE, argument: 0 },
+        Op::SetOwn { fd, process } => {
+            ChildRequest::Fcntl { fd: names.fd(fd)?, command: libc::F_SETOWN, argument: names.pid(process)? }
+        }
+        Op::SetSig { fd, signal } => {
             // F_SETSIG.
-            ChildRequest::Fcntl { fd: fd(0)?, command: 10, argument: signal_number(op.word(1)) }
+            ChildRequest::Fcntl { fd: names.fd(fd)?, command: 10, argument: signal_number(*signal) }
         }
-        Verb::Mmap => {
-            let ByteRange { offset, len } = op.range(1);
-            ChildRequest::Map { fd: Some(fd(0)?), offset, len, write: !op.has(2, "ro") }
+        Op::Mmap { fd, range, flags } => {
+            ChildRequest::Map { fd: Some(names.fd(fd)?), offset: range.offset, len: range.len, write: !flags.ro }
         }
-        Verb::MmapAnon => ChildRequest::Map { fd: None, offset: 0, len: op.number(0), write: true },
-        Verb::Munmap => match place(op, who, names)? {
+        Op::MmapAnon { length } => ChildRequest::Map { fd: None, offset: 0, len: length.0, write: true },
+        _ => return translate_memory(op, who, names),
+    };
+    Ok(PreparedOp::Ask(request))
+}
+
+/// Translates the operations on a mapping that exists.
+fn translate_memory(op: &Op, who: &str, names: &ScenarioNames) -> Result<PreparedOp, Trouble> {
+    let request = match op {
+        Op::Munmap { map, range } => match place(names, who, map, *range, true)? {
             Ok((at, len)) => ChildRequest::Unmap { at, len },
-            // The scenario has nothing mapped there, and `munmap` succeeds on an unmapped range.
+            // The scenario has nothing mapped there, and `munmap` reports success for that.
             Err(_) => return Ok(PreparedOp::Plain("ok")),
         },
-        Verb::Load | Verb::Store => match place(op, who, names)? {
-            Ok((at, len)) if op.verb == Verb::Load => ChildRequest::Load { at, len },
-            Ok((at, len)) => ChildRequest::Store { at, len, byte: op.byte(2) },
+        Op::Load { map, range } => match place(names, who, map, Some(**range), false)? {
+            Ok((at, len)) => ChildRequest::Load { at, len },
             Err(outcome) => return Ok(PreparedOp::Plain(outcome)),
         },
-        other => return Err(Trouble::CannotRun(format!("a real Linux can't do `{other}`"))),
+        Op::Store { map, range, byte } => match place(names, who, map, Some(**range), false)? {
+            Ok((at, len)) => ChildRequest::Store { at, len, byte: *byte },
+            Err(outcome) => return Ok(PreparedOp::Plain(outcome)),
+        },
+        other => return Err(Trouble::CannotRun(format!("a real Linux can't do `{}`", other.verb()))),
     };
     Ok(PreparedOp::Ask(request))
 }
 
 /// The address and length of an operation on a mapping, or its outcome if the process has no such
 /// mapping.
-fn place(op: &Op, who: &str, names: &ScenarioNames) -> Result<Result<(u64, u64), &'static str>, Trouble> {
-    let NamedThing::Map { at, len, owners } = names.get(op.name(0))? else {
-        return Err(Trouble::Script(format!("`{}` is not a mapping", op.name(0))));
+fn place(
+    names: &ScenarioNames,
+    who: &str,
+    map: &str,
+    range: Option<ByteRange>,
+    unmaps: bool,
+) -> Result<Result<(u64, u64), &'static str>, Trouble> {
+    let NamedThing::Map { at, len, owners } = names.get(map)? else {
+        return Err(Trouble::Script(format!("`{map}` is not a mapping")));
     };
-    let part = op.maybe_range(1).unwrap_or(ByteRange { offset: 0, len: *len });
+    let part = range.unwrap_or(ByteRange { offset: 0, len: *len });
     // The page behind a mapping is always inaccessible, so an access may begin there or run into
     // it.
     let within = part.offset < len.next_multiple_of(rustix::param::page_size() as u64);
     match owners.contains(who) && within {
         true => {
             let room = len.next_multiple_of(rustix::param::page_size() as u64) - part.offset + 1;
-            let len = if op.verb == Verb::Munmap { part.len } else { part.len.min(room) };
-            if op.verb == Verb::Munmap && part.len >= room {
+            let len = if unmaps { part.len } else { part.len.min(room) };
+            if unmaps && part.len >= room {
                 return Err(Trouble::Script("the range goes beyond the mapping".to_owned()));
             }
             Ok(Ok((at + part.offset, len)))
@@ -196,31 +217,35 @@ fn place(op: &Op, who: &str, names: &ScenarioNames) -> Result<Result<(u64, u64),
     }
 }
 
-fn disposition(word: &str) -> SignalAction {
-    match word {
-        "handler" => SignalAction::Handler,
-        "ignore" => SignalAction::Ignore,
-        _ => SignalAction::Default,
+fn disposition(action: SignalAction) -> ChildDisposition {
+    match action {
+        SignalAction::Handler => ChildDisposition::Handler,
+        SignalAction::Ignore => ChildDisposition::Ignore,
+        SignalAction::Default => ChildDisposition::Default,
     }
 }
 
-fn open_flags(op: &Op) -> c_int {
-    let access = match op.word(1) {
-        "r" => libc::O_RDONLY,
-        "w" => libc::O_WRONLY,
-        "path" => libc::O_PATH,
-        _ => libc::O_RDWR,
+fn open_flags(access: OpenAccess, flags: OpenFlagWords) -> c_int {
+    let access = match access {
+        OpenAccess::Read => libc::O_RDONLY,
+        OpenAccess::Write => libc::O_WRONLY,
+        OpenAccess::Path => libc::O_PATH,
+        OpenAccess::Both => libc::O_RDWR,
     };
-    let flags =
-        [("create", libc::O_CREAT), ("excl", libc::O_EXCL), ("trunc", libc::O_TRUNC), ("nonblock", libc::O_NONBLOCK)];
-    flags.into_iter().filter(|(word, _)| op.has(2, word)).fold(access | libc::O_CLOEXEC, |all, (_, flag)| all | flag)
+    let flags = [
+        (flags.create, libc::O_CREAT),
+        (flags.excl, libc::O_EXCL),
+        (flags.trunc, libc::O_TRUNC),
+        (flags.nonblock, libc::O_NONBLOCK),
+    ];
+    flags.into_iter().filter(|(set, _)| *set).fold(access | libc::O_CLOEXEC, |all, (_, flag)| all | flag)
 }
 
-fn lease(word: &str) -> c_int {
-    match word {
-        "read" => libc::F_RDLCK,
-        "write" => libc::F_WRLCK,
-        _ => libc::F_UNLCK,
+fn lease(wanted: BaseLeaseRequest) -> c_int {
+    match wanted {
+        BaseLeaseRequest::Read => libc::F_RDLCK,
+        BaseLeaseRequest::Write => libc::F_WRLCK,
+        BaseLeaseRequest::Unlock => libc::F_UNLCK,
     }
 }
 

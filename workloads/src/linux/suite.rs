@@ -15,7 +15,7 @@ use reports::scenarios::{ScenarioCell, ScenarioReport};
 use super::break_time::{BreakTime, LongBreakTime};
 use super::host::{Host, LinuxConfig};
 use super::machine::LinuxMachine;
-use crate::ops::Verb;
+use crate::ops::Op;
 use crate::scenario::condition::Subject;
 use crate::scenario::machine::{Machine, Trouble};
 use crate::scenario::{Action, Scenario, run, suite};
@@ -97,11 +97,10 @@ fn time_passes(scenario: &Scenario) -> bool {
 fn programs(scenario: &Scenario) -> Vec<String> {
     let mut programs: Vec<String> = Vec::new();
     for step in &scenario.steps {
-        if let Action::Perform { op, .. } = &step.action
-            && op.verb == Verb::Exec
-            && !programs.iter().any(|program| program == op.name(0))
+        if let Action::Perform { op: Op::Exec { file }, .. } = &step.action
+            && !programs.contains(&file.0)
         {
-            programs.push(op.name(0).to_owned());
+            programs.push(file.0.clone());
         }
     }
     programs

@@ -15,7 +15,7 @@ use fs_sim::design::{VolumeOptions, WriteBreak};
 use super::condition::Condition;
 use super::lex::{Token, words};
 use super::{Action, Actor, Contents, FileSetup, Of, Query, SYSTEM, Scenario, Setup, Step, Subject};
-use crate::ops::{Kind, On, Op, SIGNALS, Verb};
+use crate::ops::{BindingKind, Op, RunsOn, SignalName, Verb};
 
 /// The most lines a scenario may have.
 const LINES_MAX: usize = 4096;
@@ -29,7 +29,7 @@ const DEVICE: u64 = 64 << 20;
 /// What a name is bound to. A received descriptor can be of any kind.
 #[derive(Clone, Copy, Debug)]
 enum Bound {
-    Known(Kind),
+    Known(BindingKind),
     AnyDescriptor,
 }
 
@@ -217,9 +217,10 @@ impl<'a> Parser<'a> {
                 let time: input::Duration = time.text.parse().map_err(|error| self.unit(time.span.clone(), &error))?;
                 Action::Advance(time.0)
             }
-            ("kill", [_, process, signal]) => {
-                Action::Kill { process: self.process(process)?, signal: self.choice(signal, "signal", &SIGNALS)? }
-            }
+            ("kill", [_, process, signal]) => Action::Kill {
+                process: self.process(process)?,
+                signal: self.choice(signal, "signal", SignalName::WORDS)?,
+            },
             ("expect", [_, rest @ ..]) => Action::Expect(self.query(first, rest)?),
             ("blockers", [_, rest @ ..]) => Action::Expect(self.query(first, rest)?),
             (name, [_, rest @ ..]) if name.ends_with(':') => self.actors_turn(first, rest)?,
@@ -296,7 +297,9 @@ impl<'a> Parser<'a> {
             let error = self.source.unknown_word(verb_at.span.clone(), "operation", verb_at.text, names);
             return Err(error.help("docs/scenarios.md lists every operation"));
         };
-        let op = Op { verb, args: self.arguments(verb, verb_at, arguments)? };
+        let args = self.arguments(verb, verb_at, arguments)?;
+        let op =
+            Op::from_args(verb, &args).map_err(|error| self.source.error(verb_at.span.clone(), error.to_string()))?;
         let bind = match (verb.binds(), bind) {
             (Some(kind), Some(name)) => Some(self.new_name(kind, name)?),
             (None, Some(name)) => {
@@ -345,19 +348,19 @@ impl<'a> Parser<'a> {
     }
 
     /// A name that is not taken, of the right case for `kind`.
-    fn new_name(&self, kind: Kind, name: &Token<'a>) -> Result<String, InputError> {
+    fn new_name(&self, kind: BindingKind, name: &Token<'a>) -> Result<String, InputError> {
         let good = match kind {
-            Kind::Process => is_process_name(name.text),
+            BindingKind::Process => is_process_name(name.text),
             _ => is_bound_name(name.text),
         };
         if !good {
             let help = match kind {
-                Kind::Process => "a process is called by a capital letter and letters or digits",
+                BindingKind::Process => "a process is called by a capital letter and letters or digits",
                 _ => "a name is a small letter and small letters, digits or `_`",
             };
             return Err(self.source.error(name.span.clone(), format!("`{}` is no such name", name.text)).help(help));
         }
-        if kind == Kind::Process && self.actors.keys().any(|actor| actor.process == name.text) {
+        if kind == BindingKind::Process && self.actors.keys().any(|actor| actor.process == name.text) {
             return Err(self.source.error(name.span.clone(), format!("there is a process `{}` already", name.text)));
         }
         Ok(name.text.to_owned())
@@ -366,10 +369,10 @@ impl<'a> Parser<'a> {
     /// Makes the names that a step binds known.
     fn bind(&mut self, action: &Action, at: &Token<'a>) -> Result<(), InputError> {
         let Action::Perform { op, bind: Some(name), .. } = action else { return Ok(()) };
-        let kind = match (op.verb, op.verb.binds()) {
-            (Verb::Recv, _) => Bound::AnyDescriptor,
-            (Verb::Dup, _) => self.bound.get(op.name(0)).copied().unwrap_or(Bound::AnyDescriptor),
-            (_, Some(Kind::Process)) => {
+        let kind = match (op, op.verb().binds()) {
+            (Op::Recv {}, _) => Bound::AnyDescriptor,
+            (Op::Dup { fd }, _) => self.bound.get(&fd.0).copied().unwrap_or(Bound::AnyDescriptor),
+            (_, Some(BindingKind::Process)) => {
                 return self.meet(Actor { process: name.clone(), thread: 1 }, at.span.clone());
             }
             (_, Some(kind)) => Bound::Known(kind),
@@ -381,7 +384,7 @@ impl<'a> Parser<'a> {
 
     fn check_linux(&self, action: &Action, span: &Range<usize>) -> Result<(), InputError> {
         let what = match action {
-            Action::Perform { op, .. } if op.verb.on() == On::Simulation => format!("`{}`", op.verb),
+            Action::Perform { op, .. } if op.verb().on() == RunsOn::Simulation => format!("`{}`", op.verb()),
             Action::Expect(query) if !query.subject.facts().2 => format!("a look at `{}`", query.subject.facts().0),
             _ => return Ok(()),
         };

@@ -15,7 +15,7 @@ use super::{Action, Actor, Alternative, Query, Scenario, Step};
 
 /// What came of a scenario under one design.
 #[derive(Debug)]
-pub enum Verdict {
+pub enum StepResult {
     /// Every outcome was as stated.
     Passed {
         /// The outcomes of its questions.
@@ -111,7 +111,7 @@ fn agrees(expected: &str, got: &str) -> bool {
 ///
 /// # Errors
 /// The scenario asks for what can't be (see [`Trouble::Script`]), or ends while somebody is still blocked; at its place.
-pub fn run(scenario: &Scenario, subject: &Subject, machine: Box<dyn Machine + '_>) -> Result<Verdict, InputError> {
+pub fn run(scenario: &Scenario, subject: &Subject, machine: Box<dyn Machine + '_>) -> Result<StepResult, InputError> {
     check_one(scenario, subject)?;
     let mut run =
         Run { scenario, subject, machine, blocked: BTreeMap::new(), outcomes: Vec::new(), judged_stale: false };
@@ -119,16 +119,16 @@ pub fn run(scenario: &Scenario, subject: &Subject, machine: Box<dyn Machine + '_
     let leftover = run.leftover();
     let violations = run.machine.finish();
     let verdict = verdict?;
-    if let (Verdict::Passed { .. }, Some(error)) = (&verdict, leftover) {
+    if let (StepResult::Passed { .. }, Some(error)) = (&verdict, leftover) {
         return Err(error);
     }
-    if matches!(&verdict, Verdict::Passed { outcomes } if outcomes.is_empty()) {
+    if matches!(&verdict, StepResult::Passed { outcomes } if outcomes.is_empty()) {
         let title = format!("{} asks nothing under {}: no `=>` came to anything", scenario.id, subject.name);
         let help = "`returns` says nothing where the call did not block: ask in a step that every design reaches";
         return Err(scenario.source.error_overall(title).help(help));
     }
-    if let (Verdict::Passed { .. } | Verdict::NotApplicable { .. }, Some(_)) = (&verdict, violations.first()) {
-        return Ok(Verdict::Failed(Failure {
+    if let (StepResult::Passed { .. } | StepResult::NotApplicable { .. }, Some(_)) = (&verdict, violations.first()) {
+        return Ok(StepResult::Failed(Failure {
             line: scenario.source.text().lines().count(),
             text: "(the end)".to_owned(),
             expected: "no invariant broken".to_owned(),
@@ -158,22 +158,22 @@ enum Came {
 }
 
 impl<'s> Run<'s> {
-    fn steps(&mut self) -> Result<Verdict, InputError> {
+    fn steps(&mut self) -> Result<StepResult, InputError> {
         for step in applicable(self.scenario, self.subject) {
             let stated = stated(self.scenario, step, self.subject)?;
             let got = match self.act(step) {
                 Ok(Came::Out(got)) => got,
                 Ok(Came::ToNothing) => continue,
                 Err(Trouble::Script(what)) => return Err(self.scenario.source.error(step.span.clone(), what)),
-                Err(Trouble::CannotRun(what)) => return Ok(Verdict::NotRun(what)),
-                Err(Trouble::Inconclusive(what)) => return Ok(Verdict::Inconclusive(what)),
+                Err(Trouble::CannotRun(what)) => return Ok(StepResult::NotRun(what)),
+                Err(Trouble::Inconclusive(what)) => return Ok(StepResult::Inconclusive(what)),
             };
             if !agrees(&stated.outcome, &got) {
-                return Ok(Verdict::Failed(self.failure(step, &stated.outcome, got)));
+                return Ok(StepResult::Failed(self.failure(step, &stated.outcome, got)));
             }
             if stated.ends {
                 let outcome = got;
-                return Ok(Verdict::NotApplicable { step: words_of(&step.action), outcome });
+                return Ok(StepResult::NotApplicable { step: words_of(&step.action), outcome });
             }
             if step.asks {
                 self.outcomes.push(stated.outcome.split(' ').next().unwrap_or_default().to_owned());
@@ -183,14 +183,14 @@ impl<'s> Run<'s> {
     }
 
     /// Stale DMA that no step stated is a failure.
-    fn last_look(&mut self) -> Result<Verdict, InputError> {
+    fn last_look(&mut self) -> Result<StepResult, InputError> {
         let query = Query { subject: super::Subject::Stale, of: String::new() };
         let stale = self.machine.ask(&query).is_ok_and(|answer| answer == "some");
         if stale && !self.judged_stale {
             let last = self.scenario.steps.last().expect("a parsed scenario has steps");
-            return Ok(Verdict::Failed(self.failure(last, "no stale DMA", "stale DMA".to_owned())));
+            return Ok(StepResult::Failed(self.failure(last, "no stale DMA", "stale DMA".to_owned())));
         }
-        Ok(Verdict::Passed { outcomes: std::mem::take(&mut self.outcomes) })
+        Ok(StepResult::Passed { outcomes: std::mem::take(&mut self.outcomes) })
     }
 
     fn act(&mut self, step: &Step) -> Result<Came, Trouble> {
@@ -281,7 +281,7 @@ fn blocks(reason: &str) -> String {
 
 fn words_of(action: &Action) -> String {
     match action {
-        Action::Perform { op, .. } => op.verb.name().to_owned(),
+        Action::Perform { op, .. } => op.verb().name().to_owned(),
         Action::Returns(_) => "returns".to_owned(),
         Action::Kill { .. } => "kill".to_owned(),
         Action::Advance(_) => "advance".to_owned(),

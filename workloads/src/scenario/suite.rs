@@ -13,7 +13,7 @@ use reports::scenarios::{CellFailure, CellVerdict, ScenarioCell, ScenarioReport,
 use super::Scenario;
 use super::condition::Subject;
 use super::machine::{Machine, Trouble};
-use super::run::{self, Verdict};
+use super::run::{self, StepResult};
 use super::sim::Simulation;
 
 include!(concat!(env!("OUT_DIR"), "/scenarios.rs"));
@@ -117,7 +117,7 @@ pub fn cell(
         }
     };
     Ok(match run::run(scenario, subject, machine)? {
-        Verdict::Passed { outcomes } => {
+        StepResult::Passed { outcomes } => {
             let mut seen: Vec<String> = Vec::new();
             for outcome in outcomes {
                 if !seen.contains(&outcome) {
@@ -131,13 +131,13 @@ pub fn cell(
                 failure: None,
             }
         }
-        Verdict::NotApplicable { step, outcome } => ScenarioCell {
+        StepResult::NotApplicable { step, outcome } => ScenarioCell {
             design: subject.name.clone(),
             verdict: CellVerdict::NotApplicable,
             outcome: format!("{step}: {outcome}"),
             failure: None,
         },
-        Verdict::Failed(failure) => ScenarioCell {
+        StepResult::Failed(failure) => ScenarioCell {
             design: subject.name.clone(),
             verdict: CellVerdict::Failed,
             outcome: failure.got.clone(),
@@ -149,8 +149,8 @@ pub fn cell(
                 state: failure.state,
             }),
         },
-        Verdict::NotRun(why) => told(subject, CellVerdict::NotRun, why),
-        Verdict::Inconclusive(why) => told(subject, CellVerdict::Inconclusive, why),
+        StepResult::NotRun(why) => told(subject, CellVerdict::NotRun, why),
+        StepResult::Inconclusive(why) => told(subject, CellVerdict::Inconclusive, why),
     })
 }
 

@@ -25,7 +25,7 @@ use fs_sim::{BLOCK, Errno, Kernel, KernelConfig, Task};
 use rustix::fs::SeekFrom;
 
 use super::ServeError;
-use super::ports::Holds;
+use super::backend_handles::Holds;
 
 /// The smallest volume that is made unasked: room to play in beside the files.
 const VOLUME_MIN: u64 = 64 << 20;

@@ -20,15 +20,15 @@
 //! | `steer` | what `daxlab ctl` does |
 //! | `words` | what is said to people |
 
+mod backend_handles;
+pub mod backend_process;
+mod control_handler;
 mod files;
 mod link;
 mod machine;
 mod nic;
-pub mod port;
-mod ports;
-mod recipes;
-mod steer;
-mod words;
+mod qemu_args;
+mod render;
 
 use std::path::PathBuf;
 use std::task::Poll;
@@ -45,10 +45,10 @@ use fs_sim::design::Axes;
 use fs_sim::extent_map::Layout;
 use fs_sim::pinning::guest_export::GuestMapping;
 
+use self::backend_handles::{Holds, Port};
+use self::control_handler::Steering;
 use self::files::ExportError;
 use self::machine::{Backing, Machine};
-use self::ports::{Holds, Port};
-use self::steer::Steering;
 use crate::control;
 
 pub use files::{Contents, Files};
@@ -75,7 +75,7 @@ pub struct Config {
     pub control: PathBuf,
     /// The QEMU that command lines are for; if none is given, those that are found.
     pub qemu: Option<PathBuf>,
-    /// The program that runs [`port::main`] for the argument `guest-port`: `daxlab` itself.
+    /// The program that runs [`backend_process::main`] for the argument `guest-port`: `daxlab` itself.
     pub program: PathBuf,
 }
 
@@ -176,8 +176,8 @@ fn pairs(config: &Config) -> Result<Vec<Option<String>>, ServeError> {
         (files_count, sockets) if files_count == sockets => Ok(files.names.iter().cloned().map(Some).collect()),
         (files_count, sockets) => wrong(format!(
             "{} for {}: give one --file for all of them, or one for each --socket in order",
-            ports::counted(files_count as u64, "file"),
-            ports::counted(sockets as u64, "socket"),
+            backend_handles::counted(files_count as u64, "file"),
+            backend_handles::counted(sockets as u64, "socket"),
         )),
     }
 }
@@ -189,7 +189,7 @@ impl Server {
     /// [`ServeError`]; nothing is left behind, and an image that was there is as it was.
     pub fn start(config: &Config, events: Events) -> Result<Server, ServeError> {
         let files = pairs(config)?;
-        let qemus = recipes::qemus(config)?;
+        let qemus = qemu_args::qemus(config)?;
         let mut listening = Vec::new();
         for path in &config.sockets {
             let listener = socket::listen(path).map_err(|error| not_there("--socket", error))?;
@@ -199,7 +199,7 @@ impl Server {
         let control = control::Server::listen(&config.control, Arc::clone(&steering) as Arc<dyn control::Handler>)
             .map_err(|error| not_there("--control", error))?;
         let (backing, held) = backing(config)?;
-        let prepared = if config.nvdimm { recipes::prepare(config, &backing)? } else { String::new() };
+        let prepared = if config.nvdimm { qemu_args::prepare(config, &backing)? } else { String::new() };
         let durable =
             config.power_cut_model.then(|| DurableImage::new(backing.device())).transpose().map_err(cannot)?;
         let machine = Arc::new(Machine::new(backing, durable, config.seed, events));
@@ -218,9 +218,9 @@ impl Server {
             }
         }
         steering.serve(&machine, &ports);
-        let what = words::what(config, &machine, &held);
-        let how = recipes::text(config, machine.backing(), &qemus);
-        let introduction = format!("{what}{prepared}{how}\n{}", words::to_try(config));
+        let what = render::what(config, &machine, &held);
+        let how = qemu_args::text(config, machine.backing(), &qemus);
+        let introduction = format!("{what}{prepared}{how}\n{}", render::to_try(config));
         // The ports alone listen from here on: at the end of one nobody waits in vain.
         let sockets = listening.into_iter().map(|(file, _)| file).collect();
         Ok(Server { machine, ports, sockets, control, introduction, _residents: residents })
@@ -281,7 +281,7 @@ fn backing(config: &Config) -> Result<(Backing, String), ServeError> {
                 })?,
             };
             if config.nvdimm {
-                recipes::check_room(bytes)?;
+                qemu_args::check_room(bytes)?;
             }
             let device = Device::image(path, bytes).map_err(cannot)?;
             Ok((Backing::Image(device), String::new()))
@@ -291,7 +291,7 @@ fn backing(config: &Config) -> Result<(Backing, String), ServeError> {
             let mut held = String::new();
             for name in &files.names {
                 if config.nvdimm {
-                    recipes::check_room(kernel.named(name).map_or(0, |inode| inode.layout(Layout::size)))?;
+                    qemu_args::check_room(kernel.named(name).map_or(0, |inode| inode.layout(Layout::size)))?;
                 }
                 held += &trial(config, &kernel, name)?;
             }
@@ -341,11 +341,11 @@ fn trial(config: &Config, kernel: &Arc<Kernel>, name: &str) -> Result<String, Se
     let exported = files::export(kernel, name, Arc::new(Trial));
     match exported {
         Ok(exported) => {
-            let held = words::held(kernel, name);
+            let held = render::held(kernel, name);
             exported.holds.task.exit();
             Ok(held)
         }
-        Err(ExportError::Errno { call: "export", errno }) => Err(ServeError::Refused(words::refusal(config, errno))),
+        Err(ExportError::Errno { call: "export", errno }) => Err(ServeError::Refused(render::refusal(config, errno))),
         Err(error) => Err(ServeError::Wrong(format!("--file {name}: {error}"))),
     }
 }

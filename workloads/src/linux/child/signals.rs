@@ -10,7 +10,7 @@ use emulator::sync::machine::{AtomicU64, Ordering};
 use rustix::io::Errno;
 
 use super::last_errno;
-use super::wire::SignalAction;
+use super::wire::ChildDisposition;
 
 /// The number of handled signals that are kept.
 const LOG: u64 = 64;
@@ -40,26 +40,26 @@ pub(super) fn take() -> Vec<i32> {
 /// Prepares the zygote: it installs the handlers that a scenario's processes start with, so that no
 /// process is ever without, and lets the kernel reap children.
 pub(super) fn prepare_zygote() -> Result<(), Errno> {
-    set(libc::SIGIO, SignalAction::Handler)?;
-    set(libc::SIGUSR1, SignalAction::Handler)?;
-    set(libc::SIGCHLD, SignalAction::Ignore)
+    set(libc::SIGIO, ChildDisposition::Handler)?;
+    set(libc::SIGUSR1, ChildDisposition::Handler)?;
+    set(libc::SIGCHLD, ChildDisposition::Ignore)
 }
 
 /// Prepares a new process: no signal is handled yet, and it can wait for its own children.
 pub(super) fn prepare_process() -> Result<(), Errno> {
     let _ = take();
-    set(libc::SIGCHLD, SignalAction::Default)
+    set(libc::SIGCHLD, ChildDisposition::Default)
 }
 
 /// Sets what `signal` does.
-pub(super) fn set(signal: i32, disposition: SignalAction) -> Result<(), Errno> {
+pub(super) fn set(signal: i32, disposition: ChildDisposition) -> Result<(), Errno> {
     let handler: extern "C" fn(libc::c_int) = on_signal;
     // SAFETY: a sigaction is plain numbers, for which zero is a value.
     let mut action: libc::sigaction = unsafe { MaybeUninit::zeroed().assume_init() };
     action.sa_sigaction = match disposition {
-        SignalAction::Handler => handler as libc::sighandler_t,
-        SignalAction::Ignore => libc::SIG_IGN,
-        SignalAction::Default => libc::SIG_DFL,
+        ChildDisposition::Handler => handler as libc::sighandler_t,
+        ChildDisposition::Ignore => libc::SIG_IGN,
+        ChildDisposition::Default => libc::SIG_DFL,
     };
     // SAFETY: `action` lives across the call, and the handler is async-signal-safe (see the
     // module).

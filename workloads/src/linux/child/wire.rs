@@ -21,7 +21,7 @@ pub(crate) enum ChildRequest {
     /// Send a signal.
     Kill { pid: i32, signal: i32 },
     /// Set a disposition.
-    Signal { signal: i32, disposition: SignalAction },
+    Signal { signal: i32, disposition: ChildDisposition },
     /// Change user and capabilities.
     Credentials { uid: u32, cap_lease: bool },
     /// `dup(2)`.
@@ -78,7 +78,7 @@ pub(crate) enum ChildRequest {
 
 /// What a signal does to a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) enum SignalAction {
+pub(crate) enum ChildDisposition {
     Handler,
     Ignore,
     Default,

@@ -8,7 +8,7 @@ use crate::input::{self, InputError, Size, UnitError};
 
 use super::super::lex::Token;
 use super::{Bound, Parser};
-use crate::ops::{Arg, ByteRange, DATA_MAX, Kind, Param, SIGNALS, Verb};
+use crate::ops::{Arg, BindingKind, ByteRange, DATA_MAX, Param, SignalName, Verb};
 
 impl<'a> Parser<'a> {
     /// Reads `tokens` by the signature of `verb`.
@@ -57,7 +57,7 @@ impl<'a> Parser<'a> {
             Param::Size => Arg::Number(self.size(token.text, token.span.clone())?),
             Param::Number => Arg::Number(self.number(token)?),
             Param::Byte => Arg::Byte(self.byte(token)?),
-            Param::Signal => Arg::Word(self.choice(token, "signal", &SIGNALS)?),
+            Param::Signal => Arg::Word(self.choice(token, "signal", SignalName::WORDS)?),
             Param::Choice(words) => Arg::Word(self.choice(token, "word", words)?),
             Param::Range | Param::Data | Param::MaybeRange => {
                 let Some((len, rest)) = rest.split_first() else {
@@ -81,7 +81,7 @@ impl<'a> Parser<'a> {
         Ok((arg, rest))
     }
 
-    fn bound_name(&self, token: &Token<'a>, kinds: &[Kind]) -> Result<String, InputError> {
+    fn bound_name(&self, token: &Token<'a>, kinds: &[BindingKind]) -> Result<String, InputError> {
         let fits = |bound: &Bound| match bound {
             Bound::Known(kind) => kinds.contains(kind),
             Bound::AnyDescriptor => kinds.iter().any(|kind| kind.is_descriptor()),

@@ -3,15 +3,17 @@
 //! It owns the way from an operation to a call: names replaced by things, on the worker's thread the call itself, its result in
 //! words. Invariant: a call touches nothing of the scenario; all it knows was taken along when it began.
 
+use std::collections::BTreeMap;
+
 use emulator::sync::Arc;
 use emulator::sync::atomic::Ordering;
 use fs_sim::base::numbers::{Fd, Pid};
 use fs_sim::{Errno, Task};
 use rdma_sim::Mr;
 
-use super::things::{Made, OpenContext, QpEnd, Thing, Window};
+use super::bindings::{Made, OpenContext, QpEnd, Thing, Window};
 use super::{Simulation, files, holders, processes, rdma};
-use crate::ops::{Op, Param, Verb};
+use crate::ops::{Arg, Op, Param, Verb};
 use crate::scenario::machine::Trouble;
 
 /// What came of a call.
@@ -53,9 +55,10 @@ impl From<Errno> for Stop {
 /// An operation, ready to be called; see the module.
 pub(super) struct Call {
     pub(super) op: Op,
-    /// What its arguments stand for: one for each, where it is a name of a thing.
-    things: Vec<Option<Thing>>,
-    pids: Vec<Option<Pid>>,
+    /// The thing behind each bound name among its arguments.
+    things: BTreeMap<String, Thing>,
+    /// The process behind each process name among its arguments.
+    pids: BTreeMap<String, Pid>,
     /// For `recv`: everything there is that a descriptor can be of, to recognise what is received.
     pub(super) known: Vec<Thing>,
     /// A task of the process at the other end, for `connect`.
@@ -64,41 +67,39 @@ pub(super) struct Call {
 
 impl Call {
     pub(super) fn new(op: &Op, machine: &Simulation) -> Result<Call, Trouble> {
-        let mut things = Vec::new();
-        let mut pids = Vec::new();
-        for (n, (_, param)) in op.verb.params().iter().enumerate() {
-            let (mut thing, mut pid) = (None, None);
-            match param {
-                Param::Bound(_) => {
-                    let name = op.name(n);
-                    let unmade = || {
+        let (mut things, mut pids) = (BTreeMap::new(), BTreeMap::new());
+        for (arg, (_, param)) in op.args().into_iter().zip(op.verb().params()) {
+            match (arg, param) {
+                (Arg::Name(name), Param::Bound(_)) => {
+                    let thing = machine.names.get(&name).cloned().ok_or_else(|| {
                         Trouble::Script(format!("`{name}` was not made: the step that makes it failed or still waits"))
-                    };
-                    thing = Some(machine.names.get(name).cloned().ok_or_else(unmade)?);
+                    })?;
+                    things.insert(name, thing);
                 }
-                Param::Process => pid = Some(machine.process(op.name(n))?.pid()),
+                (Arg::Name(name), Param::Process) => {
+                    let pid = machine.process(&name)?.pid();
+                    pids.insert(name, pid);
+                }
                 _ => {}
             }
-            things.push(thing);
-            pids.push(pid);
         }
-        let known = match op.verb {
-            Verb::Recv => machine.names.values().filter(|thing| thing.fd().is_some()).cloned().collect(),
+        let known = match op {
+            Op::Recv {} => machine.names.values().filter(|thing| thing.fd().is_some()).cloned().collect(),
             _ => Vec::new(),
         };
         let mut call = Call { op: op.clone(), things, pids, known, peer: None };
-        if op.verb == Verb::Connect {
-            call.peer = call.holder_of_peer(machine)?;
+        if let Op::Connect { peer, .. } = op {
+            call.peer = call.holder_of_peer(peer, machine)?;
         }
         Ok(call)
     }
 
-    /// A task of a process that holds the second context.
-    fn holder_of_peer(&self, machine: &Simulation) -> Result<Option<Arc<Task>>, Trouble> {
-        let Some(Thing::Context(peer)) = self.things.get(1).and_then(Option::as_ref) else { return Ok(None) };
+    /// A task of a process that holds the context `peer`.
+    fn holder_of_peer(&self, peer: &str, machine: &Simulation) -> Result<Option<Arc<Task>>, Trouble> {
+        let Some(Thing::Context(peer)) = self.thing(peer) else { return Ok(None) };
         let held_by = peer.context.fd_holders().processes();
         let name = held_by.iter().find_map(|pid| machine.pids.get(pid));
-        let name = name.ok_or_else(|| Trouble::Script("nobody holds the peer's context any more".to_owned()))?;
+        let name = name.ok_or_else(|| Trouble::Script("no process holds the peer's context any more".to_owned()))?;
         Ok(Some(Arc::clone(machine.process(name)?)))
     }
 
@@ -106,7 +107,7 @@ impl Call {
     pub(super) fn run(self, task: &Task) -> Done {
         let result = self.perform(task);
         // A process that died in a call never sees what it came to.
-        if task.process().is_dying() && self.op.verb != Verb::Exit {
+        if task.process().is_dying() && self.op.verb() != Verb::Exit {
             return Done { outcome: "killed".to_owned(), made: None };
         }
         let (outcome, made) = match result {
@@ -119,57 +120,59 @@ impl Call {
     }
 
     fn perform(&self, task: &Task) -> Result<Reply, Stop> {
-        match self.op.verb {
-            Verb::Memlock => Ok(files::memlock(self, task)?),
-            verb if verb.section() == "RDMA" => rdma::perform(self, task),
-            verb if verb.section() == "Files" => files::perform(self, task),
-            verb if verb.section() == "Other holders of pages" => holders::perform(self, task),
-            verb if verb.section() == "The system" => holders::system(self, task),
+        if let Op::Memlock { limit } = &self.op {
+            return Ok(files::memlock(*limit, task)?);
+        }
+        match self.op.verb().section() {
+            "RDMA" => rdma::perform(self, task),
+            "Files" => files::perform(self, task),
+            "Other holders of pages" => holders::perform(self, task),
+            "The system" => holders::system(self, task),
             _ => processes::perform(self, task),
         }
     }
 
-    /// The `n`th argument's descriptor.
-    pub(super) fn fd(&self, n: usize) -> Result<Fd, Stop> {
-        self.things.get(n).and_then(Option::as_ref).and_then(Thing::fd).ok_or(Stop::Errno(Errno::EBADF))
+    /// The number of the descriptor `name`.
+    pub(super) fn fd(&self, name: &str) -> Result<Fd, Stop> {
+        self.thing(name).and_then(Thing::fd).ok_or(Stop::Errno(Errno::EBADF))
     }
 
-    pub(super) fn pid(&self, n: usize) -> Pid {
-        self.pids.get(n).copied().flatten().expect("the signature names a process here")
+    pub(super) fn pid(&self, name: &str) -> Result<Pid, Stop> {
+        self.pids.get(name).copied().ok_or(Stop::Errno(Errno::ESRCH))
     }
 
-    /// The `n`th argument, a mapping: its address and length.
-    pub(super) fn map(&self, n: usize) -> Result<(u64, u64), Stop> {
-        match self.thing(n) {
+    /// The address and length of the mapping `name`.
+    pub(super) fn map(&self, name: &str) -> Result<(u64, u64), Stop> {
+        match self.thing(name) {
             Some(Thing::Map { va, len }) => Ok((*va, *len)),
             _ => Err(Stop::Errno(Errno::EINVAL)),
         }
     }
 
-    pub(super) fn context(&self, n: usize) -> Result<&OpenContext, Stop> {
-        match self.thing(n) {
+    pub(super) fn context(&self, name: &str) -> Result<&OpenContext, Stop> {
+        match self.thing(name) {
             Some(Thing::Context(context)) => Ok(context),
             _ => Err(Stop::Errno(Errno::EINVAL)),
         }
     }
 
-    pub(super) fn region(&self, n: usize) -> Result<&Arc<Mr>, Stop> {
-        match self.thing(n) {
+    pub(super) fn region(&self, name: &str) -> Result<&Arc<Mr>, Stop> {
+        match self.thing(name) {
             Some(Thing::Region(mr)) => Ok(mr),
             _ => Err(Stop::Errno(Errno::EINVAL)),
         }
     }
 
-    pub(super) fn qp(&self, n: usize) -> Result<&QpEnd, Stop> {
-        match self.thing(n) {
+    pub(super) fn qp(&self, name: &str) -> Result<&QpEnd, Stop> {
+        match self.thing(name) {
             Some(Thing::Qp(qp)) => Ok(qp),
             _ => Err(Stop::Errno(Errno::EINVAL)),
         }
     }
 
-    /// The address and key by which a peer names the `n`th argument, a region or a window.
-    pub(super) fn remote(&self, n: usize) -> Result<(u64, u32), Stop> {
-        match self.thing(n) {
+    /// The address and key by which a peer addresses the region or window `name`.
+    pub(super) fn remote(&self, name: &str) -> Result<(u64, u32), Stop> {
+        match self.thing(name) {
             Some(Thing::Region(mr)) => Ok((mr.va(), mr.rkey())),
             // ORDERING: Relaxed: the machine was at rest since it was bound.
             Some(Thing::Window(window)) => Ok((window.base.load(Ordering::Relaxed), window.mw.rkey())),
@@ -177,19 +180,19 @@ impl Call {
         }
     }
 
-    pub(super) fn window(&self, n: usize) -> Result<&Window, Stop> {
-        match self.thing(n) {
+    pub(super) fn window(&self, name: &str) -> Result<&Window, Stop> {
+        match self.thing(name) {
             Some(Thing::Window(window)) => Ok(window),
             _ => Err(Stop::Errno(Errno::EINVAL)),
         }
     }
 
-    /// It is in the table of operations, and nobody here performs it.
+    /// The operation is in the table, but this machine does not implement it.
     pub(super) fn unknown(&self) -> Stop {
-        Stop::Word(format!("`{}` is not simulated", self.op.verb))
+        Stop::Word(format!("`{}` is not simulated", self.op.verb()))
     }
 
-    pub(super) fn thing(&self, n: usize) -> Option<&Thing> {
-        self.things.get(n).and_then(Option::as_ref)
+    pub(super) fn thing(&self, name: &str) -> Option<&Thing> {
+        self.things.get(name)
     }
 }

@@ -4,118 +4,111 @@
 
 use crate::input::Size;
 use emulator::sync::{Arc, Mutex};
+use fs_sim::base::numbers::Fd;
 use fs_sim::holders::in_flight_io::Transfer;
 use fs_sim::syscalls::fallocate::FallocateMode;
 use fs_sim::syscalls::open::OpenFlags;
 use fs_sim::vfs::open_file::AccessMode;
 use fs_sim::{Errno, Task};
 
+use super::bindings::{Io, Thing};
 use super::calls::{Call, Reply, Stop};
-use super::things::{Io, Thing};
-use crate::ops::{ByteRange, Verb, describe_bytes};
+use crate::ops::{ByteRange, Bytes, Op, OpenAccess, OpenFlagWords, describe_bytes};
 
 /// The mode bits of a scenario's files.
 const MODE: u32 = 0o777;
 
 /// Performs a call of this family.
 pub(super) fn perform(call: &Call, task: &Task) -> Result<Reply, Stop> {
-    let op = &call.op;
-    let keep_size = || op.has(2, "keep_size");
-    match op.verb {
-        Verb::Open => return Reply::made(Thing::Fd(task.open(op.name(0), flags(call))?)),
-        Verb::Read => {
-            let ByteRange { offset, len } = op.range(1);
+    match &call.op {
+        Op::Open { file, access, flags } => {
+            return Reply::made(Thing::Fd(task.open(file, open_flags(*access, *flags))?));
+        }
+        Op::Read { fd, range } => {
+            let ByteRange { offset, len } = **range;
             let mut bytes = vec![0; len as usize];
-            let read = task.read(call.fd(0)?, offset, &mut bytes)?;
+            let read = task.read(call.fd(fd)?, offset, &mut bytes)?;
             return Reply::value(describe_bytes(&bytes[..read], bytes.len()));
         }
-        Verb::Write => {
-            let ByteRange { offset, len } = op.range(1);
-            task.write(call.fd(0)?, offset, &vec![op.byte(2); len as usize])?;
+        Op::Write { fd, range, byte } => {
+            task.write(call.fd(fd)?, range.offset, &vec![*byte; range.len as usize])?;
         }
-        Verb::SubmitRead | Verb::SubmitWrite => return submit(call, task),
-        Verb::Complete => return complete(call, task),
-        Verb::Truncate => task.truncate(op.name(0), op.number(1))?,
-        Verb::Ftruncate => task.ftruncate(call.fd(0)?, op.number(1))?,
-        Verb::Fallocate => fallocate(call, task, FallocateMode::Allocate { keep_size: keep_size() })?,
-        Verb::Punch => fallocate(call, task, FallocateMode::PunchHole)?,
-        Verb::Zero => fallocate(call, task, FallocateMode::ZeroRange { keep_size: keep_size() })?,
-        Verb::Collapse => fallocate(call, task, FallocateMode::CollapseRange)?,
-        Verb::Insert => fallocate(call, task, FallocateMode::InsertRange)?,
-        Verb::Unshare => fallocate(call, task, FallocateMode::UnshareRange { keep_size: false })?,
-        Verb::Reflink | Verb::Dedupe | Verb::Exchange => return two_files(call, task),
-        Verb::Unlink => task.unlink(op.name(0))?,
-        Verb::Rename => task.rename(op.name(0), op.name(1))?,
-        Verb::Link => task.link(op.name(0), op.name(1))?,
-        Verb::Chmod => task.chmod(op.name(0), MODE)?,
-        Verb::Utime => task.utime(op.name(0))?,
-        Verb::Stat => return Reply::value(Size(task.stat_name(op.name(0))?.size).to_string()),
-        Verb::Fstat => return Reply::value(Size(task.stat(call.fd(0)?)?.size).to_string()),
-        Verb::Exec => {
-            let program = task.exec(op.name(0))?;
+        Op::SubmitRead { fd, range } => {
+            return submit(task, call.fd(fd)?, **range, Transfer::Read, Some(range.len as usize));
+        }
+        Op::SubmitWrite { fd, range, byte } => {
+            return submit(task, call.fd(fd)?, **range, Transfer::Write(*byte), None);
+        }
+        Op::Complete { io } => return complete(call, task, io),
+        Op::Truncate { file, size } => task.truncate(file, size.0)?,
+        Op::Ftruncate { fd, size } => task.ftruncate(call.fd(fd)?, size.0)?,
+        Op::Unlink { file } => task.unlink(file)?,
+        Op::Rename { from, to } => task.rename(from, to)?,
+        Op::Link { file, name } => task.link(file, name)?,
+        Op::Chmod { file } => task.chmod(file, MODE)?,
+        Op::Utime { file } => task.utime(file)?,
+        Op::Stat { file } => return Reply::value(Size(task.stat_name(file)?.size).to_string()),
+        Op::Fstat { fd } => return Reply::value(Size(task.stat(call.fd(fd)?)?.size).to_string()),
+        Op::Exec { file } => {
+            let program = task.exec(file)?;
             return Reply::made(Thing::Program(Arc::new(Mutex::new(Some(program)))));
         }
-        Verb::End => {
-            let program = match call.thing(0) {
+        Op::End { program } => {
+            let program = match call.thing(program) {
                 Some(Thing::Program(program)) => program.lock().take(),
                 _ => None,
             };
             program.ok_or(Errno::ESRCH)?.end(task.kernel());
         }
-        _ => return Err(call.unknown()),
+        _ => return layout_change(call, task),
     }
     Ok(Reply::default())
 }
 
-fn flags(call: &Call) -> OpenFlags {
-    let op = &call.op;
-    let base = match op.word(1) {
-        "path" => OpenFlags::path(),
-        "r" => OpenFlags::open(AccessMode::READ),
-        "w" => OpenFlags::open(AccessMode::WRITE),
-        _ => OpenFlags::open(AccessMode::BOTH),
+fn open_flags(access: OpenAccess, flags: OpenFlagWords) -> OpenFlags {
+    let base = match access {
+        OpenAccess::Path => OpenFlags::path(),
+        OpenAccess::Read => OpenFlags::open(AccessMode::READ),
+        OpenAccess::Write => OpenFlags::open(AccessMode::WRITE),
+        OpenAccess::Both => OpenFlags::open(AccessMode::BOTH),
     };
-    OpenFlags {
-        create: op.has(2, "create"),
-        exclusive: op.has(2, "excl"),
-        truncate: op.has(2, "trunc"),
-        nonblock: op.has(2, "nonblock"),
-        ..base
-    }
+    OpenFlags { create: flags.create, exclusive: flags.excl, truncate: flags.trunc, nonblock: flags.nonblock, ..base }
 }
 
-fn fallocate(call: &Call, task: &Task, mode: FallocateMode) -> Result<(), Stop> {
-    let ByteRange { offset, len } = call.op.range(1);
-    Ok(task.fallocate(call.fd(0)?, mode, offset, len)?)
-}
-
-fn two_files(call: &Call, task: &Task) -> Result<Reply, Stop> {
-    let op = &call.op;
-    let (from, from_offset, to, ByteRange { offset, len }) = (call.fd(0)?, op.number(1), call.fd(2)?, op.range(3));
-    match op.verb {
-        Verb::Reflink => task.reflink(from, from_offset, to, offset, len)?,
-        Verb::Dedupe => {
-            let same = task.dedupe(from, from_offset, to, offset, len)?;
+/// Performs `fallocate` in all its modes, and the operations on the blocks of two files.
+fn layout_change(call: &Call, task: &Task) -> Result<Reply, Stop> {
+    let (fd, range, mode) = match &call.op {
+        Op::Fallocate { fd, range, flags } => (fd, range, FallocateMode::Allocate { keep_size: flags.keep_size }),
+        Op::Punch { fd, range } => (fd, range, FallocateMode::PunchHole),
+        Op::Zero { fd, range, flags } => (fd, range, FallocateMode::ZeroRange { keep_size: flags.keep_size }),
+        Op::Collapse { fd, range } => (fd, range, FallocateMode::CollapseRange),
+        Op::Insert { fd, range } => (fd, range, FallocateMode::InsertRange),
+        Op::Unshare { fd, range } => (fd, range, FallocateMode::UnshareRange { keep_size: false }),
+        Op::Reflink { from, from_offset, to, to_range: ByteRange { offset, len } } => {
+            task.reflink(call.fd(from)?, from_offset.0, call.fd(to)?, *offset, *len)?;
+            return Ok(Reply::default());
+        }
+        Op::Dedupe { from, from_offset, to, to_range: ByteRange { offset, len } } => {
+            let same = task.dedupe(call.fd(from)?, from_offset.0, call.fd(to)?, *offset, *len)?;
             return Reply::value(if same.is_some() { "same" } else { "differs" });
         }
-        _ => task.exchange_range(from, from_offset, to, offset, len)?,
-    }
+        Op::Exchange { a, a_offset, b, b_range: ByteRange { offset, len } } => {
+            task.exchange_range(call.fd(a)?, a_offset.0, call.fd(b)?, *offset, *len)?;
+            return Ok(Reply::default());
+        }
+        _ => return Err(call.unknown()),
+    };
+    task.fallocate(call.fd(fd)?, mode, range.offset, range.len)?;
     Ok(Reply::default())
 }
 
-fn submit(call: &Call, task: &Task) -> Result<Reply, Stop> {
-    let op = &call.op;
-    let ByteRange { offset, len } = op.range(1);
-    let (transfer, reads) = match op.verb {
-        Verb::SubmitRead => (Transfer::Read, Some(len as usize)),
-        _ => (Transfer::Write(op.byte(2)), None),
-    };
-    let request = task.submit_direct_io(call.fd(0)?, offset, len, transfer)?;
+fn submit(task: &Task, fd: Fd, range: ByteRange, transfer: Transfer, reads: Option<usize>) -> Result<Reply, Stop> {
+    let request = task.submit_direct_io(fd, range.offset, range.len, transfer)?;
     Reply::made(Thing::Io(Arc::new(Io { request: Mutex::new(Some(request)), reads })))
 }
 
-fn complete(call: &Call, task: &Task) -> Result<Reply, Stop> {
-    let Some(Thing::Io(io)) = call.thing(0) else { return Err(Stop::Errno(Errno::EINVAL)) };
+fn complete(call: &Call, task: &Task, io: &str) -> Result<Reply, Stop> {
+    let Some(Thing::Io(io)) = call.thing(io) else { return Err(Stop::Errno(Errno::EINVAL)) };
     let request = io.request.lock().take().ok_or(Errno::EINVAL)?;
     let mut bytes = vec![0; io.reads.unwrap_or(0)];
     let done = request.complete(task.kernel(), &mut bytes)?;
@@ -126,7 +119,7 @@ fn complete(call: &Call, task: &Task) -> Result<Reply, Stop> {
 }
 
 /// `setrlimit` with RLIMIT_MEMLOCK.
-pub(super) fn memlock(call: &Call, task: &Task) -> Result<Reply, Errno> {
-    task.set_memlock(call.op.number(0) / fs_sim::BLOCK)?;
+pub(super) fn memlock(limit: Bytes, task: &Task) -> Result<Reply, Errno> {
+    task.set_memlock(limit.0 / fs_sim::BLOCK)?;
     Ok(Reply::default())
 }

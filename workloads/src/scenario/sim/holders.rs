@@ -7,68 +7,75 @@ use emulator::sync::Arc;
 use fs_sim::base::numbers::Fd;
 use fs_sim::holders::block_layout::IoMode;
 use fs_sim::pinning::fixed_buffers::FixedBuffer;
+use fs_sim::pinning::guest_export::GuestExport;
 use fs_sim::{BLOCK, Errno, Task};
 
+use super::bindings::{Thing, blocks};
 use super::calls::{Call, Reply, Stop};
-use super::things::{Thing, blocks};
-use crate::ops::Verb;
+use crate::ops::{BlockLayoutAccess, ByteRange, DataRange, Op};
 
 /// Performs a call of a holder.
 pub(super) fn perform(call: &Call, task: &Task) -> Result<Reply, Stop> {
-    let (op, kernel) = (&call.op, task.kernel());
-    let bytes = |n: usize| vec![op.byte(n); op.range(1).len as usize];
-    match op.verb {
-        Verb::UmemRegister => {
+    let kernel = task.kernel();
+    let bytes = |byte: u8, range: &DataRange| vec![byte; range.len as usize];
+    match &call.op {
+        Op::UmemRegister { map, range } => {
             let (fd, socket) = task.xdp_socket()?;
-            let (va, len) = memory(call)?;
+            let (va, len) = memory(call, map, *range)?;
             or_close(task, fd, task.register_umem(fd, va, len))?;
             return Reply::made(Thing::Umem(fd, socket));
         }
-        Verb::FixedBuffers => {
+        Op::FixedBuffers { map, range } => {
             let (fd, ring) = task.io_uring()?;
-            let part = memory(call)?;
+            let part = memory(call, map, *range)?;
             or_close(task, fd, task.register_buffers(fd, &[part]))?;
             return Reply::made(Thing::Ring(fd, ring));
         }
-        Verb::UmemReceive => match call.thing(0) {
-            Some(Thing::Umem(_, socket)) => socket.receive(kernel, op.range(1).offset, &bytes(2))?,
+        Op::UmemReceive { umem, range, byte } => match call.thing(umem) {
+            Some(Thing::Umem(_, socket)) => socket.receive(kernel, range.offset, &bytes(*byte, range))?,
             _ => return Err(Stop::Errno(Errno::EINVAL)),
         },
-        Verb::RingRead => {
-            let range = op.range(1);
+        Op::RingRead { ring, range, from, at } => {
             let buffer = FixedBuffer { index: 0, offset: range.offset, len: range.len };
-            task.read_fixed(call.fd(0)?, buffer, call.fd(2)?, op.number(3))?;
+            task.read_fixed(call.fd(ring)?, buffer, call.fd(from)?, at.0)?;
         }
-        Verb::GuestAttach => {
-            let (fd, guest) = task.export_to_guest(call.fd(0)?)?;
+        Op::GuestAttach { fd } => {
+            let (fd, guest) = task.export_to_guest(call.fd(fd)?)?;
             return Reply::made(Thing::Guest(fd, guest));
         }
-        Verb::GuestStore | Verb::GuestFlush => {
-            let Some(Thing::Guest(_, guest)) = call.thing(0) else { return Err(Stop::Errno(Errno::EINVAL)) };
-            match op.verb {
-                Verb::GuestStore => guest.write(kernel, op.range(1).offset, &bytes(2))?,
-                _ => guest.flush(kernel)?,
-            }
+        Op::GuestStore { guest, range, byte } => {
+            guest_export(call, guest)?.write(kernel, range.offset, &bytes(*byte, range))?;
         }
-        Verb::GuestDetach => task.close(call.fd(0)?)?,
-        Verb::LayoutGet => {
-            let mode = if op.word(2) == "r" { IoMode::Read } else { IoMode::ReadWrite };
-            let (fd, layout) = task.layoutget(call.fd(0)?, blocks(op.maybe_range(1)), mode)?;
+        Op::GuestFlush { guest } => guest_export(call, guest)?.flush(kernel)?,
+        Op::GuestDetach { guest } => task.close(call.fd(guest)?)?,
+        Op::LayoutGet { fd, range, access } => {
+            let mode = match access {
+                BlockLayoutAccess::Read => IoMode::Read,
+                BlockLayoutAccess::Both => IoMode::ReadWrite,
+            };
+            let (fd, layout) = task.layoutget(call.fd(fd)?, blocks(Some(*range)), mode)?;
             return Reply::made(Thing::BlockLayout(fd, layout));
         }
-        Verb::LayoutWrite => match call.thing(0) {
-            Some(Thing::BlockLayout(_, layout)) => layout.write(kernel, op.range(1).offset, &bytes(2))?,
+        Op::LayoutWrite { layout, range, byte } => match call.thing(layout) {
+            Some(Thing::BlockLayout(_, layout)) => layout.write(kernel, range.offset, &bytes(*byte, range))?,
             _ => return Err(Stop::Errno(Errno::EINVAL)),
         },
-        Verb::LayoutReturn => task.layoutreturn(call.fd(0)?)?,
+        Op::LayoutReturn { layout } => task.layoutreturn(call.fd(layout)?)?,
         _ => return Err(call.unknown()),
     }
     Ok(Reply::default())
 }
 
-/// The memory that the first two arguments name: address and length.
-fn memory(call: &Call) -> Result<(u64, u64), Stop> {
-    let ((va, _), range) = (call.map(0)?, call.op.range(1));
+fn guest_export<'c>(call: &'c Call, guest: &str) -> Result<&'c GuestExport, Stop> {
+    match call.thing(guest) {
+        Some(Thing::Guest(_, guest)) => Ok(guest),
+        _ => Err(Stop::Errno(Errno::EINVAL)),
+    }
+}
+
+/// The address and length of the part `range` of the mapping `map`.
+fn memory(call: &Call, map: &str, range: ByteRange) -> Result<(u64, u64), Stop> {
+    let (va, _) = call.map(map)?;
     Ok((va.checked_add(range.offset).ok_or(Errno::EINVAL)?, range.len))
 }
 
@@ -82,18 +89,18 @@ fn or_close(task: &Task, fd: Fd, result: Result<(), Errno>) -> Result<(), Errno>
 
 /// Performs what the system itself does.
 pub(super) fn system(call: &Call, task: &Task) -> Result<Reply, Stop> {
-    let (op, kernel) = (&call.op, task.kernel());
-    match op.verb {
-        Verb::Defragment => {
-            let done = kernel.defragment(op.name(0))?;
+    let kernel = task.kernel();
+    match &call.op {
+        Op::Defragment { file } => {
+            let done = kernel.defragment(file)?;
             return Reply::value(format!("moved:{} skipped:{}", done.moved, done.skipped));
         }
-        Verb::Poison => {
-            let inode = kernel.named(op.name(0)).ok_or(Errno::ENOENT)?;
-            kernel.poison(inode.ino(), op.number(1) / BLOCK)?;
+        Op::Poison { file, offset } => {
+            let inode = kernel.named(file).ok_or(Errno::ENOENT)?;
+            kernel.poison(inode.ino(), offset.0 / BLOCK)?;
         }
-        Verb::Unmount => Arc::clone(kernel).unmount()?,
-        Verb::RemoveDevice => kernel.remove_device(),
+        Op::Unmount {} => Arc::clone(kernel).unmount()?,
+        Op::RemoveDevice {} => kernel.remove_device(),
         _ => return Err(call.unknown()),
     }
     Ok(Reply::default())

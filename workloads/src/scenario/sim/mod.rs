@@ -1,20 +1,20 @@
 //! The simulated machine that scenarios run on.
 //!
 //! It owns one simulated kernel with a virtual clock, the processes of one scenario, and the names that the scenario has given
-//! to things. Invariant: between two steps the machine is quiescent (`crew`), so what a step sees follows from the steps
+//! to things. Invariant: between two steps the machine is quiescent (see `threads`), so what a step sees follows from the steps
 //! before it alone. Kernel counterpart: none; it is the user's side of the system call boundary.
 //!
 //! A signal that finds a process outside a call runs its handler at once, as on a real machine; one that finds all of its
 //! threads in calls stays pending, and ends those that a signal ends.
 
+mod bindings;
 mod calls;
-mod crew;
 mod files;
 mod holders;
-mod looks;
 mod processes;
+mod queries;
 mod rdma;
-mod things;
+mod threads;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -30,12 +30,12 @@ use fs_sim::vfs::signals::{Disposition, SigInfo, Signal};
 use fs_sim::{Errno, Kernel, KernelConfig, Sabotage, Task};
 use rdma_sim::Nic;
 
+use self::bindings::{Made, Thing};
 use self::calls::Call;
-use self::crew::Crew;
-use self::things::{Made, Thing};
+use self::threads::ThreadPool;
 use super::machine::{Machine, Progress, Trouble};
 use super::{Actor, Contents, FileSetup, Query, Setup};
-use crate::ops::{Op, Verb};
+use crate::ops::Op;
 
 /// See the module.
 pub struct Simulation {
@@ -44,7 +44,7 @@ pub struct Simulation {
     world: Arc<World>,
     /// For the net under a call that never ends.
     clock: World,
-    crew: Crew,
+    threads: ThreadPool,
     pids: BTreeMap<Pid, String>,
     names: BTreeMap<String, Thing>,
     /// The process that gave each name.
@@ -81,7 +81,7 @@ impl Simulation {
             config,
             world,
             clock: World::real(1),
-            crew: Crew::default(),
+            threads: ThreadPool::default(),
             pids: BTreeMap::new(),
             names: BTreeMap::new(),
             namers: BTreeMap::new(),
@@ -93,10 +93,10 @@ impl Simulation {
 
     /// Makes sure that the actor exists.
     fn meet(&mut self, actor: &Actor) -> Result<(), Trouble> {
-        if self.crew.task(actor).is_some() {
+        if self.threads.task(actor).is_some() {
             return Ok(());
         }
-        let task = match self.crew.task_of(&actor.process) {
+        let task = match self.threads.task_of(&actor.process) {
             Some(task) => task.thread(),
             None if actor.thread == 1 => self.kernel.spawn(),
             None => return Err(Trouble::Script(format!("{} does not exist yet", actor.process))),
@@ -106,26 +106,26 @@ impl Simulation {
                 task.process().set_disposition(signal, Disposition::Handler);
             }
         }
-        self.hire(actor.clone(), task);
+        self.spawn(actor.clone(), task);
         Ok(())
     }
 
-    fn hire(&mut self, actor: Actor, task: Task) {
+    fn spawn(&mut self, actor: Actor, task: Task) {
         self.pids.insert(task.pid(), actor.process.clone());
-        self.crew.hire(actor, task);
+        self.threads.spawn(actor, task);
     }
 
     /// Waits for quiescence, notes what has ended, runs signal handlers.
     fn settle(&mut self) -> Result<(), Trouble> {
         loop {
-            for finished in self.crew.settle(&self.world, &self.clock)? {
+            for finished in self.threads.settle(&self.world, &self.clock)? {
                 match (finished.done.made, finished.bind) {
                     (Some(Made::Thing(thing)), Some(name)) => {
                         self.namers.insert(name.clone(), finished.actor.process.clone());
                         self.names.insert(name, thing);
                     }
                     (Some(Made::Process(task)), Some(name)) => {
-                        self.hire(Actor { process: name, thread: 1 }, task);
+                        self.spawn(Actor { process: name, thread: 1 }, task);
                     }
                     _ => {}
                 }
@@ -142,7 +142,7 @@ impl Simulation {
     fn run_handlers(&mut self) -> bool {
         let mut ran = false;
         let free: Vec<(String, Arc<Task>)> = self
-            .crew
+            .threads
             .all()
             .filter(|(_, _, busy)| !busy)
             .map(|(actor, task, _)| (actor.process.clone(), Arc::clone(task)))
@@ -179,9 +179,9 @@ impl Simulation {
     fn power_cut(&mut self) -> Result<Progress, Trouble> {
         let cannot = |error: String| Trouble::CannotRun(format!("no power cut: {error}"));
         let durable = self.kernel.power_cut().map_err(|error| cannot(error.to_string()))?;
-        let in_calls = self.crew.all().filter(|(_, _, busy)| *busy).map(|(actor, _, _)| actor.clone());
+        let in_calls = self.threads.all().filter(|(_, _, busy)| *busy).map(|(actor, _, _)| actor.clone());
         self.returned = in_calls.map(|actor| (actor, "killed".to_owned())).collect();
-        self.wrong.extend(self.crew.dismiss(&self.world, &self.clock));
+        self.wrong.extend(self.threads.shut_down(&self.world, &self.clock));
         self.names.clear();
         self.namers.clear();
         self.pids.clear();
@@ -194,7 +194,7 @@ impl Simulation {
     }
 
     fn process(&self, name: &str) -> Result<&Arc<Task>, Trouble> {
-        self.crew.task_of(name).ok_or_else(|| Trouble::Script(format!("{name} does not exist yet")))
+        self.threads.task_of(name).ok_or_else(|| Trouble::Script(format!("{name} does not exist yet")))
     }
 
     fn where_it_stands(&mut self, actor: &Actor) -> Progress {
@@ -235,15 +235,15 @@ impl Machine for Simulation {
         if task.process().is_dying() {
             return Err(Trouble::Script(format!("{} is dead", actor.process)));
         }
-        if self.crew.is_busy(actor) {
+        if self.threads.is_busy(actor) {
             return Err(Trouble::Script(format!("{actor} is still in a call")));
         }
-        if op.verb == Verb::PowerCut {
+        if *op == (Op::PowerCut {}) {
             return self.power_cut();
         }
         let call = Call::new(op, self)?;
         self.returned.remove(actor);
-        self.crew.begin(actor, bind.map(str::to_owned), Box::new(move |task| call.run(task)))?;
+        self.threads.begin(actor, bind.map(str::to_owned), Box::new(move |task| call.run(task)))?;
         self.settle()?;
         Ok(self.where_it_stands(actor))
     }
@@ -258,7 +258,7 @@ impl Machine for Simulation {
             return Err(Trouble::Script(format!("{process} is dead")));
         }
         let pid = task.pid();
-        self.kernel.send_signal(pid, SigInfo { signal: things::signal(signal), ino: None });
+        self.kernel.send_signal(pid, SigInfo { signal: bindings::signal(signal), ino: None });
         self.settle()
     }
 
@@ -278,7 +278,7 @@ impl Machine for Simulation {
     fn finish(mut self: Box<Self>) -> Vec<String> {
         let mut wrong = std::mem::take(&mut self.wrong);
         self.names.clear();
-        wrong.extend(self.crew.dismiss(&self.world, &self.clock));
+        wrong.extend(self.threads.shut_down(&self.world, &self.clock));
         wrong.extend(self.kernel.check_at_rest());
         let regions = Nic::of(&self.kernel).live_regions();
         if regions > 0 {
@@ -290,6 +290,6 @@ impl Machine for Simulation {
 
 impl Drop for Simulation {
     fn drop(&mut self) {
-        self.crew.dismiss(&self.world, &self.clock);
+        self.threads.shut_down(&self.world, &self.clock);
     }
 }

@@ -10,40 +10,39 @@ use fs_sim::vfs::credentials::Credentials;
 use fs_sim::vfs::signals::Disposition;
 use fs_sim::{Errno, Task};
 
+use super::bindings::{self, Made, Thing, blocks};
 use super::calls::{Call, Reply, Stop};
-use super::things::{self, Made, Thing, blocks};
-use crate::ops::{ByteRange, Verb, describe_bytes};
+use crate::ops::{BaseLeaseRequest, ByteRange, LayoutLeaseMode, Op, SignalAction, describe_bytes};
 
 /// Performs a call of these families.
 pub(super) fn perform(call: &Call, task: &Task) -> Result<Reply, Stop> {
-    let op = &call.op;
-    match op.verb {
-        Verb::Fork => {
+    match &call.op {
+        Op::Fork {} => {
             let child = task.fork()?;
             return Ok(Reply { value: None, made: Some(Made::Process(child)) });
         }
-        Verb::Exit => task.exit(),
-        Verb::Kill => task.kill(call.pid(0), things::signal(op.word(1)))?,
-        Verb::Signal => {
-            let disposition = match op.word(1) {
-                "handler" => Disposition::Handler,
-                "ignore" => Disposition::Ignore,
-                _ => Disposition::Default,
+        Op::Exit {} => task.exit(),
+        Op::Kill { process, signal } => task.kill(call.pid(process)?, bindings::signal(signal.word()))?,
+        Op::Signal { signal, disposition } => {
+            let disposition = match disposition {
+                SignalAction::Handler => Disposition::Handler,
+                SignalAction::Ignore => Disposition::Ignore,
+                SignalAction::Default => Disposition::Default,
             };
-            task.process().set_disposition(things::signal(op.word(0)), disposition);
+            task.process().set_disposition(bindings::signal(signal.word()), disposition);
         }
-        Verb::Credentials => {
-            let uid = u32::try_from(op.number(0)).map_err(|_| Errno::EINVAL)?;
-            task.set_credentials(Credentials { uid, cap_lease: op.has(1, "cap_lease") })?;
+        Op::Credentials { uid, capabilities } => {
+            let uid = u32::try_from(*uid).map_err(|_| Errno::EINVAL)?;
+            task.set_credentials(Credentials { uid, cap_lease: capabilities.cap_lease })?;
         }
-        Verb::Dup => {
-            let fd = task.dup(call.fd(0)?)?;
-            return Reply::made(call.thing(0).map_or(Thing::Fd(fd), |thing| thing.at(fd)));
+        Op::Dup { fd: name } => {
+            let fd = task.dup(call.fd(name)?)?;
+            return Reply::made(call.thing(name).map_or(Thing::Fd(fd), |thing| thing.at(fd)));
         }
-        Verb::Dup2 => drop(task.dup2(call.fd(0)?, call.fd(1)?)?),
-        Verb::Close => task.close(call.fd(0)?)?,
-        Verb::Send => task.send_fd(call.pid(0), call.fd(1)?)?,
-        Verb::Recv => return receive(call, task),
+        Op::Dup2 { from, to } => drop(task.dup2(call.fd(from)?, call.fd(to)?)?),
+        Op::Close { fd } => task.close(call.fd(fd)?)?,
+        Op::Send { process, fd } => task.send_fd(call.pid(process)?, call.fd(fd)?)?,
+        Op::Recv {} => return receive(call, task),
         _ => return lease(call, task),
     }
     Ok(Reply::default())
@@ -61,71 +60,69 @@ fn receive(call: &Call, task: &Task) -> Result<Reply, Stop> {
 }
 
 fn lease(call: &Call, task: &Task) -> Result<Reply, Stop> {
-    let op = &call.op;
-    match op.verb {
-        Verb::Lease => {
+    match &call.op {
+        Op::Lease { fd, mode, flags, range } => {
             let chinner = task.kernel().axes().lease_rules == LeaseRules::Chinner;
-            let kind = match (op.word(1), op.has(2, "unbreakable")) {
-                ("read", false) => LeaseKind::READ,
-                ("read", true) => LeaseKind::READ_U,
-                ("exclusive", _) if !chinner => LeaseKind::READ_U,
-                ("write", true) => LeaseKind::WRITE_U,
+            let kind = match (mode, flags.unbreakable) {
+                (LayoutLeaseMode::Read, false) => LeaseKind::READ,
+                (LayoutLeaseMode::Read, true) => LeaseKind::READ_U,
+                (LayoutLeaseMode::Exclusive, _) if !chinner => LeaseKind::READ_U,
+                (LayoutLeaseMode::Write, true) => LeaseKind::WRITE_U,
                 _ => LeaseKind::WRITE,
             };
-            task.lease(call.fd(0)?, kind, blocks(op.maybe_range(3)))?;
+            task.lease(call.fd(fd)?, kind, blocks(*range))?;
         }
-        Verb::Unlock => task.unlock(call.fd(0)?, blocks(op.maybe_range(1)))?,
-        Verb::Downgrade => task.downgrade_lease(call.fd(0)?, blocks(op.maybe_range(1)))?,
-        Verb::SetLease => {
-            let request = match op.word(1) {
-                "read" => PosixLeaseRequest::Take(PosixLeaseType::Read),
-                "write" => PosixLeaseRequest::Take(PosixLeaseType::Write),
-                _ => PosixLeaseRequest::Unlock,
+        Op::Unlock { fd, range } => task.unlock(call.fd(fd)?, blocks(*range))?,
+        Op::Downgrade { fd, range } => task.downgrade_lease(call.fd(fd)?, blocks(*range))?,
+        Op::SetLease { fd, lease } => {
+            let request = match lease {
+                BaseLeaseRequest::Read => PosixLeaseRequest::Take(PosixLeaseType::Read),
+                BaseLeaseRequest::Write => PosixLeaseRequest::Take(PosixLeaseType::Write),
+                BaseLeaseRequest::Unlock => PosixLeaseRequest::Unlock,
             };
-            task.set_base_lease(call.fd(0)?, request)?;
+            task.set_base_lease(call.fd(fd)?, request)?;
         }
-        Verb::GetLease => {
-            return Reply::value(match task.get_base_lease(call.fd(0)?)? {
+        Op::GetLease { fd } => {
+            return Reply::value(match task.get_base_lease(call.fd(fd)?)? {
                 Some(PosixLeaseType::Read) => "read",
                 Some(PosixLeaseType::Write) => "write",
                 None => "none",
             });
         }
-        Verb::SetOwn => task.set_owner(call.fd(0)?, Some(call.pid(1)))?,
-        Verb::SetSig => task.set_signal(call.fd(0)?, Some(things::signal(op.word(1))))?,
+        Op::SetOwn { fd, process } => task.set_owner(call.fd(fd)?, Some(call.pid(process)?))?,
+        Op::SetSig { fd, signal } => task.set_signal(call.fd(fd)?, Some(bindings::signal(signal.word())))?,
         _ => return memory(call, task),
     }
     Ok(Reply::default())
 }
 
 fn memory(call: &Call, task: &Task) -> Result<Reply, Stop> {
-    let op = &call.op;
-    match op.verb {
-        Verb::Mmap => {
-            let ByteRange { offset, len } = op.range(1);
-            let va = task.mmap(call.fd(0)?, offset, len, !op.has(2, "ro"))?;
+    match &call.op {
+        Op::Mmap { fd, range, flags } => {
+            let ByteRange { offset, len } = *range;
+            let va = task.mmap(call.fd(fd)?, offset, len, !flags.ro)?;
             return Reply::made(Thing::Map { va, len });
         }
-        // Device-DAX memory is like anonymous memory in all that matters here: no file system, nobody who truncates it.
-        Verb::MmapAnon | Verb::MmapDevDax => {
-            let (va, _) = task.mmap_anonymous(op.number(0))?;
-            return Reply::made(Thing::Map { va, len: op.number(0) });
+        // For scenarios, device-DAX memory behaves like anonymous memory: it has no file system, so no task can truncate it.
+        Op::MmapAnon { length } | Op::MmapDevDax { length } => {
+            let (va, _) = task.mmap_anonymous(length.0)?;
+            return Reply::made(Thing::Map { va, len: length.0 });
         }
-        Verb::Munmap => {
-            let (va, len) = call.map(0)?;
-            let part = op.maybe_range(1).unwrap_or(ByteRange { offset: 0, len });
+        Op::Munmap { map, range } => {
+            let (va, len) = call.map(map)?;
+            let part = range.unwrap_or(ByteRange { offset: 0, len });
             task.munmap(va.checked_add(part.offset).ok_or(Errno::EINVAL)?, part.len)?;
         }
-        Verb::Load => {
-            let (va, range) = (call.map(0)?.0, op.range(1));
+        Op::Load { map, range } => {
+            let va = call.map(map)?.0;
             let mut bytes = vec![0; range.len as usize];
             task.load(va.checked_add(range.offset).ok_or(Errno::SIGSEGV)?, &mut bytes)?;
             return Reply::value(describe_bytes(&bytes, bytes.len()));
         }
-        Verb::Store => {
-            let (va, range) = (call.map(0)?.0, op.range(1));
+        Op::Store { map, range, byte } => {
+            let va = call.map(map)?.0;
             let va = va.checked_add(range.offset).ok_or(Errno::SIGSEGV)?;
-            task.store(va, &vec![op.byte(2); range.len as usize])?;
+            task.store(va, &vec![*byte; range.len as usize])?;
         }
         _ => return Err(call.unknown()),
     }

@@ -7,103 +7,99 @@ use emulator::sync::Arc;
 use emulator::sync::atomic::Ordering;
 use fs_sim::{Errno, Task};
 use rdma_sim::{
-    AccessFlags, Context, FlushLevel, FlushPlacement, MwType, Qp, QpConfig, Rereg, Sge, WindowAccess, WindowBind,
-    WorkOperation, WorkRequest, WorkStatus,
+    AccessFlags, Context, FlushLevel, FlushPlacement, Mr, MwType, Qp, QpConfig, Rereg, Sge, WindowAccess, WindowBind,
+    WorkOperation as RdmaOp, WorkRequest, WorkStatus,
 };
 
+use super::bindings::{OpenContext, QpEnd, Thing, Window, snake};
 use super::calls::{Call, Reply, Stop};
-use super::things::{OpenContext, QpEnd, Thing, Window, snake};
-use crate::ops::{ByteRange, Verb, describe_bytes};
+use crate::ops::{ByteRange, FlushScope, Op, QpName, RegisterFlags, RemoteName, describe_bytes};
 
 /// How many completions a scenario's queues hold.
 const DEPTH: u32 = 64;
 
 /// Performs a call of this family.
 pub(super) fn perform(call: &Call, task: &Task) -> Result<Reply, Stop> {
-    let op = &call.op;
-    match op.verb {
-        Verb::RdmaOpen => {
+    match &call.op {
+        Op::RdmaOpen {} => {
             let (fd, context) = Context::open(task)?;
             let pd = context.alloc_pd(task)?;
             let cq = context.create_cq(task, DEPTH)?;
             Reply::made(Thing::Context(OpenContext { fd, context, pd, cq }))
         }
-        Verb::RegMr => {
-            let (on, (va, _), range) = (call.context(0)?, call.map(1)?, op.range(2));
+        Op::RegMr { context, map, range, flags } => {
+            let (on, (va, _)) = (call.context(context)?, call.map(map)?);
             let va = va.checked_add(range.offset).ok_or(Errno::EINVAL)?;
-            let mr = on.context.reg_mr(task, &on.pd, va, range.len, access(call))?;
+            let mr = on.context.reg_mr(task, &on.pd, va, range.len, access(*flags))?;
             Reply::made(Thing::Region(mr))
         }
-        Verb::DeregMr => {
-            let mr = call.region(0)?;
+        Op::DeregMr { mr } => {
+            let mr = call.region(mr)?;
             mr.context().dereg_mr(task, mr)?;
             Ok(Reply::default())
         }
-        Verb::ReregMr => {
-            let (mr, (va, _), range) = (call.region(0)?, call.map(1)?, op.range(2));
+        Op::ReregMr { mr, map, range } => {
+            let (mr, (va, _)) = (call.region(mr)?, call.map(map)?);
             let va = va.checked_add(range.offset).ok_or(Errno::EINVAL)?;
             let change = Rereg { translation: Some((va, range.len)), ..Rereg::default() };
             Reply::made(Thing::Region(mr.context().rereg_mr(task, mr, change)?))
         }
-        Verb::AllocMw => {
-            let on = call.context(0)?;
+        Op::AllocMw { context } => {
+            let on = call.context(context)?;
             let mw = on.context.alloc_mw(task, &on.pd, MwType::Type1)?;
             Reply::made(Thing::Window(Window { mw, context: Arc::clone(&on.context), base: Arc::default() }))
         }
-        Verb::BindMw => bind(call),
-        Verb::DeallocMw => {
-            let window = call.window(0)?;
+        Op::BindMw { qp, window, mr, range } => bind(call.qp(qp)?, call.window(window)?, call.region(mr)?, *range),
+        Op::DeallocMw { window } => {
+            let window = call.window(window)?;
             window.context.dealloc_mw(task, &window.mw)?;
             Ok(Reply::default())
         }
-        Verb::Connect => connect(call, task),
-        Verb::RdmaWrite => {
-            let local = Local { byte: Some(op.byte(3)), bad_key: op.has(4, "bad_key") };
-            transfer(call, task, WorkOperation::Write, op.range(2), local)
+        Op::Connect { own, peer } => connect(call, task, own, peer),
+        Op::RdmaWrite { qp, remote, range, byte, flags } => {
+            let local = Local { byte: Some(*byte), bad_key: flags.bad_key };
+            transfer(call, task, (qp, remote), RdmaOp::Write, **range, local)
         }
-        Verb::RdmaRead => {
-            let local = Local { byte: None, bad_key: op.has(3, "bad_key") };
-            transfer(call, task, WorkOperation::Read, op.range(2), local)
+        Op::RdmaRead { qp, remote, range, flags } => {
+            let local = Local { byte: None, bad_key: flags.bad_key };
+            transfer(call, task, (qp, remote), RdmaOp::Read, **range, local)
         }
-        Verb::FetchAdd => {
-            let range = ByteRange { offset: op.number(2), len: 8 };
-            transfer(call, task, WorkOperation::FetchAdd { add: op.number(3) }, range, Local::default())
+        Op::FetchAdd { qp, remote, offset, add } => {
+            let range = ByteRange { offset: offset.0, len: 8 };
+            transfer(call, task, (qp, remote), RdmaOp::FetchAdd { add: *add }, range, Local::default())
         }
-        Verb::AtomicWrite => {
-            let range = ByteRange { offset: op.number(2), len: 0 };
-            transfer(call, task, WorkOperation::AtomicWrite { value: op.number(3) }, range, Local::default())
+        Op::AtomicWrite { qp, remote, offset, value } => {
+            let range = ByteRange { offset: offset.0, len: 0 };
+            transfer(call, task, (qp, remote), RdmaOp::AtomicWrite { value: *value }, range, Local::default())
         }
-        Verb::Flush => {
-            let placement = if op.word(3) == "global" { FlushPlacement::Global } else { FlushPlacement::Persistent };
-            transfer(
-                call,
-                task,
-                WorkOperation::Flush { placement, level: FlushLevel::Range },
-                op.range(2),
-                Local::default(),
-            )
+        Op::Flush { qp, remote, range, placement } => {
+            let placement = match placement {
+                FlushScope::Global => FlushPlacement::Global,
+                FlushScope::Persistent => FlushPlacement::Persistent,
+            };
+            let flush = RdmaOp::Flush { placement, level: FlushLevel::Range };
+            transfer(call, task, (qp, remote), flush, *range, Local::default())
         }
-        Verb::Event => {
-            let event = call.context(0)?.context.poll_event();
+        Op::Event { context } => {
+            let event = call.context(context)?.context.poll_event();
             Reply::value(event.map_or("none".to_owned(), |event| snake(&format!("{event:?}"))))
         }
         _ => Err(call.unknown()),
     }
 }
 
-fn access(call: &Call) -> AccessFlags {
-    let flags = match call.op.has(3, "ro") {
+fn access(wanted: RegisterFlags) -> AccessFlags {
+    let flags = match wanted.ro {
         true => AccessFlags { remote_read: true, ..AccessFlags::LOCAL_READ },
         false => AccessFlags::ALL,
     };
-    let flags = if call.op.has(3, "on_demand") { flags.on_demand() } else { flags };
-    let flags = if call.op.has(3, "window") { flags.mw_bind() } else { flags };
-    if call.op.has(3, "flush") { flags.flush_global().flush_persistent() } else { flags }
+    let flags = if wanted.on_demand { flags.on_demand() } else { flags };
+    let flags = if wanted.window { flags.mw_bind() } else { flags };
+    if wanted.flush { flags.flush_global().flush_persistent() } else { flags }
 }
 
 /// Binds a window of this side to a part of a region, and waits for the binding's completion.
-fn bind(call: &Call) -> Result<Reply, Stop> {
-    let (end, window, mr, range) = (call.qp(0)?, call.window(1)?, call.region(2)?, call.op.range(3));
+fn bind(end: &QpEnd, window: &Window, mr: &Mr, range: ByteRange) -> Result<Reply, Stop> {
     let addr = mr.va().wrapping_add(range.offset);
     let bind = WindowBind { rkey: 0, lkey: mr.lkey(), addr, len: range.len, access: WindowAccess::ALL };
     end.qp.bind_mw(1, &window.mw, bind, true).map_err(|error| Stop::Errno(error.errno()))?;
@@ -118,8 +114,8 @@ fn bind(call: &Call) -> Result<Reply, Stop> {
     }
 }
 
-fn connect(call: &Call, task: &Task) -> Result<Reply, Stop> {
-    let (own, peer) = (call.context(0)?, call.context(1)?);
+fn connect(call: &Call, task: &Task, own: &str, peer: &str) -> Result<Reply, Stop> {
+    let (own, peer) = (call.context(own)?, call.context(peer)?);
     let end = |on: &OpenContext, task: &Task| {
         let config =
             QpConfig { send_cq: Arc::clone(&on.cq), recv_cq: Arc::clone(&on.cq), max_send: DEPTH, max_recv: DEPTH };
@@ -148,8 +144,15 @@ struct Local {
 const NO_KEY: u32 = 0;
 
 /// One request of this process at the peer's region, with a buffer of its own, from post to completion.
-fn transfer(call: &Call, task: &Task, op: WorkOperation, range: ByteRange, buffer: Local) -> Result<Reply, Stop> {
-    let (end, (remote_va, rkey)) = (call.qp(0)?, call.remote(1)?);
+fn transfer(
+    call: &Call,
+    task: &Task,
+    (qp, remote): (&QpName, &RemoteName),
+    op: RdmaOp,
+    range: ByteRange,
+    buffer: Local,
+) -> Result<Reply, Stop> {
+    let (end, (remote_va, rkey)) = (call.qp(qp)?, call.remote(remote)?);
     let ByteRange { offset, len } = range;
     let (va, memory) = task.mmap_anonymous(len.max(1))?;
     if let Some(byte) = buffer.byte {
@@ -174,8 +177,8 @@ fn transfer(call: &Call, task: &Task, op: WorkOperation, range: ByteRange, buffe
     let completion = completion?;
     copied?;
     match (completion.status, op) {
-        (WorkStatus::Success, WorkOperation::Read) => Reply::value(describe_bytes(&bytes, bytes.len())),
-        (WorkStatus::Success, WorkOperation::FetchAdd { .. }) => {
+        (WorkStatus::Success, RdmaOp::Read) => Reply::value(describe_bytes(&bytes, bytes.len())),
+        (WorkStatus::Success, RdmaOp::FetchAdd { .. }) => {
             let before = bytes.first_chunk().map_or(0, |eight| u64::from_ne_bytes(*eight));
             Reply::value(before.to_string())
         }

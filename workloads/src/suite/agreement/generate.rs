@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use emulator::runtime::rng::Rng;
 use rand::RngExt;
 
-use crate::ops::{Arg, ByteRange, Op, Verb};
+use crate::ops::{Arg, BindingKind, ByteRange, Op, Param, Verb};
 use crate::scenario::{Contents, FileSetup};
 
 /// The unit of sizes and offsets: the block size of ext4, tmpfs and the simulation.
@@ -79,55 +79,52 @@ impl AgreedView {
 
     /// Whether a step can be made now.
     pub(super) fn allows(&self, step: &AgreementStep) -> bool {
-        use crate::ops::Param;
-        let fits = |(n, (_, param)): (usize, &(&str, Param))| match param {
-            Param::Process => {
-                let known = self.processes.get(step.op.name(n));
+        let fits = |(arg, (_, param)): (&Arg, &(&str, Param))| match (arg, param) {
+            (Arg::Name(name), Param::Process) => {
+                let known = self.processes.get(name);
                 known.is_some_and(|known| known.met && !known.dead)
             }
-            Param::Bound(_) => {
-                let name = step.op.name(n);
+            (Arg::Name(name), Param::Bound(_)) => {
                 let fds = self.fds.get(name).is_some_and(|owners| owners.contains(&step.process));
                 fds || self.maps.get(name).is_some_and(|(_, owners)| owners.contains(&step.process))
             }
             _ => true,
         };
-        self.can_act(&step.process) && step.op.verb.params().iter().enumerate().all(fits)
+        self.can_act(&step.process) && step.op.args().iter().zip(step.op.verb().params()).all(fits)
     }
 
     /// Records a step that was made and succeeded.
     pub(super) fn note(&mut self, step: &AgreementStep) {
         let who = || step.process.clone();
-        let op = &step.op;
-        match (op.verb, &step.bind) {
-            (Verb::Fork, Some(child)) => {
+        match (&step.op, &step.bind) {
+            (Op::Fork {}, Some(child)) => {
                 self.processes.insert(child.clone(), KnownProcess { met: true, ..KnownProcess::default() });
                 let all = self.fds.values_mut().chain(self.maps.values_mut().map(|(_, owners)| owners));
                 for owners in all.filter(|owners| owners.contains(&step.process)) {
                     owners.insert(child.clone());
                 }
             }
-            (Verb::Mmap, Some(name)) => {
-                self.maps.insert(name.clone(), (op.range(1).len, BTreeSet::from([who()])));
+            (Op::Mmap { range, .. }, Some(name)) => {
+                self.maps.insert(name.clone(), (range.len, BTreeSet::from([who()])));
             }
-            (Verb::Open | Verb::Dup | Verb::Recv, Some(name)) => {
+            (op @ (Op::Open { .. } | Op::Dup { .. } | Op::Recv {}), Some(name)) => {
                 self.fds.insert(name.clone(), BTreeSet::from([who()]));
-                if op.verb == Verb::Recv {
+                if *op == (Op::Recv {}) {
                     self.processes.entry(who()).and_modify(|known| known.inbox = known.inbox.saturating_sub(1));
                 }
             }
-            (Verb::Close, _) => {
-                self.fds.entry(op.name(0).to_owned()).and_modify(|owners| {
+            (Op::Close { fd }, _) => {
+                self.fds.entry(fd.0.clone()).and_modify(|owners| {
                     owners.remove(&step.process);
                 });
             }
-            (Verb::Munmap, _) => {
-                self.maps.entry(op.name(0).to_owned()).and_modify(|(_, owners)| {
+            (Op::Munmap { map, .. }, _) => {
+                self.maps.entry(map.0.clone()).and_modify(|(_, owners)| {
                     owners.remove(&step.process);
                 });
             }
-            (Verb::Send, _) => {
-                self.processes.entry(op.name(0).to_owned()).and_modify(|known| known.inbox += 1);
+            (Op::Send { process, .. }, _) => {
+                self.processes.entry(process.0.clone()).and_modify(|known| known.inbox += 1);
             }
             _ => {}
         }
@@ -298,11 +295,11 @@ fn chosen(rng: &mut Rng, view: &AgreedView, range: RangeSupport, process: &str, 
     };
     let number = view.named + 1;
     let bind = verb.binds().map(|kind| match kind {
-        crate::ops::Kind::Process => format!("P{number}"),
-        crate::ops::Kind::Map => format!("m{number}"),
+        BindingKind::Process => format!("P{number}"),
+        BindingKind::Map => format!("m{number}"),
         _ => format!("f{number}"),
     });
-    Some(AgreementStep { process: process.to_owned(), op: Op { verb, args }, bind })
+    Some(AgreementStep { process: process.to_owned(), op: Op::from_args(verb, &args).ok()?, bind })
 }
 
 fn one<'a, T>(rng: &mut Rng, all: &'a [T]) -> Option<&'a T> {

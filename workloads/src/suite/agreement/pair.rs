@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 use super::generate::{AgreedView, AgreementStep};
 use super::text::{self, ScenarioLine};
-use crate::ops::{Arg, Op, Verb};
+use crate::ops::{FdName, Op};
 use crate::scenario::machine::{Machine, Progress, Trouble};
 use crate::scenario::{Actor, Query, Subject};
 
@@ -51,7 +51,7 @@ impl<'m> MachinePair<'m> {
         let actor = actor(&step.process);
         let text = text::step(step);
         let outcome = self.both(text, |machine| machine.perform(&actor, &step.op, step.bind.as_deref()).map(words))?;
-        self.count(&format!("{} {}", step.op.verb, first_word(&outcome)));
+        self.count(&format!("{} {}", step.op.verb(), first_word(&outcome)));
         self.view.named += 1;
         let known = self.view.processes.entry(step.process.clone()).or_default();
         known.met = true;
@@ -139,7 +139,7 @@ impl<'m> MachinePair<'m> {
             looks.extend(looker.map(|looker| (looker.clone(), fd.clone())));
         }
         for (process, fd) in looks {
-            let op = Op { verb: Verb::GetLease, args: vec![Arg::Name(fd)] };
+            let op = Op::GetLease { fd: FdName(fd) };
             let actor = actor(&process);
             let step = AgreementStep { process, op, bind: None };
             let lease = self.both(text::step(&step), |machine| machine.perform(&actor, &step.op, None).map(words))?;

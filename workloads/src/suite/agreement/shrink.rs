@@ -10,7 +10,7 @@ use super::generate::{AgreedView, AgreementStep};
 use super::makers::{MachineMakers, TriedSequence};
 use super::pair::{MachinePair, SequenceStop};
 use super::text;
-use crate::ops::{Arg, Kind, Param, Verb};
+use crate::ops::{Arg, BindingKind, Op, Param, Verb, WrongArguments};
 
 /// The most candidates that are run.
 const RUNS_MAX: u32 = 400;
@@ -36,7 +36,7 @@ pub(super) fn shortest(makers: &MachineMakers<'_>, tried: TriedSequence, index: 
             }
         }
         for n in 0..best.steps.len() {
-            for candidate in simpler(&best, n) {
+            for candidate in simpler(&best, n).unwrap_or_default() {
                 if let Some(difference) = differs(&candidate) {
                     (best, found, shorter) = (candidate, difference, true);
                     break;
@@ -58,38 +58,45 @@ pub(super) fn shortest(makers: &MachineMakers<'_>, tried: TriedSequence, index: 
 
 /// The same sequence with a simpler step `n`: without a flag, read-only, or on a thing that was
 /// made earlier.
-fn simpler(tried: &TriedSequence, n: usize) -> Vec<TriedSequence> {
+fn simpler(tried: &TriedSequence, n: usize) -> Result<Vec<TriedSequence>, WrongArguments> {
     let mut candidates = Vec::new();
-    for (at, arg) in tried.steps[n].op.args.iter().enumerate() {
-        let params = tried.steps[n].op.verb.params();
+    let args = tried.steps[n].op.args();
+    let verb = tried.steps[n].op.verb();
+    let with = |at: usize, arg: Arg| {
+        let mut changed = args.clone();
+        changed[at] = arg;
+        Op::from_args(verb, &changed)
+    };
+    for (at, arg) in args.iter().enumerate() {
+        let params = verb.params();
         let (Arg::Name(name), Some((_, Param::Bound(_)))) = (arg, params.get(at)) else { continue };
-        let makes = |step: &AgreementStep| step.bind.is_some() && step.op.verb.binds() != Some(Kind::Process);
+        let makes = |step: &AgreementStep| step.bind.is_some() && step.op.verb().binds() != Some(BindingKind::Process);
         let makers = tried.steps[..n].iter().filter(|step| makes(step));
         // Only things made before the present one are tried, so the search ends.
         for maker in makers.take_while(|step| step.bind.as_ref() != Some(name)) {
             let mut candidate = tried.clone();
             candidate.steps[n].process.clone_from(&maker.process);
-            candidate.steps[n].op.args[at] = Arg::Name(maker.bind.clone().unwrap_or_default());
+            candidate.steps[n].op = with(at, Arg::Name(maker.bind.clone().unwrap_or_default()))?;
             candidates.push(candidate);
         }
     }
-    for (at, arg) in tried.steps[n].op.args.iter().enumerate() {
+    for (at, arg) in args.iter().enumerate() {
         if let Arg::Words(words) = arg {
             for gone in 0..words.len() {
                 let mut fewer = words.clone();
                 fewer.remove(gone);
                 let mut candidate = tried.clone();
-                candidate.steps[n].op.args[at] = Arg::Words(fewer);
+                candidate.steps[n].op = with(at, Arg::Words(fewer))?;
                 candidates.push(candidate);
             }
         }
-        if let (Arg::Word("rw"), Verb::Open) = (arg, tried.steps[n].op.verb) {
+        if let (Arg::Word("rw"), Verb::Open) = (arg, verb) {
             let mut candidate = tried.clone();
-            candidate.steps[n].op.args[at] = Arg::Word("r");
+            candidate.steps[n].op = with(at, Arg::Word("r"))?;
             candidates.push(candidate);
         }
     }
-    candidates
+    Ok(candidates)
 }
 
 /// Runs a sequence and returns the difference, if there is one. Steps that can't be made, because

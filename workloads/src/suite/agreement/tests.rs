@@ -21,8 +21,8 @@ struct Liar(Simulation, u32);
 impl Machine for Liar {
     fn perform(&mut self, actor: &Actor, op: &Op, bind: Option<&str>) -> Result<Progress, Trouble> {
         let progress = self.0.perform(actor, op, bind)?;
-        self.1 += u32::from(op.verb == Verb::Dup);
-        Ok(match op.verb {
+        self.1 += u32::from(op.verb() == Verb::Dup);
+        Ok(match op.verb() {
             Verb::Dup if self.1 >= 2 => Progress::Done("EAGAIN".to_owned()),
             _ => progress,
         })

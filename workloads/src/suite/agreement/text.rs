@@ -23,8 +23,8 @@ pub(super) fn step(step: &AgreementStep) -> String {
 }
 
 fn op(op: &Op) -> String {
-    let mut words = vec![op.verb.name().to_owned()];
-    for (arg, (_, param)) in op.args.iter().zip(op.verb.params()) {
+    let mut words = vec![op.verb().name().to_owned()];
+    for (arg, (_, param)) in op.args().iter().zip(op.verb().params()) {
         match (arg, param) {
             (Arg::Name(name), _) => words.push(name.clone()),
             (Arg::Number(number), Param::Number) => words.push(number.to_string()),

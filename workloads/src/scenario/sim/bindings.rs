@@ -16,7 +16,7 @@ use fs_sim::vfs::signals::Signal;
 use fs_sim::{BlockRange, Task};
 use rdma_sim::{Context, Cq, Mr, Mw, Pd, Qp};
 
-use crate::ops::{ByteRange, Kind};
+use crate::ops::{BindingKind, ByteRange};
 
 /// What a name stands for. A descriptor's number means something in every process that has it.
 #[derive(Clone)]
@@ -79,20 +79,20 @@ impl Thing {
     }
 
     /// What it is.
-    pub(super) fn kind(&self) -> Kind {
+    pub(super) fn kind(&self) -> BindingKind {
         match self {
-            Thing::Fd(_) => Kind::Fd,
-            Thing::Context(_) => Kind::Context,
-            Thing::Map { .. } => Kind::Map,
-            Thing::Region(_) => Kind::Region,
-            Thing::Window(_) => Kind::Window,
-            Thing::Qp(_) => Kind::Qp,
-            Thing::Io(_) => Kind::Io,
-            Thing::Program(_) => Kind::Program,
-            Thing::Umem(..) => Kind::Umem,
-            Thing::Ring(..) => Kind::Ring,
-            Thing::BlockLayout(..) => Kind::BlockLayout,
-            Thing::Guest(..) => Kind::Guest,
+            Thing::Fd(_) => BindingKind::Fd,
+            Thing::Context(_) => BindingKind::Context,
+            Thing::Map { .. } => BindingKind::Map,
+            Thing::Region(_) => BindingKind::Region,
+            Thing::Window(_) => BindingKind::Window,
+            Thing::Qp(_) => BindingKind::Qp,
+            Thing::Io(_) => BindingKind::Io,
+            Thing::Program(_) => BindingKind::Program,
+            Thing::Umem(..) => BindingKind::Umem,
+            Thing::Ring(..) => BindingKind::Ring,
+            Thing::BlockLayout(..) => BindingKind::BlockLayout,
+            Thing::Guest(..) => BindingKind::Guest,
         }
     }
 

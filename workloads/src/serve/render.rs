@@ -18,11 +18,12 @@ use fs_sim::pinning::guest_export::Exposure;
 use fs_sim::{Errno, Kernel};
 use serde_json::{Value, json};
 
+use super::backend_handles::{Guest, Port, counted};
 use super::machine::Machine;
-use super::ports::{Guest, Port, counted};
 use super::{Config, What};
 use crate::control::answers;
-use crate::control::protocol::{Request, Response};
+use crate::control::protocol::Response;
+use crate::ops::ControlOp;
 
 /// A device's counters, by name.
 pub(super) fn counters(stats: &VhostStats) -> BTreeMap<String, u64> {
@@ -48,9 +49,10 @@ pub(super) fn counters(stats: &VhostStats) -> BTreeMap<String, u64> {
 /// What is held for a guest on trial, in words.
 pub(super) fn held(kernel: &Arc<Kernel>, file: &str) -> String {
     let mut held = String::new();
-    for request in [Request::Leases { file: Some(file.to_owned()) }, Request::Pins { file: Some(file.to_owned()) }] {
+    for request in [ControlOp::Leases { file: Some(file.to_owned()) }, ControlOp::Pins { file: Some(file.to_owned()) }]
+    {
         if let Some(Response::Answer { text, .. }) = answers::answer(kernel, &request) {
-            let what = if matches!(request, Request::Leases { .. }) { "leases" } else { "pins" };
+            let what = if matches!(request, ControlOp::Leases { .. }) { "leases" } else { "pins" };
             for line in text.lines() {
                 let _ = writeln!(held, "  {what}: {line}");
             }

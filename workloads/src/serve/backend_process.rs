@@ -27,7 +27,7 @@ use emulator::vhost_user::{FlushError, Medium, Peer, PmemPiece, Unmapped, VhostS
 use emulator::wait::{WaitFor, WaitQueue, Waiter, WaiterId};
 
 use super::link::{Counted, FromPort, Granted, Link, LinkError, ToPort, Why, heard};
-use super::words;
+use super::render;
 use crate::socket;
 
 /// After how long a frontend that does not let go is asked again.
@@ -210,7 +210,7 @@ impl Port {
     }
 
     fn counters(&self, stats: &VhostStats) -> BTreeMap<String, u64> {
-        let mut counters = words::counters(stats);
+        let mut counters = render::counters(stats);
         if self.memory.durable.is_some() {
             // ORDERING: Relaxed: see where they are written.
             for (name, counter) in

@@ -16,13 +16,14 @@ use fs_sim::vfs::signals::{SigInfo, Signal};
 use fs_sim::{BLOCK, BlockRange, Errno, Kernel, Task};
 use serde_json::{Value, json};
 
+use super::backend_handles::{Guest, Port, counted};
 use super::link::Why;
 use super::machine::Machine;
 use super::nic::{Failure, READ_MAX};
-use super::ports::{Guest, Port, counted};
-use super::words;
-use crate::control::protocol::{Request, Response};
+use super::render;
+use crate::control::protocol::Response;
 use crate::control::{Asker, Handler, answers};
+use crate::ops::ControlOp;
 
 /// The most blocks that one request poisons.
 const POISON_MAX: u64 = 1 << 16;
@@ -48,7 +49,7 @@ impl Steering {
 }
 
 impl Handler for Steering {
-    fn handle(&self, request: &Request, asker: &Asker<'_>) -> Response {
+    fn handle(&self, request: &ControlOp, asker: &Asker<'_>) -> Response {
         match self.served.get() {
             Some(served) => served.answer(request, asker).unwrap_or_else(|why| Response::Refused { why }),
             None => Response::Refused { why: "the server is starting: ask again".to_owned() },
@@ -70,13 +71,13 @@ fn no_means(error: std::io::Error) -> String {
 }
 
 impl Served {
-    fn answer(&self, request: &Request, asker: &Asker<'_>) -> Answered {
+    fn answer(&self, request: &ControlOp, asker: &Asker<'_>) -> Answered {
         match request {
-            Request::Guests => Ok(self.guests()),
-            Request::FlushStats => Ok(self.flush_stats()),
-            Request::FailFlush { on } => Ok(self.fail_flush(*on)),
-            Request::PowerCut { seed } => self.power_cut(*seed, asker),
-            Request::Revoke { file } => self.revoke(file.as_deref(), asker),
+            ControlOp::Guests {} => Ok(self.guests()),
+            ControlOp::FlushStats {} => Ok(self.flush_stats()),
+            ControlOp::FailFlush { on } => Ok(self.fail_flush(*on)),
+            ControlOp::PowerCut { seed } => self.power_cut(*seed, asker),
+            ControlOp::Revoke { file } => self.revoke(file.as_deref(), asker),
             _ => {
                 let kernel = self.machine.kernel().ok_or("this server serves an image, in which there are no files")?;
                 self.about_files(kernel, request, asker)
@@ -84,34 +85,34 @@ impl Served {
         }
     }
 
-    fn about_files(&self, kernel: &Arc<Kernel>, request: &Request, asker: &Asker<'_>) -> Answered {
+    fn about_files(&self, kernel: &Arc<Kernel>, request: &ControlOp, asker: &Asker<'_>) -> Answered {
         match request {
-            Request::Truncate { file, size } => {
+            ControlOp::Truncate { file, size } => {
                 let what = format!("truncate {file} to {size}");
                 // What a change of size is about, from the smaller size on.
                 let from = kernel.named(file).map_or(0, |inode| inode.layout(Layout::size)).min(*size);
                 let range = BlockRange::new(from / BLOCK, u64::MAX);
                 self.change(kernel, file, &what, range, asker, |task| task.truncate(file, *size))
             }
-            Request::Punch { file, offset, len } => {
+            ControlOp::Punch { file, offset, len } => {
                 let what = format!("punch {file} from {offset} on {len}");
                 let range = BlockRange::of_bytes(*offset, (*len).min(u64::MAX - offset));
                 self.change(kernel, file, &what, range, asker, |task| {
                     fallocate(task, file, FallocateMode::PunchHole, *offset, *len)
                 })
             }
-            Request::Fallocate { file, offset, len } => {
+            ControlOp::Fallocate { file, offset, len } => {
                 let what = format!("fallocate {file} from {offset} on {len}");
                 let range = BlockRange::of_bytes(*offset, (*len).min(u64::MAX - offset));
                 let mode = FallocateMode::Allocate { keep_size: false };
                 self.change(kernel, file, &what, range, asker, |task| fallocate(task, file, mode, *offset, *len))
             }
-            Request::Stale => Ok(self.stale(kernel)),
-            Request::Poison { file, offset, len } => poison(kernel, file, *offset, *len),
-            Request::RdmaReg { file } => self.rdma_reg(file, asker),
-            Request::RdmaWrite { mr, offset, text } => self.rdma_write(*mr, *offset, text),
-            Request::RdmaRead { mr, offset, len } => self.rdma_read(*mr, *offset, *len),
-            Request::RdmaDereg { mr } => self.rdma_dereg(*mr, asker),
+            ControlOp::Stale {} => Ok(self.stale(kernel)),
+            ControlOp::Poison { file, offset, len } => poison(kernel, file, *offset, *len),
+            ControlOp::RdmaReg { file } => self.rdma_reg(file, asker),
+            ControlOp::RdmaWrite { mr, offset, text } => self.rdma_write(*mr, *offset, text),
+            ControlOp::RdmaRead { mr, offset, len } => self.rdma_read(*mr, *offset, *len),
+            ControlOp::RdmaDereg { mr } => self.rdma_dereg(*mr, asker),
             question => answers::answer(kernel, question).ok_or_else(|| "this is no request for a server".to_owned()),
         }
     }
@@ -168,7 +169,7 @@ impl Served {
     fn guests(&self) -> Response {
         let (mut text, mut data) = (String::new(), Vec::new());
         for port in &self.ports {
-            let (line, value) = words::guest(&self.machine, port);
+            let (line, value) = render::guest(&self.machine, port);
             text += &line;
             data.push(value);
         }
@@ -299,7 +300,7 @@ impl Served {
         let (mut text, mut data) = (String::new(), Vec::new());
         for (port, guest) in self.attached() {
             if let Some(holds) = &guest.holds {
-                let (line, value) = words::stale(port, &guest, &holds.export.exposure(kernel));
+                let (line, value) = render::stale(port, &guest, &holds.export.exposure(kernel));
                 text += &line;
                 data.push(value);
             }
@@ -413,7 +414,7 @@ impl Served {
 fn failed(what: &str, mr: u64, failure: &Failure) -> Response {
     let outcome = match failure {
         Failure::Errno(errno) => errno.to_string(),
-        Failure::Status(status) => words::spaced(&format!("{status:?}")),
+        Failure::Status(status) => render::spaced(&format!("{status:?}")),
     };
     let data = json!({ "mr": mr, "outcome": outcome });
     Response::Failed { text: format!("{what}: {outcome}\n"), data }

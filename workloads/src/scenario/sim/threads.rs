@@ -1,6 +1,6 @@
-//! The crew: one thread of this program for each thread of a scenario's processes.
+//! The thread pool: one thread of this program for each thread of a scenario's processes.
 //!
-//! It owns the threads and the calls in progress. Invariants: a worker has at most one call; [`Crew::settle`] returns when every
+//! It owns the threads and the calls in progress. Invariants: a worker has at most one call; [`ThreadPool::settle`] returns when every
 //! call has ended or its thread sleeps on the simulated kernel's own queues, and nothing is under way that could wake one.
 
 use std::collections::BTreeMap;
@@ -43,7 +43,7 @@ pub(super) struct Finished {
 
 /// See the module.
 #[derive(Default)]
-pub(super) struct Crew(BTreeMap<Actor, Worker>);
+pub(super) struct ThreadPool(BTreeMap<Actor, Worker>);
 
 /// How long a call may run on without ending or sleeping, in nanoseconds: a net under the machine's own errors, far beyond what
 /// any call takes.
@@ -53,7 +53,7 @@ const SPINS: u32 = 64;
 /// How long it sleeps at most before it looks whether somebody spins.
 const PATIENCE: Duration = Duration::from_millis(50);
 
-impl Crew {
+impl ThreadPool {
     /// The task of an actor.
     pub(super) fn task(&self, actor: &Actor) -> Option<&Arc<Task>> {
         self.0.get(actor).map(|worker| &worker.task)
@@ -70,7 +70,7 @@ impl Crew {
     }
 
     /// Gives `task` a thread of its own.
-    pub(super) fn hire(&mut self, actor: Actor, task: Task) {
+    pub(super) fn spawn(&mut self, actor: Actor, task: Task) {
         let task = Arc::new(task);
         let (jobs, work) = channel::<Job>();
         let done = Arc::new(Mutex::new(None));
@@ -149,7 +149,7 @@ impl Crew {
     }
 
     /// Ends every process and every thread.
-    pub(super) fn dismiss(&mut self, world: &World, clock: &World) -> Vec<String> {
+    pub(super) fn shut_down(&mut self, world: &World, clock: &World) -> Vec<String> {
         for worker in self.0.values() {
             worker.task.exit();
         }

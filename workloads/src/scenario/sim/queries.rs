@@ -10,8 +10,8 @@ use fs_sim::inspect::books::LeaseStatus;
 use fs_sim::vfs::inode::Inode;
 
 use super::Simulation;
-use super::things::{Thing, signal_word};
-use crate::ops::Kind;
+use super::bindings::{Thing, signal_word};
+use crate::ops::BindingKind;
 use crate::scenario::machine::Trouble;
 use crate::scenario::{Actor, Query, Subject};
 
@@ -29,7 +29,7 @@ impl Simulation {
                 if dead { "dead" } else { "alive" }.to_owned()
             }
             Subject::Blocked => {
-                let actors = self.crew.all().filter(|(actor, _, busy)| *busy && actor.process == of);
+                let actors = self.threads.all().filter(|(actor, _, busy)| *busy && actor.process == of);
                 let actors: Vec<Actor> = actors.map(|(actor, _, _)| actor.clone()).collect();
                 match actors.is_empty() {
                     true => "no".to_owned(),
@@ -60,7 +60,7 @@ impl Simulation {
 
     /// What an actor's call sleeps on.
     pub(super) fn reason(&self, actor: &Actor) -> String {
-        let id = self.crew.task(actor).map(|task| task.waiter().id());
+        let id = self.threads.task(actor).map(|task| task.waiter().id());
         let sleepers = self.world.sleepers();
         let sleeper = sleepers.iter().find(|sleeper| Some(sleeper.waiter) == id);
         sleeper.map_or(String::new(), |sleeper| sleeper.reason.to_owned())
@@ -104,7 +104,7 @@ impl Simulation {
     fn blocker(&self, blocker: &Blocker) -> String {
         let end = blocker.range.end.unwrap_or(u64::MAX);
         let range = part(BlockRange::new(blocker.range.start, end));
-        let via = |kinds: &[Kind]| {
+        let via = |kinds: &[BindingKind]| {
             let who: Vec<String> = blocker
                 .releasers
                 .iter()
@@ -133,18 +133,21 @@ impl Simulation {
                     _ => false,
                 });
                 let what = region.map_or(kind.replace(' ', "-"), |(name, _)| name.clone());
-                format!("{}:{what}{range}", via(&[Kind::Context, Kind::Umem, Kind::Ring, Kind::Guest]))
+                format!(
+                    "{}:{what}{range}",
+                    via(&[BindingKind::Context, BindingKind::Umem, BindingKind::Ring, BindingKind::Guest])
+                )
             }
-            Cause::DirectIo { .. } => format!("{}:direct-io{range}", via(&[Kind::Fd])),
+            Cause::DirectIo { .. } => format!("{}:direct-io{range}", via(&[BindingKind::Fd])),
             Cause::BlockLayout { recalled, .. } => {
                 let state = if *recalled { ":recalled" } else { "" };
-                format!("{}:layout{range}{state}", via(&[Kind::BlockLayout]))
+                format!("{}:layout{range}{state}", via(&[BindingKind::BlockLayout]))
             }
         }
     }
 
     /// The name of a descriptor of `process`: one that it gave itself, if it can be told.
-    fn descriptor(&self, process: &str, fd: Fd, kinds: &[Kind]) -> String {
+    fn descriptor(&self, process: &str, fd: Fd, kinds: &[BindingKind]) -> String {
         let fits = |thing: &Thing| thing.fd() == Some(fd) && kinds.contains(&thing.kind());
         let mut names = self.names.iter().filter(|(_, thing)| fits(thing)).map(|(name, _)| name);
         let own = names.clone().find(|name| self.namers.get(*name).is_some_and(|namer| namer == process));
@@ -164,7 +167,7 @@ impl Simulation {
                     .flat_map(|found| found.to_string().lines().skip(1).map(str::to_owned).collect::<Vec<_>>()),
             );
         }
-        for (actor, _, busy) in self.crew.all() {
+        for (actor, _, busy) in self.threads.all() {
             if busy {
                 lines.push(format!("{actor} is blocked: {}", self.reason(actor)));
             }
@@ -175,7 +178,8 @@ impl Simulation {
 }
 
 /// What can keep a lease: its open file, or the holders of pins that outlive every descriptor of it.
-const LEASE_KEEPERS: [Kind; 5] = [Kind::Fd, Kind::Context, Kind::Umem, Kind::Ring, Kind::Guest];
+const LEASE_KEEPERS: [BindingKind; 5] =
+    [BindingKind::Fd, BindingKind::Context, BindingKind::Umem, BindingKind::Ring, BindingKind::Guest];
 
 fn list(words: Vec<String>, between: &str) -> String {
     if words.is_empty() { "none".to_owned() } else { words.join(between) }

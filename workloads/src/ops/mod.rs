@@ -1,0 +1,104 @@
+//! Operations: what a process of a scenario can ask of a machine.
+//!
+//! It owns the typed operation [`Op`] and its table: names, typed arguments, values, documentation, and whether a real Linux can
+//! run it. One macro makes the type and the table, so the parser, the reference page, the machines and the generator of random
+//! sequences always know the same operations. Invariant: an [`Op`] has exactly the arguments of its row; no other can be built.
+//! Kernel counterpart: the system call table; `xfs_io`'s commands for the style.
+//!
+//! ```
+//! use workloads::ops::{Arg, Bytes, FileName, Op, Verb};
+//!
+//! let args = [Arg::Name("data".to_owned()), Arg::Number(4096)];
+//! let op = Op::from_args(Verb::Truncate, &args).unwrap();
+//! assert_eq!(op, Op::Truncate { file: FileName("data".to_owned()), size: Bytes(4096) });
+//! assert!(Op::from_args(Verb::Truncate, &args[..1]).is_err());
+//! ```
+
+mod arguments;
+mod control;
+mod table;
+
+pub use arguments::*;
+pub use control::{ControlArg, ControlOp, ControlRow, ControlSyntax};
+pub use table::{Op, OpAudience, OpValue, RunsOn, Verb, WrongArguments};
+
+/// Every operation as the reference page in `docs/scenarios.md` lists it: a table for each section, in Markdown.
+pub fn reference() -> String {
+    let mut page = String::new();
+    let mut section = "";
+    for verb in Verb::ALL {
+        if verb.section() != section {
+            section = verb.section();
+            page += &format!("\n### {section}\n\n| operation | on Linux | what it does |\n|---|---|---|\n");
+        }
+        let linux = if verb.on() == RunsOn::Linux { "yes" } else { "" };
+        page += &format!("| `{}` | {linux} | {} |\n", verb.usage().replace('|', "\\|"), verb.doc().replace('|', "\\|"));
+    }
+    page
+}
+
+/// The bytes that an operation read, in the words of scenarios: `a` if all `asked` are that, `eof` if there is none, else runs
+/// with their lengths in bytes, `a:4096,zeros:4096`; at most [`RUNS_MAX`] of them.
+pub fn describe_bytes(bytes: &[u8], asked: usize) -> String {
+    let name = |byte: u8| match byte {
+        0 => "zeros".to_owned(),
+        b if b.is_ascii_graphic() => (b as char).to_string(),
+        b => format!("x{b:02x}"),
+    };
+    let mut runs = bytes.chunk_by(|a, b| a == b);
+    match (bytes.first(), bytes.len()) {
+        (None, _) if asked > 0 => return "eof".to_owned(),
+        (None, _) => return "nothing".to_owned(),
+        (Some(first), len) if len == asked && runs.clone().count() == 1 => return name(*first),
+        _ => {}
+    }
+    let mut words: Vec<String> = runs
+        .by_ref()
+        .take(RUNS_MAX)
+        .map(|run| format!("{}:{}", name(run[0]), crate::input::Size(run.len() as u64)))
+        .collect();
+    if runs.next().is_some() {
+        words.push("…".to_owned());
+    }
+    words.join(",")
+}
+
+/// How many runs of equal bytes [`describe_bytes`] tells.
+pub const RUNS_MAX: usize = 16;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_unique_and_every_verb_has_words() {
+        for (n, verb) in Verb::ALL.iter().enumerate() {
+            assert_eq!(Verb::from_name(verb.name()), Some(*verb));
+            assert!(Verb::ALL[..n].iter().all(|other| other.name() != verb.name()));
+            assert!(verb.doc().ends_with('.') && !verb.section().is_empty());
+        }
+    }
+
+    #[test]
+    fn the_reference_page_lists_this_table() {
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/scenarios.md");
+        let page = std::fs::read_to_string(&path).unwrap();
+        let (before, listed) = page.split_once("checked by a test -->\n").unwrap();
+        let (listed, after) = listed.split_once("\n<!-- end -->").unwrap();
+        if std::env::var_os("DAXLAB_WRITE_REFERENCE").is_some() {
+            let page = format!("{before}checked by a test -->\n{}\n<!-- end -->{after}", reference().trim_end());
+            std::fs::write(path, page).unwrap();
+            return;
+        }
+        assert!(listed == reference().trim_end(), "out of date: run this test with DAXLAB_WRITE_REFERENCE=1");
+    }
+
+    #[test]
+    fn bytes_in_words() {
+        assert_eq!(describe_bytes(b"aaaa", 4), "a");
+        assert_eq!(describe_bytes(b"", 4), "eof");
+        assert_eq!(describe_bytes(&[0; 3], 4), "zeros:3B");
+        assert_eq!(describe_bytes(b"aab\0", 4), "a:2B,b:1B,zeros:1B");
+        assert_eq!(describe_bytes(&[7], 1), "x07");
+    }
+}

@@ -1,0 +1,403 @@
+//! The table of operations.
+//!
+//! It owns every operation's name, arguments, value, audience and documentation. The type [`Op`], the parser of scenarios, the
+//! reference page and the generator of random sequences all come from this one table.
+
+use std::fmt;
+
+use super::arguments::*;
+
+/// Where an operation can run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RunsOn {
+    /// On the simulated machine alone.
+    Simulation,
+    /// On a real Linux too.
+    Linux,
+}
+
+/// Where an operation can be written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OpAudience {
+    /// In scenario scripts.
+    Script,
+}
+
+/// What a successful operation gives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OpValue {
+    /// Nothing: the outcome is `ok`.
+    Nothing,
+    /// A binding of this kind: the step gives it a name.
+    Binding(BindingKind),
+    /// The bytes read, as [`describe_bytes`](super::describe_bytes) writes them.
+    Bytes,
+    /// A size in bytes.
+    FileSize,
+    /// `same` or `differs`.
+    Comparison,
+    /// `read`, `write` or `none`.
+    BaseLease,
+    /// A whole number.
+    Number,
+    /// The name of an asynchronous event, or `none`.
+    EventName,
+    /// Two counts of blocks.
+    BlockCounts,
+}
+
+/// The arguments do not fit the operation.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum WrongArguments {
+    /// There are more or fewer than the operation has.
+    #[error("`{verb}` takes {expected} arguments, not {found}")]
+    Count {
+        /// The operation.
+        verb: Verb,
+        /// How many arguments it has.
+        expected: usize,
+        /// How many were given.
+        found: usize,
+    },
+    /// One has the wrong type.
+    #[error("`{verb}`: argument `{name}` can't be {found:?}")]
+    Type {
+        /// The operation.
+        verb: Verb,
+        /// The argument's name.
+        name: &'static str,
+        /// What was given.
+        found: Arg,
+    },
+}
+
+fn typed<T: Argument>(verb: Verb, name: &'static str, arg: &Arg) -> Result<T, WrongArguments> {
+    T::from_arg(arg).ok_or_else(|| WrongArguments::Type { verb, name, found: arg.clone() })
+}
+
+macro_rules! operations {
+    ($($section:literal {
+        $($verb:ident $name:literal { $($field:ident: $type:ty),* } -> $value:ident $(($kind:expr))?, $on:ident, $audience:ident $doc:literal;)+
+    })+) => {
+        /// One operation with its arguments.
+        #[derive(Clone, Debug, PartialEq, Eq)]
+        pub enum Op {
+            $($(
+                #[doc = $doc]
+                $verb { $(#[doc = concat!("The argument `", stringify!($field), "`.")] $field: $type),* },
+            )+)+
+        }
+
+        /// The row of an operation in the table.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum Verb {
+            $($(#[doc = $doc] $verb,)+)+
+        }
+
+        impl Op {
+            /// Its row in the table.
+            pub fn verb(&self) -> Verb {
+                match self {
+                    $($(Op::$verb { .. } => Verb::$verb,)+)+
+                }
+            }
+
+            /// The operation of this row with these arguments, one for each of [`Verb::params`].
+            ///
+            /// # Errors
+            /// [`WrongArguments`]: their number or the type of one does not fit.
+            pub fn from_args(verb: Verb, args: &[Arg]) -> Result<Op, WrongArguments> {
+                match verb {
+                    $($(Verb::$verb => match args {
+                        [$($field),*] => Ok(Op::$verb { $($field: typed(verb, stringify!($field), $field)?),* }),
+                        _ => Err(WrongArguments::Count { verb, expected: verb.params().len(), found: args.len() }),
+                    },)+)+
+                }
+            }
+
+            /// Its arguments in their untyped form, one for each of [`Verb::params`].
+            pub fn args(&self) -> Vec<Arg> {
+                match self {
+                    $($(Op::$verb { $($field),* } => vec![$($field.to_arg()),*],)+)+
+                }
+            }
+        }
+
+        impl Verb {
+            /// All of them, in the order of the reference page.
+            pub const ALL: &[Verb] = &[$($(Verb::$verb,)+)+];
+
+            /// The name that scripts use.
+            pub fn name(self) -> &'static str {
+                match self {
+                    $($(Verb::$verb => $name,)+)+
+                }
+            }
+
+            /// Its arguments: name and syntax.
+            pub fn params(self) -> &'static [(&'static str, Param)] {
+                match self {
+                    $($(Verb::$verb => const { &[$((stringify!($field), <$type as Argument>::PARAM)),*] },)+)+
+                }
+            }
+
+            /// What it gives when it succeeds.
+            pub fn value(self) -> OpValue {
+                match self {
+                    $($(Verb::$verb => OpValue::$value$(($kind))?,)+)+
+                }
+            }
+
+            /// Where it can run.
+            pub fn on(self) -> RunsOn {
+                match self {
+                    $($(Verb::$verb => RunsOn::$on,)+)+
+                }
+            }
+
+            /// Where it can be written.
+            pub fn audience(self) -> OpAudience {
+                match self {
+                    $($(Verb::$verb => OpAudience::$audience,)+)+
+                }
+            }
+
+            /// One line on what it does.
+            pub fn doc(self) -> &'static str {
+                match self {
+                    $($(Verb::$verb => $doc,)+)+
+                }
+            }
+
+            /// Its heading on the reference page.
+            pub fn section(self) -> &'static str {
+                match self {
+                    $($(Verb::$verb)|+ => $section,)+
+                }
+            }
+        }
+    };
+}
+
+operations! {
+    "Processes and descriptors" {
+        Fork "fork" {} -> Binding(BindingKind::Process), Linux, Script
+            "A child with copies of descriptors, mappings and signal dispositions.";
+        Exit "exit" {} -> Nothing, Linux, Script
+            "Ends the process.";
+        Kill "kill" { process: ProcessName, signal: SignalName } -> Nothing, Linux, Script
+            "Sends a signal.";
+        Signal "signal" { signal: SignalName, disposition: SignalAction } -> Nothing, Linux, Script
+            "Sets what a signal does to the process. A scenario's processes start with a handler for SIGIO and SIGUSR1.";
+        Credentials "credentials" { uid: u64, capabilities: CapabilityFlags } -> Nothing, Linux, Script
+            "Changes the user, and whether CAP_LEASE is kept. A scenario's processes start as user 0 with CAP_LEASE.";
+        Dup "dup" { fd: DescriptorName } -> Binding(BindingKind::Fd), Linux, Script
+            "A second descriptor for the same open file.";
+        Dup2 "dup2" { from: DescriptorName, to: DescriptorName } -> Nothing, Linux, Script
+            "Makes `to` a descriptor of what `from` is; what `to` was is closed.";
+        Close "close" { fd: DescriptorName } -> Nothing, Linux, Script
+            "Closes a descriptor.";
+        Send "send" { process: ProcessName, fd: DescriptorName } -> Nothing, Linux, Script
+            "Sends a descriptor to a process (SCM_RIGHTS); it waits unread in its socket.";
+        Recv "recv" {} -> Binding(BindingKind::Fd), Linux, Script
+            "Receives the oldest descriptor sent. `MSG_CTRUNC` if the design drops it. The name stands for whatever was sent.";
+    }
+    "Files" {
+        Open "open" { file: FileName, access: OpenAccess, flags: OpenFlagWords } -> Binding(BindingKind::Fd), Linux, Script
+            "Opens a file; `path` is O_PATH.";
+        Read "read" { fd: FdName, range: DataRange } -> Bytes, Linux, Script
+            "Reads. The value tells the bytes: `a` if all are that, `a:4KiB,zeros:4KiB` if not, `eof` if none.";
+        Write "write" { fd: FdName, range: DataRange, byte: u8 } -> Nothing, Linux, Script
+            "Writes the byte all over the range.";
+        SubmitRead "submit_read" { fd: FdName, range: DataRange } -> Binding(BindingKind::Io), Simulation, Script
+            "Starts direct I/O that stays in flight, its pages pinned short-term (io_submit).";
+        SubmitWrite "submit_write" { fd: FdName, range: DataRange, byte: u8 } -> Binding(BindingKind::Io), Simulation, Script
+            "As `submit_read`, writing.";
+        Complete "complete" { io: IoName } -> Bytes, Simulation, Script
+            "Lets direct I/O in flight finish. The value of a read is as for `read`.";
+        Truncate "truncate" { file: FileName, size: Bytes } -> Nothing, Linux, Script
+            "Sets the size, by path.";
+        Ftruncate "ftruncate" { fd: FdName, size: Bytes } -> Nothing, Linux, Script
+            "Sets the size, through a descriptor.";
+        Fallocate "fallocate" { fd: FdName, range: ByteRange, flags: AllocateFlags } -> Nothing, Linux, Script
+            "Allocates what is missing.";
+        Punch "punch" { fd: FdName, range: ByteRange } -> Nothing, Linux, Script
+            "FALLOC_FL_PUNCH_HOLE.";
+        Zero "zero" { fd: FdName, range: ByteRange, flags: AllocateFlags } -> Nothing, Linux, Script
+            "FALLOC_FL_ZERO_RANGE.";
+        Collapse "collapse" { fd: FdName, range: ByteRange } -> Nothing, Linux, Script
+            "FALLOC_FL_COLLAPSE_RANGE.";
+        Insert "insert" { fd: FdName, range: ByteRange } -> Nothing, Linux, Script
+            "FALLOC_FL_INSERT_RANGE.";
+        Unshare "unshare" { fd: FdName, range: ByteRange } -> Nothing, Simulation, Script
+            "FALLOC_FL_UNSHARE_RANGE.";
+        Reflink "reflink" { from: FdName, from_offset: Bytes, to: FdName, to_range: ByteRange } -> Nothing, Simulation, Script
+            "FICLONERANGE: `to` shares the blocks of `from`.";
+        Dedupe "dedupe" { from: FdName, from_offset: Bytes, to: FdName, to_range: ByteRange } -> Comparison, Simulation, Script
+            "FIDEDUPERANGE: shares, of no more than the first 16 MiB, if the bytes are the same; the value is `same` or `differs`.";
+        Exchange "exchange" { a: FdName, a_offset: Bytes, b: FdName, b_range: ByteRange } -> Nothing, Simulation, Script
+            "Exchanges the blocks of two ranges (XFS_IOC_EXCHANGE_RANGE).";
+        Unlink "unlink" { file: FileName } -> Nothing, Linux, Script
+            "Removes a name.";
+        Rename "rename" { from: FileName, to: FileName } -> Nothing, Linux, Script
+            "Renames; what had the name is replaced.";
+        Link "link" { file: FileName, name: FileName } -> Nothing, Linux, Script
+            "Gives a file a second name.";
+        Chmod "chmod" { file: FileName } -> Nothing, Linux, Script
+            "Sets the mode bits, to what they are.";
+        Utime "utime" { file: FileName } -> Nothing, Linux, Script
+            "Sets the times.";
+        Stat "stat" { file: FileName } -> FileSize, Linux, Script
+            "Looks at a file by path; the value is its size.";
+        Fstat "fstat" { fd: FdName } -> FileSize, Linux, Script
+            "Looks at an open file; the value is its size.";
+        Exec "exec" { file: FileName } -> Binding(BindingKind::Program), Linux, Script
+            "Runs the file as a program in a child, until `end`.";
+        End "end" { program: ProgramName } -> Nothing, Linux, Script
+            "Ends a running program.";
+    }
+    "Leases" {
+        Lease "lease" { fd: FdName, mode: LayoutLeaseMode, flags: LayoutLeaseFlags, range: Option<ByteRange> } -> Nothing, Simulation, Script
+            "Takes a layout lease, or converts the one held. Rounded outward to blocks. `exclusive` is the kind that gates ask for: `write` under `chinner` rules, else `read unbreakable`.";
+        Unlock "unlock" { fd: FdName, range: Option<ByteRange> } -> Nothing, Simulation, Script
+            "Gives a layout lease back.";
+        Downgrade "downgrade" { fd: FdName, range: Option<ByteRange> } -> Nothing, Simulation, Script
+            "Turns a write lease into read+U.";
+        SetLease "setlease" { fd: FdName, lease: BaseLeaseRequest } -> Nothing, Linux, Script
+            "An ordinary lease: F_SETLEASE with F_RDLCK, F_WRLCK or F_UNLCK.";
+        GetLease "getlease" { fd: FdName } -> BaseLease, Linux, Script
+            "F_GETLEASE; the value is `read`, `write` or `none`.";
+        SetOwn "setown" { fd: FdName, process: ProcessName } -> Nothing, Linux, Script
+            "F_SETOWN.";
+        SetSig "setsig" { fd: FdName, signal: SignalName } -> Nothing, Linux, Script
+            "F_SETSIG.";
+    }
+    "Memory" {
+        Mmap "mmap" { fd: FdName, range: ByteRange, flags: MapFlags } -> Binding(BindingKind::Map), Linux, Script
+            "Maps a range of a file, shared.";
+        MmapAnon "mmap_anon" { length: Bytes } -> Binding(BindingKind::Map), Linux, Script
+            "Maps anonymous shared memory.";
+        MmapDevDax "mmap_devdax" { length: Bytes } -> Binding(BindingKind::Map), Simulation, Script
+            "Maps device-DAX memory: a device of its own, without a file system whose layout could change.";
+        Munmap "munmap" { map: MapName, range: Option<ByteRange> } -> Nothing, Linux, Script
+            "Unmaps a mapping, or a part of it.";
+        Load "load" { map: MapName, range: DataRange } -> Bytes, Linux, Script
+            "Reads through a mapping; the value is as for `read`.";
+        Store "store" { map: MapName, range: DataRange, byte: u8 } -> Nothing, Linux, Script
+            "Writes through a mapping.";
+    }
+    "RDMA" {
+        RdmaOpen "rdma_open" {} -> Binding(BindingKind::Context), Simulation, Script
+            "Opens the NIC.";
+        RegMr "reg_mr" { context: ContextName, map: MapName, range: ByteRange, flags: RegisterFlags } -> Binding(BindingKind::Region), Simulation, Script
+            "Registers memory, for every access unless `ro`; `on_demand`: faulted in at each access; `window`: windows may be bound; `flush`: for FLUSH of both kinds.";
+        ReregMr "rereg_mr" { mr: MrName, map: MapName, range: ByteRange } -> Binding(BindingKind::Region), Simulation, Script
+            "Changes what a region covers; the name stands for it from now on, under the same keys.";
+        DeregMr "dereg_mr" { mr: MrName } -> Nothing, Simulation, Script
+            "Deregisters.";
+        AllocMw "alloc_mw" { context: ContextName } -> Binding(BindingKind::Window), Simulation, Script
+            "Allocates a memory window (type 1).";
+        BindMw "bind_mw" { qp: QpName, window: MwName, mr: MrName, range: ByteRange } -> Nothing, Simulation, Script
+            "Binds a window to a part of a region; length 0 unbinds.";
+        DeallocMw "dealloc_mw" { window: MwName } -> Nothing, Simulation, Script
+            "Deallocates a window.";
+        Connect "connect" { own: ContextName, peer: ContextName } -> Binding(BindingKind::Qp), Simulation, Script
+            "A queue pair on each of two contexts, connected. The name stands for this side's end.";
+        RdmaWrite "rdma_write" { qp: QpName, remote: RemoteName, range: DataRange, byte: u8, flags: TransferFlags } -> Nothing, Simulation, Script
+            "Writes into the peer's region. Fails with the completion's status, such as `remote_access_error` or `flushed`. `bad_key`: this side's buffer is named by a key that is no region's.";
+        RdmaRead "rdma_read" { qp: QpName, remote: RemoteName, range: DataRange, flags: TransferFlags } -> Bytes, Simulation, Script
+            "Reads the peer's region; the value is as for `read`. `bad_key` is as for `rdma_write`.";
+        FetchAdd "fetch_add" { qp: QpName, remote: RemoteName, offset: Bytes, add: u64 } -> Number, Simulation, Script
+            "Adds to 8 bytes; the value is what was there.";
+        AtomicWrite "atomic_write" { qp: QpName, remote: RemoteName, offset: Bytes, value: u64 } -> Nothing, Simulation, Script
+            "Writes 8 bytes, never torn.";
+        Flush "flush" { qp: QpName, remote: RemoteName, range: ByteRange, placement: FlushScope } -> Nothing, Simulation, Script
+            "RDMA FLUSH.";
+        Event "event" { context: ContextName } -> EventName, Simulation, Script
+            "Takes the oldest asynchronous event; the value is its name, or `none`.";
+        Memlock "memlock" { limit: Bytes } -> Nothing, Simulation, Script
+            "Sets the limit of locked memory (RLIMIT_MEMLOCK).";
+    }
+    "Other holders of pages" {
+        UmemRegister "umem" { map: MapName, range: ByteRange } -> Binding(BindingKind::Umem), Simulation, Script
+            "Registers an AF_XDP umem.";
+        UmemReceive "umem_receive" { umem: UmemName, range: DataRange, byte: u8 } -> Nothing, Simulation, Script
+            "A packet arrives in the umem.";
+        FixedBuffers "fixed_buffers" { map: MapName, range: ByteRange } -> Binding(BindingKind::Ring), Simulation, Script
+            "Registers io_uring fixed buffers.";
+        RingRead "ring_read" { ring: RingName, range: DataRange, from: FdName, at: Bytes } -> Nothing, Simulation, Script
+            "An I/O reads a file at AT into the fixed buffers.";
+        GuestAttach "guest_attach" { fd: FdName } -> Binding(BindingKind::Guest), Simulation, Script
+            "Exports an open file to a guest as its persistent memory.";
+        GuestStore "guest_store" { guest: GuestName, range: DataRange, byte: u8 } -> Nothing, Simulation, Script
+            "The guest stores.";
+        GuestFlush "guest_flush" { guest: GuestName } -> Nothing, Simulation, Script
+            "The guest flushes.";
+        GuestDetach "guest_detach" { guest: GuestName } -> Nothing, Simulation, Script
+            "The guest is gone.";
+        LayoutGet "layoutget" { fd: FdName, range: ByteRange, access: BlockLayoutAccess } -> Binding(BindingKind::BlockLayout), Simulation, Script
+            "A block-layout client (pNFS) takes a layout.";
+        LayoutWrite "layout_write" { layout: BlockLayoutName, range: DataRange, byte: u8 } -> Nothing, Simulation, Script
+            "The client writes to the device directly.";
+        LayoutReturn "layoutreturn" { layout: BlockLayoutName } -> Nothing, Simulation, Script
+            "The client returns its layout.";
+    }
+    "The system" {
+        Defragment "defragment" { file: FileName } -> BlockCounts, Simulation, Script
+            "The system moves the file's blocks together; the value is `moved:N skipped:N` in blocks.";
+        Poison "poison" { file: FileName, offset: Bytes } -> Nothing, Simulation, Script
+            "The page under this offset goes bad.";
+        PowerCut "power_cut" {} -> BlockCounts, Simulation, Script
+            "The power fails, and the machine boots again: every process is gone (calls in progress are `killed`), the volume is recovered; the value is `pending:N removed:N`, blocks freed that were orphaned and inodes removed that had no name.";
+        Unmount "unmount" {} -> Nothing, Simulation, Script
+            "Unmounts the volume.";
+        RemoveDevice "remove_device" {} -> Nothing, Simulation, Script
+            "Takes the device away.";
+    }
+}
+
+impl Verb {
+    /// What kind of thing it makes, if it makes one.
+    pub fn binds(self) -> Option<BindingKind> {
+        match self.value() {
+            OpValue::Binding(kind) => Some(kind),
+            _ => None,
+        }
+    }
+
+    /// The row with that name.
+    pub fn from_name(name: &str) -> Option<Verb> {
+        Verb::ALL.iter().copied().find(|verb| verb.name() == name)
+    }
+
+    /// How it is written, as the reference page shows it: `open FILE r|w|rw|path [create] [excl] …`.
+    pub fn usage(self) -> String {
+        let mut usage = String::new();
+        if let Some(kind) = self.binds() {
+            usage += if kind == BindingKind::Process { "NAME = " } else { "name = " };
+        }
+        usage += self.name();
+        for (name, param) in self.params() {
+            usage.push(' ');
+            usage += &match param {
+                Param::File => name.to_uppercase(),
+                Param::Bound(_) => (*name).to_owned(),
+                Param::Process => "PROCESS".to_owned(),
+                Param::Size | Param::Number => name.to_uppercase(),
+                Param::Range | Param::Data => "OFFSET LENGTH".to_owned(),
+                Param::MaybeRange => "[OFFSET LENGTH]".to_owned(),
+                Param::Byte => "BYTE".to_owned(),
+                Param::Signal => "SIGNAL".to_owned(),
+                Param::Choice(words) => words.join("|"),
+                Param::Flags(words) => words.iter().map(|word| format!("[{word}]")).collect::<Vec<_>>().join(" "),
+            };
+        }
+        usage
+    }
+}
+
+impl fmt::Display for Verb {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
