@@ -6,10 +6,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Arg, ArgMatches, Args, Command, FromArgMatches, Subcommand, value_parser};
-use workloads::control::protocol::Response;
-use workloads::control::{ControlError, ask};
 use workloads::input::{Size, UnitError};
 use workloads::ops::{ControlArg, ControlOp, ControlSyntax};
+use workloads::serving::control::protocol::Response;
+use workloads::serving::control::{ControlError, ask};
 
 use crate::exit;
 

@@ -54,9 +54,9 @@ fn main() -> ExitCode {
         Command::Serve(args) => serve::run(args),
         Command::Ctl(args) => ctl::run(args),
         Command::Designs(args) => designs::run(args),
-        Command::ScenarioChild => on_socket(workloads::linux::child::main),
-        Command::LeaseBreakTime => on_socket(workloads::linux::guard),
-        Command::GuestPort => on_socket(workloads::serve::backend_process::main),
+        Command::ScenarioChild => on_socket(workloads::machines::linux::child::main),
+        Command::LeaseBreakTime => on_socket(workloads::machines::linux::guard),
+        Command::GuestPort => on_socket(workloads::serving::backend_process::main),
     };
     outcome.unwrap_or_else(|error| exit::report(&error))
 }

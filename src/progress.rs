@@ -9,8 +9,8 @@ use std::time::Duration;
 use emulator::sync::Arc;
 use fs_sim::Kernel;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use workloads::control::Questions;
 use workloads::race::{DesignRun, RaceProgress, Snapshot};
+use workloads::serving::control::Questions;
 
 /// See the module.
 pub(crate) struct StatusLine {

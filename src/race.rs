@@ -11,12 +11,12 @@ use clap::Args;
 use emulator::sync::Arc;
 use fs_sim::Sabotage;
 use reports::text;
-use workloads::control::{Questions, Server};
 use workloads::input::Duration;
 use workloads::input::designs::DesignCatalogue;
 use workloads::race::job::Job;
 use workloads::race::{self, DesignRun, RaceConfig, RaceError, StopFlag};
-use workloads::socket::ListenError;
+use workloads::serving::control::{Questions, Server};
+use workloads::serving::socket::ListenError;
 
 use crate::exit;
 use crate::progress::StatusLine;

@@ -11,8 +11,9 @@ use fs_sim::Sabotage;
 use reports::scenarios::{self, CellVerdict};
 use workloads::input::designs::{DesignCatalogue, DesignEntry};
 use workloads::input::{InputError, Source};
-use workloads::linux::suite::run_on_linux;
-use workloads::scenario::{Scenario, suite};
+use workloads::language::Scenario;
+use workloads::suite;
+use workloads::suite::linux::run_on_linux;
 
 use crate::exit;
 
@@ -86,14 +87,14 @@ pub(crate) fn run(args: ScenarioArgs) -> anyhow::Result<ExitCode> {
     match args.command {
         Command::List => {
             let names: Vec<&str> = catalogue.names().collect();
-            let lines = suite::built_in(&names)?;
+            let lines = suite::scenarios::built_in(&names)?;
             let lines = lines.iter().map(|scenario| format!("{:<8} {}\n", scenario.id, scenario.title));
             exit::print(&lines.collect::<String>())?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Show { id } => {
             let names: Vec<&str> = catalogue.names().collect();
-            let scenarios = suite::built_in(&names)?;
+            let scenarios = suite::scenarios::built_in(&names)?;
             exit::print(named(&scenarios, &id)?.source.text())?;
             Ok(ExitCode::SUCCESS)
         }
@@ -102,7 +103,7 @@ pub(crate) fn run(args: ScenarioArgs) -> anyhow::Result<ExitCode> {
 }
 
 fn named<'s>(scenarios: &'s [Scenario], id: &str) -> Result<&'s Scenario, InputError> {
-    suite::find(scenarios, id).ok_or_else(|| {
+    suite::scenarios::find(scenarios, id).ok_or_else(|| {
         let source = Source::new("<scenario>", id);
         let ids = scenarios.iter().map(|scenario| scenario.id.as_str());
         source.unknown_word(0..id.len(), "scenario", id, ids)
@@ -121,7 +122,7 @@ fn run_scenarios(catalogue: &mut DesignCatalogue, args: &RunArgs) -> anyhow::Res
     }
     let designs: Vec<DesignEntry> = catalogue.resolve(&args.design)?;
     let names: Vec<&str> = catalogue.names().collect();
-    let built_in = suite::built_in(&names)?;
+    let built_in = suite::scenarios::built_in(&names)?;
     let mut scenarios = Vec::new();
     for what in &args.what {
         scenarios.push(match is_path(what) {
@@ -134,7 +135,7 @@ fn run_scenarios(catalogue: &mut DesignCatalogue, args: &RunArgs) -> anyhow::Res
         scenarios.retain(|scenario| args.on == Machine::Simulation || scenario.setup.linux);
     }
     let report = match args.on {
-        Machine::Simulation => suite::run_simulated(&scenarios, &designs, Sabotage::default())?,
+        Machine::Simulation => suite::scenarios::run_simulated(&scenarios, &designs, Sabotage::default())?,
         Machine::Kernel => {
             let dir = args.dir.clone().unwrap_or_else(std::env::temp_dir);
             run_on_linux(&scenarios, Path::new("/proc/self/exe"), &dir)?

@@ -10,7 +10,7 @@ use clap::{ArgGroup, Args, ValueHint};
 use emulator::sync::Arc;
 use workloads::input::Size;
 use workloads::input::designs::DesignCatalogue;
-use workloads::serve::{Config, Contents, Files, ServeError, Server, Stop, What};
+use workloads::serving::{Config, Contents, Files, ServeError, Server, Stop, What};
 
 use crate::exit;
 

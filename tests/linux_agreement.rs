@@ -9,7 +9,7 @@ use std::path::PathBuf;
 
 use fs_sim::Sabotage;
 use workloads::input::designs::DesignCatalogue;
-use workloads::linux::LinuxConfig;
+use workloads::machines::linux::LinuxConfig;
 use workloads::race::StopFlag;
 use workloads::suite::agreement::{self, AgreementConfig, AgreementReport};
 

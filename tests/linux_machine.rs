@@ -9,10 +9,10 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use fs_sim::design::VolumeOptions;
-use workloads::linux::{BreakTime, Host, LinuxConfig, LinuxMachine};
+use workloads::language::{Actor, Contents, FileSetup, Query, Setup, Subject};
+use workloads::machines::linux::{BreakTime, Host, LinuxConfig, LinuxMachine};
+use workloads::machines::machine::{Machine, Progress, Trouble};
 use workloads::ops::{Arg, ByteRange, Op, Param, SignalName, Verb};
-use workloads::scenario::machine::{Machine, Progress, Trouble};
-use workloads::scenario::{Actor, Contents, FileSetup, Query, Setup, Subject};
 
 fn config() -> LinuxConfig {
     LinuxConfig { program: PathBuf::from(env!("CARGO_BIN_EXE_daxlab")), ..LinuxConfig::new() }

@@ -1,28 +1,25 @@
-//! Races between registrations and layout changes, the jobs that describe them, and the oracle.
+//! What daxlab runs: scenarios, races, and servers for guests.
 //!
-//! | module | gives |
-//! |---|---|
-//! | [`input`] | text from users: TOML with positions, units, design files, error excerpts |
-//! | [`race::job`] | job files: read, checked, the built-in one |
-//! | [`race::op_stream`] | what every actor is going to do, from one seed |
-//! | [`race`] | the race itself |
-//! | [`scenario`] | scenarios: the language, the suite, runs on simulated machines |
-//! | [`linux`] | the real kernel as a machine for scenarios |
-//! | [`control`] | asking a running machine who blocks whom |
-//! | [`serve`] | files and images as guests' persistent memory |
-//! | [`suite::agreement`] | random sequences on the real kernel and on the simulated machine, compared |
-//! | [`race::oracle`] | payloads that prove where they belong, and the reading back of everything |
+//! It owns everything that drives the simulated kernel and the NIC: the language of scenarios, the
+//! machines they run on, races with their oracle, and the serving of files to QEMU guests. It hands
+//! numbers to `reports` and draws nothing itself.
 //!
-//! Imports run down only: this crate drives `rdma-sim` and `fs-sim` and hands numbers to `reports`.
+//! # Layers, bottom first
+//! 1. [`input`]: text from users: TOML with positions, units, design files, error excerpts.
+//! 2. [`messages`]: packets with descriptors between processes.
+//! 3. [`ops`]: the operations of scripts and of ctl, each a typed value made from one table.
+//! 4. [`language`]: scenario files: lexer, parser, conditions, the parsed script.
+//! 5. [`machines`]: where a scenario runs: the simulated kernel, or the real one.
+//! 6. [`race`]: races between registrations and layout changes: jobs, actors, oracle.
+//! 7. [`suite`]: sets of scenarios, run and judged; random sequences on both machines, compared.
+//! 8. [`serving`]: files and images as guests' persistent memory; the control socket.
+#![allow(rustdoc::private_intra_doc_links, reason = "the list of layers names a private one")]
 
-pub mod control;
 pub mod input;
-pub mod linux;
+pub mod language;
+pub mod machines;
 mod messages;
 pub mod ops;
 pub mod race;
-pub mod scenario;
-#[cfg(not(any(daxlab_loom, daxlab_shuttle)))]
-pub mod serve;
-pub mod socket;
+pub mod serving;
 pub mod suite;

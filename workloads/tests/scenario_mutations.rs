@@ -6,16 +6,16 @@
 use fs_sim::Sabotage;
 use reports::scenarios::CellVerdict;
 use workloads::input::designs::DesignCatalogue;
-use workloads::scenario::suite;
+use workloads::suite::scenarios;
 
 /// The number of presets under which the scenario `id` fails while a rule is broken.
 fn failing(id: &str, sabotage: Sabotage) -> usize {
     let mut catalogue = DesignCatalogue::default();
     let presets = catalogue.resolve("all").unwrap();
     let names: Vec<&str> = catalogue.names().collect();
-    let scenarios = suite::built_in(&names).unwrap();
-    let scenario = suite::find(&scenarios, id).unwrap();
-    let report = suite::run_simulated(std::slice::from_ref(scenario), &presets, sabotage).unwrap();
+    let built_in = scenarios::built_in(&names).unwrap();
+    let scenario = scenarios::find(&built_in, id).unwrap();
+    let report = scenarios::run_simulated(std::slice::from_ref(scenario), &presets, sabotage).unwrap();
     report.count(CellVerdict::Failed)
 }
 

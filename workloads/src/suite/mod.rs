@@ -1,3 +1,13 @@
 //! Suites: whole sets of scenarios and sequences, run and compared.
+//!
+//! It owns the run of one scenario ([`run`]), the built-in list and its distribution over threads
+//! ([`scenarios`]), runs on the real kernel ([`linux`]), and random sequences on both machines
+//! ([`agreement`]). Invariant: the order of a report is that of what was asked for, whichever thread
+//! ran it. Kernel counterpart: xfstests' `check`.
 
 pub mod agreement;
+pub mod linux;
+pub mod run;
+pub mod scenarios;
+#[cfg(all(test, not(any(daxlab_loom, daxlab_shuttle))))]
+mod tests;

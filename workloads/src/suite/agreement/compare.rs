@@ -13,11 +13,11 @@ use super::generate::{self, AgreedView, RangeSupport, SequenceFlavour};
 use super::makers::{MachineMakers, TriedSequence};
 use super::pair::SequenceStop;
 use super::{shrink, text};
-use crate::linux::{Host, LinuxMachine, LongBreakTime};
+use crate::language::Setup;
+use crate::machines::linux::{Host, LinuxMachine, LongBreakTime};
+use crate::machines::machine::{Machine, Trouble};
+use crate::machines::simulated::Simulation;
 use crate::race::StopFlag;
-use crate::scenario::Setup;
-use crate::scenario::machine::{Machine, Trouble};
-use crate::scenario::sim::Simulation;
 
 /// The fewest and the most steps of a sequence.
 const STEPS: std::ops::RangeInclusive<usize> = 4..=16;

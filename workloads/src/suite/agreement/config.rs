@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use fs_sim::Sabotage;
 use fs_sim::design::Axes;
 
-use crate::linux::LinuxConfig;
+use crate::machines::linux::LinuxConfig;
 
 /// What to compare.
 #[derive(Clone, Debug)]

@@ -10,8 +10,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use emulator::runtime::rng::Rng;
 use rand::RngExt;
 
+use crate::language::{Contents, FileSetup};
 use crate::ops::{Arg, BindingKind, ByteRange, Op, Param, Verb};
-use crate::scenario::{Contents, FileSetup};
 
 /// The unit of sizes and offsets: the block size of ext4, tmpfs and the simulation.
 const BLOCK: u64 = fs_sim::BLOCK;

@@ -4,8 +4,8 @@ use fs_sim::design::VolumeOptions;
 
 use super::generate::{AgreedView, AgreementStep};
 use super::pair::{MachinePair, SequenceStop};
-use crate::scenario::machine::{Machine, Trouble};
-use crate::scenario::{FileSetup, Setup};
+use crate::language::{FileSetup, Setup};
+use crate::machines::machine::{Machine, Trouble};
 
 /// The size of a simulated machine's device in bytes: far more than the files of a sequence need.
 const DEVICE: u64 = 16 << 20;

@@ -9,9 +9,9 @@ use std::collections::BTreeMap;
 
 use super::generate::{AgreedView, AgreementStep};
 use super::text::{self, ScenarioLine};
+use crate::language::{Actor, Query, Subject};
+use crate::machines::machine::{Machine, Progress, Trouble};
 use crate::ops::{FdName, Op};
-use crate::scenario::machine::{Machine, Progress, Trouble};
-use crate::scenario::{Actor, Query, Subject};
 
 /// Why a sequence stops.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -9,11 +9,11 @@ use super::generate::RangeSupport;
 use super::makers::MachineMakers;
 use crate::input::Source;
 use crate::input::designs::DesignCatalogue;
+use crate::language::{Actor, Query, Scenario, Setup};
+use crate::machines::machine::{Machine, Progress, Trouble};
+use crate::machines::simulated::Simulation;
 use crate::ops::{Op, Verb};
 use crate::race::StopFlag;
-use crate::scenario::machine::{Machine, Progress, Trouble};
-use crate::scenario::sim::Simulation;
-use crate::scenario::{Actor, Query, Scenario, Setup};
 
 /// A machine that answers `EAGAIN` for every second `dup`.
 struct Liar(Simulation, u32);

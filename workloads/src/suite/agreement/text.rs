@@ -6,8 +6,8 @@
 use crate::input::Size;
 
 use super::generate::AgreementStep;
+use crate::language::{Contents, FileSetup};
 use crate::ops::{Arg, Op, Param};
-use crate::scenario::{Contents, FileSetup};
 
 /// A line of a scenario, and its outcome on both machines.
 #[derive(Clone, Debug)]

@@ -11,7 +11,7 @@
 //! that it was asked to make, while no other process runs that could wake it. If the driver can
 //! decide neither "blocked" nor "finished", the result is [`Trouble::Inconclusive`].
 //!
-//! [`Trouble::Inconclusive`]: crate::scenario::machine::Trouble::Inconclusive
+//! [`Trouble::Inconclusive`]: crate::machines::machine::Trouble::Inconclusive
 
 mod break_time;
 pub mod child;
@@ -23,7 +23,6 @@ mod program;
 mod request;
 mod setup;
 mod spawn;
-pub mod suite;
 mod watch;
 
 pub use break_time::{BreakTime, LongBreakTime, guard};

@@ -11,7 +11,7 @@ use rustix::event::{PollFd, Timespec, poll};
 use rustix::time::{ClockId, clock_gettime};
 
 use super::break_time::BreakTime;
-use crate::scenario::machine::Trouble;
+use crate::machines::machine::Trouble;
 
 /// The distance kept from real deadlines: far more than a jiffy and a scheduling delay.
 const MARGIN: Duration = Duration::from_millis(150);

@@ -20,7 +20,7 @@ use rustix::net::RecvFlags;
 
 use super::child::wire;
 use super::spawn::start;
-use crate::scenario::machine::Trouble;
+use crate::machines::machine::Trouble;
 
 const SETTING: &str = "/proc/sys/fs/lease-break-time";
 /// How long to wait for other runs that hold the lock.

@@ -21,9 +21,9 @@ use super::link::Why;
 use super::machine::Machine;
 use super::nic::{Failure, READ_MAX};
 use super::render;
-use crate::control::protocol::Response;
-use crate::control::{Asker, Handler, answers};
 use crate::ops::ControlOp;
+use crate::serving::control::protocol::Response;
+use crate::serving::control::{Asker, Handler, answers};
 
 /// The most blocks that one request poisons.
 const POISON_MAX: u64 = 1 << 16;

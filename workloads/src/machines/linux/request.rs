@@ -12,10 +12,10 @@ use libc::c_int;
 use super::child::wire::{ChildDisposition, ChildRequest};
 use super::names::{NamedThing, ScenarioNames};
 use super::watch::SleepPlace;
+use crate::machines::machine::Trouble;
 use crate::ops::{
     AllocateFlags, BaseLeaseRequest, ByteRange, Op, OpenAccess, OpenFlagWords, SignalAction, SignalName, Verb,
 };
-use crate::scenario::machine::Trouble;
 
 /// An operation that is ready to be made.
 pub(super) enum PreparedOp {

@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::scenario::machine::Trouble;
+use crate::machines::machine::Trouble;
 
 /// What a name stands for.
 #[derive(Clone, Debug)]

@@ -15,8 +15,8 @@ use emulator::sync::{Arc, Mutex};
 use fs_sim::Task;
 
 use super::calls::Done;
-use crate::scenario::Actor;
-use crate::scenario::machine::Trouble;
+use crate::language::Actor;
+use crate::machines::machine::Trouble;
 
 type Job = Box<dyn FnOnce(&Task) -> Done + Send>;
 

@@ -12,13 +12,12 @@ use emulator::sync::{Mutex, thread};
 use fs_sim::design::{Axes, LeaseRules, presets};
 use reports::scenarios::{ScenarioCell, ScenarioReport};
 
-use super::break_time::{BreakTime, LongBreakTime};
-use super::host::{Host, LinuxConfig};
-use super::machine::LinuxMachine;
+use crate::language::condition::Subject;
+use crate::language::{Action, Scenario};
+use crate::machines::linux::{BreakTime, Host, LinuxConfig, LinuxMachine, LongBreakTime};
+use crate::machines::machine::{Machine, Trouble};
 use crate::ops::Op;
-use crate::scenario::condition::Subject;
-use crate::scenario::machine::{Machine, Trouble};
-use crate::scenario::{Action, Scenario, run, suite};
+use crate::suite::{run, scenarios};
 
 /// The most scenarios with passing time that run side by side.
 const SIDE_BY_SIDE: usize = 16;
@@ -76,7 +75,7 @@ pub fn run_on_linux(scenarios: &[Scenario], program: &Path, dir: &Path) -> Resul
     }
     let mut report = ScenarioReport::new("the real kernel", vec![subject.name]);
     for (scenario, cell) in scenarios.iter().zip(cells.into_iter().flatten()) {
-        report.scenarios.push(suite::row(scenario, vec![cell?]));
+        report.scenarios.push(scenarios::row(scenario, vec![cell?]));
     }
     Ok(report)
 }
@@ -86,7 +85,7 @@ fn one(scenario: &Scenario, subject: &Subject, host: &Result<Rc<Host>, Trouble>)
         Ok(host) => LinuxMachine::new(host, &scenario.setup, &programs(scenario)),
         Err(trouble) => Err(trouble.clone()),
     };
-    suite::cell(scenario, subject, machine.map(|machine| Box::new(machine) as Box<dyn Machine>))
+    scenarios::cell(scenario, subject, machine.map(|machine| Box::new(machine) as Box<dyn Machine>))
 }
 
 fn time_passes(scenario: &Scenario) -> bool {

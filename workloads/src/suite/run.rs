@@ -9,9 +9,9 @@ use std::ops::Range;
 
 use crate::input::InputError;
 
-use super::condition::Subject;
-use super::machine::{Machine, Progress, Trouble};
-use super::{Action, Actor, Alternative, Query, Scenario, Step};
+use crate::language::condition::Subject;
+use crate::language::{Action, Actor, Alternative, Query, Scenario, Step};
+use crate::machines::machine::{Machine, Progress, Trouble};
 
 /// What came of a scenario under one design.
 #[derive(Debug)]
@@ -184,7 +184,7 @@ impl<'s> Run<'s> {
 
     /// Stale DMA that no step stated is a failure.
     fn last_look(&mut self) -> Result<StepResult, InputError> {
-        let query = Query { subject: super::Subject::Stale, of: String::new() };
+        let query = Query { subject: crate::language::Subject::Stale, of: String::new() };
         let stale = self.machine.ask(&query).is_ok_and(|answer| answer == "some");
         if stale && !self.judged_stale {
             let last = self.scenario.steps.last().expect("a parsed scenario has steps");
@@ -239,7 +239,7 @@ impl<'s> Run<'s> {
                 "ok".to_owned()
             }
             Action::Expect(query) => {
-                self.judged_stale |= query.subject == super::Subject::Stale;
+                self.judged_stale |= query.subject == crate::language::Subject::Stale;
                 self.machine.ask(query)?
             }
         };

@@ -13,8 +13,8 @@ use rdma_sim::Mr;
 
 use super::bindings::{Made, OpenContext, QpEnd, Thing, Window};
 use super::{Simulation, files, holders, processes, rdma};
+use crate::machines::machine::Trouble;
 use crate::ops::{Arg, Op, Param, Verb};
-use crate::scenario::machine::Trouble;
 
 /// What came of a call.
 pub(super) struct Done {

@@ -5,23 +5,24 @@
 //! NIC and guest meet. There is no kernel counterpart; vhost-user back ends such as virtiofsd are the relatives.
 //!
 //! # Processes
-//! The *emulator* (this process) has kernel, files, NIC and control socket; each guest's device lives in a [`port`] process of
+//! The *emulator* (this process) has kernel, files, NIC and control socket; each guest's device lives in a [`backend_process`] of
 //! its own, which outlives the emulator if it must.
 //!
 //! | module | owns |
 //! |---|---|
-//! | [`port`] | the port process |
+//! | [`backend_process`] | the process of one guest's backend |
 //! | `link` | what the emulator and a port say to each other |
-//! | `ports` | the emulator's side of a port: the guest there is, and what is held for it |
+//! | `backend_handles` | the emulator's side of a port: the guest there is, and what is held for it |
 //! | `machine` | what all guests share |
 //! | `files` | the files, their making and their export |
 //! | `nic` | RDMA regions over the same files |
-//! | `recipes` | how to attach |
-//! | `steer` | what `daxlab ctl` does |
-//! | `words` | what is said to people |
+//! | `qemu_args` | how to attach |
+//! | `control_handler` | what `daxlab ctl` does |
+//! | `render` | what is said to people |
 
 mod backend_handles;
 pub mod backend_process;
+pub mod control;
 mod control_handler;
 mod files;
 mod link;
@@ -29,11 +30,12 @@ mod machine;
 mod nic;
 mod qemu_args;
 mod render;
+pub mod socket;
 
 use std::path::PathBuf;
 use std::task::Poll;
 
-use crate::socket::{self, ListenError};
+use crate::serving::socket::ListenError;
 use emulator::World;
 use emulator::device::persistence::DurableImage;
 use emulator::device::{Device, OpenError};
@@ -49,7 +51,6 @@ use self::backend_handles::{Holds, Port};
 use self::control_handler::Steering;
 use self::files::ExportError;
 use self::machine::{Backing, Machine};
-use crate::control;
 
 pub use files::{Contents, Files};
 pub use machine::Events;

@@ -18,7 +18,7 @@ use super::break_time::BreakTime;
 use super::child::wire::{self, ChildFailure, ChildReply, ChildRequest, ChildValue};
 use super::spawn::start;
 use super::watch::SleepWatch;
-use crate::scenario::machine::Trouble;
+use crate::machines::machine::Trouble;
 
 /// The longest time the zygote may take to answer.
 const ANSWER_MAX: Timespec = Timespec { tv_sec: 30, tv_nsec: 0 };

@@ -24,9 +24,9 @@ use super::names::{NamedThing, ScenarioNames};
 use super::request::{self, PreparedOp, blocks_in, errno_name, is_calm, lease_name, signal_name, signal_number};
 use super::watch::{SleepPlace, SleepWatch};
 use super::{child, setup};
+use crate::language::{Actor, Query, Setup, Subject};
+use crate::machines::machine::{Machine, Progress, Trouble};
 use crate::ops::{ByteRange, Bytes, Op, SignalName, Verb};
-use crate::scenario::machine::{Machine, Progress, Trouble};
-use crate::scenario::{Actor, Query, Setup, Subject};
 
 /// How many consecutive looks must find all processes asleep.
 const LOOKS: u32 = 3;

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use super::child;
-use crate::scenario::machine::Trouble;
+use crate::machines::machine::Trouble;
 
 /// The descriptor number at which a started program finds its socket.
 pub(super) const SOCKET: i32 = 0;

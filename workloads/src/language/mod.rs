@@ -8,13 +8,7 @@
 
 pub mod condition;
 mod lex;
-pub mod machine;
 mod parse;
-pub mod run;
-pub mod sim;
-pub mod suite;
-#[cfg(all(test, not(any(daxlab_loom, daxlab_shuttle))))]
-mod tests;
 
 use std::ops::Range;
 use std::time::Duration;

@@ -11,9 +11,9 @@ use fs_sim::vfs::inode::Inode;
 
 use super::Simulation;
 use super::bindings::{Thing, signal_word};
+use crate::language::{Actor, Query, Subject};
+use crate::machines::machine::Trouble;
 use crate::ops::BindingKind;
-use crate::scenario::machine::Trouble;
-use crate::scenario::{Actor, Query, Subject};
 
 impl Simulation {
     pub(super) fn look(&mut self, query: &Query) -> Result<String, Trouble> {

@@ -28,7 +28,7 @@ use emulator::wait::{WaitFor, WaitQueue, Waiter, WaiterId};
 
 use super::link::{Counted, FromPort, Granted, Link, LinkError, ToPort, Why, heard};
 use super::render;
-use crate::socket;
+use crate::serving::socket;
 
 /// After how long a frontend that does not let go is asked again.
 const ASK_AGAIN: Duration = Duration::from_secs(1);

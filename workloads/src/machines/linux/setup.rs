@@ -10,8 +10,8 @@ use std::path::Path;
 use rustix::fs::{FallocateFlags, fallocate};
 
 use super::{program, request};
-use crate::scenario::machine::Trouble;
-use crate::scenario::{Contents, FileSetup, Setup};
+use crate::language::{Contents, FileSetup, Setup};
+use crate::machines::machine::Trouble;
 
 /// Makes the files; those named in `programs` can be executed.
 pub(super) fn make_files(dir: &Path, setup: &Setup, programs: &[String]) -> Result<(), Trouble> {

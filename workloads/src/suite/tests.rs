@@ -7,7 +7,8 @@ use crate::input::{InputError, Source};
 use fs_sim::Sabotage;
 use reports::scenarios::{CellVerdict, ScenarioReport};
 
-use super::*;
+use crate::language::Scenario;
+use crate::suite::scenarios;
 
 fn parse(text: &str) -> Result<Scenario, InputError> {
     Scenario::parse(&Source::new("test.scn", text), &["unsafe", "mainline", "odp", "kara"])
@@ -20,7 +21,7 @@ fn with_body(body: &str) -> String {
 
 fn run(text: &str, designs: &str) -> Result<ScenarioReport, InputError> {
     let entries = DesignCatalogue::default().resolve(designs).unwrap();
-    suite::run_simulated(&[parse(text)?], &entries, Sabotage::default())
+    scenarios::run_simulated(&[parse(text)?], &entries, Sabotage::default())
 }
 
 #[track_caller]
@@ -160,6 +161,6 @@ fn an_axis_condition_holds_for_a_users_design() {
     let text = "[[design]]\nname = \"mine\"\nbase = \"kara\"\nlease_rules = \"chinner\"\npin_gate = \"lease\"\n";
     let entries = catalogue.add(&Source::new("mine.toml", text)).unwrap().to_vec();
     let scenario = "# T: x\nfile data 4KiB\nA: f = open data rw\nA: lease f exclusive\nexpect leases data => A:read+U | A:write @lease_rules=chinner\n";
-    let report = suite::run_simulated(&[parse(scenario).unwrap()], &entries, Sabotage::default()).unwrap();
+    let report = scenarios::run_simulated(&[parse(scenario).unwrap()], &entries, Sabotage::default()).unwrap();
     assert_eq!(report.count(CellVerdict::Passed), 1, "{report:#?}");
 }

@@ -33,8 +33,8 @@ use rdma_sim::Nic;
 use self::bindings::{Made, Thing};
 use self::calls::Call;
 use self::threads::ThreadPool;
-use super::machine::{Machine, Progress, Trouble};
-use super::{Actor, Contents, FileSetup, Query, Setup};
+use crate::language::{Actor, Contents, FileSetup, Query, Setup};
+use crate::machines::machine::{Machine, Progress, Trouble};
 use crate::ops::Op;
 
 /// See the module.

@@ -21,9 +21,9 @@ use serde_json::{Value, json};
 use super::backend_handles::{Guest, Port, counted};
 use super::machine::Machine;
 use super::{Config, What};
-use crate::control::answers;
-use crate::control::protocol::Response;
 use crate::ops::ControlOp;
+use crate::serving::control::answers;
+use crate::serving::control::protocol::Response;
 
 /// A device's counters, by name.
 pub(super) fn counters(stats: &VhostStats) -> BTreeMap<String, u64> {

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use super::{Actor, Query};
+use crate::language::{Actor, Query};
 use crate::ops::Op;
 
 /// Where an operation stands.

@@ -10,11 +10,11 @@ use emulator::sync::{Mutex, thread};
 use fs_sim::Sabotage;
 use reports::scenarios::{CellFailure, CellVerdict, ScenarioCell, ScenarioReport, ScenarioRow};
 
-use super::Scenario;
-use super::condition::Subject;
-use super::machine::{Machine, Trouble};
 use super::run::{self, StepResult};
-use super::sim::Simulation;
+use crate::language::Scenario;
+use crate::language::condition::Subject;
+use crate::machines::machine::{Machine, Trouble};
+use crate::machines::simulated::Simulation;
 
 include!(concat!(env!("OUT_DIR"), "/scenarios.rs"));
 

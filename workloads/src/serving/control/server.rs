@@ -11,7 +11,7 @@ use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
-use crate::socket::{self, ListenError};
+use crate::serving::socket::{self, ListenError};
 use emulator::sync::atomic::{AtomicBool, Ordering};
 use emulator::sync::thread::{self, JoinHandle};
 use emulator::sync::{Arc, Mutex};
