@@ -1,4 +1,5 @@
-//! `daxlab ctl`: asking a running server or race who leases, who pins, who blocks; and steering a server.
+//! `daxlab ctl`: asking a running server or race who leases, who pins, who blocks; and steering a
+//! server.
 //!
 //! It owns the command's arguments.
 
@@ -91,10 +92,11 @@ impl FromArgMatches for ControlCommand {
     }
 }
 
-/// Runs the command. What was tried and failed, such as a truncate that a design refuses, is exit code 1.
+/// Runs the command. What was tried and failed, such as a truncate that a design refuses, is exit
+/// code 1.
 ///
 /// # Errors
-/// Nobody listens there (exit code 3); the request makes no sense there (exit code 2).
+/// No process listens there (exit code 3); the request makes no sense there (exit code 2).
 pub(crate) fn run(args: CtlArgs) -> anyhow::Result<ExitCode> {
     let answer = ask(&args.socket, &args.command.0).map_err(|error| match error {
         ControlError::Answer(_) | ControlError::TooLong | ControlError::NoSocket { .. } => anyhow::Error::from(error),

@@ -1,8 +1,9 @@
 //! `daxlab designs`: the designs and their axes, to read, to save and edit, or as JSON.
 //!
-//! Without an argument: the presets side by side. With a name: that design as a TOML file that can be saved, edited and given back to
-//! `--design`. With a file: the designs it defines, side by side. `--json`: the same selection as an array of
-//! `{name, axes{…}, about}`, axes spelled as in TOML.
+//! Without an argument: the presets side by side. With a name: that design as a TOML file that can
+//! be saved, edited and given back to `--design`. With a file: the designs it defines, side by
+//! side. `--json`: the same selection as an array of `{name, axes{…}, about}`, axes spelled as in
+//! TOML.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -24,7 +25,8 @@ const COMMENT_WIDTH: usize = 96;
 /// Show the designs and their axes
 #[derive(clap::Args, Debug)]
 pub(crate) struct DesignsArgs {
-    /// One design, printed as TOML to save and edit; or a TOML file, whose designs are compared. Without: the presets
+    /// One design, printed as TOML to save and edit; or a TOML file, whose designs are compared.
+    /// Without: the presets
     #[arg(value_name = "NAME|FILE.toml")]
     what: Option<String>,
     /// Print an array of {name, axes, about}
@@ -35,7 +37,8 @@ pub(crate) struct DesignsArgs {
 /// Prints what `args` ask for to standard output.
 ///
 /// # Errors
-/// An unknown design or a bad file ([`InputError`]); standard output can't be written. A closed pipe is no error.
+/// An unknown design or a bad file ([`InputError`]); standard output can't be written. A closed
+/// pipe is no error.
 pub(crate) fn run(args: DesignsArgs) -> anyhow::Result<ExitCode> {
     exit::print(&render(&args)?)?;
     Ok(ExitCode::SUCCESS)
@@ -94,7 +97,8 @@ fn wrapped(text: &str) -> Vec<String> {
     lines
 }
 
-/// Axes down, designs across; as many tables below each other as the width asks for, of about equal width.
+/// Axes down, designs across; as many tables below each other as the width asks for, of about equal
+/// width.
 fn comparison(entries: &[DesignEntry]) -> String {
     let mut text = String::new();
     for entries in blocks(entries) {
@@ -120,7 +124,8 @@ fn table(entries: &[DesignEntry]) -> Table {
     table
 }
 
-/// Columns shared out in order, in the fewest blocks that fit, then as evenly as those blocks allow.
+/// Columns shared out in order, in the fewest blocks that fit, then as evenly as those blocks
+/// allow.
 fn blocks(entries: &[DesignEntry]) -> impl Iterator<Item = &[DesignEntry]> {
     let fits = |size: usize| entries.chunks(size).all(|block| block.len() == 1 || width(block) <= WIDTH);
     let size = (1..=entries.len()).rev().find(|&size| fits(size)).unwrap_or(1);

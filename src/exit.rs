@@ -1,7 +1,8 @@
-//! Exit codes and the way errors are told.
+//! Exit codes, and how errors are reported.
 //!
-//! It owns the mapping from what went wrong to the contract's numbers. Invariant: an error message says what was asked, what
-//! was found and what to do; its code says whose turn it is.
+//! It owns the mapping from what went wrong to the exit codes of the command line. Invariant: an
+//! error message says what was asked, what was found and what to do; its code says whether the
+//! input or the machine must change.
 
 use std::fmt;
 use std::io::ErrorKind;
@@ -30,7 +31,8 @@ impl fmt::Display for CannotRun {
 
 impl std::error::Error for CannotRun {}
 
-/// Tells an error on stderr and gives its exit code: [`USAGE`], but for [`CannotRun`]. A closed stdout is no error.
+/// Prints an error on stderr and returns its exit code: [`USAGE`], except for [`CannotRun`]. A
+/// closed stdout is no error.
 pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
     if error
         .chain()
@@ -53,7 +55,8 @@ pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
     ExitCode::from(if cannot { CANNOT } else { USAGE })
 }
 
-/// Writes a line to stderr. That nobody reads it is no error, and no reason for a panic, which `eprintln!` would make of it.
+/// Writes a line to stderr. A closed stderr is no error, and no reason for a panic, which
+/// `eprintln!` would make of it.
 pub(crate) fn note(line: &str) {
     use std::io::Write;
     let _unread = writeln!(std::io::stderr(), "{line}");

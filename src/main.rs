@@ -1,7 +1,8 @@
 //! The `daxlab` command: arguments, checked configuration, one call, print. No logic lives here.
 //!
-//! Exit codes are a contract: 0 fine, 1 a violation or failed expectation was found, 2 wrong usage or input, 3 could not run.
-//! Results go to stdout, progress and messages to stderr; a closed pipe is no error.
+//! Exit codes are a contract: 0 fine, 1 a violation or failed expectation was found, 2 wrong usage
+//! or input, 3 could not run. Results go to stdout, progress and messages to stderr; a closed pipe
+//! is no error.
 
 mod ctl;
 mod designs;
@@ -16,7 +17,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-/// What should happen when a DAX file is truncated under pinned pages? Every proposed design, raced side by side.
+/// What should happen when a DAX file is truncated under pinned pages? Every proposed design, raced
+/// side by side.
 #[derive(Debug, Parser)]
 #[command(name = "daxlab", version, max_term_width = 100, after_help = exit::CODES)]
 struct Cli {
@@ -36,10 +38,12 @@ enum Command {
     Ctl(ctl::CtlArgs),
     /// Show the designs and their axes
     Designs(designs::DesignsArgs),
-    /// Be the parent of the processes of scenarios on the real kernel (started by this program itself)
+    /// Be the parent of the processes of scenarios on the real kernel (started by this program
+    /// itself)
     #[command(hide = true)]
     ScenarioChild,
-    /// Keep the host's lease break time short until the starter is gone (started by this program itself)
+    /// Keep the host's lease break time short until the starter is gone (started by this program
+    /// itself)
     #[command(hide = true)]
     LeaseBreakTime,
     /// Be the process that a guest's device lives in (started by this program itself)

@@ -1,7 +1,7 @@
 //! The live status line.
 //!
-//! It owns what is shown while a race runs. Invariant: it writes to stderr only, and nothing at all but a line per design
-//! where stderr is no terminal.
+//! It owns what is shown while a race runs. Invariant: it writes to stderr only, and only one line
+//! per design where stderr is no terminal.
 
 use std::cell::RefCell;
 use std::time::Duration;
@@ -15,14 +15,14 @@ use workloads::serving::control::Questions;
 /// See the module.
 pub(crate) struct StatusLine {
     bar: ProgressBar,
-    /// Tells whoever asks about the machine that runs.
+    /// Answers questions about the machine that runs.
     control: Arc<Questions>,
     /// Which design runs, as `[3/10] rfc-v2`.
     head: RefCell<String>,
 }
 
 impl StatusLine {
-    /// A status line on stderr; whoever asks `control` is told of the machine that runs.
+    /// A status line on stderr; `control` answers questions about the machine that runs.
     pub(crate) fn new(control: Arc<Questions>) -> StatusLine {
         let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(8));
         if let Ok(style) = ProgressStyle::with_template("{spinner} {wide_msg}") {

@@ -1,6 +1,7 @@
 //! `daxlab race`: the truncate/pin race under every design.
 //!
-//! It owns the command's arguments. Everything is checked before anything runs or is written: job, designs, output folder.
+//! It owns the command's arguments. Everything is checked before anything runs or is written: job,
+//! designs, output folder.
 
 use std::io::{ErrorKind, IsTerminal};
 use std::path::{Path, PathBuf};
@@ -129,7 +130,8 @@ pub(crate) fn run(args: RaceArgs) -> anyhow::Result<ExitCode> {
     Ok(if report.failed { ExitCode::from(exit::FOUND) } else { ExitCode::SUCCESS })
 }
 
-/// Listens at `path`. A path that can't be a socket is the user's to change; a machine that can't make one is not.
+/// Listens at `path`. A path that can't be a socket is the user's to change; a machine that can't
+/// make one is not.
 fn listen(path: &Path, questions: Arc<Questions>) -> anyhow::Result<Server> {
     Server::listen(path, questions).map_err(|error| match error {
         ListenError::Os { ref source, .. } if source.kind() != ErrorKind::NotFound => {
@@ -139,7 +141,8 @@ fn listen(path: &Path, questions: Arc<Questions>) -> anyhow::Result<Server> {
     })
 }
 
-/// Whose turn it is: a request that can't be met is the user's, a machine that can't meet it is not.
+/// Whose turn it is: a request that can't be met is the user's, a machine that can't meet it is
+/// not.
 fn cannot_run(error: RaceError) -> anyhow::Error {
     match error {
         RaceError::NoDesign | RaceError::Threads(_) => error.into(),

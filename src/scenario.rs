@@ -46,10 +46,12 @@ struct RunArgs {
     /// Designs to run under: names of presets, TOML files, or `all`
     #[arg(long, value_name = "D,…|all", default_value = "all")]
     design: String,
-    /// The machine to run on; `kernel` runs the scenarios that say `linux` on this machine's own kernel
+    /// The machine to run on; `kernel` runs the scenarios that say `linux` on this machine's own
+    /// kernel
     #[arg(long, value_enum, default_value_t = Machine::Simulation)]
     on: Machine,
-    /// With `--on kernel`: the directory for temporary files, whose file system is tested [default: the system's]
+    /// With `--on kernel`: the directory for temporary files, whose file system is tested [default:
+    /// the system's]
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
     /// How to print the results

@@ -1,7 +1,7 @@
 //! `daxlab serve`: files or an image as guests' persistent memory.
 //!
-//! It owns the command's arguments. Everything is checked before anything is made; what a guest needs is on stdout, before it is
-//! waited for.
+//! It owns the command's arguments. Everything is checked before anything is made; what a guest
+//! needs is on stdout, before it is waited for.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -14,7 +14,8 @@ use workloads::serving::{Config, Contents, Files, ServeError, Server, Stop, What
 
 use crate::exit;
 
-/// Serve a file of a simulated volume, or a whole image, to guests as persistent memory (vhost-user virtio-pmem)
+/// Serve a file of a simulated volume, or a whole image, to guests as persistent memory (vhost-user
+/// virtio-pmem)
 #[derive(Debug, Args)]
 #[command(group(ArgGroup::new("memory").required(true).args(["image", "file"])))]
 pub(crate) struct ServeArgs {
@@ -42,16 +43,20 @@ pub(crate) struct ServeArgs {
     /// Join each file's extents before it is served
     #[arg(long, conflicts_with = "image")]
     defragment: bool,
-    /// The size of the simulated volume; twice the files' if not given, four times with --defragment
+    /// The size of the simulated volume; twice the files' if not given, four times with
+    /// --defragment
     #[arg(long, value_name = "SIZE", conflicts_with = "image")]
     volume: Option<Size>,
-    /// What holds a file for a guest, and who wins against a truncate: a preset, or a TOML file with one design
+    /// What holds a file for a guest, and who wins against a truncate: a preset, or a TOML file
+    /// with one design
     #[arg(long, value_name = "D|FILE.toml", default_value = "man-page", conflicts_with = "image")]
     design: String,
-    /// For a guest that has the memory as an ACPI NVDIMM of QEMU's own: write the info block that its Linux wants
+    /// For a guest that has the memory as an ACPI NVDIMM of QEMU's own: write the info block that
+    /// its Linux wants
     #[arg(long)]
     nvdimm: bool,
-    /// Keep a durable copy, brought up to date by each flush, so that `daxlab ctl power-cut` can cut the power
+    /// Keep a durable copy, brought up to date by each flush, so that `daxlab ctl power-cut` can
+    /// cut the power
     #[arg(long)]
     power_cut_model: bool,
     /// Seed of every random choice

@@ -1,4 +1,5 @@
-//! Lists the built-in scenarios: every `scenarios/*.scn` becomes part of the library, by its file's name.
+//! Lists the built-in scenarios: every `scenarios/*.scn` becomes part of the library, by its file's
+//! name.
 
 use std::fmt::Write as _;
 use std::path::Path;

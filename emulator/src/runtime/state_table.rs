@@ -18,8 +18,8 @@ pub struct InvalidTransition {
     pub event: &'static str,
 }
 
-/// A Mermaid `stateDiagram-v2` of `rows` (state, event, next state), which begins in `start`. States
-/// without a row of their own are final.
+/// A Mermaid `stateDiagram-v2` of `rows` (state, event, next state), which begins in `start`.
+/// States without a row of their own are final.
 pub fn mermaid(start: &str, rows: &[(&str, &str, &str)]) -> String {
     let mut lines = vec!["stateDiagram-v2".to_owned(), format!("    [*] --> {start}")];
     lines.extend(rows.iter().map(|(from, event, to)| format!("    {from} --> {to}: {event}")));

@@ -68,8 +68,8 @@ choices! {
         /// Those of the lease proposal of 2019-09-23: read, write, each breakable or unbreakable
         /// (+U).
         ManPage = "man-page",
-        /// Read and write leases of different processes coexist until a holder changes the layout; a write
-        /// lease is the exclusive kind.
+        /// Read and write leases of different processes coexist until a holder changes the layout;
+        /// a write lease is the exclusive kind.
         Chinner = "chinner",
     }
 

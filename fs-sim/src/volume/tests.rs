@@ -456,9 +456,9 @@ fn after_a_power_cut_one_look_at_the_whole_device_frees_every_orphan_once() {
     assert_eq!(volume.pins.unpin(pin), emulator::pin::Unpinned { orphan_seen: true });
 }
 
-/// Threads that allocate, pin (their own pages and, like a pin by an outdated map, any thread's), orphan
-/// and unpin, all at once. Every block is freed exactly once and none is forgotten: with the last
-/// pin gone, no orphan is left.
+/// Threads that allocate, pin (their own pages and, like a pin by an outdated map, any thread's),
+/// orphan and unpin, all at once. Every block is freed exactly once and none is forgotten: with the
+/// last pin gone, no orphan is left.
 #[test]
 fn threads_orphan_and_unpin_and_nothing_is_lost() {
     for round in 0..30 {

@@ -1,8 +1,8 @@
 //! Conditions: for which designs an outcome is stated.
 //!
-//! It owns `@unsafe,odp`, `@stranger_change=wait&pin_gate=open`, `@!lease_rules=chinner`. Invariant: a condition names only
-//! axes, values and designs that exist. A condition by axis holds for a user's own design too; one by name only for the
-//! design of that name.
+//! It owns `@unsafe,odp`, `@stranger_change=wait&pin_gate=open`, `@!lease_rules=chinner`.
+//! Invariant: a condition names only axes, values and designs that exist. A condition by axis holds
+//! for a user's own design too; one by name only for the design of that name.
 
 use std::ops::Range;
 
@@ -39,7 +39,8 @@ pub struct Subject {
 }
 
 impl Condition {
-    /// Parses what stands at `span` of `source`, without the `@`. `designs` are the names that exist.
+    /// Parses what stands at `span` of `source`, without the `@`. `designs` are the names that
+    /// exist.
     ///
     /// # Errors
     /// An unknown design, axis or value, pointed at.

@@ -1,10 +1,12 @@
-//! Scenarios: scripts of simulated processes, operations and expectations, and what becomes of them under each design.
+//! Scenarios: scripts of simulated processes, operations and expectations, and what becomes of them
+//! under each design.
 //!
-//! It owns the language. Reading order: `parse` (text to [`Scenario`]), [`condition`] (which design an outcome is stated
-//! for), [`run`] (a scenario on a [`machine::Machine`]), [`sim`] (the simulated machine). Invariants: a scenario that was
-//! parsed names only operations, kinds and designs that exist; a step has exactly one stated outcome under every design it
-//! is run with, known before anything runs; nothing in a run depends on time passing or on a guess about who sleeps.
-//! Kernel counterpart: packetdrill and `xfs_io` scripts, for the style.
+//! It owns the language. Reading order: `parse` (text to [`Scenario`]), [`condition`] (which design
+//! an outcome is stated for), [`run`] (a scenario on a [`machine::Machine`]), [`sim`] (the
+//! simulated machine). Invariants: a scenario that was parsed names only operations, kinds and
+//! designs that exist; a step has exactly one stated outcome under every design it is run with,
+//! known before anything runs; nothing in a run depends on time passing or on a guess about who
+//! sleeps. Kernel counterpart: packetdrill and `xfs_io` scripts, for the style.
 
 pub mod condition;
 mod lex;
@@ -22,7 +24,8 @@ use condition::Condition;
 /// A parsed scenario.
 #[derive(Clone, Debug)]
 pub struct Scenario {
-    /// `S18`: what stands before the colon of the first line, or the file's name without its ending.
+    /// `S18`: what stands before the colon of the first line, or the file's name without its
+    /// ending.
     pub id: String,
     /// What stands after it.
     pub title: String,
@@ -103,7 +106,8 @@ pub struct Step {
     pub action: Action,
     /// What must come of it: never empty.
     pub expected: Vec<Alternative>,
-    /// Whether it is the question that the scenario asks (`=>`): its outcome is shown in the matrix.
+    /// Whether it is the question that the scenario asks (`=>`): its outcome is shown in the
+    /// matrix.
     pub asks: bool,
 }
 

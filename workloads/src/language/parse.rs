@@ -1,7 +1,8 @@
 //! From text to a scenario.
 //!
-//! It owns the grammar (`docs/scenarios.md`). Invariants: a parsed scenario holds [`super`]'s; a name is used only below the line
-//! that binds it, and only as what it is bound to; every error points at its line and column. Nothing is run here.
+//! It owns the grammar (`docs/scenarios.md`). Invariants: a parsed scenario holds [`super`]'s; a
+//! name is used only below the line that binds it, and only as what it is bound to; every error
+//! points at its line and column. Nothing is run here.
 
 mod arguments;
 mod outcome;

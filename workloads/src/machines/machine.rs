@@ -1,7 +1,8 @@
 //! What a scenario needs of a machine, simulated or real.
 //!
-//! It owns the words between a run and the machine it drives. Invariant: after each call the machine is quiescent: every
-//! operation begun has ended or is blocked, which is a fact and not a guess. Kernel counterpart: the system call boundary.
+//! It owns the words between a run and the machine it drives. Invariant: after each call the
+//! machine is quiescent: every operation begun has ended or is blocked, which is a fact and not a
+//! guess. Kernel counterpart: the system call boundary.
 
 use std::time::Duration;
 
@@ -20,7 +21,8 @@ pub enum Progress {
 /// Why a machine can't go on with a scenario.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Trouble {
-    /// The scenario asks for what can't be: an operation of a dead process, a name that an earlier failure left unbound.
+    /// The scenario asks for what can't be: an operation of a dead process, a name that an earlier
+    /// failure left unbound.
     #[error("{0}")]
     Script(String),
     /// The machine can't do it (no permission, no lease support): the scenario is not run.
@@ -33,15 +35,16 @@ pub enum Trouble {
 
 /// A machine that scenarios run on.
 pub trait Machine {
-    /// Lets `actor` perform `op` and bind its result to `bind`; a process is started when it is first heard of. Returns when
-    /// the machine is quiescent again, also as far as other blocked operations go.
+    /// Lets `actor` perform `op` and bind its result to `bind`; a process is started when it is
+    /// first heard of. Returns when the machine is quiescent again, also as far as other blocked
+    /// operations go.
     ///
     /// # Errors
     /// [`Trouble`]; the machine is good for nothing but [`Machine::finish`] then.
     fn perform(&mut self, actor: &Actor, op: &Op, bind: Option<&str>) -> Result<Progress, Trouble>;
 
-    /// Where the operation of `actor` stands that was blocked when it was begun. Once it is [`Progress::Done`] it is
-    /// forgotten.
+    /// Where the operation of `actor` stands that was blocked when it was begun. Once it is
+    /// [`Progress::Done`] it is forgotten.
     ///
     /// # Errors
     /// [`Trouble`].

@@ -1,7 +1,8 @@
 //! The typed arguments of operations.
 //!
-//! It owns the small types that the fields of an [`Op`](super::Op) have, and the untyped form [`Arg`] that the parser and the
-//! random generator build first. Invariant: each type accepts exactly the words that its [`Param`] describes.
+//! It owns the small types that the fields of an [`Op`](super::Op) have, and the untyped form
+//! [`Arg`] that the parser and the random generator build first. Invariant: each type accepts
+//! exactly the words that its [`Param`] describes.
 
 use std::fmt;
 use std::ops::Deref;
@@ -96,7 +97,8 @@ pub enum Param {
 /// The most bytes that one operation moves: 64 MiB.
 pub const DATA_MAX: u64 = 64 << 20;
 
-/// The untyped form of an argument, for code that treats all operations alike: the parser, the random generator, the writer.
+/// The untyped form of an argument, for code that treats all operations alike: the parser, the
+/// random generator, the writer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Arg {
     /// The name of a file, of a binding, or of a process.

@@ -1,7 +1,8 @@
 //! The table of operations that `daxlab ctl` can ask for.
 //!
-//! It owns each one's name, typed arguments and documentation. The type [`ControlOp`], its JSON form on the control socket, the
-//! command line of `daxlab ctl` and its reference all come from this one table. Sizes and offsets are in bytes.
+//! It owns each one's name, typed arguments and documentation. The type [`ControlOp`], its JSON
+//! form on the control socket, the command line of `daxlab ctl` and its reference all come from
+//! this one table. Sizes and offsets are in bytes.
 
 use serde::{Deserialize, Serialize};
 
@@ -90,8 +91,9 @@ macro_rules! control_operations {
                 }),*],
             }),+];
 
-            /// Whether the answer may take any time, because a guest, a user or another process must act first. The counters of
-            /// all guests count too: the server waits for each guest's backend as long as it must.
+            /// Whether the answer may take any time, because a guest, a user or another process
+            /// must act first. The counters of all guests count too: the server waits for each
+            /// guest's backend as long as it must.
             pub fn may_wait(&self) -> bool {
                 let delay = match self {
                     $(ControlOp::$variant { .. } => AnswerDelay::$delay),+

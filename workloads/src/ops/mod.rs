@@ -1,8 +1,9 @@
 //! Operations: what a process of a scenario can ask of a machine.
 //!
-//! It owns the typed operation [`Op`] and its table: names, typed arguments, values, documentation, and whether a real Linux can
-//! run it. One macro makes the type and the table, so the parser, the reference page, the machines and the generator of random
-//! sequences always know the same operations. Invariant: an [`Op`] has exactly the arguments of its row; no other can be built.
+//! It owns the typed operation [`Op`] and its table: names, typed arguments, values, documentation,
+//! and whether a real Linux can run it. One macro makes the type and the table, so the parser, the
+//! reference page, the machines and the generator of random sequences always know the same
+//! operations. Invariant: an [`Op`] has exactly the arguments of its row; no other can be built.
 //! Kernel counterpart: the system call table; `xfs_io`'s commands for the style.
 //!
 //! ```
@@ -22,7 +23,8 @@ pub use arguments::*;
 pub use control::{ControlArg, ControlOp, ControlRow, ControlSyntax};
 pub use table::{Op, OpAudience, OpValue, RunsOn, Verb, WrongArguments};
 
-/// Every operation as the reference page in `docs/scenarios.md` lists it: a table for each section, in Markdown.
+/// Every operation as the reference page in `docs/scenarios.md` lists it: a table for each section,
+/// in Markdown.
 pub fn reference() -> String {
     let mut page = String::new();
     let mut section = "";
@@ -37,8 +39,9 @@ pub fn reference() -> String {
     page
 }
 
-/// The bytes that an operation read, in the words of scenarios: `a` if all `asked` are that, `eof` if there is none, else runs
-/// with their lengths in bytes, `a:4096,zeros:4096`; at most [`RUNS_MAX`] of them.
+/// The bytes that an operation read, in the words of scenarios: `a` if all `asked` are that, `eof`
+/// if there is none, else runs with their lengths in bytes, `a:4096,zeros:4096`; at most
+/// [`RUNS_MAX`] of them.
 pub fn describe_bytes(bytes: &[u8], asked: usize) -> String {
     let name = |byte: u8| match byte {
         0 => "zeros".to_owned(),

@@ -1,7 +1,8 @@
 //! The table of operations.
 //!
-//! It owns every operation's name, arguments, value, audience and documentation. The type [`Op`], the parser of scenarios, the
-//! reference page and the generator of random sequences all come from this one table.
+//! It owns every operation's name, arguments, value, audience and documentation. The type [`Op`],
+//! the parser of scenarios, the reference page and the generator of random sequences all come from
+//! this one table.
 
 use std::fmt;
 
@@ -370,7 +371,8 @@ impl Verb {
         Verb::ALL.iter().copied().find(|verb| verb.name() == name)
     }
 
-    /// How it is written, as the reference page shows it: `open FILE r|w|rw|path [create] [excl] …`.
+    /// How it is written, as the reference page shows it: `open FILE r|w|rw|path [create] [excl]
+    /// …`.
     pub fn usage(self) -> String {
         let mut usage = String::new();
         if let Some(kind) = self.binds() {

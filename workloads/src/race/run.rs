@@ -21,8 +21,8 @@ use super::{oracle, outcome, supervisor};
 /// Returns when the last design has ended, or soon after `stop` is set.
 ///
 /// # Errors
-/// [`RaceError`]: the race could not be run. A broken invariant is not an error: it is in the result,
-/// and [`RaceReport::failed`] is set.
+/// [`RaceError`]: the race could not be run. A broken invariant is not an error: it is in the
+/// result, and [`RaceReport::failed`] is set.
 ///
 /// # Example
 /// ```

@@ -1,10 +1,12 @@
-//! The emulator's side of its ports: who is attached, and what is held for him.
+//! The server's side of its backend processes: which guest is attached, and what is held for it.
 //!
-//! It owns each port's link, its thread and, for a file, the simulated process that has it for the guest: that process takes lease
-//! and pins when a guest connects, and exits when the guest is gone, which gives everything back, NIC regions included.
-//! Invariants: what is held for a guest is held until he has hung up or (his port being dead) his process is gone, and not a
-//! moment longer, unless it was taken from him and he has let go; an export is told that nothing is mapped only after the
-//! port, or the guest's end, has said so. Counterpart: `vfio_pin_pages` and the release of its container.
+//! It owns each backend process's link, its thread and, for a file, the simulated process that has
+//! the file for the guest: that process takes lease and pins when a guest connects, and exits when
+//! the guest has ended, which gives everything back, NIC regions included. Invariants: what is
+//! held for a guest is held until it has hung up or, if its backend process is dead, until its own
+//! process has ended, and no longer, unless it was revoked and the guest has unmapped it; an
+//! export is told that nothing is mapped only after the backend process, or the guest's end, has
+//! said so. Counterpart: `vfio_pin_pages` and the release of its container.
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -68,13 +70,13 @@ pub(super) struct Guest {
     /// The frontend's process.
     pub(super) pid: Option<u32>,
     pub(super) since: Nanos,
-    /// What is held for him; none for an image.
+    /// What is held for the guest; none for an image.
     pub(super) holds: Option<Holds>,
-    /// How many pieces he was given last.
+    /// How many pieces it was given last.
     pub(super) pieces: AtomicU64,
-    /// How often he was given any.
+    /// How often it was given any.
     pub(super) attaches: AtomicU64,
-    /// It was taken from him by hand.
+    /// It was revoked by an administrator.
     pub(super) revoked: AtomicBool,
     /// Tells of the process's end; none if it could not be had.
     process: Option<OwnedFd>,
@@ -82,15 +84,16 @@ pub(super) struct Guest {
 
 /// What is held for a guest.
 pub(super) struct Holds {
-    /// The process that serves him.
+    /// The process that serves it.
     pub(super) task: Task,
     pub(super) export: Arc<GuestExport>,
 }
 
 impl Guest {
-    /// Whether it was taken from him, by hand or by a layout change.
+    /// Whether it was revoked, by an administrator or by a layout change.
     pub(super) fn is_revoked(&self) -> bool {
-        // ORDERING: SeqCst: set before the demand is made, so whoever hands out pieces later sees it.
+        // ORDERING: SeqCst: set before the demand is made, so the thread that hands out pieces
+        // later sees it.
         let by_hand = self.revoked.load(Ordering::SeqCst);
         by_hand || self.holds.as_ref().is_some_and(|holds| holds.export.is_revoked())
     }
@@ -145,7 +148,7 @@ impl Port {
         });
         let mut fds: Vec<BorrowedFd<'_>> = vec![listener.as_fd(), machine.device().fd()];
         fds.extend(machine.durable().map(|durable| durable.fd()));
-        // If it is gone already, nobody says that he is ready.
+        // If the guest has ended already, no message says that it is ready.
         let _gone = port.link.tell(&ToPort::Start { bytes: machine.device().bytes() }, &fds);
         let (attended, with) = (Arc::clone(&port), Arc::clone(machine));
         let _ends_with_the_link = thread::spawn(move || attended.attend(&with));
@@ -160,7 +163,8 @@ impl Port {
 
     /// Listens to the port until it is gone.
     fn attend(self: &Arc<Self>, machine: &Arc<Machine>) {
-        // An export can wait for a layout change, and that for anything, such as this port's own words.
+        // An export can wait for a layout change, and that for anything, such as this process's
+        // own messages.
         let mut admission: Option<JoinHandle<()>> = None;
         while let Some((heard, _)) = self.link.next::<FromPort>() {
             match heard {
@@ -254,7 +258,8 @@ impl Port {
                 self.state.lock().exporter = None;
                 let exported = exported.map_err(|error| error.to_string())?;
                 if let Some(durable) = machine.durable() {
-                    // What its blocks held before, another file's maybe, is not to come back by a power cut.
+                    // What its blocks held before, perhaps another file's data, must not come back
+                    // by a power cut.
                     let flushed = durable.flush(machine.device(), files::places(kernel, file));
                     if let Err(error) = flushed {
                         exported.holds.task.exit();
@@ -309,7 +314,7 @@ impl Port {
         pieces
     }
 
-    /// The guest has hung up, or his process is gone: everything goes back.
+    /// The guest has hung up, or its process has ended: everything goes back.
     fn gone(&self, machine: &Machine, connection: u64) {
         let guest = {
             let mut state = self.state.lock();
@@ -333,18 +338,20 @@ impl Port {
     pub(super) fn take(&self, connection: u64, why: Why) -> u64 {
         let number = self.link.number();
         self.state.lock().takes.insert(number, (connection, why));
-        // A dead port's guest may have it mapped as long as he lives.
+        // A dead backend's guest may have it mapped as long as it lives.
         self.say(&ToPort::Take { number, connection, why });
         number
     }
 
-    /// Takes from a guest, by hand, all that is held for him: nothing stays mapped, flushes fail, and once that is so, lease,
-    /// pins and NIC regions are gone. Never waits; the demand's number.
+    /// Takes from a guest, for an administrator, all that is held for it: nothing stays mapped,
+    /// flushes fail, and then lease, pins and NIC regions go. Never waits. Returns the demand's
+    /// number.
     pub(super) fn revoke(&self, machine: &Machine, guest: &Guest) -> u64 {
         guest.revoked.store(true, Ordering::SeqCst);
         let demand = self.take(guest.connection, Why::Revoked);
         if let Some(holds) = &guest.holds {
-            // Its exit demands the same of the export; the pins go with `GuestExport::unmapped`, the lease with them.
+            // Its exit demands the same of the export; the pins go with `GuestExport::unmapped`,
+            // and the lease with them.
             machine.nic().forget(holds.task.pid());
             holds.task.exit();
         }
@@ -387,7 +394,8 @@ impl Port {
         })
     }
 
-    /// The port's process is gone. Its guest may not be, and what he has mapped he keeps until he ends.
+    /// The backend process has ended. Its guest may live on, and keeps what it has mapped until it
+    /// ends.
     fn lost(&self, machine: &Machine) {
         self.state.lock().ended = true;
         self.link.over();
@@ -435,10 +443,12 @@ impl Port {
         }
     }
 
-    /// Ends the link. With a guest the port lives on, and this is true; without one it ends, and this returns when it has.
+    /// Ends the link. With a guest the backend process lives on, and this is true; without one it
+    /// ends, and this returns when it has.
     pub(super) fn part(&self) -> bool {
         let attached = self.guest().is_some();
-        // Once it has answered, no flush succeeds any more. One that is dead, or does not answer, finds the end of the link.
+        // Once it has answered, no flush succeeds any more. A process that is dead, or does not
+        // answer, finds the end of the link.
         let _told = self.link.ask(|number| ToPort::End { number });
         self.link.hang_up();
         if attached && !self.has_died() {
@@ -446,7 +456,7 @@ impl Port {
         }
         // It stays what it is until it is reaped here.
         if watch(self.pid).is_some_and(|process| !wait_for_end(&process, Some(END_MAX))) {
-            // Nobody is attached to it.
+            // No guest is attached to it.
             let _gone = self.process.lock().kill();
         }
         let _reaped = self.has_died();

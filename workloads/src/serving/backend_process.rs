@@ -1,14 +1,17 @@
-//! The port: the process that a guest's device lives in.
+//! The backend process: the process in which a guest's device lives.
 //!
-//! It owns the listening socket, the connection and descriptors of the memory, and answers FLUSH by itself. It asks the emulator
-//! what to map, and does what the emulator says. Invariants: once the emulator is gone every flush fails, nothing is mapped any
-//! more that was not before, and nobody else is let in, until the guest hangs up: then the process ends; between a demand that
-//! nothing be mapped and the next pieces handed out, every flush fails; two ports share no lock.
+//! It owns the listening socket, the connection and descriptors of the memory, and answers FLUSH
+//! by itself. It asks the server what to map, and does what the server says. Invariants: once the
+//! server has ended every flush fails, nothing new is mapped, and no further guest is admitted,
+//! until the guest hangs up: then the process ends; between a demand that nothing be mapped and
+//! the next pieces handed out, every flush fails; two backend processes share no lock.
 //!
 //! # Why a process
-//! QEMU can't connect such a device again, and a guest whose flush is never answered hangs in its fsync. So whoever answers
-//! must outlive the emulator, be it stopped or killed. What a hostile frontend could break, it breaks here. And the image's
-//! lock, which lives in its open file, is the port's too: no other emulator gets the image while a guest may still write to it.
+//! QEMU can't connect such a device again, and a guest whose flush is never answered hangs in its
+//! fsync. So the process that answers must outlive the server, whether that is stopped or killed.
+//! What a hostile frontend could break, it breaks here. The image's lock, which lives in its open
+//! file, is this process's too: no other server gets the image while a guest may still write to
+//! it.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -30,7 +33,7 @@ use super::link::{Counted, FromPort, Granted, Link, LinkError, ToPort, Why, hear
 use super::render;
 use crate::serving::socket;
 
-/// After how long a frontend that does not let go is asked again.
+/// After how long a frontend that has not unmapped is asked again.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 
 /// A port's life, from its starter's socket to the end of its last guest.
@@ -38,7 +41,8 @@ const ASK_AGAIN: Duration = Duration::from_secs(1);
 /// # Errors
 /// It could not be made: the starter is told by the end of the socket.
 pub fn main(socket: OwnedFd) -> io::Result<()> {
-    // A terminal's Ctrl-C is for the emulator. It fails only for a leader of a group, which no terminal's signal reaches either.
+    // A terminal's Ctrl-C is for the server. The call fails only for a leader of a group, which no
+    // terminal's signal reaches either.
     let _session = rustix::process::setsid();
     let link = Link::new(socket);
     let Some((ToPort::Start { bytes }, fds)) = link.next::<ToPort>() else {
@@ -97,7 +101,8 @@ pub fn main(socket: OwnedFd) -> io::Result<()> {
         port.over.store(true, Ordering::SeqCst);
         port.link.over();
     });
-    // Nobody may wait here in vain, and the path may be another server's as soon as it is seen that nobody listens.
+    // No frontend may wait here in vain, and another server may take the path as soon as it sees
+    // that no process listens.
     let _shut = rustix::net::shutdown(&door, rustix::net::Shutdown::Both);
     server.join();
     Ok(())
@@ -190,7 +195,8 @@ impl Port {
     fn taken(&self, number: u64, connection: u64, server: &VhostServer) {
         let gone = || self.standing.lock().connection != Some(connection);
         let mut unmapped = server.unmap();
-        // A frontend that does not answer, or can't be asked, has it mapped until it does, or is gone.
+        // A frontend that does not answer, or can't be asked, has it mapped until it answers or
+        // ends.
         while !unmapped.acknowledged && !self.wait("a frontend lets go", Some(ASK_AGAIN), gone) {
             unmapped = Unmapped { pieces: unmapped.pieces, ..server.unmap() };
         }
@@ -247,7 +253,7 @@ impl Medium for Port {
             Ok(other) => format!("the emulator's answer makes no sense: {other:?}"),
             Err(LinkError::Over) => "the emulator has ended".to_owned(),
             Err(LinkError::Silent) => {
-                // It may be granted too late: then nobody is there.
+                // It may be granted too late: then no guest is there.
                 self.say(&FromPort::Gone { number: 0, connection });
                 "the emulator gives no answer".to_owned()
             }
@@ -271,7 +277,8 @@ impl Medium for Port {
             Ok(_) | Err(_) => return Vec::new(),
         };
         let mut standing = self.standing.lock();
-        // What was taken since it was asked for is no longer ours to map; a later demand finds it mapped.
+        // What was revoked since it was asked for may not be mapped; a later demand finds it
+        // mapped.
         if pieces.is_empty() || standing.takes != takes || standing.connection != Some(connection) {
             return Vec::new();
         }

@@ -1,8 +1,9 @@
-//! What `daxlab ctl` does to a server that runs.
+//! What `daxlab ctl` does to a running server.
 //!
-//! It owns no state but the way to the machine. Invariants: what changes a file is done by a simulated process of its own, which
-//! ends with the asking, or with the asker; whatever fails says who stands against it; nothing that is asked waits for ever
-//! but for a guest, a lease or a pin, and then it can be given up.
+//! It owns no state but the way to the machine. Invariants: a change of a file is done by a
+//! simulated process of its own, which ends with the request, or with the asker; a failure names
+//! what stands against it; a request waits without a bound only for a guest, a lease or a pin, and
+//! then it can be given up.
 
 use std::sync::OnceLock;
 
@@ -215,7 +216,7 @@ impl Served {
         if all { Response::Answer { text, data } } else { Response::Failed { text, data } }
     }
 
-    /// Waits for guests to let go of what was demanded; false if the asker gave up before.
+    /// Waits until guests have unmapped what was demanded; false if the asker gave up before.
     fn wait_taken(&self, demands: &[(&Arc<Port>, u64)], asker: &Asker<'_>) -> Result<bool, String> {
         let waiter = self.machine.waiter();
         let taken = asker.unless_gone(cancelled_by(&waiter), || -> Result<(), WaitError> {
@@ -239,7 +240,7 @@ impl Served {
         let waiter = self.machine.waiter();
         let alone = asker.unless_gone(cancelled_by(&waiter), || self.machine.wait_powerless(&waiter));
         if alone.map_err(no_means)?.is_err() {
-            return Err("given up before whoever was about to attach had done so; nothing was cut".to_owned());
+            return Err("given up before a guest that was about to attach had done so; nothing was cut".to_owned());
         }
         let guests: Vec<_> = self.attached().collect();
         if let Some((port, guest)) = guests.iter().find(|(port, _)| port.has_ended()) {
@@ -288,7 +289,7 @@ impl Served {
             text += &format!("{}: taken from {}\n", port.socket.display(), guest.who());
         }
         if guests.is_empty() {
-            text.push_str("nobody has it\n");
+            text.push_str("no guest has it\n");
         }
         let revoked: Vec<Value> =
             guests.iter().map(|(port, guest)| json!({ "socket": port.shown(), "qemu": guest.pid })).collect();
@@ -321,7 +322,8 @@ impl Served {
         };
         let Some(holds) = &guest.holds else { return Err("this server serves an image".to_owned()) };
         let (pid, kernel) = (holds.task.pid(), Arc::clone(holds.task.kernel()));
-        // What it waits for, it waits for in a call of the guest's process, which must live on: it is left to end by itself.
+        // It waits in a call of the guest's process, which must live on: it is left to end by
+        // itself.
         let registered =
             asker.unless_gone(|| {}, || self.machine.nic().register(&holds.task, file)).map_err(no_means)?;
         match registered {

@@ -1,7 +1,8 @@
 //! The files of a simulated volume that are served: their making, and their export to a guest.
 //!
-//! It owns no state; the kernel does. Invariants: a file that is served is a multiple of 2 MiB, as the guest's Linux wants its
-//! device, and lies in at most [`PIECES_MAX`] pieces, as its QEMU can map; an export that can't be mapped whole is given back.
+//! It owns no state; the kernel does. Invariants: a served file is a multiple of 2 MiB, as the
+//! guest's Linux wants its device, and lies in at most [`PIECES_MAX`] pieces, as its QEMU can map;
+//! an export that can't be mapped whole is given back.
 
 use std::fs::File;
 use std::io;
@@ -43,7 +44,8 @@ pub struct Files {
     pub extents: Option<u64>,
     /// Whether each is defragmented before it is served.
     pub defragment: bool,
-    /// The volume's size in bytes; if none is given, twice the files', or four times if they are to be joined.
+    /// The volume's size in bytes; if none is given, twice the files' size, or four times if they
+    /// are to be joined.
     pub volume: Option<u64>,
 }
 
@@ -94,7 +96,8 @@ pub(super) fn make(files: &Files, axes: Axes, seed: u64) -> Result<Arc<Kernel>, 
             return Err(ServeError::Wrong(format!("--volume {}: the files need {needed}", Size(volume))));
         }
         Some(volume) => volume,
-        // Between the extents of a broken-up file lies as much again, and a file is joined in a free run of its size.
+        // Between the extents of a broken-up file lies as much again, and a file is joined in a
+        // free run of its size.
         None if files.defragment => bytes.saturating_mul(4 * count).clamp(VOLUME_MIN, MAX_BYTES),
         None => bytes.saturating_mul(2 * count).clamp(VOLUME_MIN, MAX_BYTES),
     };
@@ -217,7 +220,8 @@ pub(super) struct Exported {
     pub(super) pieces: u64,
 }
 
-/// Has a new process open the file called `name`, and take what the design demands of whoever lets a guest map it.
+/// Has a new process open the file called `name`, and take what the design demands of a process
+/// that lets a guest map it.
 ///
 /// # Errors
 /// [`ExportError`]; nothing is held then.

@@ -1,8 +1,10 @@
-//! What the emulator and a port say to each other.
+//! The messages between the server and a backend process.
 //!
-//! It owns the messages (one a packet, [`crate::messages`]) and the waiting for replies. Invariants: every request gets at most
-//! one reply, by its number; a message is at most [`crate::messages::MESSAGE_MAX`] bytes, which the pieces of a device of
-//! [`PIECES_MAX`](emulator::vhost_user::PIECES_MAX) pieces keep; whoever waits stops waiting when the link ends.
+//! It owns the messages (one a packet, [`crate::messages`]) and the waiting for replies.
+//! Invariants: every request gets at most one reply, by its number; a message is at most
+//! [`crate::messages::MESSAGE_MAX`] bytes, which a device of
+//! [`PIECES_MAX`](emulator::vhost_user::PIECES_MAX) pieces keeps; a waiter stops waiting when the
+//! link ends.
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -28,15 +30,16 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(20);
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(super) enum ToPort {
-    /// The first: what it serves. Carries the listening socket, the memory, and the durable copy if there is one.
+    /// The first: what it serves. Carries the listening socket, the memory, and the durable copy
+    /// if there is one.
     Start {
         /// The memory's length in bytes.
         bytes: u64,
     },
     /// The reply to a request.
     Reply { number: u64, reply: Granted },
-    /// Nothing may stay mapped for this connection, and flushes fail until the device is attached again with pieces.
-    /// [`FromPort::Taken`] follows.
+    /// Nothing may stay mapped for this connection, and flushes fail until the device is attached
+    /// again with pieces. [`FromPort::Taken`] follows.
     Take { number: u64, connection: u64, why: Why },
     /// Whether flushes are told to fail. A reply follows.
     FailFlush { number: u64, on: bool },
@@ -50,7 +53,7 @@ pub(super) enum ToPort {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(super) enum Why {
-    /// It is no longer his.
+    /// The guest no longer has it.
     Revoked,
     /// The power is gone.
     PowerCut,
@@ -76,7 +79,8 @@ pub(super) enum Granted {
 pub(super) enum FromPort {
     /// It listens.
     Ready,
-    /// A frontend connected; the process, if it is known. The number is the connection's from now on.
+    /// A frontend connected; its process, if it is known. The number is the connection's from now
+    /// on.
     Connected { number: u64, pid: Option<u32> },
     /// A driver took the device.
     Attach { number: u64, connection: u64 },
@@ -113,7 +117,7 @@ pub(super) enum LinkError {
 #[derive(Debug)]
 pub(super) struct Link<A> {
     socket: OwnedFd,
-    /// For its own waits: nobody else's waiters are there.
+    /// For its own waits: it is in no other wait queue.
     world: World,
     next: AtomicU64,
     replies: Mutex<Replies<A>>,
@@ -173,7 +177,7 @@ impl<A> Link<A> {
         arrived.unwrap_or_else(|_: WaitError| Err(LinkError::Silent))
     }
 
-    /// A reply arrived. One that nobody waits for any more is dropped.
+    /// A reply arrived. A reply without a waiter is dropped.
     pub(super) fn replied(&self, number: u64, answer: A) {
         if let Some(slot) = self.replies.lock().expected.get_mut(&number) {
             *slot = Some(answer);
@@ -193,7 +197,7 @@ impl<A> Link<A> {
         }
     }
 
-    /// The link has ended: nobody waits any more.
+    /// The link has ended: every waiter stops.
     pub(super) fn over(&self) {
         self.replies.lock().over = true;
         self.changed.wake_all();

@@ -1,7 +1,8 @@
 //! What all guests of a server share: the memory, the simulated kernel, the power.
 //!
-//! It owns the device and, with the power-cut model, its durable copy. Invariants: while the power is failing nothing is handed
-//! out to be mapped, and nobody let in; a durable copy is cut and restored only once nothing is mapped and no flush runs.
+//! It owns the device and, with the power-cut model, its durable copy. Invariants: while the power
+//! is failing nothing is handed out to be mapped, and no guest is admitted; a durable copy is cut
+//! and restored only while nothing is mapped and no flush runs.
 
 use std::task::Poll;
 
@@ -44,7 +45,7 @@ pub(super) struct Machine {
     /// For waits that no simulated task waits.
     waits: World,
     next_waiter: AtomicU64,
-    /// Who needs power passes here; shut while it is failing.
+    /// Work that needs power passes here; closed while the power is failing.
     power: Gate,
     /// The last one left the gate.
     powerless: WaitQueue,
@@ -117,7 +118,8 @@ impl Machine {
         self.power.is_closed()
     }
 
-    /// Runs `body`, which no power cut meets: one that comes waits for its end. None if the power is failing already.
+    /// Runs `body`, which no power cut interrupts: a cut waits for its end. None if the power is
+    /// failing already.
     pub(super) fn under_power<R>(&self, body: impl FnOnce() -> R) -> Option<R> {
         let (done, last) = match self.power.enter() {
             Ok(()) => (Some(body()), self.power.leave()),
@@ -129,14 +131,14 @@ impl Machine {
         done
     }
 
-    /// With the power failing: waits until nobody is under power any more.
+    /// With the power failing: waits until no work needs power.
     ///
     /// # Errors
     /// `waiter` was interrupted.
     pub(super) fn wait_powerless(&self, waiter: &Arc<Waiter>) -> Result<(), WaitError> {
-        let how = WaitFor::interruptible("whoever is under power");
-        let nobody = || if self.power.inside() == 0 { Poll::Ready(()) } else { Poll::Pending };
-        self.powerless.wait(&self.waits, waiter, how, nobody)
+        let how = WaitFor::interruptible("work that needs power");
+        let idle = || if self.power.inside() == 0 { Poll::Ready(()) } else { Poll::Pending };
+        self.powerless.wait(&self.waits, waiter, how, idle)
     }
 
     /// From now on a port's end is no accident.

@@ -1,24 +1,27 @@
-//! Serving guests: files of a simulated volume, or an image, as persistent memory of virtual machines.
+//! Serving guests: files of a simulated volume, or an image, as persistent memory of virtual
+//! machines.
 //!
-//! It owns a server's life. Invariants: nothing is made or changed before every argument is found good, an image last; a
-//! socket's path is removed at the end; a guest survives the server's end, with flushes that fail. It is the only place where
-//! NIC and guest meet. There is no kernel counterpart; vhost-user back ends such as virtiofsd are the relatives.
+//! It owns a server's life. Invariants: nothing is made or changed before every argument is found
+//! good, an image last; a socket's path is removed at the end; a guest survives the server's end,
+//! with flushes that fail. It is the only place where NIC and guest meet. There is no kernel
+//! counterpart; vhost-user backends such as virtiofsd are the relatives.
 //!
 //! # Processes
-//! The *emulator* (this process) has kernel, files, NIC and control socket; each guest's device lives in a [`backend_process`] of
-//! its own, which outlives the emulator if it must.
+//! The *server* (this process) has kernel, files, NIC and control socket; each guest's device
+//! lives in a [`backend_process`] of its own, which outlives the server if it must.
 //!
 //! | module | owns |
 //! |---|---|
 //! | [`backend_process`] | the process of one guest's backend |
-//! | `link` | what the emulator and a port say to each other |
-//! | `backend_handles` | the emulator's side of a port: the guest there is, and what is held for it |
+//! | `link` | the messages between server and backend process |
+//! | `backend_handles` | the server's side: which guest is there, and what is held for it |
 //! | `machine` | what all guests share |
 //! | `files` | the files, their making and their export |
 //! | `nic` | RDMA regions over the same files |
-//! | `qemu_args` | how to attach |
-//! | `control_handler` | what `daxlab ctl` does |
-//! | `render` | what is said to people |
+//! | `qemu_args` | the QEMU command lines that attach |
+//! | `control`, `control_handler` | the control socket, and what `daxlab ctl` does |
+//! | `socket` | listening at a path |
+//! | `render` | texts for people |
 
 mod backend_handles;
 pub mod backend_process;
@@ -76,7 +79,8 @@ pub struct Config {
     pub control: PathBuf,
     /// The QEMU that command lines are for; if none is given, those that are found.
     pub qemu: Option<PathBuf>,
-    /// The program that runs [`backend_process::main`] for the argument `guest-port`: `daxlab` itself.
+    /// The program that runs [`backend_process::main`] for the argument `guest-port`: `daxlab`
+    /// itself.
     pub program: PathBuf,
 }
 
@@ -129,7 +133,7 @@ impl Stop {
         self.changed.wake_all();
     }
 
-    /// Waits until somebody asks. One thread may wait.
+    /// Waits for a request. One thread may wait.
     pub fn wait(&self) {
         let how = WaitFor::uninterruptible("being asked to end");
         let asked = || if self.asked.load(Ordering::SeqCst) { Poll::Ready(()) } else { Poll::Pending };
@@ -222,7 +226,8 @@ impl Server {
         let what = render::what(config, &machine, &held);
         let how = qemu_args::text(config, machine.backing(), &qemus);
         let introduction = format!("{what}{prepared}{how}\n{}", render::to_try(config));
-        // The ports alone listen from here on: at the end of one nobody waits in vain.
+        // Only the backend processes listen from here on: when one ends, no frontend waits in
+        // vain.
         let sockets = listening.into_iter().map(|(file, _)| file).collect();
         Ok(Server { machine, ports, sockets, control, introduction, _residents: residents })
     }
@@ -232,11 +237,11 @@ impl Server {
         &self.introduction
     }
 
-    /// Ends. Ports without a guest have ended when this returns; the others live on until their guest hangs up, and fail its
-    /// flushes. How many those are.
+    /// Ends. Backend processes without a guest have ended when this returns; the others live on
+    /// until their guest hangs up, and fail its flushes. Returns how many those are.
     pub fn end(self) -> usize {
         let Server { machine, ports, sockets, control, .. } = self;
-        // The paths first: once nobody listens, they may be another's.
+        // The paths first: once no process listens, another may take them.
         drop(sockets);
         drop(control);
         machine.end();
@@ -244,7 +249,7 @@ impl Server {
     }
 }
 
-/// Why nobody listens at a path: the user's to change, unless the machine can't.
+/// Why no process can listen at a path: the user can change it, unless the machine can't.
 fn not_there(option: &str, error: ListenError) -> ServeError {
     match &error {
         ListenError::Os { source, .. } if source.kind() != std::io::ErrorKind::NotFound => {
@@ -254,7 +259,8 @@ fn not_there(option: &str, error: ListenError) -> ServeError {
     }
 }
 
-/// Why a file of the host can't be read: the user's to change, with `hint`, unless he has no permission.
+/// Why a file of the host can't be read: the user can change it, with `hint`, unless permission is
+/// missing.
 fn unreadable(what: &str, error: &std::io::Error, hint: &str) -> ServeError {
     match error.kind() {
         std::io::ErrorKind::PermissionDenied => ServeError::Cannot(format!("{what}: {error}")),
@@ -269,7 +275,7 @@ fn cannot(error: OpenError) -> ServeError {
     }
 }
 
-/// The memory; and what the design demands of whoever serves a file of it, in words.
+/// The memory; and what the design demands of a process that serves a file of it, in words.
 fn backing(config: &Config) -> Result<(Backing, String), ServeError> {
     match &config.what {
         What::Image { path, bytes } => {
@@ -301,15 +307,16 @@ fn backing(config: &Config) -> Result<(Backing, String), ServeError> {
     }
 }
 
-/// The guest that has a file as its NVDIMM: it comes and goes unseen, and nothing can be taken from it.
+/// The guest that has a file as its NVDIMM: it comes and goes unseen, and nothing can be revoked
+/// from it.
 struct Resident;
 
 impl GuestMapping for Resident {
-    /// Nobody can be asked. So whatever wants to change the file waits until the server's end.
+    /// It cannot be asked. A task that wants to change the file waits until the server's end.
     fn unmap(&self) {}
 
     fn describe(&self) -> String {
-        "whoever has it as an NVDIMM, until the server ends".to_owned()
+        "the guest that has it as an NVDIMM, until the server ends".to_owned()
     }
 }
 

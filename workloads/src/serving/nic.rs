@@ -1,10 +1,11 @@
 //! Where the NIC meets the guest: RDMA regions over the files that guests have mapped.
 //!
-//! It owns the regions registered by hand. A region belongs to the process that has the file for a guest: that process's lease
-//! covers it, its pins are that process's, and it ends with it. Whoever writes and reads is a client of the moment, a process
-//! of its own with a queue pair connected to one of the region's context. Invariant: a region is listed from its registration
-//! until it was deregistered or its process is gone. Counterpart: a storage server that gives a guest and its RDMA clients
-//! the same memory.
+//! It owns the regions registered by ctl. A region belongs to the process that has the file for a
+//! guest: that process's lease covers it, its pins are that process's, and it ends with it. The
+//! client that reads and writes is made for each request: a process of its own with a queue pair
+//! connected to one of the region's context. Invariant: a region is listed from its registration
+//! until it was deregistered or its process has ended. Counterpart: a storage server that gives a
+//! guest and its RDMA clients the same memory.
 
 use std::collections::BTreeMap;
 
@@ -142,10 +143,11 @@ impl Region {
         self.task.pid()
     }
 
-    /// Deregisters it, and gives back what it was made of.
+    /// Deregisters it, and destroys the objects it was made with.
     ///
     /// # Errors
-    /// What [`Context::dereg_mr`] says; the region is gone from the list in any case, and ends with its process at the latest.
+    /// The errors of [`Context::dereg_mr`]; the region is gone from the list in any case, and ends
+    /// with its process at the latest.
     pub(super) fn deregister(&self) -> Result<(), Errno> {
         let server = self.task.thread();
         let deregistered = self.context.dereg_mr(&server, &self.mr);
@@ -207,7 +209,7 @@ impl Region {
         };
         let done = Qp::connect(&qp, &served).map_err(|_| Errno::EIO).and_then(|()| {
             qp.post_send(request).map_err(|error| error.errno())?;
-            // A queue pair that nobody else uses executes what is posted before it returns.
+            // A queue pair with one user executes what is posted before the call returns.
             qp.send_cq().poll_one().ok_or(Errno::EAGAIN)
         });
         // They may be gone with their context.

@@ -1,7 +1,8 @@
-//! How to attach: the command lines for what is served, and what an NVDIMM wants to find in its memory.
+//! How to attach: the QEMU command lines for what is served, and what an NVDIMM needs in its
+//! memory.
 //!
-//! It owns the choice of what can be offered. Invariants: a memory is offered to a QEMU of its own device only if it lies in one
-//! piece; an info block is written only where nothing else lies.
+//! It owns the choice of what can be offered. Invariants: a memory is offered to a QEMU of its own
+//! device only if it lies in one piece; an info block is written only over empty memory.
 
 use std::fmt::Write as _;
 use std::os::fd::AsRawFd;

@@ -1,6 +1,7 @@
-//! What a server says to people.
+//! Texts that a server shows to people.
 //!
-//! It owns the words, and nothing else. Invariant: whatever is refused names the rule that refuses it.
+//! It owns the wording, and nothing else. Invariant: a text about a refusal names the rule that
+//! refuses.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -66,7 +67,7 @@ pub(super) fn refusal(config: &Config, errno: Errno) -> String {
     let axes = &config.axes;
     let rule = |axis: Axis| format!("{} = {}", axis.name(), axes.get(axis));
     let why = match (axes.gate_scope, axes.pin_gate) {
-        (_, PinGate::Refuse) => format!("{}: long-term pins of files are refused to everybody", rule(Axis::PinGate)),
+        (_, PinGate::Refuse) => format!("{}: long-term pins of files are refused to every user", rule(Axis::PinGate)),
         (GateScope::RdmaOnly, _) => format!("{}: only RDMA may pin files for long", rule(Axis::GateScope)),
         _ => format!("{}, {}", rule(Axis::PinGate), rule(Axis::GateScope)),
     };

@@ -1,8 +1,8 @@
-//! Listening at a path: Unix sockets that somebody else may have left behind.
+//! Listening at a path, at which another process may have left a Unix socket.
 //!
-//! It owns the rules of who may have a path. Invariants: a path at which somebody listens is never taken from him; only a socket
-//! is ever removed, anything else that lies there stays. Counterpart: unix(7), whose kernel side leaves the file when its
-//! listener dies (`unix_bind_bsd` in net/unix/af_unix.c).
+//! It owns the rules for a path. Invariants: a path at which a process listens is never taken from
+//! it; only a socket is ever removed, any other file stays. Counterpart: unix(7), whose kernel
+//! side leaves the file when its listener dies (`unix_bind_bsd` in net/unix/af_unix.c).
 
 use std::io;
 use std::os::unix::ffi::OsStrExt;
@@ -15,7 +15,7 @@ use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 /// The longest path of a socket in bytes: `sun_path` of unix(7) without its end.
 pub const PATH_MAX: usize = 107;
 
-/// Why nobody listens at a path.
+/// Why listening at a path failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
     /// The path does not fit into a socket's address.
@@ -29,8 +29,8 @@ pub enum ListenError {
         /// Its length in bytes.
         len: usize,
     },
-    /// Somebody listens there.
-    #[error("socket {}: in use, somebody listens there; end that or name another path", .path.display())]
+    /// A process listens there.
+    #[error("socket {}: in use, a process listens there; end that or name another path", .path.display())]
     InUse {
         /// The path.
         path: PathBuf,
@@ -54,7 +54,7 @@ pub enum ListenError {
 /// Listens at `path`. A socket whose listener is gone is replaced.
 ///
 /// # Errors
-/// [`ListenError`]: nothing was made, and nothing removed that anybody could still use.
+/// [`ListenError`]: nothing was made, and nothing removed that a process could still use.
 pub fn listen(path: &Path) -> Result<UnixListener, ListenError> {
     let os = |source| ListenError::Os { path: path.to_owned(), source };
     let len = path.as_os_str().as_bytes().len();
@@ -72,7 +72,8 @@ pub fn listen(path: &Path) -> Result<UnixListener, ListenError> {
         _ => {}
     }
     match UnixStream::connect(path) {
-        // The one answer that says nobody listens. Anything else (a full backlog, no permission) may be a living one's.
+        // The one answer that says that no process listens. Any other (a full backlog, no
+        // permission) may come from a living one.
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {}
         // It went between the two looks.
         Err(error) if error.kind() == io::ErrorKind::NotFound => return UnixListener::bind(path).map_err(os),
@@ -83,7 +84,8 @@ pub fn listen(path: &Path) -> Result<UnixListener, ListenError> {
     UnixListener::bind(path).map_err(os)
 }
 
-/// The file of a listener, so that it can be told from one that somebody else has put in its place since.
+/// The file of a listener, so that it can be told from a file that another process has put in its
+/// place.
 #[derive(Debug)]
 pub struct Name {
     path: PathBuf,

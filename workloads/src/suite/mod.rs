@@ -2,8 +2,8 @@
 //!
 //! It owns the run of one scenario ([`run`]), the built-in list and its distribution over threads
 //! ([`scenarios`]), runs on the real kernel ([`linux`]), and random sequences on both machines
-//! ([`agreement`]). Invariant: the order of a report is that of what was asked for, whichever thread
-//! ran it. Kernel counterpart: xfstests' `check`.
+//! ([`agreement`]). Invariant: the order of a report is that of what was asked for, whichever
+//! thread ran it. Kernel counterpart: xfstests' `check`.
 
 pub mod agreement;
 pub mod linux;

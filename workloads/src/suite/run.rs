@@ -1,8 +1,9 @@
 //! Running a scenario: step by step on a machine, each outcome held against the stated one.
 //!
-//! It owns the verdict. Invariants: before anything runs, every step is known to have exactly one stated outcome under every
-//! design asked for ([`check`]); a run stops at the first outcome that is not the stated one, with the machine's state of
-//! that moment. Kernel counterpart: packetdrill's `run_script`.
+//! It owns the verdict. Invariants: before anything runs, every step is known to have exactly one
+//! stated outcome under every design asked for ([`check`]); a run stops at the first outcome that
+//! is not the stated one, with the machine's state of that moment. Kernel counterpart:
+//! packetdrill's `run_script`.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -51,8 +52,8 @@ pub struct Failure {
     pub state: Vec<String>,
 }
 
-/// Checks that under every one of `subjects` each step has exactly one stated outcome and a question is reached, or the
-/// design refuses the setup.
+/// Checks that under every one of `subjects` each step has exactly one stated outcome and a
+/// question is reached, or the design refuses the setup.
 ///
 /// # Errors
 /// A step with none or several for a design, at its place.
@@ -101,7 +102,8 @@ fn stated<'s>(scenario: &Scenario, step: &'s Step, subject: &Subject) -> Result<
     }
 }
 
-/// Whether `got` is what `expected` states: a plain `ok` is any success, and a plain `blocks` any reason.
+/// Whether `got` is what `expected` states: a plain `ok` is any success, and a plain `blocks` any
+/// reason.
 fn agrees(expected: &str, got: &str) -> bool {
     let general = matches!(expected, "ok" | "blocks");
     expected == got || (general && got.split(' ').next() == Some(expected))
@@ -110,7 +112,8 @@ fn agrees(expected: &str, got: &str) -> bool {
 /// Runs `scenario` on `machine` under the design of `subject`.
 ///
 /// # Errors
-/// The scenario asks for what can't be (see [`Trouble::Script`]), or ends while somebody is still blocked; at its place.
+/// The scenario asks for the impossible (see [`Trouble::Script`]), or ends while a task is still
+/// blocked; at its place.
 pub fn run(scenario: &Scenario, subject: &Subject, machine: Box<dyn Machine + '_>) -> Result<StepResult, InputError> {
     check_one(scenario, subject)?;
     let mut run =
@@ -257,7 +260,8 @@ impl<'s> Run<'s> {
         }
     }
 
-    /// The first call that blocked and of which no step stated what came, unless its process is gone.
+    /// The first call that blocked and of which no step stated what came, unless its process is
+    /// gone.
     fn leftover(&mut self) -> Option<InputError> {
         let actors: Vec<(Actor, Range<usize>)> = self.blocked.clone().into_iter().collect();
         actors.into_iter().find_map(|(actor, at)| {

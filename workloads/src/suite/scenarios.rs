@@ -1,7 +1,9 @@
-//! The suite: the scenarios that daxlab brings along, and runs of many scenarios under many designs.
+//! The suite: the scenarios that daxlab brings along, and runs of many scenarios under many
+//! designs.
 //!
-//! It owns the list of built-in scenarios and the sharing out of a run to threads. Invariant: the order of a report's rows
-//! and cells is that of the scenarios and designs asked for, whoever ran them.
+//! It owns the list of built-in scenarios and the sharing out of a run to threads. Invariant: the
+//! order of a report's rows and cells is that of the scenarios and designs asked for, whichever
+//! thread ran them.
 
 use crate::input::designs::DesignEntry;
 use crate::input::{InputError, Source};
@@ -40,12 +42,13 @@ fn order(id: &str) -> (String, u64, String) {
     (rank, digits.parse().unwrap_or(u64::MAX), rest)
 }
 
-/// The scenario that somebody called by its id, whatever the case.
+/// The scenario with this id, in upper or lower case.
 pub fn find<'s>(scenarios: &'s [Scenario], id: &str) -> Option<&'s Scenario> {
     scenarios.iter().find(|scenario| scenario.id.eq_ignore_ascii_case(id))
 }
 
-/// Runs every scenario under every design on simulated machines, on as many threads as the machine has processors.
+/// Runs every scenario under every design on simulated machines, on as many threads as the machine
+/// has processors.
 ///
 /// # Errors
 /// A scenario states no outcome for a design, or two, or asks for what can't be.

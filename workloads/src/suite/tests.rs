@@ -1,4 +1,5 @@
-//! The language: what is wrong with a script is told at its line and column; what is right runs as stated.
+//! The language: what is wrong with a script is told at its line and column; what is right runs as
+//! stated.
 
 #![allow(clippy::unwrap_used, reason = "a test that can't go on ends")]
 

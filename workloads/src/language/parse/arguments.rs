@@ -1,6 +1,7 @@
 //! The arguments of an operation, by its signature.
 //!
-//! It owns the reading of sizes, ranges, bytes, names and flags. Invariant: what it returns fits the verb's signature.
+//! It owns the reading of sizes, ranges, bytes, names and flags. Invariant: what it returns fits
+//! the verb's signature.
 
 use std::ops::Range;
 

@@ -1,7 +1,7 @@
 //! Stated outcomes: `ok | ETXTBSY @stranger_change=fail | EOPNOTSUPP n/a @pin_gate=refuse`.
 //!
-//! It owns the words that an outcome can be. Invariant: at most one alternative of a step is without a condition; an outcome
-//! that no machine could ever report is an error.
+//! It owns the words that an outcome can be. Invariant: at most one alternative of a step is
+//! without a condition; an outcome that no machine could ever report is an error.
 
 use std::ops::Range;
 

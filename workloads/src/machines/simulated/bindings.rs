@@ -161,7 +161,8 @@ pub(super) fn blocks(range: Option<ByteRange>) -> BlockRange {
     }
 }
 
-/// `RemoteAccessError { … }` as `remote_access_error`: the words of scenarios are the names of the code.
+/// `RemoteAccessError { … }` as `remote_access_error`: the words of scenarios are the names of the
+/// code.
 pub(super) fn snake(debug: &str) -> String {
     let mut word = String::new();
     for c in debug.chars().take_while(|c| c.is_alphanumeric()) {

@@ -1,7 +1,8 @@
 //! Operations as calls on the simulated kernel.
 //!
-//! It owns the way from an operation to a call: names replaced by things, on the worker's thread the call itself, its result in
-//! words. Invariant: a call touches nothing of the scenario; all it knows was taken along when it began.
+//! It owns the way from an operation to a call: names replaced by things, on the worker's thread
+//! the call itself, its result in words. Invariant: a call touches nothing of the scenario; all it
+//! knows was taken along when it began.
 
 use std::collections::BTreeMap;
 

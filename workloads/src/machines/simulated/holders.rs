@@ -1,7 +1,8 @@
 //! Calls about holders of pages that are no NIC, and of the system.
 //!
-//! It owns the translation of arguments and results; the semantics are the simulated kernel's. A power cut is not here: it takes
-//! the machine away under the callers ([`super::Simulation`] does it).
+//! It owns the translation of arguments and results; the semantics are the simulated kernel's. A
+//! power cut is not here: it takes the machine away under the callers ([`super::Simulation`] does
+//! it).
 
 use emulator::sync::Arc;
 use fs_sim::base::numbers::Fd;

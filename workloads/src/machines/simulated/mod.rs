@@ -1,11 +1,12 @@
 //! The simulated machine that scenarios run on.
 //!
-//! It owns one simulated kernel with a virtual clock, the processes of one scenario, and the names that the scenario has given
-//! to things. Invariant: between two steps the machine is quiescent (see `threads`), so what a step sees follows from the steps
-//! before it alone. Kernel counterpart: none; it is the user's side of the system call boundary.
+//! It owns one simulated kernel with a virtual clock, the processes of one scenario, and the names
+//! that the scenario has given to things. Invariant: between two steps the machine is quiescent
+//! (see `threads`), so what a step sees follows from the steps before it alone. Kernel counterpart:
+//! none; it is the user's side of the system call boundary.
 //!
-//! A signal that finds a process outside a call runs its handler at once, as on a real machine; one that finds all of its
-//! threads in calls stays pending, and ends those that a signal ends.
+//! A signal that finds a process outside a call runs its handler at once, as on a real machine; one
+//! that finds all of its threads in calls stays pending, and ends those that a signal ends.
 
 mod bindings;
 mod calls;
@@ -60,7 +61,8 @@ impl Simulation {
     /// A machine for a scenario under a design.
     ///
     /// # Errors
-    /// [`Trouble::CannotRun`] if its memory can't be mapped; [`Trouble::Script`] if its files don't fit.
+    /// [`Trouble::CannotRun`] if its memory can't be mapped; [`Trouble::Script`] if its files don't
+    /// fit.
     pub fn new(setup: &Setup, axes: Axes, sabotage: Sabotage) -> Result<Simulation, Trouble> {
         let cannot = |error: std::io::Error| Trouble::CannotRun(format!("no simulated device: {error}"));
         let world = Arc::new(World::in_turns(1));
@@ -138,7 +140,8 @@ impl Simulation {
         }
     }
 
-    /// Runs the handlers of processes that have a thread outside a call. True if one ran: others may have something to do now.
+    /// Runs the handlers of processes that have a thread outside a call. True if one ran: others
+    /// may have something to do now.
     fn run_handlers(&mut self) -> bool {
         let mut ran = false;
         let free: Vec<(String, Arc<Task>)> = self
@@ -162,7 +165,8 @@ impl Simulation {
         ran
     }
 
-    /// Everybody is at rest: whoever waits for ever now is a deadlock that nobody was told of.
+    /// Every thread is at rest: a task that waits forever now is in a deadlock that was not
+    /// refused.
     fn note_stuck(&mut self) {
         let stuck = self.kernel.stuck();
         if stuck.is_empty() {

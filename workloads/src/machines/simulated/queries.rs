@@ -1,6 +1,7 @@
 //! Looks at the simulated machine, in the words of scenarios.
 //!
-//! It owns the translation of the kernel's answers: processes by their names, things by the names that the scenario gave them.
+//! It owns the translation of the kernel's answers: processes by their names, things by the names
+//! that the scenario gave them.
 
 use emulator::sync::Arc;
 use fs_sim::BlockRange;
@@ -87,8 +88,8 @@ impl Simulation {
         list(words, " ")
     }
 
-    /// What stands against the change that is blocked, or against a stranger's change of the whole file, by the names of the
-    /// scenario: `A:f:read+U`, `B:ctx:mr[0..512)`.
+    /// What stands against the change that is blocked, or against a stranger's change of the whole
+    /// file, by the names of the scenario: `A:f:read+U`, `B:ctx:mr[0..512)`.
     fn blockers(&self, inode: &Inode) -> String {
         let Some(found) = self.kernel.blockers(inode.ino()) else { return "none".to_owned() };
         let blocking = match &found.blocked {
@@ -177,7 +178,8 @@ impl Simulation {
     }
 }
 
-/// What can keep a lease: its open file, or the holders of pins that outlive every descriptor of it.
+/// What can keep a lease: its open file, or the holders of pins that outlive every descriptor of
+/// it.
 const LEASE_KEEPERS: [BindingKind; 5] =
     [BindingKind::Fd, BindingKind::Context, BindingKind::Umem, BindingKind::Ring, BindingKind::Guest];
 

@@ -1,7 +1,7 @@
 //! Calls about the NIC.
 //!
-//! It owns the small programs that a scenario's one-line operations stand for: the buffer, its registration, the posting and the
-//! polling around an `rdma_write`.
+//! It owns the small programs that a scenario's one-line operations stand for: the buffer, its
+//! registration, the posting and the polling around an `rdma_write`.
 
 use emulator::sync::Arc;
 use emulator::sync::atomic::Ordering;
@@ -106,7 +106,7 @@ fn bind(end: &QpEnd, window: &Window, mr: &Mr, range: ByteRange) -> Result<Reply
     let completion = end.own.cq.poll_one().ok_or(Errno::EAGAIN)?;
     match completion.status {
         WorkStatus::Success => {
-            // ORDERING: Relaxed: whoever uses it next comes after this call.
+            // ORDERING: Relaxed: the next user comes after this call.
             window.base.store(addr, Ordering::Relaxed);
             Ok(Reply::default())
         }
@@ -143,7 +143,8 @@ struct Local {
 /// A key of the slot that is never used: 0 is no region's.
 const NO_KEY: u32 = 0;
 
-/// One request of this process at the peer's region, with a buffer of its own, from post to completion.
+/// One request of this process at the peer's region, with a buffer of its own, from post to
+/// completion.
 fn transfer(
     call: &Call,
     task: &Task,

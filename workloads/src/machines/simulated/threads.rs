@@ -1,7 +1,8 @@
 //! The thread pool: one thread of this program for each thread of a scenario's processes.
 //!
-//! It owns the threads and the calls in progress. Invariants: a worker has at most one call; [`ThreadPool::settle`] returns when every
-//! call has ended or its thread sleeps on the simulated kernel's own queues, and nothing is under way that could wake one.
+//! It owns the threads and the calls in progress. Invariants: a worker has at most one call;
+//! [`ThreadPool::settle`] returns when every call has ended or its thread sleeps on the simulated
+//! kernel's own queues, and nothing is in progress that could wake one.
 
 use std::collections::BTreeMap;
 use std::sync::mpsc::{Sender, channel};
@@ -45,12 +46,12 @@ pub(super) struct Finished {
 #[derive(Default)]
 pub(super) struct ThreadPool(BTreeMap<Actor, Worker>);
 
-/// How long a call may run on without ending or sleeping, in nanoseconds: a net under the machine's own errors, far beyond what
-/// any call takes.
+/// How long a call may run without ending or sleeping, in nanoseconds: a limit for errors of the
+/// machine itself, far beyond what any call takes.
 const RUNAWAY: u64 = 60_000_000_000;
 /// How often the next move is looked for before this thread sleeps until it comes.
 const SPINS: u32 = 64;
-/// How long it sleeps at most before it looks whether somebody spins.
+/// How long it sleeps at most before it checks whether a thread spins.
 const PATIENCE: Duration = Duration::from_millis(50);
 
 impl ThreadPool {
@@ -64,7 +65,7 @@ impl ThreadPool {
         self.0.iter().find(|(actor, _)| actor.process == process).map(|(_, worker)| &worker.task)
     }
 
-    /// Everybody, with whether a call is in progress.
+    /// Every worker, with whether a call is in progress.
     pub(super) fn all(&self) -> impl Iterator<Item = (&Actor, &Arc<Task>, bool)> {
         self.0.iter().map(|(actor, worker)| (actor, &worker.task, worker.busy.is_some()))
     }
@@ -92,8 +93,9 @@ impl ThreadPool {
         worker.jobs.send(job).map_err(|_| Trouble::Script(format!("{actor} is gone")))
     }
 
-    /// Waits until everybody is at rest, letting those who were woken go on one after the other, longest sleeper first; the calls
-    /// that have ended since, in the order of their actors.
+    /// Waits until every thread is at rest. Threads that were woken continue one after the other,
+    /// the longest sleeper first. Returns the calls that have ended since, in the order of their
+    /// actors.
     pub(super) fn settle(&mut self, world: &World, clock: &World) -> Result<Vec<Finished>, Trouble> {
         let since = clock.now();
         loop {
@@ -122,7 +124,7 @@ impl ThreadPool {
         Ok(finished)
     }
 
-    /// Somebody runs: waits for the next move.
+    /// A thread runs: waits for the next move.
     fn watch(&self, world: &World, clock: &World, moves: u64, since: Nanos) -> Result<(), Trouble> {
         for _ in 0..SPINS {
             if world.moves() != moves {
@@ -134,7 +136,7 @@ impl ThreadPool {
         if clock.now().since(since) > RUNAWAY {
             return Err(Trouble::Inconclusive("a call neither ends nor sleeps".to_owned()));
         }
-        // Who runs on without a move may be spinning until somebody who was woken goes on.
+        // A thread that runs without a move may be spinning until a woken thread continues.
         if world.moves() == moves
             && let Some(turn) = world.next_turn()
         {
@@ -154,7 +156,7 @@ impl ThreadPool {
             worker.task.exit();
         }
         let mut wrong = Vec::new();
-        // Whoever sleeps has been told to look again, and needs its turn for that.
+        // This sleeper was told to check again, and needs its turn for that.
         if let Err(trouble) = self.settle(world, clock) {
             wrong.push(trouble.to_string());
         }

@@ -1,7 +1,7 @@
-//! What is said over a control socket.
+//! The messages over a control socket.
 //!
-//! It owns the two messages and the asking side. Invariant: a line of at most [`REQUEST_MAX`] bytes is a request; the answer is one
-//! line and the end.
+//! It owns the two messages and the asking side. Invariant: a line of at most [`REQUEST_MAX`]
+//! bytes is a request; the answer is one line and the end.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::fs::FileTypeExt;
@@ -54,8 +54,8 @@ pub enum ControlError {
         /// The path.
         path: PathBuf,
     },
-    /// Nobody listens there.
-    #[error("nobody answers at `{}`: {error}; a server listens at its socket's path with `.ctl` behind it, a race with `daxlab race --control {}`", path.display(), path.display())]
+    /// No process listens there.
+    #[error("no process answers at `{}`: {error}; a server listens at its socket's path with `.ctl` behind it, a race with `daxlab race --control {}`", path.display(), path.display())]
     Connect {
         /// The socket.
         path: PathBuf,

@@ -1,8 +1,9 @@
 //! The listening side of a control socket.
 //!
-//! It owns the socket's path, which it removes at its end unless it is another's by then, and a thread for each connection, of
-//! which there are at most [`ASKERS_MAX`] at once. Invariant: a connection that sends nothing, too much or nonsense is answered or dropped, and holds up
-//! nobody; work for an asker who has gone is told so at once.
+//! It owns the socket's path, which it removes at its end unless another process has it by then,
+//! and a thread for each connection, at most [`ASKERS_MAX`] at once. Invariant: a connection that
+//! sends nothing, too much or nonsense is answered or dropped, and holds up no other; work for an
+//! asker that has hung up is told so at once.
 
 use std::collections::BTreeMap;
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -25,18 +26,19 @@ pub(super) const ASKERS_MAX: usize = 32;
 
 /// Does what is asked.
 pub trait Handler: Send + Sync + 'static {
-    /// Answers. Called from many threads at once; one that waits must let itself be told that `asker` has gone.
+    /// Answers. Called from many threads at once; a handler that waits must be able to learn that
+    /// `asker` has hung up.
     fn handle(&self, request: &ControlOp, asker: &Asker<'_>) -> Response;
 }
 
-/// Who waits for an answer.
+/// The party that waits for an answer.
 pub struct Asker<'a> {
     stream: &'a UnixStream,
 }
 
 impl Asker<'_> {
-    /// Runs `body`; meanwhile, if the asker hangs up (or the server ends), calls `gone` from another thread. When this returns
-    /// `gone` has been called, or never will be.
+    /// Runs `body`; meanwhile, if the asker hangs up (or the server ends), calls `gone` from
+    /// another thread. When this returns `gone` has been called, or never will be.
     ///
     /// # Errors
     /// The machine gave no thread's means (descriptors); `body` did not run.
@@ -58,7 +60,7 @@ impl Asker<'_> {
 /// Waits until one of two hangs up; whether it was the first.
 fn hung_up_first(one: &UnixStream, other: &UnixStream) -> bool {
     loop {
-        // Only what is told unasked: a peer that merely finished sending still waits for its answer.
+        // Only unrequested events: a peer that merely finished sending still waits for its answer.
         let mut fds = [one, other].map(|stream| PollFd::from_borrowed_fd(stream.as_fd(), PollFlags::empty()));
         match poll(&mut fds, None) {
             Ok(_) if !fds[1].revents().is_empty() => return false,
@@ -87,7 +89,7 @@ struct Shared {
 }
 
 impl Server {
-    /// Listens at `path`. A socket that nobody listens at any more is replaced.
+    /// Listens at `path`. A socket without a listener is replaced.
     ///
     /// # Errors
     /// [`ListenError`].
@@ -103,7 +105,7 @@ impl Server {
                 if served.over.load(Ordering::SeqCst) {
                     return;
                 }
-                // A connection that breaks off concerns nobody else.
+                // A connection that breaks off concerns no other.
                 let _broken = stream.and_then(|stream| served.take(number, stream));
             }
         });
@@ -174,12 +176,13 @@ impl Drop for Known<'_> {
 impl Drop for Server {
     fn drop(&mut self) {
         self.shared.over.store(true, Ordering::SeqCst);
-        // The thread waits for somebody to connect, at a path that may be another's by now: accept(2) fails from here on.
+        // The thread waits in accept(2), at a path that another process may have by now: accept(2)
+        // fails from here on.
         let _woken = rustix::net::shutdown(&self.listener, rustix::net::Shutdown::Both);
         if let Some(thread) = self.thread.take() {
             let _ended = thread.join();
         }
-        // Whoever still waits for an answer gets none, and his work is told.
+        // An asker that still waits gets no answer, and its work is told.
         for asker in self.shared.askers.lock().values() {
             let _hung_up = asker.shutdown(Shutdown::Both);
         }
