@@ -5,6 +5,7 @@ mod common;
 
 use std::time::Duration;
 
+use common::watchdog::spawn_in;
 use common::{Actor, BREAK_TIME, Blocked, Lab, Nic, every_preset, preset};
 use emulator::clock::Nanos;
 use emulator::sync::atomic::{AtomicBool, Ordering};
@@ -620,7 +621,7 @@ fn a_rename_over_a_name_is_atomic() {
     a.close(first).unwrap();
     let (over, seed) = (AtomicBool::new(false), lab.world.stream("looker", 0));
     let looks = thread::scope(|scope| {
-        let looker = scope.spawn(|| {
+        let looker = spawn_in(scope, || {
             race::arm(seed, 0.5);
             let mut looks = 0;
             loop {
@@ -638,7 +639,7 @@ fn a_rename_over_a_name_is_atomic() {
             a.rename("new", "data").unwrap();
         }
         over.store(true, Ordering::SeqCst);
-        looker.join().unwrap()
+        looker.join()
     });
     assert!(looks > 0);
     lab.end([&a, &b]);

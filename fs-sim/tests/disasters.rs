@@ -5,6 +5,7 @@
 mod common;
 
 use common::changes::{CHANGES, NO_CHANGES, canvas, scattered};
+use common::watchdog::{soon, spawn, spawn_in};
 use common::{Actor, Lab, Nic, PinnedFile, can_pin, every_preset, pinned_file, preset};
 use emulator::sync::atomic::{AtomicU64, Ordering};
 use emulator::sync::{Arc, race, thread};
@@ -198,7 +199,7 @@ fn cut_and_recover(lab: &Lab) -> (Lab, Recovered) {
     let durable = lab.kernel.power_cut().expect("the device, once more");
     let config = KernelConfig::new(*lab.kernel.axes());
     let (kernel, recovered) = Kernel::recover(Arc::clone(&lab.world), durable, config).expect("a kernel");
-    (Lab { kernel, world: Arc::clone(&lab.world) }, recovered)
+    (Lab::over(kernel, Arc::clone(&lab.world)), recovered)
 }
 
 /// Every change and every call that is none is durable when it returns: after a cut each file is what it was.
@@ -318,7 +319,7 @@ fn a_cut_in_a_storm_is_consistent() {
         let writers: Vec<_> = (0..3u64)
             .map(|n| {
                 let (a, kernel) = (lab.actor(), Arc::clone(&lab.kernel));
-                thread::spawn(move || {
+                spawn(move || {
                     for step in 0u64.. {
                         let name = format!("file{}", (n + step) % 4);
                         let done = a.open(&name, OpenFlags::create()).and_then(|fd| {
@@ -345,7 +346,7 @@ fn a_cut_in_a_storm_is_consistent() {
         }
         let durable = lab.kernel.power_cut().unwrap();
         for writer in writers {
-            writer.join().expect("a writer");
+            writer.join();
         }
         let (kernel, _) =
             Kernel::recover(Arc::clone(&lab.world), durable, KernelConfig::new(preset("mainline"))).unwrap();
@@ -422,14 +423,14 @@ fn at_once<A: Send, B: Send>(
 ) -> (A, B) {
     thread::scope(|scope| match first_leads {
         true => {
-            let first = scope.spawn(first);
-            let second = scope.spawn(second);
-            (first.join().unwrap(), second.join().unwrap())
+            let first = spawn_in(scope, first);
+            let second = spawn_in(scope, second);
+            (first.join(), second.join())
         }
         false => {
-            let second = scope.spawn(second);
-            let first = scope.spawn(first);
-            (first.join().unwrap(), second.join().unwrap())
+            let second = spawn_in(scope, second);
+            let first = spawn_in(scope, first);
+            (first.join(), second.join())
         }
     })
 }
@@ -492,16 +493,16 @@ fn s52_device_removal_with_pins_and_a_guest() {
             file.region.dma_in_flight.store(true, Ordering::SeqCst);
         }
         let kernel = Arc::clone(&lab.kernel);
-        let removal = thread::spawn(move || kernel.remove_device());
+        let removal = spawn(move || kernel.remove_device());
         if let Some(file) = &file {
-            common::soon("the revocation", || file.region.revoked.load(Ordering::SeqCst).then_some(()));
-            assert!(!removal.is_finished());
+            soon("the revocation", || file.region.revoked.load(Ordering::SeqCst).then_some(()));
+            assert!(!removal.is_over());
             assert_eq!(file.region.dma_write(&lab.kernel, 0, &[1]), Ok(()), "in flight");
             assert_eq!(g.open("data", OpenFlags::open(AccessMode::READ)), Err(Errno::ENODEV));
             file.region.let_go(&lab.kernel);
         }
-        common::soon("the end of the removal", || removal.is_finished().then_some(()));
-        removal.join().unwrap();
+        soon("the end of the removal", || removal.is_over().then_some(()));
+        removal.join();
         if let Some((_, guest)) = &guest {
             assert_eq!(
                 (guest.flush(&lab.kernel), guest.read(&lab.kernel, 0, &mut [0])),
@@ -573,7 +574,7 @@ fn of_a_change_of_two_files_no_half_is_durable() {
         }
         let steps = Arc::new(AtomicU64::new(0));
         let (task, counter) = (a.another_thread(), Arc::clone(&steps));
-        let exchanging = thread::spawn(move || {
+        let exchanging = spawn(move || {
             while task.exchange_range(files[0], 0, files[1], 0, BLOCK).is_ok() {
                 counter.fetch_add(1, Ordering::SeqCst);
             }
@@ -581,13 +582,13 @@ fn of_a_change_of_two_files_no_half_is_durable() {
         let writing = files.map(|fd| {
             let task = a.another_thread();
             // Each turns an unwritten block written.
-            thread::spawn(move || (1..BLOCKS).all(|block| task.write(fd, block * BLOCK, &[3]).is_ok()))
+            spawn(move || (1..BLOCKS).all(|block| task.write(fd, block * BLOCK, &[3]).is_ok()))
         });
-        common::soon("some exchanges", || (steps.load(Ordering::SeqCst) > 5 + round % 40).then_some(()));
+        soon("some exchanges", || (steps.load(Ordering::SeqCst) > 5 + round % 40).then_some(()));
         let durable = lab.kernel.power_cut().unwrap();
-        exchanging.join().unwrap();
+        exchanging.join();
         for thread in writing {
-            let _cut_or_done = thread.join().unwrap();
+            let _cut_or_done = thread.join();
         }
         let config = KernelConfig::new(*lab.kernel.axes());
         let (kernel, _) = Kernel::recover(Arc::clone(&lab.world), durable, config).unwrap();
@@ -604,12 +605,12 @@ fn no_layout_is_granted_while_the_device_is_removed() {
     let other = c.writes_file("other", 4, 1);
     file.region.dma_in_flight.store(true, Ordering::SeqCst);
     let kernel = Arc::clone(&lab.kernel);
-    let removal = thread::spawn(move || kernel.remove_device());
-    common::soon("the revocation", || file.region.revoked.load(Ordering::SeqCst).then_some(()));
+    let removal = spawn(move || kernel.remove_device());
+    soon("the revocation", || file.region.revoked.load(Ordering::SeqCst).then_some(()));
     assert_eq!(c.layoutget(other, BlockRange::new(0, 4), IoMode::Read).err(), Some(Errno::ENODEV));
     assert_eq!(c.layoutget(other, BlockRange::new(0, 4), IoMode::ReadWrite).err(), Some(Errno::ENODEV));
     file.region.let_go(&lab.kernel);
-    common::soon("the end of the removal", || removal.is_finished().then_some(()));
+    soon("the end of the removal", || removal.is_over().then_some(()));
     lab.end([&file.who, &c]);
 }
 
@@ -621,7 +622,7 @@ fn a_layout_and_a_removal_at_once() {
         let c = lab.actor();
         let f = c.writes_file("data", 4, 1);
         let task = c.another_thread();
-        let asking = thread::spawn(move || {
+        let asking = spawn(move || {
             let mut held = Vec::new();
             loop {
                 match task.layoutget(f, BlockRange::new(0, 4), IoMode::Read) {
@@ -634,9 +635,9 @@ fn a_layout_and_a_removal_at_once() {
             }
         });
         let kernel = Arc::clone(&lab.kernel);
-        let removal = thread::spawn(move || kernel.remove_device());
-        common::soon("the end of the removal", || removal.is_finished().then_some(()));
-        let (errno, held) = asking.join().unwrap();
+        let removal = spawn(move || kernel.remove_device());
+        soon("the end of the removal", || removal.is_over().then_some(()));
+        let (errno, held) = asking.join();
         assert_eq!(errno, Errno::ENODEV);
         assert!(held.iter().all(|(_, layout)| layout.is_fenced()));
         lab.end([&c]);
@@ -657,14 +658,14 @@ fn a_change_that_waits_for_pins_when_the_device_is_removed() {
         let b = lab.actor();
         let waiting = b.blocks(reason, |task| task.truncate("data", 0));
         let kernel = Arc::clone(&lab.kernel);
-        let removal = thread::spawn(move || kernel.remove_device());
-        common::soon("the revocation", || second.region.revoked.load(Ordering::SeqCst).then_some(()));
+        let removal = spawn(move || kernel.remove_device());
+        soon("the revocation", || second.region.revoked.load(Ordering::SeqCst).then_some(()));
         first.region.let_go(&lab.kernel);
         assert_eq!(waiting.finish(), Err(Errno::EIO), "{reason}");
         assert_eq!(first.who.stat(first.fd).unwrap().size, 4 * BLOCK);
-        assert!(!removal.is_finished());
+        assert!(!removal.is_over());
         second.region.let_go(&lab.kernel);
-        common::soon("the end of the removal", || removal.is_finished().then_some(()));
+        soon("the end of the removal", || removal.is_over().then_some(()));
         lab.end([&first.who, &second.who, &b]);
     }
 }

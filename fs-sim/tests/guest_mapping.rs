@@ -6,9 +6,10 @@
 mod common;
 
 use common::changes::{CHANGES, NO_CHANGES, canvas, scattered};
-use common::{Actor, Blocked, Lab, needs_lease, preset, soon};
+use common::watchdog::{soon, spawn};
+use common::{Actor, Blocked, Lab, needs_lease, preset};
 use emulator::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use emulator::sync::{Arc, Mutex, thread};
+use emulator::sync::{Arc, Mutex};
 use fs_sim::base::numbers::Fd;
 use fs_sim::design::{Axes, ChangeRule, GateScope, PinGate, presets};
 use fs_sim::layout_change::defragment::Defragmented;
@@ -687,14 +688,14 @@ fn removal_waits_for_a_mapped_guest() {
         let served = Served::new(&lab, 4).unwrap();
         assert_eq!(served.maps(), 4 * BLOCK);
         let kernel = Arc::clone(&lab.kernel);
-        let removal = thread::spawn(move || kernel.remove_device());
+        let removal = spawn(move || kernel.remove_device());
         soon("the demand", || (served.demands() == 1).then_some(()));
         assert!(served.is_dead(), "{name}");
         soon("the wait", || lab.world.sleepers().iter().any(|s| s.reason == "device removal").then_some(()));
         let mut byte = [0];
         assert_eq!(lab.kernel.device().read(0, &mut byte), Ok(()), "{name}: it is still there");
         served.unmapped();
-        soon("the end of the removal", || removal.is_finished().then_some(()));
+        soon("the end of the removal", || removal.is_over().then_some(()));
         assert!(lab.kernel.device().read(0, &mut byte).is_err(), "{name}");
         lab.end([&served.server]);
     }
@@ -730,7 +731,7 @@ fn nothing_is_exposed_while_guests_come_and_go() {
         let file = server.writes_file("data", 8, 1);
         let done = Arc::new(AtomicBool::new(false));
         let (over, changer) = (Arc::clone(&done), b.clone());
-        let changing = thread::spawn(move || {
+        let changing = spawn(move || {
             let fd = changer.opens("data");
             for round in 0u64.. {
                 let changed = match round % 2 {
@@ -760,7 +761,7 @@ fn nothing_is_exposed_while_guests_come_and_go() {
             (mapped == 100).then_some(())
         });
         done.store(true, Ordering::SeqCst);
-        changing.join().unwrap();
+        changing.join();
         lab.end([&server, &b]);
     }
 }

@@ -7,9 +7,10 @@ mod common;
 use std::time::Duration;
 
 use common::changes::{ALL, CHANGES, Call, DEPARTURES, KEEP, NO_CHANGES, canvas, write};
+use common::watchdog::soon;
 use common::{
     BREAK_TIME, Lab, Nic, can_pin, every_preset, every_preset_with, exclusive, needs_lease, patient, pinned_file,
-    preset, soon,
+    preset,
 };
 use emulator::sync::atomic::Ordering;
 use fs_sim::design::{Axes, BreakTimeout, ChangeRule, LeaseRules, UnlockRule, WriteBreak};

@@ -320,10 +320,12 @@ fn s26_setter_closed_and_the_break_times_out() {
         assert_eq!(a.signals(), [Signal::Sigio], "even after it closed its fd");
         lab.advance(BREAK_TIME);
         if timeout == BreakTimeout::Kill {
-            common::soon("the setter's death", || a.process().is_dying().then_some(()));
+            common::watchdog::soon("the setter's death", || a.process().is_dying().then_some(()));
             assert!(!asking.is_over(), "one more break time");
             let twice = Some(Nanos(0).after(BREAK_TIME * 2));
-            common::soon("the second wait", || (lab.world.sleepers().first()?.deadline == twice).then_some(()));
+            common::watchdog::soon("the second wait", || {
+                (lab.world.sleepers().first()?.deadline == twice).then_some(())
+            });
             lab.advance(BREAK_TIME);
         }
         assert_eq!(asking.finish(), Ok(()));
@@ -349,7 +351,9 @@ fn dead_setter_means_a_full_wait() {
         lab.advance(BREAK_TIME);
         if timeout == BreakTimeout::Kill {
             let twice = Some(Nanos(0).after(BREAK_TIME * 2));
-            common::soon("the second wait", || (lab.world.sleepers().first()?.deadline == twice).then_some(()));
+            common::watchdog::soon("the second wait", || {
+                (lab.world.sleepers().first()?.deadline == twice).then_some(())
+            });
             lab.advance(BREAK_TIME);
         }
         assert_eq!(asking.finish(), Ok(()));

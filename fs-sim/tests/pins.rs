@@ -4,7 +4,8 @@
 
 mod common;
 
-use common::{Actor, BREAK_TIME, Lab, Nic, can_pin, every_preset, exclusive, needs_lease, pinned_file, preset, soon};
+use common::watchdog::soon;
+use common::{Actor, BREAK_TIME, Lab, Nic, can_pin, every_preset, exclusive, needs_lease, pinned_file, preset};
 use emulator::sync::atomic::Ordering;
 use fs_sim::base::numbers::Fd;
 use fs_sim::design::{Axes, ChangeRule, GateScope, LastCloseRule, LeaseLost, LeaseRules, PinGate, UnlockRule};

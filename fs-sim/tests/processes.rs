@@ -4,7 +4,8 @@
 
 mod common;
 
-use common::{Actor, Lab, Nic, can_pin, every_preset, exclusive, needs_lease, pinned_file, preset, soon};
+use common::watchdog::soon;
+use common::{Actor, Lab, Nic, can_pin, every_preset, exclusive, needs_lease, pinned_file, preset};
 use fs_sim::base::numbers::Fd;
 use fs_sim::leases::layout::kind::LeaseKind;
 use fs_sim::syscalls::descriptors::Received;

@@ -7,6 +7,7 @@ mod common;
 
 use std::time::Duration;
 
+use common::watchdog::{spawn_in, watch};
 use common::{Actor, Nic, exclusive, preset};
 use emulator::World;
 use emulator::device::Device;
@@ -410,15 +411,19 @@ fn stress(axes: Axes, sabotage: Sabotage, seed: u64, rounds: u64) -> Stress {
     let options = VolumeOptions { lease_break_time: Duration::from_millis(2), ..VolumeOptions::default() };
     let config = KernelConfig { options, sabotage, ..KernelConfig::new(axes) };
     let device = Device::memory(2 << 20).expect("a device");
-    let kernel = Kernel::new(Arc::new(World::real(seed)), device, config).expect("a kernel");
+    let world = Arc::new(World::real(seed));
+    let kernel = Kernel::new(Arc::clone(&world), device, config).expect("a kernel");
+    watch(&world, &kernel, false);
     let zero = || AtomicU64::new(0);
     let stress =
         Stress { kernel, rounds, strays: zero(), moved: zero(), pinned: zero(), changed: zero(), cloned: zero() };
     thread::scope(|scope| {
-        for (number, trade) in TRADES.into_iter().enumerate() {
+        let start = |(number, trade)| {
             let stress = &stress;
-            scope.spawn(move || Life::new(stress, seed << 8 | number as u64).live(trade));
-        }
+            spawn_in(scope, move || Life::new(stress, seed << 8 | number as u64).live(trade))
+        };
+        let lives: Vec<_> = TRADES.into_iter().enumerate().map(start).collect();
+        lives.into_iter().for_each(|life| life.join());
     });
     stress
 }

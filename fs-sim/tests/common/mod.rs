@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that can't go on ends")]
 
 pub(crate) mod changes;
+pub(crate) mod watchdog;
 
 use std::any::Any;
 use std::time::Duration;
@@ -14,7 +15,6 @@ use std::time::Duration;
 use emulator::World;
 use emulator::device::Device;
 use emulator::sync::atomic::{AtomicBool, Ordering};
-use emulator::sync::thread::{self, JoinHandle};
 use emulator::sync::{Arc, Mutex};
 use fs_sim::base::numbers::Fd;
 use fs_sim::design::{Axes, BreakTimeout, ChangeRule, LeaseRules, PinGate, VolumeOptions, presets};
@@ -30,6 +30,7 @@ use fs_sim::vfs::inode::Inode;
 use fs_sim::vfs::open_file::{AccessMode, Deferred, OpenObject, Passing};
 use fs_sim::vfs::signals::{Disposition, SigInfo, Signal};
 use fs_sim::{BLOCK, BlockRange, Errno, Kernel, KernelConfig, Sabotage, Task};
+use watchdog::{Spawned, observe, spawn, watch};
 
 /// The bytes of the device under a lab, unless it asks for another: 1024 blocks.
 pub(crate) const DEVICE: u64 = 4 << 20;
@@ -78,17 +79,6 @@ pub(crate) fn needs_lease(axes: Axes) -> bool {
     matches!(axes.pin_gate, PinGate::Lease | PinGate::Unbreakable)
 }
 
-/// Spins until `found` finds something. It must come: what is awaited is already under way.
-pub(crate) fn soon<T>(what: &str, mut found: impl FnMut() -> Option<T>) -> T {
-    for _ in 0..20_000_000u64 {
-        if let Some(found) = found() {
-            return found;
-        }
-        thread::yield_now();
-    }
-    panic!("never came: {what}");
-}
-
 pub(crate) struct Lab {
     pub(crate) kernel: Arc<Kernel>,
     pub(crate) world: Arc<World>,
@@ -112,6 +102,12 @@ impl Lab {
         let world = Arc::new(World::manual(0x0dd5_eed5));
         let device = Device::memory(bytes).expect("a device of memory");
         let kernel = Kernel::new(Arc::clone(&world), device, config).expect("a kernel");
+        Lab::over(kernel, world)
+    }
+
+    /// A lab around a kernel that is there already. Its clock is virtual.
+    pub(crate) fn over(kernel: Arc<Kernel>, world: Arc<World>) -> Lab {
+        watch(&world, &kernel, true);
         Lab { kernel, world }
     }
 
@@ -245,7 +241,7 @@ impl Actor {
         call: impl FnOnce(&Task) -> R + Send + 'static,
     ) -> Blocked<R> {
         let task = Arc::clone(&self.0);
-        let blocked = Blocked { task: Arc::clone(&self.0), thread: thread::spawn(move || call(&task)) };
+        let blocked = Blocked { task: Arc::clone(&self.0), thread: spawn(move || call(&task)) };
         blocked.expect_blocked(reason);
         blocked
     }
@@ -274,32 +270,28 @@ pub(crate) struct Portrait {
 /// A call in progress that waits.
 pub(crate) struct Blocked<R> {
     task: Arc<Task>,
-    thread: JoinHandle<R>,
+    thread: Spawned<R>,
 }
 
 impl<R> Blocked<R> {
     /// Waits until the call sleeps for this reason (it is on its way there).
     pub(crate) fn expect_blocked(&self, reason: &'static str) {
         let actor = Actor(Arc::clone(&self.task));
-        soon(reason, || {
-            let now = actor.sleeps_on();
-            if now == Some(reason) {
-                return Some(());
-            }
-            assert!(!self.thread.is_finished(), "the call returned instead of blocking on {reason:?}");
-            None
+        observe(reason, || {
+            let found = actor.sleeps_on() == Some(reason);
+            assert!(found || !self.thread.is_over(), "the call returned instead of blocking on {reason:?}");
+            found
         });
     }
 
     /// Whether the call has returned.
     pub(crate) fn is_over(&self) -> bool {
-        self.thread.is_finished()
+        self.thread.is_over()
     }
 
-    /// The call's result: whatever it waited for has happened.
+    /// The call's result: what it waited for has happened.
     pub(crate) fn finish(self) -> R {
-        soon("the end of a blocked call", || self.thread.is_finished().then_some(()));
-        self.thread.join().expect("the call panicked")
+        self.thread.join()
     }
 }
 
