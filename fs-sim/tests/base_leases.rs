@@ -25,8 +25,8 @@ const WRITE: PosixLeaseRequest = PosixLeaseRequest::Take(PosixLeaseType::Write);
 const UNLOCK: PosixLeaseRequest = PosixLeaseRequest::Unlock;
 const BREAK: &str = "base lease break";
 
-fn lab() -> Lab {
-    Lab::new(preset("man-page"))
+fn lab<const N: usize>() -> (Lab, [Actor; N]) {
+    Lab::cast(preset("man-page"))
 }
 
 /// A file that exists and that nobody has open.
@@ -54,8 +54,7 @@ fn base(lab: &Lab, who: &Actor, fd: Fd) -> Vec<PosixLeaseInfo> {
 
 #[test]
 fn the_checks_come_in_this_order() {
-    let lab = lab();
-    let (root, user) = (lab.actor(), lab.actor());
+    let (lab, [root, user]) = lab();
     file(&root);
     user.set_credentials(Credentials::user(1000)).unwrap();
     assert_eq!(user.set_credentials(Credentials::ROOT), Err(Errno::EPERM), "no way back");
@@ -85,8 +84,7 @@ fn the_checks_come_in_this_order() {
 
 #[test]
 fn a_read_lease_needs_a_file_that_nobody_writes() {
-    let lab = lab();
-    let (a, b) = (lab.actor(), lab.actor());
+    let (lab, [a, b]) = lab();
     file(&a);
     for access in [AccessMode::WRITE, AccessMode::BOTH] {
         let f = a.open("data", OpenFlags::open(access)).unwrap();
@@ -112,8 +110,7 @@ fn a_read_lease_needs_a_file_that_nobody_writes() {
 
 #[test]
 fn a_write_lease_needs_the_only_open_description() {
-    let lab = lab();
-    let (a, b) = (lab.actor(), lab.actor());
+    let (lab, [a, b]) = lab();
     file(&a);
     for access in [AccessMode::READ, AccessMode::WRITE, AccessMode::BOTH] {
         let f = a.open("data", OpenFlags::open(access)).unwrap();
@@ -143,11 +140,9 @@ fn a_write_lease_needs_the_only_open_description() {
 fn what_an_open_breaks() {
     for held in [PosixLeaseType::Read, PosixLeaseType::Write] {
         for access in [AccessMode::READ, AccessMode::WRITE, AccessMode::BOTH] {
-            let (lab, conflict) = (lab(), held == PosixLeaseType::Write || access.write);
-            let (a, b) = (lab.actor(), lab.actor());
-            file(&a);
-            let f = reads(&a);
-            a.set_base_lease(f, PosixLeaseRequest::Take(held)).unwrap();
+            let (lab, [a, b]) = lab();
+            let conflict = held == PosixLeaseType::Write || access.write;
+            let f = a.reads_under(PosixLeaseRequest::Take(held));
             let left = if access.write { None } else { Some(PosixLeaseType::Read) };
             let opened = b.open("data", now(access));
             if !conflict {
@@ -176,11 +171,8 @@ fn what_an_open_breaks() {
 /// The holder's answers to a break: giving back, downgrading, and those that don't help.
 #[test]
 fn how_a_holder_answers() {
-    let lab = lab();
-    let (a, b) = (lab.actor(), lab.actor());
-    file(&a);
-    let f = reads(&a);
-    a.set_base_lease(f, WRITE).unwrap();
+    let (lab, [a, b]) = lab();
+    let f = a.reads_under(WRITE);
     let opening = opens(&b, AccessMode::READ);
     assert_eq!(a.set_base_lease(f, WRITE), Err(Errno::EAGAIN), "who waits to open counts as open");
     assert_eq!(a.set_base_lease(f, READ), Ok(()), "downgraded in time");
@@ -201,11 +193,8 @@ fn how_a_holder_answers() {
 /// Without the opener there, the held type can be set again: the break stays pending.
 #[test]
 fn setting_it_again_while_a_break_is_pending() {
-    let lab = lab();
-    let (a, b) = (lab.actor(), lab.actor());
-    file(&a);
-    let f = reads(&a);
-    a.set_base_lease(f, WRITE).unwrap();
+    let (lab, [a, b]) = lab();
+    let f = a.reads_under(WRITE);
     assert_eq!(b.open("data", now(AccessMode::READ)), Err(Errno::EAGAIN));
     assert_eq!(a.set_base_lease(f, WRITE), Ok(()));
     assert_eq!(a.get_base_lease(f), Ok(Some(PosixLeaseType::Read)), "still being broken to read");
@@ -227,8 +216,7 @@ fn setting_it_again_while_a_break_is_pending() {
 /// A write lease on a description open for writing can't be downgraded by its holder, but by the kernel.
 #[test]
 fn a_writer_can_only_give_back() {
-    let lab = lab();
-    let (a, b) = (lab.actor(), lab.actor());
+    let (lab, [a, b]) = lab();
     let f = a.writes_file("data", 1, 1);
     a.set_base_lease(f, WRITE).unwrap();
     let opening = opens(&b, AccessMode::READ);
@@ -242,11 +230,8 @@ fn a_writer_can_only_give_back() {
 /// To read, then to nothing: two signals, two deadlines. The reader sleeps until the later one, unless somebody looks at the lease.
 #[test]
 fn a_second_break_has_its_own_deadline() {
-    let lab = lab();
-    let (a, b, c) = (lab.actor(), lab.actor(), lab.actor());
-    file(&a);
-    let f = reads(&a);
-    a.set_base_lease(f, WRITE).unwrap();
+    let (lab, [a, b, c]) = lab();
+    let f = a.reads_under(WRITE);
     let reading = opens(&b, AccessMode::READ);
     lab.advance(BREAK_TIME / 2);
     let writing = opens(&c, AccessMode::BOTH);
@@ -268,11 +253,8 @@ fn a_second_break_has_its_own_deadline() {
 #[test]
 fn truncate_by_name_breaks_all_even_the_callers_own() {
     every_preset(|axes| {
-        let lab = Lab::new(axes);
-        let (a, b) = (lab.actor(), lab.actor());
-        file(&a);
-        let f = reads(&a);
-        a.set_base_lease(f, READ).unwrap();
+        let (lab, [a, b]) = Lab::cast(axes);
+        let f = a.reads_under(READ);
         let truncating = b.blocks(BREAK, |task| task.truncate("data", 2 * BLOCK));
         assert_eq!(a.get_base_lease(f), Ok(None), "even to the same size");
         assert_eq!(a.set_base_lease(f, READ), Err(Errno::EAGAIN), "it counts as a writer");
@@ -296,8 +278,7 @@ fn truncate_by_name_breaks_all_even_the_callers_own() {
 /// `O_RDONLY|O_TRUNC` opens as a reader and truncates whatever read leases say.
 #[test]
 fn a_reader_that_truncates() {
-    let lab = lab();
-    let (a, b) = (lab.actor(), lab.actor());
+    let (lab, [a, b]) = lab();
     file(&a);
     let f = reads(&a);
     let truncates = OpenFlags { truncate: true, ..now(AccessMode::READ) };
@@ -320,8 +301,7 @@ fn a_reader_that_truncates() {
 
 #[test]
 fn what_breaks_nothing() {
-    let lab = lab();
-    let (a, b) = (lab.actor(), lab.actor());
+    let (lab, [a, b]) = lab();
     let w = a.writes_file("data", 4, 1);
     let child = a.child();
     a.set_base_lease(w, WRITE).unwrap();
@@ -344,8 +324,7 @@ fn what_breaks_nothing() {
 
 #[test]
 fn whom_a_break_is_told_to() {
-    let lab = lab();
-    let (a, b, c) = (lab.actor(), lab.actor(), lab.actor());
+    let (lab, [a, b, c]) = lab();
     file(&a);
     let f = reads(&a);
     let breaks = || assert_eq!(b.open("data", now(AccessMode::WRITE)), Err(Errno::EAGAIN));
@@ -392,11 +371,8 @@ fn whom_a_break_is_told_to() {
 /// The setter is told although it closed its descriptor; the one who has the open file is not, but sees it and may release.
 #[test]
 fn a_lease_that_was_passed_on() {
-    let lab = lab();
-    let (a, b, c) = (lab.actor(), lab.actor(), lab.actor());
-    file(&a);
-    let f = reads(&a);
-    a.set_base_lease(f, READ).unwrap();
+    let (lab, [a, b, c]) = lab();
+    let f = a.reads_under(READ);
     a.send_fd(b.pid(), f).unwrap();
     a.close(f).unwrap();
     let opening = opens(&c, AccessMode::BOTH);
@@ -412,8 +388,7 @@ fn a_lease_that_was_passed_on() {
 
 #[test]
 fn with_the_setter_dead_nobody_is_told() {
-    let lab = lab();
-    let (a, b) = (lab.actor(), lab.actor());
+    let (lab, [a, b]) = lab();
     file(&a);
     let f = reads(&a);
     let child = a.child();
@@ -431,11 +406,9 @@ fn with_the_setter_dead_nobody_is_told() {
 
 #[test]
 fn the_default_action_ends_the_holder() {
-    let lab = lab();
-    let (a, b) = (lab.fragile(), lab.actor());
-    file(&a);
-    let f = reads(&a);
-    a.set_base_lease(f, READ).unwrap();
+    let (lab, [b]) = lab();
+    let a = lab.fragile();
+    let _lease = a.reads_under(READ);
     assert_eq!(
         b.open("data", now(AccessMode::WRITE)),
         Err(Errno::EAGAIN),
@@ -450,8 +423,7 @@ fn the_default_action_ends_the_holder() {
 /// What keeps a lease alive: any reference to the open file.
 #[test]
 fn a_lease_lives_with_its_open_file() {
-    let lab = lab();
-    let (a, b) = (lab.actor(), lab.actor());
+    let (lab, [a, b]) = lab();
     file(&a);
     let probe = || b.open("data", now(AccessMode::WRITE)).map(|fd| b.close(fd).unwrap());
 
@@ -479,11 +451,8 @@ fn a_lease_lives_with_its_open_file() {
 /// A break outlives its opener, and an opener that gave up is no open.
 #[test]
 fn an_interrupted_opener() {
-    let lab = lab();
-    let (a, b) = (lab.actor(), lab.actor());
-    file(&a);
-    let f = reads(&a);
-    a.set_base_lease(f, WRITE).unwrap();
+    let (lab, [a, b]) = lab();
+    let f = a.reads_under(WRITE);
     let opening = opens(&b, AccessMode::READ);
     a.kill(b.pid(), Signal::Sigusr1).unwrap();
     assert_eq!(opening.finish(), Err(Errno::EINTR));
@@ -526,8 +495,7 @@ fn waits_that_could_never_end() {
 #[test]
 fn layout_leases_stand_apart() {
     every_preset(|axes| {
-        let lab = Lab::new(axes);
-        let (a, b) = (lab.actor(), lab.actor());
+        let (lab, [a, b]) = Lab::cast(axes);
         let f = a.writes_file("data", 2, 1);
         let leased = a.lease(f, fs_sim::leases::layout::kind::LeaseKind::READ, fs_sim::BlockRange::ALL);
         assert_eq!(a.set_base_lease(f, WRITE), Ok(()));
@@ -543,11 +511,8 @@ fn layout_leases_stand_apart() {
 /// Modes of files, as far as users other than root meet them.
 #[test]
 fn a_files_mode_comes_before_its_leases() {
-    let lab = lab();
-    let (a, b) = (lab.actor(), lab.actor());
-    file(&a);
-    let f = reads(&a);
-    a.set_base_lease(f, READ).unwrap();
+    let (lab, [a, b]) = lab();
+    let f = a.reads_under(READ);
     b.set_credentials(Credentials::user(7)).unwrap();
     assert!(b.open("data", now(AccessMode::READ)).is_ok());
     assert_eq!(b.chmod("data", 0o777), Err(Errno::EPERM), "not its owner");
@@ -571,8 +536,7 @@ fn a_files_mode_comes_before_its_leases() {
 #[test]
 fn names_move_under_a_lease() {
     every_preset(|axes| {
-        let lab = Lab::new(axes);
-        let (a, b) = (lab.actor(), lab.actor());
+        let (lab, [a, b]) = Lab::cast(axes);
         let f = a.writes_file("data", 1, 1);
         let _layout_lease = a.lease(f, fs_sim::leases::layout::kind::LeaseKind::READ, fs_sim::BlockRange::ALL);
         let layout_leases = a.held(f);
@@ -615,8 +579,7 @@ fn names_move_under_a_lease() {
 /// rename(2): where a name is replaced, there is no moment at which it leads nowhere.
 #[test]
 fn a_rename_over_a_name_is_atomic() {
-    let lab = lab();
-    let (a, b) = (lab.actor(), lab.actor());
+    let (lab, [a, b]) = lab();
     let first = a.creates("data");
     a.close(first).unwrap();
     let (over, seed) = (AtomicBool::new(false), lab.world.stream("looker", 0));
@@ -647,8 +610,7 @@ fn a_rename_over_a_name_is_atomic() {
 
 #[test]
 fn a_running_program() {
-    let lab = lab();
-    let (a, b) = (lab.actor(), lab.actor());
+    let (lab, [a, b]) = lab();
     file(&a);
     let f = reads(&a);
     assert_eq!(b.exec("none").err(), Some(Errno::ENOENT));
@@ -688,8 +650,7 @@ fn a_running_program() {
 /// A program's file is open for writing by the lease's holder: the refusal comes only after the break.
 #[test]
 fn a_program_refused_after_its_wait() {
-    let lab = lab();
-    let (a, b) = (lab.actor(), lab.actor());
+    let (lab, [a, b]) = lab();
     let f = a.writes_file("data", 1, 1);
     a.set_base_lease(f, WRITE).unwrap();
     let starting = b.blocks(BREAK, |task| task.exec("data").map(drop));

@@ -5,8 +5,7 @@
 mod common;
 
 use common::{
-    Actor, BREAK_TIME, Lab, every_preset, every_preset_with, exclusive, needs_lease, patient, pinned_file, preset,
-    rule_of,
+    Actor, BREAK_TIME, Lab, every_preset, every_preset_with, exclusive, needs_lease, patient, preset, rule_of,
 };
 use fs_sim::base::numbers::{Fd, Ino};
 use fs_sim::design::{Axes, ChangeRule, GateScope, LastCloseRule, LeaseRules, PinGate, UnlockRule};
@@ -53,8 +52,7 @@ fn effect_of(rule: ChangeRule) -> Effect {
 #[test]
 fn s30_lease_and_pin_are_named_with_process_and_descriptor() {
     every_preset(|axes| {
-        let lab = Lab::new(axes);
-        let Some(file) = pinned_file(&lab, "data", 4, 1..3) else { return };
+        let Some((lab, file)) = Lab::pinned(axes, 4, 1..3) else { return };
         let a = &file.who;
         let inode = a.inode_of(file.fd);
         let found = ask(&lab, inode.ino());
@@ -96,8 +94,7 @@ fn effect_of_lease(axes: Axes) -> Effect {
 #[test]
 fn s30_zombies_and_passed_contexts_are_named_by_their_present_custody() {
     every_preset(|axes| {
-        let lab = Lab::new(axes);
-        let Some(file) = pinned_file(&lab, "data", 4, 0..4) else { return };
+        let Some((lab, file)) = Lab::pinned(axes, 4, 0..4) else { return };
         let (a, b) = (&file.who, lab.actor());
         let ino = a.inode_of(file.fd).ino();
         a.send_fd(b.pid(), file.nic_fd).unwrap();
@@ -143,8 +140,7 @@ fn s30_zombies_and_passed_contexts_are_named_by_their_present_custody() {
 #[test]
 fn s30_who_keeps_the_file_open_could_release_its_lease() {
     let keeping = Axes { pin_gate: PinGate::Open, mr_holds_lease: Some(true), ..preset("man-page") };
-    let lab = Lab::new(keeping);
-    let a = lab.actor();
+    let (lab, [a]) = Lab::cast(keeping);
     let f = a.writes_file("data", 2, 1);
     let ino = a.inode_of(f).ino();
     let (nic_fd, nic) = common::Nic::open(&a);
@@ -155,8 +151,7 @@ fn s30_who_keeps_the_file_open_could_release_its_lease() {
     assert_eq!(leases(&found.stranger)[0].releasers, [releaser(&a, nic_fd)]);
     lab.end([&a]);
 
-    let lab = Lab::new(preset("man-page"));
-    let a = lab.actor();
+    let (lab, [a]) = Lab::cast(preset("man-page"));
     let f = a.writes_file("disk", 2, 1);
     let ino = a.inode_of(f).ino();
     let (guest, _export) = a.export_to_guest(f).unwrap();
@@ -175,8 +170,7 @@ fn s30_who_keeps_the_file_open_could_release_its_lease() {
 #[test]
 fn s30_who_waits_for_whom_and_why() {
     every_preset(|axes| {
-        let lab = Lab::new(axes);
-        let Some(file) = pinned_file(&lab, "data", 4, 0..4) else { return };
+        let Some((lab, file)) = Lab::pinned(axes, 4, 0..4) else { return };
         if rule_of(axes, false) != ChangeRule::Wait {
             return lab.end([&file.who]);
         }
@@ -223,8 +217,7 @@ fn s30_who_waits_for_whom_and_why() {
 #[test]
 fn broken_leases_mapped_ones_and_clients_are_named() {
     every_preset_with(LeaseRules::ManPage, |axes| {
-        let lab = Lab::new(axes);
-        let (a, b, c) = (lab.actor(), lab.actor(), lab.actor());
+        let (lab, [a, b, c]) = Lab::cast(axes);
         let f = a.writes_file("data", 4, 1);
         let ino = a.inode_of(f).ino();
         a.lease(f, LeaseKind::READ, BlockRange::new(0, 2)).unwrap();
@@ -264,8 +257,7 @@ fn s31_the_squatter_is_named() {
         if axes.lease_rules == LeaseRules::None {
             return;
         }
-        let lab = Lab::new(axes);
-        let a = lab.actor();
+        let (lab, [a]) = Lab::cast(axes);
         let f = a.writes_file("data", 1, 1);
         let ino = a.inode_of(f).ino();
         a.lease(f, exclusive(axes), ALL).unwrap();
@@ -289,8 +281,7 @@ fn s36_small_holders_are_named_and_the_answer_is_json() {
         if !common::can_pin(axes) || axes.gate_scope != GateScope::All {
             return;
         }
-        let lab = Lab::new(axes);
-        let a = lab.actor();
+        let (lab, [a]) = Lab::cast(axes);
         let f = a.writes_file("data", 2, 1);
         if needs_lease(axes) {
             a.lease(f, exclusive(axes), ALL).unwrap();
@@ -318,8 +309,7 @@ fn s36_small_holders_are_named_and_the_answer_is_json() {
 fn s48_a_cycle_is_recorded_with_its_participants() {
     let axes =
         patient(Axes { stranger_change: ChangeRule::Wait, holder_change: ChangeRule::Wait, ..preset("man-page") });
-    let lab = Lab::new(axes);
-    let (a, b) = (lab.actor(), lab.actor());
+    let (lab, [a, b]) = Lab::cast(axes);
     let (fa, fb) = (a.writes_file("one", 2, 1), b.writes_file("two", 2, 1));
     a.lease(fa, LeaseKind::READ_U, ALL).unwrap();
     b.lease(fb, LeaseKind::READ_U, ALL).unwrap();
@@ -343,8 +333,8 @@ fn s48_a_cycle_is_recorded_with_its_participants() {
 /// A process that would wait for itself is a cycle of one; all such refusals are counted, the first are kept.
 #[test]
 fn waiting_for_oneself_is_a_cycle_of_one() {
-    let lab = Lab::new(Axes { unlock_while_pinned: Some(UnlockRule::Wait), ..preset("man-page") });
-    let file = pinned_file(&lab, "data", 2, 0..2).unwrap();
+    let (lab, file) =
+        Lab::pinned(Axes { unlock_while_pinned: Some(UnlockRule::Wait), ..preset("man-page") }, 2, 0..2).unwrap();
     let a = &file.who;
     for _ in 0..fs_sim::deadlock::graph::DEADLOCKS_MAX + 3 {
         assert_eq!(a.unlock(file.fd, ALL), Err(Errno::EDEADLK));
@@ -362,8 +352,7 @@ fn waiting_for_oneself_is_a_cycle_of_one() {
 #[test]
 fn io_in_flight_is_named() {
     every_preset(|axes| {
-        let lab = Lab::new(axes);
-        let (a, b) = (lab.actor(), lab.actor());
+        let (lab, [a, b]) = Lab::cast(axes);
         let f = a.writes_file("data", 4, 1);
         let io = a.submit_direct_io(f, BLOCK, 2 * BLOCK, Transfer::Read).unwrap();
         let ino = a.inode_of(f).ino();

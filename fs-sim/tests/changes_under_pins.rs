@@ -6,7 +6,7 @@ mod common;
 
 use common::changes::{ALL, Call, DEPARTURES, ZERO};
 use common::{
-    BREAK_TIME, Lab, Nic, can_pin, every_preset, every_preset_with, exclusive, needs_lease, pinned_file, preset,
+    BREAK_TIME, Lab, Nic, can_pin, every_preset, every_preset_where, every_preset_with, exclusive, needs_lease, preset,
 };
 use emulator::sync::atomic::Ordering;
 use fs_sim::design::{Axes, BreakTimeout, ChangeRule, LeaseRules};
@@ -20,8 +20,7 @@ use fs_sim::{BLOCK, BlockRange, Errno};
 fn s14_stranger_meets_long_term_pins() {
     every_preset(|axes| {
         for (what, change) in DEPARTURES {
-            let lab = Lab::new(axes);
-            let Some(a) = pinned_file(&lab, "data", 4, 0..4) else { continue };
+            let Some((lab, a)) = Lab::pinned(axes, 4, 0..4) else { continue };
             let b = lab.actor();
             let fb = b.opens("data");
             let before = a.who.portrait(a.fd);
@@ -66,8 +65,7 @@ fn s14_stranger_meets_pins_without_a_lease() {
     for rule in [ChangeRule::Fail, ChangeRule::Wait, ChangeRule::Revoke, ChangeRule::Orphan] {
         for (what, change) in DEPARTURES {
             let axes = Axes { stranger_change: rule, holder_change: rule, ..preset("unsafe") };
-            let lab = Lab::new(axes);
-            let a = pinned_file(&lab, "data", 4, 0..4).unwrap();
+            let (lab, a) = Lab::pinned(axes, 4, 0..4).unwrap();
             let b = lab.actor();
             let fb = b.opens("data");
             let before = a.who.portrait(a.fd);
@@ -111,8 +109,7 @@ fn s14_stranger_meets_pins_without_a_lease() {
 fn pins_that_refuse_come_before_any_signal() {
     for own in [false, true] {
         let axes = Axes { stranger_change: ChangeRule::Fail, holder_change: ChangeRule::Fail, ..preset("unsafe") };
-        let lab = Lab::new(axes);
-        let a = pinned_file(&lab, "data", 4, 3..4).unwrap();
+        let (lab, a) = Lab::pinned(axes, 4, 3..4).unwrap();
         let (b, c) = (lab.actor(), lab.actor());
         let fc = c.opens("data");
         c.lease(fc, LeaseKind::READ, ALL).unwrap();
@@ -128,12 +125,8 @@ fn pins_that_refuse_come_before_any_signal() {
 /// lease is `stranger_change` all the same.
 #[test]
 fn s15_unpinned_ranges() {
-    every_preset(|axes| {
-        if !needs_lease(axes) {
-            return;
-        }
-        let lab = Lab::new(axes);
-        let (a, b) = (lab.actor(), lab.actor());
+    every_preset_where(needs_lease, |axes| {
+        let (lab, [a, b]) = Lab::cast(axes);
         let fa = a.writes_file("data", 8, 1);
         let fb = b.opens("data");
         a.lease(fa, exclusive(axes), BlockRange::new(0, 4)).unwrap();
@@ -170,8 +163,7 @@ fn s32_holder_changes_under_its_own_pins() {
                 LeaseRules::Chinner => &[LeaseKind::READ, LeaseKind::WRITE],
             };
             for kind in kinds.iter().filter(|_| can_pin(axes)) {
-                let lab = Lab::new(axes);
-                let a = lab.actor();
+                let (lab, [a]) = Lab::cast(axes);
                 let fa = a.writes_file("data", 4, 1);
                 a.lease(fa, *kind, ALL).unwrap();
                 let (_, nic) = Nic::open(&a);
@@ -215,13 +207,9 @@ fn s32_holder_changes_under_its_own_pins() {
 /// Section 4: under an own write or write+U lease, unpinned ranges may change while others are pinned.
 #[test]
 fn own_write_lease_lets_unpinned_ranges_change() {
-    every_preset(|axes| {
-        if !needs_lease(axes) {
-            return;
-        }
+    every_preset_where(needs_lease, |axes| {
         let kind = if axes.lease_rules == LeaseRules::Chinner { LeaseKind::WRITE } else { LeaseKind::WRITE_U };
-        let lab = Lab::new(axes);
-        let a = lab.actor();
+        let (lab, [a]) = Lab::cast(axes);
         let fa = a.writes_file("data", 4, 1);
         a.lease(fa, kind, ALL).unwrap();
         let (_, nic) = Nic::open(&a);
@@ -239,8 +227,7 @@ fn own_write_lease_lets_unpinned_ranges_change() {
 #[test]
 fn zero_range_over_pinned_blocks_counts_as_a_change() {
     every_preset(|axes| {
-        let lab = Lab::new(axes);
-        let Some(a) = pinned_file(&lab, "data", 4, 1..2) else { return };
+        let Some((lab, a)) = Lab::pinned(axes, 4, 1..2) else { return };
         let b = lab.actor();
         let fb = b.opens("data");
         assert_eq!(a.who.fallocate(a.fd, ZERO, 3 * BLOCK, BLOCK), Ok(()), "unpinned: no change, whoever leases");
@@ -267,8 +254,7 @@ fn zero_range_over_pinned_blocks_counts_as_a_change() {
         assert_eq!(lab.stale(), 0);
         lab.end([&a.who, &b]);
     });
-    let lab = Lab::new(preset("chinner-2019"));
-    let a = pinned_file(&lab, "data", 4, 1..2).unwrap();
+    let (lab, a) = Lab::pinned(preset("chinner-2019"), 4, 1..2).unwrap();
     assert_eq!(a.who.fallocate(a.fd, ZERO, 0, 3 * BLOCK), Ok(()), "holder_change = orphan");
     assert_eq!(lab.kernel.usage().orphaned, 0, "nothing left the file");
     assert_eq!(a.region.dma_write(&lab.kernel, 0, &[8; BLOCK as usize]), Ok(()));
@@ -282,8 +268,7 @@ fn zero_range_over_pinned_blocks_counts_as_a_change() {
 fn chinner_reader_with_pins_is_broken_first() {
     every_preset_with(LeaseRules::Chinner, |axes| {
         for answer in ["gives back", "is stubborn"] {
-            let lab = Lab::new(axes);
-            let (a, b) = (lab.actor(), lab.actor());
+            let (lab, [a, b]) = Lab::cast(axes);
             let fa = a.writes_file("data", 4, 1);
             a.lease(fa, LeaseKind::READ, ALL).unwrap();
             let (_, nic) = Nic::open(&a);
@@ -311,8 +296,7 @@ fn chinner_reader_with_pins_is_broken_first() {
 #[test]
 fn pins_left_after_a_forced_break_are_judged() {
     let axes = Axes { break_timeout: BreakTimeout::Force, ..preset("chinner-2019") };
-    let lab = Lab::new(axes);
-    let (a, b) = (lab.actor(), lab.actor());
+    let (lab, [a, b]) = Lab::cast(axes);
     let fa = a.writes_file("data", 4, 1);
     a.lease(fa, LeaseKind::READ, ALL).unwrap();
     let (_, nic) = Nic::open(&a);

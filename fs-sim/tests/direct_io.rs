@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{DOORS, Lab, every_preset, pinned_file, preset};
+use common::{DOORS, Lab, every_preset, preset};
 use fs_sim::design::{Axes, ChangeRule, WriteBreak};
 use fs_sim::holders::in_flight_io::Transfer;
 use fs_sim::syscalls::direct_io::{IN_FLIGHT_MAX, TRANSFER_MAX};
@@ -18,8 +18,7 @@ const DRAINING: &str = "pins draining";
 
 #[test]
 fn what_is_refused() {
-    let lab = Lab::new(preset("mainline"));
-    let a = lab.actor();
+    let (lab, [a]) = Lab::cast(preset("mainline"));
     let f = a.writes_file("data", 2, 1);
     for (offset, len) in [(1, BLOCK), (512, BLOCK), (0, 512), (0, BLOCK + 1), (0, TRANSFER_MAX + BLOCK)] {
         for transfer in [Transfer::Read, WRITE] {
@@ -52,8 +51,7 @@ fn changes_wait_for_io_in_flight() {
         }
         for transfer in [Transfer::Read, WRITE] {
             for change in 0..2 {
-                let lab = Lab::new(axes);
-                let (a, b) = (lab.actor(), lab.actor());
+                let (lab, [a, b]) = Lab::cast(axes);
                 let f = a.writes_file("data", 4, 1);
                 let io = a.submit_direct_io(f, BLOCK, 2 * BLOCK, transfer).unwrap();
                 let g = b.opens("data");
@@ -79,8 +77,7 @@ fn changes_wait_for_io_in_flight() {
 /// The design that heeds no pin: the write lands in a block that is not the file's any more, and the oracle sees it.
 #[test]
 fn unsafe_truncates_under_it() {
-    let lab = Lab::new(preset("unsafe"));
-    let (a, b) = (lab.actor(), lab.actor());
+    let (lab, [a, b]) = Lab::cast(preset("unsafe"));
     let f = a.writes_file("data", 2, 1);
     let io = a.submit_direct_io(f, BLOCK, BLOCK, WRITE).unwrap();
     assert_eq!(b.truncate("data", BLOCK), Ok(()));
@@ -93,8 +90,7 @@ fn unsafe_truncates_under_it() {
 
 #[test]
 fn a_change_that_waits_for_io_can_be_interrupted() {
-    let lab = Lab::new(preset("man-page"));
-    let (a, b) = (lab.actor(), lab.actor());
+    let (lab, [a, b]) = Lab::cast(preset("man-page"));
     let f = a.writes_file("data", 2, 1);
     let io = a.submit_direct_io(f, 0, BLOCK, WRITE).unwrap();
     let truncating = b.blocks(DRAINING, |task| task.truncate("data", 0));
@@ -147,8 +143,7 @@ fn holes_and_the_end_of_the_file() {
 /// The file stays while I/O is in flight; the process's death completes a write and drops the pins.
 #[test]
 fn whoever_submitted_it_may_go() {
-    let lab = Lab::new(preset("mainline"));
-    let (a, b) = (lab.actor(), lab.actor());
+    let (lab, [a, b]) = Lab::cast(preset("mainline"));
     let f = a.writes_file("data", 2, 1);
     let io = a.submit_direct_io(f, 0, BLOCK, WRITE).unwrap();
     a.unlink("data").unwrap();
@@ -173,8 +168,7 @@ fn whoever_submitted_it_may_go() {
 #[test]
 fn io_goes_on_beside_a_wait_for_a_long_term_pin() {
     let axes = Axes { stranger_change: ChangeRule::Wait, holder_change: ChangeRule::Wait, ..preset("unsafe") };
-    let lab = Lab::new(axes);
-    let pinned = pinned_file(&lab, "data", 2, 0..2).unwrap();
+    let (lab, pinned) = Lab::pinned(axes, 2, 0..2).unwrap();
     let (b, fd) = (lab.actor(), pinned.fd);
     let truncating = b.blocks("long-term pins", |task| task.truncate("data", 0));
     for round in 0..3 {
@@ -194,8 +188,7 @@ fn io_goes_on_beside_a_wait_for_a_long_term_pin() {
 /// A clone waits for a write in flight to the source, as for one to the target: a block is never written once it is shared.
 #[test]
 fn a_clone_waits_for_writes_in_flight() {
-    let lab = Lab::new(preset("man-page"));
-    let (a, b) = (lab.actor(), lab.actor());
+    let (lab, [a, b]) = Lab::cast(preset("man-page"));
     let (source, target) = (a.writes_file("data", 2, 1), a.writes_file("copy", 2, 4));
     for fd in [source, target] {
         let io = a.submit_direct_io(fd, 0, BLOCK, WRITE).unwrap();
@@ -216,8 +209,7 @@ fn a_clone_waits_for_writes_in_flight() {
 /// does the second of two that would wait for each other's. Another thread can end it.
 #[test]
 fn io_in_flight_and_deadlocks() {
-    let lab = Lab::new(preset("man-page"));
-    let (a, b) = (lab.actor(), lab.actor());
+    let (lab, [a, b]) = Lab::cast(preset("man-page"));
     let (f, g) = (a.writes_file("data", 2, 1), b.writes_file("other", 2, 4));
     let io = a.submit_direct_io(f, 0, BLOCK, Transfer::Read).unwrap();
     assert_eq!(a.ftruncate(f, 0), Err(Errno::EDEADLK));

@@ -44,8 +44,7 @@ fn s45_a_poisoned_page_under_a_pin() {
 /// What system calls, loads and stores meet, and which of them heal.
 #[test]
 fn who_heals_a_poisoned_page() {
-    let lab = Lab::new(preset("mainline"));
-    let a = lab.actor();
+    let (lab, [a]) = Lab::cast(preset("mainline"));
     let f = a.writes_file("data", 4, 1);
     let va = a.mmap(f, 0, 4 * BLOCK, true).unwrap();
     let ino = a.inode_of(f).ino();
@@ -98,8 +97,7 @@ fn litters(lab: &Lab, a: &Actor, byte: u8, poisoned: bool) {
 /// A change that would have to copy what is lost fails and changes nothing: nobody gets a block's bytes of before for it.
 #[test]
 fn what_cannot_be_read_is_not_copied() {
-    let lab = Lab::new(preset("mainline"));
-    let a = lab.actor();
+    let (lab, [a]) = Lab::cast(preset("mainline"));
     let (f, g) = (a.writes_file("one", 4, 1), a.creates("two"));
     a.reflink(f, 0, g, 0, 4 * BLOCK).unwrap();
     litters(&lab, &a, 42, false);
@@ -161,8 +159,7 @@ fn defragmentation_skips_what_cannot_be_read() {
 /// What cannot be read is the same as nothing: deduplicating it would take the other file's good block away.
 #[test]
 fn dedupe_of_what_cannot_be_read() {
-    let lab = Lab::new(preset("mainline"));
-    let a = lab.actor();
+    let (lab, [a]) = Lab::cast(preset("mainline"));
     let (f, g) = (a.writes_file("one", 2, 5), a.writes_file("two", 2, 5));
     a.fills(g, 1, 5).unwrap();
     lab.kernel.poison(a.inode_of(f).ino(), 1).unwrap();
@@ -207,8 +204,7 @@ fn cut_and_recover(lab: &Lab) -> (Lab, Recovered) {
 fn a_completed_call_survives_a_power_cut() {
     every_preset(|axes| {
         for (name, call) in CHANGES.iter().chain(&NO_CHANGES) {
-            let lab = Lab::new(axes);
-            let a = lab.actor();
+            let (lab, [a]) = Lab::cast(axes);
             let f = canvas(&a);
             call(&a, f).unwrap();
             let before = a.portrait(f);
@@ -289,8 +285,7 @@ fn s46_recovery_frees_orphaned_blocks_exactly_once() {
 #[test]
 fn a_cut_during_a_change_leaves_the_layout_before_it() {
     let axes = Axes { stranger_change: ChangeRule::Wait, ..preset("man-page") };
-    let lab = Lab::new(axes);
-    let file = pinned_file(&lab, "data", 4, 0..4).unwrap();
+    let (lab, file) = Lab::pinned(axes, 4, 0..4).unwrap();
     let b = lab.actor();
     let before = file.who.portrait(file.fd);
     let blocked = b.blocks("exclusive lease", |task| task.truncate("data", 0));
@@ -359,8 +354,7 @@ fn a_cut_in_a_storm_is_consistent() {
 #[test]
 fn s51_unmount() {
     every_preset(|axes| {
-        let lab = Lab::new(axes);
-        let a = lab.actor();
+        let (lab, [a]) = Lab::cast(axes);
         let f = a.writes_file("data", 4, 1);
         assert_eq!(lab.kernel.unmount(), Err(Errno::EBUSY), "open");
         let va = a.mmap(f, 0, BLOCK, false).unwrap();
@@ -397,8 +391,7 @@ fn an_open_and_an_unmount_at_once() {
         if round >= ROUNDS && unmounted > 0 && opened > 0 {
             return;
         }
-        let lab = Lab::new(preset("mainline"));
-        let (a, b) = (lab.actor(), lab.actor());
+        let (lab, [a, b]) = Lab::cast(preset("mainline"));
         let f = a.creates("data");
         a.close(f).unwrap();
         let opens = || (b.open("data", OpenFlags::open(AccessMode::READ)), b.open("new", OpenFlags::create()));
@@ -443,8 +436,7 @@ fn names_and_an_unmount_at_once() {
         if round >= ROUNDS && before > 0 && after > 0 {
             return;
         }
-        let lab = Lab::new(preset("mainline"));
-        let (a, b) = (lab.actor(), lab.actor());
+        let (lab, [a, b]) = Lab::cast(preset("mainline"));
         for name in ["data", "more"] {
             let f = a.creates(name);
             a.close(f).unwrap();
@@ -532,8 +524,7 @@ fn s52_device_removal_with_pins_and_a_guest() {
 #[test]
 fn shared_blocks_and_names_survive_a_cut() {
     every_preset(|axes| {
-        let lab = Lab::new(axes);
-        let a = lab.actor();
+        let (lab, [a]) = Lab::cast(axes);
         let (f, g) = (a.writes_file("one", 4, 1), a.creates("two"));
         a.reflink(f, 0, g, 0, 4 * BLOCK).unwrap();
         a.fills(g, 1, 90).unwrap();
@@ -599,8 +590,7 @@ fn of_a_change_of_two_files_no_half_is_durable() {
 /// While the device is being removed, which waits for a DMA in flight, no client gets a layout; removal ends.
 #[test]
 fn no_layout_is_granted_while_the_device_is_removed() {
-    let lab = Lab::new(preset("man-page"));
-    let file = pinned_file(&lab, "data", 4, 0..4).unwrap();
+    let (lab, file) = Lab::pinned(preset("man-page"), 4, 0..4).unwrap();
     let c = lab.actor();
     let other = c.writes_file("other", 4, 1);
     file.region.dma_in_flight.store(true, Ordering::SeqCst);
@@ -618,8 +608,7 @@ fn no_layout_is_granted_while_the_device_is_removed() {
 #[test]
 fn a_layout_and_a_removal_at_once() {
     for _ in 0..200 {
-        let lab = Lab::new(preset("mainline"));
-        let c = lab.actor();
+        let (lab, [c]) = Lab::cast(preset("mainline"));
         let f = c.writes_file("data", 4, 1);
         let task = c.another_thread();
         let asking = spawn(move || {

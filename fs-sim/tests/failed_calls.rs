@@ -6,7 +6,7 @@ mod common;
 
 use common::changes::{ALL, ZERO, canvas};
 use common::watchdog::soon;
-use common::{Actor, Lab, Nic, every_preset, exclusive, preset};
+use common::{Lab, Nic, every_preset, exclusive, preset};
 use fs_sim::base::numbers::Fd;
 use fs_sim::design::ChangeRule;
 use fs_sim::holders::in_flight_io::Transfer;
@@ -18,8 +18,7 @@ use fs_sim::{BLOCK, BlockRange, Errno, Task};
 /// of the file's holder. The pins under the first lease end; the call is interrupted while it
 /// waits for the pin under the second. Both leases must admit pins again.
 fn interrupted_at_the_second_lease(call: fn(&Task, Fd) -> Result<(), Errno>) {
-    let lab = Lab::new(preset("kara"));
-    let holder = lab.actor();
+    let (lab, [holder]) = Lab::cast(preset("kara"));
     let fd = holder.writes_file("data", 4, 1);
     let child = holder.child();
     for range in [BlockRange::new(0, 2), BlockRange::new(2, 4)] {
@@ -73,8 +72,7 @@ fn interrupted_change_gives_its_new_blocks_back() {
         if axes.stranger_change == ChangeRule::Proceed {
             return;
         }
-        let lab = Lab::new(axes);
-        let (reader, changer): (Actor, Actor) = (lab.actor(), lab.actor());
+        let (lab, [reader, changer]) = Lab::cast(axes);
         let fd = canvas(&reader);
         let changer_fd = changer.opens("data");
         let (portrait, usage) = (reader.portrait(fd), lab.kernel.usage());

@@ -138,8 +138,7 @@ fn every_preset_under_a_guest() {
     ];
     assert_eq!(table.map(|(name, _)| name).to_vec(), presets().iter().map(|preset| preset.name).collect::<Vec<_>>());
     for (name, outcome) in table {
-        let lab = Lab::new(preset(name));
-        let b = lab.actor();
+        let (lab, [b]) = Lab::cast(preset(name));
         let served = match (Served::new(&lab, 4), outcome) {
             (Err(errno), NotServed(expected)) => {
                 assert_eq!(errno, expected, "{name}");
@@ -356,8 +355,7 @@ fn under_fault_every_change_of_its_blocks_unmaps_a_guest_first() {
             _ if NO_CHANGES.iter().any(|(name, _)| *name == what) => false,
             _ => !harmless.contains(&what),
         };
-        let lab = Lab::new(odp);
-        let (server, b) = (lab.actor(), lab.actor());
+        let (lab, [server, b]) = Lab::cast(odp);
         let file = canvas(&server);
         let served = Served::over(server, file).unwrap();
         assert_eq!((served.holds(), served.server.process().locked_pages()), ((0, 0), 0), "neither lease nor pins");
@@ -366,8 +364,7 @@ fn under_fault_every_change_of_its_blocks_unmaps_a_guest_first() {
         lab.end([&served.server, &b]);
     }
     for (what, call) in two_file_changes() {
-        let lab = Lab::new(odp);
-        let (server, b) = (lab.actor(), lab.actor());
+        let (lab, [server, b]) = Lab::cast(odp);
         let (file, other) = (server.writes_file("data", 6, 1), b.writes_file("other", 2, 1));
         let served = Served::over(server, file).unwrap();
         let fd = b.opens("data");
@@ -379,8 +376,7 @@ fn under_fault_every_change_of_its_blocks_unmaps_a_guest_first() {
 /// A guest's blocks are its file's alone when it gets them, so no copy on write ever takes one from it.
 #[test]
 fn what_was_shared_is_copied_before_a_guest_has_it() {
-    let lab = Lab::new(preset("odp"));
-    let (server, b) = (lab.actor(), lab.actor());
+    let (lab, [server, b]) = Lab::cast(preset("odp"));
     let (file, clone) = (server.writes_file("data", 4, 1), b.creates("clone"));
     let data = b.opens("data");
     b.reflink(data, 0, clone, 0, 4 * BLOCK).unwrap();
@@ -492,8 +488,7 @@ fn the_servers_own_truncate() {
 #[test]
 fn the_gates_that_refuse_guests() {
     let odp = preset("odp");
-    let lab = Lab::new(odp);
-    let a = lab.actor();
+    let (lab, [a]) = Lab::cast(odp);
     let file = a.writes_file("data", 4, 1);
     assert_eq!(a.export_to_guest(file).err(), Some(Errno::EOPNOTSUPP), "nobody knows how to unmap it");
     let empty = a.creates("empty");
@@ -582,8 +577,7 @@ fn exposed_neighbours_are_one_piece() {
 /// Neighbours in the file that are neighbours on the device are one piece.
 #[test]
 fn pieces_are_joined() {
-    let lab = Lab::new(preset("unsafe"));
-    let a = lab.actor();
+    let (lab, [a]) = Lab::cast(preset("unsafe"));
     for (name, runs) in [("one", 1), ("three", 3)] {
         a.provision(name, 64 * BLOCK, Some(runs)).unwrap();
         let fd = a.opens(name);
@@ -724,8 +718,7 @@ fn a_power_cut_under_a_mapped_guest() {
 #[test]
 fn nothing_is_exposed_while_guests_come_and_go() {
     for name in ["odp", "revoke"] {
-        let lab = Lab::new(preset(name));
-        let (server, b) = (lab.actor(), lab.actor());
+        let (lab, [server, b]) = Lab::cast(preset(name));
         // It is told of every lease it loses.
         server.process().set_disposition(Signal::Sigio, Disposition::Ignore);
         let file = server.writes_file("data", 8, 1);

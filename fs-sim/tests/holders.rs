@@ -38,8 +38,7 @@ fn first(n: u64) -> FixedBuffer {
 #[test]
 fn s36_umem_and_fixed_buffers_meet_the_gate() {
     every_preset(|axes| {
-        let lab = Lab::new(axes);
-        let a = lab.actor();
+        let (lab, [a]) = Lab::cast(axes);
         let f = a.writes_file("data", 4, 1);
         let va = a.mmap(f, 0, 4 * BLOCK, true).unwrap();
         let (xdp, socket) = a.xdp_socket().unwrap();
@@ -105,8 +104,7 @@ fn s36_umem_and_fixed_buffers_meet_the_gate() {
 #[test]
 fn anonymous_memory_is_free_and_wrong_requests_leave_nothing() {
     every_preset(|axes| {
-        let lab = Lab::new(axes);
-        let a = lab.actor();
+        let (lab, [a]) = Lab::cast(axes);
         let (va, memory) = a.mmap_anonymous(4 * BLOCK).unwrap();
         let (xdp, socket) = umem(&a, va + BLOCK, BLOCK).unwrap();
         assert_eq!(socket.receive(&lab.kernel, 1, &[6]), Ok(()));
@@ -136,8 +134,7 @@ fn changes_over_umem_and_fixed_buffers() {
             return;
         }
         for (name, change) in DEPARTURES {
-            let lab = Lab::new(axes);
-            let (a, b) = (lab.actor(), lab.actor());
+            let (lab, [a, b]) = Lab::cast(axes);
             let f = common::changes::canvas(&a);
             if needs_lease(axes) {
                 a.lease(f, exclusive(axes), ALL).unwrap();
@@ -191,8 +188,7 @@ fn changes_over_umem_and_fixed_buffers() {
 /// of its buffers, and of all.
 #[test]
 fn the_largest_table_is_revoked() {
-    let lab = Lab::new(preset("revoke"));
-    let (a, b) = (lab.actor(), lab.actor());
+    let (lab, [a, b]) = Lab::cast(preset("revoke"));
     a.set_memlock(1 << 30).unwrap();
     let [va, other] = ["data", "other"].map(|name| {
         let f = a.writes_file(name, 1, 1);
@@ -302,8 +298,7 @@ fn the_host_truncates_under_a_guest() {
 #[test]
 fn s37_recall_two_periods_fence() {
     every_preset(|axes| {
-        let lab = Lab::new(axes);
-        let (client, b) = (lab.actor(), lab.actor());
+        let (lab, [client, b]) = Lab::cast(axes);
         let f = client.writes_file("data", 4, 1);
         let (_, layout) = client.layoutget(f, BlockRange::new(0, 4), IoMode::ReadWrite).unwrap();
         let mut byte = [0];
@@ -335,8 +330,7 @@ fn s37_recall_two_periods_fence() {
 fn a_returned_layout_lets_the_change_go_on() {
     every_preset(|axes| {
         for dies in [false, true] {
-            let lab = Lab::new(axes);
-            let (client, b) = (lab.actor(), lab.actor());
+            let (lab, [client, b]) = Lab::cast(axes);
             let f = client.writes_file("data", 4, 1);
             let (layout_fd, layout) = client.layoutget(f, BlockRange::new(2, 4), IoMode::Read).unwrap();
             assert_eq!(layout.write(&lab.kernel, 2 * BLOCK, &[1]), Err(Errno::EACCES), "for reading");
@@ -366,8 +360,7 @@ fn a_returned_layout_lets_the_change_go_on() {
 #[test]
 fn a_recall_outlives_its_change_and_a_refused_change_recalls_nobody() {
     every_preset(|axes| {
-        let lab = Lab::new(axes);
-        let (client, b) = (lab.actor(), lab.actor());
+        let (lab, [client, b]) = Lab::cast(axes);
         let f = client.writes_file("data", 4, 1);
         let (_, layout) = client.layoutget(f, BlockRange::new(0, 4), IoMode::Read).unwrap();
         let blocked = b.blocks("block layout recall", |task| task.truncate("data", 0));
@@ -395,8 +388,7 @@ fn a_recall_outlives_its_change_and_a_refused_change_recalls_nobody() {
 #[test]
 fn a_clients_own_changes() {
     every_preset(|axes| {
-        let lab = Lab::new(axes);
-        let client = lab.actor();
+        let (lab, [client]) = Lab::cast(axes);
         let f = client.creates("data");
         client.ftruncate(f, 4 * BLOCK).unwrap();
         assert_eq!(
@@ -427,8 +419,7 @@ fn a_clients_own_changes() {
 /// A fault that must allocate under a client's layout does not wait for it.
 #[test]
 fn a_fault_does_not_wait_for_a_client() {
-    let lab = Lab::new(preset("mainline"));
-    let (client, b) = (lab.actor(), lab.actor());
+    let (lab, [client, b]) = Lab::cast(preset("mainline"));
     let f = client.creates("data");
     client.ftruncate(f, 2 * BLOCK).unwrap();
     let (_, layout) = client.layoutget(f, BlockRange::new(0, 2), IoMode::Read).unwrap();
@@ -449,8 +440,7 @@ fn a_refused_export_breaks_no_lease() {
         if others_can_pin(axes) || axes.lease_rules == LeaseRules::None {
             return;
         }
-        let lab = Lab::new(axes);
-        let (a, b) = (lab.actor(), lab.actor());
+        let (lab, [a, b]) = Lab::cast(axes);
         let f = a.writes_file("data", 4, 1);
         let g = b.opens("data");
         b.lease(g, LeaseKind::WRITE, ALL).unwrap();
@@ -463,8 +453,7 @@ fn a_refused_export_breaks_no_lease() {
 /// A change for which there is no space leaves a client's own layouts alone.
 #[test]
 fn a_clients_own_change_without_space() {
-    let lab = Lab::new(preset("mainline"));
-    let client = lab.actor();
+    let (lab, [client]) = Lab::cast(preset("mainline"));
     let (f, g) = (client.writes_file("data", 4, 1), client.creates("clone"));
     client.reflink(f, 0, g, 0, 4 * BLOCK).unwrap();
     let (_, layout) = client.layoutget(f, BlockRange::new(0, 4), IoMode::Read).unwrap();

@@ -9,8 +9,8 @@ use std::time::Duration;
 use common::changes::{ALL, CHANGES, Call, DEPARTURES, KEEP, NO_CHANGES, canvas, write};
 use common::watchdog::soon;
 use common::{
-    BREAK_TIME, Lab, Nic, can_pin, every_preset, every_preset_with, exclusive, needs_lease, patient, pinned_file,
-    preset,
+    BREAK_TIME, Lab, Nic, can_pin, every_preset, every_preset_where, every_preset_with, exclusive, needs_lease,
+    patient, preset,
 };
 use emulator::sync::atomic::Ordering;
 use fs_sim::design::{Axes, BreakTimeout, ChangeRule, LeaseRules, UnlockRule, WriteBreak};
@@ -31,8 +31,7 @@ fn s06_stranger_meets_an_exclusive_lease() {
         };
         for kind in kinds {
             for (what, change) in CHANGES {
-                let lab = Lab::new(axes);
-                let (a, b) = (lab.actor(), lab.actor());
+                let (lab, [a, b]) = Lab::cast(axes);
                 let fa = canvas(&a);
                 let fb = b.opens("data");
                 a.lease(fa, *kind, ALL).unwrap();
@@ -70,8 +69,7 @@ fn s06_stranger_meets_an_exclusive_lease() {
 /// S31: the squatter is named, and killing it clears the way.
 #[test]
 fn s31_killing_the_squatter_clears_the_way() {
-    let lab = Lab::new(preset("rfc-v2"));
-    let (a, b) = (lab.actor(), lab.actor());
+    let (lab, [a, b]) = Lab::cast(preset("rfc-v2"));
     let fa = canvas(&a);
     a.lease(fa, LeaseKind::READ_U, ALL).unwrap();
     assert_eq!(b.truncate("data", 0), Err(Errno::ETXTBSY));
@@ -93,8 +91,7 @@ fn s01_stranger_breaks_a_breakable_lease() {
         };
         for kind in kinds {
             for (what, change) in CHANGES {
-                let lab = Lab::new(axes);
-                let (a, b) = (lab.actor(), lab.actor());
+                let (lab, [a, b]) = Lab::cast(axes);
                 let fa = canvas(&a);
                 let fb = b.opens("data");
                 a.lease(fa, *kind, ALL).unwrap();
@@ -118,8 +115,7 @@ fn s01_change_waits_no_longer_than_the_break_time() {
         if axes.lease_rules == LeaseRules::None {
             return;
         }
-        let lab = Lab::new(axes);
-        let (a, b) = (lab.actor(), lab.actor());
+        let (lab, [a, b]) = Lab::cast(axes);
         let fa = canvas(&a);
         a.lease(fa, LeaseKind::READ, ALL).unwrap();
         let changing = b.blocks("lease break", |b| b.truncate("data", 0));
@@ -149,8 +145,7 @@ fn s08_no_effect_is_no_change() {
             if !known {
                 continue;
             }
-            let lab = Lab::new(axes);
-            let (a, b) = (lab.actor(), lab.actor());
+            let (lab, [a, b]) = Lab::cast(axes);
             let fa = canvas(&a);
             let fb = b.opens("data");
             a.lease(fa, kind, ALL).unwrap();
@@ -203,8 +198,7 @@ fn s02_s07_the_holders_own_changes() {
     every_preset(|axes| {
         for (what, change) in CHANGES {
             for kind in [LeaseKind::READ, LeaseKind::READ_U, LeaseKind::WRITE, LeaseKind::WRITE_U] {
-                let lab = Lab::new(axes);
-                let a = lab.actor();
+                let (lab, [a]) = Lab::cast(axes);
                 let fa = canvas(&a);
                 if a.lease(fa, kind, ALL) == Err(Errno::EINVAL) {
                     assert!(axes.lease_rules == LeaseRules::None || kind.unbreakable);
@@ -234,8 +228,7 @@ fn s02_s07_the_holders_own_changes() {
 /// S03: A read; B write; A changes.
 #[test]
 fn s03_a_reader_changes_while_another_holds_write() {
-    let lab = Lab::new(preset("man-page"));
-    let (a, b) = (lab.actor(), lab.actor());
+    let (lab, [a, b]) = Lab::cast(preset("man-page"));
     let fa = canvas(&a);
     let fb = b.opens("data");
     a.lease(fa, LeaseKind::READ, ALL).unwrap();
@@ -250,8 +243,7 @@ fn s03_a_reader_changes_while_another_holds_write() {
     lab.end([&a, &b]);
 
     every_preset_with(LeaseRules::Chinner, |axes| {
-        let lab = Lab::new(axes);
-        let (a, b) = (lab.actor(), lab.actor());
+        let (lab, [a, b]) = Lab::cast(axes);
         let fa = canvas(&a);
         let fb = b.opens("data");
         a.lease(fa, LeaseKind::READ, ALL).unwrap();
@@ -268,8 +260,7 @@ fn s03_a_reader_changes_while_another_holds_write() {
 fn s04_chinner_writer_waits_for_readers() {
     every_preset_with(LeaseRules::Chinner, |axes| {
         for own in [LeaseKind::READ, LeaseKind::WRITE] {
-            let lab = Lab::new(patient(axes));
-            let (a, b) = (lab.actor(), lab.actor());
+            let (lab, [a, b]) = Lab::cast(patient(axes));
             let fa = canvas(&a);
             let fb = b.opens("data");
             a.lease(fa, LeaseKind::READ, ALL).unwrap();
@@ -289,8 +280,7 @@ fn s04_chinner_writer_waits_for_readers() {
 #[test]
 fn s53_chinner_reader_asks_again_and_waits_for_the_change() {
     every_preset_with(LeaseRules::Chinner, |axes| {
-        let lab = Lab::new(patient(axes));
-        let (a, b, c) = (lab.actor(), lab.actor(), lab.actor());
+        let (lab, [a, b, c]) = Lab::cast(patient(axes));
         let fa = canvas(&a);
         let fc = c.opens("data");
         a.lease(fa, LeaseKind::READ, ALL).unwrap();
@@ -315,12 +305,8 @@ fn s53_chinner_reader_asks_again_and_waits_for_the_change() {
 /// S53: while a change waits: new leases EAGAIN (`chinner`: wait), new long-term pins EAGAIN, reads and overwrites go on.
 #[test]
 fn s53_what_goes_on_while_a_change_waits() {
-    every_preset(|axes| {
-        if !can_pin(axes) {
-            return;
-        }
-        let lab = Lab::new(patient(axes));
-        let (a, b, c) = (lab.actor(), lab.actor(), lab.actor());
+    every_preset_where(can_pin, |axes| {
+        let (lab, [a, b, c]) = Lab::cast(patient(axes));
         let fa = canvas(&a);
         let fc = c.opens("data");
         if needs_lease(axes) {
@@ -361,8 +347,7 @@ fn s53_what_goes_on_while_a_change_waits() {
 /// of the file are part of the layout, and taking them away is a change.
 #[test]
 fn s35_truncate_to_the_same_size_with_blocks_behind_the_end() {
-    let lab = Lab::new(preset("rfc-v2"));
-    let (a, b) = (lab.actor(), lab.actor());
+    let (lab, [a, b]) = Lab::cast(preset("rfc-v2"));
     let fa = canvas(&a);
     a.fallocate(fa, KEEP, 6 * BLOCK, 2 * BLOCK).unwrap();
     a.lease(fa, LeaseKind::READ_U, ALL).unwrap();
@@ -427,8 +412,7 @@ fn eintr_of_every_wait() {
     ];
     for Case { reason, axes, lease, pinned } in cases {
         for (what, change) in DEPARTURES {
-            let lab = Lab::new(axes);
-            let (a, b, c) = (lab.actor(), lab.actor(), lab.actor());
+            let (lab, [a, b, c]) = Lab::cast(axes);
             let fa = canvas(&a);
             let (fb, fc) = (b.opens("data"), c.opens("data"));
             if let Some(kind) = lease {
@@ -465,8 +449,7 @@ fn eintr_of_every_wait() {
 /// Revoke: its completion is the unpin. Meanwhile the change waits with the doors shut: new leases and pins EAGAIN.
 #[test]
 fn revoke_waits_for_dma_in_flight() {
-    let lab = Lab::new(preset("revoke"));
-    let a = pinned_file(&lab, "data", 4, 0..4).unwrap();
+    let (lab, a) = Lab::pinned(preset("revoke"), 4, 0..4).unwrap();
     let (b, c) = (lab.actor(), lab.actor());
     let fc = c.opens("data");
     a.region.dma_in_flight.store(true, Ordering::SeqCst);
@@ -484,8 +467,7 @@ fn revoke_waits_for_dma_in_flight() {
 /// S48: two read holders change at once under a design that waits: EDEADLK to one, the other proceeds.
 #[test]
 fn s48_two_readers_change_at_once() {
-    let lab = Lab::new(preset("chinner-2025"));
-    let (a, b) = (lab.actor(), lab.actor());
+    let (lab, [a, b]) = Lab::cast(preset("chinner-2025"));
     let fa = canvas(&a);
     let fb = b.opens("data");
     for (actor, fd) in [(&a, fa), (&b, fb)] {
@@ -509,8 +491,7 @@ fn s48_two_readers_change_at_once() {
 fn edeadlk_of_each_cycle() {
     // A change that would wait for the changer's own pins, at once.
     let waits = Axes { stranger_change: ChangeRule::Wait, holder_change: ChangeRule::Wait, ..preset("unsafe") };
-    let lab = Lab::new(waits);
-    let a = pinned_file(&lab, "data", 4, 0..4).unwrap();
+    let (lab, a) = Lab::pinned(waits, 4, 0..4).unwrap();
     assert_eq!(a.who.ftruncate(a.fd, 0), Err(Errno::EDEADLK));
     assert_eq!(a.who.bytes_of(a.fd), [1, 2, 3, 4]);
 
@@ -538,8 +519,7 @@ fn edeadlk_of_each_cycle() {
     lab.end([&a.who]);
 
     // The queue for layout changes is part of the graph.
-    let lab = Lab::new(waits);
-    let a = pinned_file(&lab, "data", 4, 0..4).unwrap();
+    let (lab, a) = Lab::pinned(waits, 4, 0..4).unwrap();
     let b = lab.actor();
     let _other = b.writes_file("f", 1, 1);
     let changing = b.blocks("long-term pins", |b| b.truncate("data", 0));
@@ -550,8 +530,7 @@ fn edeadlk_of_each_cycle() {
 
     // `chinner`: asking again for a lease while holding pins that the change waits for.
     let axes = Axes { unlock_while_pinned: Some(UnlockRule::Release), ..preset("chinner-2025") };
-    let lab = Lab::new(axes);
-    let a = lab.actor();
+    let (lab, [a]) = Lab::cast(axes);
     let fa = a.writes_file("data", 4, 1);
     a.lease(fa, LeaseKind::READ, ALL).unwrap();
     let (_, nic) = Nic::open(&a);
@@ -570,8 +549,7 @@ fn edeadlk_of_each_cycle() {
 /// Invariant 5: a change with several leases in its way judges them all before it tells anybody.
 #[test]
 fn any_fail_wins_before_any_signal() {
-    let lab = Lab::new(preset("man-page"));
-    let (a, b, c) = (lab.actor(), lab.actor(), lab.actor());
+    let (lab, [a, b, c]) = Lab::cast(preset("man-page"));
     let fa = canvas(&a);
     let fb = b.opens("data");
     a.lease(fa, LeaseKind::READ, BlockRange::new(0, 2)).unwrap();
@@ -591,8 +569,7 @@ fn any_fail_wins_before_any_signal() {
 /// Changes come one after the other, first come first served, and each is judged when its turn comes.
 #[test]
 fn changes_queue_in_order() {
-    let lab = Lab::new(preset("man-page"));
-    let (a, b, c, d) = (lab.actor(), lab.actor(), lab.actor(), lab.actor());
+    let (lab, [a, b, c, d]) = Lab::cast(preset("man-page"));
     let fa = canvas(&a);
     a.lease(fa, LeaseKind::READ, ALL).unwrap();
     let first = b.blocks("lease break", |b| b.truncate("data", 2 * BLOCK));
@@ -613,8 +590,7 @@ fn s44_a_change_without_space_breaks_no_lease() {
             return;
         }
         for kind in [LeaseKind::READ, exclusive(axes)] {
-            let lab = Lab::new(axes);
-            let (a, b) = (lab.actor(), lab.actor());
+            let (lab, [a, b]) = Lab::cast(axes);
             let f = a.writes_file("data", 4, 1);
             a.lease(f, kind, ALL).unwrap();
             let g = b.opens("data");

@@ -28,8 +28,7 @@ fn r(start: u64, end: u64) -> BlockRange {
 #[test]
 fn access_mode_decides_what_may_be_asked() {
     for axes in [preset("man-page"), preset("chinner-2019")] {
-        let lab = Lab::new(axes);
-        let a = lab.actor();
+        let (lab, [a]) = Lab::cast(axes);
         a.creates("data");
         let reader = a.open("data", OpenFlags::open(AccessMode::READ)).unwrap();
         let writer = a.open("data", OpenFlags::open(AccessMode::WRITE)).unwrap();
@@ -47,8 +46,7 @@ fn access_mode_decides_what_may_be_asked() {
 #[test]
 fn what_can_not_be_asked_at_all() {
     common::every_preset(|axes| {
-        let lab = Lab::new(axes);
-        let a = lab.actor();
+        let (lab, [a]) = Lab::cast(axes);
         let f = a.creates("data");
         let (context, _) = Nic::open(&a);
         for kind in KINDS {
@@ -91,8 +89,7 @@ fn man_page_grant_table() {
     every_preset_with(LeaseRules::ManPage, |axes| {
         for (held, row) in KINDS.into_iter().zip(table()) {
             for (asked, cell) in KINDS.into_iter().zip(row) {
-                let lab = Lab::new(axes);
-                let (a, b) = (lab.actor(), lab.actor());
+                let (lab, [a, b]) = Lab::cast(axes);
                 let (fa, fb) = (a.creates("data"), b.opens("data"));
                 a.lease(fa, held, ALL).unwrap();
                 let left = match cell {
@@ -135,8 +132,7 @@ fn man_page_breaks_end_with_the_holders_answer() {
         for (asked, cell) in KINDS.into_iter().zip(row) {
             let Cell::Break(left) = cell else { continue };
             for convert in [false, true].into_iter().filter(|convert| !convert || left.is_some()) {
-                let lab = Lab::new(axes);
-                let (a, b) = (lab.actor(), lab.actor());
+                let (lab, [a, b]) = Lab::cast(axes);
                 let (fa, fb) = (a.creates("data"), b.opens("data"));
                 a.lease(fa, held, ALL).unwrap();
                 let asking = b.blocks("lease break", move |b| b.lease(fb, asked, ALL));
@@ -154,8 +150,7 @@ fn man_page_breaks_end_with_the_holders_answer() {
 /// Section 3: leases of the same process on two open files conflict like those of two processes.
 #[test]
 fn man_page_conflicts_are_between_open_files() {
-    let lab = Lab::new(preset("man-page"));
-    let a = lab.actor();
+    let (lab, [a]) = Lab::cast(preset("man-page"));
     let (one, other) = (a.creates("data"), a.opens("data"));
     a.lease(one, LeaseKind::WRITE_U, ALL).unwrap();
     assert_eq!(a.lease(other, LeaseKind::READ, ALL), Err(Errno::ETXTBSY));
@@ -168,8 +163,7 @@ fn man_page_conflicts_are_between_open_files() {
 /// Section 3: "a third asker meanwhile gets EAGAIN"; first come first served.
 #[test]
 fn third_asker_is_turned_away() {
-    let lab = Lab::new(preset("man-page"));
-    let (a, b, c) = (lab.actor(), lab.actor(), lab.actor());
+    let (lab, [a, b, c]) = Lab::cast(preset("man-page"));
     let (fa, fb, fc) = (a.creates("data"), b.opens("data"), c.opens("data"));
     a.lease(fa, LeaseKind::READ, r(0, 8)).unwrap();
     let asking = b.blocks("lease break", move |b| b.lease(fb, LeaseKind::WRITE, r(0, 8)));
@@ -186,8 +180,7 @@ fn third_asker_is_turned_away() {
 /// A lease that is being broken grants nothing more: its holder can't renew or strengthen it under the breaker's wait.
 #[test]
 fn a_lease_being_broken_can_not_be_renewed() {
-    let lab = Lab::new(preset("man-page"));
-    let (a, b) = (lab.actor(), lab.actor());
+    let (lab, [a, b]) = Lab::cast(preset("man-page"));
     let (fa, fb) = (a.creates("data"), b.opens("data"));
     for (held, asked) in
         [(LeaseKind::READ, LeaseKind::WRITE), (LeaseKind::WRITE, LeaseKind::READ), (LeaseKind::WRITE, LeaseKind::WRITE)]
@@ -211,8 +204,7 @@ fn a_lease_being_broken_can_not_be_renewed() {
 /// A breaker that gave up leaves the break pending; the next one finds its time over.
 #[test]
 fn a_break_outlives_its_breaker() {
-    let lab = Lab::new(preset("man-page"));
-    let (a, b) = (lab.actor(), lab.actor());
+    let (lab, [a, b]) = Lab::cast(preset("man-page"));
     let (fa, fb) = (a.creates("data"), b.opens("data"));
     a.lease(fa, LeaseKind::WRITE, ALL).unwrap();
     let asking = b.blocks("lease break", move |b| b.lease(fb, LeaseKind::READ, ALL));
@@ -231,8 +223,7 @@ fn a_break_outlives_its_breaker() {
 /// Section 2, kept by layout leases: a break to read and then to none signals twice, each with its own deadline.
 #[test]
 fn a_break_to_read_and_then_to_none_signals_twice() {
-    let lab = Lab::new(preset("man-page"));
-    let (a, b, c) = (lab.actor(), lab.actor(), lab.actor());
+    let (lab, [a, b, c]) = Lab::cast(preset("man-page"));
     let (fa, fb) = (a.creates("data"), b.opens("data"));
     a.lease(fa, LeaseKind::WRITE, ALL).unwrap();
     let asking = b.blocks("lease break", move |b| b.lease(fb, LeaseKind::READ, ALL));
@@ -253,8 +244,7 @@ fn a_break_to_read_and_then_to_none_signals_twice() {
 /// S25: a leased fd was passed; only the setter is told, the receiver sees the break and may release.
 #[test]
 fn s25_only_the_setter_is_signalled() {
-    let lab = Lab::new(preset("man-page"));
-    let (a, b, c) = (lab.actor(), lab.actor(), lab.actor());
+    let (lab, [a, b, c]) = Lab::cast(preset("man-page"));
     let (fa, fb) = (a.creates("data"), b.opens("data"));
     a.lease(fa, LeaseKind::READ, ALL).unwrap();
     a.send_fd(c.pid(), fa).unwrap();
@@ -274,8 +264,7 @@ fn breaking(timeout: BreakTimeout) -> Axes {
 /// `break_timeout`: what happens at the deadline, and not a nanosecond before.
 #[test]
 fn force_takes_the_lease_at_the_deadline() {
-    let lab = Lab::new(breaking(BreakTimeout::Force));
-    let (a, b) = (lab.actor(), lab.actor());
+    let (lab, [a, b]) = Lab::cast(breaking(BreakTimeout::Force));
     let (fa, fb) = (a.creates("data"), b.opens("data"));
     a.lease(fa, LeaseKind::READ, ALL).unwrap();
     let asking = b.blocks("lease break", move |b| b.lease(fb, LeaseKind::WRITE, ALL));
@@ -292,8 +281,7 @@ fn force_takes_the_lease_at_the_deadline() {
 
 #[test]
 fn kill_ends_the_owner() {
-    let lab = Lab::new(breaking(BreakTimeout::Kill));
-    let (a, b) = (lab.actor(), lab.actor());
+    let (lab, [a, b]) = Lab::cast(breaking(BreakTimeout::Kill));
     let (fa, fb) = (a.creates("data"), b.opens("data"));
     a.lease(fa, LeaseKind::READ, ALL).unwrap();
     let asking = b.blocks("lease break", move |b| b.lease(fb, LeaseKind::WRITE, ALL));
@@ -309,8 +297,7 @@ fn kill_ends_the_owner() {
 #[test]
 fn s26_setter_closed_and_the_break_times_out() {
     for timeout in [BreakTimeout::Force, BreakTimeout::Kill] {
-        let lab = Lab::new(breaking(timeout));
-        let (a, b, c) = (lab.actor(), lab.actor(), lab.actor());
+        let (lab, [a, b, c]) = Lab::cast(breaking(timeout));
         let (fa, fb) = (a.creates("data"), b.opens("data"));
         a.lease(fa, LeaseKind::READ, ALL).unwrap();
         a.send_fd(c.pid(), fa).unwrap();
@@ -339,8 +326,7 @@ fn s26_setter_closed_and_the_break_times_out() {
 #[test]
 fn dead_setter_means_a_full_wait() {
     for timeout in [BreakTimeout::Force, BreakTimeout::Kill] {
-        let lab = Lab::new(breaking(timeout));
-        let (a, b, c) = (lab.actor(), lab.actor(), lab.actor());
+        let (lab, [a, b, c]) = Lab::cast(breaking(timeout));
         let (fa, fb) = (a.creates("data"), b.opens("data"));
         a.lease(fa, LeaseKind::READ, ALL).unwrap();
         a.send_fd(c.pid(), fa).unwrap();
@@ -406,8 +392,7 @@ fn sigio_kills_who_does_not_handle_it() {
 #[test]
 fn conversions() {
     every_preset_with(LeaseRules::ManPage, |axes| {
-        let lab = Lab::new(axes);
-        let a = lab.actor();
+        let (lab, [a]) = Lab::cast(axes);
         let f = a.creates("data");
         let (read, write, write_u) = (LeaseKind::READ, LeaseKind::WRITE, LeaseKind::WRITE_U);
         type Held = (LeaseKind, BlockRange);
@@ -444,8 +429,7 @@ fn conversions() {
 /// Invariant of a request: one that fails has changed nothing of the caller's.
 #[test]
 fn a_failed_conversion_leaves_the_old_lease() {
-    let lab = Lab::new(preset("man-page"));
-    let (a, b) = (lab.actor(), lab.actor());
+    let (lab, [a, b]) = Lab::cast(preset("man-page"));
     let (fa, fb) = (a.creates("data"), b.opens("data"));
     a.lease(fa, LeaseKind::READ, r(0, 4)).unwrap();
     b.lease(fb, LeaseKind::READ_U, r(3, 9)).unwrap();
@@ -463,8 +447,7 @@ fn a_failed_conversion_leaves_the_old_lease() {
 #[test]
 fn s11_downgrade_only_without_a_break_between() {
     every_preset_with(LeaseRules::ManPage, |axes| {
-        let lab = Lab::new(axes);
-        let (a, b) = (lab.actor(), lab.actor());
+        let (lab, [a, b]) = Lab::cast(axes);
         let (fa, fb) = (a.creates("data"), b.opens("data"));
         a.lease(fa, LeaseKind::WRITE, ALL).unwrap();
         a.fallocate(fa, fs_sim::syscalls::fallocate::FallocateMode::Allocate { keep_size: false }, 0, 4 * BLOCK)
@@ -498,8 +481,7 @@ fn s11_downgrade_only_without_a_break_between() {
 fn s15_leases_that_do_not_overlap_ignore_each_other() {
     for axes in [preset("man-page"), preset("chinner-2019")] {
         let kind = if axes.lease_rules == LeaseRules::Chinner { LeaseKind::WRITE } else { LeaseKind::WRITE_U };
-        let lab = Lab::new(axes);
-        let (a, b) = (lab.actor(), lab.actor());
+        let (lab, [a, b]) = Lab::cast(axes);
         let (fa, fb) = (a.creates("data"), b.opens("data"));
         a.lease(fa, kind, r(0, 4)).unwrap();
         assert_eq!(b.lease(fb, kind, r(3, 5)), Err(Errno::ETXTBSY));
@@ -519,8 +501,7 @@ fn chinner_leases_coexist_but_for_write_against_write() {
             (LeaseKind::WRITE, LeaseKind::READ),
             (LeaseKind::WRITE, LeaseKind::WRITE),
         ] {
-            let lab = Lab::new(axes);
-            let (a, b) = (lab.actor(), lab.actor());
+            let (lab, [a, b]) = Lab::cast(axes);
             let (fa, fb) = (a.creates("data"), b.opens("data"));
             a.lease(fa, held, ALL).unwrap();
             let both_write = held == LeaseKind::WRITE && asked == LeaseKind::WRITE;
@@ -535,8 +516,7 @@ fn chinner_leases_coexist_but_for_write_against_write() {
 /// Section 2, life: unlocked through any descriptor of the open file, also by a forked child; not by another open file.
 #[test]
 fn unlock_works_on_every_descriptor_of_the_open_file() {
-    let lab = Lab::new(preset("man-page"));
-    let (a, b) = (lab.actor(), lab.actor());
+    let (lab, [a, b]) = Lab::cast(preset("man-page"));
     let (fa, fb) = (a.creates("data"), b.opens("data"));
     a.lease(fa, LeaseKind::WRITE_U, ALL).unwrap();
     assert_eq!(b.unlock(fb, ALL), Err(Errno::EAGAIN));
@@ -556,8 +536,7 @@ fn lease_waits_in_a_cycle() {
     for (timeout, second_thread) in
         [(BreakTimeout::Never, false), (BreakTimeout::Never, true), (BreakTimeout::Force, false)]
     {
-        let lab = Lab::new(breaking(timeout));
-        let (a, b) = (lab.actor(), lab.actor());
+        let (lab, [a, b]) = Lab::cast(breaking(timeout));
         for actor in [&a, &b] {
             actor.process().set_disposition(Signal::Sigio, Disposition::Ignore);
         }

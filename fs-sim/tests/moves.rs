@@ -5,7 +5,7 @@
 mod common;
 
 use common::changes::{ALL, canvas, scattered};
-use common::{Lab, Nic, PinnedFile, can_pin, every_preset, exclusive, needs_lease, pinned_file, preset};
+use common::{Lab, Nic, PinnedFile, can_pin, every_preset, exclusive, needs_lease, preset};
 use emulator::sync::atomic::Ordering;
 use fs_sim::base::numbers::Fd;
 use fs_sim::design::{Axes, ChangeRule, LeaseRules};
@@ -17,8 +17,7 @@ use fs_sim::{BLOCK, BlockRange, Errno, FILE_MAX, Task};
 
 #[test]
 fn collapse_and_insert_move_what_is_behind() {
-    let lab = Lab::new(preset("mainline"));
-    let a = lab.actor();
+    let (lab, [a]) = Lab::cast(preset("mainline"));
     let fd = a.writes_file("data", 6, 1);
     a.fallocate(fd, PunchHole, 4 * BLOCK, BLOCK).unwrap();
     a.fallocate(fd, Allocate { keep_size: true }, 8 * BLOCK, BLOCK).unwrap();
@@ -41,8 +40,7 @@ fn collapse_and_insert_move_what_is_behind() {
 /// `xfs_falloc_collapse_range`, `xfs_falloc_insert_range`.
 #[test]
 fn errnos_of_collapse_and_insert() {
-    let lab = Lab::new(preset("mainline"));
-    let a = lab.actor();
+    let (lab, [a]) = Lab::cast(preset("mainline"));
     let fd = canvas(&a);
     let before = a.portrait(fd);
     let calls = [
@@ -72,8 +70,7 @@ fn leases_in_front_of_the_range_are_not_asked() {
         if axes.lease_rules == LeaseRules::None {
             return;
         }
-        let lab = Lab::new(axes);
-        let (a, b) = (lab.actor(), lab.actor());
+        let (lab, [a, b]) = Lab::cast(axes);
         let fa = canvas(&a);
         let fb = b.opens("data");
         a.lease(fa, LeaseKind::READ, BlockRange::new(0, 1)).unwrap();
@@ -107,8 +104,7 @@ fn dma(lab: &Lab, a: &PinnedFile) {
 fn s42_stranger_moves_pinned_blocks() {
     every_preset(|axes| {
         for (what, change, result) in MOVES {
-            let lab = Lab::new(axes);
-            let Some(a) = pinned_file(&lab, "data", 4, 2..3) else { continue };
+            let Some((lab, a)) = Lab::pinned(axes, 4, 2..3) else { continue };
             let b = lab.actor();
             let fb = b.opens("data");
             let before = a.who.portrait(a.fd);
@@ -156,8 +152,7 @@ fn s42_stranger_moves_pinned_blocks() {
 fn s42_holder_moves_its_pinned_blocks() {
     every_preset(|axes| {
         for (what, change, result) in MOVES {
-            let lab = Lab::new(axes);
-            let Some(a) = pinned_file(&lab, "data", 4, 2..3) else { continue };
+            let Some((lab, a)) = Lab::pinned(axes, 4, 2..3) else { continue };
             let before = a.who.portrait(a.fd);
             let moved = change(&a.who, a.fd);
             match axes.holder_change {
@@ -198,8 +193,8 @@ fn s42_holder_moves_its_pinned_blocks() {
 fn pins_without_a_lease_meet_moves() {
     for rule in [ChangeRule::Fail, ChangeRule::Wait, ChangeRule::Revoke, ChangeRule::Orphan] {
         for (what, change, result) in MOVES {
-            let lab = Lab::new(Axes { stranger_change: rule, holder_change: rule, ..preset("unsafe") });
-            let a = pinned_file(&lab, "data", 4, 2..3).unwrap();
+            let (lab, a) =
+                Lab::pinned(Axes { stranger_change: rule, holder_change: rule, ..preset("unsafe") }, 4, 2..3).unwrap();
             let b = lab.actor();
             let fb = b.opens("data");
             match rule {

@@ -5,7 +5,7 @@
 mod common;
 
 use common::watchdog::soon;
-use common::{Actor, BREAK_TIME, Lab, Nic, can_pin, every_preset, exclusive, needs_lease, pinned_file, preset};
+use common::{Actor, BREAK_TIME, Lab, Nic, can_pin, every_preset, every_preset_where, exclusive, needs_lease, preset};
 use emulator::sync::atomic::Ordering;
 use fs_sim::base::numbers::Fd;
 use fs_sim::design::{Axes, ChangeRule, GateScope, LastCloseRule, LeaseLost, LeaseRules, PinGate, UnlockRule};
@@ -29,8 +29,7 @@ fn r(start: u64, end: u64) -> BlockRange {
 #[test]
 fn s12_gates() {
     every_preset(|axes| {
-        let lab = Lab::new(axes);
-        let a = lab.actor();
+        let (lab, [a]) = Lab::cast(axes);
         let f = a.writes_file("data", 4, 1);
         let (_, nic) = Nic::open(&a);
         let bare = match axes.pin_gate {
@@ -67,12 +66,8 @@ fn s12_gates() {
 /// The gate looks at ranges: the union of the caller's leases, from whatever open file, must cover; S40: unlocked is gone.
 #[test]
 fn s40_union_of_the_callers_leases_must_cover() {
-    every_preset(|axes| {
-        if !needs_lease(axes) {
-            return;
-        }
-        let lab = Lab::new(axes);
-        let (a, b) = (lab.actor(), lab.actor());
+    every_preset_where(needs_lease, |axes| {
+        let (lab, [a, b]) = Lab::cast(axes);
         let (f, again) = (a.writes_file("data", 8, 1), a.opens("data"));
         let fb = b.opens("data");
         let (_, nic) = Nic::open(&a);
@@ -98,12 +93,8 @@ fn s40_union_of_the_callers_leases_must_cover() {
 /// S13: the fork child is a stranger, also through the inherited descriptor; with its own lease it is not.
 #[test]
 fn s13_fork_child_is_a_stranger() {
-    every_preset(|axes| {
-        if !can_pin(axes) {
-            return;
-        }
-        let lab = Lab::new(axes);
-        let a = lab.actor();
+    every_preset_where(can_pin, |axes| {
+        let (lab, [a]) = Lab::cast(axes);
         let f = a.writes_file("data", 4, 1);
         let kind = if axes.lease_rules == LeaseRules::Chinner { LeaseKind::READ } else { LeaseKind::READ_U };
         a.lease(f, kind, ALL).unwrap();
@@ -122,12 +113,8 @@ fn s13_fork_child_is_a_stranger() {
 /// S09: two holders, the same pages.
 #[test]
 fn s09_two_read_holders_pin_the_same_pages() {
-    every_preset(|axes| {
-        if !can_pin(axes) {
-            return;
-        }
-        let lab = Lab::new(axes);
-        let (a, b) = (lab.actor(), lab.actor());
+    every_preset_where(can_pin, |axes| {
+        let (lab, [a, b]) = Lab::cast(axes);
         let fa = a.writes_file("data", 4, 1);
         let fb = b.opens("data");
         let kind = if axes.lease_rules == LeaseRules::Chinner { LeaseKind::READ } else { LeaseKind::READ_U };
@@ -148,8 +135,7 @@ fn s09_two_read_holders_pin_the_same_pages() {
 #[test]
 fn s36_other_long_term_users() {
     every_preset(|axes| {
-        let lab = Lab::new(axes);
-        let a = lab.actor();
+        let (lab, [a]) = Lab::cast(axes);
         let f = a.writes_file("data", 4, 1);
         if axes.lease_rules != LeaseRules::None {
             a.lease(f, exclusive(axes), ALL).unwrap();
@@ -166,8 +152,7 @@ fn s36_other_long_term_users() {
 /// What a request itself can be wrong about.
 #[test]
 fn bad_requests() {
-    let lab = Lab::new(preset("unsafe"));
-    let a = lab.actor();
+    let (lab, [a]) = Lab::cast(preset("unsafe"));
     let f = a.writes_file("data", 4, 1);
     let (_, nic) = Nic::open(&a);
     let va = a.mmap(f, 0, 4 * BLOCK, false).unwrap();
@@ -188,10 +173,7 @@ fn bad_requests() {
 /// A writable pin first allocates, zeroes and marks written what it covers; a read-only one over a hole is EFAULT.
 #[test]
 fn pins_meet_holes_and_unwritten_blocks() {
-    every_preset(|axes| {
-        if !can_pin(axes) {
-            return;
-        }
+    every_preset_where(can_pin, |axes| {
         let lab = Lab::on(2 << 20, axes, |_| {});
         let a = lab.actor();
         // Old contents everywhere on the device.
@@ -242,8 +224,7 @@ fn allocation_under_a_foreign_lease_is_refused() {
             _ => &[LeaseKind::READ, LeaseKind::READ_U],
         };
         for foreign in kinds {
-            let lab = Lab::new(axes);
-            let (a, b) = (lab.actor(), lab.actor());
+            let (lab, [a, b]) = Lab::cast(axes);
             let fa = a.writes_file("data", 2, 1);
             a.ftruncate(fa, 4 * BLOCK).unwrap();
             let fb = b.opens("data");
@@ -268,12 +249,8 @@ fn allocation_under_a_foreign_lease_is_refused() {
 /// S17: unlock with live pins, by axis; `kara` by the pinning process itself: EDEADLK.
 #[test]
 fn s17_unlock_with_live_pins() {
-    every_preset(|axes| {
-        if !needs_lease(axes) {
-            return;
-        }
-        let lab = Lab::new(axes);
-        let a = pinned_file(&lab, "data", 4, 0..2).unwrap();
+    every_preset_where(needs_lease, |axes| {
+        let (lab, a) = Lab::pinned(axes, 4, 0..2).unwrap();
         let refused = match axes.unlock_while_pinned.unwrap() {
             UnlockRule::Release => None,
             UnlockRule::Busy => Some(Errno::EBUSY),
@@ -304,8 +281,7 @@ fn s17_unlock_with_live_pins() {
 /// interrupted lets them in again.
 #[test]
 fn s17_unlock_by_another_process_waits_for_the_pins() {
-    let lab = Lab::new(preset("kara"));
-    let a = pinned_file(&lab, "data", 4, 0..2).unwrap();
+    let (lab, a) = Lab::pinned(preset("kara"), 4, 0..2).unwrap();
     let child = a.who.child();
     let fd = a.fd;
     let unlocking = child.blocks("unlock while pinned", move |child| child.unlock(fd, ALL));
@@ -342,8 +318,7 @@ fn s17_conversions_with_live_pins() {
         if axes.lease_rules != LeaseRules::ManPage || !needs_lease(axes) {
             return;
         }
-        let lab = Lab::new(axes);
-        let a = pinned_file(&lab, "data", 4, 0..2).unwrap();
+        let (lab, a) = Lab::pinned(axes, 4, 0..2).unwrap();
         let weaker = [(LeaseKind::READ, ALL), (LeaseKind::WRITE, ALL), (LeaseKind::WRITE_U, r(0, 1))];
         let refused = match axes.unlock_while_pinned.unwrap() {
             UnlockRule::Release => None,
@@ -378,12 +353,8 @@ fn close_all(a: &Actor, fd: Fd) -> Result<(), Errno> {
 /// S18, S28, S29: munmap and close with live pins, by axis; then who gets what.
 #[test]
 fn s18_last_close_with_live_pins() {
-    every_preset(|axes| {
-        if !needs_lease(axes) {
-            return;
-        }
-        let lab = Lab::new(axes);
-        let a = pinned_file(&lab, "data", 4, 0..2).unwrap();
+    every_preset_where(needs_lease, |axes| {
+        let (lab, a) = Lab::pinned(axes, 4, 0..2).unwrap();
         let c = lab.actor();
         let fc = c.opens("data");
         let asked = if axes.lease_rules == LeaseRules::Chinner { LeaseKind::WRITE } else { LeaseKind::WRITE_U };
@@ -435,8 +406,7 @@ fn s18_last_close_with_live_pins() {
 #[test]
 fn s29_release_reports_broken_exclusivity() {
     let axes = Axes { last_close_while_pinned: Some(LastCloseRule::Release), ..preset("rfc-v2") };
-    let lab = Lab::new(axes);
-    let a = pinned_file(&lab, "data", 4, 0..2).unwrap();
+    let (lab, a) = Lab::pinned(axes, 4, 0..2).unwrap();
     let c = lab.actor();
     let fc = c.opens("data");
     a.who.close(a.fd).unwrap();
@@ -452,8 +422,7 @@ fn s29_release_reports_broken_exclusivity() {
 #[test]
 fn zombie_life() {
     for end in ["dereg", "context close", "kill"] {
-        let lab = Lab::new(preset("rfc-v2"));
-        let (a, b) = (lab.actor(), lab.actor());
+        let (lab, [a, b]) = Lab::cast(preset("rfc-v2"));
         let f = a.writes_file("data", 8, 1);
         let fb = b.opens("data");
         a.lease(f, LeaseKind::READ_U, r(0, 2)).unwrap();
@@ -482,8 +451,7 @@ fn zombie_life() {
 #[test]
 fn s19_only_a_fatal_signal_ends_a_blocked_close() {
     for dup2 in [false, true] {
-        let lab = Lab::new(preset("chinner-2019"));
-        let a = pinned_file(&lab, "data", 4, 0..2).unwrap();
+        let (lab, a) = Lab::pinned(preset("chinner-2019"), 4, 0..2).unwrap();
         let c = lab.actor();
         let fc = c.opens("data");
         // The context outlives the process: another one has it.
@@ -517,8 +485,7 @@ fn s19_only_a_fatal_signal_ends_a_blocked_close() {
 #[test]
 fn only_close_and_dup2_wait() {
     for way in ["munmap", "exit", "queue"] {
-        let lab = Lab::new(preset("chinner-2019"));
-        let (a, b, keeper) = (lab.actor(), lab.actor(), lab.actor());
+        let (lab, [a, b, keeper]) = Lab::cast(preset("chinner-2019"));
         let f = a.writes_file("data", 4, 1);
         a.lease(f, LeaseKind::WRITE, ALL).unwrap();
         let (nic_fd, nic) = Nic::open(&a);
@@ -554,8 +521,7 @@ fn only_close_and_dup2_wait() {
 #[test]
 fn s27_lease_removed_by_a_stranger() {
     for abort in [LeaseLost::Abort, LeaseLost::Nothing] {
-        let lab = Lab::new(Axes { on_lease_lost: Some(abort), ..preset("revoke") });
-        let (a, b) = (lab.actor(), lab.actor());
+        let (lab, [a, b]) = Lab::cast(Axes { on_lease_lost: Some(abort), ..preset("revoke") });
         let f = a.writes_file("data", 4, 1);
         a.lease(f, LeaseKind::READ_U, ALL).unwrap();
         let (_, nic) = Nic::open(&a);
@@ -576,8 +542,7 @@ fn s27_lease_lost_by_force() {
         on_lease_lost: Some(LeaseLost::Abort),
         ..preset("chinner-2019")
     };
-    let lab = Lab::new(axes);
-    let (a, b) = (lab.actor(), lab.actor());
+    let (lab, [a, b]) = Lab::cast(axes);
     let f = a.writes_file("data", 4, 1);
     a.lease(f, LeaseKind::READ, ALL).unwrap();
     let (_, nic) = Nic::open(&a);
@@ -593,10 +558,7 @@ fn s27_lease_lost_by_force() {
 /// another process that holds the context.
 #[test]
 fn locked_memory_is_charged_to_the_registrant() {
-    every_preset(|axes| {
-        if !needs_lease(axes) {
-            return;
-        }
+    every_preset_where(needs_lease, |axes| {
         let lab = Lab::with(axes, |config| config.memlock_pages = 3);
         let (a, b) = (lab.actor(), lab.actor());
         let f = a.writes_file("data", 4, 1);
@@ -626,8 +588,7 @@ fn locked_memory_is_charged_to_the_registrant() {
 fn s41_eviction_never_waits() {
     every_preset(|axes| {
         let axes = Axes { last_close_while_pinned: Some(LastCloseRule::Zombie), mr_holds_lease: Some(false), ..axes };
-        let lab = Lab::new(axes);
-        let Some(a) = pinned_file(&lab, "data", 6, 1..3) else { return };
+        let Some((lab, a)) = Lab::pinned(axes, 6, 1..3) else { return };
         let second = a.nic.pins(&a.who, a.fd, 2..4).unwrap();
         a.who.unlink("data").unwrap();
         assert_eq!(lab.kernel.usage().allocated, 6, "open: it lives on");
@@ -658,8 +619,7 @@ fn s41_eviction_never_waits() {
 #[test]
 fn s41_death_frees_everything() {
     every_preset(|axes| {
-        let lab = Lab::new(axes);
-        let Some(a) = pinned_file(&lab, "data", 6, 0..6) else { return };
+        let Some((lab, a)) = Lab::pinned(axes, 6, 0..6) else { return };
         let b = lab.actor();
         a.who.unlink("data").unwrap();
         b.kill(a.who.pid(), Signal::Sigkill).unwrap();
@@ -701,8 +661,7 @@ fn orphans_are_freed_once_at_the_last_unpin() {
 /// S39: an on-demand region over a truncated range: truncate succeeds, the next access can't be had, and never is stale.
 #[test]
 fn s39_on_demand_region_follows_the_file() {
-    let lab = Lab::new(preset("odp"));
-    let (a, b) = (lab.actor(), lab.actor());
+    let (lab, [a, b]) = Lab::cast(preset("odp"));
     let f = a.writes_file("data", 4, 1);
     let (_, nic) = Nic::open(&a);
     let va = a.mmap(f, 0, 4 * BLOCK, true).unwrap();
@@ -726,8 +685,7 @@ fn s39_on_demand_region_follows_the_file() {
 /// A pin goes through a mapping opened read-only for reading, and the pin's access needs no descriptor afterwards.
 #[test]
 fn pins_outlive_mapping_and_descriptor() {
-    let lab = Lab::new(preset("unsafe"));
-    let a = lab.actor();
+    let (lab, [a]) = Lab::cast(preset("unsafe"));
     let _f = a.writes_file("data", 2, 1);
     let reader = a.open("data", OpenFlags::open(AccessMode::READ)).unwrap();
     let (_, nic) = Nic::open(&a);

@@ -5,7 +5,7 @@
 mod common;
 
 use common::watchdog::soon;
-use common::{Actor, Lab, Nic, can_pin, every_preset, exclusive, needs_lease, pinned_file, preset};
+use common::{Actor, Lab, Nic, can_pin, every_preset_where, exclusive, needs_lease, preset};
 use fs_sim::base::numbers::Fd;
 use fs_sim::leases::layout::kind::LeaseKind;
 use fs_sim::syscalls::descriptors::Received;
@@ -59,8 +59,7 @@ fn a_lease_lives_and_dies_with_the_open_file() {
         }),
     ];
     for (what, keep) in keepers {
-        let lab = Lab::new(preset("man-page"));
-        let (a, looker) = (lab.actor(), lab.actor());
+        let (lab, [a, looker]) = Lab::cast(preset("man-page"));
         let f = a.writes_file("data", 4, 1);
         let look = looker.opens("data");
         a.lease(f, LeaseKind::WRITE_U, ALL).unwrap();
@@ -78,8 +77,7 @@ fn a_lease_lives_and_dies_with_the_open_file() {
 /// Sending: the message holds the open file; a dead receiver and a full inbox leave the reference with the sender.
 #[test]
 fn send_and_receive() {
-    let lab = Lab::new(preset("man-page"));
-    let (a, b, dead) = (lab.actor(), lab.actor(), lab.actor());
+    let (lab, [a, b, dead]) = Lab::cast(preset("man-page"));
     let f = a.writes_file("data", 2, 1);
     a.lease(f, LeaseKind::WRITE_U, ALL).unwrap();
     dead.exit();
@@ -111,8 +109,7 @@ fn send_and_receive() {
 /// Custody knows who could still close an object: descriptors, copies, queues.
 #[test]
 fn custody_of_an_object() {
-    let lab = Lab::new(preset("unsafe"));
-    let (a, b) = (lab.actor(), lab.actor());
+    let (lab, [a, b]) = Lab::cast(preset("unsafe"));
     let f = a.writes_file("data", 1, 1);
     let (nic_fd, nic) = Nic::open(&a);
     let region = nic.pins(&a, f, 0..1).unwrap();
@@ -144,8 +141,7 @@ fn custody_of_an_object() {
 
 #[test]
 fn descriptors_are_the_lowest_free_and_bounded() {
-    let lab = Lab::new(preset("man-page"));
-    let (a, b) = (lab.actor(), lab.actor());
+    let (lab, [a, b]) = Lab::cast(preset("man-page"));
     let f = a.writes_file("data", 2, 1);
     assert_eq!((f, a.dup(f).unwrap(), a.dup(f).unwrap()), (Fd(0), Fd(1), Fd(2)));
     a.close(Fd(1)).unwrap();
@@ -175,8 +171,7 @@ fn descriptors_are_the_lowest_free_and_bounded() {
 /// Names, flags and bounds of `open`.
 #[test]
 fn names() {
-    let lab = Lab::new(preset("man-page"));
-    let a = lab.actor();
+    let (lab, [a]) = Lab::cast(preset("man-page"));
     let open = |name: &str| a.open(name, OpenFlags::open(AccessMode::BOTH));
     assert_eq!(open("data"), Err(Errno::ENOENT));
     assert_eq!(open(""), Err(Errno::EINVAL));
@@ -210,8 +205,7 @@ fn names() {
 /// Signals: SIGKILL can't be handled; a call of a dead process never runs; ESRCH.
 #[test]
 fn death_by_signal() {
-    let lab = Lab::new(preset("man-page"));
-    let (a, b) = (lab.actor(), lab.actor());
+    let (lab, [a, b]) = Lab::cast(preset("man-page"));
     let f = a.writes_file("data", 2, 1);
     a.process().set_disposition(Signal::Sigkill, Disposition::Handler);
     assert_eq!(b.kill(a.pid(), Signal::Sigusr1), Ok(()));
@@ -236,8 +230,7 @@ fn death_by_signal() {
 /// one is another thread's meanwhile.
 #[test]
 fn taking_signals_ends_their_effect_on_every_thread() {
-    let lab = Lab::new(preset("man-page"));
-    let (a, b) = (lab.actor(), lab.actor());
+    let (lab, [a, b]) = Lab::cast(preset("man-page"));
     let f = a.writes_file("data", 2, 1);
     a.lease(f, LeaseKind::READ, ALL).unwrap();
     let helper = b.another_thread();
@@ -256,8 +249,7 @@ fn taking_signals_ends_their_effect_on_every_thread() {
 #[test]
 fn exit_while_another_thread_is_blocked() {
     for by_signal in [false, true] {
-        let lab = Lab::new(preset("man-page"));
-        let (a, b) = (lab.actor(), lab.actor());
+        let (lab, [a, b]) = Lab::cast(preset("man-page"));
         let f = a.writes_file("data", 2, 1);
         let own = b.writes_file("own", 1, 1);
         a.lease(f, LeaseKind::READ, ALL).unwrap();
@@ -281,13 +273,9 @@ fn exit_while_another_thread_is_blocked() {
 /// pins gone.
 #[test]
 fn s20_death_in_every_order() {
-    every_preset(|axes| {
-        if !can_pin(axes) {
-            return;
-        }
+    every_preset_where(can_pin, |axes| {
         for order in ["context first", "data first", "exit", "kill", "exit with mappings"] {
-            let lab = Lab::new(axes);
-            let a = pinned_file(&lab, "data", 4, 0..4).unwrap();
+            let (lab, a) = Lab::pinned(axes, 4, 0..4).unwrap();
             let b = lab.actor();
             let fb = b.opens("data");
             let _mapped = a.who.mmap(a.fd, 0, 4 * BLOCK, true).unwrap();
@@ -316,8 +304,7 @@ fn s20_death_in_every_order() {
 /// S21: closing the context drops the last reference to a nameless file: the file's release runs deferred, and evicts it.
 #[test]
 fn s21_context_close_drops_the_last_file_reference() {
-    let lab = Lab::new(preset("kara"));
-    let a = pinned_file(&lab, "data", 4, 0..4).unwrap();
+    let (lab, a) = Lab::pinned(preset("kara"), 4, 0..4).unwrap();
     a.who.unlink("data").unwrap();
     a.who.close(a.fd).unwrap();
     let (_, inode) = lab.kernel.inodes().pop().expect("the region keeps the file");
@@ -331,8 +318,7 @@ fn s21_context_close_drops_the_last_file_reference() {
 /// S33: fork in another thread while a close is blocked: the child doesn't get the closing descriptor, and nothing leaks.
 #[test]
 fn s33_fork_while_a_close_is_blocked() {
-    let lab = Lab::new(preset("chinner-2019"));
-    let a = pinned_file(&lab, "data", 4, 0..2).unwrap();
+    let (lab, a) = Lab::pinned(preset("chinner-2019"), 4, 0..2).unwrap();
     let fd = a.fd;
     let helper = a.who.another_thread();
     let closing = a.who.blocks("close while pinned", move |a| a.close(fd));
@@ -347,12 +333,8 @@ fn s33_fork_while_a_close_is_blocked() {
 /// S34: munmap with live pins succeeds, always.
 #[test]
 fn s34_munmap_with_live_pins() {
-    every_preset(|axes| {
-        if !can_pin(axes) {
-            return;
-        }
-        let lab = Lab::new(axes);
-        let a = lab.actor();
+    every_preset_where(can_pin, |axes| {
+        let (lab, [a]) = Lab::cast(axes);
         let f = a.writes_file("data", 4, 1);
         if needs_lease(axes) {
             a.lease(f, exclusive(axes), ALL).unwrap();
@@ -373,8 +355,7 @@ fn s34_munmap_with_live_pins() {
 /// A read-only mapping, its edges, and anonymous memory.
 #[test]
 fn mappings() {
-    let lab = Lab::new(preset("man-page"));
-    let a = lab.actor();
+    let (lab, [a]) = Lab::cast(preset("man-page"));
     let f = a.writes_file("data", 3, 1);
     let va = a.mmap(f, BLOCK, 2 * BLOCK, false).unwrap();
     let mut bytes = [0; 2];

@@ -11,8 +11,7 @@ use fs_sim::{BLOCK, Errno};
 /// Files to measure: exactly as many runs as asked for, zero, written; or none at all.
 #[test]
 fn provisioned_files() {
-    let lab = Lab::new(preset("mainline"));
-    let a = lab.actor();
+    let (lab, [a]) = Lab::cast(preset("mainline"));
     for runs in [1, 2, 3, 7, 128, 200] {
         assert_eq!(a.provision("data", 200 * BLOCK, Some(runs)), Ok(()), "{runs}");
         assert_eq!(lab.kernel.runs_of("data"), Ok(runs));

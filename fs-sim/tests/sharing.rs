@@ -5,7 +5,7 @@
 mod common;
 
 use common::changes::{ALL, KEEP, ZERO};
-use common::{Actor, Lab, Nic, can_pin, every_preset, exclusive, needs_lease, pinned_file, preset};
+use common::{Actor, Lab, Nic, can_pin, every_preset, every_preset_where, exclusive, needs_lease, pinned_file, preset};
 use emulator::sync::atomic::Ordering;
 use fs_sim::base::numbers::Fd;
 use fs_sim::design::{Axes, ChangeRule, LeaseRules, PinGate};
@@ -35,8 +35,7 @@ type One = fn(&Task, Fd) -> Result<(), Errno>;
 
 #[test]
 fn a_clone_costs_nothing_until_it_is_written() {
-    let lab = Lab::new(preset("mainline"));
-    let a = lab.actor();
+    let (lab, [a]) = Lab::cast(preset("mainline"));
     let (data, copy) = clones(&a);
     assert_eq!((a.bytes_of(copy), lab.kernel.usage().allocated), (vec![1, 2, 3, 4], 4));
     assert_eq!((marks(&a, data), marks(&a, copy)), (vec![true; 4], vec![true; 4]));
@@ -66,8 +65,7 @@ type Edge = fn(&Task, Fd);
 /// Bytes beside those written are copied, whatever writes: call, mapping, punched or truncated edge.
 #[test]
 fn partial_copies_keep_the_rest() {
-    let lab = Lab::new(preset("mainline"));
-    let a = lab.actor();
+    let (lab, [a]) = Lab::cast(preset("mainline"));
     let calls: [(&str, Edge, std::ops::Range<usize>); 6] = [
         ("write", |t, fd| assert_eq!(t.write(fd, 100, &[0; 50]), Ok(50)), 100..150),
         (
@@ -111,8 +109,7 @@ type Refused = (&'static str, Both, Fd, u64, Fd, u64, u64, Errno);
 /// ioctl_ficlonerange(2), ioctl_fideduperange(2), `xfs_exchange_range_checks`.
 #[test]
 fn errnos() {
-    let lab = Lab::new(preset("mainline"));
-    let a = lab.actor();
+    let (lab, [a]) = Lab::cast(preset("mainline"));
     let (f, g) = (a.writes_file("f", 4, 1), a.writes_file("g", 6, 1));
     a.write(f, 4 * BLOCK, b"tail").unwrap();
     let open = |access| a.open("f", OpenFlags::open(access)).unwrap();
@@ -165,8 +162,7 @@ fn errnos() {
 #[test]
 fn dedupe_shares_what_is_the_same_and_leaves_the_rest() {
     every_preset(|axes| {
-        let lab = Lab::new(axes);
-        let (a, c) = (lab.actor(), lab.actor());
+        let (lab, [a, c]) = Lab::cast(axes);
         let (f, g) = (a.writes_file("f", 4, 1), a.writes_file("g", 4, 1));
         a.fills(g, 3, 77).unwrap();
         if axes.lease_rules != LeaseRules::None {
@@ -191,8 +187,7 @@ fn dedupe_shares_what_is_the_same_and_leaves_the_rest() {
 #[test]
 fn what_lies_between_two_places_is_not_asked() {
     every_preset(|axes| {
-        let lab = Lab::new(axes);
-        let (a, b) = (lab.actor(), lab.actor());
+        let (lab, [a, b]) = Lab::cast(axes);
         let fa = a.writes_file("data", 12, 1);
         let fb = b.opens("data");
         let leased = axes.lease_rules != LeaseRules::None;
@@ -213,8 +208,7 @@ fn what_lies_between_two_places_is_not_asked() {
 /// While such a change waits for one of them, leases come and go in between.
 #[test]
 fn a_change_of_two_places_waits_at_them_alone() {
-    let lab = Lab::new(preset("man-page"));
-    let (a, b) = (lab.actor(), lab.actor());
+    let (lab, [a, b]) = Lab::cast(preset("man-page"));
     let fa = a.writes_file("data", 12, 1);
     let fb = b.opens("data");
     b.lease(fb, LeaseKind::READ, BlockRange::new(10, 11)).unwrap();
@@ -230,8 +224,7 @@ fn a_change_of_two_places_waits_at_them_alone() {
 /// However much is asked for, one call compares and shares 16 MiB, and says so: nobody waits for more than that.
 #[test]
 fn a_dedupe_is_bounded() {
-    let lab = Lab::new(preset("mainline"));
-    let a = lab.actor();
+    let (lab, [a]) = Lab::cast(preset("mainline"));
     let (f, g) = (a.creates("f"), a.creates("g"));
     let (size, bound) = (1 << 40, 16 << 20);
     a.ftruncate(f, size).unwrap();
@@ -254,8 +247,7 @@ fn a_dedupe_is_bounded() {
 
 #[test]
 fn exchange_swaps_blocks_holes_and_marks() {
-    let lab = Lab::new(preset("mainline"));
-    let a = lab.actor();
+    let (lab, [a]) = Lab::cast(preset("mainline"));
     let (data, _copy) = clones(&a);
     let g = a.writes_file("g", 3, 11);
     a.ftruncate(g, 5 * BLOCK).unwrap();
@@ -289,8 +281,7 @@ const PAIRS: [(&str, Pair); 5] = [
 fn s42_stranger_meets_pins() {
     every_preset(|axes| {
         for (what, change) in PAIRS {
-            let lab = Lab::new(axes);
-            let b = lab.actor();
+            let (lab, [b]) = Lab::cast(axes);
             let other = b.writes_file("other", 4, 1);
             let Some(a) = pinned_file(&lab, "data", 4, 1..2) else { continue };
             let data = b.opens("data");
@@ -335,8 +326,7 @@ fn s42_stranger_meets_pins() {
 fn s42_holder_meets_its_own_pins() {
     every_preset(|axes| {
         for (what, change) in PAIRS {
-            let lab = Lab::new(axes);
-            let Some(a) = pinned_file(&lab, "data", 4, 1..2) else { continue };
+            let Some((lab, a)) = Lab::pinned(axes, 4, 1..2) else { continue };
             let other = a.who.writes_file("other", 4, 1);
             let before = (a.who.portrait(a.fd), a.who.portrait(other));
             let changed = change(&a.who, a.fd, other);
@@ -379,8 +369,8 @@ fn s42_holder_meets_its_own_pins() {
 fn pins_without_a_lease_meet_two_file_changes() {
     for rule in [ChangeRule::Fail, ChangeRule::Wait, ChangeRule::Revoke, ChangeRule::Orphan] {
         for (what, change) in PAIRS {
-            let lab = Lab::new(Axes { stranger_change: rule, holder_change: rule, ..preset("unsafe") });
-            let a = pinned_file(&lab, "data", 4, 1..2).unwrap();
+            let (lab, a) =
+                Lab::pinned(Axes { stranger_change: rule, holder_change: rule, ..preset("unsafe") }, 4, 1..2).unwrap();
             let b = lab.actor();
             let (data, other) = (b.opens("data"), b.writes_file("other", 4, 1));
             let before = (b.portrait(data), b.portrait(other));
@@ -415,8 +405,7 @@ fn two_files_leases_are_broken_together() {
         }
         for (what, change) in PAIRS {
             for forbids in [None, Some("data"), Some("other")] {
-                let lab = Lab::new(axes);
-                let (a, b, c, d) = (lab.actor(), lab.actor(), lab.actor(), lab.actor());
+                let (lab, [a, b, c, d]) = Lab::cast(axes);
                 let (data, other) = (a.writes_file("data", 4, 1), a.writes_file("other", 4, 1));
                 let (fb, fc) = (b.opens("data"), c.opens("other"));
                 let taken = [(&b, fb, "data"), (&c, fc, "other")].map(|(who, fd, name)| {
@@ -459,8 +448,7 @@ fn two_files_leases_are_broken_together() {
 fn faults_do_not_wait_behind_two_file_changes() {
     for axes in [preset("man-page"), preset("chinner-2025")] {
         for leased in ["data", "other"] {
-            let lab = Lab::new(axes);
-            let (a, b, c) = (lab.actor(), lab.actor(), lab.actor());
+            let (lab, [a, b, c]) = Lab::cast(axes);
             let (data, other) = (a.writes_file("data", 4, 1), a.writes_file("other", 4, 1));
             for name in ["data", "other"] {
                 a.fallocate(a.opens(name), PunchHole, 0, BLOCK).unwrap();
@@ -483,8 +471,7 @@ fn faults_do_not_wait_behind_two_file_changes() {
         }
     }
     // The first file's ticket is held while the second's is waited for.
-    let lab = Lab::new(preset("man-page"));
-    let (a, b, c) = (lab.actor(), lab.actor(), lab.actor());
+    let (lab, [a, b, c]) = Lab::cast(preset("man-page"));
     let (data, other) = (a.writes_file("data", 4, 1), a.writes_file("other", 4, 1));
     a.fallocate(data, PunchHole, 0, BLOCK).unwrap();
     let (fc, beside) = (c.opens("other"), c.opens("data"));
@@ -507,8 +494,7 @@ fn faults_do_not_wait_behind_two_file_changes() {
 #[test]
 fn s48_two_file_changes_close_no_cycle() {
     let axes = Axes { stranger_change: ChangeRule::Wait, holder_change: ChangeRule::Wait, ..preset("unsafe") };
-    let lab = Lab::new(axes);
-    let a = lab.actor();
+    let (lab, [a]) = Lab::cast(axes);
     let (f, g) = (a.writes_file("f", 4, 1), a.writes_file("g", 4, 1));
     let b = pinned_file(&lab, "data", 4, 0..1).unwrap();
     let data = a.opens("data");
@@ -526,13 +512,9 @@ fn s48_two_file_changes_close_no_cycle() {
 /// S43: a long-term pin unshares what it covers first, also for reading; sharing it again meets the pin.
 #[test]
 fn s43_pins_unshare_first() {
-    every_preset(|axes| {
-        if !can_pin(axes) {
-            return;
-        }
+    every_preset_where(can_pin, |axes| {
         for reading in [false, true] {
-            let lab = Lab::new(axes);
-            let (a, b) = (lab.actor(), lab.actor());
+            let (lab, [a, b]) = Lab::cast(axes);
             let (data, copy) = clones(&a);
             if needs_lease(axes) {
                 // Its own read+U doesn't forbid what its own pin needs.
@@ -583,8 +565,7 @@ fn faults_that_must_copy_never_wait() {
         if axes.lease_rules == LeaseRules::None {
             return;
         }
-        let lab = Lab::new(axes);
-        let (a, b) = (lab.actor(), lab.actor());
+        let (lab, [a, b]) = Lab::cast(axes);
         let (data, copy) = clones(&a);
         let va = a.mmap(data, 0, 4 * BLOCK, true).unwrap();
         // A's lease on what it pins, B's on a part of it.
@@ -618,8 +599,7 @@ fn copy_on_write_is_judged_by_effect() {
         if axes.lease_rules == LeaseRules::None {
             return;
         }
-        let lab = Lab::new(axes);
-        let (a, b) = (lab.actor(), lab.actor());
+        let (lab, [a, b]) = Lab::cast(axes);
         let (data, copy) = clones(&a);
         let fb = b.opens("data");
         b.lease(fb, LeaseKind::READ, ALL).unwrap();
@@ -638,8 +618,7 @@ fn copy_on_write_is_judged_by_effect() {
 /// A device that faults copies what is shared before it writes; a read shares on.
 #[test]
 fn on_demand_writes_copy_first() {
-    let lab = Lab::new(preset("odp"));
-    let a = lab.actor();
+    let (lab, [a]) = Lab::cast(preset("odp"));
     let (data, copy) = clones(&a);
     let (_, nic) = Nic::open(&a);
     let region = nic.pins(&a, data, 0..4);
@@ -749,8 +728,7 @@ fn s44_no_space_for_what_stays_behind() {
 /// Every order in which many files let go of the same blocks: freed once, at the last.
 #[test]
 fn the_last_one_out_frees() {
-    let lab = Lab::new(preset("mainline"));
-    let a = lab.actor();
+    let (lab, [a]) = Lab::cast(preset("mainline"));
     for first in 0..5u64 {
         let names: Vec<String> = (0..5).map(|n| format!("f{n}")).collect();
         let data = a.writes_file(&names[0], 4, 1);

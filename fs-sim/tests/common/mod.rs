@@ -21,6 +21,7 @@ use fs_sim::design::{Axes, BreakTimeout, ChangeRule, LeaseRules, PinGate, Volume
 use fs_sim::holders::holder::{HolderInfo, PinHolder};
 use fs_sim::inspect::books::LeaseInfo;
 use fs_sim::leases::layout::kind::LeaseKind;
+use fs_sim::leases::posix::request::PosixLeaseRequest;
 use fs_sim::pinning::admission::LongTermUser;
 use fs_sim::pinning::on_demand::OnDemand;
 use fs_sim::pinning::registration::{PinRequest, Pinned, Registration};
@@ -50,6 +51,15 @@ pub(crate) fn every_preset(dialogue: impl Fn(Axes)) {
         eprintln!("under {}", preset.name);
         dialogue(preset.axes);
     }
+}
+
+/// Runs `dialogue` under every preset for which `holds`.
+pub(crate) fn every_preset_where(holds: fn(Axes) -> bool, dialogue: impl Fn(Axes)) {
+    every_preset(|axes| {
+        if holds(axes) {
+            dialogue(axes);
+        }
+    });
 }
 
 /// Runs `dialogue` under every preset whose lease rules are these.
@@ -87,6 +97,20 @@ pub(crate) struct Lab {
 impl Lab {
     pub(crate) fn new(axes: Axes) -> Lab {
         Lab::with(axes, |_| {})
+    }
+
+    /// A lab and `N` processes of it that handle every signal.
+    pub(crate) fn cast<const N: usize>(axes: Axes) -> (Lab, [Actor; N]) {
+        let lab = Lab::new(axes);
+        let actors = std::array::from_fn(|_| lab.actor());
+        (lab, actors)
+    }
+
+    /// A lab and its file "data" of `blocks`, pinned in `pinned`; see [`pinned_file`].
+    pub(crate) fn pinned(axes: Axes, blocks: u64, pinned: std::ops::Range<u64>) -> Option<(Lab, PinnedFile)> {
+        let lab = Lab::new(axes);
+        let file = pinned_file(&lab, "data", blocks, pinned)?;
+        Some((lab, file))
     }
 
     /// A lab whose configuration is changed by `adjust`.
@@ -186,6 +210,16 @@ impl Actor {
         for block in 0..blocks {
             self.fills(fd, block, tag.wrapping_add(block as u8)).expect("write");
         }
+        fd
+    }
+
+    /// Writes "data", two blocks, and holds an ordinary lease on it through its only descriptor,
+    /// which is open for reading.
+    pub(crate) fn reads_under(&self, lease: PosixLeaseRequest) -> Fd {
+        let writer = self.writes_file("data", 2, 1);
+        self.0.close(writer).expect("close");
+        let fd = self.0.open("data", OpenFlags::open(AccessMode::READ)).expect("open");
+        self.0.set_base_lease(fd, lease).expect("base lease");
         fd
     }
 
