@@ -1,8 +1,10 @@
-//! The test lab: a simulated kernel on a small device, actors, calls that block, and a stand-in for a NIC.
+//! The test lab: a simulated kernel on a small device, actors, calls that block, and a stand-in for
+//! a NIC.
 //!
-//! It owns no behaviour of its own. "Blocked" is a fact read from the kernel's register of sleepers, never a guess by time;
-//! time itself stands still until a test moves it ([`Lab::advance`]). A lab that ends ([`Lab::end`]) has every process exit
-//! and asks the kernel for everything that must hold at rest.
+//! It owns no behaviour of its own. "Blocked" is a fact read from the kernel's register of
+//! sleepers, never a guess by time. Time stands still until a test moves it ([`Lab::advance`]). A
+//! lab that ends ([`Lab::end`]) has every process exit and checks everything that must hold at
+//! rest.
 #![allow(dead_code, reason = "each test file uses its part")]
 #![allow(clippy::unwrap_used, reason = "a test that can't go on ends")]
 
@@ -38,8 +40,8 @@ pub(crate) const DEVICE: u64 = 4 << 20;
 /// The break time of every lab.
 pub(crate) const BREAK_TIME: Duration = Duration::from_millis(20);
 
-/// Why a pinner sleeps that met a shut door.
-pub(crate) const DOORS: &str = "pages of a layout change";
+/// The reason of a pinner that waits for closed pages.
+pub(crate) const CLOSED_PAGES: &str = "pages of a layout change";
 
 pub(crate) fn preset(name: &str) -> Axes {
     presets().iter().find(|preset| preset.name == name).unwrap_or_else(|| panic!("no preset {name}")).axes
@@ -150,7 +152,8 @@ impl Lab {
         self.world.advance(span);
     }
 
-    /// What `kernel.check_at_rest` finds after everybody's exit. Actors are passed so that none is forgotten.
+    /// Has every process exit and checks that `kernel.check_at_rest` finds nothing wrong. All
+    /// actors are passed, so that none is forgotten.
     pub(crate) fn end<const N: usize>(self, actors: [&Actor; N]) {
         for actor in actors {
             actor.exit();
@@ -280,14 +283,14 @@ impl Actor {
         blocked
     }
 
-    /// Why this task sleeps, once it has looked, found itself blocked, and is in the graph of waits (in front of a shut door
-    /// it never is).
+    /// Why this task sleeps, once it has evaluated its condition and is in the wait graph. A wait
+    /// for closed pages is never in the graph.
     fn sleeps_on(&self) -> Option<&'static str> {
         let kernel = self.0.kernel();
         let id = self.0.waiter().id();
         let sleeper = kernel.world().sleepers().into_iter().find(|sleeper| sleeper.waiter == id)?;
         let listed = format!("task {} of process {}: {}", id.0, self.0.pid(), sleeper.reason);
-        let blocked = sleeper.reason == DOORS || kernel.blocked().iter().any(|line| line.starts_with(&listed));
+        let blocked = sleeper.reason == CLOSED_PAGES || kernel.blocked().iter().any(|line| line.starts_with(&listed));
         blocked.then_some(sleeper.reason)
     }
 }
@@ -467,13 +470,15 @@ impl Nic {
         *region.slot.lock() = slot;
         self.regions.lock().push(Arc::clone(&region));
         if region.revoked.load(Ordering::SeqCst) || actor.process().is_dying() {
-            // It came while the registration was under way; or the context was released before it knew of the region.
+            // The revocation came during the registration, or the context was released before it
+            // knew of the region.
             region.let_go(actor.kernel());
         }
         Ok(region)
     }
 
-    /// A registration that the device may write through, of blocks `blocks` of the file open as `fd`.
+    /// A registration that the device may write through, of blocks `blocks` of the file open as
+    /// `fd`.
     pub(crate) fn pins(&self, actor: &Task, fd: Fd, blocks: std::ops::Range<u64>) -> Result<Arc<Region>, Errno> {
         let len = (blocks.end - blocks.start) * BLOCK;
         let va = actor.mmap(fd, blocks.start * BLOCK, len, true)?;
@@ -497,7 +502,8 @@ impl Nic {
     }
 }
 
-/// A file of written blocks that `who` holds a long-term pin on, under the lease that the design wants.
+/// A file of written blocks that `who` holds a long-term pin on, under the lease that the design
+/// wants.
 pub(crate) struct PinnedFile {
     pub(crate) who: Actor,
     pub(crate) fd: Fd,
@@ -506,8 +512,8 @@ pub(crate) struct PinnedFile {
     pub(crate) region: Arc<Region>,
 }
 
-/// The setup of most scenarios: `who` writes a file of `blocks`, leases it as the gate wants, and pins `pinned`. None where
-/// the design refuses long-term pins.
+/// The setup of most scenarios: `who` writes a file of `blocks`, leases it as the gate wants, and
+/// pins `pinned`. None where the design refuses long-term pins.
 pub(crate) fn pinned_file(lab: &Lab, name: &str, blocks: u64, pinned: std::ops::Range<u64>) -> Option<PinnedFile> {
     let axes = *lab.kernel.axes();
     if !can_pin(axes) {
@@ -527,7 +533,7 @@ pub(crate) fn sabotaged(no_recheck: bool, free_without_close: bool) -> Sabotage 
     Sabotage { no_recheck, free_without_close, ..Sabotage::default() }
 }
 
-/// The presets under which a change of this kind of holder's pins has this outcome.
+/// The rule for a change by the pin holder itself (`own`) or by a stranger.
 pub(crate) fn rule_of(axes: Axes, own: bool) -> ChangeRule {
     if own { axes.holder_change } else { axes.stranger_change }
 }

@@ -23,7 +23,8 @@ use fs_sim::Kernel;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// How often the watchdog's own thread looks, and after how many looks in a row it gives up a stuck
-/// test. A thread that waits in [`Spawned::join`] finds out first, and fails with a panic of its own.
+/// test. A thread that waits in [`Spawned::join`] finds out first, and fails with a panic of its
+/// own.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 const STUCK_LOOKS: u32 = 25;
 
