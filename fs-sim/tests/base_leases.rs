@@ -1,10 +1,12 @@
-//! Dialogues about ordinary fcntl leases: SEMANTICS section 2. Every answer here is Linux's (6.18), tried there first.
+//! Dialogues about ordinary fcntl leases: `docs/semantics.md`, section 2. Every expected result was
+//! first observed on Linux 6.18.
 #![allow(clippy::unwrap_used, reason = "a test that can't go on ends")]
 
 mod common;
 
 use std::time::Duration;
 
+use common::watchdog::spawn_in;
 use common::{Actor, BREAK_TIME, Blocked, Lab, Nic, every_preset, preset};
 use emulator::runtime::clock::Nanos;
 use emulator::sync::atomic::{AtomicBool, Ordering};
@@ -24,11 +26,11 @@ const WRITE: PosixLeaseRequest = PosixLeaseRequest::Take(PosixLeaseType::Write);
 const UNLOCK: PosixLeaseRequest = PosixLeaseRequest::Unlock;
 const BREAK: &str = "base lease break";
 
-fn lab() -> Lab {
-    Lab::new(preset("man-page"))
+fn lab<const N: usize>() -> (Lab, [Actor; N]) {
+    Lab::cast(preset("man-page"))
 }
 
-/// A file that exists and that nobody has open.
+/// A file that exists and that no process has open.
 fn file(who: &Actor) -> &'static str {
     let fd = who.writes_file("data", 2, 1);
     who.close(fd).unwrap();
@@ -53,8 +55,7 @@ fn base(lab: &Lab, who: &Actor, fd: Fd) -> Vec<PosixLeaseInfo> {
 
 #[test]
 fn the_checks_come_in_this_order() {
-    let lab = lab();
-    let (root, user) = (lab.actor(), lab.actor());
+    let (lab, [root, user]) = lab();
     file(&root);
     user.set_credentials(Credentials::user(1000)).unwrap();
     assert_eq!(user.set_credentials(Credentials::ROOT), Err(Errno::EPERM), "no way back");
@@ -64,7 +65,7 @@ fn the_checks_come_in_this_order() {
         assert_eq!(user.set_base_lease(p, request), Err(Errno::EBADF), "O_PATH, before the owner is looked at");
         assert_eq!(user.set_base_lease(f, request), Err(Errno::EACCES), "not the owner, for giving back as well");
     }
-    assert_eq!(user.get_base_lease(f), Ok(None), "anybody may look");
+    assert_eq!(user.get_base_lease(f), Ok(None), "any process may query");
     assert_eq!(user.get_base_lease(p), Err(Errno::EBADF));
     assert_eq!(user.set_owner(p, None), Err(Errno::EBADF));
     assert_eq!(user.set_signal(p, None), Err(Errno::EBADF));
@@ -83,9 +84,8 @@ fn the_checks_come_in_this_order() {
 }
 
 #[test]
-fn a_read_lease_needs_a_file_that_nobody_writes() {
-    let lab = lab();
-    let (a, b) = (lab.actor(), lab.actor());
+fn a_read_lease_needs_a_file_without_writers() {
+    let (lab, [a, b]) = lab();
     file(&a);
     for access in [AccessMode::WRITE, AccessMode::BOTH] {
         let f = a.open("data", OpenFlags::open(access)).unwrap();
@@ -111,8 +111,7 @@ fn a_read_lease_needs_a_file_that_nobody_writes() {
 
 #[test]
 fn a_write_lease_needs_the_only_open_description() {
-    let lab = lab();
-    let (a, b) = (lab.actor(), lab.actor());
+    let (lab, [a, b]) = lab();
     file(&a);
     for access in [AccessMode::READ, AccessMode::WRITE, AccessMode::BOTH] {
         let f = a.open("data", OpenFlags::open(access)).unwrap();
@@ -127,7 +126,7 @@ fn a_write_lease_needs_the_only_open_description() {
         assert_eq!(a.set_base_lease(f, WRITE), Ok(()), "dups, a forked copy and O_PATH don't count");
         let converted = a.set_base_lease(f, READ);
         assert_eq!(converted, if access.write { Err(Errno::EAGAIN) } else { Ok(()) }, "open for writing by itself");
-        assert_eq!(child.set_base_lease(dup, UNLOCK), Ok(()), "given back through any descriptor, by anybody");
+        assert_eq!(child.set_base_lease(dup, UNLOCK), Ok(()), "given back through any descriptor, by any process");
         child.exit();
         for fd in [f, dup] {
             a.close(fd).unwrap();
@@ -137,16 +136,15 @@ fn a_write_lease_needs_the_only_open_description() {
     lab.end([&a, &b]);
 }
 
-/// Opening for reading breaks a write lease to read; opening for writing breaks all to none.
+/// Opening for reading breaks a write lease to a read lease. Opening for writing breaks every lease
+/// to none.
 #[test]
-fn what_an_open_breaks() {
+fn open_breaks_conflicting_leases() {
     for held in [PosixLeaseType::Read, PosixLeaseType::Write] {
         for access in [AccessMode::READ, AccessMode::WRITE, AccessMode::BOTH] {
-            let (lab, conflict) = (lab(), held == PosixLeaseType::Write || access.write);
-            let (a, b) = (lab.actor(), lab.actor());
-            file(&a);
-            let f = reads(&a);
-            a.set_base_lease(f, PosixLeaseRequest::Take(held)).unwrap();
+            let (lab, [a, b]) = lab();
+            let conflict = held == PosixLeaseType::Write || access.write;
+            let f = a.reads_under(PosixLeaseRequest::Take(held));
             let left = if access.write { None } else { Some(PosixLeaseType::Read) };
             let opened = b.open("data", now(access));
             if !conflict {
@@ -172,14 +170,12 @@ fn what_an_open_breaks() {
     }
 }
 
-/// The holder's answers to a break: giving back, downgrading, and those that don't help.
+/// How a lease holder can answer a break: it releases or downgrades the lease. Other requests do
+/// not end the break.
 #[test]
-fn how_a_holder_answers() {
-    let lab = lab();
-    let (a, b) = (lab.actor(), lab.actor());
-    file(&a);
-    let f = reads(&a);
-    a.set_base_lease(f, WRITE).unwrap();
+fn a_holder_releases_or_downgrades() {
+    let (lab, [a, b]) = lab();
+    let f = a.reads_under(WRITE);
     let opening = opens(&b, AccessMode::READ);
     assert_eq!(a.set_base_lease(f, WRITE), Err(Errno::EAGAIN), "who waits to open counts as open");
     assert_eq!(a.set_base_lease(f, READ), Ok(()), "downgraded in time");
@@ -197,14 +193,11 @@ fn how_a_holder_answers() {
     lab.end([&a, &b, &c]);
 }
 
-/// Without the opener there, the held type can be set again: the break stays pending.
+/// After the opener has gone, the holder can set the same type again; the break stays pending.
 #[test]
 fn setting_it_again_while_a_break_is_pending() {
-    let lab = lab();
-    let (a, b) = (lab.actor(), lab.actor());
-    file(&a);
-    let f = reads(&a);
-    a.set_base_lease(f, WRITE).unwrap();
+    let (lab, [a, b]) = lab();
+    let f = a.reads_under(WRITE);
     assert_eq!(b.open("data", now(AccessMode::READ)), Err(Errno::EAGAIN));
     assert_eq!(a.set_base_lease(f, WRITE), Ok(()));
     assert_eq!(a.get_base_lease(f), Ok(Some(PosixLeaseType::Read)), "still being broken to read");
@@ -217,17 +210,17 @@ fn setting_it_again_while_a_break_is_pending() {
         assert_eq!(a.get_base_lease(f), Ok(None), "a break to nothing is never undone");
     }
     let g = b.open("data", now(AccessMode::READ)).expect("a reader does not mind what is a read lease by now");
-    assert_eq!(b.set_base_lease(g, READ), Err(Errno::EAGAIN), "nobody new beside it");
+    assert_eq!(b.set_base_lease(g, READ), Err(Errno::EAGAIN), "no new lease beside it");
     assert_eq!(a.set_base_lease(f, UNLOCK), Ok(()));
     assert_eq!(b.set_base_lease(g, READ), Ok(()));
     lab.end([&a, &b]);
 }
 
-/// A write lease on a description open for writing can't be downgraded by its holder, but by the kernel.
+/// The holder cannot downgrade a write lease on a description that is open for writing. The kernel
+/// can, when the break time is over.
 #[test]
 fn a_writer_can_only_give_back() {
-    let lab = lab();
-    let (a, b) = (lab.actor(), lab.actor());
+    let (lab, [a, b]) = lab();
     let f = a.writes_file("data", 1, 1);
     a.set_base_lease(f, WRITE).unwrap();
     let opening = opens(&b, AccessMode::READ);
@@ -238,14 +231,12 @@ fn a_writer_can_only_give_back() {
     lab.end([&a, &b]);
 }
 
-/// To read, then to nothing: two signals, two deadlines. The reader sleeps until the later one, unless somebody looks at the lease.
+/// A break to read, then a break to nothing: two signals, two deadlines. The reader sleeps until
+/// the later deadline, unless some call evaluates the lease earlier.
 #[test]
 fn a_second_break_has_its_own_deadline() {
-    let lab = lab();
-    let (a, b, c) = (lab.actor(), lab.actor(), lab.actor());
-    file(&a);
-    let f = reads(&a);
-    a.set_base_lease(f, WRITE).unwrap();
+    let (lab, [a, b, c]) = lab();
+    let f = a.reads_under(WRITE);
     let reading = opens(&b, AccessMode::READ);
     lab.advance(BREAK_TIME / 2);
     let writing = opens(&c, AccessMode::BOTH);
@@ -267,11 +258,8 @@ fn a_second_break_has_its_own_deadline() {
 #[test]
 fn truncate_by_name_breaks_all_even_the_callers_own() {
     every_preset(|axes| {
-        let lab = Lab::new(axes);
-        let (a, b) = (lab.actor(), lab.actor());
-        file(&a);
-        let f = reads(&a);
-        a.set_base_lease(f, READ).unwrap();
+        let (lab, [a, b]) = Lab::cast(axes);
+        let f = a.reads_under(READ);
         let truncating = b.blocks(BREAK, |task| task.truncate("data", 2 * BLOCK));
         assert_eq!(a.get_base_lease(f), Ok(None), "even to the same size");
         assert_eq!(a.set_base_lease(f, READ), Err(Errno::EAGAIN), "it counts as a writer");
@@ -292,11 +280,10 @@ fn truncate_by_name_breaks_all_even_the_callers_own() {
     });
 }
 
-/// `O_RDONLY|O_TRUNC` opens as a reader and truncates whatever read leases say.
+/// `O_RDONLY|O_TRUNC` opens as a reader and truncates the file despite read leases.
 #[test]
-fn a_reader_that_truncates() {
-    let lab = lab();
-    let (a, b) = (lab.actor(), lab.actor());
+fn o_rdonly_o_trunc_ignores_read_leases() {
+    let (lab, [a, b]) = lab();
     file(&a);
     let f = reads(&a);
     let truncates = OpenFlags { truncate: true, ..now(AccessMode::READ) };
@@ -318,9 +305,8 @@ fn a_reader_that_truncates() {
 }
 
 #[test]
-fn what_breaks_nothing() {
-    let lab = lab();
-    let (a, b) = (lab.actor(), lab.actor());
+fn calls_that_break_no_lease() {
+    let (lab, [a, b]) = lab();
     let w = a.writes_file("data", 4, 1);
     let child = a.child();
     a.set_base_lease(w, WRITE).unwrap();
@@ -342,14 +328,13 @@ fn what_breaks_nothing() {
 }
 
 #[test]
-fn whom_a_break_is_told_to() {
-    let lab = lab();
-    let (a, b, c) = (lab.actor(), lab.actor(), lab.actor());
+fn a_break_signals_the_owner_that_was_set() {
+    let (lab, [a, b, c]) = lab();
     file(&a);
     let f = reads(&a);
     let breaks = || assert_eq!(b.open("data", now(AccessMode::WRITE)), Err(Errno::EAGAIN));
     let told = || (a.signals(), b.signals(), c.signals());
-    let nobody = (vec![], vec![], vec![]);
+    let no_signals = (vec![], vec![], vec![]);
     a.set_owner(f, Some(c.pid())).unwrap();
     a.set_signal(f, Some(Signal::Sigusr1)).unwrap();
     a.set_base_lease(f, READ).unwrap();
@@ -364,18 +349,18 @@ fn whom_a_break_is_told_to() {
     a.set_owner(f, None).unwrap();
     assert_eq!(base(&lab, &a, f)[0].owner, None);
     breaks();
-    assert_eq!(told(), nobody);
+    assert_eq!(told(), no_signals);
     a.set_base_lease(f, UNLOCK).unwrap();
     a.set_base_lease(f, READ).unwrap();
     a.set_owner(f, None).unwrap();
     let child = a.child();
     child.set_base_lease(f, READ).unwrap();
-    assert_eq!(base(&lab, &a, f)[0].owner, Some(child.pid()), "who sets it when nobody is named is named");
+    assert_eq!(base(&lab, &a, f)[0].owner, Some(child.pid()), "the setter is named if no process is");
     a.set_base_lease(f, READ).unwrap();
     breaks();
-    assert_eq!((told(), child.signals()), (nobody.clone(), vec![Signal::Sigio]), "and stays so");
+    assert_eq!((told(), child.signals()), (no_signals.clone(), vec![Signal::Sigio]), "and stays so");
     a.set_base_lease(f, UNLOCK).unwrap();
-    // On behalf of one user another is not signalled.
+    // A signal on behalf of one user is not sent to a process of another user.
     a.set_base_lease(f, READ).unwrap();
     let user = lab.actor();
     user.set_credentials(Credentials::user(1000)).unwrap();
@@ -383,19 +368,17 @@ fn whom_a_break_is_told_to() {
     let Ok(Received::Fd(g)) = user.recv_fd() else { panic!("nothing came") };
     user.set_owner(g, Some(c.pid())).unwrap();
     breaks();
-    assert_eq!((told(), user.signals()), (nobody, vec![]));
+    assert_eq!((told(), user.signals()), (no_signals, vec![]));
     assert_eq!(lab.kernel.counters.sigio_unsent.get(), 2);
     lab.end([&a, &b, &c, &child, &user]);
 }
 
-/// The setter is told although it closed its descriptor; the one who has the open file is not, but sees it and may release.
+/// The process that set the lease is signalled although it closed its descriptor. The process that
+/// has the open file now is not signalled, but it sees the break and may release the lease.
 #[test]
-fn a_lease_that_was_passed_on() {
-    let lab = lab();
-    let (a, b, c) = (lab.actor(), lab.actor(), lab.actor());
-    file(&a);
-    let f = reads(&a);
-    a.set_base_lease(f, READ).unwrap();
+fn a_passed_lease_signals_its_setter() {
+    let (lab, [a, b, c]) = lab();
+    let f = a.reads_under(READ);
     a.send_fd(b.pid(), f).unwrap();
     a.close(f).unwrap();
     let opening = opens(&c, AccessMode::BOTH);
@@ -410,9 +393,8 @@ fn a_lease_that_was_passed_on() {
 }
 
 #[test]
-fn with_the_setter_dead_nobody_is_told() {
-    let lab = lab();
-    let (a, b) = (lab.actor(), lab.actor());
+fn a_dead_setter_is_not_signalled() {
+    let (lab, [a, b]) = lab();
     file(&a);
     let f = reads(&a);
     let child = a.child();
@@ -430,11 +412,9 @@ fn with_the_setter_dead_nobody_is_told() {
 
 #[test]
 fn the_default_action_ends_the_holder() {
-    let lab = lab();
-    let (a, b) = (lab.fragile(), lab.actor());
-    file(&a);
-    let f = reads(&a);
-    a.set_base_lease(f, READ).unwrap();
+    let (lab, [b]) = lab();
+    let a = lab.fragile();
+    let _lease = a.reads_under(READ);
     assert_eq!(
         b.open("data", now(AccessMode::WRITE)),
         Err(Errno::EAGAIN),
@@ -449,8 +429,7 @@ fn the_default_action_ends_the_holder() {
 /// What keeps a lease alive: any reference to the open file.
 #[test]
 fn a_lease_lives_with_its_open_file() {
-    let lab = lab();
-    let (a, b) = (lab.actor(), lab.actor());
+    let (lab, [a, b]) = lab();
     file(&a);
     let probe = || b.open("data", now(AccessMode::WRITE)).map(|fd| b.close(fd).unwrap());
 
@@ -475,14 +454,12 @@ fn a_lease_lives_with_its_open_file() {
     lab.end([&a, &b, &child]);
 }
 
-/// A break outlives its opener, and an opener that gave up is no open.
+/// A break stays pending after its opener was interrupted. That opener no longer counts as an open
+/// of the file.
 #[test]
-fn an_interrupted_opener() {
-    let lab = lab();
-    let (a, b) = (lab.actor(), lab.actor());
-    file(&a);
-    let f = reads(&a);
-    a.set_base_lease(f, WRITE).unwrap();
+fn an_interrupted_open_leaves_its_break_pending() {
+    let (lab, [a, b]) = lab();
+    let f = a.reads_under(WRITE);
     let opening = opens(&b, AccessMode::READ);
     a.kill(b.pid(), Signal::Sigusr1).unwrap();
     assert_eq!(opening.finish(), Err(Errno::EINTR));
@@ -491,15 +468,15 @@ fn an_interrupted_opener() {
     assert_eq!(a.set_base_lease(f, WRITE), Ok(()), "the opener does not count any more");
     lab.advance(BREAK_TIME);
     assert_eq!(a.get_base_lease(f), Ok(Some(PosixLeaseType::Read)));
-    assert_eq!(base(&lab, &a, f)[0].held, PosixLeaseType::Read, "whoever looks carries it out");
+    assert_eq!(base(&lab, &a, f)[0].held, PosixLeaseType::Read, "the next query carries it out");
     assert_eq!(a.set_base_lease(f, WRITE), Ok(()));
     assert_eq!(a.get_base_lease(f), Ok(Some(PosixLeaseType::Read)), "Linux forgets no downgrade's time: again");
     lab.end([&a, &b]);
 }
 
-/// Where breaks never time out, nobody waits for what can't come.
+/// Where breaks never time out, a wait that no process can end is refused with EDEADLK.
 #[test]
-fn waits_that_could_never_end() {
+fn endless_waits_are_refused() {
     let lab = Lab::with(preset("man-page"), |config| config.options.lease_break_time = Duration::ZERO);
     let (a, b) = (lab.actor(), lab.actor());
     for who in [&a, &b] {
@@ -511,7 +488,7 @@ fn waits_that_could_never_end() {
         who.close(Fd(fd.0 - 1)).unwrap();
         who.set_base_lease(fd, READ).unwrap();
     }
-    assert_eq!(a.truncate("a", 0), Err(Errno::EDEADLK), "nobody but itself could give it back");
+    assert_eq!(a.truncate("a", 0), Err(Errno::EDEADLK), "only the process itself could release it");
     let opening = a.blocks(BREAK, |task| task.open("b", OpenFlags::open(AccessMode::WRITE)));
     assert_eq!(b.open("a", OpenFlags::open(AccessMode::WRITE)), Err(Errno::EDEADLK));
     lab.advance(Duration::from_secs(3600));
@@ -521,12 +498,11 @@ fn waits_that_could_never_end() {
     lab.end([&a, &b]);
 }
 
-/// Base leases and layout leases know nothing of each other.
+/// Ordinary leases and layout leases do not affect each other.
 #[test]
 fn layout_leases_stand_apart() {
     every_preset(|axes| {
-        let lab = Lab::new(axes);
-        let (a, b) = (lab.actor(), lab.actor());
+        let (lab, [a, b]) = Lab::cast(axes);
         let f = a.writes_file("data", 2, 1);
         let leased = a.lease(f, fs_sim::leases::layout::kind::LeaseKind::READ, fs_sim::BlockRange::ALL);
         assert_eq!(a.set_base_lease(f, WRITE), Ok(()));
@@ -539,14 +515,11 @@ fn layout_leases_stand_apart() {
     });
 }
 
-/// Modes of files, as far as users other than root meet them.
+/// The file mode is checked before leases, for users other than root.
 #[test]
 fn a_files_mode_comes_before_its_leases() {
-    let lab = lab();
-    let (a, b) = (lab.actor(), lab.actor());
-    file(&a);
-    let f = reads(&a);
-    a.set_base_lease(f, READ).unwrap();
+    let (lab, [a, b]) = lab();
+    let f = a.reads_under(READ);
     b.set_credentials(Credentials::user(7)).unwrap();
     assert!(b.open("data", now(AccessMode::READ)).is_ok());
     assert_eq!(b.chmod("data", 0o777), Err(Errno::EPERM), "not its owner");
@@ -566,12 +539,11 @@ fn a_files_mode_comes_before_its_leases() {
     lab.end([&a, &b]);
 }
 
-/// Names come and go; leases of both kinds stay with the inode.
+/// Links, renames and unlinks leave both kinds of leases with the inode.
 #[test]
-fn names_move_under_a_lease() {
+fn leases_stay_with_the_inode_when_names_change() {
     every_preset(|axes| {
-        let lab = Lab::new(axes);
-        let (a, b) = (lab.actor(), lab.actor());
+        let (lab, [a, b]) = Lab::cast(axes);
         let f = a.writes_file("data", 1, 1);
         let _layout_lease = a.lease(f, fs_sim::leases::layout::kind::LeaseKind::READ, fs_sim::BlockRange::ALL);
         let layout_leases = a.held(f);
@@ -611,16 +583,15 @@ fn names_move_under_a_lease() {
     });
 }
 
-/// rename(2): where a name is replaced, there is no moment at which it leads nowhere.
+/// rename(2) over an existing name is atomic: the name resolves to a file at every moment.
 #[test]
 fn a_rename_over_a_name_is_atomic() {
-    let lab = lab();
-    let (a, b) = (lab.actor(), lab.actor());
+    let (lab, [a, b]) = lab();
     let first = a.creates("data");
     a.close(first).unwrap();
     let (over, seed) = (AtomicBool::new(false), lab.world.stream("looker", 0));
     let looks = thread::scope(|scope| {
-        let looker = scope.spawn(|| {
+        let looker = spawn_in(scope, || {
             race::arm(seed, 0.5);
             let mut looks = 0;
             loop {
@@ -638,21 +609,20 @@ fn a_rename_over_a_name_is_atomic() {
             a.rename("new", "data").unwrap();
         }
         over.store(true, Ordering::SeqCst);
-        looker.join().unwrap()
+        looker.join()
     });
     assert!(looks > 0);
     lab.end([&a, &b]);
 }
 
 #[test]
-fn a_running_program() {
-    let lab = lab();
-    let (a, b) = (lab.actor(), lab.actor());
+fn a_running_program_counts_as_an_open() {
+    let (lab, [a, b]) = lab();
     file(&a);
     let f = reads(&a);
     assert_eq!(b.exec("none").err(), Some(Errno::ENOENT));
     a.chmod("data", 0o666).unwrap();
-    assert_eq!(b.exec("data").err(), Some(Errno::EACCES), "nobody may, not even root");
+    assert_eq!(b.exec("data").err(), Some(Errno::EACCES), "no user may, not even root");
     a.chmod("data", 0o777).unwrap();
     a.set_base_lease(f, WRITE).unwrap();
     let starting = b.blocks(BREAK, |task| task.exec("data"));
@@ -675,7 +645,7 @@ fn a_running_program() {
     let child = b.child();
     program.end(&lab.kernel);
     let w = a.open("data", OpenFlags::open(AccessMode::WRITE)).unwrap();
-    assert_eq!(b.exec("data").err(), Some(Errno::ETXTBSY), "somebody has it open for writing");
+    assert_eq!(b.exec("data").err(), Some(Errno::ETXTBSY), "a process has it open for writing");
     a.close(w).unwrap();
     let _goes_on = child.exec("data").unwrap();
     assert_eq!(a.open("data", OpenFlags::open(AccessMode::WRITE)), Err(Errno::ETXTBSY));
@@ -684,11 +654,11 @@ fn a_running_program() {
     lab.end([&a, &b, &child]);
 }
 
-/// A program's file is open for writing by the lease's holder: the refusal comes only after the break.
+/// The lease holder has the program's file open for writing: exec breaks the lease first and is
+/// refused afterwards.
 #[test]
 fn a_program_refused_after_its_wait() {
-    let lab = lab();
-    let (a, b) = (lab.actor(), lab.actor());
+    let (lab, [a, b]) = lab();
     let f = a.writes_file("data", 1, 1);
     a.set_base_lease(f, WRITE).unwrap();
     let starting = b.blocks(BREAK, |task| task.exec("data").map(drop));

@@ -1,12 +1,11 @@
-//! Dialogues about the question "who blocks whom?", and about cycles of waits. SEMANTICS section 8 (invariant 6) and the
-//! scenarios S22, S30, S31, S48.
+//! Dialogues about the report of which process blocks which change, and about cycles of waits.
+//! `docs/semantics.md`, section 8 (invariant 6) and the scenarios S22, S30, S31, S48.
 #![allow(clippy::unwrap_used, reason = "a test that can't go on ends")]
 
 mod common;
 
 use common::{
-    Actor, BREAK_TIME, Lab, every_preset, every_preset_with, exclusive, needs_lease, patient, pinned_file, preset,
-    rule_of,
+    Actor, BREAK_TIME, Lab, every_preset, every_preset_with, exclusive, needs_lease, patient, preset, rule_of,
 };
 use fs_sim::base::numbers::{Fd, Ino};
 use fs_sim::design::{Axes, ChangeRule, GateScope, LastCloseRule, LeaseRules, PinGate, UnlockRule};
@@ -49,12 +48,12 @@ fn effect_of(rule: ChangeRule) -> Effect {
     }
 }
 
-/// S30: inode, range, lease, process, descriptor and pin are named, in every design in which there is a pin.
+/// S30: the report names inode, range, lease, process, descriptor and pin, under every design that
+/// allows a pin.
 #[test]
 fn s30_lease_and_pin_are_named_with_process_and_descriptor() {
     every_preset(|axes| {
-        let lab = Lab::new(axes);
-        let Some(file) = pinned_file(&lab, "data", 4, 1..3) else { return };
+        let Some((lab, file)) = Lab::pinned(axes, 4, 1..3) else { return };
         let a = &file.who;
         let inode = a.inode_of(file.fd);
         let found = ask(&lab, inode.ino());
@@ -83,7 +82,7 @@ fn s30_lease_and_pin_are_named_with_process_and_descriptor() {
     });
 }
 
-/// What an exclusive lease does to a stranger's change.
+/// The effect of an exclusive lease on a stranger's change.
 fn effect_of_lease(axes: Axes) -> Effect {
     match axes.stranger_change {
         ChangeRule::Orphan | ChangeRule::Proceed => Effect::Ignored,
@@ -91,13 +90,12 @@ fn effect_of_lease(axes: Axes) -> Effect {
     }
 }
 
-/// S30 for a zombie: the lease is named with the pins that keep it and with those who could drop them, in whatever process
-/// the context is now.
+/// S30 for a zombie lease: the report names the lease, the pins that keep it, and the processes
+/// that could drop those pins, wherever the context is now.
 #[test]
-fn s30_zombies_and_passed_contexts_are_named_by_their_present_custody() {
+fn s30_zombies_and_passed_contexts_are_named_by_their_fd_holders() {
     every_preset(|axes| {
-        let lab = Lab::new(axes);
-        let Some(file) = pinned_file(&lab, "data", 4, 0..4) else { return };
+        let Some((lab, file)) = Lab::pinned(axes, 4, 0..4) else { return };
         let (a, b) = (&file.who, lab.actor());
         let ino = a.inode_of(file.fd).ino();
         a.send_fd(b.pid(), file.nic_fd).unwrap();
@@ -110,7 +108,7 @@ fn s30_zombies_and_passed_contexts_are_named_by_their_present_custody() {
             assert_eq!(pins_now, Vec::<&Blocker>::new(), "revoked with the last close");
             return lab.end([a, &b]);
         }
-        assert_eq!((pins_now[0].releasers.as_slice(), pins_now[0].queued), ([].as_slice(), 1), "nobody but a reader");
+        assert_eq!((pins_now[0].releasers.as_slice(), pins_now[0].queued), ([].as_slice(), 1), "a reader only");
         assert!(
             orphaned.to_string().contains("a process that reads it from 1 queue(s) could release it"),
             "{orphaned}"
@@ -131,20 +129,20 @@ fn s30_zombies_and_passed_contexts_are_named_by_their_present_custody() {
             let Cause::Lease { state, pins, taker, .. } = &zombie.cause else { unreachable!() };
             assert_eq!(*state, if held { "held" } else { "zombie" });
             assert_eq!((pins.as_slice(), *taker), ([*holder].as_slice(), a.pid().0));
-            assert_eq!(zombie.releasers, [releaser(&b, fd)], "whoever has the context");
+            assert_eq!(zombie.releasers, [releaser(&b, fd)], "the process that has the context");
             assert_eq!(zombie.effect, effect_of_lease(axes));
         }
         lab.end([a, &b]);
     });
 }
 
-/// S30: a lease that nobody has a descriptor of is named with those who keep its file open, whatever gate they went through:
-/// regions where the design says so, a guest's export always. A region that only stands under the lease could not release it.
+/// S30: a lease without a descriptor is reported with the processes that keep its open file alive:
+/// through regions where the design says so, always through a guest export. A region that is only
+/// pinned under the lease cannot release it.
 #[test]
 fn s30_who_keeps_the_file_open_could_release_its_lease() {
     let keeping = Axes { pin_gate: PinGate::Open, mr_holds_lease: Some(true), ..preset("man-page") };
-    let lab = Lab::new(keeping);
-    let a = lab.actor();
+    let (lab, [a]) = Lab::cast(keeping);
     let f = a.writes_file("data", 2, 1);
     let ino = a.inode_of(f).ino();
     let (nic_fd, nic) = common::Nic::open(&a);
@@ -155,8 +153,7 @@ fn s30_who_keeps_the_file_open_could_release_its_lease() {
     assert_eq!(leases(&found.stranger)[0].releasers, [releaser(&a, nic_fd)]);
     lab.end([&a]);
 
-    let lab = Lab::new(preset("man-page"));
-    let a = lab.actor();
+    let (lab, [a]) = Lab::cast(preset("man-page"));
     let f = a.writes_file("disk", 2, 1);
     let ino = a.inode_of(f).ino();
     let (guest, _export) = a.export_to_guest(f).unwrap();
@@ -171,12 +168,12 @@ fn s30_who_keeps_the_file_open_could_release_its_lease() {
     lab.end([&a]);
 }
 
-/// S30: a change that waits, the changes that queue behind it, and a lease request that waits with them.
+/// S30: a change that waits, the changes that queue behind it, and a lease request that waits with
+/// them.
 #[test]
 fn s30_who_waits_for_whom_and_why() {
     every_preset(|axes| {
-        let lab = Lab::new(axes);
-        let Some(file) = pinned_file(&lab, "data", 4, 0..4) else { return };
+        let Some((lab, file)) = Lab::pinned(axes, 4, 0..4) else { return };
         if rule_of(axes, false) != ChangeRule::Wait {
             return lab.end([&file.who]);
         }
@@ -209,7 +206,8 @@ fn s30_who_waits_for_whom_and_why() {
         file.who.exit();
         assert_eq!(change.finish(), Ok(()));
         if let Some(asks) = asks {
-            // Granted before or after the next change; in the first case that one breaks it.
+            // The request is granted before or after the next change. If before, that change breaks
+            // it.
             asks.finish().unwrap();
             d.unlock(fd, ALL).unwrap();
         }
@@ -223,8 +221,7 @@ fn s30_who_waits_for_whom_and_why() {
 #[test]
 fn broken_leases_mapped_ones_and_clients_are_named() {
     every_preset_with(LeaseRules::ManPage, |axes| {
-        let lab = Lab::new(axes);
-        let (a, b, c) = (lab.actor(), lab.actor(), lab.actor());
+        let (lab, [a, b, c]) = Lab::cast(axes);
         let f = a.writes_file("data", 4, 1);
         let ino = a.inode_of(f).ino();
         a.lease(f, LeaseKind::READ, BlockRange::new(0, 2)).unwrap();
@@ -257,15 +254,14 @@ fn broken_leases_mapped_ones_and_clients_are_named() {
     });
 }
 
-/// S31: who squats on an exclusive lease is named; its death clears it.
+/// S31: the report names the process that keeps an exclusive lease. Its death removes the lease.
 #[test]
-fn s31_the_squatter_is_named() {
+fn s31_the_process_that_keeps_a_lease_is_named() {
     every_preset(|axes| {
         if axes.lease_rules == LeaseRules::None {
             return;
         }
-        let lab = Lab::new(axes);
-        let a = lab.actor();
+        let (lab, [a]) = Lab::cast(axes);
         let f = a.writes_file("data", 1, 1);
         let ino = a.inode_of(f).ino();
         a.lease(f, exclusive(axes), ALL).unwrap();
@@ -282,15 +278,14 @@ fn s31_the_squatter_is_named() {
     });
 }
 
-/// The small holders are named like the others (S36), and the answer can be written down.
+/// Small holders are reported like the others (S36), and the report can be serialised.
 #[test]
 fn s36_small_holders_are_named_and_the_answer_is_json() {
     every_preset(|axes| {
         if !common::can_pin(axes) || axes.gate_scope != GateScope::All {
             return;
         }
-        let lab = Lab::new(axes);
-        let a = lab.actor();
+        let (lab, [a]) = Lab::cast(axes);
         let f = a.writes_file("data", 2, 1);
         if needs_lease(axes) {
             a.lease(f, exclusive(axes), ALL).unwrap();
@@ -313,13 +308,13 @@ fn s36_small_holders_are_named_and_the_answer_is_json() {
     });
 }
 
-/// S48 and invariant 6: who is kept from closing a cycle is recorded with everybody in it.
+/// S48 and invariant 6: a wait that is refused because it would close a cycle is recorded with all
+/// participants of the cycle.
 #[test]
 fn s48_a_cycle_is_recorded_with_its_participants() {
     let axes =
         patient(Axes { stranger_change: ChangeRule::Wait, holder_change: ChangeRule::Wait, ..preset("man-page") });
-    let lab = Lab::new(axes);
-    let (a, b) = (lab.actor(), lab.actor());
+    let (lab, [a, b]) = Lab::cast(axes);
     let (fa, fb) = (a.writes_file("one", 2, 1), b.writes_file("two", 2, 1));
     a.lease(fa, LeaseKind::READ_U, ALL).unwrap();
     b.lease(fb, LeaseKind::READ_U, ALL).unwrap();
@@ -334,17 +329,18 @@ fn s48_a_cycle_is_recorded_with_its_participants() {
         "the refused one first"
     );
     assert_eq!(deadlocks.len() as u64, lab.kernel.counters.deadlocks.get());
-    assert!(lab.kernel.stuck().is_empty(), "it was refused, so nobody is stuck");
+    assert!(lab.kernel.stuck().is_empty(), "it was refused, so no task is stuck");
     b.unlock(fb, ALL).unwrap();
     assert_eq!(blocked.finish(), Ok(()));
     lab.end([&a, &b]);
 }
 
-/// A process that would wait for itself is a cycle of one; all such refusals are counted, the first are kept.
+/// A process that would wait for itself is a cycle of one. All such refusals are counted; the first
+/// of them are kept.
 #[test]
 fn waiting_for_oneself_is_a_cycle_of_one() {
-    let lab = Lab::new(Axes { unlock_while_pinned: Some(UnlockRule::Wait), ..preset("man-page") });
-    let file = pinned_file(&lab, "data", 2, 0..2).unwrap();
+    let (lab, file) =
+        Lab::pinned(Axes { unlock_while_pinned: Some(UnlockRule::Wait), ..preset("man-page") }, 2, 0..2).unwrap();
     let a = &file.who;
     for _ in 0..fs_sim::deadlock::graph::DEADLOCKS_MAX + 3 {
         assert_eq!(a.unlock(file.fd, ALL), Err(Errno::EDEADLK));
@@ -358,12 +354,12 @@ fn waiting_for_oneself_is_a_cycle_of_one() {
     lab.end([a]);
 }
 
-/// Direct I/O in flight blocks a change as well: the change is there, with the process that could complete the I/O.
+/// Direct I/O in flight blocks a change too. The report names the process that could complete the
+/// I/O.
 #[test]
 fn io_in_flight_is_named() {
     every_preset(|axes| {
-        let lab = Lab::new(axes);
-        let (a, b) = (lab.actor(), lab.actor());
+        let (lab, [a, b]) = Lab::cast(axes);
         let f = a.writes_file("data", 4, 1);
         let io = a.submit_direct_io(f, BLOCK, 2 * BLOCK, Transfer::Read).unwrap();
         let ino = a.inode_of(f).ino();

@@ -1,12 +1,13 @@
-//! Dialogues about layout changes that meet long-term pins: SEMANTICS section 4 step 3, S14, S15, S32, and what a broken
-//! lease leaves pinned. Outcomes are stated per axis value, so they hold for every preset.
+//! Dialogues about layout changes that meet long-term pins: `docs/semantics.md`, section 4 step 3,
+//! S14, S15, S32, and the pins that a broken lease leaves. Outcomes are stated per axis value, so
+//! they hold for every preset.
 #![allow(clippy::unwrap_used, reason = "a test that can't go on ends")]
 
 mod common;
 
 use common::changes::{ALL, Call, DEPARTURES, ZERO};
 use common::{
-    BREAK_TIME, Lab, Nic, can_pin, every_preset, every_preset_with, exclusive, needs_lease, pinned_file, preset,
+    BREAK_TIME, Lab, Nic, can_pin, every_preset, every_preset_where, every_preset_with, exclusive, needs_lease, preset,
 };
 use emulator::sync::atomic::Ordering;
 use fs_sim::design::{Axes, BreakTimeout, ChangeRule, LeaseRules};
@@ -20,8 +21,7 @@ use fs_sim::{BLOCK, BlockRange, Errno};
 fn s14_stranger_meets_long_term_pins() {
     every_preset(|axes| {
         for (what, change) in DEPARTURES {
-            let lab = Lab::new(axes);
-            let Some(a) = pinned_file(&lab, "data", 4, 0..4) else { continue };
+            let Some((lab, a)) = Lab::pinned(axes, 4, 0..4) else { continue };
             let b = lab.actor();
             let fb = b.opens("data");
             let before = a.who.portrait(a.fd);
@@ -60,14 +60,14 @@ fn s14_stranger_meets_long_term_pins() {
     });
 }
 
-/// S14 with pins alone, no lease: the same axis; under `orphan` (of a user's own design) the stranger goes on harmlessly.
+/// S14 with pins and no lease: the same axis applies. Under `orphan` (a design of a user) the
+/// stranger continues without harm.
 #[test]
 fn s14_stranger_meets_pins_without_a_lease() {
     for rule in [ChangeRule::Fail, ChangeRule::Wait, ChangeRule::Revoke, ChangeRule::Orphan] {
         for (what, change) in DEPARTURES {
             let axes = Axes { stranger_change: rule, holder_change: rule, ..preset("unsafe") };
-            let lab = Lab::new(axes);
-            let a = pinned_file(&lab, "data", 4, 0..4).unwrap();
+            let (lab, a) = Lab::pinned(axes, 4, 0..4).unwrap();
             let b = lab.actor();
             let fb = b.opens("data");
             let before = a.who.portrait(a.fd);
@@ -106,13 +106,13 @@ fn s14_stranger_meets_pins_without_a_lease() {
     }
 }
 
-/// Section 4, step 1: pins that no breakable lease covers fail a change before anybody's lease is broken for it.
+/// Section 4, step 1: pins that no breakable lease covers fail a change before any lease is broken
+/// for it.
 #[test]
-fn pins_that_refuse_come_before_any_signal() {
+fn refusing_pins_are_judged_before_any_signal() {
     for own in [false, true] {
         let axes = Axes { stranger_change: ChangeRule::Fail, holder_change: ChangeRule::Fail, ..preset("unsafe") };
-        let lab = Lab::new(axes);
-        let a = pinned_file(&lab, "data", 4, 3..4).unwrap();
+        let (lab, a) = Lab::pinned(axes, 4, 3..4).unwrap();
         let (b, c) = (lab.actor(), lab.actor());
         let fc = c.opens("data");
         c.lease(fc, LeaseKind::READ, ALL).unwrap();
@@ -124,16 +124,12 @@ fn pins_that_refuse_come_before_any_signal() {
     }
 }
 
-/// S15 with pins: what is neither leased nor pinned by others may change; an unpinned range under a whole-file exclusive
-/// lease is `stranger_change` all the same.
+/// S15 with pins: a range that other processes neither lease nor pin may change. An unpinned range
+/// under an exclusive lease of the whole file is still decided by `stranger_change`.
 #[test]
 fn s15_unpinned_ranges() {
-    every_preset(|axes| {
-        if !needs_lease(axes) {
-            return;
-        }
-        let lab = Lab::new(axes);
-        let (a, b) = (lab.actor(), lab.actor());
+    every_preset_where(needs_lease, |axes| {
+        let (lab, [a, b]) = Lab::cast(axes);
         let fa = a.writes_file("data", 8, 1);
         let fb = b.opens("data");
         a.lease(fa, exclusive(axes), BlockRange::new(0, 4)).unwrap();
@@ -170,8 +166,7 @@ fn s32_holder_changes_under_its_own_pins() {
                 LeaseRules::Chinner => &[LeaseKind::READ, LeaseKind::WRITE],
             };
             for kind in kinds.iter().filter(|_| can_pin(axes)) {
-                let lab = Lab::new(axes);
-                let a = lab.actor();
+                let (lab, [a]) = Lab::cast(axes);
                 let fa = a.writes_file("data", 4, 1);
                 a.lease(fa, *kind, ALL).unwrap();
                 let (_, nic) = Nic::open(&a);
@@ -212,16 +207,13 @@ fn s32_holder_changes_under_its_own_pins() {
     });
 }
 
-/// Section 4: under an own write or write+U lease, unpinned ranges may change while others are pinned.
+/// Section 4: under an own write or write+U lease, unpinned ranges may change while others are
+/// pinned.
 #[test]
 fn own_write_lease_lets_unpinned_ranges_change() {
-    every_preset(|axes| {
-        if !needs_lease(axes) {
-            return;
-        }
+    every_preset_where(needs_lease, |axes| {
         let kind = if axes.lease_rules == LeaseRules::Chinner { LeaseKind::WRITE } else { LeaseKind::WRITE_U };
-        let lab = Lab::new(axes);
-        let a = lab.actor();
+        let (lab, [a]) = Lab::cast(axes);
         let fa = a.writes_file("data", 4, 1);
         a.lease(fa, kind, ALL).unwrap();
         let (_, nic) = Nic::open(&a);
@@ -235,15 +227,15 @@ fn own_write_lease_lets_unpinned_ranges_change() {
     });
 }
 
-/// Section 1 [chosen]: turning a pinned block unwritten counts as a change; where it goes on, the block is zeroed in place.
+/// Section 1 [chosen]: turning a pinned block unwritten counts as a change. Where the change
+/// proceeds, the block is zeroed in place.
 #[test]
 fn zero_range_over_pinned_blocks_counts_as_a_change() {
     every_preset(|axes| {
-        let lab = Lab::new(axes);
-        let Some(a) = pinned_file(&lab, "data", 4, 1..2) else { return };
+        let Some((lab, a)) = Lab::pinned(axes, 4, 1..2) else { return };
         let b = lab.actor();
         let fb = b.opens("data");
-        assert_eq!(a.who.fallocate(a.fd, ZERO, 3 * BLOCK, BLOCK), Ok(()), "unpinned: no change, whoever leases");
+        assert_eq!(a.who.fallocate(a.fd, ZERO, 3 * BLOCK, BLOCK), Ok(()), "unpinned: no change, whatever the leases");
         let before = a.who.portrait(a.fd);
         let zero: Call = |t, fd| t.fallocate(fd, ZERO, 0, 3 * BLOCK);
         match axes.stranger_change {
@@ -267,8 +259,7 @@ fn zero_range_over_pinned_blocks_counts_as_a_change() {
         assert_eq!(lab.stale(), 0);
         lab.end([&a.who, &b]);
     });
-    let lab = Lab::new(preset("chinner-2019"));
-    let a = pinned_file(&lab, "data", 4, 1..2).unwrap();
+    let (lab, a) = Lab::pinned(preset("chinner-2019"), 4, 1..2).unwrap();
     assert_eq!(a.who.fallocate(a.fd, ZERO, 0, 3 * BLOCK), Ok(()), "holder_change = orphan");
     assert_eq!(lab.kernel.usage().orphaned, 0, "nothing left the file");
     assert_eq!(a.region.dma_write(&lab.kernel, 0, &[8; BLOCK as usize]), Ok(()));
@@ -276,14 +267,13 @@ fn zero_range_over_pinned_blocks_counts_as_a_change() {
     lab.end([&a.who]);
 }
 
-/// Section 4, step 2, with pins under a breakable lease (`chinner`): the holder is signalled; what it still pins then is
-/// judged; `kill` ends a holder that only waits.
+/// Section 4, step 2, with pins under a breakable lease (`chinner`): the holder is signalled. The
+/// pins that it still has afterwards are judged. `kill` ends a holder that only waits.
 #[test]
 fn chinner_reader_with_pins_is_broken_first() {
     every_preset_with(LeaseRules::Chinner, |axes| {
         for answer in ["gives back", "is stubborn"] {
-            let lab = Lab::new(axes);
-            let (a, b) = (lab.actor(), lab.actor());
+            let (lab, [a, b]) = Lab::cast(axes);
             let fa = a.writes_file("data", 4, 1);
             a.lease(fa, LeaseKind::READ, ALL).unwrap();
             let (_, nic) = Nic::open(&a);
@@ -306,13 +296,12 @@ fn chinner_reader_with_pins_is_broken_first() {
     });
 }
 
-/// `force` under a breakable lease with pins, of a user's own design: the lease goes, and the pins are judged by
-/// `stranger_change`, with the owner already told.
+/// `force` under a breakable lease with pins (a design of a user): the lease is removed, the owner
+/// was signalled before, and `stranger_change` decides about the pins.
 #[test]
 fn pins_left_after_a_forced_break_are_judged() {
     let axes = Axes { break_timeout: BreakTimeout::Force, ..preset("chinner-2019") };
-    let lab = Lab::new(axes);
-    let (a, b) = (lab.actor(), lab.actor());
+    let (lab, [a, b]) = Lab::cast(axes);
     let fa = a.writes_file("data", 4, 1);
     a.lease(fa, LeaseKind::READ, ALL).unwrap();
     let (_, nic) = Nic::open(&a);

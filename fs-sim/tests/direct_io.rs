@@ -1,9 +1,10 @@
-//! Dialogues about direct I/O in flight: SEMANTICS S16 and S49, and what xfstests generic/503 does.
+//! Dialogues about direct I/O in flight: `docs/semantics.md`, S16 and S49, and the sequence of
+//! xfstests generic/503.
 #![allow(clippy::unwrap_used, reason = "a test that can't go on ends")]
 
 mod common;
 
-use common::{DOORS, Lab, every_preset, pinned_file, preset};
+use common::{CLOSED_PAGES, Lab, every_preset, preset};
 use fs_sim::design::{Axes, ChangeRule, WriteBreak};
 use fs_sim::holders::in_flight_io::Transfer;
 use fs_sim::syscalls::direct_io::{IN_FLIGHT_MAX, TRANSFER_MAX};
@@ -17,9 +18,8 @@ const WRITE: Transfer = Transfer::Write(7);
 const DRAINING: &str = "pins draining";
 
 #[test]
-fn what_is_refused() {
-    let lab = Lab::new(preset("mainline"));
-    let a = lab.actor();
+fn refused_submissions() {
+    let (lab, [a]) = Lab::cast(preset("mainline"));
     let f = a.writes_file("data", 2, 1);
     for (offset, len) in [(1, BLOCK), (512, BLOCK), (0, 512), (0, BLOCK + 1), (0, TRANSFER_MAX + BLOCK)] {
         for transfer in [Transfer::Read, WRITE] {
@@ -43,7 +43,8 @@ fn what_is_refused() {
     lab.end([&a]);
 }
 
-/// S16: a truncate, a punch, a zero-range against I/O in flight wait for it, in every design that knows of pins.
+/// S16: a truncate, a punch or a zero-range waits for I/O in flight, in every design that respects
+/// pins.
 #[test]
 fn changes_wait_for_io_in_flight() {
     every_preset(|axes| {
@@ -52,8 +53,7 @@ fn changes_wait_for_io_in_flight() {
         }
         for transfer in [Transfer::Read, WRITE] {
             for change in 0..2 {
-                let lab = Lab::new(axes);
-                let (a, b) = (lab.actor(), lab.actor());
+                let (lab, [a, b]) = Lab::cast(axes);
                 let f = a.writes_file("data", 4, 1);
                 let io = a.submit_direct_io(f, BLOCK, 2 * BLOCK, transfer).unwrap();
                 let g = b.opens("data");
@@ -76,11 +76,11 @@ fn changes_wait_for_io_in_flight() {
     });
 }
 
-/// The design that heeds no pin: the write lands in a block that is not the file's any more, and the oracle sees it.
+/// The design that ignores pins: the write lands in a block that has left the file, and the ledger
+/// detects it.
 #[test]
 fn unsafe_truncates_under_it() {
-    let lab = Lab::new(preset("unsafe"));
-    let (a, b) = (lab.actor(), lab.actor());
+    let (lab, [a, b]) = Lab::cast(preset("unsafe"));
     let f = a.writes_file("data", 2, 1);
     let io = a.submit_direct_io(f, BLOCK, BLOCK, WRITE).unwrap();
     assert_eq!(b.truncate("data", BLOCK), Ok(()));
@@ -93,12 +93,11 @@ fn unsafe_truncates_under_it() {
 
 #[test]
 fn a_change_that_waits_for_io_can_be_interrupted() {
-    let lab = Lab::new(preset("man-page"));
-    let (a, b) = (lab.actor(), lab.actor());
+    let (lab, [a, b]) = Lab::cast(preset("man-page"));
     let f = a.writes_file("data", 2, 1);
     let io = a.submit_direct_io(f, 0, BLOCK, WRITE).unwrap();
     let truncating = b.blocks(DRAINING, |task| task.truncate("data", 0));
-    let reading = a.another_thread().blocks(DOORS, move |task| task.read(f, 0, &mut [0; 8]));
+    let reading = a.another_thread().blocks(CLOSED_PAGES, move |task| task.read(f, 0, &mut [0; 8]));
     a.kill(b.pid(), Signal::Sigusr1).unwrap();
     assert_eq!(truncating.finish(), Err(Errno::EINTR));
     assert_eq!(reading.finish(), Ok(8));
@@ -107,7 +106,8 @@ fn a_change_that_waits_for_io_can_be_interrupted() {
     lab.end([&a, &b]);
 }
 
-/// Holes are allocated at submission, read as zeros until completion; a write beyond the end is done at once.
+/// A submitted write allocates the holes in its range; they read as zeros until completion. A write
+/// beyond the end of the file is done at submission.
 #[test]
 fn holes_and_the_end_of_the_file() {
     every_preset(|axes| {
@@ -144,11 +144,11 @@ fn holes_and_the_end_of_the_file() {
     });
 }
 
-/// The file stays while I/O is in flight; the process's death completes a write and drops the pins.
+/// The file stays while I/O is in flight. The death of the process completes a write and drops the
+/// pins.
 #[test]
-fn whoever_submitted_it_may_go() {
-    let lab = Lab::new(preset("mainline"));
-    let (a, b) = (lab.actor(), lab.actor());
+fn io_in_flight_outlives_its_submitter() {
+    let (lab, [a, b]) = Lab::cast(preset("mainline"));
     let f = a.writes_file("data", 2, 1);
     let io = a.submit_direct_io(f, 0, BLOCK, WRITE).unwrap();
     a.unlink("data").unwrap();
@@ -173,8 +173,7 @@ fn whoever_submitted_it_may_go() {
 #[test]
 fn io_goes_on_beside_a_wait_for_a_long_term_pin() {
     let axes = Axes { stranger_change: ChangeRule::Wait, holder_change: ChangeRule::Wait, ..preset("unsafe") };
-    let lab = Lab::new(axes);
-    let pinned = pinned_file(&lab, "data", 2, 0..2).unwrap();
+    let (lab, pinned) = Lab::pinned(axes, 2, 0..2).unwrap();
     let (b, fd) = (lab.actor(), pinned.fd);
     let truncating = b.blocks("long-term pins", |task| task.truncate("data", 0));
     for round in 0..3 {
@@ -191,11 +190,11 @@ fn io_goes_on_beside_a_wait_for_a_long_term_pin() {
     lab.end([&pinned.who, &b]);
 }
 
-/// A clone waits for a write in flight to the source, as for one to the target: a block is never written once it is shared.
+/// A clone waits for a write in flight to the source and to the target: no block is written once it
+/// is shared.
 #[test]
 fn a_clone_waits_for_writes_in_flight() {
-    let lab = Lab::new(preset("man-page"));
-    let (a, b) = (lab.actor(), lab.actor());
+    let (lab, [a, b]) = Lab::cast(preset("man-page"));
     let (source, target) = (a.writes_file("data", 2, 1), a.writes_file("copy", 2, 4));
     for fd in [source, target] {
         let io = a.submit_direct_io(fd, 0, BLOCK, WRITE).unwrap();
@@ -212,12 +211,12 @@ fn a_clone_waits_for_writes_in_flight() {
     lab.end([&a, &b]);
 }
 
-/// Only whoever has I/O in flight can end it: a process with one thread that would wait for its own gets EDEADLK, and so
-/// does the second of two that would wait for each other's. Another thread can end it.
+/// Only the process that has I/O in flight can end it. A process with one thread that would wait
+/// for its own I/O gets EDEADLK. Of two processes that would wait for each other, the second gets
+/// EDEADLK. Another thread can end the I/O.
 #[test]
 fn io_in_flight_and_deadlocks() {
-    let lab = Lab::new(preset("man-page"));
-    let (a, b) = (lab.actor(), lab.actor());
+    let (lab, [a, b]) = Lab::cast(preset("man-page"));
     let (f, g) = (a.writes_file("data", 2, 1), b.writes_file("other", 2, 4));
     let io = a.submit_direct_io(f, 0, BLOCK, Transfer::Read).unwrap();
     assert_eq!(a.ftruncate(f, 0), Err(Errno::EDEADLK));

@@ -1,10 +1,11 @@
-//! Dialogues about poisoned pages, power cuts, unmounting and the loss of the device. SEMANTICS sections 3 and 4, and the
-//! scenarios S41, S45, S46, S51, S52.
+//! Dialogues about poisoned pages, power cuts, unmounting and the loss of the device.
+//! `docs/semantics.md`, sections 3 and 4, and the scenarios S41, S45, S46, S51, S52.
 #![allow(clippy::unwrap_used, reason = "a test that can't go on ends")]
 
 mod common;
 
 use common::changes::{CHANGES, NO_CHANGES, canvas, scattered};
+use common::watchdog::{soon, spawn, spawn_in};
 use common::{Actor, Lab, Nic, PinnedFile, can_pin, every_preset, pinned_file, preset};
 use emulator::sync::atomic::{AtomicU64, Ordering};
 use emulator::sync::{Arc, race, thread};
@@ -19,7 +20,8 @@ use fs_sim::{BLOCK, BlockRange, Errno, Kernel, KernelConfig};
 
 const PAGE: usize = BLOCK as usize;
 
-/// S45: the DMA that touches the poisoned page errs; other pages, other regions and other files are unaffected.
+/// S45: the DMA that touches the poisoned page fails. Other pages, regions and files are
+/// unaffected.
 #[test]
 fn s45_a_poisoned_page_under_a_pin() {
     every_preset(|axes| {
@@ -40,11 +42,10 @@ fn s45_a_poisoned_page_under_a_pin() {
     });
 }
 
-/// What system calls, loads and stores meet, and which of them heal.
+/// What system calls, loads and stores return on a poisoned page, and which of them heal it.
 #[test]
-fn who_heals_a_poisoned_page() {
-    let lab = Lab::new(preset("mainline"));
-    let a = lab.actor();
+fn calls_that_heal_a_poisoned_page() {
+    let (lab, [a]) = Lab::cast(preset("mainline"));
     let f = a.writes_file("data", 4, 1);
     let va = a.mmap(f, 0, 4 * BLOCK, true).unwrap();
     let ino = a.inode_of(f).ino();
@@ -94,11 +95,11 @@ fn litters(lab: &Lab, a: &Actor, byte: u8, poisoned: bool) {
     a.unlink("litter").unwrap();
 }
 
-/// A change that would have to copy what is lost fails and changes nothing: nobody gets a block's bytes of before for it.
+/// A change that would have to copy an unreadable block fails and changes nothing. No file gets the
+/// old bytes of another block.
 #[test]
-fn what_cannot_be_read_is_not_copied() {
-    let lab = Lab::new(preset("mainline"));
-    let a = lab.actor();
+fn unreadable_blocks_are_not_copied() {
+    let (lab, [a]) = Lab::cast(preset("mainline"));
     let (f, g) = (a.writes_file("one", 4, 1), a.creates("two"));
     a.reflink(f, 0, g, 0, 4 * BLOCK).unwrap();
     litters(&lab, &a, 42, false);
@@ -120,14 +121,15 @@ fn what_cannot_be_read_is_not_copied() {
     );
     assert_eq!((a.store(va + BLOCK, &[7; PAGE]), a.fills(g, 3, 8)), (Ok(()), Ok(PAGE)), "its neighbours are copied");
 
-    // What is overwritten as a whole is not copied: it heals, for this file alone.
+    // A block that is overwritten as a whole is not copied: the write heals it, for this file
+    // alone.
     assert_eq!(a.fills(g, 2, 9), Ok(PAGE));
     assert_eq!(a.bytes_of(g), [1, 7, 9, 8]);
     assert_eq!(a.read(f, 2 * BLOCK, &mut [0]), Err(Errno::EIO));
     lab.end([&a]);
 }
 
-/// A new block that is poisoned is healed by the copy that it takes.
+/// The copy into a new block heals the block if it was poisoned.
 #[test]
 fn copies_heal_new_blocks() {
     let lab = Lab::new(preset("mainline"));
@@ -142,9 +144,9 @@ fn copies_heal_new_blocks() {
     lab.end([&a]);
 }
 
-/// Defragmentation leaves a poisoned block where it is, and only that.
+/// Defragmentation leaves a poisoned block in place and moves all others.
 #[test]
-fn defragmentation_skips_what_cannot_be_read() {
+fn defragmentation_skips_unreadable_blocks() {
     let lab = Lab::new(preset("mainline"));
     let (a, f) = scattered(&lab, 8);
     litters(&lab, &a, 42, false);
@@ -157,11 +159,10 @@ fn defragmentation_skips_what_cannot_be_read() {
     lab.end([&a]);
 }
 
-/// What cannot be read is the same as nothing: deduplicating it would take the other file's good block away.
+/// Dedupe skips an unreadable block: sharing it would take away the good block of the other file.
 #[test]
-fn dedupe_of_what_cannot_be_read() {
-    let lab = Lab::new(preset("mainline"));
-    let a = lab.actor();
+fn dedupe_skips_unreadable_blocks() {
+    let (lab, [a]) = Lab::cast(preset("mainline"));
     let (f, g) = (a.writes_file("one", 2, 5), a.writes_file("two", 2, 5));
     a.fills(g, 1, 5).unwrap();
     lab.kernel.poison(a.inode_of(f).ino(), 1).unwrap();
@@ -173,7 +174,8 @@ fn dedupe_of_what_cannot_be_read() {
     lab.end([&a]);
 }
 
-/// A holder that moves its pinned block leaves it behind and goes on with a copy, where there is one to be had.
+/// A holder that moves its pinned block leaves the block behind and continues with a copy, if the
+/// block can be copied.
 #[test]
 fn a_poisoned_block_cannot_be_left_behind_for_a_copy() {
     every_preset(|axes| {
@@ -198,16 +200,16 @@ fn cut_and_recover(lab: &Lab) -> (Lab, Recovered) {
     let durable = lab.kernel.power_cut().expect("the device, once more");
     let config = KernelConfig::new(*lab.kernel.axes());
     let (kernel, recovered) = Kernel::recover(Arc::clone(&lab.world), durable, config).expect("a kernel");
-    (Lab { kernel, world: Arc::clone(&lab.world) }, recovered)
+    (Lab::over(kernel, Arc::clone(&lab.world)), recovered)
 }
 
-/// Every change and every call that is none is durable when it returns: after a cut each file is what it was.
+/// Every change, and every call that is not a change, is durable when it returns: after a power cut
+/// each file is unchanged.
 #[test]
 fn a_completed_call_survives_a_power_cut() {
     every_preset(|axes| {
         for (name, call) in CHANGES.iter().chain(&NO_CHANGES) {
-            let lab = Lab::new(axes);
-            let a = lab.actor();
+            let (lab, [a]) = Lab::cast(axes);
             let f = canvas(&a);
             call(&a, f).unwrap();
             let before = a.portrait(f);
@@ -223,7 +225,8 @@ fn a_completed_call_survives_a_power_cut() {
     });
 }
 
-/// What the system changes by itself is as durable, and what it freed is free: others have it at the cut.
+/// A defragmentation is durable when it returns. Blocks that it freed are free after the cut, or
+/// belong to other files.
 #[test]
 fn a_defragmentation_survives_a_power_cut() {
     every_preset(|axes| {
@@ -241,7 +244,8 @@ fn a_defragmentation_survives_a_power_cut() {
     });
 }
 
-/// S46: a cut while blocks are orphaned; recovery frees them exactly once, and removes what was open without a name.
+/// S46: a power cut while blocks are orphaned. Recovery frees them exactly once, and removes files
+/// that were open without a name.
 #[test]
 fn s46_recovery_frees_orphaned_blocks_exactly_once() {
     every_preset(|axes| {
@@ -284,18 +288,18 @@ fn s46_recovery_frees_orphaned_blocks_exactly_once() {
     });
 }
 
-/// A change that has not come through is not durable, nor is a half of it; who slept dies; leases and pins are gone.
+/// A change that was not published is not durable, and neither is a part of it. Sleeping tasks die;
+/// leases and pins are gone.
 #[test]
 fn a_cut_during_a_change_leaves_the_layout_before_it() {
     let axes = Axes { stranger_change: ChangeRule::Wait, ..preset("man-page") };
-    let lab = Lab::new(axes);
-    let file = pinned_file(&lab, "data", 4, 0..4).unwrap();
+    let (lab, file) = Lab::pinned(axes, 4, 0..4).unwrap();
     let b = lab.actor();
     let before = file.who.portrait(file.fd);
     let blocked = b.blocks("exclusive lease", |task| task.truncate("data", 0));
     let (after, recovered) = cut_and_recover(&lab);
-    // Whatever it comes to in a machine without power.
-    let _nobody_sees_it = blocked.finish();
+    // Any result is correct on a machine without power.
+    let _dead_or_done = blocked.finish();
     assert_eq!(lab.kernel.check_at_rest(), Vec::<String>::new(), "the old machine ends in order");
     assert_eq!(recovered.freed_pending, 0);
     let c = after.actor();
@@ -310,15 +314,15 @@ fn a_cut_during_a_change_leaves_the_layout_before_it() {
     last.end([&d]);
 }
 
-/// A power cut at any moment of a storm of changes: what is mounted has every block once.
+/// A power cut at any moment of many concurrent changes: after the mount every block has one owner.
 #[test]
-fn a_cut_in_a_storm_is_consistent() {
+fn a_power_cut_among_many_changes_is_consistent() {
     for round in 0..20u64 {
         let lab = Lab::new(preset("mainline"));
         let writers: Vec<_> = (0..3u64)
             .map(|n| {
                 let (a, kernel) = (lab.actor(), Arc::clone(&lab.kernel));
-                thread::spawn(move || {
+                spawn(move || {
                     for step in 0u64.. {
                         let name = format!("file{}", (n + step) % 4);
                         let done = a.open(&name, OpenFlags::create()).and_then(|fd| {
@@ -328,7 +332,7 @@ fn a_cut_in_a_storm_is_consistent() {
                                 a.unlink(&name)?;
                             }
                             a.ftruncate(fd, (step * 11 % 50) * BLOCK)?;
-                            // Gone, full or without power: its own affair.
+                            // ENOENT, ENOSPC and a dead device are all correct here.
                             let _done = kernel.defragment(&name);
                             a.close(fd)
                         });
@@ -345,7 +349,7 @@ fn a_cut_in_a_storm_is_consistent() {
         }
         let durable = lab.kernel.power_cut().unwrap();
         for writer in writers {
-            writer.join().expect("a writer");
+            writer.join();
         }
         let (kernel, _) =
             Kernel::recover(Arc::clone(&lab.world), durable, KernelConfig::new(preset("mainline"))).unwrap();
@@ -354,12 +358,11 @@ fn a_cut_in_a_storm_is_consistent() {
     }
 }
 
-/// S51: busy while a file is open or anything is pinned; else nothing can be opened any more.
+/// S51: EBUSY while a file is open or a page is pinned. After the unmount no file can be opened.
 #[test]
 fn s51_unmount() {
     every_preset(|axes| {
-        let lab = Lab::new(axes);
-        let a = lab.actor();
+        let (lab, [a]) = Lab::cast(axes);
         let f = a.writes_file("data", 4, 1);
         assert_eq!(lab.kernel.unmount(), Err(Errno::EBUSY), "open");
         let va = a.mmap(f, 0, BLOCK, false).unwrap();
@@ -387,17 +390,17 @@ fn s51_unmount() {
     });
 }
 
-/// An open that comes with an unmount makes it busy or fails; never both succeed, and a failed unmount disturbs nobody.
+/// An open concurrent with an unmount makes the unmount fail with EBUSY, or fails itself. Both
+/// never succeed, and a failed unmount has no effect.
 #[test]
 fn an_open_and_an_unmount_at_once() {
     let (mut unmounted, mut opened) = (0, 0);
-    // Whoever is started first mostly wins; both are, in turn.
+    // The call that is started first mostly wins, so each is started first in turn.
     for round in 0..ROUNDS_MAX {
         if round >= ROUNDS && unmounted > 0 && opened > 0 {
             return;
         }
-        let lab = Lab::new(preset("mainline"));
-        let (a, b) = (lab.actor(), lab.actor());
+        let (lab, [a, b]) = Lab::cast(preset("mainline"));
         let f = a.creates("data");
         a.close(f).unwrap();
         let opens = || (b.open("data", OpenFlags::open(AccessMode::READ)), b.open("new", OpenFlags::create()));
@@ -410,7 +413,7 @@ fn an_open_and_an_unmount_at_once() {
     panic!("in {ROUNDS_MAX} rounds {unmounted} unmounts and {opened} opens were first");
 }
 
-/// How often two calls are made at once, and how often at most to see each of them come first.
+/// How many rounds run two calls at once, and how many at most until each call was first once.
 const ROUNDS: u32 = 300;
 const ROUNDS_MAX: u32 = 100 * ROUNDS;
 
@@ -422,19 +425,19 @@ fn at_once<A: Send, B: Send>(
 ) -> (A, B) {
     thread::scope(|scope| match first_leads {
         true => {
-            let first = scope.spawn(first);
-            let second = scope.spawn(second);
-            (first.join().unwrap(), second.join().unwrap())
+            let first = spawn_in(scope, first);
+            let second = spawn_in(scope, second);
+            (first.join(), second.join())
         }
         false => {
-            let second = scope.spawn(second);
-            let first = scope.spawn(first);
-            (first.join().unwrap(), second.join().unwrap())
+            let second = spawn_in(scope, second);
+            let first = spawn_in(scope, first);
+            (first.join(), second.join())
         }
     })
 }
 
-/// Names stand still once the volume is unmounted.
+/// Names do not change after the unmount.
 #[test]
 fn names_and_an_unmount_at_once() {
     let (mut before, mut after) = (0, 0);
@@ -442,8 +445,7 @@ fn names_and_an_unmount_at_once() {
         if round >= ROUNDS && before > 0 && after > 0 {
             return;
         }
-        let lab = Lab::new(preset("mainline"));
-        let (a, b) = (lab.actor(), lab.actor());
+        let (lab, [a, b]) = Lab::cast(preset("mainline"));
         for name in ["data", "more"] {
             let f = a.creates(name);
             a.close(f).unwrap();
@@ -465,7 +467,8 @@ fn names_and_an_unmount_at_once() {
     panic!("in {ROUNDS_MAX} rounds the names were changed {before} times before and {after} times after");
 }
 
-/// S52: the device is removed under pins and a guest: contexts aborted, flushes fail, removal completes in every design.
+/// S52: the device is removed under pins and a guest: contexts are aborted, flushes fail, and the
+/// removal completes in every design.
 #[test]
 fn s52_device_removal_with_pins_and_a_guest() {
     every_preset(|axes| {
@@ -492,16 +495,16 @@ fn s52_device_removal_with_pins_and_a_guest() {
             file.region.dma_in_flight.store(true, Ordering::SeqCst);
         }
         let kernel = Arc::clone(&lab.kernel);
-        let removal = thread::spawn(move || kernel.remove_device());
+        let removal = spawn(move || kernel.remove_device());
         if let Some(file) = &file {
-            common::soon("the revocation", || file.region.revoked.load(Ordering::SeqCst).then_some(()));
-            assert!(!removal.is_finished());
+            soon("the revocation", || file.region.revoked.load(Ordering::SeqCst).then_some(()));
+            assert!(!removal.is_over());
             assert_eq!(file.region.dma_write(&lab.kernel, 0, &[1]), Ok(()), "in flight");
             assert_eq!(g.open("data", OpenFlags::open(AccessMode::READ)), Err(Errno::ENODEV));
             file.region.let_go(&lab.kernel);
         }
-        common::soon("the end of the removal", || removal.is_finished().then_some(()));
-        removal.join().unwrap();
+        soon("the end of the removal", || removal.is_over().then_some(()));
+        removal.join();
         if let Some((_, guest)) = &guest {
             assert_eq!(
                 (guest.flush(&lab.kernel), guest.read(&lab.kernel, 0, &mut [0])),
@@ -527,12 +530,12 @@ fn s52_device_removal_with_pins_and_a_guest() {
     });
 }
 
-/// Shared blocks, hard links and a clone that was written: counted and named again as before.
+/// Shared blocks, hard links and a written clone survive a power cut with the same counts and
+/// names.
 #[test]
 fn shared_blocks_and_names_survive_a_cut() {
     every_preset(|axes| {
-        let lab = Lab::new(axes);
-        let a = lab.actor();
+        let (lab, [a]) = Lab::cast(axes);
         let (f, g) = (a.writes_file("one", 4, 1), a.creates("two"));
         a.reflink(f, 0, g, 0, 4 * BLOCK).unwrap();
         a.fills(g, 1, 90).unwrap();
@@ -558,10 +561,10 @@ fn shared_blocks_and_names_survive_a_cut() {
     });
 }
 
-/// A cut in the middle of an exchange, beside writes to both files that are no layout changes: both halves are durable or
-/// none, so no block is in two files.
+/// A power cut in the middle of an exchange, with concurrent writes to both files that are not
+/// layout changes: both halves are durable or none, so no block is in two files.
 #[test]
-fn of_a_change_of_two_files_no_half_is_durable() {
+fn half_a_two_file_change_is_never_durable() {
     const BLOCKS: u64 = 1024;
     for round in 0..100u64 {
         let lab = Lab::on(16 << 20, preset("mainline"), |_| {});
@@ -573,7 +576,7 @@ fn of_a_change_of_two_files_no_half_is_durable() {
         }
         let steps = Arc::new(AtomicU64::new(0));
         let (task, counter) = (a.another_thread(), Arc::clone(&steps));
-        let exchanging = thread::spawn(move || {
+        let exchanging = spawn(move || {
             while task.exchange_range(files[0], 0, files[1], 0, BLOCK).is_ok() {
                 counter.fetch_add(1, Ordering::SeqCst);
             }
@@ -581,13 +584,13 @@ fn of_a_change_of_two_files_no_half_is_durable() {
         let writing = files.map(|fd| {
             let task = a.another_thread();
             // Each turns an unwritten block written.
-            thread::spawn(move || (1..BLOCKS).all(|block| task.write(fd, block * BLOCK, &[3]).is_ok()))
+            spawn(move || (1..BLOCKS).all(|block| task.write(fd, block * BLOCK, &[3]).is_ok()))
         });
-        common::soon("some exchanges", || (steps.load(Ordering::SeqCst) > 5 + round % 40).then_some(()));
+        soon("some exchanges", || (steps.load(Ordering::SeqCst) > 5 + round % 40).then_some(()));
         let durable = lab.kernel.power_cut().unwrap();
-        exchanging.join().unwrap();
+        exchanging.join();
         for thread in writing {
-            let _cut_or_done = thread.join().unwrap();
+            let _cut_or_done = thread.join();
         }
         let config = KernelConfig::new(*lab.kernel.axes());
         let (kernel, _) = Kernel::recover(Arc::clone(&lab.world), durable, config).unwrap();
@@ -595,33 +598,33 @@ fn of_a_change_of_two_files_no_half_is_durable() {
     }
 }
 
-/// While the device is being removed, which waits for a DMA in flight, no client gets a layout; removal ends.
+/// While the removal of the device waits for a DMA in flight, no client gets a layout. The removal
+/// ends.
 #[test]
 fn no_layout_is_granted_while_the_device_is_removed() {
-    let lab = Lab::new(preset("man-page"));
-    let file = pinned_file(&lab, "data", 4, 0..4).unwrap();
+    let (lab, file) = Lab::pinned(preset("man-page"), 4, 0..4).unwrap();
     let c = lab.actor();
     let other = c.writes_file("other", 4, 1);
     file.region.dma_in_flight.store(true, Ordering::SeqCst);
     let kernel = Arc::clone(&lab.kernel);
-    let removal = thread::spawn(move || kernel.remove_device());
-    common::soon("the revocation", || file.region.revoked.load(Ordering::SeqCst).then_some(()));
+    let removal = spawn(move || kernel.remove_device());
+    soon("the revocation", || file.region.revoked.load(Ordering::SeqCst).then_some(()));
     assert_eq!(c.layoutget(other, BlockRange::new(0, 4), IoMode::Read).err(), Some(Errno::ENODEV));
     assert_eq!(c.layoutget(other, BlockRange::new(0, 4), IoMode::ReadWrite).err(), Some(Errno::ENODEV));
     file.region.let_go(&lab.kernel);
-    common::soon("the end of the removal", || removal.is_finished().then_some(()));
+    soon("the end of the removal", || removal.is_over().then_some(()));
     lab.end([&file.who, &c]);
 }
 
-/// A layout that is granted as removal begins is refused, or fenced: removal ends either way, with nobody returning it.
+/// A layout that is granted while a removal begins is refused or fenced. The removal ends in both
+/// cases, although the client returns no layout.
 #[test]
 fn a_layout_and_a_removal_at_once() {
     for _ in 0..200 {
-        let lab = Lab::new(preset("mainline"));
-        let c = lab.actor();
+        let (lab, [c]) = Lab::cast(preset("mainline"));
         let f = c.writes_file("data", 4, 1);
         let task = c.another_thread();
-        let asking = thread::spawn(move || {
+        let asking = spawn(move || {
             let mut held = Vec::new();
             loop {
                 match task.layoutget(f, BlockRange::new(0, 4), IoMode::Read) {
@@ -634,17 +637,17 @@ fn a_layout_and_a_removal_at_once() {
             }
         });
         let kernel = Arc::clone(&lab.kernel);
-        let removal = thread::spawn(move || kernel.remove_device());
-        common::soon("the end of the removal", || removal.is_finished().then_some(()));
-        let (errno, held) = asking.join().unwrap();
+        let removal = spawn(move || kernel.remove_device());
+        soon("the end of the removal", || removal.is_over().then_some(()));
+        let (errno, held) = asking.join();
         assert_eq!(errno, Errno::ENODEV);
         assert!(held.iter().all(|(_, layout)| layout.is_fenced()));
         lab.end([&c]);
     }
 }
 
-/// A change that waits when the removal begins is EIO, whatever it waits for, and although the device is there until the last
-/// DMA has ended.
+/// A change that waits when the removal begins fails with EIO, whatever it waits for, although the
+/// device stays until the last DMA has ended.
 #[test]
 fn a_change_that_waits_for_pins_when_the_device_is_removed() {
     let waits = Axes { stranger_change: ChangeRule::Wait, ..preset("unsafe") };
@@ -657,14 +660,14 @@ fn a_change_that_waits_for_pins_when_the_device_is_removed() {
         let b = lab.actor();
         let waiting = b.blocks(reason, |task| task.truncate("data", 0));
         let kernel = Arc::clone(&lab.kernel);
-        let removal = thread::spawn(move || kernel.remove_device());
-        common::soon("the revocation", || second.region.revoked.load(Ordering::SeqCst).then_some(()));
+        let removal = spawn(move || kernel.remove_device());
+        soon("the revocation", || second.region.revoked.load(Ordering::SeqCst).then_some(()));
         first.region.let_go(&lab.kernel);
         assert_eq!(waiting.finish(), Err(Errno::EIO), "{reason}");
         assert_eq!(first.who.stat(first.fd).unwrap().size, 4 * BLOCK);
-        assert!(!removal.is_finished());
+        assert!(!removal.is_over());
         second.region.let_go(&lab.kernel);
-        common::soon("the end of the removal", || removal.is_finished().then_some(()));
+        soon("the end of the removal", || removal.is_over().then_some(()));
         lab.end([&first.who, &second.who, &b]);
     }
 }

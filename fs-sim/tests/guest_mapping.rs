@@ -1,14 +1,16 @@
-//! Dialogues with guests that have an exported file mapped: what takes it away waits for, what stays mapped meanwhile, and what
-//! each design makes of a change beneath them. A frontend acknowledges when a test says so: that somebody waits for it is read
-//! from the register of sleepers.
+//! Dialogues with guests that have an exported file mapped: which calls wait for the guest, what
+//! stays mapped meanwhile, and what each design does with a change of mapped blocks. A frontend
+//! acknowledges when a test tells it to. That a call waits for it is read from the register of
+//! sleepers.
 #![allow(clippy::unwrap_used, reason = "a test that can't go on ends")]
 
 mod common;
 
 use common::changes::{CHANGES, NO_CHANGES, canvas, scattered};
-use common::{Actor, Blocked, Lab, needs_lease, preset, soon};
+use common::watchdog::{soon, spawn};
+use common::{Actor, Blocked, Lab, needs_lease, preset};
 use emulator::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use emulator::sync::{Arc, Mutex, thread};
+use emulator::sync::{Arc, Mutex};
 use fs_sim::base::numbers::Fd;
 use fs_sim::design::{Axes, ChangeRule, GateScope, PinGate, presets};
 use fs_sim::layout_change::defragment::Defragmented;
@@ -66,7 +68,7 @@ impl Served {
         Ok(Served { server, file, fd, export, frontend })
     }
 
-    /// Maps everything: how many bytes a guest has then.
+    /// Maps everything. Returns how many bytes a guest has mapped then.
     fn maps(&self) -> u64 {
         self.export.pieces(self.server.kernel()).iter().map(|piece| piece.len).sum()
     }
@@ -89,7 +91,7 @@ impl Served {
         (inode.leases().len(), inode.holders().len())
     }
 
-    /// Taken away: flushes fail, and there is nothing to map.
+    /// Whether the export was revoked: flushes fail, and there is nothing to map.
     fn is_dead(&self) -> bool {
         let kernel = self.server.kernel();
         let dead = self.export.flush(kernel) == Err(Errno::EIO);
@@ -104,7 +106,7 @@ fn blocks(n: u64) -> u64 {
     n * BLOCK
 }
 
-/// What a preset makes of a guest that has a file mapped, and of a stranger's truncate beneath it.
+/// What a preset does with a guest that has a file mapped when a stranger truncates the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Outcome {
     /// There is no such guest.
@@ -137,8 +139,7 @@ fn every_preset_under_a_guest() {
     ];
     assert_eq!(table.map(|(name, _)| name).to_vec(), presets().iter().map(|preset| preset.name).collect::<Vec<_>>());
     for (name, outcome) in table {
-        let lab = Lab::new(preset(name));
-        let b = lab.actor();
+        let (lab, [b]) = Lab::cast(preset(name));
         let served = match (Served::new(&lab, 4), outcome) {
             (Err(errno), NotServed(expected)) => {
                 assert_eq!(errno, expected, "{name}");
@@ -188,8 +189,8 @@ fn every_preset_under_a_guest() {
     }
 }
 
-/// A revocation demands once, takes flushes and pieces away at once, and the pins when they are unmapped; also if that is said
-/// twice.
+/// A revocation sends one demand. It takes flushes and pieces away at once, and the pins when the
+/// guest has unmapped them, also if the guest says so twice.
 #[test]
 fn a_revoked_guest_keeps_its_pins_until_it_is_unmapped() {
     let lab = Lab::new(preset("revoke"));
@@ -202,7 +203,7 @@ fn a_revoked_guest_keeps_its_pins_until_it_is_unmapped() {
     assert_eq!(served.holds().1, 1, "still mapped, still pinned");
     assert_eq!(c.bytes_of(c.opens("data")), [1, 2, 3, 4], "who reads does not wait");
 
-    // Interrupted, the truncate has changed nothing but that the guest is lost.
+    // The interrupted truncate has changed nothing, but the guest has lost the file.
     b.kill(b.pid(), Signal::Sigusr1).unwrap();
     assert_eq!(blocked.finish(), Err(Errno::EINTR));
     b.take_signals();
@@ -216,10 +217,10 @@ fn a_revoked_guest_keeps_its_pins_until_it_is_unmapped() {
     lab.end([&served.server, &b, &c]);
 }
 
-/// Whoever has mapped nothing is not waited for; neither is who acknowledges from inside the demand, nor who had unmapped
-/// before.
+/// A change does not wait for a guest that has mapped nothing, that acknowledges from inside the
+/// demand, or that had unmapped before.
 #[test]
-fn nobody_is_waited_for_who_has_nothing_mapped() {
+fn a_guest_without_mappings_is_not_waited_for() {
     for name in ["revoke", "odp"] {
         for case in ["never mapped", "unmapped before", "prompt"] {
             let lab = Lab::new(preset(name));
@@ -249,8 +250,8 @@ fn nobody_is_waited_for_who_has_nothing_mapped() {
     }
 }
 
-/// The end of the descriptor demands; lease, pins and the open file stay until the guest has let go. Who has let go before
-/// leaves nothing behind.
+/// The end of the descriptor sends a demand. Lease, pins and the open file stay until the guest has
+/// unmapped. A guest that had unmapped before leaves nothing behind.
 #[test]
 fn a_descriptor_that_ends_takes_the_mapping_with_it() {
     type End = fn(&Served);
@@ -288,7 +289,8 @@ fn a_descriptor_that_ends_takes_the_mapping_with_it() {
     }
 }
 
-/// Unlinked and closed, the file stays until the guest has let go of it: eviction meets no mapping.
+/// A file that is unlinked and closed stays until the guest has unmapped it: eviction meets no
+/// mapping.
 #[test]
 fn an_unlinked_file_goes_with_its_guest() {
     for name in ["revoke", "odp", "man-page"] {
@@ -308,7 +310,8 @@ fn an_unlinked_file_goes_with_its_guest() {
 
 type TwoFileCall = fn(&Task, Fd, Fd) -> Result<(), Errno>;
 
-/// Changes that [`CHANGES`] doesn't have, of two files: "data", which a guest has, and "other".
+/// Changes of two files, which [`CHANGES`] does not have: "data", which a guest has mapped, and
+/// "other".
 fn two_file_changes() -> [(&'static str, TwoFileCall); 4] {
     [
         ("reflink from it", |t, data, other| t.reflink(data, 0, other, 0, 2 * BLOCK)),
@@ -318,7 +321,7 @@ fn two_file_changes() -> [(&'static str, TwoFileCall); 4] {
     ]
 }
 
-/// Waits if and only if `unmaps`, and never exposes anything.
+/// The change waits if and only if `unmaps`, and never exposes a block.
 fn meets_the_guest(
     served: &Served,
     b: &Actor,
@@ -342,12 +345,14 @@ fn meets_the_guest(
     assert_eq!(blocked.finish(), Ok(()), "{what}");
 }
 
-/// Under `fault` a guest holds nothing, and every change that takes blocks away, moves them, shares them or turns them unwritten
-/// has it unmapped first and waits; what does neither leaves it alone.
+/// Under `fault` a guest holds no pins. A change that takes blocks away, moves them, shares them or
+/// turns them unwritten first has the guest unmapped and waits. Any other change leaves the guest
+/// alone.
 #[test]
 fn under_fault_every_change_of_its_blocks_unmaps_a_guest_first() {
     let odp = preset("odp");
-    // The guest's blocks are 0..6 of the canvas, all of them written then: what allocates behind them is none of its business.
+    // The guest has blocks 0..6 of the canvas mapped, all written. An allocation behind them does
+    // not concern it.
     let harmless = ["growing ftruncate", "allocate", "allocate behind the end", "write into a hole", "extending write"];
     for (what, call) in CHANGES.into_iter().chain(NO_CHANGES) {
         let unmaps = match what {
@@ -355,8 +360,7 @@ fn under_fault_every_change_of_its_blocks_unmaps_a_guest_first() {
             _ if NO_CHANGES.iter().any(|(name, _)| *name == what) => false,
             _ => !harmless.contains(&what),
         };
-        let lab = Lab::new(odp);
-        let (server, b) = (lab.actor(), lab.actor());
+        let (lab, [server, b]) = Lab::cast(odp);
         let file = canvas(&server);
         let served = Served::over(server, file).unwrap();
         assert_eq!((served.holds(), served.server.process().locked_pages()), ((0, 0), 0), "neither lease nor pins");
@@ -365,8 +369,7 @@ fn under_fault_every_change_of_its_blocks_unmaps_a_guest_first() {
         lab.end([&served.server, &b]);
     }
     for (what, call) in two_file_changes() {
-        let lab = Lab::new(odp);
-        let (server, b) = (lab.actor(), lab.actor());
+        let (lab, [server, b]) = Lab::cast(odp);
         let (file, other) = (server.writes_file("data", 6, 1), b.writes_file("other", 2, 1));
         let served = Served::over(server, file).unwrap();
         let fd = b.opens("data");
@@ -375,11 +378,10 @@ fn under_fault_every_change_of_its_blocks_unmaps_a_guest_first() {
     }
 }
 
-/// A guest's blocks are its file's alone when it gets them, so no copy on write ever takes one from it.
+/// Blocks that a guest gets belong to its file alone, so no copy on write takes a block from it.
 #[test]
-fn what_was_shared_is_copied_before_a_guest_has_it() {
-    let lab = Lab::new(preset("odp"));
-    let (server, b) = (lab.actor(), lab.actor());
+fn shared_blocks_are_copied_before_a_guest_maps_them() {
+    let (lab, [server, b]) = Lab::cast(preset("odp"));
     let (file, clone) = (server.writes_file("data", 4, 1), b.creates("clone"));
     let data = b.opens("data");
     b.reflink(data, 0, clone, 0, 4 * BLOCK).unwrap();
@@ -396,7 +398,8 @@ fn what_was_shared_is_copied_before_a_guest_has_it() {
     lab.end([&served.server, &b]);
 }
 
-/// The system goes round what a guest has: it waits for nobody, and the guest would be lost.
+/// Defragmentation skips extents that a guest has mapped: it never waits, and moving them would
+/// disconnect the guest.
 #[test]
 fn defragmentation_leaves_a_guest_alone() {
     let lab = Lab::new(preset("odp"));
@@ -415,9 +418,9 @@ fn defragmentation_leaves_a_guest_alone() {
     lab.end([&served.server]);
 }
 
-/// What is asked for while a change waits for a guest; and whom the waiting names.
+/// Requests while a change waits for a guest, and the processes that the wait names.
 #[test]
-fn while_a_change_waits_for_a_guest() {
+fn requests_while_a_change_waits_for_a_guest() {
     for name in ["odp", "revoke"] {
         let lab = Lab::new(preset(name));
         let served = Served::new(&lab, 4).unwrap();
@@ -439,7 +442,8 @@ fn while_a_change_waits_for_a_guest() {
         let mapping = Arc::new(Frontend::default());
         assert_eq!(c.export_to_guest_mapped(data, mapping).err(), Some(Errno::EAGAIN), "{name}: another guest");
         assert_eq!(lab.kernel.stuck(), [], "{name}: the guest could end it");
-        // The server's only task closes what it can't unmap: that ends no wait, and closes no cycle.
+        // The server's only task closes a descriptor that it cannot unmap: that ends no wait and
+        // closes no cycle.
         served.server.close(served.fd).unwrap();
         blocked.expect_blocked(UNMAPPING);
         served.unmapped();
@@ -449,9 +453,10 @@ fn while_a_change_waits_for_a_guest() {
     }
 }
 
-/// The server's own change is judged as its own; it waits for its guest as anybody does, though it is its only thread.
+/// The server's own change is judged as the holder's. It waits for its guest like any other change,
+/// although the server has one thread only.
 #[test]
-fn the_servers_own_truncate() {
+fn the_servers_own_truncate_waits_for_its_guest() {
     let reverse = |name: &str| preset(name).holder_change;
     for preset_of in presets() {
         let lab = Lab::new(preset_of.axes);
@@ -460,7 +465,8 @@ fn the_servers_own_truncate() {
         assert_eq!(served.maps(), 4 * BLOCK);
         let truncate = |task: &Task| task.truncate("data", BLOCK);
         if name == "odp" || reverse(name) == ChangeRule::Revoke {
-            // It is told of its own lease as any owner is, and must not be interrupted by that.
+            // The server is signalled about its own lease as any owner is. The signal must not
+            // interrupt it.
             served.server.process().set_disposition(Signal::Sigio, Disposition::Ignore);
             let blocked = served.server.blocks(UNMAPPING, truncate);
             served.unmapped();
@@ -473,7 +479,7 @@ fn the_servers_own_truncate() {
             ChangeRule::Orphan => {
                 assert_eq!(truncate(&served.server), Ok(()), "{name}");
                 let kept = Exposure { orphaned_bytes: blocks(3), ..Exposure::default() };
-                assert_eq!(served.exposure(), kept, "{name}: left to the guest, harming nobody");
+                assert_eq!(served.exposure(), kept, "{name}: left to the guest, harming no file");
             }
             ChangeRule::Proceed => {
                 assert_eq!(truncate(&served.server), Ok(()), "{name}");
@@ -487,14 +493,14 @@ fn the_servers_own_truncate() {
     }
 }
 
-/// Who can't be unmapped is refused under `fault`, and so is every guest where the gate is not for guests.
+/// `fault` refuses a guest that cannot be unmapped. A gate that is not for guests refuses every
+/// guest.
 #[test]
 fn the_gates_that_refuse_guests() {
     let odp = preset("odp");
-    let lab = Lab::new(odp);
-    let a = lab.actor();
+    let (lab, [a]) = Lab::cast(odp);
     let file = a.writes_file("data", 4, 1);
-    assert_eq!(a.export_to_guest(file).err(), Some(Errno::EOPNOTSUPP), "nobody knows how to unmap it");
+    assert_eq!(a.export_to_guest(file).err(), Some(Errno::EOPNOTSUPP), "no frontend can unmap it");
     let empty = a.creates("empty");
     assert_eq!(Served::over(a.clone(), empty).err(), Some(Errno::EINVAL));
     lab.end([&a]);
@@ -503,7 +509,8 @@ fn the_gates_that_refuse_guests() {
     }
 }
 
-/// A guest without pins is not waited for where everybody goes on over pins, and yet nothing is freed beneath it.
+/// Where changes proceed over pins, a change does not wait for a guest without pins, and still
+/// frees no mapped block.
 #[test]
 fn fault_protects_a_guest_whatever_the_other_axes_say() {
     for rule in [ChangeRule::Proceed, ChangeRule::Orphan, ChangeRule::Wait, ChangeRule::Revoke] {
@@ -520,7 +527,8 @@ fn fault_protects_a_guest_whatever_the_other_axes_say() {
     }
 }
 
-/// Were guests not unmapped, it would show: what the other tests read as 0 is not 0 by itself.
+/// If guests were not unmapped, the exposure counts would show it: the zeros in the other tests are
+/// not zeros by default.
 #[test]
 fn a_change_that_does_not_unmap_exposes() {
     let lab = Lab::with(preset("odp"), |config| config.sabotage.no_unmap = true);
@@ -535,7 +543,7 @@ fn a_change_that_does_not_unmap_exposes() {
     assert_eq!(served.exposure(), Exposure::default());
 }
 
-/// Exposure is exact, block by block, and says where.
+/// Exposure is counted block by block and reports the blocks.
 #[test]
 fn exposure_is_exact() {
     let lab = Lab::new(preset("unsafe"));
@@ -550,19 +558,19 @@ fn exposure_is_exact() {
     let gone = [pieces[1], pieces[2], pieces[5]];
     let found = Exposure { exposed_bytes: blocks(3), orphaned_bytes: 0, pieces: gone.to_vec() };
     assert_eq!(served.exposure(), found);
-    // Moved is as bad as freed: the guest writes at an offset that is another's.
+    // A moved block is exposed like a freed one: the guest writes at an offset of another block.
     b.fallocate(fd, FallocateMode::CollapseRange, 0, BLOCK).unwrap();
     assert_eq!(served.exposure(), Exposure { exposed_bytes: blocks(6), pieces: pieces.clone(), ..Exposure::default() });
     served.unmapped();
     assert_eq!(served.exposure(), Exposure::default());
-    // Who exports it now knows it as it is.
+    // A new export sees the file as it is now.
     let again = Served::over(b.clone(), fd).unwrap();
     assert_eq!((again.maps(), again.exposure()), (4 * BLOCK, Exposure::default()));
     again.unmapped();
     lab.end([&served.server, &b]);
 }
 
-/// Neighbours that left at different times are one piece all the same.
+/// Neighbouring blocks that were freed at different times are reported as one piece.
 #[test]
 fn exposed_neighbours_are_one_piece() {
     let lab = Lab::new(preset("unsafe"));
@@ -581,8 +589,7 @@ fn exposed_neighbours_are_one_piece() {
 /// Neighbours in the file that are neighbours on the device are one piece.
 #[test]
 fn pieces_are_joined() {
-    let lab = Lab::new(preset("unsafe"));
-    let a = lab.actor();
+    let (lab, [a]) = Lab::cast(preset("unsafe"));
     for (name, runs) in [("one", 1), ("three", 3)] {
         a.provision(name, 64 * BLOCK, Some(runs)).unwrap();
         let fd = a.opens(name);
@@ -614,8 +621,8 @@ fn joined(a: &Actor, fd: Fd) -> Vec<GuestPiece> {
     pieces
 }
 
-/// Lines that a guest stores to after they were freed beneath it, on a machine that watches; a block's new owner is never taken
-/// for the guest.
+/// Cache lines that a guest stores to after they were freed, on a machine that watches for stale
+/// stores. A store by the new owner of a block is not counted as a store of the guest.
 #[test]
 fn stale_lines_are_counted() {
     let lab = Lab::new(preset("unsafe"));
@@ -624,7 +631,7 @@ fn stale_lines_are_counted() {
     let (kernel, device) = (&lab.kernel, lab.kernel.device());
     let pieces = served.export.pieces(kernel);
     assert_eq!(pieces.len(), 1);
-    // The guest, which nobody sees: it stores by the device.
+    // The guest stores through the device, where no check sees it.
     let store =
         |block: u64, line: u64| device.write(pieces[0].device_offset + block * BLOCK + line * 64 + 7, &[1]).unwrap();
     kernel.watch_stale_guests();
@@ -638,13 +645,13 @@ fn stale_lines_are_counted() {
     store(3, 0);
     store(3, 63);
     assert_eq!(kernel.stale_guest_changed_lines(), 3);
-    // All free blocks have an owner now, who writes them: nothing more is counted, and nothing less.
+    // All free blocks have an owner now, which writes them: the count stays the same.
     let filler = b.creates("filler");
     while b.fills(filler, b.stat(filler).unwrap().size / BLOCK, 9).is_ok() {}
     assert_eq!(kernel.stale_guest_changed_lines(), 3);
     store(2, 9);
     assert_eq!(kernel.stale_guest_changed_lines(), 3, "a lower bound");
-    // Freed again while the guest still has them: watched again.
+    // The blocks are freed again while the guest still has them mapped: they are watched again.
     b.ftruncate(filler, 0).unwrap();
     assert_eq!(kernel.stale_guest_changed_lines(), 3);
     store(2, 9);
@@ -656,9 +663,10 @@ fn stale_lines_are_counted() {
     lab.end([&served.server, &b]);
 }
 
-/// Nobody asked: nothing is filled. Somebody did: only what a guest still has.
+/// Without a watch no block is filled. With one, only blocks that a guest still has mapped are
+/// filled.
 #[test]
-fn only_what_a_guest_has_is_filled() {
+fn only_blocks_that_a_guest_maps_are_filled() {
     for (watched, name) in [(false, "unsafe"), (true, "unsafe"), (true, "odp")] {
         let lab = Lab::new(preset(name));
         let served = Served::new(&lab, 4).unwrap();
@@ -679,7 +687,7 @@ fn only_what_a_guest_has_is_filled() {
     }
 }
 
-/// A device that is removed takes its guests along, and goes when they have unmapped it.
+/// The removal of a device revokes its guests, and ends when they have unmapped it.
 #[test]
 fn removal_waits_for_a_mapped_guest() {
     for name in ["man-page", "odp"] {
@@ -687,20 +695,21 @@ fn removal_waits_for_a_mapped_guest() {
         let served = Served::new(&lab, 4).unwrap();
         assert_eq!(served.maps(), 4 * BLOCK);
         let kernel = Arc::clone(&lab.kernel);
-        let removal = thread::spawn(move || kernel.remove_device());
+        let removal = spawn(move || kernel.remove_device());
         soon("the demand", || (served.demands() == 1).then_some(()));
         assert!(served.is_dead(), "{name}");
         soon("the wait", || lab.world.sleepers().iter().any(|s| s.reason == "device removal").then_some(()));
         let mut byte = [0];
         assert_eq!(lab.kernel.device().read(0, &mut byte), Ok(()), "{name}: it is still there");
         served.unmapped();
-        soon("the end of the removal", || removal.is_finished().then_some(()));
+        soon("the end of the removal", || removal.is_over().then_some(()));
         assert!(lab.kernel.device().read(0, &mut byte).is_err(), "{name}");
         lab.end([&served.server]);
     }
 }
 
-/// A power cut demands too, and what comes up again has the file, whether or not the guest has let go of the old machine's.
+/// A power cut sends the demand too. The recovered kernel has the file, whether or not the guest
+/// has unmapped the old one.
 #[test]
 fn a_power_cut_under_a_mapped_guest() {
     for name in ["man-page", "odp"] {
@@ -718,19 +727,18 @@ fn a_power_cut_under_a_mapped_guest() {
     }
 }
 
-/// Guests come and go while the file shrinks and grows beneath them: at no moment does one have a block mapped that is not the
-/// file's.
+/// Guests attach and detach while the file shrinks and grows: at no moment has a guest a block
+/// mapped that has left the file.
 #[test]
 fn nothing_is_exposed_while_guests_come_and_go() {
     for name in ["odp", "revoke"] {
-        let lab = Lab::new(preset(name));
-        let (server, b) = (lab.actor(), lab.actor());
-        // It is told of every lease it loses.
+        let (lab, [server, b]) = Lab::cast(preset(name));
+        // The server is signalled for every lease that it loses.
         server.process().set_disposition(Signal::Sigio, Disposition::Ignore);
         let file = server.writes_file("data", 8, 1);
         let done = Arc::new(AtomicBool::new(false));
         let (over, changer) = (Arc::clone(&done), b.clone());
-        let changing = thread::spawn(move || {
+        let changing = spawn(move || {
             let fd = changer.opens("data");
             for round in 0u64.. {
                 let changed = match round % 2 {
@@ -747,7 +755,8 @@ fn nothing_is_exposed_while_guests_come_and_go() {
         soon("guests enough", || {
             let served = match Served::over(server.clone(), file) {
                 Ok(served) => served,
-                // A change waits; one has the file just now; it shrank since its size was looked at; its lease was lost already.
+                // A change waits; a change is in progress; the file shrank since its size was read;
+                // its lease was lost already.
                 Err(Errno::EAGAIN | Errno::ETXTBSY | Errno::EFAULT | Errno::EPERM) => return None,
                 Err(errno) => panic!("{name}: {errno}"),
             };
@@ -760,7 +769,7 @@ fn nothing_is_exposed_while_guests_come_and_go() {
             (mapped == 100).then_some(())
         });
         done.store(true, Ordering::SeqCst);
-        changing.join().unwrap();
+        changing.join();
         lab.end([&server, &b]);
     }
 }

@@ -1,5 +1,6 @@
-//! Dialogues with the long-term holders that are no NIC: AF_XDP umem, io_uring fixed buffers, guest exports, and block-layout
-//! clients. SEMANTICS section 5 ("Revoke by kind of holder", "Block-layout clients") and the scenarios S36 and S37.
+//! Dialogues with the long-term holders that are not NICs: AF_XDP umem, io_uring fixed buffers,
+//! guest exports, and block-layout clients. `docs/semantics.md`, section 5 ("Revoke by kind of
+//! holder", "Block-layout clients") and the scenarios S36 and S37.
 #![allow(clippy::unwrap_used, reason = "a test that can't go on ends")]
 
 mod common;
@@ -34,12 +35,12 @@ fn first(n: u64) -> FixedBuffer {
     FixedBuffer { index: 0, offset: 0, len: n }
 }
 
-/// S36: both kinds meet the gate and its scope; whoever is let through is named, and lives in its own descriptor.
+/// S36: both kinds pass the gate and its scope. The report names a holder that is let through; the
+/// holder lives in its own descriptor.
 #[test]
 fn s36_umem_and_fixed_buffers_meet_the_gate() {
     every_preset(|axes| {
-        let lab = Lab::new(axes);
-        let a = lab.actor();
+        let (lab, [a]) = Lab::cast(axes);
         let f = a.writes_file("data", 4, 1);
         let va = a.mmap(f, 0, 4 * BLOCK, true).unwrap();
         let (xdp, socket) = a.xdp_socket().unwrap();
@@ -101,12 +102,11 @@ fn s36_umem_and_fixed_buffers_meet_the_gate() {
     });
 }
 
-/// Anonymous memory needs no gate, in any design; wrong requests lose nothing.
+/// Anonymous memory needs no gate in any design. Wrong requests leave nothing behind.
 #[test]
 fn anonymous_memory_is_free_and_wrong_requests_leave_nothing() {
     every_preset(|axes| {
-        let lab = Lab::new(axes);
-        let a = lab.actor();
+        let (lab, [a]) = Lab::cast(axes);
         let (va, memory) = a.mmap_anonymous(4 * BLOCK).unwrap();
         let (xdp, socket) = umem(&a, va + BLOCK, BLOCK).unwrap();
         assert_eq!(socket.receive(&lab.kernel, 1, &[6]), Ok(()));
@@ -128,7 +128,8 @@ fn anonymous_memory_is_free_and_wrong_requests_leave_nothing() {
     });
 }
 
-/// S14 for both kinds: a stranger's change meets `stranger_change`; what revocation means for each.
+/// S14 for both kinds: `stranger_change` decides about a stranger's change, and a revocation ends
+/// each kind in its own way.
 #[test]
 fn changes_over_umem_and_fixed_buffers() {
     every_preset(|axes| {
@@ -136,8 +137,7 @@ fn changes_over_umem_and_fixed_buffers() {
             return;
         }
         for (name, change) in DEPARTURES {
-            let lab = Lab::new(axes);
-            let (a, b) = (lab.actor(), lab.actor());
+            let (lab, [a, b]) = Lab::cast(axes);
             let f = common::changes::canvas(&a);
             if needs_lease(axes) {
                 a.lease(f, exclusive(axes), ALL).unwrap();
@@ -173,12 +173,12 @@ fn changes_over_umem_and_fixed_buffers() {
                 }
                 ChangeRule::Orphan => {
                     assert_eq!(change(&b, fb), Ok(()), "{name}");
-                    assert_eq!(io().0, Ok(()), "into a block that is nobody's");
+                    assert_eq!(io().0, Ok(()), "into a block without an owner");
                 }
                 ChangeRule::Proceed => {
                     assert_eq!(change(&b, fb), Ok(()), "{name}");
                     assert_eq!(io().0, Ok(()));
-                    assert_ne!(lab.stale(), 0, "{name}: and nobody stopped it");
+                    assert_ne!(lab.stale(), 0, "{name}: and it was not stopped");
                     continue;
                 }
             }
@@ -187,12 +187,11 @@ fn changes_over_umem_and_fixed_buffers() {
     });
 }
 
-/// S36: each buffer is a holder of its own and the table is taken away as a whole, also the largest: by the revocation of one
-/// of its buffers, and of all.
+/// S36: each buffer is a holder of its own. A table is revoked as a whole, also the largest one: by
+/// the revocation of one of its buffers and of all.
 #[test]
 fn the_largest_table_is_revoked() {
-    let lab = Lab::new(preset("revoke"));
-    let (a, b) = (lab.actor(), lab.actor());
+    let (lab, [a, b]) = Lab::cast(preset("revoke"));
     a.set_memlock(1 << 30).unwrap();
     let [va, other] = ["data", "other"].map(|name| {
         let f = a.writes_file(name, 1, 1);
@@ -208,7 +207,7 @@ fn the_largest_table_is_revoked() {
     b.truncate("other", 0).unwrap();
     assert_eq!((left(), lab.kernel.counters.revocations.get()), ((0, 0), 1));
 
-    // A table that was taken away says nothing about the next one.
+    // A revoked table has no effect on the next one.
     a.unregister_buffers(fd).unwrap();
     a.register_buffers(fd, &vec![(va, BLOCK); BUFFERS_MAX]).unwrap();
     assert_eq!(left(), (BUFFERS_MAX, BUFFERS_MAX as u64));
@@ -230,7 +229,8 @@ fn export(axes: Axes, lab: &Lab, blocks: u64) -> Option<(Actor, Fd, Fd, Arc<Gues
     Some((a, f, guest_fd, guest))
 }
 
-/// A guest's export: it holds what the gate demands for as long as it is attached, whoever closes what.
+/// A guest export holds what the gate demands as long as it is attached, whichever process closes
+/// which descriptor.
 #[test]
 fn a_guest_export_holds_lease_and_pins_until_it_is_detached() {
     every_preset(|axes| {
@@ -255,7 +255,7 @@ fn a_guest_export_holds_lease_and_pins_until_it_is_detached() {
     });
 }
 
-/// The host truncates the exported file: the design decides.
+/// The host truncates the exported file: the design's rules decide.
 #[test]
 fn the_host_truncates_under_a_guest() {
     every_preset(|axes| {
@@ -283,7 +283,7 @@ fn the_host_truncates_under_a_guest() {
             }
             ChangeRule::Orphan => {
                 assert_eq!(b.truncate("data", 0), Ok(()));
-                assert_eq!(guest.write(&lab.kernel, 0, &[1]), Ok(()), "into blocks that are nobody's");
+                assert_eq!(guest.write(&lab.kernel, 0, &[1]), Ok(()), "into blocks without an owner");
                 assert_eq!(lab.kernel.usage().orphaned, 4);
             }
             ChangeRule::Proceed => {
@@ -297,13 +297,12 @@ fn the_host_truncates_under_a_guest() {
     });
 }
 
-/// S37: a client's layout is recalled by anybody else's change, given two periods, and fenced; then the change goes on. In
-/// every design.
+/// S37: a change by another process recalls a client's layout, waits two periods and fences it.
+/// Then the change continues, in every design.
 #[test]
 fn s37_recall_two_periods_fence() {
     every_preset(|axes| {
-        let lab = Lab::new(axes);
-        let (client, b) = (lab.actor(), lab.actor());
+        let (lab, [client, b]) = Lab::cast(axes);
         let f = client.writes_file("data", 4, 1);
         let (_, layout) = client.layoutget(f, BlockRange::new(0, 4), IoMode::ReadWrite).unwrap();
         let mut byte = [0];
@@ -330,13 +329,13 @@ fn s37_recall_two_periods_fence() {
     });
 }
 
-/// A client that answers: the change goes on at once. Its death is an answer too.
+/// If the client returns its layout, the change continues at once. The death of the client has the
+/// same effect.
 #[test]
 fn a_returned_layout_lets_the_change_go_on() {
     every_preset(|axes| {
         for dies in [false, true] {
-            let lab = Lab::new(axes);
-            let (client, b) = (lab.actor(), lab.actor());
+            let (lab, [client, b]) = Lab::cast(axes);
             let f = client.writes_file("data", 4, 1);
             let (layout_fd, layout) = client.layoutget(f, BlockRange::new(2, 4), IoMode::Read).unwrap();
             assert_eq!(layout.write(&lab.kernel, 2 * BLOCK, &[1]), Err(Errno::EACCES), "for reading");
@@ -362,12 +361,12 @@ fn a_returned_layout_lets_the_change_go_on() {
     });
 }
 
-/// A breaker that gives up leaves the recall; the next one goes on with its time. A refused change recalls nobody.
+/// A change that gives up leaves the recall pending; the next change continues with the time left.
+/// A refused change recalls no layout.
 #[test]
-fn a_recall_outlives_its_change_and_a_refused_change_recalls_nobody() {
+fn a_recall_outlives_its_change_and_a_refused_change_recalls_no_layout() {
     every_preset(|axes| {
-        let lab = Lab::new(axes);
-        let (client, b) = (lab.actor(), lab.actor());
+        let (lab, [client, b]) = Lab::cast(axes);
         let f = client.writes_file("data", 4, 1);
         let (_, layout) = client.layoutget(f, BlockRange::new(0, 4), IoMode::Read).unwrap();
         let blocked = b.blocks("block layout recall", |task| task.truncate("data", 0));
@@ -377,7 +376,7 @@ fn a_recall_outlives_its_change_and_a_refused_change_recalls_nobody() {
         b.take_signals();
         lab.advance(BREAK_TIME * 2);
         assert_eq!(layout.recall(), recall);
-        assert!(!layout.is_fenced(), "nobody waits for it");
+        assert!(!layout.is_fenced(), "no change waits for it");
         assert_eq!(b.truncate("data", 0), Ok(()), "its time is over");
         assert!(layout.is_fenced());
 
@@ -391,12 +390,12 @@ fn a_recall_outlives_its_change_and_a_refused_change_recalls_nobody() {
     });
 }
 
-/// For writing, holes are allocated; a client's own changes end its layouts where blocks go, and no others.
+/// A layout for writing allocates holes. A client's own changes end its layouts where blocks leave,
+/// and no others.
 #[test]
 fn a_clients_own_changes() {
     every_preset(|axes| {
-        let lab = Lab::new(axes);
-        let client = lab.actor();
+        let (lab, [client]) = Lab::cast(axes);
         let f = client.creates("data");
         client.ftruncate(f, 4 * BLOCK).unwrap();
         assert_eq!(
@@ -411,7 +410,8 @@ fn a_clients_own_changes() {
         assert_eq!(read.recall(), None, "its own allocation recalls nothing of its own");
         assert_eq!(write.write(&lab.kernel, BLOCK, &[5; 2 * BLOCK as usize]), Ok(()));
         assert_eq!(client.bytes_of(f), [0, 5, 5, 0]);
-        // Turning blocks unwritten moves none, but a client would write into them unseen.
+        // Turning blocks unwritten moves no block, but the client would write into them without the
+        // file seeing it.
         let zero = FallocateMode::ZeroRange { keep_size: true };
         client.fallocate(f, zero, 2 * BLOCK, BLOCK).unwrap();
         assert_eq!(write.write(&lab.kernel, 2 * BLOCK, &[6]), Err(Errno::EIO));
@@ -427,8 +427,7 @@ fn a_clients_own_changes() {
 /// A fault that must allocate under a client's layout does not wait for it.
 #[test]
 fn a_fault_does_not_wait_for_a_client() {
-    let lab = Lab::new(preset("mainline"));
-    let (client, b) = (lab.actor(), lab.actor());
+    let (lab, [client, b]) = Lab::cast(preset("mainline"));
     let f = client.creates("data");
     client.ftruncate(f, 2 * BLOCK).unwrap();
     let (_, layout) = client.layoutget(f, BlockRange::new(0, 2), IoMode::Read).unwrap();
@@ -442,15 +441,14 @@ fn a_fault_does_not_wait_for_a_client() {
     lab.end([&client, &b]);
 }
 
-/// What the design refuses to every guest it refuses before anybody's lease is broken for it.
+/// An export that the design refuses to every guest is refused before any lease is broken for it.
 #[test]
 fn a_refused_export_breaks_no_lease() {
     every_preset(|axes| {
         if others_can_pin(axes) || axes.lease_rules == LeaseRules::None {
             return;
         }
-        let lab = Lab::new(axes);
-        let (a, b) = (lab.actor(), lab.actor());
+        let (lab, [a, b]) = Lab::cast(axes);
         let f = a.writes_file("data", 4, 1);
         let g = b.opens("data");
         b.lease(g, LeaseKind::WRITE, ALL).unwrap();
@@ -463,8 +461,7 @@ fn a_refused_export_breaks_no_lease() {
 /// A change for which there is no space leaves a client's own layouts alone.
 #[test]
 fn a_clients_own_change_without_space() {
-    let lab = Lab::new(preset("mainline"));
-    let client = lab.actor();
+    let (lab, [client]) = Lab::cast(preset("mainline"));
     let (f, g) = (client.writes_file("data", 4, 1), client.creates("clone"));
     client.reflink(f, 0, g, 0, 4 * BLOCK).unwrap();
     let (_, layout) = client.layoutget(f, BlockRange::new(0, 4), IoMode::Read).unwrap();

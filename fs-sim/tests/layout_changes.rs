@@ -1,5 +1,6 @@
-//! Dialogues about layout changes: SEMANTICS section 4, and the scenarios of section 6 in which one process changes a file
-//! that another (or it itself) leases or pins. Outcomes are stated per axis value, so they hold for every preset.
+//! Dialogues about layout changes: `docs/semantics.md`, section 4, and the scenarios of section 6
+//! in which one process changes a file that another process (or it itself) leases or pins. Outcomes
+//! are stated per axis value, so they hold for every preset.
 #![allow(clippy::unwrap_used, reason = "a test that can't go on ends")]
 
 mod common;
@@ -7,9 +8,10 @@ mod common;
 use std::time::Duration;
 
 use common::changes::{ALL, CHANGES, Call, DEPARTURES, KEEP, NO_CHANGES, canvas, write};
+use common::watchdog::soon;
 use common::{
-    BREAK_TIME, Lab, Nic, can_pin, every_preset, every_preset_with, exclusive, needs_lease, patient, pinned_file,
-    preset, soon,
+    BREAK_TIME, Lab, Nic, can_pin, every_preset, every_preset_where, every_preset_with, exclusive, needs_lease,
+    patient, preset,
 };
 use emulator::sync::atomic::Ordering;
 use fs_sim::design::{Axes, BreakTimeout, ChangeRule, LeaseRules, UnlockRule, WriteBreak};
@@ -19,7 +21,8 @@ use fs_sim::syscalls::fallocate::FallocateMode;
 use fs_sim::vfs::signals::{Disposition, Signal};
 use fs_sim::{BLOCK, BlockRange, Errno};
 
-/// S06, S05 (`chinner`), S31: an exclusive lease of somebody else, nothing pinned: `stranger_change` for every change.
+/// S06, S05 (`chinner`), S31: an exclusive lease of another process, nothing pinned:
+/// `stranger_change` decides about every change.
 #[test]
 fn s06_stranger_meets_an_exclusive_lease() {
     every_preset(|axes| {
@@ -30,8 +33,7 @@ fn s06_stranger_meets_an_exclusive_lease() {
         };
         for kind in kinds {
             for (what, change) in CHANGES {
-                let lab = Lab::new(axes);
-                let (a, b) = (lab.actor(), lab.actor());
+                let (lab, [a, b]) = Lab::cast(axes);
                 let fa = canvas(&a);
                 let fb = b.opens("data");
                 a.lease(fa, *kind, ALL).unwrap();
@@ -66,11 +68,10 @@ fn s06_stranger_meets_an_exclusive_lease() {
     });
 }
 
-/// S31: the squatter is named, and killing it clears the way.
+/// S31: the report names the process that keeps the lease, and killing it removes the lease.
 #[test]
-fn s31_killing_the_squatter_clears_the_way() {
-    let lab = Lab::new(preset("rfc-v2"));
-    let (a, b) = (lab.actor(), lab.actor());
+fn s31_killing_the_lease_holder_lets_the_change_proceed() {
+    let (lab, [a, b]) = Lab::cast(preset("rfc-v2"));
     let fa = canvas(&a);
     a.lease(fa, LeaseKind::READ_U, ALL).unwrap();
     assert_eq!(b.truncate("data", 0), Err(Errno::ETXTBSY));
@@ -81,7 +82,8 @@ fn s31_killing_the_squatter_clears_the_way() {
     lab.end([&a, &b]);
 }
 
-/// S01, S05: a breakable lease of somebody else: signalled, and every change waits until it is given back.
+/// S01, S05: a breakable lease of another process: the owner is signalled, and every change waits
+/// until the owner releases the lease.
 #[test]
 fn s01_stranger_breaks_a_breakable_lease() {
     every_preset(|axes| {
@@ -92,8 +94,7 @@ fn s01_stranger_breaks_a_breakable_lease() {
         };
         for kind in kinds {
             for (what, change) in CHANGES {
-                let lab = Lab::new(axes);
-                let (a, b) = (lab.actor(), lab.actor());
+                let (lab, [a, b]) = Lab::cast(axes);
                 let fa = canvas(&a);
                 let fb = b.opens("data");
                 a.lease(fa, *kind, ALL).unwrap();
@@ -117,8 +118,7 @@ fn s01_change_waits_no_longer_than_the_break_time() {
         if axes.lease_rules == LeaseRules::None {
             return;
         }
-        let lab = Lab::new(axes);
-        let (a, b) = (lab.actor(), lab.actor());
+        let (lab, [a, b]) = Lab::cast(axes);
         let fa = canvas(&a);
         a.lease(fa, LeaseKind::READ, ALL).unwrap();
         let changing = b.blocks("lease break", |b| b.truncate("data", 0));
@@ -135,7 +135,8 @@ fn s01_change_waits_no_longer_than_the_break_time() {
     });
 }
 
-/// Section 1, "judged by effect", and S08 (precise), S35: what has no effect on the layout asks nobody.
+/// Section 1, "judged by effect", and S08 (precise), S35: a call without an effect on the layout
+/// breaks no lease.
 #[test]
 fn s08_no_effect_is_no_change() {
     every_preset(|axes| {
@@ -148,8 +149,7 @@ fn s08_no_effect_is_no_change() {
             if !known {
                 continue;
             }
-            let lab = Lab::new(axes);
-            let (a, b) = (lab.actor(), lab.actor());
+            let (lab, [a, b]) = Lab::cast(axes);
             let fa = canvas(&a);
             let fb = b.opens("data");
             a.lease(fa, kind, ALL).unwrap();
@@ -164,7 +164,8 @@ fn s08_no_effect_is_no_change() {
     });
 }
 
-/// S08, `write_break = conservative`: an overwrite is a change; a zeroed or truncated-to-the-same-size file still is none.
+/// S08, `write_break = conservative`: an overwrite is a change. Zeroing written blocks, or
+/// truncating to the same size, is still no change.
 #[test]
 fn s08_conservative_takes_every_write_for_a_change() {
     every_preset_with(LeaseRules::ManPage, |axes| {
@@ -191,7 +192,7 @@ fn s08_conservative_takes_every_write_for_a_change() {
         }
         assert_eq!(b.ftruncate(fb, 6 * BLOCK), Ok(()));
         a.unlock(fa, ALL).unwrap();
-        assert_eq!(write(&b, fb, 1), Ok(()), "nobody's lease, nobody's business");
+        assert_eq!(write(&b, fb, 1), Ok(()), "no lease is concerned");
         lab.end([&a, &b]);
     });
 }
@@ -202,8 +203,7 @@ fn s02_s07_the_holders_own_changes() {
     every_preset(|axes| {
         for (what, change) in CHANGES {
             for kind in [LeaseKind::READ, LeaseKind::READ_U, LeaseKind::WRITE, LeaseKind::WRITE_U] {
-                let lab = Lab::new(axes);
-                let a = lab.actor();
+                let (lab, [a]) = Lab::cast(axes);
                 let fa = canvas(&a);
                 if a.lease(fa, kind, ALL) == Err(Errno::EINVAL) {
                     assert!(axes.lease_rules == LeaseRules::None || kind.unbreakable);
@@ -230,11 +230,10 @@ fn s02_s07_the_holders_own_changes() {
     });
 }
 
-/// S03: A read; B write; A changes.
+/// S03: A holds a read lease, B a write lease, and A changes the file.
 #[test]
 fn s03_a_reader_changes_while_another_holds_write() {
-    let lab = Lab::new(preset("man-page"));
-    let (a, b) = (lab.actor(), lab.actor());
+    let (lab, [a, b]) = Lab::cast(preset("man-page"));
     let fa = canvas(&a);
     let fb = b.opens("data");
     a.lease(fa, LeaseKind::READ, ALL).unwrap();
@@ -249,8 +248,7 @@ fn s03_a_reader_changes_while_another_holds_write() {
     lab.end([&a, &b]);
 
     every_preset_with(LeaseRules::Chinner, |axes| {
-        let lab = Lab::new(axes);
-        let (a, b) = (lab.actor(), lab.actor());
+        let (lab, [a, b]) = Lab::cast(axes);
         let fa = canvas(&a);
         let fb = b.opens("data");
         a.lease(fa, LeaseKind::READ, ALL).unwrap();
@@ -262,13 +260,13 @@ fn s03_a_reader_changes_while_another_holds_write() {
     });
 }
 
-/// S02, S04 under `chinner` rules: the holder of write is not notified and waits for the others' read leases.
+/// S02, S04 under `chinner` rules: the holder of the write lease is not signalled; it waits for the
+/// read leases of the others.
 #[test]
 fn s04_chinner_writer_waits_for_readers() {
     every_preset_with(LeaseRules::Chinner, |axes| {
         for own in [LeaseKind::READ, LeaseKind::WRITE] {
-            let lab = Lab::new(patient(axes));
-            let (a, b) = (lab.actor(), lab.actor());
+            let (lab, [a, b]) = Lab::cast(patient(axes));
             let fa = canvas(&a);
             let fb = b.opens("data");
             a.lease(fa, LeaseKind::READ, ALL).unwrap();
@@ -284,12 +282,12 @@ fn s04_chinner_writer_waits_for_readers() {
     });
 }
 
-/// Section 3, `chinner`: a notified reader drops its lease and asks again: the request waits for the change to finish.
+/// Section 3, `chinner`: a signalled reader releases its lease and requests it again. The request
+/// waits until the change is over.
 #[test]
 fn s53_chinner_reader_asks_again_and_waits_for_the_change() {
     every_preset_with(LeaseRules::Chinner, |axes| {
-        let lab = Lab::new(patient(axes));
-        let (a, b, c) = (lab.actor(), lab.actor(), lab.actor());
+        let (lab, [a, b, c]) = Lab::cast(patient(axes));
         let fa = canvas(&a);
         let fc = c.opens("data");
         a.lease(fa, LeaseKind::READ, ALL).unwrap();
@@ -311,15 +309,12 @@ fn s53_chinner_reader_asks_again_and_waits_for_the_change() {
     });
 }
 
-/// S53: while a change waits: new leases EAGAIN (`chinner`: wait), new long-term pins EAGAIN, reads and overwrites go on.
+/// S53: while a change waits, new leases get EAGAIN (`chinner`: they wait) and new long-term pins
+/// get EAGAIN. Reads and overwrites continue.
 #[test]
-fn s53_what_goes_on_while_a_change_waits() {
-    every_preset(|axes| {
-        if !can_pin(axes) {
-            return;
-        }
-        let lab = Lab::new(patient(axes));
-        let (a, b, c) = (lab.actor(), lab.actor(), lab.actor());
+fn s53_calls_while_a_change_waits() {
+    every_preset_where(can_pin, |axes| {
+        let (lab, [a, b, c]) = Lab::cast(patient(axes));
         let fa = canvas(&a);
         let fc = c.opens("data");
         if needs_lease(axes) {
@@ -328,7 +323,8 @@ fn s53_what_goes_on_while_a_change_waits() {
         a.lease(fa, LeaseKind::READ, BlockRange::new(1, 4)).unwrap();
         let (_, nic) = Nic::open(&c);
         let va = c.mmap(fc, 0, 6 * BLOCK, true).unwrap();
-        // From byte 1 on, so that C's exclusive lease on block 0 has no say, but for its own new pin of block 1.
+        // The punch starts at byte 1, so C's exclusive lease on block 0 does not matter, except for
+        // C's own new pin of block 1.
         let changing = b.blocks("lease break", |b| b.truncate("data", BLOCK));
         if axes.lease_rules == LeaseRules::Chinner {
             let asking = c.blocks("layout change that broke the lease", move |c| c.lease(fc, LeaseKind::READ, ALL));
@@ -356,12 +352,12 @@ fn s53_what_goes_on_while_a_change_waits() {
     });
 }
 
-/// S35: truncate to the same size breaks no layout lease; see also `s08_no_effect_is_no_change`. Blocks kept behind the end
-/// of the file are part of the layout, and taking them away is a change.
+/// S35: a truncate to the same size breaks no layout lease; see also `s08_no_effect_is_no_change`.
+/// Blocks behind the end of the file are part of the layout, and a truncate that takes them away is
+/// a change.
 #[test]
 fn s35_truncate_to_the_same_size_with_blocks_behind_the_end() {
-    let lab = Lab::new(preset("rfc-v2"));
-    let (a, b) = (lab.actor(), lab.actor());
+    let (lab, [a, b]) = Lab::cast(preset("rfc-v2"));
     let fa = canvas(&a);
     a.fallocate(fa, KEEP, 6 * BLOCK, 2 * BLOCK).unwrap();
     a.lease(fa, LeaseKind::READ_U, ALL).unwrap();
@@ -374,7 +370,7 @@ fn s35_truncate_to_the_same_size_with_blocks_behind_the_end() {
     lab.end([&a, &b]);
 }
 
-/// S44: ENOSPC in the middle, under a lease: nothing changed, and nothing leaked.
+/// S44: ENOSPC in the middle of a change, under a lease: nothing changes and no block leaks.
 #[test]
 fn s44_enospc_changes_nothing() {
     every_preset(|axes| {
@@ -408,7 +404,8 @@ fn s44_enospc_changes_nothing() {
     });
 }
 
-/// Every interruptible wait of a change, a lease request and an unlock: EINTR, nothing changed, nobody left behind.
+/// Every interruptible wait of a change, a lease request and an unlock: EINTR, nothing changed, and
+/// no other task is left waiting.
 #[test]
 fn eintr_of_every_wait() {
     struct Case {
@@ -426,8 +423,7 @@ fn eintr_of_every_wait() {
     ];
     for Case { reason, axes, lease, pinned } in cases {
         for (what, change) in DEPARTURES {
-            let lab = Lab::new(axes);
-            let (a, b, c) = (lab.actor(), lab.actor(), lab.actor());
+            let (lab, [a, b, c]) = Lab::cast(axes);
             let fa = canvas(&a);
             let (fb, fc) = (b.opens("data"), c.opens("data"));
             if let Some(kind) = lease {
@@ -448,7 +444,7 @@ fn eintr_of_every_wait() {
             assert_eq!(changing.finish(), Err(Errno::EINTR), "{what}, {reason}");
             assert_eq!(a.portrait(fa), before, "{what}, {reason}");
             assert_eq!(lab.kernel.blocked(), Vec::<String>::new());
-            // Whoever comes next is not behind anybody's ghost.
+            // The next task does not queue behind the interrupted one.
             if let Some(region) = region {
                 region.let_go(&lab.kernel);
             }
@@ -461,11 +457,11 @@ fn eintr_of_every_wait() {
     }
 }
 
-/// Revoke: its completion is the unpin. Meanwhile the change waits with the doors shut: new leases and pins EAGAIN.
+/// A revocation ends with the unpin. Meanwhile the change waits with its pages closed: new leases
+/// and pins get EAGAIN.
 #[test]
 fn revoke_waits_for_dma_in_flight() {
-    let lab = Lab::new(preset("revoke"));
-    let a = pinned_file(&lab, "data", 4, 0..4).unwrap();
+    let (lab, a) = Lab::pinned(preset("revoke"), 4, 0..4).unwrap();
     let (b, c) = (lab.actor(), lab.actor());
     let fc = c.opens("data");
     a.region.dma_in_flight.store(true, Ordering::SeqCst);
@@ -480,11 +476,11 @@ fn revoke_waits_for_dma_in_flight() {
     lab.end([&a.who, &b, &c]);
 }
 
-/// S48: two read holders change at once under a design that waits: EDEADLK to one, the other proceeds.
+/// S48: two holders of read leases change the file at once under a design that waits: one gets
+/// EDEADLK, the other proceeds.
 #[test]
 fn s48_two_readers_change_at_once() {
-    let lab = Lab::new(preset("chinner-2025"));
-    let (a, b) = (lab.actor(), lab.actor());
+    let (lab, [a, b]) = Lab::cast(preset("chinner-2025"));
     let fa = canvas(&a);
     let fb = b.opens("data");
     for (actor, fd) in [(&a, fa), (&b, fb)] {
@@ -503,17 +499,17 @@ fn s48_two_readers_change_at_once() {
     lab.end([&a, &b]);
 }
 
-/// Section 4: EDEADLK of each wait that can close a cycle; a process with a free thread is not helpless.
+/// Section 4: EDEADLK in each wait that can close a cycle. A process with a running thread is not
+/// part of a cycle.
 #[test]
 fn edeadlk_of_each_cycle() {
-    // A change that would wait for the changer's own pins, at once.
+    // A change that would wait for the changer's own pins gets EDEADLK at once.
     let waits = Axes { stranger_change: ChangeRule::Wait, holder_change: ChangeRule::Wait, ..preset("unsafe") };
-    let lab = Lab::new(waits);
-    let a = pinned_file(&lab, "data", 4, 0..4).unwrap();
+    let (lab, a) = Lab::pinned(waits, 4, 0..4).unwrap();
     assert_eq!(a.who.ftruncate(a.fd, 0), Err(Errno::EDEADLK));
     assert_eq!(a.who.bytes_of(a.fd), [1, 2, 3, 4]);
 
-    // B waits for A's pins; A, alone, asks for what B alone can give.
+    // B waits for A's pins. A, with one thread, requests what only B can give.
     for second_thread in [false, true] {
         let b = lab.actor();
         let other = b.writes_file(if second_thread { "g" } else { "f" }, 1, 1);
@@ -537,8 +533,7 @@ fn edeadlk_of_each_cycle() {
     lab.end([&a.who]);
 
     // The queue for layout changes is part of the graph.
-    let lab = Lab::new(waits);
-    let a = pinned_file(&lab, "data", 4, 0..4).unwrap();
+    let (lab, a) = Lab::pinned(waits, 4, 0..4).unwrap();
     let b = lab.actor();
     let _other = b.writes_file("f", 1, 1);
     let changing = b.blocks("long-term pins", |b| b.truncate("data", 0));
@@ -547,10 +542,9 @@ fn edeadlk_of_each_cycle() {
     assert_eq!(changing.finish(), Ok(()));
     lab.end([&a.who, &b]);
 
-    // `chinner`: asking again for a lease while holding pins that the change waits for.
+    // `chinner`: a request for a lease while the requester holds pins that the change waits for.
     let axes = Axes { unlock_while_pinned: Some(UnlockRule::Release), ..preset("chinner-2025") };
-    let lab = Lab::new(axes);
-    let a = lab.actor();
+    let (lab, [a]) = Lab::cast(axes);
     let fa = a.writes_file("data", 4, 1);
     a.lease(fa, LeaseKind::READ, ALL).unwrap();
     let (_, nic) = Nic::open(&a);
@@ -566,11 +560,11 @@ fn edeadlk_of_each_cycle() {
     lab.end([&a, &b]);
 }
 
-/// Invariant 5: a change with several leases in its way judges them all before it tells anybody.
+/// Invariant 5: a change with several leases in its way judges all of them before it signals any
+/// owner.
 #[test]
-fn any_fail_wins_before_any_signal() {
-    let lab = Lab::new(preset("man-page"));
-    let (a, b, c) = (lab.actor(), lab.actor(), lab.actor());
+fn one_refusing_lease_fails_the_change_before_any_signal() {
+    let (lab, [a, b, c]) = Lab::cast(preset("man-page"));
     let fa = canvas(&a);
     let fb = b.opens("data");
     a.lease(fa, LeaseKind::READ, BlockRange::new(0, 2)).unwrap();
@@ -580,18 +574,18 @@ fn any_fail_wins_before_any_signal() {
     b.unlock(fb, ALL).unwrap();
     let changing = c.blocks("lease break", |c| c.truncate("data", 0));
     assert_eq!(a.signals(), [Signal::Sigio]);
-    // What was settled is judged again: an exclusive lease taken meanwhile outside the waiting range can't come.
+    // After the wait the leases are judged again. An exclusive lease outside the waiting range
+    // cannot have come meanwhile.
     assert_eq!(b.lease(fb, LeaseKind::READ_U, BlockRange::new(2, 4)), Err(Errno::EAGAIN));
     lab.advance(BREAK_TIME + Duration::from_millis(1));
     assert_eq!(changing.finish(), Ok(()));
     lab.end([&a, &b, &c]);
 }
 
-/// Changes come one after the other, first come first served, and each is judged when its turn comes.
+/// Changes run one after the other in the order of arrival, and each is judged when its turn comes.
 #[test]
 fn changes_queue_in_order() {
-    let lab = Lab::new(preset("man-page"));
-    let (a, b, c, d) = (lab.actor(), lab.actor(), lab.actor(), lab.actor());
+    let (lab, [a, b, c, d]) = Lab::cast(preset("man-page"));
     let fa = canvas(&a);
     a.lease(fa, LeaseKind::READ, ALL).unwrap();
     let first = b.blocks("lease break", |b| b.truncate("data", 2 * BLOCK));
@@ -600,11 +594,12 @@ fn changes_queue_in_order() {
     a.unlock(fa, ALL).unwrap();
     assert_eq!((first.finish(), second.finish(), third.finish()), (Ok(()), Ok(()), Ok(())));
     assert_eq!(a.bytes_of(fa), [1, 0, 0], "shrunk, shrunk further, then grown");
-    soon("nobody blocked", || lab.kernel.blocked().is_empty().then_some(()));
+    soon("an empty wait graph", || lab.kernel.blocked().is_empty().then_some(()));
     lab.end([&a, &b, &c, &d]);
 }
 
-/// S44: what there is no space for is refused before anybody is told or asked: a lease, breakable or exclusive, stays.
+/// S44: a change without space is refused before any owner is signalled: a lease, breakable or
+/// exclusive, stays.
 #[test]
 fn s44_a_change_without_space_breaks_no_lease() {
     every_preset(|axes| {
@@ -612,8 +607,7 @@ fn s44_a_change_without_space_breaks_no_lease() {
             return;
         }
         for kind in [LeaseKind::READ, exclusive(axes)] {
-            let lab = Lab::new(axes);
-            let (a, b) = (lab.actor(), lab.actor());
+            let (lab, [a, b]) = Lab::cast(axes);
             let f = a.writes_file("data", 4, 1);
             a.lease(f, kind, ALL).unwrap();
             let g = b.opens("data");

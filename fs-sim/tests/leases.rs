@@ -1,4 +1,5 @@
-//! Dialogues about layout leases: SEMANTICS section 3, and the scenarios of section 6 that concern leases alone.
+//! Dialogues about layout leases: `docs/semantics.md`, section 3, and the scenarios of section 6
+//! that concern leases alone.
 #![allow(clippy::unwrap_used, reason = "a test that can't go on ends")]
 
 mod common;
@@ -28,8 +29,7 @@ fn r(start: u64, end: u64) -> BlockRange {
 #[test]
 fn access_mode_decides_what_may_be_asked() {
     for axes in [preset("man-page"), preset("chinner-2019")] {
-        let lab = Lab::new(axes);
-        let a = lab.actor();
+        let (lab, [a]) = Lab::cast(axes);
         a.creates("data");
         let reader = a.open("data", OpenFlags::open(AccessMode::READ)).unwrap();
         let writer = a.open("data", OpenFlags::open(AccessMode::WRITE)).unwrap();
@@ -45,10 +45,9 @@ fn access_mode_decides_what_may_be_asked() {
 }
 
 #[test]
-fn what_can_not_be_asked_at_all() {
+fn invalid_lease_requests() {
     common::every_preset(|axes| {
-        let lab = Lab::new(axes);
-        let a = lab.actor();
+        let (lab, [a]) = Lab::cast(axes);
         let f = a.creates("data");
         let (context, _) = Nic::open(&a);
         for kind in KINDS {
@@ -73,7 +72,7 @@ fn what_can_not_be_asked_at_all() {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Cell {
     Grant,
-    /// Break, wait, grant; the holder is left with this.
+    /// The lease is broken, the request waits and is granted; the holder keeps this.
     Break(Option<LeaseKind>),
     Busy,
 }
@@ -85,14 +84,13 @@ fn table() -> [[Cell; 4]; 4] {
     [[Grant, Grant, none, none], [Grant, Grant, Busy, Busy], [read, read, none, none], [Busy, Busy, Busy, Busy]]
 }
 
-/// The whole grant table under every preset with these rules; the holder lets the break's time pass.
+/// The whole grant table under every preset with these rules; the holder lets the break time pass.
 #[test]
 fn man_page_grant_table() {
     every_preset_with(LeaseRules::ManPage, |axes| {
         for (held, row) in KINDS.into_iter().zip(table()) {
             for (asked, cell) in KINDS.into_iter().zip(row) {
-                let lab = Lab::new(axes);
-                let (a, b) = (lab.actor(), lab.actor());
+                let (lab, [a, b]) = Lab::cast(axes);
                 let (fa, fb) = (a.creates("data"), b.opens("data"));
                 a.lease(fa, held, ALL).unwrap();
                 let left = match cell {
@@ -103,7 +101,7 @@ fn man_page_grant_table() {
                     Cell::Busy => {
                         assert_eq!(b.lease(fb, asked, ALL), Err(Errno::ETXTBSY), "{held} held, {asked} asked");
                         assert_eq!(a.held(fa), [(held, ALL)]);
-                        assert_eq!(a.signals(), [], "nobody is told of a refusal");
+                        assert_eq!(a.signals(), [], "a refusal signals no process");
                         lab.end([&a, &b]);
                         continue;
                     }
@@ -127,7 +125,8 @@ fn man_page_grant_table() {
     });
 }
 
-/// The same breaks, with a holder that reacts: it unlocks, or for a break to read converts by itself.
+/// The same breaks with a holder that answers: it unlocks, or for a break to read it converts the
+/// lease.
 #[test]
 fn man_page_breaks_end_with_the_holders_answer() {
     let axes = preset("man-page");
@@ -135,8 +134,7 @@ fn man_page_breaks_end_with_the_holders_answer() {
         for (asked, cell) in KINDS.into_iter().zip(row) {
             let Cell::Break(left) = cell else { continue };
             for convert in [false, true].into_iter().filter(|convert| !convert || left.is_some()) {
-                let lab = Lab::new(axes);
-                let (a, b) = (lab.actor(), lab.actor());
+                let (lab, [a, b]) = Lab::cast(axes);
                 let (fa, fb) = (a.creates("data"), b.opens("data"));
                 a.lease(fa, held, ALL).unwrap();
                 let asking = b.blocks("lease break", move |b| b.lease(fb, asked, ALL));
@@ -154,8 +152,7 @@ fn man_page_breaks_end_with_the_holders_answer() {
 /// Section 3: leases of the same process on two open files conflict like those of two processes.
 #[test]
 fn man_page_conflicts_are_between_open_files() {
-    let lab = Lab::new(preset("man-page"));
-    let a = lab.actor();
+    let (lab, [a]) = Lab::cast(preset("man-page"));
     let (one, other) = (a.creates("data"), a.opens("data"));
     a.lease(one, LeaseKind::WRITE_U, ALL).unwrap();
     assert_eq!(a.lease(other, LeaseKind::READ, ALL), Err(Errno::ETXTBSY));
@@ -165,29 +162,29 @@ fn man_page_conflicts_are_between_open_files() {
     lab.end([&a]);
 }
 
-/// Section 3: "a third asker meanwhile gets EAGAIN"; first come first served.
+/// Section 3: a third request gets EAGAIN while a break is pending. Requests are served in the
+/// order of arrival.
 #[test]
-fn third_asker_is_turned_away() {
-    let lab = Lab::new(preset("man-page"));
-    let (a, b, c) = (lab.actor(), lab.actor(), lab.actor());
+fn a_third_request_gets_eagain() {
+    let (lab, [a, b, c]) = Lab::cast(preset("man-page"));
     let (fa, fb, fc) = (a.creates("data"), b.opens("data"), c.opens("data"));
     a.lease(fa, LeaseKind::READ, r(0, 8)).unwrap();
     let asking = b.blocks("lease break", move |b| b.lease(fb, LeaseKind::WRITE, r(0, 8)));
     for kind in KINDS {
         assert_eq!(c.lease(fc, kind, r(4, 6)), Err(Errno::EAGAIN), "{kind}");
     }
-    assert_eq!(c.lease(fc, LeaseKind::WRITE_U, r(8, 9)), Ok(()), "another range is nobody's business");
+    assert_eq!(c.lease(fc, LeaseKind::WRITE_U, r(8, 9)), Ok(()), "another range is free");
     a.unlock(fa, ALL).unwrap();
     assert_eq!(asking.finish(), Ok(()));
-    assert_eq!(a.signals(), [Signal::Sigio], "the third asker told nobody");
+    assert_eq!(a.signals(), [Signal::Sigio], "the third request signalled no process");
     lab.end([&a, &b, &c]);
 }
 
-/// A lease that is being broken grants nothing more: its holder can't renew or strengthen it under the breaker's wait.
+/// A lease that is being broken cannot be renewed or strengthened by its holder while the breaker
+/// waits.
 #[test]
 fn a_lease_being_broken_can_not_be_renewed() {
-    let lab = Lab::new(preset("man-page"));
-    let (a, b) = (lab.actor(), lab.actor());
+    let (lab, [a, b]) = Lab::cast(preset("man-page"));
     let (fa, fb) = (a.creates("data"), b.opens("data"));
     for (held, asked) in
         [(LeaseKind::READ, LeaseKind::WRITE), (LeaseKind::WRITE, LeaseKind::READ), (LeaseKind::WRITE, LeaseKind::WRITE)]
@@ -208,11 +205,10 @@ fn a_lease_being_broken_can_not_be_renewed() {
     lab.end([&a, &b]);
 }
 
-/// A breaker that gave up leaves the break pending; the next one finds its time over.
+/// A request that gives up leaves the break pending. The next request finds the break time over.
 #[test]
 fn a_break_outlives_its_breaker() {
-    let lab = Lab::new(preset("man-page"));
-    let (a, b) = (lab.actor(), lab.actor());
+    let (lab, [a, b]) = Lab::cast(preset("man-page"));
     let (fa, fb) = (a.creates("data"), b.opens("data"));
     a.lease(fa, LeaseKind::WRITE, ALL).unwrap();
     let asking = b.blocks("lease break", move |b| b.lease(fb, LeaseKind::READ, ALL));
@@ -228,11 +224,11 @@ fn a_break_outlives_its_breaker() {
     lab.end([&a, &b]);
 }
 
-/// Section 2, kept by layout leases: a break to read and then to none signals twice, each with its own deadline.
+/// Section 2, kept by layout leases: a break to read and then to none signals twice, each with its
+/// own deadline.
 #[test]
 fn a_break_to_read_and_then_to_none_signals_twice() {
-    let lab = Lab::new(preset("man-page"));
-    let (a, b, c) = (lab.actor(), lab.actor(), lab.actor());
+    let (lab, [a, b, c]) = Lab::cast(preset("man-page"));
     let (fa, fb) = (a.creates("data"), b.opens("data"));
     a.lease(fa, LeaseKind::WRITE, ALL).unwrap();
     let asking = b.blocks("lease break", move |b| b.lease(fb, LeaseKind::READ, ALL));
@@ -250,11 +246,11 @@ fn a_break_to_read_and_then_to_none_signals_twice() {
     lab.end([&a, &b, &c]);
 }
 
-/// S25: a leased fd was passed; only the setter is told, the receiver sees the break and may release.
+/// S25: a descriptor with a lease was passed to another process. Only the setter is signalled; the
+/// receiver sees the break and may release the lease.
 #[test]
 fn s25_only_the_setter_is_signalled() {
-    let lab = Lab::new(preset("man-page"));
-    let (a, b, c) = (lab.actor(), lab.actor(), lab.actor());
+    let (lab, [a, b, c]) = Lab::cast(preset("man-page"));
     let (fa, fb) = (a.creates("data"), b.opens("data"));
     a.lease(fa, LeaseKind::READ, ALL).unwrap();
     a.send_fd(c.pid(), fa).unwrap();
@@ -271,11 +267,10 @@ fn breaking(timeout: BreakTimeout) -> Axes {
     Axes { break_timeout: timeout, ..preset("man-page") }
 }
 
-/// `break_timeout`: what happens at the deadline, and not a nanosecond before.
+/// `break_timeout`: what happens at the deadline, and not one nanosecond earlier.
 #[test]
 fn force_takes_the_lease_at_the_deadline() {
-    let lab = Lab::new(breaking(BreakTimeout::Force));
-    let (a, b) = (lab.actor(), lab.actor());
+    let (lab, [a, b]) = Lab::cast(breaking(BreakTimeout::Force));
     let (fa, fb) = (a.creates("data"), b.opens("data"));
     a.lease(fa, LeaseKind::READ, ALL).unwrap();
     let asking = b.blocks("lease break", move |b| b.lease(fb, LeaseKind::WRITE, ALL));
@@ -292,8 +287,7 @@ fn force_takes_the_lease_at_the_deadline() {
 
 #[test]
 fn kill_ends_the_owner() {
-    let lab = Lab::new(breaking(BreakTimeout::Kill));
-    let (a, b) = (lab.actor(), lab.actor());
+    let (lab, [a, b]) = Lab::cast(breaking(BreakTimeout::Kill));
     let (fa, fb) = (a.creates("data"), b.opens("data"));
     a.lease(fa, LeaseKind::READ, ALL).unwrap();
     let asking = b.blocks("lease break", move |b| b.lease(fb, LeaseKind::WRITE, ALL));
@@ -305,12 +299,12 @@ fn kill_ends_the_owner() {
     lab.end([&a, &b]);
 }
 
-/// S26: the setter closed its fd, the open file lives elsewhere. kill: the setter dies, then force; force: removed.
+/// S26: the setter closed its descriptor and the open file is alive elsewhere. `kill`: the setter
+/// dies, then the lease is removed by force. `force`: the lease is removed.
 #[test]
 fn s26_setter_closed_and_the_break_times_out() {
     for timeout in [BreakTimeout::Force, BreakTimeout::Kill] {
-        let lab = Lab::new(breaking(timeout));
-        let (a, b, c) = (lab.actor(), lab.actor(), lab.actor());
+        let (lab, [a, b, c]) = Lab::cast(breaking(timeout));
         let (fa, fb) = (a.creates("data"), b.opens("data"));
         a.lease(fa, LeaseKind::READ, ALL).unwrap();
         a.send_fd(c.pid(), fa).unwrap();
@@ -320,10 +314,12 @@ fn s26_setter_closed_and_the_break_times_out() {
         assert_eq!(a.signals(), [Signal::Sigio], "even after it closed its fd");
         lab.advance(BREAK_TIME);
         if timeout == BreakTimeout::Kill {
-            common::soon("the setter's death", || a.process().is_dying().then_some(()));
+            common::watchdog::soon("the setter's death", || a.process().is_dying().then_some(()));
             assert!(!asking.is_over(), "one more break time");
             let twice = Some(Nanos(0).after(BREAK_TIME * 2));
-            common::soon("the second wait", || (lab.world.sleepers().first()?.deadline == twice).then_some(()));
+            common::watchdog::soon("the second wait", || {
+                (lab.world.sleepers().first()?.deadline == twice).then_some(())
+            });
             lab.advance(BREAK_TIME);
         }
         assert_eq!(asking.finish(), Ok(()));
@@ -333,12 +329,12 @@ fn s26_setter_closed_and_the_break_times_out() {
     }
 }
 
-/// Section 2: a dead setter: nobody is signalled, full wait.
+/// Section 2: the setter is dead: no process is signalled, and the request waits the full break
+/// time.
 #[test]
 fn dead_setter_means_a_full_wait() {
     for timeout in [BreakTimeout::Force, BreakTimeout::Kill] {
-        let lab = Lab::new(breaking(timeout));
-        let (a, b, c) = (lab.actor(), lab.actor(), lab.actor());
+        let (lab, [a, b, c]) = Lab::cast(breaking(timeout));
         let (fa, fb) = (a.creates("data"), b.opens("data"));
         a.lease(fa, LeaseKind::READ, ALL).unwrap();
         a.send_fd(c.pid(), fa).unwrap();
@@ -349,7 +345,9 @@ fn dead_setter_means_a_full_wait() {
         lab.advance(BREAK_TIME);
         if timeout == BreakTimeout::Kill {
             let twice = Some(Nanos(0).after(BREAK_TIME * 2));
-            common::soon("the second wait", || (lab.world.sleepers().first()?.deadline == twice).then_some(()));
+            common::watchdog::soon("the second wait", || {
+                (lab.world.sleepers().first()?.deadline == twice).then_some(())
+            });
             lab.advance(BREAK_TIME);
         }
         assert_eq!(asking.finish(), Ok(()));
@@ -377,9 +375,9 @@ fn never_waits_for_the_owner() {
     }
 }
 
-/// Section 2: SIGIO's default action kills, and with the process its lease goes.
+/// Section 2: the default action of SIGIO kills the process, and its lease is released.
 #[test]
-fn sigio_kills_who_does_not_handle_it() {
+fn unhandled_sigio_kills_the_holder() {
     let lab = Lab::new(preset("man-page"));
     let (a, b, c) = (lab.fragile(), lab.actor(), lab.actor());
     let (fa, fb) = (a.creates("data"), b.opens("data"));
@@ -400,10 +398,9 @@ fn sigio_kills_who_does_not_handle_it() {
 
 /// Section 3, conversion on one open file: up, down, growing, shrinking, split in the middle.
 #[test]
-fn conversions() {
+fn conversions_on_one_open_file() {
     every_preset_with(LeaseRules::ManPage, |axes| {
-        let lab = Lab::new(axes);
-        let a = lab.actor();
+        let (lab, [a]) = Lab::cast(axes);
         let f = a.creates("data");
         let (read, write, write_u) = (LeaseKind::READ, LeaseKind::WRITE, LeaseKind::WRITE_U);
         type Held = (LeaseKind, BlockRange);
@@ -432,16 +429,15 @@ fn conversions() {
         }
         assert_eq!(a.unlock(f, r(1, 7)), Ok(()));
         assert_eq!(a.held(f), [(write_u, r(0, 1)), (write_u, r(7, 8)), (write_u, BlockRange::from(8))]);
-        assert_eq!(a.signals(), [], "nobody else is concerned");
+        assert_eq!(a.signals(), [], "no other process is concerned");
         lab.end([&a]);
     });
 }
 
-/// Invariant of a request: one that fails has changed nothing of the caller's.
+/// A request that fails changes no lease of the caller.
 #[test]
 fn a_failed_conversion_leaves_the_old_lease() {
-    let lab = Lab::new(preset("man-page"));
-    let (a, b) = (lab.actor(), lab.actor());
+    let (lab, [a, b]) = Lab::cast(preset("man-page"));
     let (fa, fb) = (a.creates("data"), b.opens("data"));
     a.lease(fa, LeaseKind::READ, r(0, 4)).unwrap();
     b.lease(fb, LeaseKind::READ_U, r(3, 9)).unwrap();
@@ -455,12 +451,11 @@ fn a_failed_conversion_leaves_the_old_lease() {
     lab.end([&a, &b]);
 }
 
-/// S11: write, fallocate, downgrade to read+U; a break between makes it too late.
+/// S11: write, fallocate, then downgrade to read+U. After a break the downgrade fails.
 #[test]
 fn s11_downgrade_only_without_a_break_between() {
     every_preset_with(LeaseRules::ManPage, |axes| {
-        let lab = Lab::new(axes);
-        let (a, b) = (lab.actor(), lab.actor());
+        let (lab, [a, b]) = Lab::cast(axes);
         let (fa, fb) = (a.creates("data"), b.opens("data"));
         a.lease(fa, LeaseKind::WRITE, ALL).unwrap();
         a.fallocate(fa, fs_sim::syscalls::fallocate::FallocateMode::Allocate { keep_size: false }, 0, 4 * BLOCK)
@@ -494,8 +489,7 @@ fn s11_downgrade_only_without_a_break_between() {
 fn s15_leases_that_do_not_overlap_ignore_each_other() {
     for axes in [preset("man-page"), preset("chinner-2019")] {
         let kind = if axes.lease_rules == LeaseRules::Chinner { LeaseKind::WRITE } else { LeaseKind::WRITE_U };
-        let lab = Lab::new(axes);
-        let (a, b) = (lab.actor(), lab.actor());
+        let (lab, [a, b]) = Lab::cast(axes);
         let (fa, fb) = (a.creates("data"), b.opens("data"));
         a.lease(fa, kind, r(0, 4)).unwrap();
         assert_eq!(b.lease(fb, kind, r(3, 5)), Err(Errno::ETXTBSY));
@@ -505,7 +499,8 @@ fn s15_leases_that_do_not_overlap_ignore_each_other() {
     }
 }
 
-/// Section 3, `chinner` rules: read and write of different processes coexist; write against write is ETXTBSY.
+/// Section 3, `chinner` rules: read and write of different processes coexist; write against write
+/// is ETXTBSY.
 #[test]
 fn chinner_leases_coexist_but_for_write_against_write() {
     every_preset_with(LeaseRules::Chinner, |axes| {
@@ -515,24 +510,23 @@ fn chinner_leases_coexist_but_for_write_against_write() {
             (LeaseKind::WRITE, LeaseKind::READ),
             (LeaseKind::WRITE, LeaseKind::WRITE),
         ] {
-            let lab = Lab::new(axes);
-            let (a, b) = (lab.actor(), lab.actor());
+            let (lab, [a, b]) = Lab::cast(axes);
             let (fa, fb) = (a.creates("data"), b.opens("data"));
             a.lease(fa, held, ALL).unwrap();
             let both_write = held == LeaseKind::WRITE && asked == LeaseKind::WRITE;
             let expected = if both_write { Err(Errno::ETXTBSY) } else { Ok(()) };
             assert_eq!(b.lease(fb, asked, ALL), expected, "{held} held, {asked} asked");
-            assert_eq!((a.signals(), b.signals()), (vec![], vec![]), "S04: until somebody modifies");
+            assert_eq!((a.signals(), b.signals()), (vec![], vec![]), "S04: until a process modifies");
             lab.end([&a, &b]);
         }
     });
 }
 
-/// Section 2, life: unlocked through any descriptor of the open file, also by a forked child; not by another open file.
+/// Section 2, life: a lease can be unlocked through any descriptor of the open file, also by a
+/// forked child, but not through another open file.
 #[test]
 fn unlock_works_on_every_descriptor_of_the_open_file() {
-    let lab = Lab::new(preset("man-page"));
-    let (a, b) = (lab.actor(), lab.actor());
+    let (lab, [a, b]) = Lab::cast(preset("man-page"));
     let (fa, fb) = (a.creates("data"), b.opens("data"));
     a.lease(fa, LeaseKind::WRITE_U, ALL).unwrap();
     assert_eq!(b.unlock(fb, ALL), Err(Errno::EAGAIN));
@@ -545,15 +539,14 @@ fn unlock_works_on_every_descriptor_of_the_open_file() {
     lab.end([&a, &b, &child]);
 }
 
-/// Section 4: a wait that would close a cycle is EDEADLK to whoever closes it; a process with a free thread is not
-/// helpless, and a wait with a deadline closes nothing.
+/// Section 4: the task whose wait would close a cycle gets EDEADLK. A process with a running thread
+/// is not part of a cycle, and a wait with a deadline closes none.
 #[test]
 fn lease_waits_in_a_cycle() {
     for (timeout, second_thread) in
         [(BreakTimeout::Never, false), (BreakTimeout::Never, true), (BreakTimeout::Force, false)]
     {
-        let lab = Lab::new(breaking(timeout));
-        let (a, b) = (lab.actor(), lab.actor());
+        let (lab, [a, b]) = Lab::cast(breaking(timeout));
         for actor in [&a, &b] {
             actor.process().set_disposition(Signal::Sigio, Disposition::Ignore);
         }

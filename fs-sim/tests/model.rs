@@ -1,5 +1,7 @@
-//! The file system against a plain model: a byte vector and a map of blocks per file (with names for blocks, so that files
-//! can share them), thousands of random calls, a device small enough to be full at times. Invariants 3, 4 and 8 of SEMANTICS section 8, and 7 for one process.
+//! The file system against a plain model: per file a byte vector and a map of blocks (blocks have
+//! names, so files can share them). Thousands of random calls run on a device that is small enough
+//! to be full at times. Invariants 3, 4 and 8 of `docs/semantics.md`, section 8, and invariant 7
+//! for one process.
 #![allow(clippy::unwrap_used, reason = "a test that can't go on ends")]
 
 mod common;
@@ -139,7 +141,8 @@ enum Op {
     Store(usize, u64, u64, u8),
     /// A registration through the mapping, one DMA write, and its end.
     Dma(usize, u8),
-    /// A store through a mapping of the last block, from the end of the file to the end of the block.
+    /// A store through a mapping of the last block, from the end of the file to the end of the
+    /// block.
     StoreTail(usize, u8),
     /// One of the calls above, from so many bytes behind the end of the file on.
     Grow(usize, u8, u64, u64),
@@ -280,7 +283,8 @@ impl Run {
         self.evict();
     }
 
-    /// Runs a call that needs `blocks` new ones: it fails with `full` and changes nothing, or succeeds.
+    /// Runs a call that needs `blocks` new ones: it fails with `full` and changes nothing, or
+    /// succeeds.
     fn allocating(&mut self, blocks: u64, result: Result<(), Errno>, full: Errno) -> bool {
         let fits = blocks <= self.free();
         assert_eq!(result, if fits { Ok(()) } else { Err(full) }, "{blocks} blocks needed, {} free", self.free());
@@ -445,7 +449,7 @@ impl Run {
         // Within one file what is cloned is the block that the zeroing of the tail has left there.
         let source = if ino_a == ino_b { target.clone() } else { source };
         let (mut blocks, bytes) = source.cut(range(from.1));
-        // What is unwritten is not shared.
+        // An unwritten block is not shared.
         blocks.iter_mut().for_each(|block| *block = block.filter(|(_, written)| *written));
         target.paste(range(to.1).start, (blocks, bytes));
         self.files.insert(ino_b, target);

@@ -1,11 +1,12 @@
-//! Dialogues about blocks that keep their contents and change their place: collapse and insert range (S42), and
-//! defragmentation by the system (S47). Outcomes are stated per axis value, so they hold for every preset.
+//! Dialogues about blocks that keep their contents and move: collapse and insert range (S42), and
+//! defragmentation by the system (S47). Outcomes are stated per axis value, so they hold for every
+//! preset.
 #![allow(clippy::unwrap_used, reason = "a test that can't go on ends")]
 
 mod common;
 
 use common::changes::{ALL, canvas, scattered};
-use common::{Lab, Nic, PinnedFile, can_pin, every_preset, exclusive, needs_lease, pinned_file, preset};
+use common::{Lab, Nic, PinnedFile, can_pin, every_preset, exclusive, needs_lease, preset};
 use emulator::sync::atomic::Ordering;
 use fs_sim::base::numbers::Fd;
 use fs_sim::design::{Axes, ChangeRule, LeaseRules};
@@ -17,8 +18,7 @@ use fs_sim::{BLOCK, BlockRange, Errno, FILE_MAX, Task};
 
 #[test]
 fn collapse_and_insert_move_what_is_behind() {
-    let lab = Lab::new(preset("mainline"));
-    let a = lab.actor();
+    let (lab, [a]) = Lab::cast(preset("mainline"));
     let fd = a.writes_file("data", 6, 1);
     a.fallocate(fd, PunchHole, 4 * BLOCK, BLOCK).unwrap();
     a.fallocate(fd, Allocate { keep_size: true }, 8 * BLOCK, BLOCK).unwrap();
@@ -41,8 +41,7 @@ fn collapse_and_insert_move_what_is_behind() {
 /// `xfs_falloc_collapse_range`, `xfs_falloc_insert_range`.
 #[test]
 fn errnos_of_collapse_and_insert() {
-    let lab = Lab::new(preset("mainline"));
-    let a = lab.actor();
+    let (lab, [a]) = Lab::cast(preset("mainline"));
     let fd = canvas(&a);
     let before = a.portrait(fd);
     let calls = [
@@ -72,8 +71,7 @@ fn leases_in_front_of_the_range_are_not_asked() {
         if axes.lease_rules == LeaseRules::None {
             return;
         }
-        let lab = Lab::new(axes);
-        let (a, b) = (lab.actor(), lab.actor());
+        let (lab, [a, b]) = Lab::cast(axes);
         let fa = canvas(&a);
         let fb = b.opens("data");
         a.lease(fa, LeaseKind::READ, BlockRange::new(0, 1)).unwrap();
@@ -91,13 +89,13 @@ fn leases_in_front_of_the_range_are_not_asked() {
 
 type Move = fn(&Task, Fd) -> Result<(), Errno>;
 
-/// What becomes of `[1, 2, 3, 4]`, of which block 2 (the third) is pinned.
+/// The file `[1, 2, 3, 4]` after the change; block 2 (the third) is pinned.
 const MOVES: [(&str, Move, &[u8]); 2] = [
     ("collapse in front of the pin", |t, fd| t.fallocate(fd, CollapseRange, BLOCK, BLOCK), &[1, 3, 4]),
     ("insert in front of the pin", |t, fd| t.fallocate(fd, InsertRange, BLOCK, BLOCK), &[1, 0, 2, 3, 4]),
 ];
 
-/// A device's write into the one pinned block: whose it is now.
+/// The file block that sees a device's write into the pinned block.
 fn dma(lab: &Lab, a: &PinnedFile) {
     assert_eq!(a.region.dma_write(&lab.kernel, 0, &[9; BLOCK as usize]), Ok(()));
 }
@@ -107,8 +105,7 @@ fn dma(lab: &Lab, a: &PinnedFile) {
 fn s42_stranger_moves_pinned_blocks() {
     every_preset(|axes| {
         for (what, change, result) in MOVES {
-            let lab = Lab::new(axes);
-            let Some(a) = pinned_file(&lab, "data", 4, 2..3) else { continue };
+            let Some((lab, a)) = Lab::pinned(axes, 4, 2..3) else { continue };
             let b = lab.actor();
             let fb = b.opens("data");
             let before = a.who.portrait(a.fd);
@@ -151,13 +148,12 @@ fn s42_stranger_moves_pinned_blocks() {
     });
 }
 
-/// S42: the holder does, under every lease that lets it pin.
+/// S42: the holder moves the block itself, under every lease that lets it pin.
 #[test]
 fn s42_holder_moves_its_pinned_blocks() {
     every_preset(|axes| {
         for (what, change, result) in MOVES {
-            let lab = Lab::new(axes);
-            let Some(a) = pinned_file(&lab, "data", 4, 2..3) else { continue };
+            let Some((lab, a)) = Lab::pinned(axes, 4, 2..3) else { continue };
             let before = a.who.portrait(a.fd);
             let moved = change(&a.who, a.fd);
             match axes.holder_change {
@@ -193,13 +189,14 @@ fn s42_holder_moves_its_pinned_blocks() {
     });
 }
 
-/// The same axis for pins alone, without a lease; and a region registered after the move is current at once.
+/// The same axis for pins alone, without a lease. A region that is registered after the move is
+/// current at once.
 #[test]
 fn pins_without_a_lease_meet_moves() {
     for rule in [ChangeRule::Fail, ChangeRule::Wait, ChangeRule::Revoke, ChangeRule::Orphan] {
         for (what, change, result) in MOVES {
-            let lab = Lab::new(Axes { stranger_change: rule, holder_change: rule, ..preset("unsafe") });
-            let a = pinned_file(&lab, "data", 4, 2..3).unwrap();
+            let (lab, a) =
+                Lab::pinned(Axes { stranger_change: rule, holder_change: rule, ..preset("unsafe") }, 4, 2..3).unwrap();
             let b = lab.actor();
             let fb = b.opens("data");
             match rule {
@@ -259,7 +256,8 @@ fn pins_in_front_of_the_range_are_not_in_the_way() {
     });
 }
 
-/// S47: the system copies a file into one run, and skips what it may not move. It signals nobody and waits for nobody.
+/// S47: the system copies a file into one run, and skips blocks that it may not move. It signals no
+/// process and never waits.
 #[test]
 fn s47_defragmentation_skips_what_it_may_not_move() {
     every_preset(|axes| {
@@ -277,7 +275,7 @@ fn s47_defragmentation_skips_what_it_may_not_move() {
             let before = a.portrait(fd);
             a.lease(fd, *kind, ALL).unwrap();
             assert_eq!(lab.kernel.defragment("data"), Ok(Defragmented { moved: 0, skipped: 8 }), "{kind}");
-            assert_eq!((a.signals(), inode.leases().len()), (vec![], 1), "nobody is told, whatever the lease");
+            assert_eq!((a.signals(), inode.leases().len()), (vec![], 1), "no owner is signalled, whatever the lease");
             assert_eq!(a.portrait(fd), before);
             a.unlock(fd, ALL).unwrap();
         }
@@ -304,7 +302,8 @@ fn s47_defragmentation_skips_what_it_may_not_move() {
     });
 }
 
-/// S47: a client that writes the device directly pins nothing: its layout alone says where its blocks have to stay.
+/// S47: a client that writes the device directly pins nothing: only its layout says which blocks
+/// must stay.
 #[test]
 fn s47_defragmentation_leaves_block_layouts_true() {
     every_preset(|axes| {
@@ -314,7 +313,7 @@ fn s47_defragmentation_leaves_block_layouts_true() {
         let g = client.opens("data");
         let (layout_fd, layout) = client.layoutget(g, BlockRange::new(2, 5), IoMode::ReadWrite).unwrap();
         assert_eq!(lab.kernel.defragment("data"), Ok(Defragmented { moved: 5, skipped: 3 }));
-        assert_eq!((layout.recall(), layout.is_fenced()), (None, false), "nobody is asked for anything");
+        assert_eq!((layout.recall(), layout.is_fenced()), (None, false), "no client is asked for anything");
         assert_eq!(layout.write(&lab.kernel, 2 * BLOCK, &[9; 3 * BLOCK as usize]), Ok(()));
         assert_eq!((a.bytes_of(fd), lab.stale()), (vec![1, 2, 9, 9, 9, 6, 7, 8], 0));
         client.layoutreturn(layout_fd).unwrap();
@@ -323,9 +322,10 @@ fn s47_defragmentation_leaves_block_layouts_true() {
     });
 }
 
-/// S47: a file whose layout change is under way is left alone, as are shared blocks; a full device changes nothing.
+/// S47: a file with a layout change in progress is skipped, and so are shared blocks. On a full
+/// device nothing changes.
 #[test]
-fn s47_defragmentation_waits_for_nobody() {
+fn s47_defragmentation_never_waits() {
     let lab = Lab::on(2 << 20, preset("man-page"), |_| {});
     let (a, fd) = scattered(&lab, 8);
     let (b, all) = (lab.actor(), Defragmented { moved: 0, skipped: 8 });

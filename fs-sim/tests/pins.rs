@@ -1,10 +1,12 @@
-//! Dialogues about long-term pins: gates, what unlock and close say to them, orphans, locked memory. SEMANTICS sections 1, 3,
-//! 5 and the scenarios S09, S12, S13, S17 to S19, S27 to S29, S36, S39 to S41.
+//! Dialogues about long-term pins: gates, unlock and close under pins, orphans, locked memory.
+//! `docs/semantics.md`, sections 1, 3, 5 and the scenarios S09, S12, S13, S17 to S19, S27 to S29,
+//! S36, S39 to S41.
 #![allow(clippy::unwrap_used, reason = "a test that can't go on ends")]
 
 mod common;
 
-use common::{Actor, BREAK_TIME, Lab, Nic, can_pin, every_preset, exclusive, needs_lease, pinned_file, preset, soon};
+use common::watchdog::soon;
+use common::{Actor, BREAK_TIME, Lab, Nic, can_pin, every_preset, every_preset_where, exclusive, needs_lease, preset};
 use emulator::sync::atomic::Ordering;
 use fs_sim::base::numbers::Fd;
 use fs_sim::design::{Axes, ChangeRule, GateScope, LastCloseRule, LeaseLost, LeaseRules, PinGate, UnlockRule};
@@ -24,12 +26,11 @@ fn r(start: u64, end: u64) -> BlockRange {
     BlockRange::new(start, end)
 }
 
-/// S12, and section 5: what each gate wants to see, for every kind of lease.
+/// S12 and section 5: what each gate requires, for every kind of lease.
 #[test]
 fn s12_gates() {
     every_preset(|axes| {
-        let lab = Lab::new(axes);
-        let a = lab.actor();
+        let (lab, [a]) = Lab::cast(axes);
         let f = a.writes_file("data", 4, 1);
         let (_, nic) = Nic::open(&a);
         let bare = match axes.pin_gate {
@@ -51,7 +52,7 @@ fn s12_gates() {
             assert_eq!(region.as_ref().err().copied(), (!enough).then_some(bare.unwrap_or(Errno::EPERM)), "{kind}");
             if let Ok(region) = region {
                 assert_eq!(region.is_pinned(), axes.pin_gate != PinGate::Fault);
-                // The mapping is gone by now: pins don't mind, an on-demand region does.
+                // The mapping is gone by now. Pins do not need it; an on-demand region does.
                 let mut bytes = [0; 8];
                 let expected = if region.is_pinned() { (Ok(()), [4; 8]) } else { (Err(Errno::EFAULT), [0; 8]) };
                 assert_eq!((region.dma_read(&lab.kernel, 3 * BLOCK, &mut bytes), bytes), expected);
@@ -63,15 +64,12 @@ fn s12_gates() {
     });
 }
 
-/// The gate looks at ranges: the union of the caller's leases, from whatever open file, must cover; S40: unlocked is gone.
+/// The gate checks ranges: the leases of the caller, from any open file, must together cover the
+/// range. S40: an unlocked lease does not count.
 #[test]
 fn s40_union_of_the_callers_leases_must_cover() {
-    every_preset(|axes| {
-        if !needs_lease(axes) {
-            return;
-        }
-        let lab = Lab::new(axes);
-        let (a, b) = (lab.actor(), lab.actor());
+    every_preset_where(needs_lease, |axes| {
+        let (lab, [a, b]) = Lab::cast(axes);
         let (f, again) = (a.writes_file("data", 8, 1), a.opens("data"));
         let fb = b.opens("data");
         let (_, nic) = Nic::open(&a);
@@ -94,15 +92,12 @@ fn s40_union_of_the_callers_leases_must_cover() {
     });
 }
 
-/// S13: the fork child is a stranger, also through the inherited descriptor; with its own lease it is not.
+/// S13: the fork child is a stranger, also through the inherited descriptor; with its own lease it
+/// is not.
 #[test]
 fn s13_fork_child_is_a_stranger() {
-    every_preset(|axes| {
-        if !can_pin(axes) {
-            return;
-        }
-        let lab = Lab::new(axes);
-        let a = lab.actor();
+    every_preset_where(can_pin, |axes| {
+        let (lab, [a]) = Lab::cast(axes);
         let f = a.writes_file("data", 4, 1);
         let kind = if axes.lease_rules == LeaseRules::Chinner { LeaseKind::READ } else { LeaseKind::READ_U };
         a.lease(f, kind, ALL).unwrap();
@@ -121,12 +116,8 @@ fn s13_fork_child_is_a_stranger() {
 /// S09: two holders, the same pages.
 #[test]
 fn s09_two_read_holders_pin_the_same_pages() {
-    every_preset(|axes| {
-        if !can_pin(axes) {
-            return;
-        }
-        let lab = Lab::new(axes);
-        let (a, b) = (lab.actor(), lab.actor());
+    every_preset_where(can_pin, |axes| {
+        let (lab, [a, b]) = Lab::cast(axes);
         let fa = a.writes_file("data", 4, 1);
         let fb = b.opens("data");
         let kind = if axes.lease_rules == LeaseRules::Chinner { LeaseKind::READ } else { LeaseKind::READ_U };
@@ -147,8 +138,7 @@ fn s09_two_read_holders_pin_the_same_pages() {
 #[test]
 fn s36_other_long_term_users() {
     every_preset(|axes| {
-        let lab = Lab::new(axes);
-        let a = lab.actor();
+        let (lab, [a]) = Lab::cast(axes);
         let f = a.writes_file("data", 4, 1);
         if axes.lease_rules != LeaseRules::None {
             a.lease(f, exclusive(axes), ALL).unwrap();
@@ -162,11 +152,10 @@ fn s36_other_long_term_users() {
     });
 }
 
-/// What a request itself can be wrong about.
+/// Requests that are refused for their own arguments.
 #[test]
 fn bad_requests() {
-    let lab = Lab::new(preset("unsafe"));
-    let a = lab.actor();
+    let (lab, [a]) = Lab::cast(preset("unsafe"));
     let f = a.writes_file("data", 4, 1);
     let (_, nic) = Nic::open(&a);
     let va = a.mmap(f, 0, 4 * BLOCK, false).unwrap();
@@ -184,13 +173,11 @@ fn bad_requests() {
     lab.end([&a]);
 }
 
-/// A writable pin first allocates, zeroes and marks written what it covers; a read-only one over a hole is EFAULT.
+/// A writable pin first allocates, zeroes and marks written what it covers; a read-only one over a
+/// hole is EFAULT.
 #[test]
 fn pins_meet_holes_and_unwritten_blocks() {
-    every_preset(|axes| {
-        if !can_pin(axes) {
-            return;
-        }
+    every_preset_where(can_pin, |axes| {
         let lab = Lab::on(2 << 20, axes, |_| {});
         let a = lab.actor();
         // Old contents everywhere on the device.
@@ -232,7 +219,8 @@ fn pins_meet_holes_and_unwritten_blocks() {
     });
 }
 
-/// Section 4: a fault or a pin that must allocate under a foreign lease never waits: SIGBUS, in `reg_mr` ETXTBSY.
+/// Section 4: a fault or a pin that must allocate under a foreign lease never waits: SIGBUS, in
+/// `reg_mr` ETXTBSY.
 #[test]
 fn allocation_under_a_foreign_lease_is_refused() {
     for axes in [preset("man-page"), preset("chinner-2019"), preset("chinner-2025"), preset("revoke")] {
@@ -241,8 +229,7 @@ fn allocation_under_a_foreign_lease_is_refused() {
             _ => &[LeaseKind::READ, LeaseKind::READ_U],
         };
         for foreign in kinds {
-            let lab = Lab::new(axes);
-            let (a, b) = (lab.actor(), lab.actor());
+            let (lab, [a, b]) = Lab::cast(axes);
             let fa = a.writes_file("data", 2, 1);
             a.ftruncate(fa, 4 * BLOCK).unwrap();
             let fb = b.opens("data");
@@ -254,7 +241,7 @@ fn allocation_under_a_foreign_lease_is_refused() {
             assert_eq!(nic.pins(&a, fa, 0..4).err(), Some(Errno::ETXTBSY), "{foreign}");
             let va = a.mmap(fa, 0, 4 * BLOCK, true).unwrap();
             assert_eq!(a.store(va + 3 * BLOCK, &[1]), Err(Errno::SIGBUS));
-            assert_eq!((a.portrait(fa), b.signals()), (before, vec![]), "and nobody is signalled");
+            assert_eq!((a.portrait(fa), b.signals()), (before, vec![]), "and no process is signalled");
             assert_eq!(a.leases(fa).iter().map(|lease| lease.pins).sum::<u64>(), 0, "nothing stays counted");
             assert!(nic.pins(&a, fa, 0..2).is_ok(), "what is there needs no allocation");
             b.unlock(fb, ALL).unwrap();
@@ -267,12 +254,8 @@ fn allocation_under_a_foreign_lease_is_refused() {
 /// S17: unlock with live pins, by axis; `kara` by the pinning process itself: EDEADLK.
 #[test]
 fn s17_unlock_with_live_pins() {
-    every_preset(|axes| {
-        if !needs_lease(axes) {
-            return;
-        }
-        let lab = Lab::new(axes);
-        let a = pinned_file(&lab, "data", 4, 0..2).unwrap();
+    every_preset_where(needs_lease, |axes| {
+        let (lab, a) = Lab::pinned(axes, 4, 0..2).unwrap();
         let refused = match axes.unlock_while_pinned.unwrap() {
             UnlockRule::Release => None,
             UnlockRule::Busy => Some(Errno::EBUSY),
@@ -299,21 +282,20 @@ fn s17_unlock_with_live_pins() {
     });
 }
 
-/// `unlock_while_pinned = wait`, by somebody else who shares the open file: it waits, lets no new pin in, and if it is
-/// interrupted lets them in again.
+/// `unlock_while_pinned = wait`, by another process that shares the open file: the unlock waits and
+/// admits no new pin. If it is interrupted, the lease admits pins again.
 #[test]
 fn s17_unlock_by_another_process_waits_for_the_pins() {
-    let lab = Lab::new(preset("kara"));
-    let a = pinned_file(&lab, "data", 4, 0..2).unwrap();
+    let (lab, a) = Lab::pinned(preset("kara"), 4, 0..2).unwrap();
     let child = a.who.child();
     let fd = a.fd;
     let unlocking = child.blocks("unlock while pinned", move |child| child.unlock(fd, ALL));
-    assert_eq!(a.nic.pins(&a.who, a.fd, 2..3).err(), Some(Errno::EPERM), "the gate is shut");
+    assert_eq!(a.nic.pins(&a.who, a.fd, 2..3).err(), Some(Errno::EPERM), "the gate is closed");
     child.kill(child.pid(), Signal::Sigusr1).unwrap();
     assert_eq!(unlocking.finish(), Err(Errno::EINTR));
     let _usr1 = child.signals();
     let more = a.nic.pins(&a.who, a.fd, 2..3).unwrap();
-    // Two at once: the one that gives up does not leave the other behind.
+    // Two unlocks at once: the one that gives up does not block the other.
     let second = child.another_thread();
     let unlocking = child.blocks("unlock while pinned", move |child| child.unlock(fd, ALL));
     let other = second.blocks("unlock while pinned", move |second| second.unlock(fd, ALL));
@@ -334,15 +316,15 @@ fn s17_unlock_by_another_process_waits_for_the_pins() {
     lab.end([&a.who, &child, &patient]);
 }
 
-/// Section 3: +U to breakable and shrinking follow `unlock_while_pinned`; what loses nothing doesn't ask.
+/// Section 3: a conversion from +U to breakable, or to a smaller range, follows
+/// `unlock_while_pinned`. A conversion that loses nothing is granted at once.
 #[test]
 fn s17_conversions_with_live_pins() {
     every_preset(|axes| {
         if axes.lease_rules != LeaseRules::ManPage || !needs_lease(axes) {
             return;
         }
-        let lab = Lab::new(axes);
-        let a = pinned_file(&lab, "data", 4, 0..2).unwrap();
+        let (lab, a) = Lab::pinned(axes, 4, 0..2).unwrap();
         let weaker = [(LeaseKind::READ, ALL), (LeaseKind::WRITE, ALL), (LeaseKind::WRITE_U, r(0, 1))];
         let refused = match axes.unlock_while_pinned.unwrap() {
             UnlockRule::Release => None,
@@ -374,15 +356,12 @@ fn close_all(a: &Actor, fd: Fd) -> Result<(), Errno> {
     a.close(fd)
 }
 
-/// S18, S28, S29: munmap and close with live pins, by axis; then who gets what.
+/// S18, S28, S29: munmap and close with live pins, by axis, and which requests other processes are
+/// granted afterwards.
 #[test]
 fn s18_last_close_with_live_pins() {
-    every_preset(|axes| {
-        if !needs_lease(axes) {
-            return;
-        }
-        let lab = Lab::new(axes);
-        let a = pinned_file(&lab, "data", 4, 0..2).unwrap();
+    every_preset_where(needs_lease, |axes| {
+        let (lab, a) = Lab::pinned(axes, 4, 0..2).unwrap();
         let c = lab.actor();
         let fc = c.opens("data");
         let asked = if axes.lease_rules == LeaseRules::Chinner { LeaseKind::WRITE } else { LeaseKind::WRITE_U };
@@ -430,12 +409,12 @@ fn s18_last_close_with_live_pins() {
     });
 }
 
-/// S29 under `release` where the gate wants a lease, which no preset combines with it: see `s18`; here `odp` has no pins.
+/// S29 under `release` with a gate that requires a lease, which no preset combines: see `s18`.
+/// Under `odp` there are no pins here.
 #[test]
 fn s29_release_reports_broken_exclusivity() {
     let axes = Axes { last_close_while_pinned: Some(LastCloseRule::Release), ..preset("rfc-v2") };
-    let lab = Lab::new(axes);
-    let a = pinned_file(&lab, "data", 4, 0..2).unwrap();
+    let (lab, a) = Lab::pinned(axes, 4, 0..2).unwrap();
     let c = lab.actor();
     let fc = c.opens("data");
     a.who.close(a.fd).unwrap();
@@ -447,12 +426,12 @@ fn s29_release_reports_broken_exclusivity() {
     lab.end([&a.who, &c]);
 }
 
-/// A zombie reaches over the whole file, ends with the last pin taken under it, and with the death of its context.
+/// A zombie lease covers the whole file. It ends with the last pin taken under it and with the
+/// death of its context.
 #[test]
-fn zombie_life() {
+fn a_zombie_lease_ends_with_its_last_pin() {
     for end in ["dereg", "context close", "kill"] {
-        let lab = Lab::new(preset("rfc-v2"));
-        let (a, b) = (lab.actor(), lab.actor());
+        let (lab, [a, b]) = Lab::cast(preset("rfc-v2"));
         let f = a.writes_file("data", 8, 1);
         let fb = b.opens("data");
         a.lease(f, LeaseKind::READ_U, r(0, 2)).unwrap();
@@ -462,7 +441,7 @@ fn zombie_life() {
         a.close(f).unwrap();
         assert_eq!(b.held(fb), [(LeaseKind::READ_U, ALL)]);
         assert_eq!(b.fallocate(fb, FallocateMode::PunchHole, 5 * BLOCK, BLOCK), Err(Errno::ETXTBSY), "the whole file");
-        assert_eq!(b.unlock(fb, ALL), Err(Errno::EAGAIN), "nobody can unlock it");
+        assert_eq!(b.unlock(fb, ALL), Err(Errno::EAGAIN), "no process can unlock it");
         one.dereg(&a);
         assert_eq!(b.leases(fb)[0].pins, 1);
         match end {
@@ -477,15 +456,15 @@ fn zombie_life() {
     }
 }
 
-/// S19: signals during a blocked close: only the fatal one ends it, and the pins live until the context dies.
+/// S19: signals during a blocked close: only a fatal signal ends it, and the pins live until the
+/// context is released.
 #[test]
 fn s19_only_a_fatal_signal_ends_a_blocked_close() {
     for dup2 in [false, true] {
-        let lab = Lab::new(preset("chinner-2019"));
-        let a = pinned_file(&lab, "data", 4, 0..2).unwrap();
+        let (lab, a) = Lab::pinned(preset("chinner-2019"), 4, 0..2).unwrap();
         let c = lab.actor();
         let fc = c.opens("data");
-        // The context outlives the process: another one has it.
+        // The context outlives the process: another process has it.
         a.who.send_fd(c.pid(), a.nic_fd).unwrap();
         let other = a.who.creates("other");
         let fd = a.fd;
@@ -516,8 +495,7 @@ fn s19_only_a_fatal_signal_ends_a_blocked_close() {
 #[test]
 fn only_close_and_dup2_wait() {
     for way in ["munmap", "exit", "queue"] {
-        let lab = Lab::new(preset("chinner-2019"));
-        let (a, b, keeper) = (lab.actor(), lab.actor(), lab.actor());
+        let (lab, [a, b, keeper]) = Lab::cast(preset("chinner-2019"));
         let f = a.writes_file("data", 4, 1);
         a.lease(f, LeaseKind::WRITE, ALL).unwrap();
         let (nic_fd, nic) = Nic::open(&a);
@@ -548,13 +526,12 @@ fn only_close_and_dup2_wait() {
     }
 }
 
-/// S27 by force: an exclusive lease is removed by `stranger_change = revoke`, and with it the pins, wherever they are; under
-/// `nothing` they are judged by themselves.
+/// S27 by force: `stranger_change = revoke` removes an exclusive lease and its pins, in any
+/// process. Under `nothing` the pins are judged separately.
 #[test]
 fn s27_lease_removed_by_a_stranger() {
     for abort in [LeaseLost::Abort, LeaseLost::Nothing] {
-        let lab = Lab::new(Axes { on_lease_lost: Some(abort), ..preset("revoke") });
-        let (a, b) = (lab.actor(), lab.actor());
+        let (lab, [a, b]) = Lab::cast(Axes { on_lease_lost: Some(abort), ..preset("revoke") });
         let f = a.writes_file("data", 4, 1);
         a.lease(f, LeaseKind::READ_U, ALL).unwrap();
         let (_, nic) = Nic::open(&a);
@@ -567,7 +544,8 @@ fn s27_lease_removed_by_a_stranger() {
     }
 }
 
-/// S27 by timeout (`chinner` rules with `force`, of a user's own): the forced break loses the lease for its pins.
+/// S27 by timeout (`chinner` rules with `force`, a design of a user): a forced break is a lost
+/// lease for its pins.
 #[test]
 fn s27_lease_lost_by_force() {
     let axes = Axes {
@@ -575,8 +553,7 @@ fn s27_lease_lost_by_force() {
         on_lease_lost: Some(LeaseLost::Abort),
         ..preset("chinner-2019")
     };
-    let lab = Lab::new(axes);
-    let (a, b) = (lab.actor(), lab.actor());
+    let (lab, [a, b]) = Lab::cast(axes);
     let f = a.writes_file("data", 4, 1);
     a.lease(f, LeaseKind::READ, ALL).unwrap();
     let (_, nic) = Nic::open(&a);
@@ -588,14 +565,12 @@ fn s27_lease_lost_by_force() {
     lab.end([&a, &b]);
 }
 
-/// Locked memory is the registrant's, refused over the limit with nothing left pinned, and given back at release, also by
-/// another process that holds the context.
+/// Locked memory is charged to the registrant. Above the limit the registration is refused and
+/// leaves no pin. The charge is given back at release, also by another process that holds the
+/// context.
 #[test]
 fn locked_memory_is_charged_to_the_registrant() {
-    every_preset(|axes| {
-        if !needs_lease(axes) {
-            return;
-        }
+    every_preset_where(needs_lease, |axes| {
         let lab = Lab::with(axes, |config| config.memlock_pages = 3);
         let (a, b) = (lab.actor(), lab.actor());
         let f = a.writes_file("data", 4, 1);
@@ -619,14 +594,13 @@ fn locked_memory_is_charged_to_the_registrant() {
     });
 }
 
-/// S41: unlink and last close with live pins: never fails nor waits; orphaned in every design but `unsafe`, freed at the
-/// last unpin.
+/// S41: unlink and last close with live pins never fail and never wait. The blocks are orphaned in
+/// every design but `unsafe`, and freed at the last unpin.
 #[test]
 fn s41_eviction_never_waits() {
     every_preset(|axes| {
         let axes = Axes { last_close_while_pinned: Some(LastCloseRule::Zombie), mr_holds_lease: Some(false), ..axes };
-        let lab = Lab::new(axes);
-        let Some(a) = pinned_file(&lab, "data", 6, 1..3) else { return };
+        let Some((lab, a)) = Lab::pinned(axes, 6, 1..3) else { return };
         let second = a.nic.pins(&a.who, a.fd, 2..4).unwrap();
         a.who.unlink("data").unwrap();
         assert_eq!(lab.kernel.usage().allocated, 6, "open: it lives on");
@@ -653,12 +627,12 @@ fn s41_eviction_never_waits() {
     });
 }
 
-/// S41 with all of it at once: a process that dies with the last reference to a nameless file and to the context.
+/// S41 in one step: a process dies with the last reference to a file without a name and to the
+/// context.
 #[test]
 fn s41_death_frees_everything() {
     every_preset(|axes| {
-        let lab = Lab::new(axes);
-        let Some(a) = pinned_file(&lab, "data", 6, 0..6) else { return };
+        let Some((lab, a)) = Lab::pinned(axes, 6, 0..6) else { return };
         let b = lab.actor();
         a.who.unlink("data").unwrap();
         b.kill(a.who.pid(), Signal::Sigkill).unwrap();
@@ -668,8 +642,8 @@ fn s41_death_frees_everything() {
     });
 }
 
-/// Orphans under `holder_change = orphan`: two regions over the same blocks; reused by nobody before the last unpin, and
-/// freed exactly once.
+/// Orphans under `holder_change = orphan`: two regions over the same blocks. No file reuses them
+/// before the last unpin, and they are freed exactly once.
 #[test]
 fn orphans_are_freed_once_at_the_last_unpin() {
     let lab = Lab::on(2 << 20, preset("chinner-2019"), |_| {});
@@ -680,7 +654,7 @@ fn orphans_are_freed_once_at_the_last_unpin() {
     let (one, two) = (nic.pins(&a, f, 0..4).unwrap(), nic.pins(&a, f, 2..4).unwrap());
     a.ftruncate(f, 0).unwrap();
     assert_eq!(lab.kernel.usage().orphaned, 4);
-    // The rest of the device is written full: none of the orphaned blocks may turn up there.
+    // The rest of the device is filled: none of the orphaned blocks may be allocated.
     let fill = a.creates("fill");
     let free = lab.kernel.usage().free;
     assert_eq!(a.write(fill, 0, &vec![0x55; (free * BLOCK) as usize]), Ok((free * BLOCK) as usize));
@@ -697,11 +671,11 @@ fn orphans_are_freed_once_at_the_last_unpin() {
     lab.end([&a]);
 }
 
-/// S39: an on-demand region over a truncated range: truncate succeeds, the next access can't be had, and never is stale.
+/// S39: an on-demand region over a truncated range: the truncate succeeds, the next access fails,
+/// and no access is stale.
 #[test]
 fn s39_on_demand_region_follows_the_file() {
-    let lab = Lab::new(preset("odp"));
-    let (a, b) = (lab.actor(), lab.actor());
+    let (lab, [a, b]) = Lab::cast(preset("odp"));
     let f = a.writes_file("data", 4, 1);
     let (_, nic) = Nic::open(&a);
     let va = a.mmap(f, 0, 4 * BLOCK, true).unwrap();
@@ -722,11 +696,11 @@ fn s39_on_demand_region_follows_the_file() {
     lab.end([&a, &b]);
 }
 
-/// A pin goes through a mapping opened read-only for reading, and the pin's access needs no descriptor afterwards.
+/// A pin for reading through a read-only mapping succeeds, and its accesses need no descriptor
+/// afterwards.
 #[test]
 fn pins_outlive_mapping_and_descriptor() {
-    let lab = Lab::new(preset("unsafe"));
-    let a = lab.actor();
+    let (lab, [a]) = Lab::cast(preset("unsafe"));
     let _f = a.writes_file("data", 2, 1);
     let reader = a.open("data", OpenFlags::open(AccessMode::READ)).unwrap();
     let (_, nic) = Nic::open(&a);

@@ -1,10 +1,12 @@
-//! Dialogues about processes: who keeps an open file (and so its leases) alive, passing descriptors, death in every
-//! position. SEMANTICS sections 1, 2 and the scenarios S20, S21, S33, S34.
+//! Dialogues about processes: what keeps an open file (and so its leases) alive, passing
+//! descriptors, and death in every position. `docs/semantics.md`, sections 1, 2 and the scenarios
+//! S20, S21, S33, S34.
 #![allow(clippy::unwrap_used, reason = "a test that can't go on ends")]
 
 mod common;
 
-use common::{Actor, Lab, Nic, can_pin, every_preset, exclusive, needs_lease, pinned_file, preset, soon};
+use common::watchdog::soon;
+use common::{Actor, Lab, Nic, can_pin, every_preset_where, exclusive, needs_lease, preset};
 use fs_sim::base::numbers::Fd;
 use fs_sim::leases::layout::kind::LeaseKind;
 use fs_sim::syscalls::descriptors::Received;
@@ -24,7 +26,8 @@ fn receives(actor: &Actor) -> Fd {
     }
 }
 
-/// Section 2, life: a lease lives as long as its open file: dups, forked copies, mappings, unread messages keep it.
+/// Section 2, life: a lease lives as long as its open file: dups, forked copies, mappings, unread
+/// messages keep it.
 #[test]
 fn a_lease_lives_and_dies_with_the_open_file() {
     type Keep = fn(&Lab, &Actor, Fd) -> (Actor, Box<dyn FnOnce(&Actor)>);
@@ -58,8 +61,7 @@ fn a_lease_lives_and_dies_with_the_open_file() {
         }),
     ];
     for (what, keep) in keepers {
-        let lab = Lab::new(preset("man-page"));
-        let (a, looker) = (lab.actor(), lab.actor());
+        let (lab, [a, looker]) = Lab::cast(preset("man-page"));
         let f = a.writes_file("data", 4, 1);
         let look = looker.opens("data");
         a.lease(f, LeaseKind::WRITE_U, ALL).unwrap();
@@ -74,11 +76,11 @@ fn a_lease_lives_and_dies_with_the_open_file() {
     }
 }
 
-/// Sending: the message holds the open file; a dead receiver and a full inbox leave the reference with the sender.
+/// Sending: the message holds the open file; a dead receiver and a full inbox leave the reference
+/// with the sender.
 #[test]
 fn send_and_receive() {
-    let lab = Lab::new(preset("man-page"));
-    let (a, b, dead) = (lab.actor(), lab.actor(), lab.actor());
+    let (lab, [a, b, dead]) = Lab::cast(preset("man-page"));
     let f = a.writes_file("data", 2, 1);
     a.lease(f, LeaseKind::WRITE_U, ALL).unwrap();
     dead.exit();
@@ -107,11 +109,11 @@ fn send_and_receive() {
     lab.end([&a, &b, &dead, &looker]);
 }
 
-/// Custody knows who could still close an object: descriptors, copies, queues.
+/// The fd holders of an object are the processes that could still close it: by descriptors, copies
+/// and queued messages.
 #[test]
-fn custody_of_an_object() {
-    let lab = Lab::new(preset("unsafe"));
-    let (a, b) = (lab.actor(), lab.actor());
+fn fd_holders_of_an_object() {
+    let (lab, [a, b]) = Lab::cast(preset("unsafe"));
     let f = a.writes_file("data", 1, 1);
     let (nic_fd, nic) = Nic::open(&a);
     let region = nic.pins(&a, f, 0..1).unwrap();
@@ -143,8 +145,7 @@ fn custody_of_an_object() {
 
 #[test]
 fn descriptors_are_the_lowest_free_and_bounded() {
-    let lab = Lab::new(preset("man-page"));
-    let (a, b) = (lab.actor(), lab.actor());
+    let (lab, [a, b]) = Lab::cast(preset("man-page"));
     let f = a.writes_file("data", 2, 1);
     assert_eq!((f, a.dup(f).unwrap(), a.dup(f).unwrap()), (Fd(0), Fd(1), Fd(2)));
     a.close(Fd(1)).unwrap();
@@ -173,9 +174,8 @@ fn descriptors_are_the_lowest_free_and_bounded() {
 
 /// Names, flags and bounds of `open`.
 #[test]
-fn names() {
-    let lab = Lab::new(preset("man-page"));
-    let a = lab.actor();
+fn open_checks_names_flags_and_bounds() {
+    let (lab, [a]) = Lab::cast(preset("man-page"));
     let open = |name: &str| a.open(name, OpenFlags::open(AccessMode::BOTH));
     assert_eq!(open("data"), Err(Errno::ENOENT));
     assert_eq!(open(""), Err(Errno::EINVAL));
@@ -206,11 +206,11 @@ fn names() {
     lab.end([&a]);
 }
 
-/// Signals: SIGKILL can't be handled; a call of a dead process never runs; ESRCH.
+/// Signals: SIGKILL cannot be handled, a dead process makes no call, and an unknown process is
+/// ESRCH.
 #[test]
 fn death_by_signal() {
-    let lab = Lab::new(preset("man-page"));
-    let (a, b) = (lab.actor(), lab.actor());
+    let (lab, [a, b]) = Lab::cast(preset("man-page"));
     let f = a.writes_file("data", 2, 1);
     a.process().set_disposition(Signal::Sigkill, Disposition::Handler);
     assert_eq!(b.kill(a.pid(), Signal::Sigusr1), Ok(()));
@@ -231,12 +231,11 @@ fn death_by_signal() {
     lab.end([&a, &b, &child]);
 }
 
-/// A pending signal interrupts the waits of the thread that is to run its handler, until it is taken, and no longer; a second
-/// one is another thread's meanwhile.
+/// A pending signal interrupts the waits of the thread that is to run its handler, until the signal
+/// is taken. A second signal meanwhile goes to another thread.
 #[test]
 fn taking_signals_ends_their_effect_on_every_thread() {
-    let lab = Lab::new(preset("man-page"));
-    let (a, b) = (lab.actor(), lab.actor());
+    let (lab, [a, b]) = Lab::cast(preset("man-page"));
     let f = a.writes_file("data", 2, 1);
     a.lease(f, LeaseKind::READ, ALL).unwrap();
     let helper = b.another_thread();
@@ -251,12 +250,12 @@ fn taking_signals_ends_their_effect_on_every_thread() {
     lab.end([&a, &b]);
 }
 
-/// Exit while another thread is blocked in a system call: the call ends, and whoever is last out does the exit.
+/// Exit while another thread is blocked in a system call: the call ends, and the last thread to
+/// leave does the exit.
 #[test]
 fn exit_while_another_thread_is_blocked() {
     for by_signal in [false, true] {
-        let lab = Lab::new(preset("man-page"));
-        let (a, b) = (lab.actor(), lab.actor());
+        let (lab, [a, b]) = Lab::cast(preset("man-page"));
         let f = a.writes_file("data", 2, 1);
         let own = b.writes_file("own", 1, 1);
         a.lease(f, LeaseKind::READ, ALL).unwrap();
@@ -276,17 +275,13 @@ fn exit_while_another_thread_is_blocked() {
     }
 }
 
-/// S20: exit or SIGKILL, with the data and the context closed in either order before, or not at all: no deadlock, and all
-/// pins gone.
+/// S20: exit or SIGKILL, after the data and the context were closed in either order, or not at all:
+/// no deadlock, and all pins are gone.
 #[test]
 fn s20_death_in_every_order() {
-    every_preset(|axes| {
-        if !can_pin(axes) {
-            return;
-        }
+    every_preset_where(can_pin, |axes| {
         for order in ["context first", "data first", "exit", "kill", "exit with mappings"] {
-            let lab = Lab::new(axes);
-            let a = pinned_file(&lab, "data", 4, 0..4).unwrap();
+            let (lab, a) = Lab::pinned(axes, 4, 0..4).unwrap();
             let b = lab.actor();
             let fb = b.opens("data");
             let _mapped = a.who.mmap(a.fd, 0, 4 * BLOCK, true).unwrap();
@@ -312,11 +307,11 @@ fn s20_death_in_every_order() {
     });
 }
 
-/// S21: closing the context drops the last reference to a nameless file: the file's release runs deferred, and evicts it.
+/// S21: closing the context drops the last reference to a file without a name. The release of the
+/// file runs deferred and evicts it.
 #[test]
 fn s21_context_close_drops_the_last_file_reference() {
-    let lab = Lab::new(preset("kara"));
-    let a = pinned_file(&lab, "data", 4, 0..4).unwrap();
+    let (lab, a) = Lab::pinned(preset("kara"), 4, 0..4).unwrap();
     a.who.unlink("data").unwrap();
     a.who.close(a.fd).unwrap();
     let (_, inode) = lab.kernel.inodes().pop().expect("the region keeps the file");
@@ -327,11 +322,11 @@ fn s21_context_close_drops_the_last_file_reference() {
     lab.end([&a.who]);
 }
 
-/// S33: fork in another thread while a close is blocked: the child doesn't get the closing descriptor, and nothing leaks.
+/// S33: fork in another thread while a close is blocked: the child doesn't get the closing
+/// descriptor, and nothing leaks.
 #[test]
 fn s33_fork_while_a_close_is_blocked() {
-    let lab = Lab::new(preset("chinner-2019"));
-    let a = pinned_file(&lab, "data", 4, 0..2).unwrap();
+    let (lab, a) = Lab::pinned(preset("chinner-2019"), 4, 0..2).unwrap();
     let fd = a.fd;
     let helper = a.who.another_thread();
     let closing = a.who.blocks("close while pinned", move |a| a.close(fd));
@@ -346,12 +341,8 @@ fn s33_fork_while_a_close_is_blocked() {
 /// S34: munmap with live pins succeeds, always.
 #[test]
 fn s34_munmap_with_live_pins() {
-    every_preset(|axes| {
-        if !can_pin(axes) {
-            return;
-        }
-        let lab = Lab::new(axes);
-        let a = lab.actor();
+    every_preset_where(can_pin, |axes| {
+        let (lab, [a]) = Lab::cast(axes);
         let f = a.writes_file("data", 4, 1);
         if needs_lease(axes) {
             a.lease(f, exclusive(axes), ALL).unwrap();
@@ -371,9 +362,8 @@ fn s34_munmap_with_live_pins() {
 
 /// A read-only mapping, its edges, and anonymous memory.
 #[test]
-fn mappings() {
-    let lab = Lab::new(preset("man-page"));
-    let a = lab.actor();
+fn read_only_and_anonymous_mappings() {
+    let (lab, [a]) = Lab::cast(preset("man-page"));
     let f = a.writes_file("data", 3, 1);
     let va = a.mmap(f, BLOCK, 2 * BLOCK, false).unwrap();
     let mut bytes = [0; 2];
@@ -392,6 +382,6 @@ fn mappings() {
     assert_eq!((child.load(anon + 4000, &mut back[..1]), back[0]), (Ok(()), 1), "shared with the child");
     assert_eq!(a.mmap_anonymous(0).map(|_| ()), Err(Errno::EINVAL));
     assert_eq!(a.mmap_anonymous(u64::MAX).map(|_| ()), Err(Errno::ENOMEM));
-    soon("nothing blocked", || lab.kernel.blocked().is_empty().then_some(()));
+    soon("an empty wait graph", || lab.kernel.blocked().is_empty().then_some(()));
     lab.end([&a, &child]);
 }

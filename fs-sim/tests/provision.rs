@@ -1,4 +1,4 @@
-//! Dialogues about files made to measure.
+//! Dialogues about files that are provisioned with a given number of extents.
 #![allow(clippy::unwrap_used, reason = "a test that can't go on ends")]
 
 mod common;
@@ -8,11 +8,11 @@ use common::{Lab, preset};
 use fs_sim::layout_change::defragment::Defragmented;
 use fs_sim::{BLOCK, Errno};
 
-/// Files to measure: exactly as many runs as asked for, zero, written; or none at all.
+/// Provisioned files have exactly as many runs as requested and read as zeros; a request that
+/// cannot be met changes nothing.
 #[test]
 fn provisioned_files() {
-    let lab = Lab::new(preset("mainline"));
-    let a = lab.actor();
+    let (lab, [a]) = Lab::cast(preset("mainline"));
     for runs in [1, 2, 3, 7, 128, 200] {
         assert_eq!(a.provision("data", 200 * BLOCK, Some(runs)), Ok(()), "{runs}");
         assert_eq!(lab.kernel.runs_of("data"), Ok(runs));
@@ -24,7 +24,7 @@ fn provisioned_files() {
             assert_eq!(lab.kernel.defragment("data"), Ok(Defragmented { moved: 200, skipped: 0 }), "{runs}");
             assert_eq!(lab.kernel.runs_of("data"), Ok(1));
         }
-        // What the blocks held is not the next file's.
+        // The old contents of the blocks do not appear in the next file.
         (0..200).for_each(|block| assert!(a.fills(fd, block, 7).is_ok()));
         a.close(fd).unwrap();
         a.unlink("data").unwrap();
@@ -40,7 +40,7 @@ fn provisioned_files() {
         assert_eq!(a.provision("data", bytes, runs), Err(errno), "{bytes} {runs:?}");
         assert_eq!(lab.kernel.runs_of("data"), Err(Errno::ENOENT));
     }
-    // No run is as long as the file: not in one piece, but in some.
+    // No free run is as long as the file: one run is refused, several succeed.
     let (b, _) = scattered(&lab, 200);
     b.unlink("other").unwrap();
     b.exit();

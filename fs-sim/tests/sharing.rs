@@ -1,11 +1,12 @@
-//! Dialogues about shared blocks: reflink, dedupe, exchange-range, copy-on-write, and pins that unshare (S42, S43, S44, and
-//! S48 with two files). Outcomes are stated per axis value, so they hold for every preset.
+//! Dialogues about shared blocks: reflink, dedupe, exchange-range, copy-on-write, and pins that
+//! unshare (`docs/semantics.md`, S42, S43, S44, and S48 with two files). Outcomes are stated per
+//! axis value, so they hold for every preset.
 #![allow(clippy::unwrap_used, reason = "a test that can't go on ends")]
 
 mod common;
 
 use common::changes::{ALL, KEEP, ZERO};
-use common::{Actor, Lab, Nic, can_pin, every_preset, exclusive, needs_lease, pinned_file, preset};
+use common::{Actor, Lab, Nic, can_pin, every_preset, every_preset_where, exclusive, needs_lease, pinned_file, preset};
 use emulator::sync::atomic::Ordering;
 use fs_sim::base::numbers::Fd;
 use fs_sim::design::{Axes, ChangeRule, LeaseRules, PinGate};
@@ -35,8 +36,7 @@ type One = fn(&Task, Fd) -> Result<(), Errno>;
 
 #[test]
 fn a_clone_costs_nothing_until_it_is_written() {
-    let lab = Lab::new(preset("mainline"));
-    let a = lab.actor();
+    let (lab, [a]) = Lab::cast(preset("mainline"));
     let (data, copy) = clones(&a);
     assert_eq!((a.bytes_of(copy), lab.kernel.usage().allocated), (vec![1, 2, 3, 4], 4));
     assert_eq!((marks(&a, data), marks(&a, copy)), (vec![true; 4], vec![true; 4]));
@@ -53,7 +53,8 @@ fn a_clone_costs_nothing_until_it_is_written() {
         assert_eq!((a.bytes_of(copy), a.bytes_of(data)), (bytes.to_vec(), vec![1, 2, 3, 4]), "{what}");
         assert_eq!(lab.kernel.usage().allocated, allocated, "{what}");
     }
-    // Nobody shares anything any more: overwriting "data" changes nothing, and frees its blocks of their marks.
+    // No block is shared any more: overwriting "data" changes nothing and clears the marks of its
+    // blocks.
     assert_eq!(a.fallocate(data, ZERO, 0, BLOCK), Ok(()));
     (1..4).for_each(|block| assert_eq!(a.fills(data, block, 7), Ok(BLOCK as usize)));
     assert_eq!((a.bytes_of(data), lab.kernel.usage().allocated), (vec![0, 7, 7, 7], 5));
@@ -63,11 +64,11 @@ fn a_clone_costs_nothing_until_it_is_written() {
 
 type Edge = fn(&Task, Fd);
 
-/// Bytes beside those written are copied, whatever writes: call, mapping, punched or truncated edge.
+/// A write copies the unwritten bytes of a shared block, whether it comes from a call, a mapping,
+/// or the edge of a punch or truncate.
 #[test]
 fn partial_copies_keep_the_rest() {
-    let lab = Lab::new(preset("mainline"));
-    let a = lab.actor();
+    let (lab, [a]) = Lab::cast(preset("mainline"));
     let calls: [(&str, Edge, std::ops::Range<usize>); 6] = [
         ("write", |t, fd| assert_eq!(t.write(fd, 100, &[0; 50]), Ok(50)), 100..150),
         (
@@ -110,9 +111,8 @@ type Refused = (&'static str, Both, Fd, u64, Fd, u64, u64, Errno);
 
 /// ioctl_ficlonerange(2), ioctl_fideduperange(2), `xfs_exchange_range_checks`.
 #[test]
-fn errnos() {
-    let lab = Lab::new(preset("mainline"));
-    let a = lab.actor();
+fn errnos_of_two_file_calls() {
+    let (lab, [a]) = Lab::cast(preset("mainline"));
     let (f, g) = (a.writes_file("f", 4, 1), a.writes_file("g", 6, 1));
     a.write(f, 4 * BLOCK, b"tail").unwrap();
     let open = |access| a.open("f", OpenFlags::open(access)).unwrap();
@@ -165,8 +165,7 @@ fn errnos() {
 #[test]
 fn dedupe_shares_what_is_the_same_and_leaves_the_rest() {
     every_preset(|axes| {
-        let lab = Lab::new(axes);
-        let (a, c) = (lab.actor(), lab.actor());
+        let (lab, [a, c]) = Lab::cast(axes);
         let (f, g) = (a.writes_file("f", 4, 1), a.writes_file("g", 4, 1));
         a.fills(g, 3, 77).unwrap();
         if axes.lease_rules != LeaseRules::None {
@@ -175,7 +174,7 @@ fn dedupe_shares_what_is_the_same_and_leaves_the_rest() {
             }
         }
         let before = (a.portrait(f), a.portrait(g));
-        assert_eq!(a.dedupe(f, 0, g, 0, 4 * BLOCK), Ok(None), "nobody's lease is broken for files that differ");
+        assert_eq!(a.dedupe(f, 0, g, 0, 4 * BLOCK), Ok(None), "no lease is broken for files that differ");
         assert_eq!((a.portrait(f), a.portrait(g), c.signals()), (before.0, before.1, vec![]));
         c.exit();
         assert_eq!(a.dedupe(f, 0, g, 0, 3 * BLOCK), Ok(Some(3 * BLOCK)));
@@ -187,12 +186,12 @@ fn dedupe_shares_what_is_the_same_and_leaves_the_rest() {
     });
 }
 
-/// Two places in one file: what lies between them is nobody's business, held by whomever and however.
+/// Two places in one file: leases and pins between them do not matter, whichever process holds
+/// them.
 #[test]
-fn what_lies_between_two_places_is_not_asked() {
+fn leases_between_two_places_do_not_matter() {
     every_preset(|axes| {
-        let lab = Lab::new(axes);
-        let (a, b) = (lab.actor(), lab.actor());
+        let (lab, [a, b]) = Lab::cast(axes);
         let fa = a.writes_file("data", 12, 1);
         let fb = b.opens("data");
         let leased = axes.lease_rules != LeaseRules::None;
@@ -213,8 +212,7 @@ fn what_lies_between_two_places_is_not_asked() {
 /// While such a change waits for one of them, leases come and go in between.
 #[test]
 fn a_change_of_two_places_waits_at_them_alone() {
-    let lab = Lab::new(preset("man-page"));
-    let (a, b) = (lab.actor(), lab.actor());
+    let (lab, [a, b]) = Lab::cast(preset("man-page"));
     let fa = a.writes_file("data", 12, 1);
     let fb = b.opens("data");
     b.lease(fb, LeaseKind::READ, BlockRange::new(10, 11)).unwrap();
@@ -227,11 +225,11 @@ fn a_change_of_two_places_waits_at_them_alone() {
     lab.end([&a, &b]);
 }
 
-/// However much is asked for, one call compares and shares 16 MiB, and says so: nobody waits for more than that.
+/// One call compares and shares at most 16 MiB and returns how much it did, so no other task waits
+/// longer than that.
 #[test]
 fn a_dedupe_is_bounded() {
-    let lab = Lab::new(preset("mainline"));
-    let a = lab.actor();
+    let (lab, [a]) = Lab::cast(preset("mainline"));
     let (f, g) = (a.creates("f"), a.creates("g"));
     let (size, bound) = (1 << 40, 16 << 20);
     a.ftruncate(f, size).unwrap();
@@ -254,8 +252,7 @@ fn a_dedupe_is_bounded() {
 
 #[test]
 fn exchange_swaps_blocks_holes_and_marks() {
-    let lab = Lab::new(preset("mainline"));
-    let a = lab.actor();
+    let (lab, [a]) = Lab::cast(preset("mainline"));
     let (data, _copy) = clones(&a);
     let g = a.writes_file("g", 3, 11);
     a.ftruncate(g, 5 * BLOCK).unwrap();
@@ -271,7 +268,8 @@ fn exchange_swaps_blocks_holes_and_marks() {
 
 type Pair = fn(&Task, Fd, Fd) -> Result<(), Errno>;
 
-/// With "data" and "other" both `[1, 2, 3, 4]`: what takes the pinned block 1 of "data" away, moves it or shares it.
+/// With "data" and "other" both `[1, 2, 3, 4]`: what takes the pinned block 1 of "data" away, moves
+/// it or shares it.
 const PAIRS: [(&str, Pair); 5] = [
     ("reflink from it", |t, data, other| t.reflink(data, 0, other, 0, 4 * BLOCK)),
     ("reflink over it", |t, data, other| t.reflink(other, 0, data, 0, 4 * BLOCK)),
@@ -284,13 +282,12 @@ const PAIRS: [(&str, Pair); 5] = [
     ("exchange it", |t, data, other| t.exchange_range(data, BLOCK, other, BLOCK, 2 * BLOCK)),
 ];
 
-/// S42: a stranger does any of this over a pinned range.
+/// S42: a stranger makes each of these changes over a pinned range.
 #[test]
 fn s42_stranger_meets_pins() {
     every_preset(|axes| {
         for (what, change) in PAIRS {
-            let lab = Lab::new(axes);
-            let b = lab.actor();
+            let (lab, [b]) = Lab::cast(axes);
             let other = b.writes_file("other", 4, 1);
             let Some(a) = pinned_file(&lab, "data", 4, 1..2) else { continue };
             let data = b.opens("data");
@@ -330,13 +327,13 @@ fn s42_stranger_meets_pins() {
     });
 }
 
-/// S42: the holder does. Under `orphan` its file goes on with a copy, and neither file sees what its device writes.
+/// S42: the holder makes the change. Under `orphan` its file continues with a copy, and neither
+/// file sees what its device writes.
 #[test]
 fn s42_holder_meets_its_own_pins() {
     every_preset(|axes| {
         for (what, change) in PAIRS {
-            let lab = Lab::new(axes);
-            let Some(a) = pinned_file(&lab, "data", 4, 1..2) else { continue };
+            let Some((lab, a)) = Lab::pinned(axes, 4, 1..2) else { continue };
             let other = a.who.writes_file("other", 4, 1);
             let before = (a.who.portrait(a.fd), a.who.portrait(other));
             let changed = change(&a.who, a.fd, other);
@@ -379,8 +376,8 @@ fn s42_holder_meets_its_own_pins() {
 fn pins_without_a_lease_meet_two_file_changes() {
     for rule in [ChangeRule::Fail, ChangeRule::Wait, ChangeRule::Revoke, ChangeRule::Orphan] {
         for (what, change) in PAIRS {
-            let lab = Lab::new(Axes { stranger_change: rule, holder_change: rule, ..preset("unsafe") });
-            let a = pinned_file(&lab, "data", 4, 1..2).unwrap();
+            let (lab, a) =
+                Lab::pinned(Axes { stranger_change: rule, holder_change: rule, ..preset("unsafe") }, 4, 1..2).unwrap();
             let b = lab.actor();
             let (data, other) = (b.opens("data"), b.writes_file("other", 4, 1));
             let before = (b.portrait(data), b.portrait(other));
@@ -406,7 +403,8 @@ fn pins_without_a_lease_meet_two_file_changes() {
     }
 }
 
-/// Section 4: two-file operations break both files' leases first; whoever refuses does so before anybody is told.
+/// Section 4: two-file operations break the leases of both files first. A lease that refuses does
+/// so before any owner is signalled.
 #[test]
 fn two_files_leases_are_broken_together() {
     every_preset(|axes| {
@@ -415,8 +413,7 @@ fn two_files_leases_are_broken_together() {
         }
         for (what, change) in PAIRS {
             for forbids in [None, Some("data"), Some("other")] {
-                let lab = Lab::new(axes);
-                let (a, b, c, d) = (lab.actor(), lab.actor(), lab.actor(), lab.actor());
+                let (lab, [a, b, c, d]) = Lab::cast(axes);
                 let (data, other) = (a.writes_file("data", 4, 1), a.writes_file("other", 4, 1));
                 let (fb, fc) = (b.opens("data"), c.opens("other"));
                 let taken = [(&b, fb, "data"), (&c, fc, "other")].map(|(who, fd, name)| {
@@ -439,7 +436,8 @@ fn two_files_leases_are_broken_together() {
                     lab.end([&a, &b, &c, &d]);
                     continue;
                 }
-                // It waits for the file of the lower number first; both are told by then.
+                // The change waits for the file with the lower number first. Both owners are
+                // signalled by then.
                 let changing = match (forbids, axes.stranger_change) {
                     (Some("data"), ChangeRule::Wait) => a.blocks("exclusive lease", move |a| change(a, data, other)),
                     _ => a.blocks("lease break", move |a| change(a, data, other)),
@@ -454,13 +452,13 @@ fn two_files_leases_are_broken_together() {
     });
 }
 
-/// Section 4: a fault that must allocate never waits behind a two-file change that waits, whichever file that is for.
+/// Section 4: a fault that must allocate never waits behind a two-file change that waits, whichever
+/// file that is for.
 #[test]
 fn faults_do_not_wait_behind_two_file_changes() {
     for axes in [preset("man-page"), preset("chinner-2025")] {
         for leased in ["data", "other"] {
-            let lab = Lab::new(axes);
-            let (a, b, c) = (lab.actor(), lab.actor(), lab.actor());
+            let (lab, [a, b, c]) = Lab::cast(axes);
             let (data, other) = (a.writes_file("data", 4, 1), a.writes_file("other", 4, 1));
             for name in ["data", "other"] {
                 a.fallocate(a.opens(name), PunchHole, 0, BLOCK).unwrap();
@@ -471,7 +469,7 @@ fn faults_do_not_wait_behind_two_file_changes() {
             let va = c.mmap(beside, 0, BLOCK, true).unwrap();
             let changing = a.blocks("lease break", move |a| a.exchange_range(data, BLOCK, other, BLOCK, BLOCK));
             assert_eq!(c.store(va, &[9]), Err(Errno::SIGBUS), "{free}: the change waits for C");
-            // And a second one, which has got no further than the first file's queue, or the second's.
+            // And a second change, which waits in the queue of the first file or of the second.
             let third = b.writes_file("a third", 4, 1);
             let fb = b.opens(free);
             let behind = b.blocks("layout change ahead", move |b| b.exchange_range(third, 0, fb, BLOCK, BLOCK));
@@ -482,9 +480,8 @@ fn faults_do_not_wait_behind_two_file_changes() {
             lab.end([&a, &b, &c]);
         }
     }
-    // The first file's ticket is held while the second's is waited for.
-    let lab = Lab::new(preset("man-page"));
-    let (a, b, c) = (lab.actor(), lab.actor(), lab.actor());
+    // The change holds the turn of the first file while it waits for the turn of the second.
+    let (lab, [a, b, c]) = Lab::cast(preset("man-page"));
     let (data, other) = (a.writes_file("data", 4, 1), a.writes_file("other", 4, 1));
     a.fallocate(data, PunchHole, 0, BLOCK).unwrap();
     let (fc, beside) = (c.opens("other"), c.opens("data"));
@@ -503,12 +500,12 @@ fn faults_do_not_wait_behind_two_file_changes() {
     lab.end([&a, &b, &c]);
 }
 
-/// S48 with two files: A waits for B's pins, holding both tickets; what B does then waits for A, and closes the cycle.
+/// S48 with two files: A holds both turns and waits for the pins of B. The next call of B would
+/// wait for A and closes the cycle.
 #[test]
 fn s48_two_file_changes_close_no_cycle() {
     let axes = Axes { stranger_change: ChangeRule::Wait, holder_change: ChangeRule::Wait, ..preset("unsafe") };
-    let lab = Lab::new(axes);
-    let a = lab.actor();
+    let (lab, [a]) = Lab::cast(axes);
     let (f, g) = (a.writes_file("f", 4, 1), a.writes_file("g", 4, 1));
     let b = pinned_file(&lab, "data", 4, 0..1).unwrap();
     let data = a.opens("data");
@@ -523,19 +520,16 @@ fn s48_two_file_changes_close_no_cycle() {
     lab.end([&a, &b.who]);
 }
 
-/// S43: a long-term pin unshares what it covers first, also for reading; sharing it again meets the pin.
+/// S43: a long-term pin first unshares its range, also for reading. Sharing the range again meets
+/// the pin.
 #[test]
 fn s43_pins_unshare_first() {
-    every_preset(|axes| {
-        if !can_pin(axes) {
-            return;
-        }
+    every_preset_where(can_pin, |axes| {
         for reading in [false, true] {
-            let lab = Lab::new(axes);
-            let (a, b) = (lab.actor(), lab.actor());
+            let (lab, [a, b]) = Lab::cast(axes);
             let (data, copy) = clones(&a);
             if needs_lease(axes) {
-                // Its own read+U doesn't forbid what its own pin needs.
+                // The process's own read+U lease does not forbid what its own pin needs.
                 let kind = if axes.lease_rules == LeaseRules::Chinner { LeaseKind::WRITE } else { LeaseKind::READ_U };
                 a.lease(data, kind, ALL).unwrap();
             }
@@ -548,7 +542,7 @@ fn s43_pins_unshare_first() {
                 assert_eq!((a.bytes_of(data), a.bytes_of(copy)), (vec![1, 9, 3, 4], vec![1, 2, 3, 4]));
             }
             assert_eq!(lab.stale(), 0);
-            // And shared again, by a stranger.
+            // A stranger shares the blocks again.
             let (fb, third) = (b.opens("data"), b.creates("third"));
             let again = move |b: &Task| b.reflink(fb, 0, third, 0, 0);
             match axes.stranger_change {
@@ -576,18 +570,18 @@ fn s43_pins_unshare_first() {
     });
 }
 
-/// Section 4: what must copy under somebody else's lease never waits: SIGBUS for a store, ETXTBSY for a pin.
+/// Section 4: an access that must copy under a lease of another process never waits: SIGBUS for a
+/// store, ETXTBSY for a pin.
 #[test]
 fn faults_that_must_copy_never_wait() {
     every_preset(|axes| {
         if axes.lease_rules == LeaseRules::None {
             return;
         }
-        let lab = Lab::new(axes);
-        let (a, b) = (lab.actor(), lab.actor());
+        let (lab, [a, b]) = Lab::cast(axes);
         let (data, copy) = clones(&a);
         let va = a.mmap(data, 0, 4 * BLOCK, true).unwrap();
-        // A's lease on what it pins, B's on a part of it.
+        // A leases what it pins; B leases a part of it.
         if can_pin(axes) && needs_lease(axes) {
             a.lease(data, LeaseKind { mode: LeaseKind::READ.mode, ..exclusive(axes) }, ALL).unwrap_or(());
         }
@@ -599,7 +593,7 @@ fn faults_that_must_copy_never_wait() {
             let (_, nic) = Nic::open(&a);
             assert_eq!(nic.pins(&a, data, 0..4).err(), Some(Errno::ETXTBSY));
         }
-        assert_eq!((a.portrait(data), b.signals()), (before, vec![]), "nobody is told");
+        assert_eq!((a.portrait(data), b.signals()), (before, vec![]), "no process is signalled");
         assert_eq!(a.store(va, &[9]), Ok(()), "beside it");
         b.unlock(fb, ALL).unwrap();
         assert_eq!(a.store(va + BLOCK, &[9]), Ok(()));
@@ -611,15 +605,15 @@ fn faults_that_must_copy_never_wait() {
     });
 }
 
-/// A write into a shared block is a layout change of the written file, one into a block that no one shares any more is none.
+/// A write into a shared block is a layout change of the written file. A write into a block that is
+/// no longer shared is not.
 #[test]
 fn copy_on_write_is_judged_by_effect() {
     every_preset(|axes| {
         if axes.lease_rules == LeaseRules::None {
             return;
         }
-        let lab = Lab::new(axes);
-        let (a, b) = (lab.actor(), lab.actor());
+        let (lab, [a, b]) = Lab::cast(axes);
         let (data, copy) = clones(&a);
         let fb = b.opens("data");
         b.lease(fb, LeaseKind::READ, ALL).unwrap();
@@ -635,11 +629,11 @@ fn copy_on_write_is_judged_by_effect() {
     });
 }
 
-/// A device that faults copies what is shared before it writes; a read shares on.
+/// A device write through an on-demand region copies shared blocks first. A device read leaves them
+/// shared.
 #[test]
 fn on_demand_writes_copy_first() {
-    let lab = Lab::new(preset("odp"));
-    let a = lab.actor();
+    let (lab, [a]) = Lab::cast(preset("odp"));
     let (data, copy) = clones(&a);
     let (_, nic) = Nic::open(&a);
     let region = nic.pins(&a, data, 0..4);
@@ -668,7 +662,8 @@ fn on_demand_writes_copy_first() {
 /// A call in words and for real, and what it fails with.
 type Fails<'a> = (&'static str, Box<dyn Fn(Fd) -> Result<(), Errno> + 'a>, Errno);
 
-/// S44: no space for a copy, in the middle of anything: nothing changed, nothing leaked, and all that is free can be had.
+/// S44: no space for a copy, at any point: nothing changes, no block leaks, and all free blocks can
+/// be allocated.
 #[test]
 fn s44_no_space_for_copies_changes_nothing() {
     let lab = Lab::on(2 << 20, preset("unsafe"), |_| {});
@@ -678,7 +673,7 @@ fn s44_no_space_for_copies_changes_nothing() {
     let third = a.creates("third");
     a.reflink(copy, 0, third, 0, 0).unwrap();
     let filler = a.creates("filler");
-    // All but three single blocks, apart from each other.
+    // All blocks but three single ones, which are not neighbours.
     a.fallocate(filler, KEEP, 0, lab.kernel.usage().free * BLOCK).unwrap();
     for block in [100, 200, 300] {
         a.fallocate(filler, PunchHole, block * BLOCK, BLOCK).unwrap();
@@ -711,10 +706,11 @@ fn s44_no_space_for_copies_changes_nothing() {
         assert_eq!((a.portrait(data), a.portrait(copy), a.portrait(third)), before, "{what}");
         assert_eq!(lab.kernel.usage(), usage, "{what}");
     }
-    // Three can be had, from three runs.
+    // Three blocks can be allocated, from three runs.
     assert_eq!(a.fallocate(copy, UnshareRange { keep_size: true }, 0, 3 * BLOCK), Ok(()));
     assert_eq!(lab.kernel.usage().free, 0);
-    // Not even one: the tail that a truncate zeroes, the edge of a punch, the old end of a growing clone.
+    // Not one block is free: the tail that a truncate zeroes, the edge of a punch, the old end of a
+    // growing clone.
     let usage = lab.kernel.usage();
     let before = (a.portrait(copy), a.portrait(third));
     assert_eq!(a.ftruncate(third, 4 * BLOCK + 1), Err(Errno::ENOSPC));
@@ -726,7 +722,8 @@ fn s44_no_space_for_copies_changes_nothing() {
     lab.end([&a]);
 }
 
-/// Under `orphan` a move needs blocks: without them it fails, and the pinned block is where it was.
+/// Under `orphan` a move needs new blocks. Without them it fails, and the pinned block stays where
+/// it was.
 #[test]
 fn s44_no_space_for_what_stays_behind() {
     let axes = Axes { stranger_change: ChangeRule::Orphan, holder_change: ChangeRule::Orphan, ..preset("unsafe") };
@@ -746,11 +743,10 @@ fn s44_no_space_for_what_stays_behind() {
     lab.end([&a.who]);
 }
 
-/// Every order in which many files let go of the same blocks: freed once, at the last.
+/// Many files release the same blocks in every order: the blocks are freed once, by the last file.
 #[test]
-fn the_last_one_out_frees() {
-    let lab = Lab::new(preset("mainline"));
-    let a = lab.actor();
+fn the_last_file_frees_shared_blocks() {
+    let (lab, [a]) = Lab::cast(preset("mainline"));
     for first in 0..5u64 {
         let names: Vec<String> = (0..5).map(|n| format!("f{n}")).collect();
         let data = a.writes_file(&names[0], 4, 1);
@@ -758,7 +754,7 @@ fn the_last_one_out_frees() {
         for name in &names[1..] {
             let fd = a.creates(name);
             a.reflink(data, 0, fd, 0, 0).unwrap();
-            // And twice within the file.
+            // The file has the blocks twice.
             a.reflink(fd, 0, fd, 4 * BLOCK, 4 * BLOCK).unwrap();
             fds.push(fd);
         }

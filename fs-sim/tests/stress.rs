@@ -1,12 +1,14 @@
-//! Real threads on few files: readers, writers, truncaters, punchers, mappings, pinners, lease holders and cloners meet at
-//! armed race points, and the system defragments. Every aligned 8 bytes of data say which file and which place in it they were written for, so a byte that got
-//! anywhere else is found by whoever reads it (invariant 7), besides what the ledger finds (invariant 2).
+//! Real threads on few files: readers, writers, truncaters, punchers, mappings, pinners, lease
+//! holders and cloners meet at armed race points, and the system defragments. Every aligned 8 bytes
+//! of data say for which file and which place in it they were written. A reader finds a word in a
+//! wrong place (invariant 7), besides what the ledger finds (invariant 2).
 #![allow(clippy::unwrap_used, reason = "a test that can't go on ends")]
 
 mod common;
 
 use std::time::Duration;
 
+use common::watchdog::{spawn_in, watch};
 use common::{Actor, Nic, exclusive, preset};
 use emulator::World;
 use emulator::device::Device;
@@ -64,7 +66,7 @@ struct Stress {
     rounds: u64,
     /// Words found where they don't belong.
     strays: AtomicU64,
-    /// Layouts that changed under somebody's exclusive lease.
+    /// Layouts that changed under an exclusive lease of another process.
     moved: AtomicU64,
     pinned: AtomicU64,
     changed: AtomicU64,
@@ -96,7 +98,7 @@ impl<'a> Life<'a> {
         (actor, fds)
     }
 
-    /// What any call may come to in a race; a death is followed by a new life.
+    /// Handles a result that a race allows. A process that died is replaced.
     fn settle<R>(&mut self, result: Result<R, Errno>, allowed: &[Errno]) -> Option<R> {
         let _seen = self.actor.take_signals();
         match result {
@@ -175,7 +177,7 @@ impl<'a> Life<'a> {
         self.settle(mapped, &[])
     }
 
-    /// Lease, register, DMA in and out, deregister, unlock; in random company.
+    /// Lease, register, DMA in and out, deregister, unlock, with other threads at work.
     fn pins(&mut self) {
         let axes = *self.stress.kernel.axes();
         let (file, (first, blocks)) = (self.dice.below(FILES), self.dice.blocks());
@@ -228,7 +230,7 @@ impl<'a> Life<'a> {
             let unmapped = actor.munmap(va, blocks * BLOCK);
             self.settle(unmapped, &[]);
             if past_the_end && Arc::ptr_eq(&actor.0, &self.actor.0) {
-                // Nobody else may be writing to this file just now.
+                // No other process writes to this file now.
                 self.writes();
             }
         }
@@ -242,7 +244,7 @@ impl<'a> Life<'a> {
         }
     }
 
-    /// Who holds an exclusive lease, from before until after two looks, sees the same layout twice.
+    /// A process that holds an exclusive lease sees the same layout twice while it holds the lease.
     fn watches(&mut self) {
         let axes = *self.stress.kernel.axes();
         if axes.lease_rules == LeaseRules::None {
@@ -273,8 +275,8 @@ impl<'a> Life<'a> {
         self.settle(unlocked, LEASE);
     }
 
-    /// Clones a part of a file into a file of its own, which nobody else knows: what it reads there never changes, and what it
-    /// writes there, nobody else ever reads.
+    /// Clones a part of a file into a private file, which no other process knows: what it reads
+    /// there never changes, and no other process reads what it writes there.
     fn clones(&mut self) {
         let (file, (first, blocks)) = (self.dice.below(FILES), self.dice.blocks());
         let private = format!("private to {}", self.actor.pid());
@@ -294,7 +296,7 @@ impl<'a> Life<'a> {
     fn plays_with(&mut self, own: Fd, file: u64, first: u64, blocks: u64) {
         let (fd, at, len) = (self.fds[file as usize], first * BLOCK, blocks * BLOCK);
         let cloned = self.actor.reflink(fd, at, own, at, len);
-        // The file may be shorter, and perhaps nobody else writes to it just now.
+        // The file may be shorter, or no other process writes to it now.
         let short = cloned == Err(Errno::EINVAL);
         let cloned = self.settle(cloned, &[CHANGE, &[Errno::EINVAL]].concat()).is_some();
         if short {
@@ -352,7 +354,8 @@ impl<'a> Life<'a> {
         self.settle(done, &[Errno::ENOENT, Errno::ENOSPC]);
     }
 
-    /// Names a new file like the old one, which lives on as long as somebody has it open; or takes up what others named.
+    /// Renames a new file over an old one, which lives as long as a process has it open; or opens a
+    /// file that another process renamed.
     fn renames(&mut self) {
         let file = self.dice.below(FILES);
         if self.dice.below(4) == 0 {
@@ -398,11 +401,12 @@ const TRADES: [Trade; 9] = [
     },
 ];
 
-/// What a layout change may come to; by path, its file may just have lost its name.
+/// The errors that a layout change may return. By path, its file may just have lost its name.
 const CHANGE: &[Errno] = &[Errno::ETXTBSY, Errno::EINTR, Errno::EDEADLK, Errno::ENOSPC, Errno::ENOENT];
-/// What a lease request or an unlock may come to: an unlock finds nothing if the lease was taken away.
+/// The errors that a lease request or an unlock may return. An unlock finds nothing if the lease
+/// was removed.
 const LEASE: &[Errno] = &[Errno::ETXTBSY, Errno::EAGAIN, Errno::EINTR, Errno::EDEADLK, Errno::EBUSY];
-/// What a registration may come to.
+/// The errors that a registration may return.
 const REGISTER: &[Errno] =
     &[Errno::EPERM, Errno::EAGAIN, Errno::EFAULT, Errno::ETXTBSY, Errno::ENOSPC, Errno::EOPNOTSUPP];
 
@@ -410,22 +414,26 @@ fn stress(axes: Axes, sabotage: Sabotage, seed: u64, rounds: u64) -> Stress {
     let options = VolumeOptions { lease_break_time: Duration::from_millis(2), ..VolumeOptions::default() };
     let config = KernelConfig { options, sabotage, ..KernelConfig::new(axes) };
     let device = Device::memory(2 << 20).expect("a device");
-    let kernel = Kernel::new(Arc::new(World::real(seed)), device, config).expect("a kernel");
+    let world = Arc::new(World::real(seed));
+    let kernel = Kernel::new(Arc::clone(&world), device, config).expect("a kernel");
+    watch(&world, &kernel, false);
     let zero = || AtomicU64::new(0);
     let stress =
         Stress { kernel, rounds, strays: zero(), moved: zero(), pinned: zero(), changed: zero(), cloned: zero() };
     thread::scope(|scope| {
-        for (number, trade) in TRADES.into_iter().enumerate() {
+        let start = |(number, trade)| {
             let stress = &stress;
-            scope.spawn(move || Life::new(stress, seed << 8 | number as u64).live(trade));
-        }
+            spawn_in(scope, move || Life::new(stress, seed << 8 | number as u64).live(trade))
+        };
+        let lives: Vec<_> = TRADES.into_iter().enumerate().map(start).collect();
+        lives.into_iter().for_each(|life| life.join());
     });
     stress
 }
 
 /// Every preset but the negative control, and among them those that differ most.
 #[test]
-fn nothing_goes_astray_under_the_safe_designs() {
+fn no_word_is_misplaced_under_the_safe_designs() {
     for name in ["rfc-v2", "man-page", "chinner-2019", "chinner-2025", "kara", "gunthorpe", "odp", "revoke", "mainline"]
     {
         let axes = preset(name);
@@ -463,14 +471,14 @@ fn the_negative_control_shows_stale_dma() {
     until("stale DMA", preset("unsafe"), Sabotage::default(), |stress| stress.kernel.counters.stale_dma.get() > 0);
 }
 
-/// The oracle sees what a missing recheck does.
+/// The oracle detects a missing recheck.
 #[test]
 fn without_the_recheck_stale_accesses_show() {
     let sabotage = common::sabotaged(true, false);
     until("stale accesses", preset("rfc-v2"), sabotage, |stress| stress.kernel.counters.stale_dma.get() > 0);
 }
 
-/// And what a block freed without a close does.
+/// The oracle detects a block that is freed without a close.
 #[test]
 fn blocks_freed_without_a_close_show() {
     let sabotage = common::sabotaged(false, true);

@@ -352,3 +352,6 @@ pub(crate) fn atomic_at(
     })
     .map_err(|_| Errno::EIO)
 }
+
+#[cfg(all(test, not(any(daxlab_loom, daxlab_shuttle))))]
+mod tests;

@@ -154,6 +154,26 @@ fn a_file_larger_than_a_group_is_one_run_of_whole_groups() {
     assert_eq!(allocator.alloc(40_000, GroupHint(62)), Ok(vec![r(62 * 16_384, 32_768), r(0, 7_232)]));
 }
 
+/// The request takes free runs from group after group until the last one has no more. It is refused,
+/// and every run that it took is free again.
+#[test]
+fn refused_allocation_gives_every_run_back() {
+    let pins = PinTable::new(PAGES).unwrap();
+    let allocator = Allocator::new(PAGES);
+    let whole = allocator.alloc(PAGES, GroupHint(0)).unwrap();
+    assert_eq!(whole, [r(0, PAGES)]);
+    // One run of 8 blocks in each of three groups; everything else stays allocated.
+    let holes = [r(8, 8), r(5 * 1024, 8), r(9 * 1024 + 100, 8)];
+    holes.iter().for_each(|hole| allocator.free(frozen(&pins, *hole)));
+    let owned =
+        [r(0, 8), r(16, 5 * 1024 - 16), r(5 * 1024 + 8, 4 * 1024 + 92), r(9 * 1024 + 108, PAGES - 9 * 1024 - 108)];
+    assert_eq!(allocator.check_owned(owned), Vec::<String>::new());
+    assert_eq!(allocator.alloc(25, GroupHint(5)), Err(NoSpace { asked: 25, found: 24 }));
+    assert_eq!((allocator.free_blocks(), allocator.allocated_blocks()), (24, PAGES - 24), "nothing was kept");
+    assert_eq!(allocator.check_owned(owned), Vec::<String>::new());
+    assert_eq!(allocator.alloc(24, GroupHint(5)), Ok(vec![holes[1], holes[2], holes[0]]), "all of it can be had");
+}
+
 #[test]
 fn hints_keep_files_in_their_groups() {
     let allocator = Allocator::new(1 << 20);

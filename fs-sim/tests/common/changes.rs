@@ -18,7 +18,8 @@ pub(crate) fn write(task: &Task, fd: Fd, block: u64) -> Result<(), Errno> {
     task.write(fd, block * BLOCK, &[0x77; BLOCK as usize]).map(|_| ())
 }
 
-/// On the file of [`canvas`]: calls that change its layout, and what they do to the four written blocks 0..4.
+/// On the file of [`canvas`]: calls that change its layout, and what they do to the four written
+/// blocks 0..4.
 pub(crate) const CHANGES: [(&str, Call); 14] = [
     ("path truncate", |t, _| t.truncate("data", BLOCK)),
     ("ftruncate", |t, fd| t.ftruncate(fd, 0)),

@@ -1,12 +1,15 @@
-//! The test lab: a simulated kernel on a small device, actors, calls that block, and a stand-in for a NIC.
+//! The test lab: a simulated kernel on a small device, actors, calls that block, and a stand-in for
+//! a NIC.
 //!
-//! It owns no behaviour of its own. "Blocked" is a fact read from the kernel's register of sleepers, never a guess by time;
-//! time itself stands still until a test moves it ([`Lab::advance`]). A lab that ends ([`Lab::end`]) has every process exit
-//! and asks the kernel for everything that must hold at rest.
+//! It owns no behaviour of its own. "Blocked" is a fact read from the kernel's register of
+//! sleepers, never a guess by time. Time stands still until a test moves it ([`Lab::advance`]). A
+//! lab that ends ([`Lab::end`]) has every process exit and checks everything that must hold at
+//! rest.
 #![allow(dead_code, reason = "each test file uses its part")]
 #![allow(clippy::unwrap_used, reason = "a test that can't go on ends")]
 
 pub(crate) mod changes;
+pub(crate) mod watchdog;
 
 use std::any::Any;
 use std::time::Duration;
@@ -14,13 +17,13 @@ use std::time::Duration;
 use emulator::World;
 use emulator::device::Device;
 use emulator::sync::atomic::{AtomicBool, Ordering};
-use emulator::sync::thread::{self, JoinHandle};
 use emulator::sync::{Arc, Mutex};
 use fs_sim::base::numbers::Fd;
 use fs_sim::design::{Axes, BreakTimeout, ChangeRule, LeaseRules, PinGate, VolumeOptions, presets};
 use fs_sim::holders::holder::{HolderInfo, PinHolder};
 use fs_sim::inspect::books::LeaseInfo;
 use fs_sim::leases::layout::kind::LeaseKind;
+use fs_sim::leases::posix::request::PosixLeaseRequest;
 use fs_sim::pinning::admission::LongTermUser;
 use fs_sim::pinning::on_demand::OnDemand;
 use fs_sim::pinning::registration::{PinRequest, Pinned, Registration};
@@ -30,14 +33,15 @@ use fs_sim::vfs::inode::Inode;
 use fs_sim::vfs::open_file::{AccessMode, Deferred, OpenObject, Passing};
 use fs_sim::vfs::signals::{Disposition, SigInfo, Signal};
 use fs_sim::{BLOCK, BlockRange, Errno, Kernel, KernelConfig, Sabotage, Task};
+use watchdog::{Spawned, observe, spawn, watch};
 
 /// The bytes of the device under a lab, unless it asks for another: 1024 blocks.
 pub(crate) const DEVICE: u64 = 4 << 20;
 /// The break time of every lab.
 pub(crate) const BREAK_TIME: Duration = Duration::from_millis(20);
 
-/// Why a pinner sleeps that met a shut door.
-pub(crate) const DOORS: &str = "pages of a layout change";
+/// The reason of a pinner that waits for closed pages.
+pub(crate) const CLOSED_PAGES: &str = "pages of a layout change";
 
 pub(crate) fn preset(name: &str) -> Axes {
     presets().iter().find(|preset| preset.name == name).unwrap_or_else(|| panic!("no preset {name}")).axes
@@ -49,6 +53,15 @@ pub(crate) fn every_preset(dialogue: impl Fn(Axes)) {
         eprintln!("under {}", preset.name);
         dialogue(preset.axes);
     }
+}
+
+/// Runs `dialogue` under every preset for which `holds`.
+pub(crate) fn every_preset_where(holds: fn(Axes) -> bool, dialogue: impl Fn(Axes)) {
+    every_preset(|axes| {
+        if holds(axes) {
+            dialogue(axes);
+        }
+    });
 }
 
 /// Runs `dialogue` under every preset whose lease rules are these.
@@ -78,17 +91,6 @@ pub(crate) fn needs_lease(axes: Axes) -> bool {
     matches!(axes.pin_gate, PinGate::Lease | PinGate::Unbreakable)
 }
 
-/// Spins until `found` finds something. It must come: what is awaited is already under way.
-pub(crate) fn soon<T>(what: &str, mut found: impl FnMut() -> Option<T>) -> T {
-    for _ in 0..20_000_000u64 {
-        if let Some(found) = found() {
-            return found;
-        }
-        thread::yield_now();
-    }
-    panic!("never came: {what}");
-}
-
 pub(crate) struct Lab {
     pub(crate) kernel: Arc<Kernel>,
     pub(crate) world: Arc<World>,
@@ -97,6 +99,20 @@ pub(crate) struct Lab {
 impl Lab {
     pub(crate) fn new(axes: Axes) -> Lab {
         Lab::with(axes, |_| {})
+    }
+
+    /// A lab and `N` processes of it that handle every signal.
+    pub(crate) fn cast<const N: usize>(axes: Axes) -> (Lab, [Actor; N]) {
+        let lab = Lab::new(axes);
+        let actors = std::array::from_fn(|_| lab.actor());
+        (lab, actors)
+    }
+
+    /// A lab and its file "data" of `blocks`, pinned in `pinned`; see [`pinned_file`].
+    pub(crate) fn pinned(axes: Axes, blocks: u64, pinned: std::ops::Range<u64>) -> Option<(Lab, PinnedFile)> {
+        let lab = Lab::new(axes);
+        let file = pinned_file(&lab, "data", blocks, pinned)?;
+        Some((lab, file))
     }
 
     /// A lab whose configuration is changed by `adjust`.
@@ -112,6 +128,12 @@ impl Lab {
         let world = Arc::new(World::manual(0x0dd5_eed5));
         let device = Device::memory(bytes).expect("a device of memory");
         let kernel = Kernel::new(Arc::clone(&world), device, config).expect("a kernel");
+        Lab::over(kernel, world)
+    }
+
+    /// A lab around a kernel that is there already. Its clock is virtual.
+    pub(crate) fn over(kernel: Arc<Kernel>, world: Arc<World>) -> Lab {
+        watch(&world, &kernel, true);
         Lab { kernel, world }
     }
 
@@ -130,7 +152,8 @@ impl Lab {
         self.world.advance(span);
     }
 
-    /// What `kernel.check_at_rest` finds after everybody's exit. Actors are passed so that none is forgotten.
+    /// Has every process exit and checks that `kernel.check_at_rest` finds nothing wrong. All
+    /// actors are passed, so that none is forgotten.
     pub(crate) fn end<const N: usize>(self, actors: [&Actor; N]) {
         for actor in actors {
             actor.exit();
@@ -193,6 +216,16 @@ impl Actor {
         fd
     }
 
+    /// Writes "data", two blocks, and holds an ordinary lease on it through its only descriptor,
+    /// which is open for reading.
+    pub(crate) fn reads_under(&self, lease: PosixLeaseRequest) -> Fd {
+        let writer = self.writes_file("data", 2, 1);
+        self.0.close(writer).expect("close");
+        let fd = self.0.open("data", OpenFlags::open(AccessMode::READ)).expect("open");
+        self.0.set_base_lease(fd, lease).expect("base lease");
+        fd
+    }
+
     pub(crate) fn fills(&self, fd: Fd, block: u64, byte: u8) -> Result<usize, Errno> {
         self.0.write(fd, block * BLOCK, &[byte; BLOCK as usize])
     }
@@ -245,19 +278,19 @@ impl Actor {
         call: impl FnOnce(&Task) -> R + Send + 'static,
     ) -> Blocked<R> {
         let task = Arc::clone(&self.0);
-        let blocked = Blocked { task: Arc::clone(&self.0), thread: thread::spawn(move || call(&task)) };
+        let blocked = Blocked { task: Arc::clone(&self.0), thread: spawn(move || call(&task)) };
         blocked.expect_blocked(reason);
         blocked
     }
 
-    /// Why this task sleeps, once it has looked, found itself blocked, and is in the graph of waits (in front of a shut door
-    /// it never is).
+    /// Why this task sleeps, once it has evaluated its condition and is in the wait graph. A wait
+    /// for closed pages is never in the graph.
     fn sleeps_on(&self) -> Option<&'static str> {
         let kernel = self.0.kernel();
         let id = self.0.waiter().id();
         let sleeper = kernel.world().sleepers().into_iter().find(|sleeper| sleeper.waiter == id)?;
         let listed = format!("task {} of process {}: {}", id.0, self.0.pid(), sleeper.reason);
-        let blocked = sleeper.reason == DOORS || kernel.blocked().iter().any(|line| line.starts_with(&listed));
+        let blocked = sleeper.reason == CLOSED_PAGES || kernel.blocked().iter().any(|line| line.starts_with(&listed));
         blocked.then_some(sleeper.reason)
     }
 }
@@ -274,32 +307,28 @@ pub(crate) struct Portrait {
 /// A call in progress that waits.
 pub(crate) struct Blocked<R> {
     task: Arc<Task>,
-    thread: JoinHandle<R>,
+    thread: Spawned<R>,
 }
 
 impl<R> Blocked<R> {
     /// Waits until the call sleeps for this reason (it is on its way there).
     pub(crate) fn expect_blocked(&self, reason: &'static str) {
         let actor = Actor(Arc::clone(&self.task));
-        soon(reason, || {
-            let now = actor.sleeps_on();
-            if now == Some(reason) {
-                return Some(());
-            }
-            assert!(!self.thread.is_finished(), "the call returned instead of blocking on {reason:?}");
-            None
+        observe(reason, || {
+            let found = actor.sleeps_on() == Some(reason);
+            assert!(found || !self.thread.is_over(), "the call returned instead of blocking on {reason:?}");
+            found
         });
     }
 
     /// Whether the call has returned.
     pub(crate) fn is_over(&self) -> bool {
-        self.thread.is_finished()
+        self.thread.is_over()
     }
 
-    /// The call's result: whatever it waited for has happened.
+    /// The call's result: what it waited for has happened.
     pub(crate) fn finish(self) -> R {
-        soon("the end of a blocked call", || self.thread.is_finished().then_some(()));
-        self.thread.join().expect("the call panicked")
+        self.thread.join()
     }
 }
 
@@ -441,13 +470,15 @@ impl Nic {
         *region.slot.lock() = slot;
         self.regions.lock().push(Arc::clone(&region));
         if region.revoked.load(Ordering::SeqCst) || actor.process().is_dying() {
-            // It came while the registration was under way; or the context was released before it knew of the region.
+            // The revocation came during the registration, or the context was released before it
+            // knew of the region.
             region.let_go(actor.kernel());
         }
         Ok(region)
     }
 
-    /// A registration that the device may write through, of blocks `blocks` of the file open as `fd`.
+    /// A registration that the device may write through, of blocks `blocks` of the file open as
+    /// `fd`.
     pub(crate) fn pins(&self, actor: &Task, fd: Fd, blocks: std::ops::Range<u64>) -> Result<Arc<Region>, Errno> {
         let len = (blocks.end - blocks.start) * BLOCK;
         let va = actor.mmap(fd, blocks.start * BLOCK, len, true)?;
@@ -471,7 +502,8 @@ impl Nic {
     }
 }
 
-/// A file of written blocks that `who` holds a long-term pin on, under the lease that the design wants.
+/// A file of written blocks that `who` holds a long-term pin on, under the lease that the design
+/// wants.
 pub(crate) struct PinnedFile {
     pub(crate) who: Actor,
     pub(crate) fd: Fd,
@@ -480,8 +512,8 @@ pub(crate) struct PinnedFile {
     pub(crate) region: Arc<Region>,
 }
 
-/// The setup of most scenarios: `who` writes a file of `blocks`, leases it as the gate wants, and pins `pinned`. None where
-/// the design refuses long-term pins.
+/// The setup of most scenarios: `who` writes a file of `blocks`, leases it as the gate wants, and
+/// pins `pinned`. None where the design refuses long-term pins.
 pub(crate) fn pinned_file(lab: &Lab, name: &str, blocks: u64, pinned: std::ops::Range<u64>) -> Option<PinnedFile> {
     let axes = *lab.kernel.axes();
     if !can_pin(axes) {
@@ -501,7 +533,7 @@ pub(crate) fn sabotaged(no_recheck: bool, free_without_close: bool) -> Sabotage 
     Sabotage { no_recheck, free_without_close, ..Sabotage::default() }
 }
 
-/// The presets under which a change of this kind of holder's pins has this outcome.
+/// The rule for a change by the pin holder itself (`own`) or by a stranger.
 pub(crate) fn rule_of(axes: Axes, own: bool) -> ChangeRule {
     if own { axes.holder_change } else { axes.stranger_change }
 }
