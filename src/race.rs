@@ -14,10 +14,10 @@ use fs_sim::Sabotage;
 use reports::text;
 use workloads::input::Duration;
 use workloads::input::designs::DesignCatalogue;
+use workloads::messages::socket::ListenError;
 use workloads::race::job::Job;
 use workloads::race::{self, DesignRun, RaceConfig, RaceError, StopFlag};
-use workloads::serving::control::{Questions, Server};
-use workloads::serving::socket::ListenError;
+use workloads::serving::control::{ControlServer, Questions};
 
 use crate::exit;
 use crate::progress::StatusLine;
@@ -132,8 +132,8 @@ pub(crate) fn run(args: RaceArgs) -> anyhow::Result<ExitCode> {
 
 /// Listens at `path`. A path that can't be a socket is the user's to change; a machine that can't
 /// make one is not.
-fn listen(path: &Path, questions: Arc<Questions>) -> anyhow::Result<Server> {
-    Server::listen(path, questions).map_err(|error| match error {
+fn listen(path: &Path, questions: Arc<Questions>) -> anyhow::Result<ControlServer> {
+    ControlServer::listen(path, questions).map_err(|error| match error {
         ListenError::Os { ref source, .. } if source.kind() != ErrorKind::NotFound => {
             exit::CannotRun(format!("--control: {error}")).into()
         }

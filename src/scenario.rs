@@ -21,11 +21,11 @@ use crate::exit;
 #[derive(Debug, Args)]
 pub(crate) struct ScenarioArgs {
     #[command(subcommand)]
-    command: Command,
+    command: ScenarioCommand,
 }
 
 #[derive(Debug, Subcommand)]
-enum Command {
+enum ScenarioCommand {
     /// List the built-in scenarios
     List,
     /// Print a built-in scenario
@@ -48,8 +48,8 @@ struct RunArgs {
     design: String,
     /// The machine to run on; `kernel` runs the scenarios that say `linux` on this machine's own
     /// kernel
-    #[arg(long, value_enum, default_value_t = Machine::Simulation)]
-    on: Machine,
+    #[arg(long, value_enum, default_value_t = MachineChoice::Simulation)]
+    on: MachineChoice,
     /// With `--on kernel`: the directory for temporary files, whose file system is tested [default:
     /// the system's]
     #[arg(long, value_name = "DIR")]
@@ -60,7 +60,7 @@ struct RunArgs {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Machine {
+enum MachineChoice {
     /// The simulated kernel, under every design asked for
     Simulation,
     /// This machine's own Linux kernel
@@ -87,20 +87,20 @@ const WIDTH: usize = 160;
 pub(crate) fn run(args: ScenarioArgs) -> anyhow::Result<ExitCode> {
     let mut catalogue = DesignCatalogue::default();
     match args.command {
-        Command::List => {
+        ScenarioCommand::List => {
             let names: Vec<&str> = catalogue.names().collect();
             let lines = suite::scenarios::built_in(&names)?;
             let lines = lines.iter().map(|scenario| format!("{:<8} {}\n", scenario.id, scenario.title));
             exit::print(&lines.collect::<String>())?;
             Ok(ExitCode::SUCCESS)
         }
-        Command::Show { id } => {
+        ScenarioCommand::Show { id } => {
             let names: Vec<&str> = catalogue.names().collect();
             let scenarios = suite::scenarios::built_in(&names)?;
             exit::print(named(&scenarios, &id)?.source.text())?;
             Ok(ExitCode::SUCCESS)
         }
-        Command::Run(args) => run_scenarios(&mut catalogue, &args),
+        ScenarioCommand::Run(args) => run_scenarios(&mut catalogue, &args),
     }
 }
 
@@ -114,10 +114,10 @@ fn named<'s>(scenarios: &'s [Scenario], id: &str) -> Result<&'s Scenario, InputE
 
 fn run_scenarios(catalogue: &mut DesignCatalogue, args: &RunArgs) -> anyhow::Result<ExitCode> {
     match args.on {
-        Machine::Simulation if args.dir.is_some() => {
+        MachineChoice::Simulation if args.dir.is_some() => {
             anyhow::bail!("--dir is where files of the real kernel go: it needs --on kernel");
         }
-        Machine::Kernel if args.design != "all" => {
+        MachineChoice::Kernel if args.design != "all" => {
             anyhow::bail!("--design {}: the real kernel is no design; leave --design or --on kernel away", args.design);
         }
         _ => {}
@@ -134,11 +134,11 @@ fn run_scenarios(catalogue: &mut DesignCatalogue, args: &RunArgs) -> anyhow::Res
     }
     if args.what.is_empty() {
         scenarios = built_in;
-        scenarios.retain(|scenario| args.on == Machine::Simulation || scenario.setup.linux);
+        scenarios.retain(|scenario| args.on == MachineChoice::Simulation || scenario.setup.linux);
     }
     let report = match args.on {
-        Machine::Simulation => suite::scenarios::run_simulated(&scenarios, &designs, Sabotage::default())?,
-        Machine::Kernel => {
+        MachineChoice::Simulation => suite::scenarios::run_simulated(&scenarios, &designs, Sabotage::default())?,
+        MachineChoice::Kernel => {
             let dir = args.dir.clone().unwrap_or_else(std::env::temp_dir);
             run_on_linux(&scenarios, Path::new("/proc/self/exe"), &dir)?
         }

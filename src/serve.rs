@@ -10,7 +10,7 @@ use clap::{ArgGroup, Args, ValueHint};
 use emulator::sync::Arc;
 use workloads::input::Size;
 use workloads::input::designs::DesignCatalogue;
-use workloads::serving::{Config, Contents, Files, ServeError, Server, Stop, What};
+use workloads::serving::{Config, Files, NewContents, ServeError, Server, StopRequest, What};
 
 use crate::exit;
 
@@ -76,7 +76,7 @@ pub(crate) struct ServeArgs {
 /// Wrong input (exit code 2), or the machine can't run it (exit code 3).
 pub(crate) fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
     let config = config(args)?;
-    let stop = Arc::new(Stop::default());
+    let stop = Arc::new(StopRequest::default());
     let asked = Arc::clone(&stop);
     ctrlc::set_handler(move || asked.ask())
         .map_err(|error| exit::CannotRun(format!("no handler for Ctrl-C could be installed: {error}")))?;
@@ -131,8 +131,8 @@ fn what(args: &ServeArgs) -> anyhow::Result<What> {
         return Ok(What::Image { path: path.clone(), bytes: args.size.map(|size| size.0) });
     }
     let contents = match (&args.create, &args.import) {
-        (Some(size), _) => Contents::Zeros(size.0),
-        (None, Some(path)) => Contents::Import(path.clone()),
+        (Some(size), _) => NewContents::Zeros(size.0),
+        (None, Some(path)) => NewContents::Import(path.clone()),
         (None, None) => anyhow::bail!(
             "--file {}: a new volume has no files; say what is in it with --create SIZE or --import HOSTFILE",
             args.file.join(", ")

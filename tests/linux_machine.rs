@@ -9,7 +9,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use fs_sim::design::VolumeOptions;
-use workloads::language::{Actor, Contents, FileSetup, Query, Setup, Subject};
+use workloads::language::{Actor, Contents, FileSetup, Query, QuerySubject, Setup};
 use workloads::machines::linux::{BreakTime, Host, LinuxConfig, LinuxMachine};
 use workloads::machines::machine::{Machine, Progress, Trouble};
 use workloads::ops::{Arg, ByteRange, Op, Param, SignalName, Verb};
@@ -98,7 +98,7 @@ impl Bench {
         }
     }
 
-    fn ask(&mut self, subject: Subject, of: &str) -> String {
+    fn ask(&mut self, subject: QuerySubject, of: &str) -> String {
         self.0.ask(&Query { subject, of: of.to_owned() }).unwrap()
     }
 
@@ -109,9 +109,9 @@ impl Bench {
             let got = match (step.split_once(": "), step.split_once(' ')) {
                 (Some((who, "returns")), _) => self.returns(who),
                 (Some(_), _) => self.step(step),
-                (None, Some(("signals", who))) => self.ask(Subject::Signals, who),
-                (None, Some(("process", who))) => self.ask(Subject::Process, who),
-                (None, Some(("size", file))) => self.ask(Subject::Size, file),
+                (None, Some(("signals", who))) => self.ask(QuerySubject::Signals, who),
+                (None, Some(("process", who))) => self.ask(QuerySubject::Process, who),
+                (None, Some(("size", file))) => self.ask(QuerySubject::Size, file),
                 _ => panic!("no step: {line}"),
             };
             assert_eq!(got, wanted, "{line}\n{}", self.0.state().join("\n"));

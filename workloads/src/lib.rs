@@ -6,19 +6,18 @@
 //!
 //! # Layers, bottom first
 //! 1. [`input`]: text from users: TOML with positions, units, design files, error excerpts.
-//! 2. [`messages`]: packets with descriptors between processes.
+//! 2. [`messages`]: packets with descriptors between processes; sockets at a path.
 //! 3. [`ops`]: the operations of scripts and of ctl, each a typed value made from one table.
 //! 4. [`language`]: scenario files: lexer, parser, conditions, the parsed script.
 //! 5. [`machines`]: where a scenario runs: the simulated kernel, or the real one.
 //! 6. [`race`]: races between registrations and layout changes: jobs, actors, oracle.
 //! 7. [`suite`]: sets of scenarios, run and judged; random sequences on both machines, compared.
 //! 8. [`serving`]: files and images as guests' persistent memory; the control socket.
-#![allow(rustdoc::private_intra_doc_links, reason = "the list of layers names a private one")]
 
 pub mod input;
 pub mod language;
 pub mod machines;
-mod messages;
+pub mod messages;
 pub mod ops;
 pub mod race;
 pub mod serving;

@@ -5,7 +5,7 @@ use std::fs;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 
-use workloads::serving::socket::{self, ListenError, Name, PATH_MAX};
+use workloads::messages::socket::{self, ListenError, Name, PATH_MAX};
 
 #[test]
 fn a_free_path_is_listened_at_and_given_back() {

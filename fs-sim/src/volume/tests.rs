@@ -154,8 +154,8 @@ fn a_file_larger_than_a_group_is_one_run_of_whole_groups() {
     assert_eq!(allocator.alloc(40_000, GroupHint(62)), Ok(vec![r(62 * 16_384, 32_768), r(0, 7_232)]));
 }
 
-/// The request takes free runs from group after group until the last one has no more. It is refused,
-/// and every run that it took is free again.
+/// The request takes free runs from group after group until the last one has no more. It is
+/// refused, and every run that it took is free again.
 #[test]
 fn refused_allocation_gives_every_run_back() {
     let pins = PinTable::new(PAGES).unwrap();

@@ -13,10 +13,10 @@ use std::sync::Weak;
 use std::time::{Duration, Instant};
 
 use emulator::World;
+use emulator::runtime::world::{Rest, Sleeper};
 use emulator::sync::atomic::{AtomicBool, Ordering};
 use emulator::sync::thread::{self, JoinHandle, Scope, ScopedJoinHandle};
 use emulator::sync::{Arc, Mutex};
-use emulator::runtime::world::{Rest, Sleeper};
 use fs_sim::Kernel;
 
 /// A test ends when nothing has changed for so long in what is blocked.

@@ -29,7 +29,7 @@ enum Test {
 
 /// What a condition is judged for.
 #[derive(Clone, Debug)]
-pub struct Subject {
+pub struct DesignSubject {
     /// The design's name.
     pub name: String,
     /// Its axes.
@@ -62,7 +62,7 @@ impl Condition {
     }
 
     /// Whether it holds.
-    pub fn holds(&self, of: &Subject) -> bool {
+    pub fn holds(&self, of: &DesignSubject) -> bool {
         self.0.iter().any(|all| all.iter().all(|atom| atom.holds(of)))
     }
 }
@@ -97,7 +97,7 @@ impl Atom {
         Ok(Atom { negated, test: Test::Axis(axis, value.to_owned()) })
     }
 
-    fn holds(&self, of: &Subject) -> bool {
+    fn holds(&self, of: &DesignSubject) -> bool {
         let holds = match &self.test {
             Test::Design(name) => of.name == *name,
             Test::Axis(axis, value) => of.axes.get(*axis) == value,

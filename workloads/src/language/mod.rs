@@ -142,14 +142,14 @@ pub enum Action {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Query {
     /// At what.
-    pub subject: Subject,
+    pub subject: QuerySubject,
     /// Of which file or process; empty where the subject needs none.
     pub of: String,
 }
 
 /// What can be looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Subject {
+pub enum QuerySubject {
     /// The signals a process has been sent and handled since the last look.
     Signals,
     /// Whether a process lives.
@@ -187,57 +187,59 @@ pub enum Of {
     Nothing,
 }
 
-impl Subject {
+impl QuerySubject {
     /// All of them.
-    pub const ALL: [Subject; 12] = [
-        Subject::Signals,
-        Subject::Process,
-        Subject::Blocked,
-        Subject::Leases,
-        Subject::Pins,
-        Subject::Blockers,
-        Subject::Orphans,
-        Subject::Stale,
-        Subject::BrokenExclusivity,
-        Subject::Locked,
-        Subject::Size,
-        Subject::Blocks,
+    pub const ALL: [QuerySubject; 12] = [
+        QuerySubject::Signals,
+        QuerySubject::Process,
+        QuerySubject::Blocked,
+        QuerySubject::Leases,
+        QuerySubject::Pins,
+        QuerySubject::Blockers,
+        QuerySubject::Orphans,
+        QuerySubject::Stale,
+        QuerySubject::BrokenExclusivity,
+        QuerySubject::Locked,
+        QuerySubject::Size,
+        QuerySubject::Blocks,
     ];
 
     /// Its word, what it is about, whether a real Linux can tell, and what it tells.
     pub fn facts(self) -> (&'static str, Of, bool, &'static str) {
         match self {
-            Subject::Signals => {
+            QuerySubject::Signals => {
                 ("signals", Of::Process, true, "Signals handled since the last look, oldest first; `none`.")
             }
-            Subject::Process => ("process", Of::Process, true, "`alive` or `dead`."),
-            Subject::Blocked => {
+            QuerySubject::Process => ("process", Of::Process, true, "`alive` or `dead`."),
+            QuerySubject::Blocked => {
                 ("blocked", Of::Process, false, "What the process's calls wait for, in quotes; `no` if none does.")
             }
-            Subject::Leases => (
+            QuerySubject::Leases => (
                 "leases",
                 Of::File,
                 false,
                 "Layout leases as `A:read+U`, with `[first..end)` in blocks unless whole, and `:breaking` or `:zombie`; `none`.",
             ),
-            Subject::Pins => ("pins", Of::File, false, "How many pages long-term pins hold, counted per registration."),
-            Subject::Blockers => (
+            QuerySubject::Pins => {
+                ("pins", Of::File, false, "How many pages long-term pins hold, counted per registration.")
+            }
+            QuerySubject::Blockers => (
                 "blockers",
                 Of::File,
                 false,
                 "What refuses a layout change of the file or makes it wait, by the names of the scenario: a lease as `A:f:read+U` (`A(B:ctx):read+U:zombie` if others than its taker could release it), a pin as `A:ctx:mr[0..512)`; `none`.",
             ),
-            Subject::Orphans => ("orphans", Of::Nothing, false, "How many blocks are orphaned."),
-            Subject::Stale => ("stale", Of::Nothing, false, "`some` if stale DMA was seen so far, else `none`."),
-            Subject::BrokenExclusivity => (
+            QuerySubject::Orphans => ("orphans", Of::Nothing, false, "How many blocks are orphaned."),
+            QuerySubject::Stale => ("stale", Of::Nothing, false, "`some` if stale DMA was seen so far, else `none`."),
+            QuerySubject::BrokenExclusivity => (
                 "broken_exclusivity",
                 Of::Nothing,
                 false,
                 "How many exclusive leases were granted so far while pins of an exclusive lease that was lost were alive in their range.",
             ),
-            Subject::Locked => ("locked", Of::Process, false, "How many pages of memory the process has locked."),
-            Subject::Size => ("size", Of::File, true, "The file's size."),
-            Subject::Blocks => ("blocks", Of::File, false, "How many blocks the file has."),
+            QuerySubject::Locked => ("locked", Of::Process, false, "How many pages of memory the process has locked."),
+            QuerySubject::Size => ("size", Of::File, true, "The file's size."),
+            QuerySubject::Blocks => ("blocks", Of::File, false, "How many blocks the file has."),
         }
     }
 }

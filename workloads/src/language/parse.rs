@@ -15,7 +15,7 @@ use fs_sim::design::{VolumeOptions, WriteBreak};
 
 use super::condition::Condition;
 use super::lex::{Token, words};
-use super::{Action, Actor, Contents, FileSetup, Of, Query, SYSTEM, Scenario, Setup, Step, Subject};
+use super::{Action, Actor, Contents, FileSetup, Of, Query, QuerySubject, SYSTEM, Scenario, Setup, Step};
 use crate::ops::{BindingKind, Op, RunsOn, SignalName, Verb};
 
 /// The most lines a scenario may have.
@@ -259,8 +259,8 @@ impl<'a> Parser<'a> {
             (_, [word, rest @ ..]) => (word, rest),
             (_, []) => return Err(self.source.error(first.span.clone(), "what to look at is missing")),
         };
-        let names = Subject::ALL.iter().map(|subject| subject.facts().0);
-        let Some(subject) = Subject::ALL.into_iter().find(|subject| subject.facts().0 == word.text) else {
+        let names = QuerySubject::ALL.iter().map(|subject| subject.facts().0);
+        let Some(subject) = QuerySubject::ALL.into_iter().find(|subject| subject.facts().0 == word.text) else {
             return Err(self.source.unknown_word(word.span.clone(), "thing to look at", word.text, names));
         };
         let of = match (subject.facts().1, rest) {

@@ -1,8 +1,10 @@
-//! Messages between processes of this program.
+//! Sockets between processes: the messages of this program, and listening at a path ([`socket`]).
 //!
-//! It owns their transport: each message is one packet of a Unix SEQPACKET socket and holds one
-//! JSON text, with descriptors beside it. Invariant: a message has at most [`MESSAGE_MAX`] bytes
-//! and [`FDS_MAX`] descriptors, and arrives whole or not at all. Kernel counterpart: unix(7).
+//! It owns the messages' transport: each message is one packet of a Unix SEQPACKET socket and holds
+//! one JSON text, with descriptors beside it. Invariant: a message has at most [`MESSAGE_MAX`]
+//! bytes and [`FDS_MAX`] descriptors, and arrives whole or not at all. Kernel counterpart: unix(7).
+
+pub mod socket;
 
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;

@@ -31,7 +31,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::files;
 use super::link::{Counted, FromPort, Granted, Link, LinkError, ToPort, Why, said};
-use super::machine::{Backing, Machine};
+use super::machine::{ServedMachine, ServedMemory};
 use crate::messages;
 
 /// How long a port may take to start.
@@ -104,13 +104,13 @@ impl Guest {
 }
 
 /// A guest's mapping, as the export knows it.
-struct Mapping {
+struct MappedByGuest {
     port: Arc<Port>,
     connection: u64,
     who: String,
 }
 
-impl GuestMapping for Mapping {
+impl GuestMapping for MappedByGuest {
     fn unmap(&self) {
         self.port.take(self.connection, Why::Revoked);
     }
@@ -123,7 +123,7 @@ impl GuestMapping for Mapping {
 impl Port {
     /// Starts a port for `listener`, and a thread that attends to it.
     pub(super) fn start(
-        machine: &Arc<Machine>,
+        machine: &Arc<ServedMachine>,
         program: &Path,
         socket: PathBuf,
         listener: &UnixListener,
@@ -162,7 +162,7 @@ impl Port {
     }
 
     /// Listens to the port until it is gone.
-    fn attend(self: &Arc<Self>, machine: &Arc<Machine>) {
+    fn attend(self: &Arc<Self>, machine: &Arc<ServedMachine>) {
         // An export can wait for a layout change, and that for anything, such as this process's
         // own messages.
         let mut admission: Option<JoinHandle<()>> = None;
@@ -201,7 +201,7 @@ impl Port {
     }
 
     /// Interrupts the export that is being made for a guest, if there is one.
-    fn give_up(&self, machine: &Machine) {
+    fn give_up(&self, machine: &ServedMachine) {
         let exporter = self.state.lock().exporter;
         if let (Some(kernel), Some(pid)) = (machine.kernel(), exporter) {
             let _over = kernel.send_signal(pid, SigInfo { signal: Signal::Sigterm, ino: None });
@@ -219,7 +219,7 @@ impl Port {
     }
 
     /// A guest has connected.
-    fn connected(self: &Arc<Self>, machine: &Arc<Machine>, connection: u64, pid: Option<u32>) -> Granted {
+    fn connected(self: &Arc<Self>, machine: &Arc<ServedMachine>, connection: u64, pid: Option<u32>) -> Granted {
         let named = pid.map_or("a process".to_owned(), |pid| format!("process {pid}"));
         // A power cut finds it attached, or not at all.
         let admitted = machine.under_power(|| {
@@ -243,15 +243,15 @@ impl Port {
     /// Takes what the guest needs.
     fn admit(
         self: &Arc<Self>,
-        machine: &Arc<Machine>,
+        machine: &Arc<ServedMachine>,
         connection: u64,
         pid: Option<u32>,
     ) -> Result<(Arc<Guest>, u64, u64), String> {
         let (holds, bytes, pieces) = match (machine.backing(), &self.file) {
-            (Backing::Files(kernel), Some(file)) => {
+            (ServedMemory::Files(kernel), Some(file)) => {
                 let who = pid.map_or("unknown process".to_owned(), |pid| format!("QEMU process {pid}"));
                 let who = format!("guest at {}, {who}", self.shown());
-                let mapping = Mapping { port: Arc::clone(self), connection, who };
+                let mapping = MappedByGuest { port: Arc::clone(self), connection, who };
                 let task = kernel.spawn();
                 self.state.lock().exporter = Some(task.pid());
                 let exported = files::export_as(task, file, Arc::new(mapping));
@@ -284,13 +284,13 @@ impl Port {
     }
 
     /// The guest's driver takes the device: what it may map.
-    fn attach(&self, machine: &Machine, connection: u64) -> Vec<PmemPiece> {
+    fn attach(&self, machine: &ServedMachine, connection: u64) -> Vec<PmemPiece> {
         let Some(guest) = self.guest().filter(|guest| guest.connection == connection) else { return Vec::new() };
         if guest.is_revoked() || machine.power_is_failing() {
             return Vec::new();
         }
         let pieces = match (machine.backing(), &guest.holds) {
-            (Backing::Files(kernel), Some(holds)) => files::pieces(&holds.export, kernel),
+            (ServedMemory::Files(kernel), Some(holds)) => files::pieces(&holds.export, kernel),
             _ => vec![PmemPiece { guest_offset: 0, device_offset: 0, len: machine.device().bytes() }],
         };
         if pieces.len() > PIECES_MAX {
@@ -315,7 +315,7 @@ impl Port {
     }
 
     /// The guest has hung up, or its process has ended: everything goes back.
-    fn gone(&self, machine: &Machine, connection: u64) {
+    fn gone(&self, machine: &ServedMachine, connection: u64) {
         let guest = {
             let mut state = self.state.lock();
             let there = state.guest.take_if(|guest| guest.connection == connection);
@@ -323,7 +323,7 @@ impl Port {
             there
         };
         if let Some(guest) = guest {
-            if let (Backing::Files(kernel), Some(holds)) = (machine.backing(), &guest.holds) {
+            if let (ServedMemory::Files(kernel), Some(holds)) = (machine.backing(), &guest.holds) {
                 // In this order: the end of the process would only demand it.
                 holds.export.unmapped(kernel);
                 machine.nic().forget(holds.task.pid());
@@ -346,7 +346,7 @@ impl Port {
     /// Takes from a guest, for an administrator, all that is held for it: nothing stays mapped,
     /// flushes fail, and then lease, pins and NIC regions go. Never waits. Returns the demand's
     /// number.
-    pub(super) fn revoke(&self, machine: &Machine, guest: &Guest) -> u64 {
+    pub(super) fn revoke(&self, machine: &ServedMachine, guest: &Guest) -> u64 {
         guest.revoked.store(true, Ordering::SeqCst);
         let demand = self.take(guest.connection, Why::Revoked);
         if let Some(holds) = &guest.holds {
@@ -359,7 +359,7 @@ impl Port {
     }
 
     /// A demand was fulfilled.
-    fn taken(&self, machine: &Machine, number: u64, pieces: u64, acknowledged: bool) {
+    fn taken(&self, machine: &ServedMachine, number: u64, pieces: u64, acknowledged: bool) {
         let (demand, guest) = {
             let state = self.state.lock();
             (state.takes.get(&number).copied(), state.guest.clone())
@@ -369,7 +369,7 @@ impl Port {
         {
             // ORDERING: Relaxed: a number for questions.
             guest.pieces.store(0, Ordering::Relaxed);
-            if let (Why::Revoked, Backing::Files(kernel), Some(holds)) = (why, machine.backing(), &guest.holds) {
+            if let (Why::Revoked, ServedMemory::Files(kernel), Some(holds)) = (why, machine.backing(), &guest.holds) {
                 holds.export.unmapped(kernel);
             }
             let how = if acknowledged { "" } else { " (it hung up)" };
@@ -388,7 +388,12 @@ impl Port {
     ///
     /// # Errors
     /// `waiter` was interrupted.
-    pub(super) fn wait_taken(&self, machine: &Machine, number: u64, waiter: &Arc<Waiter>) -> Result<(), WaitError> {
+    pub(super) fn wait_taken(
+        &self,
+        machine: &ServedMachine,
+        number: u64,
+        waiter: &Arc<Waiter>,
+    ) -> Result<(), WaitError> {
         self.changed.wait(machine.waits(), waiter, WaitFor::interruptible("a guest lets go"), || {
             if self.state.lock().takes.contains_key(&number) { Poll::Pending } else { Poll::Ready(()) }
         })
@@ -396,7 +401,7 @@ impl Port {
 
     /// The backend process has ended. Its guest may live on, and keeps what it has mapped until it
     /// ends.
-    fn lost(&self, machine: &Machine) {
+    fn lost(&self, machine: &ServedMachine) {
         self.state.lock().ended = true;
         self.link.over();
         self.changed.wake_all();

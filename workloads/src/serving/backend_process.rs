@@ -31,7 +31,7 @@ use emulator::wait::{WaitFor, WaitQueue, Waiter, WaiterId};
 
 use super::link::{Counted, FromPort, Granted, Link, LinkError, ToPort, Why, heard};
 use super::render;
-use crate::serving::socket;
+use crate::messages::socket;
 
 /// After how long a frontend that has not unmapped is asked again.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
@@ -52,9 +52,9 @@ pub fn main(socket: OwnedFd) -> io::Result<()> {
     let (Some(listener), Some(memory)) = (fds.next(), fds.next()) else {
         return Err(io::Error::other("the start comes without its descriptors"));
     };
-    let port = Arc::new(Port {
+    let port = Arc::new(BackendPort {
         link,
-        memory: Memory::new(memory, bytes, fds.next()).map_err(io::Error::other)?,
+        memory: BackendMemory::new(memory, bytes, fds.next()).map_err(io::Error::other)?,
         over: AtomicBool::new(false),
         told_to_fail: AtomicBool::new(false),
         standing: Mutex::new(Standing::default()),
@@ -109,7 +109,7 @@ pub fn main(socket: OwnedFd) -> io::Result<()> {
 }
 
 /// What guests have mapped, and its durable copy where the power-cut model has one.
-struct Memory {
+struct BackendMemory {
     live: Device,
     durable: Option<DurableImage>,
     /// What flushes have compared with the copy, and copied to it, in bytes.
@@ -117,9 +117,9 @@ struct Memory {
     copied: AtomicU64,
 }
 
-impl Memory {
-    fn new(memory: OwnedFd, bytes: u64, durable: Option<OwnedFd>) -> Result<Memory, OpenError> {
-        Ok(Memory {
+impl BackendMemory {
+    fn new(memory: OwnedFd, bytes: u64, durable: Option<OwnedFd>) -> Result<BackendMemory, OpenError> {
+        Ok(BackendMemory {
             live: Device::from_fd(memory, bytes)?,
             durable: durable.map(|durable| DurableImage::from_fd(durable, bytes)).transpose()?,
             compared: AtomicU64::new(0),
@@ -158,9 +158,9 @@ struct Standing {
 }
 
 /// See the module.
-struct Port {
+struct BackendPort {
     link: Link<Granted>,
-    memory: Memory,
+    memory: BackendMemory,
     /// The emulator is gone.
     over: AtomicBool,
     told_to_fail: AtomicBool,
@@ -172,7 +172,7 @@ struct Port {
     world: World,
 }
 
-impl Port {
+impl BackendPort {
     /// Says something to an emulator that may be gone: then the end of the link tells.
     fn say(&self, what: &FromPort) {
         let _gone = self.link.tell(what, &[]);
@@ -229,7 +229,7 @@ impl Port {
     }
 }
 
-impl Medium for Port {
+impl Medium for BackendPort {
     fn fd(&self) -> BorrowedFd<'_> {
         self.memory.live.fd()
     }

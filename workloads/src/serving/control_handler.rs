@@ -19,8 +19,8 @@ use serde_json::{Value, json};
 
 use super::backend_handles::{Guest, Port, counted};
 use super::link::Why;
-use super::machine::Machine;
-use super::nic::{Failure, READ_MAX};
+use super::machine::ServedMachine;
+use super::nic::{AccessFailure, READ_MAX};
 use super::render;
 use crate::ops::ControlOp;
 use crate::serving::control::protocol::Response;
@@ -36,13 +36,13 @@ pub(super) struct Steering {
 }
 
 struct Served {
-    machine: Arc<Machine>,
+    machine: Arc<ServedMachine>,
     ports: Vec<Arc<Port>>,
 }
 
 impl Steering {
     /// From now on it is about these.
-    pub(super) fn serve(&self, machine: &Arc<Machine>, ports: &[Arc<Port>]) {
+    pub(super) fn serve(&self, machine: &Arc<ServedMachine>, ports: &[Arc<Port>]) {
         let served = Served { machine: Arc::clone(machine), ports: ports.to_vec() };
         // Set once, by the one thread that starts the server.
         let _first = self.served.set(served);
@@ -413,10 +413,10 @@ impl Served {
     }
 }
 
-fn failed(what: &str, mr: u64, failure: &Failure) -> Response {
+fn failed(what: &str, mr: u64, failure: &AccessFailure) -> Response {
     let outcome = match failure {
-        Failure::Errno(errno) => errno.to_string(),
-        Failure::Status(status) => render::spaced(&format!("{status:?}")),
+        AccessFailure::Errno(errno) => errno.to_string(),
+        AccessFailure::Status(status) => render::spaced(&format!("{status:?}")),
     };
     let data = json!({ "mr": mr, "outcome": outcome });
     Response::Failed { text: format!("{what}: {outcome}\n"), data }

@@ -39,7 +39,7 @@ pub struct Files {
     /// Their names, each once.
     pub names: Vec<String>,
     /// What is in them.
-    pub contents: Contents,
+    pub contents: NewContents,
     /// Into how many extents each is broken up on purpose.
     pub extents: Option<u64>,
     /// Whether each is defragmented before it is served.
@@ -51,7 +51,7 @@ pub struct Files {
 
 /// What is in a new file.
 #[derive(Clone, Debug)]
-pub enum Contents {
+pub enum NewContents {
     /// This many bytes, all zero.
     Zeros(u64),
     /// What is in this file of the host.
@@ -61,46 +61,11 @@ pub enum Contents {
 /// A volume with the files in it, under a design.
 pub(super) fn make(files: &Files, axes: Axes, seed: u64) -> Result<Arc<Kernel>, ServeError> {
     let import = match &files.contents {
-        Contents::Zeros(_) => None,
-        Contents::Import(path) => Some(open_import(path)?),
+        NewContents::Zeros(_) => None,
+        NewContents::Import(path) => Some(open_import(path)?),
     };
-    let bytes = match (&files.contents, &import) {
-        (Contents::Zeros(bytes), _) => checked(*bytes, "--create")?,
-        (Contents::Import(path), Some(from)) => {
-            let found = from.metadata().map_err(|error| unreadable(path, &error))?.len();
-            checked(found, &format!("--import {}", path.display()))?
-        }
-        (Contents::Import(_), None) => 0,
-    };
-    if bytes > MAX_BYTES {
-        let (asked, most) = (Size(bytes), Size(MAX_BYTES));
-        return Err(ServeError::Wrong(format!("a file of {asked}: a volume has at most {most}, and so has a file")));
-    }
-    if let Some(name) = files.names.iter().find(|name| name.is_empty() || name.len() > NAME_MAX) {
-        return Err(ServeError::Wrong(format!(
-            "--file `{name}`: {} bytes; a name has 1 to {NAME_MAX} bytes",
-            name.len()
-        )));
-    }
-    if let Some(extents) = files.extents.filter(|extents| *extents == 0 || *extents > bytes / BLOCK) {
-        return Err(ServeError::Wrong(format!(
-            "--extents {extents}: a file of {} has between 1 and {}",
-            Size(bytes),
-            bytes / BLOCK
-        )));
-    }
-    let count = files.names.len() as u64;
-    let volume = match files.volume {
-        Some(volume) if volume / count < bytes => {
-            let needed = Size(bytes.saturating_mul(count));
-            return Err(ServeError::Wrong(format!("--volume {}: the files need {needed}", Size(volume))));
-        }
-        Some(volume) => volume,
-        // Between the extents of a broken-up file lies as much again, and a file is joined in a
-        // free run of its size.
-        None if files.defragment => bytes.saturating_mul(4 * count).clamp(VOLUME_MIN, MAX_BYTES),
-        None => bytes.saturating_mul(2 * count).clamp(VOLUME_MIN, MAX_BYTES),
-    };
+    let bytes = file_size(files, import.as_ref())?;
+    let volume = volume_size(files, bytes)?;
     let device = Device::memory(volume).map_err(|error| match error {
         OpenError::Size { .. } => ServeError::Wrong(format!("the volume: {error}; --volume says its size")),
         other => ServeError::Cannot(other.to_string()),
@@ -120,7 +85,7 @@ pub(super) fn make(files: &Files, axes: Axes, seed: u64) -> Result<Arc<Kernel>, 
             errno => ServeError::Wrong(format!("file `{name}` of {} could not be made: {errno}", Size(bytes))),
         };
         maker.provision(name, bytes, files.extents).map_err(making)?;
-        if let (Contents::Import(path), Some(from)) = (&files.contents, &import) {
+        if let (NewContents::Import(path), Some(from)) = (&files.contents, &import) {
             let fd = maker.open(name, OpenFlags::open(AccessMode::BOTH)).map_err(making)?;
             copy_in(&maker, fd, from, bytes).map_err(|error| unreadable(path, &error))?;
             maker.close(fd).map_err(making)?;
@@ -137,6 +102,52 @@ pub(super) fn make(files: &Files, axes: Axes, seed: u64) -> Result<Arc<Kernel>, 
     }
     maker.exit();
     Ok(kernel)
+}
+
+/// The size of each new file in bytes, after every check of what was asked for.
+fn file_size(files: &Files, import: Option<&File>) -> Result<u64, ServeError> {
+    let bytes = match (&files.contents, import) {
+        (NewContents::Zeros(bytes), _) => checked(*bytes, "--create")?,
+        (NewContents::Import(path), Some(from)) => {
+            let found = from.metadata().map_err(|error| unreadable(path, &error))?.len();
+            checked(found, &format!("--import {}", path.display()))?
+        }
+        (NewContents::Import(_), None) => 0,
+    };
+    if bytes > MAX_BYTES {
+        let (asked, most) = (Size(bytes), Size(MAX_BYTES));
+        return Err(ServeError::Wrong(format!("a file of {asked}: a volume has at most {most}, and so has a file")));
+    }
+    if let Some(name) = files.names.iter().find(|name| name.is_empty() || name.len() > NAME_MAX) {
+        return Err(ServeError::Wrong(format!(
+            "--file `{name}`: {} bytes; a name has 1 to {NAME_MAX} bytes",
+            name.len()
+        )));
+    }
+    if let Some(extents) = files.extents.filter(|extents| *extents == 0 || *extents > bytes / BLOCK) {
+        return Err(ServeError::Wrong(format!(
+            "--extents {extents}: a file of {} has between 1 and {}",
+            Size(bytes),
+            bytes / BLOCK
+        )));
+    }
+    Ok(bytes)
+}
+
+/// The size of the volume in bytes, on which files of `bytes` each are to be.
+fn volume_size(files: &Files, bytes: u64) -> Result<u64, ServeError> {
+    let count = files.names.len() as u64;
+    Ok(match files.volume {
+        Some(volume) if volume / count < bytes => {
+            let needed = Size(bytes.saturating_mul(count));
+            return Err(ServeError::Wrong(format!("--volume {}: the files need {needed}", Size(volume))));
+        }
+        Some(volume) => volume,
+        // Between the extents of a broken-up file lies as much again, and a file is joined in a
+        // free run of its size.
+        None if files.defragment => bytes.saturating_mul(4 * count).clamp(VOLUME_MIN, MAX_BYTES),
+        None => bytes.saturating_mul(2 * count).clamp(VOLUME_MIN, MAX_BYTES),
+    })
 }
 
 /// A size that a guest's device can have.

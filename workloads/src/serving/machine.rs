@@ -21,25 +21,25 @@ use super::nic::Regions;
 pub type Events = Box<dyn Fn(&str) + Send + Sync>;
 
 /// Where guests' memory comes from.
-pub(super) enum Backing {
+pub(super) enum ServedMemory {
     /// The whole of an image.
     Image(Device),
     /// Files of this kernel's volume.
     Files(Arc<Kernel>),
 }
 
-impl Backing {
+impl ServedMemory {
     pub(super) fn device(&self) -> &Device {
         match self {
-            Backing::Image(device) => device,
-            Backing::Files(kernel) => kernel.device(),
+            ServedMemory::Image(device) => device,
+            ServedMemory::Files(kernel) => kernel.device(),
         }
     }
 }
 
 /// See the module.
-pub(super) struct Machine {
-    backing: Backing,
+pub(super) struct ServedMachine {
+    backing: ServedMemory,
     durable: Option<DurableImage>,
     events: Events,
     /// For waits that no simulated task waits.
@@ -53,9 +53,14 @@ pub(super) struct Machine {
     nic: Regions,
 }
 
-impl Machine {
-    pub(super) fn new(backing: Backing, durable: Option<DurableImage>, seed: u64, events: Events) -> Machine {
-        Machine {
+impl ServedMachine {
+    pub(super) fn new(
+        backing: ServedMemory,
+        durable: Option<DurableImage>,
+        seed: u64,
+        events: Events,
+    ) -> ServedMachine {
+        ServedMachine {
             backing,
             durable,
             events,
@@ -68,15 +73,15 @@ impl Machine {
         }
     }
 
-    pub(super) fn backing(&self) -> &Backing {
+    pub(super) fn backing(&self) -> &ServedMemory {
         &self.backing
     }
 
     /// The simulated kernel, if files are served.
     pub(super) fn kernel(&self) -> Option<&Arc<Kernel>> {
         match &self.backing {
-            Backing::Files(kernel) => Some(kernel),
-            Backing::Image(_) => None,
+            ServedMemory::Files(kernel) => Some(kernel),
+            ServedMemory::Image(_) => None,
         }
     }
 

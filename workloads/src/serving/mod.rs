@@ -33,12 +33,11 @@ mod machine;
 mod nic;
 mod qemu_args;
 mod render;
-pub mod socket;
 
 use std::path::PathBuf;
 use std::task::Poll;
 
-use crate::serving::socket::ListenError;
+use crate::messages::socket::{self, ListenError};
 use emulator::World;
 use emulator::device::persistence::DurableImage;
 use emulator::device::{Device, OpenError};
@@ -53,9 +52,9 @@ use fs_sim::pinning::guest_export::GuestMapping;
 use self::backend_handles::{Holds, Port};
 use self::control_handler::Steering;
 use self::files::ExportError;
-use self::machine::{Backing, Machine};
+use self::machine::{ServedMachine, ServedMemory};
 
-pub use files::{Contents, Files};
+pub use files::{Files, NewContents};
 pub use machine::Events;
 
 /// What to serve, and how.
@@ -114,19 +113,19 @@ pub enum ServeError {
 
 /// Asks a server to end. Setting it twice is setting it once.
 #[derive(Debug)]
-pub struct Stop {
+pub struct StopRequest {
     asked: AtomicBool,
     changed: WaitQueue,
     world: World,
 }
 
-impl Default for Stop {
+impl Default for StopRequest {
     fn default() -> Self {
-        Stop { asked: AtomicBool::new(false), changed: WaitQueue::new(), world: World::real(0) }
+        StopRequest { asked: AtomicBool::new(false), changed: WaitQueue::new(), world: World::real(0) }
     }
 }
 
-impl Stop {
+impl StopRequest {
     /// Asks.
     pub fn ask(&self) {
         self.asked.store(true, Ordering::SeqCst);
@@ -144,11 +143,11 @@ impl Stop {
 
 /// A server that runs. Its end is [`Server::end`], or its drop.
 pub struct Server {
-    machine: Arc<Machine>,
+    machine: Arc<ServedMachine>,
     ports: Vec<Arc<Port>>,
     /// The ports have the listeners.
     sockets: Vec<SocketFile>,
-    control: control::Server,
+    control: control::ControlServer,
     introduction: String,
     _residents: Vec<Holds>,
 }
@@ -201,13 +200,14 @@ impl Server {
             listening.push((SocketFile(socket::Name::of(&listener)), listener));
         }
         let steering = Arc::new(Steering::default());
-        let control = control::Server::listen(&config.control, Arc::clone(&steering) as Arc<dyn control::Handler>)
-            .map_err(|error| not_there("--control", error))?;
+        let control =
+            control::ControlServer::listen(&config.control, Arc::clone(&steering) as Arc<dyn control::Handler>)
+                .map_err(|error| not_there("--control", error))?;
         let (backing, held) = backing(config)?;
         let prepared = if config.nvdimm { qemu_args::prepare(config, &backing)? } else { String::new() };
         let durable =
             config.power_cut_model.then(|| DurableImage::new(backing.device())).transpose().map_err(cannot)?;
-        let machine = Arc::new(Machine::new(backing, durable, config.seed, events));
+        let machine = Arc::new(ServedMachine::new(backing, durable, config.seed, events));
         let residents = if config.nvdimm { residents(config, &machine)? } else { Vec::new() };
         let mut ports = Vec::new();
         for ((path, (_, listener)), file) in config.sockets.iter().zip(&listening).zip(files) {
@@ -276,7 +276,7 @@ fn cannot(error: OpenError) -> ServeError {
 }
 
 /// The memory; and what the design demands of a process that serves a file of it, in words.
-fn backing(config: &Config) -> Result<(Backing, String), ServeError> {
+fn backing(config: &Config) -> Result<(ServedMemory, String), ServeError> {
     match &config.what {
         What::Image { path, bytes } => {
             let found = || std::fs::metadata(path).map(|metadata| metadata.len());
@@ -291,7 +291,7 @@ fn backing(config: &Config) -> Result<(Backing, String), ServeError> {
                 qemu_args::check_room(bytes)?;
             }
             let device = Device::image(path, bytes).map_err(cannot)?;
-            Ok((Backing::Image(device), String::new()))
+            Ok((ServedMemory::Image(device), String::new()))
         }
         What::Files(files) => {
             let kernel = files::make(files, config.axes, config.seed)?;
@@ -302,7 +302,7 @@ fn backing(config: &Config) -> Result<(Backing, String), ServeError> {
                 }
                 held += &trial(config, &kernel, name)?;
             }
-            Ok((Backing::Files(kernel), held))
+            Ok((ServedMemory::Files(kernel), held))
         }
     }
 }
@@ -321,7 +321,7 @@ impl GuestMapping for Resident {
 }
 
 /// Holds every file for guests that have it as an NVDIMM.
-fn residents(config: &Config, machine: &Machine) -> Result<Vec<Holds>, ServeError> {
+fn residents(config: &Config, machine: &ServedMachine) -> Result<Vec<Holds>, ServeError> {
     let (What::Files(files), Some(kernel)) = (&config.what, machine.kernel()) else { return Ok(Vec::new()) };
     let resident = |name: &String| {
         let exported = files::export(kernel, name, Arc::new(Resident));

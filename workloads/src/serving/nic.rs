@@ -44,16 +44,16 @@ pub(super) struct Region {
 
 /// Why an access brought nothing.
 #[derive(Debug)]
-pub(super) enum Failure {
+pub(super) enum AccessFailure {
     /// A call failed, such as the making of a queue pair on a context that was aborted.
     Errno(Errno),
     /// The completion says so.
     Status(WorkStatus),
 }
 
-impl From<Errno> for Failure {
+impl From<Errno> for AccessFailure {
     fn from(errno: Errno) -> Self {
-        Failure::Errno(errno)
+        AccessFailure::Errno(errno)
     }
 }
 
@@ -159,20 +159,26 @@ impl Region {
     /// A client's RDMA WRITE of `bytes` at byte `offset` of the region.
     ///
     /// # Errors
-    /// [`Failure`].
-    pub(super) fn write(&self, offset: u64, bytes: &[u8]) -> Result<(), Failure> {
+    /// [`AccessFailure`].
+    pub(super) fn write(&self, offset: u64, bytes: &[u8]) -> Result<(), AccessFailure> {
         self.transfer(WorkOperation::Write, offset, bytes.len() as u64, Some(bytes)).map(|_| ())
     }
 
     /// A client's RDMA READ of `len` bytes (at most [`READ_MAX`]) at byte `offset` of the region.
     ///
     /// # Errors
-    /// [`Failure`].
-    pub(super) fn read(&self, offset: u64, len: u64) -> Result<Vec<u8>, Failure> {
+    /// [`AccessFailure`].
+    pub(super) fn read(&self, offset: u64, len: u64) -> Result<Vec<u8>, AccessFailure> {
         self.transfer(WorkOperation::Read, offset, len.min(READ_MAX), None)
     }
 
-    fn transfer(&self, op: WorkOperation, offset: u64, len: u64, from: Option<&[u8]>) -> Result<Vec<u8>, Failure> {
+    fn transfer(
+        &self,
+        op: WorkOperation,
+        offset: u64,
+        len: u64,
+        from: Option<&[u8]>,
+    ) -> Result<Vec<u8>, AccessFailure> {
         let client = self.task.kernel().spawn();
         let done = self.transfer_by(&client, op, offset, len, from);
         // With it goes whatever it made.
@@ -187,7 +193,7 @@ impl Region {
         offset: u64,
         len: u64,
         from: Option<&[u8]>,
-    ) -> Result<Vec<u8>, Failure> {
+    ) -> Result<Vec<u8>, AccessFailure> {
         let (_fd, context) = Context::open(client)?;
         let pd = context.alloc_pd(client)?;
         let (va, memory) = client.mmap_anonymous(len.max(1))?;
@@ -221,7 +227,7 @@ impl Region {
                 memory.read(0, &mut bytes)?;
                 Ok(bytes)
             }
-            failed => Err(Failure::Status(failed)),
+            failed => Err(AccessFailure::Status(failed)),
         }
     }
 }

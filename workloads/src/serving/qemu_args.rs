@@ -16,7 +16,7 @@ use fs_sim::extent_map::Layout;
 use fs_sim::{BLOCK, Kernel};
 use rand::Rng;
 
-use super::machine::Backing;
+use super::machine::ServedMemory;
 use super::{Config, ServeError, What};
 
 /// The QEMUs to print command lines for.
@@ -53,7 +53,7 @@ pub(super) fn qemus(config: &Config) -> Result<Vec<Qemu>, ServeError> {
 }
 
 /// A memory, or why it is none that QEMU can have as its own device's.
-struct Memory {
+struct OfferedMemory {
     /// What is in it.
     name: String,
     place: Result<(PathBuf, u64), String>,
@@ -61,20 +61,20 @@ struct Memory {
 }
 
 /// What is served, by name.
-fn memories(config: &Config, backing: &Backing) -> Vec<Memory> {
+fn memories(config: &Config, backing: &ServedMemory) -> Vec<OfferedMemory> {
     match (&config.what, backing) {
-        (What::Files(files), Backing::Files(kernel)) => {
+        (What::Files(files), ServedMemory::Files(kernel)) => {
             let path = PathBuf::from(format!("/proc/{}/fd/{}", std::process::id(), kernel.device().fd().as_raw_fd()));
             let memory = |name: &String| {
                 let size = kernel.named(name).map_or(0, |inode| inode.layout(Layout::size));
                 let place = place_of(kernel, name).map(|start| (path.clone(), start));
-                Memory { name: name.clone(), place, size }
+                OfferedMemory { name: name.clone(), place, size }
             };
             files.names.iter().map(memory).collect()
         }
-        (What::Image { path, .. }, Backing::Image(device)) => {
+        (What::Image { path, .. }, ServedMemory::Image(device)) => {
             let name = path.display().to_string();
-            vec![Memory { name, place: Ok((absolute(path), 0)), size: device.bytes() }]
+            vec![OfferedMemory { name, place: Ok((absolute(path), 0)), size: device.bytes() }]
         }
         _ => Vec::new(),
     }
@@ -98,7 +98,7 @@ fn absolute(path: &std::path::Path) -> PathBuf {
 ///
 /// # Errors
 /// Something else lies there, or the memory lies in pieces. It is as it was.
-pub(super) fn prepare(config: &Config, backing: &Backing) -> Result<String, ServeError> {
+pub(super) fn prepare(config: &Config, backing: &ServedMemory) -> Result<String, ServeError> {
     let mut done = String::new();
     for (number, memory) in memories(config, backing).iter().enumerate() {
         let wrong = |what: String| ServeError::Wrong(format!("--nvdimm: {}: {what}", memory.name));
@@ -125,7 +125,7 @@ pub(super) fn check_room(bytes: u64) -> Result<(), ServeError> {
 }
 
 /// The command lines, for people.
-pub(super) fn text(config: &Config, backing: &Backing, qemus: &[Qemu]) -> String {
+pub(super) fn text(config: &Config, backing: &ServedMemory, qemus: &[Qemu]) -> String {
     let (mut sockets, mut text) = (String::new(), String::new());
     let memories = memories(config, backing);
     for (at, socket) in config.sockets.iter().enumerate() {
@@ -139,7 +139,7 @@ pub(super) fn text(config: &Config, backing: &Backing, qemus: &[Qemu]) -> String
             Ok((path, offset)) => {
                 let (memory, offset, size) = (Some(path.as_path()), *offset, memory.size);
                 let offer = QemuOffer { socket: None, memory, offset, size, nvdimm: config.nvdimm };
-                let unseen = (matches!(backing, Backing::Files(_)) && !config.nvdimm).then_some(
+                let unseen = (matches!(backing, ServedMemory::Files(_)) && !config.nvdimm).then_some(
                     "Such a guest comes and goes unseen, and nothing is leased or pinned for it: with --nvdimm, lease and pins are held as long as the server runs.",
                 );
                 recipes(&offer, qemus).iter().for_each(|recipe| text += &shown(recipe, unseen));

@@ -20,7 +20,7 @@ use fs_sim::{Errno, Kernel};
 use serde_json::{Value, json};
 
 use super::backend_handles::{Guest, Port, counted};
-use super::machine::Machine;
+use super::machine::ServedMachine;
 use super::{Config, What};
 use crate::ops::ControlOp;
 use crate::serving::control::answers;
@@ -78,7 +78,7 @@ pub(super) fn refusal(config: &Config, errno: Errno) -> String {
 }
 
 /// What is served, and what that takes.
-pub(super) fn what(config: &Config, machine: &Machine, held: &str) -> String {
+pub(super) fn what(config: &Config, machine: &ServedMachine, held: &str) -> String {
     let mut text = String::new();
     let size = Size(machine.device().bytes());
     match &config.what {
@@ -132,7 +132,7 @@ pub(super) fn to_try(config: &Config) -> String {
 }
 
 /// How the guest of a port stands, for people and for programs.
-pub(super) fn guest(machine: &Machine, port: &Port) -> (String, Value) {
+pub(super) fn guest(machine: &ServedMachine, port: &Port) -> (String, Value) {
     let socket = port.socket.display();
     let mut text = format!("{socket}");
     let mut data = json!({ "socket": port.shown(), "file": port.file, "port": port.pid() });

@@ -12,7 +12,7 @@ use emulator::sync::{Mutex, thread};
 use fs_sim::design::{Axes, LeaseRules, presets};
 use reports::scenarios::{ScenarioCell, ScenarioReport};
 
-use crate::language::condition::Subject;
+use crate::language::condition::DesignSubject;
 use crate::language::{Action, Scenario};
 use crate::machines::linux::{BreakTime, Host, LinuxConfig, LinuxMachine, LongBreakTime};
 use crate::machines::machine::{Machine, Trouble};
@@ -24,10 +24,10 @@ const SIDE_BY_SIDE: usize = 16;
 
 /// What conditions of scenarios see on the real kernel: no layout leases for users, and no
 /// long-term pins.
-pub fn subject() -> Subject {
+pub fn subject() -> DesignSubject {
     let is_linux = |axes: &Axes| axes.lease_rules == LeaseRules::None;
     let axes = presets().iter().map(|preset| preset.axes).find(is_linux);
-    Subject { name: "linux".to_owned(), axes: axes.expect("a preset without layout leases"), linux: true }
+    DesignSubject { name: "linux".to_owned(), axes: axes.expect("a preset without layout leases"), linux: true }
 }
 
 /// Runs `scenarios` on the real kernel. `program` makes its processes; its files are in `dir`.
@@ -80,7 +80,11 @@ pub fn run_on_linux(scenarios: &[Scenario], program: &Path, dir: &Path) -> Resul
     Ok(report)
 }
 
-fn one(scenario: &Scenario, subject: &Subject, host: &Result<Rc<Host>, Trouble>) -> Result<ScenarioCell, InputError> {
+fn one(
+    scenario: &Scenario,
+    subject: &DesignSubject,
+    host: &Result<Rc<Host>, Trouble>,
+) -> Result<ScenarioCell, InputError> {
     let machine = match host {
         Ok(host) => LinuxMachine::new(host, &scenario.setup, &programs(scenario)),
         Err(trouble) => Err(trouble.clone()),

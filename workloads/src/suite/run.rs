@@ -10,7 +10,7 @@ use std::ops::Range;
 
 use crate::input::InputError;
 
-use crate::language::condition::Subject;
+use crate::language::condition::DesignSubject;
 use crate::language::{Action, Actor, Alternative, Query, Scenario, Step};
 use crate::machines::machine::{Machine, Progress, Trouble};
 
@@ -57,11 +57,11 @@ pub struct Failure {
 ///
 /// # Errors
 /// A step with none or several for a design, at its place.
-pub fn check(scenario: &Scenario, subjects: &[Subject]) -> Result<(), InputError> {
+pub fn check(scenario: &Scenario, subjects: &[DesignSubject]) -> Result<(), InputError> {
     subjects.iter().try_for_each(|subject| check_one(scenario, subject))
 }
 
-fn check_one(scenario: &Scenario, subject: &Subject) -> Result<(), InputError> {
+fn check_one(scenario: &Scenario, subject: &DesignSubject) -> Result<(), InputError> {
     let mut asked = false;
     for step in applicable(scenario, subject) {
         let stated = stated(scenario, step, subject)?;
@@ -79,12 +79,12 @@ fn check_one(scenario: &Scenario, subject: &Subject) -> Result<(), InputError> {
     }
 }
 
-fn applicable<'s>(scenario: &'s Scenario, subject: &'s Subject) -> impl Iterator<Item = &'s Step> {
+fn applicable<'s>(scenario: &'s Scenario, subject: &'s DesignSubject) -> impl Iterator<Item = &'s Step> {
     scenario.steps.iter().filter(|step| step.guard.as_ref().is_none_or(|guard| guard.holds(subject)))
 }
 
 /// The one outcome that is stated for a design.
-fn stated<'s>(scenario: &Scenario, step: &'s Step, subject: &Subject) -> Result<&'s Alternative, InputError> {
+fn stated<'s>(scenario: &Scenario, step: &'s Step, subject: &DesignSubject) -> Result<&'s Alternative, InputError> {
     let holds = |alternative: &&Alternative| alternative.condition.as_ref().is_some_and(|c| c.holds(subject));
     let mut by_condition = step.expected.iter().filter(holds);
     match (by_condition.next(), by_condition.next()) {
@@ -114,7 +114,11 @@ fn agrees(expected: &str, got: &str) -> bool {
 /// # Errors
 /// The scenario asks for the impossible (see [`Trouble::Script`]), or ends while a task is still
 /// blocked; at its place.
-pub fn run(scenario: &Scenario, subject: &Subject, machine: Box<dyn Machine + '_>) -> Result<StepResult, InputError> {
+pub fn run(
+    scenario: &Scenario,
+    subject: &DesignSubject,
+    machine: Box<dyn Machine + '_>,
+) -> Result<StepResult, InputError> {
     check_one(scenario, subject)?;
     let mut run =
         Run { scenario, subject, machine, blocked: BTreeMap::new(), outcomes: Vec::new(), judged_stale: false };
@@ -144,7 +148,7 @@ pub fn run(scenario: &Scenario, subject: &Subject, machine: Box<dyn Machine + '_
 
 struct Run<'s> {
     scenario: &'s Scenario,
-    subject: &'s Subject,
+    subject: &'s DesignSubject,
     machine: Box<dyn Machine + 's>,
     /// Who is in a blocked call, and where it began.
     blocked: BTreeMap<Actor, Range<usize>>,
@@ -187,7 +191,7 @@ impl<'s> Run<'s> {
 
     /// Stale DMA that no step stated is a failure.
     fn last_look(&mut self) -> Result<StepResult, InputError> {
-        let query = Query { subject: crate::language::Subject::Stale, of: String::new() };
+        let query = Query { subject: crate::language::QuerySubject::Stale, of: String::new() };
         let stale = self.machine.ask(&query).is_ok_and(|answer| answer == "some");
         if stale && !self.judged_stale {
             let last = self.scenario.steps.last().expect("a parsed scenario has steps");
@@ -242,7 +246,7 @@ impl<'s> Run<'s> {
                 "ok".to_owned()
             }
             Action::Expect(query) => {
-                self.judged_stale |= query.subject == crate::language::Subject::Stale;
+                self.judged_stale |= query.subject == crate::language::QuerySubject::Stale;
                 self.machine.ask(query)?
             }
         };

@@ -14,7 +14,7 @@ use reports::scenarios::{CellFailure, CellVerdict, ScenarioCell, ScenarioReport,
 
 use super::run::{self, StepResult};
 use crate::language::Scenario;
-use crate::language::condition::Subject;
+use crate::language::condition::DesignSubject;
 use crate::machines::machine::{Machine, Trouble};
 use crate::machines::simulated::Simulation;
 
@@ -57,9 +57,9 @@ pub fn run_simulated(
     designs: &[DesignEntry],
     sabotage: Sabotage,
 ) -> Result<ScenarioReport, InputError> {
-    let subjects: Vec<Subject> = designs
+    let subjects: Vec<DesignSubject> = designs
         .iter()
-        .map(|entry| Subject { name: entry.design.name.clone(), axes: entry.design.axes, linux: false })
+        .map(|entry| DesignSubject { name: entry.design.name.clone(), axes: entry.design.axes, linux: false })
         .collect();
     for scenario in scenarios {
         run::check(scenario, &subjects)?;
@@ -109,7 +109,7 @@ pub fn row(scenario: &Scenario, cells: Vec<ScenarioCell>) -> ScenarioRow {
 /// As [`run::run`].
 pub fn cell(
     scenario: &Scenario,
-    subject: &Subject,
+    subject: &DesignSubject,
     machine: Result<Box<dyn Machine + '_>, Trouble>,
 ) -> Result<ScenarioCell, InputError> {
     let machine = match machine {
@@ -157,7 +157,7 @@ pub fn cell(
     })
 }
 
-fn told(subject: &Subject, verdict: CellVerdict, why: String) -> ScenarioCell {
+fn told(subject: &DesignSubject, verdict: CellVerdict, why: String) -> ScenarioCell {
     let failure = CellFailure { got: why, ..CellFailure::default() };
     ScenarioCell { design: subject.name.clone(), verdict, outcome: String::new(), failure: Some(failure) }
 }

@@ -24,7 +24,7 @@ use super::names::{NamedThing, ScenarioNames};
 use super::request::{self, PreparedOp, blocks_in, errno_name, is_calm, lease_name, signal_name, signal_number};
 use super::watch::{SleepPlace, SleepWatch};
 use super::{child, setup};
-use crate::language::{Actor, Query, Setup, Subject};
+use crate::language::{Actor, Query, QuerySubject, Setup};
 use crate::machines::machine::{Machine, Progress, Trouble};
 use crate::ops::{ByteRange, Bytes, Op, SignalName, Verb};
 
@@ -513,7 +513,7 @@ impl Machine for LinuxMachine {
     fn ask(&mut self, query: &Query) -> Result<String, Trouble> {
         let of = query.of.as_str();
         match query.subject {
-            Subject::Signals => {
+            QuerySubject::Signals => {
                 if matches!(self.process(of)?.state, ProcessState::Idle) {
                     let own = PendingRequest { op: None, bind: None, birth: None, on_behalf: None };
                     self.send(of, &ChildRequest::Handled, &[], own)?;
@@ -522,8 +522,8 @@ impl Machine for LinuxMachine {
                 let handled: Vec<String> = self.process(of)?.handled.drain(..).map(signal_name).collect();
                 Ok(if handled.is_empty() { "none".to_owned() } else { handled.join(" ") })
             }
-            Subject::Process => Ok(if self.process(of)?.is_dead() { "dead" } else { "alive" }.to_owned()),
-            Subject::Size => match std::fs::metadata(request::path(&self.dir, of)?) {
+            QuerySubject::Process => Ok(if self.process(of)?.is_dead() { "dead" } else { "alive" }.to_owned()),
+            QuerySubject::Size => match std::fs::metadata(request::path(&self.dir, of)?) {
                 Ok(metadata) => Ok(crate::input::Size(metadata.len()).to_string()),
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                     Err(Trouble::Script(format!("there is no file `{of}` now")))

@@ -31,25 +31,25 @@ pub(super) struct Reply {
 }
 
 impl Reply {
-    pub(super) fn value(value: impl Into<String>) -> Result<Reply, Stop> {
+    pub(super) fn value(value: impl Into<String>) -> Result<Reply, CallFailure> {
         Ok(Reply { value: Some(value.into()), made: None })
     }
 
-    pub(super) fn made(thing: Thing) -> Result<Reply, Stop> {
+    pub(super) fn made(thing: Thing) -> Result<Reply, CallFailure> {
         Ok(Reply { value: None, made: Some(Made::Thing(thing)) })
     }
 }
 
 /// A call's failure.
-pub(super) enum Stop {
+pub(super) enum CallFailure {
     Errno(Errno),
     /// The status of a completion, or another word.
     Word(String),
 }
 
-impl From<Errno> for Stop {
-    fn from(errno: Errno) -> Stop {
-        Stop::Errno(errno)
+impl From<Errno> for CallFailure {
+    fn from(errno: Errno) -> CallFailure {
+        CallFailure::Errno(errno)
     }
 }
 
@@ -114,13 +114,13 @@ impl Call {
         let (outcome, made) = match result {
             Ok(Reply { value: None, made }) => ("ok".to_owned(), made),
             Ok(Reply { value: Some(value), made }) => (format!("ok {value}"), made),
-            Err(Stop::Errno(errno)) => (errno.to_string(), None),
-            Err(Stop::Word(word)) => (word, None),
+            Err(CallFailure::Errno(errno)) => (errno.to_string(), None),
+            Err(CallFailure::Word(word)) => (word, None),
         };
         Done { outcome, made }
     }
 
-    fn perform(&self, task: &Task) -> Result<Reply, Stop> {
+    fn perform(&self, task: &Task) -> Result<Reply, CallFailure> {
         if let Op::Memlock { limit } = &self.op {
             return Ok(files::memlock(*limit, task)?);
         }
@@ -134,63 +134,63 @@ impl Call {
     }
 
     /// The number of the descriptor `name`.
-    pub(super) fn fd(&self, name: &str) -> Result<Fd, Stop> {
-        self.thing(name).and_then(Thing::fd).ok_or(Stop::Errno(Errno::EBADF))
+    pub(super) fn fd(&self, name: &str) -> Result<Fd, CallFailure> {
+        self.thing(name).and_then(Thing::fd).ok_or(CallFailure::Errno(Errno::EBADF))
     }
 
-    pub(super) fn pid(&self, name: &str) -> Result<Pid, Stop> {
-        self.pids.get(name).copied().ok_or(Stop::Errno(Errno::ESRCH))
+    pub(super) fn pid(&self, name: &str) -> Result<Pid, CallFailure> {
+        self.pids.get(name).copied().ok_or(CallFailure::Errno(Errno::ESRCH))
     }
 
     /// The address and length of the mapping `name`.
-    pub(super) fn map(&self, name: &str) -> Result<(u64, u64), Stop> {
+    pub(super) fn map(&self, name: &str) -> Result<(u64, u64), CallFailure> {
         match self.thing(name) {
             Some(Thing::Map { va, len }) => Ok((*va, *len)),
-            _ => Err(Stop::Errno(Errno::EINVAL)),
+            _ => Err(CallFailure::Errno(Errno::EINVAL)),
         }
     }
 
-    pub(super) fn context(&self, name: &str) -> Result<&OpenContext, Stop> {
+    pub(super) fn context(&self, name: &str) -> Result<&OpenContext, CallFailure> {
         match self.thing(name) {
             Some(Thing::Context(context)) => Ok(context),
-            _ => Err(Stop::Errno(Errno::EINVAL)),
+            _ => Err(CallFailure::Errno(Errno::EINVAL)),
         }
     }
 
-    pub(super) fn region(&self, name: &str) -> Result<&Arc<Mr>, Stop> {
+    pub(super) fn region(&self, name: &str) -> Result<&Arc<Mr>, CallFailure> {
         match self.thing(name) {
             Some(Thing::Region(mr)) => Ok(mr),
-            _ => Err(Stop::Errno(Errno::EINVAL)),
+            _ => Err(CallFailure::Errno(Errno::EINVAL)),
         }
     }
 
-    pub(super) fn qp(&self, name: &str) -> Result<&QpEnd, Stop> {
+    pub(super) fn qp(&self, name: &str) -> Result<&QpEnd, CallFailure> {
         match self.thing(name) {
             Some(Thing::Qp(qp)) => Ok(qp),
-            _ => Err(Stop::Errno(Errno::EINVAL)),
+            _ => Err(CallFailure::Errno(Errno::EINVAL)),
         }
     }
 
     /// The address and key by which a peer addresses the region or window `name`.
-    pub(super) fn remote(&self, name: &str) -> Result<(u64, u32), Stop> {
+    pub(super) fn remote(&self, name: &str) -> Result<(u64, u32), CallFailure> {
         match self.thing(name) {
             Some(Thing::Region(mr)) => Ok((mr.va(), mr.rkey())),
             // ORDERING: Relaxed: the machine was at rest since it was bound.
             Some(Thing::Window(window)) => Ok((window.base.load(Ordering::Relaxed), window.mw.rkey())),
-            _ => Err(Stop::Errno(Errno::EINVAL)),
+            _ => Err(CallFailure::Errno(Errno::EINVAL)),
         }
     }
 
-    pub(super) fn window(&self, name: &str) -> Result<&Window, Stop> {
+    pub(super) fn window(&self, name: &str) -> Result<&Window, CallFailure> {
         match self.thing(name) {
             Some(Thing::Window(window)) => Ok(window),
-            _ => Err(Stop::Errno(Errno::EINVAL)),
+            _ => Err(CallFailure::Errno(Errno::EINVAL)),
         }
     }
 
     /// The operation is in the table, but this machine does not implement it.
-    pub(super) fn unknown(&self) -> Stop {
-        Stop::Word(format!("`{}` is not simulated", self.op.verb()))
+    pub(super) fn unknown(&self) -> CallFailure {
+        CallFailure::Word(format!("`{}` is not simulated", self.op.verb()))
     }
 
     pub(super) fn thing(&self, name: &str) -> Option<&Thing> {

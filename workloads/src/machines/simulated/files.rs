@@ -12,14 +12,14 @@ use fs_sim::vfs::open_file::AccessMode;
 use fs_sim::{Errno, Task};
 
 use super::bindings::{Io, Thing};
-use super::calls::{Call, Reply, Stop};
+use super::calls::{Call, CallFailure, Reply};
 use crate::ops::{ByteRange, Bytes, Op, OpenAccess, OpenFlagWords, describe_bytes};
 
 /// The mode bits of a scenario's files.
 const MODE: u32 = 0o777;
 
 /// Performs a call of this family.
-pub(super) fn perform(call: &Call, task: &Task) -> Result<Reply, Stop> {
+pub(super) fn perform(call: &Call, task: &Task) -> Result<Reply, CallFailure> {
     match &call.op {
         Op::Open { file, access, flags } => {
             return Reply::made(Thing::Fd(task.open(file, open_flags(*access, *flags))?));
@@ -76,7 +76,7 @@ fn open_flags(access: OpenAccess, flags: OpenFlagWords) -> OpenFlags {
 }
 
 /// Performs `fallocate` in all its modes, and the operations on the blocks of two files.
-fn layout_change(call: &Call, task: &Task) -> Result<Reply, Stop> {
+fn layout_change(call: &Call, task: &Task) -> Result<Reply, CallFailure> {
     let (fd, range, mode) = match &call.op {
         Op::Fallocate { fd, range, flags } => (fd, range, FallocateMode::Allocate { keep_size: flags.keep_size }),
         Op::Punch { fd, range } => (fd, range, FallocateMode::PunchHole),
@@ -102,13 +102,19 @@ fn layout_change(call: &Call, task: &Task) -> Result<Reply, Stop> {
     Ok(Reply::default())
 }
 
-fn submit(task: &Task, fd: Fd, range: ByteRange, transfer: Transfer, reads: Option<usize>) -> Result<Reply, Stop> {
+fn submit(
+    task: &Task,
+    fd: Fd,
+    range: ByteRange,
+    transfer: Transfer,
+    reads: Option<usize>,
+) -> Result<Reply, CallFailure> {
     let request = task.submit_direct_io(fd, range.offset, range.len, transfer)?;
     Reply::made(Thing::Io(Arc::new(Io { request: Mutex::new(Some(request)), reads })))
 }
 
-fn complete(call: &Call, task: &Task, io: &str) -> Result<Reply, Stop> {
-    let Some(Thing::Io(io)) = call.thing(io) else { return Err(Stop::Errno(Errno::EINVAL)) };
+fn complete(call: &Call, task: &Task, io: &str) -> Result<Reply, CallFailure> {
+    let Some(Thing::Io(io)) = call.thing(io) else { return Err(CallFailure::Errno(Errno::EINVAL)) };
     let request = io.request.lock().take().ok_or(Errno::EINVAL)?;
     let mut bytes = vec![0; io.reads.unwrap_or(0)];
     let done = request.complete(task.kernel(), &mut bytes)?;

@@ -12,11 +12,11 @@ use fs_sim::pinning::guest_export::GuestExport;
 use fs_sim::{BLOCK, Errno, Task};
 
 use super::bindings::{Thing, blocks};
-use super::calls::{Call, Reply, Stop};
+use super::calls::{Call, CallFailure, Reply};
 use crate::ops::{BlockLayoutAccess, ByteRange, DataRange, Op};
 
 /// Performs a call of a holder.
-pub(super) fn perform(call: &Call, task: &Task) -> Result<Reply, Stop> {
+pub(super) fn perform(call: &Call, task: &Task) -> Result<Reply, CallFailure> {
     let kernel = task.kernel();
     let bytes = |byte: u8, range: &DataRange| vec![byte; range.len as usize];
     match &call.op {
@@ -34,7 +34,7 @@ pub(super) fn perform(call: &Call, task: &Task) -> Result<Reply, Stop> {
         }
         Op::UmemReceive { umem, range, byte } => match call.thing(umem) {
             Some(Thing::Umem(_, socket)) => socket.receive(kernel, range.offset, &bytes(*byte, range))?,
-            _ => return Err(Stop::Errno(Errno::EINVAL)),
+            _ => return Err(CallFailure::Errno(Errno::EINVAL)),
         },
         Op::RingRead { ring, range, from, at } => {
             let buffer = FixedBuffer { index: 0, offset: range.offset, len: range.len };
@@ -59,7 +59,7 @@ pub(super) fn perform(call: &Call, task: &Task) -> Result<Reply, Stop> {
         }
         Op::LayoutWrite { layout, range, byte } => match call.thing(layout) {
             Some(Thing::BlockLayout(_, layout)) => layout.write(kernel, range.offset, &bytes(*byte, range))?,
-            _ => return Err(Stop::Errno(Errno::EINVAL)),
+            _ => return Err(CallFailure::Errno(Errno::EINVAL)),
         },
         Op::LayoutReturn { layout } => task.layoutreturn(call.fd(layout)?)?,
         _ => return Err(call.unknown()),
@@ -67,15 +67,15 @@ pub(super) fn perform(call: &Call, task: &Task) -> Result<Reply, Stop> {
     Ok(Reply::default())
 }
 
-fn guest_export<'c>(call: &'c Call, guest: &str) -> Result<&'c GuestExport, Stop> {
+fn guest_export<'c>(call: &'c Call, guest: &str) -> Result<&'c GuestExport, CallFailure> {
     match call.thing(guest) {
         Some(Thing::Guest(_, guest)) => Ok(guest),
-        _ => Err(Stop::Errno(Errno::EINVAL)),
+        _ => Err(CallFailure::Errno(Errno::EINVAL)),
     }
 }
 
 /// The address and length of the part `range` of the mapping `map`.
-fn memory(call: &Call, map: &str, range: ByteRange) -> Result<(u64, u64), Stop> {
+fn memory(call: &Call, map: &str, range: ByteRange) -> Result<(u64, u64), CallFailure> {
     let (va, _) = call.map(map)?;
     Ok((va.checked_add(range.offset).ok_or(Errno::EINVAL)?, range.len))
 }
@@ -89,7 +89,7 @@ fn or_close(task: &Task, fd: Fd, result: Result<(), Errno>) -> Result<(), Errno>
 }
 
 /// Performs what the system itself does.
-pub(super) fn system(call: &Call, task: &Task) -> Result<Reply, Stop> {
+pub(super) fn system(call: &Call, task: &Task) -> Result<Reply, CallFailure> {
     let kernel = task.kernel();
     match &call.op {
         Op::Defragment { file } => {

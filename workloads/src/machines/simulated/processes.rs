@@ -11,11 +11,11 @@ use fs_sim::vfs::signals::Disposition;
 use fs_sim::{Errno, Task};
 
 use super::bindings::{self, Made, Thing, blocks};
-use super::calls::{Call, Reply, Stop};
+use super::calls::{Call, CallFailure, Reply};
 use crate::ops::{BaseLeaseRequest, ByteRange, LayoutLeaseMode, Op, SignalAction, describe_bytes};
 
 /// Performs a call of these families.
-pub(super) fn perform(call: &Call, task: &Task) -> Result<Reply, Stop> {
+pub(super) fn perform(call: &Call, task: &Task) -> Result<Reply, CallFailure> {
     match &call.op {
         Op::Fork {} => {
             let child = task.fork()?;
@@ -49,17 +49,17 @@ pub(super) fn perform(call: &Call, task: &Task) -> Result<Reply, Stop> {
 }
 
 /// What was received is recognised: a file, or one of the objects that the scenario knows.
-fn receive(call: &Call, task: &Task) -> Result<Reply, Stop> {
+fn receive(call: &Call, task: &Task) -> Result<Reply, CallFailure> {
     let fd = match task.recv_fd()? {
         Received::Fd(fd) => fd,
-        Received::Truncated => return Err(Stop::Word("MSG_CTRUNC".to_owned())),
+        Received::Truncated => return Err(CallFailure::Word("MSG_CTRUNC".to_owned())),
     };
     let Ok(object) = task.object(fd) else { return Reply::made(Thing::Fd(fd)) };
     let known = call.known.iter().find(|known| known.is(&object));
     Reply::made(known.map_or(Thing::Fd(fd), |known| known.at(fd)))
 }
 
-fn lease(call: &Call, task: &Task) -> Result<Reply, Stop> {
+fn lease(call: &Call, task: &Task) -> Result<Reply, CallFailure> {
     match &call.op {
         Op::Lease { fd, mode, flags, range } => {
             let chinner = task.kernel().axes().lease_rules == LeaseRules::Chinner;
@@ -96,7 +96,7 @@ fn lease(call: &Call, task: &Task) -> Result<Reply, Stop> {
     Ok(Reply::default())
 }
 
-fn memory(call: &Call, task: &Task) -> Result<Reply, Stop> {
+fn memory(call: &Call, task: &Task) -> Result<Reply, CallFailure> {
     match &call.op {
         Op::Mmap { fd, range, flags } => {
             let ByteRange { offset, len } = *range;

@@ -12,7 +12,7 @@ use fs_sim::vfs::inode::Inode;
 
 use super::Simulation;
 use super::bindings::{Thing, signal_word};
-use crate::language::{Actor, Query, Subject};
+use crate::language::{Actor, Query, QuerySubject};
 use crate::machines::machine::Trouble;
 use crate::ops::BindingKind;
 
@@ -20,16 +20,16 @@ impl Simulation {
     pub(super) fn look(&mut self, query: &Query) -> Result<String, Trouble> {
         let of = query.of.as_str();
         Ok(match query.subject {
-            Subject::Signals => {
+            QuerySubject::Signals => {
                 self.process(of)?;
                 let handled = self.handled.remove(of).unwrap_or_default();
                 list(handled.into_iter().map(|signal| signal_word(signal).to_owned()).collect(), " ")
             }
-            Subject::Process => {
+            QuerySubject::Process => {
                 let dead = self.process(of)?.process().is_dying();
                 if dead { "dead" } else { "alive" }.to_owned()
             }
-            Subject::Blocked => {
+            QuerySubject::Blocked => {
                 let actors = self.threads.all().filter(|(actor, _, busy)| *busy && actor.process == of);
                 let actors: Vec<Actor> = actors.map(|(actor, _, _)| actor.clone()).collect();
                 match actors.is_empty() {
@@ -37,21 +37,21 @@ impl Simulation {
                     false => actors.iter().map(|actor| self.reason(actor)).collect::<Vec<_>>().join("; "),
                 }
             }
-            Subject::Leases => self.leases(&*self.inode(of)?),
-            Subject::Pins => {
+            QuerySubject::Leases => self.leases(&*self.inode(of)?),
+            QuerySubject::Pins => {
                 let pages: u64 = self.inode(of)?.holders().iter().map(|holder| holder.range.len()).sum();
                 pages.to_string()
             }
-            Subject::Blockers => self.blockers(&*self.inode(of)?),
-            Subject::Orphans => self.kernel.usage().orphaned.to_string(),
-            Subject::Stale => {
+            QuerySubject::Blockers => self.blockers(&*self.inode(of)?),
+            QuerySubject::Orphans => self.kernel.usage().orphaned.to_string(),
+            QuerySubject::Stale => {
                 let stale = self.kernel.counters.stale_dma.get() > 0;
                 if stale { "some" } else { "none" }.to_owned()
             }
-            Subject::BrokenExclusivity => self.kernel.counters.broken_exclusivity.get().to_string(),
-            Subject::Locked => self.process(of)?.process().locked_pages().to_string(),
-            Subject::Size => crate::input::Size(self.inode(of)?.layout(|layout| layout.size())).to_string(),
-            Subject::Blocks => self.inode(of)?.layout(|layout| layout.mapped_blocks()).to_string(),
+            QuerySubject::BrokenExclusivity => self.kernel.counters.broken_exclusivity.get().to_string(),
+            QuerySubject::Locked => self.process(of)?.process().locked_pages().to_string(),
+            QuerySubject::Size => crate::input::Size(self.inode(of)?.layout(|layout| layout.size())).to_string(),
+            QuerySubject::Blocks => self.inode(of)?.layout(|layout| layout.mapped_blocks()).to_string(),
         })
     }
 

@@ -12,14 +12,14 @@ use rdma_sim::{
 };
 
 use super::bindings::{OpenContext, QpEnd, Thing, Window, snake};
-use super::calls::{Call, Reply, Stop};
+use super::calls::{Call, CallFailure, Reply};
 use crate::ops::{ByteRange, FlushScope, Op, QpName, RegisterFlags, RemoteName, describe_bytes};
 
 /// How many completions a scenario's queues hold.
 const DEPTH: u32 = 64;
 
 /// Performs a call of this family.
-pub(super) fn perform(call: &Call, task: &Task) -> Result<Reply, Stop> {
+pub(super) fn perform(call: &Call, task: &Task) -> Result<Reply, CallFailure> {
     match &call.op {
         Op::RdmaOpen {} => {
             let (fd, context) = Context::open(task)?;
@@ -99,10 +99,10 @@ fn access(wanted: RegisterFlags) -> AccessFlags {
 }
 
 /// Binds a window of this side to a part of a region, and waits for the binding's completion.
-fn bind(end: &QpEnd, window: &Window, mr: &Mr, range: ByteRange) -> Result<Reply, Stop> {
+fn bind(end: &QpEnd, window: &Window, mr: &Mr, range: ByteRange) -> Result<Reply, CallFailure> {
     let addr = mr.va().wrapping_add(range.offset);
     let bind = WindowBind { rkey: 0, lkey: mr.lkey(), addr, len: range.len, access: WindowAccess::ALL };
-    end.qp.bind_mw(1, &window.mw, bind, true).map_err(|error| Stop::Errno(error.errno()))?;
+    end.qp.bind_mw(1, &window.mw, bind, true).map_err(|error| CallFailure::Errno(error.errno()))?;
     let completion = end.own.cq.poll_one().ok_or(Errno::EAGAIN)?;
     match completion.status {
         WorkStatus::Success => {
@@ -110,11 +110,11 @@ fn bind(end: &QpEnd, window: &Window, mr: &Mr, range: ByteRange) -> Result<Reply
             window.base.store(addr, Ordering::Relaxed);
             Ok(Reply::default())
         }
-        failed => Err(Stop::Word(snake(&format!("{failed:?}")))),
+        failed => Err(CallFailure::Word(snake(&format!("{failed:?}")))),
     }
 }
 
-fn connect(call: &Call, task: &Task, own: &str, peer: &str) -> Result<Reply, Stop> {
+fn connect(call: &Call, task: &Task, own: &str, peer: &str) -> Result<Reply, CallFailure> {
     let (own, peer) = (call.context(own)?, call.context(peer)?);
     let end = |on: &OpenContext, task: &Task| {
         let config =
@@ -125,7 +125,7 @@ fn connect(call: &Call, task: &Task, own: &str, peer: &str) -> Result<Reply, Sto
     let other = match &call.peer {
         // A thread for the moment: the process's own may be in a call.
         Some(peer_task) => end(peer, &peer_task.thread())?,
-        None => return Err(Stop::Errno(Errno::EINVAL)),
+        None => return Err(CallFailure::Errno(Errno::EINVAL)),
     };
     Qp::connect(&qp, &other).map_err(|_| Errno::EINVAL)?;
     Reply::made(Thing::Qp(QpEnd { own: own.clone(), qp }))
@@ -152,7 +152,7 @@ fn transfer(
     op: RdmaOp,
     range: ByteRange,
     buffer: Local,
-) -> Result<Reply, Stop> {
+) -> Result<Reply, CallFailure> {
     let (end, (remote_va, rkey)) = (call.qp(qp)?, call.remote(remote)?);
     let ByteRange { offset, len } = range;
     let (va, memory) = task.mmap_anonymous(len.max(1))?;
@@ -169,8 +169,8 @@ fn transfer(
         rkey,
         signaled: true,
     };
-    let posted = end.qp.post_send(request).map_err(|error| Stop::Errno(error.errno()));
-    let completion = posted.and_then(|()| end.own.cq.poll_one().ok_or(Stop::Errno(Errno::EAGAIN)));
+    let posted = end.qp.post_send(request).map_err(|error| CallFailure::Errno(error.errno()));
+    let completion = posted.and_then(|()| end.own.cq.poll_one().ok_or(CallFailure::Errno(Errno::EAGAIN)));
     let mut bytes = vec![0; len as usize];
     let copied = memory.read(0, &mut bytes);
     context.dereg_mr(task, &local)?;
@@ -184,6 +184,6 @@ fn transfer(
             Reply::value(before.to_string())
         }
         (WorkStatus::Success, _) => Ok(Reply::default()),
-        (failed, _) => Err(Stop::Word(snake(&format!("{failed:?}")))),
+        (failed, _) => Err(CallFailure::Word(snake(&format!("{failed:?}")))),
     }
 }

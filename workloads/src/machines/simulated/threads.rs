@@ -27,11 +27,11 @@ struct Worker {
     /// What came of the call.
     done: Arc<Mutex<Option<Done>>>,
     thread: JoinHandle<()>,
-    busy: Option<Call>,
+    busy: Option<CallInProgress>,
 }
 
 /// A call in progress.
-struct Call {
+struct CallInProgress {
     bind: Option<String>,
 }
 
@@ -89,7 +89,7 @@ impl ThreadPool {
     /// Begins a call.
     pub(super) fn begin(&mut self, actor: &Actor, bind: Option<String>, job: Job) -> Result<(), Trouble> {
         let worker = self.0.get_mut(actor).ok_or_else(|| Trouble::Script(format!("{actor} does not exist")))?;
-        worker.busy = Some(Call { bind });
+        worker.busy = Some(CallInProgress { bind });
         worker.jobs.send(job).map_err(|_| Trouble::Script(format!("{actor} is gone")))
     }
 

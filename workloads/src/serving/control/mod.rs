@@ -11,4 +11,4 @@ mod server;
 
 pub use answers::Questions;
 pub use protocol::{ControlError, ask};
-pub use server::{Asker, Handler, Server};
+pub use server::{Asker, ControlServer, Handler};

@@ -12,7 +12,7 @@ use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
-use crate::serving::socket::{self, ListenError};
+use crate::messages::socket::{self, ListenError};
 use emulator::sync::atomic::{AtomicBool, Ordering};
 use emulator::sync::thread::{self, JoinHandle};
 use emulator::sync::{Arc, Mutex};
@@ -72,7 +72,7 @@ fn hung_up_first(one: &UnixStream, other: &UnixStream) -> bool {
 }
 
 /// See the module. Its end is its drop.
-pub struct Server {
+pub struct ControlServer {
     path: PathBuf,
     name: Option<socket::Name>,
     /// The one that the thread accepts at.
@@ -88,12 +88,12 @@ struct Shared {
     askers: Mutex<BTreeMap<u64, UnixStream>>,
 }
 
-impl Server {
+impl ControlServer {
     /// Listens at `path`. A socket without a listener is replaced.
     ///
     /// # Errors
     /// [`ListenError`].
-    pub fn listen(path: &Path, handler: Arc<dyn Handler>) -> Result<Server, ListenError> {
+    pub fn listen(path: &Path, handler: Arc<dyn Handler>) -> Result<ControlServer, ListenError> {
         let listener = socket::listen(path)?;
         let name = socket::Name::of(&listener);
         let accepted_at = listener.try_clone().map_err(|source| ListenError::Os { path: path.to_owned(), source })?;
@@ -109,7 +109,7 @@ impl Server {
                 let _broken = stream.and_then(|stream| served.take(number, stream));
             }
         });
-        Ok(Server { path: path.to_owned(), name, listener, shared, thread: Some(thread) })
+        Ok(ControlServer { path: path.to_owned(), name, listener, shared, thread: Some(thread) })
     }
 
     /// Where it listens.
@@ -173,7 +173,7 @@ impl Drop for Known<'_> {
     }
 }
 
-impl Drop for Server {
+impl Drop for ControlServer {
     fn drop(&mut self) {
         self.shared.over.store(true, Ordering::SeqCst);
         // The thread waits in accept(2), at a path that another process may have by now: accept(2)

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 use super::generate::{AgreedView, AgreementStep};
 use super::text::{self, ScenarioLine};
-use crate::language::{Actor, Query, Subject};
+use crate::language::{Actor, Query, QuerySubject};
 use crate::machines::machine::{Machine, Progress, Trouble};
 use crate::ops::{FdName, Op};
 
@@ -107,7 +107,7 @@ impl<'m> MachinePair<'m> {
 
     fn lives(&mut self) -> Result<(), SequenceStop> {
         for name in self.living() {
-            let alive = self.look(Subject::Process, &name)? == "alive";
+            let alive = self.look(QuerySubject::Process, &name)? == "alive";
             if alive {
                 self.lines.pop();
             } else {
@@ -120,7 +120,7 @@ impl<'m> MachinePair<'m> {
 
     fn signals(&mut self) -> Result<(), SequenceStop> {
         for name in self.living().into_iter().filter(|name| self.view.can_act(name)).collect::<Vec<_>>() {
-            let handled = self.look(Subject::Signals, &name)?;
+            let handled = self.look(QuerySubject::Signals, &name)?;
             if handled == "none" {
                 self.lines.pop();
             } else {
@@ -153,11 +153,11 @@ impl<'m> MachinePair<'m> {
         *self.outcomes.entry(what.to_owned()).or_default() += 1;
     }
 
-    fn look(&mut self, subject: Subject, of: &str) -> Result<String, SequenceStop> {
+    fn look(&mut self, subject: QuerySubject, of: &str) -> Result<String, SequenceStop> {
         let query = Query { subject, of: of.to_owned() };
         self.both(format!("expect {} {of}", subject.facts().0), |machine| {
             let answer = machine.ask(&query)?;
-            Ok(if subject == Subject::Signals { each_once(&answer) } else { answer })
+            Ok(if subject == QuerySubject::Signals { each_once(&answer) } else { answer })
         })
     }
 
