@@ -78,7 +78,7 @@ fn nobody_there_is_told() {
     let dir = tempfile::tempdir().unwrap();
     let unanswered = ctl(dir.path(), &["pins"]);
     let stderr = String::from_utf8_lossy(&unanswered.stderr).into_owned();
-    assert!(unanswered.status.code() == Some(3) && stderr.contains("answers"), "{stderr}");
+    assert!(unanswered.status.code() == Some(3) && stderr.contains("no process answers at"), "{stderr}");
 }
 
 #[test]
@@ -93,7 +93,7 @@ fn a_socket_in_use_or_too_long_is_refused_before_anything_runs() {
         assert!(stderr.contains(word), "{stderr}");
         assert!(!out.join("result.json").exists());
     };
-    refused(&dir.path().join("ctl"), "listens there");
+    refused(&dir.path().join("ctl"), "a process listens there");
     refused(&dir.path().join("x".repeat(120)), "may have 107");
     std::fs::write(dir.path().join("file"), "").unwrap();
     refused(&dir.path().join("file"), "no socket");

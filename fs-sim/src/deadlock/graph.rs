@@ -3,7 +3,7 @@
 //!
 //! It owns one node for every task blocked in a system call. A node names what the task needs:
 //! *all* of its needs must be met, each by *any* of the processes listed for it. EDEADLK is
-//! decided in [`WaitGraph::record`]. Invariants: at every moment some task of every cycle can run,
+//! decided in `WaitGraph::record`. Invariants: at every moment some task of every cycle can run,
 //! or its wait has a deadline, or a signal may end it by design (`wait-killable`); the task that
 //! would close a cycle of waits without one gets EDEADLK instead **\[chosen\]**, and the members
 //! of the cycle are kept. Kernel counterpart: `posix_locks_deadlock` (fs/locks.c).

@@ -2,7 +2,7 @@
 //!
 //! It owns the wait graph: one node for every blocked task, which names what the task needs and
 //! which processes can provide it. Invariant: a wait that would close a cycle never begins; the
-//! task that would close it gets EDEADLK ([`graph::WaitGraph::record`] decides it). The layers
+//! task that would close it gets EDEADLK (`graph::WaitGraph::record` decides it). The layers
 //! above say, by a closure, which tasks can act for a process. Kernel counterpart:
 //! `posix_locks_deadlock` (fs/locks.c).
 

@@ -1,6 +1,6 @@
 //! Pinning: the only way to a file's pages, for one access or for long.
 //!
-//! It owns the protocol between a pinner and a changer of the file's layout ([`gup`]), the design's
+//! It owns the protocol between a pinner and a changer of the file's layout (`gup`), the design's
 //! gate ([`admission`]), registrations, copies watched by the ledger ([`dma`]), and the kinds of
 //! long-term users inside this crate. Invariant: a pin that returns holds the pages that the
 //! published map names. Kernel counterpart: mm/gup.c, drivers/infiniband/core/umem.c.

@@ -1,12 +1,10 @@
-//! Scenarios: scripts of simulated processes, operations and expectations, and what becomes of them
-//! under each design.
+//! The language of scenarios: scripts of simulated processes, operations and expected outcomes.
 //!
-//! It owns the language. Reading order: `parse` (text to [`Scenario`]), [`condition`] (which design
-//! an outcome is stated for), [`run`] (a scenario on a [`machine::Machine`]), [`sim`] (the
-//! simulated machine). Invariants: a scenario that was parsed names only operations, kinds and
-//! designs that exist; a step has exactly one stated outcome under every design it is run with,
-//! known before anything runs; nothing in a run depends on time passing or on a guess about who
-//! sleeps. Kernel counterpart: packetdrill and `xfs_io` scripts, for the style.
+//! It owns the text and its meaning as a value: `lex` and `parse` turn text into a [`Scenario`];
+//! [`condition`] says under which designs an outcome is stated. Invariants: a scenario that was
+//! parsed names only operations, kinds and designs that exist; its steps run in the order of their
+//! lines. A machine ([`crate::machines`]) performs the steps, and [`crate::suite::run`] compares
+//! the outcomes. Kernel counterpart: scripts of packetdrill and `xfs_io`, for the style.
 
 pub mod condition;
 mod lex;

@@ -1,8 +1,8 @@
 //! Sockets between processes: the messages of this program, and listening at a path ([`socket`]).
 //!
 //! It owns the messages' transport: each message is one packet of a Unix SEQPACKET socket and holds
-//! one JSON text, with descriptors beside it. Invariant: a message has at most [`MESSAGE_MAX`]
-//! bytes and [`FDS_MAX`] descriptors, and arrives whole or not at all. Kernel counterpart: unix(7).
+//! one JSON text, with descriptors beside it. Invariant: a message has at most `MESSAGE_MAX`
+//! bytes and `FDS_MAX` descriptors, and arrives whole or not at all. Kernel counterpart: unix(7).
 
 pub mod socket;
 
@@ -33,7 +33,7 @@ pub(crate) fn pair() -> Result<(OwnedFd, OwnedFd), Errno> {
 /// are unread at any time.
 ///
 /// # Errors
-/// The errno of `sendmsg`; EMSGSIZE also for a message longer than [`MESSAGE_MAX`].
+/// The errno of `sendmsg`; EMSGSIZE also for a message longer than `MESSAGE_MAX`.
 pub(crate) fn send(socket: BorrowedFd<'_>, message: &impl Serialize, fds: &[BorrowedFd<'_>]) -> Result<(), Errno> {
     let text = serde_json::to_vec(message).map_err(|_| Errno::INVAL)?;
     match text.len() > MESSAGE_MAX {

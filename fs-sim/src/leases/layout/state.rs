@@ -1,7 +1,7 @@
 //! The states of a layout lease.
 //!
 //! It owns the table of transitions and the one function that changes a lease's state
-//! ([`change_state`]). Invariant: a lease that is [`LeaseState::Ended`] is in no inode's table any
+//! (`change_state`). Invariant: a lease that is [`LeaseState::Ended`] is in no inode's table any
 //! more. docs/states/layout-lease.md draws the machine. Kernel counterpart: `fl_type` with
 //! `FL_UNLOCK_PENDING` and `FL_DOWNGRADE_PENDING` of `struct file_lease` (fs/locks.c).
 
