@@ -23,7 +23,7 @@ help:
 	@echo 'make examples       every example of every crate, run to its end'
 	@echo 'make guests         real guests under two QEMUs, fetched once into ~/.cache/daxlab without root'
 	@echo 'make loom shuttle   models of the pin engine; exploration of reg_mr against truncate'
-	@echo 'make release-tests  races over many seeds, sabotage, rates: what needs optimised code'
+	@echo 'make release-tests  races over many seeds, rates: what needs optimised code'
 	@echo "make hdr            HdrHistogram's own tools read what a race writes"
 	@echo 'make readme         every command that README.md shows'
 
@@ -60,7 +60,7 @@ shuttle:
 	RUSTFLAGS='--cfg daxlab_shuttle' CARGO_TARGET_DIR=$(TARGET)/shuttle $(CARGO) test -p rdma-sim --release --test 'shuttle_*'
 
 release-tests:
-	DAXLAB_SLOW=1 $(CARGO) test --release --test seeds --test sabotage --test designs_are_values --test linux_agreement
+	DAXLAB_SLOW=1 $(CARGO) test --release --test seeds --test designs_are_values --test linux_agreement
 
 hdr:
 	scripts/hdr-check

@@ -10,7 +10,6 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::Args;
 use emulator::sync::Arc;
-use fs_sim::Sabotage;
 use reports::text;
 use workloads::input::Duration;
 use workloads::input::designs::DesignCatalogue;
@@ -52,18 +51,6 @@ pub(crate) struct RaceArgs {
     /// A short run: about a second per design
     #[arg(long)]
     quick: bool,
-    /// Break a rule on purpose, to see that the oracle sees it
-    #[arg(long, value_name = "RULE", hide = true)]
-    sabotage: Option<Rule>,
-}
-
-/// A rule to break on purpose.
-#[derive(Clone, Copy, Debug, clap::ValueEnum)]
-enum Rule {
-    /// Pins of a file range are not rechecked.
-    NoRecheck,
-    /// Blocks are freed without closing their pages.
-    FreeWithoutClose,
 }
 
 /// Runs the command.
@@ -94,18 +81,8 @@ pub(crate) fn run(args: RaceArgs) -> anyhow::Result<ExitCode> {
             negative_control: entry.negative_control,
         })
         .collect();
-    let config = RaceConfig {
-        duration_per_design,
-        seed: args.seed.or(job.seed).unwrap_or(1),
-        designs,
-        threads: None,
-        sabotage: match args.sabotage {
-            None => Sabotage::default(),
-            Some(Rule::NoRecheck) => Sabotage { no_recheck: true, ..Sabotage::default() },
-            Some(Rule::FreeWithoutClose) => Sabotage { free_without_close: true, ..Sabotage::default() },
-        },
-        job,
-    };
+    let config =
+        RaceConfig { duration_per_design, seed: args.seed.or(job.seed).unwrap_or(1), designs, threads: None, job };
     let seed = config.seed;
     reports::check_writable(&args.out)?;
 

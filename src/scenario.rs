@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand, ValueEnum};
-use fs_sim::Sabotage;
 use reports::scenarios::{self, CellVerdict};
 use workloads::input::designs::{DesignCatalogue, DesignEntry};
 use workloads::input::{InputError, Source};
@@ -137,7 +136,7 @@ fn run_scenarios(catalogue: &mut DesignCatalogue, args: &RunArgs) -> anyhow::Res
         scenarios.retain(|scenario| args.on == MachineChoice::Simulation || scenario.setup.linux);
     }
     let report = match args.on {
-        MachineChoice::Simulation => suite::scenarios::run_simulated(&scenarios, &designs, Sabotage::default())?,
+        MachineChoice::Simulation => suite::scenarios::run_simulated(&scenarios, &designs)?,
         MachineChoice::Kernel => {
             let dir = args.dir.clone().unwrap_or_else(std::env::temp_dir);
             run_on_linux(&scenarios, Path::new("/proc/self/exe"), &dir)?

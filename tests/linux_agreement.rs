@@ -7,7 +7,6 @@
 
 use std::path::PathBuf;
 
-use fs_sim::Sabotage;
 use workloads::input::designs::DesignCatalogue;
 use workloads::machines::linux::LinuxConfig;
 use workloads::race::StopFlag;
@@ -22,7 +21,6 @@ fn config(sequences: u64, seed: u64, dir: PathBuf) -> AgreementConfig {
             .find("mainline")
             .map(|entry| entry.design.axes)
             .unwrap_or_else(|| panic!("a preset")),
-        sabotage: Sabotage::default(),
     }
 }
 

@@ -40,5 +40,7 @@ pub mod volume;
 pub use base::errno::Errno;
 pub use base::range::BlockRange;
 pub use base::units::{ANON_MAX, BLOCK, FILE_MAX, round_up};
-pub use vfs::kernel::{Kernel, KernelConfig, Sabotage};
+#[doc(hidden)]
+pub use vfs::kernel::Sabotage;
+pub use vfs::kernel::{Kernel, KernelConfig};
 pub use vfs::task::Task;

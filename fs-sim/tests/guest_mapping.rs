@@ -17,7 +17,7 @@ use fs_sim::layout_change::defragment::Defragmented;
 use fs_sim::pinning::guest_export::{Exposure, GuestExport, GuestMapping, GuestPiece};
 use fs_sim::syscalls::fallocate::FallocateMode;
 use fs_sim::vfs::signals::{Disposition, Signal};
-use fs_sim::{BLOCK, BlockRange, Errno, Kernel, KernelConfig, Task};
+use fs_sim::{BLOCK, BlockRange, Errno, Kernel, KernelConfig, Sabotage, Task};
 
 const ALL: BlockRange = BlockRange::ALL;
 /// Why a change waits for a mapping.
@@ -531,7 +531,9 @@ fn fault_protects_a_guest_whatever_the_other_axes_say() {
 /// not zeros by default.
 #[test]
 fn a_change_that_does_not_unmap_exposes() {
-    let lab = Lab::with(preset("odp"), |config| config.sabotage.no_unmap = true);
+    let lab = Lab::with(preset("odp"), |config| {
+        *config = config.sabotaged_for_tests(Sabotage { no_unmap: true, ..Sabotage::default() });
+    });
     let served = Served::new(&lab, 4).unwrap();
     let b = lab.actor();
     assert_eq!(served.maps(), 4 * BLOCK);

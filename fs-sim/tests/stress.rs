@@ -412,7 +412,8 @@ const REGISTER: &[Errno] =
 
 fn stress(axes: Axes, sabotage: Sabotage, seed: u64, rounds: u64) -> Stress {
     let options = VolumeOptions { lease_break_time: Duration::from_millis(2), ..VolumeOptions::default() };
-    let config = KernelConfig { options, sabotage, ..KernelConfig::new(axes) };
+    let mut config = KernelConfig::new(axes).sabotaged_for_tests(sabotage);
+    config.options = options;
     let device = Device::memory(2 << 20).expect("a device");
     let world = Arc::new(World::real(seed));
     let kernel = Kernel::new(Arc::clone(&world), device, config).expect("a kernel");

@@ -51,7 +51,7 @@ enum QpEvent {
 
 fn config(preset: &str, sabotage: Sabotage) -> KernelConfig {
     let axes = presets().iter().find(|found| found.name == preset).expect("a preset").axes;
-    KernelConfig { sabotage, ..KernelConfig::new(axes) }
+    KernelConfig::new(axes).sabotaged_for_tests(sabotage)
 }
 
 /// A server exports its file and a guest maps it for a while. Meanwhile a stranger truncates the

@@ -28,9 +28,7 @@ fn axes(preset: &str) -> Axes {
 }
 
 fn config(preset: &str, sabotage: Sabotage) -> KernelConfig {
-    let mut config = KernelConfig::new(axes(preset));
-    config.sabotage = sabotage;
-    config
+    KernelConfig::new(axes(preset)).sabotaged_for_tests(sabotage)
 }
 
 /// A program registers a leased file and its peer writes to it, while another program truncates the

@@ -5,7 +5,6 @@
 //!
 //! Run it with `cargo run -p workloads --example a_script_under_two_designs`.
 
-use fs_sim::Sabotage;
 use workloads::input::Source;
 use workloads::input::designs::DesignCatalogue;
 use workloads::language::Scenario;
@@ -29,7 +28,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let designs = catalogue.resolve("rfc-v2, revoke")?;
     let names: Vec<&str> = catalogue.names().collect();
     let scenario = Scenario::parse(&Source::new("<example>", SCRIPT), &names)?;
-    let report = run_simulated(&[scenario], &designs, Sabotage::default())?;
+    let report = run_simulated(&[scenario], &designs)?;
     for cell in report.scenarios.iter().flat_map(|row| &row.cells) {
         println!("{:7} {:?}: the truncate gave {}", cell.design, cell.verdict, cell.outcome);
     }

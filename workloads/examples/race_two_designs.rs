@@ -50,7 +50,6 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         seed: 7,
         duration_per_design: Duration::from_millis(300),
         threads: None,
-        sabotage: fs_sim::Sabotage::default(),
     };
     let report = run(config, &Quiet, &StopFlag::new())?;
     for design in &report.result.designs {

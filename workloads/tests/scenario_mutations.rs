@@ -15,7 +15,7 @@ fn failing(id: &str, sabotage: Sabotage) -> usize {
     let names: Vec<&str> = catalogue.names().collect();
     let built_in = scenarios::built_in(&names).unwrap();
     let scenario = scenarios::find(&built_in, id).unwrap();
-    let report = scenarios::run_simulated(std::slice::from_ref(scenario), &presets, sabotage).unwrap();
+    let report = scenarios::run_sabotaged_for_tests(std::slice::from_ref(scenario), &presets, sabotage).unwrap();
     report.count(CellVerdict::Failed)
 }
 

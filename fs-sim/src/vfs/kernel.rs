@@ -238,7 +238,9 @@ impl Kernel {
     }
 }
 
-/// Rules broken on purpose, to prove that the oracle notices. All false in every real run.
+/// Rules of the kernel that a test breaks, to show that the oracle detects it. Only
+/// [`KernelConfig::sabotaged_for_tests`] can break one.
+#[doc(hidden)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Sabotage {
     /// Pins of a file range are not rechecked against the inode's generation.
@@ -269,8 +271,8 @@ pub struct KernelConfig {
     pub options: VolumeOptions,
     /// `RLIMIT_MEMLOCK` of every process, in pages.
     pub memlock_pages: u64,
-    /// Rules broken on purpose.
-    pub sabotage: Sabotage,
+    /// The rules that a test breaks.
+    pub(crate) sabotage: Sabotage,
 }
 
 impl KernelConfig {
@@ -283,6 +285,13 @@ impl KernelConfig {
             memlock_pages: u64::MAX / 2,
             sabotage: Sabotage::default(),
         }
+    }
+
+    /// The same kernel with rules broken. Only tests call it.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn sabotaged_for_tests(self, sabotage: Sabotage) -> KernelConfig {
+        KernelConfig { sabotage, ..self }
     }
 }
 

@@ -123,7 +123,8 @@ impl Lab {
     /// A lab on a device of `bytes`.
     pub(crate) fn on(bytes: u64, axes: Axes, adjust: impl FnOnce(&mut KernelConfig)) -> Lab {
         let options = VolumeOptions { lease_break_time: BREAK_TIME, ..VolumeOptions::default() };
-        let mut config = KernelConfig { options, ..KernelConfig::new(axes) };
+        let mut config = KernelConfig::new(axes);
+        config.options = options;
         adjust(&mut config);
         let world = Arc::new(World::manual(0x0dd5_eed5));
         let device = Device::memory(bytes).expect("a device of memory");

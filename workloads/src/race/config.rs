@@ -9,7 +9,7 @@ use emulator::device::OpenError;
 use emulator::sync::Arc;
 use emulator::sync::atomic::{AtomicBool, Ordering};
 use fs_sim::design::Axes;
-use fs_sim::{Errno, Kernel, Sabotage};
+use fs_sim::{Errno, Kernel};
 use reports::result::RunResult;
 use reports::{DesignResult, OpLatencies};
 
@@ -41,8 +41,6 @@ pub struct RaceConfig {
     /// The number of actors, the roles in proportion to the job's counts. None: as many as the job
     /// says.
     pub threads: Option<u32>,
-    /// Rules broken on purpose, to test the detectors. A real run breaks none.
-    pub sabotage: Sabotage,
 }
 
 /// What a race found.

@@ -44,13 +44,22 @@ use super::{oracle, outcome, supervisor};
 ///     seed: 7,
 ///     duration_per_design: Duration::from_millis(50),
 ///     threads: None,
-///     sabotage: fs_sim::Sabotage::default(),
 /// };
 /// let report = run(config, &Quiet, &StopFlag::new()).unwrap();
 /// assert!(!report.failed);
 /// assert_eq!(report.result.designs[0].name, "kara");
 /// ```
 pub fn run(config: RaceConfig, progress: &dyn RaceProgress, stop: &StopFlag) -> Result<RaceReport, RaceError> {
+    run_sabotaged(config, Sabotage::default(), progress, stop)
+}
+
+/// [`run`] with rules of the kernel broken. Only tests break one.
+pub(super) fn run_sabotaged(
+    config: RaceConfig,
+    sabotage: Sabotage,
+    progress: &dyn RaceProgress,
+    stop: &StopFlag,
+) -> Result<RaceReport, RaceError> {
     let job = match config.threads {
         Some(threads) => config.job.with_threads(threads).map_err(RaceError::Threads)?,
         None => config.job.clone(),
@@ -69,7 +78,7 @@ pub fn run(config: RaceConfig, progress: &dyn RaceProgress, stop: &StopFlag) -> 
             break;
         }
         progress.started(index, of, design, config.duration_per_design);
-        let shared = new_machine(&job, design, config.seed, config.sabotage, RunLimits::default())?;
+        let shared = new_machine(&job, design, config.seed, sabotage, RunLimits::default())?;
         progress.machine(&shared.kernel);
         let mut report_progress = |snapshot: &Snapshot| progress.snapshot(snapshot);
         let ended = supervisor::supervise(&shared, config.duration_per_design, stop, &mut report_progress, None);
@@ -92,7 +101,8 @@ pub(super) fn new_machine(
     limits: RunLimits,
 ) -> Result<Arc<RaceShared>, RaceError> {
     let device = Device::memory(job.device_bytes)?;
-    let config = KernelConfig { options: job.volume, sabotage, ..KernelConfig::new(design.axes) };
+    let mut config = KernelConfig::new(design.axes).sabotaged_for_tests(sabotage);
+    config.options = job.volume;
     let kernel = Kernel::new(Arc::new(World::real(seed)), device, config)?;
     make_files(&kernel, job)?;
     Ok(Arc::new(RaceShared::new(kernel, job.clone(), seed, limits)))

@@ -2,7 +2,7 @@
 
 use super::job::Job;
 use super::op_stream::OpStream;
-use super::run::new_machine;
+use super::run::{new_machine, run_sabotaged};
 use super::shared::{RaceShared, RunLimits};
 use super::supervisor::{TakenSteps, supervise};
 use super::*;
@@ -36,8 +36,8 @@ fn limited(design: &DesignRun, seed: u64, choices_max: u64) -> DesignResult {
 fn timed(designs: Vec<DesignRun>, seed: u64, sabotage: Sabotage) -> RaceReport {
     let job = Job::built_in().quick();
     let duration_per_design = job.duration;
-    let config = RaceConfig { job, designs, seed, duration_per_design, threads: None, sabotage };
-    run(config, &Quiet, &StopFlag::new()).expect("a race")
+    let config = RaceConfig { job, designs, seed, duration_per_design, threads: None };
+    run_sabotaged(config, sabotage, &Quiet, &StopFlag::new()).expect("a race")
 }
 
 /// Seed 7 under two very different designs: one fails changes, the other lets many tasks wait and
@@ -153,7 +153,6 @@ fn the_stop_flag_ends_a_race_which_is_reported_as_far_as_it_came() {
         seed: 2,
         duration_per_design: NEVER,
         threads: Some(4),
-        sabotage: Sabotage::default(),
     };
     let report = run(config, &StopAtFirstSight(&stop), &stop).unwrap();
     assert!(report.result.interrupted && !report.failed, "{:?}", report.result.designs[0].violations);
@@ -235,14 +234,8 @@ fn stopped() -> StopFlag {
 
 #[test]
 fn what_cannot_be_run_is_an_error() {
-    let config = |designs, threads| RaceConfig {
-        job: Job::built_in(),
-        designs,
-        seed: 1,
-        duration_per_design: NEVER,
-        threads,
-        sabotage: Sabotage::default(),
-    };
+    let config =
+        |designs, threads| RaceConfig { job: Job::built_in(), designs, seed: 1, duration_per_design: NEVER, threads };
     let error = |config| run(config, &Quiet, &stopped()).unwrap_err().to_string();
     assert!(error(config(Vec::new(), None)).starts_with("a race needs a design"));
     assert!(error(config(vec![preset("kara")], Some(1))).starts_with("a race needs from 2 threads"));

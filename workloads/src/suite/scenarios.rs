@@ -52,7 +52,16 @@ pub fn find<'s>(scenarios: &'s [Scenario], id: &str) -> Option<&'s Scenario> {
 ///
 /// # Errors
 /// A scenario states no outcome for a design, or two, or asks for what can't be.
-pub fn run_simulated(
+pub fn run_simulated(scenarios: &[Scenario], designs: &[DesignEntry]) -> Result<ScenarioReport, InputError> {
+    run_sabotaged_for_tests(scenarios, designs, Sabotage::default())
+}
+
+/// The same on kernels with rules broken. Only tests break one.
+///
+/// # Errors
+/// As [`run_simulated`].
+#[doc(hidden)]
+pub fn run_sabotaged_for_tests(
     scenarios: &[Scenario],
     designs: &[DesignEntry],
     sabotage: Sabotage,
@@ -77,7 +86,7 @@ pub fn run_simulated(
                         return;
                     }
                     let (scenario, subject) = (&scenarios[n / subjects.len()], &subjects[n % subjects.len()]);
-                    let machine = Simulation::new(&scenario.setup, subject.axes, sabotage);
+                    let machine = Simulation::sabotaged_for_tests(&scenario.setup, subject.axes, sabotage);
                     let cell = cell(scenario, subject, machine.map(|machine| Box::new(machine) as Box<dyn Machine>));
                     done.lock()[n] = Some(cell);
                 }

@@ -5,7 +5,6 @@
 
 use crate::input::designs::DesignCatalogue;
 use crate::input::{InputError, Source};
-use fs_sim::Sabotage;
 use reports::scenarios::{CellVerdict, ScenarioReport};
 
 use crate::language::Scenario;
@@ -22,7 +21,7 @@ fn with_body(body: &str) -> String {
 
 fn run(text: &str, designs: &str) -> Result<ScenarioReport, InputError> {
     let entries = DesignCatalogue::default().resolve(designs).unwrap();
-    scenarios::run_simulated(&[parse(text)?], &entries, Sabotage::default())
+    scenarios::run_simulated(&[parse(text)?], &entries)
 }
 
 #[track_caller]
@@ -162,6 +161,6 @@ fn an_axis_condition_holds_for_a_users_design() {
     let text = "[[design]]\nname = \"mine\"\nbase = \"kara\"\nlease_rules = \"chinner\"\npin_gate = \"lease\"\n";
     let entries = catalogue.add(&Source::new("mine.toml", text)).unwrap().to_vec();
     let scenario = "# T: x\nfile data 4KiB\nA: f = open data rw\nA: lease f exclusive\nexpect leases data => A:read+U | A:write @lease_rules=chinner\n";
-    let report = scenarios::run_simulated(&[parse(scenario).unwrap()], &entries, Sabotage::default()).unwrap();
+    let report = scenarios::run_simulated(&[parse(scenario).unwrap()], &entries).unwrap();
     assert_eq!(report.count(CellVerdict::Passed), 1, "{report:#?}");
 }

@@ -63,12 +63,23 @@ impl Simulation {
     /// # Errors
     /// [`Trouble::CannotRun`] if its memory can't be mapped; [`Trouble::Script`] if its files don't
     /// fit.
-    pub fn new(setup: &Setup, axes: Axes, sabotage: Sabotage) -> Result<Simulation, Trouble> {
+    pub fn new(setup: &Setup, axes: Axes) -> Result<Simulation, Trouble> {
+        Simulation::sabotaged_for_tests(setup, axes, Sabotage::default())
+    }
+
+    /// The same with rules of the kernel broken. Only tests break one.
+    ///
+    /// # Errors
+    /// As [`Simulation::new`].
+    #[doc(hidden)]
+    pub fn sabotaged_for_tests(setup: &Setup, axes: Axes, sabotage: Sabotage) -> Result<Simulation, Trouble> {
         let cannot = |error: std::io::Error| Trouble::CannotRun(format!("no simulated device: {error}"));
         let world = Arc::new(World::in_turns(1));
         let device = Device::memory(setup.device).map_err(|error| Trouble::CannotRun(error.to_string()))?;
         let memlock_pages = setup.memlock.map_or(u64::MAX / 2, |bytes| bytes / fs_sim::BLOCK);
-        let config = KernelConfig { options: setup.options, memlock_pages, sabotage, ..KernelConfig::new(axes) };
+        let mut config = KernelConfig::new(axes).sabotaged_for_tests(sabotage);
+        config.options = setup.options;
+        config.memlock_pages = memlock_pages;
         let kernel = Kernel::new(Arc::clone(&world), device, config).map_err(cannot)?;
         let maker = kernel.spawn();
         for file in &setup.files {

@@ -27,9 +27,8 @@ const STEPS: std::ops::RangeInclusive<usize> = 4..=16;
 pub fn run(config: &AgreementConfig, stop: &StopFlag) -> AgreementReport {
     on_linux(config, |host, range| {
         let linux = |setup: &Setup| linux(host, setup);
-        let simulation = |setup: &Setup| {
-            Simulation::new(setup, config.axes, config.sabotage).map(|machine| Box::new(machine) as Box<dyn Machine>)
-        };
+        let simulation =
+            |setup: &Setup| Simulation::new(setup, config.axes).map(|machine| Box::new(machine) as Box<dyn Machine>);
         compare(&MachineMakers { left: &linux, right: &simulation }, range, config.seed, config.sequences, stop)
     })
 }

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use fs_sim::Sabotage;
 use fs_sim::design::Axes;
 
 use crate::machines::linux::LinuxConfig;
@@ -18,8 +17,6 @@ pub struct AgreementConfig {
     pub linux: LinuxConfig,
     /// The simulated machine's design. No operation of a sequence should depend on it.
     pub axes: Axes,
-    /// Rules broken on purpose in the simulated machine, which must then show a difference.
-    pub sabotage: Sabotage,
 }
 
 /// The result of a comparison.

@@ -1,6 +1,5 @@
 //! Tests of the comparison itself, on machines that agree and on one that lies.
 
-use fs_sim::Sabotage;
 use fs_sim::design::Axes;
 
 use super::AgreementReport;
@@ -58,11 +57,11 @@ fn axes() -> Axes {
 }
 
 fn honest(setup: &Setup) -> Result<Box<dyn Machine>, Trouble> {
-    Ok(Box::new(Simulation::new(setup, axes(), Sabotage::default())?))
+    Ok(Box::new(Simulation::new(setup, axes())?))
 }
 
 fn liar(setup: &Setup) -> Result<Box<dyn Machine>, Trouble> {
-    Ok(Box::new(Liar(Simulation::new(setup, axes(), Sabotage::default())?, 0)))
+    Ok(Box::new(Liar(Simulation::new(setup, axes())?, 0)))
 }
 
 const RANGE: RangeSupport = RangeSupport { moves_ranges: true };
