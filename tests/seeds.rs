@@ -31,7 +31,7 @@ fn only_the_negative_control_corrupts() {
 /// The counts that the issue of the race asks of every preset whose axes allow it.
 fn meets(name: &str, design: &serde_json::Value, seed: u64) {
     assert!(counter(design, "truncate_done") >= 1000, "seed {seed}: {name}: {}", counter(design, "truncate_done"));
-    assert!(counter(design, "pin_retries") > 0, "seed {seed}: {name}: no pin met a door");
+    assert!(counter(design, "pin_retries") > 0, "seed {seed}: {name}: no pin met a closed page");
     let gate = design["axes"]["pin_gate"].as_str().unwrap();
     if gate == "refuse" {
         assert_eq!(counter(design, "registrations_granted"), 0, "{name} refuses");

@@ -350,7 +350,7 @@ mod tests {
             lines(
                 "use super::*; use super::other; use crate::low::other; // crate::high\n/// [`crate::high`]\nfn f() {}"
             ),
-            []
+            [0_usize; 0]
         );
     }
 
@@ -367,8 +367,8 @@ mod tests {
 
     #[test]
     fn tests_may_import_what_they_test() {
-        assert_eq!(lines("#[cfg(test)]\nmod tests { use crate::high::Thing; }"), []);
-        assert_eq!(lines("#[cfg(all(test, not(daxlab_loom)))]\nuse crate::high::Thing;"), []);
+        assert_eq!(lines("#[cfg(test)]\nmod tests { use crate::high::Thing; }"), [0_usize; 0]);
+        assert_eq!(lines("#[cfg(all(test, not(daxlab_loom)))]\nuse crate::high::Thing;"), [0_usize; 0]);
         assert_eq!(lines("#[cfg(not(test))]\nuse crate::high::Thing;"), [2]);
         assert_eq!(lines("#[cfg(any(test, daxlab_loom))]\nuse crate::high::Thing;"), [2]);
         let upward = "use crate::high::Thing;";

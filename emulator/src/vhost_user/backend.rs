@@ -121,7 +121,7 @@ enum DeclinedMessage {
     Queue(SetupError),
 }
 
-/// Whether `error` answers a message with no, and is nothing that the connection ends of.
+/// Whether `error` refuses one message; the connection goes on.
 pub(super) fn is_declined(error: &Error) -> bool {
     matches!(error, Error::ReqHandlerError(why) if why.get_ref().is_some_and(|why| why.is::<DeclinedMessage>()))
 }
@@ -193,7 +193,7 @@ impl VhostUserBackendReqHandler for PmemBackend {
     }
 
     fn reset_owner(&self) -> Result<()> {
-        // Withdrawn from the protocol, because what it resets was never agreed upon; libvhost-user
+        // The protocol withdrew this message, because its effect was never specified. libvhost-user
         // disables the rings.
         self.negotiated.lock().owned = false;
         self.queue.set_enabled(false);

@@ -76,8 +76,8 @@ impl Channel {
         Channel { socket }
     }
 
-    /// Asks for `piece` of `file`, and waits for the answer, until `over` is rung and `is_over`
-    /// says that it was for that.
+    /// Asks for `piece` of `file`, and waits for the answer. The wait ends early when `over` wakes
+    /// it and `is_over` is true.
     pub(super) fn ask(
         &self,
         ask: PieceRequest,
@@ -102,7 +102,7 @@ impl Channel {
     /// Its answer alone does not say so: QEMU 11.1 answers an unmap first and takes the piece from
     /// the guest then (`vhost_user_backend_handle_shmem_unmap`: else a `SET_MEM_TABLE` of its own
     /// could wait for us while we wait for it). But it looks at the next request only after that.
-    /// This one says nothing new: that the configuration space may have changed.
+    /// So this one sends `CONFIG_CHANGE_MSG`, which changes nothing, and waits for its answer.
     pub(super) fn settle(
         &self,
         sent: impl FnOnce(),

@@ -44,7 +44,7 @@ pub struct Unmapped {
     pub acknowledged: bool,
 }
 
-/// How a medium's pieces are no device.
+/// Why the pieces of a medium cannot form a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum PiecesError {
     #[error("a device of {0} pieces: at most {PIECES_MAX} can be mapped")]
@@ -89,7 +89,7 @@ struct MappingState {
     mapped: Vec<PmemPiece>,
     /// A driver took the device, and nothing was mapped for it yet.
     attach: bool,
-    /// The same, until the frontend has been asked for the first piece, or is not going to be.
+    /// The driver must wait: the first map request has not been sent, and may still be.
     starting: bool,
     /// The frontend has been asked for something, and has not answered.
     asking: bool,
@@ -99,9 +99,9 @@ struct MappingState {
     missing: bool,
     /// Nothing may be mapped.
     unmap: bool,
-    /// Nor ever again.
+    /// The connection is being closed: nothing may be mapped any more.
     for_good: bool,
-    /// Goes up with each attach and each unmap: what was begun before is not gone on with.
+    /// Grows with each attach and each unmap; the thread drops work of an older epoch.
     epoch: u64,
     /// The connection ended.
     over: bool,
@@ -172,11 +172,11 @@ impl PieceMapping {
     /// answer, which comes only afterwards. A driver that runs before its device is mapped reads
     /// zeros there, and its stores are lost.
     ///
-    /// Never long: a medium that takes its time has the driver run without a device.
+    /// It waits for at most 1 s; then the driver starts before its device is mapped.
     pub(super) fn await_asked(&self, waits: &BackendWaits) {
         waits.until(&self.settled, "the first piece to be asked for", Some(START_PATIENCE), || {
             let state = self.state.lock();
-            // Whatever it has been asked for, it answers after it was let go on.
+            // The frontend answers a request only after this message has been answered.
             let ready = !state.starting || state.asking || state.unmap || state.over;
             if ready { Poll::Ready(()) } else { Poll::Pending }
         });
@@ -242,8 +242,7 @@ impl PieceMapping {
                 if state.over {
                     return;
                 }
-                // An attach that was demanded after an unmap is done after it; one before it was
-                // called off.
+                // An unmap cancels the attaches before it. A later attach runs after the unmap.
                 let attach = !state.unmap && std::mem::take(&mut state.attach);
                 state.mapping |= attach;
                 (state.unmap && state.channel.is_some(), attach, state.epoch)
@@ -268,7 +267,7 @@ impl PieceMapping {
         self.settled.wake_all();
     }
 
-    /// A frontend that refuses has nothing mapped there: it dropped it at a reset.
+    /// If the frontend refuses an unmap, the piece is unmapped already, by a reset.
     fn unmap_pieces(
         &self,
         pieces: &[PmemPiece],
@@ -357,7 +356,7 @@ impl PieceMapping {
             let mut state = self.state.lock();
             state.mapping = false;
             state.starting &= state.epoch != epoch;
-            // What was taken away meanwhile is the medium's to answer for.
+            // If an unmap came meanwhile, the medium decides whether flushes fail.
             state.missing &= !whole;
         }
         self.settled.wake_all();
@@ -371,7 +370,7 @@ impl PieceMapping {
         self.asking(|channel, sent| channel.settle(sent, &self.wake, || self.is_over()))
     }
 
-    /// Has `ask` ask, and say when it has.
+    /// Runs `ask` on the channel; `ask` reports that its request was sent.
     fn asking<T>(&self, ask: impl FnOnce(&Channel, &dyn Fn()) -> Result<T, ChannelError>) -> Result<T, ChannelError> {
         let channel = self.state.lock().channel.clone().ok_or(ChannelError::Closed)?;
         let sent = || {

@@ -98,7 +98,7 @@ pub(super) type Flush<'a> = dyn Fn() -> Result<(), FlushError> + 'a;
 enum QueuePoll {
     /// Requests; the queue is busy until they are answered.
     Requests,
-    /// None, but some came while the guest was being asked to tell of them.
+    /// None, but a request came while notifications were being enabled: look again.
     Again,
     /// None: the guest tells of the next, or the queue does not run.
     Nothing,
@@ -372,8 +372,8 @@ impl QueueState {
         Ok(())
     }
 
-    /// Asks the guest to tell of the next request. Returns whether one came before it knew: of that
-    /// one it does not tell.
+    /// Asks the guest for a notification at the next request. Returns true if a request came before
+    /// the guest knew of that; for this one there is no notification.
     fn ask_to_be_told(&mut self) -> Result<bool, QueueBroken> {
         Ok(self.ring.enable_notification(&self.memory)?)
     }

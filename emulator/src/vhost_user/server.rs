@@ -46,7 +46,7 @@ struct ServerShared {
     connection: Mutex<Option<FrontendConnection>>,
     /// No further connection is accepted.
     closing: AtomicBool,
-    /// Nor does the one there is go on.
+    /// The present connection must end too.
     aborting: AtomicBool,
     wake: WakeFd,
 }
@@ -86,8 +86,8 @@ impl VhostServer {
 
     /// Has every piece of the connection there is unmapped. Blocks until the frontend has answered
     /// for each, has hung up, or let 10 s of real time pass; may be called again, and by several
-    /// threads. What is mapped later is mapped because a driver took the device later, and the
-    /// medium gave it pieces.
+    /// threads. Only a driver that takes the device later, and a medium that gives
+    /// it pieces, can map something again.
     pub fn unmap(&self) -> Unmapped {
         let mapping = self.shared.connection.lock().as_ref().map(|connection| Arc::clone(&connection.mapping));
         match mapping {
@@ -262,7 +262,7 @@ pub(super) fn serve_one(socket: UnixStream, medium: &Arc<dyn Medium>) -> io::Res
     Ok(shared.counters.snapshot())
 }
 
-/// A connection and its threads. Its end, by whatever way, is theirs.
+/// A connection and its threads. Its drop ends the connection and joins the threads.
 struct ServedMedium<'a> {
     shared: &'a ServerShared,
     connection: &'a FrontendConnection,
@@ -311,7 +311,7 @@ impl FrontendConnection {
         let _hung_up_already = self.socket.shutdown(std::net::Shutdown::Both);
     }
 
-    /// Sends its threads home.
+    /// Tells the threads of the connection to end.
     fn end(&self) {
         self.queue.end();
         self.mapping.end();

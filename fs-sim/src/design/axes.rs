@@ -2,8 +2,8 @@
 //!
 //! Names and values are spelled once, here: TOML, tables, `result.json` and scenario conditions
 //! (`@stranger_change=wait`) all go through [`Axis`] and [`Axes::get`]. What a value makes the
-//! kernel do is at the code that reads it (`lease`, `gup`, `file_ops`, and rdma-sim for
-//! `on_lease_lost`).
+//! kernel do is at the code that reads it: `leases`, `layout_change`, `pinning`, and rdma-sim for
+//! `pass_context`.
 
 use std::fmt;
 

@@ -3,8 +3,8 @@
 //! It owns inode identity and published layouts, names, open files, descriptor tables, address
 //! spaces, signals, and [`kernel::Kernel`], the state that all processes share. Layers above keep
 //! their own state with an inode, a process or the kernel by `attachments`, and act when an
-//! object ends through the trait `lifecycle::Lifecycle`. Invariant: nothing here knows a lease,
-//! a pin or a design's rule. Kernel counterpart: fs/inode.c, fs/file_table.c, fs/namei.c,
+//! object ends through the trait `lifecycle::Lifecycle`. Invariant: nothing here looks into
+//! a lease or a pin. Kernel counterpart: fs/inode.c, fs/file_table.c, fs/namei.c,
 //! kernel/fork.c, kernel/signal.c, mm/mmap.c.
 //!
 //! Files of this folder import each other in circles: a task refers to its kernel and process, the

@@ -148,7 +148,7 @@ impl Port {
         });
         let mut fds: Vec<BorrowedFd<'_>> = vec![listener.as_fd(), machine.device().fd()];
         fds.extend(machine.durable().map(|durable| durable.fd()));
-        // If the guest has ended already, no message says that it is ready.
+        // If the backend process has already ended, its message `Ready` never arrives.
         let _gone = port.link.tell(&ToPort::Start { bytes: machine.device().bytes() }, &fds);
         let (attended, with) = (Arc::clone(&port), Arc::clone(machine));
         let _ends_with_the_link = thread::spawn(move || attended.attend(&with));
@@ -163,8 +163,8 @@ impl Port {
 
     /// Listens to the port until it is gone.
     fn attend(self: &Arc<Self>, machine: &Arc<ServedMachine>) {
-        // An export can wait for a layout change, and that for anything, such as this process's
-        // own messages.
+        // An export can wait for a layout change, and the change for a message that only this
+        // thread reads. So a thread of its own admits a guest.
         let mut admission: Option<JoinHandle<()>> = None;
         while let Some((heard, _)) = self.link.next::<FromPort>() {
             match heard {
@@ -173,7 +173,8 @@ impl Port {
                     self.changed.wake_all();
                 }
                 FromPort::Connected { number, pid } => {
-                    // The last one's has ended: so has that guest.
+                    // The previous guest is gone, so the thread that admitted it ends without a
+                    // wait.
                     admission.take().into_iter().for_each(ended);
                     let (port, with) = (Arc::clone(self), Arc::clone(machine));
                     admission = Some(thread::spawn(move || {
@@ -221,7 +222,7 @@ impl Port {
     /// A guest has connected.
     fn connected(self: &Arc<Self>, machine: &Arc<ServedMachine>, connection: u64, pid: Option<u32>) -> Granted {
         let named = pid.map_or("a process".to_owned(), |pid| format!("process {pid}"));
-        // A power cut finds it attached, or not at all.
+        // No power cut happens while the guest is being admitted.
         let admitted = machine.under_power(|| {
             let (guest, bytes, pieces) = self.admit(machine, connection, pid)?;
             self.state.lock().guest = Some(Arc::clone(&guest));
@@ -324,7 +325,7 @@ impl Port {
         };
         if let Some(guest) = guest {
             if let (ServedMemory::Files(kernel), Some(holds)) = (machine.backing(), &guest.holds) {
-                // In this order: the end of the process would only demand it.
+                // Before the exit: the exit of the simulated process would ask the guest to unmap.
                 holds.export.unmapped(kernel);
                 machine.nic().forget(holds.task.pid());
                 holds.task.exit();
@@ -350,8 +351,8 @@ impl Port {
         guest.revoked.store(true, Ordering::SeqCst);
         let demand = self.take(guest.connection, Why::Revoked);
         if let Some(holds) = &guest.holds {
-            // Its exit demands the same of the export; the pins go with `GuestExport::unmapped`,
-            // and the lease with them.
+            // The exit also asks the export to unmap. `GuestExport::unmapped` releases the pins
+            // and the lease.
             machine.nic().forget(holds.task.pid());
             holds.task.exit();
         }
@@ -412,7 +413,10 @@ impl Port {
         machine.tell(&format!("{}: its port has ended unexpectedly; no guest can attach there any more", self.shown()));
         let Some(guest) = self.guest() else { return };
         let Some(process) = &guest.process else {
-            machine.tell(&format!("{}: when its guest ends can't be seen; its pins stay", self.shown()));
+            machine.tell(&format!(
+                "{}: the server cannot see when the guest of this socket ends, so its pins stay until the server ends",
+                self.shown()
+            ));
             return;
         };
         machine.tell(&format!("{}: its pins stay until {} has ended", self.shown(), guest.who()));
@@ -435,7 +439,7 @@ impl Port {
         self.pid
     }
 
-    /// Has flushes fail, or no longer.
+    /// Makes flushes fail, or lets them succeed again.
     pub(super) fn fail_flush(&self, on: bool) -> Result<(), LinkError> {
         self.link.ask(|number| ToPort::FailFlush { number, on }).map(|_| ())
     }
@@ -459,9 +463,9 @@ impl Port {
         if attached && !self.has_died() {
             return true;
         }
-        // It stays what it is until it is reaped here.
+        // No other process gets this process number before this thread reaps the child.
         if watch(self.pid).is_some_and(|process| !wait_for_end(&process, Some(END_MAX))) {
-            // No guest is attached to it.
+            // No guest is attached, so a kill loses nothing.
             let _gone = self.process.lock().kill();
         }
         let _reaped = self.has_died();

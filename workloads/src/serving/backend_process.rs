@@ -161,7 +161,7 @@ struct Standing {
 struct BackendPort {
     link: Link<Granted>,
     memory: BackendMemory,
-    /// The emulator is gone.
+    /// The server has ended.
     over: AtomicBool,
     told_to_fail: AtomicBool,
     standing: Mutex<Standing>,
@@ -173,7 +173,7 @@ struct BackendPort {
 }
 
 impl BackendPort {
-    /// Says something to an emulator that may be gone: then the end of the link tells.
+    /// Sends a message to a server that may have ended. If it has, the link is closed.
     fn say(&self, what: &FromPort) {
         let _gone = self.link.tell(what, &[]);
     }
@@ -250,12 +250,12 @@ impl Medium for BackendPort {
                 return Ok(bytes);
             }
             Ok(Granted::No(why)) => why,
-            Ok(other) => format!("the emulator's answer makes no sense: {other:?}"),
-            Err(LinkError::Over) => "the emulator has ended".to_owned(),
+            Ok(other) => format!("the server's answer does not fit the request: {other:?}"),
+            Err(LinkError::Over) => "the server has ended".to_owned(),
             Err(LinkError::Silent) => {
                 // It may be granted too late: then no guest is there.
                 self.say(&FromPort::Gone { number: 0, connection });
-                "the emulator gives no answer".to_owned()
+                "the server does not answer".to_owned()
             }
         };
         self.standing.lock().connection = None;
@@ -277,8 +277,8 @@ impl Medium for BackendPort {
             Ok(_) | Err(_) => return Vec::new(),
         };
         let mut standing = self.standing.lock();
-        // What was revoked since it was asked for may not be mapped; a later demand finds it
-        // mapped.
+        // Pieces that were revoked after the request are not mapped. A revocation after this lock
+        // is taken sees them as mapped.
         if pieces.is_empty() || standing.takes != takes || standing.connection != Some(connection) {
             return Vec::new();
         }
@@ -318,7 +318,7 @@ impl Medium for BackendPort {
         let connection = self.standing.lock().connection.take();
         self.changed.wake_all();
         if let Some(connection) = connection {
-            // An emulator that does not answer is gone, or will find the end of the link.
+            // A server that does not answer has ended, or will see that the link is closed.
             let _released = self.link.ask(|number| FromPort::Gone { number, connection });
         }
     }

@@ -41,7 +41,7 @@ struct Served {
 }
 
 impl Steering {
-    /// From now on it is about these.
+    /// Sets the machine and the ports that requests act on.
     pub(super) fn serve(&self, machine: &Arc<ServedMachine>, ports: &[Arc<Port>]) {
         let served = Served { machine: Arc::clone(machine), ports: ports.to_vec() };
         // Set once, by the one thread that starts the server.
@@ -68,7 +68,7 @@ fn cancelled_by(waiter: &Arc<Waiter>) -> impl FnOnce() + Send + 'static {
 }
 
 fn no_means(error: std::io::Error) -> String {
-    format!("the server has no means left: {error}")
+    format!("the server could not start a thread or open a descriptor: {error}")
 }
 
 impl Served {
@@ -240,7 +240,7 @@ impl Served {
         let waiter = self.machine.waiter();
         let alone = asker.unless_gone(cancelled_by(&waiter), || self.machine.wait_powerless(&waiter));
         if alone.map_err(no_means)?.is_err() {
-            return Err("given up before a guest that was about to attach had done so; nothing was cut".to_owned());
+            return Err("cancelled while a guest was attaching; no power was cut".to_owned());
         }
         let guests: Vec<_> = self.attached().collect();
         if let Some((port, guest)) = guests.iter().find(|(port, _)| port.has_ended()) {

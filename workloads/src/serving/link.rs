@@ -26,7 +26,7 @@ use crate::messages;
 /// How long one side waits for the other's reply: far longer than it can take.
 pub(super) const PATIENCE: Duration = Duration::from_secs(20);
 
-/// What the emulator says.
+/// A message of the server to a backend process.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(super) enum ToPort {
@@ -45,7 +45,7 @@ pub(super) enum ToPort {
     FailFlush { number: u64, on: bool },
     /// The counters. A reply follows.
     Count { number: u64 },
-    /// The emulator is about to end: every flush fails from now on. A reply follows.
+    /// The server is about to end: every flush fails from now on. A reply follows.
     End { number: u64 },
 }
 
@@ -189,7 +189,7 @@ impl<A> Link<A> {
     pub(super) fn next<M: DeserializeOwned>(&self) -> Option<(M, Vec<OwnedFd>)> {
         loop {
             match messages::receive(&self.socket, RecvFlags::empty()) {
-                // What is not understood was not for us.
+                // A packet that is no message of this protocol is skipped.
                 Err(Errno::INTR | Errno::BADMSG) => {}
                 Ok(Some(message)) => return Some(message),
                 Ok(None) | Err(_) => return None,

@@ -146,7 +146,7 @@ impl ServedMachine {
         self.powerless.wait(&self.waits, waiter, how, idle)
     }
 
-    /// From now on a port's end is no accident.
+    /// The server ends: from now on the end of a backend process is expected.
     pub(super) fn end(&self) {
         self.ending.store(true, Ordering::SeqCst);
     }

@@ -20,7 +20,6 @@
 //! | `nic` | RDMA regions over the same files |
 //! | `qemu_args` | the QEMU command lines that attach |
 //! | `control`, `control_handler` | the control socket, and what `daxlab ctl` does |
-//! | `socket` | listening at a path |
 //! | `render` | texts for people |
 
 mod backend_handles;
@@ -100,13 +99,13 @@ pub enum What {
 /// Why nothing is served.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
-    /// The user's to change.
+    /// The user asked for something that cannot be; the text says what to change.
     #[error("{0}")]
     Wrong(String),
     /// The design admits no guest.
     #[error("{0}")]
     Refused(String),
-    /// The machine's.
+    /// This machine lacks something, such as memory or descriptors.
     #[error("{0}")]
     Cannot(String),
 }

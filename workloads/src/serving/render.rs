@@ -106,7 +106,7 @@ pub(super) fn what(config: &Config, machine: &ServedMachine, held: &str) -> Stri
             } else {
                 "held for a guest as long as it is attached"
             };
-            let _ = writeln!(text, "{whom} (as a trial had it; the numbers go on):\n{}", held.trim_end());
+            let _ = writeln!(text, "{whom} (from a trial export; a guest gets higher numbers):\n{}", held.trim_end());
         }
     }
     text

@@ -1,7 +1,7 @@
 //! Layout leases: kinds, the table of each inode, requests, breaks, unlock and last close.
 //!
 //! It owns who may rely on a file's layout, and which owner is signalled before the layout changes.
-//! A lease changes its state in one function, [`state::LeaseState::next`]. Invariants: leases live
+//! A lease changes its state in one function, `state::change_state`. Invariants: leases live
 //! and die with their open file; a lease's gate counts the pins taken under it, so no pin slips in
 //! during an unlock, a zombie or a break; no task sleeps with a table's lock held. Kernel
 //! counterpart: the `F_LAYOUT` leases of RFC v2 (2019-08-09) and of the man-page proposal

@@ -1,7 +1,8 @@
 //! Ordinary fcntl leases.
 //!
-//! It owns the base mechanism of docs/semantics.md, section 2, which must equal Linux's. Kernel
-//! counterpart: `F_SETLEASE`, `F_GETLEASE`, `break_lease` (fs/locks.c, fs/fcntl.c).
+//! It owns the base mechanism of docs/semantics.md, section 2, which must equal Linux's.
+//! Invariant: a break is signalled once to each owner, and the breaker sleeps with no lock held.
+//! Kernel counterpart: `F_SETLEASE`, `F_GETLEASE`, `break_lease` (fs/locks.c, fs/fcntl.c).
 
 pub(crate) mod breaking;
 pub(crate) mod close;

@@ -43,7 +43,7 @@ pub struct Simulation {
     kernel: Arc<Kernel>,
     config: KernelConfig,
     world: Arc<World>,
-    /// For the net under a call that never ends.
+    /// Real time, for the limit on a call that neither ends nor sleeps.
     clock: World,
     threads: ThreadPool,
     pids: BTreeMap<Pid, String>,

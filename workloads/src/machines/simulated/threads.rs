@@ -156,7 +156,7 @@ impl ThreadPool {
             worker.task.exit();
         }
         let mut wrong = Vec::new();
-        // This sleeper was told to check again, and needs its turn for that.
+        // The exit woke blocked tasks. Each needs a turn to see why.
         if let Err(trouble) = self.settle(world, clock) {
             wrong.push(trouble.to_string());
         }
