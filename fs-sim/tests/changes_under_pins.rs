@@ -24,17 +24,17 @@ fn s14_stranger_meets_long_term_pins() {
             let Some((lab, a)) = Lab::pinned(axes, 4, 0..4) else { continue };
             let b = lab.actor();
             let fb = b.opens("data");
-            let before = a.who.portrait(a.fd);
+            let before = a.who.state_report(a.fd);
             match axes.stranger_change {
                 ChangeRule::Fail => {
                     assert_eq!(change(&b, fb), Err(Errno::ETXTBSY), "{what}");
-                    assert_eq!(a.who.portrait(a.fd), before);
+                    assert_eq!(a.who.state_report(a.fd), before);
                     assert_eq!(a.who.signals(), []);
                     assert_eq!(a.region.dma_write(&lab.kernel, 0, &[7; 64]), Ok(()), "its region is unharmed");
                 }
                 ChangeRule::Wait => {
                     let changing = b.blocks("exclusive lease", move |b| change(b, fb));
-                    assert_eq!(a.who.portrait(a.fd), before);
+                    assert_eq!(a.who.state_report(a.fd), before);
                     a.region.dereg(&a.who);
                     a.who.unlock(a.fd, ALL).unwrap();
                     assert_eq!(changing.finish(), Ok(()), "{what}");
@@ -70,16 +70,16 @@ fn s14_stranger_meets_pins_without_a_lease() {
             let (lab, a) = Lab::pinned(axes, 4, 0..4).unwrap();
             let b = lab.actor();
             let fb = b.opens("data");
-            let before = a.who.portrait(a.fd);
+            let before = a.who.state_report(a.fd);
             let used = lab.kernel.usage().allocated;
             match rule {
                 ChangeRule::Fail => {
                     assert_eq!(change(&b, fb), Err(Errno::ETXTBSY), "{what}");
-                    assert_eq!(a.who.portrait(a.fd), before);
+                    assert_eq!(a.who.state_report(a.fd), before);
                 }
                 ChangeRule::Wait => {
                     let changing = b.blocks("long-term pins", move |b| change(b, fb));
-                    assert_eq!(a.who.portrait(a.fd), before);
+                    assert_eq!(a.who.state_report(a.fd), before);
                     assert_eq!(a.region.dma_write(&lab.kernel, 0, &[7; 64]), Ok(()), "S49: it goes on meanwhile");
                     a.region.dereg(&a.who);
                     assert_eq!(changing.finish(), Ok(()), "{what}");
@@ -171,12 +171,12 @@ fn s32_holder_changes_under_its_own_pins() {
                 a.lease(fa, *kind, ALL).unwrap();
                 let (_, nic) = Nic::open(&a);
                 let region = nic.pins(&a, fa, 0..4).unwrap();
-                let before = a.portrait(fa);
+                let before = a.state_report(fa);
                 let used = lab.kernel.usage().allocated;
                 match axes.holder_change {
                     ChangeRule::Fail => {
                         assert_eq!(change(&a, fa), Err(Errno::ETXTBSY), "{what} under {kind}");
-                        assert_eq!(a.portrait(fa), before);
+                        assert_eq!(a.state_report(fa), before);
                     }
                     ChangeRule::Orphan => {
                         assert_eq!(change(&a, fa), Ok(()), "{what} under {kind}");
@@ -236,12 +236,12 @@ fn zero_range_over_pinned_blocks_counts_as_a_change() {
         let b = lab.actor();
         let fb = b.opens("data");
         assert_eq!(a.who.fallocate(a.fd, ZERO, 3 * BLOCK, BLOCK), Ok(()), "unpinned: no change, whatever the leases");
-        let before = a.who.portrait(a.fd);
+        let before = a.who.state_report(a.fd);
         let zero: Call = |t, fd| t.fallocate(fd, ZERO, 0, 3 * BLOCK);
         match axes.stranger_change {
             ChangeRule::Fail => {
                 assert_eq!(zero(&b, fb), Err(Errno::ETXTBSY));
-                assert_eq!(a.who.portrait(a.fd), before);
+                assert_eq!(a.who.state_report(a.fd), before);
             }
             ChangeRule::Wait => {
                 let changing = b.blocks("exclusive lease", move |b| zero(b, fb));
@@ -306,10 +306,10 @@ fn pins_left_after_a_forced_break_are_judged() {
     a.lease(fa, LeaseKind::READ, ALL).unwrap();
     let (_, nic) = Nic::open(&a);
     let region = nic.pins(&a, fa, 0..2).unwrap();
-    let before = a.portrait(fa);
+    let before = a.state_report(fa);
     let changing = b.blocks("lease break", |b| b.truncate("data", 0));
     lab.advance(BREAK_TIME);
     assert_eq!(changing.finish(), Err(Errno::ETXTBSY));
-    assert_eq!((a.portrait(fa), a.held(fa), region.is_pinned()), (before, vec![], true));
+    assert_eq!((a.state_report(fa), a.held(fa), region.is_pinned()), (before, vec![], true));
     lab.end([&a, &b]);
 }

@@ -212,13 +212,13 @@ fn a_completed_call_survives_a_power_cut() {
             let (lab, [a]) = Lab::cast(axes);
             let f = canvas(&a);
             call(&a, f).unwrap();
-            let before = a.portrait(f);
+            let before = a.state_report(f);
             let free = lab.kernel.usage().free;
             let (after, recovered) = cut_and_recover(&lab);
             assert_eq!(recovered, Recovered { names: 1, ..Recovered::default() }, "{name}");
             assert_eq!(a.read(f, 0, &mut [0]), Err(Errno::Dead), "{name}: nothing of the old machine goes on");
             let b = after.actor();
-            assert_eq!(b.portrait(b.opens("data")), before, "{name}");
+            assert_eq!(b.state_report(b.opens("data")), before, "{name}");
             assert_eq!(after.kernel.usage().free, free, "{name}");
             after.end([&b]);
         }
@@ -235,10 +235,10 @@ fn a_defragmentation_survives_a_power_cut() {
         assert_eq!(lab.kernel.defragment("data").map(|done| done.moved), Ok(8));
         let (all, free) = (a.creates("all"), lab.kernel.usage().free);
         assert_eq!(a.write(all, 0, &vec![99; free as usize * PAGE]), Ok(free as usize * PAGE));
-        let before = (a.portrait(fd), a.portrait(all));
+        let before = (a.state_report(fd), a.state_report(all));
         let (after, _) = cut_and_recover(&lab);
         let b = after.actor();
-        assert_eq!((b.portrait(b.opens("data")), b.portrait(b.opens("all"))), before);
+        assert_eq!((b.state_report(b.opens("data")), b.state_report(b.opens("all"))), before);
         assert_eq!(b.bytes_of(b.opens("data")), [1, 2, 3, 4, 5, 6, 7, 8]);
         after.end([&b]);
     });
@@ -295,7 +295,7 @@ fn a_cut_during_a_change_leaves_the_layout_before_it() {
     let axes = Axes { stranger_change: ChangeRule::Wait, ..preset("man-page") };
     let (lab, file) = Lab::pinned(axes, 4, 0..4).unwrap();
     let b = lab.actor();
-    let before = file.who.portrait(file.fd);
+    let before = file.who.state_report(file.fd);
     let blocked = b.blocks("exclusive lease", |task| task.truncate("data", 0));
     let (after, recovered) = cut_and_recover(&lab);
     // Any result is correct on a machine without power.
@@ -304,7 +304,7 @@ fn a_cut_during_a_change_leaves_the_layout_before_it() {
     assert_eq!(recovered.freed_pending, 0);
     let c = after.actor();
     let f = c.opens("data");
-    assert_eq!(c.portrait(f), before);
+    assert_eq!(c.state_report(f), before);
     assert_eq!((c.leases(f), c.inode_of(f).holders().len()), (vec![], 0));
     c.truncate("data", 0).unwrap();
     let (last, _) = cut_and_recover(&after);

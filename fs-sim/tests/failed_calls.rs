@@ -75,7 +75,7 @@ fn interrupted_change_gives_its_new_blocks_back() {
         let (lab, [reader, changer]) = Lab::cast(axes);
         let fd = canvas(&reader);
         let changer_fd = changer.opens("data");
-        let (portrait, usage) = (reader.portrait(fd), lab.kernel.usage());
+        let (state_report, usage) = (reader.state_report(fd), lab.kernel.usage());
         let io = reader.submit_direct_io(fd, 3 * BLOCK, BLOCK, Transfer::Read).unwrap();
         let changing =
             changer.blocks("pins draining", move |task| task.fallocate(changer_fd, ZERO, 3 * BLOCK, 2 * BLOCK));
@@ -84,7 +84,7 @@ fn interrupted_change_gives_its_new_blocks_back() {
         assert_eq!(changing.finish(), Err(Errno::EINTR));
         assert_eq!(io.complete(&lab.kernel, &mut [0; BLOCK as usize]), Ok(BLOCK as usize));
         assert_eq!(lab.kernel.usage(), usage, "the failed change gave the block back");
-        assert!(reader.portrait(fd) == portrait, "the failed change is not visible in the file");
+        assert!(reader.state_report(fd) == state_report, "the failed change is not visible in the file");
         lab.end([&reader, &changer]);
     });
 }

@@ -336,10 +336,10 @@ fn meets_the_guest(
         served.unmapped();
         return;
     }
-    let portrait = b.portrait(b.opens("data"));
+    let state_report = b.state_report(b.opens("data"));
     let blocked: Blocked<_> = b.blocks(UNMAPPING, call);
     assert_eq!((served.demands(), served.is_dead()), (1, true), "{what}");
-    assert_eq!(served.server.portrait(served.file), portrait, "{what}: nothing has changed yet");
+    assert_eq!(served.server.state_report(served.file), state_report, "{what}: nothing has changed yet");
     assert_eq!(served.exposure(), Exposure::default(), "{what}");
     served.unmapped();
     assert_eq!(blocked.finish(), Ok(()), "{what}");

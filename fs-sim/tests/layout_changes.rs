@@ -37,20 +37,20 @@ fn s06_stranger_meets_an_exclusive_lease() {
                 let fa = canvas(&a);
                 let fb = b.opens("data");
                 a.lease(fa, *kind, ALL).unwrap();
-                let before = a.portrait(fa);
+                let before = a.state_report(fa);
                 match axes.stranger_change {
                     ChangeRule::Fail => {
                         assert_eq!(change(&b, fb), Err(Errno::ETXTBSY), "{what} under {kind}");
-                        assert_eq!(a.portrait(fa), before, "{what}: a failed change was never visible");
+                        assert_eq!(a.state_report(fa), before, "{what}: a failed change was never visible");
                         assert_eq!(a.signals(), [], "{what}: no signal when a check fails first");
                     }
                     ChangeRule::Wait => {
                         let changing = b.blocks("exclusive lease", move |b| change(b, fb));
-                        assert_eq!(a.portrait(fa), before);
+                        assert_eq!(a.state_report(fa), before);
                         assert_eq!(a.signals(), [], "{what}: no signal under wait");
                         a.unlock(fa, ALL).unwrap();
                         assert_eq!(changing.finish(), Ok(()), "{what}");
-                        assert_ne!(a.portrait(fa), before);
+                        assert_ne!(a.state_report(fa), before);
                     }
                     ChangeRule::Revoke => {
                         assert_eq!(change(&b, fb), Ok(()), "{what}");
@@ -98,13 +98,13 @@ fn s01_stranger_breaks_a_breakable_lease() {
                 let fa = canvas(&a);
                 let fb = b.opens("data");
                 a.lease(fa, *kind, ALL).unwrap();
-                let before = a.portrait(fa);
+                let before = a.state_report(fa);
                 let changing = b.blocks("lease break", move |b| change(b, fb));
                 assert_eq!(a.signals(), [Signal::Sigio], "{what}");
-                assert_eq!(a.portrait(fa), before, "{what}");
+                assert_eq!(a.state_report(fa), before, "{what}");
                 a.unlock(fa, ALL).unwrap();
                 assert_eq!(changing.finish(), Ok(()), "{what}");
-                assert_ne!(a.portrait(fa), before, "{what}");
+                assert_ne!(a.state_report(fa), before, "{what}");
                 lab.end([&a, &b]);
             }
         }
@@ -174,12 +174,12 @@ fn s08_conservative_takes_every_write_for_a_change() {
         let fa = canvas(&a);
         let fb = b.opens("data");
         a.lease(fa, LeaseKind::READ_U, ALL).unwrap();
-        let before = a.portrait(fa);
+        let before = a.state_report(fa);
         for (who, fd, rule) in [(&b, fb, axes.stranger_change), (&a, fa, axes.holder_change)] {
             match rule {
                 ChangeRule::Fail => {
                     assert_eq!(write(who, fd, 1), Err(Errno::ETXTBSY));
-                    assert_eq!(a.portrait(fa), before);
+                    assert_eq!(a.state_report(fa), before);
                     assert_eq!(a.signals(), []);
                 }
                 ChangeRule::Revoke => {
@@ -210,7 +210,7 @@ fn s02_s07_the_holders_own_changes() {
                     lab.end([&a]);
                     continue;
                 }
-                let before = a.portrait(fa);
+                let before = a.state_report(fa);
                 let man_page = axes.lease_rules == LeaseRules::ManPage;
                 // (outcome, signalled, lease kept)
                 let (outcome, told, kept) = match (man_page, kind, axes.holder_change) {
@@ -223,7 +223,7 @@ fn s02_s07_the_holders_own_changes() {
                 assert_eq!(change(&a, fa), outcome, "{what} under {kind}");
                 assert_eq!(a.signals(), vec![Signal::Sigio; usize::from(told)], "{what} under {kind}");
                 assert_eq!(a.held(fa).len(), usize::from(kept), "{what} under {kind}");
-                assert_eq!(a.portrait(fa) == before, outcome.is_err(), "{what} under {kind}");
+                assert_eq!(a.state_report(fa) == before, outcome.is_err(), "{what} under {kind}");
                 lab.end([&a]);
             }
         }
@@ -253,9 +253,9 @@ fn s03_a_reader_changes_while_another_holds_write() {
         let fb = b.opens("data");
         a.lease(fa, LeaseKind::READ, ALL).unwrap();
         b.lease(fb, LeaseKind::WRITE, ALL).unwrap();
-        let before = a.portrait(fa);
+        let before = a.state_report(fa);
         assert_eq!(a.truncate("data", 0), Err(Errno::ETXTBSY));
-        assert_eq!((a.portrait(fa), b.signals(), b.held(fb).len()), (before, vec![], 2), "B undisturbed");
+        assert_eq!((a.state_report(fa), b.signals(), b.held(fb).len()), (before, vec![], 2), "B undisturbed");
         lab.end([&a, &b]);
     });
 }
@@ -361,9 +361,9 @@ fn s35_truncate_to_the_same_size_with_blocks_behind_the_end() {
     let fa = canvas(&a);
     a.fallocate(fa, KEEP, 6 * BLOCK, 2 * BLOCK).unwrap();
     a.lease(fa, LeaseKind::READ_U, ALL).unwrap();
-    let before = a.portrait(fa);
+    let before = a.state_report(fa);
     assert_eq!(b.truncate("data", 6 * BLOCK), Err(Errno::ETXTBSY));
-    assert_eq!(a.portrait(fa), before);
+    assert_eq!(a.state_report(fa), before);
     a.unlock(fa, ALL).unwrap();
     assert_eq!(b.truncate("data", 6 * BLOCK), Ok(()));
     assert_eq!(a.stat(fa).unwrap().blocks, 5);
@@ -381,7 +381,7 @@ fn s44_enospc_changes_nothing() {
         if leased {
             a.lease(fa, LeaseKind::WRITE, ALL).unwrap();
         }
-        let (before, usage) = (a.portrait(fa), lab.kernel.usage());
+        let (before, usage) = (a.state_report(fa), lab.kernel.usage());
         let calls: [(&str, Call); 4] = [
             ("allocate", |t, fd| t.fallocate(fd, FallocateMode::Allocate { keep_size: false }, 0, 600 * BLOCK)),
             ("zero range", |t, fd| {
@@ -392,7 +392,7 @@ fn s44_enospc_changes_nothing() {
         ];
         for (what, call) in calls {
             assert_eq!(call(&a, fa), Err(Errno::ENOSPC), "{what}");
-            assert_eq!((a.portrait(fa), lab.kernel.usage()), (before.clone(), usage), "{what}");
+            assert_eq!((a.state_report(fa), lab.kernel.usage()), (before.clone(), usage), "{what}");
         }
         // Five of the blocks are there already.
         assert_eq!(a.fallocate(fa, KEEP, 0, (usage.free + 5) * BLOCK), Ok(()), "all that is free can still be had");
@@ -434,7 +434,7 @@ fn eintr_of_every_wait() {
             if let Some(region) = &region {
                 region.dma_in_flight.store(true, Ordering::SeqCst);
             }
-            let before = a.portrait(fa);
+            let before = a.state_report(fa);
             let changing = b.blocks(reason, move |b| change(b, fb));
             let behind = c.blocks("layout change ahead", move |c| c.ftruncate(fc, 9 * BLOCK));
             c.kill(c.pid(), Signal::Sigusr1).unwrap();
@@ -442,7 +442,7 @@ fn eintr_of_every_wait() {
             let _usr1 = c.signals();
             b.kill(b.pid(), Signal::Sigusr1).unwrap();
             assert_eq!(changing.finish(), Err(Errno::EINTR), "{what}, {reason}");
-            assert_eq!(a.portrait(fa), before, "{what}, {reason}");
+            assert_eq!(a.state_report(fa), before, "{what}, {reason}");
             assert_eq!(lab.kernel.blocked(), Vec::<String>::new());
             // The next task does not queue behind the interrupted one.
             if let Some(region) = region {

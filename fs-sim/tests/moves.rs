@@ -43,7 +43,7 @@ fn collapse_and_insert_move_what_is_behind() {
 fn errnos_of_collapse_and_insert() {
     let (lab, [a]) = Lab::cast(preset("mainline"));
     let fd = canvas(&a);
-    let before = a.portrait(fd);
+    let before = a.state_report(fd);
     let calls = [
         (CollapseRange, 100, BLOCK, Errno::EINVAL),
         (CollapseRange, BLOCK, 100, Errno::EINVAL),
@@ -60,7 +60,7 @@ fn errnos_of_collapse_and_insert() {
     for (mode, offset, len, errno) in calls {
         assert_eq!(a.fallocate(fd, mode, offset, len), Err(errno), "{mode:?} {offset} {len}");
     }
-    assert_eq!(a.portrait(fd), before);
+    assert_eq!(a.state_report(fd), before);
     lab.end([&a]);
 }
 
@@ -108,11 +108,11 @@ fn s42_stranger_moves_pinned_blocks() {
             let Some((lab, a)) = Lab::pinned(axes, 4, 2..3) else { continue };
             let b = lab.actor();
             let fb = b.opens("data");
-            let before = a.who.portrait(a.fd);
+            let before = a.who.state_report(a.fd);
             match axes.stranger_change {
                 ChangeRule::Fail => {
                     assert_eq!(change(&b, fb), Err(Errno::ETXTBSY), "{what}");
-                    assert_eq!((a.who.portrait(a.fd), a.who.signals()), (before, vec![]));
+                    assert_eq!((a.who.state_report(a.fd), a.who.signals()), (before, vec![]));
                     dma(&lab, &a);
                     assert_eq!(a.who.bytes_of(a.fd), [1, 2, 9, 4]);
                 }
@@ -154,12 +154,12 @@ fn s42_holder_moves_its_pinned_blocks() {
     every_preset(|axes| {
         for (what, change, result) in MOVES {
             let Some((lab, a)) = Lab::pinned(axes, 4, 2..3) else { continue };
-            let before = a.who.portrait(a.fd);
+            let before = a.who.state_report(a.fd);
             let moved = change(&a.who, a.fd);
             match axes.holder_change {
                 ChangeRule::Fail => {
                     assert_eq!(moved, Err(Errno::ETXTBSY), "{what}");
-                    assert_eq!(a.who.portrait(a.fd), before);
+                    assert_eq!(a.who.state_report(a.fd), before);
                 }
                 ChangeRule::Orphan => {
                     assert_eq!(moved, Ok(()), "{what}");
@@ -272,11 +272,11 @@ fn s47_defragmentation_skips_what_it_may_not_move() {
             LeaseRules::Chinner => &[LeaseKind::READ, LeaseKind::WRITE],
         };
         for kind in kinds {
-            let before = a.portrait(fd);
+            let before = a.state_report(fd);
             a.lease(fd, *kind, ALL).unwrap();
             assert_eq!(lab.kernel.defragment("data"), Ok(Defragmented { moved: 0, skipped: 8 }), "{kind}");
             assert_eq!((a.signals(), inode.leases().len()), (vec![], 1), "no owner is signalled, whatever the lease");
-            assert_eq!(a.portrait(fd), before);
+            assert_eq!(a.state_report(fd), before);
             a.unlock(fd, ALL).unwrap();
         }
         let region = can_pin(axes).then(|| {
@@ -343,9 +343,9 @@ fn s47_defragmentation_never_waits() {
     for block in (0..free).step_by(2) {
         a.fallocate(filler, PunchHole, block * BLOCK, BLOCK).unwrap();
     }
-    let (before, usage) = (a.portrait(filler), lab.kernel.usage());
+    let (before, usage) = (a.state_report(filler), lab.kernel.usage());
     assert!(usage.free > free / 2 - 1);
     assert_eq!(lab.kernel.defragment("filler"), Err(Errno::ENOSPC));
-    assert_eq!((a.portrait(filler), lab.kernel.usage()), (before, usage));
+    assert_eq!((a.state_report(filler), lab.kernel.usage()), (before, usage));
     lab.end([&a, &b]);
 }

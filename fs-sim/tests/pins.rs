@@ -194,11 +194,11 @@ fn pins_meet_holes_and_unwritten_blocks() {
             a.lease(f, exclusive(axes), ALL).unwrap();
         }
         let (_, nic) = Nic::open(&a);
-        let before = a.portrait(f);
+        let before = a.state_report(f);
         assert_eq!(nic.pins_for_reading(&a, f, 0..2).err(), Some(Errno::EFAULT), "over a hole");
         let past_the_end = nic.pins(&a, f, 4..7).err();
         assert_eq!(past_the_end, Some(Errno::EFAULT), "past the end");
-        assert_eq!(a.portrait(f), before, "refused, nothing was allocated");
+        assert_eq!(a.state_report(f), before, "refused, nothing was allocated");
         assert_eq!(a.process().locked_pages(), 0);
 
         let reading = nic.pins_for_reading(&a, f, 3..4).unwrap();
@@ -237,11 +237,11 @@ fn allocation_under_a_foreign_lease_is_refused() {
             a.lease(fa, own, ALL).unwrap();
             b.lease(fb, *foreign, ALL).unwrap();
             let (_, nic) = Nic::open(&a);
-            let before = a.portrait(fa);
+            let before = a.state_report(fa);
             assert_eq!(nic.pins(&a, fa, 0..4).err(), Some(Errno::ETXTBSY), "{foreign}");
             let va = a.mmap(fa, 0, 4 * BLOCK, true).unwrap();
             assert_eq!(a.store(va + 3 * BLOCK, &[1]), Err(Errno::SIGBUS));
-            assert_eq!((a.portrait(fa), b.signals()), (before, vec![]), "and no process is signalled");
+            assert_eq!((a.state_report(fa), b.signals()), (before, vec![]), "and no process is signalled");
             assert_eq!(a.leases(fa).iter().map(|lease| lease.pins).sum::<u64>(), 0, "nothing stays counted");
             assert!(nic.pins(&a, fa, 0..2).is_ok(), "what is there needs no allocation");
             b.unlock(fb, ALL).unwrap();

@@ -121,7 +121,7 @@ fn errnos_of_two_file_calls() {
     let reflink: Both = |t, a, x, b, y, len| t.reflink(a, x, b, y, len).map(|()| true);
     let dedupe: Both = |t, a, x, b, y, len| t.dedupe(a, x, b, y, len).map(|same| same.is_some());
     let exchange: Both = |t, a, x, b, y, len| t.exchange_range(a, x, b, y, len).map(|()| true);
-    let before = (a.portrait(f), a.portrait(g));
+    let before = (a.state_report(f), a.state_report(g));
     let bad = Fd(99);
     let cases: [Refused; 25] = [
         ("clone", reflink, bad, 0, g, 0, BLOCK, Errno::EBADF),
@@ -158,7 +158,7 @@ fn errnos_of_two_file_calls() {
     assert_eq!(a.dedupe(f, 0, g, 0, 0), Ok(Some(0)));
     assert_eq!(a.dedupe(f, 0, g, 0, 100), Ok(Some(0)), "rounded down to nothing");
     assert_eq!(a.exchange_range(f, 0, g, 0, 0), Ok(()));
-    assert_eq!((a.portrait(f), a.portrait(g)), before);
+    assert_eq!((a.state_report(f), a.state_report(g)), before);
     lab.end([&a]);
 }
 
@@ -173,9 +173,9 @@ fn dedupe_shares_what_is_the_same_and_leaves_the_rest() {
                 c.lease(c.opens(name), LeaseKind::READ, ALL).unwrap();
             }
         }
-        let before = (a.portrait(f), a.portrait(g));
+        let before = (a.state_report(f), a.state_report(g));
         assert_eq!(a.dedupe(f, 0, g, 0, 4 * BLOCK), Ok(None), "no lease is broken for files that differ");
-        assert_eq!((a.portrait(f), a.portrait(g), c.signals()), (before.0, before.1, vec![]));
+        assert_eq!((a.state_report(f), a.state_report(g), c.signals()), (before.0, before.1, vec![]));
         c.exit();
         assert_eq!(a.dedupe(f, 0, g, 0, 3 * BLOCK), Ok(Some(3 * BLOCK)));
         assert_eq!(lab.kernel.usage().allocated, 5);
@@ -291,20 +291,20 @@ fn s42_stranger_meets_pins() {
             let other = b.writes_file("other", 4, 1);
             let Some(a) = pinned_file(&lab, "data", 4, 1..2) else { continue };
             let data = b.opens("data");
-            let before = (b.portrait(data), b.portrait(other));
+            let before = (b.state_report(data), b.state_report(other));
             match axes.stranger_change {
                 ChangeRule::Fail => {
                     assert_eq!(change(&b, data, other), Err(Errno::ETXTBSY), "{what}");
-                    assert_eq!((b.portrait(data), b.portrait(other)), before);
+                    assert_eq!((b.state_report(data), b.state_report(other)), before);
                     assert_eq!(a.who.signals(), []);
                 }
                 ChangeRule::Wait => {
                     let changing = b.blocks("exclusive lease", move |b| change(b, data, other));
-                    assert_eq!((b.portrait(data), b.portrait(other)), before);
+                    assert_eq!((b.state_report(data), b.state_report(other)), before);
                     a.region.dereg(&a.who);
                     a.who.unlock(a.fd, ALL).unwrap();
                     assert_eq!(changing.finish(), Ok(()), "{what}");
-                    assert_ne!((b.portrait(data), b.portrait(other)), before);
+                    assert_ne!((b.state_report(data), b.state_report(other)), before);
                 }
                 ChangeRule::Revoke => {
                     assert_eq!(change(&b, data, other), Ok(()), "{what}");
@@ -335,13 +335,13 @@ fn s42_holder_meets_its_own_pins() {
         for (what, change) in PAIRS {
             let Some((lab, a)) = Lab::pinned(axes, 4, 1..2) else { continue };
             let other = a.who.writes_file("other", 4, 1);
-            let before = (a.who.portrait(a.fd), a.who.portrait(other));
+            let before = (a.who.state_report(a.fd), a.who.state_report(other));
             let changed = change(&a.who, a.fd, other);
             let dma = || assert_eq!(a.region.dma_write(&lab.kernel, 0, &[9; BLOCK as usize]), Ok(()));
             match axes.holder_change {
                 ChangeRule::Fail => {
                     assert_eq!(changed, Err(Errno::ETXTBSY), "{what}");
-                    assert_eq!((a.who.portrait(a.fd), a.who.portrait(other)), before);
+                    assert_eq!((a.who.state_report(a.fd), a.who.state_report(other)), before);
                 }
                 ChangeRule::Orphan => {
                     assert_eq!(changed, Ok(()), "{what}");
@@ -380,11 +380,11 @@ fn pins_without_a_lease_meet_two_file_changes() {
                 Lab::pinned(Axes { stranger_change: rule, holder_change: rule, ..preset("unsafe") }, 4, 1..2).unwrap();
             let b = lab.actor();
             let (data, other) = (b.opens("data"), b.writes_file("other", 4, 1));
-            let before = (b.portrait(data), b.portrait(other));
+            let before = (b.state_report(data), b.state_report(other));
             match rule {
                 ChangeRule::Fail => {
                     assert_eq!(change(&b, data, other), Err(Errno::ETXTBSY), "{what}");
-                    assert_eq!((b.portrait(data), b.portrait(other)), before);
+                    assert_eq!((b.state_report(data), b.state_report(other)), before);
                 }
                 ChangeRule::Wait => {
                     let changing = b.blocks("long-term pins", move |b| change(b, data, other));
@@ -587,13 +587,13 @@ fn faults_that_must_copy_never_wait() {
         }
         let fb = b.opens("data");
         b.lease(fb, LeaseKind::READ, BlockRange::new(1, 2)).unwrap();
-        let before = a.portrait(data);
+        let before = a.state_report(data);
         assert_eq!(a.store(va + BLOCK, &[9]), Err(Errno::SIGBUS));
         if can_pin(axes) && axes.pin_gate != PinGate::Unbreakable {
             let (_, nic) = Nic::open(&a);
             assert_eq!(nic.pins(&a, data, 0..4).err(), Some(Errno::ETXTBSY));
         }
-        assert_eq!((a.portrait(data), b.signals()), (before, vec![]), "no process is signalled");
+        assert_eq!((a.state_report(data), b.signals()), (before, vec![]), "no process is signalled");
         assert_eq!(a.store(va, &[9]), Ok(()), "beside it");
         b.unlock(fb, ALL).unwrap();
         assert_eq!(a.store(va + BLOCK, &[9]), Ok(()));
@@ -701,9 +701,9 @@ fn s44_no_space_for_copies_changes_nothing() {
     let usage = lab.kernel.usage();
     assert_eq!(usage.free, 3);
     for (what, call, errno) in &calls {
-        let before = (a.portrait(data), a.portrait(copy), a.portrait(third));
+        let before = (a.state_report(data), a.state_report(copy), a.state_report(third));
         assert_eq!(call(copy), Err(*errno), "{what}");
-        assert_eq!((a.portrait(data), a.portrait(copy), a.portrait(third)), before, "{what}");
+        assert_eq!((a.state_report(data), a.state_report(copy), a.state_report(third)), before, "{what}");
         assert_eq!(lab.kernel.usage(), usage, "{what}");
     }
     // Three blocks can be allocated, from three runs.
@@ -712,11 +712,11 @@ fn s44_no_space_for_copies_changes_nothing() {
     // Not one block is free: the tail that a truncate zeroes, the edge of a punch, the old end of a
     // growing clone.
     let usage = lab.kernel.usage();
-    let before = (a.portrait(copy), a.portrait(third));
+    let before = (a.state_report(copy), a.state_report(third));
     assert_eq!(a.ftruncate(third, 4 * BLOCK + 1), Err(Errno::ENOSPC));
     assert_eq!(a.fallocate(third, PunchHole, 10, 2 * BLOCK), Err(Errno::ENOSPC), "nothing punched either");
     assert_eq!(a.reflink(data, 0, third, 8 * BLOCK, BLOCK), Err(Errno::ENOSPC));
-    assert_eq!((a.portrait(copy), a.portrait(third), lab.kernel.usage()), (before.0, before.1, usage));
+    assert_eq!((a.state_report(copy), a.state_report(third), lab.kernel.usage()), (before.0, before.1, usage));
     drop(calls);
     assert_eq!(a.fallocate(third, CollapseRange, 0, BLOCK), Ok(()), "needs none");
     lab.end([&a]);
@@ -731,9 +731,9 @@ fn s44_no_space_for_what_stays_behind() {
     let a = pinned_file(&lab, "data", 4, 2..3).unwrap();
     let filler = a.who.creates("filler");
     a.who.fallocate(filler, KEEP, 0, lab.kernel.usage().free * BLOCK).unwrap();
-    let (before, usage) = (a.who.portrait(a.fd), lab.kernel.usage());
+    let (before, usage) = (a.who.state_report(a.fd), lab.kernel.usage());
     assert_eq!(a.who.fallocate(a.fd, CollapseRange, 0, BLOCK), Err(Errno::ENOSPC));
-    assert_eq!((a.who.portrait(a.fd), lab.kernel.usage()), (before, usage));
+    assert_eq!((a.who.state_report(a.fd), lab.kernel.usage()), (before, usage));
     assert_eq!(a.region.dma_write(&lab.kernel, 0, &[9; BLOCK as usize]), Ok(()));
     assert_eq!(a.who.bytes_of(a.fd), [1, 2, 9, 4]);
     a.who.ftruncate(filler, BLOCK).unwrap();

@@ -245,7 +245,7 @@ impl Actor {
     }
 
     /// Everything that can be seen of a file.
-    pub(crate) fn portrait(&self, fd: Fd) -> Portrait {
+    pub(crate) fn state_report(&self, fd: Fd) -> Portrait {
         let stat = self.0.stat(fd).unwrap();
         let mut bytes = vec![0xee; stat.size as usize];
         assert_eq!(self.0.read(fd, 0, &mut bytes), Ok(bytes.len()));

@@ -30,7 +30,7 @@ use fs_sim::vfs::signals::{SigInfo, Signal};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::files;
-use super::link::{Counted, FromPort, Granted, Link, LinkError, ToPort, Why, said};
+use super::link::{Counted, FromPort, Granted, Link, LinkError, TakeReason, ToPort, encode_pieces};
 use super::machine::{ServedMachine, ServedMemory};
 use crate::messages;
 
@@ -61,7 +61,7 @@ struct State {
     /// The process that is about to take the file for the next one.
     exporter: Option<Pid>,
     /// Demands not yet fulfilled: for which connection, and why.
-    takes: BTreeMap<u64, (u64, Why)>,
+    takes: BTreeMap<u64, (u64, TakeReason)>,
 }
 
 /// A guest that is attached.
@@ -112,7 +112,7 @@ struct MappedByGuest {
 
 impl GuestMapping for MappedByGuest {
     fn unmap(&self) {
-        self.port.take(self.connection, Why::Revoked);
+        self.port.take(self.connection, TakeReason::Revoked);
     }
 
     fn describe(&self) -> String {
@@ -166,8 +166,8 @@ impl Port {
         // An export can wait for a layout change, and the change for a message that only this
         // thread reads. So a thread of its own admits a guest.
         let mut admission: Option<JoinHandle<()>> = None;
-        while let Some((heard, _)) = self.link.next::<FromPort>() {
-            match heard {
+        while let Some((message, _)) = self.link.next::<FromPort>() {
+            match message {
                 FromPort::Ready => {
                     self.state.lock().ready = true;
                     self.changed.wake_all();
@@ -179,18 +179,18 @@ impl Port {
                     let (port, with) = (Arc::clone(self), Arc::clone(machine));
                     admission = Some(thread::spawn(move || {
                         let reply = port.connected(&with, number, pid);
-                        port.say(&ToPort::Reply { number, reply });
+                        port.send(&ToPort::Reply { number, reply });
                     }));
                 }
                 FromPort::Attach { number, connection } => {
                     let pieces = self.attach(machine, connection);
-                    self.say(&ToPort::Reply { number, reply: Granted::Pieces(said(&pieces)) });
+                    self.send(&ToPort::Reply { number, reply: Granted::Pieces(encode_pieces(&pieces)) });
                 }
                 FromPort::Gone { number, connection } => {
                     self.give_up(machine);
                     admission.take().into_iter().for_each(ended);
                     self.gone(machine, connection);
-                    self.say(&ToPort::Reply { number, reply: Granted::Released });
+                    self.send(&ToPort::Reply { number, reply: Granted::Released });
                 }
                 FromPort::Taken { number, pieces, acknowledged } => self.taken(machine, number, pieces, acknowledged),
                 FromPort::Reply { number, reply } => self.link.replied(number, reply),
@@ -210,7 +210,7 @@ impl Port {
     }
 
     /// Says something to a port; that it is gone is told by the end of the link.
-    fn say(&self, what: &ToPort) {
+    fn send(&self, what: &ToPort) {
         let _gone = self.link.tell(what, &[]);
     }
 
@@ -336,11 +336,11 @@ impl Port {
     }
 
     /// Demands that nothing of `connection` stay mapped. Never waits; the demand's number.
-    pub(super) fn take(&self, connection: u64, why: Why) -> u64 {
+    pub(super) fn take(&self, connection: u64, why: TakeReason) -> u64 {
         let number = self.link.number();
         self.state.lock().takes.insert(number, (connection, why));
         // A dead backend's guest may have it mapped as long as it lives.
-        self.say(&ToPort::Take { number, connection, why });
+        self.send(&ToPort::Take { number, connection, why });
         number
     }
 
@@ -349,7 +349,7 @@ impl Port {
     /// number.
     pub(super) fn revoke(&self, machine: &ServedMachine, guest: &Guest) -> u64 {
         guest.revoked.store(true, Ordering::SeqCst);
-        let demand = self.take(guest.connection, Why::Revoked);
+        let demand = self.take(guest.connection, TakeReason::Revoked);
         if let Some(holds) = &guest.holds {
             // The exit also asks the export to unmap. `GuestExport::unmapped` releases the pins
             // and the lease.
@@ -370,13 +370,15 @@ impl Port {
         {
             // ORDERING: Relaxed: a number for questions.
             guest.pieces.store(0, Ordering::Relaxed);
-            if let (Why::Revoked, ServedMemory::Files(kernel), Some(holds)) = (why, machine.backing(), &guest.holds) {
+            if let (TakeReason::Revoked, ServedMemory::Files(kernel), Some(holds)) =
+                (why, machine.backing(), &guest.holds)
+            {
                 holds.export.unmapped(kernel);
             }
             let how = if acknowledged { "" } else { " (it hung up)" };
             let why = match why {
-                Why::Revoked => "revoked",
-                Why::PowerCut => "without power",
+                TakeReason::Revoked => "revoked",
+                TakeReason::PowerCut => "without power",
             };
             let pieces = counted(pieces, "piece");
             machine.tell(&format!("{}: {} is {why}: {pieces} unmapped{how}, flushes fail", self.shown(), guest.who()));

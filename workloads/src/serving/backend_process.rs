@@ -29,7 +29,7 @@ use emulator::sync::{Arc, Mutex, thread};
 use emulator::vhost_user::{FlushError, Medium, Peer, PmemPiece, Unmapped, VhostServer, VhostStats};
 use emulator::wait::{WaitFor, WaitQueue, Waiter, WaiterId};
 
-use super::link::{Counted, FromPort, Granted, Link, LinkError, ToPort, Why, heard};
+use super::link::{Counted, FromPort, Granted, Link, LinkError, TakeReason, ToPort, decode_pieces};
 use super::render;
 use crate::messages::socket;
 
@@ -57,7 +57,7 @@ pub fn main(socket: OwnedFd) -> io::Result<()> {
         memory: BackendMemory::new(memory, bytes, fds.next()).map_err(io::Error::other)?,
         over: AtomicBool::new(false),
         told_to_fail: AtomicBool::new(false),
-        standing: Mutex::new(Standing::default()),
+        device_state: Mutex::new(DeviceState::default()),
         flushing: Gate::new(),
         changed: WaitQueue::new(),
         world: World::real(0),
@@ -67,31 +67,31 @@ pub fn main(socket: OwnedFd) -> io::Result<()> {
     let name = socket::Name::of(&listener);
     let remove_socket = move || name.into_iter().for_each(socket::Name::remove);
     let server = VhostServer::start(listener, Arc::clone(&port) as Arc<dyn Medium>, remove_socket)?;
-    port.say(&FromPort::Ready);
+    port.send(&FromPort::Ready);
     thread::scope(|scope| {
-        while let Some((said, _)) = port.link.next::<ToPort>() {
-            match said {
+        while let Some((message, _)) = port.link.next::<ToPort>() {
+            match message {
                 ToPort::Take { number, connection, why } => {
                     if port.take(connection, why) {
                         let (port, server) = (&port, &server);
                         // It ends when the frontend has answered or hung up.
                         scope.spawn(move || port.taken(number, connection, server));
                     } else {
-                        port.say(&FromPort::Taken { number, pieces: 0, acknowledged: true });
+                        port.send(&FromPort::Taken { number, pieces: 0, acknowledged: true });
                     }
                 }
                 ToPort::FailFlush { number, on } => {
                     port.told_to_fail.store(on, Ordering::SeqCst);
-                    port.say(&FromPort::Reply { number, reply: Counted::Done });
+                    port.send(&FromPort::Reply { number, reply: Counted::Done });
                 }
                 ToPort::Count { number } => {
                     let stats = server.stats();
                     let reply = Counted::Counters { counters: port.counters(&stats), problem: stats.problem };
-                    port.say(&FromPort::Reply { number, reply });
+                    port.send(&FromPort::Reply { number, reply });
                 }
                 ToPort::End { number } => {
                     port.over.store(true, Ordering::SeqCst);
-                    port.say(&FromPort::Reply { number, reply: Counted::Done });
+                    port.send(&FromPort::Reply { number, reply: Counted::Done });
                 }
                 ToPort::Reply { number, reply } => port.link.replied(number, reply),
                 // Once only.
@@ -140,15 +140,15 @@ impl BackendMemory {
     }
 }
 
-/// How this port's guest stands.
+/// What the guest of this port has: its connection and the pieces of its device.
 #[derive(Default)]
-struct Standing {
+struct DeviceState {
     /// The connection there is.
     connection: Option<u64>,
     /// How often its memory was taken.
     takes: u64,
     /// It has been taken, and not been given again.
-    taken: Option<Why>,
+    taken: Option<TakeReason>,
     /// Demands that are being carried out.
     unmapping: u32,
     /// The most pieces that the guest is going to get.
@@ -164,7 +164,7 @@ struct BackendPort {
     /// The server has ended.
     over: AtomicBool,
     told_to_fail: AtomicBool,
-    standing: Mutex<Standing>,
+    device_state: Mutex<DeviceState>,
     /// Flushes pass here; shut as long as the guest's memory is taken.
     flushing: Gate,
     changed: WaitQueue,
@@ -174,18 +174,18 @@ struct BackendPort {
 
 impl BackendPort {
     /// Sends a message to a server that may have ended. If it has, the link is closed.
-    fn say(&self, what: &FromPort) {
+    fn send(&self, what: &FromPort) {
         let _gone = self.link.tell(what, &[]);
     }
 
     /// From now on flushes of `connection` fail; true if something may be mapped for it.
-    fn take(&self, connection: u64, why: Why) -> bool {
-        let mut standing = self.standing.lock();
-        let there = standing.connection == Some(connection);
+    fn take(&self, connection: u64, why: TakeReason) -> bool {
+        let mut device_state = self.device_state.lock();
+        let there = device_state.connection == Some(connection);
         if there {
-            standing.takes += 1;
-            standing.taken = Some(why);
-            standing.unmapping += 1;
+            device_state.takes += 1;
+            device_state.taken = Some(why);
+            device_state.unmapping += 1;
             self.flushing.close();
         }
         there
@@ -193,7 +193,7 @@ impl BackendPort {
 
     /// Has everything unmapped, waits for the flush that began before, and says so.
     fn taken(&self, number: u64, connection: u64, server: &VhostServer) {
-        let gone = || self.standing.lock().connection != Some(connection);
+        let gone = || self.device_state.lock().connection != Some(connection);
         let mut unmapped = server.unmap();
         // A frontend that does not answer, or can't be asked, has it mapped until it answers or
         // ends.
@@ -201,10 +201,10 @@ impl BackendPort {
             unmapped = Unmapped { pieces: unmapped.pieces, ..server.unmap() };
         }
         self.wait("a flush that has begun", None, || self.flushing.inside() == 0);
-        self.standing.lock().unmapping -= 1;
+        self.device_state.lock().unmapping -= 1;
         self.changed.wake_all();
         let pieces = unmapped.pieces as u64;
-        self.say(&FromPort::Taken { number, pieces, acknowledged: unmapped.acknowledged });
+        self.send(&FromPort::Taken { number, pieces, acknowledged: unmapped.acknowledged });
     }
 
     /// Waits for something that comes by itself; false if it has not come within `limit`.
@@ -236,17 +236,17 @@ impl Medium for BackendPort {
 
     fn connect(&self, peer: Peer) -> Result<u64, String> {
         // A demand for the last guest ends with that guest, and must not meet this one.
-        self.wait("the last guest's end", None, || self.standing.lock().unmapping == 0);
+        self.wait("the last guest's end", None, || self.device_state.lock().unmapping == 0);
         self.flushing.reopen();
         let mut connection = 0;
         let granted = self.link.ask(|number| {
             connection = number;
-            *self.standing.lock() = Standing { connection: Some(number), ..Standing::default() };
+            *self.device_state.lock() = DeviceState { connection: Some(number), ..DeviceState::default() };
             FromPort::Connected { number, pid: peer.pid }
         });
         let refused = match granted {
             Ok(Granted::Device { bytes, pieces }) => {
-                self.standing.lock().pieces_max = usize::try_from(pieces).unwrap_or(usize::MAX);
+                self.device_state.lock().pieces_max = usize::try_from(pieces).unwrap_or(usize::MAX);
                 return Ok(bytes);
             }
             Ok(Granted::No(why)) => why,
@@ -254,36 +254,36 @@ impl Medium for BackendPort {
             Err(LinkError::Over) => "the server has ended".to_owned(),
             Err(LinkError::Silent) => {
                 // It may be granted too late: then no guest is there.
-                self.say(&FromPort::Gone { number: 0, connection });
+                self.send(&FromPort::Gone { number: 0, connection });
                 "the server does not answer".to_owned()
             }
         };
-        self.standing.lock().connection = None;
+        self.device_state.lock().connection = None;
         Err(refused)
     }
 
     fn pieces_max(&self) -> usize {
-        self.standing.lock().pieces_max
+        self.device_state.lock().pieces_max
     }
 
     fn attach(&self) -> Vec<PmemPiece> {
         let (connection, takes) = {
-            let standing = self.standing.lock();
-            (standing.connection, standing.takes)
+            let device_state = self.device_state.lock();
+            (device_state.connection, device_state.takes)
         };
         let Some(connection) = connection else { return Vec::new() };
         let pieces = match self.link.ask(|number| FromPort::Attach { number, connection }) {
-            Ok(Granted::Pieces(pieces)) => heard(pieces),
+            Ok(Granted::Pieces(pieces)) => decode_pieces(pieces),
             Ok(_) | Err(_) => return Vec::new(),
         };
-        let mut standing = self.standing.lock();
+        let mut device_state = self.device_state.lock();
         // Pieces that were revoked after the request are not mapped. A revocation after this lock
         // is taken sees them as mapped.
-        if pieces.is_empty() || standing.takes != takes || standing.connection != Some(connection) {
+        if pieces.is_empty() || device_state.takes != takes || device_state.connection != Some(connection) {
             return Vec::new();
         }
-        standing.taken = None;
-        standing.pieces = pieces.clone().into();
+        device_state.taken = None;
+        device_state.pieces = pieces.clone().into();
         self.flushing.reopen();
         pieces
     }
@@ -297,16 +297,16 @@ impl Medium for BackendPort {
         }
         let flushed = match self.flushing.enter() {
             Ok(()) => {
-                let pieces = Arc::clone(&self.standing.lock().pieces);
+                let pieces = Arc::clone(&self.device_state.lock().pieces);
                 let flushed = self.memory.flush(&pieces);
                 if !self.flushing.leave() {
                     return flushed;
                 }
                 flushed
             }
-            Err(_shut) => match self.standing.lock().taken {
-                Some(Why::PowerCut) => Err(FlushError::Gone),
-                Some(Why::Revoked) | None => Err(FlushError::Revoked),
+            Err(_shut) => match self.device_state.lock().taken {
+                Some(TakeReason::PowerCut) => Err(FlushError::Gone),
+                Some(TakeReason::Revoked) | None => Err(FlushError::Revoked),
             },
         };
         // The last one out of a gate that was shut meanwhile.
@@ -315,7 +315,7 @@ impl Medium for BackendPort {
     }
 
     fn gone(&self) {
-        let connection = self.standing.lock().connection.take();
+        let connection = self.device_state.lock().connection.take();
         self.changed.wake_all();
         if let Some(connection) = connection {
             // A server that does not answer has ended, or will see that the link is closed.

@@ -18,7 +18,7 @@ use fs_sim::{BLOCK, BlockRange, Errno, Kernel, Task};
 use serde_json::{Value, json};
 
 use super::backend_handles::{Guest, Port, counted};
-use super::link::Why;
+use super::link::TakeReason;
 use super::machine::ServedMachine;
 use super::nic::{AccessFailure, READ_MAX};
 use super::render;
@@ -31,7 +31,7 @@ const POISON_MAX: u64 = 1 << 16;
 
 /// See the module.
 #[derive(Default)]
-pub(super) struct Steering {
+pub(super) struct ControlHandler {
     served: OnceLock<Served>,
 }
 
@@ -40,7 +40,7 @@ struct Served {
     ports: Vec<Arc<Port>>,
 }
 
-impl Steering {
+impl ControlHandler {
     /// Sets the machine and the ports that requests act on.
     pub(super) fn serve(&self, machine: &Arc<ServedMachine>, ports: &[Arc<Port>]) {
         let served = Served { machine: Arc::clone(machine), ports: ports.to_vec() };
@@ -49,7 +49,7 @@ impl Steering {
     }
 }
 
-impl Handler for Steering {
+impl Handler for ControlHandler {
     fn handle(&self, request: &ControlOp, asker: &Asker<'_>) -> Response {
         match self.served.get() {
             Some(served) => served.answer(request, asker).unwrap_or_else(|why| Response::Refused { why }),
@@ -67,7 +67,7 @@ fn cancelled_by(waiter: &Arc<Waiter>) -> impl FnOnce() + Send + 'static {
     move || waiter.interrupt(false)
 }
 
-fn no_means(error: std::io::Error) -> String {
+fn cannot_start(error: std::io::Error) -> String {
     format!("the server could not start a thread or open a descriptor: {error}")
 }
 
@@ -142,7 +142,7 @@ impl Served {
             let _dropped_if_over = of.send_signal(pid, SigInfo { signal: Signal::Sigterm, ino: None });
         };
         let start = kernel.world().now();
-        let outcome = asker.unless_gone(interrupt, || call(&task)).map_err(no_means)?;
+        let outcome = asker.unless_gone(interrupt, || call(&task)).map_err(cannot_start)?;
         let waited = task.take_waited();
         let elapsed_ns = kernel.world().now().since(start);
         task.exit();
@@ -222,7 +222,7 @@ impl Served {
         let taken = asker.unless_gone(cancelled_by(&waiter), || -> Result<(), WaitError> {
             demands.iter().try_for_each(|(port, number)| port.wait_taken(&self.machine, *number, &waiter))
         });
-        taken.map(|taken| taken.is_ok()).map_err(no_means)
+        taken.map(|taken| taken.is_ok()).map_err(cannot_start)
     }
 
     fn power_cut(&self, seed: Option<u64>, asker: &Asker<'_>) -> Answered {
@@ -239,7 +239,7 @@ impl Served {
     fn cut(&self, durable: &emulator::device::persistence::DurableImage, seed: u64, asker: &Asker<'_>) -> Answered {
         let waiter = self.machine.waiter();
         let alone = asker.unless_gone(cancelled_by(&waiter), || self.machine.wait_powerless(&waiter));
-        if alone.map_err(no_means)?.is_err() {
+        if alone.map_err(cannot_start)?.is_err() {
             return Err("cancelled while a guest was attaching; no power was cut".to_owned());
         }
         let guests: Vec<_> = self.attached().collect();
@@ -248,7 +248,7 @@ impl Served {
             return Err(format!("{socket}: its port has died, and {} keeps what it has mapped", guest.who()));
         }
         let demands: Vec<_> =
-            guests.iter().map(|(port, guest)| (*port, port.take(guest.connection, Why::PowerCut))).collect();
+            guests.iter().map(|(port, guest)| (*port, port.take(guest.connection, TakeReason::PowerCut))).collect();
         let device = self.machine.device();
         if !self.wait_taken(&demands, asker)? {
             return Err(
@@ -325,7 +325,7 @@ impl Served {
         // It waits in a call of the guest's process, which must live on: it is left to end by
         // itself.
         let registered =
-            asker.unless_gone(|| {}, || self.machine.nic().register(&holds.task, file)).map_err(no_means)?;
+            asker.unless_gone(|| {}, || self.machine.nic().register(&holds.task, file)).map_err(cannot_start)?;
         match registered {
             Ok((number, region)) => {
                 let mr = &region.mr;
@@ -402,7 +402,7 @@ impl Served {
         if removed.is_none() {
             return Err(format!("region {mr} is being deregistered already"));
         }
-        let done = asker.unless_gone(|| {}, || region.deregister()).map_err(no_means)?;
+        let done = asker.unless_gone(|| {}, || region.deregister()).map_err(cannot_start)?;
         let (pid, file) = (region.owner(), &region.file);
         let outcome = done.map_or_else(|errno| errno.to_string(), |()| "done".to_owned());
         let data = json!({ "mr": mr, "file": file, "process": pid.0, "outcome": outcome });

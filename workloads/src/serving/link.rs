@@ -40,7 +40,7 @@ pub(super) enum ToPort {
     Reply { number: u64, reply: Granted },
     /// Nothing may stay mapped for this connection, and flushes fail until the device is attached
     /// again with pieces. [`FromPort::Taken`] follows.
-    Take { number: u64, connection: u64, why: Why },
+    Take { number: u64, connection: u64, why: TakeReason },
     /// Whether flushes are told to fail. A reply follows.
     FailFlush { number: u64, on: bool },
     /// The counters. A reply follows.
@@ -52,7 +52,7 @@ pub(super) enum ToPort {
 /// Why a guest's memory is taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub(super) enum Why {
+pub(super) enum TakeReason {
     /// The guest no longer has it.
     Revoked,
     /// The power is gone.
@@ -211,13 +211,13 @@ impl<A> Link<A> {
     }
 }
 
-/// Pieces as they are said.
-pub(super) fn said(pieces: &[PmemPiece]) -> Vec<(u64, u64, u64)> {
+/// Pieces as a message carries them.
+pub(super) fn encode_pieces(pieces: &[PmemPiece]) -> Vec<(u64, u64, u64)> {
     pieces.iter().map(|piece| (piece.guest_offset, piece.device_offset, piece.len)).collect()
 }
 
-/// Pieces as they were said.
-pub(super) fn heard(pieces: Vec<(u64, u64, u64)>) -> Vec<PmemPiece> {
+/// The pieces of a message.
+pub(super) fn decode_pieces(pieces: Vec<(u64, u64, u64)>) -> Vec<PmemPiece> {
     let piece = |(guest_offset, device_offset, len)| PmemPiece { guest_offset, device_offset, len };
     pieces.into_iter().map(piece).collect()
 }

@@ -49,7 +49,7 @@ use fs_sim::extent_map::Layout;
 use fs_sim::pinning::guest_export::GuestMapping;
 
 use self::backend_handles::{Holds, Port};
-use self::control_handler::Steering;
+use self::control_handler::ControlHandler;
 use self::files::ExportError;
 use self::machine::{ServedMachine, ServedMemory};
 
@@ -198,9 +198,9 @@ impl Server {
             let listener = socket::listen(path).map_err(|error| not_there("--socket", error))?;
             listening.push((SocketFile(socket::Name::of(&listener)), listener));
         }
-        let steering = Arc::new(Steering::default());
+        let control_handler = Arc::new(ControlHandler::default());
         let control =
-            control::ControlServer::listen(&config.control, Arc::clone(&steering) as Arc<dyn control::Handler>)
+            control::ControlServer::listen(&config.control, Arc::clone(&control_handler) as Arc<dyn control::Handler>)
                 .map_err(|error| not_there("--control", error))?;
         let (backing, held) = backing(config)?;
         let prepared = if config.nvdimm { qemu_args::prepare(config, &backing)? } else { String::new() };
@@ -221,7 +221,7 @@ impl Server {
                 }
             }
         }
-        steering.serve(&machine, &ports);
+        control_handler.serve(&machine, &ports);
         let what = render::what(config, &machine, &held);
         let how = qemu_args::text(config, machine.backing(), &qemus);
         let introduction = format!("{what}{prepared}{how}\n{}", render::to_try(config));

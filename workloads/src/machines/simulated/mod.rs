@@ -105,7 +105,7 @@ impl Simulation {
     }
 
     /// Makes sure that the actor exists.
-    fn meet(&mut self, actor: &Actor) -> Result<(), Trouble> {
+    fn create_actor(&mut self, actor: &Actor) -> Result<(), Trouble> {
         if self.threads.task(actor).is_some() {
             return Ok(());
         }
@@ -245,7 +245,7 @@ fn make_file(maker: &Task, file: &FileSetup) -> Result<(), Errno> {
 
 impl Machine for Simulation {
     fn perform(&mut self, actor: &Actor, op: &Op, bind: Option<&str>) -> Result<Progress, Trouble> {
-        self.meet(actor)?;
+        self.create_actor(actor)?;
         let task = Arc::clone(self.process(&actor.process)?);
         if task.process().is_dying() {
             return Err(Trouble::Script(format!("{} is dead", actor.process)));
@@ -287,7 +287,7 @@ impl Machine for Simulation {
     }
 
     fn state(&self) -> Vec<String> {
-        self.portrait()
+        self.state_report()
     }
 
     fn finish(mut self: Box<Self>) -> Vec<String> {

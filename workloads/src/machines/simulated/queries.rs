@@ -156,7 +156,7 @@ impl Simulation {
     }
 
     /// Leases, pins and blocked calls, for a report.
-    pub(super) fn portrait(&self) -> Vec<String> {
+    pub(super) fn state_report(&self) -> Vec<String> {
         let mut lines = Vec::new();
         for (ino, inode) in self.kernel.inodes() {
             let pages: u64 = inode.holders().iter().map(|holder| holder.range.len()).sum();

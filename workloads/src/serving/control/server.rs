@@ -134,7 +134,7 @@ impl Shared {
         };
         if full {
             let why = format!("{ASKERS_MAX} others are being answered; ask again");
-            return say(&stream, &Response::Refused { why });
+            return send(&stream, &Response::Refused { why });
         }
         let shared = Arc::clone(self);
         let _ends_by_itself = thread::spawn(move || {
@@ -151,11 +151,11 @@ impl Shared {
             Err(error) => Response::Refused { why: format!("the request is not understood: {error}") },
             Ok(request) => self.handler.handle(&request, &Asker { stream }),
         };
-        say(stream, &response)
+        send(stream, &response)
     }
 }
 
-fn say(mut stream: &UnixStream, response: &Response) -> io::Result<()> {
+fn send(mut stream: &UnixStream, response: &Response) -> io::Result<()> {
     let mut text = serde_json::to_string(response)?;
     text.push('\n');
     stream.write_all(text.as_bytes())
