@@ -14,10 +14,10 @@ use workloads::serving::control::{ControlError, ask};
 
 use crate::exit;
 
-/// Ask and steer a running `daxlab serve`, or ask a `daxlab race --control SOCKET`
+/// Send a request to a running `daxlab serve` or `daxlab race --control SOCKET`
 #[derive(Debug, Args)]
 pub(crate) struct CtlArgs {
-    /// The socket it listens at
+    /// The socket at which the server or race listens
     #[arg(value_name = "SOCKET")]
     socket: PathBuf,
     /// Print the answer as JSON

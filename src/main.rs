@@ -34,7 +34,7 @@ enum Command {
     Scenario(scenario::ScenarioArgs),
     /// Serve a file or an image to guests as persistent memory
     Serve(serve::ServeArgs),
-    /// Ask and steer a running server, or ask a race
+    /// Send a request to a running `serve` or `race`
     Ctl(ctl::CtlArgs),
     /// Show the designs and their axes
     Designs(designs::DesignsArgs),

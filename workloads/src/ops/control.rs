@@ -128,9 +128,9 @@ control_operations! {
             offset: u64 as Size "OFFSET" "Where the range begins",
             len: u64 as Size "LEN" "How long it is",
     };
-    Guests "guests" AtOnce "The guests, and where each stands" {};
-    FlushStats "flush-stats" MayWait "What the guests' devices counted: requests, flushes, failures, maps" {};
-    Stale "stale" AtOnce "What guests have mapped that is no longer their file's" {};
+    Guests "guests" AtOnce "The guests and the state of each" {};
+    FlushStats "flush-stats" MayWait "The counters of the guests' devices: requests, flushes, failures, maps" {};
+    Stale "stale" AtOnce "Pages that guests have mapped and that have left their file" {};
     Poison "poison" AtOnce "Poison blocks of a file: the host and the NIC fail on them (a guest can't be told)" {
             file: String as Word "FILE" "The file's name, or its inode's number",
             offset: u64 as Size "OFFSET" "Where the range begins",
@@ -139,7 +139,7 @@ control_operations! {
     PowerCut "power-cut" MayWait "Cut the guests' power: what was not flushed survives line by line, by chance (needs `serve --power-cut-model`)" {
             seed: Option<u64> as Seed "S" "What decides which lines survive; the server's own seed if not given",
     };
-    FailFlush "fail-flush" MayWait "Make every flush fail, or no longer" {
+    FailFlush "fail-flush" MayWait "Make every flush fail, or let flushes succeed again" {
             on: bool as Switch "SWITCH" "Whether they fail",
     };
     Revoke "revoke" MayWait "Take a file (without a name: all, or the image) from the guests that have it" {
