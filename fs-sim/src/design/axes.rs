@@ -61,7 +61,7 @@ macro_rules! choices {
 }
 
 choices! {
-    /// Which layout leases users can take, and how they conflict (SEMANTICS section 3).
+    /// Which layout leases users can take, and how they conflict (docs/semantics.md, section 3).
     LeaseRules {
         /// None: a request is EINVAL. Block-layout clients inside the kernel still have theirs.
         None = "none",
@@ -222,7 +222,7 @@ macro_rules! axes {
         }
 
         impl Axis {
-            /// Every axis, in the order of SEMANTICS section 5.
+            /// Every axis, in the order of docs/semantics.md, section 5.
             pub const ALL: [Axis; 11] = [$(Axis::$axis),+];
 
             /// As TOML and tables spell it.

@@ -45,7 +45,7 @@ impl fmt::Display for Design {
     }
 }
 
-/// Which writes count as a layout change (SEMANTICS section 4, the filesystem option
+/// Which writes count as a layout change (docs/semantics.md, section 4, the filesystem option
 /// `write_break`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

@@ -1,5 +1,5 @@
-//! The ten presets: the positions taken, as axes. SEMANTICS section 5 is their source; a test
-//! compares them cell by cell.
+//! The ten presets: the positions taken, as axes. docs/semantics.md, section 5 is their source; a
+//! test compares them cell by cell.
 
 use super::{
     Axes, BreakTimeout, ChangeRule, Design, GateScope, LastCloseRule, LeaseLost, LeaseRules, PassRule, PinGate,

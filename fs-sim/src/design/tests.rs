@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// The table of SEMANTICS section 5, copied: the contract the presets are held to.
+/// The table of docs/semantics.md, section 5, copied: the contract the presets are held to.
 const TABLE: &str = "
 | axis | unsafe | mainline | rfc-v2 | man-page | chinner-2019 | chinner-2025 | kara | gunthorpe | odp | revoke |
 |---|---|---|---|---|---|---|---|---|---|---|
@@ -21,7 +21,7 @@ const TABLE: &str = "
 | on_lease_lost | nothing | – | nothing | nothing | nothing | nothing | nothing | abort | nothing | abort |
 ";
 
-/// The choices of SEMANTICS section 5, copied.
+/// The choices of docs/semantics.md, section 5, copied.
 const CHOICES: [(&str, &[&str]); 11] = [
     ("lease_rules", &["none", "man-page", "chinner"]),
     ("pin_gate", &["open", "refuse", "lease", "unbreakable", "fault"]),
