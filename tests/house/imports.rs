@@ -223,6 +223,55 @@ pub(crate) fn circle_errors(sources: &CrateSources) -> Vec<String> {
         .collect()
 }
 
+/// The words in a folder's head that begin the reason why files of the folder import each other in
+/// a circle.
+pub(crate) const CIRCLES_SAID: &str = "import each other";
+
+/// Circles of imports between the files of one folder whose `mod.rs` does not say why. A folder's
+/// `mod.rs` counts as a file; what it re-exports does not count as an import.
+pub(crate) fn file_circle_errors(sources: &CrateSources) -> Vec<String> {
+    let index = ModuleIndex::new(sources);
+    let mut edges: BTreeMap<(ModulePath, ModulePath), Vec<String>> = BTreeMap::new();
+    for file in sources.shipped().filter(|file| file.path != "src/lib.rs") {
+        let from = module_path(&file.path);
+        for path in paths(file, false) {
+            let Some(target) = index.absolute(&path) else { continue };
+            let to = index.defining(target);
+            let one_folder = index.modules.get(&to) == index.modules.get(&from);
+            let re_export = matches!(path.origin, PathOrigin::Use { public: true, .. });
+            if from != to && one_folder && !re_export {
+                let place = format!("{}:{}: `{}`", sources.shown(file), path.line, path.shown());
+                edges.entry((from.clone(), to)).or_default().push(place);
+            }
+        }
+    }
+    let says_why = |folder: &ModulePath| {
+        sources.shipped().any(|file| {
+            let head = file.text.lines().take_while(|line| line.starts_with("//!"));
+            let head = head.map(|line| line.trim_start_matches("//!").trim()).collect::<Vec<_>>().join(" ");
+            module_path(&file.path) == *folder && head.contains(CIRCLES_SAID)
+        })
+    };
+    let unsaid =
+        circles(&edges).into_iter().filter(|circle| circle.first().is_none_or(|file| !says_why(&index.modules[file])));
+    unsaid
+        .map(|circle| {
+            let names: Vec<String> = circle.iter().map(|file| file.join("/")).collect();
+            let mut lines = vec![format!(
+                "{}: these files import each other: {}. Part them, or let the head of the folder say \"{CIRCLES_SAID}\" and why",
+                sources.dir,
+                names.join(", ")
+            )];
+            for ((from, to), places) in &edges {
+                if circle.contains(from) && circle.contains(to) {
+                    lines.push(format!("  {} -> {}, first {}", from.join("/"), to.join("/"), places[0]));
+                }
+            }
+            lines.join("\n")
+        })
+        .collect()
+}
+
 /// The strongly connected components with more than one node.
 fn circles(edges: &BTreeMap<(ModulePath, ModulePath), Vec<String>>) -> Vec<BTreeSet<ModulePath>> {
     let reach = |start: &ModulePath| {
@@ -422,6 +471,19 @@ mod tests {
         split[2] = ("src/high/one/part.rs", "use crate::high::Own;");
         split[0] = ("src/high/mod.rs", "mod one;\nmod two;\nuse one::One;\npub struct Own;");
         assert_eq!(circle_errors(&tree(&split)).len(), 1);
+    }
+
+    #[test]
+    fn files_that_import_each_other_are_found_unless_the_head_says_why() {
+        let with = |head: &str| {
+            let one = ("src/high/one.rs", "//! One.\nuse super::two::Two;\npub struct One;");
+            let two = ("src/high/two.rs", "//! Two.\nuse crate::high::one::One;\npub struct Two;");
+            file_circle_errors(&tree(&[("src/high/mod.rs", head), one, two]))
+        };
+        let errors = with("//! High.\nmod one;\nmod two;");
+        assert!(errors.len() == 1 && errors[0].contains("high/one, high/two"), "{errors:?}");
+        assert!(errors[0].contains("src/high/one.rs:2: `super::two::Two`"), "{errors:?}");
+        assert!(with("//! High: `one` and `two` import each other: a reason.\nmod one;\nmod two;").is_empty());
     }
 
     #[test]

@@ -81,6 +81,12 @@ fn folders_do_not_import_each_other() {
     assert_none("folders do not import each other in a circle", &errors);
 }
 
+#[test]
+fn files_of_a_folder_import_each_other_only_where_its_head_says_why() {
+    let errors: Vec<String> = libraries().flat_map(|sources| imports::file_circle_errors(&sources)).collect();
+    assert_none("files of a folder do not import each other in a circle", &errors);
+}
+
 /// The places of a file that name what only the facade may name.
 fn originals(shown: &str, file: &SourceFile) -> Vec<String> {
     let named = |segments: &[String]| {

@@ -6,6 +6,9 @@
 //! or size goes through `driver`; a block goes to the allocator only with a token that proves its
 //! pages frozen. Kernel counterpart: `xfs_break_layouts`, `dax_layout_busy_page`,
 //! `xfs_setattr_size`, `xfs_file_fallocate`.
+//!
+//! `plan` and `copy` import each other: a plan lists its copies, and refuses one whose source pages
+//! are poisoned by the same check that `copy` makes before it reads them.
 
 pub(crate) mod changes;
 pub(crate) mod closed_pages;

@@ -4,6 +4,9 @@
 //! gate ([`admission`]), registrations, copies watched by the ledger ([`dma`]), and the kinds of
 //! long-term users inside this crate. Invariant: a pin that returns holds the pages that the
 //! published map names. Kernel counterpart: mm/gup.c, drivers/infiniband/core/umem.c.
+//!
+//! `registration`, `dma` and `on_demand` import each other: a request that pins nothing becomes an
+//! on-demand translation, which copies by `dma`, as the pins of a registration do.
 
 pub mod admission;
 pub mod af_xdp;

@@ -6,7 +6,7 @@
 //! memory only through `memory::protection`. Kernel counterpart: `rxe_req.c`, `rxe_resp.c`,
 //! `rxe_comp.c`, `rxe_qp.c`.
 //!
-//! `qp`, `requester` and `local` name each other: posting to a queue pair runs the requester, and
+//! `qp`, `requester` and `local` import each other: posting to a queue pair runs the requester, and
 //! the requester completes and fails the queue pair. `qp` and `responder` do not: a queue pair
 //! implements [`Responder`](crate::transport::Responder) in `responder`.
 

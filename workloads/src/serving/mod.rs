@@ -21,6 +21,9 @@
 //! | `qemu_args` | the QEMU command lines that attach |
 //! | `control`, `control_handler` | the control socket, and what `daxlab ctl` does |
 //! | `render` | texts for people |
+//!
+//! The files of this folder import each other: each one works on the server's [`Config`], and
+//! returns its [`ServeError`]; `files` exports what `backend_handles` then holds for a guest.
 
 mod backend_handles;
 pub mod backend_process;

@@ -6,6 +6,9 @@
 //! during an unlock, a zombie or a break; no task sleeps with a table's lock held. Kernel
 //! counterpart: the `F_LAYOUT` leases of RFC v2 (2019-08-09) and of the man-page proposal
 //! (2019-09-23), built on fs/locks.c.
+//!
+//! `state` and `table` import each other: an entry of the table has a state, which only
+//! `state::change_state` sets.
 
 pub(crate) mod acquire;
 pub(crate) mod break_layouts;

@@ -7,6 +7,9 @@
 //!
 //! A signal that finds a process outside a call runs its handler at once, as on a real machine; one
 //! that finds all of its threads in calls stays pending, and ends those that a signal ends.
+//!
+//! The files of this folder import each other: [`Simulation`] makes a `Call` of a step, and each
+//! kind of call is performed by a file of its own, with the state of the simulation.
 
 mod bindings;
 mod calls;

@@ -5,6 +5,9 @@
 //! `recvmsg` on `CONTROL`. Invariants: no process outlives the driver, because processes die with
 //! the zygote, and the zygote dies with the driver's thread that started it. Every process is a
 //! child of the zygote, which reaps it by ignoring SIGCHLD. Kernel counterpart: fork(2), prctl(2).
+//!
+//! This file and those of `calls`, `memory` and `signals` import each other: the loop here performs
+//! a request by them, and they use its inbox and its reading of errno.
 
 mod calls;
 mod memory;
