@@ -21,7 +21,7 @@ mod table;
 
 pub use arguments::*;
 pub use control::{ControlArg, ControlOp, ControlRow, ControlSyntax};
-pub use table::{Op, OpAudience, OpValue, RunsOn, Verb, WrongArguments};
+pub use table::{Op, OpValue, RunsOn, Verb, WrongArguments};
 
 /// Every operation as the reference page in `docs/scenarios.md` lists it: a table for each section,
 /// in Markdown.

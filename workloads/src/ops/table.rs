@@ -1,6 +1,6 @@
 //! The table of operations.
 //!
-//! It owns every operation's name, arguments, value, audience and documentation. The type [`Op`],
+//! It owns every operation's name, arguments, value and documentation. The type [`Op`],
 //! the parser of scenarios, the reference page and the generator of random sequences all come from
 //! this one table.
 
@@ -15,13 +15,6 @@ pub enum RunsOn {
     Simulation,
     /// On a real Linux too.
     Linux,
-}
-
-/// Where an operation can be written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum OpAudience {
-    /// In scenario scripts.
-    Script,
 }
 
 /// What a successful operation gives.
@@ -78,7 +71,7 @@ fn typed<T: Argument>(verb: Verb, name: &'static str, arg: &Arg) -> Result<T, Wr
 
 macro_rules! operations {
     ($($section:literal {
-        $($verb:ident $name:literal { $($field:ident: $type:ty),* } -> $value:ident $(($kind:expr))?, $on:ident, $audience:ident $doc:literal;)+
+        $($verb:ident $name:literal { $($field:ident: $type:ty),* } -> $value:ident $(($kind:expr))?, $on:ident $doc:literal;)+
     })+) => {
         /// One operation with its arguments.
         #[derive(Clone, Debug, PartialEq, Eq)]
@@ -156,13 +149,6 @@ macro_rules! operations {
                 }
             }
 
-            /// Where it can be written.
-            pub fn audience(self) -> OpAudience {
-                match self {
-                    $($(Verb::$verb => OpAudience::$audience,)+)+
-                }
-            }
-
             /// One line on what it does.
             pub fn doc(self) -> &'static str {
                 match self {
@@ -182,177 +168,177 @@ macro_rules! operations {
 
 operations! {
     "Processes and descriptors" {
-        Fork "fork" {} -> Binding(BindingKind::Process), Linux, Script
+        Fork "fork" {} -> Binding(BindingKind::Process), Linux
             "A child with copies of descriptors, mappings and signal dispositions.";
-        Exit "exit" {} -> Nothing, Linux, Script
+        Exit "exit" {} -> Nothing, Linux
             "Ends the process.";
-        Kill "kill" { process: ProcessName, signal: SignalName } -> Nothing, Linux, Script
+        Kill "kill" { process: ProcessName, signal: SignalName } -> Nothing, Linux
             "Sends a signal.";
-        Signal "signal" { signal: SignalName, disposition: SignalAction } -> Nothing, Linux, Script
+        Signal "signal" { signal: SignalName, disposition: SignalAction } -> Nothing, Linux
             "Sets what a signal does to the process. A scenario's processes start with a handler for SIGIO and SIGUSR1.";
-        Credentials "credentials" { uid: u64, capabilities: CapabilityFlags } -> Nothing, Linux, Script
+        Credentials "credentials" { uid: u64, capabilities: CapabilityFlags } -> Nothing, Linux
             "Changes the user, and whether CAP_LEASE is kept. A scenario's processes start as user 0 with CAP_LEASE.";
-        Dup "dup" { fd: DescriptorName } -> Binding(BindingKind::Fd), Linux, Script
+        Dup "dup" { fd: DescriptorName } -> Binding(BindingKind::Fd), Linux
             "A second descriptor for the same open file.";
-        Dup2 "dup2" { from: DescriptorName, to: DescriptorName } -> Nothing, Linux, Script
+        Dup2 "dup2" { from: DescriptorName, to: DescriptorName } -> Nothing, Linux
             "Makes `to` a descriptor of what `from` is; what `to` was is closed.";
-        Close "close" { fd: DescriptorName } -> Nothing, Linux, Script
+        Close "close" { fd: DescriptorName } -> Nothing, Linux
             "Closes a descriptor.";
-        Send "send" { process: ProcessName, fd: DescriptorName } -> Nothing, Linux, Script
+        Send "send" { process: ProcessName, fd: DescriptorName } -> Nothing, Linux
             "Sends a descriptor to a process (SCM_RIGHTS); it waits unread in its socket.";
-        Recv "recv" {} -> Binding(BindingKind::Fd), Linux, Script
+        Recv "recv" {} -> Binding(BindingKind::Fd), Linux
             "Receives the oldest descriptor sent. `MSG_CTRUNC` if the design drops it. The name stands for whatever was sent.";
     }
     "Files" {
-        Open "open" { file: FileName, access: OpenAccess, flags: OpenFlagWords } -> Binding(BindingKind::Fd), Linux, Script
+        Open "open" { file: FileName, access: OpenAccess, flags: OpenFlagWords } -> Binding(BindingKind::Fd), Linux
             "Opens a file; `path` is O_PATH.";
-        Read "read" { fd: FdName, range: DataRange } -> Bytes, Linux, Script
+        Read "read" { fd: FdName, range: DataRange } -> Bytes, Linux
             "Reads. The value tells the bytes: `a` if all are that, `a:4KiB,zeros:4KiB` if not, `eof` if none.";
-        Write "write" { fd: FdName, range: DataRange, byte: u8 } -> Nothing, Linux, Script
+        Write "write" { fd: FdName, range: DataRange, byte: u8 } -> Nothing, Linux
             "Writes the byte all over the range.";
-        SubmitRead "submit_read" { fd: FdName, range: DataRange } -> Binding(BindingKind::Io), Simulation, Script
+        SubmitRead "submit_read" { fd: FdName, range: DataRange } -> Binding(BindingKind::Io), Simulation
             "Starts direct I/O that stays in flight, its pages pinned short-term (io_submit).";
-        SubmitWrite "submit_write" { fd: FdName, range: DataRange, byte: u8 } -> Binding(BindingKind::Io), Simulation, Script
+        SubmitWrite "submit_write" { fd: FdName, range: DataRange, byte: u8 } -> Binding(BindingKind::Io), Simulation
             "As `submit_read`, writing.";
-        Complete "complete" { io: IoName } -> Bytes, Simulation, Script
+        Complete "complete" { io: IoName } -> Bytes, Simulation
             "Lets direct I/O in flight finish. The value of a read is as for `read`.";
-        Truncate "truncate" { file: FileName, size: Bytes } -> Nothing, Linux, Script
+        Truncate "truncate" { file: FileName, size: Bytes } -> Nothing, Linux
             "Sets the size, by path.";
-        Ftruncate "ftruncate" { fd: FdName, size: Bytes } -> Nothing, Linux, Script
+        Ftruncate "ftruncate" { fd: FdName, size: Bytes } -> Nothing, Linux
             "Sets the size, through a descriptor.";
-        Fallocate "fallocate" { fd: FdName, range: ByteRange, flags: AllocateFlags } -> Nothing, Linux, Script
+        Fallocate "fallocate" { fd: FdName, range: ByteRange, flags: AllocateFlags } -> Nothing, Linux
             "Allocates what is missing.";
-        Punch "punch" { fd: FdName, range: ByteRange } -> Nothing, Linux, Script
+        Punch "punch" { fd: FdName, range: ByteRange } -> Nothing, Linux
             "FALLOC_FL_PUNCH_HOLE.";
-        Zero "zero" { fd: FdName, range: ByteRange, flags: AllocateFlags } -> Nothing, Linux, Script
+        Zero "zero" { fd: FdName, range: ByteRange, flags: AllocateFlags } -> Nothing, Linux
             "FALLOC_FL_ZERO_RANGE.";
-        Collapse "collapse" { fd: FdName, range: ByteRange } -> Nothing, Linux, Script
+        Collapse "collapse" { fd: FdName, range: ByteRange } -> Nothing, Linux
             "FALLOC_FL_COLLAPSE_RANGE.";
-        Insert "insert" { fd: FdName, range: ByteRange } -> Nothing, Linux, Script
+        Insert "insert" { fd: FdName, range: ByteRange } -> Nothing, Linux
             "FALLOC_FL_INSERT_RANGE.";
-        Unshare "unshare" { fd: FdName, range: ByteRange } -> Nothing, Simulation, Script
+        Unshare "unshare" { fd: FdName, range: ByteRange } -> Nothing, Simulation
             "FALLOC_FL_UNSHARE_RANGE.";
-        Reflink "reflink" { from: FdName, from_offset: Bytes, to: FdName, to_range: ByteRange } -> Nothing, Simulation, Script
+        Reflink "reflink" { from: FdName, from_offset: Bytes, to: FdName, to_range: ByteRange } -> Nothing, Simulation
             "FICLONERANGE: `to` shares the blocks of `from`.";
-        Dedupe "dedupe" { from: FdName, from_offset: Bytes, to: FdName, to_range: ByteRange } -> Comparison, Simulation, Script
+        Dedupe "dedupe" { from: FdName, from_offset: Bytes, to: FdName, to_range: ByteRange } -> Comparison, Simulation
             "FIDEDUPERANGE: shares, of no more than the first 16 MiB, if the bytes are the same; the value is `same` or `differs`.";
-        Exchange "exchange" { a: FdName, a_offset: Bytes, b: FdName, b_range: ByteRange } -> Nothing, Simulation, Script
+        Exchange "exchange" { a: FdName, a_offset: Bytes, b: FdName, b_range: ByteRange } -> Nothing, Simulation
             "Exchanges the blocks of two ranges (XFS_IOC_EXCHANGE_RANGE).";
-        Unlink "unlink" { file: FileName } -> Nothing, Linux, Script
+        Unlink "unlink" { file: FileName } -> Nothing, Linux
             "Removes a name.";
-        Rename "rename" { from: FileName, to: FileName } -> Nothing, Linux, Script
+        Rename "rename" { from: FileName, to: FileName } -> Nothing, Linux
             "Renames; what had the name is replaced.";
-        Link "link" { file: FileName, name: FileName } -> Nothing, Linux, Script
+        Link "link" { file: FileName, name: FileName } -> Nothing, Linux
             "Gives a file a second name.";
-        Chmod "chmod" { file: FileName } -> Nothing, Linux, Script
+        Chmod "chmod" { file: FileName } -> Nothing, Linux
             "Sets the mode bits, to what they are.";
-        Utime "utime" { file: FileName } -> Nothing, Linux, Script
+        Utime "utime" { file: FileName } -> Nothing, Linux
             "Sets the times.";
-        Stat "stat" { file: FileName } -> FileSize, Linux, Script
+        Stat "stat" { file: FileName } -> FileSize, Linux
             "Looks at a file by path; the value is its size.";
-        Fstat "fstat" { fd: FdName } -> FileSize, Linux, Script
+        Fstat "fstat" { fd: FdName } -> FileSize, Linux
             "Looks at an open file; the value is its size.";
-        Exec "exec" { file: FileName } -> Binding(BindingKind::Program), Linux, Script
+        Exec "exec" { file: FileName } -> Binding(BindingKind::Program), Linux
             "Runs the file as a program in a child, until `end`.";
-        End "end" { program: ProgramName } -> Nothing, Linux, Script
+        End "end" { program: ProgramName } -> Nothing, Linux
             "Ends a running program.";
     }
     "Leases" {
-        Lease "lease" { fd: FdName, mode: LayoutLeaseMode, flags: LayoutLeaseFlags, range: Option<ByteRange> } -> Nothing, Simulation, Script
+        Lease "lease" { fd: FdName, mode: LayoutLeaseMode, flags: LayoutLeaseFlags, range: Option<ByteRange> } -> Nothing, Simulation
             "Takes a layout lease, or converts the one held. Rounded outward to blocks. `exclusive` is the kind that gates ask for: `write` under `chinner` rules, else `read unbreakable`.";
-        Unlock "unlock" { fd: FdName, range: Option<ByteRange> } -> Nothing, Simulation, Script
+        Unlock "unlock" { fd: FdName, range: Option<ByteRange> } -> Nothing, Simulation
             "Gives a layout lease back.";
-        Downgrade "downgrade" { fd: FdName, range: Option<ByteRange> } -> Nothing, Simulation, Script
+        Downgrade "downgrade" { fd: FdName, range: Option<ByteRange> } -> Nothing, Simulation
             "Turns a write lease into read+U.";
-        SetLease "setlease" { fd: FdName, lease: BaseLeaseRequest } -> Nothing, Linux, Script
+        SetLease "setlease" { fd: FdName, lease: BaseLeaseRequest } -> Nothing, Linux
             "An ordinary lease: F_SETLEASE with F_RDLCK, F_WRLCK or F_UNLCK.";
-        GetLease "getlease" { fd: FdName } -> BaseLease, Linux, Script
+        GetLease "getlease" { fd: FdName } -> BaseLease, Linux
             "F_GETLEASE; the value is `read`, `write` or `none`.";
-        SetOwn "setown" { fd: FdName, process: ProcessName } -> Nothing, Linux, Script
+        SetOwn "setown" { fd: FdName, process: ProcessName } -> Nothing, Linux
             "F_SETOWN.";
-        SetSig "setsig" { fd: FdName, signal: SignalName } -> Nothing, Linux, Script
+        SetSig "setsig" { fd: FdName, signal: SignalName } -> Nothing, Linux
             "F_SETSIG.";
     }
     "Memory" {
-        Mmap "mmap" { fd: FdName, range: ByteRange, flags: MapFlags } -> Binding(BindingKind::Map), Linux, Script
+        Mmap "mmap" { fd: FdName, range: ByteRange, flags: MapFlags } -> Binding(BindingKind::Map), Linux
             "Maps a range of a file, shared.";
-        MmapAnon "mmap_anon" { length: Bytes } -> Binding(BindingKind::Map), Linux, Script
+        MmapAnon "mmap_anon" { length: Bytes } -> Binding(BindingKind::Map), Linux
             "Maps anonymous shared memory.";
-        MmapDevDax "mmap_devdax" { length: Bytes } -> Binding(BindingKind::Map), Simulation, Script
+        MmapDevDax "mmap_devdax" { length: Bytes } -> Binding(BindingKind::Map), Simulation
             "Maps device-DAX memory: a device of its own, without a file system whose layout could change.";
-        Munmap "munmap" { map: MapName, range: Option<ByteRange> } -> Nothing, Linux, Script
+        Munmap "munmap" { map: MapName, range: Option<ByteRange> } -> Nothing, Linux
             "Unmaps a mapping, or a part of it.";
-        Load "load" { map: MapName, range: DataRange } -> Bytes, Linux, Script
+        Load "load" { map: MapName, range: DataRange } -> Bytes, Linux
             "Reads through a mapping; the value is as for `read`.";
-        Store "store" { map: MapName, range: DataRange, byte: u8 } -> Nothing, Linux, Script
+        Store "store" { map: MapName, range: DataRange, byte: u8 } -> Nothing, Linux
             "Writes through a mapping.";
     }
     "RDMA" {
-        RdmaOpen "rdma_open" {} -> Binding(BindingKind::Context), Simulation, Script
+        RdmaOpen "rdma_open" {} -> Binding(BindingKind::Context), Simulation
             "Opens the NIC.";
-        RegMr "reg_mr" { context: ContextName, map: MapName, range: ByteRange, flags: RegisterFlags } -> Binding(BindingKind::Region), Simulation, Script
+        RegMr "reg_mr" { context: ContextName, map: MapName, range: ByteRange, flags: RegisterFlags } -> Binding(BindingKind::Region), Simulation
             "Registers memory, for every access unless `ro`; `on_demand`: faulted in at each access; `window`: windows may be bound; `flush`: for FLUSH of both kinds.";
-        ReregMr "rereg_mr" { mr: MrName, map: MapName, range: ByteRange } -> Binding(BindingKind::Region), Simulation, Script
+        ReregMr "rereg_mr" { mr: MrName, map: MapName, range: ByteRange } -> Binding(BindingKind::Region), Simulation
             "Changes what a region covers; the name stands for it from now on, under the same keys.";
-        DeregMr "dereg_mr" { mr: MrName } -> Nothing, Simulation, Script
+        DeregMr "dereg_mr" { mr: MrName } -> Nothing, Simulation
             "Deregisters.";
-        AllocMw "alloc_mw" { context: ContextName } -> Binding(BindingKind::Window), Simulation, Script
+        AllocMw "alloc_mw" { context: ContextName } -> Binding(BindingKind::Window), Simulation
             "Allocates a memory window (type 1).";
-        BindMw "bind_mw" { qp: QpName, window: MwName, mr: MrName, range: ByteRange } -> Nothing, Simulation, Script
+        BindMw "bind_mw" { qp: QpName, window: MwName, mr: MrName, range: ByteRange } -> Nothing, Simulation
             "Binds a window to a part of a region; length 0 unbinds.";
-        DeallocMw "dealloc_mw" { window: MwName } -> Nothing, Simulation, Script
+        DeallocMw "dealloc_mw" { window: MwName } -> Nothing, Simulation
             "Deallocates a window.";
-        Connect "connect" { own: ContextName, peer: ContextName } -> Binding(BindingKind::Qp), Simulation, Script
+        Connect "connect" { own: ContextName, peer: ContextName } -> Binding(BindingKind::Qp), Simulation
             "A queue pair on each of two contexts, connected. The name stands for this side's end.";
-        RdmaWrite "rdma_write" { qp: QpName, remote: RemoteName, range: DataRange, byte: u8, flags: TransferFlags } -> Nothing, Simulation, Script
+        RdmaWrite "rdma_write" { qp: QpName, remote: RemoteName, range: DataRange, byte: u8, flags: TransferFlags } -> Nothing, Simulation
             "Writes into the peer's region. Fails with the completion's status, such as `remote_access_error` or `flushed`. `bad_key`: this side's buffer is named by a key that is no region's.";
-        RdmaRead "rdma_read" { qp: QpName, remote: RemoteName, range: DataRange, flags: TransferFlags } -> Bytes, Simulation, Script
+        RdmaRead "rdma_read" { qp: QpName, remote: RemoteName, range: DataRange, flags: TransferFlags } -> Bytes, Simulation
             "Reads the peer's region; the value is as for `read`. `bad_key` is as for `rdma_write`.";
-        FetchAdd "fetch_add" { qp: QpName, remote: RemoteName, offset: Bytes, add: u64 } -> Number, Simulation, Script
+        FetchAdd "fetch_add" { qp: QpName, remote: RemoteName, offset: Bytes, add: u64 } -> Number, Simulation
             "Adds to 8 bytes; the value is what was there.";
-        AtomicWrite "atomic_write" { qp: QpName, remote: RemoteName, offset: Bytes, value: u64 } -> Nothing, Simulation, Script
+        AtomicWrite "atomic_write" { qp: QpName, remote: RemoteName, offset: Bytes, value: u64 } -> Nothing, Simulation
             "Writes 8 bytes, never torn.";
-        Flush "flush" { qp: QpName, remote: RemoteName, range: ByteRange, placement: FlushScope } -> Nothing, Simulation, Script
+        Flush "flush" { qp: QpName, remote: RemoteName, range: ByteRange, placement: FlushScope } -> Nothing, Simulation
             "RDMA FLUSH.";
-        Event "event" { context: ContextName } -> EventName, Simulation, Script
+        Event "event" { context: ContextName } -> EventName, Simulation
             "Takes the oldest asynchronous event; the value is its name, or `none`.";
-        Memlock "memlock" { limit: Bytes } -> Nothing, Simulation, Script
+        Memlock "memlock" { limit: Bytes } -> Nothing, Simulation
             "Sets the limit of locked memory (RLIMIT_MEMLOCK).";
     }
     "Other holders of pages" {
-        UmemRegister "umem" { map: MapName, range: ByteRange } -> Binding(BindingKind::Umem), Simulation, Script
+        UmemRegister "umem" { map: MapName, range: ByteRange } -> Binding(BindingKind::Umem), Simulation
             "Registers an AF_XDP umem.";
-        UmemReceive "umem_receive" { umem: UmemName, range: DataRange, byte: u8 } -> Nothing, Simulation, Script
+        UmemReceive "umem_receive" { umem: UmemName, range: DataRange, byte: u8 } -> Nothing, Simulation
             "A packet arrives in the umem.";
-        FixedBuffers "fixed_buffers" { map: MapName, range: ByteRange } -> Binding(BindingKind::Ring), Simulation, Script
+        FixedBuffers "fixed_buffers" { map: MapName, range: ByteRange } -> Binding(BindingKind::Ring), Simulation
             "Registers io_uring fixed buffers.";
-        RingRead "ring_read" { ring: RingName, range: DataRange, from: FdName, at: Bytes } -> Nothing, Simulation, Script
+        RingRead "ring_read" { ring: RingName, range: DataRange, from: FdName, at: Bytes } -> Nothing, Simulation
             "An I/O reads a file at AT into the fixed buffers.";
-        GuestAttach "guest_attach" { fd: FdName } -> Binding(BindingKind::Guest), Simulation, Script
+        GuestAttach "guest_attach" { fd: FdName } -> Binding(BindingKind::Guest), Simulation
             "Exports an open file to a guest as its persistent memory.";
-        GuestStore "guest_store" { guest: GuestName, range: DataRange, byte: u8 } -> Nothing, Simulation, Script
+        GuestStore "guest_store" { guest: GuestName, range: DataRange, byte: u8 } -> Nothing, Simulation
             "The guest stores.";
-        GuestFlush "guest_flush" { guest: GuestName } -> Nothing, Simulation, Script
+        GuestFlush "guest_flush" { guest: GuestName } -> Nothing, Simulation
             "The guest flushes.";
-        GuestDetach "guest_detach" { guest: GuestName } -> Nothing, Simulation, Script
+        GuestDetach "guest_detach" { guest: GuestName } -> Nothing, Simulation
             "The guest is gone.";
-        LayoutGet "layoutget" { fd: FdName, range: ByteRange, access: BlockLayoutAccess } -> Binding(BindingKind::BlockLayout), Simulation, Script
+        LayoutGet "layoutget" { fd: FdName, range: ByteRange, access: BlockLayoutAccess } -> Binding(BindingKind::BlockLayout), Simulation
             "A block-layout client (pNFS) takes a layout.";
-        LayoutWrite "layout_write" { layout: BlockLayoutName, range: DataRange, byte: u8 } -> Nothing, Simulation, Script
+        LayoutWrite "layout_write" { layout: BlockLayoutName, range: DataRange, byte: u8 } -> Nothing, Simulation
             "The client writes to the device directly.";
-        LayoutReturn "layoutreturn" { layout: BlockLayoutName } -> Nothing, Simulation, Script
+        LayoutReturn "layoutreturn" { layout: BlockLayoutName } -> Nothing, Simulation
             "The client returns its layout.";
     }
     "The system" {
-        Defragment "defragment" { file: FileName } -> BlockCounts, Simulation, Script
+        Defragment "defragment" { file: FileName } -> BlockCounts, Simulation
             "The system moves the file's blocks together; the value is `moved:N skipped:N` in blocks.";
-        Poison "poison" { file: FileName, offset: Bytes } -> Nothing, Simulation, Script
+        Poison "poison" { file: FileName, offset: Bytes } -> Nothing, Simulation
             "The page under this offset goes bad.";
-        PowerCut "power_cut" {} -> BlockCounts, Simulation, Script
+        PowerCut "power_cut" {} -> BlockCounts, Simulation
             "The power fails, and the machine boots again: every process is gone (calls in progress are `killed`), the volume is recovered; the value is `pending:N removed:N`, blocks freed that were orphaned and inodes removed that had no name.";
-        Unmount "unmount" {} -> Nothing, Simulation, Script
+        Unmount "unmount" {} -> Nothing, Simulation
             "Unmounts the volume.";
-        RemoveDevice "remove_device" {} -> Nothing, Simulation, Script
+        RemoveDevice "remove_device" {} -> Nothing, Simulation
             "Takes the device away.";
     }
 }
