@@ -6,9 +6,9 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Arg, ArgMatches, Args, Command, FromArgMatches, Subcommand, value_parser};
+use clap::{ArgMatches, Args, Command, FromArgMatches, Subcommand, value_parser};
 use workloads::input::{Size, UnitError};
-use workloads::ops::{ControlArg, ControlOp, ControlSyntax};
+use workloads::ops::{Arg, Op, Param, Parameter, Verb};
 use workloads::serving::control::protocol::Response;
 use workloads::serving::control::{ControlError, ask};
 
@@ -27,32 +27,56 @@ pub(crate) struct CtlArgs {
     command: ControlCommand,
 }
 
-/// A subcommand, which clap builds from the table of [`ControlOp`].
+/// A subcommand, which clap builds from the table of operations.
 #[derive(Debug)]
-struct ControlCommand(ControlOp);
+struct ControlCommand(Op);
+
+/// What `daxlab ctl --help` says below the list.
+const CHANGES: &str = "truncate, punch and fallocate are the call of a simulated process of their own. They wait as long as the \
+    design has them wait; Ctrl-C interrupts the call.";
 
 /// A number of bytes, with its unit unless it is 0.
 fn bytes(text: &str) -> Result<u64, UnitError> {
     if text == "0" { Ok(0) } else { text.parse().map(|Size(bytes)| bytes) }
 }
 
-fn clap_arg(arg: &ControlArg) -> Arg {
-    let built = Arg::new(arg.name).help(arg.doc).value_name(arg.value_name).required(true);
-    match arg.syntax {
-        ControlSyntax::Word => built,
-        ControlSyntax::MaybeWord => built.required(false),
-        ControlSyntax::Size => built.value_parser(bytes),
-        ControlSyntax::Number => built.value_parser(value_parser!(u64)),
-        ControlSyntax::Switch => built.value_parser(["on", "off"]),
-        ControlSyntax::Seed => built.long(arg.name).required(false).value_parser(value_parser!(u64)),
+fn requests() -> impl Iterator<Item = Verb> {
+    Verb::ALL.iter().copied().filter(|verb| verb.is_for_servers())
+}
+
+fn clap_arg(parameter: &Parameter) -> clap::Arg {
+    let help = parameter.doc.unwrap_or_default();
+    let built = clap::Arg::new(parameter.name).help(help).value_name(parameter.name.to_uppercase()).required(true);
+    match parameter.syntax {
+        Param::Optional(Param::Number) => built.required(false).long(parameter.name).value_parser(value_parser!(u64)),
+        Param::Optional(_) => built.required(false),
+        Param::Size => built.value_parser(bytes),
+        Param::Number => built.value_parser(value_parser!(u64)),
+        Param::Switch => built.value_parser(["on", "off"]),
+        _ => built,
     }
+}
+
+fn given(matches: &ArgMatches, parameter: &Parameter) -> Arg {
+    let word = || matches.get_one::<String>(parameter.name).cloned();
+    let found = match parameter.syntax {
+        Param::Size | Param::Number | Param::Optional(Param::Number) => {
+            matches.get_one::<u64>(parameter.name).copied().map(Arg::Number)
+        }
+        Param::Switch => word().map(|word| Arg::Word(if word == "on" { "on" } else { "off" })),
+        _ => word().map(Arg::Name),
+    };
+    found.unwrap_or(Arg::Absent)
 }
 
 impl Subcommand for ControlCommand {
     fn augment_subcommands(command: Command) -> Command {
-        let rows = ControlOp::TABLE.iter();
-        let rows = rows.map(|row| Command::new(row.name).about(row.doc).args(row.args.iter().map(clap_arg)));
-        command.subcommand_required(true).arg_required_else_help(true).subcommands(rows)
+        let request = |verb: Verb| {
+            let about = verb.doc().trim_end_matches('.');
+            Command::new(verb.name()).about(about).args(verb.params().iter().map(clap_arg))
+        };
+        let command = command.subcommand_required(true).arg_required_else_help(true).after_help(CHANGES);
+        command.subcommands(requests().map(request))
     }
 
     fn augment_subcommands_for_update(command: Command) -> Command {
@@ -60,7 +84,7 @@ impl Subcommand for ControlCommand {
     }
 
     fn has_subcommand(name: &str) -> bool {
-        ControlOp::TABLE.iter().any(|row| row.name == name)
+        Verb::of_server(name).is_some()
     }
 }
 
@@ -68,20 +92,9 @@ impl FromArgMatches for ControlCommand {
     fn from_arg_matches(matches: &ArgMatches) -> Result<ControlCommand, clap::Error> {
         let missing = || clap::Error::raw(clap::error::ErrorKind::MissingSubcommand, "a subcommand is missing");
         let (name, matches) = matches.subcommand().ok_or_else(missing)?;
-        let row = ControlOp::TABLE.iter().find(|row| row.name == name).ok_or_else(missing)?;
-        let mut op = serde_json::Map::from_iter([("command".to_owned(), name.into())]);
-        for arg in row.args {
-            let word = || matches.get_one::<String>(arg.name);
-            let value: serde_json::Value = match arg.syntax {
-                ControlSyntax::Word | ControlSyntax::MaybeWord => word().cloned().into(),
-                ControlSyntax::Size | ControlSyntax::Number | ControlSyntax::Seed => {
-                    matches.get_one::<u64>(arg.name).copied().into()
-                }
-                ControlSyntax::Switch => word().map(|word| word == "on").into(),
-            };
-            op.insert(arg.name.to_owned(), value);
-        }
-        serde_json::from_value(op.into())
+        let verb = Verb::of_server(name).ok_or_else(missing)?;
+        let args: Vec<Arg> = verb.params().iter().map(|parameter| given(matches, parameter)).collect();
+        Op::from_args(verb, &args)
             .map(ControlCommand)
             .map_err(|error| clap::Error::raw(clap::error::ErrorKind::InvalidValue, error))
     }

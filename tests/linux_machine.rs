@@ -37,16 +37,15 @@ fn setup() -> Setup {
 fn op(verb: Verb, words: &[&str]) -> Op {
     let mut words = words.iter().copied().peekable();
     let mut args = Vec::new();
-    for (_, param) in verb.params() {
+    for parameter in verb.params() {
         let number = |word: &str| word.parse::<u64>().unwrap();
-        args.push(match param {
+        args.push(match parameter.syntax {
             Param::File | Param::Bound(_) | Param::Process => Arg::Name(words.next().unwrap().to_owned()),
             Param::Size | Param::Number => Arg::Number(number(words.next().unwrap())),
-            Param::Range | Param::MaybeRange if words.peek().is_none() => Arg::Range(None),
-            Param::Range | Param::MaybeRange | Param::Data => Arg::Range(Some(ByteRange {
-                offset: number(words.next().unwrap()),
-                len: number(words.next().unwrap()),
-            })),
+            Param::Optional(_) if words.peek().is_none() => Arg::Absent,
+            Param::Range | Param::Data | Param::Optional(Param::Range) => {
+                Arg::Range(ByteRange { offset: number(words.next().unwrap()), len: number(words.next().unwrap()) })
+            }
             Param::Byte => Arg::Byte(words.next().unwrap().as_bytes()[0]),
             Param::Signal => {
                 let word = words.next().unwrap();
@@ -64,6 +63,7 @@ fn op(verb: Verb, words: &[&str]) -> Op {
                 }
                 Arg::Words(flags)
             }
+            Param::Text | Param::Switch | Param::Optional(_) => panic!("{verb} is not for scenarios"),
         });
     }
     assert_eq!(words.next(), None, "{verb}: a word too many");
@@ -82,7 +82,7 @@ impl Bench {
             None => (None, rest),
         };
         let mut words = rest.split(' ');
-        let verb = Verb::from_name(words.next().unwrap()).unwrap();
+        let verb = Verb::of_script(words.next().unwrap()).unwrap();
         let words: Vec<&str> = words.collect();
         let actor = Actor { process: who.to_owned(), thread: 1 };
         match self.0.perform(&actor, &op(verb, &words), bind).unwrap() {

@@ -57,6 +57,8 @@ struct FrontendConnection {
     queue: Arc<RequestQueue>,
     mapping: Arc<PieceMapping>,
     waits: Arc<BackendWaits>,
+    /// Why a thread of the connection ended it. The frontend's hang-up that follows is no cause.
+    failure: Arc<Mutex<Option<String>>>,
 }
 
 impl VhostServer {
@@ -205,6 +207,7 @@ impl ServerShared {
             queue: Arc::new(RequestQueue::new().map_err(os)?),
             mapping: Arc::new(PieceMapping::new(bytes).map_err(os)?),
             waits: Arc::clone(&self.waits),
+            failure: Arc::default(),
         };
         let own = FileId::of(medium.fd()).map_err(os)?;
         let backend = Arc::new(PmemBackend::new(
@@ -229,9 +232,9 @@ impl ServerShared {
             served.hung_up = true;
             ended
         }));
+        let failure = connection.failure.lock().take();
         match ended {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(why)) => Err(why.to_string()),
+            Ok(handled) => failure.map_or_else(|| handled.map_err(|why| why.to_string()), Err),
             Err(_) => Err("a message made its handler panic".to_owned()),
         }
     }
@@ -246,7 +249,9 @@ impl ServerShared {
                 Ok(Err(error)) => error.to_string(),
                 Err(_) => "it panicked".to_owned(),
             };
-            counters.problem(format!("a thread of the connection ended: {why}"));
+            let why = format!("a thread of the connection ended: {why}");
+            counters.problem(format!("connection ended: {why}"));
+            connection.failure.lock().get_or_insert(why);
             connection.queue.abandon();
             connection.mapping.unmap_for_good(&waits, &counters);
             connection.mapping.end();

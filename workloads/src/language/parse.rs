@@ -293,8 +293,9 @@ impl<'a> Parser<'a> {
                 [extra, ..] => Err(self.extra(extra)),
             };
         }
-        let Some(verb) = Verb::from_name(verb_at.text) else {
-            let names = Verb::ALL.iter().map(|verb| verb.name()).chain(["returns"]);
+        let Some(verb) = Verb::of_script(verb_at.text) else {
+            let in_scripts = Verb::ALL.iter().filter(|verb| verb.is_for_scripts());
+            let names = in_scripts.map(|verb| verb.name()).chain(["returns"]);
             let error = self.source.unknown_word(verb_at.span.clone(), "operation", verb_at.text, names);
             return Err(error.help("docs/scenarios.md lists every operation"));
         };

@@ -80,8 +80,6 @@ pub enum Param {
     Range,
     /// As [`Param::Range`], of bytes that are moved: at most [`DATA_MAX`] of them.
     Data,
-    /// As [`Param::Range`], or nothing, which means the whole file or mapping.
-    MaybeRange,
     /// A byte: one printable character, or `zeros`.
     Byte,
     /// A whole number.
@@ -92,6 +90,12 @@ pub enum Param {
     Choice(&'static [&'static str]),
     /// Any of these words, in any order.
     Flags(&'static [&'static str]),
+    /// Any text without a line end.
+    Text,
+    /// `on` or `off`.
+    Switch,
+    /// As the inner one, or left out.
+    Optional(&'static Param),
 }
 
 /// The most bytes that one operation moves: 64 MiB.
@@ -101,18 +105,20 @@ pub const DATA_MAX: u64 = 64 << 20;
 /// random generator, the writer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Arg {
-    /// The name of a file, of a binding, or of a process.
+    /// The name of a file, of a binding, or of a process; a text.
     Name(String),
     /// A size or a number.
     Number(u64),
-    /// A range; `None` is the whole.
-    Range(Option<ByteRange>),
+    /// A range.
+    Range(ByteRange),
     /// A byte.
     Byte(u8),
     /// One of the words that the parameter lists; a signal.
     Word(&'static str),
     /// Some of them.
     Words(Vec<&'static str>),
+    /// An optional argument that was left out.
+    Absent,
 }
 
 /// A type that a field of an operation can have.
@@ -199,6 +205,8 @@ names! {
     GuestName Param::Bound(&[BindingKind::Guest]);
     /// The name of a running program.
     ProgramName Param::Bound(&[BindingKind::Program]);
+    /// A text to be written.
+    Text Param::Text;
 }
 
 /// A range of bytes; `len == u64::MAX` is to infinity.
@@ -215,21 +223,6 @@ impl Argument for ByteRange {
 
     fn from_arg(arg: &Arg) -> Option<ByteRange> {
         match arg {
-            Arg::Range(range) => *range,
-            _ => None,
-        }
-    }
-
-    fn to_arg(&self) -> Arg {
-        Arg::Range(Some(*self))
-    }
-}
-
-impl Argument for Option<ByteRange> {
-    const PARAM: Param = Param::MaybeRange;
-
-    fn from_arg(arg: &Arg) -> Option<Option<ByteRange>> {
-        match arg {
             Arg::Range(range) => Some(*range),
             _ => None,
         }
@@ -237,6 +230,22 @@ impl Argument for Option<ByteRange> {
 
     fn to_arg(&self) -> Arg {
         Arg::Range(*self)
+    }
+}
+
+/// `None` is an argument that was left out; a range that was left out is the whole file or mapping.
+impl<T: Argument> Argument for Option<T> {
+    const PARAM: Param = Param::Optional(&T::PARAM);
+
+    fn from_arg(arg: &Arg) -> Option<Option<T>> {
+        match arg {
+            Arg::Absent => Some(None),
+            present => T::from_arg(present).map(Some),
+        }
+    }
+
+    fn to_arg(&self) -> Arg {
+        self.as_ref().map_or(Arg::Absent, T::to_arg)
     }
 }
 
@@ -307,6 +316,22 @@ impl Argument for u8 {
 
     fn to_arg(&self) -> Arg {
         Arg::Byte(*self)
+    }
+}
+
+impl Argument for bool {
+    const PARAM: Param = Param::Switch;
+
+    fn from_arg(arg: &Arg) -> Option<bool> {
+        match arg {
+            Arg::Word("on") => Some(true),
+            Arg::Word("off") => Some(false),
+            _ => None,
+        }
+    }
+
+    fn to_arg(&self) -> Arg {
+        Arg::Word(if *self { "on" } else { "off" })
     }
 }
 

@@ -1,9 +1,9 @@
-//! Operations: what a process of a scenario can ask of a machine.
+//! Operations: what a process of a scenario can ask of a machine, and a user of a running server.
 //!
 //! It owns the typed operation [`Op`] and its table: names, typed arguments, values, documentation,
-//! and whether a real Linux can run it. One macro makes the type and the table, so the parser, the
-//! reference page, the machines and the generator of random sequences always know the same
-//! operations. Invariant: an [`Op`] has exactly the arguments of its row; no other can be built.
+//! and where it can run. One macro makes the type and the table, so the parser of scenarios, the
+//! machines, the generator of random sequences, the control socket, `daxlab ctl` and the reference
+//! pages always know the same operations. Invariant: an [`Op`] has exactly the arguments of its row; no other can be built.
 //! Kernel counterpart: the system call table; `xfs_io`'s commands for the style.
 //!
 //! ```
@@ -16,25 +16,39 @@
 //! ```
 
 mod arguments;
-mod control;
 mod table;
 
 pub use arguments::*;
-pub use control::{ControlArg, ControlOp, ControlRow, ControlSyntax};
-pub use table::{Op, OpValue, RunsOn, Verb, WrongArguments};
+pub use table::{AnswerDelay, Op, OpValue, Parameter, RunsOn, Verb, WrongArguments};
 
-/// Every operation as the reference page in `docs/scenarios.md` lists it: a table for each section,
+/// A cell of a Markdown table.
+fn cell(text: &str) -> String {
+    text.replace('|', "\\|")
+}
+
+/// Every operation of scenarios as the reference page in `docs/scenarios.md` lists it: a table for each section,
 /// in Markdown.
 pub fn reference() -> String {
     let mut page = String::new();
     let mut section = "";
-    for verb in Verb::ALL {
+    for verb in Verb::ALL.iter().filter(|verb| verb.is_for_scripts()) {
         if verb.section() != section {
             section = verb.section();
             page += &format!("\n### {section}\n\n| operation | on Linux | what it does |\n|---|---|---|\n");
         }
-        let linux = if verb.on() == RunsOn::Linux { "yes" } else { "" };
-        page += &format!("| `{}` | {linux} | {} |\n", verb.usage().replace('|', "\\|"), verb.doc().replace('|', "\\|"));
+        let linux = if verb.on() == RunsOn::Simulation { "" } else { "yes" };
+        page += &format!("| `{}` | {linux} | {} |\n", cell(&verb.usage()), cell(verb.doc()));
+    }
+    page
+}
+
+/// Every request of `daxlab ctl` as the reference in `docs/attach-qemu.md` lists it: a table in
+/// Markdown.
+pub fn server_reference() -> String {
+    let mut page = "| request | may wait | what it does |\n|---|---|---|\n".to_owned();
+    for verb in Verb::ALL.iter().filter(|verb| verb.is_for_servers()) {
+        let waits = if verb.may_wait() { "yes" } else { "" };
+        page += &format!("| `{}` | {waits} | {} |\n", cell(&verb.usage()), cell(verb.doc()));
     }
     page
 }
@@ -75,25 +89,41 @@ mod tests {
 
     #[test]
     fn names_are_unique_and_every_verb_has_words() {
-        for (n, verb) in Verb::ALL.iter().enumerate() {
-            assert_eq!(Verb::from_name(verb.name()), Some(*verb));
-            assert!(Verb::ALL[..n].iter().all(|other| other.name() != verb.name()));
+        for verb in Verb::ALL {
+            let named = [Verb::of_script(verb.name()), Verb::of_server(verb.name())];
+            let expected = [verb.is_for_scripts(), verb.is_for_servers()];
+            for (found, expected) in named.into_iter().zip(expected) {
+                assert_eq!(found == Some(*verb), expected, "{verb}");
+            }
             assert!(verb.doc().ends_with('.') && !verb.section().is_empty());
         }
     }
 
     #[test]
-    fn the_reference_page_lists_this_table() {
-        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/scenarios.md");
+    fn the_help_of_every_request_says_what_each_argument_is() {
+        for verb in Verb::ALL.iter().filter(|verb| verb.is_for_servers()) {
+            assert!(verb.params().iter().all(|parameter| parameter.doc.is_some()), "{verb}");
+        }
+    }
+
+    /// Compares the table between two marks of the page `file`, or rewrites it.
+    fn page_lists(file: &str, table: &str) {
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs").join(file);
         let page = std::fs::read_to_string(&path).unwrap();
         let (before, listed) = page.split_once("checked by a test -->\n").unwrap();
         let (listed, after) = listed.split_once("\n<!-- end -->").unwrap();
         if std::env::var_os("DAXLAB_WRITE_REFERENCE").is_some() {
-            let page = format!("{before}checked by a test -->\n{}\n<!-- end -->{after}", reference().trim_end());
+            let page = format!("{before}checked by a test -->\n{}\n<!-- end -->{after}", table.trim_end());
             std::fs::write(path, page).unwrap();
             return;
         }
-        assert!(listed == reference().trim_end(), "out of date: run this test with DAXLAB_WRITE_REFERENCE=1");
+        assert!(listed == table.trim_end(), "{file} is out of date: run this test with DAXLAB_WRITE_REFERENCE=1");
+    }
+
+    #[test]
+    fn the_reference_pages_list_this_table() {
+        page_lists("scenarios.md", &reference());
+        page_lists("attach-qemu.md", &server_reference());
     }
 
     #[test]

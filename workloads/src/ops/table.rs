@@ -1,8 +1,9 @@
 //! The table of operations.
 //!
-//! It owns every operation's name, arguments, value and documentation. The type [`Op`],
-//! the parser of scenarios, the reference page and the generator of random sequences all come from
-//! this one table.
+//! It owns every operation's name, arguments, value and documentation. The type [`Op`], the parser
+//! of scenarios, the requests of the control socket with the command line of `daxlab ctl`, the
+//! reference pages and the generator of random sequences all come from this one table. Sizes and
+//! offsets are in bytes.
 
 use std::fmt;
 
@@ -11,10 +12,35 @@ use super::arguments::*;
 /// Where an operation can run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RunsOn {
-    /// On the simulated machine alone.
+    /// In a scenario, on the simulated machine alone.
     Simulation,
-    /// On a real Linux too.
+    /// In a scenario, on a real Linux too.
     Linux,
+    /// On a running `daxlab serve` or `daxlab race`, which `daxlab ctl` asks for it.
+    Server(AnswerDelay),
+    /// In a scenario, also on a real Linux, and on a running server, where it may wait.
+    Everywhere,
+}
+
+/// Whether a server's answer can take long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AnswerDelay {
+    /// It may take any time, because a guest, a user or another process must act first. The counters
+    /// of all guests count too: the server waits for each guest's backend as long as it must.
+    MayWait,
+    /// The server answers at once.
+    AtOnce,
+}
+
+/// An argument of an operation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Parameter {
+    /// Its name.
+    pub name: &'static str,
+    /// Its syntax.
+    pub syntax: Param,
+    /// What it means, where the name does not say it: for the help of `daxlab ctl`.
+    pub doc: Option<&'static str>,
 }
 
 /// What a successful operation gives.
@@ -38,6 +64,8 @@ pub enum OpValue {
     EventName,
     /// Two counts of blocks.
     BlockCounts,
+    /// A report: a text for people, and the same as JSON.
+    Report,
 }
 
 /// The arguments do not fit the operation.
@@ -69,16 +97,26 @@ fn typed<T: Argument>(verb: Verb, name: &'static str, arg: &Arg) -> Result<T, Wr
     T::from_arg(arg).ok_or_else(|| WrongArguments::Type { verb, name, found: arg.clone() })
 }
 
+macro_rules! optional {
+    () => {
+        None
+    };
+    ($value:literal) => {
+        Some($value)
+    };
+}
+
 macro_rules! operations {
     ($($section:literal {
-        $($verb:ident $name:literal { $($field:ident: $type:ty),* } -> $value:ident $(($kind:expr))?, $on:ident $doc:literal;)+
+        $($verb:ident $name:literal { $($field:ident: $type:ty $(=> $field_doc:literal)?),* $(,)? }
+            -> $value:ident $(($kind:expr))?, $on:ident $(($delay:ident))? $doc:literal;)+
     })+) => {
         /// One operation with its arguments.
         #[derive(Clone, Debug, PartialEq, Eq)]
         pub enum Op {
             $($(
                 #[doc = $doc]
-                $verb { $(#[doc = concat!("The argument `", stringify!($field), "`.")] $field: $type),* },
+                $verb { $(#[doc = concat!("The argument `", stringify!($field), "`.")] $(#[doc = $field_doc])? $field: $type),* },
             )+)+
         }
 
@@ -121,17 +159,21 @@ macro_rules! operations {
             /// All of them, in the order of the reference page.
             pub const ALL: &[Verb] = &[$($(Verb::$verb,)+)+];
 
-            /// The name that scripts use.
+            /// The name that scripts and requests use.
             pub fn name(self) -> &'static str {
                 match self {
                     $($(Verb::$verb => $name,)+)+
                 }
             }
 
-            /// Its arguments: name and syntax.
-            pub fn params(self) -> &'static [(&'static str, Param)] {
+            /// Its arguments.
+            pub fn params(self) -> &'static [Parameter] {
                 match self {
-                    $($(Verb::$verb => const { &[$((stringify!($field), <$type as Argument>::PARAM)),*] },)+)+
+                    $($(Verb::$verb => const { &[$(Parameter {
+                        name: stringify!($field),
+                        syntax: <$type as Argument>::PARAM,
+                        doc: optional!($($field_doc)?),
+                    }),*] },)+)+
                 }
             }
 
@@ -145,7 +187,7 @@ macro_rules! operations {
             /// Where it can run.
             pub fn on(self) -> RunsOn {
                 match self {
-                    $($(Verb::$verb => RunsOn::$on,)+)+
+                    $($(Verb::$verb => RunsOn::$on$((AnswerDelay::$delay))?,)+)+
                 }
             }
 
@@ -202,8 +244,8 @@ operations! {
             "As `submit_read`, writing.";
         Complete "complete" { io: IoName } -> Bytes, Simulation
             "Lets direct I/O in flight finish. The value of a read is as for `read`.";
-        Truncate "truncate" { file: FileName, size: Bytes } -> Nothing, Linux
-            "Sets the size, by path.";
+        Truncate "truncate" { file: FileName => "The file's name", size: Bytes => "Its new size, such as `64MiB` or `0`" } -> Nothing, Everywhere
+            "Sets the size of a file, by path.";
         Ftruncate "ftruncate" { fd: FdName, size: Bytes } -> Nothing, Linux
             "Sets the size, through a descriptor.";
         Fallocate "fallocate" { fd: FdName, range: ByteRange, flags: AllocateFlags } -> Nothing, Linux
@@ -341,6 +383,62 @@ operations! {
         RemoveDevice "remove_device" {} -> Nothing, Simulation
             "Takes the device away.";
     }
+    "A running server" {
+        Blockers "blockers" { file: FileName => "The file's name, or its inode's number" } -> Report, Server(AtOnce)
+            "Who stands against a layout change of a file, and who waits for whom.";
+        Leases "leases" { file: Option<FileName> => "The file's name, or its inode's number" } -> Report, Server(AtOnce)
+            "The layout leases of a file, or of all files.";
+        Pins "pins" { file: Option<FileName> => "The file's name, or its inode's number" } -> Report, Server(AtOnce)
+            "The long-term pins of a file, or of all files.";
+        PunchByPath "punch" {
+            file: FileName => "The file's name",
+            offset: Bytes => "Where the hole begins",
+            len: Bytes => "How long it is",
+        } -> Nothing, Server(MayWait)
+            "Punches a hole into a file.";
+        FallocateByPath "fallocate" {
+            file: FileName => "The file's name",
+            offset: Bytes => "Where the range begins",
+            len: Bytes => "How long it is",
+        } -> Nothing, Server(MayWait)
+            "Allocates a range of a file.";
+        Guests "guests" {} -> Report, Server(AtOnce)
+            "The guests and the state of each.";
+        FlushStats "flush-stats" {} -> Report, Server(MayWait)
+            "The counters of the guests' devices: requests, flushes, failures, maps.";
+        Stale "stale" {} -> Report, Server(AtOnce)
+            "Pages that guests have mapped and that have left their file.";
+        PoisonRange "poison" {
+            file: FileName => "The file's name, or its inode's number",
+            offset: Bytes => "Where the range begins",
+            len: Bytes => "How long it is; whole blocks of 4 KiB are poisoned",
+        } -> Nothing, Server(AtOnce)
+            "Poisons blocks of a file: the host and the NIC fail on them (a guest can't be told).";
+        CutGuestPower "power-cut" {
+            seed: Option<u64> => "Decides which lines survive; the server's own seed if not given",
+        } -> Nothing, Server(MayWait)
+            "Cuts the guests' power: lines that were not flushed survive by chance (needs `serve --power-cut-model`).";
+        FailFlush "fail-flush" { on: bool => "Whether flushes fail" } -> Nothing, Server(MayWait)
+            "Makes every flush fail, or lets flushes succeed again.";
+        Revoke "revoke" { file: Option<FileName> => "The file's name" } -> Nothing, Server(MayWait)
+            "Takes a file (without a name: all files, or the image) from the guests that have it.";
+        RegisterGuestFile "rdma-reg" { file: FileName => "The file's name" } -> Number, Server(MayWait)
+            "Registers a file that a guest has as an RDMA region, in the process that has it for the guest.";
+        RegionWrite "rdma-write" {
+            mr: u64 => "The region's number",
+            offset: Bytes => "Where in the region",
+            text: Text => "What is written",
+        } -> Nothing, Server(AtOnce)
+            "Writes into a region by RDMA, as a client of the NIC.";
+        RegionRead "rdma-read" {
+            mr: u64 => "The region's number",
+            offset: Bytes => "Where in the region",
+            len: Bytes => "How much, at most 1MiB",
+        } -> Bytes, Server(AtOnce)
+            "Reads from a region by RDMA, as a client of the NIC.";
+        RegionDereg "rdma-dereg" { mr: u64 => "The region's number" } -> Nothing, Server(MayWait)
+            "Deregisters a region.";
+    }
 }
 
 impl Verb {
@@ -352,12 +450,32 @@ impl Verb {
         }
     }
 
-    /// The row with that name.
-    pub fn from_name(name: &str) -> Option<Verb> {
-        Verb::ALL.iter().copied().find(|verb| verb.name() == name)
+    /// Whether scenarios can use it.
+    pub fn is_for_scripts(self) -> bool {
+        !matches!(self.on(), RunsOn::Server(_))
     }
 
-    /// How it is written, as the reference page shows it: `open FILE r|w|rw|path [create] [excl]
+    /// Whether a running server can be asked for it.
+    pub fn is_for_servers(self) -> bool {
+        matches!(self.on(), RunsOn::Server(_) | RunsOn::Everywhere)
+    }
+
+    /// Whether a server's answer may take any time; see [`AnswerDelay`].
+    pub fn may_wait(self) -> bool {
+        self.on() != RunsOn::Server(AnswerDelay::AtOnce)
+    }
+
+    /// The row that a scenario means by `name`.
+    pub fn of_script(name: &str) -> Option<Verb> {
+        Verb::ALL.iter().copied().find(|verb| verb.name() == name && verb.is_for_scripts())
+    }
+
+    /// The row that a request to a server means by `name`.
+    pub fn of_server(name: &str) -> Option<Verb> {
+        Verb::ALL.iter().copied().find(|verb| verb.name() == name && verb.is_for_servers())
+    }
+
+    /// How it is written, as the reference pages show it: `open FILE r|w|rw|path [create] [excl]
     /// …`.
     pub fn usage(self) -> String {
         let mut usage = String::new();
@@ -365,22 +483,30 @@ impl Verb {
             usage += if kind == BindingKind::Process { "NAME = " } else { "name = " };
         }
         usage += self.name();
-        for (name, param) in self.params() {
+        for parameter in self.params() {
             usage.push(' ');
-            usage += &match param {
-                Param::File => name.to_uppercase(),
-                Param::Bound(_) => (*name).to_owned(),
-                Param::Process => "PROCESS".to_owned(),
-                Param::Size | Param::Number => name.to_uppercase(),
-                Param::Range | Param::Data => "OFFSET LENGTH".to_owned(),
-                Param::MaybeRange => "[OFFSET LENGTH]".to_owned(),
-                Param::Byte => "BYTE".to_owned(),
-                Param::Signal => "SIGNAL".to_owned(),
-                Param::Choice(words) => words.join("|"),
-                Param::Flags(words) => words.iter().map(|word| format!("[{word}]")).collect::<Vec<_>>().join(" "),
-            };
+            usage += &parameter.usage();
         }
         usage
+    }
+}
+
+impl Parameter {
+    fn usage(&self) -> String {
+        let capital = self.name.to_uppercase();
+        match self.syntax {
+            Param::File | Param::Size | Param::Number | Param::Text => capital,
+            Param::Bound(_) => self.name.to_owned(),
+            Param::Process => "PROCESS".to_owned(),
+            Param::Range | Param::Data => "OFFSET LENGTH".to_owned(),
+            Param::Byte => "BYTE".to_owned(),
+            Param::Signal => "SIGNAL".to_owned(),
+            Param::Switch => "on|off".to_owned(),
+            Param::Choice(words) => words.join("|"),
+            Param::Flags(words) => words.iter().map(|word| format!("[{word}]")).collect::<Vec<_>>().join(" "),
+            Param::Optional(Param::Number) => format!("[--{} {capital}]", self.name),
+            Param::Optional(inner) => format!("[{}]", Parameter { syntax: *inner, ..*self }.usage()),
+        }
     }
 }
 

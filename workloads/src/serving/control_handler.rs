@@ -22,7 +22,7 @@ use super::link::TakeReason;
 use super::machine::ServedMachine;
 use super::nic::{AccessFailure, READ_MAX};
 use super::render;
-use crate::ops::ControlOp;
+use crate::ops::Op;
 use crate::serving::control::protocol::Response;
 use crate::serving::control::{Asker, Handler, answers};
 
@@ -50,7 +50,7 @@ impl ControlHandler {
 }
 
 impl Handler for ControlHandler {
-    fn handle(&self, request: &ControlOp, asker: &Asker<'_>) -> Response {
+    fn handle(&self, request: &Op, asker: &Asker<'_>) -> Response {
         match self.served.get() {
             Some(served) => served.answer(request, asker).unwrap_or_else(|why| Response::Refused { why }),
             None => Response::Refused { why: "the server is starting: ask again".to_owned() },
@@ -67,18 +67,23 @@ fn cancelled_by(waiter: &Arc<Waiter>) -> impl FnOnce() + Send + 'static {
     move || waiter.interrupt(false)
 }
 
+/// The blocks of `len` bytes from `offset` on, up to the last that can be named.
+fn bytes_from(offset: u64, len: u64) -> BlockRange {
+    BlockRange::of_bytes(offset, len.min(u64::MAX - offset))
+}
+
 fn cannot_start(error: std::io::Error) -> String {
     format!("the server could not start a thread or open a descriptor: {error}")
 }
 
 impl Served {
-    fn answer(&self, request: &ControlOp, asker: &Asker<'_>) -> Answered {
+    fn answer(&self, request: &Op, asker: &Asker<'_>) -> Answered {
         match request {
-            ControlOp::Guests {} => Ok(self.guests()),
-            ControlOp::FlushStats {} => Ok(self.flush_stats()),
-            ControlOp::FailFlush { on } => Ok(self.fail_flush(*on)),
-            ControlOp::PowerCut { seed } => self.power_cut(*seed, asker),
-            ControlOp::Revoke { file } => self.revoke(file.as_deref(), asker),
+            Op::Guests {} => Ok(self.guests()),
+            Op::FlushStats {} => Ok(self.flush_stats()),
+            Op::FailFlush { on } => Ok(self.fail_flush(*on)),
+            Op::CutGuestPower { seed } => self.power_cut(*seed, asker),
+            Op::Revoke { file } => self.revoke(file.as_deref(), asker),
             _ => {
                 let kernel = self.machine.kernel().ok_or("this server serves an image, in which there are no files")?;
                 self.about_files(kernel, request, asker)
@@ -86,34 +91,34 @@ impl Served {
         }
     }
 
-    fn about_files(&self, kernel: &Arc<Kernel>, request: &ControlOp, asker: &Asker<'_>) -> Answered {
+    fn about_files(&self, kernel: &Arc<Kernel>, request: &Op, asker: &Asker<'_>) -> Answered {
         match request {
-            ControlOp::Truncate { file, size } => {
-                let what = format!("truncate {file} to {size}");
+            Op::Truncate { file, size } => {
+                let what = format!("truncate {file} to {}", size.0);
                 // What a change of size is about, from the smaller size on.
-                let from = kernel.named(file).map_or(0, |inode| inode.layout(Layout::size)).min(*size);
+                let from = kernel.named(file).map_or(0, |inode| inode.layout(Layout::size)).min(size.0);
                 let range = BlockRange::new(from / BLOCK, u64::MAX);
-                self.change(kernel, file, &what, range, asker, |task| task.truncate(file, *size))
+                self.change(kernel, file, &what, range, asker, |task| task.truncate(file, size.0))
             }
-            ControlOp::Punch { file, offset, len } => {
-                let what = format!("punch {file} from {offset} on {len}");
-                let range = BlockRange::of_bytes(*offset, (*len).min(u64::MAX - offset));
+            Op::PunchByPath { file, offset, len } => {
+                let what = format!("punch {file} from {} on {}", offset.0, len.0);
+                let range = bytes_from(offset.0, len.0);
                 self.change(kernel, file, &what, range, asker, |task| {
-                    fallocate(task, file, FallocateMode::PunchHole, *offset, *len)
+                    fallocate(task, file, FallocateMode::PunchHole, offset.0, len.0)
                 })
             }
-            ControlOp::Fallocate { file, offset, len } => {
-                let what = format!("fallocate {file} from {offset} on {len}");
-                let range = BlockRange::of_bytes(*offset, (*len).min(u64::MAX - offset));
+            Op::FallocateByPath { file, offset, len } => {
+                let what = format!("fallocate {file} from {} on {}", offset.0, len.0);
+                let range = bytes_from(offset.0, len.0);
                 let mode = FallocateMode::Allocate { keep_size: false };
-                self.change(kernel, file, &what, range, asker, |task| fallocate(task, file, mode, *offset, *len))
+                self.change(kernel, file, &what, range, asker, |task| fallocate(task, file, mode, offset.0, len.0))
             }
-            ControlOp::Stale {} => Ok(self.stale(kernel)),
-            ControlOp::Poison { file, offset, len } => poison(kernel, file, *offset, *len),
-            ControlOp::RdmaReg { file } => self.rdma_reg(file, asker),
-            ControlOp::RdmaWrite { mr, offset, text } => self.rdma_write(*mr, *offset, text),
-            ControlOp::RdmaRead { mr, offset, len } => self.rdma_read(*mr, *offset, *len),
-            ControlOp::RdmaDereg { mr } => self.rdma_dereg(*mr, asker),
+            Op::Stale {} => Ok(self.stale(kernel)),
+            Op::PoisonRange { file, offset, len } => poison(kernel, file, offset.0, len.0),
+            Op::RegisterGuestFile { file } => self.rdma_reg(file, asker),
+            Op::RegionWrite { mr, offset, text } => self.rdma_write(*mr, offset.0, text),
+            Op::RegionRead { mr, offset, len } => self.rdma_read(*mr, offset.0, len.0),
+            Op::RegionDereg { mr } => self.rdma_dereg(*mr, asker),
             question => answers::answer(kernel, question).ok_or_else(|| "this is no request for a server".to_owned()),
         }
     }

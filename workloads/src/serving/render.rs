@@ -22,7 +22,7 @@ use serde_json::{Value, json};
 use super::backend_handles::{Guest, Port, counted};
 use super::machine::ServedMachine;
 use super::{Config, What};
-use crate::ops::ControlOp;
+use crate::ops::{FileName, Op};
 use crate::serving::control::answers;
 use crate::serving::control::protocol::Response;
 
@@ -50,10 +50,10 @@ pub(super) fn counters(stats: &VhostStats) -> BTreeMap<String, u64> {
 /// What is held for a guest on trial, in words.
 pub(super) fn held(kernel: &Arc<Kernel>, file: &str) -> String {
     let mut held = String::new();
-    for request in [ControlOp::Leases { file: Some(file.to_owned()) }, ControlOp::Pins { file: Some(file.to_owned()) }]
-    {
+    let name = || Some(FileName(file.to_owned()));
+    for request in [Op::Leases { file: name() }, Op::Pins { file: name() }] {
         if let Some(Response::Answer { text, .. }) = answers::answer(kernel, &request) {
-            let what = if matches!(request, ControlOp::Leases { .. }) { "leases" } else { "pins" };
+            let what = request.verb();
             for line in text.lines() {
                 let _ = writeln!(held, "  {what}: {line}");
             }

@@ -11,6 +11,13 @@ use super::super::lex::Token;
 use super::{Bound, Parser};
 use crate::ops::{Arg, BindingKind, ByteRange, DATA_MAX, Param, SignalName, Verb};
 
+/// The flags among `flags` with which `tokens` begin, and what follows.
+fn given_flags<'t, 'a>(flags: &'static [&'static str], tokens: &'t [Token<'a>]) -> (Arg, &'t [Token<'a>]) {
+    let given = tokens.iter().take_while(|token| flags.contains(&token.text)).count();
+    let words = flags.iter().copied().filter(|flag| tokens[..given].iter().any(|token| token.text == *flag));
+    (Arg::Words(words.collect()), &tokens[given..])
+}
+
 impl<'a> Parser<'a> {
     /// Reads `tokens` by the signature of `verb`.
     pub(super) fn arguments(
@@ -20,8 +27,13 @@ impl<'a> Parser<'a> {
         mut tokens: &[Token<'a>],
     ) -> Result<Vec<Arg>, InputError> {
         let mut args = Vec::new();
-        for (_, param) in verb.params() {
-            let (arg, rest) = self.argument(verb, verb_at, *param, tokens)?;
+        for parameter in verb.params() {
+            let (arg, rest) = match (parameter.syntax, tokens) {
+                (Param::Flags(flags), _) => given_flags(flags, tokens),
+                (Param::Optional(_), []) => (Arg::Absent, tokens),
+                (Param::Optional(syntax), _) => self.argument(verb, verb_at, *syntax, tokens)?,
+                (syntax, _) => self.argument(verb, verb_at, syntax, tokens)?,
+            };
             args.push(arg);
             tokens = rest;
         }
@@ -38,21 +50,12 @@ impl<'a> Parser<'a> {
         param: Param,
         tokens: &'t [Token<'a>],
     ) -> Result<(Arg, &'t [Token<'a>]), InputError> {
-        if let Param::Flags(flags) = param {
-            let is_flag = |token: &&Token<'a>| flags.contains(&token.text);
-            let given = tokens.iter().take_while(is_flag).count();
-            let words = flags.iter().copied().filter(|flag| tokens[..given].iter().any(|token| token.text == *flag));
-            return Ok((Arg::Words(words.collect()), &tokens[given..]));
-        }
-        if param == Param::MaybeRange && tokens.is_empty() {
-            return Ok((Arg::Range(None), tokens));
-        }
         let Some((token, rest)) = tokens.split_first() else {
             let title = format!("`{verb}` lacks an argument");
             return Err(self.source.error(verb_at.span.clone(), title).help(format!("write `{}`", verb.usage())));
         };
         let arg = match param {
-            Param::File => Arg::Name(token.text.to_owned()),
+            Param::File | Param::Text => Arg::Name(token.text.to_owned()),
             Param::Process => Arg::Name(self.process(token)?),
             Param::Bound(kinds) => Arg::Name(self.bound_name(token, kinds)?),
             Param::Size => Arg::Number(self.size(token.text, token.span.clone())?),
@@ -60,26 +63,32 @@ impl<'a> Parser<'a> {
             Param::Byte => Arg::Byte(self.byte(token)?),
             Param::Signal => Arg::Word(self.choice(token, "signal", SignalName::WORDS)?),
             Param::Choice(words) => Arg::Word(self.choice(token, "word", words)?),
-            Param::Range | Param::Data | Param::MaybeRange => {
+            Param::Switch => Arg::Word(self.choice(token, "word", &["on", "off"])?),
+            Param::Range | Param::Data => {
                 let Some((len, rest)) = rest.split_first() else {
                     let title = "a length is missing behind the offset";
                     return Err(self.source.error(token.span.clone(), title).help(format!("write `{}`", verb.usage())));
                 };
-                let offset = self.size(token.text, token.span.clone())?;
-                let at = len.span.clone();
-                let len = match len.text {
-                    "inf" => u64::MAX,
-                    text => self.size(text, at.clone())?,
-                };
-                if param == Param::Data && len > DATA_MAX {
-                    let title = format!("`{verb}` moves at most {} at once", Size(DATA_MAX));
-                    return Err(self.source.error(at, title));
-                }
-                return Ok((Arg::Range(Some(ByteRange { offset, len })), rest));
+                let most = if param == Param::Data { DATA_MAX } else { u64::MAX };
+                return Ok((Arg::Range(self.range(verb, token, len, most)?), rest));
             }
-            Param::Flags(_) => unreachable!("flags were read above"),
+            // Arguments that may have no word at all are read by the caller; no row nests them.
+            Param::Flags(_) | Param::Optional(_) => return Ok((Arg::Absent, tokens)),
         };
         Ok((arg, rest))
+    }
+
+    fn range(&self, verb: Verb, offset: &Token<'a>, len: &Token<'a>, most: u64) -> Result<ByteRange, InputError> {
+        let offset = self.size(offset.text, offset.span.clone())?;
+        let at = len.span.clone();
+        let len = match len.text {
+            "inf" => u64::MAX,
+            text => self.size(text, at.clone())?,
+        };
+        if len > most {
+            return Err(self.source.error(at, format!("`{verb}` moves at most {} at once", Size(most))));
+        }
+        Ok(ByteRange { offset, len })
     }
 
     fn bound_name(&self, token: &Token<'a>, kinds: &[BindingKind]) -> Result<String, InputError> {

@@ -69,8 +69,8 @@ pub(super) struct Call {
 impl Call {
     pub(super) fn new(op: &Op, machine: &Simulation) -> Result<Call, Trouble> {
         let (mut things, mut pids) = (BTreeMap::new(), BTreeMap::new());
-        for (arg, (_, param)) in op.args().into_iter().zip(op.verb().params()) {
-            match (arg, param) {
+        for (arg, parameter) in op.args().into_iter().zip(op.verb().params()) {
+            match (arg, parameter.syntax) {
                 (Arg::Name(name), Param::Bound(_)) => {
                     let thing = machine.names.get(&name).cloned().ok_or_else(|| {
                         Trouble::Script(format!("`{name}` was not made: the step that makes it failed or still waits"))

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use super::protocol::Response;
 use super::server::{Asker, Handler};
-use crate::ops::ControlOp;
+use crate::ops::Op;
 
 /// How many names an error lists.
 const NAMES_LISTED: usize = 8;
@@ -32,7 +32,7 @@ impl Questions {
 }
 
 impl Handler for Questions {
-    fn handle(&self, request: &ControlOp, _asker: &Asker<'_>) -> Response {
+    fn handle(&self, request: &Op, _asker: &Asker<'_>) -> Response {
         let machine = self.machine.lock().clone();
         let Some(kernel) = machine else {
             return Response::Refused { why: "no machine runs yet: ask again".to_owned() };
@@ -44,14 +44,14 @@ impl Handler for Questions {
 }
 
 /// Answers `request` about `kernel`; none if it is no question about files.
-pub(crate) fn answer(kernel: &Arc<Kernel>, request: &ControlOp) -> Option<Response> {
+pub(crate) fn answer(kernel: &Arc<Kernel>, request: &Op) -> Option<Response> {
     Some(match request {
-        ControlOp::Blockers { file } => match find(kernel, file) {
+        Op::Blockers { file } => match find(kernel, file) {
             Some((_, inode)) => blockers(kernel, &inode),
             None => Response::Refused { why: unknown(kernel, file) },
         },
-        ControlOp::Leases { file } => each(kernel, file.as_deref(), leases),
-        ControlOp::Pins { file } => each(kernel, file.as_deref(), pins),
+        Op::Leases { file } => each(kernel, file.as_deref(), leases),
+        Op::Pins { file } => each(kernel, file.as_deref(), pins),
         _ => return None,
     })
 }

@@ -11,7 +11,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::ops::ControlOp;
+use super::request::encode;
+use crate::ops::Op;
 
 /// The longest request, in bytes.
 pub const REQUEST_MAX: u64 = 64 << 10;
@@ -85,19 +86,19 @@ pub enum ControlError {
     Answer(#[from] serde_json::Error),
 }
 
-/// Asks at the socket `path`. Waits as long as it takes where [`ControlOp::may_wait`], else 10 s.
+/// Asks at the socket `path`. Waits as long as it takes where [`Verb::may_wait`](crate::ops::Verb::may_wait), else 10 s.
 ///
 /// # Errors
 /// [`ControlError`].
-pub fn ask(path: &Path, request: &ControlOp) -> Result<Response, ControlError> {
+pub fn ask(path: &Path, request: &Op) -> Result<Response, ControlError> {
     let connect = |error| ControlError::Connect { path: path.to_owned(), error };
     if std::fs::metadata(path).is_ok_and(|found| !found.file_type().is_socket()) {
         return Err(ControlError::NoSocket { path: path.to_owned() });
     }
     let mut stream = UnixStream::connect(path).map_err(connect)?;
-    stream.set_read_timeout((!request.may_wait()).then_some(PATIENCE))?;
+    stream.set_read_timeout((!request.verb().may_wait()).then_some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
-    let mut line = serde_json::to_string(request)?;
+    let mut line = encode(request);
     line.push('\n');
     if line.len() as u64 > REQUEST_MAX {
         return Err(ControlError::TooLong);

@@ -19,7 +19,8 @@ use emulator::sync::{Arc, Mutex};
 use rustix::event::{PollFd, PollFlags, poll};
 
 use super::protocol::{PATIENCE, REQUEST_MAX, Response};
-use crate::ops::ControlOp;
+use super::request::decode;
+use crate::ops::Op;
 
 /// The most connections that are served at once.
 pub(super) const ASKERS_MAX: usize = 32;
@@ -28,7 +29,7 @@ pub(super) const ASKERS_MAX: usize = 32;
 pub trait Handler: Send + Sync + 'static {
     /// Answers. Called from many threads at once; a handler that waits must be able to learn that
     /// `asker` has hung up.
-    fn handle(&self, request: &ControlOp, asker: &Asker<'_>) -> Response;
+    fn handle(&self, request: &Op, asker: &Asker<'_>) -> Response;
 }
 
 /// The party that waits for an answer.
@@ -147,7 +148,7 @@ impl Shared {
     fn serve(&self, stream: &UnixStream) -> io::Result<()> {
         let mut line = String::new();
         BufReader::new(stream.take(REQUEST_MAX)).read_line(&mut line)?;
-        let response = match serde_json::from_str::<ControlOp>(&line) {
+        let response = match decode(&line) {
             Err(error) => Response::Refused { why: format!("the request is not understood: {error}") },
             Ok(request) => self.handler.handle(&request, &Asker { stream }),
         };

@@ -11,7 +11,7 @@ use emulator::runtime::rng::Rng;
 use rand::RngExt;
 
 use crate::language::{Contents, FileSetup};
-use crate::ops::{Arg, BindingKind, ByteRange, Op, Param, Verb};
+use crate::ops::{Arg, BindingKind, ByteRange, Op, Param, Parameter, Verb};
 
 /// The unit of sizes and offsets: the block size of ext4, tmpfs and the simulation.
 const BLOCK: u64 = fs_sim::BLOCK;
@@ -79,7 +79,7 @@ impl AgreedView {
 
     /// Whether a step can be made now.
     pub(super) fn allows(&self, step: &AgreementStep) -> bool {
-        let fits = |(arg, (_, param)): (&Arg, &(&str, Param))| match (arg, param) {
+        let fits = |(arg, parameter): (&Arg, &Parameter)| match (arg, parameter.syntax) {
             (Arg::Name(name), Param::Process) => {
                 let known = self.processes.get(name);
                 known.is_some_and(|known| known.met && !known.dead)
@@ -279,13 +279,13 @@ fn chosen(rng: &mut Rng, view: &AgreedView, range: RangeSupport, process: &str, 
             let read_only = if rng.random_range(0..2) == 0 { vec!["ro"] } else { Vec::new() };
             vec![name(one(rng, &fds)?), blocks(rng), Arg::Words(read_only)]
         }
-        Verb::Munmap => vec![name(one(rng, &maps)?), Arg::Range(None)],
+        Verb::Munmap => vec![name(one(rng, &maps)?), Arg::Absent],
         Verb::Load | Verb::Store => {
             let map = one(rng, &maps)?;
             // The access stays within one page: what an access has moved before a fault in its
             // middle is unspecified.
             let page = rng.random_range(0..view.maps.get(*map)?.0.div_ceil(BLOCK).max(1));
-            let range = Arg::Range(Some(ByteRange { offset: page * BLOCK, len: BLOCK }));
+            let range = Arg::Range(ByteRange { offset: page * BLOCK, len: BLOCK });
             let byte = (verb == Verb::Store).then_some(Arg::Byte(*one(rng, b"stu")?));
             [name(map), range].into_iter().chain(byte).collect()
         }
@@ -320,5 +320,5 @@ fn size(rng: &mut Rng) -> Arg {
 }
 
 fn blocks(rng: &mut Rng) -> Arg {
-    Arg::Range(Some(ByteRange { offset: rng.random_range(0..BLOCKS) * BLOCK, len: rng.random_range(1..=3) * BLOCK }))
+    Arg::Range(ByteRange { offset: rng.random_range(0..BLOCKS) * BLOCK, len: rng.random_range(1..=3) * BLOCK })
 }

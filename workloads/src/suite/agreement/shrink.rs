@@ -69,7 +69,9 @@ fn simpler(tried: &TriedSequence, n: usize) -> Result<Vec<TriedSequence>, WrongA
     };
     for (at, arg) in args.iter().enumerate() {
         let params = verb.params();
-        let (Arg::Name(name), Some((_, Param::Bound(_)))) = (arg, params.get(at)) else { continue };
+        let (Arg::Name(name), Some(Param::Bound(_))) = (arg, params.get(at).map(|parameter| parameter.syntax)) else {
+            continue;
+        };
         let makes = |step: &AgreementStep| step.bind.is_some() && step.op.verb().binds() != Some(BindingKind::Process);
         let makers = tried.steps[..n].iter().filter(|step| makes(step));
         // Only things made before the present one are tried, so the search ends.

@@ -24,13 +24,13 @@ pub(super) fn step(step: &AgreementStep) -> String {
 
 fn op(op: &Op) -> String {
     let mut words = vec![op.verb().name().to_owned()];
-    for (arg, (_, param)) in op.args().iter().zip(op.verb().params()) {
-        match (arg, param) {
+    for (arg, parameter) in op.args().iter().zip(op.verb().params()) {
+        match (arg, parameter.syntax) {
             (Arg::Name(name), _) => words.push(name.clone()),
             (Arg::Number(number), Param::Number) => words.push(number.to_string()),
             (Arg::Number(number), _) => words.push(Size(*number).to_string()),
-            (Arg::Range(None), _) => {}
-            (Arg::Range(Some(range)), _) => {
+            (Arg::Absent, _) => {}
+            (Arg::Range(range), _) => {
                 words.push(Size(range.offset).to_string());
                 words.push(if range.len == u64::MAX { "inf".to_owned() } else { Size(range.len).to_string() });
             }
