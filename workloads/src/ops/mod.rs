@@ -3,8 +3,8 @@
 //! It owns the typed operation [`Op`] and its table: names, typed arguments, values, documentation,
 //! and where it can run. One macro makes the type and the table, so the parser of scenarios, the
 //! machines, the generator of random sequences, the control socket, `daxlab ctl` and the reference
-//! pages always know the same operations. Invariant: an [`Op`] has exactly the arguments of its row; no other can be built.
-//! Kernel counterpart: the system call table; `xfs_io`'s commands for the style.
+//! pages always know the same operations. Invariant: an [`Op`] has exactly the arguments of its
+//! row; no other can be built. Kernel counterpart: the system call table; `xfs_io`'s commands for the style.
 //!
 //! ```
 //! use workloads::ops::{Arg, Bytes, FileName, Op, Verb};
@@ -26,8 +26,8 @@ fn cell(text: &str) -> String {
     text.replace('|', "\\|")
 }
 
-/// Every operation of scenarios as the reference page in `docs/scenarios.md` lists it: a table for each section,
-/// in Markdown.
+/// Every operation of scenarios as the reference page in `docs/scenarios.md` lists it: a table for
+/// each section, in Markdown.
 pub fn reference() -> String {
     let mut page = String::new();
     let mut section = "";

@@ -25,8 +25,9 @@ pub enum RunsOn {
 /// Whether a server's answer can take long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AnswerDelay {
-    /// It may take any time, because a guest, a user or another process must act first. The counters
-    /// of all guests count too: the server waits for each guest's backend as long as it must.
+    /// It may take any time, because a guest, a user or another process must act first. The
+    /// counters of all guests count too: the server waits for each guest's backend as long as it
+    /// must.
     MayWait,
     /// The server answers at once.
     AtOnce,

@@ -86,7 +86,8 @@ pub enum ControlError {
     Answer(#[from] serde_json::Error),
 }
 
-/// Asks at the socket `path`. Waits as long as it takes where [`Verb::may_wait`](crate::ops::Verb::may_wait), else 10 s.
+/// Asks at the socket `path`. Waits as long as it takes where the operation may wait
+/// ([`crate::ops::Verb::may_wait`]), else 10 s.
 ///
 /// # Errors
 /// [`ControlError`].
