@@ -183,7 +183,7 @@ fn io_goes_on_beside_a_wait_for_a_long_term_pin() {
     truncating.expect_blocked("long-term pins");
     assert_eq!(pinned.who.bytes_of(fd), [2, 2]);
     let io = pinned.who.submit_direct_io(fd, 0, BLOCK, Transfer::Write(9)).unwrap();
-    pinned.region.let_go(&lab.kernel);
+    pinned.region.release(&lab.kernel);
     truncating.expect_blocked(DRAINING);
     assert_eq!(io.complete(&lab.kernel, &mut []), Ok(BLOCK as usize));
     assert_eq!(truncating.finish(), Ok(()));

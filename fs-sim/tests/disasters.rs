@@ -501,7 +501,7 @@ fn s52_device_removal_with_pins_and_a_guest() {
             assert!(!removal.is_over());
             assert_eq!(file.region.dma_write(&lab.kernel, 0, &[1]), Ok(()), "in flight");
             assert_eq!(g.open("data", OpenFlags::open(AccessMode::READ)), Err(Errno::ENODEV));
-            file.region.let_go(&lab.kernel);
+            file.region.release(&lab.kernel);
         }
         soon("the end of the removal", || removal.is_over().then_some(()));
         removal.join();
@@ -611,7 +611,7 @@ fn no_layout_is_granted_while_the_device_is_removed() {
     soon("the revocation", || file.region.revoked.load(Ordering::SeqCst).then_some(()));
     assert_eq!(c.layoutget(other, BlockRange::new(0, 4), IoMode::Read).err(), Some(Errno::ENODEV));
     assert_eq!(c.layoutget(other, BlockRange::new(0, 4), IoMode::ReadWrite).err(), Some(Errno::ENODEV));
-    file.region.let_go(&lab.kernel);
+    file.region.release(&lab.kernel);
     soon("the end of the removal", || removal.is_over().then_some(()));
     lab.end([&file.who, &c]);
 }
@@ -662,11 +662,11 @@ fn a_change_that_waits_for_pins_when_the_device_is_removed() {
         let kernel = Arc::clone(&lab.kernel);
         let removal = spawn(move || kernel.remove_device());
         soon("the revocation", || second.region.revoked.load(Ordering::SeqCst).then_some(()));
-        first.region.let_go(&lab.kernel);
+        first.region.release(&lab.kernel);
         assert_eq!(waiting.finish(), Err(Errno::EIO), "{reason}");
         assert_eq!(first.who.stat(first.fd).unwrap().size, 4 * BLOCK);
         assert!(!removal.is_over());
-        second.region.let_go(&lab.kernel);
+        second.region.release(&lab.kernel);
         soon("the end of the removal", || removal.is_over().then_some(()));
         lab.end([&first.who, &second.who, &b]);
     }

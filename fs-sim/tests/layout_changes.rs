@@ -446,7 +446,7 @@ fn eintr_of_every_wait() {
             assert_eq!(lab.kernel.blocked(), Vec::<String>::new());
             // The next task does not queue behind the interrupted one.
             if let Some(region) = region {
-                region.let_go(&lab.kernel);
+                region.release(&lab.kernel);
             }
             if lease.is_some() {
                 a.unlock(fa, ALL).unwrap();
@@ -469,7 +469,7 @@ fn revoke_waits_for_dma_in_flight() {
     assert!(a.region.revoked.load(Ordering::SeqCst));
     assert_eq!(a.region.dma_write(&lab.kernel, 0, &[1; 64]), Ok(()), "the one in flight");
     assert_eq!(c.lease(fc, LeaseKind::READ_U, ALL), Err(Errno::EAGAIN));
-    a.region.let_go(&lab.kernel);
+    a.region.release(&lab.kernel);
     assert_eq!(changing.finish(), Ok(()));
     assert_eq!(c.lease(fc, LeaseKind::READ_U, ALL), Ok(()));
     assert_eq!(a.who.bytes_of(a.fd), []);

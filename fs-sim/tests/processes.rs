@@ -65,11 +65,11 @@ fn a_lease_lives_and_dies_with_the_open_file() {
         let f = a.writes_file("data", 4, 1);
         let look = looker.opens("data");
         a.lease(f, LeaseKind::WRITE_U, ALL).unwrap();
-        let (keeper, let_go) = keep(&lab, &a, f);
+        let (keeper, release) = keep(&lab, &a, f);
         a.close(f).unwrap();
         assert_eq!(looker.held(look), [(LeaseKind::WRITE_U, ALL)], "{what}");
         assert_eq!(looker.lease(look, LeaseKind::READ, ALL), Err(Errno::ETXTBSY), "{what}");
-        let_go(&keeper);
+        release(&keeper);
         assert_eq!(looker.held(look), [], "{what}");
         assert_eq!(looker.lease(look, LeaseKind::WRITE_U, ALL), Ok(()));
         lab.end([&a, &looker, &keeper]);

@@ -88,7 +88,7 @@ fn nothing_is_freed_before_the_frontend_has_let_go() {
         let dir = tempfile::tempdir().unwrap();
         let server = Server::start(dir.path(), &["a"], &[&FILE[..], &["--design", design]].concat());
         let mut guest = Guest::connect(&server.socket("a"));
-        let (let_go, wait) = channel::<()>();
+        let (release, wait) = channel::<()>();
         guest.realise(Box::new(move |asked| match asked {
             Asked::Map(..) => Ok(()),
             Asked::Unmap(..) => wait.recv().map_err(|_| libc::EIO),
@@ -101,7 +101,7 @@ fn nothing_is_freed_before_the_frontend_has_let_go() {
         flush_until_it_fails(&mut guest);
         assert_eq!(server.json(&["stale"])["guests"][0]["stale_guest_exposed_bytes"], 0, "{design}");
         assert!(asker.try_wait().unwrap().is_none(), "{design}: still mapped");
-        let_go.send(()).unwrap();
+        release.send(()).unwrap();
         assert_eq!(asker.wait().unwrap().code(), Some(0), "{design}");
         assert!(matches!(guest.was_asked(), Asked::Unmap(..)));
     }

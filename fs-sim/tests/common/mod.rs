@@ -364,7 +364,7 @@ impl PinHolder for Region {
     fn revoke(&self, kernel: &Arc<Kernel>) {
         self.revoked.store(true, Ordering::SeqCst);
         if !self.dma_in_flight.load(Ordering::SeqCst) {
-            self.let_go(kernel);
+            self.release(kernel);
         }
     }
 }
@@ -383,7 +383,7 @@ impl Region {
     }
 
     /// Unpins, from whatever context.
-    pub(crate) fn let_go(&self, kernel: &Arc<Kernel>) {
+    pub(crate) fn release(&self, kernel: &Arc<Kernel>) {
         if let Some(pinned) = self.take() {
             let mut deferred = Deferred::default();
             pinned.release(kernel, &mut deferred);
@@ -393,7 +393,7 @@ impl Region {
 
     /// `dereg_mr`.
     pub(crate) fn dereg(&self, actor: &Task) {
-        self.let_go(actor.kernel());
+        self.release(actor.kernel());
         *self.slot.lock() = Slot::Gone;
     }
 
@@ -473,7 +473,7 @@ impl Nic {
         if region.revoked.load(Ordering::SeqCst) || actor.process().is_dying() {
             // The revocation came during the registration, or the context was released before it
             // knew of the region.
-            region.let_go(actor.kernel());
+            region.release(actor.kernel());
         }
         Ok(region)
     }

@@ -4,7 +4,8 @@
 //! and where it can run. One macro makes the type and the table, so the parser of scenarios, the
 //! machines, the generator of random sequences, the control socket, `daxlab ctl` and the reference
 //! pages always know the same operations. Invariant: an [`Op`] has exactly the arguments of its
-//! row; no other can be built. Kernel counterpart: the system call table; `xfs_io`'s commands for the style.
+//! row; no other can be built. Kernel counterpart: the system call table; `xfs_io`'s commands for
+//! the style.
 //!
 //! ```
 //! use workloads::ops::{Arg, Bytes, FileName, Op, Verb};
