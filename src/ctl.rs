@@ -73,7 +73,9 @@ impl Subcommand for ControlCommand {
     fn augment_subcommands(command: Command) -> Command {
         let request = |verb: Verb| {
             let about = verb.doc().trim_end_matches('.');
-            Command::new(verb.name()).about(about).args(verb.params().iter().map(clap_arg))
+            let command = Command::new(verb.name()).about(about).args(verb.params().iter().map(clap_arg));
+            let changes = matches!(verb, Verb::Truncate | Verb::PunchByPath | Verb::FallocateByPath);
+            if changes { command.after_help(CHANGES) } else { command }
         };
         let command = command.subcommand_required(true).arg_required_else_help(true).after_help(CHANGES);
         command.subcommands(requests().map(request))

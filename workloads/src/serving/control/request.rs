@@ -4,6 +4,8 @@
 //! It owns the way from an [`Op`] to that line and back. Invariant: exactly the operations that the
 //! table lists for servers have a line; [`decode`] gives back what [`encode`] was given.
 
+use serde::de::{Error as _, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
 
 use crate::input;
@@ -18,6 +20,9 @@ pub enum RequestError {
     /// It is no JSON object.
     #[error("{0}")]
     Json(#[from] serde_json::Error),
+    /// It does not say which request it is.
+    #[error("the key `{COMMAND}` is missing, which names the request; the requests are {}", names())]
+    NoCommand,
     /// No operation of a server is called that.
     #[error("there is no request `{name}`; the requests are {}", names())]
     Unknown {
@@ -86,10 +91,11 @@ pub fn encode(op: &Op) -> String {
 /// # Errors
 /// [`RequestError`].
 pub fn decode(line: &str) -> Result<Op, RequestError> {
-    let mut line: Map<String, Value> = serde_json::from_str(line)?;
+    let KeysOnce(mut line) = serde_json::from_str(line)?;
     let name = match line.remove(COMMAND) {
         Some(Value::String(name)) => name,
-        other => other.unwrap_or_default().to_string(),
+        Some(other) => other.to_string(),
+        None => return Err(RequestError::NoCommand),
     };
     let Some(verb) = Verb::of_server(&name) else {
         return Err(RequestError::Unknown { name: input::shown(&name) });
@@ -106,10 +112,41 @@ pub fn decode(line: &str) -> Result<Op, RequestError> {
             (_, None) => return Err(RequestError::Missing { request: request(), key }),
         });
     }
-    if let Some(extra) = line.keys().next() {
+    // A request without arguments may carry keys: programs send `file` with every request.
+    if let Some(extra) = line.keys().next().filter(|_| !verb.params().is_empty()) {
         return Err(RequestError::Extra { request: request(), key: input::shown(extra) });
     }
     Ok(Op::from_args(verb, &args)?)
+}
+
+/// An object none of whose keys is given twice.
+struct KeysOnce(Map<String, Value>);
+
+impl<'de> Deserialize<'de> for KeysOnce {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<KeysOnce, D::Error> {
+        struct Keys;
+
+        impl<'de> Visitor<'de> for Keys {
+            type Value = KeysOnce;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a JSON object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut pairs: A) -> Result<KeysOnce, A::Error> {
+                let mut object = Map::new();
+                while let Some((key, value)) = pairs.next_entry::<String, Value>()? {
+                    if object.contains_key(&key) {
+                        return Err(A::Error::custom(format!("the key `{}` is given twice", input::shown(&key))));
+                    }
+                    object.insert(key, value);
+                }
+                Ok(KeysOnce(object))
+            }
+        }
+
+        deserializer.deserialize_map(Keys)
+    }
 }
 
 fn typed(request: &str, key: &'static str, syntax: Param, value: Value) -> Result<Arg, RequestError> {
@@ -173,6 +210,7 @@ mod tests {
             );
         }
         assert_eq!(decode(r#"{"command":"pins"}"#).unwrap(), Op::Pins { file: None });
+        assert_eq!(decode(r#"{"command":"guests","file":null}"#).unwrap(), Op::Guests {});
     }
 
     #[test]
@@ -180,7 +218,9 @@ mod tests {
         for (line, says) in [
             (r#"{"command":"reg_mr"}"#, "there is no request `reg_mr`; the requests are truncate, blockers, "),
             (r#"{"command":7}"#, "there is no request `7`"),
-            (r#"{"file":"data"}"#, "there is no request `null`"),
+            (r#"{"file":"data"}"#, "the key `command` is missing"),
+            (r#"{"command":"pins","file":null,"file":"data"}"#, "the key `file` is given twice"),
+            (r#"{"command":"guests","command":"stale"}"#, "the key `command` is given twice"),
             (r#"{"command":"truncate","file":"data"}"#, "`truncate` lacks the key `size`"),
             (r#"{"command":"pins","files":"data"}"#, "`pins` has no key `files`"),
             (
@@ -189,7 +229,7 @@ mod tests {
             ),
             (r#"{"command":"blockers","file":["a"]}"#, "`file` of `blockers` is [\"a\"], where a text is needed"),
             (r#"{"command":"fail-flush","on":"yes"}"#, "where `true` or `false` is needed"),
-            ("[]", "expected a map"),
+            ("[]", "expected a JSON object"),
             ("", "EOF"),
         ] {
             let error = decode(line).unwrap_err().to_string();
