@@ -2,19 +2,22 @@
 //! a cycle.
 //!
 //! It owns one node for every task blocked in a system call. A node names what the task needs:
-//! *all* of its needs must be met, each by *any* of the processes listed for it. EDEADLK is
-//! decided in `WaitGraph::record`. Invariants: at every moment some task of every cycle can run,
-//! or its wait has a deadline, or a signal may end it by design (`wait-killable`); the task that
-//! would close a cycle of waits without one gets EDEADLK instead **\[chosen\]**, and the members
-//! of the cycle are kept. Kernel counterpart: `posix_locks_deadlock` (fs/locks.c).
+//! *all* of its needs must be met, each by *any* of the processes that can meet it when the
+//! question is asked. EDEADLK is decided in `WaitGraph::record`, which judges only what the new
+//! wait can reach. Invariants: at every moment some task of every cycle can run, or its wait has a
+//! deadline, or a signal may end it by design (`wait-killable`), or all of its members are
+//! uninterruptible (then it is reported as stuck); the task that would close a cycle gets EDEADLK
+//! instead **\[chosen\]**, and the members of the cycle are kept. Kernel counterpart:
+//! `posix_locks_deadlock` (fs/locks.c).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use emulator::sync::atomic::{AtomicU64, Ordering};
 use emulator::sync::{Arc, Mutex};
 use emulator::wait::{Waiter, WaiterId};
 
 use crate::base::numbers::Pid;
-use crate::deadlock::need::{Deadlock, Need, Participant};
+use crate::deadlock::need::{Awaited, Deadlock, Need, Participant};
 
 /// How many deadlocks are kept with their participants; all are counted.
 pub const DEADLOCKS_MAX: usize = 64;
@@ -24,7 +27,7 @@ pub(crate) enum WaitPoll<T> {
     /// The condition holds.
     Ready(T),
     /// It must wait, for all of these.
-    Blocked(Vec<Need>),
+    Blocked(Vec<Awaited>),
 }
 
 /// Why a wait ended without its condition.
@@ -34,8 +37,19 @@ pub(crate) enum WaitFailure {
     Interrupted,
     /// By its deadline.
     TimedOut,
-    /// It never began: it would have closed a cycle.
+    /// It never began, or was ended: it closed a cycle.
     Deadlock,
+}
+
+/// What ends a wait besides its condition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum WaitEnd {
+    /// A deadline, or a fatal signal by design: it is part of no deadlock.
+    Bounded,
+    /// EDEADLK.
+    Refusable,
+    /// Nothing: a cycle of such waits stays, and is reported as stuck.
+    Stays,
 }
 
 #[derive(Debug)]
@@ -43,11 +57,14 @@ pub(crate) struct WaitNode {
     pub(crate) waiter: Arc<Waiter>,
     /// How often it had been woken when it began to check; see [`WaitNode::is_stale`].
     pub(crate) wakes: u64,
+    /// When its wait began, as [`WaitGraph::begins`] numbers them.
+    pub(crate) began: u64,
     pub(crate) pid: Pid,
     pub(crate) reason: &'static str,
-    pub(crate) needs: Vec<Need>,
-    /// A deadline, or a fatal signal by design, ends this wait: it is part of no deadlock.
-    pub(crate) bounded: bool,
+    pub(crate) needs: Vec<Awaited>,
+    pub(crate) end: WaitEnd,
+    /// The processes that could meet a need when it was last judged.
+    pub(crate) counted_on: Mutex<BTreeSet<Pid>>,
 }
 
 impl WaitNode {
@@ -59,148 +76,273 @@ impl WaitNode {
     }
 
     fn participant(&self) -> Participant {
-        Participant { task: self.waiter.id(), pid: self.pid, reason: self.reason, needs: self.needs.clone() }
+        let needs = self.needs.iter().map(Awaited::need).collect();
+        Participant { task: self.waiter.id(), pid: self.pid, reason: self.reason, needs }
     }
 }
 
-/// The tasks of each process that a node needs; none for a process that is dying and about to
-/// release everything.
-type Tasks = BTreeMap<Pid, Vec<WaiterId>>;
+/// A need of a blocked task, with the tasks that could meet it.
+struct ResolvedNeed {
+    /// Any of these tasks, if there is no process among them that is about to release everything.
+    tasks: Option<Vec<WaiterId>>,
+    behind: Option<WaiterId>,
+}
+
+/// A blocked task, and what it needs at this moment.
+struct Reached {
+    node: Arc<WaitNode>,
+    needs: Vec<ResolvedNeed>,
+}
+
+/// Blocked tasks that one of them can reach by its needs, directly or not.
+type Reach = BTreeMap<WaiterId, Reached>;
+
+/// The blocked tasks.
+#[derive(Debug, Default)]
+struct Nodes {
+    by_task: BTreeMap<WaiterId, Arc<WaitNode>>,
+    /// Which stands directly behind which: the change ahead, then the one behind it.
+    behind: BTreeSet<(WaiterId, WaiterId)>,
+}
+
+impl Nodes {
+    fn insert(&mut self, node: Arc<WaitNode>) {
+        let task = node.waiter.id();
+        self.remove(task);
+        self.behind.extend(node.needs.iter().filter_map(|need| need.behind).map(|ahead| (ahead, task)));
+        self.by_task.insert(task, node);
+    }
+
+    fn remove(&mut self, task: WaiterId) {
+        for need in self.by_task.remove(&task).iter().flat_map(|node| &node.needs) {
+            if let Some(ahead) = need.behind {
+                self.behind.remove(&(ahead, task));
+            }
+        }
+    }
+
+    /// The tasks whose changes stand behind that of `ahead`, directly or not.
+    fn followers(&self, ahead: WaiterId) -> Vec<Arc<WaitNode>> {
+        let mut found = vec![ahead];
+        let mut at = 0;
+        while let Some(ahead) = found.get(at).copied() {
+            at += 1;
+            let behind = self.behind.range((ahead, WaiterId(0))..=(ahead, WaiterId(u64::MAX)));
+            let new: Vec<WaiterId> = behind.map(|(_, task)| *task).filter(|task| !found.contains(task)).collect();
+            found.extend(new);
+        }
+        found.iter().skip(1).filter_map(|task| self.by_task.get(task)).cloned().collect()
+    }
+}
 
 /// See the module.
 #[derive(Debug, Default)]
-pub(crate) struct WaitGraph(Mutex<BTreeMap<WaiterId, WaitNode>>);
+pub(crate) struct WaitGraph {
+    nodes: Mutex<Nodes>,
+    /// Held while a new wait is judged: of two waits that close a cycle together, one is refused.
+    judging: Mutex<()>,
+    began: AtomicU64,
+}
 
 impl WaitGraph {
-    /// Records that a task is blocked. Where that closes a cycle nothing is recorded, and the
-    /// error names the cycle, this task first.
+    /// A number for a wait that begins.
+    pub(crate) fn begins(&self) -> u64 {
+        self.began.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Records that a task is blocked. Where that closes a cycle, the wait of the cycle that began
+    /// last, of those that can be refused, is refused: if it is this one, nothing is recorded, and
+    /// the error names the cycle, this task first; else that task checks its wait again.
     pub(crate) fn record(&self, node: WaitNode, tasks_of: impl Fn(Pid) -> Vec<WaiterId>) -> Result<(), Deadlock> {
         let waiter = node.waiter.id();
-        let mut tasks = Tasks::new();
-        loop {
-            let unknown: BTreeSet<Pid> = {
-                let mut nodes = self.0.lock();
-                let unknown = unknown(nodes.values().chain([&node]), &tasks);
-                if unknown.is_empty() {
-                    nodes.insert(waiter, node);
-                    let stuck = stuck(&nodes, &tasks);
-                    if !stuck.contains(&waiter) {
-                        return Ok(());
-                    }
-                    let participants = cycle_of(&nodes, waiter, &stuck, &tasks);
-                    nodes.remove(&waiter);
-                    return Err(Deadlock { participants });
+        {
+            let _judging = self.judging.lock();
+            self.nodes.lock().insert(Arc::new(node));
+            let reach = self.reach(waiter, &tasks_of);
+            let stuck = stuck(&reach);
+            match youngest(&reach, &stuck) {
+                Some(youngest) if youngest.waiter.id() == waiter => {
+                    self.forget(waiter);
+                    return Err(Deadlock { participants: cycle_of(&reach, waiter, &stuck) });
                 }
-                unknown
-            };
-            // Looked up without the graph's lock; a task recorded meanwhile may need still other
-            // processes.
-            tasks.extend(unknown.into_iter().map(|pid| (pid, tasks_of(pid))));
+                Some(youngest) => youngest.waiter.look_again(),
+                None => {}
+            }
         }
+        self.wake_followers(waiter, &tasks_of);
+        Ok(())
     }
 
     /// The greatest set of unbounded waits that no running task can end.
     pub(crate) fn stuck(&self, tasks_of: impl Fn(Pid) -> Vec<WaiterId>) -> Vec<Participant> {
-        let mut tasks = Tasks::new();
-        loop {
-            let unknown = {
-                let nodes = self.0.lock();
-                let unknown = unknown(nodes.values(), &tasks);
-                if unknown.is_empty() {
-                    let stuck = stuck(&nodes, &tasks);
-                    return stuck.iter().filter_map(|task| nodes.get(task)).map(WaitNode::participant).collect();
-                }
-                unknown
-            };
-            tasks.extend(unknown.into_iter().map(|pid| (pid, tasks_of(pid))));
-        }
+        let nodes = self.nodes.lock().by_task.clone();
+        let all: Reach = nodes.into_iter().map(|(task, node)| (task, resolve(node, &tasks_of))).collect();
+        stuck(&all).iter().filter_map(|task| all.get(task)).map(|reached| reached.node.participant()).collect()
     }
 
-    /// `pid` can no longer satisfy a need. Every task that waits for it checks its wait again, and
-    /// may find that the wait has closed a cycle.
-    pub(crate) fn gone(&self, pid: Pid) {
-        let concerned: Vec<Arc<Waiter>> = {
-            let nodes = self.0.lock();
-            let needs = |node: &&WaitNode| !node.bounded && node.needs.iter().any(|need| need.any_of.contains(&pid));
-            nodes.values().filter(needs).map(|node| Arc::clone(&node.waiter)).collect()
+    /// Whether `task` is blocked and waits, directly or not, for a task of `pid`.
+    pub(crate) fn waits_for(&self, task: WaiterId, pid: Pid, tasks_of: impl Fn(Pid) -> Vec<WaiterId>) -> bool {
+        leads_to(&self.reach(task, &tasks_of), task, &tasks_of(pid))
+    }
+
+    /// `pid` can no longer satisfy a need that it could. Of every cycle that is closed by that, the
+    /// youngest wait that can be refused checks its condition again, and is refused.
+    pub(crate) fn gone(&self, pid: Pid, tasks_of: impl Fn(Pid) -> Vec<WaiterId>) {
+        let concerned: Vec<Arc<WaitNode>> = {
+            let nodes = self.nodes.lock();
+            let counts = |node: &&Arc<WaitNode>| node.counted_on.lock().contains(&pid);
+            nodes.by_task.values().filter(|node| node.end != WaitEnd::Bounded).filter(counts).cloned().collect()
         };
-        for waiter in concerned {
-            waiter.look_again();
+        for node in concerned {
+            let reach = self.reach(node.waiter.id(), &tasks_of);
+            match youngest(&reach, &stuck(&reach)) {
+                Some(youngest) => youngest.waiter.look_again(),
+                None => node.waiter.look_again(),
+            }
         }
     }
 
     pub(crate) fn forget(&self, waiter: WaiterId) {
-        self.0.lock().remove(&waiter);
+        self.nodes.lock().remove(waiter);
     }
 
     /// Every blocked task, its reason and its needs.
     pub(crate) fn blocked(&self) -> Vec<Participant> {
-        self.0.lock().values().map(WaitNode::participant).collect()
+        let nodes: Vec<Arc<WaitNode>> = self.nodes.lock().by_task.values().cloned().collect();
+        nodes.iter().map(|node| node.participant()).collect()
+    }
+
+    /// What `task` can reach, itself included, if it is blocked.
+    fn reach(&self, task: WaiterId, tasks_of: &impl Fn(Pid) -> Vec<WaiterId>) -> Reach {
+        let mut reach = Reach::new();
+        let mut next = VecDeque::from([task]);
+        while let Some(task) = next.pop_front() {
+            if reach.contains_key(&task) {
+                continue;
+            }
+            // Who can meet a need is asked without the lock of the nodes.
+            let Some(node) = self.nodes.lock().by_task.get(&task).cloned() else { continue };
+            let reached = resolve(node, tasks_of);
+            next.extend(reached.needs.iter().filter_map(|need| need.tasks.as_ref()).flatten());
+            reach.insert(task, reached);
+        }
+        reach
+    }
+
+    /// `ahead` has begun to wait: a change that stands behind it, directly or not, may pass it now.
+    fn wake_followers(&self, ahead: WaiterId, tasks_of: &impl Fn(Pid) -> Vec<WaiterId>) {
+        let followers = self.nodes.lock().followers(ahead);
+        for node in followers.iter().filter(|node| self.waits_for(ahead, node.pid, tasks_of)) {
+            node.waiter.look_again();
+        }
     }
 }
 
-/// The processes that `nodes` need and `tasks` doesn't know yet.
-fn unknown<'n>(nodes: impl Iterator<Item = &'n WaitNode>, tasks: &Tasks) -> BTreeSet<Pid> {
-    let pids = nodes.flat_map(|node| &node.needs).flat_map(|need| &need.any_of);
-    pids.copied().filter(|pid| !tasks.contains_key(pid)).collect()
+/// Asks who can meet the needs of a blocked task.
+fn resolve(node: Arc<WaitNode>, tasks_of: &impl Fn(Pid) -> Vec<WaiterId>) -> Reached {
+    let mut counted_on = BTreeSet::new();
+    let mut resolve = |awaited: &Awaited| {
+        let need = awaited.need();
+        counted_on.extend(need.any_of.iter().copied());
+        ResolvedNeed { tasks: able(&need, tasks_of), behind: awaited.behind }
+    };
+    let needs = node.needs.iter().map(&mut resolve).collect();
+    *node.counted_on.lock() = counted_on;
+    Reached { node, needs }
+}
+
+/// The tasks that could meet a need; none if it can be met without them: by a party outside of this
+/// kernel, or by a process that is dying and about to release everything.
+fn able(need: &Need, tasks_of: &impl Fn(Pid) -> Vec<WaiterId>) -> Option<Vec<WaiterId>> {
+    if need.any_of.is_empty() && need.task.is_none() {
+        return None;
+    }
+    let mut able: Vec<WaiterId> = need.task.into_iter().collect();
+    for pid in &need.any_of {
+        let tasks = tasks_of(*pid);
+        if tasks.is_empty() {
+            return None;
+        }
+        able.extend(tasks);
+    }
+    Some(able)
+}
+
+/// Whether `from` waits, directly or not, for one of `targets`.
+fn leads_to(reach: &Reach, from: WaiterId, targets: &[WaiterId]) -> bool {
+    let mut seen = BTreeSet::new();
+    let mut next = vec![from];
+    while let Some(task) = next.pop() {
+        let Some(reached) = reach.get(&task).filter(|_| seen.insert(task)) else { continue };
+        for able in reached.needs.iter().filter_map(|need| need.tasks.as_ref()).flatten() {
+            if targets.contains(able) {
+                return true;
+            }
+            next.push(*able);
+        }
+    }
+    false
 }
 
 /// The tasks that can never continue: the greatest set of unbounded waits in which every task has
 /// a need that only blocked members of the set could meet.
-pub(crate) fn stuck(nodes: &BTreeMap<WaiterId, WaitNode>, tasks: &Tasks) -> BTreeSet<WaiterId> {
+fn stuck(reach: &Reach) -> BTreeSet<WaiterId> {
+    let may_stay = |reached: &Reached| reached.node.end != WaitEnd::Bounded && !reached.node.is_stale();
     let mut stuck: BTreeSet<WaiterId> =
-        nodes.iter().filter(|(_, node)| !node.bounded && !node.is_stale()).map(|(waiter, _)| *waiter).collect();
+        reach.iter().filter(|(_, reached)| may_stay(reached)).map(|(task, _)| *task).collect();
     loop {
-        let freed: Vec<WaiterId> = stuck
-            .iter()
-            .filter(|waiter| {
-                let hopeless = |node: &WaitNode| node.needs.iter().any(|need| is_hopeless(need, &stuck, tasks));
-                !nodes.get(waiter).is_some_and(hopeless)
-            })
-            .copied()
-            .collect();
-        if freed.is_empty() {
+        let before = stuck.len();
+        let hopeless = |task: &WaiterId| {
+            let reached = reach.get(task);
+            reached.is_some_and(|reached| reached.needs.iter().any(|need| is_hopeless(reach, reached, need, &stuck)))
+        };
+        let next: BTreeSet<WaiterId> = stuck.iter().copied().filter(hopeless).collect();
+        stuck = next;
+        if stuck.len() == before {
             return stuck;
-        }
-        for waiter in freed {
-            stuck.remove(&waiter);
         }
     }
 }
 
-/// Whether only members of `stuck` could meet the need.
-fn is_hopeless(need: &Need, stuck: &BTreeSet<WaiterId>, tasks: &Tasks) -> bool {
-    let helpless = |pid: &Pid| {
-        // An unknown or dead process is about to release everything: it can meet the need.
-        tasks.get(pid).is_some_and(|tasks| !tasks.is_empty() && tasks.iter().all(|task| stuck.contains(task)))
+/// Whether only members of `stuck` could meet the need. A change that stands behind another passes
+/// it if that one waits for its process.
+fn is_hopeless(reach: &Reach, reached: &Reached, need: &ResolvedNeed, stuck: &BTreeSet<WaiterId>) -> bool {
+    let Some(tasks) = &need.tasks else { return false };
+    let own = || {
+        let of_process = |other: &&Reached| other.node.pid == reached.node.pid;
+        reach.values().filter(of_process).map(|other| other.node.waiter.id()).collect::<Vec<_>>()
     };
-    // A need that only a party outside of this kernel could meet is never hopeless.
-    let possible = !need.any_of.is_empty() || need.task.is_some();
-    possible && need.any_of.iter().all(helpless) && need.task.iter().all(|task| stuck.contains(task))
+    let passes = || need.behind.is_some_and(|ahead| leads_to(reach, ahead, &own()));
+    tasks.iter().all(|task| stuck.contains(task)) && !passes()
+}
+
+/// Of the stuck tasks the one that began to wait last, among those that can be refused.
+fn youngest<'r>(reach: &'r Reach, stuck: &BTreeSet<WaiterId>) -> Option<&'r Arc<WaitNode>> {
+    let refusable = |node: &&Arc<WaitNode>| node.end == WaitEnd::Refusable;
+    stuck
+        .iter()
+        .filter_map(|task| reach.get(task))
+        .map(|reached| &reached.node)
+        .filter(refusable)
+        .max_by_key(|n| n.began)
 }
 
 /// Of the stuck tasks those that `first` waits for, directly or not, without those that merely
 /// wait behind the cycle. `first` leads.
-fn cycle_of(
-    nodes: &BTreeMap<WaiterId, WaitNode>,
-    first: WaiterId,
-    stuck: &BTreeSet<WaiterId>,
-    tasks: &Tasks,
-) -> Vec<Participant> {
+fn cycle_of(reach: &Reach, first: WaiterId, stuck: &BTreeSet<WaiterId>) -> Vec<Participant> {
     let mut found = vec![first];
     let mut at = 0;
-    while let Some(node) = found.get(at).and_then(|task| nodes.get(task)) {
+    while let Some(reached) = found.get(at).and_then(|task| reach.get(task)) {
         at += 1;
-        for need in node.needs.iter().filter(|need| is_hopeless(need, stuck, tasks)) {
-            let tasks = need.any_of.iter().filter_map(|pid| tasks.get(pid)).flatten().chain(&need.task);
-            for task in tasks {
+        for need in reached.needs.iter().filter(|need| is_hopeless(reach, reached, need, stuck)) {
+            for task in need.tasks.iter().flatten() {
                 if !found.contains(task) {
                     found.push(*task);
                 }
             }
         }
     }
-    found.iter().filter_map(|task| nodes.get(task)).map(WaitNode::participant).collect()
+    found.iter().filter_map(|task| reach.get(task)).map(|reached| reached.node.participant()).collect()
 }
 
 #[cfg(all(test, not(any(daxlab_loom, daxlab_shuttle))))]
@@ -208,47 +350,59 @@ mod tests {
     use emulator::World;
     use emulator::device::Device;
 
+    use super::WaitEnd::{Bounded, Refusable, Stays};
     use super::*;
     use crate::vfs::kernel::{Kernel, KernelConfig};
     use crate::vfs::signals::{Disposition, Signal};
     use emulator::wait::{WaitFor, WaitQueue};
 
-    fn node(pid: u32, needs: &[&[u32]], bounded: bool) -> WaitNode {
-        let needs = needs.iter().map(|any| Need::any_of(any.iter().map(|p| Pid(*p)).collect())).collect();
+    fn node(pid: u32, needs: &[&[u32]], end: WaitEnd) -> WaitNode {
+        let need = |any: &&[u32]| Awaited::from(Need::any_of(any.iter().map(|p| Pid(*p)).collect()));
         let waiter = Waiter::new(WaiterId(u64::from(pid)));
-        WaitNode { wakes: waiter.wakes(), waiter, pid: Pid(pid), reason: "a test", needs, bounded }
-    }
-
-    fn is_stuck(nodes: &BTreeMap<WaiterId, WaitNode>, who: WaiterId, tasks: &Tasks) -> bool {
-        super::stuck(nodes, tasks).contains(&who)
+        WaitNode {
+            wakes: waiter.wakes(),
+            waiter,
+            began: u64::from(pid),
+            pid: Pid(pid),
+            reason: "a test",
+            needs: needs.iter().map(need).collect(),
+            end,
+            counted_on: Mutex::default(),
+        }
     }
 
     /// One task for each process, with the process's number.
-    pub(crate) fn stuck(nodes: &[(u32, &[&[u32]], bool)], who: u32) -> bool {
-        let graph = nodes.iter().map(|(pid, needs, b)| (WaiterId(u64::from(*pid)), node(*pid, needs, *b))).collect();
-        let tasks = (1..9).map(|pid| (Pid(pid), vec![WaiterId(u64::from(pid))])).collect();
-        is_stuck(&graph, WaiterId(u64::from(who)), &tasks)
+    fn one_task(pid: Pid) -> Vec<WaiterId> {
+        vec![WaiterId(u64::from(pid.0))]
+    }
+
+    fn reach_of(nodes: Vec<WaitNode>, tasks_of: impl Fn(Pid) -> Vec<WaiterId>) -> Reach {
+        nodes.into_iter().map(|node| (node.waiter.id(), resolve(Arc::new(node), &tasks_of))).collect()
+    }
+
+    fn stuck(nodes: &[(u32, &[&[u32]], WaitEnd)], who: u32) -> bool {
+        let nodes = nodes.iter().map(|(pid, needs, end)| node(*pid, needs, *end)).collect();
+        super::stuck(&reach_of(nodes, one_task)).contains(&WaiterId(u64::from(who)))
     }
 
     #[test]
     fn a_cycle_is_stuck_unless_one_member_can_move() {
-        assert!(stuck(&[(1, &[&[2]], false), (2, &[&[1]], false)], 1));
-        assert!(stuck(&[(1, &[&[1]], false)], 1), "waiting for oneself");
-        assert!(!stuck(&[(1, &[&[2]], false), (2, &[&[1]], true)], 1), "a deadline ends it");
-        assert!(!stuck(&[(1, &[&[2]], false), (2, &[&[3]], false)], 1), "3 is awake");
-        assert!(!stuck(&[(1, &[&[2, 3]], false), (2, &[&[1]], false)], 1), "3 could do it as well");
-        assert!(stuck(&[(1, &[&[3], &[2]], false), (2, &[&[1]], false)], 1), "all needs must be met");
+        assert!(stuck(&[(1, &[&[2]], Refusable), (2, &[&[1]], Refusable)], 1));
+        assert!(stuck(&[(1, &[&[1]], Refusable)], 1), "waiting for oneself");
+        assert!(!stuck(&[(1, &[&[2]], Refusable), (2, &[&[1]], Bounded)], 1), "a deadline ends it");
+        assert!(!stuck(&[(1, &[&[2]], Refusable), (2, &[&[3]], Refusable)], 1), "3 is awake");
+        assert!(!stuck(&[(1, &[&[2, 3]], Refusable), (2, &[&[1]], Refusable)], 1), "3 could do it as well");
+        assert!(stuck(&[(1, &[&[3], &[2]], Refusable), (2, &[&[1]], Refusable)], 1), "all needs must be met");
     }
 
     #[test]
     fn a_cycle_names_its_members_and_not_those_who_wait_behind_it() {
         let graph = WaitGraph::default();
-        let tasks_of = |pid: Pid| vec![WaiterId(u64::from(pid.0))];
         for (pid, needs) in [(1, 2), (2, 3), (4, 1), (5, 6)] {
-            assert_eq!(graph.record(node(pid, &[&[needs]], false), tasks_of), Ok(()));
+            assert_eq!(graph.record(node(pid, &[&[needs]], Refusable), one_task), Ok(()));
         }
-        assert_eq!(graph.stuck(tasks_of), []);
-        let deadlock = graph.record(node(3, &[&[1]], false), tasks_of).unwrap_err();
+        assert_eq!(graph.stuck(one_task), []);
+        let deadlock = graph.record(node(3, &[&[1]], Refusable), one_task).unwrap_err();
         let members: Vec<u32> = deadlock.participants.iter().map(|participant| participant.pid.0).collect();
         assert_eq!(members, [3, 1, 2], "the refused one first");
         assert_eq!(
@@ -258,20 +412,78 @@ mod tests {
         );
         assert_eq!(graph.blocked().len(), 4, "the refused one is not blocked");
         // Had it been recorded, the tasks behind the cycle would be stuck too.
-        let refused = node(3, &[&[1]], false);
-        graph.0.lock().insert(WaiterId(3), refused);
-        let stuck: Vec<u32> = graph.stuck(tasks_of).iter().map(|participant| participant.pid.0).collect();
+        graph.nodes.lock().insert(Arc::new(node(3, &[&[1]], Refusable)));
+        let stuck: Vec<u32> = graph.stuck(one_task).iter().map(|participant| participant.pid.0).collect();
         assert_eq!(stuck, [1, 2, 3, 4]);
     }
 
     #[test]
+    fn a_wait_that_cannot_be_refused_ends_the_youngest_that_can() {
+        let graph = WaitGraph::default();
+        let (first, second) = (node(1, &[&[2]], Refusable), node(2, &[&[3]], Refusable));
+        let (older, younger) = (Arc::clone(&first.waiter), Arc::clone(&second.waiter));
+        for node in [first, second] {
+            assert_eq!(graph.record(node, one_task), Ok(()));
+        }
+        let before = (older.wakes(), younger.wakes());
+        assert_eq!(graph.record(node(3, &[&[1]], Stays), one_task), Ok(()));
+        assert_eq!((older.wakes(), younger.wakes()), (before.0, before.1 + 1), "process 2 began last");
+        let again = WaitNode { wakes: younger.wakes(), waiter: younger, ..node(2, &[&[3]], Refusable) };
+        assert!(graph.record(again, one_task).is_err(), "it is refused when it checks again");
+    }
+
+    #[test]
+    fn who_could_help_when_the_question_is_asked_counts() {
+        let graph = WaitGraph::default();
+        let helpers = Arc::new(Mutex::new(vec![Pid(1)]));
+        let asked = Arc::clone(&helpers);
+        let waits = WaitNode {
+            needs: vec![Awaited::ask(move || Need::any_of(asked.lock().clone()))],
+            ..node(2, &[], Refusable)
+        };
+        assert_eq!(graph.record(waits, one_task), Ok(()));
+        // A child of process 1 that was forked after process 2 began to wait.
+        helpers.lock().push(Pid(3));
+        assert_eq!(graph.record(node(1, &[&[2]], Refusable), one_task), Ok(()));
+        assert_eq!(graph.stuck(one_task), []);
+        helpers.lock().pop();
+        let wakes = |task: u64| graph.nodes.lock().by_task[&WaiterId(task)].waiter.wakes();
+        let before = (wakes(1), wakes(2));
+        graph.gone(Pid(3), one_task);
+        assert_eq!(
+            (wakes(1), wakes(2)),
+            (before.0, before.1 + 1),
+            "process 2 has the greater number here: it began last"
+        );
+    }
+
+    #[test]
+    fn a_change_passes_one_that_waits_for_its_own_process() {
+        let graph = WaitGraph::default();
+        let behind = |pid: u32, ahead: u64| WaitNode {
+            needs: vec![Awaited::behind(WaiterId(ahead))],
+            ..node(pid, &[], Refusable)
+        };
+        let (third, second) = (behind(3, 2), behind(2, 1));
+        let waiter = Arc::clone(&third.waiter);
+        for node in [third, second] {
+            assert_eq!(graph.record(node, one_task), Ok(()));
+        }
+        let before = waiter.wakes();
+        assert_eq!(graph.record(node(1, &[&[3]], Refusable), one_task), Ok(()), "no cycle: process 3 passes it");
+        assert_eq!(waiter.wakes(), before + 1, "it is told that it can pass");
+        assert!(graph.waits_for(WaiterId(2), Pid(3), one_task), "not directly");
+        assert!(!graph.waits_for(WaiterId(2), Pid(4), one_task));
+    }
+
+    #[test]
     fn who_was_woken_since_it_looked_is_not_taken_for_blocked() {
-        let graph: BTreeMap<WaiterId, WaitNode> =
-            [(WaiterId(1), node(1, &[&[2]], false)), (WaiterId(2), node(2, &[&[1]], false))].into();
-        let tasks = (1..3).map(|pid| (Pid(pid), vec![WaiterId(u64::from(pid))])).collect();
-        assert!(is_stuck(&graph, WaiterId(1), &tasks));
-        graph[&WaiterId(2)].waiter.interrupt(false);
-        assert!(!is_stuck(&graph, WaiterId(1), &tasks), "2 is about to look again");
+        let nodes = vec![node(1, &[&[2]], Refusable), node(2, &[&[1]], Refusable)];
+        let second = Arc::clone(&nodes[1].waiter);
+        let reach = reach_of(nodes, one_task);
+        assert!(super::stuck(&reach).contains(&WaiterId(1)));
+        second.interrupt(false);
+        assert!(!super::stuck(&reach).contains(&WaiterId(1)), "2 is about to look again");
     }
 
     #[test]
@@ -283,7 +495,7 @@ mod tests {
         let queue = WaitQueue::new();
         let for_itself = || {
             let how = WaitFor::interruptible("itself");
-            task.block_on(&queue, how, || WaitPoll::<()>::Blocked(vec![Need::any_of(vec![task.pid()])]))
+            task.block_on(&queue, how, || WaitPoll::<()>::Blocked(vec![Need::any_of(vec![task.pid()]).into()]))
         };
         assert_eq!(for_itself(), Err(WaitFailure::Deadlock));
         task.process().set_disposition(Signal::Sigusr1, Disposition::Handler);
@@ -295,11 +507,12 @@ mod tests {
 
     #[test]
     fn a_process_with_a_free_thread_is_not_helpless() {
-        let graph = [(WaiterId(1), node(1, &[&[2]], false)), (WaiterId(2), node(2, &[&[1]], false))].into();
-        let mut tasks: BTreeMap<Pid, Vec<WaiterId>> =
-            [(Pid(1), vec![WaiterId(1)]), (Pid(2), vec![WaiterId(2), WaiterId(22)])].into();
-        assert!(!is_stuck(&graph, WaiterId(1), &tasks));
-        tasks.insert(Pid(2), vec![WaiterId(2)]);
-        assert!(is_stuck(&graph, WaiterId(1), &tasks));
+        let nodes = || vec![node(1, &[&[2]], Refusable), node(2, &[&[1]], Refusable)];
+        let two_threads = |pid: Pid| match pid {
+            Pid(2) => vec![WaiterId(2), WaiterId(22)],
+            other => one_task(other),
+        };
+        assert!(!super::stuck(&reach_of(nodes(), two_threads)).contains(&WaiterId(1)));
+        assert!(super::stuck(&reach_of(nodes(), one_task)).contains(&WaiterId(1)));
     }
 }

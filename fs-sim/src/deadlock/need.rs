@@ -1,8 +1,10 @@
 //! What a blocked task needs, and reports of deadlocks.
 //!
-//! It owns these values and their wording. Invariant: a need names at least one process, task or
-//! outside party, or it can be met by the passage of time. Kernel counterpart: the `blocked_by`
-//! links of `struct file_lock`.
+//! It owns these values and their wording. Who can meet a need is asked for when a cycle is judged
+//! ([`Awaited`]), not when the wait begins: a child that was forked, or a process that received a
+//! descriptor, meanwhile counts. Invariant: a need names at least one process, task or outside
+//! party, or it can be met by the passage of time. Kernel counterpart: the `blocked_by` links of
+//! `struct file_lock`.
 
 use emulator::wait::WaiterId;
 
@@ -29,6 +31,43 @@ impl Need {
     /// A need that only this task can meet.
     pub(crate) fn task(task: WaiterId) -> Need {
         Need { any_of: Vec::new(), task: Some(task), outside: None }
+    }
+}
+
+/// What a blocked task waits for: a need, and who can meet it at the moment of the question.
+pub(crate) struct Awaited {
+    ask: Box<dyn Fn() -> Need + Send + Sync>,
+    /// The change that it stands behind, and passes as soon as that one waits for its process.
+    pub(crate) behind: Option<WaiterId>,
+}
+
+impl Awaited {
+    /// `ask` says who can meet it now. It is called with no lock of the wait graph's nodes held,
+    /// and neither waits nor records a wait.
+    pub(crate) fn ask(ask: impl Fn() -> Need + Send + Sync + 'static) -> Awaited {
+        Awaited { ask: Box::new(ask), behind: None }
+    }
+
+    /// It stands behind the layout change of `task`.
+    pub(crate) fn behind(task: WaiterId) -> Awaited {
+        Awaited { behind: Some(task), ..Awaited::from(Need::task(task)) }
+    }
+
+    /// The need, with those who can meet it now.
+    pub(crate) fn need(&self) -> Need {
+        (self.ask)()
+    }
+}
+
+impl From<Need> for Awaited {
+    fn from(need: Need) -> Awaited {
+        Awaited::ask(move || need.clone())
+    }
+}
+
+impl std::fmt::Debug for Awaited {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.need())
     }
 }
 

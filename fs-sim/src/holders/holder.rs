@@ -11,7 +11,7 @@ use emulator::sync::Arc;
 
 use crate::base::numbers::{DescriptionId, Fd, HolderId, Ino, Pid};
 use crate::base::range::BlockRange;
-use crate::deadlock::need::Need;
+use crate::deadlock::need::{Awaited, Need};
 use crate::holders::lease_gate::Lease;
 use crate::vfs::fd_holders::FdHolders;
 use crate::vfs::kernel::Kernel;
@@ -112,6 +112,13 @@ impl Holder {
 pub(crate) fn meets(held: PageRange, pages: &[PageRange]) -> bool {
     let next = pages.partition_point(|range| range.end() <= held.start());
     pages.get(next).is_some_and(|range| range.start() < held.end())
+}
+
+impl Awaited {
+    /// The release of a holder's pins.
+    pub(crate) fn of_holder(holder: Arc<Holder>) -> Awaited {
+        Awaited::ask(move || Need::of_holder(&holder))
+    }
 }
 
 impl Need {

@@ -31,6 +31,7 @@ use crate::holders::list::{notify_only, pin_holders};
 use crate::leases::layout::break_layouts::{LeaseVerdict, judge, others_write};
 use crate::leases::layout::state::LeaseState;
 use crate::leases::layout::table::{LeaseEntry, LeaseTable};
+use crate::vfs::change_state::ChangeState;
 use crate::vfs::fd_holders::FdHolders;
 use crate::vfs::inode::Inode;
 use crate::vfs::kernel::Kernel;
@@ -222,10 +223,14 @@ pub struct BlockedChange {
 pub struct Blockers {
     /// The inode.
     pub ino: u64,
-    /// The change that waits now, if one does.
+    /// The change that waits for leases, pins, clients or guests, if one does; of several the one
+    /// that came first.
     pub blocked: Option<BlockedChange>,
-    /// The changes that queue behind it (or behind one that is about to finish), in order of
-    /// arrival.
+    /// The others that do, in order of arrival: of other ranges of the file.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub also_blocked: Vec<BlockedChange>,
+    /// The changes that queue behind changes that overlap them, or behind lease requests, in order
+    /// of arrival.
     pub queued: Vec<WaitingTask>,
     /// All other tasks that wait for something of this file: lease requests, unlocks, closes.
     pub others: Vec<WaitingTask>,
@@ -270,14 +275,18 @@ impl Kernel {
             Some(waiting.remove(at).1)
         };
         let holders: Vec<_> = pin_holders(&inode).all().into_iter().chain(notify_only(&inode).all()).collect();
-        let blocked = line.holder.and_then(|task| {
-            let ranges = line.waiting?;
-            let who = take(task)?;
-            let met: Vec<_> = holders.iter().filter(|holder| line.pins.contains(&holder.id)).cloned().collect();
+        let (queue, under_way): (Vec<_>, Vec<_>) =
+            line.into_iter().partition(|change| change.state == ChangeState::Queued);
+        let mut waiting_changes = under_way.into_iter().filter_map(|change| {
+            let ranges = change.waiting?;
+            let who = take(change.task)?;
+            let met: Vec<_> = holders.iter().filter(|holder| change.pins.contains(&holder.id)).cloned().collect();
             let blockers = judged(self, &inode, &ranges, &met, Pid(who.pid));
             Some(BlockedChange { who, range: ranges.hull().into(), blockers })
         });
-        let queued = line.queue.into_iter().filter_map(&mut take).collect();
+        let blocked = waiting_changes.next();
+        let also_blocked = waiting_changes.collect();
+        let queued = queue.into_iter().filter_map(|change| take(change.task)).collect();
         let queues = [
             &LeaseTable::of(&inode).changed,
             &pin_holders(&inode).changed,
@@ -289,7 +298,7 @@ impl Kernel {
         let pages = pages_in(&inode, range);
         let met: Vec<_> = holders.into_iter().filter(|holder| holder.holds_any_of(&pages)).collect();
         let stranger = judged(self, &inode, &range.into(), &met, STRANGER);
-        Some(Blockers { ino: ino.0, blocked, queued, others, stranger, asked: range.into() })
+        Some(Blockers { ino: ino.0, blocked, also_blocked, queued, others, stranger, asked: range.into() })
     }
 }
 
@@ -508,7 +517,7 @@ impl fmt::Display for WaitingTask {
 impl fmt::Display for Blockers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "inode {}", self.ino)?;
-        if let Some(blocked) = &self.blocked {
+        for blocked in self.blocked.iter().chain(&self.also_blocked) {
             writeln!(f, "  blocked change of {}, {}", blocked.range, blocked.who)?;
             for blocker in &blocked.blockers {
                 writeln!(f, "    {blocker}")?;

@@ -19,10 +19,11 @@ use crate::holders::holder::revoke_holder;
 use crate::holders::in_flight_io::io_on;
 use crate::holders::list::pin_holders;
 use crate::layout_change::departure::DepartingPages;
-use crate::layout_change::plan::{ChangeWork, PageFate, Patience, publish_waiting};
+use crate::layout_change::plan::{ChangeWork, PageFate, Patience};
 use crate::layout_change::verdict::PinVerdict;
-use crate::vfs::inode::Inode;
+use crate::leases::layout::waiting::publish_waiting_on;
 use crate::vfs::kernel::Kernel;
+use crate::vfs::layout_turn::TurnGuard;
 use crate::vfs::task::Task;
 
 impl Patience {
@@ -49,14 +50,14 @@ struct ClosedPart<'t> {
 /// The closed pages of one file, and what becomes of them. Dropping it reopens them and wakes
 /// pinners that wait for that.
 struct ClosedPages<'t> {
-    inode: &'t Inode,
+    turn: &'t TurnGuard<'t>,
     parts: Vec<ClosedPart<'t>>,
 }
 
 impl Drop for ClosedPages<'_> {
     fn drop(&mut self) {
         self.parts.clear();
-        self.inode.turn.pages_reopened();
+        self.turn.pages_reopened();
     }
 }
 
@@ -96,9 +97,9 @@ pub(crate) fn clear_pages<'t>(
     if all_parts().any(|part| !part.closing.census().is_zero()) {
         kernel.counters.closes_met_pin.add(1);
     }
-    if verdicts.iter().any(|verdict| !verdict.revoke.is_empty()) {
+    for (work, verdict) in works.iter().zip(&verdicts).filter(|(_, verdict)| !verdict.revoke.is_empty()) {
         // The holders' accesses in flight take time to drain.
-        publish_waiting(works, |n| verdicts[n].revoke.clone());
+        publish_waiting_on(work.inode, work.turn, &work.touches, &verdict.revoke);
     }
     if all_parts().next().is_some() && !drain_pins(task, works, &verdicts, &closed, patience)? {
         return Ok(None);
@@ -167,7 +168,7 @@ fn blocked_behind_closed_pages(
         task.note_self_deadlock(DRAINING);
         return WaitPoll::Ready(Err(Errno::EDEADLK));
     }
-    WaitPoll::Blocked(pids.into_iter().map(|pid| Need::any_of(vec![pid])).collect())
+    WaitPoll::Blocked(pids.into_iter().map(|pid| Need::any_of(vec![pid]).into()).collect())
 }
 
 /// Closes all pages of one file that are to be frozen or orphaned. `None` if another close is in
@@ -176,8 +177,8 @@ fn close_pages<'t>(kernel: &'t Kernel, work: &ChangeWork<'t>, verdict: &PinVerdi
     if work.judged.is_empty() && work.losing_mark.is_empty() {
         return Some(None);
     }
-    work.inode.turn.pages_closed();
-    let mut closed = ClosedPages { inode: work.inode, parts: Vec::new() };
+    work.turn.pages_closed();
+    let mut closed = ClosedPages { turn: work.turn, parts: Vec::new() };
     let apart = [&verdict.orphaned[..], &verdict.forged].concat();
     let fates = [
         (PageFate::Leaves, &work.leaving),

@@ -10,6 +10,7 @@
 
 use emulator::pin::{Frozen, PageRange};
 use emulator::sync::Arc;
+use emulator::wait::WaiterId;
 
 use crate::base::errno::Errno;
 use crate::base::page_sets::BlockSupply;
@@ -24,6 +25,7 @@ use crate::layout_change::plan::CLOSINGS_MAX;
 use crate::leases::layout::table::LeaseTable;
 use crate::vfs::inode::Inode;
 use crate::vfs::kernel::Kernel;
+use crate::vfs::layout_turn::TurnGuard;
 
 /// The result of a defragmentation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -41,20 +43,20 @@ pub(crate) fn defragment_inode(kernel: &Arc<Kernel>, inode: &Inode) -> Result<De
     }
     let waiter = kernel.new_waiter();
     // A change is in progress: the file is left for another time.
-    let Some(_ticket) = inode.turn.try_take(waiter.id()) else {
+    let Some(turn) = inode.turn.try_take(kernel, waiter.id(), BlockRange::ALL) else {
         return Ok(Defragmented { moved: 0, skipped: total });
     };
     let layout = inode.layout(Layout::clone);
-    let movable = movable_extents(kernel, inode, &layout);
-    let outcome = move_together(kernel, inode, &movable);
-    LeaseTable::of(inode).change_over();
+    let movable = movable_extents(kernel, inode, &layout, waiter.id());
+    let outcome = move_together(kernel, inode, &turn, &movable);
+    LeaseTable::of(inode).change_over(waiter.id());
     let moved = outcome?;
     Ok(Defragmented { moved, skipped: layout.mapped_blocks() - moved })
 }
 
 /// The extents that can be read and that are not leased, pinned, shared or known by a block
 /// layout. Lease requests on them wait until the change is over.
-fn movable_extents(kernel: &Kernel, inode: &Inode, layout: &Layout) -> Vec<Extent> {
+fn movable_extents(kernel: &Kernel, inode: &Inode, layout: &Layout, changer: WaiterId) -> Vec<Extent> {
     let mut free = vec![BlockRange::ALL];
     let mut forbid = |range: BlockRange| {
         free = free.iter().flat_map(|part| part.minus(range)).collect();
@@ -62,7 +64,7 @@ fn movable_extents(kernel: &Kernel, inode: &Inode, layout: &Layout) -> Vec<Exten
     {
         let entries = LeaseTable::of(inode).lock();
         entries.iter().for_each(|entry| forbid(entry.range));
-        LeaseTable::of(inode).settle_on(&entries, BlockRange::ALL);
+        LeaseTable::of(inode).settle_on(&entries, changer, &BlockRange::ALL.into());
     }
     inode.holders().iter().for_each(|holder| forbid(holder.range));
     // Moving pages that a guest has mapped would disconnect the guest for good.
@@ -77,7 +79,7 @@ fn movable_extents(kernel: &Kernel, inode: &Inode, layout: &Layout) -> Vec<Exten
 
 /// Closes what can be closed at once, copies it into one run, publishes, frees. Returns the number
 /// of blocks moved.
-fn move_together(kernel: &Kernel, inode: &Inode, movable: &[Extent]) -> Result<u64, Errno> {
+fn move_together(kernel: &Kernel, inode: &Inode, turn: &TurnGuard<'_>, movable: &[Extent]) -> Result<u64, Errno> {
     let wanted: u64 = movable.iter().map(|extent| u64::from(extent.len)).sum();
     if wanted == 0 {
         return Ok(0);
@@ -86,7 +88,7 @@ fn move_together(kernel: &Kernel, inode: &Inode, movable: &[Extent]) -> Result<u
     if fresh.pages.len() > 1 {
         return Err(Errno::ENOSPC);
     }
-    inode.turn.pages_closed();
+    turn.pages_closed();
     let mut departing: Vec<(Extent, Frozen<'_>)> = Vec::with_capacity(movable.len());
     for extent in movable.iter().take(CLOSINGS_MAX) {
         // Contended, or pinned by a holder that is not listed yet: skipped.
@@ -103,7 +105,7 @@ fn move_together(kernel: &Kernel, inode: &Inode, movable: &[Extent]) -> Result<u
             free_pages(kernel, frozen);
         }
     }
-    inode.turn.pages_reopened();
+    turn.pages_reopened();
     copied.map(|_| extents.iter().map(|extent| u64::from(extent.len)).sum())
 }
 

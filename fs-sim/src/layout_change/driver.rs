@@ -1,9 +1,9 @@
 //! The driver of layout changes: turn, leases, pins, close, publication, release of blocks.
 //!
 //! It owns the order of docs/semantics.md, section 4, for changes of one file and of two at once.
-//! Invariants: a change that fails was never visible (invariant 8); no lock is held over a wait;
-//! after every wait everything is judged again; two files are always taken in the order of their
-//! inode numbers. Kernel counterpart: `xfs_break_layouts` and `dax_layout_busy_page` around
+//! Invariants: a change that fails was never visible (invariant 8); no lock is held over a wait, and
+//! no turn over a wait for leases, pins, clients or guests; after every wait everything is judged
+//! again; two files are always taken in the order of their inode numbers. Kernel counterpart: `xfs_break_layouts` and `dax_layout_busy_page` around
 //! `xfs_setattr_size`, `xfs_file_fallocate`, `xfs_file_remap_range`.
 //!
 //! # Stamps
@@ -15,25 +15,29 @@
 
 use emulator::race_point;
 use emulator::sync::Arc;
+use emulator::wait::WaitFor;
 
 use crate::base::errno::Errno;
 use crate::base::range::BlockRanges;
-use crate::extent_map::Layout;
+use crate::deadlock::graph::{WaitFailure, WaitPoll};
+use crate::deadlock::need::Awaited;
 use crate::holders::list::pin_holders;
 use crate::layout_change::closed_pages::clear_pages;
 use crate::layout_change::departure::{depart, fresh_blocks, release_shared};
 use crate::layout_change::plan::{
-    CLOSINGS_MAX, Change, ChangeWork, JointChange, Patience, SingleChange, StillHolds, publish_waiting,
+    CLOSINGS_MAX, Change, ChangeWork, JointChange, Patience, PlannedOn, SingleChange, StillHolds, publish_waiting,
+    works_of,
 };
 use crate::layout_change::publication::publish_change;
 use crate::layout_change::recall_clients::{end_own_layouts, recall_layouts};
+use crate::layout_change::turns::Turns;
 use crate::layout_change::unmap_guests::unmap_guests;
 use crate::layout_change::verdict::judge_all_pins;
 use crate::leases::layout::break_layouts::{
     BreakOutcome, break_layouts, check_layouts, leases_conflict, wait_for_leases,
 };
 use crate::leases::layout::table::LeaseTable;
-use crate::leases::layout::waiting::publish_waiting_on;
+use crate::leases::layout::waiting::stand_aside;
 use crate::vfs::inode::Inode;
 use crate::vfs::layout_turn::TurnGuard;
 use crate::vfs::task::Task;
@@ -59,34 +63,12 @@ pub(crate) fn change_layouts(
     change: &dyn JointChange,
     patience: Patience,
 ) -> Result<bool, Errno> {
-    let kernel = task.kernel();
-    let mut turns: Vec<TurnGuard<'_>> = Vec::with_capacity(inodes.len());
-    for inode in inodes {
-        let turn = match (patience, turns.is_empty()) {
-            (Patience::Never, _) => inode.turn.take_unless_waiting(task)?,
-            (Patience::Waits, true) => inode.turn.take(task)?,
-            (Patience::Waits, false) => match inode.turn.try_take(task.waiter().id()) {
-                Some(turn) => turn,
-                None => {
-                    // The task that has the turn may wait for long: faults must not wait behind
-                    // this change in front of the first file meanwhile.
-                    turns
-                        .iter()
-                        .zip(inodes)
-                        .for_each(|(held, inode)| publish_waiting_on(inode, held, &BlockRanges::default(), &[]));
-                    inode.turn.take(task)?
-                }
-            },
-        };
-        turns.push(turn);
-    }
-    let sides: Vec<(&Inode, &TurnGuard<'_>)> = inodes.iter().map(|inode| inode.as_ref()).zip(&turns).collect();
-    let generations: Vec<u64> = inodes.iter().map(|inode| inode.generation()).collect();
-    let outcome = change_under_turns(task, &sides, change, patience);
-    for (inode, generation) in inodes.iter().zip(generations) {
-        LeaseTable::of(inode).change_over();
-        if outcome.is_err() && inode.generation() != generation {
-            kernel.violated(format!("invariant 8: a failed change of inode {} was visible", inode.ino().0));
+    let turns = Turns::of(task, inodes);
+    let outcome = change_under_turns(task, inodes, &turns, change, patience);
+    for (inode, turn) in inodes.iter().zip(turns.guards()) {
+        LeaseTable::of(inode).change_over(task.waiter().id());
+        if outcome.is_err() && turn.is_published() {
+            task.kernel().violated(format!("invariant 8: a failed change of inode {} was visible", inode.ino().0));
         }
     }
     outcome
@@ -94,68 +76,124 @@ pub(crate) fn change_layouts(
 
 fn change_under_turns(
     task: &Task,
-    sides: &[(&Inode, &TurnGuard<'_>)],
+    inodes: &[&Arc<Inode>],
+    turns: &Turns<'_>,
     change: &dyn JointChange,
     patience: Patience,
 ) -> Result<bool, Errno> {
     let kernel = task.kernel();
+    let sides: Vec<(&Inode, &TurnGuard<'_>)> = inodes.iter().map(|inode| inode.as_ref()).zip(turns.guards()).collect();
+    // A plan without the turn only says which turn to take.
+    let mut wanted: Option<Vec<BlockRanges>> = None;
     loop {
+        if let Some(ranges) = &wanted {
+            turns.take(task, ranges, patience == Patience::Waits)?;
+        }
         // Each time: the device may have been removed while this change waited.
         kernel.device_stays()?;
-        let layouts: Vec<Layout> = sides.iter().map(|(inode, _)| inode.layout(Layout::clone)).collect();
-        let Some(plans) = change.plan(kernel, &layouts)? else {
+        let planned = PlannedOn::now(inodes);
+        let Some(plans) = change.plan(kernel, &planned.layouts)? else {
             return Ok(false);
         };
-        let planned = plans.into_iter().zip(&layouts).zip(sides);
-        let works: Vec<ChangeWork<'_>> =
-            planned.map(|((plan, layout), side)| ChangeWork::new(plan, layout, &kernel.shares, *side)).collect();
-        if works.iter().map(ChangeWork::closings).sum::<usize>() > CLOSINGS_MAX {
-            return Err(Errno::ENOMEM);
-        }
-        works.iter().try_for_each(|work| work.check_copies(kernel))?;
-        // A hint, before any lease is broken; what is free when the blocks are allocated decides.
-        if works.iter().map(|work| work.blocks).sum::<u64>() > kernel.allocator.free_blocks() {
-            return Err(Errno::ENOSPC);
-        }
-        if !break_all_layouts(task, &works, patience)? {
+        let ranges: Vec<BlockRanges> =
+            plans.iter().zip(&planned.layouts).map(|(plan, layout)| plan.turn_ranges(layout)).collect();
+        if !turns.cover(&ranges) {
+            wanted = Some(ranges);
             continue;
         }
-        if !recall_layouts(task, &works, patience)? {
+        let works = works_of(kernel, plans, &planned.layouts, &sides);
+        if !stand_behind_requests(task, &works, patience)? {
             continue;
         }
-        race_point!("change: settled, not shut");
-        let Some(verdicts) = judge_all_pins(task, &works)? else { continue };
-        if !unmap_guests(task, &works, &verdicts, patience)? {
-            continue;
-        }
-        let needed = works.iter().zip(&verdicts).map(|(work, verdict)| work.blocks_with(&verdict.orphaned)).sum();
-        let mut fresh = fresh_blocks(kernel, sides[0].0, needed)?;
-        if !end_own_layouts(task, &works)? {
-            continue;
-        }
-        let Some(cleared) = clear_pages(task, &works, verdicts, patience)? else {
-            continue;
-        };
-        kernel.device_stays()?;
-        race_point!("change: shut, not published");
-        match publish_change(kernel, change, &layouts, &works, &cleared, &fresh.pages)? {
-            StillHolds::Yes => {}
+        match change_once(task, change, &planned, &works, patience)? {
+            StillHolds::Yes => return Ok(true),
             StillHolds::No => return Ok(false),
-            StillHolds::Again => continue,
+            StillHolds::Again => {}
         }
-        fresh.pages.clear();
-        race_point!("change: published, not freed");
-        for (work, cleared) in works.iter().zip(cleared) {
-            for departing in cleared.departing {
-                depart(kernel, work.inode, departing);
-            }
-            for pages in &work.released {
-                release_shared(kernel, work.inode, *pages);
-            }
-            let first = work.judged.first().copied();
-            kernel.trace("layout changed", task.pid().0.into(), work.inode.ino().0, first);
+    }
+}
+
+/// Carries out a change that has its turns and is planned under them. `Again`: something was waited
+/// for, or has changed, and it must be planned again.
+fn change_once<'w>(
+    task: &'w Task,
+    change: &dyn JointChange,
+    planned: &PlannedOn,
+    works: &[ChangeWork<'w>],
+    patience: Patience,
+) -> Result<StillHolds, Errno> {
+    let kernel = task.kernel();
+    if works.iter().map(ChangeWork::closings).sum::<usize>() > CLOSINGS_MAX {
+        return Err(Errno::ENOMEM);
+    }
+    works.iter().try_for_each(|work| work.check_copies(kernel))?;
+    // A hint, before any lease is broken; what is free when the blocks are allocated decides.
+    if works.iter().map(|work| work.blocks).sum::<u64>() > kernel.allocator.free_blocks() {
+        return Err(Errno::ENOSPC);
+    }
+    if !break_all_layouts(task, works, patience)? || !recall_layouts(task, works, patience)? {
+        return Ok(StillHolds::Again);
+    }
+    race_point!("change: settled, not shut");
+    let Some(verdicts) = judge_all_pins(task, works)? else { return Ok(StillHolds::Again) };
+    if !unmap_guests(task, works, &verdicts, patience)? {
+        return Ok(StillHolds::Again);
+    }
+    let needed = works.iter().zip(&verdicts).map(|(work, verdict)| work.blocks_with(&verdict.orphaned)).sum();
+    let Some(first) = works.first() else { return Ok(StillHolds::No) };
+    let mut fresh = fresh_blocks(kernel, first.inode, needed)?;
+    if !end_own_layouts(task, works)? {
+        return Ok(StillHolds::Again);
+    }
+    let Some(cleared) = clear_pages(task, works, verdicts, patience)? else {
+        return Ok(StillHolds::Again);
+    };
+    kernel.device_stays()?;
+    race_point!("change: shut, not published");
+    let holds = publish_change(kernel, change, planned, works, &cleared, &fresh.pages)?;
+    if holds != StillHolds::Yes {
+        return Ok(holds);
+    }
+    fresh.pages.clear();
+    race_point!("change: published, not freed");
+    for (work, cleared) in works.iter().zip(cleared) {
+        for departing in cleared.departing {
+            depart(kernel, work.inode, departing);
         }
+        for pages in &work.released {
+            release_shared(kernel, work.inode, *pages);
+        }
+        let first = work.judged.first().copied();
+        kernel.trace("layout changed", task.pid().0.into(), work.inode.ino().0, first);
+    }
+    Ok(StillHolds::Yes)
+}
+
+/// A change stands behind lease requests that wait where it judges leases, unless they wait for its
+/// own process: it comes after the grant. False: it has waited, and plans again. Faults and pins
+/// that must allocate never wait for leases.
+fn stand_behind_requests(task: &Task, works: &[ChangeWork<'_>], patience: Patience) -> Result<bool, Errno> {
+    if patience == Patience::Never {
         return Ok(true);
+    }
+    let asking = |work: &ChangeWork<'_>| {
+        let mut tasks = LeaseTable::of(work.inode).asking_in(&work.touches);
+        tasks.retain(|asker| *asker != task.waiter().id() && !task.kernel().waits_for(*asker, task.pid()));
+        tasks
+    };
+    let Some(n) = works.iter().position(|work| !asking(work).is_empty()) else { return Ok(true) };
+    for (other, work) in works.iter().enumerate() {
+        if other == n { work.turn.stand_back() } else { stand_aside(work.inode, work.turn, task.waiter().id()) }
+    }
+    let how = WaitFor::interruptible("lease request ahead");
+    let outcome = task.block_on(&LeaseTable::of(works[n].inode).changed, how, || match asking(&works[n]) {
+        tasks if tasks.is_empty() => WaitPoll::Ready(()),
+        tasks => WaitPoll::Blocked(tasks.into_iter().map(Awaited::behind).collect()),
+    });
+    match outcome {
+        Ok(()) => Ok(false),
+        Err(WaitFailure::Deadlock) => Err(Errno::EDEADLK),
+        Err(WaitFailure::Interrupted | WaitFailure::TimedOut) => Err(Errno::EINTR),
     }
 }
 
@@ -175,16 +213,17 @@ fn break_all_layouts(task: &Task, works: &[ChangeWork<'_>], patience: Patience) 
     }
     let mut in_the_way = Vec::new();
     for work in works {
-        match break_layouts(task, work.inode, work.turn, &work.touches, &holders(work))? {
-            BreakOutcome::Clear => {}
-            BreakOutcome::InTheWay(leases) => in_the_way.push((work.inode, leases)),
-        }
+        in_the_way.push(match break_layouts(task, work.inode, work.turn, &work.touches, &holders(work))? {
+            BreakOutcome::Clear => Vec::new(),
+            BreakOutcome::InTheWay(leases) => leases,
+        });
     }
-    if !in_the_way.is_empty() {
-        publish_waiting(works, |n| holders(&works[n]));
+    if in_the_way.iter().all(Vec::is_empty) {
+        return Ok(true);
     }
-    for (inode, leases) in &in_the_way {
-        wait_for_leases(task, inode, leases)?;
+    publish_waiting(task, works, |n| (!in_the_way[n].is_empty()).then(|| holders(&works[n])));
+    for (work, leases) in works.iter().zip(&in_the_way).filter(|(_, leases)| !leases.is_empty()) {
+        wait_for_leases(task, work.inode, leases)?;
     }
-    Ok(in_the_way.is_empty())
+    Ok(false)
 }

@@ -19,5 +19,6 @@ pub(crate) mod driver;
 pub(crate) mod plan;
 pub(crate) mod publication;
 pub(crate) mod recall_clients;
+pub(crate) mod turns;
 pub(crate) mod unmap_guests;
 pub(crate) mod verdict;

@@ -25,10 +25,11 @@ use crate::extent_map::{Extent, ExtentState, Layout};
 use crate::holders::holder::Holder;
 use crate::holders::list::pin_holders;
 use crate::layout_change::copy::{check_sound, replaced_by_copy};
-use crate::leases::layout::waiting::publish_waiting_on;
+use crate::leases::layout::waiting::{publish_waiting_on, stand_aside};
 use crate::vfs::inode::Inode;
 use crate::vfs::kernel::Kernel;
 use crate::vfs::layout_turn::TurnGuard;
+use crate::vfs::task::Task;
 use crate::volume::Shares;
 
 /// What a change is given when every lease and pin allows it.
@@ -113,12 +114,47 @@ pub(crate) enum Patience {
 /// truncated in steps.
 pub(crate) const CLOSINGS_MAX: usize = 1 << 14;
 
-/// Marks every file of a change as waiting, whichever file it waits for: new leases and long-term
-/// pins in its way are refused, and a fault that must allocate there does not wait behind it.
-/// `met(n)` are the pins in the way in the `n`th file.
-pub(crate) fn publish_waiting(works: &[ChangeWork<'_>], met: impl Fn(usize) -> Vec<Arc<Holder>>) {
+/// Marks the files in which a change waits: new leases and long-term pins in its way are refused
+/// there, and a fault that must allocate does not wait behind it. `met(n)` are the pins in the way
+/// in the `n`th file, none if it does not wait there: in such a file it gives up its turn.
+pub(crate) fn publish_waiting(task: &Task, works: &[ChangeWork<'_>], met: impl Fn(usize) -> Option<Vec<Arc<Holder>>>) {
     for (n, work) in works.iter().enumerate() {
-        publish_waiting_on(work.inode, work.turn, &work.touches, &met(n));
+        match met(n) {
+            Some(pins) => publish_waiting_on(work.inode, work.turn, &work.touches, &pins),
+            None => stand_aside(work.inode, work.turn, task.waiter().id()),
+        }
+    }
+}
+
+/// What a plan means for each file.
+pub(crate) fn works_of<'w>(
+    kernel: &Kernel,
+    plans: Vec<ChangePlan>,
+    layouts: &[Layout],
+    sides: &[(&'w Inode, &'w TurnGuard<'w>)],
+) -> Vec<ChangeWork<'w>> {
+    let planned = plans.into_iter().zip(layouts).zip(sides);
+    planned.map(|((plan, layout), side)| ChangeWork::new(plan, layout, &kernel.shares, *side)).collect()
+}
+
+/// The layouts that a change was planned on.
+pub(crate) struct PlannedOn {
+    pub(crate) layouts: Vec<Layout>,
+    /// How often each file had published one.
+    publications: Vec<u64>,
+}
+
+impl PlannedOn {
+    /// The present layouts of `inodes`.
+    pub(crate) fn now(inodes: &[&Arc<Inode>]) -> PlannedOn {
+        // The numbers come first: a layout published in between counts as published since.
+        let publications = inodes.iter().map(|inode| inode.publications()).collect();
+        PlannedOn { layouts: inodes.iter().map(|inode| inode.layout(Layout::clone)).collect(), publications }
+    }
+
+    /// Whether no file has published a layout since.
+    pub(crate) fn is_current(&self, works: &[ChangeWork<'_>]) -> bool {
+        works.iter().zip(&self.publications).all(|(work, number)| work.inode.publications() == *number)
     }
 }
 
@@ -142,6 +178,20 @@ pub(crate) struct ChangePlan {
     pub(crate) overwrites: Option<BlockRange>,
     /// How many new blocks are needed, besides those for copies.
     pub(crate) blocks: u64,
+}
+
+impl ChangePlan {
+    /// The file blocks that no other change may touch at the same time. Zeroing a part of a block
+    /// that stays is no change, unless the block may be shared.
+    pub(crate) fn turn_ranges(&self, layout: &Layout) -> BlockRanges {
+        let mut ranges = self.touches.clone();
+        for range in self.leaves.iter().chain(&self.moves).chain(&self.shares).chain(&self.unwritten) {
+            ranges.add(*range);
+        }
+        let written = self.writes.iter().flat_map(|range| mapped(layout, *range));
+        ranges.extend(written.filter(|extent| extent.shared).map(|extent| extent.range()));
+        ranges
+    }
 }
 
 /// What becomes of closed pages.
@@ -276,6 +326,18 @@ impl<'a> ChangeWork<'a> {
         self.touches.add(part.range());
         let whole = overwrites.is_some_and(|range| range.contains(part.range()));
         if whole { &mut self.overwritten } else { &mut self.copies }.push(part);
+    }
+
+    /// Whether `other`, planned anew, does the same to the same blocks: what was judged for one holds
+    /// for the other.
+    pub(crate) fn does_as(&self, other: &ChangeWork<'_>) -> bool {
+        self.touches == other.touches
+            && self.range == other.range
+            && (&self.leaving, &self.moving, &self.turning) == (&other.leaving, &other.moving, &other.turning)
+            && (&self.losing_mark, &self.released) == (&other.losing_mark, &other.released)
+            && (&self.copies, &self.overwritten, &self.vacated) == (&other.copies, &other.overwritten, &other.vacated)
+            && (&self.unmarked, &self.moves) == (&other.unmarked, &other.moves)
+            && self.blocks == other.blocks
     }
 
     /// The file blocks about which block-layout clients must be asked: those on which leases are

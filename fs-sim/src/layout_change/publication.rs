@@ -12,11 +12,14 @@ use crate::base::errno::Errno;
 use crate::base::page_sets::{BlockSupply, without};
 use crate::extent_map::Layout;
 use crate::layout_change::closed_pages::ClearedPages;
-use crate::layout_change::plan::{ChangeWork, ClearedBlocks, JointChange, StillHolds};
+use crate::layout_change::plan::{ChangeWork, ClearedBlocks, JointChange, PlannedOn, StillHolds, works_of};
 use crate::vfs::kernel::Kernel;
 
 /// Publishes and commits the new maps of a change, if it still applies. All pages that must be are
 /// closed.
+///
+/// If a file has published another layout since the change was planned, the change is planned again
+/// here: it goes on if it does the same to the same blocks.
 ///
 /// The locks of two maps are taken in the order of their inode numbers and held together: no block
 /// of one file turns written while the other file's map is made from it, and no other publication
@@ -27,14 +30,23 @@ use crate::vfs::kernel::Kernel;
 pub(crate) fn publish_change(
     kernel: &Kernel,
     change: &dyn JointChange,
-    planned: &[Layout],
+    planned: &PlannedOn,
     works: &[ChangeWork<'_>],
     cleared: &[ClearedPages<'_>],
     fresh: &[PageRange],
 ) -> Result<StillHolds, Errno> {
     let _publishing: Vec<_> = works.iter().map(|work| work.inode.map_lock.lock()).collect();
     let layouts: Vec<Layout> = works.iter().map(|work| work.inode.layout(Layout::clone)).collect();
-    let holds = change.holds(kernel, planned, &layouts)?;
+    if !planned.is_current(works) {
+        // A disjoint change was published meanwhile, or unwritten blocks turned written.
+        let Some(plans) = change.plan(kernel, &layouts)? else { return Ok(StillHolds::No) };
+        let sides: Vec<_> = works.iter().map(|work| (work.inode, work.turn)).collect();
+        let anew = works_of(kernel, plans, &layouts, &sides);
+        if !works.iter().zip(&anew).all(|(work, anew)| work.does_as(anew)) {
+            return Ok(StillHolds::Again);
+        }
+    }
+    let holds = change.holds(kernel, &planned.layouts, &layouts)?;
     if holds != StillHolds::Yes {
         return Ok(holds);
     }
@@ -60,6 +72,7 @@ pub(crate) fn publish_change(
         }
     }
     for (work, next) in works.iter().zip(next) {
+        work.turn.published();
         work.inode.publish(next);
     }
     race_point!("change: published, not committed");

@@ -96,7 +96,7 @@ fn wait_for_layouts(task: &Task, inode: &Inode, layouts: &[Arc<BlockLayout>]) ->
             // Of a closed layout only I/O in flight is left, which ends by itself: the wait needs
             // no process for it.
             let open = left().filter(|layout| !layout.gate.is_closed());
-            WaitPoll::Blocked(open.map(|layout| Need::any_of(vec![layout.pid])).collect())
+            WaitPoll::Blocked(open.map(|layout| Need::any_of(vec![layout.pid]).into()).collect())
         });
         match outcome {
             Ok(()) => return Ok(()),

@@ -17,7 +17,7 @@ use emulator::wait::WaitFor;
 use crate::base::errno::Errno;
 use crate::base::numbers::HolderId;
 use crate::deadlock::graph::{WaitFailure, WaitPoll};
-use crate::deadlock::need::Need;
+use crate::deadlock::need::{Awaited, Need};
 use crate::holders::holder::{Holder, revoke_holder};
 use crate::holders::list::{Holders, notify_only, pin_holders};
 use crate::layout_change::plan::{ChangeWork, Patience, publish_waiting};
@@ -50,7 +50,7 @@ pub(crate) fn unmap_guests(
     if guests.iter().all(Vec::is_empty) {
         return Ok(true);
     }
-    publish_waiting(works, |n| guests[n].clone());
+    publish_waiting(task, works, |n| (!guests[n].is_empty()).then(|| guests[n].clone()));
     for holder in guests.iter().flatten() {
         revoke_holder(task.kernel(), holder);
     }
@@ -86,7 +86,9 @@ fn wait_for_guests(
         left.retain(|holder| awaited.contains(&holder.id));
         match left.is_empty() {
             true => WaitPoll::Ready(()),
-            false => WaitPoll::Blocked(left.iter().filter_map(|holder| Need::of_guest(holder)).collect()),
+            false => {
+                WaitPoll::Blocked(left.iter().filter_map(|holder| Need::of_guest(holder)).map(Awaited::from).collect())
+            }
         }
     });
     match outcome {

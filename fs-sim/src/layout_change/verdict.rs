@@ -12,7 +12,7 @@ use crate::base::errno::Errno;
 use crate::base::numbers::HolderId;
 use crate::base::page_sets::{common, merge, without};
 use crate::deadlock::graph::{WaitFailure, WaitPoll};
-use crate::deadlock::need::Need;
+use crate::deadlock::need::Awaited;
 use crate::design::ChangeRule;
 use crate::holders::holder::Holder;
 use crate::holders::list::pin_holders;
@@ -38,7 +38,8 @@ pub(crate) fn judge_all_pins(task: &Task, works: &[ChangeWork<'_>]) -> Result<Op
     let verdicts = works.iter().map(|work| judge_pins(task, work)).collect::<Result<Vec<PinVerdict>, Errno>>()?;
     for (work, verdict) in works.iter().zip(&verdicts) {
         if !verdict.wait_for.is_empty() {
-            publish_waiting(works, |n| verdicts[n].wait_for.clone());
+            let waits = |n: usize| (works[n].inode.ino() == work.inode.ino()).then(|| verdicts[n].wait_for.clone());
+            publish_waiting(task, works, waits);
             wait_for_holders(task, work, &verdict.wait_for)?;
             return Ok(None);
         }
@@ -92,12 +93,12 @@ fn wait_for_holders(task: &Task, work: &ChangeWork<'_>, holders: &[Arc<Holder>])
     let awaited: Vec<HolderId> = holders.iter().map(|holder| holder.id).collect();
     let how = WaitFor::interruptible("long-term pins");
     let outcome = task.block_on(&pin_holders(work.inode).changed, how, || {
-        let left = pin_holders(work.inode).holding(work.range, &work.judged);
-        let left: Vec<_> = left.iter().filter(|holder| awaited.contains(&holder.id)).collect();
+        let mut left = pin_holders(work.inode).holding(work.range, &work.judged);
+        left.retain(|holder| awaited.contains(&holder.id));
         if left.is_empty() {
             return WaitPoll::Ready(());
         }
-        WaitPoll::Blocked(left.iter().map(|holder| Need::of_holder(holder)).collect())
+        WaitPoll::Blocked(left.into_iter().map(Awaited::of_holder).collect())
     });
     match outcome {
         Ok(()) => Ok(()),

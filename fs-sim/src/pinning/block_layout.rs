@@ -70,15 +70,16 @@ pub(crate) fn grant_layout(
             if range.is_empty() || outside {
                 return Err(Errno::EINVAL);
             }
-            if inode.turn.waiting_on().is_some() {
+            if inode.turn.refuses_in(range) {
                 return Err(Errno::EAGAIN);
             }
             if mode == IoMode::ReadWrite {
                 let allocation = Allocate { range, size_min: 0, state: ExtentState::Written, unshare: true };
                 change_layout(task, inode, &allocation, Patience::Waits)?;
             }
-            let turn = inode.turn.take_unless_waiting(task);
-            let _ticket = turn.map_err(|errno| if errno == Errno::ETXTBSY { Errno::EAGAIN } else { errno })?;
+            let turn = inode.turn.change(task.kernel(), task.waiter().id());
+            let taken = turn.take(task, &range.into(), false);
+            taken.map_err(|errno| if errno == Errno::ETXTBSY { Errno::EAGAIN } else { errno })?;
             // No block moves while the turn is held. Unwritten blocks are cleaned, so that the
             // extents say everything.
             clean_unwritten(task.kernel(), inode, range);

@@ -8,30 +8,36 @@
 //! A pinner reads the inode's generation, then draws its read point R from the ledger, then reads
 //! the map, pins what the map says, and reads the generation again. If it is the same *number* (it
 //! never takes a value twice), no block left, moved or joined the file in between, so the pages
-//! pinned are the file's. A changer closes the pages that leave before it publishes the new map,
-//! and publishes before it reopens them: it sees a pin that comes too early, and a pin that comes
-//! too late is refused by the closed page or undone by the recheck. R is drawn after the first
-//! read of the generation, so a stamp newer than R can only mean that the page left after the map
-//! was read; a page that merely arrived never looks stale.
+//! pinned are the file's. If it is not, another part of the file may have changed: the pages are
+//! still the file's if the map says the same of the range, and no stamp on them is newer than R.
+//! The map alone does not suffice: a block may have left and come back. So changes elsewhere in
+//! the file never keep a pinner from its pages. A changer closes the pages that leave before it
+//! publishes the new map, and publishes before it reopens them: it sees a pin that comes too
+//! early, and a pin that comes too late is refused by the closed page or undone by the recheck. R
+//! is drawn after the first read of the generation, so a stamp newer than R can only mean that the
+//! page left after the map was read; a page that merely arrived never looks stale.
 //!
 //! A long-term pin is *committed* (listed in [`crate::holders`]) before its registration returns.
 //! It counts in the gates of the leases that admitted it from before its first page is pinned
 //! until after its last page is unpinned.
 
-use emulator::ledger::Stamp;
+use emulator::ledger::{OwnershipCheck, Stamp};
 use emulator::pin::{Pin, PinError, PinKind};
 use emulator::race_point;
 use emulator::sync::{Arc, thread};
-use emulator::wait::{WaitFor, WaitQueue, Waiter};
+use emulator::wait::{WaitFor, WaitQueue};
 
 use crate::base::errno::Errno;
 use crate::base::range::BlockRange;
 use crate::base::units::BLOCK;
+use crate::deadlock::graph::{WaitEnd, WaitFailure, WaitPoll};
+use crate::deadlock::need::Need;
 use crate::extent_map::lookup::{pages_of, pieces_in};
 use crate::extent_map::{ExtentState, Piece};
 use crate::holders::short_pins::ShortPins;
 use crate::layout_change::changes::allocate::{clean_unwritten, fault_in, unshare};
 use crate::layout_change::departure::reap_orphans;
+use crate::vfs::change_state::ChangeState;
 use crate::vfs::inode::Inode;
 use crate::vfs::kernel::Kernel;
 use crate::vfs::task::Task;
@@ -44,12 +50,46 @@ enum PinAttempt {
     Errno(Errno),
 }
 
+/// What a pinner saw of a file before it pinned: the generation first, then the read point, then
+/// the map.
+struct MapSeen {
+    generation: u64,
+    read_point: Stamp,
+    /// The blocks that were looked up.
+    range: BlockRange,
+    pieces: Vec<Piece>,
+    size: u64,
+}
+
+impl MapSeen {
+    fn now(kernel: &Kernel, inode: &Inode, range: BlockRange) -> MapSeen {
+        let generation = inode.generation();
+        let read_point = kernel.ledger.read_point();
+        let (pieces, size) = inode.layout(|layout| (pieces_in(layout, range), layout.size()));
+        MapSeen { generation, read_point, range, pieces, size }
+    }
+
+    /// Whether the pages are still the file's, after they were pinned.
+    fn holds(&self, kernel: &Kernel, inode: &Inode) -> bool {
+        if inode.generation() == self.generation {
+            return true;
+        }
+        // Another part of the file has changed, or this one. The map is read before the stamps: a
+        // block that left and came back was stamped before the map shows it again.
+        let same = inode.layout(|layout| pieces_in(layout, self.range) == self.pieces);
+        let current = |piece: &Piece| match piece {
+            Piece::Mapped(extent) => kernel.ledger.check(pages_of(extent), self.read_point) == OwnershipCheck::Current,
+            Piece::Hole { .. } => true,
+        };
+        same && self.pieces.iter().all(current)
+    }
+}
+
 fn pin_pieces(
     kernel: &Arc<Kernel>,
-    inode: &Inode,
-    generation: u64,
     pieces: &[Piece],
     kind: PinKind,
+    holds: impl FnOnce() -> bool,
 ) -> Result<Vec<Pin>, PinAttempt> {
     let mut pins = Vec::with_capacity(pieces.len());
     let mut refused = None;
@@ -75,7 +115,7 @@ fn pin_pieces(
             PinError::OutOfRange => PinAttempt::Errno(Errno::EIO),
         });
     }
-    if inode.generation() != generation && !kernel.sabotage.no_recheck {
+    if !kernel.sabotage.no_recheck && !holds() {
         unpin_all(kernel, pins);
         return Err(PinAttempt::Again);
     }
@@ -101,14 +141,15 @@ pub(crate) fn pin_short(
     task: Option<&Task>,
 ) -> Result<ShortPins, Errno> {
     loop {
-        let generation = inode.generation();
-        let read_point = kernel.ledger.read_point();
-        let (pieces, size) = inode.layout(|layout| (pieces_in(layout, range), layout.size()));
+        let seen = MapSeen::now(kernel, inode, range);
         race_point!("gup: map read, not pinned");
-        match pin_pieces(kernel, inode, generation, &pieces, PinKind::Short) {
-            Ok(pins) => return Ok(ShortPins { pins, pieces, size, read_point, generation }),
+        match pin_pieces(kernel, &seen.pieces, PinKind::Short, || seen.holds(kernel, inode)) {
+            Ok(pins) => {
+                let MapSeen { generation, read_point, pieces, size, .. } = seen;
+                return Ok(ShortPins { pins, pieces, size, read_point, generation });
+            }
             Err(PinAttempt::Errno(errno)) => return Err(errno),
-            Err(PinAttempt::Again) => wait_for_closed_pages(kernel, inode, task),
+            Err(PinAttempt::Again) => wait_for_closed_pages(kernel, inode, task)?,
         }
     }
 }
@@ -121,7 +162,7 @@ pub(crate) fn pin_translated(
     generation: u64,
     pieces: &[Piece],
 ) -> Result<Option<Vec<Pin>>, Errno> {
-    match pin_pieces(kernel, inode, generation, pieces, PinKind::Short) {
+    match pin_pieces(kernel, pieces, PinKind::Short, || inode.generation() == generation) {
         Ok(pins) => Ok(Some(pins)),
         Err(PinAttempt::Again) => Ok(None),
         Err(PinAttempt::Errno(errno)) => Err(errno),
@@ -134,9 +175,12 @@ pub(crate) fn unpin_short(kernel: &Arc<Kernel>, pins: ShortPins) {
 }
 
 /// A pin met a closed page or a changed map: waits until the pages that it met are reopened. A
-/// changer keeps pages closed only while pins drain that their holders are about to drop, so this
-/// wait is not interruptible.
-fn wait_for_closed_pages(kernel: &Kernel, inode: &Inode, task: Option<&Task>) {
+/// changer keeps pages closed only while pins drain that their holders are about to drop. Direct
+/// I/O in flight drains when its process completes it: a task of that process must not wait here.
+///
+/// # Errors
+/// EINTR: a fatal signal has ended the wait. EDEADLK: only this task could end it.
+fn wait_for_closed_pages(kernel: &Kernel, inode: &Inode, task: Option<&Task>) -> Result<(), Errno> {
     kernel.counters.pin_retries.add(1);
     let (reopenings, (_, queue)) = (inode.turn.reopenings(), inode.turn.closed_pages());
     let shut = || inode.turn.closed_pages().0 && inode.turn.reopenings() == reopenings;
@@ -144,28 +188,38 @@ fn wait_for_closed_pages(kernel: &Kernel, inode: &Inode, task: Option<&Task>) {
     for _ in 0..CLOSED_PAGE_SPINS {
         thread::yield_now();
         if !shut() {
-            return;
+            return Ok(());
         }
     }
-    let ready = || match shut() {
-        true => std::task::Poll::Pending,
-        false => std::task::Poll::Ready(()),
+    let Some(task) = task else {
+        let ready = || match shut() {
+            true => std::task::Poll::Pending,
+            false => std::task::Poll::Ready(()),
+        };
+        // The NIC's own access: it can only end by its condition.
+        let how = WaitFor::uninterruptible(CLOSED_PAGES);
+        let _ended = WaitQueue::wait(queue, &kernel.world, &kernel.new_waiter(), how, ready);
+        return Ok(());
     };
-    let how = WaitFor::uninterruptible("pages of a layout change");
-    let own;
-    let waiter: &Arc<Waiter> = match task {
-        Some(task) => {
-            task.note_waited();
-            task.waiter()
-        }
-        None => {
-            own = kernel.new_waiter();
-            &own
-        }
+    let closers = || {
+        let line = inode.turn.line();
+        let closers = line.into_iter().filter(|change| change.state == ChangeState::Closed);
+        closers.map(|change| Need::task(change.task).into()).collect()
     };
-    // Uninterruptible and without a deadline: it can only end by its condition.
-    let _ended = WaitQueue::wait(queue, &kernel.world, waiter, how, ready);
+    let how = WaitFor::killable(CLOSED_PAGES);
+    let outcome = task.block_until(queue, how, WaitEnd::Refusable, || match shut() {
+        true => WaitPoll::Blocked(closers()),
+        false => WaitPoll::Ready(()),
+    });
+    match outcome {
+        Ok(()) => Ok(()),
+        Err(WaitFailure::Deadlock) => Err(Errno::EDEADLK),
+        Err(WaitFailure::Interrupted | WaitFailure::TimedOut) => Err(Errno::EINTR),
+    }
 }
+
+/// The reason of a pinner that waits at closed pages.
+const CLOSED_PAGES: &str = "pages of a layout change";
 
 /// How often a pinner yields before it sleeps at a closed page.
 const CLOSED_PAGE_SPINS: u32 = 32;
@@ -180,10 +234,9 @@ pub(crate) fn pin_long(
 ) -> Result<(Vec<Pin>, Stamp), Errno> {
     let kernel = task.kernel();
     loop {
-        let generation = inode.generation();
-        let read_point = kernel.ledger.read_point();
-        let (pieces, size) = inode.layout(|layout| (pieces_in(layout, range), layout.size()));
-        if range.end > size.div_ceil(BLOCK) {
+        let seen = MapSeen::now(kernel, inode, range);
+        let pieces = &seen.pieces;
+        if range.end > seen.size.div_ceil(BLOCK) {
             return Err(Errno::EFAULT);
         }
         if pieces.iter().any(|piece| matches!(piece, Piece::Hole { .. })) {
@@ -204,12 +257,12 @@ pub(crate) fn pin_long(
             continue;
         }
         race_point!("gup: map read, not pinned");
-        match pin_pieces(kernel, inode, generation, &pieces, PinKind::Long) {
-            Ok(pins) => return Ok((pins, read_point)),
+        match pin_pieces(kernel, pieces, PinKind::Long, || seen.holds(kernel, inode)) {
+            Ok(pins) => return Ok((pins, seen.read_point)),
             Err(PinAttempt::Errno(errno)) => return Err(errno),
             Err(PinAttempt::Again) => {
-                wait_for_closed_pages(kernel, inode, Some(task));
-                if inode.turn.waiting_on().is_some_and(|waited| waited.overlaps(range)) {
+                wait_for_closed_pages(kernel, inode, Some(task))?;
+                if inode.turn.refuses_in(range) {
                     return Err(Errno::EAGAIN);
                 }
             }

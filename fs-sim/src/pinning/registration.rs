@@ -113,7 +113,7 @@ pub(crate) fn register_file(
         Admission::Pins => None,
         Admission::PinsUnder { exclusive } => Some(exclusive),
     };
-    if inode.turn.waiting_on().is_some_and(|waited| waited.overlaps(range)) {
+    if inode.turn.refuses_in(range) {
         return Err(Errno::EAGAIN);
     }
     let leases = match exclusive {
@@ -200,9 +200,10 @@ fn register_notify_only(
     loop {
         fault_in(task, inode, range)?;
         clean_unwritten(kernel, inode, range);
-        let turn = inode.turn.take_unless_waiting(task);
+        let turn = inode.turn.change(kernel, task.waiter().id());
+        let taken = turn.take(task, &range.into(), false);
         // As for a pin: a change waits.
-        let _ticket = turn.map_err(|errno| if errno == Errno::ETXTBSY { Errno::EAGAIN } else { errno })?;
+        taken.map_err(|errno| if errno == Errno::ETXTBSY { Errno::EAGAIN } else { errno })?;
         let read_point = kernel.ledger.read_point();
         let usable = |extent: &Extent| extent.state == ExtentState::Written && !extent.shared;
         let pages: Option<Vec<PageRange>> = inode.layout(|layout| {

@@ -114,7 +114,7 @@ impl Task {
 
 fn close_description(task: &Task, description: &Arc<Description>) -> Result<(), Errno> {
     description.fd_holders().gone_from(task.pid());
-    task.kernel.waits.gone(task.pid());
+    task.kernel.helper_gone(task.pid());
     if description.put_is_last() {
         let mut deferred = Deferred::default();
         match description.open() {

@@ -1,12 +1,13 @@
 //! Inodes: identity, published layout, generation, and the turn for layout changes.
 //!
 //! It owns what every layer above needs of a file. Invariants: the layout is published as one
-//! value ([`Rcu`]), by the task that has the turn or under `map_lock`; the generation changes
+//! value ([`Rcu`]), under `map_lock`; the generation changes
 //! whenever a block joins, leaves or moves, before a block that left can be reused, and never
 //! takes a value twice; no task waits with an inode's mutex held. Kernel counterpart: `struct
 //! inode`; the turn stands for `i_rwsem` and `invalidate_lock`, but is not a lock held across
 //! waits.
 
+use emulator::race_point;
 use emulator::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use emulator::sync::{Arc, Mutex, Rcu};
 
@@ -26,6 +27,8 @@ pub struct Inode {
     mode: AtomicU32,
     /// Never takes a value twice.
     generation: AtomicU64,
+    /// How often a layout was published.
+    publications: AtomicU64,
     layout: Rcu<Layout>,
     /// Serialises publications of the layout with each other, each together with its commit to the
     /// journal. (Turning unwritten blocks written needs no turn.)
@@ -54,6 +57,7 @@ impl Inode {
             uid,
             mode: AtomicU32::new(MODE_NEW),
             generation: AtomicU64::new(1),
+            publications: AtomicU64::new(0),
             layout: Rcu::new(Layout::default()),
             map_lock: Mutex::new(()),
             life: Mutex::new(InodeLife { links: 1, opens: 0, evicted: false }),
@@ -135,7 +139,9 @@ impl Inode {
         // just joined is never pinned with a read point older than its last departure. The second,
         // after the map and before the pages reopen: a pinner that read the old map is caught.
         self.generation.fetch_add(1, Ordering::SeqCst);
-        self.layout.replace(layout);
+        race_point!("inode: generation changed, map not published");
+        self.publish_same_blocks(layout);
+        race_point!("inode: map published, generation not changed");
         self.generation.fetch_add(1, Ordering::SeqCst);
     }
 
@@ -143,6 +149,14 @@ impl Inode {
     /// Serialised by `map_lock`.
     pub(crate) fn publish_same_blocks(&self, layout: Layout) {
         self.layout.replace(layout);
+        // ORDERING: SeqCst, after the map: a change that reads the number and then the map reads a
+        // map at least as new.
+        self.publications.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// How often a layout was published.
+    pub(crate) fn publications(&self) -> u64 {
+        self.publications.load(Ordering::SeqCst)
     }
 }
 

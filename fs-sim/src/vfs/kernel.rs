@@ -229,6 +229,16 @@ impl Kernel {
         self.waits.stuck(|pid| self.tasks_of(pid))
     }
 
+    /// Whether `task` is blocked and waits, directly or not, for a task of `pid`.
+    pub(crate) fn waits_for(&self, task: WaiterId, pid: Pid) -> bool {
+        self.waits.waits_for(task, pid, |pid| self.tasks_of(pid))
+    }
+
+    /// `pid` can no longer end a wait that it could: see [`crate::deadlock::graph`].
+    pub(crate) fn helper_gone(&self, pid: Pid) {
+        self.waits.gone(pid, |pid| self.tasks_of(pid));
+    }
+
     pub(crate) fn note_deadlock(&self, deadlock: Deadlock) {
         self.counters.deadlocks.add(1);
         let mut deadlocks = self.deadlocks.lock();

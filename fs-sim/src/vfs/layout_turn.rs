@@ -1,33 +1,38 @@
-//! The turn for layout changes of one inode.
+//! The turns for layout changes of one inode, by range.
 //!
-//! It owns the order of a file's layout changes: one at a time, first come first served.
-//! Invariant: the turn is a state, not a lock: the task that has it may wait for leases and pins,
-//! and unlock, close and deregistration never need it. Kernel counterpart: `i_rwsem`, which Linux
-//! holds across the wait for pins.
+//! It owns the order of a file's layout changes: changes whose ranges overlap are served in the
+//! order of arrival, others proceed side by side. Invariants: a turn is a state, not a lock: a
+//! change that waits for leases or pins keeps only its place, and unlock, close and deregistration
+//! never need a turn; changes that have the turn at one moment do not overlap; a change never
+//! stands behind one that waits, directly or not, for the caller's own process: it passes it.
+//! Kernel counterpart: `i_rwsem`, which Linux drops while it waits for a lease and keeps while it
+//! waits for pins.
 
-use std::collections::VecDeque;
+use std::cell::Cell;
 
-use emulator::sync::Mutex;
-use emulator::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use emulator::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use emulator::sync::{Mutex, MutexGuard};
 use emulator::wait::{WaitFor, WaitQueue, WaiterId};
 
 use crate::base::errno::Errno;
 use crate::base::numbers::HolderId;
-use crate::base::range::BlockRanges;
+use crate::base::range::{BlockRange, BlockRanges};
 use crate::deadlock::graph::{WaitFailure, WaitPoll};
-use crate::deadlock::need::Need;
+use crate::deadlock::need::Awaited;
+use crate::vfs::change_state::{ChangeEvent, ChangeState};
+use crate::vfs::kernel::Kernel;
 use crate::vfs::task::Task;
 
-/// The queue for layout changes of one inode. The task that has the turn may wait for leases and
-/// pins; the next change waits for the turn, interruptibly.
+/// The queue for layout changes of one inode.
 #[derive(Debug, Default)]
 pub(crate) struct LayoutTurn {
-    state: Mutex<LayoutTurnState>,
+    /// In the order of arrival.
+    places: Mutex<Vec<Place>>,
     changed: WaitQueue,
-    /// Whether the change waits for leases or long-term pins: a check before the lock is taken.
-    waiting_hint: AtomicBool,
-    /// How many times the change has closed pages: a pinner that meets a closed page waits until
-    /// this is zero.
+    /// How many changes wait for leases or long-term pins: a check before the lock is taken.
+    waiting_hint: AtomicU32,
+    /// How many times changes have closed pages: a pinner that meets a closed page waits until this
+    /// is zero.
     closings: AtomicU32,
     /// How often pages were reopened: a pinner that waits continues then, even if the next pages
     /// are closed already.
@@ -35,123 +40,120 @@ pub(crate) struct LayoutTurn {
     reopened: WaitQueue,
 }
 
-#[derive(Debug, Default)]
-struct LayoutTurnState {
-    holder: Option<WaiterId>,
-    queue: VecDeque<WaiterId>,
-    waiting: Option<BlockRanges>,
-    /// The range in which the change last closed pages and found pins: for questions only, nothing
-    /// is refused for it.
+/// The place of one change in the queue of one file.
+#[derive(Debug)]
+struct Place {
+    waiter: WaiterId,
+    /// What the change touches, by its last plan.
+    ranges: BlockRanges,
+    state: ChangeState,
+    /// Where new leases and long-term pins are refused, because the change waits, or has waited,
+    /// for those that are there.
+    refuses: Option<BlockRanges>,
+    /// Where the change last closed pages and found pins: for questions only, nothing is refused
+    /// for it.
     draining: Option<BlockRanges>,
     /// The pins that a waiting change has met.
     pins: Vec<HolderId>,
 }
 
-/// The turn and its queue, as other tasks see them.
-pub(crate) struct ChangeQueueView {
-    pub(crate) holder: Option<WaiterId>,
+impl Place {
+    fn new(waiter: WaiterId, ranges: BlockRanges) -> Place {
+        Place { waiter, ranges, state: ChangeState::START, refuses: None, draining: None, pins: Vec::new() }
+    }
+}
+
+/// A change in the queue, as other tasks see it.
+pub(crate) struct ChangeView {
+    pub(crate) task: WaiterId,
+    pub(crate) state: ChangeState,
     /// The range on which the change waits, if it does.
     pub(crate) waiting: Option<BlockRanges>,
     /// The pins that it has met.
     pub(crate) pins: Vec<HolderId>,
-    pub(crate) queue: Vec<WaiterId>,
 }
 
-/// Has an inode's turn; dropping it lets the next change in.
-pub(crate) struct TurnGuard<'a>(&'a LayoutTurn);
+/// A change in the queue of an inode, with or without the turn. Dropping it lets the next change
+/// in.
+#[derive(Debug)]
+pub(crate) struct TurnGuard<'a> {
+    turn: &'a LayoutTurn,
+    kernel: &'a Kernel,
+    waiter: WaiterId,
+    /// How often it gave up its place because its change waited in another file.
+    aside: Cell<u32>,
+    /// It keeps its place then.
+    keeps: Cell<bool>,
+}
+
+/// What stands before a change: the tasks whose changes come first, and whether one of them waits
+/// for leases or pins.
+struct Ahead {
+    tasks: Vec<WaiterId>,
+    waits: bool,
+}
 
 impl LayoutTurn {
-    /// Takes the turn, waiting interruptibly behind earlier changes.
-    ///
-    /// # Errors
-    /// EINTR, or EDEADLK if the wait would close a cycle.
-    pub(crate) fn take(&self, task: &Task) -> Result<TurnGuard<'_>, Errno> {
-        self.take_or_give_up(task, false)
+    /// A change without a place yet.
+    pub(crate) fn change<'a>(&'a self, kernel: &'a Kernel, waiter: WaiterId) -> TurnGuard<'a> {
+        TurnGuard { turn: self, kernel, waiter, aside: Cell::new(0), keeps: Cell::new(false) }
     }
 
-    /// As [`LayoutTurn::take`], but not behind a change that waits for leases or long-term pins:
-    /// for faults and pins that must allocate.
-    ///
-    /// # Errors
-    /// ETXTBSY in that case.
-    pub(crate) fn take_unless_waiting(&self, task: &Task) -> Result<TurnGuard<'_>, Errno> {
-        self.take_or_give_up(task, true)
-    }
-
-    /// Takes the turn if no task has it or waits for it: for the kernel's own work, which has no
-    /// process.
-    pub(crate) fn try_take(&self, waiter: WaiterId) -> Option<TurnGuard<'_>> {
-        let mut state = self.state.lock();
-        if state.holder.is_some() || !state.queue.is_empty() {
+    /// Takes the turn for `range` if no change that overlaps it is under way: for the kernel's own
+    /// work, which has no process.
+    pub(crate) fn try_take<'a>(
+        &'a self,
+        kernel: &'a Kernel,
+        waiter: WaiterId,
+        range: BlockRange,
+    ) -> Option<TurnGuard<'a>> {
+        let mut places = self.places.lock();
+        if places.iter().any(|place| place.ranges.overlaps(range)) {
             return None;
         }
-        state.holder = Some(waiter);
-        Some(TurnGuard(self))
+        let mut place = Place::new(waiter, range.into());
+        place.state = ChangeState::Judging;
+        places.push(place);
+        Some(self.change(kernel, waiter))
     }
 
-    fn take_or_give_up(&self, task: &Task, unless_waiting: bool) -> Result<TurnGuard<'_>, Errno> {
-        let me = task.waiter().id();
-        {
-            let mut state = self.state.lock();
-            if state.holder.is_none() && state.queue.is_empty() {
-                state.holder = Some(me);
-                return Ok(TurnGuard(self));
-            }
-            state.queue.push_back(me);
-        }
-        // A fault waits only for what is about to finish, and has no way to report an interruption.
-        let reason = "layout change ahead";
-        let how = if unless_waiting { WaitFor::killable(reason) } else { WaitFor::interruptible(reason) };
-        let outcome = task.block_on(&self.changed, how, || {
-            let mut state = self.state.lock();
-            match state.holder {
-                Some(_) if unless_waiting && state.waiting.is_some() => WaitPoll::Ready(Err(Errno::ETXTBSY)),
-                Some(waiter) => WaitPoll::Blocked(vec![Need::task(waiter)]),
-                // An earlier waiter is awake and about to take it.
-                None if state.queue.front() != Some(&me) => WaitPoll::Blocked(Vec::new()),
-                None => {
-                    state.queue.pop_front();
-                    state.holder = Some(me);
-                    WaitPoll::Ready(Ok(()))
-                }
-            }
-        });
-        let failure = match outcome {
-            Ok(Ok(())) => return Ok(TurnGuard(self)),
-            Ok(Err(errno)) => errno,
-            Err(WaitFailure::Deadlock) => Errno::EDEADLK,
-            Err(WaitFailure::Interrupted | WaitFailure::TimedOut) => Errno::EINTR,
-        };
-        self.state.lock().queue.retain(|waiter| *waiter != me);
-        self.changed.wake_all();
-        Err(failure)
+    /// Whether a change waits for leases or long-term pins in `range`: new ones are refused there.
+    pub(crate) fn refuses_in(&self, range: BlockRange) -> bool {
+        !self.refusing_in(range).is_empty()
     }
 
-    /// The range on which the present change waits for leases or long-term pins, if it does.
-    pub(crate) fn waiting_on(&self) -> Option<BlockRanges> {
-        // ORDERING: Acquire pairs with the Release in `set_waiting`. A check that comes too early
+    /// The tasks whose changes wait for leases or long-term pins in `range`.
+    pub(crate) fn refusing_in(&self, range: BlockRange) -> Vec<WaiterId> {
+        // ORDERING: Acquire pairs with the Release in `count_waiting`. A check that comes too early
         // is as good as a request that came too early: the change finds its result committed and
         // judges it.
-        if !self.waiting_hint.load(Ordering::Acquire) {
-            return None;
+        if self.waiting_hint.load(Ordering::Acquire) == 0 {
+            return Vec::new();
         }
-        self.state.lock().waiting.clone()
+        let refuses = |place: &&Place| place.refuses.as_ref().is_some_and(|ranges| ranges.overlaps(range));
+        self.places.lock().iter().filter(refuses).map(|place| place.waiter).collect()
     }
 
-    /// Which task changes the layout, on what it waits, and which changes queue behind it.
-    pub(crate) fn line(&self) -> ChangeQueueView {
-        let state = self.state.lock();
-        let queue = state.queue.iter().copied().collect();
-        let waiting = state.waiting.clone().or_else(|| state.draining.clone());
-        ChangeQueueView { holder: state.holder, waiting, pins: state.pins.clone(), queue }
+    /// Where changes that wait in `range` refuse new leases and pins.
+    pub(crate) fn refused_in(&self, range: BlockRange) -> BlockRanges {
+        let places = self.places.lock();
+        let refused = places.iter().filter_map(|place| place.refuses.as_ref());
+        refused.filter(|ranges| ranges.overlaps(range)).flat_map(BlockRanges::iter).collect()
     }
 
-    /// The task whose change is in progress.
-    pub(crate) fn holder(&self) -> Option<WaiterId> {
-        self.state.lock().holder
+    /// Every change that is under way or queued, in the order of arrival.
+    pub(crate) fn line(&self) -> Vec<ChangeView> {
+        let places = self.places.lock();
+        let view = |place: &Place| ChangeView {
+            task: place.waiter,
+            state: place.state,
+            waiting: place.refuses.clone().or_else(|| place.draining.clone()),
+            pins: place.pins.clone(),
+        };
+        places.iter().map(view).collect()
     }
 
-    /// Where tasks wait for the present change to finish.
+    /// Where tasks wait for changes to finish or to wait.
     pub(crate) fn changed(&self) -> &WaitQueue {
         &self.changed
     }
@@ -175,38 +177,254 @@ impl LayoutTurn {
     pub(crate) fn closed_pages(&self) -> (bool, &WaitQueue) {
         (self.closings.load(Ordering::SeqCst) > 0, &self.reopened)
     }
+
+    fn count_waiting(&self, places: &MutexGuard<'_, Vec<Place>>) {
+        let waiting = places.iter().filter(|place| place.refuses.is_some()).count();
+        // ORDERING: with the lock held, so that the hint never lags behind a later change's.
+        self.waiting_hint.store(waiting as u32, Ordering::Release);
+    }
 }
 
 impl TurnGuard<'_> {
+    fn place<'p>(&self, places: &'p mut [Place]) -> Option<&'p mut Place> {
+        places.iter_mut().find(|place| place.waiter == self.waiter)
+    }
+
+    /// Changes the state: the only place that does. An event that the table has no row for is
+    /// recorded as a broken invariant, and changes nothing.
+    fn happens(&self, place: &mut Place, event: ChangeEvent) {
+        match place.state.next(event) {
+            Ok(next) => place.state = next,
+            Err(invalid) => self.kernel.violated(format!("layout change: {invalid}")),
+        }
+        place.draining = None;
+    }
+
+    /// Which changes come before this one, which has a place: earlier ones that overlap it, unless
+    /// it passes them, and later ones that have the turn.
+    fn ahead(&self, places: &[Place], task: &Task) -> Ahead {
+        let mut ahead = Ahead { tasks: Vec::new(), waits: false };
+        let Some(mine) = places.iter().position(|place| place.waiter == self.waiter) else { return ahead };
+        for (n, place) in places.iter().enumerate().filter(|(n, _)| *n != mine) {
+            let overlaps = || place.ranges.iter().any(|range| places[mine].ranges.overlaps(range));
+            let first = if n < mine { true } else { place.state.has_turn() };
+            if !first || !overlaps() {
+                continue;
+            }
+            if !place.state.has_turn() && task.kernel().waits_for(place.waiter, task.pid()) {
+                continue;
+            }
+            ahead.tasks.push(place.waiter);
+            ahead.waits |= place.refuses.is_some();
+        }
+        ahead
+    }
+
+    /// Joins the queue at its end for `ranges`, or keeps its place in it for them.
+    pub(crate) fn queue_for(&self, ranges: &BlockRanges) {
+        let mut places = self.turn.places.lock();
+        match self.place(&mut places) {
+            Some(place) => {
+                if matches!(place.state, ChangeState::Judging | ChangeState::Waiting) {
+                    self.happens(place, ChangeEvent::StandBack);
+                }
+                place.ranges = ranges.clone();
+            }
+            None => places.push(Place::new(self.waiter, ranges.clone())),
+        }
+        self.turn.count_waiting(&places);
+        drop(places);
+        self.turn.changed.wake_all();
+    }
+
+    /// Takes the turn if no change comes before this one.
+    pub(crate) fn try_turn(&self, task: &Task) -> bool {
+        let mut places = self.turn.places.lock();
+        let first = self.ahead(&places, task).tasks.is_empty();
+        if first && let Some(place) = self.place(&mut places) {
+            self.happens(place, ChangeEvent::TakeTurn);
+        }
+        first
+    }
+
+    /// Waits, interruptibly, until no change comes before this one. For a fault or a pin that must
+    /// allocate (`may_wait` false), only behind changes that are about to finish.
+    ///
+    /// # Errors
+    /// EINTR, or EDEADLK if the wait would close a cycle; ETXTBSY for a fault behind a change that
+    /// waits for leases or long-term pins.
+    pub(crate) fn wait_until_first(&self, task: &Task, may_wait: bool) -> Result<(), Errno> {
+        // A fault has no way to report an interruption.
+        let reason = "layout change ahead";
+        let how = if may_wait { WaitFor::interruptible(reason) } else { WaitFor::killable(reason) };
+        let outcome = task.block_on(&self.turn.changed, how, || {
+            let places = self.turn.places.lock();
+            let ahead = self.ahead(&places, task);
+            match (ahead.tasks.is_empty(), ahead.waits && !may_wait) {
+                (true, _) => WaitPoll::Ready(Ok(())),
+                (false, true) => WaitPoll::Ready(Err(Errno::ETXTBSY)),
+                (false, false) => WaitPoll::Blocked(ahead.tasks.into_iter().map(Awaited::behind).collect()),
+            }
+        });
+        match outcome {
+            Ok(done) => done,
+            Err(WaitFailure::Deadlock) => Err(Errno::EDEADLK),
+            Err(WaitFailure::Interrupted | WaitFailure::TimedOut) => Err(Errno::EINTR),
+        }
+    }
+
+    /// Takes the turn for `ranges`, behind the changes that come before; see
+    /// [`TurnGuard::wait_until_first`].
+    ///
+    /// # Errors
+    /// As there.
+    pub(crate) fn take(&self, task: &Task, ranges: &BlockRanges, may_wait: bool) -> Result<(), Errno> {
+        if self.has_turn_for(ranges) {
+            return Ok(());
+        }
+        self.queue_for(ranges);
+        while !self.try_turn(task) {
+            self.wait_until_first(task, may_wait)?;
+        }
+        Ok(())
+    }
+
+    /// Whether it has the turn for all of `ranges`.
+    pub(crate) fn has_turn_for(&self, ranges: &BlockRanges) -> bool {
+        let mut places = self.turn.places.lock();
+        let has = |place: &mut Place| {
+            place.state.has_turn() && ranges.iter().all(|range| range.is_covered_by(place.ranges.iter()))
+        };
+        self.place(&mut places).is_some_and(has)
+    }
+
+    /// Gives its place up; [`TurnGuard::queue_for`] takes a new one.
+    pub(crate) fn withdraw(&self) {
+        {
+            let mut places = self.turn.places.lock();
+            if let Some(place) = self.place(&mut places) {
+                self.happens(place, ChangeEvent::Finish);
+            }
+            places.retain(|place| place.waiter != self.waiter);
+            self.turn.count_waiting(&places);
+        }
+        self.turn.changed.wake_all();
+    }
+
+    /// Its change waits in another file, or behind a lease request: it gives up its turn here. A
+    /// change of one file keeps its place, one of two files gives it up in the first rounds.
+    pub(crate) fn stand_aside(&self) {
+        if !self.keeps.get() {
+            self.aside.set(self.aside.get() + 1);
+            return self.withdraw();
+        }
+        self.stand_back();
+    }
+
+    /// Gives up its turn, keeps its place, and refuses no lease and no pin any more.
+    pub(crate) fn stand_back(&self) {
+        {
+            let mut places = self.turn.places.lock();
+            if let Some(place) = self.place(&mut places)
+                && matches!(place.state, ChangeState::Judging | ChangeState::Waiting)
+            {
+                self.happens(place, ChangeEvent::StandBack);
+                place.refuses = None;
+                place.pins.clear();
+            }
+            self.turn.count_waiting(&places);
+        }
+        self.turn.changed.wake_all();
+    }
+
+    /// Whether it keeps its place while its change waits in another file.
+    pub(crate) fn keeps_place(&self) -> bool {
+        self.keeps.get()
+    }
+
+    /// How often it gave up its place.
+    pub(crate) fn rounds_aside(&self) -> u32 {
+        self.aside.get()
+    }
+
     /// Records that this change waits for pins on closed pages in `ranges`.
     pub(crate) fn set_draining(&self, ranges: BlockRanges) {
-        self.0.state.lock().draining = Some(ranges);
+        if let Some(place) = self.place(&mut self.turn.places.lock()) {
+            place.draining = Some(ranges);
+        }
     }
 
     /// Records that this change waits for leases or long-term pins in `ranges`: new ones there are
-    /// refused meanwhile.
+    /// refused meanwhile. With all pages open it has no turn while it waits; with pages closed it
+    /// keeps the turn.
     pub(crate) fn set_waiting(&self, ranges: BlockRanges, pins: Vec<HolderId>) {
         {
-            let mut state = self.0.state.lock();
-            state.waiting = Some(ranges);
-            state.pins = pins;
-            // With the lock held: the hint never lags behind a later change's.
-            self.0.waiting_hint.store(true, Ordering::Release);
+            let mut places = self.turn.places.lock();
+            if let Some(place) = self.place(&mut places) {
+                if place.state != ChangeState::Closed {
+                    self.happens(place, ChangeEvent::Wait);
+                }
+                place.refuses = Some(ranges);
+                place.pins = pins;
+            }
+            self.turn.count_waiting(&places);
         }
-        self.0.changed.wake_all();
+        self.turn.changed.wake_all();
+    }
+
+    /// Records that it closes pages.
+    pub(crate) fn pages_closed(&self) {
+        self.turn.pages_closed();
+        if let Some(place) = self.place(&mut self.turn.places.lock()) {
+            self.happens(place, ChangeEvent::Close);
+        }
+    }
+
+    /// Records that the pages which it closed are open again.
+    pub(crate) fn pages_reopened(&self) {
+        {
+            let mut places = self.turn.places.lock();
+            let closed = self.place(&mut places).filter(|place| place.state == ChangeState::Closed);
+            if let Some(place) = closed {
+                self.happens(place, ChangeEvent::Reopen);
+            }
+        }
+        self.turn.pages_reopened();
+    }
+
+    /// Records that the change is visible.
+    pub(crate) fn published(&self) {
+        if let Some(place) = self.place(&mut self.turn.places.lock()) {
+            self.happens(place, ChangeEvent::Publish);
+        }
+    }
+
+    /// Whether the change is visible.
+    pub(crate) fn is_published(&self) -> bool {
+        self.place(&mut self.turn.places.lock()).is_some_and(|place| place.state == ChangeState::Published)
     }
 }
 
 impl Drop for TurnGuard<'_> {
     fn drop(&mut self) {
-        {
-            let mut state = self.0.state.lock();
-            state.holder = None;
-            state.waiting = None;
-            state.draining = None;
-            state.pins.clear();
-            self.0.waiting_hint.store(false, Ordering::Release);
-        }
-        self.0.changed.wake_all();
+        self.withdraw();
+    }
+}
+
+/// Gives two changes of two files new places at the ends of both queues at one moment, so that all
+/// changes that keep a place in two queues stand in the same order in both. `a` is the change of
+/// the file with the smaller number. Both keep their places from now on.
+pub(crate) fn queue_for_both(a: (&TurnGuard<'_>, &BlockRanges), b: (&TurnGuard<'_>, &BlockRanges)) {
+    a.0.withdraw();
+    b.0.withdraw();
+    {
+        let mut first = a.0.turn.places.lock();
+        let mut second = b.0.turn.places.lock();
+        first.push(Place::new(a.0.waiter, a.1.clone()));
+        second.push(Place::new(b.0.waiter, b.1.clone()));
+    }
+    for guard in [a.0, b.0] {
+        guard.keeps.set(true);
+        guard.turn.changed.wake_all();
     }
 }

@@ -13,6 +13,7 @@
 pub mod address_space;
 pub mod anon;
 pub(crate) mod attachments;
+pub mod change_state;
 pub mod credentials;
 pub mod fd_holders;
 pub mod fd_table;

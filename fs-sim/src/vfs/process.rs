@@ -168,6 +168,6 @@ impl Kernel {
         }
         self.processes.remove(process.pid);
         self.run_deferred(deferred);
-        self.waits.gone(process.pid);
+        self.helper_gone(process.pid);
     }
 }

@@ -7,13 +7,13 @@
 
 use std::task::Poll;
 
-use emulator::sync::Arc;
 use emulator::sync::atomic::{AtomicBool, Ordering};
+use emulator::sync::{Arc, Mutex};
 use emulator::wait::{SleepKind, WaitError, WaitFor, WaitQueue, Waiter};
 
 use crate::base::errno::Errno;
 use crate::base::numbers::{Fd, Pid};
-use crate::deadlock::graph::{WaitFailure, WaitNode, WaitPoll};
+use crate::deadlock::graph::{WaitEnd, WaitFailure, WaitNode, WaitPoll};
 use crate::deadlock::need::{Deadlock, Need, Participant};
 use crate::vfs::fd_holders::FdHolders;
 use crate::vfs::inode::Inode;
@@ -35,7 +35,7 @@ impl Drop for Task {
     /// The end of a thread: it no longer counts as one that could act for its process.
     fn drop(&mut self) {
         self.process.waiters.lock().retain(|waiter| !Arc::ptr_eq(waiter, &self.waiter));
-        self.kernel.waits.gone(self.pid());
+        self.kernel.helper_gone(self.pid());
     }
 }
 
@@ -176,12 +176,28 @@ impl Task {
         &self,
         queue: &WaitQueue,
         how: WaitFor,
+        look: impl FnMut() -> WaitPoll<T>,
+    ) -> Result<T, WaitFailure> {
+        let end = match (how.deadline, how.sleep) {
+            (Some(_), _) | (None, SleepKind::Killable) => WaitEnd::Bounded,
+            (None, SleepKind::Interruptible) => WaitEnd::Refusable,
+            (None, SleepKind::Uninterruptible) => WaitEnd::Stays,
+        };
+        self.block_until(queue, how, end, look)
+    }
+
+    /// As [`Task::block_on`], where `end` says what ends the wait besides its condition.
+    pub(crate) fn block_until<T>(
+        &self,
+        queue: &WaitQueue,
+        how: WaitFor,
+        end: WaitEnd,
         mut look: impl FnMut() -> WaitPoll<T>,
     ) -> Result<T, WaitFailure> {
         let kernel = self.kernel();
         let id = self.waiter().id();
-        let bounded = how.deadline.is_some() || how.sleep == SleepKind::Killable;
         let waiter = self.waiter();
+        let began = kernel.waits.begins();
         let mut looks = 0;
         let outcome = queue.wait(&kernel.world, waiter, how, || {
             let wakes = waiter.wakes();
@@ -200,7 +216,8 @@ impl Task {
                 WaitPoll::Blocked(_) if waiter.interrupted(how.sleep) => Poll::Pending,
                 WaitPoll::Blocked(needs) => {
                     let reason = how.reason;
-                    let node = WaitNode { waiter: Arc::clone(waiter), wakes, pid: self.pid(), reason, needs, bounded };
+                    let (waiter, pid, counted_on) = (Arc::clone(waiter), self.pid(), Mutex::default());
+                    let node = WaitNode { waiter, wakes, began, pid, reason, needs, end, counted_on };
                     match kernel.waits.record(node, |pid| kernel.tasks_of(pid)) {
                         Ok(()) => Poll::Pending,
                         Err(deadlock) => {

@@ -7,7 +7,7 @@
 //! proposals'.
 
 use emulator::sync::{Arc, MutexGuard};
-use emulator::wait::WaitFor;
+use emulator::wait::{WaitFor, WaiterId};
 
 use crate::base::errno::Errno;
 use crate::base::numbers::{LeaseId, Pid};
@@ -62,9 +62,10 @@ fn renews_what_is_broken(entry: &LeaseEntry, request: &LeaseRequest<'_>) -> bool
     own && !(entry.state().leaves_read() && request.kind == LeaseKind::READ)
 }
 
-/// Whether a layout change that is not over has finished judging leases in the request's range.
-fn is_settled(request: &LeaseRequest<'_>, entries: &MutexGuard<'_, Vec<LeaseEntry>>) -> bool {
-    LeaseTable::of(request.inode).settled_on(entries).overlaps(request.range)
+/// The tasks whose layout changes are not over and have finished judging leases in the request's
+/// range.
+fn settled_by(request: &LeaseRequest<'_>, entries: &MutexGuard<'_, Vec<LeaseEntry>>) -> Vec<WaiterId> {
+    LeaseTable::of(request.inode).settled_in(entries, request.range)
 }
 
 /// A request whose arguments were checked.
@@ -131,7 +132,7 @@ fn try_acquire(task: &Task, request: &LeaseRequest<'_>, closed: &mut Vec<Arc<Lea
         let mut owners = Vec::new();
         {
             let mut entries = LeaseTable::of(request.inode).lock();
-            if is_settled(request, &entries) {
+            if !settled_by(request, &entries).is_empty() {
                 drop(entries);
                 wait_out_change(task, request)?;
                 continue;
@@ -165,7 +166,8 @@ fn try_acquire(task: &Task, request: &LeaseRequest<'_>, closed: &mut Vec<Arc<Lea
             }
         }
         let (file, kind, range) = (request.description.id(), request.kind, request.range);
-        let _in_line = LeaseTable::of(request.inode).waits(WaitingRequest { file, kind, range });
+        let task_id = task.waiter().id();
+        let _in_line = LeaseTable::of(request.inode).waits(WaitingRequest { task: task_id, file, kind, range });
         signal_owners(kernel, request.inode, &owners);
         wait_for_break(task, request.inode, &broken_by_us, |entry| stands_in_way(entry, request.range, request.kind))?;
     }
@@ -175,7 +177,7 @@ fn try_acquire(task: &Task, request: &LeaseRequest<'_>, closed: &mut Vec<Arc<Lea
 /// for the change to finish.
 fn await_pending_change(task: &Task, request: &LeaseRequest<'_>) -> Result<(), Errno> {
     let kernel = task.kernel();
-    let pending = || request.inode.turn.waiting_on().is_some_and(|ranges| ranges.overlaps(request.range));
+    let pending = || request.inode.turn.refuses_in(request.range);
     if !pending() {
         return Ok(());
     }
@@ -184,8 +186,8 @@ fn await_pending_change(task: &Task, request: &LeaseRequest<'_>) -> Result<(), E
     }
     let own_pins = || {
         let holders = pin_holders(request.inode);
-        let own_in = |range| holders.registered_in(range).iter().any(|holder| holder.pid == task.pid());
-        request.inode.turn.waiting_on().is_some_and(|ranges| ranges.iter().any(own_in))
+        let own_in = |range: BlockRange| holders.registered_in(range).iter().any(|holder| holder.pid == task.pid());
+        request.inode.turn.refused_in(request.range).iter().any(own_in)
     };
     let how = WaitFor::interruptible("layout change that broke the lease");
     let outcome = task.block_on(request.inode.turn.changed(), how, || {
@@ -195,8 +197,8 @@ fn await_pending_change(task: &Task, request: &LeaseRequest<'_>) -> Result<(), E
             task.note_self_deadlock("layout change that broke the lease");
             WaitPoll::Ready(Err(Errno::EDEADLK))
         } else {
-            let changer = request.inode.turn.holder();
-            WaitPoll::Blocked(changer.map(Need::task).into_iter().collect())
+            let changers = request.inode.turn.refusing_in(request.range);
+            WaitPoll::Blocked(changers.into_iter().map(|task| Need::task(task).into()).collect())
         }
     });
     match outcome {
@@ -212,12 +214,11 @@ fn wait_out_change(task: &Task, request: &LeaseRequest<'_>) -> Result<(), Errno>
     let inode = request.inode;
     let how = WaitFor::interruptible("layout change under way");
     let outcome = task.block_on(&LeaseTable::of(inode).changed, how, || {
-        let settled = is_settled(request, &LeaseTable::of(inode).lock());
-        if settled && inode.turn.waiting_on().is_none() {
-            let changer = inode.turn.holder();
-            WaitPoll::Blocked(changer.map(Need::task).into_iter().collect())
-        } else {
+        let changers = settled_by(request, &LeaseTable::of(inode).lock());
+        if changers.is_empty() || inode.turn.refuses_in(request.range) {
             WaitPoll::Ready(())
+        } else {
+            WaitPoll::Blocked(changers.into_iter().map(|task| Need::task(task).into()).collect())
         }
     });
     outcome.map_err(|ended| if ended == WaitFailure::Deadlock { Errno::EDEADLK } else { Errno::EINTR })

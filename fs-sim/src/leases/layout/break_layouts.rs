@@ -10,14 +10,14 @@ use emulator::sync::Arc;
 
 use crate::base::errno::Errno;
 use crate::base::numbers::{LeaseId, Pid};
-use crate::base::range::{BlockRange, BlockRanges};
+use crate::base::range::BlockRanges;
 use crate::deadlock::graph::{WaitFailure, WaitPoll};
-use crate::deadlock::need::Need;
+use crate::deadlock::need::Awaited;
 use crate::design::{Axes, ChangeRule, LeaseRules};
 use crate::holders::holder::Holder;
 use crate::holders::lease_gate::Lease;
 use crate::holders::list::pin_holders;
-use crate::leases::layout::breaking::{begin_break, lease_lost, signal_owners, wait_for_break};
+use crate::leases::layout::breaking::{begin_break, lease_lost, released_by, signal_owners, wait_for_break};
 use crate::leases::layout::kind::{LeaseKind, LeaseMode};
 use crate::leases::layout::state::{LeaseEvent, LeaseState, change_state};
 use crate::leases::layout::table::{BreakTo, LeaseEntry, LeaseTable};
@@ -184,8 +184,9 @@ pub(crate) fn break_layouts(
             let verdict = if touched(entry) { verdict(entry) } else { LeaseVerdict::Ignore };
             carry_out(kernel, verdict, entry, &mut judgement)
         });
-        let settled = if judgement.in_way.is_empty() { ranges.hull() } else { BlockRange::new(0, 0) };
-        LeaseTable::of(inode).settle_on(&entries, settled);
+        let none = BlockRanges::default();
+        let settled = if judgement.in_way.is_empty() { ranges } else { &none };
+        LeaseTable::of(inode).settle_on(&entries, task.waiter().id(), settled);
     }
     if !judgement.lost.is_empty() || !judgement.owners.is_empty() {
         LeaseTable::of(inode).changed.wake_all();
@@ -212,7 +213,7 @@ pub(crate) fn leases_conflict(task: &Task, inode: &Inode, ranges: &BlockRanges) 
     let mut verdicts = foreign.map(|entry| judge(axes, entry, task.pid(), false));
     let conflict = verdicts.any(|verdict| verdict != LeaseVerdict::Ignore);
     if !conflict {
-        LeaseTable::of(inode).settle_on(&entries, ranges.hull());
+        LeaseTable::of(inode).settle_on(&entries, task.waiter().id(), ranges);
     }
     conflict
 }
@@ -243,12 +244,12 @@ pub(crate) fn wait_for_leases(task: &Task, inode: &Inode, leases: &[LeaseId]) ->
 
 /// Which processes can end an exclusive lease: those with a descriptor of its open file, or for a
 /// zombie those that can release the pins that keep it.
-fn needs_of(inode: &Inode, entry: &LeaseEntry) -> Vec<Need> {
+fn needs_of(inode: &Inode, entry: &LeaseEntry) -> Vec<Awaited> {
     if entry.state() == LeaseState::Zombie {
         let holders = pin_holders(inode).under_lease(&entry.lease);
-        return holders.iter().map(|holder| Need::any_of(holder.object.describe().processes)).collect();
+        return holders.into_iter().map(Awaited::of_holder).collect();
     }
-    vec![Need::any_of(entry.releasers())]
+    vec![released_by(entry.clone())]
 }
 
 /// Does to one lease what its verdict says. False: the lease leaves the table.

@@ -13,7 +13,7 @@ use emulator::wait::WaitFor;
 use crate::base::errno::Errno;
 use crate::base::numbers::{LeaseId, Pid};
 use crate::deadlock::graph::{WaitFailure, WaitPoll};
-use crate::deadlock::need::Need;
+use crate::deadlock::need::{Awaited, Need};
 use crate::design::{BreakTimeout, LeaseLost};
 use crate::holders::holder::{Holder, revoke_holder};
 use crate::holders::lease_gate::Lease;
@@ -133,6 +133,11 @@ fn time_out_leases(kernel: &Arc<Kernel>, inode: &Inode, targets: &[LeaseId]) {
     }
 }
 
+/// The release of a lease: by any process that has its open file when the question is asked.
+pub(crate) fn released_by(entry: LeaseEntry) -> Awaited {
+    Awaited::ask(move || Need::any_of(entry.releasers()))
+}
+
 /// Waits interruptibly until none of the leases `targets` stands in the way (`in_way` judges a
 /// lease). Takes a lease by the design's rule when its break times out.
 pub(crate) fn wait_for_break(
@@ -153,7 +158,7 @@ pub(crate) fn wait_for_break(
         let how = WaitFor::interruptible("lease break").until(deadline);
         let outcome = task.block_on(&LeaseTable::of(inode).changed, how, || {
             let held: Vec<LeaseEntry> = LeaseTable::of(inode).lock().iter().filter(pending).cloned().collect();
-            let needs: Vec<Need> = held.iter().map(|entry| Need::any_of(entry.releasers())).collect();
+            let needs: Vec<Awaited> = held.into_iter().map(released_by).collect();
             if needs.is_empty() { WaitPoll::Ready(()) } else { WaitPoll::Blocked(needs) }
         });
         match outcome {

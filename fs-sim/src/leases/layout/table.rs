@@ -7,13 +7,13 @@
 
 use emulator::pin::gate::Gate;
 use emulator::runtime::clock::Nanos;
-use emulator::sync::atomic::{AtomicU64, Ordering};
+use emulator::sync::atomic::Ordering;
 use emulator::sync::{Arc, Mutex, MutexGuard};
-use emulator::wait::WaitQueue;
+use emulator::wait::{WaitQueue, WaiterId};
 
 use crate::base::errno::Errno;
 use crate::base::numbers::{DescriptionId, LeaseId, Pid};
-use crate::base::range::BlockRange;
+use crate::base::range::{BlockRange, BlockRanges};
 use crate::design::LeaseRules;
 use crate::holders::lease_gate::Lease;
 use crate::leases::layout::kind::LeaseKind;
@@ -88,6 +88,7 @@ struct GateRefusal {
 /// A request that waits until the leases in its way are released.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct WaitingRequest {
+    pub(crate) task: WaiterId,
     pub(crate) file: DescriptionId,
     pub(crate) kind: LeaseKind,
     pub(crate) range: BlockRange,
@@ -98,10 +99,14 @@ pub(crate) struct WaitingRequestGuard<'a>(&'a LeaseTable, WaitingRequest);
 
 impl Drop for WaitingRequestGuard<'_> {
     fn drop(&mut self) {
-        let mut asking = self.0.asking.lock();
-        if let Some(at) = asking.iter().position(|other| *other == self.1) {
-            asking.remove(at);
+        {
+            let mut asking = self.0.asking.lock();
+            if let Some(at) = asking.iter().position(|other| *other == self.1) {
+                asking.remove(at);
+            }
         }
+        // A layout change stands behind the request.
+        self.0.changed.wake_all();
     }
 }
 
@@ -112,10 +117,10 @@ pub(crate) struct LeaseTable {
     /// Requests that wait for breaks they have begun, in the order of arrival.
     asking: Mutex<Vec<WaitingRequest>>,
     pub(crate) changed: WaitQueue,
-    /// The blocks of the layout change that has finished judging leases and is not over, with what
-    /// lies between them. Written and read with the table locked: a lease is either judged by the
+    /// The blocks in which layout changes that are not over have finished judging leases, by the
+    /// task that changes. Written and read with the entries locked: a lease is either judged by a
     /// change or granted after it.
-    settled: [AtomicU64; 2],
+    settled: Mutex<Vec<(WaiterId, BlockRanges)>>,
 }
 
 impl Attachment for LeaseTable {
@@ -140,29 +145,37 @@ impl LeaseTable {
         WaitingRequestGuard(self, asking)
     }
 
+    /// The tasks whose requests wait in `ranges`.
+    pub(crate) fn asking_in(&self, ranges: &BlockRanges) -> Vec<WaiterId> {
+        self.asking.lock().iter().filter(|asking| ranges.overlaps(asking.range)).map(|asking| asking.task).collect()
+    }
+
     /// Whether a request of another open file waits that `stands_against` this one.
     pub(crate) fn is_behind(&self, file: DescriptionId, stands_against: impl Fn(&WaitingRequest) -> bool) -> bool {
         self.asking.lock().iter().any(|asking| asking.file != file && stands_against(asking))
     }
 
-    /// The change in progress has finished judging leases in `range`: no lease is granted there
-    /// until the change is over.
-    pub(crate) fn settle_on(&self, _entries: &MutexGuard<'_, Vec<LeaseEntry>>, range: BlockRange) {
-        // ORDERING: the table's lock orders both stores.
-        self.settled[0].store(range.start, Ordering::Relaxed);
-        self.settled[1].store(range.end, Ordering::Relaxed);
+    /// The change of `task` has finished judging leases in `ranges`: no lease is granted there
+    /// until the change is over. No ranges: it judges again.
+    pub(crate) fn settle_on(&self, _entries: &MutexGuard<'_, Vec<LeaseEntry>>, task: WaiterId, ranges: &BlockRanges) {
+        let mut settled = self.settled.lock();
+        settled.retain(|(changer, _)| *changer != task);
+        if !ranges.is_empty() {
+            settled.push((task, ranges.clone()));
+        }
     }
 
-    /// The blocks in which a change has finished judging leases; empty if there are none.
-    pub(crate) fn settled_on(&self, _entries: &MutexGuard<'_, Vec<LeaseEntry>>) -> BlockRange {
-        BlockRange::new(self.settled[0].load(Ordering::Relaxed), self.settled[1].load(Ordering::Relaxed))
+    /// The tasks whose changes have finished judging leases in `range`.
+    pub(crate) fn settled_in(&self, _entries: &MutexGuard<'_, Vec<LeaseEntry>>, range: BlockRange) -> Vec<WaiterId> {
+        let settled = self.settled.lock();
+        settled.iter().filter(|(_, ranges)| ranges.overlaps(range)).map(|(task, _)| *task).collect()
     }
 
-    /// The change in progress is over.
-    pub(crate) fn change_over(&self) {
+    /// The change of `task` is over.
+    pub(crate) fn change_over(&self, task: WaiterId) {
         {
             let entries = self.lock();
-            self.settle_on(&entries, BlockRange::new(0, 0));
+            self.settle_on(&entries, task, &BlockRanges::default());
         }
         self.changed.wake_all();
     }

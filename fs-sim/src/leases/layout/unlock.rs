@@ -11,7 +11,7 @@ use crate::base::errno::Errno;
 use crate::base::numbers::DescriptionId;
 use crate::base::range::BlockRange;
 use crate::deadlock::graph::{WaitFailure, WaitPoll};
-use crate::deadlock::need::Need;
+use crate::deadlock::need::Awaited;
 use crate::design::UnlockRule;
 use crate::holders::lease_gate::Lease;
 use crate::holders::list::pin_holders;
@@ -107,7 +107,7 @@ pub(crate) fn wait_for_gate(task: &Task, inode: &Inode, lease: &Arc<Lease>, how:
             return WaitPoll::Ready(());
         }
         let holders = pin_holders(inode).under_lease(lease);
-        WaitPoll::Blocked(holders.iter().map(|holder| Need::any_of(holder.object.describe().processes)).collect())
+        WaitPoll::Blocked(holders.into_iter().map(Awaited::of_holder).collect())
     })
 }
 

@@ -5,12 +5,20 @@
 //! `break_layout` holds no lock, but is not visible either.
 
 use emulator::sync::Arc;
+use emulator::wait::WaiterId;
 
 use crate::base::range::BlockRanges;
 use crate::holders::holder::Holder;
 use crate::leases::layout::table::LeaseTable;
 use crate::vfs::inode::Inode;
 use crate::vfs::layout_turn::TurnGuard;
+
+/// The change of `task` gives up its turn in a file in which it does not wait. Lease requests there
+/// go on.
+pub(crate) fn stand_aside(inode: &Inode, turn: &TurnGuard<'_>, task: WaiterId) {
+    turn.stand_aside();
+    LeaseTable::of(inode).change_over(task);
+}
 
 /// Marks the change that has `turn`, and that has met `pins`, as waiting on `ranges`. Lease
 /// requests that wait for the change check again.

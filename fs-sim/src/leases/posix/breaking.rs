@@ -13,7 +13,7 @@ use emulator::wait::WaitFor;
 use crate::base::errno::Errno;
 use crate::base::numbers::Pid;
 use crate::deadlock::graph::{WaitFailure, WaitPoll};
-use crate::deadlock::need::Need;
+use crate::deadlock::need::{Awaited, Need};
 use crate::leases::posix::request::PosixLeaseType;
 use crate::leases::posix::table::{BreakNotice, PosixLease, PosixLeaseBooks, PosixLeases};
 use crate::vfs::inode::Inode;
@@ -120,9 +120,11 @@ pub(crate) fn break_posix_leases(
                     }
                     books.in_the_way(breaker).cloned().collect()
                 };
-                WaitPoll::Blocked(
-                    in_the_way.iter().map(|entry| Need::any_of(posix_lease_releasers(kernel, entry))).collect(),
-                )
+                let released_by = |entry: PosixLease| {
+                    let kernel = Arc::clone(kernel);
+                    Awaited::ask(move || Need::any_of(posix_lease_releasers(&kernel, &entry)))
+                };
+                WaitPoll::Blocked(in_the_way.into_iter().map(released_by).collect())
             });
         match outcome {
             Ok(()) => {}
