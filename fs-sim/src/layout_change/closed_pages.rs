@@ -164,7 +164,7 @@ fn blocked_behind_closed_pages(
     merge(&mut pages);
     let mut pids: Vec<Pid> = io_on(task.kernel(), &pages).iter().map(|io| io.pid).collect();
     pids.dedup();
-    if pids.contains(&task.pid()) && task.process().waiters.lock().len() == 1 {
+    if pids.contains(&task.pid()) && task.is_alone() {
         task.note_self_deadlock(DRAINING);
         return WaitPoll::Ready(Err(Errno::EDEADLK));
     }

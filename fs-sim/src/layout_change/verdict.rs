@@ -69,7 +69,7 @@ fn judge_pins(task: &Task, work: &ChangeWork<'_>) -> Result<PinVerdict, Errno> {
         match rule {
             ChangeRule::Fail => return Err(Errno::ETXTBSY),
             ChangeRule::Wait => {
-                waits_for_itself |= own && holder.object.describe().processes == [task.pid()];
+                waits_for_itself |= own && task.is_alone() && holder.object.describe().processes == [task.pid()];
                 verdict.wait_for.push(holder);
             }
             ChangeRule::Revoke => verdict.revoke.push(holder),

@@ -162,6 +162,11 @@ impl Task {
         })
     }
 
+    /// Whether it is the only thread of its process: what only its process could do, only it could.
+    pub(crate) fn is_alone(&self) -> bool {
+        self.process().waiters.lock().len() == 1
+    }
+
     /// Records that this task got EDEADLK because only its own process could end the wait;
     /// `reason` is the wait that did not begin.
     pub(crate) fn note_self_deadlock(&self, reason: &'static str) {

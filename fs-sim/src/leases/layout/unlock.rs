@@ -13,6 +13,7 @@ use crate::base::range::BlockRange;
 use crate::deadlock::graph::{WaitFailure, WaitPoll};
 use crate::deadlock::need::Awaited;
 use crate::design::UnlockRule;
+use crate::holders::holder::Holder;
 use crate::holders::lease_gate::Lease;
 use crate::holders::list::pin_holders;
 use crate::leases::layout::breaking::lease_lost;
@@ -73,7 +74,7 @@ pub(crate) fn remove_leases(
 /// them.
 ///
 /// # Errors
-/// EBUSY (`busy`); EDEADLK (`wait`, and a region of the caller's own is among the pins); EINTR. On
+/// EBUSY (`busy`); EDEADLK (`wait`, and no task but the caller could release the pins); EINTR. On
 /// success the pins that were there are gone; the caller checks again.
 pub(crate) fn wait_for_pinned_leases(task: &Task, inode: &Inode, leases: &[Arc<Lease>]) -> Result<(), Errno> {
     let kernel = task.kernel();
@@ -81,7 +82,8 @@ pub(crate) fn wait_for_pinned_leases(task: &Task, inode: &Inode, leases: &[Arc<L
         return Err(Errno::EBUSY);
     }
     for lease in leases {
-        if pin_holders(inode).under_lease(lease).iter().any(|holder| holder.pid == task.pid()) {
+        let own = |holder: &Arc<Holder>| holder.object.describe().processes == [task.pid()];
+        if task.is_alone() && pin_holders(inode).under_lease(lease).iter().any(own) {
             task.note_self_deadlock("unlock while pinned");
             return Err(Errno::EDEADLK);
         }
