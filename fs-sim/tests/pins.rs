@@ -245,7 +245,10 @@ fn allocation_under_a_foreign_lease_is_refused() {
             assert_eq!(a.leases(fa).iter().map(|lease| lease.pins).sum::<u64>(), 0, "nothing stays counted");
             assert!(nic.pins(&a, fa, 0..2).is_ok(), "what is there needs no allocation");
             b.unlock(fb, ALL).unwrap();
-            assert_eq!(a.store(va + 3 * BLOCK, &[1]), Ok(()));
+            assert!(nic.pins(&a, fa, 2..3).is_ok(), "the own lease does not forbid what the own pin needs");
+            let forbidden = axes.lease_rules == LeaseRules::ManPage && axes.holder_change == ChangeRule::Fail;
+            let stored = if forbidden { Err(Errno::SIGBUS) } else { Ok(()) };
+            assert_eq!(a.store(va + 3 * BLOCK, &[1]), stored, "judged as the holder's write");
             lab.end([&a, &b]);
         }
     }

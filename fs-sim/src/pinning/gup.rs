@@ -30,7 +30,7 @@ use crate::base::units::BLOCK;
 use crate::extent_map::lookup::{pages_of, pieces_in};
 use crate::extent_map::{ExtentState, Piece};
 use crate::holders::short_pins::ShortPins;
-use crate::layout_change::changes::allocate::{clean_unwritten, fault_in, unshare};
+use crate::layout_change::changes::allocate::{AllocationCause, clean_unwritten, fault_in, unshare};
 use crate::layout_change::departure::reap_orphans;
 use crate::vfs::inode::Inode;
 use crate::vfs::kernel::Kernel;
@@ -190,13 +190,13 @@ pub(crate) fn pin_long(
             if !write {
                 return Err(Errno::EFAULT);
             }
-            fault_in(task, inode, range)?;
+            fault_in(task, inode, range, AllocationCause::LongTermPin)?;
             continue;
         }
         if pieces.iter().any(|piece| matches!(piece, Piece::Mapped(e) if e.shared)) {
             // Not only for writing: a device that reads a shared block would not follow a copy on
             // write.
-            unshare(task, inode, range)?;
+            unshare(task, inode, range, AllocationCause::LongTermPin)?;
             continue;
         }
         if pieces.iter().any(|piece| matches!(piece, Piece::Mapped(e) if e.state == ExtentState::Unwritten)) {

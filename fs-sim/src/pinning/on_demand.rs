@@ -23,7 +23,7 @@ use crate::base::units::BLOCK;
 use crate::extent_map::lookup::pages_of;
 use crate::extent_map::{Extent, ExtentState, Piece};
 use crate::holders::short_pins::ShortPins;
-use crate::layout_change::changes::allocate::{clean_unwritten, unshare};
+use crate::layout_change::changes::allocate::{AllocationCause, clean_unwritten, unshare};
 use crate::pinning::dma::{AccessSubject, atomic_at, persist_pages, read_short, write_short};
 use crate::pinning::gup::{pin_short, pin_translated, unpin_short};
 use crate::pinning::registration::PinRequest;
@@ -198,7 +198,7 @@ impl OnDemand {
                 unpin_short(kernel, pins);
                 // As the page-fault handler does for the process whose memory this is.
                 let task = kernel.spawn_task(Arc::clone(&self.process));
-                unshare(&task, inode, range).map_err(|_| Errno::EFAULT)?;
+                unshare(&task, inode, range, AllocationCause::Fault).map_err(|_| Errno::EFAULT)?;
             };
             self.learn(kernel, inode, unmaps, at - offset, &pins);
             Ok(Held { inode: Arc::clone(inode), pins, at })

@@ -12,7 +12,7 @@ use crate::base::range::BlockRange;
 use crate::base::units::{ANON_MAX, BLOCK, FILE_MAX, round_up};
 use crate::extent_map::Layout;
 use crate::extent_map::lookup::is_writable;
-use crate::layout_change::changes::allocate::{clean_unwritten, fault_in};
+use crate::layout_change::changes::allocate::{AllocationCause, clean_unwritten, fault_in};
 use crate::pinning::dma::{read_short, write_short};
 use crate::pinning::gup::{pin_short, unpin_short};
 use crate::vfs::address_space::Backing;
@@ -46,7 +46,8 @@ impl Task {
     }
 
     /// A store through a mapping. Over a hole or a shared block it must allocate, and does so only
-    /// where no lease stands against it.
+    /// where no lease of another process stands against it, and its own leases allow a write. Its
+    /// own breakable read lease is signalled and removed then.
     ///
     /// # Errors
     /// SIGSEGV (nothing mapped there, or read-only), SIGBUS (beyond the end of the file, the block
@@ -61,7 +62,7 @@ impl Task {
                     if range.end * BLOCK > inode.layout(Layout::size).next_multiple_of(BLOCK) {
                         return Err(Errno::SIGBUS);
                     }
-                    fault_in(self, inode, range).map_err(|_| Errno::SIGBUS)?;
+                    fault_in(self, inode, range, AllocationCause::Fault).map_err(|_| Errno::SIGBUS)?;
                     clean_unwritten(self.kernel(), inode, range);
                     let pins = pin_short(self.kernel(), inode, range, Some(self))?;
                     let there = pins.pieces.iter().all(is_writable);

@@ -187,34 +187,64 @@ pub(crate) fn break_layouts(
         let settled = if judgement.in_way.is_empty() { ranges.hull() } else { BlockRange::new(0, 0) };
         LeaseTable::of(inode).settle_on(&entries, settled);
     }
-    if !judgement.lost.is_empty() || !judgement.owners.is_empty() {
-        LeaseTable::of(inode).changed.wake_all();
-    }
     if !judgement.in_way.is_empty() {
         // Before any owner is signalled: an owner that answers at once finds the change marked as
         // waiting.
         publish_waiting_on(inode, turn, ranges, holders);
     }
+    report_removals(kernel, inode, &judgement);
+    if judgement.in_way.is_empty() { Ok(BreakOutcome::Clear) } else { Ok(BreakOutcome::InTheWay(judgement.in_way)) }
+}
+
+/// Judges the leases in `ranges` for a fault or a long-term pin that must allocate or unshare.
+/// Neither breaks a lease of another process nor waits for one: any that stands against it refuses
+/// it. A fault is judged against the process's own leases as a write would be: its own breakable
+/// read lease is signalled and removed, once nothing refuses the fault. A pin (`for_pin`) is exempt
+/// from the process's own leases. On success the change has finished judging leases there.
+///
+/// # Errors
+/// ETXTBSY; then nothing was done.
+pub(crate) fn judge_without_breaks(
+    task: &Task,
+    inode: &Inode,
+    ranges: &BlockRanges,
+    for_pin: bool,
+) -> Result<(), Errno> {
+    let kernel = task.kernel();
+    let mut judgement = BreakPlan::default();
+    {
+        let mut entries = LeaseTable::of(inode).lock();
+        let others_write = others_write(&entries, ranges, task.pid());
+        let verdict = |entry: &LeaseEntry| {
+            let own = entry.pid == task.pid();
+            if !ranges.overlaps(entry.range) || (own && for_pin) {
+                return LeaseVerdict::Ignore;
+            }
+            match judge(&kernel.axes, entry, task.pid(), others_write) {
+                LeaseVerdict::Ignore => LeaseVerdict::Ignore,
+                LeaseVerdict::Remove if own => LeaseVerdict::Remove,
+                _ => LeaseVerdict::Fail(Errno::ETXTBSY),
+            }
+        };
+        if entries.iter().any(|entry| matches!(verdict(entry), LeaseVerdict::Fail(_))) {
+            return Err(Errno::ETXTBSY);
+        }
+        entries.retain_mut(|entry| carry_out(kernel, verdict(entry), entry, &mut judgement));
+        LeaseTable::of(inode).settle_on(&entries, ranges.hull());
+    }
+    report_removals(kernel, inode, &judgement);
+    Ok(())
+}
+
+/// Signals the owners that a judgement names, and tells the pins that have lost their lease.
+fn report_removals(kernel: &Arc<Kernel>, inode: &Inode, judgement: &BreakPlan) {
+    if !judgement.lost.is_empty() || !judgement.owners.is_empty() {
+        LeaseTable::of(inode).changed.wake_all();
+    }
     signal_owners(kernel, inode, &judgement.owners);
     for lease in &judgement.lost {
         lease_lost(kernel, inode, lease);
     }
-    if judgement.in_way.is_empty() { Ok(BreakOutcome::Clear) } else { Ok(BreakOutcome::InTheWay(judgement.in_way)) }
-}
-
-/// Whether a lease of another process stands against an allocation in `ranges` by a fault or a
-/// pin, which may neither break a lease nor wait. The process's own read+U lease does not forbid
-/// what its own pin needs. Without a conflict, the change has finished judging leases there.
-pub(crate) fn leases_conflict(task: &Task, inode: &Inode, ranges: &BlockRanges) -> bool {
-    let axes = &task.kernel().axes;
-    let entries = LeaseTable::of(inode).lock();
-    let foreign = entries.iter().filter(|entry| entry.pid != task.pid() && ranges.overlaps(entry.range));
-    let mut verdicts = foreign.map(|entry| judge(axes, entry, task.pid(), false));
-    let conflict = verdicts.any(|verdict| verdict != LeaseVerdict::Ignore);
-    if !conflict {
-        LeaseTable::of(inode).settle_on(&entries, ranges.hull());
-    }
-    conflict
 }
 
 /// Waits until none of `leases` is in the table.
