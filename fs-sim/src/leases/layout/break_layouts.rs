@@ -17,14 +17,15 @@ use crate::design::{Axes, ChangeRule, LeaseRules};
 use crate::holders::holder::Holder;
 use crate::holders::lease_gate::Lease;
 use crate::holders::list::pin_holders;
-use crate::leases::layout::breaking::{begin_break, lease_lost, signal_owners, wait_for_break};
+use crate::leases::layout::breaking::{begin_break, lease_lost, wait_for_break};
 use crate::leases::layout::kind::{LeaseKind, LeaseMode};
 use crate::leases::layout::state::{LeaseEvent, LeaseState, change_state};
-use crate::leases::layout::table::{BreakTo, LeaseEntry, LeaseTable};
+use crate::leases::layout::table::{BreakTo, LeaseEntry, LeaseTable, forget_owners};
 use crate::leases::layout::waiting::publish_waiting_on;
 use crate::vfs::inode::Inode;
 use crate::vfs::kernel::Kernel;
 use crate::vfs::layout_turn::TurnGuard;
+use crate::vfs::signal_owner::BreakNotice;
 use crate::vfs::task::Task;
 
 /// What breaking the leases in the way of a change came to.
@@ -40,11 +41,13 @@ pub(crate) enum BreakOutcome {
 /// What the change must do to the leases of one inode.
 #[derive(Default)]
 struct BreakPlan {
-    /// Owners to signal.
-    owners: Vec<Pid>,
+    /// Signals to owners of leases that are being broken or were removed.
+    notices: Vec<BreakNotice>,
     /// Leases to wait for: being broken, or exclusive under `wait`.
     in_way: Vec<LeaseId>,
-    /// Leases removed although pins taken under them live.
+    /// Leases removed.
+    gone: Vec<LeaseEntry>,
+    /// Of these, the ones under which pins live.
     lost: Vec<Arc<Lease>>,
 }
 
@@ -184,6 +187,7 @@ pub(crate) fn break_layouts(
             let verdict = if touched(entry) { verdict(entry) } else { LeaseVerdict::Ignore };
             carry_out(kernel, verdict, entry, &mut judgement)
         });
+        forget_owners(&entries, &judgement.gone);
         let settled = if judgement.in_way.is_empty() { ranges.hull() } else { BlockRange::new(0, 0) };
         LeaseTable::of(inode).settle_on(&entries, settled);
     }
@@ -230,6 +234,7 @@ pub(crate) fn judge_without_breaks(
             return Err(Errno::ETXTBSY);
         }
         entries.retain_mut(|entry| carry_out(kernel, verdict(entry), entry, &mut judgement));
+        forget_owners(&entries, &judgement.gone);
         LeaseTable::of(inode).settle_on(&entries, ranges.hull());
     }
     report_removals(kernel, inode, &judgement);
@@ -238,10 +243,10 @@ pub(crate) fn judge_without_breaks(
 
 /// Signals the owners that a judgement names, and tells the pins that have lost their lease.
 fn report_removals(kernel: &Arc<Kernel>, inode: &Inode, judgement: &BreakPlan) {
-    if !judgement.lost.is_empty() || !judgement.owners.is_empty() {
+    if !judgement.lost.is_empty() || !judgement.notices.is_empty() {
         LeaseTable::of(inode).changed.wake_all();
     }
-    signal_owners(kernel, inode, &judgement.owners);
+    kernel.send_notices(inode.ino(), &judgement.notices);
     for lease in &judgement.lost {
         lease_lost(kernel, inode, lease);
     }
@@ -290,7 +295,7 @@ fn carry_out(kernel: &Kernel, verdict: LeaseVerdict, entry: &mut LeaseEntry, jud
             true
         }
         LeaseVerdict::Break => {
-            judgement.owners.extend(begin_break(kernel, entry, BreakTo::Nothing));
+            judgement.notices.extend(begin_break(kernel, entry, BreakTo::Nothing));
             judgement.in_way.push(entry.lease.id);
             true
         }
@@ -299,8 +304,9 @@ fn carry_out(kernel: &Kernel, verdict: LeaseVerdict, entry: &mut LeaseEntry, jud
                 kernel.counters.zombie_leases.fall();
             } else {
                 kernel.counters.notices_owed.add(1);
-                judgement.owners.push(entry.pid);
+                judgement.notices.push(entry.notice());
             }
+            judgement.gone.push(entry.clone());
             if entry.lease.gate.close().0 > 0 {
                 judgement.lost.push(Arc::clone(&entry.lease));
             }
