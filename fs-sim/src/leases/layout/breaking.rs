@@ -120,6 +120,15 @@ fn time_out_leases(kernel: &Arc<Kernel>, inode: &Inode, targets: &[LeaseId]) {
     }
 }
 
+/// When a task gives up that waits for one break time only: `None` where breaks time out, since the
+/// lease is taken then.
+pub(crate) fn end_of_patience(kernel: &Kernel) -> Option<Nanos> {
+    match break_deadline(kernel) {
+        Some(_) => None,
+        None => Some(kernel.world.now().after(kernel.options.lease_break_time)),
+    }
+}
+
 /// Waits interruptibly until none of the leases `targets` stands in the way (`in_way` judges a
 /// lease). Takes a lease by the design's rule when its break times out.
 pub(crate) fn wait_for_break(
@@ -127,6 +136,17 @@ pub(crate) fn wait_for_break(
     inode: &Inode,
     targets: &[LeaseId],
     in_way: impl Fn(&LeaseEntry) -> bool,
+) -> Result<(), Errno> {
+    wait_for_break_until(task, inode, targets, in_way, None)
+}
+
+/// As [`wait_for_break`], but also ends, with success, at `give_up_at`.
+pub(crate) fn wait_for_break_until(
+    task: &Task,
+    inode: &Inode,
+    targets: &[LeaseId],
+    in_way: impl Fn(&LeaseEntry) -> bool,
+    give_up_at: Option<Nanos>,
 ) -> Result<(), Errno> {
     let kernel = task.kernel();
     loop {
@@ -136,6 +156,7 @@ pub(crate) fn wait_for_break(
             .iter()
             .filter(pending)
             .filter_map(|entry| entry.deadline.filter(|_| entry.state().is_breaking()))
+            .chain(give_up_at)
             .min();
         let how = WaitFor::interruptible("lease break").until(deadline);
         let outcome = task.block_on(&LeaseTable::of(inode).changed, how, || {
@@ -145,7 +166,12 @@ pub(crate) fn wait_for_break(
         });
         match outcome {
             Ok(()) => return Ok(()),
-            Err(WaitFailure::TimedOut) => time_out_leases(kernel, inode, targets),
+            Err(WaitFailure::TimedOut) => {
+                time_out_leases(kernel, inode, targets);
+                if give_up_at.is_some_and(|at| at <= kernel.world.now()) {
+                    return Ok(());
+                }
+            }
             Err(WaitFailure::Interrupted) => return Err(Errno::EINTR),
             Err(WaitFailure::Deadlock) => return Err(Errno::EDEADLK),
         }
