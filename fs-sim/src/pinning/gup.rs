@@ -196,7 +196,7 @@ pub(crate) fn pin_long(
         if pieces.iter().any(|piece| matches!(piece, Piece::Mapped(e) if e.shared)) {
             // Not only for writing: a device that reads a shared block would not follow a copy on
             // write.
-            unshare(task, inode, range, AllocationCause::LongTermPin)?;
+            unshare(task, inode, range)?;
             continue;
         }
         if pieces.iter().any(|piece| matches!(piece, Piece::Mapped(e) if e.state == ExtentState::Unwritten)) {

@@ -136,15 +136,16 @@ impl Task {
     /// # Errors
     /// EINVAL (length 0), ENOMEM (more than [`crate::ANON_MAX`] bytes, too many mappings).
     pub fn mmap_anonymous(&self, len: u64) -> Result<(u64, Arc<AnonMemory>), Errno> {
-        self.syscall(|| {
-            if self.process.mm.lock().anonymous().saturating_add(len) > ANON_MAX {
-                return Err(Errno::ENOMEM);
-            }
-            let memory = Arc::new(AnonMemory::new(round_up(len).unwrap_or(0) as usize));
-            let backing = Backing::Anon { memory: Arc::clone(&memory), offset: 0 };
-            let start = self.process.mm.lock().map(len, true, backing).map_err(|(errno, _)| errno)?;
-            Ok((start, memory))
-        })
+        map_memory(self, len, AnonMemory::new)
+    }
+
+    /// Maps `len` bytes of a device-DAX device of its own, which has no file system: persistent
+    /// memory that no layout change reaches. Returns its address, and the memory.
+    ///
+    /// # Errors
+    /// As for [`Task::mmap_anonymous`].
+    pub fn mmap_device_dax(&self, len: u64) -> Result<(u64, Arc<AnonMemory>), Errno> {
+        map_memory(self, len, AnonMemory::device_dax)
     }
 
     /// Unmaps `va..va+len`. Never waits, whatever is pinned.
@@ -165,6 +166,19 @@ impl Task {
             Ok(())
         })
     }
+}
+
+/// Maps `len` bytes of memory without a file, which `make` makes.
+fn map_memory(task: &Task, len: u64, make: impl FnOnce(usize) -> AnonMemory) -> Result<(u64, Arc<AnonMemory>), Errno> {
+    task.syscall(|| {
+        if task.process().mm.lock().anonymous().saturating_add(len) > ANON_MAX {
+            return Err(Errno::ENOMEM);
+        }
+        let memory = Arc::new(make(round_up(len).unwrap_or(0) as usize));
+        let backing = Backing::Anon { memory: Arc::clone(&memory), offset: 0 };
+        let start = task.process().mm.lock().map(len, true, backing).map_err(|(errno, _)| errno)?;
+        Ok((start, memory))
+    })
 }
 
 fn through_mapping(

@@ -157,6 +157,7 @@ pub(crate) fn fault_in(
 ///
 /// # Errors
 /// As for [`fault_in`].
-pub(crate) fn unshare(task: &Task, inode: &Arc<Inode>, range: BlockRange, cause: AllocationCause) -> Result<(), Errno> {
+pub(crate) fn unshare(task: &Task, inode: &Arc<Inode>, range: BlockRange) -> Result<(), Errno> {
+    let cause = AllocationCause::LongTermPin;
     change_layout(task, inode, &FaultAllocation { range, allocate: false, cause }, Patience::Never).map(|_| ())
 }
