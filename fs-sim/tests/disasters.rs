@@ -139,7 +139,7 @@ fn copies_heal_new_blocks() {
     litters(&lab, &a, 42, true);
     let mut two = [0; 2];
     assert_eq!((a.write(g, 0, &[6]), a.read(g, 0, &mut two), two), (Ok(1), Ok(2), [6, 1]));
-    assert_eq!(lab.kernel.defragment("data").map(|done| done.moved), Ok(7), "all but the one that was shared");
+    assert_eq!(lab.kernel.defragment_politely("data").map(|done| done.moved), Ok(7), "all but the one that was shared");
     assert_eq!(a.bytes_of(f), [1, 2, 3, 4, 5, 6, 7, 8]);
     lab.end([&a]);
 }
@@ -151,11 +151,11 @@ fn defragmentation_skips_unreadable_blocks() {
     let (a, f) = scattered(&lab, 8);
     litters(&lab, &a, 42, false);
     lab.kernel.poison(a.inode_of(f).ino(), 1).unwrap();
-    assert_eq!(lab.kernel.defragment("data"), Ok(Defragmented { moved: 7, skipped: 1 }));
+    assert_eq!(lab.kernel.defragment_politely("data"), Ok(Defragmented { moved: 7, skipped: 1 }));
     assert_eq!(a.read(f, BLOCK, &mut [0]), Err(Errno::EIO));
     lab.kernel.clear_poison(a.inode_of(f).ino(), 1).unwrap();
     assert_eq!(a.bytes_of(f), [1, 0, 3, 4, 5, 6, 7, 8]);
-    assert_eq!(lab.kernel.defragment("data"), Ok(Defragmented { moved: 8, skipped: 0 }));
+    assert_eq!(lab.kernel.defragment_politely("data"), Ok(Defragmented { moved: 8, skipped: 0 }));
     lab.end([&a]);
 }
 
@@ -232,7 +232,7 @@ fn a_defragmentation_survives_a_power_cut() {
     every_preset(|axes| {
         let lab = Lab::new(axes);
         let (a, fd) = scattered(&lab, 8);
-        assert_eq!(lab.kernel.defragment("data").map(|done| done.moved), Ok(8));
+        assert_eq!(lab.kernel.defragment_politely("data").map(|done| done.moved), Ok(8));
         let (all, free) = (a.creates("all"), lab.kernel.usage().free);
         assert_eq!(a.write(all, 0, &vec![99; free as usize * PAGE]), Ok(free as usize * PAGE));
         let before = (a.state_report(fd), a.state_report(all));
@@ -333,7 +333,7 @@ fn a_power_cut_among_many_changes_is_consistent() {
                             }
                             a.ftruncate(fd, (step * 11 % 50) * BLOCK)?;
                             // ENOENT, ENOSPC and a dead device are all correct here.
-                            let _done = kernel.defragment(&name);
+                            let _done = kernel.defragment_politely(&name);
                             a.close(fd)
                         });
                         if done == Err(Errno::Dead) || done == Err(Errno::EINTR) {

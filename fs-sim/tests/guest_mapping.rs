@@ -406,11 +406,11 @@ fn defragmentation_leaves_a_guest_alone() {
     let (server, file) = scattered(&lab, 4);
     let served = Served::over(server, file).unwrap();
     assert_eq!(served.export.pieces(&lab.kernel).len(), 4);
-    assert_eq!(lab.kernel.defragment("data"), Ok(Defragmented { moved: 0, skipped: 4 }));
+    assert_eq!(lab.kernel.defragment_politely("data"), Ok(Defragmented { moved: 0, skipped: 4 }));
     assert_eq!((served.demands(), served.is_dead()), (0, false));
     served.unmapped();
     served.server.close(served.fd).unwrap();
-    assert_eq!(lab.kernel.defragment("data"), Ok(Defragmented { moved: 4, skipped: 0 }));
+    assert_eq!(lab.kernel.defragment_politely("data"), Ok(Defragmented { moved: 4, skipped: 0 }));
     let again = Served::over(served.server.clone(), served.file).unwrap();
     let pieces = again.export.pieces(&lab.kernel);
     assert_eq!(pieces.iter().map(|piece| (piece.file_offset, piece.len)).collect::<Vec<_>>(), [(0, 4 * BLOCK)]);

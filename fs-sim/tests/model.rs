@@ -339,7 +339,7 @@ impl Run {
                 }
             }
             Op::Defragment(name) => {
-                let done = self.lab.kernel.defragment(NAMES[name]);
+                let done = self.lab.kernel.defragment_politely(NAMES[name]);
                 let Some(ino) = self.names.get(&name) else {
                     return assert_eq!(done, Err(Errno::ENOENT));
                 };

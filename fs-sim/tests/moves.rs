@@ -14,6 +14,7 @@ use fs_sim::holders::block_layout::IoMode;
 use fs_sim::layout_change::defragment::Defragmented;
 use fs_sim::leases::layout::kind::LeaseKind;
 use fs_sim::syscalls::fallocate::FallocateMode::{Allocate, CollapseRange, InsertRange, PunchHole};
+use fs_sim::vfs::signals::Signal;
 use fs_sim::{BLOCK, BlockRange, Errno, FILE_MAX, Task};
 
 #[test]
@@ -263,7 +264,7 @@ fn s47_defragmentation_skips_what_it_may_not_move() {
     every_preset(|axes| {
         let lab = Lab::new(axes);
         let (a, fd) = scattered(&lab, 8);
-        assert_eq!(lab.kernel.defragment("nothing"), Err(Errno::ENOENT));
+        assert_eq!(lab.kernel.defragment_politely("nothing"), Err(Errno::ENOENT));
         let usage = lab.kernel.usage();
         let inode = a.inode_of(fd);
         let kinds: &[LeaseKind] = match axes.lease_rules {
@@ -274,7 +275,7 @@ fn s47_defragmentation_skips_what_it_may_not_move() {
         for kind in kinds {
             let before = a.state_report(fd);
             a.lease(fd, *kind, ALL).unwrap();
-            assert_eq!(lab.kernel.defragment("data"), Ok(Defragmented { moved: 0, skipped: 8 }), "{kind}");
+            assert_eq!(lab.kernel.defragment_politely("data"), Ok(Defragmented { moved: 0, skipped: 8 }), "{kind}");
             assert_eq!((a.signals(), inode.leases().len()), (vec![], 1), "no owner is signalled, whatever the lease");
             assert_eq!(a.state_report(fd), before);
             a.unlock(fd, ALL).unwrap();
@@ -286,7 +287,7 @@ fn s47_defragmentation_skips_what_it_may_not_move() {
             Nic::open(&a).1.pins(&a, fd, 2..3).unwrap()
         });
         let skipped = u64::from(region.is_some());
-        assert_eq!(lab.kernel.defragment("data"), Ok(Defragmented { moved: 8 - skipped, skipped }));
+        assert_eq!(lab.kernel.defragment_politely("data"), Ok(Defragmented { moved: 8 - skipped, skipped }));
         assert_eq!(a.bytes_of(fd), [1, 2, 3, 4, 5, 6, 7, 8]);
         assert_eq!(lab.kernel.usage(), usage);
         if let Some(region) = region {
@@ -294,10 +295,10 @@ fn s47_defragmentation_skips_what_it_may_not_move() {
             assert_eq!((a.bytes_of(fd)[2], lab.stale()), (9, 0), "its block stayed where it was");
             region.dereg(&a);
             a.unlock(fd, ALL).unwrap_or(());
-            assert_eq!(lab.kernel.defragment("data"), Ok(Defragmented { moved: 8, skipped: 0 }));
+            assert_eq!(lab.kernel.defragment_politely("data"), Ok(Defragmented { moved: 8, skipped: 0 }));
         }
         assert_eq!(a.fiemap(fd, ALL).unwrap().len(), 1, "in one run");
-        assert_eq!(lab.kernel.defragment("data"), Ok(Defragmented::default()), "nothing left to do");
+        assert_eq!(lab.kernel.defragment_politely("data"), Ok(Defragmented::default()), "nothing left to do");
         lab.end([&a]);
     });
 }
@@ -312,12 +313,12 @@ fn s47_defragmentation_leaves_block_layouts_true() {
         let client = lab.actor();
         let g = client.opens("data");
         let (layout_fd, layout) = client.layoutget(g, BlockRange::new(2, 5), IoMode::ReadWrite).unwrap();
-        assert_eq!(lab.kernel.defragment("data"), Ok(Defragmented { moved: 5, skipped: 3 }));
+        assert_eq!(lab.kernel.defragment_politely("data"), Ok(Defragmented { moved: 5, skipped: 3 }));
         assert_eq!((layout.recall(), layout.is_fenced()), (None, false), "no client is asked for anything");
         assert_eq!(layout.write(&lab.kernel, 2 * BLOCK, &[9; 3 * BLOCK as usize]), Ok(()));
         assert_eq!((a.bytes_of(fd), lab.stale()), (vec![1, 2, 9, 9, 9, 6, 7, 8], 0));
         client.layoutreturn(layout_fd).unwrap();
-        assert_eq!(lab.kernel.defragment("data"), Ok(Defragmented { moved: 8, skipped: 0 }));
+        assert_eq!(lab.kernel.defragment_politely("data"), Ok(Defragmented { moved: 8, skipped: 0 }));
         lab.end([&a, &client]);
     });
 }
@@ -331,12 +332,12 @@ fn s47_defragmentation_never_waits() {
     let (b, all) = (lab.actor(), Defragmented { moved: 0, skipped: 8 });
     a.lease(fd, LeaseKind::READ, BlockRange::from(7)).unwrap();
     let changing = b.blocks("lease break", |b| b.truncate("data", 7 * BLOCK));
-    assert_eq!(lab.kernel.defragment("data"), Ok(all));
+    assert_eq!(lab.kernel.defragment_politely("data"), Ok(all));
     a.unlock(fd, ALL).unwrap();
     assert_eq!(changing.finish(), Ok(()));
     let copy = a.creates("copy");
     a.reflink(fd, 0, copy, 0, BLOCK).unwrap();
-    assert_eq!(lab.kernel.defragment("data"), Ok(Defragmented { moved: 6, skipped: 1 }));
+    assert_eq!(lab.kernel.defragment_politely("data"), Ok(Defragmented { moved: 6, skipped: 1 }));
     // Fill the device but for single blocks.
     let (filler, free) = (a.creates("filler"), lab.kernel.usage().free);
     a.fallocate(filler, Allocate { keep_size: false }, 0, free * BLOCK).unwrap();
@@ -345,7 +346,36 @@ fn s47_defragmentation_never_waits() {
     }
     let (before, usage) = (a.state_report(filler), lab.kernel.usage());
     assert!(usage.free > free / 2 - 1);
-    assert_eq!(lab.kernel.defragment("filler"), Err(Errno::ENOSPC));
+    assert_eq!(lab.kernel.defragment_politely("filler"), Err(Errno::ENOSPC));
+    let reader = b.opens("filler");
+    b.lease(reader, LeaseKind::READ, ALL).unwrap();
+    assert_eq!(a.defragment("filler"), Err(Errno::ENOSPC));
+    assert_eq!((b.signals(), b.held(reader)), (vec![], vec![(LeaseKind::READ, ALL)]), "before any break");
     assert_eq!((a.state_report(filler), lab.kernel.usage()), (before, usage));
     lab.end([&a, &b]);
+}
+
+/// S47: a defragmentation that is not polite breaks only the leases on blocks that it could move.
+#[test]
+fn s47_defragmentation_breaks_what_helps_it() {
+    every_preset(|axes| {
+        if axes.lease_rules == LeaseRules::None {
+            return;
+        }
+        let lab = Lab::new(axes);
+        let (a, fd) = scattered(&lab, 8);
+        let copy = a.creates("copy");
+        a.reflink(fd, 0, copy, 0, BLOCK).unwrap();
+        let (b, c, system) = (lab.actor(), lab.actor(), lab.actor());
+        let (fb, fc) = (b.opens("data"), c.opens("data"));
+        b.lease(fb, LeaseKind::READ, BlockRange::new(0, 1)).unwrap();
+        c.lease(fc, LeaseKind::READ, BlockRange::new(4, 6)).unwrap();
+        let moving = system.blocks("lease break", |system| system.defragment("data"));
+        assert_eq!((b.signals(), c.signals()), (vec![], vec![Signal::Sigio]), "block 0 is shared and stays anyway");
+        c.unlock(fc, ALL).unwrap();
+        assert_eq!(moving.finish(), Ok(Defragmented { moved: 7, skipped: 1 }));
+        assert_eq!(b.held(fb), [(LeaseKind::READ, BlockRange::new(0, 1))]);
+        assert_eq!(a.bytes_of(fd), [1, 2, 3, 4, 5, 6, 7, 8]);
+        lab.end([&a, &b, &c, &system]);
+    });
 }

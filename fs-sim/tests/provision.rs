@@ -21,7 +21,7 @@ fn provisioned_files() {
         assert!(a.fiemap(fd, ALL).unwrap().iter().all(|extent| !extent.unwritten), "{runs}");
         assert_eq!(a.provision("data", BLOCK, None), Err(Errno::EEXIST));
         if runs > 1 {
-            assert_eq!(lab.kernel.defragment("data"), Ok(Defragmented { moved: 200, skipped: 0 }), "{runs}");
+            assert_eq!(lab.kernel.defragment_politely("data"), Ok(Defragmented { moved: 200, skipped: 0 }), "{runs}");
             assert_eq!(lab.kernel.runs_of("data"), Ok(1));
         }
         // The old contents of the blocks do not appear in the next file.

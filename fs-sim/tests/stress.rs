@@ -350,7 +350,7 @@ impl<'a> Life<'a> {
 
     /// The system moves a file's blocks together.
     fn tidies(&mut self) {
-        let done = self.stress.kernel.defragment(&name(self.dice.below(FILES)));
+        let done = self.stress.kernel.defragment_politely(&name(self.dice.below(FILES)));
         self.settle(done, &[Errno::ENOENT, Errno::ENOSPC]);
     }
 

@@ -27,16 +27,13 @@ impl Kernel {
     /// The ordinary leases of a file, in the order they were set. Unlike `F_GETLEASE`, this
     /// question times no break out.
     pub fn base_leases(&self, inode: &Inode) -> Vec<PosixLeaseInfo> {
-        let found: Vec<_> = {
-            let books = PosixLeases::of(inode).lock();
-            books.leases().iter().map(|entry| (entry.clone(), books.owner_of(entry.file))).collect()
-        };
+        let found = PosixLeases::of(inode).lock().leases().to_vec();
         found
             .into_iter()
-            .map(|(entry, owner)| PosixLeaseInfo {
+            .map(|entry| PosixLeaseInfo {
                 description: entry.file,
                 setter: entry.setter,
-                owner,
+                owner: entry.signal_owner.posix_owner(),
                 held: entry.held,
                 breaking: entry.is_breaking(),
                 left: entry.left(),

@@ -15,17 +15,17 @@ use crate::holders::stale_watch::{StaleWatch, changed_lines};
 use crate::layout_change::defragment::{Defragmented, defragment_inode};
 use crate::vfs::kernel::Kernel;
 use crate::vfs::names::{drop_open, lookup};
+use crate::vfs::task::Task;
 
 impl Kernel {
-    /// Copies the blocks of the file called `name` into one run of the device, except those that
-    /// may not be moved. A file that lies in one run already is left alone.
+    /// As [`Task::defragment`], but breaks no lease, and never waits: blocks under any lease are
+    /// skipped.
     ///
     /// # Errors
-    /// ENOENT; ENOSPC if no run of free blocks is long enough, EIO if a block turned unreadable
-    /// meanwhile or the device is gone: nothing changed.
-    pub fn defragment(self: &Arc<Self>, name: &str) -> Result<Defragmented, Errno> {
+    /// As for [`Task::defragment`], but never EINTR.
+    pub fn defragment_politely(self: &Arc<Self>, name: &str) -> Result<Defragmented, Errno> {
         let inode = lookup(self, name)?;
-        let done = defragment_inode(self, &inode);
+        let done = defragment_inode(self, &inode, None);
         drop_open(self, &inode);
         done
     }
@@ -79,6 +79,26 @@ impl Kernel {
             (state.settled, state.filled.pages())
         };
         settled + filled.iter().map(|pages| changed_lines(self, *pages)).sum::<u64>()
+    }
+}
+
+impl Task {
+    /// Copies the blocks of the file called `name` into one run of the device, except those that
+    /// may not be moved, for the system: whatever leases this task's process has, it is a
+    /// stranger's change. Breaks breakable leases and waits for them interruptibly; where breaks
+    /// never time out it skips them after one break time. A file that lies in one run already is
+    /// left alone.
+    ///
+    /// # Errors
+    /// ENOENT; ENOSPC if no run of free blocks is long enough, EIO if a block turned unreadable
+    /// meanwhile or the device is gone, EINTR: nothing was moved.
+    pub fn defragment(&self, name: &str) -> Result<Defragmented, Errno> {
+        self.syscall(|| {
+            let inode = lookup(self.kernel(), name)?;
+            let done = defragment_inode(self.kernel(), &inode, Some(self));
+            drop_open(self.kernel(), &inode);
+            done
+        })
     }
 }
 

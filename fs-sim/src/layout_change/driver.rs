@@ -34,7 +34,7 @@ use crate::layout_change::turns::Turns;
 use crate::layout_change::unmap_guests::unmap_guests;
 use crate::layout_change::verdict::judge_all_pins;
 use crate::leases::layout::break_layouts::{
-    BreakOutcome, break_layouts, check_layouts, leases_conflict, wait_for_leases,
+    BreakOutcome, break_layouts, check_layouts, judge_without_breaks, wait_for_leases,
 };
 use crate::leases::layout::table::LeaseTable;
 use crate::leases::layout::waiting::stand_aside;
@@ -200,9 +200,10 @@ fn stand_behind_requests(task: &Task, works: &[ChangeWork<'_>], patience: Patien
 /// Judges and breaks leases. False: something was waited for, and the change plans again.
 fn break_all_layouts(task: &Task, works: &[ChangeWork<'_>], patience: Patience) -> Result<bool, Errno> {
     if patience == Patience::Never {
-        // A fault: any conflict refuses it, and no owner is signalled.
-        let conflict = works.iter().any(|work| leases_conflict(task, work.inode, &work.touches));
-        return if conflict { Err(Errno::ETXTBSY) } else { Ok(true) };
+        // A layout of a block-layout client refuses it too, before an own lease is removed.
+        recall_layouts(task, works, patience)?;
+        works.iter().try_for_each(|work| judge_without_breaks(task, work.inode, &work.touches, work.for_own_pin))?;
+        return Ok(true);
     }
     let holders = |work: &ChangeWork<'_>| pin_holders(work.inode).holding(work.range, &work.judged);
     if works.len() > 1 {

@@ -178,6 +178,9 @@ pub(crate) struct ChangePlan {
     pub(crate) overwrites: Option<BlockRange>,
     /// How many new blocks are needed, besides those for copies.
     pub(crate) blocks: u64,
+    /// Whether a long-term pin of the changer needs it: the changer's own leases do not matter
+    /// then.
+    pub(crate) for_own_pin: bool,
 }
 
 impl ChangePlan {
@@ -238,6 +241,8 @@ pub(crate) struct ChangeWork<'a> {
     moves: Vec<BlockRange>,
     /// New blocks needed, copies of shared blocks included.
     pub(crate) blocks: u64,
+    /// Whether a long-term pin of the changer needs it.
+    pub(crate) for_own_pin: bool,
 }
 
 impl<'a> ChangeWork<'a> {
@@ -265,6 +270,7 @@ impl<'a> ChangeWork<'a> {
             unmarked: Vec::new(),
             moves: Vec::new(),
             blocks: plan.blocks,
+            for_own_pin: plan.for_own_pin,
         };
         for range in plan.leaves.iter().chain(&plan.moves).chain(&plan.shares).chain(&plan.unwritten) {
             work.changing.add(*range);

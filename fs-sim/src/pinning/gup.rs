@@ -35,7 +35,7 @@ use crate::deadlock::need::Need;
 use crate::extent_map::lookup::{pages_of, pieces_in};
 use crate::extent_map::{ExtentState, Piece};
 use crate::holders::short_pins::ShortPins;
-use crate::layout_change::changes::allocate::{clean_unwritten, fault_in, unshare};
+use crate::layout_change::changes::allocate::{AllocationCause, clean_unwritten, fault_in, unshare};
 use crate::layout_change::departure::reap_orphans;
 use crate::vfs::change_state::ChangeState;
 use crate::vfs::inode::Inode;
@@ -243,7 +243,7 @@ pub(crate) fn pin_long(
             if !write {
                 return Err(Errno::EFAULT);
             }
-            fault_in(task, inode, range)?;
+            fault_in(task, inode, range, AllocationCause::LongTermPin)?;
             continue;
         }
         if pieces.iter().any(|piece| matches!(piece, Piece::Mapped(e) if e.shared)) {

@@ -4,9 +4,10 @@
 //! them. Invariants: a cached run is used only under short-term pins that were taken while the
 //! file's generation was still the one it was read at, and while the process has unmapped nothing
 //! since; so a truncate never waits for it and never meets it stale. Only written, unshared blocks
-//! are cached: a block may turn from unwritten to written without a new generation. Kernel
-//! counterpart: `struct ib_umem_odp` with its `mmu_interval_notifier`
-//! (drivers/infiniband/core/umem_odp.c), `hmm_range_fault`.
+//! are cached: a block may turn from unwritten to written without a new generation. A read or a
+//! flush of a hole allocates nothing; a write is a fault of the process whose memory it is, and
+//! allocates or unshares as a store would. Kernel counterpart: `struct ib_umem_odp` with its
+//! `mmu_interval_notifier` (drivers/infiniband/core/umem_odp.c), `hmm_range_fault`.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -20,10 +21,10 @@ use crate::base::atomic_op::AtomicOp;
 use crate::base::errno::Errno;
 use crate::base::range::BlockRange;
 use crate::base::units::BLOCK;
-use crate::extent_map::lookup::pages_of;
+use crate::extent_map::lookup::{is_writable, pages_of};
 use crate::extent_map::{Extent, ExtentState, Piece};
 use crate::holders::short_pins::ShortPins;
-use crate::layout_change::changes::allocate::{clean_unwritten, unshare};
+use crate::layout_change::changes::allocate::{AllocationCause, clean_unwritten, fault_in};
 use crate::pinning::dma::{AccessSubject, atomic_at, persist_pages, read_short, write_short};
 use crate::pinning::gup::{pin_short, pin_translated, unpin_short};
 use crate::pinning::registration::PinRequest;
@@ -32,6 +33,15 @@ use crate::vfs::kernel::Kernel;
 use crate::vfs::mapped_target::MappedTarget;
 use crate::vfs::open_file::Deferred;
 use crate::vfs::process::Process;
+
+/// Whether an access stores into the range.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum AccessIntent {
+    /// A read or a flush: a hole stays a hole.
+    Look,
+    /// A write or an atomic.
+    Store,
+}
 
 /// How many runs a range caches. A range with more drops them all and starts again.
 const RUNS_MAX: usize = 4096;
@@ -58,6 +68,8 @@ struct Translation {
     inode: Arc<Inode>,
     /// Byte offset in the file of the range's first byte.
     file_offset: u64,
+    /// Whether stores go through it: else the mapping is read-only.
+    writable: bool,
     /// The process's count of unmaps, read before the address was looked up.
     unmaps: u64,
     /// The file's generation and size when the map was read, and a read point drawn before that.
@@ -120,43 +132,48 @@ impl OnDemand {
     }
 
     /// Runs `access` on `len` bytes from `offset` on, under short-term pins: by the cached
-    /// translation if it still holds, else by a fault. A hole or what lies beyond the end is
-    /// EFAULT, which the NIC reports as a remote access error.
+    /// translation if it still holds, else by a fault. What lies beyond the end, and what a fault
+    /// is refused, is EFAULT, which the NIC reports as a remote access error.
     fn access<R>(
         &self,
         kernel: &Arc<Kernel>,
-        offset: u64,
-        len: u64,
-        write: bool,
+        (offset, len): (u64, u64),
+        intent: AccessIntent,
         access: impl FnOnce(&Inode, &ShortPins, u64) -> Result<R, Errno>,
     ) -> Result<R, Errno> {
         if len == 0 {
             return Err(Errno::EINVAL);
         }
         let inside = offset.checked_add(len).is_some_and(|end| end <= self.len);
-        if !inside || (write && !self.write) || self.process.is_dying() {
+        if !inside || (intent == AccessIntent::Store && !self.write) || self.process.is_dying() {
             return Err(Errno::EFAULT);
         }
-        let held = match self.pin_cached(kernel, offset, len)? {
+        let held = match self.pin_cached(kernel, offset, len, intent)? {
             Some(held) => held,
-            None => self.fault(kernel, offset, len, write)?,
+            None => self.fault(kernel, offset, len, intent)?,
         };
-        let hole = held.pins.pieces.iter().any(|piece| matches!(piece, Piece::Hole { .. }));
         let beyond = held.at + len > held.pins.size;
-        let result = if beyond || hole { Err(Errno::EFAULT) } else { access(&held.inode, &held.pins, held.at) };
+        let result = if beyond { Err(Errno::EFAULT) } else { access(&held.inode, &held.pins, held.at) };
         unpin_short(kernel, held.pins);
         result
     }
 
     /// Pins what the cached translation says, if it covers the range and still holds once it is
     /// pinned.
-    fn pin_cached(&self, kernel: &Arc<Kernel>, offset: u64, len: u64) -> Result<Option<Held>, Errno> {
+    fn pin_cached(
+        &self,
+        kernel: &Arc<Kernel>,
+        offset: u64,
+        len: u64,
+        intent: AccessIntent,
+    ) -> Result<Option<Held>, Errno> {
         let (held, outdated) = {
             let mut cache = self.cache.lock();
             match &*cache {
                 Some(known) if known.holds(&self.process) => {
                     let at = known.file_offset + offset;
-                    let pieces = known.pieces(BlockRange::of_bytes(at, len));
+                    let allowed = known.writable || intent == AccessIntent::Look;
+                    let pieces = known.pieces(BlockRange::of_bytes(at, len)).filter(|_| allowed);
                     let Translation { size, read_point, generation, .. } = *known;
                     let pins = |pieces| ShortPins { pins: Vec::new(), pieces, size, read_point, generation };
                     (pieces.map(|pieces| Held { inode: Arc::clone(&known.inode), pins: pins(pieces), at }), None)
@@ -176,31 +193,24 @@ impl OnDemand {
         }))
     }
 
-    /// Looks the address up in the process's memory as it is now, pins what the file has there,
-    /// and caches it.
-    fn fault(&self, kernel: &Arc<Kernel>, offset: u64, len: u64, write: bool) -> Result<Held, Errno> {
+    /// Looks the address up in the process's memory as it is now, allocates and unshares what a
+    /// store needs, pins what the file has there, and caches it.
+    fn fault(&self, kernel: &Arc<Kernel>, offset: u64, len: u64, intent: AccessIntent) -> Result<Held, Errno> {
         kernel.counters.odp_faults.add(1);
         // Before the mappings are read: a later unmap makes what is found here outdated.
         let unmaps = self.process.unmaps.load(Ordering::SeqCst);
-        let target = self.process.target(self.va + offset, len, write).map_err(|_| Errno::EFAULT)?;
+        let va = self.va + offset;
+        let target = self.process.target(va, len, intent == AccessIntent::Store).map_err(|_| Errno::EFAULT)?;
+        let writable = self.process.maps_writable(va, len);
         let MappedTarget::File { description, offset: at } = target else { return Err(Errno::EFAULT) };
         let held = (|| {
             let (inode, _) = description.file().ok_or(Errno::EFAULT)?;
             let range = BlockRange::of_bytes(at, len);
-            let pins = loop {
-                if write {
-                    clean_unwritten(kernel, inode, range);
-                }
-                let pins = pin_short(kernel, inode, range, None)?;
-                if !write || !pins.pieces.iter().any(|piece| matches!(piece, Piece::Mapped(extent) if extent.shared)) {
-                    break pins;
-                }
-                unpin_short(kernel, pins);
-                // As the page-fault handler does for the process whose memory this is.
-                let task = kernel.spawn_task(Arc::clone(&self.process));
-                unshare(&task, inode, range).map_err(|_| Errno::EFAULT)?;
+            let pins = match intent {
+                AccessIntent::Look => pin_short(kernel, inode, range, None)?,
+                AccessIntent::Store => self.pin_for_store(kernel, inode, range, at + len)?,
             };
-            self.learn(kernel, inode, unmaps, at - offset, &pins);
+            self.learn(kernel, inode, (unmaps, writable), at - offset, &pins);
             Ok(Held { inode: Arc::clone(inode), pins, at })
         })();
         let mut deferred = Deferred::default();
@@ -209,16 +219,52 @@ impl OnDemand {
         held
     }
 
-    fn learn(&self, kernel: &Kernel, inode: &Arc<Inode>, unmaps: u64, file_offset: u64, pins: &ShortPins) {
+    /// Pins `range` once every block of it is the file's own and written. What is missing or shared
+    /// is faulted in as by a store of the process whose memory this is: a lease that forbids the
+    /// store refuses the access. `end` is the access's end in the file, in bytes.
+    fn pin_for_store(
+        &self,
+        kernel: &Arc<Kernel>,
+        inode: &Arc<Inode>,
+        range: BlockRange,
+        end: u64,
+    ) -> Result<ShortPins, Errno> {
+        loop {
+            clean_unwritten(kernel, inode, range);
+            let pins = pin_short(kernel, inode, range, None)?;
+            if end > pins.size || pins.pieces.iter().all(is_writable) {
+                return Ok(pins);
+            }
+            unpin_short(kernel, pins);
+            race_point!("odp: hole found, not filled");
+            let task = kernel.spawn_task(Arc::clone(&self.process));
+            // A device that fails is no fault of the requester's.
+            let refused = |errno| if errno == Errno::EIO { Errno::EIO } else { Errno::EFAULT };
+            fault_in(&task, inode, range, AllocationCause::Fault).map_err(refused)?;
+        }
+    }
+
+    fn learn(
+        &self,
+        kernel: &Kernel,
+        inode: &Arc<Inode>,
+        (unmaps, writable): (u64, bool),
+        file_offset: u64,
+        pins: &ShortPins,
+    ) {
         let ShortPins { generation, size, read_point, .. } = *pins;
         let outdated = {
             let mut cache = self.cache.lock();
-            let known = cache.as_ref().is_some_and(|known| (known.generation, known.unmaps) == (generation, unmaps));
+            let known = cache.as_ref().is_some_and(|known| {
+                let same = Arc::ptr_eq(&known.inode, inode) && known.file_offset == file_offset;
+                same && (known.generation, known.unmaps, known.writable) == (generation, unmaps, writable)
+            });
             let outdated = if known { None } else { cache.take() };
             cache
                 .get_or_insert_with(|| Translation {
                     inode: Arc::clone(inode),
                     file_offset,
+                    writable,
                     unmaps,
                     generation,
                     size,
@@ -233,41 +279,51 @@ impl OnDemand {
         }
     }
 
-    /// Translates `len` bytes from `offset` on ahead of an access. Leaves no pin.
+    /// Translates `len` bytes from `offset` on ahead of an access; for writing, allocates what is
+    /// missing. Leaves no pin.
     ///
     /// # Errors
-    /// EFAULT if the range has no blocks now.
+    /// EFAULT beyond the end of the file or against a lease; EIO if the device fails.
     pub fn prefetch(&self, kernel: &Arc<Kernel>, offset: u64, len: u64, write: bool) -> Result<(), Errno> {
-        self.access(kernel, offset, len, write, |_, _, _| Ok(()))
+        let intent = if write { AccessIntent::Store } else { AccessIntent::Look };
+        self.access(kernel, (offset, len), intent, |_, _, _| Ok(()))
     }
 
-    /// As [`Pinned::dma_write`](super::registration::Pinned::dma_write), with a fault if needed.
+    /// As [`Pinned::dma_write`](super::registration::Pinned::dma_write), with a fault if needed,
+    /// which allocates and unshares.
     ///
     /// # Errors
-    /// EFAULT if the range has no blocks now; EIO if the device fails.
+    /// EFAULT beyond the end of the file, through a read-only mapping, or where a lease forbids the
+    /// fault; EIO if the device fails.
     pub fn dma_write(&self, kernel: &Arc<Kernel>, offset: u64, from: &[u8]) -> Result<(), Errno> {
         let len = from.len() as u64;
-        self.access(kernel, offset, len, true, |inode, pins, at| write_short(kernel, inode, pins, at, from))
+        self.access(kernel, (offset, len), AccessIntent::Store, |inode, pins, at| {
+            write_short(kernel, inode, pins, at, from)
+        })
     }
 
     /// As [`Pinned::dma_read`](super::registration::Pinned::dma_read), with a fault if needed.
+    /// Holes and unwritten blocks read as zeros.
     ///
     /// # Errors
-    /// EFAULT if the range has no blocks now; EIO if the device fails.
+    /// EFAULT beyond the end of the file; EIO if the device fails.
     pub fn dma_read(&self, kernel: &Arc<Kernel>, offset: u64, into: &mut [u8]) -> Result<(), Errno> {
         let len = into.len() as u64;
-        self.access(kernel, offset, len, false, |inode, pins, at| read_short(kernel, inode, pins, at, into))
+        self.access(kernel, (offset, len), AccessIntent::Look, |inode, pins, at| {
+            read_short(kernel, inode, pins, at, into)
+        })
     }
 
-    /// As [`Pinned::persist`](super::registration::Pinned::persist), with a fault if needed.
+    /// As [`Pinned::persist`](super::registration::Pinned::persist), with a fault if needed. A hole
+    /// stays one.
     ///
     /// # Errors
-    /// EFAULT if the range has no blocks now; EIO if the device fails.
+    /// EFAULT beyond the end of the file; EIO if the device fails.
     pub fn persist(&self, kernel: &Arc<Kernel>, offset: u64, len: u64) -> Result<(), Errno> {
         if len == 0 {
             return Ok(());
         }
-        self.access(kernel, offset, len, false, |_, pins, at| {
+        self.access(kernel, (offset, len), AccessIntent::Look, |_, pins, at| {
             pins.pieces.iter().try_for_each(|piece| match piece {
                 Piece::Mapped(extent) => {
                     let start = extent.file_block * BLOCK;
@@ -282,12 +338,12 @@ impl OnDemand {
     /// As [`Pinned::dma_atomic`](super::registration::Pinned::dma_atomic), with a fault if needed.
     ///
     /// # Errors
-    /// EINVAL if misaligned, EFAULT if the page has no block now, EIO if the device fails.
+    /// EINVAL if misaligned; EFAULT as for [`OnDemand::dma_write`]; EIO if the device fails.
     pub fn dma_atomic(&self, kernel: &Arc<Kernel>, offset: u64, op: AtomicOp) -> Result<u64, Errno> {
         if !self.va.wrapping_add(offset).is_multiple_of(8) {
             return Err(Errno::EINVAL);
         }
-        self.access(kernel, offset, 8, true, |inode, pins, at| {
+        self.access(kernel, (offset, 8), AccessIntent::Store, |inode, pins, at| {
             let Some(Piece::Mapped(extent)) = pins.pieces.first() else { return Err(Errno::EFAULT) };
             let subject = AccessSubject { region: None, ino: inode.ino(), file_block: extent.file_block };
             let skip = at - extent.file_block * BLOCK;

@@ -21,7 +21,7 @@ use crate::extent_map::{Extent, ExtentState, Piece};
 use crate::holders::holder::{Holder, PinHolder, revoke_holder};
 use crate::holders::lease_gate::Lease;
 use crate::holders::list::list_of;
-use crate::layout_change::changes::allocate::{clean_unwritten, fault_in};
+use crate::layout_change::changes::allocate::{AllocationCause, clean_unwritten, fault_in};
 use crate::leases::layout::breaking::revoke_if_lease_lost;
 use crate::leases::layout::table::{LeaseTable, PinRequirement};
 use crate::leases::layout::unlock::gate_emptied;
@@ -198,7 +198,7 @@ fn register_notify_only(
 ) -> Result<Pinned, Errno> {
     let kernel = task.kernel();
     loop {
-        fault_in(task, inode, range)?;
+        fault_in(task, inode, range, AllocationCause::LongTermPin)?;
         clean_unwritten(kernel, inode, range);
         let turn = inode.turn.change(kernel, task.waiter().id());
         let taken = turn.take(task, &range.into(), false);

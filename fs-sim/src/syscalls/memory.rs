@@ -12,7 +12,7 @@ use crate::base::range::BlockRange;
 use crate::base::units::{ANON_MAX, BLOCK, FILE_MAX, round_up};
 use crate::extent_map::Layout;
 use crate::extent_map::lookup::is_writable;
-use crate::layout_change::changes::allocate::{clean_unwritten, fault_in};
+use crate::layout_change::changes::allocate::{AllocationCause, clean_unwritten, fault_in};
 use crate::pinning::dma::{read_short, write_short};
 use crate::pinning::gup::{pin_short, unpin_short};
 use crate::vfs::address_space::Backing;
@@ -46,7 +46,8 @@ impl Task {
     }
 
     /// A store through a mapping. Over a hole or a shared block it must allocate, and does so only
-    /// where no lease stands against it.
+    /// where no lease of another process stands against it, and its own leases allow a write. Its
+    /// own breakable read lease is signalled and removed then.
     ///
     /// # Errors
     /// SIGSEGV (nothing mapped there, or read-only), SIGBUS (beyond the end of the file, the block
@@ -61,7 +62,7 @@ impl Task {
                     if range.end * BLOCK > inode.layout(Layout::size).next_multiple_of(BLOCK) {
                         return Err(Errno::SIGBUS);
                     }
-                    fault_in(self, inode, range).map_err(|_| Errno::SIGBUS)?;
+                    fault_in(self, inode, range, AllocationCause::Fault).map_err(|_| Errno::SIGBUS)?;
                     clean_unwritten(self.kernel(), inode, range);
                     let pins = pin_short(self.kernel(), inode, range, Some(self))?;
                     let there = pins.pieces.iter().all(is_writable);
@@ -135,15 +136,16 @@ impl Task {
     /// # Errors
     /// EINVAL (length 0), ENOMEM (more than [`crate::ANON_MAX`] bytes, too many mappings).
     pub fn mmap_anonymous(&self, len: u64) -> Result<(u64, Arc<AnonMemory>), Errno> {
-        self.syscall(|| {
-            if self.process.mm.lock().anonymous().saturating_add(len) > ANON_MAX {
-                return Err(Errno::ENOMEM);
-            }
-            let memory = Arc::new(AnonMemory::new(round_up(len).unwrap_or(0) as usize));
-            let backing = Backing::Anon { memory: Arc::clone(&memory), offset: 0 };
-            let start = self.process.mm.lock().map(len, true, backing).map_err(|(errno, _)| errno)?;
-            Ok((start, memory))
-        })
+        map_memory(self, len, AnonMemory::new)
+    }
+
+    /// Maps `len` bytes of a device-DAX device of its own, which has no file system: persistent
+    /// memory that no layout change reaches. Returns its address, and the memory.
+    ///
+    /// # Errors
+    /// As for [`Task::mmap_anonymous`].
+    pub fn mmap_device_dax(&self, len: u64) -> Result<(u64, Arc<AnonMemory>), Errno> {
+        map_memory(self, len, AnonMemory::device_dax)
     }
 
     /// Unmaps `va..va+len`. Never waits, whatever is pinned.
@@ -164,6 +166,19 @@ impl Task {
             Ok(())
         })
     }
+}
+
+/// Maps `len` bytes of memory without a file, which `make` makes.
+fn map_memory(task: &Task, len: u64, make: impl FnOnce(usize) -> AnonMemory) -> Result<(u64, Arc<AnonMemory>), Errno> {
+    task.syscall(|| {
+        if task.process().mm.lock().anonymous().saturating_add(len) > ANON_MAX {
+            return Err(Errno::ENOMEM);
+        }
+        let memory = Arc::new(make(round_up(len).unwrap_or(0) as usize));
+        let backing = Backing::Anon { memory: Arc::clone(&memory), offset: 0 };
+        let start = task.process().mm.lock().map(len, true, backing).map_err(|(errno, _)| errno)?;
+        Ok((start, memory))
+    })
 }
 
 fn through_mapping(

@@ -1,4 +1,4 @@
-//! The fcntl calls on ordinary leases.
+//! The fcntl calls on ordinary leases, and those that say whom leases of either kind signal.
 //!
 //! It owns the order of their checks. Kernel counterpart: `fcntl_setlease`, `fcntl_getlease`,
 //! `f_setown`, `F_SETSIG` (fs/fcntl.c), `generic_setlease` (fs/locks.c).
@@ -47,18 +47,19 @@ impl Task {
         })
     }
 
-    /// Names the process that is signalled when a lease of the open file behind `fd` is broken, or
-    /// none: `fcntl(F_SETOWN)`. A release of the lease clears it.
+    /// Names the process that is signalled when a lease of the open file behind `fd`, ordinary or
+    /// layout, is broken: `fcntl(F_SETOWN)`. With none, a break of the ordinary lease signals no
+    /// process, and one of a layout lease its taker. A release of the lease clears it.
     ///
     /// # Errors
     /// EBADF (`O_PATH` too), EINVAL (not a file), ESRCH.
     pub fn set_owner(&self, fd: Fd, owner: Option<Pid>) -> Result<(), Errno> {
-        self.with_file(fd, |description, inode, _| {
+        self.with_file(fd, |description, _, _| {
             if owner.is_some_and(|pid| self.kernel().processes.get(pid).is_none()) {
                 return Err(Errno::ESRCH);
             }
             let uid = self.process().credentials().uid;
-            PosixLeases::of(inode).lock().set_owner(description.id(), owner.map(|pid| (pid, uid)));
+            description.signal_owner().name(owner.map(|pid| (pid, uid)));
             Ok(())
         })
     }
@@ -69,8 +70,8 @@ impl Task {
     /// # Errors
     /// EBADF (`O_PATH` too), EINVAL (not a file).
     pub fn set_signal(&self, fd: Fd, signal: Option<Signal>) -> Result<(), Errno> {
-        self.with_file(fd, |description, inode, _| {
-            PosixLeases::of(inode).lock().set_signal(description.id(), signal);
+        self.with_file(fd, |description, _, _| {
+            description.signal_owner().set_signal(signal);
             Ok(())
         })
     }

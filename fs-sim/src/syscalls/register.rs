@@ -40,12 +40,13 @@ impl Task {
     }
 
     /// Registers mapped memory for access by faults, whatever the gate: an explicit on-demand
-    /// region pins nothing, and every design admits it. Each access looks the memory up again.
+    /// region pins nothing, and every design admits it. Each access looks the memory up again, and
+    /// only then the mapping's rights and the end of the file matter.
     ///
     /// # Errors
-    /// EINVAL (length 0, or beyond the mapping), EFAULT (protection).
+    /// EINVAL (length 0, or beyond the mapping).
     pub fn register_on_demand(&self, request: PinRequest) -> Result<Registration, Errno> {
-        self.syscall(|| match self.process().target(request.va, request.len, request.write)? {
+        self.syscall(|| match self.process().target(request.va, request.len, false)? {
             MappedTarget::Anon { memory, offset } => Ok(Registration::Anonymous { memory, offset }),
             MappedTarget::File { description, .. } => {
                 let mut deferred = Deferred::default();

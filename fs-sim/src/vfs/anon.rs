@@ -1,8 +1,9 @@
-//! Anonymous shared memory of simulated processes: where an RDMA program keeps its local buffers.
+//! Memory of simulated processes without a file: anonymous shared memory, where an RDMA program
+//! keeps its local buffers, and device-DAX memory, which is persistent.
 //!
 //! It owns the errno values of an access; the bytes belong to [`emulator::device::memory`].
 //! Invariant: its length is a multiple of 8 bytes. Kernel counterpart: an anonymous `MAP_SHARED`
-//! mapping.
+//! mapping; a mapping of `/dev/dax0.0`.
 
 use emulator::device::memory::ProcessMemory;
 
@@ -11,17 +12,30 @@ use crate::base::errno::Errno;
 
 /// See the module. The length is a multiple of 8 bytes.
 #[derive(Debug)]
-pub struct AnonMemory(ProcessMemory);
+pub struct AnonMemory {
+    memory: ProcessMemory,
+    persistent: bool,
+}
 
 impl AnonMemory {
-    /// `len` zero bytes, rounded up to 8.
+    /// `len` zero bytes of anonymous memory, rounded up to 8.
     pub fn new(len: usize) -> AnonMemory {
-        AnonMemory(ProcessMemory::new(len))
+        AnonMemory { memory: ProcessMemory::new(len), persistent: false }
+    }
+
+    /// `len` zero bytes of a device-DAX device, rounded up to 8.
+    pub fn device_dax(len: usize) -> AnonMemory {
+        AnonMemory { persistent: true, ..AnonMemory::new(len) }
+    }
+
+    /// Whether it is device-DAX memory.
+    pub fn is_persistent(&self) -> bool {
+        self.persistent
     }
 
     /// Its length in bytes.
     pub fn bytes(&self) -> u64 {
-        self.0.bytes()
+        self.memory.bytes()
     }
 
     /// Copies out from byte `offset`.
@@ -29,7 +43,7 @@ impl AnonMemory {
     /// # Errors
     /// EFAULT if the range leaves the memory.
     pub fn read(&self, offset: u64, into: &mut [u8]) -> Result<(), Errno> {
-        self.0.read(offset, into).map_err(|_| Errno::EFAULT)
+        self.memory.read(offset, into).map_err(|_| Errno::EFAULT)
     }
 
     /// Copies in at byte `offset`.
@@ -37,7 +51,7 @@ impl AnonMemory {
     /// # Errors
     /// EFAULT if the range leaves the memory.
     pub fn write(&self, offset: u64, from: &[u8]) -> Result<(), Errno> {
-        self.0.write(offset, from).map_err(|_| Errno::EFAULT)
+        self.memory.write(offset, from).map_err(|_| Errno::EFAULT)
     }
 
     /// A device's atomic on the 8 aligned bytes at `offset`; the value before, or the one stored.
@@ -49,9 +63,9 @@ impl AnonMemory {
             return Err(Errno::EINVAL);
         }
         match op {
-            AtomicOp::Store(value) => self.0.store_u64(offset, value).map(|()| value),
-            AtomicOp::FetchAdd(addend) => self.0.fetch_add_u64(offset, addend),
-            AtomicOp::CompareSwap(expected, new) => self.0.compare_exchange_u64(offset, expected, new),
+            AtomicOp::Store(value) => self.memory.store_u64(offset, value).map(|()| value),
+            AtomicOp::FetchAdd(addend) => self.memory.fetch_add_u64(offset, addend),
+            AtomicOp::CompareSwap(expected, new) => self.memory.compare_exchange_u64(offset, expected, new),
         }
         .map_err(|_| Errno::EFAULT)
     }

@@ -18,6 +18,11 @@ pub(crate) enum MappedTarget {
 }
 
 impl Process {
+    /// Whether `va..va+len` lies in one mapping that allows stores.
+    pub(crate) fn maps_writable(&self, va: u64, len: u64) -> bool {
+        self.mm.lock().find(va, len).is_some_and(|mapping| mapping.write)
+    }
+
     /// What is mapped at `va..va+len`, which must lie in one mapping. A file target carries a
     /// reference of its own.
     ///

@@ -25,5 +25,6 @@ pub(crate) mod mapped_target;
 pub mod names;
 pub mod open_file;
 pub mod process;
+pub(crate) mod signal_owner;
 pub mod signals;
 pub mod task;

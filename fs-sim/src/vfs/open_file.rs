@@ -16,6 +16,7 @@ use crate::base::numbers::{DescriptionId, Pid};
 use crate::vfs::fd_holders::FdHolders;
 use crate::vfs::inode::Inode;
 use crate::vfs::kernel::Kernel;
+use crate::vfs::signal_owner::SignalOwner;
 
 /// The object as the type that a call wants.
 ///
@@ -97,6 +98,7 @@ pub struct Description {
     open: OpenTarget,
     references: AtomicU64,
     fd_holders: Arc<FdHolders>,
+    signal_owner: Arc<SignalOwner>,
 }
 
 impl std::fmt::Debug for Description {
@@ -108,7 +110,8 @@ impl std::fmt::Debug for Description {
 impl Description {
     /// An open file with one reference, the caller's.
     pub(crate) fn new(id: DescriptionId, open: OpenTarget, fd_holders: Arc<FdHolders>) -> Arc<Description> {
-        Arc::new(Description { id, open, references: AtomicU64::new(1), fd_holders })
+        let signal_owner = Arc::default();
+        Arc::new(Description { id, open, references: AtomicU64::new(1), fd_holders, signal_owner })
     }
 
     /// Its number.
@@ -124,6 +127,11 @@ impl Description {
     /// The processes and queues that hold it.
     pub fn fd_holders(&self) -> &Arc<FdHolders> {
         &self.fd_holders
+    }
+
+    /// Whom it signals when its leases are broken.
+    pub(crate) fn signal_owner(&self) -> &Arc<SignalOwner> {
+        &self.signal_owner
     }
 
     /// The file, if it is one.

@@ -183,6 +183,8 @@ impl KeyedRange {
         match &entry.memory {
             Registration::Pinned(pinned) => pinned.persist(by.kernel, offset, len).map_err(fault_of),
             Registration::OnDemand(range) => range.persist(by.kernel, offset, len).map_err(fault_of),
+            // Device-DAX memory, whose stores are durable at once.
+            Registration::Anonymous { memory, .. } if memory.is_persistent() => Ok(()),
             // Anonymous memory is not persistent, and `reg_mr` refuses `flush_persistent` on it.
             Registration::Anonymous { .. } => Err(WorkFault::Access),
         }

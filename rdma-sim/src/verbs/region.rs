@@ -69,11 +69,11 @@ impl Context {
     ///
     /// # Errors
     /// EBADF: the caller does not hold the context. EIO: the context was aborted. EINVAL: remote
-    /// write or atomic without local write; `flush_persistent` on memory that is not persistent, as
-    /// `rxe` has it; length 0, or beyond the mapping; a domain that is not this context's. EPERM:
-    /// the design's gate refuses the pin; or file pages under `pass_context = deny` while another
-    /// process holds the context too. Also every error of [`Task::register`]. After an error
-    /// nothing stays pinned.
+    /// write or atomic without local write; `flush_persistent` on anonymous memory, which is not
+    /// persistent, as `rxe` has it; length 0, or beyond the mapping; a domain that is not this
+    /// context's. EPERM: the design's gate refuses the pin; or file pages under `pass_context =
+    /// deny` while another process holds the context too. Also every error of [`Task::register`].
+    /// After an error nothing stays pinned.
     pub fn reg_mr(
         self: &Arc<Self>,
         task: &Task,
@@ -106,7 +106,9 @@ impl Context {
         };
         match memory {
             // Refused before anything depends on it. Anonymous memory has no pins to release.
-            Registration::Anonymous { .. } if access.flush_persistent => Err(Errno::EINVAL),
+            Registration::Anonymous { memory, .. } if access.flush_persistent && !memory.is_persistent() => {
+                Err(Errno::EINVAL)
+            }
             memory => Ok(memory),
         }
     }

@@ -93,7 +93,7 @@ fn a_flush_that_was_not_allowed_is_a_remote_access_error() {
 #[test]
 fn only_persistent_memory_can_be_registered_as_such() {
     for flags in [FLUSHED, FLUSHED.on_demand()] {
-        let (_, a, b) = dialogue("rfc-v2");
+        let (kernel, a, b) = dialogue("rfc-v2");
         let (va, _) = b.task.mmap_anonymous(PAGE).unwrap();
         assert_eq!(b.reg(va, PAGE, flags).err(), Some(Errno::EINVAL));
         let global = b.reg(va, PAGE, ALL.flush_global()).unwrap();
@@ -101,7 +101,13 @@ fn only_persistent_memory_can_be_registered_as_such() {
         a.expect(1, WorkStatus::Success);
         a.post(2, flush(FlushPlacement::Persistent, FlushLevel::Mr), so_many(8), global.remote(0));
         assert_eq!(a.expect(2, WorkStatus::RemoteAccessError).vendor_err, WorkFault::Access);
-        end_dialogue(&a, &b);
+        // Device-DAX memory is persistent.
+        let (c, d) = pair(&kernel);
+        let (va, _) = d.task.mmap_device_dax(PAGE).unwrap();
+        let device = d.reg(va, PAGE, flags).unwrap();
+        c.post(3, flush(FlushPlacement::Persistent, FlushLevel::Range), so_many(8), device.remote(0));
+        c.expect(3, WorkStatus::Success);
+        expect_rest(&kernel, &[&a.task, &b.task, &c.task, &d.task]);
     }
 }
 

@@ -1,8 +1,10 @@
 //! On-demand regions: when a translation is kept, and when it is invalidated.
 
-use fs_sim::Errno;
+use fs_sim::leases::layout::kind::LeaseKind;
 use fs_sim::syscalls::fallocate::FallocateMode;
 use fs_sim::syscalls::open::OpenFlags;
+use fs_sim::vfs::open_file::AccessMode;
+use fs_sim::{BlockRange, Errno};
 use rdma_sim::{AccessFlags, WorkFault, WorkOperation, WorkStatus};
 
 use emulator::sync::atomic::{AtomicBool, Ordering};
@@ -127,17 +129,65 @@ fn a_translation_of_zeros_is_not_kept() {
 }
 
 #[test]
-fn a_hole_is_not_allocated_and_what_fills_it_is_found() {
+fn a_read_of_a_hole_allocates_nothing_and_what_fills_it_is_found() {
     let (_, a, b) = dialogue("rfc-v2");
     let local = a.anon(PAGE, ALL);
     let target = written(&b, "data", 2);
     b.task.fallocate(target.fd, FallocateMode::PunchHole, 0, PAGE).unwrap();
+    local.fill(0, b"noise...");
+    a.post(0, WorkOperation::Read, local.sge(0, 8), target.remote(0));
+    a.expect(0, WorkStatus::Success);
+    assert_eq!((local.bytes(0, 8), b.task.stat(target.fd).unwrap().blocks), (vec![0; 8], 1));
     a.post(1, WorkOperation::Write, local.sge(0, 8), target.remote(PAGE));
     a.expect(1, WorkStatus::Success);
     b.task.write(target.fd, 0, &[5; PAGE as usize]).unwrap();
     a.post(2, WorkOperation::Read, local.sge(0, 8), target.remote(0));
     a.expect(2, WorkStatus::Success);
     assert_eq!(local.bytes(0, 8), [5; 8]);
+}
+
+#[test]
+fn a_write_and_an_atomic_fill_holes_and_keep_the_translation() {
+    let (kernel, a, b) = dialogue("rfc-v2");
+    let local = a.anon(PAGE, ALL);
+    let target = written(&b, "data", 3);
+    b.task.fallocate(target.fd, FallocateMode::PunchHole, 0, 3 * PAGE).unwrap();
+    local.fill(0, b"new data");
+    a.post(1, WorkOperation::Write, local.sge(0, 8), target.remote(8));
+    a.expect(1, WorkStatus::Success);
+    a.post(2, WorkOperation::FetchAdd { add: 5 }, local.sge(8, 8), target.remote(PAGE));
+    a.expect(2, WorkStatus::Success);
+    assert_eq!(local.bytes(8, 8), [0; 8], "what was there");
+    assert_eq!(b.task.stat(target.fd).unwrap().blocks, 2);
+    assert_eq!(contents(&b.task, target.fd, 0, 16), *b"\0\0\0\0\0\0\0\0new data");
+    let faults = counted(&kernel).0;
+    a.post(3, WorkOperation::FetchAdd { add: 1 }, local.sge(8, 8), target.remote(PAGE));
+    a.expect(3, WorkStatus::Success);
+    assert_eq!((local.bytes(8, 8), counted(&kernel).0), (5u64.to_ne_bytes().to_vec(), faults));
+    // The gate asked for no lease, but a fault meets leases: a reader's refuses the write.
+    let reader = kernel.spawn();
+    let fd = reader.open("data", OpenFlags::open(AccessMode::READ)).unwrap();
+    reader.lease(fd, LeaseKind::READ, BlockRange::ALL).unwrap();
+    a.post(4, WorkOperation::Write, local.sge(0, 8), target.remote(2 * PAGE));
+    assert_eq!(a.expect(4, WorkStatus::RemoteAccessError).vendor_err, WorkFault::NotPresent);
+    assert_eq!(b.task.stat(target.fd).unwrap().blocks, 2);
+    expect_rest(&kernel, &[&a.task, &b.task, &reader]);
+}
+
+/// A translation that a read has left does not let a write through a read-only mapping.
+#[test]
+fn write_rights_over_a_read_only_mapping_fail_at_the_access() {
+    let (_, a, b) = dialogue("rfc-v2");
+    let local = a.anon(PAGE, ALL);
+    let written = written(&b, "data", 1);
+    let va = b.task.mmap(written.fd, 0, PAGE, false).unwrap();
+    let mr = b.reg(va, PAGE, FAULTED).unwrap();
+    a.post(1, WorkOperation::Read, local.sge(0, 8), mr.remote(0));
+    a.expect(1, WorkStatus::Success);
+    a.post(2, WorkOperation::Write, local.sge(0, 8), mr.remote(0));
+    assert_eq!(a.expect(2, WorkStatus::RemoteAccessError).vendor_err, WorkFault::NotPresent);
+    assert_eq!(contents(&b.task, written.fd, 0, 8), pattern(8, 1));
+    end_dialogue(&a, &b);
 }
 
 #[test]

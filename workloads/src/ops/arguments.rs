@@ -490,6 +490,10 @@ flags! {
         window "Memory windows may be bound to the region.",
         flush "For FLUSH of both placements.",
     }
+    /// The flags of `defragment`.
+    DefragmentFlags {
+        polite "It breaks no lease and never waits.",
+    }
     /// The flags of RDMA reads and writes.
     TransferFlags {
         bad_key "A key that belongs to no region names the local buffer.",

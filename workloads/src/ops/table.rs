@@ -373,8 +373,8 @@ operations! {
             "The client returns its layout.";
     }
     "The system" {
-        Defragment "defragment" { file: FileName } -> BlockCounts, Simulation
-            "The system moves the file's blocks together; the value is `moved:N skipped:N` in blocks.";
+        Defragment "defragment" { file: FileName, flags: DefragmentFlags } -> BlockCounts, Simulation
+            "The system moves the file's blocks together, as a stranger: it breaks breakable leases, and skips exclusive leases and pins. `polite`: it breaks none and skips everything leased. The value is `moved:N skipped:N` in blocks.";
         Poison "poison" { file: FileName, offset: Bytes } -> Nothing, Simulation
             "The page under this offset goes bad.";
         PowerCut "power_cut" {} -> BlockCounts, Simulation

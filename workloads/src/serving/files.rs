@@ -91,7 +91,7 @@ pub(super) fn make(files: &Files, axes: Axes, seed: u64) -> Result<Arc<Kernel>, 
             maker.close(fd).map_err(making)?;
         }
         if files.defragment {
-            kernel.defragment(name).map_err(|errno| {
+            kernel.defragment_politely(name).map_err(|errno| {
                 ServeError::Wrong(format!(
                     "--defragment: `{name}`: {errno}: no free run of {} on a volume of {}; --volume makes it larger",
                     Size(bytes),

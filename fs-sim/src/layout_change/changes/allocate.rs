@@ -74,6 +74,17 @@ struct FaultAllocation {
     range: BlockRange,
     /// Whether holes are filled; else only shared blocks become the file's own.
     allocate: bool,
+    /// What needs it.
+    cause: AllocationCause,
+}
+
+/// Which access needs blocks of the file's own: it allocates or copies them without waiting.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum AllocationCause {
+    /// A fault: the process's own leases are judged as for a write.
+    Fault,
+    /// A long-term pin: the process's own leases do not forbid what its pin needs.
+    LongTermPin,
 }
 
 impl FaultAllocation {
@@ -87,11 +98,13 @@ impl Change for FaultAllocation {
         if self.range.end > layout.size().div_ceil(BLOCK) {
             return Err(Errno::EFAULT);
         }
-        match self.allocate {
-            true => self.allocation().plan(layout),
-            false if !marked(layout, self.range) => Ok(None),
-            false => Ok(Some(ChangePlan { writes: vec![self.range], ..ChangePlan::default() })),
-        }
+        let plan = match self.allocate {
+            true => self.allocation().plan(layout)?,
+            false if !marked(layout, self.range) => None,
+            false => Some(ChangePlan { writes: vec![self.range], ..ChangePlan::default() }),
+        };
+        let for_own_pin = self.cause == AllocationCause::LongTermPin;
+        Ok(plan.map(|plan| ChangePlan { for_own_pin, ..plan }))
     }
 
     fn apply(&self, kernel: &Kernel, layout: &Layout, ready: &ClearedBlocks<'_>) -> Layout {
@@ -131,8 +144,13 @@ pub(crate) fn clean_unwritten(kernel: &Arc<Kernel>, inode: &Inode, range: BlockR
 ///
 /// # Errors
 /// EFAULT beyond the end of the file; ETXTBSY under a conflict; ENOSPC.
-pub(crate) fn fault_in(task: &Task, inode: &Arc<Inode>, range: BlockRange) -> Result<(), Errno> {
-    change_layout(task, inode, &FaultAllocation { range, allocate: true }, Patience::Never).map(|_| ())
+pub(crate) fn fault_in(
+    task: &Task,
+    inode: &Arc<Inode>,
+    range: BlockRange,
+    cause: AllocationCause,
+) -> Result<(), Errno> {
+    change_layout(task, inode, &FaultAllocation { range, allocate: true, cause }, Patience::Never).map(|_| ())
 }
 
 /// As [`fault_in`], but leaves holes alone: for a pin that only reads.
@@ -140,5 +158,6 @@ pub(crate) fn fault_in(task: &Task, inode: &Arc<Inode>, range: BlockRange) -> Re
 /// # Errors
 /// As for [`fault_in`].
 pub(crate) fn unshare(task: &Task, inode: &Arc<Inode>, range: BlockRange) -> Result<(), Errno> {
-    change_layout(task, inode, &FaultAllocation { range, allocate: false }, Patience::Never).map(|_| ())
+    let cause = AllocationCause::LongTermPin;
+    change_layout(task, inode, &FaultAllocation { range, allocate: false, cause }, Patience::Never).map(|_| ())
 }

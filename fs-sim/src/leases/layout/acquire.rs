@@ -10,20 +10,21 @@ use emulator::sync::{Arc, MutexGuard};
 use emulator::wait::{WaitFor, WaiterId};
 
 use crate::base::errno::Errno;
-use crate::base::numbers::{LeaseId, Pid};
+use crate::base::numbers::LeaseId;
 use crate::base::range::BlockRange;
 use crate::deadlock::graph::{WaitFailure, WaitPoll};
 use crate::deadlock::need::Need;
 use crate::design::LeaseRules;
 use crate::holders::lease_gate::Lease;
 use crate::holders::list::pin_holders;
-use crate::leases::layout::breaking::{begin_break, lease_lost, signal_owners, wait_for_break};
+use crate::leases::layout::breaking::{begin_break, lease_lost, wait_for_break};
 use crate::leases::layout::kind::{LeaseKind, LeaseMode};
 use crate::leases::layout::state::{LeaseEvent, LeaseState, change_state};
 use crate::leases::layout::table::{BreakTo, LeaseEntry, LeaseTable, WaitingRequest, new_lease};
 use crate::leases::layout::unlock::{reopen_gates, unlock_releases, wait_for_pinned_leases};
 use crate::vfs::inode::Inode;
 use crate::vfs::open_file::{AccessMode, Description};
+use crate::vfs::signal_owner::BreakNotice;
 use crate::vfs::task::Task;
 
 /// What one lease in the way means for a request.
@@ -129,7 +130,7 @@ fn try_acquire(task: &Task, request: &LeaseRequest<'_>, closed: &mut Vec<Arc<Lea
     }
     loop {
         await_pending_change(task, request)?;
-        let mut owners = Vec::new();
+        let mut notices = Vec::new();
         {
             let mut entries = LeaseTable::of(request.inode).lock();
             if !settled_by(request, &entries).is_empty() {
@@ -143,7 +144,7 @@ fn try_acquire(task: &Task, request: &LeaseRequest<'_>, closed: &mut Vec<Arc<Lea
             match kernel.axes.lease_rules {
                 LeaseRules::Chinner => judge_chinner(task, &entries, request)?,
                 LeaseRules::ManPage | LeaseRules::None => {
-                    judge_man_page(task, &mut entries, request, &mut broken_by_us, &mut owners)?;
+                    judge_man_page(task, &mut entries, request, &mut broken_by_us, &mut notices)?;
                 }
             }
             let clear = !entries.iter().any(|entry| {
@@ -168,7 +169,7 @@ fn try_acquire(task: &Task, request: &LeaseRequest<'_>, closed: &mut Vec<Arc<Lea
         let (file, kind, range) = (request.description.id(), request.kind, request.range);
         let task_id = task.waiter().id();
         let _in_line = LeaseTable::of(request.inode).waits(WaitingRequest { task: task_id, file, kind, range });
-        signal_owners(kernel, request.inode, &owners);
+        kernel.send_notices(request.inode.ino(), &notices);
         wait_for_break(task, request.inode, &broken_by_us, |entry| stands_in_way(entry, request.range, request.kind))?;
     }
 }
@@ -240,7 +241,7 @@ fn judge_man_page(
     entries: &mut [LeaseEntry],
     request: &LeaseRequest<'_>,
     broken_by_us: &mut Vec<LeaseId>,
-    owners: &mut Vec<Pid>,
+    notices: &mut Vec<BreakNotice>,
 ) -> Result<(), Errno> {
     let foreign =
         |entry: &&mut LeaseEntry| entry.file != request.description.id() && entry.range.overlaps(request.range);
@@ -260,7 +261,7 @@ fn judge_man_page(
     }
     for entry in entries.iter_mut().filter(foreign) {
         if let GrantAnswer::Break(to) = man_page_answer(entry.kind, request.kind) {
-            owners.extend(begin_break(task.kernel(), entry, to));
+            notices.extend(begin_break(task.kernel(), entry, to));
             if !broken_by_us.contains(&entry.lease.id) {
                 broken_by_us.push(entry.lease.id);
             }
@@ -318,6 +319,7 @@ pub(crate) fn install_lease(task: &Task, entries: &mut Vec<LeaseEntry>, request:
             lease: new_lease(kernel),
             file: request.description.id(),
             fd_holders: Arc::clone(request.description.fd_holders()),
+            signal_owner: Arc::clone(request.description.signal_owner()),
             pid: task.pid(),
             kind: request.kind,
             range,

@@ -17,14 +17,15 @@ use crate::design::{Axes, ChangeRule, LeaseRules};
 use crate::holders::holder::Holder;
 use crate::holders::lease_gate::Lease;
 use crate::holders::list::pin_holders;
-use crate::leases::layout::breaking::{begin_break, lease_lost, released_by, signal_owners, wait_for_break};
+use crate::leases::layout::breaking::{begin_break, lease_lost, released_by, wait_for_break};
 use crate::leases::layout::kind::{LeaseKind, LeaseMode};
 use crate::leases::layout::state::{LeaseEvent, LeaseState, change_state};
-use crate::leases::layout::table::{BreakTo, LeaseEntry, LeaseTable};
+use crate::leases::layout::table::{BreakTo, LeaseEntry, LeaseTable, forget_owners};
 use crate::leases::layout::waiting::publish_waiting_on;
 use crate::vfs::inode::Inode;
 use crate::vfs::kernel::Kernel;
 use crate::vfs::layout_turn::TurnGuard;
+use crate::vfs::signal_owner::BreakNotice;
 use crate::vfs::task::Task;
 
 /// What breaking the leases in the way of a change came to.
@@ -40,11 +41,13 @@ pub(crate) enum BreakOutcome {
 /// What the change must do to the leases of one inode.
 #[derive(Default)]
 struct BreakPlan {
-    /// Owners to signal.
-    owners: Vec<Pid>,
+    /// Signals to owners of leases that are being broken or were removed.
+    notices: Vec<BreakNotice>,
     /// Leases to wait for: being broken, or exclusive under `wait`.
     in_way: Vec<LeaseId>,
-    /// Leases removed although pins taken under them live.
+    /// Leases removed.
+    gone: Vec<LeaseEntry>,
+    /// Of these, the ones under which pins live.
     lost: Vec<Arc<Lease>>,
 }
 
@@ -184,38 +187,70 @@ pub(crate) fn break_layouts(
             let verdict = if touched(entry) { verdict(entry) } else { LeaseVerdict::Ignore };
             carry_out(kernel, verdict, entry, &mut judgement)
         });
+        forget_owners(&entries, &judgement.gone);
         let none = BlockRanges::default();
         let settled = if judgement.in_way.is_empty() { ranges } else { &none };
         LeaseTable::of(inode).settle_on(&entries, task.waiter().id(), settled);
-    }
-    if !judgement.lost.is_empty() || !judgement.owners.is_empty() {
-        LeaseTable::of(inode).changed.wake_all();
     }
     if !judgement.in_way.is_empty() {
         // Before any owner is signalled: an owner that answers at once finds the change marked as
         // waiting.
         publish_waiting_on(inode, turn, ranges, holders);
     }
-    signal_owners(kernel, inode, &judgement.owners);
-    for lease in &judgement.lost {
-        lease_lost(kernel, inode, lease);
-    }
+    report_removals(kernel, inode, &judgement);
     if judgement.in_way.is_empty() { Ok(BreakOutcome::Clear) } else { Ok(BreakOutcome::InTheWay(judgement.in_way)) }
 }
 
-/// Whether a lease of another process stands against an allocation in `ranges` by a fault or a
-/// pin, which may neither break a lease nor wait. The process's own read+U lease does not forbid
-/// what its own pin needs. Without a conflict, the change has finished judging leases there.
-pub(crate) fn leases_conflict(task: &Task, inode: &Inode, ranges: &BlockRanges) -> bool {
-    let axes = &task.kernel().axes;
-    let entries = LeaseTable::of(inode).lock();
-    let foreign = entries.iter().filter(|entry| entry.pid != task.pid() && ranges.overlaps(entry.range));
-    let mut verdicts = foreign.map(|entry| judge(axes, entry, task.pid(), false));
-    let conflict = verdicts.any(|verdict| verdict != LeaseVerdict::Ignore);
-    if !conflict {
+/// Judges the leases in `ranges` for a fault or a long-term pin that must allocate or unshare.
+/// Neither breaks a lease of another process nor waits for one: any that stands against it refuses
+/// it. A fault is judged against the process's own leases as a write would be: its own breakable
+/// read lease is signalled and removed, once nothing refuses the fault. A pin (`for_pin`) is exempt
+/// from the process's own leases. On success the change has finished judging leases there.
+///
+/// # Errors
+/// ETXTBSY; then nothing was done.
+pub(crate) fn judge_without_breaks(
+    task: &Task,
+    inode: &Inode,
+    ranges: &BlockRanges,
+    for_pin: bool,
+) -> Result<(), Errno> {
+    let kernel = task.kernel();
+    let mut judgement = BreakPlan::default();
+    {
+        let mut entries = LeaseTable::of(inode).lock();
+        let others_write = others_write(&entries, ranges, task.pid());
+        let verdict = |entry: &LeaseEntry| {
+            let own = entry.pid == task.pid();
+            if !ranges.overlaps(entry.range) || (own && for_pin) {
+                return LeaseVerdict::Ignore;
+            }
+            match judge(&kernel.axes, entry, task.pid(), others_write) {
+                LeaseVerdict::Ignore => LeaseVerdict::Ignore,
+                LeaseVerdict::Remove if own => LeaseVerdict::Remove,
+                _ => LeaseVerdict::Fail(Errno::ETXTBSY),
+            }
+        };
+        if entries.iter().any(|entry| matches!(verdict(entry), LeaseVerdict::Fail(_))) {
+            return Err(Errno::ETXTBSY);
+        }
+        entries.retain_mut(|entry| carry_out(kernel, verdict(entry), entry, &mut judgement));
+        forget_owners(&entries, &judgement.gone);
         LeaseTable::of(inode).settle_on(&entries, task.waiter().id(), ranges);
     }
-    conflict
+    report_removals(kernel, inode, &judgement);
+    Ok(())
+}
+
+/// Signals the owners that a judgement names, and tells the pins that have lost their lease.
+fn report_removals(kernel: &Arc<Kernel>, inode: &Inode, judgement: &BreakPlan) {
+    if !judgement.lost.is_empty() || !judgement.notices.is_empty() {
+        LeaseTable::of(inode).changed.wake_all();
+    }
+    kernel.send_notices(inode.ino(), &judgement.notices);
+    for lease in &judgement.lost {
+        lease_lost(kernel, inode, lease);
+    }
 }
 
 /// Waits until none of `leases` is in the table.
@@ -261,7 +296,7 @@ fn carry_out(kernel: &Kernel, verdict: LeaseVerdict, entry: &mut LeaseEntry, jud
             true
         }
         LeaseVerdict::Break => {
-            judgement.owners.extend(begin_break(kernel, entry, BreakTo::Nothing));
+            judgement.notices.extend(begin_break(kernel, entry, BreakTo::Nothing));
             judgement.in_way.push(entry.lease.id);
             true
         }
@@ -270,8 +305,9 @@ fn carry_out(kernel: &Kernel, verdict: LeaseVerdict, entry: &mut LeaseEntry, jud
                 kernel.counters.zombie_leases.fall();
             } else {
                 kernel.counters.notices_owed.add(1);
-                judgement.owners.push(entry.pid);
+                judgement.notices.push(entry.notice());
             }
+            judgement.gone.push(entry.clone());
             if entry.lease.gate.close().0 > 0 {
                 judgement.lost.push(Arc::clone(&entry.lease));
             }

@@ -11,7 +11,7 @@ use emulator::sync::Arc;
 use emulator::wait::WaitFor;
 
 use crate::base::errno::Errno;
-use crate::base::numbers::{LeaseId, Pid};
+use crate::base::numbers::LeaseId;
 use crate::deadlock::graph::{WaitFailure, WaitPoll};
 use crate::deadlock::need::{Awaited, Need};
 use crate::design::{BreakTimeout, LeaseLost};
@@ -20,10 +20,11 @@ use crate::holders::lease_gate::Lease;
 use crate::holders::list::pin_holders;
 use crate::leases::layout::kind::{LeaseKind, LeaseMode};
 use crate::leases::layout::state::{LeaseEvent, change_state};
-use crate::leases::layout::table::{BreakTo, LeaseEntry, LeaseTable};
+use crate::leases::layout::table::{BreakTo, LeaseEntry, LeaseTable, forget_owners};
 use crate::vfs::inode::Inode;
 use crate::vfs::kernel::Kernel;
-use crate::vfs::signals::{Delivery, SigInfo, Signal};
+use crate::vfs::signal_owner::BreakNotice;
+use crate::vfs::signals::{SigInfo, Signal};
 use crate::vfs::task::Task;
 
 /// The deadline of a break that starts now; `None` if it never times out.
@@ -34,9 +35,9 @@ fn break_deadline(kernel: &Kernel) -> Option<Nanos> {
     (!never).then(|| kernel.world.now().after(kernel.options.lease_break_time))
 }
 
-/// Marks a lease as being broken. Returns the owner to signal, unless it was signalled for such a
+/// Marks a lease as being broken. Returns the signal that is owed, unless one was sent for such a
 /// break before.
-pub(crate) fn begin_break(kernel: &Kernel, entry: &mut LeaseEntry, to: BreakTo) -> Option<Pid> {
+pub(crate) fn begin_break(kernel: &Kernel, entry: &mut LeaseEntry, to: BreakTo) -> Option<BreakNotice> {
     let event = match to {
         BreakTo::Read => LeaseEvent::BreakToRead,
         BreakTo::Nothing => LeaseEvent::BreakToNothing,
@@ -50,24 +51,8 @@ pub(crate) fn begin_break(kernel: &Kernel, entry: &mut LeaseEntry, to: BreakTo) 
     kernel.counters.lease_breaks.add(1);
     kernel.counters.notices_owed.add(1);
     match kernel.sabotage.signal_to_holder {
-        true => entry.releasers().first().copied(),
-        false => Some(entry.pid),
-    }
-}
-
-/// Signals lease owners that their lease is being broken or was removed.
-pub(crate) fn signal_owners(kernel: &Arc<Kernel>, inode: &Inode, owners: &[Pid]) {
-    for pid in owners {
-        let info = SigInfo { signal: Signal::Sigio, ino: Some(inode.ino()) };
-        let told = kernel.processes.get(*pid).is_some_and(|process| !process.is_dying());
-        if told {
-            kernel.counters.sigio_sent.add(1);
-            if kernel.send_signal(*pid, info) == Delivery::Fatal {
-                kernel.trace("killed by SIGIO", pid.0.into(), inode.ino().0, None);
-            }
-        } else {
-            kernel.counters.sigio_unsent.add(1);
-        }
+        true => entry.releasers().first().copied().map(BreakNotice::to),
+        false => Some(entry.notice()),
     }
 }
 
@@ -95,10 +80,11 @@ pub(crate) fn revoke_if_lease_lost(kernel: &Arc<Kernel>, inode: &Inode, holder: 
     }
 }
 
-/// Takes away the leases of `targets` whose break timed out.
+/// Takes away the leases of `targets` whose break timed out. `kill` ends the taker, never the
+/// process that F_SETOWN named.
 fn time_out_leases(kernel: &Arc<Kernel>, inode: &Inode, targets: &[LeaseId]) {
     let now = kernel.world.now();
-    let mut lost = Vec::new();
+    let mut gone = Vec::new();
     let mut to_kill = Vec::new();
     {
         let mut entries = LeaseTable::of(inode).lock();
@@ -119,17 +105,27 @@ fn time_out_leases(kernel: &Arc<Kernel>, inode: &Inode, targets: &[LeaseId]) {
                 entry.kind = LeaseKind { mode: LeaseMode::Read, ..entry.kind };
             } else {
                 let _count = entry.lease.gate.close();
-                lost.push(Arc::clone(&entry.lease));
+                gone.push(entry.clone());
             }
             stays
         });
+        forget_owners(&entries, &gone);
     }
     LeaseTable::of(inode).changed.wake_all();
     for pid in to_kill {
         kernel.send_signal(pid, SigInfo { signal: Signal::Sigkill, ino: Some(inode.ino()) });
     }
-    for lease in lost {
-        lease_lost(kernel, inode, &lease);
+    for entry in gone {
+        lease_lost(kernel, inode, &entry.lease);
+    }
+}
+
+/// When a task gives up that waits for one break time only: `None` where breaks time out, since the
+/// lease is taken then.
+pub(crate) fn end_of_patience(kernel: &Kernel) -> Option<Nanos> {
+    match break_deadline(kernel) {
+        Some(_) => None,
+        None => Some(kernel.world.now().after(kernel.options.lease_break_time)),
     }
 }
 
@@ -146,6 +142,17 @@ pub(crate) fn wait_for_break(
     targets: &[LeaseId],
     in_way: impl Fn(&LeaseEntry) -> bool,
 ) -> Result<(), Errno> {
+    wait_for_break_until(task, inode, targets, in_way, None)
+}
+
+/// As [`wait_for_break`], but also ends, with success, at `give_up_at`.
+pub(crate) fn wait_for_break_until(
+    task: &Task,
+    inode: &Inode,
+    targets: &[LeaseId],
+    in_way: impl Fn(&LeaseEntry) -> bool,
+    give_up_at: Option<Nanos>,
+) -> Result<(), Errno> {
     let kernel = task.kernel();
     loop {
         let pending = |entry: &&LeaseEntry| targets.contains(&entry.lease.id) && in_way(entry);
@@ -154,6 +161,7 @@ pub(crate) fn wait_for_break(
             .iter()
             .filter(pending)
             .filter_map(|entry| entry.deadline.filter(|_| entry.state().is_breaking()))
+            .chain(give_up_at)
             .min();
         let how = WaitFor::interruptible("lease break").until(deadline);
         let outcome = task.block_on(&LeaseTable::of(inode).changed, how, || {
@@ -163,7 +171,12 @@ pub(crate) fn wait_for_break(
         });
         match outcome {
             Ok(()) => return Ok(()),
-            Err(WaitFailure::TimedOut) => time_out_leases(kernel, inode, targets),
+            Err(WaitFailure::TimedOut) => {
+                time_out_leases(kernel, inode, targets);
+                if give_up_at.is_some_and(|at| at <= kernel.world.now()) {
+                    return Ok(());
+                }
+            }
             Err(WaitFailure::Interrupted) => return Err(Errno::EINTR),
             Err(WaitFailure::Deadlock) => return Err(Errno::EDEADLK),
         }

@@ -22,6 +22,7 @@ use crate::vfs::attachments::{Attachment, Slot};
 use crate::vfs::fd_holders::FdHolders;
 use crate::vfs::inode::Inode;
 use crate::vfs::kernel::Kernel;
+use crate::vfs::signal_owner::{BreakNotice, SignalOwner};
 
 pub(crate) fn new_lease(kernel: &Kernel) -> Arc<Lease> {
     Arc::new(Lease { id: LeaseId(kernel.next_lease.fetch_add(1, Ordering::Relaxed)), gate: Gate::new() })
@@ -40,7 +41,9 @@ pub(crate) struct LeaseEntry {
     pub(crate) lease: Arc<Lease>,
     pub(crate) file: DescriptionId,
     pub(crate) fd_holders: Arc<FdHolders>,
-    /// The process that took it: the lease holder, which is signalled.
+    /// Whom the open file signals.
+    pub(crate) signal_owner: Arc<SignalOwner>,
+    /// The process that took it: the lease holder, which is signalled unless F_SETOWN named one.
     pub(crate) pid: Pid,
     pub(crate) kind: LeaseKind,
     pub(crate) range: BlockRange,
@@ -56,6 +59,11 @@ impl LeaseEntry {
         self.state
     }
 
+    /// The signal for its break or its removal.
+    pub(crate) fn notice(&self) -> BreakNotice {
+        self.signal_owner.layout_notice(self.pid)
+    }
+
     /// The processes that could release it: those with a descriptor of the open file, or the taker
     /// if only mappings are left.
     pub(crate) fn releasers(&self) -> Vec<Pid> {
@@ -66,6 +74,14 @@ impl LeaseEntry {
     /// Whether pins taken under it live.
     pub(crate) fn is_pinned(&self) -> bool {
         self.lease.gate.inside() > 0
+    }
+}
+
+/// Leases were released, or taken away by a break: an open file that has no layout lease left
+/// forgets what F_SETOWN and F_SETSIG set.
+pub(crate) fn forget_owners(entries: &[LeaseEntry], gone: &[LeaseEntry]) {
+    for lease in gone.iter().filter(|lease| !entries.iter().any(|entry| entry.file == lease.file)) {
+        lease.signal_owner.layout_leases_gone();
     }
 }
 

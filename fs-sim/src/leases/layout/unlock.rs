@@ -18,7 +18,7 @@ use crate::holders::lease_gate::Lease;
 use crate::holders::list::pin_holders;
 use crate::leases::layout::breaking::lease_lost;
 use crate::leases::layout::state::{LeaseEvent, LeaseState, change_state};
-use crate::leases::layout::table::{LeaseEntry, LeaseTable, new_lease};
+use crate::leases::layout::table::{LeaseEntry, LeaseTable, forget_owners, new_lease};
 use crate::vfs::inode::Inode;
 use crate::vfs::kernel::Kernel;
 use crate::vfs::task::Task;
@@ -146,7 +146,10 @@ pub(crate) fn unlock(task: &Task, file: DescriptionId, inode: &Inode, range: Blo
         let pinned = entries.iter().filter(|entry| own(entry) && entry.is_pinned());
         let pinned: Vec<Arc<Lease>> = pinned.map(|entry| Arc::clone(&entry.lease)).collect();
         if pinned.is_empty() || unlock_releases(kernel) {
-            break remove_leases(task, &mut entries, range, own);
+            let gone: Vec<LeaseEntry> = entries.iter().filter(|entry| own(entry)).cloned().collect();
+            let lost = remove_leases(task, &mut entries, range, own);
+            forget_owners(&entries, &gone);
+            break lost;
         }
         drop(entries);
         if let Err(errno) = wait_for_pinned_leases(task, inode, &pinned) {

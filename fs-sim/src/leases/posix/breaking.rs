@@ -4,7 +4,7 @@
 //! It owns the wait of a task that opens a file. Invariants: a break outlives the opener that gave
 //! up; its deadline is sampled when it begins; the next task that finds a break timed out carries
 //! it out, under the lock of the inode's books. Kernel counterpart: `__break_lease`,
-//! `lease_break_callback`, `send_sigio` (fs/locks.c, fs/fcntl.c).
+//! `lease_break_callback` (fs/locks.c).
 
 use emulator::runtime::clock::Nanos;
 use emulator::sync::Arc;
@@ -15,10 +15,10 @@ use crate::base::numbers::Pid;
 use crate::deadlock::graph::{WaitFailure, WaitPoll};
 use crate::deadlock::need::{Awaited, Need};
 use crate::leases::posix::request::PosixLeaseType;
-use crate::leases::posix::table::{BreakNotice, PosixLease, PosixLeaseBooks, PosixLeases};
+use crate::leases::posix::table::{PosixLease, PosixLeaseBooks, PosixLeases};
 use crate::vfs::inode::Inode;
 use crate::vfs::kernel::Kernel;
-use crate::vfs::signals::{Delivery, SigInfo};
+use crate::vfs::signal_owner::BreakNotice;
 use crate::vfs::task::Task;
 
 /// The reason of an opener's sleep.
@@ -38,23 +38,7 @@ fn signal_posix_owners(kernel: &Arc<Kernel>, inode: &Inode, notices: &[BreakNoti
     let owed = notices.len() as u64;
     kernel.counters.lease_breaks.add(owed);
     kernel.counters.notices_owed.add(owed);
-    for BreakNotice { to, signal } in notices {
-        let process = to.and_then(|(pid, uid)| kernel.processes.get(pid).map(|process| (process, uid)));
-        // F_SETOWN named a process of another user: it is not signalled (`sigio_perm`), unless
-        // root named it.
-        let told = process
-            .as_ref()
-            .is_some_and(|(process, uid)| !process.is_dying() && (*uid == 0 || *uid == process.credentials().uid));
-        let Some((process, _)) = process.filter(|_| told) else {
-            kernel.counters.sigio_unsent.add(1);
-            continue;
-        };
-        kernel.counters.sigio_sent.add(1);
-        let info = SigInfo { signal: *signal, ino: Some(inode.ino()) };
-        if kernel.send_signal(process.pid(), info) == Delivery::Fatal {
-            kernel.trace("killed by a lease's signal", process.pid().0.into(), inode.ino().0, None);
-        }
-    }
+    kernel.send_notices(inode.ino(), notices);
 }
 
 /// The processes that could release an ordinary lease: those with a descriptor of the open file or

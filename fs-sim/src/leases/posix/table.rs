@@ -1,12 +1,10 @@
-//! The ordinary leases of one inode, the counts of its opens, and whom to signal.
+//! The ordinary leases of one inode, and the counts of its opens.
 //!
 //! It owns the counts and the leases as one value under one lock. Invariants: a file is never open
 //! for writing and run as a program at the same time; an open file has at most one lease; a lease
 //! with a pending break to nothing can only be removed. Kernel counterpart: `i_writecount`,
-//! `i_readcount`, `struct file_lock_context`, `struct fown_struct`;
+//! `i_readcount`, `struct file_lock_context`;
 //! [`PosixLeaseBooks::begin_break`] is the first half of `__break_lease`.
-
-use std::collections::BTreeMap;
 
 use emulator::runtime::clock::Nanos;
 use emulator::sync::{Arc, Mutex, MutexGuard};
@@ -20,7 +18,7 @@ use crate::vfs::credentials::Credentials;
 use crate::vfs::fd_holders::FdHolders;
 use crate::vfs::inode::Inode;
 use crate::vfs::open_file::{AccessMode, Description};
-use crate::vfs::signals::Signal;
+use crate::vfs::signal_owner::{BreakNotice, SignalOwner};
 
 /// See the module.
 #[derive(Debug, Default)]
@@ -56,8 +54,6 @@ pub(crate) struct PosixLeaseBooks {
     /// Open files with read access only.
     readers: u64,
     leases: Vec<PosixLease>,
-    /// Whom to signal and how, by open file; F_SETOWN and F_SETSIG may come before the lease.
-    owners: BTreeMap<DescriptionId, Owner>,
 }
 
 /// One lease.
@@ -65,6 +61,8 @@ pub(crate) struct PosixLeaseBooks {
 pub(crate) struct PosixLease {
     pub(crate) file: DescriptionId,
     pub(crate) fd_holders: Arc<FdHolders>,
+    /// Whom the open file signals.
+    pub(crate) signal_owner: Arc<SignalOwner>,
     pub(crate) setter: Pid,
     pub(crate) held: PosixLeaseType,
     /// A break to read is pending (`FL_DOWNGRADE_PENDING`).
@@ -76,22 +74,6 @@ pub(crate) struct PosixLease {
     unlocking: bool,
     /// When the kernel removes the lease.
     unlock_at: Option<Nanos>,
-}
-
-/// Where breaks of an open file's lease are signalled.
-#[derive(Clone, Copy, Debug, Default)]
-struct Owner {
-    /// The process, and the user on whose behalf it is signalled.
-    to: Option<(Pid, u32)>,
-    /// `None`: SIGIO.
-    signal: Option<Signal>,
-}
-
-/// A signal that is owed because a break began.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct BreakNotice {
-    pub(crate) to: Option<(Pid, u32)>,
-    pub(crate) signal: Signal,
 }
 
 impl PosixLease {
@@ -194,25 +176,10 @@ impl PosixLeaseBooks {
         self.leases.iter().find(|entry| entry.file == file).and_then(PosixLease::left)
     }
 
-    /// Which process is signalled when this open file's lease is broken.
-    pub(crate) fn owner_of(&self, file: DescriptionId) -> Option<Pid> {
-        self.owners.get(&file).and_then(|owner| owner.to).map(|(pid, _)| pid)
-    }
-
-    /// `F_SETOWN`.
-    pub(crate) fn set_owner(&mut self, file: DescriptionId, to: Option<(Pid, u32)>) {
-        self.owners.entry(file).or_default().to = to;
-    }
-
-    /// `F_SETSIG`.
-    pub(crate) fn set_signal(&mut self, file: DescriptionId, signal: Option<Signal>) {
-        self.owners.entry(file).or_default().signal = signal;
-    }
-
     /// Whether no open file is counted and no lease is left.
     pub(crate) fn is_empty(&self) -> bool {
-        let PosixLeaseBooks { writers, programs, readers, leases, owners } = self;
-        *writers == 0 && *programs == 0 && *readers == 0 && leases.is_empty() && owners.is_empty()
+        let PosixLeaseBooks { writers, programs, readers, leases } = self;
+        *writers == 0 && *programs == 0 && *readers == 0 && leases.is_empty()
     }
 
     /// `F_SETLEASE` without the permission checks. Kernel: `generic_add_lease`,
@@ -242,6 +209,7 @@ impl PosixLeaseBooks {
             None => self.leases.push(PosixLease {
                 file,
                 fd_holders: Arc::clone(description.fd_holders()),
+                signal_owner: Arc::clone(description.signal_owner()),
                 setter: setter.0,
                 held: asked,
                 downgrading: false,
@@ -250,8 +218,7 @@ impl PosixLeaseBooks {
                 unlock_at: None,
             }),
         }
-        // The process that F_SETOWN or an earlier lease named stays named.
-        self.owners.entry(file).or_default().to.get_or_insert((setter.0, setter.1.uid));
+        description.signal_owner().posix_lease_set((setter.0, setter.1.uid));
         Ok(())
     }
 
@@ -270,19 +237,14 @@ impl PosixLeaseBooks {
 
     /// Removes an open file's lease and forgets whom to signal; whether there was one.
     fn remove(&mut self, file: DescriptionId) -> bool {
-        let before = self.leases.len();
-        self.leases.retain(|entry| entry.file != file);
-        let removed = self.leases.len() < before;
-        if removed {
-            self.owners.remove(&file);
-        }
-        removed
+        let Some(at) = self.leases.iter().position(|entry| entry.file == file) else { return false };
+        self.leases.remove(at).signal_owner.posix_lease_gone();
+        true
     }
 
-    /// An open file has ended: its lease, its count and its owner go.
+    /// An open file has ended: its lease and its count go.
     pub(crate) fn release(&mut self, file: DescriptionId, access: AccessMode) {
         self.remove(file);
-        self.owners.remove(&file);
         self.leave(access);
     }
 
@@ -318,8 +280,7 @@ impl PosixLeaseBooks {
                 PosixLeaseType::Read if entry.is_breaking() => continue,
                 PosixLeaseType::Read => (entry.downgrading, entry.downgrade_at) = (true, deadline),
             }
-            let owner = self.owners.get(&entry.file).copied().unwrap_or_default();
-            notices.push(BreakNotice { to: owner.to, signal: owner.signal.unwrap_or(Signal::Sigio) });
+            notices.push(entry.signal_owner.posix_notice());
         }
         notices
     }

@@ -92,8 +92,8 @@ fn or_close(task: &Task, fd: Fd, result: Result<(), Errno>) -> Result<(), Errno>
 pub(super) fn system(call: &Call, task: &Task) -> Result<Reply, CallFailure> {
     let kernel = task.kernel();
     match &call.op {
-        Op::Defragment { file } => {
-            let done = kernel.defragment(file)?;
+        Op::Defragment { file, flags } => {
+            let done = if flags.polite { kernel.defragment_politely(file)? } else { task.defragment(file)? };
             return Reply::value(format!("moved:{} skipped:{}", done.moved, done.skipped));
         }
         Op::Poison { file, offset } => {

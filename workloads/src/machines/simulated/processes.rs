@@ -103,10 +103,12 @@ fn memory(call: &Call, task: &Task) -> Result<Reply, CallFailure> {
             let va = task.mmap(call.fd(fd)?, offset, len, !flags.ro)?;
             return Reply::made(Thing::Map { va, len });
         }
-        // For scenarios, device-DAX memory behaves like anonymous memory: it has no file system, so
-        // no task can truncate it.
-        Op::MmapAnon { length } | Op::MmapDevDax { length } => {
+        Op::MmapAnon { length } => {
             let (va, _) = task.mmap_anonymous(length.0)?;
+            return Reply::made(Thing::Map { va, len: length.0 });
+        }
+        Op::MmapDevDax { length } => {
+            let (va, _) = task.mmap_device_dax(length.0)?;
             return Reply::made(Thing::Map { va, len: length.0 });
         }
         Op::Munmap { map, range } => {
