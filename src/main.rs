@@ -7,6 +7,7 @@
 mod ctl;
 mod designs;
 mod exit;
+mod limits;
 mod progress;
 mod race;
 mod scenario;
@@ -52,6 +53,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    limits::report_as_errors();
     let outcome = match Cli::parse().command {
         Command::Race(args) => race::run(args),
         Command::Scenario(args) => scenario::run(args),

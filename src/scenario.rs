@@ -149,11 +149,12 @@ fn run_scenarios(catalogue: &mut DesignCatalogue, args: &RunArgs) -> anyhow::Res
         Format::Json => serde_json::to_string_pretty(&report)? + "\n",
         Format::Junit => scenarios::junit(&report)?,
     };
-    exit::print(&text)?;
+    let printed = exit::print(&text);
     let cells: usize = report.scenarios.iter().map(|row| row.cells.len()).sum();
     if report.failed() || report.count(CellVerdict::Inconclusive) > 0 {
-        return Ok(ExitCode::from(exit::FOUND));
+        return exit::after_results(true, [printed]);
     }
+    printed?;
     let not_run = report.count(CellVerdict::NotRun);
     // What was asked for by name, and everything, can't be passed over in silence.
     if not_run > 0 && (!args.what.is_empty() || not_run == cells) {
