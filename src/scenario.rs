@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand, ValueEnum};
+use emulator::sync::thread;
 use reports::scenarios::{self, CellVerdict};
 use workloads::input::designs::{DesignCatalogue, DesignEntry};
 use workloads::input::{InputError, Source};
@@ -53,6 +54,10 @@ struct RunArgs {
     /// the system's]
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
+    /// How many scenarios run at once; the results are in the order asked for [default: as many as
+    /// there are processors]
+    #[arg(short = 'j', long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=JOBS_MAX))]
+    jobs: Option<u16>,
     /// How to print the results
     #[arg(long, value_enum, default_value_t = Format::Text)]
     format: Format,
@@ -76,6 +81,8 @@ enum Format {
     Junit,
 }
 
+/// The most scenarios that run at once. Each has a device and some threads.
+const JOBS_MAX: i64 = 256;
 /// The widest matrix printed where the terminal's width is unknown.
 const WIDTH: usize = 160;
 
@@ -116,6 +123,9 @@ fn run_scenarios(catalogue: &mut DesignCatalogue, args: &RunArgs) -> anyhow::Res
         MachineChoice::Simulation if args.dir.is_some() => {
             anyhow::bail!("--dir is where files of the real kernel go: it needs --on kernel");
         }
+        MachineChoice::Kernel if args.jobs.is_some() => {
+            anyhow::bail!("-j: on the real kernel the scenarios themselves say what may run at once; leave it away");
+        }
         MachineChoice::Kernel if args.design != "all" => {
             anyhow::bail!("--design {}: the real kernel is no design; leave --design or --on kernel away", args.design);
         }
@@ -131,12 +141,16 @@ fn run_scenarios(catalogue: &mut DesignCatalogue, args: &RunArgs) -> anyhow::Res
             false => named(&built_in, what)?.clone(),
         });
     }
+    suite::scenarios::check_ids(&scenarios)?;
     if args.what.is_empty() {
         scenarios = built_in;
         scenarios.retain(|scenario| args.on == MachineChoice::Simulation || scenario.setup.linux);
     }
     let report = match args.on {
-        MachineChoice::Simulation => suite::scenarios::run_simulated(&scenarios, &designs)?,
+        MachineChoice::Simulation => {
+            let workers = args.jobs.map_or_else(thread::parallelism, usize::from);
+            suite::scenarios::run_simulated_on(&scenarios, &designs, workers)?
+        }
         MachineChoice::Kernel => {
             let dir = args.dir.clone().unwrap_or_else(std::env::temp_dir);
             run_on_linux(&scenarios, Path::new("/proc/self/exe"), &dir)?

@@ -37,7 +37,7 @@ use rdma_sim::Nic;
 use self::bindings::{Made, Thing};
 use self::calls::Call;
 use self::threads::ThreadPool;
-use crate::language::{Actor, Contents, FileSetup, Query, Setup};
+use crate::language::{Actor, Contents, FileSetup, Query, Setup, processes_named};
 use crate::machines::machine::{Machine, Progress, Trouble};
 use crate::ops::Op;
 
@@ -258,6 +258,9 @@ impl Machine for Simulation {
         }
         if *op == (Op::PowerCut {}) {
             return self.power_cut();
+        }
+        for process in processes_named(op) {
+            self.create_actor(&Actor { process, thread: 1 })?;
         }
         let call = Call::new(op, self)?;
         self.returned.remove(actor);
