@@ -55,6 +55,22 @@ pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
     ExitCode::from(if cannot { CANNOT } else { USAGE })
 }
 
+/// Runs `handler` on its own thread whenever Ctrl-C is pressed or SIGTERM comes.
+///
+/// # Errors
+/// [`CannotRun`], if the machine gives no thread or no descriptor for that.
+pub(crate) fn on_interrupt(handler: impl FnMut() + Send + 'static) -> anyhow::Result<()> {
+    ctrlc::set_handler(handler).map_err(|error| {
+        let why = match error {
+            ctrlc::Error::System(why) => why.to_string(),
+            other => other.to_string(),
+        };
+        let what = "Ctrl-C can't be waited for: no thread or descriptor for it";
+        CannotRun(format!("{what}: {why}; raise the limits of processes (`ulimit -u`) and descriptors (`ulimit -n`)"))
+            .into()
+    })
+}
+
 /// Writes a line to stderr. A closed stderr is no error, and no reason for a panic, which
 /// `eprintln!` would make of it.
 pub(crate) fn note(line: &str) {

@@ -52,6 +52,9 @@ enum Command {
     GuestPort,
 }
 
+#[global_allocator]
+static ALLOCATOR: limits::AllocOrExit = limits::AllocOrExit;
+
 fn main() -> ExitCode {
     limits::report_as_errors();
     let outcome = match Cli::parse().command {

@@ -89,12 +89,11 @@ pub(crate) fn run(args: RaceArgs) -> anyhow::Result<ExitCode> {
     let _control = args.control.as_deref().map(|path| listen(path, Arc::clone(&questions))).transpose()?;
     let stop = StopFlag::default();
     let handler = stop.clone();
-    ctrlc::set_handler(move || handler.stop())
-        .map_err(|error| exit::CannotRun(format!("no handler for Ctrl-C could be installed: {error}")))?;
+    exit::on_interrupt(move || handler.stop())?;
     let started = emulator::runtime::clock::since_epoch();
     exit::note(&format!("seed {seed}"));
     let status = StatusLine::new(questions);
-    let report = race::run(config, &status, &stop).map_err(cannot_run)?;
+    let report = race::run(config, &status, &stop).map_err(|error| cannot_run(Arc::new(error)))?;
     drop(status);
 
     // What was found comes first: a full disk costs the files, not the run.
@@ -104,7 +103,8 @@ pub(crate) fn run(args: RaceArgs) -> anyhow::Result<ExitCode> {
         Ok(_) => exit::note(&format!("seed {seed}; results in {}", args.out.display())),
         Err(_) => exit::note(&format!("seed {seed}")),
     }
-    exit::after_results(report.failed, [printed, written.map(drop)])
+    let complete = report.cut_off.map_or(Ok(()), |error| Err(cannot_run(error)));
+    exit::after_results(report.failed, [printed, written.map(drop), complete])
 }
 
 /// The comparison as stdout gets it.
@@ -135,10 +135,10 @@ fn listen(path: &Path, questions: Arc<Questions>) -> anyhow::Result<ControlServe
 
 /// Whose turn it is: a request that can't be met is the user's, a machine that can't meet it is
 /// not.
-fn cannot_run(error: RaceError) -> anyhow::Error {
-    match error {
-        RaceError::NoDesign | RaceError::Threads(_) => error.into(),
-        RaceError::Device(_) | RaceError::Machine(_) | RaceError::Files { .. } => {
+fn cannot_run(error: Arc<RaceError>) -> anyhow::Error {
+    match *error {
+        RaceError::NoDesign | RaceError::Threads(_) => anyhow::anyhow!("{error}"),
+        RaceError::Device(_) | RaceError::Machine(_) | RaceError::Thread { .. } | RaceError::Files { .. } => {
             exit::CannotRun(error.to_string()).into()
         }
     }

@@ -170,10 +170,14 @@ fn run_scenarios(catalogue: &mut DesignCatalogue, args: &RunArgs) -> anyhow::Res
     }
     printed?;
     let not_run = report.count(CellVerdict::NotRun);
-    // What was asked for by name, and everything, can't be passed over in silence.
-    if not_run > 0 && (!args.what.is_empty() || not_run == cells) {
-        let why = format!("{not_run} of {cells} could not be run; the reasons are above");
-        return Err(exit::CannotRun(why).into());
+    // A simulated machine lacks only what this machine did not give. What was asked for by name,
+    // and everything, can't be passed over in silence either.
+    let simulated = args.on == MachineChoice::Simulation;
+    if not_run > 0 && (simulated || !args.what.is_empty() || not_run == cells) {
+        let first =
+            report.scenarios.iter().flat_map(|row| &row.cells).filter(|cell| cell.verdict == CellVerdict::NotRun);
+        let first = first.filter_map(|cell| cell.failure.as_ref()).next().map_or("", |failure| failure.got.as_str());
+        return Err(exit::CannotRun(format!("{not_run} of {cells} could not be run: {first}")).into());
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -71,8 +71,16 @@ impl RunWriteError {
     }
 }
 
+/// The system has no descriptor left (errno(3)). [`io::ErrorKind`] has no name for it.
+const ENFILE: i32 = 23;
+/// This process has no descriptor left.
+const EMFILE: i32 = 24;
+
 /// What a user can do about an error of the operating system.
 fn remedy(error: &io::Error) -> &'static str {
+    if matches!(error.raw_os_error(), Some(ENFILE | EMFILE)) {
+        return "raise the limit of descriptors (`ulimit -n`)";
+    }
     match error.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => {
             "make room there, or choose another output folder"

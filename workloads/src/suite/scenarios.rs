@@ -130,7 +130,10 @@ fn run_cells(
     };
     thread::scope(|scope| {
         for _ in 1..workers.min(cells) {
-            scope.spawn(work);
+            // Fewer threads take longer, and do the same.
+            if thread::try_spawn_scoped(scope, work).is_err() {
+                break;
+            }
         }
         work();
     });

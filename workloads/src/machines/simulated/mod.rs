@@ -122,13 +122,12 @@ impl Simulation {
                 task.process().set_disposition(signal, Disposition::Handler);
             }
         }
-        self.spawn(actor.clone(), task);
-        Ok(())
+        self.spawn(actor.clone(), task)
     }
 
-    fn spawn(&mut self, actor: Actor, task: Task) {
+    fn spawn(&mut self, actor: Actor, task: Task) -> Result<(), Trouble> {
         self.pids.insert(task.pid(), actor.process.clone());
-        self.threads.spawn(actor, task);
+        self.threads.spawn(actor, task)
     }
 
     /// Waits for quiescence, notes what has ended, runs signal handlers.
@@ -141,7 +140,7 @@ impl Simulation {
                         self.names.insert(name, thing);
                     }
                     (Some(Made::Process(task)), Some(name)) => {
-                        self.spawn(Actor { process: name, thread: 1 }, task);
+                        self.spawn(Actor { process: name, thread: 1 }, task)?;
                     }
                     _ => {}
                 }
