@@ -7,6 +7,7 @@
 mod ctl;
 mod designs;
 mod exit;
+mod limits;
 mod progress;
 mod race;
 mod scenario;
@@ -51,7 +52,11 @@ enum Command {
     GuestPort,
 }
 
+#[global_allocator]
+static ALLOCATOR: limits::AllocOrExit = limits::AllocOrExit;
+
 fn main() -> ExitCode {
+    limits::report_as_errors();
     let outcome = match Cli::parse().command {
         Command::Race(args) => race::run(args),
         Command::Scenario(args) => scenario::run(args),

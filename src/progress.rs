@@ -12,6 +12,8 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use workloads::race::{DesignRun, RaceProgress, Snapshot};
 use workloads::serving::control::Questions;
 
+use crate::exit;
+
 /// See the module.
 pub(crate) struct StatusLine {
     bar: ProgressBar,
@@ -36,7 +38,7 @@ impl RaceProgress for StatusLine {
     fn started(&self, index: usize, of: usize, design: &DesignRun, _duration: Duration) {
         let head = format!("[{}/{of}] {}", index + 1, design.name);
         if self.bar.is_hidden() {
-            eprintln!("{head}");
+            exit::note(&head);
         } else {
             self.bar.set_message(head.clone());
         }

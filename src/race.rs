@@ -7,10 +7,9 @@ use std::io::{ErrorKind, IsTerminal};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::Context;
 use clap::Args;
 use emulator::sync::Arc;
-use reports::text;
+use reports::{OutputFolder, RunResult, RunWriteError, text};
 use workloads::input::Duration;
 use workloads::input::designs::DesignCatalogue;
 use workloads::messages::socket::ListenError;
@@ -84,27 +83,43 @@ pub(crate) fn run(args: RaceArgs) -> anyhow::Result<ExitCode> {
     let config =
         RaceConfig { duration_per_design, seed: args.seed.or(job.seed).unwrap_or(1), designs, threads: None, job };
     let seed = config.seed;
-    reports::check_writable(&args.out)?;
+    let folder = OutputFolder::claim(&args.out).map_err(not_written)?;
 
     let questions = Arc::new(Questions::default());
     let _control = args.control.as_deref().map(|path| listen(path, Arc::clone(&questions))).transpose()?;
     let stop = StopFlag::default();
     let handler = stop.clone();
-    ctrlc::set_handler(move || handler.stop())
-        .map_err(|error| exit::CannotRun(format!("no handler for Ctrl-C could be installed: {error}")))?;
+    exit::on_interrupt(move || handler.stop())?;
     let started = emulator::runtime::clock::since_epoch();
-    eprintln!("seed {seed}");
+    exit::note(&format!("seed {seed}"));
     let status = StatusLine::new(questions);
-    let report = race::run(config, &status, &stop).map_err(cannot_run)?;
+    let report = race::run(config, &status, &stop).map_err(|error| cannot_run(Arc::new(error)))?;
     drop(status);
 
-    reports::write_run(&args.out, &report.result, &report.latencies, started)
-        .context("the race ran, but its results could not be written")?;
+    // What was found comes first: a full disk costs the files, not the run.
+    let printed = exit::print(&table(&report.result));
+    let written = folder.write(&report.result, &report.latencies, started).map_err(not_written);
+    match &written {
+        Ok(_) => exit::note(&format!("seed {seed}; results in {}", args.out.display())),
+        Err(_) => exit::note(&format!("seed {seed}")),
+    }
+    let complete = report.cut_off.map_or(Ok(()), |error| Err(cannot_run(error)));
+    exit::after_results(report.failed, [printed, written.map(drop), complete])
+}
+
+/// The comparison as stdout gets it.
+fn table(result: &RunResult) -> String {
     let terminal = std::io::stdout().is_terminal();
     let width = terminal_size::terminal_size().filter(|_| terminal).map_or(WIDTH, |(width, _)| usize::from(width.0));
-    exit::print(&text::tables(&report.result, &text::TableOptions { width, ansi: terminal }))?;
-    eprintln!("seed {seed}; results in {}", args.out.display());
-    Ok(if report.failed { ExitCode::from(exit::FOUND) } else { ExitCode::SUCCESS })
+    text::tables(result, &text::TableOptions { width, ansi: terminal })
+}
+
+/// A folder of other things is the user's to change; what the operating system refuses is not.
+fn not_written(error: RunWriteError) -> anyhow::Error {
+    match error.is_wrong_input() {
+        true => anyhow::anyhow!("--out: {error}"),
+        false => exit::CannotRun(format!("--out: {error}")).into(),
+    }
 }
 
 /// Listens at `path`. A path that can't be a socket is the user's to change; a machine that can't
@@ -120,10 +135,10 @@ fn listen(path: &Path, questions: Arc<Questions>) -> anyhow::Result<ControlServe
 
 /// Whose turn it is: a request that can't be met is the user's, a machine that can't meet it is
 /// not.
-fn cannot_run(error: RaceError) -> anyhow::Error {
-    match error {
-        RaceError::NoDesign | RaceError::Threads(_) => error.into(),
-        RaceError::Device(_) | RaceError::Machine(_) | RaceError::Files { .. } => {
+fn cannot_run(error: Arc<RaceError>) -> anyhow::Error {
+    match *error {
+        RaceError::NoDesign | RaceError::Threads(_) => anyhow::anyhow!("{error}"),
+        RaceError::Device(_) | RaceError::Machine(_) | RaceError::Thread { .. } | RaceError::Files { .. } => {
             exit::CannotRun(error.to_string()).into()
         }
     }

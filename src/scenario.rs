@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand, ValueEnum};
+use emulator::sync::thread;
 use reports::scenarios::{self, CellVerdict};
 use workloads::input::designs::{DesignCatalogue, DesignEntry};
 use workloads::input::{InputError, Source};
@@ -53,6 +54,10 @@ struct RunArgs {
     /// the system's]
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
+    /// How many scenarios run at once; the results are in the order asked for [default: as many as
+    /// there are processors]
+    #[arg(short = 'j', long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=JOBS_MAX))]
+    jobs: Option<u16>,
     /// How to print the results
     #[arg(long, value_enum, default_value_t = Format::Text)]
     format: Format,
@@ -76,6 +81,8 @@ enum Format {
     Junit,
 }
 
+/// The most scenarios that run at once. Each has a device and some threads.
+const JOBS_MAX: i64 = 256;
 /// The widest matrix printed where the terminal's width is unknown.
 const WIDTH: usize = 160;
 
@@ -116,6 +123,9 @@ fn run_scenarios(catalogue: &mut DesignCatalogue, args: &RunArgs) -> anyhow::Res
         MachineChoice::Simulation if args.dir.is_some() => {
             anyhow::bail!("--dir is where files of the real kernel go: it needs --on kernel");
         }
+        MachineChoice::Kernel if args.jobs.is_some() => {
+            anyhow::bail!("-j: on the real kernel the scenarios themselves say what may run at once; leave it away");
+        }
         MachineChoice::Kernel if args.design != "all" => {
             anyhow::bail!("--design {}: the real kernel is no design; leave --design or --on kernel away", args.design);
         }
@@ -131,12 +141,16 @@ fn run_scenarios(catalogue: &mut DesignCatalogue, args: &RunArgs) -> anyhow::Res
             false => named(&built_in, what)?.clone(),
         });
     }
+    suite::scenarios::check_ids(&scenarios)?;
     if args.what.is_empty() {
         scenarios = built_in;
         scenarios.retain(|scenario| args.on == MachineChoice::Simulation || scenario.setup.linux);
     }
     let report = match args.on {
-        MachineChoice::Simulation => suite::scenarios::run_simulated(&scenarios, &designs)?,
+        MachineChoice::Simulation => {
+            let workers = args.jobs.map_or_else(thread::parallelism, usize::from);
+            suite::scenarios::run_simulated_on(&scenarios, &designs, workers)?
+        }
         MachineChoice::Kernel => {
             let dir = args.dir.clone().unwrap_or_else(std::env::temp_dir);
             run_on_linux(&scenarios, Path::new("/proc/self/exe"), &dir)?
@@ -149,16 +163,21 @@ fn run_scenarios(catalogue: &mut DesignCatalogue, args: &RunArgs) -> anyhow::Res
         Format::Json => serde_json::to_string_pretty(&report)? + "\n",
         Format::Junit => scenarios::junit(&report)?,
     };
-    exit::print(&text)?;
+    let printed = exit::print(&text);
     let cells: usize = report.scenarios.iter().map(|row| row.cells.len()).sum();
     if report.failed() || report.count(CellVerdict::Inconclusive) > 0 {
-        return Ok(ExitCode::from(exit::FOUND));
+        return exit::after_results(true, [printed]);
     }
+    printed?;
     let not_run = report.count(CellVerdict::NotRun);
-    // What was asked for by name, and everything, can't be passed over in silence.
-    if not_run > 0 && (!args.what.is_empty() || not_run == cells) {
-        let why = format!("{not_run} of {cells} could not be run; the reasons are above");
-        return Err(exit::CannotRun(why).into());
+    // A simulated machine lacks only what this machine did not give. What was asked for by name,
+    // and everything, can't be passed over in silence either.
+    let simulated = args.on == MachineChoice::Simulation;
+    if not_run > 0 && (simulated || !args.what.is_empty() || not_run == cells) {
+        let first =
+            report.scenarios.iter().flat_map(|row| &row.cells).filter(|cell| cell.verdict == CellVerdict::NotRun);
+        let first = first.filter_map(|cell| cell.failure.as_ref()).next().map_or("", |failure| failure.got.as_str());
+        return Err(exit::CannotRun(format!("{not_run} of {cells} could not be run: {first}")).into());
     }
     Ok(ExitCode::SUCCESS)
 }

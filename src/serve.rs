@@ -78,8 +78,7 @@ pub(crate) fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
     let config = config(args)?;
     let stop = Arc::new(StopRequest::default());
     let asked = Arc::clone(&stop);
-    ctrlc::set_handler(move || asked.ask())
-        .map_err(|error| exit::CannotRun(format!("no handler for Ctrl-C could be installed: {error}")))?;
+    exit::on_interrupt(move || asked.ask())?;
     let server = match Server::start(&config, Box::new(exit::note)) {
         Ok(server) => server,
         Err(ServeError::Refused(why)) => {

@@ -78,16 +78,6 @@ fn bad_design_file_shows_line_and_column() {
 }
 
 #[test]
-fn unwritable_output_folder() {
-    let dir = tempfile::tempdir().unwrap();
-    let blocker = dir.path().join("a-file");
-    fs::write(&blocker, "").unwrap();
-    let out = blocker.join("out");
-    let run = race(&out, &["--quick", "--design", "mainline"]);
-    refused(&run, &out, &["a-file"]);
-}
-
-#[test]
 fn wrong_values_of_options() {
     let out = tempfile::tempdir().unwrap();
     for args in

@@ -82,13 +82,46 @@ fn a_file_of_ones_own_in_every_format() {
 
 #[test]
 fn a_wrong_outcome_exits_with_1_and_shows_the_state() {
-    let run = run_text(&GOOD.replace("=> blocks", "=> ETXTBSY"), "kara", "text");
+    let run = run_text(&GOOD.replace("=> blocks", "=> ETXTBSY @kara | blocks"), "kara", "text");
     let text = stdout(&run);
     assert_eq!(run.status.code(), Some(1), "{text}");
     for part in ["mine.scn:5: B: truncate data 0", "expected ETXTBSY", "got      blocks lease break", "A:read:breaking"]
     {
         assert!(text.contains(part), "{part:?} in {text}");
     }
+}
+
+/// The other file is run, and its result is told.
+#[test]
+fn a_call_left_blocked_fails_its_file_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let (left, good) = (dir.path().join("left.scn"), dir.path().join("good.scn"));
+    fs::write(&left, GOOD.replace("MINE", "LEFT").replace("A: unlock f\nB: returns -> ok\n", "")).unwrap();
+    fs::write(&good, GOOD).unwrap();
+    let files = [left.to_str().unwrap(), good.to_str().unwrap()];
+    let run = scenario(&["run", files[0], files[1], "--design", "kara", "-j", "2"]);
+    let text = stdout(&run);
+    assert_eq!(run.status.code(), Some(1), "{text}");
+    for part in ["left.scn:5: B: truncate data 0", "`expect stuck B`", "got      blocks lease break", "MINE     pass"] {
+        assert!(text.contains(part), "{part:?} in {text}");
+    }
+    fs::write(&good, GOOD.replace("MINE", "left")).unwrap();
+    let run = scenario(&["run", files[0], files[1], "--design", "kara"]);
+    let stderr = String::from_utf8_lossy(&run.stderr).into_owned();
+    assert_eq!(run.status.code(), Some(2), "{stderr}");
+    assert!(stderr.contains("good.scn:1:3") && stderr.contains("left.scn:1:3"), "{stderr}");
+}
+
+#[test]
+fn the_order_of_results_does_not_depend_on_how_many_run_at_once() {
+    let run = |jobs: &str| stdout(&scenario(&["run", "S18", "S14", "S01", "--format", "json", "-j", jobs]));
+    let one = run("1");
+    assert!(one.find("\"S18\"").unwrap() < one.find("\"S14\"").unwrap(), "{one}");
+    assert_eq!(run("7"), one);
+    for wrong in ["0", "257", "many"] {
+        assert_eq!(scenario(&["run", "S14", "-j", wrong]).status.code(), Some(2), "{wrong}");
+    }
+    assert_eq!(scenario(&["run", "--on", "kernel", "-j", "2"]).status.code(), Some(2));
 }
 
 #[test]
@@ -98,7 +131,8 @@ fn a_wrong_script_exits_with_2_and_points() {
         (GOOD.replace("unlock f", "unlock g"), "mine.scn:6:11", "nothing above is called `g`"),
         (GOOD.replace("=> blocks", "=> blocks @karra"), "mine.scn:5:31", "did you mean `kara`"),
         (GOOD.replace("A: unlock f", "A: exit\nA: exit"), "mine.scn:7:1", "A is dead"),
-        (GOOD.replace("A: unlock f\nB: returns -> ok\n", ""), "mine.scn:5:1", "still blocked here"),
+        (GOOD.replace("B: returns", "A: returns"), "mine.scn:7:1", "blocks under no design"),
+        (GOOD.replace("64KiB", "65MiB"), "mine.scn:2:11", "does not fit into the volume"),
     ];
     for (text, place, what) in cases {
         let run = run_text(&text, "kara", "text");

@@ -52,7 +52,7 @@ pub mod scenarios;
 pub mod text;
 
 pub use hdr::{Latency, OpLatencies};
-pub use output::{WrittenRun, check_writable, write_run};
+pub use output::{OutputFolder, RunWriteError, WrittenRun, write_run};
 pub use result::{
     DesignResult, JobSummary, LatencySummary, RaceCounters, RaceVerdict, ReportedFinding, RunResult, SCHEMA_VERSION,
 };

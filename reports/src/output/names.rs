@@ -1,6 +1,14 @@
-//! File names made of the names of designs and operations.
+//! The names in an output folder: fixed ones, and those made of the names of designs and
+//! operations.
 
 use std::collections::BTreeSet;
+
+/// The page's file name in the output folder.
+pub const REPORT_NAME: &str = "report.html";
+/// The result's file name in the output folder.
+pub const RESULT_NAME: &str = "result.json";
+/// What the names of temporary folders begin with.
+pub(super) const STAGING_PREFIX: &str = ".daxlab-run-";
 
 /// The longest part of a file name that one design's or operation's name makes, in bytes.
 const STEM_MAX: usize = 80;

@@ -2,9 +2,12 @@
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write as _};
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 use std::time::Duration;
 
+use super::names::STAGING_PREFIX;
+use super::publish::publish;
 use super::staged::StagedFiles;
 use super::*;
 use crate::hdr::{OpLatencies, sample};
@@ -101,69 +104,143 @@ fn a_folder_that_cannot_be_made_is_named_and_nothing_is_left() {
     fs::write(&file, "kept").unwrap();
     let (run, latencies) = small_run(&["one"], &["dma"]);
     for error in [
-        check_writable(&file.join("out")).unwrap_err(),
-        check_writable(&file).unwrap_err(),
+        OutputFolder::claim(&file.join("out")).unwrap_err(),
+        OutputFolder::claim(&file).unwrap_err(),
         write_run(&file.join("out"), &run, &latencies, Duration::ZERO).unwrap_err(),
     ] {
         let message = error.to_string();
-        assert!(message.contains(file.to_str().unwrap()) && message.ends_with("; nothing written"), "{message}");
+        assert!(message.contains(file.to_str().unwrap()) && message.contains("; nothing written; choose"), "{message}");
+        assert!(!error.is_wrong_input());
     }
     assert_eq!(names(there.path()), ["file"]);
     assert_eq!(fs::read_to_string(&file).unwrap(), "kept");
 }
 
+/// Also a link under the name of a run's file: it would lead the writer elsewhere.
 #[test]
-fn a_folder_in_a_files_place_leaves_all_else_untouched() {
-    for place in [RESULT_NAME, REPORT_NAME, "two.hlog"] {
+fn a_folder_with_other_things_is_refused_and_untouched() {
+    let (run, latencies) = small_run(&["one", "two"], &["dma"]);
+    for place in ["notes.txt", RESULT_NAME, "two.hlog", ".hidden"] {
         let there = tempfile::tempdir().unwrap();
-        fs::create_dir(there.path().join(place)).unwrap();
+        match place {
+            RESULT_NAME => symlink("/dev/null", there.path().join(place)).unwrap(),
+            "two.hlog" => fs::create_dir(there.path().join(place)).unwrap(),
+            file => fs::write(there.path().join(file), "mine").unwrap(),
+        }
         fs::write(there.path().join("one.hlog"), "old").unwrap();
         let before = names(there.path());
-        let (run, latencies) = small_run(&["one", "two"], &["dma"]);
-        let error = write_run(there.path(), &run, &latencies, Duration::ZERO).unwrap_err().to_string();
-        assert!(error.contains(place), "{error}");
+        let error = write_run(there.path(), &run, &latencies, Duration::ZERO).unwrap_err();
+        assert!(error.is_wrong_input() && error.to_string().contains(&format!("`{place}`")), "{error}");
         assert_eq!(names(there.path()), before, "after {error}");
         assert_eq!(fs::read_to_string(there.path().join("one.hlog")).unwrap(), "old");
-        assert_eq!(check_writable(there.path()).is_err(), place != "two.hlog");
-        assert_eq!(names(there.path()), before);
     }
+    let there = tempfile::tempdir().unwrap();
+    (0..9).for_each(|n| fs::write(there.path().join(format!("f{n}")), "").unwrap());
+    let error = OutputFolder::claim(there.path()).unwrap_err().to_string();
+    assert!(error.contains("`f0`, `f1`, `f2` and 6 more; nothing written"), "{error}");
 }
 
 #[test]
-fn a_rename_that_fails_removes_new_files() {
+fn files_of_a_former_run_never_stand_beside_a_new_result() {
     let there = tempfile::tempdir().unwrap();
-    fs::write(there.path().join("old"), "old").unwrap();
-    let mut staged = StagedFiles::default();
-    for name in ["old", "new", "blocked", "never"] {
-        staged.add(there.path(), name, |out| out.write_all(b"contents")).unwrap();
+    let (run, latencies) = small_run(&["one", "two"], &["dma", "punch"]);
+    write_run(there.path(), &run, &latencies, Duration::ZERO).unwrap();
+    // A run that was killed while it wrote.
+    fs::create_dir(there.path().join(format!("{STAGING_PREFIX}cut-off"))).unwrap();
+    fs::write(there.path().join(format!("{STAGING_PREFIX}cut-off/one.hlog")), "half").unwrap();
+    let (run, latencies) = small_run(&["three"], &["dma"]);
+    write_run(there.path(), &run, &latencies, Duration::ZERO).unwrap();
+    assert_eq!(names(there.path()), ["report.html", "result.json", "three-dma.hgrm", "three.hlog"]);
+}
+
+#[test]
+fn two_runs_never_have_one_folder() {
+    let there = tempfile::tempdir().unwrap();
+    let dir = there.path().join("out");
+    let (run, latencies) = small_run(&["one"], &["dma"]);
+    let first = OutputFolder::claim(&dir).unwrap();
+    let error = write_run(&dir, &run, &latencies, Duration::ZERO).unwrap_err();
+    assert!(error.to_string().starts_with("another run writes into"), "{error}");
+    assert!(!error.is_wrong_input());
+    first.write(&run, &latencies, Duration::ZERO).unwrap();
+    write_run(&dir, &run, &latencies, Duration::ZERO).unwrap();
+}
+
+#[test]
+fn a_folder_that_is_removed_during_the_run_is_made_anew() {
+    let there = tempfile::tempdir().unwrap();
+    let dir = there.path().join("out");
+    let (run, latencies) = small_run(&["one"], &["dma"]);
+    let folder = OutputFolder::claim(&dir).unwrap();
+    fs::remove_dir(&dir).unwrap();
+    let written = folder.write(&run, &latencies, Duration::ZERO).unwrap();
+    assert_eq!(RunResult::read(&written.result).unwrap(), run);
+}
+
+#[test]
+fn a_rename_that_fails_keeps_every_new_file_and_names_where() {
+    let there = tempfile::tempdir().unwrap();
+    let folder = OutputFolder::claim(there.path()).unwrap();
+    let mut staged = StagedFiles::new(there.path()).unwrap();
+    for name in ["new", "blocked", RESULT_NAME] {
+        staged = staged.add(name, |out| out.write_all(b"contents")).unwrap();
     }
-    // Another process creates a folder of this name after the check in `add`.
+    // Another process creates a folder of this name after the claim, and the old result is there.
     fs::create_dir(there.path().join("blocked")).unwrap();
-    let error = staged.publish().unwrap_err().to_string();
-    assert!(error.contains("blocked"), "{error}");
-    assert_eq!(names(there.path()), ["blocked", "old"]);
+    fs::write(there.path().join(RESULT_NAME), "old").unwrap();
+    let error = publish(staged, &folder).unwrap_err();
+    let RunWriteError::NotInPlace { staged, .. } = &error else { panic!("{error}") };
+    let message = error.to_string();
+    assert!(message.contains("blocked") && message.contains(staged.to_str().unwrap()), "{message}");
+    assert_eq!(fs::read_to_string(staged.join(RESULT_NAME)).unwrap(), "contents");
+    assert!(!there.path().join(RESULT_NAME).exists(), "no old result beside new files");
 }
 
 #[test]
 fn a_failing_writer_leaves_no_temporary_file() {
     let there = tempfile::tempdir().unwrap();
-    let mut staged = StagedFiles::default();
-    staged.add(there.path(), "first", |out| out.write_all(b"x")).unwrap();
+    let staged = StagedFiles::new(there.path()).unwrap().add("first", |out| out.write_all(b"x")).unwrap();
     let full = |_: &mut BufWriter<File>| Err(io::Error::from(io::ErrorKind::StorageFull));
-    let error = staged.add(there.path(), "second", full).unwrap_err().to_string();
-    assert!(error.contains("second"), "{error}");
-    drop(staged);
+    let error = staged.add("second", full).unwrap_err().to_string();
+    assert!(error.contains("second") && error.ends_with("make room there, or choose another output folder"), "{error}");
     assert!(names(there.path()).is_empty());
 }
 
+/// What another process plants is neither followed nor overwritten: names are random, files and
+/// folder are created or not at all, and only this user can enter the folder.
 #[test]
-fn a_check_makes_the_folder_and_nothing_else() {
+fn a_planted_link_is_not_followed() {
+    let there = tempfile::tempdir().unwrap();
+    let (dir, victim) = (there.path().join("out"), there.path().join("victim"));
+    fs::write(&victim, "kept").unwrap();
+    let (run, latencies) = small_run(&["one"], &["dma"]);
+    let folder = OutputFolder::claim(&dir).unwrap();
+    for name in [RESULT_NAME, REPORT_NAME, "one.hlog"] {
+        symlink(&victim, dir.join(format!(".{name}.{}.tmp", std::process::id()))).unwrap();
+    }
+    folder.write(&run, &latencies, Duration::ZERO).unwrap();
+    assert_eq!(fs::read_to_string(&victim).unwrap(), "kept");
+
+    let staged = StagedFiles::new(there.path()).unwrap();
+    let inside = names(there.path()).into_iter().find(|name| name.starts_with(STAGING_PREFIX)).unwrap();
+    let inside = there.path().join(inside);
+    assert_eq!(fs::metadata(&inside).unwrap().permissions().mode() & 0o077, 0);
+    symlink(&victim, inside.join("planted")).unwrap();
+    assert!(staged.add("planted", |out| out.write_all(b"x")).is_err());
+    assert_eq!(fs::read_to_string(&victim).unwrap(), "kept");
+}
+
+#[test]
+fn a_claim_leaves_nothing_behind() {
     let there = tempfile::tempdir().unwrap();
     let dir = there.path().join("deep/out");
-    check_writable(&dir).unwrap();
+    let folder = OutputFolder::claim(&dir).unwrap();
     assert!(names(&dir).is_empty());
-    check_writable(&dir).unwrap();
-    assert_eq!(names(there.path()), ["deep"]);
+    drop(folder);
+    assert!(names(there.path()).is_empty());
+    fs::create_dir(there.path().join("mine")).unwrap();
+    drop(OutputFolder::claim(&there.path().join("mine")).unwrap());
+    assert_eq!(names(there.path()), ["mine"]);
 }
 
 #[test]

@@ -28,16 +28,19 @@ pub struct Source {
 
 impl Source {
     /// Wraps `text`. Errors call it `name`: a path as the user gave it, or a word in angle brackets
-    /// for text that is not in a file (`<designs>`).
+    /// for text that is not in a file (`<designs>`). A UTF-8 byte order mark at the start is no
+    /// part of the text.
     pub fn new(name: impl Into<Arc<str>>, text: impl Into<Arc<str>>) -> Self {
-        Source { name: name.into(), text: text.into() }
+        let text: Arc<str> = text.into();
+        let text = text.strip_prefix('\u{feff}').map(Arc::from).unwrap_or(text);
+        Source { name: name.into(), text }
     }
 
     /// Reads a whole file.
     ///
     /// # Errors
-    /// The file can't be read, is longer than [`TEXT_BYTES_MAX`], or isn't UTF-8 (the error points
-    /// at the first bad byte).
+    /// The file can't be read, is longer than [`TEXT_BYTES_MAX`], or isn't UTF-8. The error points
+    /// at the first bytes that aren't, and shows bytes as `\xE9`.
     pub fn read(path: &Path) -> Result<Self, InputError> {
         let name = path.display().to_string();
         let mut bytes = Vec::new();
@@ -53,14 +56,7 @@ impl Source {
         }
         match String::from_utf8(bytes) {
             Ok(text) => Ok(Source::new(name, text)),
-            Err(error) => {
-                let at = error.utf8_error().valid_up_to();
-                let readable = Source::new(name, String::from_utf8_lossy(error.as_bytes()).into_owned());
-                Err(readable
-                    .error(at..at + 1, "the text is not UTF-8")
-                    .label("first byte that isn't")
-                    .help("save the file as UTF-8"))
-            }
+            Err(error) => Err(not_utf8(name, error.as_bytes())),
         }
     }
 
@@ -162,6 +158,29 @@ impl Source {
         let line_end = self.text[span.start..].find('\n').map_or(self.text.len(), |newline| span.start + newline);
         ErrorPlace { line, column, line_bytes: line_start..line_end, span }
     }
+}
+
+/// The error for a text that is not UTF-8. It shows the text with each bad byte as `\xE9`.
+fn not_utf8(name: String, bytes: &[u8]) -> InputError {
+    let mut readable = String::with_capacity(bytes.len());
+    let mut first = None;
+    for chunk in bytes.utf8_chunks() {
+        readable.push_str(chunk.valid());
+        let start = readable.len();
+        for byte in chunk.invalid() {
+            readable.push_str(&format!("\\x{byte:02X}"));
+        }
+        if !chunk.invalid().is_empty() && first.is_none() {
+            first = Some(start..readable.len());
+        }
+    }
+    // A byte order mark is no part of the text, and has three bytes.
+    let mark = if readable.starts_with('\u{feff}') { '\u{feff}'.len_utf8() } else { 0 };
+    let at = first.unwrap_or_default();
+    Source::new(name, readable)
+        .error(at.start.saturating_sub(mark)..at.end.saturating_sub(mark), "the text is not UTF-8")
+        .label("the first bytes that aren't")
+        .help("save the file as UTF-8")
 }
 
 /// An error in input text, or a text that could not be read.

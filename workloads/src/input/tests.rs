@@ -74,6 +74,22 @@ fn files_that_cannot_be_read_say_why_and_what_to_do() {
     std::fs::write(&bytes, b"a = 1\nb = \"\xff\"\n").unwrap();
     let error = Source::read(&bytes).unwrap_err();
     assert_eq!((error.title(), place(&error)), ("the text is not UTF-8", (2, 6)));
+    assert!(error.to_string().contains(r#"2 | b = "\xFF""#), "{error}");
+    // The column counts characters of the text: neither bytes, nor a byte order mark.
+    std::fs::write(&bytes, b"\xef\xbb\xbf\xc3\xa9 = \xe9\x80'\n\xe9").unwrap();
+    let error = Source::read(&bytes).unwrap_err();
+    assert_eq!(place(&error), (1, 5));
+    assert!(error.to_string().contains(r"1 | \u{e9} = \xE9\x80'".replace(r"\u{e9}", "é").as_str()), "{error}");
+}
+
+#[test]
+fn a_byte_order_mark_is_no_part_of_the_text() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("marked.toml");
+    std::fs::write(&file, "\u{feff}a = 1\n").unwrap();
+    let source = Source::read(&file).unwrap();
+    assert_eq!((source.text(), source.line_column(0)), ("a = 1\n", (1, 1)));
+    assert_eq!(Source::new("x", "a\u{feff}").text(), "a\u{feff}", "at the start alone");
 }
 
 #[test]

@@ -16,7 +16,7 @@ use std::time::Duration;
 use crate::input::Source;
 use fs_sim::design::VolumeOptions;
 
-use crate::ops::Op;
+use crate::ops::{Arg, Op, Param};
 use condition::Condition;
 
 /// A parsed scenario.
@@ -25,6 +25,8 @@ pub struct Scenario {
     /// `S18`: what stands before the colon of the first line, or the file's name without its
     /// ending.
     pub id: String,
+    /// Where the id stands, in bytes of the source; the whole first line if it is the file's name.
+    pub id_at: Range<usize>,
     /// What stands after it.
     pub title: String,
     /// Where it was read from.
@@ -93,6 +95,17 @@ impl std::fmt::Display for Actor {
     }
 }
 
+/// The processes that an operation names. A process starts when it is first heard of, also as an
+/// argument.
+pub fn processes_named(op: &Op) -> Vec<String> {
+    let args = op.args().into_iter().zip(op.verb().params());
+    args.filter_map(|(arg, parameter)| match (arg, parameter.syntax) {
+        (Arg::Name(name), Param::Process) => Some(name),
+        _ => None,
+    })
+    .collect()
+}
+
 /// One line of a scenario.
 #[derive(Clone, Debug)]
 pub struct Step {
@@ -134,6 +147,8 @@ pub enum Action {
     Advance(Duration),
     /// A look at the machine.
     Expect(Query),
+    /// An actor is blocked here, and for ever: also at the scenario's end, whatever time passes.
+    Stuck(Actor),
 }
 
 /// A look at the machine.
@@ -144,6 +159,9 @@ pub struct Query {
     /// Of which file or process; empty where the subject needs none.
     pub of: String,
 }
+
+/// The word of [`Action::Stuck`]: `expect stuck B`.
+pub const STUCK: &str = "stuck";
 
 /// What can be looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -15,7 +15,9 @@ use fs_sim::design::{VolumeOptions, WriteBreak};
 
 use super::condition::Condition;
 use super::lex::{Token, words};
-use super::{Action, Actor, Contents, FileSetup, Of, Query, QuerySubject, SYSTEM, Scenario, Setup, Step};
+use super::{
+    Action, Actor, Contents, FileSetup, Of, Query, QuerySubject, STUCK, SYSTEM, Scenario, Setup, Step, processes_named,
+};
 use crate::ops::{BindingKind, Op, RunsOn, SignalName, Verb};
 
 /// The most lines a scenario may have.
@@ -43,7 +45,18 @@ struct Parser<'a> {
     bound: BTreeMap<String, Bound>,
     /// Processes, and whether they were forked (or are the first of their name).
     actors: BTreeMap<Actor, Range<usize>>,
-    options_at: Option<Range<usize>>,
+    /// The options of the volume that are set, and where.
+    options: BTreeMap<&'a str, Range<usize>>,
+    /// Where the size of each file stands.
+    sizes_at: Vec<Range<usize>>,
+}
+
+/// The first line.
+struct Title {
+    id: String,
+    id_at: Range<usize>,
+    title: String,
+    line: Range<usize>,
 }
 
 impl Scenario {
@@ -52,7 +65,7 @@ impl Scenario {
     /// # Errors
     /// Whatever is wrong first, at its line and column.
     pub fn parse(source: &Source, designs: &[&str]) -> Result<Scenario, InputError> {
-        let (id, title, title_at) = title(source)?;
+        let Title { id, id_at, title, line: title_at } = title(source)?;
         let mut parser = Parser {
             source,
             designs,
@@ -66,7 +79,8 @@ impl Scenario {
             steps: Vec::new(),
             bound: BTreeMap::new(),
             actors: BTreeMap::new(),
-            options_at: None,
+            options: BTreeMap::new(),
+            sizes_at: Vec::new(),
         };
         let mut at = 0;
         for (n, line) in source.text().split_inclusive('\n').enumerate() {
@@ -80,25 +94,29 @@ impl Scenario {
                 parser.line(&tokens)?;
             }
         }
-        parser.finish(title_at).map(|(setup, steps)| Scenario { id, title, source: source.clone(), setup, steps })
+        let (setup, steps) = parser.finish(title_at)?;
+        Ok(Scenario { id, id_at, title, source: source.clone(), setup, steps })
     }
 }
 
 /// Id and title from the first line, `# S18: munmap and close with live pins`.
-fn title(source: &Source) -> Result<(String, String, Range<usize>), InputError> {
+fn title(source: &Source) -> Result<Title, InputError> {
     let first = source.text().lines().next().unwrap_or_default();
-    let span = 0..first.len();
+    let line = 0..first.len();
     let Some(text) = first.trim().strip_prefix('#').map(str::trim).filter(|text| !text.is_empty()) else {
-        return Err(source.error(span, "a scenario begins with its title").help("write `# S18: munmap and close`"));
+        return Err(source.error(line, "a scenario begins with its title").help("write `# S18: munmap and close`"));
     };
+    if let Some((id, title)) = text.split_once(':')
+        && let id = id.trim()
+        && !id.is_empty()
+        && !id.contains(char::is_whitespace)
+    {
+        // Nothing but blanks and the `#` stands before it.
+        let at = first.find(id).unwrap_or_default();
+        return Ok(Title { id: id.to_owned(), id_at: at..at + id.len(), title: title.trim().to_owned(), line });
+    }
     let stem = std::path::Path::new(source.name()).file_stem().map(|stem| stem.to_string_lossy().into_owned());
-    let (id, title) = match text.split_once(':') {
-        Some((id, title)) if !id.trim().contains(char::is_whitespace) && !id.trim().is_empty() => {
-            (id.trim().to_owned(), title.trim().to_owned())
-        }
-        _ => (stem.unwrap_or_default(), text.to_owned()),
-    };
-    Ok((id, title, span))
+    Ok(Title { id: stem.unwrap_or_default(), id_at: line.clone(), title: text.to_owned(), line })
 }
 
 impl<'a> Parser<'a> {
@@ -129,12 +147,12 @@ impl<'a> Parser<'a> {
     /// `volume size=64MiB write_break=precise lease_break_time=45s memlock=1MiB`.
     fn volume(&mut self, tokens: &[Token<'a>]) -> Result<(), InputError> {
         self.before_steps(&tokens[0])?;
-        self.options_at = Some(tokens[0].span.clone());
         for token in &tokens[1..] {
             let Some((key, value)) = token.text.split_once('=') else {
                 return Err(self.source.error(token.span.clone(), format!("`{}` is no `key=value`", token.text)));
             };
             let at = token.span.end - value.len()..token.span.end;
+            self.set_once(key, token.span.start..token.span.start + key.len())?;
             match key {
                 "size" => self.setup.device = self.device_size(value, at)?,
                 "memlock" => self.setup.memlock = Some(self.size(value, at)?),
@@ -160,6 +178,15 @@ impl<'a> Parser<'a> {
             }
         }
         Ok(())
+    }
+
+    fn set_once(&mut self, key: &'a str, at: Range<usize>) -> Result<(), InputError> {
+        let Some(earlier) = self.options.insert(key, at.clone()) else { return Ok(()) };
+        let (line, column) = self.source.line_column(earlier.start);
+        Err(self
+            .source
+            .error(at, format!("`{}` is set a second time", input::shown(key)))
+            .help(format!("it is set in line {line}, column {column} already: keep one of them")))
     }
 
     fn device_size(&self, value: &str, at: Range<usize>) -> Result<u64, InputError> {
@@ -195,6 +222,7 @@ impl<'a> Parser<'a> {
             [_, extra, ..] => return Err(self.extra(extra)),
         };
         self.setup.files.push(FileSetup { name: name.text.to_owned(), size: bytes, contents });
+        self.sizes_at.push(size.span.clone());
         Ok(())
     }
 
@@ -222,6 +250,7 @@ impl<'a> Parser<'a> {
                 process: self.process(process)?,
                 signal: self.choice(signal, "signal", SignalName::WORDS)?,
             },
+            ("expect", [_, stuck, rest @ ..]) if stuck.text == STUCK => self.stuck(stuck, rest, right)?,
             ("expect", [_, rest @ ..]) => Action::Expect(self.query(first, rest)?),
             ("blockers", [_, rest @ ..]) => Action::Expect(self.query(first, rest)?),
             (name, [_, rest @ ..]) if name.ends_with(':') => self.actors_turn(first, rest)?,
@@ -261,6 +290,7 @@ impl<'a> Parser<'a> {
         };
         let names = QuerySubject::ALL.iter().map(|subject| subject.facts().0);
         let Some(subject) = QuerySubject::ALL.into_iter().find(|subject| subject.facts().0 == word.text) else {
+            let names = names.chain([STUCK]);
             return Err(self.source.unknown_word(word.span.clone(), "thing to look at", word.text, names));
         };
         let of = match (subject.facts().1, rest) {
@@ -271,6 +301,48 @@ impl<'a> Parser<'a> {
             (_, []) => return Err(self.source.error(word.span.clone(), format!("`{}` of what?", word.text))),
         };
         Ok(Query { subject, of })
+    }
+
+    /// `expect stuck A`: it says all by itself.
+    fn stuck(&self, word: &Token<'a>, rest: &[Token<'a>], right: &[Token<'a>]) -> Result<Action, InputError> {
+        let usage = "write `expect stuck A`; `blocked` tells what it waits for";
+        let who = match (rest, right) {
+            ([who], []) => who,
+            ([], _) => return Err(self.source.error(word.span.clone(), "who is stuck is missing").help(usage)),
+            ([_, extra, ..], _) | (_, [extra, ..]) => return Err(self.extra(extra).help(usage)),
+        };
+        let actor = self.actor(who)?;
+        match self.actors.contains_key(&actor) {
+            true => Ok(Action::Stuck(actor)),
+            false => Err(self.source.error(who.span.clone(), format!("{actor} has begun no call that could block"))),
+        }
+    }
+
+    /// Refuses `returns` where under no design a call of `actor` can have blocked.
+    fn check_returns(&self, actor: &Actor, at: Range<usize>) -> Result<(), InputError> {
+        let of_actor = |step: &&Step| match &step.action {
+            Action::Perform { actor: who, .. } | Action::Returns(who) => who == actor,
+            _ => false,
+        };
+        let mut last = None;
+        for step in self.steps.iter().rev().filter(of_actor) {
+            if step.expected.iter().any(|stated| stated.outcome.split(' ').next() == Some("blocks")) {
+                return Ok(());
+            }
+            last = last.or(Some(step));
+            // Under every design, this call has returned at once.
+            if step.guard.is_none() {
+                break;
+            }
+        }
+        let title = match last {
+            None => format!("{actor} has done nothing yet that could return"),
+            Some(step) => {
+                let (line, _) = self.source.line_column(step.span.start);
+                format!("{actor}'s call of line {line} blocks under no design: nothing is left that could return")
+            }
+        };
+        Err(self.source.error(at, title).help("state `blocks` where the call begins, or take this line away"))
     }
 
     /// `A: f = open data rw`, `A: returns`.
@@ -284,14 +356,11 @@ impl<'a> Parser<'a> {
             return Err(self.source.error(who.span.clone(), "an operation is missing").help(STEP_HELP));
         };
         if verb_at.text == "returns" && bind.is_none() {
-            return match arguments {
-                [] if self.actors.contains_key(&actor) => Ok(Action::Returns(actor)),
-                [] => {
-                    let at = who.span.start..who.span.end - 1;
-                    Err(self.source.error(at, format!("{actor} has done nothing yet that could return")))
-                }
-                [extra, ..] => Err(self.extra(extra)),
-            };
+            if let [extra, ..] = arguments {
+                return Err(self.extra(extra));
+            }
+            self.check_returns(&actor, who.span.start..who.span.end - 1)?;
+            return Ok(Action::Returns(actor));
         }
         let Some(verb) = Verb::of_script(verb_at.text) else {
             let in_scripts = Verb::ALL.iter().filter(|verb| verb.is_for_scripts());
@@ -315,6 +384,9 @@ impl<'a> Parser<'a> {
             (None, None) => None,
         };
         self.meet(actor.clone(), who.span.clone())?;
+        for process in processes_named(&op) {
+            self.meet(Actor { process, thread: 1 }, verb_at.span.clone())?;
+        }
         Ok(Action::Perform { actor, op, bind })
     }
 
@@ -388,6 +460,7 @@ impl<'a> Parser<'a> {
         let what = match action {
             Action::Perform { op, .. } if op.verb().on() == RunsOn::Simulation => format!("`{}`", op.verb()),
             Action::Expect(query) if !query.subject.facts().2 => format!("a look at `{}`", query.subject.facts().0),
+            Action::Stuck(_) => format!("a look at `{STUCK}`"),
             _ => return Ok(()),
         };
         Err(self
@@ -404,7 +477,34 @@ impl<'a> Parser<'a> {
         Err(self.source.unknown_word(token.span.clone(), "process", token.text, known))
     }
 
+    /// A process that an operation names. It starts when it is first heard of, also here.
+    fn named_process(&self, token: &Token<'a>) -> Result<String, InputError> {
+        match is_process_name(token.text) {
+            true => Ok(token.text.to_owned()),
+            false => self.process(token),
+        }
+    }
+
+    /// Refuses files for which the volume has no room.
+    fn check_room(&self) -> Result<(), InputError> {
+        let mut room = self.setup.device;
+        for (file, at) in self.setup.files.iter().zip(&self.sizes_at) {
+            let taken = match file.contents {
+                Contents::Hole => 0,
+                _ => file.size.next_multiple_of(fs_sim::BLOCK),
+            };
+            room = room.checked_sub(taken).ok_or_else(|| {
+                let (device, left) = (Size(self.setup.device), Size(room));
+                self.source
+                    .error(at.clone(), format!("the file `{}` does not fit into the volume", input::shown(&file.name)))
+                    .help(format!("the device has {device}, of which {left} are left: write `volume size=` for more"))
+            })?;
+        }
+        Ok(())
+    }
+
     fn finish(self, title_at: Range<usize>) -> Result<(Setup, Vec<Step>), InputError> {
+        self.check_room()?;
         if self.steps.is_empty() {
             return Err(self.source.error(title_at, "nothing happens in this scenario").help(STEP_HELP));
         }

@@ -33,6 +33,13 @@ pub enum Trouble {
     Inconclusive(String),
 }
 
+/// The machine that this program runs on gives no thread.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "no thread could be created: {0}; raise the limit of processes (`ulimit -u`) or of memory, or run less at once"
+)]
+pub(crate) struct NoThread(pub(crate) std::io::Error);
+
 /// A machine that scenarios run on.
 pub trait Machine {
     /// Lets `actor` perform `op` and bind its result to `bind`; a process is started when it is

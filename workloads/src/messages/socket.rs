@@ -86,7 +86,7 @@ pub fn listen(path: &Path) -> Result<UnixListener, ListenError> {
 
 /// The file of a listener, so that it can be told from a file that another process has put in its
 /// place.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Name {
     path: PathBuf,
     identity: Identity,

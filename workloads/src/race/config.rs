@@ -52,6 +52,9 @@ pub struct RaceReport {
     pub latencies: Vec<OpLatencies>,
     /// Whether an invariant was broken; the command line then exits with code 1.
     pub failed: bool,
+    /// Why the race ended before its last design, if this machine could not go on. The result has
+    /// the designs that were run until then.
+    pub cut_off: Option<Arc<RaceError>>,
 }
 
 /// Why a race could not be run.
@@ -69,6 +72,19 @@ pub enum RaceError {
     /// The pin table and the ledger could not be mapped.
     #[error("the pin table and the ledger could not be mapped: {0}; a smaller [device] size needs less")]
     Machine(#[from] std::io::Error),
+    /// This machine gives no thread for an actor.
+    #[error(
+        "no thread could be created for actor {actor} of {of}: {source}; raise the limit of processes (`ulimit -u`) or of \
+         memory, or run fewer actors by `--threads`"
+    )]
+    Thread {
+        /// The actor's number, from 1.
+        actor: usize,
+        /// How many there are.
+        of: usize,
+        /// The operating system's error.
+        source: std::io::Error,
+    },
     /// The files could not be made.
     #[error("the job's files could not be made: {errno} at `{name}`")]
     Files {

@@ -8,8 +8,8 @@ use emulator::device::Device;
 use emulator::sync::Arc;
 use fs_sim::syscalls::open::OpenFlags;
 use fs_sim::{Kernel, KernelConfig, Sabotage};
-use reports::JobSummary;
 use reports::result::RunResult;
+use reports::{DesignResult, JobSummary, OpLatencies};
 
 use super::config::{DesignRun, RaceConfig, RaceError, RaceProgress, RaceReport, Snapshot, StopFlag};
 use super::job::Job;
@@ -21,8 +21,9 @@ use super::{oracle, outcome, supervisor};
 /// Returns when the last design has ended, or soon after `stop` is set.
 ///
 /// # Errors
-/// [`RaceError`]: the race could not be run. A broken invariant is not an error: it is in the
-/// result, and [`RaceReport::failed`] is set.
+/// [`RaceError`]: the race could not be run under any design. If it could under some, the report
+/// has these, and [`RaceReport::cut_off`]. A broken invariant is not an error: it is in the result,
+/// and [`RaceReport::failed`] is set.
 ///
 /// # Example
 /// ```
@@ -70,7 +71,8 @@ pub(super) fn run_sabotaged(
     let duration_ns = u64::try_from(config.duration_per_design.as_nanos()).unwrap_or(u64::MAX);
     let mut summary = JobSummary::new(&job.name, duration_ns, job.actors().len() as u32);
     summary.parameters = job.parameters().clone();
-    let mut report = RaceReport { result: RunResult::new(config.seed, summary), latencies: Vec::new(), failed: false };
+    let result = RunResult::new(config.seed, summary);
+    let mut report = RaceReport { result, latencies: Vec::new(), failed: false, cut_off: None };
     let of = config.designs.len();
     for (index, design) in config.designs.iter().enumerate() {
         if stop.is_set() {
@@ -78,18 +80,44 @@ pub(super) fn run_sabotaged(
             break;
         }
         progress.started(index, of, design, config.duration_per_design);
-        let shared = new_machine(&job, design, config.seed, sabotage, RunLimits::default())?;
-        progress.machine(&shared.kernel);
-        let mut report_progress = |snapshot: &Snapshot| progress.snapshot(snapshot);
-        let ended = supervisor::supervise(&shared, config.duration_per_design, stop, &mut report_progress, None);
-        report.result.interrupted |= ended.interrupted;
-        let (result, latencies) = outcome::judge(&shared, design, ended);
-        progress.finished(index, of, &result);
-        report.result.designs.push(result);
-        report.latencies.push(latencies);
+        match run_design(&job, design, &config, sabotage, progress, stop) {
+            Ok((interrupted, result, latencies)) => {
+                report.result.interrupted |= interrupted;
+                progress.finished(index, of, &result);
+                report.result.designs.push(result);
+                report.latencies.push(latencies);
+            }
+            Err(error) if index == 0 => return Err(error),
+            Err(error) => {
+                report.result.interrupted = true;
+                report.cut_off = Some(Arc::new(error));
+                break;
+            }
+        }
     }
     report.failed = report.result.has_violations();
     Ok(report)
+}
+
+/// Runs the job under one design: whether it was interrupted, and what was found.
+fn run_design(
+    job: &Job,
+    design: &DesignRun,
+    config: &RaceConfig,
+    sabotage: Sabotage,
+    progress: &dyn RaceProgress,
+    stop: &StopFlag,
+) -> Result<(bool, DesignResult, OpLatencies), RaceError> {
+    let shared = new_machine(job, design, config.seed, sabotage, RunLimits::default())?;
+    progress.machine(&shared.kernel);
+    let mut report_progress = |snapshot: &Snapshot| progress.snapshot(snapshot);
+    let mut ended = supervisor::supervise(&shared, config.duration_per_design, stop, &mut report_progress, None);
+    if let Some(error) = ended.no_thread.take() {
+        return Err(error);
+    }
+    let interrupted = ended.interrupted;
+    let (result, latencies) = outcome::judge(&shared, design, ended);
+    Ok((interrupted, result, latencies))
 }
 
 /// A simulated machine under `design`, with the job's files in place.

@@ -26,7 +26,7 @@ use fs_sim::base::numbers::Pid;
 use fs_sim::vfs::signals::{SigInfo, Signal};
 
 use super::changers::FileWorker;
-use super::config::{Snapshot, StopFlag};
+use super::config::{RaceError, Snapshot, StopFlag};
 use super::op_stream::{ActorStep, OpStream};
 use super::registrant::Registrant;
 use super::shared::RaceShared;
@@ -59,6 +59,8 @@ pub(super) struct RunEnd {
     pub(super) broken: Vec<String>,
     /// Whether actors were left behind, so that the machine is not at rest.
     pub(super) left_behind: bool,
+    /// Not every actor has run: this machine gave no thread.
+    pub(super) no_thread: Option<RaceError>,
 }
 
 /// Runs every actor of `shared` for `duration`, or until `stop`.
@@ -71,19 +73,15 @@ pub(super) fn supervise(
 ) -> RunEnd {
     let world = Arc::clone(shared.kernel.world());
     let start = world.now();
-    let mut actors: Vec<(usize, JoinHandle<ActorStats>)> = Vec::with_capacity(shared.slots.len());
-    for actor in 0..shared.slots.len() {
-        let (shared, taken) = (Arc::clone(shared), taken.map(Arc::clone));
-        actors.push((actor, thread::spawn(move || run_actor(&shared, actor, taken.as_deref()))));
-    }
+    let (actors, no_thread) = start_actors(shared, taken);
     let mut watch = SupervisorWatch { shared, asleep_since: BTreeMap::new() };
-    let mut ended = RunEnd::default();
+    let mut ended = RunEnd { no_thread, ..RunEnd::default() };
     let deadline = start.after(duration);
     let mut next_report = start.after(REPORT_INTERVAL);
     while shared.unfinished() > 0 {
         let now = world.now();
         ended.interrupted = stop.is_set();
-        if now >= deadline || ended.interrupted {
+        if now >= deadline || ended.interrupted || ended.no_thread.is_some() {
             break;
         }
         if now >= next_report {
@@ -117,6 +115,27 @@ pub(super) fn supervise(
         }
     }
     ended
+}
+
+/// An actor that runs.
+type RunningActor = (usize, JoinHandle<ActorStats>);
+
+/// Starts every actor. If the machine gives no thread for one, it and those after it are not
+/// started, and count as finished.
+fn start_actors(shared: &Arc<RaceShared>, taken: Option<&Arc<TakenSteps>>) -> (Vec<RunningActor>, Option<RaceError>) {
+    let of = shared.slots.len();
+    let mut actors = Vec::with_capacity(of);
+    for actor in 0..of {
+        let (own, taken) = (Arc::clone(shared), taken.map(Arc::clone));
+        match thread::try_spawn(move || run_actor(&own, actor, taken.as_deref())) {
+            Ok(thread) => actors.push((actor, thread)),
+            Err(source) => {
+                (actor..of).for_each(|_| shared.finished());
+                return (actors, Some(RaceError::Thread { actor: actor + 1, of, source }));
+            }
+        }
+    }
+    (actors, None)
 }
 
 /// Which task has slept since when, and for which reason.

@@ -151,7 +151,11 @@ impl Port {
         // If the backend process has already ended, its message `Ready` never arrives.
         let _gone = port.link.tell(&ToPort::Start { bytes: machine.device().bytes() }, &fds);
         let (attended, with) = (Arc::clone(&port), Arc::clone(machine));
-        let _ends_with_the_link = thread::spawn(move || attended.attend(&with));
+        // It ends with the link.
+        if let Err(error) = thread::try_spawn(move || attended.attend(&with)) {
+            port.link.hang_up();
+            return Err(error);
+        }
         let until = machine.waits().now().after(START_MAX);
         let how = WaitFor::uninterruptible("a port's start").until(Some(until));
         let started = port.changed.wait(machine.waits(), &machine.waiter(), how, || {
@@ -177,10 +181,17 @@ impl Port {
                     // wait.
                     admission.take().into_iter().for_each(ended);
                     let (port, with) = (Arc::clone(self), Arc::clone(machine));
-                    admission = Some(thread::spawn(move || {
+                    let admitting = thread::try_spawn(move || {
                         let reply = port.connected(&with, number, pid);
                         port.send(&ToPort::Reply { number, reply });
-                    }));
+                    });
+                    match admitting {
+                        Ok(thread) => admission = Some(thread),
+                        Err(error) => {
+                            let reply = Granted::No(format!("no thread could be created: {error}"));
+                            self.send(&ToPort::Reply { number, reply });
+                        }
+                    }
                 }
                 FromPort::Attach { number, connection } => {
                     let pieces = self.attach(machine, connection);

@@ -75,7 +75,11 @@ pub fn main(socket: OwnedFd) -> io::Result<()> {
                     if port.take(connection, why) {
                         let (port, server) = (&port, &server);
                         // It ends when the frontend has answered or hung up.
-                        scope.spawn(move || port.taken(number, connection, server));
+                        let taken = move || port.taken(number, connection, server);
+                        if thread::try_spawn_scoped(scope, taken).is_err() {
+                            // This thread waits instead: other messages wait with it.
+                            taken();
+                        }
                     } else {
                         port.send(&FromPort::Taken { number, pieces: 0, acknowledged: true });
                     }

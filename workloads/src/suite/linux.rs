@@ -15,7 +15,7 @@ use reports::scenarios::{ScenarioCell, ScenarioReport};
 use crate::language::condition::DesignSubject;
 use crate::language::{Action, Scenario};
 use crate::machines::linux::{BreakTime, Host, LinuxConfig, LinuxMachine, LongBreakTime};
-use crate::machines::machine::{Machine, Trouble};
+use crate::machines::machine::{Machine, NoThread, Trouble};
 use crate::ops::Op;
 use crate::suite::{run, scenarios};
 
@@ -63,12 +63,17 @@ pub fn run_on_linux(scenarios: &[Scenario], program: &Path, dir: &Path) -> Resul
         for group in timed.chunks(SIDE_BY_SIDE) {
             thread::scope(|scope| {
                 for n in group {
-                    let (config, subject, done) = (config.clone(), &subject, &done);
-                    scope.spawn(move || {
+                    let (config, subject, done, done_here) = (config.clone(), &subject, &done, &done);
+                    let spawned = thread::try_spawn_scoped(scope, move || {
                         let host = Host::start(config);
                         let cell = one(&scenarios[*n], subject, &host);
                         done.lock()[*n] = Some(cell);
                     });
+                    if let Err(error) = spawned {
+                        let no_host = Err(Trouble::CannotRun(NoThread(error).to_string()));
+                        let cell = one(&scenarios[*n], subject, &no_host);
+                        done_here.lock()[*n] = Some(cell);
+                    }
                 }
             });
         }

@@ -7,12 +7,16 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::time::Duration;
 
 use crate::input::InputError;
 
 use crate::language::condition::DesignSubject;
-use crate::language::{Action, Actor, Alternative, Query, Scenario, Step};
+use crate::language::{Action, Actor, Alternative, Query, STUCK, Scenario, Step};
 use crate::machines::machine::{Machine, Progress, Trouble};
+
+/// The time that passes at the end over calls that were stated to be stuck: ten years.
+const FOREVER: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
 
 /// What came of a scenario under one design.
 #[derive(Debug)]
@@ -112,23 +116,18 @@ fn agrees(expected: &str, got: &str) -> bool {
 /// Runs `scenario` on `machine` under the design of `subject`.
 ///
 /// # Errors
-/// The scenario asks for the impossible (see [`Trouble::Script`]), or ends while a task is still
-/// blocked; at its place.
+/// The scenario asks for the impossible (see [`Trouble::Script`]); at its place.
 pub fn run(
     scenario: &Scenario,
     subject: &DesignSubject,
     machine: Box<dyn Machine + '_>,
 ) -> Result<StepResult, InputError> {
     check_one(scenario, subject)?;
-    let mut run =
-        Run { scenario, subject, machine, blocked: BTreeMap::new(), outcomes: Vec::new(), judged_stale: false };
+    let (blocked, stuck) = (BTreeMap::new(), BTreeMap::new());
+    let mut run = Run { scenario, subject, machine, blocked, stuck, outcomes: Vec::new(), judged_stale: false };
     let verdict = run.steps();
-    let leftover = run.leftover();
     let violations = run.machine.finish();
     let verdict = verdict?;
-    if let (StepResult::Passed { .. }, Some(error)) = (&verdict, leftover) {
-        return Err(error);
-    }
     if matches!(&verdict, StepResult::Passed { outcomes } if outcomes.is_empty()) {
         let title = format!("{} asks nothing under {}: no `=>` came to anything", scenario.id, subject.name);
         let help = "`returns` says nothing where the call did not block: ask in a step that every design reaches";
@@ -152,6 +151,8 @@ struct Run<'s> {
     machine: Box<dyn Machine + 's>,
     /// Who is in a blocked call, and where it began.
     blocked: BTreeMap<Actor, Range<usize>>,
+    /// Who was stated to be stuck, and where.
+    stuck: BTreeMap<Actor, Range<usize>>,
     outcomes: Vec<String>,
     judged_stale: bool,
 }
@@ -176,7 +177,7 @@ impl<'s> Run<'s> {
                 Err(Trouble::Inconclusive(what)) => return Ok(StepResult::Inconclusive(what)),
             };
             if !agrees(&stated.outcome, &got) {
-                return Ok(StepResult::Failed(self.failure(step, &stated.outcome, got)));
+                return Ok(StepResult::Failed(self.failure(&step.span, &stated.outcome, got)));
             }
             if stated.ends {
                 let outcome = got;
@@ -189,15 +190,51 @@ impl<'s> Run<'s> {
         self.last_look()
     }
 
-    /// Stale DMA that no step stated is a failure.
+    /// What the end must be: no stale DMA that no step stated, and no call of which no step stated
+    /// what came.
     fn last_look(&mut self) -> Result<StepResult, InputError> {
         let query = Query { subject: crate::language::QuerySubject::Stale, of: String::new() };
         let stale = self.machine.ask(&query).is_ok_and(|answer| answer == "some");
         if stale && !self.judged_stale {
             let last = self.scenario.steps.last().expect("a parsed scenario has steps");
-            return Ok(StepResult::Failed(self.failure(last, "no stale DMA", "stale DMA".to_owned())));
+            return Ok(StepResult::Failed(self.failure(&last.span, "no stale DMA", "stale DMA".to_owned())));
         }
-        Ok(StepResult::Passed { outcomes: std::mem::take(&mut self.outcomes) })
+        match self.leftover() {
+            Ok(None) => Ok(StepResult::Passed { outcomes: std::mem::take(&mut self.outcomes) }),
+            Ok(Some(failure)) => Ok(StepResult::Failed(failure)),
+            Err(Trouble::Script(what)) => Err(self.scenario.source.error_overall(what)),
+            Err(Trouble::CannotRun(what)) => Ok(StepResult::NotRun(what)),
+            Err(Trouble::Inconclusive(what)) => Ok(StepResult::Inconclusive(what)),
+        }
+    }
+
+    /// The first call that ends otherwise than stated: it is blocked, or no step states what came
+    /// of it, unless its process is gone; or it was stated to be stuck and ends when time passes.
+    fn leftover(&mut self) -> Result<Option<Failure>, Trouble> {
+        let open: Vec<(Actor, Range<usize>)> = self.blocked.clone().into_iter().collect();
+        for (actor, at) in open.iter().filter(|(actor, _)| !self.stuck.contains_key(actor)) {
+            let (expected, got) = match self.machine.progress(actor)? {
+                Progress::Blocked(reason) => {
+                    (format!("an end of the call, stated by `returns`, or `expect stuck {actor}`"), blocks(&reason))
+                }
+                Progress::Done(outcome) if outcome == "killed" => continue,
+                Progress::Done(outcome) => ("`returns`, to state what came of the call".to_owned(), outcome),
+            };
+            return Ok(Some(self.failure(at, &expected, got)));
+        }
+        if !self.stuck.is_empty() {
+            self.machine.advance(FOREVER)?;
+        }
+        for (actor, at) in self.stuck.clone() {
+            let got = match self.blocked.contains_key(&actor) {
+                true => self.machine.progress(&actor)?,
+                false => Progress::Done("its call returned later".to_owned()),
+            };
+            if let Progress::Done(outcome) = got {
+                return Ok(Some(self.failure(&at, STUCK, outcome)));
+            }
+        }
+        Ok(None)
     }
 
     fn act(&mut self, step: &Step) -> Result<Came, Trouble> {
@@ -249,37 +286,35 @@ impl<'s> Run<'s> {
                 self.judged_stale |= query.subject == crate::language::QuerySubject::Stale;
                 self.machine.ask(query)?
             }
+            Action::Stuck(actor) => self.look_whether_stuck(actor, &step.span)?,
         };
         Ok(Came::Out(came))
     }
 
-    fn failure(&self, step: &Step, expected: &str, got: String) -> Failure {
+    /// [`STUCK`] if the actor is blocked here.
+    fn look_whether_stuck(&mut self, actor: &Actor, at: &Range<usize>) -> Result<String, Trouble> {
+        if !self.blocked.contains_key(actor) {
+            return Ok("no call in progress".to_owned());
+        }
+        Ok(match self.machine.progress(actor)? {
+            Progress::Done(outcome) => outcome,
+            Progress::Blocked(_) => {
+                self.stuck.insert(actor.clone(), at.clone());
+                STUCK.to_owned()
+            }
+        })
+    }
+
+    /// A failure of what stands at `at`.
+    fn failure(&self, at: &Range<usize>, expected: &str, got: String) -> Failure {
         let source = &self.scenario.source;
         Failure {
-            line: source.line_column(step.span.start).0,
-            text: source.text()[step.span.clone()].to_owned(),
+            line: source.line_column(at.start).0,
+            text: source.text()[at.clone()].to_owned(),
             expected: expected.to_owned(),
             got,
             state: self.machine.state(),
         }
-    }
-
-    /// The first call that blocked and of which no step stated what came, unless its process is
-    /// gone.
-    fn leftover(&mut self) -> Option<InputError> {
-        let actors: Vec<(Actor, Range<usize>)> = self.blocked.clone().into_iter().collect();
-        actors.into_iter().find_map(|(actor, at)| {
-            let what = match self.machine.progress(&actor) {
-                Ok(Progress::Blocked(_)) => format!("while {actor} is still blocked here"),
-                Ok(Progress::Done(outcome)) if outcome != "killed" => {
-                    format!("and no step states what came of {actor}'s call here: `{outcome}`")
-                }
-                _ => return None,
-            };
-            let title = format!("the scenario ends under {} {what}", self.subject.name);
-            let help = "let what it waits for happen, or `kill` it; then `returns` states what came of it";
-            Some(self.scenario.source.error(at, title).help(help))
-        })
     }
 }
 
@@ -294,5 +329,6 @@ fn words_of(action: &Action) -> String {
         Action::Kill { .. } => "kill".to_owned(),
         Action::Advance(_) => "advance".to_owned(),
         Action::Expect(query) => format!("expect {}", query.subject.facts().0),
+        Action::Stuck(_) => format!("expect {STUCK}"),
     }
 }

@@ -5,8 +5,10 @@
 //! order of a report's rows and cells is that of the scenarios and designs asked for, whichever
 //! thread ran them.
 
+use std::collections::BTreeMap;
+
 use crate::input::designs::DesignEntry;
-use crate::input::{InputError, Source};
+use crate::input::{InputError, Source, shown};
 use emulator::sync::atomic::{AtomicUsize, Ordering};
 use emulator::sync::{Mutex, thread};
 use fs_sim::Sabotage;
@@ -47,13 +49,42 @@ pub fn find<'s>(scenarios: &'s [Scenario], id: &str) -> Option<&'s Scenario> {
     scenarios.iter().find(|scenario| scenario.id.eq_ignore_ascii_case(id))
 }
 
+/// Checks that no two scenarios have one id: results are told by it.
+///
+/// # Errors
+/// The second scenario of an id, in upper or lower case, with the place of both.
+pub fn check_ids(scenarios: &[Scenario]) -> Result<(), InputError> {
+    let mut seen: BTreeMap<String, &Scenario> = BTreeMap::new();
+    for scenario in scenarios {
+        if let Some(first) = seen.insert(scenario.id.to_ascii_lowercase(), scenario) {
+            let (line, column) = first.source.line_column(first.id_at.start);
+            let title = format!("a second scenario is called `{}`", shown(&scenario.id));
+            let help = format!("the first is at {}:{line}:{column}; give each an id of its own", first.source.name());
+            return Err(scenario.source.error(scenario.id_at.clone(), title).help(help));
+        }
+    }
+    Ok(())
+}
+
 /// Runs every scenario under every design on simulated machines, on as many threads as the machine
 /// has processors.
 ///
 /// # Errors
 /// A scenario states no outcome for a design, or two, or asks for what can't be.
 pub fn run_simulated(scenarios: &[Scenario], designs: &[DesignEntry]) -> Result<ScenarioReport, InputError> {
-    run_sabotaged_for_tests(scenarios, designs, Sabotage::default())
+    run_simulated_on(scenarios, designs, thread::parallelism())
+}
+
+/// As [`run_simulated`], with `workers` machines at once.
+///
+/// # Errors
+/// As [`run_simulated`].
+pub fn run_simulated_on(
+    scenarios: &[Scenario],
+    designs: &[DesignEntry],
+    workers: usize,
+) -> Result<ScenarioReport, InputError> {
+    run_cells(scenarios, designs, workers, Sabotage::default())
 }
 
 /// The same on kernels with rules broken. Only tests break one.
@@ -66,6 +97,15 @@ pub fn run_sabotaged_for_tests(
     designs: &[DesignEntry],
     sabotage: Sabotage,
 ) -> Result<ScenarioReport, InputError> {
+    run_cells(scenarios, designs, thread::parallelism(), sabotage)
+}
+
+fn run_cells(
+    scenarios: &[Scenario],
+    designs: &[DesignEntry],
+    workers: usize,
+    sabotage: Sabotage,
+) -> Result<ScenarioReport, InputError> {
     let subjects: Vec<DesignSubject> = designs
         .iter()
         .map(|entry| DesignSubject { name: entry.design.name.clone(), axes: entry.design.axes, linux: false })
@@ -76,22 +116,26 @@ pub fn run_sabotaged_for_tests(
     let cells = scenarios.len() * subjects.len();
     let next = AtomicUsize::new(0);
     let done: Mutex<Vec<Option<Result<ScenarioCell, InputError>>>> = Mutex::new((0..cells).map(|_| None).collect());
-    let threads = thread::parallelism().min(cells.max(1));
-    thread::scope(|scope| {
-        for _ in 0..threads {
-            scope.spawn(|| {
-                loop {
-                    let n = next.fetch_add(1, Ordering::Relaxed);
-                    if n >= cells {
-                        return;
-                    }
-                    let (scenario, subject) = (&scenarios[n / subjects.len()], &subjects[n % subjects.len()]);
-                    let machine = Simulation::sabotaged_for_tests(&scenario.setup, subject.axes, sabotage);
-                    let cell = cell(scenario, subject, machine.map(|machine| Box::new(machine) as Box<dyn Machine>));
-                    done.lock()[n] = Some(cell);
-                }
-            });
+    let work = || {
+        loop {
+            let n = next.fetch_add(1, Ordering::Relaxed);
+            if n >= cells {
+                return;
+            }
+            let (scenario, subject) = (&scenarios[n / subjects.len()], &subjects[n % subjects.len()]);
+            let machine = Simulation::sabotaged_for_tests(&scenario.setup, subject.axes, sabotage);
+            let cell = cell(scenario, subject, machine.map(|machine| Box::new(machine) as Box<dyn Machine>));
+            done.lock()[n] = Some(cell);
         }
+    };
+    thread::scope(|scope| {
+        for _ in 1..workers.min(cells) {
+            // Fewer threads take longer, and do the same.
+            if thread::try_spawn_scoped(scope, work).is_err() {
+                break;
+            }
+        }
+        work();
     });
     let mut cells = std::mem::take(&mut *done.lock()).into_iter().flatten();
     let mut report = ScenarioReport::new("simulation", subjects.iter().map(|subject| subject.name.clone()).collect());

@@ -33,7 +33,8 @@ fn wrong(text: &str, line: usize, column: usize, title: &str) {
 
 #[track_caller]
 fn wrong_body(body: &str, column: usize, title: &str) {
-    wrong(&with_body(body), 3, column, title);
+    // The last line of the body is wrong.
+    wrong(&with_body(body), 2 + body.lines().count(), column, title);
 }
 
 #[test]
@@ -62,6 +63,9 @@ fn what_does_not_parse_is_shown_where_it_stands() {
     wrong_body("when @ A: exit", 7, "a condition is missing");
     wrong_body("kill B SIGTERM", 6, "unknown process `B`");
     wrong_body("Z: returns => ok", 1, "Z has done nothing yet");
+    wrong_body("A: exit => ok\nexpect stuck", 8, "who is stuck is missing");
+    wrong_body("A: exit => ok\nexpect stuck B", 14, "B has begun no call");
+    wrong_body("A: exit => ok\nexpect stuck A -> ok", 16, "one word too many");
     wrong_body("A: exit => ok @kara @odp", 15, "`@kara` in the middle");
     wrong_body("A: exit => ok -> EIO", 15, "`->` in the middle");
     wrong_body("A: exit => EIO EIO", 16, "one word too many");
@@ -114,12 +118,129 @@ fn the_scripts_own_mistakes_are_errors_at_their_line() {
     at("A: exit => ok\nA: truncate data 0", 4, "A is dead");
     at("A: f = open nothing r => ENOENT\nA: read f 0 4KiB", 4, "`f` was not made");
     let blocked = "A: f = open data rw\nA: lease f read\nB: truncate data 0 => blocks";
-    at(blocked, 5, "still blocked here");
     at(&format!("{blocked}\nB: exit"), 6, "still in the call of line 5");
-    at(&format!("{blocked}\nA: unlock f"), 5, "no step states what came of B's call here: `ok`");
     at(&format!("{blocked}\nA: unlock f\nB: exit"), 7, "has come to `ok`");
     at(&format!("{blocked}\nA.2: exit\nA: exit"), 7, "is dead");
     at("A: exit => ok\nB.2: exit", 4, "does not exist yet");
+}
+
+/// A file whose last step leaves a call without a stated end fails alone: others are run.
+#[test]
+fn a_call_that_is_left_over_fails_its_scenario_alone() {
+    let entries = DesignCatalogue::default().resolve("kara").unwrap();
+    let blocked = "A: f = open data rw\nA: lease f read\nB: truncate data 0 => blocks";
+    let texts = [
+        with_body(blocked),
+        with_body(&format!("{blocked}\nA: unlock f")).replace("T1", "T2"),
+        with_body("A: truncate data 0 => ok").replace("T1", "T3"),
+    ];
+    let all: Vec<Scenario> = texts.iter().map(|text| parse(text).unwrap()).collect();
+    let report = scenarios::run_simulated(&all, &entries).unwrap();
+    let verdicts: Vec<CellVerdict> = report.scenarios.iter().map(|row| row.cells[0].verdict).collect();
+    assert_eq!(verdicts, [CellVerdict::Failed, CellVerdict::Failed, CellVerdict::Passed]);
+    let failure = |n: usize| report.scenarios[n].cells[0].failure.clone().unwrap();
+    assert_eq!((failure(0).line, failure(0).got.as_str()), (5, "blocks lease break"));
+    assert!(failure(0).expected.contains("`expect stuck B`"), "{:?}", failure(0));
+    assert_eq!((failure(1).line, failure(1).got.as_str()), (5, "ok"));
+    assert!(failure(1).expected.contains("`returns`"), "{:?}", failure(1));
+}
+
+/// `expect stuck` is about for ever: a wait with an end, however late, is none.
+#[test]
+fn a_call_can_be_stated_to_be_blocked_for_ever() {
+    let body = "A: f = open data rw\nA: lease f read -> ok | EINVAL n/a @lease_rules=none\nB: truncate data 0 => blocks
+        expect stuck B\nexpect size data -> 64KiB";
+    let report = run(&with_body(body), "all").unwrap();
+    let cell = |name: &str| report.scenarios[0].cells.iter().find(|cell| cell.design == name).unwrap();
+    assert_eq!(cell("mainline").verdict, CellVerdict::NotApplicable);
+    let timed_out = cell("kara").failure.as_ref().unwrap();
+    assert_eq!((timed_out.line, timed_out.expected.as_str(), timed_out.got.as_str()), (6, "stuck", "ok"));
+    let mut catalogue = DesignCatalogue::default();
+    let text = "[[design]]\nname = \"mine\"\nbase = \"kara\"\nbreak_timeout = \"never\"\n";
+    let never = catalogue.add(&Source::new("mine.toml", text)).unwrap().to_vec();
+    let report = scenarios::run_simulated(&[parse(&with_body(body)).unwrap()], &never).unwrap();
+    assert_eq!(report.count(CellVerdict::Passed), 1, "{report:#?}");
+    let later = with_body(&format!("{body}\nA: unlock f\nB: returns -> ok"));
+    let report = scenarios::run_simulated(&[parse(&later).unwrap()], &never).unwrap();
+    let failure = report.scenarios[0].cells[0].failure.as_ref().unwrap();
+    assert_eq!((failure.line, failure.got.as_str()), (6, "its call returned later"));
+    let report = run(&with_body("A: truncate data 0 => ok\nexpect stuck A"), "kara").unwrap();
+    assert_eq!(report.scenarios[0].cells[0].failure.as_ref().unwrap().got, "no call in progress");
+}
+
+#[test]
+fn an_id_is_given_once() {
+    let named = |name: &str, id: &str| {
+        let text = format!("# {id}: x\nA: exit => ok\n");
+        Scenario::parse(&Source::new(name, text), &[]).unwrap()
+    };
+    let error = scenarios::check_ids(&[named("a.scn", "T1"), named("b.scn", "T2"), named("c.scn", "t1")]).unwrap_err();
+    assert_eq!((error.source_name(), error.line(), error.column()), (Some("c.scn"), Some(1), Some(3)), "{error}");
+    assert!(error.help_text().unwrap().contains("the first is at a.scn:1:3"), "{error}");
+    assert!(scenarios::check_ids(&[named("a.scn", "T1"), named("b.scn", "T2")]).is_ok());
+}
+
+#[test]
+fn an_option_of_the_volume_is_set_once() {
+    wrong(&with_body("volume size=4MiB\nvolume memlock=4KiB size=8MiB"), 4, 21, "`size` is set a second time");
+    wrong(&with_body("volume size=4MiB size=8MiB"), 3, 18, "`size` is set a second time");
+    let error = parse(&with_body("volume size=4MiB\nvolume size=8MiB")).unwrap_err();
+    assert!(error.help_text().unwrap().contains("line 3, column 8"), "{error}");
+}
+
+#[test]
+fn a_file_without_room_is_shown_where_its_size_stands() {
+    let text = "# T: x\nfile a 3MiB\nfile hole 512MiB hole\nfile b 2MiB unwritten\nvolume size=4MiB\nA: exit => ok\n";
+    wrong(text, 4, 8, "the file `b` does not fit");
+    assert!(parse(&text.replace("4MiB", "6MiB")).is_ok());
+    // All of the device can be used.
+    let whole = run("# T: x\nvolume size=4MiB\nfile a 4MiB\nA: stat a => ok 4MiB\n", "kara").unwrap();
+    assert_eq!(whole.count(CellVerdict::Passed), 1, "{whole:#?}");
+}
+
+#[test]
+fn a_return_from_a_call_that_blocks_under_no_design_is_an_error() {
+    wrong_body("A: truncate data 0 => ok\nA: returns -> ok", 1, "A's call of line 3 blocks under no design");
+    let twice = "A: truncate data 0 => blocks @kara | ok\nA: returns -> ok\nA: returns -> ok";
+    wrong_body(twice, 1, "A's call of line 4 blocks under no design");
+    let guarded = "when @kara A: truncate data 0 => blocks\nwhen @!kara A: stat data => ok\nA: returns -> ok";
+    assert!(parse(&with_body(guarded)).is_ok());
+    let still = "A: truncate data 0 => blocks\nA: returns -> blocks\nA: returns -> ok";
+    assert!(parse(&with_body(still)).is_ok());
+}
+
+/// As docs/scenarios.md says: by process, kind and range, all of them as text.
+#[test]
+fn leases_are_listed_in_the_order_of_their_words() {
+    let lease = |who: &str, kind: &str, at: &str| format!("{who}: lease f{} {kind} {at} 16KiB\n", who.to_lowercase());
+    let opens = "B: fb = open data rw\nA: fa = open data rw\n".to_owned();
+    let leases =
+        [("B", "read", "32KiB"), ("A", "read", "16KiB"), ("A", "read unbreakable", "48KiB"), ("A", "read", "0")];
+    let body = opens + &leases.map(|(who, kind, at)| lease(who, kind, at)).concat();
+    let listed = "expect leases data => A:read+U[12..16) A:read[0..4) A:read[4..8) B:read[8..12)";
+    let report = run(&with_body(&(body.clone() + listed)), "kara").unwrap();
+    let seen = report.scenarios[0].cells[0].failure.as_ref().map(|failure| failure.got.clone());
+    assert_eq!(seen, None);
+    let other = listed.replace("A:read[0..4) A:read[4..8)", "A:read[4..8) A:read[0..4)");
+    let report = run(&with_body(&(body + &other)), "kara").unwrap();
+    assert_eq!(report.count(CellVerdict::Failed), 1, "the order counts");
+}
+
+/// Linux has one number under two names.
+#[test]
+fn ewouldblock_is_eagain() {
+    let body = "A: f = open data rw\nA: setlease f read => EWOULDBLOCK";
+    let report = run(&with_body(body), "kara").unwrap();
+    assert_eq!(report.count(CellVerdict::Passed), 1, "{report:#?}");
+}
+
+#[test]
+fn a_process_starts_when_it_is_first_named() {
+    let body =
+        "A: f = open data r\nA: send D f\nA: close f\nD: g = recv\nD: read g 0 4KiB => ok a\nexpect process D -> alive";
+    let report = run(&with_body(body), "kara").unwrap();
+    assert_eq!(report.count(CellVerdict::Passed), 1, "{report:#?}");
+    wrong_body("A: f = open data r\nA: send d f", 9, "unknown process `d`");
 }
 
 #[test]

@@ -53,6 +53,32 @@ pub mod thread {
     pub use super::backend::thread::{JoinHandle, spawn, yield_now};
     #[cfg(not(daxlab_loom))]
     pub use super::backend::thread::{Scope, ScopedJoinHandle, scope};
+
+    /// As [`spawn`], which panics where the machine gives no thread.
+    ///
+    /// # Errors
+    /// The machine gives no thread: no memory for a stack, or too many processes.
+    pub fn try_spawn<T: Send + 'static>(body: impl FnOnce() -> T + Send + 'static) -> std::io::Result<JoinHandle<T>> {
+        #[cfg(not(any(daxlab_loom, daxlab_shuttle)))]
+        return std::thread::Builder::new().spawn(body);
+        #[cfg(any(daxlab_loom, daxlab_shuttle))]
+        Ok(spawn(body))
+    }
+
+    /// As [`Scope::spawn`], which panics where the machine gives no thread.
+    ///
+    /// # Errors
+    /// As [`try_spawn`].
+    #[cfg(not(daxlab_loom))]
+    pub fn try_spawn_scoped<'scope, T: Send + 'scope>(
+        scope: &'scope Scope<'scope, '_>,
+        body: impl FnOnce() -> T + Send + 'scope,
+    ) -> std::io::Result<ScopedJoinHandle<'scope, T>> {
+        #[cfg(not(daxlab_shuttle))]
+        return std::thread::Builder::new().spawn_scoped(scope, body);
+        #[cfg(daxlab_shuttle)]
+        Ok(scope.spawn(body))
+    }
 }
 
 #[cfg(daxlab_loom)]

@@ -56,7 +56,7 @@ impl<'a> Parser<'a> {
         };
         let arg = match param {
             Param::File | Param::Text => Arg::Name(token.text.to_owned()),
-            Param::Process => Arg::Name(self.process(token)?),
+            Param::Process => Arg::Name(self.named_process(token)?),
             Param::Bound(kinds) => Arg::Name(self.bound_name(token, kinds)?),
             Param::Size => Arg::Number(self.size(token.text, token.span.clone())?),
             Param::Number => Arg::Number(self.number(token)?),

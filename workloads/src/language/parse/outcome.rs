@@ -9,7 +9,7 @@ use crate::input::InputError;
 
 use super::super::condition::Condition;
 use super::super::lex::Token;
-use super::super::{Action, Alternative};
+use super::super::{Action, Alternative, STUCK};
 use super::Parser;
 
 /// What an operation can come to besides `ok`, a completion's status and an errno.
@@ -74,7 +74,7 @@ impl<'a> Parser<'a> {
         line: &Range<usize>,
     ) -> Result<Vec<Alternative>, InputError> {
         if tokens.is_empty() {
-            let outcome = "ok".to_owned();
+            let outcome = if matches!(action, Action::Stuck(_)) { STUCK } else { "ok" }.to_owned();
             return Ok(vec![Alternative { span: line.clone(), outcome, ends: false, condition: None }]);
         }
         let mut alternatives: Vec<Alternative> = Vec::new();
@@ -111,10 +111,16 @@ impl<'a> Parser<'a> {
         let Some(first) = part.first() else {
             return Err(self.source.error(span, "an outcome is missing here"));
         };
+        // Linux has one number under two names.
+        let first_word = match (first.text, action) {
+            (text, Action::Expect(_)) => text,
+            ("EWOULDBLOCK", _) => "EAGAIN",
+            (text, _) => text,
+        };
         if !matches!(action, Action::Expect(_)) {
             let statuses = STATUSES.iter().chain(&ERRNOS).chain(&WORDS).copied();
             let mut known = std::iter::once("ok").chain(statuses);
-            if !known.any(|word| word == first.text) {
+            if !known.any(|word| word == first_word) {
                 let words = ["ok"].into_iter().chain(WORDS).chain(ERRNOS).chain(STATUSES);
                 return Err(self
                     .source
@@ -137,7 +143,8 @@ impl<'a> Parser<'a> {
         if let (false, Some(extra)) = (has_value, part.get(1)) {
             return Err(self.extra(extra).help("only `ok` and `blocks` say more"));
         }
-        let outcome = part.iter().map(|token| token.text).collect::<Vec<_>>().join(" ");
+        let words = std::iter::once(first_word).chain(part[1..].iter().map(|token| token.text));
+        let outcome = words.collect::<Vec<_>>().join(" ");
         Ok(Alternative { span, outcome, ends, condition })
     }
 }

@@ -24,7 +24,7 @@ use super::names::{NamedThing, ScenarioNames};
 use super::request::{self, PreparedOp, blocks_in, errno_name, is_calm, lease_name, signal_name, signal_number};
 use super::watch::{SleepPlace, SleepWatch};
 use super::{child, setup};
-use crate::language::{Actor, Query, QuerySubject, Setup};
+use crate::language::{Actor, Query, QuerySubject, Setup, processes_named};
 use crate::machines::machine::{Machine, Progress, Trouble};
 use crate::ops::{ByteRange, Bytes, Op, SignalName, Verb};
 
@@ -470,6 +470,9 @@ impl Machine for LinuxMachine {
             ProcessState::Busy(_) | ProcessState::Delegated => {
                 return Err(Trouble::Script(format!("{who} is still in a call that blocks")));
             }
+        }
+        for process in processes_named(op) {
+            self.ensure_process(&process)?;
         }
         self.process(who)?.outcome = None;
         self.clock.operation_begins();

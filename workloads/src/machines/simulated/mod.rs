@@ -37,7 +37,7 @@ use rdma_sim::Nic;
 use self::bindings::{Made, Thing};
 use self::calls::Call;
 use self::threads::ThreadPool;
-use crate::language::{Actor, Contents, FileSetup, Query, Setup};
+use crate::language::{Actor, Contents, FileSetup, Query, Setup, processes_named};
 use crate::machines::machine::{Machine, Progress, Trouble};
 use crate::ops::Op;
 
@@ -122,13 +122,12 @@ impl Simulation {
                 task.process().set_disposition(signal, Disposition::Handler);
             }
         }
-        self.spawn(actor.clone(), task);
-        Ok(())
+        self.spawn(actor.clone(), task)
     }
 
-    fn spawn(&mut self, actor: Actor, task: Task) {
+    fn spawn(&mut self, actor: Actor, task: Task) -> Result<(), Trouble> {
         self.pids.insert(task.pid(), actor.process.clone());
-        self.threads.spawn(actor, task);
+        self.threads.spawn(actor, task)
     }
 
     /// Waits for quiescence, notes what has ended, runs signal handlers.
@@ -141,7 +140,7 @@ impl Simulation {
                         self.names.insert(name, thing);
                     }
                     (Some(Made::Process(task)), Some(name)) => {
-                        self.spawn(Actor { process: name, thread: 1 }, task);
+                        self.spawn(Actor { process: name, thread: 1 }, task)?;
                     }
                     _ => {}
                 }
@@ -258,6 +257,9 @@ impl Machine for Simulation {
         }
         if *op == (Op::PowerCut {}) {
             return self.power_cut();
+        }
+        for process in processes_named(op) {
+            self.create_actor(&Actor { process, thread: 1 })?;
         }
         let call = Call::new(op, self)?;
         self.returned.remove(actor);

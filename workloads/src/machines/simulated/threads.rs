@@ -17,7 +17,7 @@ use fs_sim::Task;
 
 use super::calls::Done;
 use crate::language::Actor;
-use crate::machines::machine::Trouble;
+use crate::machines::machine::{NoThread, Trouble};
 
 type Job = Box<dyn FnOnce(&Task) -> Done + Send>;
 
@@ -71,19 +71,27 @@ impl ThreadPool {
     }
 
     /// Gives `task` a thread of its own.
-    pub(super) fn spawn(&mut self, actor: Actor, task: Task) {
+    ///
+    /// # Errors
+    /// [`Trouble::CannotRun`]: the machine gives no thread. The process has ended.
+    pub(super) fn spawn(&mut self, actor: Actor, task: Task) -> Result<(), Trouble> {
         let task = Arc::new(task);
         let (jobs, work) = channel::<Job>();
         let done = Arc::new(Mutex::new(None));
         let (own_task, own_done) = (Arc::clone(&task), Arc::clone(&done));
-        let thread = thread::spawn(move || {
+        let thread = thread::try_spawn(move || {
             for job in work {
                 let result = job(&own_task);
                 *own_done.lock() = Some(result);
                 own_task.kernel().world().stirred();
             }
         });
+        let thread = thread.map_err(|error| {
+            task.exit();
+            Trouble::CannotRun(NoThread(error).to_string())
+        })?;
         self.0.insert(actor, Worker { task, jobs, done, thread, busy: None });
+        Ok(())
     }
 
     /// Begins a call.

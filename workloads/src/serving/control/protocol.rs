@@ -104,14 +104,20 @@ pub fn ask(path: &Path, request: &Op) -> Result<Response, ControlError> {
     if line.len() as u64 > REQUEST_MAX {
         return Err(ControlError::TooLong);
     }
-    stream.write_all(line.as_bytes())?;
+    // A server that lacks descriptors or threads refuses before it reads, and hangs up.
+    let asked = stream.write_all(line.as_bytes());
     let mut answer = String::new();
     let read = BufReader::new(stream.take(ANSWER_MAX)).read_line(&mut answer);
     match read.map_err(|error| (error.kind(), error)) {
         Err((io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut, _)) => {
             return Err(ControlError::Silent { path: path.to_owned() });
         }
-        Ok(0) | Err((io::ErrorKind::ConnectionReset, _)) => return Err(ControlError::HungUp { path: path.to_owned() }),
+        Ok(0) | Err((io::ErrorKind::ConnectionReset, _)) => {
+            return Err(match asked {
+                Err(error) if error.kind() != io::ErrorKind::BrokenPipe => error.into(),
+                _ => ControlError::HungUp { path: path.to_owned() },
+            });
+        }
         Ok(_) => {}
         Err((_, error)) => return Err(error.into()),
     }
