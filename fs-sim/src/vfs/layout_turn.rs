@@ -200,24 +200,28 @@ impl TurnGuard<'_> {
         place.draining = None;
     }
 
-    /// Which changes come before this one, which has a place: earlier ones that overlap it, unless
-    /// it passes them, and later ones that have the turn.
-    fn ahead(&self, places: &[Place], task: &Task) -> Ahead {
+    /// Which changes come before this one, which has a place: earlier ones that overlap it, and
+    /// later ones that have the turn. It passes those of `passed` that have no turn.
+    fn ahead(&self, places: &[Place], passed: &[WaiterId]) -> Ahead {
         let mut ahead = Ahead { tasks: Vec::new(), waits: false };
         let Some(mine) = places.iter().position(|place| place.waiter == self.waiter) else { return ahead };
         for (n, place) in places.iter().enumerate().filter(|(n, _)| *n != mine) {
-            let overlaps = || place.ranges.iter().any(|range| places[mine].ranges.overlaps(range));
-            let first = if n < mine { true } else { place.state.has_turn() };
-            if !first || !overlaps() {
-                continue;
+            let first = place.state.has_turn() || (n < mine && !passed.contains(&place.waiter));
+            if first && place.ranges.iter().any(|range| places[mine].ranges.overlaps(range)) {
+                ahead.tasks.push(place.waiter);
+                ahead.waits |= place.refuses.is_some();
             }
-            if !place.state.has_turn() && task.kernel().waits_for(place.waiter, task.pid()) {
-                continue;
-            }
-            ahead.tasks.push(place.waiter);
-            ahead.waits |= place.refuses.is_some();
         }
         ahead
+    }
+
+    /// The tasks whose changes wait, directly or not, for this task's process. The wait graph is
+    /// asked without the lock of the places: a change that has stopped waiting meanwhile, and has
+    /// no turn yet, may be passed all the same.
+    fn passed(&self, task: &Task) -> Vec<WaiterId> {
+        let mut passed = self.ahead(&self.turn.places.lock(), &[]).tasks;
+        passed.retain(|ahead| task.kernel().waits_for(*ahead, task.pid()));
+        passed
     }
 
     /// Joins the queue at its end for `ranges`, or keeps its place in it for them.
@@ -239,8 +243,9 @@ impl TurnGuard<'_> {
 
     /// Takes the turn if no change comes before this one.
     pub(crate) fn try_turn(&self, task: &Task) -> bool {
+        let passed = self.passed(task);
         let mut places = self.turn.places.lock();
-        let first = self.ahead(&places, task).tasks.is_empty();
+        let first = self.ahead(&places, &passed).tasks.is_empty();
         if first && let Some(place) = self.place(&mut places) {
             self.happens(place, ChangeEvent::TakeTurn);
         }
@@ -258,8 +263,8 @@ impl TurnGuard<'_> {
         let reason = "layout change ahead";
         let how = if may_wait { WaitFor::interruptible(reason) } else { WaitFor::killable(reason) };
         let outcome = task.block_on(&self.turn.changed, how, || {
-            let places = self.turn.places.lock();
-            let ahead = self.ahead(&places, task);
+            let passed = self.passed(task);
+            let ahead = self.ahead(&self.turn.places.lock(), &passed);
             match (ahead.tasks.is_empty(), ahead.waits && !may_wait) {
                 (true, _) => WaitPoll::Ready(Ok(())),
                 (false, true) => WaitPoll::Ready(Err(Errno::ETXTBSY)),
