@@ -1,10 +1,11 @@
 //! The driver of layout changes: turn, leases, pins, close, publication, release of blocks.
 //!
 //! It owns the order of docs/semantics.md, section 4, for changes of one file and of two at once.
-//! Invariants: a change that fails was never visible (invariant 8); no lock is held over a wait, and
-//! no turn over a wait for leases, pins, clients or guests; after every wait everything is judged
-//! again; two files are always taken in the order of their inode numbers. Kernel counterpart: `xfs_break_layouts` and `dax_layout_busy_page` around
-//! `xfs_setattr_size`, `xfs_file_fallocate`, `xfs_file_remap_range`.
+//! Invariants: a change that fails was never visible (invariant 8); no lock is held over a wait,
+//! and no turn over a wait for leases, pins, clients or guests; after every wait everything is
+//! judged again; two files are always taken in the order of their inode numbers. Kernel
+//! counterpart: `xfs_break_layouts` and `dax_layout_busy_page` around `xfs_setattr_size`,
+//! `xfs_file_fallocate`, `xfs_file_remap_range`.
 //!
 //! # Stamps
 //! Pages that leave are stamped after the map is published and before the allocator has them.

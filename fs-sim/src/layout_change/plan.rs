@@ -334,8 +334,8 @@ impl<'a> ChangeWork<'a> {
         if whole { &mut self.overwritten } else { &mut self.copies }.push(part);
     }
 
-    /// Whether `other`, planned anew, does the same to the same blocks: what was judged for one holds
-    /// for the other.
+    /// Whether `other`, planned anew, does the same to the same blocks: what was judged for one
+    /// holds for the other.
     pub(crate) fn does_as(&self, other: &ChangeWork<'_>) -> bool {
         self.touches == other.touches
             && self.range == other.range

@@ -88,10 +88,13 @@ pub(crate) fn wait_for_pinned_leases(task: &Task, inode: &Inode, leases: &[Arc<L
             return Err(Errno::EDEADLK);
         }
     }
-    kernel.counters.waits_for_long_term_pin.add(1);
     for lease in leases {
         let how = WaitFor::interruptible("unlock while pinned");
-        if let Err(ended) = wait_for_gate(task, inode, lease, how) {
+        let outcome = wait_for_gate(task, inode, lease, how);
+        if outcome != Err(WaitFailure::Deadlock) {
+            kernel.counters.waits_for_long_term_pin.add(1);
+        }
+        if let Err(ended) = outcome {
             reopen_gates(inode, leases);
             return Err(if ended == WaitFailure::Deadlock { Errno::EDEADLK } else { Errno::EINTR });
         }
