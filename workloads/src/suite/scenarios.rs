@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 
 use crate::input::designs::DesignEntry;
 use crate::input::{InputError, Source, shown};
+use emulator::device::DevicePool;
 use emulator::sync::atomic::{AtomicUsize, Ordering};
 use emulator::sync::{Mutex, thread};
 use fs_sim::Sabotage;
@@ -114,7 +115,7 @@ fn run_cells(
         run::check(scenario, &subjects)?;
     }
     let cells = scenarios.len() * subjects.len();
-    let next = AtomicUsize::new(0);
+    let (next, pool) = (AtomicUsize::new(0), DevicePool::default());
     let done: Mutex<Vec<Option<Result<ScenarioCell, InputError>>>> = Mutex::new((0..cells).map(|_| None).collect());
     let work = || {
         loop {
@@ -123,7 +124,7 @@ fn run_cells(
                 return;
             }
             let (scenario, subject) = (&scenarios[n / subjects.len()], &subjects[n % subjects.len()]);
-            let machine = Simulation::sabotaged_for_tests(&scenario.setup, subject.axes, sabotage);
+            let machine = Simulation::with_device_of(&pool, &scenario.setup, subject.axes, sabotage);
             let cell = cell(scenario, subject, machine.map(|machine| Box::new(machine) as Box<dyn Machine>));
             done.lock()[n] = Some(cell);
         }

@@ -24,7 +24,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use emulator::World;
-use emulator::device::Device;
+use emulator::device::DevicePool;
 use emulator::sync::Arc;
 use fs_sim::base::numbers::Pid;
 use fs_sim::design::Axes;
@@ -67,18 +67,22 @@ impl Simulation {
     /// [`Trouble::CannotRun`] if its memory can't be mapped; [`Trouble::Script`] if its files don't
     /// fit.
     pub fn new(setup: &Setup, axes: Axes) -> Result<Simulation, Trouble> {
-        Simulation::sabotaged_for_tests(setup, axes, Sabotage::default())
+        Simulation::with_device_of(&DevicePool::default(), setup, axes, Sabotage::default())
     }
 
-    /// The same with rules of the kernel broken. Only tests break one.
+    /// The same with a device of `pool`, and with rules of the kernel broken. Only tests break one.
     ///
     /// # Errors
     /// As [`Simulation::new`].
-    #[doc(hidden)]
-    pub fn sabotaged_for_tests(setup: &Setup, axes: Axes, sabotage: Sabotage) -> Result<Simulation, Trouble> {
+    pub(crate) fn with_device_of(
+        pool: &DevicePool,
+        setup: &Setup,
+        axes: Axes,
+        sabotage: Sabotage,
+    ) -> Result<Simulation, Trouble> {
         let cannot = |error: std::io::Error| Trouble::CannotRun(format!("no simulated device: {error}"));
         let world = Arc::new(World::in_turns(1));
-        let device = Device::memory(setup.device).map_err(|error| Trouble::CannotRun(error.to_string()))?;
+        let device = pool.memory(setup.device).map_err(|error| Trouble::CannotRun(error.to_string()))?;
         let memlock_pages = setup.memlock.map_or(u64::MAX / 2, |bytes| bytes / fs_sim::BLOCK);
         let mut config = KernelConfig::new(axes).sabotaged_for_tests(sabotage);
         config.options = setup.options;
