@@ -9,7 +9,6 @@ use std::collections::BTreeMap;
 
 use crate::input::designs::DesignEntry;
 use crate::input::{InputError, Source, shown};
-use emulator::device::DevicePool;
 use emulator::sync::atomic::{AtomicUsize, Ordering};
 use emulator::sync::{Mutex, thread};
 use fs_sim::Sabotage;
@@ -19,7 +18,7 @@ use super::run::{self, StepResult};
 use crate::language::Scenario;
 use crate::language::condition::DesignSubject;
 use crate::machines::machine::{Machine, Trouble};
-use crate::machines::simulated::Simulation;
+use crate::machines::simulated::{ReusedParts, Simulation};
 
 include!(concat!(env!("OUT_DIR"), "/scenarios.rs"));
 
@@ -115,7 +114,7 @@ fn run_cells(
         run::check(scenario, &subjects)?;
     }
     let cells = scenarios.len() * subjects.len();
-    let (next, pool) = (AtomicUsize::new(0), DevicePool::default());
+    let (next, parts) = (AtomicUsize::new(0), ReusedParts::default());
     let done: Mutex<Vec<Option<Result<ScenarioCell, InputError>>>> = Mutex::new((0..cells).map(|_| None).collect());
     let work = || {
         loop {
@@ -124,7 +123,7 @@ fn run_cells(
                 return;
             }
             let (scenario, subject) = (&scenarios[n / subjects.len()], &subjects[n % subjects.len()]);
-            let machine = Simulation::with_device_of(&pool, &scenario.setup, subject.axes, sabotage);
+            let machine = Simulation::made_of(&parts, &scenario.setup, subject.axes, sabotage);
             let cell = cell(scenario, subject, machine.map(|machine| Box::new(machine) as Box<dyn Machine>));
             done.lock()[n] = Some(cell);
         }
