@@ -12,8 +12,8 @@
 //! completion, a mutex, a pin word.
 //!
 //! # Drop order
-//! [`Device`] unmaps in `drop`, then its file closes and with it the image's lock goes. So no other
-//! run can take the image while this one could still write to it.
+//! The mapping of a [`Device`] is unmapped, then its file closes and with it the image's lock goes.
+//! So no other run can take the image while this one could still write to it.
 //!
 //! # What makes stores durable
 //! `fdatasync` of the file, alone. It covers every dirty page of it, whichever process stored, and
@@ -40,8 +40,9 @@ use rustix::mm::{MapFlags, MsyncFlags, ProtFlags};
 use super::copy;
 use super::poison::{Damage, Poison};
 use crate::runtime::pages::PageRange;
-use crate::runtime::sync::atomic::AtomicU32;
+use crate::runtime::sync::atomic::{AtomicBool, AtomicU32};
 use crate::runtime::sync::machine::{AtomicU64, Ordering};
+use crate::runtime::sync::{Arc, Mutex};
 
 /// Bytes in a page, the unit of a pin.
 pub const PAGE: u64 = 4096;
@@ -139,6 +140,135 @@ enum DeviceBacking {
     Image(PathBuf),
 }
 
+/// A file, and all of a device's bytes in it mapped. It is unmapped before the file closes.
+#[derive(Debug)]
+struct FileMapping {
+    base: NonNull<u8>,
+    bytes: u64,
+    file: File,
+    /// For a pool.
+    written: WrittenBlocks,
+}
+
+// SAFETY: the mapping belongs to no thread, and shared access to its bytes is by atomic words only.
+unsafe impl Send for FileMapping {}
+// SAFETY: as above.
+unsafe impl Sync for FileMapping {}
+
+impl Drop for FileMapping {
+    fn drop(&mut self) {
+        // SAFETY: our own mapping, of which no reference outlives the devices over it. Each has an
+        // `Arc` of it. An error could only mean that it isn't mapped.
+        let _ = unsafe { rustix::mm::munmap(self.base.as_ptr().cast(), self.bytes as usize) };
+    }
+}
+
+/// Memory devices one after the other in the same memory: a device gets that of one that is gone,
+/// with zeros in it, where the system would make it from new pages. Zeros cost less than a page
+/// fault for each page.
+///
+/// It is for devices of one process: one whose descriptor another process has must not come from a
+/// pool.
+///
+/// ```
+/// use emulator::device::{DevicePool, FOLIO};
+///
+/// let pool = DevicePool::default();
+/// pool.memory(FOLIO)?.write(100, b"hello")?;
+/// let mut bytes = [1; 5];
+/// pool.memory(FOLIO)?.read(100, &mut bytes)?;
+/// assert_eq!(bytes, [0; 5]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Default)]
+pub struct DevicePool(Mutex<Vec<Arc<FileMapping>>>);
+
+impl DevicePool {
+    /// As [`Device::memory`]. Memory of devices of other sizes that are gone is given back.
+    ///
+    /// # Errors
+    /// As [`Device::memory`].
+    pub fn memory(&self, bytes: u64) -> Result<Device, OpenError> {
+        let free = {
+            let mut pool = self.0.lock();
+            pool.retain(|mapping| mapping.bytes == bytes || Arc::strong_count(mapping) > 1);
+            let at = pool.iter().position(|mapping| mapping.bytes == bytes && Arc::strong_count(mapping) == 1);
+            at.map(|at| pool.swap_remove(at))
+        };
+        // `get_mut` is none while a device uses it, and orders this after the last access of one
+        // that is gone.
+        let wiped = free.and_then(|mut mapping| Arc::get_mut(&mut mapping)?.wipe().then_some(mapping));
+        let mut device = match wiped {
+            Some(mapping) => Device::over(mapping, DeviceBacking::Memory),
+            None => Device::memory(bytes)?,
+        };
+        device.pooled = Some(Arc::clone(&device.mapping));
+        self.0.lock().push(Arc::clone(&device.mapping));
+        Ok(device)
+    }
+}
+
+/// How much memory a pooled device keeps: its first written bytes, so many. More would cost more to
+/// clear than it saves.
+const POOLED_BYTES: u64 = 16 << 20;
+
+impl FileMapping {
+    /// Makes a memory file read as zero. False if that failed.
+    fn wipe(&mut self) -> bool {
+        // Memory comes one page after the other, and goes by a hole alone: as many blocks as after
+        // the last look are the same ones.
+        let blocks = self.blocks();
+        let same = blocks.is_some() && blocks == self.written.blocks && !self.written.holes.load(Ordering::SeqCst);
+        if !same && self.look().is_err() {
+            return false;
+        }
+        for extent in &self.written.extents {
+            let words = (extent.end - extent.start) / 8;
+            // SAFETY: inside the mapping, which no device uses (`&mut self`); data begins and ends
+            // at a page.
+            unsafe { copy::fill_words(self.base.as_ptr().add(extent.start as usize), 0, words as usize) };
+        }
+        true
+    }
+
+    /// How much memory the file takes.
+    fn blocks(&self) -> Option<u64> {
+        self.file.metadata().ok().map(|metadata| metadata.blocks())
+    }
+
+    /// Looks where the file takes memory, and gives back what is more than [`POOLED_BYTES`].
+    fn look(&mut self) -> io::Result<()> {
+        let (mut extents, mut at, mut room) = (Vec::new(), 0, POOLED_BYTES);
+        while at < self.bytes {
+            let start = match rustix::fs::seek(&self.file, SeekFrom::Data(at)) {
+                Err(rustix::io::Errno::NXIO) => break,
+                start => start?,
+            };
+            if room == 0 {
+                let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+                rustix::fs::fallocate(&self.file, punch, start, self.bytes - start)?;
+                break;
+            }
+            let end = rustix::fs::seek(&self.file, SeekFrom::Hole(start))?.min(start + room);
+            extents.push(start..end);
+            (at, room) = (end, room - (end - start));
+        }
+        self.written = WrittenBlocks { extents, blocks: self.blocks(), holes: AtomicBool::new(false) };
+        Ok(())
+    }
+}
+
+/// Where a memory file takes memory.
+#[derive(Debug, Default)]
+struct WrittenBlocks {
+    /// In bytes of the file.
+    extents: Vec<Range<u64>>,
+    /// How many blocks these are; none if no look was taken.
+    blocks: Option<u64>,
+    /// Whether memory was given back since.
+    holes: AtomicBool,
+}
+
 /// A DAX device: shared memory, or an image file, mapped once. Threads share it by reference.
 ///
 /// ```
@@ -157,8 +287,12 @@ pub struct Device {
     base: NonNull<u8>,
     bytes: u64,
     medium: DeviceBacking,
-    file: File,
+    /// The mapping behind `base`.
+    mapping: Arc<FileMapping>,
     poison: Poison,
+    /// If this device comes from a pool, or is once more one that does: the pool's mapping, which
+    /// the pool leaves alone as long as it is held here.
+    pooled: Option<Arc<FileMapping>>,
     /// The descriptor that another process handed over: the image's lock may hang on it.
     handed_over: Option<OwnedFd>,
     /// The error of the first sync that failed, 0 as long as none did.
@@ -281,8 +415,14 @@ impl Device {
         };
         let base = NonNull::new(base.map_err(|error| os(error.into()))?.cast())
             .ok_or_else(|| os(io::Error::other("mapped at address 0")))?;
+        let mapping = FileMapping { base, bytes, file, written: WrittenBlocks::default() };
+        Ok(Device::over(Arc::new(mapping), medium))
+    }
+
+    fn over(mapping: Arc<FileMapping>, medium: DeviceBacking) -> Device {
+        let (base, bytes) = (mapping.base, mapping.bytes);
         let (poison, sync_error) = (Poison::default(), AtomicU32::new(0));
-        Ok(Device { base, bytes, medium, file, poison, handed_over: None, sync_error })
+        Device { base, bytes, medium, mapping, poison, pooled: None, handed_over: None, sync_error }
     }
 
     /// The same device mapped once more, with the same poison, and not gone even if this one is:
@@ -293,10 +433,11 @@ impl Device {
     /// [`OpenError::Os`].
     pub fn map_again(&self) -> Result<Device, OpenError> {
         let os = |source| OpenError::Os { what: "opening the device again".to_owned(), source };
-        let file = self.file.try_clone().map_err(os)?;
+        let file = self.mapping.file.try_clone().map_err(os)?;
         let handed_over = self.handed_over.as_ref().map(OwnedFd::try_clone).transpose().map_err(os)?;
         let mut again = Device::map(file, self.bytes, self.medium.clone())?;
         again.handed_over = handed_over;
+        again.pooled = self.pooled.clone();
         self.poison.pages().into_iter().for_each(|page| again.poison.poison(PageRange::new(page, 1)));
         Ok(again)
     }
@@ -327,7 +468,7 @@ impl Device {
     /// The file behind the device, of at least [`Device::bytes`] bytes: for mapping it elsewhere,
     /// such as into a guest.
     pub fn fd(&self) -> BorrowedFd<'_> {
-        self.file.as_fd()
+        self.mapping.file.as_fd()
     }
 
     /// Reads `into.len()` bytes at byte `offset`.
@@ -420,8 +561,11 @@ impl Device {
         if len == 0 {
             return Ok(true);
         }
+        if let Some(mapping) = &self.pooled {
+            mapping.written.holes.store(true, Ordering::SeqCst);
+        }
         let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        if rustix::fs::fallocate(&self.file, punch, offset, len).is_ok() {
+        if rustix::fs::fallocate(&self.mapping.file, punch, offset, len).is_ok() {
             return Ok(true);
         }
         self.zero(pages)?;
@@ -474,7 +618,7 @@ impl Device {
     /// (`mapping_set_error`, include/linux/pagemap.h). So from the first failure on every sync of
     /// this device returns that error.
     pub fn sync(&self) -> io::Result<()> {
-        self.write_back(|| rustix::fs::fdatasync(&self.file))
+        self.write_back(|| rustix::fs::fdatasync(&self.mapping.file))
     }
 
     /// As [`Device::sync`], for `pages` only.
@@ -530,7 +674,7 @@ impl Device {
         let clamp = |byte: u64| byte.clamp(among.start.saturating_mul(PAGE), end.saturating_mul(PAGE));
         // (The file's position that this moves has no other user: all other accesses are mapped or
         // name an offset.)
-        let seek = |to| rustix::fs::seek(&self.file, to).map(clamp);
+        let seek = |to| rustix::fs::seek(&self.mapping.file, to).map(clamp);
         let start = match seek(SeekFrom::Data(clamp(0))) {
             Ok(start) => start,
             Err(rustix::io::Errno::NXIO) => return end..end,
@@ -586,14 +730,6 @@ impl Device {
         let (offset, len) = (pages.start().saturating_mul(PAGE), pages.len().saturating_mul(PAGE));
         self.at(offset, len)?;
         Ok((offset, len))
-    }
-}
-
-impl Drop for Device {
-    fn drop(&mut self) {
-        // SAFETY: our own mapping, of which no reference outlives `self`. An error could only mean
-        // that it isn't mapped.
-        let _ = unsafe { rustix::mm::munmap(self.base.as_ptr().cast(), self.bytes as usize) };
     }
 }
 

@@ -13,4 +13,4 @@ pub mod memory;
 pub mod persistence;
 pub mod poison;
 
-pub use dax::{AccessError, Device, FOLIO, MAX_BYTES, OpenError, PAGE};
+pub use dax::{AccessError, Device, DevicePool, FOLIO, MAX_BYTES, OpenError, PAGE};

@@ -18,7 +18,7 @@ use super::run::{self, StepResult};
 use crate::language::Scenario;
 use crate::language::condition::DesignSubject;
 use crate::machines::machine::{Machine, Trouble};
-use crate::machines::simulated::Simulation;
+use crate::machines::simulated::{ReusedParts, Simulation};
 
 include!(concat!(env!("OUT_DIR"), "/scenarios.rs"));
 
@@ -114,7 +114,7 @@ fn run_cells(
         run::check(scenario, &subjects)?;
     }
     let cells = scenarios.len() * subjects.len();
-    let next = AtomicUsize::new(0);
+    let (next, parts) = (AtomicUsize::new(0), ReusedParts::default());
     let done: Mutex<Vec<Option<Result<ScenarioCell, InputError>>>> = Mutex::new((0..cells).map(|_| None).collect());
     let work = || {
         loop {
@@ -123,7 +123,7 @@ fn run_cells(
                 return;
             }
             let (scenario, subject) = (&scenarios[n / subjects.len()], &subjects[n % subjects.len()]);
-            let machine = Simulation::sabotaged_for_tests(&scenario.setup, subject.axes, sabotage);
+            let machine = Simulation::made_of(&parts, &scenario.setup, subject.axes, sabotage);
             let cell = cell(scenario, subject, machine.map(|machine| Box::new(machine) as Box<dyn Machine>));
             done.lock()[n] = Some(cell);
         }

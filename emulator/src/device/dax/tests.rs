@@ -275,3 +275,48 @@ fn after_a_failed_sync_none_succeeds() {
     assert_eq!(error.raw_os_error(), Some(rustix::io::Errno::IO.raw_os_error()));
     assert!(device.sync_pages(pages(0, 1)).is_err());
 }
+
+/// A device of a pool starts with zeros, also where the one before it wrote beyond what the pool
+/// keeps; and none gets memory that another one can still write to.
+#[test]
+fn a_pooled_device_is_new_to_its_user() {
+    let pool = DevicePool::default();
+    let bytes = POOLED_BYTES + 2 * FOLIO;
+    let places = [0, 5 * PAGE + 8, POOLED_BYTES - 8, POOLED_BYTES, bytes - 8];
+    let read = |device: &Device, at: u64| device.load_u64(at).unwrap();
+    let first = pool.memory(bytes).unwrap();
+    let address = first.base;
+    places.into_iter().for_each(|at| first.store_u64(at, at + 1).unwrap());
+    first.poison().poison(PageRange::new(0, 1));
+    let other = pool.memory(bytes).unwrap();
+    assert_ne!(other.base, address, "the first is in use");
+    drop(first);
+    let second = pool.memory(bytes).unwrap();
+    assert_eq!(second.base, address, "the memory is used again");
+    assert_eq!(places.map(|at| read(&second, at)), [0; 5]);
+    // As many blocks as before, but others: a hole was punched, and another page written.
+    second.discard(PageRange::new(0, 1)).unwrap();
+    second.store_u64(9 * PAGE, 9).unwrap();
+    drop(second);
+    let second = pool.memory(bytes).unwrap();
+    assert_eq!((second.base, read(&second, 9 * PAGE)), (address, 0));
+    // More than the pool keeps.
+    second.fill(PageRange::new(0, second.pages()), b'x').unwrap();
+    drop(second);
+    let second = pool.memory(bytes).unwrap();
+    assert_eq!(second.mapping.blocks(), Some(POOLED_BYTES / 512));
+    assert_eq!(places.map(|at| read(&second, at)), [0; 5]);
+    // The same memory once more, and once more: it is in use until the last of them is gone.
+    let again = second.map_again().unwrap();
+    drop(second);
+    let once_more = again.map_again().unwrap();
+    drop(again);
+    let third = pool.memory(bytes).unwrap();
+    once_more.store_u64(0, 7).unwrap();
+    assert_eq!(read(&third, 0), 0);
+    drop((once_more, third, other));
+    // Of another size.
+    let small = pool.memory(FOLIO).unwrap();
+    assert_eq!((small.bytes(), read(&small, 0)), (FOLIO, 0));
+    assert_eq!(pool.0.lock().len(), 1, "memory of other sizes is given back");
+}

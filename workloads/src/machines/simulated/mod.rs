@@ -24,7 +24,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use emulator::World;
-use emulator::device::Device;
+use emulator::device::DevicePool;
 use emulator::sync::Arc;
 use fs_sim::base::numbers::Pid;
 use fs_sim::design::Axes;
@@ -36,10 +36,17 @@ use rdma_sim::Nic;
 
 use self::bindings::{Made, Thing};
 use self::calls::Call;
-use self::threads::ThreadPool;
+use self::threads::{IdleThreads, ThreadPool};
 use crate::language::{Actor, Contents, FileSetup, Query, Setup, processes_named};
 use crate::machines::machine::{Machine, Progress, Trouble};
 use crate::ops::Op;
+
+/// What machines that follow one another use again: to make it costs more than most scenarios.
+#[derive(Default)]
+pub(crate) struct ReusedParts {
+    devices: DevicePool,
+    threads: IdleThreads,
+}
 
 /// See the module.
 pub struct Simulation {
@@ -67,18 +74,23 @@ impl Simulation {
     /// [`Trouble::CannotRun`] if its memory can't be mapped; [`Trouble::Script`] if its files don't
     /// fit.
     pub fn new(setup: &Setup, axes: Axes) -> Result<Simulation, Trouble> {
-        Simulation::sabotaged_for_tests(setup, axes, Sabotage::default())
+        Simulation::made_of(&ReusedParts::default(), setup, axes, Sabotage::default())
     }
 
-    /// The same with rules of the kernel broken. Only tests break one.
+    /// The same with device and threads of `parts`, and with rules of the kernel broken. Only tests
+    /// break one.
     ///
     /// # Errors
     /// As [`Simulation::new`].
-    #[doc(hidden)]
-    pub fn sabotaged_for_tests(setup: &Setup, axes: Axes, sabotage: Sabotage) -> Result<Simulation, Trouble> {
+    pub(crate) fn made_of(
+        parts: &ReusedParts,
+        setup: &Setup,
+        axes: Axes,
+        sabotage: Sabotage,
+    ) -> Result<Simulation, Trouble> {
         let cannot = |error: std::io::Error| Trouble::CannotRun(format!("no simulated device: {error}"));
         let world = Arc::new(World::in_turns(1));
-        let device = Device::memory(setup.device).map_err(|error| Trouble::CannotRun(error.to_string()))?;
+        let device = parts.devices.memory(setup.device).map_err(|error| Trouble::CannotRun(error.to_string()))?;
         let memlock_pages = setup.memlock.map_or(u64::MAX / 2, |bytes| bytes / fs_sim::BLOCK);
         let mut config = KernelConfig::new(axes).sabotaged_for_tests(sabotage);
         config.options = setup.options;
@@ -97,7 +109,7 @@ impl Simulation {
             config,
             world,
             clock: World::real(1),
-            threads: ThreadPool::default(),
+            threads: ThreadPool::new(parts.threads.clone()),
             pids: BTreeMap::new(),
             names: BTreeMap::new(),
             namers: BTreeMap::new(),

@@ -1,8 +1,9 @@
 //! The thread pool: one thread of this program for each thread of a scenario's processes.
 //!
-//! It owns the threads and the calls in progress. Invariants: a worker has at most one call;
-//! [`ThreadPool::settle`] returns when every call has ended or its thread sleeps on the simulated
-//! kernel's own queues, and nothing is in progress that could wake one.
+//! It owns the threads and the calls in progress. A thread whose process is gone waits in
+//! [`IdleThreads`] for another. Invariants: a worker has at most one call; an idle thread has
+//! nothing of a machine; [`ThreadPool::settle`] returns when every call has ended or its thread
+//! sleeps on the simulated kernel's own queues, and nothing is in progress that could wake one.
 
 use std::collections::BTreeMap;
 use std::sync::mpsc::{Sender, channel};
@@ -11,7 +12,7 @@ use std::time::Duration;
 use emulator::World;
 use emulator::runtime::clock::Nanos;
 use emulator::runtime::world::Rest;
-use emulator::sync::thread::{self, JoinHandle};
+use emulator::sync::thread;
 use emulator::sync::{Arc, Mutex};
 use fs_sim::Task;
 
@@ -19,14 +20,37 @@ use super::calls::Done;
 use crate::language::Actor;
 use crate::machines::machine::{NoThread, Trouble};
 
+/// A call, as the caller of [`ThreadPool::begin`] has it.
 type Job = Box<dyn FnOnce(&Task) -> Done + Send>;
+/// A call with all that it needs, as a thread gets it.
+type Work = Box<dyn FnOnce() + Send>;
+
+/// A thread that does what it is sent, until its sender is gone.
+struct WorkerThread {
+    work: Sender<Work>,
+}
+
+/// Threads that have no process now, for machines that follow one another.
+#[derive(Clone, Default)]
+pub(crate) struct IdleThreads(Arc<Mutex<Vec<WorkerThread>>>);
+
+impl IdleThreads {
+    /// A thread, new if none is idle.
+    fn take(&self) -> std::io::Result<WorkerThread> {
+        if let Some(idle) = self.0.lock().pop() {
+            return Ok(idle);
+        }
+        let (work, incoming) = channel::<Work>();
+        let _ends_by_itself = thread::try_spawn(move || incoming.into_iter().for_each(|work| work()))?;
+        Ok(WorkerThread { work })
+    }
+}
 
 struct Worker {
     task: Arc<Task>,
-    jobs: Sender<Job>,
     /// What came of the call.
     done: Arc<Mutex<Option<Done>>>,
-    thread: JoinHandle<()>,
+    thread: WorkerThread,
     busy: Option<CallInProgress>,
 }
 
@@ -44,7 +68,10 @@ pub(super) struct Finished {
 
 /// See the module.
 #[derive(Default)]
-pub(super) struct ThreadPool(BTreeMap<Actor, Worker>);
+pub(super) struct ThreadPool {
+    workers: BTreeMap<Actor, Worker>,
+    idle: IdleThreads,
+}
 
 /// How long a call may run without ending or sleeping, in nanoseconds: a limit for errors of the
 /// machine itself, far beyond what any call takes.
@@ -55,19 +82,24 @@ const SPINS: u32 = 64;
 const PATIENCE: Duration = Duration::from_millis(50);
 
 impl ThreadPool {
+    /// Without an actor. Threads come from `idle`, and go there.
+    pub(super) fn new(idle: IdleThreads) -> ThreadPool {
+        ThreadPool { workers: BTreeMap::new(), idle }
+    }
+
     /// The task of an actor.
     pub(super) fn task(&self, actor: &Actor) -> Option<&Arc<Task>> {
-        self.0.get(actor).map(|worker| &worker.task)
+        self.workers.get(actor).map(|worker| &worker.task)
     }
 
     /// Any task of a process.
     pub(super) fn task_of(&self, process: &str) -> Option<&Arc<Task>> {
-        self.0.iter().find(|(actor, _)| actor.process == process).map(|(_, worker)| &worker.task)
+        self.workers.iter().find(|(actor, _)| actor.process == process).map(|(_, worker)| &worker.task)
     }
 
     /// Every worker, with whether a call is in progress.
     pub(super) fn all(&self) -> impl Iterator<Item = (&Actor, &Arc<Task>, bool)> {
-        self.0.iter().map(|(actor, worker)| (actor, &worker.task, worker.busy.is_some()))
+        self.workers.iter().map(|(actor, worker)| (actor, &worker.task, worker.busy.is_some()))
     }
 
     /// Gives `task` a thread of its own.
@@ -75,30 +107,29 @@ impl ThreadPool {
     /// # Errors
     /// [`Trouble::CannotRun`]: the machine gives no thread. The process has ended.
     pub(super) fn spawn(&mut self, actor: Actor, task: Task) -> Result<(), Trouble> {
-        let task = Arc::new(task);
-        let (jobs, work) = channel::<Job>();
-        let done = Arc::new(Mutex::new(None));
-        let (own_task, own_done) = (Arc::clone(&task), Arc::clone(&done));
-        let thread = thread::try_spawn(move || {
-            for job in work {
-                let result = job(&own_task);
-                *own_done.lock() = Some(result);
-                own_task.kernel().world().stirred();
-            }
-        });
-        let thread = thread.map_err(|error| {
+        let thread = self.idle.take().map_err(|error| {
             task.exit();
             Trouble::CannotRun(NoThread(error).to_string())
         })?;
-        self.0.insert(actor, Worker { task, jobs, done, thread, busy: None });
+        let (task, done) = (Arc::new(task), Arc::new(Mutex::new(None)));
+        self.workers.insert(actor, Worker { task, done, thread, busy: None });
         Ok(())
     }
 
     /// Begins a call.
     pub(super) fn begin(&mut self, actor: &Actor, bind: Option<String>, job: Job) -> Result<(), Trouble> {
-        let worker = self.0.get_mut(actor).ok_or_else(|| Trouble::Script(format!("{actor} does not exist")))?;
+        let worker = self.workers.get_mut(actor).ok_or_else(|| Trouble::Script(format!("{actor} does not exist")))?;
         worker.busy = Some(CallInProgress { bind });
-        worker.jobs.send(job).map_err(|_| Trouble::Script(format!("{actor} is gone")))
+        let (task, done) = (Arc::clone(&worker.task), Arc::clone(&worker.done));
+        let work: Work = Box::new(move || {
+            let result = job(&task);
+            let world = Arc::clone(task.kernel().world());
+            // When the call is seen to be over, this thread has nothing of the machine any more.
+            drop(task);
+            *done.lock() = Some(result);
+            world.stirred();
+        });
+        worker.thread.work.send(work).map_err(|_| Trouble::Script(format!("{actor} is gone")))
     }
 
     /// Waits until every thread is at rest. Threads that were woken continue one after the other,
@@ -109,7 +140,7 @@ impl ThreadPool {
         loop {
             let moves = world.moves();
             let under_way =
-                self.0.values().filter(|worker| worker.busy.is_some() && worker.done.lock().is_none()).count();
+                self.workers.values().filter(|worker| worker.busy.is_some() && worker.done.lock().is_none()).count();
             if under_way == 0 {
                 break;
             }
@@ -120,7 +151,7 @@ impl ThreadPool {
             }
         }
         let mut finished = Vec::new();
-        for (actor, worker) in &mut self.0 {
+        for (actor, worker) in &mut self.workers {
             if worker.busy.is_none() {
                 continue;
             }
@@ -155,12 +186,12 @@ impl ThreadPool {
 
     /// Whether the actor's call is in progress.
     pub(super) fn is_busy(&self, actor: &Actor) -> bool {
-        self.0.get(actor).is_some_and(|worker| worker.busy.is_some())
+        self.workers.get(actor).is_some_and(|worker| worker.busy.is_some())
     }
 
     /// Ends every process and every thread.
     pub(super) fn shut_down(&mut self, world: &World, clock: &World) -> Vec<String> {
-        for worker in self.0.values() {
+        for worker in self.workers.values() {
             worker.task.exit();
         }
         let mut wrong = Vec::new();
@@ -169,14 +200,12 @@ impl ThreadPool {
             wrong.push(trouble.to_string());
         }
         let stuck: Vec<Actor> =
-            self.0.iter().filter(|(_, worker)| worker.busy.is_some()).map(|(actor, _)| actor.clone()).collect();
-        for (actor, worker) in std::mem::take(&mut self.0) {
-            drop(worker.jobs);
-            if stuck.contains(&actor) {
-                // Its thread can't be joined: it sleeps on although its process is dead.
-                wrong.push(format!("invariant 6: {actor} is still in a call although its process has ended"));
-            } else if worker.thread.join().is_err() {
-                wrong.push(format!("{actor} panicked"));
+            self.workers.iter().filter(|(_, worker)| worker.busy.is_some()).map(|(actor, _)| actor.clone()).collect();
+        for (actor, worker) in std::mem::take(&mut self.workers) {
+            match stuck.contains(&actor) {
+                // Its thread sleeps on, or has panicked, although its process is dead.
+                true => wrong.push(format!("invariant 6: {actor} is still in a call although its process has ended")),
+                false => self.idle.0.lock().push(worker.thread),
             }
         }
         wrong
