@@ -116,18 +116,23 @@ pub(crate) fn meets(held: PageRange, pages: &[PageRange]) -> bool {
 
 impl Awaited {
     /// The release of a holder's pins.
-    pub(crate) fn of_holder(holder: Arc<Holder>) -> Awaited {
-        Awaited::ask(move || Need::of_holder(&holder))
+    pub(crate) fn of_holder(kernel: &Arc<Kernel>, holder: Arc<Holder>) -> Awaited {
+        let kernel = Arc::clone(kernel);
+        Awaited::ask(move || Need::of_holder(&kernel, &holder))
     }
 }
 
 impl Need {
-    /// A need for the release of a holder's pins: any of its processes can meet it; if none is
-    /// left, its guest.
-    pub(crate) fn of_holder(holder: &Holder) -> Need {
+    /// A need for the release of a holder's pins: any of its processes can meet it, and any that
+    /// has its descriptor unread in its inbox; if none is left, its guest.
+    pub(crate) fn of_holder(kernel: &Kernel, holder: &Holder) -> Need {
         let info = holder.object.describe();
-        let outside = info.guest.filter(|_| info.processes.is_empty());
-        Need { any_of: info.processes, task: None, outside }
+        let mut able = info.processes;
+        let fd_holders = holder.object.fd_holders();
+        let others = fd_holders.map(|fd_holders| kernel.able_to_close(&fd_holders)).unwrap_or_default();
+        able.extend(others.into_iter().filter(|pid| !able.contains(pid)).collect::<Vec<_>>());
+        let outside = info.guest.filter(|_| able.is_empty());
+        Need { any_of: able, task: None, outside }
     }
 
     /// A need that only the virtual machine that has a holder's memory mapped can meet, if one

@@ -98,7 +98,7 @@ fn wait_for_holders(task: &Task, work: &ChangeWork<'_>, holders: &[Arc<Holder>])
         if left.is_empty() {
             return WaitPoll::Ready(());
         }
-        WaitPoll::Blocked(left.into_iter().map(Awaited::of_holder).collect())
+        WaitPoll::Blocked(left.into_iter().map(|holder| Awaited::of_holder(task.kernel(), holder)).collect())
     });
     match outcome {
         Ok(()) => Ok(()),

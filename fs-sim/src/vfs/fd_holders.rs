@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, VecDeque};
 use emulator::sync::{Arc, Mutex};
 
 use crate::base::errno::Errno;
-use crate::base::numbers::{DescriptionId, Pid};
+use crate::base::numbers::Pid;
 use crate::vfs::open_file::Description;
 
 /// The processes and queues that hold one open file.
@@ -101,9 +101,9 @@ impl Inbox {
         self.0.lock().messages.pop_front()
     }
 
-    /// Whether a description is among those unread.
-    pub(crate) fn has(&self, id: DescriptionId) -> bool {
-        self.0.lock().messages.iter().any(|description| description.id() == id)
+    /// Whether the open file that `fd_holders` counts is among those unread.
+    pub(crate) fn holds(&self, fd_holders: &Arc<FdHolders>) -> bool {
+        self.0.lock().messages.iter().any(|description| Arc::ptr_eq(description.fd_holders(), fd_holders))
     }
 
     /// Refuses further messages and hands out those unread.

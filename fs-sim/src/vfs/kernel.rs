@@ -209,6 +209,17 @@ impl Kernel {
         if self.device.poison().is_gone() { Err(Errno::EIO) } else { Ok(()) }
     }
 
+    /// The processes that can close what `fd_holders` counts: those with a descriptor of it, or with
+    /// one unread in their inbox, which only they can receive.
+    pub(crate) fn able_to_close(&self, fd_holders: &Arc<FdHolders>) -> Vec<Pid> {
+        let mut able = fd_holders.processes();
+        if fd_holders.is_queued() {
+            let receives = self.processes.snapshot().into_iter().filter(|(_, process)| process.inbox.holds(fd_holders));
+            able.extend(receives.map(|(pid, _)| pid));
+        }
+        able
+    }
+
     /// The tasks that can act for `pid`; none if it is dying.
     pub(crate) fn tasks_of(&self, pid: Pid) -> Vec<WaiterId> {
         match self.processes.get(pid) {

@@ -129,7 +129,9 @@ fn try_acquire(task: &Task, request: &LeaseRequest<'_>, closed: &mut Vec<Arc<Lea
         return Err(Errno::EAGAIN);
     }
     loop {
-        await_pending_change(task, request)?;
+        if !only_weakens(request) {
+            await_pending_change(task, request)?;
+        }
         let mut notices = Vec::new();
         {
             let mut entries = LeaseTable::of(request.inode).lock();
@@ -172,6 +174,21 @@ fn try_acquire(task: &Task, request: &LeaseRequest<'_>, closed: &mut Vec<Arc<Lea
         kernel.send_notices(request.inode.ino(), &notices);
         wait_for_break(task, request.inode, &broken_by_us, |entry| stands_in_way(entry, request.range, request.kind))?;
     }
+}
+
+/// Whether a request only weakens leases that its open file holds: it needs not wait for a change
+/// that waits for just these leases.
+fn only_weakens(request: &LeaseRequest<'_>) -> bool {
+    let entries = LeaseTable::of(request.inode).lock();
+    let own = || {
+        let own = |entry: &&LeaseEntry| entry.file == request.description.id() && entry.state() == LeaseState::Held;
+        entries.iter().filter(own).filter(|entry| entry.range.overlaps(request.range))
+    };
+    let weaker = |held: LeaseKind| {
+        let mode = request.kind.mode == LeaseMode::Read || held.mode == LeaseMode::Write;
+        request.kind != held && mode && (held.unbreakable || !request.kind.unbreakable)
+    };
+    own().all(|entry| weaker(entry.kind)) && request.range.is_covered_by(own().map(|entry| entry.range))
 }
 
 /// While a layout change waits, an overlapping request gets EAGAIN; under `chinner` rules it waits

@@ -268,7 +268,7 @@ pub(crate) fn wait_for_leases(task: &Task, inode: &Inode, leases: &[LeaseId]) ->
         if held.is_empty() {
             return WaitPoll::Ready(());
         }
-        WaitPoll::Blocked(held.iter().flat_map(|entry| needs_of(inode, entry)).collect())
+        WaitPoll::Blocked(held.iter().flat_map(|entry| needs_of(task.kernel(), inode, entry)).collect())
     });
     match outcome {
         Ok(()) => Ok(()),
@@ -279,12 +279,12 @@ pub(crate) fn wait_for_leases(task: &Task, inode: &Inode, leases: &[LeaseId]) ->
 
 /// Which processes can end an exclusive lease: those with a descriptor of its open file, or for a
 /// zombie those that can release the pins that keep it.
-fn needs_of(inode: &Inode, entry: &LeaseEntry) -> Vec<Awaited> {
+fn needs_of(kernel: &Arc<Kernel>, inode: &Inode, entry: &LeaseEntry) -> Vec<Awaited> {
     if entry.state() == LeaseState::Zombie {
         let holders = pin_holders(inode).under_lease(&entry.lease);
-        return holders.into_iter().map(Awaited::of_holder).collect();
+        return holders.into_iter().map(|holder| Awaited::of_holder(kernel, holder)).collect();
     }
-    vec![released_by(entry.clone())]
+    vec![released_by(kernel, entry.clone())]
 }
 
 /// Does to one lease what its verdict says. False: the lease leaves the table.

@@ -129,9 +129,14 @@ pub(crate) fn end_of_patience(kernel: &Kernel) -> Option<Nanos> {
     }
 }
 
-/// The release of a lease: by any process that has its open file when the question is asked.
-pub(crate) fn released_by(entry: LeaseEntry) -> Awaited {
-    Awaited::ask(move || Need::any_of(entry.releasers()))
+/// The release of a lease: by any process that has its open file when the question is asked, also
+/// unread in its inbox; by its taker if only mappings are left.
+pub(crate) fn released_by(kernel: &Arc<Kernel>, entry: LeaseEntry) -> Awaited {
+    let kernel = Arc::clone(kernel);
+    Awaited::ask(move || match kernel.able_to_close(&entry.fd_holders) {
+        able if able.is_empty() => Need::any_of(vec![entry.pid]),
+        able => Need::any_of(able),
+    })
 }
 
 /// Waits interruptibly until none of the leases `targets` stands in the way (`in_way` judges a
@@ -166,7 +171,7 @@ pub(crate) fn wait_for_break_until(
         let how = WaitFor::interruptible("lease break").until(deadline);
         let outcome = task.block_on(&LeaseTable::of(inode).changed, how, || {
             let held: Vec<LeaseEntry> = LeaseTable::of(inode).lock().iter().filter(pending).cloned().collect();
-            let needs: Vec<Awaited> = held.into_iter().map(released_by).collect();
+            let needs: Vec<Awaited> = held.into_iter().map(|entry| released_by(kernel, entry)).collect();
             if needs.is_empty() { WaitPoll::Ready(()) } else { WaitPoll::Blocked(needs) }
         });
         match outcome {

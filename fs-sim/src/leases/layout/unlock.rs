@@ -112,7 +112,7 @@ pub(crate) fn wait_for_gate(task: &Task, inode: &Inode, lease: &Arc<Lease>, how:
             return WaitPoll::Ready(());
         }
         let holders = pin_holders(inode).under_lease(lease);
-        WaitPoll::Blocked(holders.into_iter().map(Awaited::of_holder).collect())
+        WaitPoll::Blocked(holders.into_iter().map(|holder| Awaited::of_holder(task.kernel(), holder)).collect())
     })
 }
 
@@ -137,14 +137,15 @@ pub(crate) fn reopen_gates(inode: &Inode, leases: &[Arc<Lease>]) {
 /// EAGAIN if it holds nothing there; EBUSY, EDEADLK or EINTR as `unlock_while_pinned` says.
 pub(crate) fn unlock(task: &Task, file: DescriptionId, inode: &Inode, range: BlockRange) -> Result<(), Errno> {
     let kernel = task.kernel();
-    let mut closed = Vec::new();
+    let mut closed: Vec<Arc<Lease>> = Vec::new();
     let lost = loop {
         let mut entries = LeaseTable::of(inode).lock();
         let own = |entry: &LeaseEntry| {
             entry.file == file && entry.state() != LeaseState::Zombie && entry.range.overlaps(range)
         };
         if !entries.iter().any(own) {
-            return Err(Errno::EAGAIN);
+            // While this unlock waited for its pins, the lease was revoked: it is released.
+            return if closed.is_empty() { Err(Errno::EAGAIN) } else { Ok(()) };
         }
         let pinned = entries.iter().filter(|entry| own(entry) && entry.is_pinned());
         let pinned: Vec<Arc<Lease>> = pinned.map(|entry| Arc::clone(&entry.lease)).collect();
