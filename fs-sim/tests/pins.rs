@@ -319,6 +319,21 @@ fn s17_unlock_by_another_process_waits_for_the_pins() {
     lab.end([&a.who, &child, &patient]);
 }
 
+/// `unlock_while_pinned = wait`: the lease for which an unlock waits is revoked. Then it is released,
+/// and the unlock has succeeded.
+#[test]
+fn an_unlock_that_waits_succeeds_when_its_lease_is_revoked() {
+    let axes = Axes { stranger_change: ChangeRule::Revoke, ..preset("kara") };
+    let (lab, a) = Lab::pinned(axes, 4, 0..2).unwrap();
+    let (child, b) = (a.who.child(), lab.actor());
+    let fd = a.fd;
+    let unlocking = child.blocks("unlock while pinned", move |child| child.unlock(fd, ALL));
+    assert_eq!(b.truncate("data", 0), Ok(()));
+    assert_eq!(unlocking.finish(), Ok(()));
+    assert_eq!(a.who.held(a.fd), []);
+    lab.end([&a.who, &child, &b]);
+}
+
 /// Section 3: a conversion from +U to breakable, or to a smaller range, follows
 /// `unlock_while_pinned`. A conversion that loses nothing is granted at once.
 #[test]
