@@ -2,9 +2,9 @@
 //! docs/semantics.md, section 4.
 //!
 //! It owns the order "check first what can fail, then break, then wait". Invariants: a change that
-//! fails here has sent no signal and broken no lease; a change never waits for a lease of its own
-//! process. Kernel counterpart: `break_layouts` (fs/xfs/xfs_file.c), which knows only one kind of
-//! lease.
+//! fails here has sent no signal and broken no lease; a change waits for a lease of its own process
+//! only if another task could release it. Kernel counterpart: `break_layouts` (fs/xfs/xfs_file.c),
+//! which knows only one kind of lease.
 
 use emulator::sync::Arc;
 
@@ -62,12 +62,10 @@ pub(crate) enum LeaseVerdict {
     Remove,
 }
 
-fn by_rule(rule: ChangeRule, own: bool) -> LeaseVerdict {
+fn by_rule(rule: ChangeRule) -> LeaseVerdict {
     match rule {
         ChangeRule::Proceed | ChangeRule::Orphan => LeaseVerdict::Ignore,
         ChangeRule::Fail => LeaseVerdict::Fail(Errno::ETXTBSY),
-        // A change that waited for a lease of its own process would wait forever.
-        ChangeRule::Wait if own => LeaseVerdict::Fail(Errno::EDEADLK),
         ChangeRule::Wait => LeaseVerdict::WaitFor,
         ChangeRule::Revoke => LeaseVerdict::Remove,
     }
@@ -77,7 +75,7 @@ pub(crate) fn judge(axes: &Axes, entry: &LeaseEntry, changer: Pid, others_write:
     let own = entry.pid == changer;
     let exclusive = entry.kind.is_exclusive(axes.lease_rules);
     match (own, axes.lease_rules) {
-        (false, _) if exclusive => by_rule(axes.stranger_change, false),
+        (false, _) if exclusive => by_rule(axes.stranger_change),
         (false, _) => LeaseVerdict::Break,
         // chinner: the holder is not notified; a read holder fails while another process holds
         // write.
@@ -87,7 +85,7 @@ pub(crate) fn judge(axes: &Axes, entry: &LeaseEntry, changer: Pid, others_write:
         (true, LeaseRules::Chinner) => LeaseVerdict::Ignore,
         (true, _) => match entry.kind {
             LeaseKind { mode: LeaseMode::Write, .. } => LeaseVerdict::Ignore,
-            LeaseKind { mode: LeaseMode::Read, unbreakable: true } => by_rule(axes.holder_change, true),
+            LeaseKind { mode: LeaseMode::Read, unbreakable: true } => by_rule(axes.holder_change),
             LeaseKind { mode: LeaseMode::Read, unbreakable: false } => LeaseVerdict::Remove,
         },
     }
@@ -116,21 +114,20 @@ pub(crate) fn others_write(entries: &[LeaseEntry], ranges: &BlockRanges, changer
     entries.iter().any(write)
 }
 
-/// Why a change of `ranges` by `changer` is refused before anything is done, if it is.
-fn refusal(
-    axes: &Axes,
-    entries: &[LeaseEntry],
-    ranges: &BlockRanges,
-    holders: &[Arc<Holder>],
-    changer: Pid,
-) -> Option<Errno> {
+/// Why a change of `ranges` by this task is refused before anything is done, if it is.
+fn refusal(task: &Task, entries: &[LeaseEntry], ranges: &BlockRanges, holders: &[Arc<Holder>]) -> Option<Errno> {
+    let (axes, changer) = (&task.kernel().axes, task.pid());
     if pins_refuse(axes, holders, entries, changer) {
         return Some(Errno::ETXTBSY);
     }
     let others_write = others_write(entries, ranges, changer);
     let touched = entries.iter().filter(|entry| ranges.overlaps(entry.range));
+    // A lease of its own process, which no task but the caller could release.
+    let waits_for_itself =
+        |entry: &LeaseEntry| entry.pid == changer && task.is_alone() && entry.releasers() == [changer];
     let failures = touched.filter_map(|entry| match judge(axes, entry, changer, others_write) {
         LeaseVerdict::Fail(errno) => Some(errno),
+        LeaseVerdict::WaitFor if waits_for_itself(entry) => Some(Errno::EDEADLK),
         _ => None,
     });
     // A refusal because of another process comes before EDEADLK because of the changer's own
@@ -156,7 +153,7 @@ pub(crate) fn check_layouts(
     ranges: &BlockRanges,
     holders: &[Arc<Holder>],
 ) -> Result<(), Errno> {
-    let refusal = refusal(&task.kernel().axes, &LeaseTable::of(inode).lock(), ranges, holders, task.pid());
+    let refusal = refusal(task, &LeaseTable::of(inode).lock(), ranges, holders);
     refusal.map_or(Ok(()), |errno| Err(refused(task, errno)))
 }
 
@@ -177,7 +174,7 @@ pub(crate) fn break_layouts(
     let mut judgement = BreakPlan::default();
     {
         let mut entries = LeaseTable::of(inode).lock();
-        if let Some(errno) = refusal(axes, &entries, ranges, holders, task.pid()) {
+        if let Some(errno) = refusal(task, &entries, ranges, holders) {
             return Err(refused(task, errno));
         }
         let touched = |entry: &LeaseEntry| ranges.overlaps(entry.range);
