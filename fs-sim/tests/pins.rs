@@ -319,8 +319,8 @@ fn s17_unlock_by_another_process_waits_for_the_pins() {
     lab.end([&a.who, &child, &patient]);
 }
 
-/// `unlock_while_pinned = wait`: the lease for which an unlock waits is revoked. Then it is released,
-/// and the unlock has succeeded.
+/// `unlock_while_pinned = wait`: the lease for which an unlock waits is revoked. Then it is
+/// released, and the unlock has succeeded.
 #[test]
 fn an_unlock_that_waits_succeeds_when_its_lease_is_revoked() {
     let axes = Axes { stranger_change: ChangeRule::Revoke, ..preset("kara") };
