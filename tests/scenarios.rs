@@ -45,7 +45,7 @@ fn the_whole_suite_passes_under_every_preset() {
 
 /// Every scenario of the contract is there, perhaps in parts: S07a, S07b.
 #[test]
-fn the_suite_has_s01_to_s53() {
+fn the_suite_has_every_scenario_of_the_contract_that_can_be_said() {
     let list = stdout(&scenario(&["list"]));
     let ids: Vec<&str> = list.lines().filter_map(|line| line.split(' ').next()).collect();
     let there = |n: u32| {
@@ -53,9 +53,9 @@ fn the_suite_has_s01_to_s53() {
         ids.iter()
             .any(|found| found.strip_prefix(id.as_str()).is_some_and(|rest| rest.chars().all(char::is_alphabetic)))
     };
-    let missing: Vec<u32> = (1..=53).filter(|n| !there(*n)).collect();
+    let missing: Vec<u32> = (1..=60).chain([64, 66, 67]).filter(|n| !there(*n)).collect();
     assert_eq!(missing, Vec::<u32>::new());
-    assert!(ids.len() > 100, "{} scenarios", ids.len());
+    assert!(ids.len() > 140, "{} scenarios", ids.len());
 }
 
 #[test]

@@ -209,8 +209,8 @@ impl Kernel {
         if self.device.poison().is_gone() { Err(Errno::EIO) } else { Ok(()) }
     }
 
-    /// The processes that can close what `fd_holders` counts: those with a descriptor of it, or with
-    /// one unread in their inbox, which only they can receive.
+    /// The processes that can close what `fd_holders` counts: those with a descriptor of it, or
+    /// with one unread in their inbox, which only they can receive.
     pub(crate) fn able_to_close(&self, fd_holders: &Arc<FdHolders>) -> Vec<Pid> {
         let mut able = fd_holders.processes();
         if fd_holders.is_queued() {
