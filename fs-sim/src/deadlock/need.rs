@@ -1,7 +1,7 @@
 //! What a blocked task needs, and reports of deadlocks.
 //!
 //! It owns these values and their wording. Who can meet a need is asked for when a cycle is judged
-//! ([`Awaited`]), not when the wait begins: a child that was forked, or a process that received a
+//! (`Awaited`), not when the wait begins: a child that was forked, or a process that received a
 //! descriptor, meanwhile counts. Invariant: a need names at least one process, task or outside
 //! party, or it can be met by the passage of time. Kernel counterpart: the `blocked_by` links of
 //! `struct file_lock`.

@@ -1,6 +1,6 @@
 //! The states of a layout change of one file.
 //!
-//! It owns the table of transitions; [`super::layout_turn`] keeps the state of each change and asks
+//! It owns the table of transitions; `layout_turn` keeps the state of each change and asks
 //! the table. Invariant: changes in a state that `has_turn` never overlap in one file.
 //! docs/states/layout-change.md draws the machine. Kernel counterpart: the steps of
 //! `xfs_setattr_size` around `xfs_break_layouts`.
