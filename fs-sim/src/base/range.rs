@@ -123,6 +123,12 @@ impl BlockRanges {
         self.0.get(at).is_some_and(|part| part.overlaps(range))
     }
 
+    /// Whether one of them holds all of `range`.
+    pub(crate) fn covers(&self, range: BlockRange) -> bool {
+        let at = self.0.partition_point(|part| part.end < range.end);
+        range.is_empty() || self.0.get(at).is_some_and(|part| part.contains(range))
+    }
+
     /// The smallest range that holds them all.
     pub(crate) fn hull(&self) -> BlockRange {
         self.0.iter().fold(BlockRange::NONE, |hull, part| hull.hull(*part))

@@ -37,7 +37,8 @@ impl Need {
 /// What a blocked task waits for: a need, and who can meet it at the moment of the question.
 pub(crate) struct Awaited {
     ask: Box<dyn Fn() -> Need + Send + Sync>,
-    /// The change that it stands behind, and passes as soon as that one waits for its process.
+    /// The change that it stands behind, has no turn, and is passed as soon as it waits for the
+    /// process of this one.
     pub(crate) behind: Option<WaiterId>,
 }
 

@@ -51,7 +51,10 @@ pub(crate) fn defragment_inode(
         return Ok(Defragmented::default());
     }
     let waiter = breaker.map_or_else(|| kernel.new_waiter(), |task| Arc::clone(task.waiter()));
-    // A change is in progress: the file is left for another time.
+    // A change is in progress, or a lease request waits: the file is left for another time.
+    if !LeaseTable::of(inode).asking_in(&BlockRange::ALL.into()).is_empty() {
+        return Ok(Defragmented { moved: 0, skipped: total });
+    }
     let Some(turn) = inode.turn.try_take(kernel, waiter.id(), BlockRange::ALL) else {
         return Ok(Defragmented { moved: 0, skipped: total });
     };

@@ -38,7 +38,7 @@ use crate::leases::layout::break_layouts::{
     BreakOutcome, break_layouts, check_layouts, judge_without_breaks, wait_for_leases,
 };
 use crate::leases::layout::table::LeaseTable;
-use crate::leases::layout::waiting::stand_aside;
+use crate::leases::layout::waiting::{stand_aside, stand_back};
 use crate::vfs::inode::Inode;
 use crate::vfs::layout_turn::TurnGuard;
 use crate::vfs::task::Task;
@@ -184,7 +184,7 @@ fn stand_behind_requests(task: &Task, works: &[ChangeWork<'_>], patience: Patien
     };
     let Some(n) = works.iter().position(|work| !asking(work).is_empty()) else { return Ok(true) };
     for (other, work) in works.iter().enumerate() {
-        if other == n { work.turn.stand_back() } else { stand_aside(work.inode, work.turn, task.waiter().id()) }
+        if other == n { stand_back(work.inode, work.turn) } else { stand_aside(work.inode, work.turn) }
     }
     let how = WaitFor::interruptible("lease request ahead");
     let outcome = task.block_on(&LeaseTable::of(works[n].inode).changed, how, || match asking(&works[n]) {
@@ -223,7 +223,7 @@ fn break_all_layouts(task: &Task, works: &[ChangeWork<'_>], patience: Patience) 
     if in_the_way.iter().all(Vec::is_empty) {
         return Ok(true);
     }
-    publish_waiting(task, works, |n| (!in_the_way[n].is_empty()).then(|| holders(&works[n])));
+    publish_waiting(works, |n| (!in_the_way[n].is_empty()).then(|| holders(&works[n])));
     for (work, leases) in works.iter().zip(&in_the_way).filter(|(_, leases)| !leases.is_empty()) {
         wait_for_leases(task, work.inode, leases)?;
     }

@@ -29,7 +29,6 @@ use crate::leases::layout::waiting::{publish_waiting_on, stand_aside};
 use crate::vfs::inode::Inode;
 use crate::vfs::kernel::Kernel;
 use crate::vfs::layout_turn::TurnGuard;
-use crate::vfs::task::Task;
 use crate::volume::Shares;
 
 /// What a change is given when every lease and pin allows it.
@@ -117,11 +116,11 @@ pub(crate) const CLOSINGS_MAX: usize = 1 << 14;
 /// Marks the files in which a change waits: new leases and long-term pins in its way are refused
 /// there, and a fault that must allocate does not wait behind it. `met(n)` are the pins in the way
 /// in the `n`th file, none if it does not wait there: in such a file it gives up its turn.
-pub(crate) fn publish_waiting(task: &Task, works: &[ChangeWork<'_>], met: impl Fn(usize) -> Option<Vec<Arc<Holder>>>) {
+pub(crate) fn publish_waiting(works: &[ChangeWork<'_>], met: impl Fn(usize) -> Option<Vec<Arc<Holder>>>) {
     for (n, work) in works.iter().enumerate() {
         match met(n) {
             Some(pins) => publish_waiting_on(work.inode, work.turn, &work.touches, &pins),
-            None => stand_aside(work.inode, work.turn, task.waiter().id()),
+            None => stand_aside(work.inode, work.turn),
         }
     }
 }

@@ -12,7 +12,7 @@ use crate::deadlock::graph::{WaitFailure, WaitPoll};
 use crate::deadlock::need::Need;
 use crate::holders::block_layout::{BlockLayout, BlockLayouts, fence, recall_layout};
 use crate::layout_change::plan::{ChangeWork, Patience};
-use crate::leases::layout::waiting::publish_waiting_on;
+use crate::leases::layout::waiting::{publish_waiting_on, stand_aside};
 use crate::vfs::inode::Inode;
 use crate::vfs::open_file::Deferred;
 use crate::vfs::task::Task;
@@ -32,7 +32,7 @@ pub(crate) fn recall_layouts(task: &Task, works: &[ChangeWork<'_>], patience: Pa
     if patience == Patience::Never && !(in_way.is_empty() && layouts_in_way(task, works, true).is_empty()) {
         return Err(Errno::ETXTBSY);
     }
-    until_gone(task, &in_way, |layout| {
+    until_gone(task, works, &in_way, |layout| {
         let _told = recall_layout(task.kernel(), layout);
     })
 }
@@ -44,7 +44,7 @@ pub(crate) fn recall_layouts(task: &Task, works: &[ChangeWork<'_>], patience: Pa
 /// # Errors
 /// EINTR.
 pub(crate) fn end_own_layouts(task: &Task, works: &[ChangeWork<'_>]) -> Result<bool, Errno> {
-    until_gone(task, &layouts_in_way(task, works, true), |layout| {
+    until_gone(task, works, &layouts_in_way(task, works, true), |layout| {
         let mut deferred = Deferred::default();
         layout.close(&mut deferred);
         task.kernel().run_deferred(deferred);
@@ -63,7 +63,17 @@ fn layouts_in_way<'w>(task: &Task, works: &'w [ChangeWork<'w>], own: bool) -> Ve
 }
 
 /// Calls `demand` for each of these layouts and waits until they are gone. True if there was none.
-fn until_gone(task: &Task, in_way: &[LayoutsInWay<'_>], demand: impl Fn(&BlockLayout)) -> Result<bool, Errno> {
+fn until_gone(
+    task: &Task,
+    works: &[ChangeWork<'_>],
+    in_way: &[LayoutsInWay<'_>],
+    demand: impl Fn(&BlockLayout),
+) -> Result<bool, Errno> {
+    if in_way.is_empty() {
+        return Ok(true);
+    }
+    let waits = |work: &&ChangeWork<'_>| in_way.iter().any(|(other, _)| std::ptr::eq(*other, *work));
+    works.iter().filter(|work| !waits(work)).for_each(|work| stand_aside(work.inode, work.turn));
     for (work, layouts) in in_way {
         publish_waiting_on(work.inode, work.turn, &work.concerns_clients(), &[]);
         layouts.iter().for_each(|layout| demand(layout));
@@ -71,7 +81,7 @@ fn until_gone(task: &Task, in_way: &[LayoutsInWay<'_>], demand: impl Fn(&BlockLa
     for (work, layouts) in in_way {
         wait_for_layouts(task, work.inode, layouts)?;
     }
-    Ok(in_way.is_empty())
+    Ok(false)
 }
 
 /// Waits until none of `layouts` is left, and fences those of other clients whose time is over.

@@ -9,6 +9,7 @@ use emulator::sync::Arc;
 
 use crate::base::errno::Errno;
 use crate::base::range::BlockRanges;
+use crate::leases::layout::waiting::stand_aside;
 use crate::vfs::inode::Inode;
 use crate::vfs::layout_turn::{TurnGuard, queue_for_both};
 use crate::vfs::task::Task;
@@ -19,6 +20,7 @@ const ROUNDS_MAX: u32 = 2;
 
 /// The turns of a change, in the order of the files' numbers.
 pub(crate) struct Turns<'t> {
+    inodes: Vec<&'t Inode>,
     guards: Vec<TurnGuard<'t>>,
 }
 
@@ -26,7 +28,7 @@ impl<'t> Turns<'t> {
     /// For a change of `inodes` that has no place yet.
     pub(crate) fn of(task: &'t Task, inodes: &[&'t Arc<Inode>]) -> Turns<'t> {
         let guards = inodes.iter().map(|inode| inode.turn.change(task.kernel(), task.waiter().id()));
-        Turns { guards: guards.collect() }
+        Turns { inodes: inodes.iter().copied().map(Arc::as_ref).collect(), guards: guards.collect() }
     }
 
     pub(crate) fn guards(&self) -> &[TurnGuard<'t>] {
@@ -55,7 +57,8 @@ impl<'t> Turns<'t> {
                 self.guards.iter().zip(ranges).for_each(|(guard, ranges)| guard.queue_for(ranges));
             }
             let Some(blocked) = self.guards.iter().position(|guard| !guard.try_turn(task)) else { continue };
-            self.guards[1 - blocked].stand_aside();
+            let other = 1 - blocked;
+            stand_aside(self.inodes[other], &self.guards[other]);
             self.guards[blocked].wait_until_first(task, may_wait)?;
         }
         Ok(())

@@ -50,7 +50,7 @@ pub(crate) fn unmap_guests(
     if guests.iter().all(Vec::is_empty) {
         return Ok(true);
     }
-    publish_waiting(task, works, |n| (!guests[n].is_empty()).then(|| guests[n].clone()));
+    publish_waiting(works, |n| (!guests[n].is_empty()).then(|| guests[n].clone()));
     for holder in guests.iter().flatten() {
         revoke_holder(task.kernel(), holder);
     }

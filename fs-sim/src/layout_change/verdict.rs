@@ -12,7 +12,7 @@ use crate::base::errno::Errno;
 use crate::base::numbers::HolderId;
 use crate::base::page_sets::{common, merge, without};
 use crate::deadlock::graph::{WaitFailure, WaitPoll};
-use crate::deadlock::need::Awaited;
+use crate::deadlock::need::{Awaited, Need};
 use crate::design::ChangeRule;
 use crate::holders::holder::Holder;
 use crate::holders::list::pin_holders;
@@ -39,7 +39,7 @@ pub(crate) fn judge_all_pins(task: &Task, works: &[ChangeWork<'_>]) -> Result<Op
     for (work, verdict) in works.iter().zip(&verdicts) {
         if !verdict.wait_for.is_empty() {
             let waits = |n: usize| (works[n].inode.ino() == work.inode.ino()).then(|| verdicts[n].wait_for.clone());
-            publish_waiting(task, works, waits);
+            publish_waiting(works, waits);
             wait_for_holders(task, work, &verdict.wait_for)?;
             return Ok(None);
         }
@@ -69,7 +69,7 @@ fn judge_pins(task: &Task, work: &ChangeWork<'_>) -> Result<PinVerdict, Errno> {
         match rule {
             ChangeRule::Fail => return Err(Errno::ETXTBSY),
             ChangeRule::Wait => {
-                waits_for_itself |= own && task.is_alone() && holder.object.describe().processes == [task.pid()];
+                waits_for_itself |= own && task.is_alone() && Need::of_holder(kernel, &holder).any_of == [task.pid()];
                 verdict.wait_for.push(holder);
             }
             ChangeRule::Revoke => verdict.revoke.push(holder),

@@ -37,15 +37,16 @@ use crate::extent_map::{ExtentState, Piece};
 use crate::holders::short_pins::ShortPins;
 use crate::layout_change::changes::allocate::{AllocationCause, clean_unwritten, fault_in, unshare};
 use crate::layout_change::departure::reap_orphans;
-use crate::vfs::change_state::ChangeState;
 use crate::vfs::inode::Inode;
 use crate::vfs::kernel::Kernel;
 use crate::vfs::task::Task;
 
 /// Why an attempt to pin failed.
 enum PinAttempt {
-    /// A page was closed, or the map changed: the pinner tries again.
-    Again,
+    /// A page was closed: the pinner waits for it, and tries again.
+    Closed,
+    /// The map changed: the pinner tries again at once.
+    Moved,
     /// The pages can't be pinned.
     Errno(Errno),
 }
@@ -110,14 +111,14 @@ fn pin_pieces(
             reap_orphans(kernel, pages);
         }
         return Err(match error {
-            PinError::Closed(_) => PinAttempt::Again,
+            PinError::Closed(_) => PinAttempt::Closed,
             PinError::CountFull(_) => PinAttempt::Errno(Errno::ENOMEM),
             PinError::OutOfRange => PinAttempt::Errno(Errno::EIO),
         });
     }
     if !kernel.sabotage.no_recheck && !holds() {
         unpin_all(kernel, pins);
-        return Err(PinAttempt::Again);
+        return Err(PinAttempt::Moved);
     }
     Ok(pins)
 }
@@ -141,6 +142,7 @@ pub(crate) fn pin_short(
     task: Option<&Task>,
 ) -> Result<ShortPins, Errno> {
     loop {
+        let reopenings = inode.turn.reopenings();
         let seen = MapSeen::now(kernel, inode, range);
         race_point!("gup: map read, not pinned");
         match pin_pieces(kernel, &seen.pieces, PinKind::Short, || seen.holds(kernel, inode)) {
@@ -149,7 +151,8 @@ pub(crate) fn pin_short(
                 return Ok(ShortPins { pins, pieces, size, read_point, generation });
             }
             Err(PinAttempt::Errno(errno)) => return Err(errno),
-            Err(PinAttempt::Again) => wait_for_closed_pages(kernel, inode, task)?,
+            Err(PinAttempt::Closed) => wait_for_closed_pages(kernel, inode, range, reopenings, task)?,
+            Err(PinAttempt::Moved) => try_again(kernel),
         }
     }
 }
@@ -164,7 +167,7 @@ pub(crate) fn pin_translated(
 ) -> Result<Option<Vec<Pin>>, Errno> {
     match pin_pieces(kernel, pieces, PinKind::Short, || inode.generation() == generation) {
         Ok(pins) => Ok(Some(pins)),
-        Err(PinAttempt::Again) => Ok(None),
+        Err(PinAttempt::Closed | PinAttempt::Moved) => Ok(None),
         Err(PinAttempt::Errno(errno)) => Err(errno),
     }
 }
@@ -174,16 +177,33 @@ pub(crate) fn unpin_short(kernel: &Arc<Kernel>, pins: ShortPins) {
     unpin_all(kernel, pins.pins);
 }
 
-/// A pin met a closed page or a changed map: waits until the pages that it met are reopened. A
-/// changer keeps pages closed only while pins drain that their holders are about to drop. Direct
-/// I/O in flight drains when its process completes it: a task of that process must not wait here.
+/// Another change of the file was published since the pinner read the map.
+fn try_again(kernel: &Kernel) {
+    kernel.counters.pin_retries.add(1);
+    thread::yield_now();
+}
+
+/// A pin of `range` met a closed page: waits until pages that were closed there are open again, or
+/// were reopened since the file had `reopenings`. A changer keeps pages closed only while pins
+/// drain that their holders are about to drop. Direct I/O in flight drains when its process
+/// completes it: a task of that process must not wait here.
 ///
 /// # Errors
 /// EINTR: a fatal signal has ended the wait. EDEADLK: only this task could end it.
-fn wait_for_closed_pages(kernel: &Kernel, inode: &Inode, task: Option<&Task>) -> Result<(), Errno> {
+fn wait_for_closed_pages(
+    kernel: &Kernel,
+    inode: &Inode,
+    range: BlockRange,
+    reopenings: u64,
+    task: Option<&Task>,
+) -> Result<(), Errno> {
     kernel.counters.pin_retries.add(1);
-    let (reopenings, (_, queue)) = (inode.turn.reopenings(), inode.turn.closed_pages());
-    let shut = || inode.turn.closed_pages().0 && inode.turn.reopenings() == reopenings;
+    let queue = inode.turn.reopened();
+    let closers = || match inode.turn.reopenings() == reopenings {
+        true => inode.turn.closed_in(range),
+        false => Vec::new(),
+    };
+    let shut = || !closers().is_empty();
     // Pages are mostly closed for less time than a sleep and a wake-up take.
     for _ in 0..CLOSED_PAGE_SPINS {
         thread::yield_now();
@@ -201,15 +221,10 @@ fn wait_for_closed_pages(kernel: &Kernel, inode: &Inode, task: Option<&Task>) ->
         let _ended = WaitQueue::wait(queue, &kernel.world, &kernel.new_waiter(), how, ready);
         return Ok(());
     };
-    let closers = || {
-        let line = inode.turn.line();
-        let closers = line.into_iter().filter(|change| change.state == ChangeState::Closed);
-        closers.map(|change| Need::task(change.task).into()).collect()
-    };
     let how = WaitFor::killable(CLOSED_PAGES);
-    let outcome = task.block_until(queue, how, WaitEnd::Refusable, || match shut() {
-        true => WaitPoll::Blocked(closers()),
-        false => WaitPoll::Ready(()),
+    let outcome = task.block_until(queue, how, WaitEnd::Refusable, || match closers() {
+        closers if closers.is_empty() => WaitPoll::Ready(()),
+        closers => WaitPoll::Blocked(closers.into_iter().map(|task| Need::task(task).into()).collect()),
     });
     match outcome {
         Ok(()) => Ok(()),
@@ -234,6 +249,7 @@ pub(crate) fn pin_long(
 ) -> Result<(Vec<Pin>, Stamp), Errno> {
     let kernel = task.kernel();
     loop {
+        let reopenings = inode.turn.reopenings();
         let seen = MapSeen::now(kernel, inode, range);
         let pieces = &seen.pieces;
         if range.end > seen.size.div_ceil(BLOCK) {
@@ -260,8 +276,9 @@ pub(crate) fn pin_long(
         match pin_pieces(kernel, pieces, PinKind::Long, || seen.holds(kernel, inode)) {
             Ok(pins) => return Ok((pins, seen.read_point)),
             Err(PinAttempt::Errno(errno)) => return Err(errno),
-            Err(PinAttempt::Again) => {
-                wait_for_closed_pages(kernel, inode, Some(task))?;
+            Err(PinAttempt::Moved) => try_again(kernel),
+            Err(PinAttempt::Closed) => {
+                wait_for_closed_pages(kernel, inode, range, reopenings, Some(task))?;
                 if inode.turn.refuses_in(range) {
                     return Err(Errno::EAGAIN);
                 }

@@ -175,7 +175,7 @@ fn commit_holder(task: &Task, inode: &Arc<Inode>, draft: HolderDraft, object: Ar
     kernel.trace(if notify_only { "mapped" } else { "pinned" }, id.0, inode.ino().0, holder.pages.first().copied());
     // A change that has closed its pages and met these pins before they were listed must judge
     // again.
-    if inode.turn.closed_pages().0 {
+    if inode.turn.has_closed_pages() {
         kernel.pins.drained().wake_all();
     }
     if kernel.mount.check().is_err() {
@@ -269,7 +269,7 @@ impl Pinned {
         kernel.trace(event, self.holder.id.0, self.inode.ino().0, self.holder.pages.first().copied());
         unpin_all(kernel, self.pins);
         list_of(&self.inode, &self.holder).remove(&self.holder);
-        if self.inode.turn.closed_pages().0 {
+        if self.inode.turn.has_closed_pages() {
             // A change that revoked this holder may be waiting for it to be gone.
             kernel.pins.drained().wake_all();
         }

@@ -92,18 +92,24 @@ impl Task {
     /// EAGAIN if there is none; EMFILE.
     pub fn recv_fd(&self) -> Result<Received, Errno> {
         self.syscall(|| {
-            let description = self.process.inbox.pop().ok_or(Errno::EAGAIN)?;
+            let description = self.process.inbox.pop(self.pid()).ok_or(Errno::EAGAIN)?;
+            let fd_holders = Arc::clone(description.fd_holders());
             let passes = match description.open() {
                 OpenTarget::File { .. } => true,
                 OpenTarget::Object(object) => object.may_pass(&self.kernel, Passing::Receive(self.pid())),
             };
             if passes {
-                let fd_holders = Arc::clone(description.fd_holders());
                 let installed = self.install(description);
                 fd_holders.left_queue();
+                fd_holders.gone_from(self.pid());
+                if installed.is_err() {
+                    self.kernel.helper_gone(self.pid());
+                }
                 return installed.map(Received::Fd);
             }
-            description.fd_holders().left_queue();
+            fd_holders.left_queue();
+            fd_holders.gone_from(self.pid());
+            self.kernel.helper_gone(self.pid());
             let mut deferred = Deferred::default();
             description.put(&mut deferred);
             self.kernel.run_deferred(deferred);

@@ -96,9 +96,12 @@ impl Inbox {
         Ok(())
     }
 
-    /// The oldest unread description.
-    pub(crate) fn pop(&self) -> Option<Arc<Description>> {
-        self.0.lock().messages.pop_front()
+    /// The oldest unread description, counted as a descriptor of `pid` from before it leaves the
+    /// queue: at every moment the receiver counts as one that can close it.
+    pub(crate) fn pop(&self, pid: Pid) -> Option<Arc<Description>> {
+        let mut queue = self.0.lock();
+        queue.messages.front()?.fd_holders().held_by(pid);
+        queue.messages.pop_front()
     }
 
     /// Whether the open file that `fd_holders` counts is among those unread.

@@ -17,8 +17,8 @@ use emulator::wait::{WaitFor, WaitQueue, WaiterId};
 use crate::base::errno::Errno;
 use crate::base::numbers::HolderId;
 use crate::base::range::{BlockRange, BlockRanges};
-use crate::deadlock::graph::{WaitFailure, WaitPoll};
-use crate::deadlock::need::Awaited;
+use crate::deadlock::graph::{WaitEnd, WaitFailure, WaitPoll};
+use crate::deadlock::need::{Awaited, Need};
 use crate::vfs::change_state::{ChangeEvent, ChangeState};
 use crate::vfs::kernel::Kernel;
 use crate::vfs::task::Task;
@@ -55,11 +55,24 @@ struct Place {
     draining: Option<BlockRanges>,
     /// The pins that a waiting change has met.
     pins: Vec<HolderId>,
+    /// Its pages are closed.
+    pages_closed: bool,
+    /// It waits behind a lease request, or in another file.
+    stands_back: bool,
 }
 
 impl Place {
     fn new(waiter: WaiterId, ranges: BlockRanges) -> Place {
-        Place { waiter, ranges, state: ChangeState::START, refuses: None, draining: None, pins: Vec::new() }
+        Place {
+            waiter,
+            ranges,
+            state: ChangeState::START,
+            refuses: None,
+            draining: None,
+            pins: Vec::new(),
+            pages_closed: false,
+            stands_back: false,
+        }
     }
 }
 
@@ -86,11 +99,25 @@ pub(crate) struct TurnGuard<'a> {
     keeps: Cell<bool>,
 }
 
-/// What stands before a change: the tasks whose changes come first, and whether one of them waits
-/// for leases or pins.
+/// What stands before a change: the tasks whose changes come first, those with the turn apart, and
+/// whether one of them waits for more than a turn that is about to end.
+#[derive(Default)]
 struct Ahead {
-    tasks: Vec<WaiterId>,
+    with_turn: Vec<WaiterId>,
+    without: Vec<WaiterId>,
     waits: bool,
+}
+
+impl Ahead {
+    fn is_empty(&self) -> bool {
+        self.with_turn.is_empty() && self.without.is_empty()
+    }
+
+    /// What a change behind them waits for. A change that has the turn can't be passed.
+    fn awaited(self) -> Vec<Awaited> {
+        let with_turn = self.with_turn.into_iter().map(|task| Awaited::from(Need::task(task)));
+        with_turn.chain(self.without.into_iter().map(Awaited::behind)).collect()
+    }
 }
 
 impl LayoutTurn {
@@ -173,9 +200,24 @@ impl LayoutTurn {
         self.reopenings.load(Ordering::SeqCst)
     }
 
-    /// Whether any of this inode's pages may be closed, and where to wait until none is.
-    pub(crate) fn closed_pages(&self) -> (bool, &WaitQueue) {
-        (self.closings.load(Ordering::SeqCst) > 0, &self.reopened)
+    /// Whether any of this inode's pages may be closed: a check without the lock of the places.
+    pub(crate) fn has_closed_pages(&self) -> bool {
+        self.closings.load(Ordering::SeqCst) > 0
+    }
+
+    /// The tasks whose changes have closed pages in `range`.
+    pub(crate) fn closed_in(&self, range: BlockRange) -> Vec<WaiterId> {
+        if !self.has_closed_pages() {
+            return Vec::new();
+        }
+        let places = self.places.lock();
+        let closed = places.iter().filter(|place| place.pages_closed && place.ranges.overlaps(range));
+        closed.map(|place| place.waiter).collect()
+    }
+
+    /// Where tasks wait until closed pages are open again.
+    pub(crate) fn reopened(&self) -> &WaitQueue {
+        &self.reopened
     }
 
     fn count_waiting(&self, places: &MutexGuard<'_, Vec<Place>>) {
@@ -186,6 +228,16 @@ impl LayoutTurn {
 }
 
 impl TurnGuard<'_> {
+    /// The task whose change this is.
+    pub(crate) fn task(&self) -> WaiterId {
+        self.waiter
+    }
+
+    /// Whether the pages that it takes are closed.
+    pub(crate) fn has_closed_pages(&self) -> bool {
+        self.place(&mut self.turn.places.lock()).is_some_and(|place| place.pages_closed)
+    }
+
     fn place<'p>(&self, places: &'p mut [Place]) -> Option<&'p mut Place> {
         places.iter_mut().find(|place| place.waiter == self.waiter)
     }
@@ -203,14 +255,22 @@ impl TurnGuard<'_> {
     /// Which changes come before this one, which has a place: earlier ones that overlap it, and
     /// later ones that have the turn. It passes those of `passed` that have no turn.
     fn ahead(&self, places: &[Place], passed: &[WaiterId]) -> Ahead {
-        let mut ahead = Ahead { tasks: Vec::new(), waits: false };
+        let mut ahead = Ahead::default();
         let Some(mine) = places.iter().position(|place| place.waiter == self.waiter) else { return ahead };
-        for (n, place) in places.iter().enumerate().filter(|(n, _)| *n != mine) {
+        let overlap = |a: &Place, b: &Place| a.ranges.iter().any(|range| b.ranges.overlaps(range));
+        // Whether each place waits for more than turns that are about to end, also indirectly.
+        let mut waits: Vec<bool> = Vec::with_capacity(places.len());
+        for (n, place) in places.iter().enumerate() {
+            let behind = |(before, waits): (&Place, &bool)| *waits && overlap(before, place);
+            let queued = place.state == ChangeState::Queued && places.iter().zip(&waits).any(behind);
+            waits.push(place.refuses.is_some() || place.stands_back || queued);
             let first = place.state.has_turn() || (n < mine && !passed.contains(&place.waiter));
-            if first && place.ranges.iter().any(|range| places[mine].ranges.overlaps(range)) {
-                ahead.tasks.push(place.waiter);
-                ahead.waits |= place.refuses.is_some();
+            if n == mine || !first || !overlap(place, &places[mine]) {
+                continue;
             }
+            let list = if place.state.has_turn() { &mut ahead.with_turn } else { &mut ahead.without };
+            list.push(place.waiter);
+            ahead.waits |= waits[n];
         }
         ahead
     }
@@ -219,7 +279,7 @@ impl TurnGuard<'_> {
     /// asked without the lock of the places: a change that has stopped waiting meanwhile, and has
     /// no turn yet, may be passed all the same.
     fn passed(&self, task: &Task) -> Vec<WaiterId> {
-        let mut passed = self.ahead(&self.turn.places.lock(), &[]).tasks;
+        let mut passed = self.ahead(&self.turn.places.lock(), &[]).without;
         passed.retain(|ahead| task.kernel().waits_for(*ahead, task.pid()));
         passed
     }
@@ -233,6 +293,7 @@ impl TurnGuard<'_> {
                     self.happens(place, ChangeEvent::StandBack);
                 }
                 place.ranges = ranges.clone();
+                place.stands_back = false;
             }
             None => places.push(Place::new(self.waiter, ranges.clone())),
         }
@@ -245,9 +306,15 @@ impl TurnGuard<'_> {
     pub(crate) fn try_turn(&self, task: &Task) -> bool {
         let passed = self.passed(task);
         let mut places = self.turn.places.lock();
-        let first = self.ahead(&places, &passed).tasks.is_empty();
+        let first = self.ahead(&places, &passed).is_empty();
         if first && let Some(place) = self.place(&mut places) {
             self.happens(place, ChangeEvent::TakeTurn);
+            place.stands_back = false;
+        }
+        drop(places);
+        if first {
+            // What stands behind it can't pass it any more.
+            self.turn.changed.wake_all();
         }
         first
     }
@@ -262,17 +329,19 @@ impl TurnGuard<'_> {
         // A fault has no way to report an interruption.
         let reason = "layout change ahead";
         let how = if may_wait { WaitFor::interruptible(reason) } else { WaitFor::killable(reason) };
-        let outcome = task.block_on(&self.turn.changed, how, || {
+        let outcome = task.block_until(&self.turn.changed, how, WaitEnd::Refusable, || {
             let passed = self.passed(task);
             let ahead = self.ahead(&self.turn.places.lock(), &passed);
-            match (ahead.tasks.is_empty(), ahead.waits && !may_wait) {
+            match (ahead.is_empty(), ahead.waits && !may_wait) {
                 (true, _) => WaitPoll::Ready(Ok(())),
                 (false, true) => WaitPoll::Ready(Err(Errno::ETXTBSY)),
-                (false, false) => WaitPoll::Blocked(ahead.tasks.into_iter().map(Awaited::behind).collect()),
+                (false, false) => WaitPoll::Blocked(ahead.awaited()),
             }
         });
         match outcome {
             Ok(done) => done,
+            // A fault has no way to report EDEADLK either.
+            Err(WaitFailure::Deadlock) if !may_wait => Err(Errno::ETXTBSY),
             Err(WaitFailure::Deadlock) => Err(Errno::EDEADLK),
             Err(WaitFailure::Interrupted | WaitFailure::TimedOut) => Err(Errno::EINTR),
         }
@@ -297,9 +366,7 @@ impl TurnGuard<'_> {
     /// Whether it has the turn for all of `ranges`.
     pub(crate) fn has_turn_for(&self, ranges: &BlockRanges) -> bool {
         let mut places = self.turn.places.lock();
-        let has = |place: &mut Place| {
-            place.state.has_turn() && ranges.iter().all(|range| range.is_covered_by(place.ranges.iter()))
-        };
+        let has = |place: &mut Place| place.state.has_turn() && ranges.iter().all(|range| place.ranges.covers(range));
         self.place(&mut places).is_some_and(has)
     }
 
@@ -336,6 +403,7 @@ impl TurnGuard<'_> {
                 self.happens(place, ChangeEvent::StandBack);
                 place.refuses = None;
                 place.pins.clear();
+                place.stands_back = true;
             }
             self.turn.count_waiting(&places);
         }
@@ -382,6 +450,7 @@ impl TurnGuard<'_> {
         self.turn.pages_closed();
         if let Some(place) = self.place(&mut self.turn.places.lock()) {
             self.happens(place, ChangeEvent::Close);
+            place.pages_closed = true;
         }
     }
 
@@ -389,9 +458,11 @@ impl TurnGuard<'_> {
     pub(crate) fn pages_reopened(&self) {
         {
             let mut places = self.turn.places.lock();
-            let closed = self.place(&mut places).filter(|place| place.state == ChangeState::Closed);
-            if let Some(place) = closed {
-                self.happens(place, ChangeEvent::Reopen);
+            if let Some(place) = self.place(&mut places) {
+                place.pages_closed = false;
+                if place.state == ChangeState::Closed {
+                    self.happens(place, ChangeEvent::Reopen);
+                }
             }
         }
         self.turn.pages_reopened();

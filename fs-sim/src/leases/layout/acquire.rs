@@ -117,6 +117,9 @@ pub(crate) fn acquire(task: &Task, request: &LeaseRequest<'_>) -> Result<(), Err
 fn try_acquire(task: &Task, request: &LeaseRequest<'_>, closed: &mut Vec<Arc<Lease>>) -> Result<(), Errno> {
     let kernel = task.kernel();
     let mut broken_by_us: Vec<LeaseId> = Vec::new();
+    let (file, kind, range) = (request.description.id(), request.kind, request.range);
+    let waiting = WaitingRequest { task: task.waiter().id(), file, kind, range };
+    let mut in_line = None;
     // First come, first served: a request that would conflict with one that already waits gets
     // EAGAIN.
     let overtakes = |asking: &WaitingRequest| {
@@ -167,10 +170,10 @@ fn try_acquire(task: &Task, request: &LeaseRequest<'_>, closed: &mut Vec<Arc<Lea
                     }
                 }
             }
+            // Before any owner can answer, and until the grant: a change that comes meanwhile comes
+            // after it.
+            in_line.get_or_insert_with(|| LeaseTable::of(request.inode).waits(waiting));
         }
-        let (file, kind, range) = (request.description.id(), request.kind, request.range);
-        let task_id = task.waiter().id();
-        let _in_line = LeaseTable::of(request.inode).waits(WaitingRequest { task: task_id, file, kind, range });
         kernel.send_notices(request.inode.ino(), &notices);
         wait_for_break(task, request.inode, &broken_by_us, |entry| stands_in_way(entry, request.range, request.kind))?;
     }
@@ -211,7 +214,7 @@ fn await_pending_change(task: &Task, request: &LeaseRequest<'_>) -> Result<(), E
     let outcome = task.block_on(request.inode.turn.changed(), how, || {
         if !pending() {
             WaitPoll::Ready(Ok(()))
-        } else if own_pins() {
+        } else if task.is_alone() && own_pins() {
             task.note_self_deadlock("layout change that broke the lease");
             WaitPoll::Ready(Err(Errno::EDEADLK))
         } else {
@@ -233,7 +236,7 @@ fn wait_out_change(task: &Task, request: &LeaseRequest<'_>) -> Result<(), Errno>
     let how = WaitFor::interruptible("layout change under way");
     let outcome = task.block_on(&LeaseTable::of(inode).changed, how, || {
         let changers = settled_by(request, &LeaseTable::of(inode).lock());
-        if changers.is_empty() || inode.turn.refuses_in(request.range) {
+        if changers.is_empty() || (inode.turn.refuses_in(request.range) && !only_weakens(request)) {
             WaitPoll::Ready(())
         } else {
             WaitPoll::Blocked(changers.into_iter().map(|task| Need::task(task).into()).collect())

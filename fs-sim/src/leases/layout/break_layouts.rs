@@ -123,8 +123,9 @@ fn refusal(task: &Task, entries: &[LeaseEntry], ranges: &BlockRanges, holders: &
     let others_write = others_write(entries, ranges, changer);
     let touched = entries.iter().filter(|entry| ranges.overlaps(entry.range));
     // A lease of its own process, which no task but the caller could release.
-    let waits_for_itself =
-        |entry: &LeaseEntry| entry.pid == changer && task.is_alone() && entry.releasers() == [changer];
+    let waits_for_itself = |entry: &LeaseEntry| {
+        entry.pid == changer && task.is_alone() && task.kernel().able_to_close(&entry.fd_holders) == [changer]
+    };
     let failures = touched.filter_map(|entry| match judge(axes, entry, changer, others_write) {
         LeaseVerdict::Fail(errno) => Some(errno),
         LeaseVerdict::WaitFor if waits_for_itself(entry) => Some(Errno::EDEADLK),

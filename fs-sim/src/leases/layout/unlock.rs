@@ -11,7 +11,7 @@ use crate::base::errno::Errno;
 use crate::base::numbers::DescriptionId;
 use crate::base::range::BlockRange;
 use crate::deadlock::graph::{WaitFailure, WaitPoll};
-use crate::deadlock::need::Awaited;
+use crate::deadlock::need::{Awaited, Need};
 use crate::design::UnlockRule;
 use crate::holders::holder::Holder;
 use crate::holders::lease_gate::Lease;
@@ -82,7 +82,7 @@ pub(crate) fn wait_for_pinned_leases(task: &Task, inode: &Inode, leases: &[Arc<L
         return Err(Errno::EBUSY);
     }
     for lease in leases {
-        let own = |holder: &Arc<Holder>| holder.object.describe().processes == [task.pid()];
+        let own = |holder: &Arc<Holder>| Need::of_holder(kernel, holder).any_of == [task.pid()];
         if task.is_alone() && pin_holders(inode).under_lease(lease).iter().any(own) {
             task.note_self_deadlock("unlock while pinned");
             return Err(Errno::EDEADLK);

@@ -176,7 +176,8 @@ fn refused_in_the_middle_nothing_stays_pinned() {
     let va = a.mmap(fd, 0, 4 * BLOCK, true).unwrap();
     let want = PinRequest { va, len: 4 * BLOCK, write: true, user: LongTermUser::Rdma };
     let closing = kernel.pins.close(PageRange::new(last, 1)).unwrap();
-    inode.turn.pages_closed();
+    let turn = inode.turn.try_take(&kernel, kernel.new_waiter().id(), BlockRange::ALL).unwrap();
+    turn.pages_closed();
     let registering = blocks(&a, "pages of a layout change", move |a| match a.register(want, Arc::new(SilentHolder)) {
         Ok(Registration::Pinned(region)) => {
             let mut deferred = Deferred::default();
@@ -189,7 +190,8 @@ fn refused_in_the_middle_nothing_stays_pinned() {
     assert!(kernel.pins.census(PageRange::new(0, kernel.pins.pages())).is_zero(), "what it had counted it took back");
     assert_eq!(inode.holders().len(), 0, "not committed, not a holder");
     drop(closing);
-    inode.turn.pages_reopened();
+    turn.pages_reopened();
+    drop(turn);
     assert_eq!(registering.join().unwrap(), Ok(()));
     at_rest(&kernel, &[&a, &b]);
 }
@@ -227,11 +229,13 @@ fn s27_lease_lost_while_a_registration_is_in_flight() {
         let told = Arc::new(Told(false.into()));
         let holder = Arc::clone(&told);
         let closing = kernel.pins.close(PageRange::new(page, 1)).unwrap();
-        inode.turn.pages_closed();
+        let turn = inode.turn.try_take(&kernel, kernel.new_waiter().id(), BlockRange::ALL).unwrap();
+        turn.pages_closed();
         let registering = blocks(&a, "pages of a layout change", move |a| a.register(want, holder));
         helper.unlock(fd, BlockRange::ALL).unwrap();
         drop(closing);
-        inode.turn.pages_reopened();
+        turn.pages_reopened();
+        drop(turn);
         let Ok(Registration::Pinned(region)) = registering.join().unwrap() else { panic!("it was let through") };
         let aborts = preset.axes.on_lease_lost == Some(LeaseLost::Abort);
         assert_eq!(told.0.load(Ordering::SeqCst), aborts, "{}", preset.name);
