@@ -2,7 +2,8 @@
 //!
 //! `plot_result RESULT.json DESIGN.hlog...` draws one line per `.hlog` file and writes `plot.svg`
 //! into the current folder. Without arguments, the example first writes a small run into a folder
-//! below the system's temporary folder, and writes the SVG there too.
+//! below the system's temporary folder, and writes the SVG beside that folder, which holds nothing
+//! but runs.
 
 use std::error::Error;
 use std::fs;
@@ -21,7 +22,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         [] => {
             let folder = std::env::temp_dir().join("daxlab-plot-example");
             let (result, logs) = write_sample(&folder)?;
-            draw(&result, &logs, &folder.join("plot.svg"))
+            draw(&result, &logs, &folder.with_extension("svg"))
         }
         [_] => Err("give a result.json and at least one .hlog file, or nothing".into()),
         [result, logs @ ..] => draw(result, logs, Path::new("plot.svg")),

@@ -128,8 +128,8 @@ impl WaitGraph {
         let _judging = self.judging.lock();
         self.nodes.lock().insert(waiter, Arc::new(node));
         let mut reach = self.reach(waiter, &tasks_of);
-        // A change that stands behind one that waits for its process passes it: it is told, unless
-        // it is this one and finds out by itself when it checks again.
+        // A change that stands behind one that waits for its process passes it: it checks its wait
+        // again, this task too.
         let passing: Vec<Arc<Waiter>> =
             reach.values().filter(|reached| passes(&reach, reached)).map(Reached::waiter).collect();
         // Of each cycle one wait is refused.
