@@ -1,6 +1,6 @@
 //! `daxlab designs`: the designs and their axes, to read, to save and edit, or as JSON.
 //!
-//! Without an argument: the presets side by side. With a name: that design as a TOML file that can
+//! Without an argument: all presets side by side. With a name: that design as a TOML file that can
 //! be saved, edited and given back to `--design`. With a file: the designs it defines, side by
 //! side. `--json`: the same selection as an array of `{name, axes{…}, about}`, axes spelled as in
 //! TOML.
@@ -146,7 +146,7 @@ fn width(entries: &[DesignEntry]) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use fs_sim::design::presets;
+    use fs_sim::design::{further_presets, preset, presets};
     use workloads::input::Source;
     use workloads::input::designs::parse;
 
@@ -168,7 +168,7 @@ mod tests {
                 Some(&"axis") => header = words,
                 Some(axis) if Axis::from_name(axis).is_some() => {
                     for (design, value) in header.iter().zip(&words).skip(1) {
-                        let preset = presets().iter().find(|preset| preset.name == *design).unwrap();
+                        let preset = preset(design).unwrap();
                         assert!(preset.axes.rows().any(|row| row == (axis, value)), "{axis} of {design}: {value}");
                         cells += 1;
                     }
@@ -176,12 +176,12 @@ mod tests {
                 _ => {}
             }
         }
-        assert_eq!(cells, 110, "{text}");
+        assert_eq!(cells, 11 * 16, "{text}");
     }
 
     #[test]
     fn a_design_is_shown_as_a_file_that_reads_back() {
-        for preset in presets() {
+        for preset in presets().iter().chain(further_presets()) {
             let text = shown(Some(preset.name), false).unwrap();
             assert!(text.lines().all(|line| line.chars().count() <= WIDTH), "{text}");
             let designs = parse(&Source::new("saved", text.as_str())).unwrap();
@@ -193,10 +193,10 @@ mod tests {
     #[test]
     fn json_is_an_array_of_name_axes_and_about() {
         let value: serde_json::Value = serde_json::from_str(&shown(None, true).unwrap()).unwrap();
-        assert_eq!(value.as_array().map(Vec::len), Some(10));
+        assert_eq!(value.as_array().map(Vec::len), Some(11));
         assert_eq!(value[1]["name"], "mainline");
         assert_eq!(value[1]["axes"]["mr_holds_lease"], "n/a");
-        assert_eq!(value[1]["axes"].as_object().map(serde_json::Map::len), Some(11));
+        assert_eq!(value[1]["axes"].as_object().map(serde_json::Map::len), Some(16));
         assert_eq!(value[1]["about"], presets()[1].about);
         let text = shown(Some("kara"), true).unwrap();
         assert!(

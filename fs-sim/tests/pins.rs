@@ -36,7 +36,7 @@ fn s12_gates() {
         let bare = match axes.pin_gate {
             PinGate::Open | PinGate::Fault => None,
             PinGate::Refuse => Some(Errno::EOPNOTSUPP),
-            PinGate::Lease | PinGate::Unbreakable => Some(Errno::EPERM),
+            PinGate::Lease | PinGate::Reference | PinGate::Unbreakable => Some(Errno::EPERM),
         };
         assert_eq!(nic.pins(&a, f, 0..4).err(), bare, "without a lease");
         for kind in [LeaseKind::READ, LeaseKind::READ_U, LeaseKind::WRITE, LeaseKind::WRITE_U] {
@@ -45,7 +45,7 @@ fn s12_gates() {
             }
             let enough = match axes.pin_gate {
                 PinGate::Unbreakable => kind.is_exclusive(axes.lease_rules),
-                PinGate::Open | PinGate::Fault | PinGate::Lease => true,
+                PinGate::Open | PinGate::Fault | PinGate::Lease | PinGate::Reference => true,
                 PinGate::Refuse => false,
             };
             let region = nic.pins(&a, f, 0..4);

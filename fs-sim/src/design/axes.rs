@@ -1,4 +1,4 @@
-//! The eleven axes of a design and the values each can take.
+//! The axes of a design and the values each can take.
 //!
 //! Names and values are spelled once, here: TOML, tables, `result.json` and scenario conditions
 //! (`@stranger_change=wait`) all go through [`Axis`] and [`Axes::get`]. What a value makes the
@@ -81,6 +81,9 @@ choices! {
         Refuse = "refuse",
         /// An active layout lease of the calling process that covers the range, else EPERM.
         Lease = "lease",
+        /// Such a lease, or one of an open file that the calling process has a descriptor of, else
+        /// EPERM.
+        Reference = "reference",
         /// An exclusive one, else EPERM; a zombie never suffices.
         Unbreakable = "unbreakable",
         /// Nothing is pinned: registered, and faulted in at each access. Holders that can't fault:
@@ -166,6 +169,52 @@ choices! {
         /// remote access error, a fatal asynchronous event; one-way.
         Abort = "abort",
     }
+
+    /// How much of an RDMA context a revocation of one of its regions takes.
+    RevokeScope {
+        /// All of it, as [`LeaseLost::Abort`] does.
+        Context = "context",
+        /// The region: its keys are invalid, DMA in flight drains, later access is a remote access
+        /// error, an asynchronous event names it. Queue pairs and other regions stay.
+        Region = "region",
+    }
+
+    /// Where pins stand in the way of a truncate, a `fallocate` or a remap.
+    BusyScope {
+        /// On the blocks that leave, move, change sharing or turn unwritten.
+        Range = "range",
+        /// Anywhere in the file, the caller's own too. Outside of the blocks that change, only the
+        /// rules `fail` and `wait` act. Writes, faults and pins never meet pins elsewhere.
+        File = "file",
+    }
+
+    /// How much of the file one pinned page makes busy.
+    BusyUnit {
+        /// The page.
+        Page = "page",
+        /// The whole aligned 2 MiB of the file, where the file maps them by one aligned run of the
+        /// device.
+        Entry = "entry",
+    }
+
+    /// What a layout change keeps other tasks from while it waits for pins.
+    PinWaitHolds {
+        /// Changes that overlap it.
+        Range = "range",
+        /// Every read, write and change of the file by other tasks: they wait uninterruptibly. Page
+        /// faults proceed.
+        Inode = "inode",
+    }
+
+    /// What the last close of an unlinked file does about pinned pages.
+    EvictRule {
+        /// They stay allocated until their last unpin.
+        Orphan = "orphan",
+        /// It waits for the pins, uninterruptibly.
+        Wait = "wait",
+        /// They are freed although pinned.
+        Proceed = "proceed",
+    }
 }
 
 impl Choice for bool {
@@ -223,7 +272,7 @@ macro_rules! axes {
 
         impl Axis {
             /// Every axis, in the order of docs/semantics.md, section 5.
-            pub const ALL: [Axis; 11] = [$(Axis::$axis),+];
+            pub const ALL: [Axis; 16] = [$(Axis::$axis),+];
 
             /// As TOML and tables spell it.
             pub fn name(self) -> &'static str {
@@ -284,12 +333,35 @@ axes! {
     MrHoldsLease mr_holds_lease: Option<bool>,
     /// What losing its lease does to a memory region.
     OnLeaseLost on_lease_lost: Option<LeaseLost>,
+    /// How much of an RDMA context a revocation takes.
+    RevokeScope revoke_scope: Option<RevokeScope>,
+    /// Where pins stand in the way of a change.
+    BusyScope busy_scope: BusyScope,
+    /// How much of the file one pinned page makes busy.
+    BusyUnit busy_unit: BusyUnit,
+    /// What a change keeps other tasks from while it waits for pins.
+    PinWaitHolds pin_wait_holds: PinWaitHolds,
+    /// Last close of an unlinked file with pinned pages.
+    EvictWhilePinned evict_while_pinned: EvictRule,
 }
 
 impl Axis {
     /// The axis of that name.
     pub fn from_name(name: &str) -> Option<Axis> {
         Axis::ALL.into_iter().find(|axis| axis.name() == name)
+    }
+
+    /// What a design file without a base means where it leaves the axis out, as TOML spells it.
+    /// `None`: such a file must state the axis.
+    pub fn choice_if_unstated(self) -> Option<&'static str> {
+        match self {
+            Axis::RevokeScope => Some(RevokeScope::Context.spelled()),
+            Axis::BusyScope => Some(BusyScope::Range.spelled()),
+            Axis::BusyUnit => Some(BusyUnit::Page.spelled()),
+            Axis::PinWaitHolds => Some(PinWaitHolds::Range.spelled()),
+            Axis::EvictWhilePinned => Some(EvictRule::Orphan.spelled()),
+            _ => None,
+        }
     }
 }
 
@@ -340,7 +412,7 @@ impl Axes {
         if self.lease_rules != LeaseRules::None {
             return Ok(());
         }
-        let demanding = if matches!(self.pin_gate, PinGate::Lease | PinGate::Unbreakable) {
+        let demanding = if matches!(self.pin_gate, PinGate::Lease | PinGate::Reference | PinGate::Unbreakable) {
             Axis::PinGate
         } else if self.pass_context == PassRule::ReceiverLease {
             Axis::PassContext

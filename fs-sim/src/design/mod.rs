@@ -22,10 +22,10 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 pub use axes::{
-    Axes, Axis, BreakTimeout, ChangeRule, Conflict, GateScope, LastCloseRule, LeaseLost, LeaseRules, NOT_APPLICABLE,
-    PassRule, PinGate, UnlockRule,
+    Axes, Axis, BreakTimeout, BusyScope, BusyUnit, ChangeRule, Conflict, EvictRule, GateScope, LastCloseRule,
+    LeaseLost, LeaseRules, NOT_APPLICABLE, PassRule, PinGate, PinWaitHolds, RevokeScope, UnlockRule,
 };
-pub use presets::{Preset, presets};
+pub use presets::{Preset, further_presets, preset, presets};
 
 /// Longest name of a design, in bytes: names head the columns of tables and become names of files.
 pub const NAME_BYTES_MAX: usize = 40;

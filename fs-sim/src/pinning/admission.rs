@@ -30,6 +30,8 @@ pub(crate) enum Admission {
     PinsUnder {
         /// Whether it must be an exclusive one.
         exclusive: bool,
+        /// Whether a descriptor of the open file that has it suffices.
+        by_reference: bool,
     },
     /// Access by faults.
     OnDemand,
@@ -51,7 +53,8 @@ pub(crate) fn admission(kernel: &Kernel, user: LongTermUser) -> Result<Admission
         PinGate::Fault if user == LongTermUser::Unmappable => Ok(Admission::NotifyOnly),
         PinGate::Refuse | PinGate::Fault => Err(Errno::EOPNOTSUPP),
         PinGate::Open => Ok(Admission::Pins),
-        PinGate::Lease => Ok(Admission::PinsUnder { exclusive: false }),
-        PinGate::Unbreakable => Ok(Admission::PinsUnder { exclusive: true }),
+        PinGate::Lease => Ok(Admission::PinsUnder { exclusive: false, by_reference: false }),
+        PinGate::Reference => Ok(Admission::PinsUnder { exclusive: false, by_reference: true }),
+        PinGate::Unbreakable => Ok(Admission::PinsUnder { exclusive: true, by_reference: false }),
     }
 }

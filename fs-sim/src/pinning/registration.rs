@@ -103,7 +103,8 @@ pub(crate) fn register_file(
     let (inode, _) = description.file().ok_or(Errno::EINVAL)?;
     kernel.mount.check()?;
     let range = BlockRange::of_bytes(offset, request.len);
-    let exclusive = match admission(kernel, request.user)? {
+    let zombies_pass = kernel.sabotage.zombie_lets_pin;
+    let required = match admission(kernel, request.user)? {
         Admission::OnDemand => {
             return Ok(Registration::OnDemand(OnDemand::new(Arc::clone(task.process()), &request)));
         }
@@ -111,17 +112,16 @@ pub(crate) fn register_file(
             return register_notify_only(task, inode, range, request, object).map(Registration::Pinned);
         }
         Admission::Pins => None,
-        Admission::PinsUnder { exclusive } => Some(exclusive),
+        Admission::PinsUnder { exclusive, by_reference } => {
+            Some(PinRequirement { exclusive, by_reference, zombies_pass })
+        }
     };
     if inode.turn.refuses_in(range) {
         return Err(Errno::EAGAIN);
     }
-    let leases = match exclusive {
+    let leases = match required {
         None => Vec::new(),
-        Some(exclusive) => {
-            let required = PinRequirement { exclusive, zombies_pass: kernel.sabotage.zombie_lets_pin };
-            LeaseTable::of(inode).enter_gates(kernel.axes.lease_rules, task.pid(), range, required)?
-        }
+        Some(required) => LeaseTable::of(inode).enter_gates(kernel.axes.lease_rules, task.pid(), range, required)?,
     };
     let pages = range.len();
     let charged = charge_locked_memory(kernel, task.process(), pages);

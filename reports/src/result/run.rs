@@ -8,7 +8,7 @@ use super::counters::RaceCounters;
 use super::verdict::RaceVerdict;
 
 /// The version of the format that this crate writes and reads.
-pub const SCHEMA_VERSION: u32 = 1;
+pub const SCHEMA_VERSION: u32 = 2;
 
 /// Findings kept for one design; further ones are only counted. A wrong design makes about one per
 /// microsecond.

@@ -61,7 +61,7 @@ fn a_malformed_result_is_refused_with_its_place() {
     };
     refused("", "1:0: ", "EOF");
     refused("not json", "1:2: ", "expected ident");
-    refused("[]", "1:", "not a result of schema 1");
+    refused("[]", "1:", "not a result of schema 2");
     refused(&good.replacen("\"seed\"", "\"sead\"", 1), "3:8: ", "unknown field `sead`");
     refused(
         &good.replacen("\"seed\": 42", "\"seed\": \"42\"", 1),
@@ -69,16 +69,16 @@ fn a_malformed_result_is_refused_with_its_place() {
         "invalid type: string \"42\", expected u64",
     );
     refused(&good.replacen("\"verdict\": \"corrupts\"", "\"verdict\": \"fine\"", 1), "", "unknown variant `fine`");
-    refused(&good.replacen("\"schema\": 1,", "", 1), "", "missing field `schema`");
+    refused(&good.replacen("\"schema\": 2,", "", 1), "", "missing field `schema`");
     refused(&good[..good.len() / 2], "", "EOF");
 }
 
 #[test]
 fn another_schema_is_not_reported_as_a_malformed_file() {
     let error =
-        RunResult::from_json("{\"later\": [1, {}],\n \"schema\": 2, \"x\": null}", "r.json".as_ref()).unwrap_err();
-    assert!(matches!(error, ResultReadError::Schema { line: 2, column: 12, found: 2, .. }), "{error:?}");
-    assert!(error.to_string().contains("the result has schema 2, this daxlab reads schema 1"), "{error}");
+        RunResult::from_json("{\"later\": [1, {}],\n \"schema\": 3, \"x\": null}", "r.json".as_ref()).unwrap_err();
+    assert!(matches!(error, ResultReadError::Schema { line: 2, column: 12, found: 3, .. }), "{error:?}");
+    assert!(error.to_string().contains("the result has schema 3, this daxlab reads schema 2"), "{error}");
 }
 
 #[test]

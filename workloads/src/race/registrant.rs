@@ -140,7 +140,7 @@ fn lease_for(axes: &Axes, draw: Share) -> Option<LeaseKind> {
             Some(if strong { LeaseKind::WRITE_U } else { LeaseKind::READ_U })
         }
         (PinGate::Unbreakable, LeaseRules::Chinner) => Some(LeaseKind::WRITE),
-        (PinGate::Lease, _) => Some(if strong { LeaseKind::WRITE } else { LeaseKind::READ }),
+        (PinGate::Lease | PinGate::Reference, _) => Some(if strong { LeaseKind::WRITE } else { LeaseKind::READ }),
         (PinGate::Open | PinGate::Fault, _) if draw.falls_below(STRONG / 3.0) => {
             Some(if axes.lease_rules == LeaseRules::ManPage { LeaseKind::READ_U } else { LeaseKind::WRITE })
         }

@@ -90,6 +90,8 @@ pub(crate) fn forget_owners(entries: &[LeaseEntry], gone: &[LeaseEntry]) {
 pub(crate) struct PinRequirement {
     /// Only exclusive leases count.
     pub(crate) exclusive: bool,
+    /// Leases of open files that the process has a descriptor of count as its own do.
+    pub(crate) by_reference: bool,
     /// Zombies count too: never, unless the rule is broken on purpose.
     pub(crate) zombies_pass: bool,
 }
@@ -196,11 +198,11 @@ impl LeaseTable {
         self.changed.wake_all();
     }
 
-    /// Admits a long-term pin of `range` by `pid`: counts it in the gate of every lease of `pid`
-    /// that is needed to cover the range. `required` says which leases count.
+    /// Admits a long-term pin of `range` by `pid`: counts it in the gate of every lease that is
+    /// needed to cover the range. `required` says which leases count.
     ///
     /// # Errors
-    /// EPERM if the process's active leases do not cover the range; EAGAIN if they would, were one
+    /// EPERM if the active leases that count do not cover the range; EAGAIN if they would, were one
     /// of them not being broken.
     pub(crate) fn enter_gates(
         &self,
@@ -231,7 +233,7 @@ impl LeaseTable {
     ) -> Result<Vec<Arc<Lease>>, GateRefusal> {
         let zombie_passes = |entry: &&LeaseEntry| required.zombies_pass && entry.state == LeaseState::Zombie;
         let suits = |entry: &&LeaseEntry| {
-            entry.pid == pid
+            (entry.pid == pid || (required.by_reference && entry.fd_holders.processes().contains(&pid)))
                 && entry.range.overlaps(range)
                 && (entry.state != LeaseState::Zombie || zombie_passes(entry))
                 && (!required.exclusive || entry.kind.is_exclusive(rules))

@@ -4,7 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::entry::{ALL, DesignEntry, preset_entries};
+use super::entry::{ALL, DesignEntry, all_preset_entries, preset_entries};
 use super::parse::parse_beside;
 use crate::input::{InputError, Source};
 
@@ -19,7 +19,7 @@ pub struct DesignCatalogue {
 impl Default for DesignCatalogue {
     /// The presets alone.
     fn default() -> Self {
-        DesignCatalogue { entries: preset_entries(), files: Vec::new() }
+        DesignCatalogue { entries: all_preset_entries(), files: Vec::new() }
     }
 }
 
@@ -80,7 +80,7 @@ impl DesignCatalogue {
     }
 
     /// Resolves a list as `--design` takes it, separated by commas: names, paths to TOML files (all
-    /// their designs), and `all` (every preset).
+    /// their designs), and `all` (the ten presets of the table).
     ///
     /// Files are loaded first, so a name may stand before the file that defines it. The result has
     /// the order of the list; a design named twice occurs once.

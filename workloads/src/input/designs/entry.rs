@@ -1,9 +1,9 @@
 //! One design of the catalogue, and the reserved name.
 
-use fs_sim::design::{Design, Preset, presets};
+use fs_sim::design::{Design, Preset, further_presets, presets};
 use serde::Serialize;
 
-/// The word of `--design` that stands for all presets.
+/// The word of `--design` that stands for the ten presets.
 pub(super) const ALL: &str = "all";
 
 /// A design and where it comes from. Serialises as `{name, axes{…}, about}`.
@@ -19,9 +19,14 @@ pub struct DesignEntry {
     pub negative_control: bool,
 }
 
-/// The entries of all presets, in the order of `docs/semantics.md`, section 5.
+/// The entries of the ten presets, in the order of `docs/semantics.md`, section 5.
 pub(super) fn preset_entries() -> Vec<DesignEntry> {
     presets().iter().map(DesignEntry::from).collect()
+}
+
+/// These, and the presets that are run only where they are named.
+pub(super) fn all_preset_entries() -> Vec<DesignEntry> {
+    presets().iter().chain(further_presets()).map(DesignEntry::from).collect()
 }
 
 impl From<&Preset> for DesignEntry {

@@ -2,18 +2,19 @@
 //!
 //! A file holds one design at top level, or several as `[[design]]`. A design has a name, may start
 //! from a `base` (a preset, or a design above it in the same file), and states axes; without a base
-//! it states all of them. The code walks the tables itself, without serde, because an error must be
-//! able to point at keys and at values.
+//! it states all of them, but for those with a default ([`Axis::choice_if_unstated`]). The code
+//! walks the tables itself, without serde, because an error must be able to point at keys and at
+//! values.
 //!
 //! Invariant: every returned design has a legal, unique name, and axes that passed [`Axes::check`].
 
 use std::ops::Range;
 
-use fs_sim::design::{Axes, Axis, Design, NAME_BYTES_MAX, presets};
+use fs_sim::design::{Axes, Axis, Design, NAME_BYTES_MAX, further_presets, preset, presets};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::entry::{ALL, DesignEntry, preset_entries};
+use super::entry::{ALL, DesignEntry, all_preset_entries};
 use crate::input::{InputError, Source, or_list, shown};
 
 /// Reads the designs of one file on its own: bases and names are checked against the presets and
@@ -23,7 +24,7 @@ use crate::input::{InputError, Source, or_list, shown};
 /// The text isn't TOML, a key or value isn't known, axes are missing or contradict each other, or a
 /// name is illegal or taken.
 pub fn parse(source: &Source) -> Result<Vec<Design>, InputError> {
-    let entries = parse_beside(source, &preset_entries())?;
+    let entries = parse_beside(source, &all_preset_entries())?;
     Ok(entries.into_iter().map(|entry| entry.design).collect())
 }
 
@@ -107,8 +108,10 @@ impl DesignReader<'_> {
         }
         // Without a base every axis is overwritten below, so the starting value does not matter.
         let mut axes = base.unwrap_or(presets()[0].axes);
-        for &(axis, choice, _) in &stated.axes {
-            axes.set(axis, choice).expect("`stated` kept only choices of this axis");
+        let unstated = |axis: Axis| Some((axis, axis.choice_if_unstated().filter(|_| base.is_none())?));
+        let stated_axes = stated.axes.iter().map(|&(axis, choice, _)| (axis, choice));
+        for (axis, choice) in Axis::ALL.into_iter().filter_map(unstated).chain(stated_axes) {
+            axes.set(axis, choice).expect("`stated` kept only choices of this axis, and defaults are choices");
         }
         self.check_axes(&axes, &stated)?;
         let about = match stated.base {
@@ -197,7 +200,7 @@ impl DesignReader<'_> {
         }
         match self.taken.iter().find(|entry| entry.design.name == name) {
             None => Ok(()),
-            Some(_) if presets().iter().any(|preset| preset.name == name) => bad(
+            Some(_) if preset(name).is_some() => bad(
                 format!("the name `{name}` is a preset's"),
                 &format!("choose another name; `base = \"{name}\"` starts from the preset"),
             ),
@@ -210,13 +213,14 @@ impl DesignReader<'_> {
     fn base(&self, base: &str, own_name: &str, span: Range<usize>) -> Result<Axes, InputError> {
         let above =
             self.read.iter().map(|entry| &entry.design).find(|design| design.name == base).map(|design| design.axes);
-        let preset = || presets().iter().find(|preset| preset.name == base).map(|preset| preset.axes);
+        let preset = || preset(base).map(|preset| preset.axes);
         above.or_else(preset).ok_or_else(|| {
             if base == own_name {
                 return self.source.error(span.clone(), format!("the design `{own_name}` is its own base"));
             }
             let above = self.read.iter().map(|entry| entry.design.name.as_str());
-            let known: Vec<&str> = presets().iter().map(|preset| preset.name).chain(above).collect();
+            let presets = presets().iter().chain(further_presets());
+            let known: Vec<&str> = presets.map(|preset| preset.name).chain(above).collect();
             let help = format!("a preset or a design above in this file: {}", or_list(known.iter().copied()));
             self.source.unknown_word(span.clone(), "base", base, known).help(help)
         })
@@ -230,7 +234,7 @@ impl DesignReader<'_> {
     ) -> Result<(), InputError> {
         let missing: Vec<&str> = Axis::ALL
             .into_iter()
-            .filter(|axis| stated.iter().all(|(stated, ..)| stated != axis))
+            .filter(|axis| axis.choice_if_unstated().is_none() && stated.iter().all(|(stated, ..)| stated != axis))
             .map(Axis::name)
             .collect();
         if missing.is_empty() {

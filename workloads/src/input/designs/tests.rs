@@ -1,8 +1,8 @@
 //! Every way in which a design file can be wrong, and what the catalogue resolves.
 
 use fs_sim::design::{
-    Axes, Axis, BreakTimeout, ChangeRule, LastCloseRule, LeaseLost, NAME_BYTES_MAX, NOT_APPLICABLE, PinGate,
-    UnlockRule, presets,
+    Axes, Axis, BreakTimeout, BusyScope, BusyUnit, ChangeRule, EvictRule, LastCloseRule, LeaseLost, NAME_BYTES_MAX,
+    NOT_APPLICABLE, PinGate, PinWaitHolds, RevokeScope, UnlockRule, presets,
 };
 use proptest::prelude::*;
 use serde::Deserialize;
@@ -95,7 +95,7 @@ fn every_error_points_at_its_place() {
             with("pin_gate = \"x\""),
             "unknown pin_gate `x`",
             (3, 12),
-            "`open`, `refuse`, `lease`, `unbreakable` or `fault`",
+            "`open`, `refuse`, `lease`, `reference`, `unbreakable` or `fault`",
         ),
         (with("pin_gate = \"n/a\""), "unknown pin_gate `n/a`", (3, 12), ""),
         (with("pin_gate = 3"), "`pin_gate` is a string", (3, 12), "of type integer"),
@@ -160,7 +160,7 @@ fn every_error_points_at_its_place() {
             "name = \"x\"\nbase = \"mainline\"\npin_gate = \"open\"".into(),
             "`n/a` stands only with pin_gate = \"refuse\", and pin_gate is \"open\"",
             (3, 1),
-            "unlock_while_pinned, last_close_while_pinned, mr_holds_lease, on_lease_lost are `n/a`",
+            "unlock_while_pinned, last_close_while_pinned, mr_holds_lease, on_lease_lost, revoke_scope are `n/a`",
         ),
         (
             with("lease_rules = \"none\""),
@@ -205,10 +205,10 @@ fn an_error_reads_as_one_paragraph() {
  --> my.toml:3:1
   |
 3 | pin_gate = \"open\"
-  | ^^^^^^^^ `mainline` brings unlock_while_pinned, last_close_while_pinned, mr_holds_lease, on_lease_lost
+  | ^^^^^^^^ `mainline` brings unlock_while_pinned, last_close_while_pinned, mr_holds_lease, on_lease_lost, revoke_scope
   |
-  = help: unlock_while_pinned, last_close_while_pinned, mr_holds_lease, on_lease_lost are `n/a`: choose a value, or set \
-         pin_gate = \"refuse\""
+  = help: unlock_while_pinned, last_close_while_pinned, mr_holds_lease, on_lease_lost, revoke_scope are `n/a`: choose a value, \
+         or set pin_gate = \"refuse\""
     );
 }
 
@@ -218,7 +218,15 @@ fn the_documentation_page_says_what_the_code_does() {
     let mut blocks = page.split("```toml\n").skip(1).map(|rest| rest.split("```").next().unwrap());
     assert_eq!(read(blocks.next().unwrap()).unwrap()[0].axes.stranger_change, ChangeRule::Wait);
     assert_eq!(read(blocks.next().unwrap()).unwrap()[1].axes.break_timeout, BreakTimeout::Kill);
-    assert_eq!(read(blocks.next().unwrap()).unwrap()[0].axes, preset("mainline"));
+    let unstated = Axes {
+        revoke_scope: Some(RevokeScope::Context),
+        busy_scope: BusyScope::Range,
+        busy_unit: BusyUnit::Page,
+        pin_wait_holds: PinWaitHolds::Range,
+        evict_while_pinned: EvictRule::Orphan,
+        ..preset("mainline")
+    };
+    assert_eq!(read(blocks.next().unwrap()).unwrap()[0].axes, unstated);
     assert_eq!(blocks.next(), None);
     for axis in Axis::ALL {
         let row = page.lines().find(|line| line.starts_with(&format!("| `{axis}` |"))).expect("a row for each axis");
@@ -278,7 +286,7 @@ mod catalogue {
         assert_eq!(chosen(&designs), ["x", "kara"], "in the list's order, each once, a name before its file");
         assert_eq!(designs[0].design.axes, preset("odp"));
         assert_eq!(chosen(&catalogue.resolve(&mine).unwrap()), ["x"], "a file named again");
-        assert_eq!(catalogue.entries().len(), 11);
+        assert_eq!(catalogue.entries().len(), 12);
     }
 
     #[test]
@@ -308,7 +316,7 @@ mod catalogue {
             let error = catalogue.resolve(list).unwrap_err();
             assert!(error.title().starts_with(&format!("cannot read `{list}`: No such file")), "{error}");
         }
-        assert_eq!(catalogue.entries().len(), 10);
+        assert_eq!(catalogue.entries().len(), 11);
     }
 
     #[test]
@@ -316,7 +324,7 @@ mod catalogue {
         let mut catalogue = DesignCatalogue::default();
         let text = "[[design]]\nname = \"x\"\nbase = \"odp\"\n[[design]]\nname = \"y\"\n";
         assert!(catalogue.add(&Source::new("t", text)).is_err());
-        assert_eq!(catalogue.entries().len(), 10);
+        assert_eq!(catalogue.entries().len(), 11);
     }
 }
 
@@ -335,6 +343,7 @@ fn any_axes() -> impl Strategy<Value = Axes> {
                 axes.last_close_while_pinned.get_or_insert(LastCloseRule::Zombie);
                 axes.mr_holds_lease.get_or_insert(true);
                 axes.on_lease_lost.get_or_insert(LeaseLost::Abort);
+                axes.revoke_scope.get_or_insert(RevokeScope::Region);
             }
             axes
         })
