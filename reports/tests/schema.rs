@@ -105,7 +105,7 @@ fn unknown_words_and_fields_fail_schema_and_reader_alike() {
     for (pointer, wrong) in [
         ("/designs/0/verdict", json!("fine")),
         ("/designs/0/verdict", json!("Safe")),
-        ("/schema", json!(2)),
+        ("/schema", json!(3)),
         ("/extra", json!(1)),
         ("/job/extra", json!("x")),
         ("/designs/0/extra", json!(1)),
