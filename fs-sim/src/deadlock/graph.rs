@@ -77,7 +77,8 @@ impl WaitNode {
 
     fn participant(&self) -> Participant {
         let needs = self.needs.iter().map(Awaited::need).collect();
-        Participant { task: self.waiter.id(), pid: self.pid, reason: self.reason, needs }
+        let uninterruptible = self.end == WaitEnd::Stays;
+        Participant { task: self.waiter.id(), pid: self.pid, reason: self.reason, needs, uninterruptible }
     }
 }
 
@@ -179,6 +180,11 @@ impl WaitGraph {
                 None => node.waiter.look_again(),
             }
         }
+    }
+
+    /// Whether `task` is in a wait that neither a signal nor a refusal ends.
+    pub(crate) fn is_unendable(&self, task: WaiterId) -> bool {
+        self.nodes.lock().get(&task).is_some_and(|node| node.end == WaitEnd::Stays)
     }
 
     pub(crate) fn forget(&self, waiter: WaiterId) {
@@ -293,15 +299,28 @@ fn passes_by(reach: &Reach, reached: &Reached, need: &ResolvedNeed) -> bool {
     need.behind.is_some_and(|ahead| leads_to(reach, ahead, &own()))
 }
 
-/// Of the stuck tasks the one that began to wait last, among those that can be refused.
+/// Of the stuck tasks the one that began to wait last, among those that can be refused and are
+/// members of a cycle: a task that waits behind a cycle of uninterruptible waits waits on.
 fn youngest<'r>(reach: &'r Reach, stuck: &BTreeSet<WaiterId>) -> Option<&'r Arc<WaitNode>> {
-    let refusable = |node: &&Arc<WaitNode>| node.end == WaitEnd::Refusable;
-    stuck
-        .iter()
-        .filter_map(|task| reach.get(task))
-        .map(|reached| &reached.node)
-        .filter(refusable)
-        .max_by_key(|n| n.began)
+    let members = stuck.iter().filter_map(|task| reach.get(task)).map(|reached| &reached.node);
+    let refusable = members.filter(|node| node.end == WaitEnd::Refusable);
+    refusable.filter(|node| is_in_cycle(reach, node.waiter.id(), stuck)).max_by_key(|node| node.began)
+}
+
+/// Whether a stuck task waits, directly or not, for itself.
+fn is_in_cycle(reach: &Reach, task: WaiterId, stuck: &BTreeSet<WaiterId>) -> bool {
+    let mut seen = BTreeSet::new();
+    let mut next = vec![task];
+    while let Some(reached) = next.pop().and_then(|task| reach.get(&task)) {
+        for need in reached.needs.iter().filter(|need| is_hopeless(reach, reached, need, stuck)) {
+            let able = need.tasks.iter().flatten().copied();
+            next.extend(able.filter(|able| seen.insert(*able)));
+        }
+        if seen.contains(&task) {
+            return true;
+        }
+    }
+    false
 }
 
 /// Of the stuck tasks those that `first` waits for, directly or not, without those that merely

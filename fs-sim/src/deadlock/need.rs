@@ -92,6 +92,9 @@ pub struct Participant {
     pub reason: &'static str,
     /// What it needs, all of it.
     pub needs: Vec<Need>,
+    /// Whether no signal ends its wait, not even SIGKILL, and it can't be refused: the design has
+    /// such waits (`pin_wait_holds = inode`, `evict_while_pinned = wait`).
+    pub uninterruptible: bool,
 }
 
 impl std::fmt::Display for Participant {

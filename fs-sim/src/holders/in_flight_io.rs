@@ -9,6 +9,7 @@ use emulator::sync::{Arc, Mutex, MutexGuard};
 
 use crate::base::numbers::{Ino, Pid};
 use crate::base::range::BlockRange;
+use crate::deadlock::need::{Awaited, Need};
 use crate::holders::holder::meets;
 use crate::holders::short_pins::ShortPins;
 use crate::vfs::attachments::{Attachment, Slot};
@@ -68,9 +69,19 @@ pub(crate) struct SeenIo {
     pub(crate) fd_holders: Arc<FdHolders>,
 }
 
+impl SeenIo {
+    /// Its completion, by its process.
+    pub(crate) fn awaited(&self) -> Awaited {
+        Need::any_of(vec![self.pid]).into()
+    }
+}
+
 /// The I/O in flight that pins any of `pages` (sorted and disjoint), ordered by process.
 pub(crate) fn io_on(kernel: &Kernel, pages: &[PageRange]) -> Vec<SeenIo> {
     let mut found = Vec::new();
+    if pages.is_empty() {
+        return found;
+    }
     for (pid, process) in kernel.processes.snapshot() {
         let in_flight = process.attached::<InFlightRequests>().lock();
         let pinning = in_flight.iter().filter(|request| request.pins_any_of(pages));

@@ -1,5 +1,5 @@
 //! What an administrator does to a volume from outside: defragment, poison, look at runs, watch
-//! guests.
+//! guests, switch the machine off.
 //!
 //! It owns the entry points; the work is done in the layers below. Invariant: none of them acts
 //! for a process. Kernel counterpart: xfs_fsr(8), `ndctl inject-error`, filefrag(8).
@@ -11,10 +11,15 @@ use emulator::sync::atomic::Ordering;
 use crate::base::errno::Errno;
 use crate::base::numbers::Ino;
 use crate::extent_map::lookup::runs;
+use crate::holders::holder::revoke_holder;
+use crate::holders::in_flight_io::InFlightRequests;
+use crate::holders::list::pin_holders;
 use crate::holders::stale_watch::{StaleWatch, changed_lines};
 use crate::layout_change::defragment::{Defragmented, defragment_inode};
 use crate::vfs::kernel::Kernel;
+use crate::vfs::lifecycle::LastReference;
 use crate::vfs::names::{drop_open, lookup};
+use crate::vfs::open_file::Deferred;
 use crate::vfs::task::Task;
 
 impl Kernel {
@@ -26,8 +31,32 @@ impl Kernel {
     pub fn defragment_politely(self: &Arc<Self>, name: &str) -> Result<Defragmented, Errno> {
         let inode = lookup(self, name)?;
         let done = defragment_inode(self, &inode, None);
-        drop_open(self, &inode);
+        drop_open(self, &inode, LastReference::Kernel);
         done
+    }
+
+    /// Takes away the pins that tasks wait for in waits which nothing ends (see
+    /// [`Participant::uninterruptible`]): all I/O in flight completes, all holders are revoked.
+    /// For the end of a run only: it stands for switching the machine off. False: no task is
+    /// stuck.
+    ///
+    /// [`Participant::uninterruptible`]: crate::deadlock::need::Participant::uninterruptible
+    pub fn tear_down_stuck(self: &Arc<Self>) -> bool {
+        if !self.stuck().iter().any(|task| task.uninterruptible) {
+            return false;
+        }
+        let mut deferred = Deferred::default();
+        for (_, process) in self.processes.snapshot() {
+            for request in process.attached::<InFlightRequests>().take_all() {
+                // No caller is left to report an error to.
+                let _unreported = request.finish(self, None, &mut deferred);
+            }
+        }
+        for inode in self.all_inodes() {
+            pin_holders(&inode).all().iter().for_each(|holder| revoke_holder(self, holder));
+        }
+        self.run_deferred(deferred);
+        true
     }
 
     /// Poisons the device page that holds this block of a file: an access to it fails, others are
@@ -96,7 +125,7 @@ impl Task {
         self.syscall(|| {
             let inode = lookup(self.kernel(), name)?;
             let done = defragment_inode(self.kernel(), &inode, Some(self));
-            drop_open(self.kernel(), &inode);
+            drop_open(self.kernel(), &inode, LastReference::Call(self));
             done
         })
     }

@@ -8,16 +8,15 @@ use emulator::sync::Arc;
 
 use crate::base::numbers::DescriptionId;
 use crate::holders::in_flight_io::InFlightRequests;
-use crate::layout_change::departure;
+use crate::layout_change::eviction::evict;
 use crate::leases::layout::close::release_leases;
 use crate::leases::posix::close::release_posix_lease;
 use crate::syscalls::exec::RunningPrograms;
 use crate::vfs::inode::Inode;
 use crate::vfs::kernel::Kernel;
-use crate::vfs::lifecycle::Lifecycle;
+use crate::vfs::lifecycle::{LastReference, Lifecycle};
 use crate::vfs::open_file::{AccessMode, Deferred};
 use crate::vfs::process::Process;
-use crate::vfs::task::Task;
 
 /// The layers of this crate.
 pub(super) struct Layers;
@@ -28,10 +27,10 @@ impl Lifecycle for Layers {
         kernel: &Arc<Kernel>,
         inode: &Arc<Inode>,
         (file, access): (DescriptionId, AccessMode),
-        closer: Option<&Task>,
+        last: LastReference<'_>,
     ) {
         release_posix_lease(inode, file, access);
-        release_leases(kernel, inode, file, closer);
+        release_leases(kernel, inode, file, last);
     }
 
     fn process_exits(&self, kernel: &Arc<Kernel>, process: &Process, deferred: &mut Deferred) {
@@ -42,7 +41,7 @@ impl Lifecycle for Layers {
         process.attached::<RunningPrograms>().end_all(kernel);
     }
 
-    fn evict(&self, kernel: &Arc<Kernel>, inode: &Arc<Inode>) {
-        departure::evict(kernel, inode);
+    fn evict(&self, kernel: &Arc<Kernel>, inode: &Arc<Inode>, last: LastReference<'_>) {
+        evict(kernel, inode, last);
     }
 }

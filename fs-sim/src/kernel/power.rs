@@ -18,9 +18,11 @@ use crate::base::numbers::Ino;
 use crate::base::page_sets::without;
 use crate::extent_map::Layout;
 use crate::extent_map::lookup::pages_of;
-use crate::layout_change::departure::{evict, reap_orphans};
+use crate::layout_change::departure::reap_orphans;
+use crate::layout_change::eviction::evict;
 use crate::vfs::inode::Inode;
 use crate::vfs::kernel::{Kernel, KernelConfig};
+use crate::vfs::lifecycle::LastReference;
 use crate::volume::PageList;
 
 /// What a power cut leaves: the device, and what the journal says.
@@ -119,7 +121,7 @@ impl Kernel {
         for (ino, inode) in inodes.iter().filter(|(ino, _)| !links.contains_key(ino)) {
             recovered.removed_inodes += 1;
             kernel.trace("removed by recovery", 0, ino.0, None);
-            evict(&kernel, inode);
+            evict(&kernel, inode, LastReference::Kernel);
         }
         Ok((kernel, recovered))
     }

@@ -18,6 +18,7 @@ use crate::deadlock::need::Need;
 use crate::holders::holder::revoke_holder;
 use crate::holders::in_flight_io::io_on;
 use crate::holders::list::pin_holders;
+use crate::layout_change::busy::{DRAINING, waits_with_open_pages};
 use crate::layout_change::departure::DepartingPages;
 use crate::layout_change::plan::{ChangeWork, PageFate, Patience};
 use crate::layout_change::verdict::PinVerdict;
@@ -35,9 +36,6 @@ impl Patience {
         }
     }
 }
-
-/// The reason of a change that waits with its pages closed.
-const DRAINING: &str = "pins draining";
 
 /// One run of closed pages.
 struct ClosedPart<'t> {
@@ -125,6 +123,7 @@ fn drain_pins(
     // Where the design lets a change proceed over pins, long-term pins that were not judged are
     // ignored: they can belong to another file's holder.
     let shorts_only = kernel.tolerates_pins();
+    let opens_for_io = waits_with_open_pages(task);
     let outcome = task.block_on(kernel.pins.drained(), patience.drains(), || {
         let mut busy = false;
         for (work, verdict) in works.iter().zip(verdicts) {
@@ -135,6 +134,9 @@ fn drain_pins(
             }
             let revoked = |id: HolderId| verdict.revoke.iter().any(|revoked| revoked.id == id);
             busy |= shorts_only && holders.iter().any(|holder| revoked(holder.id));
+        }
+        if opens_for_io && !io_on(kernel, &pages_closed_by(closed)).is_empty() {
+            return WaitPoll::Ready(Ok(false));
         }
         for part in closed.iter().flatten().flat_map(|closed| &closed.parts) {
             busy = busy || part.closing.flag_waiter(part.orphan || shorts_only);
@@ -159,16 +161,21 @@ fn blocked_behind_closed_pages(
     for work in works {
         work.turn.set_draining(work.concerns_clients());
     }
-    let mut pages: Vec<PageRange> =
-        closed.iter().flatten().flat_map(|closed| &closed.parts).map(|part| part.closing.range()).collect();
-    merge(&mut pages);
-    let mut pids: Vec<Pid> = io_on(task.kernel(), &pages).iter().map(|io| io.pid).collect();
+    let mut pids: Vec<Pid> = io_on(task.kernel(), &pages_closed_by(closed)).iter().map(|io| io.pid).collect();
     pids.dedup();
     if pids.contains(&task.pid()) && task.is_alone() {
         task.note_self_deadlock(DRAINING);
         return WaitPoll::Ready(Err(Errno::EDEADLK));
     }
     WaitPoll::Blocked(pids.into_iter().map(|pid| Need::any_of(vec![pid]).into()).collect())
+}
+
+/// All pages that a change has closed, sorted.
+fn pages_closed_by(closed: &[Option<ClosedPages<'_>>]) -> Vec<PageRange> {
+    let parts = closed.iter().flatten().flat_map(|closed| &closed.parts);
+    let mut pages: Vec<PageRange> = parts.map(|part| part.closing.range()).collect();
+    merge(&mut pages);
+    pages
 }
 
 /// Closes all pages of one file that are to be frozen or orphaned. `None` if another close is in

@@ -3,18 +3,15 @@
 //!
 //! It owns the last steps of every block that leaves. A page is freed in [`free_pages`], and
 //! nowhere else. Invariants: a block goes to the allocator only with a token that proves its pages
-//! frozen (the `proceed` choices forge one), and only when no file maps it; eviction never fails
-//! and never waits. Kernel counterpart: `xfs_inactive`, `xfs_free_extent`.
+//! frozen (the `proceed` choices forge one), and only when no file maps it. Kernel counterpart:
+//! `xfs_free_extent`.
 
 use emulator::ledger::Ownership;
 use emulator::pin::{Frozen, Orphaned, PageRange};
-use emulator::sync::{Arc, thread};
+use emulator::sync::thread;
 
 use crate::base::errno::Errno;
 use crate::design::ChangeRule;
-use crate::extent_map::lookup::pages_of;
-use crate::extent_map::{Extent, Layout};
-use crate::holders::ghosts::remember_holders_of;
 use crate::holders::stale_watch::{unwatch_given, watch_freed};
 use crate::vfs::inode::Inode;
 use crate::vfs::kernel::Kernel;
@@ -71,7 +68,7 @@ pub(crate) fn free_pages(kernel: &Kernel, frozen: Frozen<'_>) {
     kernel.trace("freed", 0, 0, Some(pages));
     // While pages are really closed, a count can only be a refused pin that is about to undo
     // itself.
-    if !kernel.tolerates_pins() && frozen.is_forged() && !kernel.pins.census(pages).is_zero() {
+    if !kernel.frees_pinned() && frozen.is_forged() && !kernel.pins.census(pages).is_zero() {
         kernel.violated(format!(
             "invariant 1: device pages {}..{} went to the allocator while pinned",
             pages.start(),
@@ -103,34 +100,18 @@ pub(crate) fn reap_orphans(kernel: &Kernel, pages: PageRange) {
 /// Ends a reference of `inode` to shared blocks. Blocks that no file maps any more are freed:
 /// their last two users left at the same time, so neither closed them.
 pub(crate) fn release_shared(kernel: &Kernel, inode: &Inode, pages: PageRange) {
+    let ignores_pins = kernel.axes.stranger_change == ChangeRule::Proceed;
     for pages in kernel.shares.release(pages) {
-        match kernel.axes.stranger_change {
-            ChangeRule::Proceed => free_pages(kernel, kernel.pins.forge(pages)),
-            _ => free_or_orphan(kernel, inode, pages),
-        }
+        free_unmapped(kernel, inode, pages, ignores_pins);
     }
 }
 
-/// Evicts an inode without a name and without an open file. Never fails and never waits: what is
-/// pinned becomes orphaned (unless the design lets strangers proceed).
-pub(crate) fn evict(kernel: &Arc<Kernel>, inode: &Arc<Inode>) {
-    let leaving: Vec<Extent> = inode.layout(|layout| layout.extents().collect());
-    kernel.trace("evicted", inode.ino().0, inode.ino().0, leaving.first().map(pages_of));
-    inode.turn.pages_closed();
-    {
-        let _publishing = inode.map_lock.lock();
-        inode.publish(Layout::default());
+/// Frees pages that no file maps; those with pins are orphaned, unless pins are ignored.
+pub(crate) fn free_unmapped(kernel: &Kernel, inode: &Inode, pages: PageRange, ignores_pins: bool) {
+    match ignores_pins {
+        true => free_pages(kernel, kernel.pins.forge(pages)),
+        false => free_or_orphan(kernel, inode, pages),
     }
-    kernel.journal.evicted(inode.ino());
-    // No process has the file open: what still pins it is long-term, or about to find the map
-    // changed. The ranges are taken one by one, so the number of extents has no limit. Blocks that
-    // are not counted as shared belong to this file alone.
-    for extent in leaving {
-        release_shared(kernel, inode, pages_of(&extent));
-    }
-    inode.turn.pages_reopened();
-    remember_holders_of(kernel, inode);
-    kernel.inodes.remove(inode.ino());
 }
 
 /// Frees pages that no file maps, or orphans them: a pinner with an old map may be about to undo a

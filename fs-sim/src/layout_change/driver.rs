@@ -22,7 +22,9 @@ use crate::base::errno::Errno;
 use crate::base::range::BlockRanges;
 use crate::deadlock::graph::{WaitFailure, WaitPoll};
 use crate::deadlock::need::Awaited;
+use crate::design::BusyScope;
 use crate::holders::list::pin_holders;
+use crate::layout_change::busy::{PinsInTheWay, Site, pins_beside, wait_for_pins};
 use crate::layout_change::closed_pages::clear_pages;
 use crate::layout_change::departure::{depart, fresh_blocks, release_shared};
 use crate::layout_change::plan::{
@@ -33,7 +35,7 @@ use crate::layout_change::publication::publish_change;
 use crate::layout_change::recall_clients::{end_own_layouts, recall_layouts};
 use crate::layout_change::turns::Turns;
 use crate::layout_change::unmap_guests::unmap_guests;
-use crate::layout_change::verdict::judge_all_pins;
+use crate::layout_change::verdict::{judge_all_pins, sites_of};
 use crate::leases::layout::break_layouts::{
     BreakOutcome, break_layouts, check_layouts, judge_without_breaks, wait_for_leases,
 };
@@ -50,7 +52,11 @@ pub(crate) fn change_layout(
     change: &dyn Change,
     patience: Patience,
 ) -> Result<bool, Errno> {
-    if inode.layout(|layout| change.plan(layout))?.is_none() {
+    if inode.layout(|layout| change.plan(layout))?.is_none() && !meets_pins_anyway(task, change.meets_file(), patience)
+    {
+        if patience == Patience::Waits {
+            inode.turn.wait_until_unheld(task);
+        }
         return Ok(false);
     }
     change_layouts(task, &[inode], &SingleChange(change), patience)
@@ -87,6 +93,9 @@ fn change_under_turns(
     // A plan without the turn only says which turn to take.
     let mut wanted: Option<Vec<BlockRanges>> = None;
     loop {
+        if patience == Patience::Waits && wait_for_inodes(task, &sides) {
+            continue;
+        }
         if let Some(ranges) = &wanted {
             turns.take(task, ranges, patience == Patience::Waits)?;
         }
@@ -94,6 +103,9 @@ fn change_under_turns(
         kernel.device_stays()?;
         let planned = PlannedOn::now(inodes);
         let Some(plans) = change.plan(kernel, &planned.layouts)? else {
+            if meets_pins_anyway(task, change.meets_file(), patience) && wait_for_files(task, turns, &sides)? {
+                continue;
+            }
             return Ok(false);
         };
         let ranges: Vec<BlockRanges> =
@@ -132,11 +144,14 @@ fn change_once<'w>(
     if works.iter().map(|work| work.blocks).sum::<u64>() > kernel.allocator.free_blocks() {
         return Err(Errno::ENOSPC);
     }
+    let sites = sites_of(change, works, patience);
+    // What refuses the change comes before any lease is broken.
+    sites.iter().try_for_each(|site| pins_beside(task, *site).map(|_| ()))?;
     if !break_all_layouts(task, works, patience)? || !recall_layouts(task, works, patience)? {
         return Ok(StillHolds::Again);
     }
     race_point!("change: settled, not shut");
-    let Some(verdicts) = judge_all_pins(task, works)? else { return Ok(StillHolds::Again) };
+    let Some(verdicts) = judge_all_pins(task, change, works, patience)? else { return Ok(StillHolds::Again) };
     if !unmap_guests(task, works, &verdicts, patience)? {
         return Ok(StillHolds::Again);
     }
@@ -168,6 +183,35 @@ fn change_once<'w>(
         kernel.trace("layout changed", task.pid().0.into(), work.inode.ino().0, first);
     }
     Ok(StillHolds::Yes)
+}
+
+/// Whether a change that has no effect waits for pins in the file all the same. Kernel: a truncate
+/// or `fallocate` breaks layouts before it looks what there is to do.
+fn meets_pins_anyway(task: &Task, meets_file: bool, patience: Patience) -> bool {
+    meets_file && patience == Patience::Waits && task.kernel().axes.busy_scope == BusyScope::File
+}
+
+/// Waits, with no turn, until no change of another task holds one of the inodes. False: none did.
+fn wait_for_inodes(task: &Task, sides: &[(&Inode, &TurnGuard<'_>)]) -> bool {
+    let held = |side: &&(&Inode, &TurnGuard<'_>)| side.0.turn.held_by_other(task.waiter().id()).is_some();
+    let Some((inode, _)) = sides.iter().find(held) else { return false };
+    sides.iter().for_each(|(inode, turn)| stand_back(inode, turn));
+    inode.turn.wait_until_unheld(task);
+    true
+}
+
+/// For a change without an effect: waits for pins anywhere in its files. False: there was none.
+fn wait_for_files(task: &Task, turns: &Turns<'_>, sides: &[(&Inode, &TurnGuard<'_>)]) -> Result<bool, Errno> {
+    let site = |&(inode, turn)| Site { inode, turn, work: None, whole_file: true };
+    let sites: Vec<Site<'_>> = sides.iter().map(site).collect();
+    let ways = sites.iter().map(|site| pins_beside(task, *site)).collect::<Result<Vec<PinsInTheWay>, Errno>>()?;
+    if ways.iter().all(PinsInTheWay::is_empty) {
+        return Ok(false);
+    }
+    // It changes nothing, so its turn is for no block.
+    turns.take(task, &vec![BlockRanges::default(); sides.len()], true)?;
+    wait_for_pins(task, &sites, &ways)?;
+    Ok(true)
 }
 
 /// A change stands behind lease requests that wait where it judges leases, unless they wait for its

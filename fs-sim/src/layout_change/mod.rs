@@ -10,12 +10,14 @@
 //! `plan` and `copy` import each other: a plan lists its copies, and refuses one whose source pages
 //! are poisoned by the same check that `copy` makes before it reads them.
 
+pub(crate) mod busy;
 pub(crate) mod changes;
 pub(crate) mod closed_pages;
 pub(crate) mod copy;
 pub mod defragment;
 pub(crate) mod departure;
 pub(crate) mod driver;
+pub(crate) mod eviction;
 pub(crate) mod plan;
 pub(crate) mod publication;
 pub(crate) mod recall_clients;

@@ -47,6 +47,13 @@ pub(crate) trait Change {
     /// Whatever the call can fail with before anything is decided.
     fn plan(&self, layout: &Layout) -> Result<Option<ChangePlan>, Errno>;
 
+    /// Whether pins anywhere in the file stand in its way, also where it has no effect, if the
+    /// design says so (`busy_scope`): truncate, every `fallocate`, remaps. Writes, faults and pins
+    /// meet pins on their own blocks only.
+    fn meets_file(&self) -> bool {
+        true
+    }
+
     /// The layout after the change. Leases and pins allow it, the pages that leave are closed,
     /// what it writes belongs to the file alone, and it can't fail any more. This is the place to
     /// prepare blocks that no other task can reach yet.
@@ -60,6 +67,11 @@ pub(crate) trait JointChange {
     /// # Errors
     /// As for [`Change::plan`].
     fn plan(&self, kernel: &Kernel, layouts: &[Layout]) -> Result<Option<Vec<ChangePlan>>, Errno>;
+
+    /// As [`Change::meets_file`].
+    fn meets_file(&self) -> bool {
+        true
+    }
 
     /// Whether the change is still to be done, now that no task can write what it depends on.
     /// Since it was planned, unwritten blocks may have turned written; nothing else has changed.
@@ -91,6 +103,10 @@ pub(crate) struct SingleChange<'a>(pub(crate) &'a dyn Change);
 impl JointChange for SingleChange<'_> {
     fn plan(&self, _kernel: &Kernel, layouts: &[Layout]) -> Result<Option<Vec<ChangePlan>>, Errno> {
         Ok(self.0.plan(&layouts[0])?.map(|plan| vec![plan]))
+    }
+
+    fn meets_file(&self) -> bool {
+        self.0.meets_file()
     }
 
     fn apply(&self, kernel: &Kernel, layouts: &[Layout], ready: &ClearedBlocks<'_>) -> Vec<Layout> {
@@ -351,6 +367,11 @@ impl<'a> ChangeWork<'a> {
         let mut all = self.touches.clone();
         all.extend(self.changing.iter());
         all
+    }
+
+    /// The file blocks that leave, move, become shared or turn unwritten.
+    pub(crate) fn changing(&self) -> &BlockRanges {
+        &self.changing
     }
 
     /// Whether it only adds blocks: everything that was mapped stays as it was.

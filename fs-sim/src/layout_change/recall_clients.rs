@@ -47,7 +47,7 @@ pub(crate) fn end_own_layouts(task: &Task, works: &[ChangeWork<'_>]) -> Result<b
     until_gone(task, works, &layouts_in_way(task, works, true), |layout| {
         let mut deferred = Deferred::default();
         layout.close(&mut deferred);
-        task.kernel().run_deferred(deferred);
+        task.run_deferred(deferred);
     })
 }
 

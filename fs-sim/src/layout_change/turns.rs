@@ -56,7 +56,7 @@ impl<'t> Turns<'t> {
             } else {
                 self.guards.iter().zip(ranges).for_each(|(guard, ranges)| guard.queue_for(ranges));
             }
-            let Some(blocked) = self.guards.iter().position(|guard| !guard.try_turn(task)) else { continue };
+            let Some(blocked) = self.guards.iter().position(|guard| !guard.try_turn(task, may_wait)) else { continue };
             let other = 1 - blocked;
             stand_aside(self.inodes[other], &self.guards[other]);
             self.guards[blocked].wait_until_first(task, may_wait)?;

@@ -6,17 +6,15 @@
 
 use emulator::pin::PageRange;
 use emulator::sync::Arc;
-use emulator::wait::WaitFor;
 
 use crate::base::errno::Errno;
 use crate::base::numbers::HolderId;
 use crate::base::page_sets::{common, merge, without};
-use crate::deadlock::graph::{WaitFailure, WaitPoll};
-use crate::deadlock::need::{Awaited, Need};
 use crate::design::ChangeRule;
 use crate::holders::holder::Holder;
 use crate::holders::list::pin_holders;
-use crate::layout_change::plan::{ChangeWork, publish_waiting};
+use crate::layout_change::busy::{Site, pins_beside, wait_for_pins, waits_for_itself};
+use crate::layout_change::plan::{ChangeWork, JointChange, Patience};
 use crate::vfs::task::Task;
 
 /// What the design says of the committed holders of the pages concerned.
@@ -34,22 +32,33 @@ pub(crate) struct PinVerdict {
 
 /// Judges the pins on all pages concerned. `None`: some were waited for, and the change plans
 /// again.
-pub(crate) fn judge_all_pins(task: &Task, works: &[ChangeWork<'_>]) -> Result<Option<Vec<PinVerdict>>, Errno> {
+pub(crate) fn judge_all_pins(
+    task: &Task,
+    change: &dyn JointChange,
+    works: &[ChangeWork<'_>],
+    patience: Patience,
+) -> Result<Option<Vec<PinVerdict>>, Errno> {
     let verdicts = works.iter().map(|work| judge_pins(task, work)).collect::<Result<Vec<PinVerdict>, Errno>>()?;
-    for (work, verdict) in works.iter().zip(&verdicts) {
-        if !verdict.wait_for.is_empty() {
-            let waits = |n: usize| (works[n].inode.ino() == work.inode.ino()).then(|| verdicts[n].wait_for.clone());
-            publish_waiting(works, waits);
-            wait_for_holders(task, work, &verdict.wait_for)?;
-            return Ok(None);
-        }
-        if work.touches.is_empty() && !verdict.judged.is_empty() {
-            // Pins came since the plan was made: now it is a layout change, and leases must be
-            // judged.
-            return Ok(None);
-        }
+    let sites = sites_of(change, works, patience);
+    let mut ways = sites.iter().map(|site| pins_beside(task, *site)).collect::<Result<Vec<_>, Errno>>()?;
+    for (way, verdict) in ways.iter_mut().zip(&verdicts) {
+        way.holders.extend(verdict.wait_for.iter().cloned());
+    }
+    if ways.iter().any(|way| !way.is_empty()) {
+        wait_for_pins(task, &sites, &ways)?;
+        return Ok(None);
+    }
+    if works.iter().zip(&verdicts).any(|(work, verdict)| work.touches.is_empty() && !verdict.judged.is_empty()) {
+        // Pins came since the plan was made: now it is a layout change, and leases must be judged.
+        return Ok(None);
     }
     Ok(Some(verdicts))
+}
+
+/// Where a change looks for pins besides those on its own blocks.
+pub(crate) fn sites_of<'w>(change: &dyn JointChange, works: &'w [ChangeWork<'w>], patience: Patience) -> Vec<Site<'w>> {
+    let whole_file = change.meets_file() && patience == Patience::Waits;
+    works.iter().map(|work| Site { inode: work.inode, turn: work.turn, work: Some(work), whole_file }).collect()
 }
 
 /// Judges the committed holders of one file's pages.
@@ -61,7 +70,7 @@ fn judge_pins(task: &Task, work: &ChangeWork<'_>) -> Result<PinVerdict, Errno> {
     if blind {
         verdict.forged = [&work.leaving[..], &work.moving].concat();
     }
-    let mut waits_for_itself = false;
+    let mut waits = false;
     for holder in pin_holders(work.inode).holding(work.range, judged) {
         verdict.judged.push(holder.id);
         let own = holder.pid == task.pid();
@@ -69,7 +78,7 @@ fn judge_pins(task: &Task, work: &ChangeWork<'_>) -> Result<PinVerdict, Errno> {
         match rule {
             ChangeRule::Fail => return Err(Errno::ETXTBSY),
             ChangeRule::Wait => {
-                waits_for_itself |= own && task.is_alone() && Need::of_holder(kernel, &holder).any_of == [task.pid()];
+                waits |= waits_for_itself(task, &holder);
                 verdict.wait_for.push(holder);
             }
             ChangeRule::Revoke => verdict.revoke.push(holder),
@@ -77,7 +86,7 @@ fn judge_pins(task: &Task, work: &ChangeWork<'_>) -> Result<PinVerdict, Errno> {
             ChangeRule::Proceed => verdict.forged.extend(common(&holder.pages, judged)),
         }
     }
-    if waits_for_itself {
+    if waits {
         task.note_self_deadlock("long-term pins");
         return Err(Errno::EDEADLK);
     }
@@ -85,24 +94,4 @@ fn judge_pins(task: &Task, work: &ChangeWork<'_>) -> Result<PinVerdict, Errno> {
     // A page that one holder keeps stays behind, whatever the other holders' rule is.
     verdict.forged = without(&verdict.forged, &verdict.orphaned);
     Ok(verdict)
-}
-
-/// With the pages open: waits until none of `holders` is left.
-fn wait_for_holders(task: &Task, work: &ChangeWork<'_>, holders: &[Arc<Holder>]) -> Result<(), Errno> {
-    task.kernel().counters.waits_for_long_term_pin.add(1);
-    let awaited: Vec<HolderId> = holders.iter().map(|holder| holder.id).collect();
-    let how = WaitFor::interruptible("long-term pins");
-    let outcome = task.block_on(&pin_holders(work.inode).changed, how, || {
-        let mut left = pin_holders(work.inode).holding(work.range, &work.judged);
-        left.retain(|holder| awaited.contains(&holder.id));
-        if left.is_empty() {
-            return WaitPoll::Ready(());
-        }
-        WaitPoll::Blocked(left.into_iter().map(|holder| Awaited::of_holder(task.kernel(), holder)).collect())
-    });
-    match outcome {
-        Ok(()) => Ok(()),
-        Err(WaitFailure::Interrupted | WaitFailure::TimedOut) => Err(Errno::EINTR),
-        Err(WaitFailure::Deadlock) => Err(Errno::EDEADLK),
-    }
 }

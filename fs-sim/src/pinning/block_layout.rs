@@ -74,7 +74,8 @@ pub(crate) fn grant_layout(
                 return Err(Errno::EAGAIN);
             }
             if mode == IoMode::ReadWrite {
-                let allocation = Allocate { range, size_min: 0, state: ExtentState::Written, unshare: true };
+                let allocation =
+                    Allocate { range, size_min: 0, state: ExtentState::Written, unshare: true, by_fallocate: false };
                 change_layout(task, inode, &allocation, Patience::Waits)?;
             }
             let turn = inode.turn.change(task.kernel(), task.waiter().id());
@@ -115,6 +116,6 @@ pub(crate) fn grant_layout(
     granted.inspect_err(|_| {
         let mut deferred = Deferred::default();
         Arc::clone(file).put(&mut deferred);
-        task.kernel().run_deferred(deferred);
+        task.run_deferred(deferred);
     })
 }

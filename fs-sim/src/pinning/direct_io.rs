@@ -7,6 +7,7 @@ use emulator::sync::Arc;
 
 use crate::base::errno::Errno;
 use crate::holders::in_flight_io::{DirectIoRequest, Transfer};
+use crate::holders::list::pin_holders;
 use crate::pinning::dma::{read_short, write_short};
 use crate::pinning::gup::unpin_short;
 use crate::vfs::kernel::Kernel;
@@ -33,6 +34,8 @@ impl DirectIoRequest {
                 (Transfer::Read, None) => Ok(()),
             };
             unpin_short(kernel, pins);
+            // A change or an eviction may wait for this I/O with all pages open.
+            pin_holders(inode).changed.wake_all();
         }
         self.description.put(deferred);
         result.map(|()| len)

@@ -64,7 +64,7 @@ impl Task {
         if bound.is_err() {
             umem.region.close(self.kernel(), &mut deferred);
         }
-        self.kernel().run_deferred(deferred);
+        self.run_deferred(deferred);
         bound
     }
 }

@@ -41,7 +41,7 @@ impl Task {
                 // Released already, unless the process died first; twice does no harm.
                 let mut deferred = Deferred::default();
                 layout.release(self.kernel(), &mut deferred);
-                self.kernel().run_deferred(deferred);
+                self.run_deferred(deferred);
                 Err(errno)
             }
         }

@@ -8,6 +8,7 @@ use emulator::sync::Arc;
 use crate::base::errno::Errno;
 use crate::base::numbers::{Fd, Pid};
 use crate::vfs::fd_table::FDS_MAX;
+use crate::vfs::lifecycle::LastReference;
 use crate::vfs::open_file::{Deferred, Description, OpenTarget, Passing};
 use crate::vfs::task::Task;
 
@@ -80,7 +81,7 @@ impl Task {
             if sent.is_err() {
                 let mut deferred = Deferred::default();
                 description.put(&mut deferred);
-                self.kernel.run_deferred(deferred);
+                self.run_deferred(deferred);
             }
             sent
         })
@@ -112,7 +113,7 @@ impl Task {
             self.kernel.helper_gone(self.pid());
             let mut deferred = Deferred::default();
             description.put(&mut deferred);
-            self.kernel.run_deferred(deferred);
+            self.run_deferred(deferred);
             Ok(Received::Truncated)
         })
     }
@@ -125,11 +126,16 @@ fn close_description(task: &Task, description: &Arc<Description>) -> Result<(), 
         let mut deferred = Deferred::default();
         match description.open() {
             OpenTarget::File { inode, access } => {
-                task.kernel().lifecycle.file_released(task.kernel(), inode, (description.id(), *access), Some(task));
+                task.kernel().lifecycle.file_released(
+                    task.kernel(),
+                    inode,
+                    (description.id(), *access),
+                    LastReference::Close(task),
+                );
             }
             OpenTarget::Object(object) => object.release(&task.kernel, &mut deferred),
         }
-        task.kernel.run_deferred(deferred);
+        task.kernel.run_deferred_of(deferred, LastReference::Close(task));
     }
     if task.process.is_dying() { Err(Errno::EINTR) } else { Ok(()) }
 }

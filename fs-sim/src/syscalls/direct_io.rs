@@ -66,6 +66,8 @@ impl Task {
             if offset.checked_add(len).is_none_or(|end| end > FILE_MAX) {
                 return Err(Errno::EFBIG);
             }
+            // A change that holds the inode while it waits for pins keeps reads and writes waiting.
+            inode.turn.wait_until_unheld(self);
             // Judged before anything is written. Only threads of this process can exceed the
             // bound, by their number.
             if self.process().attached::<InFlightRequests>().lock().len() >= IN_FLIGHT_MAX {
@@ -108,7 +110,7 @@ fn pin_for_write(task: &Task, inode: &Arc<Inode>, offset: u64, len: u64, byte: u
             let data = vec![byte; len as usize];
             return write_inode(task, inode, offset, &data).map(|_| None);
         }
-        let allocate = Allocate { range, size_min: 0, state: ExtentState::Written, unshare: true };
+        let allocate = Allocate { range, size_min: 0, state: ExtentState::Written, unshare: true, by_fallocate: false };
         change_layout(task, inode, &allocate, Patience::Waits)?;
         clean_unwritten(kernel, inode, range);
         let pins = pin_short(kernel, inode, range, Some(task))?;

@@ -15,6 +15,7 @@ use crate::leases::posix::table::PosixLeases;
 use crate::vfs::attachments::{Attachment, Slot};
 use crate::vfs::inode::Inode;
 use crate::vfs::kernel::Kernel;
+use crate::vfs::lifecycle::LastReference;
 use crate::vfs::names::{drop_open, lookup};
 use crate::vfs::open_file::AccessMode;
 use crate::vfs::process::Process;
@@ -47,7 +48,7 @@ impl Task {
             }
             let inode = lookup(kernel, name)?;
             if let Err(errno) = open_to_run(self, &inode) {
-                drop_open(kernel, &inode);
+                drop_open(kernel, &inode, LastReference::Call(self));
                 return Err(errno);
             }
             let id = kernel.new_number();
@@ -95,7 +96,7 @@ impl RunningProgram {
             books.allow_writing();
             books.leave(AccessMode::READ);
         }
-        drop_open(kernel, &self.inode);
+        drop_open(kernel, &self.inode, LastReference::Kernel);
     }
 }
 

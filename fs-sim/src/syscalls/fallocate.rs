@@ -69,7 +69,8 @@ impl Task {
                     let size_min = if keep_size { 0 } else { end };
                     let range = BlockRange::of_bytes(offset, len);
                     let unshare = matches!(mode, FallocateMode::UnshareRange { .. });
-                    let change = Allocate { range, size_min, state: ExtentState::Unwritten, unshare };
+                    let change =
+                        Allocate { range, size_min, state: ExtentState::Unwritten, unshare, by_fallocate: true };
                     change_layout(self, inode, &change, Patience::Waits).map(|_| ())
                 }
                 FallocateMode::PunchHole => change_and_zero(self, inode, &Punch { offset, end }, offset, end),

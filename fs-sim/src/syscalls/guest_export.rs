@@ -65,7 +65,7 @@ fn export_file(task: &Task, fd: Fd, mapping: Option<Arc<dyn GuestMapping>>) -> R
         if *errno == Errno::Dead {
             let mut deferred = Deferred::default();
             Arc::clone(&file).put(&mut deferred);
-            task.kernel().run_deferred(deferred);
+            task.run_deferred(deferred);
         }
     })?;
     let export: Arc<GuestExport> = downcast(object)?;

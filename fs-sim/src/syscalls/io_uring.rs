@@ -71,7 +71,7 @@ impl Task {
         if installed.is_err() {
             table.close(self.kernel(), &mut deferred);
         }
-        self.kernel().run_deferred(deferred);
+        self.run_deferred(deferred);
         installed
     }
 
@@ -87,7 +87,7 @@ impl Task {
         };
         let mut deferred = Deferred::default();
         table.close(self.kernel(), &mut deferred);
-        self.kernel().run_deferred(deferred);
+        self.run_deferred(deferred);
         Ok(())
     }
 

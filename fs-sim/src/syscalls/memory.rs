@@ -123,7 +123,7 @@ impl Task {
                 if let Backing::File { description, .. } = backing {
                     let mut deferred = Deferred::default();
                     description.put(&mut deferred);
-                    self.kernel.run_deferred(deferred);
+                    self.run_deferred(deferred);
                 }
                 errno
             })
@@ -162,7 +162,7 @@ impl Task {
             for mapping in mappings {
                 mapping.put(&mut deferred);
             }
-            self.kernel.run_deferred(deferred);
+            self.run_deferred(deferred);
             Ok(())
         })
     }
@@ -197,7 +197,7 @@ fn through_mapping(
             result = if failed { Err(Errno::SIGBUS) } else { result };
             let mut deferred = Deferred::default();
             description.put(&mut deferred);
-            task.kernel().run_deferred(deferred);
+            task.run_deferred(deferred);
         }
         result
     })

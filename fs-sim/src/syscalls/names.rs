@@ -11,6 +11,7 @@ use emulator::sync::Arc;
 use crate::base::errno::Errno;
 use crate::syscalls::stat::FileStat;
 use crate::vfs::inode::Inode;
+use crate::vfs::lifecycle::LastReference;
 use crate::vfs::names::{NAME_MAX, drop_link, drop_open, lookup, mounted_names};
 use crate::vfs::task::Task;
 
@@ -23,7 +24,7 @@ fn by_name<R>(task: &Task, name: &str, body: impl FnOnce(&Arc<Inode>) -> Result<
     task.syscall(|| {
         let inode = lookup(task.kernel(), name)?;
         let result = body(&inode);
-        drop_open(task.kernel(), &inode);
+        drop_open(task.kernel(), &inode, LastReference::Call(task));
         result
     })
 }
@@ -42,7 +43,7 @@ impl Task {
     pub fn unlink(&self, name: &str) -> Result<(), Errno> {
         self.syscall(|| {
             let inode = mounted_names(self.kernel())?.remove(name).ok_or(Errno::ENOENT)?;
-            drop_link(self.kernel(), &inode);
+            drop_link(self.kernel(), &inode, LastReference::Call(self));
             Ok(())
         })
     }
@@ -67,7 +68,7 @@ impl Task {
                 names.insert(to.to_owned(), inode)
             };
             if let Some(inode) = replaced {
-                drop_link(self.kernel(), &inode);
+                drop_link(self.kernel(), &inode, LastReference::Call(self));
             }
             Ok(())
         })
@@ -104,7 +105,7 @@ impl Task {
             };
             if taken {
                 // Another task took the name meanwhile.
-                drop_link(self.kernel(), inode);
+                drop_link(self.kernel(), inode, LastReference::Call(self));
                 return Err(Errno::EEXIST);
             }
             Ok(())

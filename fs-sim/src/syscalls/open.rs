@@ -14,6 +14,7 @@ use crate::leases::posix::table::PosixLeases;
 use crate::syscalls::truncate::resize_as_writer;
 use crate::vfs::fd_holders::FdHolders;
 use crate::vfs::inode::Inode;
+use crate::vfs::lifecycle::LastReference;
 use crate::vfs::names::{NAME_MAX, drop_open, lookup, lookup_or_create};
 use crate::vfs::open_file::{AccessMode, Description, OpenTarget};
 use crate::vfs::task::Task;
@@ -78,7 +79,7 @@ impl Task {
             };
             let access = if flags.path { AccessMode::PATH } else { flags.access };
             if let Err(errno) = enter_inode(self, &inode, OpenFlags { access, ..flags }, created) {
-                drop_open(kernel, &inode);
+                drop_open(kernel, &inode, LastReference::Call(self));
                 return Err(errno);
             }
             let open = OpenTarget::File { inode, access };
@@ -123,7 +124,8 @@ pub(crate) fn open_again(
         }
         // It is open as `fd`, so it can't be evicted.
         inode.life.lock().opens += 1;
-        enter_inode(task, inode, OpenFlags::open(access), false).inspect_err(|_| drop_open(task.kernel(), inode))?;
+        enter_inode(task, inode, OpenFlags::open(access), false)
+            .inspect_err(|_| drop_open(task.kernel(), inode, LastReference::Call(task)))?;
         let open = OpenTarget::File { inode: Arc::clone(inode), access };
         Ok(task.kernel().new_description(open, Arc::new(FdHolders::default())))
     })

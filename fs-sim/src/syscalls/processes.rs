@@ -43,7 +43,7 @@ impl Task {
             let dispositions = self.process.signals.lock().inherit();
             *child.signals.lock() = dispositions;
             child.memlock.store(self.process.memlock(), Ordering::Relaxed);
-            self.kernel.run_deferred(deferred);
+            self.run_deferred(deferred);
             let task = self.kernel.spawn_task(Arc::clone(&child));
             self.kernel.born(&child);
             Ok(task)

@@ -62,6 +62,7 @@ impl Task {
 fn read_inode(task: &Task, inode: &Inode, offset: u64, into: &mut [u8]) -> Result<usize, Errno> {
     let kernel = task.kernel();
     kernel.device_there()?;
+    inode.turn.wait_until_unheld(task);
     let size = inode.layout(Layout::size);
     let len = (into.len() as u64).min(size.saturating_sub(offset));
     if len == 0 {

@@ -32,7 +32,7 @@ impl Task {
                     let registered = register_file(self, request, &description, offset, object);
                     let mut deferred = Deferred::default();
                     description.put(&mut deferred);
-                    self.kernel().run_deferred(deferred);
+                    self.run_deferred(deferred);
                     registered
                 }
             }
@@ -51,7 +51,7 @@ impl Task {
             MappedTarget::File { description, .. } => {
                 let mut deferred = Deferred::default();
                 description.put(&mut deferred);
-                self.kernel().run_deferred(deferred);
+                self.run_deferred(deferred);
                 Ok(Registration::OnDemand(OnDemand::new(Arc::clone(self.process()), &request)))
             }
         })

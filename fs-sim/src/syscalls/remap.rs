@@ -37,7 +37,7 @@ fn with_two_files<R>(
         for description in descriptions {
             description.put(&mut deferred);
         }
-        task.kernel().run_deferred(deferred);
+        task.run_deferred(deferred);
         result
     })
 }

@@ -12,6 +12,7 @@ use crate::leases::posix::breaking::break_posix_leases;
 use crate::leases::posix::request::PosixLeaseType;
 use crate::leases::posix::table::PosixLeases;
 use crate::vfs::inode::Inode;
+use crate::vfs::lifecycle::LastReference;
 use crate::vfs::names::{drop_open, lookup};
 use crate::vfs::open_file::AccessMode;
 use crate::vfs::task::Task;
@@ -34,7 +35,7 @@ impl Task {
                 }),
                 false => Err(Errno::EACCES),
             };
-            drop_open(self.kernel(), &inode);
+            drop_open(self.kernel(), &inode, LastReference::Call(self));
             resized
         })
     }

@@ -22,7 +22,7 @@ use crate::base::errno::Errno;
 use crate::base::numbers::{DescriptionId, Ino, Pid};
 use crate::deadlock::graph::{DEADLOCKS_MAX, WaitGraph};
 use crate::deadlock::need::{Deadlock, Participant};
-use crate::design::{Axes, ChangeRule, VolumeOptions};
+use crate::design::{Axes, ChangeRule, EvictRule, VolumeOptions};
 use crate::vfs::attachments::{Attachment, Attachments};
 use crate::vfs::fd_holders::FdHolders;
 use crate::vfs::inode::Inode;
@@ -96,9 +96,14 @@ impl Kernel {
     }
 
     /// Whether the design lets some change proceed over pins: then pages can carry pins of files
-    /// they no longer belong to.
+    /// they no longer belong to, and changes ignore those.
     pub(crate) fn tolerates_pins(&self) -> bool {
         self.axes.stranger_change == ChangeRule::Proceed || self.axes.holder_change == ChangeRule::Proceed
+    }
+
+    /// Whether the design frees pages although they are pinned, by a change or by an eviction.
+    pub(crate) fn frees_pinned(&self) -> bool {
+        self.tolerates_pins() || self.axes.evict_while_pinned == EvictRule::Proceed
     }
 
     /// What a layer above keeps with it.
@@ -220,12 +225,15 @@ impl Kernel {
         able
     }
 
-    /// The tasks that can act for `pid`; none if it is dying.
+    /// The tasks that can act for `pid`; none if it is about to release everything. A dying process
+    /// does that only when no task of it is in a wait that SIGKILL does not end.
     pub(crate) fn tasks_of(&self, pid: Pid) -> Vec<WaiterId> {
-        match self.processes.get(pid) {
-            Some(process) if !process.is_dying() => process.waiters.lock().iter().map(|waiter| waiter.id()).collect(),
-            _ => Vec::new(),
+        let Some(process) = self.processes.get(pid) else { return Vec::new() };
+        let mut tasks: Vec<WaiterId> = process.waiters.lock().iter().map(|waiter| waiter.id()).collect();
+        if process.is_dying() {
+            tasks.retain(|task| self.waits.is_unendable(*task));
         }
+        tasks
     }
 
     /// The cycles of waits that were refused with EDEADLK, with their participants: the first
@@ -235,7 +243,8 @@ impl Kernel {
     }
 
     /// The tasks that wait without a deadline for what only others of them could do: the greatest
-    /// such set. Empty unless a task that could have helped has ended since they fell asleep.
+    /// such set. Empty unless some of them are in waits that can't be refused (see
+    /// [`Participant::uninterruptible`]); then those may be stuck, and others behind them.
     pub fn stuck(&self) -> Vec<Participant> {
         self.waits.stuck(|pid| self.tasks_of(pid))
     }

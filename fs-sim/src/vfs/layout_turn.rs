@@ -6,7 +6,9 @@
 //! never need a turn; changes that have the turn at one moment do not overlap; a change never
 //! stands behind one that waits, directly or not, for the caller's own process: it passes it.
 //! Kernel counterpart: `i_rwsem`, which Linux drops while it waits for a lease and keeps while it
-//! waits for pins.
+//! waits for pins: where the design says so (`pin_wait_holds = inode`), such a change *holds the
+//! inode*, and reads, writes and changes of the file by other tasks wait for it. At most one change
+//! holds an inode.
 
 use std::cell::Cell;
 
@@ -31,6 +33,8 @@ pub(crate) struct LayoutTurn {
     changed: WaitQueue,
     /// How many changes wait for leases or long-term pins: a check before the lock is taken.
     waiting_hint: AtomicU32,
+    /// How many changes hold the inode, one at most: a check before the lock is taken.
+    held_hint: AtomicU32,
     /// How many times changes have closed pages: a pinner that meets a closed page waits until this
     /// is zero.
     closings: AtomicU32,
@@ -59,6 +63,9 @@ struct Place {
     pages_closed: bool,
     /// It waits behind a lease request, or in another file.
     stands_back: bool,
+    /// It waits for pins, or has waited for them, and keeps reads, writes and changes by other
+    /// tasks waiting.
+    holds_inode: bool,
 }
 
 impl Place {
@@ -72,6 +79,7 @@ impl Place {
             pins: Vec::new(),
             pages_closed: false,
             stands_back: false,
+            holds_inode: false,
         }
     }
 }
@@ -222,8 +230,34 @@ impl LayoutTurn {
 
     fn count_waiting(&self, places: &MutexGuard<'_, Vec<Place>>) {
         let waiting = places.iter().filter(|place| place.refuses.is_some()).count();
-        // ORDERING: with the lock held, so that the hint never lags behind a later change's.
+        let held = places.iter().filter(|place| place.holds_inode).count();
+        // ORDERING: with the lock held, so that the hints never lag behind a later change's.
         self.waiting_hint.store(waiting as u32, Ordering::Release);
+        self.held_hint.store(held as u32, Ordering::Release);
+    }
+
+    /// The task whose change holds the inode, unless it is `task`.
+    pub(crate) fn held_by_other(&self, task: WaiterId) -> Option<WaiterId> {
+        // ORDERING: Acquire pairs with the Release in `count_waiting`. A check that comes too early
+        // is as good as a call that came before the change.
+        if self.held_hint.load(Ordering::Acquire) == 0 {
+            return None;
+        }
+        let places = self.places.lock();
+        places.iter().find(|place| place.holds_inode && place.waiter != task).map(|place| place.waiter)
+    }
+
+    /// Waits, uninterruptibly, until no change of another task holds the inode. True if one did.
+    pub(crate) fn wait_until_unheld(&self, task: &Task) -> bool {
+        if self.held_by_other(task.waiter().id()).is_none() {
+            return false;
+        }
+        let how = WaitFor::uninterruptible("inode locked by a change that waits for pins");
+        let _ended = task.block_on(&self.changed, how, || match self.held_by_other(task.waiter().id()) {
+            Some(holder) => WaitPoll::Blocked(vec![Need::task(holder).into()]),
+            None => WaitPoll::Ready(()),
+        });
+        true
     }
 }
 
@@ -254,7 +288,9 @@ impl TurnGuard<'_> {
 
     /// Which changes come before this one, which has a place: earlier ones that overlap it, and
     /// later ones that have the turn. It passes those of `passed` that have no turn.
-    fn ahead(&self, places: &[Place], passed: &[WaiterId]) -> Ahead {
+    /// A `fault` passes changes that hold the inode while they wait for pins, as page faults do in
+    /// Linux.
+    fn ahead(&self, places: &[Place], passed: &[WaiterId], fault: bool) -> Ahead {
         let mut ahead = Ahead::default();
         let Some(mine) = places.iter().position(|place| place.waiter == self.waiter) else { return ahead };
         let overlap = |a: &Place, b: &Place| a.ranges.iter().any(|range| b.ranges.overlaps(range));
@@ -265,7 +301,8 @@ impl TurnGuard<'_> {
             let queued = place.state == ChangeState::Queued && places.iter().zip(&waits).any(behind);
             waits.push(place.refuses.is_some() || place.stands_back || queued);
             let first = place.state.has_turn() || (n < mine && !passed.contains(&place.waiter));
-            if n == mine || !first || !overlap(place, &places[mine]) {
+            let waits_for_pins = place.holds_inode && !place.state.has_turn();
+            if n == mine || !first || (fault && waits_for_pins) || !overlap(place, &places[mine]) {
                 continue;
             }
             let list = if place.state.has_turn() { &mut ahead.with_turn } else { &mut ahead.without };
@@ -279,7 +316,7 @@ impl TurnGuard<'_> {
     /// asked without the lock of the places: a change that has stopped waiting meanwhile, and has
     /// no turn yet, may be passed all the same.
     fn passed(&self, task: &Task) -> Vec<WaiterId> {
-        let mut passed = self.ahead(&self.turn.places.lock(), &[]).without;
+        let mut passed = self.ahead(&self.turn.places.lock(), &[], false).without;
         passed.retain(|ahead| task.kernel().waits_for(*ahead, task.pid()));
         passed
     }
@@ -302,11 +339,12 @@ impl TurnGuard<'_> {
         self.turn.changed.wake_all();
     }
 
-    /// Takes the turn if no change comes before this one.
-    pub(crate) fn try_turn(&self, task: &Task) -> bool {
+    /// Takes the turn if no change comes before this one; `may_wait` is false for a fault or a pin
+    /// that must allocate.
+    pub(crate) fn try_turn(&self, task: &Task, may_wait: bool) -> bool {
         let passed = self.passed(task);
         let mut places = self.turn.places.lock();
-        let first = self.ahead(&places, &passed).is_empty();
+        let first = self.ahead(&places, &passed, !may_wait).is_empty();
         if first && let Some(place) = self.place(&mut places) {
             self.happens(place, ChangeEvent::TakeTurn);
             place.stands_back = false;
@@ -331,7 +369,7 @@ impl TurnGuard<'_> {
         let how = if may_wait { WaitFor::interruptible(reason) } else { WaitFor::killable(reason) };
         let outcome = task.block_until(&self.turn.changed, how, WaitEnd::Refusable, || {
             let passed = self.passed(task);
-            let ahead = self.ahead(&self.turn.places.lock(), &passed);
+            let ahead = self.ahead(&self.turn.places.lock(), &passed, !may_wait);
             match (ahead.is_empty(), ahead.waits && !may_wait) {
                 (true, _) => WaitPoll::Ready(Ok(())),
                 (false, true) => WaitPoll::Ready(Err(Errno::ETXTBSY)),
@@ -357,7 +395,7 @@ impl TurnGuard<'_> {
             return Ok(());
         }
         self.queue_for(ranges);
-        while !self.try_turn(task) {
+        while !self.try_turn(task, may_wait) {
             self.wait_until_first(task, may_wait)?;
         }
         Ok(())
@@ -404,6 +442,7 @@ impl TurnGuard<'_> {
                 place.refuses = None;
                 place.pins.clear();
                 place.stands_back = true;
+                place.holds_inode = false;
             }
             self.turn.count_waiting(&places);
         }
@@ -436,6 +475,7 @@ impl TurnGuard<'_> {
             if let Some(place) = self.place(&mut places) {
                 if place.state != ChangeState::Closed {
                     self.happens(place, ChangeEvent::Wait);
+                    place.holds_inode = false;
                 }
                 place.refuses = Some(ranges);
                 place.pins = pins;
@@ -443,6 +483,18 @@ impl TurnGuard<'_> {
             self.turn.count_waiting(&places);
         }
         self.turn.changed.wake_all();
+    }
+
+    /// Takes the inode, until the change is over or waits for something else than pins. False: the
+    /// change of another task holds it.
+    pub(crate) fn hold_inode(&self) -> bool {
+        let mut places = self.turn.places.lock();
+        let taken = places.iter().any(|place| place.holds_inode && place.waiter != self.waiter);
+        if !taken && let Some(place) = self.place(&mut places) {
+            place.holds_inode = true;
+        }
+        self.turn.count_waiting(&places);
+        !taken
     }
 
     /// Records that it closes pages.

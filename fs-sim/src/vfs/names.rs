@@ -13,6 +13,7 @@ use crate::base::errno::Errno;
 use crate::base::numbers::Ino;
 use crate::vfs::inode::Inode;
 use crate::vfs::kernel::Kernel;
+use crate::vfs::lifecycle::LastReference;
 
 /// Locks the names of a mounted volume for a change. An unmount that begins later sees the change.
 ///
@@ -31,7 +32,7 @@ pub(crate) fn mounted_names(kernel: &Kernel) -> Result<MutexGuard<'_, BTreeMap<S
 }
 
 /// Drops one name; evicts the inode if nothing else kept it.
-pub(crate) fn drop_link(kernel: &Arc<Kernel>, inode: &Arc<Inode>) {
+pub(crate) fn drop_link(kernel: &Arc<Kernel>, inode: &Arc<Inode>, last: LastReference<'_>) {
     let over = {
         let mut life = inode.life.lock();
         life.links -= 1;
@@ -40,7 +41,7 @@ pub(crate) fn drop_link(kernel: &Arc<Kernel>, inode: &Arc<Inode>) {
         over
     };
     if over {
-        kernel.lifecycle.evict(kernel, inode);
+        kernel.lifecycle.evict(kernel, inode, last);
     }
 }
 
@@ -56,7 +57,7 @@ pub(crate) fn lookup(kernel: &Arc<Kernel>, name: &str) -> Result<Arc<Inode>, Err
         if inode.count_open() {
             // Checked again, now that it is counted: see `Mount::check`.
             let mounted = kernel.mount.check();
-            return mounted.inspect_err(|_| drop_open(kernel, &inode)).map(|()| inode);
+            return mounted.inspect_err(|_| drop_open(kernel, &inode, LastReference::Kernel)).map(|()| inode);
         }
         // A name is removed before the link that it counts for. So by now the name means another
         // file (a rename replaces it at once) or none, but not this inode.
@@ -73,7 +74,7 @@ pub(crate) fn lookup_or_create(
     loop {
         match lookup(kernel, name) {
             Ok(inode) if exclusive => {
-                drop_open(kernel, &inode);
+                drop_open(kernel, &inode, LastReference::Kernel);
                 return Err(Errno::EEXIST);
             }
             Ok(inode) => return Ok((inode, false)),
@@ -101,8 +102,8 @@ fn drop_open_count(_kernel: &Kernel, inode: &Inode) -> bool {
 }
 
 /// Drops one open file (or call by path); evicts the inode if nothing else kept it.
-pub(crate) fn drop_open(kernel: &Arc<Kernel>, inode: &Arc<Inode>) {
+pub(crate) fn drop_open(kernel: &Arc<Kernel>, inode: &Arc<Inode>, last: LastReference<'_>) {
     if drop_open_count(kernel, inode) {
-        kernel.lifecycle.evict(kernel, inode);
+        kernel.lifecycle.evict(kernel, inode, last);
     }
 }

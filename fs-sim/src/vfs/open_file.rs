@@ -16,6 +16,7 @@ use crate::base::numbers::{DescriptionId, Pid};
 use crate::vfs::fd_holders::FdHolders;
 use crate::vfs::inode::Inode;
 use crate::vfs::kernel::Kernel;
+use crate::vfs::lifecycle::LastReference;
 use crate::vfs::signal_owner::SignalOwner;
 
 /// The object as the type that a call wants.
@@ -178,21 +179,25 @@ impl Deferred {
 }
 
 impl Kernel {
-    /// Runs deferred releases, and those that they schedule in turn. Called with no lock held;
-    /// never waits.
-    pub fn run_deferred(self: &Arc<Self>, mut deferred: Deferred) {
+    /// Runs deferred releases, and those that they schedule in turn, outside of a task's call.
+    /// Called with no lock held; never waits.
+    pub fn run_deferred(self: &Arc<Self>, deferred: Deferred) {
+        self.run_deferred_of(deferred, LastReference::Kernel);
+    }
+
+    pub(crate) fn run_deferred_of(self: &Arc<Self>, mut deferred: Deferred, last: LastReference<'_>) {
         while let Some(description) = deferred.0.pop() {
             match self.sabotage.no_nested_release {
-                true => self.release(&description, &mut Deferred::default()),
-                false => self.release(&description, &mut deferred),
+                true => self.release(&description, &mut Deferred::default(), last),
+                false => self.release(&description, &mut deferred, last),
             }
         }
     }
 
-    fn release(self: &Arc<Self>, description: &Arc<Description>, deferred: &mut Deferred) {
+    fn release(self: &Arc<Self>, description: &Arc<Description>, deferred: &mut Deferred, last: LastReference<'_>) {
         match &description.open {
             OpenTarget::File { inode, access } => {
-                self.lifecycle.file_released(self, inode, (description.id, *access), None);
+                self.lifecycle.file_released(self, inode, (description.id, *access), last);
             }
             OpenTarget::Object(object) => object.release(self, deferred),
         }

@@ -139,8 +139,10 @@ impl Kernel {
         for waiter in waiters {
             waiter.interrupt(true);
         }
-        if inside == 0 {
-            self.exit_process(process);
+        match inside {
+            0 => self.exit_process(process),
+            // Until its last task has left its call it only ends its waits.
+            _ => self.helper_gone(process.pid),
         }
     }
 

@@ -18,6 +18,7 @@ use crate::deadlock::need::{Deadlock, Need, Participant};
 use crate::vfs::fd_holders::FdHolders;
 use crate::vfs::inode::Inode;
 use crate::vfs::kernel::Kernel;
+use crate::vfs::lifecycle::LastReference;
 use crate::vfs::open_file::{AccessMode, Deferred, Description, OpenObject, OpenTarget};
 use crate::vfs::process::Process;
 
@@ -69,6 +70,13 @@ impl Task {
         self.waited.store(true, Ordering::Relaxed);
     }
 
+    /// Runs deferred releases, and those that they schedule in turn, as part of this task's call.
+    /// Called with no lock held. Where the design says so (`evict_while_pinned`), it waits for the
+    /// pins of an unlinked file.
+    pub fn run_deferred(&self, deferred: Deferred) {
+        self.kernel.run_deferred_of(deferred, LastReference::Call(self));
+    }
+
     /// The frame of a system call.
     pub(crate) fn syscall<R>(&self, body: impl FnOnce() -> Result<R, Errno>) -> Result<R, Errno> {
         if let Err(shut) = self.process.life.enter() {
@@ -117,7 +125,7 @@ impl Task {
             };
             let mut deferred = Deferred::default();
             description.put(&mut deferred);
-            self.kernel.run_deferred(deferred);
+            self.run_deferred(deferred);
             result
         })
     }
@@ -130,7 +138,7 @@ impl Task {
             description.fd_holders().gone_from(self.pid());
             let mut deferred = Deferred::default();
             description.put(&mut deferred);
-            self.kernel.run_deferred(deferred);
+            self.run_deferred(deferred);
             Errno::EMFILE
         })
     }
@@ -171,7 +179,8 @@ impl Task {
     /// `reason` is the wait that did not begin.
     pub(crate) fn note_self_deadlock(&self, reason: &'static str) {
         let needs = vec![Need::any_of(vec![self.pid()])];
-        let myself = Participant { task: self.waiter().id(), pid: self.pid(), reason, needs };
+        let (task, pid) = (self.waiter().id(), self.pid());
+        let myself = Participant { task, pid, reason, needs, uninterruptible: false };
         self.kernel().note_deadlock(Deadlock { participants: vec![myself] });
     }
 

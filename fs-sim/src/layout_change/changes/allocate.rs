@@ -27,6 +27,9 @@ pub(crate) struct Allocate {
     pub(crate) state: ExtentState,
     /// Whether shared blocks in the range become the file's own.
     pub(crate) unshare: bool,
+    /// Whether the call is `fallocate`, which meets pins anywhere in the file; a write, a fault or
+    /// a pin allocates too.
+    pub(crate) by_fallocate: bool,
 }
 
 impl Change for Allocate {
@@ -50,6 +53,10 @@ impl Change for Allocate {
         };
         let touches = (blocks > 0 || grows).then_some(touches).into();
         Ok(Some(ChangePlan { touches, blocks, writes, ..ChangePlan::default() }))
+    }
+
+    fn meets_file(&self) -> bool {
+        self.by_fallocate
     }
 
     fn apply(&self, kernel: &Kernel, layout: &Layout, ready: &ClearedBlocks<'_>) -> Layout {
@@ -89,7 +96,7 @@ pub(crate) enum AllocationCause {
 
 impl FaultAllocation {
     fn allocation(&self) -> Allocate {
-        Allocate { range: self.range, size_min: 0, state: ExtentState::Written, unshare: true }
+        Allocate { range: self.range, size_min: 0, state: ExtentState::Written, unshare: true, by_fallocate: false }
     }
 }
 
@@ -105,6 +112,10 @@ impl Change for FaultAllocation {
         };
         let for_own_pin = self.cause == AllocationCause::LongTermPin;
         Ok(plan.map(|plan| ChangePlan { for_own_pin, ..plan }))
+    }
+
+    fn meets_file(&self) -> bool {
+        false
     }
 
     fn apply(&self, kernel: &Kernel, layout: &Layout, ready: &ClearedBlocks<'_>) -> Layout {

@@ -33,6 +33,10 @@ impl Change for Provision {
         Ok(Some(ChangePlan { touches: BlockRange::ALL.into(), blocks: self.blocks, ..ChangePlan::default() }))
     }
 
+    fn meets_file(&self) -> bool {
+        false
+    }
+
     fn apply(&self, kernel: &Kernel, layout: &Layout, ready: &ClearedBlocks<'_>) -> Layout {
         for pages in ready.fresh {
             // The blocks belong to the volume, so the device has them. Poisoned blocks must be

@@ -85,7 +85,7 @@ impl Zero {
 impl Change for Zero {
     fn plan(&self, layout: &Layout) -> Result<Option<ChangePlan>, Errno> {
         let state = ExtentState::Unwritten;
-        let growth = Allocate { range: self.all(), size_min: self.size_min, state, unshare: false };
+        let growth = Allocate { range: self.all(), size_min: self.size_min, state, unshare: false, by_fallocate: true };
         let growth = growth.plan(layout)?;
         let mut touched = mapped(layout, self.whole());
         let turns = touched.any(|extent| extent.state == ExtentState::Written);

@@ -20,8 +20,8 @@ use crate::leases::layout::table::{LeaseEntry, LeaseTable};
 use crate::leases::layout::unlock::wait_for_gate;
 use crate::vfs::inode::Inode;
 use crate::vfs::kernel::Kernel;
+use crate::vfs::lifecycle::LastReference;
 use crate::vfs::names::drop_open;
-use crate::vfs::task::Task;
 
 /// What is left to do after the table is unlocked.
 #[derive(Default)]
@@ -34,10 +34,9 @@ struct CloseAftermath {
     revoked: Vec<Arc<Lease>>,
 }
 
-/// Releases an open file. `closer` is the task whose `close` or `dup2` this is: the only kind that
-/// may wait.
-pub(crate) fn release_leases(kernel: &Arc<Kernel>, inode: &Arc<Inode>, file: DescriptionId, closer: Option<&Task>) {
-    let aftermath = drop_leases(kernel, inode, file, closer.is_some());
+/// Releases an open file.
+pub(crate) fn release_leases(kernel: &Arc<Kernel>, inode: &Arc<Inode>, file: DescriptionId, last: LastReference<'_>) {
+    let aftermath = drop_leases(kernel, inode, file, last.closer().is_some());
     LeaseTable::of(inode).changed.wake_all();
     for lease in &aftermath.lost {
         lease_lost(kernel, inode, lease);
@@ -47,7 +46,7 @@ pub(crate) fn release_leases(kernel: &Arc<Kernel>, inode: &Arc<Inode>, file: Des
             revoke_holder(kernel, &holder);
         }
     }
-    if let Some(task) = closer
+    if let Some(task) = last.closer()
         && !aftermath.awaited.is_empty()
     {
         kernel.counters.waits_for_long_term_pin.add(1);
@@ -57,7 +56,7 @@ pub(crate) fn release_leases(kernel: &Arc<Kernel>, inode: &Arc<Inode>, file: Des
         }
     }
     kernel.trace("file released", file.0, inode.ino().0, None);
-    drop_open(kernel, inode);
+    drop_open(kernel, inode, last);
 }
 
 fn drop_leases(kernel: &Kernel, inode: &Inode, file: DescriptionId, may_wait: bool) -> CloseAftermath {

@@ -191,10 +191,11 @@ impl Simulation {
     }
 
     /// Every thread is at rest: a task that waits forever now is in a deadlock that was not
-    /// refused.
+    /// refused. Where the design has waits that can't be refused, the script must state who is
+    /// stuck.
     fn note_stuck(&mut self) {
         let stuck = self.kernel.stuck();
-        if stuck.is_empty() {
+        if stuck.is_empty() || stuck.iter().any(|task| task.uninterruptible) {
             return;
         }
         let who: Vec<String> = stuck.iter().map(ToString::to_string).collect();
@@ -210,7 +211,7 @@ impl Simulation {
         let durable = self.kernel.power_cut().map_err(|error| cannot(error.to_string()))?;
         let in_calls = self.threads.all().filter(|(_, _, busy)| *busy).map(|(actor, _, _)| actor.clone());
         self.returned = in_calls.map(|actor| (actor, "killed".to_owned())).collect();
-        self.wrong.extend(self.threads.shut_down(&self.world, &self.clock));
+        self.wrong.extend(self.threads.shut_down(&self.kernel, &self.world, &self.clock));
         self.names.clear();
         self.namers.clear();
         self.pids.clear();
@@ -310,7 +311,7 @@ impl Machine for Simulation {
     fn finish(mut self: Box<Self>) -> Vec<String> {
         let mut wrong = std::mem::take(&mut self.wrong);
         self.names.clear();
-        wrong.extend(self.threads.shut_down(&self.world, &self.clock));
+        wrong.extend(self.threads.shut_down(&self.kernel, &self.world, &self.clock));
         wrong.extend(self.kernel.check_at_rest());
         let regions = Nic::of(&self.kernel).live_regions();
         if regions > 0 {
@@ -322,6 +323,6 @@ impl Machine for Simulation {
 
 impl Drop for Simulation {
     fn drop(&mut self) {
-        self.threads.shut_down(&self.world, &self.clock);
+        self.threads.shut_down(&self.kernel, &self.world, &self.clock);
     }
 }

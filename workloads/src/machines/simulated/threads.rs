@@ -14,7 +14,7 @@ use emulator::runtime::clock::Nanos;
 use emulator::runtime::world::Rest;
 use emulator::sync::thread;
 use emulator::sync::{Arc, Mutex};
-use fs_sim::Task;
+use fs_sim::{Kernel, Task};
 
 use super::calls::Done;
 use crate::language::Actor;
@@ -190,13 +190,19 @@ impl ThreadPool {
     }
 
     /// Ends every process and every thread.
-    pub(super) fn shut_down(&mut self, world: &World, clock: &World) -> Vec<String> {
+    pub(super) fn shut_down(&mut self, kernel: &Arc<Kernel>, world: &World, clock: &World) -> Vec<String> {
         for worker in self.workers.values() {
             worker.task.exit();
         }
         let mut wrong = Vec::new();
         // The exit woke blocked tasks. Each needs a turn to see why.
         if let Err(trouble) = self.settle(world, clock) {
+            wrong.push(trouble.to_string());
+        }
+        // A wait that nothing ends, by design, ends with the machine.
+        if kernel.tear_down_stuck()
+            && let Err(trouble) = self.settle(world, clock)
+        {
             wrong.push(trouble.to_string());
         }
         let stuck: Vec<Actor> =

@@ -1,0 +1,201 @@
+//! Pins that stand in the way of a change besides those on its own blocks, and the wait with all
+//! pages open.
+//!
+//! It owns the axes `busy_scope` (pins anywhere in the file), `busy_unit` (pins in the same 2 MiB
+//! entry) and `pin_wait_holds` (what waits meanwhile). Invariants: outside of the blocks that
+//! change only the rules `fail` and `wait` act; where a change holds the inode while it waits for
+//! pins, it never waits for them with pages closed, so that page faults proceed. Kernel
+//! counterpart: `dax_layout_busy_page` over the whole mapping and `xfs_wait_dax_page`, which drops
+//! the mapping's lock and keeps the inode's.
+
+use emulator::pin::PageRange;
+use emulator::sync::Arc;
+use emulator::wait::WaitFor;
+
+use crate::base::errno::Errno;
+use crate::base::numbers::HolderId;
+use crate::base::page_sets::{merge, without};
+use crate::base::range::{BlockRange, BlockRanges};
+use crate::deadlock::graph::{WaitFailure, WaitPoll};
+use crate::deadlock::need::{Awaited, Need};
+use crate::design::{BusyScope, BusyUnit, ChangeRule, PinWaitHolds};
+use crate::extent_map::Layout;
+use crate::extent_map::Piece;
+use crate::extent_map::lookup::{pages_of, pieces_in};
+use crate::holders::holder::Holder;
+use crate::holders::in_flight_io::{SeenIo, io_on};
+use crate::holders::list::pin_holders;
+use crate::layout_change::plan::ChangeWork;
+use crate::leases::layout::waiting::{publish_waiting_on, stand_aside, stand_back};
+use crate::vfs::inode::Inode;
+use crate::vfs::layout_turn::TurnGuard;
+use crate::vfs::task::Task;
+
+/// How many blocks one DAX entry maps at most: 2 MiB (`PMD_SIZE`).
+const ENTRY_BLOCKS: u64 = 512;
+
+/// The reason of a change that waits for short-term pins.
+pub(crate) const DRAINING: &str = "pins draining";
+
+/// A change of one file, as far as pins are concerned.
+#[derive(Clone, Copy)]
+pub(crate) struct Site<'a> {
+    pub(crate) inode: &'a Inode,
+    pub(crate) turn: &'a TurnGuard<'a>,
+    /// What it does there; none if it has no effect, but would wait for pins all the same.
+    pub(crate) work: Option<&'a ChangeWork<'a>>,
+    /// Whether pins anywhere in the file stand in the way of the call, if the design says so.
+    pub(crate) whole_file: bool,
+}
+
+/// What stands in the way of a change in one file, and is waited for with all pages open.
+#[derive(Default)]
+pub(crate) struct PinsInTheWay {
+    /// Long-term pins.
+    pub(crate) holders: Vec<Arc<Holder>>,
+    /// The pages whose I/O in flight is waited for, sorted. Empty: there is none.
+    io_pages: Vec<PageRange>,
+}
+
+impl PinsInTheWay {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.holders.is_empty() && self.io_pages.is_empty()
+    }
+}
+
+/// Whether a change of this design waits for I/O in flight with its pages open.
+pub(crate) fn waits_with_open_pages(task: &Task) -> bool {
+    task.kernel().axes.pin_wait_holds == PinWaitHolds::Inode && !task.kernel().ignores_pins()
+}
+
+/// The pins besides those that the verdict on the change's own blocks covers.
+///
+/// # Errors
+/// ETXTBSY: the rule is `fail`. EDEADLK: the change waits for I/O that only its own task could
+/// complete.
+pub(crate) fn pins_beside(task: &Task, site: Site<'_>) -> Result<PinsInTheWay, Errno> {
+    let kernel = task.kernel();
+    let (judged, drained) = match site.work {
+        Some(work) => (work.judged.clone(), [&work.judged[..], &work.losing_mark].concat()),
+        None => (Vec::new(), Vec::new()),
+    };
+    let beside = without(&busy_pages(task, site), &judged);
+    let mut way = PinsInTheWay::default();
+    let rule = |own: bool| if own { kernel.axes.holder_change } else { kernel.axes.stranger_change };
+    if !beside.is_empty() {
+        for holder in pin_holders(site.inode).holding(BlockRange::ALL, &beside) {
+            match rule(holder.pid == task.pid()) {
+                ChangeRule::Fail => return Err(Errno::ETXTBSY),
+                ChangeRule::Wait => way.holders.push(holder),
+                ChangeRule::Proceed | ChangeRule::Orphan | ChangeRule::Revoke => {}
+            }
+        }
+    }
+    let mut io = io_on(kernel, &beside);
+    io.retain(|io| rule(io.pid == task.pid()) != ChangeRule::Proceed);
+    let mut io_pages = if io.is_empty() { Vec::new() } else { beside };
+    if waits_with_open_pages(task) {
+        let mut pages = drained;
+        merge(&mut pages);
+        let own_blocks = io_on(kernel, &pages);
+        io_pages.extend(pages.into_iter().filter(|_| !own_blocks.is_empty()));
+        io.extend(own_blocks);
+        merge(&mut io_pages);
+    }
+    if task.is_alone() && io.iter().any(|io| io.pid == task.pid()) {
+        task.note_self_deadlock(DRAINING);
+        return Err(Errno::EDEADLK);
+    }
+    way.io_pages = io_pages;
+    Ok(way)
+}
+
+/// The pages on which the design looks for pins besides the change's own blocks, sorted.
+fn busy_pages(task: &Task, site: Site<'_>) -> Vec<PageRange> {
+    let axes = &task.kernel().axes;
+    let mut pages: Vec<PageRange> = if axes.busy_scope == BusyScope::File && site.whole_file {
+        site.inode.layout(|layout| layout.extents().map(|extent| pages_of(&extent)).collect())
+    } else if let (BusyUnit::Entry, Some(work)) = (axes.busy_unit, site.work) {
+        site.inode.layout(|layout| entries_of(layout, work.changing()))
+    } else {
+        Vec::new()
+    };
+    merge(&mut pages);
+    pages
+}
+
+/// The pages of the 2 MiB entries that `ranges` touch: aligned in the file and on the device, and
+/// in one run. Kernel: `dax_iomap_pmd_fault`.
+fn entries_of(layout: &Layout, ranges: &BlockRanges) -> Vec<PageRange> {
+    let end = layout.size().div_ceil(crate::base::units::BLOCK);
+    let mut entries = Vec::new();
+    let mut next = 0;
+    for range in ranges.iter() {
+        for entry in (range.start / ENTRY_BLOCKS).max(next)..range.end.min(end).div_ceil(ENTRY_BLOCKS) {
+            let whole = BlockRange::new(entry * ENTRY_BLOCKS, (entry + 1) * ENTRY_BLOCKS);
+            if let [Piece::Mapped(extent)] = pieces_in(layout, whole)[..]
+                && extent.block.is_multiple_of(ENTRY_BLOCKS)
+            {
+                entries.push(pages_of(&extent));
+            }
+            next = entry + 1;
+        }
+    }
+    entries
+}
+
+/// Waits, with all pages open, until what is in the way in the first such file is gone. The change
+/// judges again then. A change of two files that holds both inodes waits for pins of the second one
+/// uninterruptibly: Linux, which has locked both files' mappings by then, tries again without a
+/// sleep (`xfs_reflink_remap_prep`).
+///
+/// # Errors
+/// EINTR, EDEADLK.
+pub(crate) fn wait_for_pins(task: &Task, sites: &[Site<'_>], ways: &[PinsInTheWay]) -> Result<(), Errno> {
+    let Some(n) = ways.iter().position(|way| !way.is_empty()) else { return Ok(()) };
+    let none = BlockRanges::default();
+    let touches = |site: &Site<'_>| site.work.map_or_else(|| none.clone(), |work| work.touches.clone());
+    let holds_inode = task.kernel().axes.pin_wait_holds == PinWaitHolds::Inode;
+    for (other, (site, way)) in sites.iter().zip(ways).enumerate() {
+        match other == n || holds_inode {
+            true => publish_waiting_on(site.inode, site.turn, &touches(site), &way.holders),
+            false => stand_aside(site.inode, site.turn),
+        }
+    }
+    if holds_inode && let Some(held) = sites.iter().position(|site| !site.turn.hold_inode()) {
+        sites.iter().for_each(|site| stand_back(site.inode, site.turn));
+        sites[held].inode.turn.wait_until_unheld(task);
+        return Ok(());
+    }
+    let interruptible = n == 0 || !holds_inode;
+    wait_until_gone(task, sites[n].inode, &ways[n], interruptible)
+}
+
+fn wait_until_gone(task: &Task, inode: &Inode, way: &PinsInTheWay, interruptible: bool) -> Result<(), Errno> {
+    let kernel = task.kernel();
+    let long_term = !way.holders.is_empty();
+    if long_term {
+        kernel.counters.waits_for_long_term_pin.add(1);
+    }
+    let awaited: Vec<HolderId> = way.holders.iter().map(|holder| holder.id).collect();
+    let reason = if long_term { "long-term pins" } else { DRAINING };
+    let how = if interruptible { WaitFor::interruptible(reason) } else { WaitFor::uninterruptible(reason) };
+    let outcome = task.block_on(&pin_holders(inode).changed, how, || {
+        let mut left = pin_holders(inode).all();
+        left.retain(|holder| awaited.contains(&holder.id));
+        let mut needs: Vec<Awaited> = left.into_iter().map(|holder| Awaited::of_holder(kernel, holder)).collect();
+        needs.extend(io_on(kernel, &way.io_pages).iter().map(SeenIo::awaited));
+        if needs.is_empty() { WaitPoll::Ready(()) } else { WaitPoll::Blocked(needs) }
+    });
+    match outcome {
+        Ok(()) => Ok(()),
+        Err(WaitFailure::Interrupted | WaitFailure::TimedOut) => Err(Errno::EINTR),
+        Err(WaitFailure::Deadlock) => Err(Errno::EDEADLK),
+    }
+}
+
+/// Whether this task's process would wait for its own pin, which no other task could release.
+pub(crate) fn waits_for_itself(task: &Task, holder: &Arc<Holder>) -> bool {
+    let own = holder.pid == task.pid() && task.is_alone();
+    own && Need::of_holder(task.kernel(), holder).any_of == [task.pid()]
+}
