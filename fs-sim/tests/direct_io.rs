@@ -7,9 +7,11 @@ mod common;
 use common::{CLOSED_PAGES, Lab, every_preset, preset};
 use fs_sim::design::{Axes, ChangeRule, WriteBreak};
 use fs_sim::holders::in_flight_io::Transfer;
+use fs_sim::inspect::blockers::Cause;
 use fs_sim::syscalls::direct_io::{IN_FLIGHT_MAX, TRANSFER_MAX};
 use fs_sim::syscalls::fallocate::FallocateMode;
 use fs_sim::syscalls::open::OpenFlags;
+use fs_sim::syscalls::vmsplice::PIPE_MAX;
 use fs_sim::vfs::open_file::AccessMode;
 use fs_sim::vfs::signals::Signal;
 use fs_sim::{BLOCK, Errno};
@@ -239,4 +241,57 @@ fn io_in_flight_and_deadlocks() {
     assert_eq!(waiting.finish(), Ok(()));
     drop(thread);
     lab.end([&a, &b]);
+}
+
+/// Pages in a pipe hold neither the mapping nor the open file: the file can lose everything else.
+#[test]
+fn pages_in_a_pipe_outlive_mapping_descriptor_and_name() {
+    let (lab, [a, b]) = Lab::cast(preset("man-page"));
+    let f = a.writes_file("data", 4, 1);
+    let ino = a.inode_of(f).ino();
+    let va = a.mmap(f, 0, 4 * BLOCK, false).unwrap();
+    assert_eq!(a.vmsplice(va, 0).err(), Some(Errno::EINVAL));
+    assert_eq!(a.vmsplice(va, PIPE_MAX + 1).err(), Some(Errno::EINVAL));
+    assert_eq!(a.vmsplice(va, 5 * BLOCK).err(), Some(Errno::EFAULT), "beyond the mapping");
+    let pages = a.vmsplice(va + BLOCK, 2 * BLOCK).unwrap();
+    a.munmap(va, 4 * BLOCK).unwrap();
+    a.close(f).unwrap();
+    let truncating = b.blocks(DRAINING, |task| task.truncate("data", 2 * BLOCK));
+    let found = lab.kernel.blockers(ino).unwrap();
+    let pipe = &found.blocked.unwrap().blockers[0];
+    assert_eq!(pipe.cause, Cause::PipePages { process: a.pid().0 });
+    assert_eq!(
+        pipe.releasers.iter().map(|releaser| (releaser.pid, releaser.fd)).collect::<Vec<_>>(),
+        [(a.pid().0, None)]
+    );
+    let got = pages.read(&lab.kernel).unwrap();
+    assert_eq!((got[0], got[BLOCK as usize]), (2, 3));
+    assert_eq!(truncating.finish(), Ok(()));
+
+    let f = a.opens("data");
+    let va = a.mmap(f, 0, 2 * BLOCK, false).unwrap();
+    let pages = a.vmsplice(va, BLOCK).unwrap();
+    b.unlink("data").unwrap();
+    a.munmap(va, 2 * BLOCK).unwrap();
+    a.close(f).unwrap();
+    assert_eq!(lab.kernel.usage().orphaned, 1);
+    assert_eq!(pages.read(&lab.kernel).unwrap(), vec![1; BLOCK as usize]);
+    assert_eq!(lab.kernel.usage().orphaned, 0);
+    lab.end([&a, &b]);
+}
+
+#[test]
+fn memory_without_a_file_in_a_pipe() {
+    let (lab, [a]) = Lab::cast(preset("mainline"));
+    let (va, memory) = a.mmap_anonymous(2 * BLOCK).unwrap();
+    let pages = a.vmsplice(va + BLOCK, BLOCK).unwrap();
+    a.munmap(va, 2 * BLOCK).unwrap();
+    memory.write(BLOCK, &[5; 8]).unwrap();
+    assert_eq!(pages.read(&lab.kernel).unwrap()[..9], [5, 5, 5, 5, 5, 5, 5, 5, 0]);
+    let f = a.writes_file("data", 2, 1);
+    let va = a.mmap(f, 0, BLOCK, false).unwrap();
+    let pages = a.vmsplice(va, BLOCK).unwrap();
+    a.exit();
+    assert_eq!(pages.read(&lab.kernel).err(), Some(Errno::Dead));
+    lab.end([]);
 }

@@ -163,6 +163,11 @@ pub enum Cause {
         /// The process that submitted it.
         process: u32,
     },
+    /// Pages in a pipe (`vmsplice`), pinned short-term.
+    PipePages {
+        /// The process that has the pipe.
+        process: u32,
+    },
     /// The layout of a block-layout client.
     BlockLayout {
         /// The client's process.
@@ -428,10 +433,14 @@ fn layout_blocker(kernel: &Kernel, inode: &Inode, layout: &BlockLayout) -> Block
 }
 
 fn io_blocker(kernel: &Kernel, io: &SeenIo) -> Blocker {
-    let cause = Cause::DirectIo { process: io.pid.0 };
+    let cause = match io.fd_holders {
+        Some(_) => Cause::DirectIo { process: io.pid.0 },
+        None => Cause::PipePages { process: io.pid.0 },
+    };
     let effect = if kernel.ignores_pins() { Effect::Ignored } else { Effect::WaitedFor };
     // Another process that has the file open can't complete it.
-    let fd = kernel.processes.get(io.pid).and_then(|process| process.fd_of(&io.fd_holders));
+    let process = kernel.processes.get(io.pid);
+    let fd = io.fd_holders.as_ref().and_then(|fd_holders| process?.fd_of(fd_holders));
     let releasers = vec![Releaser { pid: io.pid.0, fd: fd.map(|fd| fd.0) }];
     Blocker { cause, ino: io.ino.0, range: io.range.into(), effect, deadline_ns: None, releasers, queued: 0 }
 }
@@ -487,6 +496,7 @@ impl fmt::Display for Blocker {
                 write!(f, ", {} {holder} of process {registrant}", if *told { "mapping" } else { "pin" })?;
             }
             Cause::DirectIo { process } => write!(f, "direct I/O in flight of process {process}")?,
+            Cause::PipePages { process } => write!(f, "pages in a pipe of process {process}")?,
             Cause::BlockLayout { client, recalled } => {
                 write!(f, "{}block layout of client {client}", if *recalled { "recalled " } else { "" })?;
             }

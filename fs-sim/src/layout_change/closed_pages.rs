@@ -151,8 +151,8 @@ fn drain_pins(
 }
 
 /// Which tasks could end the pins on the closed pages: calls and DMA in progress end by
-/// themselves, direct I/O must be completed by its process. Ready with EDEADLK if only this task
-/// could, whatever its patience.
+/// themselves; its process must complete direct I/O or empty a pipe. Ready with EDEADLK if only
+/// this task could, whatever its patience.
 fn blocked_behind_closed_pages(
     task: &Task,
     works: &[ChangeWork<'_>],

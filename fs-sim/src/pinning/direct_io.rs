@@ -1,21 +1,22 @@
-//! The end of a direct I/O request: the transfer, and the drop of its pins.
+//! The end of a direct I/O request, or of pages in a pipe: the transfer, and the drop of the pins.
 //!
 //! It owns that step, for completion and for a process's exit. Invariant: the pins are dropped
-//! exactly once. Kernel counterpart: `aio_complete` (fs/aio.c).
+//! exactly once. Kernel counterpart: `aio_complete` (fs/aio.c), `pipe_buf_release`
+//! (include/linux/pipe_fs_i.h).
 
 use emulator::sync::Arc;
 
 use crate::base::errno::Errno;
-use crate::holders::in_flight_io::{DirectIoRequest, Transfer};
+use crate::holders::in_flight_io::{InFlightRequest, Transfer};
 use crate::holders::list::pin_holders;
 use crate::pinning::dma::{read_short, write_short};
 use crate::pinning::gup::unpin_short;
 use crate::vfs::kernel::Kernel;
 use crate::vfs::open_file::Deferred;
 
-impl DirectIoRequest {
-    /// Transfers, unpins, drops the reference on the file. Without a buffer (its process has
-    /// exited) a read transfers nothing.
+impl InFlightRequest {
+    /// Transfers, unpins, drops the reference on the open file if there is one. Without a buffer
+    /// (its process has exited) a read transfers nothing.
     pub(crate) fn finish(
         self,
         kernel: &Arc<Kernel>,
@@ -24,7 +25,8 @@ impl DirectIoRequest {
     ) -> Result<usize, Errno> {
         let len = self.len as usize;
         let mut result = Ok(());
-        if let (Some(pins), Some((inode, _))) = (self.pins, self.description.file()) {
+        if let Some(pins) = self.pins {
+            let inode = &self.inode;
             result = match (self.transfer, into) {
                 (Transfer::Write(byte), _) => write_short(kernel, inode, &pins, self.offset, &vec![byte; len]),
                 (Transfer::Read, Some(into)) if into.len() >= len => {
@@ -37,7 +39,9 @@ impl DirectIoRequest {
             // A change or an eviction may wait for this I/O with all pages open.
             pin_holders(inode).changed.wake_all();
         }
-        self.description.put(deferred);
+        if let Some(description) = self.description {
+            description.put(deferred);
+        }
         result.map(|()| len)
     }
 }

@@ -14,7 +14,7 @@ use crate::base::units::{BLOCK, FILE_MAX};
 use crate::design::WriteBreak;
 use crate::extent_map::lookup::is_writable;
 use crate::extent_map::{ExtentState, Layout};
-use crate::holders::in_flight_io::{DirectIoRequest, InFlightRequests, Transfer};
+use crate::holders::in_flight_io::{InFlightRequest, InFlightRequests, Transfer};
 use crate::holders::short_pins::ShortPins;
 use crate::layout_change::changes::allocate::{Allocate, clean_unwritten};
 use crate::layout_change::driver::change_layout;
@@ -78,17 +78,22 @@ impl Task {
                 Transfer::Write(byte) => (pin_for_write(self, inode, offset, len, byte)?, len),
             };
             let id = self.kernel().new_number();
-            let request = DirectIoRequest { id, description: description.get(), pins, offset, len, transfer };
-            let pinned = request.pins.is_some();
-            self.process().attached::<InFlightRequests>().lock().push(request);
-            if pinned {
-                // A change that has closed its pages and met these pins checks again, and finds
-                // whose they are.
-                self.kernel().pins.drained().wake_all();
-            }
-            Ok(InFlightIo { process: Arc::clone(self.process()), id })
+            let (inode, description) = (Arc::clone(inode), Some(description.get()));
+            Ok(in_flight(self, InFlightRequest { id, description, inode, pins, offset, len, transfer }))
         })
     }
+}
+
+/// Records what `request` pins as in flight.
+pub(super) fn in_flight(task: &Task, request: InFlightRequest) -> InFlightIo {
+    let (id, pinned) = (request.id, request.pins.is_some());
+    task.process().attached::<InFlightRequests>().lock().push(request);
+    if pinned {
+        // A change that has closed its pages and met these pins checks again, and finds whose they
+        // are.
+        task.kernel().pins.drained().wake_all();
+    }
+    InFlightIo { process: Arc::clone(task.process()), id }
 }
 
 /// Pins what a read transfers. Returns the number of bytes too.

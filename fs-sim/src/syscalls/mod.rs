@@ -24,3 +24,4 @@ mod register;
 mod remap;
 pub mod stat;
 mod truncate;
+pub mod vmsplice;

@@ -23,7 +23,7 @@ pub(crate) enum Slot {
     LayoutLeases,
     /// On an inode: ordinary fcntl leases, and the counts of opens that they look at.
     PosixLeases,
-    /// On a process: direct I/O submitted and not completed.
+    /// On a process: direct I/O submitted and not completed, and pages in its pipes.
     InFlightIo,
     /// On a process: programs that it runs.
     Programs,

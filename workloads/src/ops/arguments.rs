@@ -36,6 +36,8 @@ pub enum BindingKind {
     Guest,
     /// A running program.
     Program,
+    /// A pipe that holds pages of a mapping.
+    Pipe,
 }
 
 impl BindingKind {
@@ -55,6 +57,7 @@ impl BindingKind {
             BindingKind::BlockLayout => "a block layout",
             BindingKind::Guest => "a guest",
             BindingKind::Program => "a running program",
+            BindingKind::Pipe => "a pipe with pages",
         }
     }
 
@@ -205,6 +208,8 @@ names! {
     GuestName Param::Bound(&[BindingKind::Guest]);
     /// The name of a running program.
     ProgramName Param::Bound(&[BindingKind::Program]);
+    /// The name of a pipe that holds pages.
+    PipeName Param::Bound(&[BindingKind::Pipe]);
     /// A text to be written.
     Text Param::Text;
 }

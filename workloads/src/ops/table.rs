@@ -315,6 +315,10 @@ operations! {
             "Reads through a mapping; the value is as for `read`.";
         Store "store" { map: MapName, range: DataRange, byte: u8 } -> Nothing, Linux
             "Writes through a mapping.";
+        Vmsplice "vmsplice" { map: MapName, range: DataRange } -> Binding(BindingKind::Pipe), Simulation
+            "Puts pages of a mapping into a pipe, which holds them (short-term pins) after munmap and close too.";
+        Drain "drain" { pipe: PipeName } -> Bytes, Simulation
+            "Reads the pipe empty, which lets its pages go; the value is as for `read`.";
     }
     "RDMA" {
         RdmaOpen "rdma_open" {} -> Binding(BindingKind::Context), Simulation

@@ -11,6 +11,7 @@ use fs_sim::pinning::fixed_buffers::Ring;
 use fs_sim::pinning::guest_export::GuestExport;
 use fs_sim::syscalls::direct_io::InFlightIo;
 use fs_sim::syscalls::exec::Program;
+use fs_sim::syscalls::vmsplice::PipePages;
 use fs_sim::vfs::open_file::OpenObject;
 use fs_sim::vfs::signals::Signal;
 use fs_sim::{BlockRange, Task};
@@ -29,6 +30,7 @@ pub(super) enum Thing {
     Qp(QpEnd),
     Io(Arc<Io>),
     Program(Arc<Mutex<Option<Program>>>),
+    Pipe(Arc<Mutex<Option<PipePages>>>),
     Umem(Fd, Arc<XdpSocket>),
     Ring(Fd, Arc<Ring>),
     BlockLayout(Fd, Arc<BlockLayout>),
@@ -89,6 +91,7 @@ impl Thing {
             Thing::Qp(_) => BindingKind::Qp,
             Thing::Io(_) => BindingKind::Io,
             Thing::Program(_) => BindingKind::Program,
+            Thing::Pipe(_) => BindingKind::Pipe,
             Thing::Umem(..) => BindingKind::Umem,
             Thing::Ring(..) => BindingKind::Ring,
             Thing::BlockLayout(..) => BindingKind::BlockLayout,

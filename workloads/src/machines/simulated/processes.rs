@@ -2,6 +2,7 @@
 //!
 //! It owns the translation of arguments and results; the semantics are the simulated kernel's.
 
+use emulator::sync::{Arc, Mutex};
 use fs_sim::design::LeaseRules;
 use fs_sim::leases::layout::kind::LeaseKind;
 use fs_sim::leases::posix::request::{PosixLeaseRequest, PosixLeaseType};
@@ -126,6 +127,19 @@ fn memory(call: &Call, task: &Task) -> Result<Reply, CallFailure> {
             let va = call.map(map)?.0;
             let va = va.checked_add(range.offset).ok_or(Errno::SIGSEGV)?;
             task.store(va, &vec![*byte; range.len as usize])?;
+        }
+        Op::Vmsplice { map, range } => {
+            let va = call.map(map)?.0.checked_add(range.offset).ok_or(Errno::EFAULT)?;
+            let pages = task.vmsplice(va, range.len)?;
+            return Reply::made(Thing::Pipe(Arc::new(Mutex::new(Some(pages)))));
+        }
+        Op::Drain { pipe } => {
+            let pages = match call.thing(pipe) {
+                Some(Thing::Pipe(pipe)) => pipe.lock().take(),
+                _ => None,
+            };
+            let bytes = pages.ok_or(Errno::EINVAL)?.read(task.kernel())?;
+            return Reply::value(describe_bytes(&bytes, bytes.len()));
         }
         _ => return Err(call.unknown()),
     }

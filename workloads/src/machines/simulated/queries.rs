@@ -140,6 +140,7 @@ impl Simulation {
                 )
             }
             Cause::DirectIo { .. } => format!("{}:direct-io{range}", via(&[BindingKind::Fd])),
+            Cause::PipePages { .. } => format!("{}:pipe{range}", via(&[])),
             Cause::BlockLayout { recalled, .. } => {
                 let state = if *recalled { ":recalled" } else { "" };
                 format!("{}:layout{range}{state}", via(&[BindingKind::BlockLayout]))

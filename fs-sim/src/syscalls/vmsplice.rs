@@ -1,0 +1,103 @@
+//! Pages of mapped memory in a pipe.
+//!
+//! It owns the pins of such pages until the pipe is read. They are short-term pins by address: they
+//! keep neither the mapping nor the open file, so the file can lose its last name and its last
+//! descriptor while they last. Invariant: they are dropped exactly once, when the pipe is read or
+//! its process exits. Every call has a pipe of its own, which a forked child does not inherit
+//! **\[chosen\]**. Kernel counterpart: `vmsplice_to_pipe`, `iter_to_pipe` (fs/splice.c).
+
+use emulator::sync::Arc;
+
+use crate::base::errno::Errno;
+use crate::base::range::BlockRange;
+use crate::base::units::BLOCK;
+use crate::holders::in_flight_io::{InFlightRequest, InFlightRequests, Transfer};
+use crate::pinning::gup::{pin_short, unpin_short};
+use crate::syscalls::direct_io::{IN_FLIGHT_MAX, InFlightIo, in_flight};
+use crate::vfs::anon::AnonMemory;
+use crate::vfs::inode::Inode;
+use crate::vfs::kernel::Kernel;
+use crate::vfs::mapped_target::MappedTarget;
+use crate::vfs::open_file::Deferred;
+use crate::vfs::task::Task;
+
+/// The most bytes that a pipe holds. Linux: `/proc/sys/fs/pipe-max-size`.
+pub const PIPE_MAX: u64 = 1 << 20;
+
+/// Pages in a pipe. Read them, or leave them to the process's exit.
+#[derive(Debug)]
+#[must_use = "it holds pins until it is read"]
+pub struct PipePages {
+    pages: HeldPages,
+    len: u64,
+}
+
+#[derive(Debug)]
+enum HeldPages {
+    /// Pages of a file.
+    File(InFlightIo),
+    /// Memory that belongs to no file.
+    Memory { memory: Arc<AnonMemory>, offset: u64 },
+}
+
+impl Task {
+    /// Puts the pages that hold `va..va+len` into a new pipe, without a copy: `vmsplice`. The pages
+    /// of a file are pinned short-term, in every design. Holes have no page to pin.
+    ///
+    /// # Errors
+    /// EINVAL (length 0, or more than [`PIPE_MAX`] **\[chosen\]**), EFAULT (not mapped, or beyond
+    /// the end of the file), EMFILE (more than [`IN_FLIGHT_MAX`] pipes and I/O in flight), ENOMEM
+    /// (a pin count at its bound); EINTR and EDEADLK while a layout change has the pages closed.
+    pub fn vmsplice(&self, va: u64, len: u64) -> Result<PipePages, Errno> {
+        self.syscall(|| {
+            if len == 0 || len > PIPE_MAX {
+                return Err(Errno::EINVAL);
+            }
+            let pages = match self.process().target(va, len, false).map_err(|_| Errno::EFAULT)? {
+                MappedTarget::Anon { memory, offset } => HeldPages::Memory { memory, offset },
+                MappedTarget::File { description, offset } => {
+                    let spliced = description.file().ok_or(Errno::EFAULT);
+                    let spliced = spliced.and_then(|(inode, _)| splice_file(self, inode, offset, len));
+                    let mut deferred = Deferred::default();
+                    description.put(&mut deferred);
+                    self.run_deferred(deferred);
+                    HeldPages::File(spliced?)
+                }
+            };
+            Ok(PipePages { pages, len })
+        })
+    }
+}
+
+/// Pins the pages of `len` bytes at `offset` of a file, for as long as they are in a pipe.
+fn splice_file(task: &Task, inode: &Arc<Inode>, offset: u64, len: u64) -> Result<InFlightIo, Errno> {
+    let kernel = task.kernel();
+    kernel.device_there().map_err(|_| Errno::EFAULT)?;
+    if task.process().attached::<InFlightRequests>().lock().len() >= IN_FLIGHT_MAX {
+        return Err(Errno::EMFILE);
+    }
+    let pins = pin_short(kernel, inode, BlockRange::of_bytes(offset, len), Some(task))?;
+    // The page that holds the last byte of the file is there as a whole.
+    if offset + len > pins.size.next_multiple_of(BLOCK) {
+        unpin_short(kernel, pins);
+        return Err(Errno::EFAULT);
+    }
+    let (id, inode, pins) = (kernel.new_number(), Arc::clone(inode), Some(pins));
+    let transfer = Transfer::Read;
+    Ok(in_flight(task, InFlightRequest { id, description: None, inode, pins, offset, len, transfer }))
+}
+
+impl PipePages {
+    /// Reads the pipe empty, which drops the pins. Returns what the pages hold now.
+    ///
+    /// # Errors
+    /// EIO; `Dead`: the process has exited, and its pipe with it.
+    pub fn read(self, kernel: &Arc<Kernel>) -> Result<Vec<u8>, Errno> {
+        let mut bytes = vec![0; self.len as usize];
+        match self.pages {
+            HeldPages::File(pages) => pages.complete(kernel, &mut bytes).map(drop)?,
+            HeldPages::Memory { memory, offset } => memory.read(offset, &mut bytes)?,
+        }
+        Ok(bytes)
+    }
+}
