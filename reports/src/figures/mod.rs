@@ -106,6 +106,7 @@ const KERNEL: &[Figure] = &[
     ),
     count("aborted", "memory regions aborted by revocation or a lost lease", |c| c.mrs_aborted),
     count("EDEADLK", "calls refused because their wait would have completed a cycle of waits", |c| c.deadlocks),
+    count("stuck", "tasks in a cycle of waits that nothing ends, because the design has such waits", |c| c.stuck_tasks),
 ];
 
 fn columns(figures: &[Figure], designs: &[DesignResult]) -> Vec<FigureColumn> {

@@ -39,6 +39,7 @@ fn every_figure_of_a_design_is_in_its_rows() {
         processes_killed: number(),
         mrs_aborted: number(),
         deadlocks: number(),
+        stuck_tasks: number(),
         ..RaceCounters::default()
     };
     for operation in figures::OPERATIONS {

@@ -1,12 +1,15 @@
 //! Direct-I/O actors: they read and overwrite allocated blocks, and pin pages only for the moment
 //! of the I/O.
 //!
+//! A read is submitted and then completed: in between it is I/O in flight, which layout changes see.
 //! No design may refuse these short-term pins, and every layout change must wait for them. They
 //! also serve the oracle while the race runs: each read checks that its bytes were written for that
 //! file and offset.
 
 use fs_sim::base::numbers::Fd;
-use fs_sim::{BlockRange, Errno};
+use fs_sim::holders::in_flight_io::Transfer;
+use fs_sim::syscalls::direct_io::TRANSFER_MAX;
+use fs_sim::{BLOCK, BlockRange, Errno};
 
 use super::changers::FileWorker;
 use super::op_stream::DirectIoStep;
@@ -28,10 +31,14 @@ impl FileWorker {
                 stats.counters.writes += 1;
                 return Ok(());
             }
+            let (from, to) = (offset / BLOCK * BLOCK, (offset + length).next_multiple_of(BLOCK));
+            let length = (to - from).min(TRANSFER_MAX);
             me.buffer.resize(length as usize, 0);
-            let read = stats.call(me.task.read(fd, offset, &mut me.buffer))?;
+            let io = stats.call(me.task.submit_direct_io(fd, from, length, Transfer::Read))?;
+            let read = stats.call(io.complete(me.task.kernel(), &mut me.buffer))?;
             stats.counters.reads += 1;
-            stats.checked("a read", oracle::check(&me.buffer[..read], ino, offset));
+            let words = read / oracle::WORD as usize * oracle::WORD as usize;
+            stats.checked("a read", oracle::check(&me.buffer[..words], ino, from));
             Ok(())
         })
     }

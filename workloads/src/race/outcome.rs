@@ -102,6 +102,7 @@ fn counters(shared: &RaceShared, ended: &RunEnd) -> reports::RaceCounters {
         processes_killed: kernel.processes_killed.get().saturating_sub(not_by_design),
         mrs_aborted: nic.counters.mrs_aborted.get(),
         deadlocks: kernel.deadlocks.get(),
+        stuck_tasks: ended.stuck,
         pin_retries: kernel.pin_retries.get(),
         closes_met_pin: kernel.closes_met_pin.get(),
         lease_breaks: kernel.lease_breaks.get(),

@@ -51,6 +51,8 @@ pub(super) struct RunEnd {
     pub(super) reaped: u64,
     /// Processes killed after the stop. The design did not cause these kills.
     pub(super) killed_at_end: u64,
+    /// Tasks that were stuck at the end, because the design has waits that nothing ends.
+    pub(super) stuck: u64,
     /// Nanoseconds from the start of the first actor to the stop.
     pub(super) elapsed: u64,
     /// Whether the stop came from outside.
@@ -93,7 +95,7 @@ pub(super) fn supervise(
     }
     ended.elapsed = world.now().since(start);
     shared.stop();
-    ended.killed_at_end = watch.wind_up(&mut ended.broken);
+    ended.killed_at_end = watch.wind_up(&mut ended.broken, &mut ended.stuck);
     if shared.unfinished() > 0 {
         ended.left_behind = true;
         let (left, within) = (shared.unfinished(), shared.limits.watchdog);
@@ -190,14 +192,19 @@ impl SupervisorWatch<'_> {
     }
 
     /// After the stop: waits until every actor has ended. On a standstill it reports the sleepers
-    /// in `broken` and kills them. Returns how many processes it killed.
-    fn wind_up(&mut self, broken: &mut Vec<String>) -> u64 {
+    /// in `broken` and kills them. Tasks that are stuck because the design has waits that nothing
+    /// ends are counted in `stuck`, and let go. Returns how many processes it killed.
+    fn wind_up(&mut self, broken: &mut Vec<String>, stuck: &mut u64) -> u64 {
         let world = Arc::clone(self.shared.kernel.world());
         let give_up = world.now().after(self.shared.limits.watchdog);
         self.asleep_since.clear();
         let mut killed = 0;
         while self.shared.unfinished() > 0 && world.now() < give_up {
             killed += self.reap(world.now());
+            let unendable = self.shared.kernel.stuck().iter().filter(|task| task.uninterruptible).count();
+            if unendable > 0 && self.shared.kernel.tear_down_stuck() {
+                *stuck += unendable as u64;
+            }
             let still = self.asleep_for(world.now(), self.shared.limits.standstill);
             // With no sleeper left, the last actor has just ended: that is no standstill.
             let standstill = !still.is_empty() && still.len() >= self.shared.unfinished() as usize;
