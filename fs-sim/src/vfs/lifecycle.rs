@@ -1,9 +1,10 @@
 //! What the layers above do when an object of this layer ends.
 //!
 //! It owns the trait by which the last close of a file, the exit of a process and the eviction of
-//! an inode reach leases, pins and blocks, and in whose call that happens. Invariant: each method is
-//! called exactly once for each end, with no lock held. Kernel counterpart: `locks_remove_file` in `__fput`, `exit_aio` in
-//! `do_exit`, `evict_inode` of `struct super_operations`.
+//! an inode reach leases, pins and blocks, and the type that says in whose call that happens.
+//! Invariant: each method is called exactly once for each end, with no lock held. Kernel
+//! counterpart: `locks_remove_file` in `__fput`, `exit_aio` in `do_exit`, `evict_inode` of `struct
+//! super_operations`.
 
 use emulator::sync::Arc;
 

@@ -96,8 +96,8 @@ counters! {
     sum mrs_aborted,
     /// Calls refused with EDEADLK because their wait would have completed a cycle of waits.
     sum deadlocks,
-    /// Tasks that were found stuck at the end of the race: in a cycle of waits that neither a signal
-    /// nor EDEADLK ends, because the design has such waits. The race ended them.
+    /// Tasks that were found stuck at the end of the race: in a cycle of waits that neither a
+    /// signal nor EDEADLK ends, because the design has such waits. The race ended them.
     sum stuck_tasks,
     /// Pins that were undone and retried because the file's layout changed meanwhile.
     sum pin_retries,

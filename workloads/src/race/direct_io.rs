@@ -1,10 +1,10 @@
 //! Direct-I/O actors: they read and overwrite allocated blocks, and pin pages only for the moment
 //! of the I/O.
 //!
-//! A read is submitted and then completed: in between it is I/O in flight, which layout changes see.
-//! No design may refuse these short-term pins, and every layout change must wait for them. They
-//! also serve the oracle while the race runs: each read checks that its bytes were written for that
-//! file and offset.
+//! A read is submitted and then completed: in between it is I/O in flight, which layout changes
+//! see. No design may refuse these short-term pins, and every layout change must wait for them.
+//! They also serve the oracle while the race runs: each read checks that its bytes were written for
+//! that file and offset.
 
 use fs_sim::base::numbers::Fd;
 use fs_sim::holders::in_flight_io::Transfer;

@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that can't go on ends")]
 
+use fs_sim::design::presets;
+
 use crate::input::designs::DesignCatalogue;
 use crate::input::{InputError, Source};
 use reports::scenarios::{CellVerdict, ScenarioReport};
@@ -284,4 +286,31 @@ fn an_axis_condition_holds_for_a_users_design() {
     let scenario = "# T: x\nfile data 4KiB\nA: f = open data rw\nA: lease f exclusive\nexpect leases data => A:read+U | A:write @lease_rules=chinner\n";
     let report = scenarios::run_simulated(&[parse(scenario).unwrap()], &entries).unwrap();
     assert_eq!(report.count(CellVerdict::Passed), 1, "{report:#?}");
+}
+
+/// The tables of docs/semantics.md, section 6, list every built-in scenario by its title.
+#[test]
+fn the_tables_of_scenarios_are_those_of_the_files() {
+    const HEAD: &str = "| id | what it plays |\n|---|---|\n";
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/semantics.md");
+    let page = std::fs::read_to_string(path).unwrap();
+    let names: Vec<&str> = presets().iter().map(|preset| preset.name).collect();
+    let all = scenarios::built_in(&names).unwrap();
+    let mut rewritten = page.clone();
+    let mut listed = 0;
+    for (at, _) in page.match_indices(HEAD) {
+        let letter = page[..at].trim_end().rsplit("\n**").next().unwrap().chars().next().unwrap();
+        let mine = all.iter().filter(|scenario| scenario.id.starts_with(letter));
+        let rows: String = mine.map(|scenario| format!("| {} | {} |\n", scenario.id, scenario.title)).collect();
+        listed += rows.lines().count();
+        let old: String =
+            page[at + HEAD.len()..].split_inclusive('\n').take_while(|line| line.starts_with('|')).collect();
+        rewritten = rewritten.replacen(&format!("{HEAD}{old}"), &format!("{HEAD}{rows}"), 1);
+    }
+    if std::env::var_os("DAXLAB_WRITE_REFERENCE").is_some() {
+        std::fs::write(path, rewritten).unwrap();
+        return;
+    }
+    assert_eq!(listed, all.len(), "each scenario stands in one table");
+    assert!(rewritten == page, "docs/semantics.md is out of date: run this test with DAXLAB_WRITE_REFERENCE=1");
 }
