@@ -1,0 +1,184 @@
+//! A pinner and the publication of a map, each kept at one step of its protocol while the other
+//! moves.
+//!
+//! `Inode::publish` changes the generation, publishes the map and changes the generation again. A
+//! pinner reads the generation, draws its read point, reads the map, pins, and compares the
+//! generation. Each dialogue here needs one of these steps, and runs in one order only.
+
+mod common;
+
+use common::watchdog::{Spawned, observe, spawn};
+use common::{Actor, Lab, Nic, preset};
+use emulator::sync::atomic::{AtomicBool, Ordering};
+use emulator::sync::{Arc, race, thread};
+use fs_sim::base::numbers::Fd;
+use fs_sim::design::{Axes, ChangeRule};
+use fs_sim::syscalls::fallocate::FallocateMode;
+use fs_sim::{BLOCK, Errno, Task};
+
+/// The smallest device.
+const SMALL_DEVICE: u64 = 2 << 20;
+
+/// Any process may pin for long; no change frees pinned blocks.
+fn open_gate() -> Axes {
+    Axes { stranger_change: ChangeRule::Fail, holder_change: ChangeRule::Fail, ..preset("unsafe") }
+}
+
+/// A call that stops at a race point.
+struct Stopped<R> {
+    reached: Arc<AtomicBool>,
+    goes_on: Arc<AtomicBool>,
+    thread: Spawned<R>,
+}
+
+/// Starts `call` and returns once it has reached `point`, where it stays.
+fn stops_at<R: Send + 'static>(
+    point: &'static str,
+    actor: &Actor,
+    call: impl FnOnce(&Task) -> R + Send + 'static,
+) -> Stopped<R> {
+    let (reached, goes_on) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+    let (here, go, task) = (Arc::clone(&reached), Arc::clone(&goes_on), Arc::clone(&actor.0));
+    let thread = spawn(move || {
+        race::call(move |name| {
+            if name == point {
+                here.store(true, Ordering::SeqCst);
+                while !go.load(Ordering::SeqCst) {
+                    thread::yield_now();
+                }
+            }
+        });
+        let result = call(&task);
+        race::disarm();
+        result
+    });
+    let stopped = Stopped { reached, goes_on, thread };
+    observe(point, || {
+        let reached = stopped.reached.load(Ordering::SeqCst);
+        assert!(reached || !stopped.thread.is_over(), "the call returned without reaching {point:?}");
+        reached
+    });
+    stopped
+}
+
+impl<R> Stopped<R> {
+    /// Lets it go on to its end.
+    fn finish(self) -> R {
+        self.goes_on.store(true, Ordering::SeqCst);
+        self.thread.join()
+    }
+}
+
+/// Who pins block 0 of the file, and accesses it through the pin.
+#[derive(Clone, Copy, Debug)]
+enum Pinner {
+    /// A read: a short-term pin.
+    Read,
+    /// A registration of the block, a DMA read, and the end of the registration.
+    Registration,
+}
+
+impl Pinner {
+    const ALL: [Pinner; 2] = [Pinner::Read, Pinner::Registration];
+
+    /// The first byte of block 0.
+    fn looks(self, task: &Task, fd: Fd) -> Result<u8, Errno> {
+        let mut byte = [0xee];
+        match self {
+            Pinner::Read => task.read(fd, 0, &mut byte).map(|_| ())?,
+            Pinner::Registration => {
+                let (nic_fd, nic) = Nic::open(task);
+                let region = nic.pins_for_reading(task, fd, 0..1)?;
+                region.dma_read(task.kernel(), 0, &mut byte)?;
+                region.dereg(task);
+                task.close(nic_fd)?;
+            }
+        }
+        Ok(byte[0])
+    }
+}
+
+/// The step before the map. A pinner has drawn its read point. Then a block leaves another file,
+/// and joins the pinner's file; the pinner reads the new map while the change has not taken its
+/// second step. The generation must have changed already: the block's stamp is newer than the read
+/// point, so the pinner must draw a new one.
+#[test]
+fn a_map_is_published_behind_a_step_of_the_generation() {
+    for pinner in Pinner::ALL {
+        let lab = Lab::on(SMALL_DEVICE, open_gate(), |_| {});
+        let [a, b, c] = std::array::from_fn(|_| lab.actor());
+        let (f, other) = (a.creates("data"), c.writes_file("other", 1, 9));
+        a.ftruncate(f, BLOCK).unwrap();
+        let rest = c.creates("rest");
+        let free = lab.kernel.usage().free;
+        c.fallocate(rest, FallocateMode::Allocate { keep_size: true }, 0, free * BLOCK).unwrap();
+        let looking = stops_at("gup: read point drawn, map not read", &a, move |a| pinner.looks(a, f));
+        // The only free block is the one that has just been freed.
+        c.ftruncate(other, 0).unwrap();
+        assert_eq!(lab.kernel.usage().free, 1);
+        let fb = b.opens("data");
+        let writing =
+            stops_at("inode: map published, generation not changed", &b, move |b| b.write(fb, 0, &[5; BLOCK as usize]));
+        assert_eq!(looking.finish(), Ok(5), "{pinner:?}");
+        assert_eq!(lab.stale(), 0, "{pinner:?}: {:?}", lab.kernel.findings());
+        assert_eq!(writing.finish(), Ok(BLOCK as usize));
+        lab.end([&a, &b, &c]);
+    }
+}
+
+/// The step behind the map. A pinner reads the generation and the old map between the two steps of
+/// a change, which then frees and reopens the block. The generation must change once more: else the
+/// pinner holds a block that belongs to no file.
+#[test]
+fn a_map_is_published_before_a_step_of_the_generation() {
+    for (pinner, sees) in [(Pinner::Read, Ok(0)), (Pinner::Registration, Err(Errno::EFAULT))] {
+        let (lab, [a, b]) = Lab::cast(open_gate());
+        let f = a.writes_file("data", 1, 7);
+        let fb = b.opens("data");
+        let punching = stops_at("inode: generation changed, map not published", &b, move |b| {
+            b.fallocate(fb, FallocateMode::PunchHole, 0, BLOCK)
+        });
+        let looking = stops_at("gup: map read, not pinned", &a, move |a| pinner.looks(a, f));
+        assert_eq!(punching.finish(), Ok(()));
+        assert_eq!(looking.finish(), sees, "{pinner:?}: the block is a hole");
+        assert_eq!(lab.stale(), 0, "{pinner:?}: {:?}", lab.kernel.findings());
+        lab.end([&a, &b]);
+    }
+}
+
+/// Two exchanges take a block away and bring it back while a pinner has read the map and not
+/// pinned. The map says the same as before, but the pinner's read point is older than the block's
+/// stamp: it must draw a new one.
+#[test]
+fn a_block_that_left_and_came_back_is_pinned_anew() {
+    for pinner in Pinner::ALL {
+        let (lab, [a, b]) = Lab::cast(open_gate());
+        let f = a.writes_file("data", 2, 7);
+        let fb = b.opens("data");
+        let looking = stops_at("gup: map read, not pinned", &a, move |a| pinner.looks(a, f));
+        for _ in 0..2 {
+            b.exchange_range(fb, 0, fb, BLOCK, BLOCK).unwrap();
+        }
+        assert_eq!(b.bytes_of(fb), [7, 8]);
+        assert_eq!(looking.finish(), Ok(7), "{pinner:?}");
+        assert_eq!(lab.stale(), 0, "{pinner:?}: {:?}", lab.kernel.findings());
+        lab.end([&a, &b]);
+    }
+}
+
+/// A change of another part of the file does not send the pinner back: it keeps the pins that it
+/// took before.
+#[test]
+fn a_change_elsewhere_in_the_file_does_not_undo_a_pin() {
+    for pinner in Pinner::ALL {
+        let (lab, [a, b]) = Lab::cast(open_gate());
+        let f = a.writes_file("data", 3, 7);
+        let fb = b.opens("data");
+        let retries = lab.kernel.counters.pin_retries.get();
+        let looking = stops_at("gup: map read, not pinned", &a, move |a| pinner.looks(a, f));
+        b.exchange_range(fb, BLOCK, fb, 2 * BLOCK, BLOCK).unwrap();
+        assert_eq!(looking.finish(), Ok(7), "{pinner:?}");
+        assert_eq!(lab.kernel.counters.pin_retries.get(), retries, "{pinner:?}");
+        lab.end([&a, &b]);
+    }
+}
