@@ -182,3 +182,19 @@ fn a_change_elsewhere_in_the_file_does_not_undo_a_pin() {
         lab.end([&a, &b]);
     }
 }
+
+/// A reader has read the map of a file whose block another file shares, and not pinned. Then its
+/// file gets a copy of its own, and the other file writes the old block, which carries no newer
+/// stamp: it never left the other file. The map says so, and the reader follows it.
+#[test]
+fn a_shared_block_that_was_replaced_by_a_copy_is_not_read() {
+    let (lab, [a, b]) = Lab::cast(open_gate());
+    let f = a.writes_file("data", 1, 7);
+    let (fb, clone) = (b.opens("data"), b.creates("clone"));
+    b.reflink(fb, 0, clone, 0, BLOCK).unwrap();
+    let reading = stops_at("gup: map read, not pinned", &a, move |a| Pinner::Read.looks(a, f));
+    b.fills(fb, 0, 8).unwrap();
+    b.fills(clone, 0, 9).unwrap();
+    assert_eq!(reading.finish(), Ok(8), "9 is in the other file only");
+    lab.end([&a, &b]);
+}
