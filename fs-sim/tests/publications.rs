@@ -7,10 +7,8 @@
 
 mod common;
 
-use common::watchdog::{Spawned, observe, spawn};
-use common::{Actor, Lab, Nic, preset};
-use emulator::sync::atomic::{AtomicBool, Ordering};
-use emulator::sync::{Arc, race, thread};
+use common::stops::stops_at;
+use common::{Lab, Nic, preset};
 use fs_sim::base::numbers::Fd;
 use fs_sim::design::{Axes, ChangeRule};
 use fs_sim::syscalls::fallocate::FallocateMode;
@@ -22,51 +20,6 @@ const SMALL_DEVICE: u64 = 2 << 20;
 /// Any process may pin for long; no change frees pinned blocks.
 fn open_gate() -> Axes {
     Axes { stranger_change: ChangeRule::Fail, holder_change: ChangeRule::Fail, ..preset("unsafe") }
-}
-
-/// A call that stops at a race point.
-struct Stopped<R> {
-    reached: Arc<AtomicBool>,
-    goes_on: Arc<AtomicBool>,
-    thread: Spawned<R>,
-}
-
-/// Starts `call` and returns once it has reached `point`, where it stays.
-fn stops_at<R: Send + 'static>(
-    point: &'static str,
-    actor: &Actor,
-    call: impl FnOnce(&Task) -> R + Send + 'static,
-) -> Stopped<R> {
-    let (reached, goes_on) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
-    let (here, go, task) = (Arc::clone(&reached), Arc::clone(&goes_on), Arc::clone(&actor.0));
-    let thread = spawn(move || {
-        race::call(move |name| {
-            if name == point {
-                here.store(true, Ordering::SeqCst);
-                while !go.load(Ordering::SeqCst) {
-                    thread::yield_now();
-                }
-            }
-        });
-        let result = call(&task);
-        race::disarm();
-        result
-    });
-    let stopped = Stopped { reached, goes_on, thread };
-    observe(point, || {
-        let reached = stopped.reached.load(Ordering::SeqCst);
-        assert!(reached || !stopped.thread.is_over(), "the call returned without reaching {point:?}");
-        reached
-    });
-    stopped
-}
-
-impl<R> Stopped<R> {
-    /// Lets it go on to its end.
-    fn finish(self) -> R {
-        self.goes_on.store(true, Ordering::SeqCst);
-        self.thread.join()
-    }
 }
 
 /// Who pins block 0 of the file, and accesses it through the pin.
