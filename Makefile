@@ -22,7 +22,8 @@ help:
 	@echo 'make unit doc       all tests, all doc tests (plain `cargo test --workspace` runs the same)'
 	@echo 'make examples       every example of every crate, run to its end'
 	@echo 'make guests         real guests under two QEMUs, fetched once into ~/.cache/daxlab without root'
-	@echo 'make loom shuttle   models of the pin engine; exploration of reg_mr against truncate'
+	@echo 'make loom shuttle   models of the pin engine; schedules of layout changes and pinners'
+	@echo '                    (DAXLAB_CHANGE_SCHEDULES=1000000 make shuttle: so many of layout changes)'
 	@echo 'make release-tests  races over many seeds, rates: what needs optimised code'
 	@echo "make hdr            HdrHistogram's own tools read what a race writes"
 	@echo 'make readme         every command that README.md shows'
@@ -56,8 +57,9 @@ guests:
 loom:
 	RUSTFLAGS='--cfg daxlab_loom' CARGO_TARGET_DIR=$(TARGET)/loom $(CARGO) test -p emulator --release --test 'loom_*'
 
+# DAXLAB_CHANGE_SCHEDULES sets how many schedules the layout changes run, 200,000 if it is not set.
 shuttle:
-	RUSTFLAGS='--cfg daxlab_shuttle' CARGO_TARGET_DIR=$(TARGET)/shuttle $(CARGO) test -p rdma-sim --release --test 'shuttle_*'
+	RUSTFLAGS='--cfg daxlab_shuttle' CARGO_TARGET_DIR=$(TARGET)/shuttle $(CARGO) test -p fs-sim -p rdma-sim --release --test 'shuttle_*'
 
 release-tests:
 	DAXLAB_SLOW=1 $(CARGO) test --release --test seeds --test designs_are_values --test linux_agreement

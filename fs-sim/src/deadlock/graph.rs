@@ -9,6 +9,13 @@
 //! uninterruptible (then it is reported as stuck); the task that would close a cycle gets EDEADLK
 //! instead **\[chosen\]**, and the members of the cycle are kept. Kernel counterpart:
 //! `posix_locks_deadlock` (fs/locks.c).
+//!
+//! # Why a cycle is looked at twice
+//! The nodes are resolved one after the other, while other tasks run. A helper can pass what it
+//! holds to another process after the first node was resolved, and then block: the later nodes show
+//! a cycle that never existed. So before a wait is refused, every node is resolved once more. If the
+//! same waits are still stuck, all of them lasted from the first look to the second, and the second
+//! look saw every helper that there was.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -63,7 +70,7 @@ pub(crate) struct WaitNode {
     pub(crate) reason: &'static str,
     pub(crate) needs: Vec<Awaited>,
     pub(crate) end: WaitEnd,
-    /// The processes that could meet a need when it was last judged.
+    /// The processes that could meet a need at some time when it was judged.
     pub(crate) counted_on: Mutex<BTreeSet<Pid>>,
 }
 
@@ -135,11 +142,15 @@ impl WaitGraph {
             reach.values().filter(|reached| passes(&reach, reached)).map(Reached::waiter).collect();
         // Of each cycle one wait is refused.
         loop {
-            let stuck = stuck(&reach);
+            let stuck = stuck_in(&reach);
             match youngest(&reach, &stuck) {
                 Some(youngest) if youngest.waiter.id() == waiter => {
-                    self.forget(waiter);
-                    return Err(Deadlock { participants: cycle_of(&reach, waiter, &stuck) });
+                    let again = self.reach(waiter, &tasks_of);
+                    if same_waits(&reach, &again, &stuck) && stuck.is_subset(&stuck_in(&again)) {
+                        self.forget(waiter);
+                        return Err(Deadlock { participants: cycle_of(&again, waiter, &stuck) });
+                    }
+                    reach = again;
                 }
                 Some(youngest) => {
                     let victim = youngest.waiter.id();
@@ -157,7 +168,7 @@ impl WaitGraph {
     pub(crate) fn stuck(&self, tasks_of: impl Fn(Pid) -> Vec<WaiterId>) -> Vec<Participant> {
         let nodes = self.nodes.lock().clone();
         let all: Reach = nodes.into_iter().map(|(task, node)| (task, resolve(node, &tasks_of))).collect();
-        stuck(&all).iter().filter_map(|task| all.get(task)).map(|reached| reached.node.participant()).collect()
+        stuck_in(&all).iter().filter_map(|task| all.get(task)).map(|reached| reached.node.participant()).collect()
     }
 
     /// Whether `task` is blocked and waits, directly or not, for a task of `pid`.
@@ -175,7 +186,7 @@ impl WaitGraph {
         };
         for node in concerned {
             let reach = self.reach(node.waiter.id(), &tasks_of);
-            match youngest(&reach, &stuck(&reach)) {
+            match youngest(&reach, &stuck_in(&reach)) {
                 Some(youngest) => youngest.waiter.look_again(),
                 None => node.waiter.look_again(),
             }
@@ -215,17 +226,33 @@ impl WaitGraph {
     }
 }
 
-/// Asks who can meet the needs of a blocked task.
+/// Asks who can meet the needs of a blocked task. The processes and their tasks are those of one
+/// moment: a helper may pass on what it holds between two questions, so the first question is asked
+/// again at the end.
+///
+/// A process is listed in `counted_on` before its tasks are asked for: if it goes before that, the
+/// last question finds it gone; if it goes later, [`WaitGraph::gone`] finds it listed. Two tasks may
+/// resolve one node at once, so what is listed stays listed.
 fn resolve(node: Arc<WaitNode>, tasks_of: &impl Fn(Pid) -> Vec<WaiterId>) -> Reached {
-    let mut counted_on = BTreeSet::new();
-    let mut resolve = |awaited: &Awaited| {
-        let need = awaited.need();
-        counted_on.extend(need.any_of.iter().copied());
-        ResolvedNeed { tasks: able(&need, tasks_of), behind: awaited.behind }
-    };
-    let needs = node.needs.iter().map(&mut resolve).collect();
-    *node.counted_on.lock() = counted_on;
-    Reached { node, needs }
+    let ask = || node.needs.iter().map(Awaited::need).collect::<Vec<Need>>();
+    let mut needs = ask();
+    loop {
+        node.counted_on.lock().extend(needs.iter().flat_map(|need| need.any_of.iter().copied()));
+        let tasks: Vec<_> = needs.iter().map(|need| able(need, tasks_of)).collect();
+        let now = ask();
+        if now == needs {
+            let resolved = tasks.into_iter().zip(&node.needs);
+            let needs = resolved.map(|(tasks, awaited)| ResolvedNeed { tasks, behind: awaited.behind }).collect();
+            return Reached { node, needs };
+        }
+        needs = now;
+    }
+}
+
+/// Whether the tasks in `waiting` are in one and the same wait in both.
+fn same_waits(a: &Reach, b: &Reach, waiting: &BTreeSet<WaiterId>) -> bool {
+    let node = |reach: &Reach, task: &WaiterId| reach.get(task).map(|reached| Arc::as_ptr(&reached.node));
+    waiting.iter().all(|task| node(a, task) == node(b, task))
 }
 
 /// The tasks that could meet a need; none if it can be met without them: by a party outside of this
@@ -263,7 +290,7 @@ fn leads_to(reach: &Reach, from: WaiterId, targets: &[WaiterId]) -> bool {
 
 /// The tasks that can never continue: the greatest set of unbounded waits in which every task has
 /// a need that only blocked members of the set could meet.
-fn stuck(reach: &Reach) -> BTreeSet<WaiterId> {
+fn stuck_in(reach: &Reach) -> BTreeSet<WaiterId> {
     let may_stay = |reached: &Reached| reached.node.end != WaitEnd::Bounded && !reached.node.is_stale();
     let mut stuck: BTreeSet<WaiterId> =
         reach.iter().filter(|(_, reached)| may_stay(reached)).map(|(task, _)| *task).collect();
@@ -378,7 +405,7 @@ mod tests {
 
     fn stuck(nodes: &[(u32, &[&[u32]], WaitEnd)], who: u32) -> bool {
         let nodes = nodes.iter().map(|(pid, needs, end)| node(*pid, needs, *end)).collect();
-        super::stuck(&reach_of(nodes, one_task)).contains(&WaiterId(u64::from(who)))
+        super::stuck_in(&reach_of(nodes, one_task)).contains(&WaiterId(u64::from(who)))
     }
 
     #[test]
@@ -453,6 +480,80 @@ mod tests {
         );
     }
 
+    /// A helper passes on what it holds after its process was named, and ends: the new one counts.
+    #[test]
+    fn a_helper_that_hands_on_while_it_is_asked_for_counts() {
+        let helpers = Arc::new(Mutex::new(vec![Pid(1)]));
+        let asked = Arc::clone(&helpers);
+        let waits = WaitNode {
+            needs: vec![Awaited::ask(move || Need::any_of(asked.lock().clone()))],
+            ..node(2, &[], Refusable)
+        };
+        // Before process 1 is asked for its tasks, one of them has handed on to process 3, and
+        // ended.
+        let tasks_of = |pid: Pid| {
+            *helpers.lock() = vec![Pid(1), Pid(3)];
+            one_task(pid)
+        };
+        let reached = resolve(Arc::new(waits), &tasks_of);
+        assert_eq!(reached.needs[0].tasks, Some(vec![WaiterId(1), WaiterId(3)]));
+    }
+
+    /// Process 3 passes what it holds to process 4, after it was asked what process 1 needs, and
+    /// waits then. The waits of 1, 3 and 2 seem to be a cycle.
+    #[test]
+    fn a_cycle_that_never_existed_is_seen_through() {
+        let graph = WaitGraph::default();
+        let helpers = Arc::new(Mutex::new(vec![Pid(3)]));
+        let (asked, hands_on) = (Arc::clone(&helpers), Arc::clone(&helpers));
+        let first = WaitNode {
+            needs: vec![Awaited::ask(move || Need::any_of(asked.lock().clone()))],
+            ..node(1, &[], Refusable)
+        };
+        let third = WaitNode {
+            needs: vec![Awaited::ask(move || {
+                *hands_on.lock() = vec![Pid(3), Pid(4)];
+                Need::any_of(vec![Pid(2)])
+            })],
+            ..node(3, &[], Refusable)
+        };
+        for node in [first, third] {
+            graph.nodes.lock().insert(node.waiter.id(), Arc::new(node));
+        }
+        let youngest = WaitNode { began: 9, ..node(2, &[&[1]], Refusable) };
+        assert_eq!(graph.record(youngest, one_task), Ok(()), "process 4 can help");
+        assert_eq!(graph.stuck(one_task), []);
+    }
+
+    /// A task is late with an old answer: the process that another question has found since still
+    /// counts when it goes.
+    #[test]
+    fn a_process_that_was_found_once_stays_counted_on() {
+        let graph = Arc::new(WaitGraph::default());
+        let helpers = Arc::new(Mutex::new(vec![Pid(3)]));
+        let (asked, other) = (Arc::clone(&helpers), Arc::downgrade(&graph));
+        let is_first = AtomicU64::new(1);
+        let waits = WaitNode {
+            needs: vec![Awaited::ask(move || {
+                let answer = Need::any_of(asked.lock().clone());
+                if is_first.swap(0, Ordering::Relaxed) == 1 {
+                    // Meanwhile process 3 passes what it holds to process 4 and goes.
+                    *asked.lock() = vec![Pid(4)];
+                    other.upgrade().expect("the graph").gone(Pid(3), one_task);
+                    other.upgrade().expect("the graph").stuck(one_task);
+                }
+                answer
+            })],
+            ..node(1, &[], Refusable)
+        };
+        let waiter = Arc::clone(&waits.waiter);
+        assert_eq!(graph.record(waits, one_task), Ok(()));
+        helpers.lock().clear();
+        let before = waiter.wakes();
+        graph.gone(Pid(4), one_task);
+        assert!(waiter.wakes() > before, "it checks its wait again");
+    }
+
     #[test]
     fn a_change_passes_one_that_waits_for_its_own_process() {
         let graph = WaitGraph::default();
@@ -477,9 +578,9 @@ mod tests {
         let nodes = vec![node(1, &[&[2]], Refusable), node(2, &[&[1]], Refusable)];
         let second = Arc::clone(&nodes[1].waiter);
         let reach = reach_of(nodes, one_task);
-        assert!(super::stuck(&reach).contains(&WaiterId(1)));
+        assert!(super::stuck_in(&reach).contains(&WaiterId(1)));
         second.interrupt(false);
-        assert!(!super::stuck(&reach).contains(&WaiterId(1)), "2 is about to look again");
+        assert!(!super::stuck_in(&reach).contains(&WaiterId(1)), "2 is about to look again");
     }
 
     #[test]
@@ -508,7 +609,7 @@ mod tests {
             Pid(2) => vec![WaiterId(2), WaiterId(22)],
             other => one_task(other),
         };
-        assert!(!super::stuck(&reach_of(nodes(), two_threads)).contains(&WaiterId(1)));
-        assert!(super::stuck(&reach_of(nodes(), one_task)).contains(&WaiterId(1)));
+        assert!(!super::stuck_in(&reach_of(nodes(), two_threads)).contains(&WaiterId(1)));
+        assert!(super::stuck_in(&reach_of(nodes(), one_task)).contains(&WaiterId(1)));
     }
 }

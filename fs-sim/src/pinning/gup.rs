@@ -66,6 +66,7 @@ impl MapSeen {
     fn now(kernel: &Kernel, inode: &Inode, range: BlockRange) -> MapSeen {
         let generation = inode.generation();
         let read_point = kernel.ledger.read_point();
+        race_point!("gup: read point drawn, map not read");
         let (pieces, size) = inode.layout(|layout| (pieces_in(layout, range), layout.size()));
         MapSeen { generation, read_point, range, pieces, size }
     }

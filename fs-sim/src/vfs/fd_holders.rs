@@ -21,6 +21,8 @@ pub struct FdHolders(Mutex<FdHolderCounts>);
 struct FdHolderCounts {
     by: BTreeMap<Pid, u32>,
     queued: u32,
+    /// How often a process or a queue was added.
+    arrivals: u64,
 }
 
 impl FdHolders {
@@ -45,8 +47,16 @@ impl FdHolders {
         self.0.lock().queued > 0
     }
 
+    /// How often it came to a process or a queue. While the number stays the same, it is nowhere
+    /// where it was not before.
+    pub(crate) fn arrivals(&self) -> u64 {
+        self.0.lock().arrivals
+    }
+
     pub(crate) fn held_by(&self, pid: Pid) {
-        *self.0.lock().by.entry(pid).or_insert(0) += 1;
+        let mut held = self.0.lock();
+        *held.by.entry(pid).or_insert(0) += 1;
+        held.arrivals += 1;
     }
 
     pub(crate) fn gone_from(&self, pid: Pid) {
@@ -60,7 +70,9 @@ impl FdHolders {
     }
 
     pub(crate) fn entered_queue(&self) {
-        self.0.lock().queued += 1;
+        let mut held = self.0.lock();
+        held.queued += 1;
+        held.arrivals += 1;
     }
 
     pub(crate) fn left_queue(&self) {

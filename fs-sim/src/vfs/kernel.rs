@@ -11,6 +11,7 @@ use emulator::World;
 use emulator::device::Device;
 use emulator::ledger::Ledger;
 use emulator::pin::{PageRange, PinTable};
+use emulator::race_point;
 use emulator::runtime::registry::Registry;
 use emulator::runtime::trace::{Trace, TraceEvent};
 use emulator::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -217,12 +218,21 @@ impl Kernel {
     /// The processes that can close what `fd_holders` counts: those with a descriptor of it, or
     /// with one unread in their inbox, which only they can receive.
     pub(crate) fn able_to_close(&self, fd_holders: &Arc<FdHolders>) -> Vec<Pid> {
-        let mut able = fd_holders.processes();
-        if fd_holders.is_queued() {
-            let receives = self.processes.snapshot().into_iter().filter(|(_, process)| process.inbox.holds(fd_holders));
-            able.extend(receives.map(|(pid, _)| pid));
+        loop {
+            let arrivals = fd_holders.arrivals();
+            // The processes first: a sender has a descriptor until the message is in the inbox.
+            let mut able = fd_holders.processes();
+            if fd_holders.is_queued() {
+                race_point!("descriptor: tables asked, inboxes not asked");
+                let processes = self.processes.snapshot().into_iter();
+                able.extend(processes.filter(|(_, process)| process.inbox.holds(fd_holders)).map(|(pid, _)| pid));
+            }
+            if fd_holders.arrivals() == arrivals {
+                return able;
+            }
+            // A descriptor has moved meanwhile, perhaps from an inbox that was not asked yet to a
+            // table that was asked already.
         }
-        able
     }
 
     /// The tasks that can act for `pid`; none if it is about to release everything. A dying process

@@ -9,6 +9,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that can't go on ends")]
 
 pub(crate) mod changes;
+pub(crate) mod stops;
 pub(crate) mod watchdog;
 
 use std::any::Any;
