@@ -6,6 +6,7 @@ mod common;
 use std::fs;
 
 use common::{counter, designs, race, result};
+use fs_sim::design::{Axis, NOT_APPLICABLE, further_presets, presets};
 
 fn corrupts(toml: &str) {
     let dir = tempfile::tempdir().unwrap();
@@ -31,4 +32,38 @@ fn a_copy_of_the_negative_control_corrupts_under_any_name() {
 #[test]
 fn one_axis_alone_corrupts() {
     corrupts("name = \"almost\"\nbase = \"rfc-v2\"\nstranger_change = \"proceed\"\n");
+}
+
+/// The outcomes of scenarios are stated by axis values: they hold for every preset in which one of
+/// the axes that a design file may leave out has another value, and for the further presets.
+#[test]
+fn the_suite_passes_where_one_later_axis_differs() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("variants.toml");
+    let mut text = String::new();
+    let mut variants = 0;
+    for preset in presets().iter().chain(further_presets()) {
+        for axis in Axis::ALL.into_iter().filter(|axis| axis.choice_if_unstated().is_some()) {
+            let others = axis.choices().into_iter().filter(|&choice| choice != preset.axes.get(axis));
+            for choice in others.filter(|&choice| choice != NOT_APPLICABLE) {
+                variants += 1;
+                text += &format!("[[design]]\nname = \"{}.{variants}\"\n", preset.name);
+                text += &format!("base = \"{}\"\n{axis} = \"{choice}\"\n", preset.name);
+            }
+        }
+    }
+    assert!(variants > 60, "{variants}");
+    fs::write(&file, &text).unwrap();
+    let list = format!("mainline-6.12,{}", file.to_str().unwrap());
+    let run = common::daxlab().args(["scenario", "run", "--format", "json", "-j", "2", "--design", &list]).output();
+    let report: serde_json::Value = serde_json::from_slice(&run.unwrap().stdout).unwrap();
+    let mut failed = Vec::new();
+    for row in report["scenarios"].as_array().unwrap() {
+        let cells = row["cells"].as_array().unwrap();
+        assert_eq!(cells.len(), variants + 1);
+        let bad =
+            |cell: &&serde_json::Value| !["passed", "not_applicable"].contains(&cell["verdict"].as_str().unwrap());
+        failed.extend(cells.iter().filter(bad).map(|cell| format!("{}: {cell}", row["id"])));
+    }
+    assert!(failed.is_empty(), "{failed:#?}\n{text}");
 }

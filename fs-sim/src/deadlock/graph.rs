@@ -455,6 +455,21 @@ mod tests {
         assert!(graph.record(again, one_task).is_err(), "it is refused when it checks again");
     }
 
+    /// A task that waits behind tasks which nothing ends is no member of their cycle.
+    #[test]
+    fn a_wait_behind_a_stuck_task_goes_on() {
+        let graph = WaitGraph::default();
+        assert_eq!(graph.record(node(1, &[&[1]], Stays), one_task), Ok(()), "it can't be refused");
+        let behind = node(2, &[&[1]], Refusable);
+        let before = behind.waiter.wakes();
+        let waiter = Arc::clone(&behind.waiter);
+        assert_eq!(graph.record(behind, one_task), Ok(()));
+        assert_eq!(waiter.wakes(), before);
+        let stuck = graph.stuck(one_task);
+        let who: Vec<(u32, bool)> = stuck.iter().map(|task| (task.pid.0, task.uninterruptible)).collect();
+        assert_eq!(who, [(1, true), (2, false)]);
+    }
+
     #[test]
     fn who_could_help_when_the_question_is_asked_counts() {
         let graph = WaitGraph::default();
