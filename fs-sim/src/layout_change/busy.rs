@@ -26,6 +26,7 @@ use crate::holders::holder::Holder;
 use crate::holders::in_flight_io::{SeenIo, io_on};
 use crate::holders::list::pin_holders;
 use crate::layout_change::plan::ChangeWork;
+use crate::leases::layout::break_layouts::covered_by_breakable;
 use crate::leases::layout::waiting::{publish_waiting_on, stand_aside, stand_back};
 use crate::vfs::inode::Inode;
 use crate::vfs::layout_turn::TurnGuard;
@@ -68,12 +69,25 @@ pub(crate) fn waits_with_open_pages(task: &Task) -> bool {
     task.kernel().axes.pin_wait_holds == PinWaitHolds::Inode && !task.kernel().ignores_pins()
 }
 
+/// What refuses a change because of pins beside its own blocks, before any lease is broken. Pins of
+/// other processes that a breakable lease in its way covers are judged after the break.
+///
+/// # Errors
+/// As for [`pins_beside`].
+pub(crate) fn check_beside(task: &Task, site: Site<'_>) -> Result<(), Errno> {
+    find_beside(task, site, true).map(|_| ())
+}
+
 /// The pins besides those that the verdict on the change's own blocks covers.
 ///
 /// # Errors
 /// ETXTBSY: the rule is `fail`. EDEADLK: the change waits for I/O that only its own task could
 /// complete.
 pub(crate) fn pins_beside(task: &Task, site: Site<'_>) -> Result<PinsInTheWay, Errno> {
+    find_beside(task, site, false)
+}
+
+fn find_beside(task: &Task, site: Site<'_>, before_breaks: bool) -> Result<PinsInTheWay, Errno> {
     let kernel = task.kernel();
     let (judged, drained) = match site.work {
         Some(work) => (work.judged.clone(), [&work.judged[..], &work.losing_mark].concat()),
@@ -84,7 +98,11 @@ pub(crate) fn pins_beside(task: &Task, site: Site<'_>) -> Result<PinsInTheWay, E
     let rule = |own: bool| if own { kernel.axes.holder_change } else { kernel.axes.stranger_change };
     if !beside.is_empty() {
         for holder in pin_holders(site.inode).holding(BlockRange::ALL, &beside) {
-            match rule(holder.pid == task.pid()) {
+            let own = holder.pid == task.pid();
+            let covered =
+                |work: &ChangeWork<'_>| covered_by_breakable(&kernel.axes, site.inode, &holder, &work.touches);
+            match rule(own) {
+                ChangeRule::Fail if before_breaks && !own && site.work.is_some_and(covered) => {}
                 ChangeRule::Fail => return Err(Errno::ETXTBSY),
                 ChangeRule::Wait => way.holders.push(holder),
                 ChangeRule::Proceed | ChangeRule::Orphan | ChangeRule::Revoke => {}

@@ -24,7 +24,7 @@ use crate::deadlock::graph::{WaitFailure, WaitPoll};
 use crate::deadlock::need::Awaited;
 use crate::design::BusyScope;
 use crate::holders::list::pin_holders;
-use crate::layout_change::busy::{PinsInTheWay, Site, pins_beside, wait_for_pins};
+use crate::layout_change::busy::{PinsInTheWay, Site, check_beside, pins_beside, wait_for_pins};
 use crate::layout_change::closed_pages::clear_pages;
 use crate::layout_change::departure::{depart, fresh_blocks, release_shared};
 use crate::layout_change::plan::{
@@ -146,7 +146,7 @@ fn change_once<'w>(
     }
     let sites = sites_of(change, works, patience);
     // What refuses the change comes before any lease is broken.
-    sites.iter().try_for_each(|site| pins_beside(task, *site).map(|_| ()))?;
+    sites.iter().try_for_each(|site| check_beside(task, *site))?;
     if !break_all_layouts(task, works, patience)? || !recall_layouts(task, works, patience)? {
         return Ok(StillHolds::Again);
     }

@@ -235,6 +235,12 @@ impl Kernel {
         }
     }
 
+    /// Whether the process `pid` is there: it has not exited. One that a signal has ended is there
+    /// until its last task has left its call.
+    pub fn exists(&self, pid: Pid) -> bool {
+        self.processes.get(pid).is_some()
+    }
+
     /// The tasks that can act for `pid`; none if it is about to release everything. A dying process
     /// does that only when no task of it is in a wait that SIGKILL does not end.
     pub(crate) fn tasks_of(&self, pid: Pid) -> Vec<WaiterId> {

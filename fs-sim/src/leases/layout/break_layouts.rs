@@ -106,6 +106,19 @@ fn pins_refuse(axes: &Axes, holders: &[Arc<Holder>], entries: &[LeaseEntry], cha
     })
 }
 
+/// Whether a breakable lease in `ranges`, which a change there breaks first, covers this holder of
+/// another process.
+pub(crate) fn covered_by_breakable(axes: &Axes, inode: &Inode, holder: &Holder, ranges: &BlockRanges) -> bool {
+    let entries = LeaseTable::of(inode).lock();
+    let covers = |entry: &LeaseEntry| {
+        ranges.overlaps(entry.range)
+            && entry.state() != LeaseState::Zombie
+            && !entry.kind.is_exclusive(axes.lease_rules)
+            && holder.leases.iter().any(|lease| Arc::ptr_eq(lease, &entry.lease))
+    };
+    entries.iter().any(covers)
+}
+
 /// Whether a process other than `changer` holds a write lease in `ranges`.
 pub(crate) fn others_write(entries: &[LeaseEntry], ranges: &BlockRanges, changer: Pid) -> bool {
     let write = |entry: &LeaseEntry| {

@@ -26,7 +26,8 @@ impl Simulation {
                 list(handled.into_iter().map(|signal| signal_word(signal).to_owned()).collect(), " ")
             }
             QuerySubject::Process => {
-                let dead = self.process(of)?.process().is_dying();
+                // A process that SIGKILL can't end yet is still there.
+                let dead = !self.kernel.exists(self.process(of)?.pid());
                 if dead { "dead" } else { "alive" }.to_owned()
             }
             QuerySubject::Blocked => {
