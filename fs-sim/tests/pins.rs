@@ -733,3 +733,27 @@ fn pins_outlive_mapping_and_descriptor() {
     assert_eq!(nic.pins(&a, reader, 0..1).err(), Some(Errno::EBADF));
     lab.end([&a]);
 }
+
+/// The gate `reference`: a descriptor of the open file that has the lease lets a process pin; its
+/// mapping does not. Under the gate `lease` neither does.
+#[test]
+fn a_descriptor_of_the_leased_file_is_enough_by_reference_alone() {
+    for gate in [PinGate::Lease, PinGate::Reference] {
+        let (lab, [a]) = Lab::cast(Axes { pin_gate: gate, ..preset("man-page") });
+        let f = a.writes_file("data", 4, 1);
+        a.lease(f, exclusive(*lab.kernel.axes()), r(0, 2)).unwrap();
+        let va = a.mmap(f, 0, 4 * BLOCK, true).unwrap();
+        let child = a.child();
+        let (_, nic) = Nic::open(&child);
+        let by_descriptor = nic.pins(&child, f, 0..2);
+        assert_eq!(by_descriptor.as_ref().err().copied(), (gate == PinGate::Lease).then_some(Errno::EPERM));
+        assert_eq!(nic.pins(&child, f, 1..3).err(), Some(Errno::EPERM), "the lease does not cover it");
+        if let Ok(region) = by_descriptor {
+            region.dereg(&child);
+        }
+        child.close(f).unwrap();
+        let want = PinRequest { va, len: 2 * BLOCK, write: true, user: LongTermUser::Rdma };
+        assert_eq!(nic.register(&child, want).err(), Some(Errno::EPERM), "a mapping alone");
+        lab.end([&a, &child]);
+    }
+}
