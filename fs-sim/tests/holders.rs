@@ -119,7 +119,9 @@ fn anonymous_memory_is_free_and_wrong_requests_leave_nothing() {
         assert_eq!(a.register_buffers(xdp, &[(va, BLOCK)]), Err(Errno::EINVAL));
         assert_eq!(a.register_buffers(ring_fd, &[]), Err(Errno::EINVAL));
         assert_eq!(a.register_buffers(ring_fd, &[(va, 2 << 30)]), Err(Errno::EFAULT));
-        assert_eq!(a.register_buffers(ring_fd, &[(va, BLOCK), (va, 5 * BLOCK)]), Err(Errno::EINVAL), "all or none");
+        // Where the design admits no such holder, the walk of the refusal comes first.
+        let beyond = if others_can_pin(axes) { Errno::EINVAL } else { Errno::EFAULT };
+        assert_eq!(a.register_buffers(ring_fd, &[(va, BLOCK), (va, 5 * BLOCK)]), Err(beyond), "all or none");
         assert_eq!(ring.buffers(), 0);
         a.register_buffers(ring_fd, &[(va, BLOCK), (va, BLOCK)]).unwrap();
         assert_eq!(a.register_buffers(ring_fd, &[(va, BLOCK)]), Err(Errno::EBUSY));

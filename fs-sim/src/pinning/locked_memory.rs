@@ -16,6 +16,11 @@ pub(crate) fn charge_locked_memory(_kernel: &Kernel, process: &Process, pages: u
     charged.map(|_| ()).map_err(|_| Errno::ENOMEM)
 }
 
+/// Whether a charge of `pages` would be within the limit now.
+pub(crate) fn may_lock(process: &Process, pages: u64) -> bool {
+    process.locked_pages().checked_add(pages).is_some_and(|locked| locked <= process.memlock())
+}
+
 pub(crate) fn uncharge_locked_memory(_kernel: &Kernel, process: &Process, pages: u64) {
     process.locked_pages.fetch_sub(pages, Ordering::Relaxed);
 }

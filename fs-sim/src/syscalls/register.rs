@@ -6,7 +6,10 @@
 use emulator::sync::Arc;
 
 use crate::base::errno::Errno;
+use crate::base::units::BLOCK;
 use crate::holders::holder::PinHolder;
+use crate::pinning::admission::{Admission, admission};
+use crate::pinning::locked_memory::may_lock;
 use crate::pinning::on_demand::OnDemand;
 use crate::pinning::registration::{PinRequest, Registration, register_file};
 use crate::vfs::mapped_target::MappedTarget;
@@ -17,6 +20,12 @@ impl Task {
     /// Registers mapped memory for long-term access by a device. `object` answers for the pins
     /// from their commit on, which comes before this returns.
     ///
+    /// A user that the design's gate never admits is refused as Linux refuses it, before the
+    /// mapping's rights and the end of the file are looked at: ENOMEM (locked memory), then
+    /// EOPNOTSUPP if the range holds a page of a file before it holds an address that is not
+    /// mapped (EFAULT). A user that the gate admits by faults is registered as by
+    /// [`Task::register_on_demand`].
+    ///
     /// # Errors
     /// EINVAL (length 0, or beyond the mapping), EFAULT (protection, or a read-only request over a
     /// hole or past the end), EOPNOTSUPP, EPERM (the gate), EAGAIN (a layout change waits),
@@ -24,6 +33,11 @@ impl Task {
     /// a pin count at its bound), ENOSPC. Refused, nothing stays pinned.
     pub fn register(&self, request: PinRequest, object: Arc<dyn PinHolder>) -> Result<Registration, Errno> {
         self.syscall(|| {
+            match admission(self.kernel(), request.user) {
+                Ok(Admission::OnDemand) => return on_demand(self, &request),
+                Err(refusal) => refuse_file_pages(self, &request, refusal)?,
+                Ok(Admission::Pins | Admission::PinsUnder { .. } | Admission::NotifyOnly) => {}
+            }
             match self.process().target(request.va, request.len, request.write)? {
                 MappedTarget::Anon { memory, offset } => Ok(Registration::Anonymous { memory, offset }),
                 MappedTarget::File { description, offset } => {
@@ -44,16 +58,35 @@ impl Task {
     /// only then the mapping's rights and the end of the file matter.
     ///
     /// # Errors
-    /// EINVAL (length 0, or beyond the mapping).
+    /// EINVAL (length 0, or beyond the mapping), EIO (the device is gone).
     pub fn register_on_demand(&self, request: PinRequest) -> Result<Registration, Errno> {
-        self.syscall(|| match self.process().target(request.va, request.len, false)? {
-            MappedTarget::Anon { memory, offset } => Ok(Registration::Anonymous { memory, offset }),
-            MappedTarget::File { description, .. } => {
-                let mut deferred = Deferred::default();
-                description.put(&mut deferred);
-                self.run_deferred(deferred);
-                Ok(Registration::OnDemand(OnDemand::new(Arc::clone(self.process()), &request)))
-            }
-        })
+        self.syscall(|| on_demand(self, &request))
     }
+}
+
+fn on_demand(task: &Task, request: &PinRequest) -> Result<Registration, Errno> {
+    match task.process().target(request.va, request.len, false)? {
+        MappedTarget::Anon { memory, offset } => Ok(Registration::Anonymous { memory, offset }),
+        MappedTarget::File { description, .. } => {
+            let mut deferred = Deferred::default();
+            description.put(&mut deferred);
+            task.run_deferred(deferred);
+            task.kernel().mount.check()?;
+            Ok(Registration::OnDemand(OnDemand::new(Arc::clone(task.process()), request)))
+        }
+    }
+}
+
+/// Refuses `request`, of a user that the gate does not admit, if it asks for pages of a file.
+fn refuse_file_pages(task: &Task, request: &PinRequest, refusal: Errno) -> Result<(), Errno> {
+    let PinRequest { va, len, write, .. } = *request;
+    if len == 0 {
+        return Err(Errno::EINVAL);
+    }
+    let refused = task.process().mm.lock().refuse_file_pages(va, len, write, refusal);
+    refused.map_err(|errno| {
+        // Memory without a file is not charged, so the limit refuses only what is refused anyway.
+        let pages = (va % BLOCK).saturating_add(len).div_ceil(BLOCK);
+        if may_lock(task.process(), pages) { errno } else { Errno::ENOMEM }
+    })
 }

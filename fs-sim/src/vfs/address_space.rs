@@ -124,6 +124,27 @@ impl AddressSpace {
         (end <= mapping.start + mapping.len && va < mapping.start + mapping.len).then_some(mapping)
     }
 
+    /// Walks `va..va+len` from its start as a long-term pin by a user that the design's gate
+    /// refuses: `refusal` at the first page of a file, whatever the mapping's rights and the end of
+    /// the file. Kernel: `check_vma_flags`.
+    ///
+    /// # Errors
+    /// `refusal`; EFAULT if the walk first meets an address that is not mapped, or memory without a
+    /// file that is read-only, where `write` is asked; EINVAL if the range wraps around.
+    pub(crate) fn refuse_file_pages(&self, va: u64, len: u64, write: bool, refusal: Errno) -> Result<(), Errno> {
+        let end = va.checked_add(len).ok_or(Errno::EINVAL)?;
+        let mut at = va;
+        while at < end {
+            let mapping = self.find(at, 1).ok_or(Errno::EFAULT)?;
+            match mapping.backing {
+                Backing::File { .. } => return Err(refusal),
+                Backing::Anon { .. } if write && !mapping.write => return Err(Errno::EFAULT),
+                Backing::Anon { .. } => at = mapping.start + mapping.len,
+            }
+        }
+        Ok(())
+    }
+
     /// Takes out what lies in `va..va+len`, splitting mappings at the edges. `va` must be page
     /// aligned.
     pub(crate) fn unmap(&mut self, va: u64, len: u64) -> Result<Vec<Mapping>, Errno> {
@@ -163,3 +184,6 @@ impl AddressSpace {
         std::mem::take(&mut self.mappings).into_values().collect()
     }
 }
+
+#[cfg(all(test, not(any(daxlab_loom, daxlab_shuttle))))]
+mod tests;
