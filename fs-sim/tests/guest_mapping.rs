@@ -172,7 +172,8 @@ fn every_preset_under_a_guest() {
                 assert_eq!(served.exposure(), Exposure::default(), "{name}");
                 served.unmapped();
                 assert_eq!(blocked.finish(), Ok(()), "{name}");
-                assert_eq!(served.holds(), (0, 0), "{name}");
+                // A revocation has cut the range of the change out of the lease.
+                assert_eq!(served.holds(), (usize::from(name == "revoke"), 0), "{name}");
             }
             Exposes => {
                 assert_eq!(truncate(&b), Ok(()), "{name}");

@@ -8,7 +8,7 @@ use emulator::sync::atomic::{AtomicBool, Ordering};
 use emulator::sync::{Arc, thread};
 use fs_sim::base::numbers::Pid;
 use fs_sim::design::{Axes, ChangeRule};
-use fs_sim::holders::holder::{HolderInfo, PinHolder};
+use fs_sim::holders::holder::{HolderInfo, PinHolder, RevokeReason};
 use fs_sim::pinning::admission::LongTermUser;
 use fs_sim::pinning::registration::{PinRequest, Registration};
 use fs_sim::vfs::open_file::Deferred;
@@ -36,7 +36,7 @@ impl PinHolder for SlowHolder {
         false
     }
 
-    fn revoke(&self, _kernel: &Arc<Kernel>) {}
+    fn revoke(&self, _kernel: &Arc<Kernel>, _reason: RevokeReason) {}
 }
 
 /// The change has closed its pages and waits for pins that belong to no listed holder. When the

@@ -544,10 +544,10 @@ fn only_close_and_dup2_wait() {
     }
 }
 
-/// S27 by force: `stranger_change = revoke` removes an exclusive lease and its pins, in any
-/// process. Under `nothing` the pins are judged separately.
+/// `stranger_change = revoke` cuts its range out of an exclusive lease with pins: `on_lease_lost`
+/// does not fire, and the pins are judged one by one. A lease without pins is removed.
 #[test]
-fn s27_lease_removed_by_a_stranger() {
+fn a_revocation_cuts_its_range_out_of_a_pinned_lease() {
     for abort in [LeaseLost::Abort, LeaseLost::Nothing] {
         let (lab, [a, b]) = Lab::cast(Axes { on_lease_lost: Some(abort), ..preset("revoke") });
         let f = a.writes_file("data", 4, 1);
@@ -555,9 +555,32 @@ fn s27_lease_removed_by_a_stranger() {
         let (_, nic) = Nic::open(&a);
         let (hit, elsewhere) = (nic.pins(&a, f, 3..4).unwrap(), nic.pins(&a, f, 0..1).unwrap());
         assert_eq!(b.truncate("data", 3 * BLOCK), Ok(()));
-        assert!(!hit.is_pinned());
-        assert_eq!(elsewhere.is_pinned(), abort == LeaseLost::Nothing);
+        assert!(!hit.is_pinned() && elsewhere.is_pinned());
         assert_eq!(a.signals(), [Signal::Sigio]);
+        let ranges = |actor: &Actor, fd| actor.held(fd).iter().map(|(_, range)| *range).collect::<Vec<_>>();
+        assert_eq!(ranges(&a, f), [r(0, 3)]);
+
+        // A hole in the middle: both parts are the lease still, and admit pins.
+        let more = nic.pins(&a, f, 2..3).unwrap();
+        let g = b.opens("data");
+        b.fallocate(g, FallocateMode::PunchHole, BLOCK, BLOCK).unwrap();
+        assert_eq!(ranges(&a, f), [r(0, 1), r(2, 3)]);
+        assert!(elsewhere.is_pinned() && more.is_pinned());
+        let again = nic.pins(&a, f, 2..3).unwrap();
+        // The unlock of one part loses the pins of both, and leaves the other part a lease.
+        a.unlock(f, r(0, 1)).unwrap();
+        for region in [&elsewhere, &more, &again] {
+            assert_eq!(region.is_pinned(), abort == LeaseLost::Nothing);
+        }
+        assert_eq!(ranges(&a, f), [r(2, 3)]);
+        nic.pins(&a, f, 2..3).unwrap().dereg(&a);
+        // Without pins it is removed as a whole.
+        for region in [elsewhere, more, again] {
+            region.dereg(&a);
+        }
+        assert_eq!(b.truncate("data", 2 * BLOCK), Ok(()));
+        assert_eq!(a.signals(), [Signal::Sigio, Signal::Sigio]);
+        assert_eq!(ranges(&a, f), []);
         lab.end([&a, &b]);
     }
 }

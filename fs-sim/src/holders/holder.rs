@@ -17,11 +17,23 @@ use crate::vfs::fd_holders::FdHolders;
 use crate::vfs::kernel::Kernel;
 use crate::vfs::process::Process;
 
+/// Why a holder must release its pins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum RevokeReason {
+    /// A rule `revoke` of the design, for a layout change or a last close: of an RDMA context it
+    /// takes as much as `revoke_scope` says.
+    Rule,
+    /// The lease of the pins was lost, under `on_lease_lost = abort`.
+    LeaseLost,
+    /// The device is being removed.
+    DeviceRemoved,
+}
+
 /// Asks a holder to release its pins; see [`PinHolder::revoke`].
-pub(crate) fn revoke_holder(kernel: &Arc<Kernel>, holder: &Holder) {
+pub(crate) fn revoke_holder(kernel: &Arc<Kernel>, holder: &Holder, reason: RevokeReason) {
     kernel.counters.revocations.add(1);
     kernel.trace("revoked", holder.id.0, holder.ino.0, holder.pages.first().copied());
-    holder.object.revoke(kernel);
+    holder.object.revoke(kernel, reason);
 }
 
 /// What identifies a holder, for people and for `blockers`.
@@ -68,7 +80,7 @@ pub trait PinHolder: Send + Sync + 'static {
 
     /// Demands that the pins are released. Idempotent, returns at once, called with no lock held.
     /// Its completion *is* the unpin, which comes once accesses in flight have drained.
-    fn revoke(&self, kernel: &Arc<Kernel>);
+    fn revoke(&self, kernel: &Arc<Kernel>, reason: RevokeReason);
 }
 
 /// One committed holder.

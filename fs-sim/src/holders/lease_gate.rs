@@ -5,6 +5,7 @@
 //! Kernel counterpart: none; the 2019 RFC looked the lease up without taking a reference.
 
 use emulator::pin::gate::Gate;
+use emulator::sync::OnceLock;
 
 use crate::base::numbers::LeaseId;
 
@@ -16,4 +17,15 @@ pub struct Lease {
     pub id: LeaseId,
     /// Counts the pins taken under it; closed once the lease admits no more.
     pub(crate) gate: Gate,
+    /// Set before the lease leaves the table, if a rule `revoke` takes it away from its pins.
+    pub(crate) revoked: OnceLock<LeaseRevocation>,
+}
+
+/// Which rule `revoke` took a lease away while pins under it lived.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum LeaseRevocation {
+    /// `stranger_change` or `holder_change`: the change also judges the pins, one by one.
+    Change,
+    /// `last_close_while_pinned`: the pins go too.
+    LastClose,
 }

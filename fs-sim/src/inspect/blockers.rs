@@ -559,7 +559,7 @@ impl LeaseVerdict {
             LeaseVerdict::Fail(_) => Effect::Refuses,
             LeaseVerdict::WaitFor => Effect::WaitedFor,
             LeaseVerdict::Break => Effect::Broken,
-            LeaseVerdict::Remove => Effect::Revoked,
+            LeaseVerdict::Remove | LeaseVerdict::Cut => Effect::Revoked,
             LeaseVerdict::Ignore => Effect::Ignored,
         }
     }

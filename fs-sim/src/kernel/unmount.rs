@@ -10,7 +10,7 @@ use emulator::wait::{WaitFor, WaitQueue};
 
 use crate::base::errno::Errno;
 use crate::holders::block_layout::{BlockLayouts, fence};
-use crate::holders::holder::revoke_holder;
+use crate::holders::holder::{RevokeReason, revoke_holder};
 use crate::holders::list::{notify_only, pin_holders};
 use crate::vfs::inode::Inode;
 use crate::vfs::kernel::Kernel;
@@ -45,7 +45,7 @@ impl Kernel {
         let inodes = self.all_inodes();
         for inode in &inodes {
             for holder in pin_holders(inode).all().into_iter().chain(notify_only(inode).all()) {
-                revoke_holder(self, &holder);
+                revoke_holder(self, &holder, RevokeReason::DeviceRemoved);
             }
             for layout in BlockLayouts::of(inode).all() {
                 fence(self, &layout);

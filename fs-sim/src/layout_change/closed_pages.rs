@@ -15,7 +15,7 @@ use crate::base::numbers::{HolderId, Pid};
 use crate::base::page_sets::{common, merge, without};
 use crate::deadlock::graph::{WaitFailure, WaitPoll};
 use crate::deadlock::need::Need;
-use crate::holders::holder::revoke_holder;
+use crate::holders::holder::{RevokeReason, revoke_holder};
 use crate::holders::in_flight_io::io_on;
 use crate::holders::list::pin_holders;
 use crate::layout_change::busy::{DRAINING, waits_with_open_pages};
@@ -118,7 +118,7 @@ fn drain_pins(
 ) -> Result<bool, Errno> {
     let kernel = task.kernel();
     for holder in verdicts.iter().flat_map(|verdict| &verdict.revoke) {
-        revoke_holder(kernel, holder);
+        revoke_holder(kernel, holder, RevokeReason::Rule);
     }
     // Where the design lets a change proceed over pins, long-term pins that were not judged are
     // ignored: they can belong to another file's holder.

@@ -18,7 +18,7 @@ use crate::base::errno::Errno;
 use crate::base::numbers::HolderId;
 use crate::deadlock::graph::{WaitFailure, WaitPoll};
 use crate::deadlock::need::{Awaited, Need};
-use crate::holders::holder::{Holder, revoke_holder};
+use crate::holders::holder::{Holder, RevokeReason, revoke_holder};
 use crate::holders::list::{Holders, notify_only, pin_holders};
 use crate::layout_change::plan::{ChangeWork, Patience, publish_waiting};
 use crate::layout_change::verdict::PinVerdict;
@@ -52,7 +52,7 @@ pub(crate) fn unmap_guests(
     }
     publish_waiting(works, |n| (!guests[n].is_empty()).then(|| guests[n].clone()));
     for holder in guests.iter().flatten() {
-        revoke_holder(task.kernel(), holder);
+        revoke_holder(task.kernel(), holder, RevokeReason::Rule);
     }
     for (work, guests) in works.iter().zip(&guests) {
         let awaited: Vec<HolderId> = guests.iter().map(|guest| guest.id).collect();

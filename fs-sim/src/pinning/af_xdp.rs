@@ -11,7 +11,7 @@ use emulator::sync::atomic::{AtomicBool, Ordering};
 use emulator::sync::{Arc, Mutex};
 
 use crate::base::errno::Errno;
-use crate::holders::holder::{HolderInfo, PinHolder};
+use crate::holders::holder::{HolderInfo, PinHolder, RevokeReason};
 use crate::pinning::registered_memory::{MemoryAccess, RegisteredMemory};
 use crate::vfs::fd_holders::FdHolders;
 use crate::vfs::kernel::Kernel;
@@ -51,7 +51,7 @@ impl PinHolder for Umem {
         Some(Arc::clone(&self.fd_holders))
     }
 
-    fn revoke(&self, kernel: &Arc<Kernel>) {
+    fn revoke(&self, kernel: &Arc<Kernel>, _reason: RevokeReason) {
         let mut deferred = Deferred::default();
         if self.region.close(kernel, &mut deferred) {
             self.lost.store(true, Ordering::SeqCst);

@@ -13,7 +13,7 @@ use emulator::sync::atomic::{AtomicBool, Ordering};
 use emulator::sync::{Arc, Mutex};
 
 use crate::base::errno::Errno;
-use crate::holders::holder::{HolderInfo, PinHolder};
+use crate::holders::holder::{HolderInfo, PinHolder, RevokeReason};
 use crate::pinning::registered_memory::RegisteredMemory;
 use crate::vfs::fd_holders::FdHolders;
 use crate::vfs::kernel::Kernel;
@@ -71,7 +71,7 @@ impl PinHolder for BufferTable {
         Some(Arc::clone(&self.fd_holders))
     }
 
-    fn revoke(&self, kernel: &Arc<Kernel>) {
+    fn revoke(&self, kernel: &Arc<Kernel>, _reason: RevokeReason) {
         // Another task may still be closing them. A task that needs the pins gone waits for that
         // anyway.
         if self.revoked.swap(true, Ordering::SeqCst) {

@@ -33,7 +33,7 @@ use crate::base::numbers::{HolderId, Ino};
 use crate::base::range::BlockRange;
 use crate::base::units::BLOCK;
 use crate::design::LeaseRules;
-use crate::holders::holder::{HolderInfo, PinHolder};
+use crate::holders::holder::{HolderInfo, PinHolder, RevokeReason};
 use crate::holders::stale_watch::StaleWatch;
 use crate::leases::layout::acquire::lease_file;
 use crate::leases::layout::kind::LeaseKind;
@@ -142,7 +142,7 @@ impl PinHolder for GuestExport {
         true
     }
 
-    fn revoke(&self, kernel: &Arc<Kernel>) {
+    fn revoke(&self, kernel: &Arc<Kernel>, _reason: RevokeReason) {
         let mut deferred = Deferred::default();
         let closed = self.region.close(kernel, &mut deferred);
         kernel.run_deferred(deferred);

@@ -18,7 +18,7 @@ use crate::base::units::BLOCK;
 use crate::design::PinGate;
 use crate::extent_map::lookup::{pages_of, pieces_in};
 use crate::extent_map::{Extent, ExtentState, Piece};
-use crate::holders::holder::{Holder, PinHolder, revoke_holder};
+use crate::holders::holder::{Holder, PinHolder, RevokeReason, revoke_holder};
 use crate::holders::lease_gate::Lease;
 use crate::holders::list::list_of;
 use crate::layout_change::changes::allocate::{AllocationCause, clean_unwritten, fault_in};
@@ -180,7 +180,7 @@ fn commit_holder(task: &Task, inode: &Arc<Inode>, draft: HolderDraft, object: Ar
     }
     if kernel.mount.check().is_err() {
         // The device is being removed, and the remover may have missed this holder.
-        revoke_holder(kernel, &holder);
+        revoke_holder(kernel, &holder, RevokeReason::DeviceRemoved);
     }
     holder
 }
@@ -247,6 +247,11 @@ impl Pinned {
     /// Whether it holds no byte; a registration never does.
     pub fn is_empty(&self) -> bool {
         self.len == 0
+    }
+
+    /// Whether `object` answers for these pins.
+    pub fn is_of(&self, object: &dyn PinHolder) -> bool {
+        std::ptr::addr_eq(Arc::as_ptr(&self.holder.object), object)
     }
 
     /// The inode and the file range whose pages these were when they were pinned.

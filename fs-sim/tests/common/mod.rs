@@ -21,7 +21,7 @@ use emulator::sync::atomic::{AtomicBool, Ordering};
 use emulator::sync::{Arc, Mutex};
 use fs_sim::base::numbers::Fd;
 use fs_sim::design::{Axes, BreakTimeout, ChangeRule, LeaseRules, PinGate, VolumeOptions, presets};
-use fs_sim::holders::holder::{HolderInfo, PinHolder};
+use fs_sim::holders::holder::{HolderInfo, PinHolder, RevokeReason};
 use fs_sim::inspect::books::LeaseInfo;
 use fs_sim::leases::layout::kind::LeaseKind;
 use fs_sim::leases::posix::request::PosixLeaseRequest;
@@ -362,7 +362,7 @@ impl PinHolder for Region {
         Some(Arc::clone(&self.fd_holders))
     }
 
-    fn revoke(&self, kernel: &Arc<Kernel>) {
+    fn revoke(&self, kernel: &Arc<Kernel>, _reason: RevokeReason) {
         self.revoked.store(true, Ordering::SeqCst);
         if !self.dma_in_flight.load(Ordering::SeqCst) {
             self.release(kernel);

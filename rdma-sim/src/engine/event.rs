@@ -7,6 +7,11 @@
 pub enum AsyncEvent {
     /// The context was aborted: its queue pairs are in error, its regions are revoked.
     Fatal,
+    /// This region was revoked: its keys are invalid. The rest of the context works.
+    RegionRevoked {
+        /// The region's key.
+        rkey: u32,
+    },
     /// A completion did not fit into this queue.
     CqError {
         /// The queue's number.

@@ -9,7 +9,8 @@ use std::fmt;
 
 use emulator::sync::Arc;
 use emulator::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use fs_sim::holders::holder::{HolderInfo, PinHolder};
+use fs_sim::design::RevokeScope;
+use fs_sim::holders::holder::{HolderInfo, PinHolder, RevokeReason};
 use fs_sim::pinning::registration::Registration;
 use fs_sim::vfs::fd_holders::FdHolders;
 use fs_sim::vfs::open_file::Deferred;
@@ -92,7 +93,7 @@ impl Mr {
         &self.owner
     }
 
-    /// Whether an abort of its context revoked it. The program can still deregister it.
+    /// Whether it was revoked, alone or with its context. The program can still deregister it.
     pub fn is_revoked(&self) -> bool {
         self.revoked.load(Ordering::SeqCst)
     }
@@ -174,9 +175,15 @@ impl PinHolder for Mr {
         Some(Arc::clone(self.owner.fd_holders()))
     }
 
-    /// Aborts the whole context. A NIC cannot take away a single region: the program expects every
-    /// region of an open context to work.
-    fn revoke(&self, kernel: &Arc<Kernel>) {
-        self.owner.abort(kernel);
+    /// Takes away the region alone where a rule `revoke` demands it and `revoke_scope` says so;
+    /// else aborts the whole context.
+    fn revoke(&self, kernel: &Arc<Kernel>, reason: RevokeReason) {
+        let alone = reason == RevokeReason::Rule && kernel.axes().revoke_scope == Some(RevokeScope::Region);
+        if !alone {
+            return self.owner.abort(kernel);
+        }
+        // First: a registration under way finds it once its region is in place.
+        self.set_revoked();
+        self.owner.revoke_region(kernel, self.key, self);
     }
 }

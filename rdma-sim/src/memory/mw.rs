@@ -131,6 +131,8 @@ impl Mw {
             let refused = match self.kind {
                 _ if state.retired => Some(WorkFault::UnknownKey),
                 _ if state.rkey == bind.rkey => Some(WorkFault::WindowKey),
+                // A revocation marks the region before it unbinds the region's windows.
+                _ if bound.as_ref().is_some_and(|bound| bound.mr.is_revoked()) => Some(WorkFault::Revoked),
                 MwType::Type2 if state.bound.is_some() => Some(WorkFault::WindowBound),
                 MwType::Type2 if bound.is_none() => Some(WorkFault::Range),
                 MwType::Type1 | MwType::Type2 => None,
@@ -188,6 +190,14 @@ impl Mw {
     /// Ends the binding, if there is one, because its region ends.
     pub(crate) fn unbind(&self) {
         let bound = self.state.lock().bound.take();
+        if let Some(bound) = bound {
+            bound.mr.window_gone();
+        }
+    }
+
+    /// Ends the binding, if it is to `mr`.
+    pub(crate) fn unbind_from(&self, mr: &Arc<Mr>) {
+        let bound = self.state.lock().bound.take_if(|bound| Arc::ptr_eq(&bound.mr, mr));
         if let Some(bound) = bound {
             bound.mr.window_gone();
         }

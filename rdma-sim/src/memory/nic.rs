@@ -17,7 +17,7 @@ use super::window_table::WindowTable;
 pub struct NicCounters {
     /// Memory regions registered.
     pub mrs_registered: Counter,
-    /// Memory regions that were registered when their context was aborted.
+    /// Memory regions that were revoked: alone, or registered when their context was aborted.
     pub mrs_aborted: Counter,
     /// Contexts aborted by a revocation.
     pub contexts_aborted: Counter,

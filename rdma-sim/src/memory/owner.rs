@@ -9,6 +9,7 @@ use std::any::Any;
 use emulator::sync::Arc;
 use emulator::wait::WaitQueue;
 use fs_sim::Kernel;
+use fs_sim::holders::holder::PinHolder;
 use fs_sim::vfs::fd_holders::FdHolders;
 
 /// The context of a region, as the memory layer sees it.
@@ -31,6 +32,10 @@ pub(crate) trait ObjectOwner: Send + Sync + 'static {
     /// Aborts the context: every queue pair goes to error, every region is revoked. Returns at
     /// once.
     fn abort(&self, kernel: &Arc<Kernel>);
+
+    /// Revokes the region of `key` if `holder` answers for its pins: its keys die, and its pins go
+    /// once the accesses in flight have left it. Returns at once.
+    fn revoke_region(&self, kernel: &Arc<Kernel>, key: u32, holder: &dyn PinHolder);
 
     /// The context as a value of its own type.
     fn into_any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync>;

@@ -47,6 +47,7 @@ use emulator::runtime::state_table::InvalidTransition;
 use emulator::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use emulator::sync::{Arc, Mutex, OnceLock};
 use fs_sim::Errno;
+use fs_sim::holders::holder::PinHolder;
 use fs_sim::pinning::registration::Registration;
 use fs_sim::vfs::open_file::Deferred;
 
@@ -276,6 +277,31 @@ impl RegionTable {
             self.drain(slot, deferred);
         }
         closed
+    }
+
+    /// Ends the region of `key` if `holder` answers for its pins, and releases it if no access is
+    /// inside; marks its handle as revoked first. Returns the handle. A registration under way is
+    /// not there yet, and looks for its own revocation once it is.
+    pub(crate) fn revoke(&self, key: u32, holder: &dyn PinHolder, deferred: &mut Deferred) -> Option<Arc<Mr>> {
+        let slot = self.slot_of(key);
+        let revoked = {
+            let mut state = slot.state.lock();
+            // SAFETY: every write happens under the lock that is held; see `MrSlot`.
+            let region = unsafe { (*slot.region.get()).as_ref() };
+            let pins = |region: &&RegisteredRegion| match &region.memory {
+                Registration::Pinned(pinned) => pinned.is_of(holder),
+                Registration::OnDemand(_) | Registration::Anonymous { .. } => false,
+            };
+            let mr = Arc::clone(&region.filter(pins)?.mr);
+            advance(&mut state, RegionEvent::Close).ok()?;
+            // Before the gate closes: a program whose key is refused can read why.
+            mr.set_revoked();
+            let _checked_in_drain = slot.gate.close();
+            mr
+        };
+        race_point!("region: shut, not drained");
+        self.drain(slot, deferred);
+        Some(revoked)
     }
 
     /// Closes the gate of `old` for a change of its registration. Returns false if the region has

@@ -25,6 +25,7 @@ use emulator::sync::{Arc, Mutex};
 use emulator::wait::{WaitFor, WaitQueue};
 use fs_sim::base::numbers::{Fd, Pid};
 use fs_sim::design::PassRule;
+use fs_sim::holders::holder::PinHolder;
 use fs_sim::pinning::registration::Registration;
 use fs_sim::vfs::fd_holders::FdHolders;
 use fs_sim::vfs::open_file::{Deferred, OpenObject, Passing};
@@ -406,6 +407,23 @@ impl Context {
         kernel.run_deferred(deferred);
     }
 
+    /// Revokes the region of `key` if `holder` answers for its pins: unbinds its windows and raises
+    /// an event that names it. Queue pairs and other regions stay as they are. Returns at once: the
+    /// last copy in flight that leaves the region releases it.
+    pub(super) fn take_region(&self, kernel: &Arc<Kernel>, key: u32, holder: &dyn PinHolder) {
+        race_point!("revoke: marked, not carried out");
+        let mut deferred = Deferred::default();
+        if let Some(mr) = self.nic.regions.revoke(key, holder, &mut deferred) {
+            self.nic.counters.mrs_aborted.add(1);
+            let mws: Vec<Arc<Mw>> = self.objects.lock().mws.values().cloned().collect();
+            for mw in mws {
+                mw.unbind_from(&mr);
+            }
+            self.queue_event(AsyncEvent::RegionRevoked { rkey: mr.rkey() });
+        }
+        kernel.run_deferred(deferred);
+    }
+
     /// Whether leases that `pid` itself holds cover every file range that this context pins.
     fn is_covered_for(&self, kernel: &Kernel, pid: Pid) -> bool {
         let (mrs, changing): (Vec<Arc<Mr>>, bool) = {
@@ -502,6 +520,10 @@ impl ObjectOwner for Context {
 
     fn abort(&self, kernel: &Arc<Kernel>) {
         self.abort_objects(kernel);
+    }
+
+    fn revoke_region(&self, kernel: &Arc<Kernel>, key: u32, holder: &dyn PinHolder) {
+        self.take_region(kernel, key, holder);
     }
 
     fn into_any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync> {

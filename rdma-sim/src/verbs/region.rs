@@ -143,6 +143,7 @@ impl Context {
         match listed {
             Ok(()) => {
                 self.nic().counters.mrs_registered.add(1);
+                self.revoke_if_marked(&mr);
                 Ok(mr)
             }
             Err(errno) => {
@@ -183,6 +184,14 @@ impl Context {
         let ready = || if mr.is_released() { Poll::Ready(()) } else { Poll::Pending };
         let _ends_only_by_its_condition = self.drained().wait(self.kernel().world(), task.waiter(), how, ready);
         Ok(())
+    }
+
+    /// A registration is complete. A revocation that came for its pins meanwhile is carried out
+    /// now: the call succeeds, and the region is as any revoked one.
+    pub(super) fn revoke_if_marked(&self, mr: &Arc<Mr>) {
+        if mr.is_revoked() {
+            self.take_region(self.kernel(), mr.key(), &**mr);
+        }
     }
 
     /// Ends a region that is on no list any more, and gives up its key.

@@ -55,8 +55,8 @@ impl Context {
     /// memory has ended and that memory is unpinned.
     ///
     /// # Errors
-    /// EBADF; EIO (aborted); EINVAL (nothing to change; not this context's; bad rights, length or
-    /// domain); EBUSY (windows are bound **\[chosen\]**, or another change is under way); and every
+    /// EBADF; EIO (aborted, or revoked); EINVAL (nothing to change; not this context's; bad rights,
+    /// length or domain); EBUSY (windows are bound **\[chosen\]**, or another change is under way); and every
     /// error of [`Context::reg_mr`]. The old registration is as before.
     pub fn rereg_mr(self: &Arc<Self>, task: &Task, mr: &Arc<Mr>, change: Rereg<'_>) -> Result<Arc<Mr>, Errno> {
         self.check_caller(task)?;
@@ -87,6 +87,7 @@ impl Context {
         let memory = if change.needs_memory(mr.access()) { self.new_memory(task, &new).map(Some) } else { Ok(None) };
         let changed = memory.and_then(|memory| self.exchange(task, mr, &new, memory));
         self.list_changed(mr, &new, changed)?;
+        self.revoke_if_marked(&new);
         Ok(new)
     }
 

@@ -37,7 +37,7 @@ fn a_sleeper_is_woken_by_an_event() {
 
 #[test]
 fn an_abort_is_an_event() {
-    let (_, a, b) = dialogue("revoke");
+    let (_, a, b) = dialogue_with(whole_context());
     let _target = b.file("data", PAGE, AccessFlags::ALL);
     a.task.truncate("data", 0).unwrap();
     assert_eq!(b.ctx.wait_event(&b.task), Ok(AsyncEvent::Fatal));

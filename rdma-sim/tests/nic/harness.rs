@@ -5,7 +5,7 @@ use emulator::World;
 use emulator::device::Device;
 use emulator::sync::{Arc, thread};
 use fs_sim::base::numbers::Fd;
-use fs_sim::design::{Axes, presets};
+use fs_sim::design::{Axes, RevokeScope, presets};
 use fs_sim::leases::layout::kind::LeaseKind;
 use fs_sim::syscalls::fallocate::FallocateMode;
 use fs_sim::syscalls::open::OpenFlags;
@@ -23,6 +23,11 @@ pub(crate) const PAGE: u64 = 4096;
 /// The axes of a preset.
 pub(crate) fn axes(preset: &str) -> Axes {
     presets().iter().find(|found| found.name == preset).unwrap_or_else(|| panic!("no preset {preset}")).axes
+}
+
+/// The preset `revoke`, where a revocation takes the whole context.
+pub(crate) fn whole_context() -> Axes {
+    Axes { revoke_scope: Some(RevokeScope::Context), ..axes("revoke") }
 }
 
 /// A machine under the axes of a preset.
@@ -117,7 +122,12 @@ pub(crate) fn pair(kernel: &Arc<Kernel>) -> (Side, Side) {
 /// Starts a dialogue under the axes of a preset: a machine and two programs, connected. End it with
 /// [`end_dialogue`].
 pub(crate) fn dialogue(preset: &str) -> (Arc<Kernel>, Side, Side) {
-    let kernel = machine(preset);
+    dialogue_with(axes(preset))
+}
+
+/// Two programs under these axes; see [`pair`].
+pub(crate) fn dialogue_with(axes: Axes) -> (Arc<Kernel>, Side, Side) {
+    let kernel = machine_with(axes);
     let (a, b) = pair(&kernel);
     (kernel, a, b)
 }

@@ -3,6 +3,7 @@
 
 use emulator::sync::atomic::{AtomicU64, Ordering};
 use emulator::sync::{Arc, race, thread};
+use fs_sim::design::Axes;
 use fs_sim::syscalls::open::OpenFlags;
 use fs_sim::vfs::signals::Signal;
 use fs_sim::{BlockRange, Errno, Kernel, Task};
@@ -80,8 +81,8 @@ impl Drop for Ended<'_> {
     }
 }
 
-fn round(preset: &str, ends: [End; 2], seed: u64, copies: &AtomicU64) {
-    let kernel = machine(preset);
+fn round(design: Axes, ends: [End; 2], seed: u64, copies: &AtomicU64) {
+    let kernel = machine_with(design);
     let b = side(&kernel, 16);
     let target = b.file("data", BLOCKS * PAGE, ALL);
     let requesters: Vec<(Side, Buffer, Arc<Qp>)> = (0..2)
@@ -146,11 +147,12 @@ fn copies_in_flight_meet_every_pair_of_ends() {
     let ends: [End; 6] = [dereg, close, exit, kill, truncate, unlock];
     let copies = AtomicU64::new(0);
     let mut seed = 0;
-    for preset in ["revoke", "gunthorpe", "rfc-v2", "man-page", "odp", "revoke", "gunthorpe"] {
+    let presets = ["revoke", "gunthorpe", "rfc-v2", "man-page", "odp", "revoke", "gunthorpe"];
+    for design in presets.into_iter().map(axes).chain([whole_context()]) {
         for first in ends {
             for second in ends {
                 seed += 1;
-                round(preset, [first, second], seed, &copies);
+                round(design, [first, second], seed, &copies);
             }
         }
     }
@@ -159,7 +161,13 @@ fn copies_in_flight_meet_every_pair_of_ends() {
 
 #[test]
 fn registration_meets_revocation() {
-    let kernel = machine("revoke");
+    for design in [axes("revoke"), whole_context()] {
+        registrations_meet_revocations(design);
+    }
+}
+
+fn registrations_meet_revocations(design: Axes) {
+    let kernel = machine_with(design);
     let admin = kernel.spawn();
     for seed in 0..200 {
         let b = side(&kernel, 4);

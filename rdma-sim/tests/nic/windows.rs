@@ -330,7 +330,7 @@ fn windows_are_objects_of_their_context() {
 
 #[test]
 fn an_abort_unbinds_every_window() {
-    let (_, a, b) = dialogue("revoke");
+    let (_, a, b) = dialogue_with(whole_context());
     let local = a.anon(PAGE, ALL);
     let host = b.file("data", PAGE, HOST);
     let mw = b.ctx.alloc_mw(&b.task, &b.pd, MwType::Type1).unwrap();
@@ -342,5 +342,24 @@ fn an_abort_unbinds_every_window() {
     assert_eq!(b.ctx.alloc_mw(&b.task, &b.pd, MwType::Type1).err(), Some(Errno::EIO));
     assert_eq!(b.ctx.dereg_mr(&b.task, &host.mr), Ok(()), "no window holds it");
     b.ctx.dealloc_mw(&b.task, &mw).unwrap();
+    end_dialogue(&a, &b);
+}
+
+/// `revoke_scope = region`: a window of the region is unbound, a window of another one stays.
+#[test]
+fn a_revoked_region_loses_its_windows() {
+    let (_, a, b) = dialogue("revoke");
+    let local = a.anon(PAGE, ALL);
+    let (host, other) = (b.file("data", PAGE, HOST), b.file("other", PAGE, HOST));
+    let [mine, stays] = [(); 2].map(|()| b.ctx.alloc_mw(&b.task, &b.pd, MwType::Type1).unwrap());
+    let rkey = bind1(&b, &mine, part(&host.mr, 0, 8, WindowAccess::ALL));
+    let stays_key = bind1(&b, &stays, part(&other.mr, 0, 8, WindowAccess::ALL));
+    a.task.truncate("data", 0).unwrap();
+    assert!(!b.ctx.is_aborted() && host.mr.is_revoked() && !mine.is_bound() && stays.is_bound());
+    a.post(1, WorkOperation::Write, local.sge(0, 8), (other.mr.va(), stays_key));
+    a.expect(1, WorkStatus::Success);
+    assert_eq!(b.ctx.dereg_mr(&b.task, &host.mr), Ok(()), "no window holds it");
+    a.post(2, WorkOperation::Write, local.sge(0, 8), (host.mr.va(), rkey));
+    assert_eq!(a.expect(2, WorkStatus::RemoteAccessError).vendor_err, WorkFault::UnknownKey);
     end_dialogue(&a, &b);
 }

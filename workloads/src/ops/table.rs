@@ -348,7 +348,7 @@ operations! {
         Flush "flush" { qp: QpName, remote: RemoteName, range: ByteRange, placement: FlushScope } -> Nothing, Simulation
             "RDMA FLUSH.";
         Event "event" { context: ContextName } -> EventName, Simulation
-            "Takes the oldest asynchronous event; the value is its name, or `none`.";
+            "Takes the oldest asynchronous event; the value is its name, `region_revoked:NAME` with the region's name, or `none`.";
         Memlock "memlock" { limit: Bytes } -> Nothing, Simulation
             "Sets the limit of locked memory (RLIMIT_MEMLOCK).";
     }

@@ -20,7 +20,7 @@ use crate::holders::list::pin_holders;
 use crate::leases::layout::breaking::{begin_break, lease_lost, wait_for_break};
 use crate::leases::layout::kind::{LeaseKind, LeaseMode};
 use crate::leases::layout::state::{LeaseEvent, LeaseState, change_state};
-use crate::leases::layout::table::{BreakTo, LeaseEntry, LeaseTable, WaitingRequest, new_lease};
+use crate::leases::layout::table::{BreakTo, LeaseEntry, LeaseTable, WaitingRequest, new_lease, renew_other_parts};
 use crate::leases::layout::unlock::{reopen_gates, unlock_releases, wait_for_pinned_leases};
 use crate::vfs::inode::Inode;
 use crate::vfs::open_file::{AccessMode, Description};
@@ -311,7 +311,7 @@ pub(crate) fn install_lease(task: &Task, entries: &mut Vec<LeaseEntry>, request:
             return InstallOutcome::Pinned(pinned);
         }
     }
-    let mut lost = Vec::new();
+    let (mut lost, mut gone) = (Vec::new(), Vec::new());
     let mut missing = vec![request.range];
     let mut kept = Vec::with_capacity(entries.len() + 1);
     for mut entry in entries.drain(..) {
@@ -330,10 +330,12 @@ pub(crate) fn install_lease(task: &Task, entries: &mut Vec<LeaseEntry>, request:
             }
             change_state(kernel, &mut entry, LeaseEvent::Unlock);
             if entry.lease.gate.close().0 > 0 {
-                lost.push(entry.lease);
+                lost.push(Arc::clone(&entry.lease));
             }
+            gone.push(entry.lease);
         }
     }
+    renew_other_parts(kernel, &mut kept, &gone);
     for range in missing {
         kept.push(LeaseEntry {
             lease: new_lease(kernel),

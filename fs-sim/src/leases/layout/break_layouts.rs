@@ -15,7 +15,7 @@ use crate::deadlock::graph::{WaitFailure, WaitPoll};
 use crate::deadlock::need::Awaited;
 use crate::design::{Axes, ChangeRule, LeaseRules};
 use crate::holders::holder::Holder;
-use crate::holders::lease_gate::Lease;
+use crate::holders::lease_gate::{Lease, LeaseRevocation};
 use crate::holders::list::pin_holders;
 use crate::leases::layout::breaking::{begin_break, lease_lost, released_by, wait_for_break};
 use crate::leases::layout::kind::{LeaseKind, LeaseMode};
@@ -47,6 +47,8 @@ struct BreakPlan {
     in_way: Vec<LeaseId>,
     /// Leases removed.
     gone: Vec<LeaseEntry>,
+    /// What is left of leases behind the ranges cut out of them.
+    parts: Vec<LeaseEntry>,
     /// Of these, the ones under which pins live.
     lost: Vec<Arc<Lease>>,
 }
@@ -60,6 +62,9 @@ pub(crate) enum LeaseVerdict {
     WaitFor,
     /// The lease is removed and its owner signalled.
     Remove,
+    /// A rule `revoke`: if pins live under the lease, the range of the change is cut out of it,
+    /// else it is removed. Its owner is signalled; its pins have not lost it.
+    Cut,
 }
 
 fn by_rule(rule: ChangeRule) -> LeaseVerdict {
@@ -67,7 +72,7 @@ fn by_rule(rule: ChangeRule) -> LeaseVerdict {
         ChangeRule::Proceed | ChangeRule::Orphan => LeaseVerdict::Ignore,
         ChangeRule::Fail => LeaseVerdict::Fail(Errno::ETXTBSY),
         ChangeRule::Wait => LeaseVerdict::WaitFor,
-        ChangeRule::Revoke => LeaseVerdict::Remove,
+        ChangeRule::Revoke => LeaseVerdict::Cut,
     }
 }
 
@@ -196,8 +201,9 @@ pub(crate) fn break_layouts(
         let verdict = |entry: &LeaseEntry| judge(axes, entry, task.pid(), others_write);
         entries.retain_mut(|entry| {
             let verdict = if touched(entry) { verdict(entry) } else { LeaseVerdict::Ignore };
-            carry_out(kernel, verdict, entry, &mut judgement)
+            carry_out(kernel, verdict, entry, ranges, &mut judgement)
         });
+        entries.append(&mut judgement.parts);
         forget_owners(&entries, &judgement.gone);
         let none = BlockRanges::default();
         let settled = if judgement.in_way.is_empty() { ranges } else { &none };
@@ -238,14 +244,15 @@ pub(crate) fn judge_without_breaks(
             }
             match judge(&kernel.axes, entry, task.pid(), others_write) {
                 LeaseVerdict::Ignore => LeaseVerdict::Ignore,
-                LeaseVerdict::Remove if own => LeaseVerdict::Remove,
+                removal @ (LeaseVerdict::Remove | LeaseVerdict::Cut) if own => removal,
                 _ => LeaseVerdict::Fail(Errno::ETXTBSY),
             }
         };
         if entries.iter().any(|entry| matches!(verdict(entry), LeaseVerdict::Fail(_))) {
             return Err(Errno::ETXTBSY);
         }
-        entries.retain_mut(|entry| carry_out(kernel, verdict(entry), entry, &mut judgement));
+        entries.retain_mut(|entry| carry_out(kernel, verdict(entry), entry, ranges, &mut judgement));
+        entries.append(&mut judgement.parts);
         forget_owners(&entries, &judgement.gone);
         LeaseTable::of(inode).settle_on(&entries, task.waiter().id(), ranges);
     }
@@ -299,7 +306,13 @@ fn needs_of(kernel: &Arc<Kernel>, inode: &Inode, entry: &LeaseEntry) -> Vec<Awai
 }
 
 /// Does to one lease what its verdict says. False: the lease leaves the table.
-fn carry_out(kernel: &Kernel, verdict: LeaseVerdict, entry: &mut LeaseEntry, judgement: &mut BreakPlan) -> bool {
+fn carry_out(
+    kernel: &Kernel,
+    verdict: LeaseVerdict,
+    entry: &mut LeaseEntry,
+    ranges: &BlockRanges,
+    judgement: &mut BreakPlan,
+) -> bool {
     match verdict {
         LeaseVerdict::Ignore | LeaseVerdict::Fail(_) => true,
         LeaseVerdict::WaitFor => {
@@ -311,12 +324,11 @@ fn carry_out(kernel: &Kernel, verdict: LeaseVerdict, entry: &mut LeaseEntry, jud
             judgement.in_way.push(entry.lease.id);
             true
         }
-        LeaseVerdict::Remove => {
+        LeaseVerdict::Cut if entry.is_pinned() => cut(kernel, entry, ranges, judgement),
+        LeaseVerdict::Remove | LeaseVerdict::Cut => {
+            note_removal(kernel, entry, judgement);
             if entry.state() == LeaseState::Zombie {
                 kernel.counters.zombie_leases.fall();
-            } else {
-                kernel.counters.notices_owed.add(1);
-                judgement.notices.push(entry.notice());
             }
             judgement.gone.push(entry.clone());
             if entry.lease.gate.close().0 > 0 {
@@ -325,4 +337,35 @@ fn carry_out(kernel: &Kernel, verdict: LeaseVerdict, entry: &mut LeaseEntry, jud
             change_state(kernel, entry, LeaseEvent::Remove)
         }
     }
+}
+
+/// The owner of a lease learns that all of it, or a part, is taken away; a zombie has none.
+fn note_removal(kernel: &Kernel, entry: &LeaseEntry, judgement: &mut BreakPlan) {
+    if entry.state() != LeaseState::Zombie {
+        kernel.counters.notices_owed.add(1);
+        judgement.notices.push(entry.notice());
+    }
+}
+
+/// Cuts `ranges` out of a lease with pins. What is left stays the same lease, in parts that refer
+/// to one gate: the pins under it have not lost it. False: nothing is left.
+fn cut(kernel: &Kernel, entry: &mut LeaseEntry, ranges: &BlockRanges, judgement: &mut BreakPlan) -> bool {
+    note_removal(kernel, entry, judgement);
+    let mut left = vec![entry.range];
+    for range in ranges.iter() {
+        left = left.into_iter().flat_map(|part| part.minus(range)).collect();
+    }
+    let mut left = left.into_iter();
+    if let Some(first) = left.next() {
+        entry.range = first;
+        judgement.parts.extend(left.map(|range| LeaseEntry { range, ..entry.clone() }));
+        return true;
+    }
+    if entry.state() == LeaseState::Zombie {
+        kernel.counters.zombie_leases.fall();
+    }
+    judgement.gone.push(entry.clone());
+    entry.lease.revoked.get_or_init(|| LeaseRevocation::Change);
+    let _pins_that_are_judged = entry.lease.gate.close();
+    change_state(kernel, entry, LeaseEvent::Remove)
 }

@@ -15,8 +15,8 @@ use crate::base::numbers::LeaseId;
 use crate::deadlock::graph::{WaitFailure, WaitPoll};
 use crate::deadlock::need::{Awaited, Need};
 use crate::design::{BreakTimeout, LeaseLost};
-use crate::holders::holder::{Holder, revoke_holder};
-use crate::holders::lease_gate::Lease;
+use crate::holders::holder::{Holder, RevokeReason, revoke_holder};
+use crate::holders::lease_gate::{Lease, LeaseRevocation};
 use crate::holders::list::pin_holders;
 use crate::leases::layout::kind::{LeaseKind, LeaseMode};
 use crate::leases::layout::state::{LeaseEvent, change_state};
@@ -60,23 +60,27 @@ pub(crate) fn begin_break(kernel: &Kernel, entry: &mut LeaseEntry, to: BreakTo) 
 pub(crate) fn lease_lost(kernel: &Arc<Kernel>, inode: &Inode, lease: &Arc<Lease>) {
     if kernel.axes.on_lease_lost == Some(LeaseLost::Abort) {
         for holder in pin_holders(inode).under_lease(lease) {
-            revoke_holder(kernel, &holder);
+            revoke_holder(kernel, &holder, RevokeReason::LeaseLost);
         }
     }
 }
 
 /// A registration has been committed. A lease that went after the registration passed its gate and
-/// before the holder was listed is lost for this holder too.
+/// before the holder was listed is gone for this holder too.
 pub(crate) fn revoke_if_lease_lost(kernel: &Arc<Kernel>, inode: &Inode, holder: &Holder) {
-    if kernel.axes.on_lease_lost != Some(LeaseLost::Abort) {
-        return;
-    }
-    let lost = {
-        let entries = LeaseTable::of(inode).lock();
-        holder.leases.iter().any(|lease| !entries.iter().any(|entry| Arc::ptr_eq(&entry.lease, lease)))
+    let reason = |lease: &Lease| match lease.revoked.get() {
+        // The change that took it judges these pins.
+        Some(LeaseRevocation::Change) => None,
+        Some(LeaseRevocation::LastClose) => Some(RevokeReason::Rule),
+        None => (kernel.axes.on_lease_lost == Some(LeaseLost::Abort)).then_some(RevokeReason::LeaseLost),
     };
-    if lost {
-        revoke_holder(kernel, holder);
+    let reason = {
+        let entries = LeaseTable::of(inode).lock();
+        let there = |lease: &Arc<Lease>| entries.iter().any(|entry| Arc::ptr_eq(&entry.lease, lease));
+        holder.leases.iter().filter(|lease| !there(lease)).filter_map(|lease| reason(lease)).max()
+    };
+    if let Some(reason) = reason {
+        revoke_holder(kernel, holder, reason);
     }
 }
 

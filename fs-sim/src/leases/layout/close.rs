@@ -11,8 +11,9 @@ use emulator::wait::WaitFor;
 use crate::base::numbers::DescriptionId;
 use crate::base::range::BlockRange;
 use crate::design::LastCloseRule;
-use crate::holders::holder::revoke_holder;
+use crate::holders::holder::{RevokeReason, revoke_holder};
 use crate::holders::lease_gate::Lease;
+use crate::holders::lease_gate::LeaseRevocation;
 use crate::holders::list::pin_holders;
 use crate::leases::layout::breaking::lease_lost;
 use crate::leases::layout::state::{LeaseEvent, LeaseState, change_state};
@@ -43,7 +44,7 @@ pub(crate) fn release_leases(kernel: &Arc<Kernel>, inode: &Arc<Inode>, file: Des
     }
     for lease in &aftermath.revoked {
         for holder in pin_holders(inode).under_lease(lease) {
-            revoke_holder(kernel, &holder);
+            revoke_holder(kernel, &holder, RevokeReason::Rule);
         }
     }
     if let Some(task) = last.closer()
@@ -73,7 +74,10 @@ fn drop_leases(kernel: &Kernel, inode: &Inode, file: DescriptionId, may_wait: bo
         let lease = Arc::clone(&entry.lease);
         match kernel.axes.last_close_while_pinned {
             None | Some(LastCloseRule::Release) => aftermath.lost.push(lease),
-            Some(LastCloseRule::Revoke) => aftermath.revoked.push(lease),
+            Some(LastCloseRule::Revoke) => {
+                lease.revoked.get_or_init(|| LeaseRevocation::LastClose);
+                aftermath.revoked.push(lease);
+            }
             Some(LastCloseRule::WaitKillable) if may_wait => {
                 aftermath.awaited.push(lease);
                 return true;

@@ -8,7 +8,7 @@
 use emulator::pin::gate::Gate;
 use emulator::runtime::clock::Nanos;
 use emulator::sync::atomic::Ordering;
-use emulator::sync::{Arc, Mutex, MutexGuard};
+use emulator::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use emulator::wait::{WaitQueue, WaiterId};
 
 use crate::base::errno::Errno;
@@ -25,7 +25,17 @@ use crate::vfs::kernel::Kernel;
 use crate::vfs::signal_owner::{BreakNotice, SignalOwner};
 
 pub(crate) fn new_lease(kernel: &Kernel) -> Arc<Lease> {
-    Arc::new(Lease { id: LeaseId(kernel.next_lease.fetch_add(1, Ordering::Relaxed)), gate: Gate::new() })
+    let id = LeaseId(kernel.next_lease.fetch_add(1, Ordering::Relaxed));
+    Arc::new(Lease { id, gate: Gate::new(), revoked: OnceLock::new() })
+}
+
+/// Parts of a lease that a revocation has cut refer to one gate, which `gone`, the release of one
+/// part, has closed: the parts that stay become leases of their own.
+pub(super) fn renew_other_parts(kernel: &Kernel, entries: &mut [LeaseEntry], gone: &[Arc<Lease>]) {
+    let shared = |entry: &&mut LeaseEntry| gone.iter().any(|lease| Arc::ptr_eq(lease, &entry.lease));
+    for entry in entries.iter_mut().filter(shared) {
+        entry.lease = new_lease(kernel);
+    }
 }
 
 /// What a break leaves.

@@ -6,7 +6,7 @@ use emulator::sync::Arc;
 
 use super::*;
 use crate::design::{Axes, ChangeRule, presets};
-use crate::holders::holder::PinHolder;
+use crate::holders::holder::{PinHolder, RevokeReason};
 use crate::leases::layout::kind::LeaseKind;
 use crate::pinning::admission::LongTermUser;
 use crate::pinning::registration::{PinRequest, Registration};
@@ -20,7 +20,7 @@ impl PinHolder for SilentHolder {
         HolderInfo { kind: "test region", processes: Vec::new(), fd: None, context: None, region: None, guest: None }
     }
 
-    fn revoke(&self, _kernel: &Arc<Kernel>) {}
+    fn revoke(&self, _kernel: &Arc<Kernel>, _reason: RevokeReason) {}
 }
 
 fn preset(name: &str) -> Axes {

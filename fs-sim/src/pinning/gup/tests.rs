@@ -10,7 +10,7 @@ use super::*;
 use crate::base::numbers::Fd;
 use crate::base::units::BLOCK;
 use crate::design::{Axes, ChangeRule, LeaseRules, PinGate, presets};
-use crate::holders::holder::{HolderInfo, PinHolder};
+use crate::holders::holder::{HolderInfo, PinHolder, RevokeReason};
 use crate::leases::layout::kind::LeaseKind;
 use crate::pinning::admission::LongTermUser;
 use crate::pinning::registration::{PinRequest, Registration};
@@ -126,7 +126,7 @@ impl PinHolder for SilentHolder {
         HolderInfo { kind: "no holder", processes: Vec::new(), fd: None, context: None, region: None, guest: None }
     }
 
-    fn revoke(&self, _kernel: &Arc<Kernel>) {}
+    fn revoke(&self, _kernel: &Arc<Kernel>, _reason: RevokeReason) {}
 }
 
 /// S49: while a change waits for a long-term pin its pages are open: short-term pins come and go,
@@ -203,7 +203,7 @@ impl PinHolder for Told {
         SilentHolder.describe()
     }
 
-    fn revoke(&self, _kernel: &Arc<Kernel>) {
+    fn revoke(&self, _kernel: &Arc<Kernel>, _reason: RevokeReason) {
         self.0.store(true, Ordering::SeqCst);
     }
 }

@@ -49,6 +49,10 @@ impl ObjectOwner for TestOwner {
         unreachable!("anonymous memory is never revoked")
     }
 
+    fn revoke_region(&self, _kernel: &Arc<Kernel>, _key: u32, _holder: &dyn PinHolder) {
+        unreachable!("anonymous memory is never revoked")
+    }
+
     fn into_any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync> {
         self
     }

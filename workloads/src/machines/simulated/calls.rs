@@ -62,6 +62,8 @@ pub(super) struct Call {
     pids: BTreeMap<String, Pid>,
     /// For `recv`: everything there is that a descriptor can be of, to recognise what is received.
     pub(super) known: Vec<Thing>,
+    /// For `event`: every region by its name, to name the one that an event tells of.
+    pub(super) regions: Vec<(String, Arc<Mr>)>,
     /// A task of the process at the other end, for `connect`.
     pub(super) peer: Option<Arc<Task>>,
 }
@@ -88,7 +90,15 @@ impl Call {
             Op::Recv {} => machine.names.values().filter(|thing| thing.fd().is_some()).cloned().collect(),
             _ => Vec::new(),
         };
-        let mut call = Call { op: op.clone(), things, pids, known, peer: None };
+        let region = |(name, thing): (&String, &Thing)| match thing {
+            Thing::Region(mr) => Some((name.clone(), Arc::clone(mr))),
+            _ => None,
+        };
+        let regions = match op {
+            Op::Event { .. } => machine.names.iter().filter_map(region).collect(),
+            _ => Vec::new(),
+        };
+        let mut call = Call { op: op.clone(), things, pids, known, regions, peer: None };
         if let Op::Connect { peer, .. } = op {
             call.peer = call.holder_of_peer(peer, machine)?;
         }

@@ -7,8 +7,8 @@ use emulator::sync::Arc;
 use emulator::sync::atomic::Ordering;
 use fs_sim::{Errno, Task};
 use rdma_sim::{
-    AccessFlags, Context, FlushLevel, FlushPlacement, Mr, MwType, Qp, QpConfig, Rereg, Sge, WindowAccess, WindowBind,
-    WorkOperation as RdmaOp, WorkRequest, WorkStatus,
+    AccessFlags, AsyncEvent, Context, FlushLevel, FlushPlacement, Mr, MwType, Qp, QpConfig, Rereg, Sge, WindowAccess,
+    WindowBind, WorkOperation as RdmaOp, WorkRequest, WorkStatus,
 };
 
 use super::bindings::{OpenContext, QpEnd, Thing, Window, snake};
@@ -81,11 +81,20 @@ pub(super) fn perform(call: &Call, task: &Task) -> Result<Reply, CallFailure> {
             transfer(call, task, (qp, remote), flush, *range, Local::default())
         }
         Op::Event { context } => {
-            let event = call.context(context)?.context.poll_event();
-            Reply::value(event.map_or("none".to_owned(), |event| snake(&format!("{event:?}"))))
+            let context = &call.context(context)?.context;
+            Reply::value(context.poll_event().map_or("none".to_owned(), |event| event_words(call, context, event)))
         }
         _ => Err(call.unknown()),
     }
+}
+
+/// An event by its name; that of a revoked region names the region too.
+fn event_words(call: &Call, context: &Arc<Context>, event: AsyncEvent) -> String {
+    let word = snake(&format!("{event:?}"));
+    let AsyncEvent::RegionRevoked { rkey } = event else { return word };
+    let of = |(_, mr): &&(String, Arc<Mr>)| mr.rkey() == rkey && Arc::ptr_eq(&mr.context(), context);
+    let name = call.regions.iter().find(of).map_or("-", |(name, _)| name);
+    format!("{word}:{name}")
 }
 
 fn access(wanted: RegisterFlags) -> AccessFlags {
