@@ -56,8 +56,8 @@ impl Context {
     ///
     /// # Errors
     /// EBADF; EIO (aborted, or revoked); EINVAL (nothing to change; not this context's; bad rights,
-    /// length or domain); EBUSY (windows are bound **\[chosen\]**, or another change is under way); and every
-    /// error of [`Context::reg_mr`]. The old registration is as before.
+    /// length or domain); EBUSY (windows are bound **\[chosen\]**, or another change is under way);
+    /// and every error of [`Context::reg_mr`]. The old registration is as before.
     pub fn rereg_mr(self: &Arc<Self>, task: &Task, mr: &Arc<Mr>, change: Rereg<'_>) -> Result<Arc<Mr>, Errno> {
         self.check_caller(task)?;
         let access = change.access.unwrap_or(mr.access());
