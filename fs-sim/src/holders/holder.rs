@@ -25,7 +25,7 @@ pub enum RevokeReason {
     Rule,
     /// The lease of the pins was lost, under `on_lease_lost = abort`.
     LeaseLost,
-    /// The device is being removed.
+    /// The device is being removed, or the machine is switched off.
     DeviceRemoved,
 }
 

@@ -11,7 +11,7 @@ use emulator::sync::atomic::Ordering;
 use crate::base::errno::Errno;
 use crate::base::numbers::Ino;
 use crate::extent_map::lookup::runs;
-use crate::holders::holder::revoke_holder;
+use crate::holders::holder::{RevokeReason, revoke_holder};
 use crate::holders::in_flight_io::InFlightRequests;
 use crate::holders::list::pin_holders;
 use crate::holders::stale_watch::{StaleWatch, changed_lines};
@@ -53,7 +53,9 @@ impl Kernel {
             }
         }
         for inode in self.all_inodes() {
-            pin_holders(&inode).all().iter().for_each(|holder| revoke_holder(self, holder));
+            pin_holders(&inode).all().iter().for_each(|holder| {
+                revoke_holder(self, holder, RevokeReason::DeviceRemoved);
+            });
         }
         self.run_deferred(deferred);
         true
