@@ -1,5 +1,5 @@
-//! A process that takes a descriptor from its inbox while the kernel asks who could drop the pins of
-//! a context: first the descriptor tables are asked, then the inboxes.
+//! A process that takes a descriptor from its inbox while the kernel asks who could drop the pins
+//! of a context: first the descriptor tables are asked, then the inboxes.
 
 mod common;
 

@@ -1,8 +1,8 @@
 //! A pinner and the publication of a map, each kept at one step of its protocol while the other
 //! moves.
 //!
-//! `Inode::publish` changes the generation, publishes the map and changes the generation again. A
-//! pinner reads the generation, draws its read point, reads the map, pins, and compares the
+//! `Published::publish` changes the generation, publishes the map and changes the generation again.
+//! A pinner reads the generation, draws its read point, reads the map, pins, and compares the
 //! generation. Each dialogue here needs one of these steps, and runs in one order only.
 
 mod common;
@@ -65,13 +65,13 @@ fn a_map_is_published_behind_a_step_of_the_generation() {
         let rest = c.creates("rest");
         let free = lab.kernel.usage().free;
         c.fallocate(rest, FallocateMode::Allocate { keep_size: true }, 0, free * BLOCK).unwrap();
-        let looking = stops_at("gup: read point drawn, map not read", &a, move |a| pinner.looks(a, f));
+        let looking = stops_at("map: read point drawn, map not read", &a, move |a| pinner.looks(a, f));
         // The only free block is the one that has just been freed.
         c.ftruncate(other, 0).unwrap();
         assert_eq!(lab.kernel.usage().free, 1);
         let fb = b.opens("data");
         let writing =
-            stops_at("inode: map published, generation not changed", &b, move |b| b.write(fb, 0, &[5; BLOCK as usize]));
+            stops_at("map: map published, generation not changed", &b, move |b| b.write(fb, 0, &[5; BLOCK as usize]));
         assert_eq!(looking.finish(), Ok(5), "{pinner:?}");
         assert_eq!(lab.stale(), 0, "{pinner:?}: {:?}", lab.kernel.findings());
         assert_eq!(writing.finish(), Ok(BLOCK as usize));
@@ -88,7 +88,7 @@ fn a_map_is_published_before_a_step_of_the_generation() {
         let (lab, [a, b]) = Lab::cast(open_gate());
         let f = a.writes_file("data", 1, 7);
         let fb = b.opens("data");
-        let punching = stops_at("inode: generation changed, map not published", &b, move |b| {
+        let punching = stops_at("map: generation changed, map not published", &b, move |b| {
             b.fallocate(fb, FallocateMode::PunchHole, 0, BLOCK)
         });
         let looking = stops_at("gup: map read, not pinned", &a, move |a| pinner.looks(a, f));

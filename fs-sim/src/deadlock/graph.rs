@@ -13,9 +13,9 @@
 //! # Why a cycle is looked at twice
 //! The nodes are resolved one after the other, while other tasks run. A helper can pass what it
 //! holds to another process after the first node was resolved, and then block: the later nodes show
-//! a cycle that never existed. So before a wait is refused, every node is resolved once more. If the
-//! same waits are still stuck, all of them lasted from the first look to the second, and the second
-//! look saw every helper that there was.
+//! a cycle that never existed. So before a wait is refused, every node is resolved once more. If
+//! the same waits are still stuck, all of them lasted from the first look to the second, and the
+//! second look saw every helper that there was.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -231,8 +231,8 @@ impl WaitGraph {
 /// again at the end.
 ///
 /// A process is listed in `counted_on` before its tasks are asked for: if it goes before that, the
-/// last question finds it gone; if it goes later, [`WaitGraph::gone`] finds it listed. Two tasks may
-/// resolve one node at once, so what is listed stays listed.
+/// last question finds it gone; if it goes later, [`WaitGraph::gone`] finds it listed. Two tasks
+/// may resolve one node at once, so what is listed stays listed.
 fn resolve(node: Arc<WaitNode>, tasks_of: &impl Fn(Pid) -> Vec<WaiterId>) -> Reached {
     let ask = || node.needs.iter().map(Awaited::need).collect::<Vec<Need>>();
     let mut needs = ask();

@@ -21,7 +21,7 @@
 //! It counts in the gates of the leases that admitted it from before its first page is pinned
 //! until after its last page is unpinned.
 
-use emulator::ledger::{OwnershipCheck, Stamp};
+use emulator::ledger::{ReadMoment, Stamp};
 use emulator::pin::{Pin, PinError, PinKind};
 use emulator::race_point;
 use emulator::sync::{Arc, thread};
@@ -33,7 +33,7 @@ use crate::base::units::BLOCK;
 use crate::deadlock::graph::{WaitEnd, WaitFailure, WaitPoll};
 use crate::deadlock::need::Need;
 use crate::extent_map::lookup::{pages_of, pieces_in};
-use crate::extent_map::{ExtentState, Piece};
+use crate::extent_map::{ExtentState, Layout, Piece};
 use crate::holders::short_pins::ShortPins;
 use crate::layout_change::changes::allocate::{AllocationCause, clean_unwritten, fault_in, unshare};
 use crate::layout_change::departure::reap_orphans;
@@ -51,11 +51,9 @@ enum PinAttempt {
     Errno(Errno),
 }
 
-/// What a pinner saw of a file before it pinned: the generation first, then the read point, then
-/// the map.
+/// What a pinner saw of a file before it pinned.
 struct MapSeen {
-    generation: u64,
-    read_point: Stamp,
+    moment: ReadMoment,
     /// The blocks that were looked up.
     range: BlockRange,
     pieces: Vec<Piece>,
@@ -64,26 +62,19 @@ struct MapSeen {
 
 impl MapSeen {
     fn now(kernel: &Kernel, inode: &Inode, range: BlockRange) -> MapSeen {
-        let generation = inode.generation();
-        let read_point = kernel.ledger.read_point();
-        race_point!("gup: read point drawn, map not read");
-        let (pieces, size) = inode.layout(|layout| (pieces_in(layout, range), layout.size()));
-        MapSeen { generation, read_point, range, pieces, size }
+        let look = |layout: &Layout| (pieces_in(layout, range), layout.size());
+        let (moment, (pieces, size)) = inode.published().look(&kernel.ledger, look);
+        MapSeen { moment, range, pieces, size }
     }
 
     /// Whether the pages are still the file's, after they were pinned.
     fn holds(&self, kernel: &Kernel, inode: &Inode) -> bool {
-        if inode.generation() == self.generation {
-            return true;
-        }
-        // Another part of the file has changed, or this one. The map is read before the stamps: a
-        // block that left and came back was stamped before the map shows it again.
-        let same = inode.layout(|layout| pieces_in(layout, self.range) == self.pieces);
-        let current = |piece: &Piece| match piece {
-            Piece::Mapped(extent) => kernel.ledger.check(pages_of(extent), self.read_point) == OwnershipCheck::Current,
-            Piece::Hole { .. } => true,
-        };
-        same && self.pieces.iter().all(current)
+        let pages = self.pieces.iter().filter_map(|piece| match piece {
+            Piece::Mapped(extent) => Some(pages_of(extent)),
+            Piece::Hole { .. } => None,
+        });
+        let same = |layout: &Layout| pieces_in(layout, self.range) == self.pieces;
+        inode.published().holds(&kernel.ledger, self.moment, pages, same)
     }
 }
 
@@ -148,7 +139,7 @@ pub(crate) fn pin_short(
         race_point!("gup: map read, not pinned");
         match pin_pieces(kernel, &seen.pieces, PinKind::Short, || seen.holds(kernel, inode)) {
             Ok(pins) => {
-                let MapSeen { generation, read_point, pieces, size, .. } = seen;
+                let MapSeen { moment: ReadMoment { generation, read_point }, pieces, size, .. } = seen;
                 return Ok(ShortPins { pins, pieces, size, read_point, generation });
             }
             Err(PinAttempt::Errno(errno)) => return Err(errno),
@@ -275,7 +266,7 @@ pub(crate) fn pin_long(
         }
         race_point!("gup: map read, not pinned");
         match pin_pieces(kernel, pieces, PinKind::Long, || seen.holds(kernel, inode)) {
-            Ok(pins) => return Ok((pins, seen.read_point)),
+            Ok(pins) => return Ok((pins, seen.moment.read_point)),
             Err(PinAttempt::Errno(errno)) => return Err(errno),
             Err(PinAttempt::Moved) => try_again(kernel),
             Err(PinAttempt::Closed) => {

@@ -1,15 +1,15 @@
 //! Inodes: identity, published layout, generation, and the turn for layout changes.
 //!
 //! It owns what every layer above needs of a file. Invariants: the layout is published as one
-//! value ([`Rcu`]), under `map_lock`; the generation changes
+//! value ([`Published`]), under `map_lock`; the generation changes
 //! whenever a block joins, leaves or moves, before a block that left can be reused, and never
 //! takes a value twice; no task waits with an inode's mutex held. Kernel counterpart: `struct
 //! inode`; the turn stands for `i_rwsem` and `invalidate_lock`, but is not a lock held across
 //! waits.
 
-use emulator::race_point;
+use emulator::ledger::Published;
 use emulator::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use emulator::sync::{Arc, Mutex, Rcu};
+use emulator::sync::{Arc, Mutex};
 
 use crate::base::numbers::Ino;
 use crate::extent_map::Layout;
@@ -25,11 +25,9 @@ pub struct Inode {
     uid: u32,
     /// Its permission bits.
     mode: AtomicU32,
-    /// Never takes a value twice.
-    generation: AtomicU64,
     /// How often a layout was published.
     publications: AtomicU64,
-    layout: Rcu<Layout>,
+    layout: Published<Layout>,
     /// Serialises publications of the layout with each other, each together with its commit to the
     /// journal. (Turning unwritten blocks written needs no turn.)
     pub(crate) map_lock: Mutex<()>,
@@ -56,9 +54,8 @@ impl Inode {
             ino,
             uid,
             mode: AtomicU32::new(MODE_NEW),
-            generation: AtomicU64::new(1),
             publications: AtomicU64::new(0),
-            layout: Rcu::new(Layout::default()),
+            layout: Published::new(Layout::default()),
             map_lock: Mutex::new(()),
             life: Mutex::new(InodeLife { links: 1, opens: 0, evicted: false }),
             turn: LayoutTurn::default(),
@@ -124,31 +121,31 @@ impl Inode {
         self.layout.read(look)
     }
 
-    /// The current generation.
-    pub(crate) fn generation(&self) -> u64 {
-        // ORDERING: SeqCst. A pinner reads it before the map and again after its pin; the second
-        // read must not be satisfied from before the pin's read-modify-write.
-        self.generation.load(Ordering::SeqCst)
+    /// The published layout with its generation: what a pinner looks at.
+    pub(crate) fn published(&self) -> &Published<Layout> {
+        &self.layout
     }
 
-    /// Publishes a layout with other blocks than before. The pages that leave are closed, or the
-    /// design gives them up while pinned. Serialised by `map_lock`.
+    /// The current generation.
+    pub(crate) fn generation(&self) -> u64 {
+        self.layout.generation()
+    }
+
+    /// Publishes a layout with other blocks than before: [`Published::publish`]. Serialised by
+    /// `map_lock`.
     pub(crate) fn publish(&self, layout: Layout) {
-        // ORDERING: SeqCst, both. The first, before the map: a pinner that reads the new map with
-        // a generation (and a read point) from before it is caught by the recheck, so a block that
-        // just joined is never pinned with a read point older than its last departure. The second,
-        // after the map and before the pages reopen: a pinner that read the old map is caught.
-        self.generation.fetch_add(1, Ordering::SeqCst);
-        race_point!("inode: generation changed, map not published");
-        self.publish_same_blocks(layout);
-        race_point!("inode: map published, generation not changed");
-        self.generation.fetch_add(1, Ordering::SeqCst);
+        self.layout.publish(layout);
+        self.count_publication();
     }
 
     /// Publishes a layout with the same blocks in the same places; the generation stays.
     /// Serialised by `map_lock`.
     pub(crate) fn publish_same_blocks(&self, layout: Layout) {
-        self.layout.replace(layout);
+        self.layout.publish_same_blocks(layout);
+        self.count_publication();
+    }
+
+    fn count_publication(&self) {
         // ORDERING: SeqCst, after the map: a change that reads the number and then the map reads a
         // map at least as new.
         self.publications.fetch_add(1, Ordering::SeqCst);

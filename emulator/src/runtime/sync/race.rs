@@ -15,6 +15,9 @@ mod imp {
 
     use rand_xoshiro::Xoshiro256PlusPlus;
 
+    /// What a test's thread calls at a race point.
+    type Called = Rc<dyn Fn(&'static str)>;
+
     /// What an armed thread does at a race point. It needs no drop, so an unarmed thread pays no
     /// more than the load.
     enum AtPoint {
@@ -29,10 +32,10 @@ mod imp {
 
     thread_local! {
         static ARMED: RefCell<Option<AtPoint>> = const { RefCell::new(None) };
-        static CALLED: RefCell<Option<Rc<dyn Fn(&'static str)>>> = const { RefCell::new(None) };
+        static CALLED: RefCell<Option<Called>> = const { RefCell::new(None) };
     }
 
-    fn set(armed: Option<AtPoint>, called: Option<Rc<dyn Fn(&'static str)>>) {
+    fn set(armed: Option<AtPoint>, called: Option<Called>) {
         ARMED.with(|now| *now.borrow_mut() = armed);
         CALLED.with(|now| *now.borrow_mut() = called);
     }
