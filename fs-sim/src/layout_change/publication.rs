@@ -7,12 +7,14 @@
 use emulator::ledger::Ownership;
 use emulator::pin::PageRange;
 use emulator::race_point;
+use emulator::sync::atomic::Ordering;
 
 use crate::base::errno::Errno;
 use crate::base::page_sets::{BlockSupply, without};
 use crate::extent_map::Layout;
 use crate::layout_change::closed_pages::ClearedPages;
 use crate::layout_change::plan::{ChangeWork, ClearedBlocks, JointChange, PlannedOn, StillHolds, works_of};
+use crate::vfs::inode::Inode;
 use crate::vfs::kernel::Kernel;
 
 /// Publishes and commits the new maps of a change, if it still applies. All pages that must be are
@@ -71,11 +73,25 @@ pub(crate) fn publish_change(
             kernel.trace("moved", work.inode.ino().0, work.inode.ino().0, Some(pages));
         }
     }
-    for (work, next) in works.iter().zip(next) {
+    for ((work, next), before) in works.iter().zip(next).zip(&layouts) {
+        let shrinks = next.size() < before.size();
         work.turn.published();
         work.inode.publish(next);
+        // ORDERING: SeqCst, after the map: a page of a mapping that is made later is copied only
+        // after a look at the new size.
+        if shrinks && work.inode.mapped_private.load(Ordering::SeqCst) {
+            take_private_copies(kernel, work.inode);
+        }
     }
     race_point!("change: published, not committed");
     kernel.journal.commit(works.iter().map(|work| work.inode.to_commit()));
     Ok(StillHolds::Yes)
+}
+
+/// The file has become shorter: private mappings lose the copies of the pages that it has lost.
+fn take_private_copies(kernel: &Kernel, inode: &Inode) {
+    let size = inode.layout(Layout::size);
+    for (_, process) in kernel.processes.snapshot() {
+        process.mm.lock().truncated(inode, size);
+    }
 }

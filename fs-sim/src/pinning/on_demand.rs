@@ -202,7 +202,16 @@ impl OnDemand {
         let va = self.va + offset;
         let target = self.process.target(va, len, intent == AccessIntent::Store).map_err(|_| Errno::EFAULT)?;
         let writable = self.process.maps_writable(va, len);
-        let MappedTarget::File { description, offset: at } = target else { return Err(Errno::EFAULT) };
+        let (description, at) = match target {
+            MappedTarget::File { description, offset } => (description, offset),
+            // The address was mapped anew. Neither is registered on demand.
+            other @ (MappedTarget::Private { .. } | MappedTarget::Anon { .. }) => {
+                let mut deferred = Deferred::default();
+                other.put(&mut deferred);
+                kernel.run_deferred(deferred);
+                return Err(Errno::EFAULT);
+            }
+        };
         let held = (|| {
             let (inode, _) = description.file().ok_or(Errno::EFAULT)?;
             let range = BlockRange::of_bytes(at, len);

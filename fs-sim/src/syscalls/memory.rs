@@ -17,8 +17,10 @@ use crate::pinning::dma::{read_short, write_short};
 use crate::pinning::gup::{pin_short, unpin_short};
 use crate::vfs::address_space::Backing;
 use crate::vfs::anon::AnonMemory;
+use crate::vfs::inode::Inode;
 use crate::vfs::mapped_target::MappedTarget;
-use crate::vfs::open_file::Deferred;
+use crate::vfs::open_file::{AccessMode, Deferred, Description};
+use crate::vfs::private_pages::PrivatePages;
 use crate::vfs::task::Task;
 
 impl Task {
@@ -31,23 +33,19 @@ impl Task {
             MappedTarget::Anon { memory, offset } => memory.read(*offset, into),
             MappedTarget::File { description, offset } => {
                 let (inode, _) = description.file().ok_or(Errno::SIGSEGV)?;
-                let pins =
-                    pin_short(self.kernel(), inode, BlockRange::of_bytes(*offset, into.len() as u64), Some(self))?;
-                // The page that holds the last byte is there as a whole.
-                let reachable = pins.size.next_multiple_of(BLOCK);
-                let loaded = match *offset + into.len() as u64 <= reachable {
-                    true => read_short(self.kernel(), inode, &pins, *offset, into),
-                    false => Err(Errno::SIGBUS),
-                };
-                unpin_short(self.kernel(), pins);
-                loaded
+                load_file(self, inode, *offset, into)
+            }
+            MappedTarget::Private { description, pages, offset } => {
+                let (inode, _) = description.file().ok_or(Errno::SIGSEGV)?;
+                load_private(self, inode, pages, *offset, into)
             }
         })
     }
 
-    /// A store through a mapping. Over a hole or a shared block it must allocate, and does so only
-    /// where no lease of another process stands against it, and its own leases allow a write. Its
-    /// own breakable read lease is signalled and removed then.
+    /// A store through a mapping. A page of a private mapping is copied first. Over a hole or a
+    /// shared block of a shared mapping it must allocate, and does so only where no lease of
+    /// another process stands against it, and its own leases allow a write. Its own breakable read
+    /// lease is signalled and removed then.
     ///
     /// # Errors
     /// SIGSEGV (nothing mapped there, or read-only), SIGBUS (beyond the end of the file, the block
@@ -78,6 +76,11 @@ impl Task {
                     }
                 }
             }
+            MappedTarget::Private { description, pages, offset } => {
+                let (inode, _) = description.file().ok_or(Errno::SIGSEGV)?;
+                copy_private(self, inode, pages, *offset, from.len() as u64)?;
+                pages.memory().write(*offset, from)
+            }
         })
     }
 
@@ -99,35 +102,49 @@ impl Task {
     /// # Errors
     /// EBADF, EACCES (access mode), EINVAL (length 0, alignment, not a file), ENOMEM.
     pub fn mmap(&self, fd: Fd, offset: u64, len: u64, write: bool) -> Result<u64, Errno> {
-        self.syscall(|| {
-            if !offset.is_multiple_of(BLOCK) || offset.checked_add(len).is_none_or(|end| end > FILE_MAX) {
-                return Err(Errno::EINVAL);
-            }
-            let description = self.process.fds.lock().get(fd)?.get();
-            let allowed = description.file().map(|(_, access)| match access.is_open() {
-                true if access.read && (access.write || !write) => Ok(()),
-                true => Err(Errno::EACCES),
-                false => Err(Errno::EBADF),
-            });
-            let mapped = match allowed {
-                Some(Ok(())) => {
-                    let backing = Backing::File { description, offset };
-                    self.process.mm.lock().map(len, write, backing)
+        map_file(
+            self,
+            fd,
+            (offset, len),
+            write,
+            |access| access.write || !write,
+            |description| Ok(Backing::File { description, offset }),
+        )
+    }
+
+    /// As [`Task::mmap`], private: a page shows the file's until it is stored to, or pinned for
+    /// long; then it is a copy, which no change of the file reaches but a truncate, which takes it
+    /// away. A descriptor for reading is enough. `mmap` with `MAP_PRIVATE`.
+    ///
+    /// # Errors
+    /// As [`Task::mmap`]; ENOMEM for more than [`crate::ANON_MAX`] bytes of memory to copy into.
+    pub fn mmap_private(&self, fd: Fd, offset: u64, len: u64, write: bool) -> Result<u64, Errno> {
+        map_file(
+            self,
+            fd,
+            (offset, len),
+            write,
+            |_| true,
+            |description| {
+                let copies = round_up(len).filter(|copies| {
+                    let others = self.process().mm.lock().anonymous();
+                    others.saturating_add(*copies) <= ANON_MAX
+                });
+                match copies {
+                    Some(copies) => {
+                        if let Some((inode, _)) = description.file() {
+                            inode.mapped_private.store(true, Ordering::SeqCst);
+                        }
+                        Ok(Backing::Private {
+                            description,
+                            pages: Arc::new(PrivatePages::new(offset, copies)),
+                            offset: 0,
+                        })
+                    }
+                    None => Err((Errno::ENOMEM, Backing::File { description, offset })),
                 }
-                refused => {
-                    let errno = refused.and_then(Result::err).unwrap_or(Errno::EINVAL);
-                    Err((errno, Backing::File { description, offset }))
-                }
-            };
-            mapped.map_err(|(errno, backing)| {
-                if let Backing::File { description, .. } = backing {
-                    let mut deferred = Deferred::default();
-                    description.put(&mut deferred);
-                    self.run_deferred(deferred);
-                }
-                errno
-            })
-        })
+            },
+        )
     }
 
     /// Maps `len` zero bytes of anonymous shared memory. Returns its address, and the memory for
@@ -168,6 +185,101 @@ impl Task {
     }
 }
 
+/// Maps the range (offset, length) of the file open as `fd`; `allows` judges a descriptor that can
+/// read.
+fn map_file(
+    task: &Task,
+    fd: Fd,
+    (offset, len): (u64, u64),
+    write: bool,
+    allows: impl FnOnce(AccessMode) -> bool,
+    backing: impl FnOnce(Arc<Description>) -> Result<Backing, (Errno, Backing)>,
+) -> Result<u64, Errno> {
+    task.syscall(|| {
+        if !offset.is_multiple_of(BLOCK) || offset.checked_add(len).is_none_or(|end| end > FILE_MAX) {
+            return Err(Errno::EINVAL);
+        }
+        let description = task.process().fds.lock().get(fd)?.get();
+        let allowed = description.file().map(|(_, access)| match access.is_open() {
+            true if access.read && allows(access) => Ok(()),
+            true => Err(Errno::EACCES),
+            false => Err(Errno::EBADF),
+        });
+        let mapped = match allowed {
+            Some(Ok(())) => backing(description).and_then(|backing| task.process().mm.lock().map(len, write, backing)),
+            refused => {
+                let errno = refused.and_then(Result::err).unwrap_or(Errno::EINVAL);
+                Err((errno, Backing::File { description, offset }))
+            }
+        };
+        mapped.map_err(|(errno, backing)| {
+            let mut deferred = Deferred::default();
+            backing.put(&mut deferred);
+            task.run_deferred(deferred);
+            errno
+        })
+    })
+}
+
+/// Loads from a file's pages.
+fn load_file(task: &Task, inode: &Inode, offset: u64, into: &mut [u8]) -> Result<(), Errno> {
+    let range = BlockRange::of_bytes(offset, into.len() as u64);
+    let pins = pin_short(task.kernel(), inode, range, Some(task))?;
+    // The page that holds the last byte is there as a whole.
+    let reachable = pins.size.next_multiple_of(BLOCK);
+    let loaded = match offset + into.len() as u64 <= reachable {
+        true => read_short(task.kernel(), inode, &pins, offset, into),
+        false => Err(Errno::SIGBUS),
+    };
+    unpin_short(task.kernel(), pins);
+    loaded
+}
+
+/// Loads from a private mapping, page by page: copies, and the file's pages where there is none.
+fn load_private(
+    task: &Task,
+    inode: &Inode,
+    pages: &PrivatePages,
+    offset: u64,
+    mut into: &mut [u8],
+) -> Result<(), Errno> {
+    let mut at = offset;
+    while !into.is_empty() {
+        let here = (BLOCK - at % BLOCK).min(into.len() as u64) as usize;
+        let (head, tail) = into.split_at_mut(here);
+        match pages.is_copied(at) {
+            true => pages.memory().read(at, head)?,
+            false => load_file(task, inode, pages.in_file(at), head)?,
+        }
+        (at, into) = (at + here as u64, tail);
+    }
+    Ok(())
+}
+
+/// Copies the pages of a private mapping that hold `len` bytes from `offset` on, but for those that
+/// are copies. A hole is copied as zeros, and nothing is allocated in the file.
+///
+/// # Errors
+/// SIGBUS beyond the end of the file; EIO.
+pub(crate) fn copy_private(
+    task: &Task,
+    inode: &Inode,
+    pages: &PrivatePages,
+    offset: u64,
+    len: u64,
+) -> Result<(), Errno> {
+    let mut bytes = vec![0; BLOCK as usize];
+    for page in BlockRange::of_bytes(offset, len).start..BlockRange::of_bytes(offset, len).end {
+        let at = page * BLOCK;
+        if !pages.is_copied(at) {
+            load_file(task, inode, pages.in_file(at), &mut bytes)?;
+            let inside = || pages.in_file(at) < inode.layout(Layout::size);
+            pages.copy_in(at, &bytes, inside)?;
+        }
+    }
+    Ok(())
+}
+
 /// Maps `len` bytes of memory without a file, which `make` makes.
 fn map_memory(task: &Task, len: u64, make: impl FnOnce(usize) -> AnonMemory) -> Result<(u64, Arc<AnonMemory>), Errno> {
     task.syscall(|| {
@@ -191,14 +303,14 @@ fn through_mapping(
     task.syscall(|| {
         let target = task.process().target(va, len as u64, write).map_err(|_| Errno::SIGSEGV)?;
         let mut result = access(&target);
-        if let MappedTarget::File { description, .. } = target {
-            // A failure that would be an error of a system call is SIGBUS here.
-            let failed = result == Err(Errno::EIO) || task.kernel().device_there().is_err();
-            result = if failed { Err(Errno::SIGBUS) } else { result };
-            let mut deferred = Deferred::default();
-            description.put(&mut deferred);
-            task.run_deferred(deferred);
+        if let MappedTarget::File { .. } = target {
+            let gone = task.kernel().device_there().is_err();
+            result = if gone { Err(Errno::SIGBUS) } else { result };
         }
-        result
+        let mut deferred = Deferred::default();
+        target.put(&mut deferred);
+        task.run_deferred(deferred);
+        // A failure that would be an error of a system call is SIGBUS here.
+        if result == Err(Errno::EIO) { Err(Errno::SIGBUS) } else { result }
     })
 }

@@ -12,8 +12,10 @@ use crate::pinning::admission::{Admission, admission};
 use crate::pinning::locked_memory::may_lock;
 use crate::pinning::on_demand::OnDemand;
 use crate::pinning::registration::{PinRequest, Registration, register_file};
+use crate::syscalls::memory::copy_private;
 use crate::vfs::mapped_target::MappedTarget;
-use crate::vfs::open_file::Deferred;
+use crate::vfs::open_file::{Deferred, Description};
+use crate::vfs::private_pages::PrivatePages;
 use crate::vfs::task::Task;
 
 impl Task {
@@ -24,7 +26,8 @@ impl Task {
     /// mapping's rights and the end of the file are looked at: ENOMEM (locked memory), then
     /// EOPNOTSUPP if the range holds a page of a file before it holds an address that is not
     /// mapped (EFAULT). A user that the gate admits by faults is registered as by
-    /// [`Task::register_on_demand`].
+    /// [`Task::register_on_demand`]. Pages of a private mapping are copied first, under every other
+    /// gate; they are no pages of a file.
     ///
     /// # Errors
     /// EINVAL (length 0, or beyond the mapping), EFAULT (protection, or a read-only request over a
@@ -49,6 +52,9 @@ impl Task {
                     self.run_deferred(deferred);
                     registered
                 }
+                MappedTarget::Private { description, pages, offset } => {
+                    register_private(self, request.len, description, &pages, offset)
+                }
             }
         })
     }
@@ -64,9 +70,36 @@ impl Task {
     }
 }
 
+/// Long-term access through a private mapping: every page is copied first, also for reading, and
+/// then no page of the file is concerned: no gate, no pin, no charge.
+fn register_private(
+    task: &Task,
+    len: u64,
+    description: Arc<Description>,
+    pages: &Arc<PrivatePages>,
+    offset: u64,
+) -> Result<Registration, Errno> {
+    let copied = match description.file() {
+        Some((inode, _)) => copy_private(task, inode, pages, offset, len),
+        None => Err(Errno::EFAULT),
+    };
+    let mut deferred = Deferred::default();
+    description.put(&mut deferred);
+    task.run_deferred(deferred);
+    match copied {
+        Ok(()) => Ok(Registration::Anonymous { memory: Arc::clone(pages.memory()), offset }),
+        // What a store would get as a signal. A wait at a closed page that ended is told as such.
+        Err(Errno::SIGBUS | Errno::EIO) => Err(Errno::EFAULT),
+        Err(errno) => Err(errno),
+    }
+}
+
 fn on_demand(task: &Task, request: &PinRequest) -> Result<Registration, Errno> {
     match task.process().target(request.va, request.len, false)? {
         MappedTarget::Anon { memory, offset } => Ok(Registration::Anonymous { memory, offset }),
+        MappedTarget::Private { description, pages, offset } => {
+            register_private(task, request.len, description, &pages, offset)
+        }
         MappedTarget::File { description, .. } => {
             let mut deferred = Deferred::default();
             description.put(&mut deferred);

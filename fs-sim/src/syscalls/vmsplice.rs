@@ -19,6 +19,7 @@ use crate::vfs::inode::Inode;
 use crate::vfs::kernel::Kernel;
 use crate::vfs::mapped_target::MappedTarget;
 use crate::vfs::open_file::Deferred;
+use crate::vfs::private_pages::PrivatePages;
 use crate::vfs::task::Task;
 
 /// The most bytes that a pipe holds. Linux: `/proc/sys/fs/pipe-max-size`.
@@ -28,8 +29,8 @@ pub const PIPE_MAX: u64 = 1 << 20;
 #[derive(Debug)]
 #[must_use = "it holds pins until it is read"]
 pub struct PipePages {
-    pages: HeldPages,
-    len: u64,
+    /// Runs of pages, each with its length in bytes.
+    runs: Vec<(HeldPages, u64)>,
 }
 
 #[derive(Debug)]
@@ -53,20 +54,55 @@ impl Task {
             if len == 0 || len > PIPE_MAX {
                 return Err(Errno::EINVAL);
             }
-            let pages = match self.process().target(va, len, false).map_err(|_| Errno::EFAULT)? {
-                MappedTarget::Anon { memory, offset } => HeldPages::Memory { memory, offset },
+            let target = self.process().target(va, len, false).map_err(|_| Errno::EFAULT)?;
+            let runs = match &target {
+                MappedTarget::Anon { memory, offset } => {
+                    Ok(vec![(HeldPages::Memory { memory: Arc::clone(memory), offset: *offset }, len)])
+                }
                 MappedTarget::File { description, offset } => {
                     let spliced = description.file().ok_or(Errno::EFAULT);
-                    let spliced = spliced.and_then(|(inode, _)| splice_file(self, inode, offset, len));
-                    let mut deferred = Deferred::default();
-                    description.put(&mut deferred);
-                    self.run_deferred(deferred);
-                    HeldPages::File(spliced?)
+                    let spliced = spliced.and_then(|(inode, _)| splice_file(self, inode, *offset, len));
+                    spliced.map(|pages| vec![(HeldPages::File(pages), len)])
+                }
+                MappedTarget::Private { description, pages, offset } => {
+                    let inode = description.file().ok_or(Errno::EFAULT);
+                    inode.and_then(|(inode, _)| splice_private(self, inode, pages, *offset, len))
                 }
             };
-            Ok(PipePages { pages, len })
+            let mut deferred = Deferred::default();
+            target.put(&mut deferred);
+            self.run_deferred(deferred);
+            Ok(PipePages { runs: runs? })
         })
     }
+}
+
+/// The pages of a private mapping, one by one: copies, and the file's pages where there is none.
+fn splice_private(
+    task: &Task,
+    inode: &Arc<Inode>,
+    pages: &PrivatePages,
+    offset: u64,
+    len: u64,
+) -> Result<Vec<(HeldPages, u64)>, Errno> {
+    let (mut runs, mut at) = (Vec::new(), offset);
+    while at < offset + len {
+        let here = (BLOCK - at % BLOCK).min(offset + len - at);
+        let held = match pages.is_copied(at) {
+            true => Ok(HeldPages::Memory { memory: Arc::clone(pages.memory()), offset: at }),
+            false => splice_file(task, inode, pages.in_file(at), here).map(HeldPages::File),
+        };
+        match held {
+            Ok(held) => runs.push((held, here)),
+            Err(errno) => {
+                // What is in the pipe by now is let go.
+                let _let_go = PipePages { runs }.read(task.kernel());
+                return Err(errno);
+            }
+        }
+        at += here;
+    }
+    Ok(runs)
 }
 
 /// Pins the pages of `len` bytes at `offset` of a file, for as long as they are in a pipe.
@@ -91,13 +127,19 @@ impl PipePages {
     /// Reads the pipe empty, which drops the pins. Returns what the pages hold now.
     ///
     /// # Errors
-    /// EIO; `Dead`: the process has exited, and its pipe with it.
+    /// EIO; `Dead`: the process has exited, and its pipe with it. The pins are gone.
     pub fn read(self, kernel: &Arc<Kernel>) -> Result<Vec<u8>, Errno> {
-        let mut bytes = vec![0; self.len as usize];
-        match self.pages {
-            HeldPages::File(pages) => pages.complete(kernel, &mut bytes).map(drop)?,
-            HeldPages::Memory { memory, offset } => memory.read(offset, &mut bytes)?,
+        let mut bytes = Vec::new();
+        let mut failed = Ok(());
+        for (held, len) in self.runs {
+            let mut run = vec![0; len as usize];
+            let read = match held {
+                HeldPages::File(pages) => pages.complete(kernel, &mut run).map(drop),
+                HeldPages::Memory { memory, offset } => memory.read(offset, &mut run),
+            };
+            failed = failed.and(read);
+            bytes.append(&mut run);
         }
-        Ok(bytes)
+        failed.map(|()| bytes)
     }
 }

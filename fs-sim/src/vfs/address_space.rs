@@ -1,8 +1,7 @@
 //! An address space: mappings of files and of anonymous memory.
 //!
 //! It owns the references that mappings hold on open descriptions. Invariants: mappings never
-//! overlap; addresses are page aligned and never reused within a run. Private file mappings are not
-//! simulated: a pin through one would copy first and concern no DAX page. Kernel counterpart:
+//! overlap; addresses are page aligned and never reused within a run. Kernel counterpart:
 //! mm/mmap.c, mm/vma.c.
 
 use std::collections::BTreeMap;
@@ -13,7 +12,9 @@ use crate::base::errno::Errno;
 use crate::base::numbers::DescriptionId;
 use crate::base::units::{BLOCK, round_up};
 use crate::vfs::anon::AnonMemory;
+use crate::vfs::inode::Inode;
 use crate::vfs::open_file::{Deferred, Description};
+use crate::vfs::private_pages::PrivatePages;
 
 /// Where a mapping gets its bytes.
 #[derive(Debug)]
@@ -23,6 +24,15 @@ pub enum Backing {
         /// The open file; the mapping holds one reference.
         description: Arc<Description>,
         /// Byte offset in the file.
+        offset: u64,
+    },
+    /// A private mapping of an open file: a page shows the file's until it is copied.
+    Private {
+        /// The open file; the mapping holds one reference.
+        description: Arc<Description>,
+        /// The copies.
+        pages: Arc<PrivatePages>,
+        /// Byte offset in the copies' memory.
         offset: u64,
     },
     /// Anonymous memory, from this byte offset on.
@@ -47,11 +57,18 @@ pub struct Mapping {
     pub backing: Backing,
 }
 
-impl Mapping {
+impl Backing {
+    /// Drops its reference to an open file, if it has one.
     pub(crate) fn put(self, deferred: &mut Deferred) {
-        if let Backing::File { description, .. } = self.backing {
+        if let Backing::File { description, .. } | Backing::Private { description, .. } = self {
             description.put(deferred);
         }
+    }
+}
+
+impl Mapping {
+    pub(crate) fn put(self, deferred: &mut Deferred) {
+        self.backing.put(deferred);
     }
 
     /// The part from `start` for `len` bytes (inside this mapping), with a reference of its own.
@@ -60,6 +77,9 @@ impl Mapping {
         let backing = match &self.backing {
             Backing::File { description, offset } => {
                 Backing::File { description: description.get(), offset: offset + delta }
+            }
+            Backing::Private { description, pages, offset } => {
+                Backing::Private { description: description.get(), pages: Arc::clone(pages), offset: offset + delta }
             }
             Backing::Anon { memory, offset } => Backing::Anon { memory: Arc::clone(memory), offset: offset + delta },
         };
@@ -84,16 +104,16 @@ impl Default for AddressSpace {
 }
 
 impl AddressSpace {
-    /// Bytes of anonymous memory mapped.
+    /// Bytes of anonymous memory mapped, with what private mappings can copy.
     pub(crate) fn anonymous(&self) -> u64 {
-        let anonymous = |mapping: &&Mapping| matches!(mapping.backing, Backing::Anon { .. });
+        let anonymous = |mapping: &&Mapping| !matches!(mapping.backing, Backing::File { .. });
         self.mappings.values().filter(anonymous).map(|mapping| mapping.len).sum()
     }
 
     /// Whether some mapping holds this open file.
     pub(crate) fn maps(&self, id: DescriptionId) -> bool {
         let held = |mapping: &Mapping| match &mapping.backing {
-            Backing::File { description, .. } => description.id() == id,
+            Backing::File { description, .. } | Backing::Private { description, .. } => description.id() == id,
             Backing::Anon { .. } => false,
         };
         self.mappings.values().any(held)
@@ -125,7 +145,8 @@ impl AddressSpace {
     }
 
     /// Walks `va..va+len` from its start as a long-term pin by a user that the design's gate
-    /// refuses: `refusal` at the first page of a file, whatever the mapping's rights and the end of
+    /// refuses: `refusal` at the first page of a file (of a private mapping, one that was not
+    /// copied), whatever the mapping's rights and the end of
     /// the file. Kernel: `check_vma_flags`.
     ///
     /// # Errors
@@ -136,9 +157,13 @@ impl AddressSpace {
         let mut at = va;
         while at < end {
             let mapping = self.find(at, 1).ok_or(Errno::EFAULT)?;
-            match mapping.backing {
+            match &mapping.backing {
                 Backing::File { .. } => return Err(refusal),
-                Backing::Anon { .. } if write && !mapping.write => return Err(Errno::EFAULT),
+                Backing::Private { pages, offset, .. } if !pages.is_copied(offset + (at - mapping.start)) => {
+                    return Err(refusal);
+                }
+                _ if write && !mapping.write => return Err(Errno::EFAULT),
+                Backing::Private { .. } => at = (at / BLOCK + 1) * BLOCK,
                 Backing::Anon { .. } => at = mapping.start + mapping.len,
             }
         }
@@ -173,10 +198,32 @@ impl AddressSpace {
     }
 
     /// A forked child's copy: shared mappings of files; anonymous memory is shared too
-    /// (`MAP_SHARED`).
+    /// (`MAP_SHARED`). Copied pages of private mappings are copied for the child at once.
     pub(crate) fn fork(&self) -> AddressSpace {
-        let mappings = self.mappings.values().map(|m| (m.start, m.part(m.start, m.len))).collect();
+        let mut forked: Vec<(Arc<PrivatePages>, Arc<PrivatePages>)> = Vec::new();
+        let mut mappings = BTreeMap::new();
+        for mapping in self.mappings.values() {
+            let mut copy = mapping.part(mapping.start, mapping.len);
+            if let Backing::Private { pages, .. } = &mut copy.backing {
+                // Parts of one mapping share its pages in the child too.
+                let known = forked.iter().find(|(parent, _)| Arc::ptr_eq(parent, pages));
+                let child = known.map(|(_, child)| Arc::clone(child)).unwrap_or_else(|| Arc::new(pages.fork()));
+                forked.push((Arc::clone(pages), Arc::clone(&child)));
+                *pages = child;
+            }
+            mappings.insert(copy.start, copy);
+        }
         AddressSpace { mappings, next: self.next }
+    }
+
+    /// The file of `inode` ends at `size` now: copies behind it in private mappings are gone.
+    pub(crate) fn truncated(&self, inode: &Inode, size: u64) {
+        for mapping in self.mappings.values() {
+            let Backing::Private { description, pages, .. } = &mapping.backing else { continue };
+            if description.file().is_some_and(|(of, _)| std::ptr::eq(Arc::as_ptr(of), inode)) {
+                pages.truncated(size);
+            }
+        }
     }
 
     /// Takes everything out.

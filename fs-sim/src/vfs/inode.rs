@@ -8,7 +8,7 @@
 //! waits.
 
 use emulator::ledger::Published;
-use emulator::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use emulator::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use emulator::sync::{Arc, Mutex};
 
 use crate::base::numbers::Ino;
@@ -33,6 +33,8 @@ pub struct Inode {
     pub(crate) map_lock: Mutex<()>,
     pub(crate) life: Mutex<InodeLife>,
     pub(crate) turn: LayoutTurn,
+    /// Whether it was ever mapped privately: set before the mapping exists.
+    pub(crate) mapped_private: AtomicBool,
     /// What the layers above keep with it.
     attached: Attachments,
 }
@@ -59,6 +61,7 @@ impl Inode {
             map_lock: Mutex::new(()),
             life: Mutex::new(InodeLife { links: 1, opens: 0, evicted: false }),
             turn: LayoutTurn::default(),
+            mapped_private: AtomicBool::new(false),
             attached: Attachments::default(),
         }
     }

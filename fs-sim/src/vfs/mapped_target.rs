@@ -8,13 +8,35 @@ use emulator::sync::Arc;
 use crate::base::errno::Errno;
 use crate::vfs::address_space::Backing;
 use crate::vfs::anon::AnonMemory;
-use crate::vfs::open_file::Description;
+use crate::vfs::open_file::{Deferred, Description};
+use crate::vfs::private_pages::PrivatePages;
 use crate::vfs::process::Process;
 
 /// The object and offset behind a mapped address.
 pub(crate) enum MappedTarget {
-    File { description: Arc<Description>, offset: u64 },
-    Anon { memory: Arc<AnonMemory>, offset: u64 },
+    File {
+        description: Arc<Description>,
+        offset: u64,
+    },
+    /// A private mapping of an open file; `offset` counts in the copies' memory.
+    Private {
+        description: Arc<Description>,
+        pages: Arc<PrivatePages>,
+        offset: u64,
+    },
+    Anon {
+        memory: Arc<AnonMemory>,
+        offset: u64,
+    },
+}
+
+impl MappedTarget {
+    /// Drops the reference to an open file, if there is one.
+    pub(crate) fn put(self, deferred: &mut Deferred) {
+        if let MappedTarget::File { description, .. } | MappedTarget::Private { description, .. } = self {
+            description.put(deferred);
+        }
+    }
 }
 
 impl Process {
@@ -39,6 +61,11 @@ impl Process {
             Backing::File { description, offset } => {
                 MappedTarget::File { description: description.get(), offset: offset + delta }
             }
+            Backing::Private { description, pages, offset } => MappedTarget::Private {
+                description: description.get(),
+                pages: Arc::clone(pages),
+                offset: offset + delta,
+            },
             Backing::Anon { memory, offset } => {
                 MappedTarget::Anon { memory: Arc::clone(memory), offset: offset + delta }
             }

@@ -24,6 +24,7 @@ pub(crate) mod lifecycle;
 pub(crate) mod mapped_target;
 pub mod names;
 pub mod open_file;
+pub mod private_pages;
 pub mod process;
 pub(crate) mod signal_owner;
 pub mod signals;

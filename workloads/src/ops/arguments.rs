@@ -487,6 +487,7 @@ flags! {
     /// The flags of `mmap`.
     MapFlags {
         ro "Read-only.",
+        private "MAP_PRIVATE: a page that is stored to becomes a copy of the process's own.",
     }
     /// The flags of `reg_mr`.
     RegisterFlags {

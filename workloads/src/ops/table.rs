@@ -304,7 +304,7 @@ operations! {
     }
     "Memory" {
         Mmap "mmap" { fd: FdName, range: ByteRange, flags: MapFlags } -> Binding(BindingKind::Map), Linux
-            "Maps a range of a file, shared.";
+            "Maps a range of a file, shared; `private`: a page that is stored to, or pinned for long, becomes a copy.";
         MmapAnon "mmap_anon" { length: Bytes } -> Binding(BindingKind::Map), Linux
             "Maps anonymous shared memory.";
         MmapDevDax "mmap_devdax" { length: Bytes } -> Binding(BindingKind::Map), Simulation

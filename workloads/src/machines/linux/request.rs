@@ -159,9 +159,12 @@ pub(super) fn translate(op: &Op, who: &str, dir: &Path, names: &ScenarioNames) -
             ChildRequest::Fcntl { fd: names.fd(fd)?, command: 10, argument: signal_number(*signal) }
         }
         Op::Mmap { fd, range, flags } => {
-            ChildRequest::Map { fd: Some(names.fd(fd)?), offset: range.offset, len: range.len, write: !flags.ro }
+            let ByteRange { offset, len } = *range;
+            ChildRequest::Map { fd: Some(names.fd(fd)?), offset, len, write: !flags.ro, private: flags.private }
         }
-        Op::MmapAnon { length } => ChildRequest::Map { fd: None, offset: 0, len: length.0, write: true },
+        Op::MmapAnon { length } => {
+            ChildRequest::Map { fd: None, offset: 0, len: length.0, write: true, private: false }
+        }
         _ => return translate_memory(op, who, names),
     };
     Ok(PreparedOp::Ask(request))

@@ -101,7 +101,10 @@ fn memory(call: &Call, task: &Task) -> Result<Reply, CallFailure> {
     match &call.op {
         Op::Mmap { fd, range, flags } => {
             let ByteRange { offset, len } = *range;
-            let va = task.mmap(call.fd(fd)?, offset, len, !flags.ro)?;
+            let va = match flags.private {
+                true => task.mmap_private(call.fd(fd)?, offset, len, !flags.ro)?,
+                false => task.mmap(call.fd(fd)?, offset, len, !flags.ro)?,
+            };
             return Reply::made(Thing::Map { va, len });
         }
         Op::MmapAnon { length } => {

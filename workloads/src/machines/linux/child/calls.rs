@@ -65,7 +65,7 @@ pub(super) fn perform(request: ChildRequest, fds: Vec<OwnedFd>) -> CallResult {
             number(call(SYS_fcntl, [fd.into(), command.into(), argument.into(), 0]))
         }
         ChildRequest::Exec { path } => exec(path),
-        ChildRequest::Map { fd, offset, len, write } => memory::map(fd, offset, len, write),
+        ChildRequest::Map { fd, offset, len, write, private } => memory::map(fd, (offset, len), write, private),
         ChildRequest::Unmap { at, len } => memory::unmap(at, len),
         ChildRequest::Load { at, len } => memory::load(at, len),
         ChildRequest::Store { at, len, byte } => memory::store(at, len, byte),

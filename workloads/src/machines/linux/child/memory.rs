@@ -31,13 +31,20 @@ fn mmap(at: u64, len: u64, protection: i32, flags: i32, fd: i32, offset: u64) ->
     }
 }
 
-/// Maps a file, or anonymous memory, shared. The value is the address.
-pub(super) fn map(fd: Option<i32>, offset: u64, len: u64, write: bool) -> Result<ChildValue, ChildFailure> {
+/// Maps the range (offset, length) of a file, or anonymous memory, shared or private. The value is
+/// the address.
+pub(super) fn map(
+    fd: Option<i32>,
+    (offset, len): (u64, u64),
+    write: bool,
+    private: bool,
+) -> Result<ChildValue, ChildFailure> {
     let nothing = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
     let room = len.checked_next_multiple_of(page()).and_then(|len| len.checked_add(2 * page())).ok_or(Errno::NOMEM)?;
     let reserved = mmap(0, room, libc::PROT_NONE, nothing, -1, 0)?;
     let protection = libc::PROT_READ | if write { libc::PROT_WRITE } else { 0 };
-    let kind = libc::MAP_SHARED | libc::MAP_FIXED | if fd.is_none() { libc::MAP_ANONYMOUS } else { 0 };
+    let sharing = if private { libc::MAP_PRIVATE } else { libc::MAP_SHARED };
+    let kind = sharing | libc::MAP_FIXED | if fd.is_none() { libc::MAP_ANONYMOUS } else { 0 };
     match mmap(reserved + page(), len, protection, kind, fd.unwrap_or(-1), offset) {
         Ok(at) => Ok(ChildValue::Number(at as i64)),
         Err(errno) => {

@@ -64,8 +64,8 @@ pub(crate) enum ChildRequest {
     Fcntl { fd: i32, command: i32, argument: i32 },
     /// `execve(2)`. An answer means failure; success closes the control socket.
     Exec { path: String },
-    /// `mmap(2)`, shared. Without a descriptor it maps anonymous memory.
-    Map { fd: Option<i32>, offset: u64, len: u64, write: bool },
+    /// `mmap(2)`, shared or private. Without a descriptor it maps anonymous memory.
+    Map { fd: Option<i32>, offset: u64, len: u64, write: bool, private: bool },
     /// `munmap(2)`.
     Unmap { at: u64, len: u64 },
     /// Loads through a mapping.
