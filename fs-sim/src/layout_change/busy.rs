@@ -62,6 +62,26 @@ impl PinsInTheWay {
     pub(crate) fn is_empty(&self) -> bool {
         self.holders.is_empty() && self.io_pages.is_empty()
     }
+
+    /// Adds I/O in flight on pages that the change proceeds over although they are pinned
+    /// long-term: they are not closed, so nothing else waits for it.
+    ///
+    /// # Errors
+    /// EDEADLK: only the change's own task could complete it.
+    pub(crate) fn add_io_on_proceeded(&mut self, task: &Task, proceeded: &[PageRange]) -> Result<(), Errno> {
+        if task.kernel().ignores_pins() {
+            return Ok(());
+        }
+        let mut pages = proceeded.to_vec();
+        merge(&mut pages);
+        let io = io_on(task.kernel(), &pages);
+        refuse_own_io(task, &io)?;
+        if !io.is_empty() {
+            self.io_pages.extend(pages);
+            merge(&mut self.io_pages);
+        }
+        Ok(())
+    }
 }
 
 /// Whether a change of this design waits for I/O in flight with its pages open.
@@ -109,8 +129,8 @@ fn find_beside(task: &Task, site: Site<'_>, before_breaks: bool) -> Result<PinsI
             }
         }
     }
-    let mut io = io_on(kernel, &beside);
-    io.retain(|io| rule(io.pid == task.pid()) != ChangeRule::Proceed);
+    // As on the change's own blocks, short-term pins are ignored only where no pin is heeded.
+    let mut io = if kernel.ignores_pins() { Vec::new() } else { io_on(kernel, &beside) };
     let mut io_pages = if io.is_empty() { Vec::new() } else { beside };
     if waits_with_open_pages(task) {
         let mut pages = drained;
@@ -120,12 +140,18 @@ fn find_beside(task: &Task, site: Site<'_>, before_breaks: bool) -> Result<PinsI
         io.extend(own_blocks);
         merge(&mut io_pages);
     }
+    refuse_own_io(task, &io)?;
+    way.io_pages = io_pages;
+    Ok(way)
+}
+
+/// Refuses to wait for I/O that only this task could complete.
+fn refuse_own_io(task: &Task, io: &[SeenIo]) -> Result<(), Errno> {
     if task.is_alone() && io.iter().any(|io| io.pid == task.pid()) {
         task.note_self_deadlock(DRAINING);
         return Err(Errno::EDEADLK);
     }
-    way.io_pages = io_pages;
-    Ok(way)
+    Ok(())
 }
 
 /// The pages on which the design looks for pins besides the change's own blocks, sorted.

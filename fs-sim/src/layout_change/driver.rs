@@ -187,7 +187,7 @@ fn change_once<'w>(
 
 /// Whether a change that has no effect waits for pins in the file all the same. Kernel: a truncate
 /// or `fallocate` breaks layouts before it looks what there is to do.
-fn meets_pins_anyway(task: &Task, meets_file: bool, patience: Patience) -> bool {
+pub(crate) fn meets_pins_anyway(task: &Task, meets_file: bool, patience: Patience) -> bool {
     meets_file && patience == Patience::Waits && task.kernel().axes.busy_scope == BusyScope::File
 }
 

@@ -43,6 +43,7 @@ pub(crate) fn judge_all_pins(
     let mut ways = sites.iter().map(|site| pins_beside(task, *site)).collect::<Result<Vec<_>, Errno>>()?;
     for (way, verdict) in ways.iter_mut().zip(&verdicts) {
         way.holders.extend(verdict.wait_for.iter().cloned());
+        way.add_io_on_proceeded(task, &verdict.forged)?;
     }
     if ways.iter().any(|way| !way.is_empty()) {
         wait_for_pins(task, &sites, &ways)?;

@@ -128,6 +128,11 @@ fn pin_for_write(task: &Task, inode: &Arc<Inode>, offset: u64, len: u64, byte: u
 }
 
 impl InFlightIo {
+    /// Whether the task's process has submitted it: the only process that can complete it.
+    pub fn is_of(&self, task: &Task) -> bool {
+        Arc::ptr_eq(&self.process, task.process())
+    }
+
     /// Completes the I/O: copies (a read into the front of `into`, which is as long as was asked
     /// for) and drops the pins. Returns the number of bytes transferred; a read is short at the
     /// end that the file had when it was submitted.

@@ -20,6 +20,7 @@ use crate::vfs::kernel::Kernel;
 use crate::vfs::mapped_target::MappedTarget;
 use crate::vfs::open_file::Deferred;
 use crate::vfs::private_pages::PrivatePages;
+use crate::vfs::process::Process;
 use crate::vfs::task::Task;
 
 /// The most bytes that a pipe holds. Linux: `/proc/sys/fs/pipe-max-size`.
@@ -29,6 +30,8 @@ pub const PIPE_MAX: u64 = 1 << 20;
 #[derive(Debug)]
 #[must_use = "it holds pins until it is read"]
 pub struct PipePages {
+    /// The process that has the pipe.
+    process: Arc<Process>,
     /// Runs of pages, each with its length in bytes.
     runs: Vec<(HeldPages, u64)>,
 }
@@ -72,7 +75,7 @@ impl Task {
             let mut deferred = Deferred::default();
             target.put(&mut deferred);
             self.run_deferred(deferred);
-            Ok(PipePages { runs: runs? })
+            Ok(PipePages { process: Arc::clone(self.process()), runs: runs? })
         })
     }
 }
@@ -96,7 +99,8 @@ fn splice_private(
             Ok(held) => runs.push((held, here)),
             Err(errno) => {
                 // What is in the pipe by now is let go.
-                let _let_go = PipePages { runs }.read(task.kernel());
+                let process = Arc::clone(task.process());
+                let _let_go = PipePages { process, runs }.read(task.kernel());
                 return Err(errno);
             }
         }
@@ -124,6 +128,11 @@ fn splice_file(task: &Task, inode: &Arc<Inode>, offset: u64, len: u64) -> Result
 }
 
 impl PipePages {
+    /// Whether the task's process has the pipe: the only process that can read it.
+    pub fn is_of(&self, task: &Task) -> bool {
+        Arc::ptr_eq(&self.process, task.process())
+    }
+
     /// Reads the pipe empty, which drops the pins. Returns what the pages hold now.
     ///
     /// # Errors

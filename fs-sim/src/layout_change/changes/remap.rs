@@ -16,7 +16,7 @@ use crate::base::units::{BLOCK, FILE_MAX};
 use crate::extent_map::lookup::{mapped, pages_of, tail_block};
 use crate::extent_map::{Extent, ExtentState, Layout};
 use crate::layout_change::copy::{same_bytes, zero_to_block_end};
-use crate::layout_change::driver::change_layouts;
+use crate::layout_change::driver::{change_layouts, meets_pins_anyway};
 use crate::layout_change::plan::{ChangePlan, ClearedBlocks, FilePlace, JointChange, Patience, StillHolds};
 use crate::vfs::inode::Inode;
 use crate::vfs::kernel::Kernel;
@@ -127,8 +127,10 @@ impl JointChange for Remap {
         if len == 0 || (!grows && there == wanted) {
             return Ok(None);
         }
-        // Compared here so that no lease is broken for files that differ.
-        if !self.compared.looked.swap(true, Ordering::Relaxed) && !self.compares(kernel, layouts, len)? {
+        // Compared here so that no lease is broken for files that differ; once more if they did
+        // and the call has waited for pins since.
+        let looks = !self.compared.looked.swap(true, Ordering::Relaxed) || self.compared.differ.load(Ordering::Relaxed);
+        if looks && !self.compares(kernel, layouts, len)? {
             return Ok(None);
         }
         let mut plans: Vec<ChangePlan> = layouts.iter().map(|_| ChangePlan::default()).collect();
@@ -247,8 +249,11 @@ pub(crate) fn change_both<C: JointChange>(
     };
     // A change without effect, or one that fails its checks, does not queue for a turn.
     let layouts: Vec<Layout> = inodes.iter().map(|inode| inode.layout(Layout::clone)).collect();
-    if change.plan(task.kernel(), &layouts)?.is_some() {
+    let has_effect = change.plan(task.kernel(), &layouts)?.is_some();
+    if has_effect || meets_pins_anyway(task, change.meets_file(), Patience::Waits) {
         change_layouts(task, inodes, &change, Patience::Waits)?;
+    } else {
+        inodes.iter().for_each(|inode| drop(inode.turn.wait_until_unheld(task)));
     }
     Ok(change)
 }

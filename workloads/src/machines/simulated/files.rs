@@ -115,7 +115,11 @@ fn submit(
 
 fn complete(call: &Call, task: &Task, io: &str) -> Result<Reply, CallFailure> {
     let Some(Thing::Io(io)) = call.thing(io) else { return Err(CallFailure::Errno(Errno::EINVAL)) };
-    let request = io.request.lock().take().ok_or(Errno::EINVAL)?;
+    let request = {
+        let mut request = io.request.lock();
+        // Only the process that has submitted it can complete it.
+        request.take_if(|request| request.is_of(task)).ok_or(Errno::EINVAL)?
+    };
     let mut bytes = vec![0; io.reads.unwrap_or(0)];
     let done = request.complete(task.kernel(), &mut bytes)?;
     match io.reads {

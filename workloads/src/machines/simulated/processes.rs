@@ -138,10 +138,11 @@ fn memory(call: &Call, task: &Task) -> Result<Reply, CallFailure> {
         }
         Op::Drain { pipe } => {
             let pages = match call.thing(pipe) {
-                Some(Thing::Pipe(pipe)) => pipe.lock().take(),
+                // Only the process that has the pipe can read it.
+                Some(Thing::Pipe(pipe)) => pipe.lock().take_if(|pages| pages.is_of(task)),
                 _ => None,
             };
-            let bytes = pages.ok_or(Errno::EINVAL)?.read(task.kernel())?;
+            let bytes = pages.ok_or(Errno::EBADF)?.read(task.kernel())?;
             return Reply::value(describe_bytes(&bytes, bytes.len()));
         }
         _ => return Err(call.unknown()),
