@@ -253,7 +253,9 @@ pub(crate) fn change_both<C: JointChange>(
     if has_effect || meets_pins_anyway(task, change.meets_file(), Patience::Waits) {
         change_layouts(task, inodes, &change, Patience::Waits)?;
     } else {
-        inodes.iter().for_each(|inode| drop(inode.turn.wait_until_unheld(task)));
+        for inode in inodes {
+            inode.turn.wait_until_unheld(task);
+        }
     }
     Ok(change)
 }
