@@ -99,7 +99,7 @@ fn a_short_race_writes_everything_and_prints_the_table() {
     assert!(table.contains("rfc-v2") && table.contains("revoke") && table.contains("safe"), "{table}");
     assert!(String::from_utf8_lossy(&run.stderr).contains("seed 7"));
     let result = result(&out);
-    assert_eq!((&result["schema"], &result["seed"]), (&1.into(), &7.into()));
+    assert_eq!((&result["schema"], &result["seed"]), (&2.into(), &7.into()));
     for file in ["report.html", "rfc-v2.hlog", "revoke.hlog", "rfc-v2-truncate.hgrm"] {
         assert!(out.join(file).metadata().unwrap().len() > 0, "{file}");
     }
