@@ -13,7 +13,7 @@ use emulator::sync::machine::{AtomicU64, Ordering};
 use emulator::sync::{Arc, Mutex};
 use fs_sim::base::numbers::Fd;
 use fs_sim::design::Axes;
-use fs_sim::holders::holder::{HolderInfo, PinHolder};
+use fs_sim::holders::holder::{HolderInfo, PinHolder, RevokeReason};
 use fs_sim::pinning::admission::LongTermUser;
 use fs_sim::pinning::registration::{PinRequest, Pinned, Registration};
 use fs_sim::vfs::fd_holders::FdHolders;
@@ -114,7 +114,7 @@ impl PinHolder for SmallRegion {
         Some(Arc::clone(&self.fd_holders))
     }
 
-    fn revoke(&self, kernel: &Arc<Kernel>) {
+    fn revoke(&self, kernel: &Arc<Kernel>, _reason: RevokeReason) {
         self.release(kernel);
     }
 }
