@@ -28,7 +28,8 @@
 //! # Why it ends
 //! A reaper repeats itself only for pages that a pin left, or newly pinned, since it marked them.
 //! No map shows orphaned pages, so new pins come only from outdated maps: at most one for each
-//! thread, which then rechecks.
+//! thread, which then rechecks. Between its rounds a reaper lets other threads run: such a pin may
+//! be counted and not yet shown to the word above, and then only its own thread can end the search.
 
 use std::collections::BTreeMap;
 
@@ -137,8 +138,15 @@ impl Orphans {
                     let _told = closing.orphan().reopen();
                     race_point!("reap: reopened, not looked at");
                     let uncovered = uncovered(run, pins);
-                    let mut list = self.0.lock();
-                    uncovered.into_iter().for_each(|pages| hands.extend(list.take(pages)));
+                    {
+                        let mut list = self.0.lock();
+                        uncovered.into_iter().for_each(|pages| hands.extend(list.take(pages)));
+                    }
+                    if !hands.is_empty() {
+                        // A pin from an outdated map may be counted and not yet shown to the word
+                        // above: its thread must go on before this search can end.
+                        thread::yield_now();
+                    }
                 }
             }
         }
