@@ -8,7 +8,7 @@ use common::{
     Actor, BREAK_TIME, Lab, every_preset, every_preset_with, exclusive, needs_lease, patient, preset, rule_of,
 };
 use fs_sim::base::numbers::{Fd, Ino};
-use fs_sim::design::{Axes, ChangeRule, GateScope, LastCloseRule, LeaseRules, PinGate, UnlockRule};
+use fs_sim::design::{Axes, BusyScope, ChangeRule, GateScope, LastCloseRule, LeaseRules, PinGate, UnlockRule};
 use fs_sim::holders::block_layout::IoMode;
 use fs_sim::holders::in_flight_io::Transfer;
 use fs_sim::inspect::blockers::{Blocker, Blockers, Cause, Effect, FileBlocks, Releaser};
@@ -376,7 +376,9 @@ fn io_in_flight_is_named() {
         let found = ask(&lab, ino);
         assert_eq!(found.stranger, std::slice::from_ref(&expected));
         assert!(found.blocked.is_none());
-        assert!(lab.kernel.blockers_of(ino, BlockRange::new(0, 1)).unwrap().stranger.is_empty(), "block 0 has none");
+        let elsewhere = lab.kernel.blockers_of(ino, BlockRange::new(0, 1)).unwrap().stranger;
+        // Where pins anywhere in the file stand in the way, they are named for block 0 too.
+        assert_eq!(elsewhere.is_empty(), ignored || axes.busy_scope == BusyScope::Range, "block 0 has none");
         if !ignored {
             let blocked = b.blocks("pins draining", |task| task.truncate("data", BLOCK));
             let found = ask(&lab, ino);
@@ -384,10 +386,10 @@ fn io_in_flight_is_named() {
             assert_eq!((change.who.pid, change.who.needs), (b.pid().0, vec![format!("process {}", a.pid())]));
             assert_eq!(change.range, FileBlocks { start: 1, end: None });
             assert_eq!(change.blockers, [expected]);
-            io.complete(&lab.kernel, &mut [0; 2 * BLOCK as usize]).unwrap();
+            io.complete(&a, &mut [0; 2 * BLOCK as usize]).unwrap();
             blocked.finish().unwrap();
         } else {
-            io.complete(&lab.kernel, &mut [0; 2 * BLOCK as usize]).unwrap();
+            io.complete(&a, &mut [0; 2 * BLOCK as usize]).unwrap();
         }
         assert!(ask(&lab, ino).stranger.is_empty(), "nothing in flight");
         lab.end([&a, &b]);

@@ -39,7 +39,7 @@ fn refused_submissions() {
     let many: Vec<_> = (0..IN_FLIGHT_MAX).map(|_| a.submit_direct_io(f, 0, BLOCK, WRITE).unwrap()).collect();
     assert_eq!(a.submit_direct_io(f, 0, BLOCK, WRITE).err(), Some(Errno::EAGAIN));
     for io in many {
-        assert_eq!(io.complete(&lab.kernel, &mut []), Ok(BLOCK as usize));
+        assert_eq!(io.complete(&a, &mut []), Ok(BLOCK as usize));
     }
     assert_eq!(a.bytes_of(f), [7, 2]);
     lab.end([&a]);
@@ -65,7 +65,7 @@ fn changes_wait_for_io_in_flight() {
                 });
                 assert_eq!(a.stat(f).unwrap().size, 4 * BLOCK, "nothing is visible yet");
                 let mut got = vec![0; 2 * BLOCK as usize];
-                assert_eq!(io.complete(&lab.kernel, &mut got), Ok(2 * BLOCK as usize));
+                assert_eq!(io.complete(&a, &mut got), Ok(2 * BLOCK as usize));
                 if transfer == Transfer::Read {
                     assert_eq!((got[0], got[BLOCK as usize]), (2, 3), "what was there when it was submitted");
                 }
@@ -87,7 +87,7 @@ fn unsafe_truncates_under_it() {
     let io = a.submit_direct_io(f, BLOCK, BLOCK, WRITE).unwrap();
     assert_eq!(b.truncate("data", BLOCK), Ok(()));
     assert_eq!(lab.stale(), 0);
-    assert_eq!(io.complete(&lab.kernel, &mut []), Ok(BLOCK as usize));
+    assert_eq!(io.complete(&a, &mut []), Ok(BLOCK as usize));
     assert_eq!(lab.stale(), 1);
     a.exit();
     b.exit();
@@ -103,7 +103,7 @@ fn a_change_that_waits_for_io_can_be_interrupted() {
     a.kill(b.pid(), Signal::Sigusr1).unwrap();
     assert_eq!(truncating.finish(), Err(Errno::EINTR));
     assert_eq!(reading.finish(), Ok(8));
-    assert_eq!(io.complete(&lab.kernel, &mut []), Ok(BLOCK as usize));
+    assert_eq!(io.complete(&a, &mut []), Ok(BLOCK as usize));
     assert_eq!(a.bytes_of(f), [7, 2]);
     lab.end([&a, &b]);
 }
@@ -123,23 +123,23 @@ fn holes_and_the_end_of_the_file() {
             if write_break == WriteBreak::Precise {
                 assert_eq!(a.bytes_of(f), [0, 0, 0]);
             }
-            assert_eq!(io.complete(&lab.kernel, &mut []), Ok(BLOCK as usize));
+            assert_eq!(io.complete(&a, &mut []), Ok(BLOCK as usize));
             assert_eq!(a.bytes_of(f), [0, 7, 0]);
             let io = a.submit_direct_io(f, 2 * BLOCK, 2 * BLOCK, Transfer::Write(9)).unwrap();
             assert_eq!(a.bytes_of(f), [0, 7, 9, 9], "extending");
-            assert_eq!(io.complete(&lab.kernel, &mut []), Ok(2 * BLOCK as usize));
+            assert_eq!(io.complete(&a, &mut []), Ok(2 * BLOCK as usize));
             let mut got = vec![0xee; 4 * BLOCK as usize];
             let io = a.submit_direct_io(f, 2 * BLOCK, 4 * BLOCK, Transfer::Read).unwrap();
-            assert_eq!(io.complete(&lab.kernel, &mut got), Ok(2 * BLOCK as usize), "short at the end");
+            assert_eq!(io.complete(&a, &mut got), Ok(2 * BLOCK as usize), "short at the end");
             assert_eq!((got[0], got[2 * BLOCK as usize]), (9, 0xee));
             let io = a.submit_direct_io(f, 0, 4 * BLOCK, Transfer::Read).unwrap();
-            assert_eq!(io.complete(&lab.kernel, &mut got[1..]), Err(Errno::EFAULT), "no room");
+            assert_eq!(io.complete(&a, &mut got[1..]), Err(Errno::EFAULT), "no room");
             for (offset, len) in [(0, 0), (9 * BLOCK, BLOCK)] {
                 let io = a.submit_direct_io(f, offset, len, Transfer::Read).unwrap();
-                assert_eq!(io.complete(&lab.kernel, &mut got), Ok(0));
+                assert_eq!(io.complete(&a, &mut got), Ok(0));
             }
             let io = a.submit_direct_io(f, 9 * BLOCK, 0, WRITE).unwrap();
-            assert_eq!(io.complete(&lab.kernel, &mut []), Ok(0));
+            assert_eq!(io.complete(&a, &mut []), Ok(0));
             assert_eq!(a.stat(f).unwrap().size, 4 * BLOCK, "nothing written, nothing extended");
             lab.end([&a]);
         }
@@ -156,7 +156,7 @@ fn io_in_flight_outlives_its_submitter() {
     a.unlink("data").unwrap();
     a.close(f).unwrap();
     assert_eq!(lab.kernel.usage().allocated, 2, "open, without a name or a descriptor");
-    assert_eq!(io.complete(&lab.kernel, &mut []), Ok(BLOCK as usize));
+    assert_eq!(io.complete(&a, &mut []), Ok(BLOCK as usize));
     assert_eq!(lab.kernel.usage().allocated, 0);
     let f = a.writes_file("data", 2, 1);
     let io = a.submit_direct_io(f, 0, BLOCK, WRITE).unwrap();
@@ -166,8 +166,8 @@ fn io_in_flight_outlives_its_submitter() {
     a.exit();
     assert_eq!(punching.finish(), Ok(()));
     assert_eq!(b.bytes_of(g), [7, 0]);
-    assert_eq!(io.complete(&lab.kernel, &mut []), Err(Errno::Dead));
-    assert_eq!(reads.complete(&lab.kernel, &mut [0; BLOCK as usize]), Err(Errno::Dead));
+    assert_eq!(io.complete(&a, &mut []), Err(Errno::Dead));
+    assert_eq!(reads.complete(&a, &mut [0; BLOCK as usize]), Err(Errno::Dead));
     lab.end([&a, &b]);
 }
 
@@ -180,14 +180,14 @@ fn io_goes_on_beside_a_wait_for_a_long_term_pin() {
     let truncating = b.blocks("long-term pins", |task| task.truncate("data", 0));
     for round in 0..3 {
         let io = pinned.who.submit_direct_io(fd, 0, BLOCK, Transfer::Write(round)).unwrap();
-        assert_eq!(io.complete(&lab.kernel, &mut []), Ok(BLOCK as usize));
+        assert_eq!(io.complete(&pinned.who, &mut []), Ok(BLOCK as usize));
     }
     truncating.expect_blocked("long-term pins");
     assert_eq!(pinned.who.bytes_of(fd), [2, 2]);
     let io = pinned.who.submit_direct_io(fd, 0, BLOCK, Transfer::Write(9)).unwrap();
     pinned.region.release(&lab.kernel);
     truncating.expect_blocked(DRAINING);
-    assert_eq!(io.complete(&lab.kernel, &mut []), Ok(BLOCK as usize));
+    assert_eq!(io.complete(&pinned.who, &mut []), Ok(BLOCK as usize));
     assert_eq!(truncating.finish(), Ok(()));
     lab.end([&pinned.who, &b]);
 }
@@ -202,13 +202,13 @@ fn a_clone_waits_for_writes_in_flight() {
         let io = a.submit_direct_io(fd, 0, BLOCK, WRITE).unwrap();
         let (from, to) = (b.opens("data"), b.opens("copy"));
         let cloning = b.blocks(DRAINING, move |task| task.reflink(from, 0, to, 0, BLOCK));
-        assert_eq!(io.complete(&lab.kernel, &mut []), Ok(BLOCK as usize));
+        assert_eq!(io.complete(&a, &mut []), Ok(BLOCK as usize));
         assert_eq!(cloning.finish(), Ok(()));
         assert_eq!((a.bytes_of(source), a.bytes_of(target)), (vec![7, 2], vec![7, 5]));
     }
     let io = a.submit_direct_io(target, 0, BLOCK, Transfer::Write(9)).unwrap();
     assert_eq!(a.bytes_of(target), [7, 5], "copied by now, written on completion");
-    assert_eq!(io.complete(&lab.kernel, &mut []), Ok(BLOCK as usize));
+    assert_eq!(io.complete(&a, &mut []), Ok(BLOCK as usize));
     assert_eq!((a.bytes_of(source), a.bytes_of(target)), (vec![7, 2], vec![9, 5]), "the sharer keeps its own");
     lab.end([&a, &b]);
 }
@@ -232,12 +232,12 @@ fn io_in_flight_and_deadlocks() {
     let waiting = a.blocks(DRAINING, |task| task.truncate("other", 0));
     assert_eq!(b.truncate("data", 0), Err(Errno::EDEADLK));
     assert_eq!(lab.kernel.deadlocks()[1].participants.len(), 2);
-    other.complete(&lab.kernel, &mut [0; BLOCK as usize]).unwrap();
+    other.complete(&a, &mut [0; BLOCK as usize]).unwrap();
     assert_eq!(waiting.finish(), Ok(()));
 
     let thread = a.another_thread();
     let waiting = a.blocks(DRAINING, move |task| task.ftruncate(f, 0));
-    io.complete(&lab.kernel, &mut [0; BLOCK as usize]).unwrap();
+    io.complete(&a, &mut [0; BLOCK as usize]).unwrap();
     assert_eq!(waiting.finish(), Ok(()));
     drop(thread);
     lab.end([&a, &b]);

@@ -84,7 +84,7 @@ fn interrupted_change_gives_its_new_blocks_back() {
         assert_eq!(lab.kernel.usage().allocated, usage.allocated + taken, "the change has taken the block");
         reader.kill(changer.pid(), Signal::Sigusr1).unwrap();
         assert_eq!(changing.finish(), Err(Errno::EINTR));
-        assert_eq!(io.complete(&lab.kernel, &mut [0; BLOCK as usize]), Ok(BLOCK as usize));
+        assert_eq!(io.complete(&reader, &mut [0; BLOCK as usize]), Ok(BLOCK as usize));
         assert_eq!(lab.kernel.usage(), usage, "the failed change gave the block back");
         assert!(reader.state_report(fd) == state_report, "the failed change is not visible in the file");
         lab.end([&reader, &changer]);

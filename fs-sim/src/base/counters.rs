@@ -75,7 +75,7 @@ pub struct KernelCounters {
     pub zombie_leases: Gauge,
     /// Calls that returned EDEADLK because they would have closed a cycle of waits.
     pub deadlocks: Counter,
-    /// Layout changes, closes and unlocks that waited for a long-term pin.
+    /// Layout changes, closes, unlocks and evictions that waited for a long-term pin.
     pub waits_for_long_term_pin: Counter,
     /// Holders whose pins were revoked.
     pub revocations: Counter,

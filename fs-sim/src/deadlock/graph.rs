@@ -171,6 +171,15 @@ impl WaitGraph {
         stuck_in(&all).iter().filter_map(|task| all.get(task)).map(|reached| reached.node.participant()).collect()
     }
 
+    /// As [`WaitGraph::stuck`], of the waits that can be refused alone: those that neither a signal
+    /// nor a refusal ends count as waits that end.
+    pub(crate) fn unrefused(&self, tasks_of: impl Fn(Pid) -> Vec<WaiterId>) -> Vec<Participant> {
+        let mut nodes = self.nodes.lock().clone();
+        nodes.retain(|_, node| node.end != WaitEnd::Stays);
+        let all: Reach = nodes.into_iter().map(|(task, node)| (task, resolve(node, &tasks_of))).collect();
+        stuck_in(&all).iter().filter_map(|task| all.get(task)).map(|reached| reached.node.participant()).collect()
+    }
+
     /// Whether `task` is blocked and waits, directly or not, for a task of `pid`.
     pub(crate) fn waits_for(&self, task: WaiterId, pid: Pid, tasks_of: impl Fn(Pid) -> Vec<WaiterId>) -> bool {
         leads_to(&self.reach(task, &tasks_of), task, &tasks_of(pid))

@@ -6,9 +6,12 @@
 
 use emulator::sync::Arc;
 
+use crate::base::range::BlockRange;
+use crate::design::EvictRule;
 use crate::holders::list::pin_holders;
 use crate::vfs::inode::Inode;
 use crate::vfs::kernel::Kernel;
+use emulator::pin::PageRange;
 
 /// Remembers an evicted inode until its holders have released their pins.
 pub(crate) fn remember_holders_of(kernel: &Kernel, inode: &Arc<Inode>) {
@@ -21,4 +24,12 @@ pub(crate) fn remember_holders_of(kernel: &Kernel, inode: &Arc<Inode>) {
         }
     }
     kernel.ghosts.insert(inode.ino(), Arc::clone(inode));
+}
+
+/// Whether a holder of an evicted file still pins some of `pages`, which were freed all the same
+/// (`evict_while_pinned = proceed`). No rule judges such a pin, and no change waits for it.
+pub(crate) fn pinned_by_evicted(kernel: &Kernel, pages: PageRange) -> bool {
+    let pins = |ghost: &Arc<Inode>| !pin_holders(ghost).holding(BlockRange::ALL, &[pages]).is_empty();
+    let frees = kernel.axes.evict_while_pinned == EvictRule::Proceed;
+    frees && kernel.ghosts.snapshot().iter().any(|(_, ghost)| pins(ghost))
 }

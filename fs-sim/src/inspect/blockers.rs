@@ -18,7 +18,7 @@ use emulator::wait::WaiterId;
 use serde::Serialize;
 
 use crate::base::numbers::{Ino, Pid};
-use crate::base::page_sets::merge;
+use crate::base::page_sets::{merge, without};
 use crate::base::range::{BlockRange, BlockRanges};
 use crate::deadlock::need::Participant;
 use crate::design::ChangeRule;
@@ -28,6 +28,7 @@ use crate::holders::holder::Holder;
 use crate::holders::in_flight_io::{SeenIo, io_on};
 use crate::holders::lease_gate::Lease;
 use crate::holders::list::{notify_only, pin_holders};
+use crate::layout_change::busy::busy_pages_of;
 use crate::leases::layout::break_layouts::{LeaseVerdict, judge, others_write};
 use crate::leases::layout::state::LeaseState;
 use crate::leases::layout::table::{LeaseEntry, LeaseTable};
@@ -285,8 +286,9 @@ impl Kernel {
         let mut waiting_changes = under_way.into_iter().filter_map(|change| {
             let ranges = change.waiting?;
             let who = take(change.task)?;
-            let met: Vec<_> = holders.iter().filter(|holder| change.pins.contains(&holder.id)).cloned().collect();
-            let blockers = judged(self, &inode, &ranges, &met, Pid(who.pid));
+            let known = |holder: &&Arc<Holder>| change.pins.holders.contains(&holder.id);
+            let met: Vec<_> = holders.iter().filter(known).cloned().collect();
+            let blockers = judged(self, &inode, &ranges, &met, &change.pins.io_pages, Pid(who.pid));
             Some(BlockedChange { who, range: ranges.hull().into(), blockers })
         });
         let blocked = waiting_changes.next();
@@ -300,9 +302,14 @@ impl Kernel {
             &BlockLayouts::of(&inode).changed,
         ];
         let others = queues.into_iter().flat_map(|queue| queue.waiting()).filter_map(&mut take).collect();
-        let pages = pages_in(&inode, range);
-        let met: Vec<_> = holders.into_iter().filter(|holder| holder.holds_any_of(&pages)).collect();
-        let stranger = judged(self, &inode, &range.into(), &met, STRANGER);
+        let own = pages_in(&inode, range);
+        let beside = without(&busy_pages_of(&self.axes, &inode, &range.into(), true), &own);
+        let waits_for = |holder: &Arc<Holder>| {
+            let blocks = Effect::of_pin(self.axes.stranger_change).blocks();
+            holder.holds_any_of(&own) || (blocks && holder.holds_any_of(&beside))
+        };
+        let met: Vec<_> = holders.into_iter().filter(waits_for).collect();
+        let stranger = judged(self, &inode, &range.into(), &met, &beside, STRANGER);
         Some(Blockers { ino: ino.0, blocked, also_blocked, queued, others, stranger, asked: range.into() })
     }
 }
@@ -324,13 +331,14 @@ fn waiting_tasks(kernel: &Kernel) -> Vec<(WaiterId, WaitingTask)> {
     kernel.waits.blocked().into_iter().map(waiting).collect()
 }
 
-/// What a change of `ranges` by `changer` meets: leases, the pins `met`, clients, I/O in flight, in
-/// this order.
+/// What a change of `ranges` by `changer` meets: leases, the pins `met`, clients, I/O in flight
+/// there and on the pages `beside`, in this order.
 pub(crate) fn judged(
     kernel: &Kernel,
     inode: &Inode,
     ranges: &BlockRanges,
     met: &[Arc<Holder>],
+    beside: &[PageRange],
     changer: Pid,
 ) -> Vec<Blocker> {
     let entries = LeaseTable::of(inode).lock().clone();
@@ -353,6 +361,7 @@ pub(crate) fn judged(
     let clients = layouts.iter().filter(|layout| ranges.overlaps(layout.range()) && layout.pid() != changer);
     blockers.extend(clients.map(|layout| layout_blocker(kernel, inode, layout)));
     let mut pages: Vec<PageRange> = ranges.iter().flat_map(|range| pages_in(inode, range)).collect();
+    pages.extend(beside);
     merge(&mut pages);
     blockers.extend(io_on(kernel, &pages).iter().map(|io| io_blocker(kernel, io)));
     blockers

@@ -12,10 +12,10 @@ use crate::base::errno::Errno;
 use crate::base::numbers::Ino;
 use crate::extent_map::lookup::runs;
 use crate::holders::holder::{RevokeReason, revoke_holder};
-use crate::holders::in_flight_io::InFlightRequests;
 use crate::holders::list::pin_holders;
 use crate::holders::stale_watch::{StaleWatch, changed_lines};
 use crate::layout_change::defragment::{Defragmented, defragment_inode};
+use crate::pinning::direct_io::end_io_in_flight;
 use crate::vfs::kernel::Kernel;
 use crate::vfs::lifecycle::LastReference;
 use crate::vfs::names::{drop_open, lookup};
@@ -29,7 +29,7 @@ impl Kernel {
     /// # Errors
     /// As for [`Task::defragment`], but never EINTR.
     pub fn defragment_politely(self: &Arc<Self>, name: &str) -> Result<Defragmented, Errno> {
-        let inode = lookup(self, name)?;
+        let inode = lookup(self, name, LastReference::Kernel)?;
         let done = defragment_inode(self, &inode, None);
         drop_open(self, &inode, LastReference::Kernel);
         done
@@ -47,10 +47,7 @@ impl Kernel {
         }
         let mut deferred = Deferred::default();
         for (_, process) in self.processes.snapshot() {
-            for request in process.attached::<InFlightRequests>().take_all() {
-                // No caller is left to report an error to.
-                let _unreported = request.finish(self, None, &mut deferred);
-            }
+            end_io_in_flight(self, &process, &mut deferred);
         }
         for inode in self.all_inodes() {
             pin_holders(&inode).all().iter().for_each(|holder| {
@@ -125,7 +122,7 @@ impl Task {
     /// meanwhile or the device is gone, EINTR: nothing was moved.
     pub fn defragment(&self, name: &str) -> Result<Defragmented, Errno> {
         self.syscall(|| {
-            let inode = lookup(self.kernel(), name)?;
+            let inode = lookup(self.kernel(), name, LastReference::Call(self))?;
             let done = defragment_inode(self.kernel(), &inode, Some(self));
             drop_open(self.kernel(), &inode, LastReference::Call(self));
             done

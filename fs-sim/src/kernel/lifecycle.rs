@@ -7,10 +7,10 @@
 use emulator::sync::Arc;
 
 use crate::base::numbers::DescriptionId;
-use crate::holders::in_flight_io::InFlightRequests;
 use crate::layout_change::eviction::evict;
 use crate::leases::layout::close::release_leases;
 use crate::leases::posix::close::release_posix_lease;
+use crate::pinning::direct_io::end_io_in_flight;
 use crate::syscalls::exec::RunningPrograms;
 use crate::vfs::inode::Inode;
 use crate::vfs::kernel::Kernel;
@@ -34,10 +34,7 @@ impl Lifecycle for Layers {
     }
 
     fn process_exits(&self, kernel: &Arc<Kernel>, process: &Process, deferred: &mut Deferred) {
-        for request in process.attached::<InFlightRequests>().take_all() {
-            // No buffer is left to copy a read into, and no caller to report an error to.
-            let _unreported = request.finish(kernel, None, deferred);
-        }
+        end_io_in_flight(kernel, process, deferred);
         process.attached::<RunningPrograms>().end_all(kernel);
     }
 

@@ -18,18 +18,18 @@ use crate::base::page_sets::{merge, without};
 use crate::base::range::{BlockRange, BlockRanges};
 use crate::deadlock::graph::{WaitFailure, WaitPoll};
 use crate::deadlock::need::{Awaited, Need};
-use crate::design::{BusyScope, BusyUnit, ChangeRule, PinWaitHolds};
+use crate::design::{Axes, BusyScope, BusyUnit, ChangeRule, PinWaitHolds};
 use crate::extent_map::Layout;
 use crate::extent_map::Piece;
 use crate::extent_map::lookup::{pages_of, pieces_in};
 use crate::holders::holder::Holder;
-use crate::holders::in_flight_io::{SeenIo, io_on};
+use crate::holders::in_flight_io::{OpenPageWait, SeenIo, io_on};
 use crate::holders::list::pin_holders;
-use crate::layout_change::plan::ChangeWork;
+use crate::layout_change::plan::{ChangeWork, Patience};
 use crate::leases::layout::break_layouts::covered_by_breakable;
-use crate::leases::layout::waiting::{publish_waiting_on, stand_aside, stand_back};
+use crate::leases::layout::waiting::{publish_holding, publish_waiting, stand_aside, stand_back};
 use crate::vfs::inode::Inode;
-use crate::vfs::layout_turn::TurnGuard;
+use crate::vfs::layout_turn::{MetPins, TurnGuard};
 use crate::vfs::task::Task;
 
 /// How many blocks one DAX entry maps at most: 2 MiB (`PMD_SIZE`).
@@ -47,6 +47,7 @@ pub(crate) struct Site<'a> {
     pub(crate) work: Option<&'a ChangeWork<'a>>,
     /// Whether pins anywhere in the file stand in the way of the call, if the design says so.
     pub(crate) whole_file: bool,
+    pub(crate) patience: Patience,
 }
 
 /// What stands in the way of a change in one file, and is waited for with all pages open.
@@ -61,6 +62,11 @@ pub(crate) struct PinsInTheWay {
 impl PinsInTheWay {
     pub(crate) fn is_empty(&self) -> bool {
         self.holders.is_empty() && self.io_pages.is_empty()
+    }
+
+    /// As the change shows it to others while it waits.
+    fn met(&self) -> MetPins {
+        MetPins { holders: self.holders.iter().map(|holder| holder.id).collect(), io_pages: self.io_pages.clone() }
     }
 
     /// Adds I/O in flight on pages that the change proceeds over although they are pinned
@@ -84,16 +90,19 @@ impl PinsInTheWay {
     }
 }
 
-/// Whether a change of this design waits for I/O in flight with its pages open.
-pub(crate) fn waits_with_open_pages(task: &Task) -> bool {
-    task.kernel().axes.pin_wait_holds == PinWaitHolds::Inode && !task.kernel().ignores_pins()
+/// Whether a change waits for I/O in flight with its pages open, and holds the inode meanwhile. A
+/// fault does not: it holds no inode, and waits with its own pages closed.
+pub(crate) fn waits_with_open_pages(task: &Task, patience: Patience) -> bool {
+    let holds = task.kernel().axes.pin_wait_holds == PinWaitHolds::Inode;
+    holds && patience == Patience::Waits && !task.kernel().ignores_pins()
 }
 
-/// What refuses a change because of pins beside its own blocks, before any lease is broken. Pins of
-/// other processes that a breakable lease in its way covers are judged after the break.
+/// What refuses a change because of long-term pins beside its own blocks, before any lease is
+/// broken. Pins of other processes that a breakable lease in its way covers are judged after the
+/// break, and so is I/O that only the change's own task could complete.
 ///
 /// # Errors
-/// As for [`pins_beside`].
+/// ETXTBSY: the rule is `fail`.
 pub(crate) fn check_beside(task: &Task, site: Site<'_>) -> Result<(), Errno> {
     find_beside(task, site, true).map(|_| ())
 }
@@ -129,10 +138,13 @@ fn find_beside(task: &Task, site: Site<'_>, before_breaks: bool) -> Result<PinsI
             }
         }
     }
+    if before_breaks {
+        return Ok(way);
+    }
     // As on the change's own blocks, short-term pins are ignored only where no pin is heeded.
     let mut io = if kernel.ignores_pins() { Vec::new() } else { io_on(kernel, &beside) };
     let mut io_pages = if io.is_empty() { Vec::new() } else { beside };
-    if waits_with_open_pages(task) {
+    if waits_with_open_pages(task, site.patience) {
         let mut pages = drained;
         merge(&mut pages);
         let own_blocks = io_on(kernel, &pages);
@@ -147,7 +159,7 @@ fn find_beside(task: &Task, site: Site<'_>, before_breaks: bool) -> Result<PinsI
 
 /// Refuses to wait for I/O that only this task could complete.
 fn refuse_own_io(task: &Task, io: &[SeenIo]) -> Result<(), Errno> {
-    if task.is_alone() && io.iter().any(|io| io.pid == task.pid()) {
+    if task.is_alone() && io.iter().any(|io| io.is_up_to(task.pid())) {
         task.note_self_deadlock(DRAINING);
         return Err(Errno::EDEADLK);
     }
@@ -156,14 +168,19 @@ fn refuse_own_io(task: &Task, io: &[SeenIo]) -> Result<(), Errno> {
 
 /// The pages on which the design looks for pins besides the change's own blocks, sorted.
 fn busy_pages(task: &Task, site: Site<'_>) -> Vec<PageRange> {
-    let axes = &task.kernel().axes;
-    let mut pages: Vec<PageRange> = if axes.busy_scope == BusyScope::File && site.whole_file {
-        site.inode.layout(|layout| layout.extents().map(|extent| pages_of(&extent)).collect())
-    } else if let (BusyUnit::Entry, Some(work)) = (axes.busy_unit, site.work) {
-        site.inode.layout(|layout| entries_of(layout, work.changing()))
-    } else {
-        Vec::new()
-    };
+    let none = BlockRanges::default();
+    let changing = site.work.map_or(&none, |work| work.changing());
+    busy_pages_of(&task.kernel().axes, site.inode, changing, site.whole_file)
+}
+
+/// The pages on which the design looks for pins besides the blocks of a change of `changing`,
+/// sorted; `whole_file` as in [`Site`].
+pub(crate) fn busy_pages_of(axes: &Axes, inode: &Inode, changing: &BlockRanges, whole_file: bool) -> Vec<PageRange> {
+    let mut pages: Vec<PageRange> = inode.layout(|layout| match (axes.busy_scope, axes.busy_unit) {
+        (BusyScope::File, _) if whole_file => layout.extents().map(|extent| pages_of(&extent)).collect(),
+        (_, BusyUnit::Entry) => entries_of(layout, changing),
+        (_, BusyUnit::Page) => Vec::new(),
+    });
     merge(&mut pages);
     pages
 }
@@ -199,23 +216,36 @@ pub(crate) fn wait_for_pins(task: &Task, sites: &[Site<'_>], ways: &[PinsInTheWa
     let Some(n) = ways.iter().position(|way| !way.is_empty()) else { return Ok(()) };
     let none = BlockRanges::default();
     let touches = |site: &Site<'_>| site.work.map_or_else(|| none.clone(), |work| work.touches.clone());
-    let holds_inode = task.kernel().axes.pin_wait_holds == PinWaitHolds::Inode;
+    let patience = sites[n].patience;
+    let holds_inode = task.kernel().axes.pin_wait_holds == PinWaitHolds::Inode && patience == Patience::Waits;
     for (other, (site, way)) in sites.iter().zip(ways).enumerate() {
-        match other == n || holds_inode {
-            true => publish_waiting_on(site.inode, site.turn, &touches(site), &way.holders),
-            false => stand_aside(site.inode, site.turn),
+        match (holds_inode, other == n) {
+            (true, _) if publish_holding(site.inode, site.turn, &touches(site), way.met()) => {}
+            (true, _) => {
+                // The change of another task holds this inode.
+                sites.iter().for_each(|site| stand_back(site.inode, site.turn));
+                site.inode.turn.wait_until_unheld(task);
+                return Ok(());
+            }
+            (false, true) => publish_waiting(site.inode, site.turn, &touches(site), way.met()),
+            (false, false) => stand_aside(site.inode, site.turn),
         }
     }
-    if holds_inode && let Some(held) = sites.iter().position(|site| !site.turn.hold_inode()) {
-        sites.iter().for_each(|site| stand_back(site.inode, site.turn));
-        sites[held].inode.turn.wait_until_unheld(task);
-        return Ok(());
-    }
-    let interruptible = n == 0 || !holds_inode;
-    wait_until_gone(task, sites[n].inode, &ways[n], interruptible)
+    let how = match patience {
+        // A fault has no way to report an interruption.
+        Patience::Never => WaitFor::killable,
+        Patience::Waits if n > 0 && holds_inode => WaitFor::uninterruptible,
+        Patience::Waits => WaitFor::interruptible,
+    };
+    wait_until_gone(task, sites[n].inode, &ways[n], how)
 }
 
-fn wait_until_gone(task: &Task, inode: &Inode, way: &PinsInTheWay, interruptible: bool) -> Result<(), Errno> {
+fn wait_until_gone(
+    task: &Task,
+    inode: &Inode,
+    way: &PinsInTheWay,
+    how: impl Fn(&'static str) -> WaitFor,
+) -> Result<(), Errno> {
     let kernel = task.kernel();
     let long_term = !way.holders.is_empty();
     if long_term {
@@ -223,13 +253,16 @@ fn wait_until_gone(task: &Task, inode: &Inode, way: &PinsInTheWay, interruptible
     }
     let awaited: Vec<HolderId> = way.holders.iter().map(|holder| holder.id).collect();
     let reason = if long_term { "long-term pins" } else { DRAINING };
-    let how = if interruptible { WaitFor::interruptible(reason) } else { WaitFor::uninterruptible(reason) };
-    let outcome = task.block_on(&pin_holders(inode).changed, how, || {
+    let _any_io = OpenPageWait::begin(kernel, inode);
+    let outcome = task.block_on(&pin_holders(inode).changed, how(reason), || {
         let mut left = pin_holders(inode).all();
         left.retain(|holder| awaited.contains(&holder.id));
-        let mut needs: Vec<Awaited> = left.into_iter().map(|holder| Awaited::of_holder(kernel, holder)).collect();
-        needs.extend(io_on(kernel, &way.io_pages).iter().map(SeenIo::awaited));
-        if needs.is_empty() { WaitPoll::Ready(()) } else { WaitPoll::Blocked(needs) }
+        let io = io_on(kernel, &way.io_pages);
+        if left.is_empty() && io.is_empty() {
+            return WaitPoll::Ready(());
+        }
+        let holders = left.into_iter().map(|holder| Awaited::of_holder(kernel, holder));
+        WaitPoll::Blocked(holders.chain(io.iter().filter_map(SeenIo::awaited)).collect())
     });
     match outcome {
         Ok(()) => Ok(()),

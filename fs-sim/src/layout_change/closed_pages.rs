@@ -15,6 +15,7 @@ use crate::base::numbers::{HolderId, Pid};
 use crate::base::page_sets::{common, merge, without};
 use crate::deadlock::graph::{WaitFailure, WaitPoll};
 use crate::deadlock::need::Need;
+use crate::holders::ghosts::pinned_by_evicted;
 use crate::holders::holder::{RevokeReason, revoke_holder};
 use crate::holders::in_flight_io::io_on;
 use crate::holders::list::pin_holders;
@@ -123,7 +124,7 @@ fn drain_pins(
     // Where the design lets a change proceed over pins, long-term pins that were not judged are
     // ignored: they can belong to another file's holder.
     let shorts_only = kernel.tolerates_pins();
-    let opens_for_io = waits_with_open_pages(task);
+    let opens_for_io = waits_with_open_pages(task, patience);
     let outcome = task.block_on(kernel.pins.drained(), patience.drains(), || {
         let mut busy = false;
         for (work, verdict) in works.iter().zip(verdicts) {
@@ -139,7 +140,8 @@ fn drain_pins(
             return WaitPoll::Ready(Ok(false));
         }
         for part in closed.iter().flatten().flat_map(|closed| &closed.parts) {
-            busy = busy || part.closing.flag_waiter(part.orphan || shorts_only);
+            let ignored = part.orphan || shorts_only || pinned_by_evicted(kernel, part.closing.range());
+            busy = busy || part.closing.flag_waiter(ignored);
         }
         if busy { blocked_behind_closed_pages(task, works, closed) } else { WaitPoll::Ready(Ok(true)) }
     });
@@ -161,7 +163,9 @@ fn blocked_behind_closed_pages(
     for work in works {
         work.turn.set_draining(work.concerns_clients());
     }
-    let mut pids: Vec<Pid> = io_on(task.kernel(), &pages_closed_by(closed)).iter().map(|io| io.pid).collect();
+    let mut io = io_on(task.kernel(), &pages_closed_by(closed));
+    io.retain(|io| !io.completes);
+    let mut pids: Vec<Pid> = io.iter().map(|io| io.pid).collect();
     pids.dedup();
     if pids.contains(&task.pid()) && task.is_alone() {
         task.note_self_deadlock(DRAINING);
@@ -236,8 +240,10 @@ fn freeze_pages<'t>(
             Ok(frozen) if fate == PageFate::Leaves => departing.push(DepartingPages::Freed(frozen)),
             Ok(frozen) => departing.push(DepartingPages::Stays(frozen)),
             // Pinned for a file that the pages belonged to before: possible only where the design
-            // lets a change proceed over pins.
-            Err(closing) if kernel.tolerates_pins() => forged.push(closing.range()),
+            // frees pages that are pinned.
+            Err(closing) if kernel.tolerates_pins() || pinned_by_evicted(kernel, closing.range()) => {
+                forged.push(closing.range())
+            }
             Err(_) => return None,
         }
     }

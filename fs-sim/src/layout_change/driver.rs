@@ -202,7 +202,7 @@ fn wait_for_inodes(task: &Task, sides: &[(&Inode, &TurnGuard<'_>)]) -> bool {
 
 /// For a change without an effect: waits for pins anywhere in its files. False: there was none.
 fn wait_for_files(task: &Task, turns: &Turns<'_>, sides: &[(&Inode, &TurnGuard<'_>)]) -> Result<bool, Errno> {
-    let site = |&(inode, turn)| Site { inode, turn, work: None, whole_file: true };
+    let site = |&(inode, turn)| Site { inode, turn, work: None, whole_file: true, patience: Patience::Waits };
     let sites: Vec<Site<'_>> = sides.iter().map(site).collect();
     let ways = sites.iter().map(|site| pins_beside(task, *site)).collect::<Result<Vec<PinsInTheWay>, Errno>>()?;
     if ways.iter().all(PinsInTheWay::is_empty) {

@@ -17,7 +17,7 @@ use crate::design::EvictRule;
 use crate::extent_map::lookup::pages_of;
 use crate::extent_map::{Extent, Layout};
 use crate::holders::ghosts::remember_holders_of;
-use crate::holders::in_flight_io::{SeenIo, io_on};
+use crate::holders::in_flight_io::{OpenPageWait, SeenIo, io_on};
 use crate::holders::list::pin_holders;
 use crate::layout_change::departure::free_unmapped;
 use crate::vfs::inode::Inode;
@@ -40,6 +40,8 @@ pub(crate) fn evict(kernel: &Arc<Kernel>, inode: &Arc<Inode>, last: LastReferenc
         inode.publish(Layout::default());
     }
     kernel.journal.evicted(inode.ino());
+    // Before another file can have the blocks: its changes ask whose pins are on them.
+    remember_holders_of(kernel, inode);
     // No process has the file open: what still pins it is long-term, holds pages by address, or is
     // about to find the map changed. The ranges are taken one by one, so the number of extents has
     // no limit. Blocks that are not counted as shared belong to this file alone.
@@ -50,7 +52,6 @@ pub(crate) fn evict(kernel: &Arc<Kernel>, inode: &Arc<Inode>, last: LastReferenc
         }
     }
     inode.turn.pages_reopened();
-    remember_holders_of(kernel, inode);
     kernel.inodes.remove(inode.ino());
 }
 
@@ -61,16 +62,20 @@ fn wait_for_pins_to_go(task: &Task, inode: &Inode) {
     let mut pages: Vec<PageRange> = inode.layout(|layout| layout.extents().map(|extent| pages_of(&extent)).collect());
     merge(&mut pages);
     let holders = pin_holders(inode);
-    let pinned = || !holders.is_empty() || !io_on(kernel, &pages).is_empty();
-    if !pinned() {
+    let _any_io = OpenPageWait::begin(kernel, inode);
+    if holders.is_empty() && io_on(kernel, &pages).is_empty() {
         return;
     }
-    kernel.counters.waits_for_long_term_pin.add(1);
+    if !holders.is_empty() {
+        kernel.counters.waits_for_long_term_pin.add(1);
+    }
     let how = WaitFor::uninterruptible("pins of an evicted file");
     let _ended = task.block_on(&holders.changed, how, || {
-        let mut awaited: Vec<Awaited> =
-            holders.all().into_iter().map(|holder| Awaited::of_holder(kernel, holder)).collect();
-        awaited.extend(io_on(kernel, &pages).iter().map(SeenIo::awaited));
-        if awaited.is_empty() { WaitPoll::Ready(()) } else { WaitPoll::Blocked(awaited) }
+        let (holders, io) = (holders.all(), io_on(kernel, &pages));
+        if holders.is_empty() && io.is_empty() {
+            return WaitPoll::Ready(());
+        }
+        let awaited = holders.into_iter().map(|holder| Awaited::of_holder(kernel, holder));
+        WaitPoll::Blocked(awaited.chain(io.iter().filter_map(SeenIo::awaited)).collect())
     });
 }

@@ -59,7 +59,10 @@ pub(crate) fn judge_all_pins(
 /// Where a change looks for pins besides those on its own blocks.
 pub(crate) fn sites_of<'w>(change: &dyn JointChange, works: &'w [ChangeWork<'w>], patience: Patience) -> Vec<Site<'w>> {
     let whole_file = change.meets_file() && patience == Patience::Waits;
-    works.iter().map(|work| Site { inode: work.inode, turn: work.turn, work: Some(work), whole_file }).collect()
+    works
+        .iter()
+        .map(|work| Site { inode: work.inode, turn: work.turn, work: Some(work), whole_file, patience })
+        .collect()
 }
 
 /// Judges the committed holders of one file's pages.

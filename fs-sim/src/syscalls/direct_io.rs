@@ -70,7 +70,7 @@ impl Task {
             inode.turn.wait_until_unheld(self);
             // Judged before anything is written. Only threads of this process can exceed the
             // bound, by their number.
-            if self.process().attached::<InFlightRequests>().lock().len() >= IN_FLIGHT_MAX {
+            if self.process().attached::<InFlightRequests>().len() >= IN_FLIGHT_MAX {
                 return Err(Errno::EAGAIN);
             }
             let (pins, len) = match transfer {
@@ -87,7 +87,7 @@ impl Task {
 /// Records what `request` pins as in flight.
 pub(super) fn in_flight(task: &Task, request: InFlightRequest) -> InFlightIo {
     let (id, pinned) = (request.id, request.pins.is_some());
-    task.process().attached::<InFlightRequests>().lock().push(request);
+    task.process().attached::<InFlightRequests>().add(request);
     if pinned {
         // A change that has closed its pages and met these pins checks again, and finds whose they
         // are.
@@ -135,20 +135,23 @@ impl InFlightIo {
 
     /// Completes the I/O: copies (a read into the front of `into`, which is as long as was asked
     /// for) and drops the pins. Returns the number of bytes transferred; a read is short at the
-    /// end that the file had when it was submitted.
+    /// end that the file had when it was submitted. `task` makes the call: if this drops the last
+    /// reference to an unlinked file, it waits where the design says so (`evict_while_pinned`).
     ///
     /// # Errors
     /// EFAULT (`into` is too short; nothing is copied, the pins are gone), EIO; `Dead`: the
     /// process has exited, and its I/O with it.
-    pub fn complete(self, kernel: &Arc<Kernel>, into: &mut [u8]) -> Result<usize, Errno> {
-        let request = {
-            let mut in_flight = self.process.attached::<InFlightRequests>().lock();
-            let at = in_flight.iter().position(|request| request.id == self.id).ok_or(Errno::Dead)?;
-            in_flight.swap_remove(at)
-        };
+    pub fn complete(self, task: &Task, into: &mut [u8]) -> Result<usize, Errno> {
         let mut deferred = Deferred::default();
-        let result = request.finish(kernel, Some(into), &mut deferred);
-        kernel.run_deferred(deferred);
+        let result = self.end(task.kernel(), into, &mut deferred);
+        task.run_deferred(deferred);
         result
+    }
+
+    /// As [`InFlightIo::complete`]; a reference to the open file goes to `deferred`.
+    pub(super) fn end(self, kernel: &Arc<Kernel>, into: &mut [u8], deferred: &mut Deferred) -> Result<usize, Errno> {
+        let in_flight = self.process.attached::<InFlightRequests>();
+        let request = in_flight.take(self.id).ok_or(Errno::Dead)?;
+        request.finish(kernel, in_flight, Some(into), deferred)
     }
 }

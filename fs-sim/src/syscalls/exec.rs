@@ -46,7 +46,7 @@ impl Task {
             if self.process().attached::<RunningPrograms>().lock().len() >= PROGRAMS_MAX {
                 return Err(Errno::EAGAIN);
             }
-            let inode = lookup(kernel, name)?;
+            let inode = lookup(kernel, name, LastReference::Call(self))?;
             if let Err(errno) = open_to_run(self, &inode) {
                 drop_open(kernel, &inode, LastReference::Call(self));
                 return Err(errno);

@@ -22,7 +22,7 @@ fn check_new_name(name: &str) -> Result<(), Errno> {
 /// Runs a call on the file called `name`, which counts as open meanwhile.
 fn by_name<R>(task: &Task, name: &str, body: impl FnOnce(&Arc<Inode>) -> Result<R, Errno>) -> Result<R, Errno> {
     task.syscall(|| {
-        let inode = lookup(task.kernel(), name)?;
+        let inode = lookup(task.kernel(), name, LastReference::Call(task))?;
         let result = body(&inode);
         drop_open(task.kernel(), &inode, LastReference::Call(task));
         result

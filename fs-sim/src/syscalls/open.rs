@@ -72,10 +72,9 @@ impl Task {
             if self.process().fds.lock().is_full() {
                 return Err(Errno::EMFILE);
             }
-            let uid = self.process().credentials().uid;
             let (inode, created) = match flags.create && !flags.path {
-                true => lookup_or_create(kernel, name, flags.exclusive, uid)?,
-                false => (lookup(kernel, name)?, false),
+                true => lookup_or_create(self, name, flags.exclusive)?,
+                false => (lookup(kernel, name, LastReference::Call(self))?, false),
             };
             let access = if flags.path { AccessMode::PATH } else { flags.access };
             if let Err(errno) = enter_inode(self, &inode, OpenFlags { access, ..flags }, created) {

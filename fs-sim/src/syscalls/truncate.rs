@@ -27,7 +27,7 @@ impl Task {
     /// EDEADLK, EINTR as the design says.
     pub fn truncate(&self, name: &str, size: u64) -> Result<(), Errno> {
         self.syscall(|| {
-            let inode = lookup(self.kernel(), name)?;
+            let inode = lookup(self.kernel(), name, LastReference::Call(self))?;
             let resized = match inode.permits(self.process().credentials(), 2) {
                 true => as_writer(self, &inode, || {
                     break_posix_leases(self, &inode, PosixLeaseType::Write, false)?;

@@ -113,7 +113,7 @@ fn splice_private(
 fn splice_file(task: &Task, inode: &Arc<Inode>, offset: u64, len: u64) -> Result<InFlightIo, Errno> {
     let kernel = task.kernel();
     kernel.device_there().map_err(|_| Errno::EFAULT)?;
-    if task.process().attached::<InFlightRequests>().lock().len() >= IN_FLIGHT_MAX {
+    if task.process().attached::<InFlightRequests>().len() >= IN_FLIGHT_MAX {
         return Err(Errno::EMFILE);
     }
     let pins = pin_short(kernel, inode, BlockRange::of_bytes(offset, len), Some(task))?;
@@ -143,7 +143,8 @@ impl PipePages {
         for (held, len) in self.runs {
             let mut run = vec![0; len as usize];
             let read = match held {
-                HeldPages::File(pages) => pages.complete(kernel, &mut run).map(drop),
+                // Pages in a pipe refer to no open file.
+                HeldPages::File(pages) => pages.end(kernel, &mut run, &mut Deferred::default()).map(drop),
                 HeldPages::Memory { memory, offset } => memory.read(offset, &mut run),
             };
             failed = failed.and(read);

@@ -265,6 +265,13 @@ impl Kernel {
         self.waits.stuck(|pid| self.tasks_of(pid))
     }
 
+    /// The tasks that form a cycle of waits, of which one should have been refused with EDEADLK, and
+    /// those behind them. Empty in a right kernel. Waits that can't be refused count as waits that
+    /// end.
+    pub fn unrefused_deadlock(&self) -> Vec<Participant> {
+        self.waits.unrefused(|pid| self.tasks_of(pid))
+    }
+
     /// Whether `task` is blocked and waits, directly or not, for a task of `pid`.
     pub(crate) fn waits_for(&self, task: WaiterId, pid: Pid) -> bool {
         self.waits.waits_for(task, pid, |pid| self.tasks_of(pid))

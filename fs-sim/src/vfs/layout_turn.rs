@@ -12,6 +12,7 @@
 
 use std::cell::Cell;
 
+use emulator::pin::PageRange;
 use emulator::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use emulator::sync::{Mutex, MutexGuard};
 use emulator::wait::{WaitFor, WaitQueue, WaiterId};
@@ -44,6 +45,15 @@ pub(crate) struct LayoutTurn {
     reopened: WaitQueue,
 }
 
+/// The pins that a change has met, and waits for.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct MetPins {
+    /// Long-term pins.
+    pub(crate) holders: Vec<HolderId>,
+    /// Pages with I/O in flight that it waits for with its pages open, sorted.
+    pub(crate) io_pages: Vec<PageRange>,
+}
+
 /// The place of one change in the queue of one file.
 #[derive(Debug)]
 struct Place {
@@ -58,7 +68,7 @@ struct Place {
     /// for it.
     draining: Option<BlockRanges>,
     /// The pins that a waiting change has met.
-    pins: Vec<HolderId>,
+    pins: MetPins,
     /// Its pages are closed.
     pages_closed: bool,
     /// It waits behind a lease request, or in another file.
@@ -76,7 +86,7 @@ impl Place {
             state: ChangeState::START,
             refuses: None,
             draining: None,
-            pins: Vec::new(),
+            pins: MetPins::default(),
             pages_closed: false,
             stands_back: false,
             holds_inode: false,
@@ -91,7 +101,7 @@ pub(crate) struct ChangeView {
     /// The range on which the change waits, if it does.
     pub(crate) waiting: Option<BlockRanges>,
     /// The pins that it has met.
-    pub(crate) pins: Vec<HolderId>,
+    pub(crate) pins: MetPins,
 }
 
 /// A change in the queue of an inode, with or without the turn. Dropping it lets the next change
@@ -288,12 +298,14 @@ impl TurnGuard<'_> {
 
     /// Which changes come before this one, which has a place: earlier ones that overlap it, and
     /// later ones that have the turn. It passes those of `passed` that have no turn.
-    /// A `fault` passes changes that hold the inode while they wait for pins, as page faults do in
-    /// Linux.
+    /// A `fault` passes the change that holds the inode while it waits for pins, and what queues
+    /// behind that, as page faults do in Linux; a change that has waited so and has the turn again
+    /// is about to finish, or to wait for pins again.
     fn ahead(&self, places: &[Place], passed: &[WaiterId], fault: bool) -> Ahead {
         let mut ahead = Ahead::default();
         let Some(mine) = places.iter().position(|place| place.waiter == self.waiter) else { return ahead };
         let overlap = |a: &Place, b: &Place| a.ranges.iter().any(|range| b.ranges.overlaps(range));
+        let passes_queue = fault && places.iter().any(|place| place.holds_inode);
         // Whether each place waits for more than turns that are about to end, also indirectly.
         let mut waits: Vec<bool> = Vec::with_capacity(places.len());
         for (n, place) in places.iter().enumerate() {
@@ -301,13 +313,13 @@ impl TurnGuard<'_> {
             let queued = place.state == ChangeState::Queued && places.iter().zip(&waits).any(behind);
             waits.push(place.refuses.is_some() || place.stands_back || queued);
             let first = place.state.has_turn() || (n < mine && !passed.contains(&place.waiter));
-            let waits_for_pins = place.holds_inode && !place.state.has_turn();
-            if n == mine || !first || (fault && waits_for_pins) || !overlap(place, &places[mine]) {
+            let lets_faults_in = !place.state.has_turn() && (place.holds_inode || place.state == ChangeState::Queued);
+            if n == mine || !first || (passes_queue && lets_faults_in) || !overlap(place, &places[mine]) {
                 continue;
             }
             let list = if place.state.has_turn() { &mut ahead.with_turn } else { &mut ahead.without };
             list.push(place.waiter);
-            ahead.waits |= waits[n];
+            ahead.waits |= waits[n] && !place.holds_inode;
         }
         ahead
     }
@@ -440,7 +452,7 @@ impl TurnGuard<'_> {
             {
                 self.happens(place, ChangeEvent::StandBack);
                 place.refuses = None;
-                place.pins.clear();
+                place.pins = MetPins::default();
                 place.stands_back = true;
                 place.holds_inode = false;
             }
@@ -469,31 +481,33 @@ impl TurnGuard<'_> {
     /// Records that this change waits for leases or long-term pins in `ranges`: new ones there are
     /// refused meanwhile. With all pages open it has no turn while it waits; with pages closed it
     /// keeps the turn.
-    pub(crate) fn set_waiting(&self, ranges: BlockRanges, pins: Vec<HolderId>) {
-        {
+    pub(crate) fn set_waiting(&self, ranges: BlockRanges, pins: MetPins) {
+        self.wait_on(ranges, pins, false);
+    }
+
+    /// As [`TurnGuard::set_waiting`], for pins, with all pages open. At the same moment it takes
+    /// the inode, until the change is over or waits for something else than pins: no fault ever
+    /// sees it waiting without. False: the change of another task holds the inode.
+    pub(crate) fn hold_and_wait(&self, ranges: BlockRanges, pins: MetPins) -> bool {
+        self.wait_on(ranges, pins, true)
+    }
+
+    fn wait_on(&self, ranges: BlockRanges, pins: MetPins, hold: bool) -> bool {
+        let taken = {
             let mut places = self.turn.places.lock();
+            let taken = places.iter().any(|place| place.holds_inode && place.waiter != self.waiter);
             if let Some(place) = self.place(&mut places) {
                 if place.state != ChangeState::Closed {
                     self.happens(place, ChangeEvent::Wait);
-                    place.holds_inode = false;
+                    place.holds_inode = hold && !taken;
                 }
                 place.refuses = Some(ranges);
                 place.pins = pins;
             }
             self.turn.count_waiting(&places);
-        }
+            taken
+        };
         self.turn.changed.wake_all();
-    }
-
-    /// Takes the inode, until the change is over or waits for something else than pins. False: the
-    /// change of another task holds it.
-    pub(crate) fn hold_inode(&self) -> bool {
-        let mut places = self.turn.places.lock();
-        let taken = places.iter().any(|place| place.holds_inode && place.waiter != self.waiter);
-        if !taken && let Some(place) = self.place(&mut places) {
-            place.holds_inode = true;
-        }
-        self.turn.count_waiting(&places);
         !taken
     }
 
@@ -556,3 +570,6 @@ pub(crate) fn queue_for_both(a: (&TurnGuard<'_>, &BlockRanges), b: (&TurnGuard<'
         guard.turn.changed.wake_all();
     }
 }
+
+#[cfg(all(test, not(any(daxlab_loom, daxlab_shuttle))))]
+mod tests;

@@ -14,6 +14,7 @@ use crate::base::numbers::Ino;
 use crate::vfs::inode::Inode;
 use crate::vfs::kernel::Kernel;
 use crate::vfs::lifecycle::LastReference;
+use crate::vfs::task::Task;
 
 /// Locks the names of a mounted volume for a change. An unmount that begins later sees the change.
 ///
@@ -48,8 +49,8 @@ pub(crate) fn drop_link(kernel: &Arc<Kernel>, inode: &Arc<Inode>, last: LastRefe
 /// The longest name, in bytes.
 pub const NAME_MAX: usize = 255;
 
-/// The inode called `name`, counted as open until [`drop_open`].
-pub(crate) fn lookup(kernel: &Arc<Kernel>, name: &str) -> Result<Arc<Inode>, Errno> {
+/// The inode called `name`, counted as open until [`drop_open`]. `last` says in whose call.
+pub(crate) fn lookup(kernel: &Arc<Kernel>, name: &str, last: LastReference<'_>) -> Result<Arc<Inode>, Errno> {
     loop {
         kernel.mount.check()?;
         let inode = kernel.names.lock().get(name).cloned().ok_or(Errno::ENOENT)?;
@@ -57,24 +58,22 @@ pub(crate) fn lookup(kernel: &Arc<Kernel>, name: &str) -> Result<Arc<Inode>, Err
         if inode.count_open() {
             // Checked again, now that it is counted: see `Mount::check`.
             let mounted = kernel.mount.check();
-            return mounted.inspect_err(|_| drop_open(kernel, &inode, LastReference::Kernel)).map(|()| inode);
+            return mounted.inspect_err(|_| drop_open(kernel, &inode, last)).map(|()| inode);
         }
         // A name is removed before the link that it counts for. So by now the name means another
         // file (a rename replaces it at once) or none, but not this inode.
     }
 }
 
-/// The inode called `name`, or a new one of user `uid`, counted as open; and whether it is new.
-pub(crate) fn lookup_or_create(
-    kernel: &Arc<Kernel>,
-    name: &str,
-    exclusive: bool,
-    uid: u32,
-) -> Result<(Arc<Inode>, bool), Errno> {
+/// The inode called `name`, or a new one of the caller's user, counted as open; and whether it is
+/// new.
+pub(crate) fn lookup_or_create(task: &Task, name: &str, exclusive: bool) -> Result<(Arc<Inode>, bool), Errno> {
+    let (kernel, last) = (task.kernel(), LastReference::Call(task));
+    let uid = task.process().credentials().uid;
     loop {
-        match lookup(kernel, name) {
+        match lookup(kernel, name, last) {
             Ok(inode) if exclusive => {
-                drop_open(kernel, &inode, LastReference::Kernel);
+                drop_open(kernel, &inode, last);
                 return Err(Errno::EEXIST);
             }
             Ok(inode) => return Ok((inode, false)),

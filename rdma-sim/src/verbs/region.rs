@@ -149,7 +149,7 @@ impl Context {
             Err(errno) => {
                 let mut deferred = Deferred::default();
                 self.end_region(&mr, &mut deferred);
-                self.kernel().run_deferred(deferred);
+                task.run_deferred(deferred);
                 Err(errno)
             }
         }
@@ -178,7 +178,7 @@ impl Context {
         })?;
         let mut deferred = Deferred::default();
         self.end_region(mr, &mut deferred);
-        self.kernel().run_deferred(deferred);
+        task.run_deferred(deferred);
         // A copy in flight always ends: it is inside no other region while it waits.
         let how = WaitFor::uninterruptible("copies in flight");
         let ready = || if mr.is_released() { Poll::Ready(()) } else { Poll::Pending };

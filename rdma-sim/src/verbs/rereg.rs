@@ -84,21 +84,29 @@ impl Context {
             Ok(())
         })?;
         let new = Arc::new(Mr::new(mr.key(), pd, access, va, len, Arc::clone(self) as Arc<dyn ObjectOwner>));
-        let memory = if change.needs_memory(mr.access()) { self.new_memory(task, &new).map(Some) } else { Ok(None) };
-        let changed = memory.and_then(|memory| self.exchange(task, mr, &new, memory));
-        self.list_changed(mr, &new, changed)?;
-        self.revoke_if_marked(&new);
-        Ok(new)
+        let mut deferred = Deferred::default();
+        let memory = match change.needs_memory(mr.access()) {
+            true => self.new_memory(task, &new, &mut deferred).map(Some),
+            false => Ok(None),
+        };
+        let changed = memory.and_then(|memory| self.exchange(task, (mr, &new), memory, &mut deferred));
+        let listed = self.list_changed(mr, &new, changed);
+        if listed.is_ok() {
+            self.revoke_if_marked(&new);
+        }
+        // Last: the end of a file may make the caller wait.
+        task.run_deferred(deferred);
+        listed.map(|()| new)
     }
 
     /// Registers what `new` describes, with the checks of a new region.
-    fn new_memory(&self, task: &Task, new: &Arc<Mr>) -> Result<Registration, Errno> {
+    fn new_memory(&self, task: &Task, new: &Arc<Mr>, deferred: &mut Deferred) -> Result<Registration, Errno> {
         let memory = self.register_memory(task, new)?;
         race_point!("rereg_mr: committed, not stored");
         if matches!(memory, Registration::Pinned(_)) {
             self.file_pin_made();
             if self.denies_file_pins(task) {
-                self.release_memory(new, memory);
+                new.release(memory, deferred);
                 return Err(Errno::EPERM);
             }
         }
@@ -107,7 +115,13 @@ impl Context {
 
     /// Stores the new registration in the place of the old one, once the last copy has left it. EIO
     /// if the region was ended first.
-    fn exchange(&self, task: &Task, old: &Arc<Mr>, new: &Arc<Mr>, memory: Option<Registration>) -> Result<(), Errno> {
+    fn exchange(
+        &self,
+        task: &Task,
+        (old, new): (&Arc<Mr>, &Arc<Mr>),
+        memory: Option<Registration>,
+        deferred: &mut Deferred,
+    ) -> Result<(), Errno> {
         let regions = &self.nic().regions;
         let begun = regions.begin_change(old);
         race_point!("rereg_mr: shut, not exchanged");
@@ -122,22 +136,16 @@ impl Context {
             false => Err(memory),
         };
         match exchanged {
-            Ok(Some(before)) => self.release_memory(old, before),
+            Ok(Some(before)) => old.release(before, deferred),
             Ok(None) => old.set_released(),
             Err(memory) => {
                 if let Some(memory) = memory {
-                    self.release_memory(new, memory);
+                    new.release(memory, deferred);
                 }
                 return Err(Errno::EIO);
             }
         }
         Ok(())
-    }
-
-    fn release_memory(&self, mr: &Mr, memory: Registration) {
-        let mut deferred = Deferred::default();
-        mr.release(memory, &mut deferred);
-        self.kernel().run_deferred(deferred);
     }
 
     /// Ends a change, whether it succeeded or not. An abort or close since its begin has ended the

@@ -252,7 +252,7 @@ fn a_change_whose_context_was_closed_leaves_the_slots_next_region_alone() {
         closer.close(b.fd).unwrap();
         let target = c.anon(PAGE, ALL);
         assert_eq!(target.mr.lkey() >> 8, first.mr.lkey() >> 8, "the slot belongs to C now");
-        io.complete(&kernel, &mut [0; PAGE as usize]).unwrap();
+        io.complete(&b.task, &mut [0; PAGE as usize]).unwrap();
         punch.join().unwrap().unwrap();
         assert_eq!(change.join().unwrap(), Err(Errno::EIO));
         target

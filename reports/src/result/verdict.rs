@@ -15,7 +15,7 @@ pub enum RaceVerdict {
     Safe,
     /// DMA reached blocks that belonged to another file or file offset.
     Corrupts,
-    /// A layout change, a close or an unlock waited for a long-term pin.
+    /// A layout change, a close, an unlock or an eviction waited for a long-term pin.
     Stalls,
     /// Registrations were asked for, and not one was granted.
     Refuses,

@@ -35,7 +35,7 @@ impl FileWorker {
             let length = (to - from).min(TRANSFER_MAX);
             me.buffer.resize(length as usize, 0);
             let io = stats.call(me.task.submit_direct_io(fd, from, length, Transfer::Read))?;
-            let read = stats.call(io.complete(me.task.kernel(), &mut me.buffer))?;
+            let read = stats.call(io.complete(&me.task, &mut me.buffer))?;
             stats.counters.reads += 1;
             let words = read / oracle::WORD as usize * oracle::WORD as usize;
             stats.checked("a read", oracle::check(&me.buffer[..words], ino, from));

@@ -12,7 +12,7 @@
 //!
 //! Kernel counterpart: khungtaskd, and the administrator who reads its messages.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -199,11 +199,15 @@ impl SupervisorWatch<'_> {
         let give_up = world.now().after(self.shared.limits.watchdog);
         self.asleep_since.clear();
         let mut killed = 0;
+        let mut let_go = BTreeSet::new();
         while self.shared.unfinished() > 0 && world.now() < give_up {
             killed += self.reap(world.now());
-            let unendable = self.shared.kernel.stuck().iter().filter(|task| task.uninterruptible).count();
-            if unendable > 0 && self.shared.kernel.tear_down_stuck() {
-                *stuck += unendable as u64;
+            let unendable = self.shared.kernel.stuck().into_iter().filter(|task| task.uninterruptible);
+            let_go.extend(unendable.map(|task| task.task));
+            if self.shared.kernel.tear_down_stuck() {
+                // A task stays stuck until the last copy under a revoked region has ended: it
+                // counts once.
+                *stuck = let_go.len() as u64;
             }
             let still = self.asleep_for(world.now(), self.shared.limits.standstill);
             // With no sleeper left, the last actor has just ended: that is no standstill.

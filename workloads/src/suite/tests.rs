@@ -301,7 +301,8 @@ fn the_tables_of_scenarios_are_those_of_the_files() {
     for (at, _) in page.match_indices(HEAD) {
         let letter = page[..at].trim_end().rsplit("\n**").next().unwrap().chars().next().unwrap();
         let mine = all.iter().filter(|scenario| scenario.id.starts_with(letter));
-        let rows: String = mine.map(|scenario| format!("| {} | {} |\n", scenario.id, scenario.title)).collect();
+        let rows: String =
+            mine.map(|scenario| format!("| {} | {} |\n", scenario.id, scenario.title.replace('|', "\\|"))).collect();
         listed += rows.lines().count();
         let old: String =
             page[at + HEAD.len()..].split_inclusive('\n').take_while(|line| line.starts_with('|')).collect();

@@ -59,12 +59,12 @@ impl Change for WriteChange<'_> {
         }))
     }
 
-    /// Blocks that were there stay the file's while the turn is held; no other task can reach the
-    /// new ones.
     fn meets_file(&self) -> bool {
         false
     }
 
+    /// Blocks that were there stay the file's while the turn is held; no other task can reach the
+    /// new ones.
     fn apply(&self, kernel: &Kernel, layout: &Layout, ready: &ClearedBlocks<'_>) -> Layout {
         if self.end() > layout.size() {
             zero_to_block_end(kernel, layout, layout.size());

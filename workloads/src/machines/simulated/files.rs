@@ -121,7 +121,7 @@ fn complete(call: &Call, task: &Task, io: &str) -> Result<Reply, CallFailure> {
         request.take_if(|request| request.is_of(task)).ok_or(Errno::EINVAL)?
     };
     let mut bytes = vec![0; io.reads.unwrap_or(0)];
-    let done = request.complete(task.kernel(), &mut bytes)?;
+    let done = request.complete(task, &mut bytes)?;
     match io.reads {
         Some(asked) => Reply::value(describe_bytes(&bytes[..done.min(asked)], asked)),
         None => Ok(Reply::default()),

@@ -191,11 +191,11 @@ impl Simulation {
     }
 
     /// Every thread is at rest: a task that waits forever now is in a deadlock that was not
-    /// refused. Where the design has waits that can't be refused, the script must state who is
-    /// stuck.
+    /// refused. Of tasks in waits that can't be refused, and of those behind them, the script must
+    /// state that they are stuck.
     fn note_stuck(&mut self) {
-        let stuck = self.kernel.stuck();
-        if stuck.is_empty() || stuck.iter().any(|task| task.uninterruptible) {
+        let stuck = self.kernel.unrefused_deadlock();
+        if stuck.is_empty() {
             return;
         }
         let who: Vec<String> = stuck.iter().map(ToString::to_string).collect();
