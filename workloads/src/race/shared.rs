@@ -60,10 +60,11 @@ pub(super) struct ActorSlot {
 pub(super) struct RunLimits {
     /// The most steps that an actor takes. Tests that compare steps set it.
     pub(super) choices_max: u64,
-    /// After the stop: if no actor moves for this long, the run counts as a standstill. It is
-    /// generous, so that a machine busy with other work is not taken for a deadlock.
+    /// After the stop: a standstill is reported if no actor moves, and none has for this long: the
+    /// administrator had time to kill what blocks in `close`.
     pub(super) standstill: Duration,
-    /// After the stop: the supervisor waits this long for the last actor, then leaves it behind.
+    /// After the stop: if no actor ends for this long, the supervisor leaves those behind that are
+    /// left.
     pub(super) watchdog: Duration,
 }
 

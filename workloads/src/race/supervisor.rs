@@ -6,9 +6,10 @@
 //!   administrator. The supervisor kills no other process before the stop.
 //! - After the stop every actor that can move exits. Its exit wakes the tasks that waited for it,
 //!   and they exit in turn, until no actor is left.
-//! - If no actor moves for the standstill time, a task sleeps without a waker: invariant 6 is
-//!   broken. The supervisor reports the sleepers and kills them. It leaves an actor behind that
-//!   does not end even then.
+//! - If every actor left has slept for the standstill time, and none is woken or looks at its
+//!   condition, a task sleeps without a waker: invariant 6 is broken. The supervisor reports the
+//!   sleepers and kills them. It leaves actors behind of which none ends even then. How slow the
+//!   machine is, or how many tasks look at one condition, decides neither.
 //!
 //! Kernel counterpart: khungtaskd, and the administrator who reads its messages.
 
@@ -18,7 +19,7 @@ use std::time::Duration;
 
 use emulator::race_point;
 use emulator::runtime::clock::Nanos;
-use emulator::runtime::world::Sleeper;
+use emulator::runtime::world::{Rest, Sleeper};
 use emulator::sync::thread::{self, JoinHandle};
 use emulator::sync::{Arc, Mutex, race};
 use emulator::wait::{WaitFor, WaiterId};
@@ -99,7 +100,7 @@ pub(super) fn supervise(
     if shared.unfinished() > 0 {
         ended.left_behind = true;
         let (left, within) = (shared.unfinished(), shared.limits.watchdog);
-        ended.broken.push(format!("invariant 6: {left} actors did not end within {within:?}"));
+        ended.broken.push(format!("invariant 6: {left} actors did not end, none of them within {within:?}"));
         ended.broken.extend(watch.blocked());
     }
     for (actor, handle) in actors {
@@ -191,16 +192,22 @@ impl SupervisorWatch<'_> {
         reaped
     }
 
-    /// After the stop: waits until every actor has ended. On a standstill it reports the sleepers
+    /// After the stop: waits until every actor has ended, or none has for the watchdog's time. On a
+    /// standstill it reports the sleepers
     /// in `broken` and kills them. Tasks that are stuck because the design has waits that nothing
     /// ends are counted in `stuck`, and let go. Returns how many processes it killed.
     fn wind_up(&mut self, broken: &mut Vec<String>, stuck: &mut u64) -> u64 {
         let world = Arc::clone(self.shared.kernel.world());
-        let give_up = world.now().after(self.shared.limits.watchdog);
+        let mut give_up = world.now().after(self.shared.limits.watchdog);
+        let mut left = self.shared.unfinished();
         self.asleep_since.clear();
         let mut killed = 0;
         let mut let_go = BTreeSet::new();
         while self.shared.unfinished() > 0 && world.now() < give_up {
+            if self.shared.unfinished() < left {
+                left = self.shared.unfinished();
+                give_up = world.now().after(self.shared.limits.watchdog);
+            }
             killed += self.reap(world.now());
             let unendable = self.shared.kernel.stuck().into_iter().filter(|task| task.uninterruptible);
             let_go.extend(unendable.map(|task| task.task));
@@ -210,9 +217,7 @@ impl SupervisorWatch<'_> {
                 *stuck = let_go.len() as u64;
             }
             let still = self.asleep_for(world.now(), self.shared.limits.standstill);
-            // With no sleeper left, the last actor has just ended: that is no standstill.
-            let standstill = !still.is_empty() && still.len() >= self.shared.unfinished() as usize;
-            if broken.is_empty() && standstill && still.iter().all(|sleeper| sleeper.deadline.is_none()) {
+            if broken.is_empty() && self.stands_still(&still) {
                 broken.push("invariant 6: every actor left is asleep, and no task is left to wake them".to_owned());
                 broken.extend(self.blocked());
                 for pid in still.iter().filter_map(|sleeper| self.shared.process_of(sleeper.waiter)) {
@@ -223,6 +228,17 @@ impl SupervisorWatch<'_> {
             self.sleep(world.now().after(ROUND));
         }
         killed
+    }
+
+    /// Whether the tasks `still`, which have slept for long, are all that is left, and nothing but a
+    /// caller outside the race could move one of them.
+    fn stands_still(&self, still: &[Sleeper]) -> bool {
+        let left = self.shared.unfinished() as usize;
+        // With no sleeper left, the last actor has just ended: that is no standstill.
+        let asleep = !still.is_empty() && still.len() >= left;
+        // A task that was woken, or looks at its condition, is listed as a sleeper too.
+        let at_rest = || self.shared.kernel.world().rest(left) == Rest::Quiet;
+        asleep && still.iter().all(|sleeper| sleeper.deadline.is_none()) && at_rest()
     }
 
     /// The blocked tasks, and what blocks each of them.
