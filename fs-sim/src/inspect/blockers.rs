@@ -25,7 +25,7 @@ use crate::design::ChangeRule;
 use crate::extent_map::lookup::{mapped, pages_of};
 use crate::holders::block_layout::{BlockLayout, BlockLayouts};
 use crate::holders::holder::Holder;
-use crate::holders::in_flight_io::{SeenIo, io_on};
+use crate::holders::in_flight_io::{HeldFor, SeenIo, io_on};
 use crate::holders::lease_gate::Lease;
 use crate::holders::list::{notify_only, pin_holders};
 use crate::layout_change::busy::busy_pages_of;
@@ -167,6 +167,17 @@ pub enum Cause {
     /// Pages in a pipe (`vmsplice`), pinned short-term.
     PipePages {
         /// The process that has the pipe.
+        process: u32,
+    },
+    /// The buffer of direct I/O of another file or of a disk, pinned short-term.
+    IoBuffer {
+        /// The process that submitted the I/O.
+        process: u32,
+    },
+    /// Pages that are being sent without a copy, pinned short-term until the peer acknowledges
+    /// them.
+    SentPages {
+        /// The process that sent them.
         process: u32,
     },
     /// The layout of a block-layout client.
@@ -442,15 +453,19 @@ fn layout_blocker(kernel: &Kernel, inode: &Inode, layout: &BlockLayout) -> Block
 }
 
 fn io_blocker(kernel: &Kernel, io: &SeenIo) -> Blocker {
-    let cause = match io.fd_holders {
-        Some(_) => Cause::DirectIo { process: io.pid.0 },
-        None => Cause::PipePages { process: io.pid.0 },
+    let process = io.pid.0;
+    let cause = match io.held_for {
+        HeldFor::DirectIo => Cause::DirectIo { process },
+        HeldFor::Buffer => Cause::IoBuffer { process },
+        HeldFor::Pipe => Cause::PipePages { process },
+        HeldFor::Send => Cause::SentPages { process },
     };
     let effect = if kernel.ignores_pins() { Effect::Ignored } else { Effect::WaitedFor };
     // Another process that has the file open can't complete it.
     let process = kernel.processes.get(io.pid);
     let fd = io.fd_holders.as_ref().and_then(|fd_holders| process?.fd_of(fd_holders));
-    let releasers = vec![Releaser { pid: io.pid.0, fd: fd.map(|fd| fd.0) }];
+    let releaser = Releaser { pid: io.pid.0, fd: fd.map(|fd| fd.0) };
+    let releasers = if io.ends_by_itself { Vec::new() } else { vec![releaser] };
     Blocker { cause, ino: io.ino.0, range: io.range.into(), effect, deadline_ns: None, releasers, queued: 0 }
 }
 
@@ -506,6 +521,8 @@ impl fmt::Display for Blocker {
             }
             Cause::DirectIo { process } => write!(f, "direct I/O in flight of process {process}")?,
             Cause::PipePages { process } => write!(f, "pages in a pipe of process {process}")?,
+            Cause::IoBuffer { process } => write!(f, "the buffer of direct I/O of process {process}")?,
+            Cause::SentPages { process } => write!(f, "pages in a zero-copy send of process {process}")?,
             Cause::BlockLayout { client, recalled } => {
                 write!(f, "{}block layout of client {client}", if *recalled { "recalled " } else { "" })?;
             }

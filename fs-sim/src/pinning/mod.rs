@@ -16,6 +16,7 @@ pub mod dma;
 pub mod fixed_buffers;
 pub mod guest_export;
 pub(crate) mod gup;
+pub(crate) mod held_memory;
 pub(crate) mod locked_memory;
 pub mod on_demand;
 pub(crate) mod registered_memory;

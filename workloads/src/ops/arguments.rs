@@ -6,6 +6,7 @@
 
 use std::fmt;
 use std::ops::Deref;
+use std::time::Duration;
 
 /// What a name in a scenario stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -38,6 +39,10 @@ pub enum BindingKind {
     Program,
     /// A pipe that holds pages of a mapping.
     Pipe,
+    /// A zero-copy send that the peer has not acknowledged.
+    Sent,
+    /// A disk without a file system (a descriptor too).
+    Disk,
 }
 
 impl BindingKind {
@@ -58,13 +63,15 @@ impl BindingKind {
             BindingKind::Guest => "a guest",
             BindingKind::Program => "a running program",
             BindingKind::Pipe => "a pipe with pages",
+            BindingKind::Sent => "a zero-copy send",
+            BindingKind::Disk => "a disk",
         }
     }
 
     /// Whether it is a descriptor, which a process can close, duplicate and pass.
     pub fn is_descriptor(self) -> bool {
-        use BindingKind::{BlockLayout, Context, Fd, Guest, Ring, Umem};
-        matches!(self, Fd | Context | Umem | Ring | BlockLayout | Guest)
+        use BindingKind::{BlockLayout, Context, Disk, Fd, Guest, Ring, Umem};
+        matches!(self, Fd | Context | Umem | Ring | BlockLayout | Guest | Disk)
     }
 }
 
@@ -85,6 +92,8 @@ pub enum Param {
     Data,
     /// A byte: one printable character, or `zeros`.
     Byte,
+    /// A time: `5ms`, `45s`.
+    Span,
     /// A whole number.
     Number,
     /// A signal.
@@ -110,7 +119,7 @@ pub const DATA_MAX: u64 = 64 << 20;
 pub enum Arg {
     /// The name of a file, of a binding, or of a process; a text.
     Name(String),
-    /// A size or a number.
+    /// A size, a number, or a time in nanoseconds.
     Number(u64),
     /// A range.
     Range(ByteRange),
@@ -181,9 +190,12 @@ names! {
     /// The name of any descriptor: an open file or another object with a descriptor.
     DescriptorName Param::Bound(&[
         BindingKind::Fd, BindingKind::Context, BindingKind::Umem, BindingKind::Ring, BindingKind::BlockLayout, BindingKind::Guest,
+        BindingKind::Disk,
     ]);
     /// The name of a descriptor of an open file.
     FdName Param::Bound(&[BindingKind::Fd]);
+    /// The name of a descriptor of what direct I/O can go to: an open file or a disk.
+    FileOrDiskName Param::Bound(&[BindingKind::Fd, BindingKind::Disk]);
     /// The name of a mapping.
     MapName Param::Bound(&[BindingKind::Map]);
     /// The name of an RDMA context.
@@ -210,6 +222,8 @@ names! {
     ProgramName Param::Bound(&[BindingKind::Program]);
     /// The name of a pipe that holds pages.
     PipeName Param::Bound(&[BindingKind::Pipe]);
+    /// The name of a zero-copy send.
+    SentName Param::Bound(&[BindingKind::Sent]);
     /// A text to be written.
     Text Param::Text;
 }
@@ -291,6 +305,22 @@ impl Argument for Bytes {
 
     fn to_arg(&self) -> Arg {
         Arg::Number(self.0)
+    }
+}
+
+/// A span of time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Span(pub Duration);
+
+impl Argument for Span {
+    const PARAM: Param = Param::Span;
+
+    fn from_arg(arg: &Arg) -> Option<Span> {
+        u64::from_arg(arg).map(|nanos| Span(Duration::from_nanos(nanos)))
+    }
+
+    fn to_arg(&self) -> Arg {
+        Arg::Number(u64::try_from(self.0.as_nanos()).unwrap_or(u64::MAX))
     }
 }
 

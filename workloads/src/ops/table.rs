@@ -221,6 +221,8 @@ operations! {
             "Sets what a signal does to the process. A scenario's processes start with a handler for SIGIO and SIGUSR1.";
         Credentials "credentials" { uid: u64, capabilities: CapabilityFlags } -> Nothing, Linux
             "Changes the user, and whether CAP_LEASE is kept. A scenario's processes start as user 0 with CAP_LEASE.";
+        RamDisk "ram_disk" { length: Bytes, delay: Option<Span> } -> Binding(BindingKind::Disk), Simulation
+            "Opens a new disk without a file system, full of zeros. I/O to it ends by itself after DELAY, also after its process; without DELAY by `complete`.";
         Dup "dup" { fd: DescriptorName } -> Binding(BindingKind::Fd), Linux
             "A second descriptor for the same open file.";
         Dup2 "dup2" { from: DescriptorName, to: DescriptorName } -> Nothing, Linux
@@ -243,6 +245,10 @@ operations! {
             "Starts direct I/O that stays in flight, its pages pinned short-term (io_submit).";
         SubmitWrite "submit_write" { fd: FdName, range: DataRange, byte: u8 } -> Binding(BindingKind::Io), Simulation
             "As `submit_read`, writing.";
+        SubmitReadInto "submit_read_into" { fd: FileOrDiskName, range: DataRange, map: MapName, at: Bytes } -> Binding(BindingKind::Io), Simulation
+            "As `submit_read`, into the mapping at AT: the pages there are pinned short-term too, by address.";
+        SubmitWriteFrom "submit_write_from" { fd: FileOrDiskName, range: DataRange, map: MapName, at: Bytes } -> Binding(BindingKind::Io), Simulation
+            "As `submit_write`, from the mapping at AT: the pages there are pinned short-term too, by address.";
         Complete "complete" { io: IoName } -> Bytes, Simulation
             "Lets direct I/O in flight finish. The value of a read is as for `read`.";
         Truncate "truncate" { file: FileName => "The file's name", size: Bytes => "Its new size, such as `64MiB` or `0`" } -> Nothing, Everywhere
@@ -315,6 +321,10 @@ operations! {
             "Reads through a mapping; the value is as for `read`.";
         Store "store" { map: MapName, range: DataRange, byte: u8 } -> Nothing, Linux
             "Writes through a mapping.";
+        SendZeroCopy "send_zero_copy" { map: MapName, range: DataRange } -> Binding(BindingKind::Sent), Simulation
+            "Sends pages of a mapping without a copy (MSG_ZEROCOPY): pinned short-term until the peer acknowledges them, also after the sender's exit.";
+        Acknowledge "acknowledge" { send: SentName } -> Bytes, Simulation
+            "The peer acknowledges, which lets the pages go; the value is what it got, as for `read`. Any process may say so.";
         Vmsplice "vmsplice" { map: MapName, range: DataRange } -> Binding(BindingKind::Pipe), Simulation
             "Puts pages of a mapping into a pipe, which holds them (short-term pins) after munmap and close too.";
         Drain "drain" { pipe: PipeName } -> Bytes, Simulation
@@ -500,7 +510,7 @@ impl Parameter {
     fn usage(&self) -> String {
         let capital = self.name.to_uppercase();
         match self.syntax {
-            Param::File | Param::Size | Param::Number | Param::Text => capital,
+            Param::File | Param::Size | Param::Span | Param::Number | Param::Text => capital,
             Param::Bound(_) => self.name.to_owned(),
             Param::Process => "PROCESS".to_owned(),
             Param::Range | Param::Data => "OFFSET LENGTH".to_owned(),

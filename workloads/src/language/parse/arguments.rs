@@ -59,6 +59,11 @@ impl<'a> Parser<'a> {
             Param::Process => Arg::Name(self.named_process(token)?),
             Param::Bound(kinds) => Arg::Name(self.bound_name(token, kinds)?),
             Param::Size => Arg::Number(self.size(token.text, token.span.clone())?),
+            Param::Span => {
+                let span: input::Duration =
+                    token.text.parse().map_err(|error| self.unit(token.span.clone(), &error))?;
+                Arg::Number(u64::try_from(span.0.as_nanos()).unwrap_or(u64::MAX))
+            }
             Param::Number => Arg::Number(self.number(token)?),
             Param::Byte => Arg::Byte(self.byte(token)?),
             Param::Signal => Arg::Word(self.choice(token, "signal", SignalName::WORDS)?),

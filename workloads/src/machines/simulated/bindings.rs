@@ -11,7 +11,9 @@ use fs_sim::pinning::fixed_buffers::Ring;
 use fs_sim::pinning::guest_export::GuestExport;
 use fs_sim::syscalls::direct_io::InFlightIo;
 use fs_sim::syscalls::exec::Program;
+use fs_sim::syscalls::ram_disk::RamDisk;
 use fs_sim::syscalls::vmsplice::PipePages;
+use fs_sim::syscalls::zero_copy::SentPages;
 use fs_sim::vfs::open_file::OpenObject;
 use fs_sim::vfs::signals::Signal;
 use fs_sim::{BlockRange, Task};
@@ -31,6 +33,8 @@ pub(super) enum Thing {
     Io(Arc<Io>),
     Program(Arc<Mutex<Option<Program>>>),
     Pipe(Arc<Mutex<Option<PipePages>>>),
+    Sent(Arc<Mutex<Option<SentPages>>>),
+    Disk(Fd, Arc<RamDisk>),
     Umem(Fd, Arc<XdpSocket>),
     Ring(Fd, Arc<Ring>),
     BlockLayout(Fd, Arc<BlockLayout>),
@@ -75,7 +79,11 @@ impl Thing {
         match self {
             Thing::Fd(fd) => Some(*fd),
             Thing::Context(context) => Some(context.fd),
-            Thing::Umem(fd, _) | Thing::Ring(fd, _) | Thing::BlockLayout(fd, _) | Thing::Guest(fd, _) => Some(*fd),
+            Thing::Umem(fd, _)
+            | Thing::Ring(fd, _)
+            | Thing::BlockLayout(fd, _)
+            | Thing::Guest(fd, _)
+            | Thing::Disk(fd, _) => Some(*fd),
             _ => None,
         }
     }
@@ -92,6 +100,8 @@ impl Thing {
             Thing::Io(_) => BindingKind::Io,
             Thing::Program(_) => BindingKind::Program,
             Thing::Pipe(_) => BindingKind::Pipe,
+            Thing::Sent(_) => BindingKind::Sent,
+            Thing::Disk(..) => BindingKind::Disk,
             Thing::Umem(..) => BindingKind::Umem,
             Thing::Ring(..) => BindingKind::Ring,
             Thing::BlockLayout(..) => BindingKind::BlockLayout,
@@ -110,6 +120,7 @@ impl Thing {
             Thing::Ring(_, ring) => same(ring, object),
             Thing::BlockLayout(_, layout) => same(layout, object),
             Thing::Guest(_, guest) => same(guest, object),
+            Thing::Disk(_, disk) => same(disk, object),
             _ => false,
         }
     }
@@ -122,6 +133,7 @@ impl Thing {
             Thing::Ring(_, ring) => Thing::Ring(fd, Arc::clone(ring)),
             Thing::BlockLayout(_, layout) => Thing::BlockLayout(fd, Arc::clone(layout)),
             Thing::Guest(_, guest) => Thing::Guest(fd, Arc::clone(guest)),
+            Thing::Disk(_, disk) => Thing::Disk(fd, Arc::clone(disk)),
             _ => Thing::Fd(fd),
         }
     }
