@@ -13,7 +13,7 @@ use crate::pinning::locked_memory::may_lock;
 use crate::pinning::on_demand::OnDemand;
 use crate::pinning::registration::{PinRequest, Registration, register_file};
 use crate::syscalls::memory::copy_private;
-use crate::vfs::mapped_target::MappedTarget;
+use crate::vfs::address_space::Backing;
 use crate::vfs::open_file::{Deferred, Description};
 use crate::vfs::private_pages::PrivatePages;
 use crate::vfs::task::Task;
@@ -42,8 +42,8 @@ impl Task {
                 Ok(Admission::Pins | Admission::PinsUnder { .. } | Admission::NotifyOnly) => {}
             }
             match self.process().target(request.va, request.len, request.write)? {
-                MappedTarget::Anon { memory, offset } => Ok(Registration::Anonymous { memory, offset }),
-                MappedTarget::File { description, offset } => {
+                Backing::Anon { memory, offset } => Ok(Registration::Anonymous { memory, offset }),
+                Backing::File { description, offset } => {
                     // The reference taken with the target covers this call; a region that keeps
                     // its file open takes its own.
                     let registered = register_file(self, request, &description, offset, object);
@@ -52,7 +52,7 @@ impl Task {
                     self.run_deferred(deferred);
                     registered
                 }
-                MappedTarget::Private { description, pages, offset } => {
+                Backing::Private { description, pages, offset } => {
                     register_private(self, request.len, description, &pages, offset)
                 }
             }
@@ -96,11 +96,11 @@ fn register_private(
 
 fn on_demand(task: &Task, request: &PinRequest) -> Result<Registration, Errno> {
     match task.process().target(request.va, request.len, false)? {
-        MappedTarget::Anon { memory, offset } => Ok(Registration::Anonymous { memory, offset }),
-        MappedTarget::Private { description, pages, offset } => {
+        Backing::Anon { memory, offset } => Ok(Registration::Anonymous { memory, offset }),
+        Backing::Private { description, pages, offset } => {
             register_private(task, request.len, description, &pages, offset)
         }
-        MappedTarget::File { description, .. } => {
+        Backing::File { description, .. } => {
             let mut deferred = Deferred::default();
             description.put(&mut deferred);
             task.run_deferred(deferred);

@@ -14,10 +14,10 @@ use crate::base::units::BLOCK;
 use crate::holders::in_flight_io::{InFlightRequest, InFlightRequests, Transfer};
 use crate::pinning::gup::{pin_short, unpin_short};
 use crate::syscalls::direct_io::{IN_FLIGHT_MAX, InFlightIo, in_flight};
+use crate::vfs::address_space::Backing;
 use crate::vfs::anon::AnonMemory;
 use crate::vfs::inode::Inode;
 use crate::vfs::kernel::Kernel;
-use crate::vfs::mapped_target::MappedTarget;
 use crate::vfs::open_file::Deferred;
 use crate::vfs::private_pages::PrivatePages;
 use crate::vfs::process::Process;
@@ -59,15 +59,15 @@ impl Task {
             }
             let target = self.process().target(va, len, false).map_err(|_| Errno::EFAULT)?;
             let runs = match &target {
-                MappedTarget::Anon { memory, offset } => {
+                Backing::Anon { memory, offset } => {
                     Ok(vec![(HeldPages::Memory { memory: Arc::clone(memory), offset: *offset }, len)])
                 }
-                MappedTarget::File { description, offset } => {
+                Backing::File { description, offset } => {
                     let spliced = description.file().ok_or(Errno::EFAULT);
                     let spliced = spliced.and_then(|(inode, _)| splice_file(self, inode, *offset, len));
                     spliced.map(|pages| vec![(HeldPages::File(pages), len)])
                 }
-                MappedTarget::Private { description, pages, offset } => {
+                Backing::Private { description, pages, offset } => {
                     let inode = description.file().ok_or(Errno::EFAULT);
                     inode.and_then(|(inode, _)| splice_private(self, inode, pages, *offset, len))
                 }
