@@ -80,7 +80,7 @@ impl Task {
     }
 }
 
-/// The pages of a private mapping, one by one: copies, and the file's pages where there is none.
+/// The pages of a private mapping, in runs: of copies, and of the file's pages where there is none.
 fn splice_private(
     task: &Task,
     inode: &Arc<Inode>,
@@ -88,10 +88,16 @@ fn splice_private(
     offset: u64,
     len: u64,
 ) -> Result<Vec<(HeldPages, u64)>, Errno> {
-    let (mut runs, mut at) = (Vec::new(), offset);
-    while at < offset + len {
-        let here = (BLOCK - at % BLOCK).min(offset + len - at);
-        let held = match pages.is_copied(at) {
+    let (mut runs, mut at, end) = (Vec::new(), offset, offset + len);
+    let page_end = |at: u64| ((at / BLOCK + 1) * BLOCK).min(end);
+    while at < end {
+        let copied = pages.is_copied(at);
+        let mut to = page_end(at);
+        while to < end && pages.is_copied(to) == copied {
+            to = page_end(to);
+        }
+        let here = to - at;
+        let held = match copied {
             true => Ok(HeldPages::Memory { memory: Arc::clone(pages.memory()), offset: at }),
             false => splice_file(task, inode, pages.in_file(at), here).map(HeldPages::File),
         };
@@ -104,7 +110,7 @@ fn splice_private(
                 return Err(errno);
             }
         }
-        at += here;
+        at = to;
     }
     Ok(runs)
 }
