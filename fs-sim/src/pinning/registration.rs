@@ -26,10 +26,10 @@ use crate::leases::layout::breaking::revoke_if_lease_lost;
 use crate::leases::layout::table::{LeaseTable, PinRequirement};
 use crate::leases::layout::unlock::gate_emptied;
 use crate::pinning::admission::{Admission, LongTermUser, admission};
+use crate::pinning::anon_range::AnonRange;
 use crate::pinning::gup::{pin_long, unpin_all};
 use crate::pinning::locked_memory::{charge_locked_memory, uncharge_locked_memory};
 use crate::pinning::on_demand::OnDemand;
-use crate::vfs::anon::AnonMemory;
 use crate::vfs::inode::Inode;
 use crate::vfs::kernel::Kernel;
 use crate::vfs::open_file::{Deferred, Description};
@@ -58,12 +58,7 @@ pub enum Registration {
     /// invalidate.
     OnDemand(OnDemand),
     /// Anonymous memory, which no truncate reaches.
-    Anonymous {
-        /// The memory.
-        memory: Arc<AnonMemory>,
-        /// Byte offset in it.
-        offset: u64,
-    },
+    Anonymous(AnonRange),
 }
 
 /// Pages of a file as a device holds them: pinned, or, for a guest that can be unmapped, only
