@@ -132,6 +132,10 @@ impl Task {
                 match copies {
                     Some(copies) => {
                         if let Some((inode, _)) = description.file() {
+                            // ORDERING: SeqCst, before any page of the mapping is copied: a change
+                            // that makes the file shorter and misses this store has published the
+                            // new size before it, and a page is copied only after a look at the
+                            // size. See `publication::publish_change`.
                             inode.mapped_private.store(true, Ordering::SeqCst);
                         }
                         Ok(Backing::Private {
