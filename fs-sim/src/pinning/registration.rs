@@ -19,7 +19,7 @@ use crate::design::PinGate;
 use crate::extent_map::lookup::{pages_of, pieces_in};
 use crate::extent_map::{Extent, ExtentState, Piece};
 use crate::holders::holder::{Holder, PinHolder, RevokeReason, revoke_holder};
-use crate::holders::lease_gate::Lease;
+use crate::holders::lease_gate::AdmittingLeases;
 use crate::holders::list::list_of;
 use crate::layout_change::changes::allocate::{AllocationCause, clean_unwritten, fault_in};
 use crate::leases::layout::breaking::revoke_if_lease_lost;
@@ -81,7 +81,7 @@ pub struct Pinned {
 struct HolderDraft {
     range: BlockRange,
     pages: Arc<[PageRange]>,
-    leases: Vec<Arc<Lease>>,
+    leases: Arc<AdmittingLeases>,
     holds_file: Option<DescriptionId>,
     notify_only: bool,
 }
@@ -115,7 +115,7 @@ pub(crate) fn register_file(
         return Err(Errno::EAGAIN);
     }
     let leases = match required {
-        None => Vec::new(),
+        None => AdmittingLeases::new(range, Vec::new()),
         Some(required) => LeaseTable::of(inode).enter_gates(kernel.axes.lease_rules, task.pid(), range, required)?,
     };
     let pages = range.len();
@@ -145,6 +145,7 @@ pub(crate) fn register_file(
             }))
         }
         Err(errno) => {
+            LeaseTable::of(inode).entry_over(&leases);
             leave_gates(kernel, inode, &leases);
             Err(errno)
         }
@@ -167,6 +168,7 @@ fn commit_holder(task: &Task, inode: &Arc<Inode>, draft: HolderDraft, object: Ar
         object,
     });
     list_of(inode, &holder).commit(Arc::clone(&holder));
+    LeaseTable::of(inode).entry_over(&holder.leases);
     kernel.trace(if notify_only { "mapped" } else { "pinned" }, id.0, inode.ino().0, holder.pages.first().copied());
     // A change that has closed its pages and met these pins before they were listed must judge
     // again.
@@ -211,7 +213,8 @@ fn register_notify_only(
         });
         let Some(pages) = pages else { continue };
         race_point!("gup: map read, not listed");
-        let draft = HolderDraft { range, pages: pages.into(), leases: Vec::new(), holds_file: None, notify_only: true };
+        let leases = AdmittingLeases::new(range, Vec::new());
+        let draft = HolderDraft { range, pages: pages.into(), leases, holds_file: None, notify_only: true };
         return Ok(Pinned {
             inode: Arc::clone(inode),
             holder: commit_holder(task, inode, draft, object),
@@ -225,10 +228,10 @@ fn register_notify_only(
     }
 }
 
-fn leave_gates(kernel: &Kernel, inode: &Inode, leases: &[Arc<Lease>]) {
-    for lease in leases {
+fn leave_gates(kernel: &Kernel, inode: &Inode, leases: &AdmittingLeases) {
+    for lease in leases.take() {
         if lease.gate.leave() {
-            gate_emptied(kernel, inode, lease);
+            gate_emptied(kernel, inode, &lease);
         }
     }
 }
