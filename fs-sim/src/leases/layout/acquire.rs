@@ -378,10 +378,15 @@ pub(crate) enum InstallOutcome {
 /// waits.
 ///
 /// # Errors
-/// EAGAIN unless the open file holds unbroken write leases over all of the range; EBUSY if pins
-/// live under a lease that would be split.
+/// EAGAIN unless the open file holds unbroken write leases over all of the range, or while a layout
+/// change that has judged the leases there is not over; EBUSY if pins live under a lease that would
+/// be split.
 pub(crate) fn downgrade(task: &Task, request: &LeaseRequest<'_>) -> Result<(), Errno> {
     let mut entries = LeaseTable::of(request.inode).lock();
+    if !settled_by(request, &entries).is_empty() {
+        // The change was judged against the write lease, and the weaker one might forbid it.
+        return Err(Errno::EAGAIN);
+    }
     let unbroken = entries.iter().filter(|entry| {
         entry.file == request.description.id()
             && entry.kind.mode == LeaseMode::Write
