@@ -178,11 +178,16 @@ impl Task {
             // ORDERING: SeqCst, after the mappings are gone and before this call returns: an
             // access that begins later sees it.
             self.process.unmaps.fetch_add(1, Ordering::SeqCst);
+            let mapped_file = mappings.iter().any(|mapping| !matches!(mapping.backing, Backing::Anon { .. }));
             let mut deferred = Deferred::default();
             for mapping in mappings {
                 mapping.put(&mut deferred);
             }
             self.run_deferred(deferred);
+            if mapped_file {
+                // Of an open file without descriptors, a mapping can be all that keeps a lease.
+                self.kernel.helper_gone(self.pid());
+            }
             Ok(())
         })
     }

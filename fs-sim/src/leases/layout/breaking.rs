@@ -139,10 +139,10 @@ pub(crate) fn end_of_patience(kernel: &Kernel) -> Option<Nanos> {
 }
 
 /// The release of a lease: by any process that has its open file when the question is asked, also
-/// unread in its inbox; by its taker if only mappings are left.
+/// unread in its inbox; by those that map it if only mappings are left; by its taker if neither is.
 pub(crate) fn released_by(kernel: &Arc<Kernel>, entry: LeaseEntry) -> Awaited {
     let kernel = Arc::clone(kernel);
-    Awaited::ask(move || match kernel.able_to_close(&entry.fd_holders) {
+    Awaited::ask(move || match kernel.able_to_end(&entry.fd_holders, entry.file) {
         able if able.is_empty() => Need::any_of(vec![entry.pid]),
         able => Need::any_of(able),
     })
