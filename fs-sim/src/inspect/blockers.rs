@@ -26,7 +26,6 @@ use crate::extent_map::lookup::{mapped, pages_of};
 use crate::holders::block_layout::{BlockLayout, BlockLayouts};
 use crate::holders::holder::Holder;
 use crate::holders::in_flight_io::{HeldFor, SeenIo, io_on};
-use crate::holders::lease_gate::Lease;
 use crate::holders::list::{notify_only, pin_holders};
 use crate::layout_change::busy::busy_pages_of;
 use crate::leases::layout::break_layouts::{LeaseVerdict, judge, others_write};
@@ -386,7 +385,7 @@ fn lease_blocker(
     effect: Effect,
 ) -> Blocker {
     let under = |holder: &&Arc<Holder>| {
-        let through = holder.leases.iter().any(|held| Arc::ptr_eq(held, &entry.lease));
+        let through = holder.leases.contains(&entry.lease);
         through || holder.holds_file == Some(entry.file)
     };
     let pins: Vec<&Arc<Holder>> = holders.iter().filter(under).collect();
@@ -433,7 +432,7 @@ fn pin_blocker(kernel: &Kernel, inode: &Inode, holder: &Arc<Holder>, effect: Eff
         registrant: holder.pid.0,
         context: info.context,
         region: info.region,
-        leases: holder.leases.iter().map(|lease: &Arc<Lease>| lease.id.0).collect(),
+        leases: holder.leases.all().iter().map(|lease| lease.id.0).collect(),
         guest: info.guest,
         told: holder.notify_only,
     };

@@ -10,6 +10,7 @@
 
 pub mod admission;
 pub mod af_xdp;
+pub mod anon_range;
 pub(crate) mod block_layout;
 pub(crate) mod direct_io;
 pub mod dma;

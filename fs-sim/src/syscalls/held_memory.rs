@@ -9,7 +9,7 @@ use crate::base::errno::Errno;
 use crate::holders::in_flight_io::{HeldFor, Place, Run};
 use crate::pinning::held_memory::{hold_file, hold_file_for_writing, hold_private};
 use crate::syscalls::memory::copy_private;
-use crate::vfs::mapped_target::MappedTarget;
+use crate::vfs::address_space::Backing;
 use crate::vfs::open_file::Deferred;
 use crate::vfs::task::Task;
 
@@ -25,8 +25,8 @@ pub(super) fn hold_mapped(task: &Task, va: u64, len: u64, write: bool, held_for:
     let memory =
         |memory: &Arc<_>, offset| vec![Run { place: Place::Memory { memory: Arc::clone(memory), offset }, len }];
     let held = match &target {
-        MappedTarget::Anon { memory: there, offset } => Ok(memory(there, *offset)),
-        MappedTarget::File { description, offset } => {
+        Backing::Anon { memory: there, offset } => Ok(memory(there, *offset)),
+        Backing::File { description, offset } => {
             let inode = description.file().map(|(inode, _)| inode).ok_or(Errno::EFAULT);
             inode
                 .and_then(|inode| match write {
@@ -35,7 +35,7 @@ pub(super) fn hold_mapped(task: &Task, va: u64, len: u64, write: bool, held_for:
                 })
                 .map(|run| vec![run])
         }
-        MappedTarget::Private { description, pages, offset } => {
+        Backing::Private { description, pages, offset } => {
             let inode = description.file().map(|(inode, _)| inode).ok_or(Errno::EFAULT);
             inode.and_then(|inode| match write {
                 true => copy_private(task, inode, pages, *offset, len)
