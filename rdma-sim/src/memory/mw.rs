@@ -96,6 +96,11 @@ impl Mw {
         self.state.lock().rkey
     }
 
+    /// The first address of its present binding, if it is bound.
+    pub fn addr(&self) -> Option<u64> {
+        self.state.lock().bound.as_ref().map(|bound| bound.addr)
+    }
+
     /// A key for its next binding.
     pub fn next_rkey(&self) -> u32 {
         key::increment(self.rkey())
