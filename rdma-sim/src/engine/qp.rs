@@ -274,9 +274,17 @@ impl Qp {
         peer.await_receive(this)
     }
 
-    /// Whether a send waits for a receive of its peer.
-    pub(crate) fn retries_forever(&self) -> bool {
-        self.waits_for_receive.load(Ordering::SeqCst)
+    /// How often a send is tried again that finds no receive.
+    pub fn rnr_retry(&self) -> RnrRetry {
+        match self.waits_for_receive.load(Ordering::SeqCst) {
+            true => RnrRetry::Forever,
+            false => RnrRetry::Never,
+        }
+    }
+
+    /// The number of receives that are posted and not used.
+    pub fn posted_receives(&self) -> usize {
+        self.receives.lock().posted.len()
     }
 
     /// To ERR: queued work is flushed. No effect if the queue pair is in error or destroyed.

@@ -9,7 +9,7 @@
 use emulator::sync::Arc;
 
 use super::local;
-use super::qp::Qp;
+use super::qp::{Qp, RnrRetry};
 use super::qp_state::QpState;
 use super::work::WorkRequest;
 use crate::memory::fault::WorkFault;
@@ -73,7 +73,7 @@ fn run_request(qp: &Qp, engine: &mut SendEngine, request: WorkRequest) -> Option
                 qp.complete_send(wr_id, op, WorkStatus::Success, op.moves(local.len), WorkFault::None);
             }
             Ok(()) => {}
-            Err(WorkFailure { status: WorkStatus::RnrRetryExceeded, .. }) if qp.retries_forever() => {
+            Err(WorkFailure { status: WorkStatus::RnrRetryExceeded, .. }) if qp.rnr_retry() == RnrRetry::Forever => {
                 match engine.link.as_ref() {
                     Some(link) if qp.awaits_receive(link.peer.as_ref()) => return Some(request),
                     // A receive was posted since, or the peer has ended.

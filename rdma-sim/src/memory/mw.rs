@@ -103,7 +103,13 @@ impl Mw {
 
     /// A key for its next binding.
     pub fn next_rkey(&self) -> u32 {
-        key::increment(self.rkey())
+        Mw::key_after(self.rkey())
+    }
+
+    /// The key that follows `rkey`: for a binding that is posted before the binding with `rkey` has
+    /// completed. `ibv_inc_rkey`.
+    pub fn key_after(rkey: u32) -> u32 {
+        key::increment(rkey)
     }
 
     /// Whether it is bound.

@@ -122,6 +122,7 @@ impl Context {
         if nic.is_removed() {
             return Err(Errno::ENODEV);
         }
+        race_point!("open: no removal seen, not listed");
         let (fd, object) = task.install_object(|fd_holders| {
             Arc::new(Context {
                 number: nic.number_context(),

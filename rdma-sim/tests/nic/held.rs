@@ -307,22 +307,30 @@ fn sends_meet_receives() {
         Qp::connect(&a.qp, &b.qp).unwrap();
         a.qp.set_rnr_retry(RnrRetry::Forever);
         let (local, inbox) = (a.anon(PAGE, ALL), b.anon(PAGE, ALL));
+        // Far more than a post takes: a send that waits for ever ends the test.
+        let again = |tries: &mut u64| {
+            *tries += 1;
+            assert!(*tries < 1 << 24, "{seed}: a queue stays full");
+            thread::yield_now();
+        };
         thread::scope(|scope| {
             let (a, b, local, inbox, kernel) = (&a, &b, &local, &inbox, &kernel);
             scope.spawn(move || {
                 race::arm(kernel.world().stream("receives", seed), 0.2);
+                let mut tries = 0;
                 for wr_id in 0..EACH {
                     while b.qp.post_recv(ReceiveRequest { wr_id, local: inbox.sge(0, 8) }).is_err() {
-                        thread::yield_now();
+                        again(&mut tries);
                     }
                 }
             });
             race::arm(kernel.world().stream("sends", seed), 0.2);
+            let mut tries = 0;
             for wr_id in 0..EACH {
                 let (op, local) = (WorkOperation::Send, local.sge(0, 8));
                 let send = WorkRequest { wr_id, op, local, remote_addr: 0, rkey: 0, signaled: true };
                 while a.qp.post_send(send).is_err() {
-                    thread::yield_now();
+                    again(&mut tries);
                 }
             }
             race::disarm();

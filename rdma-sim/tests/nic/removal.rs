@@ -89,24 +89,26 @@ fn registrations_and_opens_meet_the_removal() {
         let kernel = machine("rfc-v2");
         let (b, other) = (side(&kernel, 4), kernel.spawn());
         let (_, va) = b.leased("data", 4 * PAGE);
-        thread::scope(|scope| {
+        let opened = thread::scope(|scope| {
             let (kernel, other) = (&kernel, &other);
             scope.spawn(move || {
                 race::arm(kernel.world().stream("removal", seed * 3), 0.3);
                 Nic::of(kernel).remove(kernel);
             });
-            scope.spawn(move || {
-                race::arm(kernel.world().stream("removal", seed * 3 + 1), 0.3);
-                match Context::open(other) {
-                    Ok((_, context)) => assert!(context.alloc_pd(other).is_ok() || context.is_disassociated()),
-                    Err(errno) => assert_eq!(errno, Errno::ENODEV),
-                }
+            let opened = scope.spawn(move || {
+                race::arm(kernel.world().stream("removal", seed * 3 + 1), 0.6);
+                Context::open(other).map(|(_, context)| context)
             });
             race::arm(kernel.world().stream("removal", seed * 3 + 2), 0.3);
             let found = b.reg(va, 4 * PAGE, ALL);
             race::disarm();
             assert!(found.is_ok() || found.err() == Some(Errno::EIO), "{seed}");
+            opened.join().unwrap()
         });
+        match opened {
+            Ok(context) => assert!(context.is_disassociated(), "{seed}"),
+            Err(errno) => assert_eq!(errno, Errno::ENODEV, "{seed}"),
+        }
         assert_eq!((b.ctx.file_pins(), Nic::of(&kernel).live_regions()), (0, 0), "{seed}");
         assert!(b.ctx.is_disassociated());
         expect_rest(&kernel, &[&b.task, &other]);
