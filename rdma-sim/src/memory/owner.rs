@@ -33,8 +33,8 @@ pub(crate) trait ObjectOwner: Send + Sync + 'static {
     /// once.
     fn abort(&self, kernel: &Arc<Kernel>);
 
-    /// The NIC goes: from now on every call on the context is EIO, and its queue pairs are in error.
-    /// Nothing is flushed yet.
+    /// The NIC goes: from now on every call on the context is EIO, and its queue pairs are in
+    /// error. Nothing is flushed yet.
     fn begin_removal(&self);
 
     /// The rest of the removal, after every context of the NIC has begun it: flushes the work,

@@ -1,8 +1,8 @@
 //! Messages, and the two traits that they pass.
 //!
 //! It owns plain values and traits. [`Transport`] is called by the requester; [`Responder`] is
-//! called by a transport, and by a requester that waits for a receive. Kernel counterpart: `struct rxe_pkt_info`, `rxe_requester`,
-//! `rxe_responder`.
+//! called by a transport, and by a requester that waits for a receive. Kernel counterpart: `struct
+//! rxe_pkt_info`, `rxe_requester`, `rxe_responder`.
 
 use emulator::sync::Weak;
 

@@ -3,11 +3,11 @@
 //!
 //! It owns the lists of a context's objects and the context's state. Invariants: an object is on
 //! its list from before its maker returns until it is destroyed; a context is open, then perhaps
-//! aborted, then perhaps without its NIC, then closed, never back. A task that ends the context finds on the lists every object
-//! made before, and a task that makes an object later finds the state changed. So no region
-//! outlives its context, whichever of `reg_mr`, revocation, close and death comes first. Kernel
-//! counterpart: `struct ib_uverbs_file`, `uverbs_destroy_ufile_hw`,
-//! `ib_uverbs_disassociate_ucontext`.
+//! aborted, then perhaps without its NIC, then closed, never back. A task that ends the context
+//! finds on the lists every object made before, and a task that makes an object later finds the
+//! state changed. So no region outlives its context, whichever of `reg_mr`, revocation, removal of
+//! the NIC, close and death comes first. Kernel counterpart: `struct ib_uverbs_file`,
+//! `uverbs_destroy_ufile_hw`, `ib_uverbs_disassociate_ucontext`.
 //!
 //! # Passing
 //! A context travels as any descriptor does. The design's `pass_context` decides at `sendmsg`,
@@ -181,8 +181,8 @@ impl Context {
         self.state.load(Ordering::SeqCst) != OPEN
     }
 
-    /// Whether its NIC was removed. Every call on it is EIO; its events and completions can still be
-    /// taken.
+    /// Whether its NIC was removed. Every call on it is EIO; its events and completions can still
+    /// be taken.
     pub fn is_disassociated(&self) -> bool {
         self.state.load(Ordering::SeqCst) == REMOVED
     }
