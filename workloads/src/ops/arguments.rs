@@ -25,6 +25,8 @@ pub enum BindingKind {
     Window,
     /// A connected queue pair.
     Qp,
+    /// A work request that was posted.
+    Work,
     /// Direct I/O in flight.
     Io,
     /// An AF_XDP umem (a descriptor too).
@@ -56,6 +58,7 @@ impl BindingKind {
             BindingKind::Region => "a memory region",
             BindingKind::Window => "a memory window",
             BindingKind::Qp => "a queue pair",
+            BindingKind::Work => "a work request",
             BindingKind::Io => "direct I/O in flight",
             BindingKind::Umem => "an AF_XDP umem",
             BindingKind::Ring => "an io_uring with fixed buffers",
@@ -86,6 +89,8 @@ pub enum Param {
     Process,
     /// A size in bytes: `0`, `4KiB`.
     Size,
+    /// As [`Param::Size`], of bytes that are moved: at most [`DATA_MAX`] of them.
+    Length,
     /// Two sizes: offset and length; the length may be `inf`.
     Range,
     /// As [`Param::Range`], of bytes that are moved: at most [`DATA_MAX`] of them.
@@ -324,6 +329,22 @@ impl Argument for Span {
     }
 }
 
+/// A number of bytes that an operation moves: at most [`DATA_MAX`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DataLength(pub u64);
+
+impl Argument for DataLength {
+    const PARAM: Param = Param::Length;
+
+    fn from_arg(arg: &Arg) -> Option<DataLength> {
+        u64::from_arg(arg).filter(|len| *len <= DATA_MAX).map(DataLength)
+    }
+
+    fn to_arg(&self) -> Arg {
+        Arg::Number(self.0)
+    }
+}
+
 impl Argument for u64 {
     const PARAM: Param = Param::Number;
 
@@ -456,6 +477,13 @@ choices! {
         Global "global" "The bytes are visible to all readers.",
         Persistent "persistent" "The bytes survive a power cut.",
     }
+    /// A state of a queue pair that `modify_qp` moves it to.
+    QpStateName => {
+        ReadyToSend "rts" "IBV_QPS_RTS.",
+        SendQueueDrained "sqd" "IBV_QPS_SQD.",
+        Error "err" "IBV_QPS_ERR.",
+        Reset "reset" "IBV_QPS_RESET.",
+    }
     /// What a block layout is for.
     BlockLayoutAccess => {
         Read "r" "For reading.",
@@ -529,6 +557,22 @@ flags! {
     /// The flags of `defragment`.
     DefragmentFlags {
         polite "It breaks no lease and never waits.",
+    }
+    /// The flags of `prefetch`.
+    PrefetchFlags {
+        write "For accesses that write.",
+    }
+    /// The flags of `alloc_mw`.
+    WindowFlags {
+        type2 "IBV_MW_TYPE_2.",
+    }
+    /// The flags of a binding.
+    BindFlags {
+        same_key "A window of type 2 is given the key that it has.",
+    }
+    /// The flags of `connect`.
+    ConnectFlags {
+        rnr_wait "`rnr_retry` 7: a send waits until the peer has posted a receive.",
     }
     /// The flags of RDMA reads and writes.
     TransferFlags {

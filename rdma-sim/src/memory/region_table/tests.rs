@@ -50,6 +50,14 @@ impl ObjectOwner for TestOwner {
         unreachable!("anonymous memory is never revoked")
     }
 
+    fn begin_removal(&self) {
+        unreachable!("this owner is on no list")
+    }
+
+    fn finish_removal(&self, _kernel: &Arc<Kernel>) {
+        unreachable!("this owner is on no list")
+    }
+
     fn revoke_region(&self, _kernel: &Arc<Kernel>, _key: u32, _holder: &dyn PinHolder) {
         unreachable!("anonymous memory is never revoked")
     }

@@ -15,10 +15,15 @@ mod bindings;
 mod calls;
 mod files;
 mod holders;
+mod posted;
 mod processes;
 mod queries;
+mod queue_pairs;
 mod rdma;
+mod regions;
+mod requests;
 mod threads;
+mod windows;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -274,7 +279,7 @@ impl Machine for Simulation {
         for process in processes_named(op) {
             self.create_actor(&Actor { process, thread: 1 })?;
         }
-        let call = Call::new(op, self)?;
+        let call = Call::new(op, bind, self)?;
         self.returned.remove(actor);
         self.threads.begin(actor, bind.map(str::to_owned), Box::new(move |task| call.run(task)))?;
         self.settle()?;
