@@ -60,7 +60,7 @@ fn clap_arg(parameter: &Parameter) -> clap::Arg {
 fn given(matches: &ArgMatches, parameter: &Parameter) -> Arg {
     let word = || matches.get_one::<String>(parameter.name).cloned();
     let found = match parameter.syntax {
-        Param::Size | Param::Number | Param::Optional(Param::Number) => {
+        Param::Size | Param::Span | Param::Number | Param::Optional(Param::Number) => {
             matches.get_one::<u64>(parameter.name).copied().map(Arg::Number)
         }
         Param::Switch => word().map(|word| Arg::Word(if word == "on" { "on" } else { "off" })),

@@ -41,7 +41,7 @@ fn op(verb: Verb, words: &[&str]) -> Op {
         let number = |word: &str| word.parse::<u64>().unwrap();
         args.push(match parameter.syntax {
             Param::File | Param::Bound(_) | Param::Process => Arg::Name(words.next().unwrap().to_owned()),
-            Param::Size | Param::Number => Arg::Number(number(words.next().unwrap())),
+            Param::Size | Param::Length | Param::Span | Param::Number => Arg::Number(number(words.next().unwrap())),
             Param::Optional(_) if words.peek().is_none() => Arg::Absent,
             Param::Range | Param::Data | Param::Optional(Param::Range) => {
                 Arg::Range(ByteRange { offset: number(words.next().unwrap()), len: number(words.next().unwrap()) })

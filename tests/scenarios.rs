@@ -13,6 +13,12 @@ fn scenario(args: &[&str]) -> Output {
     daxlab().arg("scenario").args(args).output().unwrap()
 }
 
+/// [`GOOD`] with a queue pair and, in line 12, `step` behind it.
+fn connected(step: &str) -> String {
+    let made = "A: m = mmap_anon 4KiB\nA: c = rdma_open\nA: r = reg_mr c m 0 4KiB\nA: q = connect c c\n";
+    format!("{GOOD}{made}A: {step}\n")
+}
+
 /// Runs a scenario of this text under `designs`.
 fn run_text(text: &str, designs: &str, format: &str) -> Output {
     let dir = tempfile::tempdir().unwrap();
@@ -214,6 +220,12 @@ fn a_wrong_script_exits_with_2_and_points() {
         (GOOD.replace("A: unlock f", "A: exit\nA: exit"), "mine.scn:7:1", "A is dead"),
         (GOOD.replace("B: returns", "A: returns"), "mine.scn:7:1", "blocks under no design"),
         (GOOD.replace("64KiB", "65MiB"), "mine.scn:2:11", "does not fit into the volume"),
+        (connected("post_send q 4KiB x"), "mine.scn:12:4", "needs a name"),
+        (connected("w = post_send q 65MiB x"), "mine.scn:12:20", "moves at most 64MiB"),
+        (connected("w = post_fetch_add q r 0 -1"), "mine.scn:12:29", "no whole number"),
+        (connected("modify_qp q rtr"), "mine.scn:12:16", "unknown word `rtr`"),
+        (connected("poll q"), "mine.scn:12:9", "`q` is a queue pair"),
+        (connected("w = post_send q 4KiB x\nA: close w"), "mine.scn:13:10", "`w` is a work request"),
     ];
     for (text, place, what) in cases {
         let run = run_text(&text, "kara", "text");

@@ -295,3 +295,29 @@ fn memory_without_a_file_in_a_pipe() {
     assert_eq!(pages.read(&lab.kernel).err(), Some(Errno::Dead));
     lab.end([]);
 }
+
+/// Pages of a private mapping that lie side by side are one run: a pipe takes as few of the
+/// process's I/O slots as there are runs of the file's pages.
+#[test]
+fn many_pipes_of_a_private_mapping() {
+    let pages = PIPE_MAX / BLOCK;
+    let (lab, [a]) = Lab::cast(preset("mainline"));
+    let f = a.writes_file("data", pages, 0);
+    let va = a.mmap_private(f, 0, PIPE_MAX, true).unwrap();
+    let pipes: Vec<_> = (0..2 * IN_FLIGHT_MAX as u64 / pages).map(|_| a.vmsplice(va, PIPE_MAX).unwrap()).collect();
+    for block in [1, 2, 5] {
+        a.store(va + block * BLOCK, &[0xaa; BLOCK as usize]).unwrap();
+    }
+    // From the middle of a page to the middle of one.
+    let mixed = a.vmsplice(va + BLOCK / 2, 7 * BLOCK).unwrap().read(&lab.kernel).unwrap();
+    let expected = (BLOCK / 2..7 * BLOCK + BLOCK / 2).map(|at| match at / BLOCK {
+        1 | 2 | 5 => 0xaa,
+        block => block as u8,
+    });
+    assert!(mixed.into_iter().eq(expected));
+    for pipe in pipes {
+        let bytes = pipe.read(&lab.kernel).unwrap();
+        assert!(bytes.iter().enumerate().all(|(at, byte)| *byte == (at as u64 / BLOCK) as u8));
+    }
+    lab.end([&a]);
+}

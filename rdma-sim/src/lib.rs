@@ -27,7 +27,7 @@ pub mod verbs;
 
 pub use engine::cq::Cq;
 pub use engine::event::AsyncEvent;
-pub use engine::qp::{Qp, QpConfig};
+pub use engine::qp::{Qp, QpConfig, RnrRetry};
 pub use engine::qp_state::{QpState, QpTransitionError};
 pub use engine::work::{Completion, PostError, ReceiveRequest, WorkRequest};
 pub use memory::access::{AccessFlags, FlushLevel, Sge, WindowAccess};

@@ -46,6 +46,8 @@ pub enum Errno {
     EFBIG,
     /// No space left on the device.
     ENOSPC,
+    /// Too many sends wait for their acknowledgement.
+    ENOBUFS,
     /// Waiting would close a cycle of waits.
     EDEADLK,
     /// The design or the holder does not support this.

@@ -12,7 +12,7 @@ use emulator::sync::Arc;
 use crate::base::numbers::{DescriptionId, Fd, HolderId, Ino, Pid};
 use crate::base::range::BlockRange;
 use crate::deadlock::need::{Awaited, Need};
-use crate::holders::lease_gate::Lease;
+use crate::holders::lease_gate::AdmittingLeases;
 use crate::vfs::fd_holders::FdHolders;
 use crate::vfs::kernel::Kernel;
 use crate::vfs::process::Process;
@@ -99,7 +99,7 @@ pub struct Holder {
     /// has released them. It is on the list [`notify_only`](super::list::notify_only).
     pub(crate) notify_only: bool,
     /// The leases that admitted it; it counts in the gate of each.
-    pub(crate) leases: Vec<Arc<Lease>>,
+    pub(crate) leases: Arc<AdmittingLeases>,
     /// The open file that it keeps open, and with it that file's leases: a region where the design
     /// says so (`mr_holds_lease`), under any gate; a guest's export always.
     pub(crate) holds_file: Option<DescriptionId>,

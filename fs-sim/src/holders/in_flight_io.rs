@@ -1,21 +1,25 @@
-//! Short-term pins that outlive a system call: direct I/O between submission and completion, and
-//! pages that wait in a pipe.
+//! Short-term pins that outlive a system call: direct I/O between submission and completion, its
+//! buffers, pages that wait in a pipe, and pages of a zero-copy send.
 //!
 //! It owns the record of each and the answer to which process can end it. Invariants: a record's
 //! pins are dropped exactly once, by completion or by its process's exit; a request is listed until
-//! its pins are gone; pages in a pipe keep neither the mapping nor the open file through which they
-//! were found. Kernel counterpart: `struct aio_kiocb` (fs/aio.c), `struct pipe_buffer`
-//! (fs/splice.c).
+//! its pins are gone; pages held by address (buffers, pipes, sends) keep neither the mapping nor
+//! the open file through which they were found. Kernel counterpart: `struct aio_kiocb` (fs/aio.c),
+//! `struct pipe_buffer` (fs/splice.c), `struct ubuf_info` (include/linux/skbuff.h).
 
 use emulator::pin::PageRange;
+use emulator::runtime::clock::Nanos;
 use emulator::sync::{Arc, Mutex};
+use emulator::wait::WaitQueue;
 
+use crate::base::errno::Errno;
 use crate::base::numbers::{Ino, Pid};
 use crate::base::range::BlockRange;
 use crate::deadlock::need::{Awaited, Need};
 use crate::holders::holder::meets;
 use crate::holders::list::pin_holders;
 use crate::holders::short_pins::ShortPins;
+use crate::vfs::anon::AnonMemory;
 use crate::vfs::attachments::{Attachment, Slot};
 use crate::vfs::fd_holders::FdHolders;
 use crate::vfs::inode::Inode;
@@ -31,38 +35,116 @@ pub enum Transfer {
     Write(u8),
 }
 
-/// One submitted request, or a run of pages in a pipe.
+/// What pages are held for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HeldFor {
+    /// Direct I/O of the file itself.
+    DirectIo,
+    /// They are the buffer of direct I/O of another file or of a disk.
+    Buffer,
+    /// They are in a pipe.
+    Pipe,
+    /// They are being sent without a copy.
+    Send,
+}
+
+/// A run of bytes that a request holds.
+#[derive(Debug)]
+pub(crate) struct Run {
+    pub(crate) place: Place,
+    /// How many bytes.
+    pub(crate) len: u64,
+}
+
+/// Where the bytes of a run are.
+#[derive(Debug)]
+pub(crate) enum Place {
+    /// In pinned pages of a file, which can be evicted meanwhile; `offset` counts in the file.
+    File { inode: Arc<Inode>, pins: ShortPins, offset: u64, held_for: HeldFor },
+    /// In memory that belongs to no file.
+    Memory { memory: Arc<AnonMemory>, offset: u64 },
+}
+
+/// One end of a transfer.
+#[derive(Debug)]
+pub(crate) enum TransferEnd {
+    /// The buffer that completion is given.
+    Caller,
+    /// This byte, repeated.
+    Constant(u8),
+    /// These bytes.
+    Runs(Vec<Run>),
+    /// It was carried out when the request was submitted.
+    Done,
+}
+
+/// One submitted request, the pages in a pipe, or those of a send.
 #[derive(Debug)]
 pub(crate) struct InFlightRequest {
     pub(crate) id: u64,
-    /// The open file, which direct I/O keeps open. `None`: pages in a pipe, which keep no file
-    /// open.
+    /// The open file of direct I/O, which keeps it open. `None`: pages in a pipe or of a send.
     pub(crate) description: Option<Arc<Description>>,
-    /// The file whose pages these were when they were pinned. It may be evicted meanwhile.
-    pub(crate) inode: Arc<Inode>,
-    /// `None`: a write that was carried out when it was submitted.
-    pub(crate) pins: Option<ShortPins>,
-    pub(crate) offset: u64,
+    pub(crate) from: TransferEnd,
+    pub(crate) to: TransferEnd,
     /// How many bytes are transferred.
     pub(crate) len: u64,
-    pub(crate) transfer: Transfer,
+    /// When it ends by itself. `None`: a task ends it.
+    pub(crate) due: Option<Nanos>,
 }
 
-/// A request on the list of its process.
+impl InFlightRequest {
+    /// The runs of both ends.
+    pub(crate) fn runs(&self) -> impl Iterator<Item = &Run> {
+        [&self.from, &self.to].into_iter().flat_map(|end| match end {
+            TransferEnd::Runs(runs) => &runs[..],
+            TransferEnd::Caller | TransferEnd::Constant(_) | TransferEnd::Done => &[],
+        })
+    }
+}
+
+/// Pages of one file that a listed request holds.
+#[derive(Debug)]
+struct HeldPages {
+    ino: Ino,
+    pages: Vec<PageRange>,
+    /// The file blocks.
+    range: BlockRange,
+    held_for: HeldFor,
+}
+
+/// A request on a list.
 #[derive(Debug)]
 struct Listed {
     id: u64,
-    ino: Ino,
-    /// The pages that it pins.
-    pages: Vec<PageRange>,
-    /// The file blocks that are transferred.
-    range: BlockRange,
+    /// The process that submitted it. It may be gone.
+    pid: Pid,
+    held: Vec<HeldPages>,
     fd_holders: Option<Arc<FdHolders>>,
+    due: Option<Nanos>,
+    outcome: Arc<IoOutcome>,
     /// `None`: a task is completing it.
     request: Option<InFlightRequest>,
 }
 
-/// The direct I/O that a process has submitted and not completed, and its pages in pipes.
+/// The outcome of a request that ends by itself, for the task that asks for it.
+#[derive(Debug, Default)]
+pub(crate) struct IoOutcome {
+    bytes: Mutex<Option<Result<usize, Errno>>>,
+    pub(crate) known: WaitQueue,
+}
+
+impl IoOutcome {
+    pub(crate) fn get(&self) -> Option<Result<usize, Errno>> {
+        *self.bytes.lock()
+    }
+
+    pub(crate) fn set(&self, outcome: Result<usize, Errno>) {
+        *self.bytes.lock() = Some(outcome);
+        self.known.wake_all();
+    }
+}
+
+/// Requests in flight: those of a process, or those that no process ends.
 #[derive(Debug, Default)]
 pub(crate) struct InFlightRequests(Mutex<Vec<Listed>>);
 
@@ -70,23 +152,48 @@ impl Attachment for InFlightRequests {
     const SLOT: Slot = Slot::InFlightIo;
 }
 
+/// Of the kernel: requests that no process ends. Sends end when the peer acknowledges them; I/O of
+/// a disk with a delay that outlives its process ends when its time comes.
+#[derive(Debug, Default)]
+struct OwnerlessRequests(InFlightRequests);
+
+impl Attachment for OwnerlessRequests {
+    const SLOT: Slot = Slot::OwnerlessIo;
+}
+
+/// The requests that no process ends.
+pub(crate) fn ownerless(kernel: &Kernel) -> &InFlightRequests {
+    &kernel.attached::<OwnerlessRequests>().0
+}
+
 impl InFlightRequests {
     pub(crate) fn len(&self) -> usize {
         self.0.lock().len()
     }
 
-    /// Lists a request.
-    pub(crate) fn add(&self, request: InFlightRequest) {
-        let pinned = request.pins.iter().flat_map(|pins| &pins.pins);
+    /// Lists a request of process `pid`.
+    pub(crate) fn add(&self, pid: Pid, request: InFlightRequest) -> Arc<IoOutcome> {
+        let held = |run: &Run| match &run.place {
+            Place::File { inode, pins, offset, held_for } => Some(HeldPages {
+                ino: inode.ino(),
+                pages: pins.pins.iter().map(|pin| pin.range()).collect(),
+                range: BlockRange::of_bytes(*offset, run.len),
+                held_for: *held_for,
+            }),
+            Place::Memory { .. } => None,
+        };
+        let outcome = Arc::default();
         let listed = Listed {
             id: request.id,
-            ino: request.inode.ino(),
-            pages: pinned.map(|pin| pin.range()).collect(),
-            range: BlockRange::of_bytes(request.offset, request.len),
+            pid,
+            held: request.runs().filter_map(held).collect(),
             fd_holders: request.description.as_ref().map(|description| Arc::clone(description.fd_holders())),
+            due: request.due,
+            outcome: Arc::clone(&outcome),
             request: Some(request),
         };
         self.0.lock().push(listed);
+        outcome
     }
 
     /// Takes a request, to complete it: it stays listed until [`InFlightRequests::remove`]. `None`
@@ -95,14 +202,48 @@ impl InFlightRequests {
         self.0.lock().iter_mut().find(|listed| listed.id == id)?.request.take()
     }
 
-    /// Takes one that no task has taken, at the process's exit.
+    /// Takes one that no task has taken, and that does not end by itself.
     pub(crate) fn take_any(&self) -> Option<InFlightRequest> {
-        self.0.lock().iter_mut().find_map(|listed| listed.request.take())
+        self.0.lock().iter_mut().filter(|listed| listed.due.is_none()).find_map(|listed| listed.request.take())
+    }
+
+    /// Takes the one that was due first, `now` at the latest, and says where its outcome goes.
+    pub(crate) fn take_due(&self, now: Nanos) -> Option<(InFlightRequest, Arc<IoOutcome>)> {
+        let mut all = self.0.lock();
+        let due = all.iter_mut().filter(|listed| listed.due.is_some_and(|due| due <= now) && listed.request.is_some());
+        let first = due.min_by_key(|listed| (listed.due, listed.id))?;
+        Some((first.request.take()?, Arc::clone(&first.outcome)))
+    }
+
+    /// When the next one ends by itself.
+    pub(crate) fn next_due(&self) -> Option<Nanos> {
+        self.0.lock().iter().filter(|listed| listed.request.is_some()).filter_map(|listed| listed.due).min()
+    }
+
+    /// Hands those that end by themselves to `heir`.
+    pub(crate) fn hand_over_delayed(&self, heir: &InFlightRequests) {
+        let delayed: Vec<Listed> = self.0.lock().extract_if(.., |listed| listed.due.is_some()).collect();
+        heir.0.lock().extend(delayed);
     }
 
     /// Takes a request off the list: its pins are gone.
     pub(crate) fn remove(&self, id: u64) {
         self.0.lock().retain(|listed| listed.id != id);
+    }
+
+    fn pinning(&self, pages: &[PageRange], found: &mut Vec<SeenIo>) {
+        let in_flight = self.0.lock();
+        for listed in &*in_flight {
+            let pinning = listed.held.iter().filter(|held| held.pages.iter().any(|range| meets(*range, pages)));
+            found.extend(pinning.map(|held| SeenIo {
+                pid: listed.pid,
+                ino: held.ino,
+                range: held.range,
+                held_for: held.held_for,
+                fd_holders: listed.fd_holders.clone(),
+                ends_by_itself: listed.request.is_none() || listed.due.is_some() || held.held_for == HeldFor::Send,
+            }));
+        }
     }
 }
 
@@ -147,45 +288,42 @@ pub(crate) fn io_ended(kernel: &Kernel) {
     }
 }
 
-/// Direct I/O in flight, or pages in a pipe, as other tasks see them.
+/// A request in flight, as other tasks see it.
 pub(crate) struct SeenIo {
-    /// The process that submitted the I/O or has the pipe: only this process can end it.
+    /// The process that submitted it: only this process can end it, unless it ends by itself.
     pub(crate) pid: Pid,
     pub(crate) ino: Ino,
-    /// The file blocks that are transferred.
+    /// The file blocks that are held.
     pub(crate) range: BlockRange,
-    /// The holders of the open file. `None`: pages in a pipe, which refer to no open file.
+    pub(crate) held_for: HeldFor,
+    /// The holders of the open file of direct I/O.
     pub(crate) fd_holders: Option<Arc<FdHolders>>,
-    /// A task is completing it: it ends by itself.
-    pub(crate) completes: bool,
+    /// A task is completing it, its time comes, or its peer acknowledges it.
+    pub(crate) ends_by_itself: bool,
 }
 
 impl SeenIo {
     /// Its completion, by its process. `None`: it ends by itself.
     pub(crate) fn awaited(&self) -> Option<Awaited> {
-        (!self.completes).then(|| Need::any_of(vec![self.pid]).into())
+        (!self.ends_by_itself).then(|| Need::any_of(vec![self.pid]).into())
     }
 
     /// Whether only `pid` could end it.
     pub(crate) fn is_up_to(&self, pid: Pid) -> bool {
-        self.pid == pid && !self.completes
+        self.pid == pid && !self.ends_by_itself
     }
 }
 
-/// The I/O in flight and the pages in pipes that pin any of `pages` (sorted and disjoint), ordered
-/// by process.
+/// The requests in flight that pin any of `pages` (sorted and disjoint), ordered by process; those
+/// that no process ends come last.
 pub(crate) fn io_on(kernel: &Kernel, pages: &[PageRange]) -> Vec<SeenIo> {
     let mut found = Vec::new();
     if pages.is_empty() {
         return found;
     }
-    for (pid, process) in kernel.processes.snapshot() {
-        let in_flight = process.attached::<InFlightRequests>().0.lock();
-        let pinning = in_flight.iter().filter(|listed| listed.pages.iter().any(|range| meets(*range, pages)));
-        found.extend(pinning.map(|listed| {
-            let (ino, range, completes) = (listed.ino, listed.range, listed.request.is_none());
-            SeenIo { pid, ino, range, fd_holders: listed.fd_holders.clone(), completes }
-        }));
+    for (_, process) in kernel.processes.snapshot() {
+        process.attached::<InFlightRequests>().pinning(pages, &mut found);
     }
+    ownerless(kernel).pinning(pages, &mut found);
     found
 }

@@ -83,8 +83,14 @@ impl Holders {
 
     /// The holders that `lease` admitted.
     pub(crate) fn under_lease(&self, lease: &Arc<Lease>) -> Vec<Arc<Holder>> {
+        self.under_leases(std::slice::from_ref(lease))
+    }
+
+    /// The holders that any of `leases` admitted, each once.
+    pub(crate) fn under_leases(&self, leases: &[Arc<Lease>]) -> Vec<Arc<Holder>> {
         let list = self.list.lock();
-        list.values().filter(|holder| holder.leases.iter().any(|held| Arc::ptr_eq(held, lease))).cloned().collect()
+        let under = |holder: &&Arc<Holder>| leases.iter().any(|lease| holder.leases.contains(lease));
+        list.values().filter(under).cloned().collect()
     }
 
     pub(crate) fn is_empty(&self) -> bool {

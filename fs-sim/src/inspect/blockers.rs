@@ -25,8 +25,7 @@ use crate::design::ChangeRule;
 use crate::extent_map::lookup::{mapped, pages_of};
 use crate::holders::block_layout::{BlockLayout, BlockLayouts};
 use crate::holders::holder::Holder;
-use crate::holders::in_flight_io::{SeenIo, io_on};
-use crate::holders::lease_gate::Lease;
+use crate::holders::in_flight_io::{HeldFor, SeenIo, io_on};
 use crate::holders::list::{notify_only, pin_holders};
 use crate::layout_change::busy::busy_pages_of;
 use crate::leases::layout::break_layouts::{LeaseVerdict, judge, others_write};
@@ -167,6 +166,17 @@ pub enum Cause {
     /// Pages in a pipe (`vmsplice`), pinned short-term.
     PipePages {
         /// The process that has the pipe.
+        process: u32,
+    },
+    /// The buffer of direct I/O of another file or of a disk, pinned short-term.
+    IoBuffer {
+        /// The process that submitted the I/O.
+        process: u32,
+    },
+    /// Pages that are being sent without a copy, pinned short-term until the peer acknowledges
+    /// them.
+    SentPages {
+        /// The process that sent them.
         process: u32,
     },
     /// The layout of a block-layout client.
@@ -375,7 +385,7 @@ fn lease_blocker(
     effect: Effect,
 ) -> Blocker {
     let under = |holder: &&Arc<Holder>| {
-        let through = holder.leases.iter().any(|held| Arc::ptr_eq(held, &entry.lease));
+        let through = holder.leases.contains(&entry.lease);
         through || holder.holds_file == Some(entry.file)
     };
     let pins: Vec<&Arc<Holder>> = holders.iter().filter(under).collect();
@@ -422,7 +432,7 @@ fn pin_blocker(kernel: &Kernel, inode: &Inode, holder: &Arc<Holder>, effect: Eff
         registrant: holder.pid.0,
         context: info.context,
         region: info.region,
-        leases: holder.leases.iter().map(|lease: &Arc<Lease>| lease.id.0).collect(),
+        leases: holder.leases.all().iter().map(|lease| lease.id.0).collect(),
         guest: info.guest,
         told: holder.notify_only,
     };
@@ -442,15 +452,19 @@ fn layout_blocker(kernel: &Kernel, inode: &Inode, layout: &BlockLayout) -> Block
 }
 
 fn io_blocker(kernel: &Kernel, io: &SeenIo) -> Blocker {
-    let cause = match io.fd_holders {
-        Some(_) => Cause::DirectIo { process: io.pid.0 },
-        None => Cause::PipePages { process: io.pid.0 },
+    let process = io.pid.0;
+    let cause = match io.held_for {
+        HeldFor::DirectIo => Cause::DirectIo { process },
+        HeldFor::Buffer => Cause::IoBuffer { process },
+        HeldFor::Pipe => Cause::PipePages { process },
+        HeldFor::Send => Cause::SentPages { process },
     };
     let effect = if kernel.ignores_pins() { Effect::Ignored } else { Effect::WaitedFor };
     // Another process that has the file open can't complete it.
     let process = kernel.processes.get(io.pid);
     let fd = io.fd_holders.as_ref().and_then(|fd_holders| process?.fd_of(fd_holders));
-    let releasers = vec![Releaser { pid: io.pid.0, fd: fd.map(|fd| fd.0) }];
+    let releaser = Releaser { pid: io.pid.0, fd: fd.map(|fd| fd.0) };
+    let releasers = if io.ends_by_itself { Vec::new() } else { vec![releaser] };
     Blocker { cause, ino: io.ino.0, range: io.range.into(), effect, deadline_ns: None, releasers, queued: 0 }
 }
 
@@ -506,6 +520,8 @@ impl fmt::Display for Blocker {
             }
             Cause::DirectIo { process } => write!(f, "direct I/O in flight of process {process}")?,
             Cause::PipePages { process } => write!(f, "pages in a pipe of process {process}")?,
+            Cause::IoBuffer { process } => write!(f, "the buffer of direct I/O of process {process}")?,
+            Cause::SentPages { process } => write!(f, "pages in a zero-copy send of process {process}")?,
             Cause::BlockLayout { client, recalled } => {
                 write!(f, "{}block layout of client {client}", if *recalled { "recalled " } else { "" })?;
             }

@@ -164,7 +164,7 @@ fn blocked_behind_closed_pages(
         work.turn.set_draining(work.concerns_clients());
     }
     let mut io = io_on(task.kernel(), &pages_closed_by(closed));
-    io.retain(|io| !io.completes);
+    io.retain(|io| !io.ends_by_itself);
     let mut pids: Vec<Pid> = io.iter().map(|io| io.pid).collect();
     pids.dedup();
     if pids.contains(&task.pid()) && task.is_alone() {

@@ -4,12 +4,15 @@
 //! one change are published and committed under both map locks. Kernel counterpart: the
 //! transaction of `xfs_reflink_remap_extent`.
 
+use std::collections::BTreeSet;
+
 use emulator::ledger::Ownership;
 use emulator::pin::PageRange;
 use emulator::race_point;
 use emulator::sync::atomic::Ordering;
 
 use crate::base::errno::Errno;
+use crate::base::numbers::Pid;
 use crate::base::page_sets::{BlockSupply, without};
 use crate::extent_map::Layout;
 use crate::layout_change::closed_pages::ClearedPages;
@@ -89,9 +92,22 @@ pub(crate) fn publish_change(
 }
 
 /// The file has become shorter: private mappings lose the copies of the pages that it has lost.
+///
+/// A process that is forked meanwhile may copy its parent's pages before the parent is visited. It
+/// is listed before that, with a higher number than its parent's, and keeps its own lock until it
+/// has the pages: where it is missing in one list of processes, the next list has it. So the visits
+/// start again, parents first, until a list has no process that is new.
 fn take_private_copies(kernel: &Kernel, inode: &Inode) {
     let size = inode.layout(Layout::size);
-    for (_, process) in kernel.processes.snapshot() {
-        process.mm.lock().truncated(inode, size);
+    let mut visited: BTreeSet<Pid> = BTreeSet::new();
+    loop {
+        let processes = kernel.processes.snapshot();
+        if processes.iter().all(|(pid, _)| visited.contains(pid)) {
+            return;
+        }
+        for (pid, process) in processes {
+            process.mm.lock().truncated(inode, size);
+            visited.insert(pid);
+        }
     }
 }

@@ -1,22 +1,67 @@
-//! The end of a direct I/O request, or of pages in a pipe: the transfer, and the drop of the pins.
+//! The end of a request in flight: the transfer, and the drop of the pins.
 //!
-//! It owns that step, for completion and for a process's exit. Invariants: the pins are dropped
-//! exactly once; the request is on its process's list until they are gone. Kernel counterpart: `aio_complete` (fs/aio.c), `pipe_buf_release`
-//! (include/linux/pipe_fs_i.h).
+//! It owns that step, for completion, for I/O whose time has come, and for a process's exit.
+//! Invariants: the pins are dropped exactly once; the request is on its list until they are gone.
+//! Kernel counterpart: `aio_complete` (fs/aio.c), `pipe_buf_release`
+//! (include/linux/pipe_fs_i.h), `msg_zerocopy_complete` (net/core/skbuff.c).
 
+use emulator::runtime::clock::Nanos;
 use emulator::sync::Arc;
 
 use crate::base::errno::Errno;
-use crate::holders::in_flight_io::{InFlightRequest, InFlightRequests, Transfer, io_ended};
+use crate::holders::in_flight_io::{InFlightRequest, InFlightRequests, Place, Run, TransferEnd, io_ended, ownerless};
 use crate::pinning::dma::{read_short, write_short};
 use crate::pinning::gup::unpin_short;
 use crate::vfs::kernel::Kernel;
 use crate::vfs::open_file::Deferred;
 use crate::vfs::process::Process;
 
+impl Run {
+    fn read(&self, kernel: &Kernel, into: &mut [u8]) -> Result<(), Errno> {
+        match &self.place {
+            Place::File { inode, pins, offset, .. } => read_short(kernel, inode, pins, *offset, into),
+            Place::Memory { memory, offset } => memory.read(*offset, into),
+        }
+    }
+
+    fn write(&self, kernel: &Kernel, from: &[u8]) -> Result<(), Errno> {
+        match &self.place {
+            Place::File { inode, pins, offset, .. } => write_short(kernel, inode, pins, *offset, from),
+            Place::Memory { memory, offset } => memory.write(*offset, from),
+        }
+    }
+
+    /// Drops its pins.
+    pub(crate) fn release(self, kernel: &Arc<Kernel>) {
+        if let Place::File { pins, .. } = self.place {
+            unpin_short(kernel, pins);
+        }
+    }
+}
+
+/// Copies `runs` out, one after the other.
+pub(crate) fn read_runs(kernel: &Kernel, runs: &[Run], bytes: &mut [u8]) -> Result<(), Errno> {
+    let mut at = 0;
+    runs.iter().try_for_each(|run| {
+        let here = at..(at + run.len as usize).min(bytes.len());
+        at = here.end;
+        run.read(kernel, &mut bytes[here])
+    })
+}
+
+/// Copies `bytes` into `runs`, one after the other.
+fn write_runs(kernel: &Kernel, runs: &[Run], bytes: &[u8]) -> Result<(), Errno> {
+    let mut at = 0;
+    runs.iter().try_for_each(|run| {
+        let here = at..(at + run.len as usize).min(bytes.len());
+        at = here.end;
+        run.write(kernel, &bytes[here])
+    })
+}
+
 impl InFlightRequest {
-    /// Transfers, unpins, takes it off the list, drops the reference on the open file if there is
-    /// one. Without a buffer (its process has exited) a read transfers nothing.
+    /// Transfers, unpins, takes it off `list`, drops the reference on the open file if there is
+    /// one. Without a buffer (its process has exited) what would go there is lost.
     pub(crate) fn finish(
         self,
         kernel: &Arc<Kernel>,
@@ -24,20 +69,13 @@ impl InFlightRequest {
         into: Option<&mut [u8]>,
         deferred: &mut Deferred,
     ) -> Result<usize, Errno> {
+        let result = self.transfer(kernel, into);
         let len = self.len as usize;
-        let mut result = Ok(());
-        let pinned = self.pins.is_some();
-        if let Some(pins) = self.pins {
-            let inode = &self.inode;
-            result = match (self.transfer, into) {
-                (Transfer::Write(byte), _) => write_short(kernel, inode, &pins, self.offset, &vec![byte; len]),
-                (Transfer::Read, Some(into)) if into.len() >= len => {
-                    read_short(kernel, inode, &pins, self.offset, &mut into[..len])
-                }
-                (Transfer::Read, Some(_)) => Err(Errno::EFAULT),
-                (Transfer::Read, None) => Ok(()),
-            };
-            unpin_short(kernel, pins);
+        let mut pinned = false;
+        for end in [self.from, self.to] {
+            let TransferEnd::Runs(runs) = end else { continue };
+            pinned = pinned || !runs.is_empty();
+            runs.into_iter().for_each(|run| run.release(kernel));
         }
         list.remove(self.id);
         if pinned {
@@ -48,13 +86,67 @@ impl InFlightRequest {
         }
         result.map(|()| len)
     }
+
+    fn transfer(&self, kernel: &Kernel, into: Option<&mut [u8]>) -> Result<(), Errno> {
+        let len = self.len as usize;
+        match (&self.from, &self.to, into) {
+            (TransferEnd::Runs(from), TransferEnd::Caller, Some(into)) if into.len() >= len => {
+                read_runs(kernel, from, &mut into[..len])
+            }
+            (_, TransferEnd::Caller, Some(_)) => Err(Errno::EFAULT),
+            (TransferEnd::Runs(from), TransferEnd::Runs(to), _) => {
+                let mut bytes = vec![0; len];
+                read_runs(kernel, from, &mut bytes).and_then(|()| write_runs(kernel, to, &bytes))
+            }
+            (TransferEnd::Constant(byte), TransferEnd::Runs(to), _) => write_runs(kernel, to, &vec![*byte; len]),
+            _ => Ok(()),
+        }
+    }
 }
 
-/// Ends all I/O in flight and all pages in pipes of a process that is at its end: no buffer is left
-/// to copy a read into, and no caller to report an error to.
+/// Ends the I/O in flight and the pages in pipes of a process that is at its end: no buffer is left
+/// to copy a read into, and no caller to report an error to. I/O that ends by itself goes on.
 pub(crate) fn end_io_in_flight(kernel: &Arc<Kernel>, process: &Process, deferred: &mut Deferred) {
     let in_flight = process.attached::<InFlightRequests>();
+    in_flight.hand_over_delayed(ownerless(kernel));
     while let Some(request) = in_flight.take_any() {
         let _unreported = request.finish(kernel, in_flight, None, deferred);
+    }
+}
+
+impl Kernel {
+    /// When the next I/O of a disk with a delay ends.
+    pub fn next_io_due(&self) -> Option<Nanos> {
+        let of_processes = self.processes.snapshot();
+        let lists = of_processes.iter().map(|(_, process)| process.attached::<InFlightRequests>());
+        lists.chain([ownerless(self)]).filter_map(InFlightRequests::next_due).min()
+    }
+
+    /// Ends the I/O of disks with a delay whose time has come, in the order of their times. The
+    /// owner of the clock calls it, at each of the times that [`Kernel::next_io_due`] names.
+    pub fn complete_due_io(self: &Arc<Self>) {
+        let now = self.world.now();
+        let of_processes = self.processes.snapshot();
+        let mut deferred = Deferred::default();
+        for list in of_processes.iter().map(|(_, process)| process.attached()).chain([ownerless(self)]) {
+            while let Some((request, outcome)) = list.take_due(now) {
+                outcome.set(request.finish(self, list, None, &mut deferred));
+            }
+        }
+        self.run_deferred(deferred);
+    }
+
+    /// Ends what no process ends: sends that no peer has acknowledged, I/O that outlives its
+    /// process. For the end of a run: it stands for switching the machine off.
+    pub fn end_ownerless_io(self: &Arc<Self>) {
+        let mut deferred = Deferred::default();
+        let list = ownerless(self);
+        while let Some((request, _)) = list.take_due(Nanos(u64::MAX)) {
+            let _unreported = request.finish(self, list, None, &mut deferred);
+        }
+        while let Some(request) = list.take_any() {
+            let _unreported = request.finish(self, list, None, &mut deferred);
+        }
+        self.run_deferred(deferred);
     }
 }

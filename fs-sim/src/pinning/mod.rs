@@ -10,12 +10,14 @@
 
 pub mod admission;
 pub mod af_xdp;
+pub mod anon_range;
 pub(crate) mod block_layout;
 pub(crate) mod direct_io;
 pub mod dma;
 pub mod fixed_buffers;
 pub mod guest_export;
 pub(crate) mod gup;
+pub(crate) mod held_memory;
 pub(crate) mod locked_memory;
 pub mod on_demand;
 pub(crate) mod registered_memory;

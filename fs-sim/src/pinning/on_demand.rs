@@ -28,9 +28,9 @@ use crate::layout_change::changes::allocate::{AllocationCause, clean_unwritten, 
 use crate::pinning::dma::{AccessSubject, atomic_at, persist_pages, read_short, write_short};
 use crate::pinning::gup::{pin_short, pin_translated, unpin_short};
 use crate::pinning::registration::PinRequest;
+use crate::vfs::address_space::Backing;
 use crate::vfs::inode::Inode;
 use crate::vfs::kernel::Kernel;
-use crate::vfs::mapped_target::MappedTarget;
 use crate::vfs::open_file::Deferred;
 use crate::vfs::process::Process;
 
@@ -203,9 +203,9 @@ impl OnDemand {
         let target = self.process.target(va, len, intent == AccessIntent::Store).map_err(|_| Errno::EFAULT)?;
         let writable = self.process.maps_writable(va, len);
         let (description, at) = match target {
-            MappedTarget::File { description, offset } => (description, offset),
+            Backing::File { description, offset } => (description, offset),
             // The address was mapped anew. Neither is registered on demand.
-            other @ (MappedTarget::Private { .. } | MappedTarget::Anon { .. }) => {
+            other @ (Backing::Private { .. } | Backing::Anon { .. }) => {
                 let mut deferred = Deferred::default();
                 other.put(&mut deferred);
                 kernel.run_deferred(deferred);

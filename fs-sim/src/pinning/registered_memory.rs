@@ -63,7 +63,7 @@ impl RegisteredMemory {
             inside.and_then(|()| match registration {
                 Registration::Pinned(pinned) => pinned.dma_read(kernel, offset, into),
                 Registration::OnDemand(range) => range.dma_read(kernel, offset, into),
-                Registration::Anonymous { memory, offset: start } => memory.read(start.saturating_add(offset), into),
+                Registration::Anonymous(range) => range.read(offset, into),
             })
         })
     }
@@ -75,7 +75,7 @@ impl RegisteredMemory {
             inside.and_then(|()| match registration {
                 Registration::Pinned(pinned) => pinned.dma_write(kernel, offset, from),
                 Registration::OnDemand(range) => range.dma_write(kernel, offset, from),
-                Registration::Anonymous { memory, offset: start } => memory.write(start.saturating_add(offset), from),
+                Registration::Anonymous(range) => range.write(offset, from),
             })
         })
     }

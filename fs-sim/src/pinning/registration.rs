@@ -19,17 +19,17 @@ use crate::design::PinGate;
 use crate::extent_map::lookup::{pages_of, pieces_in};
 use crate::extent_map::{Extent, ExtentState, Piece};
 use crate::holders::holder::{Holder, PinHolder, RevokeReason, revoke_holder};
-use crate::holders::lease_gate::Lease;
+use crate::holders::lease_gate::AdmittingLeases;
 use crate::holders::list::list_of;
 use crate::layout_change::changes::allocate::{AllocationCause, clean_unwritten, fault_in};
 use crate::leases::layout::breaking::revoke_if_lease_lost;
 use crate::leases::layout::table::{LeaseTable, PinRequirement};
 use crate::leases::layout::unlock::gate_emptied;
 use crate::pinning::admission::{Admission, LongTermUser, admission};
+use crate::pinning::anon_range::AnonRange;
 use crate::pinning::gup::{pin_long, unpin_all};
 use crate::pinning::locked_memory::{charge_locked_memory, uncharge_locked_memory};
 use crate::pinning::on_demand::OnDemand;
-use crate::vfs::anon::AnonMemory;
 use crate::vfs::inode::Inode;
 use crate::vfs::kernel::Kernel;
 use crate::vfs::open_file::{Deferred, Description};
@@ -58,12 +58,7 @@ pub enum Registration {
     /// invalidate.
     OnDemand(OnDemand),
     /// Anonymous memory, which no truncate reaches.
-    Anonymous {
-        /// The memory.
-        memory: Arc<AnonMemory>,
-        /// Byte offset in it.
-        offset: u64,
-    },
+    Anonymous(AnonRange),
 }
 
 /// Pages of a file as a device holds them: pinned, or, for a guest that can be unmapped, only
@@ -86,7 +81,7 @@ pub struct Pinned {
 struct HolderDraft {
     range: BlockRange,
     pages: Arc<[PageRange]>,
-    leases: Vec<Arc<Lease>>,
+    leases: Arc<AdmittingLeases>,
     holds_file: Option<DescriptionId>,
     notify_only: bool,
 }
@@ -120,7 +115,7 @@ pub(crate) fn register_file(
         return Err(Errno::EAGAIN);
     }
     let leases = match required {
-        None => Vec::new(),
+        None => AdmittingLeases::new(range, Vec::new()),
         Some(required) => LeaseTable::of(inode).enter_gates(kernel.axes.lease_rules, task.pid(), range, required)?,
     };
     let pages = range.len();
@@ -150,6 +145,7 @@ pub(crate) fn register_file(
             }))
         }
         Err(errno) => {
+            LeaseTable::of(inode).entry_over(&leases);
             leave_gates(kernel, inode, &leases);
             Err(errno)
         }
@@ -172,6 +168,7 @@ fn commit_holder(task: &Task, inode: &Arc<Inode>, draft: HolderDraft, object: Ar
         object,
     });
     list_of(inode, &holder).commit(Arc::clone(&holder));
+    LeaseTable::of(inode).entry_over(&holder.leases);
     kernel.trace(if notify_only { "mapped" } else { "pinned" }, id.0, inode.ino().0, holder.pages.first().copied());
     // A change that has closed its pages and met these pins before they were listed must judge
     // again.
@@ -216,7 +213,8 @@ fn register_notify_only(
         });
         let Some(pages) = pages else { continue };
         race_point!("gup: map read, not listed");
-        let draft = HolderDraft { range, pages: pages.into(), leases: Vec::new(), holds_file: None, notify_only: true };
+        let leases = AdmittingLeases::new(range, Vec::new());
+        let draft = HolderDraft { range, pages: pages.into(), leases, holds_file: None, notify_only: true };
         return Ok(Pinned {
             inode: Arc::clone(inode),
             holder: commit_holder(task, inode, draft, object),
@@ -230,10 +228,10 @@ fn register_notify_only(
     }
 }
 
-fn leave_gates(kernel: &Kernel, inode: &Inode, leases: &[Arc<Lease>]) {
-    for lease in leases {
+fn leave_gates(kernel: &Kernel, inode: &Inode, leases: &AdmittingLeases) {
+    for lease in leases.take() {
         if lease.gate.leave() {
-            gate_emptied(kernel, inode, lease);
+            gate_emptied(kernel, inode, &lease);
         }
     }
 }

@@ -18,7 +18,6 @@ use crate::pinning::gup::{pin_short, unpin_short};
 use crate::vfs::address_space::Backing;
 use crate::vfs::anon::AnonMemory;
 use crate::vfs::inode::Inode;
-use crate::vfs::mapped_target::MappedTarget;
 use crate::vfs::open_file::{AccessMode, Deferred, Description};
 use crate::vfs::private_pages::PrivatePages;
 use crate::vfs::task::Task;
@@ -30,12 +29,12 @@ impl Task {
     /// SIGSEGV (nothing mapped there), SIGBUS (beyond the end of the file, or a poisoned page).
     pub fn load(&self, va: u64, into: &mut [u8]) -> Result<(), Errno> {
         through_mapping(self, va, into.len(), false, |target| match target {
-            MappedTarget::Anon { memory, offset } => memory.read(*offset, into),
-            MappedTarget::File { description, offset } => {
+            Backing::Anon { memory, offset } => memory.read(*offset, into),
+            Backing::File { description, offset } => {
                 let (inode, _) = description.file().ok_or(Errno::SIGSEGV)?;
                 load_file(self, inode, *offset, into)
             }
-            MappedTarget::Private { description, pages, offset } => {
+            Backing::Private { description, pages, offset } => {
                 let (inode, _) = description.file().ok_or(Errno::SIGSEGV)?;
                 load_private(self, inode, pages, *offset, into)
             }
@@ -52,8 +51,8 @@ impl Task {
     /// can't be allocated, or it is poisoned).
     pub fn store(&self, va: u64, from: &[u8]) -> Result<(), Errno> {
         through_mapping(self, va, from.len(), true, |target| match target {
-            MappedTarget::Anon { memory, offset } => memory.write(*offset, from),
-            MappedTarget::File { description, offset } => {
+            Backing::Anon { memory, offset } => memory.write(*offset, from),
+            Backing::File { description, offset } => {
                 let (inode, _) = description.file().ok_or(Errno::SIGSEGV)?;
                 let range = BlockRange::of_bytes(*offset, from.len() as u64);
                 loop {
@@ -76,7 +75,7 @@ impl Task {
                     }
                 }
             }
-            MappedTarget::Private { description, pages, offset } => {
+            Backing::Private { description, pages, offset } => {
                 let (inode, _) = description.file().ok_or(Errno::SIGSEGV)?;
                 copy_private(self, inode, pages, *offset, from.len() as u64)?;
                 pages.memory().write(*offset, from)
@@ -133,6 +132,10 @@ impl Task {
                 match copies {
                     Some(copies) => {
                         if let Some((inode, _)) = description.file() {
+                            // ORDERING: SeqCst, before any page of the mapping is copied: a change
+                            // that makes the file shorter and misses this store has published the
+                            // new size before it, and a page is copied only after a look at the
+                            // size. See `publication::publish_change`.
                             inode.mapped_private.store(true, Ordering::SeqCst);
                         }
                         Ok(Backing::Private {
@@ -175,11 +178,16 @@ impl Task {
             // ORDERING: SeqCst, after the mappings are gone and before this call returns: an
             // access that begins later sees it.
             self.process.unmaps.fetch_add(1, Ordering::SeqCst);
+            let mapped_file = mappings.iter().any(|mapping| !matches!(mapping.backing, Backing::Anon { .. }));
             let mut deferred = Deferred::default();
             for mapping in mappings {
                 mapping.put(&mut deferred);
             }
             self.run_deferred(deferred);
+            if mapped_file {
+                // Of an open file without descriptors, a mapping can be all that keeps a lease.
+                self.kernel.helper_gone(self.pid());
+            }
             Ok(())
         })
     }
@@ -298,12 +306,12 @@ fn through_mapping(
     va: u64,
     len: usize,
     write: bool,
-    access: impl FnOnce(&MappedTarget) -> Result<(), Errno>,
+    access: impl FnOnce(&Backing) -> Result<(), Errno>,
 ) -> Result<(), Errno> {
     task.syscall(|| {
         let target = task.process().target(va, len as u64, write).map_err(|_| Errno::SIGSEGV)?;
         let mut result = access(&target);
-        if let MappedTarget::File { .. } = target {
+        if let Backing::File { .. } = target {
             let gone = task.kernel().device_there().is_err();
             result = if gone { Err(Errno::SIGBUS) } else { result };
         }

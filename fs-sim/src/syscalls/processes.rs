@@ -37,8 +37,14 @@ impl Task {
                     description.put(&mut deferred);
                 }
             }
-            let memory = self.process.mm.lock().fork();
-            *child.mm.lock() = memory;
+            {
+                // The child's lock first: a truncate that visits the parent after the copy finds
+                // the child locked until the copy is there, and takes the child's pages too. Lock
+                // order: only `fork` locks two address spaces, the child's before its parent's,
+                // which has the lower number.
+                let mut memory = child.mm.lock();
+                *memory = self.process.mm.lock().fork();
+            }
             child.set_credentials(self.process.credentials());
             let dispositions = self.process.signals.lock().inherit();
             *child.signals.lock() = dispositions;

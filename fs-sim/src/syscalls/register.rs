@@ -9,11 +9,13 @@ use crate::base::errno::Errno;
 use crate::base::units::BLOCK;
 use crate::holders::holder::PinHolder;
 use crate::pinning::admission::{Admission, admission};
+use crate::pinning::anon_range::AnonRange;
 use crate::pinning::locked_memory::may_lock;
 use crate::pinning::on_demand::OnDemand;
 use crate::pinning::registration::{PinRequest, Registration, register_file};
 use crate::syscalls::memory::copy_private;
-use crate::vfs::mapped_target::MappedTarget;
+use crate::vfs::address_space::Backing;
+use crate::vfs::anon::AnonMemory;
 use crate::vfs::open_file::{Deferred, Description};
 use crate::vfs::private_pages::PrivatePages;
 use crate::vfs::task::Task;
@@ -42,8 +44,8 @@ impl Task {
                 Ok(Admission::Pins | Admission::PinsUnder { .. } | Admission::NotifyOnly) => {}
             }
             match self.process().target(request.va, request.len, request.write)? {
-                MappedTarget::Anon { memory, offset } => Ok(Registration::Anonymous { memory, offset }),
-                MappedTarget::File { description, offset } => {
+                Backing::Anon { memory, offset } => Ok(anonymous(memory, offset, request.write)),
+                Backing::File { description, offset } => {
                     // The reference taken with the target covers this call; a region that keeps
                     // its file open takes its own.
                     let registered = register_file(self, request, &description, offset, object);
@@ -52,8 +54,8 @@ impl Task {
                     self.run_deferred(deferred);
                     registered
                 }
-                MappedTarget::Private { description, pages, offset } => {
-                    register_private(self, request.len, description, &pages, offset)
+                Backing::Private { description, pages, offset } => {
+                    register_private(self, &request, description, &pages, offset)
                 }
             }
         })
@@ -71,36 +73,45 @@ impl Task {
 }
 
 /// Long-term access through a private mapping: every page is copied first, also for reading, and
-/// then no page of the file is concerned: no gate, no pin, no charge.
+/// then no page of the file is concerned: no gate, no pin, no charge. The device writes the copies
+/// only if `request` is for writing.
 fn register_private(
     task: &Task,
-    len: u64,
+    request: &PinRequest,
     description: Arc<Description>,
     pages: &Arc<PrivatePages>,
     offset: u64,
 ) -> Result<Registration, Errno> {
     let copied = match description.file() {
-        Some((inode, _)) => copy_private(task, inode, pages, offset, len),
+        Some((inode, _)) => copy_private(task, inode, pages, offset, request.len),
         None => Err(Errno::EFAULT),
     };
     let mut deferred = Deferred::default();
     description.put(&mut deferred);
     task.run_deferred(deferred);
     match copied {
-        Ok(()) => Ok(Registration::Anonymous { memory: Arc::clone(pages.memory()), offset }),
+        Ok(()) => Ok(anonymous(Arc::clone(pages.memory()), offset, request.write)),
         // What a store would get as a signal. A wait at a closed page that ended is told as such.
         Err(Errno::SIGBUS | Errno::EIO) => Err(Errno::EFAULT),
         Err(errno) => Err(errno),
     }
 }
 
+fn anonymous(memory: Arc<AnonMemory>, offset: u64, writable: bool) -> Registration {
+    Registration::Anonymous(AnonRange::new(memory, offset, writable))
+}
+
 fn on_demand(task: &Task, request: &PinRequest) -> Result<Registration, Errno> {
+    // Memory without pages of a file is registered once and not looked up again. Its mapping's
+    // rights never change, so what they refuse is decided here.
+    let writable = request.write && task.process().maps_writable(request.va, request.len);
+    let allowed = PinRequest { write: writable, ..*request };
     match task.process().target(request.va, request.len, false)? {
-        MappedTarget::Anon { memory, offset } => Ok(Registration::Anonymous { memory, offset }),
-        MappedTarget::Private { description, pages, offset } => {
-            register_private(task, request.len, description, &pages, offset)
+        Backing::Anon { memory, offset } => Ok(anonymous(memory, offset, writable)),
+        Backing::Private { description, pages, offset } => {
+            register_private(task, &allowed, description, &pages, offset)
         }
-        MappedTarget::File { description, .. } => {
+        Backing::File { description, .. } => {
             let mut deferred = Deferred::default();
             description.put(&mut deferred);
             task.run_deferred(deferred);

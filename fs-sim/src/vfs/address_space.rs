@@ -58,6 +58,19 @@ pub struct Mapping {
 }
 
 impl Backing {
+    /// What lies `delta` bytes further on, with a reference of its own to an open file.
+    pub(crate) fn part(&self, delta: u64) -> Backing {
+        match self {
+            Backing::File { description, offset } => {
+                Backing::File { description: description.get(), offset: offset + delta }
+            }
+            Backing::Private { description, pages, offset } => {
+                Backing::Private { description: description.get(), pages: Arc::clone(pages), offset: offset + delta }
+            }
+            Backing::Anon { memory, offset } => Backing::Anon { memory: Arc::clone(memory), offset: offset + delta },
+        }
+    }
+
     /// Drops its reference to an open file, if it has one.
     pub(crate) fn put(self, deferred: &mut Deferred) {
         if let Backing::File { description, .. } | Backing::Private { description, .. } = self {
@@ -73,17 +86,7 @@ impl Mapping {
 
     /// The part from `start` for `len` bytes (inside this mapping), with a reference of its own.
     fn part(&self, start: u64, len: u64) -> Mapping {
-        let delta = start - self.start;
-        let backing = match &self.backing {
-            Backing::File { description, offset } => {
-                Backing::File { description: description.get(), offset: offset + delta }
-            }
-            Backing::Private { description, pages, offset } => {
-                Backing::Private { description: description.get(), pages: Arc::clone(pages), offset: offset + delta }
-            }
-            Backing::Anon { memory, offset } => Backing::Anon { memory: Arc::clone(memory), offset: offset + delta },
-        };
-        Mapping { start, len, write: self.write, backing }
+        Mapping { start, len, write: self.write, backing: self.backing.part(start - self.start) }
     }
 }
 
@@ -142,6 +145,19 @@ impl AddressSpace {
         let (_, mapping) = self.mappings.range(..=va).next_back()?;
         let end = va.checked_add(len)?;
         (end <= mapping.start + mapping.len && va < mapping.start + mapping.len).then_some(mapping)
+    }
+
+    /// What is mapped at `va..va+len`, which must lie in one mapping. A file's carries a reference
+    /// of its own, so a later unmap does not end it. Kernel: `find_vma`, `check_vma_flags`.
+    ///
+    /// # Errors
+    /// EINVAL if the range is not in one mapping, EFAULT if `write` and the mapping is read-only.
+    pub(crate) fn target(&self, va: u64, len: u64, write: bool) -> Result<Backing, Errno> {
+        let mapping = self.find(va, len).filter(|_| len > 0).ok_or(Errno::EINVAL)?;
+        if write && !mapping.write {
+            return Err(Errno::EFAULT);
+        }
+        Ok(mapping.backing.part(va - mapping.start))
     }
 
     /// Walks `va..va+len` from its start as a long-term pin by a user that the design's gate

@@ -27,6 +27,8 @@ pub(crate) enum Slot {
     InFlightIo,
     /// On a process: programs that it runs.
     Programs,
+    /// On the kernel: requests in flight that no process ends.
+    OwnerlessIo,
     /// On the kernel: the inodes on which tasks wait, with all pages open, for I/O in flight.
     OpenPageWaits,
     /// On the kernel: the watch over blocks that guests may still reach.

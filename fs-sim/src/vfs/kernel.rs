@@ -235,6 +235,17 @@ impl Kernel {
         }
     }
 
+    /// The processes that could end the leases of an open file: those that can close it; if only
+    /// mappings are left, those that map it.
+    pub(crate) fn able_to_end(&self, fd_holders: &Arc<FdHolders>, file: DescriptionId) -> Vec<Pid> {
+        let mut able = self.able_to_close(fd_holders);
+        if able.is_empty() {
+            let mappers = self.processes.snapshot().into_iter().filter(|(_, process)| process.mm.lock().maps(file));
+            able.extend(mappers.map(|(pid, _)| pid));
+        }
+        able
+    }
+
     /// Whether the process `pid` is there: it has not exited. One that a signal has ended is there
     /// until its last task has left its call.
     pub fn exists(&self, pid: Pid) -> bool {

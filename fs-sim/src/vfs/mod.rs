@@ -21,7 +21,6 @@ pub mod inode;
 pub mod kernel;
 pub(crate) mod layout_turn;
 pub(crate) mod lifecycle;
-pub(crate) mod mapped_target;
 pub mod names;
 pub mod open_file;
 pub mod private_pages;

@@ -11,8 +11,9 @@ use emulator::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use emulator::sync::{Arc, Mutex};
 use emulator::wait::Waiter;
 
+use crate::base::errno::Errno;
 use crate::base::numbers::{Fd, Pid};
-use crate::vfs::address_space::AddressSpace;
+use crate::vfs::address_space::{AddressSpace, Backing};
 use crate::vfs::attachments::{Attachment, Attachments};
 use crate::vfs::credentials::Credentials;
 use crate::vfs::fd_holders::{FdHolders, Inbox};
@@ -104,6 +105,19 @@ impl Process {
     pub fn fd_of(&self, fd_holders: &Arc<FdHolders>) -> Option<Fd> {
         let fds = self.fds.lock();
         fds.iter().find(|(_, description)| Arc::ptr_eq(description.fd_holders(), fd_holders)).map(|(fd, _)| fd)
+    }
+
+    /// Whether `va..va+len` lies in one mapping that allows stores.
+    pub(crate) fn maps_writable(&self, va: u64, len: u64) -> bool {
+        self.mm.lock().find(va, len).is_some_and(|mapping| mapping.write)
+    }
+
+    /// What is mapped at `va..va+len`; see [`AddressSpace::target`].
+    ///
+    /// # Errors
+    /// As there.
+    pub(crate) fn target(&self, va: u64, len: u64, write: bool) -> Result<Backing, Errno> {
+        self.mm.lock().target(va, len, write)
     }
 
     /// Sets what `signal` does to this process. Kernel: `sigaction`. SIGKILL can't be changed.

@@ -467,7 +467,7 @@ impl Nic {
         let slot = match actor.register(want, Arc::clone(&region) as Arc<dyn PinHolder>)? {
             Registration::Pinned(pinned) => Slot::Pinned(pinned),
             Registration::OnDemand(region) => Slot::OnDemand(region),
-            Registration::Anonymous { .. } => Slot::Gone,
+            Registration::Anonymous(_) => Slot::Gone,
         };
         *region.slot.lock() = slot;
         self.regions.lock().push(Arc::clone(&region));

@@ -8,6 +8,7 @@
 #![cfg(daxlab_shuttle)]
 #![allow(clippy::unwrap_used, reason = "helpers of tests panic as tests do")]
 
+mod forks;
 mod late_joiners;
 mod layout_changes;
 mod schedules;

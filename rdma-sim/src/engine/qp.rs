@@ -7,12 +7,17 @@
 //!
 //! An entry of the send queue is free again when its request has been executed (as in `rxe`), not
 //! when its completion was polled. The depth of the completion queue bounds the completions.
+//!
+//! A request can wait in the send queue between its posting and its execution: in SQD, and a send
+//! whose peer has no receive posted, if [`RnrRetry::Forever`] is set. Later requests wait behind
+//! it. The thread that ends the wait executes them: `ibv_modify_qp` to RTS, the peer's
+//! [`Qp::post_recv`], or an end of either queue pair.
 
 use std::collections::VecDeque;
 
 use emulator::race_point;
-use emulator::sync::atomic::{AtomicU32, Ordering};
-use emulator::sync::{Arc, Mutex};
+use emulator::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use emulator::sync::{Arc, Mutex, Weak};
 
 use fs_sim::Kernel;
 
@@ -28,7 +33,7 @@ use crate::memory::mw::{Mw, MwType, WindowBind};
 use crate::memory::nic::Nic;
 use crate::memory::protection::MemoryAccessor;
 use crate::transport::operation::{WorkOpcode, WorkOperation, WorkStatus};
-use crate::transport::{InProcess, Responder, Transport};
+use crate::transport::{InProcess, Responder, Transport, WaitingSender};
 
 /// The most requests that a send or receive queue can be made for.
 pub const WORK_MAX: u32 = 1 << 14;
@@ -40,10 +45,29 @@ pub struct QpConfig {
     pub send_cq: Arc<Cq>,
     /// The completion queue of receives. It may be the same queue.
     pub recv_cq: Arc<Cq>,
-    /// The most sends that wait while another thread executes the send queue.
+    /// The most sends that wait: while another thread executes the send queue, or in a held queue.
     pub max_send: u32,
     /// The most receives that wait for a message.
     pub max_recv: u32,
+}
+
+/// How often a send is tried again for which the peer has no receive posted. The `rnr_retry` of
+/// `ibv_modify_qp`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RnrRetry {
+    /// 0: it fails at once.
+    #[default]
+    Never,
+    /// 7: it waits in the send queue until the peer has posted a receive.
+    Forever,
+}
+
+/// The receives of a queue pair.
+#[derive(Default)]
+struct ReceiveQueue {
+    posted: VecDeque<ReceiveRequest>,
+    /// Send queues that wait until a receive is posted here, or until this queue pair ends.
+    waiting: Vec<Weak<dyn WaitingSender>>,
 }
 
 /// A reliable connected queue pair.
@@ -91,14 +115,18 @@ pub struct Qp {
     nic: Arc<Nic>,
     kernel: Arc<Kernel>,
     state: AtomicU32,
+    /// Whether `rnr_retry` is [`RnrRetry::Forever`].
+    waits_for_receive: AtomicBool,
     sends: CombiningQueue<SendWork, SendEngine>,
-    receives: Mutex<VecDeque<ReceiveRequest>>,
+    receives: Mutex<ReceiveQueue>,
+    /// Itself, for the peer to end a wait.
+    this: Weak<Qp>,
 }
 
 impl Qp {
-    pub(crate) fn new(number: u32, pd: u32, config: QpConfig, owner: Arc<dyn QueueOwner>) -> Qp {
+    pub(crate) fn new(number: u32, pd: u32, config: QpConfig, owner: Arc<dyn QueueOwner>) -> Arc<Qp> {
         let (nic, kernel) = (Arc::clone(owner.nic()), Arc::clone(owner.kernel()));
-        Qp {
+        Arc::new_cyclic(|this| Qp {
             number,
             pd,
             config,
@@ -106,9 +134,11 @@ impl Qp {
             nic,
             kernel,
             state: AtomicU32::new(QpState::START as u32),
+            waits_for_receive: AtomicBool::new(false),
             sends: CombiningQueue::new(SendEngine::default()),
-            receives: Mutex::new(VecDeque::new()),
-        }
+            receives: Mutex::new(ReceiveQueue::default()),
+            this: Weak::clone(this),
+        })
     }
 
     /// Its number, unique on the NIC.
@@ -198,28 +228,100 @@ impl Qp {
         Ok(())
     }
 
-    /// RTR to RTS: from now on the queue pair accepts sends.
+    /// RTR or SQD to RTS: from now on the queue pair accepts and executes sends. This thread
+    /// executes those that waited.
     ///
     /// # Errors
     /// [`QpTransitionError`].
     pub fn start(&self) -> Result<(), QpTransitionError> {
-        self.advance(QpEvent::Start).map(|_| ())
+        if self.advance(QpEvent::Start)? == QpState::SendQueueDrained {
+            self.resume_sends();
+        }
+        Ok(())
+    }
+
+    /// RTS to SQD: the request that a thread executes now goes on; every later one waits in the
+    /// queue until [`Qp::start`]. The queue pair still answers its peer. Returns at once and raises
+    /// no event, as without `en_sqd_async_notify`.
+    ///
+    /// # Errors
+    /// [`QpTransitionError`].
+    pub fn drain_sends(&self) -> Result<(), QpTransitionError> {
+        self.advance(QpEvent::Drain).map(|_| ())
+    }
+
+    /// Sets how often a send is tried again that finds no receive. At first it is
+    /// [`RnrRetry::Never`].
+    pub fn set_rnr_retry(&self, retry: RnrRetry) {
+        self.waits_for_receive.store(retry == RnrRetry::Forever, Ordering::SeqCst);
+    }
+
+    /// The number of sends that wait: in a held queue, or behind a request that another thread
+    /// executes.
+    pub fn waiting_sends(&self) -> usize {
+        self.sends.waiting()
+    }
+
+    /// Has the send queue look again at what it waits for.
+    fn resume_sends(&self) {
+        self.sends.resume(|engine, work| requester::run(self, engine, work));
+    }
+
+    /// Whether a send that finds no receive waits for one at `peer`: true if `peer` will end the
+    /// wait, false if the send fails, or can be tried again now.
+    pub(crate) fn awaits_receive(&self, peer: &dyn Responder) -> bool {
+        let this = Weak::clone(&self.this);
+        peer.await_receive(this)
+    }
+
+    /// How often a send is tried again that finds no receive.
+    pub fn rnr_retry(&self) -> RnrRetry {
+        match self.waits_for_receive.load(Ordering::SeqCst) {
+            true => RnrRetry::Forever,
+            false => RnrRetry::Never,
+        }
+    }
+
+    /// The number of receives that are posted and not used.
+    pub fn posted_receives(&self) -> usize {
+        self.receives.lock().posted.len()
     }
 
     /// To ERR: queued work is flushed. No effect if the queue pair is in error or destroyed.
     pub fn fail(&self) {
-        let Ok(before) = self.advance(QpEvent::Fail) else { return };
-        if before == QpState::Error {
-            return;
+        if self.begin_failure() {
+            self.flush();
         }
+    }
+
+    /// Puts several queue pairs into ERR before it flushes the first one. So a send that waits for
+    /// a receive of another one of them is flushed too.
+    pub(crate) fn fail_all(qps: &[Arc<Qp>]) {
+        for qp in qps {
+            qp.begin_failure();
+        }
+        for qp in qps {
+            qp.flush();
+        }
+    }
+
+    /// To ERR, nothing flushed yet. True if the caller must flush.
+    pub(crate) fn begin_failure(&self) -> bool {
+        self.advance(QpEvent::Fail).is_ok_and(|before| before != QpState::Error)
+    }
+
+    /// Flushes what a queue pair in ERR has queued. A second call finds nothing.
+    fn flush(&self) {
         race_point!("qp: in error, not flushed");
         // A thread that posts a receive reads the state under the same lock: its receive is either
         // in this queue, or that thread flushes it. The thread that runs the send queue flushes the
-        // sends.
-        let flushed = std::mem::take(&mut *self.receives.lock());
-        for receive in flushed {
+        // sends; of a held queue this thread is that one.
+        let ReceiveQueue { posted, waiting } = std::mem::take(&mut *self.receives.lock());
+        for receive in posted {
             self.flush_receive(receive);
         }
+        self.resume_sends();
+        end_waits(waiting);
     }
 
     /// To RESET: queued work vanishes without completion, and the connection is dropped.
@@ -251,20 +353,22 @@ impl Qp {
     }
 
     fn forget_work(&self) {
-        self.receives.lock().clear();
+        let forgotten = std::mem::take(&mut *self.receives.lock());
         self.sends.command(SendWork::Detach, |engine, work| requester::run(self, engine, work));
+        end_waits(forgotten.waiting);
     }
 
     /// Posts a request to the send queue. The posting thread executes it, and also what other
     /// threads post meanwhile. If another thread already runs the queue, that thread executes the
-    /// request. When this returns and no other thread runs the queue, the completion is in its
-    /// completion queue.
+    /// request. When this returns, no other thread runs the queue and the queue is not held, the
+    /// completion is in its completion queue.
     ///
     /// # Errors
-    /// [`PostError`]; nothing is queued. In ERR requests are accepted, and completed as flushed.
+    /// [`PostError`]; nothing is queued. In ERR requests are accepted, and completed as flushed. In
+    /// SQD they are accepted and wait.
     pub fn post_send(&self, request: WorkRequest) -> Result<(), PostError> {
         let state = self.state();
-        if !matches!(state, QpState::ReadyToSend | QpState::Error) {
+        if !state.accepts_sends() {
             return Err(PostError::NotReady { qp_num: self.number, state });
         }
         check_len(request.op, request.local.len)?;
@@ -283,7 +387,7 @@ impl Qp {
     /// [`WorkStatus::MemoryWindowBindError`], and the queue pair goes to error.
     pub fn bind_mw(&self, wr_id: u64, mw: &Mw, bind: WindowBind, signaled: bool) -> Result<u32, PostError> {
         let state = self.state();
-        if !matches!(state, QpState::ReadyToSend | QpState::Error) {
+        if !state.accepts_sends() {
             return Err(PostError::NotReady { qp_num: self.number, state });
         }
         self.check_window(mw.rkey(), MwType::Type1)?;
@@ -310,46 +414,65 @@ impl Qp {
     }
 
     /// Posts a receive: memory for one message. Accepted from INIT on; in ERR completed as flushed.
+    /// This thread executes the peer's send that waited for it.
     ///
     /// # Errors
     /// [`PostError`]; nothing is queued.
     pub fn post_recv(&self, receive: ReceiveRequest) -> Result<(), PostError> {
         let qp_num = self.number;
-        {
+        let waiting = {
             let mut receives = self.receives.lock();
             let state = self.state();
-            match state {
-                QpState::Reset | QpState::Destroyed => return Err(PostError::NotReady { qp_num, state }),
-                QpState::Error => {}
-                QpState::Init | QpState::ReadyToReceive | QpState::ReadyToSend => {
-                    let bound = self.config.max_recv;
-                    if receives.len() >= bound as usize {
-                        return Err(PostError::Full { qp_num, bound });
-                    }
-                    receives.push_back(receive);
-                    return Ok(());
-                }
+            if matches!(state, QpState::Reset | QpState::Destroyed) {
+                return Err(PostError::NotReady { qp_num, state });
             }
+            if state == QpState::Error {
+                None
+            } else if receives.posted.len() >= self.config.max_recv as usize {
+                return Err(PostError::Full { qp_num, bound: self.config.max_recv });
+            } else {
+                receives.posted.push_back(receive);
+                Some(std::mem::take(&mut receives.waiting))
+            }
+        };
+        match waiting {
+            Some(waiting) => end_waits(waiting),
+            None => self.flush_receive(receive),
         }
-        self.flush_receive(receive);
         Ok(())
+    }
+
+    /// Registers a send queue that waits for a receive. False if there is nothing to wait for: a
+    /// receive is posted, or this queue pair does not answer.
+    pub(crate) fn add_waiting(&self, sender: Weak<dyn WaitingSender>) -> bool {
+        let mut receives = self.receives.lock();
+        if !receives.posted.is_empty() || !self.state().answers() {
+            return false;
+        }
+        let same = |other: &Weak<dyn WaitingSender>| std::ptr::addr_eq(other.as_ptr(), sender.as_ptr());
+        receives.waiting.retain(|other| other.strong_count() > 0 && !same(other));
+        receives.waiting.push(sender);
+        true
     }
 
     /// Takes the oldest receive, for a message that has arrived.
     pub(crate) fn take_receive(&self) -> Option<ReceiveRequest> {
-        self.receives.lock().pop_front()
+        self.receives.lock().posted.pop_front()
     }
 
     /// Puts a receive back, because the message did not arrive whole.
     pub(crate) fn return_receive(&self, receive: ReceiveRequest) {
-        {
+        let waiting = {
             let mut receives = self.receives.lock();
-            if self.state().answers() {
-                receives.push_front(receive);
-                return;
-            }
+            self.state().answers().then(|| {
+                receives.posted.push_front(receive);
+                std::mem::take(&mut receives.waiting)
+            })
+        };
+        match waiting {
+            Some(waiting) => end_waits(waiting),
+            None => self.flush_receive(receive),
         }
-        self.flush_receive(receive);
     }
 
     fn flush_receive(&self, receive: ReceiveRequest) {
@@ -404,5 +527,18 @@ impl Qp {
         if self.config.send_cq.push(done).is_err() {
             self.fail();
         }
+    }
+}
+
+impl WaitingSender for Qp {
+    fn try_again(&self) {
+        self.resume_sends();
+    }
+}
+
+/// Has each of these send queues look again. The caller holds no lock.
+fn end_waits(waiting: Vec<Weak<dyn WaitingSender>>) {
+    for sender in waiting.iter().filter_map(Weak::upgrade) {
+        sender.try_again();
     }
 }

@@ -19,6 +19,8 @@ emulator::state_table! {
         ReadyToReceive,
         /// Ready to send: the queue pair also executes sends.
         ReadyToSend,
+        /// Send queue drained: as ready to send, but posted sends wait in the queue.
+        SendQueueDrained,
         /// Something failed: queued and new work is flushed, and the peer gets no answer.
         Error,
         /// The queue pair is destroyed.
@@ -33,6 +35,8 @@ emulator::state_table! {
         Attach,
         /// `ibv_modify_qp` to RTS.
         Start,
+        /// `ibv_modify_qp` to SQD.
+        Drain,
         /// To ERR, by the program, by a failure, or by the end of the context.
         Fail,
         /// `ibv_modify_qp` to RESET.
@@ -43,10 +47,11 @@ emulator::state_table! {
     start Reset;
     Reset | Init + Initialise => Init;
     Init + Attach => ReadyToReceive;
-    ReadyToReceive | ReadyToSend + Start => ReadyToSend;
-    Reset | Init | ReadyToReceive | ReadyToSend | Error + Fail => Error;
-    Reset | Init | ReadyToReceive | ReadyToSend | Error + Reset => Reset;
-    Reset | Init | ReadyToReceive | ReadyToSend | Error + Destroy => Destroyed;
+    ReadyToReceive | ReadyToSend | SendQueueDrained + Start => ReadyToSend;
+    ReadyToSend | SendQueueDrained + Drain => SendQueueDrained;
+    Reset | Init | ReadyToReceive | ReadyToSend | SendQueueDrained | Error + Fail => Error;
+    Reset | Init | ReadyToReceive | ReadyToSend | SendQueueDrained | Error + Reset => Reset;
+    Reset | Init | ReadyToReceive | ReadyToSend | SendQueueDrained | Error + Destroy => Destroyed;
 }
 
 /// A transition that the table does not have. The state stays.
@@ -64,7 +69,12 @@ pub struct QpTransitionError {
 impl QpState {
     /// Whether the queue pair answers requests of its peer.
     pub fn answers(self) -> bool {
-        matches!(self, QpState::ReadyToReceive | QpState::ReadyToSend)
+        matches!(self, QpState::ReadyToReceive | QpState::ReadyToSend | QpState::SendQueueDrained)
+    }
+
+    /// Whether the queue pair accepts sends. In ERR they are completed as flushed.
+    pub fn accepts_sends(self) -> bool {
+        matches!(self, QpState::ReadyToSend | QpState::SendQueueDrained | QpState::Error)
     }
 
     pub(crate) fn from_word(word: u32) -> QpState {
@@ -79,6 +89,7 @@ impl fmt::Display for QpState {
             QpState::Init => "INIT",
             QpState::ReadyToReceive => "RTR",
             QpState::ReadyToSend => "RTS",
+            QpState::SendQueueDrained => "SQD",
             QpState::Error => "ERR",
             QpState::Destroyed => "destroyed",
         })
@@ -104,12 +115,13 @@ mod tests {
     #[test]
     fn the_table() {
         let expected = "\
-RESET: INIT - - ERR RESET destroyed
-INIT: INIT RTR - ERR RESET destroyed
-RTR: - - RTS ERR RESET destroyed
-RTS: - - RTS ERR RESET destroyed
-ERR: - - - ERR RESET destroyed
-destroyed: - - - - - -
+RESET: INIT - - - ERR RESET destroyed
+INIT: INIT RTR - - ERR RESET destroyed
+RTR: - - RTS - ERR RESET destroyed
+RTS: - - RTS SQD ERR RESET destroyed
+SQD: - - RTS SQD ERR RESET destroyed
+ERR: - - - - ERR RESET destroyed
+destroyed: - - - - - - -
 ";
         assert_eq!(table(), expected);
     }

@@ -3,12 +3,13 @@
 //! It owns the checks of the local side and the order of completions. Invariants: a request's
 //! completion is queued before the next request begins; the first failure puts the queue pair into
 //! error before any later request is executed; an atomic or read reaches the peer only if its
-//! result can be stored. Kernel counterpart: `rxe_requester`, `rxe_completer`.
+//! result can be stored; a request that is held has had no effect. Kernel counterpart:
+//! `rxe_requester`, `rxe_completer`.
 
 use emulator::sync::Arc;
 
 use super::local;
-use super::qp::Qp;
+use super::qp::{Qp, RnrRetry};
 use super::qp_state::QpState;
 use super::work::WorkRequest;
 use crate::memory::fault::WorkFault;
@@ -41,31 +42,51 @@ pub(crate) enum SendWork {
     Detach,
 }
 
-/// Runs one entry. The caller is the thread that runs the send queue.
-pub(crate) fn run(qp: &Qp, engine: &mut SendEngine, work: SendWork) {
+/// Runs one entry, and returns it if it must wait. The caller is the thread that runs the send
+/// queue.
+pub(crate) fn run(qp: &Qp, engine: &mut SendEngine, work: SendWork) -> Option<SendWork> {
     match work {
-        SendWork::Request(request) => run_request(qp, engine, &request),
+        SendWork::Request(request) => return run_request(qp, engine, request).map(SendWork::Request),
         SendWork::Attach(link) => engine.link = Some(link),
         SendWork::Detach => engine.link = None,
     }
+    None
 }
 
-fn run_request(qp: &Qp, engine: &mut SendEngine, request: &WorkRequest) {
-    let WorkRequest { wr_id, op, local, signaled, .. } = *request;
-    match qp.state() {
-        QpState::ReadyToSend => {}
-        QpState::Error => return qp.complete_send(wr_id, op, WorkStatus::Flushed, 0, WorkFault::Behind),
-        // Reset or destroyed since it was posted: the request vanishes.
-        _ => return,
-    }
-    match execute(qp, engine, request) {
-        Ok(()) if signaled => qp.complete_send(wr_id, op, WorkStatus::Success, op.moves(local.len), WorkFault::None),
-        Ok(()) => {}
-        Err(WorkFailure { status, fault }) => {
-            // The completion of this request comes before those of the requests behind it.
-            qp.complete_send(wr_id, op, status, 0, fault);
-            qp.fail();
+/// Executes and completes a request, and returns it if it must wait.
+fn run_request(qp: &Qp, engine: &mut SendEngine, request: WorkRequest) -> Option<WorkRequest> {
+    let WorkRequest { wr_id, op, local, signaled, .. } = request;
+    loop {
+        match qp.state() {
+            QpState::ReadyToSend => {}
+            // Executed, or flushed, once the state changes: that thread resumes the queue.
+            QpState::SendQueueDrained => return Some(request),
+            QpState::Error => {
+                qp.complete_send(wr_id, op, WorkStatus::Flushed, 0, WorkFault::Behind);
+                return None;
+            }
+            // Reset or destroyed since it was posted: the request vanishes.
+            _ => return None,
         }
+        match execute(qp, engine, &request) {
+            Ok(()) if signaled => {
+                qp.complete_send(wr_id, op, WorkStatus::Success, op.moves(local.len), WorkFault::None);
+            }
+            Ok(()) => {}
+            Err(WorkFailure { status: WorkStatus::RnrRetryExceeded, .. }) if qp.rnr_retry() == RnrRetry::Forever => {
+                match engine.link.as_ref() {
+                    Some(link) if qp.awaits_receive(link.peer.as_ref()) => return Some(request),
+                    // A receive was posted since, or the peer has ended.
+                    _ => continue,
+                }
+            }
+            Err(WorkFailure { status, fault }) => {
+                // The completion of this request comes before those of the requests behind it.
+                qp.complete_send(wr_id, op, status, 0, fault);
+                qp.fail();
+            }
+        }
+        return None;
     }
 }
 

@@ -12,6 +12,7 @@
 //! class A and C faults of a responder) and `rxe` does. A message without a posted receive fails
 //! only the requester.
 
+use emulator::sync::Weak;
 use emulator::sync::atomic::{Ordering, fence};
 use fs_sim::base::atomic_op::AtomicOp;
 
@@ -24,7 +25,7 @@ use crate::memory::access::FlushLevel;
 use crate::memory::fault::WorkFault;
 use crate::memory::protection::{AccessNeed, KeyedRange};
 use crate::transport::operation::{FlushPlacement, WorkOperation, WorkStatus};
-use crate::transport::{LocalMemory, RdmaMessage, Responder, WorkFailure};
+use crate::transport::{LocalMemory, RdmaMessage, Responder, WaitingSender, WorkFailure};
 
 impl Responder for Qp {
     fn execute(&self, message: &RdmaMessage, local: &LocalMemory<'_>, bounce: &mut [u8]) -> Result<(), WorkFailure> {
@@ -47,6 +48,10 @@ impl Responder for Qp {
                 Err(refuse(self, WorkStatus::RemoteInvalidRequest, WorkFault::Access))
             }
         }
+    }
+
+    fn await_receive(&self, sender: Weak<dyn WaitingSender>) -> bool {
+        self.add_waiting(sender)
     }
 }
 

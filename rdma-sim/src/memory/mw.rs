@@ -96,9 +96,20 @@ impl Mw {
         self.state.lock().rkey
     }
 
+    /// The first address of its present binding, if it is bound.
+    pub fn addr(&self) -> Option<u64> {
+        self.state.lock().bound.as_ref().map(|bound| bound.addr)
+    }
+
     /// A key for its next binding.
     pub fn next_rkey(&self) -> u32 {
-        key::increment(self.rkey())
+        Mw::key_after(self.rkey())
+    }
+
+    /// The key that follows `rkey`: for a binding that is posted before the binding with `rkey` has
+    /// completed. `ibv_inc_rkey`.
+    pub fn key_after(rkey: u32) -> u32 {
+        key::increment(rkey)
     }
 
     /// Whether it is bound.

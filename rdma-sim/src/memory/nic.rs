@@ -1,14 +1,19 @@
 //! The NIC as a whole: one for each simulated machine.
 //!
 //! It owns the tables of memory regions and windows, and the numbers that are unique on a device
-//! (of contexts, protection domains, completion queues, queue pairs). Invariant: a number is never
-//! given out twice. Kernel counterpart: `struct ib_device`.
+//! (of contexts, protection domains, completion queues, queue pairs), and the list of open
+//! contexts. Invariants: a number is never given out twice; after the removal of the NIC no context
+//! is open that has not begun its removal. Kernel counterpart: `struct ib_device`,
+//! `ib_unregister_device`.
 
-use emulator::sync::Arc;
+use std::collections::BTreeMap;
+
 use emulator::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use emulator::sync::{Arc, Mutex, Weak};
 use fs_sim::base::counters::Counter;
 use fs_sim::{Errno, Kernel};
 
+use super::owner::ObjectOwner;
 use super::region_table::RegionTable;
 use super::window_table::WindowTable;
 
@@ -28,6 +33,15 @@ pub struct NicCounters {
     pub events_lost: Counter,
 }
 
+/// The open contexts of a NIC.
+#[derive(Default)]
+struct OpenContexts {
+    /// By number.
+    by_number: BTreeMap<u64, Weak<dyn ObjectOwner>>,
+    /// The NIC is gone: no context is opened any more.
+    removed: bool,
+}
+
 /// The NIC of one machine. A program reaches its objects through a context
 /// ([`Context`](crate::verbs::context::Context)).
 pub struct Nic {
@@ -35,6 +49,7 @@ pub struct Nic {
     pub(crate) windows: WindowTable,
     /// The NIC's counters.
     pub counters: NicCounters,
+    contexts: Mutex<OpenContexts>,
     next_context: AtomicU64,
     next_pd: AtomicU32,
     next_cq: AtomicU32,
@@ -53,6 +68,7 @@ impl Nic {
             regions: RegionTable::new(),
             windows: WindowTable::new(),
             counters: NicCounters::default(),
+            contexts: Mutex::new(OpenContexts::default()),
             next_context: AtomicU64::new(1),
             next_pd: AtomicU32::new(1),
             next_cq: AtomicU32::new(1),
@@ -69,6 +85,53 @@ impl Nic {
     /// The number of memory windows that exist.
     pub fn live_windows(&self) -> usize {
         self.windows.live()
+    }
+
+    /// Whether the NIC was removed.
+    pub fn is_removed(&self) -> bool {
+        self.contexts.lock().removed
+    }
+
+    /// Lists an open context.
+    ///
+    /// # Errors
+    /// ENODEV: the NIC was removed.
+    pub(crate) fn add_context(&self, context: &Arc<dyn ObjectOwner>) -> Result<(), Errno> {
+        let mut contexts = self.contexts.lock();
+        if contexts.removed {
+            return Err(Errno::ENODEV);
+        }
+        contexts.by_number.insert(context.number(), Arc::downgrade(context));
+        Ok(())
+    }
+
+    /// Takes a closed context off the list.
+    pub(crate) fn remove_context(&self, number: u64) {
+        self.contexts.lock().by_number.remove(&number);
+    }
+
+    /// Unplugs the NIC, once and for good. Every context is disassociated: queue pairs go to error
+    /// and work is flushed; windows are unbound; regions end, and their pins go once the last copy
+    /// in flight has left; a fatal event is raised. The descriptors stay, and calls on them are
+    /// EIO. No context is opened afterwards (ENODEV). `ib_unregister_device`,
+    /// `ib_uverbs_free_hw_resources`.
+    ///
+    /// Never waits, also not for a call in progress: that call finds the removal, undoes what it
+    /// did and is EIO **\[chosen\]** (Linux waits for such calls: `synchronize_srcu` in
+    /// `ib_uverbs_remove_one`).
+    pub fn remove(&self, kernel: &Arc<Kernel>) {
+        let contexts: Vec<Arc<dyn ObjectOwner>> = {
+            let mut contexts = self.contexts.lock();
+            contexts.removed = true;
+            std::mem::take(&mut contexts.by_number).values().filter_map(Weak::upgrade).collect()
+        };
+        // All of them begin first: a send that waits for a receive in another context is flushed.
+        for context in &contexts {
+            context.begin_removal();
+        }
+        for context in &contexts {
+            context.finish_removal(kernel);
+        }
     }
 
     pub(crate) fn number_context(&self) -> u64 {

@@ -33,6 +33,14 @@ pub(crate) trait ObjectOwner: Send + Sync + 'static {
     /// once.
     fn abort(&self, kernel: &Arc<Kernel>);
 
+    /// The NIC goes: from now on every call on the context is EIO, and its queue pairs are in
+    /// error. Nothing is flushed yet.
+    fn begin_removal(&self);
+
+    /// The rest of the removal, after every context of the NIC has begun it: flushes the work,
+    /// takes down windows and regions, raises a fatal event. Returns at once.
+    fn finish_removal(&self, kernel: &Arc<Kernel>);
+
     /// Revokes the region of `key` if `holder` answers for its pins: its keys die, and its pins go
     /// once the accesses in flight have left it. Returns at once.
     fn revoke_region(&self, kernel: &Arc<Kernel>, key: u32, holder: &dyn PinHolder);

@@ -138,7 +138,7 @@ impl KeyedRange {
         match &entry.memory {
             Registration::Pinned(pinned) => pinned.dma_read(by.kernel, offset + at, into),
             Registration::OnDemand(range) => range.dma_read(by.kernel, offset + at, into),
-            Registration::Anonymous { memory, offset: base } => memory.read(base + offset + at, into),
+            Registration::Anonymous(range) => range.read(offset + at, into),
         }
         .map_err(fault_of)
     }
@@ -155,7 +155,7 @@ impl KeyedRange {
         match &entry.memory {
             Registration::Pinned(pinned) => pinned.dma_write(by.kernel, offset + at, from),
             Registration::OnDemand(range) => range.dma_write(by.kernel, offset + at, from),
-            Registration::Anonymous { memory, offset: base } => memory.write(base + offset + at, from),
+            Registration::Anonymous(range) => range.write(offset + at, from),
         }
         .map_err(fault_of)
     }
@@ -184,9 +184,9 @@ impl KeyedRange {
             Registration::Pinned(pinned) => pinned.persist(by.kernel, offset, len).map_err(fault_of),
             Registration::OnDemand(range) => range.persist(by.kernel, offset, len).map_err(fault_of),
             // Device-DAX memory, whose stores are durable at once.
-            Registration::Anonymous { memory, .. } if memory.is_persistent() => Ok(()),
+            Registration::Anonymous(range) if range.is_persistent() => Ok(()),
             // Anonymous memory is not persistent, and `reg_mr` refuses `flush_persistent` on it.
-            Registration::Anonymous { .. } => Err(WorkFault::Access),
+            Registration::Anonymous(_) => Err(WorkFault::Access),
         }
     }
 
@@ -197,7 +197,7 @@ impl KeyedRange {
         match memory {
             Registration::Pinned(pinned) => pinned.dma_atomic(by.kernel, offset, op),
             Registration::OnDemand(range) => range.dma_atomic(by.kernel, offset, op),
-            Registration::Anonymous { memory, offset: base } => memory.atomic(base + offset, op),
+            Registration::Anonymous(range) => range.atomic(offset, op),
         }
         .map_err(fault_of)
     }

@@ -290,7 +290,7 @@ impl RegionTable {
             let region = unsafe { (*slot.region.get()).as_ref() };
             let pins = |region: &&RegisteredRegion| match &region.memory {
                 Registration::Pinned(pinned) => pinned.is_of(holder),
-                Registration::OnDemand(_) | Registration::Anonymous { .. } => false,
+                Registration::OnDemand(_) | Registration::Anonymous(_) => false,
             };
             let mr = Arc::clone(&region.filter(pins)?.mr);
             advance(&mut state, RegionEvent::Close).ok()?;

@@ -1,8 +1,10 @@
 //! Messages, and the two traits that they pass.
 //!
 //! It owns plain values and traits. [`Transport`] is called by the requester; [`Responder`] is
-//! called by a transport. Kernel counterpart: `struct rxe_pkt_info`, `rxe_requester`,
-//! `rxe_responder`.
+//! called by a transport, and by a requester that waits for a receive. Kernel counterpart: `struct
+//! rxe_pkt_info`, `rxe_requester`, `rxe_responder`.
+
+use emulator::sync::Weak;
 
 use super::local_memory::LocalMemory;
 use super::operation::{WorkFailure, WorkOperation};
@@ -36,6 +38,17 @@ pub trait Responder: Send + Sync {
     /// # Errors
     /// The [`WorkFailure`] that completes the request.
     fn execute(&self, message: &RdmaMessage, local: &LocalMemory<'_>, bounce: &mut [u8]) -> Result<(), WorkFailure>;
+
+    /// Registers `sender`, whose send found no receive. Once a receive is posted or this responder
+    /// ends, it calls [`WaitingSender::try_again`], once. False if nothing is registered because
+    /// the send can be tried again now.
+    fn await_receive(&self, sender: Weak<dyn WaitingSender>) -> bool;
+}
+
+/// A requester whose first request waits until the peer has a receive posted.
+pub trait WaitingSender: Send + Sync {
+    /// Tries that request again, on this thread. The caller holds no lock.
+    fn try_again(&self);
 }
 
 /// A way to the peer.

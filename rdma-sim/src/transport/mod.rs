@@ -12,5 +12,5 @@ pub mod operation;
 
 pub use in_process::InProcess;
 pub use local_memory::LocalMemory;
-pub use message::{RdmaMessage, Responder, Transport};
+pub use message::{RdmaMessage, Responder, Transport, WaitingSender};
 pub use operation::WorkFailure;

@@ -147,7 +147,7 @@ pub enum WorkStatus {
     /// The peer does not answer: it is destroyed, not ready, or in error.
     RetryExceeded,
     /// The peer had no receive posted. This NIC has no clock: it gives up at once, as with a retry
-    /// count of 0.
+    /// count of 0, or never ([`RnrRetry`](crate::engine::qp::RnrRetry)).
     RnrRetryExceeded,
 }
 

@@ -3,11 +3,11 @@
 //!
 //! It owns the lists of a context's objects and the context's state. Invariants: an object is on
 //! its list from before its maker returns until it is destroyed; a context is open, then perhaps
-//! aborted, then closed, never back. A task that ends the context finds on the lists every object
-//! made before, and a task that makes an object later finds the state changed. So no region
-//! outlives its context, whichever of `reg_mr`, revocation, close and death comes first. Kernel
-//! counterpart: `struct ib_uverbs_file`, `uverbs_destroy_ufile_hw`,
-//! `ib_uverbs_disassociate_ucontext`.
+//! aborted, then perhaps without its NIC, then closed, never back. A task that ends the context
+//! finds on the lists every object made before, and a task that makes an object later finds the
+//! state changed. So no region outlives its context, whichever of `reg_mr`, revocation, removal of
+//! the NIC, close and death comes first. Kernel counterpart: `struct ib_uverbs_file`,
+//! `uverbs_destroy_ufile_hw`, `ib_uverbs_disassociate_ucontext`.
 //!
 //! # Passing
 //! A context travels as any descriptor does. The design's `pass_context` decides at `sendmsg`,
@@ -20,7 +20,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::task::Poll;
 
 use emulator::race_point;
-use emulator::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use emulator::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use emulator::sync::{Arc, Mutex};
 use emulator::wait::{WaitFor, WaitQueue};
 use fs_sim::base::numbers::{Fd, Pid};
@@ -51,7 +51,9 @@ pub const EVENTS_MAX: usize = 64;
 
 const OPEN: u32 = 0;
 const ABORTED: u32 = 1;
-const CLOSED: u32 = 2;
+/// The NIC was removed.
+const REMOVED: u32 = 2;
+const CLOSED: u32 = 3;
 
 #[derive(Default)]
 pub(super) struct ContextObjects {
@@ -99,6 +101,8 @@ pub struct Context {
     state: AtomicU32,
     objects: Mutex<ContextObjects>,
     events: Mutex<VecDeque<AsyncEvent>>,
+    /// The NIC was removed, and the fatal event of that is raised.
+    removal_told: AtomicBool,
     /// Tasks that wait for an event.
     event_arrived: WaitQueue,
     /// The number of regions that pin file pages. A registration counts its pin before it reads
@@ -112,9 +116,13 @@ impl Context {
     /// refers to it.
     ///
     /// # Errors
-    /// EMFILE.
+    /// EMFILE; ENODEV (the NIC was removed).
     pub fn open(task: &Task) -> Result<(Fd, Arc<Context>), Errno> {
         let nic = Nic::of(task.kernel());
+        if nic.is_removed() {
+            return Err(Errno::ENODEV);
+        }
+        race_point!("open: no removal seen, not listed");
         let (fd, object) = task.install_object(|fd_holders| {
             Arc::new(Context {
                 number: nic.number_context(),
@@ -124,12 +132,19 @@ impl Context {
                 state: AtomicU32::new(OPEN),
                 objects: Mutex::new(ContextObjects::default()),
                 events: Mutex::new(VecDeque::new()),
+                removal_told: AtomicBool::new(false),
                 event_arrived: WaitQueue::new(),
                 file_pins: AtomicU64::new(0),
                 drained: WaitQueue::new(),
             })
         })?;
-        object.as_any().downcast().map(|context| (fd, context)).map_err(|_| Errno::EINVAL)
+        let context: Arc<Context> = object.as_any().downcast().map_err(|_| Errno::EINVAL)?;
+        // A removal since the look above did not find this context on the list.
+        if let Err(errno) = context.nic.add_context(&(Arc::clone(&context) as Arc<dyn ObjectOwner>)) {
+            task.close(fd)?;
+            return Err(errno);
+        }
+        Ok((fd, context))
     }
 
     /// The context that is open as `fd`, for example after a process received it.
@@ -160,10 +175,16 @@ impl Context {
         &self.fd_holders
     }
 
-    /// Whether it was aborted by a revocation, or closed. On such a context only the calls that
-    /// destroy objects work.
+    /// Whether it was aborted by a revocation, lost its NIC, or was closed. On an aborted context
+    /// only the calls that destroy objects work, without the NIC no call.
     pub fn is_aborted(&self) -> bool {
         self.state.load(Ordering::SeqCst) != OPEN
+    }
+
+    /// Whether its NIC was removed. Every call on it is EIO; its events and completions can still
+    /// be taken.
+    pub fn is_disassociated(&self) -> bool {
+        self.state.load(Ordering::SeqCst) == REMOVED
     }
 
     /// The number of its regions that pin pages of files.
@@ -180,13 +201,19 @@ impl Context {
     /// goes to one caller. `ibv_get_async_event`.
     ///
     /// # Errors
-    /// EBADF (the caller does not hold the context, or it was closed meanwhile), EINTR.
+    /// EBADF (the caller does not hold the context, or it was closed meanwhile), EINTR; EIO (the
+    /// NIC was removed, and no event is left).
     pub fn wait_event(&self, task: &Task) -> Result<AsyncEvent, Errno> {
-        self.check_caller(task)?;
-        let ready = || match self.poll_event() {
-            Some(event) => Poll::Ready(Ok(event)),
-            None if self.state.load(Ordering::SeqCst) == CLOSED => Poll::Ready(Err(Errno::EBADF)),
-            None => Poll::Pending,
+        self.check_holder(task)?;
+        let ready = || {
+            // Read before the queue: an event that was raised earlier is then in the queue.
+            let told = self.removal_told.load(Ordering::SeqCst);
+            match self.poll_event() {
+                Some(event) => Poll::Ready(Ok(event)),
+                None if self.state.load(Ordering::SeqCst) == CLOSED => Poll::Ready(Err(Errno::EBADF)),
+                None if told => Poll::Ready(Err(Errno::EIO)),
+                None => Poll::Pending,
+            }
         };
         let how = WaitFor::interruptible("an asynchronous event");
         match self.event_arrived.wait(self.kernel.world(), task.waiter(), how, ready) {
@@ -227,11 +254,21 @@ impl Context {
         self.kernel.axes().pass_context == PassRule::Deny && self.fd_holders.shared_beyond(task.pid())
     }
 
-    /// Whether `task` may use this context.
+    /// Whether `task` may make a call on this context.
+    ///
+    /// # Errors
+    /// EBADF if its process does not hold the context; EIO if the NIC was removed; `Dead` if its
+    /// process is dying.
+    pub(super) fn check_caller(&self, task: &Task) -> Result<(), Errno> {
+        self.check_holder(task)?;
+        if self.is_disassociated() { Err(Errno::EIO) } else { Ok(()) }
+    }
+
+    /// Whether `task` may take the events and completions of this context.
     ///
     /// # Errors
     /// EBADF if its process does not hold the context; `Dead` if its process is dying.
-    pub(super) fn check_caller(&self, task: &Task) -> Result<(), Errno> {
+    pub fn check_holder(&self, task: &Task) -> Result<(), Errno> {
         if task.process().is_dying() {
             return Err(Errno::Dead);
         }
@@ -241,14 +278,15 @@ impl Context {
     /// Runs `change` on the lists of an open context.
     ///
     /// # Errors
-    /// EIO if it was aborted, EBADF if it was closed; else the error of `change`.
+    /// EIO if it was aborted or the NIC was removed, EBADF if it was closed; else the error of
+    /// `change`.
     pub(super) fn add<R>(&self, change: impl FnOnce(&mut ContextObjects) -> Result<R, Errno>) -> Result<R, Errno> {
         let mut objects = self.objects.lock();
         // Read under the lock. A task that changes the state takes the lock afterwards, and finds
         // what is added here.
         match self.state.load(Ordering::SeqCst) {
             OPEN => change(&mut objects),
-            ABORTED => Err(Errno::EIO),
+            ABORTED | REMOVED => Err(Errno::EIO),
             _ => Err(Errno::EBADF),
         }
     }
@@ -340,8 +378,7 @@ impl Context {
             return Err(Errno::EINVAL);
         }
         let cqs = [config.send_cq.number(), config.recv_cq.number()];
-        let made =
-            Arc::new(Qp::new(self.nic.number_qp()?, pd.number(), config, Arc::clone(self) as Arc<dyn QueueOwner>));
+        let made = Qp::new(self.nic.number_qp()?, pd.number(), config, Arc::clone(self) as Arc<dyn QueueOwner>);
         self.add(|objects| {
             if objects.qps.len() >= OBJECTS_MAX {
                 return Err(Errno::ENOMEM);
@@ -380,6 +417,13 @@ impl Context {
             return;
         }
         race_point!("abort: marked, not carried out");
+        self.nic.counters.contexts_aborted.add(1);
+        self.end_objects(kernel);
+    }
+
+    /// Fails the queue pairs, unbinds the windows and ends the regions of a context that is marked;
+    /// raises a fatal event. The objects stay on their lists.
+    fn end_objects(&self, kernel: &Arc<Kernel>) {
         let (qps, mrs, mws) = {
             let objects = self.objects.lock();
             let qps: Vec<Arc<Qp>> = objects.qps.values().cloned().collect();
@@ -387,11 +431,7 @@ impl Context {
             let mws: Vec<Arc<Mw>> = objects.mws.values().cloned().collect();
             (qps, mrs, mws)
         };
-        let counters = &self.nic.counters;
-        counters.contexts_aborted.add(1);
-        for qp in qps {
-            qp.fail();
-        }
+        Qp::fail_all(&qps);
         for mw in mws {
             mw.unbind();
         }
@@ -400,7 +440,7 @@ impl Context {
             // Set before the gate closes: a program whose key is refused can read why.
             mr.set_revoked();
             if self.nic.regions.close(mr.key(), &mut deferred) {
-                counters.mrs_aborted.add(1);
+                self.nic.counters.mrs_aborted.add(1);
             }
         }
         self.queue_event(AsyncEvent::Fatal);
@@ -466,6 +506,7 @@ impl OpenObject for Context {
     /// leaves a region releases it.
     fn release(&self, _kernel: &Arc<Kernel>, deferred: &mut Deferred) {
         self.state.store(CLOSED, Ordering::SeqCst);
+        self.nic.remove_context(self.number);
         race_point!("close: marked, not carried out");
         let objects = std::mem::take(&mut *self.objects.lock());
         for qp in objects.qps.values() {
@@ -520,6 +561,22 @@ impl ObjectOwner for Context {
 
     fn abort(&self, kernel: &Arc<Kernel>) {
         self.abort_objects(kernel);
+    }
+
+    fn begin_removal(&self) {
+        let removed = |state| (state != CLOSED).then_some(REMOVED);
+        let _closed_meanwhile = self.state.fetch_update(Ordering::SeqCst, Ordering::SeqCst, removed);
+        let qps: Vec<Arc<Qp>> = self.objects.lock().qps.values().cloned().collect();
+        for qp in qps {
+            qp.begin_failure();
+        }
+    }
+
+    fn finish_removal(&self, kernel: &Arc<Kernel>) {
+        race_point!("removal: marked, not carried out");
+        self.end_objects(kernel);
+        self.removal_told.store(true, Ordering::SeqCst);
+        self.event_arrived.wake_all();
     }
 
     fn revoke_region(&self, kernel: &Arc<Kernel>, key: u32, holder: &dyn PinHolder) {

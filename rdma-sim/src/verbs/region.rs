@@ -106,9 +106,7 @@ impl Context {
         };
         match memory {
             // Refused before anything depends on it. Anonymous memory has no pins to release.
-            Registration::Anonymous { memory, .. } if access.flush_persistent && !memory.is_persistent() => {
-                Err(Errno::EINVAL)
-            }
+            Registration::Anonymous(range) if access.flush_persistent && !range.is_persistent() => Err(Errno::EINVAL),
             memory => Ok(memory),
         }
     }

@@ -6,6 +6,7 @@
 
 use std::fmt;
 use std::ops::Deref;
+use std::time::Duration;
 
 /// What a name in a scenario stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -24,6 +25,8 @@ pub enum BindingKind {
     Window,
     /// A connected queue pair.
     Qp,
+    /// A work request that was posted.
+    Work,
     /// Direct I/O in flight.
     Io,
     /// An AF_XDP umem (a descriptor too).
@@ -38,6 +41,10 @@ pub enum BindingKind {
     Program,
     /// A pipe that holds pages of a mapping.
     Pipe,
+    /// A zero-copy send that the peer has not acknowledged.
+    Sent,
+    /// A disk without a file system (a descriptor too).
+    Disk,
 }
 
 impl BindingKind {
@@ -51,6 +58,7 @@ impl BindingKind {
             BindingKind::Region => "a memory region",
             BindingKind::Window => "a memory window",
             BindingKind::Qp => "a queue pair",
+            BindingKind::Work => "a work request",
             BindingKind::Io => "direct I/O in flight",
             BindingKind::Umem => "an AF_XDP umem",
             BindingKind::Ring => "an io_uring with fixed buffers",
@@ -58,13 +66,15 @@ impl BindingKind {
             BindingKind::Guest => "a guest",
             BindingKind::Program => "a running program",
             BindingKind::Pipe => "a pipe with pages",
+            BindingKind::Sent => "a zero-copy send",
+            BindingKind::Disk => "a disk",
         }
     }
 
     /// Whether it is a descriptor, which a process can close, duplicate and pass.
     pub fn is_descriptor(self) -> bool {
-        use BindingKind::{BlockLayout, Context, Fd, Guest, Ring, Umem};
-        matches!(self, Fd | Context | Umem | Ring | BlockLayout | Guest)
+        use BindingKind::{BlockLayout, Context, Disk, Fd, Guest, Ring, Umem};
+        matches!(self, Fd | Context | Umem | Ring | BlockLayout | Guest | Disk)
     }
 }
 
@@ -79,12 +89,16 @@ pub enum Param {
     Process,
     /// A size in bytes: `0`, `4KiB`.
     Size,
+    /// As [`Param::Size`], of bytes that are moved: at most [`DATA_MAX`] of them.
+    Length,
     /// Two sizes: offset and length; the length may be `inf`.
     Range,
     /// As [`Param::Range`], of bytes that are moved: at most [`DATA_MAX`] of them.
     Data,
     /// A byte: one printable character, or `zeros`.
     Byte,
+    /// A time: `5ms`, `45s`.
+    Span,
     /// A whole number.
     Number,
     /// A signal.
@@ -110,7 +124,7 @@ pub const DATA_MAX: u64 = 64 << 20;
 pub enum Arg {
     /// The name of a file, of a binding, or of a process; a text.
     Name(String),
-    /// A size or a number.
+    /// A size, a number, or a time in nanoseconds.
     Number(u64),
     /// A range.
     Range(ByteRange),
@@ -181,9 +195,12 @@ names! {
     /// The name of any descriptor: an open file or another object with a descriptor.
     DescriptorName Param::Bound(&[
         BindingKind::Fd, BindingKind::Context, BindingKind::Umem, BindingKind::Ring, BindingKind::BlockLayout, BindingKind::Guest,
+        BindingKind::Disk,
     ]);
     /// The name of a descriptor of an open file.
     FdName Param::Bound(&[BindingKind::Fd]);
+    /// The name of a descriptor of what direct I/O can go to: an open file or a disk.
+    FileOrDiskName Param::Bound(&[BindingKind::Fd, BindingKind::Disk]);
     /// The name of a mapping.
     MapName Param::Bound(&[BindingKind::Map]);
     /// The name of an RDMA context.
@@ -210,6 +227,8 @@ names! {
     ProgramName Param::Bound(&[BindingKind::Program]);
     /// The name of a pipe that holds pages.
     PipeName Param::Bound(&[BindingKind::Pipe]);
+    /// The name of a zero-copy send.
+    SentName Param::Bound(&[BindingKind::Sent]);
     /// A text to be written.
     Text Param::Text;
 }
@@ -287,6 +306,38 @@ impl Argument for Bytes {
 
     fn from_arg(arg: &Arg) -> Option<Bytes> {
         u64::from_arg(arg).map(Bytes)
+    }
+
+    fn to_arg(&self) -> Arg {
+        Arg::Number(self.0)
+    }
+}
+
+/// A span of time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Span(pub Duration);
+
+impl Argument for Span {
+    const PARAM: Param = Param::Span;
+
+    fn from_arg(arg: &Arg) -> Option<Span> {
+        u64::from_arg(arg).map(|nanos| Span(Duration::from_nanos(nanos)))
+    }
+
+    fn to_arg(&self) -> Arg {
+        Arg::Number(u64::try_from(self.0.as_nanos()).unwrap_or(u64::MAX))
+    }
+}
+
+/// A number of bytes that an operation moves: at most [`DATA_MAX`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DataLength(pub u64);
+
+impl Argument for DataLength {
+    const PARAM: Param = Param::Length;
+
+    fn from_arg(arg: &Arg) -> Option<DataLength> {
+        u64::from_arg(arg).filter(|len| *len <= DATA_MAX).map(DataLength)
     }
 
     fn to_arg(&self) -> Arg {
@@ -426,6 +477,13 @@ choices! {
         Global "global" "The bytes are visible to all readers.",
         Persistent "persistent" "The bytes survive a power cut.",
     }
+    /// A state of a queue pair that `modify_qp` moves it to.
+    QpStateName => {
+        ReadyToSend "rts" "IBV_QPS_RTS.",
+        SendQueueDrained "sqd" "IBV_QPS_SQD.",
+        Error "err" "IBV_QPS_ERR.",
+        Reset "reset" "IBV_QPS_RESET.",
+    }
     /// What a block layout is for.
     BlockLayoutAccess => {
         Read "r" "For reading.",
@@ -499,6 +557,22 @@ flags! {
     /// The flags of `defragment`.
     DefragmentFlags {
         polite "It breaks no lease and never waits.",
+    }
+    /// The flags of `prefetch`.
+    PrefetchFlags {
+        write "For accesses that write.",
+    }
+    /// The flags of `alloc_mw`.
+    WindowFlags {
+        type2 "IBV_MW_TYPE_2.",
+    }
+    /// The flags of a binding.
+    BindFlags {
+        same_key "A window of type 2 is given the key that it has.",
+    }
+    /// The flags of `connect`.
+    ConnectFlags {
+        rnr_wait "`rnr_retry` 7: a send waits until the peer has posted a receive.",
     }
     /// The flags of RDMA reads and writes.
     TransferFlags {

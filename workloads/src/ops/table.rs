@@ -63,6 +63,8 @@ pub enum OpValue {
     Number,
     /// The name of an asynchronous event, or `none`.
     EventName,
+    /// The name of a request and how it ended, or `none`.
+    Completion,
     /// Two counts of blocks.
     BlockCounts,
     /// A report: a text for people, and the same as JSON.
@@ -221,6 +223,8 @@ operations! {
             "Sets what a signal does to the process. A scenario's processes start with a handler for SIGIO and SIGUSR1.";
         Credentials "credentials" { uid: u64, capabilities: CapabilityFlags } -> Nothing, Linux
             "Changes the user, and whether CAP_LEASE is kept. A scenario's processes start as user 0 with CAP_LEASE.";
+        RamDisk "ram_disk" { length: Bytes, delay: Option<Span> } -> Binding(BindingKind::Disk), Simulation
+            "Opens a new disk without a file system, full of zeros. I/O to it ends by itself after DELAY, also after its process; without DELAY by `complete`.";
         Dup "dup" { fd: DescriptorName } -> Binding(BindingKind::Fd), Linux
             "A second descriptor for the same open file.";
         Dup2 "dup2" { from: DescriptorName, to: DescriptorName } -> Nothing, Linux
@@ -243,6 +247,10 @@ operations! {
             "Starts direct I/O that stays in flight, its pages pinned short-term (io_submit).";
         SubmitWrite "submit_write" { fd: FdName, range: DataRange, byte: u8 } -> Binding(BindingKind::Io), Simulation
             "As `submit_read`, writing.";
+        SubmitReadInto "submit_read_into" { fd: FileOrDiskName, range: DataRange, map: MapName, at: Bytes } -> Binding(BindingKind::Io), Simulation
+            "As `submit_read`, into the mapping at AT: the pages there are pinned short-term too, by address.";
+        SubmitWriteFrom "submit_write_from" { fd: FileOrDiskName, range: DataRange, map: MapName, at: Bytes } -> Binding(BindingKind::Io), Simulation
+            "As `submit_write`, from the mapping at AT: the pages there are pinned short-term too, by address.";
         Complete "complete" { io: IoName } -> Bytes, Simulation
             "Lets direct I/O in flight finish. The value of a read is as for `read`.";
         Truncate "truncate" { file: FileName => "The file's name", size: Bytes => "Its new size, such as `64MiB` or `0`" } -> Nothing, Everywhere
@@ -315,6 +323,10 @@ operations! {
             "Reads through a mapping; the value is as for `read`.";
         Store "store" { map: MapName, range: DataRange, byte: u8 } -> Nothing, Linux
             "Writes through a mapping.";
+        SendZeroCopy "send_zero_copy" { map: MapName, range: DataRange } -> Binding(BindingKind::Sent), Simulation
+            "Sends pages of a mapping without a copy (MSG_ZEROCOPY): pinned short-term until the peer acknowledges them, also after the sender's exit.";
+        Acknowledge "acknowledge" { send: SentName } -> Bytes, Simulation
+            "The peer acknowledges, which lets the pages go; the value is what it got, as for `read`. Any process may say so.";
         Vmsplice "vmsplice" { map: MapName, range: DataRange } -> Binding(BindingKind::Pipe), Simulation
             "Puts pages of a mapping into a pipe, which holds them (short-term pins) after munmap and close too.";
         Drain "drain" { pipe: PipeName } -> Bytes, Simulation
@@ -327,26 +339,70 @@ operations! {
             "Registers memory, for every access unless `ro`; `on_demand`: faulted in at each access; `window`: windows may be bound; `flush`: for FLUSH of both kinds.";
         ReregMr "rereg_mr" { mr: MrName, map: MapName, range: ByteRange } -> Binding(BindingKind::Region), Simulation
             "Changes what a region covers; the name stands for it from now on, under the same keys.";
+        ReregAccess "rereg_access" { mr: MrName, flags: RegisterFlags } -> Binding(BindingKind::Region), Simulation
+            "Changes what a region allows, and nothing else (IBV_REREG_MR_CHANGE_ACCESS); the flags are those of `reg_mr`. The name stands for the region from now on, under the same keys.";
         DeregMr "dereg_mr" { mr: MrName } -> Nothing, Simulation
             "Deregisters.";
-        AllocMw "alloc_mw" { context: ContextName } -> Binding(BindingKind::Window), Simulation
-            "Allocates a memory window (type 1).";
-        BindMw "bind_mw" { qp: QpName, window: MwName, mr: MrName, range: ByteRange } -> Nothing, Simulation
-            "Binds a window to a part of a region; length 0 unbinds.";
+        Prefetch "prefetch" { context: ContextName, mr: MrName, range: ByteRange, flags: PrefetchFlags } -> Nothing, Simulation
+            "Faults a part of an on-demand region in, before it is used (ibv_advise_mr). `write`: for writing.";
+        AllocMw "alloc_mw" { context: ContextName, flags: WindowFlags } -> Binding(BindingKind::Window), Simulation
+            "Allocates a memory window: of type 1, or of type 2 (`type2`), which opens for the queue pair alone that bound it and can be invalidated.";
+        BindMw "bind_mw" { qp: QpName, window: MwName, mr: MrName, range: ByteRange, flags: BindFlags } -> Nothing, Simulation
+            "Binds a window to a part of a region; length 0 unbinds one of type 1. A window of type 2 must not be bound; the program chooses its next key, or with `same_key` the key that it has.";
+        Invalidate "invalidate" { qp: QpName, window: MwName } -> Nothing, Simulation
+            "Ends the binding of a window of type 2, from its own side (IBV_WR_LOCAL_INV). No effect if it is not bound.";
         DeallocMw "dealloc_mw" { window: MwName } -> Nothing, Simulation
             "Deallocates a window.";
-        Connect "connect" { own: ContextName, peer: ContextName } -> Binding(BindingKind::Qp), Simulation
-            "A queue pair on each of two contexts, connected. The name stands for this side's end.";
+        Connect "connect" { own: ContextName, peer: ContextName, flags: ConnectFlags } -> Binding(BindingKind::Qp), Simulation
+            "A queue pair on each of two contexts, connected. The name stands for this side's end. `rnr_wait`: what this side sends waits until the peer has posted a receive (`rnr_retry` 7, not 0).";
+        Accept "accept" { qp: QpName } -> Binding(BindingKind::Qp), Simulation
+            "Gives a name to the other end of a connection, whose context this process has.";
+        ModifyQp "modify_qp" { qp: QpName, state: QpStateName } -> Nothing, Simulation
+            "Moves a queue pair (ibv_modify_qp). `sqd`: what is posted to its send queue waits there; `rts`: this call executes what waited; `err`: work is flushed; `reset`: work vanishes, and so does the connection.";
+        DestroyQp "destroy_qp" { qp: QpName } -> Nothing, Simulation
+            "Destroys a queue pair; its work vanishes.";
         RdmaWrite "rdma_write" { qp: QpName, remote: RemoteName, range: DataRange, byte: u8, flags: TransferFlags } -> Nothing, Simulation
-            "Writes into the peer's region. Fails with the completion's status, such as `remote_access_error` or `flushed`. `bad_key`: this side's buffer is named by a key that is no region's.";
+            "Writes into the peer's region. Fails with the completion's status, such as `remote_access_error` or `flushed`; `EAGAIN`, and nothing is posted, if the request would have to wait in the queue. `bad_key`: this side's buffer is named by a key that is no region's.";
         RdmaRead "rdma_read" { qp: QpName, remote: RemoteName, range: DataRange, flags: TransferFlags } -> Bytes, Simulation
             "Reads the peer's region; the value is as for `read`. `bad_key` is as for `rdma_write`.";
+        RdmaSend "rdma_send" { qp: QpName, length: DataLength, byte: u8 } -> Nothing, Simulation
+            "Sends a message into the oldest receive that the peer has posted.";
+        SendInvalidate "send_invalidate" { qp: QpName, window: MwName, length: DataLength, byte: u8 } -> Nothing, Simulation
+            "As `rdma_send`; ends the binding of the receiver's window of type 2 (IBV_WR_SEND_WITH_INV).";
         FetchAdd "fetch_add" { qp: QpName, remote: RemoteName, offset: Bytes, add: u64 } -> Number, Simulation
             "Adds to 8 bytes; the value is what was there.";
+        Cas "cas" { qp: QpName, remote: RemoteName, offset: Bytes, compare: u64, swap: u64 } -> Number, Simulation
+            "Replaces 8 bytes if they are `compare`; the value is what was there.";
         AtomicWrite "atomic_write" { qp: QpName, remote: RemoteName, offset: Bytes, value: u64 } -> Nothing, Simulation
             "Writes 8 bytes, never torn.";
         Flush "flush" { qp: QpName, remote: RemoteName, range: ByteRange, placement: FlushScope } -> Nothing, Simulation
             "RDMA FLUSH.";
+        FlushRegion "flush_region" { qp: QpName, remote: RemoteName, placement: FlushScope } -> Nothing, Simulation
+            "RDMA FLUSH of the whole region (IB_FLUSH_MR).";
+        PostWrite "post_write" { qp: QpName, remote: RemoteName, range: DataRange, byte: u8, flags: TransferFlags } -> Binding(BindingKind::Work), Simulation
+            "Posts what `rdma_write` does, and does not wait for it: `poll` tells how it ended, under the name given here. Its buffer lives until then.";
+        PostRead "post_read" { qp: QpName, remote: RemoteName, range: DataRange, flags: TransferFlags } -> Binding(BindingKind::Work), Simulation
+            "Posts what `rdma_read` does.";
+        PostFetchAdd "post_fetch_add" { qp: QpName, remote: RemoteName, offset: Bytes, add: u64 } -> Binding(BindingKind::Work), Simulation
+            "Posts what `fetch_add` does.";
+        PostCas "post_cas" { qp: QpName, remote: RemoteName, offset: Bytes, compare: u64, swap: u64 } -> Binding(BindingKind::Work), Simulation
+            "Posts what `cas` does.";
+        PostAtomicWrite "post_atomic_write" { qp: QpName, remote: RemoteName, offset: Bytes, value: u64 } -> Binding(BindingKind::Work), Simulation
+            "Posts what `atomic_write` does.";
+        PostFlush "post_flush" { qp: QpName, remote: RemoteName, range: ByteRange, placement: FlushScope } -> Binding(BindingKind::Work), Simulation
+            "Posts what `flush` does.";
+        PostSend "post_send" { qp: QpName, length: DataLength, byte: u8 } -> Binding(BindingKind::Work), Simulation
+            "Posts what `rdma_send` does.";
+        PostSendInvalidate "post_send_invalidate" { qp: QpName, window: MwName, length: DataLength, byte: u8 } -> Binding(BindingKind::Work), Simulation
+            "Posts what `send_invalidate` does.";
+        PostBindMw "post_bind_mw" { qp: QpName, window: MwName, mr: MrName, range: ByteRange, flags: BindFlags } -> Binding(BindingKind::Work), Simulation
+            "Posts what `bind_mw` does.";
+        PostInvalidate "post_invalidate" { qp: QpName, window: MwName } -> Binding(BindingKind::Work), Simulation
+            "Posts what `invalidate` does.";
+        PostRecv "post_recv" { qp: QpName, mr: MrName, range: DataRange } -> Binding(BindingKind::Work), Simulation
+            "Posts a part of an own region as a receive, for one message of the peer.";
+        Poll "poll" { context: ContextName } -> Completion, Simulation
+            "Takes the oldest completion of what was posted on a context (ibv_poll_cq): `w:success` or another status under the request's name, `w:success:a` with the value of a read or atomic, `r:success:4KiB` with the length of a received message, and `:invalidated` behind it if the message did that; or `none`.";
         Event "event" { context: ContextName } -> EventName, Simulation
             "Takes the oldest asynchronous event; the value is its name, `region_revoked:NAME` with the region's name, or `none`.";
         Memlock "memlock" { limit: Bytes } -> Nothing, Simulation
@@ -387,6 +443,8 @@ operations! {
             "Unmounts the volume.";
         RemoveDevice "remove_device" {} -> Nothing, Simulation
             "Takes the device away.";
+        RemoveNic "remove_nic" {} -> Nothing, Simulation
+            "Unplugs the NIC (ib_unregister_device): queue pairs go to error, regions end with their pins, each context gets the event `fatal`. Descriptors stay; calls on them are EIO, `rdma_open` is ENODEV. Completions and events can still be taken.";
     }
     "A running server" {
         Blockers "blockers" { file: FileName => "The file's name, or its inode's number" } -> Report, Server(AtOnce)
@@ -500,7 +558,7 @@ impl Parameter {
     fn usage(&self) -> String {
         let capital = self.name.to_uppercase();
         match self.syntax {
-            Param::File | Param::Size | Param::Number | Param::Text => capital,
+            Param::File | Param::Size | Param::Length | Param::Span | Param::Number | Param::Text => capital,
             Param::Bound(_) => self.name.to_owned(),
             Param::Process => "PROCESS".to_owned(),
             Param::Range | Param::Data => "OFFSET LENGTH".to_owned(),

@@ -18,10 +18,10 @@ pub mod race;
 mod rcu;
 
 pub use rcu::Rcu;
-pub use std::sync::Arc;
 /// A value set once and then read without a lock. Set it under a [`Mutex`] of the facade: two
 /// setters at once would block each other where no explorer can see it.
 pub use std::sync::OnceLock;
+pub use std::sync::{Arc, Weak};
 
 #[cfg(daxlab_loom)]
 use loom as backend;

@@ -17,10 +17,10 @@ use crate::deadlock::need::Need;
 use crate::design::LeaseRules;
 use crate::holders::lease_gate::Lease;
 use crate::holders::list::pin_holders;
-use crate::leases::layout::breaking::{begin_break, lease_lost, wait_for_break};
+use crate::leases::layout::breaking::{begin_break, leases_lost, wait_for_break};
 use crate::leases::layout::kind::{LeaseKind, LeaseMode};
 use crate::leases::layout::state::{LeaseEvent, LeaseState, change_state};
-use crate::leases::layout::table::{BreakTo, LeaseEntry, LeaseTable, WaitingRequest, new_lease, renew_other_parts};
+use crate::leases::layout::table::{BreakTo, LeaseEntry, LeaseTable, WaitingRequest, new_lease};
 use crate::leases::layout::unlock::{reopen_gates, unlock_releases, wait_for_pinned_leases};
 use crate::vfs::inode::Inode;
 use crate::vfs::open_file::{AccessMode, Description};
@@ -311,7 +311,7 @@ pub(crate) fn install_lease(task: &Task, entries: &mut Vec<LeaseEntry>, request:
             return InstallOutcome::Pinned(pinned);
         }
     }
-    let (mut lost, mut gone) = (Vec::new(), Vec::new());
+    let mut lost = Vec::new();
     let mut missing = vec![request.range];
     let mut kept = Vec::with_capacity(entries.len() + 1);
     for mut entry in entries.drain(..) {
@@ -332,10 +332,8 @@ pub(crate) fn install_lease(task: &Task, entries: &mut Vec<LeaseEntry>, request:
             if entry.lease.gate.close().0 > 0 {
                 lost.push(Arc::clone(&entry.lease));
             }
-            gone.push(entry.lease);
         }
     }
-    renew_other_parts(kernel, &mut kept, &gone);
     for range in missing {
         kept.push(LeaseEntry {
             lease: new_lease(kernel),
@@ -345,6 +343,7 @@ pub(crate) fn install_lease(task: &Task, entries: &mut Vec<LeaseEntry>, request:
             pid: task.pid(),
             kind: request.kind,
             range,
+            is_part: false,
             state: LeaseState::START,
             deadline: None,
         });
@@ -356,13 +355,11 @@ pub(crate) fn install_lease(task: &Task, entries: &mut Vec<LeaseEntry>, request:
 pub(crate) fn lease_granted(task: &Task, request: &LeaseRequest<'_>, lost: &[Arc<Lease>]) {
     let kernel = task.kernel();
     LeaseTable::of(request.inode).changed.wake_all();
-    for lease in lost {
-        lease_lost(kernel, request.inode, lease);
-    }
+    leases_lost(kernel, request.inode, lost);
     if request.kind.is_exclusive(kernel.axes.lease_rules) {
         let broken = pin_holders(request.inode).registered_in(request.range);
         let outlived = |lease: &Arc<Lease>| lease.gate.is_closed();
-        if broken.iter().any(|holder| holder.pid != task.pid() && holder.leases.iter().any(outlived)) {
+        if broken.iter().any(|holder| holder.pid != task.pid() && holder.leases.any(outlived)) {
             kernel.counters.broken_exclusivity.add(1);
         }
     }
@@ -381,10 +378,15 @@ pub(crate) enum InstallOutcome {
 /// waits.
 ///
 /// # Errors
-/// EAGAIN unless the open file holds unbroken write leases over all of the range; EBUSY if pins
-/// live under a lease that would be split.
+/// EAGAIN unless the open file holds unbroken write leases over all of the range, or while a layout
+/// change that has judged the leases there is not over; EBUSY if pins live under a lease that would
+/// be split.
 pub(crate) fn downgrade(task: &Task, request: &LeaseRequest<'_>) -> Result<(), Errno> {
     let mut entries = LeaseTable::of(request.inode).lock();
+    if !settled_by(request, &entries).is_empty() {
+        // The change was judged against the write lease, and the weaker one might forbid it.
+        return Err(Errno::EAGAIN);
+    }
     let unbroken = entries.iter().filter(|entry| {
         entry.file == request.description.id()
             && entry.kind.mode == LeaseMode::Write

@@ -17,10 +17,10 @@ use crate::design::{Axes, ChangeRule, LeaseRules};
 use crate::holders::holder::Holder;
 use crate::holders::lease_gate::{Lease, LeaseRevocation};
 use crate::holders::list::pin_holders;
-use crate::leases::layout::breaking::{begin_break, lease_lost, released_by, wait_for_break};
+use crate::leases::layout::breaking::{begin_break, leases_lost, released_by, wait_for_break};
 use crate::leases::layout::kind::{LeaseKind, LeaseMode};
 use crate::leases::layout::state::{LeaseEvent, LeaseState, change_state};
-use crate::leases::layout::table::{BreakTo, LeaseEntry, LeaseTable, forget_owners};
+use crate::leases::layout::table::{BreakTo, LeaseEntry, LeaseTable, forget_owners, new_lease};
 use crate::leases::layout::waiting::publish_waiting_on;
 use crate::vfs::inode::Inode;
 use crate::vfs::kernel::Kernel;
@@ -47,10 +47,12 @@ struct BreakPlan {
     in_way: Vec<LeaseId>,
     /// Leases removed.
     gone: Vec<LeaseEntry>,
-    /// What is left of leases behind the ranges cut out of them.
-    parts: Vec<LeaseEntry>,
     /// Of these, the ones under which pins live.
     lost: Vec<Arc<Lease>>,
+    /// What is left of leases behind the ranges cut out of them.
+    parts: Vec<LeaseEntry>,
+    /// A lease was removed, or a range was cut out of it.
+    takes_away: bool,
 }
 
 /// What one lease means for a change of its range.
@@ -107,7 +109,7 @@ fn pins_refuse(axes: &Axes, holders: &[Arc<Holder>], entries: &[LeaseEntry], cha
             let entry = entries.iter().find(|entry| Arc::ptr_eq(&entry.lease, lease));
             entry.is_some_and(|e| e.state() != LeaseState::Zombie && !e.kind.is_exclusive(axes.lease_rules))
         };
-        axes.stranger_change == ChangeRule::Fail && !holder.leases.iter().any(breakable)
+        axes.stranger_change == ChangeRule::Fail && !holder.leases.any(breakable)
     })
 }
 
@@ -119,7 +121,7 @@ pub(crate) fn covered_by_breakable(axes: &Axes, inode: &Inode, holder: &Holder, 
         ranges.overlaps(entry.range)
             && entry.state() != LeaseState::Zombie
             && !entry.kind.is_exclusive(axes.lease_rules)
-            && holder.leases.iter().any(|lease| Arc::ptr_eq(lease, &entry.lease))
+            && holder.leases.contains(&entry.lease)
     };
     entries.iter().any(covers)
 }
@@ -201,7 +203,7 @@ pub(crate) fn break_layouts(
         let verdict = |entry: &LeaseEntry| judge(axes, entry, task.pid(), others_write);
         entries.retain_mut(|entry| {
             let verdict = if touched(entry) { verdict(entry) } else { LeaseVerdict::Ignore };
-            carry_out(kernel, verdict, entry, ranges, &mut judgement)
+            carry_out(kernel, inode, verdict, entry, ranges, &mut judgement)
         });
         entries.append(&mut judgement.parts);
         forget_owners(&entries, &judgement.gone);
@@ -251,7 +253,7 @@ pub(crate) fn judge_without_breaks(
         if entries.iter().any(|entry| matches!(verdict(entry), LeaseVerdict::Fail(_))) {
             return Err(Errno::ETXTBSY);
         }
-        entries.retain_mut(|entry| carry_out(kernel, verdict(entry), entry, ranges, &mut judgement));
+        entries.retain_mut(|entry| carry_out(kernel, inode, verdict(entry), entry, ranges, &mut judgement));
         entries.append(&mut judgement.parts);
         forget_owners(&entries, &judgement.gone);
         LeaseTable::of(inode).settle_on(&entries, task.waiter().id(), ranges);
@@ -262,13 +264,11 @@ pub(crate) fn judge_without_breaks(
 
 /// Signals the owners that a judgement names, and tells the pins that have lost their lease.
 fn report_removals(kernel: &Arc<Kernel>, inode: &Inode, judgement: &BreakPlan) {
-    if !judgement.lost.is_empty() || !judgement.notices.is_empty() {
+    if judgement.takes_away || !judgement.notices.is_empty() {
         LeaseTable::of(inode).changed.wake_all();
     }
     kernel.send_notices(inode.ino(), &judgement.notices);
-    for lease in &judgement.lost {
-        lease_lost(kernel, inode, lease);
-    }
+    leases_lost(kernel, inode, &judgement.lost);
 }
 
 /// Waits until none of `leases` is in the table.
@@ -308,6 +308,7 @@ fn needs_of(kernel: &Arc<Kernel>, inode: &Inode, entry: &LeaseEntry) -> Vec<Awai
 /// Does to one lease what its verdict says. False: the lease leaves the table.
 fn carry_out(
     kernel: &Kernel,
+    inode: &Inode,
     verdict: LeaseVerdict,
     entry: &mut LeaseEntry,
     ranges: &BlockRanges,
@@ -324,7 +325,7 @@ fn carry_out(
             judgement.in_way.push(entry.lease.id);
             true
         }
-        LeaseVerdict::Cut if entry.is_pinned() => cut(kernel, entry, ranges, judgement),
+        LeaseVerdict::Cut if entry.is_pinned() => cut(kernel, inode, entry, ranges, judgement),
         LeaseVerdict::Remove | LeaseVerdict::Cut => {
             note_removal(kernel, entry, judgement);
             if entry.state() == LeaseState::Zombie {
@@ -341,28 +342,42 @@ fn carry_out(
 
 /// The owner of a lease learns that all of it, or a part, is taken away; a zombie has none.
 fn note_removal(kernel: &Kernel, entry: &LeaseEntry, judgement: &mut BreakPlan) {
+    judgement.takes_away = true;
     if entry.state() != LeaseState::Zombie {
         kernel.counters.notices_owed.add(1);
         judgement.notices.push(entry.notice());
     }
 }
 
-/// Cuts `ranges` out of a lease with pins. What is left stays the same lease, in parts that refer
-/// to one gate: the pins under it have not lost it. False: nothing is left.
-fn cut(kernel: &Kernel, entry: &mut LeaseEntry, ranges: &BlockRanges, judgement: &mut BreakPlan) -> bool {
+/// Cuts `ranges` out of a lease with pins. Each part that is left is a lease with a gate of its
+/// own, and admits pins; the pins have not lost their lease, and count in the parts that they
+/// overlap. Of a zombie only the parts with pins are left. False: nothing is left.
+fn cut(
+    kernel: &Kernel,
+    inode: &Inode,
+    entry: &mut LeaseEntry,
+    ranges: &BlockRanges,
+    judgement: &mut BreakPlan,
+) -> bool {
     note_removal(kernel, entry, judgement);
     let mut left = vec![entry.range];
     for range in ranges.iter() {
         left = left.into_iter().flat_map(|part| part.minus(range)).collect();
     }
-    let mut left = left.into_iter();
-    if let Some(first) = left.next() {
-        entry.range = first;
-        judgement.parts.extend(left.map(|range| LeaseEntry { range, ..entry.clone() }));
-        return true;
-    }
+    let part = |range| LeaseEntry { lease: new_lease(kernel), range, is_part: true, ..entry.clone() };
+    let mut parts: Vec<LeaseEntry> = left.into_iter().map(part).collect();
+    LeaseTable::of(inode).move_pins(inode, &entry.lease, &parts);
     if entry.state() == LeaseState::Zombie {
         kernel.counters.zombie_leases.fall();
+        // The last pin of a part leaves a closed gate, and ends the part.
+        parts.retain_mut(|part| part.lease.gate.close().0 > 0 || change_state(kernel, part, LeaseEvent::LastUnpin));
+        parts.iter().for_each(|_| kernel.counters.zombie_leases.rise());
+    }
+    let mut parts = parts.into_iter();
+    if let Some(first) = parts.next() {
+        *entry = first;
+        judgement.parts.extend(parts);
+        return true;
     }
     judgement.gone.push(entry.clone());
     entry.lease.revoked.get_or_init(|| LeaseRevocation::Change);

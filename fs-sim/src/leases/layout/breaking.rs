@@ -56,12 +56,17 @@ pub(crate) fn begin_break(kernel: &Kernel, entry: &mut LeaseEntry, to: BreakTo) 
     }
 }
 
-/// A lease is gone although pins taken under it may live.
-pub(crate) fn lease_lost(kernel: &Arc<Kernel>, inode: &Inode, lease: &Arc<Lease>) {
+/// These leases are gone although pins taken under them may live.
+pub(crate) fn leases_lost(kernel: &Arc<Kernel>, inode: &Inode, leases: &[Arc<Lease>]) {
     if kernel.axes.on_lease_lost == Some(LeaseLost::Abort) {
-        for holder in pin_holders(inode).under_lease(lease) {
-            revoke_holder(kernel, &holder, RevokeReason::LeaseLost);
-        }
+        revoke_under(kernel, inode, leases, RevokeReason::LeaseLost);
+    }
+}
+
+/// Asks every holder under any of these leases, once, to release its pins.
+pub(super) fn revoke_under(kernel: &Arc<Kernel>, inode: &Inode, leases: &[Arc<Lease>], reason: RevokeReason) {
+    for holder in pin_holders(inode).under_leases(leases) {
+        revoke_holder(kernel, &holder, reason);
     }
 }
 
@@ -77,7 +82,8 @@ pub(crate) fn revoke_if_lease_lost(kernel: &Arc<Kernel>, inode: &Inode, holder: 
     let reason = {
         let entries = LeaseTable::of(inode).lock();
         let there = |lease: &Arc<Lease>| entries.iter().any(|entry| Arc::ptr_eq(&entry.lease, lease));
-        holder.leases.iter().filter(|lease| !there(lease)).filter_map(|lease| reason(lease)).max()
+        let leases = holder.leases.all();
+        leases.iter().filter(|lease| !there(lease)).filter_map(|lease| reason(lease)).max()
     };
     if let Some(reason) = reason {
         revoke_holder(kernel, holder, reason);
@@ -119,9 +125,8 @@ fn time_out_leases(kernel: &Arc<Kernel>, inode: &Inode, targets: &[LeaseId]) {
     for pid in to_kill {
         kernel.send_signal(pid, SigInfo { signal: Signal::Sigkill, ino: Some(inode.ino()) });
     }
-    for entry in gone {
-        lease_lost(kernel, inode, &entry.lease);
-    }
+    let gone: Vec<Arc<Lease>> = gone.into_iter().map(|entry| entry.lease).collect();
+    leases_lost(kernel, inode, &gone);
 }
 
 /// When a task gives up that waits for one break time only: `None` where breaks time out, since the
@@ -134,10 +139,10 @@ pub(crate) fn end_of_patience(kernel: &Kernel) -> Option<Nanos> {
 }
 
 /// The release of a lease: by any process that has its open file when the question is asked, also
-/// unread in its inbox; by its taker if only mappings are left.
+/// unread in its inbox; by those that map it if only mappings are left; by its taker if neither is.
 pub(crate) fn released_by(kernel: &Arc<Kernel>, entry: LeaseEntry) -> Awaited {
     let kernel = Arc::clone(kernel);
-    Awaited::ask(move || match kernel.able_to_close(&entry.fd_holders) {
+    Awaited::ask(move || match kernel.able_to_end(&entry.fd_holders, entry.file) {
         able if able.is_empty() => Need::any_of(vec![entry.pid]),
         able => Need::any_of(able),
     })

@@ -2,8 +2,8 @@
 //!
 //! It owns the axis `last_close_while_pinned`. Invariants: after the release the table holds no
 //! lease of the open file but zombies; only `close` and `dup2` wait; a zombie is exclusive, covers
-//! the whole file, admits no pin, and ends with the last pin taken under it. Kernel counterpart:
-//! `locks_remove_lease`, called from `__fput`.
+//! the whole file unless a rule `revoke` has cut it, admits no pin, and ends with the last pin
+//! taken under it. Kernel counterpart: `locks_remove_lease`, called from `__fput`.
 
 use emulator::sync::Arc;
 use emulator::wait::WaitFor;
@@ -11,11 +11,10 @@ use emulator::wait::WaitFor;
 use crate::base::numbers::DescriptionId;
 use crate::base::range::BlockRange;
 use crate::design::LastCloseRule;
-use crate::holders::holder::{RevokeReason, revoke_holder};
+use crate::holders::holder::RevokeReason;
 use crate::holders::lease_gate::Lease;
 use crate::holders::lease_gate::LeaseRevocation;
-use crate::holders::list::pin_holders;
-use crate::leases::layout::breaking::lease_lost;
+use crate::leases::layout::breaking::{leases_lost, revoke_under};
 use crate::leases::layout::state::{LeaseEvent, LeaseState, change_state};
 use crate::leases::layout::table::{LeaseEntry, LeaseTable};
 use crate::leases::layout::unlock::wait_for_gate;
@@ -37,29 +36,30 @@ struct CloseAftermath {
 
 /// Releases an open file.
 pub(crate) fn release_leases(kernel: &Arc<Kernel>, inode: &Arc<Inode>, file: DescriptionId, last: LastReference<'_>) {
-    let aftermath = drop_leases(kernel, inode, file, last.closer().is_some());
-    LeaseTable::of(inode).changed.wake_all();
-    for lease in &aftermath.lost {
-        lease_lost(kernel, inode, lease);
-    }
-    for lease in &aftermath.revoked {
-        for holder in pin_holders(inode).under_lease(lease) {
-            revoke_holder(kernel, &holder, RevokeReason::Rule);
+    let mut closer = last.closer();
+    let mut has_waited = false;
+    loop {
+        let aftermath = drop_leases(kernel, inode, file, closer.is_some());
+        LeaseTable::of(inode).changed.wake_all();
+        leases_lost(kernel, inode, &aftermath.lost);
+        revoke_under(kernel, inode, &aftermath.revoked, RevokeReason::Rule);
+        let Some(task) = closer.filter(|_| !aftermath.awaited.is_empty()) else { break };
+        if !has_waited {
+            kernel.counters.waits_for_long_term_pin.add(1);
+            has_waited = true;
         }
-    }
-    if let Some(task) = last.closer()
-        && !aftermath.awaited.is_empty()
-    {
-        kernel.counters.waits_for_long_term_pin.add(1);
-        for lease in &aftermath.awaited {
-            let killed = wait_for_gate(task, inode, lease, WaitFor::killable("close while pinned")).is_err();
-            end_of_awaited(kernel, inode, lease, killed);
+        // Meanwhile a layout change can cut a lease in parts, so the table is looked at again.
+        let how = || WaitFor::killable("close while pinned");
+        if aftermath.awaited.iter().any(|lease| wait_for_gate(task, inode, lease, how()).is_err()) {
+            closer = None;
         }
     }
     kernel.trace("file released", file.0, inode.ino().0, None);
     drop_open(kernel, inode, last);
 }
 
+/// Ends the leases of the open file. A lease that pins keep becomes a zombie, or is one to wait for
+/// if the caller `may_wait`.
 fn drop_leases(kernel: &Kernel, inode: &Inode, file: DescriptionId, may_wait: bool) -> CloseAftermath {
     let mut aftermath = CloseAftermath::default();
     let mut entries = LeaseTable::of(inode).lock();
@@ -94,34 +94,12 @@ fn drop_leases(kernel: &Kernel, inode: &Inode, file: DescriptionId, may_wait: bo
     aftermath
 }
 
-/// Pins keep an exclusive lease whose open file is gone: it covers the whole file from now on.
-/// True: it stays in the table.
+/// Pins keep an exclusive lease whose open file is gone: it covers the whole file from now on. A
+/// part of a lease that a rule `revoke` has cut stays as it is. True: it stays in the table.
 fn become_zombie(kernel: &Kernel, entry: &mut LeaseEntry) -> bool {
     kernel.counters.zombie_leases.rise();
-    entry.range = BlockRange::ALL;
+    if !entry.is_part {
+        entry.range = BlockRange::ALL;
+    }
     change_state(kernel, entry, LeaseEvent::CloseWhilePinned)
-}
-
-/// A `wait-killable` close has seen the last pin go, or was killed; then an exclusive lease
-/// becomes a zombie.
-fn end_of_awaited(kernel: &Arc<Kernel>, inode: &Inode, lease: &Arc<Lease>, killed: bool) {
-    let mut lost = false;
-    {
-        let mut entries = LeaseTable::of(inode).lock();
-        entries.retain_mut(|entry| {
-            if !Arc::ptr_eq(&entry.lease, lease) {
-                return true;
-            }
-            let pinned = killed && lease.gate.inside() > 0;
-            if pinned && entry.kind.is_exclusive(kernel.axes.lease_rules) {
-                return become_zombie(kernel, entry);
-            }
-            lost |= pinned;
-            change_state(kernel, entry, LeaseEvent::Close)
-        });
-    }
-    LeaseTable::of(inode).changed.wake_all();
-    if lost {
-        lease_lost(kernel, inode, lease);
-    }
 }

@@ -25,7 +25,7 @@ state_table! {
         /// The break to nothing timed out and the owner was sent SIGKILL; the next time-out takes
         /// it by force.
         KilledToNothing,
-        /// Its open file is gone; pins taken under it keep it, over the whole file.
+        /// Its open file is gone; pins taken under it keep it.
         Zombie,
         /// It is given back, taken away or replaced, and leaves the table.
         Ended,

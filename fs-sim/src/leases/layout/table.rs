@@ -1,9 +1,10 @@
 //! The layout leases of one inode.
 //!
-//! It owns the leases and the queue of tasks that wait for them to change. Invariants: leases of
-//! one open file never overlap; a lease that is being broken admits no pin; a zombie has no open
-//! file and covers the whole file. Kernel counterpart: `flc_lease` of `struct file_lock_context`
-//! (include/linux/filelock.h).
+//! It owns the leases and the queue of tasks that wait for them to change. Invariants: no two
+//! entries refer to one gate; leases of one open file never overlap until they become zombies; a
+//! lease that is being broken admits no pin; a zombie has no open file, and covers the whole file
+//! unless a rule `revoke` has cut it. Kernel counterpart: `flc_lease` of `struct
+//! file_lock_context` (include/linux/filelock.h).
 
 use emulator::pin::gate::Gate;
 use emulator::runtime::clock::Nanos;
@@ -15,7 +16,8 @@ use crate::base::errno::Errno;
 use crate::base::numbers::{DescriptionId, LeaseId, Pid};
 use crate::base::range::{BlockRange, BlockRanges};
 use crate::design::LeaseRules;
-use crate::holders::lease_gate::Lease;
+use crate::holders::lease_gate::{AdmittingLeases, Lease};
+use crate::holders::list::pin_holders;
 use crate::leases::layout::kind::LeaseKind;
 use crate::leases::layout::state::LeaseState;
 use crate::vfs::attachments::{Attachment, Slot};
@@ -27,15 +29,6 @@ use crate::vfs::signal_owner::{BreakNotice, SignalOwner};
 pub(crate) fn new_lease(kernel: &Kernel) -> Arc<Lease> {
     let id = LeaseId(kernel.next_lease.fetch_add(1, Ordering::Relaxed));
     Arc::new(Lease { id, gate: Gate::new(), revoked: OnceLock::new() })
-}
-
-/// Parts of a lease that a revocation has cut refer to one gate, which `gone`, the release of one
-/// part, has closed: the parts that stay become leases of their own.
-pub(super) fn renew_other_parts(kernel: &Kernel, entries: &mut [LeaseEntry], gone: &[Arc<Lease>]) {
-    let shared = |entry: &&mut LeaseEntry| gone.iter().any(|lease| Arc::ptr_eq(lease, &entry.lease));
-    for entry in entries.iter_mut().filter(shared) {
-        entry.lease = new_lease(kernel);
-    }
 }
 
 /// What a break leaves.
@@ -57,6 +50,8 @@ pub(crate) struct LeaseEntry {
     pub(crate) pid: Pid,
     pub(crate) kind: LeaseKind,
     pub(crate) range: BlockRange,
+    /// A rule `revoke` has cut a range out of the lease that this is a part of.
+    pub(super) is_part: bool,
     /// Changed by [`change_state`](super::state::change_state) only.
     pub(super) state: LeaseState,
     /// While a break is pending: when it times out; `None` means never.
@@ -149,6 +144,9 @@ pub(crate) struct LeaseTable {
     /// task that changes. Written and read with the entries locked: a lease is either judged by a
     /// change or granted after it.
     settled: Mutex<Vec<(WaiterId, BlockRanges)>>,
+    /// The leases of pins that have entered gates and are not on the list of holders yet. Added to
+    /// with the entries locked.
+    entering: Mutex<Vec<Arc<AdmittingLeases>>>,
 }
 
 impl Attachment for LeaseTable {
@@ -220,10 +218,14 @@ impl LeaseTable {
         pid: Pid,
         range: BlockRange,
         required: PinRequirement,
-    ) -> Result<Vec<Arc<Lease>>, Errno> {
+    ) -> Result<Arc<AdmittingLeases>, Errno> {
         let entered = {
             let entries = self.lock();
-            Self::enter_each(&entries, rules, pid, range, required)
+            Self::enter_each(&entries, rules, pid, range, required).map(|leases| {
+                let leases = AdmittingLeases::new(range, leases);
+                self.entering.lock().push(Arc::clone(&leases));
+                leases
+            })
         };
         entered.map_err(|refusal| {
             if refusal.was_inside {
@@ -281,6 +283,28 @@ impl LeaseTable {
             through.push(Arc::clone(&entry.lease));
         }
         Ok(through)
+    }
+
+    /// A pin that these leases admitted is on the list of holders, or was not made.
+    pub(crate) fn entry_over(&self, leases: &Arc<AdmittingLeases>) {
+        self.entering.lock().retain(|entering| !Arc::ptr_eq(entering, leases));
+    }
+
+    /// `lease` was cut in `parts`, all of them new: its pins count in the parts that their ranges
+    /// overlap. The caller holds the entries locked.
+    ///
+    /// Pins that are entering come before the holders: a pin is on the list of holders before it
+    /// stops to be one of those that are entering, so none is missed.
+    pub(super) fn move_pins(&self, inode: &Inode, lease: &Arc<Lease>, parts: &[LeaseEntry]) {
+        let parts: Vec<(BlockRange, Arc<Lease>)> =
+            parts.iter().map(|part| (part.range, Arc::clone(&part.lease))).collect();
+        let entering = self.entering.lock().clone();
+        for leases in entering {
+            leases.move_to_parts(lease, &parts);
+        }
+        for holder in pin_holders(inode).under_lease(lease) {
+            holder.leases.move_to_parts(lease, &parts);
+        }
     }
 
     /// Whether active leases of `pid` cover `range`.

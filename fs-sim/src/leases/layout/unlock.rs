@@ -16,9 +16,9 @@ use crate::design::UnlockRule;
 use crate::holders::holder::Holder;
 use crate::holders::lease_gate::Lease;
 use crate::holders::list::pin_holders;
-use crate::leases::layout::breaking::lease_lost;
+use crate::leases::layout::breaking::leases_lost;
 use crate::leases::layout::state::{LeaseEvent, LeaseState, change_state};
-use crate::leases::layout::table::{LeaseEntry, LeaseTable, forget_owners, new_lease, renew_other_parts};
+use crate::leases::layout::table::{LeaseEntry, LeaseTable, forget_owners, new_lease};
 use crate::vfs::inode::Inode;
 use crate::vfs::kernel::Kernel;
 use crate::vfs::task::Task;
@@ -51,7 +51,7 @@ pub(crate) fn remove_leases(
     range: BlockRange,
     own: impl Fn(&LeaseEntry) -> bool,
 ) -> Vec<Arc<Lease>> {
-    let (mut lost, mut gone) = (Vec::new(), Vec::new());
+    let mut lost = Vec::new();
     let mut kept = Vec::with_capacity(entries.len());
     for mut entry in entries.drain(..) {
         if !own(&entry) {
@@ -63,12 +63,10 @@ pub(crate) fn remove_leases(
         }
         change_state(task.kernel(), &mut entry, LeaseEvent::Unlock);
         if entry.lease.gate.close().0 > 0 {
-            lost.push(Arc::clone(&entry.lease));
+            lost.push(entry.lease);
         }
-        gone.push(entry.lease);
     }
     *entries = kept;
-    renew_other_parts(task.kernel(), entries, &gone);
     lost
 }
 
@@ -165,9 +163,7 @@ pub(crate) fn unlock(task: &Task, file: DescriptionId, inode: &Inode, range: Blo
         closed.extend(pinned);
     };
     LeaseTable::of(inode).changed.wake_all();
-    for lease in &lost {
-        lease_lost(kernel, inode, lease);
-    }
+    leases_lost(kernel, inode, &lost);
     kernel.trace("lease unlocked", task.pid().0.into(), inode.ino().0, None);
     Ok(())
 }

@@ -44,12 +44,7 @@ fn signal_posix_owners(kernel: &Arc<Kernel>, inode: &Inode, notices: &[BreakNoti
 /// The processes that could release an ordinary lease: those with a descriptor of the open file or
 /// one unread in their inbox; if only mappings are left, those that map it.
 pub(crate) fn posix_lease_releasers(kernel: &Kernel, entry: &PosixLease) -> Vec<Pid> {
-    let mut able = kernel.able_to_close(&entry.fd_holders);
-    if able.is_empty() {
-        let maps = kernel.processes.snapshot().into_iter().filter(|(_, process)| process.mm.lock().maps(entry.file));
-        able.extend(maps.map(|(pid, _)| pid));
-    }
-    able
+    kernel.able_to_end(&entry.fd_holders, entry.file)
 }
 
 /// Breaks the leases that stand in the way of an open for `breaker`, the caller's own too, and

@@ -9,6 +9,7 @@ use emulator::World;
 use emulator::device::Device;
 use emulator::wait::WaitQueue;
 use fs_sim::design::presets;
+use fs_sim::pinning::anon_range::AnonRange;
 use fs_sim::vfs::anon::AnonMemory;
 use fs_sim::vfs::fd_holders::FdHolders;
 use fs_sim::{Kernel, KernelConfig};
@@ -49,6 +50,14 @@ impl ObjectOwner for TestOwner {
         unreachable!("anonymous memory is never revoked")
     }
 
+    fn begin_removal(&self) {
+        unreachable!("this owner is on no list")
+    }
+
+    fn finish_removal(&self, _kernel: &Arc<Kernel>) {
+        unreachable!("this owner is on no list")
+    }
+
     fn revoke_region(&self, _kernel: &Arc<Kernel>, _key: u32, _holder: &dyn PinHolder) {
         unreachable!("anonymous memory is never revoked")
     }
@@ -66,7 +75,7 @@ fn owner() -> Arc<dyn ObjectOwner> {
 
 fn region(key: u32, owner: &Arc<dyn ObjectOwner>) -> (Arc<Mr>, RegisteredRegion) {
     let mr = Arc::new(Mr::new(key, 1, AccessFlags::ALL, 0, 8, Arc::clone(owner)));
-    let memory = Registration::Anonymous { memory: Arc::new(AnonMemory::new(8)), offset: 0 };
+    let memory = Registration::Anonymous(AnonRange::new(Arc::new(AnonMemory::new(8)), 0, true));
     (Arc::clone(&mr), RegisteredRegion { mr, memory })
 }
 

@@ -59,6 +59,12 @@ impl<'a> Parser<'a> {
             Param::Process => Arg::Name(self.named_process(token)?),
             Param::Bound(kinds) => Arg::Name(self.bound_name(token, kinds)?),
             Param::Size => Arg::Number(self.size(token.text, token.span.clone())?),
+            Param::Span => {
+                let span: input::Duration =
+                    token.text.parse().map_err(|error| self.unit(token.span.clone(), &error))?;
+                Arg::Number(u64::try_from(span.0.as_nanos()).unwrap_or(u64::MAX))
+            }
+            Param::Length => Arg::Number(self.length(verb, token)?),
             Param::Number => Arg::Number(self.number(token)?),
             Param::Byte => Arg::Byte(self.byte(token)?),
             Param::Signal => Arg::Word(self.choice(token, "signal", SignalName::WORDS)?),
@@ -78,6 +84,17 @@ impl<'a> Parser<'a> {
         Ok((arg, rest))
     }
 
+    fn length(&self, verb: Verb, len: &Token<'a>) -> Result<u64, InputError> {
+        match self.size(len.text, len.span.clone())? {
+            len if len <= DATA_MAX => Ok(len),
+            _ => Err(self.too_much(verb, len.span.clone(), DATA_MAX)),
+        }
+    }
+
+    fn too_much(&self, verb: Verb, at: Range<usize>, most: u64) -> InputError {
+        self.source.error(at, format!("`{verb}` moves at most {} at once", Size(most)))
+    }
+
     fn range(&self, verb: Verb, offset: &Token<'a>, len: &Token<'a>, most: u64) -> Result<ByteRange, InputError> {
         let offset = self.size(offset.text, offset.span.clone())?;
         let at = len.span.clone();
@@ -86,7 +103,7 @@ impl<'a> Parser<'a> {
             text => self.size(text, at.clone())?,
         };
         if len > most {
-            return Err(self.source.error(at, format!("`{verb}` moves at most {} at once", Size(most))));
+            return Err(self.too_much(verb, at, most));
         }
         Ok(ByteRange { offset, len })
     }

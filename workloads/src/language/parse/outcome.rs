@@ -30,7 +30,7 @@ pub(crate) const STATUSES: [&str; 10] = [
 ];
 
 /// The errors that operations end with.
-pub(crate) const ERRNOS: [&str; 32] = [
+pub(crate) const ERRNOS: [&str; 33] = [
     "E2BIG",
     "EACCES",
     "EAGAIN",
@@ -51,6 +51,7 @@ pub(crate) const ERRNOS: [&str; 32] = [
     "ENOENT",
     "ENOEXEC",
     "ENOMEM",
+    "ENOBUFS",
     "ENOSPC",
     "ENOTCONN",
     "ENXIO",

@@ -2,7 +2,7 @@
 //!
 //! It owns nothing but the translation.
 
-use emulator::sync::atomic::AtomicU64;
+use emulator::sync::atomic::AtomicU32;
 use emulator::sync::{Arc, Mutex};
 use fs_sim::base::numbers::Fd;
 use fs_sim::holders::block_layout::BlockLayout;
@@ -11,12 +11,15 @@ use fs_sim::pinning::fixed_buffers::Ring;
 use fs_sim::pinning::guest_export::GuestExport;
 use fs_sim::syscalls::direct_io::InFlightIo;
 use fs_sim::syscalls::exec::Program;
+use fs_sim::syscalls::ram_disk::RamDisk;
 use fs_sim::syscalls::vmsplice::PipePages;
+use fs_sim::syscalls::zero_copy::SentPages;
 use fs_sim::vfs::open_file::OpenObject;
 use fs_sim::vfs::signals::Signal;
 use fs_sim::{BlockRange, Task};
 use rdma_sim::{Context, Cq, Mr, Mw, Pd, Qp};
 
+use super::posted::WorkTable;
 use crate::ops::{BindingKind, ByteRange};
 
 /// What a name stands for. A descriptor's number means something in every process that has it.
@@ -24,13 +27,20 @@ use crate::ops::{BindingKind, ByteRange};
 pub(super) enum Thing {
     Fd(Fd),
     Context(OpenContext),
-    Map { va: u64, len: u64 },
+    Map {
+        va: u64,
+        len: u64,
+    },
     Region(Arc<Mr>),
     Window(Window),
     Qp(QpEnd),
+    /// A posted request: its context has it.
+    Work,
     Io(Arc<Io>),
     Program(Arc<Mutex<Option<Program>>>),
     Pipe(Arc<Mutex<Option<PipePages>>>),
+    Sent(Arc<Mutex<Option<SentPages>>>),
+    Disk(Fd, Arc<RamDisk>),
     Umem(Fd, Arc<XdpSocket>),
     Ring(Fd, Arc<Ring>),
     BlockLayout(Fd, Arc<BlockLayout>),
@@ -42,8 +52,8 @@ pub(super) enum Thing {
 pub(super) struct Window {
     pub(super) mw: Arc<Mw>,
     pub(super) context: Arc<Context>,
-    /// The first address of its present binding.
-    pub(super) base: Arc<AtomicU64>,
+    /// The key that the consumer gave it last.
+    pub(super) key: Arc<AtomicU32>,
 }
 
 /// Direct I/O in flight, until it is completed.
@@ -53,13 +63,15 @@ pub(super) struct Io {
     pub(super) reads: Option<usize>,
 }
 
-/// An RDMA context with the domain and the queue that everything of a scenario uses.
+/// An RDMA context with the domain and the queue that everything of a scenario uses, and the
+/// requests posted on it.
 #[derive(Clone)]
 pub(super) struct OpenContext {
     pub(super) fd: Fd,
     pub(super) context: Arc<Context>,
     pub(super) pd: Arc<Pd>,
     pub(super) cq: Arc<Cq>,
+    pub(super) work: Arc<WorkTable>,
 }
 
 /// One end of a connection.
@@ -67,6 +79,9 @@ pub(super) struct OpenContext {
 pub(super) struct QpEnd {
     pub(super) own: OpenContext,
     pub(super) qp: Arc<Qp>,
+    /// The context and the queue pair of the other end.
+    pub(super) peer: OpenContext,
+    pub(super) peer_qp: Arc<Qp>,
 }
 
 impl Thing {
@@ -75,7 +90,11 @@ impl Thing {
         match self {
             Thing::Fd(fd) => Some(*fd),
             Thing::Context(context) => Some(context.fd),
-            Thing::Umem(fd, _) | Thing::Ring(fd, _) | Thing::BlockLayout(fd, _) | Thing::Guest(fd, _) => Some(*fd),
+            Thing::Umem(fd, _)
+            | Thing::Ring(fd, _)
+            | Thing::BlockLayout(fd, _)
+            | Thing::Guest(fd, _)
+            | Thing::Disk(fd, _) => Some(*fd),
             _ => None,
         }
     }
@@ -89,9 +108,12 @@ impl Thing {
             Thing::Region(_) => BindingKind::Region,
             Thing::Window(_) => BindingKind::Window,
             Thing::Qp(_) => BindingKind::Qp,
+            Thing::Work => BindingKind::Work,
             Thing::Io(_) => BindingKind::Io,
             Thing::Program(_) => BindingKind::Program,
             Thing::Pipe(_) => BindingKind::Pipe,
+            Thing::Sent(_) => BindingKind::Sent,
+            Thing::Disk(..) => BindingKind::Disk,
             Thing::Umem(..) => BindingKind::Umem,
             Thing::Ring(..) => BindingKind::Ring,
             Thing::BlockLayout(..) => BindingKind::BlockLayout,
@@ -110,6 +132,7 @@ impl Thing {
             Thing::Ring(_, ring) => same(ring, object),
             Thing::BlockLayout(_, layout) => same(layout, object),
             Thing::Guest(_, guest) => same(guest, object),
+            Thing::Disk(_, disk) => same(disk, object),
             _ => false,
         }
     }
@@ -122,6 +145,7 @@ impl Thing {
             Thing::Ring(_, ring) => Thing::Ring(fd, Arc::clone(ring)),
             Thing::BlockLayout(_, layout) => Thing::BlockLayout(fd, Arc::clone(layout)),
             Thing::Guest(_, guest) => Thing::Guest(fd, Arc::clone(guest)),
+            Thing::Disk(_, disk) => Thing::Disk(fd, Arc::clone(disk)),
             _ => Thing::Fd(fd),
         }
     }

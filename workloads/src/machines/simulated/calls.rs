@@ -7,7 +7,6 @@
 use std::collections::BTreeMap;
 
 use emulator::sync::Arc;
-use emulator::sync::atomic::Ordering;
 use fs_sim::base::numbers::{Fd, Pid};
 use fs_sim::{Errno, Task};
 use rdma_sim::Mr;
@@ -66,10 +65,12 @@ pub(super) struct Call {
     pub(super) regions: Vec<(String, Arc<Mr>)>,
     /// A task of the process at the other end, for `connect`.
     pub(super) peer: Option<Arc<Task>>,
+    /// The name for what it makes; `-` if it makes nothing.
+    pub(super) bind: String,
 }
 
 impl Call {
-    pub(super) fn new(op: &Op, machine: &Simulation) -> Result<Call, Trouble> {
+    pub(super) fn new(op: &Op, bind: Option<&str>, machine: &Simulation) -> Result<Call, Trouble> {
         let (mut things, mut pids) = (BTreeMap::new(), BTreeMap::new());
         for (arg, parameter) in op.args().into_iter().zip(op.verb().params()) {
             match (arg, parameter.syntax) {
@@ -98,7 +99,8 @@ impl Call {
             Op::Event { .. } => machine.names.iter().filter_map(region).collect(),
             _ => Vec::new(),
         };
-        let mut call = Call { op: op.clone(), things, pids, known, regions, peer: None };
+        let bind = bind.unwrap_or("-").to_owned();
+        let mut call = Call { op: op.clone(), things, pids, known, regions, peer: None, bind };
         if let Op::Connect { peer, .. } = op {
             call.peer = call.holder_of_peer(peer, machine)?;
         }
@@ -185,8 +187,8 @@ impl Call {
     pub(super) fn remote(&self, name: &str) -> Result<(u64, u32), CallFailure> {
         match self.thing(name) {
             Some(Thing::Region(mr)) => Ok((mr.va(), mr.rkey())),
-            // ORDERING: Relaxed: the machine was at rest since it was bound.
-            Some(Thing::Window(window)) => Ok((window.base.load(Ordering::Relaxed), window.mw.rkey())),
+            // Unbound it has no address, and its key opens nothing.
+            Some(Thing::Window(window)) => Ok((window.mw.addr().unwrap_or(0), window.mw.rkey())),
             _ => Err(CallFailure::Errno(Errno::EINVAL)),
         }
     }

@@ -6,6 +6,7 @@ use crate::input::Size;
 use emulator::sync::{Arc, Mutex};
 use fs_sim::base::numbers::Fd;
 use fs_sim::holders::in_flight_io::Transfer;
+use fs_sim::syscalls::direct_io::IoDirection;
 use fs_sim::syscalls::fallocate::FallocateMode;
 use fs_sim::syscalls::open::OpenFlags;
 use fs_sim::vfs::open_file::AccessMode;
@@ -38,6 +39,12 @@ pub(super) fn perform(call: &Call, task: &Task) -> Result<Reply, CallFailure> {
         }
         Op::SubmitWrite { fd, range, byte } => {
             return submit(task, call.fd(fd)?, **range, Transfer::Write(*byte), None);
+        }
+        Op::SubmitReadInto { fd, range, map, at } => {
+            return submit_mapped(call, task, fd, **range, (map, at.0), IoDirection::Read);
+        }
+        Op::SubmitWriteFrom { fd, range, map, at } => {
+            return submit_mapped(call, task, fd, **range, (map, at.0), IoDirection::Write);
         }
         Op::Complete { io } => return complete(call, task, io),
         Op::Truncate { file, size } => task.truncate(file, size.0)?,
@@ -111,6 +118,19 @@ fn submit(
 ) -> Result<Reply, CallFailure> {
     let request = task.submit_direct_io(fd, range.offset, range.len, transfer)?;
     Reply::made(Thing::Io(Arc::new(Io { request: Mutex::new(Some(request)), reads })))
+}
+
+fn submit_mapped(
+    call: &Call,
+    task: &Task,
+    fd: &str,
+    range: ByteRange,
+    (map, at): (&str, u64),
+    direction: IoDirection,
+) -> Result<Reply, CallFailure> {
+    let va = call.map(map)?.0.checked_add(at).ok_or(Errno::EFAULT)?;
+    let request = task.submit_mapped_io(call.fd(fd)?, (range.offset, range.len), va, direction)?;
+    Reply::made(Thing::Io(Arc::new(Io { request: Mutex::new(Some(request)), reads: None })))
 }
 
 fn complete(call: &Call, task: &Task, io: &str) -> Result<Reply, CallFailure> {

@@ -10,6 +10,7 @@ use fs_sim::holders::block_layout::IoMode;
 use fs_sim::pinning::fixed_buffers::FixedBuffer;
 use fs_sim::pinning::guest_export::GuestExport;
 use fs_sim::{BLOCK, Errno, Task};
+use rdma_sim::Nic;
 
 use super::bindings::{Thing, blocks};
 use super::calls::{Call, CallFailure, Reply};
@@ -102,6 +103,7 @@ pub(super) fn system(call: &Call, task: &Task) -> Result<Reply, CallFailure> {
         }
         Op::Unmount {} => Arc::clone(kernel).unmount()?,
         Op::RemoveDevice {} => kernel.remove_device(),
+        Op::RemoveNic {} => Nic::of(kernel).remove(kernel),
         _ => return Err(call.unknown()),
     }
     Ok(Reply::default())

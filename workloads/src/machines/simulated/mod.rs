@@ -15,10 +15,15 @@ mod bindings;
 mod calls;
 mod files;
 mod holders;
+mod posted;
 mod processes;
 mod queries;
+mod queue_pairs;
 mod rdma;
+mod regions;
+mod requests;
 mod threads;
+mod windows;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -274,7 +279,7 @@ impl Machine for Simulation {
         for process in processes_named(op) {
             self.create_actor(&Actor { process, thread: 1 })?;
         }
-        let call = Call::new(op, self)?;
+        let call = Call::new(op, bind, self)?;
         self.returned.remove(actor);
         self.threads.begin(actor, bind.map(str::to_owned), Box::new(move |task| call.run(task)))?;
         self.settle()?;
@@ -296,7 +301,14 @@ impl Machine for Simulation {
     }
 
     fn advance(&mut self, span: Duration) -> Result<(), Trouble> {
-        self.world.advance(span);
+        let end = self.world.now().after(span);
+        // I/O that ends by itself on the way ends at its own moment.
+        while let Some(due) = self.kernel.next_io_due().filter(|due| *due <= end) {
+            self.world.advance(Duration::from_nanos(due.since(self.world.now())));
+            self.kernel.complete_due_io();
+            self.settle()?;
+        }
+        self.world.advance(Duration::from_nanos(end.since(self.world.now())));
         self.settle()
     }
 
@@ -312,6 +324,7 @@ impl Machine for Simulation {
         let mut wrong = std::mem::take(&mut self.wrong);
         self.names.clear();
         wrong.extend(self.threads.shut_down(&self.kernel, &self.world, &self.clock));
+        self.kernel.end_ownerless_io();
         wrong.extend(self.kernel.check_at_rest());
         let regions = Nic::of(&self.kernel).live_regions();
         if regions > 0 {

@@ -36,6 +36,10 @@ pub(super) fn perform(call: &Call, task: &Task) -> Result<Reply, CallFailure> {
             let uid = u32::try_from(*uid).map_err(|_| Errno::EINVAL)?;
             task.set_credentials(Credentials { uid, cap_lease: capabilities.cap_lease })?;
         }
+        Op::RamDisk { length, delay } => {
+            let (fd, disk) = task.ram_disk(length.0, delay.map(|delay| delay.0))?;
+            return Reply::made(Thing::Disk(fd, disk));
+        }
         Op::Dup { fd: name } => {
             let fd = task.dup(call.fd(name)?)?;
             return Reply::made(call.thing(name).map_or(Thing::Fd(fd), |thing| thing.at(fd)));
@@ -135,6 +139,19 @@ fn memory(call: &Call, task: &Task) -> Result<Reply, CallFailure> {
             let va = call.map(map)?.0.checked_add(range.offset).ok_or(Errno::EFAULT)?;
             let pages = task.vmsplice(va, range.len)?;
             return Reply::made(Thing::Pipe(Arc::new(Mutex::new(Some(pages)))));
+        }
+        Op::SendZeroCopy { map, range } => {
+            let va = call.map(map)?.0.checked_add(range.offset).ok_or(Errno::EFAULT)?;
+            let sent = task.send_zero_copy(va, range.len)?;
+            return Reply::made(Thing::Sent(Arc::new(Mutex::new(Some(sent)))));
+        }
+        Op::Acknowledge { send } => {
+            let sent = match call.thing(send) {
+                Some(Thing::Sent(sent)) => sent.lock().take(),
+                _ => None,
+            };
+            let bytes = sent.ok_or(Errno::EBADF)?.acknowledge(task.kernel())?;
+            return Reply::value(describe_bytes(&bytes, bytes.len()));
         }
         Op::Drain { pipe } => {
             let pages = match call.thing(pipe) {

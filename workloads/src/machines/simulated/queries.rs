@@ -142,6 +142,8 @@ impl Simulation {
             }
             Cause::DirectIo { .. } => format!("{}:direct-io{range}", via(&[BindingKind::Fd])),
             Cause::PipePages { .. } => format!("{}:pipe{range}", via(&[])),
+            Cause::IoBuffer { process } => format!("{}:io-buffer{range}", self.process_name(Pid(*process))),
+            Cause::SentPages { process } => format!("{}:sent{range}", self.process_name(Pid(*process))),
             Cause::BlockLayout { recalled, .. } => {
                 let state = if *recalled { ":recalled" } else { "" };
                 format!("{}:layout{range}{state}", via(&[BindingKind::BlockLayout]))

@@ -151,7 +151,9 @@ impl<'de> Deserialize<'de> for KeysOnce {
 
 fn typed(request: &str, key: &'static str, syntax: Param, value: Value) -> Result<Arg, RequestError> {
     let (arg, wanted) = match syntax {
-        Param::Size | Param::Number => (value.as_u64().map(Arg::Number), "a whole number from 0 to 2^64 - 1"),
+        Param::Size | Param::Span | Param::Number => {
+            (value.as_u64().map(Arg::Number), "a whole number from 0 to 2^64 - 1")
+        }
         Param::Switch => (value.as_bool().map(|on| Arg::Word(if on { "on" } else { "off" })), "`true` or `false`"),
         _ => (value.as_str().map(|text| Arg::Name(text.to_owned())), "a text"),
     };
@@ -169,7 +171,7 @@ mod tests {
     fn example(syntax: Param) -> Arg {
         match syntax {
             Param::Optional(inner) => example(*inner),
-            Param::Size | Param::Number => Arg::Number(4096),
+            Param::Size | Param::Span | Param::Number => Arg::Number(4096),
             Param::Switch => Arg::Word("on"),
             _ => Arg::Name("data".to_owned()),
         }

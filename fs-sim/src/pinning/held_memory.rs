@@ -1,0 +1,108 @@
+//! Pages of mapped memory that are held by address.
+//!
+//! It owns the step from an address to pins that refer neither to the mapping nor to the open file:
+//! both can go while the pins last. Invariant: an address that can't be held leaves nothing pinned.
+//! Kernel counterpart: `iov_iter_extract_pages` (lib/iov_iter.c), `pin_user_pages_fast`.
+
+use emulator::sync::Arc;
+
+use crate::base::errno::Errno;
+use crate::base::range::BlockRange;
+use crate::base::units::BLOCK;
+use crate::extent_map::Layout;
+use crate::extent_map::lookup::is_writable;
+use crate::holders::in_flight_io::{HeldFor, Place, Run};
+use crate::layout_change::changes::allocate::{AllocationCause, clean_unwritten, fault_in};
+use crate::pinning::gup::{pin_short, unpin_short};
+use crate::vfs::inode::Inode;
+use crate::vfs::private_pages::PrivatePages;
+use crate::vfs::task::Task;
+
+/// The pages of `len` bytes at `offset` of a file, for reading from them. Holes have no page to
+/// pin, and read as zeros.
+///
+/// # Errors
+/// EFAULT beyond the page that holds the last byte of the file, or if the device is gone; ENOMEM,
+/// EINTR, EDEADLK.
+pub(crate) fn hold_file(
+    task: &Task,
+    inode: &Arc<Inode>,
+    offset: u64,
+    len: u64,
+    held_for: HeldFor,
+) -> Result<Run, Errno> {
+    let kernel = task.kernel();
+    kernel.device_there().map_err(|_| Errno::EFAULT)?;
+    let pins = pin_short(kernel, inode, BlockRange::of_bytes(offset, len), Some(task))?;
+    if offset + len > pins.size.next_multiple_of(BLOCK) {
+        unpin_short(kernel, pins);
+        return Err(Errno::EFAULT);
+    }
+    Ok(Run { place: Place::File { inode: Arc::clone(inode), pins, offset, held_for }, len })
+}
+
+/// As [`hold_file`], for writing into them: holes are allocated and shared blocks unshared first,
+/// as a store would.
+///
+/// # Errors
+/// As for [`hold_file`]; EFAULT too where a store would get SIGBUS.
+pub(crate) fn hold_file_for_writing(
+    task: &Task,
+    inode: &Arc<Inode>,
+    offset: u64,
+    len: u64,
+    held_for: HeldFor,
+) -> Result<Run, Errno> {
+    let range = BlockRange::of_bytes(offset, len);
+    loop {
+        if range.end * BLOCK > inode.layout(Layout::size).next_multiple_of(BLOCK) {
+            return Err(Errno::EFAULT);
+        }
+        fault_in(task, inode, range, AllocationCause::Fault).map_err(|_| Errno::EFAULT)?;
+        clean_unwritten(task.kernel(), inode, range);
+        let run = hold_file(task, inode, offset, len, held_for)?;
+        let there = matches!(&run.place, Place::File { pins, .. } if pins.pieces.iter().all(is_writable));
+        if there {
+            return Ok(run);
+        }
+        // A truncate or a punch came in between.
+        run.release(task.kernel());
+    }
+}
+
+/// The pages of a private mapping for reading: runs of copies, and of the file's pages where there
+/// is none. `offset` counts in the copies' memory.
+///
+/// # Errors
+/// As for [`hold_file`].
+pub(crate) fn hold_private(
+    task: &Task,
+    inode: &Arc<Inode>,
+    pages: &PrivatePages,
+    offset: u64,
+    len: u64,
+    held_for: HeldFor,
+) -> Result<Vec<Run>, Errno> {
+    let (mut runs, mut at, end) = (Vec::new(), offset, offset + len);
+    while at < end {
+        let copied = pages.is_copied(at);
+        let mut to = (at / BLOCK + 1) * BLOCK;
+        while to < end && pages.is_copied(to) == copied {
+            to += BLOCK;
+        }
+        let here = to.min(end) - at;
+        let run = match copied {
+            true => Ok(Run { place: Place::Memory { memory: Arc::clone(pages.memory()), offset: at }, len: here }),
+            false => hold_file(task, inode, pages.in_file(at), here, held_for),
+        };
+        match run {
+            Ok(run) => runs.push(run),
+            Err(errno) => {
+                runs.into_iter().for_each(|run| run.release(task.kernel()));
+                return Err(errno);
+            }
+        }
+        at += here;
+    }
+    Ok(runs)
+}
