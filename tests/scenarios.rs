@@ -64,6 +64,68 @@ fn the_suite_has_every_scenario_of_the_contract_that_can_be_said() {
     assert!(ids.len() > 140, "{} scenarios", ids.len());
 }
 
+/// The fenced blocks of a page, with the line on which each begins.
+fn fenced_blocks(page: &str) -> Vec<(usize, String)> {
+    let mut blocks: Vec<(usize, String)> = Vec::new();
+    let mut inside = false;
+    for (at, line) in page.lines().enumerate() {
+        match (line.starts_with("```"), inside) {
+            (true, _) => {
+                inside = !inside;
+                if inside {
+                    blocks.push((at + 2, String::new()));
+                }
+            }
+            (false, true) => blocks.last_mut().unwrap().1 += &format!("{line}\n"),
+            (false, false) => {}
+        }
+    }
+    blocks
+}
+
+/// Whether a block begins with a scenario's title, `# ID: title`.
+fn is_whole_scenario(block: &str) -> bool {
+    let title = block.lines().next().and_then(|line| line.strip_prefix("# ")?.split_once(": "));
+    title.is_some_and(|(id, _)| id.starts_with(|c: char| c.is_ascii_uppercase()) && !id.contains(' '))
+}
+
+/// A reader who saves a scenario of the documentation can run it, under every preset.
+#[test]
+fn the_scenarios_of_the_pages_pass() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let docs = fs::read_dir(root.join("docs")).unwrap().map(|entry| entry.unwrap().path());
+    let pages = docs.filter(|path| path.extension().is_some_and(|extension| extension == "md"));
+    let dir = tempfile::tempdir().unwrap();
+    let mut files = Vec::new();
+    for page in pages.chain([root.join("README.md")]) {
+        for (line, block) in fenced_blocks(&fs::read_to_string(&page).unwrap()) {
+            if is_whole_scenario(&block) {
+                let name = format!("{}-line-{line}.scn", page.file_stem().unwrap().to_str().unwrap());
+                files.push(dir.path().join(name).to_str().unwrap().to_owned());
+                fs::write(files.last().unwrap(), block).unwrap();
+            }
+        }
+    }
+    assert!(!files.is_empty(), "docs/scenarios.md has one");
+    for file in files {
+        let run = scenario(&["run", &file, "--design", "all,mainline-6.12"]);
+        let stderr = String::from_utf8_lossy(&run.stderr).into_owned();
+        assert_eq!(run.status.code(), Some(0), "{}{stderr}", stdout(&run));
+    }
+}
+
+/// README.md shows a part of the matrix, as the command prints it.
+#[test]
+fn the_matrix_of_the_readme_is_what_the_command_prints() {
+    let page = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
+    let block = fenced_blocks(&page).into_iter().find(|(_, block)| block.starts_with(" scenario ")).unwrap().1;
+    let ids = block.lines().skip(1).filter_map(|row| row.split_whitespace().next());
+    let args: Vec<&str> = ["run"].into_iter().chain(ids).collect();
+    let printed = stdout(&scenario(&args));
+    let matrix: Vec<&str> = printed.lines().filter(|line| line.starts_with(' ')).map(str::trim_end).collect();
+    assert_eq!(block.lines().collect::<Vec<_>>(), matrix);
+}
+
 /// The suite holds for designs of one's own with values that no preset has.
 #[test]
 fn the_suite_passes_with_values_that_no_preset_has() {
