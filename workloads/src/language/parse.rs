@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use crate::input::{self, InputError, Size, Source};
+use emulator::device::FOLIO;
 use fs_sim::design::{VolumeOptions, WriteBreak};
 
 use super::condition::Condition;
@@ -106,6 +107,9 @@ fn title(source: &Source) -> Result<Title, InputError> {
     let Some(text) = first.trim().strip_prefix('#').map(str::trim).filter(|text| !text.is_empty()) else {
         return Err(source.error(line, "a scenario begins with its title").help("write `# S18: munmap and close`"));
     };
+    if let Some(control) = first.find(char::is_control) {
+        return Err(source.error(control..control + 1, "the title has a control character").help("leave it out"));
+    }
     if let Some((id, title)) = text.split_once(':')
         && let id = id.trim()
         && !id.is_empty()
@@ -191,8 +195,8 @@ impl<'a> Parser<'a> {
 
     fn device_size(&self, value: &str, at: Range<usize>) -> Result<u64, InputError> {
         let size = self.size(value, at.clone())?;
-        if size == 0 || size > DEVICE_MAX || !size.is_multiple_of(fs_sim::BLOCK) {
-            let help = format!("a whole number of 4KiB blocks, at most {}", Size(DEVICE_MAX));
+        if size == 0 || size > DEVICE_MAX || !size.is_multiple_of(FOLIO) {
+            let help = format!("a multiple of {}, at most {}", Size(FOLIO), Size(DEVICE_MAX));
             return Err(self.source.error(at, "no size for the device of a scenario").help(help));
         }
         Ok(size)

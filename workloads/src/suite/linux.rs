@@ -40,7 +40,7 @@ pub fn run_on_linux(scenarios: &[Scenario], program: &Path, dir: &Path) -> Resul
         if !scenario.setup.linux {
             return Err(scenario
                 .source
-                .error_overall(format!("{} is not for a real Linux", scenario.id))
+                .error(scenario.id_at.clone(), format!("{} is not for a real Linux", scenario.id))
                 .help("a scenario says so by the line `linux`, and then uses only what docs/scenarios.md marks"));
         }
         run::check(scenario, std::slice::from_ref(&subject))?;

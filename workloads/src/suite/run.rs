@@ -78,7 +78,10 @@ fn check_one(scenario: &Scenario, subject: &DesignSubject) -> Result<(), InputEr
         true => Ok(()),
         false => Err(scenario
             .source
-            .error_overall(format!("{} asks nothing under {}: no `=>` is reached", scenario.id, subject.name))
+            .error(
+                scenario.id_at.clone(),
+                format!("{} asks nothing under {}: no `=>` is reached", scenario.id, subject.name),
+            )
             .help("let each design reach a step with `=>`, or end with `n/a`")),
     }
 }
@@ -131,7 +134,7 @@ pub fn run(
     if matches!(&verdict, StepResult::Passed { outcomes } if outcomes.is_empty()) {
         let title = format!("{} asks nothing under {}: no `=>` came to anything", scenario.id, subject.name);
         let help = "`returns` says nothing where the call did not block: ask in a step that every design reaches";
-        return Err(scenario.source.error_overall(title).help(help));
+        return Err(scenario.source.error(scenario.id_at.clone(), title).help(help));
     }
     if let (StepResult::Passed { .. } | StepResult::NotApplicable { .. }, Some(_)) = (&verdict, violations.first()) {
         return Ok(StepResult::Failed(Failure {

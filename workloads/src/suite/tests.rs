@@ -71,6 +71,11 @@ fn what_does_not_parse_is_shown_where_it_stands() {
     wrong_body("A: exit => ok @kara @odp", 15, "`@kara` in the middle");
     wrong_body("A: exit => ok -> EIO", 15, "`->` in the middle");
     wrong_body("A: exit => EIO EIO", 16, "one word too many");
+    wrong_body("A: d = ram_disk 1MiB 5", 22, "has no unit");
+    wrong_body("A: d = ram_disk 1MiB -5ms", 22, "");
+    wrong_body("A: d = ram_disk 1MiB 5ms 6ms", 26, "one word too many");
+    wrong_body("A: d = ram_disk 1MiB\nA: x = submit_read_into d 0 4KiB d 0", 34, "`d` is a disk");
+    wrong_body("A: acknowledge f", 16, "nothing above is called `f`");
     wrong_body("advance 45", 9, "has no unit");
     wrong_body("expect leases data", 1, "what must come of it is missing");
     wrong_body("expect leasez data -> none", 8, "unknown thing to look at");
@@ -79,6 +84,7 @@ fn what_does_not_parse_is_shown_where_it_stands() {
     wrong_body("file x 4KiB holes", 13, "no byte");
     wrong_body("volume sise=4MiB", 8, "unknown option `sise`");
     wrong_body("volume size=5KiB", 13, "no size for the device");
+    wrong_body("volume size=3MiB", 13, "no size for the device");
     wrong_body("A: f = open data rw \"x", 21, "a quote that is not closed");
     wrong(&with_body("A: exit\nvolume size=4MiB"), 4, 1, "before the first step");
     wrong(&with_body("A: f = open data rw\nA: munmap f"), 4, 11, "`f` is an open file");

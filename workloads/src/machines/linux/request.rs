@@ -95,6 +95,10 @@ pub(super) fn signal_name(number: i32) -> String {
 pub(super) fn path(dir: &Path, name: &str) -> Result<String, Trouble> {
     let plain = !name.contains(['/', '\0']) && !matches!(name, "" | "." | "..");
     let path = dir.join(name);
+    if dir.to_str().is_none() {
+        let dir = dir.display();
+        return Err(Trouble::CannotRun(format!("the folder `{dir}` has a name that is not UTF-8: choose another one")));
+    }
     match path.to_str() {
         Some(path) if plain && Path::new(path).file_name() == Some(OsStr::new(name)) => Ok(path.to_owned()),
         _ => Err(Trouble::Script(format!("`{name}` can't be a file's name on a real Linux"))),
