@@ -44,7 +44,7 @@ fn presets_with_one_axis_changed(axes: &[Axis]) -> (String, BTreeMap<String, Str
     for preset in presets().iter().chain(further_presets()) {
         for (&axis, choice) in axes.iter().flat_map(|axis| axis.choices().into_iter().map(move |choice| (axis, choice)))
         {
-            let mut changed = preset.axes.clone();
+            let mut changed = preset.axes;
             changed.set(axis, choice).unwrap();
             if choice == preset.axes.get(axis) || changed.check().is_err() {
                 continue;

@@ -141,9 +141,9 @@ impl World {
     }
 
     /// Whether all `threads` that are in calls on this world wait. No other thread may be in a
-    /// call. The answer is exact, but on a real clock a deadline can end a sleep at any moment. It takes two looks. The first finds all
-    /// threads waiting; the second finds them waiting and not woken since the first. So at a moment
-    /// between the two all of them waited.
+    /// call. The answer is exact, but on a real clock a deadline can end a sleep at any moment. It
+    /// takes two looks. The first finds all threads waiting; the second finds them waiting and not
+    /// woken since the first. So at a moment between the two all of them waited.
     pub fn rest(&self, threads: usize) -> Rest {
         let look = || {
             let sleeps = self.sleeps.lock();

@@ -2,8 +2,9 @@
 //! buffers, pages that wait in a pipe, and pages of a zero-copy send.
 //!
 //! It owns the record of each and the answer to which process can end it. Invariants: a record's
-//! pins are dropped exactly once, by completion or by its process's exit; a request is listed until
-//! its pins are gone; pages held by address (buffers, pipes, sends) keep neither the mapping nor
+//! pins are dropped exactly once, by completion or by its process's exit; pages are listed as soon
+//! as they are pinned, before the call that makes the request waits again, and until their pins
+//! are gone; pages held by address (buffers, pipes, sends) keep neither the mapping nor
 //! the open file through which they were found. Kernel counterpart: `struct aio_kiocb` (fs/aio.c),
 //! `struct pipe_buffer` (fs/splice.c), `struct ubuf_info` (include/linux/skbuff.h).
 
@@ -50,15 +51,15 @@ pub enum HeldFor {
 
 /// A run of bytes that a request holds.
 #[derive(Debug)]
-pub(crate) struct Run {
-    pub(crate) place: Place,
+pub(crate) struct HeldRun {
+    pub(crate) place: HeldPlace,
     /// How many bytes.
     pub(crate) len: u64,
 }
 
 /// Where the bytes of a run are.
 #[derive(Debug)]
-pub(crate) enum Place {
+pub(crate) enum HeldPlace {
     /// In pinned pages of a file, which can be evicted meanwhile; `offset` counts in the file.
     File { inode: Arc<Inode>, pins: ShortPins, offset: u64, held_for: HeldFor },
     /// In memory that belongs to no file.
@@ -73,7 +74,7 @@ pub(crate) enum TransferEnd {
     /// This byte, repeated.
     Constant(u8),
     /// These bytes.
-    Runs(Vec<Run>),
+    Runs(Vec<HeldRun>),
     /// It was carried out when the request was submitted.
     Done,
 }
@@ -92,14 +93,11 @@ pub(crate) struct InFlightRequest {
     pub(crate) due: Option<Nanos>,
 }
 
-impl InFlightRequest {
-    /// The runs of both ends.
-    pub(crate) fn runs(&self) -> impl Iterator<Item = &Run> {
-        [&self.from, &self.to].into_iter().flat_map(|end| match end {
-            TransferEnd::Runs(runs) => &runs[..],
-            TransferEnd::Caller | TransferEnd::Constant(_) | TransferEnd::Done => &[],
-        })
-    }
+/// Which end of a transfer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum TransferSide {
+    From,
+    To,
 }
 
 /// Pages of one file that a listed request holds.
@@ -122,6 +120,8 @@ struct Listed {
     fd_holders: Option<Arc<FdHolders>>,
     due: Option<Nanos>,
     outcome: Arc<IoOutcome>,
+    /// The call that makes it has not returned.
+    in_the_making: bool,
     /// `None`: a task is completing it.
     request: Option<InFlightRequest>,
 }
@@ -171,29 +171,50 @@ impl InFlightRequests {
         self.0.lock().len()
     }
 
-    /// Lists a request of process `pid`.
-    pub(crate) fn add(&self, pid: Pid, request: InFlightRequest) -> Arc<IoOutcome> {
-        let held = |run: &Run| match &run.place {
-            Place::File { inode, pins, offset, held_for } => Some(HeldPages {
-                ino: inode.ino(),
-                pages: pins.pins.iter().map(|pin| pin.range()).collect(),
-                range: BlockRange::of_bytes(*offset, run.len),
-                held_for: *held_for,
-            }),
-            Place::Memory { .. } => None,
-        };
-        let outcome = Arc::default();
-        let listed = Listed {
-            id: request.id,
-            pid,
-            held: request.runs().filter_map(held).collect(),
-            fd_holders: request.description.as_ref().map(|description| Arc::clone(description.fd_holders())),
-            due: request.due,
-            outcome: Arc::clone(&outcome),
-            request: Some(request),
-        };
-        self.0.lock().push(listed);
-        outcome
+    /// How many of them are sends.
+    pub(crate) fn sends(&self) -> usize {
+        let is_send = |listed: &&Listed| listed.due.is_none();
+        self.0.lock().iter().filter(is_send).count()
+    }
+
+    /// Lists a request that process `pid` is about to make, without pages.
+    pub(crate) fn begin(&self, pid: Pid, id: u64) -> Arc<IoOutcome> {
+        let (from, to) = (TransferEnd::Done, TransferEnd::Done);
+        let request = Some(InFlightRequest { id, description: None, from, to, len: 0, due: None });
+        let (held, fd_holders, due, outcome) = (Vec::new(), None, None, Arc::default());
+        let known = Arc::clone(&outcome);
+        self.0.lock().push(Listed { id, pid, held, fd_holders, due, outcome, in_the_making: true, request });
+        known
+    }
+
+    /// Adds a run to a request in the making. The run is given back if the request was ended.
+    pub(crate) fn hold(&self, id: u64, side: TransferSide, run: HeldRun) -> Result<(), HeldRun> {
+        let mut all = self.0.lock();
+        let Some(listed) = all.iter_mut().find(|listed| listed.id == id) else { return Err(run) };
+        let Some(request) = &mut listed.request else { return Err(run) };
+        if let HeldPlace::File { inode, pins, offset, held_for } = &run.place {
+            let pages = pins.pins.iter().map(|pin| pin.range()).collect();
+            let range = BlockRange::of_bytes(*offset, run.len);
+            listed.held.push(HeldPages { ino: inode.ino(), pages, range, held_for: *held_for });
+        }
+        let end = if side == TransferSide::From { &mut request.from } else { &mut request.to };
+        match end {
+            TransferEnd::Runs(runs) => runs.push(run),
+            _ => *end = TransferEnd::Runs(vec![run]),
+        }
+        Ok(())
+    }
+
+    /// The request is made; `complete` gives it what is not known before. False if it was ended.
+    pub(crate) fn made(&self, id: u64, complete: impl FnOnce(&mut InFlightRequest)) -> bool {
+        let mut all = self.0.lock();
+        let Some(listed) = all.iter_mut().find(|listed| listed.id == id) else { return false };
+        let Some(request) = &mut listed.request else { return false };
+        complete(request);
+        listed.fd_holders = request.description.as_ref().map(|description| Arc::clone(description.fd_holders()));
+        listed.due = request.due;
+        listed.in_the_making = false;
+        true
     }
 
     /// Takes a request, to complete it: it stays listed until [`InFlightRequests::remove`]. `None`
@@ -220,10 +241,13 @@ impl InFlightRequests {
         self.0.lock().iter().filter(|listed| listed.request.is_some()).filter_map(|listed| listed.due).min()
     }
 
-    /// Hands those that end by themselves to `heir`.
+    /// Hands those that end by themselves to `heir`; one that a task is completing stays, and is
+    /// taken off this list by that task.
     pub(crate) fn hand_over_delayed(&self, heir: &InFlightRequests) {
-        let delayed: Vec<Listed> = self.0.lock().extract_if(.., |listed| listed.due.is_some()).collect();
-        heir.0.lock().extend(delayed);
+        let mut all = self.0.lock();
+        let goes = |listed: &mut Listed| listed.due.is_some() && listed.request.is_some();
+        // ORDERING: with both locks held: a look at the lists, this one first, misses none.
+        heir.0.lock().extend(all.extract_if(.., goes));
     }
 
     /// Takes a request off the list: its pins are gone.
@@ -241,7 +265,8 @@ impl InFlightRequests {
                 range: held.range,
                 held_for: held.held_for,
                 fd_holders: listed.fd_holders.clone(),
-                ends_by_itself: listed.request.is_none() || listed.due.is_some() || held.held_for == HeldFor::Send,
+                ends_by_itself: !listed.in_the_making
+                    && (listed.request.is_none() || listed.due.is_some() || held.held_for == HeldFor::Send),
             }));
         }
     }

@@ -9,38 +9,41 @@ use emulator::runtime::clock::Nanos;
 use emulator::sync::Arc;
 
 use crate::base::errno::Errno;
-use crate::holders::in_flight_io::{InFlightRequest, InFlightRequests, Place, Run, TransferEnd, io_ended, ownerless};
+use crate::holders::in_flight_io::{
+    HeldPlace, HeldRun, InFlightRequest, InFlightRequests, IoOutcome, TransferEnd, TransferSide, io_ended, ownerless,
+};
 use crate::pinning::dma::{read_short, write_short};
 use crate::pinning::gup::unpin_short;
 use crate::vfs::kernel::Kernel;
 use crate::vfs::open_file::Deferred;
 use crate::vfs::process::Process;
+use crate::vfs::task::Task;
 
-impl Run {
+impl HeldRun {
     fn read(&self, kernel: &Kernel, into: &mut [u8]) -> Result<(), Errno> {
         match &self.place {
-            Place::File { inode, pins, offset, .. } => read_short(kernel, inode, pins, *offset, into),
-            Place::Memory { memory, offset } => memory.read(*offset, into),
+            HeldPlace::File { inode, pins, offset, .. } => read_short(kernel, inode, pins, *offset, into),
+            HeldPlace::Memory { memory, offset } => memory.read(*offset, into),
         }
     }
 
     fn write(&self, kernel: &Kernel, from: &[u8]) -> Result<(), Errno> {
         match &self.place {
-            Place::File { inode, pins, offset, .. } => write_short(kernel, inode, pins, *offset, from),
-            Place::Memory { memory, offset } => memory.write(*offset, from),
+            HeldPlace::File { inode, pins, offset, .. } => write_short(kernel, inode, pins, *offset, from),
+            HeldPlace::Memory { memory, offset } => memory.write(*offset, from),
         }
     }
 
     /// Drops its pins.
     pub(crate) fn release(self, kernel: &Arc<Kernel>) {
-        if let Place::File { pins, .. } = self.place {
+        if let HeldPlace::File { pins, .. } = self.place {
             unpin_short(kernel, pins);
         }
     }
 }
 
 /// Copies `runs` out, one after the other.
-pub(crate) fn read_runs(kernel: &Kernel, runs: &[Run], bytes: &mut [u8]) -> Result<(), Errno> {
+fn read_runs(kernel: &Kernel, runs: &[HeldRun], bytes: &mut [u8]) -> Result<(), Errno> {
     let mut at = 0;
     runs.iter().try_for_each(|run| {
         let here = at..(at + run.len as usize).min(bytes.len());
@@ -50,7 +53,7 @@ pub(crate) fn read_runs(kernel: &Kernel, runs: &[Run], bytes: &mut [u8]) -> Resu
 }
 
 /// Copies `bytes` into `runs`, one after the other.
-fn write_runs(kernel: &Kernel, runs: &[Run], bytes: &[u8]) -> Result<(), Errno> {
+fn write_runs(kernel: &Kernel, runs: &[HeldRun], bytes: &[u8]) -> Result<(), Errno> {
     let mut at = 0;
     runs.iter().try_for_each(|run| {
         let here = at..(at + run.len as usize).min(bytes.len());
@@ -69,8 +72,13 @@ impl InFlightRequest {
         into: Option<&mut [u8]>,
         deferred: &mut Deferred,
     ) -> Result<usize, Errno> {
-        let result = self.transfer(kernel, into);
-        let len = self.len as usize;
+        let (result, len) = (self.transfer(kernel, into), self.len as usize);
+        self.abandon(kernel, list, deferred);
+        result.map(|()| len)
+    }
+
+    /// As [`InFlightRequest::finish`], without a transfer.
+    fn abandon(self, kernel: &Arc<Kernel>, list: &InFlightRequests, deferred: &mut Deferred) {
         let mut pinned = false;
         for end in [self.from, self.to] {
             let TransferEnd::Runs(runs) = end else { continue };
@@ -84,7 +92,6 @@ impl InFlightRequest {
         if let Some(description) = self.description {
             description.put(deferred);
         }
-        result.map(|()| len)
     }
 
     fn transfer(&self, kernel: &Kernel, into: Option<&mut [u8]>) -> Result<(), Errno> {
@@ -104,8 +111,75 @@ impl InFlightRequest {
     }
 }
 
-/// Ends the I/O in flight and the pages in pipes of a process that is at its end: no buffer is left
-/// to copy a read into, and no caller to report an error to. I/O that ends by itself goes on.
+/// A request that a call is making. What it pins is listed at once: a change that meets the pins
+/// finds whose they are, also while the call waits for the next page. Dropped, it leaves nothing
+/// pinned.
+pub(crate) struct RequestDraft<'t> {
+    task: &'t Task,
+    list: &'t InFlightRequests,
+    id: u64,
+    outcome: Arc<IoOutcome>,
+    made: bool,
+}
+
+impl<'t> RequestDraft<'t> {
+    pub(crate) fn begin(task: &'t Task, list: &'t InFlightRequests) -> RequestDraft<'t> {
+        let id = task.kernel().new_number();
+        RequestDraft { task, list, id, outcome: list.begin(task.pid(), id), made: false }
+    }
+
+    /// Lists pinned pages.
+    ///
+    /// # Errors
+    /// `Dead`: the machine is being switched off. The pins are gone.
+    pub(crate) fn hold(&self, side: TransferSide, run: HeldRun) -> Result<(), Errno> {
+        match self.list.hold(self.id, side, run) {
+            Ok(()) => {
+                // A change that has closed its pages, and met these pins, judges again.
+                self.task.kernel().pins.drained().wake_all();
+                Ok(())
+            }
+            Err(run) => {
+                run.release(self.task.kernel());
+                Err(Errno::Dead)
+            }
+        }
+    }
+
+    /// The request is in flight from now on. Returns its number and where its outcome goes.
+    ///
+    /// # Errors
+    /// `Dead`, as for [`RequestDraft::hold`].
+    pub(crate) fn make(mut self, complete: impl FnOnce(&mut InFlightRequest)) -> Result<(u64, Arc<IoOutcome>), Errno> {
+        self.made = self.list.made(self.id, complete);
+        if self.made { Ok((self.id, Arc::clone(&self.outcome))) } else { Err(Errno::Dead) }
+    }
+
+    /// What the pages that it has listed to read from hold now, `len` bytes. The request is not
+    /// made.
+    pub(crate) fn read_out(self, len: u64) -> Result<Vec<u8>, Errno> {
+        let mut bytes = vec![0; len as usize];
+        let mut request = self.list.take(self.id).ok_or(Errno::Dead)?;
+        (request.to, request.len) = (TransferEnd::Caller, len);
+        let deferred = &mut Deferred::default();
+        request.finish(self.task.kernel(), self.list, Some(&mut bytes), deferred).map(|_| bytes)
+    }
+}
+
+impl Drop for RequestDraft<'_> {
+    fn drop(&mut self) {
+        if !self.made
+            && let Some(request) = self.list.take(self.id)
+        {
+            // A request in the making refers to no open file.
+            request.abandon(self.task.kernel(), self.list, &mut Deferred::default());
+        }
+    }
+}
+
+/// Ends the I/O in flight and the pages in pipes of a process that exits, or whose machine is being
+/// switched off: no buffer is left to copy a read into, and no caller to report an error to. I/O
+/// that ends by itself goes on.
 pub(crate) fn end_io_in_flight(kernel: &Arc<Kernel>, process: &Process, deferred: &mut Deferred) {
     let in_flight = process.attached::<InFlightRequests>();
     in_flight.hand_over_delayed(ownerless(kernel));
@@ -137,7 +211,8 @@ impl Kernel {
     }
 
     /// Ends what no process ends: sends that no peer has acknowledged, I/O that outlives its
-    /// process. For the end of a run: it stands for switching the machine off.
+    /// process. For the end of a run, after the exit of all processes: it stands for switching the
+    /// machine off.
     pub fn end_ownerless_io(self: &Arc<Self>) {
         let mut deferred = Deferred::default();
         let list = ownerless(self);

@@ -11,7 +11,7 @@ use crate::base::range::BlockRange;
 use crate::base::units::BLOCK;
 use crate::extent_map::Layout;
 use crate::extent_map::lookup::is_writable;
-use crate::holders::in_flight_io::{HeldFor, Place, Run};
+use crate::holders::in_flight_io::{HeldFor, HeldPlace, HeldRun};
 use crate::layout_change::changes::allocate::{AllocationCause, clean_unwritten, fault_in};
 use crate::pinning::gup::{pin_short, unpin_short};
 use crate::vfs::inode::Inode;
@@ -30,7 +30,7 @@ pub(crate) fn hold_file(
     offset: u64,
     len: u64,
     held_for: HeldFor,
-) -> Result<Run, Errno> {
+) -> Result<HeldRun, Errno> {
     let kernel = task.kernel();
     kernel.device_there().map_err(|_| Errno::EFAULT)?;
     let pins = pin_short(kernel, inode, BlockRange::of_bytes(offset, len), Some(task))?;
@@ -38,7 +38,7 @@ pub(crate) fn hold_file(
         unpin_short(kernel, pins);
         return Err(Errno::EFAULT);
     }
-    Ok(Run { place: Place::File { inode: Arc::clone(inode), pins, offset, held_for }, len })
+    Ok(HeldRun { place: HeldPlace::File { inode: Arc::clone(inode), pins, offset, held_for }, len })
 }
 
 /// As [`hold_file`], for writing into them: holes are allocated and shared blocks unshared first,
@@ -52,7 +52,7 @@ pub(crate) fn hold_file_for_writing(
     offset: u64,
     len: u64,
     held_for: HeldFor,
-) -> Result<Run, Errno> {
+) -> Result<HeldRun, Errno> {
     let range = BlockRange::of_bytes(offset, len);
     loop {
         if range.end * BLOCK > inode.layout(Layout::size).next_multiple_of(BLOCK) {
@@ -61,7 +61,7 @@ pub(crate) fn hold_file_for_writing(
         fault_in(task, inode, range, AllocationCause::Fault).map_err(|_| Errno::EFAULT)?;
         clean_unwritten(task.kernel(), inode, range);
         let run = hold_file(task, inode, offset, len, held_for)?;
-        let there = matches!(&run.place, Place::File { pins, .. } if pins.pieces.iter().all(is_writable));
+        let there = matches!(&run.place, HeldPlace::File { pins, .. } if pins.pieces.iter().all(is_writable));
         if there {
             return Ok(run);
         }
@@ -70,20 +70,20 @@ pub(crate) fn hold_file_for_writing(
     }
 }
 
-/// The pages of a private mapping for reading: runs of copies, and of the file's pages where there
-/// is none. `offset` counts in the copies' memory.
+/// The pages of a private mapping for reading, given to `keep` as soon as they are held: runs of
+/// copies, and of the file's pages where there is none. `offset` counts in the copies' memory.
 ///
 /// # Errors
-/// As for [`hold_file`].
+/// As for [`hold_file`], and those of `keep`.
 pub(crate) fn hold_private(
     task: &Task,
     inode: &Arc<Inode>,
     pages: &PrivatePages,
-    offset: u64,
-    len: u64,
+    (offset, len): (u64, u64),
     held_for: HeldFor,
-) -> Result<Vec<Run>, Errno> {
-    let (mut runs, mut at, end) = (Vec::new(), offset, offset + len);
+    keep: &mut dyn FnMut(HeldRun) -> Result<(), Errno>,
+) -> Result<(), Errno> {
+    let (mut at, end) = (offset, offset + len);
     while at < end {
         let copied = pages.is_copied(at);
         let mut to = (at / BLOCK + 1) * BLOCK;
@@ -91,18 +91,11 @@ pub(crate) fn hold_private(
             to += BLOCK;
         }
         let here = to.min(end) - at;
-        let run = match copied {
-            true => Ok(Run { place: Place::Memory { memory: Arc::clone(pages.memory()), offset: at }, len: here }),
-            false => hold_file(task, inode, pages.in_file(at), here, held_for),
-        };
-        match run {
-            Ok(run) => runs.push(run),
-            Err(errno) => {
-                runs.into_iter().for_each(|run| run.release(task.kernel()));
-                return Err(errno);
-            }
-        }
+        keep(match copied {
+            true => HeldRun { place: HeldPlace::Memory { memory: Arc::clone(pages.memory()), offset: at }, len: here },
+            false => hold_file(task, inode, pages.in_file(at), here, held_for)?,
+        })?;
         at += here;
     }
-    Ok(runs)
+    Ok(())
 }

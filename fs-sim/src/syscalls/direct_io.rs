@@ -17,20 +17,20 @@ use crate::design::WriteBreak;
 use crate::extent_map::lookup::is_writable;
 use crate::extent_map::{ExtentState, Layout};
 use crate::holders::in_flight_io::{
-    HeldFor, InFlightRequest, InFlightRequests, IoOutcome, Place, Run, Transfer, TransferEnd,
+    HeldFor, HeldPlace, HeldRun, InFlightRequests, IoOutcome, Transfer, TransferEnd, TransferSide,
 };
 use crate::holders::short_pins::ShortPins;
 use crate::layout_change::changes::allocate::{Allocate, clean_unwritten};
 use crate::layout_change::driver::change_layout;
 use crate::layout_change::plan::Patience;
-use crate::pinning::direct_io::read_runs;
+use crate::pinning::direct_io::RequestDraft;
 use crate::pinning::gup::{pin_short, unpin_short};
 use crate::syscalls::held_memory::hold_mapped;
 use crate::syscalls::ram_disk::RamDisk;
 use crate::syscalls::read_write::write_inode;
 use crate::vfs::inode::Inode;
 use crate::vfs::kernel::Kernel;
-use crate::vfs::open_file::{Deferred, downcast};
+use crate::vfs::open_file::{Deferred, Description, OpenTarget, downcast};
 use crate::vfs::process::Process;
 use crate::vfs::task::Task;
 
@@ -79,23 +79,26 @@ impl Task {
                 Transfer::Read => access.read,
                 Transfer::Write(_) => access.write,
             };
-            self.check_direct_io(allowed, offset, len, FILE_MAX)?;
+            self.check_direct_io(allowed, offset, len)?;
             // A change that holds the inode while it waits for pins keeps reads and writes waiting.
             inode.turn.wait_until_unheld(self);
-            let (from, to, len) = match transfer {
-                Transfer::Read => {
-                    let run = run_for_read(self, inode, offset, len)?;
-                    let len = run.len;
-                    (TransferEnd::Runs(vec![run]), TransferEnd::Caller, len)
-                }
+            let draft = RequestDraft::begin(self, self.process().attached());
+            let len = match transfer {
+                Transfer::Read => hold_for_read(&draft, self, inode, offset, len)?,
                 Transfer::Write(byte) => {
-                    let data = || Ok(vec![byte; len as usize]);
-                    let to = end_for_write(self, inode, offset, len, data)?;
-                    (TransferEnd::Constant(byte), to, len)
+                    hold_for_write(&draft, self, inode, (offset, len), || Ok(vec![byte; len as usize]))?;
+                    len
                 }
             };
-            let (id, description) = (self.kernel().new_number(), Some(description.get()));
-            Ok(in_flight(self, InFlightRequest { id, description, from, to, len, due: None }))
+            let made = draft.make(|request| {
+                request.description = Some(description.get());
+                request.len = len;
+                match transfer {
+                    Transfer::Read => request.to = TransferEnd::Caller,
+                    Transfer::Write(byte) => request.from = TransferEnd::Constant(byte),
+                }
+            })?;
+            Ok(InFlightIo::of(self, made))
         })
     }
 
@@ -105,9 +108,9 @@ impl Task {
     /// by itself, also after its process; all other I/O ends by [`InFlightIo::complete`].
     ///
     /// # Errors
-    /// As for [`Task::submit_direct_io`]; EINVAL too where `va` is no multiple of 512, EFAULT (the
-    /// buffer is not mapped, read-only for a read, or beyond the end of its file), ENOSPC beyond
-    /// the end of a disk.
+    /// As for [`Task::submit_direct_io`]; EINVAL too where `va` is no multiple of 512 or `len` is 0
+    /// **\[chosen\]**, EFAULT (the buffer is not mapped, read-only for a read, or beyond the end of
+    /// its file), ENOSPC for a write beyond the end of a disk (a read is short there).
     pub fn submit_mapped_io(
         &self,
         fd: Fd,
@@ -115,36 +118,27 @@ impl Task {
         va: u64,
         direction: IoDirection,
     ) -> Result<InFlightIo, Errno> {
-        if !va.is_multiple_of(SECTOR) || len == 0 {
-            return Err(Errno::EINVAL);
-        }
-        if let Ok(object) = self.object(fd) {
-            let disk: Arc<RamDisk> = downcast(object)?;
-            return self.syscall(|| submit_to_disk(self, fd, &disk, (offset, len), va, direction));
-        }
-        self.with_file(fd, |description, inode, access| {
-            let allowed = if direction == IoDirection::Read { access.read } else { access.write };
-            self.check_direct_io(allowed, offset, len, FILE_MAX)?;
-            inode.turn.wait_until_unheld(self);
-            let request = match direction {
-                IoDirection::Read => read_into_memory(self, inode, (offset, len), va)?,
-                IoDirection::Write => write_from_memory(self, inode, (offset, len), va)?,
-            };
-            Ok(in_flight(self, InFlightRequest { description: Some(description.get()), ..request }))
+        self.syscall(|| {
+            let description = self.process().fds.lock().get(fd)?.get();
+            let submitted = submit_mapped(self, &description, (offset, len), va, direction);
+            let mut deferred = Deferred::default();
+            description.put(&mut deferred);
+            self.run_deferred(deferred);
+            submitted
         })
     }
 
     /// What refuses direct I/O before anything is written. Only threads of this process can exceed
     /// the bound of what is in flight, by their number.
-    fn check_direct_io(&self, allowed: bool, offset: u64, len: u64, most: u64) -> Result<(), Errno> {
+    pub(super) fn check_direct_io(&self, allowed: bool, offset: u64, len: u64) -> Result<(), Errno> {
         if !allowed {
             return Err(Errno::EBADF);
         }
         if !offset.is_multiple_of(BLOCK) || !len.is_multiple_of(BLOCK) || len > TRANSFER_MAX {
             return Err(Errno::EINVAL);
         }
-        if offset.checked_add(len).is_none_or(|end| end > most) {
-            return Err(if most == FILE_MAX { Errno::EFBIG } else { Errno::ENOSPC });
+        if offset.checked_add(len).is_none_or(|end| end > FILE_MAX) {
+            return Err(Errno::EFBIG);
         }
         if self.process().attached::<InFlightRequests>().len() >= IN_FLIGHT_MAX {
             return Err(Errno::EAGAIN);
@@ -153,121 +147,100 @@ impl Task {
     }
 }
 
-/// Records what `request` pins as in flight.
-pub(super) fn in_flight(task: &Task, request: InFlightRequest) -> InFlightIo {
-    let (id, delayed) = (request.id, request.due.is_some());
-    let outcome = task.process().attached::<InFlightRequests>().add(task.pid(), request);
-    wake_judges(task);
-    InFlightIo { process: Arc::clone(task.process()), id, outcome: delayed.then_some(outcome) }
-}
-
-/// A change that has closed its pages, and met pins that are listed now, checks again and finds
-/// whose they are.
-pub(super) fn wake_judges(task: &Task) {
-    task.kernel().pins.drained().wake_all();
-}
-
-fn submit_to_disk(
+fn submit_mapped(
     task: &Task,
-    fd: Fd,
-    disk: &RamDisk,
+    description: &Arc<Description>,
     (offset, len): (u64, u64),
     va: u64,
     direction: IoDirection,
 ) -> Result<InFlightIo, Errno> {
-    task.check_direct_io(true, offset, len, disk.memory.bytes())?;
-    let buffer = TransferEnd::Runs(hold_mapped(task, va, len, direction == IoDirection::Read, HeldFor::Buffer)?);
-    let run = Run { place: Place::Memory { memory: Arc::clone(&disk.memory), offset }, len };
-    let on_disk = TransferEnd::Runs(vec![run]);
-    let (from, to) = if direction == IoDirection::Read { (on_disk, buffer) } else { (buffer, on_disk) };
-    let id = task.kernel().new_number();
-    let due = disk.delay.map(|delay| task.kernel().world.now().after(delay));
-    let description = task.process().fds.lock().get(fd).ok().map(|description| description.get());
-    Ok(in_flight(task, InFlightRequest { id, description, from, to, len, due }))
-}
-
-/// A read from a file into mapped memory.
-fn read_into_memory(
-    task: &Task,
-    inode: &Arc<Inode>,
-    (offset, len): (u64, u64),
-    va: u64,
-) -> Result<InFlightRequest, Errno> {
-    let run = run_for_read(task, inode, offset, len)?;
-    let len = run.len;
-    let buffer = if len == 0 { Ok(Vec::new()) } else { hold_mapped(task, va, len, true, HeldFor::Buffer) };
-    match buffer {
-        Ok(buffer) => {
-            let (from, to) = (TransferEnd::Runs(vec![run]), TransferEnd::Runs(buffer));
-            Ok(InFlightRequest { id: task.kernel().new_number(), description: None, from, to, len, due: None })
-        }
-        Err(errno) => {
-            run.release(task.kernel());
-            Err(errno)
-        }
-    }
-}
-
-/// A write from mapped memory to a file.
-fn write_from_memory(
-    task: &Task,
-    inode: &Arc<Inode>,
-    (offset, len): (u64, u64),
-    va: u64,
-) -> Result<InFlightRequest, Errno> {
-    let kernel = task.kernel();
-    let data = || {
-        let buffer = hold_mapped(task, va, len, false, HeldFor::Buffer)?;
-        let mut bytes = vec![0; len as usize];
-        let read = read_runs(kernel, &buffer, &mut bytes);
-        buffer.into_iter().for_each(|run| run.release(kernel));
-        read.map(|()| bytes)
+    let draft = RequestDraft::begin(task, task.process().attached());
+    let reads = direction == IoDirection::Read;
+    let buffer_side = if reads { TransferSide::To } else { TransferSide::From };
+    let check_buffer = || if va.is_multiple_of(SECTOR) && len > 0 { Ok(()) } else { Err(Errno::EINVAL) };
+    let hold_buffer = |len| {
+        let mut keep = |run| draft.hold(buffer_side, run);
+        if len > 0 { hold_mapped(task, (va, len), reads, HeldFor::Buffer, &mut keep) } else { Ok(()) }
     };
-    let to = end_for_write(task, inode, offset, len, data)?;
-    let id = kernel.new_number();
-    let from = match &to {
-        TransferEnd::Runs(_) => hold_mapped(task, va, len, false, HeldFor::Buffer).map(TransferEnd::Runs),
-        _ => Ok(TransferEnd::Done),
-    };
-    match from {
-        Ok(from) => Ok(InFlightRequest { id, description: None, from, to, len, due: None }),
-        Err(errno) => {
-            if let TransferEnd::Runs(runs) = to {
-                runs.into_iter().for_each(|run| run.release(kernel));
-            }
-            Err(errno)
+    let (len, due) = match description.open() {
+        OpenTarget::Object(object) => {
+            let disk: Arc<RamDisk> = downcast(Arc::clone(object))?;
+            check_buffer()?;
+            let len = disk.check(task, (offset, len), reads)?;
+            hold_buffer(len)?;
+            let place = HeldPlace::Memory { memory: Arc::clone(&disk.memory), offset };
+            let disk_side = if reads { TransferSide::From } else { TransferSide::To };
+            draft.hold(disk_side, HeldRun { place, len })?;
+            (len, disk.delay.map(|delay| task.kernel().world.now().after(delay)))
         }
-    }
+        OpenTarget::File { inode, access } => {
+            let allowed = if reads { access.read } else { access.write };
+            task.check_direct_io(allowed, offset, len)?;
+            check_buffer()?;
+            inode.turn.wait_until_unheld(task);
+            // What may change the file's layout comes before anything that such a change would wait
+            // for: the faults of the buffer, or the blocks that are written.
+            let len = if reads {
+                hold_buffer(len)?;
+                hold_for_read(&draft, task, inode, offset, len)?
+            } else {
+                let data = || {
+                    let buffer = RequestDraft::begin(task, task.process().attached());
+                    let mut keep = |run| buffer.hold(TransferSide::From, run);
+                    hold_mapped(task, (va, len), false, HeldFor::Buffer, &mut keep)?;
+                    buffer.read_out(len)
+                };
+                if hold_for_write(&draft, task, inode, (offset, len), data)? {
+                    hold_buffer(len)?;
+                }
+                len
+            };
+            (len, None)
+        }
+    };
+    let made = draft.make(|request| {
+        request.description = Some(description.get());
+        (request.len, request.due) = (len, due);
+    })?;
+    Ok(InFlightIo { outcome: due.map(|_| made.1), ..InFlightIo::of(task, (made.0, Arc::default())) })
 }
 
-/// Pins what a read transfers: less than was asked for at the end of the file.
-fn run_for_read(task: &Task, inode: &Arc<Inode>, offset: u64, len: u64) -> Result<Run, Errno> {
-    let inside = |size: u64| len.min(size.saturating_sub(offset));
-    let len_now = inside(inode.layout(Layout::size));
-    let pins = pin_short(task.kernel(), inode, BlockRange::of_bytes(offset, len_now), Some(task))?;
-    let len = len_now.min(inside(pins.size));
-    Ok(Run { place: own_pages(inode, pins, offset), len })
-}
-
-fn own_pages(inode: &Arc<Inode>, pins: ShortPins, offset: u64) -> Place {
-    Place::File { inode: Arc::clone(inode), pins, offset, held_for: HeldFor::DirectIo }
-}
-
-/// Pins the blocks that a write goes to, all of them written; `Done` if the write was carried out,
-/// with what `data` gives.
-fn end_for_write(
+/// Pins what a read transfers, and returns how much that is: less than was asked for at the end of
+/// the file.
+fn hold_for_read(
+    draft: &RequestDraft<'_>,
     task: &Task,
     inode: &Arc<Inode>,
     offset: u64,
     len: u64,
+) -> Result<u64, Errno> {
+    let inside = |size: u64| len.min(size.saturating_sub(offset));
+    let len_now = inside(inode.layout(Layout::size));
+    let pins = pin_short(task.kernel(), inode, BlockRange::of_bytes(offset, len_now), Some(task))?;
+    let len = len_now.min(inside(pins.size));
+    draft.hold(TransferSide::From, HeldRun { place: own_pages(inode, pins, offset), len })?;
+    Ok(len)
+}
+
+fn own_pages(inode: &Arc<Inode>, pins: ShortPins, offset: u64) -> HeldPlace {
+    HeldPlace::File { inode: Arc::clone(inode), pins, offset, held_for: HeldFor::DirectIo }
+}
+
+/// Pins the blocks that a write goes to, all of them written. False: the write was carried out,
+/// with what `data` gives.
+fn hold_for_write(
+    draft: &RequestDraft<'_>,
+    task: &Task,
+    inode: &Arc<Inode>,
+    (offset, len): (u64, u64),
     data: impl Fn() -> Result<Vec<u8>, Errno>,
-) -> Result<TransferEnd, Errno> {
+) -> Result<bool, Errno> {
     let kernel = task.kernel();
     let range = BlockRange::of_bytes(offset, len);
     loop {
         let extends = offset + len > inode.layout(Layout::size);
         if len > 0 && (extends || kernel.options.write_break == WriteBreak::Conservative) {
-            return write_inode(task, inode, offset, &data()?).map(|_| TransferEnd::Done);
+            return write_inode(task, inode, offset, &data()?).map(|_| false);
         }
         let allocate = Allocate { range, size_min: 0, state: ExtentState::Written, unshare: true, by_fallocate: false };
         change_layout(task, inode, &allocate, Patience::Waits)?;
@@ -275,13 +248,19 @@ fn end_for_write(
         let pins = pin_short(kernel, inode, range, Some(task))?;
         // A truncate or a punch may have come in between.
         if pins.pieces.iter().all(is_writable) && offset + len <= pins.size.max(offset) {
-            return Ok(TransferEnd::Runs(vec![Run { place: own_pages(inode, pins, offset), len }]));
+            draft.hold(TransferSide::To, HeldRun { place: own_pages(inode, pins, offset), len })?;
+            return Ok(true);
         }
         unpin_short(kernel, pins);
     }
 }
 
 impl InFlightIo {
+    /// A request that a task of this process ends.
+    pub(super) fn of(task: &Task, (id, _): (u64, Arc<IoOutcome>)) -> InFlightIo {
+        InFlightIo { process: Arc::clone(task.process()), id, outcome: None }
+    }
+
     /// Whether the task's process has submitted it: the only process that can complete it.
     pub fn is_of(&self, task: &Task) -> bool {
         Arc::ptr_eq(&self.process, task.process())

@@ -9,8 +9,9 @@
 use emulator::sync::Arc;
 
 use crate::base::errno::Errno;
-use crate::holders::in_flight_io::{HeldFor, InFlightRequest, InFlightRequests, TransferEnd};
-use crate::syscalls::direct_io::{IN_FLIGHT_MAX, InFlightIo, in_flight};
+use crate::holders::in_flight_io::{HeldFor, InFlightRequests, TransferEnd, TransferSide};
+use crate::pinning::direct_io::RequestDraft;
+use crate::syscalls::direct_io::{IN_FLIGHT_MAX, InFlightIo};
 use crate::syscalls::held_memory::hold_mapped;
 use crate::vfs::kernel::Kernel;
 use crate::vfs::open_file::Deferred;
@@ -43,10 +44,11 @@ impl Task {
             if self.process().attached::<InFlightRequests>().len() >= IN_FLIGHT_MAX {
                 return Err(Errno::EMFILE);
             }
-            let from = TransferEnd::Runs(hold_mapped(self, va, len, false, HeldFor::Pipe)?);
-            let id = self.kernel().new_number();
-            let pages = InFlightRequest { id, description: None, from, to: TransferEnd::Caller, len, due: None };
-            Ok(PipePages { pages: in_flight(self, pages), len })
+            let draft = RequestDraft::begin(self, self.process().attached());
+            let mut keep = |run| draft.hold(TransferSide::From, run);
+            hold_mapped(self, (va, len), false, HeldFor::Pipe, &mut keep)?;
+            let made = draft.make(|pages| (pages.to, pages.len) = (TransferEnd::Caller, len))?;
+            Ok(PipePages { pages: InFlightIo::of(self, made), len })
         })
     }
 }

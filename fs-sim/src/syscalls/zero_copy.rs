@@ -8,8 +8,8 @@
 use emulator::sync::Arc;
 
 use crate::base::errno::Errno;
-use crate::holders::in_flight_io::{HeldFor, InFlightRequest, TransferEnd, ownerless};
-use crate::syscalls::direct_io::wake_judges;
+use crate::holders::in_flight_io::{HeldFor, TransferEnd, TransferSide, ownerless};
+use crate::pinning::direct_io::RequestDraft;
 use crate::syscalls::held_memory::hold_mapped;
 use crate::vfs::kernel::Kernel;
 use crate::vfs::open_file::Deferred;
@@ -44,14 +44,14 @@ impl Task {
                 return Err(Errno::EINVAL);
             }
             let sends = ownerless(self.kernel());
-            if sends.len() >= SENDS_MAX {
+            // Only threads that send at one moment can exceed the bound, by their number.
+            if sends.sends() >= SENDS_MAX {
                 return Err(Errno::ENOBUFS);
             }
-            let from = TransferEnd::Runs(hold_mapped(self, va, len, false, HeldFor::Send)?);
-            let id = self.kernel().new_number();
-            let request = InFlightRequest { id, description: None, from, to: TransferEnd::Caller, len, due: None };
-            let _ended_by_the_peer = sends.add(self.pid(), request);
-            wake_judges(self);
+            let draft = RequestDraft::begin(self, sends);
+            let mut keep = |run| draft.hold(TransferSide::From, run);
+            hold_mapped(self, (va, len), false, HeldFor::Send, &mut keep)?;
+            let (id, _) = draft.make(|pages| (pages.to, pages.len) = (TransferEnd::Caller, len))?;
             Ok(SentPages { id, len })
         })
     }

@@ -27,6 +27,8 @@ pub(crate) enum Slot {
     InFlightIo,
     /// On a process: programs that it runs.
     Programs,
+    /// On the kernel: how many bytes its plain disks have.
+    DiskBytes,
     /// On the kernel: requests in flight that no process ends.
     OwnerlessIo,
     /// On the kernel: the inodes on which tasks wait, with all pages open, for I/O in flight.

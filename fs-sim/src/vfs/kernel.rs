@@ -276,9 +276,9 @@ impl Kernel {
         self.waits.stuck(|pid| self.tasks_of(pid))
     }
 
-    /// The tasks that form a cycle of waits, of which one should have been refused with EDEADLK, and
-    /// those behind them. Empty in a right kernel. Waits that can't be refused count as waits that
-    /// end.
+    /// The tasks that form a cycle of waits, of which one should have been refused with EDEADLK,
+    /// and those behind them. Empty in a right kernel. Waits that can't be refused count as waits
+    /// that end.
     pub fn unrefused_deadlock(&self) -> Vec<Participant> {
         self.waits.unrefused(|pid| self.tasks_of(pid))
     }

@@ -88,9 +88,9 @@ struct MrSlot {
 // closed and seen empty) and `drain` (state Draining or DrainingUnowned, gate closed and empty).
 // All three hold `state`, and the gate lets no access in meanwhile. It is read only through
 // `RegionEntry`, which exists between a successful `Gate::enter` and its `Gate::leave`, and under
-// `state` in `holds`, `revoke` and `drain`. `install` and `exchange` open the gate after they write. The
-// SeqCst add of an entry comes later in the order of that word, so the entry sees the write.
-// `drain` reads a count of zero, which every release subtract of a leave went into, so every read
+// `state` in `holds`, `revoke` and `drain`. `install` and `exchange` open the gate after they
+// write. The SeqCst add of an entry comes later in the order of that word, so the entry sees the
+// write. `drain` reads a count of zero, which every release subtract of a leave went into, so every read
 // is over.
 unsafe impl Sync for MrSlot where RegisteredRegion: Send + Sync {}
 

@@ -193,9 +193,9 @@ impl SupervisorWatch<'_> {
     }
 
     /// After the stop: waits until every actor has ended, or none has for the watchdog's time. On a
-    /// standstill it reports the sleepers
-    /// in `broken` and kills them. Tasks that are stuck because the design has waits that nothing
-    /// ends are counted in `stuck`, and let go. Returns how many processes it killed.
+    /// standstill it reports the sleepers in `broken` and kills them. Tasks that are stuck because
+    /// the design has waits that nothing ends are counted in `stuck`, and let go. Returns how many
+    /// processes it killed.
     fn wind_up(&mut self, broken: &mut Vec<String>, stuck: &mut u64) -> u64 {
         let world = Arc::clone(self.shared.kernel.world());
         let mut give_up = world.now().after(self.shared.limits.watchdog);
@@ -230,8 +230,8 @@ impl SupervisorWatch<'_> {
         killed
     }
 
-    /// Whether the tasks `still`, which have slept for long, are all that is left, and nothing but a
-    /// caller outside the race could move one of them.
+    /// Whether the tasks `still`, which have slept for long, are all that is left, and nothing but
+    /// a caller outside the race could move one of them.
     fn stands_still(&self, still: &[Sleeper]) -> bool {
         let left = self.shared.unfinished() as usize;
         // With no sleeper left, the last actor has just ended: that is no standstill.

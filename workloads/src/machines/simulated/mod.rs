@@ -324,7 +324,6 @@ impl Machine for Simulation {
         let mut wrong = std::mem::take(&mut self.wrong);
         self.names.clear();
         wrong.extend(self.threads.shut_down(&self.kernel, &self.world, &self.clock));
-        self.kernel.end_ownerless_io();
         wrong.extend(self.kernel.check_at_rest());
         let regions = Nic::of(&self.kernel).live_regions();
         if regions > 0 {

@@ -199,12 +199,18 @@ impl ThreadPool {
         if let Err(trouble) = self.settle(world, clock) {
             wrong.push(trouble.to_string());
         }
-        // A wait that nothing ends, by design, ends with the machine.
+        // What no process ends, and a wait that nothing ends, by design, end with the machine.
+        kernel.end_ownerless_io();
+        if let Err(trouble) = self.settle(world, clock) {
+            wrong.push(trouble.to_string());
+        }
         if kernel.tear_down_stuck()
             && let Err(trouble) = self.settle(world, clock)
         {
             wrong.push(trouble.to_string());
         }
+        // What the last exits left behind.
+        kernel.end_ownerless_io();
         let stuck: Vec<Actor> =
             self.workers.iter().filter(|(_, worker)| worker.busy.is_some()).map(|(actor, _)| actor.clone()).collect();
         for (actor, worker) in std::mem::take(&mut self.workers) {
