@@ -25,8 +25,7 @@ use crate::vfs::process::Process;
 
 impl Kernel {
     /// The ordinary leases and delegations of a file, in the order they were set. Unlike
-    /// `F_GETLEASE`, this
-    /// question times no break out.
+    /// `F_GETLEASE`, this question times no break out.
     pub fn base_leases(&self, inode: &Inode) -> Vec<PosixLeaseInfo> {
         let found = PosixLeases::of(inode).lock().leases().to_vec();
         found

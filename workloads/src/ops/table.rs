@@ -395,6 +395,8 @@ operations! {
     "A running server" {
         Blockers "blockers" { file: FileName => "The file's name, or its inode's number" } -> Report, Server(AtOnce)
             "Who stands against a layout change of a file, and who waits for whom.";
+        Changes "changes" { file: Option<FileName> => "The file's name, or its inode's number" } -> Report, Server(AtOnce)
+            "The layout changes of a file, or of all files, that are under way or queued, and what each waits for.";
         Leases "leases" { file: Option<FileName> => "The file's name, or its inode's number" } -> Report, Server(AtOnce)
             "The layout leases of a file, or of all files.";
         Pins "pins" { file: Option<FileName> => "The file's name, or its inode's number" } -> Report, Server(AtOnce)
