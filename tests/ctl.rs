@@ -64,6 +64,20 @@ fn a_blocked_change_names_everybody_in_its_way() {
     for field in ["ino", "range", "holder", "registrant", "context", "region", "releasers"] {
         assert!(!blocker[field].is_null(), "{field} in {blocker}");
     }
+    let change = until(dir, &["changes", "--json"], |changes| {
+        let met = |change: &&Value| change["state"] == "waiting" && !change["blockers"][0]["releasers"].is_null();
+        changes.as_array()?.iter().find(met).cloned()
+    });
+    for field in ["ino", "task", "pid", "ranges", "arrived_ns", "since_ns", "now_ns"] {
+        assert!(!change[field].is_null(), "{field} in {change}");
+    }
+    assert_eq!((&change["has_turn"], &change["behind"]), (&false.into(), &Value::Array(Vec::new())), "{change}");
+    let behind = until(dir, &["changes", "file-0", "--json"], |changes| {
+        changes.as_array()?.iter().find(|change| !change["behind"][0].is_null()).cloned()
+    });
+    assert_eq!(behind["state"], "queued");
+    let unknown = ctl(dir, &["changes", "nothing"]);
+    assert!(unknown.status.code() == Some(2) && unknown.stdout.is_empty());
     let lease = until(dir, &["leases", "--json"], |leases| leases.get(0).cloned());
     assert!(lease["kind"].is_string() && lease["pid"].is_u64(), "{lease}");
     let text = ctl(dir, &["blockers", "file-0"]);

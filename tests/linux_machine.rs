@@ -153,6 +153,41 @@ fn a_lease_is_broken_and_given_back() {
          B: getlease g -> ok write");
 }
 
+/// On a kernel with delegations a change waits for the break. One without says so, and the step is
+/// no outcome of the scenario.
+#[test]
+fn a_delegation_is_broken_or_there_is_none() {
+    on_linux(config(), |bench| {
+        bench.script("A: f = open data r");
+        let actor = Actor { process: "A".to_owned(), thread: 1 };
+        for asked in ["read", "write", "unlock"] {
+            match bench.0.perform(&actor, &op(Verb::SetDeleg, &["f", asked]), None) {
+                Ok(Progress::Done(outcome)) => assert_eq!(outcome, "ok", "{asked}"),
+                Err(Trouble::CannotRun(why)) => {
+                    assert!(why.contains("F_SETDELEG"), "{why}");
+                    return println!("not run: {why}");
+                }
+                other => panic!("{asked}: {other:?}"),
+            }
+        }
+        bench.script(
+            "A: setdeleg f read
+             A: getdeleg f -> ok read
+             B: chmod data -> blocks
+             signals A -> SIGIO
+             A: getdeleg f -> ok none
+             A: setdeleg f unlock
+             B: returns -> ok
+             A: d = open . r
+             A: setdeleg d write -> EINVAL
+             A: setdeleg d read
+             B: unlink data -> blocks
+             A: close d
+             B: returns -> ok",
+        );
+    });
+}
+
 #[test]
 fn a_break_to_read_then_to_none_signals_twice() {
     run("A: f = open data rw

@@ -4,6 +4,8 @@
 
 mod common;
 
+use std::time::Duration;
+
 use common::{
     Actor, BREAK_TIME, Lab, every_preset, every_preset_with, exclusive, needs_lease, patient, preset, rule_of,
 };
@@ -12,6 +14,7 @@ use fs_sim::design::{Axes, BusyScope, ChangeRule, GateScope, LastCloseRule, Leas
 use fs_sim::holders::block_layout::IoMode;
 use fs_sim::holders::in_flight_io::Transfer;
 use fs_sim::inspect::blockers::{Blocker, Blockers, Cause, Effect, FileBlocks, Releaser};
+use fs_sim::inspect::changes::PendingChange;
 use fs_sim::leases::layout::kind::LeaseKind;
 use fs_sim::syscalls::descriptors::Received;
 use fs_sim::{BLOCK, BlockRange, Errno};
@@ -46,6 +49,33 @@ fn effect_of(rule: ChangeRule) -> Effect {
         ChangeRule::Orphan => Effect::Orphaned,
         ChangeRule::Proceed => Effect::Ignored,
     }
+}
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// The list of pending changes: that of `first` waits for `reason` since a second, that of `second`
+/// stands behind it.
+fn two_changes_are_pending(lab: &Lab, ino: Ino, (first, reason): (&Actor, &str), second: &Actor) {
+    lab.advance(SECOND);
+    let changes = lab.kernel.pending_changes(ino).expect("the inode is there");
+    let [change, behind] = &changes[..] else { panic!("two changes: {changes:?}") };
+    let who = |change: &PendingChange| (change.pid, change.task);
+    assert_eq!(who(change), (Some(first.pid().0), first.waiter().id().0));
+    assert_eq!(who(behind), (Some(second.pid().0), second.waiter().id().0));
+    assert_eq!((change.state, behind.state), ("waiting", "queued"));
+    assert_eq!(change.ranges, [FileBlocks { start: 2, end: None }]);
+    assert_eq!((change.has_turn, behind.has_turn, change.holds_inode), (false, false, false));
+    assert_eq!((change.behind.as_slice(), behind.behind.as_slice()), ([].as_slice(), [change.task].as_slice()));
+    let reasons = [change, behind].map(|change| change.sleep.as_ref().map(|sleep| sleep.reason.as_str()));
+    assert_eq!(reasons, [Some(reason), Some("layout change ahead")]);
+    assert_eq!((pins(&change.blockers).len(), behind.blockers.len()), (1, 0));
+    let second = SECOND.as_nanos() as u64;
+    let ages = [change, behind].map(|change| (change.now_ns - change.since_ns, change.now_ns - change.arrived_ns));
+    assert_eq!(ages, [(2 * second, 2 * second), (second, second)]);
+    let text = change.to_string() + &behind.to_string();
+    assert!(text.contains(": waiting for 2.000 s, came 2.000 s ago\n  sleeps: "), "{text}");
+    assert!(text.contains(&format!("\n  stands behind task {}\n", change.task)), "{text}");
+    assert!(text.contains("\n  meets test region, pin 1 of process 1, blocks 0..4: is waited for; "), "{text}");
 }
 
 /// S30: the report names inode, range, lease, process, descriptor and pin, under every design that
@@ -182,6 +212,7 @@ fn s30_who_waits_for_whom_and_why() {
         let fd = d.opens("data");
         let reason = if needs_lease(axes) { "exclusive lease" } else { "long-term pins" };
         let change = b.blocks(reason, |task| task.truncate("data", 2 * BLOCK));
+        lab.advance(SECOND);
         let behind = c.blocks("layout change ahead", |task| task.truncate("data", BLOCK));
         let asks = (axes.lease_rules == LeaseRules::Chinner)
             .then(|| d.blocks("layout change that broke the lease", move |task| task.lease(fd, LeaseKind::READ, ALL)));
@@ -200,6 +231,7 @@ fn s30_who_waits_for_whom_and_why() {
         assert_eq!(found.queued[0].needs, [format!("task {}", b.waiter().id().0)]);
         let others: Vec<u32> = found.others.iter().map(|waiting| waiting.pid).collect();
         assert_eq!(others, asks.iter().map(|_| d.pid().0).collect::<Vec<_>>());
+        two_changes_are_pending(&lab, ino, (&b, reason), &c);
         let text = found.to_string();
         assert!(text.contains(&format!("blocked change of blocks 2.., task {}", b.waiter().id().0)), "{text}");
         assert!(text.contains("test region, pin 1 of process 1, blocks 0..4: is waited for; process 1 (fd "), "{text}");
@@ -212,6 +244,7 @@ fn s30_who_waits_for_whom_and_why() {
             d.unlock(fd, ALL).unwrap();
         }
         assert_eq!(behind.finish(), Ok(()));
+        assert_eq!(lab.kernel.pending_changes(ino), Some(Vec::new()));
         assert_eq!(ask(&lab, ino).blocked, None);
         lab.end([&file.who, &b, &c, &d]);
     });

@@ -88,11 +88,18 @@ fn where_the_truncate_waits_it_ends_with_the_guest() {
     // One who does not gets what he asked for.
     let asker = start();
     server.until(&["blockers", "data"], blocked);
+    let waiting = |found: &Value| found[0]["blockers"].as_array().map(Vec::len).filter(|many| *many > 0);
+    assert_eq!(server.until(&["changes"], waiting), 2, "lease and pin of the guest's process");
+    let (code, out, _) = server.ctl(&["changes", "data"]);
+    let told =
+        out.contains("change of blocks 0.., task ") && out.contains(": waiting for ") && out.contains("  meets ");
+    assert!(code == 0 && told, "{out}");
     assert_eq!(guest.flush(), 0);
     guest.hang_up();
     let (code, out, _) = outcome(&asker.wait_with_output().unwrap());
     let done: Value = serde_json::from_str(&out).unwrap();
     assert_eq!((code, &done["outcome"], &done["waited"]), (0, &"done".into(), &true.into()), "{done}");
+    assert_eq!(server.ctl(&["changes"]), (0, "none\n".to_owned(), String::new()));
 }
 
 #[test]

@@ -35,6 +35,8 @@ pub enum Errno {
     EBUSY,
     /// The name exists.
     EEXIST,
+    /// The name or the descriptor is of the directory, and the call is for files.
+    EISDIR,
     /// Invalid argument.
     EINVAL,
     /// Too many open descriptors.

@@ -12,6 +12,11 @@ pub struct HolderId(pub u64);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Ino(pub u64);
 
+impl Ino {
+    /// The volume's one directory.
+    pub const DIRECTORY: Ino = Ino(0);
+}
+
 /// A lease's number. Never reused within a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LeaseId(pub u64);

@@ -325,7 +325,7 @@ impl Kernel {
 }
 
 /// Every blocked task.
-fn waiting_tasks(kernel: &Kernel) -> Vec<(WaiterId, WaitingTask)> {
+pub(crate) fn waiting_tasks(kernel: &Kernel) -> Vec<(WaiterId, WaitingTask)> {
     let sleepers = kernel.world.sleepers();
     let waiting = |blocked: Participant| {
         let sleeper = sleepers.iter().find(|sleeper| sleeper.waiter == blocked.task);

@@ -24,8 +24,8 @@ use crate::vfs::kernel::Kernel;
 use crate::vfs::process::Process;
 
 impl Kernel {
-    /// The ordinary leases of a file, in the order they were set. Unlike `F_GETLEASE`, this
-    /// question times no break out.
+    /// The ordinary leases and delegations of a file, in the order they were set. Unlike
+    /// `F_GETLEASE`, this question times no break out.
     pub fn base_leases(&self, inode: &Inode) -> Vec<PosixLeaseInfo> {
         let found = PosixLeases::of(inode).lock().leases().to_vec();
         found
@@ -34,6 +34,7 @@ impl Kernel {
                 description: entry.file,
                 setter: entry.setter,
                 owner: entry.signal_owner.posix_owner(),
+                flavor: entry.flavor,
                 held: entry.held,
                 breaking: entry.is_breaking(),
                 left: entry.left(),

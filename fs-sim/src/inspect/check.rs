@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 
 use emulator::pin::PageRange;
+use emulator::sync::Arc;
 
 use crate::base::numbers::Ino;
 use crate::base::page_sets::without;
@@ -37,7 +38,8 @@ impl Kernel {
                     .push(format!("invariant 3: inode {} still has lease {} at the end: {lease:?}", ino.0, lease.id.0));
             }
         }
-        for (ino, inode) in self.inodes.snapshot() {
+        let directory = (Ino::DIRECTORY, Arc::clone(&self.directory));
+        for (ino, inode) in self.inodes.snapshot().into_iter().chain([directory]) {
             if !PosixLeases::of(&inode).lock().is_empty() {
                 broken.push(format!(
                     "base leases: inode {} still counts opens, or has {:?}",

@@ -6,4 +6,5 @@
 
 pub mod blockers;
 pub mod books;
+pub mod changes;
 mod check;

@@ -18,6 +18,7 @@ use crate::base::counters::KernelCounters;
 use crate::deadlock::graph::WaitGraph;
 use crate::kernel::lifecycle::Layers;
 use crate::vfs::attachments::Attachments;
+use crate::vfs::inode::Inode;
 use crate::vfs::kernel::{Kernel, KernelConfig};
 use crate::volume::journal::Journal;
 use crate::volume::mount::Mount;
@@ -50,6 +51,7 @@ impl Kernel {
             processes: Registry::new(),
             inodes: Registry::new(),
             names: Mutex::new(BTreeMap::new()),
+            directory: Arc::new(Inode::directory()),
             waits: WaitGraph::default(),
             deadlocks: Mutex::new(Vec::new()),
             counters: KernelCounters::default(),

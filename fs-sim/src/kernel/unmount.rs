@@ -27,7 +27,8 @@ impl Kernel {
         self.mount.begin()?;
         let named: Vec<Arc<Inode>> = self.names.lock().values().cloned().collect();
         let others = self.inodes.snapshot().into_iter().map(|(_, inode)| inode);
-        let open = named.into_iter().chain(others).any(|inode| inode.life.lock().opens > 0);
+        let directory = Arc::clone(&self.directory);
+        let open = named.into_iter().chain(others).chain([directory]).any(|inode| inode.life.lock().opens > 0);
         let busy = open || !self.pins.busy_words(1).is_empty();
         self.mount.end(if busy { MOUNTED } else { UNMOUNTED });
         if busy { Err(Errno::EBUSY) } else { Ok(()) }

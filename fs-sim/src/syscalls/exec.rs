@@ -10,8 +10,7 @@ use emulator::sync::{Arc, Mutex, MutexGuard};
 
 use crate::base::errno::Errno;
 use crate::leases::posix::breaking::break_posix_leases;
-use crate::leases::posix::request::PosixLeaseType;
-use crate::leases::posix::table::PosixLeases;
+use crate::leases::posix::table::{LeaseBreaker, PosixLeases};
 use crate::vfs::attachments::{Attachment, Slot};
 use crate::vfs::inode::Inode;
 use crate::vfs::kernel::Kernel;
@@ -63,7 +62,7 @@ fn open_to_run(task: &Task, inode: &Inode) -> Result<(), Errno> {
         return Err(Errno::EACCES);
     }
     PosixLeases::of(inode).lock().enter(AccessMode::READ)?;
-    let opened = break_posix_leases(task, inode, PosixLeaseType::Read, false);
+    let opened = break_posix_leases(task, inode, LeaseBreaker::READER, false);
     let running = opened.and_then(|()| PosixLeases::of(inode).lock().deny_writing());
     running.inspect_err(|_| PosixLeases::of(inode).lock().leave(AccessMode::READ))
 }

@@ -8,14 +8,13 @@ use emulator::sync::Arc;
 
 use crate::base::errno::Errno;
 use crate::base::numbers::Fd;
-use crate::leases::posix::breaking::break_posix_leases;
-use crate::leases::posix::request::PosixLeaseType;
-use crate::leases::posix::table::PosixLeases;
+use crate::leases::posix::breaking::{break_posix_leases, is_delegated};
+use crate::leases::posix::table::{LeaseBreaker, PosixLeases};
 use crate::syscalls::truncate::resize_as_writer;
 use crate::vfs::fd_holders::FdHolders;
 use crate::vfs::inode::Inode;
 use crate::vfs::lifecycle::LastReference;
-use crate::vfs::names::{NAME_MAX, drop_open, lookup, lookup_or_create};
+use crate::vfs::names::{DIRECTORY_NAME, NAME_MAX, drop_open, lookup_any, lookup_or_create};
 use crate::vfs::open_file::{AccessMode, Description, OpenTarget};
 use crate::vfs::task::Task;
 
@@ -54,14 +53,17 @@ impl OpenFlags {
 }
 
 impl Task {
-    /// Opens a file. Waits for the ordinary leases that this breaks.
+    /// Opens a file, or the directory by the name [`DIRECTORY_NAME`]. Waits for the ordinary leases
+    /// that this breaks, and, to create a file, for delegations of the directory, also if
+    /// `nonblock` is set.
     ///
     /// # Errors
-    /// ENOENT, EEXIST, ENODEV (not mounted, or the device is gone), EINVAL (a name that is empty
-    /// or longer than [`NAME_MAX`], neither reading nor writing), EMFILE, EACCES (the file's
-    /// mode), ETXTBSY (for writing, while a program runs from it), EAGAIN (`nonblock`, and an
-    /// ordinary lease is in the way: its break continues), EINTR; with `truncate` also the errors
-    /// of [`Task::ftruncate`]. A file created stays, whatever fails later.
+    /// ENOENT, EEXIST, EISDIR (the directory, for writing, to create or to truncate it), ENODEV
+    /// (not mounted, or the device is gone), EINVAL (a name that is empty or longer than
+    /// [`NAME_MAX`], neither reading nor writing), EMFILE, EACCES (the file's mode), ETXTBSY (for
+    /// writing, while a program runs from it), EAGAIN (`nonblock`, and an ordinary lease is in the
+    /// way: its break continues), EINTR; with `truncate` also the errors of [`Task::ftruncate`]. A
+    /// file created stays, whatever fails later.
     pub fn open(&self, name: &str, flags: OpenFlags) -> Result<Fd, Errno> {
         self.syscall(|| {
             let kernel = self.kernel();
@@ -72,9 +74,12 @@ impl Task {
             if self.process().fds.lock().is_full() {
                 return Err(Errno::EMFILE);
             }
+            if name == DIRECTORY_NAME && !flags.path && (flags.access.write || flags.create || flags.truncate) {
+                return Err(Errno::EISDIR);
+            }
             let (inode, created) = match flags.create && !flags.path {
-                true => lookup_or_create(self, name, flags.exclusive)?,
-                false => (lookup(kernel, name, LastReference::Call(self))?, false),
+                true => create(self, name, flags.exclusive)?,
+                false => (lookup_any(kernel, name, LastReference::Call(self))?, false),
             };
             let access = if flags.path { AccessMode::PATH } else { flags.access };
             if let Err(errno) = enter_inode(self, &inode, OpenFlags { access, ..flags }, created) {
@@ -84,6 +89,18 @@ impl Task {
             let open = OpenTarget::File { inode, access };
             self.install(kernel.new_description(open, Arc::new(FdHolders::default())))
         })
+    }
+}
+
+/// The inode called `name`, or a new one; and whether it is new. Waits for delegations of the
+/// directory before it makes one. Kernel: `lookup_open`, `break_deleg_wait`.
+fn create(task: &Task, name: &str, exclusive: bool) -> Result<(Arc<Inode>, bool), Errno> {
+    let directory = &task.kernel().directory;
+    loop {
+        match lookup_or_create(task, name, exclusive, || !is_delegated(directory))? {
+            Some(found) => return Ok(found),
+            None => break_posix_leases(task, directory, LeaseBreaker::CHANGE, false)?,
+        }
     }
 }
 
@@ -101,7 +118,7 @@ fn enter_inode(task: &Task, inode: &Arc<Inode>, flags: OpenFlags, created: bool)
         return Err(Errno::EACCES);
     }
     PosixLeases::of(inode).lock().enter(access)?;
-    let breaker = if access.write { PosixLeaseType::Write } else { PosixLeaseType::Read };
+    let breaker = if access.write { LeaseBreaker::WRITER } else { LeaseBreaker::READER };
     let broken = break_posix_leases(task, inode, breaker, flags.nonblock);
     let entered = broken.and_then(|()| if truncates { resize_as_writer(task, inode, 0) } else { Ok(()) });
     entered.inspect_err(|_| PosixLeases::of(inode).lock().leave(access))

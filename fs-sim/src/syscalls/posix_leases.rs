@@ -1,13 +1,20 @@
-//! The fcntl calls on ordinary leases, and those that say whom leases of either kind signal.
+//! The fcntl calls on ordinary leases and delegations, and those that say whom leases of either
+//! kind signal.
 //!
-//! It owns the order of their checks. Kernel counterpart: `fcntl_setlease`, `fcntl_getlease`,
-//! `f_setown`, `F_SETSIG` (fs/fcntl.c), `generic_setlease` (fs/locks.c).
+//! It owns the order of their checks. Invariant: a delegation is granted with the names locked, so
+//! a change of names or attributes is made before it, or sees it. Kernel counterpart:
+//! `fcntl_setlease`, `fcntl_getlease`, `fcntl_setdeleg`, `fcntl_getdeleg`, `f_setown`, `F_SETSIG`
+//! (fs/fcntl.c), `generic_setlease` (fs/locks.c).
+
+use emulator::sync::Arc;
 
 use crate::base::errno::Errno;
 use crate::base::numbers::{Fd, Pid};
 use crate::leases::posix::breaking::time_out_posix_leases;
-use crate::leases::posix::request::{PosixLeaseRequest, PosixLeaseType};
+use crate::leases::posix::request::{PosixLeaseFlavor, PosixLeaseRequest, PosixLeaseType};
 use crate::leases::posix::table::PosixLeases;
+use crate::vfs::inode::Inode;
+use crate::vfs::open_file::{AccessMode, Description};
 use crate::vfs::signals::Signal;
 use crate::vfs::task::Task;
 
@@ -21,17 +28,22 @@ impl Task {
     /// lease, this is not its only open; another open file's lease is being broken to nothing;
     /// there is nothing to release.
     pub fn set_base_lease(&self, fd: Fd, request: PosixLeaseRequest) -> Result<(), Errno> {
-        self.with_file(fd, |description, inode, access| {
-            let credentials = self.process().credentials();
-            if credentials.uid != inode.uid() && !credentials.cap_lease {
-                return Err(Errno::EACCES);
-            }
-            if request != PosixLeaseRequest::Unlock {
-                time_out_posix_leases(self.kernel(), inode);
-            }
-            PosixLeases::of(inode).lock().set(description, access, request, (self.pid(), credentials))?;
-            PosixLeases::of(inode).changed.wake_all();
-            Ok(())
+        self.with_inode(fd, |description, inode, access| match inode.is_directory() {
+            true => Err(Errno::EINVAL),
+            false => set_lease(self, description, (inode, access), (request, PosixLeaseFlavor::Lease)),
+        })
+    }
+
+    /// As [`Task::set_base_lease`], for a delegation, which the directory can have too:
+    /// `fcntl(F_SETDELEG)`. One open file has one lease or delegation: a request of either kind
+    /// converts or releases what is there.
+    ///
+    /// # Errors
+    /// As for [`Task::set_base_lease`]; EINVAL (a write delegation of the directory).
+    pub fn set_delegation(&self, fd: Fd, request: PosixLeaseRequest) -> Result<(), Errno> {
+        let flavor = PosixLeaseFlavor::Delegation;
+        self.with_inode(fd, |description, inode, access| {
+            set_lease(self, description, (inode, access), (request, flavor))
         })
     }
 
@@ -39,11 +51,23 @@ impl Task {
     /// `fcntl(F_GETLEASE)`; `None` is `F_UNLCK`.
     ///
     /// # Errors
-    /// EBADF (`O_PATH` too), EINVAL (not a file).
+    /// EBADF (`O_PATH` too), EINVAL (neither a file nor the directory).
     pub fn get_base_lease(&self, fd: Fd) -> Result<Option<PosixLeaseType>, Errno> {
-        self.with_file(fd, |description, inode, _| {
+        self.lease_left(fd, PosixLeaseFlavor::Lease)
+    }
+
+    /// As [`Task::get_base_lease`], for a delegation: `fcntl(F_GETDELEG)`.
+    ///
+    /// # Errors
+    /// As for [`Task::get_base_lease`].
+    pub fn get_delegation(&self, fd: Fd) -> Result<Option<PosixLeaseType>, Errno> {
+        self.lease_left(fd, PosixLeaseFlavor::Delegation)
+    }
+
+    fn lease_left(&self, fd: Fd, flavor: PosixLeaseFlavor) -> Result<Option<PosixLeaseType>, Errno> {
+        self.with_inode(fd, |description, inode, _| {
             time_out_posix_leases(self.kernel(), inode);
-            Ok(PosixLeases::of(inode).lock().left_to(description.id()))
+            Ok(PosixLeases::of(inode).lock().left_to(description.id(), flavor))
         })
     }
 
@@ -52,9 +76,9 @@ impl Task {
     /// process, and one of a layout lease its taker. A release of the lease clears it.
     ///
     /// # Errors
-    /// EBADF (`O_PATH` too), EINVAL (not a file), ESRCH.
+    /// EBADF (`O_PATH` too), EINVAL (neither a file nor the directory), ESRCH.
     pub fn set_owner(&self, fd: Fd, owner: Option<Pid>) -> Result<(), Errno> {
-        self.with_file(fd, |description, _, _| {
+        self.with_inode(fd, |description, _, _| {
             if owner.is_some_and(|pid| self.kernel().processes.get(pid).is_none()) {
                 return Err(Errno::ESRCH);
             }
@@ -68,11 +92,37 @@ impl Task {
     /// the lease clears it.
     ///
     /// # Errors
-    /// EBADF (`O_PATH` too), EINVAL (not a file).
+    /// EBADF (`O_PATH` too), EINVAL (neither a file nor the directory).
     pub fn set_signal(&self, fd: Fd, signal: Option<Signal>) -> Result<(), Errno> {
-        self.with_file(fd, |description, _, _| {
+        self.with_inode(fd, |description, _, _| {
             description.signal_owner().set_signal(signal);
             Ok(())
         })
     }
+}
+
+/// Kernel: `vfs_setlease`, `generic_setlease`.
+fn set_lease(
+    task: &Task,
+    description: &Arc<Description>,
+    (inode, access): (&Arc<Inode>, AccessMode),
+    asked: (PosixLeaseRequest, PosixLeaseFlavor),
+) -> Result<(), Errno> {
+    let credentials = task.process().credentials();
+    if credentials.uid != inode.uid() && !credentials.cap_lease {
+        return Err(Errno::EACCES);
+    }
+    if inode.is_directory() && asked.0 == PosixLeaseRequest::Take(PosixLeaseType::Write) {
+        return Err(Errno::EINVAL);
+    }
+    if asked.0 != PosixLeaseRequest::Unlock {
+        time_out_posix_leases(task.kernel(), inode);
+    }
+    {
+        // Stands for the `inode_trylock` of `generic_add_lease`: a change that runs comes first.
+        let _no_change_meanwhile = task.kernel().names.lock();
+        PosixLeases::of(inode).lock().set(description, access, asked, (task.pid(), credentials))?;
+    }
+    PosixLeases::of(inode).changed.wake_all();
+    Ok(())
 }

@@ -38,12 +38,12 @@ impl FileStat {
 }
 
 impl Task {
-    /// Status of the file open as `fd`.
+    /// Status of the file or the directory open as `fd`.
     ///
     /// # Errors
-    /// EBADF, EINVAL (not a file).
+    /// EBADF, EINVAL (neither).
     pub fn stat(&self, fd: Fd) -> Result<FileStat, Errno> {
-        self.with_named_file(fd, |_, inode, _| Ok(FileStat::of(inode)))
+        self.with_named_inode(fd, |_, inode, _| Ok(FileStat::of(inode)))
     }
 
     /// The extents of the file open as `fd` in a block range, in file order.
@@ -54,12 +54,12 @@ impl Task {
         self.with_file(fd, |_, inode, _| Ok(inode.layout(|layout: &Layout| layout.fiemap(range))))
     }
 
-    /// The inode of the file open as `fd`, for questions.
+    /// The inode of the file or the directory open as `fd`, for questions.
     ///
     /// # Errors
-    /// EBADF, EINVAL (not a file).
+    /// EBADF, EINVAL (neither).
     pub fn inode(&self, fd: Fd) -> Result<Arc<Inode>, Errno> {
         let description = self.description(fd)?;
-        description.file().map(|(inode, _)| Arc::clone(inode)).ok_or(Errno::EINVAL)
+        description.inode().map(|(inode, _)| Arc::clone(inode)).ok_or(Errno::EINVAL)
     }
 }

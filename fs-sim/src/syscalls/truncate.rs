@@ -9,8 +9,7 @@ use crate::base::errno::Errno;
 use crate::base::numbers::Fd;
 use crate::layout_change::changes::resize::resize;
 use crate::leases::posix::breaking::break_posix_leases;
-use crate::leases::posix::request::PosixLeaseType;
-use crate::leases::posix::table::PosixLeases;
+use crate::leases::posix::table::{LeaseBreaker, PosixLeases};
 use crate::vfs::inode::Inode;
 use crate::vfs::lifecycle::LastReference;
 use crate::vfs::names::{drop_open, lookup};
@@ -30,7 +29,7 @@ impl Task {
             let inode = lookup(self.kernel(), name, LastReference::Call(self))?;
             let resized = match inode.permits(self.process().credentials(), 2) {
                 true => as_writer(self, &inode, || {
-                    break_posix_leases(self, &inode, PosixLeaseType::Write, false)?;
+                    break_posix_leases(self, &inode, LeaseBreaker::WRITER, false)?;
                     resize(self, &inode, size)
                 }),
                 false => Err(Errno::EACCES),
@@ -43,21 +42,27 @@ impl Task {
     /// Sets the size of the file open as `fd`.
     ///
     /// # Errors
-    /// EBADF, EINVAL (not open for writing, not a file), EFBIG; ETXTBSY, EDEADLK, EINTR as the
-    /// design says.
+    /// EBADF, EINVAL (not open for writing, not a file), EFBIG, EAGAIN (the file has a delegation,
+    /// which can only be a write delegation of this open file: the break of it continues); ETXTBSY,
+    /// EDEADLK, EINTR as the design says.
     pub fn ftruncate(&self, fd: Fd, size: u64) -> Result<(), Errno> {
         self.with_file(fd, |_, inode, access| {
             if !access.write {
                 return Err(Errno::EINVAL);
             }
+            break_posix_leases(self, inode, LeaseBreaker::CHANGE, true)?;
             resize(self, inode, size)
         })
     }
 }
 
-/// `O_TRUNC`: the caller counts as a writer meanwhile, however it opens the file.
+/// `O_TRUNC`: the caller counts as a writer meanwhile, however it opens the file. It does not wait
+/// for a delegation, whose break continues. Kernel: `do_truncate`, which passes no delegated inode.
 pub(crate) fn resize_as_writer(task: &Task, inode: &Arc<Inode>, size: u64) -> Result<(), Errno> {
-    as_writer(task, inode, || resize(task, inode, size))
+    as_writer(task, inode, || {
+        break_posix_leases(task, inode, LeaseBreaker::CHANGE, true)?;
+        resize(task, inode, size)
+    })
 }
 
 /// Runs a call that writes without a descriptor open for it. Kernel: `get_write_access`.

@@ -66,6 +66,16 @@ impl Inode {
         }
     }
 
+    /// The directory of a volume. It has no blocks, and it is never evicted.
+    pub(crate) fn directory() -> Inode {
+        Inode::new(Ino::DIRECTORY, 0)
+    }
+
+    /// Whether it is the directory.
+    pub fn is_directory(&self) -> bool {
+        self.ino == Ino::DIRECTORY
+    }
+
     /// What a layer above keeps with it.
     pub(crate) fn attached<A: Attachment>(&self) -> &A {
         self.attached.get()

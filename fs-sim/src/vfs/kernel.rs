@@ -59,6 +59,8 @@ pub struct Kernel {
     pub(crate) processes: Registry<Pid, Arc<Process>>,
     pub(crate) inodes: Registry<Ino, Arc<Inode>>,
     pub(crate) names: Mutex<BTreeMap<String, Arc<Inode>>>,
+    /// The inode of the directory that holds all names.
+    pub(crate) directory: Arc<Inode>,
     pub(crate) waits: WaitGraph,
     pub(crate) deadlocks: Mutex<Vec<Deadlock>>,
     /// What the kernel counts about itself.

@@ -13,12 +13,13 @@
 use std::cell::Cell;
 
 use emulator::pin::PageRange;
+use emulator::runtime::clock::Nanos;
 use emulator::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use emulator::sync::{Mutex, MutexGuard};
 use emulator::wait::{WaitFor, WaitQueue, WaiterId};
 
 use crate::base::errno::Errno;
-use crate::base::numbers::HolderId;
+use crate::base::numbers::{HolderId, Pid};
 use crate::base::range::{BlockRange, BlockRanges};
 use crate::deadlock::graph::{WaitEnd, WaitFailure, WaitPoll};
 use crate::deadlock::need::{Awaited, Need};
@@ -58,6 +59,8 @@ pub(crate) struct MetPins {
 #[derive(Debug)]
 struct Place {
     waiter: WaiterId,
+    /// When it took its place, and when it came into its state.
+    times: ChangeTimes,
     /// What the change touches, by its last plan.
     ranges: BlockRanges,
     state: ChangeState,
@@ -79,9 +82,11 @@ struct Place {
 }
 
 impl Place {
-    fn new(waiter: WaiterId, ranges: BlockRanges) -> Place {
+    fn new(kernel: &Kernel, waiter: WaiterId, ranges: BlockRanges) -> Place {
+        let now = kernel.world.now();
         Place {
             waiter,
+            times: ChangeTimes { arrived: now, since: now },
             ranges,
             state: ChangeState::START,
             refuses: None,
@@ -94,10 +99,22 @@ impl Place {
     }
 }
 
+/// When a change took its place in the queue, and when it came into the state that it is in.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ChangeTimes {
+    pub(crate) arrived: Nanos,
+    pub(crate) since: Nanos,
+}
+
 /// A change in the queue, as other tasks see it.
 pub(crate) struct ChangeView {
     pub(crate) task: WaiterId,
+    pub(crate) times: ChangeTimes,
+    /// What it touches, by its last plan.
+    pub(crate) ranges: BlockRanges,
     pub(crate) state: ChangeState,
+    /// It keeps reads, writes and changes by other tasks waiting.
+    pub(crate) holds_inode: bool,
     /// The range on which the change waits, if it does.
     pub(crate) waiting: Option<BlockRanges>,
     /// The pins that it has met.
@@ -127,6 +144,30 @@ struct Ahead {
 }
 
 impl Ahead {
+    /// See [`TurnGuard::ahead`].
+    fn of(waiter: WaiterId, places: &[Place], passed: &[WaiterId], fault: bool) -> Ahead {
+        let mut ahead = Ahead::default();
+        let Some(mine) = places.iter().position(|place| place.waiter == waiter) else { return ahead };
+        let overlap = |a: &Place, b: &Place| a.ranges.iter().any(|range| b.ranges.overlaps(range));
+        let passes_queue = fault && places.iter().any(|place| place.holds_inode);
+        // Whether each place waits for more than turns that are about to end, also indirectly.
+        let mut waits: Vec<bool> = Vec::with_capacity(places.len());
+        for (n, place) in places.iter().enumerate() {
+            let behind = |(before, waits): (&Place, &bool)| *waits && overlap(before, place);
+            let queued = place.state == ChangeState::Queued && places.iter().zip(&waits).any(behind);
+            waits.push(place.refuses.is_some() || place.stands_back || queued);
+            let first = place.state.has_turn() || (n < mine && !passed.contains(&place.waiter));
+            let lets_faults_in = !place.state.has_turn() && (place.holds_inode || place.state == ChangeState::Queued);
+            if n == mine || !first || (passes_queue && lets_faults_in) || !overlap(place, &places[mine]) {
+                continue;
+            }
+            let list = if place.state.has_turn() { &mut ahead.with_turn } else { &mut ahead.without };
+            list.push(place.waiter);
+            ahead.waits |= waits[n] && !place.holds_inode;
+        }
+        ahead
+    }
+
     fn is_empty(&self) -> bool {
         self.with_turn.is_empty() && self.without.is_empty()
     }
@@ -156,7 +197,7 @@ impl LayoutTurn {
         if places.iter().any(|place| place.ranges.overlaps(range)) {
             return None;
         }
-        let mut place = Place::new(waiter, range.into());
+        let mut place = Place::new(kernel, waiter, range.into());
         place.state = ChangeState::Judging;
         places.push(place);
         Some(self.change(kernel, waiter))
@@ -191,11 +232,23 @@ impl LayoutTurn {
         let places = self.places.lock();
         let view = |place: &Place| ChangeView {
             task: place.waiter,
+            times: place.times,
+            ranges: place.ranges.clone(),
             state: place.state,
+            holds_inode: place.holds_inode,
             waiting: place.refuses.clone().or_else(|| place.draining.clone()),
             pins: place.pins.clone(),
         };
         places.iter().map(view).collect()
+    }
+
+    /// The tasks whose changes come before that of `task`, a task of process `pid` that waits for its
+    /// turn as a system call does. A fault passes some of them (see [`TurnGuard::ahead`]).
+    pub(crate) fn before(&self, kernel: &Kernel, task: WaiterId, pid: Pid) -> Vec<WaiterId> {
+        let mut passed = Ahead::of(task, &self.places.lock(), &[], false).without;
+        passed.retain(|ahead| kernel.waits_for(*ahead, pid));
+        let ahead = Ahead::of(task, &self.places.lock(), &passed, false);
+        ahead.with_turn.into_iter().chain(ahead.without).collect()
     }
 
     /// Where tasks wait for changes to finish or to wait.
@@ -290,7 +343,11 @@ impl TurnGuard<'_> {
     /// recorded as a broken invariant, and changes nothing.
     fn happens(&self, place: &mut Place, event: ChangeEvent) {
         match place.state.next(event) {
-            Ok(next) => place.state = next,
+            Ok(next) if next == place.state => {}
+            Ok(next) => {
+                place.state = next;
+                place.times.since = self.kernel.world.now();
+            }
             Err(invalid) => self.kernel.violated(format!("layout change: {invalid}")),
         }
         place.draining = None;
@@ -302,26 +359,7 @@ impl TurnGuard<'_> {
     /// behind that, as page faults do in Linux; a change that has waited so and has the turn again
     /// is about to finish, or to wait for pins again.
     fn ahead(&self, places: &[Place], passed: &[WaiterId], fault: bool) -> Ahead {
-        let mut ahead = Ahead::default();
-        let Some(mine) = places.iter().position(|place| place.waiter == self.waiter) else { return ahead };
-        let overlap = |a: &Place, b: &Place| a.ranges.iter().any(|range| b.ranges.overlaps(range));
-        let passes_queue = fault && places.iter().any(|place| place.holds_inode);
-        // Whether each place waits for more than turns that are about to end, also indirectly.
-        let mut waits: Vec<bool> = Vec::with_capacity(places.len());
-        for (n, place) in places.iter().enumerate() {
-            let behind = |(before, waits): (&Place, &bool)| *waits && overlap(before, place);
-            let queued = place.state == ChangeState::Queued && places.iter().zip(&waits).any(behind);
-            waits.push(place.refuses.is_some() || place.stands_back || queued);
-            let first = place.state.has_turn() || (n < mine && !passed.contains(&place.waiter));
-            let lets_faults_in = !place.state.has_turn() && (place.holds_inode || place.state == ChangeState::Queued);
-            if n == mine || !first || (passes_queue && lets_faults_in) || !overlap(place, &places[mine]) {
-                continue;
-            }
-            let list = if place.state.has_turn() { &mut ahead.with_turn } else { &mut ahead.without };
-            list.push(place.waiter);
-            ahead.waits |= waits[n] && !place.holds_inode;
-        }
-        ahead
+        Ahead::of(self.waiter, places, passed, fault)
     }
 
     /// The tasks whose changes wait, directly or not, for this task's process. The wait graph is
@@ -344,7 +382,7 @@ impl TurnGuard<'_> {
                 place.ranges = ranges.clone();
                 place.stands_back = false;
             }
-            None => places.push(Place::new(self.waiter, ranges.clone())),
+            None => places.push(Place::new(self.kernel, self.waiter, ranges.clone())),
         }
         self.turn.count_waiting(&places);
         drop(places);
@@ -562,8 +600,8 @@ pub(crate) fn queue_for_both(a: (&TurnGuard<'_>, &BlockRanges), b: (&TurnGuard<'
     {
         let mut first = a.0.turn.places.lock();
         let mut second = b.0.turn.places.lock();
-        first.push(Place::new(a.0.waiter, a.1.clone()));
-        second.push(Place::new(b.0.waiter, b.1.clone()));
+        first.push(Place::new(a.0.kernel, a.0.waiter, a.1.clone()));
+        second.push(Place::new(b.0.kernel, b.0.waiter, b.1.clone()));
     }
     for guard in [a.0, b.0] {
         guard.keeps.set(true);

@@ -49,11 +49,22 @@ pub(crate) fn drop_link(kernel: &Arc<Kernel>, inode: &Arc<Inode>, last: LastRefe
 /// The longest name, in bytes.
 pub const NAME_MAX: usize = 255;
 
-/// The inode called `name`, counted as open until [`drop_open`]. `last` says in whose call.
+/// The name of the directory itself.
+pub const DIRECTORY_NAME: &str = ".";
+
+/// The file called `name`, counted as open until [`drop_open`]. `last` says in whose call.
 pub(crate) fn lookup(kernel: &Arc<Kernel>, name: &str, last: LastReference<'_>) -> Result<Arc<Inode>, Errno> {
+    if name == DIRECTORY_NAME { Err(Errno::EISDIR) } else { lookup_any(kernel, name, last) }
+}
+
+/// As [`lookup`], but finds the directory too.
+pub(crate) fn lookup_any(kernel: &Arc<Kernel>, name: &str, last: LastReference<'_>) -> Result<Arc<Inode>, Errno> {
     loop {
         kernel.mount.check()?;
-        let inode = kernel.names.lock().get(name).cloned().ok_or(Errno::ENOENT)?;
+        let inode = match name {
+            DIRECTORY_NAME => Arc::clone(&kernel.directory),
+            name => kernel.names.lock().get(name).cloned().ok_or(Errno::ENOENT)?,
+        };
         race_point!("lookup: found, not counted");
         if inode.count_open() {
             // Checked again, now that it is counted: see `Mount::check`.
@@ -66,8 +77,14 @@ pub(crate) fn lookup(kernel: &Arc<Kernel>, name: &str, last: LastReference<'_>) 
 }
 
 /// The inode called `name`, or a new one of the caller's user, counted as open; and whether it is
-/// new.
-pub(crate) fn lookup_or_create(task: &Task, name: &str, exclusive: bool) -> Result<(Arc<Inode>, bool), Errno> {
+/// new. `None`: `may_create`, which is asked with the names locked, has said that the directory may
+/// not change now.
+pub(crate) fn lookup_or_create(
+    task: &Task,
+    name: &str,
+    exclusive: bool,
+    may_create: impl Fn() -> bool,
+) -> Result<Option<(Arc<Inode>, bool)>, Errno> {
     let (kernel, last) = (task.kernel(), LastReference::Call(task));
     let uid = task.process().credentials().uid;
     loop {
@@ -76,7 +93,7 @@ pub(crate) fn lookup_or_create(task: &Task, name: &str, exclusive: bool) -> Resu
                 drop_open(kernel, &inode, last);
                 return Err(Errno::EEXIST);
             }
-            Ok(inode) => return Ok((inode, false)),
+            Ok(inode) => return Ok(Some((inode, false))),
             Err(Errno::ENOENT) => {}
             Err(errno) => return Err(errno),
         }
@@ -84,10 +101,13 @@ pub(crate) fn lookup_or_create(task: &Task, name: &str, exclusive: bool) -> Resu
         inode.life.lock().opens = 1;
         let mut names = mounted_names(kernel)?;
         if !names.contains_key(name) {
+            if !may_create() {
+                return Ok(None);
+            }
             names.insert(name.to_owned(), Arc::clone(&inode));
             drop(names);
             kernel.inodes.insert(inode.ino(), Arc::clone(&inode));
-            return Ok((inode, true));
+            return Ok(Some((inode, true)));
         }
     }
 }

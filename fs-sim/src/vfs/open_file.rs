@@ -82,7 +82,7 @@ impl AccessMode {
 
 /// What is open.
 pub enum OpenTarget {
-    /// A file.
+    /// A file, or the directory.
     File {
         /// Its inode.
         inode: Arc<Inode>,
@@ -137,6 +137,11 @@ impl Description {
 
     /// The file, if it is one.
     pub fn file(&self) -> Option<(&Arc<Inode>, AccessMode)> {
+        self.inode().filter(|(inode, _)| !inode.is_directory())
+    }
+
+    /// The file or the directory, if it is one of them.
+    pub fn inode(&self) -> Option<(&Arc<Inode>, AccessMode)> {
         match &self.open {
             OpenTarget::File { inode, access } => Some((inode, *access)),
             OpenTarget::Object(_) => None,

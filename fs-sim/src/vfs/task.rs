@@ -111,15 +111,39 @@ impl Task {
         })
     }
 
+    /// As [`Task::with_file`], for calls on the directory too.
+    pub(crate) fn with_inode<R>(
+        &self,
+        fd: Fd,
+        body: impl FnOnce(&Arc<Description>, &Arc<Inode>, AccessMode) -> Result<R, Errno>,
+    ) -> Result<R, Errno> {
+        self.with_named_inode(fd, |description, inode, access| match access.is_open() {
+            true => body(description, inode, access),
+            false => Err(Errno::EBADF),
+        })
+    }
+
     /// As [`Task::with_file`], for calls that an `O_PATH` descriptor allows too (`fdget_raw`).
     pub(crate) fn with_named_file<R>(
         &self,
         fd: Fd,
         body: impl FnOnce(&Arc<Description>, &Arc<Inode>, AccessMode) -> Result<R, Errno>,
     ) -> Result<R, Errno> {
+        self.with_named_inode(fd, |description, inode, access| match inode.is_directory() {
+            true => Err(Errno::EISDIR),
+            false => body(description, inode, access),
+        })
+    }
+
+    /// As [`Task::with_named_file`], for calls on the directory too.
+    pub(crate) fn with_named_inode<R>(
+        &self,
+        fd: Fd,
+        body: impl FnOnce(&Arc<Description>, &Arc<Inode>, AccessMode) -> Result<R, Errno>,
+    ) -> Result<R, Errno> {
         self.syscall(|| {
             let description = self.process.fds.lock().get(fd)?.get();
-            let result = match description.file() {
+            let result = match description.inode() {
                 Some((inode, access)) => body(&description, inode, access),
                 None => Err(Errno::EINVAL),
             };
@@ -162,7 +186,7 @@ impl Task {
     /// The object behind `fd`.
     ///
     /// # Errors
-    /// EBADF if nothing is open there, EINVAL if it is a file.
+    /// EBADF if nothing is open there, EINVAL if it is a file or the directory.
     pub fn object(&self, fd: Fd) -> Result<Arc<dyn OpenObject>, Errno> {
         self.syscall(|| match self.description(fd)?.open() {
             OpenTarget::Object(object) => Ok(Arc::clone(object)),

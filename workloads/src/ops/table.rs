@@ -238,7 +238,7 @@ operations! {
     }
     "Files" {
         Open "open" { file: FileName, access: OpenAccess, flags: OpenFlagWords } -> Binding(BindingKind::Fd), Linux
-            "Opens a file; `path` is O_PATH.";
+            "Opens a file, or by the name `.` the directory; `path` is O_PATH.";
         Read "read" { fd: FdName, range: DataRange } -> Bytes, Linux
             "Reads. The value tells the bytes: `a` if all are that, `a:4KiB,zeros:4KiB` if not, `eof` if none.";
         Write "write" { fd: FdName, range: DataRange, byte: u8 } -> Nothing, Linux
@@ -305,6 +305,10 @@ operations! {
             "An ordinary lease: F_SETLEASE with F_RDLCK, F_WRLCK or F_UNLCK.";
         GetLease "getlease" { fd: FdName } -> BaseLease, Linux
             "F_GETLEASE; the value is `read`, `write` or `none`.";
+        SetDeleg "setdeleg" { fd: FdName, delegation: BaseLeaseRequest } -> Nothing, Linux
+            "A delegation, of a file or of the directory: F_SETDELEG with F_RDLCK, F_WRLCK or F_UNLCK. Linux has it since 6.19.";
+        GetDeleg "getdeleg" { fd: FdName } -> BaseLease, Linux
+            "F_GETDELEG; the value is `read`, `write` or `none`.";
         SetOwn "setown" { fd: FdName, process: ProcessName } -> Nothing, Linux
             "F_SETOWN.";
         SetSig "setsig" { fd: FdName, signal: SignalName } -> Nothing, Linux
@@ -449,6 +453,8 @@ operations! {
     "A running server" {
         Blockers "blockers" { file: FileName => "The file's name, or its inode's number" } -> Report, Server(AtOnce)
             "Who stands against a layout change of a file, and who waits for whom.";
+        Changes "changes" { file: Option<FileName> => "The file's name, or its inode's number" } -> Report, Server(AtOnce)
+            "The layout changes of a file, or of all files, that are under way or queued, and what each waits for.";
         Leases "leases" { file: Option<FileName> => "The file's name, or its inode's number" } -> Report, Server(AtOnce)
             "The layout leases of a file, or of all files.";
         Pins "pins" { file: Option<FileName> => "The file's name, or its inode's number" } -> Report, Server(AtOnce)

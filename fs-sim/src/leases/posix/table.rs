@@ -1,4 +1,4 @@
-//! The ordinary leases of one inode, and the counts of its opens.
+//! The ordinary leases and delegations of one inode, and the counts of its opens.
 //!
 //! It owns the counts and the leases as one value under one lock. Invariants: a file is never open
 //! for writing and run as a program at the same time; an open file has at most one lease; a lease
@@ -12,7 +12,7 @@ use emulator::wait::WaitQueue;
 
 use crate::base::errno::Errno;
 use crate::base::numbers::{DescriptionId, Pid};
-use crate::leases::posix::request::{PosixLeaseRequest, PosixLeaseType};
+use crate::leases::posix::request::{PosixLeaseFlavor, PosixLeaseRequest, PosixLeaseType};
 use crate::vfs::attachments::{Attachment, Slot};
 use crate::vfs::credentials::Credentials;
 use crate::vfs::fd_holders::FdHolders;
@@ -56,7 +56,35 @@ pub(crate) struct PosixLeaseBooks {
     leases: Vec<PosixLease>,
 }
 
-/// One lease.
+/// What breaks leases: an open, a truncate by path, or a change that delegations are told of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct LeaseBreaker {
+    /// `Read` leaves read leases alone.
+    access: PosixLeaseType,
+    /// `Delegation`: it breaks delegations only. `Lease`: it breaks both.
+    flavor: PosixLeaseFlavor,
+}
+
+impl LeaseBreaker {
+    /// An open for reading. Kernel: `break_lease` with `O_RDONLY`.
+    pub(crate) const READER: LeaseBreaker =
+        LeaseBreaker { access: PosixLeaseType::Read, flavor: PosixLeaseFlavor::Lease };
+
+    /// An open for writing, a truncate by path. Kernel: `break_lease` with `O_WRONLY`.
+    pub(crate) const WRITER: LeaseBreaker =
+        LeaseBreaker { access: PosixLeaseType::Write, flavor: PosixLeaseFlavor::Lease };
+
+    /// A change of attributes or names. Kernel: `break_deleg`.
+    pub(crate) const CHANGE: LeaseBreaker =
+        LeaseBreaker { access: PosixLeaseType::Write, flavor: PosixLeaseFlavor::Delegation };
+
+    /// Whether it breaks delegations only.
+    pub(crate) fn is_change(self) -> bool {
+        self.flavor == PosixLeaseFlavor::Delegation
+    }
+}
+
+/// One lease or delegation.
 #[derive(Clone, Debug)]
 pub(crate) struct PosixLease {
     pub(crate) file: DescriptionId,
@@ -64,6 +92,7 @@ pub(crate) struct PosixLease {
     /// Whom the open file signals.
     pub(crate) signal_owner: Arc<SignalOwner>,
     pub(crate) setter: Pid,
+    pub(crate) flavor: PosixLeaseFlavor,
     pub(crate) held: PosixLeaseType,
     /// A break to read is pending (`FL_DOWNGRADE_PENDING`).
     downgrading: bool,
@@ -91,18 +120,19 @@ impl PosixLease {
         }
     }
 
-    /// Kernel: `locks_conflict`.
-    pub(crate) fn conflicts_with(&self, breaker: PosixLeaseType) -> bool {
-        self.held == PosixLeaseType::Write || breaker == PosixLeaseType::Write
+    /// Kernel: `leases_conflict`. The breaker's process does not matter, even if it is the holder.
+    pub(crate) fn conflicts_with(&self, breaker: LeaseBreaker) -> bool {
+        let told = !breaker.is_change() || self.flavor == PosixLeaseFlavor::Delegation;
+        told && (self.held == PosixLeaseType::Write || breaker.access == PosixLeaseType::Write)
     }
 
     /// How long `breaker` sleeps at most before it checks for time-outs. A writer waits for the
     /// removal; a downgrade, perhaps of an earlier break, does not help it. A reader would be
     /// helped by the downgrade, but as in Linux it sleeps until the removal once one is pending
     /// (`fl_break_time`), unless another task checks the lease meanwhile.
-    pub(crate) fn forced_at(&self, breaker: PosixLeaseType) -> Option<Nanos> {
+    pub(crate) fn forced_at(&self, breaker: LeaseBreaker) -> Option<Nanos> {
         let unlock_at = self.unlock_at.filter(|_| self.unlocking);
-        match breaker {
+        match breaker.access {
             PosixLeaseType::Write => unlock_at,
             PosixLeaseType::Read => unlock_at.or(self.downgrade_at),
         }
@@ -166,14 +196,15 @@ impl PosixLeaseBooks {
         &self.leases
     }
 
-    /// The leases that stand in the way of an open.
-    pub(crate) fn in_the_way(&self, breaker: PosixLeaseType) -> impl Iterator<Item = &PosixLease> {
+    /// The leases that stand in the way of an open or a change.
+    pub(crate) fn in_the_way(&self, breaker: LeaseBreaker) -> impl Iterator<Item = &PosixLease> {
         self.leases.iter().filter(move |entry| entry.conflicts_with(breaker))
     }
 
-    /// What `F_GETLEASE` on this open file reports.
-    pub(crate) fn left_to(&self, file: DescriptionId) -> Option<PosixLeaseType> {
-        self.leases.iter().find(|entry| entry.file == file).and_then(PosixLease::left)
+    /// What `F_GETLEASE` or `F_GETDELEG` on this open file reports.
+    pub(crate) fn left_to(&self, file: DescriptionId, flavor: PosixLeaseFlavor) -> Option<PosixLeaseType> {
+        let asked = |entry: &&PosixLease| entry.file == file && entry.flavor == flavor;
+        self.leases.iter().find(asked).and_then(PosixLease::left)
     }
 
     /// Whether no open file is counted and no lease is left.
@@ -182,8 +213,9 @@ impl PosixLeaseBooks {
         *writers == 0 && *programs == 0 && *readers == 0 && leases.is_empty()
     }
 
-    /// `F_SETLEASE` without the permission checks. Kernel: `generic_add_lease`,
-    /// `generic_delete_lease`.
+    /// `F_SETLEASE` or `F_SETDELEG` without the permission checks. An open file has one lease of
+    /// either flavor: a request of the other flavor converts or releases the one that is there, and
+    /// leaves its flavor. Kernel: `generic_add_lease`, `generic_delete_lease`.
     ///
     /// # Errors
     /// EAGAIN: other opens or a pending break forbid it, or there is no lease to release.
@@ -191,7 +223,7 @@ impl PosixLeaseBooks {
         &mut self,
         description: &Description,
         access: AccessMode,
-        request: PosixLeaseRequest,
+        (request, flavor): (PosixLeaseRequest, PosixLeaseFlavor),
         setter: (Pid, Credentials),
     ) -> Result<(), Errno> {
         let file = description.id();
@@ -211,6 +243,7 @@ impl PosixLeaseBooks {
                 fd_holders: Arc::clone(description.fd_holders()),
                 signal_owner: Arc::clone(description.signal_owner()),
                 setter: setter.0,
+                flavor,
                 held: asked,
                 downgrading: false,
                 downgrade_at: None,
@@ -271,10 +304,10 @@ impl PosixLeaseBooks {
 
     /// Marks the leases in the way of `breaker` as being broken until `deadline`. Returns the
     /// signals that are owed.
-    pub(crate) fn begin_break(&mut self, breaker: PosixLeaseType, deadline: Option<Nanos>) -> Vec<BreakNotice> {
+    pub(crate) fn begin_break(&mut self, breaker: LeaseBreaker, deadline: Option<Nanos>) -> Vec<BreakNotice> {
         let mut notices = Vec::new();
         for entry in self.leases.iter_mut().filter(|entry| entry.conflicts_with(breaker)) {
-            match breaker {
+            match breaker.access {
                 PosixLeaseType::Write if entry.unlocking => continue,
                 PosixLeaseType::Write => (entry.unlocking, entry.unlock_at) = (true, deadline),
                 PosixLeaseType::Read if entry.is_breaking() => continue,

@@ -10,7 +10,8 @@ use crate::vfs::kernel::KernelConfig;
 
 fn kernel() -> Arc<Kernel> {
     let axes = preset("mainline").expect("a preset").axes;
-    Kernel::new(Arc::new(World::manual(1)), Device::memory(2 << 20).unwrap(), KernelConfig::new(axes)).unwrap()
+    Kernel::new(Arc::new(World::manual(1)), Device::memory(2 << 20).expect("a device"), KernelConfig::new(axes))
+        .expect("a kernel")
 }
 
 /// A fault passes the change that waits for pins, and what queues behind it. While that change has

@@ -407,7 +407,9 @@ impl LinuxMachine {
             (Ok(ChildValue::Number(size)), Op::Stat { .. } | Op::Fstat { .. }) => {
                 format!("ok {}", crate::input::Size(size.unsigned_abs()))
             }
-            (Ok(ChildValue::Number(lease)), Op::GetLease { .. }) => format!("ok {}", lease_name(lease)),
+            (Ok(ChildValue::Number(lease)), Op::GetLease { .. } | Op::GetDeleg { .. }) => {
+                format!("ok {}", lease_name(lease))
+            }
             (Ok(ChildValue::Number(number)), op) => {
                 let thing = match op {
                     Op::Mmap { range: ByteRange { len, .. }, .. } | Op::MmapAnon { length: Bytes(len) } => {
@@ -430,6 +432,12 @@ impl LinuxMachine {
                 let file_system = &self.host.file_system().name;
                 self.trouble = Some(Trouble::CannotRun(format!("{file_system} can't do `{}`", op.verb())));
                 "EOPNOTSUPP".to_owned()
+            }
+            (Err(ChildFailure::NoDelegations), _) => {
+                let file_system = &self.host.file_system().name;
+                let why = format!("this kernel has no delegations (F_SETDELEG), or none for this on {file_system}");
+                self.trouble = Some(Trouble::CannotRun(why));
+                "EINVAL".to_owned()
             }
             (Err(ChildFailure::Errno(number)), _) => errno_name(number),
             (Err(ChildFailure::Signal(number)), _) => signal_name(number),

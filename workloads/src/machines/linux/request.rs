@@ -32,6 +32,11 @@ pub(super) fn blocks_in(verb: Verb) -> Option<SleepPlace> {
         Verb::Open => anywhere(libc::SYS_openat),
         Verb::Truncate => anywhere(libc::SYS_truncate),
         Verb::Exec => anywhere(libc::SYS_execve),
+        Verb::Unlink => anywhere(libc::SYS_unlinkat),
+        Verb::Rename => anywhere(libc::SYS_renameat2),
+        Verb::Link => anywhere(libc::SYS_linkat),
+        Verb::Chmod => anywhere(libc::SYS_fchmodat),
+        Verb::Utime => anywhere(libc::SYS_utimensat),
         _ => None,
     }
 }
@@ -43,17 +48,15 @@ pub(super) fn is_calm(verb: Verb) -> bool {
         Verb::Dup
             | Verb::Read
             | Verb::Write
-            | Verb::Ftruncate
             | Verb::Fallocate
             | Verb::Punch
             | Verb::Zero
             | Verb::Collapse
             | Verb::Insert
-            | Verb::Chmod
-            | Verb::Utime
             | Verb::Stat
             | Verb::Fstat
             | Verb::GetLease
+            | Verb::GetDeleg
             | Verb::Recv
             | Verb::SetOwn
             | Verb::SetSig
@@ -105,6 +108,14 @@ pub(super) fn path(dir: &Path, name: &str) -> Result<String, Trouble> {
     }
 }
 
+/// The path of a scenario's file, or of the directory.
+fn path_of_any(dir: &Path, name: &str) -> Result<String, Trouble> {
+    match (name, dir.to_str()) {
+        (".", Some(dir)) => Ok(dir.to_owned()),
+        _ => path(dir, name),
+    }
+}
+
 /// Translates an operation of the process `who`. The caller handles `fork`, `send` and `exec`,
 /// which need more than a request.
 pub(super) fn translate(op: &Op, who: &str, dir: &Path, names: &ScenarioNames) -> Result<PreparedOp, Trouble> {
@@ -129,7 +140,7 @@ pub(super) fn translate(op: &Op, who: &str, dir: &Path, names: &ScenarioNames) -
         Op::Close { fd } => ChildRequest::Close { fd: names.fd(fd)? },
         Op::Recv {} => ChildRequest::Receive,
         Op::Open { file: name, access, flags } => {
-            ChildRequest::Open { path: file(name)?, flags: open_flags(*access, *flags) }
+            ChildRequest::Open { path: path_of_any(dir, name)?, flags: open_flags(*access, *flags) }
         }
         Op::Read { fd, range } => {
             ChildRequest::Read { fd: names.fd(fd)?, offset: signed(range.offset), len: range.len }
@@ -147,10 +158,14 @@ pub(super) fn translate(op: &Op, who: &str, dir: &Path, names: &ScenarioNames) -
         Op::Unlink { file: name } => ChildRequest::Unlink { path: file(name)? },
         Op::Rename { from, to } => ChildRequest::Rename { from: file(from)?, to: file(to)? },
         Op::Link { file: old, name } => ChildRequest::Link { path: file(old)?, name: file(name)? },
-        Op::Chmod { file: name } => ChildRequest::Chmod { path: file(name)? },
-        Op::Utime { file: name } => ChildRequest::Utime { path: file(name)? },
-        Op::Stat { file: name } => ChildRequest::Stat { path: file(name)? },
+        Op::Chmod { file: name } => ChildRequest::Chmod { path: path_of_any(dir, name)? },
+        Op::Utime { file: name } => ChildRequest::Utime { path: path_of_any(dir, name)? },
+        Op::Stat { file: name } => ChildRequest::Stat { path: path_of_any(dir, name)? },
         Op::Fstat { fd } => ChildRequest::Fstat { fd: names.fd(fd)? },
+        Op::SetDeleg { fd, delegation } => {
+            ChildRequest::SetDelegation { fd: names.fd(fd)?, kind: lease(*delegation) as u16 }
+        }
+        Op::GetDeleg { fd } => ChildRequest::GetDelegation { fd: names.fd(fd)? },
         Op::SetLease { fd, lease: wanted } => {
             ChildRequest::Fcntl { fd: names.fd(fd)?, command: libc::F_SETLEASE, argument: lease(*wanted) }
         }

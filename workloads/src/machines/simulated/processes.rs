@@ -79,26 +79,31 @@ fn lease(call: &Call, task: &Task) -> Result<Reply, CallFailure> {
         }
         Op::Unlock { fd, range } => task.unlock(call.fd(fd)?, blocks(*range))?,
         Op::Downgrade { fd, range } => task.downgrade_lease(call.fd(fd)?, blocks(*range))?,
-        Op::SetLease { fd, lease } => {
-            let request = match lease {
-                BaseLeaseRequest::Read => PosixLeaseRequest::Take(PosixLeaseType::Read),
-                BaseLeaseRequest::Write => PosixLeaseRequest::Take(PosixLeaseType::Write),
-                BaseLeaseRequest::Unlock => PosixLeaseRequest::Unlock,
-            };
-            task.set_base_lease(call.fd(fd)?, request)?;
-        }
-        Op::GetLease { fd } => {
-            return Reply::value(match task.get_base_lease(call.fd(fd)?)? {
-                Some(PosixLeaseType::Read) => "read",
-                Some(PosixLeaseType::Write) => "write",
-                None => "none",
-            });
-        }
+        Op::SetLease { fd, lease } => task.set_base_lease(call.fd(fd)?, base_lease(*lease))?,
+        Op::GetLease { fd } => return Reply::value(base_lease_word(task.get_base_lease(call.fd(fd)?)?)),
+        Op::SetDeleg { fd, delegation } => task.set_delegation(call.fd(fd)?, base_lease(*delegation))?,
+        Op::GetDeleg { fd } => return Reply::value(base_lease_word(task.get_delegation(call.fd(fd)?)?)),
         Op::SetOwn { fd, process } => task.set_owner(call.fd(fd)?, Some(call.pid(process)?))?,
         Op::SetSig { fd, signal } => task.set_signal(call.fd(fd)?, Some(bindings::signal(signal.word())))?,
         _ => return memory(call, task),
     }
     Ok(Reply::default())
+}
+
+fn base_lease(asked: BaseLeaseRequest) -> PosixLeaseRequest {
+    match asked {
+        BaseLeaseRequest::Read => PosixLeaseRequest::Take(PosixLeaseType::Read),
+        BaseLeaseRequest::Write => PosixLeaseRequest::Take(PosixLeaseType::Write),
+        BaseLeaseRequest::Unlock => PosixLeaseRequest::Unlock,
+    }
+}
+
+fn base_lease_word(held: Option<PosixLeaseType>) -> &'static str {
+    match held {
+        Some(PosixLeaseType::Read) => "read",
+        Some(PosixLeaseType::Write) => "write",
+        None => "none",
+    }
 }
 
 fn memory(call: &Call, task: &Task) -> Result<Reply, CallFailure> {

@@ -38,7 +38,8 @@ impl Handler for Questions {
             return Response::Refused { why: "no machine runs yet: ask again".to_owned() };
         };
         answer(&kernel, request).unwrap_or_else(|| Response::Refused {
-            why: "a race can be asked `blockers`, `leases` and `pins`; the rest is for `daxlab serve`".to_owned(),
+            why: "a race can be asked `blockers`, `changes`, `leases` and `pins`; the rest is for `daxlab serve`"
+                .to_owned(),
         })
     }
 }
@@ -50,6 +51,7 @@ pub(crate) fn answer(kernel: &Arc<Kernel>, request: &Op) -> Option<Response> {
             Some((_, inode)) => blockers(kernel, &inode),
             None => Response::Refused { why: unknown(kernel, file) },
         },
+        Op::Changes { file } => each(kernel, file.as_deref(), |ino, _| changes(kernel, ino)),
         Op::Leases { file } => each(kernel, file.as_deref(), leases),
         Op::Pins { file } => each(kernel, file.as_deref(), pins),
         _ => return None,
@@ -112,6 +114,12 @@ fn end(range: BlockRange) -> Option<u64> {
 
 fn words(range: BlockRange) -> String {
     end(range).map_or(format!("{}..", range.start), |end| format!("{}..{end}", range.start))
+}
+
+fn changes(kernel: &Kernel, ino: Ino) -> (String, Vec<Value>) {
+    let pending = kernel.pending_changes(ino).unwrap_or_default();
+    let data = pending.iter().filter_map(|change| serde_json::to_value(change).ok()).collect();
+    (pending.iter().map(ToString::to_string).collect(), data)
 }
 
 fn leases(ino: Ino, inode: &Inode) -> (String, Vec<Value>) {

@@ -9,14 +9,13 @@ use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd, IntoRawFd, OwnedFd};
 
 use emulator::sync::machine::{AtomicU64, Ordering};
-use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, UTIME_NOW};
 use rustix::io::Errno;
 use rustix::net::RecvFlags;
 use rustix::process::Uid;
 use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities, set_thread_res_uid};
 
 use super::wire::{self, ChildFailure, ChildRequest, ChildValue};
-use super::{inbox, last_errno, memory, signals};
+use super::{delegation, inbox, last_errno, memory, names, signals};
 use crate::ops::describe_bytes;
 
 /// The size of the pieces in which data is written.
@@ -50,20 +49,18 @@ pub(super) fn perform(request: ChildRequest, fds: Vec<OwnedFd>) -> CallResult {
         ChildRequest::Fallocate { fd, mode, offset, len } => {
             done(call(SYS_fallocate, [fd.into(), mode.into(), offset, len]))
         }
-        ChildRequest::Unlink { path } => done(rustix::fs::unlink(path)),
-        ChildRequest::Rename { from, to } => done(rustix::fs::rename(from, to)),
-        ChildRequest::Link { path, name } => done(rustix::fs::link(path, name)),
-        ChildRequest::Chmod { path } => done(chmod(&path)),
-        ChildRequest::Utime { path } => {
-            let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };
-            let now = Timestamps { last_access: now, last_modification: now };
-            done(rustix::fs::utimensat(CWD, path, &now, AtFlags::empty()))
-        }
+        ChildRequest::Unlink { path } => done(names::unlink(path)),
+        ChildRequest::Rename { from, to } => done(names::rename(from, to)),
+        ChildRequest::Link { path, name } => done(names::link(path, name)),
+        ChildRequest::Chmod { path } => done(names::chmod(path)),
+        ChildRequest::Utime { path } => done(names::utime(path)),
         ChildRequest::Stat { path } => number(rustix::fs::stat(path).map(|stat| stat.st_size)),
         ChildRequest::Fstat { fd } => number(open_fd(fd).and_then(rustix::fs::fstat).map(|stat| stat.st_size)),
         ChildRequest::Fcntl { fd, command, argument } => {
             number(call(SYS_fcntl, [fd.into(), command.into(), argument.into(), 0]))
         }
+        ChildRequest::SetDelegation { fd, kind } => delegation::set(fd, kind),
+        ChildRequest::GetDelegation { fd } => delegation::get(fd),
         ChildRequest::Exec { path } => exec(path),
         ChildRequest::Map { fd, offset, len, write, private } => memory::map(fd, (offset, len), write, private),
         ChildRequest::Unmap { at, len } => memory::unmap(at, len),
@@ -123,11 +120,6 @@ fn truncate(path: String, size: i64) -> CallResult {
         0 => Ok(ChildValue::Nothing),
         _ => Err(last_errno().into()),
     }
-}
-
-fn chmod(path: &str) -> Result<(), Errno> {
-    let mode = rustix::fs::Mode::from_raw_mode(rustix::fs::stat(path)?.st_mode);
-    rustix::fs::chmod(path, mode & rustix::fs::Mode::from_raw_mode(0o7777))
 }
 
 fn read(fd: i32, offset: i64, len: u64) -> CallResult {

@@ -10,7 +10,9 @@
 //! a request by them, and they use its inbox and its reading of errno.
 
 mod calls;
+mod delegation;
 mod memory;
+mod names;
 mod signals;
 pub(crate) mod wire;
 
@@ -93,7 +95,17 @@ fn serve(zygote: Pid) -> ! {
 
 /// Whether the driver must know which signals were handled before the request starts.
 fn can_block(request: &ChildRequest) -> bool {
-    matches!(request, ChildRequest::Open { .. } | ChildRequest::Truncate { .. } | ChildRequest::Exec { .. })
+    matches!(
+        request,
+        ChildRequest::Open { .. }
+            | ChildRequest::Truncate { .. }
+            | ChildRequest::Exec { .. }
+            | ChildRequest::Unlink { .. }
+            | ChildRequest::Rename { .. }
+            | ChildRequest::Link { .. }
+            | ChildRequest::Chmod { .. }
+            | ChildRequest::Utime { .. }
+    )
 }
 
 /// Makes a process with the sockets `fds`. Returns none in the child, and the child's pid in the

@@ -62,6 +62,10 @@ pub(crate) enum ChildRequest {
     Fstat { fd: i32 },
     /// `fcntl(2)` with a number as its argument.
     Fcntl { fd: i32, command: i32, argument: i32 },
+    /// `fcntl(2)` with F_SETDELEG.
+    SetDelegation { fd: i32, kind: u16 },
+    /// `fcntl(2)` with F_GETDELEG.
+    GetDelegation { fd: i32 },
     /// `execve(2)`. An answer means failure; success closes the control socket.
     Exec { path: String },
     /// `mmap(2)`, shared or private. Without a descriptor it maps anonymous memory.
@@ -111,6 +115,8 @@ pub(crate) enum ChildFailure {
     Errno(i32),
     /// The access raises this signal.
     Signal(i32),
+    /// This kernel, or the file system, has no delegations of files or of directories.
+    NoDelegations,
 }
 
 impl From<Errno> for ChildFailure {
