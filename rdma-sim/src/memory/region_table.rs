@@ -90,8 +90,8 @@ struct MrSlot {
 // `RegionEntry`, which exists between a successful `Gate::enter` and its `Gate::leave`, and under
 // `state` in `holds`, `revoke` and `drain`. `install` and `exchange` open the gate after they
 // write. The SeqCst add of an entry comes later in the order of that word, so the entry sees the
-// write. `drain` reads a count of zero, which every release subtract of a leave went into, so every read
-// is over.
+// write. `drain` reads a count of zero, which every release subtract of a leave went into, so every
+// read is over.
 unsafe impl Sync for MrSlot where RegisteredRegion: Send + Sync {}
 
 impl MrSlot {
