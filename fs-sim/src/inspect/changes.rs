@@ -1,9 +1,9 @@
 //! The layout changes of one file that are under way or queued, and what each waits for.
 //!
 //! It owns no state and decides nothing: the order is that of the file's queue for layout changes,
-//! and what stands against a change is judged as in `blockers`. An answer is a snapshot, exact while
-//! no task runs: of a change that runs, the pins that it is about to meet are not told. Kernel
-//! counterpart: /proc/PID/stack of the tasks in `xfs_break_layouts`.
+//! and what stands against a change is judged as in `blockers`. An answer is a snapshot, exact
+//! while no task runs: of a change that runs, the pins that it is about to meet are not told.
+//! Kernel counterpart: /proc/PID/stack of the tasks in `xfs_break_layouts`.
 
 use std::fmt;
 

@@ -242,8 +242,8 @@ impl LayoutTurn {
         places.iter().map(view).collect()
     }
 
-    /// The tasks whose changes come before that of `task`, a task of process `pid` that waits for its
-    /// turn as a system call does. A fault passes some of them (see [`TurnGuard::ahead`]).
+    /// The tasks whose changes come before that of `task`, a task of process `pid` that waits for
+    /// its turn as a system call does. A fault passes some of them (see [`TurnGuard::ahead`]).
     pub(crate) fn before(&self, kernel: &Kernel, task: WaiterId, pid: Pid) -> Vec<WaiterId> {
         let mut passed = Ahead::of(task, &self.places.lock(), &[], false).without;
         passed.retain(|ahead| kernel.waits_for(*ahead, pid));

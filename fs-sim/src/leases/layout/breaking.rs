@@ -117,7 +117,7 @@ fn time_out_leases(kernel: &Arc<Kernel>, inode: &Inode, targets: &[LeaseId]) {
     }
     LeaseTable::of(inode).changed.wake_all();
     for pid in to_kill {
-        kernel.send_signal(pid, SigInfo { signal: Signal::Sigkill, ino: Some(inode.ino()) });
+        kernel.send_signal(pid, SigInfo { ino: Some(inode.ino()), ..SigInfo::of(Signal::Sigkill) });
     }
     for entry in gone {
         lease_lost(kernel, inode, &entry.lease);
