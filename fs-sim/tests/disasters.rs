@@ -16,6 +16,7 @@ use fs_sim::layout_change::defragment::Defragmented;
 use fs_sim::syscalls::fallocate::FallocateMode;
 use fs_sim::syscalls::open::OpenFlags;
 use fs_sim::vfs::open_file::AccessMode;
+use fs_sim::vfs::signals::{Disposition, Signal};
 use fs_sim::{BLOCK, BlockRange, Errno, Kernel, KernelConfig};
 
 const PAGE: usize = BLOCK as usize;
@@ -82,6 +83,45 @@ fn calls_that_heal_a_poisoned_page() {
     assert_eq!(lab.kernel.poison(fs_sim::base::numbers::Ino(99), 0), Err(Errno::ENOENT));
     assert_eq!(lab.kernel.poison(ino, 7), Err(Errno::ENXIO), "a hole has no page");
     lab.end([&a]);
+}
+
+/// Who is told of a bad page, and where: a private mapping's copy is no page of the device, what
+/// shows the page is told by address, a child inherits the policy.
+#[test]
+fn a_bad_page_is_told_by_its_addresses() {
+    let (lab, [a, b]) = Lab::cast(preset("man-page"));
+    let fd = a.writes_file("data", 4, 1);
+    let [whole, tail] = [(0, 4), (2, 2)].map(|(from, len)| a.mmap(fd, from * BLOCK, len * BLOCK, true).unwrap());
+    let private = a.mmap_private(fd, 0, 4 * BLOCK, true).unwrap();
+    a.store(private + 3 * BLOCK, &[9]).unwrap();
+    let unmapped = a.mmap(fd, 0, 4 * BLOCK, true).unwrap();
+    a.munmap(unmapped + 2 * BLOCK, BLOCK).unwrap();
+    let other = b.opens("data");
+    b.mmap(other, 0, 4 * BLOCK, true).unwrap();
+    a.process().set_early_kill(true);
+    let child = a.child();
+    for who in [&a, &b, &child] {
+        who.process().set_disposition(Signal::Sigbus, Disposition::Handler);
+    }
+    let ino = a.inode_of(fd).ino();
+    lab.kernel.poison_range(ino, BlockRange::new(2, 9)).unwrap();
+    let told = |who: &Actor| -> Vec<u64> {
+        let signals = who.take_signals();
+        assert!(signals.iter().all(|info| info.signal == Signal::Sigbus));
+        signals.into_iter().map(|info| info.address.unwrap()).collect()
+    };
+    let (two, three) = (2 * BLOCK, 3 * BLOCK);
+    let all = [whole + two, whole + three, tail, tail + BLOCK, private + two, unmapped + three];
+    assert_eq!((told(&a), told(&child)), (all.to_vec(), all.to_vec()));
+    assert_eq!(told(&b), Vec::<u64>::new(), "late: at its next access");
+    assert_eq!(lab.kernel.bad_blocks(&a.inode_of(fd)), [BlockRange::new(2, 4)]);
+    assert_eq!(lab.kernel.poison_range(ino, BlockRange::new(4, 9)), Err(Errno::ENXIO));
+    assert_eq!(a.poison_mapped(private, BLOCK), Err(Errno::EOPNOTSUPP));
+    assert_eq!(a.poison_mapped(whole + 3 * BLOCK, 2 * BLOCK), Err(Errno::EFAULT));
+    assert_eq!(lab.kernel.poison_region(7, whole, 0, BLOCK), Err(Errno::ENXIO), "no region has this key");
+    lab.kernel.clear_poison_range(ino, BlockRange::ALL).unwrap();
+    assert_eq!((lab.kernel.bad_blocks(&a.inode_of(fd)), a.bytes_of(fd)), (Vec::new(), vec![1, 2, 0, 0]));
+    lab.end([&a, &b, &child]);
 }
 
 /// Fills all blocks that are free with `byte` and frees them again, poisoned or not.

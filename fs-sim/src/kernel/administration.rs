@@ -1,15 +1,13 @@
-//! What an administrator does to a volume from outside: defragment, poison, look at runs, watch
-//! guests, switch the machine off.
+//! What an administrator does to a volume from outside: defragment, look at runs, watch guests,
+//! switch the machine off.
 //!
 //! It owns the entry points; the work is done in the layers below. Invariant: none of them acts
-//! for a process. Kernel counterpart: xfs_fsr(8), `ndctl inject-error`, filefrag(8).
+//! for a process. Kernel counterpart: xfs_fsr(8), filefrag(8).
 
-use emulator::pin::PageRange;
 use emulator::sync::Arc;
 use emulator::sync::atomic::Ordering;
 
 use crate::base::errno::Errno;
-use crate::base::numbers::Ino;
 use crate::extent_map::lookup::runs;
 use crate::holders::holder::{RevokeReason, revoke_holder};
 use crate::holders::list::pin_holders;
@@ -58,30 +56,6 @@ impl Kernel {
         true
     }
 
-    /// Poisons the device page that holds this block of a file: an access to it fails, others are
-    /// unaffected.
-    ///
-    /// # Errors
-    /// ENOENT (no such inode), ENXIO (a hole).
-    pub fn poison(&self, ino: Ino, file_block: u64) -> Result<(), Errno> {
-        let page = page_of_block(self, ino, file_block)?;
-        self.device.poison().poison(page);
-        self.trace("poisoned", 0, ino.0, Some(page));
-        Ok(())
-    }
-
-    /// Heals the block; it reads as zeros then, because its contents are lost.
-    ///
-    /// # Errors
-    /// ENOENT, ENXIO; EIO if the device is gone.
-    pub fn clear_poison(&self, ino: Ino, file_block: u64) -> Result<(), Errno> {
-        let page = page_of_block(self, ino, file_block)?;
-        if self.device.poison().check(page).is_ok() {
-            return Ok(());
-        }
-        self.device.zero(page).map_err(|_| Errno::EIO)
-    }
-
     /// In how many runs the file called `name` lies on the device, however many extents its map
     /// has: extents that continue both in the file and on the device count as one run.
     ///
@@ -128,10 +102,4 @@ impl Task {
             done
         })
     }
-}
-
-fn page_of_block(kernel: &Kernel, ino: Ino, file_block: u64) -> Result<PageRange, Errno> {
-    let inode = kernel.inodes.get(ino).ok_or(Errno::ENOENT)?;
-    let extent = inode.layout(|layout| layout.lookup(file_block)).ok_or(Errno::ENXIO)?;
-    Ok(PageRange::new(extent.block + (file_block - extent.file_block), 1))
 }

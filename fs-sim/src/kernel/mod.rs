@@ -7,5 +7,6 @@
 pub(crate) mod administration;
 pub mod boot;
 mod lifecycle;
+mod media_errors;
 pub mod power;
 mod unmount;

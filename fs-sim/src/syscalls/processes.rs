@@ -85,7 +85,7 @@ impl Task {
             if self.kernel.processes.get(pid).is_none() {
                 return Err(Errno::ESRCH);
             }
-            let _delivery: Delivery = self.kernel.send_signal(pid, SigInfo { signal, ino: None });
+            let _delivery: Delivery = self.kernel.send_signal(pid, SigInfo::of(signal));
             Ok(())
         })
     }

@@ -242,6 +242,11 @@ impl AddressSpace {
         }
     }
 
+    /// Every mapping, in the order of the addresses.
+    pub(crate) fn all(&self) -> impl Iterator<Item = &Mapping> {
+        self.mappings.values()
+    }
+
     /// Takes everything out.
     pub(crate) fn take_all(&mut self) -> Vec<Mapping> {
         std::mem::take(&mut self.mappings).into_values().collect()

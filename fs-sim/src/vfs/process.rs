@@ -124,6 +124,13 @@ impl Process {
     pub fn set_disposition(&self, signal: Signal, disposition: Disposition) {
         self.signals.lock().set_disposition(signal, disposition);
     }
+
+    /// Sets whether SIGBUS comes when a page goes bad that the process has mapped, or, as without
+    /// this call, only at its next access to it. A forked child inherits it. Kernel:
+    /// `prctl(PR_MCE_KILL)`.
+    pub fn set_early_kill(&self, early: bool) {
+        self.signals.lock().early_kill = early;
+    }
 }
 
 impl Kernel {

@@ -116,7 +116,7 @@ impl Kernel {
                 continue;
             };
             self.counters.sigio_sent.add(1);
-            if self.send_signal(process.pid(), SigInfo { signal: *signal, ino: Some(ino) }) == Delivery::Fatal {
+            if self.send_signal(process.pid(), SigInfo { ino: Some(ino), ..SigInfo::of(*signal) }) == Delivery::Fatal {
                 self.trace("killed by a lease's signal", process.pid().0.into(), ino.0, None);
             }
         }

@@ -27,6 +27,8 @@ pub enum Signal {
     Sigusr1,
     /// For the user's purposes.
     Sigusr2,
+    /// A page of the device went bad that the process has mapped (`BUS_MCEERR_AO`).
+    Sigbus,
 }
 
 /// What a signal does.
@@ -48,6 +50,15 @@ pub struct SigInfo {
     pub signal: Signal,
     /// The file whose lease is being broken, if that is why.
     pub ino: Option<Ino>,
+    /// The address of the page that went bad, if that is why: `si_addr`.
+    pub address: Option<u64>,
+}
+
+impl SigInfo {
+    /// A signal that tells no more than its number.
+    pub fn of(signal: Signal) -> SigInfo {
+        SigInfo { signal, ino: None, address: None }
+    }
 }
 
 /// How many signals queue before equal kinds are merged.
@@ -57,6 +68,8 @@ pub const QUEUE_MAX: usize = 1024;
 #[derive(Debug, Default)]
 pub struct Signals {
     dispositions: BTreeMap<Signal, Disposition>,
+    /// Whether it is signalled when a page goes bad that it has mapped: `PF_MCE_EARLY`.
+    pub(crate) early_kill: bool,
     queue: VecDeque<SigInfo>,
 }
 
@@ -96,7 +109,7 @@ impl Signals {
     }
 
     pub(crate) fn inherit(&self) -> Signals {
-        Signals { dispositions: self.dispositions.clone(), queue: VecDeque::new() }
+        Signals { dispositions: self.dispositions.clone(), early_kill: self.early_kill, queue: VecDeque::new() }
     }
 }
 

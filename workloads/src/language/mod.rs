@@ -168,6 +168,10 @@ pub const STUCK: &str = "stuck";
 pub enum QuerySubject {
     /// The signals a process has been sent and handled since the last look.
     Signals,
+    /// The addresses that SIGBUS has told a process.
+    Poisoned,
+    /// A file's bad blocks.
+    Badblocks,
     /// Whether a process lives.
     Process,
     /// Whether a process is blocked, and on what.
@@ -205,8 +209,9 @@ pub enum Of {
 
 impl QuerySubject {
     /// All of them.
-    pub const ALL: [QuerySubject; 12] = [
+    pub const ALL: [QuerySubject; 14] = [
         QuerySubject::Signals,
+        QuerySubject::Poisoned,
         QuerySubject::Process,
         QuerySubject::Blocked,
         QuerySubject::Leases,
@@ -218,6 +223,7 @@ impl QuerySubject {
         QuerySubject::Locked,
         QuerySubject::Size,
         QuerySubject::Blocks,
+        QuerySubject::Badblocks,
     ];
 
     /// Its word, what it is about, whether a real Linux can tell, and what it tells.
@@ -225,6 +231,15 @@ impl QuerySubject {
         match self {
             QuerySubject::Signals => {
                 ("signals", Of::Process, true, "Signals handled since the last look, oldest first; `none`.")
+            }
+            QuerySubject::Poisoned => (
+                "poisoned",
+                Of::Process,
+                false,
+                "Where the signals SIGBUS point to that it handled since the last look, as `m+4KiB`, oldest first; `none`.",
+            ),
+            QuerySubject::Badblocks => {
+                ("badblocks", Of::File, false, "The blocks of the file that are bad, as `[1..2) [4..8)`; `none`.")
             }
             QuerySubject::Process => ("process", Of::Process, true, "`alive` or `dead`."),
             QuerySubject::Blocked => {

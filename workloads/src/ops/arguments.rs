@@ -446,12 +446,18 @@ choices! {
         Sigusr2 "SIGUSR2" "For the program's own use.",
         Sigterm "SIGTERM" "Ends the process unless it has a handler.",
         Sigkill "SIGKILL" "Ends the process.",
+        Sigbus "SIGBUS" "A page that the process has mapped went bad.",
     }
     /// What a signal does to a process.
     SignalAction => {
         Handler "handler" "The process runs a handler.",
         Ignore "ignore" "Nothing.",
         Default "default" "What the kernel does if the program sets nothing.",
+    }
+    /// When a process is told of a bad page.
+    MemoryFailurePolicy => {
+        Early "early" "PR_MCE_KILL_EARLY: when the page goes bad.",
+        Late "late" "PR_MCE_KILL_LATE: when it is accessed.",
     }
     /// How a file is opened.
     OpenAccess => {

@@ -221,6 +221,8 @@ operations! {
             "Sends a signal.";
         Signal "signal" { signal: SignalName, disposition: SignalAction } -> Nothing, Linux
             "Sets what a signal does to the process. A scenario's processes start with a handler for SIGIO and SIGUSR1.";
+        MceKill "mce_kill" { policy: MemoryFailurePolicy } -> Nothing, Simulation
+            "When SIGBUS comes for a bad page that the process has mapped: as soon as the page goes bad, or `late`, as at the start, at the next access: prctl(PR_MCE_KILL). A child inherits it.";
         Credentials "credentials" { uid: u64, capabilities: CapabilityFlags } -> Nothing, Linux
             "Changes the user, and whether CAP_LEASE is kept. A scenario's processes start as user 0 with CAP_LEASE.";
         RamDisk "ram_disk" { length: Bytes, delay: Option<Span> } -> Binding(BindingKind::Disk), Simulation
@@ -439,8 +441,14 @@ operations! {
     "The system" {
         Defragment "defragment" { file: FileName, flags: DefragmentFlags } -> BlockCounts, Simulation
             "The system moves the file's blocks together, as a stranger: it breaks breakable leases, and skips exclusive leases and pins. `polite`: it breaks none and skips everything leased. The value is `moved:N skipped:N` in blocks.";
-        Poison "poison" { file: FileName, offset: Bytes } -> Nothing, Simulation
-            "The page under this offset goes bad.";
+        Poison "poison" { file: FileName, offset: Bytes, length: Option<Bytes> } -> Nothing, Simulation
+            "The page under this offset, or the pages under this range of a file, go bad. Holes are left out; ENXIO if nothing else is there.";
+        PoisonMap "poison_map" { map: MapName, range: ByteRange } -> Nothing, Simulation
+            "The pages that a part of a shared mapping of a file shows go bad.";
+        PoisonMr "poison_mr" { mr: MrName, range: ByteRange } -> Nothing, Simulation
+            "The pages that a part of a region has pinned go bad, whether or not they are still the file's. ENXIO if it pins none of a file.";
+        ClearPoison "clear_poison" { file: FileName, range: ByteRange } -> Nothing, Simulation
+            "Heals the bad pages under a range, which read as zeros then (ndctl clear-errors). A `write` of whole blocks heals them too; a store and a DMA do not.";
         PowerCut "power_cut" {} -> BlockCounts, Simulation
             "The power fails, and the machine boots again: every process is gone (calls in progress are `killed`), the volume is recovered; the value is `pending:N removed:N`, blocks freed that were orphaned and inodes removed that had no name.";
         Unmount "unmount" {} -> Nothing, Simulation

@@ -450,7 +450,7 @@ impl RegistrantProcess {
         }
         // The kernel sends the signal, as for an owned socket. It arrives even if the sender dies
         // at this moment, so the receiver does not sleep while its inbox holds a record.
-        shared.kernel.send_signal(to, SigInfo { signal: Signal::Sigusr1, ino: None });
+        shared.kernel.send_signal(to, SigInfo::of(Signal::Sigusr1));
         Ok(())
     }
 

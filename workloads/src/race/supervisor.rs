@@ -173,7 +173,7 @@ impl SupervisorWatch<'_> {
 
     fn kill(&self, pid: Pid) {
         race_point!("supervisor: about to kill");
-        self.shared.kernel.send_signal(pid, SigInfo { signal: Signal::Sigkill, ino: None });
+        self.shared.kernel.send_signal(pid, SigInfo::of(Signal::Sigkill));
     }
 
     /// The administrator's round: kills every process that has blocked in `close` for too long.

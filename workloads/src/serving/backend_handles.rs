@@ -216,7 +216,7 @@ impl Port {
     fn give_up(&self, machine: &ServedMachine) {
         let exporter = self.state.lock().exporter;
         if let (Some(kernel), Some(pid)) = (machine.kernel(), exporter) {
-            let _over = kernel.send_signal(pid, SigInfo { signal: Signal::Sigterm, ino: None });
+            let _over = kernel.send_signal(pid, SigInfo::of(Signal::Sigterm));
         }
     }
 

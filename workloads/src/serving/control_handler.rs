@@ -144,7 +144,7 @@ impl Served {
         let task = kernel.spawn();
         let (pid, of) = (task.pid(), Arc::clone(kernel));
         let interrupt = move || {
-            let _dropped_if_over = of.send_signal(pid, SigInfo { signal: Signal::Sigterm, ino: None });
+            let _dropped_if_over = of.send_signal(pid, SigInfo::of(Signal::Sigterm));
         };
         let start = kernel.world().now();
         let outcome = asker.unless_gone(interrupt, || call(&task)).map_err(cannot_start)?;

@@ -123,7 +123,7 @@ fn time_out_leases(kernel: &Arc<Kernel>, inode: &Inode, targets: &[LeaseId]) {
     }
     LeaseTable::of(inode).changed.wake_all();
     for pid in to_kill {
-        kernel.send_signal(pid, SigInfo { signal: Signal::Sigkill, ino: Some(inode.ino()) });
+        kernel.send_signal(pid, SigInfo { ino: Some(inode.ino()), ..SigInfo::of(Signal::Sigkill) });
     }
     let gone: Vec<Arc<Lease>> = gone.into_iter().map(|entry| entry.lease).collect();
     leases_lost(kernel, inode, &gone);

@@ -76,6 +76,7 @@ pub(super) fn signal_number(signal: SignalName) -> c_int {
         SignalName::Sigusr2 => libc::SIGUSR2,
         SignalName::Sigterm => libc::SIGTERM,
         SignalName::Sigkill => libc::SIGKILL,
+        SignalName::Sigbus => libc::SIGBUS,
     }
 }
 

@@ -164,6 +164,7 @@ pub(super) fn signal(word: &str) -> Signal {
         "SIGUSR1" => Signal::Sigusr1,
         "SIGUSR2" => Signal::Sigusr2,
         "SIGTERM" => Signal::Sigterm,
+        "SIGBUS" => Signal::Sigbus,
         _ => Signal::Sigkill,
     }
 }
@@ -176,6 +177,7 @@ pub(super) fn signal_word(signal: Signal) -> &'static str {
         Signal::Sigusr2 => "SIGUSR2",
         Signal::Sigterm => "SIGTERM",
         Signal::Sigkill => "SIGKILL",
+        Signal::Sigbus => "SIGBUS",
     }
 }
 

@@ -9,7 +9,7 @@ use fs_sim::base::numbers::Fd;
 use fs_sim::holders::block_layout::IoMode;
 use fs_sim::pinning::fixed_buffers::FixedBuffer;
 use fs_sim::pinning::guest_export::GuestExport;
-use fs_sim::{BLOCK, Errno, Task};
+use fs_sim::{BlockRange, Errno, Task};
 use rdma_sim::Nic;
 
 use super::bindings::{Thing, blocks};
@@ -89,6 +89,15 @@ fn or_close(task: &Task, fd: Fd, result: Result<(), Errno>) -> Result<(), Errno>
     result
 }
 
+/// The blocks of a range of a file, rounded outward.
+///
+/// # Errors
+/// EINVAL: it is empty, or goes beyond the last byte that can be named.
+fn some_blocks(range: ByteRange) -> Result<BlockRange, Errno> {
+    let inside = range.len == u64::MAX || range.offset.checked_add(range.len).is_some();
+    if inside && range.len > 0 { Ok(blocks(Some(range))) } else { Err(Errno::EINVAL) }
+}
+
 /// Performs what the system itself does.
 pub(super) fn system(call: &Call, task: &Task) -> Result<Reply, CallFailure> {
     let kernel = task.kernel();
@@ -97,9 +106,22 @@ pub(super) fn system(call: &Call, task: &Task) -> Result<Reply, CallFailure> {
             let done = if flags.polite { kernel.defragment_politely(file)? } else { task.defragment(file)? };
             return Reply::value(format!("moved:{} skipped:{}", done.moved, done.skipped));
         }
-        Op::Poison { file, offset } => {
+        Op::Poison { file, offset, length } => {
             let inode = kernel.named(file).ok_or(Errno::ENOENT)?;
-            kernel.poison(inode.ino(), offset.0 / BLOCK)?;
+            let len = length.map_or(1, |length| length.0);
+            kernel.poison_range(inode.ino(), some_blocks(ByteRange { offset: offset.0, len })?)?;
+        }
+        Op::PoisonMap { map, range } => {
+            let (va, len) = memory(call, map, *range)?;
+            task.poison_mapped(va, len)?;
+        }
+        Op::PoisonMr { mr, range } => {
+            let mr = call.region(mr)?;
+            kernel.poison_region(mr.rkey(), mr.va(), range.offset, range.len)?;
+        }
+        Op::ClearPoison { file, range } => {
+            let inode = kernel.named(file).ok_or(Errno::ENOENT)?;
+            kernel.clear_poison_range(inode.ino(), some_blocks(*range)?)?;
         }
         Op::Unmount {} => Arc::clone(kernel).unmount()?,
         Op::RemoveDevice {} => kernel.remove_device(),

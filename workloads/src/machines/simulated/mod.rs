@@ -65,10 +65,14 @@ pub struct Simulation {
     names: BTreeMap<String, Thing>,
     /// The process that gave each name.
     namers: BTreeMap<String, String>,
+    /// The parent of each forked process.
+    parents: BTreeMap<String, String>,
     /// Outcomes of calls that had blocked and have ended since.
     returned: BTreeMap<Actor, String>,
     /// Signals handled, by process, and not looked at yet.
     handled: BTreeMap<String, Vec<Signal>>,
+    /// The addresses that SIGBUS told, by process, and not looked at yet.
+    bad_addresses: BTreeMap<String, Vec<u64>>,
     wrong: Vec<String>,
 }
 
@@ -118,8 +122,10 @@ impl Simulation {
             pids: BTreeMap::new(),
             names: BTreeMap::new(),
             namers: BTreeMap::new(),
+            parents: BTreeMap::new(),
             returned: BTreeMap::new(),
             handled: BTreeMap::new(),
+            bad_addresses: BTreeMap::new(),
             wrong: Vec::new(),
         })
     }
@@ -157,6 +163,7 @@ impl Simulation {
                         self.names.insert(name, thing);
                     }
                     (Some(Made::Process(task)), Some(name)) => {
+                        self.parents.insert(name.clone(), finished.actor.process.clone());
                         self.spawn(Actor { process: name, thread: 1 }, task)?;
                     }
                     _ => {}
@@ -188,6 +195,8 @@ impl Simulation {
             for info in signals {
                 if !pending.contains(&info.signal) {
                     pending.push(info.signal);
+                    let address = info.address.filter(|_| info.signal == Signal::Sigbus);
+                    self.bad_addresses.entry(process.clone()).or_default().extend(address);
                 }
             }
             self.handled.entry(process).or_default().extend(pending);
@@ -219,6 +228,7 @@ impl Simulation {
         self.wrong.extend(self.threads.shut_down(&self.kernel, &self.world, &self.clock));
         self.names.clear();
         self.namers.clear();
+        self.parents.clear();
         self.pids.clear();
         self.wrong.extend(self.kernel.violations());
         let recovered = Kernel::recover(Arc::clone(&self.world), durable, self.config);
@@ -296,7 +306,7 @@ impl Machine for Simulation {
             return Err(Trouble::Script(format!("{process} is dead")));
         }
         let pid = task.pid();
-        self.kernel.send_signal(pid, SigInfo { signal: bindings::signal(signal), ino: None });
+        self.kernel.send_signal(pid, SigInfo::of(bindings::signal(signal)));
         self.settle()
     }
 

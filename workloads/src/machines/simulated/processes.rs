@@ -13,7 +13,7 @@ use fs_sim::{Errno, Task};
 
 use super::bindings::{self, Made, Thing, blocks};
 use super::calls::{Call, CallFailure, Reply};
-use crate::ops::{BaseLeaseRequest, ByteRange, LayoutLeaseMode, Op, SignalAction, describe_bytes};
+use crate::ops::{BaseLeaseRequest, ByteRange, LayoutLeaseMode, MemoryFailurePolicy, Op, SignalAction, describe_bytes};
 
 /// Performs a call of these families.
 pub(super) fn perform(call: &Call, task: &Task) -> Result<Reply, CallFailure> {
@@ -32,6 +32,7 @@ pub(super) fn perform(call: &Call, task: &Task) -> Result<Reply, CallFailure> {
             };
             task.process().set_disposition(bindings::signal(signal.word()), disposition);
         }
+        Op::MceKill { policy } => task.process().set_early_kill(*policy == MemoryFailurePolicy::Early),
         Op::Credentials { uid, capabilities } => {
             let uid = u32::try_from(*uid).map_err(|_| Errno::EINVAL)?;
             task.set_credentials(Credentials { uid, cap_lease: capabilities.cap_lease })?;

@@ -25,6 +25,14 @@ impl Simulation {
                 let handled = self.handled.remove(of).unwrap_or_default();
                 list(handled.into_iter().map(|signal| signal_word(signal).to_owned()).collect(), " ")
             }
+            QuerySubject::Poisoned => {
+                self.process(of)?;
+                let addresses = self.bad_addresses.remove(of).unwrap_or_default();
+                list(addresses.into_iter().map(|address| self.place(of, address)).collect(), " ")
+            }
+            QuerySubject::Badblocks => {
+                list(self.kernel.bad_blocks(&*self.inode(of)?).into_iter().map(part).collect(), " ")
+            }
             QuerySubject::Process => {
                 // A process that SIGKILL can't end yet is still there.
                 let dead = !self.kernel.exists(self.process(of)?.pid());
@@ -66,6 +74,27 @@ impl Simulation {
         let sleepers = self.world.sleepers();
         let sleeper = sleepers.iter().find(|sleeper| Some(sleeper.waiter) == id);
         sleeper.map_or(String::new(), |sleeper| sleeper.reason.to_owned())
+    }
+
+    /// An address by a mapping of the process, as `m+4KiB`. The mapping's name is one that the
+    /// process gave, or else its parent, and so on.
+    fn place(&self, process: &str, address: u64) -> String {
+        let mut namer = process;
+        // A name can be given to a process anew, so the chain of parents could close.
+        for _ in 0..=self.parents.len() {
+            let given = |name: &String| self.namers.get(name).is_some_and(|by| by == namer);
+            for (name, thing) in self.names.iter().filter(|(name, _)| given(name)) {
+                let Thing::Map { va, len } = thing else { continue };
+                match address.checked_sub(*va).filter(|offset| offset < len) {
+                    Some(0) => return name.clone(),
+                    Some(offset) => return format!("{name}+{}", crate::input::Size(offset)),
+                    None => {}
+                }
+            }
+            let Some(parent) = self.parents.get(namer) else { break };
+            namer = parent;
+        }
+        format!("{address:#x}")
     }
 
     fn process_name(&self, pid: Pid) -> String {

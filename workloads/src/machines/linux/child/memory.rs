@@ -123,6 +123,8 @@ fn probe(at: u64, write: bool) -> ChildFailure {
         // SAFETY: the access is meant to fault. This forked process does nothing else, and its
         // memory is its own.
         unsafe {
+            // A handler of the scenario would return to the access, again and again.
+            libc::signal(libc::SIGBUS, libc::SIG_DFL);
             match write {
                 true => cell.write_volatile(0),
                 false => drop(cell.read_volatile()),
