@@ -14,7 +14,7 @@ use emulator::sync::{Arc, Mutex};
 use emulator::wait::WaitQueue;
 
 use crate::base::errno::Errno;
-use crate::base::numbers::{Ino, Pid};
+use crate::base::numbers::{DescriptionId, Ino, Pid};
 use crate::base::range::BlockRange;
 use crate::deadlock::need::{Awaited, Need};
 use crate::holders::holder::meets;
@@ -26,6 +26,7 @@ use crate::vfs::fd_holders::FdHolders;
 use crate::vfs::inode::Inode;
 use crate::vfs::kernel::Kernel;
 use crate::vfs::open_file::Description;
+use crate::vfs::process::Process;
 
 /// What a request transfers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -250,9 +251,17 @@ impl InFlightRequests {
         heir.0.lock().extend(all.extract_if(.., goes));
     }
 
-    /// Takes a request off the list: its pins are gone.
-    pub(crate) fn remove(&self, id: u64) {
-        self.0.lock().retain(|listed| listed.id != id);
+    /// Takes a request off the list: its pins are gone. Returns the process that submitted it.
+    pub(crate) fn remove(&self, id: u64) -> Option<Pid> {
+        let mut all = self.0.lock();
+        let at = all.iter().position(|listed| listed.id == id)?;
+        Some(all.swap_remove(at).pid)
+    }
+
+    /// Whether a request that a task must end refers to this open file.
+    fn keeps(&self, fd_holders: &Arc<FdHolders>) -> bool {
+        let refers = |listed: &Listed| listed.fd_holders.as_ref().is_some_and(|held| Arc::ptr_eq(held, fd_holders));
+        self.0.lock().iter().any(|listed| listed.due.is_none() && refers(listed))
     }
 
     fn pinning(&self, pages: &[PageRange], found: &mut Vec<SeenIo>) {
@@ -337,6 +346,18 @@ impl SeenIo {
     pub(crate) fn is_up_to(&self, pid: Pid) -> bool {
         self.pid == pid && !self.ends_by_itself
     }
+}
+
+/// The processes that could end the leases of an open file: those that [`Kernel::able_to_end`]
+/// names, and if there is none, those whose direct I/O in flight alone keeps it open.
+pub(crate) fn able_to_end(kernel: &Kernel, fd_holders: &Arc<FdHolders>, file: DescriptionId) -> Vec<Pid> {
+    let mut able = kernel.able_to_end(fd_holders, file);
+    if able.is_empty() {
+        let keeps = |process: &Process| process.attached::<InFlightRequests>().keeps(fd_holders);
+        let keepers = kernel.processes.snapshot().into_iter().filter(|(_, process)| keeps(process));
+        able.extend(keepers.map(|(pid, _)| pid));
+    }
+    able
 }
 
 /// The requests in flight that pin any of `pages` (sorted and disjoint), ordered by process; those

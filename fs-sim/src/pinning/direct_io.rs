@@ -85,12 +85,16 @@ impl InFlightRequest {
             pinned = pinned || !runs.is_empty();
             runs.into_iter().for_each(|run| run.release(kernel));
         }
-        list.remove(self.id);
+        let submitter = list.remove(self.id);
         if pinned {
             io_ended(kernel);
         }
-        if let Some(description) = self.description {
-            description.put(deferred);
+        let Some(description) = self.description else { return };
+        let kept_by_io = description.fd_holders().processes().is_empty();
+        description.put(deferred);
+        if let Some(pid) = submitter.filter(|_| kept_by_io) {
+            // It can end the leases of the open file no more: others that have I/O there may.
+            kernel.helper_gone(pid);
         }
     }
 

@@ -106,8 +106,8 @@ pub(crate) fn check_request(task: &Task, kind: LeaseKind, range: BlockRange, acc
 pub(crate) fn acquire(task: &Task, request: &LeaseRequest<'_>) -> Result<(), Errno> {
     let mut closed = Vec::new();
     let outcome = try_acquire(task, request, &mut closed);
-    if outcome.is_err() {
-        reopen_gates(request.inode, &closed);
+    if outcome.is_err() && !closed.is_empty() {
+        reopen_gates(request.inode, request.description.id());
     }
     outcome
 }
@@ -164,7 +164,7 @@ fn try_acquire(task: &Task, request: &LeaseRequest<'_>, closed: &mut Vec<Arc<Lea
                         return Ok(());
                     }
                     InstallOutcome::Pinned(leases) => {
-                        wait_for_pinned_leases(task, request.inode, &leases)?;
+                        wait_for_pinned_leases(task, request.inode, request.description.id(), &leases)?;
                         closed.extend(leases);
                         continue;
                     }

@@ -367,6 +367,12 @@ fn cut(
     let part = |range| LeaseEntry { lease: new_lease(kernel), range, is_part: true, ..entry.clone() };
     let mut parts: Vec<LeaseEntry> = left.into_iter().map(part).collect();
     LeaseTable::of(inode).move_pins(inode, &entry.lease, &parts);
+    if entry.lease.gate.is_closed() {
+        // An unlock, a downgrade or a close waits for its pins: the parts admit none either.
+        for part in &parts {
+            let _pins_that_are_waited_for = part.lease.gate.close();
+        }
+    }
     if entry.state() == LeaseState::Zombie {
         kernel.counters.zombie_leases.fall();
         // The last pin of a part leaves a closed gate, and ends the part.

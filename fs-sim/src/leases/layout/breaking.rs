@@ -16,6 +16,7 @@ use crate::deadlock::graph::{WaitFailure, WaitPoll};
 use crate::deadlock::need::{Awaited, Need};
 use crate::design::{BreakTimeout, LeaseLost};
 use crate::holders::holder::{Holder, RevokeReason, revoke_holder};
+use crate::holders::in_flight_io::able_to_end;
 use crate::holders::lease_gate::{Lease, LeaseRevocation};
 use crate::holders::list::pin_holders;
 use crate::leases::layout::kind::{LeaseKind, LeaseMode};
@@ -139,10 +140,11 @@ pub(crate) fn end_of_patience(kernel: &Kernel) -> Option<Nanos> {
 }
 
 /// The release of a lease: by any process that has its open file when the question is asked, also
-/// unread in its inbox; by those that map it if only mappings are left; by its taker if neither is.
+/// unread in its inbox; by those that map it if only mappings are left; by those whose direct I/O
+/// keeps it if only that is left; by its taker if none is.
 pub(crate) fn released_by(kernel: &Arc<Kernel>, entry: LeaseEntry) -> Awaited {
     let kernel = Arc::clone(kernel);
-    Awaited::ask(move || match kernel.able_to_end(&entry.fd_holders, entry.file) {
+    Awaited::ask(move || match able_to_end(&kernel, &entry.fd_holders, entry.file) {
         able if able.is_empty() => Need::any_of(vec![entry.pid]),
         able => Need::any_of(able),
     })

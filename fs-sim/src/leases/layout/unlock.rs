@@ -76,7 +76,12 @@ pub(crate) fn remove_leases(
 /// # Errors
 /// EBUSY (`busy`); EDEADLK (`wait`, and no task but the caller could release the pins); EINTR. On
 /// success the pins that were there are gone; the caller checks again.
-pub(crate) fn wait_for_pinned_leases(task: &Task, inode: &Inode, leases: &[Arc<Lease>]) -> Result<(), Errno> {
+pub(crate) fn wait_for_pinned_leases(
+    task: &Task,
+    inode: &Inode,
+    file: DescriptionId,
+    leases: &[Arc<Lease>],
+) -> Result<(), Errno> {
     let kernel = task.kernel();
     if kernel.axes.unlock_while_pinned == Some(UnlockRule::Busy) {
         return Err(Errno::EBUSY);
@@ -95,7 +100,7 @@ pub(crate) fn wait_for_pinned_leases(task: &Task, inode: &Inode, leases: &[Arc<L
             kernel.counters.waits_for_long_term_pin.add(1);
         }
         if let Err(ended) = outcome {
-            reopen_gates(inode, leases);
+            reopen_gates(inode, file);
             return Err(if ended == WaitFailure::Deadlock { Errno::EDEADLK } else { Errno::EINTR });
         }
     }
@@ -116,16 +121,13 @@ pub(crate) fn wait_for_gate(task: &Task, inode: &Inode, lease: &Arc<Lease>, how:
     })
 }
 
-/// An unlock was given up: admits pins again, unless the lease has ended meanwhile. Another task
-/// that waits for one of these gates closes it again.
-pub(crate) fn reopen_gates(inode: &Inode, leases: &[Arc<Lease>]) {
+/// An unlock was given up: the leases of its open file, also the parts in which one was cut
+/// meanwhile, admit pins again. Another task that waits for one of these gates closes it again.
+pub(crate) fn reopen_gates(inode: &Inode, file: DescriptionId) {
     {
         let entries = LeaseTable::of(inode).lock();
-        let held = |lease: &&Arc<Lease>| {
-            entries.iter().any(|entry| Arc::ptr_eq(&entry.lease, lease) && entry.state() != LeaseState::Zombie)
-        };
-        for lease in leases.iter().filter(held) {
-            lease.gate.reopen();
+        for entry in entries.iter().filter(|entry| entry.file == file && entry.state() != LeaseState::Zombie) {
+            entry.lease.gate.reopen();
         }
     }
     LeaseTable::of(inode).changed.wake_all();
@@ -156,8 +158,8 @@ pub(crate) fn unlock(task: &Task, file: DescriptionId, inode: &Inode, range: Blo
             break lost;
         }
         drop(entries);
-        if let Err(errno) = wait_for_pinned_leases(task, inode, &pinned) {
-            reopen_gates(inode, &closed);
+        if let Err(errno) = wait_for_pinned_leases(task, inode, file, &pinned) {
+            reopen_gates(inode, file);
             return Err(errno);
         }
         closed.extend(pinned);

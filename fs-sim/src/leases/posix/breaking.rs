@@ -17,6 +17,7 @@ use crate::base::errno::Errno;
 use crate::base::numbers::Pid;
 use crate::deadlock::graph::{WaitFailure, WaitPoll};
 use crate::deadlock::need::{Awaited, Need};
+use crate::holders::in_flight_io::able_to_end;
 use crate::leases::posix::table::{LeaseBreaker, PosixLease, PosixLeaseBooks, PosixLeases};
 use crate::vfs::inode::Inode;
 use crate::vfs::kernel::Kernel;
@@ -47,9 +48,10 @@ fn signal_posix_owners(kernel: &Arc<Kernel>, inode: &Inode, notices: &[BreakNoti
 }
 
 /// The processes that could release an ordinary lease: those with a descriptor of the open file or
-/// one unread in their inbox; if only mappings are left, those that map it.
+/// one unread in their inbox; if only mappings are left, those that map it; if only direct I/O in
+/// flight is left, those that submitted it.
 pub(crate) fn posix_lease_releasers(kernel: &Kernel, entry: &PosixLease) -> Vec<Pid> {
-    kernel.able_to_end(&entry.fd_holders, entry.file)
+    able_to_end(kernel, &entry.fd_holders, entry.file)
 }
 
 /// Breaks the leases that stand in the way of `breaker`, the caller's own too, and waits
