@@ -130,8 +130,9 @@ fn fragments_are_one_device() {
             }
             booting.join().unwrap()
         });
-        assert_eq!(counter(&server, "maps"), extents);
         assert_eq!(guest.ok("md5sum </dev/pmem0 | cut -c -32"), md5(&dir.join("fs")), "{extents} extents");
+        // Behind the read: on a busy machine the shell can be there before the driver is done.
+        assert_eq!(counter(&server, "maps"), extents);
 
         guest.ok("mount -o dax /dev/pmem0 /mnt && seq 1 300000 | cmp - /mnt/content");
         guest.ok("seq 7 400000 >/mnt/more && fsync /mnt/more && umount /mnt && e2fsck -fn /dev/pmem0");
