@@ -25,6 +25,7 @@ use crate::vfs::attachments::{Attachment, Slot};
 use crate::vfs::fd_holders::FdHolders;
 use crate::vfs::inode::Inode;
 use crate::vfs::kernel::Kernel;
+use crate::vfs::memory_file::PageRun;
 use crate::vfs::open_file::Description;
 use crate::vfs::process::Process;
 
@@ -65,6 +66,8 @@ pub(crate) enum HeldPlace {
     File { inode: Arc<Inode>, pins: ShortPins, offset: u64, held_for: HeldFor },
     /// In memory that belongs to no file.
     Memory { memory: Arc<AnonMemory>, offset: u64 },
+    /// In pages of a file that is not DAX.
+    Pages(PageRun),
 }
 
 /// One end of a transfer.

@@ -154,7 +154,13 @@ impl Task {
                     let (inode, _) = description.file().ok_or(Errno::EFAULT)?;
                     self.kernel().poison_blocks(inode, BlockRange::of_bytes(*offset, len))
                 }
-                Backing::Private { .. } | Backing::Anon { .. } => Err(Errno::EOPNOTSUPP),
+                Backing::Device { offset } => {
+                    let pages = BlockRange::of_bytes(*offset, len);
+                    let ino = self.kernel().owner_of(pages.start).map_or(Ino(0), |(ino, _)| ino);
+                    self.kernel().pages_go_bad(ino, vec![PageRange::new(pages.start, pages.len())]);
+                    Ok(())
+                }
+                Backing::Private { .. } | Backing::Memory { .. } | Backing::Anon { .. } => Err(Errno::EOPNOTSUPP),
             };
             let mut deferred = Deferred::default();
             target.put(&mut deferred);
@@ -181,7 +187,8 @@ fn places_of(mapping: &Mapping, pages: &[PageRange]) -> Vec<u64> {
     let (description, first) = match &mapping.backing {
         Backing::File { description, offset } => (description, *offset),
         Backing::Private { description, pages, offset } => (description, pages.in_file(*offset)),
-        Backing::Anon { .. } => return Vec::new(),
+        Backing::Device { offset } => return places_on_device(mapping, *offset, pages),
+        Backing::Memory { .. } | Backing::Anon { .. } => return Vec::new(),
     };
     let Some((inode, _)) = description.file() else { return Vec::new() };
     let range = BlockRange::of_bytes(first, mapping.len);
@@ -191,7 +198,15 @@ fn places_of(mapping: &Mapping, pages: &[PageRange]) -> Vec<u64> {
     });
     let copied = |at: &u64| match &mapping.backing {
         Backing::Private { pages, offset, .. } => pages.is_copied(offset + (at - mapping.start)),
-        Backing::File { .. } | Backing::Anon { .. } => false,
+        _ => false,
     };
     shown.into_iter().map(|block| mapping.start + (block * BLOCK - first)).filter(|at| !copied(at)).collect()
+}
+
+/// As [`places_of`], of a mapping of the device from byte `offset` on.
+fn places_on_device(mapping: &Mapping, offset: u64, pages: &[PageRange]) -> Vec<u64> {
+    let first = offset / BLOCK;
+    let shown = first..first + mapping.len.div_ceil(BLOCK);
+    let bad = pages.iter().flat_map(|bad| bad.start()..bad.end()).filter(|page| shown.contains(page));
+    bad.map(|page| mapping.start + (page - first) * BLOCK).collect()
 }

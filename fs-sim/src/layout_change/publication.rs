@@ -9,6 +9,7 @@ use std::collections::BTreeSet;
 use emulator::ledger::Ownership;
 use emulator::pin::PageRange;
 use emulator::race_point;
+use emulator::sync::Arc;
 use emulator::sync::atomic::Ordering;
 
 use crate::base::errno::Errno;
@@ -17,8 +18,8 @@ use crate::base::page_sets::{BlockSupply, without};
 use crate::extent_map::Layout;
 use crate::layout_change::closed_pages::ClearedPages;
 use crate::layout_change::plan::{ChangeWork, ClearedBlocks, JointChange, PlannedOn, StillHolds, works_of};
-use crate::vfs::inode::Inode;
 use crate::vfs::kernel::Kernel;
+use crate::vfs::open_file::Description;
 
 /// Publishes and commits the new maps of a change, if it still applies. All pages that must be are
 /// closed.
@@ -83,7 +84,10 @@ pub(crate) fn publish_change(
         // ORDERING: SeqCst, after the map: a page of a mapping that is made later is copied only
         // after a look at the new size.
         if shrinks && work.inode.mapped_private.load(Ordering::SeqCst) {
-            take_private_copies(kernel, work.inode);
+            let is_open = |description: &Description| {
+                description.file().is_some_and(|(of, _)| std::ptr::eq(Arc::as_ptr(of), work.inode))
+            };
+            take_private_copies(kernel, &is_open, work.inode.layout(Layout::size));
         }
     }
     race_point!("change: published, not committed");
@@ -91,14 +95,13 @@ pub(crate) fn publish_change(
     Ok(StillHolds::Yes)
 }
 
-/// The file has become shorter: private mappings lose the copies of the pages that it has lost.
+/// The file that `is_open` finds open ends at `size` now: private mappings lose the copies of the pages that it has lost.
 ///
 /// A process that is forked meanwhile may copy its parent's pages before the parent is visited. It
 /// is listed before that, with a higher number than its parent's, and keeps its own lock until it
 /// has the pages: where it is missing in one list of processes, the next list has it. So the visits
 /// start again, parents first, until a list has no process that is new.
-fn take_private_copies(kernel: &Kernel, inode: &Inode) {
-    let size = inode.layout(Layout::size);
+pub(crate) fn take_private_copies(kernel: &Kernel, is_open: &dyn Fn(&Description) -> bool, size: u64) {
     let mut visited: BTreeSet<Pid> = BTreeSet::new();
     loop {
         let processes = kernel.processes.snapshot();
@@ -106,7 +109,7 @@ fn take_private_copies(kernel: &Kernel, inode: &Inode) {
             return;
         }
         for (pid, process) in processes {
-            process.mm.lock().truncated(inode, size);
+            process.mm.lock().truncated(is_open, size);
             visited.insert(pid);
         }
     }

@@ -24,6 +24,7 @@ impl HeldRun {
         match &self.place {
             HeldPlace::File { inode, pins, offset, .. } => read_short(kernel, inode, pins, *offset, into),
             HeldPlace::Memory { memory, offset } => memory.read(*offset, into),
+            HeldPlace::Pages(pages) => pages.read(0, into),
         }
     }
 
@@ -31,6 +32,7 @@ impl HeldRun {
         match &self.place {
             HeldPlace::File { inode, pins, offset, .. } => write_short(kernel, inode, pins, *offset, from),
             HeldPlace::Memory { memory, offset } => memory.write(*offset, from),
+            HeldPlace::Pages(pages) => pages.write(0, from),
         }
     }
 

@@ -279,5 +279,57 @@ pub(crate) fn pin_long(
     }
 }
 
+/// Long-term pins of `len` bytes of the device from byte `offset` on, with the file that has them and
+/// the offset there. Nothing is allocated, unshared or cleaned for a mapping of the device.
+///
+/// # Errors
+/// EFAULT (the pages are not one range of one file), EAGAIN (a layout change waits), ENOMEM (a pin
+/// count at its bound); EINTR and EDEADLK while a layout change has the pages closed.
+pub(crate) fn pin_long_of_device(
+    task: &Task,
+    offset: u64,
+    len: u64,
+) -> Result<(Arc<Inode>, u64, Vec<Pin>, Stamp), Errno> {
+    let kernel = task.kernel();
+    loop {
+        let (inode, at) = file_behind(kernel, offset)?;
+        let range = BlockRange::of_bytes(at, len);
+        let reopenings = inode.turn.reopenings();
+        if inode.turn.refuses_in(range) {
+            return Err(Errno::EAGAIN);
+        }
+        let seen = MapSeen::now(kernel, &inode, range);
+        if !is_run(&seen.pieces, range, offset / BLOCK) {
+            match file_behind(kernel, offset)? {
+                (now, at_now) if Arc::ptr_eq(&now, &inode) && at_now == at => return Err(Errno::EFAULT),
+                _ => continue,
+            }
+        }
+        match pin_pieces(kernel, &seen.pieces, PinKind::Long, || seen.holds(kernel, &inode)) {
+            Ok(pins) => return Ok((inode, at, pins, seen.moment.read_point)),
+            Err(PinAttempt::Errno(errno)) => return Err(errno),
+            Err(PinAttempt::Moved) => try_again(kernel),
+            Err(PinAttempt::Closed) => wait_for_closed_pages(kernel, &inode, range, reopenings, Some(task))?,
+        }
+    }
+}
+
+/// The file that has the byte `offset` of the device, and the offset there.
+///
+/// # Errors
+/// EFAULT: no file has it.
+pub(crate) fn file_behind(kernel: &Kernel, offset: u64) -> Result<(Arc<Inode>, u64), Errno> {
+    let (ino, block) = kernel.owner_of(offset / BLOCK).ok_or(Errno::EFAULT)?;
+    let inode = kernel.inodes.get(ino).ok_or(Errno::EFAULT)?;
+    Ok((inode, block * BLOCK + offset % BLOCK))
+}
+
+/// Whether the pieces of `range` are the device's pages from `page` on, one after the other.
+pub(crate) fn is_run(pieces: &[Piece], range: BlockRange, page: u64) -> bool {
+    pieces
+        .iter()
+        .all(|piece| matches!(piece, Piece::Mapped(extent) if extent.block == page + (extent.file_block - range.start)))
+}
+
 #[cfg(all(test, not(any(daxlab_loom, daxlab_shuttle))))]
 mod tests;

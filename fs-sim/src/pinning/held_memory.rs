@@ -13,8 +13,10 @@ use crate::extent_map::Layout;
 use crate::extent_map::lookup::is_writable;
 use crate::holders::in_flight_io::{HeldFor, HeldPlace, HeldRun};
 use crate::layout_change::changes::allocate::{AllocationCause, clean_unwritten, fault_in};
-use crate::pinning::gup::{pin_short, unpin_short};
+use crate::pinning::gup::{file_behind, is_run, pin_short, unpin_short};
 use crate::vfs::inode::Inode;
+use crate::vfs::memory_file::MemoryFile;
+use crate::vfs::open_file::Description;
 use crate::vfs::private_pages::PrivatePages;
 use crate::vfs::task::Task;
 
@@ -70,6 +72,44 @@ pub(crate) fn hold_file_for_writing(
     }
 }
 
+/// The pages of `len` bytes of the volume's device from byte `offset` on, by a mapping of it.
+///
+/// # Errors
+/// EFAULT (they are not one range of one file **\\[chosen\\]**), and those of [`hold_file`].
+pub(crate) fn hold_device(task: &Task, offset: u64, len: u64, held_for: HeldFor) -> Result<HeldRun, Errno> {
+    loop {
+        let (inode, at) = file_behind(task.kernel(), offset)?;
+        let run = hold_file(task, &inode, at, len, held_for)?;
+        let range = BlockRange::of_bytes(at, len);
+        if matches!(&run.place, HeldPlace::File { pins, .. } if is_run(&pins.pieces, range, offset / BLOCK)) {
+            return Ok(run);
+        }
+        run.release(task.kernel());
+        match file_behind(task.kernel(), offset)? {
+            (now, at_now) if Arc::ptr_eq(&now, &inode) && at_now == at => return Err(Errno::EFAULT),
+            _ => {}
+        }
+    }
+}
+
+/// As [`hold_file`], of the open file of a private mapping.
+fn hold_open(
+    task: &Task,
+    description: &Description,
+    offset: u64,
+    len: u64,
+    held_for: HeldFor,
+) -> Result<HeldRun, Errno> {
+    match (description.file(), MemoryFile::of(description)) {
+        (Some((inode, _)), _) => hold_file(task, inode, offset, len, held_for),
+        (None, Some(file)) => match file.fault(offset, len) {
+            Ok(pages) => Ok(HeldRun { place: HeldPlace::Pages(pages), len }),
+            Err(_) => Err(Errno::EFAULT),
+        },
+        (None, None) => Err(Errno::EFAULT),
+    }
+}
+
 /// The pages of a private mapping for reading, given to `keep` as soon as they are held: runs of
 /// copies, and of the file's pages where there is none. `offset` counts in the copies' memory.
 ///
@@ -77,7 +117,7 @@ pub(crate) fn hold_file_for_writing(
 /// As for [`hold_file`], and those of `keep`.
 pub(crate) fn hold_private(
     task: &Task,
-    inode: &Arc<Inode>,
+    description: &Description,
     pages: &PrivatePages,
     (offset, len): (u64, u64),
     held_for: HeldFor,
@@ -93,7 +133,7 @@ pub(crate) fn hold_private(
         let here = to.min(end) - at;
         keep(match copied {
             true => HeldRun { place: HeldPlace::Memory { memory: Arc::clone(pages.memory()), offset: at }, len: here },
-            false => hold_file(task, inode, pages.in_file(at), here, held_for)?,
+            false => hold_open(task, description, pages.in_file(at), here, held_for)?,
         })?;
         at += here;
     }

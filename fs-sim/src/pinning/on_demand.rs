@@ -31,6 +31,7 @@ use crate::pinning::registration::PinRequest;
 use crate::vfs::address_space::Backing;
 use crate::vfs::inode::Inode;
 use crate::vfs::kernel::Kernel;
+use crate::vfs::memory_file::{MemoryFile, PageRun};
 use crate::vfs::open_file::Deferred;
 use crate::vfs::process::Process;
 
@@ -118,11 +119,23 @@ impl Translation {
 }
 
 /// Pages held for one access.
-pub(crate) struct Held {
-    inode: Arc<Inode>,
-    pins: ShortPins,
-    /// The access's first byte in the file.
-    at: u64,
+enum Held {
+    /// Pinned pages of a DAX file.
+    Dax {
+        inode: Arc<Inode>,
+        pins: ShortPins,
+        /// The access's first byte in the file.
+        at: u64,
+    },
+    /// Pages of a file that is not DAX.
+    Memory(PageRun),
+}
+
+/// The bytes of one access.
+enum HeldBytes<'h> {
+    /// From this byte of the file on.
+    Dax(&'h Inode, &'h ShortPins, u64),
+    Memory(&'h PageRun),
 }
 
 impl OnDemand {
@@ -139,7 +152,7 @@ impl OnDemand {
         kernel: &Arc<Kernel>,
         (offset, len): (u64, u64),
         intent: AccessIntent,
-        access: impl FnOnce(&Inode, &ShortPins, u64) -> Result<R, Errno>,
+        access: impl FnOnce(HeldBytes<'_>) -> Result<R, Errno>,
     ) -> Result<R, Errno> {
         if len == 0 {
             return Err(Errno::EINVAL);
@@ -152,10 +165,15 @@ impl OnDemand {
             Some(held) => held,
             None => self.fault(kernel, offset, len, intent)?,
         };
-        let beyond = held.at + len > held.pins.size;
-        let result = if beyond { Err(Errno::EFAULT) } else { access(&held.inode, &held.pins, held.at) };
-        unpin_short(kernel, held.pins);
-        result
+        match held {
+            Held::Memory(pages) => access(HeldBytes::Memory(&pages)),
+            Held::Dax { inode, pins, at } => {
+                let beyond = at + len > pins.size;
+                let result = if beyond { Err(Errno::EFAULT) } else { access(HeldBytes::Dax(&inode, &pins, at)) };
+                unpin_short(kernel, pins);
+                result
+            }
+        }
     }
 
     /// Pins what the cached translation says, if it covers the range and still holds once it is
@@ -167,7 +185,7 @@ impl OnDemand {
         len: u64,
         intent: AccessIntent,
     ) -> Result<Option<Held>, Errno> {
-        let (held, outdated) = {
+        let (known, outdated) = {
             let mut cache = self.cache.lock();
             match &*cache {
                 Some(known) if known.holds(&self.process) => {
@@ -176,7 +194,7 @@ impl OnDemand {
                     let pieces = known.pieces(BlockRange::of_bytes(at, len)).filter(|_| allowed);
                     let Translation { size, read_point, generation, .. } = *known;
                     let pins = |pieces| ShortPins { pins: Vec::new(), pieces, size, read_point, generation };
-                    (pieces.map(|pieces| Held { inode: Arc::clone(&known.inode), pins: pins(pieces), at }), None)
+                    (pieces.map(|pieces| (Arc::clone(&known.inode), pins(pieces), at)), None)
                 }
                 _ => (None, cache.take()),
             }
@@ -184,13 +202,10 @@ impl OnDemand {
         if outdated.is_some() {
             kernel.counters.odp_invalidations.add(1);
         }
-        let Some(mut held) = held else { return Ok(None) };
+        let Some((inode, translated, at)) = known else { return Ok(None) };
         race_point!("odp: translated, not pinned");
-        let pinned = pin_translated(kernel, &held.inode, held.pins.generation, &held.pins.pieces)?;
-        Ok(pinned.map(|pins| {
-            held.pins.pins = pins;
-            held
-        }))
+        let pinned = pin_translated(kernel, &inode, translated.generation, &translated.pieces)?;
+        Ok(pinned.map(|pins| Held::Dax { inode, pins: ShortPins { pins, ..translated }, at }))
     }
 
     /// Looks the address up in the process's memory as it is now, allocates and unshares what a
@@ -204,8 +219,9 @@ impl OnDemand {
         let writable = self.process.maps_writable(va, len);
         let (description, at) = match target {
             Backing::File { description, offset } => (description, offset),
-            // The address was mapped anew. Neither is registered on demand.
-            other @ (Backing::Private { .. } | Backing::Anon { .. }) => {
+            Backing::Memory { file, offset } => return fault_memory(&file, offset, len).map(Held::Memory),
+            // The address was mapped anew. None of these is registered on demand.
+            other @ (Backing::Private { .. } | Backing::Device { .. } | Backing::Anon { .. }) => {
                 let mut deferred = Deferred::default();
                 other.put(&mut deferred);
                 kernel.run_deferred(deferred);
@@ -220,7 +236,7 @@ impl OnDemand {
                 AccessIntent::Store => self.pin_for_store(kernel, inode, range, at + len)?,
             };
             self.learn(kernel, inode, (unmaps, writable), at - offset, &pins);
-            Ok(Held { inode: Arc::clone(inode), pins, at })
+            Ok(Held::Dax { inode: Arc::clone(inode), pins, at })
         })();
         let mut deferred = Deferred::default();
         description.put(&mut deferred);
@@ -295,7 +311,7 @@ impl OnDemand {
     /// EFAULT beyond the end of the file or against a lease; EIO if the device fails.
     pub fn prefetch(&self, kernel: &Arc<Kernel>, offset: u64, len: u64, write: bool) -> Result<(), Errno> {
         let intent = if write { AccessIntent::Store } else { AccessIntent::Look };
-        self.access(kernel, (offset, len), intent, |_, _, _| Ok(()))
+        self.access(kernel, (offset, len), intent, |_| Ok(()))
     }
 
     /// As [`Pinned::dma_write`](super::registration::Pinned::dma_write), with a fault if needed,
@@ -306,8 +322,9 @@ impl OnDemand {
     /// fault; EIO if the device fails.
     pub fn dma_write(&self, kernel: &Arc<Kernel>, offset: u64, from: &[u8]) -> Result<(), Errno> {
         let len = from.len() as u64;
-        self.access(kernel, (offset, len), AccessIntent::Store, |inode, pins, at| {
-            write_short(kernel, inode, pins, at, from)
+        self.access(kernel, (offset, len), AccessIntent::Store, |held| match held {
+            HeldBytes::Dax(inode, pins, at) => write_short(kernel, inode, pins, at, from),
+            HeldBytes::Memory(pages) => pages.write(0, from),
         })
     }
 
@@ -318,8 +335,9 @@ impl OnDemand {
     /// EFAULT beyond the end of the file; EIO if the device fails.
     pub fn dma_read(&self, kernel: &Arc<Kernel>, offset: u64, into: &mut [u8]) -> Result<(), Errno> {
         let len = into.len() as u64;
-        self.access(kernel, (offset, len), AccessIntent::Look, |inode, pins, at| {
-            read_short(kernel, inode, pins, at, into)
+        self.access(kernel, (offset, len), AccessIntent::Look, |held| match held {
+            HeldBytes::Dax(inode, pins, at) => read_short(kernel, inode, pins, at, into),
+            HeldBytes::Memory(pages) => pages.read(0, into),
         })
     }
 
@@ -327,12 +345,14 @@ impl OnDemand {
     /// stays one.
     ///
     /// # Errors
-    /// EFAULT beyond the end of the file; EIO if the device fails.
+    /// EFAULT beyond the end of the file, or if it is not DAX: its pages are not persistent; EIO if
+    /// the device fails.
     pub fn persist(&self, kernel: &Arc<Kernel>, offset: u64, len: u64) -> Result<(), Errno> {
         if len == 0 {
             return Ok(());
         }
-        self.access(kernel, (offset, len), AccessIntent::Look, |_, pins, at| {
+        self.access(kernel, (offset, len), AccessIntent::Look, |held| {
+            let HeldBytes::Dax(_, pins, at) = held else { return Err(Errno::EFAULT) };
             pins.pieces.iter().try_for_each(|piece| match piece {
                 Piece::Mapped(extent) => {
                     let start = extent.file_block * BLOCK;
@@ -352,11 +372,22 @@ impl OnDemand {
         if !self.va.wrapping_add(offset).is_multiple_of(8) {
             return Err(Errno::EINVAL);
         }
-        self.access(kernel, (offset, 8), AccessIntent::Store, |inode, pins, at| {
+        self.access(kernel, (offset, 8), AccessIntent::Store, |held| {
+            let (inode, pins, at) = match held {
+                HeldBytes::Dax(inode, pins, at) => (inode, pins, at),
+                HeldBytes::Memory(pages) => return pages.atomic(0, op),
+            };
             let Some(Piece::Mapped(extent)) = pins.pieces.first() else { return Err(Errno::EFAULT) };
             let subject = AccessSubject { region: None, ino: inode.ino(), file_block: extent.file_block };
             let skip = at - extent.file_block * BLOCK;
             atomic_at(kernel, pages_of(extent), skip, pins.read_point, &subject, op)
         })
     }
+}
+/// The pages of an access to a file that is not DAX.
+fn fault_memory(file: &MemoryFile, offset: u64, len: u64) -> Result<PageRun, Errno> {
+    if offset + len > file.size() {
+        return Err(Errno::EFAULT);
+    }
+    file.fault(offset, len).map_err(|_| Errno::EFAULT)
 }

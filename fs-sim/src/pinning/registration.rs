@@ -27,7 +27,7 @@ use crate::leases::layout::table::{LeaseTable, PinRequirement};
 use crate::leases::layout::unlock::gate_emptied;
 use crate::pinning::admission::{Admission, LongTermUser, admission};
 use crate::pinning::anon_range::AnonRange;
-use crate::pinning::gup::{pin_long, unpin_all};
+use crate::pinning::gup::{pin_long, pin_long_of_device, unpin_all};
 use crate::pinning::locked_memory::{charge_locked_memory, uncharge_locked_memory};
 use crate::pinning::on_demand::OnDemand;
 use crate::vfs::inode::Inode;
@@ -74,6 +74,8 @@ pub struct Pinned {
     pub(crate) file_offset: u64,
     pub(crate) len: u64,
     held_file: Option<Arc<Description>>,
+    /// They were pinned through a mapping of the device, not of the file.
+    of_device: bool,
     registrant: Arc<Process>,
 }
 
@@ -141,6 +143,7 @@ pub(crate) fn register_file(
                 file_offset: offset,
                 len: request.len,
                 held_file,
+                of_device: false,
                 registrant: Arc::clone(task.process()),
             }))
         }
@@ -150,6 +153,41 @@ pub(crate) fn register_file(
             Err(errno)
         }
     }
+}
+
+/// Long-term access to `request.len` bytes of the device from byte `offset` on, mapped as
+/// device-DAX. No gate is asked. The pins are listed with the file that has the pages, so a change
+/// of it judges them as any other.
+pub(crate) fn register_device(
+    task: &Task,
+    request: PinRequest,
+    offset: u64,
+    object: Arc<dyn PinHolder>,
+) -> Result<Registration, Errno> {
+    let kernel = task.kernel();
+    kernel.mount.check()?;
+    let pages = BlockRange::of_bytes(offset, request.len).len();
+    charge_locked_memory(kernel, task.process(), pages)?;
+    let pinned = pin_long_of_device(task, offset, request.len);
+    let (inode, file_offset, pins, read_point) =
+        pinned.inspect_err(|_| uncharge_locked_memory(kernel, task.process(), pages))?;
+    race_point!("gup: rechecked, not committed");
+    let range = BlockRange::of_bytes(file_offset, request.len);
+    let leases = AdmittingLeases::new(range, Vec::new());
+    let held_pages = pins.iter().map(Pin::range).collect();
+    let draft = HolderDraft { range, pages: held_pages, leases, holds_file: None, notify_only: false };
+    let holder = commit_holder(task, &inode, draft, object);
+    Ok(Registration::Pinned(Pinned {
+        inode,
+        holder,
+        pins,
+        read_point,
+        file_offset,
+        len: request.len,
+        held_file: None,
+        of_device: true,
+        registrant: Arc::clone(task.process()),
+    }))
 }
 
 fn commit_holder(task: &Task, inode: &Arc<Inode>, draft: HolderDraft, object: Arc<dyn PinHolder>) -> Arc<Holder> {
@@ -223,6 +261,7 @@ fn register_notify_only(
             file_offset: range.start * BLOCK,
             len: request.len,
             held_file: None,
+            of_device: false,
             registrant: Arc::clone(task.process()),
         });
     }
@@ -233,6 +272,14 @@ fn leave_gates(kernel: &Kernel, inode: &Inode, leases: &AdmittingLeases) {
         if lease.gate.leave() {
             gate_emptied(kernel, inode, &lease);
         }
+    }
+}
+
+impl Registration {
+    /// Whether it pins pages of a file through the file: what a design says of passing and of leases
+    /// concerns it.
+    pub fn pins_file(&self) -> bool {
+        matches!(self, Registration::Pinned(pinned) if !pinned.of_device)
     }
 }
 
@@ -261,7 +308,7 @@ impl Pinned {
     /// `receiver-lease`).
     pub fn is_covered_for(&self, kernel: &Kernel, pid: Pid) -> bool {
         let exclusive = kernel.axes.pin_gate == PinGate::Unbreakable;
-        LeaseTable::of(&self.inode).covers(kernel.axes.lease_rules, pid, self.holder.range, exclusive)
+        self.of_device || LeaseTable::of(&self.inode).covers(kernel.axes.lease_rules, pid, self.holder.range, exclusive)
     }
 
     /// The end of the registration: unpins every page exactly once, takes the holder off the list,

@@ -30,6 +30,7 @@ use crate::syscalls::ram_disk::RamDisk;
 use crate::syscalls::read_write::write_inode;
 use crate::vfs::inode::Inode;
 use crate::vfs::kernel::Kernel;
+use crate::vfs::memory_file::MemoryFile;
 use crate::vfs::open_file::{Deferred, Description, OpenTarget, downcast};
 use crate::vfs::process::Process;
 use crate::vfs::task::Task;
@@ -102,7 +103,8 @@ impl Task {
         })
     }
 
-    /// Submits direct I/O of `len` bytes at `offset` of the file or [`RamDisk`] open as `fd`, whose
+    /// Submits direct I/O of `len` bytes at `offset` of the file, [`MemoryFile`] or [`RamDisk`] open as
+    /// `fd`, whose
     /// buffer is the mapped memory at `va`. The pages of the buffer are held by address until the
     /// I/O ends, in every design: munmap and close do not end that. I/O of a disk with a delay ends
     /// by itself, also after its process; all other I/O ends by [`InFlightIo::complete`].
@@ -163,6 +165,15 @@ fn submit_mapped(
         if len > 0 { hold_mapped(task, (va, len), reads, HeldFor::Buffer, &mut keep) } else { Ok(()) }
     };
     let (len, due) = match description.open() {
+        OpenTarget::Object(_) if let Some(file) = MemoryFile::of(description) => {
+            task.check_direct_io(true, offset, len)?;
+            check_buffer()?;
+            let (pages, len) = file.pages_for_io(offset, len, reads)?;
+            hold_buffer(len)?;
+            let file_side = if reads { TransferSide::From } else { TransferSide::To };
+            draft.hold(file_side, HeldRun { place: HeldPlace::Pages(pages), len })?;
+            (len, None)
+        }
         OpenTarget::Object(object) => {
             let disk: Arc<RamDisk> = downcast(Arc::clone(object))?;
             check_buffer()?;

@@ -19,6 +19,7 @@ use crate::layout_change::plan::{Change, Patience};
 use crate::pinning::dma::write_short;
 use crate::pinning::gup::{pin_short, unpin_short};
 use crate::vfs::inode::Inode;
+use crate::vfs::memory_file::MemoryFile;
 use crate::vfs::task::Task;
 
 /// What `fallocate` does with the range.
@@ -54,16 +55,27 @@ impl Task {
     /// # Errors
     /// EBADF (not open for writing), EINVAL (length 0, not a file; collapse and insert: not block
     /// aligned, a range that reaches the end of the file, or an offset behind it), EFBIG, ENOSPC
-    /// (nothing changed); ETXTBSY, EDEADLK, EINTR as the design says.
+    /// (nothing changed); ETXTBSY, EDEADLK, EINTR as the design says. Of a file that is not DAX
+    /// EOPNOTSUPP for all but allocating and punching.
     pub fn fallocate(&self, fd: Fd, mode: FallocateMode, offset: u64, len: u64) -> Result<(), Errno> {
-        self.with_file(fd, |_, inode, access| {
-            if !access.write {
+        self.with_open(fd, |description| {
+            let memory_file = MemoryFile::of(description);
+            let file = match memory_file.is_some() {
+                true => None,
+                false => Some(description.opened_file()?),
+            };
+            if file.is_some_and(|(_, access)| !access.write) {
                 return Err(Errno::EBADF);
             }
             if len == 0 {
                 return Err(Errno::EINVAL);
             }
             let end = offset.checked_add(len).filter(|end| *end <= FILE_MAX).ok_or(Errno::EFBIG)?;
+            let inode = match (file, memory_file) {
+                (Some((inode, _)), _) => inode,
+                (None, Some(file)) => return allocate_in_memory(&file, mode, offset, end),
+                (None, None) => return Err(Errno::EINVAL),
+            };
             match mode {
                 FallocateMode::Allocate { keep_size } | FallocateMode::UnshareRange { keep_size } => {
                     let size_min = if keep_size { 0 } else { end };
@@ -82,6 +94,15 @@ impl Task {
                 FallocateMode::InsertRange => insert_range(self, inode, offset, len),
             }
         })
+    }
+}
+
+/// `fallocate` of a file that is not DAX, as far as tmpfs has it.
+fn allocate_in_memory(file: &MemoryFile, mode: FallocateMode, offset: u64, end: u64) -> Result<(), Errno> {
+    match mode {
+        FallocateMode::Allocate { keep_size } => file.allocate(offset, end - offset, keep_size),
+        FallocateMode::PunchHole => file.punch(offset, end),
+        _ => Err(Errno::EOPNOTSUPP),
     }
 }
 

@@ -7,7 +7,7 @@ use emulator::sync::Arc;
 
 use crate::base::errno::Errno;
 use crate::holders::in_flight_io::{HeldFor, HeldPlace, HeldRun};
-use crate::pinning::held_memory::{hold_file, hold_file_for_writing, hold_private};
+use crate::pinning::held_memory::{hold_device, hold_file, hold_file_for_writing, hold_private};
 use crate::syscalls::memory::copy_private;
 use crate::vfs::address_space::Backing;
 use crate::vfs::anon::AnonMemory;
@@ -39,21 +39,26 @@ pub(super) fn hold_mapped(
     };
     let held = match &target {
         Backing::Anon { memory, offset } => keep(in_memory(memory, *offset)),
+        Backing::Device { offset } => keep(hold_device(task, *offset, len, held_for)?),
+        Backing::Memory { file, offset } => match file.fault(*offset, len) {
+            Ok(pages) => keep(HeldRun { place: HeldPlace::Pages(pages), len }),
+            Err(_) => Err(Errno::EFAULT),
+        },
         Backing::File { description, offset } => inode(description).and_then(|inode| {
             keep(match write {
                 true => hold_file_for_writing(task, &inode, *offset, len, held_for)?,
                 false => hold_file(task, &inode, *offset, len, held_for)?,
             })
         }),
-        Backing::Private { description, pages, offset } => inode(description).and_then(|inode| match write {
-            true => match copy_private(task, &inode, pages, *offset, len) {
+        Backing::Private { description, pages, offset } => match write {
+            true => match copy_private(task, description, pages, *offset, len) {
                 Ok(()) => keep(in_memory(pages.memory(), *offset)),
                 // What a store would get as a signal.
                 Err(Errno::SIGBUS | Errno::EIO) => Err(Errno::EFAULT),
                 Err(errno) => Err(errno),
             },
-            false => hold_private(task, &inode, pages, (*offset, len), held_for, keep),
-        }),
+            false => hold_private(task, description, pages, (*offset, len), held_for, keep),
+        },
     };
     // By now the pages are listed: if this is the last reference to their file, its eviction finds
     // them.

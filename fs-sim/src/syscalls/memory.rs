@@ -10,14 +10,17 @@ use crate::base::errno::Errno;
 use crate::base::numbers::Fd;
 use crate::base::range::BlockRange;
 use crate::base::units::{ANON_MAX, BLOCK, FILE_MAX, round_up};
-use crate::extent_map::Layout;
-use crate::extent_map::lookup::is_writable;
+use crate::extent_map::lookup::{is_writable, pieces_in};
+use crate::extent_map::{Layout, Piece};
 use crate::layout_change::changes::allocate::{AllocationCause, clean_unwritten, fault_in};
 use crate::pinning::dma::{read_short, write_short};
-use crate::pinning::gup::{pin_short, unpin_short};
+use crate::pinning::gup::{is_run, pin_short, unpin_short};
 use crate::vfs::address_space::Backing;
 use crate::vfs::anon::AnonMemory;
 use crate::vfs::inode::Inode;
+use crate::vfs::lifecycle::LastReference;
+use crate::vfs::memory_file::MemoryFile;
+use crate::vfs::names::{drop_open, lookup};
 use crate::vfs::open_file::{AccessMode, Deferred, Description};
 use crate::vfs::private_pages::PrivatePages;
 use crate::vfs::task::Task;
@@ -34,10 +37,9 @@ impl Task {
                 let (inode, _) = description.file().ok_or(Errno::SIGSEGV)?;
                 load_file(self, inode, *offset, into)
             }
-            Backing::Private { description, pages, offset } => {
-                let (inode, _) = description.file().ok_or(Errno::SIGSEGV)?;
-                load_private(self, inode, pages, *offset, into)
-            }
+            Backing::Memory { file, offset } => file.fault(*offset, into.len() as u64)?.read(0, into),
+            Backing::Device { offset } => self.kernel().device.read(*offset, into).map_err(|_| Errno::SIGBUS),
+            Backing::Private { description, pages, offset } => load_private(self, description, pages, *offset, into),
         })
     }
 
@@ -75,9 +77,10 @@ impl Task {
                     }
                 }
             }
+            Backing::Memory { file, offset } => file.fault(*offset, from.len() as u64)?.write(0, from),
+            Backing::Device { offset } => self.kernel().device.write(*offset, from).map_err(|_| Errno::SIGBUS),
             Backing::Private { description, pages, offset } => {
-                let (inode, _) = description.file().ok_or(Errno::SIGSEGV)?;
-                copy_private(self, inode, pages, *offset, from.len() as u64)?;
+                copy_private(self, description, pages, *offset, from.len() as u64)?;
                 pages.memory().write(*offset, from)
             }
         })
@@ -107,7 +110,7 @@ impl Task {
             (offset, len),
             write,
             |access| access.write || !write,
-            |description| Ok(Backing::File { description, offset }),
+            |description| Ok(shared(self, description, offset)),
         )
     }
 
@@ -168,6 +171,22 @@ impl Task {
         map_memory(self, len, AnonMemory::device_dax)
     }
 
+    /// Maps the pages of the volume's own device that `len` bytes from byte `offset` (page aligned)
+    /// of the file called `name` have now, as a device-DAX device over the same memory would: the
+    /// mapping stays at these pages, whatever file has them later. Returns its address. Linux gives
+    /// a namespace to a file system or to device-DAX; a host has both of the memory of a guest.
+    ///
+    /// # Errors
+    /// ENOENT, EINVAL (alignment, length 0), ENXIO (the range is not one run of blocks), ENOMEM, EIO.
+    pub fn mmap_device(&self, name: &str, offset: u64, len: u64) -> Result<u64, Errno> {
+        self.syscall(|| {
+            let inode = lookup(self.kernel(), name, LastReference::Call(self))?;
+            let mapped = map_device(self, &inode, offset, len);
+            drop_open(self.kernel(), &inode, LastReference::Call(self));
+            mapped
+        })
+    }
+
     /// Unmaps `va..va+len`. Never waits, whatever is pinned.
     ///
     /// # Errors
@@ -178,7 +197,8 @@ impl Task {
             // ORDERING: SeqCst, after the mappings are gone and before this call returns: an
             // access that begins later sees it.
             self.process.unmaps.fetch_add(1, Ordering::SeqCst);
-            let mapped_file = mappings.iter().any(|mapping| !matches!(mapping.backing, Backing::Anon { .. }));
+            let of_open_file = |backing: &Backing| matches!(backing, Backing::File { .. } | Backing::Private { .. });
+            let mapped_file = mappings.iter().any(|mapping| of_open_file(&mapping.backing));
             let mut deferred = Deferred::default();
             for mapping in mappings {
                 mapping.put(&mut deferred);
@@ -208,7 +228,11 @@ fn map_file(
             return Err(Errno::EINVAL);
         }
         let description = task.process().fds.lock().get(fd)?.get();
-        let allowed = description.file().map(|(_, access)| match access.is_open() {
+        let access = match MemoryFile::of(&description) {
+            Some(_) => Some(AccessMode::BOTH),
+            None => description.file().map(|(_, access)| access),
+        };
+        let allowed = access.map(|access| match access.is_open() {
             true if access.read && allows(access) => Ok(()),
             true => Err(Errno::EACCES),
             false => Err(Errno::EBADF),
@@ -229,6 +253,40 @@ fn map_file(
     })
 }
 
+fn map_device(task: &Task, inode: &Inode, offset: u64, len: u64) -> Result<u64, Errno> {
+    task.kernel().mount.check()?;
+    if len == 0 || !offset.is_multiple_of(BLOCK) || offset.checked_add(len).is_none_or(|end| end > FILE_MAX) {
+        return Err(Errno::EINVAL);
+    }
+    let range = BlockRange::of_bytes(offset, len);
+    let first = inode.layout(|layout| match pieces_in(layout, range) {
+        pieces => match pieces.first() {
+            Some(Piece::Mapped(extent)) if is_run(&pieces, range, extent.block) => Some(extent.block),
+            _ => None,
+        },
+    });
+    let backing = Backing::Device { offset: first.ok_or(Errno::ENXIO)? * BLOCK };
+    task.process().mm.lock().map(len, true, backing).map_err(|(errno, _)| errno)
+}
+
+/// A shared mapping of an open file. One of a file that is not DAX needs no reference to it.
+fn shared(task: &Task, description: Arc<Description>, offset: u64) -> Backing {
+    let Some(file) = MemoryFile::of(&description) else { return Backing::File { description, offset } };
+    let mut deferred = Deferred::default();
+    description.put(&mut deferred);
+    task.run_deferred(deferred);
+    Backing::Memory { file, offset }
+}
+
+/// Loads from the pages of the open file of a private mapping.
+fn load_open(task: &Task, description: &Description, offset: u64, into: &mut [u8]) -> Result<(), Errno> {
+    match (description.file(), MemoryFile::of(description)) {
+        (Some((inode, _)), _) => load_file(task, inode, offset, into),
+        (None, Some(file)) => file.fault(offset, into.len() as u64)?.read(0, into),
+        (None, None) => Err(Errno::SIGSEGV),
+    }
+}
+
 /// Loads from a file's pages.
 fn load_file(task: &Task, inode: &Inode, offset: u64, into: &mut [u8]) -> Result<(), Errno> {
     let range = BlockRange::of_bytes(offset, into.len() as u64);
@@ -246,7 +304,7 @@ fn load_file(task: &Task, inode: &Inode, offset: u64, into: &mut [u8]) -> Result
 /// Loads from a private mapping, page by page: copies, and the file's pages where there is none.
 fn load_private(
     task: &Task,
-    inode: &Inode,
+    description: &Description,
     pages: &PrivatePages,
     offset: u64,
     mut into: &mut [u8],
@@ -257,7 +315,7 @@ fn load_private(
         let (head, tail) = into.split_at_mut(here);
         match pages.is_copied(at) {
             true => pages.memory().read(at, head)?,
-            false => load_file(task, inode, pages.in_file(at), head)?,
+            false => load_open(task, description, pages.in_file(at), head)?,
         }
         (at, into) = (at + here as u64, tail);
     }
@@ -271,7 +329,7 @@ fn load_private(
 /// SIGBUS beyond the end of the file; EIO.
 pub(crate) fn copy_private(
     task: &Task,
-    inode: &Inode,
+    description: &Description,
     pages: &PrivatePages,
     offset: u64,
     len: u64,
@@ -280,12 +338,20 @@ pub(crate) fn copy_private(
     for page in BlockRange::of_bytes(offset, len).start..BlockRange::of_bytes(offset, len).end {
         let at = page * BLOCK;
         if !pages.is_copied(at) {
-            load_file(task, inode, pages.in_file(at), &mut bytes)?;
-            let inside = || pages.in_file(at) < inode.layout(Layout::size);
+            load_open(task, description, pages.in_file(at), &mut bytes)?;
+            let inside = || pages.in_file(at) < size_of(description);
             pages.copy_in(at, &bytes, inside)?;
         }
     }
     Ok(())
+}
+
+/// The size of the open file of a private mapping.
+fn size_of(description: &Description) -> u64 {
+    match description.file() {
+        Some((inode, _)) => inode.layout(Layout::size),
+        None => MemoryFile::of(description).map_or(0, |file| file.size()),
+    }
 }
 
 /// Maps `len` bytes of memory without a file, which `make` makes.
@@ -311,7 +377,7 @@ fn through_mapping(
     task.syscall(|| {
         let target = task.process().target(va, len as u64, write).map_err(|_| Errno::SIGSEGV)?;
         let mut result = access(&target);
-        if let Backing::File { .. } = target {
+        if let Backing::File { .. } | Backing::Device { .. } = target {
             let gone = task.kernel().device_there().is_err();
             result = if gone { Err(Errno::SIGBUS) } else { result };
         }

@@ -15,6 +15,7 @@ mod held_memory;
 pub mod io_uring;
 mod layout_leases;
 mod memory;
+pub mod memory_file;
 mod names;
 pub mod open;
 mod posix_leases;

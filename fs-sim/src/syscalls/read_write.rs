@@ -21,6 +21,7 @@ use crate::layout_change::plan::Patience;
 use crate::pinning::dma::{read_short, write_short};
 use crate::pinning::gup::{pin_short, unpin_short};
 use crate::vfs::inode::Inode;
+use crate::vfs::memory_file::MemoryFile;
 use crate::vfs::task::Task;
 
 impl Task {
@@ -30,7 +31,11 @@ impl Task {
     /// # Errors
     /// EBADF (not open for reading), EINVAL (not a file), EIO.
     pub fn read(&self, fd: Fd, offset: u64, into: &mut [u8]) -> Result<usize, Errno> {
-        self.with_file(fd, |_, inode, access| {
+        self.with_open(fd, |description| {
+            if let Some(file) = MemoryFile::of(description) {
+                return file.read(offset, into);
+            }
+            let (inode, access) = description.opened_file()?;
             if !access.read {
                 return Err(Errno::EBADF);
             }
@@ -44,7 +49,11 @@ impl Task {
     /// EBADF (not open for writing), EINVAL (not a file), EFBIG, ENOSPC, EIO; where it is a layout
     /// change: ETXTBSY, EDEADLK, EINTR as the design says.
     pub fn write(&self, fd: Fd, offset: u64, from: &[u8]) -> Result<usize, Errno> {
-        self.with_file(fd, |_, inode, access| {
+        self.with_open(fd, |description| {
+            if let Some(file) = MemoryFile::of(description) {
+                return file.write(offset, from);
+            }
+            let (inode, access) = description.opened_file()?;
             if !access.write {
                 return Err(Errno::EBADF);
             }

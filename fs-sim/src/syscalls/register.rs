@@ -12,10 +12,11 @@ use crate::pinning::admission::{Admission, admission};
 use crate::pinning::anon_range::AnonRange;
 use crate::pinning::locked_memory::may_lock;
 use crate::pinning::on_demand::OnDemand;
-use crate::pinning::registration::{PinRequest, Registration, register_file};
+use crate::pinning::registration::{PinRequest, Registration, register_device, register_file};
 use crate::syscalls::memory::copy_private;
 use crate::vfs::address_space::Backing;
 use crate::vfs::anon::AnonMemory;
+use crate::vfs::memory_file::MemoryFile;
 use crate::vfs::open_file::{Deferred, Description};
 use crate::vfs::private_pages::PrivatePages;
 use crate::vfs::task::Task;
@@ -29,22 +30,28 @@ impl Task {
     /// EOPNOTSUPP if the range holds a page of a file before it holds an address that is not
     /// mapped (EFAULT). A user that the gate admits by faults is registered as by
     /// [`Task::register_on_demand`]. Pages of a private mapping are copied first, under every other
-    /// gate; they are no pages of a file.
+    /// gate; they are no pages of a file. Of a file that is not DAX, and of a mapping of the
+    /// volume's device, no gate asks anything.
     ///
     /// # Errors
-    /// EINVAL (length 0, or beyond the mapping), EFAULT (protection, or a read-only request over a
-    /// hole or past the end), EOPNOTSUPP, EPERM (the gate), EAGAIN (a layout change waits),
+    /// EINVAL (length 0, or beyond the mapping), EFAULT (protection, past the end, a read-only
+    /// request over a hole, or one for writing to a file in the page cache), EOPNOTSUPP, EPERM (the gate), EAGAIN (a layout change waits),
     /// ETXTBSY (must allocate or unshare under another process's lease), ENOMEM (locked memory, or
     /// a pin count at its bound), ENOSPC. Refused, nothing stays pinned.
     pub fn register(&self, request: PinRequest, object: Arc<dyn PinHolder>) -> Result<Registration, Errno> {
         self.syscall(|| {
             match admission(self.kernel(), request.user) {
-                Ok(Admission::OnDemand) => return on_demand(self, &request),
+                Ok(Admission::OnDemand) if !self.process().maps_ungated(request.va, request.len) => {
+                    return on_demand(self, &request);
+                }
                 Err(refusal) => refuse_file_pages(self, &request, refusal)?,
-                Ok(Admission::Pins | Admission::PinsUnder { .. } | Admission::NotifyOnly) => {}
+                Ok(_) => {}
             }
             match self.process().target(request.va, request.len, request.write)? {
                 Backing::Anon { memory, offset } => Ok(anonymous(memory, offset, request.write)),
+                Backing::Memory { file, offset } => register_memory_file(&file, offset, &request),
+                Backing::Device { offset } if request.len > 0 => register_device(self, request, offset, object),
+                Backing::Device { .. } => Err(Errno::EINVAL),
                 Backing::File { description, offset } => {
                     // The reference taken with the target covers this call; a region that keeps
                     // its file open takes its own.
@@ -66,7 +73,8 @@ impl Task {
     /// only then the mapping's rights and the end of the file matter.
     ///
     /// # Errors
-    /// EINVAL (length 0, or beyond the mapping), EIO (the device is gone).
+    /// EINVAL (length 0, or beyond the mapping), EIO (the device is gone), EOPNOTSUPP (a mapping of
+    /// the volume's device **\[chosen\]**).
     pub fn register_on_demand(&self, request: PinRequest) -> Result<Registration, Errno> {
         self.syscall(|| on_demand(self, &request))
     }
@@ -82,10 +90,7 @@ fn register_private(
     pages: &Arc<PrivatePages>,
     offset: u64,
 ) -> Result<Registration, Errno> {
-    let copied = match description.file() {
-        Some((inode, _)) => copy_private(task, inode, pages, offset, request.len),
-        None => Err(Errno::EFAULT),
-    };
+    let copied = copy_private(task, &description, pages, offset, request.len);
     let mut deferred = Deferred::default();
     description.put(&mut deferred);
     task.run_deferred(deferred);
@@ -95,6 +100,16 @@ fn register_private(
         Err(Errno::SIGBUS | Errno::EIO) => Err(Errno::EFAULT),
         Err(errno) => Err(errno),
     }
+}
+
+/// Long-term access to pages of a file that is not DAX: the registration holds them, and the file
+/// loses them to a truncate all the same. Kernel: `writable_file_mapping_allowed`.
+fn register_memory_file(file: &MemoryFile, offset: u64, request: &PinRequest) -> Result<Registration, Errno> {
+    if request.write && !file.allows_long_term_write() {
+        return Err(Errno::EFAULT);
+    }
+    let pages = file.fault(offset, request.len).map_err(|_| Errno::EFAULT)?;
+    Ok(Registration::Anonymous(AnonRange::of_pages(pages, request.write)))
 }
 
 fn anonymous(memory: Arc<AnonMemory>, offset: u64, writable: bool) -> Registration {
@@ -111,6 +126,10 @@ fn on_demand(task: &Task, request: &PinRequest) -> Result<Registration, Errno> {
         Backing::Private { description, pages, offset } => {
             register_private(task, &allowed, description, &pages, offset)
         }
+        // Each access looks up which page the file has then.
+        Backing::Memory { .. } => Ok(Registration::OnDemand(OnDemand::new(Arc::clone(task.process()), request))),
+        // A mapping of the device has no translation that a change could invalidate.
+        Backing::Device { .. } => Err(Errno::EOPNOTSUPP),
         Backing::File { description, .. } => {
             let mut deferred = Deferred::default();
             description.put(&mut deferred);

@@ -10,6 +10,7 @@ use crate::base::numbers::{Fd, Ino};
 use crate::base::range::BlockRange;
 use crate::extent_map::{FiemapExtent, Layout};
 use crate::vfs::inode::Inode;
+use crate::vfs::memory_file::MemoryFile;
 use crate::vfs::task::Task;
 
 /// What `stat` returns.
@@ -44,6 +45,18 @@ impl Task {
     /// EBADF, EINVAL (neither).
     pub fn stat(&self, fd: Fd) -> Result<FileStat, Errno> {
         self.with_named_inode(fd, |_, inode, _| Ok(FileStat::of(inode)))
+    }
+
+    /// The size in bytes of the file open as `fd`, also of one that is not DAX.
+    ///
+    /// # Errors
+    /// EBADF, EINVAL (neither).
+    pub fn file_size(&self, fd: Fd) -> Result<u64, Errno> {
+        self.with_open(fd, |description| match (description.inode(), MemoryFile::of(description)) {
+            (Some((inode, _)), _) => Ok(FileStat::of(inode).size),
+            (None, Some(file)) => Ok(file.size()),
+            (None, None) => Err(Errno::EINVAL),
+        })
     }
 
     /// The extents of the file open as `fd` in a block range, in file order.

@@ -8,12 +8,14 @@ use emulator::sync::Arc;
 use crate::base::errno::Errno;
 use crate::base::numbers::Fd;
 use crate::layout_change::changes::resize::resize;
+use crate::layout_change::publication::take_private_copies;
 use crate::leases::posix::breaking::break_posix_leases;
 use crate::leases::posix::table::{LeaseBreaker, PosixLeases};
 use crate::vfs::inode::Inode;
 use crate::vfs::lifecycle::LastReference;
+use crate::vfs::memory_file::MemoryFile;
 use crate::vfs::names::{drop_open, lookup};
-use crate::vfs::open_file::AccessMode;
+use crate::vfs::open_file::{AccessMode, Description};
 use crate::vfs::task::Task;
 
 impl Task {
@@ -46,7 +48,11 @@ impl Task {
     /// which can only be a write delegation of this open file: the break of it continues); ETXTBSY,
     /// EDEADLK, EINTR as the design says.
     pub fn ftruncate(&self, fd: Fd, size: u64) -> Result<(), Errno> {
-        self.with_file(fd, |_, inode, access| {
+        self.with_open(fd, |description| {
+            if let Some(file) = MemoryFile::of(description) {
+                return resize_memory_file(self, &file, size);
+            }
+            let (inode, access) = description.opened_file()?;
             if !access.write {
                 return Err(Errno::EINVAL);
             }
@@ -54,6 +60,14 @@ impl Task {
             resize(self, inode, size)
         })
     }
+}
+
+/// A file that is not DAX loses its pages at once, whatever holds them.
+fn resize_memory_file(task: &Task, file: &Arc<MemoryFile>, size: u64) -> Result<(), Errno> {
+    file.set_size(size)?;
+    let is_open = |description: &Description| MemoryFile::of(description).is_some_and(|of| Arc::ptr_eq(&of, file));
+    take_private_copies(task.kernel(), &is_open, size);
+    Ok(())
 }
 
 /// `O_TRUNC`: the caller counts as a writer meanwhile, however it opens the file. It does not wait

@@ -12,7 +12,7 @@ use crate::base::errno::Errno;
 use crate::base::numbers::DescriptionId;
 use crate::base::units::{BLOCK, round_up};
 use crate::vfs::anon::AnonMemory;
-use crate::vfs::inode::Inode;
+use crate::vfs::memory_file::MemoryFile;
 use crate::vfs::open_file::{Deferred, Description};
 use crate::vfs::private_pages::PrivatePages;
 
@@ -33,6 +33,18 @@ pub enum Backing {
         /// The copies.
         pages: Arc<PrivatePages>,
         /// Byte offset in the copies' memory.
+        offset: u64,
+    },
+    /// A shared mapping of a file that is not DAX, from this byte offset (a multiple of 4 KiB) on.
+    Memory {
+        /// The file.
+        file: Arc<MemoryFile>,
+        /// Byte offset in the file.
+        offset: u64,
+    },
+    /// The volume's own device, from this byte on: device-DAX.
+    Device {
+        /// Byte offset on the device.
         offset: u64,
     },
     /// Anonymous memory, from this byte offset on.
@@ -67,6 +79,8 @@ impl Backing {
             Backing::Private { description, pages, offset } => {
                 Backing::Private { description: description.get(), pages: Arc::clone(pages), offset: offset + delta }
             }
+            Backing::Memory { file, offset } => Backing::Memory { file: Arc::clone(file), offset: offset + delta },
+            Backing::Device { offset } => Backing::Device { offset: offset + delta },
             Backing::Anon { memory, offset } => Backing::Anon { memory: Arc::clone(memory), offset: offset + delta },
         }
     }
@@ -109,7 +123,7 @@ impl Default for AddressSpace {
 impl AddressSpace {
     /// Bytes of anonymous memory mapped, with what private mappings can copy.
     pub(crate) fn anonymous(&self) -> u64 {
-        let anonymous = |mapping: &&Mapping| !matches!(mapping.backing, Backing::File { .. });
+        let anonymous = |mapping: &&Mapping| matches!(mapping.backing, Backing::Private { .. } | Backing::Anon { .. });
         self.mappings.values().filter(anonymous).map(|mapping| mapping.len).sum()
     }
 
@@ -117,7 +131,7 @@ impl AddressSpace {
     pub(crate) fn maps(&self, id: DescriptionId) -> bool {
         let held = |mapping: &Mapping| match &mapping.backing {
             Backing::File { description, .. } | Backing::Private { description, .. } => description.id() == id,
-            Backing::Anon { .. } => false,
+            Backing::Memory { .. } | Backing::Device { .. } | Backing::Anon { .. } => false,
         };
         self.mappings.values().any(held)
     }
@@ -175,12 +189,17 @@ impl AddressSpace {
             let mapping = self.find(at, 1).ok_or(Errno::EFAULT)?;
             match &mapping.backing {
                 Backing::File { .. } => return Err(refusal),
-                Backing::Private { pages, offset, .. } if !pages.is_copied(offset + (at - mapping.start)) => {
+                Backing::Private { description, pages, offset }
+                    if description.file().is_some() && !pages.is_copied(offset + (at - mapping.start)) =>
+                {
                     return Err(refusal);
                 }
+                Backing::Memory { file, .. } if write && !file.allows_long_term_write() => return Err(Errno::EFAULT),
                 _ if write && !mapping.write => return Err(Errno::EFAULT),
                 Backing::Private { .. } => at = (at / BLOCK + 1) * BLOCK,
-                Backing::Anon { .. } => at = mapping.start + mapping.len,
+                Backing::Memory { .. } | Backing::Device { .. } | Backing::Anon { .. } => {
+                    at = mapping.start + mapping.len;
+                }
             }
         }
         Ok(())
@@ -232,11 +251,12 @@ impl AddressSpace {
         AddressSpace { mappings, next: self.next }
     }
 
-    /// The file of `inode` ends at `size` now: copies behind it in private mappings are gone.
-    pub(crate) fn truncated(&self, inode: &Inode, size: u64) {
+    /// The file that `is_open` finds open ends at `size` now: copies behind it in private mappings
+    /// are gone.
+    pub(crate) fn truncated(&self, is_open: &dyn Fn(&Description) -> bool, size: u64) {
         for mapping in self.mappings.values() {
             let Backing::Private { description, pages, .. } = &mapping.backing else { continue };
-            if description.file().is_some_and(|(of, _)| std::ptr::eq(Arc::as_ptr(of), inode)) {
+            if is_open(description) {
                 pages.truncated(size);
             }
         }

@@ -29,6 +29,8 @@ pub(crate) enum Slot {
     Programs,
     /// On the kernel: how many bytes its plain disks have.
     DiskBytes,
+    /// On the kernel: how many bytes the pages of its memory files have.
+    MemoryFileBytes,
     /// On the kernel: requests in flight that no process ends.
     OwnerlessIo,
     /// On the kernel: the inodes on which tasks wait, with all pages open, for I/O in flight.

@@ -21,6 +21,7 @@ pub mod inode;
 pub mod kernel;
 pub(crate) mod layout_turn;
 pub(crate) mod lifecycle;
+pub mod memory_file;
 pub mod names;
 pub mod open_file;
 pub mod private_pages;

@@ -140,6 +140,18 @@ impl Description {
         self.inode().filter(|(inode, _)| !inode.is_directory())
     }
 
+    /// The file, for a call that works on its contents.
+    ///
+    /// # Errors
+    /// EINVAL (no file), EISDIR, EBADF (only named by `O_PATH`).
+    pub(crate) fn opened_file(&self) -> Result<(&Arc<Inode>, AccessMode), Errno> {
+        match self.inode().ok_or(Errno::EINVAL)? {
+            (inode, _) if inode.is_directory() => Err(Errno::EISDIR),
+            (_, access) if !access.is_open() => Err(Errno::EBADF),
+            file => Ok(file),
+        }
+    }
+
     /// The file or the directory, if it is one of them.
     pub fn inode(&self) -> Option<(&Arc<Inode>, AccessMode)> {
         match &self.open {

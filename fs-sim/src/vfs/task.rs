@@ -105,9 +105,8 @@ impl Task {
         fd: Fd,
         body: impl FnOnce(&Arc<Description>, &Arc<Inode>, AccessMode) -> Result<R, Errno>,
     ) -> Result<R, Errno> {
-        self.with_named_file(fd, |description, inode, access| match access.is_open() {
-            true => body(description, inode, access),
-            false => Err(Errno::EBADF),
+        self.with_open(fd, |description| {
+            description.opened_file().and_then(|(inode, access)| body(description, inode, access))
         })
     }
 
@@ -123,30 +122,27 @@ impl Task {
         })
     }
 
-    /// As [`Task::with_file`], for calls that an `O_PATH` descriptor allows too (`fdget_raw`).
-    pub(crate) fn with_named_file<R>(
-        &self,
-        fd: Fd,
-        body: impl FnOnce(&Arc<Description>, &Arc<Inode>, AccessMode) -> Result<R, Errno>,
-    ) -> Result<R, Errno> {
-        self.with_named_inode(fd, |description, inode, access| match inode.is_directory() {
-            true => Err(Errno::EISDIR),
-            false => body(description, inode, access),
-        })
-    }
-
-    /// As [`Task::with_named_file`], for calls on the directory too.
+    /// As [`Task::with_inode`], for calls that an `O_PATH` descriptor allows too (`fdget_raw`).
     pub(crate) fn with_named_inode<R>(
         &self,
         fd: Fd,
         body: impl FnOnce(&Arc<Description>, &Arc<Inode>, AccessMode) -> Result<R, Errno>,
     ) -> Result<R, Errno> {
+        self.with_open(fd, |description| match description.inode() {
+            Some((inode, access)) => body(description, inode, access),
+            None => Err(Errno::EINVAL),
+        })
+    }
+
+    /// As [`Task::with_file`], whatever is open.
+    pub(crate) fn with_open<R>(
+        &self,
+        fd: Fd,
+        body: impl FnOnce(&Arc<Description>) -> Result<R, Errno>,
+    ) -> Result<R, Errno> {
         self.syscall(|| {
             let description = self.process.fds.lock().get(fd)?.get();
-            let result = match description.inode() {
-                Some((inode, access)) => body(&description, inode, access),
-                None => Err(Errno::EINVAL),
-            };
+            let result = body(&description);
             let mut deferred = Deferred::default();
             description.put(&mut deferred);
             self.run_deferred(deferred);

@@ -142,8 +142,11 @@ impl Mr {
 
     /// Releases `memory`, which the region held. The task that drained the region calls this once.
     pub(crate) fn release(&self, memory: Registration, deferred: &mut Deferred) {
+        let pins_file = memory.pins_file();
         if let Registration::Pinned(pinned) = memory {
             pinned.release(self.owner.kernel(), deferred);
+        }
+        if pins_file {
             self.owner.file_pin_gone();
         }
         self.set_released();

@@ -123,7 +123,7 @@ impl Context {
         let mr = Arc::new(Mr::new(key, pd.number(), access, va, len, Arc::clone(self) as Arc<dyn ObjectOwner>));
         let memory = self.register_memory(task, &mr).inspect_err(|_| self.nic().regions.cancel(key))?;
         race_point!("reg_mr: committed, not stored");
-        let pins_file = matches!(memory, Registration::Pinned(_));
+        let pins_file = memory.pins_file();
         if pins_file {
             self.file_pin_made();
         }

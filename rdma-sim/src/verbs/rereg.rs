@@ -103,7 +103,7 @@ impl Context {
     fn new_memory(&self, task: &Task, new: &Arc<Mr>, deferred: &mut Deferred) -> Result<Registration, Errno> {
         let memory = self.register_memory(task, new)?;
         race_point!("rereg_mr: committed, not stored");
-        if matches!(memory, Registration::Pinned(_)) {
+        if memory.pins_file() {
             self.file_pin_made();
             if self.denies_file_pins(task) {
                 new.release(memory, deferred);

@@ -241,6 +241,10 @@ operations! {
     "Files" {
         Open "open" { file: FileName, access: OpenAccess, flags: OpenFlagWords } -> Binding(BindingKind::Fd), Linux
             "Opens a file, or by the name `.` the directory; `path` is O_PATH.";
+        Memfd "memfd" { length: Bytes } -> Binding(BindingKind::Fd), Linux
+            "Makes and opens a file of tmpfs, without a name and full of zeros (memfd_create). Its pages are ordinary memory: long-term pins of them need no lease, and no change of the file waits for them.";
+        Tmpfile "tmpfile" { length: Bytes } -> Binding(BindingKind::Fd), Linux
+            "As `memfd`, in a file system without DAX (O_TMPFILE): its pages are page cache, and a long-term pin for writing is EFAULT.";
         Read "read" { fd: FdName, range: DataRange } -> Bytes, Linux
             "Reads. The value tells the bytes: `a` if all are that, `a:4KiB,zeros:4KiB` if not, `eof` if none.";
         Write "write" { fd: FdName, range: DataRange, byte: u8 } -> Nothing, Linux
@@ -323,6 +327,8 @@ operations! {
             "Maps anonymous shared memory.";
         MmapDevDax "mmap_devdax" { length: Bytes } -> Binding(BindingKind::Map), Simulation
             "Maps device-DAX memory: a device of its own, without a file system whose layout could change.";
+        MmapDevice "mmap_device" { file: FileName, range: ByteRange } -> Binding(BindingKind::Map), Simulation
+            "Maps the pages of the volume's own device under a range of a file, as device-DAX over the same memory would, and stays at them: no lease is asked for their pins, which count all the same. ENXIO if the range is not one run of blocks.";
         Munmap "munmap" { map: MapName, range: Option<ByteRange> } -> Nothing, Linux
             "Unmaps a mapping, or a part of it.";
         Load "load" { map: MapName, range: DataRange } -> Bytes, Linux

@@ -46,6 +46,8 @@ pub(super) fn is_calm(verb: Verb) -> bool {
     matches!(
         verb,
         Verb::Dup
+            | Verb::Memfd
+            | Verb::Tmpfile
             | Verb::Read
             | Verb::Write
             | Verb::Fallocate
@@ -143,6 +145,8 @@ pub(super) fn translate(op: &Op, who: &str, dir: &Path, names: &ScenarioNames) -
         Op::Open { file: name, access, flags } => {
             ChildRequest::Open { path: path_of_any(dir, name)?, flags: open_flags(*access, *flags) }
         }
+        Op::Memfd { length } => ChildRequest::Memfd { size: signed(length.0) },
+        Op::Tmpfile { length } => ChildRequest::Tmpfile { folder: path_of_any(dir, ".")?, size: signed(length.0) },
         Op::Read { fd, range } => {
             ChildRequest::Read { fd: names.fd(fd)?, offset: signed(range.offset), len: range.len }
         }

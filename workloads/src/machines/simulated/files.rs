@@ -9,6 +9,7 @@ use fs_sim::holders::in_flight_io::Transfer;
 use fs_sim::syscalls::direct_io::IoDirection;
 use fs_sim::syscalls::fallocate::FallocateMode;
 use fs_sim::syscalls::open::OpenFlags;
+use fs_sim::vfs::memory_file::MemoryFileKind;
 use fs_sim::vfs::open_file::AccessMode;
 use fs_sim::{Errno, Task};
 
@@ -24,6 +25,10 @@ pub(super) fn perform(call: &Call, task: &Task) -> Result<Reply, CallFailure> {
     match &call.op {
         Op::Open { file, access, flags } => {
             return Reply::made(Thing::Fd(task.open(file, open_flags(*access, *flags))?));
+        }
+        Op::Memfd { length } => return Reply::made(Thing::Fd(task.memory_file(MemoryFileKind::Shmem, length.0)?)),
+        Op::Tmpfile { length } => {
+            return Reply::made(Thing::Fd(task.memory_file(MemoryFileKind::PageCache, length.0)?));
         }
         Op::Read { fd, range } => {
             let ByteRange { offset, len } = **range;
@@ -55,7 +60,7 @@ pub(super) fn perform(call: &Call, task: &Task) -> Result<Reply, CallFailure> {
         Op::Chmod { file } => task.chmod(file, MODE)?,
         Op::Utime { file } => task.utime(file)?,
         Op::Stat { file } => return Reply::value(Size(task.stat_name(file)?.size).to_string()),
-        Op::Fstat { fd } => return Reply::value(Size(task.stat(call.fd(fd)?)?.size).to_string()),
+        Op::Fstat { fd } => return Reply::value(Size(task.file_size(call.fd(fd)?)?).to_string()),
         Op::Exec { file } => {
             let program = task.exec(file)?;
             return Reply::made(Thing::Program(Arc::new(Mutex::new(Some(program)))));

@@ -125,6 +125,10 @@ fn memory(call: &Call, task: &Task) -> Result<Reply, CallFailure> {
             let (va, _) = task.mmap_device_dax(length.0)?;
             return Reply::made(Thing::Map { va, len: length.0 });
         }
+        Op::MmapDevice { file, range } => {
+            let va = task.mmap_device(file, range.offset, range.len)?;
+            return Reply::made(Thing::Map { va, len: range.len });
+        }
         Op::Munmap { map, range } => {
             let (va, len) = call.map(map)?;
             let part = range.unwrap_or(ByteRange { offset: 0, len });

@@ -9,6 +9,7 @@ use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd, IntoRawFd, OwnedFd};
 
 use emulator::sync::machine::{AtomicU64, Ordering};
+use rustix::fs::{MemfdFlags, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::net::RecvFlags;
 use rustix::process::Uid;
@@ -42,6 +43,11 @@ pub(super) fn perform(request: ChildRequest, fds: Vec<OwnedFd>) -> CallResult {
         ChildRequest::Send { fd } => done(send(fd, &fds)),
         ChildRequest::Receive => receive(),
         ChildRequest::Open { path, flags } => open(&path, flags),
+        ChildRequest::Memfd { size } => unnamed(rustix::fs::memfd_create("scenario", MemfdFlags::CLOEXEC), size),
+        ChildRequest::Tmpfile { folder, size } => {
+            let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+            unnamed(rustix::fs::open(folder, flags, Mode::RUSR | Mode::WUSR), size)
+        }
         ChildRequest::Read { fd, offset, len } => read(fd, offset, len),
         ChildRequest::Write { fd, offset, len, byte } => write(fd, offset, len, byte),
         ChildRequest::Truncate { path, size } => truncate(path, size),
@@ -102,6 +108,13 @@ fn dup2(from: i32, to: i32) -> Result<(), Errno> {
         -1 => Err(last_errno()),
         _ => Ok(()),
     }
+}
+
+/// Gives a file that was just made its size.
+fn unnamed(made: Result<OwnedFd, Errno>, size: i64) -> CallResult {
+    let size = u64::try_from(size).map_err(|_| Errno::INVAL)?;
+    let fd = made.and_then(|fd| rustix::fs::ftruncate(&fd, size).map(|()| fd))?;
+    Ok(ChildValue::Number(fd.into_raw_fd().into()))
 }
 
 fn open(path: &str, flags: i32) -> CallResult {

@@ -36,6 +36,10 @@ pub(crate) enum ChildRequest {
     Receive,
     /// `openat(2)` with these flags.
     Open { path: String, flags: i32 },
+    /// `memfd_create(2)`, and `ftruncate(2)` to this size.
+    Memfd { size: i64 },
+    /// `openat(2)` with O_TMPFILE in this folder, and `ftruncate(2)` to this size.
+    Tmpfile { folder: String, size: i64 },
     /// `pread(2)`.
     Read { fd: i32, offset: i64, len: u64 },
     /// `pwrite(2)`.
