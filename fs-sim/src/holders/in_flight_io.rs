@@ -25,8 +25,8 @@ use crate::vfs::attachments::{Attachment, Slot};
 use crate::vfs::fd_holders::FdHolders;
 use crate::vfs::inode::Inode;
 use crate::vfs::kernel::Kernel;
-use crate::vfs::memory_file::PageRun;
 use crate::vfs::open_file::Description;
+use crate::vfs::page_run::PageRun;
 use crate::vfs::process::Process;
 
 /// What a request transfers.

@@ -9,7 +9,7 @@ use emulator::sync::Arc;
 use crate::base::atomic_op::AtomicOp;
 use crate::base::errno::Errno;
 use crate::vfs::anon::AnonMemory;
-use crate::vfs::memory_file::PageRun;
+use crate::vfs::page_run::PageRun;
 
 /// Where a range has its bytes.
 #[derive(Debug)]

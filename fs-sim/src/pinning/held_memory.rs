@@ -131,9 +131,11 @@ pub(crate) fn hold_private(
             to += BLOCK;
         }
         let here = to.min(end) - at;
-        keep(match copied {
-            true => HeldRun { place: HeldPlace::Memory { memory: Arc::clone(pages.memory()), offset: at }, len: here },
-            false => hold_open(task, description, pages.in_file(at), here, held_for)?,
+        keep(match copied.then(|| pages.copies(at, here)) {
+            Some(Some(copies)) => HeldRun { place: HeldPlace::Pages(copies), len: here },
+            // A truncate has taken one meanwhile.
+            Some(None) => continue,
+            None => hold_open(task, description, pages.in_file(at), here, held_for)?,
         })?;
         at += here;
     }

@@ -31,8 +31,9 @@ use crate::pinning::registration::PinRequest;
 use crate::vfs::address_space::Backing;
 use crate::vfs::inode::Inode;
 use crate::vfs::kernel::Kernel;
-use crate::vfs::memory_file::{MemoryFile, PageRun};
+use crate::vfs::memory_file::MemoryFile;
 use crate::vfs::open_file::Deferred;
+use crate::vfs::page_run::PageRun;
 use crate::vfs::process::Process;
 
 /// Whether an access stores into the range.

@@ -52,7 +52,7 @@ pub(super) fn hold_mapped(
         }),
         Backing::Private { description, pages, offset } => match write {
             true => match copy_private(task, description, pages, *offset, len) {
-                Ok(()) => keep(in_memory(pages.memory(), *offset)),
+                Ok(pages) => keep(HeldRun { place: HeldPlace::Pages(pages), len }),
                 // What a store would get as a signal.
                 Err(Errno::SIGBUS | Errno::EIO) => Err(Errno::EFAULT),
                 Err(errno) => Err(errno),

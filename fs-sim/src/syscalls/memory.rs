@@ -22,6 +22,7 @@ use crate::vfs::lifecycle::LastReference;
 use crate::vfs::memory_file::MemoryFile;
 use crate::vfs::names::{drop_open, lookup};
 use crate::vfs::open_file::{AccessMode, Deferred, Description};
+use crate::vfs::page_run::PageRun;
 use crate::vfs::private_pages::PrivatePages;
 use crate::vfs::task::Task;
 
@@ -80,8 +81,7 @@ impl Task {
             Backing::Memory { file, offset } => file.fault(*offset, from.len() as u64)?.write(0, from),
             Backing::Device { offset } => self.kernel().device.write(*offset, from).map_err(|_| Errno::SIGBUS),
             Backing::Private { description, pages, offset } => {
-                copy_private(self, description, pages, *offset, from.len() as u64)?;
-                pages.memory().write(*offset, from)
+                copy_private(self, description, pages, *offset, from.len() as u64)?.write(0, from)
             }
         })
     }
@@ -313,9 +313,9 @@ fn load_private(
     while !into.is_empty() {
         let here = (BLOCK - at % BLOCK).min(into.len() as u64) as usize;
         let (head, tail) = into.split_at_mut(here);
-        match pages.is_copied(at) {
-            true => pages.memory().read(at, head)?,
-            false => load_open(task, description, pages.in_file(at), head)?,
+        match pages.copies(at, here as u64) {
+            Some(copy) => copy.read(0, head)?,
+            None => load_open(task, description, pages.in_file(at), head)?,
         }
         (at, into) = (at + here as u64, tail);
     }
@@ -323,7 +323,7 @@ fn load_private(
 }
 
 /// Copies the pages of a private mapping that hold `len` bytes from `offset` on, but for those that
-/// are copies. A hole is copied as zeros, and nothing is allocated in the file.
+/// are copies, and returns the copies. A hole is copied as zeros, and nothing is allocated in the file.
 ///
 /// # Errors
 /// SIGBUS beyond the end of the file; EIO.
@@ -333,17 +333,22 @@ pub(crate) fn copy_private(
     pages: &PrivatePages,
     offset: u64,
     len: u64,
-) -> Result<(), Errno> {
+) -> Result<PageRun, Errno> {
     let mut bytes = vec![0; BLOCK as usize];
-    for page in BlockRange::of_bytes(offset, len).start..BlockRange::of_bytes(offset, len).end {
-        let at = page * BLOCK;
-        if !pages.is_copied(at) {
-            load_open(task, description, pages.in_file(at), &mut bytes)?;
-            let inside = || pages.in_file(at) < size_of(description);
-            pages.copy_in(at, &bytes, inside)?;
+    loop {
+        for page in BlockRange::of_bytes(offset, len).start..BlockRange::of_bytes(offset, len).end {
+            let at = page * BLOCK;
+            if !pages.is_copied(at) {
+                load_open(task, description, pages.in_file(at), &mut bytes)?;
+                let inside = || pages.in_file(at) < size_of(description);
+                pages.copy_in(at, &bytes, inside)?;
+            }
+        }
+        // A truncate may have taken a copy meanwhile: then the file is shorter, or has grown anew.
+        if let Some(copies) = pages.copies(offset, len) {
+            return Ok(copies);
         }
     }
-    Ok(())
 }
 
 /// The size of the open file of a private mapping.

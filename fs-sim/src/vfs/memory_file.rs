@@ -14,13 +14,12 @@ use std::collections::BTreeMap;
 use emulator::sync::atomic::{AtomicU64, Ordering};
 use emulator::sync::{Arc, Mutex};
 
-use crate::base::atomic_op::AtomicOp;
 use crate::base::errno::Errno;
 use crate::base::units::{BLOCK, FILE_MAX};
-use crate::vfs::anon::AnonMemory;
 use crate::vfs::attachments::{Attachment, Slot};
 use crate::vfs::kernel::Kernel;
 use crate::vfs::open_file::{Deferred, Description, OpenObject, OpenTarget, Passing, downcast};
+use crate::vfs::page_run::{MemoryPage, PageRun};
 
 /// How many bytes of pages the memory files of one machine have at most: 256 MiB **\[chosen\]**.
 pub const MEMORY_FILES_MAX: u64 = 256 << 20;
@@ -35,19 +34,6 @@ pub enum MemoryFileKind {
     Shmem,
 }
 
-/// One page. Counts in the machine's bound until its last holder is gone.
-#[derive(Debug)]
-struct FilePage {
-    bytes: AnonMemory,
-    of_all: Arc<AtomicU64>,
-}
-
-impl Drop for FilePage {
-    fn drop(&mut self) {
-        self.of_all.fetch_sub(BLOCK, Ordering::Relaxed);
-    }
-}
-
 /// Of the kernel: how many bytes the pages of its memory files have.
 #[derive(Debug, Default)]
 pub(crate) struct MemoryFileBytes(Arc<AtomicU64>);
@@ -59,7 +45,7 @@ impl Attachment for MemoryFileBytes {
 #[derive(Debug, Default)]
 struct FileMap {
     size: u64,
-    pages: BTreeMap<u64, Arc<FilePage>>,
+    pages: BTreeMap<u64, Arc<MemoryPage>>,
 }
 
 impl FileMap {
@@ -80,61 +66,6 @@ pub struct MemoryFile {
     kind: MemoryFileKind,
     map: Mutex<FileMap>,
     of_all: Arc<AtomicU64>,
-}
-
-/// Pages that were a memory file's when they were taken, and stay what they are.
-#[derive(Clone, Debug)]
-pub struct PageRun {
-    pages: Vec<Arc<FilePage>>,
-    /// Byte offset in the first page of the run's first byte.
-    start: u64,
-}
-
-impl PageRun {
-    /// Calls `each` with the page, the offset in it, and the range of the access's bytes, for every
-    /// page of `len` bytes from `offset` of the run on.
-    fn split(
-        &self,
-        offset: u64,
-        len: usize,
-        mut each: impl FnMut(&AnonMemory, u64, std::ops::Range<usize>) -> Result<(), Errno>,
-    ) -> Result<(), Errno> {
-        let mut at = self.start.checked_add(offset).ok_or(Errno::EFAULT)?;
-        let mut done = 0;
-        while done < len {
-            let page = usize::try_from(at / BLOCK).ok().and_then(|page| self.pages.get(page)).ok_or(Errno::EFAULT)?;
-            let here = ((BLOCK - at % BLOCK) as usize).min(len - done);
-            each(&page.bytes, at % BLOCK, done..done + here)?;
-            (at, done) = (at + here as u64, done + here);
-        }
-        Ok(())
-    }
-
-    /// Copies out from byte `offset` of the run.
-    ///
-    /// # Errors
-    /// EFAULT if the range leaves the run's pages.
-    pub fn read(&self, offset: u64, into: &mut [u8]) -> Result<(), Errno> {
-        self.split(offset, into.len(), |page, at, part| page.read(at, &mut into[part]))
-    }
-
-    /// Copies in at byte `offset` of the run.
-    ///
-    /// # Errors
-    /// EFAULT if the range leaves the run's pages.
-    pub fn write(&self, offset: u64, from: &[u8]) -> Result<(), Errno> {
-        self.split(offset, from.len(), |page, at, part| page.write(at, &from[part]))
-    }
-
-    /// A device's atomic on the 8 aligned bytes at `offset` of the run.
-    ///
-    /// # Errors
-    /// As [`AnonMemory::atomic`].
-    pub fn atomic(&self, offset: u64, op: AtomicOp) -> Result<u64, Errno> {
-        let at = self.start.checked_add(offset).ok_or(Errno::EFAULT)?;
-        let page = usize::try_from(at / BLOCK).ok().and_then(|page| self.pages.get(page)).ok_or(Errno::EFAULT)?;
-        page.bytes.atomic(at % BLOCK, op)
-    }
 }
 
 impl MemoryFile {
@@ -292,11 +223,11 @@ impl MemoryFile {
         let fits = |all: u64| all.checked_add(bytes).filter(|all| *all <= MEMORY_FILES_MAX);
         self.of_all.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).ok()?;
         for page in missing {
-            let made = FilePage { bytes: AnonMemory::new(BLOCK as usize), of_all: Arc::clone(&self.of_all) };
+            let made = MemoryPage::new(Some(Arc::clone(&self.of_all)));
             map.pages.insert(page, Arc::new(made));
         }
         let pages = pages.filter_map(|page| map.pages.get(&page).cloned()).collect();
-        Some(PageRun { pages, start: offset % BLOCK })
+        Some(PageRun::new(pages, offset % BLOCK))
     }
 }
 

@@ -24,6 +24,7 @@ pub(crate) mod lifecycle;
 pub mod memory_file;
 pub mod names;
 pub mod open_file;
+pub mod page_run;
 pub mod private_pages;
 pub mod process;
 pub(crate) mod signal_owner;

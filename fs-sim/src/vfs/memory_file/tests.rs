@@ -6,6 +6,7 @@ use emulator::sync::atomic::AtomicU64;
 use proptest::prelude::*;
 
 use super::*;
+use crate::base::atomic_op::AtomicOp;
 
 /// The longest offset of a call: somewhat more than five pages.
 const REACH: u64 = 5 * BLOCK + 100;
