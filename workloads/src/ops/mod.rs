@@ -27,22 +27,6 @@ fn cell(text: &str) -> String {
     text.replace('|', "\\|")
 }
 
-/// Every operation of scenarios as the reference page in `docs/scenarios.md` lists it: a table for
-/// each section, in Markdown.
-pub fn reference() -> String {
-    let mut page = String::new();
-    let mut section = "";
-    for verb in Verb::ALL.iter().filter(|verb| verb.is_for_scripts()) {
-        if verb.section() != section {
-            section = verb.section();
-            page += &format!("\n### {section}\n\n| operation | on Linux | what it does |\n|---|---|---|\n");
-        }
-        let linux = if verb.on() == RunsOn::Simulation { "" } else { "yes" };
-        page += &format!("| `{}` | {linux} | {} |\n", cell(&verb.usage()), cell(verb.doc()));
-    }
-    page
-}
-
 /// Every request of `daxlab ctl` as the reference in `docs/attach-qemu.md` lists it: a table in
 /// Markdown.
 pub fn server_reference() -> String {
@@ -105,26 +89,6 @@ mod tests {
         for verb in Verb::ALL.iter().filter(|verb| verb.is_for_servers()) {
             assert!(verb.params().iter().all(|parameter| parameter.doc.is_some()), "{verb}");
         }
-    }
-
-    /// Compares the table between two marks of the page `file`, or rewrites it.
-    fn page_lists(file: &str, table: &str) {
-        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs").join(file);
-        let page = std::fs::read_to_string(&path).unwrap();
-        let (before, listed) = page.split_once("checked by a test -->\n").unwrap();
-        let (listed, after) = listed.split_once("\n<!-- end -->").unwrap();
-        if std::env::var_os("DAXLAB_WRITE_REFERENCE").is_some() {
-            let page = format!("{before}checked by a test -->\n{}\n<!-- end -->{after}", table.trim_end());
-            std::fs::write(path, page).unwrap();
-            return;
-        }
-        assert!(listed == table.trim_end(), "{file} is out of date: run this test with DAXLAB_WRITE_REFERENCE=1");
-    }
-
-    #[test]
-    fn the_reference_pages_list_this_table() {
-        page_lists("scenarios.md", &reference());
-        page_lists("attach-qemu.md", &server_reference());
     }
 
     #[test]
