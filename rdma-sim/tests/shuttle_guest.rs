@@ -6,7 +6,7 @@
 #![cfg(daxlab_shuttle)]
 #![allow(clippy::unwrap_used, reason = "helpers of tests panic as tests do")]
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
+mod schedules;
 
 use emulator::World;
 use emulator::device::Device;
@@ -17,8 +17,7 @@ use fs_sim::pinning::guest_export::{Exposure, GuestMapping};
 use fs_sim::syscalls::open::OpenFlags;
 use fs_sim::vfs::signals::{Disposition, Signal};
 use fs_sim::{Errno, Kernel, KernelConfig, Sabotage};
-use shuttle::Runner;
-use shuttle::scheduler::{PctScheduler, RandomScheduler};
+use schedules::{failure, seeds};
 
 const PAGE: u64 = 4096;
 const BLOCKS: u64 = 2;
@@ -44,20 +43,22 @@ impl Frontend {
 
 /// What the schedule does to the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum QpEvent {
+enum RaceEvent {
     Truncate,
     Exit,
 }
 
-fn config(preset: &str, sabotage: Sabotage) -> KernelConfig {
+/// The race under a preset.
+fn body(event: RaceEvent, preset: &str, sabotage: Sabotage) -> impl Fn() + Send + Sync + 'static {
     let axes = presets().iter().find(|found| found.name == preset).expect("a preset").axes;
-    KernelConfig::new(axes).sabotaged_for_tests(sabotage)
+    let config = KernelConfig::new(axes).sabotaged_for_tests(sabotage);
+    move || guest_against(event, config)
 }
 
 /// A server exports its file and a guest maps it for a while. Meanwhile a stranger truncates the
 /// file, or another thread ends the server. While the guest has the blocks mapped they belong to
 /// the file.
-fn guest_against(event: QpEvent, config: KernelConfig) {
+fn guest_against(event: RaceEvent, config: KernelConfig) {
     let leases = usize::from(matches!(config.axes.pin_gate, PinGate::Lease | PinGate::Unbreakable));
     let device = Device::memory(2 << 20).unwrap();
     let kernel = Kernel::new(Arc::new(World::manual(1)), device, config).unwrap();
@@ -68,7 +69,7 @@ fn guest_against(event: QpEvent, config: KernelConfig) {
 
     let (stranger, another) = (kernel.spawn(), server.thread());
     let happening = thread::spawn(move || {
-        if event == QpEvent::Truncate {
+        if event == RaceEvent::Truncate {
             let truncated = stranger.truncate("data", 0);
             assert!(matches!(truncated, Ok(()) | Err(Errno::ETXTBSY)), "{truncated:?}");
         } else {
@@ -87,7 +88,7 @@ fn guest_against(event: QpEvent, config: KernelConfig) {
             assert!(matches!(export.flush(&kernel), Ok(()) | Err(Errno::EIO)));
         }
         assert_eq!(export.exposure(&kernel), Exposure::default(), "while it is mapped");
-        if event == QpEvent::Exit {
+        if event == RaceEvent::Exit {
             server.exit();
             happening.join().unwrap();
             let held = kernel.named("data").unwrap().leases().len();
@@ -111,38 +112,12 @@ fn guest_against(event: QpEvent, config: KernelConfig) {
     assert_eq!(kernel.check_at_rest(), Vec::<String>::new());
 }
 
-/// How often a priority schedule changes priorities.
-const CHANGES: usize = 3;
-
-/// The message of the schedule of `seed`, if it fails; see `shuttle_reg_mr`.
-fn failure(seed: u64, event: QpEvent, config: KernelConfig) -> Option<String> {
-    let run = || {
-        let mut settings = shuttle::Config::new();
-        settings.failure_persistence = shuttle::FailurePersistence::None;
-        let body = move || guest_against(event, config);
-        if seed.is_multiple_of(2) {
-            Runner::new(RandomScheduler::new_from_seed(seed, 1), settings).run(body);
-        } else {
-            Runner::new(PctScheduler::new_from_seed(seed, CHANGES, 2), settings).run(body);
-        }
-    };
-    let panic = catch_unwind(AssertUnwindSafe(run)).err()?;
-    let text = panic.downcast_ref::<String>().cloned();
-    Some(text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned())).unwrap_or_default())
-}
-
-fn setting(name: &str) -> Option<u64> {
-    std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name}={text}: not a number")))
-}
-
 #[test]
 fn no_schedule_exposes_what_a_guest_has_mapped() {
-    let schedules = setting("DAXLAB_SCHEDULES").unwrap_or(2_000);
-    let seeds = setting("DAXLAB_SEED").map_or(0..schedules, |seed| seed..seed + 1);
     for preset in ["odp", "revoke", "man-page"] {
-        for seed in seeds.clone() {
-            for event in [QpEvent::Truncate, QpEvent::Exit] {
-                if let Some(what) = failure(seed, event, config(preset, Sabotage::default())) {
+        for seed in seeds() {
+            for event in [RaceEvent::Truncate, RaceEvent::Exit] {
+                if let Some(what) = failure(seed, body(event, preset, Sabotage::default())) {
                     panic!("{preset}, {event:?}, DAXLAB_SEED={seed}: {what}");
                 }
             }
@@ -152,13 +127,13 @@ fn no_schedule_exposes_what_a_guest_has_mapped() {
 
 #[test]
 fn without_the_unmapping_a_schedule_fails() {
-    let broken = || config("odp", Sabotage { no_unmap: true, ..Sabotage::default() });
+    let broken = || body(RaceEvent::Truncate, "odp", Sabotage { no_unmap: true, ..Sabotage::default() });
     let (seed, first) = (0..50_000)
-        .find_map(|seed| failure(seed, QpEvent::Truncate, broken()).map(|what| (seed, what)))
+        .find_map(|seed| failure(seed, broken()).map(|what| (seed, what)))
         .expect("a mapping that is never removed meets a truncate in some schedule");
     assert!(first.contains("while it is mapped"), "seed {seed}: {first}");
     assert_eq!(
-        failure(seed, QpEvent::Truncate, config("odp", Sabotage::default())),
+        failure(seed, body(RaceEvent::Truncate, "odp", Sabotage::default())),
         None,
         "the unmapping is what it lacked"
     );

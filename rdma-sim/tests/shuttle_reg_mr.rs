@@ -6,7 +6,7 @@
 #![cfg(daxlab_shuttle)]
 #![allow(clippy::unwrap_used, reason = "helpers of tests panic as tests do")]
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
+mod schedules;
 
 use emulator::World;
 use emulator::device::Device;
@@ -17,8 +17,7 @@ use fs_sim::syscalls::open::OpenFlags;
 use fs_sim::vfs::signals::{Disposition, Signal};
 use fs_sim::{BlockRange, Errno, Kernel, KernelConfig, Sabotage};
 use rdma_sim::{AccessFlags, Context, Nic, Qp, QpConfig, WorkOperation, WorkRequest, WorkStatus};
-use shuttle::Runner;
-use shuttle::scheduler::{PctScheduler, RandomScheduler};
+use schedules::{failure, seeds};
 
 const PAGE: u64 = 4096;
 const BLOCKS: u64 = 2;
@@ -27,8 +26,10 @@ fn axes(preset: &str) -> Axes {
     presets().iter().find(|found| found.name == preset).expect("a preset").axes
 }
 
-fn config(preset: &str, sabotage: Sabotage) -> KernelConfig {
-    KernelConfig::new(axes(preset)).sabotaged_for_tests(sabotage)
+/// The race under a preset.
+fn body(preset: &str, sabotage: Sabotage) -> impl Fn() + Send + Sync + 'static {
+    let config = KernelConfig::new(axes(preset)).sabotaged_for_tests(sabotage);
+    move || reg_mr_against_truncate(config)
 }
 
 /// A program registers a leased file and its peer writes to it, while another program truncates the
@@ -86,44 +87,12 @@ fn reg_mr_against_truncate(config: KernelConfig) {
     assert_eq!(Nic::of(&kernel).live_regions(), 0);
 }
 
-/// How often a priority schedule changes priorities. One preemption is enough to stop a
-/// registration at its worst moment.
-const CHANGES: usize = 3;
-
-/// Runs the schedule of `seed`. An even seed chooses a random thread at every step. An odd seed
-/// uses random priorities that change at few random steps (a first run only counts the steps), so
-/// one thread can finish inside another one's window.
-fn run_schedule(seed: u64, config: KernelConfig) {
-    let mut settings = shuttle::Config::new();
-    // The seed names a failing schedule; shuttle's default would print every step as well.
-    settings.failure_persistence = shuttle::FailurePersistence::None;
-    let body = move || reg_mr_against_truncate(config);
-    if seed.is_multiple_of(2) {
-        Runner::new(RandomScheduler::new_from_seed(seed, 1), settings).run(body);
-    } else {
-        Runner::new(PctScheduler::new_from_seed(seed, CHANGES, 2), settings).run(body);
-    }
-}
-
-/// The message of a failing schedule, if it fails.
-fn failure(seed: u64, config: KernelConfig) -> Option<String> {
-    let panic = catch_unwind(AssertUnwindSafe(|| run_schedule(seed, config))).err()?;
-    let text = panic.downcast_ref::<String>().cloned();
-    Some(text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned())).unwrap_or_default())
-}
-
-fn setting(name: &str) -> Option<u64> {
-    std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name}={text}: not a number")))
-}
-
 #[test]
 fn no_schedule_shows_a_stale_copy_or_a_leak() {
     let designs = ["rfc-v2", "revoke", "gunthorpe", "man-page"];
-    let schedules = setting("DAXLAB_SCHEDULES").unwrap_or(2_000);
-    let seeds = setting("DAXLAB_SEED").map_or(0..schedules, |seed| seed..seed + 1);
     for preset in designs {
-        for seed in seeds.clone() {
-            if let Some(what) = failure(seed, config(preset, Sabotage::default())) {
+        for seed in seeds() {
+            if let Some(what) = failure(seed, body(preset, Sabotage::default())) {
                 panic!("{preset}, DAXLAB_SEED={seed}: {what}");
             }
         }
@@ -132,7 +101,7 @@ fn no_schedule_shows_a_stale_copy_or_a_leak() {
 
 #[test]
 fn without_the_recheck_a_schedule_fails_and_its_seed_replays_it() {
-    let broken = || config("rfc-v2", Sabotage { no_recheck: true, ..Sabotage::default() });
+    let broken = || body("rfc-v2", Sabotage { no_recheck: true, ..Sabotage::default() });
     let (seed, first) = (0..50_000)
         .find_map(|seed| failure(seed, broken()).map(|what| (seed, what)))
         .expect("a pin that is not rechecked meets a truncate in some schedule");
@@ -140,5 +109,5 @@ fn without_the_recheck_a_schedule_fails_and_its_seed_replays_it() {
     for _ in 0..3 {
         assert_eq!(failure(seed, broken()).as_deref(), Some(first.as_str()), "seed {seed}");
     }
-    assert_eq!(failure(seed, config("rfc-v2", Sabotage::default())), None, "the recheck is what it lacked");
+    assert_eq!(failure(seed, body("rfc-v2", Sabotage::default())), None, "the recheck is what it lacked");
 }

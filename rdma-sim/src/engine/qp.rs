@@ -66,6 +66,9 @@ pub enum RnrRetry {
 #[derive(Default)]
 struct ReceiveQueue {
     posted: VecDeque<ReceiveRequest>,
+    /// One has been taken out and is not completed yet. Meanwhile no other one is completed, so
+    /// completions come in the order posted.
+    completing: bool,
     /// Send queues that wait until a receive is posted here, or until this queue pair ends.
     waiting: Vec<Weak<dyn WaitingSender>>,
 }
@@ -313,13 +316,11 @@ impl Qp {
     /// Flushes what a queue pair in ERR has queued. A second call finds nothing.
     fn flush(&self) {
         race_point!("qp: in error, not flushed");
-        // A thread that posts a receive reads the state under the same lock: its receive is either
-        // in this queue, or that thread flushes it. The thread that runs the send queue flushes the
-        // sends; of a held queue this thread is that one.
-        let ReceiveQueue { posted, waiting } = std::mem::take(&mut *self.receives.lock());
-        for receive in posted {
-            self.flush_receive(receive);
-        }
+        // A thread that posts or completes a receive reads the state under the same lock: it flushes
+        // what this thread does not. The thread that runs the send queue flushes the sends; of a
+        // held queue this thread is that one.
+        let waiting = std::mem::take(&mut self.receives.lock().waiting);
+        self.flush_receives();
         self.resume_sends();
         end_waits(waiting);
     }
@@ -353,9 +354,13 @@ impl Qp {
     }
 
     fn forget_work(&self) {
-        let forgotten = std::mem::take(&mut *self.receives.lock());
+        let waiting = {
+            let mut receives = self.receives.lock();
+            receives.posted.clear();
+            std::mem::take(&mut receives.waiting)
+        };
         self.sends.command(SendWork::Detach, |engine, work| requester::run(self, engine, work));
-        end_waits(forgotten.waiting);
+        end_waits(waiting);
     }
 
     /// Posts a request to the send queue. The posting thread executes it, and also what other
@@ -426,18 +431,15 @@ impl Qp {
             if matches!(state, QpState::Reset | QpState::Destroyed) {
                 return Err(PostError::NotReady { qp_num, state });
             }
-            if state == QpState::Error {
-                None
-            } else if receives.posted.len() >= self.config.max_recv as usize {
+            if receives.posted.len() >= self.config.max_recv as usize {
                 return Err(PostError::Full { qp_num, bound: self.config.max_recv });
-            } else {
-                receives.posted.push_back(receive);
-                Some(std::mem::take(&mut receives.waiting))
             }
+            receives.posted.push_back(receive);
+            if state == QpState::Error { None } else { Some(std::mem::take(&mut receives.waiting)) }
         };
         match waiting {
             Some(waiting) => end_waits(waiting),
-            None => self.flush_receive(receive),
+            None => self.flush_receives(),
         }
         Ok(())
     }
@@ -456,22 +458,24 @@ impl Qp {
     }
 
     /// Takes the oldest receive, for a message that has arrived.
-    pub(crate) fn take_receive(&self) -> Option<ReceiveRequest> {
-        self.receives.lock().posted.pop_front()
+    pub(crate) fn take_receive(&self) -> Option<TakenReceive<'_>> {
+        let mut receives = self.receives.lock();
+        let request = if receives.completing { None } else { receives.posted.pop_front() }?;
+        receives.completing = true;
+        Some(TakenReceive { qp: self, request })
     }
 
-    /// Puts a receive back, because the message did not arrive whole.
-    pub(crate) fn return_receive(&self, receive: ReceiveRequest) {
-        let waiting = {
-            let mut receives = self.receives.lock();
-            self.state().answers().then(|| {
-                receives.posted.push_front(receive);
-                std::mem::take(&mut receives.waiting)
-            })
-        };
-        match waiting {
-            Some(waiting) => end_waits(waiting),
-            None => self.flush_receive(receive),
+    /// Completes the receives of a queue pair in ERR as flushed, the oldest first. Where another
+    /// thread completes one, that thread goes on with the rest.
+    fn flush_receives(&self) {
+        loop {
+            let taken = match self.state() {
+                QpState::Error => self.take_receive(),
+                _ => None,
+            };
+            let Some(taken) = taken else { return };
+            self.flush_receive(taken.request);
+            taken.leave();
         }
     }
 
@@ -527,6 +531,42 @@ impl Qp {
         if self.config.send_cq.push(done).is_err() {
             self.fail();
         }
+    }
+}
+
+/// A receive that a thread has taken out of its queue, to complete it.
+pub(crate) struct TakenReceive<'q> {
+    qp: &'q Qp,
+    /// What was posted.
+    pub(crate) request: ReceiveRequest,
+}
+
+impl TakenReceive<'_> {
+    /// Puts it back, because the message did not arrive whole.
+    pub(crate) fn put_back(self) {
+        let waiting = {
+            let mut receives = self.qp.receives.lock();
+            if !matches!(self.qp.state(), QpState::Reset | QpState::Destroyed) {
+                receives.posted.push_front(self.request);
+            }
+            // In ERR it is flushed with the others.
+            if self.qp.state().answers() { std::mem::take(&mut receives.waiting) } else { Vec::new() }
+        };
+        drop(self);
+        end_waits(waiting);
+    }
+
+    /// Lets the next one be taken.
+    fn leave(self) {
+        self.qp.receives.lock().completing = false;
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for TakenReceive<'_> {
+    fn drop(&mut self) {
+        self.qp.receives.lock().completing = false;
+        self.qp.flush_receives();
     }
 }
 

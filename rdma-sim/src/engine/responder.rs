@@ -162,12 +162,13 @@ fn send(
     bounce: &mut [u8],
 ) -> Result<(), WorkFailure> {
     listening(peer)?;
-    let Some(receive) = peer.take_receive() else {
+    let Some(taken) = peer.take_receive() else {
         // A queue pair that went to error just now has lost its receives: it is silent, not out of
         // receives.
         listening(peer)?;
         return Err(WorkFailure { status: WorkStatus::RnrRetryExceeded, fault: WorkFault::NoReceive });
     };
+    let receive = taken.request;
     if message.len > receive.local.len {
         peer.complete_receive(receive.wr_id, WorkStatus::LocalLengthError, 0, WorkFault::Length);
         return Err(refuse(peer, WorkStatus::RemoteInvalidRequest, WorkFault::Length));
@@ -175,7 +176,7 @@ fn send(
     match place(peer, &receive, message.len, local, bounce) {
         Ok(()) => {}
         Err(FailedSide::Requester(failure)) => {
-            peer.return_receive(receive);
+            taken.put_back();
             return Err(failure);
         }
         Err(FailedSide::Receiver(fault)) => {
