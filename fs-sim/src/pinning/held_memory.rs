@@ -14,6 +14,7 @@ use crate::extent_map::lookup::is_writable;
 use crate::holders::in_flight_io::{HeldFor, HeldPlace, HeldRun};
 use crate::layout_change::changes::allocate::{AllocationCause, clean_unwritten, fault_in};
 use crate::pinning::gup::{pin_short, unpin_short};
+use crate::vfs::anon::AnonMemory;
 use crate::vfs::inode::Inode;
 use crate::vfs::private_pages::PrivatePages;
 use crate::vfs::task::Task;
@@ -70,8 +71,8 @@ pub(crate) fn hold_file_for_writing(
     }
 }
 
-/// The pages of a private mapping for reading, given to `keep` as soon as they are held: runs of
-/// copies, and of the file's pages where there is none. `offset` counts in the copies' memory.
+/// The pages of a private mapping for reading, given to `keep` as soon as they are held: copies,
+/// and runs of the file's pages where there is none. `offset` counts from the first page.
 ///
 /// # Errors
 /// As for [`hold_file`], and those of `keep`.
@@ -85,17 +86,37 @@ pub(crate) fn hold_private(
 ) -> Result<(), Errno> {
     let (mut at, end) = (offset, offset + len);
     while at < end {
-        let copied = pages.is_copied(at);
+        let copy = pages.copy(at);
         let mut to = (at / BLOCK + 1) * BLOCK;
-        while to < end && pages.is_copied(to) == copied {
+        while copy.is_none() && to < end && !pages.is_copied(to) {
             to += BLOCK;
         }
         let here = to.min(end) - at;
-        keep(match copied {
-            true => HeldRun { place: HeldPlace::Memory { memory: Arc::clone(pages.memory()), offset: at }, len: here },
-            false => hold_file(task, inode, pages.in_file(at), here, held_for)?,
-        })?;
+        match copy {
+            Some(copy) => keep_copies(&[copy], at, here, keep)?,
+            None => keep(hold_file(task, inode, pages.in_file(at), here, held_for)?)?,
+        }
         at += here;
+    }
+    Ok(())
+}
+
+/// Gives `len` bytes of the copies of neighbouring pages to `keep`, from the place of `offset` in
+/// the first page on.
+///
+/// # Errors
+/// Those of `keep`.
+pub(crate) fn keep_copies(
+    copies: &[Arc<AnonMemory>],
+    offset: u64,
+    len: u64,
+    keep: &mut dyn FnMut(HeldRun) -> Result<(), Errno>,
+) -> Result<(), Errno> {
+    let (mut at, end) = (offset % BLOCK, offset % BLOCK + len);
+    for copy in copies {
+        let len = (BLOCK - at % BLOCK).min(end - at);
+        keep(HeldRun { place: HeldPlace::Memory { memory: Arc::clone(copy), offset: at % BLOCK }, len })?;
+        at += len;
     }
     Ok(())
 }

@@ -7,7 +7,7 @@ use emulator::sync::Arc;
 
 use crate::base::errno::Errno;
 use crate::holders::in_flight_io::{HeldFor, HeldPlace, HeldRun};
-use crate::pinning::held_memory::{hold_file, hold_file_for_writing, hold_private};
+use crate::pinning::held_memory::{hold_file, hold_file_for_writing, hold_private, keep_copies};
 use crate::syscalls::memory::copy_private;
 use crate::vfs::address_space::Backing;
 use crate::vfs::anon::AnonMemory;
@@ -47,7 +47,7 @@ pub(super) fn hold_mapped(
         }),
         Backing::Private { description, pages, offset } => inode(description).and_then(|inode| match write {
             true => match copy_private(task, &inode, pages, *offset, len) {
-                Ok(()) => keep(in_memory(pages.memory(), *offset)),
+                Ok(copies) => keep_copies(&copies, *offset, len, keep),
                 // What a store would get as a signal.
                 Err(Errno::SIGBUS | Errno::EIO) => Err(Errno::EFAULT),
                 Err(errno) => Err(errno),

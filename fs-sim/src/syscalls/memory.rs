@@ -13,6 +13,7 @@ use crate::base::units::{ANON_MAX, BLOCK, FILE_MAX, round_up};
 use crate::extent_map::Layout;
 use crate::extent_map::lookup::is_writable;
 use crate::layout_change::changes::allocate::{AllocationCause, clean_unwritten, fault_in};
+use crate::pinning::anon_range::AnonRange;
 use crate::pinning::dma::{read_short, write_short};
 use crate::pinning::gup::{pin_short, unpin_short};
 use crate::vfs::address_space::Backing;
@@ -77,8 +78,8 @@ impl Task {
             }
             Backing::Private { description, pages, offset } => {
                 let (inode, _) = description.file().ok_or(Errno::SIGSEGV)?;
-                copy_private(self, inode, pages, *offset, from.len() as u64)?;
-                pages.memory().write(*offset, from)
+                let copies = copy_private(self, inode, pages, *offset, from.len() as u64)?;
+                AnonRange::of_copies(copies, offset % BLOCK, true).write(0, from)
             }
         })
     }
@@ -125,12 +126,12 @@ impl Task {
             write,
             |_| true,
             |description| {
-                let copies = round_up(len).filter(|copies| {
+                let fits = round_up(len).is_some_and(|copies| {
                     let others = self.process().mm.lock().anonymous();
-                    others.saturating_add(*copies) <= ANON_MAX
+                    others.saturating_add(copies) <= ANON_MAX
                 });
-                match copies {
-                    Some(copies) => {
+                match fits {
+                    true => {
                         if let Some((inode, _)) = description.file() {
                             // ORDERING: SeqCst, before any page of the mapping is copied: a change
                             // that makes the file shorter and misses this store has published the
@@ -138,13 +139,9 @@ impl Task {
                             // size. See `publication::publish_change`.
                             inode.mapped_private.store(true, Ordering::SeqCst);
                         }
-                        Ok(Backing::Private {
-                            description,
-                            pages: Arc::new(PrivatePages::new(offset, copies)),
-                            offset: 0,
-                        })
+                        Ok(Backing::Private { description, pages: Arc::new(PrivatePages::new(offset)), offset: 0 })
                     }
-                    None => Err((Errno::ENOMEM, Backing::File { description, offset })),
+                    false => Err((Errno::ENOMEM, Backing::File { description, offset })),
                 }
             },
         )
@@ -255,17 +252,17 @@ fn load_private(
     while !into.is_empty() {
         let here = (BLOCK - at % BLOCK).min(into.len() as u64) as usize;
         let (head, tail) = into.split_at_mut(here);
-        match pages.is_copied(at) {
-            true => pages.memory().read(at, head)?,
-            false => load_file(task, inode, pages.in_file(at), head)?,
+        match pages.copy(at) {
+            Some(copy) => copy.read(at % BLOCK, head)?,
+            None => load_file(task, inode, pages.in_file(at), head)?,
         }
         (at, into) = (at + here as u64, tail);
     }
     Ok(())
 }
 
-/// Copies the pages of a private mapping that hold `len` bytes from `offset` on, but for those that
-/// are copies. A hole is copied as zeros, and nothing is allocated in the file.
+/// The copies of the pages of a private mapping that hold `len` bytes from `offset` on; those that
+/// are no copies are copied first. A hole is copied as zeros, and nothing is allocated in the file.
 ///
 /// # Errors
 /// SIGBUS beyond the end of the file; EIO.
@@ -275,17 +272,19 @@ pub(crate) fn copy_private(
     pages: &PrivatePages,
     offset: u64,
     len: u64,
-) -> Result<(), Errno> {
-    let mut bytes = vec![0; BLOCK as usize];
+) -> Result<Vec<Arc<AnonMemory>>, Errno> {
+    let (mut copies, mut bytes) = (Vec::new(), vec![0; BLOCK as usize]);
     for page in BlockRange::of_bytes(offset, len).start..BlockRange::of_bytes(offset, len).end {
         let at = page * BLOCK;
-        if !pages.is_copied(at) {
-            load_file(task, inode, pages.in_file(at), &mut bytes)?;
-            let inside = || pages.in_file(at) < inode.layout(Layout::size);
-            pages.copy_in(at, &bytes, inside)?;
-        }
+        copies.push(match pages.copy(at) {
+            Some(copy) => copy,
+            None => {
+                load_file(task, inode, pages.in_file(at), &mut bytes)?;
+                pages.copy_in(at, &bytes, || pages.in_file(at) < inode.layout(Layout::size))?
+            }
+        });
     }
-    Ok(())
+    Ok(copies)
 }
 
 /// Maps `len` bytes of memory without a file, which `make` makes.

@@ -90,7 +90,7 @@ fn register_private(
     description.put(&mut deferred);
     task.run_deferred(deferred);
     match copied {
-        Ok(()) => Ok(anonymous(Arc::clone(pages.memory()), offset, request.write)),
+        Ok(copies) => Ok(Registration::Anonymous(AnonRange::of_copies(copies, offset % BLOCK, request.write))),
         // What a store would get as a signal. A wait at a closed page that ended is told as such.
         Err(Errno::SIGBUS | Errno::EIO) => Err(Errno::EFAULT),
         Err(errno) => Err(errno),
