@@ -13,6 +13,7 @@ use reports::{DesignResult, JobSummary, OpLatencies};
 
 use super::config::{DesignRun, RaceConfig, RaceError, RaceProgress, RaceReport, Snapshot, StopFlag};
 use super::job::Job;
+use super::oracle::PayloadFile;
 use super::shared::{RaceShared, RunLimits};
 use super::{oracle, outcome, supervisor};
 
@@ -148,9 +149,10 @@ fn make_files(kernel: &Arc<Kernel>, job: &Job) -> Result<(), RaceError> {
         let mut make = || {
             let fd = admin.open(&name, OpenFlags::create())?;
             let ino = admin.stat(fd)?.ino.0;
+            let file = if index < job.files.moved { PayloadFile::Moved } else { PayloadFile::Inode(ino) };
             for offset in (0..job.files.size).step_by(CHUNK as usize) {
                 buffer.resize(CHUNK.min(job.files.size - offset) as usize, 0);
-                oracle::fill(&mut buffer, ino, offset, SETUP, 0);
+                oracle::fill(&mut buffer, file, offset, SETUP, 0);
                 admin.write(fd, offset, &buffer)?;
             }
             admin.close(fd)

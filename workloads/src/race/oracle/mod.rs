@@ -13,5 +13,7 @@ mod readback;
 #[cfg(test)]
 mod tests;
 
-pub use payload::{FILE_BYTES_MAX, ForeignWord, LINE, WORD, WordOrigin, check, fill, sequence_word, sequence_word_at};
-pub(crate) use readback::read_back;
+pub use payload::{
+    FILE_BYTES_MAX, ForeignWord, LINE, PayloadFile, WORD, WordOrigin, check, fill, sequence_word, sequence_word_at,
+};
+pub(crate) use readback::{RaceFile, read_back};
