@@ -29,6 +29,8 @@ pub mod op_stream;
 pub mod oracle;
 mod outcome;
 mod registrant;
+#[cfg(all(test, not(any(daxlab_loom, daxlab_shuttle))))]
+mod role_tests;
 mod run;
 mod shared;
 mod stats;
