@@ -17,7 +17,6 @@ use super::changers::FileWorker;
 use super::mapped::{MappedPart, MappingRequest};
 use super::network::UnacknowledgedSend;
 use super::op_stream::{AddressIoAct, AddressIoStep};
-use super::oracle;
 use super::stats::{ActorStats, TimedCall};
 
 impl FileWorker {
@@ -74,7 +73,7 @@ impl FileWorker {
             stats.call(io.complete(&self.task, &mut []))?;
             self.buffer.resize(part.length as usize, 0);
             buffer.memory().read(0, &mut self.buffer)?;
-            stats.checked("direct I/O to a disk", oracle::check(&self.buffer, part.file, part.offset));
+            stats.checked("direct I/O to a disk", self.shared.payloads.check(&self.buffer, part.file, part.offset));
         }
         Ok(())
     }
@@ -120,7 +119,10 @@ impl FileWorker {
         if step.writes {
             self.buffer.resize(part.length as usize, 0);
             stats.call(self.task.read(scratch, 0, &mut self.buffer))?;
-            stats.checked("direct I/O to another file", oracle::check(&self.buffer, part.file, part.offset));
+            stats.checked(
+                "direct I/O to another file",
+                self.shared.payloads.check(&self.buffer, part.file, part.offset),
+            );
         }
         Ok(())
     }
@@ -132,7 +134,7 @@ impl FileWorker {
         }
         self.shared.pause(&self.task, step.hold);
         let bytes = stats.call(pipe.read(self.task.kernel()))?;
-        stats.checked("a pipe", oracle::check(&bytes, part.file, part.offset));
+        stats.checked("a pipe", self.shared.payloads.check(&bytes, part.file, part.offset));
         Ok(())
     }
 

@@ -46,7 +46,7 @@ impl FileWorker {
     pub(super) fn payload(&mut self, file: PayloadFile, offset: u64, length: u64) {
         self.sequence += 1;
         self.buffer.resize(length as usize, 0);
-        oracle::fill(&mut self.buffer, file, offset, self.actor as u8, self.sequence);
+        self.shared.payloads.fill(&mut self.buffer, file, offset, self.actor as u8, self.sequence);
     }
 
     /// Opens file number `file`, does `work` on it, closes it.

@@ -39,7 +39,7 @@ impl FileWorker {
             let read = stats.call(io.complete(&me.task, &mut me.buffer))?;
             stats.counters.reads += 1;
             let words = read / oracle::WORD as usize * oracle::WORD as usize;
-            stats.checked("a read", oracle::check(&me.buffer[..words], file, from));
+            stats.checked("a read", me.shared.payloads.check(&me.buffer[..words], file, from));
             Ok(())
         })
     }

@@ -15,7 +15,7 @@ use rdma_sim::{
 
 use super::job::DMA_BYTES_MAX;
 use super::op_stream::{DmaRequest, DmaRequests, DmaVerb};
-use super::oracle::{self, PayloadFile};
+use super::oracle::{self, PayloadFile, Payloads};
 use super::stats::{ActorStats, TimedCall};
 use super::window::RegionWindow;
 
@@ -134,13 +134,13 @@ impl Endpoint {
         &mut self,
         stats: &mut ActorStats,
         task: &Task,
-        writer: u8,
+        (payloads, writer): (&Payloads, u8),
         handle: &RegionHandle,
         requests: DmaRequests,
         count: u64,
     ) -> BurstResult {
         for request in requests.take(count as usize) {
-            if !self.request(stats, task, writer, handle, request) {
+            if !self.request(stats, task, (payloads, writer), handle, request) {
                 return self.recover();
             }
         }
@@ -152,7 +152,7 @@ impl Endpoint {
         &mut self,
         stats: &mut ActorStats,
         task: &Task,
-        writer: u8,
+        (payloads, writer): (&Payloads, u8),
         handle: &RegionHandle,
         request: DmaRequest,
     ) -> bool {
@@ -174,7 +174,7 @@ impl Endpoint {
         let op = match verb {
             DmaVerb::Write => {
                 self.staging.resize(bytes as usize, 0);
-                oracle::fill(&mut self.staging, handle.file, place, writer, self.sequence);
+                payloads.fill(&mut self.staging, handle.file, place, writer, self.sequence);
                 if self.buffer.memory.write(0, &self.staging).is_err() {
                     return false;
                 }
@@ -182,7 +182,7 @@ impl Endpoint {
             }
             DmaVerb::Read => WorkOperation::Read,
             DmaVerb::CompareSwap => {
-                let swap = oracle::sequence_word(handle.file, place, self.sequence);
+                let swap = payloads.sequence_word(handle.file, place, self.sequence);
                 WorkOperation::CompareSwap { compare: 0, swap }
             }
             DmaVerb::FetchAdd => WorkOperation::FetchAdd { add: 1 },
@@ -190,7 +190,8 @@ impl Endpoint {
         let local = self.local_part(bytes);
         let remote_addr = handle.mr.va() + at;
         let request = WorkRequest { wr_id: self.sequence, op, local, remote_addr, rkey, signaled: true };
-        self.post(stats, task, request, handle.counted_as()) && self.check_read(stats, handle, op, place, bytes)
+        self.post(stats, task, request, handle.counted_as())
+            && self.check_read(stats, payloads, handle, op, place, bytes)
     }
 
     /// Posts a request and takes its completion; false unless it completed successfully.
@@ -221,6 +222,7 @@ impl Endpoint {
     fn check_read(
         &mut self,
         stats: &mut ActorStats,
+        payloads: &Payloads,
         handle: &RegionHandle,
         op: WorkOperation,
         place: u64,
@@ -233,7 +235,7 @@ impl Endpoint {
         if self.buffer.memory.read(0, &mut self.staging).is_err() {
             return false;
         }
-        stats.checked("an RDMA READ", oracle::check(&self.staging, handle.file, place));
+        stats.checked("an RDMA READ", payloads.check(&self.staging, handle.file, place));
         true
     }
 

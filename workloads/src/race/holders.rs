@@ -87,7 +87,7 @@ impl FileWorker {
 
     /// Checks what an access has read.
     fn check_read(&self, stats: &mut ActorStats, by: &str, part: HeldPart, placed: PlacedAccess) {
-        stats.checked(by, oracle::check(&self.buffer, part.file, part.offset + placed.at));
+        stats.checked(by, self.shared.payloads.check(&self.buffer, part.file, part.offset + placed.at));
     }
 
     /// Gives back what a step has mapped; or the process exits.

@@ -13,6 +13,7 @@ use fs_sim::{BLOCK, Errno};
 
 use super::changers::FileWorker;
 use super::op_stream::{CollapserStep, DefragmenterStep, ReflinkAct, ReflinkerStep, Share};
+use super::oracle::BlockMove;
 use super::shared::RaceShared;
 use super::stats::{ActorStats, TimedCall};
 
@@ -30,12 +31,14 @@ impl FileWorker {
                 // The offset lies before the end of the file.
                 let offset = step.place.below((size - 1) / BLOCK) * BLOCK;
                 let insert = || me.task.fallocate(fd, FallocateMode::InsertRange, offset, step.length);
-                return stats.timed(TimedCall::Insert, &me.task, insert);
+                let moved = BlockMove::Insert { at: (step.file, offset / BLOCK), blocks: step.length / BLOCK };
+                return me.moving(moved, || stats.timed(TimedCall::Insert, &me.task, insert));
             }
             // At least one byte stays behind the range.
             let Some(offset) = block_in(step.place, size.saturating_sub(1), step.length) else { return Ok(()) };
             let collapse = || me.task.fallocate(fd, FallocateMode::CollapseRange, offset, step.length);
-            stats.timed(TimedCall::Collapse, &me.task, collapse)
+            let moved = BlockMove::Collapse { at: (step.file, offset / BLOCK), blocks: step.length / BLOCK };
+            me.moving(moved, || stats.timed(TimedCall::Collapse, &me.task, collapse))
         })
     }
 
@@ -59,21 +62,38 @@ impl FileWorker {
         stats.timed(TimedCall::Unshare, &self.task, || self.task.fallocate(fd, mode, offset, step.length))
     }
 
+    /// Makes a call that moves blocks, and records what it moves.
+    fn moving(&self, moved: BlockMove, call: impl FnOnce() -> Result<(), Errno>) -> Result<(), Errno> {
+        let moves = &self.shared.payloads.moves;
+        let in_flight = moves.begin(moved);
+        let done = call();
+        moves.end(in_flight, done.is_ok());
+        done
+    }
+
     /// Clones, deduplicates or exchanges a range of two files.
     fn remap(&self, stats: &mut ActorStats, step: &ReflinkerStep, first: Fd, second: Fd) -> Result<(), Errno> {
         let ((size, _), (other, _)) = (self.stat(stats, first)?, self.stat(stats, second)?);
         let length = step.length;
         let places = (block_in(step.places.0, size, length), block_in(step.places.1, other, length));
         let (Some(from), Some(to)) = places else { return Ok(()) };
-        let task = &self.task;
+        let (task, blocks) = (&self.task, length / BLOCK);
+        let (a, b) = ((step.files.0, from / BLOCK), (step.files.1, to / BLOCK));
+        let clone = |stats: &mut ActorStats| {
+            let reflink = || task.reflink(first, from, second, to, length);
+            self.moving(BlockMove::Clone { from: a, to: b, blocks }, || stats.timed(TimedCall::Reflink, task, reflink))
+        };
         match step.act {
-            ReflinkAct::Clone => {
-                stats.timed(TimedCall::Reflink, task, || task.reflink(first, from, second, to, length))
-            }
+            ReflinkAct::Clone => clone(stats),
             ReflinkAct::Exchange => {
-                stats.timed(TimedCall::Exchange, task, || task.exchange_range(first, from, second, to, length))
+                let exchange = || task.exchange_range(first, from, second, to, length);
+                self.moving(BlockMove::Exchange { a, b, blocks }, || stats.timed(TimedCall::Exchange, task, exchange))
             }
             ReflinkAct::Dedupe => {
+                // Words of two places are never the same. So the second file gets a copy first.
+                clone(stats)?;
+                let copy = FallocateMode::UnshareRange { keep_size: true };
+                stats.call(task.fallocate(second, copy, to, length))?;
                 let same = || task.dedupe(first, from, second, to, length);
                 stats.timed_if(TimedCall::Dedupe, task, same, Option::is_some).map(|_| ())
             }

@@ -11,7 +11,7 @@ use emulator::sync::{Arc, Mutex};
 use fs_sim::Kernel;
 use fs_sim::syscalls::zero_copy::SentPages;
 
-use super::oracle::{self, PayloadFile};
+use super::oracle::{PayloadFile, Payloads};
 use super::stats::ActorStats;
 
 /// A send that no peer has acknowledged.
@@ -41,17 +41,17 @@ impl Network {
 
     /// Ends what is due by `now`: acknowledges sends, completes I/O of disks. The bytes of a send
     /// are checked as a last transmission carries them.
-    pub(super) fn deliver(&self, kernel: &Arc<Kernel>, now: Nanos, stats: &mut ActorStats) {
+    pub(super) fn deliver(&self, kernel: &Arc<Kernel>, payloads: &Payloads, now: Nanos, stats: &mut ActorStats) {
         kernel.complete_due_io();
-        self.acknowledge(kernel, now, stats);
+        self.acknowledge(kernel, payloads, now, stats);
     }
 
     /// Acknowledges every send that is due by `now`.
-    pub(super) fn acknowledge(&self, kernel: &Arc<Kernel>, now: Nanos, stats: &mut ActorStats) {
+    pub(super) fn acknowledge(&self, kernel: &Arc<Kernel>, payloads: &Payloads, now: Nanos, stats: &mut ActorStats) {
         let due: Vec<UnacknowledgedSend> = self.0.lock().extract_if(.., |send| send.due <= now).collect();
         for UnacknowledgedSend { sent, file, offset, .. } in due {
             if let Ok(bytes) = stats.call(sent.acknowledge(kernel)) {
-                stats.checked("a zero-copy send", oracle::check(&bytes, file, offset));
+                stats.checked("a zero-copy send", payloads.check(&bytes, file, offset));
             }
         }
     }

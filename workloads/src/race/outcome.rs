@@ -28,7 +28,7 @@ pub(super) fn judge(shared: &Arc<RaceShared>, design: &DesignRun, ended: RunEnd)
         broken.extend(shared.kernel.violations());
     } else {
         let admin = shared.kernel.spawn();
-        let read_back = oracle::read_back(&admin, &shared.files());
+        let read_back = oracle::read_back(&admin, &shared.payloads, &shared.files());
         admin.exit();
         drop(admin);
         foreign += read_back.foreign;

@@ -370,7 +370,7 @@ impl RegistrantProcess {
         let borrowed: usize = self.borrowed.iter().map(|borrowed_context| borrowed_context.handles.len()).sum();
         let mut pick = step.pick.below((self.regions.len() + borrowed) as u64) as usize;
         let requests = DmaRequests::new(&place.shared.job, step.burst_seed);
-        let writer = place.actor as u8;
+        let writer = (&place.shared.payloads, place.actor as u8);
         if let Some(region) = self.regions.get(pick) {
             let ended = self.endpoint.burst(stats, &self.task, writer, &region.handle, requests, step.burst);
             if ended == BurstResult::Failed && region.handle.mr.is_revoked() {

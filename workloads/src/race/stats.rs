@@ -10,7 +10,7 @@ use emulator::runtime::clock::Nanos;
 use fs_sim::{Errno, Task};
 use reports::{Latency, OpLatencies, RaceCounters};
 
-use super::oracle::ForeignWord;
+use super::oracle::ForeignPayload;
 
 /// The most foreign words that one actor keeps as text.
 const EXAMPLES_MAX: usize = 8;
@@ -247,7 +247,7 @@ impl ActorStats {
     }
 
     /// Counts a read through `by` whose contents failed the check.
-    pub(super) fn checked(&mut self, by: &str, check: Result<(), ForeignWord>) {
+    pub(super) fn checked(&mut self, by: &str, check: Result<(), ForeignPayload>) {
         if let Err(foreign) = check {
             self.foreign_reads += 1;
             if self.foreign_examples.len() < EXAMPLES_MAX {

@@ -92,7 +92,7 @@ pub(super) fn supervise(
             next_report = now.after(REPORT_INTERVAL);
         }
         ended.reaped += watch.reap(now);
-        shared.network.deliver(&shared.kernel, now, &mut ended.stats);
+        shared.network.deliver(&shared.kernel, &shared.payloads, now, &mut ended.stats);
         watch.sleep(deadline);
     }
     ended.elapsed = world.now().since(start);
@@ -240,7 +240,8 @@ impl SupervisorWatch<'_> {
     }
 
     fn acknowledge_all(&self, stats: &mut ActorStats) {
-        self.shared.network.acknowledge(&self.shared.kernel, Nanos(u64::MAX), stats);
+        let shared = self.shared;
+        shared.network.acknowledge(&shared.kernel, &shared.payloads, Nanos(u64::MAX), stats);
     }
 
     /// Whether the tasks `still`, which have slept for long, are all that is left, and nothing but

@@ -179,7 +179,7 @@ impl JobCheck<'_> {
                 .help(format!("the size of a file is a multiple of 4KiB, up to {most}")));
         }
         let popularity = self.popularity(stated(&files.popularity))?;
-        Ok(JobFiles { count: count.value, size: bytes, popularity, moved: self.moved(count.value)? })
+        Ok(JobFiles { count: count.value, size: bytes, popularity, moved: self.moved(count.value, bytes)? })
     }
 
     fn popularity(&self, given: &GivenValue<text::PopularityText>) -> Result<Popularity, InputError> {

@@ -43,13 +43,21 @@ type Weight<'a> = (&'static str, &'a Option<GivenValue<u32>>);
 
 impl JobCheck<'_> {
     /// How many files the block movers work on.
-    pub(super) fn moved(&self, count: u64) -> Result<u64, InputError> {
+    pub(super) fn moved(&self, count: u64, size: u64) -> Result<u64, InputError> {
         let moved = stated(&self.text.files.moved);
-        if moved.value <= count {
-            return Ok(moved.value);
+        if moved.value > count {
+            let title = format!("{} of {count} files can't be moved", moved.value);
+            return Err(moved.error(self.source, title).help("`moved` can be from 0 to [files] count"));
         }
-        let title = format!("{} of {count} files can't be moved", moved.value);
-        Err(moved.error(self.source, title).help("`moved` can be from 0 to [files] count"))
+        let bytes = moved.value * size;
+        if bytes > oracle::MOVED_BLOCKS_MAX * BLOCK {
+            let title = format!("{} moved files of {} are too many", moved.value, Size(size));
+            let most = Size(oracle::MOVED_BLOCKS_MAX * BLOCK);
+            return Err(moved
+                .error(self.source, title)
+                .help(format!("they can have {most} together: every move of their blocks is recorded")));
+        }
+        Ok(moved.value)
     }
 
     /// Block movers need files that they may work on.

@@ -14,20 +14,12 @@
 //! atomics touch; additions reach its low 40 bits only. A word of zeros is always correct: it is a
 //! hole, an unwritten block, or the rest of a block behind a truncation.
 //!
+//! The files among which a job moves blocks have other words: see [`super::payloads`].
+//!
 //! Inode numbers are never reused within a run. Numbers above 2^22 are told apart by their low bits
 //! only.
-//!
-//! # Moved files
-//! Collapse, insert, reflink and exchange-range move blocks, with their contents, to other offsets
-//! and files. Blocks are moved as a whole, so a word keeps its offset within its block. The words of
-//! the files among which a job moves blocks therefore name no inode and no block: they belong to any
-//! of these files ([`PayloadFile::Moved`]), at one offset within a block. A word that crosses from
-//! such a file to another one, or back, is found; one that crosses between two of them is not, and
-//! is left to the stamps.
 
 use std::fmt;
-
-use fs_sim::BLOCK;
 
 /// Bytes of a line.
 pub const LINE: u64 = 64;
@@ -49,28 +41,6 @@ const fn low(bits: u32) -> u64 {
     (1 << bits) - 1
 }
 
-/// The inode number in words of moved files. No inode has it.
-const MOVED_INODE: u64 = 0;
-
-/// The file that payload belongs to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PayloadFile {
-    /// An inode, by its number: each word belongs to one offset of it.
-    Inode(u64),
-    /// Any of the files whose blocks are moved: each word belongs to one offset within a block.
-    Moved,
-}
-
-impl PayloadFile {
-    /// The inode and the word number that words at byte `offset` name.
-    fn names(self, offset: u64) -> (u64, u64) {
-        match self {
-            PayloadFile::Inode(ino) => (ino, offset / WORD),
-            PayloadFile::Moved => (MOVED_INODE, offset % BLOCK / WORD),
-        }
-    }
-}
-
 /// The contents of a word 0 to 6, without the writer.
 fn seal(ino: u64, number: u64) -> u64 {
     ((MAGIC << INODE_BITS | ino & low(INODE_BITS)) << NUMBER_BITS | number & low(NUMBER_BITS)) << WRITER_BITS
@@ -82,9 +52,9 @@ fn tag(ino: u64, number: u64) -> u64 {
     (line.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> SEQUENCE_BITS) | 1
 }
 
-/// The word that belongs at byte `offset` (a multiple of 8) of `file`, as `writer` writes it.
-fn word(file: PayloadFile, offset: u64, writer: u8, sequence: u64) -> u64 {
-    let (ino, number) = file.names(offset);
+/// The word that belongs at byte `offset` (a multiple of 8) of inode `ino`, as `writer` writes it.
+fn word(ino: u64, offset: u64, writer: u8, sequence: u64) -> u64 {
+    let number = offset / WORD;
     match number % WORDS_IN_LINE {
         SEQUENCE_WORD => tag(ino, number) << SEQUENCE_BITS | sequence & low(SEQUENCE_BITS),
         _ => seal(ino, number) | u64::from(writer),
@@ -97,26 +67,26 @@ pub fn sequence_word_at(offset: u64) -> u64 {
     offset / LINE * LINE + SEQUENCE_WORD * WORD
 }
 
-/// The sequence word of the line at `offset` of `file`, with `sequence` in it: the value that a
+/// The sequence word of the line at `offset` of `ino`, with `sequence` in it: the value that a
 /// compare-and-swap may store there.
-pub fn sequence_word(file: PayloadFile, offset: u64, sequence: u64) -> u64 {
-    word(file, sequence_word_at(offset), 0, sequence)
+pub fn sequence_word(ino: u64, offset: u64, sequence: u64) -> u64 {
+    word(ino, sequence_word_at(offset), 0, sequence)
 }
 
-/// Fills `into` with the payload that `writer` may write at byte `offset` of `file`. Offset and
+/// Fills `into` with the payload that `writer` may write at byte `offset` of `ino`. Offset and
 /// length are multiples of 8.
-pub fn fill(into: &mut [u8], file: PayloadFile, offset: u64, writer: u8, sequence: u64) {
+pub fn fill(into: &mut [u8], ino: u64, offset: u64, writer: u8, sequence: u64) {
     debug_assert!(offset.is_multiple_of(WORD) && into.len().is_multiple_of(WORD as usize), "whole words only");
     for (at, chunk) in (offset..).step_by(WORD as usize).zip(into.chunks_exact_mut(WORD as usize)) {
-        chunk.copy_from_slice(&word(file, at, writer, sequence).to_ne_bytes());
+        chunk.copy_from_slice(&word(ino, at, writer, sequence).to_ne_bytes());
     }
 }
 
 /// A word that no entitled writer wrote.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ForeignWord {
-    /// The file in which the word was found.
-    pub file: PayloadFile,
+    /// The inode in which the word was found.
+    pub ino: u64,
     /// The byte offset at which the word was found.
     pub offset: u64,
     /// What the word says about itself.
@@ -128,9 +98,9 @@ pub struct ForeignWord {
 pub enum WordOrigin {
     /// It was written for another file or offset.
     Line {
-        /// The inode that it was written for (low 22 bits); 0 for the moved files.
+        /// The inode that it was written for (low 22 bits).
         ino: u64,
-        /// The byte offset that it was written for; in the block, for the moved files.
+        /// The byte offset that it was written for.
         offset: u64,
         /// The writer's number.
         writer: u8,
@@ -141,14 +111,13 @@ pub enum WordOrigin {
 
 impl fmt::Display for ForeignWord {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.file {
-            PayloadFile::Inode(ino) => write!(f, "inode {ino} byte {}: ", self.offset)?,
-            PayloadFile::Moved => write!(f, "a moved file, byte {}: ", self.offset)?,
-        }
-        match self.found {
-            WordOrigin::Line { ino: MOVED_INODE, offset, writer } => {
-                write!(f, "bytes that actor {writer} wrote for byte {offset} of a block of the moved files")
-            }
+        write!(f, "inode {} byte {}: {}", self.ino, self.offset, self.found)
+    }
+}
+
+impl fmt::Display for WordOrigin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
             WordOrigin::Line { ino, offset, writer } => {
                 write!(f, "bytes that actor {writer} wrote for inode {ino} byte {offset}")
             }
@@ -157,29 +126,34 @@ impl fmt::Display for ForeignWord {
     }
 }
 
-/// Checks bytes that were read from byte `offset` of `file`, word by word. A tail of less than a
+/// Checks bytes that were read from byte `offset` of `ino`, word by word. A tail of less than a
 /// word is not checked.
 ///
 /// # Errors
 /// The first word that no entitled writer wrote.
-pub fn check(bytes: &[u8], file: PayloadFile, offset: u64) -> Result<(), ForeignWord> {
+pub fn check(bytes: &[u8], ino: u64, offset: u64) -> Result<(), ForeignWord> {
     debug_assert!(offset.is_multiple_of(WORD), "whole words only");
-    for (at, chunk) in (offset..).step_by(WORD as usize).zip(bytes.chunks_exact(WORD as usize)) {
+    let first = offset / WORD;
+    for (number, chunk) in (first..).zip(bytes.chunks_exact(WORD as usize)) {
         let found = u64::from_ne_bytes(chunk.try_into().expect("chunks of 8 bytes"));
         if found == 0 {
             continue;
         }
-        let (ino, number) = file.names(at);
         let fine = match number % WORDS_IN_LINE {
             // An addition to a word of zeros leaves no tag.
             SEQUENCE_WORD => matches!(found >> SEQUENCE_BITS, top if top == 0 || top == tag(ino, number)),
             _ => found >> WRITER_BITS == seal(ino, number) >> WRITER_BITS,
         };
         if !fine {
-            return Err(ForeignWord { file, offset: at, found: identify(found) });
+            return Err(ForeignWord { ino, offset: number * WORD, found: identify(found) });
         }
     }
     Ok(())
+}
+
+/// What a word says about itself, for people.
+pub(super) fn describe(found: u64) -> String {
+    identify(found).to_string()
 }
 
 fn identify(found: u64) -> WordOrigin {

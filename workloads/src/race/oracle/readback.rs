@@ -6,7 +6,7 @@ use fs_sim::Task;
 use fs_sim::syscalls::open::OpenFlags;
 use fs_sim::vfs::open_file::AccessMode;
 
-use super::payload::{PayloadFile, check};
+use super::payloads::{PayloadFile, Payloads};
 
 /// The most foreign words that are reported as text.
 const EXAMPLES_MAX: usize = 16;
@@ -18,8 +18,8 @@ const CHUNK: usize = 1 << 20;
 pub(crate) struct RaceFile {
     /// Its name.
     pub(crate) name: String,
-    /// Whether blocks are moved between it and others: its payload is [`PayloadFile::Moved`].
-    pub(crate) moved: bool,
+    /// Its index, if it is a moved file.
+    pub(crate) moved: Option<u64>,
 }
 
 /// The result of reading all files back.
@@ -39,7 +39,7 @@ pub(crate) struct ReadBackReport {
 
 /// Reads every file of `files` that exists, from beginning to end. `task` is the only process left.
 /// An inode that none of the names leads to is reported.
-pub(crate) fn read_back(task: &Task, files: &[RaceFile]) -> ReadBackReport {
+pub(crate) fn read_back(task: &Task, payloads: &Payloads, files: &[RaceFile]) -> ReadBackReport {
     let mut report = ReadBackReport::default();
     let mut reached = BTreeSet::new();
     let mut buffer = vec![0; CHUNK];
@@ -50,8 +50,8 @@ pub(crate) fn read_back(task: &Task, files: &[RaceFile]) -> ReadBackReport {
             Ok(stat) => {
                 reached.insert(stat.ino);
                 report.files += 1;
-                let file = if *moved { PayloadFile::Moved } else { PayloadFile::Inode(stat.ino.0) };
-                report.read_file(task, fd, name, (file, stat.size), &mut buffer);
+                let file = moved.map_or(PayloadFile::Inode(stat.ino.0), PayloadFile::Moved);
+                report.read_file((task, payloads), fd, name, (file, stat.size), &mut buffer);
             }
             Err(errno) => report.unaccounted.push(format!("{name} can't be examined: {errno}")),
         }
@@ -70,7 +70,7 @@ pub(crate) fn read_back(task: &Task, files: &[RaceFile]) -> ReadBackReport {
 impl ReadBackReport {
     fn read_file(
         &mut self,
-        task: &Task,
+        (task, payloads): (&Task, &Payloads),
         fd: fs_sim::base::numbers::Fd,
         name: &str,
         (file, size): (PayloadFile, u64),
@@ -90,7 +90,7 @@ impl ReadBackReport {
                 }
             };
             self.bytes += read as u64;
-            if let Err(foreign) = check(&buffer[..read], file, offset) {
+            if let Err(foreign) = payloads.check(&buffer[..read], file, offset) {
                 self.foreign += 1;
                 if self.foreign_examples.len() < EXAMPLES_MAX {
                     self.foreign_examples.push(format!("{name}, {foreign}"));
