@@ -174,7 +174,6 @@ impl FileWorker {
 
     pub(super) fn guest(&mut self, stats: &mut ActorStats, step: &HolderStep) -> Result<(), Errno> {
         self.answer_breaks(step.skips_cleanup);
-        self.meets_break();
         let name = RaceShared::file_name(step.file);
         let fd = stats.call(self.task.open(&name, OpenFlags::open(AccessMode::BOTH)))?;
         let exported = self.stat(stats, fd).and_then(|(size, ino)| {
@@ -209,7 +208,6 @@ impl FileWorker {
     }
 
     pub(super) fn layout_client(&mut self, stats: &mut ActorStats, step: &HolderStep) -> Result<(), Errno> {
-        self.meets_break();
         let name = RaceShared::file_name(step.file);
         let fd = stats.call(self.task.open(&name, OpenFlags::open(AccessMode::BOTH)))?;
         let mode = if step.lease.falls_below(READ_LAYOUT) { IoMode::Read } else { IoMode::ReadWrite };

@@ -49,8 +49,10 @@ pub(super) struct OwnMemory {
 }
 
 impl FileWorker {
-    /// How the process answers when a lease of it is broken.
+    /// How the process answers when a lease of it is broken. A signal about a lease of an earlier
+    /// step is dropped: it would interrupt the waits of this one.
     pub(super) fn answer_breaks(&self, skips_cleanup: bool) {
+        self.meets_break();
         let answer = if skips_cleanup { Disposition::Ignore } else { Disposition::Handler };
         self.task.process().set_disposition(Signal::Sigio, answer);
     }

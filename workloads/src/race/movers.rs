@@ -2,8 +2,9 @@
 //! files.
 //!
 //! They hold nothing between two steps. Collapsers and reflinkers work on the moved files of the
-//! job alone, whose payload belongs to any of these files. Defragmenters move blocks on the device
-//! only: a block keeps its file and offset, so they work on every file.
+//! job alone, and put every move on the record that explains the payload of these files.
+//! Defragmenters move blocks on the device only: a block keeps its file and offset, so they work on
+//! every file.
 
 use fs_sim::base::numbers::Fd;
 use fs_sim::syscalls::fallocate::FallocateMode;

@@ -159,6 +159,7 @@ fn errors_point_at_the_value_and_say_what_to_do() {
         ("[registrants]\non_demand = 1.01", "`on_demand` is 1.01, which is not a probability", 2, "1.01"),
         ("[registrants]\nwindows = -0.5", "`windows` is -0.5, which is not a probability", 2, "-0.5"),
         ("[files]\nmoved = 25", "25 of 24 files can't be moved", 2, "25"),
+        ("[files]\nmoved = 5", "5 moved files of 512KiB are too many", 2, "5"),
         (
             "[collapsers]\ncount = 1",
             "[collapsers] need a file whose blocks they may move, and `moved` in [files] is 0",
