@@ -11,8 +11,9 @@ use fs_sim::syscalls::fallocate::FallocateMode;
 use fs_sim::syscalls::open::OpenFlags;
 use fs_sim::vfs::open_file::AccessMode;
 
+use super::mapped::OwnMemory;
 use super::op_stream::{ExtenderStep, PuncherStep, TruncaterStep};
-use super::oracle;
+use super::oracle::{self, PayloadFile};
 use super::shared::{RaceProcess, RaceShared};
 use super::stats::{ActorStats, TimedCall};
 
@@ -22,27 +23,30 @@ pub(super) struct FileWorker {
     pub(super) actor: usize,
     pub(super) task: RaceProcess,
     pub(super) buffer: Vec<u8>,
+    /// What the process has beside the shared files, once a step needed it.
+    pub(super) own: Option<OwnMemory>,
     sequence: u64,
 }
 
 impl FileWorker {
     pub(super) fn new(shared: &Arc<RaceShared>, actor: usize) -> FileWorker {
-        FileWorker { shared: Arc::clone(shared), actor, task: shared.spawn(), buffer: Vec::new(), sequence: 0 }
+        let (shared, task) = (Arc::clone(shared), shared.spawn());
+        FileWorker { shared, actor, task, buffer: Vec::new(), own: None, sequence: 0 }
     }
 
     /// Starts a new process if the old one was killed.
     pub(super) fn respawn_if_killed(&mut self) {
         if self.task.process().is_dying() {
-            self.task = self.shared.spawn();
+            self.end_process();
         }
     }
 
-    /// `length` bytes of payload that this actor may write at `offset` of `ino`.
-    pub(super) fn payload(&mut self, ino: u64, offset: u64, length: u64) -> &[u8] {
+    /// Puts `length` bytes of payload that this actor may write at `offset` of `file` into the
+    /// buffer.
+    pub(super) fn payload(&mut self, file: PayloadFile, offset: u64, length: u64) {
         self.sequence += 1;
         self.buffer.resize(length as usize, 0);
-        oracle::fill(&mut self.buffer, ino, offset, self.actor as u8, self.sequence);
-        &self.buffer
+        self.shared.payloads.fill(&mut self.buffer, file, offset, self.actor as u8, self.sequence);
     }
 
     /// Opens file number `file`, does `work` on it, closes it.
@@ -115,7 +119,11 @@ impl FileWorker {
             let mode = FallocateMode::Allocate { keep_size: false };
             stats.call(self.task.fallocate(fd, mode, size, step.length))?;
         } else {
-            self.payload(ino, size, step.length);
+            let file = match step.shared {
+                true => self.shared.payload_file(step.file, ino),
+                false => PayloadFile::Inode(ino),
+            };
+            self.payload(file, size, step.length);
             stats.call(self.task.write(fd, size, &self.buffer))?;
             stats.counters.writes += 1;
         }

@@ -20,13 +20,14 @@ impl FileWorker {
     pub(super) fn direct_io(&mut self, stats: &mut ActorStats, step: &DirectIoStep) -> Result<(), Errno> {
         self.with_file(stats, step.file, |me, stats, fd| {
             let (size, ino) = me.stat(stats, fd)?;
+            let file = me.shared.payload_file(step.file, ino);
             let length = step.length.min(size / oracle::WORD * oracle::WORD);
             let offset = step.place.below((size - length) / oracle::WORD + 1) * oracle::WORD;
             if length == 0 {
                 return Ok(());
             }
             if step.writes && me.is_allocated(stats, fd, BlockRange::of_bytes(offset, length))? {
-                me.payload(ino, offset, length);
+                me.payload(file, offset, length);
                 stats.call(me.task.write(fd, offset, &me.buffer))?;
                 stats.counters.writes += 1;
                 return Ok(());
@@ -38,7 +39,7 @@ impl FileWorker {
             let read = stats.call(io.complete(&me.task, &mut me.buffer))?;
             stats.counters.reads += 1;
             let words = read / oracle::WORD as usize * oracle::WORD as usize;
-            stats.checked("a read", oracle::check(&me.buffer[..words], ino, from));
+            stats.checked("a read", me.shared.payloads.check(&me.buffer[..words], file, from));
             Ok(())
         })
     }

@@ -9,22 +9,58 @@
 use emulator::sync::Arc;
 use fs_sim::vfs::anon::AnonMemory;
 use fs_sim::{Errno, Task};
-use rdma_sim::{AccessFlags, Context, Cq, Mr, Pd, Qp, QpConfig, QpState, Sge, WorkOperation, WorkRequest, WorkStatus};
+use rdma_sim::{
+    AccessFlags, Completion, Context, Cq, Mr, Pd, Qp, QpConfig, QpState, Sge, WorkOperation, WorkRequest, WorkStatus,
+};
 
 use super::job::DMA_BYTES_MAX;
 use super::op_stream::{DmaRequest, DmaRequests, DmaVerb};
-use super::oracle;
-use super::stats::ActorStats;
+use super::oracle::{self, PayloadFile, Payloads};
+use super::stats::{ActorStats, TimedCall};
+use super::window::RegionWindow;
 
 /// A memory region as its users know it: what a program tells its peer.
 #[derive(Clone, Debug)]
 pub(super) struct RegionHandle {
     pub(super) mr: Arc<Mr>,
-    /// The inode, and the byte offset in it, that the region was registered for.
+    /// The inode, also as payload names it, and the byte offset in it, that the region was
+    /// registered for.
     pub(super) ino: u64,
+    pub(super) file: PayloadFile,
     pub(super) offset: u64,
     /// Whether remote writes and atomics are allowed.
     pub(super) writable: bool,
+    /// Whether its pages are faulted in at each access.
+    pub(super) on_demand: bool,
+    /// The window through which it is reached, if it has one.
+    pub(super) window: Option<Arc<RegionWindow>>,
+}
+
+impl RegionHandle {
+    /// What another process is told. A window of type 2 opens only for the queue pair that bound it:
+    /// others use the region's key.
+    pub(super) fn for_others(&self) -> RegionHandle {
+        let window = self.window.clone().filter(|window| !window.kind.type2);
+        RegionHandle { window, ..self.clone() }
+    }
+
+    /// Where in the region requests go: the first byte, the length, and the key.
+    fn reached(&self) -> (u64, u64, u32) {
+        match &self.window {
+            Some(window) => (window.at, window.len, window.rkey),
+            None => (0, self.mr.len(), self.mr.rkey()),
+        }
+    }
+
+    /// As what its requests are counted besides `dma`.
+    fn counted_as(&self) -> &'static [TimedCall] {
+        match (self.on_demand, self.window.is_some()) {
+            (false, false) => &[],
+            (true, false) => &[TimedCall::DmaOnDemand],
+            (false, true) => &[TimedCall::DmaWindow],
+            (true, true) => &[TimedCall::DmaOnDemand, TimedCall::DmaWindow],
+        }
+    }
 }
 
 /// How a burst ended.
@@ -46,6 +82,16 @@ pub(super) struct LocalBuffer {
 }
 
 impl LocalBuffer {
+    /// Its address.
+    pub(super) fn va(&self) -> u64 {
+        self.va
+    }
+
+    /// Its bytes.
+    pub(super) fn memory(&self) -> &AnonMemory {
+        &self.memory
+    }
+
     pub(super) fn map(task: &Task) -> Result<LocalBuffer, Errno> {
         let (va, memory) = task.mmap_anonymous(DMA_BYTES_MAX)?;
         Ok(LocalBuffer { va, memory })
@@ -88,13 +134,13 @@ impl Endpoint {
         &mut self,
         stats: &mut ActorStats,
         task: &Task,
-        writer: u8,
+        (payloads, writer): (&Payloads, u8),
         handle: &RegionHandle,
         requests: DmaRequests,
         count: u64,
     ) -> BurstResult {
         for request in requests.take(count as usize) {
-            if !self.request(stats, task, writer, handle, request) {
+            if !self.request(stats, task, (payloads, writer), handle, request) {
                 return self.recover();
             }
         }
@@ -106,28 +152,29 @@ impl Endpoint {
         &mut self,
         stats: &mut ActorStats,
         task: &Task,
-        writer: u8,
+        (payloads, writer): (&Payloads, u8),
         handle: &RegionHandle,
         request: DmaRequest,
     ) -> bool {
-        let len = handle.mr.len();
+        let (first, len, rkey) = handle.reached();
         let verb = if handle.writable { request.verb } else { DmaVerb::Read };
         let (at, bytes) = match verb {
             DmaVerb::Write | DmaVerb::Read => {
                 let bytes = request.length.min(len / oracle::WORD * oracle::WORD);
                 (request.place.below((len - bytes) / oracle::WORD + 1) * oracle::WORD, bytes)
             }
-            // Every region begins at a line of its file and has at least one line.
+            // Every region and window begins at a line of its file and has at least one line.
             DmaVerb::CompareSwap | DmaVerb::FetchAdd => {
                 (oracle::sequence_word_at(request.place.below(len / oracle::LINE) * oracle::LINE), oracle::WORD)
             }
         };
+        let at = first + at;
         let place = handle.offset + at;
         self.sequence += 1;
         let op = match verb {
             DmaVerb::Write => {
                 self.staging.resize(bytes as usize, 0);
-                oracle::fill(&mut self.staging, handle.ino, place, writer, self.sequence);
+                payloads.fill(&mut self.staging, handle.file, place, writer, self.sequence);
                 if self.buffer.memory.write(0, &self.staging).is_err() {
                     return false;
                 }
@@ -135,18 +182,20 @@ impl Endpoint {
             }
             DmaVerb::Read => WorkOperation::Read,
             DmaVerb::CompareSwap => {
-                WorkOperation::CompareSwap { compare: 0, swap: oracle::sequence_word(handle.ino, place, self.sequence) }
+                let swap = payloads.sequence_word(handle.file, place, self.sequence);
+                WorkOperation::CompareSwap { compare: 0, swap }
             }
             DmaVerb::FetchAdd => WorkOperation::FetchAdd { add: 1 },
         };
-        let local = Sge { lkey: self.local.lkey(), addr: self.buffer.va, len: bytes as u32 };
-        let (remote_addr, rkey) = (handle.mr.va() + at, handle.mr.rkey());
+        let local = self.local_part(bytes);
+        let remote_addr = handle.mr.va() + at;
         let request = WorkRequest { wr_id: self.sequence, op, local, remote_addr, rkey, signaled: true };
-        self.post(stats, task, request) && self.check_read(stats, handle, op, place, bytes)
+        self.post(stats, task, request, handle.counted_as())
+            && self.check_read(stats, payloads, handle, op, place, bytes)
     }
 
     /// Posts a request and takes its completion; false unless it completed successfully.
-    fn post(&mut self, stats: &mut ActorStats, task: &Task, request: WorkRequest) -> bool {
+    fn post(&mut self, stats: &mut ActorStats, task: &Task, request: WorkRequest, through: &[TimedCall]) -> bool {
         let world = task.kernel().world();
         task.take_waited();
         let start = world.now();
@@ -159,7 +208,7 @@ impl Endpoint {
         let end = world.now();
         match completion {
             Some(done) if done.status == WorkStatus::Success && done.wr_id == request.wr_id => {
-                stats.dma(u64::from(request.local.len), start, end, task.take_waited());
+                stats.dma(u64::from(request.local.len), start, end, task.take_waited(), through);
                 true
             }
             Some(done) => {
@@ -173,6 +222,7 @@ impl Endpoint {
     fn check_read(
         &mut self,
         stats: &mut ActorStats,
+        payloads: &Payloads,
         handle: &RegionHandle,
         op: WorkOperation,
         place: u64,
@@ -185,12 +235,38 @@ impl Endpoint {
         if self.buffer.memory.read(0, &mut self.staging).is_err() {
             return false;
         }
-        stats.checked("an RDMA READ", oracle::check(&self.staging, handle.ino, place));
+        stats.checked("an RDMA READ", payloads.check(&self.staging, handle.file, place));
         true
     }
 
+    /// The number of the next request.
+    pub(super) fn next_number(&mut self) -> u64 {
+        self.sequence += 1;
+        self.sequence
+    }
+
+    /// The queue pair on which requests to regions are posted.
+    pub(super) fn queue(&self) -> &Qp {
+        &self.qp
+    }
+
+    /// The queue pair that answers them.
+    pub(super) fn peer(&self) -> &Qp {
+        &self.peer
+    }
+
+    /// The first `len` bytes of the local buffer.
+    pub(super) fn local_part(&self, len: u64) -> Sge {
+        Sge { lkey: self.local.lkey(), addr: self.buffer.va, len: len as u32 }
+    }
+
+    /// The oldest completion.
+    pub(super) fn take_completion(&self) -> Option<Completion> {
+        self.cq.poll_one()
+    }
+
     /// After a failure: moves both queue pairs through RESET back to RTS.
-    fn recover(&mut self) -> BurstResult {
+    pub(super) fn recover(&mut self) -> BurstResult {
         if self.context.is_aborted() || self.qp.state() == QpState::Destroyed {
             return BurstResult::Dead;
         }

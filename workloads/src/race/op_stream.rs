@@ -12,6 +12,13 @@ use rand_distr::{Distribution as _, Zipf};
 
 use super::job::{Distribution, Job, Popularity, Role};
 
+mod roles;
+
+pub use roles::{
+    AddressIoAct, AddressIoStep, CollapserStep, DefragmenterStep, HolderAccess, HolderAccesses, HolderStep, ReflinkAct,
+    ReflinkerStep, RegionKind, WindowKind, holders_of,
+};
+
 /// What a registrant does next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RegistrantAct {
@@ -62,6 +69,8 @@ pub struct RegistrantStep {
     pub place: Share,
     /// Length of the region in bytes.
     pub length: u64,
+    /// The kind of the region.
+    pub kind: RegionKind,
     /// Nanoseconds until the region is due for deregistration.
     pub lifetime: u64,
     /// Whether the region is for remote reads only.
@@ -164,12 +173,30 @@ pub enum ActorStep {
     DirectIo(DirectIoStep),
     /// An extender's.
     Extender(ExtenderStep),
+    /// That of an actor that holds mapped memory by address.
+    AddressIo(AddressIoStep),
+    /// That of a umem.
+    Umem(HolderStep),
+    /// That of a ring.
+    Ring(HolderStep),
+    /// That of a guest.
+    Guest(HolderStep),
+    /// That of a block-layout client.
+    LayoutClient(HolderStep),
+    /// A collapser's.
+    Collapser(CollapserStep),
+    /// A reflinker's.
+    Reflinker(ReflinkerStep),
+    /// A defragmenter's.
+    Defragmenter(DefragmenterStep),
 }
 
 /// The endless steps of one actor.
 #[derive(Clone, Debug)]
 pub struct OpStream {
     rng: Rng,
+    /// Draws the kinds of regions.
+    region_kinds: Rng,
     role: Role,
     job: Job,
     popularity: Option<Zipf<f64>>,
@@ -197,7 +224,8 @@ impl OpStream {
             (RegistrantAct::Exit, mix.exit),
             (RegistrantAct::Kill, mix.kill),
         ]);
-        OpStream { rng: rng::stream(seed, "choices", actor), role, job: job.clone(), popularity, acts }
+        let [rng, region_kinds] = ["choices", "region kinds"].map(|purpose| rng::stream(seed, purpose, actor));
+        OpStream { rng, region_kinds, role, job: job.clone(), popularity, acts }
     }
 
     fn file(&mut self) -> u64 {
@@ -231,6 +259,7 @@ impl OpStream {
             file: self.file(),
             place: self.share(),
             length: self.draw(|job| job.registrants.region_length),
+            kind: self.region_kind(),
             lifetime: self.draw(|job| job.registrants.region_lifetime),
             read_only: self.chance(read_only),
             lease: self.share(),
@@ -306,6 +335,14 @@ impl Iterator for OpStream {
             Role::Puncher => ActorStep::Puncher(self.puncher()),
             Role::DirectIo => ActorStep::DirectIo(self.direct_io()),
             Role::Extender => ActorStep::Extender(self.extender()),
+            Role::AddressIo => ActorStep::AddressIo(self.address_io()),
+            Role::Umem => ActorStep::Umem(self.holder(|job| &job.umems)),
+            Role::Ring => ActorStep::Ring(self.holder(|job| &job.rings)),
+            Role::Guest => ActorStep::Guest(self.holder(|job| &job.guests)),
+            Role::LayoutClient => ActorStep::LayoutClient(self.holder(|job| &job.layout_clients)),
+            Role::Collapser => ActorStep::Collapser(self.collapser()),
+            Role::Reflinker => ActorStep::Reflinker(self.reflinker()),
+            Role::Defragmenter => ActorStep::Defragmenter(self.defragmenter()),
         })
     }
 }
@@ -435,6 +472,7 @@ mod tests {
                     ActorStep::Puncher(step) => (step.file, step.length),
                     ActorStep::DirectIo(step) => (step.file, step.length),
                     ActorStep::Extender(step) => (step.file, step.length),
+                    other => panic!("the built-in job has no {other:?}"),
                 };
                 files[file as usize] += 1;
                 assert!(bytes <= job.files.size, "{choice:?}");

@@ -21,13 +21,14 @@ const EXPECTED: [&str; 3] = ["invariant 1:", "invariant 2:", "invariant 7:"];
 pub(super) fn judge(shared: &Arc<RaceShared>, design: &DesignRun, ended: RunEnd) -> (DesignResult, OpLatencies) {
     let mut foreign = ended.stats.foreign_reads;
     let mut broken = ended.broken.clone();
+    broken.extend(ended.stats.broken.iter().cloned());
     broken.extend(ended.stats.foreign_examples.iter().map(|what| format!("invariant 7: {what}")));
     if ended.left_behind {
         broken.push("the files were not read back: the machine is not at rest".to_owned());
         broken.extend(shared.kernel.violations());
     } else {
         let admin = shared.kernel.spawn();
-        let read_back = oracle::read_back(&admin, &shared.file_names());
+        let read_back = oracle::read_back(&admin, &shared.payloads, &shared.files());
         admin.exit();
         drop(admin);
         foreign += read_back.foreign;

@@ -19,7 +19,7 @@ use fs_sim::syscalls::open::OpenFlags;
 use fs_sim::vfs::open_file::AccessMode;
 use fs_sim::vfs::signals::{Disposition, SigInfo, Signal};
 use fs_sim::{BLOCK, BlockRange, Errno};
-use rdma_sim::{AccessFlags, Context};
+use rdma_sim::{AccessFlags, Context, Mr};
 
 use super::endpoint::{BurstResult, Endpoint, LocalBuffer, RegionHandle};
 use super::inbox::{INBOX_MAX, PassedContext};
@@ -128,7 +128,7 @@ struct ActorPlace<'a> {
 
 /// The kind of lease to take before a registration. None if the design has no layout leases, or if
 /// its gate needs none and the draw says that the program does not want to hear of changes.
-fn lease_for(axes: &Axes, draw: Share) -> Option<LeaseKind> {
+pub(super) fn lease_for(axes: &Axes, draw: Share) -> Option<LeaseKind> {
     /// The probabilities of a lease that the gate does not need, and of the stronger kind. A third
     /// of the latter is the probability of an exclusive lease that the gate does not need.
     const CURIOUS: f64 = 0.3;
@@ -217,22 +217,33 @@ impl RegistrantProcess {
 
     /// Deregisters the regions that `which` selects.
     fn deregister(&mut self, stats: &mut ActorStats, which: impl Fn(&OwnRegion) -> bool) {
-        let (task, context, files) = (&self.task, &self.endpoint.context, &mut self.files);
-        self.regions.retain(|region| {
-            let goes = which(region);
-            if goes {
-                // It fails only if the context or the process has just ended, which ended the
-                // region too.
-                let _gone = stats.timed(TimedCall::Deregister, task, || context.dereg_mr(task, &region.handle.mr));
-                let map = (region.handle.mr.va(), region.handle.mr.len());
-                // Closing a file has removed its mappings already.
-                if let Some(file) = files.iter_mut().find(|file| file.maps.contains(&map)) {
-                    file.maps.retain(|other| *other != map);
-                    let _unmapped = stats.call(task.munmap(map.0, map.1));
-                }
-            }
-            !goes
-        });
+        let (go, stay) = std::mem::take(&mut self.regions).into_iter().partition(which);
+        self.regions = stay;
+        for region in go {
+            self.end_region(stats, &region.handle);
+        }
+    }
+
+    /// Deregisters a region, after its window was unbound, and unmaps its memory.
+    fn end_region(&mut self, stats: &mut ActorStats, region: &RegionHandle) {
+        let task = &self.task;
+        let mut gone = false;
+        if let Some(window) = &region.window {
+            gone = window.kind.meets_busy && self.endpoint.deregister_bound(stats, task, &region.mr);
+            self.endpoint.unbind(stats, task, &region.mr, window);
+        }
+        if !gone {
+            // It fails only if the context or the process has just ended, which ended the region
+            // too.
+            let context = &self.endpoint.context;
+            let _gone = stats.timed(TimedCall::Deregister, task, || context.dereg_mr(task, &region.mr));
+        }
+        let map = (region.mr.va(), region.mr.len());
+        // Closing a file has removed its mappings already.
+        if let Some(file) = self.files.iter_mut().find(|file| file.maps.contains(&map)) {
+            file.maps.retain(|other| *other != map);
+            let _unmapped = stats.call(task.munmap(map.0, map.1));
+        }
     }
 
     fn act(&mut self, stats: &mut ActorStats, place: ActorPlace<'_>, step: &RegistrantStep) -> AfterStep {
@@ -283,7 +294,9 @@ impl RegistrantProcess {
         }
         let offset = step.place.below((size - length) / BLOCK + 1) * BLOCK;
         let blocks = BlockRange::of_bytes(offset, length);
-        if let Some(kind) = lease_for(place.shared.kernel.axes(), step.lease) {
+        // An on-demand region pins nothing, so it needs no lease.
+        let kind = lease_for(place.shared.kernel.axes(), step.lease).filter(|_| !step.kind.on_demand);
+        if let Some(kind) = kind {
             let range = if step.whole_file { BlockRange::ALL } else { blocks };
             self.lease(stats, at, kind, range)?;
         }
@@ -293,16 +306,35 @@ impl RegistrantProcess {
             true => AccessFlags::ALL,
             false => AccessFlags { remote_read: true, ..AccessFlags::LOCAL_READ },
         };
-        let (task, Endpoint { context, pd, .. }) = (&self.task, &self.endpoint);
-        let registered = stats.timed(TimedCall::Register, task, || context.reg_mr(task, pd, va, length, access));
-        let Ok(mr) = registered else {
+        let access = if step.kind.on_demand { access.on_demand() } else { access };
+        let access = if step.kind.window.is_some() { access.mw_bind() } else { access };
+        let Some(mr) = self.register_mapped(stats, (va, length), access) else {
             return stats.call(self.task.munmap(va, length));
         };
         self.files[at].maps.push((va, length));
-        let handle = RegionHandle { mr, ino: self.files[at].ino, offset, writable };
+        let window = step.kind.window.and_then(|kind| {
+            // Without a window, if binding it failed, the region is reached by its own key.
+            self.endpoint.bind(stats, &self.task, (&mr, writable), kind).ok().map(Arc::new)
+        });
+        let ino = self.files[at].ino;
+        let file = place.shared.payload_file(step.file, ino);
+        let handle = RegionHandle { mr, ino, file, offset, writable, on_demand: step.kind.on_demand, window };
         let due = Nanos(place.shared.kernel.world().now().0 + step.lifetime);
         self.regions.push(OwnRegion { handle, due });
         Ok(())
+    }
+
+    /// Registers mapped memory, an on-demand region under its own name too.
+    fn register_mapped(
+        &self,
+        stats: &mut ActorStats,
+        (va, length): (u64, u64),
+        access: AccessFlags,
+    ) -> Option<Arc<Mr>> {
+        let (task, Endpoint { context, pd, .. }) = (&self.task, &self.endpoint);
+        let also = access.on_demand.then_some(TimedCall::RegisterOnDemand);
+        let register = || context.reg_mr(task, pd, va, length, access);
+        stats.timed_as(TimedCall::Register, also, task, register).ok()
     }
 
     /// Opens file number `index` if it is not open; returns its place in the list.
@@ -338,11 +370,14 @@ impl RegistrantProcess {
         let borrowed: usize = self.borrowed.iter().map(|borrowed_context| borrowed_context.handles.len()).sum();
         let mut pick = step.pick.below((self.regions.len() + borrowed) as u64) as usize;
         let requests = DmaRequests::new(&place.shared.job, step.burst_seed);
-        let writer = place.actor as u8;
+        let writer = (&place.shared.payloads, place.actor as u8);
         if let Some(region) = self.regions.get(pick) {
             let ended = self.endpoint.burst(stats, &self.task, writer, &region.handle, requests, step.burst);
             if ended == BurstResult::Failed && region.handle.mr.is_revoked() {
-                self.regions.remove(pick);
+                let region = self.regions.remove(pick).handle;
+                if let Some(window) = &region.window {
+                    self.endpoint.unbind(stats, &self.task, &region.mr, window);
+                }
             }
             return;
         }
@@ -436,7 +471,7 @@ impl RegistrantProcess {
             return Ok(());
         }
         let context = self.endpoint.context.number();
-        let handles = self.regions.iter().map(|region| region.handle.clone()).collect();
+        let handles = self.regions.iter().map(|region| region.handle.for_others()).collect();
         {
             let mut inbox = slot.inbox.lock();
             if inbox.len() >= INBOX_MAX {

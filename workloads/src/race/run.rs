@@ -13,8 +13,9 @@ use reports::{DesignResult, JobSummary, OpLatencies};
 
 use super::config::{DesignRun, RaceConfig, RaceError, RaceProgress, RaceReport, Snapshot, StopFlag};
 use super::job::Job;
+use super::oracle::{PayloadFile, Payloads};
 use super::shared::{RaceShared, RunLimits};
-use super::{oracle, outcome, supervisor};
+use super::{outcome, supervisor};
 
 /// Runs a race under each of its designs.
 ///
@@ -132,12 +133,13 @@ pub(super) fn new_machine(
     let mut config = KernelConfig::new(design.axes).sabotaged_for_tests(sabotage);
     config.options = job.volume;
     let kernel = Kernel::new(Arc::new(World::real(seed)), device, config)?;
-    make_files(&kernel, job)?;
-    Ok(Arc::new(RaceShared::new(kernel, job.clone(), seed, limits)))
+    let payloads = Payloads::new(job.files.moved, job.files.size);
+    make_files(&kernel, &payloads, job)?;
+    Ok(Arc::new(RaceShared::new(kernel, payloads, job.clone(), seed, limits)))
 }
 
 /// Makes the job's files, each at its full size and filled with the payload that belongs there.
-fn make_files(kernel: &Arc<Kernel>, job: &Job) -> Result<(), RaceError> {
+fn make_files(kernel: &Arc<Kernel>, payloads: &Payloads, job: &Job) -> Result<(), RaceError> {
     /// The writer number of the initial contents. No actor has this number.
     const SETUP: u8 = u8::MAX;
     const CHUNK: u64 = 1 << 20;
@@ -148,9 +150,10 @@ fn make_files(kernel: &Arc<Kernel>, job: &Job) -> Result<(), RaceError> {
         let mut make = || {
             let fd = admin.open(&name, OpenFlags::create())?;
             let ino = admin.stat(fd)?.ino.0;
+            let file = if index < job.files.moved { PayloadFile::Moved(index) } else { PayloadFile::Inode(ino) };
             for offset in (0..job.files.size).step_by(CHUNK as usize) {
                 buffer.resize(CHUNK.min(job.files.size - offset) as usize, 0);
-                oracle::fill(&mut buffer, ino, offset, SETUP, 0);
+                payloads.fill(&mut buffer, file, offset, SETUP, 0);
                 admin.write(fd, offset, &buffer)?;
             }
             admin.close(fd)

@@ -19,6 +19,8 @@ use fs_sim::{Kernel, Task};
 use super::config::Snapshot;
 use super::inbox::PassedContext;
 use super::job::{Job, Role};
+use super::network::Network;
+use super::oracle::{PayloadFile, Payloads, RaceFile};
 use super::stats::ActorStats;
 
 /// The counts that an actor publishes while the race runs. Only its own thread writes them.
@@ -86,10 +88,14 @@ pub(super) struct RaceShared {
     pub(super) changed: WaitQueue,
     processes: Mutex<BTreeMap<WaiterId, Pid>>,
     pub(super) running: AtomicU32,
+    /// The peer of zero-copy sends.
+    pub(super) network: Network,
+    /// Makes and checks what is written, and records moves of blocks.
+    pub(super) payloads: Payloads,
 }
 
 impl RaceShared {
-    pub(super) fn new(kernel: Arc<Kernel>, job: Job, seed: u64, limits: RunLimits) -> RaceShared {
+    pub(super) fn new(kernel: Arc<Kernel>, payloads: Payloads, job: Job, seed: u64, limits: RunLimits) -> RaceShared {
         let slot = |role| ActorSlot {
             role,
             live: LiveCounts::default(),
@@ -108,6 +114,8 @@ impl RaceShared {
             changed: WaitQueue::new(),
             processes: Mutex::new(BTreeMap::new()),
             running,
+            network: Network::default(),
+            payloads,
         }
     }
 
@@ -121,10 +129,18 @@ impl RaceShared {
         format!("own-{actor}")
     }
 
-    /// Every name that a file of the race can have.
-    pub(super) fn file_names(&self) -> Vec<String> {
-        let shared = (0..self.job.files.count).map(RaceShared::file_name);
-        shared.chain((0..self.slots.len()).map(RaceShared::own_file_name)).collect()
+    /// Every file that the race can have.
+    pub(super) fn files(&self) -> Vec<RaceFile> {
+        let moved = |index| Some(index).filter(|index| *index < self.job.files.moved);
+        let shared =
+            (0..self.job.files.count).map(|index| RaceFile { name: RaceShared::file_name(index), moved: moved(index) });
+        let own = (0..self.slots.len()).map(|actor| RaceFile { name: RaceShared::own_file_name(actor), moved: None });
+        shared.chain(own).collect()
+    }
+
+    /// File number `index`, whose inode is `ino`, as payload names it.
+    pub(super) fn payload_file(&self, index: u64, ino: u64) -> PayloadFile {
+        if index < self.job.files.moved { PayloadFile::Moved(index) } else { PayloadFile::Inode(ino) }
     }
 
     /// How the run stands, `elapsed_ns` after its start.

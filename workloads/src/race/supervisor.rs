@@ -92,16 +92,20 @@ pub(super) fn supervise(
             next_report = now.after(REPORT_INTERVAL);
         }
         ended.reaped += watch.reap(now);
-        watch.sleep(now.after(ROUND).min(deadline));
+        shared.network.deliver(&shared.kernel, &shared.payloads, now, &mut ended.stats);
+        watch.sleep(deadline);
     }
     ended.elapsed = world.now().since(start);
     shared.stop();
-    ended.killed_at_end = watch.wind_up(&mut ended.broken, &mut ended.stuck);
+    watch.wind_up(&mut ended);
     if shared.unfinished() > 0 {
         ended.left_behind = true;
         let (left, within) = (shared.unfinished(), shared.limits.watchdog);
         ended.broken.push(format!("invariant 6: {left} actors did not end, none of them within {within:?}"));
         ended.broken.extend(watch.blocked());
+    }
+    if !ended.left_behind {
+        shared.kernel.end_ownerless_io();
     }
     for (actor, handle) in actors {
         // If an actor was left behind, joining could wait for it forever, so no thread is joined.
@@ -148,9 +152,12 @@ struct SupervisorWatch<'a> {
 }
 
 impl SupervisorWatch<'_> {
-    /// Sleeps until `until`, or until the last actor has finished.
+    /// Sleeps until the next round, `until` at the latest, or until the last actor has finished.
+    /// The next round comes earlier if a disk or the network has something to do.
     fn sleep(&self, until: Nanos) {
         let shared = self.shared;
+        let round = shared.kernel.world().now().after(ROUND).min(until);
+        let until = shared.network.next_due(&shared.kernel).map_or(round, |due| due.min(round));
         // This waiter belongs to no process, so no signal reaches it.
         let waiter = emulator::wait::Waiter::new(WaiterId(u64::MAX));
         let how = WaitFor::uninterruptible("supervisor's next round").until(Some(until));
@@ -194,40 +201,47 @@ impl SupervisorWatch<'_> {
 
     /// After the stop: waits until every actor has ended, or none has for the watchdog's time. On a
     /// standstill it reports the sleepers in `broken` and kills them. Tasks that are stuck because
-    /// the design has waits that nothing ends are counted in `stuck`, and let go. Returns how many
-    /// processes it killed.
-    fn wind_up(&mut self, broken: &mut Vec<String>, stuck: &mut u64) -> u64 {
+    /// the design has waits that nothing ends are counted in `stuck`, and let go. Disks go on, and
+    /// the network's peer acknowledges everything that is sent.
+    fn wind_up(&mut self, ended: &mut RunEnd) {
         let world = Arc::clone(self.shared.kernel.world());
         let mut give_up = world.now().after(self.shared.limits.watchdog);
         let mut left = self.shared.unfinished();
         self.asleep_since.clear();
-        let mut killed = 0;
         let mut let_go = BTreeSet::new();
         while self.shared.unfinished() > 0 && world.now() < give_up {
             if self.shared.unfinished() < left {
                 left = self.shared.unfinished();
                 give_up = world.now().after(self.shared.limits.watchdog);
             }
-            killed += self.reap(world.now());
+            ended.killed_at_end += self.reap(world.now());
+            self.shared.kernel.complete_due_io();
+            self.acknowledge_all(&mut ended.stats);
             let unendable = self.shared.kernel.stuck().into_iter().filter(|task| task.uninterruptible);
             let_go.extend(unendable.map(|task| task.task));
             if self.shared.kernel.tear_down_stuck() {
                 // A task stays stuck until the last copy under a revoked region has ended: it
                 // counts once.
-                *stuck = let_go.len() as u64;
+                ended.stuck = let_go.len() as u64;
             }
             let still = self.asleep_for(world.now(), self.shared.limits.standstill);
-            if broken.is_empty() && self.stands_still(&still) {
-                broken.push("invariant 6: every actor left is asleep, and no task is left to wake them".to_owned());
-                broken.extend(self.blocked());
+            if ended.broken.is_empty() && self.stands_still(&still) {
+                let what = "invariant 6: every actor left is asleep, and no task is left to wake them";
+                ended.broken.push(what.to_owned());
+                ended.broken.extend(self.blocked());
                 for pid in still.iter().filter_map(|sleeper| self.shared.process_of(sleeper.waiter)) {
                     self.kill(pid);
-                    killed += 1;
+                    ended.killed_at_end += 1;
                 }
             }
-            self.sleep(world.now().after(ROUND));
+            self.sleep(Nanos(u64::MAX));
         }
-        killed
+        self.acknowledge_all(&mut ended.stats);
+    }
+
+    fn acknowledge_all(&self, stats: &mut ActorStats) {
+        let shared = self.shared;
+        shared.network.acknowledge(&shared.kernel, &shared.payloads, Nanos(u64::MAX), stats);
     }
 
     /// Whether the tasks `still`, which have slept for long, are all that is left, and nothing but
@@ -299,6 +313,14 @@ impl FileWorker {
             ActorStep::Puncher(step) => (self.puncher(stats, step), step.pause),
             ActorStep::DirectIo(step) => (self.direct_io(stats, step), step.pause),
             ActorStep::Extender(step) => (self.extender(stats, step), step.pause),
+            ActorStep::AddressIo(step) => (self.address_io(stats, step), step.pause),
+            ActorStep::Umem(step) => (self.umem(stats, step), step.pause),
+            ActorStep::Ring(step) => (self.ring(stats, step), step.pause),
+            ActorStep::Guest(step) => (self.guest(stats, step), step.pause),
+            ActorStep::LayoutClient(step) => (self.layout_client(stats, step), step.pause),
+            ActorStep::Collapser(step) => (self.collapser(stats, step), step.pause),
+            ActorStep::Reflinker(step) => (self.reflinker(stats, step), step.pause),
+            ActorStep::Defragmenter(step) => (self.defragmenter(stats, step), step.pause),
             ActorStep::Registrant(_) => (Ok(()), 0),
         };
         self.shared.pause(&self.task, pause);

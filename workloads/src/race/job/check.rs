@@ -12,10 +12,11 @@ use fs_sim::design::VolumeOptions;
 
 use super::distribution::{Distribution, DistributionLimits, Quantity, RawDistribution};
 use super::given::GivenValue;
+use super::holders::HeldBlocks;
 use super::text::{self, JobText, PopularityShape};
 use super::types::{
-    ACTORS_MAX, DirectIo, DmaMix, Extenders, Job, JobFiles, Popularity, Punchers, RegistrantMix, Registrants, Role,
-    Truncaters,
+    ACTORS_MAX, DirectIo, DmaMix, Extenders, Job, JobFiles, Popularity, Punchers, ROLES, RegistrantMix, Registrants,
+    Role, Truncaters,
 };
 use crate::race::oracle;
 
@@ -29,12 +30,12 @@ const NAME_BYTES_MAX: usize = 80;
 /// The most regions of one process.
 const REGIONS_MAX: u32 = 64;
 /// The most work requests of one burst: the depth of a queue pair.
-const BURST_MAX: u64 = 1024;
+pub(super) const BURST_MAX: u64 = 1024;
 /// The longest WRITE or READ in bytes: the size of a registrant's local buffer.
 pub(crate) const DMA_BYTES_MAX: u64 = 64 << 10;
 /// The longest times, in nanoseconds: a day for a run, ten seconds for a pause or a region.
 const RUN_NS_MAX: u64 = 24 * 3600 * 1_000_000_000;
-const WAIT_NS_MAX: u64 = 10_000_000_000;
+pub(super) const WAIT_NS_MAX: u64 = 10_000_000_000;
 
 impl Job {
     /// The built-in job.
@@ -80,13 +81,13 @@ fn job(source: &Source) -> Result<Job, InputError> {
     JobCheck { source, text: stated.or(built_in) }.job()
 }
 
-struct JobCheck<'a> {
-    source: &'a Source,
-    text: JobText,
+pub(super) struct JobCheck<'a> {
+    pub(super) source: &'a Source,
+    pub(super) text: JobText,
 }
 
 /// The value of a key that the built-in job states.
-fn stated<T>(field: &Option<GivenValue<T>>) -> &GivenValue<T> {
+pub(super) fn stated<T>(field: &Option<GivenValue<T>>) -> &GivenValue<T> {
     field.as_ref().expect("the built-in job states every key but run.threads and run.seed")
 }
 
@@ -96,7 +97,8 @@ impl JobCheck<'_> {
         let files = self.files()?;
         let registrants = self.registrants(&files)?;
         let counts = self.counts()?;
-        let device_bytes = self.device(&files, &registrants, &counts)?;
+        let held = self.held_blocks(&files)?;
+        let device_bytes = self.device(&files, &registrants, &held, &counts)?;
         let time = |key, given| self.time(key, given, RUN_NS_MAX).map(|Duration(time)| time);
         let job = Job {
             name: self.name()?,
@@ -117,6 +119,16 @@ impl JobCheck<'_> {
             punchers: self.punchers(&files)?,
             direct_io: self.direct_io(&files)?,
             extenders: self.extenders(&files)?,
+            address_io: self.address_io()?,
+            address_io_mix: self.address_io_mix()?,
+            umems: self.umems()?,
+            rings: self.rings()?,
+            guests: self.guests(&files)?,
+            layout_clients: self.layout_clients()?,
+            collapsers: self.collapsers()?,
+            reflinkers: self.reflinkers()?,
+            reflink_mix: self.reflink_mix()?,
+            defragmenters: self.defragmenters()?,
             reaper_patience: time("patience", stated(&text.reaper.patience))?,
             counts,
             parameters: parameters(self.source),
@@ -148,7 +160,7 @@ impl JobCheck<'_> {
         Err(given.error(self.source, title).help(format!("it can be up to {}", Duration::of_units(max))))
     }
 
-    fn probability(&self, key: &str, given: &Option<GivenValue<f64>>) -> Result<f64, InputError> {
+    pub(super) fn probability(&self, key: &str, given: &Option<GivenValue<f64>>) -> Result<f64, InputError> {
         stated(given).probability(self.source, key)
     }
 
@@ -166,7 +178,8 @@ impl JobCheck<'_> {
                 .error(self.source, format!("a file size of {} is not allowed", size.value))
                 .help(format!("the size of a file is a multiple of 4KiB, up to {most}")));
         }
-        Ok(JobFiles { count: count.value, size: bytes, popularity: self.popularity(stated(&files.popularity))? })
+        let popularity = self.popularity(stated(&files.popularity))?;
+        Ok(JobFiles { count: count.value, size: bytes, popularity, moved: self.moved(count.value, bytes)? })
     }
 
     fn popularity(&self, given: &GivenValue<text::PopularityText>) -> Result<Popularity, InputError> {
@@ -191,7 +204,7 @@ impl JobCheck<'_> {
         }
     }
 
-    fn distribution<Q: Quantity>(
+    pub(super) fn distribution<Q: Quantity>(
         &self,
         raw: &Option<GivenValue<RawDistribution<Q>>>,
         limits: DistributionLimits<'_>,
@@ -199,12 +212,15 @@ impl JobCheck<'_> {
         stated(raw).value.check(self.source, limits)
     }
 
-    fn pause(&self, raw: &Option<GivenValue<RawDistribution<Duration>>>) -> Result<Distribution, InputError> {
+    pub(super) fn pause(
+        &self,
+        raw: &Option<GivenValue<RawDistribution<Duration>>>,
+    ) -> Result<Distribution, InputError> {
         let because = "with longer pauses the actors would hardly meet";
         self.distribution(raw, DistributionLimits { key: "pause", min: 0, max: WAIT_NS_MAX, because })
     }
 
-    fn length(
+    pub(super) fn length(
         &self,
         raw: &Option<GivenValue<RawDistribution<Size>>>,
         min: u64,
@@ -237,6 +253,8 @@ impl JobCheck<'_> {
             read_only: self.probability("read_only", &raw.read_only)?,
             whole_file_lease: self.probability("whole_file_lease", &raw.whole_file_lease)?,
             skips_cleanup: self.probability("rude", &raw.rude)?,
+            on_demand: self.probability("on_demand", &raw.on_demand)?,
+            windows: self.probability("windows", &raw.windows)?,
             dma_burst: self.distribution(
                 &raw.dma_burst,
                 DistributionLimits { key: "dma_burst", min: 1, max: BURST_MAX, because: "a burst fits the queues" },
@@ -330,7 +348,7 @@ impl JobCheck<'_> {
         })
     }
 
-    fn counts(&self) -> Result<[u32; 5], InputError> {
+    fn counts(&self) -> Result<[u32; ROLES], InputError> {
         let text = &self.text;
         let given = Role::ALL.map(|role| match role {
             Role::Registrant => stated(&text.registrants.count),
@@ -338,6 +356,14 @@ impl JobCheck<'_> {
             Role::Puncher => stated(&text.punchers.count),
             Role::DirectIo => stated(&text.direct_io.count),
             Role::Extender => stated(&text.extenders.count),
+            Role::AddressIo => stated(&text.address_io.count),
+            Role::Umem => stated(&text.umems.count),
+            Role::Ring => stated(&text.rings.count),
+            Role::Guest => stated(&text.guests.count),
+            Role::LayoutClient => stated(&text.layout_clients.count),
+            Role::Collapser => stated(&text.collapsers.count),
+            Role::Reflinker => stated(&text.reflinkers.count),
+            Role::Defragmenter => stated(&text.defragmenters.count),
         });
         let total: u64 = given.iter().map(|count| u64::from(count.value)).sum();
         if total > u64::from(ACTORS_MAX) {
@@ -359,12 +385,19 @@ impl JobCheck<'_> {
                 .error(self.source, "a race in which no actor changes a layout")
                 .help("set `count` in [truncaters], [punchers] or [extenders] to 1 or more"));
         }
+        self.check_movers(&given)?;
         Ok(given.map(|count| count.value))
     }
 
     /// The device must hold all files at their largest size, and all blocks that can be orphaned or
     /// in allocation at one moment.
-    fn device(&self, files: &JobFiles, registrants: &Registrants, counts: &[u32; 5]) -> Result<u64, InputError> {
+    fn device(
+        &self,
+        files: &JobFiles,
+        registrants: &Registrants,
+        holders: &HeldBlocks,
+        counts: &[u32; ROLES],
+    ) -> Result<u64, InputError> {
         let size = stated(&self.text.device.size);
         let bytes = size.value.0;
         let (step, most) = (emulator::device::FOLIO, emulator::device::MAX_BYTES);
@@ -375,15 +408,16 @@ impl JobCheck<'_> {
         }
         let own_files = u64::from(counts[Role::Extender as usize]);
         let held = u64::from(counts[0]) * u64::from(registrants.regions_max) * registrants.region_length.max();
-        let needed = (files.count + own_files) * files.size + held;
+        let needed = (files.count + own_files) * files.size + held + holders.bytes(counts);
         if bytes < needed {
             let needed = Size(needed.next_multiple_of(step));
             return Err(size.error(self.source, format!("a device of {} is too small for this job", size.value)).help(
                 format!(
-                    "{} files and {own_files} of the extenders' own, up to {} each, and what regions can keep from \
-                     being freed, need {needed}",
+                    "{} files and {own_files} of the extenders' own, up to {} each, and what {} can keep from being \
+                     freed, need {needed}",
                     files.count,
-                    Size(files.size)
+                    Size(files.size),
+                    if holders.bytes(counts) == 0 { "regions" } else { "regions and the other holders" }
                 ),
             ));
         }

@@ -100,6 +100,11 @@ enum DistributionForm {
 }
 
 impl Distribution {
+    /// Always `value`.
+    pub(super) fn constant(value: u64) -> Distribution {
+        Distribution { form: DistributionForm::Constant, min: value, max: value }
+    }
+
     /// The smallest value drawn.
     pub fn min(&self) -> u64 {
         self.min

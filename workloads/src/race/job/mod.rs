@@ -11,6 +11,7 @@
 mod check;
 mod distribution;
 mod given;
+mod holders;
 #[cfg(test)]
 mod tests;
 mod text;
@@ -20,6 +21,6 @@ pub use check::BUILT_IN;
 pub(crate) use check::DMA_BYTES_MAX;
 pub use distribution::Distribution;
 pub use types::{
-    ACTORS_MAX, DirectIo, DmaMix, Extenders, Job, JobFiles, Popularity, Punchers, RegistrantMix, Registrants, Role,
-    Truncaters,
+    ACTORS_MAX, AddressIo, AddressIoMix, Collapsers, Defragmenters, DirectIo, DmaMix, Extenders, Holders, Job,
+    JobFiles, Popularity, Punchers, ReflinkMix, Reflinkers, RegistrantMix, Registrants, Role, Truncaters,
 };

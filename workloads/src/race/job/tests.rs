@@ -2,6 +2,9 @@
 
 use super::text::JobText;
 use super::*;
+
+/// A job with every role.
+const ALL_ROLES: &str = include_str!("../../../jobs/all-roles.toml");
 use crate::input::{InputError, Source};
 
 fn parse(text: &str) -> Result<Job, InputError> {
@@ -48,6 +51,7 @@ fn the_document_names_every_key_with_its_default() {
         }
     }
     assert!(document.contains(BUILT_IN), "the built-in job stands in the document as it is");
+    assert!(document.contains(ALL_ROLES), "the job with all roles stands in the document as it is");
 }
 
 #[test]
@@ -151,6 +155,66 @@ fn errors_point_at_the_value_and_say_what_to_do() {
             "1",
         ),
         ("name = \"\"", "`` can't be a job's name", 1, "\"\""),
+        // The roles that the built-in job does not have.
+        ("[registrants]\non_demand = 1.01", "`on_demand` is 1.01, which is not a probability", 2, "1.01"),
+        ("[registrants]\nwindows = -0.5", "`windows` is -0.5, which is not a probability", 2, "-0.5"),
+        ("[files]\nmoved = 25", "25 of 24 files can't be moved", 2, "25"),
+        ("[files]\nmoved = 5", "5 moved files of 512KiB are too many", 2, "5"),
+        (
+            "[collapsers]\ncount = 1",
+            "[collapsers] need a file whose blocks they may move, and `moved` in [files] is 0",
+            2,
+            "1",
+        ),
+        (
+            "[files]\nmoved = 1\n[reflinkers]\ncount = 2",
+            "[reflinkers] need two files whose blocks they may move, and `moved` in [files] is 1",
+            4,
+            "2",
+        ),
+        (
+            "[address_io_mix]\ndisk = 0\nfile = 0\npipe = 0\nsend = 0",
+            "all weights of [address_io_mix] are zero",
+            5,
+            "0",
+        ),
+        (
+            "[reflink_mix]\nclone = 0\ndedupe = 0\nexchange = 0\nunshare = 0",
+            "all weights of [reflink_mix] are zero",
+            5,
+            "0",
+        ),
+        ("[umems]\npackets = { dist = \"constant\", value = 2000 }", "2000 is too large for `packets`", 2, "2000"),
+        ("[rings]\nrequests = { dist = \"constant\", value = 0 }", "0 is too small for `requests`", 2, "0"),
+        (
+            "[rings]\nlength = { dist = \"constant\", value = \"128KiB\" }",
+            "128KiB is too large for `length`",
+            2,
+            "\"128KiB\"",
+        ),
+        ("[address_io]\nhold = { dist = \"constant\", value = \"2s\" }", "2s is too large for `hold`", 2, "\"2s\""),
+        ("[guests]\nlifetime = { dist = \"constant\", value = \"1h\" }", "1h is too large for `lifetime`", 2, "\"1h\""),
+        (
+            "[layout_clients]\ncount = 1\nlength = { dist = \"constant\", value = \"2KiB\" }",
+            "2KiB is too small for `length`",
+            3,
+            "\"2KiB\"",
+        ),
+        (
+            "[files]\nmoved = 2\n[collapsers]\ncount = 1\nlength = { dist = \"constant\", value = \"1MiB\" }",
+            "1MiB is too large for `length`",
+            5,
+            "\"1MiB\"",
+        ),
+        ("[defragmenters]\npolite = 2.0", "`polite` is 2, which is not a probability", 2, "2.0"),
+        ("[guests]\nstore = -1.0", "`store` is -1, which is not a probability", 2, "-1.0"),
+        ("[guests]\ncount = 250", "260 actors are too many", 2, "250"),
+        (
+            "[guests]\ncount = 200\n[device]\nsize = \"32MiB\"",
+            "a device of 32MiB is too small for this job",
+            4,
+            "\"32MiB\"",
+        ),
     ];
     for (text, title, line, marked) in cases {
         assert_eq!(error(text), ((*title).to_owned(), *line, (*marked).to_owned()), "in {text:?}");
@@ -164,13 +228,57 @@ fn what_conflicts_with_the_built_in_job_is_an_error_all_the_same() {
     assert!(error.to_string().contains("my.toml"), "{error}");
 }
 
+/// A value of the wrong type: the reader of TOML says what it expects.
+#[test]
+fn values_of_the_wrong_type_are_errors_at_their_place() {
+    for (text, line) in [
+        ("[umems]\ncount = -1", 2),
+        ("[umems]\ncount = 99999999999", 2),
+        ("[guests]\ncount = \"2\"", 2),
+        ("[collapsers]\ninsert = \"often\"", 2),
+        ("[address_io_mix]\ndisk = 1.5", 2),
+        ("[files]\nmoved = -1", 2),
+        ("[rings]\nlength = \"4KiB\"", 2),
+    ] {
+        let error = parse(text).expect_err(text);
+        assert_eq!(error.line(), Some(line), "{error}");
+        assert!(error.span().is_some(), "{error}");
+    }
+}
+
+/// The new roles say nothing about a job that does not have them: its files may be smaller than
+/// their lengths, and its device as small as before.
+#[test]
+fn a_role_without_actors_asks_nothing_of_files_and_device() {
+    let small = |size: &str| format!("{{ dist = \"constant\", value = \"{size}\" }}");
+    let text = format!(
+        "[device]\nsize = \"4MiB\"\n[files]\nsize = \"8KiB\"\n[registrants]\nregion_length = {block}\n\
+         [truncaters]\nsize = {block}\n[punchers]\nlength = {block}\n[direct_io]\nlength = {block}\n\
+         [extenders]\nlength = {block}\n",
+        block = small("4KiB"),
+    );
+    assert!(parse(&text).is_ok());
+    let error = parse(&format!("{text}[umems]\ncount = 1\n")).expect_err("umems of up to 64KiB");
+    assert!(error.title().contains("64KiB is too large for `length`"), "{error}");
+}
+
+#[test]
+fn every_job_file_of_the_project_is_a_job() {
+    for text in [BUILT_IN, ALL_ROLES] {
+        parse(text).unwrap();
+    }
+    let all = parse(ALL_ROLES).unwrap();
+    assert!(Role::ALL.iter().all(|role| all.count(*role) > 0), "{:?}", all.actors());
+}
+
 #[test]
 fn threads_scale_roles_in_proportion() {
     let job = Job::built_in();
     let counts = |threads| Role::ALL.map(|role| job.with_threads(threads).unwrap().count(role));
     assert_eq!(counts(10), Role::ALL.map(|role| job.count(role)));
     assert_eq!(counts(20), Role::ALL.map(|role| 2 * job.count(role)));
-    assert_eq!(counts(2), [1, 1, 0, 0, 0]);
+    assert_eq!(counts(2)[..5], [1, 1, 0, 0, 0]);
+    assert_eq!(counts(255)[5..], [0; 8], "a role that the job does not have stays out");
     for threads in 2..=ACTORS_MAX {
         let scaled = job.with_threads(threads).unwrap();
         assert_eq!(scaled.actors().len(), threads as usize);

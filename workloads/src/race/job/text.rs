@@ -33,7 +33,7 @@ macro_rules! section {
 
 section!(DeviceSection { size: Size });
 section!(VolumeSection { lease_break_time: Duration, write_break: WriteBreak });
-section!(FilesSection { count: u64, size: Size, popularity: PopularityText });
+section!(FilesSection { count: u64, size: Size, popularity: PopularityText, moved: u64 });
 section!(RunSection { duration: Duration, quick_duration: Duration, threads: u32, seed: u64 });
 section!(RacePointsSection { probability: f64 });
 section!(RegistrantsSection {
@@ -44,6 +44,8 @@ section!(RegistrantsSection {
     read_only: f64,
     whole_file_lease: f64,
     rude: f64,
+    on_demand: f64,
+    windows: f64,
     dma_burst: RawDistribution<u64>,
     dma_length: RawDistribution<Size>,
     pause: RawDistribution<Duration>,
@@ -71,6 +73,58 @@ section!(ExtendersSection {
     recreate: f64,
     pause: RawDistribution<Duration>,
 });
+section!(AddressIoSection {
+    count: u32,
+    length: RawDistribution<Size>,
+    hold: RawDistribution<Duration>,
+    write: f64,
+    pause: RawDistribution<Duration>,
+});
+section!(AddressIoMixSection { disk: u32, file: u32, pipe: u32, send: u32 });
+section!(UmemsSection {
+    count: u32,
+    length: RawDistribution<Size>,
+    lifetime: RawDistribution<Duration>,
+    packets: RawDistribution<u64>,
+    receive: f64,
+    rude: f64,
+    exit: f64,
+    pause: RawDistribution<Duration>,
+});
+section!(RingsSection {
+    count: u32,
+    length: RawDistribution<Size>,
+    lifetime: RawDistribution<Duration>,
+    requests: RawDistribution<u64>,
+    read: f64,
+    rude: f64,
+    exit: f64,
+    pause: RawDistribution<Duration>,
+});
+section!(GuestsSection {
+    count: u32,
+    lifetime: RawDistribution<Duration>,
+    accesses: RawDistribution<u64>,
+    store: f64,
+    flush: f64,
+    rude: f64,
+    exit: f64,
+    pause: RawDistribution<Duration>,
+});
+section!(LayoutClientsSection {
+    count: u32,
+    length: RawDistribution<Size>,
+    lifetime: RawDistribution<Duration>,
+    requests: RawDistribution<u64>,
+    write: f64,
+    rude: f64,
+    exit: f64,
+    pause: RawDistribution<Duration>,
+});
+section!(CollapsersSection { count: u32, length: RawDistribution<Size>, insert: f64, pause: RawDistribution<Duration>, });
+section!(ReflinkersSection { count: u32, length: RawDistribution<Size>, pause: RawDistribution<Duration> });
+section!(ReflinkMixSection { clone: u32, dedupe: u32, exchange: u32, unshare: u32 });
+section!(DefragmentersSection { count: u32, polite: f64, pause: RawDistribution<Duration> });
 section!(ReaperSection { patience: Duration });
 
 /// How often each file is chosen.
@@ -131,5 +185,15 @@ text! {
     punchers: PunchersSection,
     direct_io: DirectIoSection,
     extenders: ExtendersSection,
+    address_io: AddressIoSection,
+    address_io_mix: AddressIoMixSection,
+    umems: UmemsSection,
+    rings: RingsSection,
+    guests: GuestsSection,
+    layout_clients: LayoutClientsSection,
+    collapsers: CollapsersSection,
+    reflinkers: ReflinkersSection,
+    reflink_mix: ReflinkMixSection,
+    defragmenters: DefragmentersSection,
     reaper: ReaperSection,
 }

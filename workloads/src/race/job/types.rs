@@ -23,15 +23,55 @@ pub enum Role {
     DirectIo,
     /// Extends files, removes and creates files. It takes the blocks that the other roles free.
     Extender,
+    /// Holds mapped memory by address: direct I/O of another file or of a disk, pages in a pipe,
+    /// zero-copy sends.
+    AddressIo,
+    /// Has an AF_XDP socket whose packet memory is a mapped file.
+    Umem,
+    /// Has a ring whose fixed buffer is a mapped file.
+    Ring,
+    /// Exports a file to a guest, which stores to it.
+    Guest,
+    /// Takes block layouts and accesses the device directly.
+    LayoutClient,
+    /// Collapses and inserts ranges.
+    Collapser,
+    /// Clones, deduplicates, exchanges and unshares ranges of files.
+    Reflinker,
+    /// Defragments files.
+    Defragmenter,
 }
+
+/// How many roles there are.
+pub(super) const ROLES: usize = Role::ALL.len();
 
 impl Role {
     /// All roles, in the order in which actors are numbered.
-    pub const ALL: [Role; 5] = [Role::Registrant, Role::Truncater, Role::Puncher, Role::DirectIo, Role::Extender];
+    pub const ALL: [Role; 13] = [
+        Role::Registrant,
+        Role::Truncater,
+        Role::Puncher,
+        Role::DirectIo,
+        Role::Extender,
+        Role::AddressIo,
+        Role::Umem,
+        Role::Ring,
+        Role::Guest,
+        Role::LayoutClient,
+        Role::Collapser,
+        Role::Reflinker,
+        Role::Defragmenter,
+    ];
 
-    /// Whether the role's actors are strangers that change layouts.
+    /// Whether the role's actors are strangers that change layouts whatever is pinned where the
+    /// design lets them. (A defragmentation skips what is pinned.)
     pub fn changes_layouts(self) -> bool {
-        matches!(self, Role::Truncater | Role::Puncher | Role::Extender)
+        matches!(self, Role::Truncater | Role::Puncher | Role::Extender) || self.moves_blocks()
+    }
+
+    /// Whether the role's actors move blocks to other offsets or files, with their contents.
+    pub fn moves_blocks(self) -> bool {
+        matches!(self, Role::Collapser | Role::Reflinker)
     }
 
     /// The section of the job that describes the role.
@@ -42,6 +82,14 @@ impl Role {
             Role::Puncher => "punchers",
             Role::DirectIo => "direct_io",
             Role::Extender => "extenders",
+            Role::AddressIo => "address_io",
+            Role::Umem => "umems",
+            Role::Ring => "rings",
+            Role::Guest => "guests",
+            Role::LayoutClient => "layout_clients",
+            Role::Collapser => "collapsers",
+            Role::Reflinker => "reflinkers",
+            Role::Defragmenter => "defragmenters",
         }
     }
 }
@@ -65,6 +113,8 @@ pub struct JobFiles {
     pub size: u64,
     /// How often each file is chosen.
     pub popularity: Popularity,
+    /// How many of the files, the first ones, the block movers work on.
+    pub moved: u64,
 }
 
 /// The weights of a registrant's steps.
@@ -119,6 +169,10 @@ pub struct Registrants {
     /// Probability that a process ignores SIGIO for its whole life, so that it never cleans up for
     /// a lease break. The key in job files is `rude`.
     pub skips_cleanup: f64,
+    /// Probability that a region is an on-demand one.
+    pub on_demand: f64,
+    /// Probability that a region is reached through a memory window.
+    pub windows: f64,
     /// Work requests of one burst.
     pub dma_burst: Distribution,
     /// Length of one WRITE or READ in bytes. It is then rounded down to whole 8-byte words and to
@@ -178,6 +232,97 @@ pub struct Extenders {
     pub pause: Distribution,
 }
 
+/// The parameters of actors that hold mapped memory by address.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AddressIo {
+    /// Bytes of the buffer. It is then rounded up to whole pages.
+    pub length: Distribution,
+    /// How long the pages are held, in nanoseconds.
+    pub hold: Distribution,
+    /// Probability that direct I/O writes from the buffer; otherwise it reads into it.
+    pub write: f64,
+    /// Time between two steps in nanoseconds.
+    pub pause: Distribution,
+}
+
+/// The weights of the ways to hold mapped memory by address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AddressIoMix {
+    /// Direct I/O of a disk with a delay.
+    pub disk: u32,
+    /// Direct I/O of another file.
+    pub file: u32,
+    /// Pages in a pipe.
+    pub pipe: u32,
+    /// A zero-copy send.
+    pub send: u32,
+}
+
+/// The parameters of a role that holds pages, or knows blocks, for a while: umems, rings, guests,
+/// layout clients.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Holders {
+    /// Bytes that it holds. Guests do not use it: they have the whole file.
+    pub length: Distribution,
+    /// How long it holds them, in nanoseconds.
+    pub lifetime: Distribution,
+    /// Accesses to them.
+    pub accesses: Distribution,
+    /// Probability that an access writes.
+    pub write: f64,
+    /// Probability that a guest flushes after a store.
+    pub flush: f64,
+    /// Probability that a process skips clean-up when what it holds is asked for. The key in job
+    /// files is `rude`.
+    pub skips_cleanup: f64,
+    /// Probability that the process exits with everything open.
+    pub exit: f64,
+    /// Time between two steps in nanoseconds.
+    pub pause: Distribution,
+}
+
+/// The parameters of collapsers.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Collapsers {
+    /// Bytes of one range. It is then rounded up to whole blocks.
+    pub length: Distribution,
+    /// Probability of inserting a range instead of removing it.
+    pub insert: f64,
+    /// Time between two steps in nanoseconds.
+    pub pause: Distribution,
+}
+
+/// The parameters of reflinkers.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Reflinkers {
+    /// Bytes of one range. It is then rounded up to whole blocks.
+    pub length: Distribution,
+    /// Time between two steps in nanoseconds.
+    pub pause: Distribution,
+}
+
+/// The weights of a reflinker's steps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReflinkMix {
+    /// Shares a range of one file with another.
+    pub clone: u32,
+    /// Shares ranges that hold the same bytes.
+    pub dedupe: u32,
+    /// Swaps ranges of two files.
+    pub exchange: u32,
+    /// Copies what is shared in a range.
+    pub unshare: u32,
+}
+
+/// The parameters of defragmenters.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Defragmenters {
+    /// Probability of a defragmentation that breaks no lease.
+    pub polite: f64,
+    /// Time between two steps in nanoseconds.
+    pub pause: Distribution,
+}
+
 /// A job that was read and checked.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Job {
@@ -211,10 +356,30 @@ pub struct Job {
     pub direct_io: DirectIo,
     /// The parameters of extenders.
     pub extenders: Extenders,
+    /// The parameters of actors that hold mapped memory by address.
+    pub address_io: AddressIo,
+    /// The weights of their steps.
+    pub address_io_mix: AddressIoMix,
+    /// The parameters of AF_XDP umems.
+    pub umems: Holders,
+    /// The parameters of rings with fixed buffers.
+    pub rings: Holders,
+    /// The parameters of guests.
+    pub guests: Holders,
+    /// The parameters of block-layout clients.
+    pub layout_clients: Holders,
+    /// The parameters of collapsers.
+    pub collapsers: Collapsers,
+    /// The parameters of reflinkers.
+    pub reflinkers: Reflinkers,
+    /// The weights of their steps.
+    pub reflink_mix: ReflinkMix,
+    /// The parameters of defragmenters.
+    pub defragmenters: Defragmenters,
     /// How long a process may block in `close` before the administrator kills it.
     pub reaper_patience: Duration,
     /// Actors of each role, in the order of [`Role::ALL`].
-    pub(super) counts: [u32; 5],
+    pub(super) counts: [u32; ROLES],
     /// The values as the file and the built-in job spell them, by `section.key`.
     pub(super) parameters: BTreeMap<String, String>,
 }
@@ -258,11 +423,11 @@ impl Job {
 
 /// `total` actors shared out in proportion to `counts`. One registrant and one changer of the most
 /// numerous role come first; each further actor goes to the role that is furthest below its share.
-fn scaled(counts: [u32; 5], total: u32) -> [u32; 5] {
+fn scaled(counts: [u32; ROLES], total: u32) -> [u32; ROLES] {
     let sum: i64 = counts.iter().map(|count| i64::from(*count)).sum();
     let changers = (0..counts.len()).filter(|role| Role::ALL[*role].changes_layouts());
     let changer = changers.max_by_key(|role| (counts[*role], std::cmp::Reverse(*role)));
-    let mut shares = [0; 5];
+    let mut shares = [0; ROLES];
     for role in [Some(Role::Registrant as usize), changer].into_iter().flatten() {
         shares[role] += 1;
     }

@@ -14,6 +14,8 @@
 //! atomics touch; additions reach its low 40 bits only. A word of zeros is always correct: it is a
 //! hole, an unwritten block, or the rest of a block behind a truncation.
 //!
+//! The files among which a job moves blocks have other words: see [`super::payloads`].
+//!
 //! Inode numbers are never reused within a run. Numbers above 2^22 are told apart by their low bits
 //! only.
 
@@ -109,8 +111,13 @@ pub enum WordOrigin {
 
 impl fmt::Display for ForeignWord {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "inode {} byte {}: ", self.ino, self.offset)?;
-        match self.found {
+        write!(f, "inode {} byte {}: {}", self.ino, self.offset, self.found)
+    }
+}
+
+impl fmt::Display for WordOrigin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
             WordOrigin::Line { ino, offset, writer } => {
                 write!(f, "bytes that actor {writer} wrote for inode {ino} byte {offset}")
             }
@@ -142,6 +149,11 @@ pub fn check(bytes: &[u8], ino: u64, offset: u64) -> Result<(), ForeignWord> {
         }
     }
     Ok(())
+}
+
+/// What a word says about itself, for people.
+pub(super) fn describe(found: u64) -> String {
+    identify(found).to_string()
 }
 
 fn identify(found: u64) -> WordOrigin {

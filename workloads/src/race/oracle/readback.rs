@@ -6,12 +6,21 @@ use fs_sim::Task;
 use fs_sim::syscalls::open::OpenFlags;
 use fs_sim::vfs::open_file::AccessMode;
 
-use super::payload::check;
+use super::payloads::{PayloadFile, Payloads};
 
 /// The most foreign words that are reported as text.
 const EXAMPLES_MAX: usize = 16;
 /// Bytes read at once.
 const CHUNK: usize = 1 << 20;
+
+/// A file that is read back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct RaceFile {
+    /// Its name.
+    pub(crate) name: String,
+    /// Its index, if it is a moved file.
+    pub(crate) moved: Option<u64>,
+}
 
 /// The result of reading all files back.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -28,20 +37,21 @@ pub(crate) struct ReadBackReport {
     pub(crate) unaccounted: Vec<String>,
 }
 
-/// Reads every file of `names` that exists, from beginning to end. `task` is the only process left.
+/// Reads every file of `files` that exists, from beginning to end. `task` is the only process left.
 /// An inode that none of the names leads to is reported.
-pub(crate) fn read_back(task: &Task, names: &[String]) -> ReadBackReport {
+pub(crate) fn read_back(task: &Task, payloads: &Payloads, files: &[RaceFile]) -> ReadBackReport {
     let mut report = ReadBackReport::default();
     let mut reached = BTreeSet::new();
     let mut buffer = vec![0; CHUNK];
-    for name in names {
+    for RaceFile { name, moved } in files {
         let Ok(fd) = task.open(name, OpenFlags::open(AccessMode::READ)) else { continue };
         let stat = task.stat(fd);
         match stat {
             Ok(stat) => {
                 reached.insert(stat.ino);
                 report.files += 1;
-                report.read_file(task, fd, name, stat.ino.0, stat.size, &mut buffer);
+                let file = moved.map_or(PayloadFile::Inode(stat.ino.0), PayloadFile::Moved);
+                report.read_file((task, payloads), fd, name, (file, stat.size), &mut buffer);
             }
             Err(errno) => report.unaccounted.push(format!("{name} can't be examined: {errno}")),
         }
@@ -60,11 +70,10 @@ pub(crate) fn read_back(task: &Task, names: &[String]) -> ReadBackReport {
 impl ReadBackReport {
     fn read_file(
         &mut self,
-        task: &Task,
+        (task, payloads): (&Task, &Payloads),
         fd: fs_sim::base::numbers::Fd,
         name: &str,
-        ino: u64,
-        size: u64,
+        (file, size): (PayloadFile, u64),
         buffer: &mut [u8],
     ) {
         let mut offset = 0;
@@ -81,7 +90,7 @@ impl ReadBackReport {
                 }
             };
             self.bytes += read as u64;
-            if let Err(foreign) = check(&buffer[..read], ino, offset) {
+            if let Err(foreign) = payloads.check(&buffer[..read], file, offset) {
                 self.foreign += 1;
                 if self.foreign_examples.len() < EXAMPLES_MAX {
                     self.foreign_examples.push(format!("{name}, {foreign}"));
