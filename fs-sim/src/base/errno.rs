@@ -35,6 +35,8 @@ pub enum Errno {
     EBUSY,
     /// The name exists.
     EEXIST,
+    /// The two files are of different file systems.
+    EXDEV,
     /// The name or the descriptor is of the directory, and the call is for files.
     EISDIR,
     /// Invalid argument.

@@ -95,7 +95,8 @@ pub(crate) fn publish_change(
     Ok(StillHolds::Yes)
 }
 
-/// The file that `is_open` finds open ends at `size` now: private mappings lose the copies of the pages that it has lost.
+/// The file that `is_open` finds open ends at `size` now: private mappings lose the copies of the
+/// pages that it has lost.
 ///
 /// A process that is forked meanwhile may copy its parent's pages before the parent is visited. It
 /// is listed before that, with a higher number than its parent's, and keeps its own lock until it

@@ -13,7 +13,7 @@ use crate::vfs::page_run::PageRun;
 
 /// Where a range has its bytes.
 #[derive(Debug)]
-enum Bytes {
+enum RangeBytes {
     /// In one memory, from this byte offset on.
     Memory(Arc<AnonMemory>, u64),
     /// In pages that the range holds, whatever becomes of their file.
@@ -23,24 +23,24 @@ enum Bytes {
 /// See the module.
 #[derive(Debug)]
 pub struct AnonRange {
-    bytes: Bytes,
+    bytes: RangeBytes,
     writable: bool,
 }
 
 impl AnonRange {
     /// The memory from byte `offset` on. `writable`: whether a device may write it.
     pub fn new(memory: Arc<AnonMemory>, offset: u64, writable: bool) -> AnonRange {
-        AnonRange { bytes: Bytes::Memory(memory, offset), writable }
+        AnonRange { bytes: RangeBytes::Memory(memory, offset), writable }
     }
 
     /// Pages of a file that is not DAX.
     pub(crate) fn of_pages(pages: PageRun, writable: bool) -> AnonRange {
-        AnonRange { bytes: Bytes::Pages(pages), writable }
+        AnonRange { bytes: RangeBytes::Pages(pages), writable }
     }
 
     /// Whether it is device-DAX memory.
     pub fn is_persistent(&self) -> bool {
-        matches!(&self.bytes, Bytes::Memory(memory, _) if memory.is_persistent())
+        matches!(&self.bytes, RangeBytes::Memory(memory, _) if memory.is_persistent())
     }
 
     /// Copies out from byte `offset` of the range.
@@ -49,8 +49,8 @@ impl AnonRange {
     /// EFAULT if the access leaves the memory.
     pub fn read(&self, offset: u64, into: &mut [u8]) -> Result<(), Errno> {
         match &self.bytes {
-            Bytes::Memory(memory, start) => memory.read(within(*start, offset)?, into),
-            Bytes::Pages(pages) => pages.read(offset, into),
+            RangeBytes::Memory(memory, start) => memory.read(within(*start, offset)?, into),
+            RangeBytes::Pages(pages) => pages.read(offset, into),
         }
     }
 
@@ -61,8 +61,8 @@ impl AnonRange {
     pub fn write(&self, offset: u64, from: &[u8]) -> Result<(), Errno> {
         self.check_store()?;
         match &self.bytes {
-            Bytes::Memory(memory, start) => memory.write(within(*start, offset)?, from),
-            Bytes::Pages(pages) => pages.write(offset, from),
+            RangeBytes::Memory(memory, start) => memory.write(within(*start, offset)?, from),
+            RangeBytes::Pages(pages) => pages.write(offset, from),
         }
     }
 
@@ -73,8 +73,8 @@ impl AnonRange {
     pub fn atomic(&self, offset: u64, op: AtomicOp) -> Result<u64, Errno> {
         self.check_store()?;
         match &self.bytes {
-            Bytes::Memory(memory, start) => memory.atomic(within(*start, offset)?, op),
-            Bytes::Pages(pages) => pages.atomic(offset, op),
+            RangeBytes::Memory(memory, start) => memory.atomic(within(*start, offset)?, op),
+            RangeBytes::Pages(pages) => pages.atomic(offset, op),
         }
     }
 

@@ -39,6 +39,8 @@ use crate::layout_change::changes::allocate::{AllocationCause, clean_unwritten, 
 use crate::layout_change::departure::reap_orphans;
 use crate::vfs::inode::Inode;
 use crate::vfs::kernel::Kernel;
+use crate::vfs::lifecycle::LastReference;
+use crate::vfs::names::drop_open;
 use crate::vfs::task::Task;
 
 /// Why an attempt to pin failed.
@@ -279,49 +281,84 @@ pub(crate) fn pin_long(
     }
 }
 
-/// Long-term pins of `len` bytes of the device from byte `offset` on, with the file that has them and
-/// the offset there. Nothing is allocated, unshared or cleaned for a mapping of the device.
+/// The file that has a byte of the device, counted as open until this is dropped: meanwhile it is not
+/// evicted. A file whose last descriptor and name go meanwhile is evicted by the drop.
+pub(crate) struct FileBehind<'t> {
+    task: &'t Task,
+    pub(crate) inode: Arc<Inode>,
+    /// The byte's offset in the file.
+    pub(crate) at: u64,
+}
+
+impl<'t> FileBehind<'t> {
+    /// # Errors
+    /// EIO (the device is gone), EFAULT (no file has the byte).
+    pub(crate) fn find(task: &'t Task, offset: u64) -> Result<FileBehind<'t>, Errno> {
+        let kernel = task.kernel();
+        kernel.device_there()?;
+        let (ino, block) = kernel.owner_of(offset / BLOCK).ok_or(Errno::EFAULT)?;
+        let inode = kernel.inodes.get(ino).filter(|inode| inode.count_open()).ok_or(Errno::EFAULT)?;
+        let found = FileBehind { task, inode, at: block * BLOCK + offset % BLOCK };
+        // Checked once it is counted: see `Mount::check`.
+        kernel.mount.check().map_err(|_| Errno::EFAULT)?;
+        Ok(found)
+    }
+
+    /// Whether it still is the file that has byte `offset`, at the same place.
+    pub(crate) fn is_behind(&self, offset: u64) -> bool {
+        let place = (self.inode.ino(), self.at / BLOCK);
+        self.task.kernel().owner_of(offset / BLOCK) == Some(place)
+    }
+
+    /// Whether the pieces of `range` are the device's pages from `page` on, one after the other, and
+    /// no other file's too.
+    pub(crate) fn is_alone_on(pieces: &[Piece], range: BlockRange, page: u64) -> bool {
+        is_run(pieces, range, page) && !pieces.iter().any(|piece| matches!(piece, Piece::Mapped(e) if e.shared))
+    }
+}
+
+impl Drop for FileBehind<'_> {
+    fn drop(&mut self) {
+        drop_open(self.task.kernel(), &self.inode, LastReference::Call(self.task));
+    }
+}
+
+/// Long-term pins of `len` bytes of the device from byte `offset` on, with the file that has them.
+/// The caller lists the pins before it drops that. Nothing is allocated, unshared or cleaned for a
+/// mapping of the device.
 ///
 /// # Errors
-/// EFAULT (the pages are not one range of one file), EAGAIN (a layout change waits), ENOMEM (a pin
-/// count at its bound); EINTR and EDEADLK while a layout change has the pages closed.
+/// EFAULT (the pages are not one range of one file, or are shared), EAGAIN (a layout change waits),
+/// ENOMEM (a pin count at its bound), EIO; EINTR and EDEADLK while a layout change has the pages
+/// closed.
 pub(crate) fn pin_long_of_device(
     task: &Task,
     offset: u64,
     len: u64,
-) -> Result<(Arc<Inode>, u64, Vec<Pin>, Stamp), Errno> {
+) -> Result<(FileBehind<'_>, Vec<Pin>, Stamp), Errno> {
     let kernel = task.kernel();
     loop {
-        let (inode, at) = file_behind(kernel, offset)?;
-        let range = BlockRange::of_bytes(at, len);
+        let file = FileBehind::find(task, offset)?;
+        let inode = &file.inode;
+        let range = BlockRange::of_bytes(file.at, len);
         let reopenings = inode.turn.reopenings();
         if inode.turn.refuses_in(range) {
             return Err(Errno::EAGAIN);
         }
-        let seen = MapSeen::now(kernel, &inode, range);
-        if !is_run(&seen.pieces, range, offset / BLOCK) {
-            match file_behind(kernel, offset)? {
-                (now, at_now) if Arc::ptr_eq(&now, &inode) && at_now == at => return Err(Errno::EFAULT),
-                _ => continue,
+        let seen = MapSeen::now(kernel, inode, range);
+        if !FileBehind::is_alone_on(&seen.pieces, range, offset / BLOCK) {
+            match file.is_behind(offset) {
+                true => return Err(Errno::EFAULT),
+                false => continue,
             }
         }
-        match pin_pieces(kernel, &seen.pieces, PinKind::Long, || seen.holds(kernel, &inode)) {
-            Ok(pins) => return Ok((inode, at, pins, seen.moment.read_point)),
+        match pin_pieces(kernel, &seen.pieces, PinKind::Long, || seen.holds(kernel, inode)) {
+            Ok(pins) => return Ok((file, pins, seen.moment.read_point)),
             Err(PinAttempt::Errno(errno)) => return Err(errno),
             Err(PinAttempt::Moved) => try_again(kernel),
-            Err(PinAttempt::Closed) => wait_for_closed_pages(kernel, &inode, range, reopenings, Some(task))?,
+            Err(PinAttempt::Closed) => wait_for_closed_pages(kernel, inode, range, reopenings, Some(task))?,
         }
     }
-}
-
-/// The file that has the byte `offset` of the device, and the offset there.
-///
-/// # Errors
-/// EFAULT: no file has it.
-pub(crate) fn file_behind(kernel: &Kernel, offset: u64) -> Result<(Arc<Inode>, u64), Errno> {
-    let (ino, block) = kernel.owner_of(offset / BLOCK).ok_or(Errno::EFAULT)?;
-    let inode = kernel.inodes.get(ino).ok_or(Errno::EFAULT)?;
-    Ok((inode, block * BLOCK + offset % BLOCK))
 }
 
 /// Whether the pieces of `range` are the device's pages from `page` on, one after the other.

@@ -13,7 +13,7 @@ use crate::extent_map::Layout;
 use crate::extent_map::lookup::is_writable;
 use crate::holders::in_flight_io::{HeldFor, HeldPlace, HeldRun};
 use crate::layout_change::changes::allocate::{AllocationCause, clean_unwritten, fault_in};
-use crate::pinning::gup::{file_behind, is_run, pin_short, unpin_short};
+use crate::pinning::gup::{FileBehind, pin_short, unpin_short};
 use crate::vfs::inode::Inode;
 use crate::vfs::memory_file::MemoryFile;
 use crate::vfs::open_file::Description;
@@ -72,22 +72,30 @@ pub(crate) fn hold_file_for_writing(
     }
 }
 
-/// The pages of `len` bytes of the volume's device from byte `offset` on, by a mapping of it.
+/// The pages of `len` bytes of the volume's device from byte `offset` on, by a mapping of it, given to
+/// `keep`.
 ///
 /// # Errors
-/// EFAULT (they are not one range of one file **\\[chosen\\]**), and those of [`hold_file`].
-pub(crate) fn hold_device(task: &Task, offset: u64, len: u64, held_for: HeldFor) -> Result<HeldRun, Errno> {
+/// EFAULT (they are not one range of one file, or are shared **\[chosen\]**), and those of
+/// [`hold_file`] and `keep`.
+pub(crate) fn hold_device(
+    task: &Task,
+    (offset, len): (u64, u64),
+    held_for: HeldFor,
+    keep: &mut dyn FnMut(HeldRun) -> Result<(), Errno>,
+) -> Result<(), Errno> {
     loop {
-        let (inode, at) = file_behind(task.kernel(), offset)?;
-        let run = hold_file(task, &inode, at, len, held_for)?;
-        let range = BlockRange::of_bytes(at, len);
-        if matches!(&run.place, HeldPlace::File { pins, .. } if is_run(&pins.pieces, range, offset / BLOCK)) {
-            return Ok(run);
+        let file = FileBehind::find(task, offset).map_err(|_| Errno::EFAULT)?;
+        let run = hold_file(task, &file.inode, file.at, len, held_for)?;
+        let range = BlockRange::of_bytes(file.at, len);
+        let page = offset / BLOCK;
+        if matches!(&run.place, HeldPlace::File { pins, .. } if FileBehind::is_alone_on(&pins.pieces, range, page)) {
+            // Listed before the file can be evicted.
+            return keep(run);
         }
         run.release(task.kernel());
-        match file_behind(task.kernel(), offset)? {
-            (now, at_now) if Arc::ptr_eq(&now, &inode) && at_now == at => return Err(Errno::EFAULT),
-            _ => {}
+        if file.is_behind(offset) {
+            return Err(Errno::EFAULT);
         }
     }
 }
@@ -111,7 +119,7 @@ fn hold_open(
 }
 
 /// The pages of a private mapping for reading, given to `keep` as soon as they are held: runs of
-/// copies, and of the file's pages where there is none. `offset` counts in the copies' memory.
+/// copies, and of the file's pages where there is none. `offset` counts in the mapping.
 ///
 /// # Errors
 /// As for [`hold_file`], and those of `keep`.

@@ -385,6 +385,7 @@ impl OnDemand {
         })
     }
 }
+
 /// The pages of an access to a file that is not DAX.
 fn fault_memory(file: &MemoryFile, offset: u64, len: u64) -> Result<PageRun, Errno> {
     if offset + len > file.size() {

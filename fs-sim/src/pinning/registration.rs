@@ -57,7 +57,7 @@ pub enum Registration {
     /// A file range that is pinned for each access, by a translation that layout changes
     /// invalidate.
     OnDemand(OnDemand),
-    /// Anonymous memory, which no truncate reaches.
+    /// Memory without pages of a DAX file. No truncate takes it from the device.
     Anonymous(AnonRange),
 }
 
@@ -165,24 +165,22 @@ pub(crate) fn register_device(
     object: Arc<dyn PinHolder>,
 ) -> Result<Registration, Errno> {
     let kernel = task.kernel();
-    kernel.mount.check()?;
     let pages = BlockRange::of_bytes(offset, request.len).len();
     charge_locked_memory(kernel, task.process(), pages)?;
     let pinned = pin_long_of_device(task, offset, request.len);
-    let (inode, file_offset, pins, read_point) =
-        pinned.inspect_err(|_| uncharge_locked_memory(kernel, task.process(), pages))?;
+    let (file, pins, read_point) = pinned.inspect_err(|_| uncharge_locked_memory(kernel, task.process(), pages))?;
     race_point!("gup: rechecked, not committed");
-    let range = BlockRange::of_bytes(file_offset, request.len);
+    let range = BlockRange::of_bytes(file.at, request.len);
     let leases = AdmittingLeases::new(range, Vec::new());
     let held_pages = pins.iter().map(Pin::range).collect();
     let draft = HolderDraft { range, pages: held_pages, leases, holds_file: None, notify_only: false };
-    let holder = commit_holder(task, &inode, draft, object);
+    let holder = commit_holder(task, &file.inode, draft, object);
     Ok(Registration::Pinned(Pinned {
-        inode,
+        inode: Arc::clone(&file.inode),
         holder,
         pins,
         read_point,
-        file_offset,
+        file_offset: file.at,
         len: request.len,
         held_file: None,
         of_device: true,
@@ -276,8 +274,8 @@ fn leave_gates(kernel: &Kernel, inode: &Inode, leases: &AdmittingLeases) {
 }
 
 impl Registration {
-    /// Whether it pins pages of a file through the file: what a design says of passing and of leases
-    /// concerns it.
+    /// Whether it pins pages of a file through the file: what a design says of passing and of
+    /// leases concerns it.
     pub fn pins_file(&self) -> bool {
         matches!(self, Registration::Pinned(pinned) if !pinned.of_device)
     }

@@ -103,10 +103,9 @@ impl Task {
         })
     }
 
-    /// Submits direct I/O of `len` bytes at `offset` of the file, [`MemoryFile`] or [`RamDisk`] open as
-    /// `fd`, whose
-    /// buffer is the mapped memory at `va`. The pages of the buffer are held by address until the
-    /// I/O ends, in every design: munmap and close do not end that. I/O of a disk with a delay ends
+    /// Submits direct I/O of `len` bytes at `offset` of the file, [`MemoryFile`] or [`RamDisk`] open
+    /// as `fd`, whose buffer is the mapped memory at `va`. The pages of the buffer are held by
+    /// address until the I/O ends, in every design: munmap and close do not end that. I/O of a disk with a delay ends
     /// by itself, also after its process; all other I/O ends by [`InFlightIo::complete`].
     ///
     /// # Errors
@@ -168,8 +167,12 @@ fn submit_mapped(
         OpenTarget::Object(_) if let Some(file) = MemoryFile::of(description) => {
             task.check_direct_io(true, offset, len)?;
             check_buffer()?;
-            let (pages, len) = file.pages_for_io(offset, len, reads)?;
+            let len = if reads { file.readable(offset, len) } else { len };
             hold_buffer(len)?;
+            let pages = match reads {
+                true => file.pages_to_read(offset, len),
+                false => file.pages_to_write(offset, len)?,
+            };
             let file_side = if reads { TransferSide::From } else { TransferSide::To };
             draft.hold(file_side, HeldRun { place: HeldPlace::Pages(pages), len })?;
             (len, None)

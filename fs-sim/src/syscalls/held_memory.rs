@@ -39,7 +39,7 @@ pub(super) fn hold_mapped(
     };
     let held = match &target {
         Backing::Anon { memory, offset } => keep(in_memory(memory, *offset)),
-        Backing::Device { offset } => keep(hold_device(task, *offset, len, held_for)?),
+        Backing::Device { offset } => hold_device(task, (*offset, len), held_for, keep),
         Backing::Memory { file, offset } => match file.fault(*offset, len) {
             Ok(pages) => keep(HeldRun { place: HeldPlace::Pages(pages), len }),
             Err(_) => Err(Errno::EFAULT),

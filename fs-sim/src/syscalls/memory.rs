@@ -177,7 +177,8 @@ impl Task {
     /// a namespace to a file system or to device-DAX; a host has both of the memory of a guest.
     ///
     /// # Errors
-    /// ENOENT, EINVAL (alignment, length 0), ENXIO (the range is not one run of blocks), ENOMEM, EIO.
+    /// ENOENT, EINVAL (alignment, length 0), ENXIO (the range is not one run of blocks), ENOMEM,
+    /// EIO.
     pub fn mmap_device(&self, name: &str, offset: u64, len: u64) -> Result<u64, Errno> {
         self.syscall(|| {
             let inode = lookup(self.kernel(), name, LastReference::Call(self))?;
@@ -259,12 +260,11 @@ fn map_device(task: &Task, inode: &Inode, offset: u64, len: u64) -> Result<u64, 
         return Err(Errno::EINVAL);
     }
     let range = BlockRange::of_bytes(offset, len);
-    let first = inode.layout(|layout| match pieces_in(layout, range) {
-        pieces => match pieces.first() {
-            Some(Piece::Mapped(extent)) if is_run(&pieces, range, extent.block) => Some(extent.block),
-            _ => None,
-        },
-    });
+    let pieces = inode.layout(|layout| pieces_in(layout, range));
+    let first = match pieces.first() {
+        Some(Piece::Mapped(extent)) if is_run(&pieces, range, extent.block) => Some(extent.block),
+        _ => None,
+    };
     let backing = Backing::Device { offset: first.ok_or(Errno::ENXIO)? * BLOCK };
     task.process().mm.lock().map(len, true, backing).map_err(|(errno, _)| errno)
 }
@@ -323,7 +323,7 @@ fn load_private(
 }
 
 /// Copies the pages of a private mapping that hold `len` bytes from `offset` on, but for those that
-/// are copies, and returns the copies. A hole is copied as zeros, and nothing is allocated in the file.
+/// are copies, and returns the copies. A hole is copied as zeros; a DAX file gets no block for it.
 ///
 /// # Errors
 /// SIGBUS beyond the end of the file; EIO.

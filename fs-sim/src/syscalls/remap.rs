@@ -11,7 +11,8 @@ use crate::base::units::BLOCK;
 use crate::layout_change::changes::remap::{Exchange, change_both, remap};
 use crate::layout_change::plan::FilePlace;
 use crate::vfs::inode::Inode;
-use crate::vfs::open_file::{AccessMode, Deferred};
+use crate::vfs::memory_file::MemoryFile;
+use crate::vfs::open_file::{AccessMode, Deferred, Description};
 use crate::vfs::task::Task;
 
 /// The frame of a system call on two open files.
@@ -31,7 +32,7 @@ fn with_two_files<R>(
         let result = match (descriptions[0].file(), descriptions[1].file()) {
             (Some((_, a)), Some((_, b))) if !a.is_open() || !b.is_open() => Err(Errno::EBADF),
             (Some(a), Some(b)) => body(a, b),
-            _ => Err(Errno::EINVAL),
+            _ => Err(refusal(&descriptions)),
         };
         let mut deferred = Deferred::default();
         for description in descriptions {
@@ -40,6 +41,18 @@ fn with_two_files<R>(
         task.run_deferred(deferred);
         result
     })
+}
+
+/// Why a call on two open files that are not both DAX files is refused. Kernel:
+/// `vfs_clone_file_range`.
+fn refusal(descriptions: &[Arc<Description>; 2]) -> Errno {
+    let memory_files = descriptions.iter().filter(|description| MemoryFile::of(description).is_some()).count();
+    let dax_files = descriptions.iter().filter(|description| description.file().is_some()).count();
+    match (memory_files, dax_files) {
+        (2, _) => Errno::EOPNOTSUPP,
+        (1, 1) => Errno::EXDEV,
+        _ => Errno::EINVAL,
+    }
 }
 
 impl Task {

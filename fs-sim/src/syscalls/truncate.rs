@@ -64,10 +64,8 @@ impl Task {
 
 /// A file that is not DAX loses its pages at once, whatever holds them.
 fn resize_memory_file(task: &Task, file: &Arc<MemoryFile>, size: u64) -> Result<(), Errno> {
-    file.set_size(size)?;
     let is_open = |description: &Description| MemoryFile::of(description).is_some_and(|of| Arc::ptr_eq(&of, file));
-    take_private_copies(task.kernel(), &is_open, size);
-    Ok(())
+    file.resize(size, || take_private_copies(task.kernel(), &is_open, size))
 }
 
 /// `O_TRUNC`: the caller counts as a writer meanwhile, however it opens the file. It does not wait

@@ -32,7 +32,7 @@ pub enum Backing {
         description: Arc<Description>,
         /// The copies.
         pages: Arc<PrivatePages>,
-        /// Byte offset in the copies' memory.
+        /// Byte offset in the mapping that was made.
         offset: u64,
     },
     /// A shared mapping of a file that is not DAX, from this byte offset (a multiple of 4 KiB) on.

@@ -65,6 +65,9 @@ impl FileMap {
 pub struct MemoryFile {
     kind: MemoryFileKind,
     map: Mutex<FileMap>,
+    /// Held while the size changes and private mappings lose what lies behind it: both are one step
+    /// for other changes of the size.
+    resizing: Mutex<()>,
     of_all: Arc<AtomicU64>,
 }
 
@@ -78,7 +81,12 @@ impl MemoryFile {
             return Err(Errno::EFBIG);
         }
         let of_all = Arc::clone(&kernel.attached::<MemoryFileBytes>().0);
-        Ok(MemoryFile { kind, map: Mutex::new(FileMap { size, pages: BTreeMap::new() }), of_all })
+        Ok(MemoryFile {
+            kind,
+            map: Mutex::new(FileMap { size, pages: BTreeMap::new() }),
+            resizing: Mutex::default(),
+            of_all,
+        })
     }
 
     /// The file that is open there, if it is a memory file.
@@ -131,6 +139,9 @@ impl MemoryFile {
     /// # Errors
     /// ENOSPC: no memory is left for its pages.
     pub(crate) fn write(&self, offset: u64, from: &[u8]) -> Result<usize, Errno> {
+        if from.is_empty() {
+            return Ok(0);
+        }
         let end = offset.checked_add(from.len() as u64).filter(|end| *end <= FILE_MAX).ok_or(Errno::EFBIG)?;
         let run = {
             let mut map = self.map.lock();
@@ -141,23 +152,50 @@ impl MemoryFile {
         run.write(0, from).map(|()| from.len())
     }
 
-    /// The pages of direct I/O of `len` bytes at `offset`, and how much it transfers: a read is short
-    /// at the end of the file. A write has set the size when this returns **\\[chosen\\]**.
+    /// How much a read of `len` bytes at `offset` transfers: it is short at the end of the file.
+    pub(crate) fn readable(&self, offset: u64, len: u64) -> u64 {
+        len.min(self.size().saturating_sub(offset))
+    }
+
+    /// The pages that a direct read of `len` bytes at `offset` is from. Holes are of one page of
+    /// zeros.
+    pub(crate) fn pages_to_read(&self, offset: u64, len: u64) -> PageRun {
+        let zeros = Arc::new(MemoryPage::new(None));
+        let map = self.map.lock();
+        let pages = page_numbers(offset, len).map(|page| Arc::clone(map.pages.get(&page).unwrap_or(&zeros)));
+        PageRun::new(pages.collect(), offset % BLOCK)
+    }
+
+    /// The pages that a direct write of `len` bytes at `offset` goes to. The file has its new size
+    /// when this returns **\[chosen\]**.
     ///
     /// # Errors
     /// ENOSPC: no memory is left for its pages.
-    pub(crate) fn pages_for_io(&self, offset: u64, len: u64, reads: bool) -> Result<(PageRun, u64), Errno> {
+    pub(crate) fn pages_to_write(&self, offset: u64, len: u64) -> Result<PageRun, Errno> {
         let mut map = self.map.lock();
-        let len = if reads { len.min(map.size.saturating_sub(offset)) } else { len };
         let run = self.run(&mut map, offset, len).ok_or(Errno::ENOSPC)?;
-        if !reads {
+        if len > 0 {
             map.grow(offset + len)?;
         }
-        Ok((run, len))
+        Ok(run)
+    }
+
+    /// Runs `lost` with the new size if the file gets shorter, before another call changes the size.
+    ///
+    /// # Errors
+    /// EFBIG.
+    pub(crate) fn resize(&self, size: u64, lost: impl FnOnce()) -> Result<(), Errno> {
+        let _resizing = self.resizing.lock();
+        let before = self.size();
+        self.set_size(size)?;
+        if size < before {
+            lost();
+        }
+        Ok(())
     }
 
     /// Sets the size. Pages wholly behind it are lost; the rest of the last page reads as zeros.
-    pub(crate) fn set_size(&self, size: u64) -> Result<(), Errno> {
+    fn set_size(&self, size: u64) -> Result<(), Errno> {
         if size > FILE_MAX {
             return Err(Errno::EFBIG);
         }

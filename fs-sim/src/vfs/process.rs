@@ -112,8 +112,8 @@ impl Process {
         self.mm.lock().find(va, len).is_some_and(|mapping| mapping.write)
     }
 
-    /// Whether `va..va+len` lies in one mapping that no gate is for: of a file that is not DAX, or of
-    /// the volume's device.
+    /// Whether `va..va+len` lies in one mapping that no gate is for: of a file that is not DAX, or
+    /// of the volume's device.
     pub(crate) fn maps_ungated(&self, va: u64, len: u64) -> bool {
         self.mm
             .lock()

@@ -69,6 +69,8 @@ struct ReceiveQueue {
     /// One has been taken out and is not completed yet. Meanwhile no other one is completed, so
     /// completions come in the order posted.
     completing: bool,
+    /// Counts the resets. A receive that was taken before the last one is no longer the queue's.
+    resets: u64,
     /// Send queues that wait until a receive is posted here, or until this queue pair ends.
     waiting: Vec<Weak<dyn WaitingSender>>,
 }
@@ -316,9 +318,9 @@ impl Qp {
     /// Flushes what a queue pair in ERR has queued. A second call finds nothing.
     fn flush(&self) {
         race_point!("qp: in error, not flushed");
-        // A thread that posts or completes a receive reads the state under the same lock: it flushes
-        // what this thread does not. The thread that runs the send queue flushes the sends; of a
-        // held queue this thread is that one.
+        // A thread that posts or completes a receive reads the state under the same lock: it
+        // flushes what this thread does not. The thread that runs the send queue flushes the sends;
+        // of a held queue this thread is that one.
         let waiting = std::mem::take(&mut self.receives.lock().waiting);
         self.flush_receives();
         self.resume_sends();
@@ -357,6 +359,8 @@ impl Qp {
         let waiting = {
             let mut receives = self.receives.lock();
             receives.posted.clear();
+            receives.completing = false;
+            receives.resets += 1;
             std::mem::take(&mut receives.waiting)
         };
         self.sends.command(SendWork::Detach, |engine, work| requester::run(self, engine, work));
@@ -462,7 +466,7 @@ impl Qp {
         let mut receives = self.receives.lock();
         let request = if receives.completing { None } else { receives.posted.pop_front() }?;
         receives.completing = true;
-        Some(TakenReceive { qp: self, request })
+        Some(TakenReceive { qp: self, request, resets: receives.resets })
     }
 
     /// Completes the receives of a queue pair in ERR as flushed, the oldest first. Where another
@@ -539,6 +543,8 @@ pub(crate) struct TakenReceive<'q> {
     qp: &'q Qp,
     /// What was posted.
     pub(crate) request: ReceiveRequest,
+    /// Of the queue, when it was taken.
+    resets: u64,
 }
 
 impl TakenReceive<'_> {
@@ -546,7 +552,7 @@ impl TakenReceive<'_> {
     pub(crate) fn put_back(self) {
         let waiting = {
             let mut receives = self.qp.receives.lock();
-            if !matches!(self.qp.state(), QpState::Reset | QpState::Destroyed) {
+            if receives.resets == self.resets {
                 receives.posted.push_front(self.request);
             }
             // In ERR it is flushed with the others.
@@ -558,14 +564,21 @@ impl TakenReceive<'_> {
 
     /// Lets the next one be taken.
     fn leave(self) {
-        self.qp.receives.lock().completing = false;
+        self.completed();
         std::mem::forget(self);
+    }
+
+    fn completed(&self) {
+        let mut receives = self.qp.receives.lock();
+        if receives.resets == self.resets {
+            receives.completing = false;
+        }
     }
 }
 
 impl Drop for TakenReceive<'_> {
     fn drop(&mut self) {
-        self.qp.receives.lock().completing = false;
+        self.completed();
         self.qp.flush_receives();
     }
 }

@@ -2,6 +2,8 @@
 //! ends, each request is completed at most once and in the order posted.
 
 use emulator::sync::{Arc, race, thread};
+use fs_sim::holders::in_flight_io::Transfer;
+use fs_sim::syscalls::open::OpenFlags;
 use rdma_sim::{
     AccessFlags, AsyncEvent, PostError, Qp, QpState, ReceiveRequest, RnrRetry, WorkFault, WorkOpcode, WorkOperation,
     WorkRequest, WorkStatus,
@@ -344,4 +346,54 @@ fn sends_meet_receives() {
         assert_eq!(a.qp.waiting_sends(), 0);
         end_dialogue(&a, &b);
     }
+}
+
+/// A message has taken a receive and waits for its own buffer when the receiver is reset: that
+/// receive is forgotten, and the next connection's receives are not held up by it.
+#[test]
+fn a_reset_forgets_the_receive_that_a_message_has_taken() {
+    let kernel = machine("man-page");
+    let (a, b, c) = (side(&kernel, 16), side(&kernel, 16), side(&kernel, 16));
+    Qp::connect(&a.qp, &b.qp).unwrap();
+    let fd = a.task.open("data", OpenFlags::create()).unwrap();
+    a.task.write(fd, 0, &[7; 2 * PAGE as usize]).unwrap();
+    let io = a.task.submit_direct_io(fd, 0, PAGE, Transfer::Read).unwrap();
+    let va = a.task.mmap(fd, 0, 2 * PAGE, true).unwrap();
+    let slow = a.reg(va, 2 * PAGE, ALL.on_demand()).unwrap();
+    let (target, local) = (b.anon(PAGE, ALL), c.anon(PAGE, ALL));
+    b.recv(100, target.sge(0, 8));
+    let other = kernel.spawn();
+    let truncating = thread::spawn(move || {
+        let truncated = other.truncate("data", 0);
+        other.exit();
+        truncated
+    });
+    until_asleep(&kernel, "pins draining");
+    // The page of the sender's buffer is closed until the I/O ends.
+    let (sender, sge) = (Arc::clone(&a.qp), slow.sge(0, 8));
+    let sending = thread::spawn(move || {
+        let (remote_addr, rkey) = (0, 0);
+        sender.post_send(WorkRequest {
+            wr_id: 1,
+            op: WorkOperation::Send,
+            local: sge,
+            remote_addr,
+            rkey,
+            signaled: true,
+        })
+    });
+    until_asleep(&kernel, "pages of a layout change");
+    b.qp.reset().unwrap();
+    Qp::connect(&c.qp, &b.qp).unwrap();
+    b.recv(200, target.sge(64, 8));
+    c.send(2, local.sge(0, 8));
+    c.expect(2, WorkStatus::Success);
+    b.expect(200, WorkStatus::Success);
+
+    io.complete(&a.task, &mut [0; PAGE as usize]).unwrap();
+    truncating.join().unwrap().unwrap();
+    sending.join().unwrap().unwrap();
+    assert_eq!(b.qp.posted_receives(), 0, "the forgotten receive is not posted anew");
+    b.expect_nothing();
+    expect_rest(&kernel, &[&a.task, &b.task, &c.task]);
 }

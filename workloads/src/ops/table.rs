@@ -244,7 +244,7 @@ operations! {
         Memfd "memfd" { length: Bytes } -> Binding(BindingKind::Fd), Linux
             "Makes and opens a file of tmpfs, without a name and full of zeros (memfd_create). Its pages are ordinary memory: long-term pins of them need no lease, and no change of the file waits for them.";
         Tmpfile "tmpfile" { length: Bytes } -> Binding(BindingKind::Fd), Linux
-            "As `memfd`, in a file system without DAX (O_TMPFILE): its pages are page cache, and a long-term pin for writing is EFAULT.";
+            "As `memfd`, in a file system without DAX (O_TMPFILE): its pages are page cache, and a long-term pin for writing is EFAULT. On a real Linux it is made in the folder of the scenario's files.";
         Read "read" { fd: FdName, range: DataRange } -> Bytes, Linux
             "Reads. The value tells the bytes: `a` if all are that, `a:4KiB,zeros:4KiB` if not, `eof` if none.";
         Write "write" { fd: FdName, range: DataRange, byte: u8 } -> Nothing, Linux
@@ -450,7 +450,7 @@ operations! {
         Poison "poison" { file: FileName, offset: Bytes, length: Option<Bytes> } -> Nothing, Simulation
             "The page under this offset, or the pages under this range of a file, go bad. Holes are left out; ENXIO if nothing else is there.";
         PoisonMap "poison_map" { map: MapName, range: ByteRange } -> Nothing, Simulation
-            "The pages that a part of a shared mapping of a file shows go bad.";
+            "The pages that a part of a shared mapping of a file, or of the volume's device, shows go bad.";
         PoisonMr "poison_mr" { mr: MrName, range: ByteRange } -> Nothing, Simulation
             "The pages that a part of a region has pinned go bad, whether or not they are still the file's. ENXIO if it pins none of a file.";
         ClearPoison "clear_poison" { file: FileName, range: ByteRange } -> Nothing, Simulation

@@ -33,7 +33,12 @@ fn call() -> impl Strategy<Value = Call> {
 }
 
 fn file() -> MemoryFile {
-    MemoryFile { kind: MemoryFileKind::Shmem, map: Mutex::default(), of_all: Arc::new(AtomicU64::new(0)) }
+    MemoryFile {
+        kind: MemoryFileKind::Shmem,
+        map: Mutex::default(),
+        resizing: Mutex::default(),
+        of_all: Arc::new(AtomicU64::new(0)),
+    }
 }
 
 fn bytes_of(file: &MemoryFile) -> Vec<u8> {

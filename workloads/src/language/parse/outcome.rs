@@ -30,7 +30,7 @@ pub(crate) const STATUSES: [&str; 10] = [
 ];
 
 /// The errors that operations end with.
-pub(crate) const ERRNOS: [&str; 33] = [
+pub(crate) const ERRNOS: [&str; 34] = [
     "E2BIG",
     "EACCES",
     "EAGAIN",
@@ -62,6 +62,7 @@ pub(crate) const ERRNOS: [&str; 33] = [
     "EROFS",
     "ESRCH",
     "ETXTBSY",
+    "EXDEV",
     "EXDEV",
     "SIGSEGV",
 ];
