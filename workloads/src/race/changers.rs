@@ -11,9 +11,9 @@ use fs_sim::syscalls::fallocate::FallocateMode;
 use fs_sim::syscalls::open::OpenFlags;
 use fs_sim::vfs::open_file::AccessMode;
 
-use super::mapped::OwnMemory;
 use super::op_stream::{ExtenderStep, PuncherStep, TruncaterStep};
 use super::oracle::{self, PayloadFile};
+use super::own_memory::OwnMemory;
 use super::shared::{RaceProcess, RaceShared};
 use super::stats::{ActorStats, TimedCall};
 

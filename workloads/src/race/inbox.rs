@@ -8,7 +8,7 @@ use emulator::sync::Arc;
 use fs_sim::base::numbers::Pid;
 use rdma_sim::Pd;
 
-use super::endpoint::RegionHandle;
+use super::region::RegionHandle;
 
 /// The most passed contexts that wait for one registrant.
 pub(super) const INBOX_MAX: usize = 64;

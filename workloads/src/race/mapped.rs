@@ -12,10 +12,9 @@ use fs_sim::vfs::signals::{Disposition, Signal};
 use fs_sim::{BLOCK, BlockRange, Errno};
 
 use super::changers::FileWorker;
-use super::endpoint::LocalBuffer;
-use super::job::DMA_BYTES_MAX;
 use super::op_stream::Share;
 use super::oracle::PayloadFile;
+use super::own_memory::OwnMemory;
 use super::registrant::lease_for;
 use super::shared::RaceShared;
 use super::stats::ActorStats;
@@ -39,13 +38,6 @@ pub(super) struct MappedPart {
     pub(super) offset: u64,
     pub(super) va: u64,
     pub(super) length: u64,
-}
-
-/// What a process has beside the shared files.
-pub(super) struct OwnMemory {
-    /// A file of [`DMA_BYTES_MAX`] written bytes that has no name any more.
-    pub(super) scratch: Fd,
-    pub(super) buffer: LocalBuffer,
 }
 
 impl FileWorker {
@@ -105,19 +97,9 @@ impl FileWorker {
     /// The process's own file and buffer, made at its first use.
     pub(super) fn own_memory(&mut self, stats: &mut ActorStats) -> Result<&OwnMemory, Errno> {
         if self.own.is_none() {
-            self.own = Some(self.make_own_memory(stats)?);
+            self.own = Some(OwnMemory::make(&self.task, stats, self.actor)?);
         }
         // It was made just now, if it was missing.
         self.own.as_ref().ok_or(Errno::ENOMEM)
-    }
-
-    fn make_own_memory(&mut self, stats: &mut ActorStats) -> Result<OwnMemory, Errno> {
-        let buffer = LocalBuffer::map(&self.task)?;
-        let name = format!("scratch-{}", self.actor);
-        let scratch = stats.call(self.task.open(&name, OpenFlags::create()))?;
-        // Its contents belong to the places that they are moved to: no other actor may find them.
-        stats.call(self.task.unlink(&name))?;
-        stats.call(self.task.write(scratch, 0, &vec![0; DMA_BYTES_MAX as usize]))?;
-        Ok(OwnMemory { scratch, buffer })
     }
 }

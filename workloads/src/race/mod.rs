@@ -28,6 +28,8 @@ mod network;
 pub mod op_stream;
 pub mod oracle;
 mod outcome;
+mod own_memory;
+mod region;
 mod registrant;
 #[cfg(all(test, not(any(daxlab_loom, daxlab_shuttle))))]
 mod role_tests;

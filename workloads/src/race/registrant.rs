@@ -21,9 +21,10 @@ use fs_sim::vfs::signals::{Disposition, SigInfo, Signal};
 use fs_sim::{BLOCK, BlockRange, Errno};
 use rdma_sim::{AccessFlags, Context, Mr};
 
-use super::endpoint::{BurstResult, Endpoint, LocalBuffer, RegionHandle};
+use super::endpoint::{BurstResult, Endpoint, LocalBuffer};
 use super::inbox::{INBOX_MAX, PassedContext};
 use super::op_stream::{DmaRequests, RegistrantAct, RegistrantStep, Share};
+use super::region::RegionHandle;
 use super::shared::{RaceProcess, RaceShared};
 use super::stats::{ActorStats, TimedCall};
 

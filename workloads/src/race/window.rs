@@ -1,8 +1,8 @@
 //! Memory windows over regions: bound, used as the only way to a region, unbound.
 //!
-//! It owns the part that a window opens, and its key. Invariants that it checks: a region is not
-//! deregistered while a window is bound to it, and no request succeeds by a key after its window was
-//! unbound, invalidated or deallocated. Kernel counterpart: the users of `ibv_bind_mw` and of
+//! It owns how a window is bound and unbound. Invariants that it checks: a region is not
+//! deregistered while a window is bound to it, and no request succeeds by a key after its window
+//! was unbound, invalidated or deallocated. Kernel counterpart: the users of `ibv_bind_mw` and of
 //! `IBV_WR_BIND_MW`.
 
 use emulator::sync::Arc;
@@ -12,18 +12,8 @@ use rdma_sim::{Mr, Mw, MwType, Sge, WindowAccess, WindowBind, WorkOperation, Wor
 use super::endpoint::{BurstResult, Endpoint};
 use super::op_stream::WindowKind;
 use super::oracle::WORD;
+use super::region::RegionWindow;
 use super::stats::{ActorStats, TimedCall};
-
-/// A window that is bound to a part of a region.
-#[derive(Debug)]
-pub(super) struct RegionWindow {
-    mw: Arc<Mw>,
-    pub(super) kind: WindowKind,
-    /// Where the part begins in the region, and how long it is.
-    pub(super) at: u64,
-    pub(super) len: u64,
-    pub(super) rkey: u32,
-}
 
 impl Endpoint {
     /// Makes a window and binds it to a part of `mr`: from a block to the region's end.

@@ -12,11 +12,10 @@ use fs_sim::design::VolumeOptions;
 
 use super::distribution::{Distribution, DistributionLimits, Quantity, RawDistribution};
 use super::given::GivenValue;
-use super::holders::HeldBlocks;
 use super::text::{self, JobText, PopularityShape};
 use super::types::{
-    ACTORS_MAX, DirectIo, DmaMix, Extenders, Job, JobFiles, Popularity, Punchers, ROLES, RegistrantMix, Registrants,
-    Role, Truncaters,
+    ACTORS_MAX, DirectIo, DmaMix, Extenders, HeldBlocks, Job, JobFiles, Popularity, Punchers, ROLES, RegistrantMix,
+    Registrants, Role, Truncaters,
 };
 use crate::race::oracle;
 

@@ -12,31 +12,13 @@ use super::check::{BURST_MAX, DMA_BYTES_MAX, JobCheck, WAIT_NS_MAX, stated};
 use super::distribution::{Distribution, DistributionLimits, RawDistribution};
 use super::given::GivenValue;
 use super::types::{
-    AddressIo, AddressIoMix, Collapsers, Defragmenters, Holders, JobFiles, ROLES, ReflinkMix, Reflinkers, Role,
+    AddressIo, AddressIoMix, Collapsers, Defragmenters, HeldBlocks, HolderParameters, JobFiles, ROLES, ReflinkMix,
+    Reflinkers, Role,
 };
 
 /// The longest time that pages are held by address, in nanoseconds. It is shorter than the time
 /// after which a race without any movement counts as a standstill.
 const HOLD_NS_MAX: u64 = 1_000_000_000;
-
-/// How many bytes one actor of each role can keep from being freed, or has beside the files.
-pub(super) struct HeldBlocks {
-    umem: u64,
-    ring: u64,
-    guest: u64,
-    address_io: u64,
-}
-
-impl HeldBlocks {
-    /// The bytes that all of them can keep.
-    pub(super) fn bytes(&self, counts: &[u32; ROLES]) -> u64 {
-        let count = |role: Role| u64::from(counts[role as usize]);
-        count(Role::Umem) * self.umem
-            + count(Role::Ring) * self.ring
-            + count(Role::Guest) * self.guest
-            + count(Role::AddressIo) * self.address_io
-    }
-}
 
 /// A weight of a mix, by its key.
 type Weight<'a> = (&'static str, &'a Option<GivenValue<u32>>);
@@ -162,9 +144,9 @@ impl JobCheck<'_> {
         Ok(weights.map(|(_, given)| stated(given).value))
     }
 
-    pub(super) fn umems(&self) -> Result<Holders, InputError> {
+    pub(super) fn umems(&self) -> Result<HolderParameters, InputError> {
         let raw = &self.text.umems;
-        Ok(Holders {
+        Ok(HolderParameters {
             length: self.held_length(&raw.count, &raw.length)?,
             lifetime: self.lifetime(&raw.lifetime)?,
             accesses: self.accesses("packets", &raw.packets)?,
@@ -176,9 +158,9 @@ impl JobCheck<'_> {
         })
     }
 
-    pub(super) fn rings(&self) -> Result<Holders, InputError> {
+    pub(super) fn rings(&self) -> Result<HolderParameters, InputError> {
         let raw = &self.text.rings;
-        Ok(Holders {
+        Ok(HolderParameters {
             length: self.held_length(&raw.count, &raw.length)?,
             lifetime: self.lifetime(&raw.lifetime)?,
             accesses: self.accesses("requests", &raw.requests)?,
@@ -190,9 +172,9 @@ impl JobCheck<'_> {
         })
     }
 
-    pub(super) fn guests(&self, files: &JobFiles) -> Result<Holders, InputError> {
+    pub(super) fn guests(&self, files: &JobFiles) -> Result<HolderParameters, InputError> {
         let raw = &self.text.guests;
-        Ok(Holders {
+        Ok(HolderParameters {
             length: Distribution::constant(files.size),
             lifetime: self.lifetime(&raw.lifetime)?,
             accesses: self.accesses("accesses", &raw.accesses)?,
@@ -204,9 +186,9 @@ impl JobCheck<'_> {
         })
     }
 
-    pub(super) fn layout_clients(&self) -> Result<Holders, InputError> {
+    pub(super) fn layout_clients(&self) -> Result<HolderParameters, InputError> {
         let raw = &self.text.layout_clients;
-        Ok(Holders {
+        Ok(HolderParameters {
             length: self.held_length(&raw.count, &raw.length)?,
             lifetime: self.lifetime(&raw.lifetime)?,
             accesses: self.accesses("requests", &raw.requests)?,

@@ -21,6 +21,6 @@ pub use check::BUILT_IN;
 pub(crate) use check::DMA_BYTES_MAX;
 pub use distribution::Distribution;
 pub use types::{
-    ACTORS_MAX, AddressIo, AddressIoMix, Collapsers, Defragmenters, DirectIo, DmaMix, Extenders, Holders, Job,
+    ACTORS_MAX, AddressIo, AddressIoMix, Collapsers, Defragmenters, DirectIo, DmaMix, Extenders, HolderParameters, Job,
     JobFiles, Popularity, Punchers, ReflinkMix, Reflinkers, RegistrantMix, Registrants, Role, Truncaters,
 };

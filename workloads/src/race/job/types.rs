@@ -261,7 +261,7 @@ pub struct AddressIoMix {
 /// The parameters of a role that holds pages, or knows blocks, for a while: umems, rings, guests,
 /// layout clients.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Holders {
+pub struct HolderParameters {
     /// Bytes that it holds. Guests do not use it: they have the whole file.
     pub length: Distribution,
     /// How long it holds them, in nanoseconds.
@@ -323,6 +323,25 @@ pub struct Defragmenters {
     pub pause: Distribution,
 }
 
+/// How many bytes one actor of each role can keep from being freed, or has beside the files.
+pub(super) struct HeldBlocks {
+    pub(super) umem: u64,
+    pub(super) ring: u64,
+    pub(super) guest: u64,
+    pub(super) address_io: u64,
+}
+
+impl HeldBlocks {
+    /// The bytes that all of them can keep.
+    pub(super) fn bytes(&self, counts: &[u32; ROLES]) -> u64 {
+        let count = |role: Role| u64::from(counts[role as usize]);
+        count(Role::Umem) * self.umem
+            + count(Role::Ring) * self.ring
+            + count(Role::Guest) * self.guest
+            + count(Role::AddressIo) * self.address_io
+    }
+}
+
 /// A job that was read and checked.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Job {
@@ -361,13 +380,13 @@ pub struct Job {
     /// The weights of their steps.
     pub address_io_mix: AddressIoMix,
     /// The parameters of AF_XDP umems.
-    pub umems: Holders,
+    pub umems: HolderParameters,
     /// The parameters of rings with fixed buffers.
-    pub rings: Holders,
+    pub rings: HolderParameters,
     /// The parameters of guests.
-    pub guests: Holders,
+    pub guests: HolderParameters,
     /// The parameters of block-layout clients.
-    pub layout_clients: Holders,
+    pub layout_clients: HolderParameters,
     /// The parameters of collapsers.
     pub collapsers: Collapsers,
     /// The parameters of reflinkers.

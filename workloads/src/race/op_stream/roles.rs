@@ -9,7 +9,7 @@ use fs_sim::BLOCK;
 use rand::{RngExt, SeedableRng};
 
 use super::{OpStream, Share, WeightedChoice};
-use crate::race::job::{Distribution, Holders, Job, Role};
+use crate::race::job::{Distribution, HolderParameters, Job, Role};
 
 /// Which kind of region a registration makes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -147,7 +147,7 @@ pub struct DefragmenterStep {
 }
 
 /// What a job says about a role that holds pages for a while; `None` for the other roles.
-pub fn holders_of(job: &Job, role: Role) -> Option<&Holders> {
+pub fn holders_of(job: &Job, role: Role) -> Option<&HolderParameters> {
     match role {
         Role::Umem => Some(&job.umems),
         Role::Ring => Some(&job.rings),
@@ -196,7 +196,7 @@ impl OpStream {
         }
     }
 
-    pub(super) fn holder(&mut self, of: impl Fn(&Job) -> &Holders) -> HolderStep {
+    pub(super) fn holder(&mut self, of: impl Fn(&Job) -> &HolderParameters) -> HolderStep {
         let (skips_cleanup, exit) = (of(&self.job).skips_cleanup, of(&self.job).exit);
         HolderStep {
             file: self.file(),
@@ -283,7 +283,7 @@ pub struct HolderAccesses {
 
 impl HolderAccesses {
     /// The accesses of a step of `holders`.
-    pub fn new(job: &Job, holders: &Holders, access_seed: u64) -> HolderAccesses {
+    pub fn new(job: &Job, holders: &HolderParameters, access_seed: u64) -> HolderAccesses {
         let (write, flush) = (holders.write, holders.flush);
         HolderAccesses { rng: Rng::seed_from_u64(access_seed), length: job.registrants.dma_length, write, flush }
     }

@@ -1,23 +1,24 @@
 //! The moved files: a record of the moves of blocks, and payload that the record explains.
 //!
-//! Collapse, insert, clone and exchange-range move blocks, with their contents, to other offsets and
-//! files. A word of a moved file says for which block of which file it was written, and how many
-//! moves had been made by then (its *epoch*). A word is at home in its own place. Anywhere else it
-//! must have been brought there by moves that were made after it was written. So a write through a
-//! mapping that a move has left behind is found: its words lie where no later move brings them.
+//! Collapse, insert, clone and exchange-range move blocks, with their contents, to other offsets
+//! and files. A word of a moved file says for which block of which file it was written, and how
+//! many moves had been made by then (its *epoch*). A word is at home in its own place. Anywhere
+//! else it must have been brought there by moves that were made after it was written. So a write
+//! through a mapping that a move has left behind is found: its words lie where no later move
+//! brings them.
 //!
 //! # The record
-//! For each two blocks, a source and a destination, it keeps the largest epoch *up to which* words
-//! are explained: the last move that a path from the source to the destination needs (of the paths
-//! that there are, the one whose earliest move is the latest). A move raises the row of each block
-//! that it fills. A word of epoch `e` is explained if that number is above `e`.
+//! For each source and destination block it keeps one number. Each path of moves from the source
+//! to the destination has an earliest move; the number is that of the latest of these. A word of
+//! epoch `e` is explained if it is above `e`: then a path exists whose moves were all made after
+//! the word was written. A move raises the numbers of the blocks that it fills.
 //!
-//! Invariants: a move is on the record, as one in flight, before its call begins, and counted before
-//! a write can have an epoch that excludes it, which is after its call has returned. Moves in flight
-//! at one moment count as made in every order, since their calls don't say which came first. So
-//! every word that a correct kernel moved is explained. A move that failed was never made. What the
-//! record cannot tell: the order of moves in flight together, and an overwrite: a path that a later
-//! move has cut still explains.
+//! Invariants: a move is on the record, as one in flight, before its call begins. It is counted
+//! when its call has returned: only then can a write have an epoch that excludes it. Moves in
+//! flight at one moment count as made in every order, since their calls don't say which came
+//! first. So every word that a correct kernel moved is explained. A move that failed was never
+//! made. What the record cannot tell: the order of moves in flight together, and an overwrite: a
+//! path that a later move has cut still explains.
 //!
 //! Blocks beyond twice the largest size of a file count as one block, which any of them may be.
 
@@ -76,7 +77,7 @@ struct MoveRecord {
     made: VecDeque<(u32, BlockMove)>,
 }
 
-/// Up to which epoch words are explained, by destination and source.
+/// For each destination and source: words of a smaller epoch are explained.
 #[derive(Clone, Debug)]
 struct Paths {
     cells: usize,

@@ -7,9 +7,9 @@
 //! word 7         tag of the line in its block:24  sequence:40
 //! ```
 //!
-//! Words 0 to 6 say for which place they were written, and after how many moves; the record of moves
-//! ([`super::moves`]) says where they may be. Atomics reach word 7 only, which therefore has no room
-//! for an epoch: it belongs to its line in any block of the moved files.
+//! Words 0 to 6 say for which place they were written, and after how many moves; the record of
+//! moves ([`super::moves`]) says where they may be. Atomics reach word 7 only, which therefore has
+//! no room for an epoch: it belongs to its line in any block of the moved files.
 
 use std::fmt;
 
@@ -132,8 +132,8 @@ impl Payloads {
         }
     }
 
-    /// Checks bytes that were read from byte `offset` of `file`, word by word. A tail of less than a
-    /// word is not checked.
+    /// Checks bytes that were read from byte `offset` of `file`, word by word. A tail of less than
+    /// a word is not checked.
     ///
     /// # Errors
     /// The first word that no entitled writer wrote, or that does not belong there.
