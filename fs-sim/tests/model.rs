@@ -1,5 +1,5 @@
-//! The file system against a plain model: thousands of random calls on a device that is small enough
-//! to be full at times. The model and what it compares is in `file_model`.
+//! The file system against a plain model: thousands of random calls on a device that is small
+//! enough to be full at times. The model and what it compares is in `file_model`.
 #![allow(clippy::unwrap_used, reason = "a test that can't go on ends")]
 
 mod common;

@@ -1,9 +1,9 @@
 //! Which figures are compared, in which order, under which headings.
 //!
 //! The terminal's tables and the page's tables are both made from these groups. Invariant: every
-//! column has a head of at most ten characters, a note of one line, and one cell per design; a title
-//! is one line of at most [`TITLE_MAX`] characters, whatever an operation is called. There is no
-//! kernel counterpart.
+//! column has a head of at most ten characters, a note of one line, and one cell per design; a
+//! title is one line of at most [`TITLE_MAX`] characters, whatever an operation is called. There is
+//! no kernel counterpart.
 
 use crate::human;
 use crate::result::{DesignResult, LatencySummary, RaceCounters, RaceVerdict};

@@ -2,8 +2,8 @@
 //!
 //! It owns the bounds. The library trusts the lengths and counts that an encoding states: it
 //! allocates what the payload's length says, up to 4 GiB, and adds counts without a check.
-//! Invariant: what [`plain`] returns is a V2 encoding that is as long as it states, and whose counts
-//! can be added up. There is no kernel counterpart.
+//! Invariant: what [`plain`] returns is a V2 encoding that is as long as it states, and whose
+//! counts can be added up. There is no kernel counterpart.
 
 use std::io::Read;
 

@@ -6,13 +6,13 @@
 
 use hdrhistogram::Histogram;
 use hdrhistogram::serialization::Deserializer;
-use hdrhistogram::serialization::interval_log::{IntervalLogIterator, LogEntry};
+use hdrhistogram::serialization::interval_log::{IntervalLogIterator, LogEntry, Tag};
 use thiserror::Error;
 
 use super::encoding;
 
-/// The most counts (of 8 bytes each) in the histograms of one log. That is enough for 900 histograms
-/// of call times up to an hour, to three significant digits.
+/// The most counts (of 8 bytes each) in the histograms of one log. That is enough for 900
+/// histograms of call times up to an hour, to three significant digits.
 const COUNTS_MAX: usize = 32 << 20;
 
 /// One line of an interval log.
@@ -72,6 +72,10 @@ pub fn read_log(log: &[u8]) -> Result<Vec<LoggedHistogram>, LogReadError> {
         for entry in IntervalLogIterator::new(text) {
             let LogEntry::Interval(entry) = entry.map_err(|_| LogReadError::Malformed { line })? else { continue };
             let tag = entry.tag().map_or_else(String::new, |tag| tag.as_str().to_owned());
+            // The library reads tags that it would not write, such as one with a blank.
+            if Tag::new(&tag).is_none() {
+                return Err(LogReadError::Malformed { line });
+            }
             match decoded(entry.encoded_histogram(), &mut deserializer, &mut counts) {
                 Ok(histogram) => logged.push(LoggedHistogram { tag, histogram }),
                 Err(what) => return Err(LogReadError::Histogram { line, tag, what }),

@@ -146,6 +146,7 @@ fn a_damaged_log_is_refused_with_the_number_of_the_line() {
     let refused = |text: &str| read_log(text.as_bytes()).unwrap_err();
     // The header has five lines.
     assert_eq!(refused(&good.replacen("Tag=dma,", "Tag=dma", 1)), LogReadError::Malformed { line: 6 });
+    assert_eq!(refused(&good.replacen("Tag=dma,", "Tag=d ma,", 1)), LogReadError::Malformed { line: 6 });
     // A tag does not go on in the next line, which would hide what is left of this one.
     assert_eq!(refused(&good.replacen("Tag=dma,", "Tag=dma\n", 1)), LogReadError::Malformed { line: 6 });
     assert_eq!(refused(&good.replacen("dma_unwaited,", "dma\nTag=dma,", 1)), LogReadError::Malformed { line: 7 });

@@ -303,8 +303,8 @@ impl InputError {
         if let Some(help) = &parts.help {
             group = group.element(Level::HELP.message(normalize_untrusted_str(help)));
         }
-        // The renderer replaces the control characters of ASCII, and leaves the others: U+009B begins
-        // a command to some terminals.
+        // The renderer replaces the control characters of ASCII, and leaves the others: U+009B
+        // begins a command to some terminals.
         renderer.render(&[group]).replace(|c| matches!(c, '\u{80}'..='\u{9f}'), "\u{fffd}")
     }
 }
