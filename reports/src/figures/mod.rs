@@ -1,14 +1,18 @@
 //! Which figures are compared, in which order, under which headings.
 //!
 //! The terminal's tables and the page's tables are both made from these groups. Invariant: every
-//! column has a head of at most ten characters, a note of one line, and one cell per design. There
-//! is no kernel counterpart.
+//! column has a head of at most ten characters, a note of one line, and one cell per design; a
+//! title is one line of at most [`TITLE_MAX`] characters, whatever an operation is called. There is
+//! no kernel counterpart.
 
 use crate::human;
 use crate::result::{DesignResult, LatencySummary, RaceCounters, RaceVerdict};
 
 /// Operations that every comparison lists, in this order. Other operations follow, sorted by name.
 pub(crate) const OPERATIONS: [&str; 5] = ["truncate", "punch", "register", "deregister", "dma"];
+
+/// The longest title, in characters.
+const TITLE_MAX: usize = 24;
 
 /// Columns that belong under one heading.
 pub(crate) struct FigureGroup {
@@ -209,5 +213,6 @@ pub(crate) fn latencies(designs: &[DesignResult]) -> Vec<FigureGroup> {
             })
             .collect()
     };
-    operations(designs).into_iter().map(|title| FigureGroup { columns: of(&title), title }).collect()
+    let group = |name: String| FigureGroup { columns: of(&name), title: human::one_line(&name, TITLE_MAX) };
+    operations(designs).into_iter().map(group).collect()
 }

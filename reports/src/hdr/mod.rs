@@ -10,6 +10,7 @@
 //! ms, 264 KiB at an hour), so every actor can afford its own. Kernel counterpart: ftrace's `hist`
 //! triggers.
 
+mod encoding;
 pub mod hgrm;
 mod latency;
 pub mod log;

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
-use hdrhistogram::serialization::interval_log::{IntervalLogIterator, LogEntry};
+use hdrhistogram::serialization::V2DeflateSerializer;
+use hdrhistogram::serialization::interval_log::{IntervalLogIterator, IntervalLogWriterBuilder, LogEntry};
 
 use super::latency::keyed;
 use super::log::LogInterval;
@@ -135,7 +136,7 @@ fn the_log_reads_back_exactly() {
 }
 
 #[test]
-fn a_damaged_log_is_refused_with_the_number_of_the_entry() {
+fn a_damaged_log_is_refused_with_the_number_of_the_line() {
     let mut latencies = OpLatencies::new();
     latencies.record("dma", 5, false);
     let mut bytes = Vec::new();
@@ -143,13 +144,57 @@ fn a_damaged_log_is_refused_with_the_number_of_the_entry() {
     let good = String::from_utf8(bytes).unwrap();
     assert_eq!(read_log(good.as_bytes()).unwrap().len(), 2);
     let refused = |text: &str| read_log(text.as_bytes()).unwrap_err();
-    // Entries 1 and 2 are the start time and the base time.
-    assert_eq!(refused(&good.replacen("Tag=dma,", "Tag=dma", 1)), LogReadError::Malformed { entry: 3 });
+    // The header has five lines.
+    assert_eq!(refused(&good.replacen("Tag=dma,", "Tag=dma", 1)), LogReadError::Malformed { line: 6 });
+    assert_eq!(refused(&good.replacen("Tag=dma,", "Tag=d ma,", 1)), LogReadError::Malformed { line: 6 });
+    // A tag does not go on in the next line, which would hide what is left of this one.
+    assert_eq!(refused(&good.replacen("Tag=dma,", "Tag=dma\n", 1)), LogReadError::Malformed { line: 6 });
+    assert_eq!(refused(&good.replacen("dma_unwaited,", "dma\nTag=dma,", 1)), LogReadError::Malformed { line: 7 });
+    assert_eq!(read_log(good.replace("Tag=", "\r\n\nTag=").as_bytes()), read_log(good.as_bytes()), "blank lines");
     let (before, histogram) = good.split_at(good.find("HIST").unwrap());
     for damage in [format!("!{histogram}"), histogram.replacen("HIST", "AAAA", 1), histogram[12..].to_owned()] {
         let error = refused(&format!("{before}{damage}"));
-        assert!(matches!(&error, LogReadError::Histogram { entry: 3, tag, .. } if tag == "dma"), "{error}");
+        assert!(matches!(&error, LogReadError::Histogram { line: 6, tag, .. } if tag == "dma"), "{error}");
     }
+}
+
+/// A plain V2 encoding over values up to an hour, whose header states `stated` bytes of counts.
+fn encoding(stated: u32, digits: u32, payload: &[u8]) -> Vec<u8> {
+    let words = [0x1c84_9313, stated, 0, digits].map(u32::to_be_bytes).concat();
+    let bounds = [1, MAX_NS].map(u64::to_be_bytes).concat();
+    [&words, &bounds, &1_f64.to_be_bytes()[..], payload].concat()
+}
+
+/// HdrHistogram's library allocates what the header states, and adds counts up unchecked.
+#[test]
+fn an_encoding_that_states_too_much_is_refused_before_it_is_decoded() {
+    assert!(encoding::plain(&encoding(2, 3, &[2, 2])).is_ok());
+    // 2^62 - 1 calls; a number that says how many zeros are skipped, and is the smallest of all.
+    let many = [0xfe, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f];
+    let least = [0xff; 9];
+    for (bytes, says) in [
+        (encoding(u32::MAX, 3, &[2]), "4294967295 bytes of counts are stated, 1 there"),
+        (encoding(9, 3, &least), "skips too many zeros"),
+        (encoding(27, 3, &[many; 3].concat()), "exceed 2^63 calls"),
+        (encoding(1, 3, &[0x80]), "cut off"),
+        (encoding(0, 3, &[])[..39].to_vec(), "too short"),
+        (vec![0; 60], "not a histogram"),
+    ] {
+        let refused = encoding::plain(&bytes).unwrap_err();
+        assert!(refused.contains(says), "{refused}");
+    }
+}
+
+/// A line of 80 bytes can state a histogram of 50 MiB.
+#[test]
+fn a_log_whose_histograms_are_too_large_together_is_refused() {
+    let mut wide = Histogram::<u64>::new_with_bounds(1, u64::MAX, 5).unwrap();
+    wide.record(1).unwrap();
+    let (mut log, mut serializer) = (Vec::new(), V2DeflateSerializer::new());
+    let mut writer = IntervalLogWriterBuilder::new().begin_log_with(&mut log, &mut serializer).unwrap();
+    (0..8).for_each(|_| writer.write_histogram(&wide, Duration::ZERO, Duration::ZERO, None).unwrap());
+    let error = read_log(&log).unwrap_err();
+    assert!(matches!(&error, LogReadError::Histogram { line: 6, what, .. } if what.contains("more than")), "{error}");
 }
 
 #[test]

@@ -193,7 +193,7 @@ fn table(caption: &'static str, groups: &[FigureGroup], designs: &[DesignResult]
     };
     TableView {
         caption,
-        groups: groups.iter().map(|group| (one_line(&group.title, 24), group.columns.len())).collect(),
+        groups: groups.iter().map(|group| (group.title.clone(), group.columns.len())).collect(),
         heads: columns()
             .map(|(place, column)| HeadView { text: column.head, note: column.note, first: place == 0 })
             .collect(),

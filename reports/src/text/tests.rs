@@ -94,6 +94,8 @@ fn titles_stand_over_their_columns() {
 fn escapes_appear_only_when_asked_for() {
     let (mut run, _) = sample::run();
     run.designs[1].name = "evil\u{1b}[2J\nname".to_owned();
+    let operation = "odd\u{1b}[2J\u{9b}2J\noperation".to_owned();
+    run.designs[1].latency_ns.insert(operation, crate::result::LatencySummary::default());
     run.designs[1].push_violation("line\u{7}\nbreak");
     let plain = tables(&run, &TableOptions { width: 160, ansi: false });
     assert!(plain.chars().all(|c| c == '\n' || !c.is_control()), "{plain:?}");

@@ -303,7 +303,9 @@ impl InputError {
         if let Some(help) = &parts.help {
             group = group.element(Level::HELP.message(normalize_untrusted_str(help)));
         }
-        renderer.render(&[group])
+        // The renderer replaces the control characters of ASCII, and leaves the others: U+009B
+        // begins a command to some terminals.
+        renderer.render(&[group]).replace(|c| matches!(c, '\u{80}'..='\u{9f}'), "\u{fffd}")
     }
 }
 

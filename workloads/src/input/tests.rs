@@ -117,6 +117,10 @@ fn control_characters_of_the_user_do_not_reach_the_terminal() {
     let error = Source::new("a\u{1b}[31mb", "\u{1b}]0;x\u{7} = 1").unknown_word(0..3, "key", "\u{1b}[2J\n", ["a"]);
     assert!(!error.to_string().contains(['\u{1b}', '\u{7}']), "{:?}", error.to_string());
     assert_eq!(error.title(), "unknown key `\\u{1b}[2J\\n`");
+    // U+009B is to some terminals what ESC and `[` are.
+    let error = Source::new("a", "x = \u{9b}31m").error(4..6, "\u{9b}2J").help("\u{85}");
+    assert!(!error.to_string().contains(['\u{9b}', '\u{85}']), "{:?}", error.to_string());
+    assert!(!error.styled().contains(['\u{9b}', '\u{85}']));
 }
 
 #[test]

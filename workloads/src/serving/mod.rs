@@ -21,6 +21,7 @@
 //! | `qemu_args` | the QEMU command lines that attach |
 //! | `control`, `control_handler` | the control socket, and what `daxlab ctl` does |
 //! | `render` | texts for people |
+//! | `fuzz` | what the fuzzer of requests runs |
 //!
 //! The files of this folder import each other: each one works on the server's [`Config`], and
 //! returns its [`ServeError`]; `files` exports what `backend_handles` then holds for a guest.
@@ -30,6 +31,8 @@ pub mod backend_process;
 pub mod control;
 mod control_handler;
 mod files;
+#[doc(hidden)]
+pub mod fuzz;
 mod link;
 mod machine;
 mod nic;

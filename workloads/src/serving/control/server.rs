@@ -38,18 +38,23 @@ pub trait Handler: Send + Sync + 'static {
 
 /// The party that waits for an answer.
 pub struct Asker<'a> {
-    stream: &'a UnixStream,
+    /// Where it asks from; none if it is a part of this process, which never hangs up.
+    stream: Option<&'a UnixStream>,
 }
 
 impl Asker<'_> {
+    /// An asker that is a part of this process.
+    pub(in crate::serving) const WITHIN: Asker<'static> = Asker { stream: None };
+
     /// Runs `body`; meanwhile, if the asker hangs up (or the server ends), calls `gone` from
     /// another thread. When this returns `gone` has been called, or never will be.
     ///
     /// # Errors
     /// The machine gave no thread's means (descriptors); `body` did not run.
     pub fn unless_gone<R>(&self, gone: impl FnOnce() + Send + 'static, body: impl FnOnce() -> R) -> io::Result<R> {
+        let Some(stream) = self.stream else { return Ok(body()) };
         let (ours, theirs) = UnixStream::pair()?;
-        let asker = self.stream.try_clone()?;
+        let asker = stream.try_clone()?;
         let watcher = thread::try_spawn(move || {
             if hung_up_first(&asker, &theirs) {
                 gone();
@@ -213,7 +218,7 @@ impl Shared {
         BufReader::new(stream.take(REQUEST_MAX)).read_line(&mut line)?;
         let response = match decode(&line) {
             Err(error) => Response::Refused { why: format!("the request is not understood: {error}") },
-            Ok(request) => self.handler.handle(&request, &Asker { stream }),
+            Ok(request) => self.handler.handle(&request, &Asker { stream: Some(stream) }),
         };
         send(stream, &response)
     }

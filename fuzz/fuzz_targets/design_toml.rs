@@ -1,0 +1,7 @@
+//! Any bytes, as `properties/workloads.rs` reads them for `design_toml`.
+#![no_main]
+
+#[path = "../properties/workloads.rs"]
+mod properties;
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| properties::design_toml(data));
