@@ -281,8 +281,8 @@ pub(crate) fn pin_long(
     }
 }
 
-/// The file that has a byte of the device, counted as open until this is dropped: meanwhile it is not
-/// evicted. A file whose last descriptor and name go meanwhile is evicted by the drop.
+/// The file that has a byte of the device, counted as open until this is dropped: meanwhile it is
+/// not evicted. A file whose last descriptor and name go meanwhile is evicted by the drop.
 pub(crate) struct FileBehind<'t> {
     task: &'t Task,
     pub(crate) inode: Arc<Inode>,
@@ -310,8 +310,8 @@ impl<'t> FileBehind<'t> {
         self.task.kernel().owner_of(offset / BLOCK) == Some(place)
     }
 
-    /// Whether the pieces of `range` are the device's pages from `page` on, one after the other, and
-    /// no other file's too.
+    /// Whether the pieces of `range` are the device's pages from `page` on, one after the other,
+    /// and no other file's too.
     pub(crate) fn is_alone_on(pieces: &[Piece], range: BlockRange, page: u64) -> bool {
         is_run(pieces, range, page) && !pieces.iter().any(|piece| matches!(piece, Piece::Mapped(e) if e.shared))
     }

@@ -72,8 +72,8 @@ pub(crate) fn hold_file_for_writing(
     }
 }
 
-/// The pages of `len` bytes of the volume's device from byte `offset` on, by a mapping of it, given to
-/// `keep`.
+/// The pages of `len` bytes of the volume's device from byte `offset` on, by a mapping of it, given
+/// to `keep`.
 ///
 /// # Errors
 /// EFAULT (they are not one range of one file, or are shared **\[chosen\]**), and those of

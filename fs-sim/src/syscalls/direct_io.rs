@@ -103,10 +103,11 @@ impl Task {
         })
     }
 
-    /// Submits direct I/O of `len` bytes at `offset` of the file, [`MemoryFile`] or [`RamDisk`] open
-    /// as `fd`, whose buffer is the mapped memory at `va`. The pages of the buffer are held by
-    /// address until the I/O ends, in every design: munmap and close do not end that. I/O of a disk with a delay ends
-    /// by itself, also after its process; all other I/O ends by [`InFlightIo::complete`].
+    /// Submits direct I/O of `len` bytes at `offset` of the file, [`MemoryFile`] or [`RamDisk`]
+    /// open as `fd`, whose buffer is the mapped memory at `va`. The pages of the buffer are held by
+    /// address until the I/O ends, in every design: munmap and close do not end that. I/O of a disk
+    /// with a delay ends by itself, also after its process; all other I/O ends by
+    /// [`InFlightIo::complete`].
     ///
     /// # Errors
     /// As for [`Task::submit_direct_io`]; EINVAL too where `va` is no multiple of 512 or `len` is 0

@@ -34,11 +34,11 @@ impl Task {
     /// volume's device, no gate asks anything.
     ///
     /// # Errors
-    /// EINVAL (length 0, or beyond the mapping), EFAULT (protection, past the end, a read-only
-    /// request over a hole, one for writing to a file in the page cache, or pages of the volume's
-    /// device that are not one file's), EOPNOTSUPP, EPERM (the gate), EAGAIN (a layout change
-    /// waits), ETXTBSY (must allocate or unshare under another process's lease), ENOMEM (locked memory, or
-    /// a pin count at its bound), ENOSPC. Refused, nothing stays pinned.
+    /// EINVAL (length 0, or beyond the mapping), EFAULT (protection, past the end, a
+    /// read-only request over a hole, one for writing to a file in the page cache, or pages of the
+    /// volume's device that are not one file's), EOPNOTSUPP, EPERM (the gate), EAGAIN (a layout
+    /// change waits), ETXTBSY (must allocate or unshare under another process's lease), ENOMEM
+    /// (locked memory, or a pin count at its bound), ENOSPC. Refused, nothing stays pinned.
     pub fn register(&self, request: PinRequest, object: Arc<dyn PinHolder>) -> Result<Registration, Errno> {
         self.syscall(|| {
             match admission(self.kernel(), request.user) {

@@ -180,7 +180,8 @@ impl MemoryFile {
         Ok(run)
     }
 
-    /// Runs `lost` with the new size if the file gets shorter, before another call changes the size.
+    /// Runs `lost` with the new size if the file gets shorter, before another call changes the
+    /// size.
     ///
     /// # Errors
     /// EFBIG.

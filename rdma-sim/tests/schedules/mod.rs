@@ -1,9 +1,9 @@
 //! Seeded schedules under shuttle.
 //!
-//! It owns the choice of schedules. A seed stands for one schedule: an even one picks a random thread
-//! at every step; an odd one uses random priorities that change at few random steps (a first run only
-//! counts the steps), so one thread can finish inside another one's window. `DAXLAB_SCHEDULES` sets
-//! how many seeds are run, `DAXLAB_SEED` runs one.
+//! It owns the choice of schedules. A seed stands for one schedule: an even one picks a random
+//! thread at every step; an odd one uses random priorities that change at few random steps (a first
+//! run only counts the steps), so one thread can finish inside another one's window.
+//! `DAXLAB_SCHEDULES` sets how many seeds are run, `DAXLAB_SEED` runs one.
 
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
