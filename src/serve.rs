@@ -79,7 +79,7 @@ pub(crate) fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
     let stop = Arc::new(StopRequest::default());
     let asked = Arc::clone(&stop);
     exit::on_interrupt(move || asked.ask())?;
-    let server = match Server::start(&config, Box::new(exit::note)) {
+    let server = match Server::start(&config, Arc::new(exit::note)) {
         Ok(server) => server,
         Err(ServeError::Refused(why)) => {
             exit::note(&format!("error: {why}"));

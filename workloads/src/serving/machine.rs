@@ -18,7 +18,7 @@ use fs_sim::Kernel;
 use super::nic::Regions;
 
 /// Says something that happened, for people.
-pub type Events = Box<dyn Fn(&str) + Send + Sync>;
+pub type Events = Arc<dyn Fn(&str) + Send + Sync>;
 
 /// Where guests' memory comes from.
 pub(super) enum ServedMemory {

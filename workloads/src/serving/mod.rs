@@ -202,9 +202,9 @@ impl Server {
             listening.push((SocketFile(socket::Name::of(&listener)), listener));
         }
         let control_handler = Arc::new(ControlHandler::default());
-        let control =
-            control::ControlServer::listen(&config.control, Arc::clone(&control_handler) as Arc<dyn control::Handler>)
-                .map_err(|error| not_there("--control", error))?;
+        let (handler, told) = (Arc::clone(&control_handler) as Arc<dyn control::Handler>, Arc::clone(&events));
+        let control = control::ControlServer::listen(&config.control, handler, Box::new(move |line| told(line)))
+            .map_err(|error| not_there("--control", error))?;
         let (backing, held) = backing(config)?;
         let prepared = if config.nvdimm { qemu_args::prepare(config, &backing)? } else { String::new() };
         let durable =
