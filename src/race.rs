@@ -125,7 +125,7 @@ fn not_written(error: RunWriteError) -> anyhow::Error {
 /// Listens at `path`. A path that can't be a socket is the user's to change; a machine that can't
 /// make one is not.
 fn listen(path: &Path, questions: Arc<Questions>) -> anyhow::Result<ControlServer> {
-    ControlServer::listen(path, questions).map_err(|error| match error {
+    ControlServer::listen(path, questions, Box::new(exit::note)).map_err(|error| match error {
         ListenError::Os { ref source, .. } if source.kind() != ErrorKind::NotFound => {
             exit::CannotRun(format!("--control: {error}")).into()
         }

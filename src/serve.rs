@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{ArgGroup, Args, ValueHint};
+use emulator::device::ImageSpace;
 use emulator::sync::Arc;
 use workloads::input::Size;
 use workloads::input::designs::DesignCatalogue;
@@ -28,6 +29,10 @@ pub(crate) struct ServeArgs {
     /// The device's size, with a unit: `1GiB`; needed for a new image
     #[arg(long, value_name = "SIZE", conflicts_with = "file")]
     size: Option<Size>,
+    /// Take all of the image's room on its filesystem at the start, or end with an error if it has
+    /// too little. Without this, a store of a guest for which there is no room kills QEMU
+    #[arg(long, conflicts_with = "file")]
+    preallocate: bool,
     /// A file of a simulated volume: one for all sockets, or one for each in order
     #[arg(long, value_name = "NAME")]
     file: Vec<String>,
@@ -79,7 +84,7 @@ pub(crate) fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
     let stop = Arc::new(StopRequest::default());
     let asked = Arc::clone(&stop);
     exit::on_interrupt(move || asked.ask())?;
-    let server = match Server::start(&config, Box::new(exit::note)) {
+    let server = match Server::start(&config, Arc::new(exit::note)) {
         Ok(server) => server,
         Err(ServeError::Refused(why)) => {
             exit::note(&format!("error: {why}"));
@@ -127,7 +132,8 @@ fn config(args: ServeArgs) -> anyhow::Result<Config> {
 
 fn what(args: &ServeArgs) -> anyhow::Result<What> {
     if let Some(path) = &args.image {
-        return Ok(What::Image { path: path.clone(), bytes: args.size.map(|size| size.0) });
+        let space = if args.preallocate { ImageSpace::Preallocated } else { ImageSpace::Sparse };
+        return Ok(What::Image { path: path.clone(), bytes: args.size.map(|size| size.0), space });
     }
     let contents = match (&args.create, &args.import) {
         (Some(size), _) => NewContents::Zeros(size.0),

@@ -10,7 +10,7 @@ use rustix::process::Signal;
 use crate::common::daxlab;
 use crate::guest::{self, CURRENT, Guest, Machine};
 use crate::served::{FORMAT, SYNCED, assert_given_up, attach, counter, held, serve_file, state};
-use crate::server::{Server, fail_fdatasync, outcome};
+use crate::server::{Server, fail_call, outcome};
 use crate::{assert_clean, assert_dumped, seq};
 
 const IMAGE: [&str; 6] = ["--control", "a.ctl", "--image", "img", "--size", "66MiB"];
@@ -119,7 +119,7 @@ fn what_cannot_be_made_durable_fails_the_guests_fsync() {
     let dir = tempfile::tempdir().unwrap();
     let mut command = daxlab();
     // SAFETY: between fork and exec, it makes two system calls and touches nothing else.
-    unsafe { command.pre_exec(fail_fdatasync) };
+    unsafe { command.pre_exec(|| fail_call(libc::SYS_fdatasync)) };
     let broken = Server::run(&mut command, dir.path(), &["a"], &IMAGE);
     let mut guest = attach(machine, &broken, "a");
     let failed = raw_sync(&mut guest);

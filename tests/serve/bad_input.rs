@@ -4,6 +4,7 @@
 use std::fs::{self, File};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
+use std::process::Command;
 
 use crate::common::daxlab;
 use crate::server::{MIB, Server, outcome};
@@ -45,6 +46,25 @@ fn sockets_that_cannot_be() {
 }
 
 #[test]
+fn more_sockets_than_descriptors() {
+    let dir = tempfile::tempdir().unwrap();
+    let sockets: Vec<String> = (0..30).map(|number| format!("--socket=s{number}")).collect();
+    // Some have no descriptor to listen with, and some have none for their backend process.
+    for limit in ["--nofile=20", "--nofile=40"] {
+        let mut command = Command::new("prlimit");
+        command.arg(limit).arg(env!("CARGO_BIN_EXE_daxlab")).arg("serve").args(&sockets);
+        let run = command.args(["--image", "img", "--size", "2MiB"]).current_dir(dir.path()).output().unwrap();
+        let (code, out, err) = outcome(&run);
+        assert_eq!(code, 3, "{limit}: {out}{err}");
+        for words in ["30 sockets", "Too many open files", "ulimit -n"] {
+            assert!(err.contains(words), "{limit}: `{words}` is not in: {err}");
+        }
+        let left = listing(dir.path());
+        assert!(left.iter().all(|(name, _)| name == "img"), "{left:?}");
+    }
+}
+
+#[test]
 fn images_that_cannot_be() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
@@ -59,6 +79,11 @@ fn images_that_cannot_be() {
     refused(2, &["not a regular file"], &["--image", "folder", "--size", "2MiB"]);
     refused(2, &["no unit"], &["--image", "new", "--size", "2097152"]);
     refused(2, &["--image", "--file"], &[]);
+    std::os::unix::fs::symlink("nothing", dir.join("dangling")).unwrap();
+    std::os::unix::fs::symlink("/dev/null", dir.join("device")).unwrap();
+    refused(2, &["dangling", "symbolic link"], &["--image", "dangling", "--size", "2MiB"]);
+    refused(2, &["device", "no regular file"], &["--image", "device", "--size", "2MiB"]);
+    refused(2, &["--preallocate"], &["--file", "data", "--create", "2MiB", "--preallocate"]);
     // What is said of files would have no effect.
     for option in
         [&["--create", "4MiB"][..], &["--extents", "2"], &["--defragment"], &["--volume", "8MiB"], &["--design", "odp"]]
@@ -88,6 +113,9 @@ fn files_that_cannot_be() {
     refused(2, &["given twice"], &["--file", "data", "--file", "data", "--create", "4MiB"]);
     refused(2, &["--file", "1 to 255 bytes"], &["--file", "", "--create", "4MiB"]);
     refused(2, &["--file", "1 to 255 bytes"], &["--file", &"x".repeat(256), "--create", "4MiB"]);
+    for name in ["a/b", "/data", "..", "."] {
+        refused(2, &["--file", name, "without `/`"], &["--file", name, "--create", "4MiB"]);
+    }
     refused(2, &["8EiB", "at most"], &["--file", "data", "--create", "8EiB"]);
     refused(2, &["--nvdimm", "at least 4 MiB"], &["--file", "data", "--create", "2MiB", "--nvdimm"]);
     refused(2, &["--size", "--file"], &["--file", "data", "--create", "4MiB", "--size", "4MiB"]);

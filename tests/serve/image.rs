@@ -4,13 +4,14 @@
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::process::Command;
 
 use rustix::process::Signal;
 
 use crate::attached::flush_until_it_fails;
 use crate::common::daxlab;
 use crate::guest::Guest;
-use crate::server::{MIB, Server, fail_fdatasync, outcome};
+use crate::server::{MIB, Server, fail_call, outcome};
 
 const ARGS: [&str; 6] = ["--control", "a.ctl", "--image", "img", "--size", "4MiB"];
 
@@ -125,7 +126,7 @@ fn an_image_that_cannot_be_written_back_fails_the_flush() {
     let dir = tempfile::tempdir().unwrap();
     let mut command = daxlab();
     // SAFETY: between fork and exec, it makes two system calls and touches nothing else.
-    unsafe { command.pre_exec(fail_fdatasync) };
+    unsafe { command.pre_exec(|| fail_call(libc::SYS_fdatasync)) };
     let server = Server::run(&mut command, dir.path(), &["a"], &ARGS);
     let mut guest = server.guest("a");
     store(&guest, 0, b"never durable");
@@ -136,6 +137,80 @@ fn an_image_that_cannot_be_written_back_fails_the_flush() {
         (&1.into(), &1.into()),
         "{counters}"
     );
+}
+
+/// A new image's name is synced before a guest can connect: where that fails, nothing is served.
+#[test]
+fn the_name_of_a_new_image_is_durable() {
+    use std::os::unix::process::CommandExt;
+    let dir = tempfile::tempdir().unwrap();
+    let mut command = daxlab();
+    command.arg("serve").args(["--socket", "a"]).args(ARGS).current_dir(dir.path());
+    // SAFETY: between fork and exec, it makes two system calls and touches nothing else.
+    unsafe { command.pre_exec(|| fail_call(libc::SYS_fsync)) };
+    let (code, out, err) = outcome(&command.output().unwrap());
+    assert!(code == 3 && err.contains("syncing the folder of image img"), "{code}: {out}{err}");
+    assert!(!dir.path().join("img").exists(), "no new image is left");
+}
+
+/// A server that runs `before` first, in a mount namespace of its own with a filesystem of 6 MiB at
+/// `disk`; none where the machine gives no such namespace.
+fn on_a_small_disk(dir: &Path, before: &str) -> Option<Command> {
+    let unshare = || {
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "--map-root-user", "sh", "-c"]).current_dir(dir);
+        command
+    };
+    fs::create_dir_all(dir.join("disk")).unwrap();
+    let mount = "mount -t tmpfs -o size=6m none disk";
+    if !unshare().arg(mount).output().is_ok_and(|tried| tried.status.success()) {
+        eprintln!("not run: no mount namespace with a filesystem of its own (unshare)");
+        return None;
+    }
+    let mut command = unshare();
+    command.arg(format!("{mount} && {before} \"$0\" \"$@\"")).arg(env!("CARGO_BIN_EXE_daxlab"));
+    Some(command)
+}
+
+const SMALL_DISK: [&str; 6] = ["--control", "a.ctl", "--image", "disk/img", "--size", "8MiB"];
+
+#[test]
+fn a_full_disk_is_foreseen_and_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let Some(mut command) = on_a_small_disk(dir.path(), "exec") else { return };
+    let mut server = Server::run(&mut command, dir.path(), &["a"], &SMALL_DISK);
+    let warned = server.says("warning: image disk/img");
+    assert!(warned.contains("takes 8MiB more") && warned.contains("6MiB free"), "{warned}");
+    assert!(warned.contains("--preallocate"), "{warned}");
+    let guest = server.guest("a");
+    let file = guest.file.lock().as_ref().unwrap().try_clone().unwrap();
+    let full = (0..8).find_map(|mib| file.write_all_at(&[1; MIB as usize], mib * MIB).err());
+    assert_eq!(full.and_then(|error| error.raw_os_error()), Some(libc::ENOSPC));
+    guest.hang_up();
+    server.says("is gone");
+    let named = server.says("image disk/img: its filesystem is full");
+    assert!(named.contains("no room for 2MiB"), "{named}");
+    server.terminate();
+    server.says("its filesystem is full");
+}
+
+#[test]
+fn an_image_that_has_no_room_is_not_preallocated() {
+    let dir = tempfile::tempdir().unwrap();
+    let serve = |before: &str, size: &str| {
+        let mut command = on_a_small_disk(dir.path(), before)?;
+        command.args(["serve", "--socket", "a", "--image", "disk/img", "--preallocate", "--size", size]);
+        Some(command)
+    };
+    // Whatever the server says, the shell lists what is on the disk.
+    let Some(mut command) = serve("trap 'ls disk' EXIT;", "8MiB") else { return };
+    let (code, out, err) = outcome(&command.output().unwrap());
+    assert!(code == 3 && err.contains("8388608 more bytes") && err.contains("6291456 free"), "{code}: {out}{err}");
+    assert_eq!(out, "", "no new image is left");
+    let Some(mut command) = serve("exec", "4MiB") else { return };
+    let server = Server::ready(&mut command, dir.path(), 1);
+    let file = server.guest("a").file.lock().as_ref().unwrap().try_clone().unwrap();
+    assert_eq!(std::os::unix::fs::MetadataExt::blocks(&file.metadata().unwrap()) * 512, 4 * MIB);
 }
 
 #[test]

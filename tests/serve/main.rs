@@ -10,6 +10,7 @@ mod guest;
 mod adversity;
 mod attached;
 mod bad_input;
+mod control;
 mod designs;
 mod ends;
 mod image;

@@ -34,10 +34,11 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
 
-use rustix::fs::{FallocateFlags, FlockOperation, MemfdFlags, OFlags, SeekFrom};
+use rustix::fs::{FallocateFlags, MemfdFlags, OFlags, SealFlags, SeekFrom};
 use rustix::mm::{MapFlags, MsyncFlags, ProtFlags};
 
 use super::copy;
+use super::open::{ImageRoom, ImageSpace, OpenError, OpenedImage, check_size};
 use super::poison::{Damage, Poison};
 use crate::runtime::pages::PageRange;
 use crate::runtime::sync::atomic::{AtomicBool, AtomicU32};
@@ -48,60 +49,6 @@ use crate::runtime::sync::{Arc, Mutex};
 pub const PAGE: u64 = 4096;
 /// 8-byte words in a page.
 pub(super) const PAGE_WORDS: usize = PAGE as usize / 8;
-/// Bytes in a folio, the unit of a device's size.
-pub const FOLIO: u64 = 2 << 20;
-/// The largest device: 1 TiB.
-pub const MAX_BYTES: u64 = 1 << 40;
-
-/// Why a device could not be opened.
-#[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    /// The size is none a device can have.
-    #[error(
-        "a device of {asked} bytes: the size must be a multiple of 2 MiB, at least 2 MiB and at most 1 TiB; {} bytes would do",
-        nearest(*asked)
-    )]
-    Size {
-        /// Bytes asked for.
-        asked: u64,
-    },
-    /// Another run, or another device of this one, uses the image, or a guest that has outlived its
-    /// server.
-    #[error(
-        "image {path}: in use (its lock is held) by another run, or by a guest that is still attached although its server has ended; end it (`fuser {path}` tells the process) or name another image"
-    )]
-    Locked {
-        /// The image.
-        path: PathBuf,
-    },
-    /// The image exists and is smaller than the device asked for. It was left alone.
-    #[error(
-        "image {path}: {found} bytes, but a device of {asked} was asked for; {}enlarge it with `truncate -s {asked}` (its bytes stay), or name another image",
-        smaller(*found)
-    )]
-    TooSmall {
-        /// The image.
-        path: PathBuf,
-        /// Bytes asked for.
-        asked: u64,
-        /// Bytes found.
-        found: u64,
-    },
-    /// The path names a folder, a pipe or a device node.
-    #[error("image {path}: not a regular file; name a file, or a path that does not exist yet")]
-    NotAFile {
-        /// The path.
-        path: PathBuf,
-    },
-    /// The operating system refused.
-    #[error("{what}: {source}")]
-    Os {
-        /// What was tried, on what.
-        what: String,
-        /// Its error.
-        source: io::Error,
-    },
-}
 
 /// Why an access was refused. Nothing was read or written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -306,7 +253,7 @@ unsafe impl Sync for Device {}
 
 impl Device {
     /// A device of `bytes` in anonymous shared memory, all zero. Memory is taken page by page as it
-    /// is written.
+    /// is written. The file's size is sealed (`F_SEAL_SHRINK`, `F_SEAL_GROW`).
     ///
     /// # Errors
     /// [`OpenError::Size`], or [`OpenError::Os`].
@@ -316,43 +263,46 @@ impl Device {
             what: format!("making a memory device of {bytes} bytes"),
             source: source.into(),
         };
-        let file = rustix::fs::memfd_create("daxlab", MemfdFlags::CLOEXEC).map_err(os)?;
+        let file = rustix::fs::memfd_create("daxlab", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).map_err(os)?;
         rustix::fs::ftruncate(&file, bytes).map_err(os)?;
+        // A guest's QEMU has this descriptor too. Without the seals it could shrink the file, and
+        // the next access of this process beyond the new end would be a SIGBUS.
+        rustix::fs::fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL).map_err(os)?;
         Device::map(file.into(), bytes, DeviceBacking::Memory)
     }
 
     /// A device of `bytes` over the image file at `path`: made sparse if there is none (or an empty
-    /// one), else opened as it is; of a larger one the first `bytes` are used. The file stays
-    /// locked (`flock`) for the life of the device, and must not be truncated by others meanwhile:
-    /// as with any mapped file, an access past its end is a SIGBUS, and so is a write for which its
-    /// filesystem has no room left.
+    /// one), else opened as it is; of a larger one the first `bytes` are used. A path that is a
+    /// symbolic link is followed to a regular file of the caller only. The file stays locked
+    /// (`flock`) for the life of the device, and must not be truncated by others meanwhile: as with
+    /// any mapped file, an access past its end is a SIGBUS, and so is a write for which its
+    /// filesystem has no room left ([`Device::room`]).
     ///
     /// # Errors
-    /// Any [`OpenError`]; an image that existed is unchanged then.
+    /// Any [`OpenError`]; an image that existed is unchanged then, and no new one is left.
     pub fn image(path: &Path, bytes: u64) -> Result<Device, OpenError> {
+        Device::image_with(path, bytes, ImageSpace::Sparse)
+    }
+
+    /// As [`Device::image`]; `space` says when it takes its room.
+    ///
+    /// # Errors
+    /// Any [`OpenError`]; an image that existed has its bytes and its size then, and no new one is
+    /// left.
+    pub fn image_with(path: &Path, bytes: u64, space: ImageSpace) -> Result<Device, OpenError> {
         check_size(bytes)?;
-        let named = || path.to_path_buf();
-        let os =
-            |what: &str, source: io::Error| OpenError::Os { what: format!("{what} image {}", path.display()), source };
-        // Looked at before opening: opening a pipe would block.
-        if path.metadata().is_ok_and(|found| !found.is_file()) {
-            return Err(OpenError::NotAFile { path: named() });
-        }
-        let mut options = OpenOptions::new();
-        let file = options.read(true).write(true).create(true).truncate(false).open(path);
-        let file = file.map_err(|error| os("opening", error))?;
-        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
-            Err(rustix::io::Errno::WOULDBLOCK) => return Err(OpenError::Locked { path: named() }),
-            Err(error) => return Err(os("locking", error.into())),
-        }
-        let found = file.metadata().map_err(|error| os("looking at", error))?.len();
-        if found == 0 {
-            file.set_len(bytes).map_err(|error| os("enlarging", error))?;
-        } else if found < bytes {
-            return Err(OpenError::TooSmall { path: named(), asked: bytes, found });
-        }
-        Device::map(file, bytes, DeviceBacking::Image(named()))
+        let opened = OpenedImage::open(path, bytes, space)?;
+        let device = Device::map(opened.file()?, bytes, DeviceBacking::Image(path.to_path_buf()))?;
+        opened.keep();
+        Ok(device)
+    }
+
+    /// The room that the image still takes and its filesystem still has; none for a memory device.
+    ///
+    /// # Errors
+    /// Those of statvfs(3) and stat(2).
+    pub fn room(&self) -> io::Result<Option<ImageRoom>> {
+        self.path().map(|_| ImageRoom::of(&self.mapping.file, self.bytes)).transpose()
     }
 
     /// A device of `bytes` over the file behind `fd`, which another process opened (and locked) as
@@ -735,20 +685,3 @@ impl Device {
 
 /// What the kernel calls a memory file in `/proc/PID/fd` (`memfd_create`, mm/memfd.c).
 const MEMFD_LINK: &[u8] = b"/memfd:";
-
-fn check_size(asked: u64) -> Result<(), OpenError> {
-    if asked == nearest(asked) { Ok(()) } else { Err(OpenError::Size { asked }) }
-}
-
-/// The size a device can have that is `asked`, or the next larger one, or the largest.
-fn nearest(asked: u64) -> u64 {
-    asked.clamp(FOLIO, MAX_BYTES).next_multiple_of(FOLIO)
-}
-
-/// What to ask for instead of more than an image of `found` bytes has, if there is something.
-fn smaller(found: u64) -> String {
-    match found / FOLIO * FOLIO {
-        0 => String::new(),
-        fits => format!("ask for at most {fits}, "),
-    }
-}

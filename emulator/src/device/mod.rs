@@ -10,7 +10,9 @@ mod copy;
 mod dax;
 pub mod fsdax;
 pub mod memory;
+mod open;
 pub mod persistence;
 pub mod poison;
 
-pub use dax::{AccessError, Device, DevicePool, FOLIO, MAX_BYTES, OpenError, PAGE};
+pub use dax::{AccessError, Device, DevicePool, PAGE};
+pub use open::{FOLIO, ImageRoom, ImageSpace, MAX_BYTES, OpenError};

@@ -37,7 +37,8 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 
 use rand::Rng;
 
-use super::dax::{AccessError, Device, OpenError, PAGE, PAGE_WORDS};
+use super::dax::{AccessError, Device, PAGE, PAGE_WORDS};
+use super::open::OpenError;
 use crate::runtime::pages::PageRange;
 use crate::runtime::rng;
 use crate::runtime::sync::machine::{AtomicU64, Ordering, fence};

@@ -342,6 +342,7 @@ impl Port {
                 holds.task.exit();
             }
             machine.tell(&format!("{}: {} is gone", self.shown(), guest.who()));
+            machine.tell_of_full_disk();
         }
         self.changed.wake_all();
     }

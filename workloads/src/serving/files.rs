@@ -124,6 +124,11 @@ fn file_size(files: &Files, import: Option<&File>) -> Result<u64, ServeError> {
             name.len()
         )));
     }
+    if let Some(name) = files.names.iter().find(|name| name.contains('/') || matches!(name.as_str(), "." | "..")) {
+        return Err(ServeError::Wrong(format!(
+            "--file {name}: this is the path of a file, and a volume has names only, without folders; name the file without `/`; --import HOSTFILE copies a file of the host into it"
+        )));
+    }
     if let Some(extents) = files.extents.filter(|extents| *extents == 0 || *extents > bytes / BLOCK) {
         return Err(ServeError::Wrong(format!(
             "--extents {extents}: a file of {} has between 1 and {}",

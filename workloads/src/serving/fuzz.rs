@@ -50,7 +50,7 @@ impl AskedServer {
         let process = kernel.spawn();
         let questions = Questions::default();
         questions.publish(&kernel);
-        let machine = Arc::new(ServedMachine::new(ServedMemory::Files(kernel), None, 1, Box::new(|_| {})));
+        let machine = Arc::new(ServedMachine::new(ServedMemory::Files(kernel), None, 1, Arc::new(|_| {})));
         for name in ["data", "log"] {
             let fd = process.open(name, OpenFlags::create()).expect("a file");
             process.write(fd, 0, &[b'.'; FILE_BYTES]).expect("room");

@@ -4,11 +4,12 @@
 //! is failing nothing is handed out to be mapped, and no guest is admitted; a durable copy is cut
 //! and restored only while nothing is mapped and no flush runs.
 
+use std::path::Path;
 use std::task::Poll;
 
 use emulator::World;
-use emulator::device::Device;
 use emulator::device::persistence::DurableImage;
+use emulator::device::{Device, ImageRoom};
 use emulator::pin::gate::Gate;
 use emulator::sync::Arc;
 use emulator::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -16,9 +17,13 @@ use emulator::wait::{WaitError, WaitFor, WaitQueue, Waiter, WaiterId};
 use fs_sim::Kernel;
 
 use super::nic::Regions;
+use crate::input::Size;
+
+/// A filesystem with less than this many bytes free is full.
+const FULL: u64 = 1 << 20;
 
 /// Says something that happened, for people.
-pub type Events = Box<dyn Fn(&str) + Send + Sync>;
+pub type Events = Arc<dyn Fn(&str) + Send + Sync>;
 
 /// Where guests' memory comes from.
 pub(super) enum ServedMemory {
@@ -103,6 +108,36 @@ impl ServedMachine {
 
     pub(super) fn tell(&self, event: &str) {
         (self.events)(event);
+    }
+
+    /// Says at the start that the image's filesystem has less room than the image takes.
+    pub(super) fn warn_of_room(&self) {
+        if let Some((path, room)) = self.room().filter(|(_, room)| room.missing > room.free) {
+            self.tell(&format!(
+                "warning: image {}: it takes {} more, and its filesystem has {} free; when that is full, a guest's store into a hole of the image kills QEMU (SIGBUS); make room, or take it now with --preallocate",
+                path.display(),
+                Size(room.missing),
+                Size(room.free),
+            ));
+        }
+    }
+
+    /// Says that the image's filesystem is full, if it is: that is why a guest ended.
+    pub(super) fn tell_of_full_disk(&self) {
+        if let Some((path, room)) = self.room().filter(|(_, room)| room.missing > 0 && room.free < FULL) {
+            self.tell(&format!(
+                "image {}: its filesystem is full ({} free), and the image has no room for {} of its size: a guest's store there kills QEMU (SIGBUS); make room, and serve it with --preallocate",
+                path.display(),
+                Size(room.free),
+                Size(room.missing),
+            ));
+        }
+    }
+
+    /// The image's path and room; none for files, and where the filesystem does not tell.
+    fn room(&self) -> Option<(&Path, ImageRoom)> {
+        let device = self.device();
+        Some((device.path()?, device.room().ok()??))
     }
 
     pub(super) fn nic(&self) -> &Regions {

@@ -45,7 +45,7 @@ use std::task::Poll;
 use crate::messages::socket::{self, ListenError};
 use emulator::World;
 use emulator::device::persistence::DurableImage;
-use emulator::device::{Device, OpenError};
+use emulator::device::{Device, ImageSpace, OpenError};
 use emulator::sync::Arc;
 use emulator::sync::atomic::{AtomicBool, Ordering};
 use emulator::wait::{WaitFor, WaitQueue, Waiter, WaiterId};
@@ -97,6 +97,8 @@ pub enum What {
         path: PathBuf,
         /// The device's size in bytes; the file's if none is given.
         bytes: Option<u64>,
+        /// When it takes its room on the host's filesystem.
+        space: ImageSpace,
     },
     /// Files of a simulated volume.
     Files(Files),
@@ -201,18 +203,19 @@ impl Server {
         let qemus = qemu_args::qemus(config)?;
         let mut listening = Vec::new();
         for path in &config.sockets {
-            let listener = socket::listen(path).map_err(|error| not_there("--socket", error))?;
+            let listener = socket::listen(path).map_err(|error| not_there("--socket", error, config.sockets.len()))?;
             listening.push((SocketFile(socket::Name::of(&listener)), listener));
         }
         let control_handler = Arc::new(ControlHandler::default());
-        let control =
-            control::ControlServer::listen(&config.control, Arc::clone(&control_handler) as Arc<dyn control::Handler>)
-                .map_err(|error| not_there("--control", error))?;
+        let (handler, told) = (Arc::clone(&control_handler) as Arc<dyn control::Handler>, Arc::clone(&events));
+        let control = control::ControlServer::listen(&config.control, handler, Box::new(move |line| told(line)))
+            .map_err(|error| not_there("--control", error, config.sockets.len()))?;
         let (backing, held) = backing(config)?;
         let prepared = if config.nvdimm { qemu_args::prepare(config, &backing)? } else { String::new() };
         let durable =
             config.power_cut_model.then(|| DurableImage::new(backing.device())).transpose().map_err(cannot)?;
         let machine = Arc::new(ServedMachine::new(backing, durable, config.seed, events));
+        machine.warn_of_room();
         let residents = if config.nvdimm { residents(config, &machine)? } else { Vec::new() };
         let mut ports = Vec::new();
         for ((path, (_, listener)), file) in config.sockets.iter().zip(&listening).zip(files) {
@@ -223,7 +226,8 @@ impl Server {
                     for port in &ports {
                         let _idle_it_ends: bool = Port::part(port);
                     }
-                    return Err(ServeError::Cannot(format!("no process for {}: {error}", path.display())));
+                    let hint = out_of_descriptors(&error, config.sockets.len());
+                    return Err(ServeError::Cannot(format!("no process for {}: {error}{hint}", path.display())));
                 }
             }
         }
@@ -250,15 +254,27 @@ impl Server {
         drop(sockets);
         drop(control);
         machine.end();
+        machine.tell_of_full_disk();
         ports.iter().filter(|port| port.part()).count()
     }
 }
 
+/// What to do where descriptors have run out; nothing for another error.
+fn out_of_descriptors(error: &std::io::Error, sockets: usize) -> String {
+    match error.raw_os_error() {
+        Some(libc::EMFILE | libc::ENFILE) => format!(
+            "; {} take more descriptors than this process may have; raise the limit (`ulimit -n`) or name fewer sockets",
+            backend_handles::counted(sockets as u64, "socket")
+        ),
+        _ => String::new(),
+    }
+}
+
 /// Why no process can listen at a path: the user can change it, unless the machine can't.
-fn not_there(option: &str, error: ListenError) -> ServeError {
+fn not_there(option: &str, error: ListenError, sockets: usize) -> ServeError {
     match &error {
         ListenError::Os { source, .. } if source.kind() != std::io::ErrorKind::NotFound => {
-            ServeError::Cannot(format!("{option}: {error}"))
+            ServeError::Cannot(format!("{option}: {error}{}", out_of_descriptors(source, sockets)))
         }
         _ => ServeError::Wrong(format!("{option}: {error}")),
     }
@@ -275,7 +291,7 @@ fn unreadable(what: &str, error: &std::io::Error, hint: &str) -> ServeError {
 
 fn cannot(error: OpenError) -> ServeError {
     match error {
-        OpenError::Os { .. } => ServeError::Cannot(error.to_string()),
+        OpenError::Os { .. } | OpenError::NoRoom { .. } => ServeError::Cannot(error.to_string()),
         wrong => ServeError::Wrong(wrong.to_string()),
     }
 }
@@ -283,7 +299,7 @@ fn cannot(error: OpenError) -> ServeError {
 /// The memory; and what the design demands of a process that serves a file of it, in words.
 fn backing(config: &Config) -> Result<(ServedMemory, String), ServeError> {
     match &config.what {
-        What::Image { path, bytes } => {
+        What::Image { path, bytes, space } => {
             let found = || std::fs::metadata(path).map(|metadata| metadata.len());
             let bytes = match bytes {
                 Some(bytes) => *bytes,
@@ -295,7 +311,7 @@ fn backing(config: &Config) -> Result<(ServedMemory, String), ServeError> {
             if config.nvdimm {
                 qemu_args::check_room(bytes)?;
             }
-            let device = Device::image(path, bytes).map_err(cannot)?;
+            let device = Device::image_with(path, bytes, *space).map_err(cannot)?;
             Ok((ServedMemory::Image(device), String::new()))
         }
         What::Files(files) => {

@@ -1,6 +1,7 @@
 //! Tests of the device: accesses against a plain byte vector, concurrency by words, images and
 //! their refusals.
 
+use super::super::open::{FOLIO, MAX_BYTES};
 use super::*;
 use crate::runtime::sync::thread;
 use proptest::prelude::*;
@@ -263,6 +264,60 @@ fn an_image_that_does_not_fit_is_refused_and_left_alone() {
     assert!(matches!(Device::image(folder.path(), FOLIO), Err(OpenError::NotAFile { .. })));
     let error = Device::image(&folder.path().join("no/such/folder"), FOLIO).unwrap_err();
     assert!(matches!(&error, OpenError::Os { source, .. } if source.kind() == std::io::ErrorKind::NotFound), "{error}");
+}
+
+/// A frontend gets this file: it must not be able to make an access of ours a SIGBUS.
+#[test]
+fn a_memory_file_keeps_its_size() {
+    let device = device();
+    for bytes in [0, SIZE + PAGE] {
+        assert_eq!(rustix::fs::ftruncate(device.fd(), bytes), Err(rustix::io::Errno::PERM), "{bytes}");
+    }
+    assert_eq!(device.discard(pages(0, 4)), Ok(true), "holes can still be punched");
+}
+
+#[test]
+fn an_image_takes_its_room_at_once_if_asked() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("image");
+    let sparse = Device::image(&path, 4 * FOLIO).unwrap().room().unwrap().unwrap();
+    assert_eq!(sparse.missing, 4 * FOLIO);
+    let full = Device::image_with(&path, 4 * FOLIO, ImageSpace::Preallocated).unwrap().room().unwrap().unwrap();
+    assert_eq!(full.missing, 0);
+    assert_eq!(device().room().unwrap(), None);
+}
+
+#[test]
+fn a_link_leads_to_a_regular_file_or_nowhere() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let link = |name: &str, target: &Path| std::os::unix::fs::symlink(target, at(name)).unwrap();
+    link("dangling", Path::new("nothing"));
+    link("loop", Path::new("loop"));
+    link("folder", folder.path());
+    link("device", Path::new("/dev/null"));
+    for (name, found) in [
+        ("dangling", "can't be followed (No such file"),
+        ("loop", "can't be followed (Too many levels"),
+        ("folder", "no regular file"),
+        ("device", "no regular file"),
+    ] {
+        let error = Device::image(&at(name), FOLIO).unwrap_err();
+        assert!(matches!(error, OpenError::Link { .. }), "{name}: {error:?}");
+        assert!(error.to_string().contains(found) && error.to_string().contains(name), "{name}: {error}");
+    }
+    assert!(!at("nothing").exists(), "nothing is made behind a link");
+    drop(Device::image(&at("image"), FOLIO).unwrap());
+    link("good", Path::new("image"));
+    Device::image(&at("good"), FOLIO).unwrap().write(0, b"followed").unwrap();
+    assert_eq!(&std::fs::read(at("image")).unwrap()[..8], b"followed");
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("not run: a file of another user takes root to make");
+        return;
+    }
+    std::os::unix::fs::chown(at("image"), Some(12_345), None).unwrap();
+    let error = Device::image(&at("good"), FOLIO).unwrap_err().to_string();
+    assert!(error.contains("belongs to user 12345"), "{error}");
 }
 
 #[test]

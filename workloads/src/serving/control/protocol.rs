@@ -46,6 +46,19 @@ pub enum Response {
     },
 }
 
+impl Response {
+    pub(super) fn refusal(why: &str) -> Response {
+        Response::Refused { why: why.to_owned() }
+    }
+
+    /// Sends it as one line.
+    pub(super) fn send(&self, mut stream: &UnixStream) -> io::Result<()> {
+        let mut text = serde_json::to_string(self)?;
+        text.push('\n');
+        stream.write_all(text.as_bytes())
+    }
+}
+
 /// Why nothing could be asked.
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {

@@ -1,33 +1,39 @@
 //! The listening side of a control socket.
 //!
 //! It owns the socket's path, which it removes at its end unless another process has it by then,
-//! and a thread for each connection, at most [`ASKERS_MAX`] at once. Invariant: a connection that
-//! sends nothing, too much or nonsense is answered or dropped, and holds up no other; work for an
-//! asker that has hung up is told so at once; where descriptors or threads run out, the asker is
-//! told, and the server neither spins nor ends.
+//! and a thread for each connection. Invariants: each connection gets one answer, also one that
+//! sends nothing, too much or nonsense; where [`ASKERS_MAX`] connections have not sent their
+//! request, the oldest silent one makes way for the next; at most [`ASKERS_MAX`] requests that wait
+//! are carried out at once, and [`RESERVED`] further places are kept for requests that don't
+//! wait and for `revoke`, which ends the waits of others; work for an asker that has hung up is
+//! told so at once.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{self, Read};
 use std::net::Shutdown;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::messages::socket::{self, ListenError};
+use emulator::runtime::clock::Clock;
 use emulator::sync::atomic::{AtomicBool, Ordering};
 use emulator::sync::thread::{self, JoinHandle};
 use emulator::sync::{Arc, Mutex};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+use super::accept::{SpareDescriptor, accept_until, lacking};
 use super::protocol::{PATIENCE, REQUEST_MAX, Response};
 use super::request::decode;
 use crate::ops::Op;
 
+/// The most connections that have not sent their request, and the most requests that may wait.
+const ASKERS_MAX: usize = 32;
+/// Places in addition, for requests that don't wait and for `revoke`.
+const RESERVED: usize = 8;
 /// The most connections that are served at once.
-pub(super) const ASKERS_MAX: usize = 32;
-/// How long the listening thread waits when not even a connection can be refused, in nanoseconds.
-const RETRY_NS: i64 = 50_000_000;
+const CONNECTIONS_MAX: usize = 2 * ASKERS_MAX + RESERVED;
 
 /// Does what is asked.
 pub trait Handler: Send + Sync + 'static {
@@ -94,35 +100,53 @@ pub struct ControlServer {
 struct Shared {
     handler: Arc<dyn Handler>,
     over: AtomicBool,
-    /// Those that are served now.
-    askers: Mutex<BTreeMap<u64, UnixStream>>,
+    /// How long an asker may take to send its request.
+    patience: Duration,
+    /// Those that are served now, by their order.
+    askers: Mutex<BTreeMap<u64, Connection>>,
 }
 
+/// A connection that is served.
+struct Connection {
+    stream: UnixStream,
+    /// Its request was read, and is carried out.
+    has_asked: bool,
+}
+
+/// What a server of this module tells people: one line, such as that it lacks descriptors.
+pub type Tell = Box<dyn Fn(&str) + Send + Sync>;
+
 impl ControlServer {
-    /// Listens at `path`. A socket without a listener is replaced.
+    /// Listens at `path`. A socket without a listener is replaced. `tell` gets what goes wrong
+    /// later.
     ///
     /// # Errors
     /// [`ListenError`].
-    pub fn listen(path: &Path, handler: Arc<dyn Handler>) -> Result<ControlServer, ListenError> {
+    pub fn listen(path: &Path, handler: Arc<dyn Handler>, tell: Tell) -> Result<ControlServer, ListenError> {
+        ControlServer::listen_with(path, handler, tell, PATIENCE)
+    }
+
+    fn listen_with(
+        path: &Path,
+        handler: Arc<dyn Handler>,
+        tell: Tell,
+        patience: Duration,
+    ) -> Result<ControlServer, ListenError> {
         let listener = socket::listen(path)?;
         let name = socket::Name::of(&listener);
         let os = |source| ListenError::Os { path: path.to_owned(), source };
         let accepted_at = listener.try_clone().map_err(os)?;
-        let mut spare = SpareDescriptor::new().map_err(os)?;
+        let spare = SpareDescriptor::new().map_err(os)?;
         let askers = Mutex::new(BTreeMap::new());
-        let shared = Arc::new(Shared { handler, over: AtomicBool::new(false), askers });
+        let shared = Arc::new(Shared { handler, over: AtomicBool::new(false), patience, askers });
         let served = Arc::clone(&shared);
         let thread = thread::try_spawn(move || {
-            for (number, stream) in (0..).zip(accepted_at.incoming()) {
-                if served.over.load(Ordering::SeqCst) {
-                    return;
-                }
+            let mut numbers = 0..;
+            let is_over = || served.over.load(Ordering::SeqCst);
+            accept_until(&accepted_at, spare, is_over, tell, |stream| {
                 // A connection that breaks off concerns no other.
-                let _broken = match stream {
-                    Ok(stream) => served.take(number, stream),
-                    Err(error) => spare.turn_away(&accepted_at, &error),
-                };
-            }
+                let _broken = numbers.next().map(|number| served.take(number, stream));
+            });
         });
         let thread = thread.map_err(|source| {
             name.iter().cloned().for_each(socket::Name::remove);
@@ -137,97 +161,128 @@ impl ControlServer {
     }
 }
 
-/// A descriptor in reserve, for when this process has no other left: a connection is accepted with
-/// it, told so, and closed. Without it the connection would stay in the queue, and accept(2) would
-/// fail over and over at once.
-struct SpareDescriptor(Option<OwnedFd>);
-
-impl SpareDescriptor {
-    fn new() -> io::Result<SpareDescriptor> {
-        Ok(SpareDescriptor(Some(File::open("/dev/null")?.into())))
-    }
-
-    /// Answers the connection that could not be accepted because of `error`. If that is impossible
-    /// too, waits a moment, in which others may give descriptors or memory back.
-    fn turn_away(&mut self, listener: &UnixListener, error: &io::Error) -> io::Result<()> {
-        if error.kind() == io::ErrorKind::Interrupted || error.kind() == io::ErrorKind::ConnectionAborted {
-            return Ok(());
-        }
-        drop(self.0.take());
-        // Another thread may have taken the descriptor, so that accept(2) fails again: it must not
-        // wait, as the next connection may be long in coming.
-        let told = listener.set_nonblocking(true).and_then(|()| {
-            let (stream, _) = listener.accept()?;
-            stream.set_write_timeout(Some(PATIENCE))?;
-            refuse(&stream, &lacking(error))
-        });
-        listener.set_nonblocking(false)?;
-        *self = SpareDescriptor::new().unwrap_or(SpareDescriptor(None));
-        if self.0.is_none() || told.is_err() {
-            let moment = Timespec { tv_sec: 0, tv_nsec: RETRY_NS };
-            let _later = poll(&mut [], Some(&moment));
-        }
-        told
-    }
-}
-
-/// What an asker is told if this process lacks something.
-fn lacking(error: &io::Error) -> String {
-    format!("this process can't answer now: {error}; ask again when it has fewer connections, or raise its limits")
-}
-
-fn refuse(stream: &UnixStream, why: &str) -> io::Result<()> {
-    send(stream, &Response::Refused { why: why.to_owned() })
-}
-
 impl Shared {
     /// Serves a connection on a thread of its own, if there is one left.
     fn take(self: &Arc<Self>, number: u64, stream: UnixStream) -> io::Result<()> {
-        stream.set_read_timeout(Some(PATIENCE))?;
         stream.set_write_timeout(Some(PATIENCE))?;
         let known = match stream.try_clone() {
             Ok(known) => known,
-            Err(error) => return refuse(&stream, &lacking(&error)),
+            Err(error) => return Response::refusal(&lacking(&error)).send(&stream),
         };
-        let full = {
+        let (dismissed, is_full) = {
             let mut askers = self.askers.lock();
-            let full = askers.len() >= ASKERS_MAX;
-            if !full {
-                askers.insert(number, known);
+            let dismissed = oldest_silent(&askers).and_then(|oldest| askers.remove(&oldest));
+            let is_full = askers.len() >= CONNECTIONS_MAX;
+            if !is_full {
+                askers.insert(number, Connection { stream: known, has_asked: false });
             }
-            full
+            (dismissed, is_full)
         };
-        if full {
-            return refuse(&stream, &format!("{ASKERS_MAX} others are being answered; ask again"));
+        if let Some(silent) = dismissed {
+            let why = format!("no request came while {ASKERS_MAX} others connected; ask again");
+            let _broken = Response::refusal(&why).send(&silent.stream);
+            let _hung_up = silent.stream.shutdown(Shutdown::Both);
+        }
+        if is_full {
+            return Response::refusal(&format!("{CONNECTIONS_MAX} others are being answered; ask again")).send(&stream);
         }
         let stream = Arc::new(stream);
         let (shared, served) = (Arc::clone(self), Arc::clone(&stream));
         let spawned = thread::try_spawn(move || {
             let _known = Known { shared: &shared, number };
-            let _broken = shared.serve(&served);
+            let _broken = shared.serve(number, &served);
         });
         // It ends by itself.
         spawned.map(drop).or_else(|error| {
             self.askers.lock().remove(&number);
-            refuse(&stream, &lacking(&error))
+            Response::refusal(&lacking(&error)).send(&stream)
         })
     }
 
-    fn serve(&self, stream: &UnixStream) -> io::Result<()> {
-        let mut line = String::new();
-        BufReader::new(stream.take(REQUEST_MAX)).read_line(&mut line)?;
-        let response = match decode(&line) {
-            Err(error) => Response::Refused { why: format!("the request is not understood: {error}") },
+    fn serve(&self, number: u64, stream: &UnixStream) -> io::Result<()> {
+        let request = read_request(stream, self.patience)?;
+        let admitted = self.admit(number, request.as_ref().ok());
+        // It has been dismissed meanwhile, with its answer.
+        let Some(admitted) = admitted else { return Ok(()) };
+        let response = match admitted.and(request) {
+            Err(why) => Response::Refused { why },
             Ok(request) => self.handler.handle(&request, &Asker { stream: Some(stream) }),
         };
-        send(stream, &response)
+        response.send(stream)
+    }
+
+    /// Gives a place to the asker `number`, of which `request` was read if it is one; none if it is
+    /// no longer served.
+    fn admit(&self, number: u64, request: Option<&Op>) -> Option<Result<(), String>> {
+        let mut askers = self.askers.lock();
+        let under_way = askers.values().filter(|asker| asker.has_asked).count();
+        let asker = askers.get_mut(&number)?;
+        asker.has_asked = true;
+        let is_urgent =
+            request.is_none_or(|request| !request.verb().may_wait() || matches!(request, Op::Revoke { .. }));
+        let places = if is_urgent { ASKERS_MAX + RESERVED } else { ASKERS_MAX };
+        Some(if under_way < places {
+            Ok(())
+        } else {
+            Err(format!(
+                "{under_way} requests are being carried out, and this one would be one too many; end one of them (Ctrl-C), or free what they wait for with `revoke`, and ask again"
+            ))
+        })
     }
 }
 
-fn send(mut stream: &UnixStream, response: &Response) -> io::Result<()> {
-    let mut text = serde_json::to_string(response)?;
-    text.push('\n');
-    stream.write_all(text.as_bytes())
+/// The asker that has to make way if too many have not sent their request: the first that has sent
+/// nothing since it was last read from.
+fn oldest_silent(askers: &BTreeMap<u64, Connection>) -> Option<u64> {
+    let waiting: Vec<_> = askers.iter().filter(|(_, asker)| !asker.has_asked).collect();
+    let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+    let is_silent = |asker: &Connection| {
+        let mut fds = [PollFd::from_borrowed_fd(asker.stream.as_fd(), PollFlags::IN)];
+        poll(&mut fds, Some(&at_once)) == Ok(0)
+    };
+    let silent = || waiting.iter().find(|(_, asker)| is_silent(asker));
+    (waiting.len() >= ASKERS_MAX).then(silent).flatten().map(|(number, _)| **number)
+}
+
+/// Reads the request that `stream` sends within `patience`.
+///
+/// # Errors
+/// The connection broke off. The inner error is why what came is no request.
+fn read_request(stream: &UnixStream, patience: Duration) -> io::Result<Result<Op, String>> {
+    const FORM: &str = "a request is one line of JSON, such as {\"command\":\"pins\"}";
+    let clock = Clock::real();
+    let (mut line, mut chunk) = (Vec::new(), [0; 4096]);
+    let mut reader = stream;
+    while !line.contains(&b'\n') {
+        let left = patience.saturating_sub(Duration::from_nanos(clock.now().0));
+        let late = || {
+            let found = line.len();
+            format!("no whole request came within {} s, only {found} bytes; {FORM}", patience.as_secs_f64())
+        };
+        if left.is_zero() {
+            return Ok(Err(late()));
+        }
+        stream.set_read_timeout(Some(left))?;
+        match reader.read(&mut chunk) {
+            // A line that ends with the connection's sending side is a request too.
+            Ok(0) => break,
+            Ok(read) => line.extend_from_slice(&chunk[..read]),
+            Err(error) => match error.kind() {
+                io::ErrorKind::Interrupted => {}
+                io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => return Ok(Err(late())),
+                _ => return Err(error),
+            },
+        }
+        if line.len() as u64 > REQUEST_MAX {
+            return Ok(Err(format!("the request is longer than {REQUEST_MAX} bytes; {FORM}")));
+        }
+    }
+    line.truncate(line.iter().position(|byte| *byte == b'\n').unwrap_or(line.len()));
+    let not_understood = |why: String| format!("the request is not understood: {why}; {FORM}");
+    Ok(match std::str::from_utf8(&line) {
+        Ok(text) => decode(text).map_err(|error| not_understood(error.to_string())),
+        Err(error) => Err(not_understood(format!("it is no UTF-8 from byte {} on", error.valid_up_to()))),
+    })
 }
 
 /// A connection on the list, as long as it is served: also if its handler panics.
@@ -253,10 +308,47 @@ impl Drop for ControlServer {
         }
         // An asker that still waits gets no answer, and its work is told.
         for asker in self.shared.askers.lock().values() {
-            let _hung_up = asker.shutdown(Shutdown::Both);
+            let _hung_up = asker.stream.shutdown(Shutdown::Both);
         }
         if let Some(name) = self.name.take() {
             name.remove();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead, Write};
+
+    use super::*;
+
+    struct NoHandler;
+
+    impl Handler for NoHandler {
+        fn handle(&self, _request: &Op, _asker: &Asker<'_>) -> Response {
+            Response::Refused { why: "handled".to_owned() }
+        }
+    }
+
+    /// An asker that sends a byte again and again resets no limit: the whole request has one.
+    #[test]
+    fn a_request_that_trickles_in_is_answered_at_the_limit() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("control");
+        let patience = Duration::from_millis(100);
+        let _server = ControlServer::listen_with(&path, Arc::new(NoHandler), Box::new(|_| {}), patience).unwrap();
+        let stream = UnixStream::connect(&path).unwrap();
+        let mut sending = stream.try_clone().unwrap();
+        let moment = Timespec { tv_sec: 0, tv_nsec: 1_000_000 };
+        let trickle = thread::try_spawn(move || {
+            // It ends when the server hangs up.
+            while sending.write_all(b" ").is_ok() {
+                let _paced = poll(&mut [], Some(&moment));
+            }
+        });
+        let mut line = String::new();
+        io::BufReader::new(&stream).read_line(&mut line).unwrap();
+        assert!(line.starts_with("{\"refused\"") && line.contains("no whole request came within 0.1 s"), "{line}");
+        trickle.unwrap().join().unwrap();
     }
 }
