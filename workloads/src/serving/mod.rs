@@ -212,8 +212,8 @@ impl Server {
             .map_err(|error| not_there("--control", error, config.sockets.len()))?;
         let (backing, held) = backing(config)?;
         let prepared = if config.nvdimm { qemu_args::prepare(config, &backing)? } else { String::new() };
-        let durable =
-            config.power_cut_model.then(|| DurableImage::new(backing.device())).transpose().map_err(cannot)?;
+        let durable = config.power_cut_model.then(|| DurableImage::new(backing.device())).transpose();
+        let durable = durable.map_err(|error| cannot(error, config.sockets.len()))?;
         let machine = Arc::new(ServedMachine::new(backing, durable, config.seed, events));
         machine.warn_of_room();
         let residents = if config.nvdimm { residents(config, &machine)? } else { Vec::new() };
@@ -289,9 +289,11 @@ fn unreadable(what: &str, error: &std::io::Error, hint: &str) -> ServeError {
     }
 }
 
-fn cannot(error: OpenError) -> ServeError {
-    match error {
-        OpenError::Os { .. } | OpenError::NoRoom { .. } => ServeError::Cannot(error.to_string()),
+/// Why an image can't be opened.
+fn cannot(error: OpenError, sockets: usize) -> ServeError {
+    match &error {
+        OpenError::Os { source, .. } => ServeError::Cannot(format!("{error}{}", out_of_descriptors(source, sockets))),
+        OpenError::NoRoom { .. } => ServeError::Cannot(error.to_string()),
         wrong => ServeError::Wrong(wrong.to_string()),
     }
 }
@@ -311,7 +313,8 @@ fn backing(config: &Config) -> Result<(ServedMemory, String), ServeError> {
             if config.nvdimm {
                 qemu_args::check_room(bytes)?;
             }
-            let device = Device::image_with(path, bytes, *space).map_err(cannot)?;
+            let device =
+                Device::image_with(path, bytes, *space).map_err(|error| cannot(error, config.sockets.len()))?;
             Ok((ServedMemory::Image(device), String::new()))
         }
         What::Files(files) => {

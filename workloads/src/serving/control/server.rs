@@ -134,7 +134,11 @@ impl ControlServer {
     ) -> Result<ControlServer, ListenError> {
         let listener = socket::listen(path)?;
         let name = socket::Name::of(&listener);
-        let os = |source| ListenError::Os { path: path.to_owned(), source };
+        // What fails from here on leaves no socket behind.
+        let os = |source| {
+            name.iter().cloned().for_each(socket::Name::remove);
+            ListenError::Os { path: path.to_owned(), source }
+        };
         let accepted_at = listener.try_clone().map_err(os)?;
         let spare = SpareDescriptor::new().map_err(os)?;
         let askers = Mutex::new(BTreeMap::new());
@@ -148,10 +152,7 @@ impl ControlServer {
                 let _broken = numbers.next().map(|number| served.take(number, stream));
             });
         });
-        let thread = thread.map_err(|source| {
-            name.iter().cloned().for_each(socket::Name::remove);
-            os(source)
-        })?;
+        let thread = thread.map_err(os)?;
         Ok(ControlServer { path: path.to_owned(), name, listener, shared, thread: Some(thread) })
     }
 
