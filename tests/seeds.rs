@@ -5,6 +5,8 @@
 
 mod common;
 
+use std::collections::BTreeSet;
+
 use common::{counter, designs, race, result, slow};
 
 #[test]
@@ -69,27 +71,50 @@ const EVERYWHERE: [&str; 16] = [
 ];
 const WHERE_ADMITTED: [&str; 5] = ["umem_receive", "read_fixed", "write_fixed", "guest_store", "guest_flush"];
 
+/// How many seeds the job with every role tries until everything has happened.
+const SEEDS_OF_ROLES: u64 = 20;
+
 #[test]
 fn every_role_at_once_breaks_nothing() {
     let job = concat!(env!("CARGO_MANIFEST_DIR"), "/workloads/jobs/all-roles.toml");
-    for seed in 1..=if slow() { 3 } else { 1 } {
+    // Which calls succeed in one run is a matter of the threads' order: what was not met yet is
+    // waited for with further seeds.
+    let mut missing: Option<BTreeSet<(String, &str)>> = None;
+    for seed in 1..=SEEDS_OF_ROLES {
         let out = tempfile::tempdir().unwrap();
         let run = race(out.path(), &[job, "--duration", "400ms", "--seed", &seed.to_string()]);
-        let stderr = String::from_utf8_lossy(&run.stderr);
-        assert_eq!(run.status.code(), Some(0), "seed {seed}: {stderr}\n{}", String::from_utf8_lossy(&run.stdout));
         let result = result(out.path());
+        let mut met = BTreeSet::new();
+        let mut wanted = BTreeSet::new();
         for (name, design) in designs(&result) {
             let stale = counter(design, "stale_dma");
-            assert_eq!(stale > 0, name == "unsafe", "seed {seed}: {name} shows {stale} stale DMA");
-            let count = |operation: &str| design["latency_ns"][operation]["count"].as_u64().unwrap_or(0);
-            for operation in EVERYWHERE {
-                assert!(count(operation) > 0, "seed {seed}: {name}: no {operation}");
-            }
+            assert!(stale == 0 || name == "unsafe", "seed {seed}: {name} shows {stale} stale DMA");
             let gate = design["axes"]["pin_gate"].as_str().unwrap();
             let admits = design["axes"]["gate_scope"] == "all" && !matches!(gate, "refuse" | "fault");
-            for operation in WHERE_ADMITTED {
-                assert_eq!(count(operation) > 0, admits, "seed {seed}: {name}: {} times {operation}", count(operation));
+            let mut counts: Vec<(&str, u64)> = if name == "unsafe" { vec![("stale DMA", stale)] } else { Vec::new() };
+            for operation in EVERYWHERE.into_iter().chain(WHERE_ADMITTED) {
+                let count = design["latency_ns"][operation]["count"].as_u64().unwrap_or(0);
+                match admits || EVERYWHERE.contains(&operation) {
+                    true => counts.push((operation, count)),
+                    false => assert_eq!(count, 0, "seed {seed}: {name}: {operation} although the gate admits none"),
+                }
+            }
+            for (what, count) in counts {
+                wanted.insert((name.to_owned(), what));
+                if count > 0 {
+                    met.insert((name.to_owned(), what));
+                }
             }
         }
+        let control_shows = met.iter().any(|(_, what)| *what == "stale DMA");
+        let stderr = String::from_utf8_lossy(&run.stderr);
+        let said = String::from_utf8_lossy(&run.stdout);
+        assert_eq!(run.status.code(), Some(i32::from(!control_shows)), "seed {seed}: {stderr}\n{said}");
+        let missing = missing.get_or_insert(wanted);
+        missing.retain(|wanted| !met.contains(wanted));
+        if missing.is_empty() && (!slow() || seed >= 3) {
+            return;
+        }
     }
+    panic!("never on {SEEDS_OF_ROLES} seeds: {missing:?}");
 }
