@@ -2,7 +2,7 @@
 //!
 //! It owns the run of one scenario ([`run`]), the built-in list and its distribution over threads
 //! ([`scenarios`]), runs on the real kernel ([`linux`]), random sequences on both machines
-//! ([`agreement`]), and the reference page of the language with its examples ([`reference`]).
+//! ([`agreement`]), and the reference page of the language with its examples ([`mod@reference`]).
 //! Invariant: the order of a report is that of what was asked for, whichever thread ran it. Kernel
 //! counterpart: xfstests' `check`.
 

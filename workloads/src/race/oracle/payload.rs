@@ -14,7 +14,7 @@
 //! atomics touch; additions reach its low 40 bits only. A word of zeros is always correct: it is a
 //! hole, an unwritten block, or the rest of a block behind a truncation.
 //!
-//! The files among which a job moves blocks have other words: see [`super::payloads`].
+//! The files among which a job moves blocks have other words: see `payloads`.
 //!
 //! Inode numbers are never reused within a run. Numbers above 2^22 are told apart by their low bits
 //! only.
