@@ -62,6 +62,16 @@ pub(super) fn unmap(at: u64, len: u64) -> Result<ChildValue, ChildFailure> {
     Ok(ChildValue::Nothing)
 }
 
+/// Writes the bytes of a range back to its file.
+pub(super) fn sync(at: u64, len: u64) -> Result<ChildValue, ChildFailure> {
+    let len = usize::try_from(len).map_err(|_| Errno::NOMEM)?;
+    // SAFETY: `msync` with MS_SYNC changes no memory; the kernel checks the range.
+    match unsafe { libc::msync(at as *mut libc::c_void, len, libc::MS_SYNC) } {
+        0 => Ok(ChildValue::Nothing),
+        _ => Err(last_errno().into()),
+    }
+}
+
 /// Reads `len` bytes at `at`.
 pub(super) fn load(at: u64, len: u64) -> Result<ChildValue, ChildFailure> {
     let mut bytes = buffer(len, 0)?;
