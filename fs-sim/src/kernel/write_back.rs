@@ -71,11 +71,14 @@ impl Task {
     /// SFENCE. Ordinary memory is left alone.
     ///
     /// # Errors
-    /// SIGSEGV (not mapped), SIGBUS (beyond the end of the file), EIO (the device is gone); EINTR
-    /// and EDEADLK while a layout change has the pages closed.
+    /// SIGSEGV (not mapped), SIGBUS (beyond the end of the file, or the device is gone); EINTR and
+    /// EDEADLK while a layout change has the pages closed.
     pub fn persist_mapped(&self, va: u64, len: u64) -> Result<(), Errno> {
         self.syscall(|| {
-            let target = self.process().target(va, len, false)?;
+            if len == 0 {
+                return Ok(());
+            }
+            let target = self.process().target(va, len, false).map_err(|_| Errno::SIGSEGV)?;
             let done = match &target {
                 Backing::File { description, offset } => match description.file() {
                     Some((inode, _)) => persist_file(self, inode, *offset, len),
@@ -90,7 +93,7 @@ impl Task {
             let mut deferred = Deferred::default();
             target.put(&mut deferred);
             self.run_deferred(deferred);
-            done
+            if done == Err(Errno::EIO) { Err(Errno::SIGBUS) } else { done }
         })
     }
 }
