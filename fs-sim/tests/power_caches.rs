@@ -189,6 +189,32 @@ impl PowerRun {
     }
 }
 
+/// A file that is made of blocks at once reads as zeros, also where the blocks were another file's.
+#[test]
+fn a_provisioned_file_is_durable_zeros() {
+    let lab = Lab::with(preset("mainline"), |config| config.options.platform = Platform::Adr);
+    let actor = lab.actor();
+    let old = actor.writes_file("old", BLOCKS, 7);
+    let va = actor.mmap(old, 0, BYTES, true).unwrap();
+    actor.store(va, &[9; 3 * BLOCK as usize]).unwrap();
+    actor.munmap(va, BYTES).unwrap();
+    actor.close(old).unwrap();
+    actor.unlink("old").unwrap();
+    actor.provision("new", BYTES, None).unwrap();
+    let fd = actor.opens("new");
+    assert_eq!(lab.kernel.unflushed_lines(&actor.inode_of(fd)), 0);
+    let durable = lab.kernel.power_cut().unwrap();
+    let mut config = KernelConfig::new(preset("mainline"));
+    config.options.platform = Platform::Adr;
+    let (kernel, recovered) = Kernel::recover(Arc::clone(&lab.world), durable, config).unwrap();
+    assert_eq!(recovered.lost_lines, Some(0));
+    let lab = Lab::over(kernel, Arc::clone(&lab.world));
+    let reader = lab.actor();
+    let fd = reader.opens("new");
+    assert_eq!(reader.bytes_of(fd), [0; BLOCKS as usize]);
+    lab.end([&reader]);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
 

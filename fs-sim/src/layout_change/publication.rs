@@ -74,7 +74,8 @@ pub(crate) fn publish_change(
     for (work, cleared) in works.iter().zip(cleared) {
         for pages in without(&work.moving, &cleared.orphaned) {
             kernel.ledger.stamp(pages, Ownership::Changed);
-            // As `xfs_flush_unmap_range` before a change that moves blocks.
+            // As `xfs_flush_unmap_range` and `generic_remap_file_range_prep`, before a change that
+            // moves or shares blocks.
             kernel.caches.clean(&kernel.device, pages);
             kernel.trace("moved", work.inode.ino().0, work.inode.ino().0, Some(pages));
         }

@@ -10,7 +10,8 @@ use emulator::sync::Arc;
 
 use crate::base::errno::Errno;
 use crate::holders::in_flight_io::{
-    HeldFor, HeldPlace, HeldRun, InFlightRequest, InFlightRequests, IoOutcome, TransferEnd, TransferSide, io_ended, ownerless,
+    HeldFor, HeldPlace, HeldRun, InFlightRequest, InFlightRequests, IoOutcome, TransferEnd, TransferSide, io_ended,
+    ownerless,
 };
 use crate::pinning::dma::{read_short, write_short, write_short_through};
 use crate::pinning::gup::unpin_short;

@@ -167,8 +167,6 @@ impl JointChange for Remap {
         let extents: Vec<Extent> = self.source(from, len).map(|extent| Extent { shared: true, ..extent }).collect();
         let mut next = layouts.to_vec();
         for extent in &extents {
-            // As `generic_remap_file_range_prep`: what is shared is on the medium first.
-            kernel.caches.clean(&kernel.device, pages_of(extent));
             kernel.shares.share(pages_of(extent));
             let side = &mut next[self.from.side];
             *side = side.with_shared(extent.range(), true);
