@@ -4,11 +4,12 @@
 //! those that a store, or a pin for writing, has reached through a file's mapping since the last
 //! `fsync`. Under [`Platform::Eadr`] it owns nothing, and all stores are durable.
 //!
-//! | what stores | durable |
-//! |---|---|
-//! | a call of the kernel: `write`, zeroing, copies of blocks, direct I/O to the file | when it returns |
-//! | a CPU store through a mapping, a guest's store | after CLWB and SFENCE, `msync`, `fsync`, the guest's flush |
-//! | a device through pinned pages: RDMA, AF_XDP, fixed buffers, direct I/O into a mapping | after an RDMA FLUSH (persistent), or CLWB and SFENCE |
+//! - What the kernel's own calls store (`write`, zeroing, copies of blocks, direct I/O to the file)
+//!   is durable when they return.
+//! - What a CPU stores through a mapping is durable after CLWB and SFENCE, `msync` or `fsync`; what
+//!   a guest stores, after its flush.
+//! - What a device stores through pinned pages (RDMA, AF_XDP, fixed buffers, direct I/O into a
+//!   mapping) is durable after an RDMA FLUSH (persistent), or CLWB and SFENCE.
 //!
 //! The kernel copies with non-temporal stores; a device's writes are allocated in the CPU's cache
 //! (Intel DDIO). `fsync` writes back whole *dirty* pages only. It makes them clean and

@@ -205,8 +205,8 @@ impl ModelRun {
         self.end();
     }
 
-    /// Makes each call in turn, and `fsync` of each file; then the power fails. Every named file must
-    /// be as the model has it.
+    /// Makes each call in turn, and `fsync` of each file; then the power fails. Every named file
+    /// must be as the model has it.
     ///
     /// # Panics
     /// Kernel and model differ, or a file has lost bytes.
