@@ -311,7 +311,12 @@ fn s46_recovery_frees_orphaned_blocks_exactly_once() {
         let (after, recovered) = cut_and_recover(&lab);
         assert_eq!(
             recovered,
-            Recovered { names: 1, freed_pending: orphaned, removed_inodes: 1 + u64::from(held && !revoked) },
+            Recovered {
+                names: 1,
+                freed_pending: orphaned,
+                removed_inodes: 1 + u64::from(held && !revoked),
+                lost_lines: None,
+            },
         );
         assert_eq!(
             (region.dma_write(&lab.kernel, 0, &[1]).is_err(), b.stat(nameless).err()),

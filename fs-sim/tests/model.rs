@@ -7,7 +7,7 @@ mod file_model;
 
 use file_model::{ModelRun, NAMES, Op, SLOTS};
 use fs_sim::BLOCK;
-use fs_sim::design::presets;
+use fs_sim::design::{Platform, presets};
 use proptest::prelude::*;
 
 /// Mostly block aligned, mostly small.
@@ -65,5 +65,16 @@ proptest! {
     #[test]
     fn files_are_byte_vectors(design in 0..presets().len(), ops in prop::collection::vec(op(), 40..160)) {
         ModelRun::start(presets()[design].axes).check_all(&ops);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Calls store past the CPU caches, and `fsync` reaches every store through a mapping and every
+    /// write of a device since its registration.
+    #[test]
+    fn synced_files_survive_a_power_cut(design in 0..presets().len(), ops in prop::collection::vec(op(), 10..80)) {
+        ModelRun::start_on(Platform::Adr, presets()[design].axes).check_power_cut(&ops);
     }
 }

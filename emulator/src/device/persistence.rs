@@ -51,6 +51,7 @@ const LINE_WORDS: usize = LINE as usize / 8;
 const LOOKS: u32 = 16;
 
 type PageWords = [AtomicU64; PAGE_WORDS];
+type LineWords = [AtomicU64; LINE_WORDS];
 
 /// What a hole reads as. Only ever compared with and copied from.
 static HOLE: PageWords = [const { AtomicU64::new(0) }; PAGE_WORDS];
@@ -131,16 +132,83 @@ impl DurableImage {
     ) -> Result<FlushStats, AccessError> {
         let ranges = ranges.into_iter().filter(|range| !range.is_empty());
         for range in ranges.clone() {
-            let bytes = live.bytes().min(self.bytes());
-            if range.end > bytes {
-                return Err(AccessError::OutOfRange { offset: range.start, len: range.end - range.start, bytes });
-            }
+            self.check_range(live, &range)?;
         }
         let mut done = FlushStats::default();
         for range in ranges {
             mirror(live, &self.copy, range.start / PAGE..range.end.div_ceil(PAGE), &mut done)?;
         }
         Ok(done)
+    }
+
+    /// Makes durable the lines that hold `bytes` of `live`, and no others: CLWB of each line, then
+    /// SFENCE. See [`DurableImage::flush`], which works by pages.
+    ///
+    /// # Errors
+    /// As [`DurableImage::flush`].
+    pub fn write_back(&self, live: &Device, bytes: Range<u64>) -> Result<(), AccessError> {
+        self.check_range(live, &bytes)?;
+        let (first, end) = (bytes.start / LINE, bytes.end.div_ceil(LINE));
+        let lines_of_page = PAGE / LINE;
+        // Whole pages in one go: they may be holes, which cost nothing.
+        let whole = first.div_ceil(lines_of_page)..end / lines_of_page;
+        if whole.start >= whole.end {
+            return self.write_back_lines(live, first..end);
+        }
+        self.write_back_lines(live, first..whole.start * lines_of_page)?;
+        self.flush(live, Some(whole.start * PAGE..whole.end * PAGE))?;
+        self.write_back_lines(live, whole.end * lines_of_page..end)
+    }
+
+    fn write_back_lines(&self, live: &Device, wanted: Range<u64>) -> Result<(), AccessError> {
+        for line in wanted {
+            let (page, at) = (line / (PAGE / LINE), (line % (PAGE / LINE)) as usize);
+            let (now, kept) = (line_of(live, page, at)?, line_of(&self.copy, page, at)?);
+            for _ in 0..LOOKS {
+                if !differ(now, kept) {
+                    break;
+                }
+                copy_line(now, kept);
+                // ORDERING: SeqCst, between our copy and our next look; see `mirror_page`.
+                fence(Ordering::SeqCst);
+            }
+        }
+        Ok(())
+    }
+
+    /// How many lines of `pages` a power cut would take back to an older version now.
+    ///
+    /// # Errors
+    /// [`AccessError::OutOfRange`] for pages that are not inside both images.
+    pub fn unflushed(&self, live: &Device, pages: PageRange) -> Result<u64, AccessError> {
+        self.check_range(live, &(pages.start().saturating_mul(PAGE)..pages.end().saturating_mul(PAGE)))?;
+        let mut differing = 0;
+        self.unflushed_lines(live, pages.start()..pages.end(), |_, _| {
+            differing += 1;
+            Ok(())
+        })?;
+        Ok(differing)
+    }
+
+    /// Calls `found` for each line of `pages` that differs, with its number and its live version.
+    fn unflushed_lines(
+        &self,
+        live: &Device,
+        pages: Range<u64>,
+        mut found: impl FnMut(u64, &LineWords) -> Result<(), AccessError>,
+    ) -> Result<(), AccessError> {
+        for run in DataRuns::over(live, &self.copy, pages) {
+            for page in run.pages {
+                let now = if run.from { live.page_words(page)? } else { &HOLE };
+                let kept = if run.to { self.copy.page_words(page)? } else { &HOLE };
+                for (at, (now, kept)) in lines(now).zip(lines(kept)).enumerate() {
+                    if differ(now, kept) {
+                        found(page * (PAGE / LINE) + at as u64, now)?;
+                    }
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Cuts the power: decides for each line that was not flushed whether it survives, and keeps
@@ -153,26 +221,16 @@ impl DurableImage {
     pub fn cut(&self, live: &Device, seed: u64) -> Result<PowerCut, AccessError> {
         self.same_size(live)?;
         let mut done = PowerCut::default();
-        for run in DataRuns::over(live, &self.copy, 0..live.pages()) {
-            for page in run.pages {
-                let now = if run.from { live.page_words(page)? } else { &HOLE };
-                let kept = if run.to { self.copy.page_words(page)? } else { &HOLE };
-                for (at, (now, kept)) in lines(now).zip(lines(kept)).enumerate() {
-                    if !differ(now, kept) {
-                        continue;
-                    }
-                    done.lines_unflushed += 1;
-                    let line = page * (PAGE / LINE) + at as u64;
-                    if rng::stream(seed, "power cut", line).next_u64() >> 63 == 1 {
-                        done.lines_survived += 1;
-                        // Only now, because looking at the copy's page would take memory for a
-                        // hole.
-                        let kept = self.copy.page_words(page)?.as_chunks::<LINE_WORDS>().0;
-                        copy_line(now, &kept[at]);
-                    }
-                }
+        self.unflushed_lines(live, 0..live.pages(), |line, now| {
+            done.lines_unflushed += 1;
+            if rng::stream(seed, "power cut", line).next_u64() >> 63 == 1 {
+                done.lines_survived += 1;
+                // Only now, because looking at the copy's page would take memory for a hole.
+                let (page, at) = (line / (PAGE / LINE), (line % (PAGE / LINE)) as usize);
+                copy_line(now, line_of(&self.copy, page, at)?);
             }
-        }
+            Ok(())
+        })?;
         Ok(done)
     }
 
@@ -185,6 +243,14 @@ impl DurableImage {
     pub fn restore(&self, live: &Device) -> Result<(), AccessError> {
         self.same_size(live)?;
         mirror(&self.copy, live, 0..live.pages(), &mut FlushStats::default())
+    }
+
+    fn check_range(&self, live: &Device, range: &Range<u64>) -> Result<(), AccessError> {
+        let bytes = live.bytes().min(self.bytes());
+        if range.end <= bytes {
+            return Ok(());
+        }
+        Err(AccessError::OutOfRange { offset: range.start, len: range.end.saturating_sub(range.start), bytes })
     }
 
     fn same_size(&self, live: &Device) -> Result<(), AccessError> {
@@ -249,17 +315,22 @@ fn mirror_page(from: &Device, to: &Device, page: u64, there: bool, done: &mut Fl
     Ok(())
 }
 
-fn lines(page: &PageWords) -> impl Iterator<Item = &[AtomicU64; LINE_WORDS]> {
+fn lines(page: &PageWords) -> impl Iterator<Item = &LineWords> {
     page.as_chunks::<LINE_WORDS>().0.iter()
+}
+
+/// The `at`-th line of a page.
+fn line_of(device: &Device, page: u64, at: usize) -> Result<&LineWords, AccessError> {
+    Ok(&device.page_words(page)?.as_chunks::<LINE_WORDS>().0[at])
 }
 
 /// Whether two lines differ. Relaxed: what was stored before a flush was ordered before it by
 /// whatever asked for the flush.
-fn differ(a: &[AtomicU64; LINE_WORDS], b: &[AtomicU64; LINE_WORDS]) -> bool {
+fn differ(a: &LineWords, b: &LineWords) -> bool {
     a.iter().zip(b).fold(0, |any, (a, b)| any | (a.load(Ordering::Relaxed) ^ b.load(Ordering::Relaxed))) != 0
 }
 
-fn copy_line(from: &[AtomicU64; LINE_WORDS], to: &[AtomicU64; LINE_WORDS]) {
+fn copy_line(from: &LineWords, to: &LineWords) {
     for (from, to) in from.iter().zip(to) {
         to.store(from.load(Ordering::Relaxed), Ordering::Relaxed);
     }

@@ -65,10 +65,28 @@ pub struct VolumeOptions {
     /// How long a broken lease's owner has before `break_timeout` applies; sampled when a break
     /// starts. Zero = no limit. Default 45 s, the kernel's `/proc/sys/fs/lease-break-time`.
     pub lease_break_time: std::time::Duration,
+    /// What the machine saves when its power fails.
+    pub platform: Platform,
+}
+
+/// The power-fail protected domain of the machine: what reaches the persistent memory when the
+/// power fails. The SNIA NVM programming model calls it the persistence domain.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Platform {
+    /// The CPU caches are saved (Intel's eADR): a store is durable at once.
+    #[default]
+    Eadr,
+    /// Only what has reached the memory controller is saved (ADR): a store is lost unless its
+    /// cache line was written back.
+    Adr,
 }
 
 impl Default for VolumeOptions {
     fn default() -> Self {
-        VolumeOptions { write_break: WriteBreak::default(), lease_break_time: std::time::Duration::from_secs(45) }
+        VolumeOptions {
+            write_break: WriteBreak::default(),
+            lease_break_time: std::time::Duration::from_secs(45),
+            platform: Platform::default(),
+        }
     }
 }

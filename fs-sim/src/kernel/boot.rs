@@ -20,6 +20,7 @@ use crate::kernel::lifecycle::Layers;
 use crate::vfs::attachments::Attachments;
 use crate::vfs::inode::Inode;
 use crate::vfs::kernel::{Kernel, KernelConfig};
+use crate::volume::caches::CpuCaches;
 use crate::volume::journal::Journal;
 use crate::volume::mount::Mount;
 use crate::volume::{Allocator, Orphans, Shares};
@@ -28,8 +29,19 @@ impl Kernel {
     /// A kernel on `device`, with an empty volume over all of it.
     ///
     /// # Errors
-    /// The pin words or the ledger could not be mapped.
+    /// The pin words, the ledger or the durable image could not be mapped.
     pub fn new(world: Arc<World>, device: Device, config: KernelConfig) -> std::io::Result<Arc<Kernel>> {
+        let caches = CpuCaches::new(config.options.platform, &device).map_err(std::io::Error::other)?;
+        Kernel::boot(world, device, caches, config)
+    }
+
+    /// As [`Kernel::new`], with the caches of a machine whose bytes are those of `device`.
+    pub(crate) fn boot(
+        world: Arc<World>,
+        device: Device,
+        caches: CpuCaches,
+        config: KernelConfig,
+    ) -> std::io::Result<Arc<Kernel>> {
         let pages = device.pages();
         Ok(Arc::new(Kernel {
             pins: PinTable::new(pages)?,
@@ -44,6 +56,7 @@ impl Kernel {
             ghosts: Registry::new(),
             world,
             device,
+            caches,
             axes: config.axes,
             options: config.options,
             memlock_pages: config.memlock_pages,

@@ -10,6 +10,8 @@
 //!
 //! [`Process::set_early_kill`]: crate::vfs::process::Process::set_early_kill
 
+use std::ops::Range;
+
 use emulator::pin::PageRange;
 use emulator::sync::Arc;
 
@@ -19,6 +21,7 @@ use crate::base::page_sets::{common, merge};
 use crate::base::range::{BlockRange, BlockRanges};
 use crate::base::units::BLOCK;
 use crate::extent_map::lookup::{mapped, pages_of, parts_on};
+use crate::holders::holder::Holder;
 use crate::holders::list::pin_holders;
 use crate::vfs::address_space::{Backing, Mapping};
 use crate::vfs::inode::Inode;
@@ -52,24 +55,8 @@ impl Kernel {
     /// # Errors
     /// EINVAL (outside of the region); ENXIO: the region pins no page of a file.
     pub fn poison_region(self: &Arc<Self>, key: u32, start: u64, offset: u64, len: u64) -> Result<(), Errno> {
-        let all = self.all_inodes().into_iter().flat_map(|inode| pin_holders(&inode).all());
-        let holder = all.into_iter().find(|holder| holder.object.describe().region == Some(key)).ok_or(Errno::ENXIO)?;
-        let first = (start % BLOCK).checked_add(offset).ok_or(Errno::EINVAL)?;
-        let wanted = BlockRange::of_bytes(first, len.min(u64::MAX - first));
-        let held: u64 = holder.pages.iter().map(|pages| pages.len()).sum();
-        if wanted.is_empty() || wanted.end > held {
-            return Err(Errno::EINVAL);
-        }
-        let mut at = 0;
-        let mut bad = Vec::new();
-        for pages in holder.pages.iter() {
-            let part =
-                BlockRange::new(wanted.start.clamp(at, at + pages.len()), wanted.end.clamp(at, at + pages.len()));
-            if !part.is_empty() {
-                bad.push(PageRange::new(pages.start() + (part.start - at), part.len()));
-            }
-            at += pages.len();
-        }
+        let (holder, runs) = region_bytes(self, key, start, (offset, len))?;
+        let bad = runs.into_iter().map(|bytes| pages_around(&bytes)).collect();
         self.pages_go_bad(holder.ino, bad);
         Ok(())
     }
@@ -92,6 +79,7 @@ impl Kernel {
         let pages = pages_in(&inode, range)?;
         for bad in common(&self.bad_pages(), &pages) {
             self.device.zero(bad).map_err(|_| Errno::EIO)?;
+            self.caches.write_back_pages(&self.device, bad);
         }
         self.device_there()
     }
@@ -168,6 +156,46 @@ impl Task {
             done
         })
     }
+}
+
+/// The pages that hold these bytes of the device.
+fn pages_around(bytes: &Range<u64>) -> PageRange {
+    let first = bytes.start / BLOCK;
+    PageRange::new(first, bytes.end.div_ceil(BLOCK) - first)
+}
+
+/// The bytes of the device that the region with this key has pinned under `offset..offset+len` of
+/// it, whether they are still a file's or orphaned, and who holds them. `start` is the region's
+/// address.
+///
+/// # Errors
+/// EINVAL (nothing, or outside of the region); ENXIO: the region pins no page of a file.
+pub(crate) fn region_bytes(
+    kernel: &Kernel,
+    key: u32,
+    start: u64,
+    (offset, len): (u64, u64),
+) -> Result<(Arc<Holder>, Vec<Range<u64>>), Errno> {
+    let all = kernel.all_inodes().into_iter().flat_map(|inode| pin_holders(&inode).all());
+    let holder = all.into_iter().find(|holder| holder.object.describe().region == Some(key)).ok_or(Errno::ENXIO)?;
+    let first = (start % BLOCK).checked_add(offset).ok_or(Errno::EINVAL)?;
+    let end = first.checked_add(len).ok_or(Errno::EINVAL)?;
+    let held: u64 = holder.pages.iter().map(|pages| pages.len() * BLOCK).sum();
+    if len == 0 || end > held {
+        return Err(Errno::EINVAL);
+    }
+    let mut at = 0;
+    let mut runs = Vec::new();
+    for pages in holder.pages.iter() {
+        let next = at + pages.len() * BLOCK;
+        let (from, to) = (first.clamp(at, next), end.clamp(at, next));
+        if from < to {
+            let base = pages.start() * BLOCK;
+            runs.push(base + (from - at)..base + (to - at));
+        }
+        at = next;
+    }
+    Ok((holder, runs))
 }
 
 /// The device pages under a range of a file.

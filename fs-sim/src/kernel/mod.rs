@@ -10,3 +10,4 @@ mod lifecycle;
 mod media_errors;
 pub mod power;
 mod unmount;
+mod write_back;

@@ -2,20 +2,22 @@
 //!
 //! It owns the way from [`Kernel::power_cut`] to [`Kernel::recover`]. Invariants: nothing of the
 //! old machine continues (its processes are dead, its accesses fail); the new one has every file
-//! as of its last committed change; blocks that were orphaned, or about to be freed, are freed
+//! as of its last committed change, with the bytes that the [caches](crate::volume::caches) had
+//! written back; blocks that were orphaned, or about to be freed, are freed
 //! exactly once; an inode without a name is gone. Kernel counterpart: `xlog_recover`
 //! (fs/xfs/xfs_log_recover.c) with its unlinked lists (`xlog_recover_process_iunlinks`).
 
 use std::collections::BTreeMap;
 
 use emulator::World;
-use emulator::device::{Device, OpenError};
+use emulator::device::persistence::DurableImage;
+use emulator::device::{AccessError, Device, OpenError};
 use emulator::pin::PageRange;
 use emulator::sync::Arc;
 use emulator::sync::atomic::Ordering;
 
 use crate::base::numbers::Ino;
-use crate::base::page_sets::without;
+use crate::base::page_sets::{merge, without};
 use crate::extent_map::Layout;
 use crate::extent_map::lookup::pages_of;
 use crate::layout_change::departure::reap_orphans;
@@ -24,11 +26,14 @@ use crate::vfs::inode::Inode;
 use crate::vfs::kernel::{Kernel, KernelConfig};
 use crate::vfs::lifecycle::LastReference;
 use crate::volume::PageList;
+use crate::volume::caches::CpuCaches;
 
 /// What a power cut leaves: the device, and what the journal says.
 #[derive(Debug)]
 pub struct Durable {
     device: Device,
+    /// The bytes that survive, where not all do.
+    durable: Option<Arc<DurableImage>>,
     names: BTreeMap<String, DurableName>,
     layouts: BTreeMap<Ino, Layout>,
     pending: Vec<PageRange>,
@@ -58,6 +63,9 @@ pub struct Recovered {
     pub freed_pending: u64,
     /// Inodes without a name that were removed, and their blocks freed.
     pub removed_inodes: u64,
+    /// 64-byte lines of files' blocks that went back to the version last written back, because
+    /// later stores were in the CPU caches. None on a platform that saves those.
+    pub lost_lines: Option<u64>,
 }
 
 impl Kernel {
@@ -76,25 +84,28 @@ impl Kernel {
         let names = self.names.lock().clone();
         let named = |inode: &Inode| DurableName { ino: inode.ino(), uid: inode.uid(), mode: inode.mode() };
         let names = names.into_iter().map(|(name, inode)| (name, named(&inode))).collect();
+        let durable = self.caches.durable();
         self.trace("power cut", 0, 0, None);
         for (_, process) in self.processes.snapshot() {
             self.shut_down(&process);
         }
-        Ok(Durable { device, names, layouts: contents.layouts, pending: contents.pending })
+        Ok(Durable { device, durable, names, layouts: contents.layouts, pending: contents.pending })
     }
 
     /// A kernel that mounts what a power cut has left, under any design.
     ///
     /// # Errors
-    /// The pin words or the ledger could not be mapped.
+    /// The pin words or the ledger could not be mapped; the device could not be given its surviving
+    /// bytes.
     pub fn recover(
         world: Arc<World>,
         durable: Durable,
         config: KernelConfig,
     ) -> std::io::Result<(Arc<Kernel>, Recovered)> {
-        let Durable { device, names, layouts, pending } = durable;
-        let kernel = Kernel::new(world, device, config)?;
-        let mut recovered = Recovered { names: names.len() as u64, ..Recovered::default() };
+        let Durable { device, durable, names, layouts, pending } = durable;
+        let lost_lines = durable.as_ref().map(|durable| lose_lines(durable, &device, &layouts)).transpose()?;
+        let kernel = Kernel::boot(world, device, CpuCaches::over(durable), config)?;
+        let mut recovered = Recovered { names: names.len() as u64, lost_lines, ..Recovered::default() };
         let mut links: BTreeMap<Ino, (DurableName, u32)> = BTreeMap::new();
         for name in names.values() {
             links.entry(name.ino).or_insert((*name, 0)).1 += 1;
@@ -125,6 +136,18 @@ impl Kernel {
         }
         Ok((kernel, recovered))
     }
+}
+
+/// Gives `device` back the bytes that survive. Returns how many lines of files' blocks have changed
+/// by that.
+fn lose_lines(durable: &DurableImage, device: &Device, layouts: &BTreeMap<Ino, Layout>) -> std::io::Result<u64> {
+    let mut pages: Vec<PageRange> =
+        layouts.values().flat_map(|layout| layout.extents().map(|extent| pages_of(&extent))).collect();
+    merge(&mut pages);
+    let lost = pages.into_iter().map(|pages| durable.unflushed(device, pages)).sum::<Result<u64, AccessError>>();
+    let lost = lost.map_err(std::io::Error::other)?;
+    durable.restore(device).map_err(std::io::Error::other)?;
+    Ok(lost)
 }
 
 fn mount_inode(kernel: &Kernel, ino: Ino, layout: Layout, name: Option<&(DurableName, u32)>) -> Arc<Inode> {

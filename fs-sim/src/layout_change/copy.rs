@@ -1,6 +1,7 @@
 //! Copying, zeroing and comparing a file's blocks, and the poison that such an access meets.
 //!
-//! It owns no state; the device does. Invariants: a poisoned block is healed only by an access
+//! It owns no state; the device does. Invariants: what the kernel stores here is durable when the
+//! call returns ([`caches`](crate::volume::caches)); a poisoned block is healed only by an access
 //! that overwrites all of it: a `write` whose offset and length are multiples of 4 KiB, zeroing,
 //! or a copy into it. A store, a partial write and a DMA heal nothing and fail (SIGBUS, EIO, EIO).
 //! A block that cannot be read is neither copied nor equal to anything: a change that would have
@@ -51,7 +52,22 @@ pub(crate) fn check_sound(kernel: &Kernel, pages: PageRange) -> Result<(), Errno
 fn copy_blocks(kernel: &Kernel, from: PageRange, to: u64) -> Result<(), Errno> {
     check_sound(kernel, from)?;
     kernel.device.poison().clear(PageRange::new(to, from.len()));
-    kernel.device.copy_within(from.start() * BLOCK, to * BLOCK, from.len() * BLOCK).map_err(|_| Errno::EIO)
+    let copied = kernel.device.copy_within(from.start() * BLOCK, to * BLOCK, from.len() * BLOCK);
+    kernel.caches.write_back(&kernel.device, to * BLOCK, from.len() * BLOCK);
+    copied.map_err(|_| Errno::EIO)
+}
+
+/// Zeroes blocks of the volume, and heals them.
+pub(crate) fn zero_blocks(kernel: &Kernel, pages: PageRange) {
+    // The blocks belong to the volume, so the device has them.
+    let _in_range = kernel.device.zero(pages);
+    kernel.caches.write_back_pages(&kernel.device, pages);
+}
+
+/// Stores `bytes` at byte `offset` of the device, in blocks of the volume.
+pub(crate) fn store_bytes(kernel: &Kernel, offset: u64, bytes: &[u8]) {
+    let _in_range = kernel.device.write(offset, bytes);
+    kernel.caches.write_back(&kernel.device, offset, bytes.len() as u64);
 }
 
 /// Whether a `write` of these bytes is possible: over poisoned blocks only as whole pages.
@@ -127,7 +143,6 @@ pub(crate) fn zero_within_block(kernel: &Kernel, layout: &Layout, offset: u64, l
     {
         let block = extent.block + (offset / BLOCK - extent.file_block);
         let zeros = [0u8; BLOCK as usize];
-        // The blocks belong to the volume, so the device has them.
-        let _in_range = kernel.device.write(block * BLOCK + offset % BLOCK, &zeros[..len as usize]);
+        store_bytes(kernel, block * BLOCK + offset % BLOCK, &zeros[..len as usize]);
     }
 }

@@ -17,6 +17,7 @@ use crate::base::numbers::Pid;
 use crate::base::page_sets::{BlockSupply, without};
 use crate::extent_map::Layout;
 use crate::layout_change::closed_pages::ClearedPages;
+use crate::layout_change::copy::zero_blocks;
 use crate::layout_change::plan::{ChangeWork, ClearedBlocks, JointChange, PlannedOn, StillHolds, works_of};
 use crate::vfs::kernel::Kernel;
 use crate::vfs::open_file::Description;
@@ -64,8 +65,7 @@ pub(crate) fn publish_change(
     let mut gone = Vec::new();
     for (work, cleared) in works.iter().zip(cleared) {
         for pages in &cleared.kept {
-            // The blocks belong to the volume, so the device has them.
-            let _in_range = kernel.device.zero(*pages);
+            zero_blocks(kernel, *pages);
         }
         gone.extend(without(&work.turning, &cleared.kept));
     }
@@ -74,6 +74,9 @@ pub(crate) fn publish_change(
     for (work, cleared) in works.iter().zip(cleared) {
         for pages in without(&work.moving, &cleared.orphaned) {
             kernel.ledger.stamp(pages, Ownership::Changed);
+            // As `xfs_flush_unmap_range` and `generic_remap_file_range_prep`, before a change that
+            // moves or shares blocks.
+            kernel.caches.clean(&kernel.device, pages);
             kernel.trace("moved", work.inode.ino().0, work.inode.ino().0, Some(pages));
         }
     }

@@ -10,9 +10,10 @@ use emulator::sync::Arc;
 
 use crate::base::errno::Errno;
 use crate::holders::in_flight_io::{
-    HeldPlace, HeldRun, InFlightRequest, InFlightRequests, IoOutcome, TransferEnd, TransferSide, io_ended, ownerless,
+    HeldFor, HeldPlace, HeldRun, InFlightRequest, InFlightRequests, IoOutcome, TransferEnd, TransferSide, io_ended,
+    ownerless,
 };
-use crate::pinning::dma::{read_short, write_short};
+use crate::pinning::dma::{read_short, write_short, write_short_through};
 use crate::pinning::gup::unpin_short;
 use crate::vfs::kernel::Kernel;
 use crate::vfs::open_file::Deferred;
@@ -30,6 +31,9 @@ impl HeldRun {
 
     fn write(&self, kernel: &Kernel, from: &[u8]) -> Result<(), Errno> {
         match &self.place {
+            HeldPlace::File { inode, pins, offset, held_for: HeldFor::DirectIo } => {
+                write_short_through(kernel, inode, pins, *offset, from)
+            }
             HeldPlace::File { inode, pins, offset, .. } => write_short(kernel, inode, pins, *offset, from),
             HeldPlace::Memory { memory, offset } => memory.write(*offset, from),
             HeldPlace::Pages(pages) => pages.write(0, from),

@@ -174,7 +174,10 @@ pub(crate) fn write_extent(
     from: &[u8],
 ) -> Result<(), Errno> {
     let subject = AccessSubject { region: None, ino, file_block: extent.file_block };
-    copy_watched(kernel, pages_of(extent), skip, since, &subject, CopyDirection::In(from))
+    copy_watched(kernel, pages_of(extent), skip, since, &subject, CopyDirection::In(from))?;
+    // Through the block device: `pmem_do_write` goes past the CPU caches.
+    kernel.caches.write_back(&kernel.device, extent.block * BLOCK + skip, from.len() as u64);
+    Ok(())
 }
 
 /// Copies between memory and a file range held by short-term pins. Holes read as zeros; writing one
@@ -299,6 +302,20 @@ impl Pinned {
         Ok(())
     }
 
+    /// A guest's CPU stores into the region, which the caller has checked: a fault for writing,
+    /// unless the page is dirty already.
+    pub(crate) fn dirty(&self, kernel: &Kernel, offset: u64, len: u64) {
+        for (pages, _, skip, len) in self.pieces(offset, len) {
+            let (first, end) = (skip / BLOCK, (skip + len).div_ceil(BLOCK));
+            kernel.caches.dirty(PageRange::new(pages.start() + first, end - first));
+        }
+    }
+
+    /// Writes all of the region back, for a guest's flush.
+    pub(crate) fn write_back(&self, kernel: &Kernel) {
+        self.holder.pages.iter().for_each(|pages| kernel.caches.write_back_pages(&kernel.device, *pages));
+    }
+
     /// Makes what was written to these bytes of the region durable: returns once the medium has it.
     ///
     /// # Errors
@@ -326,11 +343,58 @@ impl Pinned {
     }
 }
 
+/// As [`write_short`], durable when it returns: a call's own store, past the CPU caches.
+pub(crate) fn write_short_through(
+    kernel: &Kernel,
+    inode: &Inode,
+    pins: &ShortPins,
+    offset: u64,
+    from: &[u8],
+) -> Result<(), Errno> {
+    write_short(kernel, inode, pins, offset, from)?;
+    for (pages, skip, len) in mapped_parts(pins, offset, from.len() as u64) {
+        kernel.caches.write_back(&kernel.device, pages.start() * BLOCK + skip, len);
+    }
+    Ok(())
+}
+
+/// Writes all blocks of a file back.
+pub(crate) fn write_back_file(kernel: &Kernel, ino: Ino) {
+    let Some(inode) = kernel.inodes.get(ino) else { return };
+    let pages: Vec<PageRange> = inode.layout(|layout| layout.extents().map(|extent| pages_of(&extent)).collect());
+    pages.into_iter().for_each(|pages| kernel.caches.write_back_pages(&kernel.device, pages));
+}
+
+/// A fault for writing has reached what short-term pins hold.
+pub(crate) fn dirty_short(kernel: &Kernel, pins: &ShortPins) {
+    for piece in &pins.pieces {
+        if let Piece::Mapped(extent) = piece {
+            kernel.caches.dirty(pages_of(extent));
+        }
+    }
+}
+
+/// Makes `len` bytes from byte `offset` of the file on durable; holes stay holes.
+pub(crate) fn persist_short(kernel: &Kernel, pins: &ShortPins, offset: u64, len: u64) -> Result<(), Errno> {
+    mapped_parts(pins, offset, len).try_for_each(|(pages, skip, len)| persist_pages(kernel, pages, skip, len))
+}
+
+/// The blocks of `len` bytes from byte `offset` of the file on: pages, bytes to skip, length.
+fn mapped_parts(pins: &ShortPins, offset: u64, len: u64) -> impl Iterator<Item = (PageRange, u64, u64)> + '_ {
+    pins.pieces.iter().filter_map(move |piece| {
+        let Piece::Mapped(extent) = piece else { return None };
+        let start = extent.file_block * BLOCK;
+        let (from, to) = (offset.max(start), (offset + len).min(extent.end() * BLOCK));
+        (from < to).then(|| (pages_of(extent), from - start, to - from))
+    })
+}
+
 /// Makes `len` bytes from `skip` bytes into `pages` on durable.
-pub(crate) fn persist_pages(kernel: &Kernel, pages: PageRange, skip: u64, len: u64) -> Result<(), Errno> {
+fn persist_pages(kernel: &Kernel, pages: PageRange, skip: u64, len: u64) -> Result<(), Errno> {
     let first = pages.start() + skip / BLOCK;
     let end = pages.start() + (skip + len).div_ceil(BLOCK);
     kernel.device.sync_pages(PageRange::new(first, end - first)).map_err(|_| Errno::EIO)?;
+    kernel.caches.write_back(&kernel.device, pages.start() * BLOCK + skip, len);
     kernel.counters.pages_persisted.add(end - first);
     Ok(())
 }

@@ -38,6 +38,7 @@ use crate::holders::stale_watch::StaleWatch;
 use crate::leases::layout::acquire::lease_file;
 use crate::leases::layout::kind::LeaseKind;
 use crate::pinning::admission::{Admission, LongTermUser, admission};
+use crate::pinning::dma::write_back_file;
 use crate::pinning::registered_memory::{MemoryAccess, RegisteredMemory};
 use crate::pinning::registration::{PinRequest, Pinned, Registration, register_file};
 use crate::vfs::fd_holders::FdHolders;
@@ -310,7 +311,16 @@ impl GuestExport {
     /// # Errors
     /// As [`GuestExport::read`].
     pub fn write(&self, kernel: &Arc<Kernel>, offset: u64, from: &[u8]) -> Result<(), Errno> {
-        self.access(|region| region.write(kernel, offset, from))
+        self.access(|region| {
+            region.access(kernel, |registration| {
+                if let Registration::Pinned(pinned) = registration
+                    && pinned.check(offset, from.len()).is_ok()
+                {
+                    pinned.dirty(kernel, offset, from.len() as u64);
+                }
+            })?;
+            region.write(kernel, offset, from)
+        })
     }
 
     /// The guest's flush: what it stored before is durable when this returns.
@@ -319,8 +329,14 @@ impl GuestExport {
     /// EIO once revoked, or if the device is gone or could not be written back.
     pub fn flush(&self, kernel: &Arc<Kernel>) -> Result<(), Errno> {
         self.access(|region| {
-            region.access(kernel, |_| {
+            region.access(kernel, |registration| {
                 let there = !kernel.device.poison().is_gone() && kernel.device.sync().is_ok();
+                match registration {
+                    Registration::Pinned(pinned) => pinned.write_back(kernel),
+                    // Without pins it is the file that the guest has.
+                    Registration::OnDemand(_) => write_back_file(kernel, self.ino),
+                    Registration::Anonymous(_) => {}
+                }
                 if there { Ok(()) } else { Err(Errno::EIO) }
             })
         })

@@ -13,6 +13,7 @@ use crate::extent_map::Layout;
 use crate::extent_map::lookup::is_writable;
 use crate::holders::in_flight_io::{HeldFor, HeldPlace, HeldRun};
 use crate::layout_change::changes::allocate::{AllocationCause, clean_unwritten, fault_in};
+use crate::pinning::dma::dirty_short;
 use crate::pinning::gup::{FileBehind, pin_short, unpin_short};
 use crate::vfs::inode::Inode;
 use crate::vfs::memory_file::MemoryFile;
@@ -63,8 +64,10 @@ pub(crate) fn hold_file_for_writing(
         fault_in(task, inode, range, AllocationCause::Fault).map_err(|_| Errno::EFAULT)?;
         clean_unwritten(task.kernel(), inode, range);
         let run = hold_file(task, inode, offset, len, held_for)?;
-        let there = matches!(&run.place, HeldPlace::File { pins, .. } if pins.pieces.iter().all(is_writable));
-        if there {
+        if let HeldPlace::File { pins, .. } = &run.place
+            && pins.pieces.iter().all(is_writable)
+        {
+            dirty_short(task.kernel(), pins);
             return Ok(run);
         }
         // A truncate or a punch came in between.

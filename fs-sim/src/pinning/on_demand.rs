@@ -25,7 +25,7 @@ use crate::extent_map::lookup::{is_writable, pages_of};
 use crate::extent_map::{Extent, ExtentState, Piece};
 use crate::holders::short_pins::ShortPins;
 use crate::layout_change::changes::allocate::{AllocationCause, clean_unwritten, fault_in};
-use crate::pinning::dma::{AccessSubject, atomic_at, persist_pages, read_short, write_short};
+use crate::pinning::dma::{AccessSubject, atomic_at, dirty_short, persist_short, read_short, write_short};
 use crate::pinning::gup::{pin_short, pin_translated, unpin_short};
 use crate::pinning::registration::PinRequest;
 use crate::vfs::address_space::Backing;
@@ -324,7 +324,12 @@ impl OnDemand {
     pub fn dma_write(&self, kernel: &Arc<Kernel>, offset: u64, from: &[u8]) -> Result<(), Errno> {
         let len = from.len() as u64;
         self.access(kernel, (offset, len), AccessIntent::Store, |held| match held {
-            HeldBytes::Dax(inode, pins, at) => write_short(kernel, inode, pins, at, from),
+            HeldBytes::Dax(inode, pins, at) => {
+                // An `fsync` that cleans the page unmaps it from the device: the next access
+                // faults again.
+                dirty_short(kernel, pins);
+                write_short(kernel, inode, pins, at, from)
+            }
             HeldBytes::Memory(pages) => pages.write(0, from),
         })
     }
@@ -354,14 +359,7 @@ impl OnDemand {
         }
         self.access(kernel, (offset, len), AccessIntent::Look, |held| {
             let HeldBytes::Dax(_, pins, at) = held else { return Err(Errno::EFAULT) };
-            pins.pieces.iter().try_for_each(|piece| match piece {
-                Piece::Mapped(extent) => {
-                    let start = extent.file_block * BLOCK;
-                    let (from, to) = (at.max(start), (at + len).min(extent.end() * BLOCK));
-                    persist_pages(kernel, pages_of(extent), from - start, to.saturating_sub(from))
-                }
-                Piece::Hole { .. } => Ok(()),
-            })
+            persist_short(kernel, pins, at, len)
         })
     }
 
@@ -379,6 +377,7 @@ impl OnDemand {
                 HeldBytes::Memory(pages) => return pages.atomic(0, op),
             };
             let Some(Piece::Mapped(extent)) = pins.pieces.first() else { return Err(Errno::EFAULT) };
+            dirty_short(kernel, pins);
             let subject = AccessSubject { region: None, ino: inode.ino(), file_block: extent.file_block };
             let skip = at - extent.file_block * BLOCK;
             atomic_at(kernel, pages_of(extent), skip, pins.read_point, &subject, op)

@@ -128,6 +128,9 @@ pub(crate) fn register_file(
     });
     match pinned {
         Ok((pins, read_point)) => {
+            if request.write {
+                pins.iter().for_each(|pin| kernel.caches.dirty(pin.range()));
+            }
             race_point!("gup: rechecked, not committed");
             let held_file = (kernel.axes.mr_holds_lease == Some(true)).then(|| description.get());
             let held_pages = pins.iter().map(Pin::range).collect();

@@ -16,7 +16,7 @@ use crate::layout_change::changes::moves::{collapse, insert_range};
 use crate::layout_change::changes::zero::{Punch, Zero, edges};
 use crate::layout_change::driver::change_layout;
 use crate::layout_change::plan::{Change, Patience};
-use crate::pinning::dma::write_short;
+use crate::pinning::dma::write_short_through;
 use crate::pinning::gup::{pin_short, unpin_short};
 use crate::vfs::inode::Inode;
 use crate::vfs::memory_file::MemoryFile;
@@ -128,7 +128,7 @@ fn zero_part(task: &Task, inode: &Inode, from: u64, to: u64) -> Result<bool, Err
     let shared = pins.pieces.iter().any(|piece| matches!(piece, Piece::Mapped(extent) if extent.shared));
     // A hole or an unwritten block reads as zeros already.
     let zeroed = match pins.pieces.iter().all(is_writable) {
-        true => write_short(kernel, inode, &pins, from, &vec![0; (to - from) as usize]),
+        true => write_short_through(kernel, inode, &pins, from, &vec![0; (to - from) as usize]),
         false => Ok(()),
     };
     unpin_short(kernel, pins);

@@ -26,6 +26,7 @@ mod read_write;
 mod register;
 mod remap;
 pub mod stat;
+mod sync;
 mod truncate;
 pub mod vmsplice;
 pub mod zero_copy;

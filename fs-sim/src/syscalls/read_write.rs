@@ -18,7 +18,7 @@ use crate::layout_change::changes::write::WriteChange;
 use crate::layout_change::copy::{check_write, heal_for_write};
 use crate::layout_change::driver::change_layout;
 use crate::layout_change::plan::Patience;
-use crate::pinning::dma::{read_short, write_short};
+use crate::pinning::dma::{read_short, write_short_through};
 use crate::pinning::gup::{pin_short, unpin_short};
 use crate::vfs::inode::Inode;
 use crate::vfs::memory_file::MemoryFile;
@@ -110,7 +110,7 @@ fn overwrite(task: &Task, inode: &Arc<Inode>, offset: u64, data: &[u8]) -> Resul
         }
     }
     let written = match there && fits {
-        true => write_short(kernel, inode, &pins, offset, data).map(|()| true),
+        true => write_short_through(kernel, inode, &pins, offset, data).map(|()| true),
         false => Ok(false),
     };
     unpin_short(kernel, pins);

@@ -31,6 +31,7 @@ use crate::vfs::lifecycle::Lifecycle;
 use crate::vfs::open_file::{Description, OpenTarget};
 use crate::vfs::process::Process;
 use crate::vfs::task::Task;
+use crate::volume::caches::CpuCaches;
 use crate::volume::journal::Journal;
 use crate::volume::mount::Mount;
 use crate::volume::{Allocator, Orphans, Shares};
@@ -39,6 +40,7 @@ use crate::volume::{Allocator, Orphans, Shares};
 pub struct Kernel {
     pub(crate) world: Arc<World>,
     pub(crate) device: Device,
+    pub(crate) caches: CpuCaches,
     pub(crate) pins: PinTable,
     pub(crate) ledger: Ledger,
     pub(crate) allocator: Allocator,

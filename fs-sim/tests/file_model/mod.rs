@@ -10,13 +10,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::common::{self, Actor, Lab, Nic};
+use emulator::sync::Arc;
 use emulator::sync::atomic::{AtomicU64, Ordering};
 use fs_sim::base::numbers::{Fd, Ino};
-use fs_sim::design::Axes;
+use fs_sim::design::{Axes, Platform};
 use fs_sim::syscalls::fallocate::FallocateMode;
 use fs_sim::syscalls::open::OpenFlags;
 use fs_sim::vfs::open_file::AccessMode;
-use fs_sim::{BLOCK, BlockRange, Errno};
+use fs_sim::{BLOCK, BlockRange, Errno, Kernel, KernelConfig};
 
 /// The names of files.
 pub(crate) const NAMES: [&str; 4] = ["a", "b", "c", "d"];
@@ -177,7 +178,12 @@ pub(crate) struct ModelRun {
 impl ModelRun {
     /// A volume of [`DEVICE_BLOCKS`] under a design, with one file, which is open.
     pub(crate) fn start(axes: Axes) -> ModelRun {
-        let lab = Lab::on(DEVICE_BLOCKS * BLOCK, axes, |_| {});
+        ModelRun::start_on(Platform::Eadr, axes)
+    }
+
+    /// As [`ModelRun::start`], on a platform that may lose what CPU caches hold.
+    pub(crate) fn start_on(platform: Platform, axes: Axes) -> ModelRun {
+        let lab = Lab::on(DEVICE_BLOCKS * BLOCK, axes, |config| config.options.platform = platform);
         let actor = lab.actor();
         let slots = (0..SLOTS).map(|_| None).collect();
         let mut run = ModelRun { lab, actor, files: BTreeMap::new(), names: BTreeMap::new(), slots };
@@ -197,6 +203,37 @@ impl ModelRun {
             }
         }
         self.end();
+    }
+
+    /// Makes each call in turn, and `fsync` of each file; then the power fails. Every named file
+    /// must be as the model has it.
+    ///
+    /// # Panics
+    /// Kernel and model differ, or a file has lost bytes.
+    #[allow(dead_code, reason = "the replay of the fuzzer's corpus cuts no power")]
+    pub(crate) fn check_power_cut(mut self, ops: &[Op]) {
+        ops.iter().for_each(|op| self.step(op));
+        let mut config = KernelConfig::new(*self.lab.kernel.axes());
+        config.options.platform = Platform::Adr;
+        for name in self.names.keys() {
+            let fd = self.actor.open(NAMES[*name], OpenFlags::open(AccessMode::READ)).unwrap();
+            self.actor.fsync(fd).unwrap();
+            self.actor.close(fd).unwrap();
+        }
+        let durable = self.lab.kernel.power_cut().unwrap();
+        let (kernel, recovered) = Kernel::recover(Arc::clone(&self.lab.world), durable, config).unwrap();
+        assert!(recovered.lost_lines.is_some());
+        let lab = Lab::over(kernel, Arc::clone(&self.lab.world));
+        let reader = lab.actor();
+        for (name, ino) in &self.names {
+            let model = &self.files[ino];
+            let fd = reader.open(NAMES[*name], OpenFlags::open(AccessMode::READ)).unwrap();
+            let mut bytes = vec![0; model.size as usize];
+            assert_eq!(reader.read(fd, 0, &mut bytes), Ok(bytes.len()), "the size of {}", NAMES[*name]);
+            let wrong = bytes.iter().zip(&model.bytes).position(|(read, wrote)| read != wrote);
+            assert_eq!(wrong, None, "{} has lost bytes", NAMES[*name]);
+        }
+        lab.end([&reader]);
     }
 
     fn free(&self) -> u64 {

@@ -172,6 +172,8 @@ pub enum QuerySubject {
     Poisoned,
     /// A file's bad blocks.
     Badblocks,
+    /// How many lines of a file a power cut would take back.
+    Unflushed,
     /// Whether a process lives.
     Process,
     /// Whether a process is blocked, and on what.
@@ -209,7 +211,7 @@ pub enum Of {
 
 impl QuerySubject {
     /// All of them.
-    pub const ALL: [QuerySubject; 14] = [
+    pub const ALL: [QuerySubject; 15] = [
         QuerySubject::Signals,
         QuerySubject::Poisoned,
         QuerySubject::Process,
@@ -224,6 +226,7 @@ impl QuerySubject {
         QuerySubject::Size,
         QuerySubject::Blocks,
         QuerySubject::Badblocks,
+        QuerySubject::Unflushed,
     ];
 
     /// Its word, what it is about, whether a real Linux can tell, and what it tells.
@@ -241,6 +244,12 @@ impl QuerySubject {
             QuerySubject::Badblocks => {
                 ("badblocks", Of::File, false, "The blocks of the file that are bad, as `[1..2) [4..8)`; `none`.")
             }
+            QuerySubject::Unflushed => (
+                "unflushed",
+                Of::File,
+                false,
+                "How many lines of 64 bytes of the file a power cut would take back now: stored to, and not written back since. 0 under `platform=eadr`.",
+            ),
             QuerySubject::Process => ("process", Of::Process, true, "`alive` or `dead`."),
             QuerySubject::Blocked => {
                 ("blocked", Of::Process, false, "What the process's calls wait for, in quotes; `no` if none does.")

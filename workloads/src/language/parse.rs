@@ -12,7 +12,7 @@ use std::ops::Range;
 
 use crate::input::{self, InputError, Size, Source};
 use emulator::device::FOLIO;
-use fs_sim::design::{VolumeOptions, WriteBreak};
+use fs_sim::design::{Platform, VolumeOptions, WriteBreak};
 
 use super::condition::Condition;
 use super::lex::{Token, words};
@@ -148,7 +148,7 @@ impl<'a> Parser<'a> {
         }
     }
 
-    /// `volume size=64MiB write_break=precise lease_break_time=45s memlock=1MiB`.
+    /// `volume size=64MiB write_break=precise lease_break_time=45s memlock=1MiB platform=adr`.
     fn volume(&mut self, tokens: &[Token<'a>]) -> Result<(), InputError> {
         self.before_steps(&tokens[0])?;
         for token in &tokens[1..] {
@@ -174,9 +174,16 @@ impl<'a> Parser<'a> {
                         }
                     }
                 }
+                "platform" => {
+                    self.setup.options.platform = match value {
+                        "eadr" => Platform::Eadr,
+                        "adr" => Platform::Adr,
+                        _ => return Err(self.source.unknown_word(at, "platform", value, ["eadr", "adr"])),
+                    }
+                }
                 _ => {
                     let key_at = token.span.start..token.span.start + key.len();
-                    let keys = ["size", "memlock", "lease_break_time", "write_break"];
+                    let keys = ["size", "memlock", "lease_break_time", "write_break", "platform"];
                     return Err(self.source.unknown_word(key_at, "option", key, keys));
                 }
             }

@@ -281,6 +281,8 @@ operations! {
             "FIDEDUPERANGE: shares, of no more than the first 16 MiB, if the bytes are the same; the value is `same` or `differs`.";
         Exchange "exchange" { a: FdName, a_offset: Bytes, b: FdName, b_range: ByteRange } -> Nothing, Simulation
             "Exchanges the blocks of two ranges (XFS_IOC_EXCHANGE_RANGE).";
+        Fsync "fsync" { fd: FdName } -> Nothing, Linux
+            "Makes the bytes that CPUs stored through mappings of the file durable (fsync). It misses what a device stores into a page that it has pinned, and that no CPU stored to since the last `fsync`.";
         Unlink "unlink" { file: FileName } -> Nothing, Linux
             "Removes a name.";
         Rename "rename" { from: FileName, to: FileName } -> Nothing, Linux
@@ -331,6 +333,8 @@ operations! {
             "Maps the pages of the volume's own device under a range of a file, as device-DAX over the same memory would, and stays at them: no lease is asked for their pins, which count all the same. ENXIO if the range is not one run of blocks.";
         Munmap "munmap" { map: MapName, range: Option<ByteRange> } -> Nothing, Linux
             "Unmaps a mapping, or a part of it.";
+        Msync "msync" { map: MapName, range: ByteRange } -> Nothing, Linux
+            "As `fsync`, of what a part of a mapping shows (msync with MS_SYNC).";
         Load "load" { map: MapName, range: DataRange } -> Bytes, Linux
             "Reads through a mapping; the value is as for `read`.";
         Store "store" { map: MapName, range: DataRange, byte: u8 } -> Nothing, Linux
@@ -455,8 +459,14 @@ operations! {
             "The pages that a part of a region has pinned go bad, whether or not they are still the file's. ENXIO if it pins none of a file.";
         ClearPoison "clear_poison" { file: FileName, range: ByteRange } -> Nothing, Simulation
             "Heals the bad pages under a range, which read as zeros then (ndctl clear-errors). A `write` of whole blocks heals them too; a store and a DMA do not.";
+        Persist "persist" { file: FileName, offset: Bytes, length: Bytes } -> Nothing, Simulation
+            "The CPU caches write the lines of a range of a file back, as they may at any moment. Holes are left out; ENXIO if nothing else is there.";
+        PersistMap "persist_map" { map: MapName, range: ByteRange } -> Nothing, Simulation
+            "The process writes the lines of a part of a mapping back: CLWB of each line, then SFENCE (pmem_persist).";
+        PersistMr "persist_mr" { mr: MrName, range: ByteRange } -> Nothing, Simulation
+            "The CPU caches write the lines of the pages back that a part of a region has pinned, whether or not they are still the file's. ENXIO if it pins none of a file.";
         PowerCut "power_cut" {} -> BlockCounts, Simulation
-            "The power fails, and the machine boots again: every process is gone (calls in progress are `killed`), the volume is recovered; the value is `pending:N removed:N`, blocks freed that were orphaned and inodes removed that had no name.";
+            "The power fails, and the machine boots again: every process is gone (calls in progress are `killed`), the volume is recovered; the value is `pending:N removed:N`, blocks freed that were orphaned and inodes removed that had no name. Under `platform=adr` stores that were not written back are lost, and ` lost:N` follows: that many lines of 64 bytes of files went back to what they were.";
         Unmount "unmount" {} -> Nothing, Simulation
             "Unmounts the volume.";
         RemoveDevice "remove_device" {} -> Nothing, Simulation

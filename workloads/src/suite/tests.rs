@@ -196,6 +196,31 @@ fn an_option_of_the_volume_is_set_once() {
     assert!(error.help_text().unwrap().contains("line 3, column 8"), "{error}");
 }
 
+/// The words about power: each wrong one is shown where it stands, with what could stand there.
+#[test]
+fn wrong_words_about_power_are_shown_where_they_stand() {
+    let told = |body: &str, line: usize, column: usize, words: &str| {
+        let error = parse(&with_body(body)).unwrap_err();
+        assert_eq!((error.line(), error.column()), (Some(line), Some(column)), "{error}");
+        assert!(error.to_string().contains(words), "{words}: {error}");
+    };
+    told("volume platform=ard", 3, 17, "adr");
+    told("volume platfrom=adr", 3, 8, "platform");
+    told("volume platform=adr platform=adr", 3, 21, "set a second time");
+    let mapped = "A: f = open data rw\nA: m = mmap f 0 64KiB\n";
+    told(&format!("{mapped}A: persist_map f 0 64B"), 5, 16, "mapping");
+    told(&format!("{mapped}A: persist_mr m 0 64B"), 5, 15, "region");
+    told(&format!("{mapped}A: fsync m"), 5, 10, "an open file is needed here");
+    told(&format!("{mapped}A: msync m -1 4KiB"), 5, 12, "-1");
+    told("system: persist data 0 -> ok", 3, 9, "LENGTH");
+    told("system: persist data 0 4KiB 1 -> ok", 3, 29, "1");
+    told("expect unfulshed data => 0", 3, 8, "unflushed");
+    let huge =
+        "system: persist data 0 18446744073709551615B -> ok\nsystem: persist data 18446744073709551615B 2B => EINVAL";
+    let report = run(&with_body(huge), "kara").unwrap();
+    assert_eq!(report.count(CellVerdict::Passed), 1, "{report:#?}");
+}
+
 #[test]
 fn a_file_without_room_is_shown_where_its_size_stands() {
     let text = "# T: x\nfile a 3MiB\nfile hole 512MiB hole\nfile b 2MiB unwritten\nvolume size=4MiB\nA: exit => ok\n";

@@ -12,7 +12,7 @@ use crate::base::range::BlockRange;
 use crate::base::units::BLOCK;
 use crate::extent_map::lookup::{fill_holes, holes, marked, pages_of, pieces_in, tail_block};
 use crate::extent_map::{ExtentState, Layout, Piece};
-use crate::layout_change::copy::zero_to_block_end;
+use crate::layout_change::copy::{zero_blocks, zero_to_block_end};
 use crate::layout_change::driver::change_layout;
 use crate::layout_change::plan::{Change, ChangePlan, ClearedBlocks, Patience};
 use crate::vfs::inode::Inode;
@@ -62,8 +62,7 @@ impl Change for Allocate {
     fn apply(&self, kernel: &Kernel, layout: &Layout, ready: &ClearedBlocks<'_>) -> Layout {
         if self.state == ExtentState::Written {
             for pages in ready.fresh {
-                // The blocks belong to the volume, so the device has them.
-                let _in_range = kernel.device.zero(*pages);
+                zero_blocks(kernel, *pages);
             }
         }
         if self.size_min > layout.size() {
@@ -141,7 +140,7 @@ pub(crate) fn clean_unwritten(kernel: &Arc<Kernel>, inode: &Inode, range: BlockR
     let mut next = inode.layout(Layout::clone);
     for piece in pieces.iter().filter(|piece| unwritten(piece)) {
         let Piece::Mapped(extent) = piece else { continue };
-        let _in_range = kernel.device.zero(pages_of(extent));
+        zero_blocks(kernel, pages_of(extent));
         let blocks = BlockRange::new(extent.file_block, extent.file_block + u64::from(extent.len));
         next = next.with_state(blocks, ExtentState::Written);
     }

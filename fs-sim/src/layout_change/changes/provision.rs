@@ -45,6 +45,7 @@ impl Change for Provision {
                 true => kernel.device.discard(*pages).map(|_| ()),
                 false => kernel.device.zero(*pages),
             };
+            kernel.caches.write_back_pages(&kernel.device, *pages);
         }
         let mut extents = Vec::new();
         let mut file_block = 0;

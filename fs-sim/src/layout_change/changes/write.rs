@@ -9,7 +9,7 @@ use crate::base::range::BlockRange;
 use crate::base::units::BLOCK;
 use crate::extent_map::lookup::{fill_holes, holes, marked, pages_of, pieces_in, tail_block};
 use crate::extent_map::{ExtentState, Layout, Piece};
-use crate::layout_change::copy::{heal_for_write, zero_to_block_end};
+use crate::layout_change::copy::{heal_for_write, store_bytes, zero_blocks, zero_to_block_end};
 use crate::layout_change::plan::{Change, ChangePlan, ClearedBlocks};
 use crate::vfs::kernel::Kernel;
 
@@ -69,15 +69,14 @@ impl Change for WriteChange<'_> {
         if self.end() > layout.size() {
             zero_to_block_end(kernel, layout, layout.size());
         }
-        // The blocks belong to the volume, so the device has them.
         for pages in ready.fresh {
-            let _in_range = kernel.device.zero(*pages);
+            zero_blocks(kernel, *pages);
         }
         let mut next = fill_holes(layout, self.range(), ready.fresh, ExtentState::Written);
         for piece in pieces_in(&next.clone(), self.range()) {
             let Piece::Mapped(extent) = piece else { continue };
             if extent.state == ExtentState::Unwritten {
-                let _in_range = kernel.device.zero(pages_of(&extent));
+                zero_blocks(kernel, pages_of(&extent));
                 let blocks = BlockRange::new(extent.file_block, extent.file_block + u64::from(extent.len));
                 next = next.with_state(blocks, ExtentState::Written);
             }
@@ -86,7 +85,7 @@ impl Change for WriteChange<'_> {
             let to = self.end().min(start + u64::from(extent.len) * BLOCK);
             let window = (from - self.offset) as usize..(to - self.offset) as usize;
             heal_for_write(kernel, pages_of(&extent), self.offset, self.data.len() as u64);
-            let _in_range = kernel.device.write(extent.block * BLOCK + (from - start), &self.data[window]);
+            store_bytes(kernel, extent.block * BLOCK + (from - start), &self.data[window]);
         }
         let size = next.size().max(self.end());
         next.with_size(size)

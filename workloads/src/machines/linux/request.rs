@@ -65,6 +65,8 @@ pub(super) fn is_calm(verb: Verb) -> bool {
             | Verb::Signal
             | Verb::Mmap
             | Verb::MmapAnon
+            | Verb::Fsync
+            | Verb::Msync
             | Verb::Load
             | Verb::Store
     )
@@ -160,6 +162,7 @@ pub(super) fn translate(op: &Op, who: &str, dir: &Path, names: &ScenarioNames) -
         Op::Zero { fd, range, flags } => fallocate(fd, range, libc::FALLOC_FL_ZERO_RANGE | keep_size(flags))?,
         Op::Collapse { fd, range } => fallocate(fd, range, libc::FALLOC_FL_COLLAPSE_RANGE)?,
         Op::Insert { fd, range } => fallocate(fd, range, libc::FALLOC_FL_INSERT_RANGE)?,
+        Op::Fsync { fd } => ChildRequest::Fsync { fd: names.fd(fd)? },
         Op::Unlink { file: name } => ChildRequest::Unlink { path: file(name)? },
         Op::Rename { from, to } => ChildRequest::Rename { from: file(from)?, to: file(to)? },
         Op::Link { file: old, name } => ChildRequest::Link { path: file(old)?, name: file(name)? },
@@ -201,6 +204,11 @@ fn translate_memory(op: &Op, who: &str, names: &ScenarioNames) -> Result<Prepare
             Ok((at, len)) => ChildRequest::Unmap { at, len },
             // The scenario has nothing mapped there, and `munmap` reports success for that.
             Err(_) => return Ok(PreparedOp::Plain("ok")),
+        },
+        Op::Msync { map, range } => match place(names, who, map, Some(*range), false)? {
+            Ok((at, len)) => ChildRequest::Msync { at, len },
+            // `place` knows the range to be unmapped.
+            Err(_) => return Ok(PreparedOp::Plain("ENOMEM")),
         },
         Op::Load { map, range } => match place(names, who, map, Some(**range), false)? {
             Ok((at, len)) => ChildRequest::Load { at, len },

@@ -54,6 +54,7 @@ pub(super) fn perform(call: &Call, task: &Task) -> Result<Reply, CallFailure> {
         Op::Complete { io } => return complete(call, task, io),
         Op::Truncate { file, size } => task.truncate(file, size.0)?,
         Op::Ftruncate { fd, size } => task.ftruncate(call.fd(fd)?, size.0)?,
+        Op::Fsync { fd } => task.fsync(call.fd(fd)?)?,
         Op::Unlink { file } => task.unlink(file)?,
         Op::Rename { from, to } => task.rename(from, to)?,
         Op::Link { file, name } => task.link(file, name)?,

@@ -123,6 +123,18 @@ pub(super) fn system(call: &Call, task: &Task) -> Result<Reply, CallFailure> {
             let inode = kernel.named(file).ok_or(Errno::ENOENT)?;
             kernel.clear_poison_range(inode.ino(), some_blocks(*range)?)?;
         }
+        Op::Persist { file, offset, length } => {
+            let inode = kernel.named(file).ok_or(Errno::ENOENT)?;
+            kernel.persist_range(inode.ino(), offset.0, length.0)?;
+        }
+        Op::PersistMap { map, range } => {
+            let (va, len) = memory(call, map, *range)?;
+            task.persist_mapped(va, len)?;
+        }
+        Op::PersistMr { mr, range } => {
+            let mr = call.region(mr)?;
+            kernel.persist_region(mr.rkey(), mr.va(), range.offset, range.len)?;
+        }
         Op::Unmount {} => Arc::clone(kernel).unmount()?,
         Op::RemoveDevice {} => kernel.remove_device(),
         Op::RemoveNic {} => Nic::of(kernel).remove(kernel),

@@ -235,7 +235,8 @@ impl Simulation {
         let (kernel, recovered) = recovered.map_err(|error| cannot(error.to_string()))?;
         self.kernel = kernel;
         let (pending, removed) = (recovered.freed_pending, recovered.removed_inodes);
-        Ok(Progress::Done(format!("ok pending:{pending} removed:{removed}")))
+        let lost = recovered.lost_lines.map_or(String::new(), |lines| format!(" lost:{lines}"));
+        Ok(Progress::Done(format!("ok pending:{pending} removed:{removed}{lost}")))
     }
 
     fn process(&self, name: &str) -> Result<&Arc<Task>, Trouble> {

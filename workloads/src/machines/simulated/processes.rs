@@ -134,6 +134,10 @@ fn memory(call: &Call, task: &Task) -> Result<Reply, CallFailure> {
             let part = range.unwrap_or(ByteRange { offset: 0, len });
             task.munmap(va.checked_add(part.offset).ok_or(Errno::EINVAL)?, part.len)?;
         }
+        Op::Msync { map, range } => {
+            let va = call.map(map)?.0.checked_add(range.offset).ok_or(Errno::ENOMEM)?;
+            task.msync(va, range.len)?;
+        }
         Op::Load { map, range } => {
             let va = call.map(map)?.0;
             let mut bytes = vec![0; range.len as usize];

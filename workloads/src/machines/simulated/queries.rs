@@ -59,6 +59,7 @@ impl Simulation {
             }
             QuerySubject::BrokenExclusivity => self.kernel.counters.broken_exclusivity.get().to_string(),
             QuerySubject::Locked => self.process(of)?.process().locked_pages().to_string(),
+            QuerySubject::Unflushed => self.kernel.unflushed_lines(&*self.inode(of)?).to_string(),
             QuerySubject::Size => crate::input::Size(self.inode(of)?.layout(|layout| layout.size())).to_string(),
             QuerySubject::Blocks => self.inode(of)?.layout(|layout| layout.mapped_blocks()).to_string(),
         })

@@ -105,6 +105,7 @@ impl JobCheck<'_> {
             volume: VolumeOptions {
                 write_break: stated(&text.volume.write_break).value,
                 lease_break_time: stated(&text.volume.lease_break_time).value.0,
+                ..VolumeOptions::default()
             },
             files,
             duration: time("duration", stated(&text.run.duration))?,

@@ -195,6 +195,8 @@ const WEIGHTS: &[(Verb, u32, u32)] = &[
     (Verb::Utime, 1, 1),
     (Verb::Stat, 1, 3),
     (Verb::Fstat, 1, 3),
+    (Verb::Fsync, 1, 2),
+    (Verb::Msync, 1, 2),
 ];
 
 /// The percentage of steps in which a process without descriptors opens a file.
@@ -254,7 +256,7 @@ fn chosen(rng: &mut Rng, view: &AgreedView, range: RangeSupport, process: &str, 
         Verb::SetLease => {
             vec![name(one(rng, &fds)?), Arg::Word(one(rng, &["read", "read", "write", "write", "unlock"])?)]
         }
-        Verb::Close | Verb::Dup | Verb::GetLease | Verb::Fstat => vec![name(one(rng, &fds)?)],
+        Verb::Close | Verb::Dup | Verb::GetLease | Verb::Fstat | Verb::Fsync => vec![name(one(rng, &fds)?)],
         Verb::Dup2 => vec![name(one(rng, &fds)?), name(one(rng, &fds)?)],
         Verb::Fork if view.processes.len() >= PROCESSES_MAX => return None,
         Verb::Fork | Verb::Exit => Vec::new(),
@@ -280,7 +282,7 @@ fn chosen(rng: &mut Rng, view: &AgreedView, range: RangeSupport, process: &str, 
             vec![name(one(rng, &fds)?), blocks(rng), Arg::Words(read_only)]
         }
         Verb::Munmap => vec![name(one(rng, &maps)?), Arg::Absent],
-        Verb::Load | Verb::Store => {
+        Verb::Load | Verb::Store | Verb::Msync => {
             let map = one(rng, &maps)?;
             // The access stays within one page: what an access has moved before a fault in its
             // middle is unspecified.

@@ -69,6 +69,8 @@ pub(super) fn perform(request: ChildRequest, fds: Vec<OwnedFd>) -> CallResult {
         ChildRequest::GetDelegation { fd } => delegation::get(fd),
         ChildRequest::Exec { path } => exec(path),
         ChildRequest::Map { fd, offset, len, write, private } => memory::map(fd, (offset, len), write, private),
+        ChildRequest::Fsync { fd } => done(open_fd(fd).and_then(rustix::fs::fsync)),
+        ChildRequest::Msync { at, len } => memory::sync(at, len),
         ChildRequest::Unmap { at, len } => memory::unmap(at, len),
         ChildRequest::Load { at, len } => memory::load(at, len),
         ChildRequest::Store { at, len, byte } => memory::store(at, len, byte),

@@ -62,6 +62,32 @@ pub(super) fn unmap(at: u64, len: u64) -> Result<ChildValue, ChildFailure> {
     Ok(ChildValue::Nothing)
 }
 
+/// Writes the bytes of a range back to its file.
+pub(super) fn sync(at: u64, len: u64) -> Result<ChildValue, ChildFailure> {
+    if meets_reservation(at, len)? {
+        return Err(Errno::NOMEM.into());
+    }
+    let len = usize::try_from(len).map_err(|_| Errno::NOMEM)?;
+    // SAFETY: `msync` with MS_SYNC changes no memory; the kernel checks the range.
+    match unsafe { libc::msync(at as *mut libc::c_void, len, libc::MS_SYNC) } {
+        0 => Ok(ChildValue::Nothing),
+        _ => Err(last_errno().into()),
+    }
+}
+
+/// Whether the range meets a reservation, which stands for an unmapped range: `msync` would take
+/// it for mapped.
+fn meets_reservation(at: u64, len: u64) -> Result<bool, ChildFailure> {
+    let maps = std::fs::read_to_string("/proc/self/maps").map_err(|_| Errno::IO)?;
+    let end = at.saturating_add(len);
+    Ok(maps.lines().any(|line| {
+        let (range, rights) = line.split_once(' ').unwrap_or_default();
+        let (from, to) = range.split_once('-').unwrap_or_default();
+        let number = |hex: &str| u64::from_str_radix(hex, 16).unwrap_or_default();
+        rights.starts_with("---") && number(from) < end && at < number(to)
+    }))
+}
+
 /// Reads `len` bytes at `at`.
 pub(super) fn load(at: u64, len: u64) -> Result<ChildValue, ChildFailure> {
     let mut bytes = buffer(len, 0)?;

@@ -74,6 +74,10 @@ pub(crate) enum ChildRequest {
     Exec { path: String },
     /// `mmap(2)`, shared or private. Without a descriptor it maps anonymous memory.
     Map { fd: Option<i32>, offset: u64, len: u64, write: bool, private: bool },
+    /// `fsync(2)`.
+    Fsync { fd: i32 },
+    /// `msync(2)` with MS_SYNC.
+    Msync { at: u64, len: u64 },
     /// `munmap(2)`.
     Unmap { at: u64, len: u64 },
     /// Loads through a mapping.
