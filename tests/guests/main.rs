@@ -16,6 +16,7 @@ mod server;
 mod attach;
 mod death;
 mod edge;
+mod more;
 mod own_device;
 mod served;
 
