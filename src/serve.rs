@@ -11,6 +11,7 @@ use emulator::device::ImageSpace;
 use emulator::sync::Arc;
 use workloads::input::Size;
 use workloads::input::designs::DesignCatalogue;
+use workloads::messages::peers::AllowedPeers;
 use workloads::serving::{Config, Files, NewContents, ServeError, Server, StopRequest, What};
 
 use crate::exit;
@@ -70,6 +71,10 @@ pub(crate) struct ServeArgs {
     /// Where `daxlab ctl` asks; the first socket's path with `.ctl` behind it if not given
     #[arg(long, value_name = "SOCKET", value_hint = ValueHint::FilePath)]
     control: Option<PathBuf>,
+    /// Let this user connect, at every socket, beside your own and root; several times for several.
+    /// Who may connect may read and write the whole volume
+    #[arg(long, value_name = "UID", value_parser = clap::value_parser!(u32).range(..0xffff_ffff))]
+    allow_uid: Vec<u32>,
     /// The QEMU to print command lines for, if not the ones that are found
     #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath)]
     qemu: Option<PathBuf>,
@@ -125,6 +130,7 @@ fn config(args: ServeArgs) -> anyhow::Result<Config> {
         power_cut_model: args.power_cut_model,
         seed: args.seed,
         control,
+        allowed: AllowedPeers::with(&args.allow_uid),
         qemu: args.qemu,
         program: PathBuf::from("/proc/self/exe"),
     })

@@ -14,6 +14,7 @@ mod control;
 mod designs;
 mod ends;
 mod image;
+mod peers;
 mod recipes;
 mod server;
 mod steering;

@@ -15,6 +15,7 @@ mod channel;
 pub mod fuzz;
 mod mapping;
 mod memory;
+mod peer;
 pub mod pmem;
 mod queue;
 mod server;
@@ -22,6 +23,7 @@ mod stats;
 mod wake;
 
 pub use mapping::Unmapped;
+pub use peer::Peer;
 pub use server::VhostServer;
 pub use stats::VhostStats;
 
@@ -47,13 +49,6 @@ pub const PIECES_MAX: usize = 128;
 /// guest whose machine was stopped and continued, because it removes regions that the reset has
 /// already unmapped (`send_remove_regions` in hw/virtio/vhost-user.c; seen with 11.1.3).
 pub const PIECES_IN_TABLE: usize = 6;
-
-/// The frontend that connected.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Peer {
-    /// The frontend's process, as the socket tells it (`SO_PEERCRED`); none if it could not.
-    pub pid: Option<u32>,
-}
 
 /// Why a flush failed; the guest only sees that it did (`ret` = 1, EIO of its fsync).
 #[derive(Debug, thiserror::Error)]

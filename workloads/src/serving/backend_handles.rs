@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::task::Poll;
 use std::time::Duration;
@@ -21,7 +21,7 @@ use emulator::runtime::clock::Nanos;
 use emulator::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use emulator::sync::thread::{self, JoinHandle};
 use emulator::sync::{Arc, Mutex};
-use emulator::vhost_user::{PIECES_MAX, PmemPiece};
+use emulator::vhost_user::{PIECES_MAX, Peer, PmemPiece};
 use emulator::wait::{WaitError, WaitFor, WaitQueue, Waiter};
 use fs_sim::Task;
 use fs_sim::base::numbers::Pid;
@@ -29,10 +29,14 @@ use fs_sim::pinning::guest_export::{GuestExport, GuestMapping};
 use fs_sim::vfs::signals::{SigInfo, Signal};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+use super::Config;
 use super::files;
 use super::link::{Counted, FromPort, Granted, Link, LinkError, TakeReason, ToPort, encode_pieces};
 use super::machine::{ServedMachine, ServedMemory};
-use crate::messages;
+use crate::messages::{
+    self,
+    peers::{self, AllowedPeers, RefusalLog},
+};
 
 /// How long a port may take to start.
 const START_MAX: Duration = Duration::from_secs(20);
@@ -50,6 +54,8 @@ pub(super) struct Port {
     pid: u32,
     state: Mutex<State>,
     changed: WaitQueue,
+    allowed: AllowedPeers,
+    refusals: RefusalLog,
 }
 
 #[derive(Default)]
@@ -99,7 +105,7 @@ impl Guest {
     }
 
     pub(super) fn who(&self) -> String {
-        self.pid.map_or("unknown process".to_owned(), |pid| format!("QEMU process {pid}"))
+        self.pid.map_or_else(|| peers::shown(None), |pid| format!("QEMU process {pid}"))
     }
 }
 
@@ -124,19 +130,16 @@ impl Port {
     /// Starts a port for `listener`, and a thread that attends to it.
     pub(super) fn start(
         machine: &Arc<ServedMachine>,
-        program: &Path,
+        config: &Config,
         socket: PathBuf,
         listener: &UnixListener,
         file: Option<String>,
     ) -> std::io::Result<Arc<Port>> {
         let (ours, theirs) = messages::pair()?;
-        let command = Command::new(program)
-            .arg0("daxlab")
-            .arg("guest-port")
-            .stdin(Stdio::from(theirs))
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()?;
+        let mut command = Command::new(&config.program);
+        command.arg0("daxlab").arg("guest-port");
+        command.stdin(Stdio::from(theirs)).stdout(Stdio::null()).stderr(Stdio::null());
+        let command = without_inherited_descriptors(&mut command).spawn()?;
         let port = Arc::new(Port {
             socket,
             file,
@@ -145,6 +148,8 @@ impl Port {
             process: Mutex::new(command),
             state: Mutex::default(),
             changed: WaitQueue::new(),
+            allowed: config.allowed.clone(),
+            refusals: RefusalLog::new(),
         });
         let mut fds: Vec<BorrowedFd<'_>> = vec![listener.as_fd(), machine.device().fd()];
         fds.extend(machine.durable().map(|durable| durable.fd()));
@@ -176,13 +181,13 @@ impl Port {
                     self.state.lock().ready = true;
                     self.changed.wake_all();
                 }
-                FromPort::Connected { number, pid } => {
+                FromPort::Connected { number, peer } => {
                     // The previous guest is gone, so the thread that admitted it ends without a
                     // wait.
                     admission.take().into_iter().for_each(ended);
                     let (port, with) = (Arc::clone(self), Arc::clone(machine));
                     let admitting = thread::try_spawn(move || {
-                        let reply = port.connected(&with, number, pid);
+                        let reply = port.connected(&with, number, peer.into());
                         port.send(&ToPort::Reply { number, reply });
                     });
                     match admitting {
@@ -231,8 +236,14 @@ impl Port {
     }
 
     /// A guest has connected.
-    fn connected(self: &Arc<Self>, machine: &Arc<ServedMachine>, connection: u64, pid: Option<u32>) -> Granted {
-        let named = pid.map_or("a process".to_owned(), |pid| format!("process {pid}"));
+    fn connected(self: &Arc<Self>, machine: &Arc<ServedMachine>, connection: u64, peer: Peer) -> Granted {
+        let (pid, named) = (peer.pid, peers::shown(peer.pid));
+        if let Err(why) = self.allowed.admit(&peer) {
+            if let Some(more) = self.refusals.met() {
+                machine.tell(&format!("{}: {named} was refused: {why}{more}", self.shown()));
+            }
+            return Granted::No(why);
+        }
         // No power cut happens while the guest is being admitted.
         let admitted = machine.under_power(|| {
             let (guest, bytes, pieces) = self.admit(machine, connection, pid)?;
@@ -261,7 +272,7 @@ impl Port {
     ) -> Result<(Arc<Guest>, u64, u64), String> {
         let (holds, bytes, pieces) = match (machine.backing(), &self.file) {
             (ServedMemory::Files(kernel), Some(file)) => {
-                let who = pid.map_or("unknown process".to_owned(), |pid| format!("QEMU process {pid}"));
+                let who = pid.map_or_else(|| peers::shown(None), |pid| format!("QEMU process {pid}"));
                 let who = format!("guest at {}, {who}", self.shown());
                 let mapping = MappedByGuest { port: Arc::clone(self), connection, who };
                 let task = kernel.spawn();
@@ -490,6 +501,21 @@ impl Port {
     fn has_died(&self) -> bool {
         self.process.lock().try_wait().is_ok_and(|status| status.is_some())
     }
+}
+
+/// Has `command` start its program with its three standard descriptors only: the server may have
+/// been started with others, which no guest's process needs. Linux before 5.11 can't do it; there
+/// they stay open.
+fn without_inherited_descriptors(command: &mut Command) -> &mut Command {
+    let close_at_exec = || {
+        // SAFETY: close_range(2) with this flag marks descriptors and touches no memory. It is
+        // called directly, as is safe between fork(2) and execve(2).
+        let _unknown_to_old_kernels =
+            unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) };
+        Ok(())
+    };
+    // SAFETY: the closure allocates nothing and takes no lock.
+    unsafe { command.pre_exec(close_at_exec) }
 }
 
 /// A descriptor that tells of a process's end.

@@ -65,7 +65,8 @@ pub fn main(socket: OwnedFd) -> io::Result<()> {
     let door = listener.try_clone()?;
     let listener = UnixListener::from(listener);
     let name = socket::Name::of(&listener);
-    let remove_socket = move || name.into_iter().for_each(socket::Name::remove);
+    let removed = name.clone();
+    let remove_socket = move || removed.into_iter().for_each(socket::Name::remove);
     let server = VhostServer::start(listener, Arc::clone(&port) as Arc<dyn Medium>, remove_socket)?;
     port.send(&FromPort::Ready);
     thread::scope(|scope| {
@@ -102,11 +103,13 @@ pub fn main(socket: OwnedFd) -> io::Result<()> {
                 ToPort::Start { .. } => {}
             }
         }
+        // Before flushes fail, which is how another process may learn of the server's end: from
+        // here on another server may have the path.
+        name.into_iter().for_each(socket::Name::remove);
         port.over.store(true, Ordering::SeqCst);
         port.link.over();
     });
-    // No frontend may wait here in vain, and another server may take the path as soon as it sees
-    // that no process listens.
+    // No frontend may wait here in vain.
     let _shut = rustix::net::shutdown(&door, rustix::net::Shutdown::Both);
     server.join();
     Ok(())
@@ -246,7 +249,7 @@ impl Medium for BackendPort {
         let granted = self.link.ask(|number| {
             connection = number;
             *self.device_state.lock() = DeviceState { connection: Some(number), ..DeviceState::default() };
-            FromPort::Connected { number, pid: peer.pid }
+            FromPort::Connected { number, peer: peer.into() }
         });
         let refused = match granted {
             Ok(Granted::Device { bytes, pieces }) => {

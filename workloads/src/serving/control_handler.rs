@@ -233,12 +233,8 @@ impl Served {
     fn power_cut(&self, seed: Option<u64>, asker: &Asker<'_>) -> Answered {
         let durable =
             self.machine.durable().ok_or("the server keeps no durable copy; start it with --power-cut-model")?;
-        if !self.machine.fail_power() {
-            return Err("the power is failing already".to_owned());
-        }
-        let cut = self.cut(durable, seed.unwrap_or(self.machine.waits().seed()), asker);
-        self.machine.restore_power();
-        cut
+        let _outage = self.machine.fail_power().ok_or("the power is failing already")?;
+        self.cut(durable, seed.unwrap_or(self.machine.waits().seed()), asker)
     }
 
     fn cut(&self, durable: &emulator::device::persistence::DurableImage, seed: u64, asker: &Asker<'_>) -> Answered {

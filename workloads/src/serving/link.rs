@@ -14,7 +14,7 @@ use std::time::Duration;
 use emulator::World;
 use emulator::sync::Mutex;
 use emulator::sync::atomic::{AtomicU64, Ordering};
-use emulator::vhost_user::PmemPiece;
+use emulator::vhost_user::{Peer, PmemPiece};
 use emulator::wait::{WaitError, WaitFor, WaitQueue, Waiter, WaiterId};
 use rustix::io::Errno;
 use rustix::net::RecvFlags;
@@ -79,9 +79,8 @@ pub(super) enum Granted {
 pub(super) enum FromPort {
     /// It listens.
     Ready,
-    /// A frontend connected; its process, if it is known. The number is the connection's from now
-    /// on.
-    Connected { number: u64, pid: Option<u32> },
+    /// A frontend connected. The number is the connection's from now on.
+    Connected { number: u64, peer: PeerSeen },
     /// A driver took the device.
     Attach { number: u64, connection: u64 },
     /// The frontend hung up.
@@ -90,6 +89,25 @@ pub(super) enum FromPort {
     Taken { number: u64, pieces: u64, acknowledged: bool },
     /// The reply to a request.
     Reply { number: u64, reply: Counted },
+}
+
+/// A [`Peer`] as a message carries it.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(super) struct PeerSeen {
+    pid: Option<u32>,
+    uid: u32,
+}
+
+impl From<Peer> for PeerSeen {
+    fn from(peer: Peer) -> PeerSeen {
+        PeerSeen { pid: peer.pid, uid: peer.uid }
+    }
+}
+
+impl From<PeerSeen> for Peer {
+    fn from(seen: PeerSeen) -> Peer {
+        Peer { pid: seen.pid, uid: seen.uid }
+    }
 }
 
 /// What a port answers.
