@@ -18,6 +18,7 @@ mod death;
 mod edge;
 mod own_device;
 mod served;
+mod try_guest;
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;

@@ -3,6 +3,8 @@
 
 use std::os::unix::fs::FileExt;
 
+use serde_json::Value;
+
 use crate::attached::serve_file;
 use crate::guest::{Asked, Guest};
 use crate::server::{MIB, Server};
@@ -201,4 +203,30 @@ fn of_two_guests_under_chinners_rules_the_second_finds_the_file_taken() {
     let second = Guest::connect(&server.socket("b"));
     assert!(server.says("turned away").contains("ETXTBSY"));
     second.hang_up();
+}
+
+/// For people; programs get numbers.
+#[test]
+fn answers_have_units_and_name_pins_by_number() {
+    let (_dir, server) = serve_file(&["a"], &[]);
+    let guest = server.guest("a");
+    let (code, out, _) = server.ctl(&["truncate", "data", "2MiB"]);
+    assert!(code == 1 && out.starts_with("truncate data to 2 MiB: ETXTBSY\n"), "{out}");
+    assert!(out.contains("a stranger's change of blocks 512.. (from 2 MiB on) meets"), "{out}");
+    assert!(out.contains(", pin number 2, all blocks: refuses"), "{out}");
+    assert!(out.contains(", pin number 2 of process 3, blocks 0..1024 (4 MiB): refuses"), "{out}");
+    let shown = |args: &[&str]| server.ctl(args).1;
+    assert!(shown(&["blockers", "data"]).contains(", pin number 2, "));
+    assert!(shown(&["leases"]).ends_with("of process 3, all blocks, 1 pin under it\n"), "{}", shown(&["leases"]));
+    let pins = shown(&["pins"]);
+    assert!(pins.ends_with(", pin number 2 of process 3, blocks 0..1024 (4 MiB), held by process 3\n"), "{pins}");
+    let stale = shown(&["stale"]);
+    assert!(stale.contains("stale_guest_exposed_bytes 0 B, orphaned bytes 0 B"), "{stale}");
+    let region = shown(&["rdma-reg", "data"]);
+    assert!(region.starts_with("region 1: data, 4 MiB, rkey "), "{region}");
+    let asked = server.ctl(&["truncate", "data", "2MiB", "--json"]).1;
+    let asked: Value = serde_json::from_str(&asked).unwrap();
+    assert_eq!(asked["call"], "truncate data to 2097152");
+    assert_eq!(server.json(&["pins"])[0]["range"]["end"], 1024);
+    guest.hang_up();
 }

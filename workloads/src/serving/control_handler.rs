@@ -9,6 +9,7 @@ use std::sync::OnceLock;
 
 use emulator::sync::Arc;
 use emulator::wait::{WaitError, Waiter};
+use fs_sim::base::units::ShownBytes;
 use fs_sim::extent_map::Layout;
 use fs_sim::syscalls::fallocate::FallocateMode;
 use fs_sim::syscalls::open::OpenFlags;
@@ -61,6 +62,23 @@ impl Handler for ControlHandler {
 /// An answer, or why the request makes no sense.
 type Answered = Result<Response, String>;
 
+/// A change of a file in words.
+struct ChangeWords {
+    /// For programs: bytes without a unit.
+    call: String,
+    /// For people.
+    shown: String,
+}
+
+impl ChangeWords {
+    fn of_range(verb: &str, file: &str, offset: u64, len: u64) -> ChangeWords {
+        ChangeWords {
+            call: format!("{verb} {file} from {offset} on {len}"),
+            shown: format!("{verb} {file}, {} from {} on", ShownBytes(len), ShownBytes(offset)),
+        }
+    }
+}
+
 /// What the asker of a call that waits can do to it: hang up.
 fn cancelled_by(waiter: &Arc<Waiter>) -> impl FnOnce() + Send + 'static {
     let waiter = Arc::clone(waiter);
@@ -94,21 +112,24 @@ impl Served {
     fn about_files(&self, kernel: &Arc<Kernel>, request: &Op, asker: &Asker<'_>) -> Answered {
         match request {
             Op::Truncate { file, size } => {
-                let what = format!("truncate {file} to {}", size.0);
+                let what = ChangeWords {
+                    call: format!("truncate {file} to {}", size.0),
+                    shown: format!("truncate {file} to {}", ShownBytes(size.0)),
+                };
                 // What a change of size is about, from the smaller size on.
                 let from = kernel.named(file).map_or(0, |inode| inode.layout(Layout::size)).min(size.0);
                 let range = BlockRange::new(from / BLOCK, u64::MAX);
                 self.change(kernel, file, &what, range, asker, |task| task.truncate(file, size.0))
             }
             Op::PunchByPath { file, offset, len } => {
-                let what = format!("punch {file} from {} on {}", offset.0, len.0);
+                let what = ChangeWords::of_range("punch", file, offset.0, len.0);
                 let range = bytes_from(offset.0, len.0);
                 self.change(kernel, file, &what, range, asker, |task| {
                     fallocate(task, file, FallocateMode::PunchHole, offset.0, len.0)
                 })
             }
             Op::FallocateByPath { file, offset, len } => {
-                let what = format!("fallocate {file} from {} on {}", offset.0, len.0);
+                let what = ChangeWords::of_range("fallocate", file, offset.0, len.0);
                 let range = bytes_from(offset.0, len.0);
                 let mode = FallocateMode::Allocate { keep_size: false };
                 self.change(kernel, file, &what, range, asker, |task| fallocate(task, file, mode, offset.0, len.0))
@@ -133,7 +154,7 @@ impl Served {
         &self,
         kernel: &Arc<Kernel>,
         file: &str,
-        what: &str,
+        what: &ChangeWords,
         range: BlockRange,
         asker: &Asker<'_>,
         call: impl FnOnce(&Task) -> Result<(), Errno>,
@@ -151,18 +172,19 @@ impl Served {
         let waited = task.take_waited();
         let elapsed_ns = kernel.world().now().since(start);
         task.exit();
+        let ChangeWords { call: called, shown } = what;
         let mut data =
-            json!({ "call": what, "file": file, "process": pid.0, "waited": waited, "elapsed_ns": elapsed_ns });
+            json!({ "call": called, "file": file, "process": pid.0, "waited": waited, "elapsed_ns": elapsed_ns });
         match outcome {
             Ok(()) => {
                 data["outcome"] = json!("done");
                 let waited =
                     if waited { format!(", after {:.3} s of waiting", elapsed_ns as f64 / 1e9) } else { String::new() };
-                Ok(Response::Answer { text: format!("{what}: done{waited}\n"), data })
+                Ok(Response::Answer { text: format!("{shown}: done{waited}\n"), data })
             }
             Err(errno) => {
                 data["outcome"] = json!(errno.to_string());
-                let mut text = format!("{what}: {errno}\n");
+                let mut text = format!("{shown}: {errno}\n");
                 if let Some(found) = kernel.blockers_of(inode.ino(), range) {
                     text += &found.to_string();
                     data["blockers"] = serde_json::to_value(&found).unwrap_or(Value::Null);
@@ -188,7 +210,7 @@ impl Served {
             let socket = port.socket.display();
             match port.counters() {
                 Ok((counters, problem)) => {
-                    let words: Vec<String> = counters.iter().map(|(name, count)| format!("{name} {count}")).collect();
+                    let words: Vec<String> = counters.iter().map(render::counter).collect();
                     text += &format!("{socket}: {}\n", words.join(", "));
                     text.extend(problem.iter().map(|problem| format!("  last problem: {problem}\n")));
                     data.push(json!({ "socket": port.shown(), "counters": counters, "problem": problem }));
@@ -331,8 +353,8 @@ impl Served {
             Ok((number, region)) => {
                 let mr = &region.mr;
                 let text = format!(
-                    "region {number}: {file}, {} bytes, rkey {:#x}, of process {pid} ({})\n",
-                    mr.len(),
+                    "region {number}: {file}, {}, rkey {:#x}, of process {pid} ({})\n",
+                    ShownBytes(mr.len()),
                     mr.rkey(),
                     port.socket.display(),
                 );
@@ -367,7 +389,7 @@ impl Served {
 
     fn rdma_write(&self, mr: u64, offset: u64, text: &str) -> Answered {
         let region = self.region(mr)?;
-        let what = format!("rdma-write {mr} at {offset}, {} bytes", text.len());
+        let what = format!("rdma-write {mr} at {}, {}", ShownBytes(offset), ShownBytes(text.len() as u64));
         let written = self.machine.under_power(|| region.write(offset, text.as_bytes()));
         Ok(match written.ok_or("the power is failing")? {
             Ok(()) => {
@@ -380,10 +402,10 @@ impl Served {
 
     fn rdma_read(&self, mr: u64, offset: u64, len: u64) -> Answered {
         if len > READ_MAX {
-            return Err(format!("{len} bytes; at most {READ_MAX} are read at once"));
+            return Err(format!("{}; at most {} are read at once", ShownBytes(len), ShownBytes(READ_MAX)));
         }
         let region = self.region(mr)?;
-        let what = format!("rdma-read {mr} at {offset}, {len} bytes");
+        let what = format!("rdma-read {mr} at {}, {}", ShownBytes(offset), ShownBytes(len));
         Ok(match region.read(offset, len) {
             Ok(bytes) => {
                 let shown: String = bytes.iter().flat_map(|byte| byte.escape_ascii()).map(char::from).collect();
@@ -436,7 +458,9 @@ fn poison(kernel: &Arc<Kernel>, file: &str, offset: u64, len: u64) -> Answered {
     };
     let end = offset.checked_add(len).filter(|end| *end <= inode.layout(Layout::size));
     let Some(end) = end.filter(|_| len > 0) else {
-        return Err(format!("poison {file} from {offset} on {len}: the file has {} bytes", inode.layout(Layout::size)));
+        let size = ShownBytes(inode.layout(Layout::size));
+        let (offset, len) = (ShownBytes(offset), ShownBytes(len));
+        return Err(format!("poison {file}, {len} from {offset} on: the file has {size}"));
     };
     let blocks = offset / BLOCK..end.div_ceil(BLOCK);
     let count = blocks.end - blocks.start;

@@ -13,6 +13,7 @@ use emulator::sync::Arc;
 use emulator::sync::atomic::Ordering;
 use emulator::vhost_user::attach::shell;
 use emulator::vhost_user::{PIECES_IN_TABLE, VhostStats};
+use fs_sim::base::units::ShownBytes;
 use fs_sim::design::{Axis, GateScope, PinGate};
 use fs_sim::extent_map::Layout;
 use fs_sim::pinning::guest_export::Exposure;
@@ -45,6 +46,11 @@ pub(super) fn counters(stats: &VhostStats) -> BTreeMap<String, u64> {
         ("resets", stats.resets),
     ];
     counters.map(|(name, count)| (name.to_owned(), count)).into()
+}
+
+/// A counter for people: one of bytes has a unit.
+pub(super) fn counter((name, count): (&String, &u64)) -> String {
+    if name.contains("bytes") { format!("{name} {}", ShownBytes(*count)) } else { format!("{name} {count}") }
 }
 
 /// What is held for a guest on trial, in words.
@@ -182,8 +188,8 @@ pub(super) fn stale(port: &Port, guest: &Guest, exposure: &Exposure) -> (String,
         "{}: {}: stale_guest_exposed_bytes {}, orphaned bytes {}\n",
         port.socket.display(),
         guest.who(),
-        exposure.exposed_bytes,
-        exposure.orphaned_bytes,
+        ShownBytes(exposure.exposed_bytes),
+        ShownBytes(exposure.orphaned_bytes),
     );
     let pieces: Vec<Value> = exposure
         .pieces

@@ -8,7 +8,8 @@ use std::os::unix::ffi::OsStringExt;
 use super::*;
 use proptest::prelude::*;
 
-const NONE: QemuOffer<'static> = QemuOffer { socket: None, memory: None, offset: 0, size: 256 << 20, nvdimm: false };
+const NONE: QemuOffer<'static> =
+    QemuOffer { socket: None, memory: None, offset: 0, size: 256 << 20, nvdimm: false, kvm: true };
 
 fn version(major: u32, minor: u32, micro: u32) -> QemuVersion {
     QemuVersion { major, minor, micro }
@@ -49,6 +50,8 @@ fn over_vhost_user() {
   -chardev socket,id=vu,path=/run/daxlab/a.sock \
   -device vhost-user-test-device-pci,virtio-id=27,num_vqs=1,config_size=16,chardev=vu"
     );
+    let without = recipes(&QemuOffer { kvm: false, ..offer }, &[]);
+    assert!(without[0].command().starts_with("qemu-system-x86_64 -accel tcg -cpu max"), "{}", without[0].command());
     assert_eq!(recipe.works_with, "QEMU 11.1 and later");
     assert_eq!(recipe.here, "no qemu-system-x86_64 is installed here; this needs 11.1");
     assert!(!recipe.fits);
@@ -153,7 +156,7 @@ proptest! {
 
     #[test]
     fn any_path_survives_shell_and_qemu(socket in path(), memory in path(), command in path(), nvdimm: bool) {
-        let offer = QemuOffer { socket: Some(&socket), memory: Some(&memory), offset: 4096, size: 4 << 20, nvdimm };
+        let offer = QemuOffer { socket: Some(&socket), memory: Some(&memory), offset: 4096, size: 4 << 20, nvdimm, kvm: true };
         let mut installed = [qemu("x", version(11, 1, 0), [true; 3])];
         installed[0].command = command.clone();
         let both = recipes(&offer, &installed);
