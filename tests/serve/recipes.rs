@@ -51,9 +51,10 @@ fn a_qemu_that_was_named_must_be_able_to() {
     let server = Server::start(dir, &["a"], &[&IMAGE[..], &["--qemu", &old, "--nvdimm"]].concat());
     let text = &server.introduction;
     assert!(text.contains(&format!("{old} -accel ")), "{text}");
-    // KVM is offered only where it opens, and never as something that works.
-    assert_eq!(text.contains("-accel kvm "), text.contains("KVM opens on this machine, which does not show"), "{text}");
-    assert_eq!(text.contains("-accel kvm "), fs::File::options().read(true).write(true).open("/dev/kvm").is_ok());
+    // KVM may open and boot no guest: no line has it, and it is named where it opens.
+    let opens = fs::File::options().read(true).write(true).open("/dev/kvm").is_ok();
+    assert!(!text.contains("-accel kvm -accel"), "{text}");
+    assert_eq!(text.contains("KVM opens on this machine: put `-accel kvm` in front of"), opens, "{text}");
 }
 
 /// What a machine has that took its QEMU from its distribution.

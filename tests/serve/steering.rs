@@ -230,3 +230,59 @@ fn answers_have_units_and_name_pins_by_number() {
     assert_eq!(server.json(&["pins"])[0]["range"]["end"], 1024);
     guest.hang_up();
 }
+
+#[test]
+fn flushes_fail_by_number() {
+    let (_dir, server) = serve_file(&["a"], &[]);
+    let mut guest = server.guest("a");
+    let mut flushes = |count: usize| (0..count).map(|_| guest.flush()).collect::<Vec<_>>();
+    let (code, out, _) = server.ctl(&["fail-flush", "nth=3"]);
+    assert_eq!((code, out.as_str()), (0, "a: flush number 3 from now on fails, and no other\n"));
+    assert_eq!(flushes(7), [0, 0, 1, 0, 0, 0, 0]);
+    let (code, out, _) = server.ctl(&["fail-flush", "every=2"]);
+    assert_eq!((code, out.as_str()), (0, "a: of every 2 flushes from now on the last one fails\n"));
+    assert_eq!(flushes(5), [0, 1, 0, 1, 0]);
+    server.json(&["fail-flush", "off"]);
+    assert_eq!(flushes(3), [0, 0, 0]);
+    for wrong in ["nth=0", "nth=", "every=x", "sometimes", "nth=99999999999999999999"] {
+        let (code, _, err) = server.ctl(&["fail-flush", wrong]);
+        assert!(code == 2 && err.contains("write `on`, `off`, `nth=3` or `every=3`"), "{wrong}: {code}: {err}");
+    }
+}
+
+/// The delay is longer than anything that a test waits for: only its end by another request, or by
+/// the server's, is seen.
+#[test]
+fn a_flush_is_held_up_until_its_delay_ends() {
+    let (_dir, mut server) = serve_file(&["a"], &[]);
+    let mut guest = server.guest("a");
+    let held_up = |server: &Server, count: u64| {
+        server.until(&["flush-stats"], |stats| (stats[0]["counters"]["delayed"] == count).then_some(()));
+    };
+    let (code, out, _) = server.ctl(&["flush-delay", "60s"]);
+    assert_eq!((code, out.as_str()), (0, "a: each flush is held up for 1m\n"));
+    guest.request(0, 0);
+    guest.kick();
+    held_up(&server, 1);
+    assert_eq!(guest.used_index(), 0, "not answered");
+    let (code, out, _) = server.ctl(&["flush-delay", "off"]);
+    assert_eq!((code, out.as_str()), (0, "a: flushes are not held up\n"));
+    assert_eq!((guest.answer(), guest.ret(0)), ((0, 4), 0));
+    assert_eq!(guest.flush(), 0);
+    // A short one ends by itself.
+    server.json(&["flush-delay", "1ms"]);
+    assert_eq!(guest.flush(), 0);
+    held_up(&server, 2);
+    let (code, _, err) = server.ctl(&["flush-delay", "61s"]);
+    assert!(code == 2 && err.contains("at most 1m"), "{code}: {err}");
+    let (code, _, err) = server.ctl(&["flush-delay", "5"]);
+    assert!(code == 2 && err.contains("no unit"), "{code}: {err}");
+    // What is taken meanwhile is not reported as durable, and neither is what the server no longer
+    // sees to.
+    server.json(&["flush-delay", "60s"]);
+    guest.request(0, 0);
+    guest.kick();
+    held_up(&server, 3);
+    server.terminate();
+    assert_eq!((guest.answer(), guest.ret(0)), ((0, 4), 1));
+}

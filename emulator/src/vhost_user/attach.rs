@@ -216,8 +216,6 @@ pub struct QemuOffer<'a> {
     pub size: u64,
     /// Whether they carry an fsdax info block (see [`crate::device::fsdax`]).
     pub nvdimm: bool,
-    /// Whether KVM opens here ([`kvm_opens`]): QEMU takes the next accelerator only if it does not.
-    pub kvm: bool,
 }
 
 /// Whether this user can open KVM. That it also boots a guest only a boot shows: in some clouds it
@@ -268,7 +266,7 @@ fn over_socket(socket: &Path, offer: &QemuOffer<'_>, installed: &[Qemu]) -> Qemu
         qemu.vhost_user_test_device
     });
     let mut notes =
-        vec!["The guest's flushes reach this server: an fsync in the guest is durable when it returns.".to_owned()];
+        vec!["The guest's flushes reach this server: an fsync in the guest returns when what it flushed is as durable as this server keeps it.".to_owned()];
     if offer.nvdimm {
         notes.push(behind_block());
     }
@@ -276,7 +274,7 @@ fn over_socket(socket: &Path, offer: &QemuOffer<'_>, installed: &[Qemu]) -> Qemu
         title: "virtio-pmem over vhost-user".to_owned(),
         works_with: format!("QEMU {} and later", QemuVersion::SHARED_MEMORY),
         lines: vec![
-            start(&fit.command, offer.kvm),
+            start(&fit.command),
             format!("-machine q35,memory-backend=m0 -m {GUEST_MIB}M"),
             format!("-object memory-backend-memfd,id=m0,size={GUEST_MIB}M,share=on"),
             format!("-chardev {}", shell(&option("socket,id=vu,path=", socket, ""))),
@@ -295,7 +293,7 @@ fn own_device(memory: &Path, offer: &QemuOffer<'_>, installed: &[Qemu]) -> QemuR
         title: "QEMU's own virtio-pmem over this memory".to_owned(),
         works_with: works_with(oldest),
         lines: vec![
-            start(&fit.command, offer.kvm),
+            start(&fit.command),
             format!("-machine q35 {}", room(offer.size)),
             backend(memory, offer),
             "-device virtio-pmem-pci,memdev=nv0".to_owned(),
@@ -316,7 +314,7 @@ fn nvdimm(memory: &Path, offer: &QemuOffer<'_>, installed: &[Qemu]) -> QemuRecip
         title: "an ACPI NVDIMM over this memory".to_owned(),
         works_with: works_with(oldest),
         lines: vec![
-            start(&fit.command, offer.kvm),
+            start(&fit.command),
             format!("-machine q35,nvdimm=on {}", room(offer.size)),
             backend(memory, offer),
             "-device nvdimm,memdev=nv0".to_owned(),
@@ -378,9 +376,10 @@ fn behind_block() -> String {
     )
 }
 
-fn start(command: &Path, kvm: bool) -> String {
-    let kvm = if kvm { "-accel kvm " } else { "" };
-    format!("{} {kvm}-accel tcg -cpu max", shell(command.as_os_str().as_bytes()))
+/// Without KVM: QEMU falls back from it only if it does not open, and it may open and boot no
+/// guest.
+fn start(command: &Path) -> String {
+    format!("{} -accel tcg -cpu max", shell(command.as_os_str().as_bytes()))
 }
 
 /// The guest's memory, with room for a device of `size` bytes beside it and for what aligning it to

@@ -17,7 +17,7 @@ use std::process::{Child, Command, Stdio};
 use std::task::Poll;
 use std::time::Duration;
 
-use emulator::runtime::clock::Nanos;
+use emulator::runtime::clock::{Clock, Nanos};
 use emulator::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use emulator::sync::thread::{self, JoinHandle};
 use emulator::sync::{Arc, Mutex};
@@ -37,6 +37,7 @@ use crate::messages::{
     self,
     peers::{self, AllowedPeers, RefusalLog},
 };
+use crate::ops::FlushRule;
 
 /// How long a port may take to start.
 const START_MAX: Duration = Duration::from_secs(20);
@@ -56,6 +57,8 @@ pub(super) struct Port {
     changed: WaitQueue,
     allowed: AllowedPeers,
     refusals: RefusalLog,
+    /// For how long ago demands were made.
+    clock: Clock,
 }
 
 #[derive(Default)]
@@ -66,8 +69,23 @@ struct State {
     guest: Option<Arc<Guest>>,
     /// The process that is about to take the file for the next one.
     exporter: Option<Pid>,
-    /// Demands not yet fulfilled: for which connection, and why.
-    takes: BTreeMap<u64, (u64, TakeReason)>,
+    /// Demands not yet fulfilled, by number.
+    takes: BTreeMap<u64, Demand>,
+}
+
+/// A demand that nothing stay mapped.
+#[derive(Clone, Copy)]
+struct Demand {
+    connection: u64,
+    why: TakeReason,
+    since: Nanos,
+}
+
+/// A guest that has not unmapped what was demanded.
+pub(super) struct Unanswered {
+    pub(super) guest: Arc<Guest>,
+    /// How long ago it was asked.
+    pub(super) asked_ns: u64,
 }
 
 /// A guest that is attached.
@@ -150,6 +168,7 @@ impl Port {
             changed: WaitQueue::new(),
             allowed: config.allowed.clone(),
             refusals: RefusalLog::new(),
+            clock: Clock::real(),
         });
         let mut fds: Vec<BorrowedFd<'_>> = vec![listener.as_fd(), machine.device().fd()];
         fds.extend(machine.durable().map(|durable| durable.fd()));
@@ -342,7 +361,7 @@ impl Port {
         let guest = {
             let mut state = self.state.lock();
             let there = state.guest.take_if(|guest| guest.connection == connection);
-            state.takes.retain(|_, (of, _)| *of != connection);
+            state.takes.retain(|_, demand| demand.connection != connection);
             there
         };
         if let Some(guest) = guest {
@@ -361,7 +380,8 @@ impl Port {
     /// Demands that nothing of `connection` stay mapped. Never waits; the demand's number.
     pub(super) fn take(&self, connection: u64, why: TakeReason) -> u64 {
         let number = self.link.number();
-        self.state.lock().takes.insert(number, (connection, why));
+        let demand = Demand { connection, why, since: self.clock.now() };
+        self.state.lock().takes.insert(number, demand);
         // A dead backend's guest may have it mapped as long as it lives.
         self.send(&ToPort::Take { number, connection, why });
         number
@@ -388,7 +408,7 @@ impl Port {
             let state = self.state.lock();
             (state.takes.get(&number).copied(), state.guest.clone())
         };
-        if let (Some((connection, why)), Some(guest)) = (demand, guest)
+        if let (Some(Demand { connection, why, .. }), Some(guest)) = (demand, guest)
             && guest.connection == connection
         {
             // ORDERING: Relaxed: a number for questions.
@@ -454,6 +474,15 @@ impl Port {
         self.state.lock().guest.clone()
     }
 
+    /// The guest, if it was asked to unmap and has not done it.
+    pub(super) fn unanswered(&self) -> Option<Unanswered> {
+        let state = self.state.lock();
+        let guest = state.guest.clone()?;
+        let demands = state.takes.values().filter(|demand| demand.connection == guest.connection);
+        let since = demands.map(|demand| demand.since).min()?;
+        Some(Unanswered { guest, asked_ns: self.clock.now().since(since) })
+    }
+
     /// Whether the port's process is gone.
     pub(super) fn has_ended(&self) -> bool {
         self.state.lock().ended
@@ -465,8 +494,13 @@ impl Port {
     }
 
     /// Makes flushes fail, or lets them succeed again.
-    pub(super) fn fail_flush(&self, on: bool) -> Result<(), LinkError> {
-        self.link.ask(|number| ToPort::FailFlush { number, on }).map(|_| ())
+    pub(super) fn fail_flush(&self, rule: FlushRule) -> Result<(), LinkError> {
+        self.link.ask(|number| ToPort::FailFlush { number, rule }).map(|_| ())
+    }
+
+    /// Holds up each flush for so long.
+    pub(super) fn delay_flush(&self, delay_ns: u64) -> Result<(), LinkError> {
+        self.link.ask(|number| ToPort::DelayFlush { number, delay_ns }).map(|_| ())
     }
 
     /// What its device counted, and the last thing that went wrong there.

@@ -29,6 +29,7 @@ use emulator::sync::{Arc, Mutex, thread};
 use emulator::vhost_user::{FlushError, Medium, Peer, PmemPiece, Unmapped, VhostServer, VhostStats};
 use emulator::wait::{WaitFor, WaitQueue, Waiter, WaiterId};
 
+use super::flush_shaping::FlushShaping;
 use super::link::{Counted, FromPort, Granted, Link, LinkError, TakeReason, ToPort, decode_pieces};
 use super::render;
 use crate::messages::socket;
@@ -56,7 +57,7 @@ pub fn main(socket: OwnedFd) -> io::Result<()> {
         link,
         memory: BackendMemory::new(memory, bytes, fds.next()).map_err(io::Error::other)?,
         over: AtomicBool::new(false),
-        told_to_fail: AtomicBool::new(false),
+        shaping: FlushShaping::new(),
         device_state: Mutex::new(DeviceState::default()),
         flushing: Gate::new(),
         changed: WaitQueue::new(),
@@ -85,8 +86,12 @@ pub fn main(socket: OwnedFd) -> io::Result<()> {
                         port.send(&FromPort::Taken { number, pieces: 0, acknowledged: true });
                     }
                 }
-                ToPort::FailFlush { number, on } => {
-                    port.told_to_fail.store(on, Ordering::SeqCst);
+                ToPort::FailFlush { number, rule } => {
+                    port.shaping.fail(rule);
+                    port.send(&FromPort::Reply { number, reply: Counted::Done });
+                }
+                ToPort::DelayFlush { number, delay_ns } => {
+                    port.shaping.delay(Duration::from_nanos(delay_ns));
                     port.send(&FromPort::Reply { number, reply: Counted::Done });
                 }
                 ToPort::Count { number } => {
@@ -95,7 +100,7 @@ pub fn main(socket: OwnedFd) -> io::Result<()> {
                     port.send(&FromPort::Reply { number, reply });
                 }
                 ToPort::End { number } => {
-                    port.over.store(true, Ordering::SeqCst);
+                    port.end();
                     port.send(&FromPort::Reply { number, reply: Counted::Done });
                 }
                 ToPort::Reply { number, reply } => port.link.replied(number, reply),
@@ -106,7 +111,7 @@ pub fn main(socket: OwnedFd) -> io::Result<()> {
         // Before flushes fail, which is how another process may learn of the server's end: from
         // here on another server may have the path.
         name.into_iter().for_each(socket::Name::remove);
-        port.over.store(true, Ordering::SeqCst);
+        port.end();
         port.link.over();
     });
     // No frontend may wait here in vain.
@@ -170,7 +175,7 @@ struct BackendPort {
     memory: BackendMemory,
     /// The server has ended.
     over: AtomicBool,
-    told_to_fail: AtomicBool,
+    shaping: FlushShaping,
     device_state: Mutex<DeviceState>,
     /// Flushes pass here; shut as long as the guest's memory is taken.
     flushing: Gate,
@@ -183,6 +188,16 @@ impl BackendPort {
     /// Sends a message to a server that may have ended. If it has, the link is closed.
     fn send(&self, what: &FromPort) {
         let _gone = self.link.tell(what, &[]);
+    }
+
+    /// The server ends: every flush fails from now on.
+    fn end(&self) {
+        self.over.store(true, Ordering::SeqCst);
+        self.shaping.wake();
+    }
+
+    fn is_over(&self) -> bool {
+        self.over.load(Ordering::SeqCst)
     }
 
     /// From now on flushes of `connection` fail; true if something may be mapped for it.
@@ -224,6 +239,7 @@ impl BackendPort {
 
     fn counters(&self, stats: &VhostStats) -> BTreeMap<String, u64> {
         let mut counters = render::counters(stats);
+        counters.insert("delayed".to_owned(), self.shaping.delayed());
         if self.memory.durable.is_some() {
             // ORDERING: Relaxed: see where they are written.
             for (name, counter) in
@@ -296,11 +312,16 @@ impl Medium for BackendPort {
     }
 
     fn flush(&self) -> Result<(), FlushError> {
-        if self.over.load(Ordering::SeqCst) {
+        if self.is_over() {
             return Err(FlushError::Gone);
         }
-        if self.told_to_fail.load(Ordering::SeqCst) {
+        if self.shaping.fails() {
             return Err(FlushError::Told);
+        }
+        // Before the memory is looked at: what is taken meanwhile makes it fail.
+        self.shaping.hold_up(|| self.is_over());
+        if self.is_over() {
+            return Err(FlushError::Gone);
         }
         let flushed = match self.flushing.enter() {
             Ok(()) => {

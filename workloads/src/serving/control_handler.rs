@@ -6,6 +6,7 @@
 //! then it can be given up.
 
 use std::sync::OnceLock;
+use std::time::Duration;
 
 use emulator::sync::Arc;
 use emulator::wait::{WaitError, Waiter};
@@ -19,16 +20,20 @@ use fs_sim::{BLOCK, BlockRange, Errno, Kernel, Task};
 use serde_json::{Value, json};
 
 use super::backend_handles::{Guest, Port, counted};
-use super::link::TakeReason;
+use super::link::{LinkError, TakeReason};
 use super::machine::ServedMachine;
 use super::nic::{AccessFailure, READ_MAX};
 use super::render;
-use crate::ops::Op;
+use crate::input;
+use crate::ops::{FlushRule, Op};
 use crate::serving::control::protocol::Response;
 use crate::serving::control::{Asker, Handler, answers};
 
 /// The most blocks that one request poisons.
 const POISON_MAX: u64 = 1 << 16;
+
+/// The longest delay of a flush.
+const FLUSH_DELAY_MAX: Duration = Duration::from_secs(60);
 
 /// See the module.
 #[derive(Default)]
@@ -99,7 +104,8 @@ impl Served {
         match request {
             Op::Guests {} => Ok(self.guests()),
             Op::FlushStats {} => Ok(self.flush_stats()),
-            Op::FailFlush { on } => Ok(self.fail_flush(*on)),
+            Op::FailFlush { on } => Ok(self.shape(&words_of_rule(*on), |port| port.fail_flush(*on))),
+            Op::DelayFlush { delay } => self.delay_flush(delay.0),
             Op::CutGuestPower { seed } => self.power_cut(*seed, asker),
             Op::Revoke { file } => self.revoke(file.as_deref(), asker),
             _ => {
@@ -134,6 +140,7 @@ impl Served {
                 let mode = FallocateMode::Allocate { keep_size: false };
                 self.change(kernel, file, &what, range, asker, |task| fallocate(task, file, mode, offset.0, len.0))
             }
+            Op::Blockers { file } => Ok(self.blockers(kernel, file, request)),
             Op::Stale {} => Ok(self.stale(kernel)),
             Op::PoisonRange { file, offset, len } => poison(kernel, file, offset.0, len.0),
             Op::RegisterGuestFile { file } => self.rdma_reg(file, asker),
@@ -224,13 +231,28 @@ impl Served {
         Response::Answer { text, data: Value::Array(data) }
     }
 
-    fn fail_flush(&self, on: bool) -> Response {
+    fn delay_flush(&self, delay: Duration) -> Answered {
+        if delay > FLUSH_DELAY_MAX {
+            let (asked, most) = (input::Duration(delay), input::Duration(FLUSH_DELAY_MAX));
+            return Err(format!(
+                "flush-delay {asked}: at most {most}, as a guest that hangs up is waited for as long; use `fail-flush` for a flush that never comes"
+            ));
+        }
+        let words = match delay.is_zero() {
+            true => "flushes are not held up".to_owned(),
+            false => format!("each flush is held up for {}", input::Duration(delay)),
+        };
+        let nanos = u64::try_from(delay.as_nanos()).unwrap_or(u64::MAX);
+        Ok(self.shape(&words, |port| port.delay_flush(nanos)))
+    }
+
+    /// Has every port do something to its flushes; `done` is what holds then.
+    fn shape(&self, done: &str, change: impl Fn(&Port) -> Result<(), LinkError>) -> Response {
         let (mut text, mut data, mut all) = (String::new(), Vec::new(), true);
         for port in &self.ports {
             let socket = port.socket.display();
-            let outcome = match port.fail_flush(on) {
-                Ok(()) if on => "flushes fail".to_owned(),
-                Ok(()) => "flushes work again".to_owned(),
+            let outcome = match change(port) {
+                Ok(()) => done.to_owned(),
                 Err(error) => {
                     all = false;
                     error.to_string()
@@ -318,6 +340,31 @@ impl Served {
             guests.iter().map(|(port, guest)| json!({ "socket": port.shown(), "qemu": guest.pid })).collect();
         let data = json!({ "revoked": revoked, "unmapped": all });
         Ok(Response::Answer { text, data })
+    }
+
+    /// Who stands against a change of a file, and which guests have been asked to unmap it.
+    fn blockers(&self, kernel: &Arc<Kernel>, file: &str, request: &Op) -> Response {
+        let answered = answers::answer(kernel, request);
+        let Some(Response::Answer { mut text, mut data }) = answered else {
+            return answered.unwrap_or_else(|| Response::Refused { why: answers::unknown(kernel, file) });
+        };
+        let ino = answers::find(kernel, file).map(|(ino, _)| ino);
+        let of_file = |port: &&Arc<Port>| {
+            let inode = port.file.as_deref().and_then(|name| kernel.named(name));
+            inode.is_some_and(|inode| Some(inode.ino()) == ino)
+        };
+        let mut waited_for = Vec::new();
+        for port in self.ports.iter().filter(of_file) {
+            if let Some(unanswered) = port.unanswered() {
+                let (line, value) = render::unanswered(port, &unanswered);
+                text += &format!("  {line}\n");
+                waited_for.push(value);
+            }
+        }
+        if !waited_for.is_empty() {
+            data["guests_asked_to_unmap"] = Value::Array(waited_for);
+        }
+        Response::Answer { text, data }
     }
 
     fn stale(&self, kernel: &Arc<Kernel>) -> Response {
@@ -433,6 +480,15 @@ impl Served {
             Ok(()) => Response::Answer { text: format!("region {mr} of {file} is gone\n"), data },
             Err(errno) => Response::Failed { text: format!("rdma-dereg {mr}: {errno}\n"), data },
         })
+    }
+}
+
+fn words_of_rule(rule: FlushRule) -> String {
+    match rule {
+        FlushRule::Off => "flushes work again".to_owned(),
+        FlushRule::On => "flushes fail".to_owned(),
+        FlushRule::Nth(number) => format!("flush number {number} from now on fails, and no other"),
+        FlushRule::Every(number) => format!("of every {number} flushes from now on the last one fails"),
     }
 }
 

@@ -22,6 +22,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::messages;
+use crate::ops::FlushRule;
 
 /// How long one side waits for the other's reply: far longer than it can take.
 pub(super) const PATIENCE: Duration = Duration::from_secs(20);
@@ -41,8 +42,10 @@ pub(super) enum ToPort {
     /// Nothing may stay mapped for this connection, and flushes fail until the device is attached
     /// again with pieces. [`FromPort::Taken`] follows.
     Take { number: u64, connection: u64, why: TakeReason },
-    /// Whether flushes are told to fail. A reply follows.
-    FailFlush { number: u64, on: bool },
+    /// Which flushes are told to fail. A reply follows.
+    FailFlush { number: u64, rule: FlushRule },
+    /// How long each flush is held up. A reply follows.
+    DelayFlush { number: u64, delay_ns: u64 },
     /// The counters. A reply follows.
     Count { number: u64 },
     /// The server is about to end: every flush fails from now on. A reply follows.

@@ -13,6 +13,7 @@
 //! | module | owns |
 //! |---|---|
 //! | [`backend_process`] | the process of one guest's backend |
+//! | `flush_shaping` | flushes that are made to fail or to take long, for tests |
 //! | `link` | the messages between server and backend process |
 //! | `backend_handles` | the server's side: which guest is there, and what is held for it |
 //! | `machine` | what all guests share |
@@ -31,6 +32,7 @@ pub mod backend_process;
 pub mod control;
 mod control_handler;
 mod files;
+mod flush_shaping;
 #[doc(hidden)]
 pub mod fuzz;
 mod link;

@@ -39,7 +39,6 @@ pub(super) fn qemus(config: &Config) -> Result<Vec<Qemu>, ServeError> {
         offset: 0,
         size: fsdax::DATA,
         nvdimm: config.nvdimm,
-        kvm: false,
     };
     let qemus = vec![qemu];
     match recipes(&asked, &qemus).into_iter().find(|recipe| !recipe.fits) {
@@ -127,20 +126,20 @@ pub(super) fn check_room(bytes: u64) -> Result<(), ServeError> {
 
 /// The command lines, for people.
 pub(super) fn text(config: &Config, backing: &ServedMemory, qemus: &[Qemu]) -> String {
-    let (nvdimm, kvm) = (config.nvdimm, kvm_opens());
+    let nvdimm = config.nvdimm;
     let (mut over_sockets, mut over_memory) = (Shown::default(), Shown::default());
     let memories = memories(config, backing);
     for (at, socket) in config.sockets.iter().enumerate() {
         let size = memories.get(at).or(memories.first()).map_or(0, |memory| memory.size);
         let socket = absolute(socket);
-        let offer = QemuOffer { socket: Some(&socket), memory: None, offset: 0, size, nvdimm, kvm };
+        let offer = QemuOffer { socket: Some(&socket), memory: None, offset: 0, size, nvdimm };
         over_sockets.add(&recipes(&offer, qemus), None);
     }
     for memory in &memories {
         match &memory.place {
             Ok((path, offset)) => {
                 let (memory, offset, size) = (Some(path.as_path()), *offset, memory.size);
-                let offer = QemuOffer { socket: None, memory, offset, size, nvdimm, kvm };
+                let offer = QemuOffer { socket: None, memory, offset, size, nvdimm };
                 let unseen = (matches!(backing, ServedMemory::Files(_)) && !nvdimm).then_some(
                     "Such a guest comes and goes unseen, and nothing is leased or pinned for it: with --nvdimm, lease and pins are held as long as the server runs.",
                 );
@@ -152,8 +151,8 @@ pub(super) fn text(config: &Config, backing: &ServedMemory, qemus: &[Qemu]) -> S
         }
     }
     let mut text = what_works(config, &over_sockets, &over_memory, qemus);
-    if kvm {
-        text += "\nKVM opens on this machine, which does not show that it boots a guest: if a guest says nothing, leave out `-accel kvm`.\n";
+    if kvm_opens() {
+        text += "\nKVM opens on this machine: put `-accel kvm` in front of `-accel tcg` if it also boots a guest, which `scripts/try-guest` tries. Where it does not, QEMU hangs and does not go on to tcg.\n";
     }
     // What was asked for comes first, or else what works here.
     let memory_first = nvdimm || !over_sockets.fits && over_memory.fits;

@@ -20,7 +20,7 @@ use fs_sim::pinning::guest_export::Exposure;
 use fs_sim::{Errno, Kernel};
 use serde_json::{Value, json};
 
-use super::backend_handles::{Guest, Port, counted};
+use super::backend_handles::{Guest, Port, Unanswered, counted};
 use super::machine::ServedMachine;
 use super::{Config, What};
 use crate::ops::{FileName, Op};
@@ -90,6 +90,7 @@ pub(super) fn what(config: &Config, machine: &ServedMachine, held: &str) -> Stri
     match &config.what {
         What::Image { path, .. } => {
             let _ = writeln!(text, "image {}, {size}", path.display());
+            let _ = writeln!(text, "a guest's FLUSH: what it flushed is durable in the image when it is answered");
         }
         What::Files(files) => {
             let _ = writeln!(text, "design {}, seed {}, volume of {size}", config.design, config.seed);
@@ -107,6 +108,10 @@ pub(super) fn what(config: &Config, machine: &ServedMachine, held: &str) -> Stri
                     }
                 }
             }
+            let _ = writeln!(
+                text,
+                "a guest's FLUSH: what it flushed is kept as long as this server lives, as the volume is in its memory; with --image it is durable"
+            );
             let whom = if config.nvdimm {
                 "held as long as this server runs"
             } else {
@@ -161,6 +166,11 @@ pub(super) fn guest(machine: &ServedMachine, port: &Port) -> (String, Value) {
         let _ = write!(text, "; process {process} has the file for it");
     }
     let _ = writeln!(text, "; attached for {:.1} s", since_ns as f64 / 1e9);
+    if let Some(asked) = port.unanswered() {
+        let (line, value) = unanswered(port, &asked);
+        let _ = writeln!(text, "  {line}");
+        data["asked_to_unmap"] = value;
+    }
     data["state"] = json!(state);
     data["qemu"] = json!(guest.pid);
     data["process"] = json!(process);
@@ -168,6 +178,34 @@ pub(super) fn guest(machine: &ServedMachine, port: &Port) -> (String, Value) {
     data["attaches"] = json!(attaches);
     data["attached_ns"] = json!(since_ns);
     (text, data)
+}
+
+/// A guest that holds up what takes its memory, and what ends that.
+pub(super) fn unanswered(port: &Port, asked: &Unanswered) -> (String, Value) {
+    let guest = &asked.guest;
+    let state = guest.pid.and_then(process_state);
+    let stopped = matches!(state, Some('T' | 't'));
+    let end = "its memory is waited for until it answers, hangs up or ends";
+    let remedy = match guest.pid {
+        Some(pid) if stopped => format!("that process is stopped: `kill -CONT {pid}` has it answer; {end}"),
+        Some(pid) => format!("{end} (`kill {pid}`)"),
+        None => end.to_owned(),
+    };
+    let text = format!(
+        "guest at {}, {}, was asked to unmap {:.1} s ago and has not: {remedy}",
+        port.shown(),
+        guest.who(),
+        asked.asked_ns as f64 / 1e9
+    );
+    let data = json!({ "socket": port.shown(), "qemu": guest.pid, "asked_ns": asked.asked_ns, "stopped": stopped });
+    (text, data)
+}
+
+/// The state letter of a process, as proc_pid_stat(5) has it.
+fn process_state(pid: u32) -> Option<char> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The program's name, in parentheses, may hold anything.
+    stat.rsplit_once(')')?.1.trim_start().chars().next()
 }
 
 fn standing(guest: &Guest, port_ended: bool) -> (&'static str, String) {

@@ -8,8 +8,7 @@ use std::os::unix::ffi::OsStringExt;
 use super::*;
 use proptest::prelude::*;
 
-const NONE: QemuOffer<'static> =
-    QemuOffer { socket: None, memory: None, offset: 0, size: 256 << 20, nvdimm: false, kvm: true };
+const NONE: QemuOffer<'static> = QemuOffer { socket: None, memory: None, offset: 0, size: 256 << 20, nvdimm: false };
 
 fn version(major: u32, minor: u32, micro: u32) -> QemuVersion {
     QemuVersion { major, minor, micro }
@@ -44,14 +43,12 @@ fn over_vhost_user() {
     let [recipe] = recipes(&offer, &[]).try_into().unwrap();
     assert_eq!(
         recipe.command(),
-        r"qemu-system-x86_64 -accel kvm -accel tcg -cpu max \
+        r"qemu-system-x86_64 -accel tcg -cpu max \
   -machine q35,memory-backend=m0 -m 512M \
   -object memory-backend-memfd,id=m0,size=512M,share=on \
   -chardev socket,id=vu,path=/run/daxlab/a.sock \
   -device vhost-user-test-device-pci,virtio-id=27,num_vqs=1,config_size=16,chardev=vu"
     );
-    let without = recipes(&QemuOffer { kvm: false, ..offer }, &[]);
-    assert!(without[0].command().starts_with("qemu-system-x86_64 -accel tcg -cpu max"), "{}", without[0].command());
     assert_eq!(recipe.works_with, "QEMU 11.1 and later");
     assert_eq!(recipe.here, "no qemu-system-x86_64 is installed here; this needs 11.1");
     assert!(!recipe.fits);
@@ -63,7 +60,7 @@ fn over_the_same_memory() {
     let [recipe] = recipes(&offer, &[]).try_into().unwrap();
     assert_eq!(
         recipe.command(),
-        r"qemu-system-x86_64 -accel kvm -accel tcg -cpu max \
+        r"qemu-system-x86_64 -accel tcg -cpu max \
   -machine q35 -m 512M,slots=2,maxmem=4G \
   -object memory-backend-file,id=nv0,share=on,mem-path=/proc/4711/fd/5,size=256M \
   -device virtio-pmem-pci,memdev=nv0"
@@ -75,7 +72,7 @@ fn over_the_same_memory() {
     let [recipe] = recipes(&offer, &[]).try_into().unwrap();
     assert_eq!(
         recipe.command(),
-        r"qemu-system-x86_64 -accel kvm -accel tcg -cpu max \
+        r"qemu-system-x86_64 -accel tcg -cpu max \
   -machine q35,nvdimm=on -m 512M,slots=2,maxmem=34G \
   -object memory-backend-file,id=nv0,share=on,mem-path=/srv/pmem.img,size=32768M,offset=2097152 \
   -device nvdimm,memdev=nv0"
@@ -156,7 +153,7 @@ proptest! {
 
     #[test]
     fn any_path_survives_shell_and_qemu(socket in path(), memory in path(), command in path(), nvdimm: bool) {
-        let offer = QemuOffer { socket: Some(&socket), memory: Some(&memory), offset: 4096, size: 4 << 20, nvdimm, kvm: true };
+        let offer = QemuOffer { socket: Some(&socket), memory: Some(&memory), offset: 4096, size: 4 << 20, nvdimm };
         let mut installed = [qemu("x", version(11, 1, 0), [true; 3])];
         installed[0].command = command.clone();
         let both = recipes(&offer, &installed);
