@@ -61,6 +61,10 @@ pub(crate) struct ServeArgs {
     /// its Linux wants
     #[arg(long)]
     nvdimm: bool,
+    /// Let guests read what they get, and not write it: QEMU's have it as a read-only NVDIMM, other
+    /// frontends by the sockets
+    #[arg(long, conflicts_with = "nvdimm")]
+    read_only: bool,
     /// Keep a durable copy, brought up to date by each flush, so that `daxlab ctl power-cut` can
     /// cut the power
     #[arg(long)]
@@ -127,6 +131,7 @@ fn config(args: ServeArgs) -> anyhow::Result<Config> {
         design: design.design.name.clone(),
         axes: design.design.axes,
         nvdimm: args.nvdimm,
+        read_only: args.read_only,
         power_cut_model: args.power_cut_model,
         seed: args.seed,
         control,

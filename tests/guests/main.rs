@@ -17,6 +17,7 @@ mod attach;
 mod death;
 mod edge;
 mod own_device;
+mod read_only;
 mod served;
 mod try_guest;
 

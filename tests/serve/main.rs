@@ -15,6 +15,7 @@ mod designs;
 mod ends;
 mod image;
 mod peers;
+mod read_only;
 mod recipes;
 mod server;
 mod steering;

@@ -72,7 +72,7 @@ pub enum FlushError {
 
 /// What lies behind a guest's device.
 pub trait Medium: Send + Sync + 'static {
-    /// The file that pieces are offsets in.
+    /// The file that pieces are offsets in. Guests get it read-only if the descriptor is.
     fn fd(&self) -> BorrowedFd<'_>;
 
     /// Called when a frontend has connected, before its first message. Reserves what the guest's

@@ -173,7 +173,8 @@ impl Port {
         let mut fds: Vec<BorrowedFd<'_>> = vec![listener.as_fd(), machine.device().fd()];
         fds.extend(machine.durable().map(|durable| durable.fd()));
         // If the backend process has already ended, its message `Ready` never arrives.
-        let _gone = port.link.tell(&ToPort::Start { bytes: machine.device().bytes() }, &fds);
+        let _gone =
+            port.link.tell(&ToPort::Start { bytes: machine.device().bytes(), read_only: config.read_only }, &fds);
         let (attended, with) = (Arc::clone(&port), Arc::clone(machine));
         // It ends with the link.
         if let Err(error) = thread::try_spawn(move || attended.attend(&with)) {

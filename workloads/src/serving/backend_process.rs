@@ -15,7 +15,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::task::Poll;
 use std::time::Duration;
@@ -46,7 +46,7 @@ pub fn main(socket: OwnedFd) -> io::Result<()> {
     // terminal's signal reaches either.
     let _session = rustix::process::setsid();
     let link = Link::new(socket);
-    let Some((ToPort::Start { bytes }, fds)) = link.next::<ToPort>() else {
+    let Some((ToPort::Start { bytes, read_only }, fds)) = link.next::<ToPort>() else {
         return Ok(());
     };
     let mut fds = fds.into_iter();
@@ -55,6 +55,7 @@ pub fn main(socket: OwnedFd) -> io::Result<()> {
     };
     let port = Arc::new(BackendPort {
         link,
+        read_only: read_only.then(|| reopened_to_read(&memory)).transpose()?,
         memory: BackendMemory::new(memory, bytes, fds.next()).map_err(io::Error::other)?,
         over: AtomicBool::new(false),
         shaping: FlushShaping::new(),
@@ -70,50 +71,7 @@ pub fn main(socket: OwnedFd) -> io::Result<()> {
     let remove_socket = move || removed.into_iter().for_each(socket::Name::remove);
     let server = VhostServer::start(listener, Arc::clone(&port) as Arc<dyn Medium>, remove_socket)?;
     port.send(&FromPort::Ready);
-    thread::scope(|scope| {
-        while let Some((message, _)) = port.link.next::<ToPort>() {
-            match message {
-                ToPort::Take { number, connection, why } => {
-                    if port.take(connection, why) {
-                        let (port, server) = (&port, &server);
-                        // It ends when the frontend has answered or hung up.
-                        let taken = move || port.taken(number, connection, server);
-                        if thread::try_spawn_scoped(scope, taken).is_err() {
-                            // This thread waits instead: other messages wait with it.
-                            taken();
-                        }
-                    } else {
-                        port.send(&FromPort::Taken { number, pieces: 0, acknowledged: true });
-                    }
-                }
-                ToPort::FailFlush { number, rule } => {
-                    port.shaping.fail(rule);
-                    port.send(&FromPort::Reply { number, reply: Counted::Done });
-                }
-                ToPort::DelayFlush { number, delay_ns } => {
-                    port.shaping.delay(Duration::from_nanos(delay_ns));
-                    port.send(&FromPort::Reply { number, reply: Counted::Done });
-                }
-                ToPort::Count { number } => {
-                    let stats = server.stats();
-                    let reply = Counted::Counters { counters: port.counters(&stats), problem: stats.problem };
-                    port.send(&FromPort::Reply { number, reply });
-                }
-                ToPort::End { number } => {
-                    port.end();
-                    port.send(&FromPort::Reply { number, reply: Counted::Done });
-                }
-                ToPort::Reply { number, reply } => port.link.replied(number, reply),
-                // Once only.
-                ToPort::Start { .. } => {}
-            }
-        }
-        // Before flushes fail, which is how another process may learn of the server's end: from
-        // here on another server may have the path.
-        name.into_iter().for_each(socket::Name::remove);
-        port.end();
-        port.link.over();
-    });
+    port.serve_link(&server, name);
     // No frontend may wait here in vain.
     let _shut = rustix::net::shutdown(&door, rustix::net::Shutdown::Both);
     server.join();
@@ -152,6 +110,11 @@ impl BackendMemory {
     }
 }
 
+/// The same file, open for reading only: whoever gets this descriptor can't map it writable.
+fn reopened_to_read(memory: &OwnedFd) -> io::Result<OwnedFd> {
+    Ok(std::fs::File::open(format!("/proc/self/fd/{}", memory.as_raw_fd()))?.into())
+}
+
 /// What the guest of this port has: its connection and the pieces of its device.
 #[derive(Default)]
 struct DeviceState {
@@ -173,6 +136,8 @@ struct DeviceState {
 struct BackendPort {
     link: Link<Granted>,
     memory: BackendMemory,
+    /// What a frontend gets instead if its guest may only read.
+    read_only: Option<OwnedFd>,
     /// The server has ended.
     over: AtomicBool,
     shaping: FlushShaping,
@@ -188,6 +153,54 @@ impl BackendPort {
     /// Sends a message to a server that may have ended. If it has, the link is closed.
     fn send(&self, what: &FromPort) {
         let _gone = self.link.tell(what, &[]);
+    }
+
+    /// Does what the server says, until the link's end; then the port is over, and the socket's
+    /// file is removed. Returns when every demand has been fulfilled, or its guest is gone.
+    fn serve_link(&self, server: &VhostServer, name: Option<socket::Name>) {
+        thread::scope(|scope| {
+            while let Some((message, _)) = self.link.next::<ToPort>() {
+                let done = |number| self.send(&FromPort::Reply { number, reply: Counted::Done });
+                match message {
+                    ToPort::Take { number, connection, why } if self.take(connection, why) => {
+                        // It ends when the frontend has answered or hung up.
+                        let taken = move || self.taken(number, connection, server);
+                        if thread::try_spawn_scoped(scope, taken).is_err() {
+                            // This thread waits instead: other messages wait with it.
+                            taken();
+                        }
+                    }
+                    ToPort::Take { number, .. } => {
+                        self.send(&FromPort::Taken { number, pieces: 0, acknowledged: true });
+                    }
+                    ToPort::FailFlush { number, rule } => {
+                        self.shaping.fail(rule);
+                        done(number);
+                    }
+                    ToPort::DelayFlush { number, delay_ns } => {
+                        self.shaping.delay(Duration::from_nanos(delay_ns));
+                        done(number);
+                    }
+                    ToPort::Count { number } => {
+                        let stats = server.stats();
+                        let reply = Counted::Counters { counters: self.counters(&stats), problem: stats.problem };
+                        self.send(&FromPort::Reply { number, reply });
+                    }
+                    ToPort::End { number } => {
+                        self.end();
+                        done(number);
+                    }
+                    ToPort::Reply { number, reply } => self.link.replied(number, reply),
+                    // Once only.
+                    ToPort::Start { .. } => {}
+                }
+            }
+            // Before flushes fail, which is how another process may learn of the server's end: from
+            // here on another server may have the path.
+            name.into_iter().for_each(socket::Name::remove);
+            self.end();
+            self.link.over();
+        });
     }
 
     /// The server ends: every flush fails from now on.
@@ -254,7 +267,7 @@ impl BackendPort {
 
 impl Medium for BackendPort {
     fn fd(&self) -> BorrowedFd<'_> {
-        self.memory.live.fd()
+        self.read_only.as_ref().map_or(self.memory.live.fd(), AsFd::as_fd)
     }
 
     fn connect(&self, peer: Peer) -> Result<u64, String> {

@@ -36,6 +36,8 @@ pub(super) enum ToPort {
     Start {
         /// The memory's length in bytes.
         bytes: u64,
+        /// Whether guests may only read it.
+        read_only: bool,
     },
     /// The reply to a request.
     Reply { number: u64, reply: Granted },

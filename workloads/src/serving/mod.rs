@@ -78,6 +78,8 @@ pub struct Config {
     pub axes: Axes,
     /// Whether the memory gets what the guest of an NVDIMM wants to find in it.
     pub nvdimm: bool,
+    /// Whether guests may only read what they get.
+    pub read_only: bool,
     /// Whether a durable copy is kept, so that the power can be cut.
     pub power_cut_model: bool,
     /// What every choice is drawn from.

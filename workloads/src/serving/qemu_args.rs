@@ -32,13 +32,15 @@ pub(super) fn qemus(config: &Config) -> Result<Vec<Qemu>, ServeError> {
         error => ServeError::Cannot(format!("--qemu: {error}")),
     })?;
     // The way that was asked for, whatever is served.
-    let (socket, memory) = if config.nvdimm { (None, config.sockets.first()) } else { (config.sockets.first(), None) };
+    let (socket, memory) =
+        if config.nvdimm || config.read_only { (None, config.sockets.first()) } else { (config.sockets.first(), None) };
     let asked = QemuOffer {
         socket: socket.map(PathBuf::as_path),
         memory: memory.map(PathBuf::as_path),
         offset: 0,
         size: fsdax::DATA,
         nvdimm: config.nvdimm,
+        read_only: config.read_only,
     };
     let qemus = vec![qemu];
     match recipes(&asked, &qemus).into_iter().find(|recipe| !recipe.fits) {
@@ -126,20 +128,22 @@ pub(super) fn check_room(bytes: u64) -> Result<(), ServeError> {
 
 /// The command lines, for people.
 pub(super) fn text(config: &Config, backing: &ServedMemory, qemus: &[Qemu]) -> String {
-    let nvdimm = config.nvdimm;
+    let (nvdimm, read_only) = (config.nvdimm, config.read_only);
     let (mut over_sockets, mut over_memory) = (Shown::default(), Shown::default());
     let memories = memories(config, backing);
-    for (at, socket) in config.sockets.iter().enumerate() {
+    // QEMU 11.1 maps writable what it is asked to map read-only (RAM_READONLY_FD alone in
+    // hw/virtio/vhost-user-shmem.c).
+    for (at, socket) in config.sockets.iter().enumerate().filter(|_| !read_only) {
         let size = memories.get(at).or(memories.first()).map_or(0, |memory| memory.size);
         let socket = absolute(socket);
-        let offer = QemuOffer { socket: Some(&socket), memory: None, offset: 0, size, nvdimm };
+        let offer = QemuOffer { socket: Some(&socket), memory: None, offset: 0, size, nvdimm, read_only };
         over_sockets.add(&recipes(&offer, qemus), None);
     }
     for memory in &memories {
         match &memory.place {
             Ok((path, offset)) => {
                 let (memory, offset, size) = (Some(path.as_path()), *offset, memory.size);
-                let offer = QemuOffer { socket: None, memory, offset, size, nvdimm };
+                let offer = QemuOffer { socket: None, memory, offset, size, nvdimm, read_only };
                 let unseen = (matches!(backing, ServedMemory::Files(_)) && !nvdimm).then_some(
                     "Such a guest comes and goes unseen, and nothing is leased or pinned for it: with --nvdimm, lease and pins are held as long as the server runs.",
                 );
@@ -150,7 +154,10 @@ pub(super) fn text(config: &Config, backing: &ServedMemory, qemus: &[Qemu]) -> S
             }
         }
     }
-    let mut text = what_works(config, &over_sockets, &over_memory, qemus);
+    let mut text = match read_only {
+        true => "\nthe sockets are for frontends that map a read-only piece read-only; QEMU 11.1 maps it writable, has no descriptor to write with, and gets no memory there\n".to_owned(),
+        false => what_works(config, &over_sockets, &over_memory, qemus),
+    };
     if kvm_opens() {
         text += "\nKVM opens on this machine: put `-accel kvm` in front of `-accel tcg` if it also boots a guest, which `scripts/try-guest` tries. Where it does not, QEMU hangs and does not go on to tcg.\n";
     }

@@ -86,11 +86,16 @@ pub(super) fn refusal(config: &Config, errno: Errno) -> String {
 /// What is served, and what that takes.
 pub(super) fn what(config: &Config, machine: &ServedMachine, held: &str) -> String {
     let mut text = String::new();
+    if config.read_only {
+        text += "read-only: a guest mounts it with `-o ro`\n";
+    }
     let size = Size(machine.device().bytes());
     match &config.what {
         What::Image { path, .. } => {
             let _ = writeln!(text, "image {}, {size}", path.display());
-            let _ = writeln!(text, "a guest's FLUSH: what it flushed is durable in the image when it is answered");
+            if !config.read_only {
+                let _ = writeln!(text, "a guest's FLUSH: what it flushed is durable in the image when it is answered");
+            }
         }
         What::Files(files) => {
             let _ = writeln!(text, "design {}, seed {}, volume of {size}", config.design, config.seed);
@@ -108,10 +113,9 @@ pub(super) fn what(config: &Config, machine: &ServedMachine, held: &str) -> Stri
                     }
                 }
             }
-            let _ = writeln!(
-                text,
-                "a guest's FLUSH: what it flushed is kept as long as this server lives, as the volume is in its memory; with --image it is durable"
-            );
+            if !config.read_only {
+                text += "a guest's FLUSH: what it flushed is kept as long as this server lives, as the volume is in its memory; with --image it is durable\n";
+            }
             let whom = if config.nvdimm {
                 "held as long as this server runs"
             } else {

@@ -2,11 +2,11 @@
 //!
 //! It owns the socket's path, which it removes at its end unless another process has it by then,
 //! and a thread for each connection. Invariants: each connection gets one answer, also one that
-//! sends nothing, too much or nonsense, and one of a user that may not ask; where [`ASKERS_MAX`] connections have not sent their
-//! request, the oldest silent one makes way for the next; at most [`ASKERS_MAX`] requests that wait
-//! are carried out at once, and [`RESERVED`] further places are kept for requests that don't
-//! wait and for `revoke`, which ends the waits of others; work for an asker that has hung up is
-//! told so at once.
+//! sends nothing, too much or nonsense, and one of a user that may not ask; where [`ASKERS_MAX`]
+//! connections have not sent their request, the oldest silent one makes way for the next; at most
+//! [`ASKERS_MAX`] requests that wait are carried out at once, and [`RESERVED`] further places are
+//! kept for requests that don't wait and for `revoke`, which ends the waits of others; work for an
+//! asker that has hung up is told so at once.
 
 use std::collections::BTreeMap;
 use std::io::{self, Read};
