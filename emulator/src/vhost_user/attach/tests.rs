@@ -163,7 +163,7 @@ proptest! {
         prop_assert_eq!(line.lines().count(), both[0].lines.len(), "a path broke the line");
         let found = words(&line);
         prop_assert_eq!(&found[0], command.as_os_str().as_bytes());
-        prop_assert_eq!(found.len(), 17, "a path became several words");
+        prop_assert_eq!(found.len(), 15, "a path became several words");
         prop_assert_eq!(value(behind(&found, "-chardev"), "path"), socket.as_os_str().as_bytes());
         let found = words(&both[1].command());
         let object = behind(&found, "-object");
