@@ -10,6 +10,8 @@ use std::process::Command;
 
 use rustix::fs::Uid;
 use tempfile::TempDir;
+use workloads::ops::Op;
+use workloads::serving::control::{self, ControlError};
 
 use crate::attached::FILE;
 use crate::common::daxlab;
@@ -84,8 +86,9 @@ fn a_user_that_is_not_allowed_is_refused_at_every_socket() {
     let (dir, server) = start_through(&["env"], &[]);
     fs::set_permissions(dir.path(), Permissions::from_mode(0o755)).unwrap();
     let (socket, control) = (server.socket("a"), server.socket("a.ctl"));
-    let error = as_user(STRANGER, || UnixStream::connect(&control).unwrap_err());
-    assert_eq!(error.kind(), std::io::ErrorKind::PermissionDenied);
+    let error = as_user(STRANGER, || control::ask(&control, &Op::Guests {}).unwrap_err());
+    assert!(matches!(error, ControlError::NotAllowed { uid: STRANGER, .. }), "{error}");
+    assert!(error.to_string().contains("--allow-uid 61234"), "{error}");
     // The file's mode is one barrier, and not the only one.
     for path in [&socket, &control] {
         fs::set_permissions(path, Permissions::from_mode(0o666)).unwrap();
