@@ -4,42 +4,18 @@
 #![cfg(not(any(daxlab_loom, daxlab_shuttle)))]
 #![allow(clippy::unwrap_used, reason = "a test that can't go on ends")]
 
+#[path = "vhost_user/page_cache.rs"]
+mod page_cache;
+
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{FromRawFd, OwnedFd};
 use std::process::{Command, Stdio};
 
 use emulator::device::persistence::DurableImage;
 use emulator::device::{Device, FOLIO, OpenError, PAGE};
 use emulator::pin::PageRange;
-
-/// `struct cachestat` (include/uapi/linux/mman.h), in pages.
-#[repr(C)]
-#[derive(Debug, Default)]
-struct CacheStat {
-    cached: u64,
-    dirty: u64,
-    writeback: u64,
-    evicted: u64,
-    recently_evicted: u64,
-}
-
-/// What of `len` bytes from `offset` of the file is in the page cache; none before Linux 6.5.
-fn cachestat(fd: BorrowedFd<'_>, offset: u64, len: u64) -> Option<CacheStat> {
-    const CACHESTAT: libc::c_long = 451; // The same on every architecture.
-    let (range, mut found) = ([offset, len], CacheStat::default());
-    // SAFETY: both pointers are to live memory of the layout that cachestat(2) asks for; it writes
-    // to the second only.
-    let done = unsafe { libc::syscall(CACHESTAT, fd.as_raw_fd(), range.as_ptr(), &raw mut found, 0) };
-    match done {
-        0 => Some(found),
-        _ => {
-            let error = std::io::Error::last_os_error();
-            assert_eq!(error.raw_os_error(), Some(libc::ENOSYS), "cachestat: {error}");
-            None
-        }
-    }
-}
+use page_cache::cachestat;
 
 /// An image on a filesystem that writes back; none, with the reason printed, where dirty pages
 /// can't be counted.

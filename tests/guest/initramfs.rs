@@ -16,6 +16,9 @@ use std::{fs, io};
 /// later, with its name.
 const WANTED: [&str; 5] = ["virtio_pci", "nd_btt", "nd_pmem", "virtio_pmem", "nfit"];
 
+/// What a guest has beyond that at its hands: `load NAME` loads it, after what it depends on.
+const AT_HAND: [&str; 1] = ["xfs"];
+
 /// Answers commands on the second serial line, see [`super::guest`]: `TOKEN BASE64` comes in,
 /// `TOKEN begin`, what the script says, and `TOKEN end STATUS` go out. A line feed before the last
 /// marker makes it start a line whatever the script wrote.
@@ -50,6 +53,11 @@ const FSYNC: &str = "#!/bin/sh\nexec dd if=/dev/null of=\"$1\" conv=notrunc,fsyn
 /// drivers/nvdimm/bus.c). Without it `/dev/pmem0` comes some time after the driver was bound.
 const SETTLE: &str =
     "#!/bin/sh\nfor bus in /sys/bus/nd/devices/ndbus*; do\n  test ! -e $bus || cat $bus/wait_probe >/dev/null\ndone\n";
+
+/// `load NAME` in a guest: loads a module that the boot did not; nothing if the kernel has it built
+/// in.
+const LOAD: &str = "#!/bin/sh\ntest ! -e /modules/$1.order || while read -r module; do
+  grep -q \"^$module \" /proc/modules || insmod \"/modules/$module.ko\" || exit 1\ndone </modules/$1.order\n";
 
 /// A "newc" archive as it grows.
 struct Archive(Vec<u8>);
@@ -129,13 +137,17 @@ pub(crate) fn build(tools: &Path, modules: &Path) -> io::Result<Vec<u8>> {
     archive.add("init", REGULAR | 0o755, (0, 0), INIT.as_bytes());
     archive.add("sbin/fsync", REGULAR | 0o755, (0, 0), FSYNC.as_bytes());
     archive.add("sbin/settle", REGULAR | 0o755, (0, 0), SETTLE.as_bytes());
+    archive.add("sbin/load", REGULAR | 0o755, (0, 0), LOAD.as_bytes());
     let mut loaded = Loaded { modules, seen: BTreeSet::new(), order: String::new(), archive };
     for name in WANTED {
         loaded.load(name)?;
     }
-    let Loaded { mut archive, order, .. } = loaded;
-    archive.add("modules/order", REGULAR | 0o644, (0, 0), order.as_bytes());
-    Ok(archive.end())
+    loaded.end_order("modules/order");
+    for name in AT_HAND {
+        loaded.load(name)?;
+        loaded.end_order(&format!("modules/{name}.order"));
+    }
+    Ok(loaded.archive.end())
 }
 
 /// Modules as they are put in order: each after those it depends on.
@@ -147,6 +159,12 @@ struct Loaded<'a> {
 }
 
 impl Loaded<'_> {
+    /// Writes down what was loaded since the last order.
+    fn end_order(&mut self, name: &str) {
+        let order = std::mem::take(&mut self.order);
+        self.archive.add(name, REGULAR | 0o644, (0, 0), order.as_bytes());
+    }
+
     fn load(&mut self, name: &str) -> io::Result<()> {
         if !self.seen.insert(name.to_owned()) {
             return Ok(());

@@ -48,6 +48,18 @@ pub(crate) const CURRENT: &str = "current";
 /// QEMU and kernel of the machine's own Debian release: persistent memory is QEMU's own device.
 pub(crate) const DISTRIBUTION: &str = "distribution";
 
+/// Finds the disk of [`Machine::fio_disk`] among the guest's devices and mounts it, as a shell script
+/// that defines the command `fio` and the variable `other`, the device that is not the disk.
+pub(crate) const FIO: &str = "mkdir -p /fio
+    test -x /fio/fio || for at in 0 1; do
+        if mount -t ext4 -o ro /dev/pmem$at /fio 2>/dev/null; then
+            if test -x /fio/fio; then echo /dev/pmem$((1 - at)) >/tmp/other; break; fi
+            umount /fio
+        fi
+    done
+    other=$(cat /tmp/other)
+    fio() { /fio/lib/ld-linux-x86-64.so.2 --library-path /fio/lib /fio/fio \"$@\"; }\n";
+
 /// [`Machine::qemu`] for a shell.
 const LAUNCHER: &str = r#"#!/bin/sh
 qemu=$(dirname "$0")/../qemu
@@ -105,6 +117,22 @@ impl Machine {
         path.push(":");
         path.push(std::env::var_os("PATH").unwrap_or_default());
         path
+    }
+
+    /// An ext4 image that has fio with its libraries, for [`FIO`].
+    ///
+    /// # Errors
+    /// What making it said.
+    pub(crate) fn fio_disk(&self, path: &Path) -> Result<(), String> {
+        let make = self
+            .tool("mke2fs")
+            .args(["-q", "-t", "ext4", "-b", "4096", "-F", "-d"])
+            .arg(self.dir.join("fio"))
+            .arg(path)
+            .arg("144M")
+            .output();
+        let made = make.map_err(|error| error.to_string())?;
+        if made.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&made.stderr).into_owned()) }
     }
 
     fn kernel(&self) -> PathBuf {

@@ -45,6 +45,7 @@ pub(crate) struct Boot<'a> {
     printed: Option<String>,
     memory_mib: u32,
     hotplug: bool,
+    machine_type: &'static str,
     machine_options: String,
     devices: usize,
     args: Vec<OsString>,
@@ -60,6 +61,7 @@ impl<'a> Boot<'a> {
             printed: None,
             memory_mib: 256,
             hotplug: false,
+            machine_type: "q35",
             machine_options: String::new(),
             devices: 0,
             args: Vec::new(),
@@ -71,6 +73,12 @@ impl<'a> Boot<'a> {
     /// Gives the guest this much memory, in MiB; 256 otherwise.
     pub(crate) fn memory(mut self, mib: u32) -> Self {
         self.memory_mib = mib;
+        self
+    }
+
+    /// Makes it a machine of this type (`-machine`); `q35` otherwise.
+    pub(crate) fn machine_type(mut self, name: &'static str) -> Self {
+        self.machine_type = name;
         self
     }
 
@@ -120,8 +128,8 @@ impl<'a> Boot<'a> {
         self.hotplug = true;
         let id = self.device();
         let object =
-            path_option(&format!("memory-backend-file,id=nv{id},share=on,mem-path="), file, &format!(",size={size}"));
-        let device = format!("{device},id=np{id},memdev=nv{id}");
+            path_option(&format!("memory-backend-file,id=file{id},share=on,mem-path="), file, &format!(",size={size}"));
+        let device = format!("{device},id=device{id},memdev=file{id}");
         self.args([OsStr::new("-object"), &object, OsStr::new("-device"), OsStr::new(&device)])
     }
 
@@ -196,7 +204,7 @@ impl Boot<'_> {
         let mut command = self.machine.qemu();
         command.args(["-cpu", "max", "-accel", if accel == Accel::Kvm { "kvm" } else { "tcg" }]);
         // Guest memory that a vhost-user backend can map.
-        command.arg("-machine").arg(format!("q35,memory-backend=m0{}", self.machine_options));
+        command.arg("-machine").arg(format!("{},memory-backend=m0{}", self.machine_type, self.machine_options));
         command.arg("-object").arg(format!("memory-backend-memfd,id=m0,size={}M,share=on", self.memory_mib));
         let slots = if self.hotplug { ",slots=4,maxmem=64G" } else { "" };
         command.arg("-m").arg(format!("{}M{slots}", self.memory_mib));
@@ -205,8 +213,8 @@ impl Boot<'_> {
 
     /// A shell that becomes QEMU.
     fn by_shell(&self, line: &str, accel: Accel) -> Command {
-        // A KVM that opens and runs no guest is none that QEMU falls back from.
-        let line = if accel == Accel::Tcg { line.replacen("-accel kvm ", "", 1) } else { line.to_owned() };
+        // The line has TCG, which works everywhere.
+        let line = if accel == Accel::Kvm { line.replacen("-accel tcg", "-accel kvm", 1) } else { line.to_owned() };
         let mut command = Command::new("sh");
         command.arg("-c").arg(format!("exec {line} \"$@\"")).arg("sh").env("PATH", self.machine.search_path());
         command

@@ -5,13 +5,16 @@ use std::fs;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 
+use emulator::sync::thread;
+use rand::{RngExt, SeedableRng};
+use rand_xoshiro::Xoshiro256PlusPlus;
 use rustix::process::Signal;
 
 use crate::common::daxlab;
 use crate::guest::{self, CURRENT, Guest, Machine};
 use crate::served::{FORMAT, SYNCED, assert_given_up, attach, counter, held, serve_file, state};
 use crate::server::{Server, fail_call, outcome};
-use crate::{assert_clean, assert_dumped, seq};
+use crate::{assert_bytes, assert_clean, assert_dumped, seq};
 
 const IMAGE: [&str; 6] = ["--control", "a.ctl", "--image", "img", "--size", "66MiB"];
 
@@ -108,6 +111,59 @@ fn a_server_that_is_killed_leaves_its_guest_without_flushes() {
     });
 }
 
+/// Writes records of 4 KiB to each device, from record 1 on, and flushes each, until a flush fails. The
+/// number of the last record that was acknowledged is in `/tmp/acked.N`.
+const WRITERS: &str = "for at in 0 1 2 3 4; do
+        ( n=1
+          while printf '%4095s\n' $n | dd of=/dev/pmem$at bs=4096 seek=$n iflag=fullblock conv=fsync,notrunc 2>/dev/null
+          do echo $n >/tmp/acked.$at; n=$((n + 1)); done
+          touch /tmp/ended.$at ) &
+    done";
+
+/// Five servers of one guest are killed at different moments, the guest writing to all of them.
+fn servers_are_killed_while_a_guest_writes(machine: &Machine, seed: u64) {
+    let dirs: Vec<_> = (0..5).map(|_| tempfile::tempdir().unwrap()).collect();
+    let mut servers: Vec<Server> = dirs
+        .iter()
+        .zip(0u8..)
+        .map(|(dir, mark)| {
+            // The guest's order of devices is not ours: each says which it is.
+            fs::write(dir.path().join("img"), [b'0' + mark]).unwrap();
+            fs::File::options().write(true).open(dir.path().join("img")).unwrap().set_len(66 << 20).unwrap();
+            Server::start(dir.path(), &["a"], &IMAGE)
+        })
+        .collect();
+    let boot = servers.iter().fold(machine.boot(), |boot, server| boot.vhost_user_pmem(&server.socket("a")));
+    let mut guest = boot.start();
+    guest.ok(WRITERS);
+    let mut rng = Xoshiro256PlusPlus::seed_from_u64(seed);
+    for server in &mut servers {
+        let flushes = counter(server, "flushes") + rng.random_range(1..12);
+        while counter(server, "flushes") < flushes {}
+        server.end(Signal::KILL);
+    }
+    for at in 0..5 {
+        guest.ok(&format!("until test -e /tmp/ended.{at}; do usleep 20000; done"));
+        let image: usize = guest.ok(&format!("head -c 1 /dev/pmem{at}")).parse().unwrap();
+        let acknowledged: u64 = guest.ok(&format!("cat /tmp/acked.{at}")).parse().unwrap();
+        for number in 1..=acknowledged {
+            let expected = format!("{number:>4095}\n");
+            assert_bytes(&dirs[image].path().join("img"), number * 4096, expected.as_bytes());
+        }
+    }
+    assert!(guest.is_running());
+}
+
+#[test]
+fn ten_servers_are_killed_while_guests_write() {
+    let Some(machine) = guest::machine(CURRENT, "servers killed under a guest that writes") else { return };
+    thread::scope(|scope| {
+        for seed in [1, 2] {
+            scope.spawn(move || servers_are_killed_while_a_guest_writes(machine, seed));
+        }
+    });
+}
+
 /// The raw device, that needs no file system to fail.
 fn raw_sync(guest: &mut Guest) -> guest::Output {
     guest.run("echo x | dd of=/dev/pmem0 bs=4k seek=9 conv=fsync,notrunc")
@@ -119,7 +175,7 @@ fn what_cannot_be_made_durable_fails_the_guests_fsync() {
     let dir = tempfile::tempdir().unwrap();
     let mut command = daxlab();
     // SAFETY: between fork and exec, it makes two system calls and touches nothing else.
-    unsafe { command.pre_exec(|| fail_call(libc::SYS_fdatasync)) };
+    unsafe { command.pre_exec(|| fail_call(libc::SYS_fdatasync, libc::EIO)) };
     let broken = Server::run(&mut command, dir.path(), &["a"], &IMAGE);
     let mut guest = attach(machine, &broken, "a");
     let failed = raw_sync(&mut guest);

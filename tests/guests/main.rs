@@ -16,8 +16,11 @@ mod server;
 mod attach;
 mod death;
 mod edge;
+mod more;
 mod own_device;
+mod read_only;
 mod served;
+mod try_guest;
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;

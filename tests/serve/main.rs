@@ -6,6 +6,8 @@
 mod common;
 #[path = "../../emulator/tests/vhost_user/guest.rs"]
 mod guest;
+#[path = "../../emulator/tests/vhost_user/page_cache.rs"]
+mod page_cache;
 
 mod adversity;
 mod attached;
@@ -14,6 +16,9 @@ mod control;
 mod designs;
 mod ends;
 mod image;
+mod killed;
+mod peers;
+mod read_only;
 mod recipes;
 mod server;
 mod steering;

@@ -13,6 +13,7 @@ use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use rustix::fs::OFlags;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
 };
@@ -91,7 +92,7 @@ impl Channel {
             PieceRequest::Map => BackendReq::SHMEM_MAP as u32,
             PieceRequest::Unmap => BackendReq::SHMEM_UNMAP as u32,
         };
-        self.send(code, &mmap(piece), (ask == PieceRequest::Map).then_some(file))?;
+        self.send(code, &mmap(piece, is_writable(file)?), (ask == PieceRequest::Map).then_some(file))?;
         sent();
         let value = self.receive(code, over, is_over)?;
         Ok(if value == 0 { PieceReply::Done } else { PieceReply::Refused(value) })
@@ -162,15 +163,20 @@ impl Channel {
     }
 }
 
+/// Whether a frontend can map `file` writable. It is told: QEMU's mmap(2) fails otherwise.
+fn is_writable(file: BorrowedFd<'_>) -> Result<bool, ChannelError> {
+    Ok(rustix::fs::fcntl_getfl(file)? & OFlags::RWMODE != OFlags::RDONLY)
+}
+
 /// A piece as a request's body.
-fn mmap(piece: PmemPiece) -> Vec<u8> {
+fn mmap(piece: PmemPiece, writable: bool) -> Vec<u8> {
     let body = VhostUserMMap {
         shmid: SHMEM_REGION,
         padding: [0; 7],
         fd_offset: piece.device_offset,
         shm_offset: piece.guest_offset,
         len: piece.len,
-        flags: VhostUserMMapFlags::WRITABLE.bits(),
+        flags: if writable { VhostUserMMapFlags::WRITABLE.bits() } else { 0 },
     };
     body.as_slice().to_vec()
 }

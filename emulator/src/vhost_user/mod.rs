@@ -15,6 +15,7 @@ mod channel;
 pub mod fuzz;
 mod mapping;
 mod memory;
+mod peer;
 pub mod pmem;
 mod queue;
 mod server;
@@ -22,6 +23,7 @@ mod stats;
 mod wake;
 
 pub use mapping::Unmapped;
+pub use peer::Peer;
 pub use server::VhostServer;
 pub use stats::VhostStats;
 
@@ -48,13 +50,6 @@ pub const PIECES_MAX: usize = 128;
 /// already unmapped (`send_remove_regions` in hw/virtio/vhost-user.c; seen with 11.1.3).
 pub const PIECES_IN_TABLE: usize = 6;
 
-/// The frontend that connected.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Peer {
-    /// The frontend's process, as the socket tells it (`SO_PEERCRED`); none if it could not.
-    pub pid: Option<u32>,
-}
-
 /// Why a flush failed; the guest only sees that it did (`ret` = 1, EIO of its fsync).
 #[derive(Debug, thiserror::Error)]
 pub enum FlushError {
@@ -77,7 +72,7 @@ pub enum FlushError {
 
 /// What lies behind a guest's device.
 pub trait Medium: Send + Sync + 'static {
-    /// The file that pieces are offsets in.
+    /// The file that pieces are offsets in. Guests get it read-only if the descriptor is.
     fn fd(&self) -> BorrowedFd<'_>;
 
     /// Called when a frontend has connected, before its first message. Reserves what the guest's

@@ -176,9 +176,8 @@ impl ServerShared {
 
     /// Asks the medium, and serves `socket` if it says yes.
     fn admit(&self, socket: UnixStream, medium: &Arc<dyn Medium>) {
-        let pid = rustix::net::sockopt::socket_peercred(&socket).ok();
-        let peer = Peer { pid: pid.and_then(|credentials| u32::try_from(credentials.pid.as_raw_nonzero().get()).ok()) };
-        let bytes = match medium.connect(peer) {
+        let admitted = Peer::of(&socket).map_err(|error| format!("who connected is not told: {error}"));
+        let bytes = match admitted.and_then(|peer| medium.connect(peer)) {
             Ok(bytes) => bytes,
             Err(why) => {
                 self.counters.refused.add(1);

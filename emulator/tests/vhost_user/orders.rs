@@ -88,7 +88,7 @@ fn the_medium_learns_who_connected() {
     let served = Served::new();
     let mut guest = Guest::connect(&served.path());
     guest.realise(willing());
-    let peer = Peer { pid: Some(std::process::id()) };
+    let peer = Peer { pid: Some(std::process::id()), uid: rustix::process::geteuid().as_raw() };
     assert_eq!(*served.medium.events.lock(), [Event::Connect(peer)]);
 }
 
