@@ -430,7 +430,7 @@ fn requests_while_a_change_waits_for_a_guest() {
         let ino = served.export.ino();
         let told = lab.kernel.blockers(ino).unwrap().to_string();
         let kind = if name == "odp" { "mapping" } else { "pin" };
-        let line = format!("guest export ({GUEST}), {kind} 1 of process {}", served.server.pid());
+        let line = format!("guest export ({GUEST}), {kind} number 1 of process {}", served.server.pid());
         assert!(told.contains(&line), "{told}");
         let blocked = b.blocks(UNMAPPING, |task| task.truncate("data", 0));
         let found = lab.kernel.blockers(ino).unwrap();

@@ -8,7 +8,8 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 
 use common::{Actor, Lab, Nic, Region, preset};
-use emulator::sync::Arc;
+use emulator::sync::atomic::{AtomicBool, Ordering};
+use emulator::sync::{Arc, thread};
 use fs_sim::base::numbers::Fd;
 use fs_sim::design::Platform;
 use fs_sim::syscalls::fallocate::FallocateMode;
@@ -140,6 +141,7 @@ impl PowerRun {
                 // Inside one block: a whole one would leave the file, and its pin with it.
                 let len = len.min(BLOCK - at % BLOCK).min(BLOCK - 1);
                 actor.fallocate(self.fd, FallocateMode::PunchHole, at, len).unwrap();
+                lines.clean(at / BLOCK..at / BLOCK + 1);
                 lines.put((at, len), 0);
                 lines.write_back(at..at + len);
             }
@@ -213,6 +215,37 @@ fn a_provisioned_file_is_durable_zeros() {
     let fd = reader.opens("new");
     assert_eq!(reader.bytes_of(fd), [0; BLOCKS as usize]);
     lab.end([&reader]);
+}
+
+/// Of two processes that sync a file, one stores. Its own `fsync` has made its store durable, whatever
+/// the other one's was doing at any moment.
+#[test]
+fn an_fsync_beside_another_one_keeps_its_promise() {
+    let lab = Lab::with(preset("unsafe"), |config| config.options.platform = Platform::Adr);
+    let [a, b] = [lab.actor(), lab.actor()];
+    a.writes_file("data", BLOCKS, 0);
+    let (fa, fb) = (a.opens("data"), b.opens("data"));
+    let va = a.mmap(fa, 0, BYTES, true).unwrap();
+    let inode = a.inode_of(fa);
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !over.load(Ordering::SeqCst) {
+                b.fsync(fb).unwrap();
+            }
+        });
+        for round in 0..4000u32 {
+            a.store(va, &[round as u8 | 1; BYTES as usize]).unwrap();
+            a.fsync(fa).unwrap();
+            let unflushed = lab.kernel.unflushed_lines(&inode);
+            if unflushed > 0 {
+                over.store(true, Ordering::SeqCst);
+            }
+            assert_eq!(unflushed, 0, "round {round}");
+        }
+        over.store(true, Ordering::SeqCst);
+    });
+    lab.end([&a, &b]);
 }
 
 proptest! {

@@ -48,8 +48,8 @@ pub(crate) const CURRENT: &str = "current";
 /// QEMU and kernel of the machine's own Debian release: persistent memory is QEMU's own device.
 pub(crate) const DISTRIBUTION: &str = "distribution";
 
-/// Finds the disk of [`Machine::fio_disk`] among the guest's devices and mounts it, as a shell script
-/// that defines the command `fio` and the variable `other`, the device that is not the disk.
+/// Finds the disk of [`Machine::fio_disk`] among the guest's devices and mounts it, as a shell
+/// script that defines the command `fio` and the variable `other`, the device that is not the disk.
 pub(crate) const FIO: &str = "mkdir -p /fio
     test -x /fio/fio || for at in 0 1; do
         if mount -t ext4 -o ro /dev/pmem$at /fio 2>/dev/null; then

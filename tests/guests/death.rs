@@ -111,8 +111,8 @@ fn a_server_that_is_killed_leaves_its_guest_without_flushes() {
     });
 }
 
-/// Writes records of 4 KiB to each device, from record 1 on, and flushes each, until a flush fails. The
-/// number of the last record that was acknowledged is in `/tmp/acked.N`.
+/// Writes records of 4 KiB to each device, from record 1 on, and flushes each, until a flush fails.
+/// The number of the last record that was acknowledged is in `/tmp/acked.N`.
 const WRITERS: &str = "for at in 0 1 2 3 4; do
         ( n=1
           while printf '%4095s\n' $n | dd of=/dev/pmem$at bs=4096 seek=$n iflag=fullblock conv=fsync,notrunc 2>/dev/null

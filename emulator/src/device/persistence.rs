@@ -142,12 +142,16 @@ impl DurableImage {
     }
 
     /// Makes durable the lines that hold `bytes` of `live`, and no others: CLWB of each line, then
-    /// SFENCE. See [`DurableImage::flush`], which works by pages.
+    /// SFENCE. See [`DurableImage::flush`], which works by pages. Of a line that another thread
+    /// stores to all the time, a mix of versions may become durable.
     ///
     /// # Errors
     /// As [`DurableImage::flush`].
     pub fn write_back(&self, live: &Device, bytes: Range<u64>) -> Result<(), AccessError> {
         self.check_range(live, &bytes)?;
+        if bytes.is_empty() {
+            return Ok(());
+        }
         let (first, end) = (bytes.start / LINE, bytes.end.div_ceil(LINE));
         let lines_of_page = PAGE / LINE;
         // Whole pages in one go: they may be holes, which cost nothing.

@@ -7,7 +7,7 @@
 //! exactly once; an inode without a name is gone. Kernel counterpart: `xlog_recover`
 //! (fs/xfs/xfs_log_recover.c) with its unlinked lists (`xlog_recover_process_iunlinks`).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use emulator::World;
 use emulator::device::persistence::DurableImage;
@@ -18,8 +18,8 @@ use emulator::sync::atomic::Ordering;
 
 use crate::base::numbers::Ino;
 use crate::base::page_sets::{merge, without};
-use crate::extent_map::Layout;
 use crate::extent_map::lookup::pages_of;
+use crate::extent_map::{ExtentState, Layout};
 use crate::layout_change::departure::reap_orphans;
 use crate::layout_change::eviction::evict;
 use crate::vfs::inode::Inode;
@@ -103,7 +103,7 @@ impl Kernel {
         config: KernelConfig,
     ) -> std::io::Result<(Arc<Kernel>, Recovered)> {
         let Durable { device, durable, names, layouts, pending } = durable;
-        let lost_lines = durable.as_ref().map(|durable| lose_lines(durable, &device, &layouts)).transpose()?;
+        let lost_lines = durable.as_ref().map(|durable| lose_lines(durable, &device, &layouts, &names)).transpose()?;
         let kernel = Kernel::boot(world, device, CpuCaches::over(durable), config)?;
         let mut recovered = Recovered { names: names.len() as u64, lost_lines, ..Recovered::default() };
         let mut links: BTreeMap<Ino, (DurableName, u32)> = BTreeMap::new();
@@ -138,11 +138,18 @@ impl Kernel {
     }
 }
 
-/// Gives `device` back the bytes that survive. Returns how many lines of files' blocks have changed
-/// by that.
-fn lose_lines(durable: &DurableImage, device: &Device, layouts: &BTreeMap<Ino, Layout>) -> std::io::Result<u64> {
-    let mut pages: Vec<PageRange> =
-        layouts.values().flat_map(|layout| layout.extents().map(|extent| pages_of(&extent))).collect();
+/// Gives `device` back the bytes that survive. Returns how many lines of written blocks of files
+/// with a name have changed by that.
+fn lose_lines(
+    durable: &DurableImage,
+    device: &Device,
+    layouts: &BTreeMap<Ino, Layout>,
+    names: &BTreeMap<String, DurableName>,
+) -> std::io::Result<u64> {
+    let named: BTreeSet<Ino> = names.values().map(|name| name.ino).collect();
+    let kept = layouts.iter().filter(|(ino, _)| named.contains(ino)).flat_map(|(_, layout)| layout.extents());
+    let written = kept.filter(|extent| extent.state == ExtentState::Written);
+    let mut pages: Vec<PageRange> = written.map(|extent| pages_of(&extent)).collect();
     merge(&mut pages);
     let lost = pages.into_iter().map(|pages| durable.unflushed(device, pages)).sum::<Result<u64, AccessError>>();
     let lost = lost.map_err(std::io::Error::other)?;

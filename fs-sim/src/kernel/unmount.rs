@@ -9,9 +9,11 @@ use emulator::sync::Arc;
 use emulator::wait::{WaitFor, WaitQueue};
 
 use crate::base::errno::Errno;
+use crate::base::range::BlockRange;
 use crate::holders::block_layout::{BlockLayouts, fence};
 use crate::holders::holder::{RevokeReason, revoke_holder};
 use crate::holders::list::{notify_only, pin_holders};
+use crate::layout_change::copy::clean_file;
 use crate::vfs::inode::Inode;
 use crate::vfs::kernel::Kernel;
 use crate::volume::mount::{MOUNTED, UNMOUNTED};
@@ -30,6 +32,10 @@ impl Kernel {
         let directory = Arc::clone(&self.directory);
         let open = named.into_iter().chain(others).chain([directory]).any(|inode| inode.life.lock().opens > 0);
         let busy = open || !self.pins.busy_words(1).is_empty();
+        if !busy {
+            // `sync_filesystem`: no file is mapped any more, so no further page gets dirty.
+            self.inodes.snapshot().into_iter().for_each(|(_, inode)| clean_file(self, &inode, BlockRange::ALL));
+        }
         self.mount.end(if busy { MOUNTED } else { UNMOUNTED });
         if busy { Err(Errno::EBUSY) } else { Ok(()) }
     }

@@ -10,19 +10,20 @@ use crate::base::errno::Errno;
 use crate::base::numbers::Ino;
 use crate::base::range::BlockRange;
 use crate::base::units::BLOCK;
-use crate::extent_map::Piece;
 use crate::extent_map::lookup::{pages_of, pieces_in};
+use crate::extent_map::{Extent, ExtentState, Piece};
 use crate::kernel::media_errors::region_bytes;
-use crate::pinning::dma::persist_short;
+use crate::pinning::dma::write_back_short;
 use crate::pinning::gup::{pin_short, unpin_short};
 use crate::vfs::address_space::Backing;
 use crate::vfs::inode::Inode;
 use crate::vfs::kernel::Kernel;
-use crate::vfs::open_file::Deferred;
+use crate::vfs::open_file::{Deferred, Description};
+use crate::vfs::private_pages::PrivatePages;
 use crate::vfs::task::Task;
 
 impl Kernel {
-    /// Writes the lines of bytes `offset..offset+len` of a file back. Holes are left out.
+    /// Writes back the lines of bytes `offset..offset+len` of a file. Holes are left out.
     ///
     /// # Errors
     /// ENOENT (no such inode), EINVAL (an empty range, or one beyond the last byte that can be
@@ -43,8 +44,8 @@ impl Kernel {
         if found { Ok(()) } else { Err(Errno::ENXIO) }
     }
 
-    /// Writes the lines back that hold bytes `offset..offset+len` of the region with this key, also
-    /// of pages that have left the file. `start` is the region's address.
+    /// Writes back the lines of bytes `offset..offset+len` of the region with this key, whether or
+    /// not their pages are still the file's. `start` is the region's address.
     ///
     /// # Errors
     /// EINVAL (an empty range, or outside of the region); ENXIO (the region pins no page of a
@@ -58,16 +59,18 @@ impl Kernel {
         Ok(())
     }
 
-    /// How many 64-byte lines of a file's blocks a power cut would take back now: stored to, and
-    /// not written back since.
+    /// How many 64-byte lines of a file's written blocks a power cut would take back now: stored
+    /// to, and not written back since. An unwritten block reads as zeros whatever it holds.
     pub fn unflushed_lines(&self, inode: &Inode) -> u64 {
-        let pages: Vec<_> = inode.layout(|layout| layout.extents().map(|extent| pages_of(&extent)).collect());
+        let written = |extent: &Extent| extent.state == ExtentState::Written;
+        let pages: Vec<_> =
+            inode.layout(|layout| layout.extents().filter(written).map(|extent| pages_of(&extent)).collect());
         pages.into_iter().map(|pages| self.caches.unflushed(&self.device, pages)).sum()
     }
 }
 
 impl Task {
-    /// Writes the lines of `len` bytes at `va` of this process's memory back: CLWB of each, then
+    /// Writes back the lines of `len` bytes at `va` of this process's memory: CLWB of each, then
     /// SFENCE. Ordinary memory is left alone.
     ///
     /// # Errors
@@ -88,7 +91,10 @@ impl Task {
                     self.kernel().caches.write_back(&self.kernel().device, *offset, len);
                     self.kernel().device_there()
                 }
-                Backing::Private { .. } | Backing::Memory { .. } | Backing::Anon { .. } => Ok(()),
+                Backing::Private { description, pages, offset } => {
+                    persist_uncopied(self, description, pages, (*offset, len))
+                }
+                Backing::Memory { .. } | Backing::Anon { .. } => Ok(()),
             };
             let mut deferred = Deferred::default();
             target.put(&mut deferred);
@@ -100,9 +106,32 @@ impl Task {
 
 fn persist_file(task: &Task, inode: &Arc<Inode>, offset: u64, len: u64) -> Result<(), Errno> {
     let kernel = task.kernel();
+    kernel.device_there()?;
     let pins = pin_short(kernel, inode, BlockRange::of_bytes(offset, len), Some(task))?;
     let inside = offset + len <= pins.size.next_multiple_of(BLOCK);
-    let done = if inside { persist_short(kernel, &pins, offset, len) } else { Err(Errno::SIGBUS) };
+    if inside {
+        write_back_short(kernel, &pins, offset, len);
+    }
     unpin_short(kernel, pins);
-    done
+    if inside { Ok(()) } else { Err(Errno::SIGBUS) }
+}
+
+/// A private mapping shows the file's own lines where it has no copy. `offset` counts in the
+/// mapping.
+fn persist_uncopied(
+    task: &Task,
+    description: &Description,
+    pages: &PrivatePages,
+    (offset, len): (u64, u64),
+) -> Result<(), Errno> {
+    let Some((inode, _)) = description.file() else { return Ok(()) };
+    let (mut at, end) = (offset, offset + len);
+    while at < end {
+        let next = end.min((at / BLOCK + 1) * BLOCK);
+        if !pages.is_copied(at) {
+            persist_file(task, inode, pages.in_file(at), next - at)?;
+        }
+        at = next;
+    }
+    Ok(())
 }

@@ -64,6 +64,17 @@ pub(crate) fn zero_blocks(kernel: &Kernel, pages: PageRange) {
     kernel.caches.write_back_pages(&kernel.device, pages);
 }
 
+/// Writes back what processors stored to a range of a file through mappings, as `fsync` does, and
+/// as a call does that reads, shares or moves the blocks.
+pub(crate) fn clean_file(kernel: &Kernel, inode: &Inode, range: BlockRange) {
+    let pages: Vec<PageRange> = inode.layout(|layout| pages_of_range(layout, range).collect());
+    pages.into_iter().for_each(|pages| kernel.caches.clean(&kernel.device, pages));
+}
+
+fn pages_of_range(layout: &Layout, range: BlockRange) -> impl Iterator<Item = PageRange> + '_ {
+    mapped(layout, range).map(|extent| pages_of(&extent))
+}
+
 /// Stores `bytes` at byte `offset` of the device, in blocks of the volume.
 pub(crate) fn store_bytes(kernel: &Kernel, offset: u64, bytes: &[u8]) {
     let _in_range = kernel.device.write(offset, bytes);
@@ -103,6 +114,10 @@ pub(crate) fn same_bytes(
     b: (&Layout, FilePlace),
     len: u64,
 ) -> Result<bool, Errno> {
+    for (layout, place) in [a, b] {
+        let pages = pages_of_range(layout, place.blocks(len));
+        pages.for_each(|pages| kernel.caches.clean(&kernel.device, pages));
+    }
     let mut found = [[0u8; BLOCK as usize]; 2];
     for nth in 0..len.div_ceil(BLOCK) {
         let part = (len - nth * BLOCK).min(BLOCK) as usize;

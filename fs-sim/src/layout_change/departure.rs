@@ -77,6 +77,7 @@ pub(crate) fn free_pages(kernel: &Kernel, frozen: Frozen<'_>) {
     }
     kernel.journal.freed(pages);
     watch_freed(kernel, pages);
+    kernel.caches.forget(pages);
     kernel.allocator.free(frozen);
 }
 

@@ -139,7 +139,7 @@ fn change_once<'w>(
     if works.iter().map(ChangeWork::closings).sum::<usize>() > CLOSINGS_MAX {
         return Err(Errno::ENOMEM);
     }
-    works.iter().try_for_each(|work| work.check_copies(kernel))?;
+    works.iter().try_for_each(|work| work.check_sound_blocks(kernel))?;
     // A hint, before any lease is broken; what is free when the blocks are allocated decides.
     if works.iter().map(|work| work.blocks).sum::<u64>() > kernel.allocator.free_blocks() {
         return Err(Errno::ENOSPC);

@@ -191,6 +191,8 @@ pub(crate) struct ChangePlan {
     pub(crate) writes: Vec<BlockRange>,
     /// Of these, blocks that are overwritten as a whole: their old contents are not copied.
     pub(crate) overwrites: Option<BlockRange>,
+    /// Blocks of which a part is zeroed in place: none may be poisoned.
+    pub(crate) zeroes: Vec<BlockRange>,
     /// How many new blocks are needed, besides those for copies.
     pub(crate) blocks: u64,
     /// Whether a long-term pin of the changer needs it: the changer's own leases do not matter
@@ -246,6 +248,8 @@ pub(crate) struct ChangeWork<'a> {
     pub(crate) released: Vec<PageRange>,
     /// Shared extents that are written, and replaced by copies first.
     copies: Vec<Extent>,
+    /// Pages of which a part is zeroed in place.
+    zeroed: Vec<PageRange>,
     /// Shared extents that are overwritten, and replaced by new blocks first.
     overwritten: Vec<Extent>,
     /// Shared extents that would turn unwritten: holes for the change to fill.
@@ -280,6 +284,7 @@ impl<'a> ChangeWork<'a> {
             judged: Vec::new(),
             released: Vec::new(),
             copies: Vec::new(),
+            zeroed: Vec::new(),
             overwritten: Vec::new(),
             vacated: Vec::new(),
             unmarked: Vec::new(),
@@ -307,6 +312,8 @@ impl<'a> ChangeWork<'a> {
                 work.turn_unwritten(part, shared);
             }
         }
+        let zeroed = plan.zeroes.iter().flat_map(|range| mapped(layout, *range)).filter(written);
+        work.zeroed = zeroed.map(|extent| pages_of(&extent)).collect();
         for extent in plan.writes.iter().flat_map(|range| mapped(layout, *range)).filter(|extent| extent.shared) {
             for (part, shared) in by_sharing(shares, extent) {
                 work.write(part, shared, plan.overwrites);
@@ -389,12 +396,14 @@ impl<'a> ChangeWork<'a> {
         self.blocks + count(&common(&self.moving, orphaned))
     }
 
-    /// Whether the blocks that must be copied can be read; checked before any lease is broken.
+    /// Whether the blocks that must be copied, or zeroed in part, are sound; checked before any
+    /// lease is broken.
     ///
     /// # Errors
     /// EIO.
-    pub(crate) fn check_copies(&self, kernel: &Kernel) -> Result<(), Errno> {
-        self.copies.iter().try_for_each(|extent| check_sound(kernel, pages_of(extent)))
+    pub(crate) fn check_sound_blocks(&self, kernel: &Kernel) -> Result<(), Errno> {
+        let copied = self.copies.iter().map(pages_of);
+        copied.chain(self.zeroed.iter().copied()).try_for_each(|pages| check_sound(kernel, pages))
     }
 
     /// The layout that the change is applied to: shared blocks that are written, and moving blocks

@@ -15,6 +15,7 @@ use crate::extent_map::lookup::pieces_in;
 use crate::extent_map::{ExtentState, Layout, Piece};
 use crate::holders::block_layout::{BlockLayout, BlockLayouts, IoMode};
 use crate::layout_change::changes::allocate::{Allocate, clean_unwritten};
+use crate::layout_change::copy::clean_file;
 use crate::layout_change::driver::change_layout;
 use crate::layout_change::plan::Patience;
 use crate::pinning::dma::{read_extent, write_extent};
@@ -84,6 +85,8 @@ pub(crate) fn grant_layout(
             // No block moves while the turn is held. Unwritten blocks are cleaned, so that the
             // extents say everything.
             clean_unwritten(task.kernel(), inode, range);
+            // As `xfs_fs_map_blocks`: the client reads the medium.
+            clean_file(task.kernel(), inode, BlockRange::ALL);
             let read_point = task.kernel().ledger.read_point();
             let (pieces, size) = inode.layout(|layout| (pieces_in(layout, range), layout.size()));
             // The client may not write a hole or a block that other files share.

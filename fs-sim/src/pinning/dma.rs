@@ -23,6 +23,7 @@ use crate::pinning::registration::Pinned;
 use crate::vfs::attachments::{Attachment, Slot};
 use crate::vfs::inode::Inode;
 use crate::vfs::kernel::Kernel;
+use crate::volume::caches::StoreUnderWay;
 use emulator::sync::Mutex;
 
 /// A stale access: what was found, and the events before it.
@@ -302,18 +303,12 @@ impl Pinned {
         Ok(())
     }
 
-    /// A guest's CPU stores into the region, which the caller has checked: a fault for writing,
-    /// unless the page is dirty already.
-    pub(crate) fn dirty(&self, kernel: &Kernel, offset: u64, len: u64) {
-        for (pages, _, skip, len) in self.pieces(offset, len) {
+    /// A guest's CPU begins to store into the region, which the caller has checked.
+    pub(crate) fn store<'k>(&self, kernel: &'k Kernel, offset: u64, len: u64) -> StoreUnderWay<'k> {
+        kernel.caches.store(self.pieces(offset, len).map(|(pages, _, skip, len)| {
             let (first, end) = (skip / BLOCK, (skip + len).div_ceil(BLOCK));
-            kernel.caches.dirty(PageRange::new(pages.start() + first, end - first));
-        }
-    }
-
-    /// Writes all of the region back, for a guest's flush.
-    pub(crate) fn write_back(&self, kernel: &Kernel) {
-        self.holder.pages.iter().for_each(|pages| kernel.caches.write_back_pages(&kernel.device, *pages));
+            PageRange::new(pages.start() + first, end - first)
+        }))
     }
 
     /// Makes what was written to these bytes of the region durable: returns once the medium has it.
@@ -352,26 +347,23 @@ pub(crate) fn write_short_through(
     from: &[u8],
 ) -> Result<(), Errno> {
     write_short(kernel, inode, pins, offset, from)?;
-    for (pages, skip, len) in mapped_parts(pins, offset, from.len() as u64) {
-        kernel.caches.write_back(&kernel.device, pages.start() * BLOCK + skip, len);
-    }
+    write_back_short(kernel, pins, offset, from.len() as u64);
     Ok(())
 }
 
-/// Writes all blocks of a file back.
-pub(crate) fn write_back_file(kernel: &Kernel, ino: Ino) {
-    let Some(inode) = kernel.inodes.get(ino) else { return };
-    let pages: Vec<PageRange> = inode.layout(|layout| layout.extents().map(|extent| pages_of(&extent)).collect());
-    pages.into_iter().for_each(|pages| kernel.caches.write_back_pages(&kernel.device, pages));
+/// Writes back the lines of `len` bytes from byte `offset` of the file on.
+pub(crate) fn write_back_short(kernel: &Kernel, pins: &ShortPins, offset: u64, len: u64) {
+    for (pages, skip, len) in mapped_parts(pins, offset, len) {
+        kernel.caches.write_back(&kernel.device, pages.start() * BLOCK + skip, len);
+    }
 }
 
-/// A fault for writing has reached what short-term pins hold.
-pub(crate) fn dirty_short(kernel: &Kernel, pins: &ShortPins) {
-    for piece in &pins.pieces {
-        if let Piece::Mapped(extent) = piece {
-            kernel.caches.dirty(pages_of(extent));
-        }
-    }
+/// A store to what short-term pins hold begins; see [`StoreUnderWay`].
+pub(crate) fn store_short<'k>(kernel: &'k Kernel, pins: &ShortPins) -> StoreUnderWay<'k> {
+    kernel.caches.store(pins.pieces.iter().filter_map(|piece| match piece {
+        Piece::Mapped(extent) => Some(pages_of(extent)),
+        Piece::Hole { .. } => None,
+    }))
 }
 
 /// Makes `len` bytes from byte `offset` of the file on durable; holes stay holes.

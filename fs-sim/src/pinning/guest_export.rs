@@ -35,10 +35,10 @@ use crate::base::units::BLOCK;
 use crate::design::LeaseRules;
 use crate::holders::holder::{HolderInfo, PinHolder, RevokeReason};
 use crate::holders::stale_watch::StaleWatch;
+use crate::layout_change::copy::clean_file;
 use crate::leases::layout::acquire::lease_file;
 use crate::leases::layout::kind::LeaseKind;
 use crate::pinning::admission::{Admission, LongTermUser, admission};
-use crate::pinning::dma::write_back_file;
 use crate::pinning::registered_memory::{MemoryAccess, RegisteredMemory};
 use crate::pinning::registration::{PinRequest, Pinned, Registration, register_file};
 use crate::vfs::fd_holders::FdHolders;
@@ -313,30 +313,32 @@ impl GuestExport {
     pub fn write(&self, kernel: &Arc<Kernel>, offset: u64, from: &[u8]) -> Result<(), Errno> {
         self.access(|region| {
             region.access(kernel, |registration| {
-                if let Registration::Pinned(pinned) = registration
-                    && pinned.check(offset, from.len()).is_ok()
-                {
-                    pinned.dirty(kernel, offset, from.len() as u64);
+                region.check(offset, from.len())?;
+                match registration {
+                    Registration::Pinned(pinned) => {
+                        let _storing = pinned.store(kernel, offset, from.len() as u64);
+                        pinned.dma_write(kernel, offset, from)
+                    }
+                    Registration::OnDemand(range) => range.dma_write(kernel, offset, from),
+                    Registration::Anonymous(range) => range.write(offset, from),
                 }
-            })?;
-            region.write(kernel, offset, from)
+            })
         })
     }
 
-    /// The guest's flush: what it stored before is durable when this returns.
+    /// The guest's flush: what it stored before is durable when this returns. It is an `fsync` of
+    /// the file, as of any host that answers it so: a device's store into a pinned page that was
+    /// clean is missed.
     ///
     /// # Errors
     /// EIO once revoked, or if the device is gone or could not be written back.
     pub fn flush(&self, kernel: &Arc<Kernel>) -> Result<(), Errno> {
         self.access(|region| {
-            region.access(kernel, |registration| {
-                let there = !kernel.device.poison().is_gone() && kernel.device.sync().is_ok();
-                match registration {
-                    Registration::Pinned(pinned) => pinned.write_back(kernel),
-                    // Without pins it is the file that the guest has.
-                    Registration::OnDemand(_) => write_back_file(kernel, self.ino),
-                    Registration::Anonymous(_) => {}
+            region.access(kernel, |_| {
+                if let Some(inode) = kernel.inodes.get(self.ino) {
+                    clean_file(kernel, &inode, BlockRange::ALL);
                 }
+                let there = !kernel.device.poison().is_gone() && kernel.device.sync().is_ok();
                 if there { Ok(()) } else { Err(Errno::EIO) }
             })
         })

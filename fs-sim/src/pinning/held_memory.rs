@@ -13,7 +13,7 @@ use crate::extent_map::Layout;
 use crate::extent_map::lookup::is_writable;
 use crate::holders::in_flight_io::{HeldFor, HeldPlace, HeldRun};
 use crate::layout_change::changes::allocate::{AllocationCause, clean_unwritten, fault_in};
-use crate::pinning::dma::dirty_short;
+use crate::pinning::dma::store_short;
 use crate::pinning::gup::{FileBehind, pin_short, unpin_short};
 use crate::vfs::inode::Inode;
 use crate::vfs::memory_file::MemoryFile;
@@ -67,7 +67,8 @@ pub(crate) fn hold_file_for_writing(
         if let HeldPlace::File { pins, .. } = &run.place
             && pins.pieces.iter().all(is_writable)
         {
-            dirty_short(task.kernel(), pins);
+            // The fault of a pin for writing.
+            drop(store_short(task.kernel(), pins));
             return Ok(run);
         }
         // A truncate or a punch came in between.

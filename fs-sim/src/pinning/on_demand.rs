@@ -25,7 +25,7 @@ use crate::extent_map::lookup::{is_writable, pages_of};
 use crate::extent_map::{Extent, ExtentState, Piece};
 use crate::holders::short_pins::ShortPins;
 use crate::layout_change::changes::allocate::{AllocationCause, clean_unwritten, fault_in};
-use crate::pinning::dma::{AccessSubject, atomic_at, dirty_short, persist_short, read_short, write_short};
+use crate::pinning::dma::{AccessSubject, atomic_at, persist_short, read_short, store_short, write_short};
 use crate::pinning::gup::{pin_short, pin_translated, unpin_short};
 use crate::pinning::registration::PinRequest;
 use crate::vfs::address_space::Backing;
@@ -327,7 +327,7 @@ impl OnDemand {
             HeldBytes::Dax(inode, pins, at) => {
                 // An `fsync` that cleans the page unmaps it from the device: the next access
                 // faults again.
-                dirty_short(kernel, pins);
+                let _storing = store_short(kernel, pins);
                 write_short(kernel, inode, pins, at, from)
             }
             HeldBytes::Memory(pages) => pages.write(0, from),
@@ -377,7 +377,7 @@ impl OnDemand {
                 HeldBytes::Memory(pages) => return pages.atomic(0, op),
             };
             let Some(Piece::Mapped(extent)) = pins.pieces.first() else { return Err(Errno::EFAULT) };
-            dirty_short(kernel, pins);
+            let _storing = store_short(kernel, pins);
             let subject = AccessSubject { region: None, ino: inode.ino(), file_block: extent.file_block };
             let skip = at - extent.file_block * BLOCK;
             atomic_at(kernel, pages_of(extent), skip, pins.read_point, &subject, op)

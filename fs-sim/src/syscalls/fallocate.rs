@@ -14,6 +14,7 @@ use crate::extent_map::{ExtentState, Piece};
 use crate::layout_change::changes::allocate::Allocate;
 use crate::layout_change::changes::moves::{collapse, insert_range};
 use crate::layout_change::changes::zero::{Punch, Zero, edges};
+use crate::layout_change::copy::clean_file;
 use crate::layout_change::driver::change_layout;
 use crate::layout_change::plan::{Change, Patience};
 use crate::pinning::dma::write_short_through;
@@ -126,6 +127,8 @@ fn zero_part(task: &Task, inode: &Inode, from: u64, to: u64) -> Result<bool, Err
     let kernel = task.kernel();
     let pins = pin_short(kernel, inode, BlockRange::of_bytes(from, to - from), Some(task))?;
     let shared = pins.pieces.iter().any(|piece| matches!(piece, Piece::Mapped(extent) if extent.shared));
+    // As `xfs_flush_unmap_range`: the whole page is written back first.
+    clean_file(kernel, inode, BlockRange::of_bytes(from, to - from));
     // A hole or an unwritten block reads as zeros already.
     let zeroed = match pins.pieces.iter().all(is_writable) {
         true => write_short_through(kernel, inode, &pins, from, &vec![0; (to - from) as usize]),

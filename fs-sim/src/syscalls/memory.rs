@@ -13,7 +13,7 @@ use crate::base::units::{ANON_MAX, BLOCK, FILE_MAX, round_up};
 use crate::extent_map::lookup::{is_writable, pieces_in};
 use crate::extent_map::{Layout, Piece};
 use crate::layout_change::changes::allocate::{AllocationCause, clean_unwritten, fault_in};
-use crate::pinning::dma::{dirty_short, read_short, write_short};
+use crate::pinning::dma::{read_short, store_short, write_short};
 use crate::pinning::gup::{is_run, pin_short, unpin_short};
 use crate::vfs::address_space::Backing;
 use crate::vfs::anon::AnonMemory;
@@ -70,7 +70,7 @@ impl Task {
                     let inside = range.end * BLOCK <= pins.size.next_multiple_of(BLOCK);
                     let stored = match inside {
                         true => there.then(|| {
-                            dirty_short(self.kernel(), &pins);
+                            let _storing = store_short(self.kernel(), &pins);
                             write_short(self.kernel(), inode, &pins, *offset, from)
                         }),
                         false => Some(Err(Errno::SIGBUS)),

@@ -8,8 +8,8 @@
 use crate::base::errno::Errno;
 use crate::base::numbers::Fd;
 use crate::base::range::BlockRange;
-use crate::base::units::BLOCK;
-use crate::extent_map::lookup::{mapped, pages_of};
+use crate::base::units::{BLOCK, round_up};
+use crate::layout_change::copy::clean_file;
 use crate::vfs::address_space::Backing;
 use crate::vfs::inode::Inode;
 use crate::vfs::kernel::Kernel;
@@ -18,7 +18,8 @@ use crate::vfs::open_file::Deferred;
 use crate::vfs::task::Task;
 
 impl Task {
-    /// Makes the stores of CPUs to the file open as `fd` durable, or its directory.
+    /// Makes the stores of CPUs to the file open as `fd` durable. Names are durable already, so a
+    /// directory needs nothing.
     ///
     /// # Errors
     /// EBADF (also an `O_PATH` descriptor), EINVAL (neither file nor directory), EIO (the device is
@@ -40,37 +41,57 @@ impl Task {
     /// nothing for memory that is no shared mapping of a file. `msync` with `MS_SYNC`.
     ///
     /// # Errors
-    /// EINVAL (alignment, device-DAX), ENOMEM (not mapped), EIO (the device is gone).
+    /// EINVAL (alignment, device-DAX), EIO (the device is gone): what follows is not synced. ENOMEM
+    /// (a part is not mapped, or the range wraps around): the rest is synced.
     pub fn msync(&self, va: u64, len: u64) -> Result<(), Errno> {
         self.syscall(|| {
             if !va.is_multiple_of(BLOCK) {
                 return Err(Errno::EINVAL);
             }
-            if len == 0 {
-                return Ok(());
-            }
-            let target = self.process().target(va, len, false).map_err(|_| Errno::ENOMEM)?;
-            let synced = match &target {
-                Backing::File { description, offset } => match description.file() {
-                    Some((inode, _)) => sync_range(self.kernel(), inode, BlockRange::of_bytes(*offset, len)),
-                    None => Ok(()),
-                },
-                // The device file of device-DAX has no `fsync`.
-                Backing::Device { .. } => Err(Errno::EINVAL),
-                Backing::Anon { memory, .. } if memory.is_persistent() => Err(Errno::EINVAL),
-                Backing::Private { .. } | Backing::Memory { .. } | Backing::Anon { .. } => Ok(()),
-            };
+            // Linux rounds first: a length just below 2^64 becomes 0.
+            let end = va.checked_add(round_up(len).unwrap_or(0)).ok_or(Errno::ENOMEM)?;
             let mut deferred = Deferred::default();
-            target.put(&mut deferred);
+            let (mut at, mut synced) = (va, Ok(()));
+            while at < end {
+                let Some((start, len, target)) = self.process().mm.lock().next_part(at, end) else {
+                    synced = Err(Errno::ENOMEM);
+                    break;
+                };
+                let gap = start > at;
+                let done = sync_mapping(self.kernel(), &target, len);
+                target.put(&mut deferred);
+                at = start + len;
+                match done {
+                    Err(errno) => {
+                        synced = Err(errno);
+                        break;
+                    }
+                    Ok(()) if gap => synced = Err(Errno::ENOMEM),
+                    Ok(()) => {}
+                }
+            }
             self.run_deferred(deferred);
             synced
         })
     }
 }
 
+/// Syncs the first `len` bytes of what is mapped.
+fn sync_mapping(kernel: &Kernel, target: &Backing, len: u64) -> Result<(), Errno> {
+    match target {
+        Backing::File { description, offset } => match description.file() {
+            Some((inode, _)) => sync_range(kernel, inode, BlockRange::of_bytes(*offset, len)),
+            None => Ok(()),
+        },
+        // The device file of device-DAX has no `fsync`.
+        Backing::Device { .. } => Err(Errno::EINVAL),
+        Backing::Anon { memory, .. } if memory.is_persistent() => Err(Errno::EINVAL),
+        Backing::Private { .. } | Backing::Memory { .. } | Backing::Anon { .. } => Ok(()),
+    }
+}
+
 fn sync_range(kernel: &Kernel, inode: &Inode, range: BlockRange) -> Result<(), Errno> {
     kernel.device_there()?;
-    let pages: Vec<_> = inode.layout(|layout| mapped(layout, range).map(|extent| pages_of(&extent)).collect());
-    pages.into_iter().for_each(|pages| kernel.caches.clean(&kernel.device, pages));
+    clean_file(kernel, inode, range);
     Ok(())
 }

@@ -262,6 +262,18 @@ impl AddressSpace {
         }
     }
 
+    /// The first part of `va..end` that is mapped: its address, its length, and what is there, with
+    /// a reference of its own.
+    pub(crate) fn next_part(&self, va: u64, end: u64) -> Option<(u64, u64, Backing)> {
+        let (_, mapping) = match self.mappings.range(..=va).next_back() {
+            Some((start, mapping)) if *start + mapping.len > va => (start, mapping),
+            _ => self.mappings.range(va..end).next()?,
+        };
+        let start = mapping.start.max(va);
+        let len = end.min(mapping.start + mapping.len.next_multiple_of(BLOCK)) - start;
+        Some((start, len, mapping.backing.part(start - mapping.start)))
+    }
+
     /// Every mapping, in the order of the addresses.
     pub(crate) fn all(&self) -> impl Iterator<Item = &Mapping> {
         self.mappings.values()

@@ -19,7 +19,9 @@
 //! back before the map that shows them is published. Kernel counterparts:
 //! `dax_writeback_mapping_range` and its tags (fs/dax.c), `noop_dirty_folio` of the DAX address
 //! spaces, `memcpy_flushcache`, `arch_wb_cache_pmem`. Linux tags a huge page as a whole; here
-//! pages of 4 KiB are tagged **\[chosen\]**.
+//! pages of 4 KiB are tagged **\[chosen\]**. The copy of a shared block is written back too
+//! **\[chosen\]**: in Linux it is dirty after a fault, and after a `write` or an unshare the lines that
+//! were only copied are neither flushed nor tagged (`dax_iomap_copy_around`).
 
 use emulator::device::persistence::DurableImage;
 use emulator::device::{Device, OpenError};
@@ -39,7 +41,34 @@ pub(crate) struct CpuCaches {
 #[derive(Debug)]
 struct VolatileCaches {
     durable: Arc<DurableImage>,
-    dirty: Mutex<PageList>,
+    dirty: Mutex<DirtyPages>,
+}
+
+#[derive(Debug, Default)]
+struct DirtyPages {
+    pages: PageList,
+    /// Of each store under way, the pages. They stay dirty through a write-back, because the store
+    /// may land behind it.
+    storing: Vec<PageRange>,
+}
+
+/// A store to pages of a file that is under way. The pages are dirty, and stay so until it ends.
+#[must_use]
+pub(crate) struct StoreUnderWay<'c> {
+    caches: Option<&'c VolatileCaches>,
+    pages: Vec<PageRange>,
+}
+
+impl Drop for StoreUnderWay<'_> {
+    fn drop(&mut self) {
+        let Some(caches) = self.caches else { return };
+        let mut dirty = caches.dirty.lock();
+        for pages in &self.pages {
+            if let Some(at) = dirty.storing.iter().position(|storing| storing == pages) {
+                dirty.storing.swap_remove(at);
+            }
+        }
+    }
 }
 
 impl CpuCaches {
@@ -65,7 +94,7 @@ impl CpuCaches {
         self.volatile.as_ref().map(|caches| Arc::clone(&caches.durable))
     }
 
-    /// Writes the lines of `len` bytes at byte `offset` of the device back to it.
+    /// Writes back the lines of `len` bytes at byte `offset` of the device.
     pub(crate) fn write_back(&self, live: &Device, offset: u64, len: u64) {
         if let Some(caches) = &self.volatile {
             // The callers' bytes are on the device: they have just been copied there.
@@ -78,19 +107,45 @@ impl CpuCaches {
         self.write_back(live, pages.start() * BLOCK, pages.len() * BLOCK);
     }
 
-    /// A fault for writing has reached `pages`.
+    /// A fault for writing has reached `pages`: a pin for writing.
     pub(crate) fn dirty(&self, pages: PageRange) {
         if let Some(caches) = &self.volatile {
-            caches.dirty.lock().put(pages);
+            caches.dirty.lock().pages.put(pages);
         }
     }
 
-    /// `fsync`: writes those of `pages` back that are dirty. They are clean then.
+    /// A store to `pages` begins, by a CPU or by a device on demand. Its end is the drop of what is
+    /// returned.
+    pub(crate) fn store(&self, pages: impl IntoIterator<Item = PageRange>) -> StoreUnderWay<'_> {
+        let Some(caches) = &self.volatile else { return StoreUnderWay { caches: None, pages: Vec::new() } };
+        let pages: Vec<PageRange> = pages.into_iter().collect();
+        let mut dirty = caches.dirty.lock();
+        for pages in &pages {
+            dirty.pages.put(*pages);
+            dirty.storing.push(*pages);
+        }
+        drop(dirty);
+        StoreUnderWay { caches: Some(caches), pages }
+    }
+
+    /// `fsync`: writes back those of `pages` that are dirty. They are clean then, but for stores
+    /// under way. A concurrent call returns only after the bytes are durable too: it waits for the
+    /// list.
     pub(crate) fn clean(&self, live: &Device, pages: PageRange) {
         let Some(caches) = &self.volatile else { return };
-        // Clean first: a store during the write-back dirties the page anew.
-        let dirty = caches.dirty.lock().take(pages);
-        dirty.into_iter().for_each(|pages| self.write_back_pages(live, pages));
+        let mut dirty = caches.dirty.lock();
+        for pages in dirty.pages.take(pages) {
+            self.write_back_pages(live, pages);
+            let still: Vec<PageRange> = dirty.storing.iter().filter_map(|storing| storing.intersect(pages)).collect();
+            still.into_iter().for_each(|pages| dirty.pages.put(pages));
+        }
+    }
+
+    /// `pages` have left their file: no `fsync` reaches what was stored to them.
+    pub(crate) fn forget(&self, pages: PageRange) {
+        if let Some(caches) = &self.volatile {
+            caches.dirty.lock().pages.take(pages);
+        }
     }
 
     /// How many 64-byte lines of `pages` a power cut would take back now.

@@ -6,7 +6,7 @@
 //! cut.) A change commits once, with both files if it concerns two, after its map is published and
 //! before any block that left is freed **\[chosen\]**: its metadata is durable when the call
 //! returns, and a block is never free while a committed layout names it. Names are durable at once.
-//! Which bytes are durable says [`caches`](crate::volume::caches).
+//! [`caches`](crate::volume::caches) says which bytes are durable.
 //!
 //! Invariants: no block is in two committed layouts (unless shared), or in one and free-pending;
 //! after the cut nothing commits. Kernel counterpart: the log of XFS (fs/xfs/xfs_log.c); the

@@ -460,11 +460,11 @@ operations! {
         ClearPoison "clear_poison" { file: FileName, range: ByteRange } -> Nothing, Simulation
             "Heals the bad pages under a range, which read as zeros then (ndctl clear-errors). A `write` of whole blocks heals them too; a store and a DMA do not.";
         Persist "persist" { file: FileName, offset: Bytes, length: Bytes } -> Nothing, Simulation
-            "The CPU caches write the lines of a range of a file back, as they may at any moment. Holes are left out; ENXIO if nothing else is there.";
+            "The CPU caches write back the lines of a range of a file, as they may at any moment. Holes are left out; ENXIO if nothing else is there.";
         PersistMap "persist_map" { map: MapName, range: ByteRange } -> Nothing, Simulation
-            "The process writes the lines of a part of a mapping back: CLWB of each line, then SFENCE (pmem_persist).";
+            "The process writes back the lines of a part of a mapping: CLWB of each line, then SFENCE (pmem_persist).";
         PersistMr "persist_mr" { mr: MrName, range: ByteRange } -> Nothing, Simulation
-            "The CPU caches write the lines of the pages back that a part of a region has pinned, whether or not they are still the file's. ENXIO if it pins none of a file.";
+            "The CPU caches write back the lines of a part of a region, whether or not its pages are still the file's. ENXIO if it pins none of a file.";
         PowerCut "power_cut" {} -> BlockCounts, Simulation
             "The power fails, and the machine boots again: every process is gone (calls in progress are `killed`), the volume is recovered; the value is `pending:N removed:N`, blocks freed that were orphaned and inodes removed that had no name. Under `platform=adr` stores that were not written back are lost, and ` lost:N` follows: that many lines of 64 bytes of files went back to what they were.";
         Unmount "unmount" {} -> Nothing, Simulation

@@ -124,7 +124,7 @@ fn the_scripts_own_mistakes_are_errors_at_their_line() {
         assert!(error.title().contains(title), "{error}");
     };
     at("A: exit => ok\nA: truncate data 0", 4, "A is dead");
-    at("A: f = open nothing r => ENOENT\nA: read f 0 4KiB", 4, "`f` was not made");
+    at("A: f = open nothing r => ENOENT\nA: read f 0 4KiB", 4, "`f` is not there: the step that makes it failed");
     let blocked = "A: f = open data rw\nA: lease f read\nB: truncate data 0 => blocks";
     at(&format!("{blocked}\nB: exit"), 6, "still in the call of line 5");
     at(&format!("{blocked}\nA: unlock f\nB: exit"), 7, "has come to `ok`");

@@ -52,7 +52,7 @@ impl Change for Allocate {
             false => vec![tail],
         };
         let touches = (blocks > 0 || grows).then_some(touches).into();
-        Ok(Some(ChangePlan { touches, blocks, writes, ..ChangePlan::default() }))
+        Ok(Some(ChangePlan { touches, blocks, writes, zeroes: vec![tail], ..ChangePlan::default() }))
     }
 
     fn meets_file(&self) -> bool {

@@ -145,6 +145,7 @@ impl JointChange for Remap {
         plan.leaves = vec![target];
         let tail = if grows { tail_block(to.size()) } else { BlockRange::NONE };
         plan.writes = vec![tail.intersect(BlockRange::new(0, target.start))];
+        plan.zeroes = plan.writes.clone();
         Ok(Some(plans))
     }
 

@@ -34,6 +34,7 @@ impl Change for Resize {
             touches: BlockRange::from(smaller / BLOCK).into(),
             leaves: vec![gone],
             writes: vec![tail_block(smaller)],
+            zeroes: vec![tail_block(smaller)],
             ..ChangePlan::default()
         }))
     }

@@ -48,6 +48,7 @@ impl Change for WriteChange<'_> {
         let tail = if grows { tail_block(layout.size()) } else { BlockRange::NONE };
         let tail = tail.intersect(BlockRange::new(0, self.range().start));
         let writes = vec![tail, self.range()];
+        let zeroes = vec![tail];
         let whole = (self.offset | self.data.len() as u64).is_multiple_of(BLOCK);
         let overwrites = whole.then_some(self.range());
         Ok(Some(ChangePlan {
@@ -55,6 +56,7 @@ impl Change for WriteChange<'_> {
             blocks,
             writes,
             overwrites,
+            zeroes,
             ..ChangePlan::default()
         }))
     }

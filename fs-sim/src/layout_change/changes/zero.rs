@@ -48,6 +48,7 @@ impl Change for Punch {
             touches: leaves.then_some(self.whole()).into(),
             leaves: vec![self.whole()],
             writes: edge_blocks(self.offset, self.end).collect(),
+            zeroes: edge_blocks(self.offset, self.end).collect(),
             ..ChangePlan::default()
         }))
     }
@@ -96,7 +97,9 @@ impl Change for Zero {
         let mut plan = growth.unwrap_or_default();
         // An old end inside the range is zeroed with the rest.
         plan.writes.retain(|tail| !tail.overlaps(self.all()));
-        plan.writes.extend(edges);
+        plan.writes.extend(edges.iter().copied());
+        plan.zeroes.retain(|tail| !tail.overlaps(self.all()));
+        plan.zeroes.extend(edges);
         Ok(Some(ChangePlan { unwritten: vec![self.whole()], ..plan }))
     }
 

@@ -27,7 +27,11 @@ pub(super) struct ScenarioNames {
 impl ScenarioNames {
     /// What `name` stands for.
     pub(super) fn get(&self, name: &str) -> Result<&NamedThing, Trouble> {
-        let unmade = || Trouble::Script(format!("`{name}` was not made: the step that makes it failed or still waits"));
+        let unmade = || {
+            Trouble::Script(format!(
+                "`{name}` is not there: the step that makes it failed, still waits or was left out by `when`, or the power was cut since"
+            ))
+        };
         self.things.get(name).ok_or_else(unmade)
     }
 

@@ -76,7 +76,7 @@ impl Call {
             match (arg, parameter.syntax) {
                 (Arg::Name(name), Param::Bound(_)) => {
                     let thing = machine.names.get(&name).cloned().ok_or_else(|| {
-                        Trouble::Script(format!("`{name}` was not made: the step that makes it failed or still waits"))
+                        Trouble::Script(format!("`{name}` is not there: the step that makes it failed, still waits or was left out by `when`, or the power was cut since"))
                     })?;
                     things.insert(name, thing);
                 }
