@@ -235,15 +235,15 @@ impl Port {
         let named = pid.map_or("a process".to_owned(), |pid| format!("process {pid}"));
         // No power cut happens while the guest is being admitted.
         let admitted = machine.under_power(|| {
-            let (guest, bytes, pieces) = self.admit(machine, connection, pid)?;
+            let (guest, bytes) = self.admit(machine, connection, pid)?;
             self.state.lock().guest = Some(Arc::clone(&guest));
-            Ok((guest, bytes, pieces))
+            Ok((guest, bytes))
         });
         match admitted.unwrap_or_else(|| Err("the power is failing".to_owned())) {
-            Ok((guest, bytes, pieces)) => {
+            Ok((guest, bytes)) => {
                 machine.tell(&format!("{}: {named} is attached{}", self.shown(), held(&guest)));
                 self.changed.wake_all();
-                Granted::Device { bytes, pieces }
+                Granted::Device { bytes }
             }
             Err(why) => {
                 machine.tell(&format!("{}: {named} was turned away: {why}", self.shown()));
@@ -258,8 +258,8 @@ impl Port {
         machine: &Arc<ServedMachine>,
         connection: u64,
         pid: Option<u32>,
-    ) -> Result<(Arc<Guest>, u64, u64), String> {
-        let (holds, bytes, pieces) = match (machine.backing(), &self.file) {
+    ) -> Result<(Arc<Guest>, u64), String> {
+        let (holds, bytes) = match (machine.backing(), &self.file) {
             (ServedMemory::Files(kernel), Some(file)) => {
                 let who = pid.map_or("unknown process".to_owned(), |pid| format!("QEMU process {pid}"));
                 let who = format!("guest at {}, {who}", self.shown());
@@ -278,9 +278,9 @@ impl Port {
                         return Err(format!("the durable copy: {error}"));
                     }
                 }
-                (Some(exported.holds), exported.bytes, exported.pieces)
+                (Some(exported.holds), exported.bytes)
             }
-            _ => (None, machine.device().bytes(), 1),
+            _ => (None, machine.device().bytes()),
         };
         let guest = Guest {
             connection,
@@ -292,7 +292,7 @@ impl Port {
             revoked: AtomicBool::new(false),
             process: pid.and_then(watch),
         };
-        Ok((Arc::new(guest), bytes, pieces))
+        Ok((Arc::new(guest), bytes))
     }
 
     /// The guest's driver takes the device: what it may map.

@@ -155,8 +155,6 @@ struct DeviceState {
     taken: Option<TakeReason>,
     /// Demands that are being carried out.
     unmapping: u32,
-    /// The most pieces that the guest is going to get.
-    pieces_max: usize,
     /// What the guest was given last.
     pieces: Arc<[PmemPiece]>,
 }
@@ -249,10 +247,7 @@ impl Medium for BackendPort {
             FromPort::Connected { number, pid: peer.pid }
         });
         let refused = match granted {
-            Ok(Granted::Device { bytes, pieces }) => {
-                self.device_state.lock().pieces_max = usize::try_from(pieces).unwrap_or(usize::MAX);
-                return Ok(bytes);
-            }
+            Ok(Granted::Device { bytes }) => return Ok(bytes),
             Ok(Granted::No(why)) => why,
             Ok(other) => format!("the server's answer does not fit the request: {other:?}"),
             Err(LinkError::Over) => "the server has ended".to_owned(),
@@ -264,10 +259,6 @@ impl Medium for BackendPort {
         };
         self.device_state.lock().connection = None;
         Err(refused)
-    }
-
-    fn pieces_max(&self) -> usize {
-        self.device_state.lock().pieces_max
     }
 
     fn attach(&self) -> Vec<PmemPiece> {

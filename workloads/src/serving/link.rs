@@ -63,8 +63,8 @@ pub(super) enum TakeReason {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(super) enum Granted {
-    /// To `Connected`: the device has this many bytes, in this many pieces.
-    Device { bytes: u64, pieces: u64 },
+    /// To `Connected`: the device has this many bytes.
+    Device { bytes: u64 },
     /// To `Connected`: no, and why.
     No(String),
     /// To `Attach`: guest offset, device offset, length.

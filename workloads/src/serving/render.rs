@@ -12,7 +12,7 @@ use crate::input::Size;
 use emulator::sync::Arc;
 use emulator::sync::atomic::Ordering;
 use emulator::vhost_user::attach::shell;
-use emulator::vhost_user::{PIECES_IN_TABLE, VhostStats};
+use emulator::vhost_user::{MACHINE_REGIONS_MAX, VhostStats};
 use fs_sim::design::{Axis, GateScope, PinGate};
 use fs_sim::extent_map::Layout;
 use fs_sim::pinning::guest_export::Exposure;
@@ -43,6 +43,12 @@ pub(super) fn counters(stats: &VhostStats) -> BTreeMap<String, u64> {
         ("maps", stats.maps),
         ("unmaps", stats.unmaps),
         ("resets", stats.resets),
+        ("declined", stats.declined),
+        ("violations", stats.violations),
+        ("ram_regions", stats.ram_regions),
+        ("own_regions", stats.own_regions),
+        ("other_regions", stats.other_regions),
+        ("starting_ms", stats.starting_ms),
     ];
     counters.map(|(name, count)| (name.to_owned(), count)).into()
 }
@@ -93,10 +99,12 @@ pub(super) fn what(config: &Config, machine: &ServedMachine, held: &str) -> Stri
                     let extents = counted(runs, "extent");
                     let bytes = kernel.named(name).map_or(0, |inode| inode.layout(Layout::size));
                     let _ = writeln!(text, "file {name}, {}, {extents}", Size(bytes));
-                    if runs > PIECES_IN_TABLE as u64 {
+                    // One region is the guest's memory.
+                    if runs >= MACHINE_REGIONS_MAX as u64 {
                         let _ = writeln!(
                             text,
-                            "  more than {PIECES_IN_TABLE} extents: QEMU 11.1 says `vhost_set_mem_table failed` for each, which does no harm, and dies if the guest is reset after `stop` and `cont`; --defragment joins them"
+                            "  more than {} extents: a machine has {MACHINE_REGIONS_MAX} regions for its memory and all its devices; QEMU can start no other device after this one (give it last), and not this one after `stop` and `cont` until the guest is reset; --defragment joins the extents",
+                            MACHINE_REGIONS_MAX - 1
                         );
                     }
                 }
