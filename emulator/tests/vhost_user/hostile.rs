@@ -10,7 +10,7 @@ use vhost::vhost_user::VhostUserFrontend;
 use vhost::vhost_user::message::VhostUserProtocolFeatures;
 use vhost::{VhostBackend, VringConfigData};
 
-use crate::guest::{ALL, Asked, FRONTEND, Guest, PROTOCOL, RAM, memfd, region, rings, willing};
+use crate::guest::{ALL, Asked, FRONTEND, Guest, PROTOCOL, RAM, borrow, into_file, memfd, region, rings, willing};
 use crate::medium::{BYTES, Served, TestMedium};
 
 /// Lets a frontend do its worst; then the medium must have been told once that it is gone, and the
@@ -129,6 +129,18 @@ fn messages_that_ask_for_too_much() {
         }),
         ("memory of an odd part of its file", |guest| {
             guest.frontend.set_mem_table(&[region(0, 4096, FRONTEND, 512, &guest.ram)]).is_err()
+        }),
+        ("memory that is sealed against stores", |guest| {
+            // What no check of the relay's shows: the daemon fails, and its connection ends.
+            let sealed = rustix::fs::memfd_create("sealed", rustix::fs::MemfdFlags::ALLOW_SEALING).unwrap();
+            rustix::fs::ftruncate(&sealed, 4096).unwrap();
+            rustix::fs::fcntl_add_seals(&sealed, rustix::fs::SealFlags::WRITE).unwrap();
+            let refused = guest.frontend.set_mem_table(&[region(0, 4096, FRONTEND, 0, &into_file(sealed))]).is_err();
+            // It is answered until it has unmapped.
+            while guest.frontend.get_features().is_ok() {
+                std::thread::yield_now();
+            }
+            refused && (guest.was_asked(), guest.was_asked()) == (Asked::Map(0, 0, BYTES), Asked::Unmap(0, 0, BYTES))
         }),
         ("no memory but the device", |guest| {
             let device = guest.file.lock().take().unwrap();
@@ -288,9 +300,10 @@ fn more_descriptors_than_a_message_may_have() {
 fn a_call_that_is_full_holds_nobody_up() {
     let stats = survives("a full call", |served, guest| {
         let mut guest = started(guest);
-        // Blocking, and as full as it gets.
+        // As full as it gets, and blocking again, although the backend set it otherwise.
         let _ = guest.call.read();
         guest.call.write(u64::MAX - 1).unwrap();
+        rustix::fs::fcntl_setfl(borrow(&guest.call), rustix::fs::OFlags::empty()).unwrap();
         for slot in 0..3 {
             guest.request(slot, 0);
             guest.kick();
@@ -301,6 +314,21 @@ fn a_call_that_is_full_holds_nobody_up() {
         assert_eq!(served.medium.flushes(), 3);
     });
     assert_eq!(stats.broken, 0);
+}
+
+/// It reads its own kicks, so that the backend finds none where there was one.
+#[test]
+fn a_frontend_that_takes_its_kicks_back_holds_nobody_up() {
+    let served = Served::new();
+    let mut guest = started(Guest::connect(&served.path()));
+    for _ in 0..20_000 {
+        guest.kick();
+        let mut count = [0; 8];
+        let bytes = &mut [std::io::IoSliceMut::new(&mut count)];
+        let flags = rustix::io::ReadWriteFlags::NOWAIT;
+        let _mine_or_the_backends = rustix::io::preadv2(borrow(&guest.kick), bytes, u64::MAX, flags);
+    }
+    assert_eq!(guest.flush(), 0);
 }
 
 #[test]
@@ -435,4 +463,39 @@ fn a_channel_that_answers_nonsense_is_not_used_again() {
         assert!(!served.server.unmap().acknowledged, "{what}");
         assert_eq!(guest.flush(), 1, "{what}: nothing is mapped");
     }
+}
+
+/// Its descriptors are used up while a frontend waits to be accepted; then there are some again.
+#[test]
+fn a_lack_of_descriptors_at_accept_is_waited_out() {
+    // Alone in its process: other tests need descriptors.
+    if std::env::var_os("DAXLAB_ALONE").is_none() {
+        let this = std::env::current_exe().unwrap();
+        let name = "hostile::a_lack_of_descriptors_at_accept_is_waited_out";
+        let alone = std::process::Command::new(this).args(["--exact", name]).env("DAXLAB_ALONE", "1").output().unwrap();
+        assert!(alone.status.success(), "{}", String::from_utf8_lossy(&alone.stdout));
+        assert!(String::from_utf8_lossy(&alone.stdout).contains("1 passed"));
+        return;
+    }
+    let served = Served::new();
+    let socket = std::os::unix::net::UnixStream::pair().unwrap().0;
+    let address = rustix::net::SocketAddrUnix::new(served.path()).unwrap();
+    let mut held = Vec::new();
+    while let Ok(another) = socket.try_clone() {
+        held.push(another);
+    }
+    // One for the frontend's side.
+    held.pop();
+    let flags = rustix::net::SocketFlags::CLOEXEC;
+    let kind = rustix::net::SocketType::STREAM;
+    let frontend = rustix::net::socket_with(rustix::net::AddressFamily::UNIX, kind, flags, None).unwrap();
+    rustix::net::connect(&frontend, &address).unwrap();
+    while served.server.stats().problem.is_none() {
+        std::thread::yield_now();
+    }
+    let problem = served.server.stats().problem.unwrap();
+    assert!(problem.starts_with("accept: Too many open files"), "{problem}");
+    drop(held);
+    let mut guest = started(Guest::over(frontend.into()));
+    assert_eq!(guest.flush(), 0);
 }
