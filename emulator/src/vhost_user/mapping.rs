@@ -21,9 +21,10 @@
 //! A driver that starts before its device is mapped stores into nothing, and a flush that succeeds
 //! afterwards would be a lie. So SET_FEATURES is held until the first piece was asked for, and the
 //! frontend answers that request as soon as its driver starts. If an answer comes more than
-//! [`LATE`] after the driver was let go (the server or the frontend stood still meanwhile), the
-//! device is *late*: every flush fails until a later driver's first piece is accepted in time. That
-//! one begins with a reset, as a frontend refuses a piece that it still has.
+//! [`LATE`] after the driver was let go, or after the answer before it (the server or the frontend
+//! stood still meanwhile), the device is *late*: every flush fails until a later driver's first
+//! piece is accepted in time. That one begins with a reset, as a frontend refuses a piece that it
+//! still has.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::task::Poll;
@@ -46,7 +47,7 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 /// How long the start of a driver waits for a medium that has not returned its pieces.
 const START_PATIENCE: Duration = Duration::from_secs(1);
 
-/// How long after a driver was let go its device may be mapped: far longer than a frontend takes to
+/// How long after a driver was let go, or after the piece before, a piece may be mapped: far longer than a frontend takes to
 /// answer, and shorter than a guest takes from the start of its driver to its first store.
 const LATE: Duration = Duration::from_millis(500);
 
@@ -113,8 +114,9 @@ struct MappingState {
     mapping: bool,
     /// The last driver that took the device has not all of it mapped.
     missing: bool,
-    /// When the last driver that took the device was let go; none if it is held.
-    let_go: Option<Nanos>,
+    /// When the last driver that took the device was let go, or the last answer for it came after
+    /// that; none if it is held.
+    waiting: Option<Nanos>,
     /// A driver may have stored something before its device was mapped.
     late: bool,
     /// Why there is no channel, if the frontend gave one that can't be used.
@@ -182,7 +184,7 @@ impl PieceMapping {
             state.attach = !state.for_good;
             state.starting = !state.for_good;
             state.missing = true;
-            state.let_go = None;
+            state.waiting = None;
             state.epoch += 1;
             state.driver += 1;
         }
@@ -222,7 +224,7 @@ impl PieceMapping {
             if ready { Poll::Ready(()) } else { Poll::Pending }
         });
         let now = self.waits.now();
-        self.state.lock().let_go = Some(now);
+        self.state.lock().waiting = Some(now);
     }
 
     /// What is mapped, or may be.
@@ -383,7 +385,10 @@ impl PieceMapping {
         let mut state = self.state.lock();
         // If another driver came meanwhile without a reset, it will be refused the piece: the
         // answer to this one then says when the device was there, which is too late for either.
-        let in_time = state.driver == driver && state.let_go.is_none_or(|let_go| now <= let_go.after(LATE));
+        let in_time = state.driver == driver && state.waiting.is_none_or(|since| now <= since.after(LATE));
+        if let Some(since) = &mut state.waiting {
+            *since = now;
+        }
         let newly = !in_time && !state.late;
         state.late = if first { !in_time } else { state.late || !in_time };
         drop(state);
