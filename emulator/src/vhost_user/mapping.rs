@@ -47,8 +47,9 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 /// How long the start of a driver waits for a medium that has not returned its pieces.
 const START_PATIENCE: Duration = Duration::from_secs(1);
 
-/// How long after a driver was let go, or after the piece before, a piece may be mapped: far longer than a frontend takes to
-/// answer, and shorter than a guest takes from the start of its driver to its first store.
+/// How long after a driver was let go, or after the piece before, a piece may be mapped: far longer
+/// than a frontend takes to answer, and shorter than a guest takes from the start of its driver to
+/// its first store.
 const LATE: Duration = Duration::from_millis(500);
 
 /// What became of [`super::VhostServer::unmap`].
