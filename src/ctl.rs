@@ -7,8 +7,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{ArgMatches, Args, Command, FromArgMatches, Subcommand, value_parser};
-use workloads::input::{Size, UnitError};
-use workloads::ops::{Arg, Op, Param, Parameter, Verb};
+use workloads::input::{Duration, Size, UnitError};
+use workloads::ops::{Arg, FlushRule, Op, Param, Parameter, Verb};
 use workloads::serving::control::protocol::Response;
 use workloads::serving::control::{ControlError, ask};
 
@@ -40,6 +40,14 @@ fn bytes(text: &str) -> Result<u64, UnitError> {
     if text == "0" { Ok(0) } else { text.parse().map(|Size(bytes)| bytes) }
 }
 
+/// A time in nanoseconds; `off` is none.
+fn delay(text: &str) -> Result<u64, UnitError> {
+    match text {
+        "off" => Ok(0),
+        _ => text.parse().map(|Duration(time)| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)),
+    }
+}
+
 fn requests() -> impl Iterator<Item = Verb> {
     Verb::ALL.iter().copied().filter(|verb| verb.is_for_servers())
 }
@@ -52,7 +60,10 @@ fn clap_arg(parameter: &Parameter) -> clap::Arg {
         Param::Optional(_) => built.required(false),
         Param::Size => built.value_parser(bytes),
         Param::Number => built.value_parser(value_parser!(u64)),
-        Param::Switch => built.value_parser(["on", "off"]),
+        Param::Delay => built.value_parser(delay),
+        Param::FlushRule => built
+            .value_name("on|off|nth=N|every=N")
+            .value_parser(|text: &str| text.parse::<FlushRule>().map(|rule| rule.to_string())),
         _ => built,
     }
 }
@@ -60,10 +71,9 @@ fn clap_arg(parameter: &Parameter) -> clap::Arg {
 fn given(matches: &ArgMatches, parameter: &Parameter) -> Arg {
     let word = || matches.get_one::<String>(parameter.name).cloned();
     let found = match parameter.syntax {
-        Param::Size | Param::Span | Param::Number | Param::Optional(Param::Number) => {
+        Param::Size | Param::Span | Param::Delay | Param::Number | Param::Optional(Param::Number) => {
             matches.get_one::<u64>(parameter.name).copied().map(Arg::Number)
         }
-        Param::Switch => word().map(|word| Arg::Word(if word == "on" { "on" } else { "off" })),
         _ => word().map(Arg::Name),
     };
     found.unwrap_or(Arg::Absent)

@@ -12,6 +12,7 @@ use emulator::sync::Arc;
 use reports::{OutputFolder, RunResult, RunWriteError, text};
 use workloads::input::Duration;
 use workloads::input::designs::DesignCatalogue;
+use workloads::messages::peers::AllowedPeers;
 use workloads::messages::socket::ListenError;
 use workloads::race::job::Job;
 use workloads::race::{self, DesignRun, RaceConfig, RaceError, StopFlag};
@@ -125,8 +126,11 @@ fn not_written(error: RunWriteError) -> anyhow::Error {
 /// Listens at `path`. A path that can't be a socket is the user's to change; a machine that can't
 /// make one is not.
 fn listen(path: &Path, questions: Arc<Questions>) -> anyhow::Result<ControlServer> {
-    ControlServer::listen(path, questions, Box::new(exit::note)).map_err(|error| match error {
+    ControlServer::listen(path, AllowedPeers::with(&[]), questions, Box::new(exit::note)).map_err(|error| match error {
         ListenError::Os { ref source, .. } if source.kind() != ErrorKind::NotFound => {
+            exit::CannotRun(format!("--control: {error}")).into()
+        }
+        ListenError::Locked { .. } | ListenError::Unlocked { .. } => {
             exit::CannotRun(format!("--control: {error}")).into()
         }
         error => anyhow::anyhow!("--control: {error}"),

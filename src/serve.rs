@@ -11,6 +11,7 @@ use emulator::device::ImageSpace;
 use emulator::sync::Arc;
 use workloads::input::Size;
 use workloads::input::designs::DesignCatalogue;
+use workloads::messages::peers::AllowedPeers;
 use workloads::serving::{Config, Files, NewContents, ServeError, Server, StopRequest, What};
 
 use crate::exit;
@@ -60,6 +61,10 @@ pub(crate) struct ServeArgs {
     /// its Linux wants
     #[arg(long)]
     nvdimm: bool,
+    /// Let guests read what they get, and not write it: QEMU's have it as a read-only NVDIMM, other
+    /// frontends by the sockets
+    #[arg(long, conflicts_with = "nvdimm")]
+    read_only: bool,
     /// Keep a durable copy, brought up to date by each flush, so that `daxlab ctl power-cut` can
     /// cut the power
     #[arg(long)]
@@ -70,6 +75,10 @@ pub(crate) struct ServeArgs {
     /// Where `daxlab ctl` asks; the first socket's path with `.ctl` behind it if not given
     #[arg(long, value_name = "SOCKET", value_hint = ValueHint::FilePath)]
     control: Option<PathBuf>,
+    /// Let this user connect, at every socket, beside your own and root; several times for several.
+    /// Who may connect may read and write the whole volume
+    #[arg(long, value_name = "UID", value_parser = clap::value_parser!(u32).range(..0xffff_ffff))]
+    allow_uid: Vec<u32>,
     /// The QEMU to print command lines for, if not the ones that are found
     #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath)]
     qemu: Option<PathBuf>,
@@ -122,9 +131,11 @@ fn config(args: ServeArgs) -> anyhow::Result<Config> {
         design: design.design.name.clone(),
         axes: design.design.axes,
         nvdimm: args.nvdimm,
+        read_only: args.read_only,
         power_cut_model: args.power_cut_model,
         seed: args.seed,
         control,
+        allowed: AllowedPeers::with(&args.allow_uid),
         qemu: args.qemu,
         program: PathBuf::from("/proc/self/exe"),
     })

@@ -63,7 +63,7 @@ fn op(verb: Verb, words: &[&str]) -> Op {
                 }
                 Arg::Words(flags)
             }
-            Param::Text | Param::Switch | Param::Optional(_) => panic!("{verb} is not for scenarios"),
+            Param::Text | Param::Delay | Param::FlushRule | Param::Optional(_) => panic!("{verb} is not for scenarios"),
         });
     }
     assert_eq!(words.next(), None, "{verb}: a word too many");

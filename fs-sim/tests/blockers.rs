@@ -75,7 +75,10 @@ fn two_changes_are_pending(lab: &Lab, ino: Ino, (first, reason): (&Actor, &str),
     let text = change.to_string() + &behind.to_string();
     assert!(text.contains(": waiting for 2.000 s, came 2.000 s ago\n  sleeps: "), "{text}");
     assert!(text.contains(&format!("\n  stands behind task {}\n", change.task)), "{text}");
-    assert!(text.contains("\n  meets test region, pin 1 of process 1, blocks 0..4: is waited for; "), "{text}");
+    assert!(
+        text.contains("\n  meets test region, pin number 1 of process 1, blocks 0..4 (16 KiB): is waited for; "),
+        "{text}"
+    );
 }
 
 /// S30: the report names inode, range, lease, process, descriptor and pin, under every design that
@@ -233,8 +236,16 @@ fn s30_who_waits_for_whom_and_why() {
         assert_eq!(others, asks.iter().map(|_| d.pid().0).collect::<Vec<_>>());
         two_changes_are_pending(&lab, ino, (&b, reason), &c);
         let text = found.to_string();
-        assert!(text.contains(&format!("blocked change of blocks 2.., task {}", b.waiter().id().0)), "{text}");
-        assert!(text.contains("test region, pin 1 of process 1, blocks 0..4: is waited for; process 1 (fd "), "{text}");
+        assert!(
+            text.contains(&format!("blocked change of blocks 2.. (from 8 KiB on), task {}", b.waiter().id().0)),
+            "{text}"
+        );
+        assert!(
+            text.contains(
+                "test region, pin number 1 of process 1, blocks 0..4 (16 KiB): is waited for; process 1 (fd "
+            ),
+            "{text}"
+        );
         file.who.exit();
         assert_eq!(change.finish(), Ok(()));
         if let Some(asks) = asks {
@@ -329,7 +340,11 @@ fn s36_small_holders_are_named_and_the_answer_is_json() {
         let found = ask(&lab, a.inode_of(f).ino());
         let pins = pins(&found.stranger);
         assert_eq!(pins[0].releasers, [releaser(&a, xdp)]);
-        assert!(pins[0].to_string().starts_with("AF_XDP umem, pin 1 of process 1, blocks 0..1: "), "{}", pins[0]);
+        assert!(
+            pins[0].to_string().starts_with("AF_XDP umem, pin number 1 of process 1, blocks 0..1 (4 KiB): "),
+            "{}",
+            pins[0]
+        );
         let json = serde_json::to_value(&found).unwrap();
         let last = json["stranger"].as_array().unwrap().last().unwrap();
         assert_eq!(last["what"], "pin");

@@ -205,8 +205,8 @@ impl Boot<'_> {
 
     /// A shell that becomes QEMU.
     fn by_shell(&self, line: &str, accel: Accel) -> Command {
-        // A KVM that opens and runs no guest is none that QEMU falls back from.
-        let line = if accel == Accel::Tcg { line.replacen("-accel kvm ", "", 1) } else { line.to_owned() };
+        // The line has TCG, which works everywhere.
+        let line = if accel == Accel::Kvm { line.replacen("-accel tcg", "-accel kvm", 1) } else { line.to_owned() };
         let mut command = Command::new("sh");
         command.arg("-c").arg(format!("exec {line} \"$@\"")).arg("sh").env("PATH", self.machine.search_path());
         command

@@ -119,7 +119,7 @@ fn what_cannot_be_made_durable_fails_the_guests_fsync() {
     let dir = tempfile::tempdir().unwrap();
     let mut command = daxlab();
     // SAFETY: between fork and exec, it makes two system calls and touches nothing else.
-    unsafe { command.pre_exec(|| fail_call(libc::SYS_fdatasync)) };
+    unsafe { command.pre_exec(|| fail_call(libc::SYS_fdatasync, libc::EIO)) };
     let broken = Server::run(&mut command, dir.path(), &["a"], &IMAGE);
     let mut guest = attach(machine, &broken, "a");
     let failed = raw_sync(&mut guest);

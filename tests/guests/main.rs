@@ -17,7 +17,9 @@ mod attach;
 mod death;
 mod edge;
 mod own_device;
+mod read_only;
 mod served;
+mod try_guest;
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;

@@ -56,6 +56,26 @@ fn a_server_goes_on_though_nobody_reads_what_it_says() {
     assert_eq!(child.wait().unwrap().code(), Some(0));
 }
 
+/// A shell, a service manager or a test may leave descriptors open in what it starts.
+#[test]
+fn a_guests_process_inherits_no_descriptor() {
+    let dir = tempfile::tempdir().unwrap();
+    let secret = dir.path().join("secret");
+    fs::write(&secret, "no guest's").unwrap();
+    let mut command = std::process::Command::new("sh");
+    command.args(["-c", "exec 9<secret; exec \"$0\" \"$@\""]).arg(daxlab().get_program());
+    command.args(["serve", "--socket", "a"]).args(FILE).current_dir(dir.path());
+    let server = Server::ready(&mut command, dir.path(), 1);
+    let has_it = |pid: &str| {
+        let links = fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
+        links.filter_map(|link| fs::read_link(link.unwrap().path()).ok()).any(|target| target == secret)
+    };
+    let port = server.json(&["guests"])[0]["port"].to_string();
+    assert!(has_it(&server.pid().to_string()), "the server inherits it");
+    assert!(!has_it(&port));
+    assert_eq!(server.guest("a").flush(), 0);
+}
+
 #[test]
 fn a_sockets_path_may_be_no_text() {
     let dir = tempfile::tempdir().unwrap();

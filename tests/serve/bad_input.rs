@@ -168,7 +168,7 @@ fn what_cannot_be_asked_is_told() {
     wrong(&["revoke", "nothing"], "there are data");
     wrong(&["rdma-reg", "data"], "no guest has `data`");
     wrong(&["rdma-write", "7", "0", "x"], "there are none");
-    wrong(&["poison", "data", "4MiB", "1B"], "4194304 bytes");
+    wrong(&["poison", "data", "4MiB", "1B"], "1 B from 4 MiB on: the file has 4 MiB");
     let image = tempfile::tempdir().unwrap();
     let server = Server::start(image.path(), &["a"], &["--control", "a.ctl", "--image", "img", "--size", "2MiB"]);
     for args in [&["truncate", "data", "0"][..], &["leases"], &["revoke", "data"]] {

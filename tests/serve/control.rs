@@ -1,15 +1,17 @@
 //! The control socket under askers that say nothing, send what is no request, or fill every place.
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Resource, Rlimit, getrlimit, prlimit};
 
-use crate::attached::serve_file;
-use crate::server::Server;
+use crate::attached::{FILE, serve_file};
+use crate::common::daxlab;
+use crate::server::{Server, fail_call};
 
 /// A limit on a wait that a broken server would make endless.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -117,4 +119,22 @@ fn a_server_without_any_descriptor_says_so_once_and_serves_later() {
     assert!(answered.starts_with("{\"answer\""), "{answered}");
     let told = server.says("control socket: ");
     assert!(told.contains("accepted again"), "{told}");
+}
+
+/// accept(2) may lack memory for a socket, or for its buffers, as long as the machine lacks it.
+#[test]
+fn a_server_without_memory_for_a_connection_says_so_and_lives_on() {
+    for (errno, words) in [(libc::ENOMEM, "Cannot allocate memory"), (libc::ENOBUFS, "No buffer space available")] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut command = daxlab();
+        // SAFETY: between fork and exec, it makes two system calls and touches nothing else.
+        unsafe { command.pre_exec(move || fail_call(libc::SYS_accept4, errno)) };
+        let mut server = Server::run(&mut command, dir.path(), &["a"], &FILE);
+        let asker = send(&server, b"{\"command\":\"guests\"}\n");
+        let told = server.says("control socket: accept: ");
+        assert!(told.contains(words) && told.contains("wait until there is more"), "{told}");
+        server.terminate();
+        // It ends with the server, and without an answer.
+        assert!(!(&asker).read(&mut [0]).is_ok_and(|read| read > 0));
+    }
 }

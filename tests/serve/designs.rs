@@ -51,7 +51,7 @@ fn where_the_truncate_fails_it_names_the_guest() {
         let (mut guest, _) = attached(&server);
         let (code, out, err) = server.ctl(&["truncate", "data", "0"]);
         assert_eq!(code, 1, "{design}: {out}{err}");
-        assert!(out.contains("truncate data to 0: ETXTBSY"), "{design}: {out}");
+        assert!(out.contains("truncate data to 0 B: ETXTBSY"), "{design}: {out}");
         let who = format!("guest at a, QEMU process {}", std::process::id());
         assert!(out.contains(&who), "{design}: `{who}` is not in {out}");
         let (code, out, _) = server.ctl(&["truncate", "data", "0", "--json"]);
@@ -92,7 +92,7 @@ fn where_the_truncate_waits_it_ends_with_the_guest() {
     assert_eq!(server.until(&["changes"], waiting), 2, "lease and pin of the guest's process");
     let (code, out, _) = server.ctl(&["changes", "data"]);
     let told =
-        out.contains("change of blocks 0.., task ") && out.contains(": waiting for ") && out.contains("  meets ");
+        out.contains("change of all blocks, task ") && out.contains(": waiting for ") && out.contains("  meets ");
     assert!(code == 0 && told, "{out}");
     assert_eq!(guest.flush(), 0);
     guest.hang_up();

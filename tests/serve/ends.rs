@@ -4,6 +4,8 @@ use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::channel;
 
+use rustix::process::{Pid, Signal, kill_process};
+
 use crate::attached::flush_until_it_fails;
 use crate::guest::{Asked, Guest};
 use crate::server::Server;
@@ -130,4 +132,29 @@ fn a_frontend_that_never_lets_go_is_waited_for_until_it_is_gone() {
     server.says("is gone");
     assert_eq!(asker.unwrap().wait().unwrap().code(), Some(0));
     drop(stop);
+}
+
+/// Such as a QEMU in a debugger, or under Ctrl-Z.
+#[test]
+fn a_stopped_qemu_that_holds_up_a_revoke_is_named_with_what_ends_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path(), &["a"], &[&FILE[..], &["--design", "revoke"]].concat());
+    let guest = Elsewhere::start(&server);
+    let pid = Pid::from_child(&guest.0);
+    assert!(server.json(&["blockers", "data"])["guests_asked_to_unmap"].is_null());
+    kill_process(pid, Signal::STOP).unwrap();
+    let asker = server.ctl_command(&["truncate", "data", "2MiB"]).stdout(Stdio::piped()).spawn().unwrap();
+    let asked = server.until(&["blockers", "data"], |found| {
+        let asked = &found["guests_asked_to_unmap"][0];
+        (asked["stopped"] == true).then(|| asked.clone())
+    });
+    assert_eq!(asked["qemu"], pid.as_raw_pid());
+    let remedy = format!("that process is stopped: `kill -CONT {}` has it answer", pid.as_raw_pid());
+    for question in [&["blockers", "data"][..], &["guests"]] {
+        let shown = server.ctl(question).1;
+        assert!(shown.contains("was asked to unmap ") && shown.contains(&remedy), "{shown}");
+    }
+    kill_process(pid, Signal::CONT).unwrap();
+    assert_eq!(asker.wait_with_output().unwrap().status.code(), Some(0));
+    assert!(server.json(&["guests"])[0]["asked_to_unmap"].is_null());
 }

@@ -126,7 +126,7 @@ fn an_image_that_cannot_be_written_back_fails_the_flush() {
     let dir = tempfile::tempdir().unwrap();
     let mut command = daxlab();
     // SAFETY: between fork and exec, it makes two system calls and touches nothing else.
-    unsafe { command.pre_exec(|| fail_call(libc::SYS_fdatasync)) };
+    unsafe { command.pre_exec(|| fail_call(libc::SYS_fdatasync, libc::EIO)) };
     let server = Server::run(&mut command, dir.path(), &["a"], &ARGS);
     let mut guest = server.guest("a");
     store(&guest, 0, b"never durable");
@@ -147,7 +147,7 @@ fn the_name_of_a_new_image_is_durable() {
     let mut command = daxlab();
     command.arg("serve").args(["--socket", "a"]).args(ARGS).current_dir(dir.path());
     // SAFETY: between fork and exec, it makes two system calls and touches nothing else.
-    unsafe { command.pre_exec(|| fail_call(libc::SYS_fsync)) };
+    unsafe { command.pre_exec(|| fail_call(libc::SYS_fsync, libc::EIO)) };
     let (code, out, err) = outcome(&command.output().unwrap());
     assert!(code == 3 && err.contains("syncing the folder of image img"), "{code}: {out}{err}");
     assert!(!dir.path().join("img").exists(), "no new image is left");

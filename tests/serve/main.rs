@@ -14,6 +14,8 @@ mod control;
 mod designs;
 mod ends;
 mod image;
+mod peers;
+mod read_only;
 mod recipes;
 mod server;
 mod steering;

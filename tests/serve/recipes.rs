@@ -49,8 +49,44 @@ fn a_qemu_that_was_named_must_be_able_to() {
 
     // 7.2 can have an NVDIMM.
     let server = Server::start(dir, &["a"], &[&IMAGE[..], &["--qemu", &old, "--nvdimm"]].concat());
-    let line = format!("{old} -accel kvm");
-    assert!(server.introduction.contains(&line), "{}", server.introduction);
+    let text = &server.introduction;
+    assert!(text.contains(&format!("{old} -accel ")), "{text}");
+    // KVM may open and boot no guest: no line has it, and it is named where it opens.
+    let opens = fs::File::options().read(true).write(true).open("/dev/kvm").is_ok();
+    assert!(!text.contains("-accel kvm -accel"), "{text}");
+    assert_eq!(text.contains("KVM opens on this machine: put `-accel kvm` in front of"), opens, "{text}");
+}
+
+/// What a machine has that took its QEMU from its distribution.
+#[test]
+fn with_an_old_qemu_what_works_comes_first_and_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let bin = folder.path().join("bin");
+    fs::create_dir(&bin).unwrap();
+    let introduction = |version: &str, args: &[&str]| {
+        let named = qemu(&bin, version, &["virtio-pmem-pci", "nvdimm"]);
+        fs::rename(named, bin.join("qemu-system-x86_64")).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let path = format!("{}:/usr/bin:/bin", bin.display());
+        Server::run(daxlab().env("PATH", path), dir.path(), &["a"], args).introduction.clone()
+    };
+    for version in ["7.2.17", "10.0.2"] {
+        // A file does not begin where its volume begins, which QEMU knows only from 8.1 on.
+        let ways = if version.starts_with('7') { &[&IMAGE][..] } else { &[&IMAGE, &FILE] };
+        for args in ways {
+            let text = introduction(version, *args);
+            let line = format!(
+                "QEMU {version} here can't use a socket of this server; what works with it is QEMU's own virtio-pmem over this memory, the first command below;"
+            );
+            assert!(text.contains(&line), "{text}");
+            let at = |word: &str| text.find(word).unwrap_or_else(|| panic!("{word}: {text}"));
+            assert!(at(&line) < at("-device virtio-pmem-pci"), "{text}");
+            assert!(at("-device virtio-pmem-pci") < at("-device vhost-user-test-device-pci"), "{text}");
+        }
+        let text = introduction(version, &[&FILE[..], &["--extents", "7"]].concat());
+        let line = "and none of the ways below works with it, but an --image does, as its own virtio-pmem; `scripts/try-guest SOCKET` fetches";
+        assert!(text.contains(line), "{text}");
+    }
 }
 
 #[test]
@@ -66,6 +102,7 @@ fn every_way_to_attach_is_printed_whatever_is_installed() {
         assert!(text.contains(&line), "{line} is not in {text}");
     }
     assert!(text.contains("no qemu-system-x86_64 is installed here; this needs 11.1"), "{text}");
+    assert!(text.contains("no QEMU is installed here: `scripts/try-guest SOCKET` fetches"), "{text}");
     assert!(text.contains("Flushes stay in QEMU") && text.contains("nothing is leased or pinned for it"), "{text}");
     let memory = format!("mem-path=/proc/{}/fd/", server.pid().as_raw_pid());
     assert!(text.contains(&memory), "{memory} is not in {text}");

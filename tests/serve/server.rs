@@ -160,16 +160,16 @@ impl Watched {
     }
 }
 
-/// From here on this process and whatever it starts gets EIO of the system call `number`, as
-/// fdatasync(2) gets it from a broken disk (seccomp(2)).
-pub fn fail_call(number: libc::c_long) -> std::io::Result<()> {
+/// From here on this process and whatever it starts gets `errno` of the system call `number`, as
+/// fdatasync(2) gets EIO from a broken disk (seccomp(2)).
+pub fn fail_call(number: libc::c_long, errno: i32) -> std::io::Result<()> {
     use libc::{BPF_ABS, BPF_JEQ, BPF_JMP, BPF_K, BPF_LD, BPF_RET, BPF_W, SECCOMP_RET_ALLOW, SECCOMP_RET_ERRNO};
     let step = |code: u32, jt: u8, jf: u8, k: u32| libc::sock_filter { code: code as u16, jt, jf, k };
     let mut program = [
         // The system call's number is the first word of what a filter sees.
         step(BPF_LD | BPF_W | BPF_ABS, 0, 0, 0),
         step(BPF_JMP | BPF_JEQ | BPF_K, 0, 1, number as u32),
-        step(BPF_RET | BPF_K, 0, 0, SECCOMP_RET_ERRNO | libc::EIO as u32),
+        step(BPF_RET | BPF_K, 0, 0, SECCOMP_RET_ERRNO | errno as u32),
         step(BPF_RET | BPF_K, 0, 0, SECCOMP_RET_ALLOW),
     ];
     let filter = libc::sock_fprog { len: program.len() as u16, filter: program.as_mut_ptr() };

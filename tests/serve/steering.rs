@@ -3,6 +3,8 @@
 
 use std::os::unix::fs::FileExt;
 
+use serde_json::Value;
+
 use crate::attached::serve_file;
 use crate::guest::{Asked, Guest};
 use crate::server::{MIB, Server};
@@ -201,4 +203,86 @@ fn of_two_guests_under_chinners_rules_the_second_finds_the_file_taken() {
     let second = Guest::connect(&server.socket("b"));
     assert!(server.says("turned away").contains("ETXTBSY"));
     second.hang_up();
+}
+
+/// For people; programs get numbers.
+#[test]
+fn answers_have_units_and_name_pins_by_number() {
+    let (_dir, server) = serve_file(&["a"], &[]);
+    let guest = server.guest("a");
+    let (code, out, _) = server.ctl(&["truncate", "data", "2MiB"]);
+    assert!(code == 1 && out.starts_with("truncate data to 2 MiB: ETXTBSY\n"), "{out}");
+    assert!(out.contains("a stranger's change of blocks 512.. (from 2 MiB on) meets"), "{out}");
+    assert!(out.contains(", pin number 2, all blocks: refuses"), "{out}");
+    assert!(out.contains(", pin number 2 of process 3, blocks 0..1024 (4 MiB): refuses"), "{out}");
+    let shown = |args: &[&str]| server.ctl(args).1;
+    assert!(shown(&["blockers", "data"]).contains(", pin number 2, "));
+    assert!(shown(&["leases"]).ends_with("of process 3, all blocks, 1 pin under it\n"), "{}", shown(&["leases"]));
+    let pins = shown(&["pins"]);
+    assert!(pins.ends_with(", pin number 2 of process 3, blocks 0..1024 (4 MiB), held by process 3\n"), "{pins}");
+    let stale = shown(&["stale"]);
+    assert!(stale.contains("stale_guest_exposed_bytes 0 B, orphaned bytes 0 B"), "{stale}");
+    let region = shown(&["rdma-reg", "data"]);
+    assert!(region.starts_with("region 1: data, 4 MiB, rkey "), "{region}");
+    let asked = server.ctl(&["truncate", "data", "2MiB", "--json"]).1;
+    let asked: Value = serde_json::from_str(&asked).unwrap();
+    assert_eq!(asked["call"], "truncate data to 2097152");
+    assert_eq!(server.json(&["pins"])[0]["range"]["end"], 1024);
+    guest.hang_up();
+}
+
+#[test]
+fn flushes_fail_by_number() {
+    let (_dir, server) = serve_file(&["a"], &[]);
+    let mut guest = server.guest("a");
+    let mut flushes = |count: usize| (0..count).map(|_| guest.flush()).collect::<Vec<_>>();
+    let (code, out, _) = server.ctl(&["fail-flush", "nth=3"]);
+    assert_eq!((code, out.as_str()), (0, "a: flush number 3 from now on fails, and no other\n"));
+    assert_eq!(flushes(7), [0, 0, 1, 0, 0, 0, 0]);
+    let (code, out, _) = server.ctl(&["fail-flush", "every=2"]);
+    assert_eq!((code, out.as_str()), (0, "a: of every 2 flushes from now on the last one fails\n"));
+    assert_eq!(flushes(5), [0, 1, 0, 1, 0]);
+    server.json(&["fail-flush", "off"]);
+    assert_eq!(flushes(3), [0, 0, 0]);
+    for wrong in ["nth=0", "nth=", "every=x", "sometimes", "nth=99999999999999999999"] {
+        let (code, _, err) = server.ctl(&["fail-flush", wrong]);
+        assert!(code == 2 && err.contains("write `on`, `off`, `nth=3` or `every=3`"), "{wrong}: {code}: {err}");
+    }
+}
+
+/// The delay is longer than anything that a test waits for: only its end by another request, or by
+/// the server's, is seen.
+#[test]
+fn a_flush_is_held_up_until_its_delay_ends() {
+    let (_dir, mut server) = serve_file(&["a"], &[]);
+    let mut guest = server.guest("a");
+    let held_up = |server: &Server, count: u64| {
+        server.until(&["flush-stats"], |stats| (stats[0]["counters"]["delayed"] == count).then_some(()));
+    };
+    let (code, out, _) = server.ctl(&["flush-delay", "60s"]);
+    assert_eq!((code, out.as_str()), (0, "a: each flush is held up for 1m\n"));
+    guest.request(0, 0);
+    guest.kick();
+    held_up(&server, 1);
+    assert_eq!(guest.used_index(), 0, "not answered");
+    let (code, out, _) = server.ctl(&["flush-delay", "off"]);
+    assert_eq!((code, out.as_str()), (0, "a: flushes are not held up\n"));
+    assert_eq!((guest.answer(), guest.ret(0)), ((0, 4), 0));
+    assert_eq!(guest.flush(), 0);
+    // A short one ends by itself.
+    server.json(&["flush-delay", "1ms"]);
+    assert_eq!(guest.flush(), 0);
+    held_up(&server, 2);
+    let (code, _, err) = server.ctl(&["flush-delay", "61s"]);
+    assert!(code == 2 && err.contains("at most 1m"), "{code}: {err}");
+    let (code, _, err) = server.ctl(&["flush-delay", "5"]);
+    assert!(code == 2 && err.contains("no unit"), "{code}: {err}");
+    // What is taken meanwhile is not reported as durable, and neither is what the server no longer
+    // sees to.
+    server.json(&["flush-delay", "60s"]);
+    guest.request(0, 0);
+    guest.kick();
+    held_up(&server, 3);
+    server.terminate();
+    assert_eq!((guest.answer(), guest.ret(0)), ((0, 4), 1));
 }

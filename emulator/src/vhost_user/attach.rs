@@ -216,6 +216,14 @@ pub struct QemuOffer<'a> {
     pub size: u64,
     /// Whether they carry an fsdax info block (see [`crate::device::fsdax`]).
     pub nvdimm: bool,
+    /// Whether a guest may only read them.
+    pub read_only: bool,
+}
+
+/// Whether this user can open KVM. That it also boots a guest only a boot shows: in some clouds it
+/// does not.
+pub fn kvm_opens() -> bool {
+    std::fs::File::options().read(true).write(true).open("/dev/kvm").is_ok()
 }
 
 /// One way to attach a guest.
@@ -250,7 +258,11 @@ pub fn recipes(offer: &QemuOffer<'_>, installed: &[Qemu]) -> Vec<QemuRecipe> {
         ways.push(over_socket(socket, offer, installed));
     }
     if let Some(memory) = offer.memory {
-        ways.push(if offer.nvdimm { nvdimm(memory, offer, installed) } else { own_device(memory, offer, installed) });
+        ways.push(match (offer.read_only, offer.nvdimm) {
+            (true, _) => read_only(memory, offer, installed),
+            (false, true) => nvdimm(memory, offer, installed),
+            (false, false) => own_device(memory, offer, installed),
+        });
     }
     ways
 }
@@ -260,7 +272,7 @@ fn over_socket(socket: &Path, offer: &QemuOffer<'_>, installed: &[Qemu]) -> Qemu
         qemu.vhost_user_test_device
     });
     let mut notes =
-        vec!["The guest's flushes reach this server: an fsync in the guest is durable when it returns.".to_owned()];
+        vec!["The guest's flushes reach this server: an fsync in the guest returns when what it flushed is as durable as this server keeps it.".to_owned()];
     if offer.nvdimm {
         notes.push(behind_block());
     }
@@ -296,6 +308,26 @@ fn own_device(memory: &Path, offer: &QemuOffer<'_>, installed: &[Qemu]) -> QemuR
             "Flushes stay in QEMU: it syncs the file itself, this server neither sees, counts nor fails them, and a revoke or a power cut does not reach this guest."
                 .to_owned(),
         ],
+        here: fit.says,
+        fits: fit.fits,
+    }
+}
+
+/// QEMU's virtio-pmem takes no memory that is read-only, and over a socket QEMU 11.1 maps every
+/// piece writable. An NVDIMM that is not armed is read-only for the guest's Linux too.
+fn read_only(memory: &Path, offer: &QemuOffer<'_>, installed: &[Qemu]) -> QemuRecipe {
+    let oldest = oldest(offer);
+    let fit = QemuFit::of(installed, oldest, "nvdimm", |qemu| qemu.nvdimm);
+    QemuRecipe {
+        title: "a read-only ACPI NVDIMM over this memory".to_owned(),
+        works_with: works_with(oldest),
+        lines: vec![
+            start(&fit.command),
+            format!("-machine q35,nvdimm=on {}", room(offer.size)),
+            backend(memory, offer),
+            "-device nvdimm,memdev=nv0,unarmed=on".to_owned(),
+        ],
+        notes: vec!["The guest's /dev/pmem0 is read-only: mount it with `-o ro`, without dax.".to_owned()],
         here: fit.says,
         fits: fit.fits,
     }
@@ -370,8 +402,10 @@ fn behind_block() -> String {
     )
 }
 
+/// Without KVM: QEMU falls back from it only if it does not open, and it may open and boot no
+/// guest.
 fn start(command: &Path) -> String {
-    format!("{} -accel kvm -accel tcg -cpu max", shell(command.as_os_str().as_bytes()))
+    format!("{} -accel tcg -cpu max", shell(command.as_os_str().as_bytes()))
 }
 
 /// The guest's memory, with room for a device of `size` bytes beside it and for what aligning it to
@@ -390,7 +424,8 @@ fn backend(memory: &Path, offer: &QemuOffer<'_>) -> String {
         0 => String::new(),
         offset => format!(",offset={offset}"),
     };
-    let rest = format!(",size={size}{offset}");
+    let read_only = if offer.read_only { ",readonly=on" } else { "" };
+    let rest = format!(",size={size}{offset}{read_only}");
     format!("-object {}", shell(&option("memory-backend-file,id=nv0,share=on,mem-path=", memory, &rest)))
 }
 

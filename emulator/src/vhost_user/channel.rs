@@ -14,6 +14,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
+use rustix::fs::OFlags;
 use vhost::vhost_user::message::{BackendReq, VhostUserMMap, VhostUserMMapFlags};
 use vm_memory::ByteValued;
 
@@ -105,11 +106,13 @@ impl Channel {
             PieceRequest::Map => BackendReq::SHMEM_MAP,
             PieceRequest::Unmap => BackendReq::SHMEM_UNMAP,
         };
-        let value = self.exchange(request, Some(piece), (ask == PieceRequest::Map).then_some(file), wait)?;
+        let sent = (ask == PieceRequest::Map).then_some(file);
+        let value = self.exchange(request, Some((piece, is_writable(file)?)), sent, wait)?;
         Ok(if value == 0 { PieceReply::Done } else { PieceReply::Refused(value) })
     }
 
-    /// Waits until the frontend has done what it was asked before. `last` was unmapped before.
+    /// Waits until the frontend has done what it was asked before. `last` of `file` was unmapped
+    /// before.
     ///
     /// Its answer alone does not say so: QEMU 11.1 answers an unmap first and takes the piece from
     /// the guest then (`vhost_user_backend_handle_shmem_unmap`: else a `SET_MEM_TABLE` of its own
@@ -117,11 +120,16 @@ impl Channel {
     /// So this one sends a request that changes nothing, and waits for its answer:
     /// `CONFIG_CHANGE_MSG`, or where that was not negotiated, the same unmap once more, which the
     /// frontend refuses. A frontend that closes the channel instead has also done it.
-    pub(super) fn settle(&self, last: PmemPiece, wait: &impl ChannelWait) -> Result<(), ChannelError> {
+    pub(super) fn settle(
+        &self,
+        last: PmemPiece,
+        file: BorrowedFd<'_>,
+        wait: &impl ChannelWait,
+    ) -> Result<(), ChannelError> {
         let settled = if self.has_config {
             self.exchange(BackendReq::CONFIG_CHANGE_MSG, None, None, wait)
         } else {
-            self.exchange(BackendReq::SHMEM_UNMAP, Some(last), None, wait)
+            self.exchange(BackendReq::SHMEM_UNMAP, Some((last, is_writable(file)?)), None, wait)
         };
         match settled {
             // Whether it has a use for it does not matter.
@@ -134,11 +142,11 @@ impl Channel {
     fn exchange(
         &self,
         request: BackendReq,
-        piece: Option<PmemPiece>,
+        piece: Option<(PmemPiece, bool)>,
         file: Option<BorrowedFd<'_>>,
         wait: &impl ChannelWait,
     ) -> Result<u64, ChannelError> {
-        let body = piece.map(mmap).unwrap_or_default();
+        let body = piece.map(|(piece, writable)| mmap(piece, writable)).unwrap_or_default();
         let header = MessageHeader { request: request as u32, flags: VERSION | NEED_REPLY, size: body.len() as u32 };
         let files: Vec<BorrowedFd<'_>> = file.into_iter().collect();
         // One request at a time fits into any socket's buffer, unless another sender fills it; then
@@ -149,7 +157,7 @@ impl Channel {
                 _ => error.into(),
             },
         )?;
-        self.tracer.asked(request, piece, files.len());
+        self.tracer.asked(request, piece.map(|(piece, _)| piece), files.len());
         wait.sent();
         let answered = self.receive(request, wait);
         self.tracer.answered(request, &answered);
@@ -193,15 +201,21 @@ impl Channel {
     }
 }
 
+/// Whether a frontend can map `file` writable. It is told: QEMU's mmap(2) fails otherwise.
+fn is_writable(file: BorrowedFd<'_>) -> Result<bool, ChannelError> {
+    let flags = rustix::fs::fcntl_getfl(file).map_err(std::io::Error::from)?;
+    Ok(flags & OFlags::RWMODE != OFlags::RDONLY)
+}
+
 /// A piece as a request's body.
-fn mmap(piece: PmemPiece) -> Vec<u8> {
+fn mmap(piece: PmemPiece, writable: bool) -> Vec<u8> {
     let body = VhostUserMMap {
         shmid: SHMEM_REGION,
         padding: [0; 7],
         fd_offset: piece.device_offset,
         shm_offset: piece.guest_offset,
         len: piece.len,
-        flags: VhostUserMMapFlags::WRITABLE.bits(),
+        flags: if writable { VhostUserMMapFlags::WRITABLE.bits() } else { 0 },
     };
     body.as_slice().to_vec()
 }

@@ -316,7 +316,7 @@ impl PieceMapping {
             self.ask(PieceRequest::Unmap, *piece, file)?;
             self.counters.unmaps.add(1);
         }
-        self.asking(|channel| channel.settle(*last, self))?;
+        self.asking(|channel| channel.settle(*last, file, self))?;
         self.state.lock().mapped.retain(|piece| !pieces.contains(piece));
         Ok(())
     }

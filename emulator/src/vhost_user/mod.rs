@@ -16,6 +16,7 @@ mod device;
 #[doc(hidden)]
 pub mod fuzz;
 mod mapping;
+mod peer;
 pub mod pmem;
 mod queue;
 mod relay;
@@ -30,6 +31,7 @@ mod wire;
 
 pub use connection::MessageLimits;
 pub use mapping::Unmapped;
+pub use peer::Peer;
 pub use server::{VhostOptions, VhostServer};
 pub use stats::VhostStats;
 pub use trace::MessageTrace;
@@ -54,13 +56,6 @@ pub const PIECES_MAX: usize = 128;
 /// pieces of all its vhost-user devices together. A device that QEMU 11.1 starts while RAM and the
 /// other devices have more than that does not start, and its guest's fsync hangs until a reset.
 pub const MACHINE_REGIONS_MAX: usize = 8;
-
-/// The frontend that connected.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Peer {
-    /// The frontend's process, as the socket tells it (`SO_PEERCRED`); none if it could not.
-    pub pid: Option<u32>,
-}
 
 /// Why a flush failed; the guest only sees that it did (`ret` = 1, EIO of its fsync).
 #[derive(Debug, thiserror::Error)]
@@ -88,7 +83,7 @@ pub enum FlushError {
 
 /// What lies behind a guest's device.
 pub trait Medium: Send + Sync + 'static {
-    /// The file that pieces are offsets in.
+    /// The file that pieces are offsets in. Guests get it read-only if the descriptor is.
     fn fd(&self) -> BorrowedFd<'_>;
 
     /// Called when a frontend has connected, before its first message. Reserves what the guest's

@@ -233,7 +233,13 @@ impl ServerShared {
 
     /// Serves the frontend at `socket`, or refuses it. Returns the one that is served then.
     fn take(self: &Arc<Self>, socket: UnixStream, attached: Option<AttachedFrontend>) -> Option<AttachedFrontend> {
-        let peer = peer_of(&socket);
+        let peer = match Peer::of(&socket) {
+            Ok(peer) => peer,
+            Err(error) => {
+                self.refuse(format!("who connected is not told: {error}"));
+                return attached;
+            }
+        };
         if let Some(there) = attached {
             // One that hung up, or was hung up on, is waited for: its flush may still run.
             if !there.thread.is_finished() && !is_hung_up(there.socket.as_fd()) {
@@ -303,12 +309,6 @@ impl ServerShared {
         }
         self.context.medium.gone();
     }
-}
-
-/// The process at the other end.
-fn peer_of(socket: &UnixStream) -> Peer {
-    let credentials = rustix::net::sockopt::socket_peercred(socket).ok();
-    Peer { pid: credentials.and_then(|credentials| u32::try_from(credentials.pid.as_raw_nonzero().get()).ok()) }
 }
 
 fn name(peer: Peer) -> String {

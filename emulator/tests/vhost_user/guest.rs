@@ -88,8 +88,10 @@ impl VhostUserFrontendReqHandler for Answering {
     fn shmem_map(&self, req: &VhostUserMMap, fd: &dyn AsRawFd) -> HandlerResult<u64> {
         assert!(fd.as_raw_fd() >= 0);
         assert_eq!(req.shmid, 0);
-        assert_eq!({ req.flags }, 1, "writable");
-        *self.file.lock() = Some(duplicate(fd.as_raw_fd()).into());
+        let file = duplicate(fd.as_raw_fd());
+        let mode = rustix::fs::fcntl_getfl(&file).unwrap() & rustix::fs::OFlags::RWMODE;
+        assert_eq!({ req.flags } == 1, mode == rustix::fs::OFlags::RDWR, "it is told what it can do");
+        *self.file.lock() = Some(file.into());
         self.handle(Asked::Map(req.shm_offset, req.fd_offset, req.len))
     }
 

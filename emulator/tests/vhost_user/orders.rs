@@ -6,8 +6,8 @@ use std::sync::mpsc::channel;
 use std::time::Duration;
 
 use emulator::World;
-use emulator::sync::{Arc, Mutex};
-use emulator::vhost_user::{Medium, MessageTrace, Peer, PmemPiece, Unmapped, VhostOptions, VhostServer};
+use emulator::sync::Arc;
+use emulator::vhost_user::{Medium, Peer, PmemPiece, Unmapped, VhostOptions, VhostServer};
 use vhost::vhost_user::VhostUserFrontend;
 use vhost::vhost_user::message::{VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserProtocolFeatures};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
@@ -90,7 +90,7 @@ fn the_medium_learns_who_connected() {
     let served = Served::new();
     let mut guest = Guest::connect(&served.path());
     guest.realise(willing());
-    let peer = Peer { pid: Some(std::process::id()) };
+    let peer = Peer { pid: Some(std::process::id()), uid: rustix::process::geteuid().as_raw() };
     assert_eq!(*served.medium.events.lock(), [Event::Connect(peer)]);
 }
 
@@ -454,90 +454,6 @@ fn a_revoke_without_config_unmaps_twice() {
     assert_eq!(guest.was_asked(), Asked::Unmap(0, 0, BYTES));
     assert_eq!(guest.was_asked(), Asked::Unmap(0, 0, BYTES));
     assert_eq!(served.server.stats().problem, None);
-}
-
-#[derive(Default)]
-struct Lines(Mutex<Vec<String>>);
-
-impl MessageTrace for Lines {
-    fn line(&self, line: &str) {
-        // Without the time.
-        self.0.lock().push(line.split_once(' ').unwrap().1.to_owned());
-    }
-}
-
-#[test]
-fn each_message_is_a_line_and_violations_are_reported() {
-    let lines = Arc::new(Lines::default());
-    let trace = Some(Arc::clone(&lines) as Arc<dyn MessageTrace>);
-    let options = VhostOptions { trace, strict: true, ..VhostOptions::default() };
-    let served = Served::with_options(TestMedium::new(), options);
-    let gone = served.medium.tell_gone();
-    let mut guest = Guest::connect(&served.path());
-    assert_eq!(guest.frontend.get_features().unwrap(), ALL);
-    let offered = guest.frontend.get_protocol_features().unwrap();
-    guest.frontend.set_protocol_features(offered).unwrap();
-    // It is not the owner yet.
-    guest.frontend.set_features(ALL).unwrap();
-    assert!(guest.frontend.set_vring_num(0, 3).is_err());
-    assert!(guest.frontend.set_features(1 << 60).is_err());
-    drop(guest);
-    gone.recv().unwrap();
-    let problem = served.server.stats().problem.unwrap();
-    let wrong = "SET_FEATURES takes features 0x1000000000000000 that were not offered";
-    assert_eq!(problem, format!("connection ended: {wrong}"));
-    let stats = served.server.stats();
-    assert_eq!((stats.violations, stats.declined, stats.broken), (4, 1, 1));
-    let pid = std::process::id();
-    let num = "SET_VRING_NUM flags 0x9 size 8 files 0";
-    let says = [
-        format!("1 -- process {pid} connected"),
-        "1 -> GET_FEATURES flags 0x9 size 0 files 0: forwarded".to_owned(),
-        "1 <- GET_FEATURES size 8 value 0x170000001".to_owned(),
-        "1 -> GET_PROTOCOL_FEATURES flags 0x9 size 0 files 0: forwarded".to_owned(),
-        format!("1 <- GET_PROTOCOL_FEATURES size 8 value {:#x}", offered.bits()),
-        "1 -> SET_PROTOCOL_FEATURES flags 0x9 size 8 files 0: forwarded".to_owned(),
-        "1 <- SET_PROTOCOL_FEATURES size 8 value 0x0".to_owned(),
-        "1 -- violation: SET_FEATURES before SET_OWNER".to_owned(),
-        "1 -> SET_FEATURES flags 0x9 size 8 files 0: forwarded".to_owned(),
-        "1 <- SET_FEATURES size 8 value 0x0".to_owned(),
-        "1 -- violation: SET_VRING_NUM before SET_OWNER".to_owned(),
-        format!("1 -> {num}: declined: a queue of 3 descriptors: it must be a power of two, at most 1024"),
-        "1 <- SET_VRING_NUM size 8 value 0x1".to_owned(),
-        "1 -- violation: SET_FEATURES before SET_OWNER".to_owned(),
-        format!("1 -> SET_FEATURES flags 0x9 size 8 files 0: wrong: {wrong}"),
-        format!("1 -- violation: {wrong}"),
-        "1 <- SET_FEATURES size 8 value 0x1".to_owned(),
-        format!("1 -- ended: {wrong}"),
-    ];
-    assert_eq!(*lines.0.lock(), says);
-}
-
-#[test]
-fn what_is_asked_on_the_channel_is_a_line_too() {
-    let lines = Arc::new(Lines::default());
-    let trace = Some(Arc::clone(&lines) as Arc<dyn MessageTrace>);
-    let served = Served::with_options(TestMedium::new(), VhostOptions { trace, ..VhostOptions::default() });
-    let mut guest = Guest::connect(&served.path());
-    guest.realise(like_qemu());
-    guest.start();
-    assert_eq!(guest.flush(), 0);
-    assert!(served.server.unmap().acknowledged);
-    let lines = lines.0.lock().clone();
-    let channel: Vec<&str> = lines.iter().map(String::as_str).filter(|line| line.contains("SHMEM_")).collect();
-    let piece = "shm_offset 0x0 fd_offset 0x0 len 0x600000";
-    assert_eq!(
-        channel,
-        [
-            "1 -> GET_SHMEM_CONFIG flags 0x9 size 0 files 0: forwarded",
-            "1 <- GET_SHMEM_CONFIG size 2056",
-            &format!("1 <- SHMEM_MAP {piece} files 1"),
-            "1 -> SHMEM_MAP: 0",
-            &format!("1 <- SHMEM_UNMAP {piece} files 0"),
-            "1 -> SHMEM_UNMAP: 0",
-        ]
-    );
-    assert!(lines.iter().any(|line| line.starts_with("1 -> SET_MEM_TABLE flags 0x9 size 40 files 1: forwarded")));
 }
 
 #[test]

@@ -20,6 +20,7 @@ use serde::Serialize;
 use crate::base::numbers::{Ino, Pid};
 use crate::base::page_sets::{merge, without};
 use crate::base::range::{BlockRange, BlockRanges};
+use crate::base::units::{BLOCK, ShownBytes};
 use crate::deadlock::need::Participant;
 use crate::design::ChangeRule;
 use crate::extent_map::lookup::{mapped, pages_of};
@@ -53,9 +54,13 @@ impl From<BlockRange> for FileBlocks {
 
 impl fmt::Display for FileBlocks {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let bytes = |blocks: u64| ShownBytes(blocks.saturating_mul(BLOCK));
         match self.end {
-            Some(end) => write!(f, "blocks {}..{end}", self.start),
-            None => write!(f, "blocks {}..", self.start),
+            Some(end) => {
+                write!(f, "blocks {}..{end} ({})", self.start, bytes(end.saturating_sub(self.start)))
+            }
+            None if self.start == 0 => f.write_str("all blocks"),
+            None => write!(f, "blocks {}.. (from {} on)", self.start, bytes(self.start)),
         }
     }
 }
@@ -501,8 +506,9 @@ impl fmt::Display for Blocker {
             Cause::Lease { lease, kind, state, taker, pins } => {
                 write!(f, "{state} {kind} lease {lease} of process {taker}")?;
                 if !pins.is_empty() {
-                    let pins: Vec<String> = pins.iter().map(u64::to_string).collect();
-                    write!(f, ", pins {}", pins.join(" "))?;
+                    let numbers: Vec<String> = pins.iter().map(u64::to_string).collect();
+                    let pins = if pins.len() == 1 { "pin number" } else { "pins number" };
+                    write!(f, ", {pins} {}", numbers.join(", "))?;
                 }
             }
             Cause::Pin { holder, kind, registrant, context, region, guest, told, .. } => {
@@ -516,7 +522,7 @@ impl fmt::Display for Blocker {
                 if let Some(guest) = guest {
                     write!(f, " ({guest})")?;
                 }
-                write!(f, ", {} {holder} of process {registrant}", if *told { "mapping" } else { "pin" })?;
+                write!(f, ", {} number {holder} of process {registrant}", if *told { "mapping" } else { "pin" })?;
             }
             Cause::DirectIo { process } => write!(f, "direct I/O in flight of process {process}")?,
             Cause::PipePages { process } => write!(f, "pages in a pipe of process {process}")?,

@@ -1,9 +1,11 @@
-//! Sockets between processes: the messages of this program, and listening at a path ([`socket`]).
+//! Sockets between processes: the messages of this program, listening at a path ([`socket`]), and
+//! who may connect there ([`peers`]).
 //!
 //! It owns the messages' transport: each message is one packet of a Unix SEQPACKET socket and holds
 //! one JSON text, with descriptors beside it. Invariant: a message has at most `MESSAGE_MAX`
 //! bytes and `FDS_MAX` descriptors, and arrives whole or not at all. Kernel counterpart: unix(7).
 
+pub mod peers;
 pub mod socket;
 
 use std::io::{IoSlice, IoSliceMut};

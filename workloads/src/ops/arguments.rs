@@ -6,7 +6,10 @@
 
 use std::fmt;
 use std::ops::Deref;
+use std::str::FromStr;
 use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
 
 /// What a name in a scenario stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -109,8 +112,10 @@ pub enum Param {
     Flags(&'static [&'static str]),
     /// Any text without a line end.
     Text,
-    /// `on` or `off`.
-    Switch,
+    /// A time, or `off`.
+    Delay,
+    /// Which flushes fail: `on`, `off`, `nth=3`, `every=3`.
+    FlushRule,
     /// As the inner one, or left out.
     Optional(&'static Param),
 }
@@ -375,19 +380,80 @@ impl Argument for u8 {
     }
 }
 
-impl Argument for bool {
-    const PARAM: Param = Param::Switch;
+/// How long something is held up; none at all is 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Delay(pub Duration);
 
-    fn from_arg(arg: &Arg) -> Option<bool> {
+impl Argument for Delay {
+    const PARAM: Param = Param::Delay;
+
+    fn from_arg(arg: &Arg) -> Option<Delay> {
+        Span::from_arg(arg).map(|Span(time)| Delay(time))
+    }
+
+    fn to_arg(&self) -> Arg {
+        Span(self.0).to_arg()
+    }
+}
+
+/// Which flushes fail.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FlushRule {
+    /// None.
+    #[default]
+    Off,
+    /// All of them.
+    On,
+    /// One: that with this number, counted from now on and from 1.
+    Nth(u64),
+    /// Each that so many others come before, itself included.
+    Every(u64),
+}
+
+impl fmt::Display for FlushRule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            FlushRule::Off => f.write_str("off"),
+            FlushRule::On => f.write_str("on"),
+            FlushRule::Nth(number) => write!(f, "nth={number}"),
+            FlushRule::Every(number) => write!(f, "every={number}"),
+        }
+    }
+}
+
+/// The words are no [`FlushRule`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("write `on`, `off`, `nth=3` or `every=3`, with a number from 1 on")]
+pub struct FlushRuleError;
+
+impl FromStr for FlushRule {
+    type Err = FlushRuleError;
+
+    fn from_str(text: &str) -> Result<FlushRule, FlushRuleError> {
+        let number = |text: &str| text.parse().ok().filter(|number: &u64| *number > 0).ok_or(FlushRuleError);
+        match text.split_once('=') {
+            None if text == "on" => Ok(FlushRule::On),
+            None if text == "off" => Ok(FlushRule::Off),
+            Some(("nth", count)) => number(count).map(FlushRule::Nth),
+            Some(("every", count)) => number(count).map(FlushRule::Every),
+            _ => Err(FlushRuleError),
+        }
+    }
+}
+
+impl Argument for FlushRule {
+    const PARAM: Param = Param::FlushRule;
+
+    fn from_arg(arg: &Arg) -> Option<FlushRule> {
         match arg {
-            Arg::Word("on") => Some(true),
-            Arg::Word("off") => Some(false),
+            Arg::Name(text) => text.parse().ok(),
             _ => None,
         }
     }
 
     fn to_arg(&self) -> Arg {
-        Arg::Word(if *self { "on" } else { "off" })
+        Arg::Name(self.to_string())
     }
 }
 

@@ -501,8 +501,14 @@ operations! {
             seed: Option<u64> => "Decides which lines survive; the server's own seed if not given",
         } -> Nothing, Server(MayWait)
             "Cuts the guests' power: lines that were not flushed survive by chance (needs `serve --power-cut-model`).";
-        FailFlush "fail-flush" { on: bool => "Whether flushes fail" } -> Nothing, Server(MayWait)
-            "Makes every flush fail, or lets flushes succeed again.";
+        FailFlush "fail-flush" {
+            on: FlushRule => "Which flushes fail"
+        } -> Nothing, Server(MayWait)
+            "Makes flushes fail: all, the Nth from now on, or the last of every N; or lets them succeed again.";
+        DelayFlush "flush-delay" {
+            delay: Delay => "How long each flush is held up, at most 60s"
+        } -> Nothing, Server(MayWait)
+            "Holds up each flush before it is made, or lets flushes go at once again.";
         Revoke "revoke" { file: Option<FileName> => "The file's name" } -> Nothing, Server(MayWait)
             "Takes a file (without a name: all files, or the image) from the guests that have it.";
         RegisterGuestFile "rdma-reg" { file: FileName => "The file's name" } -> Number, Server(MayWait)
@@ -584,7 +590,8 @@ impl Parameter {
             Param::Range | Param::Data => "OFFSET LENGTH".to_owned(),
             Param::Byte => "BYTE".to_owned(),
             Param::Signal => "SIGNAL".to_owned(),
-            Param::Switch => "on|off".to_owned(),
+            Param::Delay => format!("{capital}|off"),
+            Param::FlushRule => "on|off|nth=N|every=N".to_owned(),
             Param::Choice(words) => words.join("|"),
             Param::Flags(words) => words.iter().map(|word| format!("[{word}]")).collect::<Vec<_>>().join(" "),
             Param::Optional(Param::Number) => format!("[--{} {capital}]", self.name),

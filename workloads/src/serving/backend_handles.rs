@@ -12,16 +12,16 @@ use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::task::Poll;
 use std::time::Duration;
 
-use emulator::runtime::clock::Nanos;
+use emulator::runtime::clock::{Clock, Nanos};
 use emulator::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use emulator::sync::thread::{self, JoinHandle};
 use emulator::sync::{Arc, Mutex};
-use emulator::vhost_user::{PIECES_MAX, PmemPiece};
+use emulator::vhost_user::{PIECES_MAX, Peer, PmemPiece};
 use emulator::wait::{WaitError, WaitFor, WaitQueue, Waiter};
 use fs_sim::Task;
 use fs_sim::base::numbers::Pid;
@@ -29,10 +29,15 @@ use fs_sim::pinning::guest_export::{GuestExport, GuestMapping};
 use fs_sim::vfs::signals::{SigInfo, Signal};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+use super::Config;
 use super::files;
 use super::link::{Counted, FromPort, Granted, Link, LinkError, TakeReason, ToPort, encode_pieces};
 use super::machine::{ServedMachine, ServedMemory};
-use crate::messages;
+use crate::messages::{
+    self,
+    peers::{self, AllowedPeers, RefusalLog},
+};
+use crate::ops::FlushRule;
 
 /// How long a port may take to start.
 const START_MAX: Duration = Duration::from_secs(20);
@@ -50,6 +55,10 @@ pub(super) struct Port {
     pid: u32,
     state: Mutex<State>,
     changed: WaitQueue,
+    allowed: AllowedPeers,
+    refusals: RefusalLog,
+    /// For how long ago demands were made.
+    clock: Clock,
 }
 
 #[derive(Default)]
@@ -60,8 +69,23 @@ struct State {
     guest: Option<Arc<Guest>>,
     /// The process that is about to take the file for the next one.
     exporter: Option<Pid>,
-    /// Demands not yet fulfilled: for which connection, and why.
-    takes: BTreeMap<u64, (u64, TakeReason)>,
+    /// Demands not yet fulfilled, by number.
+    takes: BTreeMap<u64, Demand>,
+}
+
+/// A demand that nothing stay mapped.
+#[derive(Clone, Copy)]
+struct Demand {
+    connection: u64,
+    why: TakeReason,
+    since: Nanos,
+}
+
+/// A guest that has not unmapped what was demanded.
+pub(super) struct Unanswered {
+    pub(super) guest: Arc<Guest>,
+    /// How long ago it was asked.
+    pub(super) asked_ns: u64,
 }
 
 /// A guest that is attached.
@@ -99,7 +123,7 @@ impl Guest {
     }
 
     pub(super) fn who(&self) -> String {
-        self.pid.map_or("unknown process".to_owned(), |pid| format!("QEMU process {pid}"))
+        self.pid.map_or_else(|| peers::shown(None), |pid| format!("QEMU process {pid}"))
     }
 }
 
@@ -124,19 +148,16 @@ impl Port {
     /// Starts a port for `listener`, and a thread that attends to it.
     pub(super) fn start(
         machine: &Arc<ServedMachine>,
-        program: &Path,
+        config: &Config,
         socket: PathBuf,
         listener: &UnixListener,
         file: Option<String>,
     ) -> std::io::Result<Arc<Port>> {
         let (ours, theirs) = messages::pair()?;
-        let command = Command::new(program)
-            .arg0("daxlab")
-            .arg("guest-port")
-            .stdin(Stdio::from(theirs))
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()?;
+        let mut command = Command::new(&config.program);
+        command.arg0("daxlab").arg("guest-port");
+        command.stdin(Stdio::from(theirs)).stdout(Stdio::null()).stderr(Stdio::null());
+        let command = without_inherited_descriptors(&mut command).spawn()?;
         let port = Arc::new(Port {
             socket,
             file,
@@ -145,11 +166,15 @@ impl Port {
             process: Mutex::new(command),
             state: Mutex::default(),
             changed: WaitQueue::new(),
+            allowed: config.allowed.clone(),
+            refusals: RefusalLog::new(),
+            clock: Clock::real(),
         });
         let mut fds: Vec<BorrowedFd<'_>> = vec![listener.as_fd(), machine.device().fd()];
         fds.extend(machine.durable().map(|durable| durable.fd()));
         // If the backend process has already ended, its message `Ready` never arrives.
-        let _gone = port.link.tell(&ToPort::Start { bytes: machine.device().bytes() }, &fds);
+        let _gone =
+            port.link.tell(&ToPort::Start { bytes: machine.device().bytes(), read_only: config.read_only }, &fds);
         let (attended, with) = (Arc::clone(&port), Arc::clone(machine));
         // It ends with the link.
         if let Err(error) = thread::try_spawn(move || attended.attend(&with)) {
@@ -176,13 +201,13 @@ impl Port {
                     self.state.lock().ready = true;
                     self.changed.wake_all();
                 }
-                FromPort::Connected { number, pid } => {
+                FromPort::Connected { number, peer } => {
                     // The previous guest is gone, so the thread that admitted it ends without a
                     // wait.
                     admission.take().into_iter().for_each(ended);
                     let (port, with) = (Arc::clone(self), Arc::clone(machine));
                     let admitting = thread::try_spawn(move || {
-                        let reply = port.connected(&with, number, pid);
+                        let reply = port.connected(&with, number, peer.into());
                         port.send(&ToPort::Reply { number, reply });
                     });
                     match admitting {
@@ -231,8 +256,14 @@ impl Port {
     }
 
     /// A guest has connected.
-    fn connected(self: &Arc<Self>, machine: &Arc<ServedMachine>, connection: u64, pid: Option<u32>) -> Granted {
-        let named = pid.map_or("a process".to_owned(), |pid| format!("process {pid}"));
+    fn connected(self: &Arc<Self>, machine: &Arc<ServedMachine>, connection: u64, peer: Peer) -> Granted {
+        let (pid, named) = (peer.pid, peers::shown(peer.pid));
+        if let Err(why) = self.allowed.admit(&peer) {
+            if let Some(more) = self.refusals.met() {
+                machine.tell(&format!("{}: {named} was refused: {why}{more}", self.shown()));
+            }
+            return Granted::No(why);
+        }
         // No power cut happens while the guest is being admitted.
         let admitted = machine.under_power(|| {
             let (guest, bytes) = self.admit(machine, connection, pid)?;
@@ -261,7 +292,7 @@ impl Port {
     ) -> Result<(Arc<Guest>, u64), String> {
         let (holds, bytes) = match (machine.backing(), &self.file) {
             (ServedMemory::Files(kernel), Some(file)) => {
-                let who = pid.map_or("unknown process".to_owned(), |pid| format!("QEMU process {pid}"));
+                let who = pid.map_or_else(|| peers::shown(None), |pid| format!("QEMU process {pid}"));
                 let who = format!("guest at {}, {who}", self.shown());
                 let mapping = MappedByGuest { port: Arc::clone(self), connection, who };
                 let task = kernel.spawn();
@@ -331,7 +362,7 @@ impl Port {
         let guest = {
             let mut state = self.state.lock();
             let there = state.guest.take_if(|guest| guest.connection == connection);
-            state.takes.retain(|_, (of, _)| *of != connection);
+            state.takes.retain(|_, demand| demand.connection != connection);
             there
         };
         if let Some(guest) = guest {
@@ -350,7 +381,8 @@ impl Port {
     /// Demands that nothing of `connection` stay mapped. Never waits; the demand's number.
     pub(super) fn take(&self, connection: u64, why: TakeReason) -> u64 {
         let number = self.link.number();
-        self.state.lock().takes.insert(number, (connection, why));
+        let demand = Demand { connection, why, since: self.clock.now() };
+        self.state.lock().takes.insert(number, demand);
         // A dead backend's guest may have it mapped as long as it lives.
         self.send(&ToPort::Take { number, connection, why });
         number
@@ -377,7 +409,7 @@ impl Port {
             let state = self.state.lock();
             (state.takes.get(&number).copied(), state.guest.clone())
         };
-        if let (Some((connection, why)), Some(guest)) = (demand, guest)
+        if let (Some(Demand { connection, why, .. }), Some(guest)) = (demand, guest)
             && guest.connection == connection
         {
             // ORDERING: Relaxed: a number for questions.
@@ -443,6 +475,15 @@ impl Port {
         self.state.lock().guest.clone()
     }
 
+    /// The guest, if it was asked to unmap and has not done it.
+    pub(super) fn unanswered(&self) -> Option<Unanswered> {
+        let state = self.state.lock();
+        let guest = state.guest.clone()?;
+        let demands = state.takes.values().filter(|demand| demand.connection == guest.connection);
+        let since = demands.map(|demand| demand.since).min()?;
+        Some(Unanswered { guest, asked_ns: self.clock.now().since(since) })
+    }
+
     /// Whether the port's process is gone.
     pub(super) fn has_ended(&self) -> bool {
         self.state.lock().ended
@@ -454,8 +495,13 @@ impl Port {
     }
 
     /// Makes flushes fail, or lets them succeed again.
-    pub(super) fn fail_flush(&self, on: bool) -> Result<(), LinkError> {
-        self.link.ask(|number| ToPort::FailFlush { number, on }).map(|_| ())
+    pub(super) fn fail_flush(&self, rule: FlushRule) -> Result<(), LinkError> {
+        self.link.ask(|number| ToPort::FailFlush { number, rule }).map(|_| ())
+    }
+
+    /// Holds up each flush for so long.
+    pub(super) fn delay_flush(&self, delay_ns: u64) -> Result<(), LinkError> {
+        self.link.ask(|number| ToPort::DelayFlush { number, delay_ns }).map(|_| ())
     }
 
     /// What its device counted, and the last thing that went wrong there.
@@ -490,6 +536,21 @@ impl Port {
     fn has_died(&self) -> bool {
         self.process.lock().try_wait().is_ok_and(|status| status.is_some())
     }
+}
+
+/// Has `command` start its program with its three standard descriptors only: the server may have
+/// been started with others, which no guest's process needs. Linux before 5.11 can't do it; there
+/// they stay open.
+fn without_inherited_descriptors(command: &mut Command) -> &mut Command {
+    let close_at_exec = || {
+        // SAFETY: close_range(2) with this flag marks descriptors and touches no memory. It is
+        // called directly, as is safe between fork(2) and execve(2).
+        let _unknown_to_old_kernels =
+            unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) };
+        Ok(())
+    };
+    // SAFETY: the closure allocates nothing and takes no lock.
+    unsafe { command.pre_exec(close_at_exec) }
 }
 
 /// A descriptor that tells of a process's end.

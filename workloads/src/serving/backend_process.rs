@@ -15,7 +15,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::task::Poll;
 use std::time::Duration;
@@ -29,6 +29,7 @@ use emulator::sync::{Arc, Mutex, thread};
 use emulator::vhost_user::{FlushError, Medium, Peer, PmemPiece, Unmapped, VhostServer, VhostStats};
 use emulator::wait::{WaitFor, WaitQueue, Waiter, WaiterId};
 
+use super::flush_shaping::FlushShaping;
 use super::link::{Counted, FromPort, Granted, Link, LinkError, TakeReason, ToPort, decode_pieces};
 use super::render;
 use crate::messages::socket;
@@ -45,7 +46,7 @@ pub fn main(socket: OwnedFd) -> io::Result<()> {
     // terminal's signal reaches either.
     let _session = rustix::process::setsid();
     let link = Link::new(socket);
-    let Some((ToPort::Start { bytes }, fds)) = link.next::<ToPort>() else {
+    let Some((ToPort::Start { bytes, read_only }, fds)) = link.next::<ToPort>() else {
         return Ok(());
     };
     let mut fds = fds.into_iter();
@@ -54,9 +55,10 @@ pub fn main(socket: OwnedFd) -> io::Result<()> {
     };
     let port = Arc::new(BackendPort {
         link,
+        read_only: read_only.then(|| reopened_to_read(&memory)).transpose()?,
         memory: BackendMemory::new(memory, bytes, fds.next()).map_err(io::Error::other)?,
         over: AtomicBool::new(false),
-        told_to_fail: AtomicBool::new(false),
+        shaping: FlushShaping::new(),
         device_state: Mutex::new(DeviceState::default()),
         flushing: Gate::new(),
         changed: WaitQueue::new(),
@@ -65,48 +67,12 @@ pub fn main(socket: OwnedFd) -> io::Result<()> {
     let door = listener.try_clone()?;
     let listener = UnixListener::from(listener);
     let name = socket::Name::of(&listener);
-    let remove_socket = move || name.into_iter().for_each(socket::Name::remove);
+    let removed = name.clone();
+    let remove_socket = move || removed.into_iter().for_each(socket::Name::remove);
     let server = VhostServer::start(listener, Arc::clone(&port) as Arc<dyn Medium>, remove_socket)?;
     port.send(&FromPort::Ready);
-    thread::scope(|scope| {
-        while let Some((message, _)) = port.link.next::<ToPort>() {
-            match message {
-                ToPort::Take { number, connection, why } => {
-                    if port.take(connection, why) {
-                        let (port, server) = (&port, &server);
-                        // It ends when the frontend has answered or hung up.
-                        let taken = move || port.taken(number, connection, server);
-                        if thread::try_spawn_scoped(scope, taken).is_err() {
-                            // This thread waits instead: other messages wait with it.
-                            taken();
-                        }
-                    } else {
-                        port.send(&FromPort::Taken { number, pieces: 0, acknowledged: true });
-                    }
-                }
-                ToPort::FailFlush { number, on } => {
-                    port.told_to_fail.store(on, Ordering::SeqCst);
-                    port.send(&FromPort::Reply { number, reply: Counted::Done });
-                }
-                ToPort::Count { number } => {
-                    let stats = server.stats();
-                    let reply = Counted::Counters { counters: port.counters(&stats), problem: stats.problem };
-                    port.send(&FromPort::Reply { number, reply });
-                }
-                ToPort::End { number } => {
-                    port.over.store(true, Ordering::SeqCst);
-                    port.send(&FromPort::Reply { number, reply: Counted::Done });
-                }
-                ToPort::Reply { number, reply } => port.link.replied(number, reply),
-                // Once only.
-                ToPort::Start { .. } => {}
-            }
-        }
-        port.over.store(true, Ordering::SeqCst);
-        port.link.over();
-    });
-    // No frontend may wait here in vain, and another server may take the path as soon as it sees
-    // that no process listens.
+    port.serve_link(&server, name);
+    // No frontend may wait here in vain.
     let _shut = rustix::net::shutdown(&door, rustix::net::Shutdown::Both);
     server.join();
     Ok(())
@@ -144,6 +110,11 @@ impl BackendMemory {
     }
 }
 
+/// The same file, open for reading only: whoever gets this descriptor can't map it writable.
+fn reopened_to_read(memory: &OwnedFd) -> io::Result<OwnedFd> {
+    Ok(std::fs::File::open(format!("/proc/self/fd/{}", memory.as_raw_fd()))?.into())
+}
+
 /// What the guest of this port has: its connection and the pieces of its device.
 #[derive(Default)]
 struct DeviceState {
@@ -163,9 +134,11 @@ struct DeviceState {
 struct BackendPort {
     link: Link<Granted>,
     memory: BackendMemory,
+    /// What a frontend gets instead if its guest may only read.
+    read_only: Option<OwnedFd>,
     /// The server has ended.
     over: AtomicBool,
-    told_to_fail: AtomicBool,
+    shaping: FlushShaping,
     device_state: Mutex<DeviceState>,
     /// Flushes pass here; shut as long as the guest's memory is taken.
     flushing: Gate,
@@ -178,6 +151,64 @@ impl BackendPort {
     /// Sends a message to a server that may have ended. If it has, the link is closed.
     fn send(&self, what: &FromPort) {
         let _gone = self.link.tell(what, &[]);
+    }
+
+    /// Does what the server says, until the link's end; then the port is over, and the socket's
+    /// file is removed. Returns when every demand has been fulfilled, or its guest is gone.
+    fn serve_link(&self, server: &VhostServer, name: Option<socket::Name>) {
+        thread::scope(|scope| {
+            while let Some((message, _)) = self.link.next::<ToPort>() {
+                let done = |number| self.send(&FromPort::Reply { number, reply: Counted::Done });
+                match message {
+                    ToPort::Take { number, connection, why } if self.take(connection, why) => {
+                        // It ends when the frontend has answered or hung up.
+                        let taken = move || self.taken(number, connection, server);
+                        if thread::try_spawn_scoped(scope, taken).is_err() {
+                            // This thread waits instead: other messages wait with it.
+                            taken();
+                        }
+                    }
+                    ToPort::Take { number, .. } => {
+                        self.send(&FromPort::Taken { number, pieces: 0, acknowledged: true });
+                    }
+                    ToPort::FailFlush { number, rule } => {
+                        self.shaping.fail(rule);
+                        done(number);
+                    }
+                    ToPort::DelayFlush { number, delay_ns } => {
+                        self.shaping.delay(Duration::from_nanos(delay_ns));
+                        done(number);
+                    }
+                    ToPort::Count { number } => {
+                        let stats = server.stats();
+                        let reply = Counted::Counters { counters: self.counters(&stats), problem: stats.problem };
+                        self.send(&FromPort::Reply { number, reply });
+                    }
+                    ToPort::End { number } => {
+                        self.end();
+                        done(number);
+                    }
+                    ToPort::Reply { number, reply } => self.link.replied(number, reply),
+                    // Once only.
+                    ToPort::Start { .. } => {}
+                }
+            }
+            // Before flushes fail, which is how another process may learn of the server's end: from
+            // here on another server may have the path.
+            name.into_iter().for_each(socket::Name::remove);
+            self.end();
+            self.link.over();
+        });
+    }
+
+    /// The server ends: every flush fails from now on.
+    fn end(&self) {
+        self.over.store(true, Ordering::SeqCst);
+        self.shaping.wake();
+    }
+
+    fn is_over(&self) -> bool {
+        self.over.load(Ordering::SeqCst)
     }
 
     /// From now on flushes of `connection` fail; true if something may be mapped for it.
@@ -219,6 +250,7 @@ impl BackendPort {
 
     fn counters(&self, stats: &VhostStats) -> BTreeMap<String, u64> {
         let mut counters = render::counters(stats);
+        counters.insert("delayed".to_owned(), self.shaping.delayed());
         if self.memory.durable.is_some() {
             // ORDERING: Relaxed: see where they are written.
             for (name, counter) in
@@ -233,7 +265,7 @@ impl BackendPort {
 
 impl Medium for BackendPort {
     fn fd(&self) -> BorrowedFd<'_> {
-        self.memory.live.fd()
+        self.read_only.as_ref().map_or(self.memory.live.fd(), AsFd::as_fd)
     }
 
     fn connect(&self, peer: Peer) -> Result<u64, String> {
@@ -244,7 +276,7 @@ impl Medium for BackendPort {
         let granted = self.link.ask(|number| {
             connection = number;
             *self.device_state.lock() = DeviceState { connection: Some(number), ..DeviceState::default() };
-            FromPort::Connected { number, pid: peer.pid }
+            FromPort::Connected { number, peer: peer.into() }
         });
         let refused = match granted {
             Ok(Granted::Device { bytes }) => return Ok(bytes),
@@ -284,11 +316,16 @@ impl Medium for BackendPort {
     }
 
     fn flush(&self) -> Result<(), FlushError> {
-        if self.over.load(Ordering::SeqCst) {
+        if self.is_over() {
             return Err(FlushError::Gone);
         }
-        if self.told_to_fail.load(Ordering::SeqCst) {
+        if self.shaping.fails() {
             return Err(FlushError::Told);
+        }
+        // Before the memory is looked at: what is taken meanwhile makes it fail.
+        self.shaping.hold_up(|| self.is_over());
+        if self.is_over() {
+            return Err(FlushError::Gone);
         }
         let flushed = match self.flushing.enter() {
             Ok(()) => {

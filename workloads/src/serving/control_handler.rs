@@ -6,9 +6,11 @@
 //! then it can be given up.
 
 use std::sync::OnceLock;
+use std::time::Duration;
 
 use emulator::sync::Arc;
 use emulator::wait::{WaitError, Waiter};
+use fs_sim::base::units::ShownBytes;
 use fs_sim::extent_map::Layout;
 use fs_sim::syscalls::fallocate::FallocateMode;
 use fs_sim::syscalls::open::OpenFlags;
@@ -18,16 +20,20 @@ use fs_sim::{BLOCK, BlockRange, Errno, Kernel, Task};
 use serde_json::{Value, json};
 
 use super::backend_handles::{Guest, Port, counted};
-use super::link::TakeReason;
+use super::link::{LinkError, TakeReason};
 use super::machine::ServedMachine;
 use super::nic::{AccessFailure, READ_MAX};
 use super::render;
-use crate::ops::Op;
+use crate::input;
+use crate::ops::{FlushRule, Op};
 use crate::serving::control::protocol::Response;
 use crate::serving::control::{Asker, Handler, answers};
 
 /// The most blocks that one request poisons.
 const POISON_MAX: u64 = 1 << 16;
+
+/// The longest delay of a flush.
+const FLUSH_DELAY_MAX: Duration = Duration::from_secs(60);
 
 /// See the module.
 #[derive(Default)]
@@ -61,6 +67,23 @@ impl Handler for ControlHandler {
 /// An answer, or why the request makes no sense.
 type Answered = Result<Response, String>;
 
+/// A change of a file in words.
+struct ChangeWords {
+    /// For programs: bytes without a unit.
+    call: String,
+    /// For people.
+    shown: String,
+}
+
+impl ChangeWords {
+    fn of_range(verb: &str, file: &str, offset: u64, len: u64) -> ChangeWords {
+        ChangeWords {
+            call: format!("{verb} {file} from {offset} on {len}"),
+            shown: format!("{verb} {file}, {} from {} on", ShownBytes(len), ShownBytes(offset)),
+        }
+    }
+}
+
 /// What the asker of a call that waits can do to it: hang up.
 fn cancelled_by(waiter: &Arc<Waiter>) -> impl FnOnce() + Send + 'static {
     let waiter = Arc::clone(waiter);
@@ -81,7 +104,8 @@ impl Served {
         match request {
             Op::Guests {} => Ok(self.guests()),
             Op::FlushStats {} => Ok(self.flush_stats()),
-            Op::FailFlush { on } => Ok(self.fail_flush(*on)),
+            Op::FailFlush { on } => Ok(self.shape(&words_of_rule(*on), |port| port.fail_flush(*on))),
+            Op::DelayFlush { delay } => self.delay_flush(delay.0),
             Op::CutGuestPower { seed } => self.power_cut(*seed, asker),
             Op::Revoke { file } => self.revoke(file.as_deref(), asker),
             _ => {
@@ -94,25 +118,29 @@ impl Served {
     fn about_files(&self, kernel: &Arc<Kernel>, request: &Op, asker: &Asker<'_>) -> Answered {
         match request {
             Op::Truncate { file, size } => {
-                let what = format!("truncate {file} to {}", size.0);
+                let what = ChangeWords {
+                    call: format!("truncate {file} to {}", size.0),
+                    shown: format!("truncate {file} to {}", ShownBytes(size.0)),
+                };
                 // What a change of size is about, from the smaller size on.
                 let from = kernel.named(file).map_or(0, |inode| inode.layout(Layout::size)).min(size.0);
                 let range = BlockRange::new(from / BLOCK, u64::MAX);
                 self.change(kernel, file, &what, range, asker, |task| task.truncate(file, size.0))
             }
             Op::PunchByPath { file, offset, len } => {
-                let what = format!("punch {file} from {} on {}", offset.0, len.0);
+                let what = ChangeWords::of_range("punch", file, offset.0, len.0);
                 let range = bytes_from(offset.0, len.0);
                 self.change(kernel, file, &what, range, asker, |task| {
                     fallocate(task, file, FallocateMode::PunchHole, offset.0, len.0)
                 })
             }
             Op::FallocateByPath { file, offset, len } => {
-                let what = format!("fallocate {file} from {} on {}", offset.0, len.0);
+                let what = ChangeWords::of_range("fallocate", file, offset.0, len.0);
                 let range = bytes_from(offset.0, len.0);
                 let mode = FallocateMode::Allocate { keep_size: false };
                 self.change(kernel, file, &what, range, asker, |task| fallocate(task, file, mode, offset.0, len.0))
             }
+            Op::Blockers { file } => Ok(self.blockers(kernel, file, request)),
             Op::Stale {} => Ok(self.stale(kernel)),
             Op::PoisonRange { file, offset, len } => poison(kernel, file, offset.0, len.0),
             Op::RegisterGuestFile { file } => self.rdma_reg(file, asker),
@@ -133,7 +161,7 @@ impl Served {
         &self,
         kernel: &Arc<Kernel>,
         file: &str,
-        what: &str,
+        what: &ChangeWords,
         range: BlockRange,
         asker: &Asker<'_>,
         call: impl FnOnce(&Task) -> Result<(), Errno>,
@@ -151,18 +179,19 @@ impl Served {
         let waited = task.take_waited();
         let elapsed_ns = kernel.world().now().since(start);
         task.exit();
+        let ChangeWords { call: called, shown } = what;
         let mut data =
-            json!({ "call": what, "file": file, "process": pid.0, "waited": waited, "elapsed_ns": elapsed_ns });
+            json!({ "call": called, "file": file, "process": pid.0, "waited": waited, "elapsed_ns": elapsed_ns });
         match outcome {
             Ok(()) => {
                 data["outcome"] = json!("done");
                 let waited =
                     if waited { format!(", after {:.3} s of waiting", elapsed_ns as f64 / 1e9) } else { String::new() };
-                Ok(Response::Answer { text: format!("{what}: done{waited}\n"), data })
+                Ok(Response::Answer { text: format!("{shown}: done{waited}\n"), data })
             }
             Err(errno) => {
                 data["outcome"] = json!(errno.to_string());
-                let mut text = format!("{what}: {errno}\n");
+                let mut text = format!("{shown}: {errno}\n");
                 if let Some(found) = kernel.blockers_of(inode.ino(), range) {
                     text += &found.to_string();
                     data["blockers"] = serde_json::to_value(&found).unwrap_or(Value::Null);
@@ -188,7 +217,7 @@ impl Served {
             let socket = port.socket.display();
             match port.counters() {
                 Ok((counters, problem)) => {
-                    let words: Vec<String> = counters.iter().map(|(name, count)| format!("{name} {count}")).collect();
+                    let words: Vec<String> = counters.iter().map(render::counter).collect();
                     text += &format!("{socket}: {}\n", words.join(", "));
                     text.extend(problem.iter().map(|problem| format!("  last problem: {problem}\n")));
                     data.push(json!({ "socket": port.shown(), "counters": counters, "problem": problem }));
@@ -202,13 +231,28 @@ impl Served {
         Response::Answer { text, data: Value::Array(data) }
     }
 
-    fn fail_flush(&self, on: bool) -> Response {
+    fn delay_flush(&self, delay: Duration) -> Answered {
+        if delay > FLUSH_DELAY_MAX {
+            let (asked, most) = (input::Duration(delay), input::Duration(FLUSH_DELAY_MAX));
+            return Err(format!(
+                "flush-delay {asked}: at most {most}, as a guest that hangs up is waited for as long; use `fail-flush` for a flush that never comes"
+            ));
+        }
+        let words = match delay.is_zero() {
+            true => "flushes are not held up".to_owned(),
+            false => format!("each flush is held up for {}", input::Duration(delay)),
+        };
+        let nanos = u64::try_from(delay.as_nanos()).unwrap_or(u64::MAX);
+        Ok(self.shape(&words, |port| port.delay_flush(nanos)))
+    }
+
+    /// Has every port do something to its flushes; `done` is what holds then.
+    fn shape(&self, done: &str, change: impl Fn(&Port) -> Result<(), LinkError>) -> Response {
         let (mut text, mut data, mut all) = (String::new(), Vec::new(), true);
         for port in &self.ports {
             let socket = port.socket.display();
-            let outcome = match port.fail_flush(on) {
-                Ok(()) if on => "flushes fail".to_owned(),
-                Ok(()) => "flushes work again".to_owned(),
+            let outcome = match change(port) {
+                Ok(()) => done.to_owned(),
                 Err(error) => {
                     all = false;
                     error.to_string()
@@ -233,12 +277,8 @@ impl Served {
     fn power_cut(&self, seed: Option<u64>, asker: &Asker<'_>) -> Answered {
         let durable =
             self.machine.durable().ok_or("the server keeps no durable copy; start it with --power-cut-model")?;
-        if !self.machine.fail_power() {
-            return Err("the power is failing already".to_owned());
-        }
-        let cut = self.cut(durable, seed.unwrap_or(self.machine.waits().seed()), asker);
-        self.machine.restore_power();
-        cut
+        let _outage = self.machine.fail_power().ok_or("the power is failing already")?;
+        self.cut(durable, seed.unwrap_or(self.machine.waits().seed()), asker)
     }
 
     fn cut(&self, durable: &emulator::device::persistence::DurableImage, seed: u64, asker: &Asker<'_>) -> Answered {
@@ -302,6 +342,31 @@ impl Served {
         Ok(Response::Answer { text, data })
     }
 
+    /// Who stands against a change of a file, and which guests have been asked to unmap it.
+    fn blockers(&self, kernel: &Arc<Kernel>, file: &str, request: &Op) -> Response {
+        let answered = answers::answer(kernel, request);
+        let Some(Response::Answer { mut text, mut data }) = answered else {
+            return answered.unwrap_or_else(|| Response::Refused { why: answers::unknown(kernel, file) });
+        };
+        let ino = answers::find(kernel, file).map(|(ino, _)| ino);
+        let of_file = |port: &&Arc<Port>| {
+            let inode = port.file.as_deref().and_then(|name| kernel.named(name));
+            inode.is_some_and(|inode| Some(inode.ino()) == ino)
+        };
+        let mut waited_for = Vec::new();
+        for port in self.ports.iter().filter(of_file) {
+            if let Some(unanswered) = port.unanswered() {
+                let (line, value) = render::unanswered(port, &unanswered);
+                text += &format!("  {line}\n");
+                waited_for.push(value);
+            }
+        }
+        if !waited_for.is_empty() {
+            data["guests_asked_to_unmap"] = Value::Array(waited_for);
+        }
+        Response::Answer { text, data }
+    }
+
     fn stale(&self, kernel: &Arc<Kernel>) -> Response {
         let (mut text, mut data) = (String::new(), Vec::new());
         for (port, guest) in self.attached() {
@@ -335,8 +400,8 @@ impl Served {
             Ok((number, region)) => {
                 let mr = &region.mr;
                 let text = format!(
-                    "region {number}: {file}, {} bytes, rkey {:#x}, of process {pid} ({})\n",
-                    mr.len(),
+                    "region {number}: {file}, {}, rkey {:#x}, of process {pid} ({})\n",
+                    ShownBytes(mr.len()),
                     mr.rkey(),
                     port.socket.display(),
                 );
@@ -371,7 +436,7 @@ impl Served {
 
     fn rdma_write(&self, mr: u64, offset: u64, text: &str) -> Answered {
         let region = self.region(mr)?;
-        let what = format!("rdma-write {mr} at {offset}, {} bytes", text.len());
+        let what = format!("rdma-write {mr} at {}, {}", ShownBytes(offset), ShownBytes(text.len() as u64));
         let written = self.machine.under_power(|| region.write(offset, text.as_bytes()));
         Ok(match written.ok_or("the power is failing")? {
             Ok(()) => {
@@ -384,10 +449,10 @@ impl Served {
 
     fn rdma_read(&self, mr: u64, offset: u64, len: u64) -> Answered {
         if len > READ_MAX {
-            return Err(format!("{len} bytes; at most {READ_MAX} are read at once"));
+            return Err(format!("{}; at most {} are read at once", ShownBytes(len), ShownBytes(READ_MAX)));
         }
         let region = self.region(mr)?;
-        let what = format!("rdma-read {mr} at {offset}, {len} bytes");
+        let what = format!("rdma-read {mr} at {}, {}", ShownBytes(offset), ShownBytes(len));
         Ok(match region.read(offset, len) {
             Ok(bytes) => {
                 let shown: String = bytes.iter().flat_map(|byte| byte.escape_ascii()).map(char::from).collect();
@@ -418,6 +483,15 @@ impl Served {
     }
 }
 
+fn words_of_rule(rule: FlushRule) -> String {
+    match rule {
+        FlushRule::Off => "flushes work again".to_owned(),
+        FlushRule::On => "flushes fail".to_owned(),
+        FlushRule::Nth(number) => format!("flush number {number} from now on fails, and no other"),
+        FlushRule::Every(number) => format!("of every {number} flushes from now on the last one fails"),
+    }
+}
+
 fn failed(what: &str, mr: u64, failure: &AccessFailure) -> Response {
     let outcome = match failure {
         AccessFailure::Errno(errno) => errno.to_string(),
@@ -440,7 +514,9 @@ fn poison(kernel: &Arc<Kernel>, file: &str, offset: u64, len: u64) -> Answered {
     };
     let end = offset.checked_add(len).filter(|end| *end <= inode.layout(Layout::size));
     let Some(end) = end.filter(|_| len > 0) else {
-        return Err(format!("poison {file} from {offset} on {len}: the file has {} bytes", inode.layout(Layout::size)));
+        let size = ShownBytes(inode.layout(Layout::size));
+        let (offset, len) = (ShownBytes(offset), ShownBytes(len));
+        return Err(format!("poison {file}, {len} from {offset} on: the file has {size}"));
     };
     let blocks = offset / BLOCK..end.div_ceil(BLOCK);
     let count = blocks.end - blocks.start;

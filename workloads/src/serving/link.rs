@@ -14,7 +14,7 @@ use std::time::Duration;
 use emulator::World;
 use emulator::sync::Mutex;
 use emulator::sync::atomic::{AtomicU64, Ordering};
-use emulator::vhost_user::PmemPiece;
+use emulator::vhost_user::{Peer, PmemPiece};
 use emulator::wait::{WaitError, WaitFor, WaitQueue, Waiter, WaiterId};
 use rustix::io::Errno;
 use rustix::net::RecvFlags;
@@ -22,6 +22,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::messages;
+use crate::ops::FlushRule;
 
 /// How long one side waits for the other's reply: far longer than it can take.
 pub(super) const PATIENCE: Duration = Duration::from_secs(20);
@@ -35,14 +36,18 @@ pub(super) enum ToPort {
     Start {
         /// The memory's length in bytes.
         bytes: u64,
+        /// Whether guests may only read it.
+        read_only: bool,
     },
     /// The reply to a request.
     Reply { number: u64, reply: Granted },
     /// Nothing may stay mapped for this connection, and flushes fail until the device is attached
     /// again with pieces. [`FromPort::Taken`] follows.
     Take { number: u64, connection: u64, why: TakeReason },
-    /// Whether flushes are told to fail. A reply follows.
-    FailFlush { number: u64, on: bool },
+    /// Which flushes are told to fail. A reply follows.
+    FailFlush { number: u64, rule: FlushRule },
+    /// How long each flush is held up. A reply follows.
+    DelayFlush { number: u64, delay_ns: u64 },
     /// The counters. A reply follows.
     Count { number: u64 },
     /// The server is about to end: every flush fails from now on. A reply follows.
@@ -79,9 +84,8 @@ pub(super) enum Granted {
 pub(super) enum FromPort {
     /// It listens.
     Ready,
-    /// A frontend connected; its process, if it is known. The number is the connection's from now
-    /// on.
-    Connected { number: u64, pid: Option<u32> },
+    /// A frontend connected. The number is the connection's from now on.
+    Connected { number: u64, peer: PeerSeen },
     /// A driver took the device.
     Attach { number: u64, connection: u64 },
     /// The frontend hung up.
@@ -90,6 +94,25 @@ pub(super) enum FromPort {
     Taken { number: u64, pieces: u64, acknowledged: bool },
     /// The reply to a request.
     Reply { number: u64, reply: Counted },
+}
+
+/// A [`Peer`] as a message carries it.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(super) struct PeerSeen {
+    pid: Option<u32>,
+    uid: u32,
+}
+
+impl From<Peer> for PeerSeen {
+    fn from(peer: Peer) -> PeerSeen {
+        PeerSeen { pid: peer.pid, uid: peer.uid }
+    }
+}
+
+impl From<PeerSeen> for Peer {
+    fn from(seen: PeerSeen) -> Peer {
+        Peer { pid: seen.pid, uid: seen.uid }
+    }
 }
 
 /// What a port answers.

@@ -58,6 +58,17 @@ pub(super) struct ServedMachine {
     nic: Regions,
 }
 
+/// The power is failing. It is back when this is dropped, whatever the cut came to.
+pub(super) struct PowerOutage<'a> {
+    machine: &'a ServedMachine,
+}
+
+impl Drop for PowerOutage<'_> {
+    fn drop(&mut self) {
+        self.machine.power.reopen();
+    }
+}
+
 impl ServedMachine {
     pub(super) fn new(
         backing: ServedMemory,
@@ -144,14 +155,10 @@ impl ServedMachine {
         &self.nic
     }
 
-    /// The power begins to fail; false if it is failing already.
-    pub(super) fn fail_power(&self) -> bool {
-        self.power.close().1
-    }
-
-    /// The power is back.
-    pub(super) fn restore_power(&self) {
-        self.power.reopen();
+    /// The power begins to fail, until the outage that this returns is dropped; none if it is
+    /// failing already.
+    pub(super) fn fail_power(&self) -> Option<PowerOutage<'_>> {
+        self.power.close().1.then_some(PowerOutage { machine: self })
     }
 
     pub(super) fn power_is_failing(&self) -> bool {
@@ -188,5 +195,27 @@ impl ServedMachine {
 
     pub(super) fn is_ending(&self) -> bool {
         self.ending.load(Ordering::SeqCst)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    use super::*;
+
+    #[test]
+    fn the_power_is_back_also_after_a_panic() {
+        let memory = ServedMemory::Image(Device::memory(2 << 20).unwrap());
+        let machine = ServedMachine::new(memory, None, 1, Arc::new(|_| {}));
+        let broken = catch_unwind(AssertUnwindSafe(|| {
+            let _outage = machine.fail_power().unwrap();
+            assert!(machine.fail_power().is_none() && machine.power_is_failing());
+            assert_eq!(machine.under_power(|| ()), None);
+            panic!("the cut breaks off");
+        }));
+        assert!(broken.is_err() && !machine.power_is_failing());
+        assert_eq!(machine.under_power(|| 1), Some(1));
+        drop(machine.fail_power().unwrap());
     }
 }

@@ -13,6 +13,7 @@
 //! | module | owns |
 //! |---|---|
 //! | [`backend_process`] | the process of one guest's backend |
+//! | `flush_shaping` | flushes that are made to fail or to take long, for tests |
 //! | `link` | the messages between server and backend process |
 //! | `backend_handles` | the server's side: which guest is there, and what is held for it |
 //! | `machine` | what all guests share |
@@ -31,6 +32,7 @@ pub mod backend_process;
 pub mod control;
 mod control_handler;
 mod files;
+mod flush_shaping;
 #[doc(hidden)]
 pub mod fuzz;
 mod link;
@@ -42,6 +44,7 @@ mod render;
 use std::path::PathBuf;
 use std::task::Poll;
 
+use crate::messages::peers::AllowedPeers;
 use crate::messages::socket::{self, ListenError};
 use emulator::World;
 use emulator::device::persistence::DurableImage;
@@ -75,12 +78,16 @@ pub struct Config {
     pub axes: Axes,
     /// Whether the memory gets what the guest of an NVDIMM wants to find in it.
     pub nvdimm: bool,
+    /// Whether guests may only read what they get.
+    pub read_only: bool,
     /// Whether a durable copy is kept, so that the power can be cut.
     pub power_cut_model: bool,
     /// What every choice is drawn from.
     pub seed: u64,
     /// Where `daxlab ctl` asks.
     pub control: PathBuf,
+    /// The users that may connect there and at `sockets`.
+    pub allowed: AllowedPeers,
     /// The QEMU that command lines are for; if none is given, those that are found.
     pub qemu: Option<PathBuf>,
     /// The program that runs [`backend_process::main`] for the argument `guest-port`: `daxlab`
@@ -203,13 +210,19 @@ impl Server {
         let qemus = qemu_args::qemus(config)?;
         let mut listening = Vec::new();
         for path in &config.sockets {
-            let listener = socket::listen(path).map_err(|error| not_there("--socket", error, config.sockets.len()))?;
+            let listener = socket::listen(path, &config.allowed)
+                .map_err(|error| not_there("--socket", error, config.sockets.len()))?;
             listening.push((SocketFile(socket::Name::of(&listener)), listener));
         }
         let control_handler = Arc::new(ControlHandler::default());
         let (handler, told) = (Arc::clone(&control_handler) as Arc<dyn control::Handler>, Arc::clone(&events));
-        let control = control::ControlServer::listen(&config.control, handler, Box::new(move |line| told(line)))
-            .map_err(|error| not_there("--control", error, config.sockets.len()))?;
+        let control = control::ControlServer::listen(
+            &config.control,
+            config.allowed.clone(),
+            handler,
+            Box::new(move |line| told(line)),
+        )
+        .map_err(|error| not_there("--control", error, config.sockets.len()))?;
         let (backing, held) = backing(config)?;
         let prepared = if config.nvdimm { qemu_args::prepare(config, &backing)? } else { String::new() };
         let durable = config.power_cut_model.then(|| DurableImage::new(backing.device())).transpose();
@@ -219,7 +232,7 @@ impl Server {
         let residents = if config.nvdimm { residents(config, &machine)? } else { Vec::new() };
         let mut ports = Vec::new();
         for ((path, (_, listener)), file) in config.sockets.iter().zip(&listening).zip(files) {
-            match Port::start(&machine, &config.program, path.clone(), listener, file) {
+            match Port::start(&machine, config, path.clone(), listener, file) {
                 Ok(port) => ports.push(port),
                 Err(error) => {
                     machine.end();
@@ -276,6 +289,7 @@ fn not_there(option: &str, error: ListenError, sockets: usize) -> ServeError {
         ListenError::Os { source, .. } if source.kind() != std::io::ErrorKind::NotFound => {
             ServeError::Cannot(format!("{option}: {error}{}", out_of_descriptors(source, sockets)))
         }
+        ListenError::Locked { .. } | ListenError::Unlocked { .. } => ServeError::Cannot(format!("{option}: {error}")),
         _ => ServeError::Wrong(format!("{option}: {error}")),
     }
 }

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use emulator::device::fsdax::{self, InfoBlock, PrepareError, Prepared};
 use emulator::runtime::rng;
 use emulator::sync::Arc;
-use emulator::vhost_user::attach::{ProbeError, Qemu, QemuOffer, QemuRecipe, installed, probe, recipes};
+use emulator::vhost_user::attach::{ProbeError, Qemu, QemuOffer, QemuRecipe, installed, kvm_opens, probe, recipes};
 use fs_sim::extent_map::Layout;
 use fs_sim::{BLOCK, Kernel};
 use rand::Rng;
@@ -32,13 +32,15 @@ pub(super) fn qemus(config: &Config) -> Result<Vec<Qemu>, ServeError> {
         error => ServeError::Cannot(format!("--qemu: {error}")),
     })?;
     // The way that was asked for, whatever is served.
-    let (socket, memory) = if config.nvdimm { (None, config.sockets.first()) } else { (config.sockets.first(), None) };
+    let (socket, memory) =
+        if config.nvdimm || config.read_only { (None, config.sockets.first()) } else { (config.sockets.first(), None) };
     let asked = QemuOffer {
         socket: socket.map(PathBuf::as_path),
         memory: memory.map(PathBuf::as_path),
         offset: 0,
         size: fsdax::DATA,
         nvdimm: config.nvdimm,
+        read_only: config.read_only,
     };
     let qemus = vec![qemu];
     match recipes(&asked, &qemus).into_iter().find(|recipe| !recipe.fits) {
@@ -126,31 +128,83 @@ pub(super) fn check_room(bytes: u64) -> Result<(), ServeError> {
 
 /// The command lines, for people.
 pub(super) fn text(config: &Config, backing: &ServedMemory, qemus: &[Qemu]) -> String {
-    let (mut sockets, mut text) = (String::new(), String::new());
+    let (nvdimm, read_only) = (config.nvdimm, config.read_only);
+    let (mut over_sockets, mut over_memory) = (Shown::default(), Shown::default());
     let memories = memories(config, backing);
-    for (at, socket) in config.sockets.iter().enumerate() {
+    // QEMU 11.1 maps writable what it is asked to map read-only (RAM_READONLY_FD alone in
+    // hw/virtio/vhost-user-shmem.c).
+    for (at, socket) in config.sockets.iter().enumerate().filter(|_| !read_only) {
         let size = memories.get(at).or(memories.first()).map_or(0, |memory| memory.size);
         let socket = absolute(socket);
-        let offer = QemuOffer { socket: Some(&socket), memory: None, offset: 0, size, nvdimm: config.nvdimm };
-        recipes(&offer, qemus).iter().for_each(|recipe| sockets += &shown(recipe, None));
+        let offer = QemuOffer { socket: Some(&socket), memory: None, offset: 0, size, nvdimm, read_only };
+        over_sockets.add(&recipes(&offer, qemus), None);
     }
     for memory in &memories {
         match &memory.place {
             Ok((path, offset)) => {
                 let (memory, offset, size) = (Some(path.as_path()), *offset, memory.size);
-                let offer = QemuOffer { socket: None, memory, offset, size, nvdimm: config.nvdimm };
-                let unseen = (matches!(backing, ServedMemory::Files(_)) && !config.nvdimm).then_some(
+                let offer = QemuOffer { socket: None, memory, offset, size, nvdimm, read_only };
+                let unseen = (matches!(backing, ServedMemory::Files(_)) && !nvdimm).then_some(
                     "Such a guest comes and goes unseen, and nothing is leased or pinned for it: with --nvdimm, lease and pins are held as long as the server runs.",
                 );
-                recipes(&offer, qemus).iter().for_each(|recipe| text += &shown(recipe, unseen));
+                over_memory.add(&recipes(&offer, qemus), unseen);
             }
             Err(why) => {
-                let _ = writeln!(text, "\nno way for older QEMUs: {why}");
+                let _ = writeln!(over_memory.text, "\nno way for older QEMUs: {why}");
             }
         }
     }
-    // What was asked for comes first.
-    if config.nvdimm { text + &sockets } else { sockets + &text }
+    let mut text = match read_only {
+        true => "\nthe sockets are for frontends that map a read-only piece read-only; QEMU 11.1 maps it writable, has no descriptor to write with, and gets no memory there\n".to_owned(),
+        false => what_works(config, &over_sockets, &over_memory, qemus),
+    };
+    if kvm_opens() {
+        text += "\nKVM opens on this machine: put `-accel kvm` in front of `-accel tcg` if it also boots a guest, which `scripts/try-guest` tries. Where it does not, QEMU hangs and does not go on to tcg.\n";
+    }
+    // What was asked for comes first, or else what works here.
+    let memory_first = nvdimm || !over_sockets.fits && over_memory.fits;
+    let (first, second) = if memory_first { (over_memory, over_sockets) } else { (over_sockets, over_memory) };
+    text + &first.text + &second.text
+}
+
+/// Ways to attach, for people.
+#[derive(Default)]
+struct Shown {
+    text: String,
+    /// The title of the first that an installed QEMU can run.
+    first: Option<String>,
+    fits: bool,
+}
+
+impl Shown {
+    fn add(&mut self, recipes: &[QemuRecipe], note: Option<&str>) {
+        for recipe in recipes {
+            self.text += &shown(recipe, note);
+            self.fits |= recipe.fits;
+            if recipe.fits && self.first.is_none() {
+                self.first = Some(recipe.title.clone());
+            }
+        }
+    }
+}
+
+/// In one line what the installed QEMUs can do here, if they can't do all of it.
+fn what_works(config: &Config, over_sockets: &Shown, over_memory: &Shown, qemus: &[Qemu]) -> String {
+    let fetched = "`scripts/try-guest SOCKET` fetches a QEMU that can use a socket, without root, and boots a guest";
+    let Some(newest) = qemus.iter().max_by_key(|qemu| qemu.version) else {
+        return format!("\nno QEMU is installed here: {fetched}\n");
+    };
+    // An image lies in one piece and begins where its file begins.
+    let instead = match config.what {
+        What::Files(_) => ", but an --image does, as its own virtio-pmem",
+        What::Image { .. } => "",
+    };
+    let here = format!("QEMU {} here can't use a socket of this server", newest.version);
+    match &over_memory.first {
+        _ if over_sockets.fits => String::new(),
+        Some(way) => format!("\n{here}; what works with it is {way}, the first command below; {fetched}\n"),
+        None => format!("\n{here}, and none of the ways below works with it{instead}; {fetched}\n"),
+    }
 }
 
 fn shown(recipe: &QemuRecipe, note: Option<&str>) -> String {

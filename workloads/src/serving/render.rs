@@ -13,13 +13,14 @@ use emulator::sync::Arc;
 use emulator::sync::atomic::Ordering;
 use emulator::vhost_user::attach::shell;
 use emulator::vhost_user::{MACHINE_REGIONS_MAX, VhostStats};
+use fs_sim::base::units::ShownBytes;
 use fs_sim::design::{Axis, GateScope, PinGate};
 use fs_sim::extent_map::Layout;
 use fs_sim::pinning::guest_export::Exposure;
 use fs_sim::{Errno, Kernel};
 use serde_json::{Value, json};
 
-use super::backend_handles::{Guest, Port, counted};
+use super::backend_handles::{Guest, Port, Unanswered, counted};
 use super::machine::ServedMachine;
 use super::{Config, What};
 use crate::ops::{FileName, Op};
@@ -51,6 +52,11 @@ pub(super) fn counters(stats: &VhostStats) -> BTreeMap<String, u64> {
         ("starting_ms", stats.starting_ms),
     ];
     counters.map(|(name, count)| (name.to_owned(), count)).into()
+}
+
+/// A counter for people: one of bytes has a unit.
+pub(super) fn counter((name, count): (&String, &u64)) -> String {
+    if name.contains("bytes") { format!("{name} {}", ShownBytes(*count)) } else { format!("{name} {count}") }
 }
 
 /// What is held for a guest on trial, in words.
@@ -86,10 +92,16 @@ pub(super) fn refusal(config: &Config, errno: Errno) -> String {
 /// What is served, and what that takes.
 pub(super) fn what(config: &Config, machine: &ServedMachine, held: &str) -> String {
     let mut text = String::new();
+    if config.read_only {
+        text += "read-only: a guest mounts it with `-o ro`\n";
+    }
     let size = Size(machine.device().bytes());
     match &config.what {
         What::Image { path, .. } => {
             let _ = writeln!(text, "image {}, {size}", path.display());
+            if !config.read_only {
+                let _ = writeln!(text, "a guest's FLUSH: what it flushed is durable in the image when it is answered");
+            }
         }
         What::Files(files) => {
             let _ = writeln!(text, "design {}, seed {}, volume of {size}", config.design, config.seed);
@@ -108,6 +120,9 @@ pub(super) fn what(config: &Config, machine: &ServedMachine, held: &str) -> Stri
                         );
                     }
                 }
+            }
+            if !config.read_only {
+                text += "a guest's FLUSH: what it flushed is kept as long as this server lives, as the volume is in its memory; with --image it is durable\n";
             }
             let whom = if config.nvdimm {
                 "held as long as this server runs"
@@ -163,6 +178,11 @@ pub(super) fn guest(machine: &ServedMachine, port: &Port) -> (String, Value) {
         let _ = write!(text, "; process {process} has the file for it");
     }
     let _ = writeln!(text, "; attached for {:.1} s", since_ns as f64 / 1e9);
+    if let Some(asked) = port.unanswered() {
+        let (line, value) = unanswered(port, &asked);
+        let _ = writeln!(text, "  {line}");
+        data["asked_to_unmap"] = value;
+    }
     data["state"] = json!(state);
     data["qemu"] = json!(guest.pid);
     data["process"] = json!(process);
@@ -170,6 +190,34 @@ pub(super) fn guest(machine: &ServedMachine, port: &Port) -> (String, Value) {
     data["attaches"] = json!(attaches);
     data["attached_ns"] = json!(since_ns);
     (text, data)
+}
+
+/// A guest that holds up what takes its memory, and what ends that.
+pub(super) fn unanswered(port: &Port, asked: &Unanswered) -> (String, Value) {
+    let guest = &asked.guest;
+    let state = guest.pid.and_then(process_state);
+    let stopped = matches!(state, Some('T' | 't'));
+    let end = "its memory is waited for until it answers, hangs up or ends";
+    let remedy = match guest.pid {
+        Some(pid) if stopped => format!("that process is stopped: `kill -CONT {pid}` has it answer; {end}"),
+        Some(pid) => format!("{end} (`kill {pid}`)"),
+        None => end.to_owned(),
+    };
+    let text = format!(
+        "guest at {}, {}, was asked to unmap {:.1} s ago and has not: {remedy}",
+        port.shown(),
+        guest.who(),
+        asked.asked_ns as f64 / 1e9
+    );
+    let data = json!({ "socket": port.shown(), "qemu": guest.pid, "asked_ns": asked.asked_ns, "stopped": stopped });
+    (text, data)
+}
+
+/// The state letter of a process, as proc_pid_stat(5) has it.
+fn process_state(pid: u32) -> Option<char> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The program's name, in parentheses, may hold anything.
+    stat.rsplit_once(')')?.1.trim_start().chars().next()
 }
 
 fn standing(guest: &Guest, port_ended: bool) -> (&'static str, String) {
@@ -190,8 +238,8 @@ pub(super) fn stale(port: &Port, guest: &Guest, exposure: &Exposure) -> (String,
         "{}: {}: stale_guest_exposed_bytes {}, orphaned bytes {}\n",
         port.socket.display(),
         guest.who(),
-        exposure.exposed_bytes,
-        exposure.orphaned_bytes,
+        ShownBytes(exposure.exposed_bytes),
+        ShownBytes(exposure.orphaned_bytes),
     );
     let pieces: Vec<Value> = exposure
         .pieces

@@ -8,7 +8,8 @@ use std::os::unix::ffi::OsStringExt;
 use super::*;
 use proptest::prelude::*;
 
-const NONE: QemuOffer<'static> = QemuOffer { socket: None, memory: None, offset: 0, size: 256 << 20, nvdimm: false };
+const NONE: QemuOffer<'static> =
+    QemuOffer { socket: None, memory: None, offset: 0, size: 256 << 20, nvdimm: false, read_only: false };
 
 fn version(major: u32, minor: u32, micro: u32) -> QemuVersion {
     QemuVersion { major, minor, micro }
@@ -43,7 +44,7 @@ fn over_vhost_user() {
     let [recipe] = recipes(&offer, &[]).try_into().unwrap();
     assert_eq!(
         recipe.command(),
-        r"qemu-system-x86_64 -accel kvm -accel tcg -cpu max \
+        r"qemu-system-x86_64 -accel tcg -cpu max \
   -machine q35,memory-backend=m0 -m 512M \
   -object memory-backend-memfd,id=m0,size=512M,share=on \
   -chardev socket,id=vu,path=/run/daxlab/a.sock \
@@ -60,7 +61,7 @@ fn over_the_same_memory() {
     let [recipe] = recipes(&offer, &[]).try_into().unwrap();
     assert_eq!(
         recipe.command(),
-        r"qemu-system-x86_64 -accel kvm -accel tcg -cpu max \
+        r"qemu-system-x86_64 -accel tcg -cpu max \
   -machine q35 -m 512M,slots=2,maxmem=4G \
   -object memory-backend-file,id=nv0,share=on,mem-path=/proc/4711/fd/5,size=256M \
   -device virtio-pmem-pci,memdev=nv0"
@@ -72,7 +73,7 @@ fn over_the_same_memory() {
     let [recipe] = recipes(&offer, &[]).try_into().unwrap();
     assert_eq!(
         recipe.command(),
-        r"qemu-system-x86_64 -accel kvm -accel tcg -cpu max \
+        r"qemu-system-x86_64 -accel tcg -cpu max \
   -machine q35,nvdimm=on -m 512M,slots=2,maxmem=34G \
   -object memory-backend-file,id=nv0,share=on,mem-path=/srv/pmem.img,size=32768M,offset=2097152 \
   -device nvdimm,memdev=nv0"
@@ -153,7 +154,7 @@ proptest! {
 
     #[test]
     fn any_path_survives_shell_and_qemu(socket in path(), memory in path(), command in path(), nvdimm: bool) {
-        let offer = QemuOffer { socket: Some(&socket), memory: Some(&memory), offset: 4096, size: 4 << 20, nvdimm };
+        let offer = QemuOffer { socket: Some(&socket), memory: Some(&memory), offset: 4096, size: 4 << 20, nvdimm, read_only: false };
         let mut installed = [qemu("x", version(11, 1, 0), [true; 3])];
         installed[0].command = command.clone();
         let both = recipes(&offer, &installed);
@@ -162,7 +163,7 @@ proptest! {
         prop_assert_eq!(line.lines().count(), both[0].lines.len(), "a path broke the line");
         let found = words(&line);
         prop_assert_eq!(&found[0], command.as_os_str().as_bytes());
-        prop_assert_eq!(found.len(), 17, "a path became several words");
+        prop_assert_eq!(found.len(), 15, "a path became several words");
         prop_assert_eq!(value(behind(&found, "-chardev"), "path"), socket.as_os_str().as_bytes());
         let found = words(&both[1].command());
         let object = behind(&found, "-object");
@@ -242,4 +243,17 @@ fn the_qemu_of_this_machine_answers() {
         assert!(qemu.version > version(2, 0, 0), "{qemu:?}");
         assert!(qemu.virtio_pmem || qemu.nvdimm, "a PC without any: {qemu:?}");
     }
+}
+
+#[test]
+fn read_only_memory_is_offered_as_an_nvdimm_that_is_not_armed() {
+    let offer = QemuOffer { memory: Some(Path::new("/srv/pmem.img")), read_only: true, ..NONE };
+    let [recipe] = recipes(&offer, &[]).try_into().unwrap();
+    assert_eq!(
+        recipe.command(),
+        r"qemu-system-x86_64 -accel tcg -cpu max \
+  -machine q35,nvdimm=on -m 512M,slots=2,maxmem=4G \
+  -object memory-backend-file,id=nv0,share=on,mem-path=/srv/pmem.img,size=256M,readonly=on \
+  -device nvdimm,memdev=nv0,unarmed=on"
+    );
 }

@@ -55,11 +55,12 @@ impl<'a> Parser<'a> {
             return Err(self.source.error(verb_at.span.clone(), title).help(format!("write `{}`", verb.usage())));
         };
         let arg = match param {
-            Param::File | Param::Text => Arg::Name(token.text.to_owned()),
+            Param::File | Param::Text | Param::FlushRule => Arg::Name(token.text.to_owned()),
             Param::Process => Arg::Name(self.named_process(token)?),
             Param::Bound(kinds) => Arg::Name(self.bound_name(token, kinds)?),
             Param::Size => Arg::Number(self.size(token.text, token.span.clone())?),
-            Param::Span => {
+            Param::Delay if token.text == "off" => Arg::Number(0),
+            Param::Span | Param::Delay => {
                 let span: input::Duration =
                     token.text.parse().map_err(|error| self.unit(token.span.clone(), &error))?;
                 Arg::Number(u64::try_from(span.0.as_nanos()).unwrap_or(u64::MAX))
@@ -69,7 +70,6 @@ impl<'a> Parser<'a> {
             Param::Byte => Arg::Byte(self.byte(token)?),
             Param::Signal => Arg::Word(self.choice(token, "signal", SignalName::WORDS)?),
             Param::Choice(words) => Arg::Word(self.choice(token, "word", words)?),
-            Param::Switch => Arg::Word(self.choice(token, "word", &["on", "off"])?),
             Param::Range | Param::Data => {
                 let Some((len, rest)) = rest.split_first() else {
                     let title = "a length is missing behind the offset";

@@ -6,6 +6,7 @@ use std::fmt::Write as _;
 
 use emulator::sync::{Arc, Mutex};
 use fs_sim::base::numbers::Ino;
+use fs_sim::inspect::blockers::FileBlocks;
 use fs_sim::inspect::books::LeaseStatus;
 use fs_sim::vfs::inode::Inode;
 use fs_sim::{BlockRange, Kernel};
@@ -112,8 +113,14 @@ fn end(range: BlockRange) -> Option<u64> {
     (range.end != u64::MAX).then_some(range.end)
 }
 
-fn words(range: BlockRange) -> String {
-    end(range).map_or(format!("{}..", range.start), |end| format!("{}..{end}", range.start))
+/// `process 3`, `processes 3, 4`.
+fn processes(pids: &[u32]) -> String {
+    let numbers: Vec<String> = pids.iter().map(u32::to_string).collect();
+    match pids {
+        [] => "no process".to_owned(),
+        [_] => format!("process {}", numbers.join(", ")),
+        _ => format!("processes {}", numbers.join(", ")),
+    }
 }
 
 fn changes(kernel: &Kernel, ino: Ino) -> (String, Vec<Value>) {
@@ -134,10 +141,11 @@ fn leases(ino: Ino, inode: &Inode) -> (String, Vec<Value>) {
         // Writing to a String never fails.
         let _ = writeln!(
             text,
-            "inode {}: {state} {kind} lease {id} of process {pid}, blocks {}, {} pins under it",
+            "inode {}: {state} {kind} lease {id} of process {pid}, {}, {} {} under it",
             ino.0,
-            words(lease.range),
-            lease.pins
+            FileBlocks::from(lease.range),
+            lease.pins,
+            if lease.pins == 1 { "pin" } else { "pins" },
         );
         data.push(json!({
             "ino": ino.0, "lease": id, "kind": kind, "state": state, "pid": pid, "pins": lease.pins,
@@ -156,12 +164,13 @@ fn pins(ino: Ino, inode: &Inode) -> (String, Vec<Value>) {
         let context = info.context.map_or(String::new(), |context| format!(" of context {context}"));
         let _ = writeln!(
             text,
-            "inode {}: {}{region}{context}, pin {} of process {}, blocks {}, held by {held_by:?}",
+            "inode {}: {}{region}{context}, pin number {} of process {}, {}, held by {}",
             ino.0,
             info.kind,
             holder.id.0,
             holder.pid.0,
-            words(holder.range)
+            FileBlocks::from(holder.range),
+            processes(&held_by),
         );
         data.push(json!({
             "ino": ino.0, "pin": holder.id.0, "kind": info.kind, "registrant": holder.pid.0, "processes": held_by,

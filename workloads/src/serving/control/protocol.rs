@@ -76,6 +76,18 @@ pub enum ControlError {
         /// Why.
         error: io::Error,
     },
+    /// Another user's process listens there, and its socket is for that user.
+    #[error(
+        "`{}`: {error}: the socket is for the user of that process; `daxlab serve --allow-uid {uid}` lets this user (uid {uid}) ask, if the folders on the way let it through", path.display()
+    )]
+    NotAllowed {
+        /// The socket.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+        /// The user that asks.
+        uid: u32,
+    },
     /// The question is longer than [`REQUEST_MAX`].
     #[error("the question is longer than {REQUEST_MAX} bytes; no file has such a name")]
     TooLong,
@@ -105,7 +117,12 @@ pub enum ControlError {
 /// # Errors
 /// [`ControlError`].
 pub fn ask(path: &Path, request: &Op) -> Result<Response, ControlError> {
-    let connect = |error| ControlError::Connect { path: path.to_owned(), error };
+    let connect = |error: io::Error| match error.kind() {
+        io::ErrorKind::PermissionDenied => {
+            ControlError::NotAllowed { path: path.to_owned(), error, uid: rustix::process::geteuid().as_raw() }
+        }
+        _ => ControlError::Connect { path: path.to_owned(), error },
+    };
     if std::fs::metadata(path).is_ok_and(|found| !found.file_type().is_socket()) {
         return Err(ControlError::NoSocket { path: path.to_owned() });
     }

@@ -9,7 +9,7 @@ use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
 
 use crate::input;
-use crate::ops::{Arg, Op, Param, Verb, WrongArguments};
+use crate::ops::{Arg, Argument, FlushRule, Op, Param, Verb, WrongArguments};
 
 /// The key of the operation's name.
 const COMMAND: &str = "command";
@@ -72,10 +72,12 @@ pub fn encode(op: &Op) -> String {
     let mut line = Map::from_iter([(COMMAND.to_owned(), op.verb().name().into())]);
     for (arg, parameter) in op.args().into_iter().zip(op.verb().params()) {
         let value = match arg {
-            Arg::Name(text) => text.into(),
             Arg::Number(number) => number.into(),
             Arg::Byte(byte) => byte.into(),
-            Arg::Word(word) if parameter.syntax == Param::Switch => (word == "on").into(),
+            // Programs may write, and older ones know, `true` and `false`.
+            Arg::Name(rule) if parameter.syntax == Param::FlushRule && rule == "on" => true.into(),
+            Arg::Name(rule) if parameter.syntax == Param::FlushRule && rule == "off" => false.into(),
+            Arg::Name(text) => text.into(),
             Arg::Word(word) => word.into(),
             Arg::Words(words) => words.into(),
             Arg::Range(range) => Value::Array(vec![range.offset.into(), range.len.into()]),
@@ -151,10 +153,10 @@ impl<'de> Deserialize<'de> for KeysOnce {
 
 fn typed(request: &str, key: &'static str, syntax: Param, value: Value) -> Result<Arg, RequestError> {
     let (arg, wanted) = match syntax {
-        Param::Size | Param::Span | Param::Number => {
+        Param::Size | Param::Span | Param::Delay | Param::Number => {
             (value.as_u64().map(Arg::Number), "a whole number from 0 to 2^64 - 1")
         }
-        Param::Switch => (value.as_bool().map(|on| Arg::Word(if on { "on" } else { "off" })), "`true` or `false`"),
+        Param::FlushRule => (flush_rule(&value), "`true`, `false`, `\"nth=3\"` or `\"every=3\"`"),
         _ => (value.as_str().map(|text| Arg::Name(text.to_owned())), "a text"),
     };
     arg.ok_or_else(|| {
@@ -163,16 +165,32 @@ fn typed(request: &str, key: &'static str, syntax: Param, value: Value) -> Resul
     })
 }
 
+fn flush_rule(value: &Value) -> Option<Arg> {
+    let rule = match value.as_bool() {
+        Some(on) => {
+            if on {
+                FlushRule::On
+            } else {
+                FlushRule::Off
+            }
+        }
+        None => value.as_str()?.parse().ok()?,
+    };
+    Some(rule.to_arg())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::{Bytes, FileName};
+    use std::time::Duration;
+
+    use crate::ops::{Bytes, Delay, FileName};
 
     fn example(syntax: Param) -> Arg {
         match syntax {
             Param::Optional(inner) => example(*inner),
-            Param::Size | Param::Span | Param::Number => Arg::Number(4096),
-            Param::Switch => Arg::Word("on"),
+            Param::Size | Param::Span | Param::Delay | Param::Number => Arg::Number(4096),
+            Param::FlushRule => Arg::Name("every=3".to_owned()),
             _ => Arg::Name("data".to_owned()),
         }
     }
@@ -202,7 +220,10 @@ mod tests {
                 Op::PunchByPath { file: data(), offset: Bytes(0), len: Bytes(8192) },
             ),
             (r#"{"command":"pins","file":null}"#, Op::Pins { file: None }),
-            (r#"{"command":"fail-flush","on":true}"#, Op::FailFlush { on: true }),
+            (r#"{"command":"fail-flush","on":true}"#, Op::FailFlush { on: FlushRule::On }),
+            (r#"{"command":"fail-flush","on":false}"#, Op::FailFlush { on: FlushRule::Off }),
+            (r#"{"command":"fail-flush","on":"nth=3"}"#, Op::FailFlush { on: FlushRule::Nth(3) }),
+            (r#"{"command":"flush-delay","delay":5000000}"#, Op::DelayFlush { delay: Delay(Duration::from_millis(5)) }),
             (r#"{"command":"power-cut","seed":7}"#, Op::CutGuestPower { seed: Some(7) }),
         ] {
             assert_eq!(decode(line).unwrap(), op);
@@ -230,7 +251,12 @@ mod tests {
                 "`size` of `truncate` is -1, where a whole number from 0 to 2^64 - 1 is needed",
             ),
             (r#"{"command":"blockers","file":["a"]}"#, "`file` of `blockers` is [\"a\"], where a text is needed"),
-            (r#"{"command":"fail-flush","on":"yes"}"#, "where `true` or `false` is needed"),
+            (
+                r#"{"command":"fail-flush","on":"yes"}"#,
+                "is \"yes\", where `true`, `false`, `\"nth=3\"` or `\"every=3\"` is needed",
+            ),
+            (r#"{"command":"fail-flush","on":"nth=0"}"#, "is needed"),
+            (r#"{"command":"flush-delay","delay":"5ms"}"#, "where a whole number from 0 to 2^64 - 1 is needed"),
             ("[]", "expected a JSON object"),
             ("", "EOF"),
         ] {

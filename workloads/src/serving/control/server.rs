@@ -2,11 +2,11 @@
 //!
 //! It owns the socket's path, which it removes at its end unless another process has it by then,
 //! and a thread for each connection. Invariants: each connection gets one answer, also one that
-//! sends nothing, too much or nonsense; where [`ASKERS_MAX`] connections have not sent their
-//! request, the oldest silent one makes way for the next; at most [`ASKERS_MAX`] requests that wait
-//! are carried out at once, and [`RESERVED`] further places are kept for requests that don't
-//! wait and for `revoke`, which ends the waits of others; work for an asker that has hung up is
-//! told so at once.
+//! sends nothing, too much or nonsense, and one of a user that may not ask; where [`ASKERS_MAX`]
+//! connections have not sent their request, the oldest silent one makes way for the next; at most
+//! [`ASKERS_MAX`] requests that wait are carried out at once, and [`RESERVED`] further places are
+//! kept for requests that don't wait and for `revoke`, which ends the waits of others; work for an
+//! asker that has hung up is told so at once.
 
 use std::collections::BTreeMap;
 use std::io::{self, Read};
@@ -16,11 +16,13 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::messages::peers::{self, AllowedPeers, RefusalLog};
 use crate::messages::socket::{self, ListenError};
 use emulator::runtime::clock::Clock;
 use emulator::sync::atomic::{AtomicBool, Ordering};
 use emulator::sync::thread::{self, JoinHandle};
 use emulator::sync::{Arc, Mutex};
+use emulator::vhost_user::Peer;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::accept::{SpareDescriptor, accept_until, lacking};
@@ -99,6 +101,9 @@ pub struct ControlServer {
 
 struct Shared {
     handler: Arc<dyn Handler>,
+    allowed: AllowedPeers,
+    refusals: RefusalLog,
+    tell: Tell,
     over: AtomicBool,
     /// How long an asker may take to send its request.
     patience: Duration,
@@ -117,22 +122,28 @@ struct Connection {
 pub type Tell = Box<dyn Fn(&str) + Send + Sync>;
 
 impl ControlServer {
-    /// Listens at `path`. A socket without a listener is replaced. `tell` gets what goes wrong
-    /// later.
+    /// Listens at `path`, for the users that are `allowed`. A socket without a listener is
+    /// replaced. `tell` gets what goes wrong later.
     ///
     /// # Errors
     /// [`ListenError`].
-    pub fn listen(path: &Path, handler: Arc<dyn Handler>, tell: Tell) -> Result<ControlServer, ListenError> {
-        ControlServer::listen_with(path, handler, tell, PATIENCE)
+    pub fn listen(
+        path: &Path,
+        allowed: AllowedPeers,
+        handler: Arc<dyn Handler>,
+        tell: Tell,
+    ) -> Result<ControlServer, ListenError> {
+        ControlServer::listen_with(path, allowed, handler, tell, PATIENCE)
     }
 
     fn listen_with(
         path: &Path,
+        allowed: AllowedPeers,
         handler: Arc<dyn Handler>,
         tell: Tell,
         patience: Duration,
     ) -> Result<ControlServer, ListenError> {
-        let listener = socket::listen(path)?;
+        let listener = socket::listen(path, &allowed)?;
         let name = socket::Name::of(&listener);
         // What fails from here on leaves no socket behind.
         let os = |source| {
@@ -142,12 +153,13 @@ impl ControlServer {
         let accepted_at = listener.try_clone().map_err(os)?;
         let spare = SpareDescriptor::new().map_err(os)?;
         let askers = Mutex::new(BTreeMap::new());
-        let shared = Arc::new(Shared { handler, over: AtomicBool::new(false), patience, askers });
+        let (over, refusals) = (AtomicBool::new(false), RefusalLog::new());
+        let shared = Arc::new(Shared { handler, allowed, refusals, tell, over, patience, askers });
         let served = Arc::clone(&shared);
         let thread = thread::try_spawn(move || {
             let mut numbers = 0..;
             let is_over = || served.over.load(Ordering::SeqCst);
-            accept_until(&accepted_at, spare, is_over, tell, |stream| {
+            accept_until(&accepted_at, spare, is_over, &served.tell, |stream| {
                 // A connection that breaks off concerns no other.
                 let _broken = numbers.next().map(|number| served.take(number, stream));
             });
@@ -166,6 +178,13 @@ impl Shared {
     /// Serves a connection on a thread of its own, if there is one left.
     fn take(self: &Arc<Self>, number: u64, stream: UnixStream) -> io::Result<()> {
         stream.set_write_timeout(Some(PATIENCE))?;
+        let peer = Peer::of(&stream)?;
+        if let Err(why) = self.allowed.admit(&peer) {
+            if let Some(more) = self.refusals.met() {
+                (self.tell)(&format!("control socket: {} was refused: {why}{more}", peers::shown(peer.pid)));
+            }
+            return Response::refusal(&why).send(&stream);
+        }
         let known = match stream.try_clone() {
             Ok(known) => known,
             Err(error) => return Response::refusal(&lacking(&error)).send(&stream),
@@ -337,7 +356,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("control");
         let patience = Duration::from_millis(100);
-        let _server = ControlServer::listen_with(&path, Arc::new(NoHandler), Box::new(|_| {}), patience).unwrap();
+        let _server =
+            ControlServer::listen_with(&path, AllowedPeers::with(&[]), Arc::new(NoHandler), Box::new(|_| {}), patience)
+                .unwrap();
         let stream = UnixStream::connect(&path).unwrap();
         let mut sending = stream.try_clone().unwrap();
         let moment = Timespec { tv_sec: 0, tv_nsec: 1_000_000 };
