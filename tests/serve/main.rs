@@ -19,3 +19,4 @@ mod read_only;
 mod recipes;
 mod server;
 mod steering;
+mod trace;

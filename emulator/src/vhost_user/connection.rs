@@ -22,7 +22,7 @@ use super::daemon::PmemDaemon;
 use super::device::PmemDevice;
 use super::mapping::{PATIENCE, PieceMapping, Unmapped};
 use super::queue::RequestQueue;
-use super::relay::{MessageRelay, RelayEffects};
+use super::relay::{MessageRelay, RelayEffects, ViolationReport};
 use super::stats::VhostCounters;
 use super::table::FileId;
 use super::trace::MessageTracer;
@@ -102,8 +102,8 @@ pub(super) struct ConnectionContext {
     pub(super) counters: Arc<VhostCounters>,
     pub(super) waits: Arc<BackendWaits>,
     pub(super) limits: MessageLimits,
-    /// Report what is tolerated.
-    pub(super) strict: bool,
+    /// Takes what is against the specification.
+    pub(super) violations: Option<ViolationReport>,
 }
 
 /// See the module.
@@ -242,7 +242,7 @@ fn serve_messages(
         waits: Arc::clone(&context.waits),
     };
     let (counters, tracer) = (Arc::clone(&context.counters), tracer.clone());
-    let mut relay = MessageRelay::new(own, daemon, effects, counters, tracer, context.strict);
+    let mut relay = MessageRelay::new(own, daemon, effects, counters, tracer, context.violations.clone());
     let mut patience = MessagePatience::new(context.limits, context.waits.now());
     let mut loops = MessageLoop { reader: MessageReader::default(), wrong: None, unreadable: false };
     loop {

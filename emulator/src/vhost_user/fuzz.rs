@@ -160,7 +160,8 @@ pub fn messages(data: &[u8]) {
     let daemon = ParsingHandler::new(id).expect("a pair of sockets");
     let tracer = MessageTracer::new(None, Arc::new(World::manual(0)), 0);
     let counters = Arc::new(VhostCounters::default());
-    let mut relay = MessageRelay::new(id, daemon, FuzzEffects::default(), Arc::clone(&counters), tracer, true);
+    let mut relay =
+        MessageRelay::new(id, daemon, FuzzEffects::default(), Arc::clone(&counters), tracer, Some(Arc::new(|_| {})));
     let mut reader = MessageReader::default();
     let mut kept = Vec::new();
     while !input.0.is_empty() {

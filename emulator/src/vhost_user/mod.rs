@@ -32,6 +32,7 @@ mod wire;
 pub use connection::MessageLimits;
 pub use mapping::Unmapped;
 pub use peer::Peer;
+pub use relay::{VIOLATIONS_MAX, ViolationReport};
 pub use server::{VhostOptions, VhostServer};
 pub use stats::VhostStats;
 pub use trace::MessageTrace;

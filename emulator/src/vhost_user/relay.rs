@@ -26,6 +26,12 @@ use crate::runtime::sync::Arc;
 /// Bytes of a GET_CONFIG's head, which a refusal repeats: le32 offset, le32 size, le32 flags.
 const CONFIG_HEAD: usize = 12;
 
+/// Takes, as text, what a frontend did against the specification.
+pub type ViolationReport = Arc<dyn Fn(&str) + Send + Sync>;
+
+/// The most violations of one connection that are reported. The others are counted.
+pub const VIOLATIONS_MAX: u32 = 100;
+
 /// What the relay does beside the daemon.
 pub(super) trait RelayEffects {
     /// The pieces of the device are to be asked for here, or can't be, and why.
@@ -80,8 +86,9 @@ pub(super) struct MessageRelay<D, E> {
     effects: E,
     counters: Arc<VhostCounters>,
     tracer: MessageTracer,
-    /// Report what is tolerated.
-    strict: bool,
+    violations: Option<ViolationReport>,
+    /// How many were reported.
+    reported: u32,
     /// Scratch.
     tolerated: Vec<Tolerated>,
 }
@@ -94,10 +101,22 @@ impl<D: MessageHandler, E: RelayEffects> MessageRelay<D, E> {
         effects: E,
         counters: Arc<VhostCounters>,
         tracer: MessageTracer,
-        strict: bool,
+        violations: Option<ViolationReport>,
     ) -> MessageRelay<D, E> {
         let (rules, ring, tolerated) = (FrontendRules::new(own), RelayedRing::default(), Vec::new());
-        MessageRelay { rules, ring, daemon, failed: false, driven: false, effects, counters, tracer, strict, tolerated }
+        MessageRelay {
+            rules,
+            ring,
+            daemon,
+            failed: false,
+            driven: false,
+            effects,
+            counters,
+            tracer,
+            violations,
+            reported: 0,
+            tolerated,
+        }
     }
 
     /// Handles a message that arrived whole.
@@ -134,11 +153,12 @@ impl<D: MessageHandler, E: RelayEffects> MessageRelay<D, E> {
         relayed
     }
 
-    fn violated(&self, what: &dyn std::fmt::Display) {
+    fn violated(&mut self, what: &dyn std::fmt::Display) {
         self.counters.violations.add(1);
-        if self.strict {
+        if let Some(report) = self.violations.as_ref().filter(|_| self.reported < VIOLATIONS_MAX) {
+            self.reported += 1;
             self.tracer.note(format_args!("violation: {what}"));
-            self.counters.problem(format!("the frontend violates the specification: {what}"));
+            report(&what.to_string());
         }
     }
 

@@ -14,6 +14,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 use super::connection::{ConnectionContext, FrontendConnection, MessageLimits, serve};
 use super::mapping::Unmapped;
+#[allow(unused_imports, reason = "the documentation names it")]
+use super::relay::VIOLATIONS_MAX;
+use super::relay::ViolationReport;
 use super::stats::VhostStats;
 use super::trace::{MessageTrace, MessageTracer};
 use super::wake::{BackendWaits, WakeFd, is_hung_up, wait_readable};
@@ -31,8 +34,9 @@ pub struct VhostOptions {
     pub limits: MessageLimits,
     /// Where each message is written to as a line.
     pub trace: Option<Arc<dyn MessageTrace>>,
-    /// Report what a frontend does against the specification, also where it does no harm.
-    pub strict: bool,
+    /// What a frontend does against the specification is given to this, also where it does no harm;
+    /// at most [`VIOLATIONS_MAX`] of one connection.
+    pub violations: Option<ViolationReport>,
     /// The clock.
     pub world: Arc<World>,
 }
@@ -40,7 +44,7 @@ pub struct VhostOptions {
 impl Default for VhostOptions {
     fn default() -> VhostOptions {
         let (limits, world) = (MessageLimits::default(), Arc::new(World::real(0)));
-        VhostOptions { limits, trace: None, strict: false, world }
+        VhostOptions { limits, trace: None, violations: None, world }
     }
 }
 
@@ -175,10 +179,10 @@ impl Drop for VhostServer {
 
 impl ServerShared {
     fn new(medium: Arc<dyn Medium>, options: VhostOptions) -> io::Result<ServerShared> {
-        let VhostOptions { limits, trace, strict, world } = options;
+        let VhostOptions { limits, trace, violations, world } = options;
         let waits = Arc::new(BackendWaits::new(Arc::clone(&world)));
         Ok(ServerShared {
-            context: ConnectionContext { medium, counters: Arc::default(), waits, limits, strict },
+            context: ConnectionContext { medium, counters: Arc::default(), waits, limits, violations },
             trace,
             world,
             connection: Mutex::new(None),

@@ -1,7 +1,7 @@
 //! The lines that a trace of messages has, and the violations that it reports.
 
 use emulator::sync::{Arc, Mutex};
-use emulator::vhost_user::{MessageTrace, VhostOptions};
+use emulator::vhost_user::{MessageTrace, VIOLATIONS_MAX, VhostOptions, ViolationReport};
 use vhost::VhostBackend;
 use vhost::vhost_user::VhostUserFrontend;
 
@@ -22,7 +22,10 @@ impl MessageTrace for Lines {
 fn each_message_is_a_line_and_violations_are_reported() {
     let lines = Arc::new(Lines::default());
     let trace = Some(Arc::clone(&lines) as Arc<dyn MessageTrace>);
-    let options = VhostOptions { trace, strict: true, ..VhostOptions::default() };
+    let reported = Arc::new(Mutex::new(Vec::new()));
+    let report = Arc::clone(&reported);
+    let violations: Option<ViolationReport> = Some(Arc::new(move |what: &str| report.lock().push(what.to_owned())));
+    let options = VhostOptions { trace, violations, ..VhostOptions::default() };
     let served = Served::with_options(TestMedium::new(), options);
     let gone = served.medium.tell_gone();
     let mut guest = Guest::connect(&served.path());
@@ -40,6 +43,8 @@ fn each_message_is_a_line_and_violations_are_reported() {
     assert_eq!(problem, format!("connection ended: {wrong}"));
     let stats = served.server.stats();
     assert_eq!((stats.violations, stats.declined, stats.broken), (4, 1, 1));
+    let early = "SET_FEATURES before SET_OWNER";
+    assert_eq!(*reported.lock(), [early, "SET_VRING_NUM before SET_OWNER", early, wrong]);
     let pid = std::process::id();
     let num = "SET_VRING_NUM flags 0x9 size 8 files 0";
     let says = [
@@ -63,6 +68,24 @@ fn each_message_is_a_line_and_violations_are_reported() {
         format!("1 -- ended: {wrong}"),
     ];
     assert_eq!(*lines.0.lock(), says);
+}
+
+#[test]
+fn a_flood_of_violations_is_reported_so_far_and_counted_to_its_end() {
+    let reported = Arc::new(Mutex::new(0));
+    let report = Arc::clone(&reported);
+    let violations: Option<ViolationReport> = Some(Arc::new(move |_: &str| *report.lock() += 1));
+    let served = Served::with_options(TestMedium::new(), VhostOptions { violations, ..VhostOptions::default() });
+    let guest = Guest::connect(&served.path());
+    guest.frontend.get_features().unwrap();
+    let floods = VIOLATIONS_MAX + 50;
+    for _ in 0..floods {
+        guest.frontend.set_features(ALL).unwrap();
+    }
+    guest.frontend.get_features().unwrap();
+    // It is not the owner, and asks for a reply without REPLY_ACK.
+    assert_eq!(served.server.stats().violations, 2 * u64::from(floods));
+    assert_eq!(*reported.lock(), VIOLATIONS_MAX);
 }
 
 #[test]

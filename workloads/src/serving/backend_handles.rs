@@ -151,6 +151,7 @@ impl Port {
         config: &Config,
         socket: PathBuf,
         listener: &UnixListener,
+        trace: Option<&OwnedFd>,
         file: Option<String>,
     ) -> std::io::Result<Arc<Port>> {
         let (ours, theirs) = messages::pair()?;
@@ -171,10 +172,16 @@ impl Port {
             clock: Clock::real(),
         });
         let mut fds: Vec<BorrowedFd<'_>> = vec![listener.as_fd(), machine.device().fd()];
+        fds.extend(trace.map(AsFd::as_fd));
         fds.extend(machine.durable().map(|durable| durable.fd()));
+        let start = ToPort::Start {
+            bytes: machine.device().bytes(),
+            read_only: config.read_only,
+            trace: trace.map(|_| port.shown()),
+            strict: config.strict,
+        };
         // If the backend process has already ended, its message `Ready` never arrives.
-        let _gone =
-            port.link.tell(&ToPort::Start { bytes: machine.device().bytes(), read_only: config.read_only }, &fds);
+        let _gone = port.link.tell(&start, &fds);
         let (attended, with) = (Arc::clone(&port), Arc::clone(machine));
         // It ends with the link.
         if let Err(error) = thread::try_spawn(move || attended.attend(&with)) {
@@ -217,6 +224,9 @@ impl Port {
                             self.send(&ToPort::Reply { number, reply });
                         }
                     }
+                }
+                FromPort::Violation { what } => {
+                    machine.tell(&format!("{}: the frontend violates the specification: {what}", self.shown()));
                 }
                 FromPort::Attach { number, connection } => {
                     let pieces = self.attach(machine, connection);
