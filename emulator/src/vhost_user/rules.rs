@@ -24,7 +24,7 @@ use super::MACHINE_REGIONS_MAX;
 use super::device::{features, protocol_features};
 use super::queue::SIZE_MAX;
 use super::table::{FileId, MemoryError, MemoryTable, REGION_BYTES, RegionInfo, TABLE_HEAD};
-use super::vring::is_event;
+use super::vring::{is_event, is_kick};
 use super::wire::{NEED_REPLY, VERSION, WireMessage};
 
 /// The bit in a queue descriptor's message that says that there is none.
@@ -64,8 +64,8 @@ pub(super) enum FrontendError {
     NoRingStates,
     #[error("SET_OWNER twice")]
     Owned,
-    #[error("SET_VRING_KICK with a descriptor that is no eventfd")]
-    NoEvent,
+    #[error("{0:?} with a descriptor that is no eventfd")]
+    NoEvent(FrontendReq),
     #[error("SET_BACKEND_REQ_FD with a descriptor that is no Unix stream socket")]
     NoSocket,
     #[error("SET_MEM_TABLE: {0}")]
@@ -441,10 +441,15 @@ impl FrontendRules {
             FrontendReq::SET_VRING_ENABLE if value > 1 => return wrong,
             FrontendReq::SET_VRING_KICK => match message.files.first() {
                 None => return Ok(Verdict::Declined(DeclineReason::Polling)),
-                Some(kick) if !is_event(kick.as_fd()) => return Err(FrontendError::NoEvent),
+                Some(kick) if !is_kick(kick.as_fd()) => return Err(FrontendError::NoEvent(request)),
                 // It is handed on when the queue can run.
                 Some(_) => return Ok(Verdict::Done),
             },
+            FrontendReq::SET_VRING_CALL | FrontendReq::SET_VRING_ERR
+                if message.files.iter().any(|bell| !is_event(bell.as_fd())) =>
+            {
+                return Err(FrontendError::NoEvent(request));
+            }
             _ => {}
         }
         Ok(Verdict::Forward)

@@ -194,10 +194,16 @@ fn read_event(fd: BorrowedFd<'_>) -> rustix::io::Result<bool> {
 /// Whether `fd` can serve as a kick: an eventfd, or what reads like one. Anything else could be
 /// ready for ever and keep the queue's thread busy. What it counted so far is lost, so it is to be
 /// asked before the queue starts: a queue that starts is looked at.
+pub(super) fn is_kick(fd: BorrowedFd<'_>) -> bool {
+    is_event(fd) && read_event(fd).is_ok()
+}
+
+/// Whether `fd` can be rung: an eventfd, or what reads like one. A write to a pipe or a socket
+/// whose other end is closed raises SIGPIPE.
 pub(super) fn is_event(fd: BorrowedFd<'_>) -> bool {
     // An eventfd refuses to be read in pieces; a pipe, a socket or a file does not.
     let piece = rustix::io::preadv2(fd, &mut [IoSliceMut::new(&mut [0; 4])], u64::MAX, ReadWriteFlags::NOWAIT);
-    piece == Err(Errno::INVAL) && read_event(fd).is_ok()
+    piece == Err(Errno::INVAL)
 }
 
 /// Rings an eventfd of the frontend, unless that would block: then it was rung already.

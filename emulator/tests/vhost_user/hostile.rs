@@ -169,10 +169,15 @@ fn descriptors_that_are_not_what_they_should_be() {
     let file = memfd(4096);
     let (pipe, _other) = std::io::pipe().unwrap();
     let index = |value: u64| message(12, 9, 8, &value.to_le_bytes());
+    let bell = |code: u32| message(code, 9, 8, &0_u64.to_le_bytes());
+    // A store there raises SIGPIPE.
+    let (_, broken) = std::os::unix::net::UnixStream::pair().unwrap();
     type Files<'a> = Vec<BorrowedFd<'a>>;
     let table: Vec<(&str, Vec<u8>, Files<'_>)> = vec![
         ("a kick that can't be waited for", index(0), vec![file.as_fd()]),
         ("a kick that is ready for ever", index(0), vec![pipe.as_fd()]),
+        ("a call that is no eventfd", bell(13), vec![broken.as_fd()]),
+        ("an error descriptor that is no eventfd", bell(14), vec![broken.as_fd()]),
         ("a kick that says it has none", index(0x100), vec![file.as_fd()]),
         ("a kick that has none", index(0), vec![]),
         ("a kick for queue 1", index(1), vec![pipe.as_fd()]),
