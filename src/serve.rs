@@ -65,6 +65,14 @@ pub(crate) struct ServeArgs {
     /// frontends by the sockets
     #[arg(long, conflicts_with = "nvdimm")]
     read_only: bool,
+    /// Write each vhost-user message of each guest to this file, one a line: time, direction, name,
+    /// flags, sizes, descriptors, and what became of it
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    trace: Option<PathBuf>,
+    /// Say on stderr what a guest's frontend does against the vhost-user specification, also where
+    /// it does no harm
+    #[arg(long)]
+    strict: bool,
     /// Keep a durable copy, brought up to date by each flush, so that `daxlab ctl power-cut` can
     /// cut the power
     #[arg(long)]
@@ -132,6 +140,8 @@ fn config(args: ServeArgs) -> anyhow::Result<Config> {
         axes: design.design.axes,
         nvdimm: args.nvdimm,
         read_only: args.read_only,
+        trace: args.trace,
+        strict: args.strict,
         power_cut_model: args.power_cut_model,
         seed: args.seed,
         control,

@@ -22,3 +22,4 @@ mod read_only;
 mod recipes;
 mod server;
 mod steering;
+mod trace;

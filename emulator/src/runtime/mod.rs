@@ -12,6 +12,7 @@ pub mod clock;
 pub mod pages;
 pub mod registry;
 pub mod rng;
+pub mod shortage;
 pub mod state_table;
 pub mod sync;
 pub mod trace;

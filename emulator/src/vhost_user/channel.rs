@@ -1,36 +1,32 @@
 //! The backend channel: what the device asks of its frontend, and the frontend's answers.
 //!
 //! It owns the socket that came with `VHOST_USER_SET_BACKEND_REQ_FD`. Invariants: one request is
-//! under way at a time, and its answer is awaited for as long as the connection lives; a channel
-//! that gave a wrong answer is not used again. Counterparts: `VHOST_USER_BACKEND_SHMEM_MAP` and
-//! `VHOST_USER_BACKEND_SHMEM_UNMAP` of QEMU's docs/interop/vhost-user.rst.
+//! under way at a time; the wait for its answer ends when the channel or the connection does, and a
+//! frontend that lets [`SILENCE`] pass is reported; a channel that gave a wrong answer is not used
+//! again; nothing is sent for which a feature was not negotiated. Counterparts:
+//! `VHOST_USER_BACKEND_SHMEM_MAP` and `VHOST_USER_BACKEND_SHMEM_UNMAP` of QEMU's
+//! docs/interop/vhost-user.rst.
 //!
-//! The vhost crate has such a channel too. Its wait can't be cancelled and its socket is not
-//! accessible. A frontend that closed its connection but kept the channel open would block the
-//! thread for ever.
+//! The vhost crate has such a channel too, which the daemon would hand out. Its wait can't be
+//! cancelled and its socket is not accessible. A frontend that closed its connection but kept the
+//! channel open would block the thread for ever.
 
-use std::io::{IoSlice, IoSliceMut};
-use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use rustix::fs::OFlags;
-use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
-};
-use vhost::vhost_user::message::{BackendReq, FrontendReq, VhostUserHeaderFlag, VhostUserMMap, VhostUserMMapFlags};
+use vhost::vhost_user::message::{BackendReq, VhostUserMMap, VhostUserMMapFlags};
 use vm_memory::ByteValued;
 
 use super::PmemPiece;
 use super::pmem::SHMEM_REGION;
+use super::trace::MessageTracer;
 use super::wake::{WakeFd, wait_readable};
+use super::wire::{MessageHeader, MessageReader, NEED_REPLY, REPLY, VERSION, WireError, WireRead, send};
 
-/// le32 request, le32 flags, le32 size of what follows (in the machine's own byte order, which is
-/// little-endian wherever this runs).
-pub(super) const HEADER_BYTES: usize = 12;
-/// A header and a 64-bit word.
-const REPLY_BYTES: usize = HEADER_BYTES + 8;
-/// `VHOST_USER_VERSION`.
-const VERSION: u32 = 1;
+/// After how long a frontend that does not answer is reported. It is still waited for: its process
+/// may be stopped, and answers when it continues.
+const SILENCE: Duration = Duration::from_secs(10);
 
 /// What is asked for a piece.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,112 +56,155 @@ pub(super) enum ChannelError {
     Os(#[from] std::io::Error),
 }
 
-impl From<rustix::io::Errno> for ChannelError {
-    fn from(error: rustix::io::Errno) -> Self {
-        ChannelError::Os(error.into())
+impl From<WireError> for ChannelError {
+    fn from(error: WireError) -> Self {
+        match error {
+            WireError::Os(error) => ChannelError::Os(error),
+            WireError::Torn => ChannelError::Closed,
+            WireError::Frame(_) | WireError::Descriptors => ChannelError::Nonsense,
+        }
     }
+}
+
+/// What a wait for an answer has to do with the connection.
+pub(super) trait ChannelWait {
+    /// Called once the request was sent.
+    fn sent(&self);
+    /// Rung when the connection ends.
+    fn wake(&self) -> &WakeFd;
+    /// Whether it has ended.
+    fn is_over(&self) -> bool;
+    /// Called once if the frontend has not answered `request` within [`SILENCE`].
+    fn silent(&self, request: BackendReq, limit: Duration);
 }
 
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Channel {
     socket: OwnedFd,
+    /// `CONFIG` was negotiated.
+    has_config: bool,
+    tracer: MessageTracer,
 }
 
 impl Channel {
-    pub(super) fn new(socket: OwnedFd) -> Channel {
-        Channel { socket }
+    /// The channel over `socket` of a frontend that negotiated all that mapping needs, and `CONFIG`
+    /// if `has_config`.
+    pub(super) fn new(socket: OwnedFd, has_config: bool, tracer: MessageTracer) -> Channel {
+        Channel { socket, has_config, tracer }
     }
 
-    /// Asks for `piece` of `file`, and waits for the answer. The wait ends early when `over` wakes
-    /// it and `is_over` is true.
+    /// Asks for `piece` of `file`, and waits for the answer.
     pub(super) fn ask(
         &self,
         ask: PieceRequest,
         piece: PmemPiece,
         file: BorrowedFd<'_>,
-        sent: impl FnOnce(),
-        over: &WakeFd,
-        is_over: impl Fn() -> bool,
+        wait: &impl ChannelWait,
     ) -> Result<PieceReply, ChannelError> {
-        let code = match ask {
-            PieceRequest::Map => BackendReq::SHMEM_MAP as u32,
-            PieceRequest::Unmap => BackendReq::SHMEM_UNMAP as u32,
+        let request = match ask {
+            PieceRequest::Map => BackendReq::SHMEM_MAP,
+            PieceRequest::Unmap => BackendReq::SHMEM_UNMAP,
         };
-        self.send(code, &mmap(piece, is_writable(file)?), (ask == PieceRequest::Map).then_some(file))?;
-        sent();
-        let value = self.receive(code, over, is_over)?;
+        let sent = (ask == PieceRequest::Map).then_some(file);
+        let value = self.exchange(request, Some((piece, is_writable(file)?)), sent, wait)?;
         Ok(if value == 0 { PieceReply::Done } else { PieceReply::Refused(value) })
     }
 
-    /// Waits until the frontend has done what it was asked before.
+    /// Waits until the frontend has done what it was asked before. `last` of `file` was unmapped
+    /// before.
     ///
     /// Its answer alone does not say so: QEMU 11.1 answers an unmap first and takes the piece from
     /// the guest then (`vhost_user_backend_handle_shmem_unmap`: else a `SET_MEM_TABLE` of its own
     /// could wait for us while we wait for it). But it looks at the next request only after that.
-    /// So this one sends `CONFIG_CHANGE_MSG`, which changes nothing, and waits for its answer.
+    /// So this one sends a request that changes nothing, and waits for its answer:
+    /// `CONFIG_CHANGE_MSG`, or where that was not negotiated, the same unmap once more, which the
+    /// frontend refuses. A frontend that closes the channel instead has also done it.
     pub(super) fn settle(
         &self,
-        sent: impl FnOnce(),
-        over: &WakeFd,
-        is_over: impl Fn() -> bool,
+        last: PmemPiece,
+        file: BorrowedFd<'_>,
+        wait: &impl ChannelWait,
     ) -> Result<(), ChannelError> {
-        let code = BackendReq::CONFIG_CHANGE_MSG as u32;
-        self.send(code, &[], None)?;
-        sent();
-        // Whether it has a use for it does not matter.
-        self.receive(code, over, is_over).map(|_| ())
+        let settled = if self.has_config {
+            self.exchange(BackendReq::CONFIG_CHANGE_MSG, None, None, wait)
+        } else {
+            self.exchange(BackendReq::SHMEM_UNMAP, Some((last, is_writable(file)?)), None, wait)
+        };
+        match settled {
+            // Whether it has a use for it does not matter.
+            Ok(_) | Err(ChannelError::Closed) => Ok(()),
+            Err(why) => Err(why),
+        }
     }
 
-    fn send(&self, code: u32, body: &[u8], file: Option<BorrowedFd<'_>>) -> Result<(), ChannelError> {
-        let flags = VERSION | VhostUserHeaderFlag::NEED_REPLY.bits();
-        let header = [code, flags, body.len() as u32].map(u32::to_ne_bytes).concat();
+    /// Sends a request, and waits for the value in its answer.
+    fn exchange(
+        &self,
+        request: BackendReq,
+        piece: Option<(PmemPiece, bool)>,
+        file: Option<BorrowedFd<'_>>,
+        wait: &impl ChannelWait,
+    ) -> Result<u64, ChannelError> {
+        let body = piece.map(|(piece, writable)| mmap(piece, writable)).unwrap_or_default();
+        let header = MessageHeader { request: request as u32, flags: VERSION | NEED_REPLY, size: body.len() as u32 };
         let files: Vec<BorrowedFd<'_>> = file.into_iter().collect();
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-        let mut control = SendAncillaryBuffer::new(&mut space);
-        if !files.is_empty() && !control.push(SendAncillaryMessage::ScmRights(&files)) {
-            return Err(rustix::io::Errno::NOMEM.into());
-        }
         // One request at a time fits into any socket's buffer, unless another sender fills it; then
         // this thread does not wait.
-        let parts = [IoSlice::new(&header), IoSlice::new(body)];
-        let sent = rustix::net::sendmsg(&self.socket, &parts, &mut control, SendFlags::NOSIGNAL | SendFlags::DONTWAIT)?;
-        if sent == HEADER_BYTES + body.len() { Ok(()) } else { Err(ChannelError::Nonsense) }
+        send(self.socket.as_fd(), header, &body, &files, || Err(std::io::ErrorKind::WouldBlock.into())).map_err(
+            |error| match error.kind() {
+                std::io::ErrorKind::BrokenPipe | std::io::ErrorKind::ConnectionReset => ChannelError::Closed,
+                _ => error.into(),
+            },
+        )?;
+        self.tracer.asked(request, piece.map(|(piece, _)| piece), files.len());
+        wait.sent();
+        let answered = self.receive(request, wait);
+        self.tracer.answered(request, &answered);
+        answered
     }
 
-    fn receive(&self, code: u32, over: &WakeFd, is_over: impl Fn() -> bool) -> Result<u64, ChannelError> {
-        let mut reply = [0_u8; REPLY_BYTES];
-        let mut have = 0;
-        while have < REPLY_BYTES {
-            let [readable, rung] = wait_readable([self.socket.as_fd(), over.as_fd()])?;
-            if rung {
-                over.clear();
-                if is_over() {
-                    return Err(ChannelError::Over);
+    fn receive(&self, request: BackendReq, wait: &impl ChannelWait) -> Result<u64, ChannelError> {
+        let mut reader = MessageReader::default();
+        let mut silence = Some(SILENCE);
+        let reply = loop {
+            match reader.read(self.socket.as_fd()) {
+                Err(WireError::Os(error)) if error.kind() == std::io::ErrorKind::ConnectionReset => {
+                    return Err(ChannelError::Closed);
+                }
+                other => match other? {
+                    WireRead::Message(reply) => break reply,
+                    WireRead::End => return Err(ChannelError::Closed),
+                    WireRead::Part => {}
+                },
+            }
+            match wait_readable([self.socket.as_fd(), wait.wake().as_fd()], silence)? {
+                [_, true] => {
+                    wait.wake().clear();
+                    if wait.is_over() {
+                        return Err(ChannelError::Over);
+                    }
+                }
+                [true, false] => {}
+                [false, false] => {
+                    silence = None;
+                    wait.silent(request, SILENCE);
                 }
             }
-            if !readable {
-                continue;
-            }
-            match rustix::net::recv(&self.socket, &mut reply[have..], RecvFlags::DONTWAIT) {
-                Ok((0, _)) => return Err(ChannelError::Closed),
-                Ok((more, _)) => have += more,
-                Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => {}
-                Err(error) => return Err(error.into()),
-            }
+        };
+        let header = MessageHeader { request: request as u32, flags: VERSION | REPLY, size: 8 };
+        let fits = MessageHeader { flags: reply.header.flags & 0xf, ..reply.header } == header;
+        match reply.body.first_chunk() {
+            Some(value) if fits => Ok(u64::from_ne_bytes(*value)),
+            _ => Err(ChannelError::Nonsense),
         }
-        let word = |at: usize| reply[at..].first_chunk().map_or(0, |bytes| u32::from_ne_bytes(*bytes));
-        let flags = VERSION | VhostUserHeaderFlag::REPLY.bits();
-        if word(0) != code || word(4) & 0xf != flags || word(8) != 8 {
-            return Err(ChannelError::Nonsense);
-        }
-        Ok(reply.last_chunk().map_or(u64::MAX, |bytes| u64::from_ne_bytes(*bytes)))
     }
 }
 
 /// Whether a frontend can map `file` writable. It is told: QEMU's mmap(2) fails otherwise.
 fn is_writable(file: BorrowedFd<'_>) -> Result<bool, ChannelError> {
-    Ok(rustix::fs::fcntl_getfl(file)? & OFlags::RWMODE != OFlags::RDONLY)
+    let flags = rustix::fs::fcntl_getfl(file).map_err(std::io::Error::from)?;
+    Ok(flags & OFlags::RWMODE != OFlags::RDONLY)
 }
 
 /// A piece as a request's body.
@@ -179,33 +218,4 @@ fn mmap(piece: PmemPiece, writable: bool) -> Vec<u8> {
         flags: if writable { VhostUserMMapFlags::WRITABLE.bits() } else { 0 },
     };
     body.as_slice().to_vec()
-}
-
-/// The backend channel that the next message on `socket` brings, if it brings one: the message is
-/// looked at and stays.
-///
-/// A look at a message duplicates the descriptors it carries (`unix_peek_fds` in
-/// net/unix/af_unix.c). Blocks until there is a message or the end of them.
-pub(super) fn peek_channel(socket: BorrowedFd<'_>) -> std::io::Result<Option<Channel>> {
-    let mut header = [0_u8; HEADER_BYTES];
-    let (seen, _) = loop {
-        match rustix::net::recv(socket, &mut header, RecvFlags::PEEK) {
-            Err(rustix::io::Errno::INTR) => {}
-            other => break other?,
-        }
-    };
-    let brings =
-        header.first_chunk().is_some_and(|code| u32::from_ne_bytes(*code) == FrontendReq::SET_BACKEND_REQ_FD as u32);
-    if seen < HEADER_BYTES || !brings {
-        return Ok(None);
-    }
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut control = RecvAncillaryBuffer::new(&mut space);
-    let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
-    rustix::net::recvmsg(socket, &mut [IoSliceMut::new(&mut header)], &mut control, flags)?;
-    let files = control.drain().filter_map(|message| match message {
-        RecvAncillaryMessage::ScmRights(files) => Some(files),
-        _ => None,
-    });
-    Ok(files.flatten().next().map(Channel::new))
 }

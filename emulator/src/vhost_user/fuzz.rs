@@ -1,12 +1,14 @@
 //! What the fuzzers run: any bytes as a guest's rings, any bytes as a frontend's messages.
 //!
 //! It owns the two ways to read an input, and the properties that must hold for every one: it ends,
-//! it does not panic, `gone` is called exactly once per connection, and nothing is flushed without
-//! a request. The folder `fuzz` holds the fuzzers and their corpus, which the tests replay.
+//! it does not panic, nothing is flushed without a request, and the daemon takes every message that
+//! the relay hands on. The folder `fuzz` of the workspace holds the fuzzers and their corpus, which
+//! the tests replay.
+
+mod handler;
 
 use std::collections::VecDeque;
-use std::fs::File;
-use std::io::{IoSlice, Read};
+use std::io::IoSlice;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -14,15 +16,23 @@ use std::os::unix::net::UnixStream;
 use rustix::event::EventfdFlags;
 use rustix::fs::MemfdFlags;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
+use vhost_user_backend::VringT;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
-use super::queue::{RequestQueue, RingAddresses};
-use super::server::serve_one;
+use self::handler::ParsingHandler;
+use super::channel::Channel;
+use super::queue::{RequestQueue, SIZE_MAX};
+use super::relay::{MessageRelay, RelayEffects};
 use super::stats::VhostCounters;
-use super::{FlushError, Medium, Peer, PmemPiece};
+use super::table::FileId;
+use super::trace::MessageTracer;
+use super::vring::{PmemVring, SharedMemory};
+use super::wire::{BODY_MAX, MessageReader, WireRead};
+use super::{FlushError, PmemPiece};
 use crate::device::FOLIO;
-use crate::runtime::sync::atomic::{AtomicU64, Ordering};
-use crate::runtime::sync::{Arc, Mutex, thread};
+use crate::runtime::clock::Nanos;
+use crate::runtime::sync::{Arc, Mutex};
+use crate::runtime::world::World;
 
 /// Bytes of the guest's memory; addresses in an input are 16 bits wide.
 const MEMORY: usize = 1 << 16;
@@ -30,60 +40,6 @@ const MEMORY: usize = 1 << 16;
 const INPUT_MAX: usize = 1 << 16;
 /// How often the queue is looked at: rings that overlap can go on for ever.
 const ROUNDS_MAX: usize = 64;
-
-#[derive(Debug)]
-struct FuzzMedium {
-    file: File,
-    memory: GuestMemoryMmap,
-    /// What the guest writes where during each flush.
-    stores: Mutex<VecDeque<(u16, u16)>>,
-    flushes: AtomicU64,
-    present: AtomicU64,
-    gone: AtomicU64,
-}
-
-impl FuzzMedium {
-    fn new(memory: GuestMemoryMmap, stores: VecDeque<(u16, u16)>) -> std::io::Result<FuzzMedium> {
-        let count = || AtomicU64::new(0);
-        Ok(FuzzMedium {
-            file: memfd(FOLIO)?.into(),
-            memory,
-            stores: Mutex::new(stores),
-            flushes: count(),
-            present: count(),
-            gone: count(),
-        })
-    }
-}
-
-impl Medium for FuzzMedium {
-    fn fd(&self) -> BorrowedFd<'_> {
-        self.file.as_fd()
-    }
-
-    fn connect(&self, _peer: Peer) -> Result<u64, String> {
-        // ORDERING: SeqCst throughout; read when every thread is gone.
-        self.present.fetch_add(1, Ordering::SeqCst);
-        Ok(FOLIO)
-    }
-
-    fn attach(&self) -> Vec<PmemPiece> {
-        let half = FOLIO / 2;
-        [0, half].map(|at| PmemPiece { guest_offset: at, device_offset: half - at, len: half }).to_vec()
-    }
-
-    fn flush(&self) -> Result<(), FlushError> {
-        let stored = self.stores.lock().pop_front();
-        if let Some((at, value)) = stored {
-            let _outside = self.memory.write_obj(value, GuestAddress(at.into()));
-        }
-        if self.flushes.fetch_add(1, Ordering::SeqCst) % 3 == 2 { Err(FlushError::Told) } else { Ok(()) }
-    }
-
-    fn gone(&self) {
-        self.gone.fetch_add(1, Ordering::SeqCst);
-    }
-}
 
 fn memfd(bytes: u64) -> std::io::Result<OwnedFd> {
     let fd = rustix::fs::memfd_create("fuzz", MemfdFlags::CLOEXEC)?;
@@ -110,6 +66,23 @@ impl<'a> FuzzInput<'a> {
     }
 }
 
+/// The medium of [`request_queue`]: what the guest writes where during each flush.
+struct FuzzFlushes {
+    memory: GuestMemoryMmap,
+    stores: VecDeque<(u16, u16)>,
+    count: u64,
+}
+
+impl FuzzFlushes {
+    fn flush(&mut self) -> Result<(), FlushError> {
+        if let Some((at, value)) = self.stores.pop_front() {
+            let _outside = self.memory.write_obj(value, GuestAddress(at.into()));
+        }
+        self.count += 1;
+        if self.count.is_multiple_of(3) { Err(FlushError::Told) } else { Ok(()) }
+    }
+}
+
 /// An input as a guest's memory with a queue in it: size (as a power of two), flags (bit 0:
 /// event-idx), the first request, the three rings' addresses (divided by 16), the number of stores
 /// during flushes, each as address and value; the rest is the memory from address 0 on.
@@ -118,32 +91,59 @@ impl<'a> FuzzInput<'a> {
 /// When a property does not hold.
 pub fn request_queue(data: &[u8]) {
     let mut input = FuzzInput(&data[..data.len().min(INPUT_MAX)]);
-    let (size, flags, base) = (1_u32 << (input.byte() % 11), input.byte(), input.word());
+    let (size, flags, base) = (1_u16 << (input.byte() % 11), input.byte(), input.word());
     let [table, avail, used] = [(); 3].map(|()| u64::from(input.word()) << 4);
     let stores = (0..input.byte() % 32).map(|_| (input.word(), input.word())).collect();
     let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY)]).expect("64 KiB of memory");
     memory.write_slice(input.0, GuestAddress(0)).expect("an input fits into the memory");
-    let medium = FuzzMedium::new(memory.clone(), stores).expect("a memory file");
-    let queue = RequestQueue::new().expect("an eventfd");
-    let counters = VhostCounters::default();
-    queue.set_memory(memory);
-    queue.set_enabled(true);
-    queue.set_event_idx(flags & 1 != 0);
-    let set_up = queue.set_size(size).and_then(|()| queue.set_rings(Some(RingAddresses { table, avail, used })));
-    if set_up.and_then(|()| queue.set_base(base.into())).is_err() {
-        return;
-    }
-    queue.start(rustix::event::eventfd(0, EventfdFlags::CLOEXEC).expect("an eventfd"));
+    let medium = Mutex::new(FuzzFlushes { memory: memory.clone(), stores, count: 0 });
+    let shared = SharedMemory::new(memory);
+    let vring = PmemVring::new(shared.clone(), SIZE_MAX).expect("a queue");
+    vring.set_queue_size(size);
+    vring.set_queue_event_idx(flags & 1 != 0);
+    vring.set_queue_info(table, avail, used).expect("aligned addresses");
+    // The relay lets no queue start whose used ring's index is not in memory.
+    let Ok(next) = vring.queue_used_idx() else { return };
+    vring.set_queue_next_used(next);
+    vring.set_queue_next_avail(base);
+    vring.set_enabled(true);
+    vring.set_queue_ready(true);
+    let counters = Arc::new(VhostCounters::default());
+    let queue = RequestQueue::new(shared, Arc::clone(&counters));
     let mut batch = Vec::new();
     for _ in 0..ROUNDS_MAX {
-        if !queue.round(&|| medium.flush(), &counters, &mut batch) {
+        if !queue.round(&vring, &|| medium.lock().flush(), &mut batch) {
             break;
         }
-        assert!(batch.len() <= size as usize, "more requests than descriptors");
+        assert!(batch.len() <= size.into(), "more requests than descriptors");
     }
-    let stats = counters.snapshot();
-    assert_eq!(stats.flushes, medium.flushes.load(Ordering::SeqCst));
+    let stats = counters.snapshot(Nanos(0));
+    assert_eq!(stats.flushes, medium.lock().count);
     assert_eq!(stats.flushes + stats.coalesced, stats.requests, "each flush was asked for, each request flushed for");
+}
+
+/// What a relay does beside the daemon: nothing, with one piece of the device mapped.
+#[derive(Default)]
+struct FuzzEffects {
+    start: u64,
+}
+
+impl RelayEffects for FuzzEffects {
+    fn channel(&mut self, _channel: Result<Channel, String>) {}
+
+    fn driver(&mut self) {}
+
+    fn mapped(&self) -> Vec<PmemPiece> {
+        vec![PmemPiece { guest_offset: 0, device_offset: 0, len: FOLIO }]
+    }
+
+    fn located(&mut self, start: u64) {
+        self.start = start;
+    }
+
+    fn now(&self) -> Nanos {
+        Nanos(0)
+    }
 }
 
 /// An input as what a frontend sends: records of kind, length (16 bits) and as many bytes. Bits 0
@@ -154,40 +154,37 @@ pub fn request_queue(data: &[u8]) {
 /// When a property does not hold.
 pub fn messages(data: &[u8]) {
     let mut input = FuzzInput(&data[..data.len().min(INPUT_MAX)]);
-    let none = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 4096)]).expect("a page of memory");
-    let medium = Arc::new(FuzzMedium::new(none, VecDeque::new()).expect("a memory file"));
+    let own = memfd(FOLIO).expect("a memory file");
     let (ours, theirs) = UnixStream::pair().expect("a pair of sockets");
-    let mut answers = theirs.try_clone().expect("a descriptor");
-    // A frontend that reads no answers blocks only itself; here both ends are one thread.
-    let reader = thread::spawn(move || {
-        let mut sink = [0; 4096];
-        while answers.read(&mut sink).is_ok_and(|read| read > 0) {}
-    });
-    let served = {
-        let medium: Arc<dyn Medium> = Arc::clone(&medium) as Arc<dyn Medium>;
-        thread::spawn(move || serve_one(ours, &medium))
-    };
+    let id = FileId::of(&own).expect("a file");
+    let daemon = ParsingHandler::new(id).expect("a pair of sockets");
+    let tracer = MessageTracer::new(None, Arc::new(World::manual(0)), 0);
+    let counters = Arc::new(VhostCounters::default());
+    let mut relay =
+        MessageRelay::new(id, daemon, FuzzEffects::default(), Arc::clone(&counters), tracer, Some(Arc::new(|_| {})));
+    let mut reader = MessageReader::default();
     let mut kept = Vec::new();
     while !input.0.is_empty() {
         let (kind, len) = (input.byte(), input.word());
         let bytes = input.bytes(len.into());
-        if bytes.is_empty() || !send(&theirs, kind, bytes, &medium.file, &mut kept) {
+        if bytes.is_empty() || !send(&theirs, kind, bytes, &own, &mut kept) {
             break;
         }
+        loop {
+            match reader.read(ours.as_fd()) {
+                Ok(WireRead::Message(message)) => {
+                    let relayed = relay.handle(message);
+                    assert!(relayed.reply.is_none_or(|reply| reply.len() <= BODY_MAX), "a reply that is too long");
+                }
+                Ok(WireRead::Part) => break,
+                Ok(WireRead::End) | Err(_) => return,
+            }
+        }
     }
-    let _gone_already = theirs.shutdown(std::net::Shutdown::Write);
-    let stats = served.join().expect("a connection's panic ends the connection only").expect("descriptors");
-    let _gone_already = theirs.shutdown(std::net::Shutdown::Both);
-    let _ended = reader.join();
-    let (present, gone) = (medium.present.load(Ordering::SeqCst), medium.gone.load(Ordering::SeqCst));
-    assert_eq!((present, gone), (1, 1), "`gone` is called once");
-    // Without a mapped piece the request fails without a flush.
-    assert!(stats.flushes >= medium.flushes.load(Ordering::SeqCst));
-    assert!(!stats.problem.as_deref().is_some_and(|problem| problem.contains("panic")), "{stats:?}");
 }
 
-/// Sends a record; false if the other end is closed.
-fn send(socket: &UnixStream, kind: u8, bytes: &[u8], own: &File, kept: &mut Vec<OwnedFd>) -> bool {
+/// Sends a record; false if it can't be.
+fn send(socket: &UnixStream, kind: u8, bytes: &[u8], own: &OwnedFd, kept: &mut Vec<OwnedFd>) -> bool {
     let files = files(kind & 7, own, kept).expect("descriptors");
     let borrowed: Vec<BorrowedFd<'_>> = files.iter().map(AsFd::as_fd).collect();
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
@@ -203,39 +200,29 @@ fn send(socket: &UnixStream, kind: u8, bytes: &[u8], own: &File, kept: &mut Vec<
     } else {
         message.extend(bytes);
     }
-    rustix::net::sendmsg(socket, &[IoSlice::new(&message)], &mut control, SendFlags::NOSIGNAL).is_ok()
+    let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+    rustix::net::sendmsg(socket, &[IoSlice::new(&message)], &mut control, flags) == Ok(message.len())
 }
 
-fn files(choice: u8, own: &File, kept: &mut Vec<OwnedFd>) -> std::io::Result<Vec<OwnedFd>> {
+fn files(choice: u8, own: &OwnedFd, kept: &mut Vec<OwnedFd>) -> std::io::Result<Vec<OwnedFd>> {
     let eventfd = |count| rustix::event::eventfd(count, EventfdFlags::CLOEXEC);
     Ok(match choice {
         1 => vec![eventfd(0)?],
         2 => vec![guest_memory()?],
         3 => vec![UnixStream::pair()?.0.into()],
         4 => {
-            // A channel with the answers to the next requests in it already.
             let (device, frontend) = UnixStream::pair()?;
-            for code in [9_u32, 9, 10, 10] {
-                let answer = [code, 5, 8, 0, 0].map(u32::to_ne_bytes).concat();
-                rustix::net::send(&frontend, &answer, SendFlags::empty())?;
-            }
             kept.push(frontend.into());
             vec![device.into()]
         }
-        5 => vec![own.try_clone()?.into()],
-        6 => vec![guest_memory()?, own.try_clone()?.into()],
+        5 => vec![own.try_clone()?],
+        6 => vec![guest_memory()?, own.try_clone()?],
         7 => vec![eventfd(1)?],
         _ => Vec::new(),
     })
 }
 
-/// 64 KiB with a queue of 4 in it: table at 0, available ring at 0x100, used ring at 0x200; one
-/// FLUSH waits.
+/// 64 KiB of memory.
 fn guest_memory() -> std::io::Result<OwnedFd> {
-    let fd = memfd(MEMORY as u64)?;
-    let request = [0x1000_u64.to_le_bytes().to_vec(), vec![4, 0, 0, 0, 1, 0, 1, 0]].concat();
-    let response = [0x1008_u64.to_le_bytes().to_vec(), vec![4, 0, 0, 0, 2, 0, 0, 0]].concat();
-    rustix::io::pwrite(&fd, &[request, response].concat(), 0)?;
-    rustix::io::pwrite(&fd, &[0, 0, 1, 0, 0, 0], 0x100)?;
-    Ok(fd)
+    memfd(MEMORY as u64)
 }

@@ -9,23 +9,33 @@
 //! device) and 2.10 (shared memory regions).
 
 pub mod attach;
-mod backend;
 mod channel;
+mod connection;
+mod daemon;
+mod device;
 #[doc(hidden)]
 pub mod fuzz;
 mod mapping;
-mod memory;
 mod peer;
 pub mod pmem;
 mod queue;
+mod relay;
+mod rules;
 mod server;
 mod stats;
+mod table;
+mod trace;
+mod vring;
 mod wake;
+mod wire;
 
+pub use connection::MessageLimits;
 pub use mapping::Unmapped;
 pub use peer::Peer;
-pub use server::VhostServer;
+pub use relay::{VIOLATIONS_MAX, ViolationReport};
+pub use server::{VhostOptions, VhostServer};
 pub use stats::VhostStats;
+pub use trace::MessageTrace;
 
 use std::os::fd::BorrowedFd;
 
@@ -43,12 +53,10 @@ pub struct PmemPiece {
 /// The most pieces that a device is made of: QEMU 11.1 maps 128 in 0.2 s and aborts at 512.
 pub const PIECES_MAX: usize = 128;
 
-/// The most pieces that fit into a plain memory table beside the guest's RAM: it has room for 8
-/// regions. For more, QEMU needs `CONFIGURE_MEM_SLOTS`, and then QEMU 11.1 misbehaves in two ways.
-/// It prints a complaint for every piece that the backend refuses. It also aborts at the reset of a
-/// guest whose machine was stopped and continued, because it removes regions that the reset has
-/// already unmapped (`send_remove_regions` in hw/virtio/vhost-user.c; seen with 11.1.3).
-pub const PIECES_IN_TABLE: usize = 6;
+/// The most regions in a machine's memory table: its RAM (one region, or two above 3 GiB) and the
+/// pieces of all its vhost-user devices together. A device that QEMU 11.1 starts while RAM and the
+/// other devices have more than that does not start, and its guest's fsync hangs until a reset.
+pub const MACHINE_REGIONS_MAX: usize = 8;
 
 /// Why a flush failed; the guest only sees that it did (`ret` = 1, EIO of its fsync).
 #[derive(Debug, thiserror::Error)]
@@ -59,6 +67,10 @@ pub enum FlushError {
     /// The guest has no piece of the device mapped, so its stores did not reach the device.
     #[error("the device is not mapped in the guest")]
     Unmapped,
+    /// The driver may have stored something before its device was mapped. Flushes fail until the
+    /// guest binds the driver anew, or reboots.
+    #[error("the device was mapped after its driver had started")]
+    Late,
     /// The operator made flushes fail.
     #[error("flushes are told to fail")]
     Told,
@@ -82,12 +94,6 @@ pub trait Medium: Send + Sync + 'static {
     /// # Errors
     /// The reason, as text for the operator. The connection is then closed.
     fn connect(&self, peer: Peer) -> Result<u64, String>;
-
-    /// At most how many pieces the guest that is connected is going to get. Asked once, after
-    /// [`Medium::connect`].
-    fn pieces_max(&self) -> usize {
-        PIECES_MAX
-    }
 
     /// Called when a driver takes the device, also after a reset. Returns the pieces to map, at
     /// most [`PIECES_MAX`], none if it has been revoked. Called from a thread on which it may wait.

@@ -1,6 +1,6 @@
 //! The request queue: descriptor chains in, one flush for all of them, used entries out.
 //!
-//! It owns a split virtqueue and the guest memory that it and its buffers lie in. Invariants: a
+//! It owns the requests that were taken from the daemon's queue and not answered. Invariants: a
 //! FLUSH is answered with success only after a flush of the medium that began after the request was
 //! taken from the queue; a chain is given back exactly once; the thread never sleeps while a
 //! request waits for which no kick will come. Counterparts: `virtio_pmem_flush` in QEMU's
@@ -20,22 +20,22 @@
 //! sets it up anew, as after QEMU's `virtio_error`.
 //!
 //! # Who holds the lock
-//! The queue's thread takes requests under it and puts answers back under it, and flushes without
-//! it. In between the queue is *busy*, and [`RequestQueue::stop`] waits. No other guest, and no
-//! other thread but the frontend's messages, ever takes it.
+//! The daemon's queue thread takes requests under the crate's lock of the queue and puts answers
+//! back under it, and flushes without it. In between the queue is *busy*, and
+//! [`RequestQueue::stop`] waits.
 
-use std::os::fd::{AsFd, OwnedFd};
 use std::task::Poll;
 
-use rustix::fs::OFlags;
+use vhost_user_backend::VringT;
 use virtio_bindings::bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
 use virtio_queue::{DescriptorChain, Queue as SplitRing, QueueOwnedT, QueueT};
-use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryMmap, Permissions};
+use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemory, GuestMemoryMmap, Permissions};
 
 use super::FlushError;
 use super::pmem::{self, PmemRequest, REQUEST_BYTES, RESPONSE_BYTES};
 use super::stats::VhostCounters;
-use super::wake::{BackendWaits, WakeFd};
+use super::vring::{PmemVring, SharedMemory};
+use super::wake::BackendWaits;
 use crate::runtime::sync::machine::Ordering;
 use crate::runtime::sync::{Arc, Mutex};
 use crate::runtime::wait::WaitQueue;
@@ -45,34 +45,22 @@ pub(super) const SIZE_MAX: u16 = 1024;
 /// The longest chain. A driver needs 2 descriptors, and 8 if it gives every byte its own.
 const CHAIN_MAX: usize = 32;
 
-/// See the module.
-#[derive(Debug)]
-pub(super) struct RequestQueue {
-    state: Mutex<QueueState>,
-    /// Woken when the queue is no longer busy.
-    idle: WaitQueue,
-    /// Rung when the thread has to look at anything but a kick.
-    pub(super) wake: WakeFd,
-}
-
-#[derive(Debug)]
-struct QueueState {
-    ring: SplitRing,
-    memory: GuestMemoryMmap,
-    kick: Option<Arc<OwnedFd>>,
-    call: Option<OwnedFd>,
-    err: Option<OwnedFd>,
-    enabled: bool,
-    /// Its size is one a queue can have.
-    sized: bool,
-    /// Its rings are somewhere.
-    placed: bool,
-    /// It contradicted itself.
-    broken: bool,
+#[derive(Debug, Default)]
+struct QueueRun {
     /// Requests were taken and not yet answered.
     busy: bool,
     /// The connection ended.
     over: bool,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct RequestQueue {
+    memory: SharedMemory,
+    counters: Arc<VhostCounters>,
+    run: Mutex<QueueRun>,
+    /// Woken when the queue is no longer busy.
+    idle: WaitQueue,
 }
 
 /// A chain that was taken from the queue.
@@ -104,6 +92,15 @@ enum QueuePoll {
     Nothing,
 }
 
+/// What to do after requests were answered.
+#[derive(Clone, Copy, Debug, Default)]
+struct QueueAnswered {
+    /// The guest wants an interrupt.
+    interrupt: bool,
+    /// A request came before the guest knew that it has to tell of the next.
+    again: bool,
+}
+
 /// Why a queue is broken.
 #[derive(Debug, thiserror::Error)]
 enum QueueBroken {
@@ -113,288 +110,148 @@ enum QueueBroken {
     Ring(#[from] virtio_queue::Error),
 }
 
-/// Where a queue's rings lie, as guest addresses.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct RingAddresses {
-    pub(super) table: u64,
-    pub(super) avail: u64,
-    pub(super) used: u64,
-}
-
-/// How a queue may not be set up.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum SetupError {
-    #[error("a queue of {0} descriptors: it must be a power of two, at most {SIZE_MAX}")]
-    Size(u32),
-    #[error("the queue's rings at guest addresses {0:#x}, {1:#x}, {2:#x}: not aligned to 16, 2 and 4 bytes")]
-    Alignment(u64, u64, u64),
-    #[error("the queue's rings lie outside the guest's memory")]
-    Nowhere,
-    #[error("the queue's used ring at guest address {0:#x}: outside the guest's memory")]
-    Outside(u64),
-    #[error("next request {0}: a split queue counts to 65535")]
-    Base(u32),
-}
-
 impl RequestQueue {
-    pub(super) fn new() -> std::io::Result<RequestQueue> {
-        let ring = SplitRing::new(SIZE_MAX).map_err(std::io::Error::other)?;
-        let state = QueueState {
-            ring,
-            memory: GuestMemoryMmap::new(),
-            kick: None,
-            call: None,
-            err: None,
-            enabled: false,
-            sized: true,
-            placed: false,
-            broken: false,
-            busy: false,
-            over: false,
-        };
-        Ok(RequestQueue { state: Mutex::new(state), idle: WaitQueue::new(), wake: WakeFd::new()? })
+    /// For the queue whose rings and buffers lie in `memory`.
+    pub(super) fn new(memory: SharedMemory, counters: Arc<VhostCounters>) -> RequestQueue {
+        RequestQueue { memory, counters, run: Mutex::default(), idle: WaitQueue::new() }
     }
 
-    /// The memory that rings and buffers lie in, from now on.
-    pub(super) fn set_memory(&self, memory: GuestMemoryMmap) {
-        let old = std::mem::replace(&mut self.state.lock().memory, memory);
-        // Unmapping takes its time: not under the lock.
-        drop(old);
-    }
-
-    pub(super) fn set_size(&self, size: u32) -> Result<(), SetupError> {
-        let state = &mut *self.state.lock();
-        let narrow = u16::try_from(size).ok();
-        state.sized = narrow.is_some_and(|narrow| state.ring.try_set_size(narrow).is_ok());
-        if state.sized { Ok(()) } else { Err(SetupError::Size(size)) }
-    }
-
-    /// Where the rings lie; none if that is not in the guest's memory. How many entries were used
-    /// so far is read from the used ring, as QEMU's own backends do: SET_VRING_BASE tells only how
-    /// many were taken.
-    ///
-    /// A guest names sizes and addresses as it likes (QEMU passes them on), so wrong ones cost it
-    /// its queue and nothing else: the queue does not run until the frontend sets valid ones.
-    pub(super) fn set_rings(&self, rings: Option<RingAddresses>) -> Result<(), SetupError> {
-        let state = &mut *self.state.lock();
-        state.placed = false;
-        let RingAddresses { table, avail, used } = rings.ok_or(SetupError::Nowhere)?;
-        let ring = &mut state.ring;
-        ring.try_set_desc_table_address(GuestAddress(table))
-            .and_then(|()| ring.try_set_avail_ring_address(GuestAddress(avail)))
-            .and_then(|()| ring.try_set_used_ring_address(GuestAddress(used)))
-            .map_err(|_| SetupError::Alignment(table, avail, used))?;
-        let next = ring.used_idx(&state.memory, Ordering::Relaxed).map_err(|_| SetupError::Outside(used))?;
-        ring.set_next_used(next.0);
-        state.placed = true;
-        Ok(())
-    }
-
-    /// The first request to take.
-    pub(super) fn set_base(&self, base: u32) -> Result<(), SetupError> {
-        let base = u16::try_from(base).map_err(|_| SetupError::Base(base))?;
-        self.state.lock().ring.set_next_avail(base);
-        Ok(())
-    }
-
-    pub(super) fn set_event_idx(&self, negotiated: bool) {
-        self.state.lock().ring.set_event_idx(negotiated);
-    }
-
-    /// Lets requests through, or holds them back where they are.
-    pub(super) fn set_enabled(&self, enabled: bool) {
-        self.state.lock().enabled = enabled;
-        self.wake.ring();
-    }
-
-    /// Starts the queue: `kick` tells of new requests.
-    pub(super) fn start(&self, kick: OwnedFd) {
-        {
-            let state = &mut *self.state.lock();
-            state.kick = Some(Arc::new(kick));
-            state.broken = false;
-            state.ring.set_ready(true);
-        }
-        self.wake.ring();
-    }
-
-    /// Sets the eventfd that signals answers to the guest. It is made non-blocking, so that a full
-    /// one does not block the queue. It is rung at once if the queue runs already: a machine that
-    /// continues after a stop starts its queue before it sets the call descriptor, and nothing else
-    /// would signal the answers in between. (A guest must accept a spurious interrupt;
-    /// `vu_set_vring_call_exec` in libvhost-user does the same.)
-    pub(super) fn set_call(&self, call: Option<OwnedFd>) -> std::io::Result<()> {
-        if let Some(call) = &call {
-            make_nonblocking(call)?;
-        }
-        let state = &mut *self.state.lock();
-        state.call = call;
-        if state.ring.ready() {
-            ring_bell(state.call.as_ref());
-        }
-        Ok(())
-    }
-
-    /// What tells the frontend that the queue is broken.
-    pub(super) fn set_err(&self, err: Option<OwnedFd>) -> std::io::Result<()> {
-        if let Some(err) = &err {
-            make_nonblocking(err)?;
-        }
-        self.state.lock().err = err;
-        Ok(())
-    }
-
-    /// Stops the queue, after the requests under way were answered. Returns the first request not
-    /// taken.
-    pub(super) fn stop(&self, waits: &BackendWaits) -> u16 {
-        self.state.lock().ring.set_ready(false);
+    /// Blocks until the requests under way were answered. The queue takes no further ones: its
+    /// caller has stopped it.
+    pub(super) fn stop(&self, waits: &BackendWaits) {
         waits.until(&self.idle, "requests under way", None, || {
-            if self.state.lock().busy { Poll::Pending } else { Poll::Ready(()) }
+            if self.run.lock().busy { Poll::Pending } else { Poll::Ready(()) }
         });
-        let next = {
-            let state = &mut *self.state.lock();
-            state.kick = None;
-            state.call = None;
-            state.ring.next_avail()
-        };
-        self.wake.ring();
-        next
     }
 
     /// The connection ended: nothing more is taken, and nothing more is written to the guest's
     /// memory.
     pub(super) fn end(&self) {
-        self.state.lock().over = true;
-        self.wake.ring();
+        self.run.lock().over = true;
     }
 
-    /// The thread has ended. No caller waits for it any more.
+    /// Answering failed. No caller waits for the requests under way any more.
     pub(super) fn abandon(&self) {
-        {
-            let state = &mut *self.state.lock();
-            state.over = true;
-            state.busy = false;
-        }
+        *self.run.lock() = QueueRun { busy: false, over: true };
         self.idle.wake_all();
-    }
-
-    /// What to wait for besides [`RequestQueue::wake`]; none once the connection ended.
-    pub(super) fn kick(&self) -> Option<Option<Arc<OwnedFd>>> {
-        let state = self.state.lock();
-        (!state.over).then(|| state.kick.clone())
     }
 
     /// Answers all waiting requests until none is left and the guest will kick for the next one.
     /// `batch` is scratch. A guest that keeps sending requests keeps the thread here, but no lock:
     /// [`RequestQueue::stop`] and [`RequestQueue::end`] come through.
-    pub(super) fn drain(&self, flush: &Flush<'_>, counters: &VhostCounters, batch: &mut Vec<BufferChain>) {
-        while self.round(flush, counters, batch) {}
+    pub(super) fn drain(&self, vring: &PmemVring, flush: &Flush<'_>, batch: &mut Vec<BufferChain>) {
+        self.counters.kicks.add(vring.take_kicks());
+        while self.round(vring, flush, batch) {}
     }
 
     /// Answers what waits now; false if there was nothing, and nothing to look for until the guest
     /// tells.
-    pub(super) fn round(&self, flush: &Flush<'_>, counters: &VhostCounters, batch: &mut Vec<BufferChain>) -> bool {
-        let look = self.look(counters, batch);
-        if look == QueuePoll::Requests {
-            let flushed = flush_once(flush, counters, batch);
-            self.answer(counters, batch, flushed);
+    pub(super) fn round(&self, vring: &PmemVring, flush: &Flush<'_>, batch: &mut Vec<BufferChain>) -> bool {
+        match self.look(vring, batch) {
+            QueuePoll::Requests => {
+                let flushed = flush_once(flush, &self.counters, batch);
+                self.answer(vring, batch, flushed)
+            }
+            QueuePoll::Again => true,
+            QueuePoll::Nothing => false,
         }
-        look != QueuePoll::Nothing
     }
 
     /// Takes what waits into `batch`.
-    fn look(&self, counters: &VhostCounters, batch: &mut Vec<BufferChain>) -> QueuePoll {
-        let state = &mut *self.state.lock();
-        if !state.runs() {
+    fn look(&self, vring: &PmemVring, batch: &mut Vec<BufferChain>) -> QueuePoll {
+        let memory = self.memory.memory();
+        let mut state = vring.get_mut();
+        if vring.is_broken() || !state.is_enabled() || !state.get_queue().ready() || self.run.lock().over {
             return QueuePoll::Nothing;
         }
-        match state.look(batch) {
+        match look(state.get_queue_mut(), &memory, batch) {
             Ok(look) => {
-                state.busy = look == QueuePoll::Requests;
+                // Under the queue's lock: a caller that stopped the queue before sees no requests
+                // taken, one that stops it later sees that it is busy.
+                self.run.lock().busy = look == QueuePoll::Requests;
                 look
             }
             Err(why) => {
-                state.break_down(&why, counters);
+                drop(state);
+                self.break_down(vring, &why);
                 QueuePoll::Nothing
             }
         }
     }
 
-    /// Gives the chains of `batch` back.
-    fn answer(&self, counters: &VhostCounters, batch: &[BufferChain], flushed: bool) {
-        {
-            let state = &mut *self.state.lock();
-            state.busy = false;
-            if !state.over {
-                match state.answer(batch, flushed) {
-                    Ok(true) => {
-                        counters.notifications.add(1);
-                        ring_bell(state.call.as_ref());
-                    }
-                    Ok(false) => {}
-                    Err(why) => state.break_down(&why, counters),
-                }
-            }
+    /// Gives the chains of `batch` back. Returns whether more requests are there already; if not,
+    /// the guest tells of the next.
+    fn answer(&self, vring: &PmemVring, batch: &[BufferChain], flushed: bool) -> bool {
+        let memory = self.memory.memory();
+        let answered = {
+            let mut state = vring.get_mut();
+            let over = self.run.lock().over;
+            if over { Ok(QueueAnswered::default()) } else { answer(state.get_queue_mut(), &memory, batch, flushed) }
+        };
+        let answered = answered.unwrap_or_else(|why| {
+            self.break_down(vring, &why);
+            QueueAnswered::default()
+        });
+        if answered.interrupt {
+            self.counters.notifications.add(1);
+            vring.interrupt();
         }
+        // After the interrupt: a queue that was stopped has no call descriptor any more.
+        self.run.lock().busy = false;
         self.idle.wake_all();
+        answered.again
+    }
+
+    fn break_down(&self, vring: &PmemVring, why: &QueueBroken) {
+        self.counters.problem(format!("the guest's request queue is broken: {why}"));
+        vring.break_down();
     }
 }
 
-impl QueueState {
-    fn runs(&self) -> bool {
-        self.ring.ready() && self.enabled && self.sized && self.placed && !self.broken && !self.over
+fn look(
+    ring: &mut SplitRing,
+    memory: &GuestMemoryMmap,
+    batch: &mut Vec<BufferChain>,
+) -> Result<QueuePoll, QueueBroken> {
+    take(ring, memory, batch)?;
+    if !batch.is_empty() {
+        return Ok(QueuePoll::Requests);
     }
+    // Asks the guest for a notification at the next request, and looks whether one came before the
+    // guest knew of that: for this one there is no notification.
+    Ok(if ring.enable_notification(memory)? { QueuePoll::Again } else { QueuePoll::Nothing })
+}
 
-    fn break_down(&mut self, why: &QueueBroken, counters: &VhostCounters) {
-        self.broken = true;
-        self.busy = false;
-        counters.problem(format!("the guest's request queue is broken: {why}"));
-        ring_bell(self.err.as_ref());
+fn take(ring: &mut SplitRing, memory: &GuestMemoryMmap, batch: &mut Vec<BufferChain>) -> Result<(), QueueBroken> {
+    batch.clear();
+    if !ring.is_valid(memory) {
+        return Err(QueueBroken::Outside);
     }
+    ring.disable_notification(memory)?;
+    // As many as the table has, at most: the iterator refuses an index that runs further ahead.
+    batch.extend(ring.iter(memory)?.map(|chain| parse(chain, memory)));
+    Ok(())
+}
 
-    fn look(&mut self, batch: &mut Vec<BufferChain>) -> Result<QueuePoll, QueueBroken> {
-        self.take(batch)?;
-        if !batch.is_empty() {
-            return Ok(QueuePoll::Requests);
-        }
-        Ok(if self.ask_to_be_told()? { QueuePoll::Again } else { QueuePoll::Nothing })
+/// Gives chains back, and asks the guest to tell of the next request.
+fn answer(
+    ring: &mut SplitRing,
+    memory: &GuestMemoryMmap,
+    batch: &[BufferChain],
+    flushed: bool,
+) -> Result<QueueAnswered, QueueBroken> {
+    for chain in batch {
+        let answer = pmem::answer(chain.request, flushed).to_bytes();
+        let written = chain.response.is_some_and(|response| write(memory, response, answer));
+        ring.add_used(memory, chain.head, if written { RESPONSE_BYTES as u32 } else { 0 })?;
     }
-
-    fn take(&mut self, batch: &mut Vec<BufferChain>) -> Result<(), QueueBroken> {
-        batch.clear();
-        let (ring, memory) = (&mut self.ring, &self.memory);
-        if !ring.is_valid(memory) {
-            return Err(QueueBroken::Outside);
-        }
-        ring.disable_notification(memory)?;
-        // As many as the table has, at most: the iterator refuses an index that runs further ahead.
-        batch.extend(ring.iter(memory)?.map(|chain| parse(chain, memory)));
-        Ok(())
+    let mut interrupt = ring.needs_notification(memory)?;
+    if !ring.event_idx_enabled() {
+        let flags = memory.load::<u16>(GuestAddress(ring.avail_ring()), Ordering::Relaxed);
+        let flags = u16::from_le(flags.map_err(virtio_queue::Error::GuestMemory)?);
+        interrupt = u32::from(flags) & VRING_AVAIL_F_NO_INTERRUPT == 0;
     }
-
-    /// Asks the guest for a notification at the next request. Returns true if a request came before
-    /// the guest knew of that; for this one there is no notification.
-    fn ask_to_be_told(&mut self) -> Result<bool, QueueBroken> {
-        Ok(self.ring.enable_notification(&self.memory)?)
-    }
-
-    /// Returns whether the guest wants an interrupt.
-    fn answer(&mut self, batch: &[BufferChain], flushed: bool) -> Result<bool, QueueBroken> {
-        let (ring, memory) = (&mut self.ring, &self.memory);
-        for chain in batch {
-            let answer = pmem::answer(chain.request, flushed).to_bytes();
-            let written = chain.response.is_some_and(|response| write(memory, response, answer));
-            ring.add_used(memory, chain.head, if written { RESPONSE_BYTES as u32 } else { 0 })?;
-        }
-        let wanted = ring.needs_notification(memory)?;
-        if ring.event_idx_enabled() {
-            return Ok(wanted);
-        }
-        let flags: u16 = memory
-            .load(GuestAddress(ring.avail_ring()), Ordering::Relaxed)
-            .map_err(virtio_queue::Error::GuestMemory)?;
-        Ok(u32::from(u16::from_le(flags)) & VRING_AVAIL_F_NO_INTERRUPT == 0)
-    }
+    Ok(QueueAnswered { interrupt, again: ring.enable_notification(memory)? })
 }
 
 /// Flushes once if any of `batch` asks for it; whether everything is durable.
@@ -414,8 +271,8 @@ fn flush_once(flush: &Flush<'_>, counters: &VhostCounters, batch: &[BufferChain]
         Ok(()) => true,
         Err(why) => {
             counters.failed.add(flushes);
-            // The reason why nothing is mapped was reported earlier.
-            if !matches!(why, FlushError::Unmapped) {
+            // The reasons why nothing is mapped, or late, were reported earlier.
+            if !matches!(why, FlushError::Unmapped | FlushError::Late) {
                 counters.problem(format!("a flush failed: {why}"));
             }
             false
@@ -471,26 +328,21 @@ fn write(memory: &GuestMemoryMmap, response: [GuestAddress; RESPONSE_BYTES], ans
     response.into_iter().zip(answer).all(|(addr, byte)| memory.write_obj(byte, addr).is_ok())
 }
 
-fn make_nonblocking(fd: &OwnedFd) -> std::io::Result<()> {
-    let flags = rustix::fs::fcntl_getfl(fd)?;
-    Ok(rustix::fs::fcntl_setfl(fd, flags | OFlags::NONBLOCK)?)
-}
-
-/// Rings an eventfd of the frontend. One that is full was rung already; one that is broken is the
-/// frontend's loss.
-fn ring_bell(bell: Option<&OwnedFd>) {
-    if let Some(bell) = bell {
-        let _rung = rustix::io::write(bell.as_fd(), &1_u64.to_ne_bytes());
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::runtime::sync::thread;
+    use crate::runtime::world::World;
+
+    struct Waiting {
+        queue: RequestQueue,
+        vring: PmemVring,
+        memory: GuestMemoryMmap,
+        waits: BackendWaits,
+    }
 
     /// A queue of 4 with one FLUSH in it: table at 0, available ring at 0x100, used ring at 0x200.
-    fn waiting() -> (RequestQueue, GuestMemoryMmap) {
+    fn waiting() -> Waiting {
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x1000)]).unwrap();
         for (at, addr, flags, next) in [(0_u64, 0x400_u64, 1_u16, 1_u16), (16, 0x410, 2, 0)] {
             memory.write_obj(addr, GuestAddress(at)).unwrap();
@@ -499,20 +351,22 @@ mod tests {
             memory.write_obj(next, GuestAddress(at + 14)).unwrap();
         }
         memory.write_obj(1_u16, GuestAddress(0x102)).unwrap();
-        let queue = RequestQueue::new().unwrap();
-        queue.set_memory(memory.clone());
-        queue.set_size(4).unwrap();
-        queue.set_rings(Some(RingAddresses { table: 0, avail: 0x100, used: 0x200 })).unwrap();
-        queue.set_enabled(true);
-        queue.start(rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC).unwrap());
-        (queue, memory)
+        let shared = SharedMemory::new(memory.clone());
+        let vring = PmemVring::new(shared.clone(), SIZE_MAX).unwrap();
+        vring.set_queue_size(4);
+        vring.set_queue_info(0, 0x100, 0x200).unwrap();
+        vring.set_enabled(true);
+        vring.set_queue_ready(true);
+        let waits = BackendWaits::new(Arc::new(World::real(0)));
+        Waiting { queue: RequestQueue::new(shared, Arc::default()), vring, memory, waits }
     }
 
     #[test]
     fn a_stop_waits_until_what_was_taken_is_answered() {
-        let (queue, memory) = waiting();
-        let (counters, waits, mut batch) = (VhostCounters::default(), BackendWaits::new(), Vec::new());
-        assert_eq!(queue.look(&counters, &mut batch), QueuePoll::Requests);
+        let Waiting { queue, vring, memory, waits } = waiting();
+        let mut batch = Vec::new();
+        assert_eq!(queue.look(&vring, &mut batch), QueuePoll::Requests);
+        vring.set_queue_ready(false);
         thread::scope(|scope| {
             let stop = scope.spawn(|| queue.stop(&waits));
             while !queue.idle.has_sleepers() {
@@ -520,41 +374,44 @@ mod tests {
                 thread::yield_now();
             }
             assert_eq!(memory.read_obj::<u16>(GuestAddress(0x202)).unwrap(), 0);
-            queue.answer(&counters, &batch, true);
-            assert_eq!(stop.join().unwrap(), 1);
+            queue.answer(&vring, &batch, true);
+            stop.join().unwrap();
         });
+        assert_eq!(vring.queue_next_avail(), 1);
         assert_eq!(memory.read_obj::<u16>(GuestAddress(0x202)).unwrap(), 1);
-        assert_eq!(queue.look(&counters, &mut batch), QueuePoll::Nothing, "it does not run");
+        memory.write_obj(2_u16, GuestAddress(0x102)).unwrap();
+        assert_eq!(queue.look(&vring, &mut batch), QueuePoll::Nothing, "it does not run");
     }
 
     #[test]
     fn a_request_that_comes_while_the_guest_is_asked_to_tell_is_seen() {
         for event_idx in [false, true] {
-            let (queue, memory) = waiting();
-            queue.set_event_idx(event_idx);
-            let (counters, mut batch) = (VhostCounters::default(), Vec::new());
-            assert_eq!(queue.look(&counters, &mut batch), QueuePoll::Requests);
-            queue.answer(&counters, &batch, true);
-            let state = &mut *queue.state.lock();
-            state.take(&mut batch).unwrap();
+            let Waiting { queue, vring, memory, .. } = waiting();
+            vring.set_queue_event_idx(event_idx);
+            let mut batch = Vec::new();
+            assert_eq!(queue.look(&vring, &mut batch), QueuePoll::Requests);
+            queue.answer(&vring, &batch, true);
+            let mut state = vring.get_mut();
+            let ring = state.get_queue_mut();
+            take(ring, &memory, &mut batch).unwrap();
             assert!(batch.is_empty());
             // No notification was requested, and none is sent.
             memory.write_obj(2_u16, GuestAddress(0x102)).unwrap();
-            assert!(state.ask_to_be_told().unwrap());
-            assert_eq!(state.look(&mut batch).unwrap(), QueuePoll::Requests);
-            state.ring.set_next_avail(2);
-            assert_eq!(state.look(&mut batch).unwrap(), QueuePoll::Nothing);
+            assert!(ring.enable_notification(&memory).unwrap());
+            assert_eq!(look(ring, &memory, &mut batch).unwrap(), QueuePoll::Requests);
+            ring.set_next_avail(2);
+            assert_eq!(look(ring, &memory, &mut batch).unwrap(), QueuePoll::Nothing);
         }
     }
 
     #[test]
     fn an_abandoned_queue_keeps_nobody() {
-        let (queue, memory) = waiting();
-        let (counters, waits, mut batch) = (VhostCounters::default(), BackendWaits::new(), Vec::new());
-        assert_eq!(queue.look(&counters, &mut batch), QueuePoll::Requests);
+        let Waiting { queue, vring, memory, waits } = waiting();
+        let mut batch = Vec::new();
+        assert_eq!(queue.look(&vring, &mut batch), QueuePoll::Requests);
         queue.abandon();
-        assert_eq!(queue.stop(&waits), 1);
-        queue.answer(&counters, &batch, true);
+        queue.stop(&waits);
+        queue.answer(&vring, &batch, true);
         assert_eq!(memory.read_obj::<u16>(GuestAddress(0x202)).unwrap(), 0, "the guest is not written to any more");
     }
 }

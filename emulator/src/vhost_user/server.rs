@@ -1,49 +1,73 @@
-//! A guest's socket: accepts frontends, serves one at a time, and ends connections.
+//! A guest's socket: accepts frontends, serves one at a time, and refuses the others.
 //!
-//! It owns the listening socket and all threads of a guest. Invariants: one connection is served at
-//! a time, and the next is accepted only after [`Medium::gone`] was called for the one before.
-//! `gone` is called exactly once per connection, after every flush and attach has returned. Before
-//! the server closes a connection, it asks the frontend to unmap everything, because a frontend
-//! keeps its mappings when its connection ends. A panic ends the connection and nothing else.
-//! Counterparts: `vu_dispatch` of libvhost-user, QEMU's chardev sockets.
-//!
-//! Threads: one accepts, then handles the connection's messages; one serves the request queue; one
-//! maps pieces. The last two live as long as the connection.
+//! It owns the listening socket, the thread that accepts, and the thread of the connection there
+//! is. Invariants: one connection is served at a time, and the next begins only after
+//! [`Medium::gone`] was called for the one before; `gone` is called exactly once per connection
+//! that the medium admitted, after every flush and attach has returned; a frontend that connects
+//! while another is attached is hung up on at once; a lack of descriptors or memory is waited out.
+//! Counterpart: QEMU's chardev sockets, which also serve one at a time.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
-use rustix::event::epoll;
-use vhost::vhost_user::{BackendReqHandler, Error};
-
-use super::backend::{PmemBackend, is_declined};
-use super::channel::peek_channel;
-use super::mapping::{PATIENCE, PieceMapping, Unmapped};
-use super::memory::FileId;
-use super::queue::RequestQueue;
-use super::stats::{VhostCounters, VhostStats};
-use super::wake::{BackendWaits, WakeFd, wait_readable};
-use super::{FlushError, Medium, Peer};
-use crate::device::{FOLIO, MAX_BYTES};
-use crate::runtime::sync::atomic::{AtomicBool, Ordering};
+use super::connection::{ConnectionContext, FrontendConnection, MessageLimits, serve};
+use super::mapping::Unmapped;
+#[allow(unused_imports, reason = "the documentation names it")]
+use super::relay::VIOLATIONS_MAX;
+use super::relay::ViolationReport;
+use super::stats::VhostStats;
+use super::trace::{MessageTrace, MessageTracer};
+use super::wake::{BackendWaits, WakeFd, is_hung_up, wait_readable};
+use super::{Medium, Peer};
+use crate::runtime::shortage::{AcceptShortage, is_shortage};
+use crate::runtime::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::runtime::sync::thread::{self, JoinHandle};
 use crate::runtime::sync::{Arc, Mutex};
+use crate::runtime::world::World;
+
+/// How a server serves.
+#[derive(Clone)]
+pub struct VhostOptions {
+    /// How long a frontend may be silent.
+    pub limits: MessageLimits,
+    /// Where each message is written to as a line.
+    pub trace: Option<Arc<dyn MessageTrace>>,
+    /// What a frontend does against the specification is given to this, also where it does no harm;
+    /// at most [`VIOLATIONS_MAX`] of one connection.
+    pub violations: Option<ViolationReport>,
+    /// The clock.
+    pub world: Arc<World>,
+}
+
+impl Default for VhostOptions {
+    fn default() -> VhostOptions {
+        let (limits, world) = (MessageLimits::default(), Arc::new(World::real(0)));
+        VhostOptions { limits, trace: None, violations: None, world }
+    }
+}
 
 /// A guest's device at its socket. See the module; dropping it hangs up and waits for the threads.
-#[derive(Debug)]
 pub struct VhostServer {
     shared: Arc<ServerShared>,
     thread: Option<JoinHandle<()>>,
 }
 
-#[derive(Debug)]
+impl std::fmt::Debug for VhostServer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("VhostServer").field("connected", &self.is_connected()).finish_non_exhaustive()
+    }
+}
+
 struct ServerShared {
-    counters: Arc<VhostCounters>,
-    waits: Arc<BackendWaits>,
+    context: ConnectionContext,
+    trace: Option<Arc<dyn MessageTrace>>,
+    world: Arc<World>,
     /// What is served at the moment.
-    connection: Mutex<Option<FrontendConnection>>,
+    connection: Mutex<Option<Arc<FrontendConnection>>>,
+    /// How many frontends connected so far.
+    connected: AtomicU64,
     /// No further connection is accepted.
     closing: AtomicBool,
     /// The present connection must end too.
@@ -51,38 +75,54 @@ struct ServerShared {
     wake: WakeFd,
 }
 
-#[derive(Clone, Debug)]
-struct FrontendConnection {
-    socket: Arc<UnixStream>,
-    queue: Arc<RequestQueue>,
-    mapping: Arc<PieceMapping>,
-    waits: Arc<BackendWaits>,
-    /// Why a thread of the connection ended it. The frontend's hang-up that follows is no cause.
-    failure: Arc<Mutex<Option<String>>>,
+/// The frontend that is served, and its thread.
+struct AttachedFrontend {
+    peer: Peer,
+    socket: UnixStream,
+    thread: JoinHandle<()>,
 }
 
 impl VhostServer {
+    /// As [`VhostServer::start_with`], with the default options.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn start(
+        listener: UnixListener,
+        medium: Arc<dyn Medium>,
+        before_close: impl FnOnce() + Send + 'static,
+    ) -> io::Result<VhostServer> {
+        VhostServer::start_with(listener, medium, VhostOptions::default(), before_close)
+    }
+
     /// Serves `medium` to one frontend of `listener` at a time.
     ///
     /// When it accepts no further frontend, it calls `before_close` and then closes the listener:
     /// the socket's file is removed there, because the path may belong to another listener later.
     ///
     /// # Errors
-    /// The operating system's, if it has no descriptors left.
-    pub fn start(
+    /// The operating system's, if it has no descriptors or no threads left.
+    pub fn start_with(
         listener: UnixListener,
         medium: Arc<dyn Medium>,
+        options: VhostOptions,
         before_close: impl FnOnce() + Send + 'static,
     ) -> io::Result<VhostServer> {
         // A frontend that the thread saw connecting may be gone when the thread accepts.
         listener.set_nonblocking(true)?;
-        let shared = Arc::new(ServerShared::new()?);
+        let shared = Arc::new(ServerShared::new(medium, options)?);
         let served = Arc::clone(&shared);
-        let thread = thread::spawn(move || {
-            served.accept(&listener, &medium);
-            before_close();
+        let thread = thread::try_spawn(move || {
+            let attached = served.accept(&listener);
+            let closed = catch_unwind(AssertUnwindSafe(before_close));
             drop(listener);
-        });
+            if let Some(attached) = attached {
+                let _ended = attached.thread.join();
+            }
+            if let Err(panic) = closed {
+                resume_unwind(panic);
+            }
+        })?;
         Ok(VhostServer { shared, thread: Some(thread) })
     }
 
@@ -91,16 +131,13 @@ impl VhostServer {
     /// threads. Only a driver that takes the device later, and a medium that gives
     /// it pieces, can map something again.
     pub fn unmap(&self) -> Unmapped {
-        let mapping = self.shared.connection.lock().as_ref().map(|connection| Arc::clone(&connection.mapping));
-        match mapping {
-            Some(mapping) => mapping.unmap(&self.shared.waits, PATIENCE, &self.shared.counters),
-            None => Unmapped { pieces: 0, acknowledged: true },
-        }
+        let connection = self.shared.connection.lock().clone();
+        connection.map_or(Unmapped { pieces: 0, acknowledged: true }, |connection| connection.unmap())
     }
 
     /// What was done so far.
     pub fn stats(&self) -> VhostStats {
-        self.shared.counters.snapshot()
+        self.shared.context.counters.snapshot(self.shared.world.now())
     }
 
     /// Whether a frontend is being served.
@@ -108,8 +145,8 @@ impl VhostServer {
         self.shared.connection.lock().is_some()
     }
 
-    /// Accepts no further frontend, waits until the connection there is (if any) has ended, and
-    /// removes the socket's file.
+    /// Accepts no further frontend, removes the socket's file, and waits until the connection there
+    /// is (if any) has ended.
     pub fn join(mut self) {
         self.finish();
     }
@@ -134,273 +171,155 @@ impl Drop for VhostServer {
         self.shared.aborting.store(true, Ordering::SeqCst);
         let connection = self.shared.connection.lock().clone();
         if let Some(connection) = connection {
-            connection.mapping.unmap_for_good(&self.shared.waits, &self.shared.counters);
-            connection.hang_up();
+            connection.send_away();
         }
         self.finish();
     }
 }
 
 impl ServerShared {
-    fn new() -> io::Result<ServerShared> {
+    fn new(medium: Arc<dyn Medium>, options: VhostOptions) -> io::Result<ServerShared> {
+        let VhostOptions { limits, trace, violations, world } = options;
+        let waits = Arc::new(BackendWaits::new(Arc::clone(&world)));
         Ok(ServerShared {
-            counters: Arc::default(),
-            waits: Arc::new(BackendWaits::new()),
+            context: ConnectionContext { medium, counters: Arc::default(), waits, limits, violations },
+            trace,
+            world,
             connection: Mutex::new(None),
+            connected: AtomicU64::new(0),
             closing: AtomicBool::new(false),
             aborting: AtomicBool::new(false),
             wake: WakeFd::new()?,
         })
     }
 
-    fn accept(&self, listener: &UnixListener, medium: &Arc<dyn Medium>) {
+    fn problem(&self, what: impl Into<String>) {
+        self.context.counters.problem(what);
+    }
+
+    /// Accepts frontends until it is told to end, or can't. Returns the one that is still served.
+    fn accept(self: &Arc<Self>, listener: &UnixListener) -> Option<AttachedFrontend> {
+        let mut attached = None;
+        let mut shortage = AcceptShortage::new();
         while !self.closing.load(Ordering::SeqCst) {
-            match wait_readable([listener.as_fd(), self.wake.as_fd()]) {
-                Ok([_, true]) => self.wake.clear(),
-                Ok([true, false]) => match listener.accept() {
-                    Ok((socket, _)) => self.admit(socket, medium),
-                    Err(error) if is_passing(&error) => {}
-                    Err(error) => {
-                        self.counters.problem(format!("no further frontend is accepted: {error}"));
-                        return;
+            let accepted = match wait_readable([listener.as_fd(), self.wake.as_fd()], None) {
+                Ok([_, true]) => {
+                    self.wake.clear();
+                    continue;
+                }
+                Ok([true, false]) => listener.accept(),
+                Ok([false, false]) => continue,
+                Err(error) => Err(error),
+            };
+            match accepted {
+                Ok((socket, _)) => {
+                    if shortage.is_over() {
+                        self.problem("frontends are accepted again");
                     }
-                },
-                Ok([false, false]) => {}
+                    attached = self.take(socket, attached);
+                }
+                Err(error) if is_passing(&error) => {}
+                Err(error) if is_shortage(&error) => {
+                    let (pause, is_news) = shortage.met(false);
+                    if is_news {
+                        self.problem(format!("accept: {error}; frontends wait until there is more; raise the limits (`ulimit -n`) or end other programs"));
+                    }
+                    let _over_or_told_to_end = wait_readable([self.wake.as_fd()], Some(pause));
+                }
                 Err(error) => {
-                    self.counters.problem(format!("no further frontend is accepted: {error}"));
-                    return;
+                    self.problem(format!("no further frontend is accepted: {error}"));
+                    break;
                 }
             }
         }
+        attached
+    }
+
+    /// Serves the frontend at `socket`, or refuses it. Returns the one that is served then.
+    fn take(self: &Arc<Self>, socket: UnixStream, attached: Option<AttachedFrontend>) -> Option<AttachedFrontend> {
+        let peer = match Peer::of(&socket) {
+            Ok(peer) => peer,
+            Err(error) => {
+                self.refuse(format!("who connected is not told: {error}"));
+                return attached;
+            }
+        };
+        if let Some(there) = attached {
+            // One that hung up, or was hung up on, is waited for: its flush may still run.
+            if !there.thread.is_finished() && !is_hung_up(there.socket.as_fd()) {
+                self.refuse(format!(
+                    "{} connected while {} is attached: one guest at a time",
+                    name(peer),
+                    name(there.peer)
+                ));
+                return Some(there);
+            }
+            let _ended = there.thread.join();
+        }
+        let shared = Arc::clone(self);
+        let thread = socket.try_clone().and_then(|clone| {
+            let thread = thread::try_spawn(move || shared.serve(&clone, peer))?;
+            Ok(AttachedFrontend { peer, socket, thread })
+        });
+        thread.map_err(|error| self.refuse(format!("setting up: {error}"))).ok()
+    }
+
+    fn refuse(&self, why: impl std::fmt::Display) {
+        self.context.counters.refused.add(1);
+        self.problem(format!("connection refused: {why}"));
+    }
+
+    /// The life of a connection's thread.
+    fn serve(&self, socket: &UnixStream, peer: Peer) {
+        if catch_unwind(AssertUnwindSafe(|| self.admit(socket, peer))).is_err() {
+            *self.connection.lock() = None;
+            self.problem("connection ended: the medium panicked");
+        }
+        // The thread that accepts has the socket too.
+        let _hung_up_already = socket.shutdown(std::net::Shutdown::Both);
     }
 
     /// Asks the medium, and serves `socket` if it says yes.
-    fn admit(&self, socket: UnixStream, medium: &Arc<dyn Medium>) {
-        let admitted = Peer::of(&socket).map_err(|error| format!("who connected is not told: {error}"));
-        let bytes = match admitted.and_then(|peer| medium.connect(peer)) {
+    fn admit(&self, socket: &UnixStream, peer: Peer) {
+        let number = self.connected.fetch_add(1, Ordering::SeqCst) + 1;
+        let tracer = MessageTracer::new(self.trace.clone(), Arc::clone(&self.world), number);
+        tracer.note(format_args!("{} connected", name(peer)));
+        let bytes = match self.context.medium.connect(peer) {
             Ok(bytes) => bytes,
             Err(why) => {
-                self.counters.refused.add(1);
-                self.counters.problem(format!("connection refused: {why}"));
+                tracer.note(format_args!("refused: {why}"));
+                self.refuse(why);
                 return;
             }
         };
-        self.counters.connections.add(1);
-        if let Err(why) = self.serve(socket, bytes, medium) {
-            self.counters.broken.add(1);
-            self.counters.problem(format!("connection ended: {why}"));
-        }
-        medium.gone();
-    }
-
-    /// Serves a connection to its end. When it returns, every thread that called the medium is
-    /// gone.
-    fn serve(&self, socket: UnixStream, bytes: u64, medium: &Arc<dyn Medium>) -> Result<(), String> {
-        if bytes == 0 || !bytes.is_multiple_of(FOLIO) || bytes > MAX_BYTES {
-            return Err(format!("a guest's device of {bytes} bytes: it must be a multiple of 2 MiB, at most 1 TiB"));
-        }
-        let os = |error: io::Error| format!("setting up: {error}");
-        socket.set_nonblocking(false).map_err(os)?;
-        let connection = FrontendConnection {
-            socket: Arc::new(socket.try_clone().map_err(os)?),
-            queue: Arc::new(RequestQueue::new().map_err(os)?),
-            mapping: Arc::new(PieceMapping::new(bytes).map_err(os)?),
-            waits: Arc::clone(&self.waits),
-            failure: Arc::default(),
-        };
-        let own = FileId::of(medium.fd()).map_err(os)?;
-        let backend = Arc::new(PmemBackend::new(
-            bytes,
-            medium.pieces_max() > super::PIECES_IN_TABLE,
-            own,
-            Arc::clone(&connection.queue),
-            Arc::clone(&connection.mapping),
-            Arc::clone(&self.counters),
-            Arc::clone(&self.waits),
-        ));
-        let ended = catch_unwind(AssertUnwindSafe(|| {
-            let mut served =
-                ServedMedium { shared: self, connection: &connection, workers: Vec::new(), hung_up: false };
-            served.workers.push(self.spawn(&connection, medium, serve_queue));
-            served.workers.push(self.spawn(&connection, medium, serve_mapping));
-            *self.connection.lock() = Some(connection.clone());
+        self.context.counters.connections.add(1);
+        let ended = FrontendConnection::new(socket, bytes, &self.context).and_then(|connection| {
+            let connection = Arc::new(connection);
+            *self.connection.lock() = Some(Arc::clone(&connection));
             if self.aborting.load(Ordering::SeqCst) {
                 connection.hang_up();
             }
-            let ended = handle_messages(socket, &backend, &mut served);
-            served.hung_up = true;
-            ended
-        }));
-        let failure = connection.failure.lock().take();
+            serve(&connection, bytes, &self.context, &tracer)
+        });
+        *self.connection.lock() = None;
+        self.context.counters.starting(None);
         match ended {
-            Ok(handled) => failure.map_or_else(|| handled.map_err(|why| why.to_string()), Err),
-            Err(_) => Err("a message made its handler panic".to_owned()),
+            Ok(()) => tracer.note("hung up"),
+            Err(why) => {
+                tracer.note(format_args!("ended: {why}"));
+                self.context.counters.broken.add(1);
+                self.problem(format!("connection ended: {why}"));
+            }
         }
-    }
-
-    fn spawn(&self, connection: &FrontendConnection, medium: &Arc<dyn Medium>, life: ConnectionLoop) -> JoinHandle<()> {
-        let (connection, medium) = (connection.clone(), Arc::clone(medium));
-        let (counters, waits) = (Arc::clone(&self.counters), Arc::clone(&self.waits));
-        thread::spawn(move || {
-            let ended = catch_unwind(AssertUnwindSafe(|| life(&connection, &*medium, &counters)));
-            let why = match ended {
-                Ok(Ok(())) => return,
-                Ok(Err(error)) => error.to_string(),
-                Err(_) => "it panicked".to_owned(),
-            };
-            let why = format!("a thread of the connection ended: {why}");
-            counters.problem(format!("connection ended: {why}"));
-            connection.failure.lock().get_or_insert(why);
-            connection.queue.abandon();
-            connection.mapping.unmap_for_good(&waits, &counters);
-            connection.mapping.end();
-            connection.hang_up();
-        })
+        self.context.medium.gone();
     }
 }
 
-/// Serves one connection on this thread, to its end.
-pub(super) fn serve_one(socket: UnixStream, medium: &Arc<dyn Medium>) -> io::Result<VhostStats> {
-    let shared = ServerShared::new()?;
-    shared.admit(socket, medium);
-    Ok(shared.counters.snapshot())
-}
-
-/// A connection and its threads. Its drop ends the connection and joins the threads.
-struct ServedMedium<'a> {
-    shared: &'a ServerShared,
-    connection: &'a FrontendConnection,
-    workers: Vec<JoinHandle<()>>,
-    /// The frontend is gone, or has been sent away. If not, a message made its handler panic.
-    hung_up: bool,
-}
-
-impl ServedMedium<'_> {
-    /// Has everything unmapped, and hangs up. By a thread of its own.
-    fn send_away(&mut self) {
-        let (connection, shared) = (self.connection.clone(), self.shared);
-        let (counters, waits) = (Arc::clone(&shared.counters), Arc::clone(&shared.waits));
-        self.workers.push(thread::spawn(move || {
-            connection.queue.end();
-            connection.mapping.unmap_for_good(&waits, &counters);
-            connection.hang_up();
-        }));
-    }
-}
-
-impl Drop for ServedMedium<'_> {
-    fn drop(&mut self) {
-        if !self.hung_up {
-            self.connection.queue.end();
-            self.connection.mapping.unmap_for_good(&self.shared.waits, &self.shared.counters);
-        }
-        self.connection.end();
-        for worker in self.workers.drain(..) {
-            let _ended = worker.join();
-        }
-        *self.shared.connection.lock() = None;
-    }
-}
-
-/// What a thread does until its connection ends.
-type ConnectionLoop = fn(&FrontendConnection, &dyn Medium, &VhostCounters) -> io::Result<()>;
-
-impl FrontendConnection {
-    /// A flush for a guest that has its device.
-    fn flush(&self, medium: &dyn Medium) -> Result<(), FlushError> {
-        if self.mapping.is_whole(&self.waits) { medium.flush() } else { Err(FlushError::Unmapped) }
-    }
-
-    fn hang_up(&self) {
-        let _hung_up_already = self.socket.shutdown(std::net::Shutdown::Both);
-    }
-
-    /// Tells the threads of the connection to end.
-    fn end(&self) {
-        self.queue.end();
-        self.mapping.end();
-        self.hang_up();
-    }
+fn name(peer: Peer) -> String {
+    peer.pid.map_or_else(|| "a process that is not known".to_owned(), |pid| format!("process {pid}"))
 }
 
 /// Whether the next connection may be accepted all the same.
 fn is_passing(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted)
-}
-
-/// Handles messages until the frontend hangs up between two of them. After one that is wrong it is
-/// sent away.
-fn handle_messages(socket: UnixStream, backend: &Arc<PmemBackend>, served: &mut ServedMedium<'_>) -> Result<(), Error> {
-    let mut handler =
-        BackendReqHandler::from_stream(socket.try_clone().map_err(Error::SocketError)?, Arc::clone(backend));
-    let mut wrong = None;
-    loop {
-        let channel = peek_channel(socket.as_fd()).map_err(Error::SocketError)?;
-        if let Some(channel) = channel.filter(|_| backend.can_map()) {
-            served.connection.mapping.set_channel(channel);
-        }
-        match handler.handle_request() {
-            Ok(()) => {}
-            Err(Error::Disconnected) => return wrong.map_or(Ok(()), Err),
-            Err(why) if is_declined(&why) => {}
-            // The server keeps answering while it asks the frontend to unmap: a frontend that waits
-            // for an answer does not send one.
-            Err(why) if wrong.is_none() => {
-                wrong = Some(why);
-                served.send_away();
-            }
-            Err(_) => {}
-        }
-    }
-}
-
-/// The queue's thread.
-fn serve_queue(connection: &FrontendConnection, medium: &dyn Medium, counters: &VhostCounters) -> io::Result<()> {
-    const WAKE: u64 = 0;
-    const KICK: u64 = 1;
-    let queue = &*connection.queue;
-    let poll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-    epoll::add(&poll, &queue.wake, epoll::EventData::new_u64(WAKE), epoll::EventFlags::IN)?;
-    let mut kick: Option<Arc<OwnedFd>> = None;
-    let mut batch = Vec::new();
-    let mut events = Vec::with_capacity(2);
-    loop {
-        events.clear();
-        match epoll::wait(&poll, rustix::buffer::spare_capacity(&mut events), None) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
-        }
-        for event in &events {
-            if event.data.u64() == KICK {
-                counters.kicks.add(1);
-                continue;
-            }
-            queue.wake.clear();
-            let Some(wanted) = queue.kick() else { return Ok(()) };
-            if wanted.as_ref().map(Arc::as_ptr) == kick.as_ref().map(Arc::as_ptr) {
-                continue;
-            }
-            if let Some(old) = kick.take() {
-                epoll::delete(&poll, &*old)?;
-            }
-            if let Some(new) = wanted {
-                // Edge-triggered, and never read: every write to an eventfd is an edge, and a read
-                // could block on a descriptor that the frontend shares.
-                epoll::add(
-                    &poll,
-                    &*new,
-                    epoll::EventData::new_u64(KICK),
-                    epoll::EventFlags::IN | epoll::EventFlags::ET,
-                )?;
-                kick = Some(new);
-            }
-        }
-        queue.drain(&|| connection.flush(medium), counters, &mut batch);
-    }
-}
-
-/// The mapping thread.
-fn serve_mapping(connection: &FrontendConnection, medium: &dyn Medium, counters: &VhostCounters) -> io::Result<()> {
-    connection.mapping.run(medium, counters);
-    Ok(())
 }

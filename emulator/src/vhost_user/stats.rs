@@ -1,9 +1,10 @@
 //! What a guest's device has done, counted.
 //!
-//! It owns the counters and the text of the last problem. Invariant: they only grow, over all
-//! connections of one server; no decision is taken from them, so each is relaxed and they may
-//! disagree with one another while the device runs.
+//! It owns the counters, the text of the last problem, and what the last memory table looked like.
+//! Invariant: counters only grow, over all connections of one server; no decision is taken from any
+//! of them here, so each is relaxed and they may disagree with one another while the device runs.
 
+use crate::runtime::clock::Nanos;
 use crate::runtime::sync::Mutex;
 use crate::runtime::sync::atomic::{AtomicU64, Ordering};
 
@@ -17,6 +18,10 @@ impl StatCount {
         self.0.fetch_add(more, Ordering::Relaxed);
     }
 
+    pub(super) fn set(&self, value: u64) {
+        self.0.store(value, Ordering::Relaxed);
+    }
+
     fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
@@ -28,6 +33,10 @@ macro_rules! stats {
         #[derive(Clone, Debug, Default, PartialEq, Eq)]
         pub struct VhostStats {
             $($(#[$doc])* pub $name: u64,)*
+            /// For how many milliseconds the frontend has been starting the device without telling
+            /// of its memory; 0 if it is not. QEMU that can't start the device (too many regions
+            /// of memory, say) leaves it there, and the guest's fsync hangs until a reset.
+            pub starting_ms: u64,
             /// The last thing that went wrong, for people.
             pub problem: Option<String>,
         }
@@ -35,12 +44,17 @@ macro_rules! stats {
         #[derive(Debug, Default)]
         pub(super) struct VhostCounters {
             $(pub(super) $name: StatCount,)*
+            /// When the frontend began to start the device, plus 1; 0 if it is not starting it.
+            starting: StatCount,
             problem: Mutex<Option<String>>,
         }
 
         impl VhostCounters {
-            pub(super) fn snapshot(&self) -> VhostStats {
-                VhostStats { $($name: self.$name.get(),)* problem: self.problem.lock().clone() }
+            pub(super) fn snapshot(&self, now: Nanos) -> VhostStats {
+                let since = self.starting.get().checked_sub(1);
+                // At least 1, so that it can be told from 0.
+                let starting_ms = since.map_or(0, |since| (now.since(Nanos(since)) / 1_000_000).max(1));
+                VhostStats { $($name: self.$name.get(),)* starting_ms, problem: self.problem.lock().clone() }
             }
         }
     };
@@ -78,9 +92,25 @@ stats! {
     /// How often a driver took the device after the first time of a connection: resets, reboots,
     /// rebinds.
     resets,
+    /// Messages that were answered with a failure, and changed nothing.
+    declined,
+    /// What frontends sent against the specification.
+    violations,
+    /// Regions of the guest's own memory in the last memory table; not a counter, as the next two.
+    ram_regions,
+    /// Pieces of this device, and of others of the same server, in the last memory table.
+    own_regions,
+    /// Regions of other files in the last memory table: devices of other servers, or memory of
+    /// another NUMA node.
+    other_regions,
 }
 
 impl VhostCounters {
+    /// The frontend begins to start the device now; or it told of its memory, or is gone.
+    pub(super) fn starting(&self, since: Option<Nanos>) {
+        self.starting.set(since.map_or(0, |since| since.0.saturating_add(1)));
+    }
+
     pub(super) fn problem(&self, what: impl Into<String>) {
         *self.problem.lock() = Some(what.into());
     }

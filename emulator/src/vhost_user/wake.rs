@@ -8,8 +8,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::task::Poll;
 use std::time::Duration;
 
-use rustix::event::{EventfdFlags, PollFd, PollFlags};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
 
+use crate::runtime::clock::Nanos;
+use crate::runtime::sync::Arc;
 use crate::runtime::sync::atomic::{AtomicU64, Ordering};
 use crate::runtime::wait::{WaitFor, WaitQueue, Waiter, WaiterId};
 use crate::runtime::world::World;
@@ -41,15 +43,37 @@ impl AsFd for WakeFd {
     }
 }
 
-/// Blocks until one of `fds` can be read, or has its other end closed. Returns which ones, in their
-/// order.
-pub(super) fn wait_readable<const N: usize>(fds: [BorrowedFd<'_>; N]) -> io::Result<[bool; N]> {
+/// Blocks until one of `fds` can be read, or has its other end closed, or for `limit` of real time.
+/// Returns which ones, in their order; none of them if the time is over.
+pub(super) fn wait_readable<const N: usize>(
+    fds: [BorrowedFd<'_>; N],
+    limit: Option<Duration>,
+) -> io::Result<[bool; N]> {
     let mut polled = fds.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
+    wait_polled(&mut polled, limit)?;
+    Ok(polled.map(|fd| !fd.revents().is_empty()))
+}
+
+/// Blocks until `fd` takes bytes, or for `limit` of real time; false if it takes none then.
+pub(super) fn wait_writable(fd: BorrowedFd<'_>, limit: Duration) -> io::Result<bool> {
+    wait_polled(&mut [PollFd::from_borrowed_fd(fd, PollFlags::OUT)], Some(limit))
+}
+
+/// Whether the other end of the stream socket `fd` is closed.
+pub(super) fn is_hung_up(fd: BorrowedFd<'_>) -> bool {
+    let mut polled = [PollFd::from_borrowed_fd(fd, PollFlags::RDHUP)];
+    wait_polled(&mut polled, Some(Duration::ZERO)).unwrap_or(true)
+}
+
+/// Blocks until something of `polled` has come, or for `limit` of real time: then false. A signal
+/// begins the time anew.
+fn wait_polled(polled: &mut [PollFd<'_>], limit: Option<Duration>) -> io::Result<bool> {
+    let limit = limit.map(Timespec::try_from).transpose().map_err(io::Error::other)?;
     loop {
-        match rustix::event::poll(&mut polled, None) {
+        match rustix::event::poll(polled, limit.as_ref()) {
             Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error.into()),
-            Ok(_) => return Ok(polled.map(|fd| !fd.revents().is_empty())),
+            Ok(found) => return Ok(found > 0),
         }
     }
 }
@@ -57,13 +81,17 @@ pub(super) fn wait_readable<const N: usize>(fds: [BorrowedFd<'_>; N]) -> io::Res
 /// Where threads that are no simulated tasks wait: a clock, and a number for each wait.
 #[derive(Debug)]
 pub(super) struct BackendWaits {
-    world: World,
+    world: Arc<World>,
     next: AtomicU64,
 }
 
 impl BackendWaits {
-    pub(super) fn new() -> BackendWaits {
-        BackendWaits { world: World::real(0), next: AtomicU64::new(0) }
+    pub(super) fn new(world: Arc<World>) -> BackendWaits {
+        BackendWaits { world, next: AtomicU64::new(0) }
+    }
+
+    pub(super) fn now(&self) -> Nanos {
+        self.world.now()
     }
 
     /// Blocks on `queue` until `ready` yields a value, or for `limit` of real time: then nothing.

@@ -4,14 +4,14 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 
-use emulator::vhost_user::VhostStats;
+use emulator::vhost_user::{MessageLimits, VhostOptions, VhostStats};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use vhost::vhost_user::VhostUserFrontend;
 use vhost::vhost_user::message::VhostUserProtocolFeatures;
 use vhost::{VhostBackend, VringConfigData};
 
-use crate::guest::{ALL, Asked, DEVICE, FRONTEND, Guest, PROTOCOL, RAM, memfd, region, rings, willing};
-use crate::medium::{BYTES, Served};
+use crate::guest::{ALL, Asked, FRONTEND, Guest, PROTOCOL, RAM, borrow, into_file, memfd, region, rings, willing};
+use crate::medium::{BYTES, Served, TestMedium};
 
 /// Lets a frontend do its worst; then the medium must have been told once that it is gone, and the
 /// next guest be served.
@@ -124,8 +124,27 @@ fn messages_that_ask_for_too_much() {
         ("memory past the end of all addresses", |guest| {
             guest.frontend.set_mem_table(&[region(u64::MAX - 4095, RAM, FRONTEND, 0, &guest.ram)]).is_err()
         }),
-        ("memory past the end of the frontend's addresses, as a slot", |guest| {
-            guest.frontend.add_mem_region(&region(DEVICE, 4096, u64::MAX - 10, 0, &guest.ram)).is_err()
+        ("memory past the end of the frontend's addresses", |guest| {
+            guest.frontend.set_mem_table(&[region(0, 4096, u64::MAX - 10, 0, &guest.ram)]).is_err()
+        }),
+        ("memory of an odd part of its file", |guest| {
+            guest.frontend.set_mem_table(&[region(0, 4096, FRONTEND, 512, &guest.ram)]).is_err()
+        }),
+        ("memory that is sealed against stores", |guest| {
+            // What no check of the relay's shows: the daemon fails, and its connection ends.
+            let sealed = rustix::fs::memfd_create("sealed", rustix::fs::MemfdFlags::ALLOW_SEALING).unwrap();
+            rustix::fs::ftruncate(&sealed, 4096).unwrap();
+            rustix::fs::fcntl_add_seals(&sealed, rustix::fs::SealFlags::WRITE).unwrap();
+            let refused = guest.frontend.set_mem_table(&[region(0, 4096, FRONTEND, 0, &into_file(sealed))]).is_err();
+            // It is answered until it has unmapped.
+            while guest.frontend.get_features().is_ok() {
+                std::thread::yield_now();
+            }
+            refused && (guest.was_asked(), guest.was_asked()) == (Asked::Map(0, 0, BYTES), Asked::Unmap(0, 0, BYTES))
+        }),
+        ("no memory but the device", |guest| {
+            let device = guest.file.lock().take().unwrap();
+            guest.frontend.set_mem_table(&[region(0, 4096, FRONTEND, 0, &device)]).is_err()
         }),
         ("memory that is a device node", |guest| {
             guest.frontend.set_mem_table(&[region(0, 4096, FRONTEND, 0, &File::open("/dev/zero").unwrap())]).is_err()
@@ -133,9 +152,6 @@ fn messages_that_ask_for_too_much() {
         ("memory that can only be read", |guest| {
             let file = File::open("/proc/self/exe").unwrap();
             guest.frontend.set_mem_table(&[region(0, 4096, FRONTEND, 0, &file)]).is_err()
-        }),
-        ("a slot that is not there", |guest| {
-            guest.frontend.remove_mem_region(&region(DEVICE, 4096, FRONTEND, 0, &guest.ram)).is_err()
         }),
         ("a reset that was not offered", |guest| guest.frontend.reset_device().is_err()),
     ];
@@ -153,12 +169,17 @@ fn descriptors_that_are_not_what_they_should_be() {
     let file = memfd(4096);
     let (pipe, _other) = std::io::pipe().unwrap();
     let index = |value: u64| message(12, 9, 8, &value.to_le_bytes());
+    let bell = |code: u32| message(code, 9, 8, &0_u64.to_le_bytes());
+    // A store there raises SIGPIPE.
+    let (_, broken) = std::os::unix::net::UnixStream::pair().unwrap();
     type Files<'a> = Vec<BorrowedFd<'a>>;
     let table: Vec<(&str, Vec<u8>, Files<'_>)> = vec![
         ("a kick that can't be waited for", index(0), vec![file.as_fd()]),
+        ("a kick that is ready for ever", index(0), vec![pipe.as_fd()]),
+        ("a call that is no eventfd", bell(13), vec![broken.as_fd()]),
+        ("an error descriptor that is no eventfd", bell(14), vec![broken.as_fd()]),
         ("a kick that says it has none", index(0x100), vec![file.as_fd()]),
         ("a kick that has none", index(0), vec![]),
-        ("polling", index(0x100), vec![]),
         ("a kick for queue 1", index(1), vec![pipe.as_fd()]),
         ("two kicks", index(0), vec![pipe.as_fd(), pipe.as_fd()]),
         ("a channel that is no socket", message(21, 9, 0, &[]), vec![file.as_fd()]),
@@ -175,6 +196,88 @@ fn descriptors_that_are_not_what_they_should_be() {
             }
         });
     }
+}
+
+/// The specification lets a frontend have its queue polled. It is told no, and goes on.
+#[test]
+fn a_kick_without_a_descriptor_is_answered() {
+    let stats = survives("polling", |_, guest| {
+        let mut guest = started(guest);
+        send(&guest, &message(12, 9, 8, &0x100_u64.to_le_bytes()), &[]);
+        let mut reply = [0; 20];
+        guest.socket().read_exact(&mut reply).unwrap();
+        assert_eq!(reply.to_vec(), message(12, 5, 8, &1_u64.to_le_bytes()));
+        assert_eq!(guest.flush(), 0, "the kick that it gave before is used");
+    });
+    assert_eq!((stats.broken, stats.declined), (0, 1));
+    assert!(stats.problem.unwrap().contains("not polled"));
+}
+
+/// A second kick descriptor while the queue runs: from then on only this one tells.
+#[test]
+fn a_kick_is_replaced_while_the_queue_runs() {
+    survives("two kicks", |_, guest| {
+        let mut guest = started(guest);
+        assert_eq!(guest.flush(), 0);
+        for _ in 0..3 {
+            let new = vmm_sys_util::eventfd::EventFd::new(0).unwrap();
+            guest.frontend.set_vring_kick(0, &new).unwrap();
+            guest.kick = new;
+            assert_eq!(guest.flush(), 0);
+        }
+    });
+}
+
+fn impatient(first_message: u64, rest_of_message: u64) -> Served {
+    let limits = MessageLimits {
+        first_message: std::time::Duration::from_millis(first_message),
+        rest_of_message: std::time::Duration::from_millis(rest_of_message),
+    };
+    Served::with_options(TestMedium::new(), VhostOptions { limits, ..VhostOptions::default() })
+}
+
+#[test]
+fn a_frontend_that_says_nothing_is_hung_up_on() {
+    for half in [&[][..], &message(1, 1, 0, &[])[..7], &message(2, 1, 8, &[0; 3])] {
+        let served = impatient(20, 3_600_000);
+        let gone = served.medium.tell_gone();
+        let guest = Guest::connect(&served.path());
+        guest.socket().write_all(half).unwrap();
+        let mut rest = Vec::new();
+        let _reset_or_end = guest.socket().read_to_end(&mut rest);
+        gone.recv_timeout(std::time::Duration::from_secs(60)).unwrap();
+        assert_eq!(rest, []);
+        let problem = served.server.stats().problem.unwrap();
+        assert_eq!(problem, "connection ended: no whole message within 20ms of connecting");
+    }
+}
+
+#[test]
+fn a_frontend_that_stops_in_a_message_loses_its_pieces_and_is_hung_up_on() {
+    for half in [&message(1, 1, 0, &[])[..7], &message(2, 1, 8, &[0; 3])] {
+        let served = impatient(3_600_000, 20);
+        let gone = served.medium.tell_gone();
+        let guest = started(Guest::connect(&served.path()));
+        assert_eq!(guest.was_asked(), Asked::Map(0, 0, BYTES));
+        guest.socket().write_all(half).unwrap();
+        gone.recv_timeout(std::time::Duration::from_secs(60)).unwrap();
+        assert_eq!(guest.was_asked(), Asked::Unmap(0, 0, BYTES));
+        let problem = served.server.stats().problem.unwrap();
+        assert_eq!(problem, "connection ended: a message that began and was not whole within 20ms");
+    }
+}
+
+/// It sends requests for ever, and reads no reply.
+#[test]
+fn a_frontend_that_reads_no_replies_is_hung_up_on() {
+    let served = impatient(3_600_000, 20);
+    let gone = served.medium.tell_gone();
+    let guest = Guest::connect(&served.path());
+    let request = message(1, 1, 0, &[]).repeat(100);
+    while guest.socket().write_all(&request).is_ok() {}
+    gone.recv_timeout(std::time::Duration::from_secs(60)).unwrap();
+    let problem = served.server.stats().problem.unwrap();
+    assert_eq!(problem, "connection ended: replying: the frontend does not read its replies");
 }
 
 #[test]
@@ -202,9 +305,10 @@ fn more_descriptors_than_a_message_may_have() {
 fn a_call_that_is_full_holds_nobody_up() {
     let stats = survives("a full call", |served, guest| {
         let mut guest = started(guest);
-        // Blocking, and as full as it gets.
+        // As full as it gets, and blocking again, although the backend set it otherwise.
         let _ = guest.call.read();
         guest.call.write(u64::MAX - 1).unwrap();
+        rustix::fs::fcntl_setfl(borrow(&guest.call), rustix::fs::OFlags::empty()).unwrap();
         for slot in 0..3 {
             guest.request(slot, 0);
             guest.kick();
@@ -215,6 +319,21 @@ fn a_call_that_is_full_holds_nobody_up() {
         assert_eq!(served.medium.flushes(), 3);
     });
     assert_eq!(stats.broken, 0);
+}
+
+/// It reads its own kicks, so that the backend finds none where there was one.
+#[test]
+fn a_frontend_that_takes_its_kicks_back_holds_nobody_up() {
+    let served = Served::new();
+    let mut guest = started(Guest::connect(&served.path()));
+    for _ in 0..20_000 {
+        guest.kick();
+        let mut count = [0; 8];
+        let bytes = &mut [std::io::IoSliceMut::new(&mut count)];
+        let flags = rustix::io::ReadWriteFlags::NOWAIT;
+        let _mine_or_the_backends = rustix::io::preadv2(borrow(&guest.kick), bytes, u64::MAX, flags);
+    }
+    assert_eq!(guest.flush(), 0);
 }
 
 #[test]
@@ -349,4 +468,39 @@ fn a_channel_that_answers_nonsense_is_not_used_again() {
         assert!(!served.server.unmap().acknowledged, "{what}");
         assert_eq!(guest.flush(), 1, "{what}: nothing is mapped");
     }
+}
+
+/// Its descriptors are used up while a frontend waits to be accepted; then there are some again.
+#[test]
+fn a_lack_of_descriptors_at_accept_is_waited_out() {
+    // Alone in its process: other tests need descriptors.
+    if std::env::var_os("DAXLAB_ALONE").is_none() {
+        let this = std::env::current_exe().unwrap();
+        let name = "hostile::a_lack_of_descriptors_at_accept_is_waited_out";
+        let alone = std::process::Command::new(this).args(["--exact", name]).env("DAXLAB_ALONE", "1").output().unwrap();
+        assert!(alone.status.success(), "{}", String::from_utf8_lossy(&alone.stdout));
+        assert!(String::from_utf8_lossy(&alone.stdout).contains("1 passed"));
+        return;
+    }
+    let served = Served::new();
+    let socket = std::os::unix::net::UnixStream::pair().unwrap().0;
+    let address = rustix::net::SocketAddrUnix::new(served.path()).unwrap();
+    let mut held = Vec::new();
+    while let Ok(another) = socket.try_clone() {
+        held.push(another);
+    }
+    // One for the frontend's side.
+    held.pop();
+    let flags = rustix::net::SocketFlags::CLOEXEC;
+    let kind = rustix::net::SocketType::STREAM;
+    let frontend = rustix::net::socket_with(rustix::net::AddressFamily::UNIX, kind, flags, None).unwrap();
+    rustix::net::connect(&frontend, &address).unwrap();
+    while served.server.stats().problem.is_none() {
+        std::thread::yield_now();
+    }
+    let problem = served.server.stats().problem.unwrap();
+    assert!(problem.starts_with("accept: Too many open files"), "{problem}");
+    drop(held);
+    let mut guest = started(Guest::over(frontend.into()));
+    assert_eq!(guest.flush(), 0);
 }

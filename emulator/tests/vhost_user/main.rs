@@ -9,3 +9,4 @@ mod hostile;
 mod medium;
 mod orders;
 mod queue;
+mod trace;

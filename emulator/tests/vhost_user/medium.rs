@@ -6,7 +6,7 @@ use std::os::unix::net::UnixListener;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
 use emulator::sync::{Arc, Mutex};
-use emulator::vhost_user::{FlushError, Medium, Peer, PmemPiece, VhostServer};
+use emulator::vhost_user::{FlushError, Medium, Peer, PmemPiece, VhostOptions, VhostServer};
 
 use crate::guest::memfd;
 
@@ -133,9 +133,10 @@ impl Medium for TestMedium {
 
 /// A server of a test medium, at a path of its own.
 pub struct Served {
+    // Dropped in this order: the server removes its socket from the folder.
+    pub server: VhostServer,
     pub folder: tempfile::TempDir,
     pub medium: Arc<TestMedium>,
-    pub server: VhostServer,
 }
 
 impl Served {
@@ -144,12 +145,17 @@ impl Served {
     }
 
     pub fn with(medium: Arc<TestMedium>) -> Served {
+        Served::with_options(medium, VhostOptions::default())
+    }
+
+    pub fn with_options(medium: Arc<TestMedium>, options: VhostOptions) -> Served {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("guest.sock");
         let listener = UnixListener::bind(&path).unwrap();
         let remove = move || std::fs::remove_file(path).unwrap();
-        let server = VhostServer::start(listener, Arc::clone(&medium) as Arc<dyn Medium>, remove).unwrap();
-        Served { folder, medium, server }
+        let medium_too = Arc::clone(&medium) as Arc<dyn Medium>;
+        let server = VhostServer::start_with(listener, medium_too, options, remove).unwrap();
+        Served { server, folder, medium }
     }
 
     pub fn path(&self) -> std::path::PathBuf {

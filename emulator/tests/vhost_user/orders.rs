@@ -3,16 +3,18 @@
 
 use std::os::unix::net::UnixListener;
 use std::sync::mpsc::channel;
+use std::time::Duration;
 
+use emulator::World;
 use emulator::sync::Arc;
-use emulator::vhost_user::{Medium, Peer, PmemPiece, Unmapped, VhostServer};
+use emulator::vhost_user::{Medium, Peer, PmemPiece, Unmapped, VhostOptions, VhostServer};
 use vhost::vhost_user::VhostUserFrontend;
 use vhost::vhost_user::message::{VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserProtocolFeatures};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 
 use crate::guest::{
-    ALL, Asked, DEVICE, FRONTEND, Guest, Policy, RAM, SHMEM_REGION, SIZE, borrow, readable_within, region, rings,
-    willing,
+    ALL, Asked, DEVICE, FRONTEND, Guest, Policy, RAM, SHMEM_REGION, SIZE, borrow, memfd, readable_within, region,
+    rings, willing,
 };
 use crate::medium::{BYTES, Event, MIB, Served, TestMedium};
 
@@ -170,12 +172,7 @@ fn a_fragmented_device_is_mapped_piece_by_piece() {
     guest.start();
     for piece in fragments(128) {
         assert_eq!(guest.was_asked(), Asked::Map(piece.guest_offset, piece.device_offset, piece.len));
-        // QEMU tells of what it mapped, slot by slot. It is told no, or it would take the slot back
-        // when nothing is there any more.
-        assert!(guest.frontend.add_mem_region(&told(&served, piece)).is_err());
     }
-    assert!(guest.frontend.get_max_mem_slots().unwrap() >= 129);
-    assert_eq!(config(&mut guest).0, DEVICE);
     assert_eq!(guest.flush(), 0);
     assert_eq!(served.server.unmap(), Unmapped { pieces: 128, acknowledged: true });
     for piece in fragments(128) {
@@ -187,32 +184,64 @@ fn a_fragmented_device_is_mapped_piece_by_piece() {
 
 /// What QEMU says of a piece that it has mapped.
 fn told(served: &Served, piece: PmemPiece) -> VhostUserMemoryRegionInfo {
-    region(DEVICE + piece.guest_offset, piece.len, 1 << 45, piece.device_offset, &served.medium.file)
+    let frontend = (1 << 45) + piece.guest_offset;
+    region(DEVICE + piece.guest_offset, piece.len, frontend, piece.device_offset, &served.medium.file)
 }
 
+/// QEMU tells of all its memory before it starts the queue, and does not start if it is told no.
 #[test]
-fn pieces_that_outlast_a_stop_are_memory_regions_as_the_machine_goes_on() {
+fn the_machines_whole_table_is_taken_and_counted() {
     let served = Served::new();
-    *served.medium.pieces.lock() = fragments(8);
+    *served.medium.pieces.lock() = fragments(6);
     let mut guest = Guest::connect(&served.path());
     guest.realise(like_qemu());
     guest.start();
-    for _ in 0..8 {
+    for _ in 0..6 {
         guest.was_asked();
     }
     guest.frontend.get_vring_base(0).unwrap();
-    // QEMU tells of all its memory before it starts the queue, and does not start if it is told no.
     guest.frontend.set_features(ALL).unwrap();
-    for piece in fragments(8) {
-        guest.frontend.add_mem_region(&told(&served, piece)).unwrap();
-    }
+    let other = memfd(MIB);
+    let mut regions: Vec<_> = fragments(6).into_iter().map(|piece| told(&served, piece)).collect();
+    regions.extend([guest.ram_region(), region(1 << 40, MIB, 1 << 46, 0, &other)]);
+    guest.frontend.set_mem_table(&regions).unwrap();
     guest.start_queue();
     assert_eq!(guest.flush(), 0);
-    for piece in fragments(8) {
-        guest.frontend.remove_mem_region(&told(&served, piece)).unwrap();
-        assert!(guest.frontend.add_mem_region(&told(&served, piece)).is_err(), "the queue runs");
-    }
-    assert_eq!(guest.flush(), 0);
+    assert_eq!(config(&mut guest).0, DEVICE);
+    let stats = served.server.stats();
+    assert_eq!((stats.ram_regions, stats.own_regions, stats.other_regions), (1, 6, 1));
+    assert_eq!((stats.violations, stats.problem), (0, None));
+    // Rings in a piece would be written to after it was taken away.
+    let inside = VringConfigData { desc_table_addr: 1 << 45, ..rings() };
+    assert!(guest.frontend.set_vring_addr(0, &inside).is_err());
+}
+
+/// With CONFIGURE_MEM_SLOTS, QEMU 11.1 dies at a guest's reset.
+#[test]
+fn memory_slots_are_never_offered() {
+    let served = Served::new();
+    *served.medium.pieces.lock() = fragments(128);
+    let mut guest = Guest::connect(&served.path());
+    guest.realise(willing());
+    let offered = guest.frontend.get_protocol_features().unwrap();
+    assert!(!offered.contains(VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS), "{offered:?}");
+}
+
+/// QEMU that can't start the device sends SET_FEATURES, and then nothing.
+#[test]
+fn a_device_that_is_not_started_is_seen() {
+    let served = Served::new();
+    let guest = running(&served);
+    assert_eq!(served.server.stats().starting_ms, 0);
+    guest.frontend.set_features(ALL).unwrap();
+    assert!(served.server.stats().starting_ms > 0);
+    guest.frontend.set_mem_table(&[guest.ram_region()]).unwrap();
+    assert_eq!(served.server.stats().starting_ms, 0);
+    guest.frontend.set_features(ALL).unwrap();
+    let gone = served.medium.tell_gone();
+    guest.hang_up();
+    gone.recv().unwrap();
+    assert_eq!(served.server.stats().starting_ms, 0, "no frontend is starting it");
 }
 
 #[test]
@@ -347,7 +376,11 @@ fn a_frontend_that_refuses_a_piece_gets_none() {
 
 #[test]
 fn nothing_is_mapped_for_who_can_not_acknowledge() {
-    let needed = [VhostUserProtocolFeatures::SHMEM, VhostUserProtocolFeatures::REPLY_ACK];
+    let needed = [
+        VhostUserProtocolFeatures::SHMEM,
+        VhostUserProtocolFeatures::REPLY_ACK,
+        VhostUserProtocolFeatures::BACKEND_SEND_FD,
+    ];
     for missing in needed {
         let served = Served::new();
         let mut guest = Guest::connect(&served.path());
@@ -358,9 +391,69 @@ fn nothing_is_mapped_for_who_can_not_acknowledge() {
         while served.server.stats().problem.is_none() {
             std::thread::yield_now();
         }
-        assert!(served.server.stats().problem.unwrap().starts_with("nothing is mapped: the frontend did not"));
+        let problem = served.server.stats().problem.unwrap();
+        assert!(problem.starts_with("nothing is mapped: the frontend did not negotiate "), "{problem}");
+        let (name, _) = missing.iter_names().next().unwrap();
+        assert!(problem.contains(name), "{problem}");
         assert_eq!(served.medium.count(|event| *event == Event::Attach), 0);
     }
+}
+
+/// The frontend answers the map request too late for what the driver may have stored before.
+#[test]
+fn a_flush_fails_from_a_late_mapping_until_the_guest_begins_anew() {
+    let world = Arc::new(World::manual(0));
+    let options = VhostOptions { world: Arc::clone(&world), ..VhostOptions::default() };
+    let served = Served::with_options(TestMedium::new(), options);
+    let (answer, answers) = channel();
+    let mut guest = Guest::connect(&served.path());
+    let mut like_qemu = like_qemu();
+    guest.realise(Box::new(move |asked| {
+        answers.recv().unwrap();
+        like_qemu(asked)
+    }));
+    // It is held until the request was sent, and no longer.
+    guest.start();
+    world.advance(Duration::from_millis(500));
+    answer.send(()).unwrap();
+    assert_eq!(guest.was_asked(), Asked::Map(0, 0, BYTES));
+    assert_eq!(guest.flush(), 0, "just in time");
+
+    for (unmaps, expected, why) in [
+        (true, 1, "late"),
+        (false, 1, "there was no reset: the piece is refused"),
+        (true, 0, "the guest has begun anew"),
+    ] {
+        guest.reset();
+        if unmaps {
+            // The reset takes the pieces away, which QEMU does not tell.
+            answer.send(()).unwrap();
+            assert_eq!(served.server.unmap(), Unmapped { pieces: 1, acknowledged: true });
+            assert_eq!(guest.was_asked(), Asked::Unmap(0, 0, BYTES));
+        }
+        guest.start();
+        world.advance(Duration::from_millis(if why == "late" { 501 } else { 0 }));
+        answer.send(()).unwrap();
+        assert_eq!(guest.was_asked(), Asked::Map(0, 0, BYTES), "{why}");
+        assert_eq!(guest.flush(), expected, "{why}");
+    }
+    assert_eq!(served.medium.flushes(), 2, "a flush that can't succeed reaches no medium");
+}
+
+/// CONFIG was not negotiated: nothing is sent that needs it, and a revoke ends all the same.
+#[test]
+fn a_revoke_without_config_unmaps_twice() {
+    let served = Served::new();
+    let mut guest = Guest::connect(&served.path());
+    guest.negotiate(VhostUserProtocolFeatures::all() & !VhostUserProtocolFeatures::CONFIG);
+    guest.give_channel(like_qemu());
+    guest.start();
+    assert_eq!(guest.was_asked(), Asked::Map(0, 0, BYTES));
+    assert_eq!(guest.flush(), 0);
+    assert_eq!(served.server.unmap(), Unmapped { pieces: 1, acknowledged: true });
+    assert_eq!(guest.was_asked(), Asked::Unmap(0, 0, BYTES));
+    assert_eq!(guest.was_asked(), Asked::Unmap(0, 0, BYTES));
+    assert_eq!(served.server.stats().problem, None);
 }
 
 #[test]
@@ -382,17 +475,42 @@ fn one_frontend_after_the_other() {
 }
 
 #[test]
-fn a_second_frontend_waits_for_the_end_of_the_first() {
+fn a_second_frontend_is_hung_up_on_at_once_and_both_sides_can_tell() {
     let served = Served::new();
-    let first = running(&served);
+    let mut first = running(&served);
+    for round in 1..=3 {
+        let second = Guest::connect(&served.path());
+        assert!(second.frontend.get_features().is_err());
+        assert_eq!(served.server.stats().refused, round);
+    }
+    let problem = served.server.stats().problem.unwrap();
+    let pid = std::process::id();
+    let says =
+        format!("connection refused: process {pid} connected while process {pid} is attached: one guest at a time");
+    assert_eq!(problem, says);
+    assert_eq!(first.flush(), 0, "the first one has not noticed");
+    assert_eq!(served.medium.count(|event| matches!(event, Event::Connect(_))), 1);
+}
+
+/// A machine that is started anew at once: its first frontend's flush still runs.
+#[test]
+fn a_frontend_that_comes_after_the_hang_up_of_the_first_waits_for_its_end() {
+    let served = Served::new();
+    let (flushing, end) = served.medium.hold_flushes();
+    let mut first = running(&served);
+    first.request(0, 0);
+    first.kick();
+    flushing.recv().unwrap();
+    first.hang_up();
     std::thread::scope(|scope| {
-        let second = scope.spawn(|| running(&served).flush());
-        first.hang_up();
-        assert_eq!(second.join().unwrap(), 0);
+        let second = scope.spawn(|| running(&served));
+        end.send(Ok(())).unwrap();
+        second.join().unwrap();
     });
     let events = served.medium.events.lock().clone();
     let ends: Vec<_> = events.iter().filter(|event| matches!(event, Event::Connect(_) | Event::Gone)).collect();
     assert!(matches!(ends[..3], [Event::Connect(_), Event::Gone, Event::Connect(_)]), "{ends:?}");
+    assert_eq!(served.server.stats().refused, 0);
 }
 
 #[test]
@@ -505,8 +623,24 @@ fn rings_that_a_guest_can_not_have_cost_it_its_queue_and_not_its_connection() {
     let device = region(DEVICE, BYTES, 0x7e00_0000_0000, 0, &served.medium.file);
     guest.frontend.set_mem_table(&[guest.ram_region(), device]).unwrap();
     type Wrong = fn(&mut Guest) -> bool;
-    let wrong: [(&str, Wrong); 3] = [
+    let wrong: [(&str, Wrong); 7] = [
         ("3 descriptors", |guest| guest.frontend.set_vring_num(0, 3).is_err()),
+        ("2048 descriptors", |guest| guest.frontend.set_vring_num(0, 2048).is_err()),
+        ("rings that are not aligned", |guest| {
+            let odd = VringConfigData { used_ring_addr: FRONTEND + 0x6001, ..rings() };
+            guest.frontend.set_vring_addr(0, &odd).is_err()
+        }),
+        ("rings that are aligned only where the frontend has them", |guest| {
+            // The guest's memory begins at an odd address of the frontend's.
+            let odd = region(0, RAM, FRONTEND + 8, 0, &guest.ram);
+            guest.frontend.set_mem_table(&[odd]).unwrap();
+            guest.frontend.set_vring_addr(0, &rings()).is_err()
+        }),
+        ("a used ring without an index", |guest| {
+            let short = region(0, 0x6002, FRONTEND, 0, &guest.ram);
+            guest.frontend.set_mem_table(&[short]).unwrap();
+            guest.frontend.set_vring_addr(0, &rings()).is_err()
+        }),
         ("rings outside memory", |guest| {
             let outside = VringConfigData { desc_table_addr: FRONTEND + RAM, ..rings() };
             guest.frontend.set_vring_addr(0, &outside).is_err()
@@ -544,12 +678,11 @@ fn rings_that_a_guest_can_not_have_cost_it_its_queue_and_not_its_connection() {
 fn who_is_sent_away_loses_the_pieces_first() {
     type End = fn(&Served, &mut Guest);
     let ends: [(&str, End); 3] = [
-        ("rings that are not aligned", |_, guest| {
+        ("a wrong message without an answer", |_, guest| {
             // No answer is asked for, as by QEMU, which then waits for the answer to the next
             // message.
             guest.frontend.set_hdr_flags(VhostUserHeaderFlag::empty());
-            let odd = VringConfigData { used_ring_addr: FRONTEND + 0x6001, ..rings() };
-            guest.frontend.set_vring_addr(0, &odd).unwrap();
+            guest.frontend.set_features(1 << 60).unwrap();
         }),
         ("a wrong message", |_, guest| assert!(guest.frontend.set_features(1 << 60).is_err())),
         ("a bug behind the device", |served, guest| {

@@ -24,7 +24,7 @@ use serde::de::DeserializeOwned;
 /// and the pieces of a guest's device.
 pub(crate) const MESSAGE_MAX: usize = 16 << 10;
 /// The most descriptors of a message.
-pub(crate) const FDS_MAX: usize = 3;
+pub(crate) const FDS_MAX: usize = 4;
 
 /// Two connected sockets that `execve` closes.
 pub(crate) fn pair() -> Result<(OwnedFd, OwnedFd), Errno> {

@@ -151,6 +151,7 @@ impl Port {
         config: &Config,
         socket: PathBuf,
         listener: &UnixListener,
+        trace: Option<&OwnedFd>,
         file: Option<String>,
     ) -> std::io::Result<Arc<Port>> {
         let (ours, theirs) = messages::pair()?;
@@ -171,10 +172,16 @@ impl Port {
             clock: Clock::real(),
         });
         let mut fds: Vec<BorrowedFd<'_>> = vec![listener.as_fd(), machine.device().fd()];
+        fds.extend(trace.map(AsFd::as_fd));
         fds.extend(machine.durable().map(|durable| durable.fd()));
+        let start = ToPort::Start {
+            bytes: machine.device().bytes(),
+            read_only: config.read_only,
+            trace: trace.map(|_| port.shown()),
+            strict: config.strict,
+        };
         // If the backend process has already ended, its message `Ready` never arrives.
-        let _gone =
-            port.link.tell(&ToPort::Start { bytes: machine.device().bytes(), read_only: config.read_only }, &fds);
+        let _gone = port.link.tell(&start, &fds);
         let (attended, with) = (Arc::clone(&port), Arc::clone(machine));
         // It ends with the link.
         if let Err(error) = thread::try_spawn(move || attended.attend(&with)) {
@@ -217,6 +224,9 @@ impl Port {
                             self.send(&ToPort::Reply { number, reply });
                         }
                     }
+                }
+                FromPort::Violation { what } => {
+                    machine.tell(&format!("{}: the frontend violates the specification: {what}", self.shown()));
                 }
                 FromPort::Attach { number, connection } => {
                     let pieces = self.attach(machine, connection);
@@ -266,15 +276,15 @@ impl Port {
         }
         // No power cut happens while the guest is being admitted.
         let admitted = machine.under_power(|| {
-            let (guest, bytes, pieces) = self.admit(machine, connection, pid)?;
+            let (guest, bytes) = self.admit(machine, connection, pid)?;
             self.state.lock().guest = Some(Arc::clone(&guest));
-            Ok((guest, bytes, pieces))
+            Ok((guest, bytes))
         });
         match admitted.unwrap_or_else(|| Err("the power is failing".to_owned())) {
-            Ok((guest, bytes, pieces)) => {
+            Ok((guest, bytes)) => {
                 machine.tell(&format!("{}: {named} is attached{}", self.shown(), held(&guest)));
                 self.changed.wake_all();
-                Granted::Device { bytes, pieces }
+                Granted::Device { bytes }
             }
             Err(why) => {
                 machine.tell(&format!("{}: {named} was turned away: {why}", self.shown()));
@@ -289,8 +299,8 @@ impl Port {
         machine: &Arc<ServedMachine>,
         connection: u64,
         pid: Option<u32>,
-    ) -> Result<(Arc<Guest>, u64, u64), String> {
-        let (holds, bytes, pieces) = match (machine.backing(), &self.file) {
+    ) -> Result<(Arc<Guest>, u64), String> {
+        let (holds, bytes) = match (machine.backing(), &self.file) {
             (ServedMemory::Files(kernel), Some(file)) => {
                 let who = pid.map_or_else(|| peers::shown(None), |pid| format!("QEMU process {pid}"));
                 let who = format!("guest at {}, {who}", self.shown());
@@ -309,9 +319,9 @@ impl Port {
                         return Err(format!("the durable copy: {error}"));
                     }
                 }
-                (Some(exported.holds), exported.bytes, exported.pieces)
+                (Some(exported.holds), exported.bytes)
             }
-            _ => (None, machine.device().bytes(), 1),
+            _ => (None, machine.device().bytes()),
         };
         let guest = Guest {
             connection,
@@ -323,7 +333,7 @@ impl Port {
             revoked: AtomicBool::new(false),
             process: pid.and_then(watch),
         };
-        Ok((Arc::new(guest), bytes, pieces))
+        Ok((Arc::new(guest), bytes))
     }
 
     /// The guest's driver takes the device: what it may map.

@@ -26,11 +26,14 @@ use emulator::device::{Device, OpenError};
 use emulator::pin::gate::Gate;
 use emulator::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use emulator::sync::{Arc, Mutex, thread};
-use emulator::vhost_user::{FlushError, Medium, Peer, PmemPiece, Unmapped, VhostServer, VhostStats};
+use emulator::vhost_user::{
+    FlushError, Medium, MessageTrace, Peer, PmemPiece, Unmapped, VhostOptions, VhostServer, VhostStats, ViolationReport,
+};
 use emulator::wait::{WaitFor, WaitQueue, Waiter, WaiterId};
 
 use super::flush_shaping::FlushShaping;
 use super::link::{Counted, FromPort, Granted, Link, LinkError, TakeReason, ToPort, decode_pieces};
+use super::message_trace::FileTrace;
 use super::render;
 use crate::messages::socket;
 
@@ -46,13 +49,14 @@ pub fn main(socket: OwnedFd) -> io::Result<()> {
     // terminal's signal reaches either.
     let _session = rustix::process::setsid();
     let link = Link::new(socket);
-    let Some((ToPort::Start { bytes, read_only }, fds)) = link.next::<ToPort>() else {
+    let Some((ToPort::Start { bytes, read_only, trace, strict }, fds)) = link.next::<ToPort>() else {
         return Ok(());
     };
     let mut fds = fds.into_iter();
     let (Some(listener), Some(memory)) = (fds.next(), fds.next()) else {
         return Err(io::Error::other("the start comes without its descriptors"));
     };
+    let trace = trace.and_then(|socket| Some(FileTrace::new(fds.next()?, socket)));
     let port = Arc::new(BackendPort {
         link,
         read_only: read_only.then(|| reopened_to_read(&memory)).transpose()?,
@@ -69,7 +73,13 @@ pub fn main(socket: OwnedFd) -> io::Result<()> {
     let name = socket::Name::of(&listener);
     let removed = name.clone();
     let remove_socket = move || removed.into_iter().for_each(socket::Name::remove);
-    let server = VhostServer::start(listener, Arc::clone(&port) as Arc<dyn Medium>, remove_socket)?;
+    let options = VhostOptions {
+        trace: trace.map(|trace| Arc::new(trace) as Arc<dyn MessageTrace>),
+        violations: strict.then(|| BackendPort::told_violations(&port)),
+        ..VhostOptions::default()
+    };
+    let medium = Arc::clone(&port) as Arc<dyn Medium>;
+    let server = VhostServer::start_with(listener, medium, options, remove_socket)?;
     port.send(&FromPort::Ready);
     port.serve_link(&server, name);
     // No frontend may wait here in vain.
@@ -126,8 +136,6 @@ struct DeviceState {
     taken: Option<TakeReason>,
     /// Demands that are being carried out.
     unmapping: u32,
-    /// The most pieces that the guest is going to get.
-    pieces_max: usize,
     /// What the guest was given last.
     pieces: Arc<[PmemPiece]>,
 }
@@ -213,6 +221,12 @@ impl BackendPort {
         self.over.load(Ordering::SeqCst)
     }
 
+    /// Tells the server what a frontend does against the specification.
+    fn told_violations(port: &Arc<BackendPort>) -> ViolationReport {
+        let port = Arc::clone(port);
+        Arc::new(move |what: &str| port.send(&FromPort::Violation { what: what.to_owned() }))
+    }
+
     /// From now on flushes of `connection` fail; true if something may be mapped for it.
     fn take(&self, connection: u64, why: TakeReason) -> bool {
         let mut device_state = self.device_state.lock();
@@ -281,10 +295,7 @@ impl Medium for BackendPort {
             FromPort::Connected { number, peer: peer.into() }
         });
         let refused = match granted {
-            Ok(Granted::Device { bytes, pieces }) => {
-                self.device_state.lock().pieces_max = usize::try_from(pieces).unwrap_or(usize::MAX);
-                return Ok(bytes);
-            }
+            Ok(Granted::Device { bytes }) => return Ok(bytes),
             Ok(Granted::No(why)) => why,
             Ok(other) => format!("the server's answer does not fit the request: {other:?}"),
             Err(LinkError::Over) => "the server has ended".to_owned(),
@@ -296,10 +307,6 @@ impl Medium for BackendPort {
         };
         self.device_state.lock().connection = None;
         Err(refused)
-    }
-
-    fn pieces_max(&self) -> usize {
-        self.device_state.lock().pieces_max
     }
 
     fn attach(&self) -> Vec<PmemPiece> {

@@ -9,6 +9,7 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use emulator::sync::Arc;
+use emulator::sync::atomic::Ordering;
 use emulator::wait::{WaitError, Waiter};
 use fs_sim::base::units::ShownBytes;
 use fs_sim::extent_map::Layout;
@@ -23,7 +24,7 @@ use super::backend_handles::{Guest, Port, counted};
 use super::link::{LinkError, TakeReason};
 use super::machine::ServedMachine;
 use super::nic::{AccessFailure, READ_MAX};
-use super::render;
+use super::render::{self, DeviceStart};
 use crate::input;
 use crate::ops::{FlushRule, Op};
 use crate::serving::control::protocol::Response;
@@ -204,11 +205,27 @@ impl Served {
     fn guests(&self) -> Response {
         let (mut text, mut data) = (String::new(), Vec::new());
         for port in &self.ports {
-            let (line, value) = render::guest(&self.machine, port);
+            let device = self.device_start(port);
+            let (line, value) = render::guest(&self.machine, port, device.as_ref());
             text += &line;
             data.push(value);
         }
         Response::Answer { text, data: Value::Array(data) }
+    }
+
+    /// What `port`'s device says of its frontend's machine; none without a guest, or an answer.
+    fn device_start(&self, port: &Port) -> Option<DeviceStart> {
+        let guest = port.guest().filter(|_| !port.has_ended())?;
+        let (counters, _) = port.counters().ok()?;
+        let count = |name: &str| counters.get(name).copied().unwrap_or(0);
+        // Devices of this server in the same machine.
+        let same = self.attached().filter(|(_, other)| guest.pid.is_some() && other.pid == guest.pid);
+        let pieces = same.map(|(_, other)| other.pieces.load(Ordering::Relaxed)).sum::<u64>();
+        Some(DeviceStart {
+            memory: count("ram_regions"),
+            pieces: pieces + count("other_regions"),
+            starting_ms: count("starting_ms"),
+        })
     }
 
     fn flush_stats(&self) -> Response {

@@ -232,8 +232,6 @@ pub(super) enum ExportError {
 pub(super) struct Exported {
     pub(super) holds: Holds,
     pub(super) bytes: u64,
-    /// In how many runs of the device it lies.
-    pub(super) pieces: u64,
 }
 
 /// Has a new process open the file called `name`, and take what the design demands of a process
@@ -256,7 +254,7 @@ pub(super) fn export(
 pub(super) fn export_as(task: Task, name: &str, mapping: Arc<dyn GuestMapping>) -> Result<Exported, ExportError> {
     let exported = export_by(&task, name, mapping);
     match exported {
-        Ok((export, bytes, pieces)) => Ok(Exported { holds: Holds { task, export }, bytes, pieces }),
+        Ok((export, bytes)) => Ok(Exported { holds: Holds { task, export }, bytes }),
         Err(error) => {
             task.exit();
             Err(error)
@@ -264,11 +262,7 @@ pub(super) fn export_as(task: Task, name: &str, mapping: Arc<dyn GuestMapping>) 
     }
 }
 
-fn export_by(
-    task: &Task,
-    name: &str,
-    mapping: Arc<dyn GuestMapping>,
-) -> Result<(Arc<GuestExport>, u64, u64), ExportError> {
+fn export_by(task: &Task, name: &str, mapping: Arc<dyn GuestMapping>) -> Result<(Arc<GuestExport>, u64), ExportError> {
     let called = |call| move |errno| ExportError::Errno { call, errno };
     let fd = task.open(name, OpenFlags::open(AccessMode::BOTH)).map_err(called("open"))?;
     let bytes = task.stat(fd).map_err(called("stat"))?.size;
@@ -283,9 +277,7 @@ fn export_by(
     let (_guest, export) = task.export_to_guest_mapped(fd, mapping).map_err(called("export"))?;
     // The export has the file open for itself.
     task.close(fd).map_err(called("close"))?;
-    // Holes were filled when they were pinned.
-    let pieces = kernel.runs_of(name).map_err(called("fiemap"))?;
-    Ok((export, bytes, pieces))
+    Ok((export, bytes))
 }
 
 /// Where on the device the file called `name` lies, in bytes.

@@ -31,13 +31,17 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(20);
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(super) enum ToPort {
-    /// The first: what it serves. Carries the listening socket, the memory, and the durable copy
-    /// if there is one.
+    /// The first: what it serves. Carries the listening socket, the memory, the trace's file and
+    /// the durable copy if there are any.
     Start {
         /// The memory's length in bytes.
         bytes: u64,
         /// Whether guests may only read it.
         read_only: bool,
+        /// What the lines of a trace begin with, if there is one.
+        trace: Option<String>,
+        /// Whether violations of the specification are told.
+        strict: bool,
     },
     /// The reply to a request.
     Reply { number: u64, reply: Granted },
@@ -68,8 +72,8 @@ pub(super) enum TakeReason {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(super) enum Granted {
-    /// To `Connected`: the device has this many bytes, in this many pieces.
-    Device { bytes: u64, pieces: u64 },
+    /// To `Connected`: the device has this many bytes.
+    Device { bytes: u64 },
     /// To `Connected`: no, and why.
     No(String),
     /// To `Attach`: guest offset, device offset, length.
@@ -86,6 +90,8 @@ pub(super) enum FromPort {
     Ready,
     /// A frontend connected. The number is the connection's from now on.
     Connected { number: u64, peer: PeerSeen },
+    /// A frontend did something against the specification.
+    Violation { what: String },
     /// A driver took the device.
     Attach { number: u64, connection: u64 },
     /// The frontend hung up.

@@ -37,11 +37,13 @@ mod flush_shaping;
 pub mod fuzz;
 mod link;
 mod machine;
+mod message_trace;
 mod nic;
 mod qemu_args;
 mod render;
 
-use std::path::PathBuf;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
 use std::task::Poll;
 
 use crate::messages::peers::AllowedPeers;
@@ -80,6 +82,10 @@ pub struct Config {
     pub nvdimm: bool,
     /// Whether guests may only read what they get.
     pub read_only: bool,
+    /// Where each message of a guest's frontend is written to as a line.
+    pub trace: Option<PathBuf>,
+    /// Whether what a frontend does against the vhost-user specification is told.
+    pub strict: bool,
     /// Whether a durable copy is kept, so that the power can be cut.
     pub power_cut_model: bool,
     /// What every choice is drawn from.
@@ -200,6 +206,12 @@ fn pairs(config: &Config) -> Result<Vec<Option<String>>, ServeError> {
     }
 }
 
+/// Makes the trace's file.
+fn traced(path: &Path) -> Result<OwnedFd, ServeError> {
+    let made = message_trace::create(path);
+    made.map(OwnedFd::from).map_err(|error| ServeError::Wrong(format!("--trace {}: {error}", path.display())))
+}
+
 impl Server {
     /// Starts serving: when this returns, guests can connect.
     ///
@@ -223,6 +235,7 @@ impl Server {
             Box::new(move |line| told(line)),
         )
         .map_err(|error| not_there("--control", error, config.sockets.len()))?;
+        let trace = config.trace.as_deref().map(traced).transpose()?;
         let (backing, held) = backing(config)?;
         let prepared = if config.nvdimm { qemu_args::prepare(config, &backing)? } else { String::new() };
         let durable = config.power_cut_model.then(|| DurableImage::new(backing.device())).transpose();
@@ -232,7 +245,7 @@ impl Server {
         let residents = if config.nvdimm { residents(config, &machine)? } else { Vec::new() };
         let mut ports = Vec::new();
         for ((path, (_, listener)), file) in config.sockets.iter().zip(&listening).zip(files) {
-            match Port::start(&machine, config, path.clone(), listener, file) {
+            match Port::start(&machine, config, path.clone(), listener, trace.as_ref(), file) {
                 Ok(port) => ports.push(port),
                 Err(error) => {
                     machine.end();

@@ -12,7 +12,7 @@ use crate::input::Size;
 use emulator::sync::Arc;
 use emulator::sync::atomic::Ordering;
 use emulator::vhost_user::attach::shell;
-use emulator::vhost_user::{PIECES_IN_TABLE, VhostStats};
+use emulator::vhost_user::{MACHINE_REGIONS_MAX, VhostStats};
 use fs_sim::base::units::ShownBytes;
 use fs_sim::design::{Axis, GateScope, PinGate};
 use fs_sim::extent_map::Layout;
@@ -26,6 +26,10 @@ use super::{Config, What};
 use crate::ops::{FileName, Op};
 use crate::serving::control::answers;
 use crate::serving::control::protocol::Response;
+
+/// After how long a device that was not started is one that QEMU could not start. It tells of its
+/// memory right after it begins.
+const NOT_STARTED_MS: u64 = 1_000;
 
 /// A device's counters, by name.
 pub(super) fn counters(stats: &VhostStats) -> BTreeMap<String, u64> {
@@ -44,6 +48,12 @@ pub(super) fn counters(stats: &VhostStats) -> BTreeMap<String, u64> {
         ("maps", stats.maps),
         ("unmaps", stats.unmaps),
         ("resets", stats.resets),
+        ("declined", stats.declined),
+        ("violations", stats.violations),
+        ("ram_regions", stats.ram_regions),
+        ("own_regions", stats.own_regions),
+        ("other_regions", stats.other_regions),
+        ("starting_ms", stats.starting_ms),
     ];
     counters.map(|(name, count)| (name.to_owned(), count)).into()
 }
@@ -105,10 +115,12 @@ pub(super) fn what(config: &Config, machine: &ServedMachine, held: &str) -> Stri
                     let extents = counted(runs, "extent");
                     let bytes = kernel.named(name).map_or(0, |inode| inode.layout(Layout::size));
                     let _ = writeln!(text, "file {name}, {}, {extents}", Size(bytes));
-                    if runs > PIECES_IN_TABLE as u64 {
+                    // One region is the guest's memory.
+                    if runs >= MACHINE_REGIONS_MAX as u64 {
                         let _ = writeln!(
                             text,
-                            "  more than {PIECES_IN_TABLE} extents: QEMU 11.1 says `vhost_set_mem_table failed` for each, which does no harm, and dies if the guest is reset after `stop` and `cont`; --defragment joins them"
+                            "  more than {} extents: a machine has {MACHINE_REGIONS_MAX} regions for its memory and all its devices; QEMU can start no other device after this one (give it last), and not this one after `stop` and `cont` until the guest is reset; --defragment joins the extents",
+                            MACHINE_REGIONS_MAX - 1
                         );
                     }
                 }
@@ -146,8 +158,41 @@ pub(super) fn to_try(config: &Config) -> String {
     text
 }
 
+/// What limits a device's start in its frontend's machine.
+pub(super) struct DeviceStart {
+    /// Regions of the machine's own memory, as it told last.
+    pub(super) memory: u64,
+    /// Pieces of all its vhost-user devices, as far as they are known.
+    pub(super) pieces: u64,
+    /// For how long the frontend has been starting the device without telling of its memory.
+    pub(super) starting_ms: u64,
+}
+
+impl DeviceStart {
+    /// What there is to warn of, for people and for programs.
+    fn warnings(&self) -> Vec<(&'static str, String)> {
+        let mut warnings = Vec::new();
+        if self.starting_ms >= NOT_STARTED_MS {
+            let words = format!(
+                "QEMU could not start the device: it has told of no memory for {:.1} s; its guest's fsync hangs until a reset",
+                self.starting_ms as f64 / 1e3
+            );
+            warnings.push(("not_started", words));
+        }
+        if self.memory + self.pieces > MACHINE_REGIONS_MAX as u64 {
+            let words = format!(
+                "its machine has {} and {}, more than {MACHINE_REGIONS_MAX} together: QEMU can start no other device there, and not this one after `stop` and `cont` until a reset; --defragment joins extents",
+                counted(self.memory, "region") + " of memory",
+                counted(self.pieces, "piece"),
+            );
+            warnings.push(("too_many_regions", words));
+        }
+        warnings
+    }
+}
+
 /// How the guest of a port stands, for people and for programs.
-pub(super) fn guest(machine: &ServedMachine, port: &Port) -> (String, Value) {
+pub(super) fn guest(machine: &ServedMachine, port: &Port, start: Option<&DeviceStart>) -> (String, Value) {
     let socket = port.socket.display();
     let mut text = format!("{socket}");
     let mut data = json!({ "socket": port.shown(), "file": port.file, "port": port.pid() });
@@ -174,6 +219,10 @@ pub(super) fn guest(machine: &ServedMachine, port: &Port) -> (String, Value) {
         let (line, value) = unanswered(port, &asked);
         let _ = writeln!(text, "  {line}");
         data["asked_to_unmap"] = value;
+    }
+    for (name, words) in start.map(DeviceStart::warnings).unwrap_or_default() {
+        let _ = writeln!(text, "  {words}");
+        data[name] = json!(words);
     }
     data["state"] = json!(state);
     data["qemu"] = json!(guest.pid);

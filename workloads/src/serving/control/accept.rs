@@ -1,10 +1,9 @@
 //! Accepting connections where descriptors or memory run out.
 //!
 //! It owns the listening thread's loop and a descriptor in reserve. Invariants: a failed accept(2)
-//! never ends the loop; after each one the loop waits between [`PAUSE_MIN`] and [`PAUSE_MAX`], so
-//! that it does not spin; a shortage is told once when it begins and once when it is over, at most
-//! every [`TELL_AGAIN`]. Kernel counterpart: accept(2), whose errors EMFILE, ENFILE, ENOMEM and
-//! ENOBUFS leave the connection in the queue, so that the next call fails at once again.
+//! never ends the loop; after each one the loop waits as [`AcceptShortage`] says, so that it does
+//! not spin; a shortage is told once when it begins and once when it is over. Kernel counterpart:
+//! accept(2).
 
 use std::fs::File;
 use std::io;
@@ -12,17 +11,10 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::Duration;
 
-use emulator::runtime::clock::{Clock, Nanos};
+use emulator::runtime::shortage::AcceptShortage;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::protocol::{PATIENCE, Response};
-
-/// The shortest wait after accept(2) failed.
-const PAUSE_MIN: Duration = Duration::from_millis(10);
-/// The longest one: well below the time that an asker waits for its answer.
-const PAUSE_MAX: Duration = Duration::from_secs(1);
-/// How often a shortage that comes and goes is told.
-const TELL_AGAIN: Duration = Duration::from_secs(10);
 
 /// Accepts connections at `listener` until `is_over`, and gives each one to `take`. What goes wrong
 /// is given to `tell` as text for people.
@@ -33,7 +25,7 @@ pub(super) fn accept_until(
     tell: impl Fn(&str),
     mut take: impl FnMut(UnixStream),
 ) {
-    let mut shortage = Shortage::new();
+    let mut shortage = AcceptShortage::new();
     loop {
         let accepted = listener.accept();
         if is_over() {
@@ -70,40 +62,6 @@ fn rest(listener: &UnixListener, pause: Duration) {
     let _elapsed = poll(&mut [PollFd::from_borrowed_fd(listener.as_fd(), PollFlags::empty())], Some(&pause));
 }
 
-/// How long accept(2) has been failing.
-struct Shortage {
-    clock: Clock,
-    pause: Duration,
-    /// It was told, and has not been over since.
-    is_told: bool,
-    tell_from: Nanos,
-}
-
-impl Shortage {
-    fn new() -> Shortage {
-        Shortage { clock: Clock::real(), pause: PAUSE_MIN, is_told: false, tell_from: Nanos(0) }
-    }
-
-    /// accept(2) failed once more: how long to wait, and whether to tell. The wait grows as long as
-    /// not even a refusal was possible.
-    fn met(&mut self, refused: bool) -> (Duration, bool) {
-        self.pause = if refused { PAUSE_MIN } else { (self.pause * 2).min(PAUSE_MAX) };
-        let now = self.clock.now();
-        let is_news = !self.is_told && now >= self.tell_from;
-        if is_news {
-            self.is_told = true;
-            self.tell_from = now.after(TELL_AGAIN);
-        }
-        (self.pause, is_news)
-    }
-
-    /// accept(2) succeeded: whether that ends a shortage that was told.
-    fn is_over(&mut self) -> bool {
-        self.pause = PAUSE_MIN;
-        std::mem::take(&mut self.is_told)
-    }
-}
-
 /// A descriptor in reserve, for when this process has no other left: a connection is accepted with
 /// it, told so, and closed. Without it the connection would stay in the queue, and its asker would
 /// wait for nothing.
@@ -133,20 +91,4 @@ impl SpareDescriptor {
 /// What an asker is told if this process lacks something.
 pub(super) fn lacking(error: &io::Error) -> String {
     format!("this process can't answer now: {error}; ask again when it has fewer connections, or raise its limits")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_shortage_is_told_once_and_its_waits_are_bounded() {
-        let mut shortage = Shortage::new();
-        let waits: Vec<(Duration, bool)> = (0..20).map(|_| shortage.met(false)).collect();
-        assert!(waits[0].1 && waits[1..].iter().all(|(_, news)| !news), "{waits:?}");
-        assert!(waits.iter().all(|(wait, _)| (PAUSE_MIN..=PAUSE_MAX).contains(wait)), "{waits:?}");
-        assert_eq!(waits[19].0, PAUSE_MAX);
-        assert!(shortage.is_over() && !shortage.is_over());
-        assert_eq!(shortage.met(true), (PAUSE_MIN, false), "not again within {TELL_AGAIN:?}");
-    }
 }
