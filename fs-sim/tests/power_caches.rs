@@ -217,8 +217,8 @@ fn a_provisioned_file_is_durable_zeros() {
     lab.end([&reader]);
 }
 
-/// Of two processes that sync a file, one stores. Its own `fsync` has made its store durable, whatever
-/// the other one's was doing at any moment.
+/// Of two processes that sync a file, one stores. Its own `fsync` has made its store durable,
+/// whatever the other one's was doing at any moment.
 #[test]
 fn an_fsync_beside_another_one_keeps_its_promise() {
     let lab = Lab::with(preset("unsafe"), |config| config.options.platform = Platform::Adr);

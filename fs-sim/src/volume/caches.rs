@@ -18,10 +18,10 @@
 //! line is never older after the cut than its last write-back; the kernel's own stores are written
 //! back before the map that shows them is published. Kernel counterparts:
 //! `dax_writeback_mapping_range` and its tags (fs/dax.c), `noop_dirty_folio` of the DAX address
-//! spaces, `memcpy_flushcache`, `arch_wb_cache_pmem`. Linux tags a huge page as a whole; here
-//! pages of 4 KiB are tagged **\[chosen\]**. The copy of a shared block is written back too
-//! **\[chosen\]**: in Linux it is dirty after a fault, and after a `write` or an unshare the lines that
-//! were only copied are neither flushed nor tagged (`dax_iomap_copy_around`).
+//! spaces, `memcpy_flushcache`, `arch_wb_cache_pmem`. Linux tags a huge page as a whole; here pages
+//! of 4 KiB are tagged **\[chosen\]**. The copy of a shared block is written back too
+//! **\[chosen\]**: in Linux it is dirty after a fault, and after a `write` or an unshare the lines
+//! that were only copied are neither flushed nor tagged (`dax_iomap_copy_around`).
 
 use emulator::device::persistence::DurableImage;
 use emulator::device::{Device, OpenError};
