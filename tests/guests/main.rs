@@ -20,6 +20,7 @@ mod more;
 mod own_device;
 mod read_only;
 mod served;
+mod shapes;
 mod try_guest;
 
 use std::fs::{self, File};

@@ -116,18 +116,18 @@ fn five_devices_of_one_guest_are_five_files() {
 }
 
 /// A QMP session. QEMU answers one line a command, among events.
-struct Monitor {
+pub(crate) struct Monitor {
     lines: BufReader<UnixStream>,
 }
 
 impl Monitor {
-    fn connect(path: &Path) -> Monitor {
+    pub(crate) fn connect(path: &Path) -> Monitor {
         let mut monitor = Monitor { lines: BufReader::new(UnixStream::connect(path).unwrap()) };
         monitor.ask(r#"{"execute":"qmp_capabilities"}"#);
         monitor
     }
 
-    fn ask(&mut self, command: &str) -> Value {
+    pub(crate) fn ask(&mut self, command: &str) -> Value {
         writeln!(self.lines.get_mut(), "{command}").unwrap();
         self.until(command, "return")
     }
