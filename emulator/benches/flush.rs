@@ -3,9 +3,9 @@
 //!
 //! `cargo bench -p emulator --bench flush`. The medium's flush does nothing. The yardstick is an
 //! eventfd round trip: one thread writes and sleeps in epoll, the other wakes up in epoll, reads,
-//! and writes back. A control message goes from the frontend to the relay, from there to the daemon,
-//! and back the same way. The first two are measured in turns of 1,000 in one run: the asking thread on one
-//! processor, the answering one on another, so that what disturbs one disturbs the other.
+//! and writes back. Both are measured in turns of 1,000 in one run: the asking thread on one
+//! processor, the answering one on another, so that what disturbs one disturbs the other. A control
+//! message goes from the frontend to the relay, from there to the daemon, and back the same way.
 #![allow(clippy::unwrap_used, unreachable_pub, dead_code, reason = "a measurement that can't go on ends")]
 
 #[path = "../tests/vhost_user/guest.rs"]
