@@ -4,7 +4,8 @@
 //! `cargo bench -p emulator --bench flush`. The medium's flush does nothing. The yardstick is an
 //! eventfd round trip: one thread writes and sleeps in epoll, the other wakes up in epoll, reads,
 //! and writes back. Both are measured in turns of 1,000 in one run: the asking thread on one
-//! processor, the answering one on another, so that what disturbs one disturbs the other.
+//! processor, the answering one on another, so that what disturbs one disturbs the other. A control
+//! message goes from the frontend to the relay, from there to the daemon, and back the same way.
 #![allow(clippy::unwrap_used, unreachable_pub, dead_code, reason = "a measurement that can't go on ends")]
 
 #[path = "../tests/vhost_user/guest.rs"]
@@ -18,6 +19,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use emulator::World;
 use rustix::event::{EventfdFlags, epoll, eventfd};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+use vhost::vhost_user::VhostUserFrontend;
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::guest::{AVAIL, Guest, SIZE, borrow, willing};
@@ -133,6 +135,12 @@ fn main() {
         }
         ring(&there, 2);
     });
+    let mut messages = Vec::new();
+    for _ in 0..TURN {
+        let start = world.now();
+        guest.frontend.set_vring_enable(0, true).unwrap();
+        messages.push(world.now().since(start));
+    }
     let stats = served.server.stats();
     assert_eq!((stats.failed, stats.malformed, stats.coalesced), (0, 0, 0));
     let (mean, yardstick) =
@@ -140,6 +148,7 @@ fn main() {
     let (ours, theirs) = (median(&mut ours), median(&mut theirs));
     println!("FLUSH round trip      p50 {ours:>7} ns   mean {mean:>7} ns");
     println!("eventfd round trip    p50 {theirs:>7} ns   mean {yardstick:>7} ns");
+    println!("control message       p50 {:>7} ns", median(&mut messages));
     println!(
         "ratio                 p50 {:>7.2}      mean {:>7.2}",
         ours as f64 / theirs as f64,

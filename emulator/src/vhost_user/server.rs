@@ -14,8 +14,6 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 use super::connection::{ConnectionContext, FrontendConnection, MessageLimits, serve};
 use super::mapping::Unmapped;
-#[allow(unused_imports, reason = "the documentation names it")]
-use super::relay::VIOLATIONS_MAX;
 use super::relay::ViolationReport;
 use super::stats::VhostStats;
 use super::trace::{MessageTrace, MessageTracer};
@@ -35,7 +33,7 @@ pub struct VhostOptions {
     /// Where each message is written to as a line.
     pub trace: Option<Arc<dyn MessageTrace>>,
     /// What a frontend does against the specification is given to this, also where it does no harm;
-    /// at most [`VIOLATIONS_MAX`] of one connection.
+    /// at most [`super::VIOLATIONS_MAX`] of one connection.
     pub violations: Option<ViolationReport>,
     /// The clock.
     pub world: Arc<World>,
