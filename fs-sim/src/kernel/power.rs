@@ -2,7 +2,7 @@
 //!
 //! It owns the way from [`Kernel::power_cut`] to [`Kernel::recover`]. Invariants: nothing of the
 //! old machine continues (its processes are dead, its accesses fail); the new one has every file
-//! as of its last committed change, with the bytes that the [caches](crate::volume::caches) had
+//! as of its last committed change, with the bytes that the CPU caches (`volume::caches`) had
 //! written back; blocks that were orphaned, or about to be freed, are freed
 //! exactly once; an inode without a name is gone. Kernel counterpart: `xlog_recover`
 //! (fs/xfs/xfs_log_recover.c) with its unlinked lists (`xlog_recover_process_iunlinks`).
