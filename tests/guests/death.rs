@@ -8,13 +8,13 @@ use std::path::Path;
 use emulator::sync::thread;
 use rand::{RngExt, SeedableRng};
 use rand_xoshiro::Xoshiro256PlusPlus;
-use rustix::process::Signal;
+use rustix::process::{Signal, kill_process};
 
 use crate::common::daxlab;
 use crate::guest::{self, CURRENT, Guest, Machine};
 use crate::served::{FORMAT, SYNCED, assert_given_up, attach, counter, held, serve_file, state};
 use crate::server::{Server, fail_call, outcome};
-use crate::{assert_bytes, assert_clean, assert_dumped, seq};
+use crate::{REBIND, assert_bytes, assert_clean, assert_dumped, seq};
 
 const IMAGE: [&str; 6] = ["--control", "a.ctl", "--image", "img", "--size", "66MiB"];
 
@@ -109,6 +109,34 @@ fn a_server_that_is_killed_leaves_its_guest_without_flushes() {
     the_server_ends("a server's end by SIGKILL", |server| {
         server.end(Signal::KILL);
     });
+}
+
+/// Takes the device from its driver, and remembers it for [`BIND`].
+const UNBIND: &str = "cd /sys/bus/virtio/drivers/virtio_pmem
+    ls -d virtio* | head -n 1 >/tmp/device; cat /tmp/device >unbind; test ! -e /dev/pmem0";
+
+const BIND: &str = "cat /tmp/device >/sys/bus/virtio/drivers/virtio_pmem/bind && settle && test -b /dev/pmem0";
+
+#[test]
+fn a_device_that_is_mapped_too_late_fails_every_flush_until_it_is_bound_anew() {
+    let Some(machine) = guest::machine(CURRENT, "a server that stands still at a driver's start") else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path(), &["a"], &IMAGE);
+    let mut guest = attach(machine, &server, "a");
+    assert_eq!(raw_sync(&mut guest).status, 0);
+    let before = counter(&server, "maps");
+    guest.ok(UNBIND);
+    kill_process(server.pid(), Signal::STOP).unwrap();
+    // The driver starts without its memory: it is held for a second, and then let go.
+    guest.ok(BIND);
+    assert_ne!(raw_sync(&mut guest).status, 0, "a flush of what went nowhere");
+    kill_process(server.pid(), Signal::CONT).unwrap();
+    while counter(&server, "maps") == before {}
+    assert_ne!(raw_sync(&mut guest).status, 0, "mapped, and too late for what was stored before");
+    guest.ok(REBIND);
+    assert_eq!(raw_sync(&mut guest).status, 0);
+    assert_bytes(&dir.path().join("img"), 9 * 4096, b"x\n");
+    guest.poweroff();
 }
 
 /// Writes records of 4 KiB to each device, from record 1 on, and flushes each, until a flush fails.

@@ -114,6 +114,13 @@ fn every_way_to_attach_is_printed_whatever_is_installed() {
     let text = &server.introduction;
     assert!(text.contains("lies in 8 extents, and QEMU's own devices want one"), "{text}");
     assert!(text.contains("more than 7 extents: a machine has 8 regions"), "{text}");
+    assert!(!text.contains("together"), "{text}");
+
+    // Each device alone is within bounds, all of them in one machine are not.
+    let dir = tempfile::tempdir().unwrap();
+    let files = ["--file", "more", "--extents", "4"];
+    let server = Server::start(dir.path(), &["a", "b"], &[&FILE[..], &files].concat());
+    assert!(server.introduction.contains("together 8 extents"), "{}", server.introduction);
 }
 
 #[test]

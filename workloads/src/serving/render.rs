@@ -110,8 +110,10 @@ pub(super) fn what(config: &Config, machine: &ServedMachine, held: &str) -> Stri
         What::Files(files) => {
             let _ = writeln!(text, "design {}, seed {}, volume of {size}", config.design, config.seed);
             if let Some(kernel) = machine.kernel() {
+                let runs = |name: &String| kernel.runs_of(name).unwrap_or(0);
+                let all = files.names.iter().map(runs).sum::<u64>();
                 for name in &files.names {
-                    let runs = kernel.runs_of(name).unwrap_or(0);
+                    let runs = runs(name);
                     let extents = counted(runs, "extent");
                     let bytes = kernel.named(name).map_or(0, |inode| inode.layout(Layout::size));
                     let _ = writeln!(text, "file {name}, {}, {extents}", Size(bytes));
@@ -123,6 +125,13 @@ pub(super) fn what(config: &Config, machine: &ServedMachine, held: &str) -> Stri
                             MACHINE_REGIONS_MAX - 1
                         );
                     }
+                }
+                if files.names.len() > 1 && all >= MACHINE_REGIONS_MAX as u64 {
+                    let _ = writeln!(
+                        text,
+                        "together {}: a guest that gets all of them has more than the {MACHINE_REGIONS_MAX} regions that QEMU starts a device with, so the device that is given last does not start; --defragment joins extents",
+                        counted(all, "extent")
+                    );
                 }
             }
             if !config.read_only {
