@@ -186,3 +186,24 @@ fn a_device_is_plugged_into_a_running_guest() {
     guest.ok("seq 1 100000 | cmp -n 500000 - /dev/pmem0");
     guest.poweroff();
 }
+
+/// The host has no way to make a page of an NVDIMM bad: QEMU 11.1.3 has no command for it, and its
+/// ACPI bus answers neither `ars_cap` nor an injection (`ndctl inject-error`). What the guest's own
+/// kernel takes for bad is an error for the guest, and nothing for the host.
+#[test]
+fn a_bad_block_of_an_nvdimm_is_an_error_for_the_guest_alone() {
+    let Some(machine) = guest::machine(CURRENT, "a bad block of an NVDIMM") else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let server = serve(machine, dir, &["a"], &["--image", "img", "--size", "68MiB", "--nvdimm"]);
+    let mut guest = machine.boot().printed(&recipe(&server, NVDIMM)).start();
+    assert_eq!(guest.ok("cat /sys/bus/nd/devices/ndbus0/commands").trim(), "cmd_call");
+    guest.ok("seq 1 100000 | dd of=/dev/pmem0 bs=4096 seek=256 iflag=fullblock conv=fsync,notrunc 2>/dev/null");
+    guest.ok("echo '2048 8' >/sys/block/pmem0/badblocks");
+    let failed = guest.run("dd if=/dev/pmem0 of=/dev/null bs=4096 skip=256 count=1 iflag=direct");
+    assert!(failed.status != 0 && failed.text.contains("Input/output error"), "{failed:?}");
+    guest.ok("dd if=/dev/pmem0 of=/dev/null bs=4096 skip=257 count=1 iflag=direct 2>/dev/null");
+    // The guest's device begins behind the 2 MiB of the info block.
+    assert_bytes(&dir.join("img"), (2 << 20) + (1 << 20), seq(1, 100_000).as_bytes());
+    guest.poweroff();
+}
