@@ -120,7 +120,7 @@ impl BackendMemory {
     }
 }
 
-/// The same file, open for reading only: whoever gets this descriptor can't map it writable.
+/// The same file, open for reading only: a process that gets this descriptor can't map it writable.
 fn reopened_to_read(memory: &OwnedFd) -> io::Result<OwnedFd> {
     Ok(std::fs::File::open(format!("/proc/self/fd/{}", memory.as_raw_fd()))?.into())
 }
