@@ -67,6 +67,9 @@ pub(crate) fn zero_blocks(kernel: &Kernel, pages: PageRange) {
 /// Writes back what processors stored to a range of a file through mappings, as `fsync` does, and
 /// as a call does that reads, shares or moves the blocks.
 pub(crate) fn clean_file(kernel: &Kernel, inode: &Inode, range: BlockRange) {
+    if !kernel.caches.are_volatile() {
+        return;
+    }
     let pages: Vec<PageRange> = inode.layout(|layout| pages_of_range(layout, range).collect());
     pages.into_iter().for_each(|pages| kernel.caches.clean(&kernel.device, pages));
 }

@@ -89,6 +89,11 @@ impl CpuCaches {
         CpuCaches { volatile }
     }
 
+    /// Whether a store can be lost.
+    pub(crate) fn are_volatile(&self) -> bool {
+        self.volatile.is_some()
+    }
+
     /// What a power cut leaves of the bytes; none if it leaves them all.
     pub(crate) fn durable(&self) -> Option<Arc<DurableImage>> {
         self.volatile.as_ref().map(|caches| Arc::clone(&caches.durable))
