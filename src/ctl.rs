@@ -6,13 +6,14 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{ArgMatches, Args, Command, FromArgMatches, Subcommand, value_parser};
+use clap::{ArgMatches, Args, Command, FromArgMatches, Subcommand};
 use workloads::input::{Duration, Size, UnitError};
 use workloads::ops::{Arg, FlushRule, Op, Param, Parameter, Verb};
 use workloads::serving::control::protocol::Response;
 use workloads::serving::control::{ControlError, ask};
 
 use crate::exit;
+use crate::numbers;
 
 /// Send a request to a running `daxlab serve` or `daxlab race --control SOCKET`
 #[derive(Debug, Args)]
@@ -56,10 +57,10 @@ fn clap_arg(parameter: &Parameter) -> clap::Arg {
     let help = parameter.doc.unwrap_or_default();
     let built = clap::Arg::new(parameter.name).help(help).value_name(parameter.name.to_uppercase()).required(true);
     match parameter.syntax {
-        Param::Optional(Param::Number) => built.required(false).long(parameter.name).value_parser(value_parser!(u64)),
+        Param::Optional(Param::Number) => built.required(false).long(parameter.name).value_parser(numbers::any),
         Param::Optional(_) => built.required(false),
         Param::Size => built.value_parser(bytes),
-        Param::Number => built.value_parser(value_parser!(u64)),
+        Param::Number => built.value_parser(numbers::any),
         Param::Delay => built.value_parser(delay),
         Param::FlushRule => built
             .value_name("on|off|nth=N|every=N")

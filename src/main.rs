@@ -8,6 +8,7 @@ mod ctl;
 mod designs;
 mod exit;
 mod limits;
+mod numbers;
 mod progress;
 mod race;
 mod scenario;

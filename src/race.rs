@@ -19,6 +19,7 @@ use workloads::race::{self, DesignRun, RaceConfig, RaceError, StopFlag};
 use workloads::serving::control::{ControlServer, Questions};
 
 use crate::exit;
+use crate::numbers;
 use crate::progress::StatusLine;
 
 /// The widest table printed where the terminal's width is unknown.
@@ -37,10 +38,10 @@ pub(crate) struct RaceArgs {
     #[arg(long, value_name = "TIME")]
     duration: Option<Duration>,
     /// How many actor threads; the job's roles are scaled in proportion
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = numbers::within(0..=u32::MAX, "in decimal digits"))]
     threads: Option<u32>,
     /// Seed of every random choice; printed by every run
-    #[arg(long, value_name = "S")]
+    #[arg(long, value_name = "S", value_parser = numbers::any)]
     seed: Option<u64>,
     /// Folder for result.json, *.hlog, *.hgrm and report.html
     #[arg(long, value_name = "DIR", default_value = "daxlab-out")]

@@ -16,6 +16,7 @@ use workloads::suite;
 use workloads::suite::linux::run_on_linux;
 
 use crate::exit;
+use crate::numbers;
 
 /// Run scenarios under every design and hold their outcomes against the stated ones
 #[derive(Debug, Args)]
@@ -56,7 +57,7 @@ struct RunArgs {
     dir: Option<PathBuf>,
     /// How many scenarios run at once; the results are in the order asked for [default: as many as
     /// there are processors]
-    #[arg(short = 'j', long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=JOBS_MAX))]
+    #[arg(short = 'j', long, value_name = "N", value_parser = numbers::within(1..=JOBS_MAX, "without it there are as many as processors"))]
     jobs: Option<u16>,
     /// How to print the results
     #[arg(long, value_enum, default_value_t = Format::Text)]
@@ -82,7 +83,7 @@ enum Format {
 }
 
 /// The most scenarios that run at once. Each has a device and some threads.
-const JOBS_MAX: i64 = 256;
+const JOBS_MAX: u16 = 256;
 /// The widest matrix printed where the terminal's width is unknown.
 const WIDTH: usize = 160;
 

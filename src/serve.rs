@@ -15,6 +15,7 @@ use workloads::messages::peers::AllowedPeers;
 use workloads::serving::{Config, Files, NewContents, ServeError, Server, StopRequest, What};
 
 use crate::exit;
+use crate::numbers;
 
 /// Serve a file of a simulated volume, or a whole image, to guests as persistent memory (vhost-user
 /// virtio-pmem)
@@ -44,7 +45,7 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "HOSTFILE", conflicts_with = "image", value_hint = ValueHint::FilePath)]
     import: Option<PathBuf>,
     /// Break each file up into so many extents
-    #[arg(long, value_name = "K", conflicts_with = "image")]
+    #[arg(long, value_name = "K", conflicts_with = "image", value_parser = numbers::any)]
     extents: Option<u64>,
     /// Join each file's extents before it is served
     #[arg(long, conflicts_with = "image")]
@@ -78,14 +79,14 @@ pub(crate) struct ServeArgs {
     #[arg(long)]
     power_cut_model: bool,
     /// Seed of every random choice
-    #[arg(long, value_name = "S", default_value_t = 1)]
+    #[arg(long, value_name = "S", default_value_t = 1, value_parser = numbers::any)]
     seed: u64,
     /// Where `daxlab ctl` asks; the first socket's path with `.ctl` behind it if not given
     #[arg(long, value_name = "SOCKET", value_hint = ValueHint::FilePath)]
     control: Option<PathBuf>,
     /// Let this user connect, at every socket, beside your own and root; several times for several.
     /// Who may connect may read and write the whole volume
-    #[arg(long, value_name = "UID", value_parser = clap::value_parser!(u32).range(..0xffff_ffff))]
+    #[arg(long, value_name = "UID", value_parser = numbers::within(0..=u32::MAX - 1, "`id -u NAME` prints a user's"))]
     allow_uid: Vec<u32>,
     /// The QEMU to print command lines for, if not the ones that are found
     #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath)]

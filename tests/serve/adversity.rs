@@ -162,6 +162,42 @@ fn guests_that_leave_at_any_moment_leave_nothing() {
     }
 }
 
+/// Resident memory of a process that no file backs, in KiB (proc(5)).
+fn anonymous_kib(pid: &str) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse().unwrap()
+}
+
+#[test]
+fn a_thousand_guests_leave_no_descriptor_and_no_memory() {
+    let (_dir, server) = serve_file(&["a"], &["--design", "man-page"]);
+    let processes = [server.pid().to_string(), server.json(&["guests"])[0]["port"].to_string()];
+    let attach = |times: usize| {
+        for _ in 0..times {
+            let mut guest = server.guest("a");
+            assert_eq!(guest.flush(), 0);
+            guest.hang_up();
+        }
+        server.until(&["guests"], |guests| (guests[0]["state"] == "none").then_some(()));
+    };
+    // The first ones fill caches, and have every thread's arena made.
+    attach(100);
+    let before = processes.each_ref().map(|pid| (means(pid), anonymous_kib(pid)));
+    attach(1_000);
+    for (pid, ((descriptors, _), kib)) in processes.iter().zip(before) {
+        // The last connection may still be closing.
+        let settled = (0..1_000).any(|_| {
+            std::thread::yield_now();
+            server.json(&["guests"]);
+            means(pid).0 == descriptors
+        });
+        assert!(settled, "{descriptors} descriptors before, and {} after", means(pid).0);
+        let after = anonymous_kib(pid);
+        assert!(after <= kib + 1024, "{kib} KiB before, and {after} KiB after");
+    }
+}
+
 #[test]
 fn askers_who_give_up_leave_nothing() {
     let (dir, server) = serve_file(&["a"], &["--design", "chinner-2025"]);

@@ -176,3 +176,13 @@ fn what_cannot_be_asked_is_told() {
         assert!(code == 2 && err.contains("image"), "{args:?}: {code}: {err}");
     }
 }
+
+#[test]
+fn users_that_cannot_be() {
+    let dir = tempfile::tempdir().unwrap();
+    for uid in ["root", "-1", "", "4294967295", "1.5"] {
+        let user = format!("--allow-uid={uid}");
+        let words = [uid, "--allow-uid", "from 0 to 4294967294", "id -u NAME"];
+        refused(dir.path(), 2, &words, &["--socket", "a", "--image", "img", "--size", "2MiB", &user]);
+    }
+}

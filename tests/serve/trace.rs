@@ -72,6 +72,8 @@ fn a_device_that_was_not_started_is_named() {
     let words = server.until(&["guests"], |guests| Some(guests[0]["not_started"].as_str()?.to_owned()));
     assert!(words.starts_with("QEMU could not start the device") && words.contains("until a reset"), "{words}");
     assert!(server.ctl(&["guests"]).1.contains(&words[..40]));
+    let told = server.says("could not start");
+    assert!(told.starts_with("a: QEMU could not start the device") && told.contains("until a reset"), "{told}");
     guest.start();
     assert!(server.json(&["guests"])[0].get("not_started").is_none());
 }

@@ -29,7 +29,7 @@ use super::trace::MessageTracer;
 use super::vring::SharedMemory;
 use super::wake::{BackendWaits, wait_readable, wait_writable};
 use super::wire::{MessageHeader, MessageReader, REPLY, VERSION, WireError, WireRead, send};
-use super::{Medium, PmemPiece};
+use super::{Medium, NOT_STARTED, PmemPiece};
 use crate::device::{FOLIO, MAX_BYTES};
 use crate::runtime::clock::Nanos;
 use crate::runtime::sync::thread::{self, JoinHandle};
@@ -93,6 +93,29 @@ impl MessagePatience {
         } else {
             format!("a message that began and was not whole within {:?}", self.limits.rest_of_message)
         }
+    }
+}
+
+/// A start of the device that may not come to its end.
+#[derive(Clone, Copy, Debug, Default)]
+struct StartWatch {
+    /// The start that the medium was told of.
+    told: Option<Nanos>,
+}
+
+impl StartWatch {
+    /// When the medium must be told of a start that began at `since` and is still under way.
+    fn deadline(self, since: Option<Nanos>) -> Option<Nanos> {
+        since.filter(|_| since != self.told).map(|since| since.after(NOT_STARTED))
+    }
+
+    /// Whether the medium must be told now. True once for each start.
+    fn is_overdue(&mut self, since: Option<Nanos>, now: Nanos) -> bool {
+        let overdue = self.deadline(since).is_some_and(|deadline| deadline <= now);
+        if overdue {
+            self.told = since;
+        }
+        overdue
     }
 }
 
@@ -244,7 +267,7 @@ fn serve_messages(
     let (counters, tracer) = (Arc::clone(&context.counters), tracer.clone());
     let mut relay = MessageRelay::new(own, daemon, effects, counters, tracer, context.violations.clone());
     let mut patience = MessagePatience::new(context.limits, context.waits.now());
-    let mut loops = MessageLoop { reader: MessageReader::default(), wrong: None, unreadable: false };
+    let mut loops = MessageLoop::default();
     loop {
         match loops.step(&connection.socket, &mut relay, &mut patience, context) {
             LoopStep::Next => {}
@@ -273,8 +296,10 @@ enum LoopStep {
 }
 
 /// The messages of a connection.
+#[derive(Default)]
 struct MessageLoop {
     reader: MessageReader,
+    start: StartWatch,
     /// Why the frontend is being sent away. Its messages are answered meanwhile.
     wrong: Option<String>,
     /// Where its next message begins is not known.
@@ -329,9 +354,17 @@ impl MessageLoop {
         }
         // A frontend that is being sent away is hung up on in bounded time.
         let deadline = patience.deadline().filter(|_| self.wrong.is_none());
-        let limit = deadline.map(|deadline| Duration::from_nanos(deadline.since(now)));
+        let since = context.counters.starting_since();
+        let first = deadline.into_iter().chain(self.start.deadline(since)).min();
+        let limit = first.map(|first| Duration::from_nanos(first.since(now)));
         match wait_readable([socket.as_fd()], limit) {
             Ok([true]) => LoopStep::Next,
+            Ok([false]) if deadline.is_none_or(|deadline| context.waits.now() < deadline) => {
+                if self.start.is_overdue(since, context.waits.now()) {
+                    context.medium.not_started();
+                }
+                LoopStep::Next
+            }
             Ok([false]) => {
                 self.unreadable = true;
                 self.wrong(patience.missed())
@@ -432,5 +465,18 @@ mod tests {
         let mut slow = MessagePatience::new(limits, at(100));
         slow.part(at(106));
         assert_eq!(slow.deadline(), Some(at(107)), "a byte at a time does not make the first message later");
+    }
+
+    #[test]
+    fn each_start_that_does_not_end_is_told_once() {
+        let mut start = StartWatch::default();
+        assert_eq!(start.deadline(None), None);
+        assert!(!start.is_overdue(None, at(100)));
+        assert_eq!(start.deadline(Some(at(100))), Some(at(101)));
+        assert!(!start.is_overdue(Some(at(100)), at(100)), "it has just begun");
+        assert!(start.is_overdue(Some(at(100)), at(101)));
+        assert_eq!(start.deadline(Some(at(100))), None);
+        assert!(!start.is_overdue(Some(at(100)), at(500)), "the medium knows");
+        assert!(start.is_overdue(Some(at(600)), at(601)), "the next start");
     }
 }

@@ -479,6 +479,7 @@ impl ChannelWait for PieceMapping {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::OwnedFd;
     use std::os::unix::net::UnixStream;
 
     use super::*;
@@ -497,7 +498,7 @@ mod tests {
             self.0.as_fd()
         }
 
-        fn connect(&self, _peer: Peer) -> Result<u64, String> {
+        fn connect(&self, _peer: Peer, _process: Option<OwnedFd>) -> Result<u64, String> {
             Ok(BYTES)
         }
 

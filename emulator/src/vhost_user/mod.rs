@@ -37,7 +37,8 @@ pub use server::{VhostOptions, VhostServer};
 pub use stats::VhostStats;
 pub use trace::MessageTrace;
 
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 /// A piece of a guest's device, all in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,6 +58,10 @@ pub const PIECES_MAX: usize = 128;
 /// pieces of all its vhost-user devices together. A device that QEMU 11.1 starts while RAM and the
 /// other devices have more than that does not start, and its guest's fsync hangs until a reset.
 pub const MACHINE_REGIONS_MAX: usize = 8;
+
+/// After how long a device that was not started is one that its frontend could not start: QEMU
+/// tells of its memory right after it begins.
+pub const NOT_STARTED: Duration = Duration::from_secs(1);
 
 /// Why a flush failed; the guest only sees that it did (`ret` = 1, EIO of its fsync).
 #[derive(Debug, thiserror::Error)]
@@ -89,11 +94,12 @@ pub trait Medium: Send + Sync + 'static {
 
     /// Called when a frontend has connected, before its first message. Reserves what the guest's
     /// memory needs while it is attached, and returns the size of the guest's device in bytes: a
-    /// multiple of 2 MiB, the same until [`Medium::gone`].
+    /// multiple of 2 MiB, the same until [`Medium::gone`]. `process` tells of the end of the
+    /// frontend's process (pidfd_open(2)).
     ///
     /// # Errors
     /// The reason, as text for the operator. The connection is then closed.
-    fn connect(&self, peer: Peer) -> Result<u64, String>;
+    fn connect(&self, peer: Peer, process: Option<OwnedFd>) -> Result<u64, String>;
 
     /// Called when a driver takes the device, also after a reset. Returns the pieces to map, at
     /// most [`PIECES_MAX`], none if it has been revoked. Called from a thread on which it may wait.
@@ -105,6 +111,10 @@ pub trait Medium: Send + Sync + 'static {
     /// # Errors
     /// [`FlushError`]: nothing is known to be durable.
     fn flush(&self) -> Result<(), FlushError>;
+
+    /// The frontend began to start the device [`NOT_STARTED`] ago and has told of no memory since.
+    /// Called once for each such start, from a thread on which it must not wait.
+    fn not_started(&self) {}
 
     /// The frontend hung up. Called once for each [`Medium::connect`] that succeeded.
     fn gone(&self);

@@ -282,7 +282,7 @@ impl ServerShared {
         let number = self.connected.fetch_add(1, Ordering::SeqCst) + 1;
         let tracer = MessageTracer::new(self.trace.clone(), Arc::clone(&self.world), number);
         tracer.note(format_args!("{} connected", name(peer)));
-        let bytes = match self.context.medium.connect(peer) {
+        let bytes = match self.context.medium.connect(peer, peer.process(socket)) {
             Ok(bytes) => bytes,
             Err(why) => {
                 tracer.note(format_args!("refused: {why}"));

@@ -51,9 +51,8 @@ macro_rules! stats {
 
         impl VhostCounters {
             pub(super) fn snapshot(&self, now: Nanos) -> VhostStats {
-                let since = self.starting.get().checked_sub(1);
                 // At least 1, so that it can be told from 0.
-                let starting_ms = since.map_or(0, |since| (now.since(Nanos(since)) / 1_000_000).max(1));
+                let starting_ms = self.starting_since().map_or(0, |since| (now.since(since) / 1_000_000).max(1));
                 VhostStats { $($name: self.$name.get(),)* starting_ms, problem: self.problem.lock().clone() }
             }
         }
@@ -109,6 +108,11 @@ impl VhostCounters {
     /// The frontend begins to start the device now; or it told of its memory, or is gone.
     pub(super) fn starting(&self, since: Option<Nanos>) {
         self.starting.set(since.map_or(0, |since| since.0.saturating_add(1)));
+    }
+
+    /// Since when the frontend has been starting the device; none if it is not.
+    pub(super) fn starting_since(&self) -> Option<Nanos> {
+        self.starting.get().checked_sub(1).map(Nanos)
     }
 
     pub(super) fn problem(&self, what: impl Into<String>) {

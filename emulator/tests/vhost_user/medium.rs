@@ -1,7 +1,7 @@
 //! A medium that a test controls and that records every call.
 
 use std::fs::File;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
@@ -92,7 +92,8 @@ impl Medium for TestMedium {
         self.file.as_fd()
     }
 
-    fn connect(&self, peer: Peer) -> Result<u64, String> {
+    fn connect(&self, peer: Peer, process: Option<OwnedFd>) -> Result<u64, String> {
+        assert!(process.is_some(), "the frontend's process is this one");
         let admitted = self.admit.lock().clone();
         if admitted.is_ok() {
             self.events.lock().push(Event::Connect(peer));

@@ -260,17 +260,18 @@ fn pieces_that_are_no_device_are_not_mapped() {
         let served = Served::new();
         *served.medium.pieces.lock() = pieces;
         let (attaching, go_on) = served.medium.hold_attaches();
+        // It need not wait: the frontend's messages wait for it.
+        go_on.send(()).unwrap();
         let mut guest = Guest::connect(&served.path());
         guest.realise(willing());
         guest.start();
         attaching.recv().unwrap();
-        go_on.send(()).unwrap();
         assert_eq!(guest.flush(), 1);
         // The first attach is over when the second begins.
+        go_on.send(()).unwrap();
         guest.frontend.set_features(ALL).unwrap();
         attaching.recv().unwrap();
         assert!(guest.asked.try_recv().is_err());
-        go_on.send(()).unwrap();
         let stats = served.server.stats();
         let problem = stats.problem.unwrap();
         assert!(stats.maps == 0 && problem.starts_with("nothing is mapped: ") && problem.contains(says), "{problem}");

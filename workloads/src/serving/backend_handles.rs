@@ -33,6 +33,7 @@ use super::Config;
 use super::files;
 use super::link::{Counted, FromPort, Granted, Link, LinkError, TakeReason, ToPort, encode_pieces};
 use super::machine::{ServedMachine, ServedMemory};
+use super::render;
 use crate::messages::{
     self,
     peers::{self, AllowedPeers, RefusalLog},
@@ -202,7 +203,7 @@ impl Port {
         // An export can wait for a layout change, and the change for a message that only this
         // thread reads. So a thread of its own admits a guest.
         let mut admission: Option<JoinHandle<()>> = None;
-        while let Some((message, _)) = self.link.next::<FromPort>() {
+        while let Some((message, fds)) = self.link.next::<FromPort>() {
             match message {
                 FromPort::Ready => {
                     self.state.lock().ready = true;
@@ -213,8 +214,9 @@ impl Port {
                     // wait.
                     admission.take().into_iter().for_each(ended);
                     let (port, with) = (Arc::clone(self), Arc::clone(machine));
+                    let process = fds.into_iter().next();
                     let admitting = thread::try_spawn(move || {
-                        let reply = port.connected(&with, number, peer.into());
+                        let reply = port.connected(&with, number, (peer.into(), process));
                         port.send(&ToPort::Reply { number, reply });
                     });
                     match admitting {
@@ -227,6 +229,9 @@ impl Port {
                 }
                 FromPort::Violation { what } => {
                     machine.tell(&format!("{}: the frontend violates the specification: {what}", self.shown()));
+                }
+                FromPort::NotStarted => {
+                    machine.tell(&format!("{}: {}", self.shown(), render::NOT_STARTED));
                 }
                 FromPort::Attach { number, connection } => {
                     let pieces = self.attach(machine, connection);
@@ -266,7 +271,12 @@ impl Port {
     }
 
     /// A guest has connected.
-    fn connected(self: &Arc<Self>, machine: &Arc<ServedMachine>, connection: u64, peer: Peer) -> Granted {
+    fn connected(
+        self: &Arc<Self>,
+        machine: &Arc<ServedMachine>,
+        connection: u64,
+        (peer, process): (Peer, Option<OwnedFd>),
+    ) -> Granted {
         let (pid, named) = (peer.pid, peers::shown(peer.pid));
         if let Err(why) = self.allowed.admit(&peer) {
             if let Some(more) = self.refusals.met() {
@@ -276,7 +286,7 @@ impl Port {
         }
         // No power cut happens while the guest is being admitted.
         let admitted = machine.under_power(|| {
-            let (guest, bytes) = self.admit(machine, connection, pid)?;
+            let (guest, bytes) = self.admit(machine, connection, pid, process)?;
             self.state.lock().guest = Some(Arc::clone(&guest));
             Ok((guest, bytes))
         });
@@ -299,6 +309,7 @@ impl Port {
         machine: &Arc<ServedMachine>,
         connection: u64,
         pid: Option<u32>,
+        process: Option<OwnedFd>,
     ) -> Result<(Arc<Guest>, u64), String> {
         let (holds, bytes) = match (machine.backing(), &self.file) {
             (ServedMemory::Files(kernel), Some(file)) => {
@@ -331,7 +342,7 @@ impl Port {
             pieces: AtomicU64::new(0),
             attaches: AtomicU64::new(0),
             revoked: AtomicBool::new(false),
-            process: pid.and_then(watch),
+            process,
         };
         Ok((Arc::new(guest), bytes))
     }
@@ -563,7 +574,7 @@ fn without_inherited_descriptors(command: &mut Command) -> &mut Command {
     unsafe { command.pre_exec(close_at_exec) }
 }
 
-/// A descriptor that tells of a process's end.
+/// A descriptor that tells of the end of a child that was not reaped.
 fn watch(pid: u32) -> Option<OwnedFd> {
     let pid = rustix::process::Pid::from_raw(i32::try_from(pid).ok()?)?;
     rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).ok()

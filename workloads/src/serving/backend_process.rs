@@ -284,12 +284,13 @@ impl Medium for BackendPort {
         self.read_only.as_ref().map_or(self.memory.live.fd(), AsFd::as_fd)
     }
 
-    fn connect(&self, peer: Peer) -> Result<u64, String> {
+    fn connect(&self, peer: Peer, process: Option<OwnedFd>) -> Result<u64, String> {
         // A demand for the last guest ends with that guest, and must not meet this one.
         self.wait("the last guest's end", None, || self.device_state.lock().unmapping == 0);
         self.flushing.reopen();
         let mut connection = 0;
-        let granted = self.link.ask(|number| {
+        let process = process.as_ref().map(AsFd::as_fd);
+        let granted = self.link.ask_with(process.as_slice(), |number| {
             connection = number;
             *self.device_state.lock() = DeviceState { connection: Some(number), ..DeviceState::default() };
             FromPort::Connected { number, peer: peer.into() }
@@ -360,6 +361,10 @@ impl Medium for BackendPort {
         // The last one out of a gate that was shut meanwhile.
         self.changed.wake_all();
         flushed
+    }
+
+    fn not_started(&self) {
+        self.send(&FromPort::NotStarted);
     }
 
     fn gone(&self) {

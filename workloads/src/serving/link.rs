@@ -88,10 +88,13 @@ pub(super) enum Granted {
 pub(super) enum FromPort {
     /// It listens.
     Ready,
-    /// A frontend connected. The number is the connection's from now on.
+    /// A frontend connected. The number is the connection's from now on. Carries a descriptor of
+    /// the frontend's process, if it can be had.
     Connected { number: u64, peer: PeerSeen },
     /// A frontend did something against the specification.
     Violation { what: String },
+    /// The frontend has not started the device in time.
+    NotStarted,
     /// A driver took the device.
     Attach { number: u64, connection: u64 },
     /// The frontend hung up.
@@ -185,9 +188,18 @@ impl<A> Link<A> {
 
     /// Says something that has a reply, and waits for it.
     pub(super) fn ask<M: Serialize>(&self, what: impl FnOnce(u64) -> M) -> Result<A, LinkError> {
+        self.ask_with(&[], what)
+    }
+
+    /// The same, with descriptors beside it.
+    pub(super) fn ask_with<M: Serialize>(
+        &self,
+        fds: &[BorrowedFd<'_>],
+        what: impl FnOnce(u64) -> M,
+    ) -> Result<A, LinkError> {
         let number = self.number();
         self.replies.lock().expected.insert(number, None);
-        let answered = self.tell(&what(number), &[]).and_then(|()| self.wait(number));
+        let answered = self.tell(&what(number), fds).and_then(|()| self.wait(number));
         self.replies.lock().expected.remove(&number);
         answered
     }

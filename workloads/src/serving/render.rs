@@ -12,7 +12,7 @@ use crate::input::Size;
 use emulator::sync::Arc;
 use emulator::sync::atomic::Ordering;
 use emulator::vhost_user::attach::shell;
-use emulator::vhost_user::{MACHINE_REGIONS_MAX, VhostStats};
+use emulator::vhost_user::{self, MACHINE_REGIONS_MAX, VhostStats};
 use fs_sim::base::units::ShownBytes;
 use fs_sim::design::{Axis, GateScope, PinGate};
 use fs_sim::extent_map::Layout;
@@ -27,9 +27,9 @@ use crate::ops::{FileName, Op};
 use crate::serving::control::answers;
 use crate::serving::control::protocol::Response;
 
-/// After how long a device that was not started is one that QEMU could not start. It tells of its
-/// memory right after it begins.
-const NOT_STARTED_MS: u64 = 1_000;
+/// What a device that was not started means, and what ends it.
+pub(super) const NOT_STARTED: &str =
+    "QEMU could not start the device: it began, and has told of no memory since; its guest's fsync hangs until a reset";
 
 /// A device's counters, by name.
 pub(super) fn counters(stats: &VhostStats) -> BTreeMap<String, u64> {
@@ -181,11 +181,8 @@ impl DeviceStart {
     /// What there is to warn of, for people and for programs.
     fn warnings(&self) -> Vec<(&'static str, String)> {
         let mut warnings = Vec::new();
-        if self.starting_ms >= NOT_STARTED_MS {
-            let words = format!(
-                "QEMU could not start the device: it has told of no memory for {:.1} s; its guest's fsync hangs until a reset",
-                self.starting_ms as f64 / 1e3
-            );
+        if u128::from(self.starting_ms) >= vhost_user::NOT_STARTED.as_millis() {
+            let words = format!("{NOT_STARTED} ({:.1} s ago)", self.starting_ms as f64 / 1e3);
             warnings.push(("not_started", words));
         }
         if self.memory + self.pieces > MACHINE_REGIONS_MAX as u64 {
