@@ -6,7 +6,7 @@ use std::path::Path;
 
 use emulator::sync::thread;
 
-use crate::guest::{self, CURRENT, DISTRIBUTION, Guest, Machine};
+use crate::guest::{self, BootGuest as _, CURRENT, DISTRIBUTION, Guest, Machine};
 use crate::served::{FORMAT, SYNCED, by_nic, counter, md5, offered, recipe, region, serve, state};
 use crate::server::{MIB, Server};
 use crate::{REBIND, SIZE, assert_bytes, assert_clean, assert_dumped, seq};
@@ -170,7 +170,7 @@ fn qemus_own_device_by_the_printed_command() {
         let (fits, line) = offered(&server, OWN);
         if !fits.contains("can run this") {
             assert!(fits.contains("too old for this: needs 8.1"), "{fits}");
-            guest::tell(&format!("QEMU's own virtio-pmem over a file, {}: not run: {fits}", machine.name));
+            guest::tell(&format!("QEMU's own virtio-pmem over a file, {}: not run: {fits}", machine.name()));
             return;
         }
         let mut guest = machine.boot().printed(&line).start();

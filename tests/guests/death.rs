@@ -11,7 +11,7 @@ use rand_xoshiro::Xoshiro256PlusPlus;
 use rustix::process::{Signal, kill_process};
 
 use crate::common::daxlab;
-use crate::guest::{self, CURRENT, Guest, Machine};
+use crate::guest::{self, BootGuest as _, CURRENT, Guest, Machine};
 use crate::served::{FORMAT, SYNCED, assert_given_up, attach, counter, held, serve_file, state};
 use crate::server::{Server, fail_call, outcome};
 use crate::{REBIND, assert_bytes, assert_clean, assert_dumped, seq};

@@ -6,7 +6,7 @@ use std::process::Stdio;
 
 use serde_json::Value;
 
-use crate::guest::{self, CURRENT, Guest};
+use crate::guest::{self, BootGuest as _, CURRENT, Guest};
 use crate::served::{
     FORMAT, SYNCED, assert_taken, attach, blockers, by_nic, counter, held, md5, region, serve_file, state,
 };

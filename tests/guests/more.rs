@@ -6,7 +6,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use crate::guest::{self, CURRENT, FIO};
+use crate::guest::{self, BootGuest as _, CURRENT, FIO};
 use crate::served::{attach, counter, recipe, serve, state};
 use crate::server::{MIB, Server};
 use crate::{assert_bytes, seq};
@@ -56,7 +56,7 @@ fn fio_finds_every_block_that_it_wrote() {
     let Some(machine) = guest::machine(CURRENT, "fio over vhost-user") else { return };
     let dir = tempfile::tempdir().unwrap();
     let tools = dir.path().join("tools");
-    machine.fio_disk(&tools).unwrap();
+    guest::fio_disk(machine, &tools);
     let server = Server::start(dir.path(), &["a"], &["--control", "a.ctl", "--image", "img", "--size", "66MiB"]);
     let boot = machine.boot().memory(384).vhost_user_pmem(&server.socket("a")).virtio_pmem(&tools, 144 * MIB);
     let mut guest = boot.start();
@@ -76,7 +76,7 @@ fn fio_with_libpmem_on_an_nvdimm() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
     let tools = dir.join("tools");
-    machine.fio_disk(&tools).unwrap();
+    guest::fio_disk(machine, &tools);
     let server = serve(machine, dir, &["a"], &["--image", "img", "--size", "68MiB", "--nvdimm"]);
     let mut guest = machine.boot().printed(&recipe(&server, NVDIMM)).virtio_pmem(&tools, 144 * MIB).start();
     guest.ok(&format!("{FIO}mkfs.ext4 -q -b 4096 $other && mount -o dax $other /mnt"));

@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use crate::guest::BootGuest as _;
 use crate::{REBIND, SIZE, assert_bytes, assert_clean, assert_dumped, guest, image, seq};
 
 #[test]
@@ -86,13 +87,13 @@ fn a_guest_answers_and_its_ends_are_told() {
 
         // A wait that is too long, and a guest that is gone, are errors that show the console.
         guest.ok("echo 'a word on the console' >/dev/console");
-        let late = guest.try_run("sleep 1000", Duration::from_millis(1)).unwrap_err();
+        let late = guest.try_run("sleep 1000", Duration::from_millis(1)).unwrap_err().to_string();
         assert!(late.contains("sleep 1000") && late.contains("not within 1ms"), "{late}");
         let mut other = machine.boot().start();
         let killed = other.pid();
         other.ok("echo 'a word on the console' >/dev/console");
         assert!(std::process::Command::new("kill").args(["-KILL", &killed.to_string()]).status().unwrap().success());
-        let gone = other.try_run("true", Duration::from_secs(60)).unwrap_err();
+        let gone = other.try_run("true", Duration::from_secs(60)).unwrap_err().to_string();
         assert!(gone.contains("signal: 9") && gone.contains("a word on the console"), "{gone}");
         assert!(!other.is_running());
     });

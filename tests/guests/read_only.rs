@@ -3,7 +3,7 @@
 use std::fs;
 use std::process::Stdio;
 
-use crate::guest::{self, CURRENT, Machine};
+use crate::guest::{self, BootGuest as _, CURRENT, Machine};
 use crate::served::{attach, recipe, serve};
 use crate::{SIZE, image};
 

@@ -7,7 +7,7 @@ use std::process::Command;
 use serde_json::Value;
 
 use crate::common::daxlab;
-use crate::guest::{Guest, Machine};
+use crate::guest::{BootGuest as _, Guest, Machine};
 use crate::server::Server;
 
 /// Starts `daxlab serve` where `machine`'s QEMU is the installed one.

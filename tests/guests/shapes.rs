@@ -3,7 +3,7 @@
 
 use tempfile::TempDir;
 
-use crate::guest::{self, CURRENT, Guest, Machine};
+use crate::guest::{self, BootGuest as _, CURRENT, Guest, Machine};
 use crate::more::Monitor;
 use crate::server::{MIB, Server};
 
@@ -61,7 +61,7 @@ impl Shape {
         self.monitor.ask(r#"{"execute":"cont"}"#);
     }
 
-    /// Whether QEMU started a device in this boot of the guest. If not, the device's server says so.
+    /// Whether QEMU started a device in this boot of the guest. If not, its server says so.
     fn is_started(&self, device: usize, boots: u64) -> bool {
         let server = &self.devices[device].server;
         server.until(&["guests"], |guests| (guests[0]["attaches"] == boots).then_some(()));

@@ -18,12 +18,13 @@ use std::path::PathBuf;
 use source::{CrateSources, SourceFile, files, paths};
 
 /// The library crates, each with the crates that it may import.
-const CRATES: [(&str, &[&str]); 5] = [
+const CRATES: [(&str, &[&str]); 6] = [
     ("emulator", &[]),
     ("fs-sim", &["emulator"]),
     ("rdma-sim", &["emulator", "fs_sim"]),
+    ("guests", &["emulator"]),
     ("reports", &[]),
-    ("workloads", &["emulator", "fs_sim", "rdma_sim", "reports"]),
+    ("workloads", &["emulator", "fs_sim", "rdma_sim", "guests", "reports"]),
 ];
 
 /// The longest file, in lines.
