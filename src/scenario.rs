@@ -6,13 +6,16 @@ use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{Args, Subcommand, ValueEnum, ValueHint};
 use emulator::sync::thread;
-use reports::scenarios::{self, CellVerdict};
+use reports::scenarios::{self, CellVerdict, ScenarioReport};
 use workloads::input::designs::{DesignCatalogue, DesignEntry};
 use workloads::input::{InputError, Source};
 use workloads::language::Scenario;
 use workloads::suite;
+use workloads::suite::guest_kernels::{
+    DaxFileSystem, GuestKernels, GuestRun, GuestRunError, MachineError, run_on_guests,
+};
 use workloads::suite::linux::run_on_linux;
 
 use crate::exit;
@@ -48,13 +51,22 @@ struct RunArgs {
     #[arg(long, value_name = "D,…|all", default_value = "all")]
     design: String,
     /// The machine to run on; `kernel` runs the scenarios that say `linux` on this machine's own
-    /// kernel
+    /// kernel, `guest` on kernels under QEMU, on file systems with DAX
     #[arg(long, value_enum, default_value_t = MachineChoice::Simulation)]
     on: MachineChoice,
     /// With `--on kernel`: the directory for temporary files, whose file system is tested [default:
     /// the system's]
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
+    /// With `--on guest`: this kernel instead of Debian's (bzImage); it needs --modules
+    #[arg(long, value_name = "IMAGE", requires = "modules", value_hint = ValueHint::FilePath)]
+    kernel: Option<PathBuf>,
+    /// With `--kernel`: the folder below which its modules lie
+    #[arg(long, value_name = "DIR", requires = "kernel", value_hint = ValueHint::DirPath)]
+    modules: Option<PathBuf>,
+    /// With `--on guest`: the file systems, each booted with each kernel [default: xfs,ext4]
+    #[arg(long, value_name = "FS,…", value_enum, value_delimiter = ',')]
+    file_system: Vec<FileSystemChoice>,
     /// How many scenarios run at once; the results are in the order asked for [default: as many as
     /// there are processors]
     #[arg(short = 'j', long, value_name = "N", value_parser = numbers::within(1..=JOBS_MAX, "without it there are as many as processors"))]
@@ -70,6 +82,16 @@ enum MachineChoice {
     Simulation,
     /// This machine's own Linux kernel
     Kernel,
+    /// Linux kernels in guests, on persistent memory
+    Guest,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum FileSystemChoice {
+    /// XFS mounted with dax=always
+    Xfs,
+    /// ext4 mounted with dax=always
+    Ext4,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -120,18 +142,7 @@ fn named<'s>(scenarios: &'s [Scenario], id: &str) -> Result<&'s Scenario, InputE
 }
 
 fn run_scenarios(catalogue: &mut DesignCatalogue, args: &RunArgs) -> anyhow::Result<ExitCode> {
-    match args.on {
-        MachineChoice::Simulation if args.dir.is_some() => {
-            anyhow::bail!("--dir is where files of the real kernel go: it needs --on kernel");
-        }
-        MachineChoice::Kernel if args.jobs.is_some() => {
-            anyhow::bail!("-j: on the real kernel the scenarios themselves say what may run at once; leave it away");
-        }
-        MachineChoice::Kernel if args.design != "all" => {
-            anyhow::bail!("--design {}: the real kernel is no design; leave --design or --on kernel away", args.design);
-        }
-        _ => {}
-    }
+    check_machine(args)?;
     let designs: Vec<DesignEntry> = catalogue.resolve(&args.design)?;
     let names: Vec<&str> = catalogue.names().collect();
     let built_in = suite::scenarios::built_in(&names)?;
@@ -156,6 +167,7 @@ fn run_scenarios(catalogue: &mut DesignCatalogue, args: &RunArgs) -> anyhow::Res
             let dir = args.dir.clone().unwrap_or_else(std::env::temp_dir);
             run_on_linux(&scenarios, Path::new("/proc/self/exe"), &dir)?
         }
+        MachineChoice::Guest => on_guests(&scenarios, args)?,
     };
     let terminal = std::io::stdout().is_terminal();
     let width = terminal_size::terminal_size().filter(|_| terminal).map_or(WIDTH, |(width, _)| usize::from(width.0));
@@ -181,6 +193,55 @@ fn run_scenarios(catalogue: &mut DesignCatalogue, args: &RunArgs) -> anyhow::Res
         return Err(exit::CannotRun(format!("{not_run} of {cells} could not be run: {first}")).into());
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Checks that what was given fits the machine.
+fn check_machine(args: &RunArgs) -> anyhow::Result<()> {
+    match args.on {
+        MachineChoice::Simulation | MachineChoice::Guest if args.dir.is_some() => {
+            anyhow::bail!("--dir is where files of this machine's own kernel go: it needs --on kernel");
+        }
+        MachineChoice::Simulation | MachineChoice::Kernel if args.kernel.is_some() => {
+            anyhow::bail!("--kernel is what a guest boots: it needs --on guest");
+        }
+        MachineChoice::Simulation | MachineChoice::Kernel if !args.file_system.is_empty() => {
+            anyhow::bail!("--file-system is what a guest mounts: it needs --on guest");
+        }
+        MachineChoice::Kernel | MachineChoice::Guest if args.jobs.is_some() => {
+            anyhow::bail!("-j: on a real kernel the scenarios themselves say what may run at once; leave it away");
+        }
+        MachineChoice::Kernel | MachineChoice::Guest if args.design != "all" => {
+            anyhow::bail!("--design {}: a real kernel is no design; leave --design or --on away", args.design);
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Runs scenarios on the kernels of guests.
+fn on_guests(scenarios: &[Scenario], args: &RunArgs) -> anyhow::Result<ScenarioReport> {
+    let kernels = match (&args.kernel, &args.modules) {
+        (Some(image), Some(modules)) => GuestKernels::Own { image: image.clone(), modules: modules.clone() },
+        _ => GuestKernels::Fetched,
+    };
+    let mut file_systems: Vec<DaxFileSystem> = Vec::new();
+    let chosen = if args.file_system.is_empty() { FileSystemChoice::value_variants() } else { &args.file_system };
+    for file_system in chosen {
+        let file_system = match file_system {
+            FileSystemChoice::Xfs => DaxFileSystem::Xfs,
+            FileSystemChoice::Ext4 => DaxFileSystem::Ext4,
+        };
+        if !file_systems.contains(&file_system) {
+            file_systems.push(file_system);
+        }
+    }
+    let run = GuestRun { kernels, file_systems, program: PathBuf::from("/proc/self/exe") };
+    run_on_guests(scenarios, &run, &exit::note).map_err(|error| match error {
+        GuestRunError::Input(error) => (*error).into(),
+        GuestRunError::Machine(error @ (MachineError::Input { .. } | MachineError::TooLarge(_))) => {
+            anyhow::Error::new(error)
+        }
+        other => exit::CannotRun(other.to_string()).into(),
+    })
 }
 
 /// Whether a word names a file rather than a built-in scenario.

@@ -17,6 +17,7 @@ mod attach;
 mod death;
 mod edge;
 mod more;
+mod oracle;
 mod own_device;
 mod read_only;
 mod served;

@@ -13,6 +13,10 @@ use std::{fs, io};
 /// (`CONFIG_MODULE_COMPRESS_*`).
 const UNPACKERS: [(&str, &str); 3] = [("xz", "xz"), ("zst", "zstd"), ("gz", "gzip")];
 
+/// What a module needs and does not name in `depends=`: it asks for it by an alias when it starts
+/// (`MODULE_SOFTDEP`), which modprobe(8) knows beforehand and insmod does not. Linux before 6.14.
+const SOFT_DEPENDENCIES: [(&str, &str); 2] = [("libcrc32c", "crc32c_generic"), ("ext4", "crc32c_generic")];
+
 /// The deepest folder that is searched. `/lib/modules/VERSION` has fewer levels.
 const DEPTH_MAX: u32 = 16;
 
@@ -63,7 +67,8 @@ impl ModuleFiles {
         let Some(path) = self.0.get(name).filter(|_| seen.insert(name.to_owned())) else { return Ok(Vec::new()) };
         let content = unpacked(path)?;
         let mut order = Vec::new();
-        for dependency in depends(&content) {
+        let soft = SOFT_DEPENDENCIES.iter().filter(|(module, _)| *module == name).map(|(_, needs)| (*needs).to_owned());
+        for dependency in depends(&content).into_iter().chain(soft) {
             order.extend(self.with_dependencies(&dependency, seen)?);
         }
         order.push(Module { name: name.to_owned(), content });

@@ -138,6 +138,14 @@ impl<'a> Boot<'a> {
         self.over_file("nvdimm", file, size)
     }
 
+    /// Adds a virtio disk, `/dev/vda` if it is the first, over a file that the guest can't write to.
+    pub fn read_only_disk(mut self, file: &Path) -> Self {
+        let id = self.device();
+        let drive = path_option(&format!("if=none,id=disk{id},format=raw,read-only=on,file="), file, "");
+        let device = format!("virtio-blk-pci,drive=disk{id}");
+        self.args([OsStr::new("-drive"), &drive, OsStr::new("-device"), OsStr::new(&device)])
+    }
+
     fn over_file(mut self, device: &str, file: &Path, size: u64) -> Self {
         self.hotplug = true;
         let id = self.device();

@@ -21,6 +21,10 @@ export QEMU_MODULE_DIR="$qemu/modules"
 exec "$qemu/lib/ld-linux-x86-64.so.2" --library-path "$qemu/lib" --argv0 qemu-system-x86_64 "$qemu/qemu-system-x86_64" -L "$qemu/share" "$@"
 "#;
 
+/// The largest initramfs in bytes: the kernel has the archive and its files in memory at once, and
+/// the smallest guest has 256 MiB.
+const INITRAMFS_MAX: usize = 96 << 20;
+
 /// What runs a guest's processors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Accel {
@@ -56,6 +60,9 @@ pub enum MachineError {
         /// The operating system's answer.
         error: io::Error,
     },
+    /// The initramfs does not fit into a guest.
+    #[error("the first file system of the guest is {} MiB large, and may be {} MiB: install the kernel's modules stripped (`make modules_install INSTALL_MOD_STRIP=1`)", .0 >> 20, INITRAMFS_MAX >> 20)]
+    TooLarge(usize),
     /// The initramfs can't be made or written.
     #[error("the first file system of the guest: {0}")]
     Initramfs(#[from] io::Error),
@@ -106,7 +113,11 @@ impl GuestMachine {
         {
             return Err(MachineError::Accel(accel));
         }
-        replace(&machine.initramfs, &initramfs::build(&dir.join("tools"), modules)?, 0o600)?;
+        let initramfs = initramfs::build(&dir.join("tools"), modules)?;
+        if initramfs.len() > INITRAMFS_MAX {
+            return Err(MachineError::TooLarge(initramfs.len()));
+        }
+        replace(&machine.initramfs, &initramfs, 0o600)?;
         fs::create_dir_all(dir.join("bin"))?;
         replace(&dir.join("bin/qemu-system-x86_64"), LAUNCHER.as_bytes(), 0o755)?;
         Ok(machine)

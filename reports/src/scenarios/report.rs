@@ -1,9 +1,9 @@
 //! The types of a scenario report. Serialised, they are its JSON format.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// How a scenario ended under one design.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum CellVerdict {
     /// Every outcome was the expected one.
@@ -19,7 +19,7 @@ pub enum CellVerdict {
 }
 
 /// One scenario under one design.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ScenarioCell {
     /// The design's name.
     pub design: String,
@@ -30,12 +30,12 @@ pub struct ScenarioCell {
     pub outcome: String,
     /// What failed, or why the scenario did not run: the line, expected, got, and the machine's
     /// state.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<CellFailure>,
 }
 
 /// What failed, or why a scenario did not run.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CellFailure {
     /// The line of the scenario, from 1; 0 if the failure belongs to no line.
     pub line: usize,

@@ -37,12 +37,7 @@ pub fn subject() -> DesignSubject {
 pub fn run_on_linux(scenarios: &[Scenario], program: &Path, dir: &Path) -> Result<ScenarioReport, InputError> {
     let subject = subject();
     for scenario in scenarios {
-        if !scenario.setup.linux {
-            return Err(scenario
-                .source
-                .error(scenario.id_at.clone(), format!("{} is not for a real Linux", scenario.id))
-                .help("a scenario says so by the line `linux`, and then uses only what docs/scenarios.md marks"));
-        }
+        check(scenario)?;
         run::check(scenario, std::slice::from_ref(&subject))?;
     }
     let config = LinuxConfig { program: PathBuf::from(program), dir: PathBuf::from(dir), break_time: None };
@@ -83,6 +78,20 @@ pub fn run_on_linux(scenarios: &[Scenario], program: &Path, dir: &Path) -> Resul
         report.scenarios.push(scenarios::row(scenario, vec![cell?]));
     }
     Ok(report)
+}
+
+/// Checks that a scenario is for a real Linux.
+///
+/// # Errors
+/// It does not say so.
+pub(super) fn check(scenario: &Scenario) -> Result<(), InputError> {
+    if scenario.setup.linux {
+        return Ok(());
+    }
+    Err(scenario
+        .source
+        .error(scenario.id_at.clone(), format!("{} is not for a real Linux", scenario.id))
+        .help("a scenario says so by the line `linux`, and then uses only what docs/scenarios.md marks"))
 }
 
 fn one(
