@@ -30,6 +30,7 @@ fn setup() -> Setup {
             file("prog", Contents::Byte(b'p')),
         ],
         linux: true,
+        dax: false,
     }
 }
 

@@ -138,7 +138,7 @@ impl<'a> Boot<'a> {
         self.over_file("nvdimm", file, size)
     }
 
-    /// Adds a virtio disk, `/dev/vda` if it is the first, over a file that the guest can't write to.
+    /// Adds a virtio disk, `/dev/vda` if it is the first, over a file that the guest can only read.
     pub fn read_only_disk(mut self, file: &Path) -> Self {
         let id = self.device();
         let drive = path_option(&format!("if=none,id=disk{id},format=raw,read-only=on,file="), file, "");

@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use crate::input::{InputError, Source};
+use crate::input::{InputError, Source, shown};
 use fs_sim::design::{Axes, Axis};
 
 /// Any of these lists, of which all must hold.
@@ -25,6 +25,10 @@ enum Test {
     Axis(Axis, String),
     /// The option of the volume or of the machine: a real Linux.
     Linux,
+    /// On a real Linux with this file system.
+    LinuxOn(String),
+    /// On a real Linux that is older than this version.
+    LinuxBefore((u32, u32)),
 }
 
 /// What a condition is judged for.
@@ -34,8 +38,17 @@ pub struct DesignSubject {
     pub name: String,
     /// Its axes.
     pub axes: Axes,
-    /// Whether the machine is a real Linux.
-    pub linux: bool,
+    /// The real Linux that the machine is; none: a simulation.
+    pub linux: Option<LinuxSubject>,
+}
+
+/// A real Linux, as far as conditions ask.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LinuxSubject {
+    /// The file system of the scenario's files, such as `xfs`.
+    pub file_system: String,
+    /// The kernel's version: the first two numbers of its release.
+    pub version: (u32, u32),
 }
 
 impl Condition {
@@ -61,6 +74,11 @@ impl Condition {
         Ok(Condition(any))
     }
 
+    /// Whether it holds on no real Linux, whatever else is true there.
+    pub(super) fn excludes_linux(&self) -> bool {
+        self.0.iter().all(|all| all.iter().any(|atom| atom.negated && matches!(atom.test, Test::Linux)))
+    }
+
     /// Whether it holds.
     pub fn holds(&self, of: &DesignSubject) -> bool {
         self.0.iter().any(|all| all.iter().all(|atom| atom.holds(of)))
@@ -78,6 +96,13 @@ impl Atom {
         if word.is_empty() {
             return Err(source.error(span, "a condition is missing here").help(HELP));
         }
+        if let Some(version) = word.strip_prefix("linux<") {
+            let Some(version) = kernel_version(version) else {
+                let title = format!("`{}` is no version of Linux", shown(version));
+                return Err(source.error(span.end - version.len()..span.end, title).help("write it as `6.15`"));
+            };
+            return Ok(Atom { negated, test: Test::LinuxBefore(version) });
+        }
         let Some((name, value)) = word.split_once('=') else {
             if word == "linux" {
                 return Ok(Atom { negated, test: Test::Linux });
@@ -87,6 +112,12 @@ impl Atom {
             }
             return Ok(Atom { negated, test: Test::Design(word.to_owned()) });
         };
+        if name == "linux" {
+            if !FILE_SYSTEMS.contains(&value) {
+                return Err(source.unknown_word(span.end - value.len()..span.end, "file system", value, FILE_SYSTEMS));
+            }
+            return Ok(Atom { negated, test: Test::LinuxOn(value.to_owned()) });
+        }
         let Some(axis) = Axis::from_name(name) else {
             let axes = Axis::ALL.iter().map(|axis| axis.name());
             return Err(source.unknown_word(start..start + name.len(), "axis", name, axes));
@@ -101,10 +132,23 @@ impl Atom {
         let holds = match &self.test {
             Test::Design(name) => of.name == *name,
             Test::Axis(axis, value) => of.axes.get(*axis) == value,
-            Test::Linux => of.linux,
+            Test::Linux => of.linux.is_some(),
+            Test::LinuxOn(file_system) => of.linux.as_ref().is_some_and(|linux| linux.file_system == *file_system),
+            Test::LinuxBefore(version) => of.linux.as_ref().is_some_and(|linux| linux.version < *version),
         };
         holds != self.negated
     }
 }
 
-const HELP: &str = "write a design's name, `axis=value` or `linux`; `!` negates, `&` is and, `,` is or";
+/// The first two numbers of a kernel's release, such as `6.12.117+deb13-amd64`.
+pub fn kernel_version(release: &str) -> Option<(u32, u32)> {
+    let (major, rest) = release.split_once('.')?;
+    let end = rest.find(|char: char| !char.is_ascii_digit()).unwrap_or(rest.len());
+    Some((major.parse().ok()?, rest[..end].parse().ok()?))
+}
+
+/// The file systems that a condition can name.
+const FILE_SYSTEMS: [&str; 3] = ["ext4", "xfs", "tmpfs"];
+
+const HELP: &str =
+    "write a design's name, `axis=value`, `linux`, `linux=ext4` or `linux<6.15`; `!` negates, `&` is and, `,` is or";

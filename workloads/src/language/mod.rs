@@ -50,6 +50,8 @@ pub struct Setup {
     pub files: Vec<FileSetup>,
     /// Whether it can run on a real Linux too.
     pub linux: bool,
+    /// Whether that Linux must have a file system with DAX.
+    pub dax: bool,
 }
 
 /// A file that is there at the start.

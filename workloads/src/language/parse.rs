@@ -76,6 +76,7 @@ impl Scenario {
                 memlock: None,
                 files: Vec::new(),
                 linux: false,
+                dax: false,
             },
             steps: Vec::new(),
             bound: BTreeMap::new(),
@@ -129,9 +130,18 @@ impl<'a> Parser<'a> {
         match first.text {
             "volume" => self.volume(tokens),
             "file" => self.file(tokens),
-            "linux" if tokens.len() == 1 => {
+            "linux" => {
                 self.before_steps(first)?;
                 self.setup.linux = true;
+                self.setup.dax = match &tokens[1..] {
+                    [] => false,
+                    [word] if word.text == "dax" => true,
+                    [word, ..] => {
+                        let title = format!("`{}` stands behind `linux`", input::shown(word.text));
+                        let help = "write `linux`, or `linux dax` if only a file system with DAX will do";
+                        return Err(self.source.error(word.span.clone(), title).help(help));
+                    }
+                };
                 Ok(())
             }
             _ => self.step(tokens),
@@ -286,7 +296,8 @@ impl<'a> Parser<'a> {
         }
         let expected = self.alternatives(&action, stated, &span)?;
         self.bind(&action, &tokens[0])?;
-        if self.setup.linux {
+        let elsewhere = guard.as_ref().is_some_and(Condition::excludes_linux);
+        if self.setup.linux && !elsewhere {
             self.check_linux(&action, &span)?;
         }
         self.steps.push(Step { span, guard, action, expected, asks });
@@ -477,7 +488,7 @@ impl<'a> Parser<'a> {
         Err(self
             .source
             .error(span.clone(), format!("a real Linux can't do {what}"))
-            .help("take the line `linux` away, or use operations that docs/scenarios.md marks"))
+            .help("take the line `linux` away, use operations that docs/scenarios.md marks, or begin the line with `when @!linux`"))
     }
 
     fn process(&self, token: &Token<'a>) -> Result<String, InputError> {

@@ -273,7 +273,7 @@ operations! {
             "FALLOC_FL_COLLAPSE_RANGE.";
         Insert "insert" { fd: FdName, range: ByteRange } -> Nothing, Linux
             "FALLOC_FL_INSERT_RANGE.";
-        Unshare "unshare" { fd: FdName, range: ByteRange } -> Nothing, Simulation
+        Unshare "unshare" { fd: FdName, range: ByteRange } -> Nothing, Linux
             "FALLOC_FL_UNSHARE_RANGE.";
         Reflink "reflink" { from: FdName, from_offset: Bytes, to: FdName, to_range: ByteRange } -> Nothing, Simulation
             "FICLONERANGE: `to` shares the blocks of `from`.";
@@ -343,9 +343,9 @@ operations! {
             "Sends pages of a mapping without a copy (MSG_ZEROCOPY): pinned short-term until the peer acknowledges them, also after the sender's exit.";
         Acknowledge "acknowledge" { send: SentName } -> Bytes, Simulation
             "The peer acknowledges, which lets the pages go; the value is what it got, as for `read`. Any process may say so.";
-        Vmsplice "vmsplice" { map: MapName, range: DataRange } -> Binding(BindingKind::Pipe), Simulation
+        Vmsplice "vmsplice" { map: MapName, range: DataRange } -> Binding(BindingKind::Pipe), Linux
             "Puts pages of a mapping into a pipe, which holds them (short-term pins) after munmap and close too.";
-        Drain "drain" { pipe: PipeName } -> Bytes, Simulation
+        Drain "drain" { pipe: PipeName } -> Bytes, Linux
             "Reads the pipe empty, which lets its pages go; the value is as for `read`.";
     }
     "RDMA" {

@@ -12,7 +12,7 @@ use emulator::sync::{Mutex, thread};
 use fs_sim::design::{Axes, LeaseRules, presets};
 use reports::scenarios::{ScenarioCell, ScenarioReport};
 
-use crate::language::condition::DesignSubject;
+use crate::language::condition::{DesignSubject, LinuxSubject, kernel_version};
 use crate::language::{Action, Scenario};
 use crate::machines::linux::{BreakTime, Host, LinuxConfig, LinuxMachine, LongBreakTime};
 use crate::machines::machine::{Machine, NoThread, Trouble};
@@ -25,9 +25,14 @@ const SIDE_BY_SIDE: usize = 16;
 /// What conditions of scenarios see on the real kernel: no layout leases for users, and no
 /// long-term pins.
 pub fn subject() -> DesignSubject {
+    subject_on(LinuxSubject::default())
+}
+
+/// The same of a certain Linux.
+fn subject_on(linux: LinuxSubject) -> DesignSubject {
     let is_linux = |axes: &Axes| axes.lease_rules == LeaseRules::None;
     let axes = presets().iter().map(|preset| preset.axes).find(is_linux);
-    DesignSubject { name: "linux".to_owned(), axes: axes.expect("a preset without layout leases"), linux: true }
+    DesignSubject { name: "linux".to_owned(), axes: axes.expect("a preset without layout leases"), linux: Some(linux) }
 }
 
 /// Runs `scenarios` on the real kernel. `program` makes its processes; its files are in `dir`.
@@ -47,7 +52,7 @@ pub fn run_on_linux(scenarios: &[Scenario], program: &Path, dir: &Path) -> Resul
     // Keeps other runs from shortening the break time while no break may time out.
     let long = LongBreakTime::hold();
     for n in plain {
-        cells[n] = Some(one(&scenarios[n], &subject, &host));
+        cells[n] = Some(one(&scenarios[n], &host));
     }
     drop((host, long));
     if !timed.is_empty() {
@@ -58,15 +63,15 @@ pub fn run_on_linux(scenarios: &[Scenario], program: &Path, dir: &Path) -> Resul
         for group in timed.chunks(SIDE_BY_SIDE) {
             thread::scope(|scope| {
                 for n in group {
-                    let (config, subject, done, done_here) = (config.clone(), &subject, &done, &done);
+                    let (config, done, done_here) = (config.clone(), &done, &done);
                     let spawned = thread::try_spawn_scoped(scope, move || {
                         let host = Host::start(config);
-                        let cell = one(&scenarios[*n], subject, &host);
+                        let cell = one(&scenarios[*n], &host);
                         done.lock()[*n] = Some(cell);
                     });
                     if let Err(error) = spawned {
                         let no_host = Err(Trouble::CannotRun(NoThread(error).to_string()));
-                        let cell = one(&scenarios[*n], subject, &no_host);
+                        let cell = one(&scenarios[*n], &no_host);
                         done_here.lock()[*n] = Some(cell);
                     }
                 }
@@ -94,16 +99,18 @@ pub(super) fn check(scenario: &Scenario) -> Result<(), InputError> {
         .help("a scenario says so by the line `linux`, and then uses only what docs/scenarios.md marks"))
 }
 
-fn one(
-    scenario: &Scenario,
-    subject: &DesignSubject,
-    host: &Result<Rc<Host>, Trouble>,
-) -> Result<ScenarioCell, InputError> {
+fn one(scenario: &Scenario, host: &Result<Rc<Host>, Trouble>) -> Result<ScenarioCell, InputError> {
+    let release = rustix::system::uname().release().to_string_lossy().into_owned();
+    let linux = LinuxSubject {
+        file_system: host.as_ref().map_or(String::new(), |host| host.file_system().name.clone()),
+        version: kernel_version(&release).unwrap_or_default(),
+    };
+    let subject = subject_on(linux);
     let machine = match host {
         Ok(host) => LinuxMachine::new(host, &scenario.setup, &programs(scenario)),
         Err(trouble) => Err(trouble.clone()),
     };
-    scenarios::cell(scenario, subject, machine.map(|machine| Box::new(machine) as Box<dyn Machine>))
+    scenarios::cell(scenario, &subject, machine.map(|machine| Box::new(machine) as Box<dyn Machine>))
 }
 
 fn time_passes(scenario: &Scenario) -> bool {

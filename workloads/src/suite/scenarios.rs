@@ -108,7 +108,7 @@ fn run_cells(
 ) -> Result<ScenarioReport, InputError> {
     let subjects: Vec<DesignSubject> = designs
         .iter()
-        .map(|entry| DesignSubject { name: entry.design.name.clone(), axes: entry.design.axes, linux: false })
+        .map(|entry| DesignSubject { name: entry.design.name.clone(), axes: entry.design.axes, linux: None })
         .collect();
     for scenario in scenarios {
         run::check(scenario, &subjects)?;

@@ -11,6 +11,7 @@ use std::process::Child;
 use std::rc::Rc;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{AtFlags, StatxAttributes, StatxFlags};
 use rustix::io::Errno;
 use rustix::net::RecvFlags;
 
@@ -68,6 +69,8 @@ pub struct FileSystem {
     pub name: String,
     /// Whether it supports zero, collapse and insert range.
     pub moves_ranges: bool,
+    /// Whether its files are accessed by DAX (`STATX_ATTR_DAX` of statx(2)).
+    pub dax: bool,
 }
 
 impl Host {
@@ -168,18 +171,20 @@ fn open_to_all(dir: &Path) -> std::io::Result<()> {
 /// Takes a lease on a file in `dir`, and identifies the file system.
 fn probe_leases(dir: &Path) -> Result<FileSystem, Trouble> {
     let path = dir.join("probe");
-    let probe = || -> std::io::Result<(i64, std::io::Result<()>)> {
+    let probe = || -> std::io::Result<(i64, bool, std::io::Result<()>)> {
         std::fs::write(&path, b"")?;
         let file = std::fs::File::open(&path)?;
         let magic = rustix::fs::fstatfs(&file)?.f_type;
+        let told = rustix::fs::statx(&file, "", AtFlags::EMPTY_PATH, StatxFlags::BASIC_STATS)?;
+        let dax = told.stx_attributes.contains(StatxAttributes::DAX);
         // SAFETY: F_SETLEASE takes a number; the descriptor is open.
         let set = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLEASE, libc::F_RDLCK) };
         let leased = if set == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) };
         drop(file);
         std::fs::remove_file(&path)?;
-        Ok((magic, leased))
+        Ok((magic, dax, leased))
     };
-    let (magic, leased) =
+    let (magic, dax, leased) =
         probe().map_err(|error| Trouble::CannotRun(format!("no file in {}: {error}", dir.display())))?;
     let file_system = FileSystem {
         name: match magic {
@@ -189,6 +194,7 @@ fn probe_leases(dir: &Path) -> Result<FileSystem, Trouble> {
             other => format!("file system {other:#x}"),
         },
         moves_ranges: matches!(magic, libc::EXT4_SUPER_MAGIC | libc::XFS_SUPER_MAGIC),
+        dax,
     };
     leased.map(|()| file_system.clone()).map_err(|error| {
         Trouble::CannotRun(format!("{} in {} gives no leases: {error}", file_system.name, dir.display()))

@@ -133,6 +133,11 @@ impl LinuxMachine {
     /// # Errors
     /// [`Trouble::CannotRun`] if files can't be made; [`Trouble::Script`] for an illegal file name.
     pub fn new(host: &Rc<Host>, setup: &Setup, programs: &[String]) -> Result<LinuxMachine, Trouble> {
+        let file_system = host.file_system();
+        if setup.dax && !file_system.dax {
+            let name = &file_system.name;
+            return Err(Trouble::CannotRun(format!("{name} is used without DAX here: a guest has it (`--on guest`)")));
+        }
         let dir = host.new_dir()?;
         setup::make_files(&dir, setup, programs)?;
         Ok(LinuxMachine {

@@ -37,6 +37,10 @@ pub(super) fn blocks_in(verb: Verb) -> Option<SleepPlace> {
         Verb::Link => anywhere(libc::SYS_linkat),
         Verb::Chmod => anywhere(libc::SYS_fchmodat),
         Verb::Utime => anywhere(libc::SYS_utimensat),
+        Verb::Ftruncate => anywhere(libc::SYS_ftruncate),
+        Verb::Fallocate | Verb::Punch | Verb::Zero | Verb::Collapse | Verb::Insert | Verb::Unshare => {
+            anywhere(libc::SYS_fallocate)
+        }
         _ => None,
     }
 }
@@ -50,11 +54,6 @@ pub(super) fn is_calm(verb: Verb) -> bool {
             | Verb::Tmpfile
             | Verb::Read
             | Verb::Write
-            | Verb::Fallocate
-            | Verb::Punch
-            | Verb::Zero
-            | Verb::Collapse
-            | Verb::Insert
             | Verb::Stat
             | Verb::Fstat
             | Verb::GetLease
@@ -69,6 +68,7 @@ pub(super) fn is_calm(verb: Verb) -> bool {
             | Verb::Msync
             | Verb::Load
             | Verb::Store
+            | Verb::Vmsplice
     )
 }
 
@@ -162,6 +162,8 @@ pub(super) fn translate(op: &Op, who: &str, dir: &Path, names: &ScenarioNames) -
         Op::Zero { fd, range, flags } => fallocate(fd, range, libc::FALLOC_FL_ZERO_RANGE | keep_size(flags))?,
         Op::Collapse { fd, range } => fallocate(fd, range, libc::FALLOC_FL_COLLAPSE_RANGE)?,
         Op::Insert { fd, range } => fallocate(fd, range, libc::FALLOC_FL_INSERT_RANGE)?,
+        Op::Unshare { fd, range } => fallocate(fd, range, libc::FALLOC_FL_UNSHARE_RANGE | libc::FALLOC_FL_KEEP_SIZE)?,
+        Op::Drain { pipe } => ChildRequest::Drain { fd: names.fd(pipe)? },
         Op::Fsync { fd } => ChildRequest::Fsync { fd: names.fd(fd)? },
         Op::Unlink { file: name } => ChildRequest::Unlink { path: file(name)? },
         Op::Rename { from, to } => ChildRequest::Rename { from: file(from)?, to: file(to)? },
@@ -209,6 +211,10 @@ fn translate_memory(op: &Op, who: &str, names: &ScenarioNames) -> Result<Prepare
             Ok((at, len)) => ChildRequest::Msync { at, len },
             // `place` knows the range to be unmapped.
             Err(_) => return Ok(PreparedOp::Plain("ENOMEM")),
+        },
+        Op::Vmsplice { map, range } => match place(names, who, map, Some(**range), false)? {
+            Ok((at, len)) => ChildRequest::Vmsplice { at, len },
+            Err(_) => return Ok(PreparedOp::Plain("EFAULT")),
         },
         Op::Load { map, range } => match place(names, who, map, Some(**range), false)? {
             Ok((at, len)) => ChildRequest::Load { at, len },

@@ -26,6 +26,7 @@ impl<'m> MachineMakers<'m> {
             memlock: None,
             files: files.to_vec(),
             linux: true,
+            dax: false,
         };
         let cannot = |trouble: Trouble| SequenceStop::NotRun(trouble.to_string());
         let (left, right) = ((self.left)(&setup).map_err(cannot)?, (self.right)(&setup).map_err(cannot)?);

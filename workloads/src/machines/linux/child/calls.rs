@@ -16,7 +16,7 @@ use rustix::process::Uid;
 use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities, set_thread_res_uid};
 
 use super::wire::{self, ChildFailure, ChildRequest, ChildValue};
-use super::{delegation, inbox, last_errno, memory, names, signals};
+use super::{delegation, inbox, last_errno, memory, names, pipes, signals};
 use crate::ops::describe_bytes;
 
 /// The size of the pieces in which data is written.
@@ -74,6 +74,8 @@ pub(super) fn perform(request: ChildRequest, fds: Vec<OwnedFd>) -> CallResult {
         ChildRequest::Unmap { at, len } => memory::unmap(at, len),
         ChildRequest::Load { at, len } => memory::load(at, len),
         ChildRequest::Store { at, len, byte } => memory::store(at, len, byte),
+        ChildRequest::Vmsplice { at, len } => pipes::vmsplice(at, len),
+        ChildRequest::Drain { fd } => pipes::drain(fd),
     }
 }
 
@@ -95,7 +97,7 @@ fn call(which: libc::c_long, args: [i64; 4]) -> Result<i64, Errno> {
     }
 }
 
-fn open_fd(fd: i32) -> Result<BorrowedFd<'static>, Errno> {
+pub(super) fn open_fd(fd: i32) -> Result<BorrowedFd<'static>, Errno> {
     match fd {
         ..0 => Err(Errno::BADF),
         // SAFETY: the number came from the kernel, and the driver forgets each number that it has

@@ -13,6 +13,7 @@ mod calls;
 mod delegation;
 mod memory;
 mod names;
+mod pipes;
 mod signals;
 pub(crate) mod wire;
 
@@ -105,6 +106,8 @@ fn can_block(request: &ChildRequest) -> bool {
             | ChildRequest::Link { .. }
             | ChildRequest::Chmod { .. }
             | ChildRequest::Utime { .. }
+            | ChildRequest::Ftruncate { .. }
+            | ChildRequest::Fallocate { .. }
     )
 }
 

@@ -84,6 +84,10 @@ pub(crate) enum ChildRequest {
     Load { at: u64, len: u64 },
     /// Stores through a mapping.
     Store { at: u64, len: u64, byte: u8 },
+    /// `vmsplice(2)` into a new pipe, of which the process keeps the end that is read.
+    Vmsplice { at: u64, len: u64 },
+    /// `read(2)` until a pipe is empty.
+    Drain { fd: i32 },
     /// Report the signals handled since the last report.
     Handled,
 }
