@@ -64,6 +64,8 @@ fn a_killed_guest_holds_nothing() {
     server.says("is gone");
     assert_eq!(server.json(&["pins"]).as_array().unwrap().len(), 0);
     assert_eq!(server.json(&["leases"]).as_array().unwrap().len(), 0);
+    let (_, out, err) = server.ctl(&["rdma-read", "1", "0", "16B"]);
+    assert!(format!("{out}{err}").contains("there is no region 1; there are none"), "{out}{err}");
     assert_eq!(server.ctl(&["truncate", "data", "0"]).0, 0);
 }
 
@@ -82,6 +84,20 @@ fn a_dead_ports_guest_is_waited_for() {
     server.says("is gone");
     assert_eq!(asker.unwrap().wait().unwrap().code(), Some(0));
     assert_eq!(server.json(&["guests"])[0]["state"], "ended");
+}
+
+#[test]
+fn a_revoke_from_a_dead_ports_guest_ends_with_that_guest() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path(), &["a"], &FILE);
+    let guest = Elsewhere::start(&server);
+    server.port(0).kill();
+    server.says("pins stay until");
+    let mut asker = server.ctl_command(&["revoke", "data"]).stdout(Stdio::null()).spawn().unwrap();
+    server.until(&["guests"], |guests| guests[0]["asked_to_unmap"].is_object().then_some(()));
+    assert!(asker.try_wait().unwrap().is_none(), "it has it mapped");
+    guest.kill();
+    assert_eq!(asker.wait().unwrap().code(), Some(0));
 }
 
 #[test]

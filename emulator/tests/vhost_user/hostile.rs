@@ -143,6 +143,7 @@ fn messages_that_ask_for_too_much() {
             refused && (guest.was_asked(), guest.was_asked()) == (Asked::Map(0, 0, BYTES), Asked::Unmap(0, 0, BYTES))
         }),
         ("no memory but the device", |guest| {
+            assert_eq!(guest.was_asked(), Asked::Map(0, 0, BYTES));
             let device = guest.file.lock().take().unwrap();
             guest.frontend.set_mem_table(&[region(0, 4096, FRONTEND, 0, &device)]).is_err()
         }),

@@ -11,6 +11,7 @@ use emulator::vhost_user::{Medium, Peer, PmemPiece, Unmapped, VhostOptions, Vhos
 use vhost::vhost_user::VhostUserFrontend;
 use vhost::vhost_user::message::{VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserProtocolFeatures};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
+use vmm_sys_util::eventfd::EventFd;
 
 use crate::guest::{
     ALL, Asked, DEVICE, FRONTEND, Guest, Policy, RAM, SHMEM_REGION, SIZE, borrow, memfd, readable_within, region,
@@ -741,4 +742,51 @@ fn connections_leave_no_descriptor_behind() {
     }
     // One connection may be just ending.
     assert!(held() <= before + 5, "{} descriptors after 10 connections, {} after 60", before, held());
+}
+
+/// What was answered before may have been told to nobody.
+#[test]
+fn a_new_call_descriptor_is_rung_at_once_and_never_blocks() {
+    let served = Served::new();
+    let mut guest = running(&served);
+    assert_eq!(guest.flush(), 0);
+    let call = EventFd::new(0).unwrap();
+    guest.frontend.set_vring_call(0, &call).unwrap();
+    assert!(readable_within(borrow(&call), 0), "it is not rung");
+    let flags = rustix::fs::fcntl_getfl(borrow(&call)).unwrap();
+    assert!(flags.contains(rustix::fs::OFlags::NONBLOCK), "{flags:?}");
+}
+
+#[test]
+fn a_queue_whose_new_size_was_declined_stands_still() {
+    let served = Served::new();
+    let mut guest = running(&served);
+    assert_eq!(guest.flush(), 0);
+    // Until this one, which also empties it.
+    guest.frontend.set_vring_call(0, &guest.call).unwrap();
+    guest.call.read().unwrap();
+    assert!(guest.frontend.set_vring_num(0, 3).is_err());
+    guest.request(0, 0);
+    guest.kick();
+    assert!(!readable_within(borrow(&guest.call), 1), "it runs with the size it had");
+    guest.frontend.set_vring_num(0, SIZE).unwrap();
+    assert_eq!(guest.answer(), (0, 4), "it goes on where it was");
+}
+
+/// A second driver takes the device while the medium is still being asked for the first.
+#[test]
+fn a_revoke_cancels_a_driver_that_waits_for_its_turn() {
+    let served = Served::new();
+    let mut guest = Guest::connect(&served.path());
+    guest.realise(willing());
+    let (begins, end) = served.medium.hold_attaches();
+    guest.start();
+    begins.recv().unwrap();
+    guest.frontend.set_features(ALL).unwrap();
+    assert_eq!(served.server.unmap(), Unmapped { pieces: 0, acknowledged: true });
+    end.send(()).unwrap();
+    drop(end);
+    assert_eq!(guest.flush(), 1, "nothing is mapped");
+    assert!(guest.asked.try_recv().is_err());
+    assert_eq!(served.medium.count(|event| *event == Event::Attach), 1);
 }

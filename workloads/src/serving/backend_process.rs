@@ -376,3 +376,65 @@ impl Medium for BackendPort {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A port, and the server's end of its link.
+    fn port() -> (Arc<BackendPort>, Link<Counted>) {
+        let (ours, theirs) = crate::messages::pair().unwrap();
+        let memory = rustix::fs::memfd_create("memory", rustix::fs::MemfdFlags::ALLOW_SEALING).unwrap();
+        rustix::fs::ftruncate(&memory, 2 << 20).unwrap();
+        let port = BackendPort {
+            link: Link::new(ours),
+            read_only: None,
+            memory: BackendMemory::new(memory, 2 << 20, None).unwrap(),
+            over: AtomicBool::new(false),
+            shaping: FlushShaping::new(),
+            device_state: Mutex::new(DeviceState::default()),
+            flushing: Gate::new(),
+            changed: WaitQueue::new(),
+            world: World::real(0),
+        };
+        (Arc::new(port), Link::new(theirs))
+    }
+
+    #[test]
+    fn pieces_that_were_taken_after_they_were_asked_for_are_not_mapped() {
+        for taken in [true, false] {
+            let (port, server) = port();
+            port.device_state.lock().connection = Some(7);
+            let attached = thread::scope(|scope| {
+                let attach = scope.spawn(|| port.attach());
+                let Some((FromPort::Attach { number, connection: 7 }, _)) = server.next() else {
+                    panic!("no pieces are asked for")
+                };
+                assert!(!taken || port.take(7, TakeReason::Revoked));
+                port.link.replied(number, Granted::Pieces(vec![(0, 0, 2 << 20)]));
+                attach.join().unwrap()
+            });
+            assert_eq!(attached.len(), usize::from(!taken));
+            assert_eq!(port.flush().is_err(), taken);
+        }
+    }
+
+    #[test]
+    fn the_next_guest_waits_for_the_end_of_what_was_demanded_of_the_last() {
+        let (port, server) = port();
+        port.device_state.lock().unmapping = 1;
+        thread::scope(|scope| {
+            let connect = scope.spawn(|| port.connect(Peer { pid: None, uid: 0 }, None));
+            while !port.changed.has_sleepers() {
+                assert!(!connect.is_finished(), "it did not wait");
+                thread::yield_now();
+            }
+            assert_eq!(port.device_state.lock().connection, None);
+            port.device_state.lock().unmapping = 0;
+            port.changed.wake_all();
+            let Some((FromPort::Connected { number, .. }, _)) = server.next() else { panic!("no guest is told of") };
+            port.link.replied(number, Granted::Device { bytes: 2 << 20 });
+            assert_eq!(connect.join().unwrap(), Ok(2 << 20));
+        });
+    }
+}
