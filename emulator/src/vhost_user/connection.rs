@@ -336,9 +336,13 @@ impl MessageLoop {
             }
             Err(why @ (WireError::Frame(_) | WireError::Descriptors)) => {
                 self.unreadable = true;
+                relay.violated(&why);
                 self.wrong(why.to_string())
             }
             Err(why @ (WireError::Torn | WireError::Os(_))) => {
+                if matches!(why, WireError::Torn) {
+                    relay.violated(&why);
+                }
                 self.wrong.get_or_insert(why.to_string());
                 LoopStep::Over
             }
@@ -429,6 +433,10 @@ impl RelayEffects for ConnectionEffects {
 
     fn mapped(&self) -> Vec<PmemPiece> {
         self.mapping.mapped()
+    }
+
+    fn told_table(&mut self, own_parts: Vec<(u64, u64)>) {
+        self.mapping.told_table(own_parts);
     }
 
     fn located(&mut self, start: u64) {

@@ -137,6 +137,8 @@ impl RelayEffects for FuzzEffects {
         vec![PmemPiece { guest_offset: 0, device_offset: 0, len: FOLIO }]
     }
 
+    fn told_table(&mut self, _own_parts: Vec<(u64, u64)>) {}
+
     fn located(&mut self, start: u64) {
         self.start = start;
     }

@@ -120,6 +120,9 @@ struct MappingState {
     waiting: Option<Nanos>,
     /// A driver may have stored something before its device was mapped.
     late: bool,
+    /// Which parts of the device's file the machine has as memory, offset and length, as it told
+    /// since the last driver took the device; none if it did not tell.
+    shown: Option<Vec<(u64, u64)>>,
     /// Why there is no channel, if the frontend gave one that can't be used.
     unable: Option<String>,
     /// Nothing may be mapped.
@@ -186,6 +189,7 @@ impl PieceMapping {
             state.starting = !state.for_good;
             state.missing = true;
             state.waiting = None;
+            state.shown = None;
             state.epoch += 1;
             state.driver += 1;
         }
@@ -226,6 +230,12 @@ impl PieceMapping {
         });
         let now = self.waits.now();
         self.state.lock().waiting = Some(now);
+    }
+
+    /// The machine told of its memory: these parts of the device's file, offset and length, are
+    /// among it.
+    pub(super) fn told_table(&self, shown: Vec<(u64, u64)>) {
+        self.state.lock().shown = Some(shown);
     }
 
     /// What is mapped, or may be.
@@ -293,7 +303,7 @@ impl PieceMapping {
                 self.unmap_all(medium.fd());
             } else if attach {
                 let whole = self.map_all((epoch, driver), medium);
-                self.started(epoch, whole);
+                self.started((epoch, driver), whole);
             } else if wait_readable([self.wake.as_fd()], None).is_ok() {
                 self.wake.clear();
             }
@@ -363,12 +373,13 @@ impl PieceMapping {
                     self.accepted(driver, at == 0);
                     self.counters.maps.add(1);
                 }
-                // It still has it from before.
-                PieceReply::Refused(_) if before.contains(&piece) => {}
+                PieceReply::Refused(error) if before.contains(&piece) && self.may_be_there(piece, error) => {}
                 PieceReply::Refused(error) => {
                     self.counters.problem(format!(
-                        "nothing is mapped: the frontend refused {piece:?} (its error: {})",
-                        error.cast_signed()
+                        "nothing is mapped: the frontend refused the piece at {} of {} bytes (its error: {})",
+                        piece.guest_offset,
+                        piece.len,
+                        refusal(error)
                     ));
                     self.state.lock().mapped.retain(|other| *other != piece);
                     // A device with holes reads as zeros there: no device is better.
@@ -378,6 +389,16 @@ impl PieceMapping {
             }
         }
         Ok(!pieces.is_empty())
+    }
+
+    /// Whether the frontend refused `piece` with `error` because it still has it from before: its
+    /// machine continued without a reset. Else nothing is there, and no flush may succeed. QEMU's
+    /// error is the same for a failed mmap(2), so the memory table decides where it was told.
+    fn may_be_there(&self, piece: PmemPiece, error: u64) -> bool {
+        let end = piece.device_offset + piece.len;
+        let holds = |(offset, len): &(u64, u64)| *offset <= piece.device_offset && end <= offset + len;
+        let shown = self.state.lock().shown.as_ref().is_none_or(|shown| shown.iter().any(holds));
+        matches!(errno_of(error), Some(libc::EFAULT | libc::EEXIST | libc::EBUSY)) && shown
     }
 
     /// A piece of `driver`, its first one or another, was accepted just now.
@@ -414,13 +435,14 @@ impl PieceMapping {
     }
 
     /// What `epoch`'s driver wants mapped is, or never will be.
-    fn started(&self, epoch: u64, whole: bool) {
+    fn started(&self, (epoch, driver): (u64, u64), whole: bool) {
         {
             let mut state = self.state.lock();
             state.mapping = false;
             state.starting &= state.epoch != epoch;
-            // If an unmap came meanwhile, the medium decides whether flushes fail.
-            state.missing &= !whole;
+            // If an unmap came meanwhile, the medium decides whether flushes fail. Another driver
+            // has not this one's device.
+            state.missing &= !whole || state.driver != driver;
         }
         self.settled.wake_all();
     }
@@ -453,6 +475,17 @@ impl PieceMapping {
         }
         self.settled.wake_all();
     }
+}
+
+/// The errno in a frontend's answer: QEMU's are negative, the vhost crate's are not. None for a
+/// value that is none.
+fn errno_of(error: u64) -> Option<i32> {
+    i32::try_from(error.cast_signed().unsigned_abs()).ok().filter(|number| (1..4096).contains(number))
+}
+
+/// A frontend's error, for people.
+fn refusal(error: u64) -> String {
+    errno_of(error).map_or_else(|| error.to_string(), |number| std::io::Error::from_raw_os_error(number).to_string())
 }
 
 impl ChannelWait for PieceMapping {
@@ -491,6 +524,8 @@ mod tests {
     struct OnePiece(std::fs::File);
 
     const BYTES: u64 = 2 << 20;
+    /// How a frontend refuses a piece that it has.
+    const STILL_THERE: u32 = libc::EFAULT.cast_unsigned();
     const PIECE: PmemPiece = PmemPiece { guest_offset: 0, device_offset: 0, len: BYTES };
 
     impl Medium for OnePiece {
@@ -665,7 +700,7 @@ mod tests {
             assert!(matches!(mapping.admit_flush(), Err(FlushError::Late)));
             assert!(asked.stats().problem.unwrap().contains("500 ms after its driver"));
             // A machine that continues still has the piece.
-            asked.driver(millisecond, u32::MAX);
+            asked.driver(millisecond, STILL_THERE);
             assert!(matches!(mapping.admit_flush(), Err(FlushError::Late)), "there was no reset");
             asked.driver(LATE + millisecond, 0);
             assert!(matches!(mapping.admit_flush(), Err(FlushError::Late)), "late once more");
@@ -691,7 +726,7 @@ mod tests {
             asked.answer(9, 0);
             assert_eq!(asked.next_request(), 9);
             mapping.hold_start();
-            asked.answer(9, u32::MAX);
+            asked.answer(9, STILL_THERE);
             assert!(matches!(mapping.admit_flush(), Err(FlushError::Late)));
             mapping.end();
         });

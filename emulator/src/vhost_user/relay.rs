@@ -40,6 +40,9 @@ pub(super) trait RelayEffects {
     fn driver(&mut self);
     /// What the guest has mapped.
     fn mapped(&self) -> Vec<PmemPiece>;
+    /// The frontend told of the machine's memory, among it these parts of the device's file:
+    /// offset and length.
+    fn told_table(&mut self, own_parts: Vec<(u64, u64)>);
     /// The guest has the device at this address.
     fn located(&mut self, start: u64);
     /// The time, for the counters.
@@ -83,6 +86,8 @@ pub(super) struct MessageRelay<D, E> {
     failed: bool,
     /// A driver took the device.
     driven: bool,
+    /// The frontend gave a backend channel.
+    has_channel: bool,
     effects: E,
     counters: Arc<VhostCounters>,
     tracer: MessageTracer,
@@ -110,6 +115,7 @@ impl<D: MessageHandler, E: RelayEffects> MessageRelay<D, E> {
             daemon,
             failed: false,
             driven: false,
+            has_channel: false,
             effects,
             counters,
             tracer,
@@ -153,7 +159,8 @@ impl<D: MessageHandler, E: RelayEffects> MessageRelay<D, E> {
         relayed
     }
 
-    fn violated(&mut self, what: &dyn std::fmt::Display) {
+    /// The frontend did this against the specification.
+    pub(super) fn violated(&mut self, what: &dyn std::fmt::Display) {
         self.counters.violations.add(1);
         if let Some(report) = self.violations.as_ref().filter(|_| self.reported < VIOLATIONS_MAX) {
             self.reported += 1;
@@ -197,6 +204,14 @@ impl<D: MessageHandler, E: RelayEffects> MessageRelay<D, E> {
                 let file = message.files.pop();
                 self.take_channel(file);
             }
+            FrontendReq::SET_PROTOCOL_FEATURES => {
+                self.forward(request, &message)?;
+                // The channel was made for what was negotiated then.
+                if self.has_channel {
+                    self.effects
+                        .channel(Err("the frontend negotiated anew after it gave a backend channel".to_owned()));
+                }
+            }
             FrontendReq::SET_VRING_KICK => {
                 self.stop_queue()?;
                 self.ring.kick = message.files.pop();
@@ -208,9 +223,10 @@ impl<D: MessageHandler, E: RelayEffects> MessageRelay<D, E> {
             FrontendReq::SET_FEATURES => {
                 self.counters.resets.add(u64::from(std::mem::replace(&mut self.driven, true)));
                 self.forward(request, &message)?;
+                self.effects.driver();
+                // After the driver was held: the frontend could not go on before.
                 let now = self.effects.now();
                 self.counters.starting(Some(now));
-                self.effects.driver();
             }
             FrontendReq::SET_MEM_TABLE => {
                 self.forward(request, &message)?;
@@ -250,6 +266,7 @@ impl<D: MessageHandler, E: RelayEffects> MessageRelay<D, E> {
             (None, Some(file)) => Ok(Channel::new(file, self.rules.has_config(), self.tracer.clone())),
             (None, None) => return,
         };
+        self.has_channel = true;
         self.effects.channel(channel);
     }
 
@@ -257,6 +274,7 @@ impl<D: MessageHandler, E: RelayEffects> MessageRelay<D, E> {
     fn told_memory(&mut self) {
         self.counters.starting(None);
         let table = self.rules.table();
+        self.effects.told_table(table.own_parts());
         let census = table.census();
         self.counters.ram_regions.set(census.ram as u64);
         self.counters.own_regions.set(census.own as u64);

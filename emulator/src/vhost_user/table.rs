@@ -198,6 +198,12 @@ impl MemoryTable {
         starts.all(|other| other == first).then_some(first)
     }
 
+    /// The parts of this device's own file that the machine has as memory: offset and length.
+    pub(super) fn own_parts(&self) -> Vec<(u64, u64)> {
+        let own = self.regions.iter().filter(|region| self.is_own(region));
+        own.map(|TableRegion { info, .. }| (info.file_offset, info.size)).collect()
+    }
+
     /// How many regions there are of each kind.
     pub(super) fn census(&self) -> RegionCensus {
         let memory = self.regions.iter().filter(|region| !self.is_own(region));

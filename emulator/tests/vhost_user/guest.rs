@@ -198,6 +198,16 @@ impl Guest {
         self.start_queue();
     }
 
+    /// As [`Guest::start`] of a machine that was stopped and not reset: it still has the first
+    /// `bytes` of its device, and tells them among its memory.
+    pub fn go_on(&mut self, bytes: u64) {
+        self.frontend.set_features(self.features).unwrap();
+        let file = self.file.lock().as_ref().unwrap().try_clone().unwrap();
+        let device = region(DEVICE, bytes, FRONTEND + DEVICE, 0, &file);
+        self.frontend.set_mem_table(&[self.ram_region(), device]).unwrap();
+        self.start_queue();
+    }
+
     pub fn start_queue(&mut self) {
         self.start_queue_at(self.avail);
     }

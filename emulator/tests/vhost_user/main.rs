@@ -9,4 +9,5 @@ mod hostile;
 mod medium;
 mod orders;
 mod queue;
+mod refused;
 mod trace;

@@ -19,6 +19,7 @@ pub enum Event {
     Attach,
     Flush,
     Gone,
+    NotStarted,
 }
 
 /// What a blocked flush is ended with.
@@ -122,6 +123,10 @@ impl Medium for TestMedium {
         let outcome = ends.recv().unwrap_or(Ok(()));
         *self.gate.lock() = Some((began, ends));
         outcome
+    }
+
+    fn not_started(&self) {
+        self.events.lock().push(Event::NotStarted);
     }
 
     fn gone(&self) {
