@@ -176,25 +176,33 @@ fn a_thousand_guests_leave_no_descriptor_and_no_memory() {
     let attach = |times: usize| {
         for _ in 0..times {
             let mut guest = server.guest("a");
-            assert_eq!(guest.flush(), 0);
+            if guest.flush() != 0 {
+                // On a busy machine a device can be mapped too late, and then no flush may succeed.
+                let stats = server.json(&["flush-stats"]).to_string();
+                assert!(stats.contains("mapped more than 500 ms after"), "{stats}");
+            }
             guest.hang_up();
         }
-        server.until(&["guests"], |guests| (guests[0]["state"] == "none").then_some(()));
+        // A guest is admitted when everything of the one before has ended; only connections of the
+        // control socket may still be closing.
+        let guest = server.guest("a");
+        let lowest = |pid: &String| {
+            let counts = (0..1_000).map(|_| {
+                std::thread::yield_now();
+                means(pid).0
+            });
+            (counts.min().unwrap(), anonymous_kib(pid))
+        };
+        let found = processes.each_ref().map(lowest);
+        drop(guest);
+        found
     };
     // The first ones fill caches, and have every thread's arena made.
-    attach(100);
-    let before = processes.each_ref().map(|pid| (means(pid), anonymous_kib(pid)));
-    attach(1_000);
-    for (pid, ((descriptors, _), kib)) in processes.iter().zip(before) {
-        // The last connection may still be closing.
-        let settled = (0..1_000).any(|_| {
-            std::thread::yield_now();
-            server.json(&["guests"]);
-            means(pid).0 == descriptors
-        });
-        assert!(settled, "{descriptors} descriptors before, and {} after", means(pid).0);
-        let after = anonymous_kib(pid);
-        assert!(after <= kib + 1024, "{kib} KiB before, and {after} KiB after");
+    let before = attach(100);
+    let after = attach(1_000);
+    for (before, after) in before.into_iter().zip(after) {
+        assert_eq!(after.0, before.0, "descriptors");
+        assert!(after.1 <= before.1 + 1024, "{} KiB before, and {} KiB after", before.1, after.1);
     }
 }
 

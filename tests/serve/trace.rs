@@ -95,3 +95,20 @@ fn a_machine_with_more_regions_than_its_table_has_is_named() {
     let words = server.until(&["guests"], |guests| Some(guests[0]["too_many_regions"].as_str()?.to_owned()));
     assert!(words.contains("2 regions of memory and 7 pieces, more than 8 together"), "{words}");
 }
+
+#[test]
+fn guests_are_told_of_though_a_port_is_stopped() {
+    let (_dir, server) = serve_file(&["a"], &[]);
+    let mut guest = server.guest("a");
+    assert_eq!(guest.flush(), 0);
+    let pid = server.json(&["guests"])[0]["port"].to_string();
+    let port = rustix::process::Pid::from_raw(pid.parse().unwrap()).unwrap();
+    rustix::process::kill_process(port, rustix::process::Signal::STOP).unwrap();
+    let (code, out, err) = server.ctl(&["guests"]);
+    let words = format!("its port (process {pid}) does not answer");
+    assert!(code == 0 && out.contains(&words) && out.contains("kill -CONT"), "{code}: {out}{err}");
+    assert!(server.json(&["guests"])[0]["port_silent"].as_str().unwrap().starts_with(&words));
+    rustix::process::kill_process(port, rustix::process::Signal::CONT).unwrap();
+    server.until(&["guests"], |guests| guests[0].get("port_silent").is_none().then_some(()));
+    assert_eq!(guest.flush(), 0);
+}

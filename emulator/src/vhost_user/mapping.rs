@@ -14,8 +14,9 @@
 //! # What a reset does
 //! QEMU drops the mappings when the driver resets the device, does not report it, and sends
 //! SET_FEATURES when a driver takes it again. It also sends SET_FEATURES without a reset, when a
-//! stopped machine continues. Its answer to the map request shows which of the two happened: it
-//! refuses a piece that is still mapped.
+//! stopped machine continues. Its answer to the map request and its memory table show which of the
+//! two happened: it refuses a piece that is still mapped, and has it in the table. A piece that is
+//! refused and not in the table could not be mapped, and flushes fail.
 //!
 //! # A device that is mapped late
 //! A driver that starts before its device is mapped stores into nothing, and a flush that succeeds
@@ -120,9 +121,13 @@ struct MappingState {
     waiting: Option<Nanos>,
     /// A driver may have stored something before its device was mapped.
     late: bool,
-    /// Which parts of the device's file the machine has as memory, offset and length, as it told
-    /// since the last driver took the device; none if it did not tell.
+    /// Which parts of the device's file the machine had as memory when it started the device for
+    /// the last driver, offset and length; none if it did not tell.
     shown: Option<Vec<(u64, u64)>>,
+    /// Pieces that the frontend refused to map for the last driver, and that it had before.
+    refused: Vec<PmemPiece>,
+    /// The last driver's machine has not what its frontend refused.
+    gone: bool,
     /// Why there is no channel, if the frontend gave one that can't be used.
     unable: Option<String>,
     /// Nothing may be mapped.
@@ -189,7 +194,8 @@ impl PieceMapping {
             state.starting = !state.for_good;
             state.missing = true;
             state.waiting = None;
-            state.shown = None;
+            (state.shown, state.gone) = (None, false);
+            state.refused.clear();
             state.epoch += 1;
             state.driver += 1;
         }
@@ -202,7 +208,7 @@ impl PieceMapping {
         let look = || {
             let state = self.state.lock();
             let coming = (state.attach || state.mapping) && !state.unmap && !state.over;
-            match (coming, state.missing, state.late) {
+            match (coming, state.missing || state.gone, state.late) {
                 (true, _, _) => Poll::Pending,
                 (false, true, _) => Poll::Ready(Err(FlushError::Unmapped)),
                 (false, false, true) => Poll::Ready(Err(FlushError::Late)),
@@ -235,7 +241,30 @@ impl PieceMapping {
     /// The machine told of its memory: these parts of the device's file, offset and length, are
     /// among it.
     pub(super) fn told_table(&self, shown: Vec<(u64, u64)>) {
-        self.state.lock().shown = Some(shown);
+        // Later tables show what was mapped and unmapped since.
+        self.state.lock().shown.get_or_insert(shown);
+        self.look_at_refused();
+    }
+
+    /// A piece that is refused may be there from before: the machine continued without a reset. Or
+    /// it can't be mapped, and QEMU's answer is 1 in both cases. The memory table that the machine
+    /// tells when it starts the device has the pieces that are there. The answer and the table
+    /// come in either order.
+    fn look_at_refused(&self) {
+        let mut state = self.state.lock();
+        let Some(shown) = &state.shown else { return };
+        let is_shown = |piece: &PmemPiece| {
+            let end = piece.device_offset + piece.len;
+            shown.iter().any(|(offset, len)| *offset <= piece.device_offset && end <= offset.saturating_add(*len))
+        };
+        if let Some(piece) = state.refused.iter().copied().find(|piece| !is_shown(piece)) {
+            state.gone = true;
+            drop(state);
+            self.counters.problem(format!(
+                "not all is mapped: the frontend refused the piece at {} of {} bytes, which it had before the guest's reset",
+                piece.guest_offset, piece.len
+            ));
+        }
     }
 
     /// What is mapped, or may be.
@@ -373,13 +402,20 @@ impl PieceMapping {
                     self.accepted(driver, at == 0);
                     self.counters.maps.add(1);
                 }
-                PieceReply::Refused(error) if before.contains(&piece) && self.may_be_there(piece, error) => {}
+                PieceReply::Refused(_) if before.contains(&piece) => {
+                    let mut state = self.state.lock();
+                    if state.driver == driver {
+                        state.refused.push(piece);
+                    }
+                    drop(state);
+                    self.look_at_refused();
+                }
                 PieceReply::Refused(error) => {
                     self.counters.problem(format!(
                         "nothing is mapped: the frontend refused the piece at {} of {} bytes (its error: {})",
                         piece.guest_offset,
                         piece.len,
-                        refusal(error)
+                        error.cast_signed()
                     ));
                     self.state.lock().mapped.retain(|other| *other != piece);
                     // A device with holes reads as zeros there: no device is better.
@@ -389,16 +425,6 @@ impl PieceMapping {
             }
         }
         Ok(!pieces.is_empty())
-    }
-
-    /// Whether the frontend refused `piece` with `error` because it still has it from before: its
-    /// machine continued without a reset. Else nothing is there, and no flush may succeed. QEMU's
-    /// error is the same for a failed mmap(2), so the memory table decides where it was told.
-    fn may_be_there(&self, piece: PmemPiece, error: u64) -> bool {
-        let end = piece.device_offset + piece.len;
-        let holds = |(offset, len): &(u64, u64)| *offset <= piece.device_offset && end <= offset + len;
-        let shown = self.state.lock().shown.as_ref().is_none_or(|shown| shown.iter().any(holds));
-        matches!(errno_of(error), Some(libc::EFAULT | libc::EEXIST | libc::EBUSY)) && shown
     }
 
     /// A piece of `driver`, its first one or another, was accepted just now.
@@ -477,17 +503,6 @@ impl PieceMapping {
     }
 }
 
-/// The errno in a frontend's answer: QEMU's are negative, the vhost crate's are not. None for a
-/// value that is none.
-fn errno_of(error: u64) -> Option<i32> {
-    i32::try_from(error.cast_signed().unsigned_abs()).ok().filter(|number| (1..4096).contains(number))
-}
-
-/// A frontend's error, for people.
-fn refusal(error: u64) -> String {
-    errno_of(error).map_or_else(|| error.to_string(), |number| std::io::Error::from_raw_os_error(number).to_string())
-}
-
 impl ChannelWait for PieceMapping {
     fn sent(&self) {
         self.state.lock().asking = true;
@@ -524,8 +539,8 @@ mod tests {
     struct OnePiece(std::fs::File);
 
     const BYTES: u64 = 2 << 20;
-    /// How a frontend refuses a piece that it has.
-    const STILL_THERE: u32 = libc::EFAULT.cast_unsigned();
+    /// QEMU's answer to a request that it refuses.
+    const STILL_THERE: u32 = 1;
     const PIECE: PmemPiece = PmemPiece { guest_offset: 0, device_offset: 0, len: BYTES };
 
     impl Medium for OnePiece {

@@ -487,8 +487,15 @@ impl Port {
             return;
         };
         machine.tell(&format!("{}: its pins stay until {} has ended", self.shown(), guest.who()));
-        wait_for_end(process, None);
-        self.gone(machine, guest.connection);
+        if wait_for_end(process, None) {
+            self.gone(machine, guest.connection);
+        } else {
+            machine.tell(&format!(
+                "{}: the end of {} can't be waited for, so its pins stay",
+                self.shown(),
+                guest.who()
+            ));
+        }
     }
 
     /// The guest that is attached.
@@ -525,9 +532,10 @@ impl Port {
         self.link.ask(|number| ToPort::DelayFlush { number, delay_ns }).map(|_| ())
     }
 
-    /// What its device counted, and the last thing that went wrong there.
-    pub(super) fn counters(&self) -> Result<(BTreeMap<String, u64>, Option<String>), LinkError> {
-        match self.link.ask(|number| ToPort::Count { number })? {
+    /// What its device counted, and the last thing that went wrong there. Waits for the process for
+    /// at most `limit`.
+    pub(super) fn counters(&self, limit: Duration) -> Result<(BTreeMap<String, u64>, Option<String>), LinkError> {
+        match self.link.ask_with(&[], limit, |number| ToPort::Count { number })? {
             Counted::Counters { counters, problem } => Ok((counters, problem)),
             Counted::Done => Err(LinkError::Silent),
         }
@@ -536,12 +544,12 @@ impl Port {
     /// Ends the link. With a guest the backend process lives on, and this is true; without one it
     /// ends, and this returns when it has.
     pub(super) fn part(&self) -> bool {
-        let attached = self.guest().is_some();
         // Once it has answered, no flush succeeds any more. A process that is dead, or does not
         // answer, finds the end of the link.
         let _told = self.link.ask(|number| ToPort::End { number });
         self.link.hang_up();
-        if attached && !self.has_died() {
+        // Looked at last: a guest may have come until now.
+        if self.guest().is_some() && !self.has_died() {
             return true;
         }
         // No other process gets this process number before this thread reaps the child.

@@ -32,7 +32,7 @@ use emulator::vhost_user::{
 use emulator::wait::{WaitFor, WaitQueue, Waiter, WaiterId};
 
 use super::flush_shaping::FlushShaping;
-use super::link::{Counted, FromPort, Granted, Link, LinkError, TakeReason, ToPort, decode_pieces};
+use super::link::{Counted, FromPort, Granted, Link, LinkError, PATIENCE, TakeReason, ToPort, decode_pieces};
 use super::message_trace::FileTrace;
 use super::render;
 use crate::messages::socket;
@@ -290,7 +290,7 @@ impl Medium for BackendPort {
         self.flushing.reopen();
         let mut connection = 0;
         let process = process.as_ref().map(AsFd::as_fd);
-        let granted = self.link.ask_with(process.as_slice(), |number| {
+        let granted = self.link.ask_with(process.as_slice(), PATIENCE, |number| {
             connection = number;
             *self.device_state.lock() = DeviceState { connection: Some(number), ..DeviceState::default() };
             FromPort::Connected { number, peer: peer.into() }

@@ -5,6 +5,7 @@
 //! what stands against it; a request waits without a bound only for a guest, a lease or a pin, and
 //! then it can be given up.
 
+use std::collections::BTreeMap;
 use std::sync::OnceLock;
 use std::time::Duration;
 
@@ -21,7 +22,7 @@ use fs_sim::{BLOCK, BlockRange, Errno, Kernel, Task};
 use serde_json::{Value, json};
 
 use super::backend_handles::{Guest, Port, counted};
-use super::link::{LinkError, TakeReason};
+use super::link::{AT_ONCE, LinkError, PATIENCE, TakeReason};
 use super::machine::ServedMachine;
 use super::nic::{AccessFailure, READ_MAX};
 use super::render::{self, DeviceStart};
@@ -216,15 +217,22 @@ impl Served {
     /// What `port`'s device says of its frontend's machine; none without a guest, or an answer.
     fn device_start(&self, port: &Port) -> Option<DeviceStart> {
         let guest = port.guest().filter(|_| !port.has_ended())?;
-        let (counters, _) = port.counters().ok()?;
+        let (counters, silent) = match port.counters(AT_ONCE) {
+            Ok((counters, _)) => (counters, None),
+            Err(LinkError::Silent) => (BTreeMap::new(), Some(port.pid())),
+            Err(LinkError::Over) => return None,
+        };
         let count = |name: &str| counters.get(name).copied().unwrap_or(0);
-        // Devices of this server in the same machine.
-        let same = self.attached().filter(|(_, other)| guest.pid.is_some() && other.pid == guest.pid);
+        // Devices of this server in the same machine; of a process that is not known, this one.
+        let same = self
+            .attached()
+            .filter(|(_, other)| Arc::ptr_eq(other, &guest) || (guest.pid.is_some() && other.pid == guest.pid));
         let pieces = same.map(|(_, other)| other.pieces.load(Ordering::Relaxed)).sum::<u64>();
         Some(DeviceStart {
             memory: count("ram_regions"),
             pieces: pieces + count("other_regions"),
             starting_ms: count("starting_ms"),
+            silent,
         })
     }
 
@@ -232,7 +240,7 @@ impl Served {
         let (mut text, mut data) = (String::new(), Vec::new());
         for port in &self.ports {
             let socket = port.socket.display();
-            match port.counters() {
+            match port.counters(PATIENCE) {
                 Ok((counters, problem)) => {
                     let words: Vec<String> = counters.iter().map(render::counter).collect();
                     text += &format!("{socket}: {}\n", words.join(", "));

@@ -26,6 +26,9 @@ use crate::ops::FlushRule;
 
 /// How long one side waits for the other's reply: far longer than it can take.
 pub(super) const PATIENCE: Duration = Duration::from_secs(20);
+/// How long a backend process is waited for by a question that must not wait: one that runs answers
+/// in a millisecond.
+pub(super) const AT_ONCE: Duration = Duration::from_millis(500);
 
 /// A message of the server to a backend process.
 #[derive(Debug, Serialize, Deserialize)]
@@ -188,24 +191,25 @@ impl<A> Link<A> {
 
     /// Says something that has a reply, and waits for it.
     pub(super) fn ask<M: Serialize>(&self, what: impl FnOnce(u64) -> M) -> Result<A, LinkError> {
-        self.ask_with(&[], what)
+        self.ask_with(&[], PATIENCE, what)
     }
 
-    /// The same, with descriptors beside it.
+    /// The same, with descriptors beside it, and another limit.
     pub(super) fn ask_with<M: Serialize>(
         &self,
         fds: &[BorrowedFd<'_>],
+        limit: Duration,
         what: impl FnOnce(u64) -> M,
     ) -> Result<A, LinkError> {
         let number = self.number();
         self.replies.lock().expected.insert(number, None);
-        let answered = self.tell(&what(number), fds).and_then(|()| self.wait(number));
+        let answered = self.tell(&what(number), fds).and_then(|()| self.wait(number, limit));
         self.replies.lock().expected.remove(&number);
         answered
     }
 
-    fn wait(&self, number: u64) -> Result<A, LinkError> {
-        let how = WaitFor::uninterruptible("a reply").until(Some(self.world.now().after(PATIENCE)));
+    fn wait(&self, number: u64, limit: Duration) -> Result<A, LinkError> {
+        let how = WaitFor::uninterruptible("a reply").until(Some(self.world.now().after(limit)));
         let waiter = Waiter::new(WaiterId(number));
         let arrived = self.changed.wait(&self.world, &waiter, how, || {
             let mut replies = self.replies.lock();

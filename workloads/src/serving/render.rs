@@ -175,12 +175,20 @@ pub(super) struct DeviceStart {
     pub(super) pieces: u64,
     /// For how long the frontend has been starting the device without telling of its memory.
     pub(super) starting_ms: u64,
+    /// Its port's process, if that did not answer: nothing else is known then.
+    pub(super) silent: Option<u32>,
 }
 
 impl DeviceStart {
     /// What there is to warn of, for people and for programs.
     fn warnings(&self) -> Vec<(&'static str, String)> {
         let mut warnings = Vec::new();
+        if let Some(pid) = self.silent {
+            let words = format!(
+                "its port (process {pid}) does not answer: flushes wait for it; if it is stopped, `kill -CONT {pid}` lets it go on"
+            );
+            warnings.push(("port_silent", words));
+        }
         if u128::from(self.starting_ms) >= vhost_user::NOT_STARTED.as_millis() {
             let words = format!("{NOT_STARTED} ({:.1} s ago)", self.starting_ms as f64 / 1e3);
             warnings.push(("not_started", words));
