@@ -93,6 +93,25 @@ fn images_that_cannot_be() {
     }
 }
 
+/// None of them is waited for, or read without an end.
+#[test]
+fn paths_of_what_is_no_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    rustix::fs::mknodat(rustix::fs::CWD, dir.join("fifo"), rustix::fs::FileType::Fifo, rustix::fs::Mode::RWXU, 0)
+        .unwrap();
+    fs::create_dir(dir.join("folder")).unwrap();
+    let refused = |words: &[&str], args: &[&str]| refused(dir, 2, words, args);
+    for path in ["fifo", "folder", "/dev/zero"] {
+        let image = ["--image", "img", "--size", "2MiB"];
+        refused(&["socket", path], &[&["--socket", path], &image[..]].concat());
+        refused(&["--control", path], &[&["--socket", "a", "--control", path], &image[..]].concat());
+        refused(&["--qemu", path, "and no program"], &[&["--socket", "a", "--qemu", path], &image[..]].concat());
+        refused(&[path, "not a regular file"], &["--socket", "a", "--image", path, "--size", "2MiB"]);
+        refused(&["--import", path], &["--socket", "a", "--file", "data", "--import", path]);
+    }
+}
+
 #[test]
 fn files_that_cannot_be() {
     let dir = tempfile::tempdir().unwrap();

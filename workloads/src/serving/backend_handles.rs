@@ -152,7 +152,7 @@ impl Port {
         config: &Config,
         socket: PathBuf,
         listener: &UnixListener,
-        trace: Option<&OwnedFd>,
+        trace: Option<BorrowedFd<'_>>,
         file: Option<String>,
     ) -> std::io::Result<Arc<Port>> {
         let (ours, theirs) = messages::pair()?;
@@ -173,7 +173,7 @@ impl Port {
             clock: Clock::real(),
         });
         let mut fds: Vec<BorrowedFd<'_>> = vec![listener.as_fd(), machine.device().fd()];
-        fds.extend(trace.map(AsFd::as_fd));
+        fds.extend(trace);
         fds.extend(machine.durable().map(|durable| durable.fd()));
         let start = ToPort::Start {
             bytes: machine.device().bytes(),
@@ -196,6 +196,11 @@ impl Port {
             if state.ready || state.ended { Poll::Ready(state.ready) } else { Poll::Pending }
         });
         if started == Ok(true) { Ok(port) } else { Err(std::io::Error::other("the port's process does not start")) }
+    }
+
+    /// The trace's file is this server's from now on.
+    pub(super) fn begin_trace(&self) {
+        self.send(&ToPort::TraceBegins);
     }
 
     /// Listens to the port until it is gone.

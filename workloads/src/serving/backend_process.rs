@@ -56,9 +56,10 @@ pub fn main(socket: OwnedFd) -> io::Result<()> {
     let (Some(listener), Some(memory)) = (fds.next(), fds.next()) else {
         return Err(io::Error::other("the start comes without its descriptors"));
     };
-    let trace = trace.and_then(|socket| Some(FileTrace::new(fds.next()?, socket)));
+    let trace = trace.and_then(|socket| Some(Arc::new(FileTrace::new(fds.next()?, socket))));
     let port = Arc::new(BackendPort {
         link,
+        trace: trace.clone(),
         read_only: read_only.then(|| reopened_to_read(&memory)).transpose()?,
         memory: BackendMemory::new(memory, bytes, fds.next()).map_err(io::Error::other)?,
         over: AtomicBool::new(false),
@@ -74,7 +75,7 @@ pub fn main(socket: OwnedFd) -> io::Result<()> {
     let removed = name.clone();
     let remove_socket = move || removed.into_iter().for_each(socket::Name::remove);
     let options = VhostOptions {
-        trace: trace.map(|trace| Arc::new(trace) as Arc<dyn MessageTrace>),
+        trace: trace.map(|trace| trace as Arc<dyn MessageTrace>),
         violations: strict.then(|| BackendPort::told_violations(&port)),
         ..VhostOptions::default()
     };
@@ -144,6 +145,7 @@ struct DeviceState {
 struct BackendPort {
     link: Link<Granted>,
     memory: BackendMemory,
+    trace: Option<Arc<FileTrace>>,
     /// What a frontend gets instead if its guest may only read.
     read_only: Option<OwnedFd>,
     /// The server has ended.
@@ -199,6 +201,7 @@ impl BackendPort {
                         done(number);
                     }
                     ToPort::Reply { number, reply } => self.link.replied(number, reply),
+                    ToPort::TraceBegins => self.trace.iter().for_each(|trace| trace.begin()),
                     // Once only.
                     ToPort::Start { .. } => {}
                 }

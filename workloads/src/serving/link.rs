@@ -43,6 +43,8 @@ pub(super) enum ToPort {
         /// Whether violations of the specification are told.
         strict: bool,
     },
+    /// The trace may be written to its file.
+    TraceBegins,
     /// The reply to a request.
     Reply { number: u64, reply: Granted },
     /// Nothing may stay mapped for this connection, and flushes fail until the device is attached

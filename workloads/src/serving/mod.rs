@@ -18,6 +18,8 @@
 //! | `backend_handles` | the server's side: which guest is there, and what is held for it |
 //! | `machine` | what all guests share |
 //! | `files` | the files, their making and their export |
+//! | `host_paths` | what lies at a path that a user named, in words |
+//! | `message_trace` | the file with guests' messages |
 //! | `nic` | RDMA regions over the same files |
 //! | `qemu_args` | the QEMU command lines that attach |
 //! | `control`, `control_handler` | the control socket, and what `daxlab ctl` does |
@@ -35,6 +37,7 @@ mod files;
 mod flush_shaping;
 #[doc(hidden)]
 pub mod fuzz;
+mod host_paths;
 mod link;
 mod machine;
 mod message_trace;
@@ -42,7 +45,7 @@ mod nic;
 mod qemu_args;
 mod render;
 
-use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::task::Poll;
 
@@ -63,6 +66,7 @@ use self::backend_handles::{Holds, Port};
 use self::control_handler::ControlHandler;
 use self::files::ExportError;
 use self::machine::{ServedMachine, ServedMemory};
+use self::message_trace::OpenedTrace;
 
 pub use files::{Files, NewContents};
 pub use machine::Events;
@@ -206,10 +210,45 @@ fn pairs(config: &Config) -> Result<Vec<Option<String>>, ServeError> {
     }
 }
 
-/// Makes the trace's file.
-fn traced(path: &Path) -> Result<OwnedFd, ServeError> {
-    let made = message_trace::create(path);
-    made.map(OwnedFd::from).map_err(|error| ServeError::Wrong(format!("--trace {}: {error}", path.display())))
+/// The files that options name beside the trace.
+fn named_files(config: &Config) -> Vec<(&'static str, &Path)> {
+    match &config.what {
+        What::Image { path, .. } => vec![("--image", path)],
+        What::Files(Files { contents: NewContents::Import(path), .. }) => vec![("--import", path)],
+        What::Files(_) => Vec::new(),
+    }
+}
+
+/// A port for each socket, and the trace's begin.
+fn start_ports(
+    config: &Config,
+    machine: &Arc<ServedMachine>,
+    listening: &[(SocketFile, UnixListener)],
+    trace: Option<OpenedTrace<'_>>,
+    files: Vec<Option<String>>,
+) -> Result<Vec<Arc<Port>>, ServeError> {
+    let mut ports = Vec::new();
+    let start = || -> Result<(), ServeError> {
+        for ((path, (_, listener)), file) in config.sockets.iter().zip(listening).zip(files) {
+            let fd = trace.as_ref().map(OpenedTrace::fd);
+            let port = Port::start(machine, config, path.clone(), listener, fd, file).map_err(|error| {
+                let hint = out_of_descriptors(&error, config.sockets.len());
+                ServeError::Cannot(format!("no process for {}: {error}{hint}", path.display()))
+            })?;
+            ports.push(port);
+        }
+        trace.map_or(Ok(()), OpenedTrace::begin)
+    };
+    let started = start();
+    if let Err(error) = started {
+        machine.end();
+        for port in &ports {
+            let _idle_it_ends: bool = Port::part(port);
+        }
+        return Err(error);
+    }
+    ports.iter().for_each(|port| port.begin_trace());
+    Ok(ports)
 }
 
 impl Server {
@@ -235,7 +274,8 @@ impl Server {
             Box::new(move |line| told(line)),
         )
         .map_err(|error| not_there("--control", error, config.sockets.len()))?;
-        let trace = config.trace.as_deref().map(traced).transpose()?;
+        let others = named_files(config);
+        let trace = config.trace.as_deref().map(|path| OpenedTrace::open(path, &others)).transpose()?;
         let (backing, held) = backing(config)?;
         let prepared = if config.nvdimm { qemu_args::prepare(config, &backing)? } else { String::new() };
         let durable = config.power_cut_model.then(|| DurableImage::new(backing.device())).transpose();
@@ -243,20 +283,7 @@ impl Server {
         let machine = Arc::new(ServedMachine::new(backing, durable, config.seed, events));
         machine.warn_of_room();
         let residents = if config.nvdimm { residents(config, &machine)? } else { Vec::new() };
-        let mut ports = Vec::new();
-        for ((path, (_, listener)), file) in config.sockets.iter().zip(&listening).zip(files) {
-            match Port::start(&machine, config, path.clone(), listener, trace.as_ref(), file) {
-                Ok(port) => ports.push(port),
-                Err(error) => {
-                    machine.end();
-                    for port in &ports {
-                        let _idle_it_ends: bool = Port::part(port);
-                    }
-                    let hint = out_of_descriptors(&error, config.sockets.len());
-                    return Err(ServeError::Cannot(format!("no process for {}: {error}{hint}", path.display())));
-                }
-            }
-        }
+        let ports = start_ports(config, &machine, &listening, trace, files)?;
         control_handler.serve(&machine, &ports);
         let what = render::what(config, &machine, &held);
         let how = qemu_args::text(config, machine.backing(), &qemus);

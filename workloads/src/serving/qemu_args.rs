@@ -16,6 +16,7 @@ use fs_sim::extent_map::Layout;
 use fs_sim::{BLOCK, Kernel};
 use rand::Rng;
 
+use super::host_paths::kind;
 use super::machine::ServedMemory;
 use super::{Config, ServeError, What};
 
@@ -27,6 +28,11 @@ pub(super) fn qemus(config: &Config) -> Result<Vec<Qemu>, ServeError> {
     let Some(path) = &config.qemu else {
         return Ok(installed(std::env::var_os("PATH").as_deref()));
     };
+    if let Ok(found) = std::fs::metadata(path)
+        && !found.is_file()
+    {
+        return Err(ServeError::Wrong(format!("--qemu {}: {}, and no program", path.display(), kind(&found))));
+    }
     let qemu = probe(path).map_err(|error| match error {
         ProbeError::NotQemu { .. } => ServeError::Wrong(format!("--qemu: {error}")),
         error => ServeError::Cannot(format!("--qemu: {error}")),
