@@ -23,3 +23,4 @@ mod recipes;
 mod server;
 mod steering;
 mod trace;
+mod try_guest;
