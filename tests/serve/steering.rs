@@ -43,6 +43,22 @@ fn a_guest_that_says_nothing_is_named_and_can_be_sent_away() {
     assert!(server.says("turned away").contains("0 bytes"));
 }
 
+/// QEMU's own devices need no socket.
+#[test]
+fn without_a_guest_at_a_socket_an_answer_says_whom_it_does_not_reach() {
+    let (_dir, server) = serve_file(&["a"], &[]);
+    let beside = "a guest that has this memory by a device of QEMU's own is not seen here, and not affected\n";
+    let requests: [&[&str]; 4] = [&["guests"], &["revoke"], &["fail-flush", "on"], &["flush-delay", "1ms"]];
+    for request in requests {
+        let (code, out, _) = server.ctl(request);
+        assert!(code == 0 && out.ends_with(beside), "{request:?}: {out}");
+    }
+    let _guest = server.guest("a");
+    for request in requests {
+        assert!(!server.ctl(request).1.contains(beside), "{request:?}");
+    }
+}
+
 #[test]
 fn two_guests_have_one_file_or_each_its_own() {
     let (_dir, server) = serve_file(&["a", "b"], &[]);

@@ -210,7 +210,13 @@ impl Served {
             text += &line;
             data.push(value);
         }
+        text += self.beside();
         Response::Answer { text, data: Value::Array(data) }
+    }
+
+    /// What is said beside an answer about the guests at the sockets.
+    fn beside(&self) -> &'static str {
+        if self.attached().next().is_none() { render::ONLY_SOCKETS } else { "" }
     }
 
     /// What `port`'s device says of its frontend's machine; none without a guest, or an answer.
@@ -278,6 +284,7 @@ impl Served {
             text += &format!("{socket}: {outcome}\n");
             data.push(json!({ "socket": port.shown(), "outcome": outcome }));
         }
+        text += self.beside();
         let data = Value::Array(data);
         if all { Response::Answer { text, data } } else { Response::Failed { text, data } }
     }
@@ -351,7 +358,8 @@ impl Served {
             text += &format!("{}: taken from {}\n", port.socket.display(), guest.who());
         }
         if guests.is_empty() {
-            text.push_str("no guest has it\n");
+            text += "no guest at a socket has it\n";
+            text += self.beside();
         }
         let revoked: Vec<Value> =
             guests.iter().map(|(port, guest)| json!({ "socket": port.shown(), "qemu": guest.pid })).collect();

@@ -105,6 +105,12 @@ pub struct Config {
     pub program: PathBuf,
 }
 
+impl Config {
+    fn serves_an_image(&self) -> bool {
+        matches!(self.what, What::Image { .. })
+    }
+}
+
 /// What guests get.
 #[derive(Clone, Debug)]
 pub enum What {
@@ -286,8 +292,8 @@ impl Server {
         let ports = start_ports(config, &machine, &listening, trace, files)?;
         control_handler.serve(&machine, &ports);
         let what = render::what(config, &machine, &held);
-        let how = qemu_args::text(config, machine.backing(), &qemus);
-        let introduction = format!("{what}{prepared}{how}\n{}", render::to_try(config));
+        let how = qemu_args::how_to_attach(config, machine.backing(), &qemus);
+        let introduction = format!("{what}{prepared}{}\n{}", how.text, render::to_try(config, how.is_seen));
         // Only the backend processes listen from here on: when one ends, no frontend waits in
         // vain.
         let sockets = listening.into_iter().map(|(file, _)| file).collect();

@@ -148,8 +148,8 @@ pub(super) fn what(config: &Config, machine: &ServedMachine, held: &str) -> Stri
     text
 }
 
-/// What `daxlab ctl` can do here.
-pub(super) fn to_try(config: &Config) -> String {
+/// What `daxlab ctl` can do here. A guest that is not `seen` by the server has its own device.
+pub(super) fn to_try(config: &Config, seen: bool) -> String {
     let at = shell(config.control.as_os_str().as_bytes());
     let mut text = "to try:\n".to_owned();
     let mut example = |command: &str| {
@@ -157,15 +157,21 @@ pub(super) fn to_try(config: &Config) -> String {
     };
     example("guests");
     if let What::Files(files) = &config.what {
-        let name = files.names.first().map_or("", String::as_str);
+        let name = files.names.first().map_or_else(String::new, |name| shell(name.as_bytes()));
         example(&format!("truncate {name} 0"));
         example(&format!("blockers {name}"));
         example("stale");
     }
-    example("fail-flush on");
-    example(if config.power_cut_model { "power-cut" } else { "flush-stats" });
+    if seen {
+        example("fail-flush on");
+        example(if config.power_cut_model { "power-cut" } else { "flush-stats" });
+    }
     text
 }
+
+/// What an answer says beside, where no guest is attached at a socket.
+pub(super) const ONLY_SOCKETS: &str =
+    "a guest that has this memory by a device of QEMU's own is not seen here, and not affected\n";
 
 /// What limits a device's start in its frontend's machine.
 pub(super) struct DeviceStart {
