@@ -15,6 +15,7 @@ mod bad_input;
 mod control;
 mod designs;
 mod ends;
+mod frontends;
 mod image;
 mod killed;
 mod peers;

@@ -33,7 +33,7 @@ pub use connection::MessageLimits;
 pub use mapping::Unmapped;
 pub use peer::Peer;
 pub use relay::{VIOLATIONS_MAX, ViolationReport};
-pub use server::{VhostOptions, VhostServer};
+pub use server::{RefusalReport, VhostOptions, VhostServer};
 pub use stats::VhostStats;
 pub use trace::MessageTrace;
 

@@ -27,11 +27,13 @@ use emulator::pin::gate::Gate;
 use emulator::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use emulator::sync::{Arc, Mutex, thread};
 use emulator::vhost_user::{
-    FlushError, Medium, MessageTrace, Peer, PmemPiece, Unmapped, VhostOptions, VhostServer, VhostStats, ViolationReport,
+    FlushError, Medium, MessageTrace, Peer, PmemPiece, RefusalReport, Unmapped, VhostOptions, VhostServer, VhostStats,
+    ViolationReport,
 };
 use emulator::wait::{WaitFor, WaitQueue, Waiter, WaiterId};
 
 use super::flush_shaping::FlushShaping;
+use super::frontend_watch::{FrontendWatch, Shown};
 use super::link::{Counted, FromPort, Granted, Link, LinkError, TakeReason, ToPort, decode_pieces};
 use super::message_trace::FileTrace;
 use super::render;
@@ -75,7 +77,8 @@ pub fn main(socket: OwnedFd) -> io::Result<()> {
     let removed = name.clone();
     let remove_socket = move || removed.into_iter().for_each(socket::Name::remove);
     let options = VhostOptions {
-        trace: trace.map(|trace| trace as Arc<dyn MessageTrace>),
+        trace: Some(BackendPort::watched(&port, trace)),
+        refusals: Some(BackendPort::told_refusals(&port)),
         violations: strict.then(|| BackendPort::told_violations(&port)),
         ..VhostOptions::default()
     };
@@ -228,6 +231,25 @@ impl BackendPort {
     fn told_violations(port: &Arc<BackendPort>) -> ViolationReport {
         let port = Arc::clone(port);
         Arc::new(move |what: &str| port.send(&FromPort::Violation { what: what.to_owned() }))
+    }
+
+    /// Tells the server of frontends that were refused here.
+    fn told_refusals(port: &Arc<BackendPort>) -> RefusalReport {
+        let port = Arc::clone(port);
+        Arc::new(move |why: &str| port.send(&FromPort::Refused { why: why.to_owned() }))
+    }
+
+    /// Tells the server what the attached frontend's messages show.
+    fn watched(port: &Arc<BackendPort>, trace: Option<Arc<FileTrace>>) -> Arc<dyn MessageTrace> {
+        let port = Arc::clone(port);
+        let tell = move |shown| {
+            let Some(connection) = port.device_state.lock().connection else { return };
+            port.send(&match shown {
+                Shown::Speaks => FromPort::Speaks { connection },
+                Shown::Refuses { answer } => FromPort::RefusesToMap { connection, answer },
+            });
+        };
+        Arc::new(FrontendWatch::new(trace, Box::new(tell)))
     }
 
     /// From now on flushes of `connection` fail; true if something may be mapped for it.

@@ -349,15 +349,20 @@ impl Served {
         if file.is_some() && self.machine.kernel().is_none() {
             return Err("this server serves an image: `revoke` without a file takes it".to_owned());
         }
-        let guests: Vec<_> =
-            self.attached().filter(|(port, _)| file.is_none() || port.file.as_deref() == file).collect();
+        let (nothing_left, guests): (Vec<_>, Vec<_>) = self
+            .attached()
+            .filter(|(port, _)| file.is_none() || port.file.as_deref() == file)
+            .partition(|(port, guest)| port.has_nothing_left(guest));
         let demands: Vec<_> = guests.iter().map(|(port, guest)| (*port, port.revoke(&self.machine, guest))).collect();
         let all = self.wait_taken(&demands, asker)?;
         let mut text = String::new();
         for (port, guest) in &guests {
             text += &format!("{}: taken from {}\n", port.socket.display(), guest.who());
         }
-        if guests.is_empty() {
+        for (port, guest) in &nothing_left {
+            text += &format!("{}: nothing is left to take from {}\n", port.socket.display(), guest.who());
+        }
+        if guests.is_empty() && nothing_left.is_empty() {
             text += "no guest at a socket has it\n";
             text += self.beside();
         }

@@ -14,6 +14,7 @@
 //! |---|---|
 //! | [`backend_process`] | the process of one guest's backend |
 //! | `flush_shaping` | flushes that are made to fail or to take long, for tests |
+//! | `frontend_watch` | what a frontend's messages show: that it speaks, that it refuses to map |
 //! | `link` | the messages between server and backend process |
 //! | `backend_handles` | the server's side: which guest is there, and what is held for it |
 //! | `machine` | what all guests share |
@@ -35,6 +36,7 @@ pub mod control;
 mod control_handler;
 mod files;
 mod flush_shaping;
+mod frontend_watch;
 #[doc(hidden)]
 pub mod fuzz;
 mod host_paths;

@@ -220,7 +220,7 @@ pub(super) fn guest(machine: &ServedMachine, port: &Port, start: Option<&DeviceS
     let (state, words) = standing(&guest, ended);
     // ORDERING: Relaxed: numbers, each right by itself.
     let (pieces, attaches) = (guest.pieces.load(Ordering::Relaxed), guest.attaches.load(Ordering::Relaxed));
-    let process = guest.holds.as_ref().map(|holds| holds.task.pid().0);
+    let process = guest.file_process().map(|pid| pid.0);
     let since_ns = machine.waits().now().since(guest.since);
     let _ = write!(text, ": {}, {words}", guest.who());
     if let Some(process) = process {
