@@ -38,10 +38,20 @@ fn sockets_that_cannot_be() {
     refused(&["used", "in use"], &["--socket", "used"]);
     refused(&["120 bytes", "107"], &["--socket", &"x".repeat(120)]);
     refused(&["file", "no socket"], &["--socket", "file"]);
-    refused(&["No such file"], &["--socket", "none/a"]);
+    refused(&["--socket none/a: its folder none is missing"], &["--socket", "none/a"]);
+    refused(&["--control none/a: its folder none is missing"], &["--socket", "a", "--control", "none/a"]);
+    refused(&["--qemu none/q: its folder none is missing"], &["--socket", "a", "--qemu", "none/q"]);
     refused(&["--control", "no socket"], &["--socket", "a", "--control", "file"]);
     refused(&["--control", "in use"], &["--socket", "a", "--control", "used"]);
     refused(&["--socket a: given twice"], &["--socket", "a", "--socket", "a"]);
+    let absolute = dir.join("a").display().to_string();
+    for other in ["./a", &absolute] {
+        refused(&["--socket", other, ": given twice"], &["--socket", "a", "--socket", other]);
+        refused(&["--socket a: given twice, it is --control too"], &["--socket", "a", "--control", other]);
+    }
+    let derived = "--socket ./a.ctl: given twice, it is --control (if not given, the first --socket's path with `.ctl` behind it) too";
+    refused(&[derived], &["--socket", "a", "--socket", "./a.ctl"]);
+    refused(&["--control", "with `.ctl` behind it", "108 bytes"], &["--socket", &"x".repeat(104)]);
     assert_eq!(fs::read(dir.join("file")).unwrap(), b"kept");
 }
 
@@ -73,16 +83,27 @@ fn images_that_cannot_be() {
     File::create(dir.join("small")).unwrap().set_len(2 * MIB).unwrap();
     File::create(dir.join("odd")).unwrap().set_len(3 * MIB).unwrap();
     fs::create_dir(dir.join("folder")).unwrap();
-    refused(2, &["small", "2097152", "4194304", "truncate -s"], &["--image", "small", "--size", "4MiB"]);
-    refused(2, &["multiple of 2 MiB"], &["--image", "new", "--size", "3MiB"]);
-    refused(2, &["multiple of 2 MiB"], &["--image", "odd"]);
+    File::create(dir.join("empty")).unwrap();
+    let small = "--image small: it has 2MiB (2097152 bytes), and --size asks for 4MiB (4194304 bytes)";
+    refused(2, &[small, "`truncate -s 4194304 small`"], &["--image", "small", "--size", "4MiB"]);
+    let size = "--size 3MiB (3145728 bytes): a device is a multiple of 2 MiB";
+    refused(2, &[size, "such as 4MiB"], &["--image", "new", "--size", "3MiB"]);
+    let odd = "--image odd: it has 3MiB (3145728 bytes): a device is a multiple of 2 MiB";
+    refused(2, &[odd, "`truncate -s 4194304 odd`"], &["--image", "odd"]);
+    refused(2, &["--image empty: it is empty; --size says how large"], &["--image", "empty"]);
     refused(2, &["--size says how large"], &["--image", "new"]);
-    refused(2, &["not a regular file"], &["--image", "folder", "--size", "2MiB"]);
+    for size in [&["--size", "2MiB"][..], &[]] {
+        let folder = &["--image folder: a directory, and not a regular file"];
+        refused(2, folder, &[&["--image", "folder"], size].concat());
+        refused(2, &["--image none/img: its folder none is missing"], &[&["--image", "none/img"], size].concat());
+        refused(2, &["--image odd/img: Not a directory"], &[&["--image", "odd/img"], size].concat());
+    }
     refused(2, &["no unit"], &["--image", "new", "--size", "2097152"]);
     refused(2, &["--image", "--file"], &[]);
     std::os::unix::fs::symlink("nothing", dir.join("dangling")).unwrap();
     std::os::unix::fs::symlink("/dev/null", dir.join("device")).unwrap();
     refused(2, &["dangling", "symbolic link"], &["--image", "dangling", "--size", "2MiB"]);
+    refused(2, &["--image dangling: a symbolic link to nothing, where nothing lies"], &["--image", "dangling"]);
     refused(2, &["device", "no regular file"], &["--image", "device", "--size", "2MiB"]);
     refused(2, &["--preallocate"], &["--file", "data", "--create", "2MiB", "--preallocate"]);
     // What is said of files would have no effect.
@@ -125,9 +146,16 @@ fn files_that_cannot_be() {
     refused(2, &["empty", "0 bytes"], &["--file", "data", "--import", "empty"]);
     refused(2, &["nothing", "No such file"], &["--file", "data", "--import", "nothing"]);
     refused(2, &["not a regular file"], &["--file", "data", "--import", "."]);
-    refused(2, &["unknown design"], &["--file", "data", "--create", "4MiB", "--design", "nosuch"]);
+    refused(2, &["no/host: its folder no is missing"], &["--file", "data", "--import", "no/host"]);
+    let design = |name: &'static str| ["--file", "data", "--create", "4MiB", "--design", name];
+    refused(2, &["--design nosuch: unknown design; it can be `unsafe`,", "`, or a TOML file"], &design("nosuch"));
+    refused(2, &["--design revok: unknown design (did you mean `revoke`?)"], &design("revok"));
     refused(2, &["200 extents", "128", "--defragment"], &["--file", "data", "--create", "4MiB", "--extents", "200"]);
-    refused(2, &["--extents 0"], &["--file", "data", "--create", "4MiB", "--extents", "0"]);
+    refused(
+        2,
+        &["--extents 0", "served in 1 to 128 extents", "up to 1024"],
+        &["--file", "data", "--create", "4MiB", "--extents", "0"],
+    );
     refused(2, &["the files need 4MiB"], &["--file", "data", "--create", "4MiB", "--volume", "2MiB"]);
     refused(2, &["multiple of 2 MiB", "--volume"], &["--file", "data", "--create", "4MiB", "--volume", "5MiB"]);
     refused(2, &["given twice"], &["--file", "data", "--file", "data", "--create", "4MiB"]);

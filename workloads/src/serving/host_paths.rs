@@ -30,8 +30,17 @@ pub(super) fn identity(found: &Metadata) -> (u64, u64) {
     (found.dev(), found.ino())
 }
 
+/// Where `path` leads, however it is spelled; the file itself may be missing.
+pub(super) fn place(path: &Path) -> PathBuf {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    match (folder.canonicalize(), path.file_name()) {
+        (Ok(folder), Some(name)) => folder.join(name),
+        _ => std::path::absolute(path).unwrap_or_else(|_| path.to_owned()),
+    }
+}
+
 /// The folder of `path`, if it is missing.
-fn missing_folder(path: &Path) -> Option<PathBuf> {
+pub(super) fn missing_folder(path: &Path) -> Option<PathBuf> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty())?;
     let missing = std::fs::metadata(folder).is_err_and(|error| error.kind() == ErrorKind::NotFound);
     missing.then(|| folder.to_owned())
@@ -87,6 +96,16 @@ mod tests {
         assert!(text.contains("a symbolic link to nothing, where nothing lies"), "{text}");
         let denied = io::Error::from(ErrorKind::PermissionDenied);
         assert!(matches!(unusable("--image", dir.path(), &denied, ""), ServeError::Cannot(_)));
+    }
+
+    #[test]
+    fn two_spellings_of_a_path_are_one_place() {
+        let dir = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink(".", dir.path().join("link")).unwrap();
+        let at = |name: &str| place(&dir.path().join(name));
+        assert_eq!((at("./s"), at("link/s")), (at("s"), at("s")));
+        assert_ne!(at("s"), at("s.ctl"));
+        assert_eq!(place(Path::new("s")), place(&std::env::current_dir().unwrap().join("s")));
     }
 
     #[test]

@@ -19,6 +19,7 @@
 //! | `backend_handles` | the server's side: which guest is there, and what is held for it |
 //! | `machine` | what all guests share |
 //! | `files` | the files, their making and their export |
+//! | `image` | the image that is served, and what is wrong with a file that can't be one |
 //! | `host_paths` | what lies at a path that a user named, in words |
 //! | `message_trace` | the file with guests' messages |
 //! | `nic` | RDMA regions over the same files |
@@ -40,6 +41,7 @@ mod frontend_watch;
 #[doc(hidden)]
 pub mod fuzz;
 mod host_paths;
+mod image;
 mod link;
 mod machine;
 mod message_trace;
@@ -47,6 +49,7 @@ mod nic;
 mod qemu_args;
 mod render;
 
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::task::Poll;
@@ -55,7 +58,7 @@ use crate::messages::peers::AllowedPeers;
 use crate::messages::socket::{self, ListenError};
 use emulator::World;
 use emulator::device::persistence::DurableImage;
-use emulator::device::{Device, ImageSpace, OpenError};
+use emulator::device::{ImageSpace, OpenError};
 use emulator::sync::Arc;
 use emulator::sync::atomic::{AtomicBool, Ordering};
 use emulator::wait::{WaitFor, WaitQueue, Waiter, WaiterId};
@@ -110,6 +113,18 @@ pub struct Config {
 impl Config {
     fn serves_an_image(&self) -> bool {
         matches!(self.what, What::Image { .. })
+    }
+
+    /// What an error about the control socket begins with.
+    fn control_option(&self) -> &'static str {
+        let path = self.control.as_os_str().as_bytes();
+        let first = self.sockets.first().map(|first| first.as_os_str().as_bytes());
+        match path.strip_suffix(b".ctl") {
+            Some(path) if first == Some(path) => {
+                "--control (if not given, the first --socket's path with `.ctl` behind it)"
+            }
+            _ => "--control",
+        }
     }
 }
 
@@ -199,8 +214,16 @@ impl Drop for SocketFile {
 fn pairs(config: &Config) -> Result<Vec<Option<String>>, ServeError> {
     let wrong = |what: String| Err(ServeError::Wrong(what));
     for (at, socket) in config.sockets.iter().enumerate() {
-        if config.sockets[..at].contains(socket) {
+        let place = host_paths::place(socket);
+        if config.sockets[..at].iter().any(|other| host_paths::place(other) == place) {
             return wrong(format!("--socket {}: given twice; each guest connects at its own", socket.display()));
+        }
+        if host_paths::place(&config.control) == place {
+            return wrong(format!(
+                "--socket {}: given twice, it is {} too; a guest and `daxlab ctl` connect at different ones",
+                socket.display(),
+                config.control_option(),
+            ));
         }
     }
     let What::Files(files) = &config.what else { return Ok(vec![None; config.sockets.len()]) };
@@ -281,7 +304,7 @@ impl Server {
             handler,
             Box::new(move |line| told(line)),
         )
-        .map_err(|error| not_there("--control", error, config.sockets.len()))?;
+        .map_err(|error| not_there(config.control_option(), error, config.sockets.len()))?;
         let others = named_files(config);
         let trace = config.trace.as_deref().map(|path| OpenedTrace::open(path, &others)).transpose()?;
         let (backing, held) = backing(config)?;
@@ -334,24 +357,16 @@ fn out_of_descriptors(error: &std::io::Error, sockets: usize) -> String {
 /// Why no process can listen at a path: the user can change it, unless the machine can't.
 fn not_there(option: &str, error: ListenError, sockets: usize) -> ServeError {
     match &error {
-        ListenError::Os { source, .. } if source.kind() != std::io::ErrorKind::NotFound => {
-            ServeError::Cannot(format!("{option}: {error}{}", out_of_descriptors(source, sockets)))
-        }
+        ListenError::Os { path, source } => match host_paths::unusable(option, path, source, "") {
+            wrong @ ServeError::Wrong(_) => wrong,
+            _ => ServeError::Cannot(format!("{option}: {error}{}", out_of_descriptors(source, sockets))),
+        },
         ListenError::Locked { .. } | ListenError::Unlocked { .. } => ServeError::Cannot(format!("{option}: {error}")),
         _ => ServeError::Wrong(format!("{option}: {error}")),
     }
 }
 
-/// Why a file of the host can't be read: the user can change it, with `hint`, unless permission is
-/// missing.
-fn unreadable(what: &str, error: &std::io::Error, hint: &str) -> ServeError {
-    match error.kind() {
-        std::io::ErrorKind::PermissionDenied => ServeError::Cannot(format!("{what}: {error}")),
-        _ => ServeError::Wrong(format!("{what}: {error}{hint}")),
-    }
-}
-
-/// Why an image can't be opened.
+/// Why a device can't be opened.
 fn cannot(error: OpenError, sockets: usize) -> ServeError {
     match &error {
         OpenError::Os { source, .. } => ServeError::Cannot(format!("{error}{}", out_of_descriptors(source, sockets))),
@@ -364,19 +379,11 @@ fn cannot(error: OpenError, sockets: usize) -> ServeError {
 fn backing(config: &Config) -> Result<(ServedMemory, String), ServeError> {
     match &config.what {
         What::Image { path, bytes, space } => {
-            let found = || std::fs::metadata(path).map(|metadata| metadata.len());
-            let bytes = match bytes {
-                Some(bytes) => *bytes,
-                None => found().map_err(|error| {
-                    let what = format!("--image {}", path.display());
-                    unreadable(&what, &error, "; --size says how large a new one is to be")
-                })?,
-            };
+            let bytes = image::size(path, *bytes)?;
             if config.nvdimm {
                 qemu_args::check_room(bytes)?;
             }
-            let device =
-                Device::image_with(path, bytes, *space).map_err(|error| cannot(error, config.sockets.len()))?;
+            let device = image::open(path, bytes, *space, config.sockets.len())?;
             Ok((ServedMemory::Image(device), String::new()))
         }
         What::Files(files) => {

@@ -19,7 +19,7 @@ use fs_sim::extent_map::Layout;
 use fs_sim::{BLOCK, Kernel};
 use rand::Rng;
 
-use super::host_paths::kind;
+use super::host_paths::{self, kind};
 use super::machine::ServedMemory;
 use super::{Config, NewContents, ServeError, What};
 use crate::input::Size;
@@ -35,10 +35,14 @@ pub(super) fn qemus(config: &Config) -> Result<Vec<Qemu>, ServeError> {
     let Some(path) = &config.qemu else {
         return Ok(installed(std::env::var_os("PATH").as_deref()));
     };
-    if let Ok(found) = std::fs::metadata(path)
-        && !found.is_file()
-    {
-        return Err(ServeError::Wrong(format!("--qemu {}: {}, and no program", path.display(), kind(&found))));
+    match std::fs::metadata(path) {
+        Ok(found) if !found.is_file() => {
+            return Err(ServeError::Wrong(format!("--qemu {}: {}, and no program", path.display(), kind(&found))));
+        }
+        Err(error) if host_paths::missing_folder(path).is_some() => {
+            return Err(host_paths::unusable("--qemu", path, &error, ""));
+        }
+        Ok(_) | Err(_) => {}
     }
     let qemu = probe(path).map_err(|error| match error {
         ProbeError::NotQemu { .. } => ServeError::Wrong(format!("--qemu: {error}")),
