@@ -215,6 +215,9 @@ fn what_cannot_be_asked_is_told() {
     wrong(&["revoke", "nothing"], "there are data");
     wrong(&["rdma-reg", "data"], "no guest has `data`");
     wrong(&["rdma-write", "7", "0", "x"], "there are none");
+    for verb in ["poison", "punch", "fallocate"] {
+        wrong(&[verb, "data", "0", "0"], &format!("{verb} data: the length is 0; give how many bytes"));
+    }
     wrong(&["poison", "data", "4MiB", "1B"], "1 B from 4 MiB on: the file has 4 MiB");
     let image = tempfile::tempdir().unwrap();
     let server = Server::start(image.path(), &["a"], &["--control", "a.ctl", "--image", "img", "--size", "2MiB"]);

@@ -221,6 +221,16 @@ fn of_two_guests_under_chinners_rules_the_second_finds_the_file_taken() {
     second.hang_up();
 }
 
+#[test]
+fn blockers_are_named_where_they_are_the_cause() {
+    let (_dir, server) = serve_file(&["a"], &[]);
+    let _guest = server.guest("a");
+    let (code, out, _) = server.ctl(&["punch", "data", "0", "4KiB"]);
+    assert!(code == 1 && out.contains("ETXTBSY\ninode 1\n"), "{out}");
+    let (code, out, _) = server.ctl(&["fallocate", "data", "0", "4GiB"]);
+    assert_eq!((code, out.as_str()), (1, "fallocate data, 4 GiB from 0 B on: ENOSPC\n"));
+}
+
 /// For people; programs get numbers.
 #[test]
 fn answers_have_units_and_name_pins_by_number() {

@@ -96,6 +96,19 @@ fn bytes_from(offset: u64, len: u64) -> BlockRange {
     BlockRange::of_bytes(offset, len.min(u64::MAX - offset))
 }
 
+/// A range without a byte is a mistake that the asker made.
+fn has_length(verb: &str, file: &str, len: u64) -> Result<(), String> {
+    match len {
+        0 => Err(format!("{verb} {file}: the length is 0; give how many bytes, with a unit, such as `4KiB`")),
+        _ => Ok(()),
+    }
+}
+
+/// Whether a call may have failed because of a lease, a pin or another call.
+fn is_of_blockers(errno: Errno) -> bool {
+    matches!(errno, Errno::ETXTBSY | Errno::EAGAIN | Errno::EBUSY | Errno::EDEADLK | Errno::EINTR)
+}
+
 fn cannot_start(error: std::io::Error) -> String {
     format!("the server could not start a thread or open a descriptor: {error}")
 }
@@ -129,6 +142,7 @@ impl Served {
                 self.change(kernel, file, &what, range, asker, |task| task.truncate(file, size.0))
             }
             Op::PunchByPath { file, offset, len } => {
+                has_length("punch", file, len.0)?;
                 let what = ChangeWords::of_range("punch", file, offset.0, len.0);
                 let range = bytes_from(offset.0, len.0);
                 self.change(kernel, file, &what, range, asker, |task| {
@@ -136,6 +150,7 @@ impl Served {
                 })
             }
             Op::FallocateByPath { file, offset, len } => {
+                has_length("fallocate", file, len.0)?;
                 let what = ChangeWords::of_range("fallocate", file, offset.0, len.0);
                 let range = bytes_from(offset.0, len.0);
                 let mode = FallocateMode::Allocate { keep_size: false };
@@ -193,7 +208,7 @@ impl Served {
             Err(errno) => {
                 data["outcome"] = json!(errno.to_string());
                 let mut text = format!("{shown}: {errno}\n");
-                if let Some(found) = kernel.blockers_of(inode.ino(), range) {
+                if let Some(found) = kernel.blockers_of(inode.ino(), range).filter(|_| is_of_blockers(errno)) {
                     text += &found.to_string();
                     data["blockers"] = serde_json::to_value(&found).unwrap_or(Value::Null);
                 }
@@ -442,7 +457,8 @@ impl Served {
             Err(errno) => {
                 let mut text = format!("rdma-reg {file}: {errno}\n");
                 let mut data = json!({ "call": "rdma-reg", "file": file, "outcome": errno.to_string() });
-                if let Some(found) = kernel.named(file).and_then(|inode| kernel.blockers(inode.ino())) {
+                let found = kernel.named(file).and_then(|inode| kernel.blockers(inode.ino()));
+                if let Some(found) = found.filter(|_| is_of_blockers(errno)) {
                     text += &found.to_string();
                     data["blockers"] = serde_json::to_value(&found).unwrap_or(Value::Null);
                 }
@@ -542,8 +558,9 @@ fn poison(kernel: &Arc<Kernel>, file: &str, offset: u64, len: u64) -> Answered {
     let Some((ino, inode)) = answers::find(kernel, file) else {
         return Err(answers::unknown(kernel, file));
     };
+    has_length("poison", file, len)?;
     let end = offset.checked_add(len).filter(|end| *end <= inode.layout(Layout::size));
-    let Some(end) = end.filter(|_| len > 0) else {
+    let Some(end) = end else {
         let size = ShownBytes(inode.layout(Layout::size));
         let (offset, len) = (ShownBytes(offset), ShownBytes(len));
         return Err(format!("poison {file}, {len} from {offset} on: the file has {size}"));
