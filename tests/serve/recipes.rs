@@ -140,6 +140,7 @@ fn every_way_to_attach_is_printed_whatever_is_installed() {
     let text = &server.introduction;
     assert!(text.contains("lies in 8 extents, and QEMU's own devices want one"), "{text}");
     assert!(text.contains("more than 7 extents: a machine has 8 regions"), "{text}");
+    assert!(text.contains("`vhost_set_mem_table failed: No buffer space available` do no harm"), "{text}");
     assert!(!text.contains("together"), "{text}");
 
     // Each device alone is within bounds, all of them in one machine are not.

@@ -222,6 +222,15 @@ fn of_two_guests_under_chinners_rules_the_second_finds_the_file_taken() {
 }
 
 #[test]
+fn every_counter_is_described() {
+    let docs = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/attach-qemu.md")).unwrap();
+    let (_dir, server) = serve_file(&["a"], &[]);
+    for name in server.json(&["flush-stats"])[0]["counters"].as_object().unwrap().keys() {
+        assert!(docs.contains(&format!("`{name}`")), "docs/attach-qemu.md says nothing of `{name}`");
+    }
+}
+
+#[test]
 fn blockers_are_named_where_they_are_the_cause() {
     let (_dir, server) = serve_file(&["a"], &[]);
     let _guest = server.guest("a");

@@ -23,7 +23,7 @@ fn beside_a_false_qemu(dir: &Path, said: &str, code: i32) -> PathBuf {
     script(&guest.join("tools/bin/busybox"), "cat >/dev/null");
     let qemu = format!(
         "for argument; do case $argument in file:*) said=${{argument#file:}};; esac; done\n\
-         last=$(sed -n 's|^\\(printf .*\\) >/dev/ttyS1$|\\1|p' \"${{said%/*}}/root/init\")\n\
+         cd \"${{said%/*}}/root\"; last=$(sed -n 's|^\\(printf .*\\) >/dev/ttyS1$|\\1|p' init)\n\
          {{ printf '{said}'; (exit {code}); eval \"$last\"; }} >\"$said\""
     );
     script(&guest.join("qemu/lib/ld-linux-x86-64.so.2"), &qemu);

@@ -33,7 +33,7 @@ use emulator::vhost_user::{
 use emulator::wait::{WaitFor, WaitQueue, Waiter, WaiterId};
 
 use super::flush_shaping::FlushShaping;
-use super::frontend_watch::{FrontendWatch, Shown};
+use super::frontend_watch::{FrontendSign, FrontendWatch};
 use super::link::{Counted, FromPort, Granted, Link, LinkError, TakeReason, ToPort, decode_pieces};
 use super::message_trace::FileTrace;
 use super::render;
@@ -245,8 +245,8 @@ impl BackendPort {
         let tell = move |shown| {
             let Some(connection) = port.device_state.lock().connection else { return };
             port.send(&match shown {
-                Shown::Speaks => FromPort::Speaks { connection },
-                Shown::Refuses { answer } => FromPort::RefusesToMap { connection, answer },
+                FrontendSign::Speaks => FromPort::Speaks { connection },
+                FrontendSign::Refuses { answer } => FromPort::RefusesToMap { connection, answer },
             });
         };
         Arc::new(FrontendWatch::new(trace, Box::new(tell)))

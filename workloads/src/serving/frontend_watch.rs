@@ -14,7 +14,7 @@ use super::message_trace::FileTrace;
 
 /// What a frontend's messages have shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Shown {
+pub(super) enum FrontendSign {
     /// It sent its first message.
     Speaks,
     /// It refused to map a piece.
@@ -37,7 +37,7 @@ struct Seen {
 
 impl Seen {
     /// Reads a line.
-    fn read(&mut self, line: &str) -> Option<Shown> {
+    fn read(&mut self, line: &str) -> Option<FrontendSign> {
         let mut words = line.split(' ').skip(1);
         let connection = words.next()?;
         if self.connection != connection {
@@ -53,7 +53,7 @@ impl Seen {
                     self.mapped.insert(self.asked.clone());
                     None
                 }
-                Ok(answer) if !self.mapped.contains(&self.asked) => Some(Shown::Refuses { answer }),
+                Ok(answer) if !self.mapped.contains(&self.asked) => Some(FrontendSign::Refuses { answer }),
                 // It has it, or gave no answer.
                 Ok(_) | Err(_) => None,
             },
@@ -63,7 +63,7 @@ impl Seen {
             }
             ("->", _) if !self.speaks => {
                 self.speaks = true;
-                Some(Shown::Speaks)
+                Some(FrontendSign::Speaks)
             }
             _ => None,
         }
@@ -74,11 +74,11 @@ impl Seen {
 pub(super) struct FrontendWatch {
     seen: Mutex<Seen>,
     file: Option<Arc<FileTrace>>,
-    tell: Box<dyn Fn(Shown) + Send + Sync>,
+    tell: Box<dyn Fn(FrontendSign) + Send + Sync>,
 }
 
 impl FrontendWatch {
-    pub(super) fn new(file: Option<Arc<FileTrace>>, tell: Box<dyn Fn(Shown) + Send + Sync>) -> FrontendWatch {
+    pub(super) fn new(file: Option<Arc<FileTrace>>, tell: Box<dyn Fn(FrontendSign) + Send + Sync>) -> FrontendWatch {
         FrontendWatch { seen: Mutex::default(), file, tell }
     }
 }
@@ -97,7 +97,7 @@ impl MessageTrace for FrontendWatch {
 mod tests {
     use super::*;
 
-    fn shown(seen: &mut Seen, lines: &[&str]) -> Vec<Shown> {
+    fn shown(seen: &mut Seen, lines: &[&str]) -> Vec<FrontendSign> {
         lines.iter().filter_map(|line| seen.read(line)).collect()
     }
 
@@ -108,15 +108,15 @@ mod tests {
         let mut seen = Seen::default();
         assert_eq!(shown(&mut seen, &["0.1 1 -- process 7 connected", "0.2 1 -- ended: a message of 3 bytes"]), []);
         let lines = ["0.3 2 -- process 8 connected", "0.4 2 -> GET_FEATURES flags 0x1 size 0 files 0: done"];
-        assert_eq!(shown(&mut seen, &lines), [Shown::Speaks]);
+        assert_eq!(shown(&mut seen, &lines), [FrontendSign::Speaks]);
         assert_eq!(shown(&mut seen, &lines[1..]), [], "once");
-        assert_eq!(shown(&mut seen, &["0.5 3 -> SET_OWNER flags 0x1 size 0 files 0: done"]), [Shown::Speaks]);
+        assert_eq!(shown(&mut seen, &["0.5 3 -> SET_OWNER flags 0x1 size 0 files 0: done"]), [FrontendSign::Speaks]);
     }
 
     #[test]
     fn a_piece_that_it_still_has_is_not_refused() {
         let mut seen = Seen::default();
-        let refused = |answer| vec![Shown::Refuses { answer }];
+        let refused = |answer| vec![FrontendSign::Refuses { answer }];
         assert_eq!(shown(&mut seen, &[MAP, "0.1 1 -> SHMEM_MAP: -13"]), refused(-13));
         assert_eq!(shown(&mut seen, &[MAP, "0.1 1 -> SHMEM_MAP: -13"]), refused(-13), "once for each attach");
         assert_eq!(shown(&mut seen, &[MAP, "0.1 1 -> SHMEM_MAP: 0", MAP, "0.1 1 -> SHMEM_MAP: -17"]), []);

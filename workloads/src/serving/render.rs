@@ -121,7 +121,7 @@ pub(super) fn what(config: &Config, machine: &ServedMachine, held: &str) -> Stri
                     if runs >= MACHINE_REGIONS_MAX as u64 {
                         let _ = writeln!(
                             text,
-                            "  more than {} extents: a machine has {MACHINE_REGIONS_MAX} regions for its memory and all its devices; QEMU can start no other device after this one (give it last), and not this one after `stop` and `cont` until the guest is reset; --defragment joins the extents",
+                            "  more than {} extents: a machine has {MACHINE_REGIONS_MAX} regions for its memory and all its devices; QEMU can start no other device after this one (give it last), and not this one after `stop` and `cont` until the guest is reset; its lines `vhost_set_mem_table failed: No buffer space available` do no harm while this device works; --defragment joins the extents",
                             MACHINE_REGIONS_MAX - 1
                         );
                     }
