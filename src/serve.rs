@@ -67,7 +67,8 @@ pub(crate) struct ServeArgs {
     #[arg(long, conflicts_with = "nvdimm")]
     read_only: bool,
     /// Write each vhost-user message of each guest to this file, one a line: time, direction, name,
-    /// flags, sizes, descriptors, and what became of it
+    /// flags, sizes, descriptors, and what became of it. The file is new, empty or an older trace,
+    /// which is replaced
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     trace: Option<PathBuf>,
     /// Say on stderr what a guest's frontend does against the vhost-user specification, also where

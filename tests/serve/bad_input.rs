@@ -59,19 +59,26 @@ fn sockets_that_cannot_be() {
 fn more_sockets_than_descriptors() {
     let dir = tempfile::tempdir().unwrap();
     let sockets: Vec<String> = (0..30).map(|number| format!("--socket=s{number}")).collect();
+    let trace = "a 0.001204 1 -- process 7 connected\n";
+    fs::write(dir.path().join("trace"), trace).unwrap();
     // The descriptors run out at every step: to listen, to open the image, for a backend process.
     // How many this process hands down is not known.
     for limit in (20..45).map(|limit| format!("--nofile={limit}")) {
         let mut command = Command::new("prlimit");
         command.arg(&limit).arg(env!("CARGO_BIN_EXE_daxlab")).arg("serve").args(&sockets);
-        let run = command.args(["--image", "img", "--size", "2MiB"]).current_dir(dir.path()).output().unwrap();
+        let run = command
+            .args(["--image", "img", "--size", "2MiB", "--trace", "trace"])
+            .current_dir(dir.path())
+            .output()
+            .unwrap();
         let (code, out, err) = outcome(&run);
         assert_eq!(code, 3, "{limit}: {out}{err}");
         for words in ["30 sockets", "Too many open files", "ulimit -n"] {
             assert!(err.contains(words), "{limit}: `{words}` is not in: {err}");
         }
         let left = listing(dir.path());
-        assert!(left.iter().all(|(name, _)| name == "img"), "{left:?}");
+        assert!(left.iter().all(|(name, _)| name == "img" || name == "trace"), "{left:?}");
+        assert_eq!(fs::read_to_string(dir.path().join("trace")).unwrap(), trace, "{limit}");
     }
 }
 

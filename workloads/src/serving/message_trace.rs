@@ -16,8 +16,8 @@ use emulator::sync::Mutex;
 use emulator::vhost_user::MessageTrace;
 use rustix::fs::{FlockOperation, OFlags};
 
-use super::ServeError;
 use super::host_paths::{self, identity, kind};
+use super::{ServeError, out_of_descriptors};
 
 /// How many bytes of a file show whether it is a trace: more than a socket's path has.
 const FIRST_LINE: u64 = 1 << 10;
@@ -41,12 +41,19 @@ impl Drop for OpenedTrace<'_> {
 
 impl<'a> OpenedTrace<'a> {
     /// Opens or makes the file at `path`, which must be none of `others`, the files that the user
-    /// named by other options.
+    /// named by other options, for a server with so many sockets.
     ///
     /// # Errors
     /// It can't be had, or holds something else than an older trace. It is as it was.
-    pub(super) fn open(path: &'a Path, others: &[(&str, &Path)]) -> Result<OpenedTrace<'a>, ServeError> {
-        let unusable = |error: io::Error| host_paths::unusable("--trace", path, &error, "");
+    pub(super) fn open(
+        path: &'a Path,
+        others: &[(&str, &Path)],
+        sockets: usize,
+    ) -> Result<OpenedTrace<'a>, ServeError> {
+        let unusable = |error: io::Error| match host_paths::unusable("--trace", path, &error, "") {
+            ServeError::Cannot(why) => ServeError::Cannot(why + &out_of_descriptors(&error, sockets)),
+            other => other,
+        };
         let wrong = |what: &str| ServeError::Wrong(format!("--trace {}: {what}", path.display()));
         let opened = match std::fs::metadata(path) {
             Err(error) if error.kind() == ErrorKind::NotFound => {
@@ -195,7 +202,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("trace");
         std::fs::write(&path, OLD).unwrap();
-        let opened = OpenedTrace::open(&path, &[]).unwrap();
+        let opened = OpenedTrace::open(&path, &[], 1).unwrap();
         let file = || opened.fd().try_clone_to_owned().unwrap();
         let sockets = ["a", "b"].map(|name| FileTrace::new(file(), name.to_owned()));
         sockets[0].line("early");
@@ -208,7 +215,7 @@ mod tests {
         let text = std::fs::read_to_string(&path).unwrap();
         assert_eq!(text, "a early\na line 0\nb line 0\na line 1\nb line 1\na line 2\nb line 2\n");
         // Its lock lives in the backend processes' descriptors.
-        let Err(ServeError::Wrong(why)) = OpenedTrace::open(&path, &[]) else { panic!("it is locked") };
+        let Err(ServeError::Wrong(why)) = OpenedTrace::open(&path, &[], 1) else { panic!("it is locked") };
         assert!(why.contains("its lock is held"), "{why}");
         assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
     }
@@ -217,10 +224,10 @@ mod tests {
     fn a_start_that_fails_leaves_no_new_file_and_every_old_one() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("trace");
-        drop(OpenedTrace::open(&path, &[]).unwrap());
+        drop(OpenedTrace::open(&path, &[], 1).unwrap());
         assert!(!path.exists());
         std::fs::write(&path, OLD).unwrap();
-        drop(OpenedTrace::open(&path, &[]).unwrap());
+        drop(OpenedTrace::open(&path, &[], 1).unwrap());
         assert_eq!(std::fs::read_to_string(&path).unwrap(), OLD);
     }
 

@@ -306,7 +306,8 @@ impl Server {
         )
         .map_err(|error| not_there(config.control_option(), error, config.sockets.len()))?;
         let others = named_files(config);
-        let trace = config.trace.as_deref().map(|path| OpenedTrace::open(path, &others)).transpose()?;
+        let trace =
+            config.trace.as_deref().map(|path| OpenedTrace::open(path, &others, config.sockets.len())).transpose()?;
         let (backing, held) = backing(config)?;
         let prepared = if config.nvdimm { qemu_args::prepare(config, &backing)? } else { String::new() };
         let durable = config.power_cut_model.then(|| DurableImage::new(backing.device())).transpose();
