@@ -151,6 +151,15 @@ fn every_way_to_attach_is_printed_whatever_is_installed() {
 }
 
 #[test]
+fn what_is_to_be_tried_can_be_pasted() {
+    let dir = tempfile::tempdir().unwrap();
+    let args = ["--control", "it's.ctl", "--file", "my data", "--create", "4MiB"];
+    let server = Server::start(dir.path(), &["a"], &args);
+    let line = r"daxlab ctl 'it'\''s.ctl' truncate 'my data' 0";
+    assert!(server.introduction.contains(line), "{}", server.introduction);
+}
+
+#[test]
 fn an_nvdimm_gets_its_info_block_once_and_only_where_nothing_lies() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
