@@ -9,8 +9,8 @@ use std::process::ExitCode;
 use clap::{ArgGroup, Args, ValueHint};
 use emulator::device::ImageSpace;
 use emulator::sync::Arc;
-use workloads::input::Size;
-use workloads::input::designs::DesignCatalogue;
+use workloads::input::designs::{DesignCatalogue, DesignEntry};
+use workloads::input::{Size, nearest, or_list, shown};
 use workloads::messages::peers::AllowedPeers;
 use workloads::serving::{Config, Files, NewContents, ServeError, Server, StopRequest, What};
 
@@ -44,7 +44,7 @@ pub(crate) struct ServeArgs {
     /// Make each file with the contents of this file of the host
     #[arg(long, value_name = "HOSTFILE", conflicts_with = "image", value_hint = ValueHint::FilePath)]
     import: Option<PathBuf>,
-    /// Break each file up into so many extents
+    /// Break each file up into so many extents; 1 to 128 can be served
     #[arg(long, value_name = "K", conflicts_with = "image", value_parser = numbers::any)]
     extents: Option<u64>,
     /// Join each file's extents before it is served
@@ -67,7 +67,8 @@ pub(crate) struct ServeArgs {
     #[arg(long, conflicts_with = "nvdimm")]
     read_only: bool,
     /// Write each vhost-user message of each guest to this file, one a line: time, direction, name,
-    /// flags, sizes, descriptors, and what became of it
+    /// flags, sizes, descriptors, and what became of it. The file is new, empty or an older trace,
+    /// which is replaced
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     trace: Option<PathBuf>,
     /// Say on stderr what a guest's frontend does against the vhost-user specification, also where
@@ -125,7 +126,7 @@ pub(crate) fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
 /// The arguments, checked as far as they can be without touching anything.
 fn config(args: ServeArgs) -> anyhow::Result<Config> {
     let mut catalogue = DesignCatalogue::default();
-    let designs = catalogue.resolve(&args.design)?;
+    let designs = designs(&mut catalogue, &args.design)?;
     let [design] = &designs[..] else {
         anyhow::bail!("--design {}: these are {} designs; a server runs under one", args.design, designs.len());
     };
@@ -150,6 +151,18 @@ fn config(args: ServeArgs) -> anyhow::Result<Config> {
         qemu: args.qemu,
         program: PathBuf::from("/proc/self/exe"),
     })
+}
+
+/// What `--design` names. A server runs under one, so a list of several is no advice.
+fn designs(catalogue: &mut DesignCatalogue, word: &str) -> anyhow::Result<Vec<DesignEntry>> {
+    let is_one = !DesignCatalogue::is_path(word) && !word.contains(',') && word != "all";
+    if is_one && catalogue.find(word.trim()).is_none() {
+        let near = nearest(word, catalogue.names());
+        let near = near.map_or_else(String::new, |near| format!(" (did you mean `{near}`?)"));
+        let (word, names) = (shown(word), or_list(catalogue.names()));
+        anyhow::bail!("--design {word}: unknown design{near}; it can be {names}, or a TOML file with one design");
+    }
+    Ok(catalogue.resolve(word)?)
 }
 
 fn what(args: &ServeArgs) -> anyhow::Result<What> {

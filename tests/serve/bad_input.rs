@@ -38,10 +38,20 @@ fn sockets_that_cannot_be() {
     refused(&["used", "in use"], &["--socket", "used"]);
     refused(&["120 bytes", "107"], &["--socket", &"x".repeat(120)]);
     refused(&["file", "no socket"], &["--socket", "file"]);
-    refused(&["No such file"], &["--socket", "none/a"]);
+    refused(&["--socket none/a: its folder none is missing"], &["--socket", "none/a"]);
+    refused(&["--control none/a: its folder none is missing"], &["--socket", "a", "--control", "none/a"]);
+    refused(&["--qemu none/q: its folder none is missing"], &["--socket", "a", "--qemu", "none/q"]);
     refused(&["--control", "no socket"], &["--socket", "a", "--control", "file"]);
     refused(&["--control", "in use"], &["--socket", "a", "--control", "used"]);
     refused(&["--socket a: given twice"], &["--socket", "a", "--socket", "a"]);
+    let absolute = dir.join("a").display().to_string();
+    for other in ["./a", &absolute] {
+        refused(&["--socket", other, ": given twice"], &["--socket", "a", "--socket", other]);
+        refused(&["--socket a: given twice, it is --control too"], &["--socket", "a", "--control", other]);
+    }
+    let derived = "--socket ./a.ctl: given twice, it is --control (if not given, the first --socket's path with `.ctl` behind it) too";
+    refused(&[derived], &["--socket", "a", "--socket", "./a.ctl"]);
+    refused(&["--control", "with `.ctl` behind it", "108 bytes"], &["--socket", &"x".repeat(104)]);
     assert_eq!(fs::read(dir.join("file")).unwrap(), b"kept");
 }
 
@@ -49,19 +59,26 @@ fn sockets_that_cannot_be() {
 fn more_sockets_than_descriptors() {
     let dir = tempfile::tempdir().unwrap();
     let sockets: Vec<String> = (0..30).map(|number| format!("--socket=s{number}")).collect();
+    let trace = "a 0.001204 1 -- process 7 connected\n";
+    fs::write(dir.path().join("trace"), trace).unwrap();
     // The descriptors run out at every step: to listen, to open the image, for a backend process.
     // How many this process hands down is not known.
     for limit in (20..45).map(|limit| format!("--nofile={limit}")) {
         let mut command = Command::new("prlimit");
         command.arg(&limit).arg(env!("CARGO_BIN_EXE_daxlab")).arg("serve").args(&sockets);
-        let run = command.args(["--image", "img", "--size", "2MiB"]).current_dir(dir.path()).output().unwrap();
+        let run = command
+            .args(["--image", "img", "--size", "2MiB", "--trace", "trace"])
+            .current_dir(dir.path())
+            .output()
+            .unwrap();
         let (code, out, err) = outcome(&run);
         assert_eq!(code, 3, "{limit}: {out}{err}");
         for words in ["30 sockets", "Too many open files", "ulimit -n"] {
             assert!(err.contains(words), "{limit}: `{words}` is not in: {err}");
         }
         let left = listing(dir.path());
-        assert!(left.iter().all(|(name, _)| name == "img"), "{left:?}");
+        assert!(left.iter().all(|(name, _)| name == "img" || name == "trace"), "{left:?}");
+        assert_eq!(fs::read_to_string(dir.path().join("trace")).unwrap(), trace, "{limit}");
     }
 }
 
@@ -73,16 +90,27 @@ fn images_that_cannot_be() {
     File::create(dir.join("small")).unwrap().set_len(2 * MIB).unwrap();
     File::create(dir.join("odd")).unwrap().set_len(3 * MIB).unwrap();
     fs::create_dir(dir.join("folder")).unwrap();
-    refused(2, &["small", "2097152", "4194304", "truncate -s"], &["--image", "small", "--size", "4MiB"]);
-    refused(2, &["multiple of 2 MiB"], &["--image", "new", "--size", "3MiB"]);
-    refused(2, &["multiple of 2 MiB"], &["--image", "odd"]);
+    File::create(dir.join("empty")).unwrap();
+    let small = "--image small: it has 2MiB (2097152 bytes), and --size asks for 4MiB (4194304 bytes)";
+    refused(2, &[small, "`truncate -s 4194304 small`"], &["--image", "small", "--size", "4MiB"]);
+    let size = "--size 3MiB (3145728 bytes): a device is a multiple of 2 MiB";
+    refused(2, &[size, "such as 4MiB"], &["--image", "new", "--size", "3MiB"]);
+    let odd = "--image odd: it has 3MiB (3145728 bytes): a device is a multiple of 2 MiB";
+    refused(2, &[odd, "`truncate -s 4194304 odd`"], &["--image", "odd"]);
+    refused(2, &["--image empty: it is empty; --size says how large"], &["--image", "empty"]);
     refused(2, &["--size says how large"], &["--image", "new"]);
-    refused(2, &["not a regular file"], &["--image", "folder", "--size", "2MiB"]);
+    for size in [&["--size", "2MiB"][..], &[]] {
+        let folder = &["--image folder: a directory, and not a regular file"];
+        refused(2, folder, &[&["--image", "folder"], size].concat());
+        refused(2, &["--image none/img: its folder none is missing"], &[&["--image", "none/img"], size].concat());
+        refused(2, &["--image odd/img: Not a directory"], &[&["--image", "odd/img"], size].concat());
+    }
     refused(2, &["no unit"], &["--image", "new", "--size", "2097152"]);
     refused(2, &["--image", "--file"], &[]);
     std::os::unix::fs::symlink("nothing", dir.join("dangling")).unwrap();
     std::os::unix::fs::symlink("/dev/null", dir.join("device")).unwrap();
     refused(2, &["dangling", "symbolic link"], &["--image", "dangling", "--size", "2MiB"]);
+    refused(2, &["--image dangling: a symbolic link to nothing, where nothing lies"], &["--image", "dangling"]);
     refused(2, &["device", "no regular file"], &["--image", "device", "--size", "2MiB"]);
     refused(2, &["--preallocate"], &["--file", "data", "--create", "2MiB", "--preallocate"]);
     // What is said of files would have no effect.
@@ -90,6 +118,25 @@ fn images_that_cannot_be() {
         [&["--create", "4MiB"][..], &["--extents", "2"], &["--defragment"], &["--volume", "8MiB"], &["--design", "odp"]]
     {
         refused(2, &["cannot be used with", option[0]], &[&["--image", "new", "--size", "2MiB"], option].concat());
+    }
+}
+
+/// None of them is waited for, or read without an end.
+#[test]
+fn paths_of_what_is_no_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    rustix::fs::mknodat(rustix::fs::CWD, dir.join("fifo"), rustix::fs::FileType::Fifo, rustix::fs::Mode::RWXU, 0)
+        .unwrap();
+    fs::create_dir(dir.join("folder")).unwrap();
+    let refused = |words: &[&str], args: &[&str]| refused(dir, 2, words, args);
+    for path in ["fifo", "folder", "/dev/zero"] {
+        let image = ["--image", "img", "--size", "2MiB"];
+        refused(&["socket", path], &[&["--socket", path], &image[..]].concat());
+        refused(&["--control", path], &[&["--socket", "a", "--control", path], &image[..]].concat());
+        refused(&["--qemu", path, "and no program"], &[&["--socket", "a", "--qemu", path], &image[..]].concat());
+        refused(&[path, "not a regular file"], &["--socket", "a", "--image", path, "--size", "2MiB"]);
+        refused(&["--import", path], &["--socket", "a", "--file", "data", "--import", path]);
     }
 }
 
@@ -106,9 +153,16 @@ fn files_that_cannot_be() {
     refused(2, &["empty", "0 bytes"], &["--file", "data", "--import", "empty"]);
     refused(2, &["nothing", "No such file"], &["--file", "data", "--import", "nothing"]);
     refused(2, &["not a regular file"], &["--file", "data", "--import", "."]);
-    refused(2, &["unknown design"], &["--file", "data", "--create", "4MiB", "--design", "nosuch"]);
+    refused(2, &["no/host: its folder no is missing"], &["--file", "data", "--import", "no/host"]);
+    let design = |name: &'static str| ["--file", "data", "--create", "4MiB", "--design", name];
+    refused(2, &["--design nosuch: unknown design; it can be `unsafe`,", "`, or a TOML file"], &design("nosuch"));
+    refused(2, &["--design revok: unknown design (did you mean `revoke`?)"], &design("revok"));
     refused(2, &["200 extents", "128", "--defragment"], &["--file", "data", "--create", "4MiB", "--extents", "200"]);
-    refused(2, &["--extents 0"], &["--file", "data", "--create", "4MiB", "--extents", "0"]);
+    refused(
+        2,
+        &["--extents 0", "served in 1 to 128 extents", "up to 1024"],
+        &["--file", "data", "--create", "4MiB", "--extents", "0"],
+    );
     refused(2, &["the files need 4MiB"], &["--file", "data", "--create", "4MiB", "--volume", "2MiB"]);
     refused(2, &["multiple of 2 MiB", "--volume"], &["--file", "data", "--create", "4MiB", "--volume", "5MiB"]);
     refused(2, &["given twice"], &["--file", "data", "--file", "data", "--create", "4MiB"]);
@@ -168,6 +222,9 @@ fn what_cannot_be_asked_is_told() {
     wrong(&["revoke", "nothing"], "there are data");
     wrong(&["rdma-reg", "data"], "no guest has `data`");
     wrong(&["rdma-write", "7", "0", "x"], "there are none");
+    for verb in ["poison", "punch", "fallocate"] {
+        wrong(&[verb, "data", "0", "0"], &format!("{verb} data: the length is 0; give how many bytes"));
+    }
     wrong(&["poison", "data", "4MiB", "1B"], "1 B from 4 MiB on: the file has 4 MiB");
     let image = tempfile::tempdir().unwrap();
     let server = Server::start(image.path(), &["a"], &["--control", "a.ctl", "--image", "img", "--size", "2MiB"]);

@@ -35,9 +35,13 @@ fn a_qemu_that_was_named_must_be_able_to() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
     let old = qemu(dir, "7.2.17", &["virtio-pmem-pci", "nvdimm"]);
-    let (code, err) = refused(dir, &[&IMAGE[..], &["--qemu", &old]].concat());
-    assert!(code == 3 && err.contains("7.2.17") && err.contains("needs 11.1"), "{code}: {err}");
-    let bare = qemu(dir, "11.1.3", &["virtio-pmem-pci"]);
+    let (code, err) = refused(dir, &[&FILE[..], &["--qemu", &old]].concat());
+    assert!(
+        code == 3 && err.contains("7.2.17") && err.contains("needs 11.1") && err.contains("needs 8.1"),
+        "{code}: {err}"
+    );
+    assert!(err.contains("`daxlab serve --socket a --image FILE --size 4MiB`"), "{err}");
+    let bare = qemu(dir, "11.1.3", &[]);
     let (code, err) = refused(dir, &[&IMAGE[..], &["--qemu", &bare]].concat());
     assert!(code == 3 && err.contains("without vhost-user-test-device-pci"), "{code}: {err}");
     let (code, err) = refused(dir, &[&IMAGE[..], &["--qemu", &bare, "--nvdimm"]].concat());
@@ -47,6 +51,10 @@ fn a_qemu_that_was_named_must_be_able_to() {
     let (code, err) = refused(dir, &[&IMAGE[..], &["--qemu", "none"]].concat());
     assert!(code == 3 && err.contains("none"), "{code}: {err}");
 
+    // 7.2 has a device of its own for an image, as if it was found.
+    let server = Server::start(dir, &["b"], &["--image", "other", "--size", "4MiB", "--qemu", &old]);
+    let line = "what works with it is QEMU's own virtio-pmem over this memory, the first command below";
+    assert!(server.introduction.contains(line), "{}", server.introduction);
     // 7.2 can have an NVDIMM.
     let server = Server::start(dir, &["a"], &[&IMAGE[..], &["--qemu", &old, "--nvdimm"]].concat());
     let text = &server.introduction;
@@ -83,10 +91,28 @@ fn with_an_old_qemu_what_works_comes_first_and_is_named() {
             assert!(at(&line) < at("-device virtio-pmem-pci"), "{text}");
             assert!(at("-device virtio-pmem-pci") < at("-device vhost-user-test-device-pci"), "{text}");
         }
-        let text = introduction(version, &[&FILE[..], &["--extents", "7"]].concat());
-        let line = "and none of the ways below works with it, but an --image does, as its own virtio-pmem; `scripts/try-guest SOCKET` fetches";
-        assert!(text.contains(line), "{text}");
+        let instead = |more: &[&str], title: &str, options: &str| {
+            let text = introduction(version, &[&FILE[..], &["--extents", "7"], more].concat());
+            let line = format!(
+                "none of the ways below works with it, but {title} does over an image: `daxlab serve --socket a --image FILE --size 4MiB{options}`"
+            );
+            assert!(text.contains(&line), "{line} is not in: {text}");
+            text
+        };
+        let text = instead(&[], "QEMU's own virtio-pmem over this memory", "");
+        assert!(text.contains("; `scripts/try-guest SOCKET` fetches"), "{text}");
+        // Its guests are not seen.
+        assert!(!text.contains("fail-flush") && !text.contains("flush-stats"), "{text}");
+        let text = instead(&["--read-only"], "a read-only ACPI NVDIMM over this memory", " --read-only");
+        assert!(!text.contains("--nvdimm"), "{text}");
     }
+    let text = introduction("7.2.17", &[&FILE[..], &["--nvdimm"]].concat());
+    assert!(text.contains("`daxlab serve --socket a --image FILE --size 4MiB --nvdimm`"), "{text}");
+    let text = introduction("10.0.2", &[&FILE[..], &["--read-only"]].concat());
+    assert!(
+        !text.contains("--nvdimm") && text.contains("goes unseen, and nothing is leased or pinned for it."),
+        "{text}"
+    );
 }
 
 #[test]
@@ -102,7 +128,7 @@ fn every_way_to_attach_is_printed_whatever_is_installed() {
         assert!(text.contains(&line), "{line} is not in {text}");
     }
     assert!(text.contains("no qemu-system-x86_64 is installed here; this needs 11.1"), "{text}");
-    assert!(text.contains("no QEMU is installed here: `scripts/try-guest SOCKET` fetches"), "{text}");
+    assert!(text.contains("no QEMU is installed here; `scripts/try-guest SOCKET` fetches"), "{text}");
     assert!(text.contains("Flushes stay in QEMU") && text.contains("nothing is leased or pinned for it"), "{text}");
     let memory = format!("mem-path=/proc/{}/fd/", server.pid().as_raw_pid());
     assert!(text.contains(&memory), "{memory} is not in {text}");
@@ -114,6 +140,7 @@ fn every_way_to_attach_is_printed_whatever_is_installed() {
     let text = &server.introduction;
     assert!(text.contains("lies in 8 extents, and QEMU's own devices want one"), "{text}");
     assert!(text.contains("more than 7 extents: a machine has 8 regions"), "{text}");
+    assert!(text.contains("`vhost_set_mem_table failed: No buffer space available` do no harm"), "{text}");
     assert!(!text.contains("together"), "{text}");
 
     // Each device alone is within bounds, all of them in one machine are not.
@@ -121,6 +148,15 @@ fn every_way_to_attach_is_printed_whatever_is_installed() {
     let files = ["--file", "more", "--extents", "4"];
     let server = Server::start(dir.path(), &["a", "b"], &[&FILE[..], &files].concat());
     assert!(server.introduction.contains("together 8 extents"), "{}", server.introduction);
+}
+
+#[test]
+fn what_is_to_be_tried_can_be_pasted() {
+    let dir = tempfile::tempdir().unwrap();
+    let args = ["--control", "it's.ctl", "--file", "my data", "--create", "4MiB"];
+    let server = Server::start(dir.path(), &["a"], &args);
+    let line = r"daxlab ctl 'it'\''s.ctl' truncate 'my data' 0";
+    assert!(server.introduction.contains(line), "{}", server.introduction);
 }
 
 #[test]

@@ -76,6 +76,15 @@ impl Server {
         }
     }
 
+    /// All that stderr says up to a line with `words` in it, and that line.
+    pub fn says_until(&self, words: &str) -> Vec<String> {
+        let mut said = Vec::new();
+        while !said.last().is_some_and(|line: &String| line.contains(words)) {
+            said.push(self.events.recv_timeout(LIMIT).unwrap_or_else(|_| panic!("never said: {words}: {said:?}")));
+        }
+        said
+    }
+
     pub fn ctl_command(&self, args: &[&str]) -> Command {
         let mut command = daxlab();
         command.arg("ctl").arg(self.dir.join("a.ctl")).args(args);

@@ -43,6 +43,22 @@ fn a_guest_that_says_nothing_is_named_and_can_be_sent_away() {
     assert!(server.says("turned away").contains("0 bytes"));
 }
 
+/// QEMU's own devices need no socket.
+#[test]
+fn without_a_guest_at_a_socket_an_answer_says_whom_it_does_not_reach() {
+    let (_dir, server) = serve_file(&["a"], &[]);
+    let beside = "a guest that has this memory by a device of QEMU's own is not seen here, and not affected\n";
+    let requests: [&[&str]; 4] = [&["guests"], &["revoke"], &["fail-flush", "on"], &["flush-delay", "1ms"]];
+    for request in requests {
+        let (code, out, _) = server.ctl(request);
+        assert!(code == 0 && out.ends_with(beside), "{request:?}: {out}");
+    }
+    let _guest = server.guest("a");
+    for request in requests {
+        assert!(!server.ctl(request).1.contains(beside), "{request:?}");
+    }
+}
+
 #[test]
 fn two_guests_have_one_file_or_each_its_own() {
     let (_dir, server) = serve_file(&["a", "b"], &[]);
@@ -203,6 +219,25 @@ fn of_two_guests_under_chinners_rules_the_second_finds_the_file_taken() {
     let second = Guest::connect(&server.socket("b"));
     assert!(server.says("turned away").contains("ETXTBSY"));
     second.hang_up();
+}
+
+#[test]
+fn every_counter_is_described() {
+    let docs = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/attach-qemu.md")).unwrap();
+    let (_dir, server) = serve_file(&["a"], &[]);
+    for name in server.json(&["flush-stats"])[0]["counters"].as_object().unwrap().keys() {
+        assert!(docs.contains(&format!("`{name}`")), "docs/attach-qemu.md says nothing of `{name}`");
+    }
+}
+
+#[test]
+fn blockers_are_named_where_they_are_the_cause() {
+    let (_dir, server) = serve_file(&["a"], &[]);
+    let _guest = server.guest("a");
+    let (code, out, _) = server.ctl(&["punch", "data", "0", "4KiB"]);
+    assert!(code == 1 && out.contains("ETXTBSY\ninode 1\n"), "{out}");
+    let (code, out, _) = server.ctl(&["fallocate", "data", "0", "4GiB"]);
+    assert_eq!((code, out.as_str()), (1, "fallocate data, 4 GiB from 0 B on: ENOSPC\n"));
 }
 
 /// For people; programs get numbers.

@@ -2,13 +2,15 @@
 //! device.
 
 use std::fs;
+use std::path::Path;
 
+use rustix::fs::{CWD, FileType, Mode, mknodat};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo};
 
 use crate::attached::{FILE, serve_file};
 use crate::common::daxlab;
 use crate::guest::{ALL, FRONTEND, Guest, RAM, memfd, region, willing};
-use crate::server::outcome;
+use crate::server::{Server, outcome};
 
 #[test]
 fn messages_of_every_socket_are_lines_of_one_file() {
@@ -50,13 +52,88 @@ fn violations_are_said_and_counted() {
     assert!(!dir.path().join("trace").exists());
 }
 
+/// The code and stderr of a server that does not start.
+fn refused(dir: &Path, args: &[&str]) -> (i32, String) {
+    let (code, out, err) =
+        outcome(&daxlab().args(["serve", "--socket", "z"]).args(args).current_dir(dir).output().unwrap());
+    assert!(out.is_empty() && !dir.join("z").exists(), "{out}{err}");
+    (code, err)
+}
+
+const OLD: &str = "a 0.001204 1 -> SET_MEM_TABLE flags 0x9 size 40 files 1: forwarded\n";
+
 #[test]
 fn a_trace_that_cannot_be_written_is_refused() {
     let dir = tempfile::tempdir().unwrap();
-    let args = [&["serve", "--socket", "a"], &FILE[..], &["--trace", "no/such"]].concat();
-    let (code, _, err) = outcome(&daxlab().args(args).current_dir(dir.path()).output().unwrap());
-    assert!(code == 2 && err.contains("--trace no/such: No such file"), "{code}: {err}");
-    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "nothing is left behind");
+    let dir = dir.path();
+    let file = ["--control", "z.ctl", "--file", "data", "--create", "4MiB"];
+    let (code, err) = refused(dir, &[&file[..], &["--trace", "no/such"]].concat());
+    assert!(code == 2 && err.contains("--trace no/such: its folder no is missing"), "{code}: {err}");
+    assert_eq!(fs::read_dir(dir).unwrap().count(), 0, "nothing is left behind");
+    mknodat(CWD, dir.join("fifo"), FileType::Fifo, Mode::RWXU, 0).unwrap();
+    for (path, words) in [("fifo", "a FIFO that no process reads"), (".", "a directory"), ("z", "a socket")] {
+        let (code, err) = refused(dir, &[&file[..], &["--trace", path]].concat());
+        assert!(code == 2 && err.contains(&format!("--trace {path}: {words}")), "{path}: {code}: {err}");
+    }
+}
+
+#[test]
+fn a_file_that_is_no_trace_is_never_emptied() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let kept = vec![7; 4 << 20];
+    for name in ["img", "served", "host"] {
+        fs::write(dir.join(name), &kept).unwrap();
+    }
+    fs::write(dir.join("notes"), "mine\n").unwrap();
+    fs::hard_link(dir.join("img"), dir.join("same")).unwrap();
+    let image = |image: &'static str, trace: &'static str| ["--image", image, "--trace", trace];
+    let _server = Server::start(dir, &["a"], &["--image", "served"]);
+    let import = ["--file", "data", "--import", "host", "--trace", "host"];
+    for (args, words) in [
+        (&image("img", "img")[..], "--trace img: this is the file of --image"),
+        (&image("img", "same"), "--trace same: this is the file of --image"),
+        (&image("img", "served"), "--trace served: in use (its lock is held)"),
+        (&import, "--trace host: this is the file of --import"),
+        (&image("img", "notes"), "--trace notes: it holds something else than an older trace"),
+        (&["--image", "new", "--size", "4MiB", "--trace", "new"], "--trace new: this is the file of --image"),
+    ] {
+        let (code, err) = refused(dir, args);
+        assert!(code == 2 && err.contains(words), "{args:?}: {code}: {err}");
+    }
+    assert!(["img", "served", "host"].iter().all(|name| fs::read(dir.join(name)).unwrap() == kept));
+    assert_eq!(fs::read(dir.join("notes")).unwrap(), b"mine\n");
+    assert!(!dir.join("new").exists());
+}
+
+#[test]
+fn an_older_trace_is_replaced_once_the_server_has_started_and_a_live_one_is_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("trace");
+    let path = || fs::read_to_string(&path).unwrap();
+    fs::write(dir.path().join("trace"), OLD).unwrap();
+    // It fails after everything else was found good.
+    let (code, err) = refused(dir.path(), &["--image", "none/img", "--size", "4MiB", "--trace", "trace"]);
+    assert!(code != 0 && path() == OLD, "{err}");
+    let (_, err) = refused(dir.path(), &["--image", "none/img", "--size", "4MiB", "--trace", "new"]);
+    assert!(!dir.path().join("new").exists(), "{err}");
+    let server = Server::start(dir.path(), &["a"], &[&FILE[..], &["--trace", "trace"]].concat());
+    let guest = server.guest("a");
+    guest.hang_up();
+    server.says("is gone");
+    let live = path();
+    assert!(!live.contains(OLD) && live.contains(" connected\n"), "{live}");
+    let (code, err) = refused(dir.path(), &["--image", "img", "--size", "4MiB", "--trace", "trace"]);
+    assert!(code == 2 && err.contains("another server writes its trace there"), "{code}: {err}");
+    assert_eq!(path(), live);
+    assert!(!dir.path().join("img").exists());
+}
+
+#[test]
+fn a_trace_may_go_to_the_servers_own_stderr() {
+    let (_dir, server) = serve_file(&["a"], &["--trace", "/dev/stderr"]);
+    let _guest = server.guest("a");
+    server.says("-> SET_MEM_TABLE");
 }
 
 /// QEMU that can't start the device: it has told of the features that its guest took, and tells of

@@ -66,9 +66,10 @@ impl MessagePatience {
         MessagePatience { limits, connected: now, first: true, begun: None }
     }
 
-    /// A message came whole.
-    fn whole(&mut self) {
-        (self.first, self.begun) = (false, None);
+    /// A message came whole. True for the first one.
+    fn whole(&mut self) -> bool {
+        self.begun = None;
+        std::mem::take(&mut self.first)
     }
 
     /// Part of a message came.
@@ -317,7 +318,9 @@ impl MessageLoop {
         let read = if self.unreadable { discard(socket) } else { self.reader.read(socket.as_fd()) };
         match read {
             Ok(WireRead::Message(message)) => {
-                patience.whole();
+                if patience.whole() {
+                    context.medium.speaks();
+                }
                 let request = message.header.request;
                 let relayed = relay.handle(message);
                 if let Some(Err(error)) = relayed.reply.map(|body| reply(socket, request, &body, context.limits)) {
@@ -465,7 +468,7 @@ mod tests {
         patience.part(at(103));
         assert_eq!(patience.deadline(), Some(at(104)), "from its first byte");
         assert!(patience.missed().contains("within 7s of connecting"));
-        patience.whole();
+        assert!(patience.whole() && !patience.whole(), "it is the first one once");
         assert_eq!(patience.deadline(), None);
         patience.part(at(1_000));
         assert_eq!(patience.deadline(), Some(at(1_003)));

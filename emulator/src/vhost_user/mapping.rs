@@ -376,7 +376,7 @@ impl PieceMapping {
             self.counters.problem(format!("nothing is mapped: {why}"));
             pieces.clear();
         }
-        let mapped = self.map_pieces((epoch, driver), &pieces, medium.fd());
+        let mapped = self.map_pieces((epoch, driver), &pieces, medium);
         mapped.unwrap_or_else(|why| {
             self.give_up(&why);
             false
@@ -387,9 +387,9 @@ impl PieceMapping {
         &self,
         (epoch, driver): (u64, u64),
         pieces: &[PmemPiece],
-        file: BorrowedFd<'_>,
+        medium: &dyn Medium,
     ) -> Result<bool, ChannelError> {
-        let before = self.mapped();
+        let (before, file) = (self.mapped(), medium.fd());
         // Only a machine that continues without a reset still has them.
         let gone: Vec<PmemPiece> = before.iter().copied().filter(|piece| !pieces.contains(piece)).collect();
         self.unmap_pieces(&gone, file)?;
@@ -417,6 +417,7 @@ impl PieceMapping {
                         piece.len,
                         error.cast_signed()
                     ));
+                    medium.mapping_refused(error.cast_signed());
                     self.state.lock().mapped.retain(|other| *other != piece);
                     // A device with holes reads as zeros there: no device is better.
                     self.unmap_pieces(&self.mapped(), file)?;

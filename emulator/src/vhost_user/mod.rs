@@ -33,7 +33,7 @@ pub use connection::MessageLimits;
 pub use mapping::Unmapped;
 pub use peer::Peer;
 pub use relay::{VIOLATIONS_MAX, ViolationReport};
-pub use server::{VhostOptions, VhostServer};
+pub use server::{RefusalReport, VhostOptions, VhostServer};
 pub use stats::VhostStats;
 pub use trace::MessageTrace;
 
@@ -111,6 +111,14 @@ pub trait Medium: Send + Sync + 'static {
     /// # Errors
     /// [`FlushError`]: nothing is known to be durable.
     fn flush(&self) -> Result<(), FlushError>;
+
+    /// The frontend's first message came. Called once for each [`Medium::connect`] at most, from a
+    /// thread on which it must not wait.
+    fn speaks(&self) {}
+
+    /// The frontend refused to map a piece that it does not have, with this answer of its own: QEMU
+    /// says 1. Nothing is mapped then. Called once for each attach at most.
+    fn mapping_refused(&self, _answer: i64) {}
 
     /// The frontend began to start the device [`NOT_STARTED`] ago and has told of no memory since.
     /// Called once for each such start, from a thread on which it must not wait.

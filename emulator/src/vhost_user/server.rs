@@ -25,6 +25,10 @@ use crate::runtime::sync::thread::{self, JoinHandle};
 use crate::runtime::sync::{Arc, Mutex};
 use crate::runtime::world::World;
 
+/// Takes why a frontend was hung up on before the medium was asked. Called from the thread that
+/// accepts, on which it must not wait.
+pub type RefusalReport = Arc<dyn Fn(&str) + Send + Sync>;
+
 /// How a server serves.
 #[derive(Clone)]
 pub struct VhostOptions {
@@ -35,6 +39,9 @@ pub struct VhostOptions {
     /// What a frontend does against the specification is given to this, also where it does no harm;
     /// at most [`super::VIOLATIONS_MAX`] of one connection.
     pub violations: Option<ViolationReport>,
+    /// Who is hung up on without the medium being asked, because another frontend is attached, say,
+    /// is given to this.
+    pub refusals: Option<RefusalReport>,
     /// The clock.
     pub world: Arc<World>,
 }
@@ -42,7 +49,7 @@ pub struct VhostOptions {
 impl Default for VhostOptions {
     fn default() -> VhostOptions {
         let (limits, world) = (MessageLimits::default(), Arc::new(World::real(0)));
-        VhostOptions { limits, trace: None, violations: None, world }
+        VhostOptions { limits, trace: None, violations: None, refusals: None, world }
     }
 }
 
@@ -61,6 +68,7 @@ impl std::fmt::Debug for VhostServer {
 struct ServerShared {
     context: ConnectionContext,
     trace: Option<Arc<dyn MessageTrace>>,
+    refusals: Option<RefusalReport>,
     world: Arc<World>,
     /// What is served at the moment.
     connection: Mutex<Option<Arc<FrontendConnection>>>,
@@ -177,11 +185,12 @@ impl Drop for VhostServer {
 
 impl ServerShared {
     fn new(medium: Arc<dyn Medium>, options: VhostOptions) -> io::Result<ServerShared> {
-        let VhostOptions { limits, trace, violations, world } = options;
+        let VhostOptions { limits, trace, violations, refusals, world } = options;
         let waits = Arc::new(BackendWaits::new(Arc::clone(&world)));
         Ok(ServerShared {
             context: ConnectionContext { medium, counters: Arc::default(), waits, limits, violations },
             trace,
+            refusals,
             world,
             connection: Mutex::new(None),
             connected: AtomicU64::new(0),
@@ -238,14 +247,14 @@ impl ServerShared {
         let peer = match Peer::of(&socket) {
             Ok(peer) => peer,
             Err(error) => {
-                self.refuse(format!("who connected is not told: {error}"));
+                self.turn_away(&format!("who connected is not told: {error}"));
                 return attached;
             }
         };
         if let Some(there) = attached {
             // One that hung up, or was hung up on, is waited for: its flush may still run.
             if !there.thread.is_finished() && !is_hung_up(there.socket.as_fd()) {
-                self.refuse(format!(
+                self.turn_away(&format!(
                     "{} connected while {} is attached: one guest at a time",
                     name(peer),
                     name(there.peer)
@@ -259,7 +268,13 @@ impl ServerShared {
             let thread = thread::try_spawn(move || shared.serve(&clone, peer))?;
             Ok(AttachedFrontend { peer, socket, thread })
         });
-        thread.map_err(|error| self.refuse(format!("setting up: {error}"))).ok()
+        thread.map_err(|error| self.turn_away(&format!("setting up: {error}"))).ok()
+    }
+
+    /// Refuses a frontend of which the medium does not know.
+    fn turn_away(&self, why: &str) {
+        self.refuse(why);
+        self.refusals.iter().for_each(|report| report(why));
     }
 
     fn refuse(&self, why: impl std::fmt::Display) {

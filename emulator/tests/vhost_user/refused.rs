@@ -1,5 +1,8 @@
 //! Frontends that refuse a piece, negotiate anew, or send what is no message; a start that is held.
-use emulator::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use emulator::World;
+use emulator::sync::{Arc, Mutex, thread};
 use emulator::vhost_user::VhostOptions;
 use vhost::vhost_user::VhostUserFrontend;
 use vhost::vhost_user::message::VhostUserProtocolFeatures;
@@ -9,13 +12,16 @@ use crate::medium::{Event, Served, TestMedium};
 
 #[test]
 fn a_start_that_was_held_is_not_told_as_one_that_failed() {
-    let served = Served::new();
+    let world = Arc::new(World::manual(0));
+    let options = VhostOptions { world: Arc::clone(&world), ..VhostOptions::default() };
+    let served = Served::with_options(TestMedium::new(), options);
     let mut guest = Guest::connect(&served.path());
     guest.realise(willing());
     let (begins, end) = served.medium.hold_attaches();
-    let ender = std::thread::spawn(move || {
+    let ender = thread::spawn(move || {
         begins.recv().unwrap();
-        std::thread::sleep(std::time::Duration::from_millis(1_100));
+        // The driver is let go without its device, and its frontend goes on.
+        world.advance(Duration::from_millis(1_100));
         end.send(()).unwrap();
     });
     guest.start();

@@ -103,6 +103,12 @@ pub(super) struct Guest {
     pub(super) attaches: AtomicU64,
     /// It was revoked by an administrator.
     pub(super) revoked: AtomicBool,
+    /// Its process has sent a message of vhost-user.
+    speaks: AtomicBool,
+    /// The end of a revocation was told, and nothing was given to it since.
+    revocation_told: AtomicBool,
+    /// The most pieces that one of the demands under way had unmapped.
+    unmapped: AtomicU64,
     /// Tells of the process's end; none if it could not be had.
     process: Option<OwnedFd>,
 }
@@ -123,8 +129,18 @@ impl Guest {
         by_hand || self.holds.as_ref().is_some_and(|holds| holds.export.is_revoked())
     }
 
+    /// Who it is. A process that has said nothing may be any.
     pub(super) fn who(&self) -> String {
-        self.pid.map_or_else(|| peers::shown(None), |pid| format!("QEMU process {pid}"))
+        match self.pid {
+            Some(pid) if self.speaks.load(Ordering::SeqCst) => format!("QEMU process {pid}"),
+            pid => peers::shown(pid),
+        }
+    }
+
+    /// The simulated process that has the file for it; none once a revoke has ended that.
+    pub(super) fn file_process(&self) -> Option<Pid> {
+        let holds = self.holds.as_ref().filter(|_| !self.revoked.load(Ordering::SeqCst));
+        holds.map(|holds| holds.task.pid())
     }
 }
 
@@ -152,7 +168,7 @@ impl Port {
         config: &Config,
         socket: PathBuf,
         listener: &UnixListener,
-        trace: Option<&OwnedFd>,
+        trace: Option<BorrowedFd<'_>>,
         file: Option<String>,
     ) -> std::io::Result<Arc<Port>> {
         let (ours, theirs) = messages::pair()?;
@@ -173,7 +189,7 @@ impl Port {
             clock: Clock::real(),
         });
         let mut fds: Vec<BorrowedFd<'_>> = vec![listener.as_fd(), machine.device().fd()];
-        fds.extend(trace.map(AsFd::as_fd));
+        fds.extend(trace);
         fds.extend(machine.durable().map(|durable| durable.fd()));
         let start = ToPort::Start {
             bytes: machine.device().bytes(),
@@ -196,6 +212,11 @@ impl Port {
             if state.ready || state.ended { Poll::Ready(state.ready) } else { Poll::Pending }
         });
         if started == Ok(true) { Ok(port) } else { Err(std::io::Error::other("the port's process does not start")) }
+    }
+
+    /// The trace's file is this server's from now on.
+    pub(super) fn begin_trace(&self) {
+        self.send(&ToPort::TraceBegins);
     }
 
     /// Listens to the port until it is gone.
@@ -230,6 +251,15 @@ impl Port {
                 FromPort::Violation { what } => {
                     machine.tell(&format!("{}: the frontend violates the specification: {what}", self.shown()));
                 }
+                FromPort::Refused { why } => {
+                    if let Some(more) = self.refusals.met() {
+                        machine.tell(&format!("{}: refused: {why}{more}", self.shown()));
+                    }
+                }
+                FromPort::Speaks { connection } => {
+                    self.attached(connection).iter().for_each(|guest| guest.speaks.store(true, Ordering::SeqCst));
+                }
+                FromPort::RefusesToMap { connection, answer } => self.refuses_to_map(machine, connection, answer),
                 FromPort::NotStarted => {
                     machine.tell(&format!("{}: {}", self.shown(), render::NOT_STARTED));
                 }
@@ -342,6 +372,9 @@ impl Port {
             pieces: AtomicU64::new(0),
             attaches: AtomicU64::new(0),
             revoked: AtomicBool::new(false),
+            speaks: AtomicBool::new(false),
+            revocation_told: AtomicBool::new(false),
+            unmapped: AtomicU64::new(0),
             process,
         };
         Ok((Arc::new(guest), bytes))
@@ -349,7 +382,7 @@ impl Port {
 
     /// The guest's driver takes the device: what it may map.
     fn attach(&self, machine: &ServedMachine, connection: u64) -> Vec<PmemPiece> {
-        let Some(guest) = self.guest().filter(|guest| guest.connection == connection) else { return Vec::new() };
+        let Some(guest) = self.attached(connection) else { return Vec::new() };
         if guest.is_revoked() || machine.power_is_failing() {
             return Vec::new();
         }
@@ -373,9 +406,22 @@ impl Port {
         guest.pieces.store(pieces.len() as u64, Ordering::Relaxed);
         if !pieces.is_empty() {
             guest.attaches.fetch_add(1, Ordering::Relaxed);
+            guest.revocation_told.store(false, Ordering::SeqCst);
             machine.tell(&format!("{}: {} maps {}", self.shown(), guest.who(), counted(pieces.len() as u64, "piece")));
         }
         pieces
+    }
+
+    /// The frontend has refused a piece: the guest has no memory.
+    fn refuses_to_map(&self, machine: &ServedMachine, connection: u64, answer: i64) {
+        let Some(guest) = self.attached(connection) else { return };
+        // ORDERING: Relaxed: a number for questions.
+        guest.pieces.store(0, Ordering::Relaxed);
+        machine.tell(&format!(
+            "{}: {} refused to map (it answered {answer}; its own stderr may say why): its guest has no memory, and every FLUSH fails",
+            self.shown(),
+            guest.who()
+        ));
     }
 
     /// The guest has hung up, or its process has ended: everything goes back.
@@ -393,7 +439,11 @@ impl Port {
                 machine.nic().forget(holds.task.pid());
                 holds.task.exit();
             }
-            machine.tell(&format!("{}: {} is gone", self.shown(), guest.who()));
+            let silent = match guest.speaks.load(Ordering::SeqCst) {
+                true => "",
+                false => ", and has sent no message of vhost-user",
+            };
+            machine.tell(&format!("{}: {} is gone{silent}", self.shown(), guest.who()));
             machine.tell_of_full_disk();
         }
         self.changed.wake_all();
@@ -430,26 +480,54 @@ impl Port {
             let state = self.state.lock();
             (state.takes.get(&number).copied(), state.guest.clone())
         };
-        if let (Some(Demand { connection, why, .. }), Some(guest)) = (demand, guest)
-            && guest.connection == connection
+        if let (Some(demand), Some(guest)) = (demand, guest)
+            && guest.connection == demand.connection
         {
             // ORDERING: Relaxed: a number for questions.
             guest.pieces.store(0, Ordering::Relaxed);
             if let (TakeReason::Revoked, ServedMemory::Files(kernel), Some(holds)) =
-                (why, machine.backing(), &guest.holds)
+                (demand.why, machine.backing(), &guest.holds)
             {
                 holds.export.unmapped(kernel);
             }
-            let how = if acknowledged { "" } else { " (it hung up)" };
-            let why = match why {
-                TakeReason::Revoked => "revoked",
-                TakeReason::PowerCut => "without power",
-            };
-            let pieces = counted(pieces, "piece");
-            machine.tell(&format!("{}: {} is {why}: {pieces} unmapped{how}, flushes fail", self.shown(), guest.who()));
+            self.tell_taken(machine, &guest, (number, demand.why), pieces, acknowledged);
         }
         self.state.lock().takes.remove(&number);
         self.changed.wake_all();
+    }
+
+    /// Says that a guest's memory was taken. A revocation makes several demands, and is told once.
+    fn tell_taken(
+        &self,
+        machine: &ServedMachine,
+        guest: &Guest,
+        (number, why): (u64, TakeReason),
+        pieces: u64,
+        acknowledged: bool,
+    ) {
+        let pieces = pieces.max(guest.unmapped.fetch_max(pieces, Ordering::SeqCst));
+        if why == TakeReason::Revoked {
+            let is_other = |(other, demand): (&u64, &Demand)| {
+                *other != number && demand.connection == guest.connection && demand.why == why
+            };
+            if self.state.lock().takes.iter().any(is_other) || guest.revocation_told.swap(true, Ordering::SeqCst) {
+                return;
+            }
+        }
+        guest.unmapped.store(0, Ordering::SeqCst);
+        let how = if acknowledged { "" } else { " (it hung up)" };
+        let why = match why {
+            TakeReason::Revoked => "revoked",
+            TakeReason::PowerCut => "without power",
+        };
+        let pieces = counted(pieces, "piece");
+        machine.tell(&format!("{}: {} is {why}: {pieces} unmapped{how}, flushes fail", self.shown(), guest.who()));
+    }
+
+    /// Whether a revoke has taken all that `guest` had.
+    pub(super) fn has_nothing_left(&self, guest: &Guest) -> bool {
+        let demanded = self.state.lock().takes.values().any(|demand| demand.connection == guest.connection);
+        guest.revoked.load(Ordering::SeqCst) && guest.revocation_told.load(Ordering::SeqCst) && !demanded
     }
 
     /// Waits until a demand was fulfilled, or its guest is gone.
@@ -501,6 +579,11 @@ impl Port {
     /// The guest that is attached.
     pub(super) fn guest(&self) -> Option<Arc<Guest>> {
         self.state.lock().guest.clone()
+    }
+
+    /// The guest of this connection, if it is attached.
+    fn attached(&self, connection: u64) -> Option<Arc<Guest>> {
+        self.guest().filter(|guest| guest.connection == connection)
     }
 
     /// The guest, if it was asked to unmap and has not done it.

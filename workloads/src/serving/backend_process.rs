@@ -27,7 +27,8 @@ use emulator::pin::gate::Gate;
 use emulator::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use emulator::sync::{Arc, Mutex, thread};
 use emulator::vhost_user::{
-    FlushError, Medium, MessageTrace, Peer, PmemPiece, Unmapped, VhostOptions, VhostServer, VhostStats, ViolationReport,
+    FlushError, Medium, MessageTrace, Peer, PmemPiece, RefusalReport, Unmapped, VhostOptions, VhostServer, VhostStats,
+    ViolationReport,
 };
 use emulator::wait::{WaitFor, WaitQueue, Waiter, WaiterId};
 
@@ -56,9 +57,10 @@ pub fn main(socket: OwnedFd) -> io::Result<()> {
     let (Some(listener), Some(memory)) = (fds.next(), fds.next()) else {
         return Err(io::Error::other("the start comes without its descriptors"));
     };
-    let trace = trace.and_then(|socket| Some(FileTrace::new(fds.next()?, socket)));
+    let trace = trace.and_then(|socket| Some(Arc::new(FileTrace::new(fds.next()?, socket))));
     let port = Arc::new(BackendPort {
         link,
+        trace: trace.clone(),
         read_only: read_only.then(|| reopened_to_read(&memory)).transpose()?,
         memory: BackendMemory::new(memory, bytes, fds.next()).map_err(io::Error::other)?,
         over: AtomicBool::new(false),
@@ -74,7 +76,8 @@ pub fn main(socket: OwnedFd) -> io::Result<()> {
     let removed = name.clone();
     let remove_socket = move || removed.into_iter().for_each(socket::Name::remove);
     let options = VhostOptions {
-        trace: trace.map(|trace| Arc::new(trace) as Arc<dyn MessageTrace>),
+        trace: trace.map(|trace| trace as Arc<dyn MessageTrace>),
+        refusals: Some(BackendPort::told_refusals(&port)),
         violations: strict.then(|| BackendPort::told_violations(&port)),
         ..VhostOptions::default()
     };
@@ -144,6 +147,7 @@ struct DeviceState {
 struct BackendPort {
     link: Link<Granted>,
     memory: BackendMemory,
+    trace: Option<Arc<FileTrace>>,
     /// What a frontend gets instead if its guest may only read.
     read_only: Option<OwnedFd>,
     /// The server has ended.
@@ -199,6 +203,7 @@ impl BackendPort {
                         done(number);
                     }
                     ToPort::Reply { number, reply } => self.link.replied(number, reply),
+                    ToPort::TraceBegins => self.trace.iter().for_each(|trace| trace.begin()),
                     // Once only.
                     ToPort::Start { .. } => {}
                 }
@@ -225,6 +230,17 @@ impl BackendPort {
     fn told_violations(port: &Arc<BackendPort>) -> ViolationReport {
         let port = Arc::clone(port);
         Arc::new(move |what: &str| port.send(&FromPort::Violation { what: what.to_owned() }))
+    }
+
+    /// Tells the server of frontends that were refused here.
+    fn told_refusals(port: &Arc<BackendPort>) -> RefusalReport {
+        let port = Arc::clone(port);
+        Arc::new(move |why: &str| port.send(&FromPort::Refused { why: why.to_owned() }))
+    }
+
+    /// The connection there is.
+    fn connection(&self) -> Option<u64> {
+        self.device_state.lock().connection
     }
 
     /// From now on flushes of `connection` fail; true if something may be mapped for it.
@@ -363,6 +379,18 @@ impl Medium for BackendPort {
         flushed
     }
 
+    fn speaks(&self) {
+        if let Some(connection) = self.connection() {
+            self.send(&FromPort::Speaks { connection });
+        }
+    }
+
+    fn mapping_refused(&self, answer: i64) {
+        if let Some(connection) = self.connection() {
+            self.send(&FromPort::RefusesToMap { connection, answer });
+        }
+    }
+
     fn not_started(&self) {
         self.send(&FromPort::NotStarted);
     }
@@ -388,6 +416,7 @@ mod tests {
         rustix::fs::ftruncate(&memory, 2 << 20).unwrap();
         let port = BackendPort {
             link: Link::new(ours),
+            trace: None,
             read_only: None,
             memory: BackendMemory::new(memory, 2 << 20, None).unwrap(),
             over: AtomicBool::new(false),

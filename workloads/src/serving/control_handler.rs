@@ -97,6 +97,19 @@ fn bytes_from(offset: u64, len: u64) -> BlockRange {
     BlockRange::of_bytes(offset, len.min(u64::MAX - offset))
 }
 
+/// A range without a byte is a mistake that the asker made.
+fn has_length(verb: &str, file: &str, len: u64) -> Result<(), String> {
+    match len {
+        0 => Err(format!("{verb} {file}: the length is 0; give how many bytes, with a unit, such as `4KiB`")),
+        _ => Ok(()),
+    }
+}
+
+/// Whether a call may have failed because of a lease, a pin or another call.
+fn is_of_blockers(errno: Errno) -> bool {
+    matches!(errno, Errno::ETXTBSY | Errno::EAGAIN | Errno::EBUSY | Errno::EDEADLK | Errno::EINTR)
+}
+
 fn cannot_start(error: std::io::Error) -> String {
     format!("the server could not start a thread or open a descriptor: {error}")
 }
@@ -130,6 +143,7 @@ impl Served {
                 self.change(kernel, file, &what, range, asker, |task| task.truncate(file, size.0))
             }
             Op::PunchByPath { file, offset, len } => {
+                has_length("punch", file, len.0)?;
                 let what = ChangeWords::of_range("punch", file, offset.0, len.0);
                 let range = bytes_from(offset.0, len.0);
                 self.change(kernel, file, &what, range, asker, |task| {
@@ -137,6 +151,7 @@ impl Served {
                 })
             }
             Op::FallocateByPath { file, offset, len } => {
+                has_length("fallocate", file, len.0)?;
                 let what = ChangeWords::of_range("fallocate", file, offset.0, len.0);
                 let range = bytes_from(offset.0, len.0);
                 let mode = FallocateMode::Allocate { keep_size: false };
@@ -194,7 +209,7 @@ impl Served {
             Err(errno) => {
                 data["outcome"] = json!(errno.to_string());
                 let mut text = format!("{shown}: {errno}\n");
-                if let Some(found) = kernel.blockers_of(inode.ino(), range) {
+                if let Some(found) = kernel.blockers_of(inode.ino(), range).filter(|_| is_of_blockers(errno)) {
                     text += &found.to_string();
                     data["blockers"] = serde_json::to_value(&found).unwrap_or(Value::Null);
                 }
@@ -211,7 +226,13 @@ impl Served {
             text += &line;
             data.push(value);
         }
+        text += self.beside();
         Response::Answer { text, data: Value::Array(data) }
+    }
+
+    /// What is said beside an answer about the guests at the sockets.
+    fn beside(&self) -> &'static str {
+        if self.attached().next().is_none() { render::ONLY_SOCKETS } else { "" }
     }
 
     /// What `port`'s device says of its frontend's machine; none without a guest, or an answer.
@@ -286,6 +307,7 @@ impl Served {
             text += &format!("{socket}: {outcome}\n");
             data.push(json!({ "socket": port.shown(), "outcome": outcome }));
         }
+        text += self.beside();
         let data = Value::Array(data);
         if all { Response::Answer { text, data } } else { Response::Failed { text, data } }
     }
@@ -350,16 +372,22 @@ impl Served {
         if file.is_some() && self.machine.kernel().is_none() {
             return Err("this server serves an image: `revoke` without a file takes it".to_owned());
         }
-        let guests: Vec<_> =
-            self.attached().filter(|(port, _)| file.is_none() || port.file.as_deref() == file).collect();
+        let (nothing_left, guests): (Vec<_>, Vec<_>) = self
+            .attached()
+            .filter(|(port, _)| file.is_none() || port.file.as_deref() == file)
+            .partition(|(port, guest)| port.has_nothing_left(guest));
         let demands: Vec<_> = guests.iter().map(|(port, guest)| (*port, port.revoke(&self.machine, guest))).collect();
         let all = self.wait_taken(&demands, asker)?;
         let mut text = String::new();
         for (port, guest) in &guests {
             text += &format!("{}: taken from {}\n", port.socket.display(), guest.who());
         }
-        if guests.is_empty() {
-            text.push_str("no guest has it\n");
+        for (port, guest) in &nothing_left {
+            text += &format!("{}: nothing is left to take from {}\n", port.socket.display(), guest.who());
+        }
+        if guests.is_empty() && nothing_left.is_empty() {
+            text += "no guest at a socket has it\n";
+            text += self.beside();
         }
         let revoked: Vec<Value> =
             guests.iter().map(|(port, guest)| json!({ "socket": port.shown(), "qemu": guest.pid })).collect();
@@ -437,7 +465,8 @@ impl Served {
             Err(errno) => {
                 let mut text = format!("rdma-reg {file}: {errno}\n");
                 let mut data = json!({ "call": "rdma-reg", "file": file, "outcome": errno.to_string() });
-                if let Some(found) = kernel.named(file).and_then(|inode| kernel.blockers(inode.ino())) {
+                let found = kernel.named(file).and_then(|inode| kernel.blockers(inode.ino()));
+                if let Some(found) = found.filter(|_| is_of_blockers(errno)) {
                     text += &found.to_string();
                     data["blockers"] = serde_json::to_value(&found).unwrap_or(Value::Null);
                 }
@@ -537,8 +566,9 @@ fn poison(kernel: &Arc<Kernel>, file: &str, offset: u64, len: u64) -> Answered {
     let Some((ino, inode)) = answers::find(kernel, file) else {
         return Err(answers::unknown(kernel, file));
     };
+    has_length("poison", file, len)?;
     let end = offset.checked_add(len).filter(|end| *end <= inode.layout(Layout::size));
-    let Some(end) = end.filter(|_| len > 0) else {
+    let Some(end) = end else {
         let size = ShownBytes(inode.layout(Layout::size));
         let (offset, len) = (ShownBytes(offset), ShownBytes(len));
         return Err(format!("poison {file}, {len} from {offset} on: the file has {size}"));

@@ -27,6 +27,7 @@ use rustix::fs::SeekFrom;
 
 use super::ServeError;
 use super::backend_handles::Holds;
+use super::{host_paths, image};
 
 /// The smallest volume that is made unasked: room to play in beside the files.
 const VOLUME_MIN: u64 = 64 << 20;
@@ -67,7 +68,11 @@ pub(super) fn make(files: &Files, axes: Axes, seed: u64) -> Result<Arc<Kernel>, 
     let bytes = file_size(files, import.as_ref())?;
     let volume = volume_size(files, bytes)?;
     let device = Device::memory(volume).map_err(|error| match error {
-        OpenError::Size { .. } => ServeError::Wrong(format!("the volume: {error}; --volume says its size")),
+        OpenError::Size { .. } => ServeError::Wrong(format!(
+            "--volume {}: a volume is a multiple of 2 MiB, at most {}",
+            image::shown(volume),
+            Size(MAX_BYTES)
+        )),
         other => ServeError::Cannot(other.to_string()),
     })?;
     let config = KernelConfig::new(axes);
@@ -110,7 +115,7 @@ fn file_size(files: &Files, import: Option<&File>) -> Result<u64, ServeError> {
         (NewContents::Zeros(bytes), _) => checked(*bytes, "--create")?,
         (NewContents::Import(path), Some(from)) => {
             let found = from.metadata().map_err(|error| unreadable(path, &error))?.len();
-            checked(found, &format!("--import {}", path.display()))?
+            checked(found, &format!("--import {}: it has", path.display()))?
         }
         (NewContents::Import(_), None) => 0,
     };
@@ -131,7 +136,7 @@ fn file_size(files: &Files, import: Option<&File>) -> Result<u64, ServeError> {
     }
     if let Some(extents) = files.extents.filter(|extents| *extents == 0 || *extents > bytes / BLOCK) {
         return Err(ServeError::Wrong(format!(
-            "--extents {extents}: a file of {} has between 1 and {}",
+            "--extents {extents}: a file of {} can be served in 1 to {PIECES_MAX} extents, and made with up to {} if --defragment joins them",
             Size(bytes),
             bytes / BLOCK
         )));
@@ -160,7 +165,8 @@ fn checked(bytes: u64, what: &str) -> Result<u64, ServeError> {
     match bytes > 0 && bytes.is_multiple_of(FOLIO) {
         true => Ok(bytes),
         false => Err(ServeError::Wrong(format!(
-            "{what}: {bytes} bytes; a guest's device is a multiple of 2 MiB, such as {}",
+            "{what} {}; a guest's device is a multiple of 2 MiB, such as {}",
+            image::shown(bytes),
             Size(bytes.next_multiple_of(FOLIO).max(FOLIO))
         ))),
     }
@@ -170,13 +176,14 @@ fn open_import(path: &Path) -> Result<File, ServeError> {
     // Looked at before opening: opening a pipe would block.
     let found = path.metadata().map_err(|error| unreadable(path, &error))?;
     if !found.is_file() {
-        return Err(ServeError::Wrong(format!("--import {}: not a regular file", path.display())));
+        let kind = host_paths::kind(&found);
+        return Err(ServeError::Wrong(format!("--import {}: {kind}, and not a regular file", path.display())));
     }
     File::open(path).map_err(|error| unreadable(path, &error))
 }
 
 fn unreadable(path: &Path, error: &io::Error) -> ServeError {
-    super::unreadable(&format!("--import {}", path.display()), error, "")
+    host_paths::unusable("--import", path, error, "")
 }
 
 /// Copies what is data in `from`; its holes are zeros already.

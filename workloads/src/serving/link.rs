@@ -46,6 +46,8 @@ pub(super) enum ToPort {
         /// Whether violations of the specification are told.
         strict: bool,
     },
+    /// The trace may be written to its file.
+    TraceBegins,
     /// The reply to a request.
     Reply { number: u64, reply: Granted },
     /// Nothing may stay mapped for this connection, and flushes fail until the device is attached
@@ -96,6 +98,12 @@ pub(super) enum FromPort {
     Connected { number: u64, peer: PeerSeen },
     /// A frontend did something against the specification.
     Violation { what: String },
+    /// A frontend was refused without a question to the server, as while another one is attached.
+    Refused { why: String },
+    /// A frontend sent its first message.
+    Speaks { connection: u64 },
+    /// A frontend refused to map a piece.
+    RefusesToMap { connection: u64, answer: i64 },
     /// The frontend has not started the device in time.
     NotStarted,
     /// A driver took the device.

@@ -18,6 +18,9 @@
 //! | `backend_handles` | the server's side: which guest is there, and what is held for it |
 //! | `machine` | what all guests share |
 //! | `files` | the files, their making and their export |
+//! | `image` | the image that is served, and what is wrong with a file that can't be one |
+//! | `host_paths` | what lies at a path that a user named, in words |
+//! | `message_trace` | the file with guests' messages |
 //! | `nic` | RDMA regions over the same files |
 //! | `qemu_args` | the QEMU command lines that attach |
 //! | `control`, `control_handler` | the control socket, and what `daxlab ctl` does |
@@ -35,6 +38,8 @@ mod files;
 mod flush_shaping;
 #[doc(hidden)]
 pub mod fuzz;
+mod host_paths;
+mod image;
 mod link;
 mod machine;
 mod message_trace;
@@ -42,7 +47,8 @@ mod nic;
 mod qemu_args;
 mod render;
 
-use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::task::Poll;
 
@@ -50,7 +56,7 @@ use crate::messages::peers::AllowedPeers;
 use crate::messages::socket::{self, ListenError};
 use emulator::World;
 use emulator::device::persistence::DurableImage;
-use emulator::device::{Device, ImageSpace, OpenError};
+use emulator::device::{ImageSpace, OpenError};
 use emulator::sync::Arc;
 use emulator::sync::atomic::{AtomicBool, Ordering};
 use emulator::wait::{WaitFor, WaitQueue, Waiter, WaiterId};
@@ -63,6 +69,7 @@ use self::backend_handles::{Holds, Port};
 use self::control_handler::ControlHandler;
 use self::files::ExportError;
 use self::machine::{ServedMachine, ServedMemory};
+use self::message_trace::OpenedTrace;
 
 pub use files::{Files, NewContents};
 pub use machine::Events;
@@ -99,6 +106,24 @@ pub struct Config {
     /// The program that runs [`backend_process::main`] for the argument `guest-port`: `daxlab`
     /// itself.
     pub program: PathBuf,
+}
+
+impl Config {
+    fn serves_an_image(&self) -> bool {
+        matches!(self.what, What::Image { .. })
+    }
+
+    /// What an error about the control socket begins with.
+    fn control_option(&self) -> &'static str {
+        let path = self.control.as_os_str().as_bytes();
+        let first = self.sockets.first().map(|first| first.as_os_str().as_bytes());
+        match path.strip_suffix(b".ctl") {
+            Some(path) if first == Some(path) => {
+                "--control (if not given, the first --socket's path with `.ctl` behind it)"
+            }
+            _ => "--control",
+        }
+    }
 }
 
 /// What guests get.
@@ -187,8 +212,16 @@ impl Drop for SocketFile {
 fn pairs(config: &Config) -> Result<Vec<Option<String>>, ServeError> {
     let wrong = |what: String| Err(ServeError::Wrong(what));
     for (at, socket) in config.sockets.iter().enumerate() {
-        if config.sockets[..at].contains(socket) {
+        let place = host_paths::place(socket);
+        if config.sockets[..at].iter().any(|other| host_paths::place(other) == place) {
             return wrong(format!("--socket {}: given twice; each guest connects at its own", socket.display()));
+        }
+        if host_paths::place(&config.control) == place {
+            return wrong(format!(
+                "--socket {}: given twice, it is {} too; a guest and `daxlab ctl` connect at different ones",
+                socket.display(),
+                config.control_option(),
+            ));
         }
     }
     let What::Files(files) = &config.what else { return Ok(vec![None; config.sockets.len()]) };
@@ -206,10 +239,45 @@ fn pairs(config: &Config) -> Result<Vec<Option<String>>, ServeError> {
     }
 }
 
-/// Makes the trace's file.
-fn traced(path: &Path) -> Result<OwnedFd, ServeError> {
-    let made = message_trace::create(path);
-    made.map(OwnedFd::from).map_err(|error| ServeError::Wrong(format!("--trace {}: {error}", path.display())))
+/// The files that options name beside the trace.
+fn named_files(config: &Config) -> Vec<(&'static str, &Path)> {
+    match &config.what {
+        What::Image { path, .. } => vec![("--image", path)],
+        What::Files(Files { contents: NewContents::Import(path), .. }) => vec![("--import", path)],
+        What::Files(_) => Vec::new(),
+    }
+}
+
+/// A port for each socket, and the trace's begin.
+fn start_ports(
+    config: &Config,
+    machine: &Arc<ServedMachine>,
+    listening: &[(SocketFile, UnixListener)],
+    trace: Option<OpenedTrace<'_>>,
+    files: Vec<Option<String>>,
+) -> Result<Vec<Arc<Port>>, ServeError> {
+    let mut ports = Vec::new();
+    let start = || -> Result<(), ServeError> {
+        for ((path, (_, listener)), file) in config.sockets.iter().zip(listening).zip(files) {
+            let fd = trace.as_ref().map(OpenedTrace::fd);
+            let port = Port::start(machine, config, path.clone(), listener, fd, file).map_err(|error| {
+                let hint = out_of_descriptors(&error, config.sockets.len());
+                ServeError::Cannot(format!("no process for {}: {error}{hint}", path.display()))
+            })?;
+            ports.push(port);
+        }
+        trace.map_or(Ok(()), OpenedTrace::begin)
+    };
+    let started = start();
+    if let Err(error) = started {
+        machine.end();
+        for port in &ports {
+            let _idle_it_ends: bool = Port::part(port);
+        }
+        return Err(error);
+    }
+    ports.iter().for_each(|port| port.begin_trace());
+    Ok(ports)
 }
 
 impl Server {
@@ -234,8 +302,10 @@ impl Server {
             handler,
             Box::new(move |line| told(line)),
         )
-        .map_err(|error| not_there("--control", error, config.sockets.len()))?;
-        let trace = config.trace.as_deref().map(traced).transpose()?;
+        .map_err(|error| not_there(config.control_option(), error, config.sockets.len()))?;
+        let others = named_files(config);
+        let trace =
+            config.trace.as_deref().map(|path| OpenedTrace::open(path, &others, config.sockets.len())).transpose()?;
         let (backing, held) = backing(config)?;
         let prepared = if config.nvdimm { qemu_args::prepare(config, &backing)? } else { String::new() };
         let durable = config.power_cut_model.then(|| DurableImage::new(backing.device())).transpose();
@@ -243,24 +313,11 @@ impl Server {
         let machine = Arc::new(ServedMachine::new(backing, durable, config.seed, events));
         machine.warn_of_room();
         let residents = if config.nvdimm { residents(config, &machine)? } else { Vec::new() };
-        let mut ports = Vec::new();
-        for ((path, (_, listener)), file) in config.sockets.iter().zip(&listening).zip(files) {
-            match Port::start(&machine, config, path.clone(), listener, trace.as_ref(), file) {
-                Ok(port) => ports.push(port),
-                Err(error) => {
-                    machine.end();
-                    for port in &ports {
-                        let _idle_it_ends: bool = Port::part(port);
-                    }
-                    let hint = out_of_descriptors(&error, config.sockets.len());
-                    return Err(ServeError::Cannot(format!("no process for {}: {error}{hint}", path.display())));
-                }
-            }
-        }
+        let ports = start_ports(config, &machine, &listening, trace, files)?;
         control_handler.serve(&machine, &ports);
         let what = render::what(config, &machine, &held);
-        let how = qemu_args::text(config, machine.backing(), &qemus);
-        let introduction = format!("{what}{prepared}{how}\n{}", render::to_try(config));
+        let how = qemu_args::how_to_attach(config, machine.backing(), &qemus);
+        let introduction = format!("{what}{prepared}{}\n{}", how.text, render::to_try(config, how.is_seen));
         // Only the backend processes listen from here on: when one ends, no frontend waits in
         // vain.
         let sockets = listening.into_iter().map(|(file, _)| file).collect();
@@ -299,24 +356,16 @@ fn out_of_descriptors(error: &std::io::Error, sockets: usize) -> String {
 /// Why no process can listen at a path: the user can change it, unless the machine can't.
 fn not_there(option: &str, error: ListenError, sockets: usize) -> ServeError {
     match &error {
-        ListenError::Os { source, .. } if source.kind() != std::io::ErrorKind::NotFound => {
-            ServeError::Cannot(format!("{option}: {error}{}", out_of_descriptors(source, sockets)))
-        }
+        ListenError::Os { path, source } => match host_paths::unusable(option, path, source, "") {
+            wrong @ ServeError::Wrong(_) => wrong,
+            _ => ServeError::Cannot(format!("{option}: {error}{}", out_of_descriptors(source, sockets))),
+        },
         ListenError::Locked { .. } | ListenError::Unlocked { .. } => ServeError::Cannot(format!("{option}: {error}")),
         _ => ServeError::Wrong(format!("{option}: {error}")),
     }
 }
 
-/// Why a file of the host can't be read: the user can change it, with `hint`, unless permission is
-/// missing.
-fn unreadable(what: &str, error: &std::io::Error, hint: &str) -> ServeError {
-    match error.kind() {
-        std::io::ErrorKind::PermissionDenied => ServeError::Cannot(format!("{what}: {error}")),
-        _ => ServeError::Wrong(format!("{what}: {error}{hint}")),
-    }
-}
-
-/// Why an image can't be opened.
+/// Why a device can't be opened.
 fn cannot(error: OpenError, sockets: usize) -> ServeError {
     match &error {
         OpenError::Os { source, .. } => ServeError::Cannot(format!("{error}{}", out_of_descriptors(source, sockets))),
@@ -329,19 +378,11 @@ fn cannot(error: OpenError, sockets: usize) -> ServeError {
 fn backing(config: &Config) -> Result<(ServedMemory, String), ServeError> {
     match &config.what {
         What::Image { path, bytes, space } => {
-            let found = || std::fs::metadata(path).map(|metadata| metadata.len());
-            let bytes = match bytes {
-                Some(bytes) => *bytes,
-                None => found().map_err(|error| {
-                    let what = format!("--image {}", path.display());
-                    unreadable(&what, &error, "; --size says how large a new one is to be")
-                })?,
-            };
+            let bytes = image::size(path, *bytes)?;
             if config.nvdimm {
                 qemu_args::check_room(bytes)?;
             }
-            let device =
-                Device::image_with(path, bytes, *space).map_err(|error| cannot(error, config.sockets.len()))?;
+            let device = image::open(path, bytes, *space, config.sockets.len())?;
             Ok((ServedMemory::Image(device), String::new()))
         }
         What::Files(files) => {

@@ -6,18 +6,26 @@
 
 use std::fmt::Write as _;
 use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::PathBuf;
 
 use emulator::device::fsdax::{self, InfoBlock, PrepareError, Prepared};
 use emulator::runtime::rng;
 use emulator::sync::Arc;
-use emulator::vhost_user::attach::{ProbeError, Qemu, QemuOffer, QemuRecipe, installed, kvm_opens, probe, recipes};
+use emulator::vhost_user::attach::{
+    ProbeError, Qemu, QemuOffer, QemuRecipe, installed, kvm_opens, probe, recipes, shell,
+};
 use fs_sim::extent_map::Layout;
 use fs_sim::{BLOCK, Kernel};
 use rand::Rng;
 
+use super::host_paths::{self, kind};
 use super::machine::ServedMemory;
-use super::{Config, ServeError, What};
+use super::{Config, NewContents, ServeError, What};
+use crate::input::Size;
+
+/// What is to be known of a guest that has a file by a device of QEMU's own.
+const UNSEEN: &str = "Such a guest comes and goes unseen, and nothing is leased or pinned for it";
 
 /// The QEMUs to print command lines for.
 ///
@@ -27,31 +35,40 @@ pub(super) fn qemus(config: &Config) -> Result<Vec<Qemu>, ServeError> {
     let Some(path) = &config.qemu else {
         return Ok(installed(std::env::var_os("PATH").as_deref()));
     };
+    match std::fs::metadata(path) {
+        Ok(found) if !found.is_file() => {
+            return Err(ServeError::Wrong(format!("--qemu {}: {}, and no program", path.display(), kind(&found))));
+        }
+        Err(error) if host_paths::missing_folder(path).is_some() => {
+            return Err(host_paths::unusable("--qemu", path, &error, ""));
+        }
+        Ok(_) | Err(_) => {}
+    }
     let qemu = probe(path).map_err(|error| match error {
         ProbeError::NotQemu { .. } => ServeError::Wrong(format!("--qemu: {error}")),
         error => ServeError::Cannot(format!("--qemu: {error}")),
     })?;
-    // The way that was asked for, whatever is served.
-    let (socket, memory) =
-        if config.nvdimm || config.read_only { (None, config.sockets.first()) } else { (config.sockets.first(), None) };
+    let memory_only = config.nvdimm || config.read_only;
     let asked = QemuOffer {
-        socket: socket.map(PathBuf::as_path),
-        memory: memory.map(PathBuf::as_path),
-        offset: 0,
+        socket: config.sockets.first().filter(|_| !memory_only).map(PathBuf::as_path),
+        memory: config.sockets.first().map(PathBuf::as_path),
+        offset: if config.serves_an_image() { 0 } else { BLOCK },
         size: fsdax::DATA,
         nvdimm: config.nvdimm,
         read_only: config.read_only,
     };
     let qemus = vec![qemu];
-    match recipes(&asked, &qemus).into_iter().find(|recipe| !recipe.fits) {
-        Some(unfit) => Err(ServeError::Cannot(format!(
-            "--qemu {}: {}: {}; leave --qemu away for the command lines of every way",
-            path.display(),
-            unfit.title,
-            unfit.here
-        ))),
-        None => Ok(qemus),
+    let ways = recipes(&asked, &qemus);
+    if ways.iter().any(|way| way.fits) {
+        return Ok(qemus);
     }
+    let why: Vec<String> = ways.iter().map(|way| format!("{}: {}", way.title, way.here)).collect();
+    let instead = instead(config, fsdax::DATA, &qemus).map_or_else(String::new, |instead| format!("; {instead}"));
+    Err(ServeError::Cannot(format!(
+        "--qemu {}: {}{instead}; leave --qemu away for the command lines of every way",
+        path.display(),
+        why.join("; ")
+    )))
 }
 
 /// A memory, or why it is none that QEMU can have as its own device's.
@@ -126,8 +143,15 @@ pub(super) fn check_room(bytes: u64) -> Result<(), ServeError> {
     room.map(drop).map_err(|error| ServeError::Wrong(format!("--nvdimm: {error}; it takes at least 4 MiB")))
 }
 
-/// The command lines, for people.
-pub(super) fn text(config: &Config, backing: &ServedMemory, qemus: &[Qemu]) -> String {
+/// How to attach, for people.
+pub(super) struct HowToAttach {
+    pub(super) text: String,
+    /// Whether a guest of the QEMUs here is seen by this server; true if there are none.
+    pub(super) is_seen: bool,
+}
+
+/// The command lines.
+pub(super) fn how_to_attach(config: &Config, backing: &ServedMemory, qemus: &[Qemu]) -> HowToAttach {
     let (nvdimm, read_only) = (config.nvdimm, config.read_only);
     let (mut over_sockets, mut over_memory) = (Shown::default(), Shown::default());
     let memories = memories(config, backing);
@@ -144,9 +168,14 @@ pub(super) fn text(config: &Config, backing: &ServedMemory, qemus: &[Qemu]) -> S
             Ok((path, offset)) => {
                 let (memory, offset, size) = (Some(path.as_path()), *offset, memory.size);
                 let offer = QemuOffer { socket: None, memory, offset, size, nvdimm, read_only };
-                let unseen = (matches!(backing, ServedMemory::Files(_)) && !nvdimm).then_some(
-                    "Such a guest comes and goes unseen, and nothing is leased or pinned for it: with --nvdimm, lease and pins are held as long as the server runs.",
-                );
+                let unseen = match backing {
+                    ServedMemory::Files(_) if read_only => Some(UNSEEN.to_owned() + "."),
+                    ServedMemory::Files(_) if !nvdimm => {
+                        Some(UNSEEN.to_owned() + ": with --nvdimm, lease and pins are held as long as the server runs.")
+                    }
+                    _ => None,
+                };
+                let unseen = unseen.as_deref();
                 over_memory.add(&recipes(&offer, qemus), unseen);
             }
             Err(why) => {
@@ -155,16 +184,19 @@ pub(super) fn text(config: &Config, backing: &ServedMemory, qemus: &[Qemu]) -> S
         }
     }
     let mut text = match read_only {
-        true => "\nthe sockets are for frontends that map a read-only piece read-only; QEMU 11.1 maps it writable, has no descriptor to write with, and gets no memory there\n".to_owned(),
-        false => what_works(config, &over_sockets, &over_memory, qemus),
+        true => "\nthe sockets are for frontends that map a read-only piece read-only; QEMU 11.1 maps it writable, has no descriptor to write with, and gets no memory there, so neither does `scripts/try-guest`\n".to_owned(),
+        false => String::new(),
     };
+    let size = memories.first().map_or(0, |memory| memory.size);
+    text += &what_works(config, size, &over_sockets, &over_memory, qemus);
     if kvm_opens() {
         text += "\nKVM opens on this machine: put `-accel kvm` in front of `-accel tcg` if it also boots a guest, which `scripts/try-guest` tries. Where it does not, QEMU hangs and does not go on to tcg.\n";
     }
     // What was asked for comes first, or else what works here.
+    let over_sockets_fits = over_sockets.fits;
     let memory_first = nvdimm || !over_sockets.fits && over_memory.fits;
     let (first, second) = if memory_first { (over_memory, over_sockets) } else { (over_sockets, over_memory) };
-    text + &first.text + &second.text
+    HowToAttach { is_seen: over_sockets_fits || qemus.is_empty(), text: text + &first.text + &second.text }
 }
 
 /// Ways to attach, for people.
@@ -188,23 +220,48 @@ impl Shown {
     }
 }
 
-/// In one line what the installed QEMUs can do here, if they can't do all of it.
-fn what_works(config: &Config, over_sockets: &Shown, over_memory: &Shown, qemus: &[Qemu]) -> String {
-    let fetched = "`scripts/try-guest SOCKET` fetches a QEMU that can use a socket, without root, and boots a guest";
+/// In one line what the QEMUs can do here, if they can't do all of it. A memory has `size` bytes.
+fn what_works(config: &Config, size: u64, over_sockets: &Shown, over_memory: &Shown, qemus: &[Qemu]) -> String {
+    let fetched = match config.read_only {
+        true => "",
+        false => "; `scripts/try-guest SOCKET` fetches a QEMU that can use a socket, without root, and boots a guest",
+    };
     let Some(newest) = qemus.iter().max_by_key(|qemu| qemu.version) else {
-        return format!("\nno QEMU is installed here: {fetched}\n");
+        return format!("\nno QEMU is installed here{fetched}\n");
     };
-    // An image lies in one piece and begins where its file begins.
-    let instead = match config.what {
-        What::Files(_) => ", but an --image does, as its own virtio-pmem",
-        What::Image { .. } => "",
+    let here = match config.read_only {
+        true => format!("QEMU {} here", newest.version),
+        false => format!("QEMU {} here can't use a socket of this server", newest.version),
     };
-    let here = format!("QEMU {} here can't use a socket of this server", newest.version);
     match &over_memory.first {
         _ if over_sockets.fits => String::new(),
-        Some(way) => format!("\n{here}; what works with it is {way}, the first command below; {fetched}\n"),
-        None => format!("\n{here}, and none of the ways below works with it{instead}; {fetched}\n"),
+        Some(_) if config.read_only => String::new(),
+        Some(way) => format!("\n{here}; what works with it is {way}, the first command below{fetched}\n"),
+        None => {
+            let instead = instead(config, size, qemus).map_or_else(String::new, |instead| format!(", but {instead}"));
+            let none = if config.read_only { ": none" } else { ", and none" };
+            format!("\n{here}{none} of the ways below works with it{instead}{fetched}\n")
+        }
     }
+}
+
+/// What works with `qemus` instead of a file of `size` bytes, if anything does: an image lies in
+/// one piece and begins where its file begins.
+fn instead(config: &Config, size: u64, qemus: &[Qemu]) -> Option<String> {
+    let What::Files(files) = &config.what else { return None };
+    let size = if let NewContents::Zeros(bytes) = files.contents { bytes } else { size };
+    let (nvdimm, read_only) = (config.nvdimm, config.read_only);
+    let memory = Some(std::path::Path::new("FILE"));
+    let offer = QemuOffer { socket: None, memory, offset: 0, size, nvdimm, read_only };
+    let way = recipes(&offer, qemus).into_iter().find(|way| way.fits)?;
+    let sockets: String =
+        config.sockets.iter().map(|socket| format!(" --socket {}", shell(socket.as_os_str().as_bytes()))).collect();
+    let more = match () {
+        () if nvdimm => " --nvdimm",
+        () if read_only => " --read-only",
+        () => "",
+    };
+    Some(format!("{} does over an image: `daxlab serve{sockets} --image FILE --size {}{more}`", way.title, Size(size)))
 }
 
 fn shown(recipe: &QemuRecipe, note: Option<&str>) -> String {

@@ -121,7 +121,7 @@ pub(super) fn what(config: &Config, machine: &ServedMachine, held: &str) -> Stri
                     if runs >= MACHINE_REGIONS_MAX as u64 {
                         let _ = writeln!(
                             text,
-                            "  more than {} extents: a machine has {MACHINE_REGIONS_MAX} regions for its memory and all its devices; QEMU can start no other device after this one (give it last), and not this one after `stop` and `cont` until the guest is reset; --defragment joins the extents",
+                            "  more than {} extents: a machine has {MACHINE_REGIONS_MAX} regions for its memory and all its devices; QEMU can start no other device after this one (give it last), and not this one after `stop` and `cont` until the guest is reset; its lines `vhost_set_mem_table failed: No buffer space available` do no harm while this device works; --defragment joins the extents",
                             MACHINE_REGIONS_MAX - 1
                         );
                     }
@@ -148,8 +148,8 @@ pub(super) fn what(config: &Config, machine: &ServedMachine, held: &str) -> Stri
     text
 }
 
-/// What `daxlab ctl` can do here.
-pub(super) fn to_try(config: &Config) -> String {
+/// What `daxlab ctl` can do here. A guest that is not `seen` by the server has its own device.
+pub(super) fn to_try(config: &Config, seen: bool) -> String {
     let at = shell(config.control.as_os_str().as_bytes());
     let mut text = "to try:\n".to_owned();
     let mut example = |command: &str| {
@@ -157,15 +157,21 @@ pub(super) fn to_try(config: &Config) -> String {
     };
     example("guests");
     if let What::Files(files) = &config.what {
-        let name = files.names.first().map_or("", String::as_str);
+        let name = files.names.first().map_or_else(String::new, |name| shell(name.as_bytes()));
         example(&format!("truncate {name} 0"));
         example(&format!("blockers {name}"));
         example("stale");
     }
-    example("fail-flush on");
-    example(if config.power_cut_model { "power-cut" } else { "flush-stats" });
+    if seen {
+        example("fail-flush on");
+        example(if config.power_cut_model { "power-cut" } else { "flush-stats" });
+    }
     text
 }
+
+/// What an answer says beside, where no guest is attached at a socket.
+pub(super) const ONLY_SOCKETS: &str =
+    "a guest that has this memory by a device of QEMU's own is not seen here, and not affected\n";
 
 /// What limits a device's start in its frontend's machine.
 pub(super) struct DeviceStart {
@@ -222,7 +228,7 @@ pub(super) fn guest(machine: &ServedMachine, port: &Port, start: Option<&DeviceS
     let (state, words) = standing(&guest, ended);
     // ORDERING: Relaxed: numbers, each right by itself.
     let (pieces, attaches) = (guest.pieces.load(Ordering::Relaxed), guest.attaches.load(Ordering::Relaxed));
-    let process = guest.holds.as_ref().map(|holds| holds.task.pid().0);
+    let process = guest.file_process().map(|pid| pid.0);
     let since_ns = machine.waits().now().since(guest.since);
     let _ = write!(text, ": {}, {words}", guest.who());
     if let Some(process) = process {

@@ -98,10 +98,12 @@ pub enum ControlError {
         path: PathBuf,
     },
     /// It ended, or could not answer.
-    #[error("`{}` hung up without an answer", path.display())]
+    #[error("`{}` hung up without an answer{hint}", path.display())]
     HungUp {
         /// The socket.
         path: PathBuf,
+        /// Where to ask, if it is a guest's socket.
+        hint: String,
     },
     /// The conversation broke off.
     #[error("the conversation broke off: {0}")]
@@ -145,11 +147,22 @@ pub fn ask(path: &Path, request: &Op) -> Result<Response, ControlError> {
         Ok(0) | Err((io::ErrorKind::ConnectionReset, _)) => {
             return Err(match asked {
                 Err(error) if error.kind() != io::ErrorKind::BrokenPipe => error.into(),
-                _ => ControlError::HungUp { path: path.to_owned() },
+                _ => ControlError::HungUp { path: path.to_owned(), hint: control_beside(path) },
             });
         }
         Ok(_) => {}
         Err((_, error)) => return Err(error.into()),
     }
     Ok(serde_json::from_str(&answer)?)
+}
+
+/// Who asks at a guest's socket finds the control socket beside it.
+fn control_beside(path: &Path) -> String {
+    let mut beside = path.to_owned().into_os_string();
+    beside.push(".ctl");
+    let beside = PathBuf::from(beside);
+    match std::fs::metadata(&beside).is_ok_and(|found| found.file_type().is_socket()) {
+        true => format!("; a guest connects there, and `{}` is the socket to ask at", beside.display()),
+        false => String::new(),
+    }
 }
