@@ -1,4 +1,5 @@
 //! Frontends that refuse a piece, negotiate anew, or send what is no message; a start that is held.
+
 use std::time::Duration;
 
 use emulator::World;
