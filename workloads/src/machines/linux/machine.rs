@@ -281,8 +281,9 @@ impl LinuxMachine {
                 yield_now();
             }
         }
-        let awake: Vec<&str> =
-            self.processes.iter().filter(|(_, process)| !process.sleeps()).map(|(name, _)| name.as_str()).collect();
+        let awake = self.processes.iter().filter(|(_, process)| !process.sleeps());
+        let awake: Vec<String> =
+            awake.map(|(name, process)| format!("{name} ({})", process.watch.whereabouts())).collect();
         Err(Trouble::Inconclusive(format!("{} neither sleeps nor ends", awake.join(", "))))
     }
 

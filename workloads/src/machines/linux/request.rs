@@ -38,6 +38,9 @@ pub(super) fn blocks_in(verb: Verb) -> Option<SleepPlace> {
         Verb::Chmod => anywhere(libc::SYS_fchmodat),
         Verb::Utime => anywhere(libc::SYS_utimensat),
         Verb::Ftruncate => anywhere(libc::SYS_ftruncate),
+        Verb::Close => anywhere(libc::SYS_close),
+        Verb::Read => anywhere(libc::SYS_pread64),
+        Verb::Write => anywhere(libc::SYS_pwrite64),
         Verb::Fallocate | Verb::Punch | Verb::Zero | Verb::Collapse | Verb::Insert | Verb::Unshare => {
             anywhere(libc::SYS_fallocate)
         }
@@ -52,8 +55,6 @@ pub(super) fn is_calm(verb: Verb) -> bool {
         Verb::Dup
             | Verb::Memfd
             | Verb::Tmpfile
-            | Verb::Read
-            | Verb::Write
             | Verb::Stat
             | Verb::Fstat
             | Verb::GetLease

@@ -1,9 +1,11 @@
 //! Where a process sleeps.
 //!
-//! It owns the judgement of a process that does not answer: whether it sleeps interruptibly in one
-//! certain system call and is not exiting. A wake-up changes the sleeper's state before the waker
-//! continues. So a process that is still seen asleep after the waker has answered was not woken by
-//! it. Kernel counterpart: fs/proc/base.c (`proc_pid_syscall`), fs/proc/array.c.
+//! It owns the judgement of a process that does not answer: whether it sleeps in one certain system
+//! call and is not exiting. Where the sleep is uninterruptible, it must be in one of the functions
+//! known to wait for another process: any other sleep of state D is one for a disk. A wake-up
+//! changes the sleeper's state before the waker continues. So a process that is still seen asleep
+//! after the waker has answered was not woken by it. Kernel counterpart: fs/proc/base.c
+//! (`proc_pid_syscall`, `proc_pid_wchan`), fs/proc/array.c.
 
 use std::fs::File;
 
@@ -20,11 +22,23 @@ pub(super) struct SleepPlace {
     pub(super) first: Option<u64>,
 }
 
-/// A process's /proc/PID/syscall and /proc/PID/stat, kept open.
+/// Where a process waits uninterruptibly for another one's I/O, pipe or inode lock: the functions
+/// that /proc/PID/wchan tells, on XFS and ext4 of Linux 6.12 and 7.3.
+const UNINTERRUPTIBLE: [&str; 6] = [
+    "dax_break_layout_final",
+    "xfs_ilock",
+    "ext4_file_read_iter",
+    "ext4_file_write_iter",
+    "ext4_fallocate",
+    "ext4_punch_hole",
+];
+
+/// A process's /proc/PID/syscall, /proc/PID/stat and /proc/PID/wchan, kept open.
 #[derive(Debug)]
 pub(super) struct SleepWatch {
     syscall: File,
     stat: File,
+    wchan: File,
 }
 
 impl SleepWatch {
@@ -33,9 +47,18 @@ impl SleepWatch {
         let watch = SleepWatch {
             syscall: File::open(format!("/proc/{pid}/syscall"))?,
             stat: File::open(format!("/proc/{pid}/stat"))?,
+            wchan: File::open(format!("/proc/{pid}/wchan"))?,
         };
         read(&watch.syscall)?;
         Ok(watch)
+    }
+
+    /// The process's state and the function that it sleeps in, for people.
+    pub(super) fn whereabouts(&self) -> String {
+        let state =
+            read(&self.stat).ok().and_then(|stat| sleeps(&stat)).map_or_else(|| "exiting".to_owned(), String::from);
+        let place = read(&self.wchan).unwrap_or_default();
+        if place.is_empty() || place == "0" { format!("state {state}") } else { format!("state {state} in {place}") }
     }
 
     /// Whether the process sleeps in that system call.
@@ -43,9 +66,10 @@ impl SleepWatch {
     /// # Errors
     /// The files can't be read: the process is gone.
     pub(super) fn sleeps_in(&self, place: SleepPlace) -> Result<bool, Errno> {
-        let stat = read(&self.stat)?;
-        if !asleep(&stat) {
-            return Ok(false);
+        match sleeps(&read(&self.stat)?) {
+            Some('S') => {}
+            Some('D') if UNINTERRUPTIBLE.contains(&read(&self.wchan)?.as_str()) => {}
+            _ => return Ok(false),
         }
         let syscall = read(&self.syscall)?;
         let mut words = syscall.split_ascii_whitespace();
@@ -61,14 +85,14 @@ fn read(file: &File) -> Result<String, Errno> {
     Ok(String::from_utf8_lossy(&buffer[..len]).into_owned())
 }
 
-/// Parses `/proc/PID/stat`: state `S` and not exiting. The command's name stands in parentheses and
-/// may hold any text.
-fn asleep(stat: &str) -> bool {
-    let Some((_, rest)) = stat.rsplit_once(')') else { return false };
+/// Parses `/proc/PID/stat`: the state of a process that is not exiting. The command's name stands
+/// in parentheses and may hold any text.
+fn sleeps(stat: &str) -> Option<char> {
+    let (_, rest) = stat.rsplit_once(')')?;
     let mut words = rest.split_ascii_whitespace();
-    let state = words.next();
-    let flags = words.nth(5).and_then(|word| word.parse::<u64>().ok());
-    state == Some("S") && flags.is_some_and(|flags| flags & PF_EXITING == 0)
+    let state = words.next()?.chars().next();
+    let flags = words.nth(5).and_then(|word| word.parse::<u64>().ok())?;
+    state.filter(|_| flags & PF_EXITING == 0)
 }
 
 #[cfg(test)]
@@ -77,9 +101,10 @@ mod tests {
 
     #[test]
     fn state_and_flags_of_a_stat_line() {
-        assert!(asleep("12 (a) b) S 1 12 12 0 -1 4194560 106 0"));
-        assert!(!asleep("12 (S) R 1 12 12 0 -1 4194560 106 0"));
-        assert!(!asleep("12 (a) S 1 12 12 0 -1 4194564 106 0"), "exiting");
-        assert!(!asleep(""));
+        assert_eq!(sleeps("12 (a) b) S 1 12 12 0 -1 4194560 106 0"), Some('S'));
+        assert_eq!(sleeps("12 (S) R 1 12 12 0 -1 4194560 106 0"), Some('R'));
+        assert_eq!(sleeps("12 (S) D 1 12 12 0 -1 4194560 106 0"), Some('D'));
+        assert_eq!(sleeps("12 (a) S 1 12 12 0 -1 4194564 106 0"), None, "exiting");
+        assert_eq!(sleeps(""), None);
     }
 }

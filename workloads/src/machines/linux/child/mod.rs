@@ -108,6 +108,9 @@ fn can_block(request: &ChildRequest) -> bool {
             | ChildRequest::Utime { .. }
             | ChildRequest::Ftruncate { .. }
             | ChildRequest::Fallocate { .. }
+            | ChildRequest::Close { .. }
+            | ChildRequest::Read { .. }
+            | ChildRequest::Write { .. }
     )
 }
 
