@@ -748,7 +748,7 @@ fn connections_leave_no_descriptor_behind() {
     assert!(held() <= before + 5, "{} descriptors after 10 connections, {} after 60", before, held());
 }
 
-/// What was answered before may have been told to nobody.
+/// The guest may not have been interrupted for answers that came before.
 #[test]
 fn a_new_call_descriptor_is_rung_at_once_and_never_blocks() {
     let served = Served::new();

@@ -2,9 +2,8 @@
 //!
 //! It owns the file. Invariants: a line is written by one write(2) at the file's end, so that the
 //! backend processes of several sockets share the file; only an older trace is ever emptied, once
-//! the server has started, and not while another server's guests write to it: whoever writes a
-//! trace has its lock, as whoever serves an image has that one's. Counterpart: `-d
-//! trace:...,file=...` of QEMU.
+//! the server has started, and not while another server's guests write to it: a server has the lock
+//! of its trace, as it has that of its image. Counterpart: `-d trace:...,file=...` of QEMU.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind, Read, Write};
