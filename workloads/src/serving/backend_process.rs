@@ -58,18 +58,9 @@ pub fn main(socket: OwnedFd) -> io::Result<()> {
         return Err(io::Error::other("the start comes without its descriptors"));
     };
     let trace = trace.and_then(|socket| Some(Arc::new(FileTrace::new(fds.next()?, socket))));
-    let port = Arc::new(BackendPort {
-        link,
-        trace: trace.clone(),
-        read_only: read_only.then(|| reopened_to_read(&memory)).transpose()?,
-        memory: BackendMemory::new(memory, bytes, fds.next()).map_err(io::Error::other)?,
-        over: AtomicBool::new(false),
-        shaping: FlushShaping::new(),
-        device_state: Mutex::new(DeviceState::default()),
-        flushing: Gate::new(),
-        changed: WaitQueue::new(),
-        world: World::real(0),
-    });
+    let read_only = read_only.then(|| reopened_to_read(&memory)).transpose()?;
+    let memory = BackendMemory::new(memory, bytes, fds.next()).map_err(io::Error::other)?;
+    let port = Arc::new(BackendPort::new(link, memory, read_only, trace.clone()));
     let door = listener.try_clone()?;
     let listener = UnixListener::from(listener);
     let name = socket::Name::of(&listener);
@@ -162,6 +153,27 @@ struct BackendPort {
 }
 
 impl BackendPort {
+    /// A port without a guest.
+    fn new(
+        link: Link<Granted>,
+        memory: BackendMemory,
+        read_only: Option<OwnedFd>,
+        trace: Option<Arc<FileTrace>>,
+    ) -> BackendPort {
+        BackendPort {
+            link,
+            memory,
+            trace,
+            read_only,
+            over: AtomicBool::new(false),
+            shaping: FlushShaping::new(),
+            device_state: Mutex::new(DeviceState::default()),
+            flushing: Gate::new(),
+            changed: WaitQueue::new(),
+            world: World::real(0),
+        }
+    }
+
     /// Sends a message to a server that may have ended. If it has, the link is closed.
     fn send(&self, what: &FromPort) {
         let _gone = self.link.tell(what, &[]);
@@ -414,19 +426,8 @@ mod tests {
         let (ours, theirs) = crate::messages::pair().unwrap();
         let memory = rustix::fs::memfd_create("memory", rustix::fs::MemfdFlags::ALLOW_SEALING).unwrap();
         rustix::fs::ftruncate(&memory, 2 << 20).unwrap();
-        let port = BackendPort {
-            link: Link::new(ours),
-            trace: None,
-            read_only: None,
-            memory: BackendMemory::new(memory, 2 << 20, None).unwrap(),
-            over: AtomicBool::new(false),
-            shaping: FlushShaping::new(),
-            device_state: Mutex::new(DeviceState::default()),
-            flushing: Gate::new(),
-            changed: WaitQueue::new(),
-            world: World::real(0),
-        };
-        (Arc::new(port), Link::new(theirs))
+        let memory = BackendMemory::new(memory, 2 << 20, None).unwrap();
+        (Arc::new(BackendPort::new(Link::new(ours), memory, None, None)), Link::new(theirs))
     }
 
     #[test]

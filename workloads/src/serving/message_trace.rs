@@ -21,6 +21,10 @@ use super::{ServeError, out_of_descriptors};
 /// How many bytes of a file show whether it is a trace: more than a socket's path has.
 const FIRST_LINE: u64 = 1 << 10;
 
+/// The most lines of one socket that are kept until the trace begins. A guest needs 40 to start,
+/// and a server starts in less than a second.
+const EARLY_MAX: usize = 1_000;
+
 /// The file of a server that is starting. Unless the trace begins, its drop leaves things as they
 /// were.
 pub(super) struct OpenedTrace<'a> {
@@ -158,7 +162,7 @@ pub(super) struct FileTrace {
     file: File,
     /// What a line begins with.
     socket: String,
-    /// Lines of frontends that came before the trace began; none after that.
+    /// Lines of frontends that came before the trace began, at most [`EARLY_MAX`]; none after that.
     early: Mutex<Option<Vec<String>>>,
 }
 
@@ -184,7 +188,8 @@ impl MessageTrace for FileTrace {
     fn line(&self, line: &str) {
         let line = format!("{} {line}\n", self.socket);
         match &mut *self.early.lock() {
-            Some(early) => early.push(line),
+            Some(early) if early.len() < EARLY_MAX => early.push(line),
+            Some(_) => {}
             None => self.write(&line),
         }
     }

@@ -164,7 +164,9 @@ pub fn run_on_guests(
     // Boots take long, and each keeps a processor busy.
     let (next, done) = (AtomicUsize::new(0), Mutex::new(cases.iter().map(|_| None).collect::<Vec<_>>()));
     let boot_cases = || {
-        while let Some((n, case)) = Some(next.fetch_add(1, Ordering::Relaxed)).and_then(|n| Some((n, cases.get(n)?))) {
+        loop {
+            let n = next.fetch_add(1, Ordering::Relaxed);
+            let Some(case) = cases.get(n) else { return };
             let result = case.run(n, work.path(), &disk, scenarios, tell);
             done.lock()[n] = Some(result);
         }
