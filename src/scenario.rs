@@ -8,15 +8,15 @@ use std::process::ExitCode;
 
 use clap::{Args, Subcommand, ValueEnum, ValueHint};
 use emulator::sync::thread;
-use reports::scenarios::{self, CellVerdict, ScenarioReport};
+use reports::scenarios::{self, CellVerdict};
 use workloads::input::designs::{DesignCatalogue, DesignEntry};
 use workloads::input::{InputError, Source};
 use workloads::language::Scenario;
 use workloads::suite;
 use workloads::suite::guest_kernels::{
-    DaxFileSystem, GuestKernels, GuestRun, GuestRunError, MachineError, run_on_guests,
+    DaxFileSystem, GuestKernels, GuestRun, GuestRunError, MachineError, rank_designs_on_guests, run_on_guests,
 };
-use workloads::suite::linux::run_on_linux;
+use workloads::suite::linux::{self, Statements, run_on_linux};
 
 use crate::exit;
 use crate::numbers;
@@ -67,6 +67,10 @@ struct RunArgs {
     /// With `--on guest`: the file systems, each booted with each kernel [default: xfs,ext4]
     #[arg(long, value_name = "FS,…", value_enum, value_delimiter = ',')]
     file_system: Vec<FileSystemChoice>,
+    /// With `--on kernel` or `guest`: hold the kernel against what the scenarios state for each
+    /// preset, and rank the presets by agreement
+    #[arg(long)]
+    which_design: bool,
     /// How many scenarios run at once; the results are in the order asked for [default: as many as
     /// there are processors]
     #[arg(short = 'j', long, value_name = "N", value_parser = numbers::within(1..=JOBS_MAX, "without it there are as many as processors"))]
@@ -104,6 +108,8 @@ enum Format {
     Junit,
 }
 
+/// This program, which makes the processes of scenarios on a real kernel.
+const PROGRAM: &str = "/proc/self/exe";
 /// The most scenarios that run at once. Each has a device and some threads.
 const JOBS_MAX: u16 = 256;
 /// The widest matrix printed where the terminal's width is unknown.
@@ -158,16 +164,16 @@ fn run_scenarios(catalogue: &mut DesignCatalogue, args: &RunArgs) -> anyhow::Res
         scenarios = built_in;
         scenarios.retain(|scenario| args.on == MachineChoice::Simulation || scenario.setup.linux);
     }
+    if args.which_design {
+        return rank_designs(&scenarios, args);
+    }
     let report = match args.on {
         MachineChoice::Simulation => {
             let workers = args.jobs.map_or_else(thread::parallelism, usize::from);
             suite::scenarios::run_simulated_on(&scenarios, &designs, workers)?
         }
-        MachineChoice::Kernel => {
-            let dir = args.dir.clone().unwrap_or_else(std::env::temp_dir);
-            run_on_linux(&scenarios, Path::new("/proc/self/exe"), &dir)?
-        }
-        MachineChoice::Guest => on_guests(&scenarios, args)?,
+        MachineChoice::Kernel => run_on_linux(&scenarios, Statements::OfLinux, Path::new(PROGRAM), &dir_of(args))?,
+        MachineChoice::Guest => run_on_guests(&scenarios, &guest_run(args), &exit::note).map_err(guest_error)?,
     };
     let terminal = std::io::stdout().is_terminal();
     let width = terminal_size::terminal_size().filter(|_| terminal).map_or(WIDTH, |(width, _)| usize::from(width.0));
@@ -195,6 +201,28 @@ fn run_scenarios(catalogue: &mut DesignCatalogue, args: &RunArgs) -> anyhow::Res
     Ok(ExitCode::SUCCESS)
 }
 
+/// Ranks the presets by how far a real kernel does what scenarios state for them.
+fn rank_designs(scenarios: &[Scenario], args: &RunArgs) -> anyhow::Result<ExitCode> {
+    let ranking = match args.on {
+        MachineChoice::Guest => {
+            rank_designs_on_guests(scenarios, &guest_run(args), &exit::note).map_err(guest_error)?
+        }
+        _ => linux::rank_designs(scenarios, Path::new(PROGRAM), &dir_of(args))?,
+    };
+    exit::print(&match args.format {
+        Format::Json => serde_json::to_string_pretty(&ranking)? + "\n",
+        _ => ranking.text(),
+    })?;
+    match ranking.told() {
+        true => Ok(ExitCode::SUCCESS),
+        false => Err(exit::CannotRun("no scenario could be run that tells designs apart".to_owned()).into()),
+    }
+}
+
+fn dir_of(args: &RunArgs) -> PathBuf {
+    args.dir.clone().unwrap_or_else(std::env::temp_dir)
+}
+
 /// Checks that what was given fits the machine.
 fn check_machine(args: &RunArgs) -> anyhow::Result<()> {
     match args.on {
@@ -213,12 +241,18 @@ fn check_machine(args: &RunArgs) -> anyhow::Result<()> {
         MachineChoice::Kernel | MachineChoice::Guest if args.design != "all" => {
             anyhow::bail!("--design {}: a real kernel is no design; leave --design or --on away", args.design);
         }
+        MachineChoice::Simulation if args.which_design => {
+            anyhow::bail!("--which-design asks what a real kernel does: it needs --on kernel or --on guest");
+        }
+        _ if args.which_design && matches!(args.format, Format::Junit) => {
+            anyhow::bail!("--which-design passes and fails nothing: it has no --format junit");
+        }
         _ => Ok(()),
     }
 }
 
-/// Runs scenarios on the kernels of guests.
-fn on_guests(scenarios: &[Scenario], args: &RunArgs) -> anyhow::Result<ScenarioReport> {
+/// What runs on guests.
+fn guest_run(args: &RunArgs) -> GuestRun {
     let kernels = match (&args.kernel, &args.modules) {
         (Some(image), Some(modules)) => GuestKernels::Own { image: image.clone(), modules: modules.clone() },
         _ => GuestKernels::Fetched,
@@ -234,14 +268,18 @@ fn on_guests(scenarios: &[Scenario], args: &RunArgs) -> anyhow::Result<ScenarioR
             file_systems.push(file_system);
         }
     }
-    let run = GuestRun { kernels, file_systems, program: PathBuf::from("/proc/self/exe") };
-    run_on_guests(scenarios, &run, &exit::note).map_err(|error| match error {
+    GuestRun { kernels, file_systems, program: PathBuf::from(PROGRAM) }
+}
+
+/// What the user gave is told as such; all else means that there is no guest.
+fn guest_error(error: GuestRunError) -> anyhow::Error {
+    match error {
         GuestRunError::Input(error) => (*error).into(),
         GuestRunError::Machine(error @ (MachineError::Input { .. } | MachineError::TooLarge(_))) => {
             anyhow::Error::new(error)
         }
         other => exit::CannotRun(other.to_string()).into(),
-    })
+    }
 }
 
 /// Whether a word names a file rather than a built-in scenario.

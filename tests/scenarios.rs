@@ -212,6 +212,22 @@ fn the_order_of_results_does_not_depend_on_how_many_run_at_once() {
 }
 
 #[test]
+fn only_a_real_kernel_is_ranked() {
+    let cases: [(&[&str], &str); 2] = [
+        (&["--which-design"], "needs --on kernel or --on guest"),
+        (&["--which-design", "--on", "guest", "--format", "junit"], "no --format junit"),
+    ];
+    for (args, what) in cases {
+        let run = scenario(&[&["run"], args].concat());
+        let stderr = String::from_utf8_lossy(&run.stderr).into_owned();
+        assert!(run.status.code() == Some(2) && stderr.contains(what), "{args:?}: {stderr}");
+    }
+    // A folder in which nothing can run.
+    let run = scenario(&["run", "K01", "--on", "kernel", "--which-design", "--dir", "/proc"]);
+    assert!(run.status.code() == Some(3) && stdout(&run).contains("not run: no temporary directory in /proc"));
+}
+
+#[test]
 fn a_wrong_script_exits_with_2_and_points() {
     let cases = [
         (GOOD.replace("unlock f", "unlok f"), "mine.scn:6:4", "unknown operation"),

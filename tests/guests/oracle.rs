@@ -68,6 +68,35 @@ fn what_linux_does_not_do_is_told() {
     assert!(code == 1 && out.contains("wrong.scn:7") && out.contains("EAGAIN"), "{code}: {out}{err}");
 }
 
+/// Scenarios in which designs differ without a call that Linux lacks.
+const TELL_DESIGNS_APART: [&str; 4] = ["S62a", "S62b", "S62c", "S65a"];
+
+/// A kernel behaves like the preset that was written from it.
+#[test]
+fn each_kernel_is_found_to_be_its_own_preset() {
+    if guest::machine(CURRENT, "kernels and designs").is_none() {
+        return;
+    }
+    let args = [&TELL_DESIGNS_APART[..], &["--which-design", "--file-system", "ext4", "--format", "json"]].concat();
+    let (code, out, err) = outcome(&run(&args));
+    if code == 3 && err.contains("error: no guest: ") {
+        guest::tell(&format!("kernels and designs: not run: {}", err.trim()));
+        return;
+    }
+    assert_eq!(code, 0, "{out}{err}");
+    let ranking: Value = serde_json::from_str(&out).unwrap();
+    let nearest = |kernel: &str| {
+        let found = ranking["kernels"].as_array().unwrap().iter().find(|ranked| {
+            let name = ranked["kernel"].as_str().unwrap();
+            name.starts_with(kernel) == (kernel == "6.12.")
+        });
+        let designs = found.unwrap_or_else(|| panic!("{kernel}: {out}"))["designs"].as_array().unwrap();
+        let agrees = |design: &&Value| design["differences"].as_array().unwrap().is_empty();
+        designs.iter().filter(agrees).map(|design| design["design"].as_str().unwrap()).collect::<Vec<_>>()
+    };
+    assert_eq!((nearest("newer"), nearest("6.12.")), (vec!["mainline"], vec!["mainline-6.12"]));
+}
+
 /// The kernel of a machine, as a user's own.
 fn own_kernel(dir: &Path) -> (String, String) {
     let shown = |path: &str| dir.join(path).to_str().unwrap().to_owned();

@@ -54,3 +54,29 @@ fn json_names_every_verdict_in_words() {
     assert_eq!(json["scenarios"][0]["cells"][0]["failure"]["line"], 7);
     assert_eq!(json["schema"], "daxlab-scenarios");
 }
+
+#[test]
+fn designs_are_ranked_by_what_differs_then_by_what_agrees() {
+    let ranking = KernelRanking::of("7.3.4 xfs", report());
+    let order: Vec<&str> = ranking.designs.iter().map(|ranked| ranked.design.as_str()).collect();
+    assert_eq!(order, ["odp", "mainline", "kara"], "n/a, as stated, agrees");
+    assert_eq!(ranking.nearest().count(), 2);
+    let kara = &ranking.designs[2];
+    assert_eq!((kara.agreed, kara.untold, kara.differences[0].line), (0, 0, 7));
+    let not_run = KernelRanking::not_run("6.12 xfs", "no QEMU".into());
+    let text = DesignRanking::new(vec![ranking, not_run]).text();
+    for part in ["7.3.4 xfs behaves most like odp, mainline", "no scenario that ran", "6.12 xfs: not run: no QEMU"] {
+        assert!(text.contains(part), "{part:?} in {text}");
+    }
+}
+
+#[test]
+fn what_did_not_run_counts_for_no_design() {
+    let mut report = report();
+    for cell in &mut report.scenarios[0].cells {
+        cell.verdict = CellVerdict::NotRun;
+    }
+    report.scenarios[0].cells[0].failure.as_mut().unwrap().got = "no verbs".to_owned();
+    let ranking = DesignRanking::new(vec![KernelRanking::of("7.3.4 xfs", report)]);
+    assert!(!ranking.told() && ranking.text() == "7.3.4 xfs: not run: no verbs\n", "{}", ranking.text());
+}

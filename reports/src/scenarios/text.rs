@@ -78,14 +78,19 @@ fn failure(out: &mut String, row: &ScenarioRow, cell: &ScenarioCell) {
 /// One row per scenario, one column per design.
 fn matrix(report: &ScenarioReport, width: usize) -> String {
     let mut table = Table::new();
-    let underlined = TableStyle::new().header_separator(LineStyle::none().fill('─').junction('─'));
-    table.load_style(underlined).set_content_arrangement(ContentArrangement::Dynamic);
+    underline(&mut table);
+    table.set_content_arrangement(ContentArrangement::Dynamic);
     table.set_width(u16::try_from(width).unwrap_or(u16::MAX));
     table.set_header(std::iter::once("scenario").chain(report.designs.iter().map(String::as_str)));
     for row in &report.scenarios {
         table.add_row(std::iter::once(row.id.clone()).chain(row.cells.iter().map(shown)));
     }
     table.trim_fmt()
+}
+
+/// Gives a table a line below its header, and no other.
+pub(super) fn underline(table: &mut Table) {
+    table.load_style(TableStyle::new().header_separator(LineStyle::none().fill('─').junction('─')));
 }
 
 /// The short text of a cell.

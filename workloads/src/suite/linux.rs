@@ -9,8 +9,8 @@ use std::rc::Rc;
 
 use crate::input::InputError;
 use emulator::sync::{Mutex, thread};
-use fs_sim::design::{Axes, LeaseRules, presets};
-use reports::scenarios::{ScenarioCell, ScenarioReport};
+use fs_sim::design::{Preset, further_presets, preset, presets};
+use reports::scenarios::{DesignRanking, KernelRanking, ScenarioCell, ScenarioReport};
 
 use crate::language::condition::{DesignSubject, LinuxSubject, kernel_version};
 use crate::language::{Action, Scenario};
@@ -22,37 +22,61 @@ use crate::suite::{run, scenarios};
 /// The most scenarios with passing time that run side by side.
 const SIDE_BY_SIDE: usize = 16;
 
-/// What conditions of scenarios see on the real kernel: no layout leases for users, and no
-/// long-term pins.
-pub fn subject() -> DesignSubject {
-    subject_on(LinuxSubject::default())
+/// The first version that waits for the held pages of a file at its end
+/// (`dax_break_layout_final`).
+const EVICTION_WAITS: (u32, u32) = (6, 15);
+
+/// What conditions of scenarios see on a real kernel: the preset that stands for it.
+fn subject(linux: LinuxSubject) -> DesignSubject {
+    let name = if linux.version < EVICTION_WAITS { "mainline-6.12" } else { "mainline" };
+    let axes = preset(name).expect("a preset").axes;
+    DesignSubject { name: "linux".to_owned(), axes, linux: Some(linux) }
 }
 
-/// The same of a certain Linux.
-fn subject_on(linux: LinuxSubject) -> DesignSubject {
-    let is_linux = |axes: &Axes| axes.lease_rules == LeaseRules::None;
-    let axes = presets().iter().map(|preset| preset.axes).find(is_linux);
-    DesignSubject { name: "linux".to_owned(), axes: axes.expect("a preset without layout leases"), linux: Some(linux) }
+/// What the real kernel is held against.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Statements {
+    /// What scenarios state for Linux, in one column.
+    OfLinux,
+    /// What they state for each preset, in a column each: which design does this kernel behave like?
+    OfPresets,
+}
+
+impl Statements {
+    /// The columns, for a certain Linux.
+    fn subjects(self, linux: &LinuxSubject) -> Vec<DesignSubject> {
+        let of = |preset: &Preset| {
+            let (name, axes) = (preset.name.to_owned(), preset.axes);
+            DesignSubject { name, axes, linux: Some(linux.clone()) }
+        };
+        match self {
+            Statements::OfLinux => vec![subject(linux.clone())],
+            Statements::OfPresets => presets().iter().chain(further_presets()).map(of).collect(),
+        }
+    }
 }
 
 /// Runs `scenarios` on the real kernel. `program` makes its processes; its files are in `dir`.
+/// Where several designs state the same, the scenario runs once for them.
 ///
 /// # Errors
 /// A scenario is not for Linux, states no outcome, or asks for the impossible.
-pub fn run_on_linux(scenarios: &[Scenario], program: &Path, dir: &Path) -> Result<ScenarioReport, InputError> {
-    let subject = subject();
-    for scenario in scenarios {
-        check(scenario)?;
-        run::check(scenario, std::slice::from_ref(&subject))?;
-    }
+pub fn run_on_linux(
+    scenarios: &[Scenario],
+    statements: Statements,
+    program: &Path,
+    dir: &Path,
+) -> Result<ScenarioReport, InputError> {
+    check(scenarios, statements)?;
     let config = LinuxConfig { program: PathBuf::from(program), dir: PathBuf::from(dir), break_time: None };
-    let mut cells: Vec<Option<Result<ScenarioCell, InputError>>> = scenarios.iter().map(|_| None).collect();
+    let mut cells: Vec<Option<Result<Vec<ScenarioCell>, InputError>>> = scenarios.iter().map(|_| None).collect();
     let (timed, plain): (Vec<usize>, Vec<usize>) = (0..scenarios.len()).partition(|n| time_passes(&scenarios[*n]));
     let host = Host::start(config.clone());
+    let columns = statements.subjects(&LinuxSubject::default()).into_iter().map(|subject| subject.name).collect();
     // Keeps other runs from shortening the break time while no break may time out.
     let long = LongBreakTime::hold();
     for n in plain {
-        cells[n] = Some(one(&scenarios[n], &host));
+        cells[n] = Some(row(&scenarios[n], statements, &host));
     }
     drop((host, long));
     if !timed.is_empty() {
@@ -63,33 +87,54 @@ pub fn run_on_linux(scenarios: &[Scenario], program: &Path, dir: &Path) -> Resul
         for group in timed.chunks(SIDE_BY_SIDE) {
             thread::scope(|scope| {
                 for n in group {
-                    let (config, done, done_here) = (config.clone(), &done, &done);
+                    let (config, done) = (config.clone(), &done);
                     let spawned = thread::try_spawn_scoped(scope, move || {
                         let host = Host::start(config);
-                        let cell = one(&scenarios[*n], &host);
-                        done.lock()[*n] = Some(cell);
+                        let row = row(&scenarios[*n], statements, &host);
+                        done.lock()[*n] = Some(row);
                     });
                     if let Err(error) = spawned {
                         let no_host = Err(Trouble::CannotRun(NoThread(error).to_string()));
-                        let cell = one(&scenarios[*n], &no_host);
-                        done_here.lock()[*n] = Some(cell);
+                        let row = row(&scenarios[*n], statements, &no_host);
+                        done.lock()[*n] = Some(row);
                     }
                 }
             });
         }
     }
-    let mut report = ScenarioReport::new("the real kernel", vec![subject.name]);
-    for (scenario, cell) in scenarios.iter().zip(cells.into_iter().flatten()) {
-        report.scenarios.push(scenarios::row(scenario, vec![cell?]));
+    let mut report = ScenarioReport::new("the real kernel", columns);
+    for (scenario, cells) in scenarios.iter().zip(cells.into_iter().flatten()) {
+        report.scenarios.push(scenarios::row(scenario, cells?));
     }
     Ok(report)
 }
 
-/// Checks that a scenario is for a real Linux.
+/// Runs `scenarios` as [`run_on_linux`], against what they state for each preset, and ranks the
+/// presets.
 ///
 /// # Errors
-/// It does not say so.
-pub(super) fn check(scenario: &Scenario) -> Result<(), InputError> {
+/// As [`run_on_linux`].
+pub fn rank_designs(scenarios: &[Scenario], program: &Path, dir: &Path) -> Result<DesignRanking, InputError> {
+    let report = run_on_linux(scenarios, Statements::OfPresets, program, dir)?;
+    let release = rustix::system::uname().release().to_string_lossy().into_owned();
+    Ok(DesignRanking::new(vec![KernelRanking::of(&release, report)]))
+}
+
+/// Checks that scenarios are for a real Linux, and state an outcome for each step.
+///
+/// # Errors
+/// One does not say so, or states none or two.
+pub(super) fn check(scenarios: &[Scenario], statements: Statements) -> Result<(), InputError> {
+    let old = LinuxSubject::default();
+    let new = LinuxSubject { version: EVICTION_WAITS, ..LinuxSubject::default() };
+    let subjects: Vec<DesignSubject> = [old, new].iter().flat_map(|linux| statements.subjects(linux)).collect();
+    scenarios.iter().try_for_each(|scenario| {
+        check_for_linux(scenario)?;
+        run::check(scenario, &subjects)
+    })
+}
+
+fn check_for_linux(scenario: &Scenario) -> Result<(), InputError> {
     if scenario.setup.linux {
         return Ok(());
     }
@@ -99,18 +144,36 @@ pub(super) fn check(scenario: &Scenario) -> Result<(), InputError> {
         .help("a scenario says so by the line `linux`, and then uses only what docs/scenarios.md marks"))
 }
 
-fn one(scenario: &Scenario, host: &Result<Rc<Host>, Trouble>) -> Result<ScenarioCell, InputError> {
+/// A scenario's cells, one for each column.
+fn row(
+    scenario: &Scenario,
+    statements: Statements,
+    host: &Result<Rc<Host>, Trouble>,
+) -> Result<Vec<ScenarioCell>, InputError> {
     let release = rustix::system::uname().release().to_string_lossy().into_owned();
     let linux = LinuxSubject {
         file_system: host.as_ref().map_or(String::new(), |host| host.file_system().name.clone()),
         version: kernel_version(&release).unwrap_or_default(),
     };
-    let subject = subject_on(linux);
-    let machine = match host {
-        Ok(host) => LinuxMachine::new(host, &scenario.setup, &programs(scenario)),
-        Err(trouble) => Err(trouble.clone()),
-    };
-    scenarios::cell(scenario, &subject, machine.map(|machine| Box::new(machine) as Box<dyn Machine>))
+    let mut cells: Vec<ScenarioCell> = Vec::new();
+    let mut stated = Vec::new();
+    for subject in statements.subjects(&linux) {
+        let statements = run::statements(scenario, &subject)?;
+        let same = stated.iter().position(|earlier| *earlier == statements);
+        cells.push(match same {
+            Some(n) => ScenarioCell { design: subject.name, ..cells[n].clone() },
+            None => {
+                let machine = match host {
+                    Ok(host) => LinuxMachine::new(host, &scenario.setup, &programs(scenario)),
+                    Err(trouble) => Err(trouble.clone()),
+                };
+                let machine = machine.map(|machine| Box::new(machine) as Box<dyn Machine>);
+                scenarios::cell(scenario, &subject, machine)?
+            }
+        });
+        stated.push(statements);
+    }
+    Ok(cells)
 }
 
 fn time_passes(scenario: &Scenario) -> bool {

@@ -86,8 +86,36 @@ fn check_one(scenario: &Scenario, subject: &DesignSubject) -> Result<(), InputEr
     }
 }
 
+/// What a scenario states for a step.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Statement<'s> {
+    /// Where the step stands, in bytes.
+    at: usize,
+    outcome: &'s str,
+    ends: bool,
+}
+
+/// What a scenario does, and states of it, under a design. Designs that it states the same for
+/// need only one run on a machine that is no design.
+///
+/// # Errors
+/// As [`check`].
+pub fn statements<'s>(scenario: &'s Scenario, subject: &DesignSubject) -> Result<Vec<Statement<'s>>, InputError> {
+    check_one(scenario, subject)?;
+    let steps = scenario.steps.iter().filter(|step| applies(step, subject));
+    let statement = |step: &'s Step| {
+        let Alternative { outcome, ends, .. } = stated(scenario, step, subject)?;
+        Ok(Statement { at: step.span.start, outcome, ends: *ends })
+    };
+    steps.map(statement).collect()
+}
+
+fn applies(step: &Step, subject: &DesignSubject) -> bool {
+    step.guard.as_ref().is_none_or(|guard| guard.holds(subject))
+}
+
 fn applicable<'s>(scenario: &'s Scenario, subject: &'s DesignSubject) -> impl Iterator<Item = &'s Step> {
-    scenario.steps.iter().filter(|step| step.guard.as_ref().is_none_or(|guard| guard.holds(subject)))
+    scenario.steps.iter().filter(|step| applies(step, subject))
 }
 
 /// The one outcome that is stated for a design.

@@ -3,14 +3,15 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that can't go on ends")]
 
-use fs_sim::design::presets;
+use fs_sim::design::{Preset, further_presets, presets};
 
 use crate::input::designs::DesignCatalogue;
 use crate::input::{InputError, Source};
 use reports::scenarios::{CellVerdict, ScenarioReport};
 
 use crate::language::Scenario;
-use crate::suite::scenarios;
+use crate::language::condition::{DesignSubject, LinuxSubject};
+use crate::suite::{run, scenarios};
 
 fn parse(text: &str) -> Result<Scenario, InputError> {
     Scenario::parse(&Source::new("test.scn", text), &["unsafe", "mainline", "odp", "kara"])
@@ -37,6 +38,27 @@ fn wrong(text: &str, line: usize, column: usize, title: &str) {
 fn wrong_body(body: &str, column: usize, title: &str) {
     // The last line of the body is wrong.
     wrong(&with_body(body), 2 + body.lines().count(), column, title);
+}
+
+/// A kernel that is held against every preset needs one outcome for each, whatever Linux it is.
+#[test]
+fn scenarios_for_linux_state_one_outcome_for_every_preset_on_every_linux() {
+    let names: Vec<&str> = presets().iter().chain(further_presets()).map(|preset| preset.name).collect();
+    let all = scenarios::built_in(&names).unwrap();
+    let mut checked = 0;
+    for scenario in all.iter().filter(|scenario| scenario.setup.linux) {
+        for (file_system, version) in [("xfs", (7, 3)), ("ext4", (7, 3)), ("xfs", (6, 12)), ("ext4", (6, 12))] {
+            let linux = LinuxSubject { file_system: file_system.to_owned(), version };
+            let subject = |preset: &Preset| {
+                let (name, axes) = (preset.name.to_owned(), preset.axes);
+                DesignSubject { name, axes, linux: Some(linux.clone()) }
+            };
+            let subjects: Vec<DesignSubject> = presets().iter().chain(further_presets()).map(subject).collect();
+            run::check(scenario, &subjects).unwrap_or_else(|error| panic!("{file_system} {version:?}: {error}"));
+            checked += subjects.len();
+        }
+    }
+    assert!(checked > 1000, "{checked}");
 }
 
 #[test]

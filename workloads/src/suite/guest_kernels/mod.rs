@@ -18,12 +18,13 @@ use emulator::sync::{Mutex, thread};
 use guests::packages::{self, CURRENT, LINUX_BACKPORTS, LINUX_STABLE, Package, PackagesError};
 pub use guests::vm::MachineError;
 use guests::vm::{GuestError, GuestMachine, LinuxGuest};
-use reports::scenarios::{CellFailure, CellVerdict, ScenarioCell, ScenarioReport};
+use reports::scenarios::{CellFailure, CellVerdict, DesignRanking, KernelRanking, ScenarioCell, ScenarioReport};
 use serde::Deserialize;
 
 use crate::input::InputError;
 use crate::language::Scenario;
-use crate::suite::{linux, run, scenarios};
+use crate::suite::linux::{self, Statements};
+use crate::suite::scenarios;
 
 use program_disk::ProgramDisk;
 
@@ -119,15 +120,27 @@ struct GuestCase<'a> {
 
 /// What a guest reported, or why it did not.
 struct CaseResult {
-    /// The column of the report: kernel and file system.
+    /// Kernel and file system.
     name: String,
-    cells: Result<BTreeMap<String, ScenarioCell>, String>,
+    report: Result<ScenarioReport, String>,
 }
 
 /// What `scenario run --format json` prints, as far as it is read here.
 #[derive(Deserialize)]
 struct GuestReport {
+    designs: Vec<String>,
     scenarios: Vec<GuestRow>,
+}
+
+/// What it prints with `--which-design`.
+#[derive(Deserialize)]
+struct GuestRanking {
+    kernels: Vec<GuestKernel>,
+}
+
+#[derive(Deserialize)]
+struct GuestKernel {
+    report: GuestReport,
 }
 
 #[derive(Deserialize)]
@@ -146,11 +159,35 @@ pub fn run_on_guests(
     what: &GuestRun,
     tell: &(dyn Fn(&str) + Sync),
 ) -> Result<ScenarioReport, GuestRunError> {
-    let subject = linux::subject();
-    for scenario in scenarios {
-        linux::check(scenario).map_err(Box::new)?;
-        run::check(scenario, std::slice::from_ref(&subject)).map_err(Box::new)?;
-    }
+    Ok(report(scenarios, results(scenarios, Statements::OfLinux, what, tell)?))
+}
+
+/// Runs `scenarios` on guests' kernels against what they state for each preset, and ranks the
+/// presets for each kernel and file system.
+///
+/// # Errors
+/// [`GuestRunError`]: nothing ran.
+pub fn rank_designs_on_guests(
+    scenarios: &[Scenario],
+    what: &GuestRun,
+    tell: &(dyn Fn(&str) + Sync),
+) -> Result<DesignRanking, GuestRunError> {
+    let results = results(scenarios, Statements::OfPresets, what, tell)?;
+    let ranking = |result: CaseResult| match result.report {
+        Ok(report) => KernelRanking::of(&result.name, report),
+        Err(why) => KernelRanking::not_run(&result.name, why),
+    };
+    Ok(DesignRanking::new(results.into_iter().map(ranking).collect()))
+}
+
+/// One report for each kernel and file system.
+fn results(
+    scenarios: &[Scenario],
+    statements: Statements,
+    what: &GuestRun,
+    tell: &(dyn Fn(&str) + Sync),
+) -> Result<Vec<CaseResult>, GuestRunError> {
+    linux::check(scenarios, statements).map_err(Box::new)?;
     let work = tempfile::Builder::new().prefix("daxlab-guests-").tempdir()?;
     let machines = machines(&what.kernels, work.path(), tell)?;
     let disk = work.path().join("program.ext4");
@@ -167,7 +204,7 @@ pub fn run_on_guests(
         loop {
             let n = next.fetch_add(1, Ordering::Relaxed);
             let Some(case) = cases.get(n) else { return };
-            let result = case.run(n, work.path(), &disk, scenarios, tell);
+            let result = case.run(n, (work.path(), &disk), (scenarios, statements), tell);
             done.lock()[n] = Some(result);
         }
     };
@@ -180,8 +217,8 @@ pub fn run_on_guests(
         }
         boot_cases();
     });
-    let results: Vec<CaseResult> = std::mem::take(&mut *done.lock()).into_iter().flatten().collect();
-    Ok(report(scenarios, results))
+    let results = std::mem::take(&mut *done.lock()).into_iter().flatten().collect();
+    Ok(results)
 }
 
 /// The machines whose kernels run the scenarios.
@@ -226,30 +263,29 @@ impl GuestCase<'_> {
     fn run(
         &self,
         number: usize,
-        work: &Path,
-        disk: &Path,
-        scenarios: &[Scenario],
+        (work, disk): (&Path, &Path),
+        (scenarios, statements): (&[Scenario], Statements),
         tell: &(dyn Fn(&str) + Sync),
     ) -> CaseResult {
         let mut name = format!("{} {}", self.machine.versions(), self.file_system.name());
         tell(&format!("booting {name}"));
         let pmem = work.join(format!("pmem{number}"));
-        let cells = self.cells(&pmem, disk, scenarios, &mut name);
-        if let Err(why) = &cells {
+        let report = self.report(&pmem, disk, (scenarios, statements), &mut name);
+        if let Err(why) = &report {
             tell(&format!("{name}: {why}"));
         }
         // Its guest has ended; the next one needs the room.
         let _ = std::fs::remove_file(&pmem);
-        CaseResult { name, cells }
+        CaseResult { name, report }
     }
 
-    fn cells(
+    fn report(
         &self,
         pmem: &Path,
         disk: &Path,
-        scenarios: &[Scenario],
+        (scenarios, statements): (&[Scenario], Statements),
         name: &mut String,
-    ) -> Result<BTreeMap<String, ScenarioCell>, String> {
+    ) -> Result<ScenarioReport, String> {
         let made = std::fs::File::create_new(pmem).and_then(|file| file.set_len(PMEM));
         made.map_err(|error| format!("{}: {error}", pmem.display()))?;
         let shown = |why: GuestError| why.to_string();
@@ -265,31 +301,45 @@ impl GuestCase<'_> {
                 return Err(format!("preparing ended with {status}: {}\n{}", prepared.text.trim(), guest.shown()));
             }
         }
-        let mut cells = BTreeMap::new();
+        let mut rows = BTreeMap::new();
+        let mut designs = Vec::new();
         let mut again: Vec<usize> = (0..scenarios.len()).collect();
         for _ in 0..ATTEMPTS {
-            cells.extend(reported(&mut guest, &again)?);
+            let report = reported(&mut guest, &again, statements)?;
+            designs = report.designs;
+            rows.extend(report.scenarios.into_iter().map(|row| (row.id, row.cells)));
             // The guest was too busy to tell; nothing was found against it.
             let unclear = |cell: &ScenarioCell| cell.verdict == CellVerdict::Inconclusive;
-            again.retain(|number| cells.get(&scenarios[*number].id).is_some_and(unclear));
+            again.retain(|number| rows.get(&scenarios[*number].id).is_some_and(|cells| cells.iter().any(unclear)));
             if again.is_empty() {
                 break;
             }
         }
-        Ok(cells)
+        let mut report = ScenarioReport::new("a guest's kernel", designs);
+        for scenario in scenarios {
+            let unreported = || not_run(&report.designs, "the guest reported nothing of it");
+            let cells = rows.remove(&scenario.id).unwrap_or_else(unreported);
+            report.scenarios.push(scenarios::row(scenario, cells));
+        }
+        Ok(report)
     }
 }
 
 /// Runs the scenarios with these numbers in a guest, and reads what it reports.
-fn reported(guest: &mut LinuxGuest, scenarios: &[usize]) -> Result<Vec<(String, ScenarioCell)>, String> {
-    let output = guest.try_run(&program_disk::run_script(scenarios), RUN_LIMIT).map_err(|why| why.to_string())?;
+fn reported(guest: &mut LinuxGuest, scenarios: &[usize], statements: Statements) -> Result<GuestReport, String> {
+    let script = program_disk::run_script(scenarios, statements);
+    let output = guest.try_run(&script, RUN_LIMIT).map_err(|why| why.to_string())?;
     let start = output.text.find('{').unwrap_or(output.text.len());
     // What the program said on stderr stands behind it.
-    let first = serde_json::Deserializer::from_str(&output.text[start..]).into_iter::<GuestReport>().next();
-    let report = first
-        .and_then(Result::ok)
-        .ok_or_else(|| format!("the program in the guest ended with {}: {}", output.status, output.text.trim()))?;
-    Ok(report.scenarios.into_iter().filter_map(|row| Some((row.id, row.cells.into_iter().next()?))).collect())
+    let mut printed = serde_json::Deserializer::from_str(&output.text[start..]);
+    let report = match statements {
+        Statements::OfLinux => GuestReport::deserialize(&mut printed).ok(),
+        Statements::OfPresets => {
+            let ranking = GuestRanking::deserialize(&mut printed).ok();
+            ranking.and_then(|ranking| ranking.kernels.into_iter().next()).map(|kernel| kernel.report)
+        }
+    };
+    report.ok_or_else(|| format!("the program in the guest ended with {}: {}", output.status, output.text.trim()))
 }
 
 /// Makes and mounts a file system in a guest, and the disk with this program: a shell script. With
@@ -308,27 +358,30 @@ fn prepare(file_system: DaxFileSystem) -> String {
     )
 }
 
-/// The report of all guests. A guest that did not run has its reason in every cell.
+/// The report of all guests, a column each. A guest that did not run has its reason in every cell.
 fn report(scenarios: &[Scenario], results: Vec<CaseResult>) -> ScenarioReport {
     let names: Vec<String> = results.iter().map(|result| result.name.clone()).collect();
-    let mut report = ScenarioReport::new("guests' kernels", names);
-    for scenario in scenarios {
-        let cells = results.iter().map(|result| {
-            let not_run = |why: String| ScenarioCell {
-                design: result.name.clone(),
-                verdict: CellVerdict::NotRun,
-                outcome: String::new(),
-                failure: Some(CellFailure { got: why, ..CellFailure::default() }),
+    let mut all = ScenarioReport::new("guests' kernels", names);
+    for (n, scenario) in scenarios.iter().enumerate() {
+        let cell = |result: &CaseResult| {
+            let cells = match &result.report {
+                Err(why) => not_run(std::slice::from_ref(&result.name), why),
+                Ok(report) => report.scenarios[n].cells.clone(),
             };
-            match &result.cells {
-                Err(why) => not_run(why.clone()),
-                Ok(cells) => match cells.get(&scenario.id) {
-                    Some(cell) => ScenarioCell { design: result.name.clone(), ..cell.clone() },
-                    None => not_run("the guest reported nothing of it".to_owned()),
-                },
-            }
-        });
-        report.scenarios.push(scenarios::row(scenario, cells.collect()));
+            cells.into_iter().next().map(|cell| ScenarioCell { design: result.name.clone(), ..cell })
+        };
+        all.scenarios.push(scenarios::row(scenario, results.iter().filter_map(cell).collect()));
     }
-    report
+    all
+}
+
+/// A cell for each column, of a scenario that did not run.
+fn not_run(columns: &[String], why: &str) -> Vec<ScenarioCell> {
+    let cell = |design: &String| ScenarioCell {
+        design: design.clone(),
+        verdict: CellVerdict::NotRun,
+        outcome: String::new(),
+        failure: Some(CellFailure { got: why.to_owned(), ..CellFailure::default() }),
+    };
+    columns.iter().map(cell).collect()
 }

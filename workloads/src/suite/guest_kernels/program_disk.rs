@@ -10,6 +10,7 @@ use std::process::{Command, Stdio};
 use guests::vm::GuestMachine;
 
 use crate::language::Scenario;
+use crate::suite::linux::Statements;
 
 /// The folders on the disk over which something of the guest is mounted.
 const MOUNTED: [&str; 5] = ["dev", "proc", "sys", "tmp", "mnt"];
@@ -90,10 +91,11 @@ pub(super) fn mount_script(failed: i32) -> String {
 }
 
 /// Runs the scenarios with these numbers of the disk in a guest, as JSON: a shell script.
-pub(super) fn run_script(scenarios: &[usize]) -> String {
+pub(super) fn run_script(scenarios: &[usize], statements: Statements) -> String {
+    let ranked = if statements == Statements::OfPresets { " --which-design" } else { "" };
     let files: String = scenarios.iter().map(|number| format!(" /{}", file(*number))).collect();
     format!(
-        "LD_LIBRARY_PATH=/lib64 chroot /program /daxlab scenario run --on kernel --dir /mnt --format json{files} 2>/tmp/said
+        "LD_LIBRARY_PATH=/lib64 chroot /program /daxlab scenario run --on kernel --dir /mnt --format json{ranked}{files} 2>/tmp/said
         status=$?
         test $status -lt 2 || cat /tmp/said
         exit $status"
