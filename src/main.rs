@@ -7,10 +7,12 @@
 mod ctl;
 mod designs;
 mod exit;
+mod guest_args;
 mod limits;
 mod numbers;
 mod progress;
 mod race;
+mod random;
 mod scenario;
 mod serve;
 

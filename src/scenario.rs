@@ -6,20 +6,18 @@ use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::{Args, Subcommand, ValueEnum, ValueHint};
+use clap::{Args, Subcommand, ValueEnum};
 use emulator::sync::thread;
 use reports::scenarios::{self, CellVerdict};
 use workloads::input::designs::{DesignCatalogue, DesignEntry};
 use workloads::input::{InputError, Source};
 use workloads::language::Scenario;
 use workloads::suite;
-use workloads::suite::guest_kernels::{
-    DaxFileSystem, GuestKernels, GuestRun, GuestRunError, MachineError, rank_designs_on_guests, run_on_guests,
-};
+use workloads::suite::guest_kernels::{rank_designs_on_guests, run_on_guests};
 use workloads::suite::linux::{self, Statements, run_on_linux};
 
-use crate::exit;
-use crate::numbers;
+use crate::guest_args::{GuestArgs, PROGRAM, dir_of, guest_error, guest_run};
+use crate::{exit, numbers, random};
 
 /// Run scenarios under every design and hold their outcomes against the stated ones
 #[derive(Debug, Args)]
@@ -40,6 +38,9 @@ enum ScenarioCommand {
     },
     /// Run built-in scenarios (without arguments: all), or files of your own
     Run(RunArgs),
+    /// Make random sequences of operations on a real kernel and in the simulation, which must come
+    /// to the same
+    Random(random::RandomArgs),
 }
 
 #[derive(Debug, Args)]
@@ -58,15 +59,8 @@ struct RunArgs {
     /// the system's]
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
-    /// With `--on guest`: this kernel instead of Debian's (bzImage); it needs --modules
-    #[arg(long, value_name = "IMAGE", requires = "modules", value_hint = ValueHint::FilePath)]
-    kernel: Option<PathBuf>,
-    /// With `--kernel`: the folder below which its modules lie
-    #[arg(long, value_name = "DIR", requires = "kernel", value_hint = ValueHint::DirPath)]
-    modules: Option<PathBuf>,
-    /// With `--on guest`: the file systems, each booted with each kernel [default: xfs,ext4]
-    #[arg(long, value_name = "FS,…", value_enum, value_delimiter = ',')]
-    file_system: Vec<FileSystemChoice>,
+    #[command(flatten)]
+    guest: GuestArgs,
     /// With `--on kernel` or `guest`: hold the kernel against what the scenarios state for each
     /// preset, and rank the presets by agreement
     #[arg(long)]
@@ -90,14 +84,6 @@ enum MachineChoice {
     Guest,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum FileSystemChoice {
-    /// XFS mounted with dax=always
-    Xfs,
-    /// ext4 mounted with dax=always
-    Ext4,
-}
-
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Format {
     /// One line a scenario, then a matrix
@@ -108,8 +94,6 @@ enum Format {
     Junit,
 }
 
-/// This program, which makes the processes of scenarios on a real kernel.
-const PROGRAM: &str = "/proc/self/exe";
 /// The most scenarios that run at once. Each has a device and some threads.
 const JOBS_MAX: u16 = 256;
 /// The widest matrix printed where the terminal's width is unknown.
@@ -136,6 +120,7 @@ pub(crate) fn run(args: ScenarioArgs) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         ScenarioCommand::Run(args) => run_scenarios(&mut catalogue, &args),
+        ScenarioCommand::Random(args) => random::run(&args),
     }
 }
 
@@ -172,8 +157,10 @@ fn run_scenarios(catalogue: &mut DesignCatalogue, args: &RunArgs) -> anyhow::Res
             let workers = args.jobs.map_or_else(thread::parallelism, usize::from);
             suite::scenarios::run_simulated_on(&scenarios, &designs, workers)?
         }
-        MachineChoice::Kernel => run_on_linux(&scenarios, Statements::OfLinux, Path::new(PROGRAM), &dir_of(args))?,
-        MachineChoice::Guest => run_on_guests(&scenarios, &guest_run(args), &exit::note).map_err(guest_error)?,
+        MachineChoice::Kernel => {
+            run_on_linux(&scenarios, Statements::OfLinux, Path::new(PROGRAM), &dir_of(args.dir.as_ref()))?
+        }
+        MachineChoice::Guest => run_on_guests(&scenarios, &guest_run(&args.guest), &exit::note).map_err(guest_error)?,
     };
     let terminal = std::io::stdout().is_terminal();
     let width = terminal_size::terminal_size().filter(|_| terminal).map_or(WIDTH, |(width, _)| usize::from(width.0));
@@ -205,9 +192,9 @@ fn run_scenarios(catalogue: &mut DesignCatalogue, args: &RunArgs) -> anyhow::Res
 fn rank_designs(scenarios: &[Scenario], args: &RunArgs) -> anyhow::Result<ExitCode> {
     let ranking = match args.on {
         MachineChoice::Guest => {
-            rank_designs_on_guests(scenarios, &guest_run(args), &exit::note).map_err(guest_error)?
+            rank_designs_on_guests(scenarios, &guest_run(&args.guest), &exit::note).map_err(guest_error)?
         }
-        _ => linux::rank_designs(scenarios, Path::new(PROGRAM), &dir_of(args))?,
+        _ => linux::rank_designs(scenarios, Path::new(PROGRAM), &dir_of(args.dir.as_ref()))?,
     };
     exit::print(&match args.format {
         Format::Json => serde_json::to_string_pretty(&ranking)? + "\n",
@@ -219,20 +206,16 @@ fn rank_designs(scenarios: &[Scenario], args: &RunArgs) -> anyhow::Result<ExitCo
     }
 }
 
-fn dir_of(args: &RunArgs) -> PathBuf {
-    args.dir.clone().unwrap_or_else(std::env::temp_dir)
-}
-
 /// Checks that what was given fits the machine.
 fn check_machine(args: &RunArgs) -> anyhow::Result<()> {
     match args.on {
         MachineChoice::Simulation | MachineChoice::Guest if args.dir.is_some() => {
             anyhow::bail!("--dir is where files of this machine's own kernel go: it needs --on kernel");
         }
-        MachineChoice::Simulation | MachineChoice::Kernel if args.kernel.is_some() => {
+        MachineChoice::Simulation | MachineChoice::Kernel if args.guest.kernel.is_some() => {
             anyhow::bail!("--kernel is what a guest boots: it needs --on guest");
         }
-        MachineChoice::Simulation | MachineChoice::Kernel if !args.file_system.is_empty() => {
+        MachineChoice::Simulation | MachineChoice::Kernel if !args.guest.file_system.is_empty() => {
             anyhow::bail!("--file-system is what a guest mounts: it needs --on guest");
         }
         MachineChoice::Kernel | MachineChoice::Guest if args.jobs.is_some() => {
@@ -248,37 +231,6 @@ fn check_machine(args: &RunArgs) -> anyhow::Result<()> {
             anyhow::bail!("--which-design passes and fails nothing: it has no --format junit");
         }
         _ => Ok(()),
-    }
-}
-
-/// What runs on guests.
-fn guest_run(args: &RunArgs) -> GuestRun {
-    let kernels = match (&args.kernel, &args.modules) {
-        (Some(image), Some(modules)) => GuestKernels::Own { image: image.clone(), modules: modules.clone() },
-        _ => GuestKernels::Fetched,
-    };
-    let mut file_systems: Vec<DaxFileSystem> = Vec::new();
-    let chosen = if args.file_system.is_empty() { FileSystemChoice::value_variants() } else { &args.file_system };
-    for file_system in chosen {
-        let file_system = match file_system {
-            FileSystemChoice::Xfs => DaxFileSystem::Xfs,
-            FileSystemChoice::Ext4 => DaxFileSystem::Ext4,
-        };
-        if !file_systems.contains(&file_system) {
-            file_systems.push(file_system);
-        }
-    }
-    GuestRun { kernels, file_systems, program: PathBuf::from(PROGRAM) }
-}
-
-/// What the user gave is told as such; all else means that there is no guest.
-fn guest_error(error: GuestRunError) -> anyhow::Error {
-    match error {
-        GuestRunError::Input(error) => (*error).into(),
-        GuestRunError::Machine(error @ (MachineError::Input { .. } | MachineError::TooLarge(_))) => {
-            anyhow::Error::new(error)
-        }
-        other => exit::CannotRun(other.to_string()).into(),
     }
 }
 

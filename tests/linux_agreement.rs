@@ -7,7 +7,7 @@
 
 use std::path::PathBuf;
 
-use workloads::input::designs::DesignCatalogue;
+use fs_sim::design::preset;
 use workloads::machines::linux::LinuxConfig;
 use workloads::race::StopFlag;
 use workloads::suite::agreement::{self, AgreementConfig, AgreementReport};
@@ -17,10 +17,7 @@ fn config(sequences: u64, seed: u64, dir: PathBuf) -> AgreementConfig {
         sequences,
         seed,
         linux: LinuxConfig { program: PathBuf::from(env!("CARGO_BIN_EXE_daxlab")), dir, ..LinuxConfig::new() },
-        axes: DesignCatalogue::default()
-            .find("mainline")
-            .map(|entry| entry.design.axes)
-            .unwrap_or_else(|| panic!("a preset")),
+        axes: preset("mainline").map(|preset| preset.axes),
     }
 }
 

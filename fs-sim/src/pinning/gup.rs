@@ -135,9 +135,39 @@ pub(crate) fn pin_short(
     range: BlockRange,
     task: Option<&Task>,
 ) -> Result<ShortPins, Errno> {
+    pin_short_as(kernel, inode, range, task, |piece| piece)
+}
+
+/// As [`pin_short`], of what a mapping shows to who only reads: an unwritten block counts as a
+/// hole. There a read fault of Linux maps the page of zeros (`dax_load_hole`), not the device's.
+pub(crate) fn pin_short_for_reading(
+    kernel: &Arc<Kernel>,
+    inode: &Inode,
+    range: BlockRange,
+    task: Option<&Task>,
+) -> Result<ShortPins, Errno> {
+    pin_short_as(kernel, inode, range, task, |piece| match piece {
+        Piece::Mapped(extent) if extent.state == ExtentState::Unwritten => {
+            let BlockRange { start, end } = extent.range();
+            Piece::Hole { file_block: start, len: end - start }
+        }
+        piece => piece,
+    })
+}
+
+fn pin_short_as(
+    kernel: &Arc<Kernel>,
+    inode: &Inode,
+    range: BlockRange,
+    task: Option<&Task>,
+    seen_as: fn(Piece) -> Piece,
+) -> Result<ShortPins, Errno> {
     loop {
         let reopenings = inode.turn.reopenings();
-        let seen = MapSeen::now(kernel, inode, range);
+        let mut seen = MapSeen::now(kernel, inode, range);
+        for piece in &mut seen.pieces {
+            *piece = seen_as(*piece);
+        }
         race_point!("gup: map read, not pinned");
         match pin_pieces(kernel, &seen.pieces, PinKind::Short, || seen.holds(kernel, inode)) {
             Ok(pins) => {

@@ -12,17 +12,19 @@ use crate::base::units::BLOCK;
 use crate::extent_map::Layout;
 use crate::extent_map::lookup::is_writable;
 use crate::holders::in_flight_io::{HeldFor, HeldPlace, HeldRun};
+use crate::holders::short_pins::ShortPins;
 use crate::layout_change::changes::allocate::{AllocationCause, clean_unwritten, fault_in};
 use crate::pinning::dma::store_short;
-use crate::pinning::gup::{FileBehind, pin_short, unpin_short};
+use crate::pinning::gup::{FileBehind, pin_short, pin_short_for_reading, unpin_short};
 use crate::vfs::inode::Inode;
+use crate::vfs::kernel::Kernel;
 use crate::vfs::memory_file::MemoryFile;
 use crate::vfs::open_file::Description;
 use crate::vfs::private_pages::PrivatePages;
 use crate::vfs::task::Task;
 
-/// The pages of `len` bytes at `offset` of a file, for reading from them. Holes have no page to
-/// pin, and read as zeros.
+/// The pages of `len` bytes at `offset` of a file, for reading from them. Holes and unwritten blocks
+/// have no page to pin, and read as zeros.
 ///
 /// # Errors
 /// EFAULT beyond the page that holds the last byte of the file, or if the device is gone; ENOMEM,
@@ -34,9 +36,22 @@ pub(crate) fn hold_file(
     len: u64,
     held_for: HeldFor,
 ) -> Result<HeldRun, Errno> {
+    hold_pages(task, inode, (offset, len), held_for, pin_short_for_reading)
+}
+
+/// How pages are pinned for one access.
+type PinShort = fn(&Arc<Kernel>, &Inode, BlockRange, Option<&Task>) -> Result<ShortPins, Errno>;
+
+fn hold_pages(
+    task: &Task,
+    inode: &Arc<Inode>,
+    (offset, len): (u64, u64),
+    held_for: HeldFor,
+    pin: PinShort,
+) -> Result<HeldRun, Errno> {
     let kernel = task.kernel();
     kernel.device_there().map_err(|_| Errno::EFAULT)?;
-    let pins = pin_short(kernel, inode, BlockRange::of_bytes(offset, len), Some(task))?;
+    let pins = pin(kernel, inode, BlockRange::of_bytes(offset, len), Some(task))?;
     if offset + len > pins.size.next_multiple_of(BLOCK) {
         unpin_short(kernel, pins);
         return Err(Errno::EFAULT);
@@ -90,7 +105,8 @@ pub(crate) fn hold_device(
 ) -> Result<(), Errno> {
     loop {
         let file = FileBehind::find(task, offset).map_err(|_| Errno::EFAULT)?;
-        let run = hold_file(task, &file.inode, file.at, len, held_for)?;
+        // A mapping of the device shows the block, written or not.
+        let run = hold_pages(task, &file.inode, (file.at, len), held_for, pin_short)?;
         let range = BlockRange::of_bytes(file.at, len);
         let page = offset / BLOCK;
         if matches!(&run.place, HeldPlace::File { pins, .. } if FileBehind::is_alone_on(&pins.pieces, range, page)) {

@@ -27,7 +27,7 @@ const SIDE_BY_SIDE: usize = 16;
 const EVICTION_WAITS: (u32, u32) = (6, 15);
 
 /// What conditions of scenarios see on a real kernel: the preset that stands for it.
-fn subject(linux: LinuxSubject) -> DesignSubject {
+pub(super) fn subject(linux: LinuxSubject) -> DesignSubject {
     let name = if linux.version < EVICTION_WAITS { "mainline-6.12" } else { "mainline" };
     let axes = preset(name).expect("a preset").axes;
     DesignSubject { name: "linux".to_owned(), axes, linux: Some(linux) }
@@ -38,7 +38,8 @@ fn subject(linux: LinuxSubject) -> DesignSubject {
 pub enum Statements {
     /// What scenarios state for Linux, in one column.
     OfLinux,
-    /// What they state for each preset, in a column each: which design does this kernel behave like?
+    /// What they state for each preset, in a column each: which design does this kernel behave
+    /// like?
     OfPresets,
 }
 
@@ -116,8 +117,7 @@ pub fn run_on_linux(
 /// As [`run_on_linux`].
 pub fn rank_designs(scenarios: &[Scenario], program: &Path, dir: &Path) -> Result<DesignRanking, InputError> {
     let report = run_on_linux(scenarios, Statements::OfPresets, program, dir)?;
-    let release = rustix::system::uname().release().to_string_lossy().into_owned();
-    Ok(DesignRanking::new(vec![KernelRanking::of(&release, report)]))
+    Ok(DesignRanking::new(vec![KernelRanking::of(&release(), report)]))
 }
 
 /// Checks that scenarios are for a real Linux, and state an outcome for each step.
@@ -144,17 +144,24 @@ fn check_for_linux(scenario: &Scenario) -> Result<(), InputError> {
         .help("a scenario says so by the line `linux`, and then uses only what docs/scenarios.md marks"))
 }
 
+/// The release of the Linux that runs here, as `uname -r` prints it.
+pub fn release() -> String {
+    rustix::system::uname().release().to_string_lossy().into_owned()
+}
+
+/// The Linux that runs here, with the file system of `host`.
+pub(super) fn running(host: &Rc<Host>) -> LinuxSubject {
+    let version = kernel_version(&release()).unwrap_or_default();
+    LinuxSubject { file_system: host.file_system().name.clone(), version }
+}
+
 /// A scenario's cells, one for each column.
 fn row(
     scenario: &Scenario,
     statements: Statements,
     host: &Result<Rc<Host>, Trouble>,
 ) -> Result<Vec<ScenarioCell>, InputError> {
-    let release = rustix::system::uname().release().to_string_lossy().into_owned();
-    let linux = LinuxSubject {
-        file_system: host.as_ref().map_or(String::new(), |host| host.file_system().name.clone()),
-        version: kernel_version(&release).unwrap_or_default(),
-    };
+    let linux = host.as_ref().map_or_else(|_| LinuxSubject::default(), running);
     let mut cells: Vec<ScenarioCell> = Vec::new();
     let mut stated = Vec::new();
     for subject in statements.subjects(&linux) {

@@ -9,15 +9,17 @@ use emulator::runtime::rng;
 use rand::RngExt;
 
 use super::config::{AgreementConfig, AgreementReport, Difference};
-use super::generate::{self, AgreedView, RangeSupport, SequenceFlavour};
+use super::generate::{self, SequenceFlavour, Support};
 use super::makers::{MachineMakers, TriedSequence};
 use super::pair::SequenceStop;
-use super::{shrink, text};
+use super::view::AgreedView;
+use super::{exceptions, shrink, text};
 use crate::language::Setup;
-use crate::machines::linux::{Host, LinuxMachine, LongBreakTime};
+use crate::machines::linux::{FileSystem, Host, LinuxMachine, LongBreakTime};
 use crate::machines::machine::{Machine, Trouble};
 use crate::machines::simulated::Simulation;
 use crate::race::StopFlag;
+use crate::suite::linux;
 
 /// The fewest and the most steps of a sequence.
 const STEPS: std::ops::RangeInclusive<usize> = 4..=16;
@@ -25,42 +27,48 @@ const STEPS: std::ops::RangeInclusive<usize> = 4..=16;
 /// Compares the simulation with the real kernel. It ends early at a difference, at the stop flag,
 /// or if a sequence can't be run.
 pub fn run(config: &AgreementConfig, stop: &StopFlag) -> AgreementReport {
-    on_linux(config, |host, range| {
-        let linux = |setup: &Setup| linux(host, setup);
+    on_linux(config, |host, support| {
+        let subject = linux::subject(linux::running(host));
+        let axes = config.axes.unwrap_or(subject.axes);
+        let (exceptions, met): (Vec<_>, Vec<_>) = exceptions::shown(host, &subject).into_iter().unzip();
+        let support = Support { exceptions: &exceptions, ..support };
+        let linux = |setup: &Setup| linux_machine(host, setup);
         let simulation =
-            |setup: &Setup| Simulation::new(setup, config.axes).map(|machine| Box::new(machine) as Box<dyn Machine>);
-        compare(&MachineMakers { left: &linux, right: &simulation }, range, config.seed, config.sequences, stop)
+            |setup: &Setup| Simulation::new(setup, axes).map(|machine| Box::new(machine) as Box<dyn Machine>);
+        let makers = MachineMakers { left: &linux, right: &simulation };
+        let report = compare(&makers, support, config.seed, config.sequences, stop);
+        AgreementReport { exceptions: met, ..report }
     })
 }
 
 /// Compares the real kernel with itself. If a sequence had random outcomes there, no comparison
 /// with it would mean anything.
 pub fn run_against_itself(config: &AgreementConfig, stop: &StopFlag) -> AgreementReport {
-    on_linux(config, |host, range| {
-        let linux = |setup: &Setup| linux(host, setup);
-        compare(&MachineMakers { left: &linux, right: &linux }, range, config.seed, config.sequences, stop)
+    on_linux(config, |host, support| {
+        let linux = |setup: &Setup| linux_machine(host, setup);
+        compare(&MachineMakers { left: &linux, right: &linux }, support, config.seed, config.sequences, stop)
     })
 }
 
-fn on_linux(
-    config: &AgreementConfig,
-    body: impl FnOnce(&Rc<Host>, RangeSupport) -> AgreementReport,
-) -> AgreementReport {
+fn on_linux(config: &AgreementConfig, body: impl FnOnce(&Rc<Host>, Support<'_>) -> AgreementReport) -> AgreementReport {
     let start = || -> Result<_, Trouble> { Ok((LongBreakTime::hold()?, Host::start(config.linux.clone())?)) };
     match start() {
-        Ok((_long, host)) => body(&host, RangeSupport { moves_ranges: host.file_system().moves_ranges }),
+        Ok((_long, host)) => {
+            let FileSystem { moves_ranges, dax, .. } = *host.file_system();
+            body(&host, Support { moves_ranges, dax, exceptions: &[] })
+        }
         Err(trouble) => AgreementReport { not_run: Some(trouble.to_string()), ..AgreementReport::default() },
     }
 }
 
-fn linux<'m>(host: &Rc<Host>, setup: &Setup) -> Result<Box<dyn Machine + 'm>, Trouble> {
+fn linux_machine<'m>(host: &Rc<Host>, setup: &Setup) -> Result<Box<dyn Machine + 'm>, Trouble> {
     Ok(Box::new(LinuxMachine::new(host, setup, &[])?))
 }
 
 /// Compares any two machines.
 pub(super) fn compare(
     makers: &MachineMakers<'_>,
-    range: RangeSupport,
+    support: Support<'_>,
     seed: u64,
     sequences: u64,
     stop: &StopFlag,
@@ -71,7 +79,7 @@ pub(super) fn compare(
             break;
         }
         report.run += 1;
-        match sequence(makers, range, seed, index, &mut report.outcomes) {
+        match sequence(makers, support, seed, index, &mut report.outcomes) {
             Ok(()) => report.agreed += 1,
             Err((_, SequenceStop::Inconclusive(_))) => report.inconclusive += 1,
             Err((_, SequenceStop::NotRun(why))) => {
@@ -97,7 +105,7 @@ pub(super) fn compare(
 /// Generates and makes the steps of one sequence.
 fn sequence(
     makers: &MachineMakers<'_>,
-    range: RangeSupport,
+    support: Support<'_>,
     seed: u64,
     index: u64,
     outcomes: &mut BTreeMap<String, u64>,
@@ -109,9 +117,14 @@ fn sequence(
         Ok(pair) => pair,
         Err(stop) => return Err((tried, stop)),
     };
-    let flavour = if rng.random_range(0..3) < 2 { SequenceFlavour::Leases } else { SequenceFlavour::Contents };
+    let flavour = match rng.random_range(0..6) {
+        // Drawn where files have no DAX too, so that a seed means much the same everywhere.
+        0..3 if support.dax => SequenceFlavour::HeldPages,
+        0..4 => SequenceFlavour::Leases,
+        _ => SequenceFlavour::Contents,
+    };
     for _ in 0..rng.random_range(STEPS) {
-        let Some(step) = generate::next(&mut rng, &pair.view, range, flavour) else { break };
+        let Some(step) = generate::next(&mut rng, &pair.view, support, flavour) else { break };
         tried.steps.push(step.clone());
         if let Err(stop) = pair.make(&step) {
             pair.finish();

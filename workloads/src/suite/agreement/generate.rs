@@ -5,13 +5,13 @@
 //! choice depends only on the seed and on that agreement. Kernel counterpart: trinity, with
 //! knowledge of leases.
 
-use std::collections::{BTreeMap, BTreeSet};
-
 use emulator::runtime::rng::Rng;
 use rand::RngExt;
 
+use super::exceptions::NamedException;
+use super::view::{AgreedView, AgreementStep};
 use crate::language::{Contents, FileSetup};
-use crate::ops::{Arg, BindingKind, ByteRange, Op, Param, Parameter, Verb};
+use crate::ops::{Arg, BindingKind, ByteRange, Op, Verb};
 
 /// The unit of sizes and offsets: the block size of ext4, tmpfs and the simulation.
 const BLOCK: u64 = fs_sim::BLOCK;
@@ -20,122 +20,21 @@ const BLOCKS: u64 = 6;
 /// The most processes of a sequence.
 const PROCESSES_MAX: usize = 4;
 
-/// One step of a sequence.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct AgreementStep {
-    /// The acting process.
-    pub(super) process: String,
-    /// The operation.
-    pub(super) op: Op,
-    /// The name given to the result.
-    pub(super) bind: Option<String>,
-}
-
-/// What choices depend on about one process.
-#[derive(Clone, Debug, Default)]
-pub(super) struct KnownProcess {
-    /// It has taken a step. Before its first step the process does not exist and can't be named.
-    pub(super) met: bool,
-    pub(super) dead: bool,
-    pub(super) blocked: bool,
-    /// Descriptors that were sent to it and that it has not received.
-    pub(super) inbox: u32,
-}
-
-/// What both machines agree on so far.
-#[derive(Clone, Debug, Default)]
-pub(super) struct AgreedView {
-    pub(super) processes: BTreeMap<String, KnownProcess>,
-    /// Descriptors, each with the processes that have it.
-    pub(super) fds: BTreeMap<String, BTreeSet<String>>,
-    /// Mappings, each with its length and the processes that have it.
-    pub(super) maps: BTreeMap<String, (u64, BTreeSet<String>)>,
-    /// The number of names given so far.
-    pub(super) named: u32,
-}
-
-impl AgreedView {
-    /// The first two or three processes. Each comes into existence with its first step.
-    pub(super) fn new(processes: usize) -> AgreedView {
-        let names = ["A", "B", "C"].into_iter().take(processes);
-        AgreedView {
-            processes: names.map(|name| (name.to_owned(), KnownProcess::default())).collect(),
-            ..AgreedView::default()
-        }
-    }
-
-    pub(super) fn can_act(&self, process: &str) -> bool {
-        self.processes.get(process).is_some_and(|known| !known.dead && !known.blocked)
-    }
-
-    /// The descriptors of `process`.
-    fn fds_of<'a>(&'a self, process: &'a str) -> impl Iterator<Item = &'a str> {
-        self.fds.iter().filter(move |(_, owners)| owners.contains(process)).map(|(name, _)| name.as_str())
-    }
-
-    fn maps_of<'a>(&'a self, process: &'a str) -> impl Iterator<Item = &'a str> {
-        self.maps.iter().filter(move |(_, (_, owners))| owners.contains(process)).map(|(name, _)| name.as_str())
-    }
-
-    /// Whether a step can be made now.
-    pub(super) fn allows(&self, step: &AgreementStep) -> bool {
-        let fits = |(arg, parameter): (&Arg, &Parameter)| match (arg, parameter.syntax) {
-            (Arg::Name(name), Param::Process) => {
-                let known = self.processes.get(name);
-                known.is_some_and(|known| known.met && !known.dead)
-            }
-            (Arg::Name(name), Param::Bound(_)) => {
-                let fds = self.fds.get(name).is_some_and(|owners| owners.contains(&step.process));
-                fds || self.maps.get(name).is_some_and(|(_, owners)| owners.contains(&step.process))
-            }
-            _ => true,
-        };
-        self.can_act(&step.process) && step.op.args().iter().zip(step.op.verb().params()).all(fits)
-    }
-
-    /// Records a step that was made and succeeded.
-    pub(super) fn note(&mut self, step: &AgreementStep) {
-        let who = || step.process.clone();
-        match (&step.op, &step.bind) {
-            (Op::Fork {}, Some(child)) => {
-                self.processes.insert(child.clone(), KnownProcess { met: true, ..KnownProcess::default() });
-                let all = self.fds.values_mut().chain(self.maps.values_mut().map(|(_, owners)| owners));
-                for owners in all.filter(|owners| owners.contains(&step.process)) {
-                    owners.insert(child.clone());
-                }
-            }
-            (Op::Mmap { range, .. }, Some(name)) => {
-                self.maps.insert(name.clone(), (range.len, BTreeSet::from([who()])));
-            }
-            (op @ (Op::Open { .. } | Op::Dup { .. } | Op::Recv {}), Some(name)) => {
-                self.fds.insert(name.clone(), BTreeSet::from([who()]));
-                if *op == (Op::Recv {}) {
-                    self.processes.entry(who()).and_modify(|known| known.inbox = known.inbox.saturating_sub(1));
-                }
-            }
-            (Op::Close { fd }, _) => {
-                self.fds.entry(fd.0.clone()).and_modify(|owners| {
-                    owners.remove(&step.process);
-                });
-            }
-            (Op::Munmap { map, .. }, _) => {
-                self.maps.entry(map.0.clone()).and_modify(|(_, owners)| {
-                    owners.remove(&step.process);
-                });
-            }
-            (Op::Send { process, .. }, _) => {
-                self.processes.entry(process.0.clone()).and_modify(|known| known.inbox += 1);
-            }
-            _ => {}
-        }
-    }
-}
-
-/// What the file systems of both machines support.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct RangeSupport {
+/// What the file systems of both machines support, and what sequences leave out.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Support<'m> {
     /// Whether they support zero, collapse and insert range.
     pub(super) moves_ranges: bool,
+    /// Whether the files are accessed by DAX: then a change waits for held pages.
+    pub(super) dax: bool,
+    /// Known differences.
+    pub(super) exceptions: &'m [&'m NamedException],
+}
+
+impl Support<'_> {
+    fn excludes(&self, view: &AgreedView, step: &AgreementStep) -> bool {
+        self.exceptions.iter().any(|exception| exception.meets(view, step))
+    }
 }
 
 /// The files of a sequence: `data`, and sometimes `more`.
@@ -157,46 +56,50 @@ pub(super) enum SequenceFlavour {
     Leases,
     /// The contents of a file, read and written through descriptors and mappings.
     Contents,
+    /// Pages of one file that pipes hold, and who waits for them.
+    HeldPages,
 }
 
-/// The weights of operations in either flavour: (operation, leases, contents).
-const WEIGHTS: &[(Verb, u32, u32)] = &[
-    (Verb::Open, 30, 20),
-    (Verb::SetLease, 30, 4),
-    (Verb::Close, 12, 6),
-    (Verb::Dup, 4, 2),
-    (Verb::Dup2, 3, 2),
-    (Verb::Fork, 3, 3),
-    (Verb::Send, 4, 1),
-    (Verb::Recv, 4, 1),
-    (Verb::GetLease, 1, 1),
-    (Verb::SetOwn, 3, 1),
-    (Verb::SetSig, 3, 1),
-    (Verb::Kill, 3, 1),
-    (Verb::Signal, 1, 1),
-    (Verb::Exit, 1, 1),
-    (Verb::Truncate, 5, 6),
-    (Verb::Ftruncate, 2, 8),
-    (Verb::Fallocate, 1, 6),
-    (Verb::Punch, 1, 6),
-    (Verb::Zero, 1, 5),
-    (Verb::Collapse, 1, 5),
-    (Verb::Insert, 1, 5),
-    (Verb::Read, 1, 10),
-    (Verb::Write, 1, 12),
-    (Verb::Mmap, 2, 14),
-    (Verb::Munmap, 2, 4),
-    (Verb::Load, 1, 14),
-    (Verb::Store, 1, 14),
-    (Verb::Unlink, 1, 2),
-    (Verb::Rename, 1, 2),
-    (Verb::Link, 1, 2),
-    (Verb::Chmod, 1, 1),
-    (Verb::Utime, 1, 1),
-    (Verb::Stat, 1, 3),
-    (Verb::Fstat, 1, 3),
-    (Verb::Fsync, 1, 2),
-    (Verb::Msync, 1, 2),
+/// The weights of operations in each flavour: (operation, leases, contents, held pages).
+const WEIGHTS: &[(Verb, u32, u32, u32)] = &[
+    (Verb::Open, 30, 20, 12),
+    (Verb::SetLease, 30, 4, 0),
+    (Verb::Close, 12, 6, 4),
+    (Verb::Dup, 4, 2, 0),
+    (Verb::Dup2, 3, 2, 0),
+    (Verb::Fork, 3, 3, 0),
+    (Verb::Send, 4, 1, 0),
+    (Verb::Recv, 4, 1, 0),
+    (Verb::GetLease, 1, 1, 0),
+    (Verb::SetOwn, 3, 1, 0),
+    (Verb::SetSig, 3, 1, 0),
+    (Verb::Kill, 3, 1, 5),
+    (Verb::Signal, 1, 1, 0),
+    (Verb::Exit, 1, 1, 1),
+    (Verb::Truncate, 5, 6, 8),
+    (Verb::Ftruncate, 2, 8, 8),
+    (Verb::Fallocate, 1, 6, 6),
+    (Verb::Punch, 1, 6, 8),
+    (Verb::Zero, 1, 5, 6),
+    (Verb::Collapse, 1, 5, 6),
+    (Verb::Insert, 1, 5, 6),
+    (Verb::Read, 1, 10, 6),
+    (Verb::Write, 1, 12, 6),
+    (Verb::Mmap, 2, 14, 14),
+    (Verb::Munmap, 2, 4, 5),
+    (Verb::Load, 1, 14, 5),
+    (Verb::Store, 1, 14, 5),
+    (Verb::Unlink, 1, 2, 0),
+    (Verb::Rename, 1, 2, 0),
+    (Verb::Link, 1, 2, 0),
+    (Verb::Chmod, 1, 1, 0),
+    (Verb::Utime, 1, 1, 0),
+    (Verb::Stat, 1, 3, 1),
+    (Verb::Fstat, 1, 3, 1),
+    (Verb::Fsync, 1, 2, 2),
+    (Verb::Msync, 1, 2, 0),
+    (Verb::Vmsplice, 0, 0, 25),
+    (Verb::Drain, 0, 0, 10),
 ];
 
 /// The percentage of steps in which a process without descriptors opens a file.
@@ -206,18 +109,21 @@ const OPENS_FIRST: u32 = 75;
 pub(super) fn next(
     rng: &mut Rng,
     view: &AgreedView,
-    range: RangeSupport,
+    support: Support<'_>,
     flavour: SequenceFlavour,
 ) -> Option<AgreementStep> {
     let able: Vec<&String> = view.processes.keys().filter(|name| view.can_act(name)).collect();
     let process = one(rng, &able)?.to_string();
     if view.fds_of(&process).next().is_none() && rng.random_range(0..100) < OPENS_FIRST {
-        return chosen(rng, view, range, &process, Verb::Open);
+        let step = chosen(rng, view, (support, flavour), &process, Verb::Open)?;
+        return Some(step).filter(|step| !support.excludes(view, step));
     }
-    let weights: Vec<(Verb, u32)> = WEIGHTS
-        .iter()
-        .map(|(verb, leases, contents)| (*verb, if flavour == SequenceFlavour::Leases { *leases } else { *contents }))
-        .collect();
+    let weight = |(verb, leases, contents, held): &(Verb, u32, u32, u32)| match flavour {
+        SequenceFlavour::Leases => (*verb, *leases),
+        SequenceFlavour::Contents => (*verb, *contents),
+        SequenceFlavour::HeldPages => (*verb, *held),
+    };
+    let weights: Vec<(Verb, u32)> = WEIGHTS.iter().map(weight).collect();
     let total: u32 = weights.iter().map(|(_, weight)| weight).sum();
     // Many operations need a thing that the process may not have. Then another operation is drawn.
     for _ in 0..100 {
@@ -229,7 +135,8 @@ pub(super) fn next(
             }
             None => true,
         });
-        if let Some(step) = chosen(rng, view, range, &process, verb?.0) {
+        let step = chosen(rng, view, (support, flavour), &process, verb?.0);
+        if let Some(step) = step.filter(|step| !support.excludes(view, step)) {
             return Some(step);
         }
     }
@@ -237,13 +144,37 @@ pub(super) fn next(
 }
 
 /// A step with this operation, if the process has what the operation needs.
-fn chosen(rng: &mut Rng, view: &AgreedView, range: RangeSupport, process: &str, verb: Verb) -> Option<AgreementStep> {
+fn chosen(
+    rng: &mut Rng,
+    view: &AgreedView,
+    (support, flavour): (Support<'_>, SequenceFlavour),
+    process: &str,
+    verb: Verb,
+) -> Option<AgreementStep> {
     let fds: Vec<&str> = view.fds_of(process).collect();
     let maps: Vec<&str> = view.maps_of(process).collect();
     let living: Vec<&str> =
         view.processes.iter().filter(|(_, known)| known.met && !known.dead).map(|(name, _)| name.as_str()).collect();
     let name = |name: &str| Arg::Name(name.to_owned());
+    let held = flavour == SequenceFlavour::HeldPages;
+    let file = |rng: &mut Rng| if held { "data" } else { file(rng) };
     let args = match verb {
+        // A descriptor that waits for nothing, and one that truncates.
+        Verb::Open if held => {
+            let trunc = if rng.random_range(0..8) == 0 { vec!["trunc"] } else { Vec::new() };
+            vec![name("data"), Arg::Word("rw"), Arg::Words(trunc)]
+        }
+        Verb::Mmap if held => vec![name(one(rng, &fds)?), blocks(rng), Arg::Words(Vec::new())],
+        Verb::Vmsplice => {
+            let map = one(rng, &maps)?;
+            let page = rng.random_range(0..view.maps.get(*map)?.0.div_ceil(BLOCK).max(1));
+            vec![name(map), Arg::Range(ByteRange { offset: page * BLOCK, len: BLOCK })]
+        }
+        Verb::Drain => {
+            let own: Vec<&str> =
+                view.pipes.iter().filter(|(_, owner)| *owner == process).map(|(pipe, _)| pipe.as_str()).collect();
+            vec![name(one(rng, &own)?)]
+        }
         Verb::Open => {
             let access = *one(rng, &["r", "r", "r", "rw", "rw", "w", "w", "path"])?;
             let file = file(rng);
@@ -269,7 +200,7 @@ fn chosen(rng: &mut Rng, view: &AgreedView, range: RangeSupport, process: &str, 
         Verb::Signal => vec![Arg::Word("SIGIO"), Arg::Word(one(rng, &["handler", "ignore", "default"])?)],
         Verb::Truncate => vec![name(file(rng)), size(rng)],
         Verb::Ftruncate => vec![name(one(rng, &fds)?), size(rng)],
-        Verb::Zero | Verb::Collapse | Verb::Insert if !range.moves_ranges => return None,
+        Verb::Zero | Verb::Collapse | Verb::Insert if !support.moves_ranges => return None,
         Verb::Punch | Verb::Collapse | Verb::Insert => vec![name(one(rng, &fds)?), blocks(rng)],
         Verb::Fallocate | Verb::Zero => {
             let keep = if rng.random_range(0..2) == 0 { vec!["keep_size"] } else { Vec::new() };
@@ -299,6 +230,7 @@ fn chosen(rng: &mut Rng, view: &AgreedView, range: RangeSupport, process: &str, 
     let bind = verb.binds().map(|kind| match kind {
         BindingKind::Process => format!("P{number}"),
         BindingKind::Map => format!("m{number}"),
+        BindingKind::Pipe => format!("p{number}"),
         _ => format!("f{number}"),
     });
     Some(AgreementStep { process: process.to_owned(), op: Op::from_args(verb, &args).ok()?, bind })

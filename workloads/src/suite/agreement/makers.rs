@@ -2,8 +2,8 @@
 
 use fs_sim::design::VolumeOptions;
 
-use super::generate::{AgreedView, AgreementStep};
 use super::pair::{MachinePair, SequenceStop};
+use super::view::{AgreedView, AgreementStep};
 use crate::language::{FileSetup, Setup};
 use crate::machines::machine::{Machine, Trouble};
 

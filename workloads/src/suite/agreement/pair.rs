@@ -7,8 +7,8 @@
 
 use std::collections::BTreeMap;
 
-use super::generate::{AgreedView, AgreementStep};
 use super::text::{self, ScenarioLine};
+use super::view::{AgreedView, AgreementStep};
 use crate::language::{Actor, Query, QuerySubject};
 use crate::machines::machine::{Machine, Progress, Trouble};
 use crate::ops::{FdName, Op};

@@ -6,10 +6,10 @@
 //! Hypothesis and proptest.
 
 use super::config::Difference;
-use super::generate::{AgreedView, AgreementStep};
 use super::makers::{MachineMakers, TriedSequence};
 use super::pair::{MachinePair, SequenceStop};
 use super::text;
+use super::view::{AgreedView, AgreementStep};
 use crate::ops::{Arg, BindingKind, Op, Param, Verb, WrongArguments};
 
 /// The most candidates that are run.

@@ -4,7 +4,7 @@ use fs_sim::design::Axes;
 
 use super::AgreementReport;
 use super::compare::compare;
-use super::generate::RangeSupport;
+use super::generate::Support;
 use super::makers::MachineMakers;
 use crate::input::Source;
 use crate::input::designs::DesignCatalogue;
@@ -64,7 +64,7 @@ fn liar(setup: &Setup) -> Result<Box<dyn Machine>, Trouble> {
     Ok(Box::new(Liar(Simulation::new(setup, axes())?, 0)))
 }
 
-const RANGE: RangeSupport = RangeSupport { moves_ranges: true };
+const RANGE: Support<'_> = Support { moves_ranges: true, dax: false, exceptions: &[] };
 
 #[test]
 fn a_machine_agrees_with_itself() {

@@ -5,7 +5,7 @@
 
 use crate::input::Size;
 
-use super::generate::AgreementStep;
+use super::view::AgreementStep;
 use crate::language::{Contents, FileSetup};
 use crate::ops::{Arg, Op, Param};
 

@@ -17,12 +17,14 @@ use emulator::sync::atomic::{AtomicUsize, Ordering};
 use emulator::sync::{Mutex, thread};
 use guests::packages::{self, CURRENT, LINUX_BACKPORTS, LINUX_STABLE, Package, PackagesError};
 pub use guests::vm::MachineError;
-use guests::vm::{GuestError, GuestMachine, LinuxGuest};
+use guests::vm::{GuestError, GuestMachine, LinuxGuest, Output};
 use reports::scenarios::{CellFailure, CellVerdict, DesignRanking, KernelRanking, ScenarioCell, ScenarioReport};
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 
 use crate::input::InputError;
 use crate::language::Scenario;
+use crate::suite::agreement::{AgreementReport, AgreementReports, KernelAgreement};
 use crate::suite::linux::{self, Statements};
 use crate::suite::scenarios;
 
@@ -36,6 +38,8 @@ const PMEM: u64 = 400 << 20;
 const PREPARE_LIMIT: Duration = Duration::from_secs(120);
 /// How long all scenarios may take in one guest. They take seconds.
 const RUN_LIMIT: Duration = Duration::from_secs(600);
+/// How much longer for each random sequence. It takes tens of milliseconds.
+const SEQUENCE_LIMIT: Duration = Duration::from_millis(200);
 /// How often a scenario runs whose outcome a busy machine did not let be told.
 const ATTEMPTS: u32 = 3;
 /// The status of the shell that tells of a missing command or device in [`prepare`].
@@ -119,10 +123,10 @@ struct GuestCase<'a> {
 }
 
 /// What a guest reported, or why it did not.
-struct CaseResult {
+struct CaseResult<T> {
     /// Kernel and file system.
     name: String,
-    report: Result<ScenarioReport, String>,
+    outcome: Result<T, String>,
 }
 
 /// What `scenario run --format json` prints, as far as it is read here.
@@ -173,11 +177,38 @@ pub fn rank_designs_on_guests(
     tell: &(dyn Fn(&str) + Sync),
 ) -> Result<DesignRanking, GuestRunError> {
     let results = results(scenarios, Statements::OfPresets, what, tell)?;
-    let ranking = |result: CaseResult| match result.report {
+    let ranking = |result: CaseResult<ScenarioReport>| match result.outcome {
         Ok(report) => KernelRanking::of(&result.name, report),
         Err(why) => KernelRanking::not_run(&result.name, why),
     };
     Ok(DesignRanking::new(results.into_iter().map(ranking).collect()))
+}
+
+/// Compares random sequences on guests' kernels with the simulation: one report for each kernel and
+/// file system.
+///
+/// # Errors
+/// [`GuestRunError`]: nothing ran.
+pub fn agree_on_guests(
+    sequences: u64,
+    seed: u64,
+    what: &GuestRun,
+    tell: &(dyn Fn(&str) + Sync),
+) -> Result<AgreementReports, GuestRunError> {
+    let script = program_disk::random_script(sequences, seed);
+    let limit = RUN_LIMIT + SEQUENCE_LIMIT * u32::try_from(sequences).unwrap_or(u32::MAX);
+    let results = in_every_guest(&[], what, tell, &|guest| {
+        let output = guest.try_run(&script, limit).map_err(|why| why.to_string())?;
+        let reports: Option<AgreementReports> = printed(&output.text);
+        let report = reports.and_then(|reports| reports.kernels.into_iter().next());
+        report.ok_or_else(|| ended(&output))
+    })?;
+    let report = |result: CaseResult<KernelAgreement>| {
+        let not_run = |why| AgreementReport { not_run: Some(why), ..AgreementReport::default() };
+        let report = result.outcome.map_or_else(not_run, |agreement| agreement.report);
+        KernelAgreement { kernel: result.name, report }
+    };
+    Ok(AgreementReports::new(seed, results.into_iter().map(report).collect()))
 }
 
 /// One report for each kernel and file system.
@@ -186,8 +217,18 @@ fn results(
     statements: Statements,
     what: &GuestRun,
     tell: &(dyn Fn(&str) + Sync),
-) -> Result<Vec<CaseResult>, GuestRunError> {
+) -> Result<Vec<CaseResult<ScenarioReport>>, GuestRunError> {
     linux::check(scenarios, statements).map_err(Box::new)?;
+    in_every_guest(scenarios, what, tell, &|guest| suite_report(guest, scenarios, statements))
+}
+
+/// Does something in a guest for each kernel and file system. `scenarios` are on the guests' disk.
+fn in_every_guest<T: Send>(
+    scenarios: &[Scenario],
+    what: &GuestRun,
+    tell: &(dyn Fn(&str) + Sync),
+    body: &(dyn Fn(&mut LinuxGuest) -> Result<T, String> + Sync),
+) -> Result<Vec<CaseResult<T>>, GuestRunError> {
     let work = tempfile::Builder::new().prefix("daxlab-guests-").tempdir()?;
     let machines = machines(&what.kernels, work.path(), tell)?;
     let disk = work.path().join("program.ext4");
@@ -204,7 +245,7 @@ fn results(
         loop {
             let n = next.fetch_add(1, Ordering::Relaxed);
             let Some(case) = cases.get(n) else { return };
-            let result = case.run(n, (work.path(), &disk), (scenarios, statements), tell);
+            let result = case.run(n, (work.path(), &disk), tell, body);
             done.lock()[n] = Some(result);
         }
     };
@@ -259,33 +300,28 @@ fn machines(
 }
 
 impl GuestCase<'_> {
-    /// Boots, runs all scenarios, and reads what they did.
-    fn run(
+    /// Boots, and does something there.
+    fn run<T>(
         &self,
         number: usize,
         (work, disk): (&Path, &Path),
-        (scenarios, statements): (&[Scenario], Statements),
         tell: &(dyn Fn(&str) + Sync),
-    ) -> CaseResult {
+        body: &(dyn Fn(&mut LinuxGuest) -> Result<T, String> + Sync),
+    ) -> CaseResult<T> {
         let mut name = format!("{} {}", self.machine.versions(), self.file_system.name());
         tell(&format!("booting {name}"));
         let pmem = work.join(format!("pmem{number}"));
-        let report = self.report(&pmem, disk, (scenarios, statements), &mut name);
-        if let Err(why) = &report {
+        let outcome = self.boot(&pmem, disk, &mut name).and_then(|mut guest| body(&mut guest));
+        if let Err(why) = &outcome {
             tell(&format!("{name}: {why}"));
         }
         // Its guest has ended; the next one needs the room.
         let _ = std::fs::remove_file(&pmem);
-        CaseResult { name, report }
+        CaseResult { name, outcome }
     }
 
-    fn report(
-        &self,
-        pmem: &Path,
-        disk: &Path,
-        (scenarios, statements): (&[Scenario], Statements),
-        name: &mut String,
-    ) -> Result<ScenarioReport, String> {
+    /// A guest with its file system and this program. It puts the kernel's release into `name`.
+    fn boot(&self, pmem: &Path, disk: &Path, name: &mut String) -> Result<LinuxGuest, String> {
         let made = std::fs::File::create_new(pmem).and_then(|file| file.set_len(PMEM));
         made.map_err(|error| format!("{}: {error}", pmem.display()))?;
         let shown = |why: GuestError| why.to_string();
@@ -295,51 +331,64 @@ impl GuestCase<'_> {
         *name = format!("{} {}", release.text.trim(), self.file_system.name());
         let prepared = guest.try_run(&prepare(self.file_system), PREPARE_LIMIT).map_err(shown)?;
         match prepared.status {
-            0 => {}
-            LACKS => return Err(prepared.text.trim().to_owned()),
-            status => {
-                return Err(format!("preparing ended with {status}: {}\n{}", prepared.text.trim(), guest.shown()));
-            }
+            0 => Ok(guest),
+            LACKS => Err(prepared.text.trim().to_owned()),
+            status => Err(format!("preparing ended with {status}: {}\n{}", prepared.text.trim(), guest.shown())),
         }
-        let mut rows = BTreeMap::new();
-        let mut designs = Vec::new();
-        let mut again: Vec<usize> = (0..scenarios.len()).collect();
-        for _ in 0..ATTEMPTS {
-            let report = reported(&mut guest, &again, statements)?;
-            designs = report.designs;
-            rows.extend(report.scenarios.into_iter().map(|row| (row.id, row.cells)));
-            // The guest was too busy to tell; nothing was found against it.
-            let unclear = |cell: &ScenarioCell| cell.verdict == CellVerdict::Inconclusive;
-            again.retain(|number| rows.get(&scenarios[*number].id).is_some_and(|cells| cells.iter().any(unclear)));
-            if again.is_empty() {
-                break;
-            }
-        }
-        let mut report = ScenarioReport::new("a guest's kernel", designs);
-        for scenario in scenarios {
-            let unreported = || not_run(&report.designs, "the guest reported nothing of it");
-            let cells = rows.remove(&scenario.id).unwrap_or_else(unreported);
-            report.scenarios.push(scenarios::row(scenario, cells));
-        }
-        Ok(report)
     }
+}
+
+/// Runs all scenarios in a guest. Those whose outcome could not be told run again.
+fn suite_report(
+    guest: &mut LinuxGuest,
+    scenarios: &[Scenario],
+    statements: Statements,
+) -> Result<ScenarioReport, String> {
+    let mut rows = BTreeMap::new();
+    let mut designs = Vec::new();
+    let mut again: Vec<usize> = (0..scenarios.len()).collect();
+    for _ in 0..ATTEMPTS {
+        let report = reported(guest, &again, statements)?;
+        designs = report.designs;
+        rows.extend(report.scenarios.into_iter().map(|row| (row.id, row.cells)));
+        // The guest was too busy to tell; nothing was found against it.
+        let unclear = |cell: &ScenarioCell| cell.verdict == CellVerdict::Inconclusive;
+        again.retain(|number| rows.get(&scenarios[*number].id).is_some_and(|cells| cells.iter().any(unclear)));
+        if again.is_empty() {
+            break;
+        }
+    }
+    let mut report = ScenarioReport::new("a guest's kernel", designs);
+    for scenario in scenarios {
+        let unreported = || not_run(&report.designs, "the guest reported nothing of it");
+        let cells = rows.remove(&scenario.id).unwrap_or_else(unreported);
+        report.scenarios.push(scenarios::row(scenario, cells));
+    }
+    Ok(report)
 }
 
 /// Runs the scenarios with these numbers in a guest, and reads what it reports.
 fn reported(guest: &mut LinuxGuest, scenarios: &[usize], statements: Statements) -> Result<GuestReport, String> {
     let script = program_disk::run_script(scenarios, statements);
     let output = guest.try_run(&script, RUN_LIMIT).map_err(|why| why.to_string())?;
-    let start = output.text.find('{').unwrap_or(output.text.len());
-    // What the program said on stderr stands behind it.
-    let mut printed = serde_json::Deserializer::from_str(&output.text[start..]);
     let report = match statements {
-        Statements::OfLinux => GuestReport::deserialize(&mut printed).ok(),
+        Statements::OfLinux => printed(&output.text),
         Statements::OfPresets => {
-            let ranking = GuestRanking::deserialize(&mut printed).ok();
+            let ranking: Option<GuestRanking> = printed(&output.text);
             ranking.and_then(|ranking| ranking.kernels.into_iter().next()).map(|kernel| kernel.report)
         }
     };
-    report.ok_or_else(|| format!("the program in the guest ended with {}: {}", output.status, output.text.trim()))
+    report.ok_or_else(|| ended(&output))
+}
+
+/// The JSON that the program printed. What it said on stderr stands behind it.
+fn printed<T: DeserializeOwned>(text: &str) -> Option<T> {
+    let start = text.find('{')?;
+    serde_json::Deserializer::from_str(&text[start..]).into_iter().next()?.ok()
+}
+
+fn ended(output: &Output) -> String {
+    format!("the program in the guest ended with {}: {}", output.status, output.text.trim())
 }
 
 /// Makes and mounts a file system in a guest, and the disk with this program: a shell script. With
@@ -359,12 +408,12 @@ fn prepare(file_system: DaxFileSystem) -> String {
 }
 
 /// The report of all guests, a column each. A guest that did not run has its reason in every cell.
-fn report(scenarios: &[Scenario], results: Vec<CaseResult>) -> ScenarioReport {
+fn report(scenarios: &[Scenario], results: Vec<CaseResult<ScenarioReport>>) -> ScenarioReport {
     let names: Vec<String> = results.iter().map(|result| result.name.clone()).collect();
     let mut all = ScenarioReport::new("guests' kernels", names);
     for (n, scenario) in scenarios.iter().enumerate() {
-        let cell = |result: &CaseResult| {
-            let cells = match &result.report {
+        let cell = |result: &CaseResult<ScenarioReport>| {
+            let cells = match &result.outcome {
                 Err(why) => not_run(std::slice::from_ref(&result.name), why),
                 Ok(report) => report.scenarios[n].cells.clone(),
             };

@@ -94,8 +94,17 @@ pub(super) fn mount_script(failed: i32) -> String {
 pub(super) fn run_script(scenarios: &[usize], statements: Statements) -> String {
     let ranked = if statements == Statements::OfPresets { " --which-design" } else { "" };
     let files: String = scenarios.iter().map(|number| format!(" /{}", file(*number))).collect();
+    program_script(&format!("run{ranked}{files}"))
+}
+
+/// Runs random sequences in a guest, as JSON: a shell script.
+pub(super) fn random_script(sequences: u64, seed: u64) -> String {
+    program_script(&format!("random --sequences {sequences} --seed {seed}"))
+}
+
+fn program_script(command: &str) -> String {
     format!(
-        "LD_LIBRARY_PATH=/lib64 chroot /program /daxlab scenario run --on kernel --dir /mnt --format json{ranked}{files} 2>/tmp/said
+        "LD_LIBRARY_PATH=/lib64 chroot /program /daxlab scenario {command} --on kernel --dir /mnt --format json 2>/tmp/said
         status=$?
         test $status -lt 2 || cat /tmp/said
         exit $status"

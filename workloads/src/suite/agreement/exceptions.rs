@@ -1,0 +1,115 @@
+//! The differences between Linux and the simulation that are known, each with its reason.
+//!
+//! It owns which steps a sequence leaves out because of one. Invariant: a difference is in use only
+//! if the kernel shows it at the start of the run, in a scenario that states what the simulation
+//! does: on a kernel that does the same its steps are taken again. Kernel counterpart: xfstests'
+//! `_require` rules, which a test has for what a kernel lacks.
+
+use std::rc::Rc;
+
+use super::config::MetException;
+use super::view::{AgreedView, AgreementStep};
+use crate::input::Source;
+use crate::language::Scenario;
+use crate::language::condition::DesignSubject;
+use crate::machines::linux::{Host, LinuxMachine};
+use crate::ops::Verb;
+use crate::suite::run::{self, Failure, StepResult};
+
+/// A known difference.
+pub(super) struct NamedException {
+    name: &'static str,
+    why: &'static str,
+    /// A scenario that fails on a kernel with the difference.
+    scenario: &'static str,
+    /// Whether a step would meet it.
+    meets: fn(&AgreedView, &AgreementStep) -> bool,
+}
+
+/// All of them.
+const EXCEPTIONS: [NamedException; 3] = [
+    NamedException {
+        name: "a process that waits for itself",
+        why: "the simulation reports EDEADLK where Linux waits until it is killed, or for ever",
+        scenario: "# X1: a process truncates a page that its own pipe holds\nlinux dax\nfile data 64KiB\n\n\
+                   A: f = open data rw\nA: m = mmap f 0 64KiB\nA: p = vmsplice m 0 4KiB\n\
+                   A: ftruncate f 0 => EDEADLK\n",
+        meets: |view, step| view.holds(&step.process) && !HOLDER_MAY.contains(&step.op.verb()),
+    },
+    NamedException {
+        name: "fallocate on ext4",
+        why: "ext4 waits for held pages only where it frees or moves blocks, XFS in every fallocate",
+        scenario: "# X2: a stranger allocates in a file with a held page\nlinux dax\nfile data 64KiB\n\n\
+                   A: f = open data rw\nA: m = mmap f 0 64KiB\nA: p = vmsplice m 0 4KiB\n\
+                   B: g = open data rw\nB: fallocate g 64KiB 4KiB keep_size => blocks\nA: drain p\nB: returns -> ok\n",
+        meets: |view, step| view.pages_are_held() && step.op.verb() == Verb::Fallocate,
+    },
+    NamedException {
+        name: "held pages of a file that is not mapped",
+        why: "Linux before 6.15 looks for held pages only while the file is mapped (dax_layout_busy_page_range)",
+        scenario: "# X3: a pipe holds a page of a file that is not mapped any more\nlinux dax\nfile data 64KiB\n\n\
+                   A: f = open data rw\nA: m = mmap f 0 64KiB\nA: p = vmsplice m 0 4KiB\nA: munmap m\n\
+                   B: truncate data 0 => blocks\nA: drain p\nB: returns -> ok\n",
+        meets: |view, step| view.pages_are_held() && step.op.verb() == Verb::Munmap,
+    },
+];
+
+/// What a process that holds pages may do without a wait for the pages.
+const HOLDER_MAY: [Verb; 8] =
+    [Verb::Drain, Verb::Vmsplice, Verb::Mmap, Verb::Munmap, Verb::Load, Verb::Store, Verb::Exit, Verb::Kill];
+
+impl NamedException {
+    /// Whether a step would meet it.
+    pub(super) fn meets(&self, view: &AgreedView, step: &AgreementStep) -> bool {
+        (self.meets)(view, step)
+    }
+}
+
+/// The differences that this kernel shows, and how it showed them. A scenario that can't run on it
+/// shows none: no sequence there can meet the difference either.
+pub(super) fn shown(host: &Rc<Host>, subject: &DesignSubject) -> Vec<(&'static NamedException, MetException)> {
+    let look = |exception: &'static NamedException| {
+        let failure = failure(host, subject, exception)?;
+        let shown = format!("{}: {}, in the simulation {}", failure.text, failure.got, failure.expected);
+        let met = MetException { name: exception.name.to_owned(), why: exception.why.to_owned(), shown };
+        Some((exception, met))
+    };
+    EXCEPTIONS.iter().filter_map(look).collect()
+}
+
+fn failure(host: &Rc<Host>, subject: &DesignSubject, exception: &NamedException) -> Option<Failure> {
+    let scenario = scenario(exception);
+    let machine = LinuxMachine::new(host, &scenario.setup, &[]).ok()?;
+    match run::run(&scenario, subject, Box::new(machine)) {
+        Ok(StepResult::Failed(failure)) => Some(failure),
+        _ => None,
+    }
+}
+
+fn scenario(exception: &NamedException) -> Scenario {
+    let source = Source::new(exception.name, exception.scenario);
+    Scenario::parse(&source, &[]).unwrap_or_else(|error| panic!("a scenario of this module: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::machines::simulated::Simulation;
+    use fs_sim::design::preset;
+
+    /// The scenario of an exception states what the simulation does.
+    #[test]
+    fn the_simulation_passes_every_exceptions_scenario() {
+        let subject = DesignSubject {
+            name: "mainline".to_owned(),
+            axes: preset("mainline").expect("a preset").axes,
+            linux: None,
+        };
+        for exception in &EXCEPTIONS {
+            let scenario = scenario(exception);
+            let machine = Simulation::new(&scenario.setup, subject.axes).expect("a machine");
+            let result = run::run(&scenario, &subject, Box::new(machine));
+            assert!(matches!(result, Ok(StepResult::Passed { .. })), "{}: {result:?}", exception.name);
+        }
+    }
+}

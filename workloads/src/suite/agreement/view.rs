@@ -1,0 +1,146 @@
+//! What both machines of a sequence agree on so far.
+//!
+//! It owns who is there, and who has what. Invariant: it changes only by steps that came to the
+//! same on both machines. Kernel counterpart: none.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::ops::{Arg, BindingKind, Op, Param, Parameter};
+
+/// One step of a sequence.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct AgreementStep {
+    /// The acting process.
+    pub(super) process: String,
+    /// The operation.
+    pub(super) op: Op,
+    /// The name given to the result.
+    pub(super) bind: Option<String>,
+}
+
+/// What choices depend on about one process.
+#[derive(Clone, Debug, Default)]
+pub(super) struct KnownProcess {
+    /// It has taken a step. Before its first step the process does not exist and can't be named.
+    pub(super) met: bool,
+    pub(super) dead: bool,
+    pub(super) blocked: bool,
+    /// Descriptors that were sent to it and that it has not received.
+    pub(super) inbox: u32,
+}
+
+/// What both machines agree on so far.
+#[derive(Clone, Debug, Default)]
+pub(super) struct AgreedView {
+    pub(super) processes: BTreeMap<String, KnownProcess>,
+    /// Descriptors, each with the processes that have it.
+    pub(super) fds: BTreeMap<String, BTreeSet<String>>,
+    /// Mappings, each with its length and the processes that have it.
+    pub(super) maps: BTreeMap<String, (u64, BTreeSet<String>)>,
+    /// Pipes with pages of a mapping that are not read yet, each with the process that has it.
+    pub(super) pipes: BTreeMap<String, String>,
+    /// The number of names given so far.
+    pub(super) named: u32,
+}
+
+impl AgreedView {
+    /// The first two or three processes. Each comes into existence with its first step.
+    pub(super) fn new(processes: usize) -> AgreedView {
+        let names = ["A", "B", "C"].into_iter().take(processes);
+        AgreedView {
+            processes: names.map(|name| (name.to_owned(), KnownProcess::default())).collect(),
+            ..AgreedView::default()
+        }
+    }
+
+    pub(super) fn can_act(&self, process: &str) -> bool {
+        self.processes.get(process).is_some_and(|known| !known.dead && !known.blocked)
+    }
+
+    /// The descriptors of `process`.
+    pub(super) fn fds_of<'a>(&'a self, process: &'a str) -> impl Iterator<Item = &'a str> {
+        self.fds.iter().filter(move |(_, owners)| owners.contains(process)).map(|(name, _)| name.as_str())
+    }
+
+    pub(super) fn maps_of<'a>(&'a self, process: &'a str) -> impl Iterator<Item = &'a str> {
+        self.maps.iter().filter(move |(_, (_, owners))| owners.contains(process)).map(|(name, _)| name.as_str())
+    }
+
+    /// Whether a process holds pages of a file.
+    pub(super) fn holds(&self, process: &str) -> bool {
+        self.pipes
+            .iter()
+            .any(|(_, owner)| owner == process && !self.processes.get(owner).is_some_and(|known| known.dead))
+    }
+
+    /// Whether any process does.
+    pub(super) fn pages_are_held(&self) -> bool {
+        self.processes.keys().any(|process| self.holds(process))
+    }
+
+    /// Whether a step can be made now.
+    pub(super) fn allows(&self, step: &AgreementStep) -> bool {
+        let fits = |(arg, parameter): (&Arg, &Parameter)| match (arg, parameter.syntax) {
+            (Arg::Name(name), Param::Process) => {
+                let known = self.processes.get(name);
+                known.is_some_and(|known| known.met && !known.dead)
+            }
+            (Arg::Name(name), Param::Bound(kinds)) => kinds.iter().any(|kind| self.has(&step.process, *kind, name)),
+            _ => true,
+        };
+        self.can_act(&step.process) && step.op.args().iter().zip(step.op.verb().params()).all(fits)
+    }
+
+    /// Whether a process has a thing of this kind by this name.
+    fn has(&self, process: &str, kind: BindingKind, name: &str) -> bool {
+        match kind {
+            BindingKind::Fd => self.fds.get(name).is_some_and(|owners| owners.contains(process)),
+            BindingKind::Map => self.maps.get(name).is_some_and(|(_, owners)| owners.contains(process)),
+            BindingKind::Pipe => self.pipes.get(name).is_some_and(|owner| owner == process),
+            _ => false,
+        }
+    }
+
+    /// Records a step that was made and succeeded.
+    pub(super) fn note(&mut self, step: &AgreementStep) {
+        let who = || step.process.clone();
+        match (&step.op, &step.bind) {
+            (Op::Fork {}, Some(child)) => {
+                self.processes.insert(child.clone(), KnownProcess { met: true, ..KnownProcess::default() });
+                let all = self.fds.values_mut().chain(self.maps.values_mut().map(|(_, owners)| owners));
+                for owners in all.filter(|owners| owners.contains(&step.process)) {
+                    owners.insert(child.clone());
+                }
+            }
+            (Op::Mmap { range, .. }, Some(name)) => {
+                self.maps.insert(name.clone(), (range.len, BTreeSet::from([who()])));
+            }
+            (op @ (Op::Open { .. } | Op::Dup { .. } | Op::Recv {}), Some(name)) => {
+                self.fds.insert(name.clone(), BTreeSet::from([who()]));
+                if *op == (Op::Recv {}) {
+                    self.processes.entry(who()).and_modify(|known| known.inbox = known.inbox.saturating_sub(1));
+                }
+            }
+            (Op::Vmsplice { .. }, Some(name)) => {
+                self.pipes.insert(name.clone(), who());
+            }
+            (Op::Drain { pipe }, _) => {
+                self.pipes.remove(&pipe.0);
+            }
+            (Op::Close { fd }, _) => {
+                self.fds.entry(fd.0.clone()).and_modify(|owners| {
+                    owners.remove(&step.process);
+                });
+            }
+            (Op::Munmap { map, .. }, _) => {
+                self.maps.entry(map.0.clone()).and_modify(|(_, owners)| {
+                    owners.remove(&step.process);
+                });
+            }
+            (Op::Send { process, .. }, _) => {
+                self.processes.entry(process.0.clone()).and_modify(|known| known.inbox += 1);
+            }
+            _ => {}
+        }
+    }
+}
