@@ -97,6 +97,37 @@ fn each_kernel_is_found_to_be_its_own_preset() {
     assert_eq!((nearest("newer"), nearest("6.12.")), (vec!["mainline"], vec!["mainline-6.12"]));
 }
 
+/// Random sequences, of held pages too, come to the same on Linux and in the simulation.
+#[test]
+fn random_sequences_come_to_the_same_on_linux() {
+    let what = "random sequences on guests' kernels";
+    if guest::machine(CURRENT, what).is_none() {
+        return;
+    }
+    let args = ["--on", "guest", "--sequences", "100", "--seed", "5", "--format", "json"];
+    let (code, out, err) = outcome(&daxlab().args(["scenario", "random"]).args(args).output().unwrap());
+    if code == 3 && err.contains("error: no guest: ") {
+        guest::tell(&format!("{what}: not run: {}", err.trim()));
+        return;
+    }
+    assert_eq!(code, 0, "{out}{err}");
+    let reports: Value = serde_json::from_str(&out).unwrap();
+    let kernels = reports["kernels"].as_array().unwrap();
+    assert_eq!(kernels.len(), 4, "{out}");
+    for kernel in kernels {
+        assert_eq!(kernel["run"], 100, "{kernel}");
+        // Agreement on nothing would be no news.
+        for seen in ["vmsplice ok", "punch blocks", "returns ok", "read ok", "setlease ok"] {
+            assert!(kernel["outcomes"][seen].as_u64() > Some(0), "no sequence had `{seen}`: {kernel}");
+        }
+        let left_out: Vec<&str> =
+            kernel["exceptions"].as_array().unwrap().iter().map(|met| met["name"].as_str().unwrap()).collect();
+        let (name, old) = (kernel["kernel"].as_str().unwrap(), "held pages of a file that is not mapped");
+        assert_eq!(left_out.contains(&old), name.starts_with("6.12."), "{name}: {left_out:?}");
+        assert_eq!(left_out.contains(&"fallocate on ext4"), name.ends_with("ext4"), "{name}: {left_out:?}");
+    }
+}
+
 /// The kernel of a machine, as a user's own.
 fn own_kernel(dir: &Path) -> (String, String) {
     let shown = |path: &str| dir.join(path).to_str().unwrap().to_owned();

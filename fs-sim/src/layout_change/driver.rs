@@ -52,12 +52,12 @@ pub(crate) fn change_layout(
     change: &dyn Change,
     patience: Patience,
 ) -> Result<bool, Errno> {
-    if inode.layout(|layout| change.plan(layout))?.is_none() && !meets_pins_anyway(task, change.meets_file(), patience)
-    {
+    let planned = inode.layout(|layout| change.plan(layout)).map(|plan| plan.is_some());
+    if planned != Ok(true) && !meets_pins_anyway(task, change.meets_file(), patience) {
         if patience == Patience::Waits {
             inode.turn.wait_until_unheld(task);
         }
-        return Ok(false);
+        return planned;
     }
     change_layouts(task, &[inode], &SingleChange(change), patience)
 }
@@ -102,11 +102,14 @@ fn change_under_turns(
         // Each time: the device may have been removed while this change waited.
         kernel.device_stays()?;
         let planned = PlannedOn::now(inodes);
-        let Some(plans) = change.plan(kernel, &planned.layouts)? else {
-            if meets_pins_anyway(task, change.meets_file(), patience) && wait_for_files(task, turns, &sides)? {
-                continue;
+        let plans = match change.plan(kernel, &planned.layouts) {
+            Ok(Some(plans)) => plans,
+            nothing => {
+                if meets_pins_anyway(task, change.meets_file(), patience) && wait_for_files(task, turns, &sides)? {
+                    continue;
+                }
+                return nothing.map(|_| false);
             }
-            return Ok(false);
         };
         let ranges: Vec<BlockRanges> =
             plans.iter().zip(&planned.layouts).map(|(plan, layout)| plan.turn_ranges(layout)).collect();
@@ -185,8 +188,8 @@ fn change_once<'w>(
     Ok(StillHolds::Yes)
 }
 
-/// Whether a change that has no effect waits for pins in the file all the same. Kernel: a truncate
-/// or `fallocate` breaks layouts before it looks what there is to do.
+/// Whether a change that has no effect, or is refused, waits for pins in the file all the same.
+/// Kernel: a truncate or `fallocate` breaks layouts before it looks what there is to do.
 pub(crate) fn meets_pins_anyway(task: &Task, meets_file: bool, patience: Patience) -> bool {
     meets_file && patience == Patience::Waits && task.kernel().axes.busy_scope == BusyScope::File
 }
@@ -200,7 +203,7 @@ fn wait_for_inodes(task: &Task, sides: &[(&Inode, &TurnGuard<'_>)]) -> bool {
     true
 }
 
-/// For a change without an effect: waits for pins anywhere in its files. False: there was none.
+/// For a change without an effect, or one that is refused: waits for pins anywhere in its files. False: there was none.
 fn wait_for_files(task: &Task, turns: &Turns<'_>, sides: &[(&Inode, &TurnGuard<'_>)]) -> Result<bool, Errno> {
     let site = |&(inode, turn)| Site { inode, turn, work: None, whole_file: true, patience: Patience::Waits };
     let sites: Vec<Site<'_>> = sides.iter().map(site).collect();

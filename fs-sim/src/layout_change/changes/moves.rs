@@ -17,50 +17,70 @@ use crate::vfs::inode::Inode;
 use crate::vfs::kernel::Kernel;
 use crate::vfs::task::Task;
 
-/// Removes a range and moves what is behind it forward.
-struct Collapse(BlockRange);
+/// Removes a range of bytes and moves what is behind it forward.
+struct Collapse {
+    offset: u64,
+    len: u64,
+}
+
+impl Collapse {
+    fn blocks(&self) -> BlockRange {
+        BlockRange::of_bytes(self.offset, self.len)
+    }
+}
 
 impl Change for Collapse {
     fn plan(&self, layout: &Layout) -> Result<Option<ChangePlan>, Errno> {
+        let blocks = aligned(self.offset, self.len)?;
         // Linux: a range that reaches the end of the file is truncated, not collapsed.
-        if self.0.end * BLOCK >= layout.size() {
+        if blocks.end * BLOCK >= layout.size() {
             return Err(Errno::EINVAL);
         }
         Ok(Some(ChangePlan {
-            touches: BlockRange::from(self.0.start).into(),
-            leaves: vec![self.0],
-            moves: vec![BlockRange::from(self.0.end)],
+            touches: BlockRange::from(blocks.start).into(),
+            leaves: vec![blocks],
+            moves: vec![BlockRange::from(blocks.end)],
             ..ChangePlan::default()
         }))
     }
 
     fn apply(&self, _kernel: &Kernel, layout: &Layout, _ready: &ClearedBlocks<'_>) -> Layout {
-        let (shorter, _removed) = layout.collapsed(self.0);
-        shorter.with_size(layout.size() - self.0.len() * BLOCK)
+        let (shorter, _removed) = layout.collapsed(self.blocks());
+        shorter.with_size(layout.size() - self.len)
     }
 }
 
-/// Moves what is in a range and behind it back by the range's length.
-struct Insert(BlockRange);
+/// Moves what is in a range of bytes and behind it back by the range's length.
+struct Insert {
+    offset: u64,
+    len: u64,
+}
+
+impl Insert {
+    fn blocks(&self) -> BlockRange {
+        BlockRange::of_bytes(self.offset, self.len)
+    }
+}
 
 impl Change for Insert {
     fn plan(&self, layout: &Layout) -> Result<Option<ChangePlan>, Errno> {
-        let size = layout.size();
-        if size + self.0.len() * BLOCK > FILE_MAX || layout.inserted(self.0.start, self.0.len()).is_none() {
+        let (size, blocks) = (layout.size(), aligned(self.offset, self.len)?);
+        if size + self.len > FILE_MAX || layout.inserted(blocks.start, blocks.len()).is_none() {
             return Err(Errno::EFBIG);
         }
-        if self.0.start * BLOCK >= size {
+        if self.offset >= size {
             return Err(Errno::EINVAL);
         }
-        let behind = BlockRange::from(self.0.start);
+        let behind = BlockRange::from(blocks.start);
         Ok(Some(ChangePlan { touches: behind.into(), moves: vec![behind], ..ChangePlan::default() }))
     }
 
     fn apply(&self, _kernel: &Kernel, layout: &Layout, _ready: &ClearedBlocks<'_>) -> Layout {
         // The plan has checked the bounds. Copies of blocks that stay behind lie at the same
         // offsets as the blocks did.
-        let longer = layout.inserted(self.0.start, self.0.len()).unwrap_or_else(|| layout.clone());
-        longer.with_size(layout.size() + self.0.len() * BLOCK)
+        let blocks = self.blocks();
+        let longer = layout.inserted(blocks.start, blocks.len()).unwrap_or_else(|| layout.clone());
+        longer.with_size(layout.size() + self.len)
     }
 }
 
@@ -72,9 +92,9 @@ fn aligned(offset: u64, len: u64) -> Result<BlockRange, Errno> {
 }
 
 pub(crate) fn collapse(task: &Task, inode: &Arc<Inode>, offset: u64, len: u64) -> Result<(), Errno> {
-    change_layout(task, inode, &Collapse(aligned(offset, len)?), Patience::Waits).map(|_| ())
+    change_layout(task, inode, &Collapse { offset, len }, Patience::Waits).map(|_| ())
 }
 
 pub(crate) fn insert_range(task: &Task, inode: &Arc<Inode>, offset: u64, len: u64) -> Result<(), Errno> {
-    change_layout(task, inode, &Insert(aligned(offset, len)?), Patience::Waits).map(|_| ())
+    change_layout(task, inode, &Insert { offset, len }, Patience::Waits).map(|_| ())
 }

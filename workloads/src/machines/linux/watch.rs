@@ -24,8 +24,9 @@ pub(super) struct SleepPlace {
 
 /// Where a process waits uninterruptibly for another one's I/O, pipe or inode lock: the functions
 /// that /proc/PID/wchan tells, on XFS and ext4 of Linux 6.12 and 7.3.
-const UNINTERRUPTIBLE: [&str; 6] = [
+const UNINTERRUPTIBLE: [&str; 7] = [
     "dax_break_layout_final",
+    "do_truncate",
     "xfs_ilock",
     "ext4_file_read_iter",
     "ext4_file_write_iter",

@@ -23,6 +23,11 @@ use crate::suite::linux;
 
 /// The fewest and the most steps of a sequence.
 const STEPS: std::ops::RangeInclusive<usize> = 4..=16;
+/// How many more it has if pages are to be held: three calls come before the first is.
+const STEPS_TO_HOLD: usize = 8;
+
+/// How many inconclusive sequences are told with their reasons.
+const UNCLEAR_MAX: usize = 3;
 
 /// Compares the simulation with the real kernel. It ends early at a difference, at the stop flag,
 /// or if a sequence can't be run.
@@ -81,14 +86,20 @@ pub(super) fn compare(
         report.run += 1;
         match sequence(makers, support, seed, index, &mut report.outcomes) {
             Ok(()) => report.agreed += 1,
-            Err((_, SequenceStop::Inconclusive(_))) => report.inconclusive += 1,
+            Err((tried, SequenceStop::Inconclusive(why))) => {
+                report.inconclusive += 1;
+                if report.unclear.len() < UNCLEAR_MAX {
+                    let steps: Vec<String> = tried.steps.iter().map(text::step).collect();
+                    report.unclear.push(format!("sequence {index}: {why}, after {}", steps.join("; ")));
+                }
+            }
             Err((_, SequenceStop::NotRun(why))) => {
                 report.run -= 1;
                 report.not_run = Some(why);
                 break;
             }
             Err((tried, SequenceStop::Differ { .. })) => {
-                let found = shrink::shortest(makers, tried.clone(), index);
+                let found = shrink::shortest(makers, support, tried.clone(), index);
                 report.difference = Some(found.unwrap_or_else(|| Difference {
                     index,
                     scenario: tried.steps.iter().map(|step| text::step(step) + "\n").collect(),
@@ -111,19 +122,20 @@ fn sequence(
     outcomes: &mut BTreeMap<String, u64>,
 ) -> Result<(), (TriedSequence, SequenceStop)> {
     let mut rng = rng::stream(seed, "agreement", index);
-    let files = generate::files(&mut rng);
-    let mut tried = TriedSequence { files, processes: rng.random_range(2..=3), steps: Vec::new() };
-    let mut pair = match makers.pair(&tried.files, AgreedView::new(tried.processes)) {
-        Ok(pair) => pair,
-        Err(stop) => return Err((tried, stop)),
-    };
     let flavour = match rng.random_range(0..6) {
         // Drawn where files have no DAX too, so that a seed means much the same everywhere.
         0..3 if support.dax => SequenceFlavour::HeldPages,
         0..4 => SequenceFlavour::Leases,
         _ => SequenceFlavour::Contents,
     };
-    for _ in 0..rng.random_range(STEPS) {
+    let files = generate::files(&mut rng, flavour);
+    let mut tried = TriedSequence { files, processes: rng.random_range(2..=3), steps: Vec::new() };
+    let mut pair = match makers.pair(&tried.files, AgreedView::new(tried.processes)) {
+        Ok(pair) => pair,
+        Err(stop) => return Err((tried, stop)),
+    };
+    let more = if flavour == SequenceFlavour::HeldPages { STEPS_TO_HOLD } else { 0 };
+    for _ in 0..rng.random_range(STEPS) + more {
         let Some(step) = generate::next(&mut rng, &pair.view, support, flavour) else { break };
         tried.steps.push(step.clone());
         if let Err(stop) = pair.make(&step) {

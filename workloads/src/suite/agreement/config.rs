@@ -32,6 +32,9 @@ pub struct AgreementReport {
     pub agreed: u64,
     /// Sequences in which the driver could not decide whether a call was blocked.
     pub inconclusive: u64,
+    /// Why, of the first of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unclear: Vec<String>,
     /// How often each outcome of an operation occurred, such as `open blocks`, and how often other
     /// observations did: `signals SIGIO`, `lease none`.
     pub outcomes: BTreeMap<String, u64>,
@@ -93,6 +96,9 @@ impl fmt::Display for AgreementReports {
             )?;
             for MetException { name, why, shown } in &report.exceptions {
                 writeln!(f, "  left out: {name}: {why}\n    {shown}")?;
+            }
+            for why in &report.unclear {
+                writeln!(f, "  inconclusive: {why}")?;
             }
             if let Some(why) = &report.not_run {
                 writeln!(f, "  not run: {why}")?;

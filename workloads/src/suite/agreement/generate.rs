@@ -32,13 +32,14 @@ pub(super) struct Support<'m> {
 }
 
 impl Support<'_> {
-    fn excludes(&self, view: &AgreedView, step: &AgreementStep) -> bool {
+    pub(super) fn excludes(&self, view: &AgreedView, step: &AgreementStep) -> bool {
         self.exceptions.iter().any(|exception| exception.meets(view, step))
     }
 }
 
-/// The files of a sequence: `data`, and sometimes `more`.
-pub(super) fn files(rng: &mut Rng) -> Vec<FileSetup> {
+/// The files of a sequence: `data`, and sometimes `more`. A file with held pages is one that can be
+/// mapped whole.
+pub(super) fn files(rng: &mut Rng, flavour: SequenceFlavour) -> Vec<FileSetup> {
     let contents = [Contents::Byte(b'a'), Contents::Byte(b'a'), Contents::Hole, Contents::Unwritten];
     let count = if rng.random_range(0..3) == 0 { 2 } else { 1 };
     let file = |name: &str, rng: &mut Rng| FileSetup {
@@ -46,6 +47,9 @@ pub(super) fn files(rng: &mut Rng) -> Vec<FileSetup> {
         size: rng.random_range(0..=4) * BLOCK,
         contents: contents[rng.random_range(0..contents.len())],
     };
+    if flavour == SequenceFlavour::HeldPages {
+        return vec![FileSetup { size: HELD_FILE, ..file("data", rng) }];
+    }
     ["data", "more"].into_iter().take(count).map(|name| file(name, rng)).collect()
 }
 
@@ -102,8 +106,12 @@ const WEIGHTS: &[(Verb, u32, u32, u32)] = &[
     (Verb::Drain, 0, 0, 10),
 ];
 
-/// The percentage of steps in which a process without descriptors opens a file.
-const OPENS_FIRST: u32 = 75;
+/// The percentage of steps in which a process without descriptors opens a file, one without a
+/// mapping maps the file whose pages are to be held, and one with a mapping holds a page while no
+/// process does.
+const BEGINS_FIRST: u32 = 75;
+/// The size of a file whose pages are to be held.
+const HELD_FILE: u64 = 4 * BLOCK;
 
 /// Chooses the next step; none if no process can act.
 pub(super) fn next(
@@ -114,8 +122,17 @@ pub(super) fn next(
 ) -> Option<AgreementStep> {
     let able: Vec<&String> = view.processes.keys().filter(|name| view.can_act(name)).collect();
     let process = one(rng, &able)?.to_string();
-    if view.fds_of(&process).next().is_none() && rng.random_range(0..100) < OPENS_FIRST {
-        let step = chosen(rng, view, (support, flavour), &process, Verb::Open)?;
+    let opened = view.fds_of(&process).next().is_some();
+    let beginning = match flavour {
+        _ if !opened => Some(Verb::Open),
+        SequenceFlavour::HeldPages if view.maps_of(&process).next().is_none() => Some(Verb::Mmap),
+        SequenceFlavour::HeldPages if !view.pages_are_held() => Some(Verb::Vmsplice),
+        _ => None,
+    };
+    if let Some(verb) = beginning
+        && rng.random_range(0..100) < BEGINS_FIRST
+    {
+        let step = chosen(rng, view, (support, flavour), &process, verb)?;
         return Some(step).filter(|step| !support.excludes(view, step));
     }
     let weight = |(verb, leases, contents, held): &(Verb, u32, u32, u32)| match flavour {
@@ -164,7 +181,10 @@ fn chosen(
             let trunc = if rng.random_range(0..8) == 0 { vec!["trunc"] } else { Vec::new() };
             vec![name("data"), Arg::Word("rw"), Arg::Words(trunc)]
         }
-        Verb::Mmap if held => vec![name(one(rng, &fds)?), blocks(rng), Arg::Words(Vec::new())],
+        Verb::Mmap if held => {
+            let whole = Arg::Range(ByteRange { offset: 0, len: HELD_FILE });
+            vec![name(one(rng, &fds)?), whole, Arg::Words(Vec::new())]
+        }
         Verb::Vmsplice => {
             let map = one(rng, &maps)?;
             let page = rng.random_range(0..view.maps.get(*map)?.0.div_ceil(BLOCK).max(1));

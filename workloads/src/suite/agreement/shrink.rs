@@ -6,6 +6,7 @@
 //! Hypothesis and proptest.
 
 use super::config::Difference;
+use super::generate::Support;
 use super::makers::{MachineMakers, TriedSequence};
 use super::pair::{MachinePair, SequenceStop};
 use super::text;
@@ -17,11 +18,16 @@ const RUNS_MAX: u32 = 400;
 
 /// The shortest sequence found on which the machines differ, as a scenario. None if the difference
 /// does not occur again.
-pub(super) fn shortest(makers: &MachineMakers<'_>, tried: TriedSequence, index: u64) -> Option<Difference> {
+pub(super) fn shortest(
+    makers: &MachineMakers<'_>,
+    support: Support<'_>,
+    tried: TriedSequence,
+    index: u64,
+) -> Option<Difference> {
     let mut runs = 0;
     let mut differs = |candidate: &TriedSequence| {
         runs += 1;
-        if runs > RUNS_MAX { None } else { difference(makers, candidate, index) }
+        if runs > RUNS_MAX { None } else { difference(makers, support, candidate, index) }
     };
     let mut best = tried;
     let mut found = differs(&best)?;
@@ -102,12 +108,18 @@ fn simpler(tried: &TriedSequence, n: usize) -> Result<Vec<TriedSequence>, WrongA
 }
 
 /// Runs a sequence and returns the difference, if there is one. Steps that can't be made, because
-/// the thing they need was never made, are left out.
-fn difference(makers: &MachineMakers<'_>, tried: &TriedSequence, index: u64) -> Option<Difference> {
+/// the thing they need was never made, are left out, and so are those that would now meet a known
+/// difference.
+fn difference(
+    makers: &MachineMakers<'_>,
+    support: Support<'_>,
+    tried: &TriedSequence,
+    index: u64,
+) -> Option<Difference> {
     let mut pair: MachinePair<'_> = makers.pair(&tried.files, AgreedView::new(tried.processes)).ok()?;
     let mut differs = None;
     for step in &tried.steps {
-        if !pair.view.allows(step) {
+        if !pair.view.allows(step) || support.excludes(&pair.view, step) {
             continue;
         }
         match pair.make(step) {

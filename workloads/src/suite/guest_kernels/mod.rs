@@ -77,6 +77,15 @@ impl DaxFileSystem {
         }
     }
 
+    /// What a mount needs before scenarios run: a shell command.
+    fn tune(self) -> &'static str {
+        match self {
+            DaxFileSystem::Xfs => "true",
+            // Else a write into a short unwritten extent makes written zeros of the rest as well.
+            DaxFileSystem::Ext4 => "echo 0 >/sys/fs/ext4/pmem0/extent_max_zeroout_kb",
+        }
+    }
+
     fn make(self) -> &'static str {
         match self {
             DaxFileSystem::Xfs => "mkfs.xfs -q -f /dev/pmem0",
@@ -394,7 +403,7 @@ fn ended(output: &Output) -> String {
 /// Makes and mounts a file system in a guest, and the disk with this program: a shell script. With
 /// the status [`LACKS`] it has said what the kernel lacks.
 fn prepare(file_system: DaxFileSystem) -> String {
-    let (name, make) = (file_system.name(), file_system.make());
+    let (name, make, tune) = (file_system.name(), file_system.make(), file_system.tune());
     let mounts = program_disk::mount_script(LACKS);
     format!(
         "lacks() {{ echo \"the kernel $(uname -r) $1\"; exit {LACKS}; }}
@@ -403,6 +412,7 @@ fn prepare(file_system: DaxFileSystem) -> String {
         grep -qw {name} /proc/filesystems || lacks 'has no {name}'
         {make} || exit 1
         mount -t {name} -o dax=always /dev/pmem0 /mnt || lacks 'does not mount {name} with DAX: it needs CONFIG_FS_DAX'
+        {tune} || exit 1
         {mounts}"
     )
 }
