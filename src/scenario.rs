@@ -7,11 +7,12 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand, ValueEnum, ValueHint};
-use emulator::sync::thread;
+use emulator::sync::{Arc, thread};
 use reports::scenarios::{self, CellVerdict, ScenarioReport};
 use workloads::input::designs::{DesignCatalogue, DesignEntry};
 use workloads::input::{InputError, Source};
 use workloads::language::Scenario;
+use workloads::machines::linux::{DeviceDax, LinuxConfig};
 use workloads::suite;
 use workloads::suite::guest_kernels::{
     DaxFileSystem, GuestKernels, GuestRun, GuestRunError, MachineError, run_on_guests,
@@ -58,6 +59,12 @@ struct RunArgs {
     /// the system's]
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
+    /// With `--on kernel`: the directory for files without DAX, where --dir has DAX
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    page_cache_dir: Option<PathBuf>,
+    /// With `--on kernel`: a device-DAX device for scenarios that map one; its content is lost
+    #[arg(long, value_name = "DEVICE", value_hint = ValueHint::FilePath)]
+    device_dax: Option<PathBuf>,
     /// With `--on guest`: this kernel instead of Debian's (bzImage); it needs --modules
     #[arg(long, value_name = "IMAGE", requires = "modules", value_hint = ValueHint::FilePath)]
     kernel: Option<PathBuf>,
@@ -165,7 +172,9 @@ fn run_scenarios(catalogue: &mut DesignCatalogue, args: &RunArgs) -> anyhow::Res
         }
         MachineChoice::Kernel => {
             let dir = args.dir.clone().unwrap_or_else(std::env::temp_dir);
-            run_on_linux(&scenarios, Path::new("/proc/self/exe"), &dir)?
+            let page_cache_dir = args.page_cache_dir.clone();
+            let device_dax = args.device_dax.as_deref().map(|device| Arc::new(DeviceDax::new(device)));
+            run_on_linux(&scenarios, &LinuxConfig { dir, page_cache_dir, device_dax, ..LinuxConfig::new() })?
         }
         MachineChoice::Guest => on_guests(&scenarios, args)?,
     };
@@ -200,6 +209,12 @@ fn check_machine(args: &RunArgs) -> anyhow::Result<()> {
     match args.on {
         MachineChoice::Simulation | MachineChoice::Guest if args.dir.is_some() => {
             anyhow::bail!("--dir is where files of this machine's own kernel go: it needs --on kernel");
+        }
+        MachineChoice::Simulation | MachineChoice::Guest if args.page_cache_dir.is_some() => {
+            anyhow::bail!("--page-cache-dir is where files of this machine's own kernel go: it needs --on kernel");
+        }
+        MachineChoice::Simulation | MachineChoice::Guest if args.device_dax.is_some() => {
+            anyhow::bail!("--device-dax is a device of this machine's own kernel: it needs --on kernel");
         }
         MachineChoice::Simulation | MachineChoice::Kernel if args.kernel.is_some() => {
             anyhow::bail!("--kernel is what a guest boots: it needs --on guest");

@@ -4,7 +4,6 @@
 //! which time passes run side by side, under one shortened break time. Invariant: a scenario that
 //! this kernel can't run is reported as not run, whatever the others did.
 
-use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use crate::input::InputError;
@@ -35,17 +34,17 @@ fn subject_on(linux: LinuxSubject) -> DesignSubject {
     DesignSubject { name: "linux".to_owned(), axes: axes.expect("a preset without layout leases"), linux: Some(linux) }
 }
 
-/// Runs `scenarios` on the real kernel. `program` makes its processes; its files are in `dir`.
+/// Runs `scenarios` on the real kernel, by this configuration but for its break time.
 ///
 /// # Errors
 /// A scenario is not for Linux, states no outcome, or asks for the impossible.
-pub fn run_on_linux(scenarios: &[Scenario], program: &Path, dir: &Path) -> Result<ScenarioReport, InputError> {
+pub fn run_on_linux(scenarios: &[Scenario], config: &LinuxConfig) -> Result<ScenarioReport, InputError> {
     let subject = subject();
     for scenario in scenarios {
         check(scenario)?;
         run::check(scenario, std::slice::from_ref(&subject))?;
     }
-    let config = LinuxConfig { program: PathBuf::from(program), dir: PathBuf::from(dir), break_time: None };
+    let config = LinuxConfig { break_time: None, ..config.clone() };
     let mut cells: Vec<Option<Result<ScenarioCell, InputError>>> = scenarios.iter().map(|_| None).collect();
     let (timed, plain): (Vec<usize>, Vec<usize>) = (0..scenarios.len()).partition(|n| time_passes(&scenarios[*n]));
     let host = Host::start(config.clone());
@@ -57,7 +56,7 @@ pub fn run_on_linux(scenarios: &[Scenario], program: &Path, dir: &Path) -> Resul
     drop((host, long));
     if !timed.is_empty() {
         // If it can't be shortened, every scenario that needs it reports that.
-        let break_time = BreakTime::shorten(program).ok();
+        let break_time = BreakTime::shorten(&config.program).ok();
         let config = LinuxConfig { break_time, ..config };
         let done = Mutex::new(&mut cells);
         for group in timed.chunks(SIDE_BY_SIDE) {
@@ -103,6 +102,7 @@ fn one(scenario: &Scenario, host: &Result<Rc<Host>, Trouble>) -> Result<Scenario
     let release = rustix::system::uname().release().to_string_lossy().into_owned();
     let linux = LinuxSubject {
         file_system: host.as_ref().map_or(String::new(), |host| host.file_system().name.clone()),
+        memory: host.as_ref().ok().and_then(|host| host.file_system().memory),
         version: kernel_version(&release).unwrap_or_default(),
     };
     let subject = subject_on(linux);

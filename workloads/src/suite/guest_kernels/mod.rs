@@ -6,6 +6,7 @@
 //! its limit and the end of its console. Kernel counterpart: xfstests' `check` with a section for
 //! each file system.
 
+mod devices;
 mod program_disk;
 
 use std::collections::BTreeMap;
@@ -25,19 +26,18 @@ use crate::input::InputError;
 use crate::language::Scenario;
 use crate::suite::{linux, run, scenarios};
 
+use devices::GuestDevices;
 use program_disk::ProgramDisk;
 
 /// A guest's memory in MiB: kernel, first file system and this program need a fifth of it.
 const MEMORY_MIB: u32 = 512;
-/// The size of a guest's persistent memory: mkfs.xfs makes none of less than 300 MiB.
-const PMEM: u64 = 400 << 20;
 /// How long a guest may take to make and mount its file system.
 const PREPARE_LIMIT: Duration = Duration::from_secs(120);
 /// How long all scenarios may take in one guest. They take seconds.
 const RUN_LIMIT: Duration = Duration::from_secs(600);
 /// How often a scenario runs whose outcome a busy machine did not let be told.
 const ATTEMPTS: u32 = 3;
-/// The status of the shell that tells of a missing command or device in [`prepare`].
+/// The status of the shell that tells of a missing command or device in [`devices::prepare`].
 const LACKS: i32 = 70;
 
 /// Whose kernel runs the scenarios.
@@ -69,13 +69,6 @@ impl DaxFileSystem {
         match self {
             DaxFileSystem::Xfs => "xfs",
             DaxFileSystem::Ext4 => "ext4",
-        }
-    }
-
-    fn make(self) -> &'static str {
-        match self {
-            DaxFileSystem::Xfs => "mkfs.xfs -q -f /dev/pmem0",
-            DaxFileSystem::Ext4 => "mkfs.ext4 -q -F -b 4096 /dev/pmem0",
         }
     }
 }
@@ -233,31 +226,29 @@ impl GuestCase<'_> {
     ) -> CaseResult {
         let mut name = format!("{} {}", self.machine.versions(), self.file_system.name());
         tell(&format!("booting {name}"));
-        let pmem = work.join(format!("pmem{number}"));
-        let cells = self.cells(&pmem, disk, scenarios, &mut name);
+        let made = GuestDevices::make(self.machine, self.file_system, work, number);
+        let cells = made
+            .map_err(|error| format!("the memory and the disks of the guest: {error}"))
+            .and_then(|devices| self.cells(&devices, disk, scenarios, &mut name));
         if let Err(why) = &cells {
             tell(&format!("{name}: {why}"));
         }
-        // Its guest has ended; the next one needs the room.
-        let _ = std::fs::remove_file(&pmem);
         CaseResult { name, cells }
     }
 
     fn cells(
         &self,
-        pmem: &Path,
+        devices: &GuestDevices,
         disk: &Path,
         scenarios: &[Scenario],
         name: &mut String,
     ) -> Result<BTreeMap<String, ScenarioCell>, String> {
-        let made = std::fs::File::create_new(pmem).and_then(|file| file.set_len(PMEM));
-        made.map_err(|error| format!("{}: {error}", pmem.display()))?;
         let shown = |why: GuestError| why.to_string();
-        let boot = self.machine.boot().memory(MEMORY_MIB).virtio_pmem(pmem, PMEM).read_only_disk(disk);
+        let boot = devices.add_to(self.machine.boot().memory(MEMORY_MIB), disk);
         let mut guest = boot.try_start().map_err(shown)?;
         let release = guest.try_run("uname -r", PREPARE_LIMIT).map_err(shown)?;
         *name = format!("{} {}", release.text.trim(), self.file_system.name());
-        let prepared = guest.try_run(&prepare(self.file_system), PREPARE_LIMIT).map_err(shown)?;
+        let prepared = guest.try_run(&devices::prepare(self.file_system), PREPARE_LIMIT).map_err(shown)?;
         match prepared.status {
             0 => {}
             LACKS => return Err(prepared.text.trim().to_owned()),
@@ -290,22 +281,6 @@ fn reported(guest: &mut LinuxGuest, scenarios: &[usize]) -> Result<Vec<(String, 
         .and_then(Result::ok)
         .ok_or_else(|| format!("the program in the guest ended with {}: {}", output.status, output.text.trim()))?;
     Ok(report.scenarios.into_iter().filter_map(|row| Some((row.id, row.cells.into_iter().next()?))).collect())
-}
-
-/// Makes and mounts a file system in a guest, and the disk with this program: a shell script. With
-/// the status [`LACKS`] it has said what the kernel lacks.
-fn prepare(file_system: DaxFileSystem) -> String {
-    let (name, make) = (file_system.name(), file_system.make());
-    let mounts = program_disk::mount_script(LACKS);
-    format!(
-        "lacks() {{ echo \"the kernel $(uname -r) $1\"; exit {LACKS}; }}
-        load {name}
-        test -b /dev/pmem0 || lacks 'has no persistent memory: it needs CONFIG_VIRTIO_PMEM and CONFIG_BLK_DEV_PMEM, built in or as modules below the folder given'
-        grep -qw {name} /proc/filesystems || lacks 'has no {name}'
-        {make} || exit 1
-        mount -t {name} -o dax=always /dev/pmem0 /mnt || lacks 'does not mount {name} with DAX: it needs CONFIG_FS_DAX'
-        {mounts}"
-    )
 }
 
 /// The report of all guests. A guest that did not run has its reason in every cell.
