@@ -5,6 +5,7 @@
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum, ValueHint};
 use emulator::sync::{Arc, thread};
@@ -15,7 +16,7 @@ use workloads::language::Scenario;
 use workloads::machines::linux::{DeviceDax, LinuxConfig};
 use workloads::suite;
 use workloads::suite::guest_kernels::{
-    DaxFileSystem, GuestKernels, GuestRun, GuestRunError, MachineError, run_on_guests,
+    BOOT_LIMIT, DaxFileSystem, GuestKernels, GuestRun, GuestRunError, MachineError, run_on_guests,
 };
 use workloads::suite::linux::run_on_linux;
 
@@ -74,6 +75,9 @@ struct RunArgs {
     /// With `--on guest`: the file systems, each booted with each kernel [default: xfs,ext4]
     #[arg(long, value_name = "FS,…", value_enum, value_delimiter = ',')]
     file_system: Vec<FileSystemChoice>,
+    /// With `--on guest`: how many seconds a guest may take to boot [default: 180]
+    #[arg(long, value_name = "SECONDS", value_parser = numbers::within(1..=BOOT_SECONDS_MAX, "a guest boots within some seconds by KVM, and within a minute without"))]
+    boot_limit: Option<u16>,
     /// How many scenarios run at once; the results are in the order asked for [default: as many as
     /// there are processors]
     #[arg(short = 'j', long, value_name = "N", value_parser = numbers::within(1..=JOBS_MAX, "without it there are as many as processors"))]
@@ -113,6 +117,8 @@ enum Format {
 
 /// The most scenarios that run at once. Each has a device and some threads.
 const JOBS_MAX: u16 = 256;
+/// The longest limit of a boot.
+const BOOT_SECONDS_MAX: u16 = 3600;
 /// The widest matrix printed where the terminal's width is unknown.
 const WIDTH: usize = 160;
 
@@ -222,6 +228,9 @@ fn check_machine(args: &RunArgs) -> anyhow::Result<()> {
         MachineChoice::Simulation | MachineChoice::Kernel if !args.file_system.is_empty() => {
             anyhow::bail!("--file-system is what a guest mounts: it needs --on guest");
         }
+        MachineChoice::Simulation | MachineChoice::Kernel if args.boot_limit.is_some() => {
+            anyhow::bail!("--boot-limit is how long a guest may boot: it needs --on guest");
+        }
         MachineChoice::Kernel | MachineChoice::Guest if args.jobs.is_some() => {
             anyhow::bail!("-j: on a real kernel the scenarios themselves say what may run at once; leave it away");
         }
@@ -249,7 +258,8 @@ fn on_guests(scenarios: &[Scenario], args: &RunArgs) -> anyhow::Result<ScenarioR
             file_systems.push(file_system);
         }
     }
-    let run = GuestRun { kernels, file_systems, program: PathBuf::from("/proc/self/exe") };
+    let boot_limit = args.boot_limit.map_or(BOOT_LIMIT, |seconds| Duration::from_secs(seconds.into()));
+    let run = GuestRun { kernels, file_systems, boot_limit, program: PathBuf::from("/proc/self/exe") };
     run_on_guests(scenarios, &run, &exit::note).map_err(|error| match error {
         GuestRunError::Input(error) => (*error).into(),
         GuestRunError::Machine(error @ (MachineError::Input { .. } | MachineError::TooLarge(_))) => {

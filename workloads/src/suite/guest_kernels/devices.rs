@@ -102,7 +102,7 @@ pub(super) fn prepare(file_system: DaxFileSystem) -> String {
         # Makes a namespace of the region of this size: pfn (fsdax) or dax; its driver; alignment.
         namespace() {{
           for region in /sys/bus/nd/devices/region*; do
-            test \"$(cat $region/size)\" = $1 || continue
+            test \"$(cat $region/size 2>/dev/null)\" = $1 || continue
             raw=namespace${{region##*/region}}.0 seed=$(cat $region/$2_seed) || return
             test -e /sys/bus/nd/drivers/$3 -a -n \"$seed\" || return
             echo $raw >/sys/bus/nd/drivers/nd_pmem/unbind || return

@@ -17,7 +17,7 @@ use std::time::Duration;
 use emulator::sync::atomic::{AtomicUsize, Ordering};
 use emulator::sync::{Mutex, thread};
 use guests::packages::{self, CURRENT, LINUX_BACKPORTS, LINUX_STABLE, Package, PackagesError};
-pub use guests::vm::MachineError;
+pub use guests::vm::{BOOT_LIMIT, MachineError};
 use guests::vm::{GuestError, GuestMachine, LinuxGuest};
 use reports::scenarios::{CellFailure, CellVerdict, ScenarioCell, ScenarioReport};
 use serde::Deserialize;
@@ -80,6 +80,8 @@ pub struct GuestRun {
     pub kernels: GuestKernels,
     /// Each of them is booted with each of these.
     pub file_systems: Vec<DaxFileSystem>,
+    /// How long a guest may take to boot.
+    pub boot_limit: Duration,
     /// This program, which runs in the guests.
     pub program: PathBuf,
 }
@@ -108,6 +110,7 @@ pub enum GuestRunError {
 struct GuestCase<'a> {
     machine: &'a GuestMachine,
     file_system: DaxFileSystem,
+    boot_limit: Duration,
 }
 
 /// What a guest reported, or why it did not.
@@ -151,7 +154,8 @@ pub fn run_on_guests(
     let cases: Vec<GuestCase<'_>> = machines
         .iter()
         .flat_map(|machine| {
-            what.file_systems.iter().map(move |file_system| GuestCase { machine, file_system: *file_system })
+            let case = |file_system| GuestCase { machine, file_system, boot_limit: what.boot_limit };
+            what.file_systems.iter().copied().map(case)
         })
         .collect();
     // Boots take long, and each keeps a processor busy.
@@ -244,7 +248,7 @@ impl GuestCase<'_> {
         name: &mut String,
     ) -> Result<BTreeMap<String, ScenarioCell>, String> {
         let shown = |why: GuestError| why.to_string();
-        let boot = devices.add_to(self.machine.boot().memory(MEMORY_MIB), disk);
+        let boot = devices.add_to(self.machine.boot().memory(MEMORY_MIB).limit(self.boot_limit), disk);
         let mut guest = boot.try_start().map_err(shown)?;
         let release = guest.try_run("uname -r", PREPARE_LIMIT).map_err(shown)?;
         *name = format!("{} {}", release.text.trim(), self.file_system.name());
