@@ -7,8 +7,8 @@
 mod ctl;
 mod designs;
 mod exit;
-mod guest_args;
 mod limits;
+mod linux_args;
 mod numbers;
 mod progress;
 mod race;

@@ -2,18 +2,16 @@
 //!
 //! It owns the command's arguments and its exit code: 1 where the two differ.
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
-use workloads::machines::linux::LinuxConfig;
 use workloads::race::StopFlag;
 use workloads::suite::agreement::{self, AgreementConfig, AgreementReports, KernelAgreement};
 use workloads::suite::guest_kernels::agree_on_guests;
 use workloads::suite::linux;
 
 use crate::exit;
-use crate::guest_args::{GuestArgs, PROGRAM, dir_of, guest_error, guest_run};
+use crate::linux_args::{GuestArgs, KernelArgs, guest_error, guest_run};
 use crate::numbers;
 
 /// The most random sequences of a run.
@@ -29,10 +27,8 @@ pub(crate) struct RandomArgs {
     /// The seed: the same sequences on the same kernel
     #[arg(long, value_name = "SEED", default_value_t = 1, value_parser = numbers::any)]
     seed: u64,
-    /// With `--on kernel`: the directory for temporary files, whose file system is tested [default:
-    /// the system's]
-    #[arg(long, value_name = "DIR")]
-    dir: Option<PathBuf>,
+    #[command(flatten)]
+    kernel: KernelArgs,
     #[command(flatten)]
     guest: GuestArgs,
     /// How to print the results
@@ -63,20 +59,14 @@ enum RandomFormat {
 pub(crate) fn run(args: &RandomArgs) -> anyhow::Result<ExitCode> {
     let (sequences, seed) = (u64::from(args.sequences), args.seed);
     let reports = match args.on {
-        RealKernel::Kernel if args.guest.kernel.is_some() || !args.guest.file_system.is_empty() => {
-            anyhow::bail!("--kernel and --file-system are what a guest boots and mounts: they need --on guest");
-        }
         RealKernel::Kernel => {
-            let linux =
-                LinuxConfig { program: PathBuf::from(PROGRAM), dir: dir_of(args.dir.as_ref()), break_time: None };
-            let stop = StopFlag::new();
-            let report = agreement::run(&AgreementConfig { sequences, seed, linux, axes: None }, &stop);
+            args.guest.check_unused()?;
+            let config = AgreementConfig { sequences, seed, linux: args.kernel.config(), axes: None };
+            let report = agreement::run(&config, &StopFlag::new());
             AgreementReports::new(seed, vec![KernelAgreement { kernel: linux::release(), report }])
         }
-        RealKernel::Guest if args.dir.is_some() => {
-            anyhow::bail!("--dir is where files of this machine's own kernel go: it needs --on kernel");
-        }
         RealKernel::Guest => {
+            args.kernel.check_unused()?;
             agree_on_guests(sequences, seed, &guest_run(&args.guest), &exit::note).map_err(guest_error)?
         }
     };

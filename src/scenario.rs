@@ -3,7 +3,7 @@
 //! It owns the command's arguments. Everything is parsed and checked before anything runs.
 
 use std::io::IsTerminal;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand, ValueEnum};
@@ -16,7 +16,7 @@ use workloads::suite;
 use workloads::suite::guest_kernels::{rank_designs_on_guests, run_on_guests};
 use workloads::suite::linux::{self, Statements, run_on_linux};
 
-use crate::guest_args::{GuestArgs, PROGRAM, dir_of, guest_error, guest_run};
+use crate::linux_args::{GuestArgs, KernelArgs, guest_error, guest_run};
 use crate::{exit, numbers, random};
 
 /// Run scenarios under every design and hold their outcomes against the stated ones
@@ -55,10 +55,8 @@ struct RunArgs {
     /// kernel, `guest` on kernels under QEMU, on file systems with DAX
     #[arg(long, value_enum, default_value_t = MachineChoice::Simulation)]
     on: MachineChoice,
-    /// With `--on kernel`: the directory for temporary files, whose file system is tested [default:
-    /// the system's]
-    #[arg(long, value_name = "DIR")]
-    dir: Option<PathBuf>,
+    #[command(flatten)]
+    kernel: KernelArgs,
     #[command(flatten)]
     guest: GuestArgs,
     /// With `--on kernel` or `guest`: hold the kernel against what the scenarios state for each
@@ -157,9 +155,7 @@ fn run_scenarios(catalogue: &mut DesignCatalogue, args: &RunArgs) -> anyhow::Res
             let workers = args.jobs.map_or_else(thread::parallelism, usize::from);
             suite::scenarios::run_simulated_on(&scenarios, &designs, workers)?
         }
-        MachineChoice::Kernel => {
-            run_on_linux(&scenarios, Statements::OfLinux, Path::new(PROGRAM), &dir_of(args.dir.as_ref()))?
-        }
+        MachineChoice::Kernel => run_on_linux(&scenarios, Statements::OfLinux, &args.kernel.config())?,
         MachineChoice::Guest => run_on_guests(&scenarios, &guest_run(&args.guest), &exit::note).map_err(guest_error)?,
     };
     let terminal = std::io::stdout().is_terminal();
@@ -194,7 +190,7 @@ fn rank_designs(scenarios: &[Scenario], args: &RunArgs) -> anyhow::Result<ExitCo
         MachineChoice::Guest => {
             rank_designs_on_guests(scenarios, &guest_run(&args.guest), &exit::note).map_err(guest_error)?
         }
-        _ => linux::rank_designs(scenarios, Path::new(PROGRAM), &dir_of(args.dir.as_ref()))?,
+        _ => linux::rank_designs(scenarios, &args.kernel.config())?,
     };
     exit::print(&match args.format {
         Format::Json => serde_json::to_string_pretty(&ranking)? + "\n",
@@ -208,16 +204,13 @@ fn rank_designs(scenarios: &[Scenario], args: &RunArgs) -> anyhow::Result<ExitCo
 
 /// Checks that what was given fits the machine.
 fn check_machine(args: &RunArgs) -> anyhow::Result<()> {
+    if args.on != MachineChoice::Kernel {
+        args.kernel.check_unused()?;
+    }
+    if args.on != MachineChoice::Guest {
+        args.guest.check_unused()?;
+    }
     match args.on {
-        MachineChoice::Simulation | MachineChoice::Guest if args.dir.is_some() => {
-            anyhow::bail!("--dir is where files of this machine's own kernel go: it needs --on kernel");
-        }
-        MachineChoice::Simulation | MachineChoice::Kernel if args.guest.kernel.is_some() => {
-            anyhow::bail!("--kernel is what a guest boots: it needs --on guest");
-        }
-        MachineChoice::Simulation | MachineChoice::Kernel if !args.guest.file_system.is_empty() => {
-            anyhow::bail!("--file-system is what a guest mounts: it needs --on guest");
-        }
         MachineChoice::Kernel | MachineChoice::Guest if args.jobs.is_some() => {
             anyhow::bail!("-j: on a real kernel the scenarios themselves say what may run at once; leave it away");
         }

@@ -13,12 +13,35 @@ use crate::vfs::kernel::Kernel;
 pub enum LongTermUser {
     /// An RDMA region. It can fault at access where the design says so.
     Rdma,
-    /// Any other user: an AF_XDP umem, io_uring fixed buffers, a guest that the kernel cannot
-    /// unmap. It can't fault.
+    /// An AF_XDP umem. It can't fault.
+    Umem,
+    /// io_uring fixed buffers. They can't fault.
+    FixedBuffers,
+    /// Any other user, such as a guest that the kernel cannot unmap. It can't fault.
     Other,
     /// A guest whose memory can be unmapped. It can't fault either, but it can be unmapped once,
     /// before a page changes.
     Unmappable,
+}
+
+impl LongTermUser {
+    /// Whether it gets pages that are no file's of a private mapping of one. Kernel:
+    /// `pin_user_pages_fast` finds them in the page table; `pin_user_pages`, which a umem calls,
+    /// looks at the mapping alone.
+    pub(crate) fn finds_copies(self) -> bool {
+        self != LongTermUser::Umem
+    }
+
+    /// What the user's call returns for `errno` of a page behind others that could be pinned: the
+    /// pin then gives their number, and the user makes an error of its own of that. Kernel:
+    /// `xdp_umem_pin_pages`, `io_pin_pages`; `ib_umem_get` goes on to the error.
+    pub(crate) fn behind_pinned_pages(self, errno: Errno) -> Errno {
+        match self {
+            LongTermUser::Umem => Errno::ENOMEM,
+            LongTermUser::FixedBuffers => Errno::EFAULT,
+            LongTermUser::Rdma | LongTermUser::Other | LongTermUser::Unmappable => errno,
+        }
+    }
 }
 
 /// What the design's gate has for a long-term user.

@@ -45,7 +45,7 @@ impl Task {
         if socket.umem().is_some() {
             return Err(Errno::EBUSY);
         }
-        let request = PinRequest { va, len, write: true, user: LongTermUser::Other };
+        let request = PinRequest { va, len, write: true, user: LongTermUser::Umem };
         let registration = self.register(request, Arc::clone(&umem) as Arc<dyn PinHolder>)?;
         let mut deferred = Deferred::default();
         umem.region.install(self.kernel(), registration, &mut deferred);

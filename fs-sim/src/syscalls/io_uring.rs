@@ -54,7 +54,7 @@ impl Task {
         });
         let mut deferred = Deferred::default();
         let registered = memory.iter().zip(&table.buffers).try_for_each(|((va, len), (region, _))| {
-            let request = PinRequest { va: *va, len: *len, write: true, user: LongTermUser::Other };
+            let request = PinRequest { va: *va, len: *len, write: true, user: LongTermUser::FixedBuffers };
             let registration = self.register(request, Arc::clone(&table) as Arc<dyn PinHolder>)?;
             region.install(self.kernel(), registration, &mut deferred);
             Ok(())

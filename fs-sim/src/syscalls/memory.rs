@@ -117,6 +117,25 @@ impl Task {
         )
     }
 
+    /// As [`Task::mmap`], with `MAP_SYNC`: what a store needs of the file system is durable before
+    /// the store, as in every mapping of the volume's files here. `mmap` with `MAP_SHARED_VALIDATE`.
+    ///
+    /// # Errors
+    /// As [`Task::mmap`]; EOPNOTSUPP (the file is not DAX).
+    pub fn mmap_sync(&self, fd: Fd, offset: u64, len: u64, write: bool) -> Result<u64, Errno> {
+        map_file(
+            self,
+            fd,
+            (offset, len),
+            write,
+            |access| access.write || !write,
+            |description| match MemoryFile::of(&description) {
+                Some(_) => Err((Errno::EOPNOTSUPP, Backing::File { description, offset })),
+                None => Ok(Backing::File { description, offset }),
+            },
+        )
+    }
+
     /// As [`Task::mmap`], private: a page shows the file's until it is stored to, or pinned for
     /// long; then it is a copy, which no change of the file reaches but a truncate, which takes it
     /// away. A descriptor for reading is enough. `mmap` with `MAP_PRIVATE`.
@@ -154,6 +173,20 @@ impl Task {
                 }
             },
         )
+    }
+
+    /// As [`Task::mmap_private`], with `MAP_SYNC`, which Linux heeds in a private mapping of a file
+    /// with an address space of its own to say so; tmpfs passes over it.
+    ///
+    /// # Errors
+    /// As [`Task::mmap_private`]; EOPNOTSUPP (the file is in page cache).
+    pub fn mmap_private_sync(&self, fd: Fd, offset: u64, len: u64, write: bool) -> Result<u64, Errno> {
+        let description = self.process().fds.lock().get(fd)?.get();
+        let cached = MemoryFile::of(&description).is_some_and(|file| !file.allows_long_term_write());
+        let mut deferred = Deferred::default();
+        description.put(&mut deferred);
+        self.run_deferred(deferred);
+        if cached { Err(Errno::EOPNOTSUPP) } else { self.mmap_private(fd, offset, len, write) }
     }
 
     /// Maps `len` zero bytes of anonymous shared memory. Returns its address, and the memory for

@@ -28,7 +28,9 @@ impl Task {
     /// A user that the design's gate never admits is refused as Linux refuses it, before the
     /// mapping's rights and the end of the file are looked at: ENOMEM (locked memory), then
     /// EOPNOTSUPP if the range holds a page of a file before it holds an address that is not
-    /// mapped (EFAULT). A user that the gate admits by faults is registered as by
+    /// mapped (EFAULT). Behind a page that can be pinned, these two are ENOMEM for a umem and EFAULT
+    /// for fixed buffers. A umem is refused a private mapping of a file also where all pages are
+    /// copies. A user that the gate admits by faults is registered as by
     /// [`Task::register_on_demand`]. Pages of a private mapping are copied first, under every other
     /// gate; they are no pages of a file. Of a file that is not DAX, and of a mapping of the
     /// volume's device, no gate asks anything.
@@ -143,12 +145,13 @@ fn on_demand(task: &Task, request: &PinRequest) -> Result<Registration, Errno> {
 
 /// Refuses `request`, of a user that the gate does not admit, if it asks for pages of a file.
 fn refuse_file_pages(task: &Task, request: &PinRequest, refusal: Errno) -> Result<(), Errno> {
-    let PinRequest { va, len, write, .. } = *request;
+    let PinRequest { va, len, write, user } = *request;
     if len == 0 {
         return Err(Errno::EINVAL);
     }
-    let refused = task.process().mm.lock().refuse_file_pages(va, len, write, refusal);
-    refused.map_err(|errno| {
+    let refused = task.process().mm.lock().refuse_file_pages(va, len, write, user.finds_copies(), refusal);
+    refused.map_err(|(errno, behind)| {
+        let errno = if behind { user.behind_pinned_pages(errno) } else { errno };
         // Memory without a file is not charged, so the limit refuses only what is refused anyway.
         let pages = (va % BLOCK).saturating_add(len).div_ceil(BLOCK);
         if may_lock(task.process(), pages) { errno } else { Errno::ENOMEM }

@@ -176,26 +176,37 @@ impl AddressSpace {
 
     /// Walks `va..va+len` from its start as a long-term pin by a user that the design's gate
     /// refuses: `refusal` at the first page of a file (of a private mapping, one that was not
-    /// copied), whatever the mapping's rights and the end of
-    /// the file. Kernel: `check_vma_flags`.
+    /// copied, or any if the user does not find copies), whatever the mapping's rights and the end of
+    /// the file. Kernel: `check_vma_flags`. With the error comes whether a page lies before it.
     ///
     /// # Errors
     /// `refusal`; EFAULT if the walk first meets an address that is not mapped, or memory without a
     /// file that is read-only, where `write` is asked; EINVAL if the range wraps around.
-    pub(crate) fn refuse_file_pages(&self, va: u64, len: u64, write: bool, refusal: Errno) -> Result<(), Errno> {
-        let end = va.checked_add(len).ok_or(Errno::EINVAL)?;
+    pub(crate) fn refuse_file_pages(
+        &self,
+        va: u64,
+        len: u64,
+        write: bool,
+        finds_copies: bool,
+        refusal: Errno,
+    ) -> Result<(), (Errno, bool)> {
+        let end = va.checked_add(len).ok_or((Errno::EINVAL, false))?;
         let mut at = va;
         while at < end {
-            let mapping = self.find(at, 1).ok_or(Errno::EFAULT)?;
+            let refused = |errno: Errno| Err((errno, at > va));
+            let Some(mapping) = self.find(at, 1) else { return refused(Errno::EFAULT) };
             match &mapping.backing {
-                Backing::File { .. } => return Err(refusal),
+                Backing::File { .. } => return refused(refusal),
                 Backing::Private { description, pages, offset }
-                    if description.file().is_some() && !pages.is_copied(offset + (at - mapping.start)) =>
+                    if description.file().is_some()
+                        && !(finds_copies && pages.is_copied(offset + (at - mapping.start))) =>
                 {
-                    return Err(refusal);
+                    return refused(refusal);
                 }
-                Backing::Memory { file, .. } if write && !file.allows_long_term_write() => return Err(Errno::EFAULT),
-                _ if write && !mapping.write => return Err(Errno::EFAULT),
+                Backing::Memory { file, .. } if write && !file.allows_long_term_write() => {
+                    return refused(Errno::EFAULT);
+                }
+                _ if write && !mapping.write => return refused(Errno::EFAULT),
                 Backing::Private { .. } => at = (at / BLOCK + 1) * BLOCK,
                 Backing::Memory { .. } | Backing::Device { .. } | Backing::Anon { .. } => {
                     at = mapping.start + mapping.len;

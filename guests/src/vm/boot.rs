@@ -139,9 +139,18 @@ impl<'a> Boot<'a> {
     }
 
     /// Adds a virtio disk, `/dev/vda` if it is the first, over a file that the guest can only read.
-    pub fn read_only_disk(mut self, file: &Path) -> Self {
+    pub fn read_only_disk(self, file: &Path) -> Self {
+        self.virtio_disk(file, "on")
+    }
+
+    /// Adds a virtio disk, `/dev/vda` if it is the first, over a file.
+    pub fn disk(self, file: &Path) -> Self {
+        self.virtio_disk(file, "off")
+    }
+
+    fn virtio_disk(mut self, file: &Path, read_only: &str) -> Self {
         let id = self.device();
-        let drive = path_option(&format!("if=none,id=disk{id},format=raw,read-only=on,file="), file, "");
+        let drive = path_option(&format!("if=none,id=disk{id},format=raw,read-only={read_only},file="), file, "");
         let device = format!("virtio-blk-pci,drive=disk{id}");
         self.args([OsStr::new("-drive"), &drive, OsStr::new("-device"), OsStr::new(&device)])
     }

@@ -234,7 +234,11 @@ impl LinuxGuest {
         while !console.is_char_boundary(from) {
             from += 1;
         }
-        format!("--- {}, the end of the console and of what QEMU said:\n{}\n---", self.name, console[from..].trim())
+        let said = match console[from..].trim() {
+            "" => "(nothing)",
+            said => said,
+        };
+        format!("--- {}, the end of the console and of what QEMU said:\n{said}\n---", self.name)
     }
 
     /// An error with all that is known: the reason, QEMU's end if it has ended, the console.

@@ -60,6 +60,16 @@ pub enum MachineError {
         /// The operating system's answer.
         error: io::Error,
     },
+    /// What was fetched is not whole.
+    #[error("`{}`: {error}; remove the folder `{}`, which is fetched anew then", path.display(), dir.display())]
+    Package {
+        /// What is missing or can't be used.
+        path: PathBuf,
+        /// The folder of the package.
+        dir: PathBuf,
+        /// The operating system's answer.
+        error: io::Error,
+    },
     /// The initramfs does not fit into a guest.
     #[error("the first file system of the guest is {} MiB large, and may be {} MiB: install the kernel's modules stripped (`make modules_install INSTALL_MOD_STRIP=1`)", .0 >> 20, INITRAMFS_MAX >> 20)]
     TooLarge(usize),
@@ -98,8 +108,9 @@ impl GuestMachine {
             move |error| MachineError::Input { what, path, error }
         };
         // QEMU's own message names neither.
-        fs::File::open(kernel).map_err(input("the kernel image", kernel))?;
+        file_with_content(kernel).map_err(input("the kernel image", kernel))?;
         fs::read_dir(modules).map_err(input("the kernel's modules", modules))?;
+        check_package(dir)?;
         let machine = GuestMachine {
             name: name.to_owned(),
             versions: versions.to_owned(),
@@ -188,6 +199,34 @@ impl GuestMachine {
     pub(super) fn initramfs(&self) -> &Path {
         &self.initramfs
     }
+}
+
+/// Checks that a file can be read, and has something in it.
+fn file_with_content(path: &Path) -> io::Result<()> {
+    let about = fs::File::open(path)?.metadata()?;
+    match (about.is_file(), about.len()) {
+        (false, _) => Err(io::Error::other("this is no file")),
+        (true, 0) => Err(io::Error::other("the file is empty")),
+        (true, _) => Ok(()),
+    }
+}
+
+/// Checks that QEMU with its loader, and the guests' programs, are where they were laid.
+fn check_package(dir: &Path) -> Result<(), MachineError> {
+    let check = |name: &str, good: fn(&Path) -> io::Result<()>| {
+        let path = dir.join(name);
+        good(&path).map_err(|error| MachineError::Package { path, dir: dir.to_owned(), error })
+    };
+    let executable = |path: &Path| {
+        file_with_content(path)?;
+        match fs::metadata(path)?.permissions().mode() & 0o111 {
+            0 => Err(io::Error::other("the file can't be executed")),
+            _ => Ok(()),
+        }
+    };
+    check("qemu/lib/ld-linux-x86-64.so.2", executable)?;
+    check("qemu/qemu-system-x86_64", executable)?;
+    check("tools", |path| fs::read_dir(path).map(drop))
 }
 
 /// Writes a file, whole or not at all: another process may be reading it, and builds the same.

@@ -27,6 +27,8 @@ enum Test {
     Linux,
     /// On a real Linux with this file system.
     LinuxOn(String),
+    /// On a real Linux whose files lie on this kind of persistent memory.
+    LinuxMemory(PmemKind),
     /// On a real Linux that is older than this version.
     LinuxBefore((u32, u32)),
 }
@@ -47,8 +49,31 @@ pub struct DesignSubject {
 pub struct LinuxSubject {
     /// The file system of the scenario's files, such as `xfs`.
     pub file_system: String,
+    /// The persistent memory under them.
+    pub memory: Option<PmemKind>,
     /// The kernel's version: the first two numbers of its release.
     pub version: (u32, u32),
+}
+
+/// Persistent memory, by how a guest gets it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PmemKind {
+    /// Described by ACPI (NFIT).
+    Nvdimm,
+    /// A virtio-pmem device, whose flush is a request.
+    VirtioPmem,
+}
+
+impl PmemKind {
+    const ALL: [PmemKind; 2] = [PmemKind::Nvdimm, PmemKind::VirtioPmem];
+
+    /// How a condition names it.
+    fn word(self) -> &'static str {
+        match self {
+            PmemKind::Nvdimm => "nvdimm",
+            PmemKind::VirtioPmem => "virtio-pmem",
+        }
+    }
 }
 
 impl Condition {
@@ -113,8 +138,12 @@ impl Atom {
             return Ok(Atom { negated, test: Test::Design(word.to_owned()) });
         };
         if name == "linux" {
+            if let Some(kind) = PmemKind::ALL.into_iter().find(|kind| kind.word() == value) {
+                return Ok(Atom { negated, test: Test::LinuxMemory(kind) });
+            }
             if !FILE_SYSTEMS.contains(&value) {
-                return Err(source.unknown_word(span.end - value.len()..span.end, "file system", value, FILE_SYSTEMS));
+                let words = FILE_SYSTEMS.into_iter().chain(PmemKind::ALL.map(PmemKind::word));
+                return Err(source.unknown_word(span.end - value.len()..span.end, "file system", value, words));
             }
             return Ok(Atom { negated, test: Test::LinuxOn(value.to_owned()) });
         }
@@ -134,6 +163,7 @@ impl Atom {
             Test::Axis(axis, value) => of.axes.get(*axis) == value,
             Test::Linux => of.linux.is_some(),
             Test::LinuxOn(file_system) => of.linux.as_ref().is_some_and(|linux| linux.file_system == *file_system),
+            Test::LinuxMemory(kind) => of.linux.as_ref().is_some_and(|linux| linux.memory == Some(*kind)),
             Test::LinuxBefore(version) => of.linux.as_ref().is_some_and(|linux| linux.version < *version),
         };
         holds != self.negated
@@ -150,5 +180,4 @@ pub fn kernel_version(release: &str) -> Option<(u32, u32)> {
 /// The file systems that a condition can name.
 const FILE_SYSTEMS: [&str; 3] = ["ext4", "xfs", "tmpfs"];
 
-const HELP: &str =
-    "write a design's name, `axis=value`, `linux`, `linux=ext4` or `linux<6.15`; `!` negates, `&` is and, `,` is or";
+const HELP: &str = "write a design's name, `axis=value`, `linux`, `linux=ext4`, `linux=nvdimm` or `linux<6.15`; `!` negates, `&` is and, `,` is or";

@@ -618,6 +618,7 @@ flags! {
     MapFlags {
         ro "Read-only.",
         private "MAP_PRIVATE: a page that is stored to becomes a copy of the process's own.",
+        sync "MAP_SYNC: what a store needs of the file system is durable before the store.",
     }
     /// The flags of `reg_mr`.
     RegisterFlags {

@@ -244,7 +244,7 @@ operations! {
         Memfd "memfd" { length: Bytes } -> Binding(BindingKind::Fd), Linux
             "Makes and opens a file of tmpfs, without a name and full of zeros (memfd_create). Its pages are ordinary memory: long-term pins of them need no lease, and no change of the file waits for them.";
         Tmpfile "tmpfile" { length: Bytes } -> Binding(BindingKind::Fd), Linux
-            "As `memfd`, in a file system without DAX (O_TMPFILE): its pages are page cache, and a long-term pin for writing is EFAULT. On a real Linux it is made in the folder of the scenario's files.";
+            "As `memfd`, in a file system without DAX (O_TMPFILE): its pages are page cache, and a long-term pin for writing is EFAULT. On a real Linux it is made in the folder that `--page-cache-dir` names, or in that of the scenario's files, if these are not DAX.";
         Read "read" { fd: FdName, range: DataRange } -> Bytes, Linux
             "Reads. The value tells the bytes: `a` if all are that, `a:4KiB,zeros:4KiB` if not, `eof` if none.";
         Write "write" { fd: FdName, range: DataRange, byte: u8 } -> Nothing, Linux
@@ -324,11 +324,11 @@ operations! {
     }
     "Memory" {
         Mmap "mmap" { fd: FdName, range: ByteRange, flags: MapFlags } -> Binding(BindingKind::Map), Linux
-            "Maps a range of a file, shared; `private`: a page that is stored to, or pinned for long, becomes a copy.";
+            "Maps a range of a file, shared; `private`: a page that is stored to, or pinned for long, becomes a copy; `sync`: with MAP_SYNC, so that a store needs no `fsync` beside the write-back of its line; EOPNOTSUPP where that can't be promised.";
         MmapAnon "mmap_anon" { length: Bytes } -> Binding(BindingKind::Map), Linux
             "Maps anonymous shared memory.";
-        MmapDevDax "mmap_devdax" { length: Bytes } -> Binding(BindingKind::Map), Simulation
-            "Maps device-DAX memory: a device of its own, without a file system whose layout could change.";
+        MmapDevDax "mmap_devdax" { length: Bytes } -> Binding(BindingKind::Map), Linux
+            "Maps device-DAX memory, full of zeros: a device of its own, without a file system whose layout could change. On a real Linux a part of the device that `--device-dax` names.";
         MmapDevice "mmap_device" { file: FileName, range: ByteRange } -> Binding(BindingKind::Map), Simulation
             "Maps the pages of the volume's own device under a range of a file, as device-DAX over the same memory would, and stays at them: no lease is asked for their pins, which count all the same. ENXIO if the range is not one run of blocks.";
         Munmap "munmap" { map: MapName, range: Option<ByteRange> } -> Nothing, Linux
@@ -425,14 +425,14 @@ operations! {
             "Sets the limit of locked memory (RLIMIT_MEMLOCK).";
     }
     "Other holders of pages" {
-        UmemRegister "umem" { map: MapName, range: ByteRange } -> Binding(BindingKind::Umem), Simulation
-            "Registers an AF_XDP umem.";
+        UmemRegister "umem" { map: MapName, range: ByteRange } -> Binding(BindingKind::Umem), Linux
+            "Registers an AF_XDP umem (XDP_UMEM_REG).";
         UmemReceive "umem_receive" { umem: UmemName, range: DataRange, byte: u8 } -> Nothing, Simulation
             "A packet arrives in the umem.";
-        FixedBuffers "fixed_buffers" { map: MapName, range: ByteRange } -> Binding(BindingKind::Ring), Simulation
-            "Registers io_uring fixed buffers.";
-        RingRead "ring_read" { ring: RingName, range: DataRange, from: FdName, at: Bytes } -> Nothing, Simulation
-            "An I/O reads a file at AT into the fixed buffers.";
+        FixedBuffers "fixed_buffers" { map: MapName, range: ByteRange } -> Binding(BindingKind::Ring), Linux
+            "Registers io_uring fixed buffers (IORING_REGISTER_BUFFERS).";
+        RingRead "ring_read" { ring: RingName, range: DataRange, from: FdName, at: Bytes } -> Nothing, Linux
+            "An I/O reads a file at AT into the fixed buffers (IORING_OP_READ_FIXED).";
         GuestAttach "guest_attach" { fd: FdName } -> Binding(BindingKind::Guest), Simulation
             "Exports an open file to a guest as its persistent memory.";
         GuestStore "guest_store" { guest: GuestName, range: DataRange, byte: u8 } -> Nothing, Simulation

@@ -4,7 +4,6 @@
 //! which time passes run side by side, under one shortened break time. Invariant: a scenario that
 //! this kernel can't run is reported as not run, whatever the others did.
 
-use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use crate::input::InputError;
@@ -14,7 +13,7 @@ use reports::scenarios::{DesignRanking, KernelRanking, ScenarioCell, ScenarioRep
 
 use crate::language::condition::{DesignSubject, LinuxSubject, kernel_version};
 use crate::language::{Action, Scenario};
-use crate::machines::linux::{BreakTime, Host, LinuxConfig, LinuxMachine, LongBreakTime};
+use crate::machines::linux::{BreakTime, FileSystem, Host, LinuxConfig, LinuxMachine, LongBreakTime};
 use crate::machines::machine::{Machine, NoThread, Trouble};
 use crate::ops::Op;
 use crate::suite::{run, scenarios};
@@ -57,19 +56,18 @@ impl Statements {
     }
 }
 
-/// Runs `scenarios` on the real kernel. `program` makes its processes; its files are in `dir`.
-/// Where several designs state the same, the scenario runs once for them.
+/// Runs `scenarios` on the real kernel, by this configuration but for its break time. Where several
+/// designs state the same, the scenario runs once for them.
 ///
 /// # Errors
 /// A scenario is not for Linux, states no outcome, or asks for the impossible.
 pub fn run_on_linux(
     scenarios: &[Scenario],
     statements: Statements,
-    program: &Path,
-    dir: &Path,
+    config: &LinuxConfig,
 ) -> Result<ScenarioReport, InputError> {
     check(scenarios, statements)?;
-    let config = LinuxConfig { program: PathBuf::from(program), dir: PathBuf::from(dir), break_time: None };
+    let config = LinuxConfig { break_time: None, ..config.clone() };
     let mut cells: Vec<Option<Result<Vec<ScenarioCell>, InputError>>> = scenarios.iter().map(|_| None).collect();
     let (timed, plain): (Vec<usize>, Vec<usize>) = (0..scenarios.len()).partition(|n| time_passes(&scenarios[*n]));
     let host = Host::start(config.clone());
@@ -82,7 +80,7 @@ pub fn run_on_linux(
     drop((host, long));
     if !timed.is_empty() {
         // If it can't be shortened, every scenario that needs it reports that.
-        let break_time = BreakTime::shorten(program).ok();
+        let break_time = BreakTime::shorten(&config.program).ok();
         let config = LinuxConfig { break_time, ..config };
         let done = Mutex::new(&mut cells);
         for group in timed.chunks(SIDE_BY_SIDE) {
@@ -115,8 +113,8 @@ pub fn run_on_linux(
 ///
 /// # Errors
 /// As [`run_on_linux`].
-pub fn rank_designs(scenarios: &[Scenario], program: &Path, dir: &Path) -> Result<DesignRanking, InputError> {
-    let report = run_on_linux(scenarios, Statements::OfPresets, program, dir)?;
+pub fn rank_designs(scenarios: &[Scenario], config: &LinuxConfig) -> Result<DesignRanking, InputError> {
+    let report = run_on_linux(scenarios, Statements::OfPresets, config)?;
     Ok(DesignRanking::new(vec![KernelRanking::of(&release(), report)]))
 }
 
@@ -152,7 +150,8 @@ pub fn release() -> String {
 /// The Linux that runs here, with the file system of `host`.
 pub(super) fn running(host: &Rc<Host>) -> LinuxSubject {
     let version = kernel_version(&release()).unwrap_or_default();
-    LinuxSubject { file_system: host.file_system().name.clone(), version }
+    let FileSystem { name, memory, .. } = host.file_system();
+    LinuxSubject { file_system: name.clone(), memory: *memory, version }
 }
 
 /// A scenario's cells, one for each column.

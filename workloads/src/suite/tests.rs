@@ -10,7 +10,7 @@ use crate::input::{InputError, Source};
 use reports::scenarios::{CellVerdict, ScenarioReport};
 
 use crate::language::Scenario;
-use crate::language::condition::{DesignSubject, LinuxSubject};
+use crate::language::condition::{DesignSubject, LinuxSubject, PmemKind};
 use crate::suite::{run, scenarios};
 
 fn parse(text: &str) -> Result<Scenario, InputError> {
@@ -47,8 +47,11 @@ fn scenarios_for_linux_state_one_outcome_for_every_preset_on_every_linux() {
     let all = scenarios::built_in(&names).unwrap();
     let mut checked = 0;
     for scenario in all.iter().filter(|scenario| scenario.setup.linux) {
-        for (file_system, version) in [("xfs", (7, 3)), ("ext4", (7, 3)), ("xfs", (6, 12)), ("ext4", (6, 12))] {
-            let linux = LinuxSubject { file_system: file_system.to_owned(), version };
+        let (nvdimm, virtio) = (Some(PmemKind::Nvdimm), Some(PmemKind::VirtioPmem));
+        for (file_system, memory, version) in
+            [("xfs", nvdimm, (7, 3)), ("ext4", virtio, (7, 3)), ("xfs", nvdimm, (6, 12)), ("ext4", virtio, (6, 12))]
+        {
+            let linux = LinuxSubject { file_system: file_system.to_owned(), version, memory };
             let subject = |preset: &Preset| {
                 let (name, axes) = (preset.name.to_owned(), preset.axes);
                 DesignSubject { name, axes, linux: Some(linux.clone()) }

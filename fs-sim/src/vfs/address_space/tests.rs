@@ -49,18 +49,18 @@ fn mapped(mm: &mut AddressSpace, pages: impl IntoIterator<Item = (Backing, bool)
 fn the_first_page_that_refuses_decides() {
     let mut mm = AddressSpace::default();
     let walk = |mm: &AddressSpace, va: u64, pages: u64, write: bool| {
-        mm.refuse_file_pages(va, pages * BLOCK, write, Errno::EOPNOTSUPP)
+        mm.refuse_file_pages(va, pages * BLOCK, write, true, Errno::EOPNOTSUPP)
     };
     let halves = mapped(&mut mm, [(anon(), true), (file(), false)]);
     assert_eq!(walk(&mm, halves, 1, true), Ok(()));
-    assert_eq!(walk(&mm, halves, 2, true), Err(Errno::EOPNOTSUPP), "half of it is anonymous");
-    assert_eq!(walk(&mm, halves + BLOCK, 1, true), Err(Errno::EOPNOTSUPP), "a read-only mapping");
-    assert_eq!(walk(&mm, halves + BLOCK, 2, true), Err(Errno::EOPNOTSUPP), "beyond the mapping");
-    assert_eq!(walk(&mm, halves + 2 * BLOCK, 1, true), Err(Errno::EFAULT), "not mapped");
-    assert_eq!(walk(&mm, halves - BLOCK, 3, true), Err(Errno::EFAULT), "not mapped at its start");
+    assert_eq!(walk(&mm, halves, 2, true), Err((Errno::EOPNOTSUPP, true)), "half of it is anonymous");
+    assert_eq!(walk(&mm, halves + BLOCK, 1, true), Err((Errno::EOPNOTSUPP, false)), "a read-only mapping");
+    assert_eq!(walk(&mm, halves + BLOCK, 2, true), Err((Errno::EOPNOTSUPP, false)), "beyond the mapping");
+    assert_eq!(walk(&mm, halves + 2 * BLOCK, 1, true), Err((Errno::EFAULT, false)), "not mapped");
+    assert_eq!(walk(&mm, halves - BLOCK, 3, true), Err((Errno::EFAULT, false)), "not mapped at its start");
     let gap = mapped(&mut mm, [(anon(), false), (anon(), true), (anon(), true)]);
     assert_eq!(walk(&mm, gap, 3, false), Ok(()));
-    assert_eq!(walk(&mm, gap, 3, true), Err(Errno::EFAULT), "read-only memory without a file");
-    assert_eq!(walk(&mm, gap + BLOCK, 3, true), Err(Errno::EFAULT), "the last page is not mapped");
-    assert_eq!(walk(&mm, gap, u64::MAX / BLOCK, true), Err(Errno::EINVAL));
+    assert_eq!(walk(&mm, gap, 3, true), Err((Errno::EFAULT, false)), "read-only memory without a file");
+    assert_eq!(walk(&mm, gap + BLOCK, 3, true), Err((Errno::EFAULT, true)), "the last page is not mapped");
+    assert_eq!(walk(&mm, gap, u64::MAX / BLOCK, true), Err((Errno::EINVAL, false)));
 }

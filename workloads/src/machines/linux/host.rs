@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::rc::Rc;
 
+use emulator::sync::Arc;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{AtFlags, StatxAttributes, StatxFlags};
 use rustix::io::Errno;
@@ -17,8 +18,10 @@ use rustix::net::RecvFlags;
 
 use super::break_time::BreakTime;
 use super::child::wire::{self, ChildFailure, ChildReply, ChildRequest, ChildValue};
+use super::device_dax::{DeviceDax, DeviceDaxPart};
 use super::spawn::start;
 use super::watch::SleepWatch;
+use crate::language::condition::PmemKind;
 use crate::machines::machine::Trouble;
 
 /// The longest time the zygote may take to answer.
@@ -32,6 +35,11 @@ pub struct LinuxConfig {
     pub program: PathBuf,
     /// Where temporary directories are made. Their file system is the one that is tested.
     pub dir: PathBuf,
+    /// Where files without DAX are made, on a file system of their own. None: in `dir`, if that has
+    /// no DAX.
+    pub page_cache_dir: Option<PathBuf>,
+    /// The device-DAX device whose content scenarios may overwrite.
+    pub device_dax: Option<Arc<DeviceDax>>,
     /// The shortened break time, for scenarios in which time passes.
     pub break_time: Option<BreakTime>,
 }
@@ -39,7 +47,13 @@ pub struct LinuxConfig {
 impl LinuxConfig {
     /// This program itself, and the system's directory for temporary files.
     pub fn new() -> LinuxConfig {
-        LinuxConfig { program: PathBuf::from("/proc/self/exe"), dir: std::env::temp_dir(), break_time: None }
+        LinuxConfig {
+            program: PathBuf::from("/proc/self/exe"),
+            dir: std::env::temp_dir(),
+            page_cache_dir: None,
+            device_dax: None,
+            break_time: None,
+        }
     }
 }
 
@@ -59,6 +73,7 @@ pub struct Host {
     zygote: Child,
     root: bool,
     machines: Cell<u64>,
+    page_cache: Option<tempfile::TempDir>,
     dir: tempfile::TempDir,
 }
 
@@ -71,6 +86,8 @@ pub struct FileSystem {
     pub moves_ranges: bool,
     /// Whether its files are accessed by DAX (`STATX_ATTR_DAX` of statx(2)).
     pub dax: bool,
+    /// The persistent memory under it.
+    pub memory: Option<PmemKind>,
 }
 
 impl Host {
@@ -85,6 +102,7 @@ impl Host {
         let dir = tempfile::Builder::new().prefix("daxlab-").tempdir_in(&config.dir).map_err(cannot)?;
         open_to_all(dir.path()).map_err(cannot)?;
         let file_system = probe_leases(dir.path())?;
+        let page_cache = config.page_cache_dir.as_deref().map(without_dax).transpose()?;
         let (control, theirs) = wire::pair().map_err(|errno| Trouble::CannotRun(format!("no socket: {errno}")))?;
         let zygote = start(&config.program, "scenario-child", theirs)?;
         let host = Host {
@@ -94,6 +112,7 @@ impl Host {
             zygote,
             root: rustix::process::geteuid().is_root(),
             machines: Cell::new(0),
+            page_cache,
             dir,
         };
         // The first process's answer proves that the program is the right one, and that its
@@ -120,6 +139,34 @@ impl Host {
 
     pub(super) fn break_time(&self) -> Option<&BreakTime> {
         self.config.break_time.as_ref()
+    }
+
+    /// Where a machine whose files are in `dir` makes a file without DAX.
+    ///
+    /// # Errors
+    /// [`Trouble::CannotRun`]: no such folder was given, and `dir` has DAX.
+    pub(super) fn page_cache_folder(&self, dir: &Path) -> Result<String, Trouble> {
+        let folder = match &self.page_cache {
+            Some(folder) => folder.path(),
+            None if !self.file_system.dax => dir,
+            None => {
+                let name = &self.file_system.name;
+                let why = format!("{name} is used with DAX here: files without DAX need a folder (`--page-cache-dir`)");
+                return Err(Trouble::CannotRun(why));
+            }
+        };
+        let unwritten = || format!("the folder `{}` has a name that is not UTF-8", folder.display());
+        folder.to_str().map(str::to_owned).ok_or_else(|| Trouble::CannotRun(unwritten()))
+    }
+
+    /// Takes a part of the device-DAX device.
+    ///
+    /// # Errors
+    /// [`Trouble::CannotRun`]: none was given, or it can't be used.
+    pub(super) fn device_dax(&self, len: u64) -> Result<DeviceDaxPart, Trouble> {
+        let none = "no device-DAX memory was given: `--device-dax DEVICE` names a device whose content may be lost";
+        let device = self.config.device_dax.as_ref().ok_or_else(|| Trouble::CannotRun(none.to_owned()))?;
+        device.take(len)
     }
 
     /// Makes a directory for one machine.
@@ -162,6 +209,43 @@ impl Drop for Host {
     }
 }
 
+/// Makes a folder in `dir`, whose file system must be without DAX.
+fn without_dax(dir: &Path) -> Result<tempfile::TempDir, Trouble> {
+    let cannot =
+        |error: std::io::Error| Trouble::CannotRun(format!("no temporary directory in {}: {error}", dir.display()));
+    let folder = tempfile::Builder::new().prefix("daxlab-").tempdir_in(dir).map_err(cannot)?;
+    open_to_all(folder.path()).map_err(cannot)?;
+    let probe = std::fs::File::create_new(folder.path().join("probe")).map_err(cannot)?;
+    let tmpfs = rustix::fs::fstatfs(&probe).map_err(|errno| cannot(errno.into()))?.f_type == libc::TMPFS_MAGIC;
+    let what = match (is_dax(&probe).map_err(cannot)?, tmpfs) {
+        (true, _) => "has DAX",
+        (_, true) => "is tmpfs, which writes nothing back",
+        (false, false) => return Ok(folder),
+    };
+    Err(Trouble::CannotRun(format!("{} {what}: it can't be the folder for page cache", dir.display())))
+}
+
+/// The kind of a block device, by the bus that its way in sysfs goes over.
+fn pmem_kind(device: u64) -> Option<PmemKind> {
+    let about = format!("/sys/dev/block/{}:{}", libc::major(device), libc::minor(device));
+    let way = std::fs::canonicalize(about).ok()?;
+    let bus = way
+        .ancestors()
+        .find(|folder| folder.file_name().is_some_and(|name| name.to_string_lossy().starts_with("ndbus")))?;
+    // What drivers/virtio/virtio_pmem.c and drivers/acpi/nfit/core.c call the bus.
+    match std::fs::read_to_string(bus.join("provider")).ok()?.trim() {
+        "virtio-pmem" => Some(PmemKind::VirtioPmem),
+        "ACPI.NFIT" => Some(PmemKind::Nvdimm),
+        _ => None,
+    }
+}
+
+/// Whether a file is accessed by DAX.
+fn is_dax(file: &std::fs::File) -> std::io::Result<bool> {
+    let told = rustix::fs::statx(file, "", AtFlags::EMPTY_PATH, StatxFlags::BASIC_STATS)?;
+    Ok(told.stx_attributes.contains(StatxAttributes::DAX))
+}
+
 /// Every process has full access to a scenario's directory, as on the simulated machine.
 fn open_to_all(dir: &Path) -> std::io::Result<()> {
     use std::os::unix::fs::PermissionsExt;
@@ -171,20 +255,19 @@ fn open_to_all(dir: &Path) -> std::io::Result<()> {
 /// Takes a lease on a file in `dir`, and identifies the file system.
 fn probe_leases(dir: &Path) -> Result<FileSystem, Trouble> {
     let path = dir.join("probe");
-    let probe = || -> std::io::Result<(i64, bool, std::io::Result<()>)> {
+    let probe = || -> std::io::Result<(i64, bool, u64, std::io::Result<()>)> {
         std::fs::write(&path, b"")?;
         let file = std::fs::File::open(&path)?;
         let magic = rustix::fs::fstatfs(&file)?.f_type;
-        let told = rustix::fs::statx(&file, "", AtFlags::EMPTY_PATH, StatxFlags::BASIC_STATS)?;
-        let dax = told.stx_attributes.contains(StatxAttributes::DAX);
+        let (dax, device) = (is_dax(&file)?, rustix::fs::fstat(&file)?.st_dev);
         // SAFETY: F_SETLEASE takes a number; the descriptor is open.
         let set = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLEASE, libc::F_RDLCK) };
         let leased = if set == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) };
         drop(file);
         std::fs::remove_file(&path)?;
-        Ok((magic, dax, leased))
+        Ok((magic, dax, device, leased))
     };
-    let (magic, dax, leased) =
+    let (magic, dax, device, leased) =
         probe().map_err(|error| Trouble::CannotRun(format!("no file in {}: {error}", dir.display())))?;
     let file_system = FileSystem {
         name: match magic {
@@ -195,6 +278,7 @@ fn probe_leases(dir: &Path) -> Result<FileSystem, Trouble> {
         },
         moves_ranges: matches!(magic, libc::EXT4_SUPER_MAGIC | libc::XFS_SUPER_MAGIC),
         dax,
+        memory: pmem_kind(device),
     };
     leased.map(|()| file_system.clone()).map_err(|error| {
         Trouble::CannotRun(format!("{} in {} gives no leases: {error}", file_system.name, dir.display()))

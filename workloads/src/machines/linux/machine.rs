@@ -19,6 +19,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::child::wire::{self, ChildFailure, ChildReply, ChildRequest, ChildValue};
 use super::clock::BreakClock;
+use super::device_dax::DeviceDaxPart;
 use super::host::Host;
 use super::names::{NamedThing, ScenarioNames};
 use super::request::{self, PreparedOp, blocks_in, errno_name, is_calm, lease_name, signal_name, signal_number};
@@ -122,6 +123,8 @@ pub struct LinuxMachine {
     dir: PathBuf,
     clock: BreakClock,
     programs: u32,
+    /// What the processes have mapped of the device.
+    device_dax: Vec<DeviceDaxPart>,
     /// Set when an answer shows that this host can't run the scenario.
     trouble: Option<Trouble>,
     host: Rc<Host>,
@@ -146,6 +149,7 @@ impl LinuxMachine {
             dir,
             clock: BreakClock::new(setup.options.lease_break_time, host.break_time().cloned()),
             programs: 0,
+            device_dax: Vec::new(),
             trouble: None,
             host: Rc::clone(host),
         })
@@ -232,6 +236,16 @@ impl LinuxMachine {
             }
             Op::Credentials { .. } if !self.host.is_root() => {
                 return Err(Trouble::CannotRun("only root can change a process's user".to_owned()));
+            }
+            Op::Tmpfile { length } => {
+                let folder = self.host.page_cache_folder(&self.dir)?;
+                ChildRequest::Tmpfile { folder, size: request::signed(length.0) }
+            }
+            Op::MmapDevDax { length } => {
+                let part = self.host.device_dax(length.0)?;
+                let (path, offset, len) = (part.path(), part.offset, part.len);
+                self.device_dax.push(part);
+                ChildRequest::MapDeviceDax { path, offset, len }
             }
             _ => match request::translate(op, who, &self.dir, &self.names)? {
                 PreparedOp::Ask(request) => request,
@@ -418,10 +432,16 @@ impl LinuxMachine {
             }
             (Ok(ChildValue::Number(number)), op) => {
                 let thing = match op {
-                    Op::Mmap { range: ByteRange { len, .. }, .. } | Op::MmapAnon { length: Bytes(len) } => {
+                    Op::Mmap { range: ByteRange { len, .. }, .. }
+                    | Op::MmapAnon { length: Bytes(len) }
+                    | Op::MmapDevDax { length: Bytes(len) } => {
                         let len = *len;
                         NamedThing::Map { at: number as u64, len, owners: BTreeSet::from([name.to_owned()]) }
                     }
+                    Op::FixedBuffers { map, range } => NamedThing::Ring {
+                        fd: i32::try_from(number).unwrap_or(-1),
+                        buffer: self.names.address(map)?.saturating_add(range.offset),
+                    },
                     _ => NamedThing::Fd(i32::try_from(number).unwrap_or(-1)),
                 };
                 if let Some(bind) = bind {
@@ -444,6 +464,10 @@ impl LinuxMachine {
                 let why = format!("this kernel has no delegations (F_SETDELEG), or none for this on {file_system}");
                 self.trouble = Some(Trouble::CannotRun(why));
                 "EINVAL".to_owned()
+            }
+            (Err(ChildFailure::Lacks(what)), _) => {
+                self.trouble = Some(Trouble::CannotRun(format!("this kernel has {what}")));
+                "ENOSYS".to_owned()
             }
             (Err(ChildFailure::Errno(number)), _) => errno_name(number),
             (Err(ChildFailure::Signal(number)), _) => signal_name(number),

@@ -16,15 +16,18 @@
 mod break_time;
 pub mod child;
 mod clock;
+mod device_dax;
 mod host;
 mod machine;
 mod names;
 mod program;
+mod registrants;
 mod request;
 mod setup;
 mod spawn;
 mod watch;
 
 pub use break_time::{BreakTime, LongBreakTime, guard};
+pub use device_dax::DeviceDax;
 pub use host::{FileSystem, Host, LinuxConfig};
 pub use machine::LinuxMachine;

@@ -11,6 +11,8 @@ use crate::machines::machine::Trouble;
 pub(super) enum NamedThing {
     /// A descriptor's number.
     Fd(i32),
+    /// A ring's descriptor, and the address of its fixed buffer.
+    Ring { fd: i32, buffer: u64 },
     /// A mapping, and the processes that have it.
     Map { at: u64, len: u64, owners: BTreeSet<String> },
     /// A running program, by its key among the processes.
@@ -38,8 +40,25 @@ impl ScenarioNames {
     /// The number of the descriptor `name`.
     pub(super) fn fd(&self, name: &str) -> Result<i32, Trouble> {
         match self.get(name)? {
-            NamedThing::Fd(fd) => Ok(*fd),
+            NamedThing::Fd(fd) | NamedThing::Ring { fd, .. } => Ok(*fd),
             _ => Err(Trouble::Script(format!("`{name}` is not a descriptor"))),
+        }
+    }
+
+    /// The address of the mapping `name`.
+    pub(super) fn address(&self, name: &str) -> Result<u64, Trouble> {
+        match self.get(name)? {
+            NamedThing::Map { at, .. } => Ok(*at),
+            _ => Err(Trouble::Script(format!("`{name}` is not a mapping"))),
+        }
+    }
+
+    /// The descriptor and the buffer's address of the ring `name`.
+    pub(super) fn ring(&self, name: &str) -> Result<(i32, u64), Trouble> {
+        match self.get(name)? {
+            NamedThing::Ring { fd, buffer } => Ok((*fd, *buffer)),
+            // `send` does not tell what it sends.
+            _ => Err(Trouble::CannotRun("a ring that was received is not used on a real Linux".to_owned())),
         }
     }
 

@@ -11,10 +11,11 @@ use libc::c_int;
 
 use super::child::wire::{ChildDisposition, ChildRequest};
 use super::names::{NamedThing, ScenarioNames};
+use super::registrants;
 use super::watch::SleepPlace;
 use crate::machines::machine::Trouble;
 use crate::ops::{
-    AllocateFlags, BaseLeaseRequest, ByteRange, Op, OpenAccess, OpenFlagWords, SignalAction, SignalName, Verb,
+    AllocateFlags, BaseLeaseRequest, ByteRange, MapFlags, Op, OpenAccess, OpenFlagWords, SignalAction, SignalName, Verb,
 };
 
 /// An operation that is ready to be made.
@@ -44,6 +45,7 @@ pub(super) fn blocks_in(verb: Verb) -> Option<SleepPlace> {
         Verb::Fallocate | Verb::Punch | Verb::Zero | Verb::Collapse | Verb::Insert | Verb::Unshare => {
             anywhere(libc::SYS_fallocate)
         }
+        Verb::RingRead => anywhere(libc::SYS_io_uring_enter),
         _ => None,
     }
 }
@@ -65,6 +67,9 @@ pub(super) fn is_calm(verb: Verb) -> bool {
             | Verb::Signal
             | Verb::Mmap
             | Verb::MmapAnon
+            | Verb::MmapDevDax
+            | Verb::UmemRegister
+            | Verb::FixedBuffers
             | Verb::Fsync
             | Verb::Msync
             | Verb::Load
@@ -149,7 +154,6 @@ pub(super) fn translate(op: &Op, who: &str, dir: &Path, names: &ScenarioNames) -
             ChildRequest::Open { path: path_of_any(dir, name)?, flags: open_flags(*access, *flags) }
         }
         Op::Memfd { length } => ChildRequest::Memfd { size: signed(length.0) },
-        Op::Tmpfile { length } => ChildRequest::Tmpfile { folder: path_of_any(dir, ".")?, size: signed(length.0) },
         Op::Read { fd, range } => {
             ChildRequest::Read { fd: names.fd(fd)?, offset: signed(range.offset), len: range.len }
         }
@@ -190,10 +194,11 @@ pub(super) fn translate(op: &Op, who: &str, dir: &Path, names: &ScenarioNames) -
         }
         Op::Mmap { fd, range, flags } => {
             let ByteRange { offset, len } = *range;
-            ChildRequest::Map { fd: Some(names.fd(fd)?), offset, len, write: !flags.ro, private: flags.private }
+            let sharing = sharing(*flags);
+            ChildRequest::Map { fd: Some(names.fd(fd)?), offset, len, write: !flags.ro, sharing }
         }
         Op::MmapAnon { length } => {
-            ChildRequest::Map { fd: None, offset: 0, len: length.0, write: true, private: false }
+            ChildRequest::Map { fd: None, offset: 0, len: length.0, write: true, sharing: libc::MAP_SHARED }
         }
         _ => return translate_memory(op, who, names),
     };
@@ -225,7 +230,10 @@ fn translate_memory(op: &Op, who: &str, names: &ScenarioNames) -> Result<Prepare
             Ok((at, len)) => ChildRequest::Store { at, len, byte: *byte },
             Err(outcome) => return Ok(PreparedOp::Plain(outcome)),
         },
-        other => return Err(Trouble::CannotRun(format!("a real Linux can't do `{}`", other.verb()))),
+        other => {
+            let prepared = registrants::translate(other, who, names)?;
+            return prepared.ok_or_else(|| Trouble::CannotRun(format!("a real Linux can't do `{}`", other.verb())));
+        }
     };
     Ok(PreparedOp::Ask(request))
 }
@@ -267,6 +275,16 @@ fn disposition(action: SignalAction) -> ChildDisposition {
     }
 }
 
+fn sharing(flags: MapFlags) -> c_int {
+    match (flags.private, flags.sync) {
+        (false, false) => libc::MAP_SHARED,
+        // Plain MAP_SHARED passes over flags that it does not know.
+        (false, true) => libc::MAP_SHARED_VALIDATE | libc::MAP_SYNC,
+        (true, false) => libc::MAP_PRIVATE,
+        (true, true) => libc::MAP_PRIVATE | libc::MAP_SYNC,
+    }
+}
+
 fn open_flags(access: OpenAccess, flags: OpenFlagWords) -> c_int {
     let access = match access {
         OpenAccess::Read => libc::O_RDONLY,
@@ -301,7 +319,7 @@ pub(super) fn lease_name(number: i64) -> &'static str {
 }
 
 /// A size as the kernel's signed type. A size that doesn't fit is larger than any file.
-fn signed(size: u64) -> i64 {
+pub(super) fn signed(size: u64) -> i64 {
     i64::try_from(size).unwrap_or(i64::MAX)
 }
 

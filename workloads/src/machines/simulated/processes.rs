@@ -111,9 +111,11 @@ fn memory(call: &Call, task: &Task) -> Result<Reply, CallFailure> {
     match &call.op {
         Op::Mmap { fd, range, flags } => {
             let ByteRange { offset, len } = *range;
-            let va = match flags.private {
-                true => task.mmap_private(call.fd(fd)?, offset, len, !flags.ro)?,
-                false => task.mmap(call.fd(fd)?, offset, len, !flags.ro)?,
+            let va = match (flags.private, flags.sync) {
+                (true, true) => task.mmap_private_sync(call.fd(fd)?, offset, len, !flags.ro)?,
+                (true, false) => task.mmap_private(call.fd(fd)?, offset, len, !flags.ro)?,
+                (false, true) => task.mmap_sync(call.fd(fd)?, offset, len, !flags.ro)?,
+                (false, false) => task.mmap(call.fd(fd)?, offset, len, !flags.ro)?,
             };
             return Reply::made(Thing::Map { va, len });
         }

@@ -6,6 +6,7 @@
 //! its limit and the end of its console. Kernel counterpart: xfstests' `check` with a section for
 //! each file system.
 
+mod devices;
 mod program_disk;
 
 use std::collections::BTreeMap;
@@ -16,7 +17,7 @@ use std::time::Duration;
 use emulator::sync::atomic::{AtomicUsize, Ordering};
 use emulator::sync::{Mutex, thread};
 use guests::packages::{self, CURRENT, LINUX_BACKPORTS, LINUX_STABLE, Package, PackagesError};
-pub use guests::vm::MachineError;
+pub use guests::vm::{BOOT_LIMIT, MachineError};
 use guests::vm::{GuestError, GuestMachine, LinuxGuest, Output};
 use reports::scenarios::{CellFailure, CellVerdict, DesignRanking, KernelRanking, ScenarioCell, ScenarioReport};
 use serde::Deserialize;
@@ -28,12 +29,11 @@ use crate::suite::agreement::{AgreementReport, AgreementReports, KernelAgreement
 use crate::suite::linux::{self, Statements};
 use crate::suite::scenarios;
 
+use devices::GuestDevices;
 use program_disk::ProgramDisk;
 
 /// A guest's memory in MiB: kernel, first file system and this program need a fifth of it.
 const MEMORY_MIB: u32 = 512;
-/// The size of a guest's persistent memory: mkfs.xfs makes none of less than 300 MiB.
-const PMEM: u64 = 400 << 20;
 /// How long a guest may take to make and mount its file system.
 const PREPARE_LIMIT: Duration = Duration::from_secs(120);
 /// How long all scenarios may take in one guest. They take seconds.
@@ -42,7 +42,7 @@ const RUN_LIMIT: Duration = Duration::from_secs(600);
 const SEQUENCE_LIMIT: Duration = Duration::from_millis(200);
 /// How often a scenario runs whose outcome a busy machine did not let be told.
 const ATTEMPTS: u32 = 3;
-/// The status of the shell that tells of a missing command or device in [`prepare`].
+/// The status of the shell that tells of a missing command or device in [`devices::prepare`].
 const LACKS: i32 = 70;
 
 /// Whose kernel runs the scenarios.
@@ -76,22 +76,6 @@ impl DaxFileSystem {
             DaxFileSystem::Ext4 => "ext4",
         }
     }
-
-    /// What a mount needs before scenarios run: a shell command.
-    fn tune(self) -> &'static str {
-        match self {
-            DaxFileSystem::Xfs => "true",
-            // Else a write into a short unwritten extent makes written zeros of the rest as well.
-            DaxFileSystem::Ext4 => "echo 0 >/sys/fs/ext4/pmem0/extent_max_zeroout_kb",
-        }
-    }
-
-    fn make(self) -> &'static str {
-        match self {
-            DaxFileSystem::Xfs => "mkfs.xfs -q -f /dev/pmem0",
-            DaxFileSystem::Ext4 => "mkfs.ext4 -q -F -b 4096 /dev/pmem0",
-        }
-    }
 }
 
 /// What is run on guests.
@@ -101,6 +85,8 @@ pub struct GuestRun {
     pub kernels: GuestKernels,
     /// Each of them is booted with each of these.
     pub file_systems: Vec<DaxFileSystem>,
+    /// How long a guest may take to boot.
+    pub boot_limit: Duration,
     /// This program, which runs in the guests.
     pub program: PathBuf,
 }
@@ -129,6 +115,7 @@ pub enum GuestRunError {
 struct GuestCase<'a> {
     machine: &'a GuestMachine,
     file_system: DaxFileSystem,
+    boot_limit: Duration,
 }
 
 /// What a guest reported, or why it did not.
@@ -245,7 +232,8 @@ fn in_every_guest<T: Send>(
     let cases: Vec<GuestCase<'_>> = machines
         .iter()
         .flat_map(|machine| {
-            what.file_systems.iter().map(move |file_system| GuestCase { machine, file_system: *file_system })
+            let case = |file_system| GuestCase { machine, file_system, boot_limit: what.boot_limit };
+            what.file_systems.iter().copied().map(case)
         })
         .collect();
     // Boots take long, and each keeps a processor busy.
@@ -319,26 +307,24 @@ impl GuestCase<'_> {
     ) -> CaseResult<T> {
         let mut name = format!("{} {}", self.machine.versions(), self.file_system.name());
         tell(&format!("booting {name}"));
-        let pmem = work.join(format!("pmem{number}"));
-        let outcome = self.boot(&pmem, disk, &mut name).and_then(|mut guest| body(&mut guest));
+        let made = GuestDevices::make(self.machine, self.file_system, work, number);
+        let outcome = made
+            .map_err(|error| format!("the memory and the disks of the guest: {error}"))
+            .and_then(|devices| body(&mut self.boot(&devices, disk, &mut name)?));
         if let Err(why) = &outcome {
             tell(&format!("{name}: {why}"));
         }
-        // Its guest has ended; the next one needs the room.
-        let _ = std::fs::remove_file(&pmem);
         CaseResult { name, outcome }
     }
 
     /// A guest with its file system and this program. It puts the kernel's release into `name`.
-    fn boot(&self, pmem: &Path, disk: &Path, name: &mut String) -> Result<LinuxGuest, String> {
-        let made = std::fs::File::create_new(pmem).and_then(|file| file.set_len(PMEM));
-        made.map_err(|error| format!("{}: {error}", pmem.display()))?;
+    fn boot(&self, devices: &GuestDevices, disk: &Path, name: &mut String) -> Result<LinuxGuest, String> {
         let shown = |why: GuestError| why.to_string();
-        let boot = self.machine.boot().memory(MEMORY_MIB).virtio_pmem(pmem, PMEM).read_only_disk(disk);
+        let boot = devices.add_to(self.machine.boot().memory(MEMORY_MIB).limit(self.boot_limit), disk);
         let mut guest = boot.try_start().map_err(shown)?;
         let release = guest.try_run("uname -r", PREPARE_LIMIT).map_err(shown)?;
         *name = format!("{} {}", release.text.trim(), self.file_system.name());
-        let prepared = guest.try_run(&prepare(self.file_system), PREPARE_LIMIT).map_err(shown)?;
+        let prepared = guest.try_run(&devices::prepare(self.file_system), PREPARE_LIMIT).map_err(shown)?;
         match prepared.status {
             0 => Ok(guest),
             LACKS => Err(prepared.text.trim().to_owned()),
@@ -398,23 +384,6 @@ fn printed<T: DeserializeOwned>(text: &str) -> Option<T> {
 
 fn ended(output: &Output) -> String {
     format!("the program in the guest ended with {}: {}", output.status, output.text.trim())
-}
-
-/// Makes and mounts a file system in a guest, and the disk with this program: a shell script. With
-/// the status [`LACKS`] it has said what the kernel lacks.
-fn prepare(file_system: DaxFileSystem) -> String {
-    let (name, make, tune) = (file_system.name(), file_system.make(), file_system.tune());
-    let mounts = program_disk::mount_script(LACKS);
-    format!(
-        "lacks() {{ echo \"the kernel $(uname -r) $1\"; exit {LACKS}; }}
-        load {name}
-        test -b /dev/pmem0 || lacks 'has no persistent memory: it needs CONFIG_VIRTIO_PMEM and CONFIG_BLK_DEV_PMEM, built in or as modules below the folder given'
-        grep -qw {name} /proc/filesystems || lacks 'has no {name}'
-        {make} || exit 1
-        mount -t {name} -o dax=always /dev/pmem0 /mnt || lacks 'does not mount {name} with DAX: it needs CONFIG_FS_DAX'
-        {tune} || exit 1
-        {mounts}"
-    )
 }
 
 /// The report of all guests, a column each. A guest that did not run has its reason in every cell.

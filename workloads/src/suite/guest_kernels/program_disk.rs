@@ -13,7 +13,7 @@ use crate::language::Scenario;
 use crate::suite::linux::Statements;
 
 /// The folders on the disk over which something of the guest is mounted.
-const MOUNTED: [&str; 5] = ["dev", "proc", "sys", "tmp", "mnt"];
+const MOUNTED: [&str; 6] = ["dev", "proc", "sys", "tmp", "mnt", "page-cache"];
 /// Beside the files: inodes and the like, in MiB.
 const SPARE_MIB: u64 = 32;
 
@@ -74,7 +74,8 @@ fn libraries(program: &Path) -> io::Result<Vec<(String, PathBuf)>> {
     Ok(found)
 }
 
-/// Mounts the disk in a guest: a part of a shell script that has the function `lacks`.
+/// Mounts the disk in a guest, and the one without DAX: a part of a shell script that has the
+/// function `lacks`.
 pub(super) fn mount_script(failed: i32) -> String {
     let binds: String = ["dev", "proc", "sys", "mnt"]
         .iter()
@@ -86,6 +87,7 @@ pub(super) fn mount_script(failed: i32) -> String {
         grep -qw ext4 /proc/filesystems || lacks 'has no ext4, which the disk with daxlab has: it needs CONFIG_EXT4_FS'
         mount -t ext4 -o ro /dev/vda /program || exit 1
         mount -t tmpfs tmp /program/tmp || exit 1
+        mount -t ext4 /dev/vdb /program/page-cache || exit 1
         {binds}"
     )
 }
@@ -104,7 +106,9 @@ pub(super) fn random_script(sequences: u64, seed: u64) -> String {
 
 fn program_script(command: &str) -> String {
     format!(
-        "LD_LIBRARY_PATH=/lib64 chroot /program /daxlab scenario {command} --on kernel --dir /mnt --format json 2>/tmp/said
+        "device=$(ls /dev/dax*.* 2>/dev/null | head -n 1)
+         LD_LIBRARY_PATH=/lib64 chroot /program /daxlab scenario {command} --on kernel --dir /mnt \
+           --page-cache-dir /page-cache --device-dax ${{device:-/dev/dax0.0}} --format json 2>/tmp/said
         status=$?
         test $status -lt 2 || cat /tmp/said
         exit $status"

@@ -16,7 +16,7 @@ use rustix::process::Uid;
 use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities, set_thread_res_uid};
 
 use super::wire::{self, ChildFailure, ChildRequest, ChildValue};
-use super::{delegation, inbox, last_errno, memory, names, pipes, signals};
+use super::{delegation, inbox, last_errno, memory, names, pipes, signals, uring, xdp};
 use crate::ops::describe_bytes;
 
 /// The size of the pieces in which data is written.
@@ -68,7 +68,8 @@ pub(super) fn perform(request: ChildRequest, fds: Vec<OwnedFd>) -> CallResult {
         ChildRequest::SetDelegation { fd, kind } => delegation::set(fd, kind),
         ChildRequest::GetDelegation { fd } => delegation::get(fd),
         ChildRequest::Exec { path } => exec(path),
-        ChildRequest::Map { fd, offset, len, write, private } => memory::map(fd, (offset, len), write, private),
+        ChildRequest::Map { fd, offset, len, write, sharing } => memory::map(fd, (offset, len), write, sharing),
+        ChildRequest::MapDeviceDax { path, offset, len } => memory::map_device_dax(path, offset, len),
         ChildRequest::Fsync { fd } => done(open_fd(fd).and_then(rustix::fs::fsync)),
         ChildRequest::Msync { at, len } => memory::sync(at, len),
         ChildRequest::Unmap { at, len } => memory::unmap(at, len),
@@ -76,6 +77,9 @@ pub(super) fn perform(request: ChildRequest, fds: Vec<OwnedFd>) -> CallResult {
         ChildRequest::Store { at, len, byte } => memory::store(at, len, byte),
         ChildRequest::Vmsplice { at, len } => pipes::vmsplice(at, len),
         ChildRequest::Drain { fd } => pipes::drain(fd),
+        ChildRequest::Umem { at, len } => xdp::umem(at, len),
+        ChildRequest::FixedBuffers { at, len } => uring::fixed_buffers(at, len),
+        ChildRequest::RingRead { ring, from, offset, at, len } => uring::read(ring, from, offset, at, len),
     }
 }
 

@@ -5,6 +5,10 @@
 //! mapping. An access that faults ends only the probe process. Kernel counterpart: mmap(2),
 //! process_vm_readv(2).
 
+use std::os::fd::AsRawFd;
+use std::path::PathBuf;
+
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
 use super::last_errno;
@@ -31,19 +35,18 @@ fn mmap(at: u64, len: u64, protection: i32, flags: i32, fd: i32, offset: u64) ->
     }
 }
 
-/// Maps the range (offset, length) of a file, or anonymous memory, shared or private. The value is
-/// the address.
+/// Maps the range (offset, length) of a file, or anonymous memory; `sharing` is MAP_SHARED or
+/// MAP_PRIVATE, or says more of it. The value is the address.
 pub(super) fn map(
     fd: Option<i32>,
     (offset, len): (u64, u64),
     write: bool,
-    private: bool,
+    sharing: i32,
 ) -> Result<ChildValue, ChildFailure> {
     let nothing = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
     let room = len.checked_next_multiple_of(page()).and_then(|len| len.checked_add(2 * page())).ok_or(Errno::NOMEM)?;
     let reserved = mmap(0, room, libc::PROT_NONE, nothing, -1, 0)?;
     let protection = libc::PROT_READ | if write { libc::PROT_WRITE } else { 0 };
-    let sharing = if private { libc::MAP_PRIVATE } else { libc::MAP_SHARED };
     let kind = sharing | libc::MAP_FIXED | if fd.is_none() { libc::MAP_ANONYMOUS } else { 0 };
     match mmap(reserved + page(), len, protection, kind, fd.unwrap_or(-1), offset) {
         Ok(at) => Ok(ChildValue::Number(at as i64)),
@@ -53,6 +56,17 @@ pub(super) fn map(
             Err(errno.into())
         }
     }
+}
+
+/// Maps a part of a device-DAX device, and clears it.
+pub(super) fn map_device_dax(path: PathBuf, offset: u64, len: u64) -> Result<ChildValue, ChildFailure> {
+    let device = rustix::fs::open(path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+    let mapped = map(Some(device.as_raw_fd()), (offset, len), true, libc::MAP_SHARED)?;
+    if let ChildValue::Number(at) = mapped {
+        // SAFETY: the mapping was just made, so no other reference to it exists.
+        unsafe { std::ptr::write_bytes(at as *mut u8, 0, len as usize) };
+    }
+    Ok(mapped)
 }
 
 /// Unmaps a range: a reservation replaces the mapping.

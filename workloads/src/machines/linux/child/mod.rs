@@ -15,7 +15,9 @@ mod memory;
 mod names;
 mod pipes;
 mod signals;
+mod uring;
 pub(crate) mod wire;
+mod xdp;
 
 use std::os::fd::{AsFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd};
 
@@ -111,6 +113,7 @@ fn can_block(request: &ChildRequest) -> bool {
             | ChildRequest::Close { .. }
             | ChildRequest::Read { .. }
             | ChildRequest::Write { .. }
+            | ChildRequest::RingRead { .. }
     )
 }
 

@@ -4,6 +4,8 @@
 //! [`ChildRequest`] sends exactly one [`ChildReply::Done`] for it, and before that one
 //! [`ChildReply::Began`] if the request can block. Kernel counterpart: unix(7).
 
+use std::path::PathBuf;
+
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
@@ -72,8 +74,10 @@ pub(crate) enum ChildRequest {
     GetDelegation { fd: i32 },
     /// `execve(2)`. An answer means failure; success closes the control socket.
     Exec { path: String },
-    /// `mmap(2)`, shared or private. Without a descriptor it maps anonymous memory.
-    Map { fd: Option<i32>, offset: u64, len: u64, write: bool, private: bool },
+    /// `mmap(2)` with these flags, such as MAP_SHARED. Without a descriptor it maps anonymous memory.
+    Map { fd: Option<i32>, offset: u64, len: u64, write: bool, sharing: i32 },
+    /// `openat(2)`, `mmap(2)` of a part of a device-DAX device, and zeros all over it.
+    MapDeviceDax { path: PathBuf, offset: u64, len: u64 },
     /// `fsync(2)`.
     Fsync { fd: i32 },
     /// `msync(2)` with MS_SYNC.
@@ -88,6 +92,12 @@ pub(crate) enum ChildRequest {
     Vmsplice { at: u64, len: u64 },
     /// `read(2)` until a pipe is empty.
     Drain { fd: i32 },
+    /// `socket(2)` and `setsockopt(2)` with XDP_UMEM_REG.
+    Umem { at: u64, len: u64 },
+    /// `io_uring_setup(2)` and `io_uring_register(2)` with IORING_REGISTER_BUFFERS.
+    FixedBuffers { at: u64, len: u64 },
+    /// `io_uring_enter(2)` with IORING_OP_READ_FIXED of `from` at `offset`, to the address `at`.
+    RingRead { ring: i32, from: i32, offset: u64, at: u64, len: u64 },
     /// Report the signals handled since the last report.
     Handled,
 }
@@ -129,6 +139,8 @@ pub(crate) enum ChildFailure {
     Signal(i32),
     /// This kernel, or the file system, has no delegations of files or of directories.
     NoDelegations,
+    /// This kernel, or the process, lacks what the operation needs.
+    Lacks(String),
 }
 
 impl From<Errno> for ChildFailure {
