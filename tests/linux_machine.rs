@@ -367,6 +367,14 @@ fn what_can_not_be_is_told() {
         assert!(matches!(bench.0.perform(&actor(1), &outside, Some("f")), Err(Trouble::Script(_))));
         assert!(matches!(bench.0.perform(&actor(1), &op(Verb::Close, &["g"]), None), Err(Trouble::Script(_))));
     });
+    // Device-DAX memory is overwritten, so none is taken that was not named.
+    on_linux(config(), |bench| {
+        let map = op(Verb::MmapDevDax, &["4096"]);
+        let refused = bench.0.perform(&Actor { process: "A".to_owned(), thread: 1 }, &map, Some("m")).unwrap_err();
+        assert!(refused.to_string().contains("--device-dax"), "{refused}");
+    });
+    let none = LinuxConfig { page_cache_dir: Some(PathBuf::from("/proc")), ..config() };
+    assert!(matches!(Host::start(none), Err(Trouble::CannotRun(why)) if why.contains("/proc")));
     let nowhere = LinuxConfig { dir: PathBuf::from("/proc"), ..config() };
     assert!(matches!(Host::start(nowhere), Err(Trouble::CannotRun(_))));
     let no_agent = LinuxConfig { program: PathBuf::from("/dev/null"), ..config() };

@@ -228,11 +228,26 @@ fn only_a_real_kernel_is_ranked() {
 }
 
 #[test]
+fn an_option_of_another_machine_is_refused() {
+    for (option, value, machine) in [
+        ("--page-cache-dir", "/tmp", "--on kernel"),
+        ("--device-dax", "/dev/dax0.0", "--on kernel"),
+        ("--boot-limit", "9", "--on guest"),
+    ] {
+        let run = scenario(&["run", "K01", option, value]);
+        let stderr = String::from_utf8_lossy(&run.stderr).into_owned();
+        assert_eq!(run.status.code(), Some(2), "{option}: {stderr}");
+        assert!(stderr.contains(option) && stderr.contains(machine), "{option}: {stderr}");
+    }
+}
+
+#[test]
 fn a_wrong_script_exits_with_2_and_points() {
     let cases = [
         (GOOD.replace("unlock f", "unlok f"), "mine.scn:6:4", "unknown operation"),
         (GOOD.replace("unlock f", "unlock g"), "mine.scn:6:11", "nothing above is called `g`"),
         (GOOD.replace("=> blocks", "=> blocks @karra"), "mine.scn:5:31", "did you mean `kara`"),
+        (GOOD.replace("=> blocks", "=> blocks @linux=nvdim"), "mine.scn:5:37", "did you mean `nvdimm`"),
         (GOOD.replace("A: unlock f", "A: exit\nA: exit"), "mine.scn:7:1", "A is dead"),
         (GOOD.replace("B: returns", "A: returns"), "mine.scn:7:1", "blocks under no design"),
         (GOOD.replace("64KiB", "65MiB"), "mine.scn:2:11", "does not fit into the volume"),

@@ -33,7 +33,7 @@ fn linux_does_what_the_scenarios_say_of_it() {
     let has = |kernel: &str, fs: &str| columns.iter().any(|name| name.starts_with(kernel) && name.ends_with(fs));
     assert!(columns.len() == 4 && has("6.12.", " xfs") && has("6.12.", " ext4"), "{columns:?}");
     let scenarios = report["scenarios"].as_array().unwrap();
-    assert!(scenarios.len() >= 37, "{}", scenarios.len());
+    assert!(scenarios.len() >= 38, "{}", scenarios.len());
     for scenario in scenarios {
         for cell in scenario["cells"].as_array().unwrap() {
             let (id, on) = (scenario["id"].as_str().unwrap(), cell["design"].as_str().unwrap());

@@ -118,7 +118,8 @@ impl Task {
     }
 
     /// As [`Task::mmap`], with `MAP_SYNC`: what a store needs of the file system is durable before
-    /// the store, as in every mapping of the volume's files here. `mmap` with `MAP_SHARED_VALIDATE`.
+    /// the store, as in every mapping of the volume's files here. `mmap` with
+    /// `MAP_SHARED_VALIDATE`.
     ///
     /// # Errors
     /// As [`Task::mmap`]; EOPNOTSUPP (the file is not DAX).

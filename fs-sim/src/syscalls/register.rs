@@ -28,9 +28,9 @@ impl Task {
     /// A user that the design's gate never admits is refused as Linux refuses it, before the
     /// mapping's rights and the end of the file are looked at: ENOMEM (locked memory), then
     /// EOPNOTSUPP if the range holds a page of a file before it holds an address that is not
-    /// mapped (EFAULT). Behind a page that can be pinned, these two are ENOMEM for a umem and EFAULT
-    /// for fixed buffers. A umem is refused a private mapping of a file also where all pages are
-    /// copies. A user that the gate admits by faults is registered as by
+    /// mapped (EFAULT). Behind a page that can be pinned, these two are ENOMEM for a umem and
+    /// EFAULT for fixed buffers. A umem is refused a private mapping of a file also where all pages
+    /// are copies. A user that the gate admits by faults is registered as by
     /// [`Task::register_on_demand`]. Pages of a private mapping are copied first, under every other
     /// gate; they are no pages of a file. Of a file that is not DAX, and of a mapping of the
     /// volume's device, no gate asks anything.

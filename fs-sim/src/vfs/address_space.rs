@@ -176,8 +176,8 @@ impl AddressSpace {
 
     /// Walks `va..va+len` from its start as a long-term pin by a user that the design's gate
     /// refuses: `refusal` at the first page of a file (of a private mapping, one that was not
-    /// copied, or any if the user does not find copies), whatever the mapping's rights and the end of
-    /// the file. Kernel: `check_vma_flags`. With the error comes whether a page lies before it.
+    /// copied, or any if the user does not find copies), whatever the mapping's rights and the end
+    /// of the file. Kernel: `check_vma_flags`. With the error comes whether a page lies before it.
     ///
     /// # Errors
     /// `refusal`; EFAULT if the walk first meets an address that is not mapped, or memory without a

@@ -5,20 +5,24 @@
 
 use super::child::wire::ChildRequest;
 use super::names::{NamedThing, ScenarioNames};
-use super::request::PreparedOp;
 use crate::machines::machine::Trouble;
 use crate::ops::{ByteRange, Op};
 
-/// Translates an operation of the process `who`; none if it is of another kind.
-pub(super) fn translate(op: &Op, who: &str, names: &ScenarioNames) -> Result<Option<PreparedOp>, Trouble> {
+/// Translates an operation of the process `who`; its outcome if the process does not have the
+/// mapping. None: it is of another kind.
+pub(super) fn translate(
+    op: &Op,
+    who: &str,
+    names: &ScenarioNames,
+) -> Result<Option<Result<ChildRequest, &'static str>>, Trouble> {
     let request = match op {
         Op::UmemRegister { map, range } => match memory(names, who, map, *range)? {
             Some((at, len)) => ChildRequest::Umem { at, len },
-            None => return Ok(Some(PreparedOp::Plain("EFAULT"))),
+            None => return Ok(Some(Err("EFAULT"))),
         },
         Op::FixedBuffers { map, range } => match memory(names, who, map, *range)? {
             Some((at, len)) => ChildRequest::FixedBuffers { at, len },
-            None => return Ok(Some(PreparedOp::Plain("EFAULT"))),
+            None => return Ok(Some(Err("EFAULT"))),
         },
         Op::RingRead { ring, range, from, at } => {
             let (fd, buffer) = names.ring(ring)?;
@@ -27,7 +31,7 @@ pub(super) fn translate(op: &Op, who: &str, names: &ScenarioNames) -> Result<Opt
         }
         _ => return Ok(None),
     };
-    Ok(Some(PreparedOp::Ask(request)))
+    Ok(Some(Ok(request)))
 }
 
 /// The address and length of a part of a mapping; none if the process does not have the mapping.

@@ -230,10 +230,11 @@ fn translate_memory(op: &Op, who: &str, names: &ScenarioNames) -> Result<Prepare
             Ok((at, len)) => ChildRequest::Store { at, len, byte: *byte },
             Err(outcome) => return Ok(PreparedOp::Plain(outcome)),
         },
-        other => {
-            let prepared = registrants::translate(other, who, names)?;
-            return prepared.ok_or_else(|| Trouble::CannotRun(format!("a real Linux can't do `{}`", other.verb())));
-        }
+        other => match registrants::translate(other, who, names)? {
+            Some(Ok(request)) => request,
+            Some(Err(outcome)) => return Ok(PreparedOp::Plain(outcome)),
+            None => return Err(Trouble::CannotRun(format!("a real Linux can't do `{}`", other.verb()))),
+        },
     };
     Ok(PreparedOp::Ask(request))
 }

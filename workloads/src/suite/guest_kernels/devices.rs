@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use guests::vm::{Boot, GuestMachine};
 
-use super::{DaxFileSystem, LACKS, program_disk};
+use super::program_disk;
 
 /// The size of the memory under the file system: mkfs.xfs makes none of less than 300 MiB, and the
 /// description of its pages takes a part of it.
@@ -21,6 +21,28 @@ const PMEM: u64 = 400 << 20;
 const DEVICE_DAX: u64 = 64 << 20;
 /// The size of the file system without DAX, in MiB.
 const PAGE_CACHE_MIB: u64 = 64;
+
+/// The status of the shell that tells of a missing command or device in [`prepare`].
+pub(super) const LACKS: i32 = 70;
+
+/// A file system with DAX.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DaxFileSystem {
+    /// XFS, with reflink.
+    Xfs,
+    /// ext4.
+    Ext4,
+}
+
+impl DaxFileSystem {
+    /// Its name for mount(8).
+    pub fn name(self) -> &'static str {
+        match self {
+            DaxFileSystem::Xfs => "xfs",
+            DaxFileSystem::Ext4 => "ext4",
+        }
+    }
+}
 
 /// The files on the host behind a guest's memory and disks. They go with this value.
 pub(super) struct GuestDevices {

@@ -29,7 +29,8 @@ use crate::suite::agreement::{AgreementReport, AgreementReports, KernelAgreement
 use crate::suite::linux::{self, Statements};
 use crate::suite::scenarios;
 
-use devices::GuestDevices;
+pub use devices::DaxFileSystem;
+use devices::{GuestDevices, LACKS};
 use program_disk::ProgramDisk;
 
 /// A guest's memory in MiB: kernel, first file system and this program need a fifth of it.
@@ -42,8 +43,6 @@ const RUN_LIMIT: Duration = Duration::from_secs(600);
 const SEQUENCE_LIMIT: Duration = Duration::from_millis(200);
 /// How often a scenario runs whose outcome a busy machine did not let be told.
 const ATTEMPTS: u32 = 3;
-/// The status of the shell that tells of a missing command or device in [`devices::prepare`].
-const LACKS: i32 = 70;
 
 /// Whose kernel runs the scenarios.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,25 +56,6 @@ pub enum GuestKernels {
         /// The folder below which its modules lie (`make modules_install INSTALL_MOD_PATH=DIR`).
         modules: PathBuf,
     },
-}
-
-/// A file system with DAX.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DaxFileSystem {
-    /// XFS, with reflink.
-    Xfs,
-    /// ext4.
-    Ext4,
-}
-
-impl DaxFileSystem {
-    /// Its name for mount(8).
-    pub fn name(self) -> &'static str {
-        match self {
-            DaxFileSystem::Xfs => "xfs",
-            DaxFileSystem::Ext4 => "ext4",
-        }
-    }
 }
 
 /// What is run on guests.

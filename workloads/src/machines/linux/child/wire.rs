@@ -74,7 +74,8 @@ pub(crate) enum ChildRequest {
     GetDelegation { fd: i32 },
     /// `execve(2)`. An answer means failure; success closes the control socket.
     Exec { path: String },
-    /// `mmap(2)` with these flags, such as MAP_SHARED. Without a descriptor it maps anonymous memory.
+    /// `mmap(2)` with these flags, such as MAP_SHARED. Without a descriptor it maps anonymous
+    /// memory.
     Map { fd: Option<i32>, offset: u64, len: u64, write: bool, sharing: i32 },
     /// `openat(2)`, `mmap(2)` of a part of a device-DAX device, and zeros all over it.
     MapDeviceDax { path: PathBuf, offset: u64, len: u64 },
