@@ -58,6 +58,10 @@ struct RunArgs {
     /// the system's]
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
+    /// With `--on kernel`: this Linux is thrown away afterwards, as a guest is. Scenarios may leave
+    /// processes that nothing can end, and overwrite RAM disks
+    #[arg(long, hide = true)]
+    disposable: bool,
     /// With `--on guest`: this kernel instead of Debian's (bzImage); it needs --modules
     #[arg(long, value_name = "IMAGE", requires = "modules", value_hint = ValueHint::FilePath)]
     kernel: Option<PathBuf>,
@@ -165,7 +169,7 @@ fn run_scenarios(catalogue: &mut DesignCatalogue, args: &RunArgs) -> anyhow::Res
         }
         MachineChoice::Kernel => {
             let dir = args.dir.clone().unwrap_or_else(std::env::temp_dir);
-            run_on_linux(&scenarios, Path::new("/proc/self/exe"), &dir)?
+            run_on_linux(&scenarios, Path::new("/proc/self/exe"), &dir, args.disposable)?
         }
         MachineChoice::Guest => on_guests(&scenarios, args)?,
     };
@@ -200,6 +204,9 @@ fn check_machine(args: &RunArgs) -> anyhow::Result<()> {
     match args.on {
         MachineChoice::Simulation | MachineChoice::Guest if args.dir.is_some() => {
             anyhow::bail!("--dir is where files of this machine's own kernel go: it needs --on kernel");
+        }
+        MachineChoice::Simulation | MachineChoice::Guest if args.disposable => {
+            anyhow::bail!("--disposable is about this machine's own kernel: it needs --on kernel");
         }
         MachineChoice::Simulation | MachineChoice::Kernel if args.kernel.is_some() => {
             anyhow::bail!("--kernel is what a guest boots: it needs --on guest");

@@ -1,8 +1,9 @@
 //! Runs scenarios on the real kernel.
 //!
 //! It owns the schedule: scenarios in which no time passes run one after the other; scenarios in
-//! which time passes run side by side, under one shortened break time. Invariant: a scenario that
-//! this kernel can't run is reported as not run, whatever the others did.
+//! which time passes run side by side, under one shortened break time; those that leave a process
+//! that nothing can end run last. Invariant: a scenario that this kernel can't run is reported as
+//! not run, whatever the others did.
 
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -35,19 +36,26 @@ fn subject_on(linux: LinuxSubject) -> DesignSubject {
     DesignSubject { name: "linux".to_owned(), axes: axes.expect("a preset without layout leases"), linux: Some(linux) }
 }
 
-/// Runs `scenarios` on the real kernel. `program` makes its processes; its files are in `dir`.
+/// Runs `scenarios` on the real kernel. `program` makes its processes; its files are in `dir`;
+/// `disposable` says that this Linux is thrown away afterwards.
 ///
 /// # Errors
 /// A scenario is not for Linux, states no outcome, or asks for the impossible.
-pub fn run_on_linux(scenarios: &[Scenario], program: &Path, dir: &Path) -> Result<ScenarioReport, InputError> {
+pub fn run_on_linux(
+    scenarios: &[Scenario],
+    program: &Path,
+    dir: &Path,
+    disposable: bool,
+) -> Result<ScenarioReport, InputError> {
     let subject = subject();
     for scenario in scenarios {
         check(scenario)?;
         run::check(scenario, std::slice::from_ref(&subject))?;
     }
-    let config = LinuxConfig { program: PathBuf::from(program), dir: PathBuf::from(dir), break_time: None };
+    let config = LinuxConfig { program: PathBuf::from(program), dir: PathBuf::from(dir), break_time: None, disposable };
     let mut cells: Vec<Option<Result<ScenarioCell, InputError>>> = scenarios.iter().map(|_| None).collect();
-    let (timed, plain): (Vec<usize>, Vec<usize>) = (0..scenarios.len()).partition(|n| time_passes(&scenarios[*n]));
+    let (last, others): (Vec<usize>, Vec<usize>) = (0..scenarios.len()).partition(|n| states_stuck(&scenarios[*n]));
+    let (timed, plain): (Vec<usize>, Vec<usize>) = others.into_iter().partition(|n| time_passes(&scenarios[*n]));
     let host = Host::start(config.clone());
     // Keeps other runs from shortening the break time while no break may time out.
     let long = LongBreakTime::hold();
@@ -55,7 +63,7 @@ pub fn run_on_linux(scenarios: &[Scenario], program: &Path, dir: &Path) -> Resul
         cells[n] = Some(one(&scenarios[n], &host));
     }
     drop((host, long));
-    if !timed.is_empty() {
+    if !timed.is_empty() || !last.is_empty() {
         // If it can't be shortened, every scenario that needs it reports that.
         let break_time = BreakTime::shorten(program).ok();
         let config = LinuxConfig { break_time, ..config };
@@ -76,6 +84,11 @@ pub fn run_on_linux(scenarios: &[Scenario], program: &Path, dir: &Path) -> Resul
                     }
                 }
             });
+        }
+        for n in last {
+            // Each has a host of its own, which ends with it. A process that is left does not
+            // disturb the next scenario.
+            cells[n] = Some(one(&scenarios[n], &Host::start(config.clone())));
         }
     }
     let mut report = ScenarioReport::new("the real kernel", vec![subject.name]);
@@ -106,8 +119,13 @@ fn one(scenario: &Scenario, host: &Result<Rc<Host>, Trouble>) -> Result<Scenario
         version: kernel_version(&release).unwrap_or_default(),
     };
     let subject = subject_on(linux);
+    let leaves = run::applicable(scenario, &subject).any(|step| matches!(step.action, Action::Stuck(_)));
     let machine = match host {
-        Ok(host) => LinuxMachine::new(host, &scenario.setup, &programs(scenario)),
+        Ok(host) if leaves && !host.is_disposable() => Err(Trouble::CannotRun(
+            "it leaves a process that nothing but a restart ends: only guests run it (`--on guest`)".to_owned(),
+        )),
+        Ok(host) => LinuxMachine::new(host, &scenario.setup, &programs(scenario))
+            .map(|machine| if leaves { machine.leaving_processes() } else { machine }),
         Err(trouble) => Err(trouble.clone()),
     };
     scenarios::cell(scenario, &subject, machine.map(|machine| Box::new(machine) as Box<dyn Machine>))
@@ -115,6 +133,11 @@ fn one(scenario: &Scenario, host: &Result<Rc<Host>, Trouble>) -> Result<Scenario
 
 fn time_passes(scenario: &Scenario) -> bool {
     scenario.steps.iter().any(|step| matches!(step.action, Action::Advance(_)))
+}
+
+/// Whether a step states, for some kernel, that a call never ends.
+fn states_stuck(scenario: &Scenario) -> bool {
+    scenario.steps.iter().any(|step| matches!(step.action, Action::Stuck(_)))
 }
 
 /// The files that a scenario runs as programs.

@@ -86,7 +86,7 @@ fn check_one(scenario: &Scenario, subject: &DesignSubject) -> Result<(), InputEr
     }
 }
 
-fn applicable<'s>(scenario: &'s Scenario, subject: &'s DesignSubject) -> impl Iterator<Item = &'s Step> {
+pub(super) fn applicable<'s>(scenario: &'s Scenario, subject: &'s DesignSubject) -> impl Iterator<Item = &'s Step> {
     scenario.steps.iter().filter(|step| step.guard.as_ref().is_none_or(|guard| guard.holds(subject)))
 }
 

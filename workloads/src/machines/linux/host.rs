@@ -34,12 +34,20 @@ pub struct LinuxConfig {
     pub dir: PathBuf,
     /// The shortened break time, for scenarios in which time passes.
     pub break_time: Option<BreakTime>,
+    /// Whether this Linux is thrown away after the run, as a guest is: scenarios may leave
+    /// processes that nothing can end, and overwrite RAM disks.
+    pub disposable: bool,
 }
 
 impl LinuxConfig {
     /// This program itself, and the system's directory for temporary files.
     pub fn new() -> LinuxConfig {
-        LinuxConfig { program: PathBuf::from("/proc/self/exe"), dir: std::env::temp_dir(), break_time: None }
+        LinuxConfig {
+            program: PathBuf::from("/proc/self/exe"),
+            dir: std::env::temp_dir(),
+            break_time: None,
+            disposable: false,
+        }
     }
 }
 
@@ -59,6 +67,7 @@ pub struct Host {
     zygote: Child,
     root: bool,
     machines: Cell<u64>,
+    keeps_dir: Cell<bool>,
     dir: tempfile::TempDir,
 }
 
@@ -94,6 +103,7 @@ impl Host {
             zygote,
             root: rustix::process::geteuid().is_root(),
             machines: Cell::new(0),
+            keeps_dir: Cell::new(false),
             dir,
         };
         // The first process's answer proves that the program is the right one, and that its
@@ -118,8 +128,23 @@ impl Host {
         self.root
     }
 
+    /// Whether this Linux may be spoiled; see [`LinuxConfig::disposable`].
+    pub fn is_disposable(&self) -> bool {
+        self.config.disposable
+    }
+
     pub(super) fn break_time(&self) -> Option<&BreakTime> {
         self.config.break_time.as_ref()
+    }
+
+    /// Leaves the directory at the end: it can't be removed.
+    pub(super) fn keep_dir(&self) {
+        self.keeps_dir.set(true);
+    }
+
+    /// Whether the directory is left at the end.
+    pub(super) fn keeps_dir(&self) -> bool {
+        self.keeps_dir.get()
     }
 
     /// Makes a directory for one machine.
@@ -154,11 +179,12 @@ impl Host {
 }
 
 impl Drop for Host {
-    /// Kills the zygote, which ends all remaining processes.
+    /// Kills the zygote, which ends all remaining processes, and removes the directory.
     fn drop(&mut self) {
-        // The zygote may have ended already. The directory is removed in any case.
+        // The zygote may have ended already.
         let _ = self.zygote.kill();
         let _ = self.zygote.wait();
+        self.dir.disable_cleanup(self.keeps_dir.get());
     }
 }
 

@@ -93,7 +93,7 @@ pub(super) fn mount_script(failed: i32) -> String {
 pub(super) fn run_script(scenarios: &[usize]) -> String {
     let files: String = scenarios.iter().map(|number| format!(" /{}", file(*number))).collect();
     format!(
-        "LD_LIBRARY_PATH=/lib64 chroot /program /daxlab scenario run --on kernel --dir /mnt --format json{files} 2>/tmp/said
+        "LD_LIBRARY_PATH=/lib64 chroot /program /daxlab scenario run --on kernel --disposable --dir /mnt --format json{files} 2>/tmp/said
         status=$?
         test $status -lt 2 || cat /tmp/said
         exit $status"

@@ -16,7 +16,7 @@ use rustix::process::Uid;
 use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities, set_thread_res_uid};
 
 use super::wire::{self, ChildFailure, ChildRequest, ChildValue};
-use super::{delegation, inbox, last_errno, memory, names, pipes, signals};
+use super::{delegation, direct_io, inbox, last_errno, memory, names, pipes, remaps, signals};
 use crate::ops::describe_bytes;
 
 /// The size of the pieces in which data is written.
@@ -76,6 +76,9 @@ pub(super) fn perform(request: ChildRequest, fds: Vec<OwnedFd>) -> CallResult {
         ChildRequest::Store { at, len, byte } => memory::store(at, len, byte),
         ChildRequest::Vmsplice { at, len } => pipes::vmsplice(at, len),
         ChildRequest::Drain { fd } => pipes::drain(fd),
+        ChildRequest::Remap { kind, from, to, len } => remaps::remap(kind, from, to, len),
+        ChildRequest::SubmitIo(io) => direct_io::submit(io),
+        ChildRequest::CompleteIo { number } => direct_io::complete(number),
     }
 }
 

@@ -11,9 +11,11 @@
 
 mod calls;
 mod delegation;
+mod direct_io;
 mod memory;
 mod names;
 mod pipes;
+mod remaps;
 mod signals;
 pub(crate) mod wire;
 
@@ -111,6 +113,9 @@ fn can_block(request: &ChildRequest) -> bool {
             | ChildRequest::Close { .. }
             | ChildRequest::Read { .. }
             | ChildRequest::Write { .. }
+            | ChildRequest::Remap { .. }
+            | ChildRequest::SubmitIo(_)
+            | ChildRequest::CompleteIo { .. }
     )
 }
 
