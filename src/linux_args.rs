@@ -30,6 +30,10 @@ pub(crate) struct KernelArgs {
     /// With `--on kernel`: a device-DAX device for scenarios that map one; its content is lost
     #[arg(long, value_name = "DEVICE", value_hint = ValueHint::FilePath)]
     device_dax: Option<PathBuf>,
+    /// With `--on kernel`: this Linux is thrown away afterwards, as a guest is. Scenarios may leave
+    /// processes that nothing can end, and overwrite RAM disks
+    #[arg(long, hide = true)]
+    disposable: bool,
 }
 
 /// What guests boot.
@@ -92,24 +96,26 @@ pub(crate) fn guest_error(error: GuestRunError) -> anyhow::Error {
 impl KernelArgs {
     /// Checks that nothing of it is given where no scenario runs on this machine's own kernel.
     pub(crate) fn check_unused(&self) -> anyhow::Result<()> {
-        let KernelArgs { dir, page_cache_dir, device_dax } = self;
+        let KernelArgs { dir, page_cache_dir, device_dax, disposable } = self;
         let given = [
             (dir.is_some(), "--dir is where files of this machine's own kernel go"),
             (page_cache_dir.is_some(), "--page-cache-dir is where files of this machine's own kernel go"),
             (device_dax.is_some(), "--device-dax is a device of this machine's own kernel"),
+            (*disposable, "--disposable is about this machine's own kernel"),
         ];
         refuse(given, "--on kernel")
     }
 
     /// This machine's own kernel.
     pub(crate) fn config(&self) -> LinuxConfig {
-        let KernelArgs { dir, page_cache_dir, device_dax } = self;
+        let KernelArgs { dir, page_cache_dir, device_dax, disposable } = self;
         let config = LinuxConfig::new();
         LinuxConfig {
-            dir: dir.clone().unwrap_or(config.dir),
+            dir: dir.clone().unwrap_or_else(|| config.dir.clone()),
             page_cache_dir: page_cache_dir.clone(),
             device_dax: device_dax.as_deref().map(|device| Arc::new(DeviceDax::new(device))),
-            ..LinuxConfig::new()
+            disposable: *disposable,
+            ..config
         }
     }
 }

@@ -482,7 +482,6 @@ impl<'a> Parser<'a> {
         let what = match action {
             Action::Perform { op, .. } if op.verb().on() == RunsOn::Simulation => format!("`{}`", op.verb()),
             Action::Expect(query) if !query.subject.facts().2 => format!("a look at `{}`", query.subject.facts().0),
-            Action::Stuck(_) => format!("a look at `{STUCK}`"),
             _ => return Ok(()),
         };
         Err(self

@@ -225,7 +225,7 @@ operations! {
             "When SIGBUS comes for a bad page that the process has mapped: as soon as the page goes bad, or `late`, as at the start, at the next access: prctl(PR_MCE_KILL). A child inherits it.";
         Credentials "credentials" { uid: u64, capabilities: CapabilityFlags } -> Nothing, Linux
             "Changes the user, and whether CAP_LEASE is kept. A scenario's processes start as user 0 with CAP_LEASE.";
-        RamDisk "ram_disk" { length: Bytes, delay: Option<Span> } -> Binding(BindingKind::Disk), Simulation
+        RamDisk "ram_disk" { length: Bytes, delay: Option<Span> } -> Binding(BindingKind::Disk), Linux
             "Opens a new disk without a file system, full of zeros. I/O to it ends by itself after DELAY, also after its process; without DELAY by `complete`.";
         Dup "dup" { fd: DescriptorName } -> Binding(BindingKind::Fd), Linux
             "A second descriptor for the same open file.";
@@ -253,11 +253,11 @@ operations! {
             "Starts direct I/O that stays in flight, its pages pinned short-term (io_submit).";
         SubmitWrite "submit_write" { fd: FdName, range: DataRange, byte: u8 } -> Binding(BindingKind::Io), Simulation
             "As `submit_read`, writing.";
-        SubmitReadInto "submit_read_into" { fd: FileOrDiskName, range: DataRange, map: MapName, at: Bytes } -> Binding(BindingKind::Io), Simulation
+        SubmitReadInto "submit_read_into" { fd: FileOrDiskName, range: DataRange, map: MapName, at: Bytes } -> Binding(BindingKind::Io), Linux
             "As `submit_read`, into the mapping at AT: the pages there are pinned short-term too, by address.";
-        SubmitWriteFrom "submit_write_from" { fd: FileOrDiskName, range: DataRange, map: MapName, at: Bytes } -> Binding(BindingKind::Io), Simulation
+        SubmitWriteFrom "submit_write_from" { fd: FileOrDiskName, range: DataRange, map: MapName, at: Bytes } -> Binding(BindingKind::Io), Linux
             "As `submit_write`, from the mapping at AT: the pages there are pinned short-term too, by address.";
-        Complete "complete" { io: IoName } -> Bytes, Simulation
+        Complete "complete" { io: IoName } -> Bytes, Linux
             "Lets direct I/O in flight finish. The value of a read is as for `read`.";
         Truncate "truncate" { file: FileName => "The file's name", size: Bytes => "Its new size, such as `64MiB` or `0`" } -> Nothing, Everywhere
             "Sets the size of a file, by path.";
@@ -275,11 +275,11 @@ operations! {
             "FALLOC_FL_INSERT_RANGE.";
         Unshare "unshare" { fd: FdName, range: ByteRange } -> Nothing, Linux
             "FALLOC_FL_UNSHARE_RANGE.";
-        Reflink "reflink" { from: FdName, from_offset: Bytes, to: FdName, to_range: ByteRange } -> Nothing, Simulation
+        Reflink "reflink" { from: FdName, from_offset: Bytes, to: FdName, to_range: ByteRange } -> Nothing, Linux
             "FICLONERANGE: `to` shares the blocks of `from`.";
-        Dedupe "dedupe" { from: FdName, from_offset: Bytes, to: FdName, to_range: ByteRange } -> Comparison, Simulation
+        Dedupe "dedupe" { from: FdName, from_offset: Bytes, to: FdName, to_range: ByteRange } -> Comparison, Linux
             "FIDEDUPERANGE: shares, of no more than the first 16 MiB, if the bytes are the same; the value is `same` or `differs`.";
-        Exchange "exchange" { a: FdName, a_offset: Bytes, b: FdName, b_range: ByteRange } -> Nothing, Simulation
+        Exchange "exchange" { a: FdName, a_offset: Bytes, b: FdName, b_range: ByteRange } -> Nothing, Linux
             "Exchanges the blocks of two ranges (XFS_IOC_EXCHANGE_RANGE).";
         Fsync "fsync" { fd: FdName } -> Nothing, Linux
             "Makes the bytes that CPUs stored through mappings of the file durable (fsync). It misses what a device stores into a page that it has pinned, and that no CPU stored to since the last `fsync`.";

@@ -1,8 +1,9 @@
 //! Runs scenarios on the real kernel.
 //!
 //! It owns the schedule: scenarios in which no time passes run one after the other; scenarios in
-//! which time passes run side by side, under one shortened break time. Invariant: a scenario that
-//! this kernel can't run is reported as not run, whatever the others did.
+//! which time passes run side by side, under one shortened break time; those that leave a process
+//! that nothing can end run last. Invariant: a scenario that this kernel can't run is reported as
+//! not run, whatever the others did.
 
 use std::rc::Rc;
 
@@ -69,7 +70,8 @@ pub fn run_on_linux(
     check(scenarios, statements)?;
     let config = LinuxConfig { break_time: None, ..config.clone() };
     let mut cells: Vec<Option<Result<Vec<ScenarioCell>, InputError>>> = scenarios.iter().map(|_| None).collect();
-    let (timed, plain): (Vec<usize>, Vec<usize>) = (0..scenarios.len()).partition(|n| time_passes(&scenarios[*n]));
+    let (last, others): (Vec<usize>, Vec<usize>) = (0..scenarios.len()).partition(|n| states_stuck(&scenarios[*n]));
+    let (timed, plain): (Vec<usize>, Vec<usize>) = others.into_iter().partition(|n| time_passes(&scenarios[*n]));
     let host = Host::start(config.clone());
     let columns = statements.subjects(&LinuxSubject::default()).into_iter().map(|subject| subject.name).collect();
     // Keeps other runs from shortening the break time while no break may time out.
@@ -78,7 +80,7 @@ pub fn run_on_linux(
         cells[n] = Some(row(&scenarios[n], statements, &host));
     }
     drop((host, long));
-    if !timed.is_empty() {
+    if !timed.is_empty() || !last.is_empty() {
         // If it can't be shortened, every scenario that needs it reports that.
         let break_time = BreakTime::shorten(&config.program).ok();
         let config = LinuxConfig { break_time, ..config };
@@ -99,6 +101,11 @@ pub fn run_on_linux(
                     }
                 }
             });
+        }
+        for n in last {
+            // Each has a host of its own, which ends with it. A process that is left does not
+            // disturb the next scenario.
+            cells[n] = Some(row(&scenarios[n], statements, &Host::start(config.clone())));
         }
     }
     let mut report = ScenarioReport::new("the real kernel", columns);
@@ -169,11 +176,7 @@ fn row(
         cells.push(match same {
             Some(n) => ScenarioCell { design: subject.name, ..cells[n].clone() },
             None => {
-                let machine = match host {
-                    Ok(host) => LinuxMachine::new(host, &scenario.setup, &programs(scenario)),
-                    Err(trouble) => Err(trouble.clone()),
-                };
-                let machine = machine.map(|machine| Box::new(machine) as Box<dyn Machine>);
+                let machine = machine(scenario, &subject, host);
                 scenarios::cell(scenario, &subject, machine)?
             }
         });
@@ -182,8 +185,29 @@ fn row(
     Ok(cells)
 }
 
+/// A machine for a scenario.
+fn machine<'h>(
+    scenario: &Scenario,
+    subject: &DesignSubject,
+    host: &'h Result<Rc<Host>, Trouble>,
+) -> Result<Box<dyn Machine + 'h>, Trouble> {
+    let host = host.as_ref().map_err(Trouble::clone)?;
+    let leaves = run::applicable(scenario, subject).any(|step| matches!(step.action, Action::Stuck(_)));
+    if leaves && !host.is_disposable() {
+        let why = "it leaves a process that nothing but a restart ends: only guests run it (`--on guest`)";
+        return Err(Trouble::CannotRun(why.to_owned()));
+    }
+    let machine = LinuxMachine::new(host, &scenario.setup, &programs(scenario))?;
+    Ok(Box::new(if leaves { machine.leaving_processes() } else { machine }))
+}
+
 fn time_passes(scenario: &Scenario) -> bool {
     scenario.steps.iter().any(|step| matches!(step.action, Action::Advance(_)))
+}
+
+/// Whether a step states, for some kernel, that a call never ends.
+fn states_stuck(scenario: &Scenario) -> bool {
+    scenario.steps.iter().any(|step| matches!(step.action, Action::Stuck(_)))
 }
 
 /// The files that a scenario runs as programs.

@@ -114,7 +114,7 @@ fn applies(step: &Step, subject: &DesignSubject) -> bool {
     step.guard.as_ref().is_none_or(|guard| guard.holds(subject))
 }
 
-fn applicable<'s>(scenario: &'s Scenario, subject: &'s DesignSubject) -> impl Iterator<Item = &'s Step> {
+pub(super) fn applicable<'s>(scenario: &'s Scenario, subject: &'s DesignSubject) -> impl Iterator<Item = &'s Step> {
     scenario.steps.iter().filter(|step| applies(step, subject))
 }
 

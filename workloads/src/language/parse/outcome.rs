@@ -54,6 +54,7 @@ pub(crate) const ERRNOS: [&str; 34] = [
     "ENOBUFS",
     "ENOSPC",
     "ENOTCONN",
+    "ENOTTY",
     "ENXIO",
     "EOPNOTSUPP",
     "EPERM",
@@ -62,7 +63,6 @@ pub(crate) const ERRNOS: [&str; 34] = [
     "EROFS",
     "ESRCH",
     "ETXTBSY",
-    "EXDEV",
     "EXDEV",
     "SIGSEGV",
 ];

@@ -42,6 +42,9 @@ pub struct LinuxConfig {
     pub device_dax: Option<Arc<DeviceDax>>,
     /// The shortened break time, for scenarios in which time passes.
     pub break_time: Option<BreakTime>,
+    /// Whether this Linux is thrown away after the run, as a guest is: scenarios may leave
+    /// processes that nothing can end, and overwrite RAM disks.
+    pub disposable: bool,
 }
 
 impl LinuxConfig {
@@ -53,6 +56,7 @@ impl LinuxConfig {
             page_cache_dir: None,
             device_dax: None,
             break_time: None,
+            disposable: false,
         }
     }
 }
@@ -74,6 +78,7 @@ pub struct Host {
     root: bool,
     machines: Cell<u64>,
     page_cache: Option<tempfile::TempDir>,
+    keeps_dir: Cell<bool>,
     dir: tempfile::TempDir,
 }
 
@@ -113,6 +118,7 @@ impl Host {
             root: rustix::process::geteuid().is_root(),
             machines: Cell::new(0),
             page_cache,
+            keeps_dir: Cell::new(false),
             dir,
         };
         // The first process's answer proves that the program is the right one, and that its
@@ -135,6 +141,11 @@ impl Host {
     /// Whether processes can change their user.
     pub(super) fn is_root(&self) -> bool {
         self.root
+    }
+
+    /// Whether this Linux may be spoiled; see [`LinuxConfig::disposable`].
+    pub fn is_disposable(&self) -> bool {
+        self.config.disposable
     }
 
     pub(super) fn break_time(&self) -> Option<&BreakTime> {
@@ -169,6 +180,16 @@ impl Host {
         device.take(len)
     }
 
+    /// Leaves the directory at the end: it can't be removed.
+    pub(super) fn keep_dir(&self) {
+        self.keeps_dir.set(true);
+    }
+
+    /// Whether the directory is left at the end.
+    pub(super) fn keeps_dir(&self) -> bool {
+        self.keeps_dir.get()
+    }
+
     /// Makes a directory for one machine.
     pub(super) fn new_dir(&self) -> Result<PathBuf, Trouble> {
         let number = self.machines.get();
@@ -201,11 +222,12 @@ impl Host {
 }
 
 impl Drop for Host {
-    /// Kills the zygote, which ends all remaining processes.
+    /// Kills the zygote, which ends all remaining processes, and removes the directory.
     fn drop(&mut self) {
-        // The zygote may have ended already. The directory is removed in any case.
+        // The zygote may have ended already.
         let _ = self.zygote.kill();
         let _ = self.zygote.wait();
+        self.dir.disable_cleanup(self.keeps_dir.get());
     }
 }
 

@@ -5,6 +5,7 @@
 //! ([`LinuxMachine::settle`]). Names stand for the kernel's own numbers, as on the simulated
 //! machine. Kernel counterpart: a shell with job control.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
@@ -20,9 +21,11 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use super::child::wire::{self, ChildFailure, ChildReply, ChildRequest, ChildValue};
 use super::clock::BreakClock;
 use super::device_dax::DeviceDaxPart;
+use super::disks::RamDisks;
 use super::host::Host;
 use super::names::{NamedThing, ScenarioNames};
 use super::request::{self, PreparedOp, blocks_in, errno_name, is_calm, lease_name, signal_name, signal_number};
+use super::spin::SpinProof;
 use super::watch::{SleepPlace, SleepWatch};
 use super::{child, setup};
 use crate::language::{Actor, Query, QuerySubject, Setup, processes_named};
@@ -80,6 +83,8 @@ enum ProcessState {
 struct ChildProcess {
     sockets: ProcessSockets,
     watch: SleepWatch,
+    /// Whether it spins in its call, as far as the looks of the present wait have shown.
+    spin: Cell<SpinProof>,
     death: OwnedFd,
     state: ProcessState,
     /// Its end of the control socket is closed: it is dying, or about to become another program.
@@ -95,23 +100,50 @@ impl ChildProcess {
         let watch = SleepWatch::of(pid).map_err(|error| gone(error.to_string()))?;
         let number = Pid::from_raw(pid).ok_or_else(|| gone("it has no number".to_owned()))?;
         let death = pidfd_open(number, PidfdFlags::empty()).map_err(|errno| gone(errno.to_string()))?;
-        let handled = Vec::new();
-        Ok(ChildProcess { sockets, watch, death, state: ProcessState::Idle, closed: false, outcome: None, handled })
+        Ok(ChildProcess {
+            sockets,
+            watch,
+            spin: Cell::default(),
+            death,
+            state: ProcessState::Idle,
+            closed: false,
+            outcome: None,
+            handled: Vec::new(),
+        })
     }
 
     fn is_dead(&self) -> bool {
         matches!(self.state, ProcessState::Dead)
     }
 
-    /// Whether it sleeps where it may, so that only an action of another process or of the driver
-    /// changes its state.
-    fn sleeps(&self) -> bool {
+    /// Whether it sleeps where it may, or spins where it may, so that only an action of another
+    /// process or of the driver changes its state. `has_io` says whether I/O of it is held back.
+    fn sleeps(&self, has_io: bool) -> bool {
         let place = match &self.state {
             ProcessState::Dead | ProcessState::Running => return true,
             ProcessState::Idle | ProcessState::Delegated => Some(IDLE),
             ProcessState::Busy(pending) => pending.op.as_ref().and_then(|op| blocks_in(op.verb())),
         };
-        !self.closed && place.is_some_and(|place| self.watch.sleeps_in(place).unwrap_or(false))
+        self.watch.waits_in_exit(has_io)
+            || !self.closed
+                && place
+                    .is_some_and(|place| self.watch.sleeps_in(place).unwrap_or(false) || self.is_seen_spinning(place))
+    }
+
+    /// Looks whether it spins. Only ioctl(2) has a function that does.
+    fn is_seen_spinning(&self, place: SleepPlace) -> bool {
+        if place.number != libc::SYS_ioctl {
+            return false;
+        }
+        let mut proof = self.spin.get();
+        let proven = proof.add(self.watch.spinning());
+        self.spin.set(proof);
+        proven
+    }
+
+    /// Whether it has proven to spin.
+    fn spins(&self) -> bool {
+        self.spin.get().is_proven()
     }
 }
 
@@ -125,6 +157,9 @@ pub struct LinuxMachine {
     programs: u32,
     /// What the processes have mapped of the device.
     device_dax: Vec<DeviceDaxPart>,
+    disks: RamDisks,
+    /// Whether a process that nothing can end may be left at the end.
+    leaves_processes: bool,
     /// Set when an answer shows that this host can't run the scenario.
     trouble: Option<Trouble>,
     host: Rc<Host>,
@@ -150,9 +185,17 @@ impl LinuxMachine {
             clock: BreakClock::new(setup.options.lease_break_time, host.break_time().cloned()),
             programs: 0,
             device_dax: Vec::new(),
+            disks: RamDisks::default(),
+            leaves_processes: false,
             trouble: None,
             host: Rc::clone(host),
         })
+    }
+
+    /// Lets the scenario leave a process that nothing can end, on a Linux that is thrown away.
+    pub fn leaving_processes(mut self) -> LinuxMachine {
+        self.leaves_processes = self.host.is_disposable();
+        self
     }
 
     /// Makes the process if it does not exist.
@@ -234,6 +277,32 @@ impl LinuxMachine {
                 self.until_dead(&key)?;
                 return Ok(Some("ok"));
             }
+            Op::RamDisk { delay: Some(_), .. } => {
+                return Err(Trouble::CannotRun("a real disk's I/O takes no time that a scenario sets".to_owned()));
+            }
+            Op::RamDisk { length, .. } => {
+                if !self.host.is_disposable() {
+                    let why = "only in a guest can RAM disks be overwritten (`--on guest`)";
+                    return Err(Trouble::CannotRun(why.to_owned()));
+                }
+                let disk = self.disks.open(length.0)?;
+                if let Some(bind) = pending.bind {
+                    self.names.things.insert(bind, disk);
+                }
+                return Ok(Some("ok"));
+            }
+            Op::SubmitReadInto { .. } | Op::SubmitWriteFrom { .. } => match self.disks.submit(op, who, &self.names)? {
+                PreparedOp::Ask(request) => request,
+                PreparedOp::Plain(outcome) => return Ok(Some(outcome)),
+            },
+            Op::Complete { io } => {
+                let (number, owner) = self.names.io(io)?;
+                if owner != who {
+                    return self.complete_for(&owner, number).map(Some);
+                }
+                self.disks.release(number);
+                ChildRequest::CompleteIo { number }
+            }
             Op::Credentials { .. } if !self.host.is_root() => {
                 return Err(Trouble::CannotRun("only root can change a process's user".to_owned()));
             }
@@ -254,6 +323,18 @@ impl LinuxMachine {
         };
         self.send(who, &request, &fds, pending)?;
         Ok(None)
+    }
+
+    /// Lets I/O of another process end, which can't ask for it any more: it is exiting. A living
+    /// one completes its own.
+    fn complete_for(&mut self, owner: &str, number: u32) -> Result<&'static str, Trouble> {
+        let owner = self.process(owner)?;
+        if !owner.is_dead() && !owner.watch.exits() {
+            return Ok("EINVAL");
+        }
+        self.disks.release(number);
+        self.settle(None)?;
+        Ok("ok")
     }
 
     /// Waits until the operation of `who` is answered. It must be one that can neither block nor
@@ -280,13 +361,16 @@ impl LinuxMachine {
 
     /// Waits until every process sleeps where it may. `actor` is excepted if it has answered.
     fn settle(&mut self, actor: Option<&str>) -> Result<(), Trouble> {
+        self.processes.values().for_each(|process| process.spin.set(SpinProof::default()));
         let mut asleep = 0;
         for look in 0..LOOKS_MAX {
             let news = self.collect(if look < EAGER_LOOKS { NOW } else { MILLISECOND })?;
             let answered = |name: &String, process: &ChildProcess| {
                 Some(name.as_str()) == actor && matches!(process.state, ProcessState::Idle) && !process.closed
             };
-            let quiet = self.processes.iter().all(|(name, process)| answered(name, process) || process.sleeps());
+            // Every process is looked at, as one that spins must be seen several times.
+            let quiet = self.awake().filter(|(name, process)| !answered(name, process)).count() == 0;
+            let quiet = quiet && self.kernel_is_quiet();
             asleep = if quiet && !news { asleep + 1 } else { 0 };
             if asleep == LOOKS {
                 return Ok(());
@@ -295,10 +379,21 @@ impl LinuxMachine {
                 yield_now();
             }
         }
-        let awake = self.processes.iter().filter(|(_, process)| !process.sleeps());
         let awake: Vec<String> =
-            awake.map(|(name, process)| format!("{name} ({})", process.watch.whereabouts())).collect();
+            self.awake().map(|(name, process)| format!("{name} ({})", process.watch.whereabouts())).collect();
         Err(Trouble::Inconclusive(format!("{} neither sleeps nor ends", awake.join(", "))))
+    }
+
+    /// Looks at all processes; those that do not sleep where they may.
+    fn awake(&self) -> impl Iterator<Item = (&String, &ChildProcess)> {
+        self.processes.iter().filter(|(name, process)| !process.sleeps(self.disks.holds_io_of(name)))
+    }
+
+    /// Whether no worker of the kernel ends I/O at this moment. Only processes that spin, and the
+    /// driver, may be runnable; where no I/O is held back, no worker acts for a process.
+    fn kernel_is_quiet(&self) -> bool {
+        let spinning = self.processes.values().filter(|process| process.spins()).count();
+        self.disks.is_empty() || runnable().is_none_or(|runnable| runnable <= 1 + spinning)
     }
 
     /// Takes the answers and deaths that are there or arrive within `patience`. True if there were
@@ -442,6 +537,9 @@ impl LinuxMachine {
                         fd: i32::try_from(number).unwrap_or(-1),
                         buffer: self.names.address(map)?.saturating_add(range.offset),
                     },
+                    Op::SubmitReadInto { .. } | Op::SubmitWriteFrom { .. } => {
+                        NamedThing::Io { number: number as u32, owner: name.to_owned() }
+                    }
                     _ => NamedThing::Fd(i32::try_from(number).unwrap_or(-1)),
                 };
                 if let Some(bind) = bind {
@@ -450,42 +548,62 @@ impl LinuxMachine {
                 "ok".to_owned()
             }
             (Ok(ChildValue::Bytes(bytes)), _) => format!("ok {bytes}"),
+            (Ok(ChildValue::Same(same)), _) => if same { "ok same" } else { "ok differs" }.to_owned(),
             (Ok(ChildValue::Nothing), _) => "ok".to_owned(),
-            (
-                Err(ChildFailure::Errno(libc::EOPNOTSUPP)),
-                Op::Zero { .. } | Op::Collapse { .. } | Op::Insert { .. } | Op::Punch { .. },
-            ) => {
-                let file_system = &self.host.file_system().name;
-                self.trouble = Some(Trouble::CannotRun(format!("{file_system} can't do `{}`", op.verb())));
-                "EOPNOTSUPP".to_owned()
-            }
-            (Err(ChildFailure::NoDelegations), _) => {
-                let file_system = &self.host.file_system().name;
-                let why = format!("this kernel has no delegations (F_SETDELEG), or none for this on {file_system}");
-                self.trouble = Some(Trouble::CannotRun(why));
-                "EINVAL".to_owned()
-            }
-            (Err(ChildFailure::Lacks(what)), _) => {
-                self.trouble = Some(Trouble::CannotRun(format!("this kernel has {what}")));
-                "ENOSYS".to_owned()
-            }
-            (Err(ChildFailure::Errno(number)), _) => errno_name(number),
-            (Err(ChildFailure::Signal(number)), _) => signal_name(number),
+            (Err(failure), op) => self.failed(op, failure),
         };
         self.set_outcome(name, on_behalf.as_deref(), outcome);
         Ok(())
     }
 
+    /// The outcome of an operation that failed. What this host can't do at all ends the scenario.
+    fn failed(&mut self, op: &Op, failure: ChildFailure) -> String {
+        let file_system = self.host.file_system().name.as_str();
+        let (outcome, lacks) = match (failure, op) {
+            (ChildFailure::Errno(libc::EOPNOTSUPP | libc::ENOTTY), Op::Exchange { .. }) if file_system == "xfs" => {
+                let why = "this XFS can't exchange ranges: it needs Linux 6.10 and `mkfs.xfs -i exchange=1`";
+                ("EOPNOTSUPP".to_owned(), Some(why.to_owned()))
+            }
+            (
+                ChildFailure::Errno(libc::EOPNOTSUPP),
+                Op::Zero { .. } | Op::Collapse { .. } | Op::Insert { .. } | Op::Punch { .. },
+            ) => ("EOPNOTSUPP".to_owned(), Some(format!("{file_system} can't do `{}`", op.verb()))),
+            (ChildFailure::NoDelegations, _) => {
+                let why = format!("this kernel has no delegations (F_SETDELEG), or none for this on {file_system}");
+                ("EINVAL".to_owned(), Some(why))
+            }
+            (ChildFailure::Lacks(what), _) => ("ENOSYS".to_owned(), Some(format!("this kernel has {what}"))),
+            (ChildFailure::NotHeld, _) => {
+                ("EIO".to_owned(), Some("I/O to a suspended disk ended all the same".to_owned()))
+            }
+            (ChildFailure::Errno(number), _) => (errno_name(number), None),
+            (ChildFailure::Signal(number), _) => (signal_name(number), None),
+        };
+        self.trouble = lacks.map(Trouble::CannotRun).or(self.trouble.take());
+        outcome
+    }
+
     /// Kills all processes and removes the files.
     fn end(&mut self) -> Vec<String> {
-        let names: Vec<String> = self.processes.keys().cloned().collect();
+        self.disks.release_all();
         for process in self.processes.values().filter(|process| !process.is_dead()) {
             // It fails only for a process that has ended meanwhile.
             let _ = pidfd_send_signal(&process.death, Signal::KILL);
         }
+        // All are killed. One that sleeps all the same, while no other runs, is there for good.
+        if self.leaves_processes && self.settle(None).is_ok() && !self.processes.values().all(ChildProcess::is_dead) {
+            self.processes.clear();
+            // To remove a directory is to wait for the end of a file that had a name in it.
+            self.host.keep_dir();
+            return Vec::new();
+        }
+        let names: Vec<String> = self.processes.keys().cloned().collect();
         let mut wrong: Vec<String> =
             names.iter().filter_map(|name| self.until_dead(name).err()).map(|trouble| trouble.to_string()).collect();
         self.processes.clear();
+        if self.host.keeps_dir() {
+            return wrong;
+        }
         if let Err(error) = std::fs::remove_dir_all(&self.dir)
             && error.kind() != std::io::ErrorKind::NotFound
         {
@@ -579,7 +697,7 @@ impl Machine for LinuxMachine {
         let line = |(name, process): (&String, &ChildProcess)| match &process.state {
             ProcessState::Idle => format!("{name} lives"),
             ProcessState::Busy(pending) => match &pending.op {
-                Some(op) => format!("{name} is in `{}`", op.verb()),
+                Some(op) => format!("{name} is in `{}` ({})", op.verb(), process.watch.whereabouts()),
                 None => format!("{name} is being queried"),
             },
             ProcessState::Delegated => format!("{name} is in `exec`"),
@@ -606,6 +724,13 @@ fn new_sockets() -> Result<(ProcessSockets, OwnedFd, OwnedFd), Trouble> {
     let (control, theirs) = wire::pair().map_err(none)?;
     let (inbox, receiver) = wire::pair().map_err(none)?;
     Ok((ProcessSockets { control, inbox }, theirs, receiver))
+}
+
+/// The number of runnable threads of this machine, the caller's own included: the fourth field of
+/// /proc/loadavg, `RUNNABLE/ALL`.
+fn runnable() -> Option<usize> {
+    let text = std::fs::read_to_string("/proc/loadavg").ok()?;
+    text.split_ascii_whitespace().nth(3)?.split_once('/')?.0.parse().ok()
 }
 
 fn is_ready(fd: &OwnedFd) -> bool {

@@ -17,6 +17,10 @@ pub(super) enum NamedThing {
     Map { at: u64, len: u64, owners: BTreeSet<String> },
     /// A running program, by its key among the processes.
     Program(String),
+    /// A RAM disk of the scenario.
+    Disk(usize),
+    /// I/O in flight, and the process that has submitted it.
+    Io { number: u32, owner: String },
 }
 
 /// The names of a scenario.
@@ -59,6 +63,14 @@ impl ScenarioNames {
             NamedThing::Ring { fd, buffer } => Ok((*fd, *buffer)),
             // `send` does not tell what it sends.
             _ => Err(Trouble::CannotRun("a ring that was received is not used on a real Linux".to_owned())),
+        }
+    }
+
+    /// The number of the I/O `name`, and the process that has submitted it.
+    pub(super) fn io(&self, name: &str) -> Result<(u32, String), Trouble> {
+        match self.get(name)? {
+            NamedThing::Io { number, owner } => Ok((*number, owner.clone())),
+            _ => Err(Trouble::Script(format!("`{name}` is not I/O in flight"))),
         }
     }
 

@@ -9,7 +9,7 @@ use std::path::Path;
 
 use libc::c_int;
 
-use super::child::wire::{ChildDisposition, ChildRequest};
+use super::child::wire::{ChildDisposition, ChildRequest, FilePart, TwoFileCall};
 use super::names::{NamedThing, ScenarioNames};
 use super::registrants;
 use super::watch::SleepPlace;
@@ -46,6 +46,9 @@ pub(super) fn blocks_in(verb: Verb) -> Option<SleepPlace> {
             anywhere(libc::SYS_fallocate)
         }
         Verb::RingRead => anywhere(libc::SYS_io_uring_enter),
+        Verb::Reflink | Verb::Dedupe | Verb::Exchange => anywhere(libc::SYS_ioctl),
+        Verb::SubmitReadInto | Verb::SubmitWriteFrom => anywhere(libc::SYS_io_submit),
+        Verb::Complete => anywhere(libc::SYS_io_getevents),
         _ => None,
     }
 }
@@ -205,7 +208,20 @@ pub(super) fn translate(op: &Op, who: &str, dir: &Path, names: &ScenarioNames) -
     Ok(PreparedOp::Ask(request))
 }
 
-/// Translates the operations on a mapping that exists.
+/// Translates the operations on the blocks of two files.
+fn remap(op: &Op, names: &ScenarioNames) -> Result<ChildRequest, Trouble> {
+    let (kind, from, from_offset, to, range) = match op {
+        Op::Reflink { from, from_offset, to, to_range } => (TwoFileCall::Clone, from, from_offset, to, to_range),
+        Op::Dedupe { from, from_offset, to, to_range } => (TwoFileCall::Dedupe, from, from_offset, to, to_range),
+        Op::Exchange { a, a_offset, b, b_range } => (TwoFileCall::Exchange, a, a_offset, b, b_range),
+        other => return Err(Trouble::CannotRun(format!("a real Linux can't do `{}`", other.verb()))),
+    };
+    let from = FilePart { fd: names.fd(from)?, offset: from_offset.0 };
+    let to = FilePart { fd: names.fd(to)?, offset: range.offset };
+    Ok(ChildRequest::Remap { kind, from, to, len: range.len })
+}
+
+/// Translates the operations on a mapping that exists, or on two files.
 fn translate_memory(op: &Op, who: &str, names: &ScenarioNames) -> Result<PreparedOp, Trouble> {
     let request = match op {
         Op::Munmap { map, range } => match place(names, who, map, *range, true)? {
@@ -230,6 +246,7 @@ fn translate_memory(op: &Op, who: &str, names: &ScenarioNames) -> Result<Prepare
             Ok((at, len)) => ChildRequest::Store { at, len, byte: *byte },
             Err(outcome) => return Ok(PreparedOp::Plain(outcome)),
         },
+        Op::Reflink { .. } | Op::Dedupe { .. } | Op::Exchange { .. } => remap(op, names)?,
         other => match registrants::translate(other, who, names)? {
             Some(Ok(request)) => request,
             Some(Err(outcome)) => return Ok(PreparedOp::Plain(outcome)),
@@ -241,7 +258,7 @@ fn translate_memory(op: &Op, who: &str, names: &ScenarioNames) -> Result<Prepare
 
 /// The address and length of an operation on a mapping, or its outcome if the process has no such
 /// mapping.
-fn place(
+pub(super) fn place(
     names: &ScenarioNames,
     who: &str,
     map: &str,
@@ -343,6 +360,6 @@ macro_rules! errnos {
 
 errnos! {
     E2BIG EACCES EAGAIN EBADF EBUSY ECANCELED ECONNREFUSED ECONNRESET EDEADLK EDQUOT EEXIST EFAULT EFBIG EINTR EINVAL EIO EISDIR ELOOP
-    EMFILE EMLINK EMSGSIZE ENAMETOOLONG ENFILE ENODEV ENOENT ENOEXEC ENOLCK ENOMEM ENOSPC ENOSYS ENOTCONN ENOTDIR ENXIO EOPNOTSUPP
+    EMFILE EMLINK EMSGSIZE ENAMETOOLONG ENFILE ENODEV ENOENT ENOEXEC ENOLCK ENOMEM ENOSPC ENOSYS ENOTCONN ENOTDIR ENOTTY ENXIO EOPNOTSUPP
     EOVERFLOW EPERM EPIPE ERANGE EROFS ESPIPE ESRCH ETXTBSY EXDEV
 }

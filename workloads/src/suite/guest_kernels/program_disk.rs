@@ -107,7 +107,7 @@ pub(super) fn random_script(sequences: u64, seed: u64) -> String {
 fn program_script(command: &str) -> String {
     format!(
         "device=$(ls /dev/dax*.* 2>/dev/null | head -n 1)
-         LD_LIBRARY_PATH=/lib64 chroot /program /daxlab scenario {command} --on kernel --dir /mnt \
+         LD_LIBRARY_PATH=/lib64 chroot /program /daxlab scenario {command} --on kernel --disposable --dir /mnt \
            --page-cache-dir /page-cache --device-dax ${{device:-/dev/dax0.0}} --format json 2>/tmp/said
         status=$?
         test $status -lt 2 || cat /tmp/said

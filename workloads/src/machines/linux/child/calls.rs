@@ -16,7 +16,7 @@ use rustix::process::Uid;
 use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities, set_thread_res_uid};
 
 use super::wire::{self, ChildFailure, ChildRequest, ChildValue};
-use super::{delegation, inbox, last_errno, memory, names, pipes, signals, uring, xdp};
+use super::{delegation, direct_io, inbox, last_errno, memory, names, pipes, remaps, signals, uring, xdp};
 use crate::ops::describe_bytes;
 
 /// The size of the pieces in which data is written.
@@ -80,6 +80,9 @@ pub(super) fn perform(request: ChildRequest, fds: Vec<OwnedFd>) -> CallResult {
         ChildRequest::Umem { at, len } => xdp::umem(at, len),
         ChildRequest::FixedBuffers { at, len } => uring::fixed_buffers(at, len),
         ChildRequest::RingRead { ring, from, offset, at, len } => uring::read(ring, from, offset, at, len),
+        ChildRequest::Remap { kind, from, to, len } => remaps::remap(kind, from, to, len),
+        ChildRequest::SubmitIo(io) => direct_io::submit(io),
+        ChildRequest::CompleteIo { number } => direct_io::complete(number),
     }
 }
 

@@ -11,9 +11,11 @@
 
 mod calls;
 mod delegation;
+mod direct_io;
 mod memory;
 mod names;
 mod pipes;
+mod remaps;
 mod signals;
 mod uring;
 pub(crate) mod wire;
@@ -114,6 +116,9 @@ fn can_block(request: &ChildRequest) -> bool {
             | ChildRequest::Read { .. }
             | ChildRequest::Write { .. }
             | ChildRequest::RingRead { .. }
+            | ChildRequest::Remap { .. }
+            | ChildRequest::SubmitIo(_)
+            | ChildRequest::CompleteIo { .. }
     )
 }
 

@@ -99,8 +99,45 @@ pub(crate) enum ChildRequest {
     FixedBuffers { at: u64, len: u64 },
     /// `io_uring_enter(2)` with IORING_OP_READ_FIXED of `from` at `offset`, to the address `at`.
     RingRead { ring: i32, from: i32, offset: u64, at: u64, len: u64 },
+    /// An ioctl(2) on the blocks of two files: of so many bytes.
+    Remap { kind: TwoFileCall, from: FilePart, to: FilePart, len: u64 },
+    /// `io_submit(2)` between a mapping and a disk.
+    SubmitIo(MappedIo),
+    /// `io_getevents(2)` for the I/O that the process has submitted under this number.
+    CompleteIo { number: u32 },
     /// Report the signals handled since the last report.
     Handled,
+}
+
+/// What is done to the blocks of two files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum TwoFileCall {
+    /// FICLONERANGE.
+    Clone,
+    /// FIDEDUPERANGE.
+    Dedupe,
+    /// XFS_IOC_EXCHANGE_RANGE.
+    Exchange,
+}
+
+/// Where a range of an open file begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct FilePart {
+    pub(crate) fd: i32,
+    pub(crate) offset: u64,
+}
+
+/// I/O between a mapping and a disk.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct MappedIo {
+    /// By which the driver names it.
+    pub(crate) number: u32,
+    /// The path of the disk's device.
+    pub(crate) disk: String,
+    pub(crate) write: bool,
+    pub(crate) offset: i64,
+    pub(crate) at: u64,
+    pub(crate) len: u64,
 }
 
 /// What a signal does to a process.
@@ -129,6 +166,8 @@ pub(crate) enum ChildValue {
     Number(i64),
     /// The bytes that were read, as scenarios write them.
     Bytes(String),
+    /// Whether two ranges have the same bytes.
+    Same(bool),
 }
 
 /// Why a request failed.
@@ -142,6 +181,8 @@ pub(crate) enum ChildFailure {
     NoDelegations,
     /// This kernel, or the process, lacks what the operation needs.
     Lacks(String),
+    /// I/O to a suspended disk ended all the same.
+    NotHeld,
 }
 
 impl From<Errno> for ChildFailure {
