@@ -21,7 +21,7 @@ use modules::ModuleFiles;
 const WANTED: [&str; 5] = ["virtio_pci", "nd_btt", "nd_pmem", "virtio_pmem", "nfit"];
 
 /// What a guest has beyond that at its hands: `load NAME` loads it, after what it depends on.
-const AT_HAND: [&str; 3] = ["xfs", "ext4", "virtio_blk"];
+const AT_HAND: [&str; 7] = ["xfs", "ext4", "virtio_blk", "brd", "dummy", "ib_uverbs", "rdma_rxe"];
 
 /// Answers commands on the second serial line, see [`crate::vm`]: `TOKEN BASE64` comes in,
 /// `TOKEN begin`, what the script says, and `TOKEN end STATUS` go out. A line feed before the last

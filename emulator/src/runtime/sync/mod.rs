@@ -39,7 +39,7 @@ pub mod atomic {
 /// an explorer's atomics (larger than 8 bytes, and not plain memory) can't stand. Nothing that two
 /// threads agree by may use them.
 pub mod machine {
-    pub use std::sync::atomic::{AtomicU64, Ordering, fence};
+    pub use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 }
 
 /// Threads of the chosen backend. There is no sleep: waiting is [`crate::runtime::wait`]'s

@@ -113,6 +113,35 @@ impl Host {
         &self.file_system
     }
 
+    /// A folder whose files are in page cache: that of temporary files, if files of a scenario in
+    /// `dir` are not.
+    ///
+    /// # Errors
+    /// [`Trouble::CannotRun`]: the folder for temporary files is in a file system that has none.
+    pub(super) fn page_cache_dir(&self, dir: &Path) -> Result<PathBuf, Trouble> {
+        if !self.file_system.dax {
+            return Ok(dir.to_owned());
+        }
+        let folder = std::env::temp_dir();
+        let cannot = |why: String| {
+            let folder = folder.display();
+            Trouble::CannotRun(format!(
+                "no file in page cache can be made: the folder for temporary files, {folder}, {why}"
+            ))
+        };
+        let has = |error: Errno| cannot(format!("can't be examined: {error}"));
+        let magic = rustix::fs::statfs(&folder).map_err(has)?.f_type;
+        let told =
+            rustix::fs::statx(rustix::fs::CWD, &folder, AtFlags::empty(), StatxFlags::BASIC_STATS).map_err(has)?;
+        if magic == libc::TMPFS_MAGIC {
+            return Err(cannot("is on tmpfs".to_owned()));
+        }
+        match told.stx_attributes.contains(StatxAttributes::DAX) {
+            true => Err(cannot("is used with DAX".to_owned())),
+            false => Ok(folder),
+        }
+    }
+
     /// Whether processes can change their user.
     pub(super) fn is_root(&self) -> bool {
         self.root

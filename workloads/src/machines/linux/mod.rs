@@ -3,9 +3,10 @@
 //! It owns real processes on real files. Reading order: `child::wire` (the messages between driver
 //! and processes), [`child`] (the process's side), `host` (makes processes), `watch` (where a
 //! process sleeps), `machine` ([`LinuxMachine`], the driver's side), `request` (operations as
-//! system calls), `break_time` (the one host-wide setting). Invariants: every result is the
-//! kernel's own. No result depends on a sleep. Everything that was made is gone when the [`Host`]
-//! is dropped. Kernel counterpart: the kernel itself.
+//! system calls), `verbs` (those of RDMA), [`soft_roce`]
+//! (RDMA on the process's side), `break_time` (the one host-wide
+//! setting). Invariants: every result is the kernel's own. No result depends on a sleep. Everything
+//! that was made is gone when the [`Host`] is dropped. Kernel counterpart: the kernel itself.
 //!
 //! "Blocked" means: over several looks the process sleeps, interruptibly, in the very system call
 //! that it was asked to make, while no other process runs that could wake it. If the driver can
@@ -22,7 +23,9 @@ mod names;
 mod program;
 mod request;
 mod setup;
+pub mod soft_roce;
 mod spawn;
+mod verbs;
 mod watch;
 
 pub use break_time::{BreakTime, LongBreakTime, guard};

@@ -122,8 +122,8 @@ fn path_of_any(dir: &Path, name: &str) -> Result<String, Trouble> {
     }
 }
 
-/// Translates an operation of the process `who`. The caller handles `fork`, `send` and `exec`,
-/// which need more than a request.
+/// Translates an operation of the process `who`. The caller handles `fork`, `send`, `exec` and
+/// `tmpfile`, which need more than a request.
 pub(super) fn translate(op: &Op, who: &str, dir: &Path, names: &ScenarioNames) -> Result<PreparedOp, Trouble> {
     let file = |name: &str| path(dir, name);
     let fallocate = |fd: &str, range: &ByteRange, mode: c_int| {
@@ -149,7 +149,6 @@ pub(super) fn translate(op: &Op, who: &str, dir: &Path, names: &ScenarioNames) -
             ChildRequest::Open { path: path_of_any(dir, name)?, flags: open_flags(*access, *flags) }
         }
         Op::Memfd { length } => ChildRequest::Memfd { size: signed(length.0) },
-        Op::Tmpfile { length } => ChildRequest::Tmpfile { folder: path_of_any(dir, ".")?, size: signed(length.0) },
         Op::Read { fd, range } => {
             ChildRequest::Read { fd: names.fd(fd)?, offset: signed(range.offset), len: range.len }
         }
@@ -301,7 +300,7 @@ pub(super) fn lease_name(number: i64) -> &'static str {
 }
 
 /// A size as the kernel's signed type. A size that doesn't fit is larger than any file.
-fn signed(size: u64) -> i64 {
+pub(super) fn signed(size: u64) -> i64 {
     i64::try_from(size).unwrap_or(i64::MAX)
 }
 

@@ -296,7 +296,7 @@ fn reported(guest: &mut LinuxGuest, scenarios: &[usize]) -> Result<Vec<(String, 
 /// the status [`LACKS`] it has said what the kernel lacks.
 fn prepare(file_system: DaxFileSystem) -> String {
     let (name, make) = (file_system.name(), file_system.make());
-    let mounts = program_disk::mount_script(LACKS);
+    let (mounts, extras) = (program_disk::mount_script(LACKS), program_disk::prepare_extras());
     format!(
         "lacks() {{ echo \"the kernel $(uname -r) $1\"; exit {LACKS}; }}
         load {name}
@@ -304,7 +304,8 @@ fn prepare(file_system: DaxFileSystem) -> String {
         grep -qw {name} /proc/filesystems || lacks 'has no {name}'
         {make} || exit 1
         mount -t {name} -o dax=always /dev/pmem0 /mnt || lacks 'does not mount {name} with DAX: it needs CONFIG_FS_DAX'
-        {mounts}"
+        {mounts}
+        {extras}"
     )
 }
 

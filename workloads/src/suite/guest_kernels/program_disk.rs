@@ -89,6 +89,17 @@ pub(super) fn mount_script(failed: i32) -> String {
     )
 }
 
+/// Gives a guest what some scenarios need: a Soft-RoCE device, and an ext4 without DAX for
+/// temporary files. Without them those scenarios are not run, with the reason. A page and the
+/// headers of a packet fit into the network device's largest packet.
+pub(super) fn prepare_extras() -> &'static str {
+    "for module in dummy ib_uverbs rdma_rxe brd; do load $module; done >/dev/null 2>&1
+        ip link set dummy0 mtu 4200 up 2>/dev/null && ip addr add 10.83.0.1/24 dev dummy0 &&
+            LD_LIBRARY_PATH=/lib64 chroot /program /daxlab soft-roce dummy0
+        test ! -b /dev/ram0 || { mkfs.ext4 -q -F -b 4096 /dev/ram0 && mount -t ext4 /dev/ram0 /program/tmp && chmod 1777 /program/tmp; }
+        true"
+}
+
 /// Runs the scenarios with these numbers of the disk in a guest, as JSON: a shell script.
 pub(super) fn run_script(scenarios: &[usize]) -> String {
     let files: String = scenarios.iter().map(|number| format!(" /{}", file(*number))).collect();

@@ -7,6 +7,8 @@
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
+use super::super::soft_roce::wire::{VerbsAnswer, VerbsFailure, VerbsRequest};
+
 pub(crate) use crate::messages::{pair, receive, receive_bytes, send, send_bytes};
 
 /// What a process must do. Descriptors are numbers of that process, `-1` for a closed one.
@@ -88,6 +90,8 @@ pub(crate) enum ChildRequest {
     Vmsplice { at: u64, len: u64 },
     /// `read(2)` until a pipe is empty.
     Drain { fd: i32 },
+    /// A call of verbs.
+    Verbs(VerbsRequest),
     /// Report the signals handled since the last report.
     Handled,
 }
@@ -118,6 +122,8 @@ pub(crate) enum ChildValue {
     Number(i64),
     /// The bytes that were read, as scenarios write them.
     Bytes(String),
+    /// What a call of verbs has made or completed.
+    Verbs(VerbsAnswer),
 }
 
 /// Why a request failed.
@@ -129,6 +135,8 @@ pub(crate) enum ChildFailure {
     Signal(i32),
     /// This kernel, or the file system, has no delegations of files or of directories.
     NoDelegations,
+    /// A call of verbs failed.
+    Verbs(VerbsFailure),
 }
 
 impl From<Errno> for ChildFailure {
