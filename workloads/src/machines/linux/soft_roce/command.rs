@@ -27,7 +27,7 @@ pub(super) enum UverbsCommand {
     ModifyQp = 26,
     PostSend = 28,
     /// An extended one.
-    QueryDevice = 0x80 | 1,
+    QueryDevice = 0x8000_0000 | 1,
 }
 
 const RDMA_VERBS_IOCTL: libc::c_ulong = 0xc018_1b01;

@@ -142,7 +142,7 @@ impl DeviceContext {
         wanted: RegionAccess,
     ) -> Result<VerbsAnswer, VerbsFailure> {
         let made = self.new_region((start, length), rights(wanted));
-        if wanted.on_demand && made == Err(Errno::INVAL) && !self.has_on_demand()? {
+        if wanted.on_demand && made.is_err() && !self.has_on_demand()? {
             let why = "rdma_rxe of this kernel has no on-demand regions, which came with Linux 6.15".to_owned();
             return Err(VerbsFailure::Lacks(why));
         }
@@ -330,7 +330,10 @@ impl DeviceContext {
             }
             let mut channel = [PollFd::new(&self.channel, PollFlags::IN)];
             match poll(&mut channel, Some(&COMPLETION_MAX)) {
-                Ok(0) => return Err(VerbsFailure::Unfinished("the device completes no request".to_owned())),
+                Ok(0) => {
+                    let waits = self.posted.values().find(|posted| matches!(posted, Posted::Send { .. }));
+                    return Err(VerbsFailure::Unfinished(format!("the device does not complete {waits:?}")));
+                }
                 Ok(_) => {
                     // `struct ib_uverbs_comp_event_desc`.
                     let mut event = [0; 8];
