@@ -13,6 +13,7 @@ use super::uapi::{Buffer, Uapi};
 
 /// The commands, by the numbers of `enum ib_uverbs_write_cmds`.
 #[derive(Clone, Copy, Debug)]
+#[repr(u32)]
 pub(super) enum UverbsCommand {
     AllocatePd = 3,
     Register = 9,
