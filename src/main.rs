@@ -19,6 +19,7 @@ mod serve;
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitCode;
 
+use anyhow::Context;
 use clap::{Parser, Subcommand};
 
 /// What should happen when a DAX file is truncated under pinned pages? Every proposed design, raced
@@ -50,6 +51,12 @@ enum Command {
     /// itself)
     #[command(hide = true)]
     LeaseBreakTime,
+    /// Make a Soft-RoCE device (run by this program itself, in a guest)
+    #[command(hide = true)]
+    SoftRoce {
+        /// The network device that it sends by
+        netdev: String,
+    },
     /// Be the process that a guest's device lives in (started by this program itself)
     #[command(hide = true)]
     GuestPort,
@@ -68,6 +75,7 @@ fn main() -> ExitCode {
         Command::Designs(args) => designs::run(args),
         Command::ScenarioChild => on_socket(workloads::machines::linux::child::main),
         Command::LeaseBreakTime => on_socket(workloads::machines::linux::guard),
+        Command::SoftRoce { netdev } => soft_roce(&netdev),
         Command::GuestPort => on_socket(workloads::serving::backend_process::main),
     };
     outcome.unwrap_or_else(|error| exit::report(&error))
@@ -76,5 +84,11 @@ fn main() -> ExitCode {
 /// A helper process's life: its starter's socket is its standard input.
 fn on_socket(body: fn(OwnedFd) -> std::io::Result<()>) -> anyhow::Result<ExitCode> {
     body(std::io::stdin().as_fd().try_clone_to_owned()?)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn soft_roce(netdev: &str) -> anyhow::Result<ExitCode> {
+    workloads::machines::linux::soft_roce::add(netdev)
+        .with_context(|| format!("a Soft-RoCE device on {netdev} can't be made"))?;
     Ok(ExitCode::SUCCESS)
 }

@@ -21,7 +21,8 @@ use modules::ModuleFiles;
 const WANTED: [&str; 5] = ["virtio_pci", "nd_btt", "nd_pmem", "virtio_pmem", "nfit"];
 
 /// What a guest has beyond that at its hands: `load NAME` loads it, after what it depends on.
-const AT_HAND: [&str; 7] = ["xfs", "ext4", "virtio_blk", "dax_pmem", "device_dax", "dm_mod", "brd"];
+const AT_HAND: [&str; 10] =
+    ["xfs", "ext4", "virtio_blk", "dax_pmem", "device_dax", "dm_mod", "brd", "dummy", "ib_uverbs", "rdma_rxe"];
 
 /// Answers commands on the second serial line, see [`crate::vm`]: `TOKEN BASE64` comes in,
 /// `TOKEN begin`, what the script says, and `TOKEN end STATUS` go out. A line feed before the last

@@ -15,7 +15,8 @@ const UNPACKERS: [(&str, &str); 3] = [("xz", "xz"), ("zst", "zstd"), ("gz", "gzi
 
 /// What a module needs and does not name in `depends=`: it asks for it by an alias when it starts
 /// (`MODULE_SOFTDEP`), which modprobe(8) knows beforehand and insmod does not. Linux before 6.14.
-const SOFT_DEPENDENCIES: [(&str, &str); 2] = [("libcrc32c", "crc32c_generic"), ("ext4", "crc32c_generic")];
+const SOFT_DEPENDENCIES: [(&str, &str); 3] =
+    [("libcrc32c", "crc32c_generic"), ("ext4", "crc32c_generic"), ("rdma_rxe", "crc32_generic")];
 
 /// The deepest folder that is searched. `/lib/modules/VERSION` has fewer levels.
 const DEPTH_MAX: u32 = 16;

@@ -279,9 +279,9 @@ impl QuerySubject {
                 false,
                 "How many exclusive leases were granted so far while pins of an exclusive lease that was lost were alive in their range.",
             ),
-            QuerySubject::Locked => ("locked", Of::Process, false, "How many pages of memory the process has locked."),
+            QuerySubject::Locked => ("locked", Of::Process, true, "How many pages of memory the process has locked."),
             QuerySubject::Size => ("size", Of::File, true, "The file's size."),
-            QuerySubject::Blocks => ("blocks", Of::File, false, "How many blocks the file has."),
+            QuerySubject::Blocks => ("blocks", Of::File, true, "How many blocks the file has."),
         }
     }
 }

@@ -349,79 +349,79 @@ operations! {
             "Reads the pipe empty, which lets its pages go; the value is as for `read`.";
     }
     "RDMA" {
-        RdmaOpen "rdma_open" {} -> Binding(BindingKind::Context), Simulation
+        RdmaOpen "rdma_open" {} -> Binding(BindingKind::Context), Linux
             "Opens the NIC.";
-        RegMr "reg_mr" { context: ContextName, map: MapName, range: ByteRange, flags: RegisterFlags } -> Binding(BindingKind::Region), Simulation
+        RegMr "reg_mr" { context: ContextName, map: MapName, range: ByteRange, flags: RegisterFlags } -> Binding(BindingKind::Region), Linux
             "Registers memory, for every access unless `ro`; `on_demand`: faulted in at each access; `window`: windows may be bound; `flush`: for FLUSH of both kinds.";
-        ReregMr "rereg_mr" { mr: MrName, map: MapName, range: ByteRange } -> Binding(BindingKind::Region), Simulation
+        ReregMr "rereg_mr" { mr: MrName, map: MapName, range: ByteRange } -> Binding(BindingKind::Region), Linux
             "Changes what a region covers; the name stands for it from now on, under the same keys.";
-        ReregAccess "rereg_access" { mr: MrName, flags: RegisterFlags } -> Binding(BindingKind::Region), Simulation
+        ReregAccess "rereg_access" { mr: MrName, flags: RegisterFlags } -> Binding(BindingKind::Region), Linux
             "Changes what a region allows, and nothing else (IBV_REREG_MR_CHANGE_ACCESS); the flags are those of `reg_mr`. The name stands for the region from now on, under the same keys.";
-        DeregMr "dereg_mr" { mr: MrName } -> Nothing, Simulation
+        DeregMr "dereg_mr" { mr: MrName } -> Nothing, Linux
             "Deregisters.";
-        Prefetch "prefetch" { context: ContextName, mr: MrName, range: ByteRange, flags: PrefetchFlags } -> Nothing, Simulation
+        Prefetch "prefetch" { context: ContextName, mr: MrName, range: ByteRange, flags: PrefetchFlags } -> Nothing, Linux
             "Faults a part of an on-demand region in, before it is used (ibv_advise_mr). `write`: for writing.";
-        AllocMw "alloc_mw" { context: ContextName, flags: WindowFlags } -> Binding(BindingKind::Window), Simulation
+        AllocMw "alloc_mw" { context: ContextName, flags: WindowFlags } -> Binding(BindingKind::Window), Linux
             "Allocates a memory window: of type 1, or of type 2 (`type2`), which opens for the queue pair alone that bound it and can be invalidated.";
-        BindMw "bind_mw" { qp: QpName, window: MwName, mr: MrName, range: ByteRange, flags: BindFlags } -> Nothing, Simulation
+        BindMw "bind_mw" { qp: QpName, window: MwName, mr: MrName, range: ByteRange, flags: BindFlags } -> Nothing, Linux
             "Binds a window to a part of a region; length 0 unbinds one of type 1. A window of type 2 must not be bound; the program chooses its next key, or with `same_key` the key that it has.";
-        Invalidate "invalidate" { qp: QpName, window: MwName } -> Nothing, Simulation
+        Invalidate "invalidate" { qp: QpName, window: MwName } -> Nothing, Linux
             "Ends the binding of a window of type 2, from its own side (IBV_WR_LOCAL_INV). No effect if it is not bound.";
-        DeallocMw "dealloc_mw" { window: MwName } -> Nothing, Simulation
+        DeallocMw "dealloc_mw" { window: MwName } -> Nothing, Linux
             "Deallocates a window.";
-        Connect "connect" { own: ContextName, peer: ContextName, flags: ConnectFlags } -> Binding(BindingKind::Qp), Simulation
+        Connect "connect" { own: ContextName, peer: ContextName, flags: ConnectFlags } -> Binding(BindingKind::Qp), Linux
             "A queue pair on each of two contexts, connected. The name stands for this side's end. `rnr_wait`: what this side sends waits until the peer has posted a receive (`rnr_retry` 7, not 0).";
-        Accept "accept" { qp: QpName } -> Binding(BindingKind::Qp), Simulation
+        Accept "accept" { qp: QpName } -> Binding(BindingKind::Qp), Linux
             "Gives a name to the other end of a connection, whose context this process has.";
         ModifyQp "modify_qp" { qp: QpName, state: QpStateName } -> Nothing, Simulation
             "Moves a queue pair (ibv_modify_qp). `sqd`: what is posted to its send queue waits there; `rts`: this call executes what waited; `err`: work is flushed; `reset`: work vanishes, and so does the connection.";
         DestroyQp "destroy_qp" { qp: QpName } -> Nothing, Simulation
             "Destroys a queue pair; its work vanishes.";
-        RdmaWrite "rdma_write" { qp: QpName, remote: RemoteName, range: DataRange, byte: u8, flags: TransferFlags } -> Nothing, Simulation
+        RdmaWrite "rdma_write" { qp: QpName, remote: RemoteName, range: DataRange, byte: u8, flags: TransferFlags } -> Nothing, Linux
             "Writes into the peer's region. Fails with the completion's status, such as `remote_access_error` or `flushed`; `EAGAIN`, and nothing is posted, if the request would have to wait in the queue. `bad_key`: this side's buffer is named by a key that is no region's.";
-        RdmaRead "rdma_read" { qp: QpName, remote: RemoteName, range: DataRange, flags: TransferFlags } -> Bytes, Simulation
+        RdmaRead "rdma_read" { qp: QpName, remote: RemoteName, range: DataRange, flags: TransferFlags } -> Bytes, Linux
             "Reads the peer's region; the value is as for `read`. `bad_key` is as for `rdma_write`.";
-        RdmaSend "rdma_send" { qp: QpName, length: DataLength, byte: u8 } -> Nothing, Simulation
+        RdmaSend "rdma_send" { qp: QpName, length: DataLength, byte: u8 } -> Nothing, Linux
             "Sends a message into the oldest receive that the peer has posted.";
-        SendInvalidate "send_invalidate" { qp: QpName, window: MwName, length: DataLength, byte: u8 } -> Nothing, Simulation
+        SendInvalidate "send_invalidate" { qp: QpName, window: MwName, length: DataLength, byte: u8 } -> Nothing, Linux
             "As `rdma_send`; ends the binding of the receiver's window of type 2 (IBV_WR_SEND_WITH_INV).";
-        FetchAdd "fetch_add" { qp: QpName, remote: RemoteName, offset: Bytes, add: u64 } -> Number, Simulation
+        FetchAdd "fetch_add" { qp: QpName, remote: RemoteName, offset: Bytes, add: u64 } -> Number, Linux
             "Adds to 8 bytes; the value is what was there.";
-        Cas "cas" { qp: QpName, remote: RemoteName, offset: Bytes, compare: u64, swap: u64 } -> Number, Simulation
+        Cas "cas" { qp: QpName, remote: RemoteName, offset: Bytes, compare: u64, swap: u64 } -> Number, Linux
             "Replaces 8 bytes if they are `compare`; the value is what was there.";
-        AtomicWrite "atomic_write" { qp: QpName, remote: RemoteName, offset: Bytes, value: u64 } -> Nothing, Simulation
+        AtomicWrite "atomic_write" { qp: QpName, remote: RemoteName, offset: Bytes, value: u64 } -> Nothing, Linux
             "Writes 8 bytes, never torn.";
-        Flush "flush" { qp: QpName, remote: RemoteName, range: ByteRange, placement: FlushScope } -> Nothing, Simulation
+        Flush "flush" { qp: QpName, remote: RemoteName, range: ByteRange, placement: FlushScope } -> Nothing, Linux
             "RDMA FLUSH.";
-        FlushRegion "flush_region" { qp: QpName, remote: RemoteName, placement: FlushScope } -> Nothing, Simulation
+        FlushRegion "flush_region" { qp: QpName, remote: RemoteName, placement: FlushScope } -> Nothing, Linux
             "RDMA FLUSH of the whole region (IB_FLUSH_MR).";
-        PostWrite "post_write" { qp: QpName, remote: RemoteName, range: DataRange, byte: u8, flags: TransferFlags } -> Binding(BindingKind::Work), Simulation
+        PostWrite "post_write" { qp: QpName, remote: RemoteName, range: DataRange, byte: u8, flags: TransferFlags } -> Binding(BindingKind::Work), Linux
             "Posts what `rdma_write` does, and does not wait for it: `poll` tells how it ended, under the name given here. Its buffer lives until then.";
-        PostRead "post_read" { qp: QpName, remote: RemoteName, range: DataRange, flags: TransferFlags } -> Binding(BindingKind::Work), Simulation
+        PostRead "post_read" { qp: QpName, remote: RemoteName, range: DataRange, flags: TransferFlags } -> Binding(BindingKind::Work), Linux
             "Posts what `rdma_read` does.";
-        PostFetchAdd "post_fetch_add" { qp: QpName, remote: RemoteName, offset: Bytes, add: u64 } -> Binding(BindingKind::Work), Simulation
+        PostFetchAdd "post_fetch_add" { qp: QpName, remote: RemoteName, offset: Bytes, add: u64 } -> Binding(BindingKind::Work), Linux
             "Posts what `fetch_add` does.";
-        PostCas "post_cas" { qp: QpName, remote: RemoteName, offset: Bytes, compare: u64, swap: u64 } -> Binding(BindingKind::Work), Simulation
+        PostCas "post_cas" { qp: QpName, remote: RemoteName, offset: Bytes, compare: u64, swap: u64 } -> Binding(BindingKind::Work), Linux
             "Posts what `cas` does.";
-        PostAtomicWrite "post_atomic_write" { qp: QpName, remote: RemoteName, offset: Bytes, value: u64 } -> Binding(BindingKind::Work), Simulation
+        PostAtomicWrite "post_atomic_write" { qp: QpName, remote: RemoteName, offset: Bytes, value: u64 } -> Binding(BindingKind::Work), Linux
             "Posts what `atomic_write` does.";
-        PostFlush "post_flush" { qp: QpName, remote: RemoteName, range: ByteRange, placement: FlushScope } -> Binding(BindingKind::Work), Simulation
+        PostFlush "post_flush" { qp: QpName, remote: RemoteName, range: ByteRange, placement: FlushScope } -> Binding(BindingKind::Work), Linux
             "Posts what `flush` does.";
-        PostSend "post_send" { qp: QpName, length: DataLength, byte: u8 } -> Binding(BindingKind::Work), Simulation
+        PostSend "post_send" { qp: QpName, length: DataLength, byte: u8 } -> Binding(BindingKind::Work), Linux
             "Posts what `rdma_send` does.";
-        PostSendInvalidate "post_send_invalidate" { qp: QpName, window: MwName, length: DataLength, byte: u8 } -> Binding(BindingKind::Work), Simulation
+        PostSendInvalidate "post_send_invalidate" { qp: QpName, window: MwName, length: DataLength, byte: u8 } -> Binding(BindingKind::Work), Linux
             "Posts what `send_invalidate` does.";
-        PostBindMw "post_bind_mw" { qp: QpName, window: MwName, mr: MrName, range: ByteRange, flags: BindFlags } -> Binding(BindingKind::Work), Simulation
+        PostBindMw "post_bind_mw" { qp: QpName, window: MwName, mr: MrName, range: ByteRange, flags: BindFlags } -> Binding(BindingKind::Work), Linux
             "Posts what `bind_mw` does.";
-        PostInvalidate "post_invalidate" { qp: QpName, window: MwName } -> Binding(BindingKind::Work), Simulation
+        PostInvalidate "post_invalidate" { qp: QpName, window: MwName } -> Binding(BindingKind::Work), Linux
             "Posts what `invalidate` does.";
-        PostRecv "post_recv" { qp: QpName, mr: MrName, range: DataRange } -> Binding(BindingKind::Work), Simulation
+        PostRecv "post_recv" { qp: QpName, mr: MrName, range: DataRange } -> Binding(BindingKind::Work), Linux
             "Posts a part of an own region as a receive, for one message of the peer.";
-        Poll "poll" { context: ContextName } -> Completion, Simulation
+        Poll "poll" { context: ContextName } -> Completion, Linux
             "Takes the oldest completion of what was posted on a context (ibv_poll_cq): `w:success` or another status under the request's name, `w:success:a` with the value of a read or atomic, `r:success:4KiB` with the length of a received message, and `:invalidated` behind it if the message did that; or `none`.";
         Event "event" { context: ContextName } -> EventName, Simulation
             "Takes the oldest asynchronous event; the value is its name, `region_revoked:NAME` with the region's name, or `none`.";
-        Memlock "memlock" { limit: Bytes } -> Nothing, Simulation
+        Memlock "memlock" { limit: Bytes } -> Nothing, Linux
             "Sets the limit of locked memory (RLIMIT_MEMLOCK).";
     }
     "Other holders of pages" {

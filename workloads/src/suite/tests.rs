@@ -113,7 +113,7 @@ fn what_does_not_parse_is_shown_where_it_stands() {
     wrong_body("A: f = open data rw \"x", 21, "a quote that is not closed");
     wrong(&with_body("A: exit\nvolume size=4MiB"), 4, 1, "before the first step");
     wrong(&with_body("A: f = open data rw\nA: munmap f"), 4, 11, "`f` is an open file");
-    wrong("# T: x\nlinux\nA: c = rdma_open => ok\n", 3, 1, "real Linux");
+    wrong("# T: x\nlinux\nA: remove_nic => ok\n", 3, 1, "real Linux");
     let long = format!("# T: long\n{}", "A: exit\n".repeat(5000));
     wrong(&long, 4097, 1, "at most 4096 lines");
     let many: String = (0..40).map(|n| format!("A{n}: exit\n")).collect();

@@ -8,6 +8,7 @@
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
@@ -92,6 +93,8 @@ struct ChildProcess {
     /// The outcome of the last operation, until the scenario asks for it.
     outcome: Option<String>,
     handled: Vec<i32>,
+    /// What it answered to a request of the driver's own.
+    answer: Option<Result<ChildValue, ChildFailure>>,
 }
 
 impl ChildProcess {
@@ -109,7 +112,20 @@ impl ChildProcess {
             closed: false,
             outcome: None,
             handled: Vec::new(),
+            answer: None,
         })
+    }
+
+    /// The pages that it has pinned for long (`VmPin` of /proc/PID/status); 0 if it is dead.
+    fn locked_pages(&self, pid: i32) -> Result<String, Trouble> {
+        if self.is_dead() {
+            return Ok("0".to_owned());
+        }
+        let cannot = || Trouble::CannotRun(format!("/proc/{pid}/status does not tell of pinned pages"));
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).map_err(|_| cannot())?;
+        let kib = status.lines().find_map(|line| line.strip_prefix("VmPin:")?.trim().strip_suffix(" kB"));
+        let kib: u64 = kib.and_then(|kib| kib.trim().parse().ok()).ok_or_else(cannot)?;
+        Ok((kib * 1024 / fs_sim::BLOCK).to_string())
     }
 
     fn is_dead(&self) -> bool {
@@ -151,9 +167,11 @@ impl ChildProcess {
 #[derive(Debug)]
 pub struct LinuxMachine {
     processes: BTreeMap<String, ChildProcess>,
-    names: ScenarioNames,
+    pub(super) names: ScenarioNames,
     dir: PathBuf,
     clock: BreakClock,
+    /// The limit of locked memory that each process starts with.
+    memlock: Option<u64>,
     programs: u32,
     /// What the processes have mapped of the device.
     device_dax: Vec<DeviceDaxPart>,
@@ -183,6 +201,7 @@ impl LinuxMachine {
             names: ScenarioNames::default(),
             dir,
             clock: BreakClock::new(setup.options.lease_break_time, host.break_time().cloned()),
+            memlock: setup.memlock,
             programs: 0,
             device_dax: Vec::new(),
             disks: RamDisks::default(),
@@ -205,7 +224,11 @@ impl LinuxMachine {
         }
         let (sockets, control, inbox) = new_sockets()?;
         let pid = self.host.spawn(control.as_fd(), inbox.as_fd())?;
-        self.add_process(name, pid, sockets)
+        self.add_process(name, pid, sockets)?;
+        match self.memlock {
+            Some(bytes) => self.limit_locked(name, bytes),
+            None => Ok(()),
+        }
     }
 
     fn add_process(&mut self, name: &str, pid: i32, sockets: ProcessSockets) -> Result<(), Trouble> {
@@ -335,6 +358,29 @@ impl LinuxMachine {
         self.disks.release(number);
         self.settle(None)?;
         Ok("ok")
+    }
+
+    /// Makes a request of the driver's own, which can neither block nor affect another process.
+    ///
+    /// # Errors
+    /// The process is in another call, or gives no answer.
+    pub(super) fn ask_process(
+        &mut self,
+        who: &str,
+        request: &ChildRequest,
+    ) -> Result<Result<ChildValue, ChildFailure>, Trouble> {
+        match self.process(who)?.state {
+            ProcessState::Idle => {}
+            ProcessState::Dead | ProcessState::Running => return Err(Trouble::Script(format!("{who} is dead"))),
+            ProcessState::Busy(_) | ProcessState::Delegated => {
+                return Err(Trouble::Script(format!("{who}, which this needs, is in a call that blocks")));
+            }
+        }
+        let own = PendingRequest { op: None, bind: None, birth: None, on_behalf: None };
+        self.send(who, request, &[], own)?;
+        self.until_answered(who)?;
+        let none = || Trouble::Inconclusive(format!("{who} has died without an answer"));
+        self.process(who)?.answer.take().ok_or_else(none)
     }
 
     /// Waits until the operation of `who` is answered. It must be one that can neither block nor
@@ -503,7 +549,10 @@ impl LinuxMachine {
         result: Result<ChildValue, ChildFailure>,
     ) -> Result<(), Trouble> {
         let PendingRequest { op, bind, birth, on_behalf } = pending;
-        let Some(op) = op else { return Ok(()) };
+        let Some(op) = op else {
+            self.process(name)?.answer = Some(result);
+            return Ok(());
+        };
         let outcome = match (result, &op) {
             (Ok(ChildValue::Number(pid)), Op::Fork {}) => {
                 let pid = i32::try_from(pid).unwrap_or_default();
@@ -549,7 +598,7 @@ impl LinuxMachine {
             }
             (Ok(ChildValue::Bytes(bytes)), _) => format!("ok {bytes}"),
             (Ok(ChildValue::Same(same)), _) => if same { "ok same" } else { "ok differs" }.to_owned(),
-            (Ok(ChildValue::Nothing), _) => "ok".to_owned(),
+            (Ok(ChildValue::Nothing | ChildValue::Verbs(_)), _) => "ok".to_owned(),
             (Err(failure), op) => self.failed(op, failure),
         };
         self.set_outcome(name, on_behalf.as_deref(), outcome);
@@ -573,6 +622,11 @@ impl LinuxMachine {
                 ("EINVAL".to_owned(), Some(why))
             }
             (ChildFailure::Lacks(what), _) => ("ENOSYS".to_owned(), Some(format!("this kernel has {what}"))),
+            // Verbs are the driver's own requests.
+            (ChildFailure::Verbs(failure), _) => {
+                self.trouble = Some(Trouble::Inconclusive(format!("`{}` ended with {failure:?}", op.verb())));
+                return "EINVAL".to_owned();
+            }
             (ChildFailure::NotHeld, _) => {
                 ("EIO".to_owned(), Some("I/O to a suspended disk ended all the same".to_owned()))
             }
@@ -632,6 +686,10 @@ impl Machine for LinuxMachine {
         }
         self.process(who)?.outcome = None;
         self.clock.operation_begins();
+        if let Some(outcome) = self.verbs(who, op, bind)? {
+            self.clock.operation_ended();
+            return Ok(Progress::Done(outcome));
+        }
         if let Some(outcome) = self.begin(who, op, bind)? {
             return Ok(Progress::Done(outcome.to_owned()));
         }
@@ -674,9 +732,8 @@ impl Machine for LinuxMachine {
         match query.subject {
             QuerySubject::Signals => {
                 if matches!(self.process(of)?.state, ProcessState::Idle) {
-                    let own = PendingRequest { op: None, bind: None, birth: None, on_behalf: None };
-                    self.send(of, &ChildRequest::Handled, &[], own)?;
-                    self.until_answered(of)?;
+                    // Its answer brings them along.
+                    let _nothing = self.ask_process(of, &ChildRequest::Handled)?;
                 }
                 let handled: Vec<String> = self.process(of)?.handled.drain(..).map(signal_name).collect();
                 Ok(if handled.is_empty() { "none".to_owned() } else { handled.join(" ") })
@@ -689,6 +746,15 @@ impl Machine for LinuxMachine {
                 }
                 Err(error) => Err(Trouble::CannotRun(format!("`{of}` can't be examined: {error}"))),
             },
+            QuerySubject::Blocks => match std::fs::metadata(request::path(&self.dir, of)?) {
+                // It counts blocks of 512 bytes.
+                Ok(metadata) => Ok(metadata.blocks().div_ceil(fs_sim::BLOCK / 512).to_string()),
+                Err(error) => Err(Trouble::CannotRun(format!("`{of}` can't be examined: {error}"))),
+            },
+            QuerySubject::Locked => {
+                let pid = self.names.pid(of)?;
+                self.process(of)?.locked_pages(pid)
+            }
             other => Err(Trouble::CannotRun(format!("a real Linux can't answer `{}`", other.facts().0))),
         }
     }

@@ -3,7 +3,8 @@
 //! It owns real processes on real files. Reading order: `child::wire` (the messages between driver
 //! and processes), [`child`] (the process's side), `host` (makes processes), `watch` (where a
 //! process sleeps) and `spin` (or spins), `machine` ([`LinuxMachine`], the driver's side),
-//! `request` (operations as system calls), `disks` and `device_mapper` (I/O that is held back),
+//! `request` (operations as system calls), `verbs` (those of RDMA), [`soft_roce`] (RDMA on the
+//! process's side), `disks` and `device_mapper` (I/O that is held back),
 //! `break_time` (the one host-wide setting). Invariants: every result is the kernel's own. No
 //! result depends on a sleep. Everything that was made is gone when the [`Host`] is dropped, but
 //! for processes that nothing can end, on a Linux that is thrown away. Kernel counterpart: the
@@ -28,8 +29,10 @@ mod program;
 mod registrants;
 mod request;
 mod setup;
+pub mod soft_roce;
 mod spawn;
 mod spin;
+mod verbs;
 mod watch;
 
 pub use break_time::{BreakTime, LongBreakTime, guard};

@@ -21,6 +21,45 @@ pub(super) enum NamedThing {
     Disk(usize),
     /// I/O in flight, and the process that has submitted it.
     Io { number: u32, owner: String },
+    /// An open device, and the process that opened it.
+    Context { fd: i32, owner: String },
+    /// A region.
+    Region(LinuxRegion),
+    /// A memory window.
+    Window(LinuxWindow),
+    /// An end of a connection, by its number in [`ScenarioNames::pairs`].
+    Pair(usize),
+}
+
+/// A region of a context, and what it covers.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct LinuxRegion {
+    pub(super) context: i32,
+    pub(super) number: u32,
+    pub(super) lkey: u32,
+    pub(super) rkey: u32,
+    pub(super) at: u64,
+    pub(super) len: u64,
+}
+
+/// A window of a context, and where it begins.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct LinuxWindow {
+    pub(super) context: i32,
+    pub(super) number: u32,
+    pub(super) key: u32,
+    pub(super) at: u64,
+}
+
+/// An end of a connection.
+#[derive(Clone, Debug)]
+pub(super) struct PairEnd {
+    /// The process that has the queue pair.
+    pub(super) owner: String,
+    pub(super) context: i32,
+    pub(super) number: u32,
+    /// The other end.
+    pub(super) peer: usize,
 }
 
 /// The names of a scenario.
@@ -28,6 +67,10 @@ pub(super) enum NamedThing {
 pub(super) struct ScenarioNames {
     pub(super) things: BTreeMap<String, NamedThing>,
     pub(super) pids: BTreeMap<String, i32>,
+    /// The ends of all connections that were made.
+    pub(super) pairs: Vec<PairEnd>,
+    /// The names of all requests that were posted, by their numbers.
+    pub(super) works: Vec<String>,
 }
 
 impl ScenarioNames {
@@ -44,7 +87,7 @@ impl ScenarioNames {
     /// The number of the descriptor `name`.
     pub(super) fn fd(&self, name: &str) -> Result<i32, Trouble> {
         match self.get(name)? {
-            NamedThing::Fd(fd) | NamedThing::Ring { fd, .. } => Ok(*fd),
+            NamedThing::Fd(fd) | NamedThing::Ring { fd, .. } | NamedThing::Context { fd, .. } => Ok(*fd),
             _ => Err(Trouble::Script(format!("`{name}` is not a descriptor"))),
         }
     }

@@ -130,8 +130,8 @@ fn path_of_any(dir: &Path, name: &str) -> Result<String, Trouble> {
     }
 }
 
-/// Translates an operation of the process `who`. The caller handles `fork`, `send` and `exec`,
-/// which need more than a request.
+/// Translates an operation of the process `who`. The caller handles `fork`, `send`, `exec` and
+/// `tmpfile`, which need more than a request.
 pub(super) fn translate(op: &Op, who: &str, dir: &Path, names: &ScenarioNames) -> Result<PreparedOp, Trouble> {
     let file = |name: &str| path(dir, name);
     let fallocate = |fd: &str, range: &ByteRange, mode: c_int| {

@@ -129,7 +129,7 @@ pub(super) fn prepare(file_system: DaxFileSystem) -> String {
     };
     // In sectors of 512 bytes.
     let small = DEVICE_DAX / 512;
-    let mounts = program_disk::mount_script(LACKS);
+    let (mounts, soft_roce) = (program_disk::mount_script(LACKS), program_disk::soft_roce_script());
     format!(
         "lacks() {{ echo \"the kernel $(uname -r) $1\"; exit {LACKS}; }}
         # Makes a namespace of the region of this size: pfn (fsdax) or dax; its driver; alignment.
@@ -158,6 +158,7 @@ pub(super) fn prepare(file_system: DaxFileSystem) -> String {
         {{ {newest} $device && put; }} 2>/dev/null || {{ {make} $device || exit 1; put; }} || lacks 'does not mount {name} with DAX: it needs CONFIG_FS_DAX'
         grep -q ' /mnt .*dax=always' /proc/mounts || lacks 'mounts {name} without DAX: it needs {needs} and CONFIG_FS_DAX'
         {tune} || exit 1
-        {mounts}"
+        {mounts}
+        {soft_roce}"
     )
 }

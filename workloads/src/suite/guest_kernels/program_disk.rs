@@ -92,6 +92,15 @@ pub(super) fn mount_script(failed: i32) -> String {
     )
 }
 
+/// Gives a guest a Soft-RoCE device. Without it the scenarios that need it are not run, with the
+/// reason. A page and the headers of a packet fit into the network device's largest packet.
+pub(super) fn soft_roce_script() -> &'static str {
+    "for module in dummy ib_uverbs rdma_rxe; do load $module; done >/dev/null 2>&1
+        ip link set dummy0 mtu 4200 up 2>/dev/null && ip addr add 10.83.0.1/24 dev dummy0 &&
+            LD_LIBRARY_PATH=/lib64 chroot /program /daxlab soft-roce dummy0
+        true"
+}
+
 /// Runs the scenarios with these numbers of the disk in a guest, as JSON: a shell script.
 pub(super) fn run_script(scenarios: &[usize], statements: Statements) -> String {
     let ranked = if statements == Statements::OfPresets { " --which-design" } else { "" };

@@ -15,6 +15,7 @@ use rustix::net::RecvFlags;
 use rustix::process::Uid;
 use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities, set_thread_res_uid};
 
+use super::super::soft_roce;
 use super::wire::{self, ChildFailure, ChildRequest, ChildValue};
 use super::{delegation, direct_io, inbox, last_errno, memory, names, pipes, remaps, signals, uring, xdp};
 use crate::ops::describe_bytes;
@@ -39,7 +40,10 @@ pub(super) fn perform(request: ChildRequest, fds: Vec<OwnedFd>) -> CallResult {
         ChildRequest::Credentials { uid, cap_lease } => done(credentials(uid, cap_lease)),
         ChildRequest::Dup { fd } => number(call(SYS_dup, [fd.into(), 0, 0, 0])),
         ChildRequest::Dup2 { from, to } => done(dup2(from, to)),
-        ChildRequest::Close { fd } => done(call(SYS_close, [fd.into(), 0, 0, 0])),
+        ChildRequest::Close { fd } => {
+            soft_roce::forget(fd);
+            done(call(SYS_close, [fd.into(), 0, 0, 0]))
+        }
         ChildRequest::Send { fd } => done(send(fd, &fds)),
         ChildRequest::Receive => receive(),
         ChildRequest::Open { path, flags } => open(&path, flags),
@@ -83,6 +87,10 @@ pub(super) fn perform(request: ChildRequest, fds: Vec<OwnedFd>) -> CallResult {
         ChildRequest::Remap { kind, from, to, len } => remaps::remap(kind, from, to, len),
         ChildRequest::SubmitIo(io) => direct_io::submit(io),
         ChildRequest::CompleteIo { number } => direct_io::complete(number),
+        ChildRequest::Verbs(request) => match soft_roce::perform(request) {
+            Ok(answer) => Ok(answer.map_or(ChildValue::Nothing, ChildValue::Verbs)),
+            Err(failure) => Err(ChildFailure::Verbs(failure)),
+        },
     }
 }
 

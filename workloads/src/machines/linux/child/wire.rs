@@ -9,6 +9,8 @@ use std::path::PathBuf;
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
+use super::super::soft_roce::wire::{VerbsAnswer, VerbsFailure, VerbsRequest};
+
 pub(crate) use crate::messages::{pair, receive, receive_bytes, send, send_bytes};
 
 /// What a process must do. Descriptors are numbers of that process, `-1` for a closed one.
@@ -105,6 +107,8 @@ pub(crate) enum ChildRequest {
     SubmitIo(MappedIo),
     /// `io_getevents(2)` for the I/O that the process has submitted under this number.
     CompleteIo { number: u32 },
+    /// A call of verbs.
+    Verbs(VerbsRequest),
     /// Report the signals handled since the last report.
     Handled,
 }
@@ -168,6 +172,8 @@ pub(crate) enum ChildValue {
     Bytes(String),
     /// Whether two ranges have the same bytes.
     Same(bool),
+    /// What a call of verbs has made or completed.
+    Verbs(VerbsAnswer),
 }
 
 /// Why a request failed.
@@ -183,6 +189,8 @@ pub(crate) enum ChildFailure {
     Lacks(String),
     /// I/O to a suspended disk ended all the same.
     NotHeld,
+    /// A call of verbs failed.
+    Verbs(VerbsFailure),
 }
 
 impl From<Errno> for ChildFailure {
