@@ -203,7 +203,8 @@ fn wait_for_inodes(task: &Task, sides: &[(&Inode, &TurnGuard<'_>)]) -> bool {
     true
 }
 
-/// For a change without an effect, or one that is refused: waits for pins anywhere in its files. False: there was none.
+/// For a change without an effect, or one that is refused: waits for pins anywhere in its files.
+/// False: there was none.
 fn wait_for_files(task: &Task, turns: &Turns<'_>, sides: &[(&Inode, &TurnGuard<'_>)]) -> Result<bool, Errno> {
     let site = |&(inode, turn)| Site { inode, turn, work: None, whole_file: true, patience: Patience::Waits };
     let sites: Vec<Site<'_>> = sides.iter().map(site).collect();

@@ -23,8 +23,8 @@ use crate::vfs::open_file::Description;
 use crate::vfs::private_pages::PrivatePages;
 use crate::vfs::task::Task;
 
-/// The pages of `len` bytes at `offset` of a file, for reading from them. Holes and unwritten blocks
-/// have no page to pin, and read as zeros.
+/// The pages of `len` bytes at `offset` of a file, for reading from them. Holes and unwritten
+/// blocks have no page to pin, and read as zeros.
 ///
 /// # Errors
 /// EFAULT beyond the page that holds the last byte of the file, or if the device is gone; ENOMEM,

@@ -208,9 +208,15 @@ impl AddressSpace {
                 }
                 _ if write && !mapping.write => return refused(Errno::EFAULT),
                 Backing::Private { .. } => at = (at / BLOCK + 1) * BLOCK,
-                Backing::Memory { .. } | Backing::Device { .. } | Backing::Anon { .. } => {
-                    at = mapping.start + mapping.len;
+                Backing::Memory { file, offset } => {
+                    // Behind the page with the last byte of its file nothing is there.
+                    let there = file.size().next_multiple_of(BLOCK).saturating_sub(*offset).min(mapping.len);
+                    if at >= mapping.start + there {
+                        return refused(Errno::EFAULT);
+                    }
+                    at = mapping.start + there;
                 }
+                Backing::Device { .. } | Backing::Anon { .. } => at = mapping.start + mapping.len,
             }
         }
         Ok(())

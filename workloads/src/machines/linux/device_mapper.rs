@@ -52,7 +52,7 @@ struct Target {
 }
 
 #[repr(C)]
-struct Message {
+struct MapperMessage {
     header: Header,
     target: Target,
 }
@@ -108,10 +108,10 @@ impl DeviceMapper {
     /// Returns the number of the device that the call tells.
     fn call(&self, command: MapperCommand, name: &str, flags: u32, linear: Option<(u64, &str)>) -> Result<u64, Errno> {
         let (sectors, parameters) = linear.unwrap_or_default();
-        let mut message = Message {
+        let mut message = MapperMessage {
             header: Header {
                 version: [4, 0, 0],
-                data_size: size_of::<Message>() as u32,
+                data_size: size_of::<MapperMessage>() as u32,
                 data_start: size_of::<Header>() as u32,
                 target_count: u32::from(linear.is_some()),
                 open_count: 0,
@@ -175,7 +175,7 @@ mod tests {
 
     #[test]
     fn the_layout_is_the_kernels() {
-        assert_eq!((size_of::<Header>(), std::mem::offset_of!(Message, target)), (312, 312));
+        assert_eq!((size_of::<Header>(), std::mem::offset_of!(MapperMessage, target)), (312, 312));
         assert_eq!(std::mem::offset_of!(Target, parameters), 40);
         assert_eq!(MapperCommand::Create.opcode(), 0xc138_fd03);
         assert_eq!(text::<4>("abcd"), Err(Errno::NAMETOOLONG));

@@ -5,7 +5,6 @@
 //! ([`LinuxMachine::settle`]). Names stand for the kernel's own numbers, as on the simulated
 //! machine. Kernel counterpart: a shell with job control.
 
-use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
@@ -17,7 +16,7 @@ use emulator::sync::thread::yield_now;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::RecvFlags;
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::process::{Signal, pidfd_send_signal};
 
 use super::child::wire::{self, ChildFailure, ChildReply, ChildRequest, ChildValue};
 use super::clock::BreakClock;
@@ -25,10 +24,10 @@ use super::device_dax::DeviceDaxPart;
 use super::disks::RamDisks;
 use super::host::Host;
 use super::names::{NamedThing, ScenarioNames};
-use super::request::{self, PreparedOp, blocks_in, errno_name, is_calm, lease_name, signal_name, signal_number};
+use super::process::{ChildProcess, NOW, PendingRequest, ProcessSockets, ProcessState, is_ready, new_sockets};
+use super::request::{self, PreparedOp, errno_name, is_calm, lease_name, signal_name, signal_number};
+use super::setup;
 use super::spin::SpinProof;
-use super::watch::{SleepPlace, SleepWatch};
-use super::{child, setup};
 use crate::language::{Actor, Query, QuerySubject, Setup, processes_named};
 use crate::machines::machine::{Machine, Progress, Trouble};
 use crate::ops::{ByteRange, Bytes, Op, SignalName, Verb};
@@ -43,125 +42,8 @@ const LOOKS_MAX: u32 = 20_000;
 /// The longest time, in seconds, for an operation that can't block.
 const ANSWER_SECONDS_MAX: u32 = 60;
 
-const NOW: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
 const MILLISECOND: Timespec = Timespec { tv_sec: 0, tv_nsec: 1_000_000 };
 const SECOND: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
-
-/// Where an idle process sleeps.
-const IDLE: SleepPlace = SleepPlace { number: libc::SYS_recvmsg, first: Some(child::CONTROL as u64) };
-
-/// A request that was sent and is not answered yet.
-#[derive(Debug)]
-struct PendingRequest {
-    /// The operation; none for the driver's own request.
-    op: Option<Op>,
-    bind: Option<String>,
-    /// The driver's ends of the forked process's sockets.
-    birth: Option<ProcessSockets>,
-    /// The process whose operation this one carries out.
-    on_behalf: Option<String>,
-}
-
-#[derive(Debug)]
-struct ProcessSockets {
-    control: OwnedFd,
-    /// A descriptor sent here arrives in the process's inbox.
-    inbox: OwnedFd,
-}
-
-#[derive(Debug)]
-enum ProcessState {
-    Idle,
-    Busy(Box<PendingRequest>),
-    /// Another process carries out its operation.
-    Delegated,
-    /// The process runs another program.
-    Running,
-    Dead,
-}
-
-#[derive(Debug)]
-struct ChildProcess {
-    sockets: ProcessSockets,
-    watch: SleepWatch,
-    /// Whether it spins in its call, as far as the looks of the present wait have shown.
-    spin: Cell<SpinProof>,
-    death: OwnedFd,
-    state: ProcessState,
-    /// Its end of the control socket is closed: it is dying, or about to become another program.
-    closed: bool,
-    /// The outcome of the last operation, until the scenario asks for it.
-    outcome: Option<String>,
-    handled: Vec<i32>,
-    /// What it answered to a request of the driver's own.
-    answer: Option<Result<ChildValue, ChildFailure>>,
-}
-
-impl ChildProcess {
-    fn new(pid: i32, sockets: ProcessSockets) -> Result<ChildProcess, Trouble> {
-        let gone = |error: String| Trouble::CannotRun(format!("process {pid} can't be watched: {error}"));
-        let watch = SleepWatch::of(pid).map_err(|error| gone(error.to_string()))?;
-        let number = Pid::from_raw(pid).ok_or_else(|| gone("it has no number".to_owned()))?;
-        let death = pidfd_open(number, PidfdFlags::empty()).map_err(|errno| gone(errno.to_string()))?;
-        Ok(ChildProcess {
-            sockets,
-            watch,
-            spin: Cell::default(),
-            death,
-            state: ProcessState::Idle,
-            closed: false,
-            outcome: None,
-            handled: Vec::new(),
-            answer: None,
-        })
-    }
-
-    /// The pages that it has pinned for long (`VmPin` of /proc/PID/status); 0 if it is dead.
-    fn locked_pages(&self, pid: i32) -> Result<String, Trouble> {
-        if self.is_dead() {
-            return Ok("0".to_owned());
-        }
-        let cannot = || Trouble::CannotRun(format!("/proc/{pid}/status does not tell of pinned pages"));
-        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).map_err(|_| cannot())?;
-        let kib = status.lines().find_map(|line| line.strip_prefix("VmPin:")?.trim().strip_suffix(" kB"));
-        let kib: u64 = kib.and_then(|kib| kib.trim().parse().ok()).ok_or_else(cannot)?;
-        Ok((kib * 1024 / fs_sim::BLOCK).to_string())
-    }
-
-    fn is_dead(&self) -> bool {
-        matches!(self.state, ProcessState::Dead)
-    }
-
-    /// Whether it sleeps where it may, or spins where it may, so that only an action of another
-    /// process or of the driver changes its state. `has_io` says whether I/O of it is held back.
-    fn sleeps(&self, has_io: bool) -> bool {
-        let place = match &self.state {
-            ProcessState::Dead | ProcessState::Running => return true,
-            ProcessState::Idle | ProcessState::Delegated => Some(IDLE),
-            ProcessState::Busy(pending) => pending.op.as_ref().and_then(|op| blocks_in(op.verb())),
-        };
-        self.watch.waits_in_exit(has_io)
-            || !self.closed
-                && place
-                    .is_some_and(|place| self.watch.sleeps_in(place).unwrap_or(false) || self.is_seen_spinning(place))
-    }
-
-    /// Looks whether it spins. Only ioctl(2) has a function that does.
-    fn is_seen_spinning(&self, place: SleepPlace) -> bool {
-        if place.number != libc::SYS_ioctl {
-            return false;
-        }
-        let mut proof = self.spin.get();
-        let proven = proof.add(self.watch.spinning());
-        self.spin.set(proof);
-        proven
-    }
-
-    /// Whether it has proven to spin.
-    fn spins(&self) -> bool {
-        self.spin.get().is_proven()
-    }
-}
 
 /// The machine; see the module.
 #[derive(Debug)]
@@ -290,25 +172,9 @@ impl LinuxMachine {
                 self.send(&key, &ChildRequest::Exec { path }, &[], pending)?;
                 return Ok(None);
             }
-            Op::End { program } => {
-                let key = match self.names.get(program)? {
-                    NamedThing::Program(key) => key.clone(),
-                    _ => return Err(Trouble::Script(format!("`{program}` is not a program"))),
-                };
-                // If the program has already ended, the signal fails, which changes nothing.
-                let _ = pidfd_send_signal(&self.process(&key)?.death, Signal::KILL);
-                self.until_dead(&key)?;
-                return Ok(Some("ok"));
-            }
-            Op::RamDisk { delay: Some(_), .. } => {
-                return Err(Trouble::CannotRun("a real disk's I/O takes no time that a scenario sets".to_owned()));
-            }
-            Op::RamDisk { length, .. } => {
-                if !self.host.is_disposable() {
-                    let why = "only in a guest can RAM disks be overwritten (`--on guest`)";
-                    return Err(Trouble::CannotRun(why.to_owned()));
-                }
-                let disk = self.disks.open(length.0)?;
+            Op::End { program } => return self.end_program(program).map(Some),
+            Op::RamDisk { length, delay } => {
+                let disk = self.ram_disk(length.0, delay.is_some())?;
                 if let Some(bind) = pending.bind {
                     self.names.things.insert(bind, disk);
                 }
@@ -346,6 +212,30 @@ impl LinuxMachine {
         };
         self.send(who, &request, &fds, pending)?;
         Ok(None)
+    }
+
+    /// Kills a running program.
+    fn end_program(&mut self, program: &str) -> Result<&'static str, Trouble> {
+        let key = match self.names.get(program)? {
+            NamedThing::Program(key) => key.clone(),
+            _ => return Err(Trouble::Script(format!("`{program}` is not a program"))),
+        };
+        // If the program has already ended, the signal fails, which changes nothing.
+        let _ = pidfd_send_signal(&self.process(&key)?.death, Signal::KILL);
+        self.until_dead(&key)?;
+        Ok("ok")
+    }
+
+    /// A RAM disk that I/O can be held back from.
+    fn ram_disk(&mut self, len: u64, has_delay: bool) -> Result<NamedThing, Trouble> {
+        if has_delay {
+            return Err(Trouble::CannotRun("a real disk's I/O takes no time that a scenario sets".to_owned()));
+        }
+        if !self.host.is_disposable() {
+            let why = "only in a guest can RAM disks be overwritten (`--on guest`)";
+            return Err(Trouble::CannotRun(why.to_owned()));
+        }
+        self.disks.open(len)
     }
 
     /// Lets I/O of another process end, which can't ask for it any more: it is exiting. A living
@@ -784,22 +674,9 @@ impl Drop for LinuxMachine {
     }
 }
 
-/// The driver's ends of a new process's sockets, and the process's control socket and inbox.
-fn new_sockets() -> Result<(ProcessSockets, OwnedFd, OwnedFd), Trouble> {
-    let none = |errno: Errno| Trouble::CannotRun(format!("no sockets: {errno}"));
-    let (control, theirs) = wire::pair().map_err(none)?;
-    let (inbox, receiver) = wire::pair().map_err(none)?;
-    Ok((ProcessSockets { control, inbox }, theirs, receiver))
-}
-
 /// The number of runnable threads of this machine, the caller's own included: the fourth field of
 /// /proc/loadavg, `RUNNABLE/ALL`.
 fn runnable() -> Option<usize> {
     let text = std::fs::read_to_string("/proc/loadavg").ok()?;
     text.split_ascii_whitespace().nth(3)?.split_once('/')?.0.parse().ok()
-}
-
-fn is_ready(fd: &OwnedFd) -> bool {
-    let mut fds = [PollFd::new(fd, PollFlags::IN)];
-    poll(&mut fds, Some(&NOW)).is_ok_and(|ready| ready > 0)
 }

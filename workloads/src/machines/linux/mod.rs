@@ -25,6 +25,7 @@ mod disks;
 mod host;
 mod machine;
 mod names;
+mod process;
 mod program;
 mod registrants;
 mod request;

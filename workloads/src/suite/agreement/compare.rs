@@ -9,9 +9,10 @@ use emulator::runtime::rng;
 use rand::RngExt;
 
 use super::config::{AgreementConfig, AgreementReport, Difference};
-use super::generate::{self, SequenceFlavour, Support};
+use super::generate;
 use super::makers::{MachineMakers, TriedSequence};
 use super::pair::SequenceStop;
+use super::support::{SequenceFlavour, Support};
 use super::view::AgreedView;
 use super::{exceptions, shrink, text};
 use crate::language::Setup;
@@ -23,7 +24,8 @@ use crate::suite::linux;
 
 /// The fewest and the most steps of a sequence.
 const STEPS: std::ops::RangeInclusive<usize> = 4..=16;
-/// How many more it has if pages are to be held: three calls come before the first is.
+/// How many more it has if pages are to be held or registered: several calls come before the
+/// first is.
 const STEPS_TO_HOLD: usize = 8;
 
 /// How many inconclusive sequences are told with their reasons.
@@ -36,7 +38,9 @@ pub fn run(config: &AgreementConfig, stop: &StopFlag) -> AgreementReport {
         let subject = linux::subject(linux::running(host));
         let axes = config.axes.unwrap_or(subject.axes);
         let (exceptions, met): (Vec<_>, Vec<_>) = exceptions::shown(host, &subject).into_iter().unzip();
-        let support = Support { exceptions: &exceptions, ..support };
+        let verbs = exceptions::can(host, &subject, exceptions::VERBS);
+        let on_demand = verbs && exceptions::can(host, &subject, exceptions::ON_DEMAND);
+        let support = Support { exceptions: &exceptions, verbs, on_demand, ..support };
         let linux = |setup: &Setup| linux_machine(host, setup);
         let simulation =
             |setup: &Setup| Simulation::new(setup, axes).map(|machine| Box::new(machine) as Box<dyn Machine>);
@@ -60,7 +64,7 @@ fn on_linux(config: &AgreementConfig, body: impl FnOnce(&Rc<Host>, Support<'_>) 
     match start() {
         Ok((_long, host)) => {
             let FileSystem { moves_ranges, dax, .. } = *host.file_system();
-            body(&host, Support { moves_ranges, dax, exceptions: &[] })
+            body(&host, Support { moves_ranges, dax, ..Support::default() })
         }
         Err(trouble) => AgreementReport { not_run: Some(trouble.to_string()), ..AgreementReport::default() },
     }
@@ -124,17 +128,21 @@ fn sequence(
     let mut rng = rng::stream(seed, "agreement", index);
     let flavour = match rng.random_range(0..6) {
         // Drawn where files have no DAX too, so that a seed means much the same everywhere.
-        0..3 if support.dax => SequenceFlavour::HeldPages,
+        0..2 if support.dax => SequenceFlavour::HeldPages,
+        2..4 if support.dax => SequenceFlavour::Registrations,
         0..4 => SequenceFlavour::Leases,
         _ => SequenceFlavour::Contents,
     };
     let files = generate::files(&mut rng, flavour);
-    let mut tried = TriedSequence { files, processes: rng.random_range(2..=3), steps: Vec::new() };
+    // What can be registered where does not depend on who else is there.
+    let processes = if flavour == SequenceFlavour::Registrations { 1 } else { rng.random_range(2..=3) };
+    let mut tried = TriedSequence { files, processes, steps: Vec::new() };
     let mut pair = match makers.pair(&tried.files, AgreedView::new(tried.processes)) {
         Ok(pair) => pair,
         Err(stop) => return Err((tried, stop)),
     };
-    let more = if flavour == SequenceFlavour::HeldPages { STEPS_TO_HOLD } else { 0 };
+    let holds = matches!(flavour, SequenceFlavour::HeldPages | SequenceFlavour::Registrations);
+    let more = if holds { STEPS_TO_HOLD } else { 0 };
     for _ in 0..rng.random_range(STEPS) + more {
         let Some(step) = generate::next(&mut rng, &pair.view, support, flavour) else { break };
         tried.steps.push(step.clone());

@@ -8,7 +8,8 @@
 use emulator::runtime::rng::Rng;
 use rand::RngExt;
 
-use super::exceptions::NamedException;
+use super::registrations;
+use super::support::{SequenceFlavour, Support};
 use super::view::{AgreedView, AgreementStep};
 use crate::language::{Contents, FileSetup};
 use crate::ops::{Arg, BindingKind, ByteRange, Op, Verb};
@@ -20,23 +21,6 @@ const BLOCKS: u64 = 6;
 /// The most processes of a sequence.
 const PROCESSES_MAX: usize = 4;
 
-/// What the file systems of both machines support, and what sequences leave out.
-#[derive(Clone, Copy, Default)]
-pub(super) struct Support<'m> {
-    /// Whether they support zero, collapse and insert range.
-    pub(super) moves_ranges: bool,
-    /// Whether the files are accessed by DAX: then a change waits for held pages.
-    pub(super) dax: bool,
-    /// Known differences.
-    pub(super) exceptions: &'m [&'m NamedException],
-}
-
-impl Support<'_> {
-    pub(super) fn excludes(&self, view: &AgreedView, step: &AgreementStep) -> bool {
-        self.exceptions.iter().any(|exception| exception.meets(view, step))
-    }
-}
-
 /// The files of a sequence: `data`, and sometimes `more`. A file with held pages is one that can be
 /// mapped whole.
 pub(super) fn files(rng: &mut Rng, flavour: SequenceFlavour) -> Vec<FileSetup> {
@@ -47,70 +31,72 @@ pub(super) fn files(rng: &mut Rng, flavour: SequenceFlavour) -> Vec<FileSetup> {
         size: rng.random_range(0..=4) * BLOCK,
         contents: contents[rng.random_range(0..contents.len())],
     };
-    if flavour == SequenceFlavour::HeldPages {
+    if matches!(flavour, SequenceFlavour::HeldPages | SequenceFlavour::Registrations) {
         return vec![FileSetup { size: HELD_FILE, ..file("data", rng) }];
     }
     ["data", "more"].into_iter().take(count).map(|name| file(name, rng)).collect()
 }
 
-/// The main subject of a sequence.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum SequenceFlavour {
-    /// Which process has which lease, and which process waits for which.
-    Leases,
-    /// The contents of a file, read and written through descriptors and mappings.
-    Contents,
-    /// Pages of one file that pipes hold, and who waits for them.
-    HeldPages,
-}
-
-/// The weights of operations in each flavour: (operation, leases, contents, held pages).
-const WEIGHTS: &[(Verb, u32, u32, u32)] = &[
-    (Verb::Open, 30, 20, 12),
-    (Verb::SetLease, 30, 4, 0),
-    (Verb::Close, 12, 6, 4),
-    (Verb::Dup, 4, 2, 0),
-    (Verb::Dup2, 3, 2, 0),
-    (Verb::Fork, 3, 3, 0),
-    (Verb::Send, 4, 1, 0),
-    (Verb::Recv, 4, 1, 0),
-    (Verb::GetLease, 1, 1, 0),
-    (Verb::SetOwn, 3, 1, 0),
-    (Verb::SetSig, 3, 1, 0),
-    (Verb::Kill, 3, 1, 5),
-    (Verb::Signal, 1, 1, 0),
-    (Verb::Exit, 1, 1, 1),
-    (Verb::Truncate, 5, 6, 8),
-    (Verb::Ftruncate, 2, 8, 8),
-    (Verb::Fallocate, 1, 6, 6),
-    (Verb::Punch, 1, 6, 8),
-    (Verb::Zero, 1, 5, 6),
-    (Verb::Collapse, 1, 5, 6),
-    (Verb::Insert, 1, 5, 6),
-    (Verb::Read, 1, 10, 6),
-    (Verb::Write, 1, 12, 6),
-    (Verb::Mmap, 2, 14, 14),
-    (Verb::Munmap, 2, 4, 5),
-    (Verb::Load, 1, 14, 5),
-    (Verb::Store, 1, 14, 5),
-    (Verb::Unlink, 1, 2, 0),
-    (Verb::Rename, 1, 2, 0),
-    (Verb::Link, 1, 2, 0),
-    (Verb::Chmod, 1, 1, 0),
-    (Verb::Utime, 1, 1, 0),
-    (Verb::Stat, 1, 3, 1),
-    (Verb::Fstat, 1, 3, 1),
-    (Verb::Fsync, 1, 2, 2),
-    (Verb::Msync, 1, 2, 0),
-    (Verb::Vmsplice, 0, 0, 25),
-    (Verb::Drain, 0, 0, 10),
+/// The weights of operations in each flavour: (operation, [leases, contents, held pages,
+/// registrations]).
+const WEIGHTS: &[(Verb, [u32; 4])] = &[
+    (Verb::Open, [30, 20, 12, 12]),
+    (Verb::SetLease, [30, 4, 0, 0]),
+    (Verb::Close, [12, 6, 4, 3]),
+    (Verb::Dup, [4, 2, 0, 0]),
+    (Verb::Dup2, [3, 2, 0, 0]),
+    (Verb::Fork, [3, 3, 0, 0]),
+    (Verb::Send, [4, 1, 0, 0]),
+    (Verb::Recv, [4, 1, 0, 0]),
+    (Verb::GetLease, [1, 1, 0, 0]),
+    (Verb::SetOwn, [3, 1, 0, 0]),
+    (Verb::SetSig, [3, 1, 0, 0]),
+    (Verb::Kill, [3, 1, 5, 0]),
+    (Verb::Signal, [1, 1, 0, 0]),
+    (Verb::Exit, [1, 1, 1, 0]),
+    (Verb::Truncate, [5, 6, 8, 4]),
+    (Verb::Ftruncate, [2, 8, 8, 4]),
+    (Verb::Fallocate, [1, 6, 6, 2]),
+    (Verb::Punch, [1, 6, 8, 4]),
+    (Verb::Zero, [1, 5, 6, 0]),
+    (Verb::Collapse, [1, 5, 6, 0]),
+    (Verb::Insert, [1, 5, 6, 0]),
+    (Verb::Read, [1, 10, 6, 4]),
+    (Verb::Write, [1, 12, 6, 5]),
+    (Verb::Mmap, [2, 14, 14, 16]),
+    (Verb::Munmap, [2, 4, 5, 3]),
+    (Verb::Load, [1, 14, 5, 6]),
+    (Verb::Store, [1, 14, 5, 10]),
+    (Verb::Unlink, [1, 2, 0, 0]),
+    (Verb::Rename, [1, 2, 0, 0]),
+    (Verb::Link, [1, 2, 0, 0]),
+    (Verb::Chmod, [1, 1, 0, 0]),
+    (Verb::Utime, [1, 1, 0, 0]),
+    (Verb::Stat, [1, 3, 1, 0]),
+    (Verb::Fstat, [1, 3, 1, 1]),
+    (Verb::Fsync, [1, 2, 2, 0]),
+    (Verb::Msync, [1, 2, 0, 0]),
+    (Verb::Vmsplice, [0, 0, 25, 0]),
+    (Verb::Drain, [0, 0, 10, 0]),
+    (Verb::MmapAnon, [0, 0, 0, 5]),
+    (Verb::Memfd, [0, 0, 0, 4]),
+    (Verb::Tmpfile, [0, 0, 0, 3]),
+    (Verb::FixedBuffers, [0, 0, 0, 5]),
+    (Verb::UmemRegister, [0, 0, 0, 5]),
+    (Verb::RdmaOpen, [0, 0, 0, 6]),
+    (Verb::RegMr, [0, 0, 0, 40]),
+    (Verb::DeregMr, [0, 0, 0, 3]),
+    (Verb::Connect, [0, 0, 0, 20]),
+    (Verb::RdmaRead, [0, 0, 0, 25]),
+    (Verb::RdmaWrite, [0, 0, 0, 25]),
+    (Verb::FetchAdd, [0, 0, 0, 8]),
 ];
 
 /// The percentage of steps in which a process without descriptors opens a file, one without a
 /// mapping maps the file whose pages are to be held, and one with a mapping holds a page while no
 /// process does.
 const BEGINS_FIRST: u32 = 75;
-/// The size of a file whose pages are to be held.
+/// The size of a file whose pages are to be held or registered.
 const HELD_FILE: u64 = 4 * BLOCK;
 
 /// Chooses the next step; none if no process can act.
@@ -125,8 +111,13 @@ pub(super) fn next(
     let opened = view.fds_of(&process).next().is_some();
     let beginning = match flavour {
         _ if !opened => Some(Verb::Open),
-        SequenceFlavour::HeldPages if view.maps_of(&process).next().is_none() => Some(Verb::Mmap),
+        SequenceFlavour::HeldPages | SequenceFlavour::Registrations if view.maps_of(&process).next().is_none() => {
+            Some(Verb::Mmap)
+        }
         SequenceFlavour::HeldPages if !view.pages_are_held() => Some(Verb::Vmsplice),
+        SequenceFlavour::Registrations if support.verbs && view.contexts_of(&process).count() < 2 => {
+            Some(Verb::RdmaOpen)
+        }
         _ => None,
     };
     if let Some(verb) = beginning
@@ -135,11 +126,7 @@ pub(super) fn next(
         let step = chosen(rng, view, (support, flavour), &process, verb)?;
         return Some(step).filter(|step| !support.excludes(view, step));
     }
-    let weight = |(verb, leases, contents, held): &(Verb, u32, u32, u32)| match flavour {
-        SequenceFlavour::Leases => (*verb, *leases),
-        SequenceFlavour::Contents => (*verb, *contents),
-        SequenceFlavour::HeldPages => (*verb, *held),
-    };
+    let weight = |(verb, weights): &(Verb, [u32; 4])| (*verb, weights[flavour as usize]);
     let weights: Vec<(Verb, u32)> = WEIGHTS.iter().map(weight).collect();
     let total: u32 = weights.iter().map(|(_, weight)| weight).sum();
     // Many operations need a thing that the process may not have. Then another operation is drawn.
@@ -160,6 +147,14 @@ pub(super) fn next(
     None
 }
 
+/// What a choice of arguments depends on.
+struct ArgumentChoice<'c> {
+    view: &'c AgreedView,
+    support: Support<'c>,
+    flavour: SequenceFlavour,
+    process: &'c str,
+}
+
 /// A step with this operation, if the process has what the operation needs.
 fn chosen(
     rng: &mut Rng,
@@ -168,92 +163,142 @@ fn chosen(
     process: &str,
     verb: Verb,
 ) -> Option<AgreementStep> {
-    let fds: Vec<&str> = view.fds_of(process).collect();
-    let maps: Vec<&str> = view.maps_of(process).collect();
-    let living: Vec<&str> =
-        view.processes.iter().filter(|(_, known)| known.met && !known.dead).map(|(name, _)| name.as_str()).collect();
-    let name = |name: &str| Arg::Name(name.to_owned());
-    let held = flavour == SequenceFlavour::HeldPages;
-    let file = |rng: &mut Rng| if held { "data" } else { file(rng) };
-    let args = match verb {
-        // A descriptor that waits for nothing, and one that truncates.
-        Verb::Open if held => {
-            let trunc = if rng.random_range(0..8) == 0 { vec!["trunc"] } else { Vec::new() };
-            vec![name("data"), Arg::Word("rw"), Arg::Words(trunc)]
-        }
-        Verb::Mmap if held => {
-            let whole = Arg::Range(ByteRange { offset: 0, len: HELD_FILE });
-            vec![name(one(rng, &fds)?), whole, Arg::Words(Vec::new())]
-        }
-        Verb::Vmsplice => {
-            let map = one(rng, &maps)?;
-            let page = rng.random_range(0..view.maps.get(*map)?.0.div_ceil(BLOCK).max(1));
-            vec![name(map), Arg::Range(ByteRange { offset: page * BLOCK, len: BLOCK })]
-        }
-        Verb::Drain => {
-            let own: Vec<&str> =
-                view.pipes.iter().filter(|(_, owner)| *owner == process).map(|(pipe, _)| pipe.as_str()).collect();
-            vec![name(one(rng, &own)?)]
-        }
-        Verb::Open => {
-            let access = *one(rng, &["r", "r", "r", "rw", "rw", "w", "w", "path"])?;
-            let file = file(rng);
-            let create = if file == "data" { 5 } else { 60 };
-            let flags = [("create", create), ("excl", 2), ("trunc", 8), ("nonblock", 30)];
-            let flags = flags.iter().filter(|(_, percent)| rng.random_range(0..100) < *percent).map(|(flag, _)| *flag);
-            let flags = flags.collect();
-            vec![name(file), Arg::Word(access), Arg::Words(flags)]
-        }
-        Verb::SetLease => {
-            vec![name(one(rng, &fds)?), Arg::Word(one(rng, &["read", "read", "write", "write", "unlock"])?)]
-        }
-        Verb::Close | Verb::Dup | Verb::GetLease | Verb::Fstat | Verb::Fsync => vec![name(one(rng, &fds)?)],
-        Verb::Dup2 => vec![name(one(rng, &fds)?), name(one(rng, &fds)?)],
-        Verb::Fork if view.processes.len() >= PROCESSES_MAX => return None,
-        Verb::Fork | Verb::Exit => Vec::new(),
-        Verb::Recv if view.processes.get(process)?.inbox == 0 && rng.random_range(0..8) > 0 => return None,
-        Verb::Recv => Vec::new(),
-        Verb::Send => vec![name(one(rng, &living)?), name(one(rng, &fds)?)],
-        Verb::SetOwn => vec![name(one(rng, &fds)?), name(one(rng, &living)?)],
-        Verb::SetSig => vec![name(one(rng, &fds)?), Arg::Word(one(rng, &["SIGUSR1", "SIGUSR1", "SIGIO", "SIGTERM"])?)],
-        Verb::Kill => vec![name(one(rng, &living)?), Arg::Word(one(rng, &["SIGUSR1", "SIGUSR1", "SIGKILL"])?)],
-        Verb::Signal => vec![Arg::Word("SIGIO"), Arg::Word(one(rng, &["handler", "ignore", "default"])?)],
-        Verb::Truncate => vec![name(file(rng)), size(rng)],
-        Verb::Ftruncate => vec![name(one(rng, &fds)?), size(rng)],
-        Verb::Zero | Verb::Collapse | Verb::Insert if !support.moves_ranges => return None,
-        Verb::Punch | Verb::Collapse | Verb::Insert => vec![name(one(rng, &fds)?), blocks(rng)],
-        Verb::Fallocate | Verb::Zero => {
-            let keep = if rng.random_range(0..2) == 0 { vec!["keep_size"] } else { Vec::new() };
-            vec![name(one(rng, &fds)?), blocks(rng), Arg::Words(keep)]
-        }
-        Verb::Read => vec![name(one(rng, &fds)?), blocks(rng)],
-        Verb::Write => vec![name(one(rng, &fds)?), blocks(rng), Arg::Byte(*one(rng, b"xyz")?)],
-        Verb::Mmap => {
-            let read_only = if rng.random_range(0..2) == 0 { vec!["ro"] } else { Vec::new() };
-            vec![name(one(rng, &fds)?), blocks(rng), Arg::Words(read_only)]
-        }
-        Verb::Munmap => vec![name(one(rng, &maps)?), Arg::Absent],
-        Verb::Load | Verb::Store | Verb::Msync => {
-            let map = one(rng, &maps)?;
-            // The access stays within one page: what an access has moved before a fault in its
-            // middle is unspecified.
-            let page = rng.random_range(0..view.maps.get(*map)?.0.div_ceil(BLOCK).max(1));
-            let range = Arg::Range(ByteRange { offset: page * BLOCK, len: BLOCK });
-            let byte = (verb == Verb::Store).then_some(Arg::Byte(*one(rng, b"stu")?));
-            [name(map), range].into_iter().chain(byte).collect()
-        }
-        Verb::Unlink | Verb::Chmod | Verb::Utime | Verb::Stat => vec![name(file(rng))],
-        Verb::Rename | Verb::Link => vec![name(file(rng)), name(file(rng))],
-        _ => return None,
-    };
+    let choice = ArgumentChoice { view, support, flavour, process };
+    let drawn = choice.about_processes(rng, verb).or_else(|| choice.about_files(rng, verb));
+    let drawn = drawn.or_else(|| choice.about_mappings(rng, verb));
+    let args = drawn.or_else(|| registrations::arguments(rng, view, support, process, verb))?;
     let number = view.named + 1;
     let bind = verb.binds().map(|kind| match kind {
         BindingKind::Process => format!("P{number}"),
         BindingKind::Map => format!("m{number}"),
         BindingKind::Pipe => format!("p{number}"),
+        BindingKind::Context => format!("c{number}"),
+        BindingKind::Region => format!("r{number}"),
+        BindingKind::Qp => format!("q{number}"),
+        BindingKind::Umem => format!("u{number}"),
+        BindingKind::Ring => format!("b{number}"),
         _ => format!("f{number}"),
     });
     Some(AgreementStep { process: process.to_owned(), op: Op::from_args(verb, &args).ok()?, bind })
+}
+
+/// The arguments of an operation of each kind; none if the process lacks what it needs.
+impl ArgumentChoice<'_> {
+    fn fd(&self, rng: &mut Rng) -> Option<Arg> {
+        let fds: Vec<&str> = self.view.fds_of(self.process).collect();
+        one(rng, &fds).copied().map(name)
+    }
+
+    fn map<'m>(&'m self, rng: &mut Rng) -> Option<&'m str> {
+        let maps: Vec<&str> = self.view.maps_of(self.process).collect();
+        one(rng, &maps).copied()
+    }
+
+    /// A page of a mapping.
+    fn page(&self, rng: &mut Rng, map: &str) -> Option<Arg> {
+        let page = rng.random_range(0..self.view.maps.get(map)?.0.div_ceil(BLOCK).max(1));
+        Some(Arg::Range(ByteRange { offset: page * BLOCK, len: BLOCK }))
+    }
+
+    /// Whether sequences of this flavour are about one file.
+    fn is_about_one_file(&self) -> bool {
+        matches!(self.flavour, SequenceFlavour::HeldPages | SequenceFlavour::Registrations)
+    }
+
+    fn file(&self, rng: &mut Rng) -> &'static str {
+        if self.is_about_one_file() { "data" } else { file(rng) }
+    }
+
+    fn about_processes(&self, rng: &mut Rng, verb: Verb) -> Option<Vec<Arg>> {
+        let known = self.view.processes.iter().filter(|(_, known)| known.met && !known.dead);
+        let living: Vec<&str> = known.map(|(name, _)| name.as_str()).collect();
+        Some(match verb {
+            Verb::Fork if self.view.processes.len() >= PROCESSES_MAX => return None,
+            Verb::Fork | Verb::Exit => Vec::new(),
+            Verb::Recv if self.view.processes.get(self.process)?.inbox == 0 && rng.random_range(0..8) > 0 => {
+                return None;
+            }
+            Verb::Recv => Vec::new(),
+            Verb::Send => vec![name(one(rng, &living)?), self.fd(rng)?],
+            Verb::SetOwn => vec![self.fd(rng)?, name(one(rng, &living)?)],
+            Verb::SetSig => vec![self.fd(rng)?, Arg::Word(one(rng, &["SIGUSR1", "SIGUSR1", "SIGIO", "SIGTERM"])?)],
+            Verb::Kill => vec![name(one(rng, &living)?), Arg::Word(one(rng, &["SIGUSR1", "SIGUSR1", "SIGKILL"])?)],
+            Verb::Signal => vec![Arg::Word("SIGIO"), Arg::Word(one(rng, &["handler", "ignore", "default"])?)],
+            _ => return None,
+        })
+    }
+
+    fn about_files(&self, rng: &mut Rng, verb: Verb) -> Option<Vec<Arg>> {
+        Some(match verb {
+            // A descriptor that waits for nothing, and one that truncates.
+            Verb::Open if self.is_about_one_file() => {
+                let trunc = if rng.random_range(0..8) == 0 { vec!["trunc"] } else { Vec::new() };
+                vec![name("data"), Arg::Word("rw"), Arg::Words(trunc)]
+            }
+            Verb::Open => {
+                let access = *one(rng, &["r", "r", "r", "rw", "rw", "w", "w", "path"])?;
+                let file = self.file(rng);
+                let create = if file == "data" { 5 } else { 60 };
+                let flags = [("create", create), ("excl", 2), ("trunc", 8), ("nonblock", 30)];
+                let flags = flags.iter().filter(|(_, percent)| rng.random_range(0..100) < *percent);
+                vec![name(file), Arg::Word(access), Arg::Words(flags.map(|(flag, _)| *flag).collect())]
+            }
+            Verb::SetLease => {
+                vec![self.fd(rng)?, Arg::Word(one(rng, &["read", "read", "write", "write", "unlock"])?)]
+            }
+            Verb::Close | Verb::Dup | Verb::GetLease | Verb::Fstat | Verb::Fsync => vec![self.fd(rng)?],
+            Verb::Dup2 => vec![self.fd(rng)?, self.fd(rng)?],
+            Verb::Truncate => vec![name(self.file(rng)), size(rng)],
+            Verb::Ftruncate => vec![self.fd(rng)?, size(rng)],
+            Verb::Zero | Verb::Collapse | Verb::Insert if !self.support.moves_ranges => return None,
+            Verb::Punch | Verb::Collapse | Verb::Insert => vec![self.fd(rng)?, blocks(rng)],
+            Verb::Fallocate | Verb::Zero => {
+                let keep = if rng.random_range(0..2) == 0 { vec!["keep_size"] } else { Vec::new() };
+                vec![self.fd(rng)?, blocks(rng), Arg::Words(keep)]
+            }
+            Verb::Read => vec![self.fd(rng)?, blocks(rng)],
+            Verb::Write => vec![self.fd(rng)?, blocks(rng), Arg::Byte(*one(rng, b"xyz")?)],
+            Verb::Unlink | Verb::Chmod | Verb::Utime | Verb::Stat => vec![name(self.file(rng))],
+            Verb::Rename | Verb::Link => vec![name(self.file(rng)), name(self.file(rng))],
+            _ => return None,
+        })
+    }
+
+    fn about_mappings(&self, rng: &mut Rng, verb: Verb) -> Option<Vec<Arg>> {
+        Some(match verb {
+            Verb::Mmap => {
+                let whole = Arg::Range(ByteRange { offset: 0, len: HELD_FILE });
+                let (range, kinds): (Arg, &[&[&'static str]]) = match self.flavour {
+                    SequenceFlavour::HeldPages => (whole, &[&[]]),
+                    // A registration looks at the kind of a mapping.
+                    SequenceFlavour::Registrations => (whole, &[&[], &[], &["private"], &["ro"]]),
+                    _ => (blocks(rng), &[&["ro"], &[]]),
+                };
+                vec![self.fd(rng)?, range, Arg::Words(one(rng, kinds)?.to_vec())]
+            }
+            Verb::Munmap => vec![name(self.map(rng)?), Arg::Absent],
+            // The access stays within one page: what an access has moved before a fault in its
+            // middle is unspecified.
+            Verb::Load | Verb::Msync | Verb::Vmsplice => {
+                let map = self.map(rng)?;
+                vec![name(map), self.page(rng, map)?]
+            }
+            Verb::Store => {
+                let map = self.map(rng)?;
+                vec![name(map), self.page(rng, map)?, Arg::Byte(*one(rng, b"stu")?)]
+            }
+            Verb::Drain => {
+                let own = self.view.pipes.iter().filter(|(_, owner)| *owner == self.process);
+                let own: Vec<&str> = own.map(|(pipe, _)| pipe.as_str()).collect();
+                vec![name(one(rng, &own)?)]
+            }
+            _ => return None,
+        })
+    }
+}
+
+fn name(name: &str) -> Arg {
+    Arg::Name(name.to_owned())
 }
 
 fn one<'a, T>(rng: &mut Rng, all: &'a [T]) -> Option<&'a T> {

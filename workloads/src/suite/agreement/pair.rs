@@ -59,8 +59,9 @@ impl<'m> MachinePair<'m> {
             known.blocked = true;
             self.blocked.insert(step.process.clone(), step.clone());
         }
-        if outcome.starts_with("ok") {
-            self.view.note(step);
+        match outcome.starts_with("ok") {
+            true => self.view.note(step),
+            false => self.view.note_failure(step),
         }
         self.returns()?;
         self.lives()?;
@@ -134,7 +135,7 @@ impl<'m> MachinePair<'m> {
     /// act.
     fn leases(&mut self) -> Result<(), SequenceStop> {
         let mut looks = Vec::new();
-        for (fd, owners) in &self.view.fds {
+        for (fd, owners) in self.view.fds.iter().filter(|(fd, _)| !self.view.memory_files.contains(*fd)) {
             let looker = owners.iter().find(|owner| self.view.can_act(owner));
             looks.extend(looker.map(|looker| (looker.clone(), fd.clone())));
         }

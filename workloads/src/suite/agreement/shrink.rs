@@ -6,9 +6,9 @@
 //! Hypothesis and proptest.
 
 use super::config::Difference;
-use super::generate::Support;
 use super::makers::{MachineMakers, TriedSequence};
 use super::pair::{MachinePair, SequenceStop};
+use super::support::Support;
 use super::text;
 use super::view::{AgreedView, AgreementStep};
 use crate::ops::{Arg, BindingKind, Op, Param, Verb, WrongArguments};

@@ -4,8 +4,8 @@ use fs_sim::design::Axes;
 
 use super::AgreementReport;
 use super::compare::compare;
-use super::generate::Support;
 use super::makers::MachineMakers;
+use super::support::Support;
 use crate::input::Source;
 use crate::input::designs::DesignCatalogue;
 use crate::language::{Actor, Query, Scenario, Setup};
@@ -64,7 +64,7 @@ fn liar(setup: &Setup) -> Result<Box<dyn Machine>, Trouble> {
     Ok(Box::new(Liar(Simulation::new(setup, axes())?, 0)))
 }
 
-const RANGE: Support<'_> = Support { moves_ranges: true, dax: false, exceptions: &[] };
+const RANGE: Support<'_> = Support { moves_ranges: true, dax: false, verbs: false, on_demand: false, exceptions: &[] };
 
 #[test]
 fn a_machine_agrees_with_itself() {

@@ -29,16 +29,45 @@ pub(super) struct KnownProcess {
     pub(super) inbox: u32,
 }
 
+/// A region.
+#[derive(Clone, Debug)]
+pub(super) struct KnownRegion {
+    pub(super) context: String,
+    /// In bytes.
+    pub(super) len: u64,
+    /// It is faulted in at each access.
+    pub(super) on_demand: bool,
+}
+
+/// A connection.
+#[derive(Clone, Debug)]
+pub(super) struct KnownPair {
+    /// The context on this side.
+    pub(super) own: String,
+    /// The context on the other side.
+    pub(super) peer: String,
+}
+
 /// What both machines agree on so far.
 #[derive(Clone, Debug, Default)]
 pub(super) struct AgreedView {
     pub(super) processes: BTreeMap<String, KnownProcess>,
     /// Descriptors, each with the processes that have it.
     pub(super) fds: BTreeMap<String, BTreeSet<String>>,
+    /// Those of them that are files without DAX, of which the simulation knows no leases.
+    pub(super) memory_files: BTreeSet<String>,
     /// Mappings, each with its length and the processes that have it.
     pub(super) maps: BTreeMap<String, (u64, BTreeSet<String>)>,
+    /// Those of them that are private.
+    pub(super) private_maps: BTreeSet<String>,
     /// Pipes with pages of a mapping that are not read yet, each with the process that has it.
     pub(super) pipes: BTreeMap<String, String>,
+    /// Open NICs, each with the process that has it.
+    pub(super) contexts: BTreeMap<String, String>,
+    /// Regions.
+    pub(super) regions: BTreeMap<String, KnownRegion>,
+    /// Connections on which no transfer has failed.
+    pub(super) pairs: BTreeMap<String, KnownPair>,
     /// The number of names given so far.
     pub(super) named: u32,
 }
@@ -64,6 +93,11 @@ impl AgreedView {
 
     pub(super) fn maps_of<'a>(&'a self, process: &'a str) -> impl Iterator<Item = &'a str> {
         self.maps.iter().filter(move |(_, (_, owners))| owners.contains(process)).map(|(name, _)| name.as_str())
+    }
+
+    /// The NICs that `process` has opened.
+    pub(super) fn contexts_of<'a>(&'a self, process: &'a str) -> impl Iterator<Item = &'a str> {
+        self.contexts.iter().filter(move |(_, owner)| *owner == process).map(|(name, _)| name.as_str())
     }
 
     /// Whether a process holds pages of a file.
@@ -97,7 +131,21 @@ impl AgreedView {
             BindingKind::Fd => self.fds.get(name).is_some_and(|owners| owners.contains(process)),
             BindingKind::Map => self.maps.get(name).is_some_and(|(_, owners)| owners.contains(process)),
             BindingKind::Pipe => self.pipes.get(name).is_some_and(|owner| owner == process),
+            BindingKind::Context => self.contexts.get(name).is_some_and(|owner| owner == process),
+            // A region is named by whoever accesses it.
+            BindingKind::Region => self.regions.contains_key(name),
+            BindingKind::Qp => {
+                let pair = self.pairs.get(name);
+                pair.is_some_and(|pair| self.contexts.get(&pair.own).is_some_and(|owner| owner == process))
+            }
             _ => false,
+        }
+    }
+
+    /// Records a step that was made and failed: a failed transfer ends its connection.
+    pub(super) fn note_failure(&mut self, step: &AgreementStep) {
+        if let Op::RdmaRead { qp, .. } | Op::RdmaWrite { qp, .. } | Op::FetchAdd { qp, .. } = &step.op {
+            self.pairs.remove(&qp.0);
         }
     }
 
@@ -112,10 +160,35 @@ impl AgreedView {
                     owners.insert(child.clone());
                 }
             }
-            (Op::Mmap { range, .. }, Some(name)) => {
+            (Op::MmapAnon { length }, Some(name)) => {
+                self.maps.insert(name.clone(), (length.0, BTreeSet::from([who()])));
+            }
+            (Op::RdmaOpen {}, Some(name)) => {
+                self.contexts.insert(name.clone(), who());
+            }
+            (Op::RegMr { context, range, flags, .. }, Some(name)) => {
+                let region = KnownRegion { context: context.0.clone(), len: range.len, on_demand: flags.on_demand };
+                self.regions.insert(name.clone(), region);
+            }
+            (Op::DeregMr { mr }, _) => {
+                self.regions.remove(&mr.0);
+            }
+            (Op::Connect { own, peer, .. }, Some(name)) => {
+                self.pairs.insert(name.clone(), KnownPair { own: own.0.clone(), peer: peer.0.clone() });
+            }
+            (Op::Mmap { range, flags, .. }, Some(name)) => {
+                if flags.private {
+                    self.private_maps.insert(name.clone());
+                }
                 self.maps.insert(name.clone(), (range.len, BTreeSet::from([who()])));
             }
-            (op @ (Op::Open { .. } | Op::Dup { .. } | Op::Recv {}), Some(name)) => {
+            (
+                op @ (Op::Open { .. } | Op::Memfd { .. } | Op::Tmpfile { .. } | Op::Dup { .. } | Op::Recv {}),
+                Some(name),
+            ) => {
+                if matches!(op, Op::Memfd { .. } | Op::Tmpfile { .. }) {
+                    self.memory_files.insert(name.clone());
+                }
                 self.fds.insert(name.clone(), BTreeSet::from([who()]));
                 if *op == (Op::Recv {}) {
                     self.processes.entry(who()).and_modify(|known| known.inbox = known.inbox.saturating_sub(1));

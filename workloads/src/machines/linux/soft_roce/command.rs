@@ -59,7 +59,7 @@ struct Attribute {
 /// `struct ib_uverbs_ioctl_hdr`, with room for the attributes.
 #[repr(C)]
 #[derive(Debug)]
-struct Message {
+struct VerbsMessage {
     length: u16,
     object: u16,
     method: u16,
@@ -72,12 +72,12 @@ struct Message {
 
 const ATTRIBUTES_MAX: usize = 4;
 const HEADER: usize = 24;
-const _: () = assert!(size_of::<Message>() == HEADER + ATTRIBUTES_MAX * 16);
+const _: () = assert!(size_of::<VerbsMessage>() == HEADER + ATTRIBUTES_MAX * 16);
 
-impl Message {
-    fn new(object: u16, method: u16) -> Message {
+impl VerbsMessage {
+    fn new(object: u16, method: u16) -> VerbsMessage {
         let none = Attribute { id: 0, len: 0, flags: 0, reserved: 0, data: 0 };
-        Message {
+        VerbsMessage {
             length: HEADER as u16,
             object,
             method,
@@ -132,7 +132,7 @@ impl Message {
 /// Makes an open device a context.
 pub(super) fn start(device: BorrowedFd<'_>) -> Result<(), Errno> {
     // SAFETY: there are no attributes.
-    unsafe { Message::new(UVERBS_OBJECT_DEVICE, UVERBS_METHOD_GET_CONTEXT).send(device) }
+    unsafe { VerbsMessage::new(UVERBS_OBJECT_DEVICE, UVERBS_METHOD_GET_CONTEXT).send(device) }
 }
 
 /// Makes a command; returns what the kernel and, in the second value, the driver answer.
@@ -142,7 +142,7 @@ pub(super) fn call<Answer: Uapi, Driver: Uapi>(
     request: &impl Uapi,
 ) -> Result<(Answer, Driver), Errno> {
     let (mut answer, mut driver) = (Answer::zeroed(), Driver::zeroed());
-    let mut message = Message::new(UVERBS_OBJECT_DEVICE, UVERBS_METHOD_INVOKE_WRITE);
+    let mut message = VerbsMessage::new(UVERBS_OBJECT_DEVICE, UVERBS_METHOD_INVOKE_WRITE);
     message.input(WRITE_CMD, &(command as u64).to_ne_bytes());
     message.input(CORE_IN, request.bytes());
     message.output(CORE_OUT, answer.bytes_mut());
@@ -161,7 +161,7 @@ pub(super) fn advise(context: BorrowedFd<'_>, pd: u32, write: bool, part: Buffer
     const PREFETCH: u64 = 0;
     const PREFETCH_WRITE: u64 = 1;
     const WAIT: u32 = 1;
-    let mut message = Message::new(UVERBS_OBJECT_MR, UVERBS_METHOD_ADVISE_MR);
+    let mut message = VerbsMessage::new(UVERBS_OBJECT_MR, UVERBS_METHOD_ADVISE_MR);
     // An object's number stands in the attribute, whose length is 0.
     message.add(PD, 0, pd.into());
     message.input(ADVICE, &if write { PREFETCH_WRITE } else { PREFETCH }.to_ne_bytes());
