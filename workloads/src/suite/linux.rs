@@ -9,7 +9,7 @@ use std::rc::Rc;
 
 use crate::input::InputError;
 use emulator::sync::{Mutex, thread};
-use fs_sim::design::{Preset, further_presets, preset, presets};
+use fs_sim::design::{Axes, EvictRule, LeaseRules, Preset, further_presets, presets};
 use reports::scenarios::{DesignRanking, KernelRanking, ScenarioCell, ScenarioReport};
 
 use crate::language::condition::{DesignSubject, LinuxSubject, kernel_version};
@@ -26,11 +26,13 @@ const SIDE_BY_SIDE: usize = 16;
 /// (`dax_break_layout_final`).
 const EVICTION_WAITS: (u32, u32) = (6, 15);
 
-/// What conditions of scenarios see on a real kernel: the preset that stands for it.
+/// What conditions of scenarios see on a real kernel: the preset that stands for it. Linux has no
+/// layout leases for users.
 pub(super) fn subject(linux: LinuxSubject) -> DesignSubject {
-    let name = if linux.version < EVICTION_WAITS { "mainline-6.12" } else { "mainline" };
-    let axes = preset(name).expect("a preset").axes;
-    DesignSubject { name: "linux".to_owned(), axes, linux: Some(linux) }
+    let eviction = if linux.version < EVICTION_WAITS { EvictRule::Proceed } else { EvictRule::Wait };
+    let stands = |axes: &Axes| axes.lease_rules == LeaseRules::None && axes.evict_while_pinned == eviction;
+    let axes = presets().iter().chain(further_presets()).map(|preset| preset.axes).find(stands);
+    DesignSubject { name: "linux".to_owned(), axes: axes.expect("a preset for each Linux"), linux: Some(linux) }
 }
 
 /// What the real kernel is held against.
