@@ -178,7 +178,7 @@ fn row(
         cells.push(match same {
             Some(n) => ScenarioCell { design: subject.name, ..cells[n].clone() },
             None => {
-                let machine = machine(scenario, &subject, host);
+                let machine = machine(scenario, host);
                 scenarios::cell(scenario, &subject, machine)?
             }
         });
@@ -188,13 +188,10 @@ fn row(
 }
 
 /// A machine for a scenario.
-fn machine<'h>(
-    scenario: &Scenario,
-    subject: &DesignSubject,
-    host: &'h Result<Rc<Host>, Trouble>,
-) -> Result<Box<dyn Machine + 'h>, Trouble> {
+fn machine<'h>(scenario: &Scenario, host: &'h Result<Rc<Host>, Trouble>) -> Result<Box<dyn Machine + 'h>, Trouble> {
     let host = host.as_ref().map_err(Trouble::clone)?;
-    let leaves = run::applicable(scenario, subject).any(|step| matches!(step.action, Action::Stuck(_)));
+    // A kernel may do so where the scenario does not state it.
+    let leaves = states_stuck(scenario);
     if leaves && !host.is_disposable() {
         let why = "it leaves a process that nothing but a restart ends: only guests run it (`--on guest`)";
         return Err(Trouble::CannotRun(why.to_owned()));

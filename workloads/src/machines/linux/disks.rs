@@ -9,7 +9,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Seek, SeekFrom, Write};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 
 use emulator::sync::machine::{AtomicU64, Ordering};
 use rustix::fs::{FlockOperation, flock, major, minor};
@@ -62,7 +62,14 @@ impl RamDisks {
         for number in 0..DISKS {
             let path = format!("/dev/ram{number}");
             let unusable = |error: std::io::Error| lacks(format!("{path}: {error} (CONFIG_BLK_DEV_RAM, module brd)"));
-            let mut file = File::options().read(true).write(true).open(&path).map_err(unusable)?;
+            // A disk that is mounted, or used for swap, can't be opened exclusively. The device mapper
+            // opens it so later.
+            let options = || File::options().read(true).write(true).clone();
+            match options().custom_flags(libc::O_EXCL).open(&path) {
+                Err(error) if error.kind() == std::io::ErrorKind::ResourceBusy => continue,
+                other => drop(other.map_err(unusable)?),
+            }
+            let mut file = options().open(&path).map_err(unusable)?;
             if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
                 continue;
             }
@@ -91,7 +98,11 @@ impl RamDisks {
             return Err(Trouble::CannotRun(why.to_owned()));
         };
         let place = request::place(names, who, map, Some(ByteRange { offset: at.0, len: range.len }), false)?;
-        let Ok((at, _)) = place else { return Ok(PreparedOp::Plain("EFAULT")) };
+        let Ok((at, len)) = place else { return Ok(PreparedOp::Plain("EFAULT")) };
+        if len < range.len {
+            // It leaves the mapping; Linux would transfer what lies before.
+            return Ok(PreparedOp::Plain("EFAULT"));
+        }
         let disk = self.disks.get(*disk).ok_or_else(|| Trouble::Script("there is no such disk".to_owned()))?;
         // ORDERING: Relaxed: only the numbers' difference matters.
         let device = DEVICES.fetch_add(1, Ordering::Relaxed);

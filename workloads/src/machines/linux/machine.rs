@@ -326,10 +326,13 @@ impl LinuxMachine {
     }
 
     /// Whether no worker of the kernel ends I/O at this moment. Only processes that spin, and the
-    /// driver, may be runnable; where no I/O is held back, no worker acts for a process.
+    /// driver, may be runnable. A worker acts for a process only where I/O is held back, or a ring
+    /// reads.
     fn kernel_is_quiet(&self) -> bool {
         let spinning = self.processes.values().filter(|process| process.spins()).count();
-        self.disks.is_empty() || runnable().is_none_or(|runnable| runnable <= 1 + spinning)
+        let reads_by_ring = |process: &ChildProcess| process.is_in(Verb::RingRead);
+        let has_workers = !self.disks.is_empty() || self.processes.values().any(reads_by_ring);
+        !has_workers || runnable().is_none_or(|runnable| runnable <= 1 + spinning)
     }
 
     /// Takes the answers and deaths that are there or arrive within `patience`. True if there were
@@ -545,6 +548,10 @@ impl LinuxMachine {
         let mut wrong: Vec<String> =
             names.iter().filter_map(|name| self.until_dead(name).err()).map(|trouble| trouble.to_string()).collect();
         self.processes.clear();
+        if !wrong.is_empty() {
+            // It may wait for its file, and so would the removal of the directory.
+            self.host.keep_dir();
+        }
         if self.host.keeps_dir() {
             return wrong;
         }

@@ -16,7 +16,7 @@ use super::request::blocks_in;
 use super::spin::SpinProof;
 use super::watch::{SleepPlace, SleepWatch};
 use crate::machines::machine::Trouble;
-use crate::ops::Op;
+use crate::ops::{Op, Verb};
 
 pub(super) const NOW: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
 
@@ -99,6 +99,11 @@ impl ChildProcess {
         let kib = status.lines().find_map(|line| line.strip_prefix("VmPin:")?.trim().strip_suffix(" kB"));
         let kib: u64 = kib.and_then(|kib| kib.trim().parse().ok()).ok_or_else(cannot)?;
         Ok((kib * 1024 / fs_sim::BLOCK).to_string())
+    }
+
+    /// Whether it is in a call of this operation.
+    pub(super) fn is_in(&self, verb: Verb) -> bool {
+        matches!(&self.state, ProcessState::Busy(pending) if pending.op.as_ref().is_some_and(|op| op.verb() == verb))
     }
 
     pub(super) fn is_dead(&self) -> bool {

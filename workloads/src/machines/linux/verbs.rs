@@ -9,6 +9,7 @@
 use super::child::wire::{ChildFailure, ChildRequest, ChildValue};
 use super::machine::LinuxMachine;
 use super::names::{LinuxRegion, LinuxWindow, NamedThing, PairEnd, ScenarioNames};
+use super::registrants;
 use super::request::errno_name;
 use super::soft_roce::wire::{Completed, RemotePlace, VerbsAnswer, VerbsFailure, VerbsRequest, Work};
 use crate::machines::machine::Trouble;
@@ -119,11 +120,15 @@ impl LinuxMachine {
         "ok".to_owned()
     }
 
-    /// The address and the length of a part of a mapping of `who`. The kernel itself finds what is
-    /// there: the page behind a mapping is inaccessible.
+    /// The address and the length of a part of a mapping of `who`, and of the inaccessible page
+    /// behind it, where the kernel finds nothing.
     fn address(&self, who: &str, map: &str, part: ByteRange) -> Result<(u64, u64), Trouble> {
         match self.names.get(map)? {
-            NamedThing::Map { at, owners, .. } if owners.contains(who) => Ok((at.wrapping_add(part.offset), part.len)),
+            NamedThing::Map { at, len, owners } if owners.contains(who) => {
+                let behind = at + len.next_multiple_of(fs_sim::BLOCK);
+                let place = registrants::memory(&self.names, who, map, part)?;
+                Ok(place.unwrap_or_else(|| (behind, part.len.min(fs_sim::BLOCK))))
+            }
             NamedThing::Map { .. } => Err(Trouble::Script(format!("{who} has no mapping `{map}`"))),
             _ => Err(Trouble::Script(format!("`{map}` is not a mapping"))),
         }

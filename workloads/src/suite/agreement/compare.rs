@@ -8,7 +8,8 @@ use std::rc::Rc;
 use emulator::runtime::rng;
 use rand::RngExt;
 
-use super::config::{AgreementConfig, AgreementReport, Difference};
+use super::config::{AgreementConfig, AgreementReport, Difference, MetException};
+use super::exceptions::NamedException;
 use super::generate;
 use super::makers::{MachineMakers, TriedSequence};
 use super::pair::SequenceStop;
@@ -16,6 +17,7 @@ use super::support::{SequenceFlavour, Support};
 use super::view::AgreedView;
 use super::{exceptions, shrink, text};
 use crate::language::Setup;
+use crate::language::condition::DesignSubject;
 use crate::machines::linux::{FileSystem, Host, LinuxMachine, LongBreakTime};
 use crate::machines::machine::{Machine, Trouble};
 use crate::machines::simulated::Simulation;
@@ -28,6 +30,8 @@ const STEPS: std::ops::RangeInclusive<usize> = 4..=16;
 /// first is.
 const STEPS_TO_HOLD: usize = 8;
 
+/// How often a sequence is made whose outcome can't be told.
+const ATTEMPTS: u32 = 3;
 /// How many inconclusive sequences are told with their reasons.
 const UNCLEAR_MAX: usize = 3;
 
@@ -37,9 +41,12 @@ pub fn run(config: &AgreementConfig, stop: &StopFlag) -> AgreementReport {
     on_linux(config, |host, support| {
         let subject = linux::subject(linux::running(host));
         let axes = config.axes.unwrap_or(subject.axes);
-        let (exceptions, met): (Vec<_>, Vec<_>) = exceptions::shown(host, &subject).into_iter().unzip();
-        let verbs = exceptions::can(host, &subject, exceptions::VERBS);
-        let on_demand = verbs && exceptions::can(host, &subject, exceptions::ON_DEMAND);
+        let known = match known(host, &subject) {
+            Ok(known) => known,
+            Err(why) => return AgreementReport { not_run: Some(why), ..AgreementReport::default() },
+        };
+        let (exceptions, met): (Vec<_>, Vec<_>) = known.shown.into_iter().unzip();
+        let KnownKernel { verbs, on_demand, .. } = known;
         let support = Support { exceptions: &exceptions, verbs, on_demand, ..support };
         let linux = |setup: &Setup| linux_machine(host, setup);
         let simulation =
@@ -48,6 +55,20 @@ pub fn run(config: &AgreementConfig, stop: &StopFlag) -> AgreementReport {
         let report = compare(&makers, support, config.seed, config.sequences, stop);
         AgreementReport { exceptions: met, ..report }
     })
+}
+
+/// What a kernel was asked before the first sequence.
+struct KnownKernel {
+    shown: Vec<(&'static NamedException, MetException)>,
+    verbs: bool,
+    on_demand: bool,
+}
+
+fn known(host: &Rc<Host>, subject: &DesignSubject) -> Result<KnownKernel, String> {
+    let shown = exceptions::shown(host, subject)?;
+    let verbs = exceptions::can(host, subject, exceptions::VERBS)?;
+    let on_demand = verbs && exceptions::can(host, subject, exceptions::ON_DEMAND)?;
+    Ok(KnownKernel { shown, verbs, on_demand })
 }
 
 /// Compares the real kernel with itself. If a sequence had random outcomes there, no comparison
@@ -88,7 +109,14 @@ pub(super) fn compare(
             break;
         }
         report.run += 1;
-        match sequence(makers, support, seed, index, &mut report.outcomes) {
+        let mut made = sequence(makers, support, seed, index, &mut report.outcomes);
+        for _ in 1..ATTEMPTS {
+            // The kernel was too busy to tell.
+            if matches!(made, Err((_, SequenceStop::Inconclusive(_)))) {
+                made = sequence(makers, support, seed, index, &mut report.outcomes);
+            }
+        }
+        match made {
             Ok(()) => report.agreed += 1,
             Err((tried, SequenceStop::Inconclusive(why))) => {
                 report.inconclusive += 1;

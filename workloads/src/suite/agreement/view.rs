@@ -95,6 +95,12 @@ impl AgreedView {
         self.maps.iter().filter(move |(_, (_, owners))| owners.contains(process)).map(|(name, _)| name.as_str())
     }
 
+    /// Whether there is one mapping at most.
+    pub(super) fn is_mapped_once(&self) -> bool {
+        let lives = |owner: &String| !self.processes.get(owner).is_some_and(|known| known.dead);
+        self.maps.values().filter(|(_, owners)| owners.iter().any(lives)).count() <= 1
+    }
+
     /// The NICs that `process` has opened.
     pub(super) fn contexts_of<'a>(&'a self, process: &'a str) -> impl Iterator<Item = &'a str> {
         self.contexts.iter().filter(move |(_, owner)| *owner == process).map(|(name, _)| name.as_str())

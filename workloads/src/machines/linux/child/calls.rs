@@ -39,7 +39,12 @@ pub(super) fn perform(request: ChildRequest, fds: Vec<OwnedFd>) -> CallResult {
         ChildRequest::Signal { signal, disposition } => done(signals::set(signal, disposition)),
         ChildRequest::Credentials { uid, cap_lease } => done(credentials(uid, cap_lease)),
         ChildRequest::Dup { fd } => number(call(SYS_dup, [fd.into(), 0, 0, 0])),
-        ChildRequest::Dup2 { from, to } => done(dup2(from, to)),
+        ChildRequest::Dup2 { from, to } => {
+            if from != to {
+                soft_roce::forget(to);
+            }
+            done(dup2(from, to))
+        }
         ChildRequest::Close { fd } => {
             soft_roce::forget(fd);
             done(call(SYS_close, [fd.into(), 0, 0, 0]))

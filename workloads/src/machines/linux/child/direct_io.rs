@@ -48,6 +48,8 @@ struct IoEvent {
 /// A request in flight; its disk stays open with it.
 struct InFlight {
     context: u64,
+    /// In bytes.
+    len: u64,
     _disk: OwnedFd,
 }
 
@@ -87,21 +89,27 @@ pub(super) fn submit(io: MappedIo) -> Result<ChildValue, ChildFailure> {
             Err(ChildFailure::NotHeld)
         }
         Ok(None) => {
-            IN_FLIGHT.with_borrow_mut(|all| all.insert(io.number, InFlight { context, _disk: disk }));
+            IN_FLIGHT.with_borrow_mut(|all| all.insert(io.number, InFlight { context, len: io.len, _disk: disk }));
             Ok(ChildValue::Number(io.number.into()))
         }
-        Err(errno) => Err(errno.into()),
+        Err(errno) => {
+            destroy(context);
+            Err(errno.into())
+        }
     }
 }
 
 /// Waits for the end of I/O that this process has submitted.
 pub(super) fn complete(number: u32) -> Result<ChildValue, ChildFailure> {
-    let context = IN_FLIGHT.with_borrow(|all| all.get(&number).map(|request| request.context)).ok_or(Errno::INVAL)?;
+    let request = IN_FLIGHT.with_borrow(|all| all.get(&number).map(|request| (request.context, request.len)));
+    let (context, len) = request.ok_or(Errno::INVAL)?;
     let ended = event(context, 1)?;
     destroy(context);
     IN_FLIGHT.with_borrow_mut(|all| all.remove(&number));
     match ended {
         Some(event) if event.result < 0 => Err(failure(event.result)),
+        // A part of it was not transferred.
+        Some(event) if event.result.unsigned_abs() != len => Err(Errno::IO.into()),
         _ => Ok(ChildValue::Nothing),
     }
 }

@@ -276,7 +276,7 @@ impl DeviceContext {
             place = Some(Buffer { at, len: u32::try_from(len).map_err(|_| Errno::INVAL)?, lkey });
             local = Some(WorkMemory { buffer, region });
         }
-        let pushed = work::element(id, &work, place).and_then(|element| queue.send.push(&element));
+        let pushed = work::element(id, &work, place).and_then(|element| queue.send.push(&element, REQUESTS));
         if let Err(errno) = pushed {
             self.release(local)?;
             return Err(errno.into());
@@ -297,7 +297,7 @@ impl DeviceContext {
 
     pub(super) fn post_receive(&mut self, pair: u32, id: u64, buffer: Buffer) -> Result<(), VerbsFailure> {
         let queue = self.pairs.get(&pair).ok_or(Errno::INVAL)?;
-        queue.receive.push(&ReceiveElement { id, data: Data::of(buffer), ..ReceiveElement::zeroed() })?;
+        queue.receive.push(&ReceiveElement { id, data: Data::of(buffer), ..ReceiveElement::zeroed() }, REQUESTS)?;
         self.posted.insert(id, Posted::Receive);
         Ok(())
     }

@@ -1,9 +1,9 @@
 //! Verbs of a scenario's process, over Soft-RoCE.
 //!
 //! It owns the contexts that the process has opened: each with one protection domain, one
-//! completion queue and the queue pairs that were made on it. Reading order: [`wire`] (what is
+//! completion queue and the queue pairs that were made on it. Reading order: `wire` (what is
 //! asked for), `uapi` (the kernel's structures), `command` (the ioctl), `ring` (the shared queues),
-//! `work` (requests of a send queue), [`DeviceContext`] here. Invariants: every other object is the
+//! `work` (requests of a send queue), `DeviceContext` here. Invariants: every other object is the
 //! kernel's, by the kernel's number, and what the kernel refuses is its own errno. The memory that
 //! a request uses on this side lives until the request is completed. A wait for a completion is
 //! bounded. Counterpart: libibverbs with its provider for rxe, which is not used: of the releases
@@ -23,7 +23,7 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 
 use rustix::io::Errno;
-use rustix::process::{Resource, Rlimit, setrlimit};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities};
 
 use context::DeviceContext;
@@ -91,7 +91,9 @@ fn done(result: Result<(), VerbsFailure>) -> Result<Option<VerbsAnswer>, VerbsFa
 /// Limits the memory that this process may lock. The limit holds for no process with CAP_IPC_LOCK
 /// (`ib_umem_get`).
 fn limit_locked(bytes: u64) -> Result<(), Errno> {
-    setrlimit(Resource::Memlock, Rlimit { current: Some(bytes), maximum: None })?;
+    // Only root raises the hard limit; a lower soft one needs no right.
+    let Rlimit { maximum, .. } = getrlimit(Resource::Memlock);
+    setrlimit(Resource::Memlock, Rlimit { current: Some(bytes), maximum })?;
     let CapabilitySets { effective, permitted, .. } = capabilities(None)?;
     let effective = effective - CapabilitySet::IPC_LOCK;
     set_capabilities(None, CapabilitySets { effective, permitted, inheritable: CapabilitySet::empty() })

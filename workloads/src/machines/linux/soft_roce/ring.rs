@@ -72,16 +72,18 @@ impl SharedQueue {
         unsafe { self.at.add(ELEMENTS + index * self.element) }
     }
 
-    /// Appends an element.
+    /// Appends an element, if there are fewer than `most`: rdma_rxe makes larger queues than it is
+    /// asked for.
     ///
     /// # Errors
     /// ENOMEM: the queue is full.
-    pub(super) fn push<T: Uapi>(&self, element: &T) -> Result<(), Errno> {
+    pub(super) fn push<T: Uapi>(&self, element: &T, most: u32) -> Result<(), Errno> {
         // ORDERING: Relaxed: only this process moves the producer's index of a queue that it fills.
         let at = self.word(PRODUCER).load(Ordering::Relaxed);
         let next = at.wrapping_add(1) & self.mask;
         // ORDERING: Acquire: what the kernel read of the element came before its index passed it.
-        if next == self.word(CONSUMER).load(Ordering::Acquire) {
+        let consumed = self.word(CONSUMER).load(Ordering::Acquire);
+        if next == consumed || next.wrapping_sub(consumed) & self.mask > most {
             return Err(Errno::NOMEM);
         }
         // SAFETY: `map` found room for a `T`; the kernel does not access the element before the
