@@ -62,8 +62,8 @@ impl RamDisks {
         for number in 0..DISKS {
             let path = format!("/dev/ram{number}");
             let unusable = |error: std::io::Error| lacks(format!("{path}: {error} (CONFIG_BLK_DEV_RAM, module brd)"));
-            // A disk that is mounted, or used for swap, can't be opened exclusively. The device mapper
-            // opens it so later.
+            // A disk that is mounted, or used for swap, can't be opened exclusively. The device
+            // mapper opens it so later.
             let options = || File::options().read(true).write(true).clone();
             match options().custom_flags(libc::O_EXCL).open(&path) {
                 Err(error) if error.kind() == std::io::ErrorKind::ResourceBusy => continue,
