@@ -154,11 +154,11 @@ fn sequence(
     outcomes: &mut BTreeMap<String, u64>,
 ) -> Result<(), (TriedSequence, SequenceStop)> {
     let mut rng = rng::stream(seed, "agreement", index);
-    let flavour = match rng.random_range(0..6) {
+    let flavour = match rng.random_range(0..9) {
         // Drawn where files have no DAX too, so that a seed means much the same everywhere.
         0..2 if support.dax => SequenceFlavour::HeldPages,
         2..4 if support.dax => SequenceFlavour::Registrations,
-        0..4 => SequenceFlavour::Leases,
+        0..6 => SequenceFlavour::Leases,
         _ => SequenceFlavour::Contents,
     };
     let files = generate::files(&mut rng, flavour);
