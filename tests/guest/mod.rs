@@ -46,7 +46,7 @@ pub(crate) fn fio_disk(machine: &Machine, path: &Path) {
 }
 
 /// How long a command in a guest may take.
-const COMMAND_LIMIT: Duration = Duration::from_secs(120);
+const COMMAND_LIMIT: Duration = Duration::from_secs(300);
 
 /// A guest of a test: what it does not do is a panic.
 pub(crate) struct Guest(guests::vm::LinuxGuest);
